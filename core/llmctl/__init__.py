@@ -1,0 +1,28 @@
+"""llmctl: an LLM toolkit for PaddlePaddle, a slim core with one plugin per model family.
+
+This is the public API for plugin authors; importing it imports neither paddle nor numpy.
+"""
+
+from llmctl._version import __version__
+from llmctl.capabilities import Experimental, Supported, Unsupported
+from llmctl.card import HF_DECODER, REQUIRED, Dims, Family, Moe, Param, Setting, Size
+from llmctl.errors import LlmctlError
+from llmctl.hookspecs import API, hookimpl
+
+__all__ = [
+    "API",
+    "HF_DECODER",
+    "REQUIRED",
+    "Dims",
+    "Experimental",
+    "Family",
+    "LlmctlError",
+    "Moe",
+    "Param",
+    "Setting",
+    "Size",
+    "Supported",
+    "Unsupported",
+    "__version__",
+    "hookimpl",
+]

@@ -1,0 +1,5 @@
+"""``python -m llmctl`` is ``llmctl``."""
+
+from llmctl.cli import main
+
+main()

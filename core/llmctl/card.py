@@ -1,0 +1,351 @@
+"""A family's card: the one table of tensors from which everything family-specific is derived.
+
+Here are the rows (``Param``, ``Setting``, ``Size``, ``Moe``), the card (``Family``) and what it expands to
+(``Tensor``). What core derives from a card (renames, splits, quantisation targets, fused slots) is in ``defaults.py``.
+Nothing here imports paddle or numpy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from math import prod
+from typing import Any
+
+from llmctl.capabilities import State
+from llmctl.errors import ConfigError
+from llmctl.shapes import Axis, evaluate, parse_shape
+
+REQUIRED: Any = object()
+"""Default of a setting that ``config.json`` must give."""
+
+_PLACEHOLDERS = {"layer": "layers", "expert": "experts"}
+
+
+class Dims(Mapping[str, Any]):
+    """Everything a model is built from: sizes and settings by name, readable as attributes. Immutable and hashable."""
+
+    __slots__ = ("_values",)
+    _values: dict[str, Any]
+
+    def __init__(self, **values: Any) -> None:
+        object.__setattr__(self, "_values", values)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"dims have no {name!r}; they have {', '.join(self._values)}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("dims are immutable; use replace()")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_dims, (self._values,)
+
+    def __hash__(self) -> int:
+        return hash(repr(sorted(self._values.items())))
+
+    def __repr__(self) -> str:
+        return f"Dims({', '.join(f'{k}={v!r}' for k, v in self._values.items())})"
+
+    def replace(self, **changes: Any) -> Dims:
+        """A copy with some values changed."""
+        return Dims(**{**self._values, **changes})
+
+
+def _make_dims(values: dict[str, Any]) -> Dims:
+    return Dims(**values)
+
+
+@dataclass(frozen=True)
+class Param:
+    """One checkpoint tensor, or one per layer and expert where the name holds ``{layer}`` or ``{expert}``.
+
+    Attributes:
+        name: Name in the layer's state dict without the family's prefix; a leading ``/`` means no prefix.
+        shape: Symbolic shape as paddle stores it; a linear's weight is ``in, out``.
+        torch: Name in the torch checkpoint if it is not the same name under the torch prefix; a leading ``/`` as above.
+        slot: Place in the standard decoder: ``ln, qkv, out, ffn_ln, ffn1, ffn2, gate``; ``qkv.1`` is a part of a slot.
+        kind: ``linear``, ``embed``, ``norm``, ``bias`` or ``router``; ``linear`` for two axes by default, else ``bias``.
+        when: Name of a setting that must be true for the tensor to exist; ``"not tied"`` negates.
+        shard: Symbols to cut instead of the usual ones (``()`` = never cut).
+        torch_layout: ``""`` = torch stores linears transposed; ``"same"`` = as here (torch's Conv1D).
+    """
+
+    name: str
+    shape: str
+    torch: str = ""
+    slot: str = ""
+    kind: str = ""
+    when: str = ""
+    shard: tuple[str, ...] | None = None
+    torch_layout: str = ""
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The parsed shape."""
+        return parse_shape(self.shape)
+
+    @property
+    def resolved_kind(self) -> str:
+        """``kind``, or what the number of axes implies."""
+        return self.kind or ("linear" if len(self.axes) == 2 else "bias")
+
+    def present(self, dims: Mapping[str, Any]) -> bool:
+        """Whether a model of these dims has the tensor."""
+        if not self.when:
+            return True
+        negated, name = self.when.startswith("not "), self.when.removeprefix("not ")
+        return bool(dims[name]) is not negated
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A row of a card for given dims."""
+
+    name: str
+    shape: tuple[int, ...]
+    torch_name: str
+    transpose: bool
+    kind: str
+    slot: str
+    layer: int | None
+    expert: int | None
+    param: Param
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value that ``config.json`` gives: its name here, its key there, what to do when it is absent.
+
+    Attributes:
+        name: Name in ``Dims``; a symbol of shapes if it is a whole number.
+        key: Key in HF's config.json; ``""`` for a value that is only derived.
+        default: Value when the key is absent; ``REQUIRED`` makes that an error.
+        derive: Expression such as ``"hidden/heads"`` used instead of ``default`` when the key is absent or null.
+        allowed: The values the family supports; any other is an error. ``()`` = any.
+    """
+
+    name: str
+    key: str
+    default: Any = REQUIRED
+    derive: str = ""
+    allowed: tuple[Any, ...] = ()
+
+
+HF_DECODER = (
+    Setting("layers", "num_hidden_layers"),
+    Setting("hidden", "hidden_size"),
+    Setting("heads", "num_attention_heads"),
+    Setting("kv_heads", "num_key_value_heads", derive="heads"),
+    Setting("head_dim", "head_dim", derive="hidden/heads"),
+    Setting("ffn", "intermediate_size"),
+    Setting("vocab", "vocab_size"),
+    Setting("max_positions", "max_position_embeddings", 2048),
+    Setting("tied", "tie_word_embeddings", False),
+    Setting("init_std", "initializer_range", 0.02),
+)
+"""The spelling that most decoder families share in config.json; a card lists these first and its own settings after."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A published checkpoint: where its numbers come from, how many parameters it has, its settings by name."""
+
+    source: str
+    parameters: int
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Moe:
+    """Routing of a mixture of experts: the router's kind, experts per token, weights renormalised, auxiliary loss."""
+
+    router: str
+    top_k: int
+    renormalize: bool = True
+    aux_loss: float = 0.0
+
+
+@dataclass(frozen=True)
+class Family:
+    """The card of one model family. Every field after ``sizes`` has a default, so old cards stay valid.
+
+    Attributes:
+        name: Name on the command line and of the entry point.
+        architectures: Values of ``architectures`` in config.json that are this family.
+        params: The table of tensors.
+        settings: What is read from config.json.
+        sizes: Published checkpoints, and ``tiny`` for tests.
+        modeling: ``"package.module:Class"``; the class is called with ``Dims`` and gives the layer.
+        paddle_prefix: Prefix of state-dict names here.
+        torch_prefix: Prefix of names in torch checkpoints.
+        model_type: ``model_type`` written into config.json.
+        norm: Kernel name of the normalisation.
+        activation: Kernel name of the feed-forward's activation.
+        position: Kernel name of the position encoding.
+        moe: Routing, or None for a dense family.
+        prefixes: Names that torch checkpoints put before ``torch_prefix`` in some releases and that may be dropped.
+        ignored_tensors: Patterns of tensors in torch files that hold no weights (rotary tables).
+        chat_template: Jinja text used when a checkpoint brings none and one is asked for.
+        prefix_cache: Whether prefix tuning may put virtual tokens into the KV cache.
+        claims: Capability states that differ from what the table implies, by method.
+        starter: Name of the recipe that ``finetune`` runs without a configuration file; empty = there is none.
+        needs_api: Lowest hook API (major, minor) that the card needs.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    params: tuple[Param, ...]
+    settings: tuple[Setting, ...]
+    sizes: Mapping[str, Size]
+    modeling: str
+    paddle_prefix: str = ""
+    torch_prefix: str = ""
+    model_type: str = ""
+    norm: str = "rmsnorm"
+    activation: str = "swiglu"
+    position: str = "rope-neox"
+    moe: Moe | None = None
+    prefixes: tuple[str, ...] = ()
+    ignored_tensors: tuple[str, ...] = ()
+    chat_template: str = ""
+    prefix_cache: bool = True
+    claims: Mapping[str, State] = field(default_factory=dict)
+    starter: str = ""
+    needs_api: tuple[int, int] = (0, 1)
+
+    def expand(self, dims: Mapping[str, Any]) -> list[Tensor]:
+        """All tensors of a model of these dims, in the order of the table.
+
+        Raises:
+            ValueError: Two rows give the same name, or a symbol has no value.
+        """
+        tensors = [tensor for param in self.params if param.present(dims) for tensor in self._expand(param, dims)]
+        seen: set[str] = set()
+        for tensor in tensors:
+            if tensor.name in seen:
+                raise ValueError(f"card {self.name!r} names the tensor {tensor.name} twice")
+            seen.add(tensor.name)
+        return tensors
+
+    def count(self, dims: Mapping[str, Any]) -> int:
+        """Number of parameters; a tied head counts once."""
+        return sum(tensor.size for tensor in self.expand(dims))
+
+    def dims_of(self, size: str, **changes: Any) -> Dims:
+        """Dims of a size on the card.
+
+        Raises:
+            ConfigError: The card has no such size.
+        """
+        if size not in self.sizes:
+            raise ConfigError(f"{self.name} has no size {size!r}; its card lists {', '.join(self.sizes)}")
+        values = {**self.sizes[size].values, **changes}
+        keys = {setting.name: setting.key or setting.name for setting in self.settings}
+        return self.dims_from_config({keys.get(name, name): value for name, value in values.items()}, f"size {size}")
+
+    def dims_from_config(self, config: Mapping[str, Any], where: str = "config.json") -> Dims:
+        """Dims from the content of an HF ``config.json``.
+
+        Raises:
+            ConfigError: A required key is absent, or a value is one that the family does not support.
+        """
+        values: dict[str, Any] = {}
+        for setting in self.settings:
+            values[setting.name] = self._read(setting, config, values, where)
+        return Dims(**values)
+
+    def config_from_dims(self, dims: Mapping[str, Any]) -> dict[str, Any]:
+        """The content of ``config.json`` for a new model of these dims."""
+        config: dict[str, Any] = {"architectures": list(self.architectures[:1]), "model_type": self.model_type}
+        config.update({s.key: dims[s.name] for s in self.settings if s.key})
+        return config
+
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of the table: equal hashes mean equal tensors, names and layouts."""
+        rows = repr((self.name, self.architectures, self.paddle_prefix, self.torch_prefix, self.params, self.settings))
+        return hashlib.sha256(rows.encode()).hexdigest()[:16]
+
+    def _read(self, setting: Setting, config: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Any:
+        value = config.get(setting.key) if setting.key else None
+        if value is None and setting.derive:
+            try:
+                return evaluate(setting.derive, known)
+            except ValueError as error:
+                raise ConfigError(f"{where}: {setting.key or setting.name}: {error}") from None
+        if value is None:
+            if setting.default is REQUIRED:
+                raise ConfigError(f"{where} has no {setting.key!r}, which the family {self.name} needs")
+            return setting.default
+        if setting.allowed and value not in setting.allowed:
+            allowed = ", ".join(repr(v) for v in setting.allowed)
+            raise ConfigError(f"{where}: {setting.key}={value!r} is not supported by {self.name}; supported: {allowed}")
+        symbol = any(setting.name in axis.symbols for param in self.params for axis in param.axes)
+        if symbol and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ConfigError(f"{where}: {setting.key}={value!r} must be a whole number above 0")
+        return value
+
+    def _expand(self, param: Param, dims: Mapping[str, Any]) -> Iterator[Tensor]:
+        holes = [hole for hole in _PLACEHOLDERS if "{" + hole + "}" in param.name]
+        shape = tuple(axis.size(dims) for axis in param.axes)
+        kind = param.resolved_kind
+        for indices in itertools.product(*(range(int(dims[_PLACEHOLDERS[hole]])) for hole in holes)):
+            at = dict(zip(holes, indices, strict=True))
+            yield Tensor(
+                name=_prefixed(param.name, self.paddle_prefix).format(**at),
+                shape=shape,
+                torch_name=_prefixed(param.torch or param.name, self.torch_prefix).format(**at),
+                transpose=len(shape) == 2 and kind in ("linear", "router") and param.torch_layout != "same",
+                kind=kind,
+                slot=param.slot,
+                layer=at.get("layer"),
+                expert=at.get("expert"),
+                param=param,
+            )
+
+
+def validate(card: Family) -> list[str]:
+    """What is wrong with a card, a line each; empty if nothing is."""
+    problems = [f"{f.name} is empty" for f in fields(card) if f.name in ("name", "architectures", "params", "modeling")
+                and not getattr(card, f.name)]  # fmt: skip
+    names = {setting.name for setting in card.settings}
+    if card.moe:
+        names |= {"experts"}
+    for param in card.params:
+        try:
+            symbols = set().union(*(axis.symbols for axis in param.axes))
+        except ValueError as error:
+            problems.append(f"{param.name}: {error}")
+            continue
+        flags = {param.when.removeprefix("not ")} - {""}
+        holes = set(re.findall(r"{(\w+)}", param.name))
+        problems += [f"{param.name}: {s!r} is not among the card's settings" for s in sorted((symbols | flags) - names)]
+        problems += [f"{param.name}: unknown placeholder {{{h}}}" for h in sorted(holes - set(_PLACEHOLDERS))]
+    if not re.fullmatch(r"[\w.]+:\w+", card.modeling):
+        problems.append(f"modeling={card.modeling!r} is not of the form 'package.module:Class'")
+    return problems
+
+
+def _prefixed(name: str, prefix: str) -> str:
+    return name[1:] if name.startswith("/") else prefix + name

@@ -1,0 +1,39 @@
+"""``llmctl env``: versions and runtime settings, without importing what it reports."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+
+import click
+
+from llmctl import plugins, runtime
+from llmctl._version import __version__
+
+PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "tokenizers", "sentencepiece", "safetensors", "paddlenlp")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> None:
+    """Show versions, threads and other settings of this machine."""
+    versions = {"llmctl": __version__, "python": platform.python_version(), **{p: _version(p) for p in PACKAGES}}
+    families = {found.name: str(found) for found in plugins.installed()}
+    settings = [dict(zip(("setting", "value", "source", "override"), row, strict=True)) for row in runtime.describe()]
+    if as_json:
+        click.echo(json.dumps({"versions": versions, "families": families, "runtime": settings}, indent=1))
+        return
+    for title, rows in (("versions", versions), ("families", families)):
+        click.echo(title)
+        click.echo("\n".join(f"  {name:<18} {value}" for name, value in rows.items()) or "  none")
+    click.echo("runtime")
+    for row in settings:
+        click.echo(f"  {row['setting']:<18} {row['value']}  ({row['source']}; {row['override']})")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,87 @@
+"""``llmctl finetune``: reads and checks the configuration without paddle, then hands over to ``train.sft``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmctl import config as configs
+from llmctl import configfile, plugins
+from llmctl.errors import ConfigError
+
+
+@click.command()
+@click.argument("config_file", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path))
+@click.option("--recipe", help="A ready configuration of the family; without CONFIG the default is its starter.")
+@click.option("--set", "assignments", multiple=True, metavar="a.b=c", help="Override a value; may be repeated.")
+@click.option("--output", "output", help="Output folder; the same as --set output.dir=FOLDER.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in the output folder.")
+@click.option("--overwrite", is_flag=True, help="Delete what an earlier run left in the output folder.")
+@click.option("--print-config", is_flag=True, help="Print the complete configuration with its documentation, and stop.")
+@click.option("--check", is_flag=True, help="Check the configuration, model and data, and stop.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    config_file: Path | None,
+    recipe: str | None,
+    assignments: tuple[str, ...],
+    output: str | None,
+    resume: bool,
+    overwrite: bool,
+    print_config: bool,
+    check: bool,
+) -> None:
+    """Fine-tune a model on JSON lines with src and tgt.
+
+    CONFIG is a YAML or JSON file. Without one, the family's starter recipe runs: a small bundled model and task.
+    """
+    family = ctx.obj["family"]
+    switches = {"dir": output, "resume": resume or None, "overwrite": overwrite or None}
+    given = [f"output.{key}={_yaml(value)}" for key, value in switches.items() if value is not None]
+    if print_config and config_file is None and recipe is None and family == "auto":
+        data: dict[str, Any] = {}
+        where = "the command line"
+    else:
+        data, where = _source(family, config_file, recipe)
+    config = configs.build(configs.FinetuneConfig, configfile.override(data, [*assignments, *given]), where)
+    if print_config:
+        click.echo(configs.to_yaml(config, f"Run with: llmctl --model {family} finetune CONFIG"), nl=False)
+        return
+    from llmctl import preflight
+
+    job = preflight.finetune(config, family)
+    if check:
+        click.echo(f"ok: {job.summary()}")
+        return
+    from llmctl.errors import require
+
+    require("paddle", "cpu", "llmctl finetune")
+    from llmctl.train import sft
+
+    sft.run(job)
+
+
+def _source(family: str, config_file: Path | None, recipe: str | None) -> tuple[dict[str, Any], str]:
+    if config_file is not None and recipe is not None:
+        raise click.UsageError("give CONFIG or --recipe, not both")
+    if config_file is not None:
+        return configfile.read_file(config_file), str(config_file)
+    if family == "auto":
+        raise click.UsageError("without CONFIG, name a family: llmctl --model FAMILY finetune runs its starter recipe")
+    plugin = plugins.load(family)
+    name = recipe or plugin.card.starter
+    folder = plugin.folder / "recipes"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if not name:
+        raise ConfigError(f"the family {family} has no starter recipe; give CONFIG, or --recipe with one of {known}")
+    if name not in known:
+        raise ConfigError(f"the family {family} has no recipe {name!r}; it has {', '.join(known) or 'none'}")
+    return configfile.read_file(folder / f"{name}.yaml"), f"recipe {name} of {plugin.found}"
+
+
+def _yaml(value: object) -> str:
+    import json
+
+    return json.dumps(value)

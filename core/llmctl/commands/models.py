@@ -1,0 +1,141 @@
+"""``llmctl models``: what is installed, and what a card says. Plain text, so that nothing heavy is imported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from llmctl import plugins
+from llmctl.capabilities import METHODS, Experimental, Unsupported, state
+from llmctl.card import Dims, Tensor
+from llmctl.errors import PluginError
+from llmctl.hookspecs import GROUP, Rename, Split
+from llmctl.shapes import CUT_SYMBOLS
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--explain", is_flag=True, help="Every tensor: name, shape, torch name, transpose, split, slot.")
+@click.option("--size", help="A size on the card; with --explain, every layer of it with its numbers.")
+@click.option("--degree", type=click.IntRange(1), default=1, help="Tensor-parallel degree to show the split for.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(name: str | None, explain: bool, size: str | None, degree: int, as_json: bool) -> None:
+    """List installed families, or describe the family NAME."""
+    if name is None:
+        if explain or size or degree > 1:
+            raise click.UsageError("--explain, --size and --degree need the NAME of a family")
+        rows = _installed()
+        click.echo(json.dumps(rows, indent=1) if as_json else _list(rows))
+        return
+    plugin = plugins.load(name)
+    if explain:
+        rows = _explain(plugin, size, degree)
+        click.echo(json.dumps(rows, indent=1) if as_json else _table(rows))
+        return
+    summary = _summary(plugin, size)
+    click.echo(json.dumps(summary, indent=1) if as_json else _card(plugin, summary))
+
+
+def _installed() -> list[dict[str, str]]:
+    rows = []
+    for found in plugins.installed():
+        row = {"family": found.name, "distribution": found.distribution, "version": found.version}
+        try:
+            card = plugins.load(found.name).card
+            rows.append({**row, "status": "ok", "note": f"{len(card.sizes)} sizes; {', '.join(card.architectures)}"})
+        except PluginError as error:
+            rows.append({**row, "status": "BROKEN", "note": str(error).splitlines()[0]})
+    return rows
+
+
+def _list(rows: Sequence[dict[str, str]]) -> str:
+    if not rows:
+        return f"No family is installed (entry points {GROUP}). Try: pip install llmctl-NAME"
+    return _table(rows)
+
+
+def _summary(plugin: plugins.Plugin, size: str | None) -> dict[str, Any]:
+    card = plugin.card
+    chosen = [size] if size else list(card.sizes)
+    sizes = []
+    for key in chosen:
+        dims = card.dims_of(key)
+        known = card.sizes[key]
+        sizes.append(
+            {"size": key, "parameters": card.count(dims), "published": known.parameters, "source": known.source}
+        )
+    states = {}
+    for method in METHODS:
+        found = state(card, method)
+        note = found.reason if isinstance(found, Unsupported) else getattr(found, "note", "")
+        label = {Unsupported: "no", Experimental: "experimental"}.get(type(found), "not refused by the card")
+        states[method] = f"{label}: {note}" if note else label
+    return {"family": card.name, "distribution": str(plugin.found), "architectures": list(card.architectures),
+            "card": card.hash(), "sizes": sizes, "methods": states}  # fmt: skip
+
+
+def _card(plugin: plugins.Plugin, summary: dict[str, Any]) -> str:
+    doc = (__import__(plugin.found.module).__doc__ or "").strip().splitlines()
+    lines = [*doc[:1], f"{summary['distribution']}, card {summary['card']}, {', '.join(summary['architectures'])}", ""]
+    rows = [
+        {**row, "parameters": f"{row['parameters']:,}", "published": f"{row['published']:,}"}
+        for row in summary["sizes"]
+    ]
+    return "\n".join([*lines, _table(rows)])
+
+
+def _explain(plugin: plugins.Plugin, size: str | None, degree: int) -> list[dict[str, Any]]:
+    card = plugin.card
+    if not card.sizes and size is None:
+        raise PluginError(f"the card of {card.name} lists no size to explain")
+    dims = card.dims_of(size or next(iter(card.sizes)))
+    if size:
+        return _rows(plugin, dims, degree)
+    # Without a size every row of the table is shown once: one layer, sizes that the degree divides, all flags.
+    even = {symbol: max(degree, 2) * dims[symbol] for symbol in CUT_SYMBOLS if symbol in dims}
+    one = dims.replace(**even, **{symbol: 1 for symbol in ("layers", "experts") if symbol in dims})
+    flags = {param.when.removeprefix("not "): not param.when.startswith("not ") for param in card.params if param.when}
+    rows = _rows(plugin, one, max(degree, 2), symbolic=True)
+    seen = {row["name"] for row in rows}
+    return rows + [row for row in _rows(plugin, one.replace(**flags), max(degree, 2), True) if row["name"] not in seen]
+
+
+def _rows(plugin: plugins.Plugin, dims: Dims, degree: int, symbolic: bool = False) -> list[dict[str, Any]]:
+    card, hooks = plugin.card, plugin.hooks
+    renames = {rename.target: rename for rename in hooks.weight_map(card=card, dims=dims, source="torch")}
+    try:
+        splits = hooks.tensor_parallel_rules(card=card, dims=dims, degree=degree)
+    except ValueError as error:
+        raise PluginError(str(error)) from None
+    return [_row(t, renames.get(t.name), splits.get(t.name), symbolic) for t in card.expand(dims)]
+
+
+def _row(tensor: Tensor, rename: Rename | None, split: Split | None, symbolic: bool) -> dict[str, Any]:
+    name, torch = tensor.name, rename.source if rename else tensor.torch_name
+    shape = "x".join(map(str, tensor.shape))
+    if symbolic:
+        shape = tensor.param.shape
+        name, torch = (
+            text.replace(".0.", ".{layer}.", 1) if tensor.layer is not None else text for text in (name, torch)
+        )
+    return {
+        "name": name,
+        "shape": shape,
+        "torch": torch,
+        "transpose": "yes" if tensor.transpose else "no",
+        "split": f"axis {split.axis} by {split.symbol}" if split else "replicated",
+        "slot": tensor.slot or "-",
+        "when": tensor.param.when or "always",
+    }
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    columns = list(rows[0])
+    cells = [columns, *([str(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )

@@ -1,0 +1,105 @@
+"""Core's own implementations of the hooks, each a projection of a card. A plugin's implementation comes first."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmctl.card import Dims, Family, Tensor
+from llmctl.errors import UnsupportedError
+from llmctl.hookspecs import FusedDecoder, Parallel, QuantTarget, Rename, Segment, Split, hookimpl
+from llmctl.shapes import CUT_SYMBOLS, Axis, Term
+
+
+@hookimpl(trylast=True)
+def build_model(card: Family, dims: Dims, parallel: Parallel, dtype: str) -> Any:
+    if parallel.degree != 1:
+        raise UnsupportedError(f"a model of tensor_parallel_degree={parallel.degree} is split after it is built; use 1")
+    import paddle
+
+    module, _, name = card.modeling.partition(":")
+    layer = getattr(importlib.import_module(module), name)
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype(dtype)  # type: ignore[arg-type]
+    try:
+        return layer(dims)
+    finally:
+        paddle.set_default_dtype(before)
+
+
+@hookimpl(trylast=True)
+def tensor_parallel_rules(card: Family, dims: Dims, degree: int) -> Mapping[str, Split]:
+    if degree == 1:
+        return {}
+    splits = {tensor.name: _split(tensor, dims, degree) for tensor in card.expand(dims)}
+    return {name: split for name, split in splits.items() if split}
+
+
+@hookimpl(trylast=True)
+def moe_routing(card: Family, dims: Dims) -> Any:
+    if card.moe is None:
+        return None
+    from llmctl.nn.router import SoftmaxTopK
+
+    return SoftmaxTopK(dims.hidden, dims.experts, card.moe)
+
+
+@hookimpl(trylast=True)
+def weight_map(card: Family, dims: Dims, source: str) -> Sequence[Rename]:
+    if source != "torch":
+        raise ValueError(f"source={source!r} is unknown; known: 'torch'")
+    return [Rename(tensor.torch_name, tensor.name, tensor.transpose) for tensor in card.expand(dims)]
+
+
+@hookimpl(trylast=True)
+def quant_layers(card: Family, dims: Dims, method: str) -> Sequence[QuantTarget]:
+    known = ("ptq-a8w8", "weight-only-int8", "weight-only-int4", "gptq")
+    if method not in known:
+        raise ValueError(f"method={method!r} is unknown; known: {', '.join(known)}")
+    return [QuantTarget(t.name, *t.shape) for t in card.expand(dims) if t.kind == "linear" and t.layer is not None]
+
+
+@hookimpl(trylast=True)
+def fused_graph(card: Family, dims: Dims, quant: str | None) -> FusedDecoder | None:
+    layers: list[dict[str, list[tuple[str, str]]]] = [{} for _ in range(dims.layers)]
+    for tensor in card.expand(dims):
+        if tensor.slot and tensor.layer is not None:
+            slot = tensor.slot.partition(".")[0]
+            layers[tensor.layer].setdefault(slot, []).append((tensor.slot, tensor.name))
+    if not layers or not all({"ln", "qkv", "out", "ffn1", "ffn2"} <= set(layer) for layer in layers):
+        return None
+    filled = tuple({slot: tuple(name for _, name in sorted(rows, key=_slot_order)) for slot, rows in layer.items()}
+                   for layer in layers)  # fmt: skip
+    return FusedDecoder(filled, card.norm, card.activation, card.position, quant)
+
+
+def _slot_order(row: tuple[str, str]) -> tuple[int, ...]:
+    return tuple(int(part) for part in row[0].split(".")[1:])
+
+
+def _split(tensor: Tensor, dims: Dims, degree: int) -> Split | None:
+    symbols = CUT_SYMBOLS if tensor.param.shard is None else tensor.param.shard
+    for index, axis in enumerate(tensor.param.axes):
+        cut = [symbol for symbol in symbols if symbol in axis.symbols]
+        if cut:
+            segments = tuple(_segment(term, axis, symbols, dims, degree) for term in axis.terms)
+            return Split(index, cut[0], segments)
+    return None
+
+
+def _segment(term: Term, axis: Axis, symbols: Sequence[str], dims: Dims, degree: int) -> Segment:
+    where = next((i for i, factor in enumerate(term.factors) if factor in symbols), None)
+    if where is None:
+        raise ValueError(f"{axis}: the term {'*'.join(map(str, term.factors))} holds no symbol that can be cut")
+    symbol = str(term.factors[where])
+    count = dims[symbol]
+    outer = Term(term.factors[:where]).size(dims)
+    inner = Term(term.factors[where + 1 :]).size(dims)
+    if symbol == "kv_heads" and degree > count and degree % count == 0:
+        return Segment(outer, count, inner, replicas=degree // count)
+    if count % degree:
+        divisors = [str(d) for d in range(1, count + 1) if count % d == 0]
+        allowed = ", ".join(divisors[:12])
+        raise ValueError(f"{symbol}={count} is not divisible by tensor_parallel_degree={degree}; use one of {allowed}")
+    return Segment(outer, count, inner)

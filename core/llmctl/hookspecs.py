@@ -1,0 +1,143 @@
+"""The seven hooks of a family plugin.
+
+Every hook returns its first result that is not None and has no side effects; paddle is imported only inside
+`build_model` and `moe_routing`. Only `describe_family` must be implemented: core's defaults (``defaults.py``) answer
+the others from the card. An implementation may accept fewer arguments than the specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pluggy
+
+from llmctl.card import Dims, Family
+
+Router = Any
+"""A ``paddle.nn.Layer``: ``x_TD -> (weight_TK, expert_TK, aux_loss)``, as ``llmctl.nn.router.SoftmaxTopK``."""
+
+PROJECT = "llmctl"
+API = (0, 1)
+"""Hook API (major, minor). The major is part of the entry-point group, so a mismatch is known before any import."""
+GROUP = f"llmctl.family.v{API[0]}"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Place of this process in a tensor-parallel group."""
+
+    degree: int = 1
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a cut axis: ``outer`` blocks, each of ``count`` units of ``inner`` elements; units go to ranks."""
+
+    outer: int
+    count: int
+    inner: int
+    replicas: int = 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """How one tensor is divided among ranks.
+
+    Attributes:
+        axis: The axis that is cut: the last of a linear = column parallel, the first = row parallel.
+        symbol: The symbol that is divided, e.g. ``"heads"``; of several, the first.
+        segments: Memory layout of the axis. ``replicas`` > 1 means that so many ranks share a unit (kv heads fewer than
+            ranks).
+    """
+
+    axis: int
+    symbol: str
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Rename:
+    """One tensor of a torch checkpoint and where it goes.
+
+    Attributes:
+        source: Name in the torch checkpoint.
+        target: Name in the layer's state dict.
+        transpose: Torch stores ``[out, in]``, paddle ``[in, out]``.
+        part: ``(i, n)``: the target is the i-th of n equal parts of the source's first axis.
+    """
+
+    source: str
+    target: str
+    transpose: bool = False
+    part: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class QuantTarget:
+    """A linear layer to quantise: the name of its weight, and its sizes."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class FusedDecoder:
+    """The standard decoder, filled: for each layer, slot -> tensor names in order; and the kernels."""
+
+    layers: tuple[Mapping[str, tuple[str, ...]], ...]
+    norm: str
+    activation: str
+    position: str
+    quant: str | None = None
+
+
+@hookspec(firstresult=True)
+def describe_family() -> Family:  # type: ignore[empty-body]
+    """The card. The only hook a plugin must implement."""
+
+
+@hookspec(firstresult=True)
+def build_model(card: Family, dims: Dims, parallel: Parallel, dtype: str) -> Any:
+    """A ``paddle.nn.Layer`` whose state dict is exactly ``card.expand(dims)``.
+
+    Default: the class in ``card.modeling``, called with the dims.
+    """
+
+
+@hookspec(firstresult=True)
+def tensor_parallel_rules(card: Family, dims: Dims, degree: int) -> Mapping[str, Split]:  # type: ignore[empty-body]
+    """Tensor name -> Split; absent = replicated. Default: the axis of the shape that holds a cut symbol.
+
+    Raises:
+        ValueError: A size does not divide; the message names symbol, size, degree and what divides.
+    """
+
+
+@hookspec(firstresult=True)
+def moe_routing(card: Family, dims: Dims) -> Router | None:
+    """A layer ``x_TD -> (weight_TK, expert_TK, aux_loss)``. Default: from ``card.moe``; None for dense families."""
+
+
+@hookspec(firstresult=True)
+def weight_map(card: Family, dims: Dims, source: str) -> Sequence[Rename]:  # type: ignore[empty-body]
+    """Renames that cover every tensor of the card once. ``source`` is ``"torch"``. Default: the card's torch names."""
+
+
+@hookspec(firstresult=True)
+def quant_layers(card: Family, dims: Dims, method: str) -> Sequence[QuantTarget]:  # type: ignore[empty-body]
+    """Linears to quantise for ``ptq-a8w8``, ``weight-only-int8``, ``weight-only-int4`` or ``gptq``.
+
+    Default: every linear inside the layers; router and head are left out.
+    """
+
+
+@hookspec(firstresult=True)
+def fused_graph(card: Family, dims: Dims, quant: str | None) -> FusedDecoder | None:
+    """Slots and kernel choices; None = no fused path. Default: from the card's slots."""

@@ -1,0 +1,40 @@
+"""LLaMA's card: counts as published, every tensor of a real checkpoint named, unsupported settings refused."""
+
+import json
+
+import pytest
+from llmctl.card import validate
+from llmctl.errors import ConfigError
+from llmctl_llama import CARD
+
+
+def test_the_card_is_valid():
+    assert validate(CARD) == []
+
+
+@pytest.mark.parametrize("size", CARD.sizes)
+def test_parameter_count_equals_the_published_one(size):
+    assert CARD.count(CARD.dims_of(size)) == CARD.sizes[size].parameters
+    assert CARD.sizes[size].source.startswith("https://")
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("case", ["mha_untied", "gqa_tied", "headdim_attnbias", "rope_llama3", "bf16"])
+def test_the_table_names_exactly_the_tensors_of_a_checkpoint(assets, case):
+    from llmctl.checkpoint import open_folder
+
+    folder = assets / "goldens" / f"llama_{case}"
+    dims = CARD.dims_from_config(json.loads((folder / "config.json").read_text()))
+    stated = {t.torch_name: t.shape[::-1] if t.transpose else t.shape for t in CARD.expand(dims)}
+    assert stated == {name: tuple(info.shape) for name, info in open_folder(folder).tensors.items()}
+
+
+def test_unsupported_activation_is_refused():
+    config = CARD.config_from_dims(CARD.dims_of("llama2-7b"))
+    with pytest.raises(ConfigError, match="hidden_act='gelu' is not supported by llama; supported: 'silu'"):
+        CARD.dims_from_config({**config, "hidden_act": "gelu"})
+
+
+def test_config_of_a_size_gives_the_same_dims():
+    dims = CARD.dims_of("llama3.2-1b")
+    assert CARD.dims_from_config(CARD.config_from_dims(dims)) == dims

@@ -1,0 +1,1 @@
+raise AssertionError("neither of two claimants may be imported")

@@ -1,0 +1,1 @@
+raise AssertionError("a plugin of another API must not be imported")

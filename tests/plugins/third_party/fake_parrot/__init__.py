@@ -1,0 +1,36 @@
+"""A third party's family: one gated recurrence-free block per layer, with names and shapes of its own."""
+
+from llmctl import Family, Param, Setting, Size, Unsupported, hookimpl
+
+B = "blocks.{layer}."
+
+CARD = Family(
+    name="parrot",
+    architectures=("ParrotForCausalLM",),
+    model_type="parrot",
+    modeling="fake_parrot.modeling:ParrotForCausalLM",
+    paddle_prefix="parrot.",
+    torch_prefix="transformer.",
+    position="none",
+    settings=(
+        Setting("layers", "n_layer"),
+        Setting("hidden", "n_embd"),
+        Setting("ffn", "n_inner", derive="hidden"),
+        Setting("vocab", "vocab_size"),
+        Setting("max_positions", "n_positions", 512),
+    ),
+    sizes={"tiny": Size("", 2 * (64 * 2 + 64 * 64 * 2) + 64 * 300, dict(layers=2, hidden=64, vocab=300))},
+    params=(
+        Param("wte.weight", "vocab, hidden", kind="embed"),
+        Param(B + "norm.weight", "hidden", kind="norm", torch=B + "ln_1.weight"),
+        Param(B + "up.weight", "hidden, ffn", torch=B + "mlp.c_fc.weight"),
+        Param(B + "up.bias", "ffn", torch=B + "mlp.c_fc.bias"),
+        Param(B + "down.weight", "ffn, hidden", torch=B + "mlp.c_proj.weight", torch_layout="same"),
+    ),
+    claims={"prefix-tuning": Unsupported("the family keeps no keys and values")},
+)
+
+
+@hookimpl
+def describe_family():
+    return CARD

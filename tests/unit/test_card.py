@@ -1,0 +1,213 @@
+"""Cards: shape algebra, expansion, settings from config.json, and what core derives from them."""
+
+import math
+
+import pytest
+from llmctl import HF_DECODER, Dims, Family, Moe, Param, Setting, Size, Unsupported, defaults
+from llmctl.capabilities import Supported, require, state
+from llmctl.card import validate
+from llmctl.errors import ConfigError, UnsupportedError
+from llmctl.hookspecs import Segment
+from llmctl.shapes import evaluate, parse_shape
+
+
+def make_card(*params, **fields):
+    fields.setdefault("settings", (*HF_DECODER, Setting("experts", "num_experts", 1)))
+    fields.setdefault("sizes", {})
+    return Family(name="x", architectures=("X",), params=params, modeling="m.n:C", torch_prefix="model.", **fields)
+
+
+DIMS = Dims(layers=2, hidden=48, heads=6, kv_heads=2, head_dim=8, ffn=96, vocab=100, experts=3, tied=False)
+
+
+def test_shape_terms_keep_memory_order():
+    axis = parse_shape("hidden, heads*3*head_dim + kv_heads*head_dim")[1]
+    assert [term.factors for term in axis.terms] == [("heads", 3, "head_dim"), ("kv_heads", "head_dim")]
+    assert axis.size(DIMS) == 6 * 3 * 8 + 2 * 8
+
+
+@pytest.mark.parametrize("text", ["hidden,,ffn", "hidden*", "2x", "a+ +b", ""])
+def test_malformed_shape_is_refused(text):
+    with pytest.raises(ValueError, match="neither a symbol nor a whole number"):
+        parse_shape(text)
+
+
+def test_evaluate_divides_exactly_or_not_at_all():
+    assert evaluate("hidden/heads", DIMS) == 8
+    assert evaluate("ffn*2/3", DIMS) == 64
+    with pytest.raises(ValueError, match="48 is not divisible by"):
+        evaluate("hidden/5", DIMS)
+
+
+def test_expansion_covers_layers_and_experts():
+    card = make_card(Param("layers.{layer}.experts.{expert}.w.weight", "hidden, ffn"))
+    names = [tensor.name for tensor in card.expand(DIMS)]
+    assert len(names) == len(set(names)) == 2 * 3
+    assert names[-1] == "layers.1.experts.2.w.weight"
+
+
+def test_a_row_named_twice_is_refused():
+    card = make_card(Param("a.weight", "hidden"), Param("a.weight", "ffn"))
+    with pytest.raises(ValueError, match=r"names the tensor a\.weight twice"):
+        card.expand(DIMS)
+
+
+def test_conditional_rows_follow_their_setting():
+    card = make_card(Param("/head.weight", "hidden, vocab", when="not tied"))
+    assert [tensor.name for tensor in card.expand(DIMS)] == ["head.weight"]
+    assert card.expand(DIMS.replace(tied=True)) == []
+
+
+def test_only_linears_are_transposed():
+    card = make_card(
+        Param("e.weight", "vocab, hidden", kind="embed"),
+        Param("l.weight", "hidden, ffn"),
+        Param("c.weight", "hidden, ffn", torch_layout="same"),
+        Param("n.weight", "hidden", kind="norm"),
+    )
+    assert [tensor.transpose for tensor in card.expand(DIMS)] == [False, True, False, False]
+
+
+def test_dims_from_config_fill_in_what_is_derived():
+    config = dict(num_hidden_layers=1, hidden_size=48, num_attention_heads=6, intermediate_size=9, vocab_size=7)
+    dims = make_card(Param("a", "kv_heads*head_dim")).dims_from_config(config)
+    assert (dims.kv_heads, dims.head_dim, dims.tied) == (6, 8, False)
+    assert make_card(Param("a", "hidden")).dims_from_config({**config, "head_dim": 16}).head_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": None}, "no 'hidden_size', which the family x needs"),
+        ({"hidden_size": 50}, "50 is not divisible by heads=6"),
+        ({"hidden_size": "48"}, "must be a whole number above 0"),
+        ({"hidden_size": 0}, "must be a whole number above 0"),
+        ({"hidden_act": "relu"}, "hidden_act='relu' is not supported by x; supported: 'silu'"),
+    ],
+)
+def test_bad_config_is_named(change, message):
+    card = make_card(
+        Param("a", "hidden"), settings=(*HF_DECODER, Setting("act", "hidden_act", "silu", allowed=("silu",)))
+    )
+    config = dict(num_hidden_layers=1, hidden_size=48, num_attention_heads=6, intermediate_size=9, vocab_size=7)
+    with pytest.raises(ConfigError, match=message):
+        card.dims_from_config({**config, **change})
+
+
+def test_dims_cannot_be_changed_or_misspelt():
+    with pytest.raises(AttributeError, match="immutable"):
+        DIMS.hidden = 1
+    with pytest.raises(AttributeError, match="have no 'hiden'"):
+        _ = DIMS.hiden
+    assert DIMS.replace(hidden=1).hidden == 1 and DIMS.hidden == 48
+
+
+def test_validate_lists_every_problem():
+    problems = validate(make_card(Param("a.{depth}.w", "hidden, latent"), Param("b", "hidden", when="not odd")))
+    assert any("'latent' is not among" in line for line in problems)
+    assert any("unknown placeholder {depth}" in line for line in problems)
+    assert any("'odd' is not among" in line for line in problems)
+
+
+def test_card_hash_changes_with_the_table_only():
+    one = make_card(Param("a", "hidden"))
+    assert one.hash() == make_card(Param("a", "hidden"), sizes={"s": Size("", 1, {})}).hash()
+    assert one.hash() != make_card(Param("a", "ffn")).hash()
+
+
+def test_column_and_row_parallel_follow_from_the_symbol():
+    card = make_card(
+        Param("q.weight", "hidden, heads*head_dim"),
+        Param("o.weight", "heads*head_dim, hidden"),
+        Param("o.bias", "hidden"),
+        Param("e.weight", "vocab, hidden", kind="embed"),
+        Param("p.weight", "hidden, ffn", shard=()),
+    )
+    splits = defaults.tensor_parallel_rules(card, DIMS, 2)
+    assert {name: (s.axis, s.symbol) for name, s in splits.items()} == {
+        "q.weight": (1, "heads"),
+        "o.weight": (0, "heads"),
+        "e.weight": (0, "vocab"),
+    }
+
+
+def test_three_qkv_layouts_need_no_flags():
+    dims = DIMS.replace(heads=4, kv_heads=2, head_dim=8)
+    card = make_card(
+        Param("packed", "hidden, 3*heads*head_dim"),
+        Param("interleaved", "hidden, heads*3*head_dim"),
+        Param("mqa", "hidden, heads*head_dim + kv_heads*head_dim + kv_heads*head_dim"),
+    )
+    splits = defaults.tensor_parallel_rules(card, dims, 2)
+    assert splits["packed"].segments == (Segment(3, 4, 8),)
+    assert splits["interleaved"].segments == (Segment(1, 4, 24),)
+    assert splits["mqa"].segments == (Segment(1, 4, 8), Segment(1, 2, 8), Segment(1, 2, 8))
+
+
+def test_kv_heads_fewer_than_ranks_are_replicated():
+    card = make_card(Param("k", "hidden, kv_heads*head_dim"))
+    assert defaults.tensor_parallel_rules(card, DIMS, 6)["k"].segments == (Segment(1, 2, 8, replicas=3),)
+
+
+def test_indivisible_degree_names_symbol_size_and_remedy():
+    card = make_card(Param("q", "hidden, heads*head_dim"))
+    with pytest.raises(
+        ValueError, match=r"heads=6 is not divisible by tensor_parallel_degree=4; use one of 1, 2, 3, 6"
+    ):
+        defaults.tensor_parallel_rules(card, DIMS, 4)
+
+
+def test_quant_layers_leave_out_router_and_head():
+    card = make_card(
+        Param("layers.{layer}.q.weight", "hidden, ffn", slot="qkv"),
+        Param("layers.{layer}.gate.weight", "hidden, experts", kind="router"),
+        Param("/head.weight", "hidden, vocab"),
+    )
+    targets = defaults.quant_layers(card, DIMS, "gptq")
+    assert [(t.name, t.in_features, t.out_features) for t in targets] == [
+        ("layers.0.q.weight", 48, 96),
+        ("layers.1.q.weight", 48, 96),
+    ]
+    with pytest.raises(ValueError, match="method='gtpq' is unknown; known: ptq-a8w8"):
+        defaults.quant_layers(card, DIMS, "gtpq")
+
+
+def test_fused_graph_orders_the_parts_of_a_slot():
+    rows = [Param("layers.{layer}." + slot, "hidden", slot=slot) for slot in ("ln", "out", "ffn2", "qkv.10", "qkv.2")]
+    card = make_card(*rows, Param("layers.{layer}.f", "hidden", slot="ffn1"))
+    assert defaults.fused_graph(card, DIMS, None).layers[1]["qkv"] == ("layers.1.qkv.2", "layers.1.qkv.10")
+    assert defaults.fused_graph(make_card(rows[0]), DIMS, None) is None
+
+
+def test_claims_come_before_what_the_table_implies():
+    linear = Param("layers.{layer}.q.weight", "hidden, ffn", slot="qkv")
+    assert isinstance(state(make_card(linear), "lora"), Supported)
+    assert isinstance(state(make_card(Param("e", "vocab, hidden", kind="embed")), "lora"), Unsupported)
+    card = make_card(linear, claims={"lora": Unsupported("the moon is full")})
+    with pytest.raises(UnsupportedError, match="x does not support LoRA: the moon is full"):
+        require(card, "lora")
+
+
+def test_softmax_topk_router_equals_numpy():
+    import numpy as np
+    import paddle
+    from llmctl.nn.router import SoftmaxTopK
+
+    paddle.seed(0)
+    router = SoftmaxTopK(6, 4, Moe("softmax-topk", top_k=2)).to(dtype="float64")
+    x_TD = np.random.default_rng(0).normal(size=(7, 6))
+    weight, expert, aux = (value.numpy() for value in router(paddle.to_tensor(x_TD)))
+    logits = x_TD @ router.weight.numpy()
+    probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    best = np.argsort(-probability, axis=-1)[:, :2]
+    chosen = np.take_along_axis(probability, best, -1)
+    assert (expert == best).all()
+    np.testing.assert_allclose(weight, chosen / chosen.sum(-1, keepdims=True), atol=1e-12)
+    share = np.stack([(best == e).sum(-1).mean() for e in range(4)])
+    assert math.isclose(float(aux), 4 * (share * probability.mean(0)).sum(), rel_tol=1e-9)
+
+
+def test_moe_routing_is_none_for_dense_families():
+    assert defaults.moe_routing(make_card(Param("a", "hidden")), DIMS) is None
+    routed = make_card(Param("a", "hidden"), moe=Moe("softmax-topk", top_k=2))
+    assert tuple(defaults.moe_routing(routed, DIMS).weight.shape) == (48, 3)

@@ -1,0 +1,105 @@
+"""Reading configurations: strict keys, types and ranges, overrides, and both file formats."""
+
+import dataclasses
+import typing
+
+import pytest
+from llmctl import config, configfile
+from llmctl.config import FinetuneConfig, build
+from llmctl.configfile import override
+from llmctl.errors import ConfigError
+
+
+def test_defaults_are_valid_and_survive_yaml(tmp_path):
+    made = build(FinetuneConfig, {"model": {"path": "m"}, "data": {"train": "a.jsonl"}})
+    assert made.data.train == ["a.jsonl"]
+    (tmp_path / "c.yaml").write_text(config.to_yaml(made, "header"))
+    assert build(FinetuneConfig, configfile.read_file(tmp_path / "c.yaml")) == made
+
+
+def test_every_field_has_one_line_of_documentation():
+    for key, _, _, _, doc in config.describe(FinetuneConfig):
+        assert doc and "\n" not in doc and doc[0].isupper() | (doc[0] == "`") and doc.endswith("."), key
+
+
+def test_every_field_type_can_be_read():
+    for part in dataclasses.fields(FinetuneConfig):
+        section = typing.get_type_hints(FinetuneConfig)[part.name]
+        build(FinetuneConfig, {part.name: dataclasses.asdict(section())})
+
+
+def test_all_problems_are_reported_at_once_with_the_nearest_key():
+    with pytest.raises(ConfigError) as caught:
+        build(
+            FinetuneConfig,
+            {
+                "trian": {},
+                "train": {"learning_rat": 1, "epochs": -1, "schedule": "linaer", "batch_size": 2.5, "seed": True},
+                "output": 3,
+            },
+            "c.yaml",
+        )
+    message = str(caught.value)
+    for part in (
+        "c.yaml",
+        "unknown key trian; did you mean train?",
+        "unknown key train.learning_rat; did you mean train.learning_rate?",
+        "train.epochs=-1.0: must be above 0",
+        "train.schedule='linaer': allowed are linear, cosine, constant; did you mean linear?",
+        "train.batch_size=2.5: expected a whole number",
+        "train.seed=True: expected a whole number",
+        "output is a section",
+    ):
+        assert part in message, part
+
+
+@pytest.mark.parametrize("value", ["nan", ".inf", "-1", "0"])
+def test_learning_rate_must_be_a_finite_number_above_zero(value):
+    with pytest.raises(ConfigError, match=r"train.learning_rate"):
+        build(FinetuneConfig, override({}, [f"train.learning_rate={value}"]))
+
+
+def test_set_overrides_and_reads_yaml_values():
+    data = override({"train": {"seed": 1}}, ["train.seed=7", "data.train=[a, b]", "train.learning_rate=1e-4"])
+    made = build(FinetuneConfig, data)
+    assert (made.train.seed, made.data.train, made.train.learning_rate) == (7, ["a", "b"], 1e-4)
+
+
+@pytest.mark.parametrize("bad", ["train.seed", "=3", "train.seed.x=3"])
+def test_malformed_set_is_refused(bad):
+    with pytest.raises(ConfigError, match="--set"):
+        override({"train": {"seed": 1}}, [bad])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.yaml", "a: [1", r"c\.yaml:\d+:\d+: not valid YAML"),
+        ("c.yaml", "train: {seed: 1}\ntrain: {}", r"c\.yaml:2: the key 'train' stands twice"),
+        ("c.yaml", "- 1", "expected a mapping"),
+        ("c.yaml", "", "expected a mapping"),
+        ("c.json", '{"a": 1,}', r"c\.json:1:\d+: not valid JSON"),
+        ("c.json", '{"a": 1, "a": 2}', "the key 'a' stands twice"),
+        ("c.yaml", "a: !!python/object/apply:os.system [true]", "not valid YAML"),
+    ],
+)
+def test_broken_files_are_refused_with_their_place(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        configfile.read_file(tmp_path / name)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"no configuration file .*absent\.yaml"):
+        configfile.read_file(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5mb", 1_500_000), ("10B", 10), ("2 KB", 2000)])
+def test_sizes_in_bytes(text, size):
+    assert config.parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["5", "GB", "-1GB", "0B", "nanGB", "infGB", "5TB"])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(ConfigError, match="is not a size"):
+        config.parse_bytes(text)

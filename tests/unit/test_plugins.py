@@ -1,0 +1,113 @@
+"""Loading families by entry point: what is found, what is refused, and what the refusal says."""
+
+import pytest
+from llmctl import hookspecs, plugins
+from llmctl.errors import PluginError
+
+
+def test_a_family_outside_the_repository_loads(fakes):
+    fakes("third_party")
+    plugin = plugins.load("parrot")
+    assert (plugin.found.distribution, plugin.found.version) == ("fake-parrot", "3.1.0")
+    dims = plugin.card.dims_of("tiny")
+    assert plugin.card.count(dims) == plugin.card.sizes["tiny"].parameters
+    renames = {r.target: r for r in plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")}
+    assert renames["parrot.blocks.1.down.weight"].source == "transformer.blocks.1.mlp.c_proj.weight"
+    assert not renames["parrot.blocks.1.down.weight"].transpose
+
+
+def test_unknown_family_names_the_nearest_and_the_remedy(fakes):
+    fakes("third_party")
+    with pytest.raises(PluginError, match=r"Did you mean 'parrot'\?.*pip install llmctl-parot"):
+        plugins.load("parot")
+
+
+def test_broken_import_names_distribution_version_cause_and_remedy(fakes):
+    fakes("broken", "third_party")
+    with pytest.raises(PluginError) as caught:
+        plugins.load("brokenfam")
+    message = str(caught.value)
+    for part in ("fake-broken 1.2.3", "fake_broken", "a_module_that_nobody_has", "pip install --upgrade fake-broken"):
+        assert part in message
+    assert plugins.load("parrot").card.name == "parrot"
+
+
+def test_strict_mode_shows_authors_the_original_error(fakes, monkeypatch):
+    fakes("broken")
+    monkeypatch.setenv("LLMCTL_STRICT", "1")
+    with pytest.raises(ModuleNotFoundError):
+        plugins.load("brokenfam")
+
+
+def test_misspelt_hook_is_refused_with_the_right_name(fakes):
+    fakes("typo")
+    with pytest.raises(PluginError, match=r"fake-typo 0.4.0.*'descibe_family'; did you mean 'describe_family'"):
+        plugins.load("typofam")
+
+
+def test_other_api_is_refused_before_import(fakes):
+    fakes("old_api")
+    with pytest.raises(
+        PluginError, match=r"fake-old 9.0.0 provides 'newfam' for hook API v7.*speaks v0.*upgrade llmctl"
+    ):
+        plugins.load("newfam")
+
+
+def test_two_claimants_are_both_named_and_neither_is_imported(fakes):
+    fakes("duplicate_a", "duplicate_b")
+    with pytest.raises(PluginError, match="claimed by fake-dup-a 1.0.0 and fake-dup-b 2.0.0"):
+        plugins.load("twin")
+
+
+def test_invalid_card_lists_its_problems(fakes):
+    fakes("bad_card")
+    with pytest.raises(PluginError) as caught:
+        plugins.load("badcard")
+    for part in ("'latent' is not among", "unknown placeholder {depth}", "modeling='nowhere'"):
+        assert part in str(caught.value)
+
+
+def test_family_is_found_by_the_architecture_of_a_checkpoint(fakes):
+    fakes("third_party", "broken")
+    assert plugins.resolve("auto", ["ParrotForCausalLM"], "config.json").card.name == "parrot"
+    with pytest.raises(PluginError) as caught:
+        plugins.resolve("auto", ["FalconForCausalLM"], "m/config.json")
+    message = str(caught.value)
+    assert "no installed family claims the architecture FalconForCausalLM" in message
+    assert "pip install llmctl-falcon" in message and "fake-broken 1.2.3" in message
+    with pytest.raises(PluginError, match="says FalconForCausalLM, which is not of the family parrot"):
+        plugins.resolve("parrot", ["FalconForCausalLM"], "m/config.json")
+
+
+def test_a_plugin_overrides_one_hook_and_keeps_the_other_defaults(fakes):
+    from llmctl import hookimpl
+
+    fakes("third_party")
+    plugin = plugins.load("parrot")
+    manager = plugin.hooks.describe_family
+
+    class Override:
+        @hookimpl
+        def fused_graph(self, card):
+            return hookspecs.FusedDecoder((), card.norm, "gelu", card.position)
+
+    import fake_parrot
+    import pluggy
+    from llmctl import defaults
+
+    pm = pluggy.PluginManager(hookspecs.PROJECT)
+    pm.add_hookspecs(hookspecs)
+    for part in (defaults, fake_parrot, Override()):
+        pm.register(part)
+    dims = plugin.card.dims_of("tiny")
+    assert pm.hook.fused_graph(card=plugin.card, dims=dims, quant=None).activation == "gelu"
+    assert len(pm.hook.weight_map(card=plugin.card, dims=dims, source="torch")) == 9
+    assert manager() is plugin.card
+
+
+def test_every_hook_has_a_default_or_is_describe_family():
+    from llmctl import defaults
+
+    hooks = {name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")}
+    answered = {name for name, value in vars(defaults).items() if hasattr(value, f"{hookspecs.PROJECT}_impl")}
+    assert hooks == answered | {"describe_family"} and len(hooks) == 7
