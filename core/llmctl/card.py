@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any
@@ -144,6 +144,7 @@ class Setting:
         default: Value when the key is absent; ``REQUIRED`` makes that an error.
         derive: Expression such as ``"hidden/heads"`` used instead of ``default`` when the key is absent or null.
         allowed: The values the family supports; any other is an error. ``()`` = any.
+        check: Raises ConfigError for a value that the family does not support.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Setting:
     default: Any = REQUIRED
     derive: str = ""
     allowed: tuple[Any, ...] = ()
+    check: Callable[[Any], object] | None = field(default=None, repr=False, compare=False)
 
 
 HF_DECODER = (
@@ -301,6 +303,11 @@ class Family:
         if setting.allowed and value not in setting.allowed:
             allowed = ", ".join(repr(v) for v in setting.allowed)
             raise ConfigError(f"{where}: {setting.key}={value!r} is not supported by {self.name}; supported: {allowed}")
+        if setting.check:
+            try:
+                setting.check(value)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from None
         symbol = any(setting.name in axis.symbols for param in self.params for axis in param.axes)
         if symbol and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ConfigError(f"{where}: {setting.key}={value!r} must be a whole number above 0")

@@ -8,12 +8,22 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from llmctl import capabilities, config, plugins
+from llmctl import capabilities, config, plugins, tokenizers
 from llmctl.card import Dims
 from llmctl.checkpoint.hf_config import read_config
-from llmctl.errors import ConfigError
+from llmctl.data import reading
+from llmctl.data.reading import Example
+from llmctl.errors import ConfigError, TokenizerError
+from llmctl.tokenizers import Tokenizer
+
+
+class Expected(NamedTuple):
+    """A tensor that the model will have."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class FinetuneJob:
         model: The checkpoint folder.
         train: Training examples.
         dev: Examples to evaluate on; may be empty.
-        template: What ``data.chat_template`` names: ``"auto"``, ``"none"`` or a path.
+        tokenizer: With the chat template that ``data.chat_template`` names.
         output: The output folder.
     """
 
@@ -35,9 +45,9 @@ class FinetuneJob:
     plugin: plugins.Plugin
     dims: Dims
     model: Path
-    train: list[Any]
-    dev: list[Any]
-    template: str
+    train: list[Example]
+    dev: list[Example]
+    tokenizer: Tokenizer
     output: Path
 
     def summary(self) -> str:
@@ -72,13 +82,13 @@ def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
             f"data.max_length={settings.data.max_length} is over the {limit} positions that {model} was made for; "
             f"set data.max_length to {limit} or less"
         )
+    _weights(model, plugin, dims, settings.model.dtype)
     output = _output(settings.output)
     config.parse_bytes(settings.output.max_shard_bytes)
+    tokenizer = _tokenizer(settings, plugin, model, dims)
     train, dev = _data(settings, plugin)
-    template = settings.data.chat_template
-    if template not in ("auto", "none"):
-        template = str(_path(template, "data.chat_template", plugin))
-    return FinetuneJob(settings, plugin, dims, model, train, dev, template, output)
+    _check_turns([*train, *dev], tokenizer)
+    return FinetuneJob(settings, plugin, dims, model, train, dev, tokenizer, output)
 
 
 def _combinations(settings: config.FinetuneConfig) -> None:
@@ -99,9 +109,37 @@ def _combinations(settings: config.FinetuneConfig) -> None:
         raise ConfigError("output.resume and output.overwrite exclude each other; choose one")
 
 
-def _data(settings: config.FinetuneConfig, plugin: plugins.Plugin) -> tuple[list[Any], list[Any]]:
-    from llmctl.data import reading
+def _weights(model: Path, plugin: plugins.Plugin, dims: Dims, dtype: str) -> None:
+    from llmctl.checkpoint.folder import open_folder
+    from llmctl.checkpoint.load import check_weights
 
+    expected = {tensor.name: Expected(tensor.shape, dtype) for tensor in plugin.card.expand(dims)}
+    renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
+    check_weights(open_folder(model), expected, renames, ignored=plugin.card.ignored_tensors)
+
+
+def _tokenizer(settings: config.FinetuneConfig, plugin: plugins.Plugin, model: Path, dims: Dims) -> Tokenizer:
+    template = settings.data.chat_template
+    if template not in ("auto", "none"):
+        template = str(_path(template, "data.chat_template", plugin))
+    tokenizer = tokenizers.load(model, template)
+    if tokenizer.vocab_size > dims.vocab:
+        raise TokenizerError(
+            f"the tokenizer in {model} has ids up to {tokenizer.vocab_size - 1}, but the model's embedding has only "
+            f"{dims.vocab} rows; use the tokenizer that belongs to the model"
+        )
+    return tokenizer
+
+
+def _check_turns(examples: list[Example], tokenizer: Tokenizer) -> None:
+    from llmctl.data.encoding import check_plain, conversation
+
+    if tokenizer.chat_template is None:
+        for example in examples:
+            check_plain(conversation(example), example.source)
+
+
+def _data(settings: config.FinetuneConfig, plugin: plugins.Plugin) -> tuple[list[Example], list[Example]]:
     def paths(entries: list[str], key: str) -> list[Path]:
         return [_path(entry, key, plugin) for entry in entries]
 

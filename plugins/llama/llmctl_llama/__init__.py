@@ -4,10 +4,12 @@ https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2307.09288, https://arxi
 """
 
 from llmctl import HF_DECODER, Family, Param, Setting, Size, hookimpl
+from llmctl.nn.frequencies import BY_BANDS, RULES, rule_for
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 META, HUGGY = "https://huggingface.co/meta-llama/", "https://huggingface.co/huggyllama/"
 
+ROPE_RULES = {**RULES, "llama3": BY_BANDS}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -41,7 +43,7 @@ CARD = Family(
         *HF_DECODER,
         Setting("norm_eps", "rms_norm_eps", 1e-5),
         Setting("rope_theta", "rope_theta", 10000.0),
-        Setting("rope_scaling", "rope_scaling", None),
+        Setting("rope_scaling", "rope_scaling", None, check=lambda scaling: rule_for(scaling, ROPE_RULES)),
         Setting("attention_bias", "attention_bias", False),
         Setting("mlp_bias", "mlp_bias", False),
         Setting("activation", "hidden_act", "silu", allowed=("silu",)),

@@ -35,6 +35,20 @@ def test_unsupported_activation_is_refused():
         CARD.dims_from_config({**config, "hidden_act": "gelu"})
 
 
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0}, "type 'yarn' is not supported; supported: default, linear, dynamic, llama3"),
+        ({"type": "linear"}, "factor=None must be a number above 0"),
+        ({"rope_type": "llama3", "factor": 8.0}, "low_freq_factor=None must be a number above 0"),
+    ],
+)
+def test_unsupported_rope_scaling_is_refused(scaling, message):
+    config = CARD.config_from_dims(CARD.dims_of("llama2-7b"))
+    with pytest.raises(ConfigError, match=message):
+        CARD.dims_from_config({**config, "rope_scaling": scaling})
+
+
 def test_config_of_a_size_gives_the_same_dims():
     dims = CARD.dims_of("llama3.2-1b")
     assert CARD.dims_from_config(CARD.config_from_dims(dims)) == dims

@@ -1,0 +1,47 @@
+"""Model folders on disk: reading, writing and describing them, without torch.
+
+Reading: ``open_folder``, ``load_weights``, ``read_config`` (``config.json``). Writing: ``save_weights``,
+``atomic_folder``, ``atomic_file``. What ``run.json`` records is in ``run_info.py``; a model built from a folder is in
+``model.py``. The names here are resolved on first use, so that reading a config imports no numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmctl.checkpoint.atomic import atomic_file, atomic_folder
+    from llmctl.checkpoint.folder import WeightFolder, open_folder
+    from llmctl.checkpoint.hf_config import read_config
+    from llmctl.checkpoint.load import load_weights
+    from llmctl.checkpoint.save import save_weights
+    from llmctl.checkpoint.tensor_info import TensorInfo
+
+__all__ = [
+    "TensorInfo",
+    "WeightFolder",
+    "atomic_file",
+    "atomic_folder",
+    "load_weights",
+    "open_folder",
+    "read_config",
+    "save_weights",
+]
+
+_MODULES = {
+    "TensorInfo": "tensor_info",
+    "WeightFolder": "folder",
+    "atomic_file": "atomic",
+    "atomic_folder": "atomic",
+    "load_weights": "load",
+    "open_folder": "folder",
+    "read_config": "hf_config",
+    "save_weights": "save",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,67 @@
+"""Element types of checkpoint files: their names, their storage in numpy, and exact casts between them.
+
+numpy has no bfloat16: it is stored as the upper 16 bits of a float32 in ``uint16``. Everything is little-endian.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+STORAGE: dict[str, np.dtype[Any]] = {
+    "float64": np.dtype("<f8"),
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+    "int16": np.dtype("<i2"),
+    "int8": np.dtype("i1"),
+    "uint8": np.dtype("u1"),
+    "bool": np.dtype("?"),
+}
+"""Name -> numpy dtype that holds its bits."""
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def cast(values: NDArray[Any], source: str, target: str) -> NDArray[Any]:
+    """The values of dtype ``source`` in the storage of dtype ``target``, rounded to nearest, ties to even.
+
+    Raises:
+        ValueError: The cast is not between floats, or a finite value does not fit into ``target``.
+    """
+    if source == target:
+        return values
+    if source not in FLOATS or target not in FLOATS:
+        raise ValueError(f"{source} cannot be stored as {target}")
+    wide = widen(values) if source == "bfloat16" else values
+    with np.errstate(over="ignore"):
+        cast_values = round_bfloat16(wide) if target == "bfloat16" else wide.astype(STORAGE[target])
+    narrower = STORAGE[target].itemsize < wide.dtype.itemsize
+    if narrower and np.isfinite(wide).all() and not _finite(cast_values, target):
+        worst = float(np.abs(wide).max())
+        raise ValueError(f"{worst:g} does not fit into {target}")
+    return cast_values
+
+
+def widen(bits: NDArray[Any]) -> NDArray[Any]:
+    """bfloat16 bits as float32; exact."""
+    return (bits.astype("<u4") << 16).view("<f4")
+
+
+def round_bfloat16(values: NDArray[Any]) -> NDArray[Any]:
+    """float32 (or wider, through float32) as bfloat16 bits, rounded to nearest even; NaN stays NaN."""
+    single = np.ascontiguousarray(values, dtype="<f4")
+    bits = single.view("<u4")
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    nan = np.isnan(single)
+    if nan.any():
+        rounded[nan] = ((bits[nan] >> 16) | 0x40).astype("<u2")
+    return rounded
+
+
+def _finite(values: NDArray[Any], name: str) -> bool:
+    return bool(np.isfinite(widen(values) if name == "bfloat16" else values).all())

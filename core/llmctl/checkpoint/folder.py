@@ -1,0 +1,120 @@
+"""A folder of weights as Hugging Face lays it out: one file or shards with an index, safetensors or torch's ``.bin``.
+
+Opening a folder reads headers only and checks them against each other and the index. How tensors get into a layer is
+the matter of ``load.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.checkpoint import safetensors_file, torch_file
+from llmctl.checkpoint.dtypes import STORAGE
+from llmctl.checkpoint.tensor_info import TensorInfo
+from llmctl.errors import CheckpointError
+
+SAFETENSORS = "model.safetensors"
+TORCH = "pytorch_model.bin"
+INDEX = ".index.json"
+
+_HEADER_READERS: dict[str, Callable[[Path], dict[str, TensorInfo]]] = {
+    SAFETENSORS: safetensors_file.read_header,
+    TORCH: torch_file.read_header,
+}
+
+
+@dataclass(frozen=True)
+class WeightFolder:
+    """An opened folder: its tensors by name, none of them in memory."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def read(self, name: str) -> NDArray[Any]:
+        """A tensor in C order: half-precision floats as float32, every other dtype as it is.
+
+        Raises:
+            CheckpointError: There is no such tensor, or its file ends early.
+        """
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.path} has no tensor {name}")
+        info = self.tensors[name]
+        dtype = "float32" if info.dtype in ("float16", "bfloat16") else info.dtype
+        out = np.empty(info.shape, STORAGE[dtype])
+        info.read_into(out, dtype)
+        return out
+
+
+def open_folder(path: str | Path) -> WeightFolder:
+    """The weights of a folder; safetensors are preferred to ``.bin``, a single file to shards.
+
+    Raises:
+        CheckpointError: There are no weights, a shard is absent, files are damaged or contradict the index.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        kind = "a file; give the folder that holds it" if path.exists() else "not there"
+        raise CheckpointError(f"the model folder {path} is {kind}")
+    for name, read_header in _HEADER_READERS.items():
+        if (path / name).is_file():
+            return WeightFolder(path, MappingProxyType(read_header(path / name)))
+        if (path / (name + INDEX)).is_file():
+            return WeightFolder(path, MappingProxyType(_read_shards(path / (name + INDEX), read_header)))
+    raise CheckpointError(_no_weights(path))
+
+
+def _no_weights(path: Path) -> str:
+    suffixes = (".safetensors", ".bin", ".pdparams", ".gguf")
+    others = sorted(file.name for file in path.iterdir() if file.suffix in suffixes)
+    expected = f"expected {SAFETENSORS}, {TORCH}, or shards with {SAFETENSORS}{INDEX} or {TORCH}{INDEX}"
+    if not others:
+        return f"{path} holds no weights: {expected}"
+    listed = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    return f"{path} holds {len(others)} weight files ({listed}), but nothing says how to read them: {expected}"
+
+
+def _read_shards(index: Path, read_header: Callable[[Path], dict[str, TensorInfo]]) -> dict[str, TensorInfo]:
+    weight_map = _read_index(index)
+    absent = sorted({shard for shard in weight_map.values() if not (index.parent / shard).is_file()})
+    if absent:
+        raise CheckpointError(f"{index} names {len(absent)} files that are absent: {', '.join(absent[:5])}")
+    tensors: dict[str, TensorInfo] = {}
+    for shard in sorted(set(weight_map.values())):
+        for name, info in read_header(index.parent / shard).items():
+            if name in tensors:
+                raise CheckpointError(f"{info.file} and {tensors[name].file} both hold the tensor {name}")
+            tensors[name] = info
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise CheckpointError(f"{index} says that {shard} holds {name}, but no file of the folder does")
+        if tensors[name].file.name != shard:
+            raise CheckpointError(f"{index} says that {shard} holds {name}, but {tensors[name].file.name} does")
+    return tensors
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        content: Any = json.loads(index.read_text(encoding="utf-8"))
+        weight_map = content["weight_map"]
+        files = set(weight_map.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is no weight index: {type(error).__name__}: {error}") from None
+    if not files:
+        raise CheckpointError(f"{index} lists no tensors")
+    for file in files:
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+            raise CheckpointError(f"{index} names the file {file!r}; shards lie beside their index")
+    return dict(weight_map)

@@ -1,0 +1,86 @@
+"""``config.json`` of a model folder in one spelling, whichever release of transformers wrote it.
+
+The spelling is that of transformers 4: ``torch_dtype``, ``rope_theta`` and ``rope_scaling``. What the values mean for a
+family is the matter of its card.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmctl.errors import CheckpointError
+
+NAME = "config.json"
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The content of ``config.json``; ``architectures`` is a non-empty list of strings.
+
+    Raises:
+        CheckpointError: The file is absent, is not a JSON object, names no architecture or contradicts itself.
+    """
+    path = Path(folder) / NAME
+    if not path.is_file():
+        where = "is not a folder" if not Path(folder).is_dir() else f"has no {NAME}"
+        raise CheckpointError(f"{folder} {where}; a model folder holds {NAME}, weights and tokenizer files")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, not an object")
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f'{path} names no architecture; it needs "architectures": ["SomethingForCausalLM"]')
+    return normalise(config, str(path))
+
+
+def normalise(config: dict[str, Any], where: str = NAME) -> dict[str, Any]:
+    """A copy with ``dtype`` and ``rope_parameters`` in the older spelling; other keys as they are.
+
+    Raises:
+        CheckpointError: Both spellings are present and differ, or ``rope_parameters`` differ from layer to layer.
+    """
+    result = dict(config)
+    if "dtype" in result:
+        _set(result, "torch_dtype", result.pop("dtype"), where)
+    if result.get("rope_parameters") is not None:
+        parameters = _rope_parameters(result.pop("rope_parameters"), where)
+        for key in ("rope_theta", "partial_rotary_factor"):
+            if key in parameters:
+                _set(result, key, parameters.pop(key), where)
+        _set(result, "rope_scaling", _scaling(parameters), where)
+    result.pop("rope_parameters", None)
+    if "rope_scaling" in result:
+        result["rope_scaling"] = _scaling(result["rope_scaling"])
+    return result
+
+
+def _rope_parameters(parameters: Any, where: str) -> dict[str, Any]:
+    if not isinstance(parameters, dict):
+        raise CheckpointError(f"{where}: rope_parameters={parameters!r} is not an object")
+    if any(isinstance(value, dict) for value in parameters.values()):
+        raise CheckpointError(f"{where}: rope_parameters that differ by kind of layer are not supported")
+    return dict(parameters)
+
+
+def _scaling(scaling: Any) -> Any:
+    """Rope scaling with its kind under ``rope_type``; None where nothing is scaled."""
+    if not isinstance(scaling, dict):
+        return scaling
+    kind = scaling.get("rope_type", scaling.get("type"))
+    rest = {key: value for key, value in scaling.items() if key not in ("rope_type", "type")}
+    if kind == "default" or (kind is None and not rest):
+        return None
+    return {"rope_type": kind, **rest} if kind is not None else rest
+
+
+def _set(config: dict[str, Any], key: str, value: Any, where: str) -> None:
+    known = config.get(key)
+    if key == "rope_scaling":
+        known = _scaling(known)
+    if known is not None and known != value:
+        raise CheckpointError(f"{where} gives {key} twice, in the old and the new spelling: {known!r} and {value!r}")
+    config[key] = value

@@ -1,0 +1,63 @@
+"""From a checkpoint folder to a paddle layer: the family, the dims, the layer, its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llmctl import plugins
+from llmctl.card import Dims, Family
+from llmctl.checkpoint.hf_config import read_config
+from llmctl.checkpoint.load import load_weights
+from llmctl.checkpoint.folder import open_folder
+from llmctl.errors import require
+from llmctl.hookspecs import Parallel
+
+
+def load_model(
+    folder: Path, family: str = "auto", dtype: str = "float32", allow_missing: tuple[str, ...] = ()
+) -> tuple[Any, Dims, plugins.Plugin]:
+    """The layer with its weights, its dims and its family.
+
+    Args:
+        folder: A checkpoint folder as Hugging Face lays it out.
+        family: Name of a family, or ``"auto"`` for the one that claims the checkpoint's architecture.
+        dtype: ``"float32"`` or ``"float64"``, the type to compute in.
+        allow_missing: Names of tensors that may be absent and keep their initial values.
+
+    Raises:
+        LlmctlError: No family fits, or the folder's tensors are not exactly the card's.
+    """
+    require("paddle", "cpu", "a model")
+    config = read_config(folder)
+    plugin = plugins.resolve(family, config["architectures"], str(folder / "config.json"))
+    dims = plugin.card.dims_from_config(config, str(folder / "config.json"))
+    weights = open_folder(folder)
+    model = build(plugin, dims, dtype)
+    renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
+    load_weights(weights, model, renames, allow_missing=allow_missing, ignored=plugin.card.ignored_tensors)
+    return model, dims, plugin
+
+
+def build(plugin: plugins.Plugin, dims: Dims, dtype: str = "float32") -> Any:
+    """A layer with its initial values, checked against the card.
+
+    Raises:
+        AssertionError: The modeling code and the card disagree, a defect of the plugin.
+    """
+    model = plugin.hooks.build_model(card=plugin.card, dims=dims, parallel=Parallel(), dtype=dtype)
+    assert_matches_card(model, plugin.card, dims)
+    return model
+
+
+def assert_matches_card(model: Any, card: Family, dims: Dims) -> None:
+    """Passes when the layer's state dict is exactly the card's table, names and shapes."""
+    built = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    stated = {tensor.name: tensor.shape for tensor in card.expand(dims)}
+    if built == stated:
+        return
+    lines = [f"in the layer only: {name}" for name in sorted(built.keys() - stated.keys())]
+    lines += [f"on the card only: {name}" for name in sorted(stated.keys() - built.keys())]
+    both = sorted(built.keys() & stated.keys())
+    lines += [f"{name}: layer {built[name]}, card {stated[name]}" for name in both if built[name] != stated[name]]
+    raise AssertionError(f"{card.name}: the layer does not match its card:\n  " + "\n  ".join(lines))

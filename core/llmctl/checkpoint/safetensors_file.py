@@ -1,0 +1,134 @@
+"""The safetensors format (https://huggingface.co/docs/safetensors): reading a header, writing a file tensor by tensor.
+
+The ``safetensors`` package reads no bfloat16 into numpy and writes only whole models from memory, so the format, an
+eight-byte length, a JSON header and the data, is handled here. Which file holds what is the matter of ``folder.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llmctl.checkpoint.dtypes import STORAGE
+from llmctl.checkpoint.tensor_info import TensorInfo
+from llmctl.errors import CheckpointError
+
+_CODES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_CODE_OF = {name: code for code, name in _CODES.items()}
+_MAX_HEADER = 100_000_000
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a file, in the order of their data.
+
+    Raises:
+        CheckpointError: The file is truncated, has bytes left over or a header that contradicts itself.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER):
+            raise CheckpointError(f"{path} is truncated inside its header, or is no safetensors file ({size} bytes)")
+        text = stream.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_unique)
+        if not isinstance(header, dict):
+            raise ValueError("it is not an object")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the header is not valid: {error}") from None
+    header.pop("__metadata__", None)
+    entries = {name: _parse(path, name, entry) for name, entry in header.items()}
+    return _place(path, entries, 8 + length, size)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor to be written: its shape, its dtype, and a function that writes its bytes to a stream."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    write: Callable[[BinaryIO], None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return prod(self.shape) * STORAGE[self.dtype].itemsize
+
+
+def write_file(path: Path, tensors: Mapping[str, Planned]) -> None:
+    """Writes a file, one tensor after the other, and flushes it to disk. Wide elements come first, for alignment."""
+    order = sorted(tensors, key=lambda name: -STORAGE[tensors[name].dtype].itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].nbytes
+        code = _CODE_OF[tensors[name].dtype]
+        header[name] = {"dtype": code, "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensors[name].write(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+        if stream.tell() != 8 + len(text) + end:
+            raise AssertionError(f"{path}: wrote {stream.tell()} bytes, planned {8 + len(text) + end}")
+
+
+def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"{name!r} stands in it twice")
+        result[name] = value
+    return result
+
+
+def _parse(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    try:
+        code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise CheckpointError(f"{path}: the header's entry for {name} is not valid: {entry!r}") from None
+    if not isinstance(code, str) or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise CheckpointError(f"{path}: the header's entry for {name} is not valid: {entry!r}")
+    if code not in _CODES:
+        raise CheckpointError(f"{path}: {name} has the dtype {code!r}; supported: {', '.join(_CODES)}")
+    need = prod(shape) * STORAGE[_CODES[code]].itemsize
+    if end - begin != need:
+        raise CheckpointError(f"{path}: {name} needs {need} bytes, its offsets give {end - begin}")
+    return _CODES[code], tuple(shape), begin, end
+
+
+def _place(
+    path: Path, entries: Mapping[str, tuple[str, tuple[int, ...], int, int]], base: int, size: int
+) -> dict[str, TensorInfo]:
+    placed, expected = {}, 0
+    for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != expected:
+            fault = "overlaps the tensor before it" if begin < expected else "leaves a gap before it"
+            raise CheckpointError(f"{path}: {name} begins at byte {begin} of the data and {fault}, at {expected}")
+        placed[name] = TensorInfo(shape, dtype, path, base + begin)
+        expected = end
+    if base + expected > size:
+        missing = base + expected - size
+        raise CheckpointError(f"{path} is truncated: its header describes {missing} bytes more than the file has")
+    if base + expected < size:
+        raise CheckpointError(f"{path} has {size - base - expected} bytes after its last tensor; it is damaged")
+    return placed

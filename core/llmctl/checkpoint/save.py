@@ -1,0 +1,118 @@
+"""Weights of a layer into a folder of safetensors as Hugging Face lays it out: the inverse of ``load.py``.
+
+Written tensor by tensor: memory is one tensor beyond the layer. Atomicity is the matter of ``atomic.py``; config and
+tokenizer files are written by others into the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from llmctl.checkpoint.atomic import atomic_file
+from llmctl.checkpoint.dtypes import FLOATS, STORAGE, cast
+from llmctl.checkpoint.folder import INDEX, SAFETENSORS
+from llmctl.checkpoint.load import dtype_name, source_shape
+from llmctl.checkpoint.safetensors_file import Planned, write_file
+from llmctl.checkpoint.tensor_info import CHUNK_BYTES
+from llmctl.errors import CheckpointError
+from llmctl.hookspecs import Rename
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def save_weights(
+    folder: str | Path,
+    layer_or_state: Any,
+    renames: Sequence[Rename],
+    dtype: str = "float32",
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes ``model.safetensors``, or shards with an index, under the names that ``renames`` read from.
+
+    Args:
+        folder: An existing folder, usually that of ``atomic_folder``.
+        layer_or_state: A ``paddle.nn.Layer``, or a mapping of names to paddle tensors or numpy arrays.
+        renames: As for loading; parts are packed again, linears transposed back.
+        dtype: ``float32``, ``float16`` or ``bfloat16``, for floats; other tensors keep theirs.
+        max_shard_bytes: A file holds no more data than this, unless a single tensor is larger.
+
+    Raises:
+        CheckpointError: The dtype is unknown, a value does not fit into it, or the parts of a tensor are incomplete.
+    """
+    if dtype not in DTYPES:
+        raise CheckpointError(f"weights cannot be saved as {dtype!r}; choose one of {', '.join(DTYPES)}")
+    state = layer_or_state.state_dict() if hasattr(layer_or_state, "state_dict") else layer_or_state
+    planned = _plan(state, renames, dtype)
+    shards = _shards(planned, max_shard_bytes)
+    names = [SAFETENSORS]
+    if len(shards) > 1:
+        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        write_file(Path(folder) / name, shard)
+    if len(shards) > 1:
+        _write_index(Path(folder), dict(zip(names, shards, strict=True)))
+
+
+def _plan(state: Mapping[str, Any], renames: Sequence[Rename], dtype: str) -> dict[str, Planned]:
+    sources: dict[str, list[Rename]] = {}
+    for rename in renames:
+        sources.setdefault(rename.source, []).append(rename)
+    planned = {}
+    for source, parts in sources.items():
+        parts = sorted(parts, key=lambda rename: rename.part or (0, 1))
+        count = parts[0].part[1] if parts[0].part else 1
+        absent = [rename.target for rename in parts if rename.target not in state]
+        if absent:
+            raise CheckpointError(f"{source} cannot be written: there is no tensor {', '.join(absent)}")
+        if [rename.part or (0, 1) for rename in parts] != [(i, count) for i in range(count)]:
+            raise CheckpointError(f"{source} cannot be written: its parts are incomplete")
+        first = state[parts[0].target]
+        if dtype_name(first) not in STORAGE:
+            raise CheckpointError(
+                f"{source} is {dtype_name(first)}, which cannot be saved; known: {', '.join(STORAGE)}"
+            )
+        stored = dtype if dtype_name(first) in FLOATS else dtype_name(first)
+        shape = source_shape(tuple(first.shape), parts[0])
+        tensors = [(rename, state[rename.target]) for rename in parts]
+        planned[source] = Planned(shape, stored, partial(_write, source, tensors, stored))
+    return planned
+
+
+def _write(source: str, tensors: Sequence[tuple[Rename, Any]], stored: str, stream: BinaryIO) -> None:
+    for rename, tensor in tensors:
+        values = np.asarray(tensor if isinstance(tensor, np.ndarray) else tensor.numpy())
+        rows = np.atleast_1d(values.T if rename.transpose else values)
+        step = max(1, CHUNK_BYTES // max(1, prod(rows.shape[1:]) * rows.itemsize))
+        for low in range(0, len(rows), step):
+            chunk = np.ascontiguousarray(rows[low : low + step])
+            try:
+                stream.write(cast(chunk, dtype_name(tensor), stored).astype(STORAGE[stored], copy=False).data)
+            except ValueError as error:
+                raise CheckpointError(f"{source}: {error}; save with dtype float32 or bfloat16") from None
+
+
+def _shards(planned: Mapping[str, Planned], max_shard_bytes: int) -> list[dict[str, Planned]]:
+    shards: list[dict[str, Planned]] = [{}]
+    filled = 0
+    for name, tensor in planned.items():
+        if shards[-1] and filled + tensor.nbytes > max_shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor
+        filled += tensor.nbytes
+    return shards
+
+
+def _write_index(folder: Path, shards: Mapping[str, Mapping[str, Planned]]) -> None:
+    total = sum(tensor.nbytes for shard in shards.values() for tensor in shard.values())
+    weight_map = {name: file for file, shard in shards.items() for name in shard}
+    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    with atomic_file(folder / (SAFETENSORS + INDEX)) as file:
+        file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,91 @@
+"""Where one tensor lies in a file, and reading its rows without holding more than the result and a small chunk.
+
+Both file formats (``safetensors_file.py``, ``torch_file.py``) describe their tensors this way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.checkpoint.dtypes import STORAGE, cast
+from llmctl.errors import CheckpointError
+
+CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor in a file.
+
+    Attributes:
+        shape: Its shape as stored.
+        dtype: A name in ``dtypes.STORAGE``.
+        file: The file that holds it.
+        offset: Byte at which its first element lies.
+        strides: Steps per axis in elements; None = contiguous in C order.
+        big_endian: Whether the file was written on a big-endian machine.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    offset: int
+    strides: tuple[int, ...] | None = None
+    big_endian: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        return self.size * STORAGE[self.dtype].itemsize
+
+    def read_into(self, out: NDArray[Any], dtype: str, start: int = 0) -> None:
+        """Fills ``out`` (any strides; storage of ``dtype``) with rows from ``start`` on, cast chunk by chunk.
+
+        Raises:
+            CheckpointError: The file ends early, or a value does not fit into ``dtype``.
+        """
+        if not out.size:
+            return
+        rows = out if out.ndim else out.reshape(1)
+        row_size = prod(rows.shape[1:])
+        step = max(1, CHUNK_BYTES // (row_size * STORAGE[self.dtype].itemsize))
+        with open(self.file, "rb") as stream:
+            for low in range(0, len(rows), step):
+                high = min(low + step, len(rows))
+                values = self._read_rows(stream, start + low, start + high, rows.shape[1:])
+                try:
+                    rows[low:high] = cast(values, self.dtype, dtype)
+                except ValueError as error:
+                    raise CheckpointError(f"{self.file}: {error}") from None
+
+    def _read_rows(self, stream: BinaryIO, low: int, high: int, row_shape: tuple[int, ...]) -> NDArray[Any]:
+        storage = STORAGE[self.dtype]
+        raw = storage.newbyteorder(">") if self.big_endian else storage
+        shape = (high - low, *row_shape)
+        if self.strides is None:
+            stream.seek(self.offset + low * prod(row_shape) * raw.itemsize)
+            values = self._read(stream, raw, prod(shape)).reshape(shape)
+        else:
+            steps = self.strides if self.shape else (1,)
+            stream.seek(self.offset + low * steps[0] * raw.itemsize)
+            span = self._read(stream, raw, 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True)))
+            strides = tuple(step * raw.itemsize for step in steps)
+            values = np.lib.stride_tricks.as_strided(span, shape, strides, writeable=False)
+        return values.astype(storage, copy=False)
+
+    def _read(self, stream: BinaryIO, raw: np.dtype[Any], count: int) -> NDArray[Any]:
+        values = np.fromfile(stream, raw, count)
+        if len(values) != count:
+            raise CheckpointError(f"{self.file} ends inside a tensor; the file is truncated or was changed meanwhile")
+        return values

@@ -1,0 +1,33 @@
+"""Rows to arrays. The order of rows is the matter of ``train``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.data.encoding import IGNORED, Row
+
+
+def collate(rows: Sequence[Row], pad_id: int, multiple: int = 1) -> dict[str, NDArray[np.int64]]:
+    """``input_ids``, ``attention_mask`` and ``labels`` [B, T], padded on the right.
+
+    Args:
+        rows: B rows.
+        pad_id: Fills ``input_ids``.
+        multiple: T is the smallest multiple of this that holds the longest row.
+    """
+    longest = max(len(row.input_ids) for row in rows)
+    width = -(-longest // multiple) * multiple
+    batch = {
+        "input_ids": np.full((len(rows), width), pad_id, np.int64),
+        "attention_mask": np.zeros((len(rows), width), np.int64),
+        "labels": np.full((len(rows), width), IGNORED, np.int64),
+    }
+    for i, row in enumerate(rows):
+        length = len(row.input_ids)
+        batch["input_ids"][i, :length] = row.input_ids
+        batch["attention_mask"][i, :length] = 1
+        batch["labels"][i, :length] = row.labels
+    return batch

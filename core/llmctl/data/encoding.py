@@ -1,0 +1,165 @@
+"""From a conversation to ids and labels: truncation, loss on answers only, and the same prompt for generation.
+
+Labels are shifted: ``labels[t]`` is the token that position t must predict, ``IGNORED`` where nothing is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from llmctl.data.reading import Example
+from llmctl.errors import DataError
+from llmctl.tokenizers.base import Tokenizer
+from llmctl.tokenizers.chat import ChatTemplate, Conversation
+
+IGNORED = -100
+Run = tuple[list[int], bool]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An encoded example: ids, shifted labels, where it comes from, and whether anything was cut."""
+
+    input_ids: list[int]
+    labels: list[int]
+    source: str
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the examples: all, those cut to length, those dropped because no answer was left."""
+
+    examples: int
+    truncated: int
+    dropped: int
+
+
+def conversation(example: Example) -> Conversation:
+    """The conversation of an example, all its answers given."""
+    return Conversation(tuple(zip(example.src, example.tgt, strict=True)), example.system)
+
+
+def prompt_ids(tokenizer: Tokenizer, asked: Conversation) -> list[int]:
+    """The ids that a model continues with its answer, just as it saw them in training.
+
+    Raises:
+        DataError: Several turns, or a system text, and no chat template to write them with.
+    """
+    if tokenizer.chat_template:
+        return tokenizer.chat_template.prompt(asked)
+    check_plain(asked, "the prompt")
+    return [*tokenizer.special.prefix, *tokenizer.encode(asked.turns[-1][0], add_special=False)]
+
+
+def check_plain(asked: Conversation, where: str) -> None:
+    """Passes for what can be written without a chat template: one turn and no system text.
+
+    Raises:
+        DataError: It cannot.
+    """
+    if len(asked.turns) > 1 or asked.system is not None:
+        what = f"{len(asked.turns)} turns" if len(asked.turns) > 1 else "a system text"
+        raise DataError(f"{where} has {what}, which needs a chat template; name one with data.chat_template")
+
+
+class Encoder:
+    """Encodes examples with a tokenizer and its chat template, if it has one.
+
+    Without a template: the source is cut from the left to ``src_length``, the answer to what is left of ``max_length``,
+    and the end token follows an answer that was not cut. With one: whole turns are dropped, oldest first; a single turn
+    is cut in the same way as without a template, but only inside what the user wrote.
+
+    Args:
+        tokenizer: With the template to use.
+        src_length: Longest source, in tokens.
+        max_length: Longest source and answer together, in tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, src_length: int, max_length: int):
+        self.tokenizer, self.src_length, self.max_length = tokenizer, src_length, max_length
+
+    def encode(self, example: Example) -> Row | None:
+        """The row of an example, or None if no token of an answer is left.
+
+        Raises:
+            DataError: The example needs a chat template and there is none.
+        """
+        template = self.tokenizer.chat_template
+        runs, cut = self._chat(template, conversation(example)) if template else self._plain(example)
+        ids = [token for run, _ in runs for token in run]
+        targets = [token if answer else IGNORED for run, answer in runs for token in run]
+        labels = targets[1:] + [IGNORED]
+        if all(label == IGNORED for label in labels):
+            return None
+        return Row(ids, labels, example.source, cut)
+
+    def prompt(self, example: Example) -> list[int]:
+        """Ids of everything before the example's last answer, cut as in training."""
+        last = (example.src[-1], None)
+        asked = replace(conversation(example), turns=(*zip(example.src[:-1], example.tgt[:-1], strict=True), last))
+        if self.tokenizer.chat_template:
+            runs, _ = self._chat(self.tokenizer.chat_template, asked)
+            return [token for run, _ in runs for token in run]
+        return self._source(example)[0]
+
+    def encode_all(self, examples: Sequence[Example]) -> tuple[list[Row], Counts]:
+        """Rows of all examples that keep an answer, and counts of what happened."""
+        rows = [row for row in map(self.encode, examples) if row is not None]
+        return rows, Counts(len(examples), sum(row.truncated for row in rows), len(examples) - len(rows))
+
+    def _source(self, example: Example) -> tuple[list[int], bool]:
+        asked = conversation(example)
+        check_plain(asked, example.source)
+        prefix = list(self.tokenizer.special.prefix)
+        ids = self.tokenizer.encode(example.src[-1], add_special=False)
+        room = self.src_length - len(prefix)
+        return [*prefix, *ids[len(ids) - room if len(ids) > room else 0 :]], len(ids) > room
+
+    def _plain(self, example: Example) -> tuple[list[Run], bool]:
+        source, cut = self._source(example)
+        answer = self.tokenizer.encode(example.tgt[-1], add_special=False)
+        run, answer_cut = self._answer(answer, len(source))
+        return [(source, False), run], cut or answer_cut
+
+    def _answer(self, ids: list[int], before: int) -> tuple[Run, bool]:
+        """The run of an answer after so many tokens, with its end token unless it had to be cut; whether it had to."""
+        room = self.max_length - before
+        if len(ids) > room:
+            return (ids[: max(room, 0)], True), True
+        ends = self.tokenizer.eos_ids
+        if not ends or any(token in ends for token in ids) or len(ids) == room:
+            return (ids, True), False
+        return ([*ids, ends[0]], True), False
+
+    def _chat(self, template: ChatTemplate, whole: Conversation) -> tuple[list[Run], bool]:
+        """Runs of a conversation without its oldest turns where it is too long; whether anything was left out."""
+        for first in range(len(whole.turns)):
+            kept = replace(whole, turns=whole.turns[first:])
+            runs = template.segments(kept)
+            fits = sum(len(ids) for ids, _ in runs) <= self.max_length
+            # A single source has a bound of its own; several turns are bounded by the whole length alone.
+            if fits and (len(kept.turns) > 1 or len(runs[0][0]) <= self.src_length):
+                return self._ended(runs), first > 0
+        return self._one_turn(template, kept), True
+
+    def _one_turn(self, template: ChatTemplate, kept: Conversation) -> list[Run]:
+        """The last turn with the user's text cut from the left until the source fits, then the answer cut."""
+        user, answer = kept.turns[0]
+        words = self.tokenizer.encode(user, add_special=False)
+        over = 0
+        while True:
+            shorter = self.tokenizer.decode(words[over:]).lstrip("\ufffd") if over else user
+            runs = template.segments(replace(kept, turns=((shorter, answer),)))
+            excess = len(runs[0][0]) - self.src_length
+            if excess <= 0 or over >= len(words):
+                return self._ended(runs)
+            over = min(over + excess, len(words))
+
+    def _ended(self, runs: list[Run]) -> list[Run]:
+        """The runs with their last answer, if there is one, cut to length or given its end token."""
+        if not runs[-1][1]:
+            return runs
+        before = sum(len(ids) for ids, _ in runs[:-1])
+        return [*runs[:-1], self._answer(runs[-1][0], before)[0]]

@@ -1,0 +1,166 @@
+"""JSON lines of questions and answers: finding the files of a split, and reading every line with its complaint.
+
+A line is ``{"src": text or list, "tgt": text or list, "context": {"system": text}}``; lists are turns, ``context`` is
+optional. All broken lines of all files are reported at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmctl.errors import DataError
+
+LISTED = 30
+_SUFFIXES = (".jsonl", ".json")
+_KEYS = ("src", "tgt", "context")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation: what was asked and answered in each turn, and where it stands (``file:line``)."""
+
+    src: tuple[str, ...]
+    tgt: tuple[str, ...]
+    system: str | None
+    source: str
+
+
+def read_split(paths: Sequence[Path], split: str, optional: bool = False) -> list[Example]:
+    """All examples of a split, in the order of the files and lines.
+
+    Args:
+        paths: Files, or folders that hold ``<split>.json(l)`` or a folder ``<split>`` of such files.
+        split: ``"train"`` or ``"dev"``.
+        optional: Whether a folder without the split is passed over.
+
+    Raises:
+        DataError: A folder has no such split, a file has no examples, or lines are broken: all are listed.
+    """
+    examples: list[Example] = []
+    problems: list[str] = []
+    for path in paths:
+        for file in _files(path, split, optional):
+            _read(file, examples, problems)
+    if problems:
+        more = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        head = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the {split} data:"
+        raise DataError("\n  ".join([head, *problems[:LISTED]]) + more)
+    return examples
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str | None]]:
+    """Line numbers and texts of a file, blank lines left out; None for a line that is not UTF-8."""
+    with open(path, "rb") as stream:
+        for number, raw in enumerate(stream, 1):
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                yield number, None
+                continue
+            if text.strip():
+                yield number, text
+
+
+def parse_object(text: str | None) -> dict[str, Any]:
+    """The JSON object in a line.
+
+    Raises:
+        ValueError: It is none; the message is the reason.
+    """
+    if text is None:
+        raise ValueError("not valid UTF-8")
+    try:
+        row = json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("not valid JSON: nested too deeply") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"a JSON object is needed, found {_kind(row)}")
+    return row
+
+
+def parse_example(text: str | None, source: str) -> Example:
+    """The example in a line.
+
+    Raises:
+        ValueError: The line is broken; the message is the reason.
+    """
+    row = parse_object(text)
+    for key in ("src", "tgt"):
+        if key not in row:
+            near = difflib.get_close_matches(key, [name for name in row if name not in _KEYS], 1, cutoff=0.5)
+            raise ValueError(f"no {key!r}" + (f"; did you mean it by {near[0]!r}?" if near else ""))
+    src, tgt = (_turns(key, row[key]) for key in ("src", "tgt"))
+    if len(src) != len(tgt):
+        raise ValueError(f"'src' has {len(src)} turns, 'tgt' has {len(tgt)}")
+    return Example(src, tgt, _system(row.get("context")), source)
+
+
+def _files(path: Path, split: str, optional: bool) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = [path / (split + suffix) for suffix in _SUFFIXES if (path / (split + suffix)).is_file()]
+    if (path / split).is_dir():
+        found += sorted(file for file in (path / split).iterdir() if file.suffix in _SUFFIXES)
+    if not found and not optional:
+        names = ", ".join(split + suffix for suffix in _SUFFIXES)
+        what = "is not there" if not path.exists() else f"has no {split} data: looked for {names} and {split}/*.json(l)"
+        raise DataError(f"{path} {what}")
+    return found
+
+
+def _read(file: Path, examples: list[Example], problems: list[str]) -> None:
+    before = len(examples) + len(problems)
+    for number, text in read_lines(file):
+        source = f"{file}:{number}"
+        try:
+            examples.append(parse_example(text, source))
+        except ValueError as error:
+            problems.append(f"{source}: {error}")
+    if len(examples) + len(problems) == before:
+        problems.append(f"{file}: the file holds no examples")
+
+
+def _turns(key: str, value: Any) -> tuple[str, ...]:
+    turns = value if isinstance(value, list) else [value]
+    if not turns:
+        raise ValueError(f"{key!r} is an empty list")
+    for turn in turns:
+        if not isinstance(turn, str):
+            raise ValueError(f"{key!r} must be text or a list of texts, found {_kind(turn)}")
+        if key == "tgt" and not turn.strip():
+            raise ValueError("'tgt' is empty")
+    return tuple(turns)
+
+
+def _system(context: Any) -> str | None:
+    if context is None:
+        return None
+    if not isinstance(context, dict):
+        raise ValueError(f"'context' must be an object, found {_kind(context)}")
+    system = context.get("system")
+    if system is not None and not isinstance(system, str):
+        raise ValueError(f"'context.system' must be text, found {_kind(system)}")
+    unknown = sorted(set(context) - {"system"})
+    if unknown:
+        raise ValueError(f"'context' may only hold 'system', found {unknown[0]!r}")
+    return system
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return row
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,67 @@
+"""Rotary position encoding, half-rotate layout, and position ids from a padding mask.
+
+Which frequencies a ``rope_scaling`` stands for is in ``frequencies``. Letters as in the package's docstring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import paddle
+
+from llmctl.nn.frequencies import RULES, Rotation, Rule, rule_for
+
+
+class Rotary:
+    """Cosines and sines of the angles at given positions. Holds no tensors, so nothing enters a state dict.
+
+    Args:
+        head_dim: Width of a head; even.
+        theta: Base of the frequencies.
+        scaling: HF's ``rope_scaling``; None = unscaled.
+        max_positions: Trained context length, in tokens.
+        rules: Scaling rules by ``rope_type``.
+
+    Raises:
+        ConfigError: ``scaling`` names an unknown rule or lacks a key.
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        theta: float,
+        scaling: Mapping[str, Any] | None = None,
+        max_positions: int = 0,
+        rules: Mapping[str, Rule] = RULES,
+    ) -> None:
+        self._rotation = (head_dim, theta, max_positions)
+        self._scaling = dict(scaling or {})
+        self._rule = rule_for(scaling, rules)
+        self.by_length = self._rule.by_length
+
+    def frequencies(self, length: int = 0) -> list[float]:
+        """Radians per position of each pair, for sequences of ``length`` tokens."""
+        return self._rule.apply(Rotation(*self._rotation, length), self._scaling)
+
+    def __call__(self, position_BT: paddle.Tensor, dtype: str) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """cos_BT1H and sin_BT1H, computed in float32, or in float64 if ``dtype`` is."""
+        precision = "float64" if dtype in ("float64", paddle.float64) else "float32"
+        length = int(position_BT.max()) + 1 if self.by_length else 0
+        frequency_H = paddle.to_tensor(self.frequencies(length), dtype=precision)
+        angle_BTH = position_BT.astype(precision).unsqueeze(-1) * frequency_H
+        angle_BT1H = paddle.concat([angle_BTH, angle_BTH], axis=-1).unsqueeze(2)
+        return angle_BT1H.cos().astype(dtype), angle_BT1H.sin().astype(dtype)
+
+
+def rotate(x_BTNH: paddle.Tensor, cos_BT1H: paddle.Tensor, sin_BT1H: paddle.Tensor) -> paddle.Tensor:
+    """x turned by the angles, pairing element i with element i + head_dim/2."""
+    low, high = paddle.chunk(x_BTNH, 2, axis=-1)
+    return x_BTNH * cos_BT1H + paddle.concat([-high, low], axis=-1) * sin_BT1H
+
+
+def positions(new: int, past: int, mask_BS: paddle.Tensor | None = None) -> paddle.Tensor:
+    """Position ids of the last ``new`` tokens [B or 1, T]: real tokens count from 0, padding before them is 0."""
+    if mask_BS is None:
+        return paddle.arange(past, past + new, dtype="int64").unsqueeze(0)
+    return (mask_BS.astype("int64").cumsum(axis=-1) - 1).clip(min=0)[:, past:]

@@ -1,0 +1,33 @@
+"""Replacing layers of a model by name: how adapters, quantisation and tensor parallelism change a model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+
+import paddle
+
+Factory = Callable[[str, paddle.nn.Layer], paddle.nn.Layer]
+
+
+def replace_layers(model: paddle.nn.Layer, names: Iterable[str], factory: Factory) -> None:
+    """Puts ``factory(name, layer)`` in the place of each named layer, in place.
+
+    Args:
+        model: The model to change.
+        names: Paths such as ``"decoder.layers.0.self_attn.q_proj"``.
+        factory: Makes the replacement from the path and the layer that stood there.
+
+    Raises:
+        ValueError: The model has no layer of that name; no layer is replaced then.
+    """
+    layers = dict(model.named_sublayers())
+    names = list(names)
+    for name in names:
+        if name not in layers:
+            close = ", ".join(difflib.get_close_matches(name, layers, 3))
+            raise ValueError(f"the model has no layer {name!r}" + (f"; close: {close}" if close else ""))
+    for name in names:
+        parent, _, key = name.rpartition(".")
+        owner = layers[parent] if parent else model
+        owner.add_sublayer(key, factory(name, layers[name]))

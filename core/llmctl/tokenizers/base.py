@@ -1,0 +1,160 @@
+"""What every tokenizer offers, and decoding token by token."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmctl.tokenizers.special import Special, without_template
+
+if TYPE_CHECKING:
+    from llmctl.tokenizers.chat import ChatTemplate
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""Files of a tokenizer that are copied as they are; ``tokenizer_config.json`` is written without its template."""
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back.
+
+    Attributes:
+        folder: Where it was read from.
+        special: Names and ids of special tokens.
+        chat_template: How conversations are written, or None.
+    """
+
+    def __init__(self, folder: Path, special: Special):
+        self.folder = folder
+        self.special = special
+        self.chat_template: ChatTemplate | None = None
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """The highest id plus one: the rows that an embedding needs."""
+
+    @abstractmethod
+    def _encode(self, text: str, start: bool) -> list[int]:
+        """Ids of text in which special tokens are plain text; ``start`` is False where it continues other text."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Text of ids; bytes that are not valid UTF-8 become U+FFFD."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id that begins a text."""
+        return self.special.bos_id
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id that ends a text."""
+        return self.special.eos_id
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """All ids that end a generated text, ``eos_id`` among them."""
+        return self.special.eos_ids
+
+    @property
+    def unk_id(self) -> int | None:
+        """Id of what has no other token."""
+        return self.special.unk_id
+
+    @property
+    def pad_id(self) -> int:
+        """Id to fill rows with: pad, else eos, else unk, else 0. It is masked wherever it is used."""
+        candidates = (self.special.pad_id, self.special.eos_id, self.special.unk_id)
+        return next((token for token in candidates if token is not None), 0)
+
+    def encode(self, text: str, add_special: bool = True, parse_special: bool = False, start: bool = True) -> list[int]:
+        """Ids of a text.
+
+        Args:
+            text: Any text.
+            add_special: Whether the ids that the tokenizer puts around a text (usually bos) are added.
+            parse_special: Whether names of special tokens in the text stand for these tokens; otherwise they are text.
+            start: Whether this is the beginning of a text, where some tokenizers put a space.
+        """
+        ids = self.encode_marked(text, "", start) if parse_special else self._encode(text, start)
+        return [*self.special.prefix, *ids, *self.special.suffix] if add_special else ids
+
+    def encode_marked(self, text: str, mark: str, start: bool = True) -> list[int]:
+        """Ids of a text with special tokens, from which ``mark`` is removed after they are found.
+
+        A mark inside the name of a special token thus keeps it plain text.
+        """
+        ids: list[int] = []
+        for index, part in enumerate(self._special_names.split(text)):
+            if index % 2:
+                ids.append(self.special.ids[part])
+            elif part:
+                plain = part.replace(mark, "") if mark else part
+                ids += self._encode(plain, start if index == 0 else self.special.space_after_special)
+        return ids
+
+    def names_in(self, text: str) -> list[str]:
+        """Names of special tokens that occur in a text."""
+        return self._special_names.findall(text)
+
+    def stream(self, skip_special: bool = True) -> DecodeStream:
+        """A decoder that takes ids one by one."""
+        return DecodeStream(self, skip_special)
+
+    def save(self, folder: Path) -> None:
+        """Writes everything that loading again needs into an existing folder, the chosen chat template included."""
+        for name in FILES:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+        without_template(self.folder, folder)
+        if self.chat_template:
+            self.chat_template.save(folder)
+
+    @cached_property
+    def _special_names(self) -> re.Pattern[str]:
+        names = sorted(self.special.ids, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else re.compile("((?!))")
+
+
+class DecodeStream:
+    """Text piece by piece: no piece ends inside a UTF-8 character, and all pieces together are the decoded text.
+
+    Each id is decoded together with the few before it that the previous piece came from, so that the cost of an id does
+    not grow with the length of the text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool):
+        self._decode = lambda ids: tokenizer.decode(ids, skip_special)
+        self._ids: list[int] = []
+        self._emitted = 0
+
+    def add(self, token: int) -> str:
+        """The text that this id completes; empty while a character is incomplete."""
+        self._ids.append(token)
+        known, text = self._texts()
+        if len(text) <= len(known) or text.endswith("\ufffd"):
+            return ""
+        self._ids = self._ids[self._emitted :]
+        self._emitted = len(self._ids)
+        return text[len(known) :]
+
+    def finish(self) -> str:
+        """What is left at the end; an incomplete character becomes U+FFFD."""
+        known, text = self._texts()
+        self._ids, self._emitted = [], 0
+        return text[len(known) :]
+
+    def _texts(self) -> tuple[str, str]:
+        return self._decode(self._ids[: self._emitted]), self._decode(self._ids)

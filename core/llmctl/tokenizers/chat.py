@@ -1,0 +1,221 @@
+"""Chat templates: how a conversation becomes token ids, in training and in generation alike.
+
+Two kinds exist: Hugging Face's jinja text over a list of messages, and PaddleNLP's ``chat_template.json``. Both are
+reduced to one question, the text up to and including a turn; everything else is shared. Rendering is sandboxed: a
+template comes with a checkpoint and is not trusted. A special token's name inside what a person wrote stays text.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmctl.errors import TokenizerError
+from llmctl.tokenizers import sandbox
+from llmctl.tokenizers.base import Tokenizer
+from llmctl.tokenizers.special import CONFIG, TEMPLATE_KEY, read_json, write_json
+
+JINJA_FILE, JSON_FILE = "chat_template.jinja", "chat_template.json"
+MARK = "\ue0f2"
+"""A character for private use, put inside names of special tokens that a person wrote."""
+
+Turn = tuple[str, str | None]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns of a user and a bot; the answer of the last turn is None where it is to be generated."""
+
+    turns: tuple[Turn, ...]
+    system: str | None = None
+
+
+class ChatTemplate(ABC):
+    """A template for one tokenizer.
+
+    Args:
+        tokenizer: Whose special tokens the template writes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+
+    @abstractmethod
+    def text(self, conversation: Conversation) -> str:
+        """The whole text; where the last answer is None it ends right before that answer."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes the template into a model folder."""
+
+    def segments(self, conversation: Conversation) -> list[tuple[list[int], bool]]:
+        """Ids in order, each run with whether it is an answer (and so carries loss).
+
+        Raises:
+            TokenizerError: The template changes text of earlier turns when later ones are added.
+        """
+        safe = self._marked(conversation)
+        runs: list[tuple[list[int], bool]] = []
+        done = ""
+        for count, (user, answer) in enumerate(safe.turns, 1):
+            before = safe.turns[: count - 1]
+            for turn in ((user, None), (user, answer)) if answer is not None else ((user, None),):
+                text = self.text(replace(safe, turns=(*before, turn)))
+                if not text.startswith(done):
+                    raise TokenizerError(
+                        "the chat template rewrites earlier text when a turn is added, so answers cannot be told from "
+                        f"prompts: {done[-60:]!r} became {text[: len(done)][-60:]!r}"
+                    )
+                ids = self._tokenizer.encode_marked(text[len(done) :], MARK, start=not done)
+                runs.append((ids, turn[1] is not None))
+                done = text
+        return runs
+
+    def prompt(self, conversation: Conversation) -> list[int]:
+        """Ids that a model continues with its answer to the last turn."""
+        turns = (*conversation.turns[:-1], (conversation.turns[-1][0], None))
+        return [token for ids, _ in self.segments(replace(conversation, turns=turns)) for token in ids]
+
+    def _marked(self, conversation: Conversation) -> Conversation:
+        turns = tuple((self._mark(user), answer if answer is None else self._mark(answer))
+                      for user, answer in conversation.turns)  # fmt: skip
+        system = conversation.system
+        return Conversation(turns, system if system is None else self._mark(system))
+
+    def _mark(self, text: str) -> str:
+        text = text.replace(MARK, "")
+        for name in sorted(set(self._tokenizer.names_in(text)), key=len, reverse=True):
+            text = text.replace(name, name[0] + MARK + name[1:])
+        return text
+
+
+class JinjaTemplate(ChatTemplate):
+    """Hugging Face's kind: jinja over ``messages`` and ``add_generation_prompt``."""
+
+    def __init__(self, source: str, tokenizer: Tokenizer, where: str):
+        super().__init__(tokenizer)
+        self.source = source
+        self._where = where
+        self._template = sandbox.compile_template(source, where)
+
+    def text(self, conversation: Conversation) -> str:
+        """The rendered messages."""
+        messages = [] if conversation.system is None else [{"role": "system", "content": conversation.system}]
+        for user, answer in conversation.turns:
+            messages.append({"role": "user", "content": user})
+            if answer is not None:
+                messages.append({"role": "assistant", "content": answer})
+        names = {token: name for name, token in self._tokenizer.special.ids.items()}
+        special = {role: names.get(getattr(self._tokenizer.special, f"{role}_id"), "") for role in ("bos", "eos")}
+        return sandbox.render(
+            self._template,
+            self._where,
+            messages=messages,
+            add_generation_prompt=conversation.turns[-1][1] is None,
+            bos_token=special["bos"],
+            eos_token=special["eos"],
+        )
+
+    def save(self, folder: Path) -> None:
+        """Puts the template into ``tokenizer_config.json``."""
+        write_json(folder / CONFIG, {**read_json(folder / CONFIG), TEMPLATE_KEY: self.source})
+
+
+class TurnTemplate(ChatTemplate):
+    """PaddleNLP's kind: ``system``, ``conversation`` (user's part, bot's part) and ``query``, the last user's part.
+
+    ``query`` must be how a turn of ``conversation`` begins; else training and generation would see different texts.
+    """
+
+    def __init__(self, content: dict[str, Any], tokenizer: Tokenizer, where: str):
+        super().__init__(tokenizer)
+        self._content = content
+        self._where = where
+        parts = content.get("conversation")
+        texts = [content.get("query"), *(parts if isinstance(parts, list) else [])]
+        if len(texts) != 3 or not all(isinstance(text, str) for text in texts):
+            raise TokenizerError(f'{where} needs "query": text and "conversation": [user text, bot text]')
+        self._query, self._user, self._bot = (sandbox.compile_template(text, where, True) for text in texts)
+        self._system = sandbox.compile_template(content.get("system") or "", where, True)
+        probe = Conversation((("U", "B"),))
+        whole, asked = self.text(probe), self.text(Conversation((("U", None),)))
+        if not whole.startswith(asked):
+            raise TokenizerError(
+                f"{where}: a turn is trained as {whole!r}, but generation would begin with {asked!r}; make query the "
+                "beginning of conversation"
+            )
+
+    def text(self, conversation: Conversation) -> str:
+        """The system's text and all turns."""
+        context = {} if conversation.system is None else {"system": conversation.system}
+        head = sandbox.render(self._system, self._where, **context)
+        if conversation.system is not None and conversation.system not in head:
+            head = conversation.system
+        parts = [head]
+        for index, (user, answer) in enumerate(conversation.turns):
+            if answer is None:
+                parts.append(sandbox.render(self._query, self._where, query=user, user=user, index=index, **context))
+            else:
+                parts.append(sandbox.render(self._user, self._where, user=user, index=index, **context))
+                parts.append(sandbox.render(self._bot, self._where, bot=answer, index=index, **context))
+        return "".join(parts)
+
+    def save(self, folder: Path) -> None:
+        """Writes ``chat_template.json``."""
+        write_json(folder / JSON_FILE, self._content)
+
+
+def load_template(choice: str, folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template to use with a model.
+
+    Args:
+        choice: ``"auto"`` = the model folder's own, ``"none"``, or a file or folder with a template.
+        folder: The model folder.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        TokenizerError: The template is absent where one is named, is not valid, or reaches for what is forbidden.
+    """
+    if choice == "none":
+        return None
+    if choice == "auto":
+        return _from_folder(folder, tokenizer)
+    path = Path(choice).expanduser()
+    found = _from_folder(path, tokenizer) if path.is_dir() else _from_file(path, tokenizer)
+    if found is None:
+        raise TokenizerError(f"{path} holds no chat template; looked for {JSON_FILE}, {JINJA_FILE} and {CONFIG}")
+    return found
+
+
+def _from_folder(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    for name in (JSON_FILE, JINJA_FILE, CONFIG):
+        if (folder / name).is_file():
+            found = _from_file(folder / name, tokenizer)
+            if found:
+                return found
+    return None
+
+
+def _from_file(path: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    if not path.is_file():
+        raise TokenizerError(f"there is no chat template {path}")
+    if path.suffix != ".json":
+        return JinjaTemplate(path.read_text(encoding="utf-8"), tokenizer, str(path))
+    content = read_json(path)
+    if "conversation" in content:
+        return TurnTemplate(content, tokenizer, str(path))
+    source = content.get(TEMPLATE_KEY)
+    if isinstance(source, list):
+        source = _named(source, path)
+    return JinjaTemplate(source, tokenizer, str(path)) if source else None
+
+
+def _named(sources: Sequence[Any], path: Path) -> str:
+    by_name = {row.get("name"): row.get("template") for row in sources if isinstance(row, dict)}
+    if not isinstance(by_name.get("default"), str):
+        raise TokenizerError(f"{path} has chat templates {json.dumps(list(by_name))}, but none called 'default'")
+    return str(by_name["default"])

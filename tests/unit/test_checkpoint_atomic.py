@@ -1,0 +1,155 @@
+"""Files and folders appear whole or not at all."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from llmctl.checkpoint import atomic, atomic_file, atomic_folder
+from llmctl.errors import CheckpointError
+
+
+def write(folder, text):
+    (folder / "a.txt").write_text(text)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "b.txt").write_text(text)
+
+
+def listing(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_a_folder_appears_only_when_the_block_ends(tmp_path):
+    target = tmp_path / "runs" / "one"
+    with atomic_folder(target) as temporary:
+        write(temporary, "new")
+        assert not target.exists()
+    assert (target / "sub" / "b.txt").read_text() == "new"
+    assert listing(target.parent) == ["one"]
+
+
+def test_an_exception_leaves_the_old_folder_and_no_temporary(tmp_path):
+    target = tmp_path / "one"
+    with atomic_folder(target) as temporary:
+        write(temporary, "old")
+    with pytest.raises(RuntimeError), atomic_folder(target, overwrite=True) as temporary:
+        write(temporary, "new")
+        raise RuntimeError
+    assert (target / "a.txt").read_text() == "old"
+    assert listing(tmp_path) == ["one"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_overwriting_replaces_the_whole_folder(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *_, **__: object())
+    target = tmp_path / "one"
+    with atomic_folder(target) as temporary:
+        write(temporary, "old")
+        (temporary / "only_old").touch()
+    with atomic_folder(target, overwrite=True) as temporary:
+        write(temporary, "new")
+    assert listing(target) == ["a.txt", "sub"]
+    assert (target / "a.txt").read_text() == "new"
+    assert listing(tmp_path) == ["one"]
+
+
+def test_an_exchange_in_two_steps_that_was_interrupted_is_undone(tmp_path):
+    previous = tmp_path / ".one.previous"
+    previous.mkdir()
+    (previous / "a.txt").write_text("old")
+    with pytest.raises(CheckpointError, match="exists already"), atomic_folder(tmp_path / "one"):
+        pass
+    assert (tmp_path / "one" / "a.txt").read_text() == "old"
+
+
+def test_without_overwrite_a_filled_folder_is_refused_and_an_empty_one_taken(tmp_path):
+    target = tmp_path / "one"
+    target.mkdir()
+    with atomic_folder(target) as temporary:
+        write(temporary, "new")
+    with pytest.raises(CheckpointError, match="exists already"), atomic_folder(target):
+        pass
+
+
+def test_a_full_disk_is_explained_and_the_previous_content_intact(tmp_path):
+    target = tmp_path / "one"
+    with atomic_folder(target) as temporary:
+        write(temporary, "old")
+    with pytest.raises(CheckpointError, match=f"disk full while writing {target}; the previous {target} is intact"):
+        with atomic_folder(target, overwrite=True) as temporary:
+            write(temporary, "new")
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert (target / "a.txt").read_text() == "old"
+    assert listing(tmp_path) == ["one"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_a_real_write_without_space_is_explained(tmp_path):
+    with pytest.raises(CheckpointError, match="disk full while writing"), atomic_file(tmp_path / "best.json"):
+        with open("/dev/full", "w") as stream:
+            stream.write("x")
+    assert listing(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_is_explained(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot write"), atomic_folder(tmp_path / "file" / "one"):
+        pass
+
+
+def test_other_exceptions_of_the_block_keep_their_type(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "a"):
+        open(tmp_path / "absent")
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path):
+    target = tmp_path / "best.json"
+    target.write_text("old")
+    with atomic_file(target) as temporary:
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    with pytest.raises(RuntimeError), atomic_file(target) as temporary:
+        temporary.write_text("newer")
+        raise RuntimeError
+    assert target.read_text() == "new"
+    assert listing(tmp_path) == ["best.json"]
+
+
+KILLED = """
+import os, signal, sys
+from llmctl.checkpoint import atomic_folder
+with atomic_folder(sys.argv[1], overwrite=True) as temporary:
+    (temporary / "a.txt").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    target = tmp_path / "one"
+    with atomic_folder(target) as temporary:
+        write(temporary, "old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(target)], env=dict(os.environ, PYTHONPATH=":".join(sys.path)))
+    assert killed.returncode == -signal.SIGKILL
+    assert (target / "a.txt").read_text() == "old"
+    assert len(listing(tmp_path)) == 2
+    with atomic_folder(target, overwrite=True) as temporary:
+        write(temporary, "new")
+    assert listing(tmp_path) == ["one"]
+
+
+def test_the_temporary_of_a_living_writer_is_left_alone(tmp_path):
+    target = tmp_path / "one"
+    with atomic_folder(target) as first:
+        write(first, "first")
+        with atomic_folder(target) as second:
+            write(second, "second")
+        assert (first / "a.txt").read_text() == "first"
+        (target / "a.txt").unlink()
+        (target / "sub" / "b.txt").unlink()
+        (target / "sub").rmdir()
+    assert (target / "a.txt").read_text() == "first"
