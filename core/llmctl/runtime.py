@@ -7,16 +7,19 @@ processors, other C libraries) it is off and says why.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, require
 
 MKL_AVX2 = "5"
 """Value of MKL_DEBUG_CPU_TYPE for the AVX2 kernels, which paddle's 2019 MKL avoids on processors that are not Intel's."""
@@ -64,6 +67,21 @@ def configure(threads: int | None = None, deterministic: bool = False) -> None:
     if by_name["deterministic"].value == "on":
         _set_flags()
     _configured.extend(settings)
+
+
+def import_paddle(purpose: str) -> Any:
+    """paddle, imported after the process has been configured; its advice about threads and compilers is not shown.
+
+    Args:
+        purpose: What needs paddle, for the message.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    configure()
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return require("paddle", "cpu", purpose)
 
 
 def describe() -> list[tuple[str, str, str, str]]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llmctl import plugins
+from llmctl import plugins, runtime
 from llmctl.card import Dims, Family
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.checkpoint.load import load_weights
 from llmctl.checkpoint.folder import open_folder
-from llmctl.errors import require
 from llmctl.hookspecs import Parallel
 
 
@@ -28,7 +27,7 @@ def load_model(
     Raises:
         LlmctlError: No family fits, or the folder's tensors are not exactly the card's.
     """
-    require("paddle", "cpu", "a model")
+    runtime.import_paddle("a model")
     config = read_config(folder)
     plugin = plugins.resolve(family, config["architectures"], str(folder / "config.json"))
     dims = plugin.card.dims_from_config(config, str(folder / "config.json"))

@@ -55,9 +55,9 @@ def command(
     if check:
         click.echo(f"ok: {job.summary()}")
         return
-    from llmctl.errors import require
+    from llmctl import runtime
 
-    require("paddle", "cpu", "llmctl finetune")
+    runtime.import_paddle("llmctl finetune")
     from llmctl.train import sft
 
     sft.run(job)

@@ -1,0 +1,51 @@
+# Everything runs in $(VENV), made on first use from constraints/ and reused until a pyproject.toml or constraint changes.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= runs/demo
+BIN := $(VENV)/bin
+PACKAGES := core $(wildcard plugins/*/llmctl_*)
+
+.PHONY: help demo test lint format docs constraints clean
+help:
+	@echo "make demo         fine-tune the bundled starter model into $(DEMO)"
+	@echo "make test         lint, then all tests"
+	@echo "make lint         checks only, changes nothing"
+	@echo "make format       format and fix what can be fixed"
+	@echo "make docs         write the generated parts of docs/ anew"
+	@echo "make constraints  resolve the pinned versions anew, for Python 3.10, 3.11 and 3.12"
+	@echo "make clean        delete the environment, caches and $(DEMO)"
+
+.PHONY: environment environment-dev
+environment:
+	@$(PYTHON) tools/environment.py $(VENV) cpu
+environment-dev:
+	@$(PYTHON) tools/environment.py $(VENV) cpu dev
+
+demo: environment
+	$(BIN)/llmctl --model llama finetune --output $(DEMO) --overwrite
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: environment-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tools/check_docstrings.py $(PACKAGES)
+	$(BIN)/codespell
+	$(BIN)/python tools/make_docs.py --check
+
+format: environment-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: environment-dev
+	$(BIN)/python tools/make_docs.py
+
+constraints:
+	$(PYTHON) tools/make_constraints.py
+
+clean:
+	rm -rf $(VENV) $(DEMO) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find core plugins -maxdepth 2 -name '*.egg-info' -type d -exec rm -rf {} +

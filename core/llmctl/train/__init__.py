@@ -1,0 +1,16 @@
+"""Training: a loop that knows no method, and one module per method that feeds it.
+
+``loop`` runs steps over a ``task``; ``optimizer`` and ``schedules`` move the weights; ``checkpoints`` keeps what was
+trained and continues it; ``journal``, ``display`` and ``curve`` show it; ``evaluate`` measures it; ``sft`` is supervised
+fine-tuning, from a checked job to a finished model folder.
+
+An output folder holds::
+
+    config.yaml                    the configuration of the run
+    run.json                       versions, seed, the metrics and samples before and after training
+    metrics.jsonl, curve.svg       a line per logged step and per evaluation; the learning curve
+    best.json                      which checkpoint is best, by what metric
+    checkpoints/step-000020/       a model folder, with optimizer.safetensors and trainer_state.json beside it
+    model/                         the final model: weights, configuration, tokenizer, chat template
+    nan_step.json                  only after a step whose loss or gradient was not finite: its examples
+"""

@@ -1,0 +1,51 @@
+"""Metrics on held-out rows: loss and accuracy of the next token with the answer given, and exact answers by generation.
+
+A row has ``input_ids`` and ``labels`` of equal length; ``labels[t]`` is what position t must predict, -100 where nothing
+is asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+
+from llmctl.nn.loss import token_loss
+
+NO_LABEL = -100
+
+
+def label_logits(model: Any, arrays: Mapping[str, np.ndarray]) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Logits [N, V] at the N positions that have a label, and these labels [N].
+
+    Rows are padded on the right, where no real position looks under a causal mask: the model gets no mask, and the head
+    is computed at N positions only.
+    """
+    where = np.flatnonzero(arrays["labels"] != NO_LABEL)
+    hidden_BTD = model.hidden_states(paddle.to_tensor(arrays["input_ids"]))
+    hidden_ND = paddle.gather(hidden_BTD.reshape([-1, hidden_BTD.shape[-1]]), paddle.to_tensor(where))
+    return model.logits(hidden_ND), paddle.to_tensor(arrays["labels"].reshape(-1)[where])
+
+
+@paddle.no_grad()
+def token_metrics(model: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """``eval_loss`` (mean over labels, nats), ``perplexity`` and ``accuracy`` (labels that are the most likely token)."""
+    loss, right, count = 0.0, 0, 0
+    for arrays in batches:
+        logits_NV, labels_N = label_logits(model, arrays)
+        loss += float(token_loss(logits_NV, labels_N))
+        right += int((logits_NV.argmax(axis=-1) == labels_N).sum())
+        count += labels_N.shape[0]
+    mean = loss / count
+    return {"eval_loss": mean, "perplexity": math.exp(min(mean, 700.0)), "accuracy": right / count}
+
+
+def exact_match(answer: Callable[[Any, Sequence[Any]], Sequence[str]], model: Any, examples: Sequence[Any],
+                expected: Sequence[str]) -> float:  # fmt: skip
+    """Part of the examples whose generated answer is the expected text, apart from white space around it."""
+    answers = answer(model, examples)
+    right = sum(given.strip() == wanted.strip() for given, wanted in zip(answers, expected, strict=True))
+    return right / len(expected)

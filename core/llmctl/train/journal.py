@@ -1,0 +1,89 @@
+"""What a run leaves in writing: ``metrics.jsonl``, a JSON object per line, and the learning curve drawn from it.
+
+Two kinds of lines: an update (``step, epoch, loss, lr, grad_norm, tokens, tokens_per_second, seconds``; tokens and speed
+are those since the line before) and an evaluation (``step, epoch, eval_loss, ...``). The screen is in ``display``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from llmctl.train.curve import draw
+from llmctl.train.loop import Hook, Plan, Update
+
+
+class Journal(Hook):
+    """Writes ``metrics.jsonl`` and ``curve.svg`` into a folder; continues what is there.
+
+    Args:
+        folder: The output folder.
+        every: Updates between two lines; the first and the last always have one.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.metrics, self.curve, self.every = folder / "metrics.jsonl", folder / "curve.svg", every
+        self._tokens, self._seconds, self._first, self._last = 0, 0.0, 0, 0
+
+    def on_start(self, first: int, plan: Plan) -> None:
+        truncate(self.metrics, first - 1)
+        self._first, self._last = first, plan.steps
+
+    def on_update(self, update: Update) -> None:
+        self._tokens += update.tokens
+        self._seconds += update.seconds
+        if update.step % self.every and update.step not in (1, self._last):
+            return
+        row = {
+            "step": update.step,
+            "epoch": round(update.epoch, 4),
+            "loss": update.loss,
+            "lr": update.lr,
+            "grad_norm": update.grad_norm,
+            "tokens": self._tokens,
+            "tokens_per_second": round(self._tokens / max(self._seconds, 1e-9), 1),
+            "seconds": round(self._seconds, 3),
+        }
+        self._tokens, self._seconds = 0, 0.0
+        self._append(row)
+
+    def on_evaluation(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+        self._append({"step": step, "epoch": round(epoch, 4), **metrics})
+
+    def on_save(self, step: int) -> None:
+        self._draw()
+
+    def on_end(self) -> None:
+        self._draw()
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _draw(self) -> None:
+        self.curve.write_text(draw(read(self.metrics)), encoding="utf-8")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line that was cut off by a crash is left out, an absent file is empty."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def truncate(path: Path, step: int) -> None:
+    """Drops the rows of later steps, which a resumed run writes again."""
+    if not path.exists():
+        return
+    kept = [row for row in read(path) if row["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,220 @@
+"""The training loop, neutral to the method: micro-batches, gradients, clipping, updates, evaluations, interruption.
+
+What is trained on is a ``task``; what happens beside the updates (log lines, checkpoints, progress) are hooks. The
+gradient of an update is that of the sum of all items' losses divided by the number of items of the whole update, so that
+accumulation equals one big batch whatever the lengths.
+
+Randomness is seeded anew from (seed, step) before each update. A run that continues at a step therefore draws the same
+numbers as one that never stopped, and no generator state has to be stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmctl import runtime
+from llmctl.errors import LlmctlError
+from llmctl.train.optimizer import AdamW
+from llmctl.train.schedules import Schedule
+from llmctl.train.task import Batch, Task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, and how often to evaluate and save, in updates."""
+
+    steps: int
+    eval_every: int
+    save_every: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update did.
+
+    Attributes:
+        step: Its number, from 1.
+        epoch: Passes over the data completed after it.
+        loss: Mean loss of an item.
+        lr: Learning rate.
+        grad_norm: Global norm of the gradient before clipping.
+        tokens: Tokens that went through the model, without padding.
+        seconds: Time it took.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+
+
+class Hook:
+    """Something that happens beside the updates; every method may be left out."""
+
+    def on_start(self, first: int, plan: Plan) -> None:
+        """Before update number ``first``."""
+
+    def on_update(self, update: Update) -> None:
+        """After each update."""
+
+    def on_evaluation(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+        """After an evaluation; comes before ``on_save`` of the same step."""
+
+    def on_save(self, step: int) -> None:
+        """A checkpoint is due: by the plan, at the end, or because the user interrupts."""
+
+    def on_end(self) -> None:
+        """The loop is left, whether by its end or by an error."""
+
+
+class NonFiniteError(LlmctlError):
+    """The loss or gradient of an update is NaN or infinite; the weights are those before the update.
+
+    Attributes:
+        report: Step, loss, gradient norm, learning rate and the examples of the update.
+    """
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        self.report = report
+        examples = ", ".join(report["examples"][:8]) + (", ..." if len(report["examples"]) > 8 else "")
+        super().__init__(
+            f"training stopped at step {report['step']}: loss {report['loss']}, gradient norm {report['grad_norm']}, "
+            f"learning rate {report['lr']:.3g}; the step's examples: {examples}. The weights were not updated and earlier "
+            "checkpoints are intact. Look at these examples, or lower train.learning_rate and continue with --resume"
+        )
+
+
+class Interrupted(SystemExit):
+    """The user pressed Ctrl-C; the current step was finished and saved. Ends the process with status 130."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(130)
+        self.step = step
+
+
+class Loop:
+    """Trains a model.
+
+    Args:
+        model: A layer.
+        task: Batches, loss, evaluation.
+        optimizer: Moves the weights.
+        schedule: Update number -> learning rate.
+        plan: How long, and how often what.
+        hooks: Called in order at each occasion.
+    """
+
+    def __init__(
+        self, model: Any, task: Task, optimizer: AdamW, schedule: Schedule, plan: Plan, hooks: Sequence[Hook] = ()
+    ) -> None:
+        self.model, self.task, self.optimizer = model, task, optimizer
+        self.schedule, self.plan, self.hooks = schedule, plan, hooks
+
+    def run(self, done: int = 0) -> None:
+        """All updates after the first ``done``.
+
+        Raises:
+            NonFiniteError: A loss or gradient is not finite.
+            Interrupted: Ctrl-C; a second one raises KeyboardInterrupt at once.
+        """
+        with _interruptible() as interrupted:
+            try:
+                self._each("on_start", done + 1, self.plan)
+                for step in range(done + 1, self.plan.steps + 1):
+                    self._step(step, interrupted)
+            finally:
+                self._each("on_end")
+
+    def _step(self, step: int, interrupted: Callable[[], bool]) -> None:
+        self._each("on_update", self.update(step))
+        last = step == self.plan.steps
+        if last or step % self.plan.eval_every == 0:
+            self.model.eval()
+            metrics = self.task.evaluate(self.model)
+            if metrics:
+                self._each("on_evaluation", step, step / self.task.steps_per_epoch, metrics)
+        stop = interrupted() and not last
+        if last or stop or step % self.plan.save_every == 0:
+            self._each("on_save", step)
+        if stop:
+            raise Interrupted(step)
+
+    def update(self, step: int) -> Update:
+        """One update.
+
+        Raises:
+            NonFiniteError: The loss or gradient is not finite; the weights are unchanged.
+        """
+        start = time.perf_counter()
+        runtime.seed(_seed_of(self.plan.seed, step))
+        self.model.train()
+        batches = self.task.micro_batches(step)
+        total, items = self._backward(batches)
+        loss = total / items
+        norm = self.optimizer.normalize(items)
+        lr = self.schedule(step)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.optimizer.clear()
+            examples = [source for batch in batches for source in batch.sources]
+            report = {"step": step, "loss": str(loss), "grad_norm": str(norm), "lr": lr, "examples": examples}
+            raise NonFiniteError(report)
+        self.optimizer.step(lr)
+        return Update(
+            step=step,
+            epoch=step / self.task.steps_per_epoch,
+            loss=loss,
+            lr=lr,
+            grad_norm=norm,
+            tokens=sum(batch.tokens for batch in batches),
+            seconds=time.perf_counter() - start,
+        )
+
+    def _backward(self, batches: Sequence[Batch]) -> tuple[float, int]:
+        """Gradients of the sum of all losses; that sum and the number of items."""
+        totals, items = [], 0
+        for batch in batches:
+            loss, count = self.task.loss(self.model, batch)
+            loss.backward()
+            totals.append(loss.detach())
+            items += count
+        assert items > 0, "a step must hold at least one item with a loss"
+        return sum(float(total) for total in totals), items
+
+    def _each(self, occasion: str, *values: Any) -> None:
+        for hook in self.hooks:
+            getattr(hook, occasion)(*values)
+
+
+def _seed_of(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) % 2**31
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C sets a flag instead of raising; pressed again, it raises. Does nothing outside the main thread."""
+    pressed: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    try:
+        before = signal.signal(signal.SIGINT, handler)
+    except ValueError:
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,126 @@
+"""What fine-tuning trains and evaluates on: rows encoded from a job's examples, and answers generated for held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from llmctl.card import Dims
+from llmctl.data.batching import collate
+from llmctl.data.encoding import Counts, Encoder
+from llmctl.data.reading import Example
+from llmctl.errors import DataError
+from llmctl.preflight import FinetuneJob
+from llmctl.tokenizers import Tokenizer
+from llmctl.train.evaluate import exact_match
+from llmctl.train.sft_task import SftTask
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Generates answers to the last question of examples, greedily.
+
+    Attributes:
+        encoder: Makes prompts as in training.
+        batch_size: Prompts of a forward pass.
+        max_new_tokens: Longest answer, in tokens.
+        max_positions: The model's, so that prompt and answer fit.
+    """
+
+    encoder: Encoder
+    batch_size: int
+    max_new_tokens: int
+    max_positions: int
+
+    def __call__(self, model: Any, examples: Sequence[Example]) -> list[str]:
+        """The answers' texts, in order."""
+        from llmctl.infer.generate import generate
+        from llmctl.infer.sampling import SamplingOptions
+
+        tokenizer = self.encoder.tokenizer
+        prompts = [self.encoder.prompt(example) for example in examples]
+        room = self.max_positions - max(map(len, prompts)) if self.max_positions else self.max_new_tokens
+        options = SamplingOptions(max_new_tokens=max(1, min(self.max_new_tokens, room)))
+        answers: list[str] = []
+        for start in range(0, len(prompts), self.batch_size):
+            rows = generate(
+                model, prompts[start : start + self.batch_size], options, tokenizer.eos_ids, tokenizer.pad_id
+            )
+            answers += [tokenizer.decode(row.ids) for row in rows]
+        return answers
+
+
+@dataclass(frozen=True)
+class SftData:
+    """The task of a run, its tokenizer, and the held-out examples to show.
+
+    Attributes:
+        tokenizer: With the chat template of the run.
+        task: What the loop trains and evaluates on.
+        answers: Generates answers.
+        shown: Examples whose answers are shown before and after training.
+    """
+
+    tokenizer: Tokenizer
+    task: SftTask
+    answers: Answers
+    shown: Sequence[Example]
+
+    def samples(self, model: Any) -> list[dict[str, str]]:
+        """Prompt, expected and given answer of each example to show."""
+        if not self.shown:
+            return []
+        given = self.answers(model, self.shown)
+        return [
+            {"prompt": example.src[-1], "expected": example.tgt[-1], "answer": answer.strip()}
+            for example, answer in zip(self.shown, given, strict=True)
+        ]
+
+
+def prepare(job: FinetuneJob, dims: Dims) -> SftData:
+    """Encodes a job's examples and prints what was cut or dropped.
+
+    Raises:
+        DataError: No example keeps an answer.
+    """
+    settings, train = job.config.data, job.config.train
+    encoder = Encoder(job.tokenizer, settings.src_length, settings.max_length)
+    rows = _encode(encoder, job.train, "train")
+    dev = _encode(encoder, job.dev, "dev") if job.dev else []
+    answers = Answers(encoder, train.eval_batch_size, train.eval_max_new_tokens, dims.get("max_positions") or 0)
+    extra = partial(_exact_match, answers, job.dev) if train.eval_generate and job.dev else None
+    task = SftTask(
+        rows,
+        dev,
+        partial(collate, pad_id=job.tokenizer.pad_id, multiple=settings.pad_to_multiple_of),
+        train.batch_size,
+        train.grad_accumulation,
+        train.eval_batch_size,
+        train.seed,
+        settings.shuffle,
+        extra,
+    )
+    return SftData(job.tokenizer, task, answers, job.dev[: job.config.output.samples])
+
+
+def _encode(encoder: Encoder, examples: Sequence[Example], split: str) -> list[Any]:
+    rows, counts = encoder.encode_all(examples)
+    if not rows:
+        raise DataError(
+            f"none of the {counts.examples} {split} examples keeps a token of its answer within "
+            f"data.max_length={encoder.max_length}; raise data.max_length or lower data.src_length"
+        )
+    print(_summary(split, counts), flush=True)
+    return rows
+
+
+def _summary(split: str, counts: Counts) -> str:
+    cut = f", {counts.truncated} cut to length" if counts.truncated else ""
+    dropped = f", {counts.dropped} dropped because no answer was left" if counts.dropped else ""
+    return f"{split}: {counts.examples} examples{cut}{dropped}"
+
+
+def _exact_match(answers: Answers, examples: Sequence[Example], model: Any) -> dict[str, float]:
+    return {"exact_match": exact_match(answers, model, examples, [example.tgt[-1] for example in examples])}

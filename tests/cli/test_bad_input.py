@@ -1,0 +1,164 @@
+"""Mistakes of the user: a clear message, exit code 2, no traceback, nothing written, and paddle never imported."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+
+STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A valid job in a folder: configuration, model, data."""
+    shutil.copytree(STARTER / "model", tmp_path / "model")
+    (tmp_path / "train.jsonl").write_text('{"src": "a", "tgt": "b"}\n' * 4)
+    config = {
+        "model": {"path": str(tmp_path / "model")},
+        "data": {"train": str(tmp_path / "train.jsonl"), "src_length": 32, "max_length": 64},
+        "train": {"max_steps": 1, "batch_size": 2},
+        "output": {"dir": str(tmp_path / "out"), "samples": 0},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    return tmp_path
+
+
+def refused(job, *arguments, family="llama", part=()):
+    """Runs finetune in this process and checks the refusal; the message."""
+    from llmctl.cli import main
+
+    before = {path: path.stat().st_mtime_ns for path in job.rglob("*")}
+    runner = CliRunner()
+    with runner.isolation() as streams, pytest.raises(SystemExit) as stopped:
+        main(["--model", family, "finetune", str(job / "config.yaml"), *arguments])
+    message = streams[1].getvalue().decode() if len(streams) > 1 else streams[0].getvalue().decode()
+    assert stopped.value.code == 2, message
+    assert "Traceback" not in message
+    for text in part if isinstance(part, (tuple, list)) else [part]:
+        assert text in message, message
+    assert {path: path.stat().st_mtime_ns for path in job.rglob("*")} == before
+    return message
+
+
+def edit_config(job, **changes):
+    path = job / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_the_job_itself_is_valid(job):
+    from llmctl import config, configfile, preflight
+
+    made = config.build(config.FinetuneConfig, configfile.read_file(job / "config.yaml"))
+    assert "4 examples" in preflight.finetune(made, "llama").summary()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--set", "train.learning_rat=1"], "did you mean train.learning_rate?"),
+        (["--set", "train.batch_size=many"], "train.batch_size='many': expected a whole number"),
+        (["--set", "data.src_length=64"], "leaves no room for answers"),
+        (["--set", "data.max_length=100000"], "set data.max_length to"),
+        (["--set", "model.path=nowhere"], "model.path=nowhere: there is no such file or folder"),
+        (["--set", "data.train=nowhere.jsonl"], "data.train=nowhere.jsonl: there is no such file or folder"),
+        (["--set", "data.chat_template=nowhere.json"], "data.chat_template=nowhere.json"),
+        (["--set", "train.best_metric=exact_match"], "needs train.eval_generate=true"),
+        (["--set", "train.best_metric=accuracy"], "needs held-out examples; set data.dev"),
+        (["--set", "output.dir="], "output.dir is not set"),
+        (["--set", "output.max_shard_bytes=5"], "is not a size"),
+        (["--resume", "--overwrite"], "exclude each other"),
+    ],
+)
+def test_bad_values_are_refused(job, arguments, part):
+    refused(job, *arguments, part=part)
+
+
+def test_unknown_family_names_the_nearest_and_how_to_install(job):
+    refused(job, family="lama", part=["Did you mean 'llama'?", "pip install llmctl-lama"])
+
+
+def test_plugin_that_fails_to_import_is_named(job, fakes):
+    fakes("broken")
+    refused(job, family="brokenfam", part=["fake-broken 1.2.3", "a_module_that_nobody_has"])
+
+
+def test_checkpoint_of_another_family_is_refused(job, fakes):
+    fakes("third_party")
+    refused(job, family="parrot", part=["LlamaForCausalLM", "not of the family parrot"])
+
+
+def test_architecture_that_nobody_claims_is_refused(job):
+    edit_config(job, architectures=["FalconForCausalLM"])
+    refused(job, family="auto", part=["no installed family claims the architecture FalconForCausalLM", "llmctl-falcon"])
+
+
+def test_every_broken_line_is_listed_with_its_reason(job):
+    (job / "train.jsonl").write_text('{"src": "a", "tgt": "b"}\n{"src": "a"\n{"src": "a", "tgt": 3}\n{"src": "a"}\n[1]\n')
+    message = refused(job, part=["train.jsonl:2", "train.jsonl:3", "train.jsonl:4", "train.jsonl:5"])
+    assert "train.jsonl:1:" not in message
+
+
+def test_empty_data_file_is_refused(job):
+    (job / "train.jsonl").write_text("\n\n")
+    refused(job, part="train.jsonl")
+
+
+def test_heads_that_do_not_divide_are_refused(job):
+    edit_config(job, num_attention_heads=7, head_dim=None)
+    refused(job, part="is not divisible by heads=7")
+
+
+def test_output_folder_that_is_not_empty_is_refused(job):
+    (job / "out").mkdir()
+    (job / "out" / "precious.txt").write_text("mine")
+    refused(job, part=["is not empty", "--resume", "--overwrite"])
+
+
+def test_model_without_tokenizer_is_refused(job):
+    (job / "model" / "tokenizer.json").unlink()
+    refused(job, part=["tokenizer.json", "tokenizer.model"])
+
+
+def test_tokenizer_larger_than_the_embedding_is_refused(job):
+    edit_config(job, vocab_size=16)
+    refused(job, part=["16", "tokenizer"])
+
+
+def weights(job):
+    return job / "model" / "model.safetensors"
+
+
+def test_truncated_weights_are_refused(job):
+    size = weights(job).stat().st_size
+    os.truncate(weights(job), size - 100)
+    refused(job, part=["model.safetensors", "truncated"])
+
+
+def test_wrong_shapes_are_all_listed(job):
+    tensors = load_file(weights(job))
+    names = [name for name, value in tensors.items() if value.ndim == 2][:2]
+    for name in names:
+        tensors[name] = np.zeros((3, 5), np.float32)
+    save_file(tensors, weights(job))
+    refused(job, part=names)
+
+
+def test_missing_and_unexpected_tensors_are_listed(job):
+    tensors = load_file(weights(job))
+    missing = sorted(tensors)[0]
+    tensors["surprise.weight"] = tensors.pop(missing)
+    save_file(tensors, weights(job))
+    refused(job, part=[missing, "surprise.weight"])
+
+
+def test_index_that_names_an_absent_shard_is_refused(job):
+    tensors = load_file(weights(job))
+    weights(job).unlink()
+    index = {"metadata": {}, "weight_map": {name: "model-00001-of-00002.safetensors" for name in tensors}}
+    (job / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(job, part="model-00001-of-00002.safetensors")

@@ -1,0 +1,98 @@
+"""Every command that README and the first steps show works as shown, in the order of the pages."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STARTER = ROOT / "plugins" / "llama" / "llmctl_llama" / "starter"
+PAGES = ("README.md", "docs/first-steps.md")
+BY_CI = {"make demo", "make test", ". .venv/bin/activate"}
+"""Run by .ci/run, which calls make as a new user does."""
+
+
+def shown(page: str) -> list[str]:
+    """Commands in the page's shell blocks, one a line."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def test_ci_runs_the_make_targets_that_are_shown():
+    targets = {line.removeprefix("make ") for page in PAGES for line in shown(page) if line.startswith("make ")}
+    assert targets == {"demo", "test"}
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for target in targets:
+        assert re.search(rf"make\b.*\b{target}\b", script), target
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """What the pages speak of: a demo run, a model, data and my.yaml."""
+    folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(STARTER / "model", folder / "path" / "to" / "model")
+    (folder / "my-data").mkdir()
+    for name in ("train", "dev"):
+        lines = (STARTER / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:16]
+        (folder / "my-data" / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        shutil.copy(folder / "my-data" / f"{name}.jsonl", folder / f"{name}.jsonl")
+    (folder / "questions.jsonl").write_text("\n".join(lines[:3]) + "\n", encoding="utf-8")
+    text = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
+    (folder / "my.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1], encoding="utf-8")
+    quick = ["--set", "train.max_steps=2", "--set", "output.samples=0", "--set", "data.dev=dev.jsonl"]
+    run(["--model", "llama", "finetune", "--output", "runs/demo", *quick], folder)
+    return folder
+
+
+def run(arguments: list[str], folder: Path, stdin: str = "") -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, "-m", "llmctl", *arguments], cwd=folder, capture_output=True, text=True, input=stdin,
+        timeout=300, check=False, env={**os.environ, "PYTHONUTF8": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, f"llmctl {shlex.join(arguments)}\n{done.stdout}{done.stderr}"
+    return done
+
+
+def test_every_shown_command_works(workplace):
+    commands = [line for page in PAGES for line in shown(page) if line not in BY_CI]
+    assert len(commands) >= 6
+    for line in commands:
+        words = shlex.split(line)
+        assert words[0] == "llmctl", line
+        done = run(words[1:], workplace, stdin="Who lives here?\n/quit\n" if "--chat" in words else "")
+        assert done.stdout.strip(), line
+    assert (workplace / "runs" / "mine" / "model" / "config.json").is_file()
+
+
+def test_the_shown_data_lines_are_valid():
+    from llmctl.data.reading import parse_example
+
+    text = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
+    lines = re.search(r"```json\n(.*?)```", text, re.DOTALL)[1].splitlines()
+    assert [len(parse_example(line, "page").src) for line in lines] == [1, 2]
+
+
+def test_generated_pages_are_up_to_date():
+    done = subprocess.run([sys.executable, ROOT / "tools" / "make_docs.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + "run: python tools/make_docs.py"
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_print_config_is_a_valid_configuration(tmp_path):
+    done = run(["--model", "llama", "finetune", "--print-config"], tmp_path)
+    (tmp_path / "printed.yaml").write_text(done.stdout, encoding="utf-8")
+    from llmctl import config, configfile
+
+    made = config.build(config.FinetuneConfig, configfile.read_file(tmp_path / "printed.yaml"))
+    assert made.model.path.startswith("plugin:") and json.dumps(config.to_dict(made))

@@ -1,0 +1,136 @@
+"""AdamW, its clipping and its state, against a twin in numpy float64."""
+
+import numpy as np
+import paddle
+import pytest
+
+from llmctl.train.optimizer import AdamW, global_norm
+
+BETA1, BETA2, EPS, DECAY = 0.9, 0.95, 1e-8, 0.1
+
+
+def parameters(dtype="float64"):
+    rng = np.random.default_rng(1)
+    layer = paddle.nn.Layer()
+    for name, shape in {"weight": (3, 4), "bias": (4,), "norm": (5,)}.items():
+        value = paddle.to_tensor(rng.normal(size=shape).astype(dtype))
+        initial = paddle.nn.initializer.Assign(value)
+        layer.add_parameter(name, layer.create_parameter(shape, dtype=dtype, default_initializer=initial))
+    return dict(layer.named_parameters())
+
+
+def gradients(step):
+    rng = np.random.default_rng(100 + step)
+    return {name: rng.normal(size=shape) for name, shape in {"weight": (3, 4), "bias": (4,), "norm": (5,)}.items()}
+
+
+def give(params, grads):
+    """Sets gradients through a backward pass."""
+    loss = sum((params[name] * paddle.to_tensor(grad).astype(params[name].dtype)).sum() for name, grad in grads.items())
+    loss.backward()
+
+
+def optimizer(params, **options):
+    decays = {"weight": True, "bias": False, "norm": False}
+    return AdamW(params, BETA1, BETA2, EPS, DECAY, decays=decays.__getitem__, **options)
+
+
+def twin(values, steps, lr, max_norm=0.0, items=1):
+    """AdamW as in the paper, decoupled decay on ``weight`` only."""
+    values = {name: value.copy() for name, value in values.items()}
+    m = {name: np.zeros_like(value) for name, value in values.items()}
+    v = {name: np.zeros_like(value) for name, value in values.items()}
+    for step in range(1, steps + 1):
+        grads = {name: grad / items for name, grad in gradients(step).items()}
+        norm = np.sqrt(sum((grad**2).sum() for grad in grads.values()))
+        scale = max_norm / norm if max_norm and norm > max_norm else 1.0
+        for name, value in values.items():
+            grad = grads[name] * scale
+            m[name] = BETA1 * m[name] + (1 - BETA1) * grad
+            v[name] = BETA2 * v[name] + (1 - BETA2) * grad**2
+            decayed = value * (1 - lr(step) * (DECAY if name == "weight" else 0.0))
+            update = (m[name] / (1 - BETA1**step)) / (np.sqrt(v[name] / (1 - BETA2**step)) + EPS)
+            values[name] = decayed - lr(step) * update
+    return values
+
+
+@pytest.mark.parametrize(("max_norm", "items"), [(0.0, 1), (0.5, 1), (0.5, 7)])
+def test_updates_equal_the_twin_with_decay_on_weights_only(max_norm, items):
+    params = parameters()
+    start = {name: p.numpy() for name, p in params.items()}
+    adamw = optimizer(params, max_norm=max_norm)
+    for step in range(1, 6):
+        give(params, gradients(step))
+        adamw.normalize(items)
+        adamw.step(2.0**-step)
+    expected = twin(start, 5, lambda step: 2.0**-step, max_norm, items)
+    for name, p in params.items():
+        # paddle holds the powers of the betas in float32.
+        np.testing.assert_allclose(p.numpy(), expected[name], rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+def test_the_norm_is_that_of_all_gradients_before_clipping():
+    params = parameters()
+    give(params, gradients(3))
+    norm = optimizer(params, max_norm=0.25).normalize(2.0)
+    expected = np.sqrt(sum((grad**2).sum() for grad in gradients(3).values())) / 2
+    assert norm == pytest.approx(expected, rel=1e-12)
+    clipped = np.sqrt(sum((p.grad.numpy() ** 2).sum() for p in params.values()))
+    assert clipped == pytest.approx(0.25, rel=1e-7)
+
+
+def test_a_small_gradient_is_not_scaled_up():
+    params = parameters()
+    give(params, gradients(3))
+    optimizer(params, max_norm=1e6).normalize(1.0)
+    np.testing.assert_array_equal(params["bias"].grad.numpy(), gradients(3)["bias"])
+
+
+def test_a_gradient_that_is_not_finite_is_reported():
+    params = parameters()
+    grads = gradients(1)
+    grads["norm"][2] = np.inf
+    give(params, grads)
+    assert not np.isfinite(optimizer(params, max_norm=1.0).normalize(1.0))
+
+
+def test_parameters_that_need_no_gradient_stay():
+    params = parameters()
+    params["bias"].stop_gradient = True
+    before = params["bias"].numpy()
+    adamw = optimizer(params)
+    give(params, gradients(1))
+    adamw.step(0.1)
+    np.testing.assert_array_equal(params["bias"].numpy(), before)
+    assert not any(name.endswith("/bias") for name in adamw.state())
+
+
+def test_a_restored_state_continues_bit_for_bit():
+    params = parameters("float32")
+    adamw = optimizer(params)
+    for step in (1, 2, 3):
+        give(params, gradients(step))
+        adamw.step(0.1)
+    copy = parameters("float32")
+    for name, p in copy.items():
+        p.set_value(params[name])
+    restored = optimizer(copy)
+    restored.load(adamw.state())
+    for other, values in ((adamw, params), (restored, copy)):
+        for step in (4, 5):
+            give(values, gradients(step))
+            other.step(0.05)
+    for name, p in params.items():
+        np.testing.assert_array_equal(copy[name].numpy(), p.numpy(), err_msg=name)
+    for name, value in adamw.state().items():
+        np.testing.assert_array_equal(restored.state()[name], value, err_msg=name)
+
+
+def test_a_state_of_another_model_is_refused():
+    adamw = optimizer(parameters())
+    with pytest.raises(ValueError, match="moment1/elsewhere"):
+        adamw.load({"moment1/elsewhere": np.zeros(3, np.float32)})
+
+
+def test_the_norm_of_nothing_is_zero():
+    assert global_norm([]) == 0.0

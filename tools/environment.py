@@ -1,0 +1,68 @@
+"""Makes a virtual environment with llmctl and the plugins of this repository, or finds that it is made already.
+
+Run with: python tools/environment.py VENV EXTRA... ; extras are those of pyproject.toml, versions come from constraints/.
+Only the standard library is needed, and even an unsupported Python must be able to say so: no newer syntax here.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+OLDEST, NEWEST = (3, 10), (3, 12)
+
+
+def read(path):
+    """The bytes of a file; nothing if it is absent."""
+    if not os.path.exists(path):
+        return b""
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def main(folder, extras):
+    """Makes the environment ``folder`` with these extras of llmctl."""
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        sys.exit(
+            "llmctl needs Python %d.%d to %d.%d, this is %s. Name another: make PYTHON=python3.12 ..."
+            % (OLDEST + NEWEST + (sys.version.split()[0],))
+        )
+    plugins = [os.path.join(ROOT, "plugins", name) for name in sorted(os.listdir(os.path.join(ROOT, "plugins")))]
+    plugins = [path for path in plugins if os.path.exists(os.path.join(path, "pyproject.toml"))]
+    constraints = os.path.join(ROOT, "constraints", "py%d%d.txt" % sys.version_info[:2])
+    inputs = [os.path.join(path, "pyproject.toml") for path in [ROOT, *plugins]] + [constraints]
+    key = hashlib.sha256(b"\0".join([sys.version.encode(), ROOT.encode()] + [read(path) for path in inputs]))
+    key.update(" ".join(sorted(extras)).encode())
+    stamp = os.path.join(folder, "." + "-".join(["installed", *sorted(extras)]))
+    if read(stamp) == key.hexdigest().encode():
+        return
+    install(folder, extras, plugins, constraints)
+    with open(stamp, "w") as stream:
+        stream.write(key.hexdigest())
+
+
+def install(folder, extras, plugins, constraints):
+    """Creates the environment where it is absent or of another Python, and installs into it."""
+    python = os.path.join(folder, "bin", "python")
+    code = "import sys; print(sys.version)"
+    same = os.path.exists(python) and subprocess.run([python, "-c", code], stdout=subprocess.PIPE).stdout.strip()
+    if not same or same.decode() != sys.version.strip():
+        print("making the environment %s with Python %s" % (folder, sys.version.split()[0]), flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--constraint", constraints]
+    subprocess.run(pip + ["setuptools"], check=True)
+    editable = ["--editable", "%s[%s]" % (ROOT, ",".join(extras))]
+    for plugin in plugins:
+        editable += ["--editable", plugin]
+    subprocess.run(pip + ["--no-build-isolation"] + editable, check=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    try:
+        main(sys.argv[1], sys.argv[2:])
+    except subprocess.CalledProcessError as failure:
+        sys.exit("the installation failed: %s" % " ".join(failure.cmd))
