@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import click
+
 from llmctl import hookspecs
 from llmctl.cli import COMMANDS, cli
 from llmctl.config import FinetuneConfig, describe

@@ -21,7 +21,7 @@ def build_model(card: Family, dims: Dims, parallel: Parallel, dtype: str) -> Any
     module, _, name = card.modeling.partition(":")
     layer = getattr(importlib.import_module(module), name)
     before = paddle.get_default_dtype()
-    paddle.set_default_dtype(dtype)  # type: ignore[arg-type]
+    paddle.set_default_dtype(dtype)
     try:
         return layer(dims)
     finally:

@@ -98,7 +98,9 @@ def test_architecture_that_nobody_claims_is_refused(job):
 
 
 def test_every_broken_line_is_listed_with_its_reason(job):
-    (job / "train.jsonl").write_text('{"src": "a", "tgt": "b"}\n{"src": "a"\n{"src": "a", "tgt": 3}\n{"src": "a"}\n[1]\n')
+    (job / "train.jsonl").write_text(
+        '{"src": "a", "tgt": "b"}\n{"src": "a"\n{"src": "a", "tgt": 3}\n{"src": "a"}\n[1]\n'
+    )
     message = refused(job, part=["train.jsonl:2", "train.jsonl:3", "train.jsonl:4", "train.jsonl:5"])
     assert "train.jsonl:1:" not in message
 

@@ -10,6 +10,7 @@ STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_ll
 def make_model(folder: Path) -> None:
     """A random model of the third party's family with the tokenizer of the starter model."""
     import paddle
+
     from llmctl import plugins
     from llmctl.checkpoint import save_weights
     from llmctl.checkpoint.model import build

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from llmctl import HF_DECODER, Dims, Family, Moe, Param, Setting, Size, Unsupported, defaults
 from llmctl.capabilities import Supported, require, state
 from llmctl.card import validate
@@ -191,6 +192,7 @@ def test_claims_come_before_what_the_table_implies():
 def test_softmax_topk_router_equals_numpy():
     import numpy as np
     import paddle
+
     from llmctl.nn.router import SoftmaxTopK
 
     paddle.seed(0)

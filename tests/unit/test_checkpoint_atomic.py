@@ -133,7 +133,9 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     target = tmp_path / "one"
     with atomic_folder(target) as temporary:
         write(temporary, "old")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(target)], env=dict(os.environ, PYTHONPATH=":".join(sys.path)))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(target)], env=dict(os.environ, PYTHONPATH=":".join(sys.path))
+    )
     assert killed.returncode == -signal.SIGKILL
     assert (target / "a.txt").read_text() == "old"
     assert len(listing(tmp_path)) == 2

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from llmctl.checkpoint.hf_config import normalise, read_config
-from llmctl.checkpoint.run_info import run_info
+from llmctl.checkpoint.run_json import run_info
 from llmctl.errors import CheckpointError
 
 
@@ -67,7 +67,10 @@ def test_the_newer_spelling_becomes_the_older(tmp_path):
         ({"rope_parameters": None}, {}),
         ({"dtype": "float32", "torch_dtype": "float32"}, {"torch_dtype": "float32"}),
         (
-            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            {
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_type": "linear", "factor": 2.0},
+            },
             {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
         ),
     ],
@@ -106,7 +109,7 @@ def test_run_info_records_what_made_a_folder():
 
 def test_reading_a_config_imports_neither_numpy_nor_paddle():
     code = (
-        "import sys; import llmctl.checkpoint.hf_config, llmctl.checkpoint.run_info; "
+        "import sys; import llmctl.checkpoint.hf_config, llmctl.checkpoint.run_json; "
         "sys.exit(bool({'numpy', 'paddle'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0

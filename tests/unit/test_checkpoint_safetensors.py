@@ -235,7 +235,9 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
         open_folder(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": []}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": []}}']
+)
 def test_an_invalid_index_is_refused(tmp_path, content):
     sharded(tmp_path)
     with pytest.raises(CheckpointError, match=r"index\.json (is no weight index|lists no tensors)"):

@@ -13,7 +13,13 @@ from llmctl.checkpoint import open_folder
 from llmctl.checkpoint.dtypes import round_bfloat16
 from llmctl.errors import CheckpointError
 
-KINDS = {"<f4": "FloatStorage", "<f8": "DoubleStorage", "<f2": "HalfStorage", "<i8": "LongStorage", "|u1": "ByteStorage"}
+KINDS = {
+    "<f4": "FloatStorage",
+    "<f8": "DoubleStorage",
+    "<f2": "HalfStorage",
+    "<i8": "LongStorage",
+    "|u1": "ByteStorage",
+}
 
 
 class Global:

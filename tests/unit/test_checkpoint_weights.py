@@ -82,7 +82,9 @@ def test_a_layer_of_another_dtype_gets_cast_values(tmp_path, dtype):
     layer.to(dtype=dtype)
     load_weights(folder_of(tmp_path, source), layer, RENAMES)
     got = layer.embed.astype("float64").numpy()
-    np.testing.assert_allclose(got, source["model.embed"], rtol={"float16": 2**-11, "bfloat16": 2**-8, "float64": 0}[dtype])
+    np.testing.assert_allclose(
+        got, source["model.embed"], rtol={"float16": 2**-11, "bfloat16": 2**-8, "float64": 0}[dtype]
+    )
     (tmp_path / "out").mkdir()
     save_weights(tmp_path / "out", layer, RENAMES)
     np.testing.assert_array_equal(open_folder(tmp_path / "out").read("model.embed"), got.astype(np.float32))
@@ -123,7 +125,10 @@ def test_allowed_missing_tensors_keep_their_initial_values_and_are_reported(tmp_
 
 
 def test_rotary_tables_and_what_the_card_ignores_are_passed_over(tmp_path):
-    extra = {"model.layers.0.rotary_emb.inv_freq": np.ones(2, np.float32), "h.0.attn.masked_bias": np.ones(1, np.float32)}
+    extra = {
+        "model.layers.0.rotary_emb.inv_freq": np.ones(2, np.float32),
+        "h.0.attn.masked_bias": np.ones(1, np.float32),
+    }
     folder_of(tmp_path, source_state() | extra)
     with pytest.raises(CheckpointError, match="1 tensor unexpected: h.0.attn.masked_bias"):
         load_weights(tmp_path, Toy(), RENAMES)
@@ -165,7 +170,10 @@ def test_incomplete_parts_cannot_be_saved(tmp_path):
 def test_integer_tensors_keep_their_dtype(tmp_path):
     state = {"ids": np.arange(4), "scale": np.float32([0.5])}
     save_weights(tmp_path, state, [Rename(name, name) for name in state], "bfloat16")
-    assert {name: info.dtype for name, info in open_folder(tmp_path).tensors.items()} == {"ids": "int64", "scale": "bfloat16"}
+    assert {name: info.dtype for name, info in open_folder(tmp_path).tensors.items()} == {
+        "ids": "int64",
+        "scale": "bfloat16",
+    }
 
 
 @pytest.mark.assets

@@ -4,6 +4,7 @@ import dataclasses
 import typing
 
 import pytest
+
 from llmctl import config, configfile
 from llmctl.config import FinetuneConfig, build
 from llmctl.configfile import override

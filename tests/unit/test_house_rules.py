@@ -6,7 +6,20 @@ from pathlib import Path
 import pytest
 
 CORE = Path(__file__).resolve().parents[2] / "core"
-FAMILIES = ("llama", "baichuan", "qwen", "mixtral", "mistral", "chatglm", "bloom", "gpt2", "gpt3", "gpt-2", "gpt-3", "opt")
+FAMILIES = (
+    "llama",
+    "baichuan",
+    "qwen",
+    "mixtral",
+    "mistral",
+    "chatglm",
+    "bloom",
+    "gpt2",
+    "gpt3",
+    "gpt-2",
+    "gpt-3",
+    "opt",
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,6 +1,7 @@
 """Loading families by entry point: what is found, what is refused, and what the refusal says."""
 
 import pytest
+
 from llmctl import hookspecs, plugins
 from llmctl.errors import PluginError
 
@@ -93,6 +94,7 @@ def test_a_plugin_overrides_one_hook_and_keeps_the_other_defaults(fakes):
 
     import fake_parrot
     import pluggy
+
     from llmctl import defaults
 
     pm = pluggy.PluginManager(hookspecs.PROJECT)

@@ -47,7 +47,7 @@ def chat(tmp_path_factory):
         ('{"src": "a", "tgt": " "}', "'tgt' is empty"),
         ('{"src": "a", "tgt": "b", "context": "x"}', "'context' must be an object, found text"),
         ('{"src": "a", "tgt": "b", "context": {"system": 3}}', "'context.system' must be text"),
-        ('{"src": "a", "tgt": "b", "context": {"sytem": "x"}}', "may only hold 'system', found 'sytem'"),
+        ('{"src": "a", "tgt": "b", "context": {"sistem": "x"}}', "may only hold 'system', found 'sistem'"),
         ('{"src": "a", "src": "c", "tgt": "b"}', "the key 'src' stands twice"),
         (None, "not valid UTF-8"),
         ("[" * 100000, "nested too deeply|not valid JSON"),

@@ -1,7 +1,7 @@
 """Model folders on disk: reading, writing and describing them, without torch.
 
 Reading: ``open_folder``, ``load_weights``, ``read_config`` (``config.json``). Writing: ``save_weights``,
-``atomic_folder``, ``atomic_file``. What ``run.json`` records is in ``run_info.py``; a model built from a folder is in
+``atomic_folder``, ``atomic_file``. What ``run.json`` records is in ``run_json.py``; a model built from a folder is in
 ``model.py``. The names here are resolved on first use, so that reading a config imports no numpy.
 """
 

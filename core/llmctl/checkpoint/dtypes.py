@@ -56,7 +56,7 @@ def round_bfloat16(values: NDArray[Any]) -> NDArray[Any]:
     """float32 (or wider, through float32) as bfloat16 bits, rounded to nearest even; NaN stays NaN."""
     single = np.ascontiguousarray(values, dtype="<f4")
     bits = single.view("<u4")
-    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    rounded: NDArray[Any] = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype("<u2")
     nan = np.isnan(single)
     if nan.any():
         rounded[nan] = ((bits[nan] >> 16) | 0x40).astype("<u2")

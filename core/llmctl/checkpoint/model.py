@@ -7,9 +7,9 @@ from typing import Any
 
 from llmctl import plugins, runtime
 from llmctl.card import Dims, Family
+from llmctl.checkpoint.folder import open_folder
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.checkpoint.load import load_weights
-from llmctl.checkpoint.folder import open_folder
 from llmctl.hookspecs import Parallel
 
 

@@ -106,7 +106,11 @@ def _parse(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int
         code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(f"{path}: the header's entry for {name} is not valid: {entry!r}") from None
-    if not isinstance(code, str) or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+    if (
+        not isinstance(code, str)
+        or not isinstance(shape, list)
+        or not all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    ):
         raise CheckpointError(f"{path}: the header's entry for {name} is not valid: {entry!r}")
     if code not in _CODES:
         raise CheckpointError(f"{path}: {name} has the dtype {code!r}; supported: {', '.join(_CODES)}")

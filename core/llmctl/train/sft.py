@@ -17,8 +17,9 @@ from typing import Any
 
 from llmctl import config as configs
 from llmctl import plugins, runtime
-from llmctl.checkpoint import atomic_file, atomic_folder, load_weights, open_folder, run_info
+from llmctl.checkpoint import atomic_file, atomic_folder, load_weights, open_folder
 from llmctl.checkpoint.model import load_model
+from llmctl.checkpoint.run_json import run_info
 from llmctl.preflight import FinetuneJob
 from llmctl.train import checkpoints, journal
 from llmctl.train.display import display, format_metric, table
@@ -55,9 +56,10 @@ def run(job: FinetuneJob, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
     runtime.configure()
     settings = job.config
     begun = time.monotonic()
-    start = _prepare(job)
+    start = checkpoints.newest(job.output / "checkpoints") if settings.output.resume else None
+    data = prepare(job, job.dims)
     model, dims, plugin = load_model(start or job.model, job.plugin.card.name, settings.model.dtype)
-    data = prepare(job, dims)
+    _open_output(job, start)
     writer = ModelWriter(plugin, dims, job.model, data.tokenizer, configs.parse_bytes(settings.output.max_shard_bytes))
     loop, done = _loop(job, model, data, writer, start, hooks)
     info = _info(job) if start is None else _read_info(job)
@@ -75,8 +77,8 @@ def run(job: FinetuneJob, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
     return info
 
 
-def _prepare(job: FinetuneJob) -> Path | None:
-    """Makes or clears the output folder; returns the checkpoint to continue from, if any."""
+def _open_output(job: FinetuneJob, start: Path | None) -> None:
+    """Makes or clears the output folder."""
     output = job.output
     output.mkdir(parents=True, exist_ok=True)
     if job.config.output.overwrite:
@@ -86,14 +88,12 @@ def _prepare(job: FinetuneJob) -> Path | None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    start = checkpoints.newest(output / "checkpoints") if job.config.output.resume else None
     if start:
         print(f"continuing from {start}", flush=True)
     else:
         (output / "metrics.jsonl").unlink(missing_ok=True)
     header = f"Run with: llmctl --model {job.plugin.card.name} finetune config.yaml"
     (output / "config.yaml").write_text(configs.to_yaml(job.config, header), encoding="utf-8")
-    return start
 
 
 def _loop(

@@ -12,7 +12,6 @@ from llmctl.nn.linear import Linear
 from llmctl.nn.mlp import GatedMLP
 from llmctl.nn.norm import RMSNorm
 from llmctl.nn.position import Rotary
-
 from llmctl_llama import ROPE_RULES
 
 

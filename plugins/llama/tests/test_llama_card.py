@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from llmctl.card import validate
 from llmctl.errors import ConfigError
 from llmctl_llama import CARD
@@ -38,7 +39,10 @@ def test_unsupported_activation_is_refused():
 @pytest.mark.parametrize(
     ("scaling", "message"),
     [
-        ({"rope_type": "yarn", "factor": 4.0}, "type 'yarn' is not supported; supported: default, linear, dynamic, llama3"),
+        (
+            {"rope_type": "yarn", "factor": 4.0},
+            "type 'yarn' is not supported; supported: default, linear, dynamic, llama3",
+        ),
         ({"type": "linear"}, "factor=None must be a number above 0"),
         ({"rope_type": "llama3", "factor": 8.0}, "low_freq_factor=None must be a number above 0"),
     ],

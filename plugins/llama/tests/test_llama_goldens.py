@@ -5,12 +5,12 @@ import json
 import numpy as np
 import paddle
 import pytest
-from llmctl_llama import CARD
-from llmctl_llama.modeling import LlamaForCausalLM
 from safetensors import safe_open
 
 from llmctl.nn.cache import KVCache
 from llmctl.nn.loss import token_loss
+from llmctl_llama import CARD
+from llmctl_llama.modeling import LlamaForCausalLM
 
 pytestmark = pytest.mark.assets
 
