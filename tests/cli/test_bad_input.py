@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
+
+from llmctl.checkpoint import open_folder
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 
@@ -69,8 +71,9 @@ def test_the_job_itself_is_valid(job):
         (["--set", "data.chat_template=nowhere.json"], "data.chat_template=nowhere.json"),
         (["--set", "train.best_metric=exact_match"], "needs train.eval_generate=true"),
         (["--set", "train.best_metric=accuracy"], "needs held-out examples; set data.dev"),
-        (["--set", "output.dir="], "output.dir is not set"),
-        (["--set", "output.max_shard_bytes=5"], "is not a size"),
+        (["--set", "output.dir=''"], "output.dir is not set"),
+        (["--set", "output.dir="], "output.dir=None: expected text"),
+        (["--set", "output.max_shard_bytes=5TB"], "'5TB' is not a size"),
         (["--resume", "--overwrite"], "exclude each other"),
     ],
 )
@@ -131,6 +134,11 @@ def test_tokenizer_larger_than_the_embedding_is_refused(job):
     refused(job, part=["16", "tokenizer"])
 
 
+def read_all(job):
+    folder = open_folder(job / "model")
+    return {name: folder.read(name) for name in folder.tensors}
+
+
 def weights(job):
     return job / "model" / "model.safetensors"
 
@@ -142,7 +150,7 @@ def test_truncated_weights_are_refused(job):
 
 
 def test_wrong_shapes_are_all_listed(job):
-    tensors = load_file(weights(job))
+    tensors = read_all(job)
     names = [name for name, value in tensors.items() if value.ndim == 2][:2]
     for name in names:
         tensors[name] = np.zeros((3, 5), np.float32)
@@ -151,7 +159,7 @@ def test_wrong_shapes_are_all_listed(job):
 
 
 def test_missing_and_unexpected_tensors_are_listed(job):
-    tensors = load_file(weights(job))
+    tensors = read_all(job)
     missing = sorted(tensors)[0]
     tensors["surprise.weight"] = tensors.pop(missing)
     save_file(tensors, weights(job))
@@ -159,7 +167,7 @@ def test_missing_and_unexpected_tensors_are_listed(job):
 
 
 def test_index_that_names_an_absent_shard_is_refused(job):
-    tensors = load_file(weights(job))
+    tensors = read_all(job)
     weights(job).unlink()
     index = {"metadata": {}, "weight_map": {name: "model-00001-of-00002.safetensors" for name in tensors}}
     (job / "model" / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -103,7 +103,7 @@ def test_a_place_that_cannot_be_written_is_explained(tmp_path):
 
 def test_other_exceptions_of_the_block_keep_their_type(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "a"):
-        open(tmp_path / "absent")
+        (tmp_path / "absent").read_text()
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path):
