@@ -93,8 +93,9 @@ def test_the_wheels_hold_code_data_and_licence_but_no_tests(wheels):
     assert "llmctl/py.typed" in names["llmctl"]
     packed = {name for entries in names.values() for name in entries}
     for package, source in (("llmctl", ROOT / "core"), ("llmctl_llama", SOURCES["llmctl_llama"])):
-        files = [path for path in (source / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        assert {path.relative_to(source).as_posix() for path in files} <= packed
+        files = {path.relative_to(source) for path in (source / package).rglob("*") if path.is_file()}
+        shipped = {file.as_posix() for file in files if not any(p.startswith((".", "__pycache__")) for p in file.parts)}
+        assert shipped <= packed
 
 
 def test_core_alone_helps_and_says_how_to_install_a_family(core_alone):

@@ -1,0 +1,153 @@
+"""``llmctl generate``: text from prompts, a file or a conversation. Everything that can be checked is checked first."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmctl.errors import ConfigError
+from llmctl.infer.sampling import SamplingOptions
+
+SAMPLING = ("temperature", "top_k", "top_p")
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--prompt", "prompts", multiple=True, help="A prompt; may be repeated. - reads one from standard input.")
+@click.option("--input", "input_file", type=click.Path(path_type=Path), help="JSON lines with src.")
+@click.option("--output", "output_file", type=click.Path(path_type=Path), help="Where to write the answers to --input.")
+@click.option("--chat", is_flag=True, help="Talk: /reset forgets, /quit leaves.")
+@click.option("--system", help="System text for the chat template.")
+@click.option("--chat-template", default="auto", show_default=True, help="auto, none, or a file or folder.")
+@click.option("--raw", is_flag=True, help="Continue prompts as they are, without the chat template.")
+@click.option("--max-new-tokens", type=int, default=128, show_default=True)
+@click.option("--min-new-tokens", type=int, default=0, show_default=True)
+@click.option("--sample/--greedy", default=False, help="Draw tokens, or take the likeliest (the default).")
+@click.option("--temperature", type=float, help="With --sample: below 1 is sharper. [default: 1.0]")
+@click.option("--top-k", type=int, help="With --sample: only the k likeliest tokens. [default: 0, all]")
+@click.option("--top-p", type=float, help="With --sample: only the likeliest with this probability. [default: 1.0]")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
+@click.option("--stop", "stops", multiple=True, help="Text that ends an answer; may be repeated.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Prompts answered together.")
+@click.option("--stream/--no-stream", default=True, help="Show an answer while it grows (a single prompt only).")
+@click.option("--no-cache", is_flag=True, help="Compute every step from the beginning, to check the cache.")
+@click.pass_context
+def command(ctx: click.Context, model: Path, **given: Any) -> None:
+    """Generate text with the model in the folder MODEL."""
+    _check_sources(given)
+    options = _options(given)
+    from llmctl import plugins, tokenizers
+    from llmctl.checkpoint.hf_config import read_config
+
+    config = read_config(model)
+    where = str(model / "config.json")
+    plugin = plugins.resolve(ctx.obj["family"], config["architectures"], where)
+    dims = plugin.card.dims_from_config(config, where)
+    tokenizer = tokenizers.load(model, "none" if given["raw"] else given["chat_template"])
+    if tokenizer.chat_template is None and given["system"] is not None:
+        raise ConfigError("--system needs a chat template; name one with --chat-template")
+    questions, prompts, names = _prompts(given, tokenizer)
+
+    from llmctl import runtime
+
+    runtime.import_paddle("llmctl generate")
+    from llmctl.checkpoint.model import load_model
+    from llmctl.infer.text import Writer, check_lengths
+
+    layer, _, _ = load_model(model, plugin.card.name)
+    limit = 0 if getattr(layer, "position_depends_on_length", False) else dims.get("max_positions", 0)
+    check_lengths(prompts, options, limit, names)
+    writer = Writer(layer, tokenizer, limit, options, given["stops"], given["batch_size"], not given["no_cache"])
+    if given["chat"]:
+        _chat(writer, given["system"])
+    elif questions:
+        _file(writer, questions, prompts, given["output_file"])
+    else:
+        _show(writer, given["prompts"], prompts, given["stream"])
+
+
+def _check_sources(given: dict[str, Any]) -> None:
+    chosen = [name for name in ("prompts", "input_file", "chat") if given[name]]
+    if len(chosen) != 1:
+        raise click.UsageError("give one of --prompt, --input and --chat")
+    if given["output_file"] and not given["input_file"]:
+        raise click.UsageError("--output needs --input")
+    if given["output_file"] and given["output_file"].is_dir():
+        raise ConfigError(f"--output {given['output_file']} is a folder; name a file")
+    if given["input_file"] and not given["input_file"].is_file():
+        raise ConfigError(f"--input {given['input_file']}: there is no such file")
+    if given["raw"] and given["chat"]:
+        raise click.UsageError("--raw and --chat exclude each other")
+    if "" in given["stops"]:
+        raise ConfigError("--stop must not be empty")
+
+
+def _options(given: dict[str, Any]) -> SamplingOptions:
+    idle = [f"--{name.replace('_', '-')}" for name in SAMPLING if given[name] is not None and not given["sample"]]
+    if idle:
+        raise ConfigError(f"{', '.join(idle)} has no effect without --sample; add it, or leave it out")
+    names = ("max_new_tokens", "min_new_tokens", "sample", "repetition_penalty", "seed", *SAMPLING)
+    return SamplingOptions(**{name: given[name] for name in names if given[name] is not None})
+
+
+def _prompts(given: dict[str, Any], tokenizer: Any) -> tuple[list[Any], list[list[int]], list[str]]:
+    """Questions of the file, if there is one; token ids of all prompts; their names in messages."""
+    from llmctl.data.encoding import prompt_ids
+    from llmctl.infer.session import read_questions
+    from llmctl.tokenizers.chat import Conversation
+
+    if given["input_file"]:
+        questions = read_questions(given["input_file"], given["system"])
+        prompts = [prompt_ids(tokenizer, question.conversation) for question in questions]
+        return questions, prompts, [question.source for question in questions]
+    texts = [sys.stdin.read() if text == "-" else text for text in given["prompts"]]
+    talks = [Conversation(((text, None),), given["system"]) for text in texts]
+    return [], [prompt_ids(tokenizer, talk) for talk in talks], []
+
+
+def _show(writer: Any, texts: tuple[str, ...], prompts: list[list[int]], stream: bool) -> None:
+    if len(prompts) == 1 and stream:
+        writer.answer(prompts, lambda _, piece: click.echo(piece, nl=False))
+        click.echo()
+        return
+    for text, answer in zip(texts, writer.answer(prompts), strict=True):
+        if len(prompts) > 1:
+            click.echo(f"{text}\n-> {answer.text}\n")
+        else:
+            click.echo(answer.text)
+
+
+def _file(writer: Any, questions: list[Any], prompts: list[list[int]], output: Path | None) -> None:
+    from llmctl.checkpoint import atomic_file
+    from llmctl.infer.session import answer_file
+
+    def progress(done: int) -> None:
+        click.echo(f"{done}/{len(questions)} answered", err=True)
+
+    lines = answer_file(writer, questions, prompts, progress)
+    if output is None:
+        for line in lines:
+            click.echo(line, nl=False)
+        return
+    with atomic_file(output) as path, path.open("w", encoding="utf-8") as stream:
+        stream.writelines(lines)
+    click.echo(f"{len(questions)} answers in {output}")
+
+
+def _chat(writer: Any, system: str | None) -> None:
+    from llmctl.infer.session import Chat
+
+    if writer.tokenizer.chat_template is None:
+        click.echo("The model has no chat template: each question stands alone.", err=True)
+
+    def ask() -> str | None:
+        try:
+            return input("> ")
+        except EOFError:
+            return None
+
+    Chat(writer, system, ask, lambda piece: click.echo(piece, nl=False)).run()

@@ -1,0 +1,129 @@
+"""Files of prompts, and conversations with a person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmctl.data.encoding import prompt_ids
+from llmctl.data.reading import LISTED, parse_object, read_lines
+from llmctl.errors import DataError
+from llmctl.infer.text import Writer
+from llmctl.tokenizers.chat import Conversation
+
+
+@dataclass(frozen=True)
+class Question:
+    """A line of a file: the conversation to continue, the line as it was read, and where it stands."""
+
+    conversation: Conversation
+    row: dict[str, Any]
+    source: str
+
+
+def read_questions(path: Path, system: str | None = None) -> list[Question]:
+    """The questions in a file of JSON lines with ``src``; earlier turns' answers are taken from ``tgt``.
+
+    Args:
+        path: The file.
+        system: System text of lines that give none.
+
+    Raises:
+        DataError: The file holds no questions, or lines are broken: all are listed.
+    """
+    questions, problems = [], []
+    for number, text in read_lines(path):
+        source = f"{path}:{number}"
+        try:
+            row = parse_object(text)
+            questions.append(Question(_conversation(row, system), row, source))
+        except ValueError as error:
+            problems.append(f"{source}: {error}")
+    if problems:
+        more = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise DataError("\n  ".join([f"{len(problems)} lines cannot be used:", *problems[:LISTED]]) + more)
+    if not questions:
+        raise DataError(f"{path} holds no questions")
+    return questions
+
+
+def answer_file(
+    writer: Writer, questions: Sequence[Question], prompts: Sequence[Sequence[int]], show: Callable[[int], None]
+) -> Iterator[str]:
+    """A JSON line for each question, in order: what was read of ``src`` and ``tgt``, and ``output``.
+
+    Args:
+        writer: Answers.
+        questions: The questions.
+        prompts: Their token ids.
+        show: Called with the number of questions answered so far.
+    """
+    for start in range(0, len(questions), writer.batch_size):
+        part = questions[start : start + writer.batch_size]
+        answers = writer.answer(prompts[start : start + writer.batch_size], first=start)
+        for question, answer in zip(part, answers, strict=True):
+            kept = {key: question.row[key] for key in ("src", "tgt") if key in question.row}
+            yield json.dumps({**kept, "output": answer.text}, ensure_ascii=False) + "\n"
+        show(start + len(part))
+
+
+class Chat:
+    """A conversation with a person: ``/reset`` forgets it, ``/quit`` ends it.
+
+    Args:
+        writer: Answers; its tokenizer's chat template writes the turns.
+        system: System text, if any.
+        ask: Returns the next line, or None at the end of input.
+        show: Called with every piece of an answer, and a line break after it.
+    """
+
+    def __init__(
+        self, writer: Writer, system: str | None, ask: Callable[[], str | None], show: Callable[[str], None]
+    ) -> None:
+        self.writer, self.system, self.ask, self.show = writer, system, ask, show
+        self.turns: list[tuple[str, str | None]] = []
+
+    def run(self) -> None:
+        """Answers until the person leaves."""
+        while (line := self.ask()) is not None:
+            text = line.strip()
+            if text in ("/quit", "/exit"):
+                return
+            if text == "/reset":
+                self.turns = []
+            elif text:
+                self._turn(text)
+
+    def _turn(self, text: str) -> None:
+        if self.writer.tokenizer.chat_template is None:
+            self.turns = []
+        turns = (*self.turns, (text, None))
+        prompt = prompt_ids(self.writer.tokenizer, Conversation(turns, self.system))
+        answer = self.writer.answer([prompt], lambda _, piece: self.show(piece), first=len(self.turns))[0]
+        self.show("\n")
+        self.turns.append((text, answer.text))
+
+
+def _conversation(row: dict[str, Any], system: str | None) -> Conversation:
+    if "src" not in row:
+        raise ValueError("no 'src'")
+    asked, answered = (_texts(key, row.get(key, [])) for key in ("src", "tgt"))
+    if not asked:
+        raise ValueError("'src' is an empty list")
+    if len(answered) < len(asked) - 1:
+        raise ValueError(f"'src' has {len(asked)} turns, so 'tgt' must have the first {len(asked) - 1} answers")
+    context = row.get("context") or {}
+    if not isinstance(context, dict) or not isinstance(context.get("system", ""), str):
+        raise ValueError("'context' must be an object whose 'system' is text")
+    earlier = zip(asked[:-1], answered, strict=False)
+    return Conversation((*earlier, (asked[-1], None)), context.get("system", system))
+
+
+def _texts(key: str, value: Any) -> list[str]:
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{key!r} must be text or a list of texts")
+    return texts
