@@ -1,0 +1,85 @@
+"""Choosing tokens: each step against a plain reimplementation, and frequencies of draws."""
+
+import math
+
+import numpy as np
+import pytest
+
+from llmctl.errors import ConfigError
+from llmctl.infer.sampling import SamplingOptions, choose, generator_for, processed
+
+LOGITS = np.array([1.0, 3.0, -2.0, 0.5, 2.9, -1.0], np.float32)
+
+
+def softmax(scores):
+    weights = [math.exp(score) for score in scores]
+    return [weight / sum(weights) for weight in weights]
+
+
+def kept(**options):
+    scores = processed(LOGITS, [], 5, SamplingOptions(sample=True, **options), [0])
+    return {i for i, score in enumerate(scores) if score > -math.inf}
+
+
+def test_greedy_takes_the_likeliest():
+    assert choose(LOGITS, [], 0, SamplingOptions(), [0], generator_for(SamplingOptions(), 0)) == 1
+
+
+def test_top_k_keeps_the_k_likeliest():
+    assert kept(top_k=2) == {1, 4}
+    assert kept(top_k=0) == kept(top_k=99) == set(range(6))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.51, 0.9, 0.99, 1.0])
+def test_top_p_keeps_the_smallest_set_that_reaches_the_share(share):
+    probability = softmax(LOGITS.tolist())
+    order = sorted(range(6), key=lambda i: -probability[i])
+    expected, total = set(), 0.0
+    for i in order:
+        if total < share:
+            expected.add(i)
+        total += probability[i]
+    assert kept(top_p=share) == expected
+
+
+def test_temperature_comes_before_the_share():
+    assert kept(top_p=0.6, temperature=0.2) == {1}
+    assert len(kept(top_p=0.6, temperature=5.0)) > len(kept(top_p=0.6))
+
+
+def test_repetition_penalty_divides_positive_and_multiplies_negative_scores():
+    scores = processed(LOGITS, [1, 2, 2, 1], 0, SamplingOptions(repetition_penalty=2.0), [])
+    np.testing.assert_allclose(scores, [1.0, 1.5, -4.0, 0.5, 2.9, -1.0], rtol=1e-6)
+
+
+def test_no_end_token_before_the_least_length():
+    options = SamplingOptions(min_new_tokens=3)
+    assert processed(LOGITS, [], 2, options, [1, 4])[[1, 4]].tolist() == [-math.inf, -math.inf]
+    assert processed(LOGITS, [], 3, options, [1, 4])[1] == 3.0
+
+
+def test_draws_have_the_frequencies_of_the_distribution():
+    options = SamplingOptions(sample=True, temperature=0.7, top_k=4, seed=3)
+    draws = generator_for(options, 0)
+    counts = np.bincount([choose(LOGITS, [], 0, options, [], draws) for _ in range(4000)], minlength=6)
+    order = np.argsort(-LOGITS)[:4]
+    expected = dict(zip(order.tolist(), softmax((LOGITS[order] / 0.7).tolist()), strict=True))
+    for token in range(6):
+        share = expected.get(token, 0.0)
+        assert abs(counts[token] / 4000 - share) <= 4 * math.sqrt(share * (1 - share) / 4000)
+
+
+def test_draws_depend_on_seed_and_place_only():
+    options = SamplingOptions(seed=1)
+    assert generator_for(options, 2).random() == generator_for(options, 2).random()
+    assert len({generator_for(SamplingOptions(seed=s), i).random() for s in (1, 2) for i in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_new_tokens", 0), ("min_new_tokens", 999), ("temperature", 0.0), ("temperature", math.nan), ("top_k", -1),
+     ("top_p", 0.0), ("top_p", 1.1), ("repetition_penalty", 0.0), ("repetition_penalty", math.inf), ("seed", -1)],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name}={value} must be"):
+        SamplingOptions(**{name: value})
