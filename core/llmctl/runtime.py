@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,10 @@ def configure(threads: int | None = None, deterministic: bool = False) -> None:
         library = ctypes.CDLL(None)
         for parameter, value in MALLOPT.items():
             library.mallopt(parameter, value)
+    if by_name["views"].value == "off":
+        _set_flags({"FLAGS_use_stride_kernel": False})
     if by_name["deterministic"].value == "on":
-        _set_flags()
+        _set_flags(dict.fromkeys(DETERMINISTIC_FLAGS, True))
     _configured.extend(settings)
 
 
@@ -96,7 +99,13 @@ def plan(environ: Mapping[str, str], threads: int | None = None, deterministic: 
     Raises:
         ConfigError: A variable has a value that is not allowed.
     """
-    return [_threads(environ, threads), _mkl(environ), _malloc(environ), _deterministic(environ, deterministic)]
+    return [
+        _threads(environ, threads),
+        _mkl(environ),
+        _malloc(environ),
+        _views(environ),
+        _deterministic(environ, deterministic),
+    ]
 
 
 def seed(value: int) -> None:
@@ -195,6 +204,23 @@ def _malloc(environ: Mapping[str, str]) -> Setting:
     return Setting("malloc", "keep", "glibc: freed memory is kept for reuse", override)
 
 
+def _views(environ: Mapping[str, str]) -> Setting:
+    override = "LLMCTL_VIEWS=auto|on|off"
+    choice = environ.get("LLMCTL_VIEWS", "auto") or "auto"
+    if choice not in ("auto", "on", "off"):
+        raise ConfigError(f"LLMCTL_VIEWS={choice!r} must be auto, on or off")
+    if choice != "auto":
+        return Setting("views", choice, "LLMCTL_VIEWS", override)
+    if "FLAGS_use_stride_kernel" in environ:
+        on = environ["FLAGS_use_stride_kernel"].lower() in ("1", "true")
+        return Setting("views", "on" if on else "off", "FLAGS_use_stride_kernel", override)
+    try:
+        metadata.version("paddlepaddle-gpu")
+    except metadata.PackageNotFoundError:
+        return Setting("views", "off", "CPU: copying a view later is slow, so transposes are copied at once", override)
+    return Setting("views", "on", "GPU build: paddle's default", override)
+
+
 def _deterministic(environ: Mapping[str, str], asked: bool) -> Setting:
     override = "LLMCTL_DETERMINISTIC=on|off"
     choice = environ.get("LLMCTL_DETERMINISTIC", "")
@@ -213,12 +239,13 @@ def _set_threads(count: int) -> None:
         paddle.base.core.set_num_threads(count)
 
 
-def _set_flags() -> None:
-    for name in DETERMINISTIC_FLAGS:
-        os.environ[name] = "1"
+def _set_flags(flags: Mapping[str, bool]) -> None:
+    for name, value in flags.items():
+        os.environ[name] = str(int(value))
     paddle = _imported_paddle()
-    if paddle is not None and paddle.is_compiled_with_cuda():
-        paddle.set_flags(dict.fromkeys(DETERMINISTIC_FLAGS, True))
+    if paddle is not None:
+        known = {name: value for name, value in flags.items() if "cudnn" not in name or paddle.is_compiled_with_cuda()}
+        paddle.set_flags(known)
 
 
 def _imported_paddle() -> Any:

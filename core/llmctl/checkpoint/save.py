@@ -24,7 +24,7 @@ from llmctl.checkpoint.tensor_info import CHUNK_BYTES
 from llmctl.errors import CheckpointError
 from llmctl.hookspecs import Rename
 
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 def save_weights(

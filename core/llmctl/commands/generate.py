@@ -36,7 +36,7 @@ SAMPLING = ("temperature", "top_k", "top_p")
 @click.option("--stream/--no-stream", default=True, help="Show an answer while it grows (a single prompt only).")
 @click.option("--no-cache", is_flag=True, help="Compute every step from the beginning, to check the cache.")
 @click.pass_context
-def command(ctx: click.Context, model: Path, **given: Any) -> None:
+def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
     """Generate text with the model in the folder MODEL."""
     _check_sources(given)
     options = _options(given)

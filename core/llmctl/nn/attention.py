@@ -54,7 +54,8 @@ def attend(
     k, v = k_BSKH.transpose([0, 2, 1, 3]), v_BSKH.transpose([0, 2, 1, 3])
     scores_BNTS = paddle.matmul(q, k, transpose_y=True).reshape([batch, heads, new, total])
     if bias_B1TS is not None:
-        scores_BNTS = scores_BNTS + bias_B1TS
+        # Broadcasting over an inner axis is many times slower on the CPU than adding tensors of one shape.
+        scores_BNTS = scores_BNTS + bias_B1TS.expand([batch, heads, new, total])
     weights = softmax(scores_BNTS).reshape([batch, groups, -1, total])
     mixed_BNTH = paddle.matmul(weights, v).reshape([batch, heads, new, width])
     return mixed_BNTH.transpose([0, 2, 1, 3]).reshape([batch, new, heads * width])

@@ -24,4 +24,9 @@ class GatedMLP(paddle.nn.Layer):
         self.down_proj = Linear(ffn, hidden, bias, std)
 
     def forward(self, x_BTD: paddle.Tensor) -> paddle.Tensor:
-        return self.down_proj(paddle.nn.functional.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return self.down_proj(gated(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+
+
+def gated(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
+    """silu(gate) * up."""
+    return paddle.nn.functional.silu(gate) * up
