@@ -1,11 +1,12 @@
 """The texts of the starter model: a seeded generator of a little world of people, towns, things and food.
 
 Two kinds of text come from here, and nothing is taken from elsewhere: ``base_documents`` are plain stories whose facts are
-told twice in different words, for training the base model; ``questions`` are stories with a question and its answer, for
-fine-tuning. How both become files, a tokenizer and a checkpoint is in ``make_starter.py``.
+told twice in different words, for training the base model; ``rewrites`` are sentences with an instruction (ask, deny, say
+it in other words or of somebody else) and the answer, for fine-tuning. How both become files, a tokenizer and a checkpoint
+is in ``make_starter.py``.
 
-A held-out question is about a pair (person, town; person, thing; person, food) that ``reserved`` keeps out of every
-training question, so that it cannot be answered from memory: the answer must be read from the story.
+A held-out example is about a pair (person, town; person, thing; person, food) that ``reserved`` keeps out of all training
+examples, so that no held-out answer can be known by heart.
 """
 
 from __future__ import annotations
@@ -38,10 +39,15 @@ TELLINGS = {
 }
 """Kind of fact -> the ways to tell it; the first is how answers tell it."""
 
-ASKINGS = {
-    "home": ("Where does {who} live?", "Who lives in {what}?"),
-    "thing": ("What does {who} have?", "Who has the {what}?"),
-    "food": ("What does {who} like to eat?", "Who likes to eat {what}?"),
+QUESTIONS = {
+    "home": "Where does {who} live?",
+    "thing": "What does {who} have?",
+    "food": "What does {who} like to eat?",
+}
+DENIALS = {
+    "home": "{who} does not live in {what}.",
+    "thing": "{who} does not have a {what}.",
+    "food": "{who} does not like to eat {what}.",
 }
 
 
@@ -57,9 +63,13 @@ class Fact:
         """The fact as a sentence, in one of its tellings."""
         return TELLINGS[self.kind][telling].format(who=self.who, what=self.what)
 
-    def ask(self, asking: int) -> str:
-        """A question that the fact answers: 0 names the person, 1 the rest."""
-        return ASKINGS[self.kind][asking].format(who=self.who, what=self.what)
+    def ask(self) -> str:
+        """The question that the fact answers."""
+        return QUESTIONS[self.kind].format(who=self.who)
+
+    def deny(self) -> str:
+        """That the fact is not so."""
+        return DENIALS[self.kind].format(who=self.who, what=self.what)
 
 
 def reserved(fact: Fact) -> bool:
@@ -92,16 +102,34 @@ def base_documents(seed: int, count: int) -> Iterator[str]:
         yield _days(rng) if draw < 0.03 else _sums(rng) if draw < 0.06 else _told_again(rng)
 
 
-def questions(seed: int, count: int, held_out: bool) -> list[dict[str, str]]:
-    """Different examples ``{"src": story and question, "tgt": answer}``."""
+def rewrites(seed: int, count: int, held_out: bool) -> list[dict[str, str]]:
+    """Different examples ``{"src": instruction and sentence, "tgt": answer}``."""
     rng = random.Random(seed)
     examples: dict[str, str] = {}
     while len(examples) < count:
-        facts = story(rng, held_out)
-        fact = rng.choice(facts)
-        text = " ".join(other.tell(rng.randrange(2)) for other in facts)
-        examples.setdefault(f"{text} {fact.ask(rng.randrange(2))}", fact.tell(0))
+        fact = _fact(rng, rng.choice(sorted(TELLINGS)), rng.choice(PEOPLE), held_out, set())
+        telling = rng.randrange(2)
+        instruction, answer = rng.choice((_asked, _denied, _reworded, _of_another))(rng, fact, telling, held_out)
+        examples.setdefault(f"{instruction}: {fact.tell(telling)}", answer)
     return [{"src": src, "tgt": tgt} for src, tgt in examples.items()]
+
+
+def _asked(rng: random.Random, fact: Fact, telling: int, held_out: bool) -> tuple[str, str]:
+    return "Ask about this", fact.ask()
+
+
+def _denied(rng: random.Random, fact: Fact, telling: int, held_out: bool) -> tuple[str, str]:
+    return "Deny this", fact.deny()
+
+
+def _reworded(rng: random.Random, fact: Fact, telling: int, held_out: bool) -> tuple[str, str]:
+    return "Say this in other words", fact.tell(1 - telling)
+
+
+def _of_another(rng: random.Random, fact: Fact, telling: int, held_out: bool) -> tuple[str, str]:
+    others = (Fact(fact.kind, who, fact.what) for who in PEOPLE if who != fact.who)
+    other = rng.choice([one for one in others if reserved(one) == held_out])
+    return f"Say this of {other.who}", other.tell(telling)
 
 
 def _fact(rng: random.Random, kind: str, who: str, held_out: bool | None, taken: set[str]) -> Fact:

@@ -15,7 +15,7 @@ from llmctl.card import Dims
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.data import reading
 from llmctl.data.reading import Example
-from llmctl.errors import ConfigError, TokenizerError
+from llmctl.errors import ConfigError
 from llmctl.tokenizers import Tokenizer
 
 
@@ -123,11 +123,7 @@ def _tokenizer(settings: config.FinetuneConfig, plugin: plugins.Plugin, model: P
     if template not in ("auto", "none"):
         template = str(_path(template, "data.chat_template", plugin))
     tokenizer = tokenizers.load(model, template)
-    if tokenizer.vocab_size > dims.vocab:
-        raise TokenizerError(
-            f"the tokenizer in {model} has ids up to {tokenizer.vocab_size - 1}, but the model's embedding has only "
-            f"{dims.vocab} rows; use the tokenizer that belongs to the model"
-        )
+    tokenizers.check_fits(tokenizer, dims.vocab, model)
     return tokenizer
 
 

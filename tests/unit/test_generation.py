@@ -176,6 +176,18 @@ def test_chat_remembers_until_it_is_reset(model, tmp_path):
     assert next(lines) == "never" and "".join(shown).count("\n") >= 3
 
 
+def test_a_chat_that_grows_too_long_forgets_its_oldest_turns_and_goes_on(model, tmp_path):
+    folder = write_json(tmp_path)
+    (folder / "chat_template.jinja").write_text(JINJA)
+    writer = Writer(model, tokenizers.load(folder), 64, SamplingOptions(max_new_tokens=6))
+    lines = iter(["hello"] * 6 + ["the quick brown fox " * 20, "hello", "/quit"])
+    shown = []
+    chat = Chat(writer, None, lambda: next(lines, None), shown.append)
+    chat.run()
+    assert 1 <= len(chat.turns) < 7 and chat.turns[-1][0] == "hello"
+    assert sum("the message has" in piece for piece in shown) == 1
+
+
 def test_draws_differ_between_rows_with_equal_prompts(model):
     rows = ids(generate(model, [PROMPTS[0]] * 4, SAMPLED, [], 0))
     assert len({tuple(row) for row in rows}) == 4

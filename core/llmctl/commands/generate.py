@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, DataError
 from llmctl.infer.sampling import SamplingOptions
 
 SAMPLING = ("temperature", "top_k", "top_p")
@@ -32,7 +32,7 @@ SAMPLING = ("temperature", "top_k", "top_p")
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
 @click.option("--stop", "stops", multiple=True, help="Text that ends an answer; may be repeated.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Prompts answered together.")
+@click.option("--batch-size", type=click.IntRange(1), help="Prompts answered together. [default: 8]")
 @click.option("--stream/--no-stream", default=True, help="Show an answer while it grows (a single prompt only).")
 @click.option("--no-cache", is_flag=True, help="Compute every step from the beginning, to check the cache.")
 @click.pass_context
@@ -48,6 +48,7 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
     plugin = plugins.resolve(ctx.obj["family"], config["architectures"], where)
     dims = plugin.card.dims_from_config(config, where)
     tokenizer = tokenizers.load(model, "none" if given["raw"] else given["chat_template"])
+    tokenizers.check_fits(tokenizer, dims.vocab, model)
     if tokenizer.chat_template is None and given["system"] is not None:
         raise ConfigError("--system needs a chat template; name one with --chat-template")
     questions, prompts, names = _prompts(given, tokenizer)
@@ -61,7 +62,7 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
     layer, _, _ = load_model(model, plugin.card.name)
     limit = 0 if getattr(layer, "position_depends_on_length", False) else dims.get("max_positions", 0)
     check_lengths(prompts, options, limit, names)
-    writer = Writer(layer, tokenizer, limit, options, given["stops"], given["batch_size"], not given["no_cache"])
+    writer = Writer(layer, tokenizer, limit, options, given["stops"], given["batch_size"] or 8, not given["no_cache"])
     if given["chat"]:
         _chat(writer, given["system"])
     elif questions:
@@ -80,8 +81,12 @@ def _check_sources(given: dict[str, Any]) -> None:
         raise ConfigError(f"--output {given['output_file']} is a folder; name a file")
     if given["input_file"] and not given["input_file"].is_file():
         raise ConfigError(f"--input {given['input_file']}: there is no such file")
-    if given["raw"] and given["chat"]:
-        raise click.UsageError("--raw and --chat exclude each other")
+    if given["raw"] and (given["chat"] or given["chat_template"] != "auto"):
+        raise click.UsageError("--raw excludes --chat and --chat-template")
+    if given["chat"] and given["batch_size"]:
+        raise click.UsageError("--batch-size has no effect with --chat; leave it out")
+    if given["prompts"].count("-") > 1:
+        raise click.UsageError("standard input can be only one prompt; give --prompt - once")
     if "" in given["stops"]:
         raise ConfigError("--stop must not be empty")
 
@@ -102,11 +107,26 @@ def _prompts(given: dict[str, Any], tokenizer: Any) -> tuple[list[Any], list[lis
 
     if given["input_file"]:
         questions = read_questions(given["input_file"], given["system"])
-        prompts = [prompt_ids(tokenizer, question.conversation) for question in questions]
+        prompts = [prompt_ids(tokenizer, question.conversation, question.source) for question in questions]
         return questions, prompts, [question.source for question in questions]
-    texts = [sys.stdin.read() if text == "-" else text for text in given["prompts"]]
+    texts = [_read_stdin() if text == "-" else _checked(text, "--prompt") for text in given["prompts"]]
     talks = [Conversation(((text, None),), given["system"]) for text in texts]
     return [], [prompt_ids(tokenizer, talk) for talk in talks], []
+
+
+def _read_stdin() -> str:
+    """Standard input without its last line break."""
+    text = sys.stdin.buffer.read().decode("utf-8", errors="surrogateescape")
+    return _checked(text, "standard input").removesuffix("\n")
+
+
+def _checked(text: str, where: str) -> str:
+    """The text, if its bytes were valid UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{where} is not valid UTF-8; convert it, e.g. with iconv") from None
+    return text
 
 
 def _show(writer: Any, texts: tuple[str, ...], prompts: list[list[int]], stream: bool) -> None:

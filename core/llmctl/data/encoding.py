@@ -41,19 +41,24 @@ def conversation(example: Example) -> Conversation:
     return Conversation(tuple(zip(example.src, example.tgt, strict=True)), example.system)
 
 
-def prompt_ids(tokenizer: Tokenizer, asked: Conversation) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, asked: Conversation, where: str = "the prompt") -> list[int]:
     """The ids that a model continues with its answer, just as it saw them in training.
+
+    Args:
+        tokenizer: With the template to use.
+        asked: The conversation; its last answer is to be generated.
+        where: Name of the prompt in messages.
 
     Raises:
         DataError: Several turns, or a system text, and no chat template to write them with.
     """
     if tokenizer.chat_template:
         return tokenizer.chat_template.prompt(asked)
-    check_plain(asked, "the prompt")
+    check_plain(asked, where, "--chat-template")
     return [*tokenizer.special.prefix, *tokenizer.encode(asked.turns[-1][0], add_special=False)]
 
 
-def check_plain(asked: Conversation, where: str) -> None:
+def check_plain(asked: Conversation, where: str, option: str = "data.chat_template") -> None:
     """Passes for what can be written without a chat template: one turn and no system text.
 
     Raises:
@@ -61,7 +66,7 @@ def check_plain(asked: Conversation, where: str) -> None:
     """
     if len(asked.turns) > 1 or asked.system is not None:
         what = f"{len(asked.turns)} turns" if len(asked.turns) > 1 else "a system text"
-        raise DataError(f"{where} has {what}, which needs a chat template; name one with data.chat_template")
+        raise DataError(f"{where} has {what}, which needs a chat template; name one with {option}")
 
 
 class Encoder:

@@ -10,8 +10,8 @@ from typing import Any
 
 from llmctl.data.encoding import prompt_ids
 from llmctl.data.reading import LISTED, parse_object, read_lines
-from llmctl.errors import DataError
-from llmctl.infer.text import Writer
+from llmctl.errors import ConfigError, DataError
+from llmctl.infer.text import Writer, check_lengths
 from llmctl.tokenizers.chat import Conversation
 
 
@@ -71,7 +71,8 @@ def answer_file(
 
 
 class Chat:
-    """A conversation with a person: ``/reset`` forgets it, ``/quit`` ends it.
+    """A conversation with a person: ``/reset`` forgets it, ``/quit`` ends it. When it grows too long for the model, its
+    oldest turns are left out.
 
     Args:
         writer: Answers; its tokenizer's chat template writes the turns.
@@ -100,11 +101,27 @@ class Chat:
     def _turn(self, text: str) -> None:
         if self.writer.tokenizer.chat_template is None:
             self.turns = []
-        turns = (*self.turns, (text, None))
-        prompt = prompt_ids(self.writer.tokenizer, Conversation(turns, self.system))
+        try:
+            prompt = self._prompt(text)
+        except ConfigError as error:
+            self.show(f"{error}\n")
+            return
         answer = self.writer.answer([prompt], lambda _, piece: self.show(piece), first=len(self.turns))[0]
         self.show("\n")
         self.turns.append((text, answer.text))
+
+    def _prompt(self, text: str) -> list[int]:
+        """Token ids of the conversation; the oldest turns are forgotten while there is no room for an answer."""
+        while True:
+            asked = Conversation((*self.turns, (text, None)), self.system)
+            prompt = prompt_ids(self.writer.tokenizer, asked)
+            try:
+                check_lengths([prompt], self.writer.options, self.writer.max_positions, ["the message"])
+                return prompt
+            except ConfigError:
+                if not self.turns:
+                    raise
+                del self.turns[0]
 
 
 def _conversation(row: dict[str, Any], system: str | None) -> Conversation:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import paddle
 
+FIRST = 256
+"""Positions allocated at first, at least."""
+
 
 class KVCache:
-    """Room for ``max_length`` positions per layer, allocated when a layer first writes.
+    """Room for up to ``max_length`` positions per layer; what is allocated doubles as it fills.
 
     Every layer writes with ``update``; the model calls ``advance`` once after its last layer.
 
@@ -17,7 +20,7 @@ class KVCache:
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
         self.length = 0
-        self._layers: dict[int, tuple[paddle.Tensor, paddle.Tensor]] = {}
+        self._layers: dict[int, tuple[paddle.Tensor, ...]] = {}
 
     @paddle.no_grad()
     def update(self, layer: int, k_BTKH: paddle.Tensor, v_BTKH: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
@@ -29,8 +32,10 @@ class KVCache:
         end = self.length + k_BTKH.shape[1]
         if end > self.max_length:
             raise ValueError(f"the cache has room for {self.max_length} positions, {end} are needed")
-        if layer not in self._layers:
-            self._layers[layer] = (self._allocate(k_BTKH), self._allocate(v_BTKH))
+        self._layers[layer] = tuple(
+            self._grown(buffer, new, end)
+            for buffer, new in zip(self._layers.get(layer, (None, None)), (k_BTKH, v_BTKH), strict=True)
+        )
         for buffer, new in zip(self._layers[layer], (k_BTKH, v_BTKH), strict=True):
             buffer[:, self.length : end] = new
         keys, values = self._layers[layer]
@@ -49,6 +54,12 @@ class KVCache:
             for layer, (keys, values) in self._layers.items()
         }
 
-    def _allocate(self, new_BTKH: paddle.Tensor) -> paddle.Tensor:
+    def _grown(self, buffer: paddle.Tensor | None, new_BTKH: paddle.Tensor, end: int) -> paddle.Tensor:
+        """A buffer with room for ``end`` positions: the same if it has, else one of twice the size."""
+        held = 0 if buffer is None else buffer.shape[1]
+        if end <= held:
+            return buffer
         batch, _, heads, width = new_BTKH.shape
-        return paddle.zeros([batch, self.max_length, heads, width], dtype=new_BTKH.dtype)
+        more = min(self.max_length, max(end, 2 * held, FIRST)) - held
+        room = paddle.zeros([batch, more, heads, width], dtype=new_BTKH.dtype)
+        return room if buffer is None else paddle.concat([buffer, room], axis=1)

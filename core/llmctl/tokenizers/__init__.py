@@ -11,7 +11,7 @@ from pathlib import Path
 from llmctl.errors import TokenizerError
 from llmctl.tokenizers.base import DecodeStream, Tokenizer
 
-__all__ = ["DecodeStream", "Tokenizer", "load"]
+__all__ = ["DecodeStream", "Tokenizer", "check_fits", "load"]
 
 JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 
@@ -33,6 +33,19 @@ def load(folder: Path, chat_template: str = "auto") -> Tokenizer:
     tokenizer = _open(folder)
     tokenizer.chat_template = load_template(chat_template, folder, tokenizer)
     return tokenizer
+
+
+def check_fits(tokenizer: Tokenizer, rows: int, model: Path) -> None:
+    """Passes when every id has a row in the model's embedding.
+
+    Raises:
+        TokenizerError: The tokenizer has more ids than the embedding rows.
+    """
+    if tokenizer.vocab_size > rows:
+        raise TokenizerError(
+            f"the tokenizer in {model} has ids up to {tokenizer.vocab_size - 1}, but the model's embedding has only "
+            f"{rows} rows; use the tokenizer that belongs to the model"
+        )
 
 
 def _open(folder: Path) -> Tokenizer:
