@@ -3,11 +3,10 @@
 Both sides hold the same weights and see the same tokens; a run whose losses differ by more than 1e-4 fails. The two are
 worker processes that take turns and never compute at the same time. Other load does not slow both alike (torch's OpenMP
 suffers several times more from a stolen core than paddle's), so interleaving alone would flatter us: the processor time
-that other processes take is measured during each turn, and only rounds in which it was small on both sides count.
-``--profile`` shows where our time goes instead.
+that other processes take is measured during each turn, and only rounds in which it was small on both sides count. Where our time
+goes is shown by ``step_profile.py``.
 
     python benchmarks/train_step.py --peer-python /path/to/python/with/transformers
-    python benchmarks/train_step.py --profile
 """
 
 from __future__ import annotations
@@ -220,7 +219,6 @@ def main():
     parser.add_argument("--attempts", type=int, default=40, help="rounds at most, quiet or not")
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn; their median counts")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--profile", action="store_true", help="time per operator of our step instead")
     parser.add_argument("--worker", choices=("ours", "peer"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker == "ours":

@@ -84,6 +84,8 @@ def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
         )
     _weights(model, plugin, dims, settings.model.dtype)
     output = _output(settings.output)
+    if settings.output.overwrite and output.resolve() in model.resolve().parents:
+        raise ConfigError(f"model.path={model} lies in output.dir={output}, which would be overwritten; choose another")
     config.parse_bytes(settings.output.max_shard_bytes)
     tokenizer = _tokenizer(settings, plugin, model, dims)
     train, dev = _data(settings, plugin)

@@ -124,6 +124,10 @@ def test_output_folder_that_is_not_empty_is_refused(job):
     refused(job, part=["is not empty", "--resume", "--overwrite"])
 
 
+def test_overwriting_the_folder_that_holds_the_model_is_refused(job):
+    refused(job, "--overwrite", "--output", str(job), part=["lies in output.dir", "choose another"])
+
+
 def test_model_without_tokenizer_is_refused(job):
     (job / "model" / "tokenizer.json").unlink()
     refused(job, part=["tokenizer.json", "tokenizer.model"])
