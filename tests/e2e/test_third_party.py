@@ -45,7 +45,7 @@ def test_a_third_party_family_fine_tunes_and_generates(tmp_path, fakes, run_llmc
     info = json.loads((tmp_path / "out" / "run.json").read_text())
     assert info["versions"]["fake-parrot"] == "3.1.0"
 
-    done = run_llmctl("generate", "out/model", "--prompt", "say red", "--max-new-tokens", "4",
+    done = run_llmctl("generate", "out/model", "--prompt", "say red", "--max-new-tokens", "4", "--min-new-tokens", "4", "--raw",
                       fakes=["third_party"], cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

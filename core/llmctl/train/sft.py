@@ -191,6 +191,11 @@ def _write_info(job: FinetuneJob, info: dict[str, Any]) -> None:
         file.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _end(text: str, longest: int = 160) -> str:
+    """The end of a text, where the question of a long prompt stands."""
+    return text if len(text) <= longest else "..." + text[-longest:]
+
+
 def _show(job: FinetuneJob, info: dict[str, Any]) -> None:
     """Prints metrics and samples before and after, and where everything is."""
     before, after = info["before"], info["after"]
@@ -203,7 +208,7 @@ def _show(job: FinetuneJob, info: dict[str, Any]) -> None:
     if after["samples"]:
         earlier = [sample["answer"] for sample in before["samples"]] or ["" for _ in after["samples"]]
         rows = [
-            [sample["prompt"], sample["expected"], old, sample["answer"]]
+            [_end(sample["prompt"]), _end(sample["expected"]), _end(old), _end(sample["answer"])]
             for sample, old in zip(after["samples"], earlier, strict=False)
         ]
         table("answers to held-out examples", ["prompt", "expected", "before", "after"], rows)
