@@ -194,3 +194,9 @@ def test_a_checkpoint_of_transformers_is_written_back_bit_for_bit(assets, tmp_pa
     for name, info in weights.tensors.items():
         assert (written.tensors[name].dtype, written.tensors[name].shape) == (info.dtype, info.shape)
         np.testing.assert_array_equal(written.read(name), weights.read(name))
+
+
+def test_float64_weights_survive_exactly(tmp_path):
+    state = {"a": np.random.default_rng(0).normal(size=(5, 3))}
+    save_weights(tmp_path, state, [Rename("a", "a", transpose=True)], "float64")
+    np.testing.assert_array_equal(open_folder(tmp_path).read("a"), state["a"].T)
