@@ -16,6 +16,7 @@ from math import prod
 from typing import Any
 
 from llmctl.capabilities import State
+from llmctl.config_keys import unknown_keys
 from llmctl.errors import ConfigError
 from llmctl.shapes import Axis, evaluate, parse_shape
 
@@ -142,7 +143,8 @@ class Setting:
         name: Name in ``Dims``; a symbol of shapes if it is a whole number.
         key: Key in HF's config.json; ``""`` for a value that is only derived.
         default: Value when the key is absent; ``REQUIRED`` makes that an error.
-        derive: Expression such as ``"hidden/heads"`` used instead of ``default`` when the key is absent or null.
+        derive: Used instead of ``default`` when the key is absent or null: an expression over the values before it such
+            as ``"hidden/heads"``, or a function of the content of config.json.
         allowed: The values the family supports; any other is an error. ``()`` = any.
         check: Raises ConfigError for a value that the family does not support.
     """
@@ -150,7 +152,7 @@ class Setting:
     name: str
     key: str
     default: Any = REQUIRED
-    derive: str = ""
+    derive: str | Callable[[Mapping[str, Any]], Any] = field(default="", repr=False)
     allowed: tuple[Any, ...] = ()
     check: Callable[[Any], object] | None = field(default=None, repr=False, compare=False)
 
@@ -181,12 +183,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Moe:
-    """Routing of a mixture of experts: the router's kind, experts per token, weights renormalised, auxiliary loss."""
+    """Routing of a mixture of experts: the router's kind, experts per token, whether their weights are renormalised."""
 
     router: str
     top_k: int
     renormalize: bool = True
-    aux_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,9 @@ class Family:
         prefix_cache: Whether prefix tuning may put virtual tokens into the KV cache.
         claims: Capability states that differ from what the table implies, by method.
         starter: Name of the recipe that ``finetune`` runs without a configuration file; empty = there is none.
+        inert: Keys of config.json that change nothing for this family, beside those of ``config_keys``.
+        recognise: Tells whether a config.json with one of the architectures is this family's, where two families share
+            the name of an architecture.
         needs_api: Lowest hook API (major, minor) that the card needs.
     """
 
@@ -235,7 +239,14 @@ class Family:
     prefix_cache: bool = True
     claims: Mapping[str, State] = field(default_factory=dict)
     starter: str = ""
+    inert: tuple[str, ...] = ()
+    recognise: Callable[[Mapping[str, Any]], bool] | None = None
     needs_api: tuple[int, int] = (0, 1)
+
+    def claims_config(self, config: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint with this content of config.json is of the family."""
+        ours = bool(set(self.architectures) & set(config["architectures"]))
+        return ours and (self.recognise is None or self.recognise(config))
 
     def expand(self, dims: Mapping[str, Any]) -> list[Tensor]:
         """All tensors of a model of these dims, in the order of the table.
@@ -271,8 +282,15 @@ class Family:
         """Dims from the content of an HF ``config.json``.
 
         Raises:
-            ConfigError: A required key is absent, or a value is one that the family does not support.
+            ConfigError: A required key is absent, a key is unknown, or a value is one that the family does not support.
         """
+        unknown = unknown_keys(config, frozenset({setting.key for setting in self.settings} | set(self.inert)))
+        if unknown:
+            listed = ", ".join(f"{key}={config[key]!r}" for key in unknown)
+            raise ConfigError(
+                f"{where}: {self.name} does not know {listed}; a setting that is ignored would change the results. "
+                "Remove the key if it has no effect on the model"
+            )
         values: dict[str, Any] = {}
         for setting in self.settings:
             values[setting.name] = self._read(setting, config, values, where)
@@ -291,6 +309,8 @@ class Family:
 
     def _read(self, setting: Setting, config: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Any:
         value = config.get(setting.key) if setting.key else None
+        if value is None and callable(setting.derive):
+            return setting.derive(config)
         if value is None and setting.derive:
             try:
                 return evaluate(setting.derive, known)

@@ -16,7 +16,7 @@ import pluggy
 from llmctl.card import Dims, Family
 
 Router = Any
-"""A ``paddle.nn.Layer``: ``x_TD -> (weight_TK, expert_TK, aux_loss)``, as ``llmctl.nn.router.SoftmaxTopK``."""
+"""A ``paddle.nn.Layer``: ``x_TD -> (weight_TK, expert_TK)``, as ``llmctl.nn.router.SoftmaxTopK``."""
 
 PROJECT = "llmctl"
 API = (0, 1)
@@ -122,7 +122,7 @@ def tensor_parallel_rules(card: Family, dims: Dims, degree: int) -> Mapping[str,
 
 @hookspec(firstresult=True)
 def moe_routing(card: Family, dims: Dims) -> Router | None:
-    """A layer ``x_TD -> (weight_TK, expert_TK, aux_loss)``. Default: from ``card.moe``; None for dense families."""
+    """A layer ``x_TD -> (weight_TK, expert_TK)``. Default: from ``card.moe``; None for dense families."""
 
 
 @hookspec(firstresult=True)

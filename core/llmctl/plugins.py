@@ -10,7 +10,7 @@ import difflib
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -95,8 +95,8 @@ def load(name: str) -> Plugin:
         ) from error
 
 
-def load_for(architectures: Sequence[str], where: str) -> Plugin:
-    """The family whose card claims one of the architectures of a checkpoint.
+def load_for(config: Mapping[str, Any], where: str) -> Plugin:
+    """The family whose card claims the config.json of a checkpoint.
 
     Raises:
         PluginError: No installed family claims it (broken ones are named), or several do.
@@ -108,9 +108,9 @@ def load_for(architectures: Sequence[str], where: str) -> Plugin:
         except PluginError as error:
             broken.append(str(error).splitlines()[0])
             continue
-        if set(plugin.card.architectures) & set(architectures):
+        if plugin.card.claims_config(config):
             matches.append(plugin)
-    wanted = ", ".join(architectures)
+    wanted = ", ".join(config["architectures"])
     if len(matches) > 1:
         names = " and ".join(f"{plugin.card.name} ({plugin.found})" for plugin in matches)
         raise PluginError(f"{where}: the architecture {wanted} is claimed by {names}; choose one with --model NAME")
@@ -123,22 +123,22 @@ def load_for(architectures: Sequence[str], where: str) -> Plugin:
     return matches[0]
 
 
-def resolve(name: str, architectures: Sequence[str], where: str) -> Plugin:
+def resolve(name: str, config: Mapping[str, Any], where: str) -> Plugin:
     """The family called ``name``, or for ``"auto"`` the one that claims a checkpoint's architectures.
 
     Args:
         name: A family, or ``"auto"``.
-        architectures: ``architectures`` of the checkpoint's config.json.
+        config: Content of the checkpoint's config.json.
         where: Path of that file, for messages.
 
     Raises:
         PluginError: As `load` and `load_for`; or the named family does not claim the architecture.
     """
     if name == "auto":
-        return load_for(architectures, where)
+        return load_for(config, where)
     plugin = load(name)
-    if not set(plugin.card.architectures) & set(architectures):
-        found, known = ", ".join(architectures), ", ".join(plugin.card.architectures)
+    if not plugin.card.claims_config(config):
+        found, known = ", ".join(config["architectures"]), ", ".join(plugin.card.architectures)
         raise PluginError(f"{where} says {found}, which is not of the family {name} ({known}); try --model auto")
     return plugin
 

@@ -73,7 +73,7 @@ def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
     plugin = plugins.load(family) if family != "auto" else None
     model = _path(settings.model.path, "model.path", plugin)
     raw = read_config(model)
-    plugin = plugins.resolve(family, raw["architectures"], str(model / "config.json"))
+    plugin = plugins.resolve(family, raw, str(model / "config.json"))
     capabilities.require(plugin.card, "sft")
     dims = plugin.card.dims_from_config(raw, str(model / "config.json"))
     limit = dims.get("max_positions")

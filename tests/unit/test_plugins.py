@@ -70,14 +70,14 @@ def test_invalid_card_lists_its_problems(fakes):
 
 def test_family_is_found_by_the_architecture_of_a_checkpoint(fakes):
     fakes("third_party", "broken")
-    assert plugins.resolve("auto", ["ParrotForCausalLM"], "config.json").card.name == "parrot"
+    assert plugins.resolve("auto", {"architectures": ["ParrotForCausalLM"]}, "config.json").card.name == "parrot"
     with pytest.raises(PluginError) as caught:
-        plugins.resolve("auto", ["FalconForCausalLM"], "m/config.json")
+        plugins.resolve("auto", {"architectures": ["FalconForCausalLM"]}, "m/config.json")
     message = str(caught.value)
     assert "no installed family claims the architecture FalconForCausalLM" in message
     assert "pip install llmctl-falcon" in message and "fake-broken 1.2.3" in message
     with pytest.raises(PluginError, match="says FalconForCausalLM, which is not of the family parrot"):
-        plugins.resolve("parrot", ["FalconForCausalLM"], "m/config.json")
+        plugins.resolve("parrot", {"architectures": ["FalconForCausalLM"]}, "m/config.json")
 
 
 def test_a_plugin_overrides_one_hook_and_keeps_the_other_defaults(fakes):

@@ -45,7 +45,7 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
 
     config = read_config(model)
     where = str(model / "config.json")
-    plugin = plugins.resolve(ctx.obj["family"], config["architectures"], where)
+    plugin = plugins.resolve(ctx.obj["family"], config, where)
     dims = plugin.card.dims_from_config(config, where)
     tokenizer = tokenizers.load(model, "none" if given["raw"] else given["chat_template"])
     tokenizers.check_fits(tokenizer, dims.vocab, model)

@@ -9,12 +9,15 @@ import paddle
 
 from llmctl.nn.cache import KVCache
 from llmctl.nn.linear import Linear
+from llmctl.nn.norm import RMSNorm
 from llmctl.nn.position import rotate
 
 Angles = tuple[paddle.Tensor, paddle.Tensor]
 
 
-def causal_bias(new: int, past: int, mask_BS: paddle.Tensor | None, dtype: str) -> paddle.Tensor | None:
+def causal_bias(
+    new: int, past: int, mask_BS: paddle.Tensor | None, dtype: str, window: int | None = None
+) -> paddle.Tensor | None:
     """What to add to scores: 0 where a query may look, the lowest number elsewhere [B or 1, 1, T, S]; None = all zeros.
 
     The lowest number is finite, so a query that may look nowhere (padding) averages all values instead of giving NaN.
@@ -24,6 +27,7 @@ def causal_bias(new: int, past: int, mask_BS: paddle.Tensor | None, dtype: str) 
         past: Number of keys before the first query.
         mask_BS: 1 = real, 0 = padding, over past and new keys; None = all real.
         dtype: Type of the scores.
+        window: A query sees this many keys, its own included; None = all before it.
 
     Raises:
         ValueError: The mask does not cover past and new keys.
@@ -32,9 +36,13 @@ def causal_bias(new: int, past: int, mask_BS: paddle.Tensor | None, dtype: str) 
     if mask_BS is not None and mask_BS.shape[1] != total:
         raise ValueError(f"attention_mask has {mask_BS.shape[1]} columns for {past} past and {new} new positions")
     allowed = None
-    if new > 1:
+    windowed = window is not None and total > window
+    if new > 1 or windowed:
         query_T1 = paddle.arange(past, total).unsqueeze(-1)
-        allowed = (paddle.arange(total) <= query_T1).reshape([1, 1, new, total])
+        allowed = paddle.arange(total) <= query_T1
+        if windowed:
+            allowed = paddle.logical_and(allowed, paddle.arange(total) > query_T1 - window)
+        allowed = allowed.reshape([1, 1, new, total])
     if mask_BS is not None:
         real = mask_BS.astype("bool").unsqueeze([1, 2])
         allowed = real if allowed is None else paddle.logical_and(allowed, real)
@@ -69,31 +77,43 @@ def softmax(scores: paddle.Tensor) -> paddle.Tensor:
 
 
 class Attention(paddle.nn.Layer):
-    """Causal self-attention with rotary positions. Head counts come from the projections' widths, which may be split.
+    """Causal self-attention, with rotary positions where angles are given. Head counts come from the projections' widths, which may be split.
 
     Args:
         hidden: Width of input and output.
         heads: Query heads.
         kv_heads: Key-value heads; a divisor of ``heads``.
         head_dim: Width of a head.
-        bias: Whether the four projections have biases.
+        bias: Whether the projections of queries, keys and values have biases.
         std: Standard deviation of the initial weights.
+        out_bias: Whether the output projection has a bias; None = as the others.
+        norm_eps: Gives queries and keys an RMSNorm over each head, with this epsilon; None = none.
     """
 
     def __init__(
-        self, hidden: int, heads: int, kv_heads: int, head_dim: int, bias: bool = False, std: float = 0.02
+        self,
+        hidden: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        bias: bool = False,
+        std: float = 0.02,
+        out_bias: bool | None = None,
+        norm_eps: float | None = None,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.q_proj = Linear(hidden, heads * head_dim, bias, std)
         self.k_proj = Linear(hidden, kv_heads * head_dim, bias, std)
         self.v_proj = Linear(hidden, kv_heads * head_dim, bias, std)
-        self.o_proj = Linear(heads * head_dim, hidden, bias, std)
+        self.o_proj = Linear(heads * head_dim, hidden, bias if out_bias is None else out_bias, std)
+        self.q_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps)
+        self.k_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps)
 
     def forward(
         self,
         x_BTD: paddle.Tensor,
-        angles: Angles,
+        angles: Angles | None,
         bias_B1TS: paddle.Tensor | None,
         cache: KVCache | None = None,
         layer: int = 0,
@@ -101,7 +121,10 @@ class Attention(paddle.nn.Layer):
         q, k, v = (
             project(x_BTD).reshape([0, 0, -1, self.head_dim]) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate(q, *angles), rotate(k, *angles)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is not None:
             k, v = cache.update(layer, k, v)
         return self.o_proj(attend(q, k, v, bias_B1TS))

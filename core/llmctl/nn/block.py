@@ -34,7 +34,7 @@ class Block(paddle.nn.Layer):
     def forward(
         self,
         x_BTD: paddle.Tensor,
-        angles: Angles,
+        angles: Angles | None,
         bias_B1TS: paddle.Tensor | None,
         cache: KVCache | None = None,
         layer: int = 0,

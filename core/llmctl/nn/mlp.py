@@ -1,6 +1,8 @@
-"""Feed-forward layers."""
+"""Feed-forward layers. Mixtures of experts are in ``moe``."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import paddle
 
@@ -30,3 +32,37 @@ class GatedMLP(paddle.nn.Layer):
 def gated(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
     """silu(gate) * up."""
     return paddle.nn.functional.silu(gate) * up
+
+
+class MLP(paddle.nn.Layer):
+    """down(activation(up(x))), with biases.
+
+    Args:
+        hidden: Width of input and output.
+        ffn: Width between.
+        activation: Applied between the projections.
+        names: Names of the two projections in the state dict.
+        std: Standard deviation of the initial weights.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        ffn: int,
+        activation: Callable[[paddle.Tensor], paddle.Tensor],
+        names: tuple[str, str],
+        std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self._names, self._activation = names, activation
+        self.add_sublayer(names[0], Linear(hidden, ffn, True, std))
+        self.add_sublayer(names[1], Linear(ffn, hidden, True, std))
+
+    def forward(self, x_BTD: paddle.Tensor) -> paddle.Tensor:
+        up, down = (getattr(self, name) for name in self._names)
+        return down(self._activation(up(x_BTD)))
+
+
+def gelu_tanh(x: paddle.Tensor) -> paddle.Tensor:
+    """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+    return paddle.nn.functional.gelu(x, approximate=True)

@@ -1,0 +1,128 @@
+"""A family against recordings of its original implementation: logits, loss, gradient norms, greedy tokens.
+
+A golden is a model folder with a file ``golden.npz`` beside the weights. Its arrays, each checked where it is present:
+``input_ids_single`` [1, P], ``logits_single``, ``greedy_ids`` (with a cache) and ``greedy_ids_nocache`` [1, P+N];
+``input_ids``, ``attention_mask``, ``position_ids`` [B, L] padded on the left, ``logits``, ``greedy_ids_padded``;
+``input_ids_train`` (default: the batch), ``labels`` (the tokens themselves, -100 = no loss), ``loss``, ``aux_loss`` and
+``grad_norms`` (JSON: torch's tensor name -> L2 norm of the gradient).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LOGITS = 1e-4
+LOSS = 1e-5
+GRADIENT = 1e-3
+GRADIENT_FLOOR = 1e-6
+"""Absolute: a bias of keys has a gradient of zero, of which rounding leaves something."""
+
+
+def check_all(folder: Path, family: str = "auto") -> None:
+    """Passes when the model of the folder repeats what was recorded, within the limits above.
+
+    Raises:
+        AssertionError: Something differs; the message says what and by how much.
+    """
+    from llmctl.checkpoint.model import load_model
+
+    golden = dict(np.load(folder / "golden.npz"))
+    model, dims, plugin = load_model(folder, family)
+    model.eval()
+    check_logits(model, golden)
+    check_greedy(model, golden)
+    renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
+    check_loss(model, golden, renames)
+
+
+def check_logits(model: Any, golden: Mapping[str, Any]) -> None:
+    """The row alone, and the padded batch with its positions given and counted."""
+    import paddle
+
+    with paddle.no_grad():
+        single = model(paddle.to_tensor(golden["input_ids_single"])).numpy()
+        _near("logits of a single row", single, golden["logits_single"])
+        if "logits" not in golden:
+            return
+        ids, mask = paddle.to_tensor(golden["input_ids"]), paddle.to_tensor(golden["attention_mask"])
+        real = golden["attention_mask"] == 1
+        given = [("counted", None)]
+        if "position_ids" in golden:
+            given.append(("given", paddle.to_tensor(golden["position_ids"])))
+        for how, positions in given:
+            logits = model(ids, mask, positions).numpy()
+            assert np.isfinite(logits).all(), f"positions {how}: padding gives logits that are not finite"
+            _near(f"logits of a left-padded batch, positions {how}", logits[real], golden["logits"][real])
+
+
+def check_greedy(model: Any, golden: Mapping[str, Any]) -> None:
+    """The most probable tokens, with and without a cache, alone and in a padded batch."""
+    prompt = golden["input_ids_single"][0].tolist()
+    uncached = golden.get("greedy_ids_nocache", golden["greedy_ids"])[0, len(prompt) :].tolist()
+    changing = getattr(model, "position_depends_on_length", False)
+    assert _greedy(model, [prompt], len(uncached), use_cache=False) == [uncached], "greedy tokens without a cache"
+    cached = uncached if changing else golden["greedy_ids"][0, len(prompt) :].tolist()
+    assert _greedy(model, [prompt], len(cached)) == [cached], "greedy tokens with a cache"
+    if "greedy_ids_padded" in golden and not changing:
+        rows = zip(golden["input_ids"], golden["attention_mask"], strict=True)
+        prompts = [ids[mask == 1].tolist() for ids, mask in rows]
+        expected = golden["greedy_ids_padded"][:, golden["input_ids"].shape[1] :].tolist()
+        assert _greedy(model, prompts, len(expected[0])) == expected, "greedy tokens of a left-padded batch"
+
+
+def check_loss(model: Any, golden: Mapping[str, Any], renames: Any) -> None:
+    """The mean loss over labels, and the gradient's norm of every tensor of the torch checkpoint."""
+    import paddle
+
+    from llmctl.nn.loss import token_loss
+
+    alone = "input_ids_train" in golden
+    ids = paddle.to_tensor(golden["input_ids_train" if alone else "input_ids"])
+    mask = None if alone else paddle.to_tensor(golden["attention_mask"])
+    positions = paddle.to_tensor(golden["position_ids"]) if "position_ids" in golden and not alone else None
+    if "aux_loss" in golden and getattr(model, "aux_loss", 0):
+        model.train()
+    hidden = model.hidden_states(ids, mask, positions)
+    labels = paddle.to_tensor(golden["labels"])[:, 1:]
+    kept = labels != -100
+    loss = token_loss(model.logits(hidden[:, :-1][kept]), labels[kept]) / int(kept.sum())
+    extra = getattr(model, "auxiliary_loss", lambda arrays: None)({} if mask is None else {"attention_mask": mask})
+    loss = loss if extra is None else loss + extra
+    model.eval()
+    loss.backward()
+    _near("loss", float(loss), float(golden["loss"]), LOSS)
+    norms = _gradient_norms(model, renames)
+    recorded = json.loads(str(golden["grad_norms"]))
+    assert set(norms) == set(recorded), f"gradients of {sorted(set(norms) ^ set(recorded))} on one side only"
+    far = [f"{name}: {norms[name]:.6g}, recorded {value:.6g}" for name, value in recorded.items()
+           if abs(norms[name] - value) > GRADIENT * value + GRADIENT_FLOOR]  # fmt: skip
+    assert not far, "gradient norms differ: " + "; ".join(far)
+
+
+def _gradient_norms(model: Any, renames: Any) -> dict[str, float]:
+    """By source; a source that was taken apart has the root of its parts' squares."""
+    parameters = dict(model.named_parameters())
+    squares: dict[str, float] = {}
+    for rename in renames:
+        gradient = parameters[rename.target].grad
+        square = 0.0 if gradient is None else float((gradient.astype("float64") ** 2).sum())
+        squares[rename.source] = squares.get(rename.source, 0.0) + square
+    return {name: square**0.5 for name, square in squares.items()}
+
+
+def _greedy(model: Any, prompts: list[list[int]], new: int, use_cache: bool = True) -> list[list[int]]:
+    from llmctl.infer.generate import generate
+    from llmctl.infer.sampling import SamplingOptions
+
+    made = generate(model, prompts, SamplingOptions(max_new_tokens=new), [], 0, use_cache=use_cache)
+    return [answer.ids for answer in made]
+
+
+def _near(what: str, found: Any, expected: Any, limit: float = LOGITS) -> None:
+    worst = float(np.abs(np.asarray(found) - np.asarray(expected)).max())
+    assert worst <= limit, f"{what}: off by {worst:.3g}, allowed {limit:g}"

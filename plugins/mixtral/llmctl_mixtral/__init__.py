@@ -1,0 +1,67 @@
+"""Mixtral: a decoder whose feed-forward layers are mixtures of experts, some experts per token.
+
+https://arxiv.org/abs/2401.04088
+"""
+
+from llmctl import HF_DECODER, Family, Moe, Param, Setting, Size, hookimpl
+from llmctl.nn.frequencies import rule_for
+
+L, A, X = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.block_sparse_moe."
+MISTRALAI = "https://huggingface.co/mistralai/"
+
+CARD = Family(
+    name="mixtral",
+    architectures=("MixtralForCausalLM",),
+    model_type="mixtral",
+    modeling="llmctl_mixtral.modeling:MixtralForCausalLM",
+    paddle_prefix="mixtral.",
+    torch_prefix="model.",
+    moe=Moe("softmax-topk", top_k=2),
+    settings=(
+        *HF_DECODER,
+        Setting("experts", "num_local_experts"),
+        Setting("top_k", "num_experts_per_tok", 2),
+        Setting("norm_eps", "rms_norm_eps", 1e-5),
+        Setting("rope_theta", "rope_theta", 1e6),
+        Setting("rope_scaling", "rope_scaling", None, check=rule_for),
+        Setting("window", "sliding_window", None),
+        Setting("balance", "output_router_logits", False),
+        Setting("aux_loss", "router_aux_loss_coef", 0.001),
+        Setting("jitter", "router_jitter_noise", 0.0, allowed=(0, 0.0)),
+        Setting("activation", "hidden_act", "silu", allowed=("silu",)),
+        Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
+    ),
+    ignored_tensors=("*.rotary_emb.inv_freq",),
+    sizes={
+        "8x7b": Size(
+            MISTRALAI + "Mixtral-8x7B-v0.1/blob/main/config.json",
+            46_702_792_704,
+            dict(layers=32, hidden=4096, heads=32, kv_heads=8, ffn=14336, vocab=32000, experts=8, max_positions=32768),
+        ),
+        "8x22b": Size(
+            MISTRALAI + "Mixtral-8x22B-v0.1/blob/main/config.json",
+            140_620_634_112,
+            dict(layers=56, hidden=6144, heads=48, kv_heads=8, ffn=16384, vocab=32000, experts=8, max_positions=65536),
+        ),
+    },
+    params=(
+        Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
+        Param(A + "q_proj.weight", "hidden, heads*head_dim", slot="qkv.0"),
+        Param(A + "k_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.1"),
+        Param(A + "v_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.2"),
+        Param(A + "o_proj.weight", "heads*head_dim, hidden", slot="out"),
+        Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
+        Param(L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
+        Param(X + "gate.weight", "hidden, experts", kind="router", slot="gate"),
+        Param(X + "experts.{expert}.w1.weight", "hidden, ffn", slot="ffn1.0"),
+        Param(X + "experts.{expert}.w3.weight", "hidden, ffn", slot="ffn1.1"),
+        Param(X + "experts.{expert}.w2.weight", "ffn, hidden", slot="ffn2"),
+        Param("norm.weight", "hidden", kind="norm"),
+        Param("/lm_head.weight", "hidden, vocab", when="not tied"),
+    ),
+)
+
+
+@hookimpl
+def describe_family():
+    return CARD

@@ -1,0 +1,67 @@
+"""Mistral: a dense decoder with grouped-query attention and, in its first release, a sliding window.
+
+https://arxiv.org/abs/2310.06825
+"""
+
+from llmctl import HF_DECODER, Family, Param, Setting, Size, hookimpl
+from llmctl.nn.frequencies import rule_for
+
+L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
+MISTRALAI = "https://huggingface.co/mistralai/"
+SMALL = dict(layers=32, hidden=4096, heads=32, kv_heads=8, ffn=14336, max_positions=32768)
+
+
+def _window(config):
+    """The first release left the key out where its window was meant; null means that there is none."""
+    return None if "sliding_window" in config else 4096
+
+
+CARD = Family(
+    name="mistral",
+    architectures=("MistralForCausalLM",),
+    model_type="mistral",
+    modeling="llmctl_mixtral.modeling:MistralForCausalLM",
+    paddle_prefix="mistral.",
+    torch_prefix="model.",
+    settings=(
+        *HF_DECODER,
+        Setting("norm_eps", "rms_norm_eps", 1e-6),
+        Setting("rope_theta", "rope_theta", 10000.0),
+        Setting("rope_scaling", "rope_scaling", None, check=rule_for),
+        Setting("window", "sliding_window", derive=_window),
+        Setting("activation", "hidden_act", "silu", allowed=("silu",)),
+        Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
+    ),
+    ignored_tensors=("*.rotary_emb.inv_freq",),
+    sizes={
+        "7b-v0.1": Size(
+            MISTRALAI + "Mistral-7B-v0.1/blob/main/config.json",
+            7_241_732_096,
+            dict(SMALL, vocab=32000, window=4096, norm_eps=1e-5),
+        ),
+        "7b-v0.3": Size(
+            MISTRALAI + "Mistral-7B-v0.3/blob/main/config.json",
+            7_248_023_552,
+            dict(SMALL, vocab=32768, window=None, rope_theta=1e6, norm_eps=1e-5),
+        ),
+    },
+    params=(
+        Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
+        Param(A + "q_proj.weight", "hidden, heads*head_dim", slot="qkv.0"),
+        Param(A + "k_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.1"),
+        Param(A + "v_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.2"),
+        Param(A + "o_proj.weight", "heads*head_dim, hidden", slot="out"),
+        Param(M + "gate_proj.weight", "hidden, ffn", slot="ffn1.0"),
+        Param(M + "up_proj.weight", "hidden, ffn", slot="ffn1.1"),
+        Param(M + "down_proj.weight", "ffn, hidden", slot="ffn2"),
+        Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
+        Param(L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
+        Param("norm.weight", "hidden", kind="norm"),
+        Param("/lm_head.weight", "hidden, vocab", when="not tied"),
+    ),
+)
+
+
+@hookimpl
+def describe_family():
+    return CARD
