@@ -29,7 +29,7 @@ def load_model(
     """
     runtime.import_paddle("a model")
     config = read_config(folder)
-    plugin = plugins.resolve(family, config["architectures"], str(folder / "config.json"))
+    plugin = plugins.resolve(family, config, str(folder / "config.json"))
     dims = plugin.card.dims_from_config(config, str(folder / "config.json"))
     weights = open_folder(folder)
     model = build(plugin, dims, dtype)

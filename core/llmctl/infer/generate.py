@@ -51,7 +51,8 @@ def generate(
 
     Args:
         model: With ``hidden_states`` and ``logits``. A model whose ``position_depends_on_length`` is true is run prompt
-            by prompt without a cache, as keys of earlier steps do not fit later ones.
+            by prompt without a cache when rows may outgrow its ``stable_length``, as keys of earlier steps do not fit
+            later ones then.
         prompts: Token ids, at least one each.
         options: How tokens are chosen.
         end_ids: Tokens that end an answer.
@@ -65,7 +66,8 @@ def generate(
         if not row.prompt:
             raise ValueError(f"prompt {row.index} is empty")
     model.eval()
-    changing = getattr(model, "position_depends_on_length", False)
+    longest = max((len(prompt) for prompt in prompts), default=0) + options.max_new_tokens
+    changing = getattr(model, "position_depends_on_length", False) and longest > getattr(model, "stable_length", 0)
     with paddle.no_grad():
         for group in [[row] for row in rows] if changing else [rows]:
             batch = _Batch(model, group, options.max_new_tokens, pad_id, use_cache and not changing)

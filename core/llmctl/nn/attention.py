@@ -53,9 +53,16 @@ def causal_bias(
 
 
 def attend(
-    q_BTNH: paddle.Tensor, k_BSKH: paddle.Tensor, v_BSKH: paddle.Tensor, bias_B1TS: paddle.Tensor | None
+    q_BTNH: paddle.Tensor,
+    k_BSKH: paddle.Tensor,
+    v_BSKH: paddle.Tensor,
+    bias_B1TS: paddle.Tensor | None,
+    dropout: float = 0.0,
 ) -> paddle.Tensor:
-    """softmax(q k^T / sqrt(head_dim) + bias) v, as [B, T, N*H]; query head n reads key-value head n // (N/K)."""
+    """softmax(q k^T / sqrt(head_dim) + bias) v, as [B, T, N*H]; query head n reads key-value head n // (N/K).
+
+    ``dropout`` is the part of the weights that is left out; the bias may differ from head to head.
+    """
     batch, new, heads, width = q_BTNH.shape
     total, groups = k_BSKH.shape[1], k_BSKH.shape[2]
     q = (q_BTNH * width**-0.5).transpose([0, 2, 1, 3]).reshape([batch, groups, -1, width])
@@ -65,6 +72,8 @@ def attend(
         # Broadcasting over an inner axis is many times slower on the CPU than adding tensors of one shape.
         scores_BNTS = scores_BNTS + bias_B1TS.expand([batch, heads, new, total])
     weights = softmax(scores_BNTS).reshape([batch, groups, -1, total])
+    if dropout:
+        weights = paddle.nn.functional.dropout(weights, dropout)
     mixed_BNTH = paddle.matmul(weights, v).reshape([batch, heads, new, width])
     return mixed_BNTH.transpose([0, 2, 1, 3]).reshape([batch, new, heads * width])
 

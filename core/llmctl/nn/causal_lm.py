@@ -46,6 +46,11 @@ class CausalLM(paddle.nn.Layer):
         rotary = getattr(self.decoder, "rotary", None)
         return rotary is not None and rotary.by_length
 
+    @property
+    def stable_length(self) -> int:
+        """The length up to which cached keys stay right; of interest if ``position_depends_on_length``."""
+        return self.decoder.rotary.stable_length
+
     def hidden_states(
         self,
         input_ids_BT: paddle.Tensor,

@@ -8,8 +8,8 @@ import paddle
 
 from llmctl import Moe
 from llmctl.nn.attention import Attention, causal_bias
-from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.block import Block
+from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import Decoder, embedding
 from llmctl.nn.linear import Linear
 from llmctl.nn.mlp import GatedMLP, gated

@@ -1,0 +1,74 @@
+"""Qwen, the first generation: packed queries, keys and values with biases, contexts stretched when text is long.
+
+https://arxiv.org/abs/2309.16609. Qwen2 and Qwen3 are cards of their own.
+"""
+
+from llmctl import Family, Param, Setting, Size, hookimpl
+
+H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
+HUB = "https://huggingface.co/Qwen/"
+
+
+def _size(name, parameters, layers, hidden, heads, double_ffn, vocab=151936, length=8192, **settings):
+    values = dict(layers=layers, hidden=hidden, heads=heads, double_ffn=double_ffn, vocab=vocab, trained=length)
+    return Size(f"{HUB}{name}/blob/main/config.json", parameters, {**values, "max_positions": length, **settings})
+
+
+CARD = Family(
+    name="qwen",
+    architectures=("QWenLMHeadModel",),
+    model_type="qwen",
+    modeling="llmctl_qwen.modeling:QwenForCausalLM",
+    paddle_prefix="qwen.",
+    torch_prefix="transformer.",
+    position="rope-neox-ntk",
+    settings=(
+        Setting("layers", "num_hidden_layers"),
+        Setting("hidden", "hidden_size"),
+        Setting("heads", "num_attention_heads"),
+        Setting("kv_heads", "", derive="heads"),
+        Setting("head_dim", "kv_channels", derive="hidden/heads"),
+        Setting("double_ffn", "intermediate_size"),
+        Setting("ffn", "", derive="double_ffn/2"),
+        Setting("vocab", "vocab_size"),
+        Setting("max_positions", "max_position_embeddings", 8192),
+        Setting("trained", "seq_length", 2048),
+        Setting("tied", "tie_word_embeddings", False, allowed=(False,)),
+        Setting("init_std", "initializer_range", 0.02),
+        Setting("norm_eps", "layer_norm_epsilon", 1e-6),
+        Setting("rope_theta", "rotary_emb_base", 10000),
+        Setting("rope_part", "rotary_pct", 1.0, allowed=(1, 1.0)),
+        Setting("dynamic_ntk", "use_dynamic_ntk", True),
+        Setting("log_n", "use_logn_attn", True),
+        Setting("without_bias", "no_bias", True, allowed=(True,)),
+        Setting("scaled", "scale_attn_weights", True, allowed=(True,)),
+        Setting("attention_dropout", "attn_dropout_prob", 0.0, allowed=(0, 0.0)),
+        Setting("embedding_dropout", "emb_dropout_prob", 0.0, allowed=(0, 0.0)),
+    ),
+    ignored_tensors=("*.rotary_emb.inv_freq", "*.attn.masked_bias"),
+    inert=("onnx_safe", "use_cache_quantization", "use_cache_kernel", "softmax_in_fp32"),
+    sizes={
+        "1.8b": _size("Qwen-1_8B", 1_836_828_672, 24, 2048, 16, 11008),
+        "7b": _size("Qwen-7B", 7_721_324_544, 32, 4096, 32, 22016),
+        "14b": _size("Qwen-14B", 14_167_290_880, 40, 5120, 40, 27392, 152064, 2048),
+        "72b": _size("Qwen-72B", 72_287_920_128, 80, 8192, 64, 49152, 152064, 32768, rope_theta=1_000_000),
+    },
+    params=(
+        Param("wte.weight", "vocab, hidden", kind="embed"),
+        Param(A + "c_attn.weight", "hidden, 3*heads*head_dim", slot="qkv"),
+        Param(A + "c_attn.bias", "3*heads*head_dim", slot="qkv_bias"),
+        Param(A + "c_proj.weight", "heads*head_dim, hidden", slot="out"),
+        Param(M + "w2.weight", "hidden, ffn", slot="ffn1.0"),
+        Param(M + "w1.weight", "hidden, ffn", slot="ffn1.1"),
+        Param(M + "c_proj.weight", "ffn, hidden", slot="ffn2"),
+        Param(H + "ln_1.weight", "hidden", kind="norm", slot="ln"),
+        Param(H + "ln_2.weight", "hidden", kind="norm", slot="ffn_ln"),
+        Param("ln_f.weight", "hidden", kind="norm"),
+        Param("/lm_head.weight", "hidden, vocab"),
+    ),
+)
+
+
+@hookimpl
+def describe_family():
+    return CARD

@@ -1,0 +1,79 @@
+"""Qwen2 and Qwen2.5: biases on queries, keys and values, grouped-query attention.
+
+https://arxiv.org/abs/2407.10671
+"""
+
+from llmctl import HF_DECODER, Family, Param, Setting, Size, hookimpl
+from llmctl.errors import ConfigError
+from llmctl.nn.frequencies import rule_for
+
+L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
+HUB = "https://huggingface.co/Qwen/"
+
+
+def _size(name, parameters, layers, hidden, heads, kv_heads, ffn, vocab=151936, **settings):
+    values = dict(layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, ffn=ffn, vocab=vocab)
+    values = {**values, "max_positions": 131072, "rope_theta": 1e6, "norm_eps": 1e-6, **settings}
+    return Size(f"{HUB}{name}/blob/main/config.json", parameters, values)
+
+
+def full_attention(kinds):
+    """Passes when every layer attends to everything before it."""
+    if any(kind != "full_attention" for kind in kinds):
+        raise ConfigError(f"layer_types={kinds!r} is not supported; every layer must be 'full_attention'")
+
+
+SETTINGS = (
+    Setting("norm_eps", "rms_norm_eps", 1e-6),
+    Setting("rope_theta", "rope_theta", 10000.0),
+    Setting("rope_scaling", "rope_scaling", None, check=rule_for),
+    Setting("activation", "hidden_act", "silu", allowed=("silu",)),
+    Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
+    Setting("sliding", "use_sliding_window", False, allowed=(False,)),
+    Setting("layer_types", "layer_types", None, check=full_attention),
+)
+WINDOW_KEYS = ("sliding_window", "max_window_layers")
+"""Without effect while use_sliding_window is false."""
+
+CARD = Family(
+    name="qwen2",
+    architectures=("Qwen2ForCausalLM",),
+    model_type="qwen2",
+    modeling="llmctl_qwen.modeling2:Qwen2ForCausalLM",
+    paddle_prefix="qwen2.",
+    torch_prefix="model.",
+    settings=(*HF_DECODER, *SETTINGS),
+    inert=(*WINDOW_KEYS, "use_mrope"),
+    ignored_tensors=("*.rotary_emb.inv_freq",),
+    sizes={
+        "qwen2-0.5b": _size("Qwen2-0.5B", 494_032_768, 24, 896, 14, 2, 4864, tied=True),
+        "qwen2-1.5b": _size("Qwen2-1.5B", 1_543_714_304, 28, 1536, 12, 2, 8960, tied=True),
+        "qwen2-7b": _size("Qwen2-7B", 7_615_616_512, 28, 3584, 28, 4, 18944, 152064),
+        "qwen2-72b": _size("Qwen2-72B", 72_706_203_648, 80, 8192, 64, 8, 29568, 152064, norm_eps=1e-5),
+        "qwen2.5-3b": _size("Qwen2.5-3B", 3_085_938_688, 36, 2048, 16, 2, 11008, tied=True, max_positions=32768),
+        "qwen2.5-14b": _size("Qwen2.5-14B", 14_770_033_664, 48, 5120, 40, 8, 13824, 152064, norm_eps=1e-5),
+        "qwen2.5-32b": _size("Qwen2.5-32B", 32_763_876_352, 64, 5120, 40, 8, 27648, 152064, norm_eps=1e-5),
+    },
+    params=(
+        Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
+        Param(A + "q_proj.weight", "hidden, heads*head_dim", slot="qkv.0"),
+        Param(A + "k_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.1"),
+        Param(A + "v_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.2"),
+        Param(A + "q_proj.bias", "heads*head_dim", slot="qkv_bias.0"),
+        Param(A + "k_proj.bias", "kv_heads*head_dim", slot="qkv_bias.1"),
+        Param(A + "v_proj.bias", "kv_heads*head_dim", slot="qkv_bias.2"),
+        Param(A + "o_proj.weight", "heads*head_dim, hidden", slot="out"),
+        Param(M + "gate_proj.weight", "hidden, ffn", slot="ffn1.0"),
+        Param(M + "up_proj.weight", "hidden, ffn", slot="ffn1.1"),
+        Param(M + "down_proj.weight", "ffn, hidden", slot="ffn2"),
+        Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
+        Param(L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
+        Param("norm.weight", "hidden", kind="norm"),
+        Param("/lm_head.weight", "hidden, vocab", when="not tied"),
+    ),
+)
+
+
+@hookimpl
+def describe_family():
+    return CARD
