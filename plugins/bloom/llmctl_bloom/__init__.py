@@ -1,0 +1,101 @@
+"""Bloom: ALiBi, LayerNorm after the embedding, queries, keys and values interleaved by head, a tied head.
+
+https://arxiv.org/abs/2211.05100
+"""
+
+from llmctl import Family, Param, Setting, Size, hookimpl
+from llmctl.errors import ConfigError
+
+H, A, M = "h.{layer}.", "h.{layer}.self_attention.", "h.{layer}.mlp."
+HUB = "https://huggingface.co/bigscience/"
+
+
+def _other(key, older):
+    """Reads a size under the name that the first releases used."""
+
+    def read(config):
+        if older not in config:
+            raise ConfigError(f"config.json has neither {key!r} nor {older!r}, which the family bloom needs")
+        return config[older]
+
+    return read
+
+
+def _size(name, parameters, layers, hidden, heads):
+    values = dict(layers=layers, hidden=hidden, heads=heads, vocab=250880)
+    return Size(f"{HUB}{name}/blob/main/config.json", parameters, values)
+
+
+def _rows(prefix, bias, **row):
+    return Param(prefix + ".weight", **row), Param(prefix + ".bias", bias, slot=row["slot"] + "_bias")
+
+
+def _norm(prefix, slot=""):
+    return Param(prefix + ".weight", "hidden", kind="norm", slot=slot), Param(
+        prefix + ".bias", "hidden", slot=slot and slot + "_bias"
+    )
+
+
+CARD = Family(
+    name="bloom",
+    architectures=("BloomForCausalLM", "BloomModel"),
+    model_type="bloom",
+    modeling="llmctl_bloom.modeling:BloomForCausalLM",
+    paddle_prefix="bloom.",
+    torch_prefix="transformer.",
+    norm="layernorm",
+    activation="gelu-tanh",
+    position="alibi",
+    settings=(
+        Setting("layers", "n_layer", derive=_other("n_layer", "num_hidden_layers")),
+        Setting("hidden", "hidden_size", derive=_other("hidden_size", "n_embed")),
+        Setting("heads", "n_head", derive=_other("n_head", "num_attention_heads")),
+        Setting("kv_heads", "", derive="heads"),
+        Setting("head_dim", "", derive="hidden/heads"),
+        Setting("ffn", "n_inner", derive=lambda config: 4 * (config.get("hidden_size") or config["n_embed"])),
+        Setting("vocab", "vocab_size"),
+        Setting("max_positions", "seq_length", 2048),
+        Setting("tied", "tie_word_embeddings", True, allowed=(True,)),
+        Setting("init_std", "initializer_range", 0.02),
+        Setting("norm_eps", "layer_norm_epsilon", 1e-5),
+        Setting("post_norm_residual", "apply_residual_connection_post_layernorm", False),
+        Setting("hidden_dropout", "hidden_dropout", 0.0, allowed=(0, 0.0)),
+        Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
+    ),
+    inert=(
+        "num_hidden_layers",
+        "n_embed",
+        "num_attention_heads",
+        "offset_alibi",
+        "skip_bias_add",
+        "skip_bias_add_qkv",
+        "slow_but_exact",
+        "attention_softmax_in_fp32",
+        "masked_softmax_fusion",
+        "bias_dropout_fusion",
+    ),  # fmt: skip
+    sizes={
+        "560m": _size("bloom-560m", 559_214_592, 24, 1024, 16),
+        "1b1": _size("bloom-1b1", 1_065_314_304, 24, 1536, 16),
+        "1b7": _size("bloom-1b7", 1_722_408_960, 24, 2048, 16),
+        "3b": _size("bloom-3b", 3_002_557_440, 30, 2560, 32),
+        "7b1": _size("bloom-7b1", 7_069_016_064, 30, 4096, 32),
+        "176b": _size("bloom", 176_247_271_424, 70, 14336, 112),
+    },
+    params=(
+        Param("word_embeddings.weight", "vocab, hidden", kind="embed"),
+        *_norm("word_embeddings_layernorm"),
+        *_norm(H + "input_layernorm", "ln"),
+        *_rows(A + "query_key_value", "heads*3*head_dim", shape="hidden, heads*3*head_dim", slot="qkv"),
+        *_rows(A + "dense", "hidden", shape="heads*head_dim, hidden", slot="out"),
+        *_norm(H + "post_attention_layernorm", "ffn_ln"),
+        *_rows(M + "dense_h_to_4h", "ffn", shape="hidden, ffn", slot="ffn1"),
+        *_rows(M + "dense_4h_to_h", "hidden", shape="ffn, hidden", slot="ffn2"),
+        *_norm("ln_f"),
+    ),
+)
+
+
+@hookimpl
+def describe_family():
+    return CARD
