@@ -1,0 +1,104 @@
+"""GPT-3, in the form of GPT-2's checkpoints: learned positions, a packed projection stored [in, out], a tied head.
+
+https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf and
+https://arxiv.org/abs/2005.14165
+"""
+
+from llmctl import Family, Param, Setting, Size, hookimpl
+
+H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
+HUB = "https://huggingface.co/openai-community/"
+PAPER = "https://arxiv.org/abs/2005.14165"
+VOCAB = 50257
+
+
+def _gpt2(name, parameters, layers, hidden, heads):
+    values = dict(layers=layers, hidden=hidden, heads=heads, vocab=VOCAB, max_positions=1024)
+    return Size(f"{HUB}{name}/blob/main/config.json", parameters, values)
+
+
+def _gpt3(parameters, layers, hidden, heads, **more):
+    values = dict(layers=layers, hidden=hidden, heads=heads, vocab=VOCAB, max_positions=2048, **more)
+    return Size(PAPER, parameters, values)
+
+
+def _rows(prefix, shape, bias, slot):
+    return (
+        Param(prefix + ".weight", shape, slot=slot, torch_layout="same"),
+        Param(prefix + ".bias", bias, slot=slot + "_bias"),
+    )
+
+
+def _norm(prefix, slot=""):
+    return Param(prefix + ".weight", "hidden", kind="norm", slot=slot), Param(
+        prefix + ".bias", "hidden", slot=slot and slot + "_bias"
+    )
+
+
+CARD = Family(
+    name="gpt3",
+    architectures=("GPT2LMHeadModel", "GPT2Model"),
+    model_type="gpt2",
+    modeling="llmctl_gpt3.modeling:GPTForCausalLM",
+    paddle_prefix="gpt.",
+    torch_prefix="transformer.",
+    norm="layernorm",
+    activation="gelu-tanh",
+    position="learned",
+    settings=(
+        Setting("layers", "n_layer"),
+        Setting("hidden", "n_embd"),
+        Setting("heads", "n_head"),
+        Setting("kv_heads", "", derive="heads"),
+        Setting("head_dim", "", derive="hidden/heads"),
+        Setting("ffn", "n_inner", derive="4*hidden"),
+        Setting("vocab", "vocab_size"),
+        Setting("max_positions", "n_positions", 1024),
+        Setting("tied", "tie_word_embeddings", True, allowed=(True,)),
+        Setting("init_std", "initializer_range", 0.02),
+        Setting("norm_eps", "layer_norm_epsilon", 1e-5),
+        Setting("activation", "activation_function", "gelu_new", allowed=("gelu_new", "gelu_pytorch_tanh")),
+        Setting("scaled", "scale_attn_weights", True),
+        Setting("scaled_by_layer", "scale_attn_by_inverse_layer_idx", False),
+        Setting("embedding_dropout", "embd_pdrop", 0.1),
+        Setting("attention_dropout", "attn_pdrop", 0.1),
+        Setting("residual_dropout", "resid_pdrop", 0.1),
+    ),
+    # Scores are computed in float32 or better anyway; the summary head belongs to other models of the same code.
+    inert=(
+        "reorder_and_upcast_attn",
+        "n_ctx",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_first_dropout",
+    ),  # fmt: skip
+    ignored_tensors=("*.attn.bias", "*.attn.masked_bias"),
+    sizes={
+        "gpt2": _gpt2("gpt2", 124_439_808, 12, 768, 12),
+        "gpt2-medium": _gpt2("gpt2-medium", 354_823_168, 24, 1024, 16),
+        "gpt2-large": _gpt2("gpt2-large", 774_030_080, 36, 1280, 20),
+        "gpt2-xl": _gpt2("gpt2-xl", 1_557_611_200, 48, 1600, 25),
+        "gpt3-1.3b": _gpt3(1_315_723_264, 24, 2048, 16),
+        "gpt3-6.7b": _gpt3(6_658_404_352, 32, 4096, 32),
+        "gpt3-13b": _gpt3(12_853_386_240, 40, 5120, 40),
+        "gpt3-175b": _gpt3(174_604_259_328, 96, 12288, 96),
+    },
+    params=(
+        Param("wte.weight", "vocab, hidden", kind="embed"),
+        Param("wpe.weight", "max_positions, hidden", kind="embed"),
+        *_norm(H + "ln_1", "ln"),
+        *_rows(A + "c_attn", "hidden, 3*heads*head_dim", "3*heads*head_dim", "qkv"),
+        *_rows(A + "c_proj", "heads*head_dim, hidden", "hidden", "out"),
+        *_norm(H + "ln_2", "ffn_ln"),
+        *_rows(M + "c_fc", "hidden, ffn", "ffn", "ffn1"),
+        *_rows(M + "c_proj", "ffn, hidden", "hidden", "ffn2"),
+        *_norm("ln_f"),
+    ),
+)
+
+
+@hookimpl
+def describe_family():
+    return CARD

@@ -1,0 +1,106 @@
+"""OPT: learned positions counted from 2, ReLU, a tied head; the 350M model has norms after the blocks' parts.
+
+https://arxiv.org/abs/2205.01068
+"""
+
+from llmctl import Family, Param, Setting, Size, hookimpl
+
+L, A = "layers.{layer}.", "layers.{layer}.self_attn."
+HUB = "https://huggingface.co/facebook/"
+
+
+def _size(name, parameters, layers, hidden, heads, **settings):
+    values = dict(layers=layers, hidden=hidden, heads=heads, ffn=4 * hidden, vocab=50272, max_positions=2048)
+    return Size(f"{HUB}{name}/blob/main/config.json", parameters, {"embed": hidden, **values, **settings})
+
+
+def _rows(prefix, shape, bias, slot):
+    kind, _, part = slot.partition(".")
+    return (
+        Param(prefix + ".weight", shape, slot=slot),
+        Param(prefix + ".bias", bias, slot=f"{kind}_bias" + (f".{part}" if part else "")),
+    )
+
+
+def _norm(prefix, slot="", when=""):
+    return Param(prefix + ".weight", "hidden", kind="norm", slot=slot, when=when), Param(
+        prefix + ".bias", "hidden", slot=slot and slot + "_bias", when=when
+    )
+
+
+def _projected(config):
+    """Whether token vectors have a width of their own."""
+    return config.get("word_embed_proj_dim") not in (None, config["hidden_size"])
+
+
+def _final_norm(config):
+    """Norms before the parts need one more at the end, unless an early conversion took it away."""
+    return config.get("do_layer_norm_before", True) and not config.get("_remove_final_layer_norm", False)
+
+
+CARD = Family(
+    name="opt",
+    architectures=("OPTForCausalLM", "OPTModel"),
+    model_type="opt",
+    modeling="llmctl_opt.modeling:OPTForCausalLM",
+    paddle_prefix="opt.",
+    torch_prefix="model.decoder.",
+    norm="layernorm",
+    activation="relu",
+    position="learned",
+    settings=(
+        Setting("layers", "num_hidden_layers"),
+        Setting("hidden", "hidden_size"),
+        Setting("heads", "num_attention_heads"),
+        Setting("kv_heads", "", derive="heads"),
+        Setting("head_dim", "", derive="hidden/heads"),
+        Setting("ffn", "ffn_dim"),
+        Setting("vocab", "vocab_size"),
+        Setting("max_positions", "max_position_embeddings", 2048),
+        Setting("embed", "word_embed_proj_dim", derive="hidden"),
+        Setting("projected", "", derive=_projected),
+        Setting("norm_before", "do_layer_norm_before", True),
+        Setting("final_norm_removed", "_remove_final_layer_norm", False),
+        Setting("final_norm", "", derive=_final_norm),
+        Setting("tied", "tie_word_embeddings", True, allowed=(True,)),
+        Setting("init_std", "init_std", 0.02),
+        Setting("norm_affine", "layer_norm_elementwise_affine", True, allowed=(True,)),
+        Setting("bias", "enable_bias", True, allowed=(True,)),
+        Setting("activation", "activation_function", "relu", allowed=("relu",)),
+        Setting("dropout", "dropout", 0.1),
+        Setting("attention_dropout", "attention_dropout", 0.0),
+        Setting("activation_dropout", "activation_dropout", 0.0, allowed=(0, 0.0)),
+        Setting("layer_drop", "layerdrop", 0.0, allowed=(0, 0.0)),
+    ),
+    inert=("initializer_range",),
+    sizes={
+        "125m": _size("opt-125m", 125_239_296, 12, 768, 12),
+        "350m": _size("opt-350m", 331_196_416, 24, 1024, 16, embed=512, norm_before=False),
+        "1.3b": _size("opt-1.3b", 1_315_758_080, 24, 2048, 32),
+        "2.7b": _size("opt-2.7b", 2_651_596_800, 32, 2560, 32),
+        "6.7b": _size("opt-6.7b", 6_658_473_984, 32, 4096, 32),
+        "13b": _size("opt-13b", 12_853_473_280, 40, 5120, 40),
+        "30b": _size("opt-30b", 29_974_540_288, 48, 7168, 56),
+        "66b": _size("opt-66b", 65_719_701_504, 64, 9216, 72),
+    },
+    params=(
+        Param("embed_tokens.weight", "vocab, embed", kind="embed"),
+        Param("embed_positions.weight", "max_positions + 2, hidden", kind="embed"),
+        Param("project_in.weight", "embed, hidden", when="projected"),
+        Param("project_out.weight", "hidden, embed", when="projected"),
+        *_rows(A + "q_proj", "hidden, heads*head_dim", "heads*head_dim", "qkv.0"),
+        *_rows(A + "k_proj", "hidden, heads*head_dim", "heads*head_dim", "qkv.1"),
+        *_rows(A + "v_proj", "hidden, heads*head_dim", "heads*head_dim", "qkv.2"),
+        *_rows(A + "out_proj", "heads*head_dim, hidden", "hidden", "out"),
+        *_norm(L + "self_attn_layer_norm", "ln"),
+        *_rows(L + "fc1", "hidden, ffn", "ffn", "ffn1"),
+        *_rows(L + "fc2", "ffn, hidden", "hidden", "ffn2"),
+        *_norm(L + "final_layer_norm", "ffn_ln"),
+        *_norm("final_layer_norm", when="final_norm"),
+    ),
+)
+
+
+@hookimpl
+def describe_family():
+    return CARD
