@@ -1,0 +1,81 @@
+"""Baichuan and Baichuan2: the 7B models with rotary positions, the 13B models with ALiBi; one packed projection in files.
+
+https://arxiv.org/abs/2309.10305 and https://github.com/baichuan-inc/Baichuan-7B
+"""
+
+from llmctl import HF_DECODER, Family, Param, Setting, Size, hookimpl
+from llmctl.hookspecs import Rename
+
+L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
+PACKED = A + "W_pack.weight"
+HUB = "https://huggingface.co/baichuan-inc/"
+SMALL = dict(layers=32, hidden=4096, heads=32, ffn=11008, max_positions=4096, norm_eps=1e-6)
+LARGE = dict(layers=40, hidden=5120, heads=40, ffn=13696, trained=4096, norm_eps=1e-6)
+SECOND = 125_696
+"""Size of the vocabulary of the second generation, whose heads have normalised rows."""
+
+
+def _kind(config):
+    """Files with rotary positions state ``max_position_embeddings``, those with ALiBi ``model_max_length`` only."""
+    return "rope" if config.get("max_position_embeddings") else "alibi"
+
+
+CARD = Family(
+    name="baichuan",
+    architectures=("BaichuanForCausalLM", "BaiChuanForCausalLM"),
+    model_type="baichuan",
+    modeling="llmctl_llama.modeling_baichuan:BaichuanForCausalLM",
+    paddle_prefix="baichuan.",
+    torch_prefix="model.",
+    position="rope-neox-or-alibi",
+    settings=(
+        *(setting for setting in HF_DECODER if setting.name != "max_positions"),
+        Setting("trained", "model_max_length", None),
+        Setting(
+            "max_positions", "max_position_embeddings", derive=lambda config: config.get("model_max_length") or 4096
+        ),
+        Setting("position", "position_kind", derive=_kind, allowed=("rope", "alibi")),
+        Setting("norm_head", "norm_head", derive=lambda config: config["vocab_size"] == SECOND),
+        Setting("norm_eps", "rms_norm_eps", 1e-6),
+        Setting("rope_theta", "rope_theta", 10000.0),
+        Setting("activation", "hidden_act", "silu", allowed=("silu",)),
+        Setting("z_loss", "z_loss_weight", 0, allowed=(0, 0.0)),
+    ),
+    inert=("gradient_checkpointing", "user_token_id", "assistant_token_id"),
+    ignored_tensors=("*.rotary_emb.inv_freq",),
+    sizes={
+        "baichuan-7b": Size(HUB + "Baichuan-7B/blob/main/config.json", 7_000_559_616, dict(SMALL, vocab=64000)),
+        "baichuan-13b": Size(HUB + "Baichuan-13B-Base/blob/main/config.json", 13_264_901_120, dict(LARGE, vocab=64000)),
+        "baichuan2-7b": Size(HUB + "Baichuan2-7B-Base/blob/main/config.json", 7_505_973_248, dict(SMALL, vocab=SECOND)),
+        "baichuan2-13b": Size(
+            HUB + "Baichuan2-13B-Base/blob/main/config.json", 13_896_668_160, dict(LARGE, vocab=SECOND)
+        ),
+    },
+    params=(
+        Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
+        Param(A + "q_proj.weight", "hidden, heads*head_dim", torch=PACKED, slot="qkv.0"),
+        Param(A + "k_proj.weight", "hidden, kv_heads*head_dim", torch=PACKED, slot="qkv.1"),
+        Param(A + "v_proj.weight", "hidden, kv_heads*head_dim", torch=PACKED, slot="qkv.2"),
+        Param(A + "o_proj.weight", "heads*head_dim, hidden", slot="out"),
+        Param(M + "gate_proj.weight", "hidden, ffn", slot="ffn1.0"),
+        Param(M + "up_proj.weight", "hidden, ffn", slot="ffn1.1"),
+        Param(M + "down_proj.weight", "ffn, hidden", slot="ffn2"),
+        Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
+        Param(L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
+        Param("norm.weight", "hidden", kind="norm"),
+        Param("/lm_head.weight", "hidden, vocab", when="not tied"),
+    ),
+)
+
+
+@hookimpl
+def describe_family():
+    return CARD
+
+
+@hookimpl
+def weight_map(card, dims, source):
+    if source != "torch":
+        return None
+    part = {"qkv.0": (0, 3), "qkv.1": (1, 3), "qkv.2": (2, 3)}
+    return [Rename(t.torch_name, t.name, t.transpose, part.get(t.slot)) for t in card.expand(dims)]

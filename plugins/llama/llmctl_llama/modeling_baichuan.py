@@ -1,0 +1,52 @@
+"""The Baichuan decoder, composed of blocks from ``llmctl.nn``; its tensors are those of the card."""
+
+from __future__ import annotations
+
+import paddle
+
+from llmctl.nn.alibi import AlibiBias
+from llmctl.nn.attention import Attention, causal_bias
+from llmctl.nn.block import Block
+from llmctl.nn.causal_lm import CausalLM
+from llmctl.nn.decoder import Decoder, embedding
+from llmctl.nn.linear import Linear
+from llmctl.nn.mlp import GatedMLP
+from llmctl.nn.norm import RMSNorm
+from llmctl.nn.position import Rotary
+
+
+class BaichuanForCausalLM(CausalLM):
+    """Token ids to logits.
+
+    Args:
+        dims: What the card reads from ``config.json``.
+    """
+
+    def __init__(self, dims) -> None:
+        rope = dims.position == "rope"
+        decoder = Decoder(
+            embedding(dims.vocab, dims.hidden, dims.init_std),
+            (_block(dims) for _ in range(dims.layers)),
+            RMSNorm(dims.hidden, dims.norm_eps),
+            Rotary(dims.head_dim, dims.rope_theta, max_positions=dims.max_positions) if rope else None,
+            causal_bias if rope else AlibiBias(dims.heads),
+        )
+        head = NormHead if dims.norm_head else Linear
+        super().__init__("baichuan", decoder, None if dims.tied else head(dims.hidden, dims.vocab, std=dims.init_std))
+
+
+class NormHead(Linear):
+    """Scores of tokens whose vectors have length 1, whatever is stored."""
+
+    def forward(self, x):
+        return paddle.matmul(x, self.weight / self.weight.norm(axis=0, keepdim=True).clip(min=1e-12))
+
+
+def _block(dims) -> Block:
+    """One layer of the decoder."""
+    return Block(
+        Attention(dims.hidden, dims.heads, dims.kv_heads, dims.head_dim, std=dims.init_std),
+        GatedMLP(dims.hidden, dims.ffn, std=dims.init_std),
+        RMSNorm(dims.hidden, dims.norm_eps),
+        RMSNorm(dims.hidden, dims.norm_eps),
+    )

@@ -1,0 +1,70 @@
+"""Baichuan against recordings of the original code, and its card."""
+
+import json
+import shutil
+
+import numpy as np
+import paddle
+import pytest
+
+from llmctl.card import validate
+from llmctl.checkpoint.model import load_model
+from llmctl.testing.golden import check_all
+from llmctl_llama.baichuan import CARD
+
+
+def test_the_card_is_valid_and_counts_are_the_published():
+    assert validate(CARD) == []
+    assert {size: CARD.count(CARD.dims_of(size)) for size in CARD.sizes} == {
+        size: row.parameters for size, row in CARD.sizes.items()
+    }
+
+
+def test_positions_and_head_follow_the_release():
+    kinds = {size: (CARD.dims_of(size).position, CARD.dims_of(size).norm_head) for size in CARD.sizes}
+    assert kinds == {
+        "baichuan-7b": ("rope", False),
+        "baichuan-13b": ("alibi", False),
+        "baichuan2-7b": ("rope", True),
+        "baichuan2-13b": ("alibi", True),
+    }
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("case", ["baichuan7b_rope", "baichuan13b_alibi"])
+def test_recorded_results_are_repeated(assets, case):
+    check_all(assets / "goldens_remote" / case)
+
+
+@pytest.mark.assets
+def test_recorded_results_of_a_normalised_head_are_repeated(assets, tmp_path):
+    folder = shutil.copytree(assets / "goldens_remote" / "baichuan2_13b_normhead", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    # The tiny vocabulary is not the one by which the second generation is recognised.
+    (folder / "config.json").write_text(json.dumps({**config, "norm_head": True}))
+    golden = dict(np.load(folder / "golden.npz"))
+    norms = json.loads(str(golden["grad_norms"]))
+    straight, through = head_gradients(folder, golden)
+    # Outside training the original replaces the weights by the normalised ones and differentiates by those.
+    assert norms["lm_head.weight"] == pytest.approx(straight, rel=1e-3)
+    golden["grad_norms"] = np.array(json.dumps({**norms, "lm_head.weight": through}))
+    np.savez(folder / "golden.npz", **golden)
+    check_all(folder)
+
+
+def head_gradients(folder, golden):
+    """Norms of the loss's gradient by the normalised and by the stored rows of the head, in numpy."""
+    model, _, _ = load_model(folder, dtype="float64")
+    with paddle.no_grad():
+        hidden = model.hidden_states(paddle.to_tensor(golden["input_ids_train"])).numpy()[0, :-1]
+    rows = model.lm_head.weight.numpy().T
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit, labels = rows / length, golden["labels"][0, 1:]
+    scores = hidden @ unit.T
+    error = np.exp(scores - scores.max(1, keepdims=True))
+    error /= error.sum(1, keepdims=True)
+    kept = labels != -100
+    error[np.flatnonzero(kept), labels[kept]] -= 1
+    straight = (error[kept].T @ hidden[kept]) / kept.sum()
+    through = (straight - (straight * unit).sum(1, keepdims=True) * unit) / length
+    return np.linalg.norm(straight), np.linalg.norm(through)
