@@ -13,6 +13,8 @@ class KVCache:
 
     Every layer writes with ``update``; the model calls ``advance`` once after its last layer.
 
+    A model may keep tensors [B, ...] of its own in ``rows``; they follow the rows that are selected.
+
     Args:
         max_length: Positions, padding included.
     """
@@ -20,6 +22,7 @@ class KVCache:
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
         self.length = 0
+        self.rows: dict[str, paddle.Tensor] = {}
         self._layers: dict[int, tuple[paddle.Tensor, ...]] = {}
 
     @paddle.no_grad()
@@ -53,6 +56,7 @@ class KVCache:
             layer: (paddle.index_select(keys, index), paddle.index_select(values, index))
             for layer, (keys, values) in self._layers.items()
         }
+        self.rows = {name: paddle.index_select(kept, index) for name, kept in self.rows.items()}
 
     def _grown(self, buffer: paddle.Tensor | None, new_BTKH: paddle.Tensor, end: int) -> paddle.Tensor:
         """A buffer with room for ``end`` positions: the same if it has, else one of twice the size."""

@@ -1,0 +1,75 @@
+"""ChatGLM-6B: a context read in both directions, an answer after it, positions in two dimensions.
+
+https://arxiv.org/abs/2103.10360. ChatGLM2 and ChatGLM3 are a card of their own.
+"""
+
+from llmctl import Family, Param, Setting, Size, hookimpl
+
+L, A, M = "layers.{layer}.", "layers.{layer}.attention.", "layers.{layer}.mlp."
+
+
+def _rows(prefix, shape, bias, slot):
+    return Param(prefix + ".weight", shape, slot=slot), Param(prefix + ".bias", bias, slot=slot + "_bias")
+
+
+def _norm(prefix, slot=""):
+    return Param(prefix + ".weight", "hidden", kind="norm", slot=slot), Param(
+        prefix + ".bias", "hidden", slot=slot and slot + "_bias"
+    )
+
+
+CARD = Family(
+    name="chatglm",
+    architectures=("ChatGLMModel", "ChatGLMForConditionalGeneration"),
+    recognise=lambda config: "multi_query_attention" not in config,
+    model_type="chatglm",
+    modeling="llmctl_chatglm.modeling:ChatGLMForCausalLM",
+    paddle_prefix="chatglm.",
+    torch_prefix="transformer.",
+    norm="layernorm",
+    activation="gelu-tanh",
+    position="rope-2d",
+    settings=(
+        Setting("layers", "num_layers"),
+        Setting("hidden", "hidden_size"),
+        Setting("heads", "num_attention_heads"),
+        Setting("kv_heads", "", derive="heads"),
+        Setting("head_dim", "", derive="hidden/heads"),
+        Setting("ffn", "inner_hidden_size", derive="4*hidden"),
+        Setting("vocab", "vocab_size"),
+        Setting("max_positions", "max_sequence_length", 2048),
+        Setting("tied", "tie_word_embeddings", False, allowed=(False,)),
+        Setting("init_std", "initializer_range", 0.02),
+        Setting("norm_eps", "layernorm_epsilon", 1e-5),
+        Setting("bos", "bos_token_id", 130004),
+        Setting("mask", "mask_token_id", 130000),
+        Setting("gmask", "gmask_token_id", 130001),
+        Setting("two_dimensions", "position_encoding_2d", True, allowed=(True,)),
+        Setting("quantised", "quantization_bit", 0, allowed=(0,)),
+        Setting("prefix_projection", "prefix_projection", False, allowed=(False,)),
+    ),
+    ignored_tensors=("*.rotary_emb.inv_freq",),
+    sizes={
+        "6b": Size(
+            "https://huggingface.co/THUDM/chatglm-6b/blob/main/config.json",
+            6_707_929_088,
+            dict(layers=28, hidden=4096, heads=32, ffn=16384, vocab=130528),
+        ),
+    },
+    params=(
+        Param("word_embeddings.weight", "vocab, hidden", kind="embed"),
+        *_norm(L + "input_layernorm", "ln"),
+        *_rows(A + "query_key_value", "hidden, heads*3*head_dim", "heads*3*head_dim", "qkv"),
+        *_rows(A + "dense", "heads*head_dim, hidden", "hidden", "out"),
+        *_norm(L + "post_attention_layernorm", "ffn_ln"),
+        *_rows(M + "dense_h_to_4h", "hidden, ffn", "ffn", "ffn1"),
+        *_rows(M + "dense_4h_to_h", "ffn, hidden", "hidden", "ffn2"),
+        *_norm("final_layernorm"),
+        Param("/lm_head.weight", "hidden, vocab"),
+    ),
+)
+
+
+@hookimpl
+def describe_family():
+    return CARD
