@@ -3,11 +3,16 @@
 This is the public API for plugin authors; importing it imports neither paddle nor numpy.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from llmctl._version import __version__
 from llmctl.capabilities import Experimental, Supported, Unsupported
 from llmctl.card import HF_DECODER, REQUIRED, Dims, Family, Moe, Param, Setting, Size
 from llmctl.errors import LlmctlError
 from llmctl.hookspecs import API, hookimpl
+
+if TYPE_CHECKING:
+    from llmctl.loading import load
 
 __all__ = [
     "API",
@@ -25,4 +30,13 @@ __all__ = [
     "Unsupported",
     "__version__",
     "hookimpl",
+    "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from llmctl.loading import load
+
+    return load

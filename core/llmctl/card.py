@@ -20,7 +20,13 @@ from llmctl.config_keys import unknown_keys
 from llmctl.errors import ConfigError
 from llmctl.shapes import Axis, evaluate, parse_shape
 
-REQUIRED: Any = object()
+
+class _Required:
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED: Any = _Required()
 """Default of a setting that ``config.json`` must give."""
 
 _PLACEHOLDERS = {"layer": "layers", "expert": "experts"}
@@ -304,16 +310,19 @@ class Family:
 
     def hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the table: equal hashes mean equal tensors, names and layouts."""
-        rows = repr((self.name, self.architectures, self.paddle_prefix, self.torch_prefix, self.params, self.settings))
+        derived = tuple(s.derive if isinstance(s.derive, str) else s.derive.__qualname__ for s in self.settings)
+        names = self.name, self.architectures, self.paddle_prefix, self.torch_prefix
+        rows = repr((*names, self.params, self.settings, derived))
         return hashlib.sha256(rows.encode()).hexdigest()[:16]
 
     def _read(self, setting: Setting, config: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Any:
         value = config.get(setting.key) if setting.key else None
-        if value is None and callable(setting.derive):
-            return setting.derive(config)
-        if value is None and setting.derive:
+        derive = setting.derive
+        if value is None and derive:
+            if not isinstance(derive, str):
+                return derive(config)
             try:
-                return evaluate(setting.derive, known)
+                return evaluate(derive, known)
             except ValueError as error:
                 raise ConfigError(f"{where}: {setting.key or setting.name}: {error}") from None
         if value is None:

@@ -113,11 +113,13 @@ def _combinations(settings: config.FinetuneConfig) -> None:
 
 def _weights(model: Path, plugin: plugins.Plugin, dims: Dims, dtype: str) -> None:
     from llmctl.checkpoint.folder import open_folder
+    from llmctl.checkpoint.layout import recognise
     from llmctl.checkpoint.load import check_weights
 
     expected = {tensor.name: Expected(tensor.shape, dtype) for tensor in plugin.card.expand(dims)}
-    renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
-    check_weights(open_folder(model), expected, renames, ignored=plugin.card.ignored_tensors)
+    weights = open_folder(model)
+    _, renames = recognise(weights.tensors, plugin, dims)
+    check_weights(weights, expected, renames, ignored=plugin.card.ignored_tensors)
 
 
 def _tokenizer(settings: config.FinetuneConfig, plugin: plugins.Plugin, model: Path, dims: Dims) -> Tokenizer:

@@ -214,3 +214,13 @@ def test_moe_routing_is_none_for_dense_families():
     assert defaults.moe_routing(make_card(Param("a", "hidden")), DIMS) is None
     routed = make_card(Param("a", "hidden"), moe=Moe("softmax-topk", top_k=2))
     assert tuple(defaults.moe_routing(routed, DIMS).weight.shape) == (48, 3)
+
+
+def test_card_hash_is_the_same_in_every_process(run_llmctl):
+    import json
+
+    from llmctl import plugins
+
+    for name in ("llama", "bloom", "baichuan"):
+        done = run_llmctl("models", name, "--json")
+        assert json.loads(done.stdout)["card"] == plugins.load(name).card.hash()

@@ -9,6 +9,7 @@ from llmctl import plugins, runtime
 from llmctl.card import Dims, Family
 from llmctl.checkpoint.folder import open_folder
 from llmctl.checkpoint.hf_config import read_config
+from llmctl.checkpoint.layout import recognise
 from llmctl.checkpoint.load import load_weights
 from llmctl.hookspecs import Parallel
 
@@ -33,7 +34,7 @@ def load_model(
     dims = plugin.card.dims_from_config(config, str(folder / "config.json"))
     weights = open_folder(folder)
     model = build(plugin, dims, dtype)
-    renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
+    _, renames = recognise(weights.tensors, plugin, dims)
     load_weights(weights, model, renames, allow_missing=allow_missing, ignored=plugin.card.ignored_tensors)
     return model, dims, plugin
 

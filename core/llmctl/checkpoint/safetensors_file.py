@@ -71,8 +71,11 @@ class Planned:
         return prod(self.shape) * STORAGE[self.dtype].itemsize
 
 
-def write_file(path: Path, tensors: Mapping[str, Planned]) -> None:
-    """Writes a file, one tensor after the other, and flushes it to disk. Wide elements come first, for alignment."""
+def write_file(path: Path, tensors: Mapping[str, Planned], progress: Callable[[int], None] | None = None) -> None:
+    """Writes a file, one tensor after the other, and flushes it to disk. Wide elements come first, for alignment.
+
+    ``progress`` is told the bytes of each tensor that was written.
+    """
     order = sorted(tensors, key=lambda name: -STORAGE[tensors[name].dtype].itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -86,6 +89,8 @@ def write_file(path: Path, tensors: Mapping[str, Planned]) -> None:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             tensors[name].write(stream)
+            if progress:
+                progress(tensors[name].nbytes)
         stream.flush()
         os.fsync(stream.fileno())
         if stream.tell() != 8 + len(text) + end:

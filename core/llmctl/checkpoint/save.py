@@ -25,6 +25,8 @@ from llmctl.errors import CheckpointError
 from llmctl.hookspecs import Rename
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
+KEEP = "keep"
+"""Every tensor in the dtype that it has."""
 
 
 def save_weights(
@@ -40,24 +42,35 @@ def save_weights(
         folder: An existing folder, usually that of ``atomic_folder``.
         layer_or_state: A ``paddle.nn.Layer``, or a mapping of names to paddle tensors or numpy arrays.
         renames: As for loading; parts are packed again, linears transposed back.
-        dtype: ``float32``, ``float16`` or ``bfloat16``, for floats; other tensors keep theirs.
+        dtype: One of ``DTYPES``, for floats, or ``KEEP``; other tensors keep theirs.
         max_shard_bytes: A file holds no more data than this, unless a single tensor is larger.
 
     Raises:
         CheckpointError: The dtype is unknown, a value does not fit into it, or the parts of a tensor are incomplete.
     """
-    if dtype not in DTYPES:
-        raise CheckpointError(f"weights cannot be saved as {dtype!r}; choose one of {', '.join(DTYPES)}")
     state = layer_or_state.state_dict() if hasattr(layer_or_state, "state_dict") else layer_or_state
-    planned = _plan(state, renames, dtype)
-    shards = _shards(planned, max_shard_bytes)
-    names = [SAFETENSORS]
-    if len(shards) > 1:
-        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
+    shards = plan_shards(state, renames, dtype, max_shard_bytes)
+    for name, shard in shards.items():
         write_file(Path(folder) / name, shard)
     if len(shards) > 1:
-        _write_index(Path(folder), dict(zip(names, shards, strict=True)))
+        write_index(Path(folder), shards)
+
+
+def plan_shards(
+    state: Mapping[str, Any], renames: Sequence[Rename], dtype: str, max_shard_bytes: int
+) -> dict[str, dict[str, Planned]]:
+    """File name -> the tensors that go into it, nothing of them read yet; arguments as for `save_weights`.
+
+    Raises:
+        CheckpointError: As for `save_weights`.
+    """
+    if dtype not in (*DTYPES, KEEP):
+        raise CheckpointError(f"weights cannot be saved as {dtype!r}; choose one of {', '.join(DTYPES)}")
+    shards = _shards(_plan(state, renames, dtype), max_shard_bytes)
+    if len(shards) == 1:
+        return {SAFETENSORS: shards[0]}
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    return dict(zip(names, shards, strict=True))
 
 
 def _plan(state: Mapping[str, Any], renames: Sequence[Rename], dtype: str) -> dict[str, Planned]:
@@ -78,7 +91,7 @@ def _plan(state: Mapping[str, Any], renames: Sequence[Rename], dtype: str) -> di
             raise CheckpointError(
                 f"{source} is {dtype_name(first)}, which cannot be saved; known: {', '.join(STORAGE)}"
             )
-        stored = dtype if dtype_name(first) in FLOATS else dtype_name(first)
+        stored = dtype if dtype != KEEP and dtype_name(first) in FLOATS else dtype_name(first)
         shape = source_shape(tuple(first.shape), parts[0])
         tensors = [(rename, state[rename.target]) for rename in parts]
         planned[source] = Planned(shape, stored, partial(_write, source, tensors, stored))
@@ -110,9 +123,11 @@ def _shards(planned: Mapping[str, Planned], max_shard_bytes: int) -> list[dict[s
     return shards
 
 
-def _write_index(folder: Path, shards: Mapping[str, Mapping[str, Planned]]) -> None:
+def write_index(folder: Path, shards: Mapping[str, Mapping[str, Planned]]) -> str:
+    """Writes which file holds which tensor; the name of the index."""
     total = sum(tensor.nbytes for shard in shards.values() for tensor in shard.values())
     weight_map = {name: file for file, shard in shards.items() for name in shard}
     content = {"metadata": {"total_size": total}, "weight_map": weight_map}
     with atomic_file(folder / (SAFETENSORS + INDEX)) as file:
         file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return SAFETENSORS + INDEX

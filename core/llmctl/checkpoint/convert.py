@@ -1,0 +1,269 @@
+"""A model folder into another layout or dtype, tensor by tensor: no model is built, neither paddle nor torch is needed.
+
+Memory: one tensor. The target appears complete or not at all; an interrupted run keeps its finished shards in a working
+folder beside the target and goes on from there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl import plugins
+from llmctl.card import Dims
+from llmctl.checkpoint.dtypes import FLOATS, STORAGE, widen
+from llmctl.checkpoint.folder import WeightFolder, open_folder
+from llmctl.checkpoint.layout import recognise, renames_for
+from llmctl.checkpoint.load import check_weights
+from llmctl.checkpoint.safetensors_file import Planned, write_file
+from llmctl.checkpoint.save import plan_shards, write_index
+from llmctl.checkpoint.tensor_info import TensorInfo
+from llmctl.errors import CheckpointError
+from llmctl.hookspecs import Rename
+
+MANIFEST = "manifest.json"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".gguf", ".msgpack", ".h5", ".index.json")
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+Progress = Callable[[int], None]
+"""Called with the bytes that have been dealt with since the last call."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of the card that lies in a file; quacks as much like an array as writing needs."""
+
+    info: TensorInfo
+    rename: Rename
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> str:
+        """Name of the stored dtype."""
+        return self.info.dtype
+
+    def numpy(self) -> NDArray[Any]:
+        """The values in the storage of the stored dtype, in the card's layout."""
+        values = np.empty(self.shape, STORAGE[self.info.dtype])
+        rows = values.T if self.rename.transpose else values
+        start = self.rename.part[0] * rows.shape[0] if self.rename.part else 0
+        self.info.read_into(rows, self.info.dtype, start=start)
+        return values
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder that was opened and checked: every tensor of the card is in it, and nothing else."""
+
+    folder: WeightFolder
+    plugin: plugins.Plugin
+    dims: Dims
+    layout: str
+    state: Mapping[str, Stored]
+
+
+def open_source(path: Path, plugin: plugins.Plugin, dims: Dims) -> Source:
+    """Opens a folder and checks names, shapes and dtypes of all its tensors.
+
+    Raises:
+        CheckpointError: It holds an adapter, or its tensors are not exactly the card's.
+    """
+    adapters = [name for name in ADAPTERS if (path / name).is_file()]
+    if adapters:
+        raise CheckpointError(
+            f"{path} holds an adapter ({', '.join(adapters)}); merge it into its base model first, or move it away"
+        )
+    folder = open_folder(path)
+    layout, renames = recognise(folder.tensors, plugin, dims)
+    shapes = {tensor.name: tensor.shape for tensor in plugin.card.expand(dims)}
+    expected = {r.target: _Expected(shapes[r.target], _dtype(folder, r)) for r in renames}
+    check_weights(folder, expected, renames, ignored=plugin.card.ignored_tensors)
+    state = {r.target: Stored(folder.tensors[r.source], r, shapes[r.target]) for r in renames}
+    return Source(folder, plugin, dims, layout, state)
+
+
+def verify(source: Source, progress: Progress | None = None) -> list[str]:
+    """Reads every tensor; the names of those that hold values that are not finite.
+
+    Raises:
+        CheckpointError: A file ends early.
+    """
+    odd = []
+    for name, tensor in source.state.items():
+        values = tensor.numpy()
+        wide = widen(values) if tensor.info.dtype == "bfloat16" else values
+        if tensor.info.dtype in FLOATS and not np.isfinite(wide).all():
+            odd.append(name)
+        if progress:
+            progress(values.nbytes)
+    return odd
+
+
+def convert(
+    source: Source,
+    target: Path,
+    layout: str,
+    dtype: str = "keep",
+    max_shard_bytes: int = 5_000_000_000,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> bool:
+    """Writes the folder ``target``; False if it is there already, made from the same source in the same way.
+
+    Args:
+        source: What to convert.
+        target: The folder to make.
+        layout: ``"hf"`` or ``"native"``.
+        dtype: Of floats: ``"keep"`` or one of ``save.DTYPES``.
+        max_shard_bytes: A file holds no more data than this, unless a single tensor is larger.
+        overwrite: Replace a target that is something else.
+        progress: Told of bytes written.
+
+    Raises:
+        CheckpointError: The target is something else, lies where the source is, or cannot be written.
+    """
+    made_from = _fingerprint(source, layout, dtype, max_shard_bytes)
+    if target.resolve() == source.folder.path.resolve():
+        raise CheckpointError(f"{target} is the folder to convert; choose another target")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        if _made_from(target) == made_from:
+            return False
+        if not overwrite:
+            raise CheckpointError(
+                f"{target} exists already and is not this conversion; choose another folder or --overwrite"
+            )
+    renames = renames_for(layout, source.plugin, source.dims)
+    shards = plan_shards(source.state, renames, dtype, max_shard_bytes)
+    with _working_folder(target, made_from) as work:
+        hashes = {}
+        for name, tensors in shards.items():
+            hashes[name] = _write_shard(work, name, tensors, progress)
+        if len(shards) > 1:
+            hashes[write_index(work, shards)] = ""
+        _write_rest(source, work, layout, dtype, made_from, hashes)
+        _replace(work, target)
+    return True
+
+
+@dataclass(frozen=True)
+class _Expected:
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _dtype(folder: WeightFolder, rename: Rename) -> str:
+    info = folder.tensors.get(rename.source)
+    return info.dtype if info else "float32"
+
+
+def _fingerprint(source: Source, layout: str, dtype: str, max_shard_bytes: int) -> str:
+    files = sorted({info.file for info in source.folder.tensors.values()})
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    config = (source.folder.path / "config.json").read_bytes()
+    content = repr((stamps, config, source.plugin.card.hash(), layout, dtype, max_shard_bytes))
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _made_from(target: Path) -> str | None:
+    """The fingerprint in the manifest of a folder whose files are as long as it says."""
+    try:
+        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+        whole = all((target / name).stat().st_size == row["bytes"] for name, row in manifest["files"].items())
+        return str(manifest["made_from"]) if whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+@contextmanager
+def _working_folder(target: Path, made_from: str) -> Iterator[Path]:
+    """A folder beside the target that a later run with the same aim finds again."""
+    work = target.with_name(f".{target.name}.converting-{made_from[:12]}")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = os.open(work, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield work
+        except BlockingIOError:
+            raise CheckpointError(f"another process is writing {target} now; wait for it to end") from None
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error.strerror}; what is finished stays in {work}") from error
+
+
+def _write_shard(work: Path, name: str, tensors: Mapping[str, Planned], progress: Progress | None) -> str:
+    """Writes one file unless it is there, whole, from an earlier run; its SHA-256."""
+    note, partial = work / f".{name}.sha256", work / f".{name}.partial"
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if not (note.is_file() and (work / name).is_file()):
+        write_file(partial, tensors, progress)
+        os.replace(partial, work / name)
+        note.write_text(_sha256(work / name), encoding="ascii")
+    elif progress:
+        progress(size)
+    return note.read_text(encoding="ascii")
+
+
+def _write_rest(source: Source, work: Path, layout: str, dtype: str, made_from: str, hashes: Mapping[str, str]) -> None:
+    """Configuration, tokenizer and other small files as they are, and the manifest last."""
+    for file in source.folder.path.iterdir():
+        weights = file.name.endswith(WEIGHTS)
+        if file.is_file() and not weights and not file.name.startswith(".") and file.name != MANIFEST:
+            shutil.copyfile(file, work / file.name)
+    if dtype != "keep":
+        config = json.loads((work / "config.json").read_text(encoding="utf-8"))
+        config[("dtype" if "dtype" in config else "torch_dtype")] = dtype
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (work / "config.json").write_text(text, encoding="utf-8")
+    for note in work.glob(".*.sha256"):
+        note.unlink()
+    files = {name: {"bytes": (work / name).stat().st_size, "sha256": known or _sha256(work / name)}
+             for name, known in hashes.items()}  # fmt: skip
+    manifest = {
+        "layout": layout,
+        "dtype": dtype,
+        "family": source.plugin.card.name,
+        "card": source.plugin.card.hash(),
+        "versions": dict(plugins.versions(source.plugin)),
+        "tensors": len(source.state),
+        "parameters": source.plugin.card.count(source.dims),
+        "made_from": made_from,
+        "files": files,
+    }
+    (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _replace(work: Path, target: Path) -> None:
+    if target.exists():
+        old = target.with_name(f".{target.name}.replaced")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+        os.replace(work, target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(work, target)
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def shown(names: Sequence[str], limit: int = 10) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

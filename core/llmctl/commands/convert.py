@@ -1,0 +1,77 @@
+"""``llmctl convert``: a model folder into another layout, dtype or shard size, checked tensor by tensor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from llmctl import plugins
+from llmctl.config import parse_bytes
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path), required=False)
+@click.option("--to", "layout", type=click.Choice(["hf", "native"]), default="native", show_default=True,
+              help="hf: torch's names and layout; native: paddle's.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16"]), default="keep",
+              show_default=True, help="Type of the weights in the target.")  # fmt: skip
+@click.option("--max-shard-size", default="5GB", show_default=True, help="Largest weight file, e.g. 500MB.")
+@click.option("--check", is_flag=True, help="Read and verify everything, write nothing; TARGET may be left out.")
+@click.option("--overwrite", is_flag=True, help="Replace a TARGET that is something else.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    source: Path,
+    target: Path | None,
+    layout: str,
+    dtype: str,
+    max_shard_size: str,
+    check: bool,
+    overwrite: bool,
+) -> None:
+    """Convert the model folder SOURCE into the folder TARGET."""
+    from llmctl.checkpoint.hf_config import read_config
+
+    if target is None and not check:
+        raise click.UsageError("TARGET is missing; only --check does without it")
+    shard_bytes = parse_bytes(max_shard_size)
+    config = read_config(source)
+    where = str(source / "config.json")
+    plugin = plugins.resolve(ctx.obj["family"], config, where)
+    dims = plugin.card.dims_from_config(config, where)
+
+    from llmctl.checkpoint import convert as conversion
+
+    opened = conversion.open_source(source, plugin, dims)
+    what = f"{len(opened.state)} tensors, {plugin.card.count(dims):,} parameters, layout {opened.layout}"
+    if check:
+        with _bar("reading", opened.folder.nbytes) as progress:
+            odd = conversion.verify(opened, progress)
+        if odd:
+            click.echo(f"warning: values that are not finite in {conversion.shown(odd)}", err=True)
+        click.echo(f"{source} is a whole {plugin.card.name} model: {what}")
+        return
+    assert target is not None
+    with _bar("writing", opened.folder.nbytes) as progress:
+        made = conversion.convert(opened, target, layout, dtype, shard_bytes, overwrite, progress)
+    click.echo(f"{target} {'written' if made else 'is already converted'}: {what} -> {layout}")
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda amount: bar.advance(task, amount)

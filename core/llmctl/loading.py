@@ -1,0 +1,31 @@
+"""``llmctl.load``: a model folder as a layer and its tokenizer, in two lines of Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def load(folder: str | Path, family: str = "auto", dtype: str = "float32") -> tuple[Any, Any]:
+    """The layer with its weights, ready for inference, and the tokenizer of a folder.
+
+    Args:
+        folder: A model folder as Hugging Face lays it out, or one that ``llmctl convert`` wrote.
+        family: Name of a family, or ``"auto"`` for the one that claims the folder's architecture.
+        dtype: ``"float32"`` or ``"float64"``, the type to compute in.
+
+    Returns:
+        A ``paddle.nn.Layer`` that gives logits for token ids, and a tokenizer with ``encode`` and ``decode``.
+
+    Raises:
+        LlmctlError: No family fits, tensors are not exactly the card's, or there is no tokenizer.
+    """
+    from llmctl import tokenizers
+    from llmctl.checkpoint.model import load_model
+
+    folder = Path(folder)
+    tokenizer = tokenizers.load(folder)
+    model, dims, _ = load_model(folder, family, dtype)
+    tokenizers.check_fits(tokenizer, dims.vocab, folder)
+    model.eval()
+    return model, tokenizer
