@@ -1,8 +1,9 @@
-"""The wheels of core and of the first plugin, built and installed into empty environments without paddle.
+"""The wheels of core and of all plugins, built and installed into empty environments without paddle.
 
 No network: the few dependencies of core are linked from the environment that runs the tests.
 """
 
+import json
 import os
 import re
 import shutil
@@ -16,8 +17,11 @@ import pytest
 
 pytestmark = pytest.mark.packaging
 
+PATH_AND_MAIN = "import sys; sys.path.insert(0, sys.argv[1]); import llmctl.cli; llmctl.cli.main(sys.argv[2:])"
+
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = {"llmctl": ROOT, "llmctl_llama": ROOT / "plugins" / "llama"}
+PLUGINS = {f"llmctl_{folder.name}": folder for folder in sorted((ROOT / "plugins").iterdir()) if folder.is_dir()}
+SOURCES = {"llmctl": ROOT, **PLUGINS}
 
 
 def run(*command, check=True, **options):
@@ -120,3 +124,15 @@ def test_without_paddle_finetuning_says_in_one_line_what_to_install(core_and_fam
 def test_the_version_of_the_wheel_is_that_of_the_package(core_alone, wheels):
     version = wheels["llmctl"].name.split("-")[1]
     assert run(core_alone / "llmctl", "--version").stdout.split()[-1] == version
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_plugin_and_core_alone_list_its_families_with_their_evidence(name, core_alone, wheels, tmp_path):
+    with zipfile.ZipFile(wheels[name]) as archive:
+        archive.extractall(tmp_path)
+    entries = next(tmp_path.glob("*.dist-info/entry_points.txt")).read_text(encoding="utf-8")
+    families = re.findall(r"^(\w+) = ", entries, re.MULTILINE)
+    assert families and {*families} == {*json.loads((tmp_path / name / "evidence.json").read_text())}
+    command = [core_alone / "python", "-c", PATH_AND_MAIN, tmp_path, "models", "--matrix", "--json"]
+    table = json.loads(run(*command).stdout)
+    assert {family: row["convert"]["label"] for family, row in table.items()} == dict.fromkeys(families, "yes")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from llmctl import plugins
+from llmctl import matrix, plugins
 from llmctl.capabilities import METHODS, Experimental, Unsupported, state
 from llmctl.card import Dims, Tensor
 from llmctl.errors import PluginError
@@ -21,9 +22,28 @@ from llmctl.shapes import CUT_SYMBOLS
 @click.option("--explain", is_flag=True, help="Every tensor: name, shape, torch name, transpose, split, slot.")
 @click.option("--size", help="A size on the card; with --explain, every layer of it with its numbers.")
 @click.option("--degree", type=click.IntRange(1), default=1, help="Tensor-parallel degree to show the split for.")
+@click.option("--matrix", "show_matrix", is_flag=True, help="What each family supports, proven by tests.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="The matrix as Markdown.")
+@click.option("--check", type=click.Path(path_type=Path), help="Fail if the matrix in this file is stale.")
+@click.option("--update", type=click.Path(path_type=Path), help="Write the matrix into this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(name: str | None, explain: bool, size: str | None, degree: int, as_json: bool) -> None:
+def command(
+    name: str | None,
+    explain: bool,
+    size: str | None,
+    degree: int,
+    show_matrix: bool,
+    as_markdown: bool,
+    check: Path | None,
+    update: Path | None,
+    as_json: bool,
+) -> None:
     """List installed families, or describe the family NAME."""
+    if show_matrix or as_markdown or check or update:
+        if name or explain or size or degree > 1:
+            raise click.UsageError("the matrix is about all families; leave out NAME, --explain, --size and --degree")
+        _matrix(as_json, check, update)
+        return
     if name is None:
         if explain or size or degree > 1:
             raise click.UsageError("--explain, --size and --degree need the NAME of a family")
@@ -37,6 +57,18 @@ def command(name: str | None, explain: bool, size: str | None, degree: int, as_j
         return
     summary = _summary(plugin, size)
     click.echo(json.dumps(summary, indent=1) if as_json else _card(plugin, summary))
+
+
+def _matrix(as_json: bool, check: Path | None, update: Path | None) -> None:
+    if update:
+        matrix.update(update)
+    elif check:
+        matrix.check(check)
+        click.echo(f"the support matrix in {check} is up to date")
+    elif as_json:
+        click.echo(json.dumps(matrix.as_json(matrix.rows()), indent=1))
+    else:
+        click.echo(matrix.markdown(matrix.rows()))
 
 
 def _installed() -> list[dict[str, str]]:

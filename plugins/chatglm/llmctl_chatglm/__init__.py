@@ -3,7 +3,7 @@
 https://arxiv.org/abs/2103.10360. ChatGLM2 and ChatGLM3 are a card of their own.
 """
 
-from llmctl import Family, Param, Setting, Size, hookimpl
+from llmctl import Experimental, Family, Param, Setting, Size, hookimpl
 
 L, A, M = "layers.{layer}.", "layers.{layer}.attention.", "layers.{layer}.mlp."
 
@@ -48,6 +48,7 @@ CARD = Family(
         Setting("quantised", "quantization_bit", 0, allowed=(0,)),
         Setting("prefix_projection", "prefix_projection", False, allowed=(False,)),
     ),
+    claims={"sft": Experimental("the original tokenizer is not read yet; rows must hold [gMASK] and <bos> themselves")},
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes={
         "6b": Size(

@@ -3,7 +3,7 @@
 https://github.com/THUDM/ChatGLM2-6B and https://github.com/THUDM/ChatGLM3
 """
 
-from llmctl import Family, Param, Setting, Size, hookimpl
+from llmctl import Experimental, Family, Param, Setting, Size, hookimpl
 
 L, A, M = "encoder.layers.{layer}.", "encoder.layers.{layer}.self_attention.", "encoder.layers.{layer}.mlp."
 QKV = "heads*head_dim + kv_heads*head_dim + kv_heads*head_dim"
@@ -54,6 +54,7 @@ CARD = Family(
         "vocab_size",
         "classifier_dropout",
     ),  # fmt: skip
+    claims={"sft": Experimental("the tokens [gMASK] and sop before a text are not added by themselves yet")},
     ignored_tensors=("*rotary_pos_emb.inv_freq",),
     sizes={
         "chatglm2-6b": Size(

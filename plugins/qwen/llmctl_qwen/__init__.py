@@ -3,7 +3,7 @@
 https://arxiv.org/abs/2309.16609. Qwen2 and Qwen3 are cards of their own.
 """
 
-from llmctl import Family, Param, Setting, Size, hookimpl
+from llmctl import Experimental, Family, Param, Setting, Size, hookimpl
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 HUB = "https://huggingface.co/Qwen/"
@@ -45,6 +45,7 @@ CARD = Family(
         Setting("attention_dropout", "attn_dropout_prob", 0.0, allowed=(0, 0.0)),
         Setting("embedding_dropout", "emb_dropout_prob", 0.0, allowed=(0, 0.0)),
     ),
+    claims={"sft": Experimental("qwen.tiktoken is not read yet; a folder needs a tokenizer.json")},
     ignored_tensors=("*.rotary_emb.inv_freq", "*.attn.masked_bias"),
     inert=("onnx_safe", "use_cache_quantization", "use_cache_kernel", "softmax_in_fp32"),
     sizes={

@@ -1,0 +1,150 @@
+"""The support matrix: what cards imply and claim, joined with evidence from tests. Nobody types it.
+
+Evidence is the file ``evidence.json`` in a plugin's package, written by ``llmctl.testing.plugin``. It counts for the
+versions of plugin and core that it was written with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmctl import plugins
+from llmctl._version import __version__
+from llmctl.capabilities import Experimental, Unsupported, state
+from llmctl.errors import ConfigError, PluginError
+from llmctl.hookspecs import API
+
+EVIDENCE = "evidence.json"
+COLUMNS = {
+    "pretrain": "Pretrain",
+    "sft": "SFT",
+    "lora": "LoRA",
+    "prefix-tuning": "Prefix Tuning",
+    "dpo": "DPO",
+    "quantize": "Quantization",
+    "convert": "Weight convert",
+    "fused": "Fused inference",
+    "tensor-parallel": "Tensor parallel",
+}
+NOT_YET = "core does not have this method in this release"
+PENDING = {
+    "pretrain": NOT_YET,
+    "lora": NOT_YET,
+    "prefix-tuning": NOT_YET,
+    "dpo": NOT_YET,
+    "quantize": NOT_YET,
+    "fused": NOT_YET,
+    "tensor-parallel": "weights are split and merged exactly; running on several devices is not in this release",
+}
+"""Methods that no family can offer yet, whatever its card says. The one place to change when core learns one."""
+
+BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
+UPDATE = "llmctl models --update"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: ``yes``, ``unverified``, ``experimental``, ``no``, ``not yet`` or ``broken``, and the reason or note."""
+
+    label: str
+    note: str = ""
+
+
+def rows() -> dict[str, dict[str, Cell]]:
+    """Family -> method -> cell, for every installed family."""
+    table = {}
+    for name in dict.fromkeys(found.name for found in plugins.installed()):
+        try:
+            plugin = plugins.load(name)
+        except PluginError as error:
+            table[name] = {method: Cell("broken", str(error).splitlines()[0]) for method in COLUMNS}
+            continue
+        evidence = _evidence(plugin)
+        table[name] = {method: _cell(plugin, method, evidence) for method in COLUMNS}
+    return table
+
+
+def markdown(table: dict[str, dict[str, Cell]]) -> str:
+    """The matrix as a table of Markdown with its notes below."""
+    notes: list[str] = []
+    lines = ["| family | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, cells in table.items():
+        lines.append(f"| {name} | " + " | ".join(_text(cells[method], notes) for method in COLUMNS) + " |")
+    return "\n".join([*lines, "", *(f"{number}. {note}" for number, note in enumerate(notes, 1))])
+
+
+def as_json(table: dict[str, dict[str, Cell]]) -> dict[str, Any]:
+    """The matrix ready for JSON."""
+    return {
+        name: {method: {"label": cell.label, "note": cell.note} for method, cell in cells.items()}
+        for name, cells in table.items()
+    }
+
+
+def check(file: Path) -> None:
+    """Passes when the text between the markers of a file is the matrix.
+
+    Raises:
+        ConfigError: It is not, or there are no markers.
+    """
+    _, found, _ = _parts(file)
+    if found.strip() != markdown(rows()).strip():
+        raise ConfigError(f"the support matrix in {file} is stale; run: {UPDATE} {file}")
+
+
+def update(file: Path) -> None:
+    """Puts the matrix between the markers of a file.
+
+    Raises:
+        ConfigError: There are no markers.
+    """
+    head, _, tail = _parts(file)
+    file.write_text(f"{head}{BEGIN}\n{markdown(rows())}\n{END}{tail}", encoding="utf-8")
+
+
+def _cell(plugin: plugins.Plugin, method: str, evidence: dict[str, Any]) -> Cell:
+    found = state(plugin.card, method)
+    if isinstance(found, Unsupported):
+        return Cell("no", found.reason)
+    if method in PENDING:
+        return Cell("not yet", PENDING[method])
+    if isinstance(found, Experimental):
+        return Cell("experimental", found.note)
+    outcomes: Sequence[str] = list(evidence.get("outcomes", {}).get(method, {}).values())
+    current = (evidence.get("version"), evidence.get("core")) == (plugin.found.version, __version__)
+    current = current and str(evidence.get("api", "")).partition(".")[0] == str(API[0])
+    if current and outcomes and all(outcome == "passed" for outcome in outcomes):
+        return Cell("yes")
+    return Cell("unverified", "no passing evidence for the installed versions")
+
+
+def _evidence(plugin: plugins.Plugin) -> dict[str, Any]:
+    try:
+        content = json.loads((plugin.folder / EVIDENCE).read_text(encoding="utf-8"))
+        return dict(content.get(plugin.card.name, {}))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _text(cell: Cell, notes: list[str]) -> str:
+    if not cell.note:
+        return cell.label
+    if cell.note not in notes:
+        notes.append(cell.note)
+    return f"{cell.label} ({notes.index(cell.note) + 1})"
+
+
+def _parts(file: Path) -> tuple[str, str, str]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+    if BEGIN not in text or END not in text.partition(BEGIN)[2]:
+        raise ConfigError(f"{file} has no place for the matrix; put the lines {BEGIN} and {END} where it belongs")
+    head, _, rest = text.partition(BEGIN)
+    found, _, tail = rest.partition(END)
+    return head, found, tail

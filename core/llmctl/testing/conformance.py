@@ -1,0 +1,228 @@
+"""``FamilyConformance``: the tests that every family passes. Recordings of original code are checked in ``golden``.
+
+Models are tiny and float64, so that identities hold to 1e-9; weights and tokens are random with fixed seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from llmctl import capabilities, plugins
+from llmctl.card import Dims, Family, validate
+from llmctl.errors import UnsupportedError
+from llmctl.hookspecs import Parallel
+from llmctl.testing.tiny import tiny_dims
+
+EXACT = 1e-9
+STD = 0.3
+
+
+KEY_BIAS = "qkv_bias.1"
+"""Slot of a tensor that softmax may not see: what is added to all scores of a query alike has no gradient."""
+
+
+def proves(method: str) -> Callable[[Any], Any]:
+    """Marks a test as evidence for a column of the support matrix."""
+
+    def mark(test: Any) -> Any:
+        test.llmctl_proves = method
+        return test
+
+    return mark
+
+
+class FamilyConformance:
+    """Inherit, set ``family``, and pytest does the rest.
+
+    Attributes:
+        family: Name of the entry point.
+        changes: Settings of the tiny model that differ from what its card implies.
+        goldens: Folders as described in ``llmctl.testing.golden``, relative to the test's file.
+    """
+
+    family: ClassVar[str] = ""
+    changes: ClassVar[Mapping[str, Any]] = {}
+    goldens: ClassVar[tuple[str, ...]] = ()
+
+    def input_ids(self, dims: Dims, rows: int, length: int) -> Any:
+        """Random token ids [rows, length]; a family whose rows need special tokens puts them here."""
+        return np.random.default_rng(7).integers(3, dims.vocab, (rows, length))
+
+    @pytest.fixture(scope="class")
+    def plugin(self) -> plugins.Plugin:
+        """The family, loaded through its entry point."""
+        return plugins.load(self.family)
+
+    @pytest.fixture(scope="class")
+    def card(self, plugin: plugins.Plugin) -> Family:
+        """The family's card."""
+        return plugin.card
+
+    @pytest.fixture(scope="class")
+    def dims(self, card: Family) -> Dims:
+        """Dims of the tiny model."""
+        return tiny_dims(card, self.changes)
+
+    @pytest.fixture(scope="class")
+    def model(self, plugin: plugins.Plugin, dims: Dims) -> Any:
+        """The tiny model with random weights, not trained on."""
+        return _random_model(plugin, dims)
+
+    def test_card_is_valid(self, card: Family) -> None:
+        assert validate(card) == []
+
+    def test_every_size_expands_and_has_the_published_count(self, card: Family) -> None:
+        for name, size in card.sizes.items():
+            assert card.count(card.dims_of(name)) == size.parameters, name
+
+    def test_config_of_the_dims_gives_the_dims(self, card: Family, dims: Dims) -> None:
+        config = json.loads(json.dumps(card.config_from_dims(dims)))
+        assert card.dims_from_config(config) == dims
+        assert card.claims_config(config)
+
+    @proves("sft")
+    def test_layer_is_what_the_card_says(self, plugin: plugins.Plugin, card: Family, dims: Dims) -> None:
+        from llmctl.checkpoint.model import assert_matches_card
+
+        model = plugin.hooks.build_model(card=card, dims=dims, parallel=Parallel(), dtype="float32")
+        assert_matches_card(model, card, dims)
+
+    @proves("convert")
+    def test_weights_survive_both_layouts(
+        self, plugin: plugins.Plugin, card: Family, dims: Dims, model: Any, tmp_path: Path
+    ) -> None:
+        from llmctl.checkpoint import convert, save_weights
+        from llmctl.checkpoint.model import load_model
+
+        first = tmp_path / "hf"
+        first.mkdir()
+        (first / "config.json").write_text(json.dumps(card.config_from_dims(dims)), encoding="utf-8")
+        renames = plugin.hooks.weight_map(card=card, dims=dims, source="torch")
+        save_weights(first, model, renames, dtype="float64", max_shard_bytes=20_000)
+        convert.convert(convert.open_source(first, plugin, dims), tmp_path / "native", "native")
+        convert.convert(convert.open_source(tmp_path / "native", plugin, dims), tmp_path / "back", "hf")
+        expected = {name: value.numpy() for name, value in model.state_dict().items()}
+        for folder in (first, tmp_path / "native", tmp_path / "back"):
+            loaded, read, _ = load_model(folder, self.family, "float64")
+            assert read == dims
+            for name, value in loaded.state_dict().items():
+                assert np.array_equal(value.numpy(), expected[name]), (folder.name, name)
+
+    @proves("sft")
+    def test_cached_steps_equal_the_whole_at_once(self, dims: Dims, model: Any) -> None:
+        import paddle
+
+        from llmctl.nn.cache import KVCache
+
+        ids = paddle.to_tensor(self.input_ids(dims, 2, 12))
+        cache = KVCache(12)
+        with paddle.no_grad():
+            whole = model(ids).numpy()
+            steps = [model(ids[:, :8], cache=cache)] + [model(ids[:, t : t + 1], cache=cache) for t in range(8, 12)]
+        np.testing.assert_allclose(paddle.concat(steps, axis=1).numpy(), whole, atol=EXACT)
+
+    @proves("sft")
+    def test_padding_on_either_side_changes_nothing(self, dims: Dims, model: Any) -> None:
+        import paddle
+
+        ids = self.input_ids(dims, 2, 12)
+        with paddle.no_grad():
+            alone = model(paddle.to_tensor(ids[:1])).numpy()[0]
+            for left in (True, False):
+                padding = np.zeros((1, 4), ids.dtype)
+                row = np.concatenate([padding, ids[:1]] if left else [ids[:1], padding], axis=1)
+                other = self.input_ids(dims, 2, 16)[1:]
+                mask = np.concatenate([row != 0, np.ones_like(other)]).astype("int64")
+                mask[0] = np.r_[np.zeros(4), np.ones(12)] if left else np.r_[np.ones(12), np.zeros(4)]
+                batch = model(paddle.to_tensor(np.concatenate([row, other])), paddle.to_tensor(mask)).numpy()
+                assert np.isfinite(batch).all()
+                np.testing.assert_allclose(batch[0, 4:] if left else batch[0, :12], alone, atol=EXACT)
+
+    @proves("sft")
+    def test_training_moves_every_tensor_and_lowers_the_loss(
+        self, plugin: plugins.Plugin, card: Family, dims: Dims
+    ) -> None:
+        import paddle
+
+        from llmctl.nn.loss import token_loss
+
+        model = _random_model(plugin, dims)
+        ids = paddle.to_tensor(self.input_ids(dims, 4, 16))
+        before = {name: value.numpy().copy() for name, value in model.state_dict().items()}
+        losses = []
+        for _ in range(2):
+            hidden = model.hidden_states(ids)
+            loss = token_loss(model.logits(hidden[:, :-1]).reshape([-1, dims.vocab]), ids[:, 1:].reshape([-1])) / 60
+            losses.append(float(loss))
+            loss.backward()
+            with paddle.no_grad():
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.set_value(parameter - 1e-3 * parameter.grad)
+            model.clear_gradients()
+        state = model.state_dict()
+        moving = [tensor.name for tensor in card.expand(dims) if tensor.slot != KEY_BIAS]
+        assert not [name for name in moving if np.array_equal(state[name].numpy(), before[name])]
+        assert losses[1] < losses[0]
+
+    @proves("tensor-parallel")
+    def test_split_tensors_merge_to_the_whole(self, plugin: plugins.Plugin, card: Family, dims: Dims) -> None:
+        from llmctl.checkpoint.splits import merge, split
+
+        rng = np.random.default_rng(3)
+        for degree in (1, 2, 4):
+            rules = plugin.hooks.tensor_parallel_rules(card=card, dims=dims, degree=degree)
+            assert degree == 1 or rules
+            for tensor in card.expand(dims):
+                if tensor.name not in rules:
+                    continue
+                rule, whole = rules[tensor.name], rng.normal(size=tensor.shape)
+                parts = [split(whole, rule, rank, degree) for rank in range(degree)]
+                assert np.array_equal(merge(parts, rule), whole), (tensor.name, degree)
+                shared = max(segment.replicas for segment in rule.segments) > 1
+                assert shared or sum(part.size for part in parts) == whole.size
+
+    @proves("tensor-parallel")
+    def test_a_degree_that_does_not_divide_is_refused(self, plugin: plugins.Plugin, card: Family, dims: Dims) -> None:
+        with pytest.raises(ValueError, match=r"\w+=\d+ is not divisible by tensor_parallel_degree=7; use one of"):
+            plugin.hooks.tensor_parallel_rules(card=card, dims=dims, degree=7)
+
+    def test_what_is_unsupported_is_refused_with_its_reason(self, card: Family) -> None:
+        for method in capabilities.METHODS:
+            found = capabilities.state(card, method)
+            if isinstance(found, capabilities.Unsupported):
+                with pytest.raises(UnsupportedError) as error:
+                    capabilities.require(card, method)
+                assert found.reason in str(error.value)
+            else:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    capabilities.require(card, method)
+
+    @proves("sft")
+    def test_recordings_of_the_original_code_are_repeated(self, request: pytest.FixtureRequest) -> None:
+        from llmctl.testing.golden import check_all
+
+        for golden in self.goldens:
+            check_all(request.path.parent / golden, self.family)
+
+
+def _random_model(plugin: plugins.Plugin, dims: Dims) -> Any:
+    """A float64 model for evaluation, every tensor random: none at a value that hides a mistake."""
+    from llmctl import runtime
+    from llmctl.checkpoint.model import build
+
+    runtime.import_paddle("a model")
+    model, rng = build(plugin, dims, "float64"), np.random.default_rng(5)
+    for name, value in model.state_dict().items():
+        norm = len(value.shape) == 1 and name.endswith("weight")
+        value.set_value(rng.normal(1.0 if norm else 0.0, STD, value.shape))
+    model.eval()
+    return model

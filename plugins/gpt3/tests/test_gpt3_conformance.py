@@ -1,0 +1,7 @@
+"""The tests that every family passes."""
+
+from llmctl.testing import FamilyConformance
+
+
+class TestGpt3(FamilyConformance):
+    family = "gpt3"

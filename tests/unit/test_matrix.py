@@ -1,0 +1,62 @@
+"""The support matrix: claims and evidence joined, stale evidence shown, files kept up to date."""
+
+import json
+
+import pytest
+
+from llmctl import matrix, plugins
+from llmctl.capabilities import METHODS
+from llmctl.errors import ConfigError
+
+
+@pytest.fixture
+def llama(monkeypatch, tmp_path):
+    """The family's row under the evidence given."""
+    plugin = plugins.load("llama")
+    evidence = json.loads((plugin.folder / matrix.EVIDENCE).read_text())["llama"]
+
+    def row(**changes):
+        return {m: matrix._cell(plugin, m, {**evidence, **changes}).label for m in matrix.COLUMNS}
+
+    return row
+
+
+def test_every_method_has_a_column():
+    assert set(matrix.COLUMNS) == set(METHODS)
+
+
+def test_passing_evidence_for_these_versions_makes_a_yes(llama):
+    assert llama()["sft"] == llama()["convert"] == "yes"
+
+
+@pytest.mark.parametrize("change", [{"version": "0.0.9"}, {"core": "0.0.9"}, {"api": "9.1"}, {"outcomes": {}}])
+def test_stale_or_absent_evidence_is_shown(llama, change):
+    assert llama(**change)["sft"] == "unverified"
+
+
+def test_a_failed_test_is_no_evidence(llama):
+    assert llama(outcomes={"sft": {"a": "passed", "b": "failed"}})["sft"] == "unverified"
+
+
+def test_what_core_does_not_have_is_not_claimed_for_any_family():
+    for cells in matrix.rows().values():
+        assert all(cells[method].label != "yes" for method in matrix.PENDING)
+
+
+def test_a_broken_plugin_has_a_row_with_its_cause(fakes):
+    fakes("broken")
+    broken = [cells for cells in matrix.rows().values() if cells["sft"].label == "broken"]
+    assert broken and "cannot be loaded" in broken[0]["sft"].note
+
+
+def test_a_file_is_updated_and_then_passes_the_check(tmp_path):
+    file = tmp_path / "page.md"
+    file.write_text(f"before\n{matrix.BEGIN}\nold\n{matrix.END}\nafter\n")
+    with pytest.raises(ConfigError, match="is stale; run: llmctl models --update"):
+        matrix.check(file)
+    matrix.update(file)
+    matrix.check(file)
+    assert file.read_text().startswith("before\n") and file.read_text().endswith("\nafter\n")
+    file.write_text("no markers")
+    with pytest.raises(ConfigError, match="has no place for the matrix"):
+        matrix.check(file)
