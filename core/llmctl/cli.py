@@ -23,7 +23,8 @@ COMMANDS = {
     "env": ("llmctl.commands.env:command", "Show versions, threads and other settings of this machine."),
     "finetune": ("llmctl.commands.finetune:command", "Fine-tune a model on questions and answers."),
     "generate": ("llmctl.commands.generate:command", "Generate text from prompts, a file or a chat."),
-    "models": ("llmctl.commands.models:command", "List installed families, or explain one."),
+    "models": ("llmctl.commands.models:command", "List installed families, explain one, or show what they support."),
+    "new-plugin": ("llmctl.commands.new_plugin:command", "Make the skeleton of a plugin for a new family."),
 }
 """Core's own commands: where each is and its line in the help."""
 

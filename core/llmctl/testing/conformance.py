@@ -56,22 +56,26 @@ class FamilyConformance:
         return np.random.default_rng(7).integers(3, dims.vocab, (rows, length))
 
     @pytest.fixture(scope="class")
-    def plugin(self) -> plugins.Plugin:
+    @classmethod
+    def plugin(cls) -> plugins.Plugin:
         """The family, loaded through its entry point."""
-        return plugins.load(self.family)
+        return plugins.load(cls.family)
 
     @pytest.fixture(scope="class")
-    def card(self, plugin: plugins.Plugin) -> Family:
+    @classmethod
+    def card(cls, plugin: plugins.Plugin) -> Family:
         """The family's card."""
         return plugin.card
 
     @pytest.fixture(scope="class")
-    def dims(self, card: Family) -> Dims:
+    @classmethod
+    def dims(cls, card: Family) -> Dims:
         """Dims of the tiny model."""
-        return tiny_dims(card, self.changes)
+        return tiny_dims(card, cls.changes)
 
     @pytest.fixture(scope="class")
-    def model(self, plugin: plugins.Plugin, dims: Dims) -> Any:
+    @classmethod
+    def model(cls, plugin: plugins.Plugin, dims: Dims) -> Any:
         """The tiny model with random weights, not trained on."""
         return _random_model(plugin, dims)
 
