@@ -1,6 +1,6 @@
 """A model folder into another layout or dtype, tensor by tensor: no model is built, neither paddle nor torch is needed.
 
-Memory: one tensor. The target appears complete or not at all; an interrupted run keeps its finished shards in a working
+Memory: one tensor, or paddle's files where they are the source. The target appears complete or not at all; an interrupted run keeps its finished shards in a working
 folder beside the target and goes on from there.
 """
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from llmctl import plugins
 from llmctl.card import Dims
+from llmctl.checkpoint import paddle_file
 from llmctl.checkpoint.dtypes import FLOATS, STORAGE, widen
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.layout import recognise, renames_for
@@ -84,7 +85,8 @@ def open_source(path: Path, plugin: plugins.Plugin, dims: Dims) -> Source:
         raise CheckpointError(
             f"{path} holds an adapter ({', '.join(adapters)}); merge it into its base model first, or move it away"
         )
-    folder = open_folder(path)
+    ranks = paddle_file.shards(path) if path.is_dir() else []
+    folder = WeightFolder(path, paddle_file.read_shards(ranks, plugin, dims)) if ranks else open_folder(path)
     layout, renames = recognise(folder.tensors, plugin, dims)
     shapes = {tensor.name: tensor.shape for tensor in plugin.card.expand(dims)}
     expected = {r.target: _Expected(shapes[r.target], _dtype(folder, r)) for r in renames}

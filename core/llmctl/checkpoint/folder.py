@@ -1,4 +1,4 @@
-"""A folder of weights as Hugging Face lays it out: one file or shards with an index, safetensors or torch's ``.bin``.
+"""A folder of weights as Hugging Face lays it out: one file or shards with an index, safetensors, torch's or paddle's.
 
 Opening a folder reads headers only and checks them against each other and the index. How tensors get into a layer is
 the matter of ``load.py``.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.checkpoint import safetensors_file, torch_file
+from llmctl.checkpoint import paddle_file, safetensors_file, torch_file
 from llmctl.checkpoint.dtypes import STORAGE
 from llmctl.checkpoint.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
@@ -28,6 +28,7 @@ INDEX = ".index.json"
 _HEADER_READERS: dict[str, Callable[[Path], dict[str, TensorInfo]]] = {
     SAFETENSORS: safetensors_file.read_header,
     TORCH: torch_file.read_header,
+    paddle_file.NAME: paddle_file.read_header,
 }
 
 
@@ -80,6 +81,8 @@ def _no_weights(path: Path) -> str:
     suffixes = (".safetensors", ".bin", ".pdparams", ".gguf")
     others = sorted(file.name for file in path.iterdir() if file.suffix in suffixes)
     expected = f"expected {SAFETENSORS}, {TORCH}, or shards with {SAFETENSORS}{INDEX} or {TORCH}{INDEX}"
+    if any(paddle_file.SHARD.fullmatch(name) for name in others):
+        return f"{path} holds shards of tensor-parallel ranks; llmctl convert puts them together"
     if not others:
         return f"{path} holds no weights: {expected}"
     listed = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
