@@ -35,10 +35,11 @@ from transformers import AutoModelForCausalLM
 AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(sys.argv[2])
 """
 TIMED = """
-import resource, sys, time
+import sys, time
 start = time.perf_counter()
 exec(open(sys.argv.pop(1)).read())
-print("TIMED", time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
+print("TIMED", time.perf_counter() - start, int(peak) / 1e6)
 """
 
 
