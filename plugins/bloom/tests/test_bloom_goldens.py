@@ -1,17 +1,8 @@
-"""Bloom against recordings of transformers, and its card."""
+"""Bloom against recordings of transformers."""
 
 import pytest
 
-from llmctl.card import validate
 from llmctl.testing.golden import check_all
-from llmctl_bloom import CARD
-
-
-def test_the_card_is_valid_and_counts_are_the_published():
-    assert validate(CARD) == []
-    assert {size: CARD.count(CARD.dims_of(size)) for size in CARD.sizes} == {
-        size: row.parameters for size, row in CARD.sizes.items()
-    }
 
 
 @pytest.mark.assets

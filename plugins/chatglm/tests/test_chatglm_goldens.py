@@ -1,10 +1,9 @@
-"""ChatGLM-6B, ChatGLM2 and ChatGLM3 against recordings of the original code, and their cards."""
+"""ChatGLM-6B, ChatGLM2 and ChatGLM3 against recordings of the original code."""
 
 import numpy as np
 import paddle
 import pytest
 
-from llmctl.card import validate
 from llmctl.errors import ConfigError, DataError
 from llmctl.nn.cache import KVCache
 from llmctl.plugins import resolve
@@ -14,15 +13,6 @@ from llmctl_chatglm.modeling import ChatGLMForCausalLM, find_context, positions_
 
 CARDS = {card.name: card for card in (CARD, chatglm2.CARD)}
 BOS, GMASK, MASK = 60, 61, 62
-
-
-@pytest.mark.parametrize("name", CARDS)
-def test_the_card_is_valid_and_counts_are_the_published(name):
-    card = CARDS[name]
-    assert validate(card) == []
-    assert {size: card.count(card.dims_of(size)) for size in card.sizes} == {
-        size: row.parameters for size, row in card.sizes.items()
-    }
 
 
 @pytest.mark.parametrize("name", CARDS)
