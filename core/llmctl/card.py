@@ -300,6 +300,11 @@ class Family:
         values: dict[str, Any] = {}
         for setting in self.settings:
             values[setting.name] = self._read(setting, config, values, where)
+        heads, kv_heads = values.get("heads", 1), values.get("kv_heads", 1)
+        if heads % kv_heads:
+            raise ConfigError(
+                f"{where}: {heads} query heads cannot share {kv_heads} key-value heads; it must divide them"
+            )
         return Dims(**values)
 
     def config_from_dims(self, dims: Mapping[str, Any]) -> dict[str, Any]:

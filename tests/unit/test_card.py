@@ -224,3 +224,26 @@ def test_card_hash_is_the_same_in_every_process(run_llmctl):
     for name in ("llama", "bloom", "baichuan"):
         done = run_llmctl("models", name, "--json")
         assert json.loads(done.stdout)["card"] == plugins.load(name).card.hash()
+
+
+def test_heads_that_do_not_divide_are_refused():
+    from llmctl import plugins
+
+    card = plugins.load("llama").card
+    config = card.config_from_dims(card.dims_of("llama2-7b"))
+    with pytest.raises(ConfigError, match="32 query heads cannot share 5 key-value heads"):
+        card.dims_from_config({**config, "num_key_value_heads": 5})
+    with pytest.raises(ConfigError, match="head_dim: hidden/heads: 4096 is not divisible by heads=30"):
+        card.dims_from_config({**config, "num_attention_heads": 30, "num_key_value_heads": 30, "head_dim": None})
+
+
+def test_a_key_that_no_setting_reads_is_named_and_a_null_one_is_not():
+    from llmctl import plugins
+
+    card = plugins.load("llama").card
+    config = card.config_from_dims(card.dims_of("llama2-7b"))
+    known = {**config, "torch_dtype": "bfloat16", "is_encoder_decoder": False, "attn_window": None}
+    assert card.dims_from_config(known) == card.dims_of("llama2-7b")
+    for key, value in (("quantization_config", {"bits": 4}), ("is_encoder_decoder", True), ("attn_window", 64)):
+        with pytest.raises(ConfigError, match=f"llama does not know {key}="):
+            card.dims_from_config({**config, key: value})
