@@ -208,3 +208,17 @@ def test_replacing_layers_by_name_is_all_or_nothing():
     kept = layer.gate_proj
     replace_layers(layer, ["up_proj"], lambda name, old: seen.append((name, old)) or Linear(4, 6))
     assert seen[0][0] == "up_proj" and layer.up_proj is not seen[0][1] and layer.gate_proj is kept
+
+
+@pytest.mark.parametrize(("new", "past"), [(9, 0), (3, 6), (1, 8)])
+def test_a_window_hides_what_lies_before_it(new, past):
+    bias = causal_bias(new, past, None, "float32", window=4).numpy()[0, 0]
+    query, key = np.arange(past, past + new)[:, None], np.arange(past + new)
+    np.testing.assert_array_equal(bias == 0, (key <= query) & (key > query - 4))
+
+
+def test_a_window_that_covers_everything_changes_nothing():
+    assert causal_bias(1, 3, None, "float32", window=4) is None
+    np.testing.assert_array_equal(
+        causal_bias(4, 0, None, "float32", window=4).numpy(), causal_bias(4, 0, None, "float32").numpy()
+    )
