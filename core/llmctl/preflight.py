@@ -39,6 +39,7 @@ class FinetuneJob:
         dev: Examples to evaluate on; may be empty.
         tokenizer: With the chat template that ``data.chat_template`` names.
         output: The output folder.
+        command: Name of the command that runs it.
     """
 
     config: config.FinetuneConfig
@@ -49,6 +50,7 @@ class FinetuneJob:
     dev: list[Example]
     tokenizer: Tokenizer
     output: Path
+    command: str = "finetune"
 
     def summary(self) -> str:
         """One line on what would run."""

@@ -102,4 +102,4 @@ def test_ctrl_c_saves_says_how_to_go_on_and_continues_bit_equal(folder, whole):
 
 def test_other_data_cannot_be_continued(folder, whole):
     done = run(whole, "--resume", "--set", "train.batch_size=3")
-    assert done.returncode == 2 and "is not as it was when the run began" in done.stderr, done.stderr
+    assert done.returncode == 2 and "train.batch_size: 4 when the run began, 3 now" in done.stderr, done.stderr

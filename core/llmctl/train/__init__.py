@@ -1,8 +1,8 @@
 """Training: a loop that knows no method, and one module per method that feeds it.
 
-``loop`` runs steps over a ``task``; ``optimizer`` and ``schedules`` move the weights; ``checkpoints`` keeps what was
-trained and continues it; ``journal``, ``display`` and ``curve`` show it; ``evaluate`` measures it; ``sft`` is supervised
-fine-tuning, from a checked job to a finished model folder.
+``run`` is a whole run of any method; ``loop`` runs steps over a ``task``; ``subject`` says what is trained and stored,
+``full`` is every parameter; ``optimizer`` and ``schedules`` move the weights; ``checkpoints`` keeps what was trained and
+continues it; ``journal``, ``display`` and ``curve`` show it; ``evaluate`` measures it; ``sft`` is supervised fine-tuning.
 
 An output folder holds::
 

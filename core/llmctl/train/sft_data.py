@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llmctl.card import Dims
 from llmctl.data.batching import collate
 from llmctl.data.encoding import Counts, Encoder
 from llmctl.data.reading import Example
@@ -60,12 +59,14 @@ class SftData:
         tokenizer: With the chat template of the run.
         task: What the loop trains and evaluates on.
         answers: Generates answers.
+        held_out: What the metrics are measured on, for a table's title.
         shown: Examples whose answers are shown before and after training.
     """
 
     tokenizer: Tokenizer
     task: SftTask
     answers: Answers
+    held_out: str
     shown: Sequence[Example]
 
     def samples(self, model: Any) -> list[dict[str, str]]:
@@ -79,7 +80,7 @@ class SftData:
         ]
 
 
-def prepare(job: FinetuneJob, dims: Dims) -> SftData:
+def prepare(job: FinetuneJob) -> SftData:
     """Encodes a job's examples and prints what was cut or dropped.
 
     Raises:
@@ -89,7 +90,7 @@ def prepare(job: FinetuneJob, dims: Dims) -> SftData:
     encoder = Encoder(job.tokenizer, settings.src_length, settings.max_length)
     rows = _encode(encoder, job.train, "train")
     dev = _encode(encoder, job.dev, "dev") if job.dev else []
-    answers = Answers(encoder, train.eval_batch_size, train.eval_max_new_tokens, dims.get("max_positions") or 0)
+    answers = Answers(encoder, train.eval_batch_size, train.eval_max_new_tokens, job.dims.get("max_positions") or 0)
     extra = partial(_exact_match, answers, job.dev) if train.eval_generate and job.dev else None
     task = SftTask(
         rows,
@@ -102,7 +103,9 @@ def prepare(job: FinetuneJob, dims: Dims) -> SftData:
         settings.shuffle,
         extra,
     )
-    return SftData(job.tokenizer, task, answers, job.dev[: job.config.output.samples])
+    return SftData(
+        job.tokenizer, task, answers, f"{len(job.dev)} held-out examples", job.dev[: job.config.output.samples]
+    )
 
 
 def _encode(encoder: Encoder, examples: Sequence[Example], split: str) -> list[Any]:

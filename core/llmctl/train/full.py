@@ -1,0 +1,31 @@
+"""Training every parameter. A checkpoint is a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmctl import config as configs
+from llmctl.checkpoint import load_weights, open_folder
+from llmctl.checkpoint.model import load_model
+from llmctl.train.model_folder import ModelWriter
+from llmctl.train.subject import ModelJob, Subject
+
+
+def load(job: ModelJob, start: Path | None) -> Subject:
+    """The job's model with all parameters in motion; see ``subject.load``."""
+    model, dims, plugin = load_model(start or job.model, job.plugin.card.name, job.config.model.dtype)
+    limit = configs.parse_bytes(job.config.output.max_shard_bytes)
+    writer = ModelWriter(plugin, dims, job.model, job.tokenizer, limit)
+    kinds = {tensor.name: tensor.kind for tensor in plugin.card.expand(dims)}
+
+    def read(folder: Path) -> None:
+        renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
+        load_weights(open_folder(folder), model, renames)
+
+    return Subject(
+        model=model,
+        write=lambda folder, dtype: writer.write(folder, model, dtype),
+        read=read,
+        decays=lambda name: kinds[name] not in ("norm", "bias"),
+        notes={},
+    )

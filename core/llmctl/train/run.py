@@ -1,0 +1,257 @@
+"""A run, whatever its method: from a checked job to an output folder with what was trained.
+
+The steps are in ``run``, in order. What is trained on is a ``RunData``, what is trained a ``Subject``. What an output
+folder holds is in the package's docstring.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmctl import config as configs
+from llmctl import plugins, runtime
+from llmctl.checkpoint import atomic_file, atomic_folder
+from llmctl.checkpoint.run_json import run_info
+from llmctl.errors import ConfigError
+from llmctl.train import checkpoints, journal
+from llmctl.train.display import display, format_metric, table
+from llmctl.train.loop import Hook, Interrupted, Loop, NonFiniteError, Plan
+from llmctl.train.optimizer import AdamW
+from llmctl.train.schedules import schedule, warmup_steps
+from llmctl.train.subject import ModelJob, Subject
+from llmctl.train.task import Task
+
+LEFTOVERS = (
+    "config.yaml",
+    "run.json",
+    "metrics.jsonl",
+    "curve.svg",
+    "best.json",
+    "nan_step.json",
+    "checkpoints",
+    "model",
+)
+"""What a run leaves in its output folder, and what ``overwrite`` deletes there."""
+
+FREE = ("output.", "train.log_every", "train.save_every", "train.save_total_limit", "train.eval_batch_size")
+"""Beginnings of the keys that may differ when a run is continued: they change no update."""
+
+
+class Job(ModelJob, Protocol):
+    """A job that passed its checks."""
+
+    output: Path
+    command: str
+
+
+class RunData(Protocol):
+    """What a run trains and is measured on."""
+
+    task: Task
+    held_out: str
+
+    def samples(self, model: Any) -> list[dict[str, str]]:
+        """``prompt``, ``expected`` and ``answer`` of held-out examples to show; may be empty."""
+
+
+def run(
+    job: Job,
+    prepare: Callable[[Any], RunData],
+    load: Callable[[Any, Path | None], Subject],
+    hooks: Sequence[Hook] = (),
+) -> dict[str, Any]:
+    """Trains, and writes the output folder; returns the content of its ``run.json``.
+
+    Args:
+        job: A job that passed its checks.
+        prepare: Makes the data from the job.
+        load: Makes the subject from the job and the checkpoint to continue, if any.
+        hooks: Called after the run's own at each occasion.
+
+    Raises:
+        LlmctlError: The model, tokenizer or data do not fit, or training met a loss that is not finite.
+        Interrupted: Ctrl-C; a checkpoint was saved.
+    """
+    runtime.configure()
+    begun = time.monotonic()
+    start = checkpoints.newest(job.output / "checkpoints") if job.config.output.resume else None
+    if start:
+        _check_unchanged(job, start)
+    data = prepare(job)
+    subject = load(job, start)
+    _open_output(job, start)
+    loop, done = _loop(job, subject, data, start, hooks)
+    info = _info(job) if start is None else _read_info(job)
+    info.update(subject.notes)
+    if "before" not in info:
+        info["before"] = _measure(subject, data) if start is None else {"metrics": {}, "samples": []}
+        _write_info(job, info)
+    _train(job, loop, done)
+    info["best"], metrics = _choose(job, subject, loop.plan.steps)
+    info["after"] = _measure(subject, data, metrics)
+    info.update(steps=loop.plan.steps, seconds=round(time.monotonic() - begun, 1))
+    with atomic_folder(job.output / "model", overwrite=True) as folder:
+        subject.write(folder, job.config.output.save_dtype)
+    _write_info(job, info)
+    _show(job, data, info)
+    return info
+
+
+def _check_unchanged(job: Job, start: Path) -> None:
+    """Passes when the configuration is the one that the run began with, apart from what changes no update.
+
+    Raises:
+        ConfigError: Names every key that differs, with both values.
+    """
+    before, now = (_flat(config) for config in (_read_info(job).get("config", {}), configs.to_dict(job.config)))
+    changed = [key for key in now if key in before and before[key] != now[key] and not key.startswith(FREE)]
+    if changed:
+        lines = "\n  ".join(f"{key}: {before[key]!r} when the run began, {now[key]!r} now" for key in changed)
+        raise ConfigError(
+            f"{start} cannot be continued with a changed configuration:\n  {lines}\nSet these back, or start anew with "
+            "another output.dir or --overwrite"
+        )
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{part}.{key}": value for part, rows in config.items() for key, value in rows.items()}
+
+
+def _open_output(job: Job, start: Path | None) -> None:
+    """Makes or clears the output folder."""
+    output = job.output
+    output.mkdir(parents=True, exist_ok=True)
+    if job.config.output.overwrite:
+        for name in LEFTOVERS:
+            path = output / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    if start:
+        print(f"continuing from {start}", flush=True)
+    else:
+        (output / "metrics.jsonl").unlink(missing_ok=True)
+    header = f"Run with: llmctl --model {job.plugin.card.name} {job.command} config.yaml"
+    (output / "config.yaml").write_text(configs.to_yaml(job.config, header), encoding="utf-8")
+
+
+def _loop(job: Job, subject: Subject, data: RunData, start: Path | None, hooks: Sequence[Hook]) -> tuple[Loop, int]:
+    """The loop with all its hooks, and the number of updates that are done already."""
+    settings, task = job.config.train, data.task
+    steps = settings.max_steps or max(1, round(settings.epochs * task.steps_per_epoch))
+    plan = Plan(
+        steps=steps,
+        eval_every=settings.eval_every or task.steps_per_epoch,
+        save_every=settings.save_every or task.steps_per_epoch,
+        seed=settings.seed,
+    )
+    adamw = AdamW(
+        dict(subject.model.named_parameters()),
+        beta1=settings.adam_beta1,
+        beta2=settings.adam_beta2,
+        eps=settings.adam_eps,
+        weight_decay=settings.weight_decay,
+        decays=subject.decays,
+        max_norm=settings.max_grad_norm,
+    )
+    fingerprint = task.fingerprint
+    done = checkpoints.restore(start, adamw, fingerprint, settings.seed) if start else 0
+    rate = schedule(
+        settings.schedule,
+        settings.learning_rate,
+        steps,
+        warmup_steps(steps, settings.warmup_steps, settings.warmup_ratio),
+        settings.min_lr_ratio,
+    )
+    saver = checkpoints.Checkpoints(
+        job.output,
+        lambda folder: subject.write(folder, job.config.model.dtype),
+        adamw,
+        fingerprint,
+        settings.best_metric,
+        settings.save_total_limit,
+    )
+    own = [journal.Journal(job.output, settings.log_every), display(settings.log_every), saver]
+    return Loop(subject.model, task, adamw, rate, plan, [*own, *hooks]), done
+
+
+def _train(job: Job, loop: Loop, done: int) -> None:
+    try:
+        loop.run(done)
+    except NonFiniteError as error:
+        with atomic_file(job.output / "nan_step.json") as file:
+            file.write_text(json.dumps(error.report, indent=2) + "\n", encoding="utf-8")
+        raise
+    except Interrupted as stop:
+        saved = checkpoints.checkpoint_of(job.output, stop.step)
+        print(f"interrupted after step {stop.step}; saved {saved}. Run the same command with --resume to continue.")
+        raise
+
+
+def _choose(job: Job, subject: Subject, last: int) -> tuple[dict[str, Any] | None, dict[str, float]]:
+    """Loads the best checkpoint if that is wanted; returns what is best, and the metrics of the model as it now is."""
+    best = checkpoints.read_best(job.output)
+    step = last
+    if best and job.config.output.load_best and best.step != last:
+        step = best.step
+        subject.read(checkpoints.checkpoint_of(job.output, step))
+        print(f"the final model is the best checkpoint, of step {step}", flush=True)
+    rows = [row for row in journal.read(job.output / "metrics.jsonl") if row["step"] == step and "eval_loss" in row]
+    metrics = {name: value for name, value in rows[-1].items() if name not in ("step", "epoch")} if rows else {}
+    return asdict(best) if best else None, metrics
+
+
+def _measure(subject: Subject, data: RunData, metrics: dict[str, float] | None = None) -> dict[str, Any]:
+    """Metrics (those given, if any) and sample answers of the model as it is."""
+    subject.model.eval()
+    return {"metrics": metrics or data.task.evaluate(subject.model), "samples": data.samples(subject.model)}
+
+
+def _info(job: Job) -> dict[str, Any]:
+    return run_info(configs.to_dict(job.config), job.plugin.card.hash(), plugins.versions(job.plugin))
+
+
+def _read_info(job: Job) -> dict[str, Any]:
+    try:
+        return dict(json.loads((job.output / "run.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return _info(job)
+
+
+def _write_info(job: Job, info: dict[str, Any]) -> None:
+    with atomic_file(job.output / "run.json") as file:
+        file.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _end(text: str, longest: int = 160) -> str:
+    """The end of a text, where the question of a long prompt stands."""
+    return text if len(text) <= longest else "..." + text[-longest:]
+
+
+def _show(job: Job, data: RunData, info: dict[str, Any]) -> None:
+    """Prints metrics and samples before and after, and where everything is."""
+    before, after = info["before"], info["after"]
+    if after["metrics"]:
+        rows = [
+            [name.replace("_", " "), format_metric(name, before["metrics"].get(name)), format_metric(name, value)]
+            for name, value in after["metrics"].items()
+        ]
+        table(data.held_out, ["metric", "before", "after"], rows)
+    if after["samples"]:
+        earlier = [sample["answer"] for sample in before["samples"]] or ["" for _ in after["samples"]]
+        rows = [
+            [_end(sample["prompt"]), _end(sample["expected"]), _end(old), _end(sample["answer"])]
+            for sample, old in zip(after["samples"], earlier, strict=False)
+        ]
+        table("answers to held-out examples", ["prompt", "expected", "before", "after"], rows)
+    model = job.output / "model"
+    print(f"model in {model}, learning curve in {job.output / 'curve.svg'}")
+    print(f"try it: llmctl --model {job.plugin.card.name} generate {model}", file=sys.stdout, flush=True)

@@ -1,0 +1,64 @@
+"""What a run trains: a model, which of its parameters move and how, and how what was trained is stored and read back.
+
+A subject is made by one module for each way to train (``full`` trains every parameter) and is neutral to the method:
+supervised fine-tuning and preference optimisation train the same subjects. ``load`` finds the one a configuration names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmctl.card import Dims
+from llmctl.plugins import Plugin
+from llmctl.tokenizers import Tokenizer
+
+SUBJECTS = {"full": "llmctl.train.full"}
+"""Module by ``method.name``; each has ``load(job, start) -> Subject``."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to train.
+
+    Attributes:
+        model: The layer; parameters that must not move have ``stop_gradient``.
+        write: Writes what was trained, in a type, into an existing folder.
+        read: Takes over what ``write`` wrote into a folder.
+        decays: Whether weight decay applies to the parameter of a name.
+        notes: Goes into ``run.json``: facts that the configuration does not say.
+    """
+
+    model: Any
+    write: Callable[[Path, str], None]
+    read: Callable[[Path], None]
+    decays: Callable[[str], bool]
+    notes: dict[str, Any]
+
+
+class ModelJob(Protocol):
+    """What of a checked job says which model is trained."""
+
+    config: Any
+    plugin: Plugin
+    dims: Dims
+    model: Path
+    tokenizer: Tokenizer
+
+
+def load(job: ModelJob, start: Path | None) -> Subject:
+    """The subject that the job's ``method.name`` names.
+
+    Args:
+        job: A job that passed its checks.
+        start: Checkpoint of an earlier run to continue; None = begin from the job's model.
+
+    Raises:
+        LlmctlError: The model's tensors, or those of the checkpoint, do not fit.
+    """
+    module = importlib.import_module(SUBJECTS[job.config.method.name])
+    subject: Subject = module.load(job, start)
+    return subject
