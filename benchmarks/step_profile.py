@@ -24,7 +24,8 @@ def milliseconds(function, repeats=7):
 
 def parts(paddle):
     """Rows (name, how often in a step, function of one forward and backward pass)."""
-    from llmctl.nn.attention import attend, causal_bias
+    from llmctl.nn.attention import attend
+    from llmctl.nn.layout import Layout
     from llmctl.nn.loss import token_loss
     from llmctl.nn.mlp import gated
     from llmctl.nn.norm import rms_norm
@@ -45,7 +46,7 @@ def parts(paddle):
     rows, width = BATCH * TOKENS, HIDDEN // HEADS
     head = (BATCH, TOKENS, HEADS, width)
     angles = Rotary(width, 10000.0)(paddle.arange(TOKENS).unsqueeze(0), "float32")
-    bias = causal_bias(TOKENS, 0, None, "float32")
+    bias = Layout(TOKENS).mask()
     labels = paddle.randint(0, VOCAB, [rows])
     yield "linear hidden x hidden", 4 * LAYERS, both(paddle.matmul, (rows, HIDDEN), (HIDDEN, HIDDEN))
     yield "linear hidden x ffn", 3 * LAYERS, both(paddle.matmul, (rows, HIDDEN), (HIDDEN, FFN))

@@ -7,9 +7,10 @@ import paddle
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.nn.attention import Attention, attend, causal_bias
+from llmctl.nn.attention import Attention, attend
 from llmctl.nn.cache import KVCache
 from llmctl.nn.frequencies import BY_BANDS, RULES
+from llmctl.nn.layout import Layout
 from llmctl.nn.linear import Linear
 from llmctl.nn.mlp import GatedMLP
 from llmctl.nn.norm import RMSNorm, rms_norm
@@ -129,8 +130,8 @@ def test_attention_equals_a_plain_loop(kv_heads, padding):
     if padding != "none":
         mask[0, :2] = 0
         mask[0] = mask[0] if padding == "left" else mask[0, ::-1]
-    bias = causal_bias(5, 0, None if padding == "none" else paddle.to_tensor(mask), "float64")
-    found = attend(q, k, v, bias).numpy()
+    seen = Layout(5, 0, None if padding == "none" else paddle.to_tensor(mask)).mask()
+    found = attend(q, k, v, seen).numpy()
     expected = plain_attention(q.numpy(), k.numpy(), v.numpy(), mask)
     real = mask.astype(bool)
     np.testing.assert_allclose(found[real], expected[real], atol=1e-12)
@@ -139,7 +140,7 @@ def test_attention_equals_a_plain_loop(kv_heads, padding):
 
 def test_attention_gradients_equal_differences():
     q, k, v, mix = (tensor(1, 3, 2, 4, grad=True) for _ in range(4))
-    bias = causal_bias(3, 0, None, "float64")
+    bias = Layout(3).mask()
     (attend(q, k, v, bias) * mix.detach().reshape([1, 3, 8])).sum().backward()
     arrays = [q.numpy(), k.numpy(), v.numpy()]
     for index, one in enumerate((q, k, v)):
@@ -160,7 +161,7 @@ def test_cached_attention_equals_the_whole_at_once():
     def run(part, past, cache):
         new = part.shape[1]
         angles = rotary(positions(new, past), "float64")
-        out = layer(part, angles, causal_bias(new, past, None, "float64"), cache, 0)
+        out = layer(part, angles, Layout(new, past).mask(), cache, 0)
         if cache:
             cache.advance(new)
         return out.numpy()
@@ -208,17 +209,3 @@ def test_replacing_layers_by_name_is_all_or_nothing():
     kept = layer.gate_proj
     replace_layers(layer, ["up_proj"], lambda name, old: seen.append((name, old)) or Linear(4, 6))
     assert seen[0][0] == "up_proj" and layer.up_proj is not seen[0][1] and layer.gate_proj is kept
-
-
-@pytest.mark.parametrize(("new", "past"), [(9, 0), (3, 6), (1, 8)])
-def test_a_window_hides_what_lies_before_it(new, past):
-    bias = causal_bias(new, past, None, "float32", window=4).numpy()[0, 0]
-    query, key = np.arange(past, past + new)[:, None], np.arange(past + new)
-    np.testing.assert_array_equal(bias == 0, (key <= query) & (key > query - 4))
-
-
-def test_a_window_that_covers_everything_changes_nothing():
-    assert causal_bias(1, 3, None, "float32", window=4) is None
-    np.testing.assert_array_equal(
-        causal_bias(4, 0, None, "float32", window=4).numpy(), causal_bias(4, 0, None, "float32").numpy()
-    )

@@ -4,7 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl.nn.alibi import AlibiBias, slopes
+from llmctl.nn.alibi import slopes
+from llmctl.nn.layout import Layout
 
 
 @pytest.mark.parametrize("heads", [1, 2, 8, 32, 64, 128])
@@ -20,9 +21,9 @@ def test_other_counts_take_every_other_step_of_the_next_ladder(heads, below):
 
 
 def test_weights_fall_with_the_distance_whatever_the_padding():
-    bias = AlibiBias(4)
-    mask = paddle.to_tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
-    weights = paddle.nn.functional.softmax(bias(6, 0, mask, "float64"), axis=-1).numpy()
+    real = paddle.to_tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    bias = Layout(6, 0, real).mask(slopes=slopes(4)).bias("float64")
+    weights = paddle.nn.functional.softmax(bias, axis=-1).numpy()
     distance = np.arange(4)[:, None] - np.arange(4)
     for head, slope in enumerate(slopes(4)):
         scores = np.where(distance >= 0, np.exp(-slope * distance), 0)
@@ -32,6 +33,5 @@ def test_weights_fall_with_the_distance_whatever_the_padding():
 
 
 def test_a_step_with_a_cache_has_the_last_row_of_the_whole():
-    bias = AlibiBias(3)
-    whole, step = bias(5, 0, None, "float64").numpy(), bias(1, 4, None, "float64").numpy()
+    whole, step = (Layout(new, past).mask(slopes=slopes(3)).bias("float64").numpy() for new, past in ((5, 0), (1, 4)))
     np.testing.assert_array_equal(whole[:, :, -1:], step)

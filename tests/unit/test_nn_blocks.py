@@ -4,8 +4,9 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl.nn.attention import Attention, attend, causal_bias
+from llmctl.nn.attention import Attention, attend
 from llmctl.nn.cache import KVCache
+from llmctl.nn.layout import Layout
 from llmctl.nn.linear import Linear
 from llmctl.nn.norm import RMSNorm, rms_norm
 from llmctl.nn.position import Rotary, positions
@@ -87,7 +88,7 @@ def test_initial_weights_depend_only_on_the_seed():
 
 def test_attention_of_one_new_token_sees_all_past_ones():
     q, k, v = random(2, 1, 4, 6), random(2, 5, 2, 6, seed=1), random(2, 5, 2, 6, seed=2)
-    assert causal_bias(1, 4, None, "float64") is None
+    assert Layout(1, 4).mask() is None
     got = attend(tensor(q), tensor(k), tensor(v), None)
     np.testing.assert_allclose(got.numpy(), numpy_attention(q, k, v, np.ones((2, 1, 5))), rtol=1e-12)
 
@@ -95,20 +96,20 @@ def test_attention_of_one_new_token_sees_all_past_ones():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_rows_of_padding_alone_give_finite_values_and_gradients(dtype):
     q, k, v = (tensor(random(1, 3, 2, 4, seed=s).astype(dtype) * 50) for s in range(3))
-    out = attend(q, k, v, causal_bias(3, 0, paddle.to_tensor([[0, 0, 0]]), dtype))
+    out = attend(q, k, v, Layout(3, 0, paddle.to_tensor([[0, 0, 0]])).mask())
     out.sum().backward()
     assert all(np.isfinite(t.numpy()).all() for t in (out, q.grad, k.grad, v.grad))
 
 
 def test_a_mask_that_does_not_cover_past_and_new_positions_is_an_error():
     with pytest.raises(ValueError, match="3 columns for 2 past and 2 new"):
-        causal_bias(2, 2, paddle.ones([1, 3]), "float64")
+        Layout(2, 2, paddle.ones([1, 3]))
 
 
 def test_attention_takes_head_counts_from_its_projections():
     whole, part = Attention(8, 4, 2, 4, std=0.5), Attention(8, 4, 2, 4, std=0.5)
     x, angles = tensor(random(1, 3, 8)), Rotary(4, 10000.0)(positions(3, 0), "float64")
-    bias, total = causal_bias(3, 0, None, "float64"), 0
+    bias, total = Layout(3).mask(), 0
     for half in range(2):  # heads 0-1 with key-value head 0, then 2-3 with 1: what two ranks would hold
         for name, width in (("q_proj", 8), ("k_proj", 4), ("v_proj", 4)):
             weight = getattr(whole, name).weight[:, half * width : (half + 1) * width]

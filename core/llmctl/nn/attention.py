@@ -1,13 +1,18 @@
-"""Self-attention with grouped key-value heads, and the additive mask it takes.
+"""Self-attention with grouped key-value heads.
 
-Letters as in the package's docstring. Position encodings are in ``position``, caches in ``cache``.
+Letters as in the package's docstring. Position encodings are in ``position``, what a query sees is in ``layout``, caches
+are in ``cache``.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import numpy as np
 import paddle
 
 from llmctl.nn.cache import KVCache
+from llmctl.nn.layout import Mask
 from llmctl.nn.linear import Linear
 from llmctl.nn.norm import RMSNorm
 from llmctl.nn.position import rotate
@@ -15,67 +20,77 @@ from llmctl.nn.position import rotate
 Angles = tuple[paddle.Tensor, paddle.Tensor]
 
 
-def causal_bias(
-    new: int, past: int, mask_BS: paddle.Tensor | None, dtype: str, window: int | None = None
-) -> paddle.Tensor | None:
-    """What to add to scores: 0 where a query may look, the lowest number elsewhere [B or 1, 1, T, S]; None = all zeros.
-
-    The lowest number is finite, so a query that may look nowhere (padding) averages all values instead of giving NaN.
-
-    Args:
-        new: Number of queries, T.
-        past: Number of keys before the first query.
-        mask_BS: 1 = real, 0 = padding, over past and new keys; None = all real.
-        dtype: Type of the scores.
-        window: A query sees this many keys, its own included; None = all before it.
-
-    Raises:
-        ValueError: The mask does not cover past and new keys.
-    """
-    total = past + new
-    if mask_BS is not None and mask_BS.shape[1] != total:
-        raise ValueError(f"attention_mask has {mask_BS.shape[1]} columns for {past} past and {new} new positions")
-    allowed = None
-    windowed = window is not None and total > window
-    if new > 1 or windowed:
-        query_T1 = paddle.arange(past, total).unsqueeze(-1)
-        allowed = paddle.arange(total) <= query_T1
-        if windowed:
-            allowed = paddle.logical_and(allowed, paddle.arange(total) > query_T1 - window)
-        allowed = allowed.reshape([1, 1, new, total])
-    if mask_BS is not None:
-        real = mask_BS.astype("bool").unsqueeze([1, 2])
-        allowed = real if allowed is None else paddle.logical_and(allowed, real)
-    if allowed is None:
-        return None
-    lowest = paddle.finfo(dtype).min
-    return paddle.where(allowed, paddle.zeros([], dtype), paddle.full([], lowest, dtype))
-
-
 def attend(
     q_BTNH: paddle.Tensor,
     k_BSKH: paddle.Tensor,
     v_BSKH: paddle.Tensor,
-    bias_B1TS: paddle.Tensor | None,
+    mask: Mask | None,
     dropout: float = 0.0,
 ) -> paddle.Tensor:
-    """softmax(q k^T / sqrt(head_dim) + bias) v, as [B, T, N*H]; query head n reads key-value head n // (N/K).
+    """softmax(q k^T / sqrt(head_dim) + mask) v, as [B, T, N*H]; query head n reads key-value head n // (N/K).
 
-    ``dropout`` is the part of the weights that is left out; the bias may differ from head to head.
+    Where documents are packed, each is computed apart, so that the cost is the sum of the squares of their lengths.
+
+    Args:
+        q_BTNH: Queries.
+        k_BSKH: Keys, past and new.
+        v_BSKH: Values.
+        mask: What each query sees; None = everything.
+        dropout: Part of the weights that is left out.
     """
+    if mask is not None and mask.packed:
+        return attend_by_document(q_BTNH, k_BSKH, v_BSKH, mask, dropout)
+    return attend_dense(q_BTNH, k_BSKH, v_BSKH, None if mask is None else mask.bias(q_BTNH.dtype), dropout)
+
+
+def attend_dense(
+    q_BTNH: paddle.Tensor,
+    k_BSKH: paddle.Tensor,
+    v_BSKH: paddle.Tensor,
+    bias_BNTS: paddle.Tensor | None,
+    dropout: float = 0.0,
+) -> paddle.Tensor:
+    """``attend`` with all scores at once; the bias has one batch row or head where it is the same for all."""
     batch, new, heads, width = q_BTNH.shape
     total, groups = k_BSKH.shape[1], k_BSKH.shape[2]
     q = (q_BTNH * width**-0.5).transpose([0, 2, 1, 3]).reshape([batch, groups, -1, width])
     k, v = k_BSKH.transpose([0, 2, 1, 3]), v_BSKH.transpose([0, 2, 1, 3])
     scores_BNTS = paddle.matmul(q, k, transpose_y=True).reshape([batch, heads, new, total])
-    if bias_B1TS is not None:
+    if bias_BNTS is not None:
         # Broadcasting over an inner axis is many times slower on the CPU than adding tensors of one shape.
-        scores_BNTS = scores_BNTS + bias_B1TS.expand([batch, heads, new, total])
+        scores_BNTS = scores_BNTS + bias_BNTS.expand([batch, heads, new, total])
     weights = softmax(scores_BNTS).reshape([batch, groups, -1, total])
     if dropout:
         weights = paddle.nn.functional.dropout(weights, dropout)
     mixed_BNTH = paddle.matmul(weights, v).reshape([batch, heads, new, width])
     return mixed_BNTH.transpose([0, 2, 1, 3]).reshape([batch, new, heads * width])
+
+
+def attend_by_document(
+    q_BTNH: paddle.Tensor, k_BSKH: paddle.Tensor, v_BSKH: paddle.Tensor, mask: Mask, dropout: float = 0.0
+) -> paddle.Tensor:
+    """``attend`` over stretches of queries, each with the keys from the first to the last that it sees."""
+    batch, new, heads, width = q_BTNH.shape
+    first_BS, last_BS = (np.broadcast_to(m.numpy(), [batch, m.shape[1]]) for m in (mask.first_BS, mask.last_BS))
+    rows = []
+    for b in range(batch):
+        parts = []
+        for start, stop in pairwise(_borders(last_BS[b], mask.past, new)):
+            seen = np.flatnonzero((first_BS[b] < mask.past + stop) & (last_BS[b] > mask.past + start))
+            if not len(seen):
+                parts.append(paddle.zeros([1, stop - start, heads * width], q_BTNH.dtype))
+                continue
+            one, queries, keys = slice(b, b + 1), slice(start, stop), slice(int(seen[0]), int(seen[-1]) + 1)
+            bias = mask.part(one, queries, keys, q_BTNH.dtype)
+            parts.append(attend_dense(q_BTNH[one, queries], k_BSKH[one, keys], v_BSKH[one, keys], bias, dropout))
+        rows.append(paddle.concat(parts, axis=1))
+    return paddle.concat(rows)
+
+
+def _borders(last_S: np.ndarray, past: int, new: int) -> list[int]:
+    """Where what is seen changes, counted from the first new row: from 0 to the number of rows."""
+    inside = (int(end) - past for end in np.unique(last_S))
+    return sorted({0, new, *(end for end in inside if 0 < end < new)})
 
 
 def softmax(scores: paddle.Tensor) -> paddle.Tensor:
@@ -86,7 +101,7 @@ def softmax(scores: paddle.Tensor) -> paddle.Tensor:
 
 
 class Attention(paddle.nn.Layer):
-    """Causal self-attention, with rotary positions where angles are given. Head counts come from the projections' widths, which may be split.
+    """Self-attention, with rotary positions where angles are given. Head counts come from the projections' widths, which may be split.
 
     Args:
         hidden: Width of input and output.
@@ -97,6 +112,8 @@ class Attention(paddle.nn.Layer):
         std: Standard deviation of the initial weights.
         out_bias: Whether the output projection has a bias; None = as the others.
         norm_eps: Gives queries and keys an RMSNorm over each head, with this epsilon; None = none.
+        out_name: Name of the output projection in the state dict.
+        dropout: Part of the weights that is left out in training.
     """
 
     def __init__(
@@ -109,21 +126,24 @@ class Attention(paddle.nn.Layer):
         std: float = 0.02,
         out_bias: bool | None = None,
         norm_eps: float | None = None,
+        out_name: str = "o_proj",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.q_proj = Linear(hidden, heads * head_dim, bias, std)
         self.k_proj = Linear(hidden, kv_heads * head_dim, bias, std)
         self.v_proj = Linear(hidden, kv_heads * head_dim, bias, std)
-        self.o_proj = Linear(heads * head_dim, hidden, bias if out_bias is None else out_bias, std)
+        self.add_sublayer(out_name, Linear(heads * head_dim, hidden, bias if out_bias is None else out_bias, std))
         self.q_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps)
         self.k_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps)
+        self._out, self._dropout = out_name, dropout
 
     def forward(
         self,
         x_BTD: paddle.Tensor,
         angles: Angles | None,
-        bias_B1TS: paddle.Tensor | None,
+        mask: Mask | None,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> paddle.Tensor:
@@ -136,4 +156,4 @@ class Attention(paddle.nn.Layer):
             q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is not None:
             k, v = cache.update(layer, k, v)
-        return self.o_proj(attend(q, k, v, bias_B1TS))
+        return getattr(self, self._out)(attend(q, k, v, mask, self._dropout if self.training else 0.0))

@@ -11,6 +11,7 @@ from typing import Any
 import paddle
 
 from llmctl.nn.cache import KVCache
+from llmctl.nn.layout import Layout
 from llmctl.nn.moe import SparseMLP
 from llmctl.nn.router import load_balance
 
@@ -20,8 +21,8 @@ class CausalLM(paddle.nn.Layer):
 
     Args:
         name: Name of the decoder in the state dict.
-        decoder: Called with (input_ids_BT, attention_mask_BS, position_ids_BT, cache); has ``embedding_weight``
-            [vocab, hidden] where the head is tied.
+        decoder: Called with (input_ids_BT, layout, cache); has ``embedding_weight`` [vocab, hidden] where the head is
+            tied.
         head: Hidden states to scores; None = the input embedding, transposed.
         aux_loss: Factor of the load-balancing loss of mixtures of experts in training; 0 = none.
     """
@@ -57,6 +58,7 @@ class CausalLM(paddle.nn.Layer):
         attention_mask_BS: paddle.Tensor | None = None,
         position_ids_BT: paddle.Tensor | None = None,
         cache: KVCache | None = None,
+        document_end_BT: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
         """Hidden states after the final norm [B, T, D].
 
@@ -65,8 +67,12 @@ class CausalLM(paddle.nn.Layer):
             attention_mask_BS: 1 = real, 0 = padding, over past and new positions; None = all real.
             position_ids_BT: None = counted from the mask.
             cache: Keys and values of past positions; this call appends to it.
+            document_end_BT: For rows that hold several documents: the column from which a token is no longer seen, 0 for
+                padding. Needs position ids, which restart with each document.
         """
-        return self.decoder(input_ids_BT, attention_mask_BS, position_ids_BT, cache)
+        past = cache.length if cache is not None else 0
+        layout = Layout(input_ids_BT.shape[1], past, attention_mask_BS, position_ids_BT, document_end_BT)
+        return self.decoder(input_ids_BT, layout, cache)
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Scores of the vocabulary for hidden states of any leading shape."""

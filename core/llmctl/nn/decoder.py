@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import paddle
 from paddle.nn.initializer import Normal
 
-from llmctl.nn.attention import Angles, causal_bias
 from llmctl.nn.cache import KVCache
-from llmctl.nn.position import Rotary, positions
+from llmctl.nn.layout import Layout, Mask
 
 
 def embedding(vocab: int, hidden: int, std: float) -> paddle.nn.Embedding:
@@ -17,21 +17,17 @@ def embedding(vocab: int, hidden: int, std: float) -> paddle.nn.Embedding:
     return paddle.nn.Embedding(vocab, hidden, weight_attr=paddle.ParamAttr(initializer=Normal(0.0, std)))
 
 
-Bias = Callable[[int, int, "paddle.Tensor | None", str], "paddle.Tensor | None"]
-"""``causal_bias`` or what stands for it."""
-
-
 def run_layers(
     layers: Iterable[paddle.nn.Layer],
     x_BTD: paddle.Tensor,
-    angles: Angles | None,
-    bias: paddle.Tensor | None,
+    angles: Any,
+    mask: Mask | None,
     cache: KVCache | None,
 ) -> paddle.Tensor:
     """x through the blocks in order; counts the new positions of the cache."""
     new = x_BTD.shape[1]
     for index, layer in enumerate(layers):
-        x_BTD = layer(x_BTD, angles, bias, cache, index)
+        x_BTD = layer(x_BTD, angles, mask, cache, index)
     if cache is not None:
         cache.advance(new)
     return x_BTD
@@ -44,8 +40,9 @@ class Decoder(paddle.nn.Layer):
         embed_tokens: Token ids to vectors.
         layers: The blocks, called as in ``block``.
         norm: The final norm.
-        rotary: Angles at positions; None = the blocks get none.
-        bias: What is added to scores.
+        rotary: Angles from (position_BT, dtype), as ``position.Rotary``; None = the blocks get none.
+        mask: What the queries of a layout see.
+        names: Names of the first three in the state dict.
     """
 
     def __init__(
@@ -53,34 +50,22 @@ class Decoder(paddle.nn.Layer):
         embed_tokens: paddle.nn.Layer,
         layers: Iterable[paddle.nn.Layer],
         norm: paddle.nn.Layer,
-        rotary: Rotary | None,
-        bias: Bias = causal_bias,
+        rotary: Callable[[paddle.Tensor, str], Any] | None = None,
+        mask: Callable[[Layout], Mask | None] = Layout.mask,
+        names: tuple[str, str, str] = ("embed_tokens", "layers", "norm"),
     ) -> None:
         super().__init__()
-        self.embed_tokens = embed_tokens
-        self.layers = paddle.nn.LayerList(layers)
-        self.norm = norm
-        self.rotary = rotary
-        self.bias = bias
+        for name, part in zip(names, (embed_tokens, paddle.nn.LayerList(layers), norm), strict=True):
+            self.add_sublayer(name, part)
+        self._names, self.rotary, self.mask = names, rotary, mask
 
     @property
     def embedding_weight(self) -> paddle.Tensor:
         """The table of token vectors [V, D]."""
-        return self.embed_tokens.weight
+        return getattr(self, self._names[0]).weight
 
-    def forward(
-        self,
-        input_ids_BT: paddle.Tensor,
-        attention_mask_BS: paddle.Tensor | None = None,
-        position_ids_BT: paddle.Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> paddle.Tensor:
-        new, past = input_ids_BT.shape[1], cache.length if cache is not None else 0
-        x_BTD = self.embed_tokens(input_ids_BT)
-        bias = self.bias(new, past, attention_mask_BS, x_BTD.dtype)
-        angles = None
-        if self.rotary is not None:
-            if position_ids_BT is None:
-                position_ids_BT = positions(new, past, attention_mask_BS)
-            angles = self.rotary(position_ids_BT, x_BTD.dtype)
-        return self.norm(run_layers(self.layers, x_BTD, angles, bias, cache))
+    def forward(self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None = None) -> paddle.Tensor:
+        embed, layers, norm = (getattr(self, name) for name in self._names)
+        x_BTD = embed(input_ids_BT)
+        angles = None if self.rotary is None else self.rotary(layout.position_BT, x_BTD.dtype)
+        return norm(run_layers(layers, x_BTD, angles, self.mask(layout), cache))

@@ -17,16 +17,46 @@ class GatedMLP(paddle.nn.Layer):
         ffn: Width between.
         bias: Whether the three projections have biases.
         std: Standard deviation of the initial weights.
+        names: Names of gate, up and down in the state dict.
     """
 
-    def __init__(self, hidden: int, ffn: int, bias: bool = False, std: float = 0.02) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        ffn: int,
+        bias: bool = False,
+        std: float = 0.02,
+        names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    ) -> None:
         super().__init__()
-        self.gate_proj = Linear(hidden, ffn, bias, std)
-        self.up_proj = Linear(hidden, ffn, bias, std)
-        self.down_proj = Linear(ffn, hidden, bias, std)
+        self._names = names
+        for name, widths in zip(names, ((hidden, ffn), (hidden, ffn), (ffn, hidden)), strict=True):
+            self.add_sublayer(name, Linear(*widths, bias, std))
 
     def forward(self, x_BTD: paddle.Tensor) -> paddle.Tensor:
-        return self.down_proj(gated(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+        gate, up, down = (getattr(self, name) for name in self._names)
+        return down(gated(gate(x_BTD), up(x_BTD)))
+
+
+class PackedGatedMLP(paddle.nn.Layer):
+    """``GatedMLP`` without biases whose first projection holds gate and up one after the other.
+
+    Args:
+        hidden: Width of input and output.
+        ffn: Width between.
+        names: Names of the two projections in the state dict.
+        std: Standard deviation of the initial weights.
+    """
+
+    def __init__(self, hidden: int, ffn: int, names: tuple[str, str], std: float = 0.02) -> None:
+        super().__init__()
+        self._names = names
+        self.add_sublayer(names[0], Linear(hidden, 2 * ffn, std=std))
+        self.add_sublayer(names[1], Linear(ffn, hidden, std=std))
+
+    def forward(self, x_BTD: paddle.Tensor) -> paddle.Tensor:
+        up, down = (getattr(self, name) for name in self._names)
+        return down(gated(*paddle.split(up(x_BTD), 2, axis=-1)))
 
 
 def gated(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:

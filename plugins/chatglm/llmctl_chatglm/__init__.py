@@ -41,9 +41,9 @@ CARD = Family(
         Setting("tied", "tie_word_embeddings", False, allowed=(False,)),
         Setting("init_std", "initializer_range", 0.02),
         Setting("norm_eps", "layernorm_epsilon", 1e-5),
-        Setting("bos", "bos_token_id", 130004),
-        Setting("mask", "mask_token_id", 130000),
-        Setting("gmask", "gmask_token_id", 130001),
+        Setting("bos", "bos_token_id"),
+        Setting("mask", "mask_token_id"),
+        Setting("gmask", "gmask_token_id"),
         Setting("two_dimensions", "position_encoding_2d", True, allowed=(True,)),
         Setting("quantised", "quantization_bit", 0, allowed=(0,)),
         Setting("prefix_projection", "prefix_projection", False, allowed=(False,)),
@@ -54,7 +54,7 @@ CARD = Family(
         "6b": Size(
             "https://huggingface.co/THUDM/chatglm-6b/blob/main/config.json",
             6_707_929_088,
-            dict(layers=28, hidden=4096, heads=32, ffn=16384, vocab=130528),
+            dict(layers=28, hidden=4096, heads=32, ffn=16384, vocab=130528, bos=130004, mask=130000, gmask=130001),
         ),
     },
     params=(

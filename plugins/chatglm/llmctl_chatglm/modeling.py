@@ -1,6 +1,6 @@
 """The ChatGLM-6B decoder: context and answer told apart by special tokens, on parts from ``llmctl.nn``.
 
-Letters as in ``llmctl.nn``. A row holds ``... [gMASK] <bos> answer``: everything before ``<bos>`` is the context.
+Letters as in ``llmctl.nn``. A document is ``... [gMASK] ... <bos> answer``: everything before ``<bos>`` is the context.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import numpy as np
 import paddle
 
 from llmctl.errors import DataError
-from llmctl.nn.attention import attend
+from llmctl.nn.block import Block
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import embedding, run_layers
 from llmctl.nn.frequencies import Rule, plain
 from llmctl.nn.linear import Linear
 from llmctl.nn.mlp import MLP, gelu_tanh
+from llmctl.nn.packed_attention import PackedAttention, interleaved
 from llmctl.nn.position import Rotary, rotate
 
 THETA = 10000.0
 RESIDUAL = (2 * 28) ** 0.5
-"""Factor of what is carried on. The original takes 28 layers however many there are."""
+"""Factor of what is carried on, which is the norm's output. The original takes 28 layers however many there are."""
+NAMES = ("attention", "mlp", "input_layernorm", "post_attention_layernorm")
 
 
 def _half(rotation, scaling):
@@ -45,113 +47,85 @@ class ChatGLMForCausalLM(CausalLM):
 
 
 class ChatGLMDecoder(paddle.nn.Layer):
-    """Token ids to hidden states after the final norm. Positions come from the special tokens of each row."""
+    """Token ids to hidden states after the final norm. Contexts are found by the special tokens of each document."""
 
     def __init__(self, dims) -> None:
         super().__init__()
         self.word_embeddings = embedding(dims.vocab, dims.hidden, dims.init_std)
-        self.layers = paddle.nn.LayerList(ChatGLMBlock(dims) for _ in range(dims.layers))
+        self.layers = paddle.nn.LayerList(_block(dims) for _ in range(dims.layers))
         self.final_layernorm = _norm(dims)
         self._rotary = Rotary(dims.head_dim // 2, THETA, ROUNDED, rules=RULES)
         self._marks = dims.bos, dims.gmask, dims.mask
 
-    def forward(self, input_ids_BT, attention_mask_BS=None, position_ids_BT=None, cache=None):
-        new, past = input_ids_BT.shape[1], cache.length if cache is not None else 0
-        if attention_mask_BS is None:
-            attention_mask_BS = paddle.ones([input_ids_BT.shape[0], past + new], "int64")
-        if past:
-            context_B, masked_B = cache.rows["context"], cache.rows["masked"]
+    def forward(self, input_ids_BT, layout, cache=None):
+        first_BS = None
+        if cache is not None and cache.rows:
+            place_BT = layout.position_BT - cache.rows["base"]
+            context_BT, masked_BT = cache.rows["context"], cache.rows["masked"]
         else:
-            found = find_context(input_ids_BT.numpy(), attention_mask_BS.numpy(), *self._marks)
-            context_B, masked_B = map(paddle.to_tensor, found)
+            ids_BT, position_BT = np.broadcast_arrays(input_ids_BT.numpy(), layout.position_BT.numpy())
+            real_BT = np.ones_like(ids_BT) if layout.real_BS is None else layout.real_BS.numpy()[:, layout.past :]
+            if layout.packed:
+                real_BT = real_BT * (layout.end_BT.numpy() > 0)
+            found = find_contexts(ids_BT, position_BT, real_BT, *self._marks)
+            place_BT, context_BT, masked_BT, first_BT = map(paddle.to_tensor, found)
+            before_BS = paddle.arange(layout.past).unsqueeze(0).expand([ids_BT.shape[0], layout.past])
+            first_BS = paddle.concat([before_BS, first_BT + layout.past], axis=1)
             if cache is not None:
-                cache.rows = {"context": context_B, "masked": masked_B}
+                base = layout.position_BT[:, -1:] - place_BT[:, -1:]
+                cache.rows = {"base": base, "context": context_BT[:, -1:], "masked": masked_BT[:, -1:]}
         x_BTD = self.word_embeddings(input_ids_BT)
-        first_BT, second_BT = positions_2d(attention_mask_BS, context_B, masked_B)
-        angles = [self._rotary(position[:, past:], x_BTD.dtype) for position in (first_BT, second_BT)]
-        bias = prefix_bias(new, past, attention_mask_BS, context_B, x_BTD.dtype)
-        return self.final_layernorm(run_layers(self.layers, x_BTD, angles, bias, cache))
+        beyond_BT = place_BT - context_BT + 1
+        first_position_BT = paddle.where(beyond_BT > 0, masked_BT.expand_as(beyond_BT), place_BT)
+        angles = [self._rotary(position, x_BTD.dtype) for position in (first_position_BT, beyond_BT.clip(min=0))]
+        return self.final_layernorm(run_layers(self.layers, x_BTD, angles, layout.mask(first_BS=first_BS), cache))
 
 
-def find_context(ids_BT, mask_BT, bos, gmask, mask):
-    """The column of <bos> of each row, and the place among its real tokens of the mask token it answers, as int64.
+def find_contexts(ids_BT, position_BT, real_BT, bos, gmask, mask):
+    """For every token, as int64 [B, T]: its place in its document, the place of the document's <bos>, the place of the
+    mask token that the answer stands for, and the first column whose token sees it.
+
+    A document begins where positions do. Padding, whatever its values, is seen by nobody.
 
     Raises:
-        DataError: A row has no such tokens.
+        DataError: A document has no such tokens.
     """
-    contexts, places = [], []
-    for row, (ids, real) in enumerate(zip(ids_BT, mask_BT, strict=True)):
-        start = np.flatnonzero((ids == bos) & (real == 1))
-        wanted = gmask if ((ids == gmask) & (real == 1)).any() else mask
-        masked = np.flatnonzero((ids == wanted) & (real == 1))
-        if not len(start) or not len(masked):
-            raise DataError(
-                f"row {row} has no token {'<bos>' if not len(start) else '[gMASK] or [MASK]'}; a prompt of this family "
-                f"ends with [gMASK] <bos>, the ids {gmask} {bos}"
-            )
-        contexts.append(start[0])
-        places.append(real[: masked[0]].sum())
-    return np.array(contexts, np.int64), np.array(places, np.int64)
+    place_BT, context_BT, masked_BT = (np.zeros(ids_BT.shape, np.int64) for _ in range(3))
+    first_BT = np.broadcast_to(np.arange(ids_BT.shape[1]), ids_BT.shape).copy()
+    for row in range(len(ids_BT)):
+        columns = np.flatnonzero(real_BT[row])
+        base = position_BT[row, columns].min(initial=0 if not len(columns) else None)
+        for document in np.split(columns, np.flatnonzero(position_BT[row, columns] == base)[1:]):
+            ids, places = ids_BT[row, document], position_BT[row, document] - base
+            starts = np.flatnonzero(ids == bos)
+            context = starts[0] if len(starts) else len(ids)
+            masks = [np.flatnonzero(ids[:context] == kind) for kind in (gmask, mask)]
+            marked = next((found for found in masks if len(found)), None)
+            if not len(starts) or marked is None:
+                raise DataError(
+                    f"row {row} has no token {'<bos>' if not len(starts) else '[gMASK] or [MASK]'}; a prompt of this "
+                    f"family ends with [gMASK] <bos>, the ids {gmask} {bos}"
+                )
+            place_BT[row, document], context_BT[row, document], masked_BT[row, document] = places, context, marked[0]
+            first_BT[row, document[:context]] = document[0]
+    return place_BT, context_BT, masked_BT, first_BT
 
 
-def positions_2d(mask_BS, context_B, masked_B):
-    """Both position ids of every column [B, S]: places in the context, then places in the answer from 1 on."""
-    column_1S = paddle.arange(mask_BS.shape[1], dtype="int64").unsqueeze(0)
-    beyond_BS = column_1S - context_B.unsqueeze(-1) + 1
-    place_BS = (mask_BS.astype("int64").cumsum(axis=-1) - 1).clip(min=0)
-    held_BS = masked_B.unsqueeze(-1).expand_as(place_BS)
-    return paddle.where(beyond_BS > 0, held_BS, place_BS), beyond_BS.clip(min=0)
+def _block(dims) -> Block:
+    return Block(
+        PackedAttention(dims, interleaved, turn=_turn),
+        MLP(dims.hidden, dims.ffn, gelu_tanh, ("dense_h_to_4h", "dense_4h_to_h"), dims.init_std),
+        _norm(dims),
+        _norm(dims),
+        NAMES,
+        lambda x_BTD, normed_BTD: normed_BTD * RESIDUAL,
+    )
 
 
-def prefix_bias(new, past, mask_BS, context_B, dtype):
-    """Added to scores [B, 1, T, S]: a query sees the whole context and what is not after itself."""
-    total = past + new
-    column_S = paddle.arange(total)
-    causal_1TS = (column_S <= paddle.arange(past, total).unsqueeze(-1)).unsqueeze(0)
-    context_B1S = (column_S.unsqueeze(0) < context_B.unsqueeze(-1)).unsqueeze(1)
-    allowed = paddle.logical_and(paddle.logical_or(causal_1TS, context_B1S), mask_BS.astype("bool").unsqueeze(1))
-    lowest = paddle.full([], paddle.finfo(dtype).min, dtype)
-    return paddle.where(allowed, paddle.zeros([], dtype), lowest).unsqueeze(1)
-
-
-class ChatGLMBlock(paddle.nn.Layer):
-    """Attention and MLP after norms; what is added to each is the norm's output times ``RESIDUAL``."""
-
-    def __init__(self, dims) -> None:
-        super().__init__()
-        self.input_layernorm = _norm(dims)
-        self.attention = ChatGLMAttention(dims)
-        self.post_attention_layernorm = _norm(dims)
-        self.mlp = MLP(dims.hidden, dims.ffn, gelu_tanh, ("dense_h_to_4h", "dense_4h_to_h"), dims.init_std)
-
-    def forward(self, x_BTD, angles, bias, cache=None, layer=0):
-        x_BTD = self.input_layernorm(x_BTD)
-        x_BTD = x_BTD * RESIDUAL + self.attention(x_BTD, angles, bias, cache, layer)
-        x_BTD = self.post_attention_layernorm(x_BTD)
-        return x_BTD * RESIDUAL + self.mlp(x_BTD)
-
-
-class ChatGLMAttention(paddle.nn.Layer):
-    """Multi-head attention; one half of each head turns with the first position, the other with the second."""
-
-    def __init__(self, dims) -> None:
-        super().__init__()
-        self.head_dim, width = dims.head_dim, dims.heads * dims.head_dim
-        self.query_key_value = Linear(dims.hidden, 3 * width, True, dims.init_std)
-        self.dense = Linear(width, dims.hidden, True, dims.init_std)
-
-    def forward(self, x_BTD, angles, bias, cache, layer):
-        packed = self.query_key_value(x_BTD).reshape([0, 0, -1, 3 * self.head_dim])
-        q, k, v = paddle.split(packed, 3, axis=-1)
-        q, k = _turn(q, angles), _turn(k, angles)
-        if cache is not None:
-            k, v = cache.update(layer, k, v)
-        return self.dense(attend(q, k, v, bias))
-
-
-def _turn(x_BTNH, angles):
-    halves = paddle.split(x_BTNH, 2, axis=-1)
-    return paddle.concat([rotate(half, *angle) for half, angle in zip(halves, angles, strict=True)], axis=-1)
+def _turn(q_BTNH, k_BTNH, angles):
+    """One half of each head turned by the first position, the other by the second."""
+    halves = (paddle.split(x, 2, axis=-1) for x in (q_BTNH, k_BTNH))
+    return tuple(paddle.concat([rotate(h, *a) for h, a in zip(half, angles, strict=True)], axis=-1) for half in halves)
 
 
 def _norm(dims) -> paddle.nn.LayerNorm:

@@ -1,18 +1,20 @@
-"""The ChatGLM2 and ChatGLM3 decoder: its own attention and MLP, on parts from ``llmctl.nn``. Letters as there."""
+"""The ChatGLM2 and ChatGLM3 decoder, composed of blocks from ``llmctl.nn``; its tensors are those of the card."""
 
 from __future__ import annotations
 
 import paddle
 
-from llmctl.nn.attention import attend, causal_bias
+from llmctl.nn.block import Block
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import embedding, run_layers
 from llmctl.nn.linear import Linear
-from llmctl.nn.mlp import gated
+from llmctl.nn.mlp import PackedGatedMLP
 from llmctl.nn.norm import RMSNorm
-from llmctl.nn.position import Rotary, positions, rotate
+from llmctl.nn.packed_attention import PackedAttention, grouped
+from llmctl.nn.position import Rotary, rotate
 
 THETA = 10000.0
+NAMES = ("self_attention", "mlp", "input_layernorm", "post_attention_layernorm")
 
 
 class ChatGLM2ForCausalLM(CausalLM):
@@ -31,85 +33,33 @@ class ChatGLM2Decoder(paddle.nn.Layer):
 
     def __init__(self, dims) -> None:
         super().__init__()
-        self.embedding = Embedding(dims)
-        self.encoder = Stack(dims)
-        self._rotary = Rotary(dims.head_dim // 2, THETA)
+        table, layers = embedding(dims.vocab, dims.hidden, dims.init_std), (_block(dims) for _ in range(dims.layers))
+        self.embedding = paddle.nn.LayerDict({"word_embeddings": table})
+        norm = RMSNorm(dims.hidden, dims.norm_eps)
+        self.encoder = paddle.nn.LayerDict({"layers": paddle.nn.LayerList(layers), "final_layernorm": norm})
+        self._angles = Rotary(dims.head_dim // 2, THETA)
 
-    def forward(self, input_ids_BT, attention_mask_BS=None, position_ids_BT=None, cache=None):
-        new, past = input_ids_BT.shape[1], cache.length if cache is not None else 0
-        if position_ids_BT is None:
-            position_ids_BT = positions(new, past, attention_mask_BS)
-        x_BTD = self.embedding.word_embeddings(input_ids_BT)
-        angles = self._rotary(position_ids_BT, x_BTD.dtype)
-        bias = causal_bias(new, past, attention_mask_BS, x_BTD.dtype)
-        return self.encoder.final_layernorm(run_layers(self.encoder.layers, x_BTD, angles, bias, cache))
+    def forward(self, input_ids_BT, layout, cache=None):
+        x_BTD = self.embedding["word_embeddings"](input_ids_BT)
+        angles = self._angles(layout.position_BT, x_BTD.dtype)
+        return self.encoder["final_layernorm"](run_layers(self.encoder["layers"], x_BTD, angles, layout.mask(), cache))
 
 
-class Embedding(paddle.nn.Layer):
-    """The table of token vectors, under the name it has in checkpoints."""
-
-    def __init__(self, dims) -> None:
-        super().__init__()
-        self.word_embeddings = embedding(dims.vocab, dims.hidden, dims.init_std)
-
-
-class Stack(paddle.nn.Layer):
-    """The blocks and the final norm, under the names they have in checkpoints."""
-
-    def __init__(self, dims) -> None:
-        super().__init__()
-        self.layers = paddle.nn.LayerList(ChatGLM2Block(dims) for _ in range(dims.layers))
-        self.final_layernorm = RMSNorm(dims.hidden, dims.norm_eps)
+def _block(dims) -> Block:
+    return Block(
+        PackedAttention(dims, grouped(dims.heads // dims.kv_heads), out_bias=False, turn=_turn),
+        PackedGatedMLP(dims.hidden, dims.ffn, ("dense_h_to_4h", "dense_4h_to_h"), dims.init_std),
+        RMSNorm(dims.hidden, dims.norm_eps),
+        RMSNorm(dims.hidden, dims.norm_eps),
+        NAMES,
+    )
 
 
-class ChatGLM2Block(paddle.nn.Layer):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(self, dims) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(dims.hidden, dims.norm_eps)
-        self.self_attention = ChatGLM2Attention(dims)
-        self.post_attention_layernorm = RMSNorm(dims.hidden, dims.norm_eps)
-        self.mlp = ChatGLM2MLP(dims)
-
-    def forward(self, x_BTD, angles, bias, cache=None, layer=0):
-        x_BTD = x_BTD + self.self_attention(self.input_layernorm(x_BTD), angles, bias, cache, layer)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+def _turn(q_BTNH, k_BTKH, angles):
+    return _half_turned(q_BTNH, angles), _half_turned(k_BTKH, angles)
 
 
-class ChatGLM2Attention(paddle.nn.Layer):
-    """Grouped-query attention; the first half of each head turns, in pairs of neighbours."""
-
-    def __init__(self, dims) -> None:
-        super().__init__()
-        self.head_dim, self._groups = dims.head_dim, dims.heads // dims.kv_heads
-        width = dims.heads * dims.head_dim
-        self.query_key_value = Linear(dims.hidden, width + 2 * dims.kv_heads * dims.head_dim, True, dims.init_std)
-        self.dense = Linear(width, dims.hidden, std=dims.init_std)
-
-    def forward(self, x_BTD, angles, bias, cache, layer):
-        packed = self.query_key_value(x_BTD).reshape([0, 0, -1, self.head_dim])
-        kv_heads = packed.shape[2] // (self._groups + 2)
-        q, k, v = paddle.split(packed, [self._groups * kv_heads, kv_heads, kv_heads], axis=2)
-        q, k = _turn(q, angles), _turn(k, angles)
-        if cache is not None:
-            k, v = cache.update(layer, k, v)
-        return self.dense(attend(q, k, v, bias))
-
-
-class ChatGLM2MLP(paddle.nn.Layer):
-    """SwiGLU with gate and up in one projection."""
-
-    def __init__(self, dims) -> None:
-        super().__init__()
-        self.dense_h_to_4h = Linear(dims.hidden, 2 * dims.ffn, std=dims.init_std)
-        self.dense_4h_to_h = Linear(dims.ffn, dims.hidden, std=dims.init_std)
-
-    def forward(self, x_BTD):
-        return self.dense_4h_to_h(gated(*paddle.split(self.dense_h_to_4h(x_BTD), 2, axis=-1)))
-
-
-def _turn(x_BTNH, angles):
+def _half_turned(x_BTNH, angles):
     """The first half of each head turned. Pairs are left apart: scores do not see the order within a head."""
     first, rest = paddle.split(x_BTNH, 2, axis=-1)
     pairs = first.reshape([*first.shape[:3], -1, 2])

@@ -9,7 +9,7 @@ from llmctl.nn.cache import KVCache
 from llmctl.plugins import resolve
 from llmctl.testing.golden import check_all
 from llmctl_chatglm import CARD, chatglm2
-from llmctl_chatglm.modeling import ChatGLMForCausalLM, find_context, positions_2d, prefix_bias
+from llmctl_chatglm.modeling import ChatGLMForCausalLM, find_contexts
 
 CARDS = {card.name: card for card in (CARD, chatglm2.CARD)}
 BOS, GMASK, MASK = 60, 61, 62
@@ -35,23 +35,29 @@ def test_recorded_results_are_repeated(assets, case):
 
 
 def test_positions_and_mask_follow_the_special_tokens():
-    ids = np.array([[0, 0, 5, 6, GMASK, BOS, 7, 8], [5, MASK, 6, BOS, 7, 8, 9, 9]])
-    mask = np.array([[0, 0, 1, 1, 1, 1, 1, 1], [1] * 8])
-    context, masked = find_context(ids, mask, BOS, GMASK, MASK)
-    assert (context.tolist(), masked.tolist()) == ([5, 3], [2, 1])
-    tensors = paddle.to_tensor(mask), paddle.to_tensor(context), paddle.to_tensor(masked)
-    first, second = positions_2d(*tensors)
-    assert first.tolist() == [[0, 0, 0, 1, 2, 2, 2, 2], [0, 1, 2, 1, 1, 1, 1, 1]]
-    assert second.tolist() == [[0, 0, 0, 0, 0, 1, 2, 3], [0, 0, 0, 1, 2, 3, 4, 5]]
-    seen = (prefix_bias(8, 0, *tensors[:2], "float32").numpy() == 0)[:, 0]
-    for row, query, key in np.ndindex(2, 8, 8):
-        assert seen[row, query, key] == (mask[row, key] == 1 and (key <= query or key < context[row]))
+    ids = np.array([[0, 0, 5, 6, GMASK, BOS, 7, 8], [5, MASK, 6, BOS, 7, GMASK, 9, 9]])
+    real = np.array([[0, 0, 1, 1, 1, 1, 1, 1], [1] * 8])
+    position = np.maximum(real.cumsum(1) - 1, 0)
+    place, context, masked, first = find_contexts(ids, position, real, BOS, GMASK, MASK)
+    assert place.tolist() == [[0, 0, 0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6, 7]]
+    assert (context[:, -1].tolist(), masked[:, -1].tolist()) == ([3, 3], [2, 1])
+    assert first.tolist() == [[0, 1, 2, 2, 2, 5, 6, 7], [0, 0, 0, 3, 4, 5, 6, 7]]
+
+
+def test_each_document_of_a_packed_row_has_its_own_context():
+    ids = np.array([[5, GMASK, BOS, 7, 5, 6, MASK, BOS, 8, 0]])
+    position = np.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0]])
+    place, context, masked, first = find_contexts(ids, position, np.array([[1] * 9 + [0]]), BOS, GMASK, MASK)
+    assert context[0, :9].tolist() == [2] * 4 + [3] * 5
+    assert masked[0, :9].tolist() == [1] * 4 + [2] * 5
+    assert first[0, :9].tolist() == [0, 0, 2, 3, 4, 4, 4, 7, 8]
+    assert place[0, :9].tolist() == position[0, :9].tolist()
 
 
 def test_a_row_without_its_special_tokens_is_refused():
-    for ids, token in ([[5, GMASK, 6]], "<bos>"), ([[5, BOS, 6]], r"\[gMASK\] or \[MASK\]"):
+    for ids, token in ([[5, GMASK, 6]], "<bos>"), ([[5, BOS, GMASK]], r"\[gMASK\] or \[MASK\]"):
         with pytest.raises(DataError, match=token):
-            find_context(np.array(ids), np.ones((1, 3)), BOS, GMASK, MASK)
+            find_contexts(np.array(ids), np.arange(3)[None], np.ones((1, 3)), BOS, GMASK, MASK)
 
 
 @paddle.no_grad()

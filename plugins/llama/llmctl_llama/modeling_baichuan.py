@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import paddle
 
-from llmctl.nn.alibi import AlibiBias
-from llmctl.nn.attention import Attention, causal_bias
+from llmctl.nn.alibi import slopes
+from llmctl.nn.attention import Attention
 from llmctl.nn.block import Block
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import Decoder, embedding
+from llmctl.nn.layout import Layout
 from llmctl.nn.linear import Linear
 from llmctl.nn.mlp import GatedMLP
 from llmctl.nn.norm import RMSNorm
@@ -29,7 +32,7 @@ class BaichuanForCausalLM(CausalLM):
             (_block(dims) for _ in range(dims.layers)),
             RMSNorm(dims.hidden, dims.norm_eps),
             Rotary(dims.head_dim, dims.rope_theta, max_positions=dims.max_positions) if rope else None,
-            causal_bias if rope else AlibiBias(dims.heads),
+            partial(Layout.mask, slopes=() if rope else slopes(dims.heads)),
         )
         head = NormHead if dims.norm_head else Linear
         super().__init__("baichuan", decoder, None if dims.tied else head(dims.hidden, dims.vocab, std=dims.init_std))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-import paddle
-
 from llmctl import Moe
-from llmctl.nn.attention import Attention, causal_bias
+from llmctl.nn.attention import Attention
 from llmctl.nn.block import Block
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import Decoder, embedding
+from llmctl.nn.layout import Layout
 from llmctl.nn.linear import Linear
-from llmctl.nn.mlp import GatedMLP, gated
+from llmctl.nn.mlp import GatedMLP
 from llmctl.nn.moe import SparseMLP
 from llmctl.nn.norm import RMSNorm
 from llmctl.nn.position import Rotary
@@ -28,7 +27,7 @@ class MixtralForCausalLM(CausalLM):
 
     def __init__(self, dims) -> None:
         aux_loss = dims.aux_loss if dims.balance else 0.0
-        super().__init__("mixtral", _decoder(dims, SparseBlock), _head(dims), aux_loss)
+        super().__init__("mixtral", _decoder(dims, _sparse_block), _head(dims), aux_loss)
 
 
 class MistralForCausalLM(CausalLM):
@@ -42,43 +41,23 @@ class MistralForCausalLM(CausalLM):
         super().__init__("mistral", _decoder(dims, _dense_block), _head(dims))
 
 
-class SparseBlock(paddle.nn.Layer):
-    """x + attention(norm(x)), then x + experts(norm(x))."""
-
-    def __init__(self, dims) -> None:
-        super().__init__()
-        self.self_attn = _attention(dims)
-        self.block_sparse_moe = SparseMLP(
-            SoftmaxTopK(dims.hidden, dims.experts, Moe("softmax-topk", dims.top_k), dims.init_std),
-            (Expert(dims) for _ in range(dims.experts)),
-        )
-        self.input_layernorm = RMSNorm(dims.hidden, dims.norm_eps)
-        self.post_attention_layernorm = RMSNorm(dims.hidden, dims.norm_eps)
-
-    def forward(self, x_BTD, angles, bias, cache=None, layer=0):
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), angles, bias, cache, layer)
-        return x_BTD + self.block_sparse_moe(self.post_attention_layernorm(x_BTD))
-
-
-class Expert(paddle.nn.Layer):
-    """w2(silu(w1 x) * w3 x)."""
-
-    def __init__(self, dims) -> None:
-        super().__init__()
-        self.w1 = Linear(dims.hidden, dims.ffn, std=dims.init_std)
-        self.w3 = Linear(dims.hidden, dims.ffn, std=dims.init_std)
-        self.w2 = Linear(dims.ffn, dims.hidden, std=dims.init_std)
-
-    def forward(self, x_TD):
-        return self.w2(gated(self.w1(x_TD), self.w3(x_TD)))
+def _sparse_block(dims) -> Block:
+    names = ("w1", "w3", "w2")
+    experts = SparseMLP(
+        SoftmaxTopK(dims.hidden, dims.experts, Moe("softmax-topk", dims.top_k), dims.init_std),
+        (GatedMLP(dims.hidden, dims.ffn, std=dims.init_std, names=names) for _ in range(dims.experts)),
+    )
+    return _block(dims, experts, "block_sparse_moe")
 
 
 def _dense_block(dims) -> Block:
+    return _block(dims, GatedMLP(dims.hidden, dims.ffn, std=dims.init_std), "mlp")
+
+
+def _block(dims, mlp, name) -> Block:
+    norms = (RMSNorm(dims.hidden, dims.norm_eps) for _ in range(2))
     return Block(
-        _attention(dims),
-        GatedMLP(dims.hidden, dims.ffn, std=dims.init_std),
-        RMSNorm(dims.hidden, dims.norm_eps),
-        RMSNorm(dims.hidden, dims.norm_eps),
+        _attention(dims), mlp, *norms, names=("self_attn", name, "input_layernorm", "post_attention_layernorm")
     )
 
 
@@ -92,7 +71,7 @@ def _decoder(dims, block) -> Decoder:
         (block(dims) for _ in range(dims.layers)),
         RMSNorm(dims.hidden, dims.norm_eps),
         Rotary(dims.head_dim, dims.rope_theta, dims.rope_scaling, dims.max_positions),
-        partial(causal_bias, window=dims.window),
+        partial(Layout.mask, window=dims.window),
     )
 
 

@@ -1,14 +1,13 @@
-"""The OPT decoder: its own attention and block, on parts from ``llmctl.nn``. Letters as there."""
+"""The OPT decoder: its own block, on parts from ``llmctl.nn``. Letters as there."""
 
 from __future__ import annotations
 
 import paddle
 
-from llmctl.nn.attention import attend, causal_bias
+from llmctl.nn.attention import Attention
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import embedding, run_layers
 from llmctl.nn.linear import Linear
-from llmctl.nn.position import positions
 
 FIRST_POSITION = 2
 """Row of the position table that the first token takes; padding takes the row before it."""
@@ -43,16 +42,12 @@ class OPTDecoder(paddle.nn.Layer):
         """The table of token vectors [V, D]."""
         return self.embed_tokens.weight
 
-    def forward(self, input_ids_BT, attention_mask_BS=None, position_ids_BT=None, cache=None):
-        new, past = input_ids_BT.shape[1], cache.length if cache is not None else 0
-        if position_ids_BT is None:
-            position_ids_BT = positions(new, past, attention_mask_BS)
+    def forward(self, input_ids_BT, layout, cache=None):
         x_BTD = self.embed_tokens(input_ids_BT)
         if self.project_in is not None:
             x_BTD = self.project_in(x_BTD)
-        x_BTD = self.drop(x_BTD + self.embed_positions(position_ids_BT + FIRST_POSITION))
-        bias = causal_bias(new, past, attention_mask_BS, x_BTD.dtype)
-        x_BTD = run_layers(self.layers, x_BTD, None, bias, cache)
+        x_BTD = self.drop(x_BTD + self.embed_positions(layout.position_BT + FIRST_POSITION))
+        x_BTD = run_layers(self.layers, x_BTD, None, layout.mask(), cache)
         if self.final_layer_norm is not None:
             x_BTD = self.final_layer_norm(x_BTD)
         return x_BTD if self.project_out is None else self.project_out(x_BTD)
@@ -63,7 +58,10 @@ class OPTBlock(paddle.nn.Layer):
 
     def __init__(self, dims) -> None:
         super().__init__()
-        self.self_attn = OPTAttention(dims)
+        self.self_attn = Attention(
+            dims.hidden, dims.heads, dims.heads, dims.head_dim, True, dims.init_std,
+            out_name="out_proj", dropout=dims.attention_dropout,
+        )  # fmt: skip
         self.self_attn_layer_norm = paddle.nn.LayerNorm(dims.hidden)
         self.fc1 = Linear(dims.hidden, dims.ffn, True, dims.init_std)
         self.fc2 = Linear(dims.ffn, dims.hidden, True, dims.init_std)
@@ -71,32 +69,11 @@ class OPTBlock(paddle.nn.Layer):
         self.drop = paddle.nn.Dropout(dims.dropout)
         self._norm_before = dims.norm_before
 
-    def forward(self, x_BTD, angles, bias, cache=None, layer=0):
-        x_BTD = self._part(x_BTD, self.self_attn_layer_norm, lambda x: self.self_attn(x, bias, cache, layer))
+    def forward(self, x_BTD, angles, mask, cache=None, layer=0):
+        x_BTD = self._part(x_BTD, self.self_attn_layer_norm, lambda x: self.self_attn(x, None, mask, cache, layer))
         return self._part(x_BTD, self.final_layer_norm, lambda x: self.fc2(paddle.nn.functional.relu(self.fc1(x))))
 
     def _part(self, x_BTD, norm, part):
         if self._norm_before:
             return x_BTD + self.drop(part(norm(x_BTD)))
         return norm(x_BTD + self.drop(part(x_BTD)))
-
-
-class OPTAttention(paddle.nn.Layer):
-    """Multi-head attention with biases."""
-
-    def __init__(self, dims) -> None:
-        super().__init__()
-        self.head_dim, width = dims.head_dim, dims.heads * dims.head_dim
-        self.q_proj = Linear(dims.hidden, width, True, dims.init_std)
-        self.k_proj = Linear(dims.hidden, width, True, dims.init_std)
-        self.v_proj = Linear(dims.hidden, width, True, dims.init_std)
-        self.out_proj = Linear(width, dims.hidden, True, dims.init_std)
-        self._dropout = dims.attention_dropout
-
-    def forward(self, x_BTD, bias, cache, layer):
-        q, k, v = (
-            project(x_BTD).reshape([0, 0, -1, self.head_dim]) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if cache is not None:
-            k, v = cache.update(layer, k, v)
-        return self.out_proj(attend(q, k, v, bias, self._dropout if self.training else 0.0))
