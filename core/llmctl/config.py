@@ -68,6 +68,12 @@ class DataConfig:
     max_length: int = option(2048, "Longest source and target together, in tokens.", minimum=2)
     chat_template: str = option("auto", "`auto` = the checkpoint's, `none`, or a file or folder with a template.")
     pad_to_multiple_of: int = option(1, "Rows of a batch are padded to a multiple of so many tokens.", minimum=1)
+    packing: str = option(
+        "none",
+        "Several examples in one row of max_length tokens, each blind to the others: in order, or as they fit best.",
+        choices=("none", "first-come", "best-fit"),
+    )
+    packed_length: int = option(0, "Tokens in a row of packed examples; 0 = max_length.", minimum=0)
     shuffle: bool = option(True, "Shuffle the examples anew in every epoch.")
 
 

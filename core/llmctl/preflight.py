@@ -107,6 +107,13 @@ def _combinations(settings: config.FinetuneConfig) -> None:
             f"data.src_length={data.src_length} leaves no room for answers in data.max_length={data.max_length}; "
             "make src_length smaller"
         )
+    if data.packed_length and data.packing == "none":
+        raise ConfigError("data.packed_length has no effect with data.packing=none; choose first-come or best-fit")
+    if 0 < data.packed_length < data.max_length:
+        raise ConfigError(
+            f"data.packed_length={data.packed_length} is shorter than the longest example may be, "
+            f"data.max_length={data.max_length}; make it at least that"
+        )
     if train.best_metric == "exact_match" and not train.eval_generate:
         raise ConfigError("train.best_metric=exact_match needs train.eval_generate=true")
     if output.resume and output.overwrite:

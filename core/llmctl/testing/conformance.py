@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -150,6 +151,26 @@ class FamilyConformance:
                 np.testing.assert_allclose(batch[0, 4:] if left else batch[0, :12], alone, atol=EXACT)
 
     @proves("sft")
+    def test_packed_documents_equal_each_alone(self, plugin: plugins.Plugin, dims: Dims) -> None:
+        import paddle
+
+        from llmctl.data.packing import collate, join
+
+        ids = [self.input_ids(dims, 1, length)[0].tolist() for length in (11, 7, 9)]
+        model = _random_model(plugin, dims)
+        model.aux_loss = 0.0
+        rows = [SimpleNamespace(input_ids=row, labels=[*row[1:], -100], source="") for row in ids]
+        apart = [_loss_and_gradients(model, collate([join([row])], 0)) for row in rows]
+        together = _loss_and_gradients(model, collate([join(rows[:2]), join(rows[2:])], 0, multiple=4))
+        np.testing.assert_allclose(together[0], sum(loss for loss, _ in apart), rtol=EXACT)
+        for name, gradient in together[1].items():
+            expected = sum(gradients[name] for _, gradients in apart)
+            np.testing.assert_allclose(gradient, expected, atol=EXACT, err_msg=name)
+        plain = model.hidden_states(paddle.to_tensor([ids[0]])).numpy()
+        packed = model.hidden_states(*_packed_inputs(collate([join(rows)], 0))).numpy()
+        np.testing.assert_allclose(packed[:, : len(ids[0])], plain, atol=EXACT)
+
+    @proves("sft")
     def test_training_moves_every_tensor_and_lowers_the_loss(
         self, plugin: plugins.Plugin, card: Family, dims: Dims
     ) -> None:
@@ -216,6 +237,27 @@ class FamilyConformance:
 
         for golden in self.goldens:
             check_all(request.path.parent / golden, self.family)
+
+
+def _packed_inputs(arrays: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Arguments of ``hidden_states`` for collated rows of documents."""
+    import paddle
+
+    names = ("input_ids", None, "position_ids", None, "document_end")
+    return tuple(None if name is None else paddle.to_tensor(arrays[name]) for name in names)
+
+
+def _loss_and_gradients(model: Any, arrays: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
+    """The sum of the losses of all labels, and the gradient of every parameter."""
+    from llmctl.nn.loss import token_loss
+    from llmctl.train.evaluate import label_logits
+
+    model.eval()
+    model.clear_gradients()
+    loss = token_loss(*label_logits(model, arrays))
+    loss.backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return float(loss), {name: grad.numpy() for name, grad in grads.items() if grad is not None}
 
 
 def _random_model(plugin: plugins.Plugin, dims: Dims) -> Any:

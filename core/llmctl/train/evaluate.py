@@ -21,13 +21,22 @@ NO_LABEL = -100
 def label_logits(model: Any, arrays: Mapping[str, np.ndarray]) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Logits [N, V] at the N positions that have a label, and these labels [N].
 
-    Rows are padded on the right, where no real position looks under a causal mask: the model gets no mask, and the head
-    is computed at N positions only.
+    Rows are padded on the right, where no real position looks under a causal mask: the model gets no mask. Rows of
+    packed documents come with ``position_ids`` and ``document_end``. The head is computed at N positions only.
     """
     where = np.flatnonzero(arrays["labels"] != NO_LABEL)
-    hidden_BTD = model.hidden_states(paddle.to_tensor(arrays["input_ids"]))
+    hidden_BTD = hidden_states(model, arrays)
     hidden_ND = paddle.gather(hidden_BTD.reshape([-1, hidden_BTD.shape[-1]]), paddle.to_tensor(where))
     return model.logits(hidden_ND), paddle.to_tensor(arrays["labels"].reshape(-1)[where])
+
+
+def hidden_states(model: Any, arrays: Mapping[str, np.ndarray]) -> paddle.Tensor:
+    """Hidden states [B, T, D] of a batch as it is collated, packed or not."""
+    ids = paddle.to_tensor(arrays["input_ids"])
+    if "document_end" not in arrays:
+        return model.hidden_states(ids)
+    positions, ends = (paddle.to_tensor(arrays[name]) for name in ("position_ids", "document_end"))
+    return model.hidden_states(ids, None, positions, None, ends)
 
 
 @paddle.no_grad()

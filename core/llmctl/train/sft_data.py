@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llmctl.data.batching import collate
+import numpy as np
+
+from llmctl.data import batching, packing
 from llmctl.data.encoding import Counts, Encoder
 from llmctl.data.reading import Example
 from llmctl.errors import DataError
@@ -88,8 +90,11 @@ def prepare(job: FinetuneJob) -> SftData:
     """
     settings, train = job.config.data, job.config.train
     encoder = Encoder(job.tokenizer, settings.src_length, settings.max_length)
-    rows = _encode(encoder, job.train, "train")
-    dev = _encode(encoder, job.dev, "dev") if job.dev else []
+    rows: Sequence[Any] = _encode(encoder, job.train, "train")
+    dev: Sequence[Any] = _encode(encoder, job.dev, "dev") if job.dev else []
+    collate = batching.collate
+    if settings.packing != "none":
+        rows, dev, collate = _packed(job, rows), _packed(job, dev), packing.collate
     answers = Answers(encoder, train.eval_batch_size, train.eval_max_new_tokens, job.dims.get("max_positions") or 0)
     extra = partial(_exact_match, answers, job.dev) if train.eval_generate and job.dev else None
     task = SftTask(
@@ -117,6 +122,22 @@ def _encode(encoder: Encoder, examples: Sequence[Example], split: str) -> list[A
         )
     print(_summary(split, counts), flush=True)
     return rows
+
+
+def _packed(job: FinetuneJob, rows: Sequence[Any]) -> list[packing.PackedRow]:
+    """The rows packed; they are mixed first where the order is free, so that neighbours in a file part."""
+    settings = job.config.data
+    if settings.shuffle and settings.packing == "first-come":
+        order = np.random.default_rng(job.config.train.seed).permutation(len(rows))
+        rows = [rows[index] for index in order]
+    capacity = settings.packed_length or settings.max_length
+    packed = packing.pack(rows, capacity, settings.packing)
+    if packed:
+        filled = sum(len(row.input_ids) for row in packed) / (len(packed) * capacity)
+        print(
+            f"packed: {len(rows)} examples in {len(packed)} rows of {capacity} tokens, {filled:.1%} filled", flush=True
+        )
+    return packed
 
 
 def _summary(split: str, counts: Counts) -> str:
