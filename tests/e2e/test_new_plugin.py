@@ -16,6 +16,8 @@ def test_the_skeleton_passes_the_conformance_suite_and_has_evidence(run_llmctl, 
     command = [sys.executable, "-m", "pytest", "-q", "-p", "llmctl.testing.plugin", "--llmctl-evidence", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout + done.stderr
+    evidence = json.loads((folder / "llmctl_lorikeet" / "evidence.json").read_text())["lorikeet"]["outcomes"]["sft"]
+    assert evidence and not [test for test in evidence if "recordings" in test]
     table = json.loads(run_llmctl("models", "--matrix", "--json", env=environment).stdout)
     assert (table["lorikeet"]["sft"]["label"], table["lorikeet"]["convert"]["label"]) == ("yes", "yes")
     explained = run_llmctl("models", "lorikeet", "--explain", env=environment)

@@ -27,17 +27,20 @@ def check_all(folder: Path, family: str = "auto") -> None:
     """Passes when the model of the folder repeats what was recorded, within the limits above.
 
     Raises:
-        AssertionError: Something differs; the message says what and by how much.
+        AssertionError: Something differs; the message says where, what and by how much.
     """
     from llmctl.checkpoint.model import load_model
 
     golden = dict(np.load(folder / "golden.npz"))
     model, dims, plugin = load_model(folder, family)
     model.eval()
-    check_logits(model, golden)
-    check_greedy(model, golden)
     renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
-    check_loss(model, golden, renames)
+    try:
+        check_logits(model, golden)
+        check_greedy(model, golden)
+        check_loss(model, golden, renames)
+    except AssertionError as error:
+        raise AssertionError(f"{folder.name}: {error}") from None
 
 
 def check_logits(model: Any, golden: Mapping[str, Any]) -> None:

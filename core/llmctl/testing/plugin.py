@@ -27,11 +27,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
-    """Keeps the outcome of a test that is evidence for a method."""
+    """Keeps the outcome of a test that is evidence for a method; one that was skipped is none."""
     report = yield
     method = getattr(getattr(item, "function", None), "llmctl_proves", "")
     family = getattr(getattr(item, "cls", None), "family", "")
-    if method and family and (report.when == "call" or report.failed):
+    if method and family and not report.skipped and (report.when == "call" or report.failed):
         test = f"{item.cls.__name__}::{item.name}"  # type: ignore[attr-defined]
         _outcomes.setdefault(family, {}).setdefault(method, {})[test] = report.outcome
     return report

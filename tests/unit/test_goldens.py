@@ -1,0 +1,102 @@
+"""Goldens: every family has recordings of its original code, small and without near ties, and a mistake fails them."""
+
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmctl.testing import FamilyConformance
+from llmctl.testing.golden import check_all
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = sorted(path.parent for path in ROOT.glob("plugins/*/tests/goldens/*/golden.npz"))
+
+
+def module(file):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def named():
+    """Family -> the folders that its conformance class names."""
+    found = {}
+    for file in sorted(ROOT.glob("plugins/*/tests/test_*_conformance.py")):
+        for value in vars(module(file)).values():
+            if isinstance(value, type) and issubclass(value, FamilyConformance) and value.family:
+                found[value.family] = {file.parent / golden for golden in value.goldens}
+    return found
+
+
+@pytest.fixture(scope="module")
+def tool():
+    """tools/make_golden.py, which imports torch only when it records."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        yield module(ROOT / "tools" / "make_golden.py")
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+
+
+def test_every_family_is_compared_with_its_original(named, tool):
+    assert {family for family, folders in named.items() if not folders} == set()
+    table = {case.name: case.family for case in tool.CASES}
+    assert {folder.name: family for family, folders in named.items() for folder in folders} == table
+    assert set().union(*named.values()) == set(FOLDERS)
+
+
+def test_goldens_are_small():
+    sizes = {folder.name: sum(file.stat().st_size for file in folder.iterdir()) for folder in FOLDERS}
+    assert max(sizes.values()) < 100_000 and sum(sizes.values()) < 2_000_000
+
+
+def test_no_recorded_token_is_a_near_tie(tool):
+    for folder in FOLDERS:
+        case = json.loads((folder / "case.json").read_text())
+        assert case["greedy_min_margin"] > 0.01 and case.get("router_min_margin", 1) > 0.001, folder.name
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("mixtral/tests/goldens/mistral_window", {"sliding_window": None}, "mistral_window: logits of a single row"),
+        ("mixtral/tests/goldens/mixtral_aux", {"router_aux_loss_coef": 0.2}, "mixtral_aux: loss: off by"),
+        ("gpt3/tests/goldens/gpt2_scaled", {"scale_attn_by_inverse_layer_idx": False}, "gpt2_scaled: logits"),
+    ],
+)
+def test_a_model_that_computes_something_else_fails(tmp_path, name, change, message):
+    folder = shutil.copytree(ROOT / "plugins" / name, tmp_path / Path(name).name)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(AssertionError, match=message):
+        check_all(folder)
+
+
+def test_a_family_without_goldens_is_skipped_with_a_reason(request):
+    class TestNothing(FamilyConformance):
+        family = "nothing"
+
+    with pytest.raises(pytest.skip.Exception, match="nothing names no goldens"):
+        TestNothing().test_recordings_of_the_original_code_are_repeated(request)
+
+
+def test_documented_commands_name_cases_that_exist(tool):
+    page = (ROOT / "docs" / "goldens.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^python tools/make_golden\.py (.*)$", page, re.MULTILINE)
+    assert len(lines) >= 4
+    assert all(tool.chosen(tool.parse(shlex.split(line))) for line in lines)
+
+
+def test_a_folder_without_the_modeling_file_is_refused(tmp_path):
+    command = [sys.executable, ROOT / "tools" / "make_golden.py", "qwen", "--code", tmp_path, "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode and "must name a folder with modeling_qwen.py" in done.stderr
+    assert "Traceback" not in done.stderr
