@@ -5,3 +5,4 @@ from llmctl.testing import FamilyConformance
 
 class TestBloom(FamilyConformance):
     family = "bloom"
+    goldens = ("goldens/bloom", "goldens/bloom_six_heads")

@@ -5,6 +5,7 @@ from llmctl.testing import FamilyConformance
 
 class TestChatglm(FamilyConformance):
     family = "chatglm"
+    goldens = ("goldens/chatglm",)
     changes = {"bos": 90, "gmask": 91, "mask": 92}  # noqa: RUF012
 
     def input_ids(self, dims, rows, length):
@@ -15,3 +16,4 @@ class TestChatglm(FamilyConformance):
 
 class TestChatglm2(FamilyConformance):
     family = "chatglm2"
+    goldens = ("goldens/chatglm2", "goldens/chatglm3")
