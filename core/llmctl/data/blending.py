@@ -1,0 +1,139 @@
+"""Several corpora as one: their weights, and from which one each sample comes.
+
+The sample i comes from the corpus that is furthest behind its share of the first i samples, as in Megatron. The number of
+samples that a corpus must give follows exactly; none is built in reserve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.data.indexed import idx_path, without_suffix
+from llmctl.errors import DataError
+
+MOST = 2**15 - 1
+EXAMPLE = '"0.3 data/web 0.7 data/books"'
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Corpora and their shares, which add up to 1."""
+
+    prefixes: tuple[str, ...]
+    weights: tuple[float, ...]
+
+
+def parse(items: Sequence[str]) -> Blend:
+    """The blend that a person wrote.
+
+    Args:
+        items: Prefixes, folders, or ``weight prefix`` pairs, in one text or several. A folder stands for all corpora in
+            it. Without weights each corpus weighs 1; a folder's weight is divided among its corpora; weight 0 leaves out.
+
+    Raises:
+        DataError: A corpus is missing or named twice, or weights are missing, negative, not numbers or all 0.
+    """
+    entries = _entries(_words(items))
+    prefixes: list[str] = []
+    weights: list[float] = []
+    for weight, name in entries:
+        found = _corpora(name)
+        prefixes += found
+        weights += [1.0 if weight is None else weight / len(found)] * len(found)
+    _check(prefixes, weights)
+    # The rule of ``assign`` would give a corpus of weight 0 samples where all others are exactly at their share.
+    kept = [(name, weight) for name, weight in zip(prefixes, weights, strict=True) if weight > 0]
+    shares = np.array([weight for _, weight in kept], np.float64)
+    shares /= shares.sum()
+    return Blend(tuple(name for name, _ in kept), tuple(map(float, shares)))
+
+
+def assign(weights: Sequence[float], samples: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    """From which corpus each sample comes, int16 [samples], and the how manieth of that corpus it is, int64 [samples].
+
+    About a microsecond for each sample and corpus.
+    """
+    chosen, within = np.zeros(samples, np.int16), np.arange(samples, dtype=np.int64)
+    if len(weights) > 1:
+        taken = [0] * len(weights)
+        others = list(enumerate(weights))[1:]
+        first = weights[0]
+        for i in range(samples):
+            position = float(max(i, 1))
+            behind, most = 0, first * position - taken[0]
+            for corpus, weight in others:
+                error = weight * position - taken[corpus]
+                if error > most:
+                    behind, most = corpus, error
+            chosen[i], within[i] = behind, taken[behind]
+            taken[behind] += 1
+    return chosen, within
+
+
+def _words(items: Sequence[str]) -> list[str]:
+    """Items split at spaces, but for those that name a corpus or folder as they are."""
+    words: list[str] = []
+    for item in items:
+        words += [item] if _exists(item) else item.split()
+    return words
+
+
+def _entries(words: Sequence[str]) -> list[tuple[float | None, str]]:
+    numbers = [None if _exists(word) else _number(word) for word in words]
+    if all(number is None for number in numbers):
+        return [(None, word) for word in words]
+    entries: list[tuple[float | None, str]] = []
+    for i in range(0, len(words), 2):
+        number = numbers[i]
+        if number is None:
+            raise DataError(f"the corpus {words[i]} has no weight and others have; write all as in {EXAMPLE}, or none")
+        if i + 1 == len(words) or numbers[i + 1] is not None:
+            raise DataError(f"no corpus follows the weight {words[i]}; write weights and corpora as in {EXAMPLE}")
+        if not 0 <= number < math.inf:
+            raise DataError(f"the weight {words[i]} of {words[i + 1]} must be 0 or more, and finite")
+        entries.append((number, words[i + 1]))
+    return entries
+
+
+def _check(prefixes: Sequence[str], weights: Sequence[float]) -> None:
+    if not prefixes:
+        raise DataError(f"no corpus is named; write prefixes of .bin and .idx files, weighted as in {EXAMPLE}")
+    if len(prefixes) > MOST:
+        raise DataError(f"{len(prefixes)} corpora are more than the {MOST} that can be blended; merge some")
+    if sum(weights) <= 0:
+        raise DataError(f"the weights of {', '.join(prefixes[:5])} are all 0; give at least one a weight above 0")
+    twice = [name for name in prefixes if prefixes.count(name) > 1] if len(set(prefixes)) < len(prefixes) else []
+    if twice:
+        raise DataError(f"the corpus {twice[0]} is named twice; give it one weight, the sum")
+
+
+def _corpora(name: str) -> list[str]:
+    if not Path(name).is_dir() or _is_corpus(name):
+        if not _is_corpus(name):
+            raise DataError(f"there is no corpus {name}: {idx_path(without_suffix(name))} is missing")
+        return [without_suffix(name)]
+    found = sorted(without_suffix(path) for path in Path(name).glob("*.idx"))
+    if not found:
+        raise DataError(f"the folder {name} holds no corpus (.idx and .bin)")
+    return found
+
+
+def _exists(name: str) -> bool:
+    return _is_corpus(name) or Path(name).is_dir()
+
+
+def _is_corpus(name: str) -> bool:
+    return idx_path(without_suffix(name)).is_file()
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None

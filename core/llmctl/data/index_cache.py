@@ -1,0 +1,170 @@
+"""Arrays that are built once and kept: under a name made of what they depend on, by one process at a time.
+
+An entry is a folder of ``.npy`` files that appears complete or not at all. Its builder holds a lock of the operating
+system, which ends with the process, however that ends; a file beside it says who holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmctl.checkpoint import atomic_folder
+from llmctl.errors import CheckpointError, DataError
+
+FOLDER, DESCRIPTION = "index-cache", "description.json"
+WAIT = 600.0
+"""Seconds to wait for another process that builds the same entry."""
+_POLL = 0.2
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where entries lie.
+
+    Attributes:
+        folders: Looked through in order for an entry; a new one goes to the first that can be written.
+        wait: Seconds to wait for another builder.
+        say: Called with a line about waiting.
+    """
+
+    folders: tuple[Path, ...]
+    wait: float = WAIT
+    say: Callable[[str], None] = print
+
+    @classmethod
+    def beside(cls, prefix: str | Path, chosen: Path | None = None, **settings: Any) -> Cache:
+        """The cache of a corpus: a chosen folder if any, ``index-cache`` beside the corpus, and one of this user."""
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmctl" / FOLDER
+        near = Path(os.path.abspath(prefix)).parent / FOLDER
+        return cls((*([chosen] if chosen is not None else []), near, home), **settings)
+
+    def get(self, description: Mapping[str, Any], build: Callable[[], Arrays]) -> tuple[Arrays, Path | None]:
+        """Arrays, memory mapped where they are kept, and where; built now if they are nowhere.
+
+        Args:
+            description: Everything the arrays depend on.
+            build: Makes them.
+
+        Raises:
+            DataError: Another process still builds them after ``wait`` seconds.
+        """
+        name = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:32]
+        for folder in self.folders:
+            found = _load(folder / name)
+            if found is not None:
+                return found, folder / name
+        problems = []
+        for folder in self.folders:
+            try:
+                return self._make(folder / name, description, build)
+            except _Refused as error:
+                problems.append(str(error))
+                warnings.warn(f"the index cannot be kept in {folder}: {error}", stacklevel=2)
+        warnings.warn("the index is kept in memory only and will be built again by the next run", stacklevel=2)
+        return build(), None
+
+    def _make(self, entry: Path, description: Mapping[str, Any], build: Callable[[], Arrays]) -> tuple[Arrays, Path]:
+        with self._locked(entry):
+            found = _load(entry)
+            if found is None:
+                arrays = build()
+                _save(entry, description, arrays)
+                found = _load(entry)
+                assert found is not None
+            return found, entry
+
+    @contextlib.contextmanager
+    def _locked(self, entry: Path) -> Iterator[None]:
+        path = entry.with_name(entry.name + ".lock")
+        handle = self._acquire(path)
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+
+    def _acquire(self, path: Path) -> int:
+        """The open and locked file ``path``."""
+        began = time.monotonic()
+        told = False
+        while True:
+            handle = _open(path)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The holder removes the file; a lock on a file that is gone excludes nobody.
+                if _same(handle, path):
+                    return handle
+            holder = _holder(handle)
+            os.close(handle)
+            if time.monotonic() - began > self.wait:
+                raise DataError(
+                    f"the index {path.with_suffix('').name} is still being built by {holder} after {self.wait:g} seconds of "
+                    f"waiting (lock: {path}); wait for that process, or end it if it hangs: its lock ends with it"
+                )
+            if not told:
+                self.say(f"waiting up to {self.wait:g} seconds for the index that {holder} is building (lock: {path})")
+                told = True
+            time.sleep(_POLL)
+
+
+class _Refused(Exception):
+    """A folder that cannot be written."""
+
+
+def _open(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _Refused(error.strerror or str(error)) from None
+
+
+def _same(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(handle: int) -> str:
+    try:
+        who = json.loads(os.pread(handle, 4096, 0))
+        return f"process {who['pid']} on {who['host']}"
+    except (ValueError, KeyError):
+        return "another process"
+
+
+def _save(entry: Path, description: Mapping[str, Any], arrays: Arrays) -> None:
+    try:
+        with atomic_folder(entry, overwrite=True) as folder:
+            for name, array in arrays.items():
+                np.save(folder / f"{name}.npy", array, allow_pickle=False)
+            (folder / DESCRIPTION).write_text(json.dumps(dict(description), indent=2, sort_keys=True), encoding="utf-8")
+    except (CheckpointError, OSError) as error:
+        raise _Refused(str(error)) from None
+
+
+def _load(entry: Path) -> Arrays | None:
+    """The arrays of an entry; None if there is none or it is damaged."""
+    if not (entry / DESCRIPTION).is_file():
+        return None
+    try:
+        return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(entry.glob("*.npy"))}
+    except (ValueError, OSError, EOFError):
+        return None

@@ -1,0 +1,72 @@
+"""What a corpus holds, in numbers, and the text of one of its documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmctl import tokenizers
+from llmctl.data.indexed import Corpus, bin_path
+from llmctl.errors import DataError
+
+
+def summary(corpus: Corpus) -> dict[str, Any]:
+    """Dtype, documents, tokens, bytes, and lengths of documents in tokens."""
+    ends = np.concatenate([[0], np.cumsum(corpus.sizes, dtype=np.int64)])
+    lengths = np.diff(ends[corpus.borders])
+    facts: dict[str, Any] = {
+        "prefix": corpus.prefix,
+        "dtype": corpus.dtype.name,
+        "documents": corpus.documents,
+        "sequences": len(corpus),
+        "tokens": corpus.tokens,
+        "bytes": bin_path(corpus.prefix).stat().st_size,
+    }
+    if len(lengths):
+        shortest, longest = int(lengths.argmin()), int(lengths.argmax())
+        facts["shortest"] = {"document": shortest, "tokens": int(lengths[shortest])}
+        facts["longest"] = {"document": longest, "tokens": int(lengths[longest])}
+        facts["mean"] = round(float(lengths.mean()), 1)
+        facts["median"] = float(np.median(lengths))
+    return facts
+
+
+def summary_text(facts: dict[str, Any]) -> str:
+    """The same for reading."""
+    lines = [
+        f"{facts['prefix']}: {facts['documents']:,} documents, {facts['tokens']:,} tokens as {facts['dtype']}, "
+        f"{facts['bytes']:,} bytes"
+    ]
+    if facts["sequences"] != facts["documents"]:
+        lines.append(f"{facts['sequences']:,} sequences; samples are made of sequences")
+    if "mean" in facts:
+        lines += [f"{name}: document {facts[name]['document']:,} with {facts[name]['tokens']:,} tokens"
+                  for name in ("shortest", "longest")]  # fmt: skip
+        lines.append(f"mean {facts['mean']:,} tokens, median {facts['median']:,g}")
+    return "\n".join(lines)
+
+
+def document(corpus: Corpus, number: int, tokenizer: Path | None = None) -> dict[str, Any]:
+    """A document's ids, and its text if there is a tokenizer.
+
+    Args:
+        corpus: The corpus.
+        number: Which document, from 0.
+        tokenizer: Model folder.
+
+    Raises:
+        DataError: There is no such document, or the tokenizer does not know one of its ids.
+    """
+    ids = [int(token) for token in corpus.document(number)]
+    shown: dict[str, Any] = {"document": number, "tokens": len(ids), "ids": ids}
+    if tokenizer is not None:
+        found = tokenizers.load(tokenizer, chat_template="none")
+        if ids and max(ids) >= found.vocab_size:
+            raise DataError(
+                f"document {number} of {corpus.prefix} holds the id {max(ids)}, but the tokenizer in {tokenizer} has "
+                f"{found.vocab_size}; use the one the corpus was made with"
+            )
+        shown["text"] = found.decode(ids, skip_special=False)
+    return shown
