@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from llmctl import plugins
+from llmctl.commands.progress import byte_bar
 from llmctl.config import parse_bytes
 
 
@@ -50,28 +48,13 @@ def command(
     opened = conversion.open_source(source, plugin, dims)
     what = f"{len(opened.state)} tensors, {plugin.card.count(dims):,} parameters, layout {opened.layout}"
     if check:
-        with _bar("reading", opened.folder.nbytes) as progress:
+        with byte_bar("reading", opened.folder.nbytes) as progress:
             odd = conversion.verify(opened, progress)
         if odd:
             click.echo(f"warning: values that are not finite in {conversion.shown(odd)}", err=True)
         click.echo(f"{source} is a whole {plugin.card.name} model: {what}")
         return
     assert target is not None
-    with _bar("writing", opened.folder.nbytes) as progress:
+    with byte_bar("writing", opened.folder.nbytes) as progress:
         made = conversion.convert(opened, target, layout, dtype, shard_bytes, overwrite, progress)
     click.echo(f"{target} {'written' if made else 'is already converted'}: {what} -> {layout}")
-
-
-@contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None] | None]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda amount: bar.advance(task, amount)

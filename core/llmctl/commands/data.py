@@ -1,0 +1,166 @@
+"""``llmctl data``: making, joining, looking at and indexing corpora to pretrain on; checking data to fine-tune on."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import click
+
+from llmctl.commands.data_doctor import command as doctor
+from llmctl.commands.progress import byte_bar
+
+ALONE_BELOW = 4 << 20
+"""Bytes of input that one process tokenises sooner than several have started."""
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.group()
+def group() -> None:
+    """Make and inspect training data."""
+
+
+group.add_command(doctor)
+
+
+@group.command()
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--output", "prefix", required=True, metavar="PREFIX", help="Writes PREFIX.bin and PREFIX.idx.")
+@click.option("--tokenizer", required=True, type=FOLDER, help="Model folder whose tokenizer is used.")
+@click.option("--format", "kind", type=click.Choice(["auto", "text", "jsonl"]), default="auto", show_default=True,
+              help="Which files of a folder are read; auto: both kinds.")  # fmt: skip
+@click.option("--documents", type=click.Choice(["blank-lines", "files"]), default="blank-lines", show_default=True,
+              help="What separates documents in text files.")  # fmt: skip
+@click.option("--key", "keys", multiple=True, default=["text"], show_default=True,
+              help="Key of a JSON line's text; several make one document, with a blank line between them.")  # fmt: skip
+@click.option("--append-eos", is_flag=True, help="End each document with the tokenizer's end token.")
+@click.option("--workers", type=click.IntRange(0), default=0, metavar="N",
+              help="Tokenising processes; 0 (the default) = by the size of the input. The result is the same.")  # fmt: skip
+@click.option("--skip-bad", is_flag=True, help="Leave out broken lines; without it they are an error.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing corpus.")
+def build(
+    inputs: tuple[Path, ...],
+    prefix: str,
+    tokenizer: Path,
+    kind: str,
+    documents: str,
+    keys: tuple[str, ...],
+    append_eos: bool,
+    workers: int,
+    skip_bad: bool,
+    overwrite: bool,
+) -> None:
+    """Tokenise texts into a corpus of Megatron's format.
+
+    INPUTS are text or JSON lines files, told apart by their suffix (.txt, .jsonl), or folders of them.
+    """
+    from llmctl.data import corpus, indexed
+    from llmctl.data import documents as reading
+    from llmctl.errors import DataError
+
+    indexed.check_free(prefix, overwrite)
+    encoder = corpus.BatchEncoder(tokenizer, append_eos)
+    source = reading.Source(reading.find(inputs, kind), keys, documents == "files")
+    with byte_bar("checking", source.nbytes) as progress:
+        problems = reading.check(source, progress)
+    if problems and not skip_bad:
+        raise DataError(f"{reading.listed(problems)}\nmend them, or leave them out with --skip-bad")
+    if problems:
+        click.echo(f"warning: left out: {reading.listed(problems)}", err=True)
+    workers = workers or (1 if source.nbytes < ALONE_BELOW else len(os.sched_getaffinity(0)))
+    began = time.perf_counter()
+    with byte_bar("tokenising", source.nbytes) as progress:
+        made = corpus.build(source, prefix, encoder, workers, overwrite, progress)
+    seconds = time.perf_counter() - began
+    click.echo(
+        f"{prefix}.bin and .idx: {made.documents:,} documents, {made.tokens:,} tokens as {made.dtype} "
+        f"({made.vocab_size:,} ids), {made.tokens / seconds:,.0f} tokens/s"
+    )
+    if made.empty:
+        click.echo(f"{made.empty:,} empty documents left out")
+    if not append_eos:
+        click.echo("documents have no end token; --append-eos adds it")
+
+
+@group.command()
+@click.argument("prefixes", nargs=-1, required=True)
+@click.option("--output", "target", required=True, metavar="PREFIX", help="Writes PREFIX.bin and PREFIX.idx.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing corpus.")
+def merge(prefixes: tuple[str, ...], target: str, overwrite: bool) -> None:
+    """Join corpora of one dtype, in order."""
+    from llmctl.data import corpus
+
+    documents, tokens = corpus.merge(prefixes, target, overwrite)
+    click.echo(f"{target}.bin and .idx: {documents:,} documents, {tokens:,} tokens of {len(prefixes)} corpora")
+
+
+@group.command()
+@click.argument("prefix")
+@click.option("--doc", "number", type=click.IntRange(0), help="Show this document; they count from 0.")
+@click.option("--tokenizer", type=FOLDER, help="Model folder, to show the document as text instead of ids.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(prefix: str, number: int | None, tokenizer: Path | None, as_json: bool) -> None:
+    """Describe the corpus PREFIX, or show one of its documents."""
+    if tokenizer is not None and number is None:
+        raise click.UsageError("--tokenizer shows the text of a document; name it with --doc")
+    from llmctl.data.indexed import Corpus
+    from llmctl.data.inspection import document, summary, summary_text
+
+    corpus = Corpus(prefix)
+    if number is not None:
+        shown = document(corpus, number, tokenizer)
+        click.echo(_json(shown) if as_json else shown.get("text", " ".join(map(str, shown["ids"]))))
+        return
+    facts = summary(corpus)
+    click.echo(_json(facts) if as_json else summary_text(facts))
+
+
+@group.command()
+@click.option("--corpora", "-c", multiple=True, required=True,
+              help='Prefixes or folders, or weights and prefixes: "0.3 a 0.7 b". May be repeated.')  # fmt: skip
+@click.option("--split", default="949,50,1", show_default=True, help="Weights of train, valid and test.")
+@click.option("--seq-length", type=click.IntRange(2), default=1024, show_default=True, help="Tokens of a sample.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=42, show_default=True, help="Of both shuffles.")
+@click.option("--train", "train", type=click.IntRange(0), metavar="N", help="Samples to train on; 0 = one pass.")
+@click.option("--valid", "valid", type=click.IntRange(0), metavar="N", help="Samples of the valid split.")
+@click.option("--test", "test", type=click.IntRange(0), metavar="N", help="Samples of the test split.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Folder for indices; else index-cache beside the corpus."
+)
+def index(
+    corpora: tuple[str, ...],
+    split: str,
+    seq_length: int,
+    seed: int,
+    train: int | None,
+    valid: int | None,
+    test: int | None,
+    cache: Path | None,
+) -> None:
+    """Build the sample indices that training would build.
+
+    Splits whose number of samples is not given are left alone; without any, train is indexed for one pass.
+    """
+    from llmctl.data.pretraining import Setting, open_split
+
+    setting = Setting(corpora, split, seq_length, seed, cache)
+    wanted = {name: count for name, count in (("train", train), ("valid", valid), ("test", test)) if count is not None}
+    for name, count in (wanted or {"train": 0}).items():
+        began = time.perf_counter()
+        samples = open_split(setting, name, count)
+        click.echo(f"{name}: {len(samples):,} samples of {seq_length} tokens in {time.perf_counter() - began:.2f} s")
+        for part in samples.parts:
+            tokens = int(part.corpus.sizes[part.documents.start : part.documents.stop].sum())
+            passes = part.samples * seq_length / tokens
+            where = f", index in {part.kept}" if part.kept else ""
+            click.echo(
+                f"  {part.corpus.prefix}: documents {part.documents.start:,} to {part.documents.stop - 1:,}, {tokens:,} "
+                f"tokens, {part.samples:,} samples, {passes:.2f} passes{where}"
+            )
+
+
+def _json(content: object) -> str:
+    import json
+
+    return json.dumps(content, indent=1, ensure_ascii=False)

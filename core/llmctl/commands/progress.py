@@ -1,0 +1,27 @@
+"""Progress bars of commands: on a terminal only."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def byte_bar(title: str, total: int) -> Iterator[Callable[[int], None] | None]:
+    """A function to call with bytes as they are done, or None where no terminal shows a bar.
+
+    Args:
+        title: What is being done.
+        total: Bytes of all of it.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda amount: bar.advance(task, amount)

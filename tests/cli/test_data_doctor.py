@@ -1,0 +1,136 @@
+"""``llmctl data doctor``: numbers counted by hand, everything that is wrong found, and nothing in sound data."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from test_data import run
+
+from llmctl.data.packing_fill import fill
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+from tiny_tokenizers import write_json  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+STARTER = ROOT / "plugins" / "llama" / "llmctl_llama" / "starter"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model folder without a chat template."""
+    return write_json(tmp_path_factory.mktemp("model"))
+
+
+def examine(folder, rows, model, *arguments, code=0):
+    path = folder / "data.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return json.loads(run("doctor", path, "--model-folder", model, "--json", *arguments, code=code))
+
+
+def kinds(report):
+    return {finding["kind"]: [place.rpartition("data.jsonl:")[2] for place in finding["places"]]
+            for finding in report["findings"]}  # fmt: skip
+
+
+def ask(src, tgt="hello world"):
+    return {"src": src, "tgt": tgt}
+
+
+def test_sound_data_has_no_findings_and_is_shown_with_its_loss(tmp_path, model):
+    report = examine(tmp_path, [ask("the quick brown fox")], model, "--show", "1")
+    assert report["ok"] and report["findings"] == []
+    tokens = report["shown"][0]["tokens"]
+    assert "".join(token["text"] for token in tokens if token["loss"]) == "hello world</s>"
+    assert "".join(token["text"] for token in tokens if not token["loss"]) == "<s>the quick brown fox"
+
+
+def test_the_shown_text_marks_what_carries_loss(tmp_path, model):
+    (tmp_path / "a.jsonl").write_text(json.dumps(ask("the fox")) + "\n")
+    said = run("doctor", tmp_path / "a.jsonl", "--model-folder", model)
+    assert "<s>the fox«hello world</s>»" in said and "nothing is wrong" in said
+
+
+def test_lengths_and_truncation_are_counted(tmp_path, model):
+    # Of ten words, each one token or more: the source is too long; then the answer is.
+    rows = [ask("hello " * 10), ask("hello", "hello " * 30), ask("hello")]
+    report = examine(tmp_path, rows, model, "--src-length", "8", "--max-length", "16")
+    found = kinds(report)
+    assert found["truncated"] == ["1", "2"] and found["cut-answer"] == ["2"]
+    assert found["long-source"][0].startswith("1 (")
+    cut = report["truncation"]
+    assert (cut["truncated"], cut["source_over_src_length"], cut["dropped"]) == (2, 1, 0)
+    assert report["endings"] == {"ended": 2, "cut": 1, "missing": 0}
+    assert report["ok"], "warnings alone are no error"
+
+
+def test_answers_of_which_nothing_is_left_are_an_error(tmp_path, model):
+    report = examine(tmp_path, [ask("hello " * 30), ask("hello")], model, "--src-length", "8", "--max-length", "8",
+                     code=1)  # fmt: skip
+    assert kinds(report)["no-label"] == ["1"] and not report["ok"]
+
+
+def test_answers_without_an_end_are_an_error(tmp_path):
+    model = write_json(tmp_path / "endless", eos_token=None)
+    report = examine(tmp_path, [ask("hello")], model, code=1)
+    assert kinds(report)["missing-eos"] == ["1"]
+    assert "the tokenizer has no end token" in report["findings"][0]["message"]
+
+
+def test_a_template_that_generation_renders_otherwise_is_an_error(tmp_path):
+    model = write_json(tmp_path / "model")
+    # Whether an answer follows changes the question's text.
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}"
+        "{% if not loop.last %} {% endif %}<|bot|>{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
+    )
+    said = run("doctor", _one(tmp_path), "--model-folder", model, code=2)
+    assert "rewrites earlier text" in said
+
+
+def _one(folder):
+    (folder / "one.jsonl").write_text(json.dumps(ask("hello")) + "\n")
+    return folder / "one.jsonl"
+
+
+def test_a_prompt_that_is_no_beginning_of_its_row_is_found(tmp_path, model, monkeypatch):
+    from llmctl.data.encoding import Encoder
+
+    honest = Encoder.prompt
+    monkeypatch.setattr(Encoder, "prompt", lambda self, example: [*honest(self, example), 7])
+    report = examine(tmp_path, [ask("hello")], model, code=1)
+    assert kinds(report)["template"] == ["1"] and kinds(report)["generation"] == ["1"]
+    assert report["template"]["differing"] == 1
+
+
+def test_duplicates_are_listed(tmp_path, model):
+    rows = [ask("a", "same"), ask("b", "same"), ask("c", "same"), ask("a", "same"), ask("d", "other")]
+    report = examine(tmp_path, rows, model)
+    found = kinds(report)
+    assert len(found["duplicate-example"]) == 1 and found["duplicate-example"][0] == "1"
+    assert report["findings"][0]["places"][0].startswith(str(tmp_path / "data.jsonl:4 is "))
+    assert found["duplicate-answer"] == ["3 times: same"]
+    assert report["ok"]
+
+
+def test_broken_lines_and_empty_answers_are_errors_and_the_rest_is_still_examined(tmp_path, model):
+    report = examine(tmp_path, ['{"src": "a"', ask("b", "  "), ask(" "), ask("hello")], model, code=1)
+    found = kinds(report)
+    assert found["bad-line"][0].startswith("1: not valid JSON") and found["empty-answer"] == ["2"]
+    assert found["empty-question"] == ["3"] and report["examples"] == 2
+
+
+def test_the_starters_own_data_is_sound():
+    data = [STARTER / "data" / f"{split}.jsonl" for split in ("train", "dev")]
+    report = json.loads(run("doctor", *data, "--model-folder", STARTER / "model", "--json"))
+    assert report["ok"] and report["template"]["kind"] == "JinjaTemplate" and report["template"]["differing"] == 0
+
+
+@pytest.mark.parametrize(
+    ("lengths", "first_come", "best_fit"),
+    [([6, 6, 4, 4], 3, 2), ([10], 1, 1), ([3, 3, 3, 3], 2, 2), ([7, 5, 3, 5], 3, 2), ([5, 6, 5, 4], 3, 2)],
+)
+def test_packing_counts_rows_as_by_hand(lengths, first_come, best_fit):
+    made = fill(lengths, 10)
+    assert made["first_come"] == {"rows": first_come, "fill": round(sum(lengths) / first_come / 10, 4)}
+    assert made["best_fit"]["rows"] == best_fit and made["unpacked"]["rows"] == len(lengths)
