@@ -31,8 +31,12 @@ def configuration() -> str:
 
 
 def commands() -> str:
-    """The help text of llmctl and of each of its commands."""
-    parts = [("llmctl", cli), *((f"llmctl {name}", cli.get_command(click.Context(cli), name)) for name in COMMANDS)]
+    """The help text of llmctl, of each of its commands and of theirs."""
+    parts = [("llmctl", cli)]
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        below = getattr(command, "commands", {})
+        parts += [(f"llmctl {name}", command), *((f"llmctl {name} {sub}", below[sub]) for sub in sorted(below))]
     texts = []
     for name, command in parts:
         context = click.Context(command, info_name=name, max_content_width=100, terminal_width=100)
