@@ -22,6 +22,16 @@ LLAMA3_ROPE = dict(
     high_freq_factor=4.0,
     original_max_position_embeddings=32,
 )
+QWEN_EXPERTS = dict(
+    GATED,
+    hidden_size=16,
+    intermediate_size=24,
+    num_key_value_heads=2,
+    moe_intermediate_size=12,
+    shared_expert_intermediate_size=20,
+    num_experts=4,
+    num_experts_per_tok=2,
+)
 GPT2 = dict(vocab_size=VOCAB, n_embd=24, n_layer=2, n_head=4, n_positions=64)
 BLOOM = dict(vocab_size=VOCAB, hidden_size=24, n_layer=2, n_head=4, pad_token_id=3)
 OPT = dict(SMALL, ffn_dim=40, max_position_embeddings=64, word_embed_proj_dim=24)
@@ -151,6 +161,13 @@ CASES = (
          "biases of queries, keys and values"),
     Case("qwen2_tied", "qwen2", "qwen", "Qwen2ForCausalLM",
          dict(GATED, num_key_value_heads=4, tie_word_embeddings=True), "tied embeddings"),
+    Case("qwen2_moe", "qwen2_moe", "qwen", "Qwen2MoeForCausalLM",
+         dict(QWEN_EXPERTS, mlp_only_layers=[0], norm_topk_prob=False),
+         "a shared expert, a layer without experts, weights of experts as they are"),
+    Case("qwen2_moe_aux", "qwen2_moe", "qwen", "Qwen2MoeForCausalLM",
+         dict(QWEN_EXPERTS, decoder_sparse_step=2, norm_topk_prob=True, output_router_logits=True,
+              router_aux_loss_coef=0.1),
+         "experts in every second layer, their weights renormalised, the balancing loss"),
     Case("qwen3", "qwen3", "qwen", "Qwen3ForCausalLM", dict(GATED, num_key_value_heads=2, head_dim=8),
          "normalised queries and keys, heads wider than hidden/heads"),
     Case("bloom", "bloom", "bloom", "BloomForCausalLM", BLOOM, "slopes of 4 heads", positions=False),

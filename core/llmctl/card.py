@@ -89,7 +89,8 @@ class Param:
         torch: Name in the torch checkpoint if it is not the same name under the torch prefix; a leading ``/`` as above.
         slot: Place in the standard decoder: ``ln, qkv, out, ffn_ln, ffn1, ffn2, gate``; ``qkv.1`` is a part of a slot.
         kind: ``linear``, ``embed``, ``norm``, ``bias`` or ``router``; ``linear`` for two axes by default, else ``bias``.
-        when: Name of a setting that must be true for the tensor to exist; ``"not tied"`` negates.
+        when: Name of a setting that must be true for the tensor to exist, or a tuple with a value for each layer;
+            ``"not tied"`` negates.
         shard: Symbols to cut instead of the usual ones (``()`` = never cut).
         torch_layout: ``""`` = torch stores linears transposed; ``"same"`` = as here (torch's Conv1D).
     """
@@ -113,12 +114,15 @@ class Param:
         """``kind``, or what the number of axes implies."""
         return self.kind or ("linear" if len(self.axes) == 2 else "bias")
 
-    def present(self, dims: Mapping[str, Any]) -> bool:
-        """Whether a model of these dims has the tensor."""
+    def present(self, dims: Mapping[str, Any], layer: int | None = None) -> bool:
+        """Whether a model of these dims has the tensor, in this layer where the name holds ``{layer}``."""
         if not self.when:
             return True
         negated, name = self.when.startswith("not "), self.when.removeprefix("not ")
-        return bool(dims[name]) is not negated
+        value = dims[name]
+        if isinstance(value, tuple):
+            value = any(value) if layer is None else value[layer]
+        return bool(value) is not negated
 
 
 @dataclass(frozen=True)
@@ -260,7 +264,7 @@ class Family:
         Raises:
             ValueError: Two rows give the same name, or a symbol has no value.
         """
-        tensors = [tensor for param in self.params if param.present(dims) for tensor in self._expand(param, dims)]
+        tensors = [tensor for param in self.params for tensor in self._expand(param, dims)]
         seen: set[str] = set()
         for tensor in tensors:
             if tensor.name in seen:
@@ -353,6 +357,8 @@ class Family:
         kind = param.resolved_kind
         for indices in itertools.product(*(range(int(dims[_PLACEHOLDERS[hole]])) for hole in holes)):
             at = dict(zip(holes, indices, strict=True))
+            if not param.present(dims, at.get("layer")):
+                continue
             yield Tensor(
                 name=_prefixed(param.name, self.paddle_prefix).format(**at),
                 shape=shape,

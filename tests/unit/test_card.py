@@ -59,6 +59,15 @@ def test_conditional_rows_follow_their_setting():
     assert card.expand(DIMS.replace(tied=True)) == []
 
 
+def test_a_setting_with_a_value_for_each_layer_decides_for_each():
+    rows = (Param("layers.{layer}.a", "hidden", when="sparse"), Param("layers.{layer}.b", "hidden", when="not sparse"))
+    dims = DIMS.replace(layers=3, sparse=(True, False, True))
+    names = [tensor.name for tensor in make_card(*rows).expand(dims)]
+    assert names == ["layers.0.a", "layers.2.a", "layers.1.b"]
+    outside = make_card(Param("a", "hidden", when="sparse"), Param("b", "hidden", when="not sparse"))
+    assert [tensor.name for tensor in outside.expand(dims)] == ["a"]
+
+
 def test_only_linears_are_transposed():
     card = make_card(
         Param("e.weight", "vocab, hidden", kind="embed"),

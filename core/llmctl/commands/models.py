@@ -129,10 +129,13 @@ def _explain(plugin: plugins.Plugin, size: str | None, degree: int) -> list[dict
     # Without a size every row of the table is shown once: one layer, sizes that the degree divides, all flags.
     even = {symbol: max(degree, 2) * dims[symbol] for symbol in CUT_SYMBOLS if symbol in dims}
     one = dims.replace(**even, **{symbol: 1 for symbol in ("layers", "experts") if symbol in dims})
-    flags = {param.when.removeprefix("not "): not param.when.startswith("not ") for param in card.params if param.when}
-    rows = _rows(plugin, one, max(degree, 2), symbolic=True)
-    seen = {row["name"] for row in rows}
-    return rows + [row for row in _rows(plugin, one.replace(**flags), max(degree, 2), True) if row["name"] not in seen]
+    flags = {param.when.removeprefix("not ") for param in card.params if param.when}
+    variants = [one, *(one.replace(**dict.fromkeys(flags, value)) for value in (True, False))]
+    rows: dict[str, dict[str, Any]] = {}
+    for dims in variants:
+        for row in _rows(plugin, dims, max(degree, 2), symbolic=True):
+            rows.setdefault(row["name"], row)
+    return list(rows.values())
 
 
 def _rows(plugin: plugins.Plugin, dims: Dims, degree: int, symbolic: bool = False) -> list[dict[str, Any]]:

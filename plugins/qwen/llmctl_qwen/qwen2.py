@@ -11,7 +11,7 @@ L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 HUB = "https://huggingface.co/Qwen/"
 
 
-def _size(name, parameters, layers, hidden, heads, kv_heads, ffn, vocab=151936, **settings):
+def size_of(name, parameters, layers, hidden, heads, kv_heads, ffn, vocab=151936, **settings):
     values = dict(layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, ffn=ffn, vocab=vocab)
     values = {**values, "max_positions": 131072, "rope_theta": 1e6, "norm_eps": 1e-6, **settings}
     return Size(f"{HUB}{name}/blob/main/config.json", parameters, values)
@@ -46,13 +46,13 @@ CARD = Family(
     inert=(*WINDOW_KEYS, "use_mrope"),
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes={
-        "qwen2-0.5b": _size("Qwen2-0.5B", 494_032_768, 24, 896, 14, 2, 4864, tied=True),
-        "qwen2-1.5b": _size("Qwen2-1.5B", 1_543_714_304, 28, 1536, 12, 2, 8960, tied=True),
-        "qwen2-7b": _size("Qwen2-7B", 7_615_616_512, 28, 3584, 28, 4, 18944, 152064),
-        "qwen2-72b": _size("Qwen2-72B", 72_706_203_648, 80, 8192, 64, 8, 29568, 152064, norm_eps=1e-5),
-        "qwen2.5-3b": _size("Qwen2.5-3B", 3_085_938_688, 36, 2048, 16, 2, 11008, tied=True, max_positions=32768),
-        "qwen2.5-14b": _size("Qwen2.5-14B", 14_770_033_664, 48, 5120, 40, 8, 13824, 152064, norm_eps=1e-5),
-        "qwen2.5-32b": _size("Qwen2.5-32B", 32_763_876_352, 64, 5120, 40, 8, 27648, 152064, norm_eps=1e-5),
+        "qwen2-0.5b": size_of("Qwen2-0.5B", 494_032_768, 24, 896, 14, 2, 4864, tied=True),
+        "qwen2-1.5b": size_of("Qwen2-1.5B", 1_543_714_304, 28, 1536, 12, 2, 8960, tied=True),
+        "qwen2-7b": size_of("Qwen2-7B", 7_615_616_512, 28, 3584, 28, 4, 18944, 152064),
+        "qwen2-72b": size_of("Qwen2-72B", 72_706_203_648, 80, 8192, 64, 8, 29568, 152064, norm_eps=1e-5),
+        "qwen2.5-3b": size_of("Qwen2.5-3B", 3_085_938_688, 36, 2048, 16, 2, 11008, tied=True, max_positions=32768),
+        "qwen2.5-14b": size_of("Qwen2.5-14B", 14_770_033_664, 48, 5120, 40, 8, 13824, 152064, norm_eps=1e-5),
+        "qwen2.5-32b": size_of("Qwen2.5-32B", 32_763_876_352, 64, 5120, 40, 8, 27648, 152064, norm_eps=1e-5),
     },
     params=(
         Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
