@@ -104,6 +104,18 @@ class TrainConfig:
     best_metric: str = option(
         "eval_loss", "What the best checkpoint is chosen by.", choices=("eval_loss", "accuracy", "exact_match")
     )
+    recompute: str = option(
+        "none",
+        "What is computed again for its gradient rather than kept: whole layers, or their attention.",
+        choices=("none", "full", "attention"),
+    )
+    recompute_interval: int = option(1, "Of so many layers one is recomputed.", minimum=1)
+    ema_decay: float = option(
+        0.0, "Above 0: a moving average of the weights is evaluated and kept; the part kept each step.",
+        minimum=0, maximum=0.99999,
+    )  # fmt: skip
+    patience: int = option(0, "Stop after so many evaluations without a better one; 0 = never.", minimum=0)
+    stats_every: int = option(0, "Steps between two lines of statistics.jsonl; 0 = none.", minimum=0)
     eval_generate: bool = option(False, "Evaluate by generation too: the part of exactly right answers.")
     eval_max_new_tokens: int = option(64, "Longest answer generated in an evaluation, in tokens.", minimum=1)
 
@@ -117,6 +129,11 @@ class OutputConfig:
     resume: bool = option(False, "Continue from the newest checkpoint in the output folder.")
     save_dtype: str = option(
         "float32", "Type of weights in the final model.", choices=("float32", "float16", "bfloat16")
+    )
+    checkpoint_dtype: str = option(
+        "same",
+        "Type of weights in checkpoints: that of training, or a half type, from which a run goes on with rounded weights.",
+        choices=("same", "float16", "bfloat16"),
     )
     max_shard_bytes: str = option("5GB", "Largest weight file, such as 500MB or 5GB.")
     load_best: bool = option(True, "The final model is the best checkpoint rather than the last step.")

@@ -19,6 +19,7 @@ SETTINGS = {
     "train.eval_every": 6,
     "train.log_every": 1,
     "train.schedule": "cosine",
+    "train.ema_decay": 0.8,
     "train.eval_generate": "false",
     "train.best_metric": "eval_loss",
     "output.samples": 0,

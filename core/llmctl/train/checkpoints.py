@@ -75,10 +75,10 @@ class Checkpoints(Hook):
         if self._metric not in metrics:
             return
         value, best = metrics[self._metric], self.best
-        better = math.isfinite(value) and (
-            best is None or best.metric != self._metric or _better(self._metric, value, best.value)
+        chosen = math.isfinite(value) and (
+            best is None or best.metric != self._metric or better(self._metric, value, best.value)
         )
-        if better:
+        if chosen:
             self._save(step)
             with atomic_file(self.best_file) as file:
                 file.write_text(json.dumps(asdict(Best(self._metric, value, step)), indent=2) + "\n", encoding="utf-8")
@@ -175,7 +175,8 @@ def read_best(output: Path) -> Best | None:
     return best if _complete(checkpoint_of(output, best.step)) else None
 
 
-def _better(metric: str, value: float, than: float) -> bool:
+def better(metric: str, value: float, than: float) -> bool:
+    """Whether a value of a metric is better than another."""
     return value < than if metric in LOWER_IS_BETTER else value > than
 
 

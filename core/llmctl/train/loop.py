@@ -15,6 +15,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +60,19 @@ class Update:
 
 
 class Hook:
-    """Something that happens beside the updates; every method may be left out."""
+    """Something that happens beside the updates; every method may be left out.
+
+    Attributes:
+        stop: The hook asks to end training after the present step, which is saved.
+    """
+
+    stop = False
 
     def on_start(self, first: int, plan: Plan) -> None:
         """Before update number ``first``."""
+
+    def on_gradients(self, step: int) -> None:
+        """Before an update moves the weights; gradients are those it will use."""
 
     def on_update(self, update: Update) -> None:
         """After each update."""
@@ -112,16 +122,25 @@ class Loop:
         schedule: Update number -> learning rate.
         plan: How long, and how often what.
         hooks: Called in order at each occasion.
+        evaluating: A context in which the model is evaluated.
     """
 
     def __init__(
-        self, model: Any, task: Task, optimizer: AdamW, schedule: Schedule, plan: Plan, hooks: Sequence[Hook] = ()
+        self,
+        model: Any,
+        task: Task,
+        optimizer: AdamW,
+        schedule: Schedule,
+        plan: Plan,
+        hooks: Sequence[Hook] = (),
+        evaluating: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
         self.model, self.task, self.optimizer = model, task, optimizer
         self.schedule, self.plan, self.hooks = schedule, plan, hooks
+        self.evaluating = evaluating
 
-    def run(self, done: int = 0) -> None:
-        """All updates after the first ``done``.
+    def run(self, done: int = 0) -> int:
+        """All updates after the first ``done``, or until a hook asks to stop; the number of the last one.
 
         Raises:
             NonFiniteError: A loss or gradient is not finite.
@@ -130,24 +149,32 @@ class Loop:
         with _interruptible() as interrupted:
             try:
                 self._each("on_start", done + 1, self.plan)
-                for step in range(done + 1, self.plan.steps + 1):
-                    self._step(step, interrupted)
+                while done < self.plan.steps and not self._stopped():
+                    done += 1
+                    self._step(done, interrupted)
             finally:
                 self._each("on_end")
+        return done
 
     def _step(self, step: int, interrupted: Callable[[], bool]) -> None:
         self._each("on_update", self.update(step))
         last = step == self.plan.steps
         if last or step % self.plan.eval_every == 0:
-            self.model.eval()
-            metrics = self.task.evaluate(self.model)
+            metrics = self.evaluate()
             if metrics:
                 self._each("on_evaluation", step, step / self.task.steps_per_epoch, metrics)
+        last = last or self._stopped()
         stop = interrupted() and not last
         if last or stop or step % self.plan.save_every == 0:
             self._each("on_save", step)
         if stop:
             raise Interrupted(step)
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the model as it is evaluated."""
+        self.model.eval()
+        with self.evaluating():
+            return self.task.evaluate(self.model)
 
     def update(self, step: int) -> Update:
         """One update.
@@ -168,6 +195,7 @@ class Loop:
             examples = [source for batch in batches for source in batch.sources]
             report = {"step": step, "loss": str(loss), "grad_norm": str(norm), "lr": lr, "examples": examples}
             raise NonFiniteError(report)
+        self._each("on_gradients", step)
         self.optimizer.step(lr)
         return Update(
             step=step,
@@ -189,6 +217,9 @@ class Loop:
             items += count
         assert items > 0, "a step must hold at least one item with a loss"
         return sum(float(total) for total in totals), items
+
+    def _stopped(self) -> bool:
+        return any(hook.stop for hook in self.hooks)
 
     def _each(self, occasion: str, *values: Any) -> None:
         for hook in self.hooks:

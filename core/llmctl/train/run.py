@@ -6,6 +6,7 @@ folder holds is in the package's docstring.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -20,11 +21,15 @@ from llmctl import plugins, runtime
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.checkpoint.run_json import run_info
 from llmctl.errors import ConfigError
-from llmctl.train import checkpoints, journal
+from llmctl.train import checkpoints, journal, recompute
+from llmctl.train.average import Average
 from llmctl.train.display import display, format_metric, table
 from llmctl.train.loop import Hook, Interrupted, Loop, NonFiniteError, Plan
 from llmctl.train.optimizer import AdamW
+from llmctl.train.patience import Patience
 from llmctl.train.schedules import schedule, warmup_steps
+from llmctl.train.statistics import FILE as STATISTICS
+from llmctl.train.statistics import Statistics
 from llmctl.train.subject import ModelJob, Subject
 from llmctl.train.task import Task
 
@@ -35,12 +40,13 @@ LEFTOVERS = (
     "curve.svg",
     "best.json",
     "nan_step.json",
+    STATISTICS,
     "checkpoints",
     "model",
 )
 """What a run leaves in its output folder, and what ``overwrite`` deletes there."""
 
-FREE = ("output.", "train.log_every", "train.save_every", "train.save_total_limit", "train.eval_batch_size")
+FREE = ("output.", "train.log_every", "train.stats_every", "train.save", "train.eval_batch_size", "train.recompute")
 """Beginnings of the keys that may differ when a run is continued: they change no update."""
 
 
@@ -86,17 +92,20 @@ def run(
         _check_unchanged(job, start)
     data = prepare(job)
     subject = load(job, start)
+    train = job.config.train
+    recompute.apply(subject.model, job.plugin.card, job.dims, train.recompute, train.recompute_interval)
     _open_output(job, start)
-    loop, done = _loop(job, subject, data, start, hooks)
+    average = Average(dict(subject.model.named_parameters()), train.ema_decay) if train.ema_decay else None
+    loop, done = _loop(job, subject, data, start, average, hooks)
     info = _info(job) if start is None else _read_info(job)
     info.update(subject.notes)
     if "before" not in info:
         info["before"] = _measure(subject, data) if start is None else {"metrics": {}, "samples": []}
         _write_info(job, info)
-    _train(job, loop, done)
-    info["best"], metrics = _choose(job, subject, loop.plan.steps)
+    last = _train(job, loop, done)
+    info["best"], metrics = _choose(job, subject, last, average)
     info["after"] = _measure(subject, data, metrics)
-    info.update(steps=loop.plan.steps, seconds=round(time.monotonic() - begun, 1))
+    info.update(steps=last, seconds=round(time.monotonic() - begun, 1))
     with atomic_folder(job.output / "model", overwrite=True) as folder:
         subject.write(folder, job.config.output.save_dtype)
     _write_info(job, info)
@@ -143,9 +152,12 @@ def _open_output(job: Job, start: Path | None) -> None:
     (output / "config.yaml").write_text(configs.to_yaml(job.config, header), encoding="utf-8")
 
 
-def _loop(job: Job, subject: Subject, data: RunData, start: Path | None, hooks: Sequence[Hook]) -> tuple[Loop, int]:
+def _loop(
+    job: Job, subject: Subject, data: RunData, start: Path | None, average: Average | None, hooks: Sequence[Hook]
+) -> tuple[Loop, int]:
     """The loop with all its hooks, and the number of updates that are done already."""
     settings, task = job.config.train, data.task
+    parameters = dict(subject.model.named_parameters())
     steps = settings.max_steps or max(1, round(settings.epochs * task.steps_per_epoch))
     plan = Plan(
         steps=steps,
@@ -154,7 +166,7 @@ def _loop(job: Job, subject: Subject, data: RunData, start: Path | None, hooks: 
         seed=settings.seed,
     )
     adamw = AdamW(
-        dict(subject.model.named_parameters()),
+        parameters,
         beta1=settings.adam_beta1,
         beta2=settings.adam_beta2,
         eps=settings.adam_eps,
@@ -171,21 +183,37 @@ def _loop(job: Job, subject: Subject, data: RunData, start: Path | None, hooks: 
         warmup_steps(steps, settings.warmup_steps, settings.warmup_ratio),
         settings.min_lr_ratio,
     )
+    if start and average:
+        average.read(start)
     saver = checkpoints.Checkpoints(
         job.output,
-        lambda folder: subject.write(folder, job.config.model.dtype),
+        lambda folder: _write_checkpoint(job, subject, average, folder),
         adamw,
         fingerprint,
         settings.best_metric,
         settings.save_total_limit,
     )
-    own = [journal.Journal(job.output, settings.log_every), display(settings.log_every), saver]
-    return Loop(subject.model, task, adamw, rate, plan, [*own, *hooks]), done
+    own: list[Hook] = [average] if average else []
+    own += [journal.Journal(job.output, settings.log_every), display(settings.log_every), saver]
+    if settings.patience:
+        own.append(Patience(job.output / "metrics.jsonl", settings.best_metric, settings.patience))
+    if settings.stats_every:
+        own.append(Statistics(job.output, parameters, settings.stats_every))
+    evaluating = average.in_place if average else contextlib.nullcontext
+    return Loop(subject.model, task, adamw, rate, plan, [*own, *hooks], evaluating), done
 
 
-def _train(job: Job, loop: Loop, done: int) -> None:
+def _write_checkpoint(job: Job, subject: Subject, average: Average | None, folder: Path) -> None:
+    chosen = job.config.output.checkpoint_dtype
+    subject.write(folder, job.config.model.dtype if chosen == "same" else chosen)
+    if average:
+        average.write(folder)
+
+
+def _train(job: Job, loop: Loop, done: int) -> int:
+    """Trains to the end; the number of the last step."""
     try:
-        loop.run(done)
+        last = loop.run(done)
     except NonFiniteError as error:
         with atomic_file(job.output / "nan_step.json") as file:
             file.write_text(json.dumps(error.report, indent=2) + "\n", encoding="utf-8")
@@ -194,16 +222,30 @@ def _train(job: Job, loop: Loop, done: int) -> None:
         saved = checkpoints.checkpoint_of(job.output, stop.step)
         print(f"interrupted after step {stop.step}; saved {saved}. Run the same command with --resume to continue.")
         raise
+    if last < loop.plan.steps:
+        print(f"stopped early after step {last}: no better evaluation in {job.config.train.patience}", flush=True)
+    return last
 
 
-def _choose(job: Job, subject: Subject, last: int) -> tuple[dict[str, Any] | None, dict[str, float]]:
-    """Loads the best checkpoint if that is wanted; returns what is best, and the metrics of the model as it now is."""
+def _choose(
+    job: Job, subject: Subject, last: int, average: Average | None
+) -> tuple[dict[str, Any] | None, dict[str, float]]:
+    """Makes the model the final one: the best checkpoint if that is wanted, averaged if weights are.
+
+    Returns:
+        What is best, and the metrics of the model as it now is.
+    """
     best = checkpoints.read_best(job.output)
     step = last
     if best and job.config.output.load_best and best.step != last:
         step = best.step
-        subject.read(checkpoints.checkpoint_of(job.output, step))
+        chosen = checkpoints.checkpoint_of(job.output, step)
+        subject.read(chosen)
+        if average:
+            average.read(chosen)
         print(f"the final model is the best checkpoint, of step {step}", flush=True)
+    if average:
+        average.keep()
     rows = [row for row in journal.read(job.output / "metrics.jsonl") if row["step"] == step and "eval_loss" in row]
     metrics = {name: value for name, value in rows[-1].items() if name not in ("step", "epoch")} if rows else {}
     return asdict(best) if best else None, metrics

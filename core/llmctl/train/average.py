@@ -1,0 +1,78 @@
+"""A moving average of the weights, which is evaluated and kept as the final model (https://arxiv.org/abs/1803.05407)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from llmctl.errors import CheckpointError
+from llmctl.train.loop import Hook, Update
+
+FILE = "average.safetensors"
+
+
+class Average(Hook):
+    """average = decay * average + (1 - decay) * weights after each update, of the parameters that move.
+
+    Args:
+        parameters: Name -> parameter.
+        decay: Part of the average that is kept.
+    """
+
+    def __init__(self, parameters: Mapping[str, paddle.Tensor], decay: float) -> None:
+        self._parameters = {name: p for name, p in parameters.items() if not p.stop_gradient}
+        self._decay = decay
+        self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @paddle.no_grad()
+    def on_update(self, update: Update) -> None:
+        for name, parameter in self._parameters.items():
+            self._average[name].scale_(self._decay).add_(parameter.detach() * (1 - self._decay))
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the averaged weights inside."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def keep(self) -> None:
+        """The model has the averaged weights from now on."""
+        self._swap()
+
+    def write(self, folder: Path) -> None:
+        """Writes the average beside a checkpoint."""
+        from safetensors.numpy import save_file
+
+        save_file({name: np.ascontiguousarray(value.numpy()) for name, value in self._average.items()}, folder / FILE)
+
+    def read(self, folder: Path) -> None:
+        """Takes over the average of a checkpoint.
+
+        Raises:
+            CheckpointError: It has none, or one of other parameters.
+        """
+        from safetensors.numpy import load_file
+
+        if not (folder / FILE).is_file():
+            raise CheckpointError(f"{folder} holds no averaged weights; it cannot be continued with train.ema_decay")
+        stored: dict[str, Any] = load_file(folder / FILE)
+        if stored.keys() != self._average.keys():
+            odd = sorted(stored.keys() ^ self._average.keys())
+            raise CheckpointError(f"the averaged weights in {folder} are of other parameters: {', '.join(odd[:5])}")
+        for name, value in stored.items():
+            self._average[name] = paddle.to_tensor(value)
+
+    @paddle.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self._parameters.items():
+            own = parameter.detach().clone()
+            parameter.set_value(self._average[name])
+            self._average[name] = own

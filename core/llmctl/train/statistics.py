@@ -1,0 +1,50 @@
+"""Statistics of weights and gradients by tensor, for finding what makes a run unstable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import paddle
+
+from llmctl.train.loop import Hook, Plan
+
+FILE = "statistics.jsonl"
+
+
+class Statistics(Hook):
+    """Writes a line to ``statistics.jsonl`` for every so many updates, before the weights move.
+
+    A line has ``step`` and ``tensors``: for each, the L2 norms of weight and gradient and the gradient's largest entry.
+    Gradients are those of the mean loss, clipped.
+
+    Args:
+        folder: The output folder.
+        parameters: Name -> parameter; those that do not move are left out.
+        every: Updates between two lines.
+    """
+
+    def __init__(self, folder: Path, parameters: Mapping[str, paddle.Tensor], every: int) -> None:
+        self._file, self._every = folder / FILE, every
+        self._parameters = {name: p for name, p in parameters.items() if not p.stop_gradient}
+
+    def on_start(self, first: int, plan: Plan) -> None:
+        if first == 1:
+            self._file.unlink(missing_ok=True)
+
+    @paddle.no_grad()
+    def on_gradients(self, step: int) -> None:
+        if step % self._every:
+            return
+        rows = {name: _row(p, p.grad) for name, p in self._parameters.items() if p.grad is not None}
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "tensors": rows}) + "\n")
+
+
+def _row(weight: paddle.Tensor, gradient: paddle.Tensor) -> dict[str, float]:
+    return {
+        "weight": float(weight.norm()),
+        "gradient": float(gradient.norm()),
+        "gradient_max": float(gradient.abs().max()),
+    }
