@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
 BIN := $(VENV)/bin
-PACKAGES := core $(wildcard plugins/*/llmctl_*)
+PACKAGES := core ops/llmctl_ops $(wildcard plugins/*/llmctl_*)
 
 .PHONY: help demo test lint format docs constraints clean
 help:
@@ -48,4 +48,5 @@ constraints:
 clean:
 	rm -rf $(VENV) $(DEMO) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	find core plugins -maxdepth 2 -name '*.egg-info' -type d -exec rm -rf {} +
+	rm -rf ops/build ops/llmctl_ops/*.so
+	find core plugins ops -maxdepth 2 -name '*.egg-info' -type d -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Makes a virtual environment with llmctl and the plugins of this repository, or finds that it is made already.
+"""Makes a virtual environment with llmctl, its plugins and its operators, or finds that it is made already.
 
 Run with: python tools/environment.py VENV EXTRA... ; extras are those of pyproject.toml, versions come from constraints/.
 Only the standard library is needed, and even an unsupported Python must be able to say so: no newer syntax here.
@@ -6,6 +6,7 @@ Only the standard library is needed, and even an unsupported Python must be able
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -22,6 +23,12 @@ def read(path):
         return stream.read()
 
 
+def sources_of_kernels():
+    """The files that the compiled operators are made of; a change of one means building them anew."""
+    folder = os.path.join(ROOT, "ops", "csrc", "cpu")
+    return [os.path.join(ROOT, "ops", "setup.py")] + [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+
+
 def main(folder, extras):
     """Makes the environment ``folder`` with these extras of llmctl."""
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
@@ -31,8 +38,9 @@ def main(folder, extras):
         )
     plugins = [os.path.join(ROOT, "plugins", name) for name in sorted(os.listdir(os.path.join(ROOT, "plugins")))]
     plugins = [path for path in plugins if os.path.exists(os.path.join(path, "pyproject.toml"))]
+    plugins.append(os.path.join(ROOT, "ops"))
     constraints = os.path.join(ROOT, "constraints", "py%d%d.txt" % sys.version_info[:2])
-    inputs = [os.path.join(path, "pyproject.toml") for path in [ROOT, *plugins]] + [constraints]
+    inputs = [os.path.join(path, "pyproject.toml") for path in [ROOT, *plugins]] + [constraints, *sources_of_kernels()]
     key = hashlib.sha256(b"\0".join([sys.version.encode(), ROOT.encode()] + [read(path) for path in inputs]))
     key.update(" ".join(sorted(extras)).encode())
     stamp = os.path.join(folder, "." + "-".join(["installed", *sorted(extras)]))
@@ -41,6 +49,12 @@ def main(folder, extras):
     install(folder, extras, plugins, constraints)
     with open(stamp, "w") as stream:
         stream.write(key.hexdigest())
+
+
+def building():
+    """The environment of the build: where there is a compiler, kernels that do not compile are an error."""
+    compiler = os.environ.get("CXX", "g++").split()[0]
+    return dict({"LLMCTL_OPS_BUILD": "require"} if shutil.which(compiler) else {}, **os.environ)
 
 
 def install(folder, extras, plugins, constraints):
@@ -56,7 +70,7 @@ def install(folder, extras, plugins, constraints):
     editable = ["--editable", "%s[%s]" % (ROOT, ",".join(extras))]
     for plugin in plugins:
         editable += ["--editable", plugin]
-    subprocess.run(pip + ["--no-build-isolation"] + editable, check=True)
+    subprocess.run(pip + ["--no-build-isolation"] + editable, check=True, env=building())
 
 
 if __name__ == "__main__":

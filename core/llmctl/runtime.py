@@ -28,6 +28,9 @@ MKL_AVX2 = "5"
 MALLOPT = {-3: 1 << 30, -1: 2**31 - 1, -2: 256 << 20}
 """glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, in bytes: large tensors are reused, not unmapped each time."""
 
+OPERATORS = ("auto", "avx512", "avx2", "portable", "reference")
+"""What LLMCTL_OPS may say; the distribution llmctl-ops reads it."""
+
 DETERMINISTIC_FLAGS = ("FLAGS_cudnn_deterministic", "FLAGS_embedding_deterministic")
 
 
@@ -104,6 +107,7 @@ def plan(environ: Mapping[str, str], threads: int | None = None, deterministic: 
         _mkl(environ),
         _malloc(environ),
         _views(environ),
+        _operators(environ),
         _deterministic(environ, deterministic),
     ]
 
@@ -219,6 +223,20 @@ def _views(environ: Mapping[str, str]) -> Setting:
     except metadata.PackageNotFoundError:
         return Setting("views", "off", "CPU: copying a view later is slow, so transposes are copied at once", override)
     return Setting("views", "on", "GPU build: paddle's default", override)
+
+
+def _operators(environ: Mapping[str, str]) -> Setting:
+    override = f"LLMCTL_OPS={'|'.join(OPERATORS)}"
+    choice = environ.get("LLMCTL_OPS", "") or "auto"
+    if choice not in OPERATORS:
+        raise ConfigError(f"LLMCTL_OPS={choice!r} must be one of {', '.join(OPERATORS)}")
+    if choice != "auto":
+        return Setting("operators", choice, "LLMCTL_OPS", override)
+    try:
+        version = metadata.version("llmctl-ops")
+    except metadata.PackageNotFoundError:
+        return Setting("operators", "paddle's own", "llmctl-ops is not installed", override)
+    return Setting("operators", "auto", f"llmctl-ops {version}; see llmctl ops doctor", override)
 
 
 def _deterministic(environ: Mapping[str, str], asked: bool) -> Setting:

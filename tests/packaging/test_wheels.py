@@ -21,7 +21,7 @@ PATH_AND_MAIN = "import sys; sys.path.insert(0, sys.argv[1]); import llmctl.cli;
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = {f"llmctl_{folder.name}": folder for folder in sorted((ROOT / "plugins").iterdir()) if folder.is_dir()}
-SOURCES = {"llmctl": ROOT, **PLUGINS}
+SOURCES = {"llmctl": ROOT, "llmctl_ops": ROOT / "ops", **PLUGINS}
 
 
 def run(*command, check=True, **options):
@@ -100,6 +100,13 @@ def test_the_wheels_hold_code_data_and_licence_but_no_tests(wheels):
         files = {path.relative_to(source) for path in (source / package).rglob("*") if path.is_file()}
         shipped = {file.as_posix() for file in files if not any(p.startswith((".", "__pycache__")) for p in file.parts)}
         assert shipped <= packed
+
+
+def test_the_wheel_of_the_operators_holds_its_library_and_serves_every_python(wheels):
+    if not shutil.which(os.environ.get("CXX", "g++").split()[0]):
+        pytest.skip("no C++ compiler")
+    assert "llmctl_ops/libllmctl_ops.so" in zipfile.ZipFile(wheels["llmctl_ops"]).namelist()
+    assert "-py3-none-" in wheels["llmctl_ops"].name
 
 
 def test_core_alone_helps_and_says_how_to_install_a_family(core_alone):

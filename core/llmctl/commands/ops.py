@@ -1,0 +1,46 @@
+"""``llmctl ops``: the compiled operators. They are a distribution of their own, imported only here and in ``nn.kernels``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from llmctl import runtime
+
+
+@click.group()
+def command() -> None:
+    """Compiled operators of this machine."""
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Show the path that each operator takes and compare it with its reference; exit code 1 if they disagree."""
+    runtime.import_paddle("checking the operators")
+    try:
+        from llmctl_ops import library
+        from llmctl_ops.doctor import examine
+    except ImportError as error:
+        what = "is not installed" if error.name == "llmctl_ops" else f"cannot be imported ({error})"
+        click.echo(f"llmctl-ops {what}: paddle's own operations are used. Try: pip install llmctl-ops")
+        return
+    found = examine()
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in found], indent=1))
+    else:
+        rows = [("operator", "path", "difference", "why"), *(_row(finding) for finding in found)]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        for row in rows:
+            click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
+        click.echo(f"threads: {library.load().threads}")
+    if any(finding.problem for finding in found):
+        raise SystemExit(1)
+
+
+def _row(finding: Any) -> tuple[str, str, str, str]:
+    error = "-" if finding.error is None else f"{finding.error:.1e}"
+    return finding.op, finding.path, error, f"WRONG: {finding.problem}" if finding.problem else finding.why

@@ -1,0 +1,33 @@
+// What the library says of itself, and where it takes its threads from.
+
+#include "parallel.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+extern "C" {
+struct Threads llmctl_ops_threads = {0, 0, 0};
+}
+
+// Version of the functions' signatures; the loader refuses another.
+EXPORT int llmctl_ops_interface() { return 1; }
+
+// The best instruction set of this processor: 0 portable, 1 avx2, 2 avx512.
+EXPORT int llmctl_ops_level() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+             ? 2
+             : 1;
+#else
+  return 0;
+#endif
+}
+
+// Entry points of the OpenMP runtime that the process uses; nulls = compute on the calling thread alone.
+EXPORT void llmctl_ops_use_threads(GompParallel parallel, OmpInt max_threads, OmpInt thread_num) {
+  llmctl_ops_threads.parallel = max_threads && thread_num ? parallel : 0;
+  llmctl_ops_threads.max_threads = max_threads;
+  llmctl_ops_threads.thread_num = thread_num;
+}

@@ -1,0 +1,109 @@
+"""The compiled kernels: finding and loading them, and the instruction set they run with.
+
+``LLMCTL_OPS`` chooses: ``auto`` (the default: the best this processor has), ``avx512``, ``avx2``, ``portable``, or
+``reference`` for none. A library that is absent, broken or of another version is no error: ``load`` says why there is none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE = Path(__file__).with_name("libllmctl_ops.so")
+INTERFACE = 1
+"""Version of the kernels' signatures; the library has the same number in library.cpp."""
+
+LEVELS = ("portable", "avx2", "avx512")
+CHOICES = ("auto", *reversed(LEVELS), "reference")
+OPENMP = ("GOMP_parallel", "omp_get_max_threads", "omp_get_thread_num")
+
+
+@dataclass(frozen=True)
+class Library:
+    """What was found.
+
+    Args:
+        handle: The loaded library; None = none, the reference path is taken.
+        level: Instruction set of the kernels.
+        why: For people: why this level, or why there is no library.
+        threads: For people: where the threads come from.
+    """
+
+    handle: ctypes.CDLL | None
+    level: str
+    why: str
+    threads: str = "none"
+
+    def kernel(self, name: str, *types: type) -> Callable[..., int] | None:
+        """The function of this name with these types of arguments; None where there is no library."""
+        if self.handle is None:
+            return None
+        function = getattr(self.handle, f"llmctl_ops_{name}_{self.level}")
+        function.argtypes = types
+        return function
+
+
+@functools.cache
+def load() -> Library:
+    """The library of this process, loaded on the first call.
+
+    Raises:
+        ValueError: ``LLMCTL_OPS`` has a value that is not allowed.
+    """
+    return open_library(FILE, os.environ.get("LLMCTL_OPS", ""))
+
+
+def open_library(file: Path, choice: str) -> Library:
+    """The library in a file, for a value of ``LLMCTL_OPS``.
+
+    Raises:
+        ValueError: The value is not allowed.
+    """
+    choice = choice or "auto"
+    if choice not in CHOICES:
+        raise ValueError(f"LLMCTL_OPS={choice!r} must be one of {', '.join(CHOICES)}")
+    if choice == "reference":
+        return Library(None, "reference", "LLMCTL_OPS=reference")
+    if not file.exists():
+        return Library(None, "reference", "not compiled: there was no C++ compiler when llmctl-ops was installed")
+    try:
+        handle = ctypes.CDLL(str(file))
+        found = handle.llmctl_ops_interface()
+        best = handle.llmctl_ops_level()
+    except (OSError, AttributeError) as error:
+        return Library(None, "reference", f"{file.name} cannot be loaded ({error}); reinstall llmctl-ops")
+    if found != INTERFACE:
+        return Library(
+            None, "reference", f"{file.name} has interface {found}, {INTERFACE} is needed; reinstall llmctl-ops"
+        )
+    threads = _share_threads(handle)
+    level = LEVELS[best] if choice == "auto" else choice
+    if LEVELS.index(level) > best:
+        return Library(None, "reference", f"LLMCTL_OPS={choice}, which this processor does not have")
+    return Library(handle, level, "best of this processor" if choice == "auto" else f"LLMCTL_OPS={choice}", threads)
+
+
+def _share_threads(handle: ctypes.CDLL) -> str:
+    """Gives the library the threads of paddle's OpenMP runtime; a second runtime would compete with them."""
+    runtime = _openmp_of_paddle()
+    if runtime is None:
+        return "none: paddle's OpenMP runtime was not found, one thread computes"
+    pointers = [ctypes.cast(getattr(runtime, name), ctypes.c_void_p) for name in OPENMP]
+    handle.llmctl_ops_use_threads.argtypes = [ctypes.c_void_p] * 3
+    handle.llmctl_ops_use_threads.restype = None
+    handle.llmctl_ops_use_threads(*pointers)
+    return Path(runtime._name).name
+
+
+def _openmp_of_paddle() -> ctypes.CDLL | None:
+    try:
+        import paddle
+
+        runtime = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libiomp5.so"))
+    except (ImportError, OSError):
+        return None
+    return runtime if all(hasattr(runtime, name) for name in OPENMP) else None

@@ -1,0 +1,67 @@
+"""Builds the library of kernels, which needs a C++ compiler and nothing else.
+
+It is loaded with ctypes: it depends on no version of Python or paddle, and one wheel serves all of them. Without a
+compiler the distribution installs all the same and its operators take their reference path; LLMCTL_OPS_BUILD=require
+makes a failed build an error.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-Wno-psabi",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-exceptions",
+    "-fno-rtti",
+]
+UNITS = ["csrc/cpu/avx2.cpp", "csrc/cpu/avx512.cpp", "csrc/cpu/portable.cpp", "csrc/cpu/library.cpp"]
+KERNELS = Extension(
+    "llmctl_ops.libllmctl_ops",
+    UNITS,
+    depends=sorted(str(path) for path in Path("csrc/cpu").glob("*.h")),
+    language="c++",
+    extra_compile_args=FLAGS,
+    # Symbols are resolved at load: a library that does not fit fails there, where it can be caught, not at a call.
+    extra_link_args=["-Wl,-z,now", "-s"],
+)
+
+
+class BuildKernels(build_ext):
+    """Builds the library under a name without a Python version; a failure leaves none, or is an error if so wanted."""
+
+    def get_ext_filename(self, fullname):
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
+
+    def get_export_symbols(self, ext):
+        return ext.export_symbols
+
+    def run(self):
+        try:
+            super().run()
+        except Exception as error:
+            if os.environ.get("LLMCTL_OPS_BUILD") == "require":
+                raise
+            print(f"llmctl-ops: no kernels, the reference path is used: {error}", file=sys.stderr)
+            # One of an earlier build would be of other sources.
+            Path("llmctl_ops", "libllmctl_ops.so").unlink(missing_ok=True)
+            self.extensions = []
+
+
+class AnyPython(bdist_wheel):
+    """Tags the wheel for every Python 3 of this platform."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(ext_modules=[KERNELS], cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPython})

@@ -1,0 +1,118 @@
+"""Building, loading and choosing the library, and what stands in for it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import paddle
+import pytest
+from click.testing import CliRunner
+
+import llmctl_ops
+from llmctl.commands.ops import command
+from llmctl_ops import library, registry
+
+OPS = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def doctor(monkeypatch):
+    """Runs ``llmctl ops doctor`` with a library; exit code and findings by operator."""
+
+    def run(chosen):
+        monkeypatch.setattr(library, "load", lambda: chosen)
+        done = CliRunner().invoke(command, ["doctor", "--json"])
+        return done.exit_code, {row["op"]: row for row in json.loads(done.stdout)}
+
+    return run
+
+
+def compile_library(folder, **environment):
+    """Builds the distribution's library in a copy of its sources."""
+    copy = folder / "ops"
+    shutil.copytree(OPS, copy, ignore=shutil.ignore_patterns("*.so", "build", "tests", "*.egg-info"))
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    return done, copy / "llmctl_ops" / library.FILE.name
+
+
+def test_without_a_compiler_the_build_succeeds_and_leaves_no_library(tmp_path):
+    done, file = compile_library(tmp_path, CXX="no-such-compiler", LLMCTL_OPS_BUILD="")
+    assert done.returncode == 0, done.stderr
+    assert "reference path" in done.stderr and not file.exists()
+
+
+def test_where_kernels_are_required_a_failed_build_is_an_error(tmp_path):
+    done, file = compile_library(tmp_path, CXX="no-such-compiler", LLMCTL_OPS_BUILD="require")
+    assert done.returncode != 0 and not file.exists()
+
+
+def test_a_compiler_gives_a_library_of_this_interface():
+    if not shutil.which(os.environ.get("CXX", "g++").split()[0]):
+        pytest.skip("no C++ compiler")
+    assert library.open_library(library.FILE, "auto").handle is not None
+
+
+@pytest.mark.parametrize(
+    ("choice", "why"), [("reference", "LLMCTL_OPS=reference"), ("auto", "cannot be loaded"), ("absent", "not compiled")]
+)
+def test_the_doctor_says_why_there_are_no_kernels_and_everything_works(doctor, tmp_path, choice, why):
+    file = tmp_path / "libllmctl_ops.so"
+    if choice != "absent":
+        file.write_bytes(b"this is no library")
+    code, findings = doctor(library.open_library(file, choice.replace("absent", "auto")))
+    assert code == 0
+    assert {row["path"] for row in findings.values()} == {"reference"}
+    assert all(why in row["why"] and row["error"] is None for row in findings.values())
+    x, place = paddle.ones([1, 3, 1, 4]), paddle.arange(3, dtype="int32").unsqueeze(0)
+    out = llmctl_ops.attention(x, x, x, place, place + 3)
+    assert float((out - x).abs().max()) < 1e-6
+
+
+def test_a_library_of_another_interface_is_not_used(monkeypatch):
+    if library.open_library(library.FILE, "auto").handle is None:
+        pytest.skip("no library here")
+    monkeypatch.setattr(library, "INTERFACE", library.INTERFACE + 1)
+    found = library.open_library(library.FILE, "auto")
+    assert found.handle is None and "interface" in found.why and "reinstall" in found.why
+
+
+def test_a_value_that_is_none_of_the_choices_is_refused():
+    with pytest.raises(ValueError, match="portable"):
+        library.open_library(library.FILE, "sse9")
+
+
+def test_the_doctor_finds_every_operator_equal_to_its_twin(level, doctor):
+    code, findings = doctor(library.load())
+    assert code == 0
+    assert set(findings) == {op.name for op in registry.OPS}
+    assert all(row["path"] == level and 0 <= row["error"] < registry.TOLERANCE for row in findings.values())
+
+
+@pytest.mark.parametrize("error", [1.0, float("nan")])
+def test_the_doctor_fails_where_a_compiled_operator_disagrees(level, doctor, monkeypatch, error):
+    wrong = registry.Op(registry.OPS[0].name, lambda: error)
+    monkeypatch.setattr("llmctl_ops.doctor.OPS", (wrong,))
+    code, findings = doctor(library.load())
+    assert code == 1 and "differs" in findings[wrong.name]["problem"]
+
+
+def test_an_operator_that_fails_is_a_finding_and_not_a_crash(level, doctor, monkeypatch):
+    def fail():
+        raise RuntimeError("the kernel is gone")
+
+    monkeypatch.setattr("llmctl_ops.doctor.OPS", (registry.Op("attention", fail),))
+    code, findings = doctor(library.load())
+    assert code == 1 and "the kernel is gone" in findings["attention"]["problem"]
+
+
+def test_without_the_distribution_the_doctor_says_how_to_install_it(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "llmctl_ops"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "llmctl_ops", None)
+    done = CliRunner().invoke(command, ["doctor"])
+    assert done.exit_code == 0 and "pip install llmctl-ops" in done.output
