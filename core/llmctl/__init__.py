@@ -10,6 +10,7 @@ from llmctl.capabilities import Experimental, Supported, Unsupported
 from llmctl.card import HF_DECODER, REQUIRED, Dims, Family, Moe, Param, Setting, Size
 from llmctl.errors import LlmctlError
 from llmctl.hookspecs import API, hookimpl
+from llmctl.tokenizers.facts import TokenFacts
 
 if TYPE_CHECKING:
     from llmctl.loading import load
@@ -27,6 +28,7 @@ __all__ = [
     "Setting",
     "Size",
     "Supported",
+    "TokenFacts",
     "Unsupported",
     "__version__",
     "hookimpl",

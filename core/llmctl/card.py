@@ -19,6 +19,7 @@ from llmctl.capabilities import State
 from llmctl.config_keys import unknown_keys
 from llmctl.errors import ConfigError
 from llmctl.shapes import Axis, evaluate, parse_shape
+from llmctl.tokenizers.facts import TokenFacts
 
 
 class _Required:
@@ -220,7 +221,8 @@ class Family:
         moe: Routing, or None for a dense family.
         prefixes: Names that torch checkpoints put before ``torch_prefix`` in some releases and that may be dropped.
         ignored_tensors: Patterns of tensors in torch files that hold no weights (rotary tables).
-        chat_template: Jinja text used when a checkpoint brings none and one is asked for.
+        tokens: What the family's tokenizer files leave to its code.
+        chat_template: Jinja text of the published chat format, used where ``family`` is chosen as the template.
         prefix_cache: Whether prefix tuning may put virtual tokens into the KV cache.
         claims: Capability states that differ from what the table implies, by method.
         starter: Name of the recipe that ``finetune`` runs without a configuration file; empty = there is none.
@@ -245,6 +247,7 @@ class Family:
     moe: Moe | None = None
     prefixes: tuple[str, ...] = ()
     ignored_tensors: tuple[str, ...] = ()
+    tokens: TokenFacts = TokenFacts()
     chat_template: str = ""
     prefix_cache: bool = True
     claims: Mapping[str, State] = field(default_factory=dict)

@@ -66,7 +66,9 @@ class DataConfig:
     dev: list[str] = option([], "Files to evaluate on; empty = the dev files of the folders in `train`, if any.")
     src_length: int = option(1024, "Longest source in tokens; what is over is cut from the left.", minimum=1)
     max_length: int = option(2048, "Longest source and target together, in tokens.", minimum=2)
-    chat_template: str = option("auto", "`auto` = the checkpoint's, `none`, or a file or folder with a template.")
+    chat_template: str = option(
+        "auto", "`auto` = the checkpoint's, `family` = the card's, `none`, or a file or folder with one."
+    )
     pad_to_multiple_of: int = option(1, "Rows of a batch are padded to a multiple of so many tokens.", minimum=1)
     packing: str = option(
         "none",

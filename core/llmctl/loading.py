@@ -20,11 +20,13 @@ def load(folder: str | Path, family: str = "auto", dtype: str = "float32") -> tu
     Raises:
         LlmctlError: No family fits, tensors are not exactly the card's, or there is no tokenizer.
     """
-    from llmctl import tokenizers
+    from llmctl import plugins, tokenizers
+    from llmctl.checkpoint.hf_config import read_config
     from llmctl.checkpoint.model import load_model
 
     folder = Path(folder)
-    tokenizer = tokenizers.load(folder)
+    plugin = plugins.resolve(family, read_config(folder), str(folder / "config.json"))
+    tokenizer = tokenizers.load(folder, card=plugin.card)
     model, dims, _ = load_model(folder, family, dtype)
     tokenizers.check_fits(tokenizer, dims.vocab, folder)
     model.eval()

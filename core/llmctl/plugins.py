@@ -21,6 +21,7 @@ import pluggy
 from llmctl import defaults, hookspecs
 from llmctl.card import Family, validate
 from llmctl.errors import PluginError
+from llmctl.tokenizers.special import read_json
 
 _ANY_GROUP = re.compile(r"llmctl\.family\.v(\d+)")
 
@@ -101,15 +102,7 @@ def load_for(config: Mapping[str, Any], where: str) -> Plugin:
     Raises:
         PluginError: No installed family claims it (broken ones are named), or several do.
     """
-    matches, broken = [], []
-    for name in sorted({found.name for found in installed()}):
-        try:
-            plugin = load(name)
-        except PluginError as error:
-            broken.append(str(error).splitlines()[0])
-            continue
-        if plugin.card.claims_config(config):
-            matches.append(plugin)
+    matches, broken = _claimants(config)
     wanted = ", ".join(config["architectures"])
     if len(matches) > 1:
         names = " and ".join(f"{plugin.card.name} ({plugin.found})" for plugin in matches)
@@ -141,6 +134,36 @@ def resolve(name: str, config: Mapping[str, Any], where: str) -> Plugin:
         found, known = ", ".join(config["architectures"]), ", ".join(plugin.card.architectures)
         raise PluginError(f"{where} says {found}, which is not of the family {name} ({known}); try --model auto")
     return plugin
+
+
+def card_of(folder: Path, name: str = "auto") -> Family | None:
+    """The card of the family called ``name``, or for ``"auto"`` of the one that claims the folder's ``config.json``.
+
+    None where that file is absent or no installed family claims it: a tokenizer may stand alone.
+
+    Raises:
+        PluginError: As `load`; or several families claim the architecture.
+    """
+    if name != "auto":
+        return load(name).card
+    config = read_json(folder / "config.json")
+    if not isinstance(config.get("architectures"), list) or not _claimants(config)[0]:
+        return None
+    return load_for(config, str(folder / "config.json")).card
+
+
+def _claimants(config: Mapping[str, Any]) -> tuple[list[Plugin], list[str]]:
+    """Families that claim a config.json, and a line on each that cannot be loaded."""
+    matches, broken = [], []
+    for name in sorted({found.name for found in installed()}):
+        try:
+            plugin = load(name)
+        except PluginError as error:
+            broken.append(str(error).splitlines()[0])
+            continue
+        if plugin.card.claims_config(config):
+            matches.append(plugin)
+    return matches, broken
 
 
 def package_folder(found: Found) -> Path:

@@ -133,9 +133,9 @@ def _weights(model: Path, plugin: plugins.Plugin, dims: Dims, dtype: str) -> Non
 
 def _tokenizer(settings: config.FinetuneConfig, plugin: plugins.Plugin, model: Path, dims: Dims) -> Tokenizer:
     template = settings.data.chat_template
-    if template not in ("auto", "none"):
+    if template not in ("auto", "family", "none"):
         template = str(_path(template, "data.chat_template", plugin))
-    tokenizer = tokenizers.load(model, template)
+    tokenizer = tokenizers.load(model, template, plugin.card)
     tokenizers.check_fits(tokenizer, dims.vocab, model)
     return tokenizer
 

@@ -1,11 +1,12 @@
 """Chat templates: the same ids in training and generation, both kinds, and templates that must be refused."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
-from tiny_tokenizers import KINDS, ROLES, write_json
+from tiny_tokenizers import KINDS, ROLES, write_json, write_sentencepiece
 
-from llmctl import tokenizers
+from llmctl import TokenFacts, plugins, tokenizers
 from llmctl.errors import TokenizerError
 from llmctl.tokenizers.chat import Conversation
 
@@ -143,3 +144,31 @@ def test_template_that_is_not_there_is_named(tmp_path):
         tokenizers.load(folder, str(tmp_path / "empty"))
     with pytest.raises(TokenizerError, match="there is no chat template"):
         tokenizers.load(folder, str(tmp_path / "absent.json"))
+
+
+def test_the_familys_template_is_used_where_it_is_asked_for_and_then_belongs_to_the_folder(tmp_path):
+    folder = write_json(tmp_path / "model")
+    card = SimpleNamespace(name="parrot", tokens=TokenFacts(), chat_template="{{ special_tokens | length }}" + JINJA)
+    assert tokenizers.load(folder, card=card).chat_template is None
+    tokenizer = tokenizers.load(folder, "family", card)
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved")
+    assert tokenizer.chat_template.text(TALK).startswith("4<s>be brief")
+    assert tokenizers.load(tmp_path / "saved").chat_template.segments(TALK) == tokenizer.chat_template.segments(TALK)
+
+
+@pytest.mark.parametrize("family", ["bloom", "gpt3", "opt"])
+def test_a_family_without_chat_models_has_no_template(tmp_path, family):
+    with pytest.raises(TokenizerError, match=f"the card of {family} has no chat template"):
+        tokenizers.load(write_json(tmp_path), "family", plugins.load(family).card)
+
+
+def test_text_after_a_special_token_begins_anew_in_an_answer_too(tmp_path):
+    folder = write_sentencepiece(tmp_path)
+    (folder / "chat_template.jinja").write_text(JINJA)
+    tokenizer = tokenizers.load(folder)
+    runs = tokenizer.chat_template.segments(Conversation((("hello", "world"),)))
+    whole = tokenizer.encode(
+        tokenizer.chat_template.text(Conversation((("hello", "world"),))), False, parse_special=True
+    )
+    assert flat(runs) == whole

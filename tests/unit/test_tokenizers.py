@@ -1,11 +1,12 @@
 """Tokenizers: recorded ids, round trips, streams, special tokens that text cannot forge, saving and loading."""
 
 import json
+import shutil
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import KINDS, ROLES, write_json, write_sentencepiece
+from tiny_tokenizers import KINDS, ROLES, write_json, write_sentencepiece, write_vocabulary
 
 from llmctl import tokenizers
 from llmctl.errors import TokenizerError
@@ -93,6 +94,45 @@ def test_end_tokens_are_gathered_from_all_files(tmp_path):
     assert tokenizer.eos_id == 1 and tokenizer.eos_ids == (1, 3, 2)
 
 
+@pytest.mark.assets
+def test_older_files_give_the_same_ids_as_tokenizer_json(assets, tmp_path):
+    source = assets / "tokenizers" / "gpt2"
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copyfile(source / name, tmp_path / name)
+    (tmp_path / "config.json").write_text('{"bos_token_id": 50256, "eos_token_id": 50256}')
+    tokenizer = tokenizers.load(tmp_path)
+    for row in json.loads((source / "vectors.json").read_text()):
+        assert tokenizer.encode(row["text"]) == row["ids"] and tokenizer.decode(row["ids"]) == row["text"]
+    assert tokenizer.eos_ids == (50256,) and tokenizer.vocab_size == 50257
+    assert tokenizer.decode([*tokenizer.encode("a <|endoftext|>"), 50256]) == "a <|endoftext|>"
+
+
+def test_older_files_add_bos_only_where_it_is_asked_for(tmp_path):
+    folder = write_vocabulary(tmp_path)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["add_bos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert tokenizers.load(folder).encode("hello") == tokenizers.load(folder).encode("hello", add_special=False)
+
+
+def test_added_tokens_of_older_files_must_follow_the_vocabulary(tmp_path):
+    size = tokenizers.load(write_vocabulary(tmp_path / "0")).vocab_size
+    added = {str(size): {"content": "<a>", "special": True}, str(size + 1): {"content": "<b>", "special": False}}
+    tokenizer = tokenizers.load(write_vocabulary(tmp_path / "1", added_tokens_decoder=added))
+    assert tokenizer.encode("<a><b>", add_special=False)[-1] == size + 1
+    assert tokenizer.decode([size, size + 1]) == "<b>" and tokenizer.vocab_size == size + 2
+    with pytest.raises(TokenizerError, match="the added token '<b>' cannot have the id"):
+        tokenizers.load(write_vocabulary(tmp_path / "2", added_tokens_decoder={str(size + 1): added[str(size + 1)]}))
+
+
+def test_a_special_token_that_sentencepiece_would_find_in_text_is_not_forged(tmp_path):
+    tool = "<|tool|>"
+    tokenizer = tokenizers.load(write_sentencepiece(tmp_path, [tool], additional_special_tokens=[tool]))
+    ids = tokenizer.encode(f"say {tool} now", add_special=False)
+    assert tokenizer.special.ids[tool] not in ids and tokenizer.decode(ids) == f"say {tool} now"
+    assert tokenizer.special.ids[tool] in tokenizer.encode(tool, add_special=False, parse_special=True)
+
+
 def test_saved_tokenizer_gives_the_same_ids(tiny, tmp_path):
     tiny.save(tmp_path)
     again = tokenizers.load(tmp_path)
@@ -110,9 +150,11 @@ def test_sentencepiece_comes_before_json(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "has no tokenizer; looked for tokenizer.model and tokenizer.json"),
+        ({}, "has no tokenizer; looked for tokenizer.model, \\*.tiktoken, tokenizer.json, and vocab.json with merges"),
         ({"tokenizer.json": "{"}, r"tokenizer\.json.* is not valid JSON|tokenizer\.json cannot be read"),
         ({"tokenizer.json": "{}"}, r"tokenizer\.json cannot be read"),
+        ({"vocab.json": "{}", "merges.txt": "#version: 0.2\na b c\n"}, r"merges\.txt must hold two tokens a line"),
+        ({"vocab.json": '{"a": 0}', "merges.txt": "a b\n"}, r"vocab\.json and merges\.txt do not fit"),
         ({"tokenizer.model": "nonsense"}, r"tokenizer\.model is no sentencepiece model"),
     ],
 )

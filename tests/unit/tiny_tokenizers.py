@@ -1,4 +1,4 @@
-"""Tokenizers small enough to be made in a test: byte-level BPE as tokenizer.json, and a sentencepiece model."""
+"""Tokenizers small enough to be made in a test: byte-level BPE as tokenizer.json or older files, and sentencepiece."""
 
 import io
 import json
@@ -33,15 +33,27 @@ def write_json(folder: Path, **config) -> Path:
     return folder
 
 
-def write_sentencepiece(folder: Path, **config) -> Path:
-    """A sentencepiece BPE with byte fallback, and a role token that tokenizer_config.json adds."""
+def write_vocabulary(folder: Path, **config) -> Path:
+    """The same BPE as vocab.json and merges.txt."""
+    write_json(folder)
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": ROLES, "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **config}))
+    return folder
+
+
+def write_sentencepiece(folder: Path, pieces=(), **config) -> Path:
+    """A sentencepiece BPE with byte fallback and pieces of one's own, and role tokens that tokenizer_config.json adds."""
     import sentencepiece
 
     stream = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT), model_writer=stream, vocab_size=340, model_type="bpe", byte_fallback=True,
         character_coverage=0.98, hard_vocab_limit=False, remove_extra_whitespaces=False,
-        normalization_rule_name="identity", minloglevel=2,
+        normalization_rule_name="identity", minloglevel=2, user_defined_symbols=list(pieces),
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(stream.getvalue())
@@ -52,4 +64,4 @@ def write_sentencepiece(folder: Path, **config) -> Path:
     return folder
 
 
-KINDS = {"json": write_json, "sentencepiece": write_sentencepiece}
+KINDS = {"json": write_json, "sentencepiece": write_sentencepiece, "vocabulary": write_vocabulary}

@@ -39,7 +39,9 @@ group.add_command(doctor)
               help="Tokenising processes; 0 (the default) = by the size of the input. The result is the same.")  # fmt: skip
 @click.option("--skip-bad", is_flag=True, help="Leave out broken lines; without it they are an error.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing corpus.")
+@click.pass_context
 def build(
+    ctx: click.Context,
     inputs: tuple[Path, ...],
     prefix: str,
     tokenizer: Path,
@@ -60,7 +62,7 @@ def build(
     from llmctl.errors import DataError
 
     indexed.check_free(prefix, overwrite)
-    encoder = corpus.BatchEncoder(tokenizer, append_eos)
+    encoder = corpus.BatchEncoder(tokenizer, append_eos, ctx.obj["family"])
     source = reading.Source(reading.find(inputs, kind), keys, documents == "files")
     with byte_bar("checking", source.nbytes) as progress:
         problems = reading.check(source, progress)
@@ -100,7 +102,8 @@ def merge(prefixes: tuple[str, ...], target: str, overwrite: bool) -> None:
 @click.option("--doc", "number", type=click.IntRange(0), help="Show this document; they count from 0.")
 @click.option("--tokenizer", type=FOLDER, help="Model folder, to show the document as text instead of ids.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(prefix: str, number: int | None, tokenizer: Path | None, as_json: bool) -> None:
+@click.pass_context
+def inspect(ctx: click.Context, prefix: str, number: int | None, tokenizer: Path | None, as_json: bool) -> None:
     """Describe the corpus PREFIX, or show one of its documents."""
     if tokenizer is not None and number is None:
         raise click.UsageError("--tokenizer shows the text of a document; name it with --doc")
@@ -109,7 +112,7 @@ def inspect(prefix: str, number: int | None, tokenizer: Path | None, as_json: bo
 
     corpus = Corpus(prefix)
     if number is not None:
-        shown = document(corpus, number, tokenizer)
+        shown = document(corpus, number, tokenizer, ctx.obj["family"])
         click.echo(_json(shown) if as_json else shown.get("text", " ".join(map(str, shown["ids"]))))
         return
     facts = summary(corpus)

@@ -41,11 +41,11 @@ def command(
 
     The exit code is 1 when something is wrong, 0 when there are only warnings.
     """
-    from llmctl import tokenizers
+    from llmctl import plugins, tokenizers
     from llmctl.data.doctor import examine
     from llmctl.data.encoding import Encoder
 
-    tokenizer = tokenizers.load(model_folder, chat_template)
+    tokenizer = tokenizers.load(model_folder, chat_template, plugins.card_of(model_folder, ctx.obj["family"]))
     report = examine(files, Encoder(tokenizer, src_length, max_length))
     if as_json:
         click.echo(_json(report, tokenizer, show))

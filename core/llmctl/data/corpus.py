@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl import tokenizers
+from llmctl import plugins, tokenizers
 from llmctl.data.documents import Source
 from llmctl.data.indexed import Corpus, new_corpus, token_dtype
 from llmctl.errors import DataError
@@ -113,14 +113,15 @@ class BatchEncoder:
     Args:
         folder: Model folder with the tokenizer.
         append_eos: Whether each document ends with the end token.
+        family: Whose card says what the folder's files do not.
 
     Raises:
         TokenizerError: The tokenizer cannot be read, or has no end token to append.
     """
 
-    def __init__(self, folder: Path, append_eos: bool):
-        self._tokenizer = tokenizers.load(folder, chat_template="none")
-        self.arguments = (folder, append_eos)
+    def __init__(self, folder: Path, append_eos: bool, family: str = "auto"):
+        self._tokenizer = tokenizers.load(folder, "none", plugins.card_of(folder, family))
+        self.arguments = (folder, append_eos, family)
         self.vocab_size = self._tokenizer.vocab_size
         self.dtype = token_dtype(self.vocab_size)
         eos = self._tokenizer.eos_id
@@ -188,10 +189,10 @@ def _in_order(pool: ProcessPoolExecutor, batches: Iterator[list[str]], ahead: in
 _worker: list[BatchEncoder] = []
 
 
-def _start_worker(folder: Path, append_eos: bool) -> None:
+def _start_worker(folder: Path, append_eos: bool, family: str) -> None:
     # Ctrl-C reaches every process of the terminal; only the parent answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _worker[:] = [BatchEncoder(folder, append_eos)]
+    _worker[:] = [BatchEncoder(folder, append_eos, family)]
 
 
 def _encode(texts: list[str]) -> Encoded:

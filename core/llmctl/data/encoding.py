@@ -55,7 +55,8 @@ def prompt_ids(tokenizer: Tokenizer, asked: Conversation, where: str = "the prom
     if tokenizer.chat_template:
         return tokenizer.chat_template.prompt(asked)
     check_plain(asked, where, "--chat-template")
-    return [*tokenizer.special.prefix, *tokenizer.encode(asked.turns[-1][0], add_special=False)]
+    text = tokenizer.encode(asked.turns[-1][0], add_special=False)
+    return [*tokenizer.special.prefix, *text, *tokenizer.special.bridge]
 
 
 def check_plain(asked: Conversation, where: str, option: str = "data.chat_template") -> None:
@@ -66,7 +67,10 @@ def check_plain(asked: Conversation, where: str, option: str = "data.chat_templa
     """
     if len(asked.turns) > 1 or asked.system is not None:
         what = f"{len(asked.turns)} turns" if len(asked.turns) > 1 else "a system text"
-        raise DataError(f"{where} has {what}, which needs a chat template; name one with {option}")
+        raise DataError(
+            f"{where} has {what}, which needs a chat template; name one with {option}, or choose the family's with "
+            f"{option} family"
+        )
 
 
 class Encoder:
@@ -117,10 +121,10 @@ class Encoder:
     def _source(self, example: Example) -> tuple[list[int], bool]:
         asked = conversation(example)
         check_plain(asked, example.source)
-        prefix = list(self.tokenizer.special.prefix)
+        prefix, bridge = self.tokenizer.special.prefix, self.tokenizer.special.bridge
         ids = self.tokenizer.encode(example.src[-1], add_special=False)
-        room = self.src_length - len(prefix)
-        return [*prefix, *ids[len(ids) - room if len(ids) > room else 0 :]], len(ids) > room
+        room = max(self.src_length - len(prefix) - len(bridge), 0)
+        return [*prefix, *ids[max(len(ids) - room, 0) :], *bridge], len(ids) > room
 
     def _plain(self, example: Example) -> tuple[list[Run], bool]:
         source, cut = self._source(example)

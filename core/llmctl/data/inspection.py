@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmctl import tokenizers
+from llmctl import plugins, tokenizers
 from llmctl.data.indexed import Corpus, bin_path
 from llmctl.errors import DataError
 
@@ -48,13 +48,14 @@ def summary_text(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def document(corpus: Corpus, number: int, tokenizer: Path | None = None) -> dict[str, Any]:
+def document(corpus: Corpus, number: int, tokenizer: Path | None = None, family: str = "auto") -> dict[str, Any]:
     """A document's ids, and its text if there is a tokenizer.
 
     Args:
         corpus: The corpus.
         number: Which document, from 0.
         tokenizer: Model folder.
+        family: Whose card says what its files do not.
 
     Raises:
         DataError: There is no such document, or the tokenizer does not know one of its ids.
@@ -62,7 +63,7 @@ def document(corpus: Corpus, number: int, tokenizer: Path | None = None) -> dict
     ids = [int(token) for token in corpus.document(number)]
     shown: dict[str, Any] = {"document": number, "tokens": len(ids), "ids": ids}
     if tokenizer is not None:
-        found = tokenizers.load(tokenizer, chat_template="none")
+        found = tokenizers.load(tokenizer, "none", plugins.card_of(tokenizer, family))
         if ids and max(ids) >= found.vocab_size:
             raise DataError(
                 f"document {number} of {corpus.prefix} holds the id {max(ids)}, but the tokenizer in {tokenizer} has "

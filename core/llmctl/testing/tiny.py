@@ -1,8 +1,10 @@
-"""A tiny model of any family, from its card alone."""
+"""A tiny model of any family, from its card alone, in memory or in a folder."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from llmctl.card import Dims, Family
@@ -24,3 +26,16 @@ def tiny_dims(card: Family, changes: Mapping[str, Any] | None = None) -> Dims:
     small = {**SIZES, "kv_heads": 4 if full.get("kv_heads") == full.get("heads") else 2}
     settable = {setting.name for setting in card.settings if setting.key}
     return card.dims_of(first, **{**{name: n for name, n in small.items() if name in settable}, **(changes or {})})
+
+
+def write_model(folder: Path, plugin: Any, dims: Dims, seed: int = 0) -> None:
+    """Writes ``config.json`` and random weights of a family into an existing folder."""
+    import paddle
+
+    from llmctl.checkpoint import save_weights
+    from llmctl.checkpoint.model import build
+
+    paddle.seed(seed)
+    (folder / "config.json").write_text(json.dumps(plugin.card.config_from_dims(dims)), encoding="utf-8")
+    renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
+    save_weights(folder, build(plugin, dims), renames)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 FILES = (
     "tokenizer.json",
-    "tokenizer.model",
+    "*.model",
+    "*.tiktoken",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "tokenization_*.py",
 )
-"""Files of a tokenizer that are copied as they are; ``tokenizer_config.json`` is written without its template."""
+"""Files of a tokenizer that are copied as they are; ``tokenizer_config.json`` is written without its template. Code is
+copied for other programs, and for the names of tokens in it; it is never run here."""
 
 
 class Tokenizer(ABC):
@@ -84,12 +87,13 @@ class Tokenizer(ABC):
 
         Args:
             text: Any text.
-            add_special: Whether the ids that the tokenizer puts around a text (usually bos) are added.
+            add_special: Whether the ids that the tokenizer puts around a prompt (usually bos) are added.
             parse_special: Whether names of special tokens in the text stand for these tokens; otherwise they are text.
             start: Whether this is the beginning of a text, where some tokenizers put a space.
         """
         ids = self.encode_marked(text, "", start) if parse_special else self._encode(text, start)
-        return [*self.special.prefix, *ids, *self.special.suffix] if add_special else ids
+        special = self.special
+        return [*special.prefix, *ids, *special.bridge, *special.suffix] if add_special else ids
 
     def encode_marked(self, text: str, mark: str, start: bool = True) -> list[int]:
         """Ids of a text with special tokens, from which ``mark`` is removed after they are found.
@@ -105,6 +109,10 @@ class Tokenizer(ABC):
                 ids += self._encode(plain, start if index == 0 else self.special.space_after_special)
         return ids
 
+    def starts_anew_after(self, text: str) -> bool:
+        """Whether what follows this text begins as a text does, because the text ends in a special token."""
+        return self.special.space_after_special and not self._special_names.split(text)[-1]
+
     def names_in(self, text: str) -> list[str]:
         """Names of special tokens that occur in a text."""
         return self._special_names.findall(text)
@@ -115,17 +123,27 @@ class Tokenizer(ABC):
 
     def save(self, folder: Path) -> None:
         """Writes everything that loading again needs into an existing folder, the chosen chat template included."""
-        for name in FILES:
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, folder / name)
+        for path in (path for pattern in FILES for path in self.folder.glob(pattern)):
+            shutil.copyfile(path, folder / path.name)
         without_template(self.folder, folder)
         if self.chat_template:
             self.chat_template.save(folder)
 
     @cached_property
     def _special_names(self) -> re.Pattern[str]:
-        names = sorted(self.special.ids, key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else re.compile("((?!))")
+        return any_of(self.special.ids)
+
+
+def any_of(names: Iterable[str]) -> re.Pattern[str]:
+    """A group that matches any of the names, the longest first."""
+    ordered = sorted(names, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else re.compile("((?!))")
+
+
+def cut_inside(names: re.Pattern[str], text: str) -> list[str]:
+    """The text in parts, cut after the first character of every name, so that no part holds a whole name."""
+    ends = [match.start() + 1 for match in names.finditer(text)]
+    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
 
 
 class DecodeStream:

@@ -12,12 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import TokenizerError
 from llmctl.tokenizers import sandbox
 from llmctl.tokenizers.base import Tokenizer
 from llmctl.tokenizers.special import CONFIG, TEMPLATE_KEY, read_json, write_json
+
+if TYPE_CHECKING:
+    from llmctl.card import Family
 
 JINJA_FILE, JSON_FILE = "chat_template.jinja", "chat_template.json"
 MARK = "\ue0f2"
@@ -59,6 +62,8 @@ class ChatTemplate(ABC):
             TokenizerError: The template changes text of earlier turns when later ones are added.
         """
         safe = self._marked(conversation)
+        if self._tokenizer.special.bridge:
+            return self._bridged(safe)
         runs: list[tuple[list[int], bool]] = []
         done = ""
         for count, (user, answer) in enumerate(safe.turns, 1):
@@ -70,7 +75,8 @@ class ChatTemplate(ABC):
                         "the chat template rewrites earlier text when a turn is added, so answers cannot be told from "
                         f"prompts: {done[-60:]!r} became {text[: len(done)][-60:]!r}"
                     )
-                ids = self._tokenizer.encode_marked(text[len(done) :], MARK, start=not done)
+                start = not done or self._tokenizer.starts_anew_after(done)
+                ids = self._tokenizer.encode_marked(text[len(done) :], MARK, start)
                 runs.append((ids, turn[1] is not None))
                 done = text
         return runs
@@ -79,6 +85,18 @@ class ChatTemplate(ABC):
         """Ids that a model continues with its answer to the last turn."""
         turns = (*conversation.turns[:-1], (conversation.turns[-1][0], None))
         return [token for ids, _ in self.segments(replace(conversation, turns=turns)) for token in ids]
+
+    def _bridged(self, safe: Conversation) -> list[tuple[list[int], bool]]:
+        """A prompt of all turns as one text, the tokens after a prompt, and the last answer, which begins a text."""
+        user, answer = safe.turns[-1]
+        asked = self.text(replace(safe, turns=(*safe.turns[:-1], (user, None))))
+        prompt = [*self._tokenizer.encode_marked(asked, MARK), *self._tokenizer.special.bridge]
+        if answer is None:
+            return [(prompt, False)]
+        whole = self.text(safe)
+        if not whole.startswith(asked):
+            raise TokenizerError(f"the chat template rewrites the prompt when its answer is added: {asked[-60:]!r}")
+        return [(prompt, False), (self._tokenizer.encode_marked(whole[len(asked) :], MARK), True)]
 
     def _marked(self, conversation: Conversation) -> Conversation:
         turns = tuple((self._mark(user), answer if answer is None else self._mark(answer))
@@ -94,7 +112,10 @@ class ChatTemplate(ABC):
 
 
 class JinjaTemplate(ChatTemplate):
-    """Hugging Face's kind: jinja over ``messages`` and ``add_generation_prompt``."""
+    """Hugging Face's kind: jinja over ``messages`` and ``add_generation_prompt``.
+
+    Templates of cards may also ask which names are in ``special_tokens``, and use those of ``Special.named``.
+    """
 
     def __init__(self, source: str, tokenizer: Tokenizer, where: str):
         super().__init__(tokenizer)
@@ -118,6 +139,8 @@ class JinjaTemplate(ChatTemplate):
             add_generation_prompt=conversation.turns[-1][1] is None,
             bos_token=special["bos"],
             eos_token=special["eos"],
+            special_tokens=list(self._tokenizer.special.ids),
+            **self._tokenizer.special.named,
         )
 
     def save(self, folder: Path) -> None:
@@ -169,13 +192,15 @@ class TurnTemplate(ChatTemplate):
         write_json(folder / JSON_FILE, self._content)
 
 
-def load_template(choice: str, folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+def load_template(choice: str, folder: Path, tokenizer: Tokenizer, card: Family | None = None) -> ChatTemplate | None:
     """The chat template to use with a model.
 
     Args:
-        choice: ``"auto"`` = the model folder's own, ``"none"``, or a file or folder with a template.
+        choice: ``"auto"`` = the model folder's own, ``"family"`` = the card's, ``"none"``, or a file or folder with a
+            template.
         folder: The model folder.
         tokenizer: Its tokenizer.
+        card: The family's card.
 
     Raises:
         TokenizerError: The template is absent where one is named, is not valid, or reaches for what is forbidden.
@@ -184,11 +209,23 @@ def load_template(choice: str, folder: Path, tokenizer: Tokenizer) -> ChatTempla
         return None
     if choice == "auto":
         return _from_folder(folder, tokenizer)
+    if choice == "family":
+        return _from_card(card, tokenizer)
     path = Path(choice).expanduser()
     found = _from_folder(path, tokenizer) if path.is_dir() else _from_file(path, tokenizer)
     if found is None:
         raise TokenizerError(f"{path} holds no chat template; looked for {JSON_FILE}, {JINJA_FILE} and {CONFIG}")
     return found
+
+
+def _from_card(card: Family | None, tokenizer: Tokenizer) -> ChatTemplate:
+    if card is None or not card.chat_template:
+        name = card.name if card else "no family"
+        raise TokenizerError(
+            f"the card of {name} has no chat template, so 'family' cannot be chosen; name a file or folder with a "
+            "template, or choose auto or none"
+        )
+    return JinjaTemplate(card.chat_template, tokenizer, f"the card of {card.name}")
 
 
 def _from_folder(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmctl.errors import TokenizerError
+from llmctl.tokenizers.facts import TokenFacts
 
 CONFIG, TEMPLATE_KEY = "tokenizer_config.json", "chat_template"
+ROLES = ("bos", "eos", "pad", "unk")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class Special:
         pad_id: Fills rows.
         unk_id: What has no other token.
         eos_ids: All that end a generated text.
+        named: Names of tokens that chat templates may use, by variable, such as ``user_token``.
         prefix: Put before a text.
+        bridge: Put between a prompt and its answer; where there is one, a prompt is one whole and has one answer.
         suffix: Put after a text.
         space_after_special: Whether text after a special token begins as a text does (with a space, in some).
     """
@@ -37,68 +41,108 @@ class Special:
     pad_id: int | None
     unk_id: int | None
     eos_ids: tuple[int, ...]
+    named: Mapping[str, str]
     prefix: tuple[int, ...]
+    bridge: tuple[int, ...]
     suffix: tuple[int, ...]
     space_after_special: bool
 
 
-def read(
-    folder: Path,
-    id_of: Callable[[str], int | None],
-    own: Mapping[str, int],
-    affixes: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], tuple[int, ...]] | None],
-) -> Special:
+Affixes = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer's own file says.
+
+    Attributes:
+        id_of: Id of a token's name, if it has one.
+        name_of: Name of an id, if there is such a token.
+        own: Special tokens that the file declares.
+        affixes: What the file puts before and after a text, if it says so.
+        adds_bos: Whether bos comes before a text where nothing is said about it.
+    """
+
+    id_of: Callable[[str], int | None]
+    name_of: Callable[[int], str | None]
+    own: Mapping[str, int]
+    affixes: Affixes | None = None
+    adds_bos: bool = True
+
+
+def read(folder: Path, vocabulary: Vocabulary, facts: TokenFacts) -> Special:
     """The special tokens of a folder.
 
     Args:
         folder: The model folder.
-        id_of: Id of a token's name in the tokenizer's file, if it has one.
-        own: Special tokens that the tokenizer's file itself declares.
-        affixes: What the tokenizer's file puts around a text, given ``tokenizer_config.json``; None = by that file.
+        vocabulary: What the tokenizer's file says.
+        facts: What the card says.
 
     Raises:
         TokenizerError: A file is not valid JSON or names a token that has no id.
     """
     config = read_json(folder / CONFIG)
-    names = {**read_json(folder / "special_tokens_map.json"), **config}
-    added, special = _added(folder, config)
-    ids = {**own, **special}
-
-    def find(role: str) -> int | None:
-        name = _content(names.get(f"{role}_token"))
-        if name is None:
-            return None
-        token = {**added, **ids}.get(name, id_of(name))
-        if token is None:
-            raise TokenizerError(f"{folder}: {role}_token {name!r} has no id in the tokenizer")
-        ids[name] = token
-        return token
-
-    roles = {role: find(role) for role in ("bos", "eos", "pad", "unk")}
-    for extra in names.get("additional_special_tokens") or ():
-        name = _content(extra)
-        token = {**added, **ids}.get(name, id_of(name)) if name else None
-        if name and token is not None:
-            ids[name] = token
     generation = read_json(folder / "generation_config.json")
+    finder = _Finder(folder, config, vocabulary)
+    names = {**read_json(folder / "special_tokens_map.json"), **config}
+    roles: dict[str, int | None] = {}
+    for role in ROLES:
+        token = finder.find(facts.roles.get(role))
+        roles[role] = finder.find(names.get(f"{role}_token"), f"{role}_token") if token is None else token
+    for extra in names.get("additional_special_tokens") or ():
+        finder.find(extra)
     model = read_json(folder / "config.json")
-    for role in ("bos", "eos"):
-        if roles[role] is None:
-            roles[role] = next(iter(_ids(model.get(f"{role}_token_id"))), None)
-    ends = [roles["eos"], *_ids(generation.get("eos_token_id"))]
-    prefix, suffix = affixes(config) or _configured_affixes(config, roles)
+    for role in ("bos", "eos", "pad"):
+        token = next(iter(_ids(model.get(f"{role}_token_id"))), None)
+        if roles[role] is None and (finder.name(token) or role != "pad"):
+            roles[role] = token
+    speakers = {role: generation.get(f"{role}_token_id", token) for role, token in facts.speakers.items()}
+    named = {f"{role}_token": finder.name(token) for role, token in speakers.items()}
+    ends = [roles["eos"], *_ids(generation.get("eos_token_id")), *(finder.find(name) for name in facts.ends)]
+    bridge = [finder.find(name, "the card's token") for name in facts.bridge]
+    prefix, suffix = _affixes(config, roles, vocabulary, facts, [finder.find(name) for name in facts.prefix])
     return Special(
-        ids=ids,
-        added={name: token for name, token in added.items() if name not in ids},
+        ids=finder.ids,
+        added={name: token for name, token in finder.added.items() if name not in finder.ids},
         bos_id=roles["bos"],
         eos_id=roles["eos"],
         pad_id=roles["pad"],
         unk_id=roles["unk"],
         eos_ids=tuple(dict.fromkeys(token for token in ends if token is not None)),
+        named={variable: name for variable, name in named.items() if name is not None},
         prefix=prefix,
+        bridge=tuple(token for token in bridge if token is not None),
         suffix=suffix,
         space_after_special=config.get("legacy") is not False,
     )
+
+
+class _Finder:
+    """Ids of special tokens by name; every token that is found counts as special from then on."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary):
+        self._folder, self._vocabulary = folder, vocabulary
+        self.added, special = added_tokens(folder, config)
+        self.ids = {**vocabulary.own, **special}
+
+    def find(self, token: Any, required: str = "") -> int | None:
+        """The id of a token as a file writes it; None if it names none, or if it has no id and is not required."""
+        name = _content(token)
+        if name is None:
+            return None
+        found = {**self.added, **self.ids}.get(name, self._vocabulary.id_of(name))
+        if found is not None:
+            self.ids[name] = found
+        elif required:
+            raise TokenizerError(f"{self._folder}: {required} {name!r} has no id in the tokenizer")
+        return found
+
+    def name(self, token: int | None) -> str | None:
+        """The name of an id, if it is one of the tokenizer's."""
+        name = None if token is None or token < 0 else self._vocabulary.name_of(token)
+        if name is not None and token is not None:
+            self.ids.setdefault(name, token)
+        return name
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -130,7 +174,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _added(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+def added_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """Ids by name of the tokens that files add to a vocabulary: those that are text, and special ones."""
     added: dict[str, int] = {}
     special: dict[str, int] = {}
     rows = read_json(folder / "tokenizer.json").get("added_tokens", [])
@@ -144,13 +189,23 @@ def _added(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, int], dic
     return added, special
 
 
-def _configured_affixes(
-    config: Mapping[str, Any], roles: Mapping[str, int | None]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _affixes(
+    config: Mapping[str, Any],
+    roles: Mapping[str, int | None],
+    vocabulary: Vocabulary,
+    facts: TokenFacts,
+    prefix: Sequence[int | None],
+) -> Affixes:
+    """What tokenizer_config.json states goes first, then the card, then the tokenizer's file."""
+    if not {"add_bos_token", "add_eos_token"} & set(config):
+        if (prefix or facts.bridge) and None not in prefix:
+            return tuple(token for token in prefix if token is not None), ()
+        if vocabulary.affixes is not None:
+            return vocabulary.affixes
     bos, eos = roles["bos"], roles["eos"]
-    prefix = (bos,) if bos is not None and config.get("add_bos_token", True) else ()
-    suffix = (eos,) if eos is not None and config.get("add_eos_token", False) else ()
-    return prefix, suffix
+    before = (bos,) if bos is not None and config.get("add_bos_token", vocabulary.adds_bos) else ()
+    after = (eos,) if eos is not None and config.get("add_eos_token", False) else ()
+    return before, after
 
 
 def _content(token: Any) -> str | None:

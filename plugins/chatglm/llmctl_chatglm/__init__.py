@@ -3,9 +3,22 @@
 https://arxiv.org/abs/2103.10360. ChatGLM2 and ChatGLM3 are a card of their own.
 """
 
-from llmctl import Experimental, Family, Param, Setting, Size, hookimpl
+from pathlib import Path
+
+from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl
 
 L, A, M = "layers.{layer}.", "layers.{layer}.attention.", "layers.{layer}.mlp."
+
+# https://huggingface.co/THUDM/chatglm-6b/blob/main/tokenization_chatglm.py: pieces that stand for white space, ids of
+# image tokens before those of text, two tokens between a prompt and its answer.
+BLANKS = tuple((" " * length, f"<|blank_{length}|>") for length in range(80, 1, -1))
+TOKENS = TokenFacts(
+    model="ice_text.model",
+    written=(("\n", "<n>"), ("\t", "<|tab|>"), *BLANKS),
+    offset=("num_image_tokens", 20000),
+    roles={"bos": "<sop>", "eos": "<eop>"},
+    bridge=("[gMASK]", "<sop>"),
+)
 
 
 def _rows(prefix, shape, bias, slot):
@@ -48,7 +61,8 @@ CARD = Family(
         Setting("quantised", "quantization_bit", 0, allowed=(0,)),
         Setting("prefix_projection", "prefix_projection", False, allowed=(False,)),
     ),
-    claims={"sft": Experimental("the original tokenizer is not read yet; rows must hold [gMASK] and <bos> themselves")},
+    tokens=TOKENS,
+    chat_template=Path(__file__).with_name("chat.jinja").read_text(encoding="utf-8"),
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes={
         "6b": Size(

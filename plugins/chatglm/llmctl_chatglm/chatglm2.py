@@ -3,11 +3,21 @@
 https://github.com/THUDM/ChatGLM2-6B and https://github.com/THUDM/ChatGLM3
 """
 
-from llmctl import Experimental, Family, Param, Setting, Size, hookimpl
+from pathlib import Path
+
+from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl
 
 L, A, M = "encoder.layers.{layer}.", "encoder.layers.{layer}.self_attention.", "encoder.layers.{layer}.mlp."
 QKV = "heads*head_dim + kv_heads*head_dim + kv_heads*head_dim"
 HUB = "https://huggingface.co/THUDM/"
+# https://huggingface.co/THUDM/chatglm3-6b/blob/main/tokenization_chatglm.py: names after those of the file.
+TOKENS = TokenFacts(
+    appended=("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
+    optional=("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    roles={"eos": "</s>", "pad": "<unk>", "unk": "<unk>"},
+    prefix=("[gMASK]", "sop"),
+    ends=("<|user|>", "<|observation|>"),
+)
 SIX = dict(layers=28, hidden=4096, heads=32, kv_heads=2, head_dim=128, ffn=13696, vocab=65024)
 
 CARD = Family(
@@ -54,7 +64,8 @@ CARD = Family(
         "vocab_size",
         "classifier_dropout",
     ),  # fmt: skip
-    claims={"sft": Experimental("the tokens [gMASK] and sop before a text are not added by themselves yet")},
+    tokens=TOKENS,
+    chat_template=Path(__file__).with_name("chat2.jinja").read_text(encoding="utf-8"),
     ignored_tensors=("*rotary_pos_emb.inv_freq",),
     sizes={
         "chatglm2-6b": Size(

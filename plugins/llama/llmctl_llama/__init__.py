@@ -3,11 +3,14 @@
 https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2307.09288, https://arxiv.org/abs/2407.21783
 """
 
-from llmctl import HF_DECODER, Family, Param, Setting, Size, hookimpl
+from pathlib import Path
+
+from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl
 from llmctl.nn.frequencies import BY_BANDS, RULES, rule_for
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 META, HUGGY = "https://huggingface.co/meta-llama/", "https://huggingface.co/huggyllama/"
+CHAT = Path(__file__).with_name("chat.jinja").read_text(encoding="utf-8")
 
 ROPE_RULES = {**RULES, "llama3": BY_BANDS}
 LLAMA3_ROPE = {
@@ -49,6 +52,8 @@ CARD = Family(
         Setting("activation", "hidden_act", "silu", allowed=("silu",)),
         Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
     ),
+    tokens=TokenFacts(ends=("<|eot_id|>",)),
+    chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     starter="starter",
     sizes={

@@ -3,12 +3,15 @@
 https://arxiv.org/abs/2309.10305 and https://github.com/baichuan-inc/Baichuan-7B
 """
 
-from llmctl import HF_DECODER, Family, Param, Setting, Size, hookimpl
+from pathlib import Path
+
+from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl
 from llmctl.hookspecs import Rename
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 PACKED = A + "W_pack.weight"
 HUB = "https://huggingface.co/baichuan-inc/"
+CHAT = Path(__file__).with_name("baichuan.jinja").read_text(encoding="utf-8")
 SMALL = dict(layers=32, hidden=4096, heads=32, ffn=11008, max_positions=4096, norm_eps=1e-6)
 LARGE = dict(layers=40, hidden=5120, heads=40, ffn=13696, trained=4096, norm_eps=1e-6)
 SECOND = 125_696
@@ -42,6 +45,8 @@ CARD = Family(
         Setting("z_loss", "z_loss_weight", 0, allowed=(0, 0.0)),
     ),
     inert=("gradient_checkpointing", "user_token_id", "assistant_token_id"),
+    tokens=TokenFacts(speakers={"user": 195, "assistant": 196}),
+    chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes={
         "baichuan-7b": Size(HUB + "Baichuan-7B/blob/main/config.json", 7_000_559_616, dict(SMALL, vocab=64000)),

@@ -3,11 +3,14 @@
 https://arxiv.org/abs/2401.04088
 """
 
+from pathlib import Path
+
 from llmctl import HF_DECODER, Family, Moe, Param, Setting, Size, hookimpl
 from llmctl.nn.frequencies import rule_for
 
 L, A, X = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.block_sparse_moe."
 MISTRALAI = "https://huggingface.co/mistralai/"
+CHAT = Path(__file__).with_name("chat.jinja").read_text(encoding="utf-8")
 
 CARD = Family(
     name="mixtral",
@@ -31,6 +34,7 @@ CARD = Family(
         Setting("activation", "hidden_act", "silu", allowed=("silu",)),
         Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
     ),
+    chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes={
         "8x7b": Size(

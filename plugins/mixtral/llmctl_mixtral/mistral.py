@@ -5,6 +5,7 @@ https://arxiv.org/abs/2310.06825
 
 from llmctl import HF_DECODER, Family, Param, Setting, Size, hookimpl
 from llmctl.nn.frequencies import rule_for
+from llmctl_mixtral import CHAT
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 MISTRALAI = "https://huggingface.co/mistralai/"
@@ -32,6 +33,7 @@ CARD = Family(
         Setting("activation", "hidden_act", "silu", allowed=("silu",)),
         Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
     ),
+    chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes={
         "7b-v0.1": Size(

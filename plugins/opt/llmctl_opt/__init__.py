@@ -3,7 +3,7 @@
 https://arxiv.org/abs/2205.01068
 """
 
-from llmctl import Family, Param, Setting, Size, hookimpl
+from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl
 
 L, A = "layers.{layer}.", "layers.{layer}.self_attn."
 HUB = "https://huggingface.co/facebook/"
@@ -73,6 +73,7 @@ CARD = Family(
         Setting("layer_drop", "layerdrop", 0.0, allowed=(0, 0.0)),
     ),
     inert=("initializer_range",),
+    tokens=TokenFacts(prefix=("</s>",)),
     sizes={
         "125m": _size("opt-125m", 125_239_296, 12, 768, 12),
         "350m": _size("opt-350m", 331_196_416, 24, 1024, 16, embed=512, norm_before=False),

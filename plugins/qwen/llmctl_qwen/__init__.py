@@ -3,10 +3,20 @@
 https://arxiv.org/abs/2309.16609. Qwen2 and Qwen3 are cards of their own.
 """
 
-from llmctl import Experimental, Family, Param, Setting, Size, hookimpl
+from pathlib import Path
+
+from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 HUB = "https://huggingface.co/Qwen/"
+
+# https://huggingface.co/Qwen/Qwen-7B/blob/main/tokenization_qwen.py: how text is cut; names after those of the file.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
+CHATML = Path(__file__).with_name("chatml.jinja").read_text(encoding="utf-8")
+HELPFUL = "{% set default_system = 'You are a helpful assistant.' %}" + CHATML
 
 
 def _size(name, parameters, layers, hidden, heads, double_ffn, vocab=151936, length=8192, **settings):
@@ -45,7 +55,10 @@ CARD = Family(
         Setting("attention_dropout", "attn_dropout_prob", 0.0, allowed=(0, 0.0)),
         Setting("embedding_dropout", "emb_dropout_prob", 0.0, allowed=(0, 0.0)),
     ),
-    claims={"sft": Experimental("qwen.tiktoken is not read yet; a folder needs a tokenizer.json")},
+    tokens=TokenFacts(
+        pattern=WORDS, normal_form="NFC", appended=SPECIAL, roles={"eos": SPECIAL[0]}, ends=("<|im_end|>",)
+    ),
+    chat_template=HELPFUL,
     ignored_tensors=("*.rotary_emb.inv_freq", "*.attn.masked_bias"),
     inert=("onnx_safe", "use_cache_quantization", "use_cache_kernel", "softmax_in_fp32"),
     sizes={

@@ -3,9 +3,10 @@
 https://arxiv.org/abs/2407.10671
 """
 
-from llmctl import HF_DECODER, Family, Param, Setting, Size, hookimpl
+from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl
 from llmctl.errors import ConfigError
 from llmctl.nn.frequencies import rule_for
+from llmctl_qwen import HELPFUL, WORDS
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 HUB = "https://huggingface.co/Qwen/"
@@ -44,6 +45,8 @@ CARD = Family(
     torch_prefix="model.",
     settings=(*HF_DECODER, *SETTINGS),
     inert=(*WINDOW_KEYS, "use_mrope"),
+    tokens=TokenFacts(pattern=WORDS, normal_form="NFC", ends=("<|im_end|>",)),
+    chat_template=HELPFUL,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes={
         "qwen2-0.5b": size_of("Qwen2-0.5B", 494_032_768, 24, 896, 14, 2, 4864, tied=True),

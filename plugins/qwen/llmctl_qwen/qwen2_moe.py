@@ -56,6 +56,8 @@ CARD = Family(
     ),
     inert=qwen2.WINDOW_KEYS,
     ignored_tensors=qwen2.CARD.ignored_tensors,
+    tokens=qwen2.CARD.tokens,
+    chat_template=qwen2.CARD.chat_template,
     claims={"fused": Unsupported("the fused decoder has no shared expert")},
     sizes={
         "qwen1.5-moe-a2.7b": qwen2.size_of("Qwen1.5-MoE-A2.7B", 14_315_784_192, 24, 2048, 16, 16, 5632, **SMALL),

@@ -3,7 +3,8 @@
 https://arxiv.org/abs/2505.09388
 """
 
-from llmctl import HF_DECODER, Family, Param, Setting, Size, hookimpl
+from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl
+from llmctl_qwen import CHATML, WORDS
 from llmctl_qwen.qwen2 import HUB, SETTINGS, WINDOW_KEYS
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
@@ -24,6 +25,8 @@ CARD = Family(
     torch_prefix="model.",
     settings=(*HF_DECODER, *SETTINGS, Setting("attention_bias", "attention_bias", False, allowed=(False,))),
     inert=WINDOW_KEYS,
+    tokens=TokenFacts(pattern=WORDS, normal_form="NFC", ends=("<|im_end|>",)),
+    chat_template=CHATML,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes={
         "0.6b": _size("Qwen3-0.6B", 596_049_920, 28, 1024, 16, 3072, tied=True),

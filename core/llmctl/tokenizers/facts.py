@@ -1,0 +1,53 @@
+"""What the tokenizer files of a family leave to its code: a row of data on the card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NAMING = ("*.json", "tokenization_*.py")
+"""Files of a folder that may name tokens; the code among them is read as text and never run."""
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """Facts of a family's tokenizer that stand in no file of a model folder.
+
+    Attributes:
+        model: Name of the sentencepiece file.
+        pattern: Regular expression that cuts text into words before byte pairs are merged; empty = that of ByteLevel.
+        normal_form: Unicode normal form of text before it is cut, such as ``"NFC"``.
+        appended: Names of special tokens whose ids follow those of a sentencepiece or rank file, in order.
+        optional: Names that follow these, where a file of the folder mentions them.
+        roles: Names of the tokens ``bos``, ``eos``, ``pad``, ``unk``; they go before what the folder says.
+        speakers: Ids of tokens that begin a turn, by role, unless ``generation_config.json`` gives ``ROLE_token_id``;
+            chat templates find their names as ``ROLE_token``.
+        prefix: Names of tokens before a text, unless ``tokenizer_config.json`` states ``add_bos_token``.
+        bridge: Names of tokens between a prompt and its answer, instead of bos before them.
+        ends: Names of tokens that end an answer beside eos, where the tokenizer has them.
+        offset: Key in ``tokenizer_config.json`` and default of the number of ids before those of the sentencepiece file.
+        written: Text, and the name of the piece that is written for it, in the order in which they are replaced.
+        paddlenlp: Class in ``paddlenlp.transformers`` to use instead of any reader here.
+    """
+
+    model: str = "tokenizer.model"
+    pattern: str = ""
+    normal_form: str = ""
+    appended: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    roles: Mapping[str, str] = field(default_factory=dict)
+    speakers: Mapping[str, int] = field(default_factory=dict)
+    prefix: tuple[str, ...] = ()
+    bridge: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+    offset: tuple[str, int] = ("", 0)
+    written: tuple[tuple[str, str], ...] = ()
+    paddlenlp: str = ""
+
+    def names_after(self, folder: Path) -> tuple[str, ...]:
+        """The names whose ids follow those of the file, for this folder."""
+        if not self.optional:
+            return self.appended
+        texts = [path.read_text("utf-8", "replace") for pattern in NAMING for path in sorted(folder.glob(pattern))]
+        return (*self.appended, *(name for name in self.optional if any(name in text for text in texts)))

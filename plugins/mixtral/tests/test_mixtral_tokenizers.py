@@ -1,0 +1,25 @@
+"""The chat format of Mistral and Mixtral against sentencepiece: each part is encoded on its own, as mistral-common does."""
+
+import pytest
+from sentencepiece import SentencePieceProcessor
+
+from llmctl import tokenizers
+from llmctl.data.encoding import IGNORED, Encoder, prompt_ids
+from llmctl.data.reading import Example
+from llmctl.tokenizers.chat import Conversation
+from llmctl_mixtral import CARD, mistral
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("card", [CARD, mistral.CARD], ids=lambda card: card.name)
+def test_questions_stand_in_inst(assets, card):
+    folder = assets / "tokenizers" / "mistral"
+    tokenizer = tokenizers.load(folder, "family", card)
+    pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    parts = [*pieces.encode("[INST]"), *pieces.encode("Be brief.\n\nWho?"), *pieces.encode("[/INST]")]
+    first = [1, *parts, *pieces.encode("Me."), 2]
+    second = [*pieces.encode("[INST]"), *pieces.encode("你好</s>"), *pieces.encode("[/INST]")]
+    talk = Conversation((("Who?", "Me."), ("你好</s>", None)), "Be brief.")
+    assert prompt_ids(tokenizer, talk) == [*first, *second]
+    row = Encoder(tokenizer, 200, 300).encode(Example(("Who?",), ("Me.",), "Be brief.", "row"))
+    assert row.input_ids == first and [t for t in row.labels if t != IGNORED] == [*pieces.encode("Me."), 2]
