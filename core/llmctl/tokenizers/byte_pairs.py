@@ -68,7 +68,7 @@ def read_ranks(folder: Path, path: Path, facts: TokenFacts) -> LibraryTokenizer:
     vocabulary = {names[token]: rank for token, rank in ranks.items()}
     model = library.models.BPE(vocabulary, _merges(ranks, names), ignore_merges=True)
     inner = _byte_level(library, model, facts, False)
-    appended = facts.names_after(folder)
+    appended = facts.names_after(folder, read_json(folder / CONFIG))
     inner.add_special_tokens([library.AddedToken(name, special=True, normalized=False) for name in appended])
     return LibraryTokenizer(folder, inner, facts, adds_bos=False)
 

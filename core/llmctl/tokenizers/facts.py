@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-NAMING = ("*.json", "tokenization_*.py")
-"""Files of a folder that may name tokens; the code among them is read as text and never run."""
+NAMING = ("special_tokens_map.json", "added_tokens.json", "tokenization_*.py")
+"""Files of a folder that may name tokens, beside tokenizer_config.json; code is read as text and never run."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,16 @@ class TokenFacts:
     written: tuple[tuple[str, str], ...] = ()
     paddlenlp: str = ""
 
-    def names_after(self, folder: Path) -> tuple[str, ...]:
-        """The names whose ids follow those of the file, for this folder."""
+    def names_after(self, folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names whose ids follow those of the file, for this folder.
+
+        Args:
+            folder: The model folder.
+            config: Its ``tokenizer_config.json``, whose chat template is not asked: it may name what others have.
+        """
         if not self.optional:
             return self.appended
-        texts = [path.read_text("utf-8", "replace") for pattern in NAMING for path in sorted(folder.glob(pattern))]
+        paths = [path for pattern in NAMING for path in sorted(folder.glob(pattern))]
+        own = {key: value for key, value in config.items() if key != "chat_template"}
+        texts = [json.dumps(own, ensure_ascii=False), *(path.read_text("utf-8", "replace") for path in paths)]
         return (*self.appended, *(name for name in self.optional if any(name in text for text in texts)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from llmctl.errors import TokenizerError, require
 from llmctl.tokenizers import special
@@ -30,10 +31,13 @@ class SentencePieceTokenizer(Tokenizer):
         except (RuntimeError, OSError) as error:
             raise TokenizerError(f"{path} is no sentencepiece model: {error}") from None
         self._size = self._inner.get_piece_size()
-        self._offset = _offset(folder, facts)
+        config = special.read_json(folder / special.CONFIG)
+        self._offset = _offset(folder, config, facts)
         self._written = facts.written
         self._texts = {piece: text for text, piece in facts.written}
-        self._appended = {name: self._offset + self._size + i for i, name in enumerate(facts.names_after(folder))}
+        self._appended = {
+            name: self._offset + self._size + i for i, name in enumerate(facts.names_after(folder, config))
+        }
         own = {self._inner.id_to_piece(i): self._offset + i for i in range(self._size) if self._is_control(i)}
         vocabulary = special.Vocabulary(self._id_of, self._name_of, {**own, **self._appended})
         super().__init__(folder, special.read(folder, vocabulary, facts))
@@ -109,9 +113,9 @@ class SentencePieceTokenizer(Tokenizer):
         return str(self._inner.id_to_piece(piece)) if 0 <= piece < self._size else None
 
 
-def _offset(folder: Path, facts: TokenFacts) -> int:
+def _offset(folder: Path, config: Mapping[str, Any], facts: TokenFacts) -> int:
     key, default = facts.offset
-    value = special.read_json(folder / special.CONFIG).get(key, default)
+    value = config.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise TokenizerError(f"{folder / special.CONFIG}: {key} must be a whole number from 0, not {value!r}")
     return value
