@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from test_data import run
 
-from llmctl.data.packing_fill import fill
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from tiny_tokenizers import write_json  # noqa: E402
@@ -126,11 +125,12 @@ def test_the_starters_own_data_is_sound():
     assert report["ok"] and report["template"]["kind"] == "JinjaTemplate" and report["template"]["differing"] == 0
 
 
-@pytest.mark.parametrize(
-    ("lengths", "first_come", "best_fit"),
-    [([6, 6, 4, 4], 3, 2), ([10], 1, 1), ([3, 3, 3, 3], 2, 2), ([7, 5, 3, 5], 3, 2), ([5, 6, 5, 4], 3, 2)],
-)
-def test_packing_counts_rows_as_by_hand(lengths, first_come, best_fit):
-    made = fill(lengths, 10)
-    assert made["first_come"] == {"rows": first_come, "fill": round(sum(lengths) / first_come / 10, 4)}
-    assert made["best_fit"]["rows"] == best_fit and made["unpacked"]["rows"] == len(lengths)
+def test_packing_says_how_full_rows_would_be(tmp_path, model):
+    """Rows counted by hand: each example has 5 tokens, and 14 hold two of them."""
+    report = examine(tmp_path, [ask("hello", "world")] * 3, model, "--src-length", "8", "--max-length", "14")
+    tokens = report["tokens"]["whole"]
+    assert tokens["min"] == tokens["max"] == 5
+    packed = {"rows": 2, "fill": round(3 * 5 / 28, 4)}
+    assert report["packing"] == {
+        "none": {"rows": 3, "fill": round(3 * 5 / 42, 4)}, "first-come": packed, "best-fit": packed
+    }  # fmt: skip

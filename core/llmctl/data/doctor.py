@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.data.encoding import IGNORED, Encoder, Row, conversation, prompt_ids
-from llmctl.data.packing_fill import fill
+from llmctl.data.packing import PACKERS
 from llmctl.data.reading import Example, parse_example, read_lines
 
 SHOWN = 10
@@ -147,7 +147,13 @@ def _lengths(report: Report, examples: Sequence[Example], encoder: Encoder) -> N
     labels = sum(label != IGNORED for row in report.rows for label in row.labels)
     report.numbers["labels"] = {"tokens": labels, "part_of_all": round(labels / max(sum(lengths), 1), 4)}
     if lengths:
-        report.numbers["packing"] = fill(lengths, encoder.max_length)
+        report.numbers["packing"] = _packing(lengths, encoder.max_length)
+
+
+def _packing(lengths: Sequence[int], width: int) -> dict[str, Any]:
+    """Rows of ``width`` tokens and how full they are, with an example in each and by each value of ``data.packing``."""
+    rows = {"none": len(lengths), **{how: len(packer(lengths, width)) for how, packer in PACKERS.items()}}
+    return {how: {"rows": count, "fill": round(sum(lengths) / (count * width), 4)} for how, count in rows.items()}
 
 
 def _endings(report: Report, encoder: Encoder) -> None:
