@@ -14,14 +14,15 @@ import click
 from llmctl import hookspecs
 from llmctl.cli import COMMANDS, cli
 from llmctl.config import FinetuneConfig, describe
+from llmctl.config_pretrain import PretrainConfig
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-def configuration() -> str:
-    """A table for each section of a fine-tuning configuration."""
+def configuration(cls: type = FinetuneConfig) -> str:
+    """A table for each section of a configuration."""
     lines, section = [], ""
-    for key, kind, default, allowed, doc in describe(FinetuneConfig):
+    for key, kind, default, allowed, doc in describe(cls):
         if key.partition(".")[0] != section:
             section = key.partition(".")[0]
             lines += ["", f"### {section}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
@@ -54,7 +55,12 @@ def hooks() -> str:
     return "\n\n".join(texts)
 
 
-PARTS = {"configuration": configuration, "commands": commands, "hooks": hooks}
+def pretraining() -> str:
+    """The tables of a pretraining configuration."""
+    return configuration(PretrainConfig)
+
+
+PARTS = {"configuration": configuration, "pretraining": pretraining, "commands": commands, "hooks": hooks}
 
 
 def render(text: str) -> str:

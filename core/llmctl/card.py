@@ -349,7 +349,9 @@ class Family:
                 setting.check(value)
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from None
-        symbol = any(setting.name in axis.symbols for param in self.params for axis in param.axes)
+        symbol = setting.name in _PLACEHOLDERS.values() or any(
+            setting.name in axis.symbols for param in self.params for axis in param.axes
+        )
         if symbol and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ConfigError(f"{where}: {setting.key}={value!r} must be a whole number above 0")
         return value

@@ -27,6 +27,7 @@ COMMANDS = {
     "models": ("llmctl.commands.models:command", "List installed families, explain one, or show what they support."),
     "ops": ("llmctl.commands.ops:command", "Check the compiled operators of this machine."),
     "new-plugin": ("llmctl.commands.new_plugin:command", "Make the skeleton of a plugin for a new family."),
+    "pretrain": ("llmctl.commands.pretrain:command", "Train a model on corpora of token ids."),
 }
 """Core's own commands: where each is and its line in the help."""
 

@@ -80,19 +80,17 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
-class TrainConfig:
-    """Steps, optimiser (AdamW), schedule, evaluation and checkpoints."""
+class UpdateConfig:
+    """Updates, whatever is trained on."""
 
     batch_size: int = option(8, "Examples in one forward pass.", minimum=1)
     eval_batch_size: int = option(8, "Examples in one forward pass of an evaluation.", minimum=1)
     grad_accumulation: int = option(1, "Forward passes in a step; tokens are weighted as in one big batch.", minimum=1)
-    epochs: float = option(3.0, "Passes over the data; ignored when max_steps is set.", above=0)
-    max_steps: int = option(0, "Stop after so many steps; 0 = by epochs.", minimum=0)
     learning_rate: float = option(5e-5, "Peak learning rate.", above=0)
     schedule: str = option("linear", "Course of the learning rate.", choices=("linear", "cosine", "constant"))
     warmup_steps: int = option(0, "Steps of linear warm-up; above 0 it replaces warmup_ratio.", minimum=0)
     warmup_ratio: float = option(0.0, "Warm-up as a part of all steps.", minimum=0, maximum=1)
-    min_lr_ratio: float = option(0.0, "Learning rate at the end as a part of the peak.", minimum=0, maximum=1)
+    decay_steps: int = option(0, "Steps until the learning rate is at its end; 0 = all steps.", minimum=0)
     weight_decay: float = option(0.0, "Decoupled decay of weights; norms and biases have none.", minimum=0)
     adam_beta1: float = option(0.9, "Decay of AdamW's first moment.", minimum=0, maximum=0.9999)
     adam_beta2: float = option(0.999, "Decay of AdamW's second moment.", minimum=0, maximum=0.99999)
@@ -100,12 +98,7 @@ class TrainConfig:
     max_grad_norm: float = option(1.0, "Gradients are scaled down to this global norm; 0 = never.", minimum=0)
     seed: int = option(42, "Seed of the order of examples and of everything random.", minimum=0)
     log_every: int = option(10, "Steps between two lines of metrics.", minimum=1)
-    eval_every: int = option(0, "Steps between two evaluations; 0 = after each epoch.", minimum=0)
-    save_every: int = option(0, "Steps between two checkpoints; 0 = after each epoch.", minimum=0)
     save_total_limit: int = option(2, "Checkpoints kept besides the best one; 0 = all.", minimum=0)
-    best_metric: str = option(
-        "eval_loss", "What the best checkpoint is chosen by.", choices=("eval_loss", "accuracy", "exact_match")
-    )
     recompute: str = option(
         "none",
         "What is computed again for its gradient rather than kept: whole layers, or their attention.",
@@ -118,6 +111,20 @@ class TrainConfig:
     )  # fmt: skip
     patience: int = option(0, "Stop after so many evaluations without a better one; 0 = never.", minimum=0)
     stats_every: int = option(0, "Steps between two lines of statistics.jsonl; 0 = none.", minimum=0)
+
+
+@dataclass(kw_only=True)
+class TrainConfig(UpdateConfig):
+    """Steps, optimiser (AdamW), schedule, evaluation and checkpoints."""
+
+    epochs: float = option(3.0, "Passes over the data; ignored when max_steps is set.", above=0)
+    max_steps: int = option(0, "Stop after so many steps; 0 = by epochs.", minimum=0)
+    min_lr_ratio: float = option(0.0, "Learning rate at the end as a part of the peak.", minimum=0, maximum=1)
+    eval_every: int = option(0, "Steps between two evaluations; 0 = after each epoch.", minimum=0)
+    save_every: int = option(0, "Steps between two checkpoints; 0 = after each epoch.", minimum=0)
+    best_metric: str = option(
+        "eval_loss", "What the best checkpoint is chosen by.", choices=("eval_loss", "accuracy", "exact_match")
+    )
     eval_generate: bool = option(False, "Evaluate by generation too: the part of exactly right answers.")
     eval_max_new_tokens: int = option(64, "Longest answer generated in an evaluation, in tokens.", minimum=1)
 
@@ -139,7 +146,7 @@ class OutputConfig:
     )
     max_shard_bytes: str = option("5GB", "Largest weight file, such as 500MB or 5GB.")
     load_best: bool = option(True, "The final model is the best checkpoint rather than the last step.")
-    samples: int = option(3, "Answers to held-out questions shown before and after training.", minimum=0)
+    samples: int = option(3, "Answers to held-out prompts shown before and after training.", minimum=0)
 
 
 @dataclass(kw_only=True)
@@ -165,6 +172,19 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         head = f"{where}: " if where else ""
         raise ConfigError(f"{head}the configuration is not valid:\n  " + "\n  ".join(problems))
     return typing.cast(T, made)
+
+
+def check_updates(train: UpdateConfig) -> None:
+    """Passes when the warm-up ends before the learning rate does.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if 0 < train.decay_steps <= train.warmup_steps:
+        raise ConfigError(
+            f"train.decay_steps={train.decay_steps} ends before the warm-up of train.warmup_steps={train.warmup_steps}; "
+            "make it longer"
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
     """
     _combinations(settings)
     plugin = plugins.load(family) if family != "auto" else None
-    model = _path(settings.model.path, "model.path", plugin)
+    model = find_path(settings.model.path, "model.path", plugin)
     raw = read_config(model)
     plugin = plugins.resolve(family, raw, str(model / "config.json"))
     capabilities.require(plugin.card, "sft")
@@ -84,8 +84,8 @@ def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
             f"data.max_length={settings.data.max_length} is over the {limit} positions that {model} was made for; "
             f"set data.max_length to {limit} or less"
         )
-    _weights(model, plugin, dims, settings.model.dtype)
-    output = _output(settings.output)
+    check_tensors(model, plugin, dims, settings.model.dtype)
+    output = output_folder(settings.output)
     if settings.output.overwrite and output.resolve() in model.resolve().parents:
         raise ConfigError(f"model.path={model} lies in output.dir={output}, which would be overwritten; choose another")
     config.parse_bytes(settings.output.max_shard_bytes)
@@ -116,11 +116,17 @@ def _combinations(settings: config.FinetuneConfig) -> None:
         )
     if train.best_metric == "exact_match" and not train.eval_generate:
         raise ConfigError("train.best_metric=exact_match needs train.eval_generate=true")
+    config.check_updates(train)
     if output.resume and output.overwrite:
         raise ConfigError("output.resume and output.overwrite exclude each other; choose one")
 
 
-def _weights(model: Path, plugin: plugins.Plugin, dims: Dims, dtype: str) -> None:
+def check_tensors(model: Path, plugin: plugins.Plugin, dims: Dims, dtype: str) -> None:
+    """Passes when a checkpoint's tensors are exactly the card's.
+
+    Raises:
+        CheckpointError: Names those that are missing, unexpected or of another shape.
+    """
     from llmctl.checkpoint.folder import open_folder
     from llmctl.checkpoint.layout import recognise
     from llmctl.checkpoint.load import check_weights
@@ -134,7 +140,7 @@ def _weights(model: Path, plugin: plugins.Plugin, dims: Dims, dtype: str) -> Non
 def _tokenizer(settings: config.FinetuneConfig, plugin: plugins.Plugin, model: Path, dims: Dims) -> Tokenizer:
     template = settings.data.chat_template
     if template not in ("auto", "family", "none"):
-        template = str(_path(template, "data.chat_template", plugin))
+        template = str(find_path(template, "data.chat_template", plugin))
     tokenizer = tokenizers.load(model, template, plugin.card)
     tokenizers.check_fits(tokenizer, dims.vocab, model)
     return tokenizer
@@ -150,7 +156,7 @@ def _check_turns(examples: list[Example], tokenizer: Tokenizer) -> None:
 
 def _data(settings: config.FinetuneConfig, plugin: plugins.Plugin) -> tuple[list[Example], list[Example]]:
     def paths(entries: list[str], key: str) -> list[Path]:
-        return [_path(entry, key, plugin) for entry in entries]
+        return [find_path(entry, key, plugin) for entry in entries]
 
     train = reading.read_split(paths(settings.data.train, "data.train"), "train")
     if settings.data.dev:
@@ -162,7 +168,17 @@ def _data(settings: config.FinetuneConfig, plugin: plugins.Plugin) -> tuple[list
     return train, dev
 
 
-def _path(text: str, key: str, plugin: plugins.Plugin | None) -> Path:
+def find_path(text: str, key: str, plugin: plugins.Plugin | None) -> Path:
+    """The file or folder that a configuration names; ``plugin:`` stands for the family's package.
+
+    Args:
+        text: The value.
+        key: Its key, for messages.
+        plugin: The family, if it is known.
+
+    Raises:
+        ConfigError: There is none.
+    """
     if text.startswith("plugin:"):
         if plugin is None:
             raise ConfigError(f"{key}={text}: a path inside a plugin needs the family; name it with --model")
@@ -174,7 +190,12 @@ def _path(text: str, key: str, plugin: plugins.Plugin | None) -> Path:
     return path
 
 
-def _output(settings: config.OutputConfig) -> Path:
+def output_folder(settings: config.OutputConfig) -> Path:
+    """The folder to write to, which is empty unless a run is continued or replaced.
+
+    Raises:
+        ConfigError: It holds something, or is a file.
+    """
     folder = Path(settings.dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output.dir={settings.dir} is a file; name a folder")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from test_data import run
 
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from tiny_tokenizers import write_json  # noqa: E402
 

@@ -1,13 +1,13 @@
-"""Every command of docs/data.md works as shown, in order."""
+"""Every command of docs/data.md and docs/pretraining.md works as shown, in order."""
 
 import json
+import re
 import shlex
 import shutil
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from test_readme import STARTER, shown
+from test_readme import ROOT, STARTER, shown
 
 from llmctl.cli import main
 
@@ -27,12 +27,25 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_every_shown_command_works(workplace):
-    commands = shown("docs/data.md")
-    assert len(commands) >= 8
+    follow("docs/data.md", 8)
+    assert list((workplace / "corpora" / "index-cache").rglob("*.npy"))
+
+
+def test_the_shown_pretraining_works(workplace):
+    text = (ROOT / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    config = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]
+    assert "max_steps: 2000" in config
+    (workplace / "my-pretrain.yaml").write_text(config.replace("max_steps: 2000", "max_steps: 2"), encoding="utf-8")
+    follow("docs/pretraining.md", 7)
+    assert "test" in json.loads((workplace / "runs" / "pretrained" / "run.json").read_text(encoding="utf-8"))
+
+
+def follow(page, at_least):
+    commands = shown(page)
+    assert len(commands) >= at_least
     for line in commands:
         words = shlex.split(line)
         assert words[0] == "llmctl", line
         with CliRunner().isolation() as streams, pytest.raises(SystemExit) as stopped:
             main(words[1:])
         assert stopped.value.code == 0 and streams[0].getvalue(), line
-    assert list((workplace / Path("corpora", "index-cache")).rglob("*.npy"))

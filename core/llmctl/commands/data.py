@@ -120,46 +120,60 @@ def inspect(ctx: click.Context, prefix: str, number: int | None, tokenizer: Path
 
 
 @group.command()
-@click.option("--corpora", "-c", multiple=True, required=True,
+@click.argument("config_file", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path))
+@click.option("--corpora", "-c", multiple=True,
               help='Prefixes or folders, or weights and prefixes: "0.3 a 0.7 b". May be repeated.')  # fmt: skip
-@click.option("--split", default="949,50,1", show_default=True, help="Weights of train, valid and test.")
-@click.option("--seq-length", type=click.IntRange(2), default=1024, show_default=True, help="Tokens of a sample.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=42, show_default=True, help="Of both shuffles.")
-@click.option("--train", "train", type=click.IntRange(0), metavar="N", help="Samples to train on; 0 = one pass.")
-@click.option("--valid", "valid", type=click.IntRange(0), metavar="N", help="Samples of the valid split.")
-@click.option("--test", "test", type=click.IntRange(0), metavar="N", help="Samples of the test split.")
-@click.option(
-    "--cache", type=click.Path(path_type=Path), help="Folder for indices; else index-cache beside the corpus."
-)
+@click.option("--split", help="Weights of train, valid and test; default 949,50,1.")
+@click.option("--seq-length", type=click.IntRange(2), help="Tokens of a sample; default 1024.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of both shuffles; default 42.")
+@click.option("--train", type=click.IntRange(0), metavar="N", help="Samples to train on; 0 = one pass.")
+@click.option("--valid", type=click.IntRange(0), metavar="N", help="Samples of the valid split.")
+@click.option("--test", type=click.IntRange(0), metavar="N", help="Samples of the test split.")
+@click.option("--cache", help="Folder for indices; else index-cache beside the corpus.")
 def index(
+    config_file: Path | None,
     corpora: tuple[str, ...],
-    split: str,
-    seq_length: int,
-    seed: int,
+    split: str | None,
+    seq_length: int | None,
+    seed: int | None,
     train: int | None,
     valid: int | None,
     test: int | None,
-    cache: Path | None,
+    cache: str | None,
 ) -> None:
     """Build the sample indices that training would build.
 
-    Splits whose number of samples is not given are left alone; without any, train is indexed for one pass.
+    CONFIG is a configuration of llmctl pretrain; options come before it. Without one, splits whose number of samples is not
+    given are left alone; without any, train is indexed for one pass.
     """
+    from llmctl import config as configs
+    from llmctl import configfile
+    from llmctl.config_pretrain import PretrainConfig
     from llmctl.data.pretraining import Setting, open_split
 
-    setting = Setting(corpora, split, seq_length, seed, cache)
-    wanted = {name: count for name, count in (("train", train), ("valid", valid), ("test", test)) if count is not None}
-    for name, count in (wanted or {"train": 0}).items():
+    content = configfile.read_file(config_file) if config_file else {}
+    config = configs.build(PretrainConfig, content, str(config_file or ""))
+    options = {
+        "corpora": list(corpora), "split": split, "seq_length": seq_length, "seed": seed, "index_cache": cache
+    }  # fmt: skip
+    for key, value in options.items():
+        if value not in (None, []):
+            setattr(config.data, key, value)
+    setting = Setting.of(config.data)
+    asked = {name: count for name, count in (("train", train), ("valid", valid), ("test", test)) if count is not None}
+    planned = {name: count for name, count in config.samples().items() if count} if config_file else {"train": 0}
+    for name, count in (asked or planned).items():
         began = time.perf_counter()
         samples = open_split(setting, name, count)
-        click.echo(f"{name}: {len(samples):,} samples of {seq_length} tokens in {time.perf_counter() - began:.2f} s")
+        click.echo(
+            f"{name}: {len(samples):,} samples of {setting.seq_length} tokens in {time.perf_counter() - began:.2f} s"
+        )
         for part in samples.parts:
-            tokens = int(part.corpus.sizes[part.documents.start : part.documents.stop].sum())
-            passes = part.samples * seq_length / tokens
+            passes = part.samples * setting.seq_length / part.tokens_per_pass
             where = f", index in {part.kept}" if part.kept else ""
             click.echo(
-                f"  {part.corpus.prefix}: documents {part.documents.start:,} to {part.documents.stop - 1:,}, {tokens:,} "
-                f"tokens, {part.samples:,} samples, {passes:.2f} passes{where}"
+                f"  {part.corpus.prefix}: documents {part.documents.start:,} to {part.documents.stop - 1:,}, "
+                f"{part.tokens_per_pass:,} tokens, {part.samples:,} samples, {passes:.2f} passes{where}"
             )
 
 

@@ -9,6 +9,7 @@ import click
 
 from llmctl import config as configs
 from llmctl import configfile, plugins
+from llmctl.commands.recipe import output_settings, read_recipe
 from llmctl.errors import ConfigError
 
 
@@ -38,8 +39,7 @@ def command(
     CONFIG is a YAML or JSON file. Without one, the family's starter recipe runs: a small bundled model and task.
     """
     family = ctx.obj["family"]
-    switches = {"dir": output, "resume": resume or None, "overwrite": overwrite or None}
-    given = [f"output.{key}={_yaml(value)}" for key, value in switches.items() if value is not None]
+    given = output_settings(output, resume, overwrite)
     if print_config and config_file is None and recipe is None and family == "auto":
         data: dict[str, Any] = {}
         where = "the command line"
@@ -72,16 +72,8 @@ def _source(family: str, config_file: Path | None, recipe: str | None) -> tuple[
         raise click.UsageError("without CONFIG, name a family: llmctl --model FAMILY finetune runs its starter recipe")
     plugin = plugins.load(family)
     name = recipe or plugin.card.starter
-    folder = plugin.folder / "recipes"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
     if not name:
-        raise ConfigError(f"the family {family} has no starter recipe; give CONFIG, or --recipe with one of {known}")
-    if name not in known:
-        raise ConfigError(f"the family {family} has no recipe {name!r}; it has {', '.join(known) or 'none'}")
-    return configfile.read_file(folder / f"{name}.yaml"), f"recipe {name} of {plugin.found}"
-
-
-def _yaml(value: object) -> str:
-    import json
-
-    return json.dumps(value)
+        raise ConfigError(
+            f"the family {family} has no starter recipe; give CONFIG, or --recipe with one of its recipes"
+        )
+    return read_recipe(plugin, name)

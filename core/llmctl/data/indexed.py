@@ -107,6 +107,11 @@ class Corpus:
         first, item = int(self.pointers[sequence]), self.dtype.itemsize
         return self._ids[first + start * item : first + max(stop, start) * item].view(self.dtype)
 
+    def highest_id(self, nbytes: int) -> int:
+        """The highest id among the first so many bytes; -1 where there is none."""
+        seen = self._ids[: min(nbytes, len(self._ids)) // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
+        return int(seen.max()) if len(seen) else -1
+
     def document(self, number: int) -> NDArray:
         """Ids of a document, counted from 0.
 

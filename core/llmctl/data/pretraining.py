@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.config_pretrain import CorporaConfig
 from llmctl.data import blending, sample_index
 from llmctl.data.encoding import IGNORED
-from llmctl.data.index_cache import Cache
+from llmctl.data.index_cache import WAIT, Cache
 from llmctl.data.indexed import Corpus
 from llmctl.data.sample_index import SPLITS, SampleIndex
 from llmctl.errors import DataError
@@ -36,6 +37,7 @@ class Setting:
         seq_length: Tokens of a sample.
         seed: Of the order of documents and samples.
         cache: Folder for indices; None = beside each corpus.
+        wait: Seconds to wait for another process that builds an index.
         separate: Whether a sample tells where documents begin in it, and asks for no token across such a border.
     """
 
@@ -44,7 +46,16 @@ class Setting:
     seq_length: int = 1024
     seed: int = 42
     cache: Path | None = None
+    wait: float = WAIT
     separate: bool = False
+
+    @classmethod
+    def of(cls, data: CorporaConfig) -> Setting:
+        """What the configuration of a pretraining says."""
+        cache = Path(data.index_cache).expanduser() if data.index_cache else None
+        return cls(
+            data.corpora, data.split, data.seq_length, data.seed, cache, data.index_wait, data.separate_documents
+        )
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,11 @@ class Part:
     samples: int
     index: SampleIndex | None
     kept: Path | None
+
+    @property
+    def tokens_per_pass(self) -> int:
+        """Tokens of all documents of the split."""
+        return sample_index.tokens_of(self.corpus.sizes, self.documents)
 
     def tokens(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens of a sample and the positions at which documents begin, 0 among them.
@@ -207,7 +223,7 @@ def _documents(corpus: Corpus, setting: Setting, split: str) -> range:
 def _assigned(blend: blending.Blend, samples: int, setting: Setting) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
     if len(blend.weights) == 1:
         return blending.assign(blend.weights, samples)
-    cache = Cache.beside(blend.prefixes[0], setting.cache)
+    cache = Cache.beside(blend.prefixes[0], setting.cache, wait=setting.wait)
 
     def build() -> dict[str, NDArray]:
         chosen, within = blending.assign(blend.weights, samples)
@@ -237,6 +253,6 @@ def _part(corpus: Corpus, documents: range, samples: int, setting: Setting, spli
         made = sample_index.build(corpus.sizes, documents, samples, setting.seq_length, setting.seed)
         return {"documents": made.documents, "starts": made.starts, "order": made.order}
 
-    arrays, kept = Cache.beside(corpus.prefix, setting.cache).get(description, build)
+    arrays, kept = Cache.beside(corpus.prefix, setting.cache, wait=setting.wait).get(description, build)
     index = SampleIndex(arrays["documents"], arrays["starts"], arrays["order"])
     return Part(corpus, documents, samples or epochs.samples, index, kept)

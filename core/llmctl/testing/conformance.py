@@ -199,6 +199,32 @@ class FamilyConformance:
         assert not [name for name in moving if np.array_equal(state[name].numpy(), before[name])]
         assert losses[1] < losses[0]
 
+    @proves("pretrain")
+    def test_a_new_model_begins_at_chance_and_learns(self, plugin: plugins.Plugin, dims: Dims) -> None:
+        import math
+
+        import paddle
+
+        from llmctl.checkpoint.model import build
+        from llmctl.train.objective import next_token_loss
+        from llmctl.train.optimizer import AdamW
+
+        paddle.seed(1)
+        model = build(plugin, dims)
+        model.train()
+        ids = self.input_ids(dims, 4, 16)
+        arrays = {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
+        optimizer = AdamW(dict(model.named_parameters()))
+        losses = []
+        for _ in range(20):
+            loss, count = next_token_loss(model, arrays)
+            losses.append(float(loss) / count)
+            loss.backward()
+            optimizer.normalize(count)
+            optimizer.step(0.01)
+        assert abs(losses[0] - math.log(dims.vocab)) < 0.5, "weights drawn by init_std know nothing yet"
+        assert losses[-1] < losses[0] / 2
+
     @proves("tensor-parallel")
     def test_split_tensors_merge_to_the_whole(self, plugin: plugins.Plugin, card: Family, dims: Dims) -> None:
         from llmctl.checkpoint.splits import merge, split

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from llmctl import config as configs
 from llmctl.checkpoint import load_weights, open_folder
@@ -15,7 +16,12 @@ def load(job: ModelJob, start: Path | None) -> Subject:
     """The job's model with all parameters in motion; see ``subject.load``."""
     model, dims, plugin = load_model(start or job.model, job.plugin.card.name, job.config.model.dtype)
     limit = configs.parse_bytes(job.config.output.max_shard_bytes)
-    writer = ModelWriter(plugin, dims, job.model, job.tokenizer, limit)
+    return whole(model, ModelWriter(plugin, dims, job.model, job.tokenizer, limit))
+
+
+def whole(model: Any, writer: ModelWriter) -> Subject:
+    """A layer of which every parameter moves, stored by ``writer``."""
+    plugin, dims = writer.plugin, writer.dims
     kinds = {tensor.name: tensor.kind for tensor in plugin.card.expand(dims)}
 
     def read(folder: Path) -> None:

@@ -46,7 +46,17 @@ LEFTOVERS = (
 )
 """What a run leaves in its output folder, and what ``overwrite`` deletes there."""
 
-FREE = ("output.", "train.log_every", "train.stats_every", "train.save", "train.eval_batch_size", "train.recompute")
+FREE = (
+    "output.",
+    "train.log_every",
+    "train.stats_every",
+    "train.save",
+    "train.eval_batch_size",
+    "train.eval_iters",
+    "train.test_iters",
+    "train.recompute",
+    "data.index_",
+)
 """Beginnings of the keys that may differ when a run is continued: they change no update."""
 
 
@@ -72,6 +82,7 @@ def run(
     prepare: Callable[[Any], RunData],
     load: Callable[[Any, Path | None], Subject],
     hooks: Sequence[Hook] = (),
+    finish: Callable[[Any, RunData], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Trains, and writes the output folder; returns the content of its ``run.json``.
 
@@ -80,6 +91,7 @@ def run(
         prepare: Makes the data from the job.
         load: Makes the subject from the job and the checkpoint to continue, if any.
         hooks: Called after the run's own at each occasion.
+        finish: Measures the final model once, for ``run.json``.
 
     Raises:
         LlmctlError: The model, tokenizer or data do not fit, or training met a loss that is not finite.
@@ -105,6 +117,7 @@ def run(
     last = _train(job, loop, done)
     info["best"], metrics = _choose(job, subject, last, average)
     info["after"] = _measure(subject, data, metrics)
+    info.update(finish(subject.model, data) if finish else {})
     info.update(steps=last, seconds=round(time.monotonic() - begun, 1))
     with atomic_folder(job.output / "model", overwrite=True) as folder:
         subject.write(folder, job.config.output.save_dtype)
@@ -179,7 +192,7 @@ def _loop(
     rate = schedule(
         settings.schedule,
         settings.learning_rate,
-        steps,
+        settings.decay_steps or steps,
         warmup_steps(steps, settings.warmup_steps, settings.warmup_ratio),
         settings.min_lr_ratio,
     )

@@ -12,13 +12,13 @@ Schedule = Callable[[int], float]
 def schedule(name: str, peak: float, steps: int, warmup: int = 0, min_ratio: float = 0.0) -> Schedule:
     """A warm-up along a straight line to ``peak``, then the named course down to ``min_ratio * peak``.
 
-    Update ``warmup`` has the peak; the course reaches its end one update after the last, so that no update is lost to a
+    Update ``warmup`` has the peak; the course reaches its end one update after ``steps``, so that no update is lost to a
     learning rate of zero.
 
     Args:
         name: ``linear``, ``cosine`` or ``constant``; ``constant`` ignores ``min_ratio``.
         peak: The highest learning rate.
-        steps: Number of updates.
+        steps: Number of updates after which the course is at its end, where it stays.
         warmup: Number of updates in the warm-up; longer than ``steps`` = the peak is never reached.
         min_ratio: Learning rate at the end as a part of the peak.
 

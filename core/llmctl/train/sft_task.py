@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llmctl.nn.loss import token_loss
-from llmctl.train.evaluate import label_logits, token_metrics
+from llmctl.train.evaluate import token_metrics
+from llmctl.train.objective import next_token_loss
 from llmctl.train.task import Batch
 
 Collate = Callable[[Sequence[Any]], Mapping[str, np.ndarray]]
@@ -76,11 +76,8 @@ class SftTask:
         return [self._batch(rows[i : i + self.batch_size]) for i in range(0, len(rows), self.batch_size)]
 
     def loss(self, model: Any, batch: Batch) -> tuple[Any, int]:
-        """Sum of the cross entropies of all labels, and their number; an auxiliary loss of the model counts per label."""
-        logits_NV, labels_N = label_logits(model, batch.arrays)
-        total, count = token_loss(logits_NV, labels_N), labels_N.shape[0]
-        extra = getattr(model, "auxiliary_loss", lambda arrays: None)(batch.arrays)
-        return (total if extra is None else total + extra * count), count
+        """Sum of the cross entropies of all labels, and their number."""
+        return next_token_loss(model, batch.arrays)
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """Loss, perplexity, accuracy and the further metrics on the rows to evaluate on."""

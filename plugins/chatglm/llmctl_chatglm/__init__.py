@@ -5,7 +5,7 @@ https://arxiv.org/abs/2103.10360. ChatGLM2 and ChatGLM3 are a card of their own.
 
 from pathlib import Path
 
-from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl
+from llmctl import Family, Param, Setting, Size, TokenFacts, Unsupported, hookimpl
 
 L, A, M = "layers.{layer}.", "layers.{layer}.attention.", "layers.{layer}.mlp."
 
@@ -63,6 +63,11 @@ CARD = Family(
     ),
     tokens=TOKENS,
     chat_template=Path(__file__).with_name("chat.jinja").read_text(encoding="utf-8"),
+    claims={
+        "pretrain": Unsupported(
+            "each row needs [gMASK] and <bos> at its border of context and answer; corpora have none"
+        ),
+    },
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes={
         "6b": Size(

@@ -1,0 +1,202 @@
+"""Checks of a whole pretraining job that need no paddle; those that all jobs share are in ``preflight``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmctl import capabilities, config, plugins, tokenizers
+from llmctl.card import Dims
+from llmctl.checkpoint.hf_config import NAME, normalise, read_config
+from llmctl.config_pretrain import PretrainConfig, PretrainModelConfig
+from llmctl.configfile import override
+from llmctl.errors import ConfigError, DataError
+from llmctl.preflight import check_tensors, find_path, output_folder
+from llmctl.tokenizers import Tokenizer
+
+SCANNED = 256 << 20
+"""Bytes of a corpus whose ids are compared with the vocabulary before anything else happens."""
+
+
+@dataclass(frozen=True)
+class PretrainJob:
+    """A checked pretraining job.
+
+    Attributes:
+        config: The configuration.
+        plugin: The family.
+        dims: The model's dims.
+        model: The checkpoint folder; None = a new model.
+        raw: Content of the model's config.json.
+        tokenizer: Saved with the model.
+        output: The output folder.
+        command: Name of the command that runs it.
+    """
+
+    config: PretrainConfig
+    plugin: plugins.Plugin
+    dims: Dims
+    model: Path | None
+    raw: Mapping[str, Any]
+    tokenizer: Tokenizer
+    output: Path
+    command: str = "pretrain"
+
+    def summary(self) -> str:
+        """One line on what would run."""
+        train, data = self.config.train, self.config.data
+        origin = f"from {self.model}" if self.model else "from scratch"
+        tokens = train.max_steps * train.batch_size * train.grad_accumulation * data.seq_length
+        return (
+            f"{self.plugin.card.name} with {self.plugin.card.count(self.dims):,} parameters {origin}, "
+            f"{train.max_steps:,} steps on {tokens:,} tokens of {', '.join(data.corpora)}, output in {self.output}"
+        )
+
+
+def pretrain(settings: PretrainConfig, family: str) -> PretrainJob:
+    """The job, if every check passes.
+
+    Args:
+        settings: The configuration.
+        family: Name of a family or ``"auto"``.
+
+    Raises:
+        LlmctlError: The first check that fails; nothing has been written.
+    """
+    _combinations(settings)
+    named = plugins.load(family) if family != "auto" else None
+    folder = find_path(settings.model.path, "model.path", named) if settings.model.path else None
+    home = find_path(settings.model.tokenizer, "model.tokenizer", named) if settings.model.tokenizer else folder
+    assert home is not None
+    tokenizer = tokenizers.load(home)
+    if folder:
+        raw = read_config(folder)
+        plugin, where = plugins.resolve(family, raw, str(folder / NAME)), str(folder / NAME)
+    else:
+        plugin, raw, where = _new_model(settings.model, named, family, tokenizer.vocab_size)
+    capabilities.require(plugin.card, "pretrain")
+    dims = plugin.card.dims_from_config(raw, where)
+    tokenizers.check_fits(tokenizer, dims.vocab, folder or home)
+    if folder:
+        check_tensors(folder, plugin, dims, settings.model.dtype)
+    limit = dims.get("max_positions")
+    if limit and settings.data.seq_length > limit:
+        raise ConfigError(
+            f"data.seq_length={settings.data.seq_length} is over the {limit} positions of the model ({where}); lower it, "
+            "or give a new model more positions with model.changes"
+        )
+    output = output_folder(settings.output)
+    if folder and settings.output.overwrite and output.resolve() in folder.resolve().parents:
+        raise ConfigError(
+            f"model.path={folder} lies in output.dir={output}, which would be overwritten; choose another"
+        )
+    config.parse_bytes(settings.output.max_shard_bytes)
+    _corpora(settings, dims.vocab)
+    return PretrainJob(settings, plugin, dims, folder, raw, tokenizer, output)
+
+
+def padded_vocab(ids: int, multiple: int) -> int:
+    """The smallest multiple that holds so many ids."""
+    return -(-ids // multiple) * multiple
+
+
+def _combinations(settings: PretrainConfig) -> None:
+    model, train, output = settings.model, settings.train, settings.output
+    given = [f"model.{name}" for name in ("path", "size", "config") if getattr(model, name)]
+    if len(given) != 1:
+        what = f"{' and '.join(given)} exclude each other" if given else "no model is named"
+        raise ConfigError(
+            f"{what}; set model.path to train a checkpoint further, or model.size or model.config for a new model"
+        )
+    if model.path and model.changes:
+        raise ConfigError("model.changes has no effect with model.path: a checkpoint's sizes are given; leave it out")
+    if not model.path and not model.tokenizer:
+        raise ConfigError("model.tokenizer is not set; a new model needs the folder of the tokenizer of its corpora")
+    for part, key in (("data", "corpora"), ("output", "dir")):
+        if not getattr(getattr(settings, part), key):
+            raise ConfigError(f"{part}.{key} is not set; give it in the configuration or with --set {part}.{key}=...")
+    if train.min_learning_rate > train.learning_rate:
+        raise ConfigError(
+            f"train.min_learning_rate={train.min_learning_rate} is above train.learning_rate={train.learning_rate}; lower it"
+        )
+    config.check_updates(train)
+    if train.patience and not settings.samples()["valid"]:
+        raise ConfigError(
+            f"train.patience={train.patience} has no effect without evaluations; set train.eval_iters and give the valid "
+            "part of data.split a weight"
+        )
+    if output.resume and output.overwrite:
+        raise ConfigError("output.resume and output.overwrite exclude each other; choose one")
+
+
+def _new_model(
+    settings: PretrainModelConfig, named: plugins.Plugin | None, family: str, ids: int
+) -> tuple[plugins.Plugin, dict[str, Any], str]:
+    """Family, content of config.json and its origin, for a new model with a vocabulary for so many ids."""
+    multiple = settings.vocab_multiple
+    if settings.config:
+        path = find_path(settings.config, "model.config", named)
+        path = path / NAME if path.is_dir() else path
+        raw = read_config(path.parent) if path.name == NAME else normalise(_read_json(path), str(path))
+        plugin, where = plugins.resolve(family, raw, str(path)), str(path)
+    else:
+        if named is None:
+            raise ConfigError(
+                f"model.size={settings.size} is a size of a family; name it: llmctl --model FAMILY pretrain"
+            )
+        plugin, where = named, f"size {settings.size} of {named.card.name}"
+        raw = plugin.card.config_from_dims(_size(plugin, settings.size))
+    raw = _changed(raw, settings.changes, where)
+    keys = {setting.name: setting.key for setting in plugin.card.settings}
+    vocab = raw.get(keys["vocab"], 0) if settings.config else 0
+    return plugin, {**raw, keys["vocab"]: padded_vocab(max(ids, vocab), multiple)}, where
+
+
+def _size(plugin: plugins.Plugin, size: str) -> Dims:
+    if size == "tiny" and size not in plugin.card.sizes:
+        from llmctl.testing.tiny import tiny_dims
+
+        return tiny_dims(plugin.card)
+    return plugin.card.dims_of(size)
+
+
+def _changed(raw: dict[str, Any], changes: Sequence[str], where: str) -> dict[str, Any]:
+    wrong = next((change for change in changes if "=" not in change), None)
+    if wrong:
+        raise ConfigError(f"model.changes: {wrong!r} is not of the form key=value, such as num_hidden_layers=4")
+    made = override(raw, changes)
+    unknown = sorted(set(made) - set(raw)) if where.startswith("size ") else []
+    if unknown:
+        raise ConfigError(f"model.changes: {where} has no {unknown[0]!r}; it has {', '.join(raw)}")
+    return made
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("architectures"), list):
+        raise ConfigError(f'{path} is no config.json: it needs "architectures": ["SomethingForCausalLM"]')
+    return content
+
+
+def _corpora(settings: PretrainConfig, vocab: int) -> None:
+    """Passes when all corpora can be read, have documents for each split that is used, and no id is over the vocabulary."""
+    from llmctl.data import blending, sample_index
+    from llmctl.data.indexed import Corpus
+
+    parts = sample_index.parse_split(settings.data.split)
+    for prefix in blending.parse(settings.data.corpora).prefixes:
+        corpus = Corpus(prefix)
+        if not sample_index.split_documents(parts, len(corpus))[0]:
+            raise DataError(f"{prefix} has no documents to train on: data.split={settings.data.split} of {len(corpus)}")
+        highest = corpus.highest_id(SCANNED)
+        if highest >= vocab:
+            raise DataError(
+                f"{prefix} holds the id {highest}, but the model has {vocab} tokens; make the corpus with the model's own "
+                "tokenizer, or name the tokenizer of the corpus in model.tokenizer for a new model"
+            )

@@ -1,0 +1,121 @@
+"""``llmctl pretrain``: what cannot work is refused before paddle is imported and before anything is written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from llmctl.cli import main
+from llmctl.data.indexed import new_corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+STARTER = ROOT / "plugins" / "llama" / "llmctl_llama" / "starter" / "model"
+
+
+def run(*arguments, family="llama", code=0):
+    with CliRunner().isolation() as streams, pytest.raises(SystemExit) as stopped:
+        main(["--model", family, "pretrain", *map(str, arguments)])
+    text = streams[0].getvalue().decode() + (streams[1].getvalue().decode() if len(streams) > 1 else "")
+    assert stopped.value.code == code and "Traceback" not in text, text
+    return text
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, highest in (("corpus", 90), ("foreign", 5000)):
+        with new_corpus(tmp_path / name, np.uint16) as writer:
+            writer.add(np.arange(40) % highest if highest < 100 else np.full(40, highest), np.full(4, 10))
+    config = {
+        "model": {"size": "tiny", "tokenizer": str(STARTER)},
+        "data": {"corpora": str(tmp_path / "corpus"), "split": "1", "seq_length": 8},
+        "train": {"max_steps": 2, "batch_size": 2},
+        "output": {"dir": str(tmp_path / "out")},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_a_sound_job_is_described(folder):
+    said = run(folder / "config.yaml", "--check")
+    assert "llama with" in said and "from scratch, 2 steps on 32 tokens of" in said
+    assert not (folder / "out").exists()
+
+
+def test_the_printed_configuration_is_the_same_job(folder):
+    (folder / "printed.yaml").write_text(run(folder / "config.yaml", "--print-config"))
+    assert run(folder / "printed.yaml", "--check") == run(folder / "config.yaml", "--check")
+
+
+REFUSALS = {
+    "nothing": (["model.size=''"], "no model is named; set model.path"),
+    "two-models": ([f"model.path={STARTER}"], "model.path and model.size exclude each other"),
+    "changes-of-old": (
+        ["model.size=''", f"model.path={STARTER}", "model.changes=[a=1]"],
+        "has no effect with model.path",
+    ),
+    "no-tokenizer": (["model.tokenizer=''"], "model.tokenizer is not set"),
+    "no-corpora": (["data.corpora=[]"], "data.corpora is not set"),
+    "no-output": (["output.dir=''"], "output.dir is not set"),
+    "size": (["model.size=huge"], "has no size 'huge'; its card lists llama1-7b"),
+    "change": (["model.changes=[num_layers=3]"], "has no 'num_layers'; it has"),
+    "change-form": (["model.changes=[layers]"], "'layers' is not of the form key=value"),
+    "change-value": (["model.changes=[num_hidden_layers=0]"], "must be a whole number above 0"),
+    "positions": (["data.seq_length=100"], "data.seq_length=100 is over the 64 positions"),
+    "missing": (["data.corpora=absent"], "there is no corpus absent"),
+    "weights": (["data.corpora=0.5 corpus foreign"], "foreign has no weight and others have"),
+    "foreign": (["data.corpora=foreign"], "foreign holds the id 5000, but the model has"),
+    "split": (["data.split='0,1,1'"], "has no documents to train on: data.split=0,1,1 of 4"),
+    "no-split": (["data.split=most"], "the split 'most' is not one to three weights"),
+    "rates": (["train.min_learning_rate=1"], "min_learning_rate=1.0 is above train.learning_rate"),
+    "decay": (["train.warmup_steps=9", "train.decay_steps=9"], "ends before the warm-up"),
+    "patience": (["train.patience=2"], "train.patience=2 has no effect without evaluations"),
+    "config": (["model.size=''", "model.config=config.yaml"], "is no config.json|is not valid JSON|no config.json"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_what_cannot_work_is_refused(folder, monkeypatch, kind):
+    import re
+
+    monkeypatch.chdir(folder)
+    changes, message = REFUSALS[kind]
+    before = sorted(folder.rglob("*"))
+    said = run("config.yaml", *(part for change in changes for part in ("--set", change)), code=2)
+    assert re.search(message.replace("(", r"\("), said), said
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_family_is_needed_for_a_size_and_a_recipe(folder):
+    assert "llmctl --model FAMILY pretrain" in run(folder / "config.yaml", family="auto", code=2)
+    assert "name it: llmctl --model FAMILY" in run("--recipe", "small", family="auto", code=2)
+    assert "no pretrain recipe 'x'; it has small" in run("--recipe", "x", code=2)
+
+
+def test_a_family_that_cannot_is_refused_with_its_reason(folder):
+    assert "chatglm does not support pretraining: each row needs" in run(
+        folder / "config.yaml", family="chatglm", code=2
+    )  # fmt: skip
+
+
+def test_every_recipe_is_a_job_once_it_has_data(folder):
+    recipes = sorted(ROOT.glob("plugins/*/llmctl_*/recipes/pretrain/*.yaml"))
+    assert recipes
+    for path in recipes:
+        family = path.parents[2].name.removeprefix("llmctl_")
+        settings = {"data.corpora": folder / "corpus", "model.tokenizer": STARTER, "output.dir": folder / "out"}
+        given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        assert "from scratch" in run("--recipe", path.stem, *given, "--set", "data.split='1'", "--check", family=family)
+
+
+def test_checking_needs_no_paddle(folder, run_llmctl):
+    done = run_llmctl("--model", "llama", "pretrain", str(folder / "config.yaml"), "--check",
+                      probe="assert 'paddle' not in sys.modules")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_needs_neither_numpy_nor_paddle(run_llmctl):
+    probe = "print([m for m in ('numpy', 'paddle', 'rich') if m in sys.modules], file=sys.stderr)"
+    done = run_llmctl("pretrain", "--help", probe=probe)
+    assert done.returncode == 0 and "[]" in done.stderr, done.stderr
