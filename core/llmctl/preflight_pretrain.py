@@ -71,7 +71,8 @@ def pretrain(settings: PretrainConfig, family: str) -> PretrainJob:
     folder = find_path(settings.model.path, "model.path", named) if settings.model.path else None
     home = find_path(settings.model.tokenizer, "model.tokenizer", named) if settings.model.tokenizer else folder
     assert home is not None
-    tokenizer = tokenizers.load(home)
+    # A new model may use the tokenizer of another family, whose own card then says what its files do not.
+    tokenizer = tokenizers.load(home, card=plugins.card_of(home, family if folder == home else "auto"))
     if folder:
         raw = read_config(folder)
         plugin, where = plugins.resolve(family, raw, str(folder / NAME)), str(folder / NAME)
