@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl import capabilities, config, plugins, tokenizers
-from llmctl.card import Dims
+from llmctl.card import Dims, Family
 from llmctl.checkpoint.hf_config import NAME, normalise, read_config
 from llmctl.config_pretrain import PretrainConfig, PretrainModelConfig
 from llmctl.configfile import override
@@ -71,8 +71,7 @@ def pretrain(settings: PretrainConfig, family: str) -> PretrainJob:
     folder = find_path(settings.model.path, "model.path", named) if settings.model.path else None
     home = find_path(settings.model.tokenizer, "model.tokenizer", named) if settings.model.tokenizer else folder
     assert home is not None
-    # A new model may use the tokenizer of another family, whose own card then says what its files do not.
-    tokenizer = tokenizers.load(home, card=plugins.card_of(home, family if folder == home else "auto"))
+    tokenizer = tokenizers.load(home, card=_card_of_tokenizer(home, folder, family, named))
     if folder:
         raw = read_config(folder)
         plugin, where = plugins.resolve(family, raw, str(folder / NAME)), str(folder / NAME)
@@ -97,6 +96,13 @@ def pretrain(settings: PretrainConfig, family: str) -> PretrainJob:
     config.parse_bytes(settings.output.max_shard_bytes)
     _corpora(settings, dims.vocab)
     return PretrainJob(settings, plugin, dims, folder, raw, tokenizer, output)
+
+
+def _card_of_tokenizer(home: Path, folder: Path | None, family: str, named: plugins.Plugin | None) -> Family | None:
+    """The card that says what the tokenizer's files do not; a new model may use the tokenizer of another family."""
+    if home == folder:
+        return plugins.card_of(home, family)
+    return plugins.card_of(home) or (named.card if named else None)
 
 
 def padded_vocab(ids: int, multiple: int) -> int:
