@@ -30,9 +30,14 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
+    methods: Sequence[str] = (),
 ) -> Any:
-    """A field: its default, one line of documentation, and what values are allowed."""
+    """A field: its default, one line of documentation, what values are allowed, and the methods it has an effect with.
+
+    No methods stands for all.
+    """
     bounds = {"choices": tuple(choices), "minimum": minimum, "maximum": maximum, "above": above}
+    bounds["methods"] = tuple(methods)
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"doc": doc, **bounds})
     return field(default=default, metadata={"doc": doc, **bounds})
@@ -55,7 +60,29 @@ class ModelConfig:
 class MethodConfig:
     """How the model is trained."""
 
-    name: str = option("full", "`full` trains every parameter.", choices=("full",))
+    name: str = option(
+        "full", "`full` trains every parameter, `lora` small matrices beside layers.", choices=("full", "lora")
+    )
+    rank: int = option(8, "Rank of the small matrices.", minimum=1, methods=("lora",))
+    alpha: float = option(
+        0.0, "What the matrices do is multiplied by alpha / rank; 0 = twice the rank.", minimum=0, methods=("lora",)
+    )
+    dropout: float = option(
+        0.0, "Part of a layer's input that its matrices do not see.", minimum=0, maximum=0.99, methods=("lora",)
+    )
+    targets: list[str] = option(
+        ["all"], "`all` linear layers, or ends of their names such as `q_proj`.", methods=("lora",)
+    )
+    rslora: bool = option(False, "Multiply by alpha / sqrt(rank) instead.", methods=("lora",))
+    lora_plus_ratio: float = option(
+        1.0, "LoRA+: learning rate of B as a multiple of that of A.", above=0, methods=("lora",)
+    )
+    pissa: bool = option(
+        False, "Begin with the principal part of each layer; takes a while for large models.", methods=("lora",)
+    )
+    dora: bool = option(False, "DoRA: learn the lengths of the columns of weights too.", methods=("lora",))
+    base: str = option("float", "How the layers beside the matrices are held.", choices=("float",), methods=("lora",))
+    neftune_alpha: float = option(0.0, "NEFTune: noise on token vectors in training; 0 = none.", minimum=0)
 
 
 @dataclass(kw_only=True)
@@ -185,6 +212,23 @@ def check_updates(train: UpdateConfig) -> None:
             f"train.decay_steps={train.decay_steps} ends before the warm-up of train.warmup_steps={train.warmup_steps}; "
             "make it longer"
         )
+
+
+def check_method(method: MethodConfig) -> None:
+    """Passes when every field that differs from its default has an effect with the method's name.
+
+    Raises:
+        ConfigError: Names the fields that have none.
+    """
+    idle = []
+    for row in dataclasses.fields(method):
+        default = getattr(type(method)(), row.name)
+        methods = row.metadata["methods"]
+        if methods and method.name not in methods and getattr(method, row.name) != default:
+            idle.append(f"method.{row.name} has no effect with method.name={method.name}; leave it out, or set "
+                        f"method.name={' or '.join(methods)}")  # fmt: skip
+    if idle:
+        raise ConfigError("\n".join(idle))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -32,7 +32,6 @@ COLUMNS = {
 }
 NOT_YET = "core does not have this method in this release"
 PENDING = {
-    "lora": NOT_YET,
     "prefix-tuning": NOT_YET,
     "dpo": NOT_YET,
     "quantize": NOT_YET,

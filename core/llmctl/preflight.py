@@ -78,6 +78,7 @@ def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
     plugin = plugins.resolve(family, raw, str(model / "config.json"))
     capabilities.require(plugin.card, "sft")
     dims = plugin.card.dims_from_config(raw, str(model / "config.json"))
+    _method(settings.method, plugin, dims)
     limit = dims.get("max_positions")
     if limit and settings.data.max_length > limit:
         raise ConfigError(
@@ -95,7 +96,26 @@ def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
     return FinetuneJob(settings, plugin, dims, model, train, dev, tokenizer, output)
 
 
+def _method(method: config.MethodConfig, plugin: plugins.Plugin, dims: Dims) -> None:
+    """Passes when the family offers the way to train, and the layers that it names are there."""
+    if method.name != "lora":
+        return
+    from llmctl.adapters import targets
+
+    capabilities.require(plugin.card, "lora")
+    chosen = set(targets.choose(plugin.card, dims, method.targets))
+    if method.dora:
+        for torch, paths in targets.torch_modules(plugin, dims).items():
+            absent = [path for path in paths if path not in chosen]
+            if absent and len(absent) < len(paths):
+                raise ConfigError(
+                    f"method.dora: checkpoints keep {', '.join(paths)} as one layer {torch}, and lengths must be of the "
+                    f"whole; add {', '.join(path.rpartition('.')[2] for path in absent)} to method.targets"
+                )
+
+
 def _combinations(settings: config.FinetuneConfig) -> None:
+    config.check_method(settings.method)
     for section, key in (("model", "path"), ("data", "train"), ("output", "dir")):
         if not getattr(getattr(settings, section), key):
             raise ConfigError(

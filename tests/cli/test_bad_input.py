@@ -75,6 +75,11 @@ def test_the_job_itself_is_valid(job):
         (["--set", "output.dir="], "output.dir=None: expected text"),
         (["--set", "output.max_shard_bytes=5TB"], "'5TB' is not a size"),
         (["--resume", "--overwrite"], "exclude each other"),
+        (["--set", "method.rank=4"], "method.rank has no effect with method.name=full"),
+        (["--set", "method.name=lora", "--set", "method.rank=0"], "method.rank=0: must be at least 1"),
+        (["--set", "method.name=lora", "--set", "method.targets=q_poj"], "did you mean q_proj?"),
+        (["--set", "method.name=lora", "--set", "method.targets=[]"], "method.targets is empty"),
+        (["--set", "method.name=lara"], "did you mean lora?"),
     ],
 )
 def test_bad_values_are_refused(job, arguments, part):

@@ -134,3 +134,16 @@ def test_a_state_of_another_model_is_refused():
 
 def test_the_norm_of_nothing_is_zero():
     assert global_norm([]) == 0.0
+
+
+def test_rates_scale_the_step_and_the_decay_of_one_parameter():
+    params = parameters()
+    start = {name: p.numpy() for name, p in params.items()}
+    adamw = optimizer(params, rates={"weight": 4.0, "bias": 0.5, "norm": 1.0}.__getitem__)
+    for step in range(1, 4):
+        give(params, gradients(step))
+        adamw.normalize(1)
+        adamw.step(0.05)
+    for name, rate in (("weight", 4.0), ("bias", 0.5), ("norm", 1.0)):
+        expected = twin(start, 3, lambda step, rate=rate: 0.05 * rate)[name]
+        np.testing.assert_allclose(params[name].numpy(), expected, rtol=2e-5, atol=1e-6, err_msg=name)

@@ -220,15 +220,7 @@ def _write_shard(work: Path, name: str, tensors: Mapping[str, Planned], progress
 
 def _write_rest(source: Source, work: Path, layout: str, dtype: str, made_from: str, hashes: Mapping[str, str]) -> None:
     """Configuration, tokenizer and other small files as they are, and the manifest last."""
-    for file in source.folder.path.iterdir():
-        weights = file.name.endswith(WEIGHTS)
-        if file.is_file() and not weights and not file.name.startswith(".") and file.name != MANIFEST:
-            shutil.copyfile(file, work / file.name)
-    if dtype != "keep":
-        config = json.loads((work / "config.json").read_text(encoding="utf-8"))
-        config[("dtype" if "dtype" in config else "torch_dtype")] = dtype
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (work / "config.json").write_text(text, encoding="utf-8")
+    copy_rest(source.folder.path, work, dtype)
     for note in work.glob(".*.sha256"):
         note.unlink()
     files = {name: {"bytes": (work / name).stat().st_size, "sha256": known or _sha256(work / name)}
@@ -245,6 +237,19 @@ def _write_rest(source: Source, work: Path, layout: str, dtype: str, made_from: 
         "files": files,
     }
     (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_rest(source: Path, target: Path, dtype: str) -> None:
+    """Copies what a model folder holds beside its weights; config.json names the dtype unless that is kept."""
+    for file in source.iterdir():
+        weights = file.name.endswith(WEIGHTS)
+        if file.is_file() and not weights and not file.name.startswith(".") and file.name != MANIFEST:
+            shutil.copyfile(file, target / file.name)
+    if dtype != "keep":
+        config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+        config[("dtype" if "dtype" in config else "torch_dtype")] = dtype
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (target / "config.json").write_text(text, encoding="utf-8")
 
 
 def _replace(work: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ from llmctl.config import parse_bytes
 @click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16"]), default="keep",
               show_default=True, help="Type of the weights in the target.")  # fmt: skip
 @click.option("--max-shard-size", default="5GB", show_default=True, help="Largest weight file, e.g. 500MB.")
+@click.option("--base", type=click.Path(path_type=Path), help="If SOURCE is an adapter: its base, when it was moved.")
 @click.option("--check", is_flag=True, help="Read and verify everything, write nothing; TARGET may be left out.")
 @click.option("--overwrite", is_flag=True, help="Replace a TARGET that is something else.")
 @click.pass_context
@@ -29,15 +30,27 @@ def command(
     layout: str,
     dtype: str,
     max_shard_size: str,
+    base: Path | None,
     check: bool,
     overwrite: bool,
 ) -> None:
-    """Convert the model folder SOURCE into the folder TARGET."""
+    """Convert the model folder SOURCE into the folder TARGET.
+
+    An adapter is converted between peft's format (hf) and PaddleNLP's (native).
+    """
+    from llmctl.adapters.folder import is_adapter
     from llmctl.checkpoint.hf_config import read_config
 
     if target is None and not check:
         raise click.UsageError("TARGET is missing; only --check does without it")
     shard_bytes = parse_bytes(max_shard_size)
+    if is_adapter(source):
+        if max_shard_size != "5GB":
+            raise click.UsageError("--max-shard-size has no effect on an adapter, which is one file")
+        _adapter(source, None if check else target, layout, dtype, base, ctx.obj["family"], overwrite)
+        return
+    if base:
+        raise click.UsageError(f"--base is for adapters; {source} holds none")
     config = read_config(source)
     where = str(source / "config.json")
     plugin = plugins.resolve(ctx.obj["family"], config, where)
@@ -58,3 +71,22 @@ def command(
     with byte_bar("writing", opened.folder.nbytes) as progress:
         made = conversion.convert(opened, target, layout, dtype, shard_bytes, overwrite, progress)
     click.echo(f"{target} {'written' if made else 'is already converted'}: {what} -> {layout}")
+
+
+def _adapter(
+    source: Path, target: Path | None, layout: str, dtype: str, base: Path | None, family: str, overwrite: bool
+) -> None:
+    """Converts an adapter, or only checks it if there is no target."""
+    from llmctl.adapters import folder as folders
+    from llmctl.checkpoint import atomic_folder
+
+    opened = folders.open_adapter(source, base, family)
+    what = f"{len(opened.adapter.parts)} layers of {opened.plugin.card.name}"
+    if target is None:
+        click.echo(f"{source} is a whole adapter: {what}, base {opened.base}")
+        return
+    stored = opened.adapter.dtype if dtype == "keep" else dtype
+    with atomic_folder(target, overwrite) as work:
+        folders.write(work, opened.adapter, opened.plugin, opened.dims, stored, layout)
+        folders.copy_tokenizer(source, work, opened.plugin.card)
+    click.echo(f"{target} written: {what} -> {layout}")

@@ -16,6 +16,9 @@ SAMPLING = ("temperature", "top_k", "top_p")
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option("--adapter", type=click.Path(path_type=Path), help="Folder of an adapter to put on MODEL.")
+@click.option("--base", type=click.Path(path_type=Path), help="If MODEL is an adapter: its base, when it was moved.")
+@click.option("--allow-other-base", is_flag=True, help="Put the adapter on a model that it was not trained on.")
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; may be repeated. - reads one from standard input.")
 @click.option("--input", "input_file", type=click.Path(path_type=Path), help="JSON lines with src.")
 @click.option("--output", "output_file", type=click.Path(path_type=Path), help="Where to write the answers to --input.")
@@ -37,18 +40,14 @@ SAMPLING = ("temperature", "top_k", "top_p")
 @click.option("--no-cache", is_flag=True, help="Compute every step from the beginning, to check the cache.")
 @click.pass_context
 def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
-    """Generate text with the model in the folder MODEL."""
+    """Generate text with the model in the folder MODEL, or with the adapter in it and the model that it names."""
     _check_sources(given)
     options = _options(given)
-    from llmctl import plugins, tokenizers
-    from llmctl.checkpoint.hf_config import read_config
+    from llmctl import tokenizers
 
-    config = read_config(model)
-    where = str(model / "config.json")
-    plugin = plugins.resolve(ctx.obj["family"], config, where)
-    dims = plugin.card.dims_from_config(config, where)
-    tokenizer = tokenizers.load(model, "none" if given["raw"] else given["chat_template"], plugin.card)
-    tokenizers.check_fits(tokenizer, dims.vocab, model)
+    plugin, dims, folder, adapted = _open(model, given, ctx.obj["family"])
+    tokenizer = tokenizers.load(folder, "none" if given["raw"] else given["chat_template"], plugin.card)
+    tokenizers.check_fits(tokenizer, dims.vocab, folder)
     if tokenizer.chat_template is None and given["system"] is not None:
         raise ConfigError("--system needs a chat template; name one with --chat-template")
     questions, prompts, names = _prompts(given, tokenizer)
@@ -56,10 +55,9 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
     from llmctl import runtime
 
     runtime.import_paddle("llmctl generate")
-    from llmctl.checkpoint.model import load_model
     from llmctl.infer.text import Writer, check_lengths
 
-    layer, _, _ = load_model(model, plugin.card.name)
+    layer = _load(model, plugin.card.name, adapted)
     limit = 0 if getattr(layer, "position_depends_on_length", False) else dims.get("max_positions", 0)
     check_lengths(prompts, options, limit, names)
     writer = Writer(layer, tokenizer, limit, options, given["stops"], given["batch_size"] or 8, not given["no_cache"])
@@ -69,6 +67,39 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
         _file(writer, questions, prompts, given["output_file"])
     else:
         _show(writer, given["prompts"], prompts, given["stream"])
+
+
+def _open(model: Path, given: dict[str, Any], family: str) -> tuple[Any, Any, Path, Any]:
+    """Family, dims, the folder of the tokenizer, and the adapter with its base if there is one."""
+    from llmctl import plugins
+    from llmctl.adapters.folder import is_adapter, open_adapter, tokenizer_folder
+    from llmctl.checkpoint.hf_config import read_config
+
+    folder, base = given["adapter"], model
+    if is_adapter(model):
+        if folder:
+            raise click.UsageError(f"{model} holds an adapter itself; leave out --adapter, or name a model as MODEL")
+        folder, base = model, given["base"]
+    elif given["base"] or (given["allow_other_base"] and not folder):
+        raise click.UsageError(f"--base and --allow-other-base are for adapters; {model} holds none")
+    if folder:
+        opened = open_adapter(folder, base, family, given["allow_other_base"])
+        return opened.plugin, opened.dims, tokenizer_folder(folder, opened.base), opened
+    config = read_config(model)
+    where = str(model / "config.json")
+    plugin = plugins.resolve(family, config, where)
+    return plugin, plugin.card.dims_from_config(config, where), model, None
+
+
+def _load(model: Path, family: str, adapted: Any) -> Any:
+    """The layer, with the adapter if there is one."""
+    if adapted:
+        from llmctl.adapters.attach import adapted_model
+
+        return adapted_model(adapted)
+    from llmctl.checkpoint.model import load_model
+
+    return load_model(model, family)[0]
 
 
 def _check_sources(given: dict[str, Any]) -> None:

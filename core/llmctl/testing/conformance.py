@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -19,27 +19,15 @@ from llmctl import capabilities, plugins
 from llmctl.card import Dims, Family, validate
 from llmctl.errors import UnsupportedError
 from llmctl.hookspecs import Parallel
-from llmctl.testing.tiny import tiny_dims
-
-EXACT = 1e-9
-STD = 0.3
-
+from llmctl.testing.adapters import AdapterConformance
+from llmctl.testing.evidence import EXACT, proves
+from llmctl.testing.tiny import descend, random_model, tiny_dims
 
 KEY_BIAS = "qkv_bias.1"
 """Slot of a tensor that softmax may not see: what is added to all scores of a query alike has no gradient."""
 
 
-def proves(method: str) -> Callable[[Any], Any]:
-    """Marks a test as evidence for a column of the support matrix."""
-
-    def mark(test: Any) -> Any:
-        test.llmctl_proves = method
-        return test
-
-    return mark
-
-
-class FamilyConformance:
+class FamilyConformance(AdapterConformance):
     """Inherit, set ``family``, and pytest does the rest.
 
     Attributes:
@@ -79,7 +67,7 @@ class FamilyConformance:
     @classmethod
     def model(cls, plugin: plugins.Plugin, dims: Dims) -> Any:
         """The tiny model with random weights, not trained on."""
-        return _random_model(plugin, dims)
+        return random_model(plugin, dims)
 
     def test_card_is_valid(self, card: Family) -> None:
         assert validate(card) == []
@@ -158,7 +146,7 @@ class FamilyConformance:
         from llmctl.data.packing import collate, join
 
         ids = [self.input_ids(dims, 1, length)[0].tolist() for length in (11, 7, 9)]
-        model = _random_model(plugin, dims)
+        model = random_model(plugin, dims)
         model.aux_loss = 0.0
         rows = [SimpleNamespace(input_ids=row, labels=[*row[1:], -100], source="") for row in ids]
         apart = [_loss_and_gradients(model, collate([join([row])], 0)) for row in rows]
@@ -178,22 +166,10 @@ class FamilyConformance:
     ) -> None:
         import paddle
 
-        from llmctl.nn.loss import token_loss
-
-        model = _random_model(plugin, dims)
+        model = random_model(plugin, dims)
         ids = paddle.to_tensor(self.input_ids(dims, 4, 16))
         before = {name: value.numpy().copy() for name, value in model.state_dict().items()}
-        losses = []
-        for _ in range(2):
-            hidden = model.hidden_states(ids)
-            loss = token_loss(model.logits(hidden[:, :-1]).reshape([-1, dims.vocab]), ids[:, 1:].reshape([-1])) / 60
-            losses.append(float(loss))
-            loss.backward()
-            with paddle.no_grad():
-                for parameter in model.parameters():
-                    if parameter.grad is not None:
-                        parameter.set_value(parameter - 1e-3 * parameter.grad)
-            model.clear_gradients()
+        losses = descend(model, ids, dims.vocab, steps=2)
         state = model.state_dict()
         moving = [tensor.name for tensor in card.expand(dims) if tensor.slot != KEY_BIAS]
         assert not [name for name in moving if np.array_equal(state[name].numpy(), before[name])]
@@ -288,17 +264,3 @@ def _loss_and_gradients(model: Any, arrays: Mapping[str, Any]) -> tuple[float, d
     loss.backward()
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}
     return float(loss), {name: grad.numpy() for name, grad in grads.items() if grad is not None}
-
-
-def _random_model(plugin: plugins.Plugin, dims: Dims) -> Any:
-    """A float64 model for evaluation, every tensor random: none at a value that hides a mistake."""
-    from llmctl import runtime
-    from llmctl.checkpoint.model import build
-
-    runtime.import_paddle("a model")
-    model, rng = build(plugin, dims, "float64"), np.random.default_rng(5)
-    for name, value in model.state_dict().items():
-        norm = len(value.shape) == 1 and name.endswith("weight")
-        value.set_value(rng.normal(1.0 if norm else 0.0, STD, value.shape))
-    model.eval()
-    return model

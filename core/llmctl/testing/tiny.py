@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from llmctl import plugins
 from llmctl.card import Dims, Family
 
+STD = 0.3
 SIZES = dict(layers=2, hidden=32, heads=4, head_dim=8, ffn=48, vocab=96, experts=4, max_positions=64)
 
 
@@ -39,3 +43,38 @@ def write_model(folder: Path, plugin: Any, dims: Dims, seed: int = 0) -> None:
     (folder / "config.json").write_text(json.dumps(plugin.card.config_from_dims(dims)), encoding="utf-8")
     renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
     save_weights(folder, build(plugin, dims), renames)
+
+
+def random_model(plugin: plugins.Plugin, dims: Dims) -> Any:
+    """A float64 model for evaluation, every tensor random: none at a value that hides a mistake."""
+    from llmctl import runtime
+    from llmctl.checkpoint.model import build
+
+    runtime.import_paddle("a model")
+    model, rng = build(plugin, dims, "float64"), np.random.default_rng(5)
+    for name, value in model.state_dict().items():
+        norm = len(value.shape) == 1 and name.endswith("weight")
+        value.set_value(rng.normal(1.0 if norm else 0.0, STD, value.shape))
+    model.eval()
+    return model
+
+
+def descend(model: Any, ids: Any, vocab: int, steps: int) -> list[float]:
+    """Steps down the gradient of the mean loss; the losses before each."""
+    import paddle
+
+    from llmctl.nn.loss import token_loss
+
+    losses = []
+    for _ in range(steps):
+        hidden = model.hidden_states(ids)
+        labels = ids[:, 1:].reshape([-1])
+        loss = token_loss(model.logits(hidden[:, :-1]).reshape([-1, vocab]), labels) / labels.shape[0]
+        losses.append(float(loss))
+        loss.backward()
+        with paddle.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.set_value(parameter - 1e-3 * parameter.grad)
+        model.clear_gradients()
+    return losses

@@ -25,6 +25,7 @@ class AdamW:
         weight_decay: Each update subtracts ``lr * weight_decay * weight``.
         decays: Which parameters are decayed, by name.
         max_norm: Gradients are scaled down to this global L2 norm; 0 = never.
+        rates: What the learning rate is multiplied by, by name of the parameter.
     """
 
     def __init__(
@@ -36,9 +37,12 @@ class AdamW:
         weight_decay: float = 0.0,
         decays: Callable[[str], bool] = lambda name: True,
         max_norm: float = 0.0,
+        rates: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
         self.parameters = {name: p for name, p in parameters.items() if not p.stop_gradient}
         self.max_norm = max_norm
+        for name, p in self.parameters.items():
+            p.optimize_attr["learning_rate"] = rates(name)
         decayed = {p.name for name, p in self.parameters.items() if decays(name)}
         self._inner = paddle.optimizer.AdamW(
             learning_rate=0.0,

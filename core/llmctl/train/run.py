@@ -185,6 +185,7 @@ def _loop(
         eps=settings.adam_eps,
         weight_decay=settings.weight_decay,
         decays=subject.decays,
+        rates=subject.rates,
         max_norm=settings.max_grad_norm,
     )
     fingerprint = task.fingerprint

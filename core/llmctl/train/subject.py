@@ -16,7 +16,7 @@ from llmctl.card import Dims
 from llmctl.plugins import Plugin
 from llmctl.tokenizers import Tokenizer
 
-SUBJECTS = {"full": "llmctl.train.full"}
+SUBJECTS = {"full": "llmctl.train.full", "lora": "llmctl.train.lora"}
 """Module by ``method.name``; each has ``load(job, start) -> Subject``."""
 
 
@@ -30,6 +30,7 @@ class Subject:
         read: Takes over what ``write`` wrote into a folder.
         decays: Whether weight decay applies to the parameter of a name.
         notes: Goes into ``run.json``: facts that the configuration does not say.
+        rates: What the learning rate is multiplied by for the parameter of a name.
     """
 
     model: Any
@@ -37,6 +38,7 @@ class Subject:
     read: Callable[[Path], None]
     decays: Callable[[str], bool]
     notes: dict[str, Any]
+    rates: Callable[[str], float] = lambda name: 1.0
 
 
 class ModelJob(Protocol):
@@ -61,4 +63,15 @@ def load(job: ModelJob, start: Path | None) -> Subject:
     """
     module = importlib.import_module(SUBJECTS[job.config.method.name])
     subject: Subject = module.load(job, start)
+    if job.config.method.neftune_alpha:
+        _add_noise(subject.model, job)
     return subject
+
+
+def _add_noise(model: Any, job: ModelJob) -> None:
+    """NEFTune on the card's first table of vectors for tokens."""
+    from llmctl.nn.noise import add_noise
+
+    tables = [tensor for tensor in job.plugin.card.expand(job.dims) if tensor.kind == "embed"]
+    tokens = next(tensor.name for tensor in tables if "vocab" in tensor.param.axes[0].symbols)
+    add_noise(dict(model.named_sublayers())[tokens.removesuffix(".weight")], job.config.method.neftune_alpha)

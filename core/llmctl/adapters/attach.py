@@ -1,0 +1,72 @@
+"""Adapters put on a model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmctl.adapters.adapter import Part
+from llmctl.adapters.folder import Opened, open_adapter
+from llmctl.checkpoint.model import load_model
+from llmctl.nn.replace import replace_layers
+
+
+def put(
+    model: Any, paths: Iterable[str], rank: int, scale: float, dropout: float = 0.0, lengths: bool = False
+) -> dict[str, Any]:
+    """Replaces the layers by ones with fresh adapters; path -> ``nn.lora.LoraLinear``. Nothing else of the model moves.
+
+    Args:
+        model: The model to change.
+        paths: Of the layers.
+        rank: Of every adapter.
+        scale: Of every adapter.
+        dropout: In training.
+        lengths: Whether they learn the lengths of columns (DoRA).
+    """
+    from llmctl.nn.lora import LoraLinear
+
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
+    made: dict[str, Any] = {}
+
+    def replace(path: str, layer: Any) -> Any:
+        made[path] = LoraLinear(layer, rank, scale, dropout, lengths)
+        return made[path]
+
+    replace_layers(model, paths, replace)
+    return made
+
+
+def attach(model: Any, parts: Mapping[str, Part]) -> None:
+    """Puts an adapter that has been read on a model."""
+    for path, part in parts.items():
+        layer = put(model, [path], part.rank, part.scale, lengths=part.magnitude is not None)[path]
+        layer.take(part.a, part.b, part.magnitude)
+
+
+def load_adapted(
+    folder: Path, base: Path | None = None, family: str = "auto", dtype: str = "float32", allow_other: bool = False
+) -> tuple[Any, Opened]:
+    """The model of an adapter's base with the adapter on it, and where both came from.
+
+    Args:
+        folder: The adapter's.
+        base: Folder of the base; None = the one that the adapter names.
+        family: Name of the base's family, or ``"auto"``.
+        dtype: Type to compute in.
+        allow_other: Whether the base may have other values than the one that was trained on.
+
+    Raises:
+        LlmctlError: As `folder.open_adapter` and `load_model`.
+    """
+    opened = open_adapter(folder, base, family, allow_other)
+    return adapted_model(opened, dtype), opened
+
+
+def adapted_model(opened: Opened, dtype: str = "float32") -> Any:
+    """The model of an opened adapter's base with the adapter on it, to compute in a type."""
+    model, _, _ = load_model(opened.base, opened.plugin.card.name, dtype)
+    attach(model, opened.adapter.parts)
+    return model

@@ -1,0 +1,121 @@
+"""The base of an adapter: where it lies, and whether it is the model that the adapter was trained on.
+
+A base is recognised by the names and shapes of its tensors and by a few values of each linear, rounded to bfloat16, so
+that copies in another layout or a narrower type count as the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmctl.adapters import targets
+from llmctl.card import Dims
+from llmctl.checkpoint.dtypes import STORAGE, round_bfloat16
+from llmctl.checkpoint.folder import open_folder
+from llmctl.checkpoint.hf_config import NAME as CONFIG
+from llmctl.checkpoint.layout import recognise
+from llmctl.checkpoint.tensor_info import TensorInfo
+from llmctl.errors import CheckpointError
+from llmctl.hookspecs import Rename
+
+CORNER = 4
+"""So many rows and columns of each linear are looked at."""
+
+
+def record(base: Path, plugin: Any, dims: Dims) -> dict[str, Any]:
+    """What to note of a base: family, the card's hash, and hashes of its tensors' shapes and of some of its values."""
+    shapes = {tensor.name: list(tensor.shape) for tensor in plugin.card.expand(dims)}
+    return {
+        "family": plugin.card.name,
+        "card_hash": plugin.card.hash(),
+        "path": str(base.resolve()),
+        "tensors": len(shapes),
+        "shapes_hash": _digest(json.dumps(sorted(shapes.items())).encode()),
+        "values_hash": _values_hash(base, plugin, dims),
+    }
+
+
+def check(noted: Mapping[str, Any], base: Path, plugin: Any, dims: Dims, allow_other: bool = False) -> None:
+    """Passes when a folder is the base that was noted.
+
+    Args:
+        noted: From `record`; empty = nothing is known and everything passes.
+        base: The folder.
+        plugin: Its family.
+        dims: Its dims.
+        allow_other: Whether other values may stand in tensors of the same shapes.
+
+    Raises:
+        CheckpointError: It is another family's, has other tensors, or other values.
+    """
+    if not noted:
+        return
+    if noted.get("family") != plugin.card.name:
+        raise CheckpointError(
+            f"the adapter belongs to a model of {noted.get('family')}, {base} is of {plugin.card.name}"
+        )
+    now = record(base, plugin, dims)
+    if noted.get("shapes_hash") != now["shapes_hash"]:
+        raise CheckpointError(
+            f"{base} is not the adapter's base: it has {now['tensors']} tensors, shapes {now['shapes_hash']}; "
+            f"the base had {noted.get('tensors')}, shapes {noted.get('shapes_hash')}. Name the right one with --base"
+        )
+    if noted.get("values_hash") != now["values_hash"] and not allow_other:
+        raise CheckpointError(
+            f"{base} has the shapes of the adapter's base but other weights: values {now['values_hash']}, the base had "
+            f"{noted.get('values_hash')} and was {noted.get('path')}. Name the right one with --base, or use this one "
+            "knowingly with --allow-other-base"
+        )
+
+
+def find(named: str, folder: Path, given: Path | None) -> Path:
+    """The folder of an adapter's base: the one given, else the one that the adapter names.
+
+    Args:
+        named: What the adapter names; a relative path is looked for beside the adapter, then here.
+        folder: The adapter's folder.
+        given: From the command line.
+
+    Raises:
+        CheckpointError: It is not there.
+    """
+    if given is not None:
+        return given
+    for path in (folder / named, Path(named)) if named else ():
+        if (path / CONFIG).is_file():
+            return path
+    reason = (
+        f"its base {named} is not there; if it was moved, name it" if named else "it does not name its base; name it"
+    )
+    raise CheckpointError(f"{folder} is an adapter and {reason} with --base FOLDER")
+
+
+def _values_hash(base: Path, plugin: Any, dims: Dims) -> str:
+    tensors = open_folder(base).tensors
+    _, renames = recognise(tensors, plugin, dims)
+    known = targets.linears(plugin.card, dims)
+    digest = hashlib.sha256()
+    for rename in sorted(renames, key=lambda rename: rename.target):
+        path = targets.module_of(rename.target)
+        if path in known and rename.source in tensors:
+            digest.update(_corner(tensors[rename.source], rename, known[path].shape).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _corner(info: TensorInfo, rename: Rename, shape: tuple[int, ...]) -> Any:
+    """The first inputs and outputs of a linear [CORNER, CORNER] as bfloat16."""
+    stored = info.shape[0] // (rename.part[1] if rename.part else 1)
+    rows = np.empty((min(CORNER, stored), *info.shape[1:]), STORAGE["float32"])
+    info.read_into(rows, "float32", start=rename.part[0] * stored if rename.part else 0)
+    corner = rows[:, :CORNER]
+    return round_bfloat16(corner.T if rename.transpose else corner)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

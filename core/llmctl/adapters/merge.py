@@ -1,0 +1,116 @@
+"""A model folder from a base and its adapter, tensor by tensor: W + scale * A B, columns set to their lengths for DoRA.
+
+Sums are taken in float32 or better and rounded once. Over a quantised base it is the base as it was in training,
+dequantised, that the adapter is added to. Memory: the adapter and a few copies of one tensor. No model is built.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from llmctl import plugins, tokenizers
+from llmctl.adapters.adapter import Part
+from llmctl.adapters.folder import RECORD, Opened, tokenizer_folder
+from llmctl.checkpoint import convert
+from llmctl.checkpoint.atomic import atomic_folder
+from llmctl.checkpoint.convert import Progress, Stored
+from llmctl.checkpoint.dtypes import cast
+from llmctl.checkpoint.layout import HF, renames_for
+from llmctl.checkpoint.safetensors_file import write_file
+from llmctl.checkpoint.save import KEEP, plan_shards, write_index
+from llmctl.errors import CheckpointError
+from llmctl.tokenizers.base import FILES
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A linear's weight with its adapter; quacks as much like an array as writing needs.
+
+    Attributes:
+        stored: The base's weight.
+        part: The adapter; None = none, the weight is only as quantising has made it.
+        dtype: Of the result.
+    """
+
+    stored: Stored
+    part: Part | None
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[in, out]."""
+        return self.stored.shape
+
+    def numpy(self) -> NDArray[Any]:
+        """The values in the storage of the dtype."""
+        compute = "float64" if self.stored.dtype == "float64" else "float32"
+        weight = cast(self.stored.numpy(), self.stored.dtype, compute)
+        if self.part is not None:
+            weight = self.part.merged(weight)
+        try:
+            return cast(weight, compute, self.dtype)
+        except ValueError as error:
+            name = self.stored.rename.target
+            raise CheckpointError(f"{name}: {error}; merge with --dtype float32 or bfloat16") from None
+
+
+def merge(
+    opened: Opened,
+    output: Path,
+    dtype: str = KEEP,
+    max_shard_bytes: int = 5_000_000_000,
+    progress: Progress | None = None,
+) -> int:
+    """Writes a model folder that needs no adapter; returns the number of layers that the adapter changed.
+
+    Args:
+        opened: The adapter and its base.
+        output: The folder to make.
+        dtype: Of floats: ``"keep"`` or one of ``save.DTYPES``.
+        max_shard_bytes: A file holds no more data than this, unless a single tensor is larger.
+        progress: Told of bytes written.
+
+    Raises:
+        CheckpointError: The folder is there already or cannot be written, or a value does not fit into the dtype.
+    """
+    source = convert.open_source(opened.base, opened.plugin, opened.dims)
+    state: dict[str, Any] = dict(source.state)
+    for path, part in opened.adapter.parts.items():
+        stored = source.state[path + ".weight"]
+        state[path + ".weight"] = Merged(stored, part, stored.dtype if dtype == KEEP else dtype)
+    shards = plan_shards(state, renames_for(HF, opened.plugin, opened.dims), dtype, max_shard_bytes)
+    with atomic_folder(output) as work:
+        for name, tensors in shards.items():
+            write_file(work / name, tensors, progress)
+        if len(shards) > 1:
+            write_index(work, shards)
+        convert.copy_rest(opened.base, work, dtype)
+        _tokenizer(opened, work)
+        (work / RECORD).write_text(json.dumps(_record(opened, dtype), indent=2) + "\n", encoding="utf-8")
+    return len(opened.adapter.parts)
+
+
+def _tokenizer(opened: Opened, work: Path) -> None:
+    """Takes the adapter's tokenizer and chat template where it has them: the model was trained with these."""
+    folder = tokenizer_folder(opened.folder, opened.base)
+    if folder == opened.base:
+        return
+    for path in [
+        path for pattern in (*FILES, "tokenizer_config.json", "chat_template.*") for path in work.glob(pattern)
+    ]:
+        path.unlink()
+    tokenizers.load(folder, card=opened.plugin.card).save(work)
+
+
+def _record(opened: Opened, dtype: str) -> dict[str, Any]:
+    return {
+        "merged": {"base": str(opened.base.resolve()), "adapter": str(opened.folder.resolve()), "dtype": dtype},
+        "layers": len(opened.adapter.parts),
+        "card_hash": opened.plugin.card.hash(),
+        "versions": dict(plugins.versions(opened.plugin)),
+    }

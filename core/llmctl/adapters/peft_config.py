@@ -1,0 +1,157 @@
+"""``adapter_config.json`` of the ``peft`` library: what it says of an adapter, and what it may not say.
+
+The tensors are in ``peft_format``. Paths are those in the torch model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmctl.adapters import targets
+from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
+from llmctl.card import Dims
+from llmctl.errors import CheckpointError
+
+CONFIG = "adapter_config.json"
+
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "modules_to_save": (None, []),
+    "lora_bias": (False, None),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+    "kasa_config": (None,),
+    "arrow_config": (None,),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+}
+"""Settings that add something which is not read here, with the values under which they add nothing."""
+
+KNOWN = (
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights", "base_model_name_or_path",
+)  # fmt: skip
+WITHOUT_EFFECT = (
+    "task_type", "inference_mode", "fan_in_fan_out", "auto_mapping", "revision", "peft_version", "runtime_config",
+    "megatron_config", "megatron_core", "corda_config", "eva_config", "loftq_config", "lora_ga_config",
+    "qalora_group_size", "ensure_weight_tying",
+)  # fmt: skip
+"""Settings that say where an adapter came from, or how it is run elsewhere."""
+
+UNCHANGED_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of ``init_lora_weights`` that leave the base as it is."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of ``adapter_config.json``.
+
+    Raises:
+        CheckpointError: It cannot be read, or it asks for something that is not supported.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, not an object")
+    odd = [f"{key}={config[key]!r}" for key, values in NEUTRAL.items() if key in config and config[key] not in values]
+    odd += [f"{key}={value!r}" for key, value in config.items()
+            if value and key not in (*NEUTRAL, *KNOWN, *WITHOUT_EFFECT)]  # fmt: skip
+    if odd:
+        raise CheckpointError(f"{path}: {', '.join(odd)} is not supported; only LoRA and DoRA of linear layers are")
+    start = config.get("init_lora_weights", True)
+    if start not in UNCHANGED_BASE:
+        raise CheckpointError(
+            f"{path}: init_lora_weights={start!r} changes the base, and the files do not say how; save it with "
+            "path_initial_model_for_weight_conversion, which makes a plain adapter of it"
+        )
+    if not isinstance(config.get("r"), int) or isinstance(config["r"], bool) or config["r"] < 1:
+        raise CheckpointError(f"{path}: r={config.get('r')!r} must be a whole number above 0")
+    return config
+
+
+def make_config(whole: Mapping[str, Part], adapter: Adapter, plugin: Any, dims: Dims) -> dict[str, Any]:
+    """The content of the file for the parts of an adapter by path, with the base that it names."""
+    rs = adapter.rank_stabilised
+    ranks = {torch: part.rank for torch, part in whole.items()}
+    alphas = {torch: alpha_of(part.scale, part.rank, rs) for torch, part in whole.items()}
+    (rank, _), (alpha, _) = Counter(ranks.values()).most_common(1)[0], Counter(alphas.values()).most_common(1)[0]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": _target_modules(list(whole), plugin, dims),
+        "fan_in_fan_out": any(row.torch_layout == "same" for row in plugin.card.params),
+        "bias": "none",
+        "use_rslora": rs,
+        "use_dora": any(part.magnitude is not None for part in whole.values()),
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "rank_pattern": {torch: n for torch, n in ranks.items() if n != rank},
+        "alpha_pattern": {torch: n for torch, n in alphas.items() if n != alpha},
+    }
+
+
+def wanted(
+    config: Mapping[str, Any], known: Mapping[str, list[str]], plugin: Any, dims: Dims, folder: Path
+) -> list[str]:
+    """Paths in the torch model of all layers that the configuration gives an adapter."""
+    names, excluded = config.get("target_modules"), config.get("exclude_modules") or []
+    only = config.get("layers_to_transform")
+    numbers = None if only is None else [only] if isinstance(only, int) else list(only)
+    rows = targets.linears(plugin.card, dims)
+    chosen = [
+        torch
+        for torch, paths in known.items()
+        if (names == "all-linear" or _named(torch, names))
+        and not _named(torch, excluded)
+        and (numbers is None or rows[paths[0]].layer in numbers)
+    ]
+    if not chosen:
+        raise CheckpointError(
+            f"{folder / CONFIG}: target_modules={names!r} names no linear layer of {plugin.card.name}; "
+            "the adapter is of another model"
+        )
+    return chosen
+
+
+def rank_and_scale(config: Mapping[str, Any], torch: str) -> tuple[int, float]:
+    """Rank and scale of the adapter of a layer."""
+    rank = int(_pattern(config.get("rank_pattern"), torch, config["r"]))
+    alpha = float(_pattern(config.get("alpha_pattern"), torch, config.get("lora_alpha", 8)))
+    return rank, scale_of(alpha, rank, bool(config.get("use_rslora", False)))
+
+
+def _target_modules(chosen: list[str], plugin: Any, dims: Dims) -> list[str]:
+    """The last parts of the paths where those name exactly the chosen layers, else the whole paths."""
+    renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
+    layers = dict.fromkeys(targets.module_of(r.source) for r in renames if r.source.endswith(".weight"))
+    short = list(dict.fromkeys(path.rpartition(".")[2] for path in chosen))
+    meant = [path for path in layers if any(targets.matches(path, name) for name in short)]
+    return sorted(short) if set(meant) == set(chosen) else chosen
+
+
+def _named(torch: str, names: Any) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, torch) is not None
+    return any(targets.matches(torch, name) for name in names or [])
+
+
+def _pattern(patterns: Any, torch: str, default: Any) -> Any:
+    """The value of the first key that is the path's end, read as a regular expression as peft does."""
+    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", torch)), default)

@@ -1,0 +1,185 @@
+"""The adapter format of the ``peft`` library: ``adapter_model.safetensors`` and (``peft_config``) ``adapter_config.json``.
+
+Tensors are named ``base_model.model.<path in the torch model>.lora_A.weight`` [rank, in], ``.lora_B.weight`` [out, rank]
+and ``.lora_magnitude_vector`` [out]. Where torch packs layers that are split here, they are packed on the way out
+(``adapter.pack``, exact, with the ranks added up) and taken apart on the way in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from llmctl.adapters import targets
+from llmctl.adapters.adapter import Adapter, Array, Part, pack, unpack
+from llmctl.adapters.peft_config import CONFIG, make_config, rank_and_scale, read_config, wanted
+from llmctl.card import Dims
+from llmctl.checkpoint import safetensors_file, torch_file
+from llmctl.checkpoint.dtypes import STORAGE, cast
+from llmctl.checkpoint.safetensors_file import Planned
+from llmctl.checkpoint.tensor_info import TensorInfo
+from llmctl.errors import CheckpointError
+
+WEIGHTS, TORCH_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
+PREFIX, A, B, MAGNITUDE = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+
+
+def read(folder: Path, plugin: Any, dims: Dims, blocks: Mapping[str, Any]) -> Adapter:
+    """The adapter in a folder.
+
+    Args:
+        folder: Holds the files.
+        plugin: The family of the base.
+        dims: Of the base.
+        blocks: For packed layers that `write` made: path in the torch model -> path here -> rank.
+
+    Raises:
+        CheckpointError: A setting is not supported, or tensors are missing, unexpected or of another shape.
+    """
+    config = read_config(folder)
+    known = targets.torch_modules(plugin, dims)
+    shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
+    layers = wanted(config, known, plugin, dims, folder)
+    tensors = _headers(folder)
+    dora = bool(config.get("use_dora", False))
+    _check(folder, tensors, {torch: _sizes(known[torch], shapes) for torch in layers}, config, dora)
+    parts: dict[str, Part] = {}
+    for torch in layers:
+        rank, scale = rank_and_scale(config, torch)
+        packed = _read_part(tensors, torch, scale, dora)
+        paths = known[torch]
+        ranks = [int(blocks[torch].get(path, 0)) for path in paths] if torch in blocks else None
+        widths = [shapes[path][1] for path in paths]
+        if ranks is not None and sum(ranks) != rank:
+            raise CheckpointError(
+                f"{folder}: {torch} has rank {rank}, its parts have {ranks}; the files do not belong together"
+            )
+        parts.update({p: part for p, part in zip(paths, unpack(packed, widths, ranks), strict=True) if part})
+    order = [path for path in shapes if path in parts]
+    return Adapter(
+        {path: parts[path] for path in order},
+        bool(config.get("use_rslora", False)),
+        float(config.get("lora_dropout", 0.0)),
+        str(config.get("base_model_name_or_path") or ""),
+        dtype=tensors[PREFIX + layers[0] + A].dtype,
+    )
+
+
+def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -> dict[str, dict[str, int]]:
+    """Writes both files into an existing folder; returns the blocks of packed layers, as `read` takes them.
+
+    Args:
+        folder: Where to write.
+        adapter: What to write.
+        plugin: The family of the base.
+        dims: Of the base.
+        dtype: Of the tensors.
+
+    Raises:
+        CheckpointError: The adapter cannot be expressed on the torch model's layers, or a value does not fit.
+    """
+    whole, blocks = _pack_all(adapter, plugin, dims)
+    planned: dict[str, Planned] = {}
+    for torch, part in whole.items():
+        rows = {A: part.a.T, B: part.b.T, **({} if part.magnitude is None else {MAGNITUDE: part.magnitude})}
+        planned.update({name: _planned(name, values, dtype)
+                        for name, values in ((PREFIX + torch + ending, rows[ending]) for ending in rows)})  # fmt: skip
+    safetensors_file.write_file(folder / WEIGHTS, planned)
+    config = make_config(whole, adapter, plugin, dims)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return blocks
+
+
+def _pack_all(adapter: Adapter, plugin: Any, dims: Dims) -> tuple[dict[str, Part], dict[str, dict[str, int]]]:
+    """The parts by path in the torch model, and the ranks within those that were packed."""
+    shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
+    whole: dict[str, Part] = {}
+    blocks: dict[str, dict[str, int]] = {}
+    for torch, paths in targets.torch_modules(plugin, dims).items():
+        parts = {path: adapter.parts[path] for path in paths if path in adapter.parts}
+        if parts and len(paths) == 1:
+            whole[torch] = parts[paths[0]]
+        elif parts:
+            try:
+                whole[torch] = pack([parts.get(path) for path in paths], [shapes[path][1] for path in paths])
+            except ValueError as error:
+                raise CheckpointError(f"an adapter of {torch} cannot be written: {error}") from None
+            blocks[torch] = {path: part.rank for path, part in parts.items()}
+    return whole, blocks
+
+
+def _planned(name: str, values: Array, dtype: str) -> Planned:
+    try:
+        stored = cast(np.ascontiguousarray(values), values.dtype.name, dtype).astype(STORAGE[dtype], copy=False)
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}; save with dtype float32 or bfloat16") from None
+
+    def put(stream: BinaryIO) -> None:
+        stream.write(stored.data)
+
+    return Planned(values.shape, dtype, put)
+
+
+def _headers(folder: Path) -> dict[str, TensorInfo]:
+    if (folder / WEIGHTS).is_file():
+        return safetensors_file.read_header(folder / WEIGHTS)
+    if (folder / TORCH_WEIGHTS).is_file():
+        return torch_file.read_header(folder / TORCH_WEIGHTS)
+    raise CheckpointError(f"{folder} has {CONFIG} but neither {WEIGHTS} nor {TORCH_WEIGHTS}")
+
+
+def _sizes(paths: list[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    return shapes[paths[0]][0], sum(shapes[path][1] for path in paths)
+
+
+def _check(
+    folder: Path,
+    tensors: Mapping[str, TensorInfo],
+    sizes: Mapping[str, tuple[int, int]],
+    config: Mapping[str, Any],
+    dora: bool,
+) -> None:
+    expected: dict[str, tuple[int, ...]] = {}
+    for torch in sizes:
+        (inputs, outputs), (rank, _) = sizes[torch], rank_and_scale(config, torch)
+        expected[PREFIX + torch + A], expected[PREFIX + torch + B] = (rank, inputs), (outputs, rank)
+        if dora:
+            expected[PREFIX + torch + MAGNITUDE] = (outputs,)
+    problems(folder, tensors, expected)
+
+
+def problems(folder: Path, tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Passes when exactly the expected tensors are there.
+
+    Raises:
+        CheckpointError: Lists what is missing, unexpected or of another shape.
+    """
+    lines = [f"missing: {name}" for name in expected if name not in tensors]
+    lines += [f"unexpected: {name} {list(tensors[name].shape)}" for name in tensors if name not in expected]
+    lines += [
+        f"of another shape: {name} is {list(tensors[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if lines:
+        more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+        raise CheckpointError("\n  ".join([f"the adapter in {folder} does not fit the base:", *lines[:10], *more]))
+
+
+def _read_part(tensors: Mapping[str, TensorInfo], torch: str, scale: float, dora: bool) -> Part:
+    def get(ending: str) -> Array:
+        return load(tensors[PREFIX + torch + ending])
+
+    return Part(np.ascontiguousarray(get(A).T), np.ascontiguousarray(get(B).T), scale, get(MAGNITUDE) if dora else None)
+
+
+def load(info: TensorInfo) -> Array:
+    """A tensor's values; half precision as float32."""
+    dtype = info.dtype if info.dtype == "float64" else "float32"
+    out = np.empty(info.shape, STORAGE[dtype])
+    info.read_into(out, dtype)
+    return out

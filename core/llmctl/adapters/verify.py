@@ -1,0 +1,59 @@
+"""Whether a merged folder gives the logits of its base with the adapter, up to the rounding of its type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmctl import tokenizers
+from llmctl.adapters.attach import adapted_model
+from llmctl.adapters.folder import Opened, tokenizer_folder
+from llmctl.checkpoint.folder import open_folder
+from llmctl.checkpoint.model import load_model
+from llmctl.data.encoding import prompt_ids
+from llmctl.errors import CheckpointError
+from llmctl.tokenizers.chat import Conversation
+
+TEXTS = (
+    "The quick brown fox jumps over the lazy dog.",
+    "1, 2, 3: count on, and do not stop before 20!",
+)
+ALLOWED = {"float64": 1e-5, "float32": 1e-5, "float16": 1e-2, "bfloat16": 8e-2}
+"""Largest length of the difference of the logits, as a part of the length of the logits, by type of the weights."""
+
+
+def verify(opened: Opened, merged: Path) -> tuple[float, float]:
+    """The relative difference of the logits of two fixed texts, and what is allowed.
+
+    The models are held in memory one after the other.
+
+    Args:
+        opened: The adapter and its base.
+        merged: The folder that was made of them.
+
+    Raises:
+        CheckpointError: The difference is more than the type of the weights explains.
+    """
+    tokenizer = tokenizers.load(tokenizer_folder(opened.folder, opened.base), card=opened.plugin.card)
+    rows = [prompt_ids(tokenizer, Conversation(((text, None),), None)) for text in TEXTS]
+    expected = _logits(adapted_model(opened), rows)
+    found = _logits(load_model(merged, opened.plugin.card.name)[0], rows)
+    difference = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    types = {info.dtype for info in open_folder(merged).tensors.values()}
+    allowed = max(ALLOWED.get(name, 0.0) for name in types)
+    if not difference <= allowed:
+        raise CheckpointError(
+            f"{merged} does not give what base and adapter give: the logits differ by {difference:.2g} of their length, "
+            f"rounding explains {allowed:g}; do not use it, and try --dtype float32"
+        )
+    return difference, allowed
+
+
+def _logits(model: Any, rows: list[list[int]]) -> np.ndarray[Any, Any]:
+    import paddle
+
+    model.eval()
+    with paddle.no_grad():
+        return np.concatenate([model(paddle.to_tensor([row])).numpy()[0] for row in rows])

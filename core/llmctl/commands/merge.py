@@ -1,0 +1,53 @@
+"""``llmctl merge``: an adapter and its base into a model folder of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from llmctl.commands.progress import byte_bar
+from llmctl.config import parse_bytes
+from llmctl.errors import ConfigError
+
+
+@click.command()
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="The model folder to make.")
+@click.option("--base", type=click.Path(path_type=Path), help="The adapter's base, when it is not where it was.")
+@click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16"]), default="keep",
+              show_default=True, help="Type of the weights; keep = that of the base.")  # fmt: skip
+@click.option("--max-shard-size", default="5GB", show_default=True, help="Largest weight file, e.g. 500MB.")
+@click.option("--verify", "check", is_flag=True, help="Compare the logits of both on fixed texts; needs paddle.")
+@click.option("--allow-other-base", is_flag=True, help="Merge into a model that the adapter was not trained on.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    adapter: Path,
+    output: Path,
+    base: Path | None,
+    dtype: str,
+    max_shard_size: str,
+    check: bool,
+    allow_other_base: bool,
+) -> None:
+    """Merge the adapter in the folder ADAPTER into its base, tensor by tensor."""
+    shard_bytes = parse_bytes(max_shard_size)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConfigError(f"--output {output} exists already; choose another folder")
+    from llmctl.adapters.folder import open_adapter
+    from llmctl.adapters.merge import merge
+
+    opened = open_adapter(adapter, base, ctx.obj["family"], allow_other_base)
+    total = opened.plugin.card.count(opened.dims) * (2 if dtype in ("float16", "bfloat16") else 4)
+    with byte_bar("writing", total) as progress:
+        changed = merge(opened, output, dtype, shard_bytes, progress)
+    click.echo(f"{output} written: {opened.plugin.card.name} from {opened.base}, {changed} layers changed by {adapter}")
+    if check:
+        from llmctl import runtime
+
+        runtime.import_paddle("llmctl merge --verify")
+        from llmctl.adapters.verify import verify
+
+        difference, allowed = verify(opened, output)
+        click.echo(f"verified: the logits differ by {difference:.2g} of their length; {allowed:g} is allowed")

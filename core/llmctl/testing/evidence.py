@@ -1,0 +1,18 @@
+"""What tests of families have in common: how exact float64 must be, and which column of the matrix a test proves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+EXACT = 1e-9
+
+
+def proves(method: str) -> Callable[[Any], Any]:
+    """Marks a test as evidence for a column of the support matrix."""
+
+    def mark(test: Any) -> Any:
+        test.llmctl_proves = method
+        return test
+
+    return mark

@@ -1,0 +1,109 @@
+"""Training low-rank adapters beside layers that stand still. A checkpoint is an adapter's folder.
+
+PiSSA is stored as a plain adapter of twice the rank, [A, A0] and [B, -B0], so that whoever reads it needs the base as it
+is and nothing else: scale * (A B - A0 B0) is what the base has to be changed by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmctl import runtime
+from llmctl.adapters import base as bases
+from llmctl.adapters import folder as folders
+from llmctl.adapters import targets
+from llmctl.adapters.adapter import Adapter, Part, scale_of
+from llmctl.adapters.attach import put
+from llmctl.checkpoint.model import load_model
+from llmctl.nn.lora import principal
+from llmctl.train.subject import ModelJob, Subject
+
+Start = tuple[np.ndarray, np.ndarray]
+"""A0 and B0 of a layer that began as its base's principal part."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The adapters of a model in training.
+
+    Attributes:
+        layers: Path -> ``nn.lora.LoraLinear``.
+        starts: Path -> what was taken out of the base; empty without PiSSA.
+        blank: An adapter without parts, with all else that is stored.
+        job: The run's.
+    """
+
+    layers: dict[str, Any]
+    starts: dict[str, Start]
+    blank: Adapter
+    job: ModelJob
+
+    def write(self, folder: Path, dtype: str) -> None:
+        """Writes the adapter and the tokenizer into an existing folder."""
+        parts = {path: self._part(path, layer) for path, layer in self.layers.items()}
+        adapter = Adapter(parts, self.blank.rank_stabilised, self.blank.dropout, self.blank.base, self.blank.record)
+        folders.write(folder, adapter, self.job.plugin, self.job.dims, dtype)
+        self.job.tokenizer.save(folder)
+        folders.copy_generation(self.job.model, folder)
+
+    def read(self, folder: Path) -> None:
+        """Takes over what ``write`` wrote."""
+        adapter = folders.read(folder, self.job.plugin, self.job.dims)
+        for path, layer in self.layers.items():
+            part, rank = adapter.parts[path], layer.lora_A.shape[1]
+            layer.take(part.a[:, :rank], part.b[:rank], part.magnitude)
+
+    def _part(self, path: str, layer: Any) -> Part:
+        a, b = layer.lora_A.numpy(), layer.lora_B.numpy()
+        if path in self.starts:
+            a0, b0 = self.starts[path]
+            a, b = np.concatenate([a, a0], axis=1), np.concatenate([b, -b0])
+        magnitude = None if layer.lora_magnitude is None else layer.lora_magnitude.numpy()
+        return Part(a, b, layer.scale, magnitude)
+
+
+def load(job: ModelJob, start: Path | None) -> Subject:
+    """The job's model with adapters in motion and all else at rest; see ``subject.load``."""
+    method = job.config.method
+    model, dims, plugin = load_model(job.model, job.plugin.card.name, job.config.model.dtype)
+    paths = targets.choose(plugin.card, dims, method.targets)
+    rank, alpha = method.rank, method.alpha or 2.0 * method.rank
+    scale = scale_of(alpha, rank, method.rslora)
+    runtime.seed(job.config.train.seed)
+    layers = put(model, paths, rank, scale, method.dropout, method.dora)
+    record = {"base": bases.record(job.model, plugin, dims)}
+    blank = Adapter({}, method.rslora, method.dropout, str(job.model.resolve()), record)
+    trained = Trained(layers, _principal(layers, start, job) if method.pissa else {}, blank, job)
+    if start:
+        trained.read(start)
+    moving = sum(p.size for p in model.parameters() if not p.stop_gradient)
+    return Subject(
+        model=model,
+        write=trained.write,
+        read=trained.read,
+        decays=lambda name: not name.endswith("lora_magnitude"),
+        notes={"trained_parameters": int(moving), "trained_layers": len(paths)},
+        rates=lambda name: method.lora_plus_ratio if name.endswith("lora_B") else 1.0,
+    )
+
+
+def _principal(layers: dict[str, Any], start: Path | None, job: ModelJob) -> dict[str, Start]:
+    """Puts the principal part of each base into its adapter, the rest stays; where a run began, when it is continued."""
+    before = folders.read(start, job.plugin, job.dims).parts if start else {}
+    starts = {}
+    for path, layer in layers.items():
+        rank = layer.lora_A.shape[1]
+        if path in before:
+            a0, b0 = before[path].a[:, rank:], -before[path].b[rank:]
+        else:
+            weight = layer.base.weight.numpy()
+            a0, b0 = (x.astype(weight.dtype) for x in principal(weight, rank, layer.scale))
+        layer.subtract(a0, b0)
+        magnitude = None if layer.lora_magnitude is None else layer.lora_magnitude.numpy()
+        layer.take(a0, b0, magnitude)
+        starts[path] = a0, b0
+    return starts

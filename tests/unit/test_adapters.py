@@ -1,0 +1,204 @@
+"""Adapter folders that do not fit, in both formats; targets; the base that an adapter belongs to."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from llmctl import plugins
+from llmctl.adapters import base as bases
+from llmctl.adapters import folder as folders
+from llmctl.adapters import targets
+from llmctl.adapters.adapter import Adapter, Part
+from llmctl.adapters.folder import open_adapter
+from llmctl.adapters.merge import merge
+from llmctl.checkpoint import convert, safetensors_file
+from llmctl.errors import CheckpointError, ConfigError
+
+CASE = Path(__file__).resolve().parents[1] / "goldens" / "adapters" / "llama_plain"
+
+
+@pytest.fixture(scope="module")
+def llama():
+    plugin = plugins.load("llama")
+    return plugin, plugin.card.dims_from_config(json.loads((CASE / "config.json").read_text()))
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A copy of a model with an adapter."""
+    shutil.copytree(CASE, tmp_path / "model")
+    return tmp_path / "model" / "adapter"
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def refused(adapter, *parts, error=CheckpointError, **options):
+    with pytest.raises(error) as caught:
+        open_adapter(adapter, **options)
+    for part in parts:
+        assert part in str(caught.value), caught.value
+
+
+def test_targets_are_ends_of_names_or_all(llama):
+    plugin, dims = llama
+    assert len(targets.choose(plugin.card, dims, ["all"])) == 14
+    assert set(targets.choose(plugin.card, dims, ["layers.1.self_attn.v_proj", "mlp.up_proj"])) == {
+        "llama.layers.0.mlp.up_proj", "llama.layers.1.self_attn.v_proj", "llama.layers.1.mlp.up_proj",
+    }  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"method.targets: 'q_poj' matches no linear layer of llama; did you mean q_proj\?"
+    ):
+        targets.choose(plugin.card, dims, ["q_poj"])
+    with pytest.raises(ConfigError, match="'lm_head' matches no linear layer"):
+        targets.choose(plugin.card, dims, ["lm_head"])
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_listed(adapter):
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    first, second, *_ = sorted(tensors)
+    tensors["surprise"] = tensors.pop(first)
+    tensors[second] = np.zeros((3, 3), np.float32)
+    save_file(tensors, file)
+    refused(adapter, f"missing: {first}", "unexpected: surprise", f"of another shape: {second} is [3, 3]")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"bias": "all"}, "bias='all' is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save=['lm_head'] is not supported"),
+        ({"peft_type": "LOHA"}, "peft_type='LOHA'"),
+        ({"a_later_idea": True}, "a_later_idea=True is not supported"),
+        ({"init_lora_weights": "pissa"}, "changes the base"),
+        ({"r": 0}, "r=0 must be a whole number above 0"),
+        ({"target_modules": ["c_attn"]}, "names no linear layer of llama"),
+        ({"r": 2}, "expected [2, 16]"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(adapter, changes, part):
+    edit(adapter / "adapter_config.json", **changes)
+    refused(adapter, part)
+
+
+def test_layers_may_be_chosen_by_number(adapter):
+    edit(adapter / "adapter_config.json", layers_to_transform=[1])
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if ".layers.1." in name}, file)
+    assert {path.split(".")[2] for path in open_adapter(adapter).adapter.parts} == {"1"}
+
+
+def with_record(adapter, llama):
+    plugin, dims = llama
+    read = folders.read(adapter, plugin, dims)
+    record = {"base": bases.record(adapter.parent, plugin, dims)}
+    made = adapter.parent.parent / "ours"
+    made.mkdir()
+    folders.write(made, Adapter(read.parts, base=str(adapter.parent), record=record), plugin, dims)
+    return made
+
+
+def test_a_base_with_other_weights_is_refused_unless_allowed(adapter, llama, tmp_path):
+    made = with_record(adapter, llama)
+    other = tmp_path / "other"
+    shutil.copytree(CASE, other)
+    renamed = convert.open_source(other, *llama)
+    assert open_adapter(made).base == adapter.parent
+    convert.convert(renamed, tmp_path / "native", "native", dtype="float32")
+    assert open_adapter(made, tmp_path / "native").base == tmp_path / "native"
+    info = safetensors_file.read_header(other / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+    with open(other / "model.safetensors", "r+b") as stream:
+        stream.seek(info.offset)
+        stream.write(b"\x00\x41")
+    refused(made, "other weights", "--allow-other-base", base=other)
+    assert open_adapter(made, other, allow_other=True).base == other
+
+
+def test_a_base_of_other_shapes_is_refused_whatever_is_allowed(adapter, llama, tmp_path):
+    made = with_record(adapter, llama)
+    shutil.copytree(CASE.parent / "qwen2_rslora", tmp_path / "qwen")
+    refused(made, "belongs to a model of llama", base=tmp_path / "qwen", allow_other=True)
+    narrow = tmp_path / "narrow"
+    shutil.copytree(CASE, narrow)
+    edit(narrow / "config.json", intermediate_size=20)
+    refused(made, "does not fit the base", "mlp", base=narrow, allow_other=True)
+
+
+def test_a_base_that_is_not_there_is_named(adapter):
+    edit(adapter / "adapter_config.json", base_model_name_or_path="someone/somewhere")
+    refused(adapter, "someone/somewhere is not there", "--base")
+    edit(adapter / "adapter_config.json", base_model_name_or_path=None)
+    refused(adapter, "does not name its base", "--base")
+
+
+def test_paddlenlp_reads_and_writes_the_same_adapter(adapter, llama, tmp_path):
+    plugin, dims = llama
+    ours = folders.read(adapter, plugin, dims)
+    target = tmp_path / "nlp"
+    target.mkdir()
+    folders.write(target, ours, plugin, dims, layout="native")
+    arrays = paddle.load(str(target / "lora_model_state.pdparams"), return_numpy=True)
+    path = "llama.layers.0.self_attn.q_proj"
+    assert arrays[path + ".lora_A"].shape == (16, 4) and arrays[path + ".lora_B"].shape == (4, 16)
+    theirs = load_file(adapter / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    np.testing.assert_array_equal(arrays[path + ".lora_A"], theirs[name].T)
+    config = json.loads((target / "lora_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["rslora"]) == (4, 6, False)
+    back = open_adapter(target, adapter.parent).adapter
+    assert back.parts.keys() == ours.parts.keys()
+    for path, part in ours.parts.items():
+        np.testing.assert_array_equal(back.parts[path].a, part.a)
+        np.testing.assert_array_equal(back.parts[path].b, part.b)
+        assert back.parts[path].scale == part.scale
+
+
+@pytest.mark.parametrize(
+    ("config", "arrays", "part"),
+    [
+        ({"r": 4, "pissa": True}, {}, "takes the principal part out of the base"),
+        ({"r": 4, "trainable_bias": "all"}, {}, "trainable_bias is not supported"),
+        ({"r": 4}, {}, "holds no adapter of a linear layer"),
+        ({"r": 4}, {"llama.layers.0.mlp.up_proj.lora_A": (16, 4)}, "missing: llama.layers.0.mlp.up_proj.lora_B"),
+        ({}, {}, "r is a whole number above 0"),
+    ],
+)
+def test_adapters_of_paddlenlp_that_cannot_be_used_say_why(tmp_path, config, arrays, part):
+    (tmp_path / "lora_config.json").write_text(json.dumps(config))
+    values = {name: np.zeros(shape, np.float32) for name, shape in arrays.items()}
+    (tmp_path / "lora_model_state.pdparams").write_bytes(pickle.dumps(values))
+    refused(tmp_path, part, base=CASE)
+
+
+def test_lengths_and_mixed_ranks_have_no_place_in_paddlenlp(llama, tmp_path):
+    plugin, dims = llama
+    a, b = np.zeros((16, 2), np.float32), np.zeros((2, 16), np.float32)
+    path = "llama.layers.{}.self_attn.q_proj"
+    for parts, message in (
+        ({path.format(0): Part(a, b, 1.0, np.ones(16, np.float32))}, "lengths of DoRA"),
+        ({path.format(0): Part(a, b, 1.0), path.format(1): Part(a, b, 2.0)}, "layers of this adapter differ"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            folders.write(tmp_path, Adapter(parts), plugin, dims, layout="native")
+
+
+def test_merging_streams_shards_and_leaves_nothing_when_it_fails(adapter, tmp_path):
+    opened = open_adapter(adapter)
+    merge(opened, tmp_path / "merged", "float32", max_shard_bytes=4000)
+    shards = list((tmp_path / "merged").glob("*.safetensors"))
+    assert len(shards) > 3 and json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float32"
+    with pytest.raises(CheckpointError, match="exists already"):
+        merge(opened, tmp_path / "merged")
+    for part in opened.adapter.parts.values():
+        part.b[:] = 1e30
+    with pytest.raises(CheckpointError, match="does not fit into float16"):
+        merge(opened, tmp_path / "half", "float16")
+    assert not (tmp_path / "half").exists() and not list(tmp_path.glob(".half*"))

@@ -1,0 +1,137 @@
+"""A run that trains adapters: what is stored, that it continues bit for bit, and that it means the same everywhere."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+import llmctl
+from llmctl import config, preflight
+from llmctl.adapters.attach import load_adapted
+from llmctl.adapters.folder import open_adapter
+from llmctl.adapters.merge import merge
+from llmctl.adapters.verify import verify
+from llmctl.checkpoint.model import load_model
+from llmctl.train import sft, subject
+from llmctl.train.loop import Hook
+
+STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
+METHODS = {
+    "plain": {"dropout": 0.1, "lora_plus_ratio": 8.0, "neftune_alpha": 5.0, "targets": ["q_proj", "down_proj"]},
+    "dora": {"dora": True, "rslora": True, "rank": 4, "targets": ["self_attn.v_proj"]},
+    "pissa": {"pissa": True, "rslora": True, "rank": 4, "alpha": 3.0, "targets": ["q_proj", "v_proj"]},
+    "pissa-dora": {"pissa": True, "dora": True, "rank": 4, "targets": ["o_proj"]},
+}
+
+
+def job(output, method, resume=False, **train):
+    settings = {
+        "model": {"path": "plugin:starter/model"},
+        "method": {"name": "lora", **method},
+        "data": {"train": str(STARTER / "data" / "dev.jsonl"), "src_length": 64, "max_length": 128},
+        "train": {"max_steps": 4, "batch_size": 2, "save_every": 2, "log_every": 1, "learning_rate": 1e-2,
+                  "weight_decay": 0.1, **train},
+        "output": {"dir": str(output), "samples": 0, "resume": resume},
+    }  # fmt: skip
+    return preflight.finetune(config.build(config.FinetuneConfig, settings), "llama")
+
+
+class Crash(Hook):
+    def on_save(self, step):
+        raise RuntimeError("power cut")
+
+
+def losses(output):
+    return [(row["step"], row["loss"]) for row in map(json.loads, (output / "metrics.jsonl").read_text().splitlines())]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Finished runs by method, each made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            output = tmp_path_factory.mktemp("runs") / name
+            sft.run(job(output, METHODS[name]))
+            made[name] = output
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_was_cut_off_continues_bit_for_bit(runs, tmp_path, name):
+    with pytest.raises(RuntimeError, match="power cut"):
+        sft.run(job(tmp_path / "cut", METHODS[name]), [Crash()])
+    sft.run(job(tmp_path / "cut", METHODS[name], resume=True))
+    whole = runs(name)
+    assert losses(tmp_path / "cut") == losses(whole)
+    file = Path("model") / "adapter_model.safetensors"
+    assert (tmp_path / "cut" / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_stored_gives_what_was_trained(runs, tmp_path, name):
+    """The model in memory at the end, base with the stored adapter, and the merged folder agree."""
+    made = subject.load(job(tmp_path / "unused", METHODS[name]), None)
+    made.read(runs(name) / "model")
+    stored, opened = load_adapted(runs(name) / "model")
+    merge(opened, tmp_path / "merged", "float32")
+    ids = paddle.to_tensor(np.random.default_rng(0).integers(3, 300, (2, 10)))
+    with paddle.no_grad():
+        for model in (made.model, stored):
+            model.eval()
+        trained = made.model(ids).numpy()
+        np.testing.assert_allclose(stored(ids).numpy(), trained, atol=2e-4)
+        merged = load_model(tmp_path / "merged")[0]
+        merged.eval()
+        np.testing.assert_allclose(merged(ids).numpy(), trained, atol=2e-4)
+        plain = load_model(STARTER / "model")[0]
+        assert np.abs(plain(ids).numpy() - trained).max() > 0.05
+    assert verify(opened, tmp_path / "merged")[0] < 1e-5
+
+
+def test_the_folder_holds_an_adapter_and_a_tokenizer_and_no_model(runs):
+    names = {path.name for path in (runs("plain") / "model").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "llmctl.json", "tokenizer.json"} <= names
+    assert not {"config.json", "model.safetensors"} & names
+    assert sum(path.stat().st_size for path in (runs("plain") / "model").glob("*.safetensors")) < 500_000
+
+
+def test_base_tensors_keep_their_bits(runs, tmp_path):
+    made = subject.load(job(tmp_path / "unused", METHODS["plain"]), None)
+    made.read(runs("plain") / "model")
+    plain = {name: value.numpy() for name, value in load_model(STARTER / "model")[0].state_dict().items()}
+    state = {name.replace(".base.", "."): value.numpy() for name, value in made.model.state_dict().items()}
+    assert all(np.array_equal(state[name], value) for name, value in plain.items())
+    assert {name.rpartition(".")[2] for name in state.keys() - plain.keys()} == {"lora_A", "lora_B"}
+
+
+def test_pissa_begins_as_its_base(tmp_path):
+    made = subject.load(job(tmp_path / "unused", METHODS["pissa"]), None)
+    plain = load_model(STARTER / "model")[0]
+    ids = paddle.to_tensor([[5, 6, 7, 8]])
+    with paddle.no_grad():
+        made.model.eval(), plain.eval()
+        np.testing.assert_allclose(made.model(ids).numpy(), plain(ids).numpy(), atol=1e-4)
+
+
+def test_the_loaded_folder_is_the_model_with_its_tokenizer(runs):
+    model, tokenizer = llmctl.load(runs("plain") / "model")
+    assert tokenizer.decode(tokenizer.encode("Tom has a red kite.")) and not model.training
+    assert any(name.endswith("lora_A") for name in model.state_dict())
+
+
+def test_a_moved_base_is_named_and_another_is_refused(runs, tmp_path):
+    adapter = tmp_path / "adapter"
+    shutil.copytree(runs("plain") / "model", adapter)
+    for name in ("llmctl.json", "adapter_config.json"):
+        text = (adapter / name).read_text().replace(str(STARTER / "model"), str(tmp_path / "gone"))
+        (adapter / name).write_text(text)
+    with pytest.raises(llmctl.LlmctlError, match="gone is not there; if it was moved, name it with --base"):
+        open_adapter(adapter)
+    assert open_adapter(adapter, STARTER / "model").base == STARTER / "model"
