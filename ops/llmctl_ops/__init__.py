@@ -6,5 +6,10 @@ devices, for programs being traced, and where there is no compiled library (``ll
 
 from llmctl_ops.attention import attention
 from llmctl_ops.calling import fits
+from llmctl_ops.gate import swiglu
+from llmctl_ops.loss import cross_entropy
+from llmctl_ops.norm import rms_norm
+from llmctl_ops.optimizer import adamw, sum_squares
+from llmctl_ops.rotary import rope
 
-__all__ = ["attention", "fits"]
+__all__ = ["adamw", "attention", "cross_entropy", "fits", "rms_norm", "rope", "sum_squares", "swiglu"]

@@ -43,7 +43,8 @@ class Library:
         if self.handle is None:
             return None
         function = getattr(self.handle, f"llmctl_ops_{name}_{self.level}")
-        function.argtypes = types
+        if function.argtypes is None:
+            function.argtypes = types
         return function
 
 

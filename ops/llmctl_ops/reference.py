@@ -25,3 +25,42 @@ def attention(q_BTNH, k_BSKH, v_BSKH, first, last, past, scale, slopes=None, pla
     weights_BNTS = F.softmax(paddle.where(seen_BNTS, scores_BNTS, paddle.full_like(scores_BNTS, -1e30)), axis=-1)
     weights_BNTS = paddle.where(seen_BNTS, weights_BNTS, paddle.zeros_like(weights_BNTS))
     return paddle.einsum("bnts,bsnh->btnh", weights_BNTS, v_BSNH)
+
+
+def rms_norm(x, weight, eps):
+    """``llmctl_ops.rms_norm``; the mean square of a half-precision x is taken in float32."""
+    wide = x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x
+    return (wide * paddle.rsqrt((wide * wide).mean(axis=-1, keepdim=True) + eps)).astype(x.dtype) * weight
+
+
+def rope(x_BTNH, cos_BT1H, sin_BT1H):
+    """``llmctl_ops.rope``."""
+    low, high = paddle.split(x_BTNH, 2, axis=-1)
+    return x_BTNH * cos_BT1H + paddle.concat([-high, low], axis=-1) * sin_BT1H
+
+
+def swiglu(gate, up=None):
+    """``llmctl_ops.swiglu``."""
+    gate, up = paddle.split(gate, 2, axis=-1) if up is None else (gate, up)
+    return F.silu(gate) * up
+
+
+def cross_entropy(logits_NV, labels_N):
+    """``llmctl_ops.cross_entropy``."""
+    chosen_N = paddle.take_along_axis(logits_NV, labels_N.unsqueeze(1), axis=1).squeeze(1)
+    return (paddle.logsumexp(logits_NV, axis=1) - chosen_N).sum()
+
+
+@paddle.no_grad()
+def adamw(weight, grad, moment1, moment2, lr, powers, betas, eps, weight_decay):
+    """``llmctl_ops.adamw``."""
+    moment1.scale_(betas[0]).add_(grad * (1 - betas[0]))
+    moment2.scale_(betas[1]).add_(grad * grad * (1 - betas[1]))
+    spread = paddle.sqrt(moment2 / (1 - powers[1])) + eps
+    weight.scale_(1 - lr * weight_decay)
+    weight.subtract_(moment1 / spread * (lr / (1 - powers[0])))
+
+
+def sum_squares(tensors):
+    """``llmctl_ops.sum_squares``."""
+    return float(sum(float(tensor.astype("float64").square().sum()) for tensor in tensors))

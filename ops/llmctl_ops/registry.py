@@ -9,6 +9,11 @@ import paddle
 
 from llmctl_ops import reference
 from llmctl_ops.attention import attention
+from llmctl_ops.gate import swiglu
+from llmctl_ops.loss import cross_entropy
+from llmctl_ops.norm import rms_norm
+from llmctl_ops.optimizer import adamw, sum_squares
+from llmctl_ops.rotary import rope
 
 TOLERANCE = 2e-5
 """Largest difference that passes, as a part of the largest value or of 1."""
@@ -57,7 +62,7 @@ def _noise(*shape: int) -> paddle.Tensor:
     return (2 * paddle.sin(12.9898 * size + 78.233 * (size % 7))).astype("float32").reshape(shape)
 
 
-def _attention() -> float:
+def _compare_attention() -> float:
     q, k, v = _noise(2, 70, 4, 40), _noise(2, 75, 2, 40), _noise(2, 75, 2, 40)
     first = paddle.arange(75, dtype="int32").unsqueeze(0)
     last = paddle.where(first < 31, paddle.full_like(first, 31), paddle.full_like(first, 75))
@@ -65,4 +70,43 @@ def _attention() -> float:
     return differences(attention, reference.attention, [q, k, v], first, last, 5, 40**-0.5, slopes, places)
 
 
-OPS = (Op("attention", _attention),)
+def _adamw(update: Callable, dtype: str) -> list[paddle.Tensor]:
+    """The weight and its moments after three updates."""
+    weight, grad = (_noise(70, 37).astype(dtype) * factor for factor in (1.0, 0.01))
+    moments = paddle.zeros_like(weight), paddle.zeros_like(weight)
+    betas = 0.9, 0.95
+    for step in (1, 2, 3):
+        update(weight, grad * step, *moments, 1e-2, (betas[0] ** step, betas[1] ** step), betas, 1e-8, 0.1)
+    return [weight, *moments]
+
+
+def _compare_adamw() -> float:
+    results = _adamw(adamw, "float32"), _adamw(reference.adamw, "float64")
+    return max(difference(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
+def _compare_squares() -> float:
+    tensors = [_noise(70, 37), _noise(5)]
+    ours, theirs = sum_squares(tensors), reference.sum_squares([x.astype("float64") for x in tensors])
+    return abs(ours - theirs) / theirs
+
+
+def _compare_loss() -> float:
+    labels = paddle.arange(0, 33 * 7, 7, dtype="int64") % 77
+    return differences(cross_entropy, reference.cross_entropy, [20 * _noise(33, 77)], labels)
+
+
+def _compare_rope() -> float:
+    angle = 3 * _noise(1, 21, 1, 20)
+    return differences(rope, reference.rope, [_noise(2, 21, 3, 20)], angle.cos(), angle.sin())
+
+
+OPS = (
+    Op("attention", _compare_attention),
+    Op("rms_norm", lambda: differences(rms_norm, reference.rms_norm, [_noise(9, 77), _noise(77)], 1e-5)),
+    Op("rope", _compare_rope),
+    Op("swiglu", lambda: differences(swiglu, reference.swiglu, [3 * _noise(9, 77), _noise(9, 77)])),
+    Op("cross_entropy", _compare_loss),
+    Op("adamw", _compare_adamw),
+    Op("sum_squares", _compare_squares),
+)

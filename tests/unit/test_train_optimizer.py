@@ -4,7 +4,9 @@ import numpy as np
 import paddle
 import pytest
 
+from llmctl.nn import kernels
 from llmctl.train.optimizer import AdamW, global_norm
+from llmctl.train.update import CompiledUpdate, PaddleUpdate
 
 BETA1, BETA2, EPS, DECAY = 0.9, 0.95, 1e-8, 0.1
 
@@ -124,6 +126,31 @@ def test_a_restored_state_continues_bit_for_bit():
         np.testing.assert_array_equal(copy[name].numpy(), p.numpy(), err_msg=name)
     for name, value in adamw.state().items():
         np.testing.assert_array_equal(restored.state()[name], value, err_msg=name)
+
+
+def test_a_state_moves_between_paddles_update_and_the_compiled_one(monkeypatch):
+    if kernels.compiled("adamw", paddle.zeros([1])) is None:
+        pytest.skip("no compiled operators here")
+    results = []
+    for first, second in ((PaddleUpdate, CompiledUpdate), (CompiledUpdate, PaddleUpdate)):
+        params, state = parameters("float32"), {}
+        for kind, steps in ((first, (1, 2, 3)), (second, (4, 5))):
+            with monkeypatch.context() as patch:
+                if kind is PaddleUpdate:
+                    patch.setattr(kernels, "compiled", lambda name, *tensors: None)
+                adamw = optimizer(params)
+            assert type(adamw._update) is kind
+            adamw.load(state)
+            for step in steps:
+                give(params, gradients(step))
+                adamw.step(0.1)
+            state = adamw.state()
+        results.append((state, {name: p.numpy() for name, p in params.items()}))
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert value.shape == theirs[name].shape and value.dtype == theirs[name].dtype
+            np.testing.assert_allclose(value, theirs[name], rtol=1e-6, atol=1e-7, err_msg=name)
 
 
 def test_a_state_of_another_model_is_refused():

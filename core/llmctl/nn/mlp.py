@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import paddle
 
+from llmctl.nn import kernels
 from llmctl.nn.linear import Linear
 
 
@@ -56,11 +57,16 @@ class PackedGatedMLP(paddle.nn.Layer):
 
     def forward(self, x_BTD: paddle.Tensor) -> paddle.Tensor:
         up, down = (getattr(self, name) for name in self._names)
-        return down(gated(*paddle.split(up(x_BTD), 2, axis=-1)))
+        return down(gated(up(x_BTD)))
 
 
-def gated(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
-    """silu(gate) * up."""
+def gated(gate: paddle.Tensor, up: paddle.Tensor | None = None) -> paddle.Tensor:
+    """silu(gate) * up; without ``up`` the last axis of ``gate`` holds both, one after the other."""
+    fused = kernels.compiled("swiglu", gate)
+    if fused is not None:
+        return fused(gate, up)
+    if up is None:
+        gate, up = paddle.split(gate, 2, axis=-1)
     return paddle.nn.functional.silu(gate) * up
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import paddle
 from paddle.nn.initializer import Constant
 
+from llmctl.nn import kernels
+
 
 class RMSNorm(paddle.nn.Layer):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (https://arxiv.org/abs/1910.07467).
@@ -25,6 +27,9 @@ class RMSNorm(paddle.nn.Layer):
 
 def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tensor:
     """``RMSNorm`` as a function; the result has the type of x."""
+    fused = kernels.compiled("rms_norm", x, weight)
+    if fused is not None:
+        return fused(x, weight, eps)
     wide = x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x
     if wide is not x:
         return _unit(wide, eps)[0].astype(x.dtype) * weight

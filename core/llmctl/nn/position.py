@@ -10,6 +10,7 @@ from typing import Any
 
 import paddle
 
+from llmctl.nn import kernels
 from llmctl.nn.frequencies import RULES, Rotation, Rule, rule_for
 
 
@@ -57,6 +58,9 @@ class Rotary:
 
 def rotate(x_BTNH: paddle.Tensor, cos_BT1H: paddle.Tensor, sin_BT1H: paddle.Tensor) -> paddle.Tensor:
     """x turned by the angles, pairing element i with element i + head_dim/2."""
+    fused = kernels.compiled("rope", x_BTNH, cos_BT1H)
+    if fused is not None:
+        return fused(x_BTNH, cos_BT1H, sin_BT1H)
     # Broadcasting over an inner axis and joining halves are many times slower on the CPU than tensors of one shape and a
     # product with a small matrix, which is exact as its entries are 0, 1 and -1.
     shape = x_BTNH.shape

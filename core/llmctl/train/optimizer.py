@@ -1,6 +1,6 @@
 """AdamW over named parameters: scaling and clipping of gradients, and a state that can be stored by name.
 
-The update itself is paddle's fused kernel. Decoupled decay as in https://arxiv.org/abs/1711.05101.
+The update itself is in ``update``. Decoupled decay as in https://arxiv.org/abs/1711.05101.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import paddle
 
-_SLOTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
+from llmctl.nn import kernels
+from llmctl.train.update import SLOTS, Settings, update_of
 
 
 class AdamW:
@@ -41,18 +42,9 @@ class AdamW:
     ) -> None:
         self.parameters = {name: p for name, p in parameters.items() if not p.stop_gradient}
         self.max_norm = max_norm
-        for name, p in self.parameters.items():
-            p.optimize_attr["learning_rate"] = rates(name)
-        decayed = {p.name for name, p in self.parameters.items() if decays(name)}
-        self._inner = paddle.optimizer.AdamW(
-            learning_rate=0.0,
-            beta1=beta1,
-            beta2=beta2,
-            epsilon=eps,
-            parameters=list(self.parameters.values()),
-            weight_decay=weight_decay,
-            apply_decay_param_fun=lambda name: name in decayed,
-        )
+        decayed = {name for name in self.parameters if decays(name)}
+        factors = {name: rates(name) for name in self.parameters}
+        self._update = update_of(self.parameters, decayed, factors, Settings(beta1, beta2, eps, weight_decay))
 
     def normalize(self, items: float) -> float:
         """Divides the gradients by a number of items and clips them; returns their norm before clipping.
@@ -73,19 +65,17 @@ class AdamW:
 
     def step(self, lr: float) -> None:
         """One update with the present gradients, which it then drops."""
-        self._inner.set_lr(lr)
-        self._inner.step()
+        self._update.step(lr)
         self.clear()
 
     def clear(self) -> None:
         """Drops the gradients."""
-        self._inner.clear_grad(set_to_zero=False)
+        for parameter in self.parameters.values():
+            parameter.clear_gradient(False)
 
     def state(self) -> dict[str, np.ndarray]:
         """Moments and step counts as ``moment1/<parameter>``; parameters that were never moved are absent."""
-        inner = self._inner.state_dict()
-        rows = ((f"{slot}/{name}", f"{p.name}_{slot}_0") for name, p in self.parameters.items() for slot in _SLOTS)
-        return {ours: inner[theirs].numpy() for ours, theirs in rows if theirs in inner}
+        return self._update.state()
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """Takes over a state; must come before the first step.
@@ -93,11 +83,10 @@ class AdamW:
         Raises:
             ValueError: The state has names that are no parameters here.
         """
-        named = {f"{slot}/{name}": f"{p.name}_{slot}_0" for name, p in self.parameters.items() for slot in _SLOTS}
-        foreign = sorted(state.keys() - named.keys())
+        foreign = sorted(state.keys() - {f"{slot}/{name}" for name in self.parameters for slot in SLOTS})
         if foreign:
             raise ValueError(f"the optimizer state has {foreign[0]!r}, which is not trained here")
-        self._inner.set_state_dict({named[name]: paddle.to_tensor(value) for name, value in state.items()})
+        self._update.load(state)
 
 
 @paddle.no_grad()
@@ -105,6 +94,9 @@ def global_norm(tensors: list[paddle.Tensor]) -> float:
     """Root of the sum of all squares; 0.0 for no tensors."""
     if not tensors:
         return 0.0
+    fused = kernels.compiled("sum_squares", *tensors)
+    if fused is not None:
+        return math.sqrt(fused(tensors))
     # A product of a row and a column is the fastest sum of squares here: a third of the time of (t * t).sum().
     squares = [paddle.matmul(t.reshape([1, -1]), t.reshape([-1, 1])).astype("float64") for t in tensors]
     return float(paddle.concat(squares).sum().sqrt())

@@ -8,9 +8,9 @@
 #pragma once
 
 #include <math.h>
-#include <stdlib.h>
 
 #include "gemm.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace {
@@ -233,12 +233,6 @@ inline void backward_block(const Attention& a, const Gradients& g, int64_t b, in
   }
   for (int t = 0; t < count; ++t)
     for (int64_t i = 0; i < width; ++i) g.q[at + t * h.q_row + i] = w.grad_q[i * STRIDE + t];
-}
-
-template <class T>
-inline T* aligned(int64_t count) {
-  void* memory = nullptr;
-  return posix_memalign(&memory, 64, (size_t)(count > 0 ? count : 1) * sizeof(T)) ? nullptr : (T*)memory;
 }
 
 inline int forward_all(const Attention& a, float* out, float* log_sum) {

@@ -8,3 +8,5 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 #include "attention.h"
+#include "elementwise.h"
+#include "training.h"

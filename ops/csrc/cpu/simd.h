@@ -30,6 +30,23 @@ INLINE Vec load_part(const float* p, int64_t n, float fill = 0.0f) {
 }
 INLINE void store_part(float* p, Vec v, int64_t n) { memcpy(p, &v, (size_t)n * sizeof(float)); }
 
+// All WIDTH elements, or the first n.
+INLINE Vec load_some(const float* p, int64_t n) { return n == WIDTH ? load(p) : load_part(p, n); }
+INLINE void store_some(float* p, Vec v, int64_t n) {
+  if (n == WIDTH)
+    store(p, v);
+  else
+    store_part(p, v, n);
+}
+
+// Calls body(i, n) for each vector of `count` elements: n is WIDTH but for the last one.
+template <class Body>
+INLINE void vectors(int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + WIDTH <= count; i += WIDTH) body(i, (int64_t)WIDTH);
+  if (i < count) body(i, count - i);
+}
+
 // A number that is not one stays: comparisons are written so that it is never replaced.
 INLINE Vec larger(Vec a, Vec b) { return a < b ? b : a; }
 

@@ -1,0 +1,157 @@
+"""The AdamW update of named parameters, by paddle's kernel or by a compiled operator, with one form of state for both.
+
+The state has four arrays for each parameter that was moved: two moments, and the powers of the two betas for the next
+update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import paddle
+
+from llmctl.nn import kernels
+
+SLOTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
+
+Parameters = Mapping[str, paddle.Tensor]
+Rates = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of AdamW, as ``optimizer.AdamW`` takes them."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+
+
+class Update(Protocol):
+    """Moves parameters by their gradients."""
+
+    def step(self, lr: float) -> None:
+        """One update of every parameter that has a gradient."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The state as ``<slot>/<parameter>``."""
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes over a state."""
+
+
+def update_of(parameters: Parameters, decayed: Collection[str], rates: Rates, settings: Settings) -> Update:
+    """The compiled update where all parameters suit it, else paddle's.
+
+    Args:
+        parameters: Name -> parameter.
+        decayed: Names of those whose weights decay.
+        rates: Name -> factor of the learning rate.
+        settings: Betas, eps and decay.
+    """
+    fused = kernels.compiled("adamw", *parameters.values())
+    if fused is None:
+        return PaddleUpdate(parameters, decayed, rates, settings)
+    return CompiledUpdate(parameters, decayed, rates, settings, fused)
+
+
+class PaddleUpdate:
+    """The update by ``paddle.optimizer.AdamW``; arguments as for ``update_of``."""
+
+    def __init__(self, parameters: Parameters, decayed: Collection[str], rates: Rates, settings: Settings) -> None:
+        self._parameters = parameters
+        for name, parameter in parameters.items():
+            parameter.optimize_attr["learning_rate"] = rates[name]
+        inner = {parameters[name].name for name in decayed}
+        self._inner = paddle.optimizer.AdamW(
+            learning_rate=0.0,
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            epsilon=settings.eps,
+            parameters=list(parameters.values()),
+            weight_decay=settings.weight_decay,
+            apply_decay_param_fun=lambda name: name in inner,
+        )
+
+    def step(self, lr: float) -> None:
+        """As ``Update``."""
+        self._inner.set_lr(lr)
+        self._inner.step()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """As ``Update``."""
+        inner = self._inner.state_dict()
+        return {ours: inner[theirs].numpy() for ours, theirs in self._names().items() if theirs in inner}
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """As ``Update``; must come before the first step."""
+        names = self._names()
+        self._inner.set_state_dict({names[name]: paddle.to_tensor(value) for name, value in state.items()})
+
+    def _names(self) -> dict[str, str]:
+        return {f"{slot}/{name}": f"{p.name}_{slot}_0" for name, p in self._parameters.items() for slot in SLOTS}
+
+
+class CompiledUpdate:
+    """The update by a compiled operator, in one pass over memory; arguments as for ``update_of``.
+
+    Args:
+        fused: ``llmctl_ops.adamw``.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        decayed: Collection[str],
+        rates: Rates,
+        settings: Settings,
+        fused: Callable[..., None],
+    ) -> None:
+        self._parameters, self._decayed, self._rates = parameters, decayed, rates
+        self._settings, self._fused = settings, fused
+        self._moments: dict[str, tuple[paddle.Tensor, paddle.Tensor]] = {}
+        self._powers: dict[str, np.ndarray] = {}
+
+    def step(self, lr: float) -> None:
+        """As ``Update``."""
+        betas = np.float32([self._settings.beta1, self._settings.beta2])
+        for name, parameter in self._parameters.items():
+            grad = parameter.grad
+            if grad is None:
+                continue
+            if name not in self._moments:
+                self._moments[name] = paddle.zeros_like(parameter), paddle.zeros_like(parameter)
+                self._powers[name] = betas
+            decay = self._settings.weight_decay if name in self._decayed else 0.0
+            powers = tuple(float(power) for power in self._powers[name])
+            self._fused(
+                parameter,
+                grad,
+                *self._moments[name],
+                lr=lr * self._rates[name],
+                powers=powers,
+                betas=(self._settings.beta1, self._settings.beta2),
+                eps=self._settings.eps,
+                weight_decay=decay,
+            )
+            self._powers[name] = self._powers[name] * betas
+
+    def state(self) -> dict[str, np.ndarray]:
+        """As ``Update``."""
+        state = {}
+        for name, moments in self._moments.items():
+            arrays = *(moment.numpy() for moment in moments), *self._powers[name].reshape(2, 1)
+            state.update({f"{slot}/{name}": array for slot, array in zip(SLOTS, arrays, strict=True)})
+        return state
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """As ``Update``."""
+        for name in self._parameters:
+            arrays = [state.get(f"{slot}/{name}") for slot in SLOTS]
+            if all(array is not None for array in arrays):
+                self._moments[name] = paddle.to_tensor(arrays[0]), paddle.to_tensor(arrays[1])
+                self._powers[name] = np.float32([arrays[2].reshape(-1)[0], arrays[3].reshape(-1)[0]])
