@@ -236,6 +236,17 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def chosen(config: Any) -> list[str]:
+    """Keys whose values differ from the defaults."""
+    defaults = type(config)()
+    return [
+        f"{part.name}.{row.name}"
+        for part in dataclasses.fields(config)
+        for row in dataclasses.fields(getattr(config, part.name))
+        if getattr(getattr(config, part.name), row.name) != getattr(getattr(defaults, part.name), row.name)
+    ]
+
+
 def to_yaml(config: Any, header: str = "") -> str:
     """A configuration as YAML, each field with its documentation behind it."""
     lines = [f"# {line}" for line in header.splitlines()]

@@ -2,12 +2,14 @@
 
 ``run`` is a whole run of any method; ``loop`` runs steps over a ``task``; ``subject`` says what is trained and stored,
 ``full`` is every parameter; ``optimizer`` and ``schedules`` move the weights; ``checkpoints`` keeps what was trained and
-continues it; ``journal``, ``display`` and ``curve`` show it; ``evaluate`` measures it; ``sft`` is supervised fine-tuning.
+continues it; ``journal``, ``record``, ``display`` and ``curve`` show it; ``evaluate`` measures it; ``sft`` is supervised
+fine-tuning.
 
 An output folder holds::
 
     config.yaml                    the configuration of the run
-    run.json                       versions, seed, the metrics and samples before and after training
+    run.json                       versions, seed, the metrics and samples before and after training, how it ended
+    report.html                    all of this folder on one page
     metrics.jsonl, curve.svg       a line per logged step and per evaluation; the learning curve
     best.json                      which checkpoint is best, by what metric
     checkpoints/step-000020/       a model folder, with optimizer.safetensors and trainer_state.json beside it

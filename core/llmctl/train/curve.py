@@ -50,14 +50,14 @@ def _legend(evaluated: bool) -> list[str]:
 def _panel(extent: tuple[int, int], last: float, lines: list[tuple[str, Points]]) -> list[str]:
     top, bottom = extent
     values = [y for _, points in lines for _, y in points] or [0.0, 1.0]
-    ticks = _ticks(min(0.0, *values) if min(values) < 0 else 0.0, max(values))
-    low, high = ticks[0], ticks[-1]
+    marks = ticks(min(0.0, *values) if min(values) < 0 else 0.0, max(values))
+    low, high = marks[0], marks[-1]
 
     def y_of(value: float) -> float:
         return bottom - (value - low) / (high - low) * (bottom - top)
 
     parts = []
-    for tick in ticks:
+    for tick in marks:
         y = y_of(tick)
         parts.append(f'<line x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}" stroke="#e5e7eb"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:.6g}</text>')
@@ -74,7 +74,7 @@ def _panel(extent: tuple[int, int], last: float, lines: list[tuple[str, Points]]
 
 def _steps(last: float) -> list[str]:
     y = LOW_PANEL[1] + 18
-    marks = [tick for tick in _ticks(0.0, last) if tick <= last and tick == int(tick)]
+    marks = [tick for tick in ticks(0.0, last) if tick <= last and tick == int(tick)]
     parts = [f'<text x="{_x_of(tick, last):.1f}" y="{y}" text-anchor="middle">{int(tick)}</text>' for tick in marks]
     return [*parts, f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{y + 18}" text-anchor="middle">step</text>']
 
@@ -83,7 +83,7 @@ def _x_of(step: float, last: float) -> float:
     return LEFT + step / last * (WIDTH - LEFT - RIGHT)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Four to nine round numbers from at or below ``low`` to at or above ``high``."""
     if high <= low:
         high = low + 1

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+from llmctl.report.wording import clock, format_metric
 from llmctl.train.loop import Hook, Plan, Update
 
 
@@ -96,20 +97,6 @@ class Bar(Display):
 def format_metrics(metrics: dict[str, float]) -> str:
     """Metrics on one line; parts of a whole as percentages."""
     return "  ".join(f"{name.replace('_', ' ')} {format_metric(name, value)}" for name, value in metrics.items())
-
-
-def format_metric(name: str, value: float | None) -> str:
-    """One value in the unit of its metric; a dash for none."""
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f} %" if name in ("accuracy", "exact_match") else f"{value:.4g}"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as ``m:ss`` or ``h:mm:ss``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:

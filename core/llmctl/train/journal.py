@@ -1,7 +1,8 @@
 """What a run leaves in writing: ``metrics.jsonl``, a JSON object per line, and the learning curve drawn from it.
 
 Two kinds of lines: an update (``step, epoch, loss, lr, grad_norm, tokens, tokens_per_second, seconds``; tokens and speed
-are those since the line before) and an evaluation (``step, epoch, eval_loss, ...``). The screen is in ``display``.
+are those since the line before; and the peaks of ``memory``) and an evaluation (``step, epoch, eval_loss, ...``). The
+screen is in ``display``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from llmctl.report.folder import read_rows as read
+from llmctl.train import memory
 from llmctl.train.curve import draw
 from llmctl.train.loop import Hook, Plan, Update
 
@@ -45,6 +48,7 @@ class Journal(Hook):
             "tokens": self._tokens,
             "tokens_per_second": round(self._tokens / max(self._seconds, 1e-9), 1),
             "seconds": round(self._seconds, 3),
+            **memory.peaks(),
         }
         self._tokens, self._seconds = 0, 0.0
         self._append(row)
@@ -64,19 +68,6 @@ class Journal(Hook):
 
     def _draw(self) -> None:
         self.curve.write_text(draw(read(self.metrics)), encoding="utf-8")
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that was cut off by a crash is left out, an absent file is empty."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 def truncate(path: Path, step: int) -> None:

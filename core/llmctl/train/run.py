@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from llmctl.train.display import display, format_metric, table
 from llmctl.train.loop import Hook, Interrupted, Loop, NonFiniteError, Plan
 from llmctl.train.optimizer import AdamW
 from llmctl.train.patience import Patience
+from llmctl.train.record import Record, write_info
 from llmctl.train.schedules import schedule, warmup_steps
 from llmctl.train.statistics import FILE as STATISTICS
 from llmctl.train.statistics import Statistics
@@ -38,6 +38,7 @@ LEFTOVERS = (
     "run.json",
     "metrics.jsonl",
     "curve.svg",
+    "report.html",
     "best.json",
     "nan_step.json",
     STATISTICS,
@@ -108,11 +109,13 @@ def run(
     recompute.apply(subject.model, job.plugin.card, job.dims, train.recompute, train.recompute_interval)
     _open_output(job, start)
     average = Average(dict(subject.model.named_parameters()), train.ema_decay) if train.ema_decay else None
-    loop, done = _loop(job, subject, data, start, average, hooks)
     info = _info(job) if start is None else _read_info(job)
+    record = Record(job.output, info)
+    loop, done = _loop(job, subject, data, start, average, [*hooks, record])
     info.update(subject.notes)
     if "before" not in info:
         info["before"] = _measure(subject, data) if start is None else {"metrics": {}, "samples": []}
+<<<<<<< HEAD
         _write_info(job, info)
     last = _train(job, loop, done)
     info["best"], metrics = _choose(job, subject, last, average)
@@ -122,6 +125,17 @@ def run(
     with atomic_folder(job.output / "model", overwrite=True) as folder:
         subject.write(folder, job.config.output.save_dtype)
     _write_info(job, info)
+=======
+        write_info(job.output, info)
+    with record:
+        last = _train(job, loop, done)
+        info["best"], metrics = _choose(job, subject, last, average)
+        info["after"] = _measure(subject, data, metrics)
+        info.update(steps=last, seconds=round(time.monotonic() - begun, 1))
+        with atomic_folder(job.output / "model", overwrite=True) as folder:
+            subject.write(folder, job.config.output.save_dtype)
+        info["next"] = [f"llmctl --model {job.plugin.card.name} generate {job.output / 'model'}"]
+>>>>>>> f002623 (A run's folder explains itself: report.html, llmctl report, peak memory)
     _show(job, data, info)
     return info
 
@@ -272,7 +286,14 @@ def _measure(subject: Subject, data: RunData, metrics: dict[str, float] | None =
 
 
 def _info(job: Job) -> dict[str, Any]:
-    return run_info(configs.to_dict(job.config), job.plugin.card.hash(), plugins.versions(job.plugin))
+    card = job.plugin.card
+    return {
+        "family": card.name,
+        "task": job.command,
+        "parameters": card.count(job.dims),
+        "chosen": configs.chosen(job.config),
+        **run_info(configs.to_dict(job.config), card.hash(), plugins.versions(job.plugin)),
+    }
 
 
 def _read_info(job: Job) -> dict[str, Any]:
@@ -280,11 +301,6 @@ def _read_info(job: Job) -> dict[str, Any]:
         return dict(json.loads((job.output / "run.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return _info(job)
-
-
-def _write_info(job: Job, info: dict[str, Any]) -> None:
-    with atomic_file(job.output / "run.json") as file:
-        file.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _end(text: str, longest: int = 160) -> str:
@@ -309,5 +325,5 @@ def _show(job: Job, data: RunData, info: dict[str, Any]) -> None:
         ]
         table("answers to held-out examples", ["prompt", "expected", "before", "after"], rows)
     model = job.output / "model"
-    print(f"model in {model}, learning curve in {job.output / 'curve.svg'}")
-    print(f"try it: llmctl --model {job.plugin.card.name} generate {model}", file=sys.stdout, flush=True)
+    print(f"model in {model}, learning curve in {job.output / 'curve.svg'}, all of it in {job.output / 'report.html'}")
+    print(f"try it: {info['next'][0]}", flush=True)

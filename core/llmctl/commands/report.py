@@ -1,0 +1,18 @@
+"""``llmctl report``: the page of a run written anew from its folder, or several runs on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folders", metavar="RUN_FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--output", "output", metavar="FILE", type=click.Path(path_type=Path),
+              help="The file; by default report.html in the run's folder, or comparison.html here for several.")  # fmt: skip
+def command(folders: tuple[Path, ...], output: Path | None) -> None:
+    """Write a run's report as one HTML file; with several folders, compare the runs."""
+    from llmctl.report.write import write
+
+    click.echo(f"{write(folders, output)} written; open it in a browser")

@@ -1,0 +1,133 @@
+"""Line charts as inline SVG whose colours come from the page's style, so that they follow light and dark.
+
+A long series is drawn as the mean of each stretch of steps with a band from its smallest to its largest value, so that
+single outliers stay visible. Values that differ by orders of magnitude get a logarithmic axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from llmctl.report.folder import Points
+from llmctl.train.curve import ticks
+
+STRETCHES = 240
+"""Points that a line has at most."""
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 34
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line.
+
+    Attributes:
+        name: What it shows, for the legend.
+        points: (step, value), by step.
+        tone: Number of its colour.
+        dashed: Drawn dashed, with its points marked.
+    """
+
+    name: str
+    points: Points
+    tone: int = 0
+    dashed: bool = False
+
+
+def figure(title: str, series: Sequence[Series], show: Callable[[float], str], wide: bool = False) -> str:
+    """A titled chart with its legend; empty when no series has a point.
+
+    Args:
+        title: Above the chart.
+        series: The lines; those without points are left out.
+        show: Writes a value of the vertical axis.
+        wide: Drawn over the whole width of the page on a large screen.
+    """
+    drawn = [one for one in series if one.points]
+    if not drawn:
+        return ""
+    legend = "".join(
+        f'<span class="key"><svg viewBox="0 0 24 8"><path class="line t{one.tone}{" dashed" * one.dashed}" d="M0 4H24"/>'
+        f"</svg>{escape(one.name)}</span>"
+        for one in drawn
+    )
+    names = f'<div class="legend">{legend}</div>' if len(drawn) > 1 else ""
+    pictures = f'<div class="small">{_svg(title, drawn, show, 420, 230)}</div>'
+    if wide:
+        pictures = f'<div class="large">{_svg(title, drawn, show, 900, 320)}</div>{pictures}'
+    kind = "chart wide" if wide else "chart"
+    return f'<figure class="{kind}"><figcaption>{escape(title)}</figcaption>{names}{pictures}</figure>'
+
+
+def _svg(title: str, series: Sequence[Series], show: Callable[[float], str], width: int, height: int) -> str:
+    values = [value for one in series for _, value in one.points]
+    marks, scale = _axis(values)
+    last = max([1.0] + [step for one in series for step, _ in one.points])
+    low, high = scale(marks[0]), scale(marks[-1])
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        x = _LEFT + step / last * (width - _LEFT - _RIGHT)
+        return x, height - _BOTTOM - (scale(value) - low) / (high - low) * (height - _TOP - _BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
+    for mark in marks:
+        y = place(0, mark)[1]
+        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{width - _RIGHT}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(show(mark))}</text>')
+    steps = [mark for mark in ticks(0.0, last) if mark <= last and mark == int(mark)]
+    for mark in steps if width > 500 or last < 10_000 else steps[::2]:
+        x = place(mark, marks[0])[0]
+        anchor = "end" if x > width - 30 else "middle"
+        parts.append(f'<text x="{x + (_RIGHT - 2) * (anchor == "end"):.1f}" y="{height - 18}" text-anchor="{anchor}">{int(mark):,}</text>')
+    parts.append(f'<text x="{(width + _LEFT) / 2:.0f}" y="{height - 4}" text-anchor="middle">step</text>')
+    for one in series:
+        parts += _line(one, place, show)
+    return "".join([*parts, "</svg>"])
+
+
+def _line(one: Series, place: Callable[[float, float], tuple[float, float]], show: Callable[[float], str]) -> list[str]:
+    lows, means, highs = summary(one.points)
+    parts = []
+    if len(one.points) > len(means):
+        outline = [place(*point) for point in [*highs, *reversed(lows)]]
+        parts.append(f'<path class="band t{one.tone}" d="{_path(outline)}Z"/>')
+    if len(means) > 1:
+        dashed = " dashed" if one.dashed else ""
+        parts.append(f'<path class="line t{one.tone}{dashed}" d="{_path([place(*point) for point in means])}"/>')
+    if len(means) <= 40:
+        for step, value in means:
+            x, y = place(step, value)
+            hint = f"<title>{escape(one.name)}, step {step:,.0f}: {escape(show(value))}</title>"
+            parts.append(f'<circle class="dot t{one.tone}" cx="{x:.1f}" cy="{y:.1f}" r="2.5">{hint}</circle>')
+    return parts
+
+
+def summary(points: Points, most: int = STRETCHES) -> tuple[Points, Points, Points]:
+    """Smallest value, mean and largest value of each of at most ``most`` equal stretches of points."""
+    count = -(-len(points) // most) if points else 1
+    groups = [points[index : index + count] for index in range(0, len(points), count)]
+    middles = [sum(step for step, _ in group) / len(group) for group in groups]
+    values = [[value for _, value in group] for group in groups]
+    return (
+        list(zip(middles, map(min, values), strict=True)),
+        list(zip(middles, (sum(row) / len(row) for row in values), strict=True)),
+        list(zip(middles, map(max, values), strict=True)),
+    )
+
+
+def _axis(values: Sequence[float]) -> tuple[list[float], Callable[[float], float]]:
+    """Marks of the vertical axis from below the smallest to above the largest value, and what maps a value to height."""
+    low, high = min(values), max(values)
+    middle = sorted(values)[len(values) // 2]
+    if low > 0 and high > 50 * middle:
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        return [10.0**power for power in range(first, max(last, first + 1) + 1)], math.log10
+    if low > 0 and (high - low) > 0.2 * high or low == high:
+        low = min(0.0, low)
+    return ticks(low, high), float
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)

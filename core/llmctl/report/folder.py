@@ -1,0 +1,101 @@
+"""What a run left in its folder, read back: ``run.json`` and ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmctl.errors import ConfigError
+
+METRICS, INFO = "metrics.jsonl", "run.json"
+BOOKKEEPING = frozenset({"step", "epoch"})
+"""Keys of an evaluation's line that are no metrics."""
+
+Rows = Sequence[Mapping[str, Any]]
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run as its folder tells it.
+
+    Attributes:
+        path: The folder.
+        info: Content of ``run.json``; empty before a run has measured its model.
+        rows: Lines of ``metrics.jsonl``.
+    """
+
+    path: Path
+    info: Mapping[str, Any]
+    rows: Rows
+
+    @property
+    def last_step(self) -> int:
+        """Number of the last update with a line."""
+        return int(max((row["step"] for row in self.rows), default=0))
+
+    def points(self, key: str) -> Points:
+        """(step, value) of every line that has a finite number under this key."""
+        return [(float(row["step"]), float(row[key])) for row in self.rows if _is_number(row.get(key))]
+
+    def evaluated(self) -> list[str]:
+        """Names of the metrics of evaluations, in the order in which they appear."""
+        names: dict[str, None] = {}
+        for row in self.rows:
+            if "loss" not in row:
+                names.update(dict.fromkeys(name for name in row if name not in BOOKKEEPING))
+        return list(names)
+
+    def last_evaluation(self) -> dict[str, float]:
+        """Metrics of the last evaluation; empty if there was none."""
+        for row in reversed(self.rows):
+            if "loss" not in row:
+                return {name: value for name, value in row.items() if name not in BOOKKEEPING}
+        return {}
+
+
+def open_run(path: Path) -> RunFolder:
+    """The run in a folder.
+
+    Raises:
+        ConfigError: The folder is absent, no run's, or its ``run.json`` is damaged.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"{path}: there is no such folder; name the output folder of a run")
+    info, rows = _json(path / INFO), read_rows(path / METRICS)
+    if info is None and not rows:
+        raise ConfigError(f"{path} is not the output folder of a run: it holds neither {INFO} nor {METRICS}")
+    return RunFolder(path, info or {}, rows)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; those after one that a crash cut off are left out, an absent file has none."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return [row for row in rows if isinstance(row, dict) and _is_number(row.get("step"))]
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; restore or delete it") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} does not hold what a run writes there; restore or delete it")
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,177 @@
+"""The page of one run: how it ended, what it reached, its curves, its answers, its configuration, where to go on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from llmctl.report import markup
+from llmctl.report.chart import Series, figure
+from llmctl.report.folder import RunFolder
+from llmctl.report.wording import clock, count, metric, setting, size, spoken
+
+PANELS = (
+    ("learning rate", ("lr",), count),
+    ("gradient norm before clipping", ("grad_norm",), count),
+    ("tokens per second", ("tokens_per_second",), count),
+    ("peak memory", ("peak_memory", "peak_gpu_memory"), size),
+)
+"""Charts of updates below the loss: title, keys of ``metrics.jsonl``, how values are written."""
+
+
+def page(run: RunFolder) -> str:
+    """The page as HTML, whatever of the run is there."""
+    title = heading(run)
+    return markup.document(
+        title,
+        [
+            f"<h1>{escape(title)}</h1>",
+            f'<p class="soft">{escape(_facts(run))}</p>',
+            _outcome(run),
+            markup.section("Held-out examples" if _held_out(run) else "Metrics", _metrics(run)),
+            markup.section("Learning curve", _charts(run)),
+            markup.section("Answers before and after", _samples(run)),
+            markup.section("Configuration", _configuration(run.info)),
+            markup.section("Where it was made", _origin(run.info)),
+            markup.section("Where to go on", markup.commands(_next(run))),
+        ],
+    )
+
+
+def heading(run: RunFolder) -> str:
+    """Family, command and method of a run, as far as they are known, and its folder's name."""
+    info, config = run.info, run.info.get("config", {})
+    method = config.get("method", {}).get("name", "")
+    what = " ".join(filter(None, [info.get("family", ""), info.get("task", ""), f"({method})" if method else ""]))
+    return f"{run.path.resolve().name}: {what}" if what else run.path.resolve().name
+
+
+def state(run: RunFolder) -> str:
+    """``finished``, ``interrupted``, ``failed`` or ``running``."""
+    said = run.info.get("outcome", {}).get("state")
+    if said in ("finished", "interrupted", "failed", "running"):
+        return str(said)
+    return "finished" if "after" in run.info else "running"
+
+
+def _facts(run: RunFolder) -> str:
+    info = run.info
+    parameters = f"{info['parameters']:,} parameters" if isinstance(info.get("parameters"), int) else ""
+    path = info.get("config", {}).get("model", {}).get("path")
+    peaks = info.get("peak_memory", {})
+    memory = ", ".join(f"peak {spoken(key).removeprefix('peak ')} {size(value)}" for key, value in peaks.items())
+    created = f"begun {info['created']}" if "created" in info else ""
+    return " · ".join(filter(None, [parameters, f"from {path}" if path else "", memory, created]))
+
+
+def _outcome(run: RunFolder) -> str:
+    ended, outcome = state(run), run.info.get("outcome", {})
+    planned = outcome.get("steps_planned")
+    step = run.info.get("steps", outcome.get("step", run.last_step)) if ended == "finished" else run.last_step
+    of = f" of {planned:,}" if isinstance(planned, int) and planned != step else ""
+    seconds = sum(value for _, value in run.points("seconds"))
+    spent = f", {clock(seconds)} of training" if ended == "finished" and seconds else ""
+    said = {
+        "finished": f"Finished after {step:,} steps{of}{spent}.",
+        "interrupted": f"Interrupted after step {step:,}{of}.",
+        "failed": f"Failed after step {step:,}{of}.",
+        "running": f"Not finished when this page was written, at step {step:,}{of}: it is still running, or was killed.",
+    }[ended]
+    lines = [f'<p class="lead {ended}"><strong>{escape(said)}</strong></p>']
+    message = outcome.get("message")
+    if message and ended in ("failed", "interrupted"):
+        lines.append(f'<div class="notice {ended}"><p>{escape(str(message))}</p></div>')
+    best = run.info.get("best")
+    if isinstance(best, Mapping) and {"metric", "value", "step"} <= set(best):
+        name = str(best["metric"])
+        lines.append(
+            f"<p>Best checkpoint: step {escape(str(best['step']))}, {escape(spoken(name))} "
+            f"{escape(metric(name, best['value']))}.</p>"
+        )
+    return "\n".join(lines)
+
+
+def _held_out(run: RunFolder) -> bool:
+    return bool(run.evaluated() or run.info.get("before", {}).get("metrics"))
+
+
+def _metrics(run: RunFolder) -> str:
+    before = run.info.get("before", {}).get("metrics", {})
+    ended = run.info.get("after", {}).get("metrics")
+    after, column = (ended, "after") if ended else (run.last_evaluation(), "last evaluation")
+    names = list(dict.fromkeys([*before, *after]))
+    rows = [[spoken(name), metric(name, before.get(name)), metric(name, after.get(name))] for name in names]
+    losses = run.points("loss")
+    if losses:
+        rows.append(["training loss", f"{losses[0][1]:.4g}", f"{losses[-1][1]:.4g}"])
+    return markup.table(["", "before", column], rows, numbers=True)
+
+
+def _charts(run: RunFolder) -> str:
+    loss = [Series("training loss", run.points("loss"), 0), Series("evaluation loss", run.points("eval_loss"), 1, True)]
+    charts = [figure("loss", loss, count, wide=True)]
+    for name in run.evaluated():
+        if name != "eval_loss":
+            charts.append(
+                figure(spoken(name), [Series(spoken(name), run.points(name), 1)], lambda v, n=name: metric(n, v))  # type: ignore[misc]
+            )
+    for index, (title, keys, show) in enumerate(PANELS):
+        series = [Series(spoken(key), run.points(key), 2 + index + place) for place, key in enumerate(keys)]
+        charts.append(figure(title, series, show))
+    drawn = "\n".join(filter(None, charts))
+    return f'<div class="charts">\n{drawn}\n</div>' if drawn else ""
+
+
+def _samples(run: RunFolder) -> str:
+    before = {sample.get("prompt"): sample for sample in run.info.get("before", {}).get("samples", [])}
+    after = {sample.get("prompt"): sample for sample in run.info.get("after", {}).get("samples", [])}
+    return "\n".join(_sample(before.get(prompt, {}), after.get(prompt, {})) for prompt in {**before, **after})
+
+
+def _sample(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    known = {**before, **after}
+    rows = [
+        ("prompt", known.get("prompt")),
+        ("expected", known.get("expected")),
+        ("before", before.get("answer")),
+        ("after", after.get("answer")),
+    ]
+    text = "".join(
+        f"<dt>{name}</dt><dd>{escape(str(value)) or '<span class=soft>(empty)</span>'}</dd>"
+        for name, value in rows
+        if value is not None
+    )
+    return f'<dl class="sample">{text}</dl>'
+
+
+def _configuration(info: Mapping[str, Any]) -> str:
+    values = markup.flat(info.get("config", {}))
+    chosen = info.get("chosen")
+    lines = [[key, setting(value)] for key, value in values.items()]
+    if not isinstance(chosen, Sequence):
+        return markup.fold("every key", markup.table(["key", "value"], lines))
+    own = [line for line in lines if line[0] in chosen]
+    return markup.fold(f"what differs from the defaults ({len(own)})", markup.table(["key", "value"], own)) + markup.fold(
+        f"every key ({len(lines)})", markup.table(["key", "value"], lines)
+    )
+
+
+def _origin(info: Mapping[str, Any]) -> str:
+    versions = [[str(name), str(version)] for name, version in info.get("versions", {}).items()]
+    card = [["card", str(info["card_hash"])]] if "card_hash" in info else []
+    command = info.get("command")
+    line = markup.commands([shlex.join(map(str, command))]) if isinstance(command, Sequence) else ""
+    return line + markup.fold("versions", markup.table(["", ""], versions + card))
+
+
+def _next(run: RunFolder) -> list[str]:
+    path = str(run.path)
+    lines = []
+    for line in run.info.get("next", []):
+        lines.append(str(line))
+    if state(run) != "finished" and run.info.get("task"):
+        words = ["llmctl", "--model", run.info.get("family", "auto"), run.info["task"], f"{path}/config.yaml", "--resume"]
+        lines.append(shlex.join(map(str, words)))
+    return [*lines, shlex.join(["llmctl", "report", path])]
