@@ -36,7 +36,9 @@ class Series:
     dashed: bool = False
 
 
-def figure(title: str, series: Sequence[Series], show: Callable[[float], str], wide: bool = False) -> str:
+def figure(
+    title: str, series: Sequence[Series], show: Callable[[float], str], wide: bool = False, zero: bool = False
+) -> str:
     """A titled chart with its legend; empty when no series has a point.
 
     Args:
@@ -44,6 +46,7 @@ def figure(title: str, series: Sequence[Series], show: Callable[[float], str], w
         series: The lines; those without points are left out.
         show: Writes a value of the vertical axis.
         wide: Drawn over the whole width of the page on a large screen.
+        zero: The vertical axis begins at 0, whatever the values.
     """
     drawn = [one for one in series if one.points]
     if not drawn:
@@ -54,16 +57,18 @@ def figure(title: str, series: Sequence[Series], show: Callable[[float], str], w
         for one in drawn
     )
     names = f'<div class="legend">{legend}</div>' if len(drawn) > 1 else ""
-    pictures = f'<div class="small">{_svg(title, drawn, show, 420, 230)}</div>'
+    pictures = f'<div class="small">{_svg(title, drawn, show, zero, 420, 230)}</div>'
     if wide:
-        pictures = f'<div class="large">{_svg(title, drawn, show, 900, 320)}</div>{pictures}'
+        pictures = f'<div class="large">{_svg(title, drawn, show, zero, 900, 320)}</div>{pictures}'
     kind = "chart wide" if wide else "chart"
     return f'<figure class="{kind}"><figcaption>{escape(title)}</figcaption>{names}{pictures}</figure>'
 
 
-def _svg(title: str, series: Sequence[Series], show: Callable[[float], str], width: int, height: int) -> str:
+def _svg(
+    title: str, series: Sequence[Series], show: Callable[[float], str], zero: bool, width: int, height: int
+) -> str:
     values = [value for one in series for _, value in one.points]
-    marks, scale = _axis(values)
+    marks, scale = _axis(values, zero)
     last = max([1.0] + [step for one in series for step, _ in one.points])
     low, high = scale(marks[0]), scale(marks[-1])
 
@@ -80,7 +85,9 @@ def _svg(title: str, series: Sequence[Series], show: Callable[[float], str], wid
     for mark in steps if width > 500 or last < 10_000 else steps[::2]:
         x = place(mark, marks[0])[0]
         anchor = "end" if x > width - 30 else "middle"
-        parts.append(f'<text x="{x + (_RIGHT - 2) * (anchor == "end"):.1f}" y="{height - 18}" text-anchor="{anchor}">{int(mark):,}</text>')
+        parts.append(
+            f'<text x="{x + (_RIGHT - 2) * (anchor == "end"):.1f}" y="{height - 18}" text-anchor="{anchor}">{int(mark):,}</text>'
+        )
     parts.append(f'<text x="{(width + _LEFT) / 2:.0f}" y="{height - 4}" text-anchor="middle">step</text>')
     for one in series:
         parts += _line(one, place, show)
@@ -117,14 +124,14 @@ def summary(points: Points, most: int = STRETCHES) -> tuple[Points, Points, Poin
     )
 
 
-def _axis(values: Sequence[float]) -> tuple[list[float], Callable[[float], float]]:
+def _axis(values: Sequence[float], zero: bool) -> tuple[list[float], Callable[[float], float]]:
     """Marks of the vertical axis from below the smallest to above the largest value, and what maps a value to height."""
     low, high = min(values), max(values)
     middle = sorted(values)[len(values) // 2]
     if low > 0 and high > 50 * middle:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         return [10.0**power for power in range(first, max(last, first + 1) + 1)], math.log10
-    if low > 0 and (high - low) > 0.2 * high or low == high:
+    if zero or high - low > 0.2 * high or low == high:
         low = min(0.0, low)
     return ticks(low, high), float
 

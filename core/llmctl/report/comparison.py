@@ -63,8 +63,8 @@ def _charts(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
         series = [Series(name, run.points(key), tone, dashed=key == "eval_loss") for run, name, tone in every]
         charts.append(figure(spoken(key), series, lambda value, k=key: metric(k, value)))  # type: ignore[misc]
     for title, keys, show in PANELS:
-        charts.append(figure(title, [Series(name, run.points(keys[-1]) or run.points(keys[0]), tone)
-                                     for run, name, tone in every], show))  # fmt: skip
+        lines = [Series(name, run.points(keys[-1]) or run.points(keys[0]), tone) for run, name, tone in every]
+        charts.append(figure(title, lines, show, zero=True))
     return '<div class="charts">\n' + "\n".join(filter(None, charts)) + "\n</div>"
 
 

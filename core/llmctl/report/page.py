@@ -106,6 +106,8 @@ def _metrics(run: RunFolder) -> str:
     losses = run.points("loss")
     if losses:
         rows.append(["training loss", f"{losses[0][1]:.4g}", f"{losses[-1][1]:.4g}"])
+    tested = run.info.get("test", {})
+    rows += [[f"test {spoken(name.removeprefix('eval_'))}", "-", metric(name, value)] for name, value in tested.items()]
     return markup.table(["", "before", column], rows, numbers=True)
 
 
@@ -119,7 +121,7 @@ def _charts(run: RunFolder) -> str:
             )
     for index, (title, keys, show) in enumerate(PANELS):
         series = [Series(spoken(key), run.points(key), 2 + index + place) for place, key in enumerate(keys)]
-        charts.append(figure(title, series, show))
+        charts.append(figure(title, series, show, zero=True))
     drawn = "\n".join(filter(None, charts))
     return f'<div class="charts">\n{drawn}\n</div>' if drawn else ""
 
@@ -153,9 +155,9 @@ def _configuration(info: Mapping[str, Any]) -> str:
     if not isinstance(chosen, Sequence):
         return markup.fold("every key", markup.table(["key", "value"], lines))
     own = [line for line in lines if line[0] in chosen]
-    return markup.fold(f"what differs from the defaults ({len(own)})", markup.table(["key", "value"], own)) + markup.fold(
-        f"every key ({len(lines)})", markup.table(["key", "value"], lines)
-    )
+    return markup.fold(
+        f"what differs from the defaults ({len(own)})", markup.table(["key", "value"], own)
+    ) + markup.fold(f"every key ({len(lines)})", markup.table(["key", "value"], lines))
 
 
 def _origin(info: Mapping[str, Any]) -> str:
@@ -168,10 +170,15 @@ def _origin(info: Mapping[str, Any]) -> str:
 
 def _next(run: RunFolder) -> list[str]:
     path = str(run.path)
-    lines = []
-    for line in run.info.get("next", []):
-        lines.append(str(line))
+    lines = [str(line) for line in run.info.get("next", [])]
     if state(run) != "finished" and run.info.get("task"):
-        words = ["llmctl", "--model", run.info.get("family", "auto"), run.info["task"], f"{path}/config.yaml", "--resume"]
+        words = [
+            "llmctl",
+            "--model",
+            run.info.get("family", "auto"),
+            run.info["task"],
+            f"{path}/config.yaml",
+            "--resume",
+        ]
         lines.append(shlex.join(map(str, words)))
     return [*lines, shlex.join(["llmctl", "report", path])]

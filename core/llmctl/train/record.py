@@ -35,7 +35,9 @@ class Record(Hook):
         self._info["outcome"] = {"state": "running"}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
             self._outcome("finished")
             self._write()
@@ -43,7 +45,9 @@ class Record(Hook):
         if isinstance(error, Interrupted | KeyboardInterrupt):
             self._outcome("interrupted")
         else:
-            self._outcome("failed", f"{error}" if isinstance(error, LlmctlError) else f"{type(error).__name__}: {error}")
+            self._outcome(
+                "failed", f"{error}" if isinstance(error, LlmctlError) else f"{type(error).__name__}: {error}"
+            )
         try:
             self._write()
         except (LlmctlError, OSError) as second:

@@ -115,27 +115,16 @@ def run(
     info.update(subject.notes)
     if "before" not in info:
         info["before"] = _measure(subject, data) if start is None else {"metrics": {}, "samples": []}
-<<<<<<< HEAD
-        _write_info(job, info)
-    last = _train(job, loop, done)
-    info["best"], metrics = _choose(job, subject, last, average)
-    info["after"] = _measure(subject, data, metrics)
-    info.update(finish(subject.model, data) if finish else {})
-    info.update(steps=last, seconds=round(time.monotonic() - begun, 1))
-    with atomic_folder(job.output / "model", overwrite=True) as folder:
-        subject.write(folder, job.config.output.save_dtype)
-    _write_info(job, info)
-=======
         write_info(job.output, info)
     with record:
         last = _train(job, loop, done)
         info["best"], metrics = _choose(job, subject, last, average)
         info["after"] = _measure(subject, data, metrics)
+        info.update(finish(subject.model, data) if finish else {})
         info.update(steps=last, seconds=round(time.monotonic() - begun, 1))
         with atomic_folder(job.output / "model", overwrite=True) as folder:
             subject.write(folder, job.config.output.save_dtype)
         info["next"] = [f"llmctl --model {job.plugin.card.name} generate {job.output / 'model'}"]
->>>>>>> f002623 (A run's folder explains itself: report.html, llmctl report, peak memory)
     _show(job, data, info)
     return info
 

@@ -1,0 +1,220 @@
+"""The page that explains a run's folder: complete, self-contained, safe for any text, true to how the run ended."""
+
+import contextlib
+import json
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+
+from llmctl.errors import ConfigError
+from llmctl.report.chart import Series, figure, summary
+from llmctl.report.comparison import labels
+from llmctl.report.folder import open_run
+from llmctl.report.page import page
+from llmctl.report.write import write
+from llmctl.train.loop import Interrupted, NonFiniteError, Plan
+from llmctl.train.record import Record, write_info
+
+NASTY = '<script>alert(1)</script> & "引号" <img src=x onerror=y>'
+INFO = {
+    "family": "parrot",
+    "task": "finetune",
+    "parameters": 1234567,
+    "chosen": ["train.epochs"],
+    "command": ["llmctl", "finetune", "a b.yaml"],
+    "versions": {"llmctl": "9.9"},
+    "config": {"method": {"name": "full"}, "train": {"epochs": 7.0, "seed": 42}, "output": {"dir": NASTY}},
+    "before": {"metrics": {"eval_loss": 8.25, "accuracy": 0.125}, "samples": [{"prompt": NASTY, "answer": "no"}]},
+    "after": {"metrics": {"eval_loss": 0.5, "accuracy": 0.875}, "samples": [{"prompt": NASTY, "answer": NASTY}]},
+}
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Reader(HTMLParser):
+    """Checks nesting and collects tags and texts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.stack, self.tags, self.texts = [], [], []
+        self.feed(text)
+        assert not self.stack
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.stack:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def rows(steps=30):
+    lines = [
+        {"step": s, "epoch": s / 10, "loss": 9 / s, "lr": 1e-3, "grad_norm": 2.0, "tokens": 9, "tokens_per_second": 450.0,
+         "seconds": 0.5, "peak_memory": 5 * 10**8}
+        for s in range(1, steps + 1)
+    ]  # fmt: skip
+    return [*lines, {"step": steps, "epoch": 3.0, "eval_loss": 0.5, "accuracy": 0.875}]
+
+
+def folder(path, info=INFO, lines=None):
+    path.mkdir(exist_ok=True)
+    write_info(path, info)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (rows() if lines is None else lines)))
+    return path
+
+
+def read(path):
+    return Reader(write([path]).read_text(encoding="utf-8"))
+
+
+def test_the_page_tells_outcome_metrics_curves_answers_configuration_and_versions(tmp_path):
+    shown = read(folder(tmp_path / "run"))
+    text = shown.text
+    assert "parrot finetune (full)" in text and "1,234,567 parameters" in text
+    assert "Finished after 30 steps, 0:15 of training." in text
+    assert "eval loss 8.25 0.5" in text and "accuracy 12.5 % 87.5 %" in text
+    for title in ("loss", "learning rate", "gradient norm before clipping", "tokens per second", "peak memory"):
+        assert ("svg", title) in [(tag, attrs.get("aria-label")) for tag, attrs in shown.tags], title
+    assert "what differs from the defaults (1)" in text and "train.epochs 7.0" in text and "train.seed 42" in text
+    assert "llmctl finetune 'a b.yaml'" in text and "llmctl 9.9" in text
+
+
+def test_no_text_of_a_run_becomes_markup(tmp_path):
+    text = page(
+        open_run(folder(tmp_path / NASTY.replace("/", "_"), {**INFO, "outcome": {"state": "failed", "message": NASTY}}))
+    )
+    shown = Reader(text)
+    assert not {"script", "img"} & {tag for tag, _ in shown.tags}
+    assert shown.text.count("<script>alert(1)</script>") >= 4
+
+
+def test_the_page_loads_nothing(tmp_path):
+    text = page(open_run(folder(tmp_path / "run")))
+    loading = {"script", "link", "img", "iframe", "object", "image", "use"}
+    assert not loading & {tag for tag, _ in Reader(text).tags}
+    assert not re.search(r"https?:|url\(|@import", text)
+
+
+@pytest.mark.parametrize(
+    "info, lines",
+    [({}, [{"step": 1, "loss": 2.0}]), (INFO, []), ({"before": INFO["before"]}, []), (INFO, rows()[:-1]),
+     (INFO, [{"step": 3, "loss": float("nan"), "lr": None}])],
+)  # fmt: skip
+def test_whatever_of_a_run_is_there_makes_a_page(tmp_path, info, lines):
+    assert read(folder(tmp_path / "run", info, lines)).text
+
+
+def points_of(svg, kind):
+    """Heights of the points of a drawn path."""
+    path = next(part for part in ET.fromstring(svg).iter("path") if part.get("class").split()[0] == kind)
+    return [float(pair.split()[1]) for pair in re.findall(r"[\d.]+ [\d.]+", path.get("d"))]
+
+
+def test_a_long_series_keeps_its_extremes_in_a_band():
+    points = [(float(step), 1.0) for step in range(1, 50_001)]
+    points[33_333] = (33_334.0, 9.0)
+    lows, means, highs = summary(points)
+    assert len(means) <= 240 and max(value for _, value in highs) == 9.0 and min(value for _, value in lows) == 1.0
+    assert sum(value for _, value in means) / len(means) == pytest.approx(1 + 8 / 50_000, rel=1e-3)
+    drawn = figure("loss", [Series("loss", points)], str, wide=True)
+    assert len(drawn) < 40_000
+    svg = re.search(r"<svg viewBox=\"0 0 900.*?</svg>", drawn, re.DOTALL)[0]
+    assert min(points_of(svg, "band")) < min(points_of(svg, "line"))
+
+
+def test_values_of_many_magnitudes_get_a_logarithmic_axis():
+    values = [(1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (4.0, 10.0), (5.0, 100.0)]
+    svg = re.search(r"<svg viewBox=\"0 0 420.*?</svg>", figure("norm", [Series("n", values)], str), re.DOTALL)[0]
+    heights = points_of(svg, "line")
+    assert heights[3] - heights[4] == pytest.approx(heights[2] - heights[3], abs=0.2) and heights[3] < heights[2]
+
+
+PLAN = Plan(steps=9, eval_every=9, save_every=9)
+REPORT = {"step": 5, "loss": "nan", "grad_norm": "nan", "lr": 0.1, "examples": ["a.jsonl:3"]}
+
+
+@pytest.mark.parametrize(
+    "error, state, text",
+    [
+        (None, "finished", "Finished after 5 steps of 9"),
+        (Interrupted(5), "interrupted", "Interrupted after step 5 of 9"),
+        (NonFiniteError(REPORT), "failed", "a.jsonl:3"),
+        (MemoryError("no room"), "failed", "MemoryError: no room"),
+    ],
+)
+def test_the_page_says_how_the_run_ended_and_how_to_go_on(tmp_path, error, state, text):
+    path = folder(tmp_path / "run", {}, rows(5))
+    info = {**INFO, "steps": 30}
+    del info["after"]
+    ends = pytest.raises(type(error)) if error else contextlib.nullcontext()
+    with ends, Record(path, info) as record:
+        record.on_start(1, PLAN)
+        assert "Not finished" in Reader((path / "report.html").read_text()).text
+        if error:
+            raise error
+        info["after"] = INFO["after"]
+    stored = json.loads((path / "run.json").read_text())
+    assert stored["outcome"]["state"] == state and stored["peak_memory"]["peak_memory"] > 10**7
+    shown = Reader((path / "report.html").read_text()).text
+    assert text in shown and ("--resume" in shown) == (state != "finished")
+
+
+def test_a_resumed_run_forgets_how_it_ended_before(tmp_path):
+    path = folder(tmp_path / "run")
+    info = {**INFO, "outcome": {"state": "failed", "message": "loss nan"}}
+    with Record(path, info) as record:
+        record.on_start(6, PLAN)
+        shown = Reader((path / "report.html").read_text()).text
+        assert "loss nan" not in shown and "Not finished" in shown and "after" not in info
+
+
+def test_several_runs_are_drawn_together_and_their_differences_listed(tmp_path):
+    other = {**INFO, "config": {**INFO["config"], "train": {"epochs": 2.0, "seed": 42}}}
+    one, two = folder(tmp_path / "one"), folder(tmp_path / "two", other, rows(12))
+    shown = Reader(write([one, two], tmp_path / "both.html").read_text())
+    assert "train.epochs 7.0 2.0" in shown.text and "train.seed" not in shown.text
+    assert "steps 30 12" in shown.text
+    assert {"t0", "t1"} <= {name for tag, attrs in shown.tags if tag == "path" for name in attrs["class"].split()}
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    runs = [open_run(folder(tmp_path / name / "run")) for name in ("a", "b")]
+    assert labels(runs) == ["a/run", "b/run"]
+
+
+def test_what_is_no_run_is_refused_and_other_files_are_not_replaced(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        write([tmp_path / "absent"])
+    with pytest.raises(ConfigError, match="neither run.json nor"):
+        write([tmp_path])
+    path = folder(tmp_path / "run")
+    (tmp_path / "mine.html").write_text("my own page")
+    with pytest.raises(ConfigError, match="not a report"):
+        write([path], tmp_path / "mine.html")
+    assert (tmp_path / "mine.html").read_text() == "my own page"
+    write([path])
+    write([path])
+    (path / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match="run.json cannot be read"):
+        write([path])
+
+
+def test_the_command_needs_no_paddle(tmp_path, run_llmctl):
+    path = folder(tmp_path / "run")
+    probe = "print([name for name in ('paddle', 'numpy', 'rich') if name in sys.modules])"
+    done = run_llmctl("report", str(path), probe=probe)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]" and "report.html written" in done.stdout
