@@ -72,3 +72,31 @@ def test_answers_with_a_shared_prompt_see_it_and_not_each_other():
     assert found[7].astype(int).tolist() == [0, 0, 0, 1, 1, 0, 0, 1, 0]
     assert found[6].astype(int).tolist() == [0, 0, 0, 1, 1, 1, 1, 0, 0]
     assert found[3].astype(int).tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["packed", "padded", "window", "penalties", "both ways"])
+def test_what_the_operators_compute_is_the_dense_attention(kind):
+    shapes = [(2, 9, 4, 8), (2, 9, 2, 8), (2, 9, 2, 8)]
+    arrays = [RNG.normal(size=shape) for shape in shapes]
+    real = paddle.to_tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1], [1] * 9])
+    layout = Layout(9, position_BT=paddle.to_tensor(PLACE), end_BT=paddle.to_tensor(END))
+    mask = {
+        "packed": lambda: layout.mask(),
+        "padded": lambda: Layout(9, 0, real).mask(),
+        "window": lambda: Layout(9).mask(window=3),
+        "penalties": lambda: layout.mask(slopes=slopes(4)),
+        "both ways": lambda: Layout(9).mask(first_BS=paddle.to_tensor([[0, 0, 0, 3, 4, 5, 6, 7, 8]])),
+    }[kind]()
+    weight = RNG.normal(size=(2, 9, 32))
+    weight[0, [0, 1, 8]] = 0.0
+    results = []
+    for dtype, attention in (
+        ("float32", attend),
+        ("float64", lambda *qkvm: attend_dense(*qkvm[:3], qkvm[3].bias("float64"))),
+    ):
+        tensors = [paddle.to_tensor(array.astype(dtype), stop_gradient=False) for array in arrays]
+        out = attention(*tensors, mask)
+        grads = paddle.grad((out * paddle.to_tensor(weight.astype(dtype))).sum(), tensors)
+        results.append([out.numpy() * (weight != 0), *(grad.numpy() for grad in grads)])
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5)

@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 
 from llmctl.nn.cache import KVCache
+from llmctl.nn.kernels import compiled
 from llmctl.nn.layout import Mask
 from llmctl.nn.linear import Linear
 from llmctl.nn.norm import RMSNorm
@@ -38,6 +39,13 @@ def attend(
         mask: What each query sees; None = everything.
         dropout: Part of the weights that is left out.
     """
+    operator = None if mask is None or mask.new == 1 or dropout else compiled("attention", q_BTNH, k_BSKH, v_BSKH)
+    if operator is not None:
+        slopes, places = mask.penalties(q_BTNH.dtype)
+        out_BTNH = operator(
+            q_BTNH, k_BSKH, v_BSKH, mask.first_BS, mask.last_BS, mask.past, slopes=slopes, places=places
+        )
+        return out_BTNH.reshape([0, 0, -1])
     if mask is not None and mask.packed:
         return attend_by_document(q_BTNH, k_BSKH, v_BSKH, mask, dropout)
     return attend_dense(q_BTNH, k_BSKH, v_BSKH, None if mask is None else mask.bias(q_BTNH.dtype), dropout)

@@ -36,10 +36,14 @@ class Mask:
         place_BS: paddle.Tensor | None = None,
         packed: bool = False,
     ) -> None:
-        self.first_BS, self.last_BS, self.new = first_BS, last_BS, new
         self.slopes, self.place_BS, self.packed = tuple(slopes), place_BS, packed
+        # Both bounds are of one shape, as compiled operators take them.
+        rows = max(first_BS.shape[0], last_BS.shape[0])
+        self.first_BS, self.last_BS = (m.expand([rows, m.shape[1]]) for m in (first_BS, last_BS))
+        self.new = new
         self.past = first_BS.shape[1] - new
         self._bias: dict[str, paddle.Tensor] = {}
+        self._penalties: tuple[paddle.Tensor, paddle.Tensor] | None = None
 
     def bias(self, dtype: str) -> paddle.Tensor:
         """What to add to scores [B or 1, N or 1, T, S]: penalties where a query may look, else the lowest number.
@@ -49,6 +53,14 @@ class Mask:
         if str(dtype) not in self._bias:
             self._bias[str(dtype)] = self.part(slice(None), slice(0, self.new), slice(None), dtype)
         return self._bias[str(dtype)]
+
+    def penalties(self, dtype: str) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
+        """Slopes [N] and places [B or 1, S] in a type; None twice where there are none."""
+        if not self.slopes:
+            return None, None
+        if self._penalties is None:
+            self._penalties = paddle.to_tensor(self.slopes, dtype=dtype), self.place_BS.astype(dtype)
+        return self._penalties
 
     def part(self, batch: slice, rows: slice, columns: slice, dtype: str) -> paddle.Tensor:
         """The bias of some queries (counted from the first new one) and keys of some rows of the batch."""
