@@ -125,6 +125,9 @@ class UpdateConfig:
     max_grad_norm: float = option(1.0, "Gradients are scaled down to this global norm; 0 = never.", minimum=0)
     seed: int = option(42, "Seed of the order of examples and of everything random.", minimum=0)
     log_every: int = option(10, "Steps between two lines of metrics.", minimum=1)
+    log_to: list[str] = option(
+        ["none"], "Where metrics go besides metrics.jsonl; one or a list.", choices=("none", "tensorboard", "visualdl")
+    )
     save_total_limit: int = option(2, "Checkpoints kept besides the best one; 0 = all.", minimum=0)
     recompute: str = option(
         "none",
@@ -317,8 +320,10 @@ def _check(name: str, value: Any, hint: Any, rules: Mapping[str, Any], problems:
     if not fits:
         problems.append(f"{name}={value!r}: expected {_type_name(hint)}")
         return value
-    if rules["choices"] and value not in rules["choices"]:
-        near = difflib.get_close_matches(str(value), [str(c) for c in rules["choices"]], 1)
+    chosen = value if isinstance(value, list) else [value]
+    strange = [one for one in chosen if rules["choices"] and one not in rules["choices"]]
+    if strange:
+        near = difflib.get_close_matches(str(strange[0]), [str(c) for c in rules["choices"]], 1)
         hint_text = f"; did you mean {near[0]}?" if near else ""
         problems.append(f"{name}={value!r}: allowed are {', '.join(map(str, rules['choices']))}{hint_text}")
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and not _in_range(value, rules):

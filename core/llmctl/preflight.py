@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from llmctl import capabilities, config, plugins, tokenizers
+from llmctl import capabilities, config, loggers, plugins, tokenizers
 from llmctl.card import Dims
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.data import reading
@@ -137,6 +137,7 @@ def _combinations(settings: config.FinetuneConfig) -> None:
     if train.best_metric == "exact_match" and not train.eval_generate:
         raise ConfigError("train.best_metric=exact_match needs train.eval_generate=true")
     config.check_updates(train)
+    loggers.check(train.log_to)
     if output.resume and output.overwrite:
         raise ConfigError("output.resume and output.overwrite exclude each other; choose one")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +182,8 @@ def test_index_that_names_an_absent_shard_is_refused(job):
     index = {"metadata": {}, "weight_map": {name: "model-00001-of-00002.safetensors" for name in tensors}}
     (job / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(job, part="model-00001-of-00002.safetensors")
+
+
+def test_a_missing_logger_is_refused_before_the_run(job, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    refused(job, "--set", "train.log_to=tensorboard", part=["tensorboardX", "pip install 'llmctl[tensorboard]'"])

@@ -3,7 +3,7 @@
 ``run`` is a whole run of any method; ``loop`` runs steps over a ``task``; ``subject`` says what is trained and stored,
 ``full`` is every parameter; ``optimizer`` and ``schedules`` move the weights; ``checkpoints`` keeps what was trained and
 continues it; ``journal``, ``record``, ``display`` and ``curve`` show it; ``evaluate`` measures it; ``sft`` is supervised
-fine-tuning.
+fine-tuning; ``logs`` hands metrics to TensorBoard and VisualDL.
 
 An output folder holds::
 
@@ -14,5 +14,6 @@ An output folder holds::
     best.json                      which checkpoint is best, by what metric
     checkpoints/step-000020/       a model folder, with optimizer.safetensors and trainer_state.json beside it
     model/                         the final model: weights, configuration, tokenizer, chat template
+    tensorboard/, visualdl/        the metrics once more, if train.log_to says so
     nan_step.json                  only after a step whose loss or gradient was not finite: its examples
 """

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmctl.report.folder import read_rows as read
 from llmctl.train import memory
 from llmctl.train.curve import draw
+from llmctl.train.logs import Scalars
 from llmctl.train.loop import Hook, Plan, Update
 
 
@@ -24,9 +26,11 @@ class Journal(Hook):
     Args:
         folder: The output folder.
         every: Updates between two lines; the first and the last always have one.
+        sinks: Get every line too.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, sinks: Sequence[Scalars] = ()) -> None:
+        self._sinks = sinks
         self.metrics, self.curve, self.every = folder / "metrics.jsonl", folder / "curve.svg", every
         self._tokens, self._seconds, self._first, self._last = 0, 0.0, 0, 0
 
@@ -65,6 +69,8 @@ class Journal(Hook):
     def _append(self, row: dict[str, Any]) -> None:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        for sink in self._sinks:
+            sink.line(row)
 
     def _draw(self) -> None:
         self.curve.write_text(draw(read(self.metrics)), encoding="utf-8")

@@ -20,7 +20,8 @@ from llmctl import plugins, runtime
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.checkpoint.run_json import run_info
 from llmctl.errors import ConfigError
-from llmctl.train import checkpoints, journal, recompute
+from llmctl.loggers import PACKAGES
+from llmctl.train import checkpoints, journal, logs, recompute
 from llmctl.train.average import Average
 from llmctl.train.display import display, format_metric, table
 from llmctl.train.loop import Hook, Interrupted, Loop, NonFiniteError, Plan
@@ -39,6 +40,7 @@ LEFTOVERS = (
     "metrics.jsonl",
     "curve.svg",
     "report.html",
+    *PACKAGES,
     "best.json",
     "nan_step.json",
     STATISTICS,
@@ -49,7 +51,7 @@ LEFTOVERS = (
 
 FREE = (
     "output.",
-    "train.log_every",
+    "train.log_",
     "train.stats_every",
     "train.save",
     "train.eval_batch_size",
@@ -211,7 +213,8 @@ def _loop(
         settings.save_total_limit,
     )
     own: list[Hook] = [average] if average else []
-    own += [journal.Journal(job.output, settings.log_every), display(settings.log_every), saver]
+    sinks = logs.scalars(settings.log_to, job.output)
+    own += [*sinks, journal.Journal(job.output, settings.log_every, sinks), display(settings.log_every), saver]
     if settings.patience:
         own.append(Patience(job.output / "metrics.jsonl", settings.best_metric, settings.patience))
     if settings.stats_every:

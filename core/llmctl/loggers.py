@@ -1,0 +1,27 @@
+"""Programs that metrics can be handed to, by value of ``train.log_to``, and whether they are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+from llmctl.errors import ConfigError, MissingDependencyError
+
+PACKAGES = {"tensorboard": "tensorboardX", "visualdl": "visualdl"}
+"""Module by value of ``train.log_to``, which is also the name of its extra and of its folder in the output folder."""
+
+
+def check(names: Sequence[str]) -> None:
+    """Passes when the packages of these values of ``train.log_to`` are installed.
+
+    Raises:
+        ConfigError: ``none`` stands beside others.
+        MissingDependencyError: A package is absent.
+    """
+    if "none" in names and len(set(names)) > 1:
+        raise ConfigError(f"train.log_to={list(names)}: none excludes the others; leave it out")
+    for name in names:
+        if name != "none" and importlib.util.find_spec(PACKAGES[name]) is None:
+            raise MissingDependencyError(
+                f"train.log_to={name} needs {PACKAGES[name]}, which is not installed. Run: pip install 'llmctl[{name}]'"
+            )
