@@ -60,9 +60,13 @@ def whole(folder):
     return pretrain.run(job(folder, folder / "whole")), folder / "whole"
 
 
+MEASURED = ("seconds", "tokens_per_s", "peak_memory")
+"""What differs from run to run."""
+
+
 def logged(output):
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if "seconds" not in key and "per_s" not in key} for row in rows]
+    return [{key: value for key, value in row.items() if not key.startswith(MEASURED)} for row in rows]
 
 
 def tensors(folder):
