@@ -365,9 +365,9 @@ class Family:
             if not param.present(dims, at.get("layer")):
                 continue
             yield Tensor(
-                name=_prefixed(param.name, self.paddle_prefix).format(**at),
+                name=prefixed(param.name, self.paddle_prefix).format(**at),
                 shape=shape,
-                torch_name=_prefixed(param.torch or param.name, self.torch_prefix).format(**at),
+                torch_name=prefixed(param.torch or param.name, self.torch_prefix).format(**at),
                 transpose=len(shape) == 2 and kind in ("linear", "router") and param.torch_layout != "same",
                 kind=kind,
                 slot=param.slot,
@@ -399,5 +399,6 @@ def validate(card: Family) -> list[str]:
     return problems
 
 
-def _prefixed(name: str, prefix: str) -> str:
+def prefixed(name: str, prefix: str) -> str:
+    """A row's name in full; a leading ``/`` leaves the prefix away."""
     return name[1:] if name.startswith("/") else prefix + name

@@ -9,6 +9,7 @@ from typing import Any
 from llmctl.card import Dims, Family, Tensor
 from llmctl.errors import UnsupportedError
 from llmctl.hookspecs import FusedDecoder, Parallel, QuantTarget, Rename, Segment, Split, hookimpl
+from llmctl.renames import by_module
 from llmctl.shapes import CUT_SYMBOLS, Axis, Term
 
 
@@ -47,8 +48,10 @@ def moe_routing(card: Family, dims: Dims) -> Any:
 
 @hookimpl(trylast=True)
 def weight_map(card: Family, dims: Dims, source: str) -> Sequence[Rename]:
+    if source == "paddlenlp":
+        return by_module(card, dims, {})
     if source != "torch":
-        raise ValueError(f"source={source!r} is unknown; known: 'torch'")
+        raise ValueError(f"source={source!r} is unknown; known: 'torch', 'paddlenlp'")
     return [Rename(tensor.torch_name, tensor.name, tensor.transpose) for tensor in card.expand(dims)]
 
 

@@ -62,20 +62,44 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Rename:
-    """One tensor of a torch checkpoint and where it goes.
+class Part:
+    """A share of an axis that consists of ``blocks`` equal blocks of ``of`` equal units: in each block, some units.
 
     Attributes:
-        source: Name in the torch checkpoint.
+        start: First unit of a block.
+        stop: Unit after the last.
+        of: Units in a block.
+        blocks: Number of blocks; 1 = the share is contiguous.
+    """
+
+    start: int
+    stop: int
+    of: int
+    blocks: int = 1
+
+
+@dataclass(frozen=True)
+class Rename:
+    """A tensor of a file and where it goes, or a part of it that goes into a part of a tensor of the card.
+
+    Parts are of the last axis as paddle stores it: the outputs of a linear.
+
+    Attributes:
+        source: Name in the file.
         target: Name in the layer's state dict.
-        transpose: Torch stores ``[out, in]``, paddle ``[in, out]``.
-        part: ``(i, n)``: the target is the i-th of n equal parts of the source's first axis.
+        transpose: The file stores ``[out, in]``, paddle ``[in, out]``.
+        part: What is taken of the source; None = all of it.
+        place: Where it lies in the target; None = it is the target.
+        way: Where files come in several packings, the name of one of them. Its renames are used, for their targets, in a
+            file that has a tensor which only this packing has; ``""`` = those of any other file.
     """
 
     source: str
     target: str
     transpose: bool = False
-    part: tuple[int, int] | None = None
+    part: Part | None = None
+    place: Part | None = None
+    way: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,7 +151,11 @@ def moe_routing(card: Family, dims: Dims) -> Router | None:
 
 @hookspec(firstresult=True)
 def weight_map(card: Family, dims: Dims, source: str) -> Sequence[Rename]:  # type: ignore[empty-body]
-    """Renames that cover every tensor of the card once. ``source`` is ``"torch"``. Default: the card's torch names."""
+    """Renames that cover every tensor of the card once; where a packing of files varies, once in each ``way``.
+
+    ``source`` is ``"torch"`` (default: the card's torch names) or ``"paddlenlp"``, the names and packing of PaddleNLP's
+    own files (default: the card's own names). ``llmctl.renames`` makes the latter from a table of modules.
+    """
 
 
 @hookspec(firstresult=True)

@@ -139,7 +139,7 @@ def test_a_release_without_the_prefix_is_read(tmp_path, prefix):
 
 def test_values_that_are_not_finite_are_found(tmp_path):
     folder = shutil.copytree(STARTER, tmp_path / "model")
-    info = opened(folder).state["llama.norm.weight"].info
+    info = opened(folder).state["llama.norm.weight"].sources[0][0]
     with open(info.file, "r+b") as stream:
         stream.seek(info.offset)
         stream.write(b"\xff\xff\xff\xff")

@@ -9,7 +9,7 @@ from llmctl.checkpoint import tensor_info as tensor_info_module
 from llmctl.checkpoint.dtypes import round_bfloat16
 from llmctl.checkpoint.load import check_weights
 from llmctl.errors import CheckpointError
-from llmctl.hookspecs import Rename
+from llmctl.hookspecs import Part, Rename
 
 paddle = pytest.importorskip("paddle")
 
@@ -17,9 +17,9 @@ SHAPES = {"embed": [7, 4], "linear": [4, 6], "q": [4, 2], "k": [4, 2], "v": [4, 
 RENAMES = [
     Rename("model.embed", "embed"),
     Rename("model.linear", "linear", transpose=True),
-    Rename("model.qkv", "q", transpose=True, part=(0, 3)),
-    Rename("model.qkv", "k", transpose=True, part=(1, 3)),
-    Rename("model.qkv", "v", transpose=True, part=(2, 3)),
+    Rename("model.qkv", "q", transpose=True, part=Part(0, 1, 3)),
+    Rename("model.qkv", "k", transpose=True, part=Part(1, 2, 3)),
+    Rename("model.qkv", "v", transpose=True, part=Part(2, 3, 3)),
     Rename("model.norm", "norm"),
 ]
 

@@ -16,13 +16,13 @@ import numpy as np
 
 from llmctl.adapters import targets
 from llmctl.card import Dims
+from llmctl.checkpoint import parts
 from llmctl.checkpoint.dtypes import STORAGE, round_bfloat16
 from llmctl.checkpoint.folder import open_folder
 from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.layout import recognise
-from llmctl.checkpoint.tensor_info import TensorInfo
+from llmctl.checkpoint.load import by_target
 from llmctl.errors import CheckpointError
-from llmctl.hookspecs import Rename
 
 CORNER = 4
 """So many rows and columns of each linear are looked at."""
@@ -101,20 +101,25 @@ def _values_hash(base: Path, plugin: Any, dims: Dims) -> str:
     _, renames = recognise(tensors, plugin, dims)
     known = targets.linears(plugin.card, dims)
     digest = hashlib.sha256()
-    for rename in sorted(renames, key=lambda rename: rename.target):
-        path = targets.module_of(rename.target)
-        if path in known and rename.source in tensors:
-            digest.update(_corner(tensors[rename.source], rename, known[path].shape).tobytes())
+    for target, sources in sorted(by_target(tensors, renames).items()):
+        path = targets.module_of(target)
+        if path in known:
+            digest.update(_corner(sources, known[path].shape).tobytes())
     return digest.hexdigest()[:16]
 
 
-def _corner(info: TensorInfo, rename: Rename, shape: tuple[int, ...]) -> Any:
+def _corner(sources: list[parts.Source], shape: tuple[int, ...]) -> Any:
     """The first inputs and outputs of a linear [CORNER, CORNER] as bfloat16."""
-    stored = info.shape[0] // (rename.part[1] if rename.part else 1)
-    rows = np.empty((min(CORNER, stored), *info.shape[1:]), STORAGE["float32"])
-    info.read_into(rows, "float32", start=rename.part[0] * stored if rename.part else 0)
-    corner = rows[:, :CORNER]
-    return round_bfloat16(corner.T if rename.transpose else corner)
+    info, rename = sources[0]
+    if parts.in_rows(rename, len(info.shape)):
+        rows = np.empty((min(CORNER, shape[int(rename.transpose)]), *info.shape[1:]), STORAGE["float32"])
+        info.read_into(rows, "float32", start=parts.first_row(rename, shape))
+        corner = rows[:, :CORNER].T if rename.transpose else rows[:, :CORNER]
+    else:
+        whole = np.empty(shape, STORAGE["float32"])
+        parts.fill(whole, sources, "float32")
+        corner = whole[:CORNER, :CORNER]
+    return round_bfloat16(np.ascontiguousarray(corner))
 
 
 def _digest(content: bytes) -> str:

@@ -55,7 +55,7 @@ class Merged:
         try:
             return cast(weight, compute, self.dtype)
         except ValueError as error:
-            name = self.stored.rename.target
+            name = self.stored.sources[0][1].target
             raise CheckpointError(f"{name}: {error}; merge with --dtype float32 or bfloat16") from None
 
 

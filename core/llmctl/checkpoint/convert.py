@@ -1,7 +1,7 @@
 """A model folder into another layout or dtype, tensor by tensor: no model is built, neither paddle nor torch is needed.
 
-Memory: one tensor, or paddle's files where they are the source. The target appears complete or not at all; an interrupted run keeps its finished shards in a working
-folder beside the target and goes on from there.
+Memory: one tensor, or paddle's files where they are the source. The target appears complete or not at all; an
+interrupted run keeps its finished shards in a working folder beside the target and goes on from there.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 from llmctl import plugins
 from llmctl.card import Dims
-from llmctl.checkpoint import paddle_file
+from llmctl.checkpoint import paddle_file, parts
 from llmctl.checkpoint.dtypes import FLOATS, STORAGE, widen
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.layout import recognise, renames_for
-from llmctl.checkpoint.load import check_weights
+from llmctl.checkpoint.load import by_target, check_weights
+from llmctl.checkpoint.ranks import read_ranks
 from llmctl.checkpoint.safetensors_file import Planned, write_file
 from llmctl.checkpoint.save import plan_shards, write_index
-from llmctl.checkpoint.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
 from llmctl.hookspecs import Rename
 
@@ -43,23 +43,16 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of the card that lies in a file; quacks as much like an array as writing needs."""
+    """A tensor of the card that lies in files; quacks as much like an array as writing needs."""
 
-    info: TensorInfo
-    rename: Rename
     shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> str:
-        """Name of the stored dtype."""
-        return self.info.dtype
+    dtype: str
+    sources: Sequence[parts.Source]
 
     def numpy(self) -> NDArray[Any]:
         """The values in the storage of the stored dtype, in the card's layout."""
-        values = np.empty(self.shape, STORAGE[self.info.dtype])
-        rows = values.T if self.rename.transpose else values
-        start = self.rename.part[0] * rows.shape[0] if self.rename.part else 0
-        self.info.read_into(rows, self.info.dtype, start=start)
+        values = np.empty(self.shape, STORAGE[self.dtype])
+        parts.fill(values, self.sources, self.dtype)
         return values
 
 
@@ -86,13 +79,23 @@ def open_source(path: Path, plugin: plugins.Plugin, dims: Dims) -> Source:
             f"{path} holds an adapter ({', '.join(adapters)}); merge it into its base model first, or move it away"
         )
     ranks = paddle_file.shards(path) if path.is_dir() else []
-    folder = WeightFolder(path, paddle_file.read_shards(ranks, plugin, dims)) if ranks else open_folder(path)
+    folder = WeightFolder(path, read_ranks(ranks, plugin, dims)) if ranks else open_folder(path)
     layout, renames = recognise(folder.tensors, plugin, dims)
     shapes = {tensor.name: tensor.shape for tensor in plugin.card.expand(dims)}
     expected = {r.target: _Expected(shapes[r.target], _dtype(folder, r)) for r in renames}
     check_weights(folder, expected, renames, ignored=plugin.card.ignored_tensors)
-    state = {r.target: Stored(folder.tensors[r.source], r, shapes[r.target]) for r in renames}
+    state = {name: _stored(name, shapes[name], sources) for name, sources in by_target(folder.tensors, renames).items()}
     return Source(folder, plugin, dims, layout, state)
+
+
+def _stored(name: str, shape: tuple[int, ...], sources: Sequence[parts.Source]) -> Stored:
+    dtypes = sorted({info.dtype for info, _ in sources})
+    if len(dtypes) > 1:
+        held = ", ".join(rename.source for _, rename in sources)
+        raise CheckpointError(
+            f"{name} is made of {held}, which are stored as {' and '.join(dtypes)}; they must be alike"
+        )
+    return Stored(shape, dtypes[0], sources)
 
 
 def verify(source: Source, progress: Progress | None = None) -> list[str]:
@@ -104,8 +107,8 @@ def verify(source: Source, progress: Progress | None = None) -> list[str]:
     odd = []
     for name, tensor in source.state.items():
         values = tensor.numpy()
-        wide = widen(values) if tensor.info.dtype == "bfloat16" else values
-        if tensor.info.dtype in FLOATS and not np.isfinite(wide).all():
+        wide = widen(values) if tensor.dtype == "bfloat16" else values
+        if tensor.dtype in FLOATS and not np.isfinite(wide).all():
             odd.append(name)
         if progress:
             progress(values.nbytes)

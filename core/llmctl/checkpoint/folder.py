@@ -25,7 +25,7 @@ SAFETENSORS = "model.safetensors"
 TORCH = "pytorch_model.bin"
 INDEX = ".index.json"
 
-_HEADER_READERS: dict[str, Callable[[Path], dict[str, TensorInfo]]] = {
+_HEADER_READERS: dict[str, Callable[[Path], Mapping[str, TensorInfo]]] = {
     SAFETENSORS: safetensors_file.read_header,
     TORCH: torch_file.read_header,
     paddle_file.NAME: paddle_file.read_header,
@@ -89,7 +89,7 @@ def _no_weights(path: Path) -> str:
     return f"{path} holds {len(others)} weight files ({listed}), but nothing says how to read them: {expected}"
 
 
-def _read_shards(index: Path, read_header: Callable[[Path], dict[str, TensorInfo]]) -> dict[str, TensorInfo]:
+def _read_shards(index: Path, read_header: Callable[[Path], Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
     weight_map = _read_index(index)
     absent = sorted({shard for shard in weight_map.values() if not (index.parent / shard).is_file()})
     if absent:

@@ -1,50 +1,61 @@
 """Which names and layout a folder of weights has, and the renames that read it.
 
-``hf``: torch's names, linears [out, in]. ``native``: the card's names, linears [in, out] as paddle computes with them,
-which is also how PaddleNLP lays out safetensors. Some releases leave the torch prefix away.
+``hf``: torch's names, linears [out, in]. ``native``: the card's names, linears [in, out] as paddle computes with them.
+``paddlenlp``: PaddleNLP's names and packing, also [in, out]; read only, and ``native`` where they are the card's. Some
+releases leave the torch prefix away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 from llmctl.card import Dims
 from llmctl.errors import CheckpointError
 from llmctl.hookspecs import Rename
+from llmctl.renames import chosen
 
-HF, NATIVE = "hf", "native"
+HF, NATIVE, PADDLENLP = "hf", "native", "paddlenlp"
 LAYOUTS = (HF, NATIVE)
+"""Layouts that can be written."""
 
 
 def renames_for(layout: str, plugin: Any, dims: Dims) -> list[Rename]:
-    """The renames that read a folder of this layout, in its full spelling.
+    """The renames that read a folder of this layout, in its full spelling; written files have the first packing.
 
     Raises:
         CheckpointError: The family's names are the same in both layouts, so that a folder could not be recognised.
     """
-    torch = list(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch"))
+    torch = _from(plugin, dims, "torch")
     if layout == HF:
-        return torch
+        return chosen(torch, ())
     if _native_only(torch) == set():
         raise CheckpointError(f"{plugin.card.name} has the same names in both layouts; convert to {HF} only")
-    return [Rename(rename.target, rename.target) for rename in torch]
+    return [Rename(target, target) for target in dict.fromkeys(rename.target for rename in torch)]
 
 
-def recognise(tensors: Mapping[str, Any], plugin: Any, dims: Dims) -> tuple[str, list[Rename]]:
+def recognise(tensors: Collection[str], plugin: Any, dims: Dims) -> tuple[str, list[Rename]]:
     """The layout of a folder with these tensors, and the renames that read it.
 
-    Without a sign of the native layout the folder counts as torch's, so that what is missing is named as there.
+    A name that only one layout has decides. Without a sign of another layout the folder counts as torch's, so that what
+    is missing is named as there.
     """
-    torch = renames_for(HF, plugin, dims)
-    if _native_only(torch) & set(tensors):
+    known, torch = set(tensors), _from(plugin, dims, "torch")
+    paddlenlp = _from(plugin, dims, "paddlenlp")
+    elsewhere = {name for rename in torch for name in (rename.source, rename.target)}
+    if known & ({rename.source for rename in paddlenlp} - elsewhere):
+        return PADDLENLP, chosen(paddlenlp, known)
+    if _native_only(torch) & known:
         return NATIVE, renames_for(NATIVE, plugin, dims)
     bare = _without_prefix(torch, plugin.card.torch_prefix)
-    known = set(tensors)
     if not known & _sources(torch, plugin.card.torch_prefix) and known & {rename.source for rename in bare}:
-        return HF, bare
-    return HF, torch
+        return HF, chosen(bare, known)
+    return HF, chosen(torch, known)
+
+
+def _from(plugin: Any, dims: Dims, source: str) -> list[Rename]:
+    return list(plugin.hooks.weight_map(card=plugin.card, dims=dims, source=source))
 
 
 def _native_only(torch: Sequence[Rename]) -> set[str]:

@@ -16,14 +16,15 @@ import numpy as np
 
 from llmctl.checkpoint.dtypes import FLOATS, STORAGE
 from llmctl.checkpoint.folder import WeightFolder, open_folder
+from llmctl.checkpoint.parts import Source, complete, fill, source_shape
 from llmctl.checkpoint.tensor_info import CHUNK_BYTES, TensorInfo
 from llmctl.errors import CheckpointError
-from llmctl.hookspecs import Rename
+from llmctl.hookspecs import Part, Rename
 
 IGNORED = ("*.rotary_emb.inv_freq",)
 """Tensors in torch files that hold no weights: tables that every model recomputes."""
 
-TIED_HEADS = ("lm_head.weight",)
+TIED_HEADS = ("lm_head.weight", "lm_head.decoder_weight")
 """Output heads that some files repeat although the model shares the input embedding."""
 
 _LISTED = 10
@@ -56,10 +57,23 @@ def load_weights(
     folder = folder if isinstance(folder, WeightFolder) else open_folder(folder)
     state = layer.state_dict()
     check_weights(folder, state, renames, allow_missing, ignored)
+    kept = {rename.target for rename in renames if rename.source not in folder.tensors}
+    for target, sources in by_target(folder.tensors, renames).items():
+        if target not in kept:
+            dtype = dtype_name(state[target])
+            values = np.empty(tuple(state[target].shape), STORAGE[dtype])
+            fill(values, sources, dtype)
+            state[target].set_value(values)
+    return [target for target in dict.fromkeys(rename.target for rename in renames) if target in kept]
+
+
+def by_target(tensors: Mapping[str, TensorInfo], renames: Sequence[Rename]) -> dict[str, list[Source]]:
+    """For each target the tensors of a folder that it is filled from."""
+    found: dict[str, list[Source]] = {}
     for rename in renames:
-        if rename.source in folder.tensors:
-            _fill(state[rename.target], folder.tensors[rename.source], rename)
-    return [rename.target for rename in renames if rename.source not in folder.tensors]
+        if rename.source in tensors:
+            found.setdefault(rename.target, []).append((tensors[rename.source], rename))
+    return found
 
 
 def check_weights(
@@ -94,23 +108,17 @@ def check_weights(
         raise CheckpointError("\n  ".join([f"the weights in {folder.path} do not fit the model:", *problems]))
 
 
-def _fill(parameter: Any, info: TensorInfo, rename: Rename) -> None:
-    dtype = dtype_name(parameter)
-    values = np.empty(tuple(parameter.shape), STORAGE[dtype])
-    rows = values.T if rename.transpose else values
-    info.read_into(rows, dtype, start=rename.part[0] * rows.shape[0] if rename.part else 0)
-    parameter.set_value(values)
-
-
 def dtype_name(tensor: Any) -> str:
     """The dtype of a paddle tensor or numpy array as named in ``dtypes.STORAGE``."""
     return str(tensor.dtype).rpartition(".")[2]
 
 
 def _check_cover(state: Mapping[str, Any], renames: Sequence[Rename]) -> None:
-    targets = [rename.target for rename in renames]
-    if sorted(targets) != sorted(state):
-        odd = sorted(set(targets) ^ set(state)) or sorted({name for name in targets if targets.count(name) > 1})
+    places: dict[str, list[Part | None]] = {}
+    for rename in renames:
+        places.setdefault(rename.target, []).append(rename.place)
+    odd = sorted({*(set(places) ^ set(state)), *(name for name, parts in places.items() if not complete(parts))})
+    if odd:
         raise ValueError(f"the renames do not cover the layer's tensors once each: {', '.join(odd[:_LISTED])}")
 
 
@@ -174,12 +182,6 @@ def _misfits(folder: WeightFolder, state: Mapping[str, Any], renames: Sequence[R
         if info.dtype != target and (info.dtype not in FLOATS or target not in FLOATS):
             dtypes[rename.source] = f"{rename.source} is {info.dtype}, expected {target}"
     return _listing("of another shape", list(shapes.values())) + _listing("of another dtype", list(dtypes.values()))
-
-
-def source_shape(target_shape: tuple[int, ...], rename: Rename) -> tuple[int, ...]:
-    """The shape that a rename's source must have for a target of this shape."""
-    shape = target_shape[::-1] if rename.transpose else target_shape
-    return (shape[0] * rename.part[1], *shape[1:]) if rename.part else shape
 
 
 def _listing(what: str, rows: Sequence[str]) -> list[str]:

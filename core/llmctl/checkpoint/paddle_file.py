@@ -1,7 +1,7 @@
 """Paddle's ``.pdparams``: a pickle of names and numpy arrays, read without running any code in it.
 
-The format holds no offsets, so a file is read as a whole: memory is the file. Shards of tensor-parallel ranks are joined
-by a family's rules.
+The format holds no offsets, so a file is read as a whole: memory is the file. Shards of tensor-parallel ranks are put
+together in ``ranks``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.checkpoint.dtypes import STORAGE, cast
-from llmctl.checkpoint.splits import merge
 from llmctl.checkpoint.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
 
@@ -61,7 +60,7 @@ class _Unpickler(pickle.Unpickler):
         return _ALLOWED[module, name]
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: Path) -> dict[str, HeldTensor]:
     """The tensors of a file, by name; 16-bit whole numbers are bfloat16, as paddle stores it.
 
     Raises:
@@ -89,36 +88,6 @@ def shards(folder: Path) -> list[Path]:
     if absent:
         raise CheckpointError(f"{folder} has shards of {len(found)} ranks; absent: {', '.join(map(str, absent))}")
     return [found[rank] for rank in sorted(found)]
-
-
-def read_shards(files: list[Path], plugin: Any, dims: Any) -> dict[str, TensorInfo]:
-    """The whole tensors of the ranks' files, put together by the family's rules.
-
-    Raises:
-        CheckpointError: The ranks do not fit each other or the rules.
-    """
-    ranks = [read_header(file) for file in files]
-    try:
-        rules = plugin.hooks.tensor_parallel_rules(card=plugin.card, dims=dims, degree=len(files))
-    except ValueError as error:
-        raise CheckpointError(f"{files[0].parent} has shards of {len(files)} ranks: {error}") from None
-    whole = {}
-    for name in ranks[0]:
-        parts = [rank[name].values for rank in ranks if name in rank]  # type: ignore[attr-defined]
-        if len(parts) != len(ranks):
-            raise CheckpointError(f"{name} is in {len(parts)} of {len(ranks)} shards in {files[0].parent}")
-        try:
-            values = merge(parts, rules[name]) if name in rules else _same(name, parts)
-        except ValueError as error:
-            raise CheckpointError(f"{name} in {files[0].parent}: {error}") from None
-        whole[name] = HeldTensor(values.shape, ranks[0][name].dtype, files[0], 0, values=values)
-    return dict(whole)
-
-
-def _same(name: str, parts: list[NDArray[Any]]) -> NDArray[Any]:
-    if any(not np.array_equal(part, parts[0]) for part in parts):
-        raise ValueError("the ranks hold different values of a tensor that is not divided")
-    return parts[0]
 
 
 def _held(path: Path, name: str, values: Any) -> HeldTensor:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmctl.checkpoint.atomic import atomic_file
 from llmctl.checkpoint.dtypes import FLOATS, STORAGE, cast
 from llmctl.checkpoint.folder import INDEX, SAFETENSORS
-from llmctl.checkpoint.load import dtype_name, source_shape
+from llmctl.checkpoint.load import dtype_name
+from llmctl.checkpoint.parts import complete, put, source_shape, view
 from llmctl.checkpoint.safetensors_file import Planned, write_file
 from llmctl.checkpoint.tensor_info import CHUNK_BYTES
 from llmctl.errors import CheckpointError
@@ -79,12 +81,10 @@ def _plan(state: Mapping[str, Any], renames: Sequence[Rename], dtype: str) -> di
         sources.setdefault(rename.source, []).append(rename)
     planned = {}
     for source, parts in sources.items():
-        parts = sorted(parts, key=lambda rename: rename.part or (0, 1))
-        count = parts[0].part[1] if parts[0].part else 1
         absent = [rename.target for rename in parts if rename.target not in state]
         if absent:
             raise CheckpointError(f"{source} cannot be written: there is no tensor {', '.join(absent)}")
-        if [rename.part or (0, 1) for rename in parts] != [(i, count) for i in range(count)]:
+        if not complete([rename.part for rename in parts]):
             raise CheckpointError(f"{source} cannot be written: its parts are incomplete")
         first = state[parts[0].target]
         if dtype_name(first) not in STORAGE:
@@ -94,21 +94,34 @@ def _plan(state: Mapping[str, Any], renames: Sequence[Rename], dtype: str) -> di
         stored = dtype if dtype != KEEP and dtype_name(first) in FLOATS else dtype_name(first)
         shape = source_shape(tuple(first.shape), parts[0])
         tensors = [(rename, state[rename.target]) for rename in parts]
-        planned[source] = Planned(shape, stored, partial(_write, source, tensors, stored))
+        planned[source] = Planned(shape, stored, partial(_write, source, shape, tensors, stored))
     return planned
 
 
-def _write(source: str, tensors: Sequence[tuple[Rename, Any]], stored: str, stream: BinaryIO) -> None:
+def _write(
+    source: str, shape: tuple[int, ...], tensors: Sequence[tuple[Rename, Any]], stored: str, stream: BinaryIO
+) -> None:
+    dtype, rows = dtype_name(tensors[0][1]), np.atleast_1d(_joined(shape, tensors))
+    step = max(1, CHUNK_BYTES // max(1, prod(rows.shape[1:]) * rows.itemsize))
+    for low in range(0, len(rows), step):
+        chunk = np.ascontiguousarray(rows[low : low + step])
+        try:
+            stream.write(cast(chunk, dtype, stored).astype(STORAGE[stored], copy=False).data)
+        except ValueError as error:
+            raise CheckpointError(f"{source}: {error}; save with dtype float32 or bfloat16") from None
+
+
+def _joined(shape: tuple[int, ...], tensors: Sequence[tuple[Rename, Any]]) -> NDArray[Any]:
+    """The source's values, put together where it consists of parts."""
+    whole = None
     for rename, tensor in tensors:
         values = np.asarray(tensor if isinstance(tensor, np.ndarray) else tensor.numpy())
-        rows = np.atleast_1d(values.T if rename.transpose else values)
-        step = max(1, CHUNK_BYTES // max(1, prod(rows.shape[1:]) * rows.itemsize))
-        for low in range(0, len(rows), step):
-            chunk = np.ascontiguousarray(rows[low : low + step])
-            try:
-                stream.write(cast(chunk, dtype_name(tensor), stored).astype(STORAGE[stored], copy=False).data)
-            except ValueError as error:
-                raise CheckpointError(f"{source}: {error}; save with dtype float32 or bfloat16") from None
+        if rename.part is None and rename.place is None:
+            return values.T if rename.transpose else values
+        whole = np.empty(shape, values.dtype) if whole is None else whole
+        put(whole.T if rename.transpose else whole, view(values, rename.place), rename.part)
+    assert whole is not None
+    return whole
 
 
 def _shards(planned: Mapping[str, Planned], max_shard_bytes: int) -> list[dict[str, Planned]]:

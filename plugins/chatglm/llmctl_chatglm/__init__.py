@@ -6,6 +6,7 @@ https://arxiv.org/abs/2103.10360. ChatGLM2 and ChatGLM3 are a card of their own.
 from pathlib import Path
 
 from llmctl import Family, Param, Setting, Size, TokenFacts, Unsupported, hookimpl
+from llmctl.renames import Piece, by_module
 
 L, A, M = "layers.{layer}.", "layers.{layer}.attention.", "layers.{layer}.mlp."
 
@@ -93,3 +94,10 @@ CARD = Family(
 @hookimpl
 def describe_family():
     return CARD
+
+
+@hookimpl
+def weight_map(card, dims, source):
+    if source == "paddlenlp":
+        return by_module(card, dims, {"/lm_head": [Piece("word_embeddings", transpose=True)]}, "chatglm.transformer.")
+    return None

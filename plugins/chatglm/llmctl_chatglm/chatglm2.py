@@ -6,6 +6,8 @@ https://github.com/THUDM/ChatGLM2-6B and https://github.com/THUDM/ChatGLM3
 from pathlib import Path
 
 from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl
+from llmctl.hookspecs import Part
+from llmctl.renames import Piece, by_module, one_after_another
 
 L, A, M = "encoder.layers.{layer}.", "encoder.layers.{layer}.self_attention.", "encoder.layers.{layer}.mlp."
 QKV = "heads*head_dim + kv_heads*head_dim + kv_heads*head_dim"
@@ -93,3 +95,22 @@ CARD = Family(
 @hookimpl
 def describe_family():
     return CARD
+
+
+def _paddlenlp(dims):
+    """Files of some releases hold queries, keys and values apart, and gate and up channel by channel."""
+    qkv = one_after_another(dims.heads, dims.kv_heads, dims.kv_heads)
+    apart = [
+        Piece(A + name, place=part, way="apart") for name, part in zip(("query", "key", "value"), qkv, strict=True)
+    ]
+    up, halves = M + "dense_h_to_4h", one_after_another(1, 1)
+    channels = [Piece(up, Part(i, i + 1, 2, dims.ffn), halves[i], way="apart") for i in range(2)]
+    packed = A + "query_key_value"
+    return {"/lm_head": "output_layer", packed: [Piece(packed), *apart], up: [Piece(up), *channels]}
+
+
+@hookimpl
+def weight_map(card, dims, source):
+    if source == "paddlenlp":
+        return by_module(card, dims, _paddlenlp(dims), "chatglm_v2.")
+    return None

@@ -5,6 +5,7 @@ https://arxiv.org/abs/2005.14165
 """
 
 from llmctl import Family, Param, Setting, Size, hookimpl
+from llmctl.renames import Piece, by_module, in_groups, one_after_another
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 HUB = "https://huggingface.co/openai-community/"
@@ -102,3 +103,32 @@ CARD = Family(
 @hookimpl
 def describe_family():
     return CARD
+
+
+D = "decoder.layers.{layer}."
+PADDLENLP = {
+    "wte": "embeddings.word_embeddings",
+    "wpe": "embeddings.position_embeddings",
+    H + "ln_1": D + "norm1",
+    A + "c_proj": D + "self_attn.out_proj",
+    H + "ln_2": D + "norm2",
+    M + "c_fc": D + "linear1",
+    M + "c_proj": D + "linear2",
+    "ln_f": "decoder.norm",
+}
+"""Modules as PaddleNLP names them."""
+
+
+def _paddlenlp(dims):
+    """Queries, keys and values lie apart, or side by side for each head."""
+    places, fused = one_after_another(1, 1, 1), D + "self_attn.qkv_proj"
+    apart = [Piece(D + f"self_attn.{name}_proj", place=place) for name, place in zip("qkv", places, strict=True)]
+    heads = [Piece(fused, *where, way="fused") for where in zip(in_groups(dims), places, strict=True)]
+    return {**PADDLENLP, A + "c_attn": apart + heads}
+
+
+@hookimpl
+def weight_map(card, dims, source):
+    if source == "paddlenlp":
+        return by_module(card, dims, _paddlenlp(dims))
+    return None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl
 from llmctl.nn.frequencies import BY_BANDS, RULES, rule_for
+from llmctl.renames import by_module, hf_decoder_fused
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 META, HUGGY = "https://huggingface.co/meta-llama/", "https://huggingface.co/huggyllama/"
@@ -99,3 +100,10 @@ CARD = Family(
 @hookimpl
 def describe_family():
     return CARD
+
+
+@hookimpl
+def weight_map(card, dims, source):
+    if source == "paddlenlp":
+        return by_module(card, dims, hf_decoder_fused(dims))
+    return None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl
 from llmctl.hookspecs import Rename
+from llmctl.renames import by_module, hf_decoder_fused, one_after_another
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 PACKED = A + "W_pack.weight"
@@ -80,7 +81,7 @@ def describe_family():
 
 @hookimpl
 def weight_map(card, dims, source):
-    if source != "torch":
-        return None
-    part = {"qkv.0": (0, 3), "qkv.1": (1, 3), "qkv.2": (2, 3)}
-    return [Rename(t.torch_name, t.name, t.transpose, part.get(t.slot)) for t in card.expand(dims)]
+    if source == "paddlenlp":
+        return by_module(card, dims, hf_decoder_fused(dims), "llama.")
+    qkv = dict(zip(("qkv.0", "qkv.1", "qkv.2"), one_after_another(1, 1, 1), strict=True))
+    return [Rename(t.torch_name, t.name, t.transpose, qkv.get(t.slot)) for t in card.expand(dims)]

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2309.16609. Qwen2 and Qwen3 are cards of their own.
 from pathlib import Path
 
 from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl
+from llmctl.renames import by_module, one_after_another, optionally_fused
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 HUB = "https://huggingface.co/Qwen/"
@@ -86,3 +87,12 @@ CARD = Family(
 @hookimpl
 def describe_family():
     return CARD
+
+
+@hookimpl
+def weight_map(card, dims, source):
+    if source == "paddlenlp":
+        return by_module(
+            card, dims, optionally_fused([M + "w2", M + "w1"], M + "gate_up_fused_proj", one_after_another(1, 1), "ffn")
+        )
+    return None

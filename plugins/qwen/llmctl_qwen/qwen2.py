@@ -6,6 +6,7 @@ https://arxiv.org/abs/2407.10671
 from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl
 from llmctl.errors import ConfigError
 from llmctl.nn.frequencies import rule_for
+from llmctl.renames import by_module, hf_decoder_fused
 from llmctl_qwen import HELPFUL, WORDS
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
@@ -80,3 +81,10 @@ CARD = Family(
 @hookimpl
 def describe_family():
     return CARD
+
+
+@hookimpl
+def weight_map(card, dims, source):
+    if source == "paddlenlp":
+        return by_module(card, dims, hf_decoder_fused(dims))
+    return None
