@@ -81,7 +81,12 @@ class MethodConfig:
         False, "Begin with the principal part of each layer; takes a while for large models.", methods=("lora",)
     )
     dora: bool = option(False, "DoRA: learn the lengths of the columns of weights too.", methods=("lora",))
-    base: str = option("float", "How the layers beside the matrices are held.", choices=("float",), methods=("lora",))
+    base: str = option(
+        "float",
+        "How the linears of the base are held: in `model.dtype`, or in 8 or 4 bits (QLoRA).",
+        choices=("float", "int8", "int4", "nf4"),
+        methods=("lora",),
+    )
     neftune_alpha: float = option(0.0, "NEFTune: noise on token vectors in training; 0 = none.", minimum=0)
 
 

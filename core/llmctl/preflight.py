@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmctl import capabilities, config, loggers, plugins, tokenizers
+from llmctl.adapters.folder import is_adapter
 from llmctl.card import Dims
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.data import reading
@@ -74,6 +75,10 @@ def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
     _combinations(settings)
     plugin = plugins.load(family) if family != "auto" else None
     model = find_path(settings.model.path, "model.path", plugin)
+    if is_adapter(model):
+        raise ConfigError(
+            f"model.path={model} holds an adapter; make a model of it with llmctl merge, or name its base"
+        )
     raw = read_config(model)
     plugin = plugins.resolve(family, raw, str(model / "config.json"))
     capabilities.require(plugin.card, "sft")
@@ -116,6 +121,11 @@ def _method(method: config.MethodConfig, plugin: plugins.Plugin, dims: Dims) -> 
 
 def _combinations(settings: config.FinetuneConfig) -> None:
     config.check_method(settings.method)
+    if settings.method.pissa and settings.method.base != "float":
+        raise ConfigError(
+            f"method.pissa leaves the base a remainder that method.base={settings.method.base} would round otherwise than "
+            "the base itself, so that no adapter of the base could express it; choose one of the two"
+        )
     for section, key in (("model", "path"), ("data", "train"), ("output", "dir")):
         if not getattr(getattr(settings, section), key):
             raise ConfigError(

@@ -80,6 +80,11 @@ def test_the_job_itself_is_valid(job):
         (["--set", "method.name=lora", "--set", "method.rank=0"], "method.rank=0: must be at least 1"),
         (["--set", "method.name=lora", "--set", "method.targets=q_poj"], "did you mean q_proj?"),
         (["--set", "method.name=lora", "--set", "method.targets=[]"], "method.targets is empty"),
+        (
+            ["--set", "method.name=lora", "--set", "method.pissa=true", "--set", "method.base=nf4"],
+            "choose one of the two",
+        ),
+        (["--set", "method.name=lora", "--set", "method.base=nf5"], "did you mean nf4?"),
         (["--set", "method.name=lara"], "did you mean lora?"),
     ],
 )
@@ -132,6 +137,11 @@ def test_output_folder_that_is_not_empty_is_refused(job):
 
 def test_overwriting_the_folder_that_holds_the_model_is_refused(job):
     refused(job, "--overwrite", "--output", str(job), part=["lies in output.dir", "choose another"])
+
+
+def test_an_adapter_is_no_model_to_start_from(job):
+    (job / "model" / "adapter_config.json").write_text("{}")
+    refused(job, part=["holds an adapter", "llmctl merge"])
 
 
 def test_model_without_tokenizer_is_refused(job):

@@ -9,12 +9,14 @@ import paddle
 import pytest
 
 import llmctl
-from llmctl import config, preflight
+from llmctl import config, plugins, preflight
+from llmctl.adapters import targets
 from llmctl.adapters.attach import load_adapted
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.adapters.verify import verify
 from llmctl.checkpoint.model import load_model
+from llmctl.nn.blockwise import dequantise, quantise
 from llmctl.train import sft, subject
 from llmctl.train.loop import Hook
 
@@ -23,6 +25,8 @@ METHODS = {
     "plain": {"dropout": 0.1, "lora_plus_ratio": 8.0, "neftune_alpha": 5.0, "targets": ["q_proj", "down_proj"]},
     "dora": {"dora": True, "rslora": True, "rank": 4, "targets": ["self_attn.v_proj"]},
     "pissa": {"pissa": True, "rslora": True, "rank": 4, "alpha": 3.0, "targets": ["q_proj", "v_proj"]},
+    "nf4": {"base": "nf4", "rank": 4, "targets": ["q_proj", "up_proj"]},
+    "int8-dora": {"base": "int8", "dora": True, "rank": 2, "targets": ["down_proj"]},
     "pissa-dora": {"pissa": True, "dora": True, "rank": 4, "targets": ["o_proj"]},
 }
 
@@ -109,6 +113,42 @@ def test_base_tensors_keep_their_bits(runs, tmp_path):
     state = {name.replace(".base.", "."): value.numpy() for name, value in made.model.state_dict().items()}
     assert all(np.array_equal(state[name], value) for name, value in plain.items())
     assert {name.rpartition(".")[2] for name in state.keys() - plain.keys()} == {"lora_A", "lora_B"}
+
+
+def test_a_merged_quantised_base_is_dequantised(runs, tmp_path):
+    opened = open_adapter(runs("nf4") / "model")
+    merge(opened, tmp_path / "merged", "float32")
+    plain = load_model(STARTER / "model")[0].state_dict()
+    found = load_model(tmp_path / "merged")[0].state_dict()
+    for name, value in plain.items():
+        path = name.removesuffix(".weight")
+        weight = value.numpy()
+        if ".layers." in name and weight.ndim == 2:
+            weight = dequantise(quantise(weight, "nf4"), "nf4")
+        if path in opened.adapter.parts:
+            part = opened.adapter.parts[path]
+            weight = weight + part.scale * part.a @ part.b
+        np.testing.assert_allclose(found[name].numpy(), weight, atol=1e-6, err_msg=name)
+    assert json.loads((tmp_path / "merged" / "llmctl.json").read_text())["dequantised_from"] == "nf4"
+
+
+def test_a_quantised_base_takes_a_part_of_the_bytes(runs):
+    notes = {name: json.loads((runs(name) / "run.json").read_text()) for name in ("plain", "nf4")}
+    linears = sum(t.size for t in targets.linears(*starter()).values())
+    saved = (notes["plain"]["weight_bytes"] - 4 * adapted("plain", notes)) - (
+        notes["nf4"]["weight_bytes"] - 4 * adapted("nf4", notes)
+    )
+    assert saved == pytest.approx(linears * (4 - 4.5 / 8), rel=0.05)
+
+
+def adapted(name, notes):
+    return notes[name]["trained_parameters"]
+
+
+def starter():
+    made = plugins.load("llama")
+    config = json.loads((STARTER / "model" / "config.json").read_text())
+    return made.card, made.card.dims_from_config(config)
 
 
 def test_pissa_begins_as_its_base(tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from llmctl.adapters import targets
 from llmctl.adapters.adapter import Part
 from llmctl.adapters.folder import Opened, open_adapter
 from llmctl.checkpoint.model import load_model
@@ -39,6 +40,13 @@ def put(
     return made
 
 
+def quantise(model: Any, paths: Iterable[str], code: str) -> None:
+    """Replaces the linears by ones whose weights are held in a code of ``nn.blockwise``."""
+    from llmctl.nn.quantised import QuantisedLinear
+
+    replace_layers(model, paths, lambda path, layer: QuantisedLinear(layer, code))
+
+
 def attach(model: Any, parts: Mapping[str, Part]) -> None:
     """Puts an adapter that has been read on a model."""
     for path, part in parts.items():
@@ -66,7 +74,14 @@ def load_adapted(
 
 
 def adapted_model(opened: Opened, dtype: str = "float32") -> Any:
-    """The model of an opened adapter's base with the adapter on it, to compute in a type."""
+    """The model of an opened adapter's base, quantised as in training, with the adapter on it.
+
+    Args:
+        opened: The adapter.
+        dtype: Type to compute in.
+    """
     model, _, _ = load_model(opened.base, opened.plugin.card.name, dtype)
+    if opened.quantised:
+        quantise(model, targets.linears(opened.plugin.card, opened.dims), opened.quantised)
     attach(model, opened.adapter.parts)
     return model

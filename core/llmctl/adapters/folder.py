@@ -19,6 +19,7 @@ from llmctl.adapters.adapter import Adapter
 from llmctl.card import Dims, Family
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
+from llmctl.nn.blockwise import CODES
 from llmctl.tokenizers.base import FILES
 
 RECORD, GENERATION = "llmctl.json", "generation_config.json"
@@ -148,4 +149,6 @@ def _record(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("base", {}), dict):
         raise CheckpointError(f"{path} is not what llmctl writes; delete it to use the adapter without its notes")
+    if content.get("quantised", "") not in ("", *CODES):
+        raise CheckpointError(f"{path}: quantised={content['quantised']!r} is unknown; known: {', '.join(CODES)}")
     return content

@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from llmctl import plugins, tokenizers
+from llmctl.adapters import targets
 from llmctl.adapters.adapter import Part
 from llmctl.adapters.folder import RECORD, Opened, tokenizer_folder
 from llmctl.checkpoint import convert
@@ -24,6 +25,7 @@ from llmctl.checkpoint.layout import HF, renames_for
 from llmctl.checkpoint.safetensors_file import write_file
 from llmctl.checkpoint.save import KEEP, plan_shards, write_index
 from llmctl.errors import CheckpointError
+from llmctl.nn.blockwise import round_trip
 from llmctl.tokenizers.base import FILES
 
 
@@ -33,13 +35,15 @@ class Merged:
 
     Attributes:
         stored: The base's weight.
-        part: The adapter; None = none, the weight is only as quantising has made it.
+        part: The adapter; None = none.
         dtype: Of the result.
+        code: What the base was quantised with in training; empty = it was not.
     """
 
     stored: Stored
     part: Part | None
     dtype: str
+    code: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,6 +54,8 @@ class Merged:
         """The values in the storage of the dtype."""
         compute = "float64" if self.stored.dtype == "float64" else "float32"
         weight = cast(self.stored.numpy(), self.stored.dtype, compute)
+        if self.code:
+            weight = round_trip(weight, self.code)
         if self.part is not None:
             weight = self.part.merged(weight)
         try:
@@ -80,9 +86,11 @@ def merge(
     """
     source = convert.open_source(opened.base, opened.plugin, opened.dims)
     state: dict[str, Any] = dict(source.state)
-    for path, part in opened.adapter.parts.items():
-        stored = source.state[path + ".weight"]
-        state[path + ".weight"] = Merged(stored, part, stored.dtype if dtype == KEEP else dtype)
+    changed = targets.linears(opened.plugin.card, opened.dims) if opened.quantised else opened.adapter.parts
+    for path in changed:
+        stored, part = source.state[path + ".weight"], opened.adapter.parts.get(path)
+        kept = stored.dtype if dtype == KEEP else dtype
+        state[path + ".weight"] = Merged(stored, part, kept, opened.quantised)
     shards = plan_shards(state, renames_for(HF, opened.plugin, opened.dims), dtype, max_shard_bytes)
     with atomic_folder(output) as work:
         for name, tensors in shards.items():
@@ -111,6 +119,7 @@ def _record(opened: Opened, dtype: str) -> dict[str, Any]:
     return {
         "merged": {"base": str(opened.base.resolve()), "adapter": str(opened.folder.resolve()), "dtype": dtype},
         "layers": len(opened.adapter.parts),
+        "dequantised_from": opened.quantised or None,
         "card_hash": opened.plugin.card.hash(),
         "versions": dict(plugins.versions(opened.plugin)),
     }

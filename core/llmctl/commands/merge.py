@@ -43,6 +43,8 @@ def command(
     with byte_bar("writing", total) as progress:
         changed = merge(opened, output, dtype, shard_bytes, progress)
     click.echo(f"{output} written: {opened.plugin.card.name} from {opened.base}, {changed} layers changed by {adapter}")
+    if opened.quantised:
+        click.echo(f"the base was held in {opened.quantised} in training; what is written is that base, dequantised")
     if check:
         from llmctl import runtime
 

@@ -44,9 +44,9 @@ class AdapterConformance:
         assert losses[1] < losses[0] and losses[2] < losses[1]
 
     @proves("lora")
-    @pytest.mark.parametrize("lengths", [False, True])
+    @pytest.mark.parametrize(("lengths", "code"), [(False, ""), (True, ""), (False, "nf4")])
     def test_a_merged_adapter_gives_what_base_and_adapter_give(
-        self, plugin: plugins.Plugin, card: Family, dims: Dims, model: Any, tmp_path: Path, lengths: bool
+        self, plugin: plugins.Plugin, card: Family, dims: Dims, model: Any, tmp_path: Path, lengths: bool, code: str
     ) -> None:
         import paddle
 
@@ -54,7 +54,7 @@ class AdapterConformance:
         from llmctl.adapters.merge import merge
         from llmctl.checkpoint.model import load_model
 
-        _write_base_and_adapter(tmp_path, plugin, dims, model, lengths)
+        _write_base_and_adapter(tmp_path, plugin, dims, model, lengths, code)
         adapted, opened = load_adapted(tmp_path / "adapter", dtype="float64")
         merge(opened, tmp_path / "merged")
         merged, _, _ = load_model(tmp_path / "merged", plugin.card.name, "float64")
@@ -66,7 +66,9 @@ class AdapterConformance:
             assert np.abs(model(ids).numpy() - expected).max() > 0.01
 
 
-def _write_base_and_adapter(folder: Path, plugin: plugins.Plugin, dims: Dims, model: Any, lengths: bool) -> None:
+def _write_base_and_adapter(
+    folder: Path, plugin: plugins.Plugin, dims: Dims, model: Any, lengths: bool, code: str
+) -> None:
     """A model folder ``base`` and a random adapter of all its linears in ``adapter``, both float64."""
     from llmctl.adapters import base as bases
     from llmctl.adapters import folder as folders
@@ -85,6 +87,6 @@ def _write_base_and_adapter(folder: Path, plugin: plugins.Plugin, dims: Dims, mo
         inputs, outputs = row.shape
         a, b = rng.normal(0, 0.1, (inputs, 2)), rng.normal(0, 0.1, (2, outputs))
         parts[path] = Part(a, b, 2.0, rng.uniform(0.5, 2, outputs) if lengths else None)
-    record = {"base": bases.record(folder / "base", plugin, dims)}
+    record = {"base": bases.record(folder / "base", plugin, dims), "quantised": code}
     adapter = Adapter(parts, base=str(folder / "base"), record=record)
     folders.write(folder / "adapter", adapter, plugin, dims, "float64")

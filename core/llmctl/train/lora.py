@@ -17,10 +17,14 @@ from llmctl.adapters import base as bases
 from llmctl.adapters import folder as folders
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Part, scale_of
-from llmctl.adapters.attach import put
+from llmctl.adapters.attach import put, quantise
 from llmctl.checkpoint.model import load_model
 from llmctl.nn.lora import principal
+from llmctl.nn.quantised import weight_bytes
 from llmctl.train.subject import ModelJob, Subject
+
+FLOAT = "float"
+"""Value of ``method.base`` that leaves the base as it is."""
 
 Start = tuple[np.ndarray, np.ndarray]
 """A0 and B0 of a layer that began as its base's principal part."""
@@ -73,9 +77,14 @@ def load(job: ModelJob, start: Path | None) -> Subject:
     paths = targets.choose(plugin.card, dims, method.targets)
     rank, alpha = method.rank, method.alpha or 2.0 * method.rank
     scale = scale_of(alpha, rank, method.rslora)
+    if method.base != FLOAT:
+        quantise(model, targets.linears(plugin.card, dims), method.base)
     runtime.seed(job.config.train.seed)
     layers = put(model, paths, rank, scale, method.dropout, method.dora)
-    record = {"base": bases.record(job.model, plugin, dims)}
+    record = {
+        "base": bases.record(job.model, plugin, dims),
+        **({} if method.base == FLOAT else {"quantised": method.base}),
+    }
     blank = Adapter({}, method.rslora, method.dropout, str(job.model.resolve()), record)
     trained = Trained(layers, _principal(layers, start, job) if method.pissa else {}, blank, job)
     if start:
@@ -86,7 +95,11 @@ def load(job: ModelJob, start: Path | None) -> Subject:
         write=trained.write,
         read=trained.read,
         decays=lambda name: not name.endswith("lora_magnitude"),
-        notes={"trained_parameters": int(moving), "trained_layers": len(paths)},
+        notes={
+            "trained_parameters": int(moving),
+            "trained_layers": len(paths),
+            "weight_bytes": weight_bytes(model),
+        },
         rates=lambda name: method.lora_plus_ratio if name.endswith("lora_B") else 1.0,
     )
 

@@ -1,0 +1,81 @@
+"""Weights in 8 or 4 bits with a scale for every 64 inputs of an output: the codes, in numpy. The layer is in ``quantised``.
+
+``int8`` and ``int4`` are whole numbers on either side of zero, ``nf4`` the 16 quantiles of a normal distribution of
+https://arxiv.org/abs/2305.14314, appendix E. A group's scale is its largest absolute value, as float32. Two 4-bit codes
+share a byte, the first in the lower half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+GROUP = 64
+CODES = ("int8", "int4", "nf4")
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+LEVELS = {
+    "int4": np.arange(-8, 8, dtype="<f4") / np.float32(7),
+    "nf4": np.array(NF4, "<f4"),
+}
+"""What the 16 codes stand for, in units of the scale; int4 never uses its first."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight [in, out] in codes.
+
+    Attributes:
+        codes: int8 [out, groups * GROUP], or uint8 [out, groups * GROUP / 2] with two codes in each; the last group is
+            filled up with zeros.
+        scales: float32 [out, groups].
+        inputs: Number of inputs, without what fills the last group.
+    """
+
+    codes: NDArray[Any]
+    scales: NDArray[Any]
+    inputs: int
+
+
+def quantise(weight: NDArray[Any], code: str) -> Packed:
+    """The codes nearest to a weight [in, out]."""
+    inputs, outputs = weight.shape
+    groups = -(-inputs // GROUP)
+    rows = np.zeros((outputs, groups * GROUP), "<f4")
+    rows[:, :inputs] = weight.T
+    grouped = rows.reshape(outputs, groups, GROUP)
+    scales = np.abs(grouped).max(axis=-1)
+    normal = (grouped / np.where(scales > 0, scales, 1)[..., None]).reshape(rows.shape)
+    if code == "int8":
+        return Packed(np.rint(normal * 127).astype("i1"), scales, inputs)
+    if code == "int4":
+        index = (np.rint(normal * 7) + 8).astype("u1")
+    else:
+        middles = (LEVELS[code][1:] + LEVELS[code][:-1]) / 2
+        index = np.searchsorted(middles, normal).astype("u1")
+    return Packed(index[:, ::2] | index[:, 1::2] << 4, scales, inputs)
+
+
+def dequantise(packed: Packed, code: str) -> NDArray[Any]:
+    """The weight [in, out] that the codes stand for, as float32."""
+    outputs, groups = packed.scales.shape
+    values = packed.codes.astype("<f4") / np.float32(127) if code == "int8" else pairs(code)[packed.codes]
+    grouped = values.reshape(outputs, groups, GROUP) * packed.scales[..., None]
+    return np.ascontiguousarray(grouped.reshape(outputs, -1)[:, : packed.inputs].T)
+
+
+def pairs(code: str) -> NDArray[Any]:
+    """What each byte of two codes stands for, float32 [256, 2]."""
+    byte = np.arange(256)
+    return np.stack([LEVELS[code][byte & 15], LEVELS[code][byte >> 4]], axis=1)
+
+
+def round_trip(weight: NDArray[Any], code: str) -> NDArray[Any]:
+    """The weight [in, out] as it is after quantising, in its own type."""
+    return dequantise(quantise(weight, code), code).astype(weight.dtype)
