@@ -1,9 +1,9 @@
 """Training: a loop that knows no method, and one module per method that feeds it.
 
 ``run`` is a whole run of any method; ``loop`` runs steps over a ``task``; ``subject`` says what is trained and stored,
-``full`` is every parameter, ``lora`` adapters; ``optimizer`` and ``schedules`` move the weights; ``checkpoints`` keeps what was trained and
-continues it; ``journal``, ``record``, ``display`` and ``curve`` show it; ``evaluate`` measures it; ``sft`` is supervised
-fine-tuning; ``logs`` hands metrics to TensorBoard and VisualDL.
+``full`` is every parameter, ``lora`` adapters; ``optimizer`` and ``schedules`` move the weights; ``checkpoints`` keeps
+what was trained and continues it; ``journal``, ``record``, ``display`` and ``curve`` show it; ``evaluate`` measures it;
+``sft`` is supervised fine-tuning; ``logs`` hands metrics to TensorBoard and VisualDL.
 
 An output folder holds::
 
@@ -12,13 +12,8 @@ An output folder holds::
     report.html                    all of this folder on one page
     metrics.jsonl, curve.svg       a line per logged step and per evaluation; the learning curve
     best.json                      which checkpoint is best, by what metric
-<<<<<<< HEAD
-    checkpoints/step-000020/       a model folder, with optimizer.safetensors and trainer_state.json beside it
-    model/                         the final model: weights, configuration, tokenizer, chat template
-    tensorboard/, visualdl/        the metrics once more, if train.log_to says so
-=======
-    checkpoints/step-000020/       a folder of the model or adapter, with optimizer.safetensors and trainer_state.json beside it
+    checkpoints/step-000020/       a folder of the model or adapter, with optimizer.safetensors and trainer_state.json
     model/                         the final model: weights, configuration, tokenizer, chat template; or its adapter
->>>>>>> a5dd7b1 (A base in 8 or 4 bits under adapters (QLoRA))
+    tensorboard/, visualdl/        the metrics once more, if train.log_to says so
     nan_step.json                  only after a step whose loss or gradient was not finite: its examples
 """
