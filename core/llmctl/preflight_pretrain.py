@@ -198,10 +198,16 @@ def _corpora(settings: PretrainConfig, vocab: int) -> None:
     from llmctl.data.indexed import Corpus
 
     parts = sample_index.parse_split(settings.data.split)
+    used = [name for name, count in settings.samples().items() if count]
     for prefix in blending.parse(settings.data.corpora).prefixes:
         corpus = Corpus(prefix)
-        if not sample_index.split_documents(parts, len(corpus))[0]:
-            raise DataError(f"{prefix} has no documents to train on: data.split={settings.data.split} of {len(corpus)}")
+        documents = dict(zip(sample_index.SPLITS, sample_index.split_documents(parts, len(corpus)), strict=True))
+        empty = [name for name in ("train", *used) if not documents[name]]
+        if empty:
+            raise DataError(
+                f"{prefix} has no documents for {empty[0]}: data.split={settings.data.split} of {len(corpus)} documents; "
+                "change the weights or use more documents"
+            )
         highest = corpus.highest_id(SCANNED)
         if highest >= vocab:
             raise DataError(

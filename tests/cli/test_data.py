@@ -118,6 +118,14 @@ def test_input_that_cannot_be_used_is_refused(tmp_path, monkeypatch, files, argu
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
 
 
+@pytest.mark.assets
+def test_a_known_text_has_the_published_number_of_tokens(tmp_path, assets):
+    """301,966 and 36,059 tokens: what nanoGPT reports for the two parts of this text; its border splits no token."""
+    said = run("build", assets / "data" / "tinyshakespeare.txt", "--documents", "files", "--output", tmp_path / "a",
+               "--tokenizer", assets / "tokenizers" / "gpt2")  # fmt: skip
+    assert "1 documents, 338,025 tokens as uint16 (50,257 ids)" in said
+
+
 @pytest.fixture
 def corpora(tmp_path):
     for name, word in (("a", "pears"), ("b", "cheese")):

@@ -40,10 +40,14 @@ def test_an_entry_in_any_folder_is_used(tmp_path):
     assert Cache((tmp_path / "b", tmp_path / "a")).get(KEY, never)[1].parent == tmp_path / "a"
 
 
-def test_a_damaged_entry_is_built_again(tmp_path):
+@pytest.mark.parametrize("name", ["numbers.npy", DESCRIPTION])
+@pytest.mark.parametrize("content", [None, b"\x93NUMPY half of it", b""])
+def test_a_damaged_entry_is_built_again(tmp_path, name, content):
     cache = Cache((tmp_path,))
     _, kept = cache.get(KEY, built())
-    (kept / "numbers.npy").write_bytes(b"\x93NUMPY half of it")
+    (kept / name).unlink()
+    if content is not None:
+        (kept / name).write_bytes(content)
     assert len(cache.get(KEY, built(9))[0]["numbers"]) == 9
     assert len(cache.get(KEY, never)[0]["numbers"]) == 9
 

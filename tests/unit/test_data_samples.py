@@ -135,6 +135,14 @@ def test_a_sample_depends_on_the_settings_and_its_number_alone(folder):
     assert one.fingerprint != open_split(Setting(setting.corpora, "1", 16, seed=1), "train", 40).fingerprint
 
 
+def test_another_text_of_the_same_lengths_has_another_fingerprint(tmp_path):
+    marks = set()
+    for first in (1, 2):
+        write(tmp_path / "a", [[first, 5, 6, 7, 8], [3, 4, 5]])
+        marks.add(open_split(Setting([str(tmp_path / "a")], "1", 2), "train", 3).fingerprint)
+    assert len(marks) == 2
+
+
 def test_corpora_are_drawn_by_weight_each_in_its_own_order(folder):
     samples = open_split(Setting([f"0.25 {folder / 'a'} 0.75 {folder / 'b'}"], "1", 16), "train", 100)
     origin = [int(samples[i].input_ids[0]) // 10000 for i in range(100)]

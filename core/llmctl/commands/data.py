@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmctl.commands.data_doctor import command as doctor
 from llmctl.commands.progress import byte_bar
+
+if TYPE_CHECKING:
+    from llmctl.config_pretrain import PretrainConfig
+    from llmctl.data.pretraining import Setting
 
 ALONE_BELOW = 4 << 20
 """Bytes of input that one process tokenises sooner than several have started."""
@@ -146,35 +151,45 @@ def index(
     CONFIG is a configuration of llmctl pretrain; options come before it. Without one, splits whose number of samples is not
     given are left alone; without any, train is indexed for one pass.
     """
-    from llmctl import config as configs
-    from llmctl import configfile
-    from llmctl.config_pretrain import PretrainConfig
-    from llmctl.data.pretraining import Setting, open_split
+    from llmctl.data.pretraining import Setting
 
-    content = configfile.read_file(config_file) if config_file else {}
-    config = configs.build(PretrainConfig, content, str(config_file or ""))
-    options = {
-        "corpora": list(corpora), "split": split, "seq_length": seq_length, "seed": seed, "index_cache": cache
-    }  # fmt: skip
-    for key, value in options.items():
-        if value not in (None, []):
-            setattr(config.data, key, value)
-    setting = Setting.of(config.data)
+    config = _configured(config_file, corpora=list(corpora), split=split, seq_length=seq_length, seed=seed,
+                         index_cache=cache)  # fmt: skip
     asked = {name: count for name, count in (("train", train), ("valid", valid), ("test", test)) if count is not None}
     planned = {name: count for name, count in config.samples().items() if count} if config_file else {"train": 0}
     for name, count in (asked or planned).items():
-        began = time.perf_counter()
-        samples = open_split(setting, name, count)
+        _index(Setting.of(config.data), name, count)
+
+
+def _configured(config_file: Path | None, **options: Any) -> PretrainConfig:
+    """The configuration in a file, or the default one, with the options that were given."""
+    from llmctl import config as configs
+    from llmctl import configfile
+    from llmctl.config_pretrain import PretrainConfig
+
+    content = configfile.read_file(config_file) if config_file else {}
+    config = configs.build(PretrainConfig, content, str(config_file or ""))
+    for key, value in options.items():
+        if value not in (None, []):
+            setattr(config.data, key, value)
+    return config
+
+
+def _index(setting: Setting, split: str, count: int) -> None:
+    """Builds the indices of a split and says what they hold."""
+    from llmctl.data.pretraining import open_split
+
+    began = time.perf_counter()
+    samples = open_split(setting, split, count)
+    seconds = time.perf_counter() - began
+    click.echo(f"{split}: {len(samples):,} samples of {setting.seq_length} tokens in {seconds:.2f} s")
+    for part in samples.parts:
+        passes = part.samples * setting.seq_length / part.tokens_per_pass
+        where = f", index in {part.kept}" if part.kept else ""
         click.echo(
-            f"{name}: {len(samples):,} samples of {setting.seq_length} tokens in {time.perf_counter() - began:.2f} s"
+            f"  {part.corpus.prefix}: documents {part.documents.start:,} to {part.documents.stop - 1:,}, "
+            f"{part.tokens_per_pass:,} tokens, {part.samples:,} samples, {passes:.2f} passes{where}"
         )
-        for part in samples.parts:
-            passes = part.samples * setting.seq_length / part.tokens_per_pass
-            where = f", index in {part.kept}" if part.kept else ""
-            click.echo(
-                f"  {part.corpus.prefix}: documents {part.documents.start:,} to {part.documents.stop - 1:,}, "
-                f"{part.tokens_per_pass:,} tokens, {part.samples:,} samples, {passes:.2f} passes{where}"
-            )
 
 
 def _json(content: object) -> str:

@@ -155,16 +155,16 @@ def _save(entry: Path, description: Mapping[str, Any], arrays: Arrays) -> None:
         with atomic_folder(entry, overwrite=True) as folder:
             for name, array in arrays.items():
                 np.save(folder / f"{name}.npy", array, allow_pickle=False)
-            (folder / DESCRIPTION).write_text(json.dumps(dict(description), indent=2, sort_keys=True), encoding="utf-8")
+            content = {**description, "arrays": sorted(arrays)}
+            (folder / DESCRIPTION).write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
     except (CheckpointError, OSError) as error:
         raise _Refused(str(error)) from None
 
 
 def _load(entry: Path) -> Arrays | None:
-    """The arrays of an entry; None if there is none or it is damaged."""
-    if not (entry / DESCRIPTION).is_file():
-        return None
+    """The arrays of an entry; None if there is none, or one of them is missing or damaged."""
     try:
-        return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(entry.glob("*.npy"))}
-    except (ValueError, OSError, EOFError):
+        names = json.loads((entry / DESCRIPTION).read_text(encoding="utf-8"))["arrays"]
+        return {name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+    except (ValueError, KeyError, OSError, EOFError):
         return None

@@ -93,6 +93,13 @@ class Corpus:
         return int(self.sizes.sum(dtype=np.int64))
 
     @cached_property
+    def content_mark(self) -> str:
+        """Hash of the ids at both ends of ``.bin``: tells a corpus from another one whose sequences are as long."""
+        digest = hashlib.sha256(self._ids[:_CHUNK].tobytes())
+        digest.update(self._ids[-_CHUNK:].tobytes())
+        return digest.hexdigest()
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the sizes of all sequences: two corpora with the same one have the same sample index."""
         digest = hashlib.sha256()

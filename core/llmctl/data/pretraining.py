@@ -197,7 +197,7 @@ def open_split(setting: Setting, split: str, samples: int = 0, vocab: int = 0) -
             _part(corpus, documents, count, setting, split) if count else Part(corpus, documents, 0, None, None)
             for corpus, documents, count in zip(corpora, ranges, wanted, strict=True)
         ]
-    mark = [[part.corpus.fingerprint, part.samples] for part in parts]
+    mark = [[part.corpus.fingerprint, part.corpus.content_mark, part.samples] for part in parts]
     what = [FORMAT, mark, blend.weights, setting.split, split, setting.seq_length, setting.seed, setting.separate]
     fingerprint = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
     return Samples(parts, chosen, within, setting.seq_length, setting.separate, fingerprint, vocab)
