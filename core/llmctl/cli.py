@@ -25,6 +25,7 @@ COMMANDS = {
     "finetune": ("llmctl.commands.finetune:command", "Fine-tune a model on questions and answers."),
     "generate": ("llmctl.commands.generate:command", "Generate text from prompts, a file or a chat."),
     "merge": ("llmctl.commands.merge:command", "Merge an adapter into its base model."),
+    "migrate": ("llmctl.commands.migrate:command", "Convert a configuration of PaddleNLP's llm toolkit."),
     "models": ("llmctl.commands.models:command", "List installed families, explain one, or show what they support."),
     "ops": ("llmctl.commands.ops:command", "Check the compiled operators of this machine."),
     "new-plugin": ("llmctl.commands.new_plugin:command", "Make the skeleton of a plugin for a new family."),

@@ -9,6 +9,7 @@ import click
 
 from llmctl import config as configs
 from llmctl import configfile, plugins
+from llmctl.commands.config_source import read_config_file
 from llmctl.commands.recipe import output_settings, read_recipe
 from llmctl.errors import ConfigError
 
@@ -22,6 +23,7 @@ from llmctl.errors import ConfigError
 @click.option("--overwrite", is_flag=True, help="Delete what an earlier run left in the output folder.")
 @click.option("--print-config", is_flag=True, help="Print the complete configuration with its documentation, and stop.")
 @click.option("--check", is_flag=True, help="Check the configuration, model and data, and stop.")
+@click.option("--allow-ignored", is_flag=True, help="Of a file of PaddleNLP's, leave out what is not offered here.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -33,10 +35,11 @@ def command(
     overwrite: bool,
     print_config: bool,
     check: bool,
+    allow_ignored: bool,
 ) -> None:
     """Fine-tune a model on JSON lines with src and tgt.
 
-    CONFIG is a YAML or JSON file. Without one, the family's starter recipe runs: a small bundled model and task.
+    CONFIG is a YAML or JSON file, also one of PaddleNLP's (*_argument.json). Without one, the family's starter recipe runs: a small bundled model and task.
     """
     family = ctx.obj["family"]
     given = output_settings(output, resume, overwrite)
@@ -44,7 +47,7 @@ def command(
         data: dict[str, Any] = {}
         where = "the command line"
     else:
-        data, where = _source(family, config_file, recipe)
+        data, where = _source(family, config_file, recipe, allow_ignored)
     config = configs.build(configs.FinetuneConfig, configfile.override(data, [*assignments, *given]), where)
     if print_config:
         click.echo(configs.to_yaml(config, f"Run with: llmctl --model {family} finetune CONFIG"), nl=False)
@@ -63,11 +66,13 @@ def command(
     sft.run(job)
 
 
-def _source(family: str, config_file: Path | None, recipe: str | None) -> tuple[dict[str, Any], str]:
+def _source(
+    family: str, config_file: Path | None, recipe: str | None, allow_ignored: bool
+) -> tuple[dict[str, Any], str]:
     if config_file is not None and recipe is not None:
         raise click.UsageError("give CONFIG or --recipe, not both")
     if config_file is not None:
-        return configfile.read_file(config_file), str(config_file)
+        return read_config_file(config_file, "finetune", allow_ignored), str(config_file)
     if family == "auto":
         raise click.UsageError("without CONFIG, name a family: llmctl --model FAMILY finetune runs its starter recipe")
     plugin = plugins.load(family)

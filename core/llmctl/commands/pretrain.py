@@ -9,6 +9,7 @@ import click
 
 from llmctl import config as configs
 from llmctl import configfile, plugins
+from llmctl.commands.config_source import read_config_file
 from llmctl.commands.recipe import output_settings, read_recipe
 
 
@@ -21,6 +22,7 @@ from llmctl.commands.recipe import output_settings, read_recipe
 @click.option("--overwrite", is_flag=True, help="Delete what an earlier run left in the output folder.")
 @click.option("--print-config", is_flag=True, help="Print the complete configuration with its documentation, and stop.")
 @click.option("--check", is_flag=True, help="Check the configuration, model and corpora, and stop.")
+@click.option("--allow-ignored", is_flag=True, help="Of a file of PaddleNLP's, leave out what is not offered here.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -32,15 +34,16 @@ def command(
     overwrite: bool,
     print_config: bool,
     check: bool,
+    allow_ignored: bool,
 ) -> None:
     """Train a model on corpora of token ids: a new one from scratch, or a checkpoint further.
 
-    CONFIG is a YAML or JSON file; everything can also be given with --set. Corpora are made by llmctl data build.
+    CONFIG is a YAML or JSON file, also one of PaddleNLP's (*_argument.json); everything can also be given with --set. Corpora are made by llmctl data build.
     """
     from llmctl.config_pretrain import PretrainConfig
 
     family = ctx.obj["family"]
-    data, where = _source(family, config_file, recipe)
+    data, where = _source(family, config_file, recipe, allow_ignored)
     given = output_settings(output, resume, overwrite)
     config = configs.build(PretrainConfig, configfile.override(data, [*assignments, *given]), where)
     if print_config:
@@ -60,11 +63,13 @@ def command(
     pretrain.run(job)
 
 
-def _source(family: str, config_file: Path | None, recipe: str | None) -> tuple[dict[str, Any], str]:
+def _source(
+    family: str, config_file: Path | None, recipe: str | None, allow_ignored: bool
+) -> tuple[dict[str, Any], str]:
     if config_file is not None and recipe is not None:
         raise click.UsageError("give CONFIG or --recipe, not both")
     if config_file is not None:
-        return configfile.read_file(config_file), str(config_file)
+        return read_config_file(config_file, "pretrain", allow_ignored), str(config_file)
     if recipe is None:
         return {}, "the command line"
     if family == "auto":

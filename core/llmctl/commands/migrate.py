@@ -1,0 +1,27 @@
+"""``llmctl migrate``: a configuration of PaddleNLP's llm toolkit as a configuration of llmctl, on standard output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from llmctl import configfile
+from llmctl.errors import ConfigError
+
+
+@click.command()
+@click.argument("old", metavar="OLD.json", type=click.Path(path_type=Path))
+@click.option("--allow-ignored", is_flag=True, help="Leave out features that are not offered; the header lists them.")
+@click.pass_context
+def command(ctx: click.Context, old: Path, allow_ignored: bool) -> None:
+    """Print what PaddleNLP's *_argument.json becomes here.
+
+    The first line says which command runs it; comments below say what was left out and why.
+    """
+    from llmctl.migrate.convert import is_old, migrate, to_yaml
+
+    data = configfile.read_file(old)
+    if not is_old(data):
+        raise ConfigError(f"{old} is not a configuration of PaddleNLP's: it lacks model_name_or_path or output_dir")
+    click.echo(to_yaml(migrate(data, str(old), allow_ignored), ctx.obj["family"]), nl=False)
