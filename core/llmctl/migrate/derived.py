@@ -180,7 +180,9 @@ def rate(old: Old, command: str) -> Values:
     if name == "polynomial":
         if old.get("power", 1.0) != 1 or command == "pretrain":
             raise ValueError("lr_scheduler_type=polynomial is offered for fine-tuning with power=1 only; use linear")
-        values["train.min_lr_ratio"] = min(1.0, _number(old, "lr_end", 1e-7) / _number(old, "learning_rate", 5e-5))
+        values["train.min_lr_ratio"] = min(
+            1.0, _number(old, "lr_end", 1e-7) / (_number(old, "learning_rate", 5e-5) or 1.0)
+        )
     return values
 
 
