@@ -10,6 +10,7 @@ from llmctl.capabilities import Experimental, Supported, Unsupported
 from llmctl.card import HF_DECODER, REQUIRED, Dims, Family, Moe, Param, Setting, Size
 from llmctl.errors import LlmctlError
 from llmctl.hookspecs import API, hookimpl
+from llmctl.rows import linear_rows, norm_rows
 from llmctl.tokenizers.facts import TokenFacts
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ __all__ = [
     "Unsupported",
     "__version__",
     "hookimpl",
+    "linear_rows",
     "load",
+    "norm_rows",
 ]
 
 

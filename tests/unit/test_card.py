@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llmctl import HF_DECODER, Dims, Family, Moe, Param, Setting, Size, Unsupported, defaults
+from llmctl import HF_DECODER, Dims, Family, Moe, Param, Setting, Size, Unsupported, defaults, linear_rows, norm_rows
 from llmctl.capabilities import Supported, require, state
 from llmctl.card import validate
 from llmctl.errors import ConfigError, UnsupportedError
@@ -66,6 +66,18 @@ def test_a_setting_with_a_value_for_each_layer_decides_for_each():
     assert names == ["layers.0.a", "layers.2.a", "layers.1.b"]
     outside = make_card(Param("a", "hidden", when="sparse"), Param("b", "hidden", when="not sparse"))
     assert [tensor.name for tensor in outside.expand(dims)] == ["a"]
+
+
+def test_a_bias_is_as_long_as_the_last_axis_and_has_the_slot_beside_its_weights():
+    assert linear_rows("q", "hidden, kv_heads*head_dim", "qkv.1", bias_when="bias", torch_layout="same") == (
+        Param("q.weight", "hidden, kv_heads*head_dim", slot="qkv.1", torch_layout="same"),
+        Param("q.bias", "kv_heads*head_dim", slot="qkv_bias.1", when="bias"),
+    )
+    assert linear_rows("up", "hidden, ffn", when="dense")[1] == Param("up.bias", "ffn", when="dense")
+    assert norm_rows("n", "ln", "embed", when="last") == (
+        Param("n.weight", "embed", kind="norm", slot="ln", when="last"),
+        Param("n.bias", "embed", slot="ln_bias", when="last"),
+    )
 
 
 def test_only_linears_are_transposed():

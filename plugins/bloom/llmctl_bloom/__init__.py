@@ -3,7 +3,7 @@
 https://arxiv.org/abs/2211.05100
 """
 
-from llmctl import Family, Param, Setting, Size, hookimpl
+from llmctl import Family, Param, Setting, Size, hookimpl, linear_rows, norm_rows
 from llmctl.errors import ConfigError
 
 H, A, M = "h.{layer}.", "h.{layer}.self_attention.", "h.{layer}.mlp."
@@ -24,16 +24,6 @@ def _other(key, older):
 def _size(name, parameters, layers, hidden, heads):
     values = dict(layers=layers, hidden=hidden, heads=heads, vocab=250880)
     return Size(f"{HUB}{name}/blob/main/config.json", parameters, values)
-
-
-def _rows(prefix, bias, **row):
-    return Param(prefix + ".weight", **row), Param(prefix + ".bias", bias, slot=row["slot"] + "_bias")
-
-
-def _norm(prefix, slot=""):
-    return Param(prefix + ".weight", "hidden", kind="norm", slot=slot), Param(
-        prefix + ".bias", "hidden", slot=slot and slot + "_bias"
-    )
 
 
 CARD = Family(
@@ -84,14 +74,14 @@ CARD = Family(
     },
     params=(
         Param("word_embeddings.weight", "vocab, hidden", kind="embed"),
-        *_norm("word_embeddings_layernorm"),
-        *_norm(H + "input_layernorm", "ln"),
-        *_rows(A + "query_key_value", "heads*3*head_dim", shape="hidden, heads*3*head_dim", slot="qkv"),
-        *_rows(A + "dense", "hidden", shape="heads*head_dim, hidden", slot="out"),
-        *_norm(H + "post_attention_layernorm", "ffn_ln"),
-        *_rows(M + "dense_h_to_4h", "ffn", shape="hidden, ffn", slot="ffn1"),
-        *_rows(M + "dense_4h_to_h", "hidden", shape="ffn, hidden", slot="ffn2"),
-        *_norm("ln_f"),
+        *norm_rows("word_embeddings_layernorm"),
+        *norm_rows(H + "input_layernorm", "ln"),
+        *linear_rows(A + "query_key_value", "hidden, heads*3*head_dim", "qkv"),
+        *linear_rows(A + "dense", "heads*head_dim, hidden", "out"),
+        *norm_rows(H + "post_attention_layernorm", "ffn_ln"),
+        *linear_rows(M + "dense_h_to_4h", "hidden, ffn", "ffn1"),
+        *linear_rows(M + "dense_4h_to_h", "ffn, hidden", "ffn2"),
+        *norm_rows("ln_f"),
     ),
 )
 

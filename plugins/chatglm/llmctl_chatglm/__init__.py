@@ -5,7 +5,7 @@ https://arxiv.org/abs/2103.10360. ChatGLM2 and ChatGLM3 are a card of their own.
 
 from pathlib import Path
 
-from llmctl import Family, Param, Setting, Size, TokenFacts, Unsupported, hookimpl
+from llmctl import Family, Param, Setting, Size, TokenFacts, Unsupported, hookimpl, linear_rows, norm_rows
 from llmctl.renames import Piece, by_module
 
 L, A, M = "layers.{layer}.", "layers.{layer}.attention.", "layers.{layer}.mlp."
@@ -20,16 +20,6 @@ TOKENS = TokenFacts(
     roles={"bos": "<sop>", "eos": "<eop>"},
     bridge=("[gMASK]", "<sop>"),
 )
-
-
-def _rows(prefix, shape, bias, slot):
-    return Param(prefix + ".weight", shape, slot=slot), Param(prefix + ".bias", bias, slot=slot + "_bias")
-
-
-def _norm(prefix, slot=""):
-    return Param(prefix + ".weight", "hidden", kind="norm", slot=slot), Param(
-        prefix + ".bias", "hidden", slot=slot and slot + "_bias"
-    )
 
 
 CARD = Family(
@@ -79,13 +69,13 @@ CARD = Family(
     },
     params=(
         Param("word_embeddings.weight", "vocab, hidden", kind="embed"),
-        *_norm(L + "input_layernorm", "ln"),
-        *_rows(A + "query_key_value", "hidden, heads*3*head_dim", "heads*3*head_dim", "qkv"),
-        *_rows(A + "dense", "heads*head_dim, hidden", "hidden", "out"),
-        *_norm(L + "post_attention_layernorm", "ffn_ln"),
-        *_rows(M + "dense_h_to_4h", "hidden, ffn", "ffn", "ffn1"),
-        *_rows(M + "dense_4h_to_h", "ffn, hidden", "hidden", "ffn2"),
-        *_norm("final_layernorm"),
+        *norm_rows(L + "input_layernorm", "ln"),
+        *linear_rows(A + "query_key_value", "hidden, heads*3*head_dim", "qkv"),
+        *linear_rows(A + "dense", "heads*head_dim, hidden", "out"),
+        *norm_rows(L + "post_attention_layernorm", "ffn_ln"),
+        *linear_rows(M + "dense_h_to_4h", "hidden, ffn", "ffn1"),
+        *linear_rows(M + "dense_4h_to_h", "ffn, hidden", "ffn2"),
+        *norm_rows("final_layernorm"),
         Param("/lm_head.weight", "hidden, vocab"),
     ),
 )

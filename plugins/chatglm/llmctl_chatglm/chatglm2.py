@@ -5,7 +5,7 @@ https://github.com/THUDM/ChatGLM2-6B and https://github.com/THUDM/ChatGLM3
 
 from pathlib import Path
 
-from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl
+from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows
 from llmctl.hookspecs import Part
 from llmctl.renames import Piece, by_module, one_after_another
 
@@ -80,8 +80,7 @@ CARD = Family(
     params=(
         Param("embedding.word_embeddings.weight", "vocab, hidden", kind="embed"),
         Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
-        Param(A + "query_key_value.weight", "hidden, " + QKV, slot="qkv"),
-        Param(A + "query_key_value.bias", QKV, slot="qkv_bias"),
+        *linear_rows(A + "query_key_value", "hidden, " + QKV, "qkv"),
         Param(A + "dense.weight", "heads*head_dim, hidden", slot="out"),
         Param(L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
         Param(M + "dense_h_to_4h.weight", "hidden, 2*ffn", slot="ffn1"),

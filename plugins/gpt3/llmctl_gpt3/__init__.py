@@ -4,13 +4,14 @@ https://cdn.openai.com/better-language-models/language_models_are_unsupervised_m
 https://arxiv.org/abs/2005.14165
 """
 
-from llmctl import Family, Param, Setting, Size, hookimpl
+from llmctl import Family, Param, Setting, Size, hookimpl, linear_rows, norm_rows
 from llmctl.renames import Piece, by_module, in_groups, one_after_another
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 HUB = "https://huggingface.co/openai-community/"
 PAPER = "https://arxiv.org/abs/2005.14165"
 VOCAB = 50257
+CONV = dict(torch_layout="same")
 
 
 def _gpt2(name, parameters, layers, hidden, heads):
@@ -21,19 +22,6 @@ def _gpt2(name, parameters, layers, hidden, heads):
 def _gpt3(parameters, layers, hidden, heads, **more):
     values = dict(layers=layers, hidden=hidden, heads=heads, vocab=VOCAB, max_positions=2048, **more)
     return Size(PAPER, parameters, values)
-
-
-def _rows(prefix, shape, bias, slot):
-    return (
-        Param(prefix + ".weight", shape, slot=slot, torch_layout="same"),
-        Param(prefix + ".bias", bias, slot=slot + "_bias"),
-    )
-
-
-def _norm(prefix, slot=""):
-    return Param(prefix + ".weight", "hidden", kind="norm", slot=slot), Param(
-        prefix + ".bias", "hidden", slot=slot and slot + "_bias"
-    )
 
 
 CARD = Family(
@@ -89,13 +77,13 @@ CARD = Family(
     params=(
         Param("wte.weight", "vocab, hidden", kind="embed"),
         Param("wpe.weight", "max_positions, hidden", kind="embed"),
-        *_norm(H + "ln_1", "ln"),
-        *_rows(A + "c_attn", "hidden, 3*heads*head_dim", "3*heads*head_dim", "qkv"),
-        *_rows(A + "c_proj", "heads*head_dim, hidden", "hidden", "out"),
-        *_norm(H + "ln_2", "ffn_ln"),
-        *_rows(M + "c_fc", "hidden, ffn", "ffn", "ffn1"),
-        *_rows(M + "c_proj", "ffn, hidden", "hidden", "ffn2"),
-        *_norm("ln_f"),
+        *norm_rows(H + "ln_1", "ln"),
+        *linear_rows(A + "c_attn", "hidden, 3*heads*head_dim", "qkv", **CONV),
+        *linear_rows(A + "c_proj", "heads*head_dim, hidden", "out", **CONV),
+        *norm_rows(H + "ln_2", "ffn_ln"),
+        *linear_rows(M + "c_fc", "hidden, ffn", "ffn1", **CONV),
+        *linear_rows(M + "c_proj", "ffn, hidden", "ffn2", **CONV),
+        *norm_rows("ln_f"),
     ),
 )
 

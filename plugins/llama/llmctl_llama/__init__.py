@@ -5,7 +5,7 @@ https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2307.09288, https://arxi
 
 from pathlib import Path
 
-from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl
+from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows
 from llmctl.nn.frequencies import BY_BANDS, RULES, rule_for
 from llmctl.renames import by_module, hf_decoder_fused
 
@@ -75,20 +75,13 @@ CARD = Family(
     },
     params=(
         Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
-        Param(A + "q_proj.weight", "hidden, heads*head_dim", slot="qkv.0"),
-        Param(A + "k_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.1"),
-        Param(A + "v_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.2"),
-        Param(A + "o_proj.weight", "heads*head_dim, hidden", slot="out"),
-        Param(A + "q_proj.bias", "heads*head_dim", when="attention_bias", slot="qkv_bias.0"),
-        Param(A + "k_proj.bias", "kv_heads*head_dim", when="attention_bias", slot="qkv_bias.1"),
-        Param(A + "v_proj.bias", "kv_heads*head_dim", when="attention_bias", slot="qkv_bias.2"),
-        Param(A + "o_proj.bias", "hidden", when="attention_bias", slot="out_bias"),
-        Param(M + "gate_proj.weight", "hidden, ffn", slot="ffn1.0"),
-        Param(M + "up_proj.weight", "hidden, ffn", slot="ffn1.1"),
-        Param(M + "down_proj.weight", "ffn, hidden", slot="ffn2"),
-        Param(M + "gate_proj.bias", "ffn", when="mlp_bias", slot="ffn1_bias.0"),
-        Param(M + "up_proj.bias", "ffn", when="mlp_bias", slot="ffn1_bias.1"),
-        Param(M + "down_proj.bias", "hidden", when="mlp_bias", slot="ffn2_bias"),
+        *linear_rows(A + "q_proj", "hidden, heads*head_dim", "qkv.0", bias_when="attention_bias"),
+        *linear_rows(A + "k_proj", "hidden, kv_heads*head_dim", "qkv.1", bias_when="attention_bias"),
+        *linear_rows(A + "v_proj", "hidden, kv_heads*head_dim", "qkv.2", bias_when="attention_bias"),
+        *linear_rows(A + "o_proj", "heads*head_dim, hidden", "out", bias_when="attention_bias"),
+        *linear_rows(M + "gate_proj", "hidden, ffn", "ffn1.0", bias_when="mlp_bias"),
+        *linear_rows(M + "up_proj", "hidden, ffn", "ffn1.1", bias_when="mlp_bias"),
+        *linear_rows(M + "down_proj", "ffn, hidden", "ffn2", bias_when="mlp_bias"),
         Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
         Param(L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
         Param("norm.weight", "hidden", kind="norm"),

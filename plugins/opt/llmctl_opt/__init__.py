@@ -3,7 +3,7 @@
 https://arxiv.org/abs/2205.01068
 """
 
-from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl
+from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows, norm_rows
 from llmctl.renames import Piece, by_module, in_groups
 
 L, A = "layers.{layer}.", "layers.{layer}.self_attn."
@@ -13,20 +13,6 @@ HUB = "https://huggingface.co/facebook/"
 def _size(name, parameters, layers, hidden, heads, **settings):
     values = dict(layers=layers, hidden=hidden, heads=heads, ffn=4 * hidden, vocab=50272, max_positions=2048)
     return Size(f"{HUB}{name}/blob/main/config.json", parameters, {"embed": hidden, **values, **settings})
-
-
-def _rows(prefix, shape, bias, slot):
-    kind, _, part = slot.partition(".")
-    return (
-        Param(prefix + ".weight", shape, slot=slot),
-        Param(prefix + ".bias", bias, slot=f"{kind}_bias" + (f".{part}" if part else "")),
-    )
-
-
-def _norm(prefix, slot="", when=""):
-    return Param(prefix + ".weight", "hidden", kind="norm", slot=slot, when=when), Param(
-        prefix + ".bias", "hidden", slot=slot and slot + "_bias", when=when
-    )
 
 
 def _projected(config):
@@ -90,15 +76,15 @@ CARD = Family(
         Param("embed_positions.weight", "max_positions + 2, hidden", kind="embed"),
         Param("project_in.weight", "embed, hidden", when="projected"),
         Param("project_out.weight", "hidden, embed", when="projected"),
-        *_rows(A + "q_proj", "hidden, heads*head_dim", "heads*head_dim", "qkv.0"),
-        *_rows(A + "k_proj", "hidden, heads*head_dim", "heads*head_dim", "qkv.1"),
-        *_rows(A + "v_proj", "hidden, heads*head_dim", "heads*head_dim", "qkv.2"),
-        *_rows(A + "out_proj", "heads*head_dim, hidden", "hidden", "out"),
-        *_norm(L + "self_attn_layer_norm", "ln"),
-        *_rows(L + "fc1", "hidden, ffn", "ffn", "ffn1"),
-        *_rows(L + "fc2", "ffn, hidden", "hidden", "ffn2"),
-        *_norm(L + "final_layer_norm", "ffn_ln"),
-        *_norm("final_layer_norm", when="final_norm"),
+        *linear_rows(A + "q_proj", "hidden, heads*head_dim", "qkv.0"),
+        *linear_rows(A + "k_proj", "hidden, heads*head_dim", "qkv.1"),
+        *linear_rows(A + "v_proj", "hidden, heads*head_dim", "qkv.2"),
+        *linear_rows(A + "out_proj", "heads*head_dim, hidden", "out"),
+        *norm_rows(L + "self_attn_layer_norm", "ln"),
+        *linear_rows(L + "fc1", "hidden, ffn", "ffn1"),
+        *linear_rows(L + "fc2", "ffn, hidden", "ffn2"),
+        *norm_rows(L + "final_layer_norm", "ffn_ln"),
+        *norm_rows("final_layer_norm", when="final_norm"),
     ),
 )
 

@@ -3,7 +3,7 @@
 https://arxiv.org/abs/2407.10671
 """
 
-from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl
+from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows
 from llmctl.errors import ConfigError
 from llmctl.nn.frequencies import rule_for
 from llmctl.renames import by_module, hf_decoder_fused
@@ -60,12 +60,9 @@ CARD = Family(
     },
     params=(
         Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
-        Param(A + "q_proj.weight", "hidden, heads*head_dim", slot="qkv.0"),
-        Param(A + "k_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.1"),
-        Param(A + "v_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.2"),
-        Param(A + "q_proj.bias", "heads*head_dim", slot="qkv_bias.0"),
-        Param(A + "k_proj.bias", "kv_heads*head_dim", slot="qkv_bias.1"),
-        Param(A + "v_proj.bias", "kv_heads*head_dim", slot="qkv_bias.2"),
+        *linear_rows(A + "q_proj", "hidden, heads*head_dim", "qkv.0"),
+        *linear_rows(A + "k_proj", "hidden, kv_heads*head_dim", "qkv.1"),
+        *linear_rows(A + "v_proj", "hidden, kv_heads*head_dim", "qkv.2"),
         Param(A + "o_proj.weight", "heads*head_dim, hidden", slot="out"),
         Param(M + "gate_proj.weight", "hidden, ffn", slot="ffn1.0"),
         Param(M + "up_proj.weight", "hidden, ffn", slot="ffn1.1"),
