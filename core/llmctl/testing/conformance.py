@@ -21,13 +21,14 @@ from llmctl.errors import UnsupportedError
 from llmctl.hookspecs import Parallel
 from llmctl.testing.adapters import AdapterConformance
 from llmctl.testing.evidence import EXACT, proves
+from llmctl.testing.tensor_parallel import TensorParallelConformance
 from llmctl.testing.tiny import descend, random_model, tiny_dims
 
 KEY_BIAS = "qkv_bias.1"
 """Slot of a tensor that softmax may not see: what is added to all scores of a query alike has no gradient."""
 
 
-class FamilyConformance(AdapterConformance):
+class FamilyConformance(AdapterConformance, TensorParallelConformance):
     """Inherit, set ``family``, and pytest does the rest.
 
     Attributes:
@@ -200,28 +201,6 @@ class FamilyConformance(AdapterConformance):
             optimizer.step(0.01)
         assert abs(losses[0] - math.log(dims.vocab)) < 0.5, "weights drawn by init_std know nothing yet"
         assert losses[-1] < losses[0] / 2
-
-    @proves("tensor-parallel")
-    def test_split_tensors_merge_to_the_whole(self, plugin: plugins.Plugin, card: Family, dims: Dims) -> None:
-        from llmctl.checkpoint.splits import merge, split
-
-        rng = np.random.default_rng(3)
-        for degree in (1, 2, 4):
-            rules = plugin.hooks.tensor_parallel_rules(card=card, dims=dims, degree=degree)
-            assert degree == 1 or rules
-            for tensor in card.expand(dims):
-                if tensor.name not in rules:
-                    continue
-                rule, whole = rules[tensor.name], rng.normal(size=tensor.shape)
-                parts = [split(whole, rule, rank, degree) for rank in range(degree)]
-                assert np.array_equal(merge(parts, rule), whole), (tensor.name, degree)
-                shared = max(segment.replicas for segment in rule.segments) > 1
-                assert shared or sum(part.size for part in parts) == whole.size
-
-    @proves("tensor-parallel")
-    def test_a_degree_that_does_not_divide_is_refused(self, plugin: plugins.Plugin, card: Family, dims: Dims) -> None:
-        with pytest.raises(ValueError, match=r"\w+=\d+ is not divisible by tensor_parallel_degree=7; use one of"):
-            plugin.hooks.tensor_parallel_rules(card=card, dims=dims, degree=7)
 
     def test_what_is_unsupported_is_refused_with_its_reason(self, card: Family) -> None:
         for method in capabilities.METHODS:

@@ -14,6 +14,20 @@ class TestLlama(FamilyConformance):
     )
 
 
+class TestLlamaGrouped(FamilyConformance):
+    """Fewer key-value heads than query heads, as in the larger models and from the third generation on."""
+
+    family = "llama"
+    changes = {"kv_heads": 2}  # noqa: RUF012
+
+
 class TestBaichuan(FamilyConformance):
     family = "baichuan"
     goldens = ("goldens/baichuan_7b", "goldens/baichuan_13b", "goldens/baichuan2_13b")
+
+
+class TestBaichuanAlibi(FamilyConformance):
+    """The 13B models' positions: penalties that grow with the distance."""
+
+    family = "baichuan"
+    changes = {"position": "alibi"}  # noqa: RUF012
