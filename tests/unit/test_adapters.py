@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.checkpoint import convert, safetensors_file
 from llmctl.errors import CheckpointError, ConfigError
+from llmctl.testing.tiny import tiny_dims, write_model
 
 CASE = Path(__file__).resolve().parents[1] / "goldens" / "adapters" / "llama_plain"
 
@@ -178,16 +180,70 @@ def test_adapters_of_paddlenlp_that_cannot_be_used_say_why(tmp_path, config, arr
     refused(tmp_path, part, base=CASE)
 
 
-def test_lengths_and_mixed_ranks_have_no_place_in_paddlenlp(llama, tmp_path):
-    plugin, dims = llama
+def test_lengths_have_no_place_in_paddlenlp(llama, tmp_path):
     a, b = np.zeros((16, 2), np.float32), np.zeros((2, 16), np.float32)
-    path = "llama.layers.{}.self_attn.q_proj"
-    for parts, message in (
-        ({path.format(0): Part(a, b, 1.0, np.ones(16, np.float32))}, "lengths of DoRA"),
-        ({path.format(0): Part(a, b, 1.0), path.format(1): Part(a, b, 2.0)}, "layers of this adapter differ"),
-    ):
-        with pytest.raises(CheckpointError, match=message):
-            folders.write(tmp_path, Adapter(parts), plugin, dims, layout="native")
+    parts = {"llama.layers.0.self_attn.q_proj": Part(a, b, 1.0, np.ones(16, np.float32))}
+    with pytest.raises(CheckpointError, match="lengths of DoRA"):
+        folders.write(tmp_path, Adapter(parts), *llama, layout="native")
+
+
+@pytest.mark.parametrize("family", sorted({found.name for found in plugins.installed()}))
+def test_every_family_goes_through_the_names_and_packing_of_paddlenlp(family, tmp_path):
+    """Ranks and scales that differ too: what the adapter adds to each weight stays the same."""
+    plugin = plugins.load(family)
+    dims = tiny_dims(plugin.card)
+    rng, parts = np.random.default_rng(2), {}
+    for number, (path, row) in enumerate(targets.linears(plugin.card, dims).items()):
+        rank = 1 + number % 3
+        shapes = (row.shape[0], rank), (rank, row.shape[1])
+        parts[path] = Part(*(rng.normal(size=shape) for shape in shapes), 1.0 + number % 2)
+    folders.write(tmp_path, Adapter(parts), plugin, dims, "float64", "native")
+    back = folders.read(tmp_path, plugin, dims).parts
+    assert back.keys() == parts.keys()
+    for path, part in parts.items():
+        change = back[path].scale * back[path].a @ back[path].b
+        np.testing.assert_allclose(change, part.scale * part.a @ part.b, atol=1e-12, err_msg=path)
+
+
+def test_separate_and_fused_projections_of_paddlenlp_are_read_alike(tmp_path):
+    """PaddleNLP's GPT keeps q, k, v apart or side by side for each head; here they are one after another."""
+    plugin = plugins.load("gpt3")
+    dims = tiny_dims(plugin.card)
+    rng, heads, width = np.random.default_rng(3), dims.heads, dims.head_dim
+    a = rng.normal(size=(dims.hidden, 2))
+    b = {name: rng.normal(size=(2, heads, width)) for name in "qkv"}
+    layer = "gpt.decoder.layers.0.self_attn."
+    apart = {f"{layer}{n}_proj.lora_{m}": v for n in "qkv" for m, v in (("A", a), ("B", b[n].reshape(2, -1)))}
+    fused = {
+        layer + "qkv_proj.lora_A": a,
+        layer + "qkv_proj.lora_B": np.concatenate([b[n] for n in "qkv"], -1).reshape(2, -1),
+    }
+    expected = a @ np.concatenate([b[n].reshape(2, -1) for n in "qkv"], axis=1)
+    for name, arrays in (("apart", apart), ("fused", fused)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "lora_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 2}))
+        (folder / "lora_model_state.pdparams").write_bytes(pickle.dumps(arrays))
+        part = folders.read(folder, plugin, dims).parts["gpt.h.0.attn.c_attn"]
+        np.testing.assert_allclose(part.scale * part.a @ part.b, expected, atol=1e-12)
+
+
+def test_merging_holds_a_few_tensors_at_a_time(tmp_path):
+    plugin = plugins.load("llama")
+    dims = tiny_dims(plugin.card, {"layers": 12, "hidden": 128, "ffn": 256, "head_dim": 32})
+    for name in ("model", "adapter"):
+        (tmp_path / name).mkdir()
+    write_model(tmp_path / "model", plugin, dims)
+    rows = targets.linears(plugin.card, dims)
+    parts = {p: Part(np.ones((t.shape[0], 2), "f4"), np.ones((2, t.shape[1]), "f4"), 1.0) for p, t in rows.items()}
+    folders.write(tmp_path / "adapter", Adapter(parts, base=str(tmp_path / "model")), plugin, dims)
+    opened = open_adapter(tmp_path / "adapter")
+    largest, whole = 4 * max(t.size for t in rows.values()), 4 * plugin.card.count(dims)
+    tracemalloc.start()
+    merge(opened, tmp_path / "merged", "float32")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * largest < whole / 4
 
 
 def test_merging_streams_shards_and_leaves_nothing_when_it_fails(adapter, tmp_path):

@@ -76,6 +76,22 @@ def test_gradients_of_lengths_take_the_norm_as_constant(rng):
     np.testing.assert_allclose(layer.lora_magnitude.grad.numpy(), (upstream * (x @ direction)).sum(axis=0), atol=1e-12)
 
 
+def test_settled_lengths_are_those_of_the_present_matrices(rng):
+    layer = filled(rng, linear(rng, True), lengths=True)
+    x = paddle.to_tensor(rng.normal(size=(4, IN)))
+    layer.eval()
+    fresh = layer(x).numpy()
+    layer.settle()
+    np.testing.assert_array_equal(layer(x).numpy(), fresh)
+    layer.take(layer.lora_A.numpy() * 2, layer.lora_B.numpy(), layer.lora_magnitude.numpy())
+    other = layer(x).numpy()
+    part = Part(layer.lora_A.numpy(), layer.lora_B.numpy(), 0.5, layer.lora_magnitude.numpy())
+    np.testing.assert_allclose(
+        other, x.numpy() @ part.merged(layer.base.weight.numpy()) + layer.base.bias.numpy(), atol=1e-12
+    )
+    assert np.abs(other - fresh).max() > 0.01
+
+
 def test_dropout_acts_on_the_adapter_alone_and_in_training_only(rng):
     base = linear(rng, False)
     layer = filled(rng, base, dropout=0.5)

@@ -15,6 +15,7 @@ from llmctl.adapters.attach import load_adapted
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.adapters.verify import verify
+from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import load_model
 from llmctl.nn.blockwise import dequantise, quantise
 from llmctl.train import sft, subject
@@ -97,6 +98,21 @@ def test_what_is_stored_gives_what_was_trained(runs, tmp_path, name):
         plain = load_model(STARTER / "model")[0]
         assert np.abs(plain(ids).numpy() - trained).max() > 0.05
     assert verify(opened, tmp_path / "merged")[0] < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_verifying_finds_what_rounding_does_not_explain(runs, tmp_path, dtype):
+    opened = open_adapter(runs("dora") / "model")
+    merge(opened, tmp_path / "merged", dtype)
+    difference, allowed = verify(opened, tmp_path / "merged")
+    assert difference < allowed / 3
+    file = tmp_path / "merged" / "model.safetensors"
+    info = next(row for name, row in safetensors_file.read_header(file).items() if "layers.0.mlp.down_proj" in name)
+    with open(file, "r+b") as stream:
+        stream.seek(info.offset)
+        stream.write(bytes(info.nbytes))
+    with pytest.raises(llmctl.LlmctlError, match="does not give what base and adapter give"):
+        verify(opened, tmp_path / "merged")
 
 
 def test_the_folder_holds_an_adapter_and_a_tokenizer_and_no_model(runs):

@@ -48,10 +48,11 @@ def quantise(model: Any, paths: Iterable[str], code: str) -> None:
 
 
 def attach(model: Any, parts: Mapping[str, Part]) -> None:
-    """Puts an adapter that has been read on a model."""
+    """Puts an adapter that has been read on a model, for inference."""
     for path, part in parts.items():
         layer = put(model, [path], part.rank, part.scale, lengths=part.magnitude is not None)[path]
         layer.take(part.a, part.b, part.magnitude)
+        layer.settle()
 
 
 def load_adapted(

@@ -134,7 +134,7 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str = 
         blocks = peft_format.write(folder, adapter, plugin, dims, dtype)
         record.update({"blocks": blocks} if blocks else {})
     else:
-        nlp_format.write(folder, adapter, dtype)
+        nlp_format.write(folder, adapter, plugin, dims, dtype)
     record["versions"] = dict(plugins.versions(plugin))
     (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

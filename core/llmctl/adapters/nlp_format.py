@@ -1,6 +1,6 @@
 """PaddleNLP's adapter format: ``lora_config.json`` and ``lora_model_state.pdparams``.
 
-Tensors are named ``<path>.lora_A`` [in, rank] and ``<path>.lora_B`` [rank, out]; paths are those of the card.
+Tensors are named ``<path>.lora_A`` [in, rank] and ``<path>.lora_B`` [rank, out]; paths and packing are PaddleNLP's.
 """
 
 from __future__ import annotations
@@ -11,22 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from llmctl.adapters import targets
+from llmctl.adapters import regroup, targets
 from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
-from llmctl.adapters.peft_format import load, problems
+from llmctl.adapters.peft_format import as_stored, load, problems
 from llmctl.card import Dims
 from llmctl.checkpoint import paddle_file
-from llmctl.checkpoint.dtypes import STORAGE, cast
 from llmctl.errors import CheckpointError
+from llmctl.renames import chosen
 
 CONFIG, WEIGHTS = "lora_config.json", "lora_model_state.pdparams"
 A, B = ".lora_A", ".lora_B"
 
 
 def read(folder: Path, plugin: Any, dims: Dims) -> Adapter:
-    """The adapter in a folder; which layers it has is told by its tensors, since the targets are patterns.
+    """The adapter in a folder; which layers it has is told by its tensors, since targets are patterns there.
 
     Raises:
         CheckpointError: A setting is not supported, or tensors are missing, unexpected or of another shape.
@@ -35,39 +33,52 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Adapter:
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} has {CONFIG} but no {WEIGHTS}")
     tensors = paddle_file.read_header(folder / WEIGHTS)
-    rank = config["r"]
-    scale = scale_of(float(config.get("lora_alpha", 8)), rank, bool(config.get("rslora", False)))
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
-    chosen = [path for path in shapes if path + A in tensors or path + B in tensors]
-    if not chosen:
+    renames = regroup.linear_renames(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
+    named = {name.removesuffix(A).removesuffix(B) for name in tensors}
+    renames = chosen(renames, {f"{module}.weight" for module in named})
+    sizes = {module: shape for module, shape in regroup.shapes_in_file(renames, shapes).items() if module in named}
+    if not sizes:
         raise CheckpointError(f"{folder / WEIGHTS} holds no adapter of a linear layer of {plugin.card.name}")
+    rank, stabilised = config["r"], bool(config.get("rslora", False))
     expected: dict[str, tuple[int, ...]] = {}
-    for path in chosen:
-        expected[path + A], expected[path + B] = (shapes[path][0], rank), (rank, shapes[path][1])
+    for module, (inputs, outputs) in sizes.items():
+        expected[module + A], expected[module + B] = (inputs, rank), (rank, outputs)
     problems(folder, tensors, expected)
-    parts = {path: Part(load(tensors[path + A]), load(tensors[path + B]), scale) for path in chosen}
-    base = str(config.get("base_model_name_or_path") or "")
-    dtype = tensors[chosen[0] + A].dtype
-    return Adapter(parts, bool(config.get("rslora", False)), float(config.get("lora_dropout", 0.0)), base, dtype=dtype)
+    scale = scale_of(float(config.get("lora_alpha", 8)), rank, stabilised)
+    layers = {module: Part(load(tensors[module + A]), load(tensors[module + B]), scale) for module in sizes}
+    return Adapter(
+        regroup.from_file(layers, renames, shapes),
+        stabilised,
+        float(config.get("lora_dropout", 0.0)),
+        str(config.get("base_model_name_or_path") or ""),
+        dtype=tensors[next(iter(expected))].dtype,
+    )
 
 
-def write(folder: Path, adapter: Adapter, dtype: str) -> None:
-    """Writes both files into an existing folder.
+def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -> None:
+    """Writes both files into an existing folder: one rank and one scale for all, smaller ranks filled up with zeros.
+
+    Args:
+        folder: Where to write.
+        adapter: What to write.
+        plugin: The family of the base.
+        dims: Of the base.
+        dtype: Of the tensors.
 
     Raises:
-        CheckpointError: The adapter has lengths (DoRA), or ranks or scales that differ from layer to layer.
+        CheckpointError: The adapter has lengths (DoRA), or a value does not fit.
     """
-    parts = adapter.parts
-    if any(part.magnitude is not None for part in parts.values()):
+    if any(part.magnitude is not None for part in adapter.parts.values()):
         raise CheckpointError("PaddleNLP's format has no place for the lengths of DoRA; merge the adapter instead")
-    kinds = {(part.rank, part.scale) for part in parts.values()}
-    if len(kinds) != 1:
-        raise CheckpointError("PaddleNLP's format has one rank and one alpha; the layers of this adapter differ")
-    ((rank, scale),) = kinds
+    shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
+    renames = regroup.linear_renames(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
+    parts = regroup.uniform(regroup.to_file(adapter.parts, chosen(renames, ()), shapes))
     arrays: dict[str, Any] = {}
     for path, part in parts.items():
         for ending, values in ((A, part.a), (B, part.b)):
-            arrays[path + ending] = cast(np.ascontiguousarray(values), values.dtype.name, dtype).astype(STORAGE[dtype])
+            arrays[path + ending] = as_stored(path + ending, values, dtype)
+    rank, scale = next((part.rank, part.scale) for part in parts.values())
     with open(folder / WEIGHTS, "wb") as stream:
         pickle.dump(arrays, stream, protocol=4)
     config = {

@@ -112,11 +112,20 @@ def _pack_all(adapter: Adapter, plugin: Any, dims: Dims) -> tuple[dict[str, Part
     return whole, blocks
 
 
-def _planned(name: str, values: Array, dtype: str) -> Planned:
+def as_stored(name: str, values: Array, dtype: str) -> Array:
+    """The values in the storage of a type, C order.
+
+    Raises:
+        CheckpointError: A value does not fit.
+    """
     try:
-        stored = cast(np.ascontiguousarray(values), values.dtype.name, dtype).astype(STORAGE[dtype], copy=False)
+        return cast(np.ascontiguousarray(values), values.dtype.name, dtype).astype(STORAGE[dtype], copy=False)
     except ValueError as error:
         raise CheckpointError(f"{name}: {error}; save with dtype float32 or bfloat16") from None
+
+
+def _planned(name: str, values: Array, dtype: str) -> Planned:
+    stored = as_stored(name, values, dtype)
 
     def put(stream: BinaryIO) -> None:
         stream.write(stored.data)

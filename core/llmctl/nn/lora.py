@@ -38,6 +38,7 @@ class LoraLinear(paddle.nn.Layer):
         self.lora_A = self.create_parameter([inputs, rank], dtype=dtype, default_initializer=Uniform(-bound, bound))
         self.lora_B = self.create_parameter([rank, outputs], dtype=dtype, default_initializer=Constant(0.0))
         self.lora_magnitude = None
+        self._settled: paddle.Tensor | None = None
         if lengths:
             self.lora_magnitude = self.create_parameter([outputs], dtype=dtype, default_initializer=Constant(1.0))
             self.lora_magnitude.set_value(_lengths(weight))
@@ -57,12 +58,20 @@ class LoraLinear(paddle.nn.Layer):
     @paddle.no_grad()
     def _lengths(self) -> paddle.Tensor:
         """Lengths of the adapted weight's columns, a constant for gradients (https://arxiv.org/abs/2402.09353, 4.3)."""
+        if self._settled is not None and not self.training:
+            return self._settled
         return _lengths(self.base.weight + paddle.matmul(self.lora_A, self.lora_B) * self.scale)
+
+    def settle(self) -> None:
+        """Keeps the lengths for inference, where A, B and the base stand still until `take` is called."""
+        if self.lora_magnitude is not None:
+            self._settled = self._lengths()
 
     @paddle.no_grad()
     def take(self, a: np.ndarray, b: np.ndarray, magnitude: np.ndarray | None = None) -> None:
         """Sets A [inputs, rank], B [rank, outputs] and the lengths [outputs] where there are any."""
         dtype = str(self.lora_A.dtype).rpartition(".")[2]
+        self._settled = None
         self.lora_A.set_value(a.astype(dtype))
         self.lora_B.set_value(b.astype(dtype))
         if self.lora_magnitude is not None:
