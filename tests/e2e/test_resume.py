@@ -76,6 +76,10 @@ def whole(folder):
     return folder / "whole"
 
 
+def report(output: Path) -> str:
+    return (output / "report.html").read_text(encoding="utf-8")
+
+
 def same(one: Path, other: Path) -> None:
     assert losses(one) == losses(other)
     assert (one / "model" / "model.safetensors").read_bytes() == (other / "model" / "model.safetensors").read_bytes()
@@ -85,9 +89,11 @@ def test_a_killed_run_continues_bit_equal(folder, whole):
     code, _ = stop_at(folder / "killed", 7, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert not (folder / "killed" / "model").exists()
+    assert "Not finished" in report(folder / "killed")
     done = run(folder / "killed", "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"continuing from .*step-00000[46]", done.stdout)
+    assert "Finished after 12 steps" in report(folder / "killed")
     same(whole, folder / "killed")
 
 
@@ -96,6 +102,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_continues_bit_equal(folder, whole):
     assert code == 130, text
     assert "--resume" in text and "Traceback" not in text
     assert re.search(r"saved .*step-00000\d", text)
+    assert "Interrupted after step" in report(folder / "interrupted")
     done = run(folder / "interrupted", "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     same(whole, folder / "interrupted")

@@ -18,7 +18,7 @@ from llmctl.report.wording import clock, count, metric, setting, size, spoken
 def comparison(runs: Sequence[RunFolder]) -> str:
     """The page as HTML; runs keep their order and have a colour each."""
     names = labels(runs)
-    title = "Comparison of " + " and ".join(names) if len(runs) < 4 else f"Comparison of {len(runs)} runs"
+    title = "Comparison of " + ", ".join(names) if len(runs) < 4 else f"Comparison of {len(runs)} runs"
     return markup.document(
         title,
         [

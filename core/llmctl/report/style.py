@@ -40,7 +40,7 @@ th{font-weight:600;color:var(--soft)}
 td.number,th.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .scroll{overflow-x:auto}
 code,pre{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.875rem}
-pre{background:var(--card);padding:.7rem .9rem;margin:.4rem 0;overflow-x:auto;border-radius:.3rem}
+pre{background:var(--card);padding:.7rem .9rem;margin:.4rem 0;white-space:pre-wrap;overflow-wrap:anywhere;border-radius:.3rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:1.5rem}
 .chart{margin:0;min-width:0}.chart.wide{grid-column:1/-1}
 .large{display:none}

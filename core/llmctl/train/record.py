@@ -14,7 +14,7 @@ from llmctl.report.write import NAME, write
 from llmctl.train import memory
 from llmctl.train.loop import Hook, Interrupted, Plan
 
-ENDS = ("after", "best", "steps", "seconds")
+ENDS = ("after", "best", "steps", "seconds", "test", "next")
 """What only a run that ended has."""
 
 
