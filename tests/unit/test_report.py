@@ -155,8 +155,7 @@ REPORT = {"step": 5, "loss": "nan", "grad_norm": "nan", "lr": 0.1, "examples": [
 )
 def test_the_page_says_how_the_run_ended_and_how_to_go_on(tmp_path, error, state, text):
     path = folder(tmp_path / "run", {}, rows(5))
-    info = {**INFO, "steps": 30}
-    del info["after"]
+    info = {key: value for key, value in INFO.items() if key != "after"}
     ends = pytest.raises(type(error)) if error else contextlib.nullcontext()
     with ends, Record(path, info) as record:
         record.on_start(1, PLAN)
@@ -168,6 +167,15 @@ def test_the_page_says_how_the_run_ended_and_how_to_go_on(tmp_path, error, state
     assert stored["outcome"]["state"] == state and stored["peak_memory"]["peak_memory"] > 10**7
     shown = Reader((path / "report.html").read_text()).text
     assert text in shown and ("--resume" in shown) == (state != "finished")
+
+
+def test_steps_between_two_lines_of_metrics_count(tmp_path):
+    path = folder(tmp_path / "run", {}, [{"step": 1, "loss": 2.0}])
+    with pytest.raises(Interrupted), Record(path, dict(INFO)) as record:
+        record.on_start(1, PLAN)
+        record.on_save(7)
+        raise Interrupted(7)
+    assert "Interrupted after step 7 of 9" in Reader((path / "report.html").read_text()).text
 
 
 def test_a_resumed_run_forgets_how_it_ended_before(tmp_path):

@@ -35,8 +35,9 @@ class RunFolder:
 
     @property
     def last_step(self) -> int:
-        """Number of the last update with a line."""
-        return int(max((row["step"] for row in self.rows), default=0))
+        """Number of the last update that is known of, from lines, checkpoints or the end."""
+        said = [self.info.get("steps"), self.info.get("outcome", {}).get("step")]
+        return int(max([0, *(row["step"] for row in self.rows), *filter(_is_number, said)]))
 
     def points(self, key: str) -> Points:
         """(step, value) of every line that has a finite number under this key."""

@@ -69,7 +69,7 @@ def _facts(run: RunFolder) -> str:
 def _outcome(run: RunFolder) -> str:
     ended, outcome = state(run), run.info.get("outcome", {})
     planned = outcome.get("steps_planned")
-    step = run.info.get("steps", outcome.get("step", run.last_step)) if ended == "finished" else run.last_step
+    step = run.last_step
     of = f" of {planned:,}" if isinstance(planned, int) and planned != step else ""
     seconds = sum(value for _, value in run.points("seconds"))
     spent = f", {clock(seconds)} of training" if ended == "finished" and seconds else ""
