@@ -14,12 +14,6 @@ class TestQwen2(FamilyConformance):
     goldens = ("goldens/qwen2", "goldens/qwen2_tied")
 
 
-class TestQwen2Moe(FamilyConformance):
-    family = "qwen2_moe"
-    changes = {"dense_layers": [0], "top_k": 2, "expert_ffn": 24, "shared_ffn": 40}  # noqa: RUF012
-    goldens = ("goldens/qwen2_moe", "goldens/qwen2_moe_aux")
-
-
 class TestQwen3(FamilyConformance):
     family = "qwen3"
     goldens = ("goldens/qwen3",)
