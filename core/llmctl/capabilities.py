@@ -59,10 +59,18 @@ def state(card: Family, method: str) -> State:
         return Unsupported("the card names no linear layer inside the decoder")
     if method == "prefix-tuning" and not card.prefix_cache:
         return Unsupported("the family keeps no KV cache that virtual tokens could fill")
-    if method == "fused" and not {"ln", "qkv", "out", "ffn1", "ffn2"} <= {
-        p.slot.partition(".")[0] for p in card.params
-    }:
+    if method == "fused":
+        return _fused(card)
+    return Supported()
+
+
+def _fused(card: Family) -> State:
+    from llmctl import standard
+
+    if not standard.fills_the_standard_decoder(card):
         return Unsupported("the card does not fill every slot of the standard decoder")
+    if others := standard.without_kernel(card):
+        return Unsupported(f"the fused decoder has no kernel for the family's {' and '.join(others)}")
     return Supported()
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any
 
+from llmctl import standard
 from llmctl.capabilities import State
 from llmctl.config_keys import unknown_keys
 from llmctl.errors import ConfigError
@@ -88,7 +89,7 @@ class Param:
         name: Name in the layer's state dict without the family's prefix; a leading ``/`` means no prefix.
         shape: Symbolic shape as paddle stores it; a linear's weight is ``in, out``.
         torch: Name in the torch checkpoint if it is not the same name under the torch prefix; a leading ``/`` as above.
-        slot: Place in the standard decoder: ``ln, qkv, out, ffn_ln, ffn1, ffn2, gate``; ``qkv.1`` is a part of a slot.
+        slot: Place in the standard decoder, one of ``standard.SLOTS``; ``qkv.1`` is a part of a slot.
         kind: ``linear``, ``embed``, ``norm``, ``bias`` or ``router``; ``linear`` for two axes by default, else ``bias``.
         when: Name of a setting that must be true for the tensor to exist, or a tuple with a value for each layer;
             ``"not tied"`` negates.
@@ -215,9 +216,9 @@ class Family:
         paddle_prefix: Prefix of state-dict names here.
         torch_prefix: Prefix of names in torch checkpoints.
         model_type: ``model_type`` written into config.json.
-        norm: Kernel name of the normalisation.
-        activation: Kernel name of the feed-forward's activation.
-        position: Kernel name of the position encoding.
+        norm: Kernel name of the normalisation, one of ``standard.NORMS``.
+        activation: Kernel name of the feed-forward's activation, one of ``standard.ACTIVATIONS``.
+        position: Kernel name of the position encoding, one of ``standard.POSITIONS``.
         moe: Routing, or None for a dense family.
         prefixes: Names that torch checkpoints put before ``torch_prefix`` in some releases and that may be dropped.
         ignored_tensors: Patterns of tensors in torch files that hold no weights (rotary tables).
@@ -396,7 +397,7 @@ def validate(card: Family) -> list[str]:
         problems += [f"{param.name}: unknown placeholder {{{h}}}" for h in sorted(holes - set(_PLACEHOLDERS))]
     if not re.fullmatch(r"[\w.]+:\w+", card.modeling):
         problems.append(f"modeling={card.modeling!r} is not of the form 'package.module:Class'")
-    return problems
+    return problems + standard.problems(card)
 
 
 def prefixed(name: str, prefix: str) -> str:

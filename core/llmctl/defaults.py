@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmctl import standard
 from llmctl.card import Dims, Family, Tensor
 from llmctl.errors import UnsupportedError
 from llmctl.hookspecs import FusedDecoder, Parallel, QuantTarget, Rename, Segment, Split, hookimpl
@@ -68,9 +69,8 @@ def fused_graph(card: Family, dims: Dims, quant: str | None) -> FusedDecoder | N
     layers: list[dict[str, list[tuple[str, str]]]] = [{} for _ in range(dims.layers)]
     for tensor in card.expand(dims):
         if tensor.slot and tensor.layer is not None:
-            slot = tensor.slot.partition(".")[0]
-            layers[tensor.layer].setdefault(slot, []).append((tensor.slot, tensor.name))
-    if not layers or not all({"ln", "qkv", "out", "ffn1", "ffn2"} <= set(layer) for layer in layers):
+            layers[tensor.layer].setdefault(standard.place(tensor.slot), []).append((tensor.slot, tensor.name))
+    if not layers or not all(set(layer) >= standard.NEEDED for layer in layers) or standard.without_kernel(card):
         return None
     filled = tuple({slot: tuple(name for _, name in sorted(rows, key=_slot_order)) for slot, rows in layer.items()}
                    for layer in layers)  # fmt: skip

@@ -131,6 +131,36 @@ def test_validate_lists_every_problem():
     assert any("'odd' is not among" in line for line in problems)
 
 
+STANDARD = [Param("layers.{layer}." + slot, "hidden", slot=slot) for slot in ("ln", "qkv", "out", "ffn1", "ffn2")]
+
+
+@pytest.mark.parametrize(
+    ("card", "problem"),
+    [
+        (make_card(*STANDARD, norm="layernorm", activation="gelu-tanh", position="other"), ""),
+        (make_card(Param("a", "hidden", slot="qvk.1")), "a: slot='qvk.1' is unknown; known: ln, ln_bias, qkv,"),
+        (make_card(Param("a", "hidden", slot="qkv.k")), "a: slot='qkv.k' is unknown"),
+        (make_card(Param("a", "hidden"), norm="layer_norm"), "norm='layer_norm' is unknown; known: rmsnorm, layernorm"),
+        (make_card(Param("a", "hidden"), activation="silu"), "activation='silu' is unknown; known: swiglu"),
+        (make_card(Param("a", "hidden"), position="rope"), "position='rope' is unknown; known: rope-neox"),
+        (make_card(Param("a", "hidden"), claims={"loar": Unsupported("x")}), "claims: 'loar' is no method; known: pre"),
+        (make_card(*STANDARD, Param("layers.{layer}.o.bias", "hidden")), "layers.{layer}.o.bias has no slot, so that"),
+        (make_card(*STANDARD, Param("layers.{layer}.b", "hidden"), claims={"fused": Unsupported("odd")}), ""),
+        (make_card(*STANDARD[1:], Param("layers.{layer}.b", "hidden")), ""),
+    ],
+)
+def test_a_name_that_no_kernel_knows_and_a_tensor_that_fusing_would_lose_are_problems(card, problem):
+    found = validate(card)
+    assert [line.startswith(problem) for line in found] == ([True] if problem else []), found
+
+
+def test_a_family_with_a_norm_of_its_own_has_no_fused_path():
+    assert defaults.fused_graph(make_card(*STANDARD), DIMS, None) is not None
+    card = make_card(*STANDARD, norm="other")
+    assert defaults.fused_graph(card, DIMS, None) is None
+    assert state(card, "fused") == Unsupported("the fused decoder has no kernel for the family's norm")
+
+
 def test_card_hash_changes_with_the_table_only():
     one = make_card(Param("a", "hidden"))
     assert one.hash() == make_card(Param("a", "hidden"), sizes={"s": Size("", 1, {})}).hash()
