@@ -26,6 +26,21 @@ def _size(name, parameters, layers, hidden, heads):
     return Size(f"{HUB}{name}/blob/main/config.json", parameters, values)
 
 
+def _sizes():
+    """The sizes of Bloom, and of Bloomz, which was trained on from them."""
+    rows = {
+        "560m": (559_214_592, 24, 1024, 16),
+        "1b1": (1_065_314_304, 24, 1536, 16),
+        "1b7": (1_722_408_960, 24, 2048, 16),
+        "3b": (3_002_557_440, 30, 2560, 32),
+        "7b1": (7_069_016_064, 30, 4096, 32),
+        "176b": (176_247_271_424, 70, 14336, 112),
+    }
+    hub = {name: "" if name == "176b" else f"-{name}" for name in rows}
+    bloom = {name: _size("bloom" + hub[name], *row) for name, row in rows.items()}
+    return {**bloom, **{f"bloomz-{name}": _size("bloomz" + hub[name], *row) for name, row in rows.items()}}
+
+
 CARD = Family(
     name="bloom",
     architectures=("BloomForCausalLM", "BloomModel"),
@@ -64,14 +79,7 @@ CARD = Family(
         "masked_softmax_fusion",
         "bias_dropout_fusion",
     ),  # fmt: skip
-    sizes={
-        "560m": _size("bloom-560m", 559_214_592, 24, 1024, 16),
-        "1b1": _size("bloom-1b1", 1_065_314_304, 24, 1536, 16),
-        "1b7": _size("bloom-1b7", 1_722_408_960, 24, 2048, 16),
-        "3b": _size("bloom-3b", 3_002_557_440, 30, 2560, 32),
-        "7b1": _size("bloom-7b1", 7_069_016_064, 30, 4096, 32),
-        "176b": _size("bloom", 176_247_271_424, 70, 14336, 112),
-    },
+    sizes=_sizes(),
     params=(
         Param("word_embeddings.weight", "vocab, hidden", kind="embed"),
         *norm_rows("word_embeddings_layernorm"),

@@ -6,6 +6,7 @@ https://github.com/THUDM/ChatGLM2-6B and https://github.com/THUDM/ChatGLM3
 from pathlib import Path
 
 from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows
+from llmctl.errors import ConfigError
 from llmctl.hookspecs import Part
 from llmctl.renames import Piece, by_module, one_after_another
 
@@ -21,6 +22,23 @@ TOKENS = TokenFacts(
     ends=("<|user|>", "<|observation|>"),
 )
 SIX = dict(layers=28, hidden=4096, heads=32, kv_heads=2, head_dim=128, ffn=13696, vocab=65024)
+
+
+def _ratio(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ConfigError(f"rope_ratio={value!r} must be a number above 0")
+
+
+def _ratio_of(config):
+    """What ``rope_ratio`` stretches. The releases for long contexts differ without saying so in config.json."""
+    ratio = config.get("rope_ratio")
+    if ratio not in (None, 1):
+        raise ConfigError(
+            f"rope_ratio={ratio} multiplies the base of the rotations in ChatGLM3 and divides positions in ChatGLM2; "
+            'add "rope_ratio_of": "base" or "rope_ratio_of": "positions"'
+        )
+    return "base"
+
 
 CARD = Family(
     name="chatglm2",
@@ -50,7 +68,8 @@ CARD = Family(
         Setting("qkv_bias", "add_qkv_bias", True, allowed=(True,)),
         Setting("post_norm_residual", "apply_residual_connection_post_layernorm", False, allowed=(False,)),
         Setting("first_rope", "original_rope", True, allowed=(True,)),
-        Setting("rope_ratio", "rope_ratio", 1, allowed=(1, 1.0)),
+        Setting("rope_ratio", "rope_ratio", 1, check=_ratio),
+        Setting("rope_ratio_of", "rope_ratio_of", derive=_ratio_of, allowed=("base", "positions")),
         Setting("interleaved", "interleaved_qkv", False, allowed=(False,)),
         Setting("hidden_dropout", "hidden_dropout", 0.0, allowed=(0, 0.0)),
         Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
@@ -75,6 +94,11 @@ CARD = Family(
         ),
         "chatglm3-6b": Size(
             HUB + "chatglm3-6b/blob/main/config.json", 6_243_584_000, dict(SIX, max_positions=8192, grouped=True)
+        ),
+        "chatglm3-6b-32k": Size(
+            HUB + "chatglm3-6b-32k/blob/main/config.json",
+            6_243_584_000,
+            dict(SIX, max_positions=32768, grouped=True, rope_ratio=50, rope_ratio_of="base"),
         ),
     },
     params=(

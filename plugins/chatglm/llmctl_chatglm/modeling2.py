@@ -37,12 +37,19 @@ class ChatGLM2Decoder(paddle.nn.Layer):
         self.embedding = paddle.nn.LayerDict({"word_embeddings": table})
         norm = RMSNorm(dims.hidden, dims.norm_eps)
         self.encoder = paddle.nn.LayerDict({"layers": paddle.nn.LayerList(layers), "final_layernorm": norm})
-        self._angles = Rotary(dims.head_dim // 2, THETA)
+        self._angles = _rotary(dims)
 
     def forward(self, input_ids_BT, layout, cache=None):
         x_BTD = self.embedding["word_embeddings"](input_ids_BT)
         angles = self._angles(layout.position_BT, x_BTD.dtype)
         return self.encoder["final_layernorm"](run_layers(self.encoder["layers"], x_BTD, angles, layout.mask(), cache))
+
+
+def _rotary(dims) -> Rotary:
+    """For half of a head; the ratio multiplies the base or divides positions."""
+    if dims.rope_ratio_of == "base":
+        return Rotary(dims.head_dim // 2, THETA * dims.rope_ratio)
+    return Rotary(dims.head_dim // 2, THETA, {"rope_type": "linear", "factor": dims.rope_ratio})
 
 
 def _block(dims) -> Block:

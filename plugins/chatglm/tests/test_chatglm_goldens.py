@@ -8,8 +8,10 @@ from llmctl.errors import ConfigError, DataError
 from llmctl.nn.cache import KVCache
 from llmctl.plugins import resolve
 from llmctl.testing.golden import check_all
+from llmctl.testing.tiny import tiny_dims
 from llmctl_chatglm import CARD, chatglm2
 from llmctl_chatglm.modeling import ChatGLMForCausalLM, find_contexts
+from llmctl_chatglm.modeling2 import ChatGLM2ForCausalLM
 
 CARDS = {card.name: card for card in (CARD, chatglm2.CARD)}
 BOS, GMASK, MASK = 60, 61, 62
@@ -21,11 +23,33 @@ def test_a_config_is_recognised_although_both_share_an_architecture(name):
     assert resolve("auto", config, "config.json").card.name == name
 
 
-@pytest.mark.parametrize("change", [{"rmsnorm": False}, {"original_rope": False}, {"rope_ratio": 50}])
+@pytest.mark.parametrize("change", [{"rmsnorm": False}, {"original_rope": False}, {"rope_ratio_of": "both"}])
 def test_other_variants_are_refused(change):
     config = chatglm2.CARD.config_from_dims(chatglm2.CARD.dims_of("chatglm2-6b"))
     with pytest.raises(ConfigError, match=f"{next(iter(change))}=.* is not supported"):
         chatglm2.CARD.dims_from_config({**config, **change})
+
+
+def test_a_ratio_of_rotations_must_say_what_it_stretches():
+    config = chatglm2.CARD.config_from_dims(chatglm2.CARD.dims_of("chatglm2-6b"))
+    del config["rope_ratio_of"]
+    assert chatglm2.CARD.dims_from_config(config).rope_ratio_of == "base"
+    for wrong, message in ((50, "rope_ratio_of"), (0, "above 0"), ("50", "above 0")):
+        with pytest.raises(ConfigError, match=message):
+            chatglm2.CARD.dims_from_config({**config, "rope_ratio": wrong})
+
+
+@pytest.mark.parametrize("of", ["base", "positions"])
+def test_a_ratio_multiplies_the_base_or_divides_positions(of):
+    """As in the original code of ChatGLM3-6B-32K and ChatGLM2-6B-32K."""
+    place, width = 9, 8
+    dims = tiny_dims(chatglm2.CARD, {"head_dim": 2 * width, "rope_ratio": 50, "rope_ratio_of": of})
+    model = ChatGLM2ForCausalLM(dims)
+    cos, sin = model.chatglm2._angles(paddle.to_tensor([[place]]), "float64")
+    base, position = (10000 * 50, place) if of == "base" else (10000, place / 50)
+    angles = position / base ** (np.arange(0, width, 2) / width)
+    np.testing.assert_allclose(cos.numpy()[0, 0, 0, : width // 2], np.cos(angles), rtol=1e-12)
+    np.testing.assert_allclose(sin.numpy()[0, 0, 0, width // 2 :], np.sin(angles), rtol=1e-12)
 
 
 @pytest.mark.assets

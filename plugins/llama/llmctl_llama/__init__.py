@@ -72,6 +72,7 @@ CARD = Family(
         "llama3.1-405b": _size(META + "Llama-3.1-405B", 405_853_388_800, 126, 16384, 128, 8, 53248, **LLAMA31),
         "llama3.2-1b": _size(META + "Llama-3.2-1B", 1_235_814_400, 16, 2048, 32, 8, 8192, **LLAMA32),
         "llama3.2-3b": _size(META + "Llama-3.2-3B", 3_212_749_824, 28, 3072, 24, 8, 8192, **LLAMA32),
+        "llama3.3-70b": _size(META + "Llama-3.3-70B-Instruct", 70_553_706_496, 80, 8192, 64, 8, 28672, **LLAMA31),
     },
     params=(
         Param("embed_tokens.weight", "vocab, hidden", kind="embed"),

@@ -19,6 +19,7 @@ class TestLlamaGrouped(FamilyConformance):
 
     family = "llama"
     changes = {"kv_heads": 2}  # noqa: RUF012
+    goldens = ("goldens/llama_rope_llama3",)
 
 
 class TestBaichuan(FamilyConformance):
@@ -31,3 +32,4 @@ class TestBaichuanAlibi(FamilyConformance):
 
     family = "baichuan"
     changes = {"position": "alibi"}  # noqa: RUF012
+    goldens = ("goldens/baichuan_13b",)

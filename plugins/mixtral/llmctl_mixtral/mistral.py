@@ -41,10 +41,30 @@ CARD = Family(
             7_241_732_096,
             dict(SMALL, vocab=32000, window=4096, norm_eps=1e-5),
         ),
+        "7b-v0.2": Size(
+            MISTRALAI + "Mistral-7B-Instruct-v0.2/blob/main/config.json",
+            7_241_732_096,
+            dict(SMALL, vocab=32000, window=None, rope_theta=1e6, norm_eps=1e-5),
+        ),
         "7b-v0.3": Size(
             MISTRALAI + "Mistral-7B-v0.3/blob/main/config.json",
             7_248_023_552,
             dict(SMALL, vocab=32768, window=None, rope_theta=1e6, norm_eps=1e-5),
+        ),
+        "nemo": Size(
+            MISTRALAI + "Mistral-Nemo-Base-2407/blob/main/config.json",
+            12_247_782_400,
+            dict(
+                SMALL,
+                layers=40,
+                hidden=5120,
+                head_dim=128,
+                vocab=131072,
+                window=None,
+                rope_theta=1e6,
+                norm_eps=1e-5,
+                max_positions=128000,
+            ),
         ),
     },
     params=(

@@ -3,6 +3,8 @@
 https://arxiv.org/abs/2205.01068
 """
 
+from dataclasses import replace
+
 from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows, norm_rows
 from llmctl.renames import Piece, by_module, in_groups
 
@@ -70,6 +72,7 @@ CARD = Family(
         "13b": _size("opt-13b", 12_853_473_280, 40, 5120, 40),
         "30b": _size("opt-30b", 29_974_540_288, 48, 7168, 56),
         "66b": _size("opt-66b", 65_719_701_504, 64, 9216, 72),
+        "175b": replace(_size("", 174_604_468_224, 96, 12288, 96), source="https://arxiv.org/abs/2205.01068"),
     },
     params=(
         Param("embed_tokens.weight", "vocab, embed", kind="embed"),
