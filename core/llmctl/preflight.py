@@ -84,6 +84,10 @@ def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
     capabilities.require(plugin.card, "sft")
     dims = plugin.card.dims_from_config(raw, str(model / "config.json"))
     _method(settings.method, plugin, dims)
+    if settings.method.name == "lora" and settings.output.max_shard_bytes != config.OutputConfig().max_shard_bytes:
+        raise ConfigError(
+            "output.max_shard_bytes has no effect with method.name=lora: an adapter is one file; leave it out"
+        )
     limit = dims.get("max_positions")
     if limit and settings.data.max_length > limit:
         raise ConfigError(

@@ -85,6 +85,7 @@ def test_the_job_itself_is_valid(job):
             "choose one of the two",
         ),
         (["--set", "method.name=lora", "--set", "method.base=nf5"], "did you mean nf4?"),
+        (["--set", "method.name=lora", "--set", "output.max_shard_bytes=5MB"], "an adapter is one file"),
         (["--set", "method.name=lara"], "did you mean lora?"),
     ],
 )

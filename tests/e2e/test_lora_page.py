@@ -49,6 +49,10 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
         code, text = run([*words, *quick])
         assert code == 0 and "Traceback" not in text, (line, text)
     assert Path("runs/merged/model.safetensors").is_file() and Path("runs/lora-paddlenlp/lora_config.json").is_file()
+    back = ["convert", "runs/lora-paddlenlp", "runs/back", "--to", "hf", "--base", "path/to/model"]
+    assert run(back)[0] == 0 and run(["convert", "runs/back", "--check"])[0] == 0
+    name = "adapter_model.safetensors"
+    assert Path("runs/back", name).read_bytes() == Path("runs/lora/model", name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,7 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
         (["generate", "model", "--base", "model", "--prompt", "a"], "--base and --allow-other-base are for adapters"),
         (["generate", "model", "--adapter", "model", "--prompt", "a"], "holds no adapter"),
         (["convert", "model", "out", "--base", "model"], "--base is for adapters"),
+        (["generate", "model", "--allow-other-base", "--prompt", "a"], "are for adapters"),
     ],
 )
 def test_mistakes_are_refused(tmp_path, monkeypatch, arguments, part):

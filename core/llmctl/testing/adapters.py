@@ -43,6 +43,25 @@ class AdapterConformance:
         assert moved == {f"{path}.lora_{part}" for path in targets.linears(card, dims) for part in "AB"}
         assert losses[1] < losses[0] and losses[2] < losses[1]
 
+    def test_noise_on_token_vectors_reaches_the_model_in_training_only(
+        self, plugin: plugins.Plugin, card: Family, dims: Dims
+    ) -> None:
+        import paddle
+
+        from llmctl.train.subject import add_noise
+
+        model = random_model(plugin, dims)
+        ids = paddle.to_tensor(self.input_ids(dims, 2, 12))
+        with paddle.no_grad():
+            plain = model(ids).numpy()
+            add_noise(model, card, dims, 5.0)
+            assert np.array_equal(model(ids).numpy(), plain)
+            model.train()
+            for layer in model.sublayers():
+                # Dropout, where the family has it, would hide whether there is noise.
+                layer.training = layer is model or isinstance(layer, paddle.nn.Embedding)
+            assert np.abs(model(ids).numpy() - plain).max() > 1e-3
+
     @proves("lora")
     @pytest.mark.parametrize(("lengths", "code"), [(False, ""), (True, ""), (False, "nf4")])
     def test_a_merged_adapter_gives_what_base_and_adapter_give(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmctl.card import Dims
+from llmctl.card import Dims, Family
 from llmctl.plugins import Plugin
 from llmctl.tokenizers import Tokenizer
 
@@ -64,14 +64,14 @@ def load(job: ModelJob, start: Path | None) -> Subject:
     module = importlib.import_module(SUBJECTS[job.config.method.name])
     subject: Subject = module.load(job, start)
     if job.config.method.neftune_alpha:
-        _add_noise(subject.model, job)
+        add_noise(subject.model, job.plugin.card, job.dims, job.config.method.neftune_alpha)
     return subject
 
 
-def _add_noise(model: Any, job: ModelJob) -> None:
-    """NEFTune on the card's first table of vectors for tokens."""
-    from llmctl.nn.noise import add_noise
+def add_noise(model: Any, card: Family, dims: Dims, alpha: float) -> None:
+    """NEFTune on the card's table of vectors for tokens."""
+    from llmctl.nn import noise
 
-    tables = [tensor for tensor in job.plugin.card.expand(job.dims) if tensor.kind == "embed"]
+    tables = [tensor for tensor in card.expand(dims) if tensor.kind == "embed"]
     tokens = next(tensor.name for tensor in tables if "vocab" in tensor.param.axes[0].symbols)
-    add_noise(dict(model.named_sublayers())[tokens.removesuffix(".weight")], job.config.method.neftune_alpha)
+    noise.add_noise(dict(model.named_sublayers())[tokens.removesuffix(".weight")], alpha)
