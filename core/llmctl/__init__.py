@@ -10,7 +10,7 @@ from llmctl.capabilities import Experimental, Supported, Unsupported
 from llmctl.card import HF_DECODER, REQUIRED, Dims, Family, Moe, Param, Setting, Size
 from llmctl.errors import LlmctlError
 from llmctl.hookspecs import API, hookimpl
-from llmctl.rows import linear_rows, norm_rows
+from llmctl.rows import HF_DECODER_ROWS, linear_rows, norm_rows
 from llmctl.tokenizers.facts import TokenFacts
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "API",
     "HF_DECODER",
+    "HF_DECODER_ROWS",
     "REQUIRED",
     "Dims",
     "Experimental",

@@ -1,4 +1,4 @@
-"""Rows of a card that come in pairs: a weight and its bias."""
+"""Rows that cards share: a weight and its bias, and the decoder whose names most families have in torch files."""
 
 from __future__ import annotations
 
@@ -43,3 +43,21 @@ def bias_slot(slot: str) -> str:
     """The slot of the bias that belongs to a weight's slot."""
     place, dot, part = slot.partition(".")
     return f"{place}_bias{dot}{part}" if slot else ""
+
+
+_L, _A, _M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
+HF_DECODER_ROWS = (
+    Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
+    Param(_A + "q_proj.weight", "hidden, heads*head_dim", slot="qkv.0"),
+    Param(_A + "k_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.1"),
+    Param(_A + "v_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.2"),
+    Param(_A + "o_proj.weight", "heads*head_dim, hidden", slot="out"),
+    Param(_M + "gate_proj.weight", "hidden, ffn", slot="ffn1.0"),
+    Param(_M + "up_proj.weight", "hidden, ffn", slot="ffn1.1"),
+    Param(_M + "down_proj.weight", "ffn, hidden", slot="ffn2"),
+    Param(_L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
+    Param(_L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
+    Param("norm.weight", "hidden", kind="norm"),
+    Param("/lm_head.weight", "hidden, vocab", when="not tied"),
+)
+"""Grouped-query attention, a gated feed-forward layer, RMSNorm, no biases; a card lists these and what differs."""

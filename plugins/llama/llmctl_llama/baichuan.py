@@ -3,14 +3,14 @@
 https://arxiv.org/abs/2309.10305 and https://github.com/baichuan-inc/Baichuan-7B
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl
+from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Setting, Size, TokenFacts, hookimpl
 from llmctl.hookspecs import Rename
 from llmctl.renames import by_module, hf_decoder_fused, one_after_another
 
-L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
-PACKED = A + "W_pack.weight"
+PACKED = "layers.{layer}.self_attn.W_pack.weight"
 HUB = "https://huggingface.co/baichuan-inc/"
 CHAT = Path(__file__).with_name("baichuan.jinja").read_text(encoding="utf-8")
 SMALL = dict(layers=32, hidden=4096, heads=32, ffn=11008, max_positions=4096, norm_eps=1e-6)
@@ -57,20 +57,7 @@ CARD = Family(
             HUB + "Baichuan2-13B-Base/blob/main/config.json", 13_896_668_160, dict(LARGE, vocab=SECOND)
         ),
     },
-    params=(
-        Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
-        Param(A + "q_proj.weight", "hidden, heads*head_dim", torch=PACKED, slot="qkv.0"),
-        Param(A + "k_proj.weight", "hidden, kv_heads*head_dim", torch=PACKED, slot="qkv.1"),
-        Param(A + "v_proj.weight", "hidden, kv_heads*head_dim", torch=PACKED, slot="qkv.2"),
-        Param(A + "o_proj.weight", "heads*head_dim, hidden", slot="out"),
-        Param(M + "gate_proj.weight", "hidden, ffn", slot="ffn1.0"),
-        Param(M + "up_proj.weight", "hidden, ffn", slot="ffn1.1"),
-        Param(M + "down_proj.weight", "ffn, hidden", slot="ffn2"),
-        Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
-        Param(L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
-        Param("norm.weight", "hidden", kind="norm"),
-        Param("/lm_head.weight", "hidden, vocab", when="not tied"),
-    ),
+    params=tuple(replace(row, torch=PACKED) if row.slot.startswith("qkv.") else row for row in HF_DECODER_ROWS),
 )
 
 

@@ -5,10 +5,10 @@ https://arxiv.org/abs/2401.04088
 
 from pathlib import Path
 
-from llmctl import HF_DECODER, Family, Moe, Param, Setting, Size, hookimpl
+from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Moe, Param, Setting, Size, hookimpl
 from llmctl.nn.frequencies import rule_for
 
-L, A, X = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.block_sparse_moe."
+X = "layers.{layer}.block_sparse_moe."
 MISTRALAI = "https://huggingface.co/mistralai/"
 CHAT = Path(__file__).with_name("chat.jinja").read_text(encoding="utf-8")
 
@@ -49,19 +49,11 @@ CARD = Family(
         ),
     },
     params=(
-        Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
-        Param(A + "q_proj.weight", "hidden, heads*head_dim", slot="qkv.0"),
-        Param(A + "k_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.1"),
-        Param(A + "v_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.2"),
-        Param(A + "o_proj.weight", "heads*head_dim, hidden", slot="out"),
-        Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
-        Param(L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
+        *(row for row in HF_DECODER_ROWS if ".mlp." not in row.name),
         Param(X + "gate.weight", "hidden, experts", kind="router", slot="gate"),
         Param(X + "experts.{expert}.w1.weight", "hidden, ffn", slot="ffn1.0"),
         Param(X + "experts.{expert}.w3.weight", "hidden, ffn", slot="ffn1.1"),
         Param(X + "experts.{expert}.w2.weight", "ffn, hidden", slot="ffn2"),
-        Param("norm.weight", "hidden", kind="norm"),
-        Param("/lm_head.weight", "hidden, vocab", when="not tied"),
     ),
 )
 

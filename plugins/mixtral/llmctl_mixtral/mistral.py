@@ -3,11 +3,10 @@
 https://arxiv.org/abs/2310.06825
 """
 
-from llmctl import HF_DECODER, Family, Param, Setting, Size, hookimpl
+from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Setting, Size, hookimpl
 from llmctl.nn.frequencies import rule_for
 from llmctl_mixtral import CHAT
 
-L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 MISTRALAI = "https://huggingface.co/mistralai/"
 SMALL = dict(layers=32, hidden=4096, heads=32, kv_heads=8, ffn=14336, max_positions=32768)
 
@@ -67,20 +66,7 @@ CARD = Family(
             ),
         ),
     },
-    params=(
-        Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
-        Param(A + "q_proj.weight", "hidden, heads*head_dim", slot="qkv.0"),
-        Param(A + "k_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.1"),
-        Param(A + "v_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.2"),
-        Param(A + "o_proj.weight", "heads*head_dim, hidden", slot="out"),
-        Param(M + "gate_proj.weight", "hidden, ffn", slot="ffn1.0"),
-        Param(M + "up_proj.weight", "hidden, ffn", slot="ffn1.1"),
-        Param(M + "down_proj.weight", "ffn, hidden", slot="ffn2"),
-        Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
-        Param(L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
-        Param("norm.weight", "hidden", kind="norm"),
-        Param("/lm_head.weight", "hidden, vocab", when="not tied"),
-    ),
+    params=HF_DECODER_ROWS,
 )
 
 

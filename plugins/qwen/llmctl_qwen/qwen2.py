@@ -3,13 +3,13 @@
 https://arxiv.org/abs/2407.10671
 """
 
-from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows
+from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Param, Setting, Size, TokenFacts, hookimpl
 from llmctl.errors import ConfigError
 from llmctl.nn.frequencies import rule_for
 from llmctl.renames import by_module, hf_decoder_fused
 from llmctl_qwen import HELPFUL, WORDS
 
-L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
+A = "layers.{layer}.self_attn."
 HUB = "https://huggingface.co/Qwen/"
 
 
@@ -63,18 +63,10 @@ CARD = Family(
         "qwen2.5-72b": size_of("Qwen2.5-72B", 72_706_203_648, 80, 8192, 64, 8, 29568, 152064, norm_eps=1e-5),
     },
     params=(
-        Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
-        *linear_rows(A + "q_proj", "hidden, heads*head_dim", "qkv.0"),
-        *linear_rows(A + "k_proj", "hidden, kv_heads*head_dim", "qkv.1"),
-        *linear_rows(A + "v_proj", "hidden, kv_heads*head_dim", "qkv.2"),
-        Param(A + "o_proj.weight", "heads*head_dim, hidden", slot="out"),
-        Param(M + "gate_proj.weight", "hidden, ffn", slot="ffn1.0"),
-        Param(M + "up_proj.weight", "hidden, ffn", slot="ffn1.1"),
-        Param(M + "down_proj.weight", "ffn, hidden", slot="ffn2"),
-        Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
-        Param(L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
-        Param("norm.weight", "hidden", kind="norm"),
-        Param("/lm_head.weight", "hidden, vocab", when="not tied"),
+        *HF_DECODER_ROWS,
+        Param(A + "q_proj.bias", "heads*head_dim", slot="qkv_bias.0"),
+        Param(A + "k_proj.bias", "kv_heads*head_dim", slot="qkv_bias.1"),
+        Param(A + "v_proj.bias", "kv_heads*head_dim", slot="qkv_bias.2"),
     ),
 )
 

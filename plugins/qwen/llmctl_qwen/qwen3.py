@@ -3,11 +3,11 @@
 https://arxiv.org/abs/2505.09388
 """
 
-from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl
+from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Param, Setting, Size, TokenFacts, hookimpl
 from llmctl_qwen import CHATML, WORDS
 from llmctl_qwen.qwen2 import HUB, SETTINGS, WINDOW_KEYS
 
-L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
+A = "layers.{layer}.self_attn."
 
 
 def _size(name, parameters, layers, hidden, heads, ffn, **settings):
@@ -37,20 +37,9 @@ CARD = Family(
         "32b": _size("Qwen3-32B", 32_762_123_264, 64, 5120, 64, 25600),
     },
     params=(
-        Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
-        Param(A + "q_proj.weight", "hidden, heads*head_dim", slot="qkv.0"),
-        Param(A + "k_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.1"),
-        Param(A + "v_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.2"),
+        *HF_DECODER_ROWS,
         Param(A + "q_norm.weight", "head_dim", kind="norm", slot="q_norm"),
         Param(A + "k_norm.weight", "head_dim", kind="norm", slot="k_norm"),
-        Param(A + "o_proj.weight", "heads*head_dim, hidden", slot="out"),
-        Param(M + "gate_proj.weight", "hidden, ffn", slot="ffn1.0"),
-        Param(M + "up_proj.weight", "hidden, ffn", slot="ffn1.1"),
-        Param(M + "down_proj.weight", "ffn, hidden", slot="ffn2"),
-        Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
-        Param(L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
-        Param("norm.weight", "hidden", kind="norm"),
-        Param("/lm_head.weight", "hidden, vocab", when="not tied"),
     ),
 )
 
