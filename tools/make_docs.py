@@ -7,6 +7,7 @@ hand. Run with: python tools/make_docs.py
 import inspect
 import re
 import sys
+from collections.abc import Container
 from pathlib import Path
 
 import click
@@ -14,15 +15,16 @@ import click
 from llmctl import hookspecs
 from llmctl.cli import COMMANDS, cli
 from llmctl.config import FinetuneConfig, describe
+from llmctl.config_dpo import DpoConfig
 from llmctl.config_pretrain import PretrainConfig
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-def configuration(cls: type = FinetuneConfig) -> str:
-    """A table for each section of a configuration."""
+def configuration(cls: type = FinetuneConfig, known: Container = ()) -> str:
+    """A table for each section of a configuration, without rows that are known from elsewhere."""
     lines, section = [], ""
-    for key, kind, default, allowed, doc in describe(cls):
+    for key, kind, default, allowed, doc in (row for row in describe(cls) if row not in known):
         if key.partition(".")[0] != section:
             section = key.partition(".")[0]
             lines += ["", f"### {section}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
@@ -60,7 +62,18 @@ def pretraining() -> str:
     return configuration(PretrainConfig)
 
 
-PARTS = {"configuration": configuration, "pretraining": pretraining, "commands": commands, "hooks": hooks}
+def preferences() -> str:
+    """The rows of a configuration for preference optimisation that differ from those of fine-tuning."""
+    return configuration(DpoConfig, set(describe(FinetuneConfig)))
+
+
+PARTS = {
+    "configuration": configuration,
+    "pretraining": pretraining,
+    "preferences": preferences,
+    "commands": commands,
+    "hooks": hooks,
+}
 
 
 def render(text: str) -> str:

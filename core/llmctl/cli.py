@@ -21,6 +21,7 @@ COMMANDS_GROUP = "llmctl.commands"
 COMMANDS = {
     "convert": ("llmctl.commands.convert:command", "Convert a model folder to another layout or dtype."),
     "data": ("llmctl.commands.data:group", "Make and inspect training data."),
+    "dpo": ("llmctl.commands.dpo:command", "Train a model to prefer the better of two answers."),
     "env": ("llmctl.commands.env:command", "Show versions, threads and other settings of this machine."),
     "finetune": ("llmctl.commands.finetune:command", "Fine-tune a model on questions and answers."),
     "generate": ("llmctl.commands.generate:command", "Generate text from prompts, a file or a chat."),

@@ -149,19 +149,25 @@ class UpdateConfig:
 
 
 @dataclass(kw_only=True)
-class TrainConfig(UpdateConfig):
-    """Steps, optimiser (AdamW), schedule, evaluation and checkpoints."""
+class StepConfig(UpdateConfig):
+    """Steps in passes over examples, and what happens between them."""
 
     epochs: float = option(3.0, "Passes over the data; ignored when max_steps is set.", above=0)
     max_steps: int = option(0, "Stop after so many steps; 0 = by epochs.", minimum=0)
     min_lr_ratio: float = option(0.0, "Learning rate at the end as a part of the peak.", minimum=0, maximum=1)
     eval_every: int = option(0, "Steps between two evaluations; 0 = after each epoch.", minimum=0)
     save_every: int = option(0, "Steps between two checkpoints; 0 = after each epoch.", minimum=0)
+    eval_max_new_tokens: int = option(64, "Longest answer generated to be shown or compared, in tokens.", minimum=1)
+
+
+@dataclass(kw_only=True)
+class TrainConfig(StepConfig):
+    """Steps, optimiser (AdamW), schedule, evaluation and checkpoints."""
+
     best_metric: str = option(
         "eval_loss", "What the best checkpoint is chosen by.", choices=("eval_loss", "accuracy", "exact_match")
     )
     eval_generate: bool = option(False, "Evaluate by generation too: the part of exactly right answers.")
-    eval_max_new_tokens: int = option(64, "Longest answer generated in an evaluation, in tokens.", minimum=1)
 
 
 @dataclass(kw_only=True)

@@ -8,16 +8,18 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from llmctl import capabilities, config, loggers, plugins, tokenizers
 from llmctl.adapters.folder import is_adapter
 from llmctl.card import Dims
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.data import reading
-from llmctl.data.reading import Example
+from llmctl.data.reading import Example, parse_example
 from llmctl.errors import ConfigError
 from llmctl.tokenizers import Tokenizer
+
+E = TypeVar("E")
 
 
 class Expected(NamedTuple):
@@ -25,6 +27,16 @@ class Expected(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: str
+
+
+class Found(NamedTuple):
+    """What a job is about, all of it checked."""
+
+    plugin: plugins.Plugin
+    dims: Dims
+    model: Path
+    tokenizer: Tokenizer
+    output: Path
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,23 @@ def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
         LlmctlError: The first check that fails; nothing has been written.
     """
     _combinations(settings)
+    found = find_model(settings, family, "sft")
+    train, dev = read_data(settings, found.plugin, parse_example)
+    _check_turns([*train, *dev], found.tokenizer)
+    return FinetuneJob(settings, found.plugin, found.dims, found.model, train, dev, found.tokenizer, found.output)
+
+
+def find_model(settings: Any, family: str, task: str) -> Found:
+    """The family, model, tokenizer and output folder of a job on lines of text, checked.
+
+    Args:
+        settings: The configuration.
+        family: Name of a family or ``"auto"``.
+        task: What the family must support, besides the way to train.
+
+    Raises:
+        LlmctlError: The first check that fails; nothing has been written.
+    """
     plugin = plugins.load(family) if family != "auto" else None
     model = find_path(settings.model.path, "model.path", plugin)
     if is_adapter(model):
@@ -81,7 +110,7 @@ def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
         )
     raw = read_config(model)
     plugin = plugins.resolve(family, raw, str(model / "config.json"))
-    capabilities.require(plugin.card, "sft")
+    capabilities.require(plugin.card, task)
     dims = plugin.card.dims_from_config(raw, str(model / "config.json"))
     _method(settings.method, plugin, dims)
     if settings.method.name == "lora" and settings.output.max_shard_bytes != config.OutputConfig().max_shard_bytes:
@@ -100,9 +129,7 @@ def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
         raise ConfigError(f"model.path={model} lies in output.dir={output}, which would be overwritten; choose another")
     config.parse_bytes(settings.output.max_shard_bytes)
     tokenizer = _tokenizer(settings, plugin, model, dims)
-    train, dev = _data(settings, plugin)
-    _check_turns([*train, *dev], tokenizer)
-    return FinetuneJob(settings, plugin, dims, model, train, dev, tokenizer, output)
+    return Found(plugin, dims, model, tokenizer, output)
 
 
 def _method(method: config.MethodConfig, plugin: plugins.Plugin, dims: Dims) -> None:
@@ -124,6 +151,23 @@ def _method(method: config.MethodConfig, plugin: plugins.Plugin, dims: Dims) -> 
 
 
 def _combinations(settings: config.FinetuneConfig) -> None:
+    check_common(settings)
+    data, train = settings.data, settings.train
+    if data.src_length >= data.max_length:
+        raise ConfigError(
+            f"data.src_length={data.src_length} leaves no room for answers in data.max_length={data.max_length}; "
+            "make src_length smaller"
+        )
+    if train.best_metric == "exact_match" and not train.eval_generate:
+        raise ConfigError("train.best_metric=exact_match needs train.eval_generate=true")
+
+
+def check_common(settings: Any) -> None:
+    """Passes when the parts that all jobs on lines of text have go together.
+
+    Raises:
+        ConfigError: They do not.
+    """
     config.check_method(settings.method)
     if settings.method.pissa and settings.method.base != "float":
         raise ConfigError(
@@ -135,12 +179,7 @@ def _combinations(settings: config.FinetuneConfig) -> None:
             raise ConfigError(
                 f"{section}.{key} is not set; give it in the configuration or with --set {section}.{key}=..."
             )
-    data, train, output = settings.data, settings.train, settings.output
-    if data.src_length >= data.max_length:
-        raise ConfigError(
-            f"data.src_length={data.src_length} leaves no room for answers in data.max_length={data.max_length}; "
-            "make src_length smaller"
-        )
+    data, output = settings.data, settings.output
     if data.packed_length and data.packing == "none":
         raise ConfigError("data.packed_length has no effect with data.packing=none; choose first-come or best-fit")
     if 0 < data.packed_length < data.max_length:
@@ -148,10 +187,8 @@ def _combinations(settings: config.FinetuneConfig) -> None:
             f"data.packed_length={data.packed_length} is shorter than the longest example may be, "
             f"data.max_length={data.max_length}; make it at least that"
         )
-    if train.best_metric == "exact_match" and not train.eval_generate:
-        raise ConfigError("train.best_metric=exact_match needs train.eval_generate=true")
-    config.check_updates(train)
-    loggers.check(train.log_to)
+    config.check_updates(settings.train)
+    loggers.check(settings.train.log_to)
     if output.resume and output.overwrite:
         raise ConfigError("output.resume and output.overwrite exclude each other; choose one")
 
@@ -172,7 +209,7 @@ def check_tensors(model: Path, plugin: plugins.Plugin, dims: Dims, dtype: str) -
     check_weights(weights, expected, renames, ignored=plugin.card.ignored_tensors)
 
 
-def _tokenizer(settings: config.FinetuneConfig, plugin: plugins.Plugin, model: Path, dims: Dims) -> Tokenizer:
+def _tokenizer(settings: Any, plugin: plugins.Plugin, model: Path, dims: Dims) -> Tokenizer:
     template = settings.data.chat_template
     if template not in ("auto", "family", "none"):
         template = str(find_path(template, "data.chat_template", plugin))
@@ -189,15 +226,27 @@ def _check_turns(examples: list[Example], tokenizer: Tokenizer) -> None:
             check_plain(conversation(example), example.source)
 
 
-def _data(settings: config.FinetuneConfig, plugin: plugins.Plugin) -> tuple[list[Example], list[Example]]:
+def read_data(settings: Any, plugin: plugins.Plugin, parse: reading.Parse[E]) -> tuple[list[E], list[E]]:
+    """Examples to train on and to evaluate on, from ``data.train`` and ``data.dev``.
+
+    Args:
+        settings: The configuration.
+        plugin: The family.
+        parse: Makes an example from a line.
+
+    Raises:
+        DataError: Lines are broken: all are listed.
+        ConfigError: ``train.best_metric`` needs examples to evaluate on, and there are none.
+    """
+
     def paths(entries: list[str], key: str) -> list[Path]:
         return [find_path(entry, key, plugin) for entry in entries]
 
-    train = reading.read_split(paths(settings.data.train, "data.train"), "train")
+    train = reading.read_examples(paths(settings.data.train, "data.train"), "train", parse)
     if settings.data.dev:
-        return train, reading.read_split(paths(settings.data.dev, "data.dev"), "dev")
+        return train, reading.read_examples(paths(settings.data.dev, "data.dev"), "dev", parse)
     folders = [path for path in paths(settings.data.train, "data.train") if path.is_dir()]
-    dev = reading.read_split(folders, "dev", optional=True)
+    dev = reading.read_examples(folders, "dev", parse, optional=True)
     if not dev and settings.train.best_metric != "eval_loss":
         raise ConfigError(f"train.best_metric={settings.train.best_metric} needs held-out examples; set data.dev")
     return train, dev

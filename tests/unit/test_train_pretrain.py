@@ -162,7 +162,7 @@ def test_training_goes_on_from_a_checkpoint(whole, folder):
     info = pretrain.run(again)
     model, _ = llmctl.load(whole[1] / "model")
     samples = pretrain.prepare(again).task.valid
-    loss, count = next_token_loss(model, collate([samples[i] for i in range(len(samples))], False))
+    loss, count, _ = next_token_loss(model, collate([samples[i] for i in range(len(samples))], False))
     assert info["before"]["metrics"]["eval_loss"] == pytest.approx(float(loss) / count, rel=1e-5)
     first = logged(folder / "further")[0]["loss"]
     assert first < logged(whole[1])[0]["loss"] - 0.5
@@ -182,16 +182,16 @@ def test_separate_documents_are_trained_as_if_alone(folder):
     model = pretrain.load(made, None).model
     samples = pretrain.prepare(made).task.train
     sample = next(samples[i] for i in range(len(samples)) if len(samples[i].document_starts) > 2)
-    together, count = next_token_loss(model, collate([sample], True))
+    together, count, _ = next_token_loss(model, collate([sample], True))
     alone, labels = 0.0, 0
     for start, stop in zip(sample.document_starts, [*sample.document_starts[1:], 32], strict=True):
         part = {"input_ids": sample.input_ids[None, start:stop], "labels": sample.labels[None, start:stop]}
         if (part["labels"] != IGNORED).any():
-            loss, some = next_token_loss(model, part)
+            loss, some, _ = next_token_loss(model, part)
             alone, labels = alone + float(loss), labels + some
     assert count == labels == 32 - sum(sample.labels == IGNORED)
     assert float(together) == pytest.approx(alone, rel=1e-12)
-    joined, _ = next_token_loss(model, collate([sample], False))
+    joined, *_ = next_token_loss(model, collate([sample], False))
     assert float(joined) != pytest.approx(alone, rel=1e-6)
 
 

@@ -1,11 +1,15 @@
-"""Recipes: ready configurations inside a family's package, ``recipes/`` for fine-tuning, ``recipes/pretrain/`` for that."""
+"""Recipes: ready configurations inside a family's package, ``recipes/`` for fine-tuning, ``recipes/COMMAND/`` else."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import click
+
 from llmctl import configfile, plugins
+from llmctl.commands.config_source import read_config_file
 from llmctl.errors import ConfigError
 
 
@@ -28,6 +32,29 @@ def read_recipe(plugin: plugins.Plugin, name: str, kind: str = "") -> tuple[dict
             f"{', '.join(known) or 'none'}"
         )
     return configfile.read_file(folder / f"{name}.yaml"), f"recipe {name} of {plugin.found}"
+
+
+def find_source(
+    kind: str, family: str, config_file: Path | None, recipe: str | None, allow_ignored: bool
+) -> tuple[dict[str, Any], str]:
+    """The configuration from a file, from a recipe of the family, or empty; and its origin for messages.
+
+    Args:
+        kind: The command, and folder of its recipes.
+        family: Name of a family or ``"auto"``.
+        config_file: The file, if any.
+        recipe: The recipe, if any.
+        allow_ignored: Of a file of PaddleNLP's, leave out what is not offered here.
+    """
+    if config_file is not None and recipe is not None:
+        raise click.UsageError("give CONFIG or --recipe, not both")
+    if config_file is not None:
+        return read_config_file(config_file, kind, allow_ignored), str(config_file)
+    if recipe is None:
+        return {}, "the command line"
+    if family == "auto":
+        raise click.UsageError(f"a recipe belongs to a family; name it: llmctl --model FAMILY {kind} --recipe NAME")
+    return read_recipe(plugins.load(family), recipe, kind)
 
 
 def output_settings(output: str | None, resume: bool, overwrite: bool) -> list[str]:

@@ -73,6 +73,36 @@ def check_plain(asked: Conversation, where: str, option: str = "data.chat_templa
         )
 
 
+def plain_prompt(tokenizer: Tokenizer, text: str, limit: int) -> tuple[list[int], bool]:
+    """The prompt of one question without a template, its text cut from the left to a limit; whether it was cut."""
+    prefix, bridge = tokenizer.special.prefix, tokenizer.special.bridge
+    ids = tokenizer.encode(text, add_special=False)
+    room = max(limit - len(prefix) - len(bridge), 0)
+    return [*prefix, *ids[max(len(ids) - room, 0) :], *bridge], len(ids) > room
+
+
+def cut_question(tokenizer: Tokenizer, template: ChatTemplate, asked: Conversation, limit: int) -> Conversation:
+    """A conversation of one turn, the user's text cut from the left until everything before the answer fits a limit.
+
+    What the template itself writes stays, even if it alone is over the limit.
+    """
+    ((user, answer),) = asked.turns
+    words = tokenizer.encode(user, add_special=False)
+    over = 0
+    while True:
+        shorter = tokenizer.decode(words[over:]).lstrip("\ufffd") if over else user
+        kept = replace(asked, turns=((shorter, answer),))
+        excess = len(template.segments(kept)[0][0]) - limit
+        if excess <= 0 or over >= len(words):
+            return kept
+        over = min(over + excess, len(words))
+
+
+def with_end(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
+    """An answer with its end token, unless it has one already or there is none."""
+    return ids if not eos_ids or any(token in eos_ids for token in ids) else [*ids, eos_ids[0]]
+
+
 class Encoder:
     """Encodes examples with a tokenizer and its chat template, if it has one.
 
@@ -119,12 +149,8 @@ class Encoder:
         return rows, Counts(len(examples), sum(row.truncated for row in rows), len(examples) - len(rows))
 
     def _source(self, example: Example) -> tuple[list[int], bool]:
-        asked = conversation(example)
-        check_plain(asked, example.source)
-        prefix, bridge = self.tokenizer.special.prefix, self.tokenizer.special.bridge
-        ids = self.tokenizer.encode(example.src[-1], add_special=False)
-        room = max(self.src_length - len(prefix) - len(bridge), 0)
-        return [*prefix, *ids[max(len(ids) - room, 0) :], *bridge], len(ids) > room
+        check_plain(conversation(example), example.source)
+        return plain_prompt(self.tokenizer, example.src[-1], self.src_length)
 
     def _plain(self, example: Example) -> tuple[list[Run], bool]:
         source, cut = self._source(example)
@@ -137,10 +163,7 @@ class Encoder:
         room = self.max_length - before
         if len(ids) > room:
             return (ids[: max(room, 0)], True), True
-        ends = self.tokenizer.eos_ids
-        if not ends or any(token in ends for token in ids) or len(ids) == room:
-            return (ids, True), False
-        return ([*ids, ends[0]], True), False
+        return (with_end(ids, self.tokenizer.eos_ids)[:room], True), False
 
     def _chat(self, template: ChatTemplate, whole: Conversation) -> tuple[list[Run], bool]:
         """Runs of a conversation without its oldest turns where it is too long; whether anything was left out."""
@@ -155,16 +178,8 @@ class Encoder:
 
     def _one_turn(self, template: ChatTemplate, kept: Conversation) -> list[Run]:
         """The last turn with the user's text cut from the left until the source fits, then the answer cut."""
-        user, answer = kept.turns[0]
-        words = self.tokenizer.encode(user, add_special=False)
-        over = 0
-        while True:
-            shorter = self.tokenizer.decode(words[over:]).lstrip("\ufffd") if over else user
-            runs = template.segments(replace(kept, turns=((shorter, answer),)))
-            excess = len(runs[0][0]) - self.src_length
-            if excess <= 0 or over >= len(words):
-                return self._ended(runs)
-            over = min(over + excess, len(words))
+        cut = cut_question(self.tokenizer, template, kept, self.src_length)
+        return self._ended(template.segments(cut))
 
     def _ended(self, runs: list[Run]) -> list[Run]:
         """The runs with their last answer, if there is one, cut to length or given its end token."""

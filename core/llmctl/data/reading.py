@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmctl.errors import DataError
 
 LISTED = 30
 _SUFFIXES = (".jsonl", ".json")
 _KEYS = ("src", "tgt", "context")
+E = TypeVar("E")
+Parse = Callable[[str | None, str], E]
+"""The example in a line, from its text (None = not UTF-8) and its place; ValueError says what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,42 @@ class Example:
     source: str
 
 
+def parse_example(text: str | None, source: str) -> Example:
+    """The example in a line.
+
+    Raises:
+        ValueError: The line is broken; the message is the reason.
+    """
+    row = parse_object(text)
+    require_keys(row, ("src", "tgt"), _KEYS)
+    src, tgt = (turns(key, row[key]) for key in ("src", "tgt"))
+    if len(src) != len(tgt):
+        raise ValueError(f"'src' has {len(src)} turns, 'tgt' has {len(tgt)}")
+    return Example(src, tgt, system_text(row.get("context")), source)
+
+
 def read_split(paths: Sequence[Path], split: str, optional: bool = False) -> list[Example]:
+    """All examples of a split; see ``read_examples``."""
+    return read_examples(paths, split, parse_example, optional)
+
+
+def read_examples(paths: Sequence[Path], split: str, parse: Parse[E], optional: bool = False) -> list[E]:
     """All examples of a split, in the order of the files and lines.
 
     Args:
         paths: Files, or folders that hold ``<split>.json(l)`` or a folder ``<split>`` of such files.
         split: ``"train"`` or ``"dev"``.
+        parse: Makes an example from a line.
         optional: Whether a folder without the split is passed over.
 
     Raises:
         DataError: A folder has no such split, a file has no examples, or lines are broken: all are listed.
     """
-    examples: list[Example] = []
+    examples: list[E] = []
     problems: list[str] = []
     for path in paths:
         for file in _files(path, split, optional):
-            _read(file, examples, problems)
+            _read(file, parse, examples, problems)
     if problems:
         more = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         head = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the {split} data:"
@@ -85,21 +108,16 @@ def parse_object(text: str | None) -> dict[str, Any]:
     return row
 
 
-def parse_example(text: str | None, source: str) -> Example:
-    """The example in a line.
+def require_keys(row: dict[str, Any], keys: Sequence[str], known: Sequence[str]) -> None:
+    """Passes when a row has all keys.
 
     Raises:
-        ValueError: The line is broken; the message is the reason.
+        ValueError: It lacks one; the message names what may have been meant by it.
     """
-    row = parse_object(text)
-    for key in ("src", "tgt"):
+    for key in keys:
         if key not in row:
-            near = difflib.get_close_matches(key, [name for name in row if name not in _KEYS], 1, cutoff=0.5)
+            near = difflib.get_close_matches(key, [name for name in row if name not in known], 1, cutoff=0.5)
             raise ValueError(f"no {key!r}" + (f"; did you mean it by {near[0]!r}?" if near else ""))
-    src, tgt = (_turns(key, row[key]) for key in ("src", "tgt"))
-    if len(src) != len(tgt):
-        raise ValueError(f"'src' has {len(src)} turns, 'tgt' has {len(tgt)}")
-    return Example(src, tgt, _system(row.get("context")), source)
 
 
 def _files(path: Path, split: str, optional: bool) -> list[Path]:
@@ -115,31 +133,41 @@ def _files(path: Path, split: str, optional: bool) -> list[Path]:
     return found
 
 
-def _read(file: Path, examples: list[Example], problems: list[str]) -> None:
+def _read(file: Path, parse: Parse[E], examples: list[E], problems: list[str]) -> None:
     before = len(examples) + len(problems)
     for number, text in read_lines(file):
         source = f"{file}:{number}"
         try:
-            examples.append(parse_example(text, source))
+            examples.append(parse(text, source))
         except ValueError as error:
             problems.append(f"{source}: {error}")
     if len(examples) + len(problems) == before:
         problems.append(f"{file}: the file holds no examples")
 
 
-def _turns(key: str, value: Any) -> tuple[str, ...]:
-    turns = value if isinstance(value, list) else [value]
-    if not turns:
+def turns(key: str, value: Any) -> tuple[str, ...]:
+    """The texts under a key, one or a list of them; answers may not be empty.
+
+    Raises:
+        ValueError: They are not texts.
+    """
+    texts = value if isinstance(value, list) else [value]
+    if not texts:
         raise ValueError(f"{key!r} is an empty list")
-    for turn in turns:
+    for turn in texts:
         if not isinstance(turn, str):
             raise ValueError(f"{key!r} must be text or a list of texts, found {_kind(turn)}")
-        if key == "tgt" and not turn.strip():
-            raise ValueError("'tgt' is empty")
-    return tuple(turns)
+        if key != "src" and not turn.strip():
+            raise ValueError(f"{key!r} is empty")
+    return tuple(texts)
 
 
-def _system(context: Any) -> str | None:
+def system_text(context: Any) -> str | None:
+    """The system's text in a row's ``context``.
+
+    Raises:
+        ValueError: The context holds something else.
+    """
     if context is None:
         return None
     if not isinstance(context, dict):

@@ -23,7 +23,14 @@ class LoraLinear(paddle.nn.Layer):
         scale: Factor of A B.
         dropout: Part of x that A does not see, in training.
         lengths: Whether there is a vector of lengths; it begins as that of the base.
+
+    Attributes:
+        at_rest: Whether the layer computes what it did before any training.
+        start: A and B of the part that was taken out of the base before training, if any was.
     """
+
+    at_rest = False
+    start: tuple[paddle.Tensor, paddle.Tensor] | None = None
 
     def __init__(
         self, base: paddle.nn.Layer, rank: int, scale: float, dropout: float = 0.0, lengths: bool = False
@@ -44,8 +51,10 @@ class LoraLinear(paddle.nn.Layer):
             self.lora_magnitude.set_value(_lengths(weight))
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        if self.at_rest:
+            return self.base(x) if self.start is None else self.base(x) + self._change(x, *self.start)
         low = F.dropout(x, self.dropout, training=self.training) if self.dropout else x
-        change = paddle.matmul(paddle.matmul(low, self.lora_A), self.lora_B) * self.scale
+        change = self._change(low, self.lora_A, self.lora_B)
         y = self.base(x)
         if self.lora_magnitude is None:
             return y + change
@@ -54,6 +63,9 @@ class LoraLinear(paddle.nn.Layer):
             straight = straight - self.base.bias
         factor = self.lora_magnitude / self._lengths()
         return y + (factor - 1) * straight + factor * change
+
+    def _change(self, x: paddle.Tensor, a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
+        return paddle.matmul(paddle.matmul(x, a), b) * self.scale
 
     @paddle.no_grad()
     def _lengths(self) -> paddle.Tensor:

@@ -6,6 +6,9 @@ import paddle
 
 from llmctl.nn import kernels
 
+CAP = 60.0
+"""Losses of a token from here on are computed apart, since paddle's cross entropy ends at 64 on the CPU."""
+
 
 def token_loss(logits_NV: paddle.Tensor, labels_N: paddle.Tensor) -> paddle.Tensor:
     """Sum of the cross entropies of N tokens, a scalar; labels are token ids, all of which count.
@@ -16,3 +19,12 @@ def token_loss(logits_NV: paddle.Tensor, labels_N: paddle.Tensor) -> paddle.Tens
     if fused is not None:
         return fused(logits_NV, labels_N)
     return paddle.nn.functional.cross_entropy(logits_NV, labels_N, reduction="sum")
+
+
+def token_log_probs(logits_NV: paddle.Tensor, labels_N: paddle.Tensor) -> paddle.Tensor:
+    """Log-probability of each of N tokens [N], in nats."""
+    loss_N = paddle.nn.functional.cross_entropy(logits_NV, labels_N, reduction="none").reshape([-1])
+    if float(loss_N.max()) < CAP:
+        return -loss_N
+    chosen_N = paddle.take_along_axis(logits_NV, labels_N.reshape([-1, 1]), axis=1).reshape([-1])
+    return chosen_N - paddle.logsumexp(logits_NV, axis=1)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+PARTS = ("accuracy", "exact_match", "rewards/accuracies")
+"""Metrics that are parts of a whole."""
+
 
 def format_metric(name: str, value: float | None) -> str:
     """One value in the unit of its metric; a dash for none."""
     if value is None:
         return "-"
-    return f"{100 * value:.1f} %" if name in ("accuracy", "exact_match") else f"{value:.4g}"
+    return f"{100 * value:.1f} %" if name in PARTS else f"{value:.4g}"
 
 
 def clock(seconds: float) -> str:

@@ -20,15 +20,13 @@ from llmctl.card import Dims, Family, validate
 from llmctl.errors import UnsupportedError
 from llmctl.hookspecs import Parallel
 from llmctl.testing.adapters import AdapterConformance
-from llmctl.testing.evidence import EXACT, proves
+from llmctl.testing.evidence import EXACT, KEY_BIAS, proves
+from llmctl.testing.preferences import PreferenceConformance
 from llmctl.testing.tensor_parallel import TensorParallelConformance
 from llmctl.testing.tiny import descend, random_model, tiny_dims
 
-KEY_BIAS = "qkv_bias.1"
-"""Slot of a tensor that softmax may not see: what is added to all scores of a query alike has no gradient."""
 
-
-class FamilyConformance(AdapterConformance, TensorParallelConformance):
+class FamilyConformance(AdapterConformance, PreferenceConformance, TensorParallelConformance):
     """Inherit, set ``family``, and pytest does the rest.
 
     Attributes:
@@ -194,7 +192,7 @@ class FamilyConformance(AdapterConformance, TensorParallelConformance):
         optimizer = AdamW(dict(model.named_parameters()))
         losses = []
         for _ in range(20):
-            loss, count = next_token_loss(model, arrays)
+            loss, count, _ = next_token_loss(model, arrays)
             losses.append(float(loss) / count)
             loss.backward()
             optimizer.normalize(count)

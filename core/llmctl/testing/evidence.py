@@ -7,6 +7,9 @@ from typing import Any
 
 EXACT = 1e-9
 
+KEY_BIAS = "qkv_bias.1"
+"""Slot of a tensor that softmax may not see: what is added to all scores of a query alike has no gradient."""
+
 
 def proves(method: str) -> Callable[[Any], Any]:
     """Marks a test as evidence for a column of the support matrix."""

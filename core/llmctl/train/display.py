@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from llmctl.report.wording import clock, format_metric
@@ -14,11 +15,11 @@ def display(every: int, plain: bool | None = None) -> Display:
     """The hook that fits standard output.
 
     Args:
-        every: Updates between two plain lines.
+        every: Updates between two plain lines, or lines of further means above the bar.
         plain: Lines instead of a bar; None = unless standard output is a terminal.
     """
     plain = not sys.stdout.isatty() if plain is None else plain
-    return Lines(every) if plain else Bar()
+    return Lines(every) if plain else Bar(every)
 
 
 class Display(Hook):
@@ -59,12 +60,20 @@ class Lines(Display):
         left = clock(spent * (self._steps - update.step))
         self.show(
             f"step {update.step:>5}/{self._steps}  epoch {update.epoch:.2f}  loss {update.loss:.4f}  lr {update.lr:.2e}  "
-            f"grad norm {update.grad_norm:.2f}  {speed:,.0f} tokens/s  {left} left"
+            f"grad norm {update.grad_norm:.2f}  {format_metrics(update.means)}{'  ' if update.means else ''}"
+            f"{speed:,.0f} tokens/s  {left} left"
         )
 
 
 class Bar(Display):
-    """A bar that is redrawn in place, with evaluations printed above it."""
+    """A bar that is redrawn in place, with evaluations and further means printed above it.
+
+    Args:
+        every: Updates between two lines of means.
+    """
+
+    def __init__(self, every: int = 10) -> None:
+        self.every = every
 
     def on_start(self, first: int, plan: Plan) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -86,6 +95,8 @@ class Bar(Display):
         self._speed = 0.9 * self._speed + 0.1 * speed if self._speed else speed
         state = f"loss {update.loss:.4f}  lr {update.lr:.2e}  {self._speed:,.0f} tokens/s"
         self._bar.update(self._task, completed=update.step, state=state)
+        if update.means and (update.step % self.every == 0 or update.step in (1, self._steps)):
+            self.show(f"step {update.step:>5}/{self._steps}  loss {update.loss:.4f}  {format_metrics(update.means)}")
 
     def show(self, line: str) -> None:
         self._bar.console.print(line, markup=False, highlight=False)
@@ -94,7 +105,7 @@ class Bar(Display):
         self._bar.stop()
 
 
-def format_metrics(metrics: dict[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, float]) -> str:
     """Metrics on one line; parts of a whole as percentages."""
     return "  ".join(f"{name.replace('_', ' ')} {format_metric(name, value)}" for name, value in metrics.items())
 

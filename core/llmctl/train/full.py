@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,16 @@ def load(job: ModelJob, start: Path | None) -> Subject:
     """The job's model with all parameters in motion; see ``subject.load``."""
     model, dims, plugin = load_model(start or job.model, job.plugin.card.name, job.config.model.dtype)
     limit = configs.parse_bytes(job.config.output.max_shard_bytes)
-    return whole(model, ModelWriter(plugin, dims, job.model, job.tokenizer, limit))
+    subject = whole(model, ModelWriter(plugin, dims, job.model, job.tokenizer, limit))
+    return replace(subject, reference=partial(_frozen, job))
+
+
+def _frozen(job: ModelJob) -> Callable[[], AbstractContextManager[Any]]:
+    """A second model from the job's folder, which does not move."""
+    model, _, _ = load_model(job.model, job.plugin.card.name, job.config.model.dtype)
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
+    return lambda: nullcontext(model)
 
 
 def whole(model: Any, writer: ModelWriter) -> Subject:

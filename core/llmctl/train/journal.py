@@ -1,8 +1,8 @@
 """What a run leaves in writing: ``metrics.jsonl``, a JSON object per line, and the learning curve drawn from it.
 
 Two kinds of lines: an update (``step, epoch, loss, lr, grad_norm, tokens, tokens_per_second, seconds``; tokens and speed
-are those since the line before; and the peaks of ``memory``) and an evaluation (``step, epoch, eval_loss, ...``). The
-screen is in ``display``.
+are those since the line before; the peaks of ``memory``; a method may add means such as ``rewards/margins``) and an
+evaluation (``step, epoch, eval_loss, ...``). The screen is in ``display``.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Journal(Hook):
             "loss": update.loss,
             "lr": update.lr,
             "grad_norm": update.grad_norm,
+            **update.means,
             "tokens": self._tokens,
             "tokens_per_second": round(self._tokens / max(self._seconds, 1e-9), 1),
             "seconds": round(self._seconds, 3),

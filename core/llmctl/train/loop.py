@@ -14,9 +14,9 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmctl import runtime
@@ -48,6 +48,7 @@ class Update:
         grad_norm: Global norm of the gradient before clipping.
         tokens: Tokens that went through the model, without padding.
         seconds: Time it took.
+        means: Further means over items, by name.
     """
 
     step: int
@@ -57,6 +58,7 @@ class Update:
     grad_norm: float
     tokens: int
     seconds: float
+    means: Mapping[str, float] = field(default_factory=dict)
 
 
 class Hook:
@@ -186,7 +188,7 @@ class Loop:
         runtime.seed(_seed_of(self.plan.seed, step))
         self.model.train()
         batches = self.task.micro_batches(step)
-        total, items = self._backward(batches)
+        total, items, sums = self._backward(batches)
         loss = total / items
         norm = self.optimizer.normalize(items)
         lr = self.schedule(step)
@@ -205,18 +207,21 @@ class Loop:
             grad_norm=norm,
             tokens=sum(batch.tokens for batch in batches),
             seconds=time.perf_counter() - start,
+            means={name: value / items for name, value in sums.items()},
         )
 
-    def _backward(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        """Gradients of the sum of all losses; that sum and the number of items."""
-        totals, items = [], 0
+    def _backward(self, batches: Sequence[Batch]) -> tuple[float, int, dict[str, float]]:
+        """Gradients of the sum of all losses; that sum, the number of items, and the further sums."""
+        losses = []
         for batch in batches:
-            loss, count = self.task.loss(self.model, batch)
-            loss.backward()
-            totals.append(loss.detach())
-            items += count
+            loss = self.task.loss(self.model, batch)
+            loss.total.backward()
+            losses.append(loss._replace(total=loss.total.detach()))
+        items = sum(loss.items for loss in losses)
         assert items > 0, "a step must hold at least one item with a loss"
-        return sum(float(total) for total in totals), items
+        names = losses[0].sums
+        sums = {name: sum(float(loss.sums[name]) for loss in losses) for name in names}
+        return sum(float(loss.total) for loss in losses), items, sums
 
     def _stopped(self) -> bool:
         return any(hook.stop for hook in self.hooks)

@@ -6,11 +6,14 @@ is and nothing else: scale * (A B - A0 B0) is what the base has to be changed by
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 
 from llmctl import runtime
 from llmctl.adapters import base as bases
@@ -21,7 +24,7 @@ from llmctl.adapters.attach import put, quantise
 from llmctl.checkpoint.model import load_model
 from llmctl.nn.lora import principal
 from llmctl.nn.quantised import weight_bytes
-from llmctl.train.subject import ModelJob, Subject
+from llmctl.train.subject import ModelJob, Reference, Subject
 
 FLOAT = "float"
 """Value of ``method.base`` that leaves the base as it is."""
@@ -60,6 +63,26 @@ class Trained:
         for path, layer in self.layers.items():
             part, rank = adapter.parts[path], layer.lora_A.shape[1]
             layer.take(part.a[:, :rank], part.b[:rank], part.magnitude)
+
+    def at_rest(self, model: Any) -> Reference:
+        """Makes the same layers compute what they did before training, while it is asked for."""
+
+        def ready() -> Callable[[], AbstractContextManager[Any]]:
+            for path, start in self.starts.items():
+                self.layers[path].start = tuple(paddle.to_tensor(part) for part in start)
+            return opened
+
+        @contextmanager
+        def opened() -> Iterator[Any]:
+            for layer in self.layers.values():
+                layer.at_rest = True
+            try:
+                yield model
+            finally:
+                for layer in self.layers.values():
+                    layer.at_rest = False
+
+        return ready
 
     def _part(self, path: str, layer: Any) -> Part:
         a, b = layer.lora_A.numpy(), layer.lora_B.numpy()
@@ -101,6 +124,7 @@ def load(job: ModelJob, start: Path | None) -> Subject:
             "weight_bytes": weight_bytes(model),
         },
         rates=lambda name: method.lora_plus_ratio if name.endswith("lora_B") else 1.0,
+        reference=trained.at_rest(model),
     )
 
 

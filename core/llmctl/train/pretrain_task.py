@@ -14,7 +14,7 @@ import numpy as np
 from llmctl.data.pretraining import Sample, Samples
 from llmctl.train.evaluate import token_metrics
 from llmctl.train.objective import next_token_loss
-from llmctl.train.task import Batch
+from llmctl.train.task import Batch, Loss
 
 
 class PretrainTask:
@@ -55,7 +55,7 @@ class PretrainTask:
         rows = [self.train[i] for i in range(first, first + self.rows_per_step)]
         return [self._batch(rows[i : i + self.batch_size]) for i in range(0, len(rows), self.batch_size)]
 
-    def loss(self, model: Any, batch: Batch) -> tuple[Any, int]:
+    def loss(self, model: Any, batch: Batch) -> Loss:
         """Sum of the cross entropies of all labels, and their number."""
         return next_token_loss(model, batch.arrays)
 

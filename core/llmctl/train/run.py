@@ -34,6 +34,9 @@ from llmctl.train.statistics import Statistics
 from llmctl.train.subject import ModelJob, Subject
 from llmctl.train.task import Task
 
+REFERENCE = "reference.npz"
+"""What ``dpo.precompute_reference`` keeps in the output folder."""
+
 LEFTOVERS = (
     "config.yaml",
     "run.json",
@@ -44,6 +47,7 @@ LEFTOVERS = (
     "best.json",
     "nan_step.json",
     STATISTICS,
+    REFERENCE,
     "checkpoints",
     "model",
 )

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
+from llmctl.train.batches import Batches, Collate, by_length
 from llmctl.train.evaluate import token_metrics
 from llmctl.train.objective import next_token_loss
-from llmctl.train.task import Batch
-
-Collate = Callable[[Sequence[Any]], Mapping[str, np.ndarray]]
+from llmctl.train.task import Batch, Loss
 
 
 class Row(Protocol):
@@ -51,31 +46,23 @@ class SftTask:
         shuffle: bool = True,
         extra_metrics: Callable[[Any], dict[str, float]] | None = None,
     ) -> None:
-        self.train, self.collate, self.seed, self.shuffle = train, collate, seed, shuffle
-        self.batch_size, self.rows_per_step = batch_size, batch_size * grad_accumulation
-        self.steps_per_epoch = math.ceil(len(train) / self.rows_per_step)
-        # Rows of like length together need less padding; the metrics are sums and do not depend on the order.
-        self._dev = sorted(dev, key=lambda row: len(row.input_ids))
-        self._eval_batch_size = eval_batch_size
+        self._batches = Batches(train, collate, _identity, batch_size, grad_accumulation, seed, shuffle)
+        self.steps_per_epoch = self._batches.steps_per_epoch
+        self._collate = collate
+        # The metrics are sums and do not depend on the order.
+        self._dev = by_length(dev, eval_batch_size)
         self._extra_metrics = extra_metrics
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
 
     @property
     def fingerprint(self) -> str:
         """Hash of the rows to train on and of how they are divided into updates."""
-        digest = hashlib.sha256(repr((self.batch_size, self.rows_per_step, self.shuffle)).encode())
-        for row in self.train:
-            digest.update(np.asarray([len(row.input_ids), *row.input_ids, *row.labels], np.int64).tobytes())
-        return digest.hexdigest()[:32]
+        return self._batches.fingerprint
 
     def micro_batches(self, step: int) -> list[Batch]:
         """The rows of update ``step`` (from 1); the last update of an epoch may have fewer."""
-        epoch, index = divmod(step - 1, self.steps_per_epoch)
-        chosen = self._epoch_order(epoch)[index * self.rows_per_step : (index + 1) * self.rows_per_step]
-        rows = sorted((self.train[i] for i in chosen), key=lambda row: len(row.input_ids))
-        return [self._batch(rows[i : i + self.batch_size]) for i in range(0, len(rows), self.batch_size)]
+        return self._batches.of_step(step)
 
-    def loss(self, model: Any, batch: Batch) -> tuple[Any, int]:
+    def loss(self, model: Any, batch: Batch) -> Loss:
         """Sum of the cross entropies of all labels, and their number."""
         return next_token_loss(model, batch.arrays)
 
@@ -84,19 +71,8 @@ class SftTask:
         if not self._dev:
             return {}
         extra = self._extra_metrics(model) if self._extra_metrics else {}
-        return {**token_metrics(model, self._dev_batches()), **extra}
+        return {**token_metrics(model, map(self._collate, self._dev)), **extra}
 
-    def _dev_batches(self) -> Iterator[Mapping[str, np.ndarray]]:
-        for start in range(0, len(self._dev), self._eval_batch_size):
-            yield self.collate(self._dev[start : start + self._eval_batch_size])
 
-    def _batch(self, rows: Sequence[Row]) -> Batch:
-        tokens = sum(len(row.input_ids) for row in rows)
-        return Batch(self.collate(rows), [row.source for row in rows], tokens)
-
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            count = len(self.train)
-            order = np.random.default_rng([self.seed, epoch]).permutation(count) if self.shuffle else np.arange(count)
-            self._order = (epoch, order)
-        return self._order[1]
+def _identity(row: Row) -> list[int]:
+    return [len(row.input_ids), *row.input_ids, *row.labels]

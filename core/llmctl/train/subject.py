@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,9 @@ from llmctl.tokenizers import Tokenizer
 
 SUBJECTS = {"full": "llmctl.train.full", "lora": "llmctl.train.lora"}
 """Module by ``method.name``; each has ``load(job, start) -> Subject``."""
+
+
+Reference = Callable[[], Callable[[], AbstractContextManager[Any]]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Subject:
         decays: Whether weight decay applies to the parameter of a name.
         notes: Goes into ``run.json``: facts that the configuration does not say.
         rates: What the learning rate is multiplied by for the parameter of a name.
+        reference: Makes the model ready as it was before any training. What it returns opens a context that gives that
+            model; outside of it the trained model is as it was. None = the method has no such model.
     """
 
     model: Any
@@ -39,6 +45,7 @@ class Subject:
     decays: Callable[[str], bool]
     notes: dict[str, Any]
     rates: Callable[[str], float] = lambda name: 1.0
+    reference: Reference | None = None
 
 
 class ModelJob(Protocol):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,6 +25,20 @@ class Batch:
     tokens: int
 
 
+class Loss(NamedTuple):
+    """The loss of a batch.
+
+    Attributes:
+        total: A scalar with a gradient: a sum over items (label tokens, pairs).
+        items: How many they are.
+        sums: Further sums over items, by name, whose means are reported.
+    """
+
+    total: Any
+    items: int
+    sums: Mapping[str, Any] = MappingProxyType({})
+
+
 class Task(Protocol):
     """A method of training. Everything is a pure function of the step, so that any step can be resumed at."""
 
@@ -38,11 +53,8 @@ class Task(Protocol):
     def micro_batches(self, step: int) -> Sequence[Batch]:
         """The batches whose gradients are summed in this update; updates count from 1."""
 
-    def loss(self, model: Any, batch: Batch) -> tuple[Any, int]:
-        """A scalar that is a sum over items (label tokens, pairs), and the number of items.
-
-        The loop divides the gradient by the number of items of the whole update.
-        """
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """The loss of a batch. The loop divides the gradient by the number of items of the whole update."""
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """Metrics on held-out data by name; empty when there is none."""

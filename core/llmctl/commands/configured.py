@@ -1,0 +1,79 @@
+"""Commands that run a configuration: where it comes from, overrides, printing, checking, running."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmctl import config as configs
+from llmctl import configfile, runtime
+from llmctl.commands.recipe import output_settings
+
+Source = Callable[[str, Path | None, str | None, bool], tuple[dict[str, Any], str]]
+"""From family, file, recipe, and whether to leave out what an old file asks for and is not offered: the configuration as
+it is written, and its origin for messages."""
+
+SET = "Override a value; may be repeated."
+
+
+def configured(name: str, doc: str, kind: str, source: Source, checks: str, run: str, what: str) -> click.Command:
+    """A command that reads and checks a configuration without paddle, then hands over to what runs it.
+
+    Args:
+        name: Its name.
+        doc: Its help.
+        kind: Where its configuration is, ``module:class``.
+        source: Finds the configuration.
+        checks: What makes a job of it, ``module:function``.
+        run: What runs the job, ``module:function``.
+        what: What a recipe is, for the help.
+    """
+
+    def callback(
+        ctx: click.Context, config_file: Path | None, recipe: str | None, assignments: tuple[str, ...],
+        output: str | None, resume: bool, overwrite: bool, print_config: bool, check: bool, allow_ignored: bool,
+    ) -> None:  # fmt: skip
+        family = ctx.obj["family"]
+        if print_config and config_file is None and recipe is None and family == "auto":
+            data, where = dict[str, Any](), "the command line"
+        else:
+            data, where = source(family, config_file, recipe, allow_ignored)
+        given = [*assignments, *output_settings(output, resume, overwrite)]
+        config = configs.build(_find(kind), configfile.override(data, given), where)
+        if print_config:
+            click.echo(configs.to_yaml(config, f"Run with: llmctl --model {family} {name} CONFIG"), nl=False)
+            return
+        job = _find(checks)(config, family)
+        if check:
+            click.echo(f"ok: {job.summary()}")
+            return
+        runtime.import_paddle(f"llmctl {name}")
+        _find(run)(job)
+
+    return click.Command(name, callback=click.pass_context(callback), params=_parameters(what), help=doc)
+
+
+def _parameters(what: str) -> list[click.Parameter]:
+    switches = {
+        "--resume": "Continue from the newest checkpoint in the output folder.",
+        "--overwrite": "Delete what an earlier run left in the output folder.",
+        "--print-config": "Print the complete configuration with its documentation, and stop.",
+        "--check": "Check the configuration, model and data, and stop.",
+        "--allow-ignored": "Of a file of PaddleNLP's, leave out what is not offered here.",
+    }
+    return [
+        click.Argument(["config_file"], metavar="[CONFIG]", required=False, type=click.Path(path_type=Path)),
+        click.Option(["--recipe"], help=what),
+        click.Option(["--set", "assignments"], multiple=True, metavar="a.b=c", help=SET),
+        click.Option(["--output"], help="Output folder; the same as --set output.dir=FOLDER."),
+        *(click.Option([name], is_flag=True, help=text) for name, text in switches.items()),
+    ]
+
+
+def _find(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(module), name)

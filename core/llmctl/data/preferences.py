@@ -1,0 +1,73 @@
+"""JSON lines of preferences: a conversation whose last question has two answers, of which one is better.
+
+A line is ``{"src": [...], "tgt": [...], "response": [a, b], "sort": [x, y], "context": {"system": text}}``: ``tgt`` holds
+the answers of all turns but the last, ``response`` two for the last, and the one with the larger ``sort`` is chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmctl.data.reading import parse_object, require_keys, system_text, turns
+from llmctl.tokenizers.chat import Conversation, Turn
+
+_REQUIRED = ("src", "tgt", "response", "sort")
+_KEYS = (*_REQUIRED, "context")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A conversation with a chosen and a rejected answer to its last question, and where it stands (``file:line``)."""
+
+    src: tuple[str, ...]
+    tgt: tuple[str, ...]
+    chosen: str
+    rejected: str
+    system: str | None
+    source: str
+
+    def conversation(self, answer: str | None = None, first: int = 0, question: str | None = None) -> Conversation:
+        """The conversation from a turn on.
+
+        Args:
+            answer: To the last question; None = it is to be generated.
+            first: Number of the oldest turn to keep.
+            question: In place of the last question.
+        """
+        asked = self.src[-1] if question is None else question
+        earlier: list[Turn] = list(zip(self.src[:-1], self.tgt, strict=True))
+        return Conversation((*earlier[first:], (asked, answer)), self.system)
+
+
+def parse_preference(text: str | None, source: str) -> Preference:
+    """The preference in a line.
+
+    Raises:
+        ValueError: The line is broken; the message is the reason.
+    """
+    row = parse_object(text)
+    require_keys(row, _REQUIRED, _KEYS)
+    src = turns("src", row["src"])
+    tgt = () if row["tgt"] == [] else turns("tgt", row["tgt"])
+    if len(src) != len(tgt) + 1:
+        raise ValueError(f"'src' has {len(src)} turns, 'tgt' has {len(tgt)}; 'src' must have one more")
+    response = turns("response", row["response"])
+    if len(response) != 2:
+        raise ValueError(f"'response' must hold two answers, found {len(response)}")
+    if response[0].strip() == response[1].strip():
+        raise ValueError("the two answers of 'response' are the same")
+    better, other = _order(row["sort"])
+    return Preference(src, tgt, response[better], response[other], system_text(row.get("context")), source)
+
+
+def _order(sort: Any) -> tuple[int, int]:
+    """Indices of the chosen and of the rejected answer."""
+    numbers = isinstance(sort, list) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in sort)
+    if not numbers or len(sort) != 2:
+        raise ValueError("'sort' must be a list of two numbers")
+    if sort[0] > sort[1]:
+        return 0, 1
+    if sort[1] > sort[0]:
+        return 1, 0
+    raise ValueError("the two numbers of 'sort' do not differ, so neither answer is better")

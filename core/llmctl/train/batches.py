@@ -1,0 +1,76 @@
+"""The order of rows over epochs and their division into updates and forward passes, whatever the rows are."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llmctl.train.task import Batch
+
+Collate = Callable[[Sequence[Any]], Mapping[str, np.ndarray]]
+
+
+class Batches:
+    """Rows in updates. Each has ``input_ids`` and ``source``.
+
+    Args:
+        rows: All rows to train on.
+        collate: Rows -> arrays.
+        identity: Whole numbers that tell a row from others.
+        batch_size: Rows of a forward pass.
+        grad_accumulation: Forward passes of an update.
+        seed: Of the order of rows.
+        shuffle: Whether each epoch has an order of its own.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        collate: Collate,
+        identity: Callable[[Any], Sequence[int]],
+        batch_size: int,
+        grad_accumulation: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        self.rows, self._collate, self._identity = rows, collate, identity
+        self._batch_size, self._rows_per_step = batch_size, batch_size * grad_accumulation
+        self._seed, self._shuffle = seed, shuffle
+        self.steps_per_epoch = math.ceil(len(rows) / self._rows_per_step)
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the rows and of how they are divided into updates."""
+        digest = hashlib.sha256(repr((self._batch_size, self._rows_per_step, self._shuffle)).encode())
+        for row in self.rows:
+            digest.update(np.asarray(self._identity(row), np.int64).tobytes())
+        return digest.hexdigest()[:32]
+
+    def of_step(self, step: int) -> list[Batch]:
+        """The rows of update ``step`` (from 1); the last update of an epoch may have fewer."""
+        epoch, index = divmod(step - 1, self.steps_per_epoch)
+        chosen = self._epoch_order(epoch)[index * self._rows_per_step : (index + 1) * self._rows_per_step]
+        rows = sorted((self.rows[i] for i in chosen), key=lambda row: len(row.input_ids))
+        return [self._batch(rows[i : i + self._batch_size]) for i in range(0, len(rows), self._batch_size)]
+
+    def _batch(self, rows: Sequence[Any]) -> Batch:
+        tokens = sum(len(row.input_ids) for row in rows)
+        return Batch(self._collate(rows), [row.source for row in rows], tokens)
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            count = len(self.rows)
+            order = np.random.default_rng([self._seed, epoch]).permutation(count) if self._shuffle else np.arange(count)
+            self._order = (epoch, order)
+        return self._order[1]
+
+
+def by_length(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Rows in groups of a size, those of like length together, which need less padding."""
+    ordered = sorted(rows, key=lambda row: len(row.input_ids))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]

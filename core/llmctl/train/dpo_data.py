@@ -1,0 +1,112 @@
+"""What preference optimisation trains and evaluates on: rows of pairs encoded from a job's preferences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from llmctl.config_dpo import DpoConfig, PreferenceConfig
+from llmctl.data import pair_rows
+from llmctl.data.pairs import Pair, PairCounts, PairEncoder
+from llmctl.data.preferences import Preference
+from llmctl.errors import DataError
+from llmctl.preflight_dpo import DpoJob
+from llmctl.train.answers import Answers
+from llmctl.train.dpo_task import DpoTask
+from llmctl.train.preference_loss import LOSSES, Ratios
+
+
+@dataclass(frozen=True)
+class DpoData:
+    """The task of a run, and the held-out preferences to show.
+
+    Attributes:
+        task: What the loop trains and evaluates on.
+        answers: Generates answers.
+        held_out: What the metrics are measured on, for a table's title.
+        shown: Preferences whose answers are shown.
+    """
+
+    task: DpoTask
+    answers: Answers
+    held_out: str
+    shown: Sequence[Preference]
+
+    def samples(self, model: Any) -> list[dict[str, str]]:
+        """Prompt, chosen and given answer of each preference to show."""
+        if not self.shown:
+            return []
+        given = self.answers(model, self.shown)
+        return [
+            {"prompt": row.src[-1], "expected": row.chosen, "answer": answer.strip()}
+            for row, answer in zip(self.shown, given, strict=True)
+        ]
+
+
+def prepare(job: DpoJob) -> DpoData:
+    """Encodes a job's preferences and prints what was cut or dropped.
+
+    Raises:
+        DataError: Of no pair is a difference left.
+    """
+    settings, train = job.config.data, job.config.train
+    encoder = PairEncoder(job.tokenizer, settings.max_prompt_length, settings.max_length)
+    rows = _rows(job, _encode(encoder, job.train, "train"), settings.shuffle)
+    dev = _rows(job, _encode(encoder, job.dev, "dev"), False) if job.dev else []
+    task = DpoTask(
+        rows,
+        dev,
+        partial(pair_rows.collate, pad_id=job.tokenizer.pad_id, multiple=settings.pad_to_multiple_of),
+        loss_of(job.config.dpo),
+        job.config.dpo.beta,
+        train.batch_size,
+        train.grad_accumulation,
+        train.eval_batch_size,
+        train.seed,
+        settings.shuffle,
+    )
+    answers = Answers(encoder, train.eval_batch_size, train.eval_max_new_tokens, job.dims.get("max_positions") or 0)
+    return DpoData(task, answers, f"{len(job.dev)} held-out pairs", job.dev[: job.config.output.samples])
+
+
+def loss_of(settings: PreferenceConfig) -> Callable[[Ratios], Any]:
+    """The loss of pairs that a configuration asks for."""
+    smoothing = {"smoothing": settings.label_smoothing} if settings.label_smoothing else {}
+    return partial(LOSSES[settings.loss], beta=settings.beta, **smoothing)
+
+
+def _encode(encoder: PairEncoder, rows: Sequence[Preference], split: str) -> list[Pair]:
+    pairs, counts = encoder.encode_all(rows)
+    if not pairs:
+        raise DataError(
+            f"of none of the {counts.pairs} {split} pairs is a difference between the answers left within "
+            f"data.max_length={encoder.max_length}; raise it, or lower data.max_prompt_length"
+        )
+    print(_summary(split, counts), flush=True)
+    return pairs
+
+
+def _rows(job: DpoJob, pairs: list[Pair], mixed: bool) -> list[pair_rows.PairRow]:
+    """Rows of the pairs; they are mixed first where the order is free, so that neighbours in a file part."""
+    config: DpoConfig = job.config
+    settings = config.data
+    if mixed and settings.packing == "first-come":
+        order = np.random.default_rng(config.train.seed).permutation(len(pairs))
+        pairs = [pairs[index] for index in order]
+    capacity = settings.packed_length or settings.max_length
+    rows = pair_rows.rows_of(pairs, settings.packing, capacity, job.dims.get("window"))
+    if settings.packing != "none":
+        filled = sum(len(row.input_ids) for row in rows) / (len(rows) * capacity)
+        print(f"packed: {len(pairs)} pairs in {len(rows)} rows of {capacity} tokens, {filled:.1%} filled", flush=True)
+    return rows
+
+
+def _summary(split: str, counts: PairCounts) -> str:
+    cut = f", {counts.cut} cut to length" if counts.cut else ""
+    shortened = f", {counts.shortened} without their oldest turns" if counts.shortened else ""
+    why = "dropped because an answer was empty or both were the same within the length"
+    return f"{split}: {counts.pairs} pairs{cut}{shortened}{f', {counts.dropped} {why}' if counts.dropped else ''}"

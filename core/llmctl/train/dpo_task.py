@@ -1,0 +1,131 @@
+"""Preference optimisation as a task of the loop: log-probabilities of answers, the loss on pairs, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import paddle
+
+from llmctl.data.pair_rows import PairRow
+from llmctl.nn.loss import token_log_probs
+from llmctl.train.batches import Batches, Collate, by_length
+from llmctl.train.evaluate import hidden_states
+from llmctl.train.preference_loss import Ratios, sums
+from llmctl.train.task import Batch, Loss
+
+
+class Reference(Protocol):
+    """What the model is measured against."""
+
+    def __call__(self, arrays: Mapping[str, np.ndarray], training: bool) -> Any:
+        """Log-probabilities of the answers of a batch [2P], chosen and rejected in turn; a constant for gradients.
+
+        Args:
+            arrays: The batch.
+            training: Whether the model is in training, where some families compute positions in another way.
+        """
+
+
+def answer_log_probs(model: Any, arrays: Mapping[str, np.ndarray]) -> paddle.Tensor:
+    """Log-probability of each answer of collated pairs [2P], chosen and rejected in turn: sums over its tokens."""
+    hidden_BTD = hidden_states(model, arrays)
+    hidden_ND = paddle.gather(hidden_BTD.reshape([-1, hidden_BTD.shape[-1]]), paddle.to_tensor(arrays["column"]))
+    log_prob_N = token_log_probs(model.logits(hidden_ND), paddle.to_tensor(arrays["token"]))
+    belongs_AN = arrays["answer"] == np.arange(2 * len(arrays["pair"]))[:, None]
+    return paddle.matmul(paddle.to_tensor(belongs_AN).astype(log_prob_N.dtype), log_prob_N)
+
+
+class DpoTask:
+    """Batches and loss of preference optimisation.
+
+    Args:
+        train: Rows to train on.
+        dev: Rows to evaluate on; may be empty.
+        collate: Rows -> arrays, as ``data.pair_rows`` does.
+        loss: Ratios -> loss of each pair.
+        beta: Rewards are so many times the ratios.
+        batch_size: Rows of a forward pass.
+        grad_accumulation: Forward passes of an update.
+        eval_batch_size: Rows of a forward pass in an evaluation.
+        seed: Of the order of rows.
+        shuffle: Whether each epoch has an order of its own.
+
+    Attributes:
+        reference: What the model is measured against; set before the first loss.
+    """
+
+    reference: Reference
+
+    def __init__(
+        self,
+        train: Sequence[PairRow],
+        dev: Sequence[PairRow],
+        collate: Collate,
+        loss: Callable[[Ratios], Any],
+        beta: float,
+        batch_size: int,
+        grad_accumulation: int = 1,
+        eval_batch_size: int = 8,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        self._batches = Batches(train, collate, identity, batch_size, grad_accumulation, seed, shuffle)
+        self._loss, self._beta = loss, beta
+        self.steps_per_epoch = self._batches.steps_per_epoch
+        self.dev, self.collate, self.eval_batch_size = dev, collate, eval_batch_size
+
+    @property
+    def train(self) -> Sequence[PairRow]:
+        """The rows to train on."""
+        return self._batches.rows
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the rows to train on and of how they are divided into updates."""
+        return self._batches.fingerprint
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """The rows of update ``step`` (from 1)."""
+        return self._batches.of_step(step)
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """Sum of the losses of all pairs, their number, and sums of what is reported beside it.
+
+        An auxiliary loss of the model counts per pair.
+        """
+        losses_P, reported = self._pairs(model, batch.arrays)
+        total, count = losses_P.sum(), losses_P.shape[0]
+        extra = getattr(model, "auxiliary_loss", lambda arrays: None)(batch.arrays)
+        return Loss(total if extra is None else total + extra * count, count, reported)
+
+    @paddle.no_grad()
+    def evaluate(self, model: Any) -> dict[str, float]:
+        """Mean over the pairs to evaluate on of the loss and of what is reported beside it."""
+        totals: dict[str, float] = {}
+        count = 0
+        for rows in by_length(self.dev, self.eval_batch_size):
+            losses_P, reported = self._pairs(model, self.collate(rows))
+            count += losses_P.shape[0]
+            for name, value in {"eval_loss": losses_P.sum(), **reported}.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return {name: total / count for name, total in totals.items()}
+
+    def _pairs(self, model: Any, arrays: Mapping[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:
+        """Losses of the pairs of a batch, and sums over them."""
+        # The reference comes first: it may be the same layers, which keep what an auxiliary loss is made of.
+        reference_A = self.reference(arrays, model.training)
+        log_prob_A = answer_log_probs(model, arrays)
+        ratio_P2 = (log_prob_A - reference_A).reshape([-1, 2])
+        tokens_A = np.bincount(arrays["answer"], minlength=log_prob_A.shape[0])
+        tokens_P2 = paddle.to_tensor(tokens_A.reshape(-1, 2)).astype(log_prob_A.dtype)
+        ratios = Ratios(ratio_P2[:, 0], ratio_P2[:, 1], tokens_P2[:, 0], tokens_P2[:, 1])
+        log_prob_P2 = log_prob_A.reshape([-1, 2])
+        return self._loss(ratios), sums(log_prob_P2[:, 0], log_prob_P2[:, 1], ratios, self._beta)
+
+
+def identity(row: PairRow) -> list[int]:
+    """Whole numbers that tell a row of pairs from others."""
+    lengths = [len(row.input_ids), len(row.token)]
+    return [*lengths, *row.input_ids, *row.laid.position_ids, *row.laid.ends, *row.column, *row.token, *row.answer]

@@ -1,0 +1,103 @@
+"""Losses of preference optimisation: pure functions of the log-probabilities of chosen and rejected answers.
+
+The ratio of an answer is its log-probability under the model minus that under the reference, in nats; beta times it is the
+answer's reward. Log-probabilities are sums over the tokens of an answer; ``ipo`` alone divides each ratio by the number
+of these tokens, as its authors meant it and TRL does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paddle.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Log-probabilities under the model minus those under the reference, of P pairs, and tokens of the answers.
+
+    Attributes:
+        chosen_P: Of the better answers.
+        rejected_P: Of the others.
+        chosen_tokens_P: Tokens of the better answers.
+        rejected_tokens_P: Tokens of the others.
+    """
+
+    chosen_P: Any
+    rejected_P: Any
+    chosen_tokens_P: Any
+    rejected_tokens_P: Any
+
+
+def sigmoid(ratios: Ratios, beta: float, smoothing: float = 0.0) -> Any:
+    """https://arxiv.org/abs/2305.18290, eq. 7; smoothing takes a part of the pairs to be labelled the wrong way round."""
+    margin_P = beta * (ratios.chosen_P - ratios.rejected_P)
+    loss_P = -(1 - smoothing) * F.log_sigmoid(margin_P)
+    return loss_P - smoothing * F.log_sigmoid(-margin_P) if smoothing else loss_P
+
+
+def hinge(ratios: Ratios, beta: float) -> Any:
+    """https://arxiv.org/abs/2305.10425, with ratios for likelihoods."""
+    return F.relu(1 - beta * (ratios.chosen_P - ratios.rejected_P))
+
+
+def ipo(ratios: Ratios, beta: float) -> Any:
+    """https://arxiv.org/abs/2310.12036, eq. 17, of means over tokens; beta is tau there."""
+    margin_P = ratios.chosen_P / ratios.chosen_tokens_P - ratios.rejected_P / ratios.rejected_tokens_P
+    return (margin_P - 1 / (2 * beta)) ** 2
+
+
+def kto_pair(ratios: Ratios, beta: float) -> Any:
+    """https://arxiv.org/abs/2402.01306, eq. 7, with the divergence estimated from the pairs of the same forward pass.
+
+    Each half is measured against the divergence of the other half; the mean of both is a pair's loss.
+    """
+    chosen, rejected = ratios.chosen_P.mean().clip(min=0), ratios.rejected_P.mean().clip(min=0)
+    better_P = 1 - F.sigmoid(beta * (ratios.chosen_P - rejected))
+    return (better_P + 1 - F.sigmoid(beta * (chosen - ratios.rejected_P))) / 2
+
+
+def sppo_hard(ratios: Ratios, beta: float) -> Any:
+    """https://arxiv.org/abs/2405.00675, eq. 4.7, where the better answer wins for certain."""
+    return (ratios.chosen_P - 0.5 / beta) ** 2 + (ratios.rejected_P + 0.5 / beta) ** 2
+
+
+def nca_pair(ratios: Ratios, beta: float) -> Any:
+    """https://arxiv.org/abs/2402.05369, for two answers."""
+    chosen_P, rejected_P = beta * ratios.chosen_P, beta * ratios.rejected_P
+    return -F.log_sigmoid(chosen_P) - 0.5 * F.log_sigmoid(-chosen_P) - 0.5 * F.log_sigmoid(-rejected_P)
+
+
+LOSSES: Mapping[str, Callable[..., Any]] = {
+    "sigmoid": sigmoid,
+    "hinge": hinge,
+    "ipo": ipo,
+    "kto_pair": kto_pair,
+    "sppo_hard": sppo_hard,
+    "nca_pair": nca_pair,
+}
+"""(ratios, beta) -> loss of each pair, by the value of ``dpo.loss``; ``sigmoid`` takes the smoothing too."""
+
+
+def sums(chosen_P: Any, rejected_P: Any, ratios: Ratios, beta: float) -> dict[str, Any]:
+    """Sums over pairs of what a run reports of them beside the loss.
+
+    Args:
+        chosen_P: Log-probabilities of the better answers under the model.
+        rejected_P: Those of the others.
+        ratios: The ratios.
+        beta: Rewards are so many times the ratios.
+    """
+    chosen_reward_P, rejected_reward_P = beta * ratios.chosen_P.detach(), beta * ratios.rejected_P.detach()
+    right_P = (chosen_reward_P > rejected_reward_P).astype(chosen_reward_P.dtype)
+    rows = {
+        "rewards/chosen": chosen_reward_P,
+        "rewards/rejected": rejected_reward_P,
+        "rewards/accuracies": right_P,
+        "rewards/margins": chosen_reward_P - rejected_reward_P,
+        "logps/chosen": chosen_P.detach(),
+        "logps/rejected": rejected_P.detach(),
+    }
+    return {name: value.sum() for name, value in rows.items()}
