@@ -185,6 +185,25 @@ def test_files_for_what_is_not_offered_say_so(changes, text):
         migrate({**SFT, **changes}, "old.json")
 
 
+DPO = {
+    "model_name_or_path": "m",
+    "train_dataset_path": "./data/train.jsonl",
+    "dev_dataset_path": "./data/dev.jsonl",
+    "output_dir": "out",
+    "do_eval": True,
+}
+
+
+def test_virtual_tokens_and_preferences_have_rules_of_their_own():
+    assert derived.method({"prefix_tuning": True}, "finetune") == {
+        "method.name": "prefix",
+        "method.virtual_tokens": 128,
+    }
+    assert derived.command(DPO) == "dpo"
+    assert derived.data(DPO, "dpo") == {"data.packing": "best-fit", "data.dev": "./data/dev.jsonl"}
+    assert derived.data({**DPO, "greedy_intokens": False, "do_eval": False}, "dpo") == {"data.packing": "first-come"}
+
+
 def test_keys_without_effect_are_named_with_the_reason():
     notes = "\n".join(migrate(SFT, "old.json").notes())
     for key in ("sharding", "use_flash_attention", "disable_tqdm", "eval_accumulation_steps", "bf16"):

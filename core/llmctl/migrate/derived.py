@@ -59,7 +59,7 @@ def method(old: Old, command: str) -> Values:
     if old.get("lora") and old.get("prefix_tuning"):
         raise ValueError("lora and prefix_tuning exclude each other; set one to false")
     if old.get("prefix_tuning"):
-        return {"method.name": "prefix", "method.prefix_tokens": old.get("num_prefix_tokens", 128)}
+        return {"method.name": "prefix", "method.virtual_tokens": old.get("num_prefix_tokens", 128)}
     if not old.get("lora"):
         return {"method.name": "full"}
     values: Values = {"method.name": "lora", "method.rank": _number(old, "lora_rank", 8)}
