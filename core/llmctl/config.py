@@ -61,7 +61,9 @@ class MethodConfig:
     """How the model is trained."""
 
     name: str = option(
-        "full", "`full` trains every parameter, `lora` small matrices beside layers.", choices=("full", "lora")
+        "full",
+        "`full` trains every parameter, `lora` small matrices beside layers, `prefix` virtual tokens before the text.",
+        choices=("full", "lora", "prefix"),
     )
     rank: int = option(8, "Rank of the small matrices.", minimum=1, methods=("lora",))
     alpha: float = option(
@@ -86,6 +88,15 @@ class MethodConfig:
         "How the linears of the base are held: in `model.dtype`, or in 8 or 4 bits (QLoRA).",
         choices=("float", "int8", "int4", "nf4"),
         methods=("lora",),
+    )
+    virtual_tokens: int = option(
+        128, "Virtual tokens, which take up so many of the model's positions.", minimum=1, methods=("prefix",)
+    )
+    prefix_projection: bool = option(
+        False, "Train two linear layers that the virtual tokens come out of; not kept afterwards.", methods=("prefix",)
+    )
+    projection_hidden: int = option(
+        0, "Width between these layers; 0 = that of all keys of a token.", minimum=0, methods=("prefix",)
     )
     neftune_alpha: float = option(0.0, "NEFTune: noise on token vectors in training; 0 = none.", minimum=0)
 

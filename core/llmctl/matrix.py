@@ -32,7 +32,6 @@ COLUMNS = {
 }
 NOT_YET = "core does not have this method in this release"
 PENDING = {
-    "prefix-tuning": NOT_YET,
     "quantize": NOT_YET,
     "fused": NOT_YET,
     "tensor-parallel": "weights are split and merged exactly; running on several devices is not in this release",

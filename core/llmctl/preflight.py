@@ -113,16 +113,12 @@ def find_model(settings: Any, family: str, task: str) -> Found:
     capabilities.require(plugin.card, task)
     dims = plugin.card.dims_from_config(raw, str(model / "config.json"))
     _method(settings.method, plugin, dims)
-    if settings.method.name == "lora" and settings.output.max_shard_bytes != config.OutputConfig().max_shard_bytes:
+    if settings.method.name != "full" and settings.output.max_shard_bytes != config.OutputConfig().max_shard_bytes:
         raise ConfigError(
-            "output.max_shard_bytes has no effect with method.name=lora: an adapter is one file; leave it out"
+            f"output.max_shard_bytes has no effect with method.name={settings.method.name}: an adapter is one file; "
+            "leave it out"
         )
-    limit = dims.get("max_positions")
-    if limit and settings.data.max_length > limit:
-        raise ConfigError(
-            f"data.max_length={settings.data.max_length} is over the {limit} positions that {model} was made for; "
-            f"set data.max_length to {limit} or less"
-        )
+    _lengths(settings, dims, model)
     check_tensors(model, plugin, dims, settings.model.dtype)
     output = output_folder(settings.output)
     if settings.output.overwrite and output.resolve() in model.resolve().parents:
@@ -132,8 +128,29 @@ def find_model(settings: Any, family: str, task: str) -> Found:
     return Found(plugin, dims, model, tokenizer, output)
 
 
+def _lengths(settings: Any, dims: Dims, model: Path) -> None:
+    """Passes when examples, and virtual tokens if there are any, fit into the model's positions and windows."""
+    virtual = settings.method.virtual_tokens if settings.method.name == "prefix" else 0
+    beside = f" with the {virtual} of method.virtual_tokens" if virtual else ""
+    longest, limit, window = settings.data.max_length, dims.get("max_positions"), dims.get("window")
+    if limit and longest + virtual > limit:
+        room = f"set data.max_length to {limit - virtual} or less" if limit - virtual > 1 else "take fewer of them"
+        raise ConfigError(
+            f"data.max_length={longest}{beside} is over the {limit} positions that {model} was made for; {room}"
+        )
+    if virtual and window and settings.data.packing != "none" and longest + virtual > window:
+        raise ConfigError(
+            f"data.packing: an example of data.max_length={longest}{beside} is over the window of {window} positions, "
+            "and which virtual tokens it still sees cannot be said for packed rows; set data.packing to none"
+        )
+
+
 def _method(method: config.MethodConfig, plugin: plugins.Plugin, dims: Dims) -> None:
     """Passes when the family offers the way to train, and the layers that it names are there."""
+    if method.name == "prefix":
+        capabilities.require(plugin.card, "prefix-tuning")
+        if method.projection_hidden and not method.prefix_projection:
+            raise ConfigError("method.projection_hidden has no effect without method.prefix_projection; set that, too")
     if method.name != "lora":
         return
     from llmctl.adapters import targets

@@ -76,6 +76,11 @@ class Adapter:
     record: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
 
+    @property
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        return f"{len(self.parts)} layers"
+
 
 def pack(parts: Sequence[Part | None], widths: Sequence[int]) -> Part:
     """One part for a layer that is several side by side: the As beside each other, the Bs as blocks on the diagonal.

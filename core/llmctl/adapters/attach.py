@@ -1,4 +1,4 @@
-"""Adapters put on a model in memory."""
+"""Adapters and prefixes put on a model in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Part
 from llmctl.adapters.folder import Opened, open_adapter
+from llmctl.adapters.prefix import Prefix
 from llmctl.checkpoint.model import load_model
+from llmctl.errors import UnsupportedError
 from llmctl.nn.replace import replace_layers
 
 
@@ -55,6 +57,28 @@ def attach(model: Any, parts: Mapping[str, Part]) -> None:
         layer.settle()
 
 
+def put_prefix(model: Any, shape: tuple[int, int, int, int, int], projection: int = 0) -> Any:
+    """Puts fresh virtual tokens before everything the model sees; the ``nn.prefix.Prefix``. Nothing else of it moves.
+
+    Args:
+        model: The model to change.
+        shape: As `prefix.shape_of`.
+        projection: As for the layer.
+
+    Raises:
+        UnsupportedError: The model is not built on ``nn.causal_lm.CausalLM``, which is what looks for a prefix.
+    """
+    from llmctl.nn.causal_lm import CausalLM
+    from llmctl.nn.prefix import Prefix as Layer
+
+    if not isinstance(model, CausalLM):
+        raise UnsupportedError(f"{type(model).__name__} takes no virtual tokens: it is not an nn.causal_lm.CausalLM")
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
+    model.prefix = Layer(shape, model.parameters()[0].dtype, projection)
+    return model.prefix
+
+
 def load_adapted(
     folder: Path, base: Path | None = None, family: str = "auto", dtype: str = "float32", allow_other: bool = False
 ) -> tuple[Any, Opened]:
@@ -82,6 +106,10 @@ def adapted_model(opened: Opened, dtype: str = "float32") -> Any:
         dtype: Type to compute in.
     """
     model, _, _ = load_model(opened.base, opened.plugin.card.name, dtype)
+    if isinstance(opened.adapter, Prefix):
+        values = opened.adapter.values
+        put_prefix(model, values.shape).take(values)
+        return model
     if opened.quantised:
         quantise(model, targets.linears(opened.plugin.card, opened.dims), opened.quantised)
     attach(model, opened.adapter.parts)

@@ -1,6 +1,6 @@
 """An adapter's folder, whichever format it has: telling it from a model, reading it, writing it.
 
-``peft``'s two files are what we write; ``llmctl.json`` beside them notes the base, the quantiser it was trained over, and
+``peft``'s two files are what we write, for low-rank adapters and for prefixes; ``llmctl.json`` beside them notes the base, the quantiser it was trained over, and
 how layers were packed. Nothing here imports paddle.
 """
 
@@ -14,8 +14,9 @@ from typing import Any
 
 from llmctl import plugins, tokenizers
 from llmctl.adapters import base as bases
-from llmctl.adapters import nlp_format, peft_config, peft_format
+from llmctl.adapters import nlp_format, nlp_prefix, peft_config, peft_format, prefix_format
 from llmctl.adapters.adapter import Adapter
+from llmctl.adapters.prefix import Prefix
 from llmctl.card import Dims, Family
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
@@ -23,7 +24,7 @@ from llmctl.nn.blockwise import CODES
 from llmctl.tokenizers.base import FILES
 
 RECORD, GENERATION = "llmctl.json", "generation_config.json"
-FORMATS = (peft_config.CONFIG, nlp_format.CONFIG)
+FORMATS = (peft_config.CONFIG, nlp_format.CONFIG, nlp_prefix.CONFIG, nlp_prefix.CACHES)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Opened:
     """An adapter and its base, checked against each other on the base's config.json and file headers."""
 
     folder: Path
-    adapter: Adapter
+    adapter: Adapter | Prefix
     base: Path
     plugin: plugins.Plugin
     dims: Dims
@@ -75,7 +76,9 @@ def base_name(folder: Path) -> str:
     noted = _record(folder).get("base", {}).get("path")
     if noted:
         return str(noted)
-    name = peft_config.CONFIG if (folder / peft_config.CONFIG).is_file() else nlp_format.CONFIG
+    name = next(name for name in FORMATS if (folder / name).is_file())
+    if name == nlp_prefix.CACHES:
+        return ""
     try:
         return str(json.loads((folder / name).read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
     except (OSError, ValueError, AttributeError):
@@ -100,21 +103,28 @@ def copy_generation(source: Path, target: Path) -> None:
         shutil.copyfile(source / GENERATION, target / GENERATION)
 
 
-def read(folder: Path, plugin: Any, dims: Dims) -> Adapter:
+def read(folder: Path, plugin: Any, dims: Dims) -> Adapter | Prefix:
     """The adapter of a folder, for a base of this family and these dims.
 
     Raises:
         CheckpointError: A setting is not supported, or tensors are missing, unexpected or of another shape.
     """
     record = _record(folder)
-    if (folder / peft_config.CONFIG).is_file():
+    adapter: Adapter | Prefix
+    if prefix_format.kind(folder) == prefix_format.KIND:
+        adapter = prefix_format.read(folder, plugin, dims)
+    elif (folder / peft_config.CONFIG).is_file():
         adapter = peft_format.read(folder, plugin, dims, record.get("blocks", {}))
-    else:
+    elif (folder / nlp_format.CONFIG).is_file():
         adapter = nlp_format.read(folder, plugin, dims)
+    else:
+        adapter = nlp_prefix.read(folder, plugin, dims)
     return replace(adapter, record=record)
 
 
-def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str = "float32", layout: str = "hf") -> None:
+def write(
+    folder: Path, adapter: Adapter | Prefix, plugin: Any, dims: Dims, dtype: str = "float32", layout: str = "hf"
+) -> None:
     """Writes an adapter into an existing folder.
 
     Args:
@@ -130,7 +140,12 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str = 
     """
     record = {**adapter.record, "format": 1}
     record.pop("blocks", None)
-    if layout == "hf":
+    if isinstance(adapter, Prefix):
+        if layout == "hf":
+            prefix_format.write(folder, adapter, plugin, dtype)
+        else:
+            nlp_prefix.write(folder, adapter, plugin, dims, dtype)
+    elif layout == "hf":
         blocks = peft_format.write(folder, adapter, plugin, dims, dtype)
         record.update({"blocks": blocks} if blocks else {})
     else:

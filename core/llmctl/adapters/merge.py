@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llmctl import plugins, tokenizers
 from llmctl.adapters import targets
-from llmctl.adapters.adapter import Part
+from llmctl.adapters.adapter import Adapter, Part
 from llmctl.adapters.folder import RECORD, Opened, tokenizer_folder
 from llmctl.checkpoint import convert
 from llmctl.checkpoint.atomic import atomic_folder
@@ -82,13 +82,20 @@ def merge(
         progress: Told of bytes written.
 
     Raises:
-        CheckpointError: The folder is there already or cannot be written, or a value does not fit into the dtype.
+        CheckpointError: The adapter is a prefix, the folder is there already or cannot be written, or a value does not fit
+            into the dtype.
     """
+    if not isinstance(opened.adapter, Adapter):
+        raise CheckpointError(
+            f"{opened.folder} holds a prefix, which cannot be merged: it is keys and values before the text, and no "
+            "weights of the model could stand for them. Use it as it is, e.g. llmctl generate"
+        )
     source = convert.open_source(opened.base, opened.plugin, opened.dims)
     state: dict[str, Any] = dict(source.state)
-    changed = targets.linears(opened.plugin.card, opened.dims) if opened.quantised else opened.adapter.parts
+    parts = opened.adapter.parts
+    changed = targets.linears(opened.plugin.card, opened.dims) if opened.quantised else parts
     for path in changed:
-        stored, part = source.state[path + ".weight"], opened.adapter.parts.get(path)
+        stored, part = source.state[path + ".weight"], parts.get(path)
         kept = stored.dtype if dtype == KEEP else dtype
         state[path + ".weight"] = Merged(stored, part, kept, opened.quantised)
     shards = plan_shards(state, renames_for(HF, opened.plugin, opened.dims), dtype, max_shard_bytes)
@@ -99,8 +106,8 @@ def merge(
             write_index(work, shards)
         convert.copy_rest(opened.base, work, dtype)
         _tokenizer(opened, work)
-        (work / RECORD).write_text(json.dumps(_record(opened, dtype), indent=2) + "\n", encoding="utf-8")
-    return len(opened.adapter.parts)
+        (work / RECORD).write_text(json.dumps(_record(opened, dtype, len(parts)), indent=2) + "\n", encoding="utf-8")
+    return len(parts)
 
 
 def _tokenizer(opened: Opened, work: Path) -> None:
@@ -115,10 +122,10 @@ def _tokenizer(opened: Opened, work: Path) -> None:
     tokenizers.load(folder, card=opened.plugin.card).save(work)
 
 
-def _record(opened: Opened, dtype: str) -> dict[str, Any]:
+def _record(opened: Opened, dtype: str, layers: int) -> dict[str, Any]:
     return {
         "merged": {"base": str(opened.base.resolve()), "adapter": str(opened.folder.resolve()), "dtype": dtype},
-        "layers": len(opened.adapter.parts),
+        "layers": layers,
         "dequantised_from": opened.quantised or None,
         "card_hash": opened.plugin.card.hash(),
         "versions": dict(plugins.versions(opened.plugin)),

@@ -44,7 +44,7 @@ def read(folder: Path, plugin: Any, dims: Dims, blocks: Mapping[str, Any]) -> Ad
     known = targets.torch_modules(plugin, dims)
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
     layers = wanted(config, known, plugin, dims, folder)
-    tensors = _headers(folder)
+    tensors = headers(folder)
     dora = bool(config.get("use_dora", False))
     _check(folder, tensors, {torch: _sizes(known[torch], shapes) for torch in layers}, config, dora)
     parts: dict[str, Part] = {}
@@ -86,7 +86,7 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
     planned: dict[str, Planned] = {}
     for torch, part in whole.items():
         rows = {A: part.a.T, B: part.b.T, **({} if part.magnitude is None else {MAGNITUDE: part.magnitude})}
-        planned.update({name: _planned(name, values, dtype)
+        planned.update({name: as_planned(name, values, dtype)
                         for name, values in ((PREFIX + torch + ending, rows[ending]) for ending in rows)})  # fmt: skip
     safetensors_file.write_file(folder / WEIGHTS, planned)
     config = make_config(whole, adapter, plugin, dims)
@@ -124,7 +124,12 @@ def as_stored(name: str, values: Array, dtype: str) -> Array:
         raise CheckpointError(f"{name}: {error}; save with dtype float32 or bfloat16") from None
 
 
-def _planned(name: str, values: Array, dtype: str) -> Planned:
+def as_planned(name: str, values: Array, dtype: str) -> Planned:
+    """A tensor to be written in a type.
+
+    Raises:
+        CheckpointError: A value does not fit.
+    """
     stored = as_stored(name, values, dtype)
 
     def put(stream: BinaryIO) -> None:
@@ -133,7 +138,12 @@ def _planned(name: str, values: Array, dtype: str) -> Planned:
     return Planned(values.shape, dtype, put)
 
 
-def _headers(folder: Path) -> dict[str, TensorInfo]:
+def headers(folder: Path) -> dict[str, TensorInfo]:
+    """The tensors of an adapter's file by name, not yet read.
+
+    Raises:
+        CheckpointError: There is none.
+    """
     if (folder / WEIGHTS).is_file():
         return safetensors_file.read_header(folder / WEIGHTS)
     if (folder / TORCH_WEIGHTS).is_file():

@@ -81,7 +81,7 @@ def _adapter(
     from llmctl.checkpoint import atomic_folder
 
     opened = folders.open_adapter(source, base, family)
-    what = f"{len(opened.adapter.parts)} layers of {opened.plugin.card.name}"
+    what = f"{opened.adapter.summary} of {opened.plugin.card.name}"
     if target is None:
         click.echo(f"{source} is a whole adapter: {what}, base {opened.base}")
         return

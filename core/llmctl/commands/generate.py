@@ -58,7 +58,8 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
     from llmctl.infer.text import Writer, check_lengths
 
     layer = _load(model, plugin.card.name, adapted)
-    limit = 0 if getattr(layer, "position_depends_on_length", False) else dims.get("max_positions", 0)
+    limit = 0 if getattr(layer, "position_depends_on_length", False) else dims.get("max_positions") or 0
+    limit = max(1, limit - getattr(layer, "virtual_tokens", 0)) if limit else 0
     check_lengths(prompts, options, limit, names)
     writer = Writer(layer, tokenizer, limit, options, given["stops"], given["batch_size"] or 8, not given["no_cache"])
     if given["chat"]:

@@ -44,6 +44,11 @@ class KVCache:
         keys, values = self._layers[layer]
         return keys[:, :end], values[:, :end]
 
+    def pair(self, layer: int) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Keys and values of a layer's past positions [B, S, K, H]."""
+        keys, values = self._layers[layer]
+        return keys[:, : self.length], values[:, : self.length]
+
     def advance(self, new: int) -> None:
         """Counts ``new`` positions as past."""
         self.length += new

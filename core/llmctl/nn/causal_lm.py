@@ -13,6 +13,7 @@ import paddle
 from llmctl.nn.cache import KVCache
 from llmctl.nn.layout import Layout
 from llmctl.nn.moe import SparseMLP
+from llmctl.nn.prefix import Prefix
 from llmctl.nn.router import load_balance
 
 
@@ -25,7 +26,12 @@ class CausalLM(paddle.nn.Layer):
             tied.
         head: Hidden states to scores; None = the input embedding, transposed.
         aux_loss: Factor of the load-balancing loss of mixtures of experts in training; 0 = none.
+
+    Attributes:
+        prefix: Virtual tokens before every sequence; None = there are none.
     """
+
+    prefix: Prefix | None
 
     def __init__(
         self, name: str, decoder: paddle.nn.Layer, head: paddle.nn.Layer | None, aux_loss: float = 0.0
@@ -35,6 +41,12 @@ class CausalLM(paddle.nn.Layer):
         self._decoder_name = name
         self.lm_head = head
         self.aux_loss = aux_loss
+        self.prefix = None
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Number of positions that virtual tokens take before every sequence."""
+        return 0 if self.prefix is None else self.prefix.length
 
     @property
     def decoder(self) -> paddle.nn.Layer:
@@ -50,7 +62,7 @@ class CausalLM(paddle.nn.Layer):
     @property
     def stable_length(self) -> int:
         """The length up to which cached keys stay right; of interest if ``position_depends_on_length``."""
-        return self.decoder.rotary.stable_length
+        return self.decoder.rotary.stable_length - self.virtual_tokens
 
     def hidden_states(
         self,
@@ -70,6 +82,10 @@ class CausalLM(paddle.nn.Layer):
             document_end_BT: For rows that hold several documents: the column from which a token is no longer seen, 0 for
                 padding. Needs position ids, which restart with each document.
         """
+        if self.prefix is not None:
+            cache, attention_mask_BS, position_ids_BT = self.prefix.before(
+                input_ids_BT.shape[0], cache, attention_mask_BS, position_ids_BT
+            )
         past = cache.length if cache is not None else 0
         layout = Layout(input_ids_BT.shape[1], past, attention_mask_BS, position_ids_BT, document_end_BT)
         return self.decoder(input_ids_BT, layout, cache)

@@ -139,6 +139,9 @@ class Layout:
             window: A query sees this many keys, its own included; None = all before it.
             slopes: Penalties per place, of each head.
             first_BS: First row that sees a key [B or 1, S]; None = the key's own, which is causal order.
+
+        Raises:
+            ValueError: Packed documents reach further than a window from past tokens, which one interval cannot say.
         """
         windowed = window is not None and self.total > window
         alike = self.new == 1 and not windowed and self.real_BS is None and not self.packed
@@ -147,11 +150,21 @@ class Layout:
         column_S = paddle.arange(self.total, dtype="int32").unsqueeze(0)
         last_BS = self._last(column_S)
         if windowed:
-            last_BS = paddle.minimum(last_BS, column_S + window)
+            last_BS = paddle.minimum(last_BS, self._left(column_S, window))
         if self.real_BS is not None:
             last_BS = last_BS * self.real_BS.astype("int32")
         first_BS = column_S if first_BS is None else first_BS.astype("int32")
         return Mask(first_BS, last_BS, self.new, slopes, self.place_BS if slopes else None, self.packed)
+
+    def _left(self, column_S: paddle.Tensor, window: int) -> paddle.Tensor:
+        """First row that a key has left the window of [1, S]."""
+        left_S = column_S + window
+        if not (self.packed and self.past):
+            return left_S
+        # Distances to past tokens are those of places in a document, not of columns.
+        if int(self.position_BT.max()) >= window:
+            raise ValueError(f"documents packed after {self.past} past tokens do not fit a window of {window}")
+        return paddle.where(column_S < self.past, paddle.full_like(column_S, self.total), left_S)
 
     def _last(self, column_S: paddle.Tensor) -> paddle.Tensor:
         if self.end_BT is None:

@@ -22,11 +22,12 @@ from llmctl.hookspecs import Parallel
 from llmctl.testing.adapters import AdapterConformance
 from llmctl.testing.evidence import EXACT, KEY_BIAS, proves
 from llmctl.testing.preferences import PreferenceConformance
+from llmctl.testing.prefixes import PrefixConformance
 from llmctl.testing.tensor_parallel import TensorParallelConformance
 from llmctl.testing.tiny import descend, random_model, tiny_dims
 
 
-class FamilyConformance(AdapterConformance, PreferenceConformance, TensorParallelConformance):
+class FamilyConformance(AdapterConformance, PreferenceConformance, PrefixConformance, TensorParallelConformance):
     """Inherit, set ``family``, and pytest does the rest.
 
     Attributes:

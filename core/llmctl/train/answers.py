@@ -41,7 +41,8 @@ class Answers:
 
         tokenizer = self.encoder.tokenizer
         prompts = [self.encoder.prompt(example) for example in examples]
-        room = self.max_positions - max(map(len, prompts)) if self.max_positions else self.max_new_tokens
+        limit = self.max_positions - getattr(model, "virtual_tokens", 0)
+        room = limit - max(map(len, prompts)) if self.max_positions else self.max_new_tokens
         options = SamplingOptions(max_new_tokens=max(1, min(self.max_new_tokens, room)))
         answers: list[str] = []
         for start in range(0, len(prompts), self.batch_size):

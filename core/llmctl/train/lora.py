@@ -6,7 +6,7 @@ is and nothing else: scale * (A B - A0 B0) is what the base has to be changed by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,9 +59,9 @@ class Trained:
 
     def read(self, folder: Path) -> None:
         """Takes over what ``write`` wrote."""
-        adapter = folders.read(folder, self.job.plugin, self.job.dims)
+        parts = _parts(folder, self.job)
         for path, layer in self.layers.items():
-            part, rank = adapter.parts[path], layer.lora_A.shape[1]
+            part, rank = parts[path], layer.lora_A.shape[1]
             layer.take(part.a[:, :rank], part.b[:rank], part.magnitude)
 
     def at_rest(self, model: Any) -> Reference:
@@ -128,9 +128,16 @@ def load(job: ModelJob, start: Path | None) -> Subject:
     )
 
 
+def _parts(folder: Path, job: ModelJob) -> Mapping[str, Part]:
+    """The parts of the adapter in a checkpoint of this run."""
+    adapter = folders.read(folder, job.plugin, job.dims)
+    assert isinstance(adapter, Adapter), "a checkpoint of this run is a low-rank adapter"
+    return adapter.parts
+
+
 def _principal(layers: dict[str, Any], start: Path | None, job: ModelJob) -> dict[str, Start]:
     """Puts the principal part of each base into its adapter, the rest stays; where a run began, when it is continued."""
-    before = folders.read(start, job.plugin, job.dims).parts if start else {}
+    before = _parts(start, job) if start else {}
     starts = {}
     for path, layer in layers.items():
         rank = layer.lora_A.shape[1]

@@ -229,7 +229,9 @@ def _loop(
 
 def _write_checkpoint(job: Job, subject: Subject, average: Average | None, folder: Path) -> None:
     chosen = job.config.output.checkpoint_dtype
-    subject.write(folder, job.config.model.dtype if chosen == "same" else chosen)
+    dtype = job.config.model.dtype if chosen == "same" else chosen
+    subject.write(folder, dtype)
+    subject.write_more(folder, dtype)
     if average:
         average.write(folder)
 

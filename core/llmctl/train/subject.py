@@ -17,7 +17,7 @@ from llmctl.card import Dims, Family
 from llmctl.plugins import Plugin
 from llmctl.tokenizers import Tokenizer
 
-SUBJECTS = {"full": "llmctl.train.full", "lora": "llmctl.train.lora"}
+SUBJECTS = {"full": "llmctl.train.full", "lora": "llmctl.train.lora", "prefix": "llmctl.train.prefix"}
 """Module by ``method.name``; each has ``load(job, start) -> Subject``."""
 
 
@@ -37,6 +37,7 @@ class Subject:
         rates: What the learning rate is multiplied by for the parameter of a name.
         reference: Makes the model ready as it was before any training. What it returns opens a context that gives that
             model; outside of it the trained model is as it was. None = the method has no such model.
+        write_more: Writes what only a continued run needs, in a type, beside what ``write`` wrote into a checkpoint.
     """
 
     model: Any
@@ -46,6 +47,7 @@ class Subject:
     notes: dict[str, Any]
     rates: Callable[[str], float] = lambda name: 1.0
     reference: Reference | None = None
+    write_more: Callable[[Path, str], None] = lambda folder, dtype: None
 
 
 class ModelJob(Protocol):

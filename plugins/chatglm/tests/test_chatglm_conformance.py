@@ -13,6 +13,16 @@ class TestChatglm(FamilyConformance):
         ids[:, 3:5] = [dims.gmask, dims.bos]
         return ids
 
+    def in_context(self, model, first, second):
+        """Positions count from each text: the second is a document of its own that sees the first."""
+        import paddle
+
+        total = first.shape[1] + second.shape[1]
+        places = paddle.concat([paddle.arange(part.shape[1]) for part in (first, second)]).expand([len(second), total])
+        ends = paddle.full([len(second), total], total, "int64")
+        hidden = model.hidden_states(paddle.concat([first, second], axis=1), None, places, None, ends)
+        return model.logits(hidden)[:, first.shape[1] :]
+
 
 class TestChatglm2(FamilyConformance):
     family = "chatglm2"

@@ -1,0 +1,131 @@
+"""PaddleNLP's prefix format: ``prefix_config.json``, ``prefix_model_state.pdparams``, and ``pre_caches.npy``.
+
+The weights are ``0.weight`` [tokens, 2 * layers * heads * width], or an embedding and two linear layers where they are
+projected; all keys come before all values. ``pre_caches.npy`` is what inference is given: [layers, 2, heads, tokens,
+width]. Heads are those of keys and values.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmctl.adapters.peft_format import as_stored, load, problems
+from llmctl.adapters.prefix import Array, Prefix, compare, from_stored, shape_of, to_stored
+from llmctl.card import Dims
+from llmctl.checkpoint import paddle_file
+from llmctl.errors import CheckpointError
+
+CONFIG, WEIGHTS, CACHES = "prefix_config.json", "prefix_model_state.pdparams", "pre_caches.npy"
+
+
+def read(folder: Path, plugin: Any, dims: Dims) -> Prefix:
+    """The prefix in a folder: from its weights, else from what inference is given.
+
+    Raises:
+        CheckpointError: Sizes or tensors do not fit the base, or a file cannot be read.
+    """
+    if not (folder / WEIGHTS).is_file():
+        return Prefix(from_stored(_caches(folder, dims), plugin.card))
+    config = _config(folder)
+    tokens = config["num_prefix_tokens"]
+    layers, _, _, heads, width = shape_of(dims, tokens)
+    named = {**config, "heads": config.get("multi_query_group_num") or config.get("num_attention_heads")}
+    named["head_dim"] = (config.get("hidden_size") or 0) // (config.get("num_attention_heads") or 1)
+    compare(folder, named, {"num_hidden_layers": layers, "heads": heads, "head_dim": width})
+    tensors = paddle_file.read_header(folder / WEIGHTS)
+    flat = 2 * layers * heads * width
+    expected: dict[str, tuple[int, ...]] = {"0.weight": (tokens, flat)}
+    if config.get("prefix_projection"):
+        between = int(config.get("prefix_projection_hidden_size") or 0)
+        expected = {
+            "0.weight": (tokens, heads * width),
+            "1.weight": (heads * width, between),
+            "1.bias": (between,),
+            "3.weight": (between, flat),
+            "3.bias": (flat,),
+        }
+    problems(folder, tensors, expected)
+    arrays = [load(tensors[name]) for name in expected]
+    values = arrays[0]
+    if len(arrays) > 1:
+        values = np.tanh(values @ arrays[1] + arrays[2]) @ arrays[3] + arrays[4]
+    stored = values.reshape(tokens, 2, layers, heads, width).transpose(2, 1, 0, 3, 4)
+    base = str(config.get("base_model_name_or_path") or "")
+    return Prefix(from_stored(stored, plugin.card), base, dtype=tensors["0.weight"].dtype)
+
+
+def write(folder: Path, prefix: Prefix, plugin: Any, dims: Dims, dtype: str) -> None:
+    """Writes the three files into an existing folder.
+
+    Raises:
+        CheckpointError: A value does not fit into the dtype.
+    """
+    stored = to_stored(prefix.values, plugin.card)
+    layers, _, tokens, heads, width = stored.shape
+    flat = np.ascontiguousarray(stored.transpose(2, 1, 0, 3, 4).reshape(tokens, -1))
+    with open(folder / WEIGHTS, "wb") as stream:
+        pickle.dump({"0.weight": as_stored("0.weight", flat, dtype)}, stream, protocol=4)
+    np.save(folder / CACHES, np.ascontiguousarray(stored.transpose(0, 1, 3, 2, 4)))
+    config = {
+        "base_model_name_or_path": prefix.base,
+        "num_prefix_tokens": tokens,
+        "num_attention_heads": dims.heads,
+        "multi_query_group_num": None if heads == dims.heads else heads,
+        "num_hidden_layers": layers,
+        "hidden_size": dims.heads * width,
+        "prefix_projection": False,
+        "prefix_projection_hidden_size": None,
+        "prefix_dropout": 0.0,
+        "tensor_parallel_degree": -1,
+        "dtype": dtype,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    tokens = config.get("num_prefix_tokens") if isinstance(config, dict) else None
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise CheckpointError(f"{path}: it must be an object whose num_prefix_tokens is a whole number above 0")
+    sizes = ("num_attention_heads", "multi_query_group_num", "num_hidden_layers", "hidden_size")
+    odd = [f"{key}={config[key]!r}" for key in sizes if config.get(key) is not None and not _counts(config[key])]
+    if odd:
+        raise CheckpointError(f"{path}: {', '.join(odd)} must be whole numbers above 0")
+    return dict(config)
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _caches(folder: Path, dims: Dims) -> Array:
+    path = folder / CACHES
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has {CONFIG} but neither {WEIGHTS} nor {CACHES}; parts of tensor-parallel ranks must be merged first"
+        )
+    try:
+        stored = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    layers, _, _, heads, width = shape_of(dims, 0)
+    found = tuple(stored.shape)
+    if len(found) != 5 or found[:3] != (layers, 2, heads) or found[3] < 1 or found[4] != width:
+        raise CheckpointError(
+            f"the prefix in {folder} does not fit the base:\n  {CACHES} is {list(found)}, expected "
+            f"[{layers}, 2, {heads}, tokens, {width}]"
+        )
+    if stored.dtype.kind != "f":
+        raise CheckpointError(f"{path} holds {stored.dtype}, not floating-point numbers")
+    wide = stored.astype("float64" if stored.dtype == np.float64 else "float32")
+    return np.ascontiguousarray(wide.transpose(0, 1, 3, 2, 4))

@@ -1,0 +1,93 @@
+"""The prefix format of the ``peft`` library: ``adapter_config.json``, and ``adapter_model.safetensors`` with one tensor.
+
+``prompt_embeddings`` is [tokens, layers * 2 * key-value heads * width of a head]: what training's projection, if there
+was one, came to. The library's own names for sizes are those of keys and values, not of queries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmctl.adapters.peft_config import CONFIG, WITHOUT_EFFECT
+from llmctl.adapters.peft_format import WEIGHTS, as_planned, headers, load, problems
+from llmctl.adapters.prefix import Prefix, compare, from_stored, shape_of, to_stored
+from llmctl.card import Dims
+from llmctl.checkpoint import safetensors_file
+from llmctl.errors import CheckpointError
+
+KIND, TENSOR = "PREFIX_TUNING", "prompt_embeddings"
+KNOWN = (
+    "peft_type", "task_type", "num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers",
+    "base_model_name_or_path", "num_transformer_submodules", "encoder_hidden_size", "prefix_projection", "init_weights",
+)  # fmt: skip
+"""Settings that are read, or that only say how the prefix was trained."""
+
+
+def kind(folder: Path) -> str:
+    """``peft_type`` of a folder's configuration; empty if there is none that can be read."""
+    try:
+        return str(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type", ""))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
+
+
+def read(folder: Path, plugin: Any, dims: Dims) -> Prefix:
+    """The prefix in a folder.
+
+    Raises:
+        CheckpointError: A setting is not supported, or sizes or tensors do not fit the base.
+    """
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    tokens = config.get("num_virtual_tokens")
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise CheckpointError(f"{folder / CONFIG}: num_virtual_tokens={tokens!r} must be a whole number above 0")
+    _check(folder, config)
+    shape = shape_of(dims, tokens)
+    layers, _, _, heads, width = shape
+    compare(folder, config, {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * width})
+    tensors = headers(folder)
+    problems(folder, tensors, {TENSOR: (tokens, layers * 2 * heads * width)})
+    values = load(tensors[TENSOR]).reshape(tokens, layers, 2, heads, width).transpose(1, 2, 0, 3, 4)
+    base = str(config.get("base_model_name_or_path") or "")
+    return Prefix(from_stored(values, plugin.card), base, dtype=tensors[TENSOR].dtype)
+
+
+def write(folder: Path, prefix: Prefix, plugin: Any, dtype: str) -> None:
+    """Writes both files into an existing folder.
+
+    Raises:
+        CheckpointError: A value does not fit into the dtype.
+    """
+    layers, _, tokens, heads, width = prefix.values.shape
+    stored = to_stored(prefix.values, plugin.card).transpose(2, 0, 1, 3, 4).reshape(tokens, -1)
+    safetensors_file.write_file(folder / WEIGHTS, {TENSOR: as_planned(TENSOR, np.ascontiguousarray(stored), dtype)})
+    config = {
+        "peft_type": KIND,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": prefix.base,
+        "inference_mode": True,
+        "num_virtual_tokens": tokens,
+        "token_dim": heads * width,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": heads,
+        "num_layers": layers,
+        "encoder_hidden_size": heads * width,
+        "prefix_projection": False,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _check(folder: Path, config: Mapping[str, Any]) -> None:
+    odd = [
+        f"{key}={config[key]!r}"
+        for key, allowed in (("task_type", ("CAUSAL_LM", None)), ("num_transformer_submodules", (1, None)))
+        if config.get(key) not in allowed
+    ]
+    odd += [f"{key}={value!r}" for key, value in config.items() if value and key not in (*KNOWN, *WITHOUT_EFFECT)]
+    if odd:
+        raise CheckpointError(f"{folder / CONFIG}: {', '.join(odd)} is not supported for a prefix")

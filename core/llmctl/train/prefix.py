@@ -1,0 +1,118 @@
+"""Training virtual tokens before a model that stands still. A checkpoint is a prefix's folder.
+
+A projection is folded away in what is stored; a checkpoint keeps its parameters beside, from which the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmctl import runtime
+from llmctl.adapters import base as bases
+from llmctl.adapters import folder as folders
+from llmctl.adapters.attach import put_prefix
+from llmctl.adapters.prefix import Prefix, shape_of
+from llmctl.checkpoint import safetensors_file
+from llmctl.checkpoint.model import load_model
+from llmctl.errors import CheckpointError
+from llmctl.train.subject import ModelJob, Subject
+
+PROJECTION = "projection.safetensors"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The virtual tokens of a model in training.
+
+    Attributes:
+        layer: The ``nn.prefix.Prefix``.
+        projected: Whether they come out of a projection.
+        record: What is noted of the base.
+        job: The run's.
+    """
+
+    layer: Any
+    projected: bool
+    record: dict[str, Any]
+    job: ModelJob
+
+    def write(self, folder: Path, dtype: str) -> None:
+        """Writes the prefix and the tokenizer into an existing folder."""
+        prefix = Prefix(self.layer.values(), str(self.job.model.resolve()), self.record)
+        folders.write(folder, prefix, self.job.plugin, self.job.dims, dtype)
+        self.job.tokenizer.save(folder)
+        folders.copy_generation(self.job.model, folder)
+
+    def write_more(self, folder: Path, dtype: str) -> None:
+        """Writes the projection's parameters, which training goes on from, beside a checkpoint."""
+        from llmctl.adapters.peft_format import as_planned
+
+        if self.projected:
+            values = {name: parameter.numpy() for name, parameter in self.layer.named_parameters()}
+            whole = {name: as_planned(name, np.ascontiguousarray(value), dtype) for name, value in values.items()}
+            safetensors_file.write_file(folder / PROJECTION, whole)
+
+    def read(self, folder: Path) -> None:
+        """Takes over what a checkpoint holds.
+
+        Raises:
+            CheckpointError: It holds no projection, or one of other parameters.
+        """
+        from llmctl.adapters.peft_format import load, problems
+
+        if not self.projected:
+            stored = folders.read(folder, self.job.plugin, self.job.dims)
+            assert isinstance(stored, Prefix), "a checkpoint of this run is a prefix"
+            self.layer.take(stored.values)
+            return
+        if not (folder / PROJECTION).is_file():
+            raise CheckpointError(
+                f"{folder} holds no {PROJECTION}; it cannot be continued with method.prefix_projection"
+            )
+        tensors = safetensors_file.read_header(folder / PROJECTION)
+        parameters = dict(self.layer.named_parameters())
+        problems(folder, tensors, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
+        for name, parameter in parameters.items():
+            parameter.set_value(load(tensors[name]))
+
+
+def load(job: ModelJob, start: Path | None) -> Subject:
+    """The job's model with virtual tokens in motion and all else at rest; see ``subject.load``."""
+    method = job.config.method
+    model, dims, plugin = load_model(job.model, job.plugin.card.name, job.config.model.dtype)
+    runtime.seed(job.config.train.seed)
+    shape = shape_of(dims, method.virtual_tokens)
+    between = (method.projection_hidden or shape[3] * shape[4]) if method.prefix_projection else 0
+    layer = put_prefix(model, shape, between)
+    trained = Trained(layer, method.prefix_projection, {"base": bases.record(job.model, plugin, dims)}, job)
+    if start:
+        trained.read(start)
+    return Subject(
+        model=model,
+        write=trained.write,
+        read=trained.read,
+        decays=lambda name: "bias" not in name,
+        notes={
+            "trained_parameters": int(sum(p.size for p in layer.parameters())),
+            "virtual_tokens": method.virtual_tokens,
+        },
+        write_more=trained.write_more,
+        reference=lambda: partial(_without, model),
+    )
+
+
+@contextmanager
+def _without(model: Any) -> Iterator[Any]:
+    """The model without its virtual tokens, which is the base."""
+    prefix, model.prefix = model.prefix, None
+    try:
+        yield model
+    finally:
+        model.prefix = prefix

@@ -1,0 +1,165 @@
+"""A run that trains virtual tokens: what is stored, that it continues bit for bit, and that it means the same everywhere."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+import llmctl
+from llmctl import config, preflight
+from llmctl.adapters.attach import load_adapted, put_prefix
+from llmctl.adapters.folder import open_adapter
+from llmctl.adapters.merge import merge
+from llmctl.checkpoint import safetensors_file
+from llmctl.checkpoint.model import load_model
+from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
+from llmctl.train import sft, subject
+from llmctl.train.loop import Hook
+
+STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
+METHODS = {"plain": {}, "projected": {"prefix_projection": True, "projection_hidden": 24}}
+
+
+def job(output, method, resume=False, **changes):
+    settings = {
+        "model": {"path": "plugin:starter/model"},
+        "method": {"name": "prefix", "virtual_tokens": 6, **method},
+        "data": {"train": str(STARTER / "data" / "dev.jsonl"), "src_length": 64, "max_length": 128,
+                 "packing": "best-fit", **changes.pop("data", {})},
+        "train": {"max_steps": 4, "batch_size": 2, "save_every": 2, "log_every": 1, "learning_rate": 1e-2,
+                  "weight_decay": 0.1, **changes},
+        "output": {"dir": str(output), "samples": 0, "resume": resume},
+    }  # fmt: skip
+    return preflight.finetune(config.build(config.FinetuneConfig, settings), "llama")
+
+
+class Crash(Hook):
+    def on_save(self, step):
+        raise RuntimeError("power cut")
+
+
+def losses(output):
+    return [(row["step"], row["loss"]) for row in map(json.loads, (output / "metrics.jsonl").read_text().splitlines())]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Finished runs by method, each made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            output = tmp_path_factory.mktemp("runs") / name
+            sft.run(job(output, METHODS[name]))
+            made[name] = output
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_was_cut_off_continues_bit_for_bit(runs, tmp_path, name):
+    with pytest.raises(RuntimeError, match="power cut"):
+        sft.run(job(tmp_path / "cut", METHODS[name]), [Crash()])
+    sft.run(job(tmp_path / "cut", METHODS[name], resume=True))
+    whole = runs(name)
+    assert losses(tmp_path / "cut") == losses(whole)
+    file = Path("model") / "adapter_model.safetensors"
+    assert (tmp_path / "cut" / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_stored_gives_what_was_trained_and_nothing_else(runs, tmp_path, name):
+    checkpoint = runs(name) / "checkpoints" / "step-000004"
+    made = subject.load(job(tmp_path / "unused", METHODS[name]), None)
+    made.read(checkpoint)
+    stored, opened = load_adapted(runs(name) / "model")
+    ids = paddle.to_tensor(np.random.default_rng(0).integers(3, 300, (2, 10)))
+    plain = load_model(STARTER / "model")[0]
+    with paddle.no_grad():
+        for model in (made.model, stored, plain):
+            model.eval()
+        trained = made.model(ids).numpy()
+        np.testing.assert_allclose(stored(ids).numpy(), trained, atol=1e-5)
+        assert np.abs(plain(ids).numpy() - trained).max() > 0.05
+    base = {name: value.numpy() for name, value in plain.state_dict().items()}
+    state = {name: value.numpy() for name, value in made.model.state_dict().items() if not name.startswith("prefix.")}
+    assert state.keys() == base.keys() and all(np.array_equal(state[name], value) for name, value in base.items())
+    tensors = safetensors_file.read_header(runs(name) / "model" / "adapter_model.safetensors")
+    _, dims, _ = load_model(STARTER / "model")
+    assert {name: info.shape for name, info in tensors.items()} == {
+        "prompt_embeddings": (6, dims.layers * 2 * dims.kv_heads * dims.head_dim)
+    }
+    names = {path.name for path in (runs(name) / "model").iterdir()}
+    assert {"adapter_config.json", "llmctl.json", "tokenizer.json"} <= names
+    assert not {"config.json", "model.safetensors", "projection.safetensors"} & names
+    assert (checkpoint / "projection.safetensors").exists() == (name == "projected")
+    assert opened.base == (STARTER / "model").resolve()
+
+
+@pytest.mark.parametrize("what", ["full", "attention"])
+@pytest.mark.parametrize("projection", [0, 5])
+def test_recomputed_layers_give_virtual_tokens_the_same_gradients(what, projection):
+    from llmctl.nn.loss import token_loss
+    from llmctl.train import recompute
+
+    ids = paddle.to_tensor(np.random.default_rng(0).integers(3, 300, (2, 10)))
+    gradients = []
+    for how in ("none", what):
+        model, dims, plugin = load_model(STARTER / "model", dtype="float64")
+        paddle.seed(1)
+        prefix = put_prefix(model, (dims.layers, 2, 4, dims.kv_heads, dims.head_dim), projection)
+        recompute.apply(model, plugin.card, dims, how, 1)
+        model.train()
+        hidden = model.hidden_states(ids)[:, :-1].reshape([-1, dims.hidden])
+        token_loss(model.logits(hidden), ids[:, 1:].reshape([-1])).backward()
+        gradients.append({name: parameter.grad.numpy() for name, parameter in prefix.named_parameters()})
+        assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("prefix."))
+    assert all(np.abs(value).max() > 0 for value in gradients[0].values())
+    for name, value in gradients[0].items():
+        np.testing.assert_allclose(gradients[1][name], value, rtol=1e-12, atol=1e-14, err_msg=name)
+
+
+def test_the_loaded_folder_generates_the_same_with_and_without_a_cache(runs):
+    from llmctl.infer.generate import generate
+    from llmctl.infer.sampling import SamplingOptions
+
+    model, tokenizer = llmctl.load(runs("plain") / "model")
+    prompts = [
+        tokenizer.encode("Tom has a red kite."),
+        tokenizer.encode("Deny this: Ann lives in a big house in Rome."),
+    ]
+    options = SamplingOptions(max_new_tokens=12)
+    answers = [
+        generate(model, prompts, options, tokenizer.eos_ids, tokenizer.pad_id, use_cache=use) for use in (True, False)
+    ]
+    assert answers[0] == answers[1]
+    alone = [generate(model, [prompt], options, tokenizer.eos_ids, tokenizer.pad_id)[0] for prompt in prompts]
+    assert answers[0] == alone
+
+
+def test_a_prefix_cannot_be_merged(runs, tmp_path):
+    with pytest.raises(CheckpointError, match="a prefix, which cannot be merged"):
+        merge(open_adapter(runs("plain") / "model"), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "error"),
+    [
+        ({"virtual_tokens": 4000}, {}, "over the .* positions"),
+        ({"projection_hidden": 8}, {}, "no effect without method.prefix_projection"),
+        ({"rank": 4}, {}, "method.rank has no effect with method.name=prefix"),
+        ({"virtual_tokens": 0}, {}, "must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path, method, data, error):
+    with pytest.raises(ConfigError, match=error):
+        job(tmp_path / "out", method, data=data)
+
+
+def test_a_model_that_looks_for_no_prefix_is_refused():
+    with pytest.raises(UnsupportedError, match="takes no virtual tokens"):
+        put_prefix(paddle.nn.Linear(2, 2), (1, 2, 3, 1, 2))
