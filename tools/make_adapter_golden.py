@@ -1,20 +1,22 @@
-"""Writes the goldens of tests/unit/test_adapter_goldens.py: tiny models with adapters made by peft, and their logits.
+"""Writes the goldens of the tests of adapters and prefixes: tiny models with what peft made for them, and their logits.
 
-Each case in tests/goldens/adapters is a model folder with a folder ``adapter`` in it and ``golden.npz`` (``input_ids``
-[2, 9], ``logits`` of peft's model). Needs torch, transformers and peft, which the project itself does not; the files in
+Each case in tests/goldens/adapters and tests/goldens/prefixes is a model folder with a folder ``adapter`` in it and
+``golden.npz`` (``input_ids`` [2, 9], ``logits`` of peft's model; for prefixes also ``greedy_ids``, which begin with the first
+row). Names such as ``prefixes/opt`` make only these. Needs torch, transformers and peft, which the project itself does not; the files in
 the repository were made with torch 2.13, transformers 4.57.6 and peft 0.21.2. Run with: python tools/make_adapter_golden.py
 """
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-OUT = Path(__file__).resolve().parents[1] / "tests" / "goldens" / "adapters"
+GOLDENS = Path(__file__).resolve().parents[1] / "tests" / "goldens"
 DECODER = dict(
     vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     max_position_embeddings=32, tie_word_embeddings=True,
@@ -47,12 +49,17 @@ CASES = {
     ),
     "opt_pattern": ("opt", dict(r=2, lora_alpha=2, target_modules=r".*layers\.1\.(fc1|self_attn\.v_proj)")),
 }  # fmt: skip
+PREFIXES = {
+    "bloom": ("bloom", dict(num_virtual_tokens=3)),
+    "gpt2": ("gpt2", dict(num_virtual_tokens=4)),
+    "llama_projected": ("llama", dict(num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=12)),
+    "opt": ("opt", dict(num_virtual_tokens=2)),
+}
 
 
-def make(case: str, kind: str, settings: dict) -> None:
+def make(folder: Path, kind: str, config: LoraConfig | PrefixTuningConfig) -> None:
     """One case, every tensor random."""
-    torch.manual_seed(sum(map(ord, case)))
-    folder = OUT / case
+    torch.manual_seed(sum(map(ord, folder.name)))
     shutil.rmtree(folder, ignore_errors=True)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **MODELS[kind])).eval()
     with torch.no_grad():
@@ -63,7 +70,7 @@ def make(case: str, kind: str, settings: dict) -> None:
     model.bfloat16().save_pretrained(folder)
     # Read back, since tables of rotations are computed anew in float32.
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
+    model = get_peft_model(model, config).eval()
     with torch.no_grad():
         for name, value in model.named_parameters():
             if "lora_magnitude" in name:
@@ -75,13 +82,20 @@ def make(case: str, kind: str, settings: dict) -> None:
     (folder / "adapter" / "README.md").unlink()
     ids = torch.randint(3, 64, (2, 9))
     with torch.no_grad():
-        logits = model(ids).logits
-    np.savez_compressed(folder / "golden.npz", input_ids=ids.numpy(), logits=logits.numpy())
-    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
-    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        arrays = {"input_ids": ids, "logits": model(ids).logits}
+        if isinstance(config, PrefixTuningConfig):
+            given = dict(input_ids=ids[:1], attention_mask=torch.ones_like(ids[:1]), eos_token_id=None, pad_token_id=0)
+            arrays["greedy_ids"] = model.generate(**given, max_new_tokens=6, do_sample=False)
+    np.savez_compressed(folder / "golden.npz", **{name: value.numpy() for name, value in arrays.items()})
+    written = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(written, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
-    for case, (kind, settings) in CASES.items():
-        make(case, kind, settings)
-        print(case, sum(path.stat().st_size for path in (OUT / case).rglob("*") if path.is_file()), "bytes")
+    for name, cases, method in (("adapters", CASES, LoraConfig), ("prefixes", PREFIXES, PrefixTuningConfig)):
+        for case, (kind, settings) in cases.items():
+            folder = GOLDENS / name / case
+            if sys.argv[1:] and f"{name}/{case}" not in sys.argv[1:]:
+                continue
+            make(folder, kind, method(task_type="CAUSAL_LM", **settings))
+            print(folder, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), "bytes")

@@ -1,4 +1,4 @@
-"""The recipe ``lora`` of every family, on a tiny model of it: what a user types, run in this process."""
+"""The recipes ``lora`` and ``prefix`` of every family, on a tiny model: what a user types, run in this process."""
 
 import json
 import sys
@@ -47,17 +47,25 @@ def model(request, tmp_path):
 
 
 @pytest.mark.parametrize("model", FAMILIES, indirect=True)
-def test_the_recipe_trains_an_adapter_of_every_linear(model, tmp_path):
+@pytest.mark.parametrize("recipe", ["lora", "prefix"])
+def test_the_recipe_trains_an_adapter_of_every_linear_or_virtual_tokens(model, tmp_path, recipe):
     family, plugin, dims, folder = model
+    changes = (
+        {"method.virtual_tokens": 6, "train.grad_accumulation": 1, "train.batch_size": 8} if recipe == "prefix" else {}
+    )
     (tmp_path / "train.jsonl").write_text('{"src": "hello", "tgt": "world"}\n{"src": "the quick", "tgt": "fox"}\n' * 4)
     settings = {"model.path": folder, "data.train": tmp_path / "train.jsonl", "data.src_length": 16, "data.max_length": 32,
-                "train.max_steps": 3, "train.log_every": 1, "output.samples": 0}  # fmt: skip
+                "train.max_steps": 3, "train.log_every": 1, "output.samples": 0, **changes}  # fmt: skip
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     with pytest.raises(SystemExit) as end:
-        main(["--model", family, "finetune", "--recipe", "lora", "--output", str(tmp_path / "run"), *sets])
+        main(["--model", family, "finetune", "--recipe", recipe, "--output", str(tmp_path / "run"), *sets])
     assert end.value.code == 0
     opened = open_adapter(tmp_path / "run" / "model")
-    assert opened.base == folder.resolve() and list(opened.adapter.parts) == list(targets.linears(plugin.card, dims))
-    assert all(part.rank == 8 and part.b.any() for part in opened.adapter.parts.values())
+    assert opened.base == folder.resolve()
+    if recipe == "prefix":
+        assert opened.adapter.tokens == 6
+    else:
+        assert list(opened.adapter.parts) == list(targets.linears(plugin.card, dims))
+        assert all(part.rank == 8 and part.b.any() for part in opened.adapter.parts.values())
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
