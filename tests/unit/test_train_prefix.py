@@ -163,3 +163,18 @@ def test_settings_that_cannot_work_are_refused(tmp_path, method, data, error):
 def test_a_model_that_looks_for_no_prefix_is_refused():
     with pytest.raises(UnsupportedError, match="takes no virtual tokens"):
         put_prefix(paddle.nn.Linear(2, 2), (1, 2, 3, 1, 2))
+
+
+def test_preferences_are_measured_against_the_base_without_virtual_tokens(tmp_path):
+    made = subject.load(job(tmp_path / "unused", METHODS["plain"]), None)
+    ids = paddle.to_tensor([[5, 6, 7, 8]])
+    with paddle.no_grad():
+        made.model.eval()
+        trained = made.model(ids).numpy()
+        with made.reference()() as base:
+            found = base(ids).numpy()
+        plain = load_model(STARTER / "model")[0]
+        plain.eval()
+        np.testing.assert_array_equal(found, plain(ids).numpy())
+        np.testing.assert_array_equal(made.model(ids).numpy(), trained)
+    assert len(list(made.model.prefix.parameters())) == made.model.prefix.layers
