@@ -1,0 +1,94 @@
+"""Virtual tokens where positions are not plain: linear biases, windows, rotations by length; and compiled operators."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+import pytest
+
+from llmctl import plugins
+from llmctl.adapters.attach import put_prefix
+from llmctl.adapters.prefix import shape_of
+from llmctl.data.packing import collate, join
+from llmctl.infer.generate import generate
+from llmctl.infer.sampling import SamplingOptions
+from llmctl.nn.cache import KVCache
+from llmctl.nn.layout import Layout
+from llmctl.testing.tiny import random_model, tiny_dims
+from llmctl.train.evaluate import hidden_states
+
+RNG = np.random.default_rng(2)
+TOKENS = 4
+
+
+def prefixed(family, changes):
+    """A random model, a text, and the model's virtual tokens that are made of the text."""
+    plugin = plugins.load(family)
+    dims = tiny_dims(plugin.card, changes)
+    model = random_model(plugin, dims)
+    text, cache = paddle.to_tensor(RNG.integers(3, dims.vocab, (1, TOKENS))), KVCache(TOKENS)
+    with paddle.no_grad():
+        model(text, cache=cache)
+    prefix = put_prefix(model, shape_of(dims, TOKENS))
+    prefix.take(np.stack([np.stack([part[0].numpy() for part in cache.pair(layer)]) for layer in range(dims.layers)]))
+    return model, text, prefix, dims
+
+
+CASES = {
+    "biases": ("baichuan", {"position": "alibi"}),
+    "window": ("mistral", {"window": 6}),
+    "log-n": ("qwen", {"double_ffn": 96, "log_n": True, "trained": 8, "dynamic_ntk": False}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_virtual_tokens_stand_for_the_text_they_came_from(name):
+    model, text, prefix, dims = prefixed(*CASES[name])
+    ids = paddle.to_tensor(RNG.integers(3, dims.vocab, (1, 10)))
+    cache = KVCache(10)
+    with paddle.no_grad():
+        found = model(ids).numpy()
+        steps = [model(ids[:, t : t + 1], cache=cache) for t in range(10)]
+        model.prefix = None
+        expected = model(paddle.concat([text, ids], axis=1))[:, TOKENS:].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    np.testing.assert_allclose(paddle.concat(steps, axis=1).numpy(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(("family", "changes"), [("mistral", {"window": 9}), CASES["biases"]])
+def test_packed_documents_are_as_far_from_virtual_tokens_as_each_alone(family, changes):
+    model, _, _, dims = prefixed(family, changes)
+    rows = [RNG.integers(3, dims.vocab, length).tolist() for length in (5, 3, 4)]
+    documents = [SimpleNamespace(input_ids=row, labels=[-100] * len(row), source="") for row in rows]
+    with paddle.no_grad():
+        packed = hidden_states(model, collate([join(documents)], 0)).numpy()[0]
+        alone = [model.hidden_states(paddle.to_tensor([row])).numpy()[0] for row in rows]
+    np.testing.assert_allclose(packed, np.concatenate(alone), atol=1e-9)
+
+
+def test_a_packed_document_that_outgrows_its_window_is_refused():
+    ends = paddle.to_tensor([[4, 4, 4, 4, 6, 6]])
+    layout = Layout(6, 3, position_BT=paddle.to_tensor([[3, 4, 5, 6, 3, 4]]), end_BT=ends)
+    with pytest.raises(ValueError, match="packed after 3 past tokens do not fit a window of 6"):
+        layout.mask(window=6)
+
+
+def test_generation_counts_virtual_tokens_where_rotations_depend_on_the_length():
+    """Rows that outgrow the trained length only with the virtual tokens are run without a cache."""
+    changes = {"double_ffn": 96, "log_n": True, "trained": 12, "dynamic_ntk": True}
+    model, _, _, dims = prefixed("qwen", changes)
+    assert model.stable_length == 12 - TOKENS
+    prompt = RNG.integers(3, dims.vocab, 5).tolist()
+    options = SamplingOptions(max_new_tokens=6)
+    cached, uncached = (generate(model, [prompt], options, [], 0, use_cache=use)[0].ids for use in (True, False))
+    assert cached == uncached
+
+
+def test_single_precision_gives_the_same_up_to_rounding():
+    """Where compiled operators are installed, it is they that are used."""
+    exact, _, _, dims = prefixed("mixtral", {})
+    ids = paddle.to_tensor(RNG.integers(3, dims.vocab, (2, 8)))
+    with paddle.no_grad():
+        expected = exact(ids).numpy()
+        exact.to(dtype="float32")
+        np.testing.assert_allclose(exact(ids).numpy(), expected, atol=1e-3)
