@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from test_lora_recipes import FAMILIES, model  # noqa: F401
+from test_recipes import FAMILIES, model  # noqa: F401
 
 from llmctl.cli import main
 from llmctl.data.preferences import parse_preference
