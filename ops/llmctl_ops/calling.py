@@ -8,6 +8,7 @@ import paddle
 
 from llmctl_ops import library
 
+FLOAT32 = paddle.float32
 POINTER, SIZE, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -15,7 +16,12 @@ def fits(*tensors: paddle.Tensor) -> bool:
     """Whether there are kernels for these tensors: float32, in main memory, and not a program that is being traced."""
     if library.load().handle is None or not paddle.in_dynamic_mode():
         return False
-    return all(tensor.dtype == paddle.float32 and tensor.place.is_cpu_place() for tensor in tensors)
+    for tensor in tensors:
+        dtype = tensor.dtype
+        # Comparing types takes five times as long as finding that they are one object.
+        if not ((dtype is FLOAT32 or dtype == FLOAT32) and tensor.place.is_cpu_place()):
+            return False
+    return True
 
 
 def wanted(*tensors: paddle.Tensor) -> bool:
@@ -25,7 +31,7 @@ def wanted(*tensors: paddle.Tensor) -> bool:
 
 def pointer(tensor: paddle.Tensor | None) -> int | None:
     """The address of the first element; None for no tensor or no elements."""
-    return tensor.data_ptr() if tensor is not None and tensor.size else None
+    return tensor.data_ptr() if tensor is not None and 0 not in tensor.shape else None
 
 
 def done(status: int) -> None:

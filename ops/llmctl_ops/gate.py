@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import paddle
 
 from llmctl_ops import library, reference
@@ -63,5 +65,5 @@ def _halves(tensors) -> tuple[int | None, int | None]:
 
 
 def _sizes(out: paddle.Tensor, tensors) -> tuple[int, int, int]:
-    width = out.shape[-1]
-    return out.size // width if width else 0, width, tensors[0].shape[-1]
+    *leading, width = out.shape
+    return math.prod(leading), width, tensors[0].shape[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import paddle
 
 from llmctl_ops import library, reference
@@ -50,5 +52,5 @@ def _forward(x: paddle.Tensor, weight: paddle.Tensor, eps: float, scale: paddle.
 
 
 def _rows(x: paddle.Tensor) -> tuple[int, int]:
-    width = x.shape[-1]
-    return x.size // width if width else 0, width
+    *leading, width = x.shape
+    return math.prod(leading), width

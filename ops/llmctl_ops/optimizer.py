@@ -50,7 +50,7 @@ def adamw(
     kernel = library.load().kernel("adamw", *[POINTER] * 4, SIZE, *[FLOAT] * 5)
     numbers = *betas, eps * root, lr * root / (1 - powers[0]), lr * weight_decay
     grad = grad.contiguous()
-    done(kernel(*(pointer(x) for x in (weight, grad, moment1, moment2)), weight.size, *numbers))
+    done(kernel(*(pointer(x) for x in (weight, grad, moment1, moment2)), math.prod(weight.shape), *numbers))
 
 
 def sum_squares(tensors: Sequence[paddle.Tensor]) -> float:
@@ -61,5 +61,5 @@ def sum_squares(tensors: Sequence[paddle.Tensor]) -> float:
     kernel = library.load().kernel("sum_squares", POINTER, SIZE, POINTER)
     for tensor in tensors:
         tensor = tensor.contiguous()
-        done(kernel(pointer(tensor), tensor.size, ctypes.addressof(total)))
+        done(kernel(pointer(tensor), math.prod(tensor.shape), ctypes.addressof(total)))
     return total.value
