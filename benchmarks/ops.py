@@ -19,7 +19,7 @@ from turns import Worker
 
 ROWS, HIDDEN, FFN, VOCAB, PARAMETERS = 1024, 512, 1376, 32000, 16_000_000
 LONG, DOCUMENTS = 4096, 8
-REPEATS = 3
+REPEATS, SECONDS = 3, 0.3  # of a turn, at least
 
 CASES = (
     "attention, causal, 4 x 256, 8 heads of 64",
@@ -27,6 +27,9 @@ CASES = (
     f"attention, causal, 1 x {LONG}, 4 heads of 64",
     f"attention, {DOCUMENTS} documents in {LONG}, 4 heads of 64",
     f"rms_norm, {ROWS} x {HIDDEN}",
+    f"layer_norm, {ROWS} x {HIDDEN}",
+    f"bias, {ROWS} x {4 * HIDDEN}",
+    f"gelu (tanh), {ROWS} x {4 * HIDDEN}",
     "rope, 4 x 256, 8 heads of 64",
     f"swiglu, {ROWS} x {FFN}",
     f"cross entropy, {ROWS} x {VOCAB}",
@@ -45,8 +48,8 @@ def paddle_work():
     from llmctl.nn.attention import attend_dense
     from llmctl.nn.layout import Mask
     from llmctl.nn.loss import token_loss
-    from llmctl.nn.mlp import gated
-    from llmctl.nn.norm import rms_norm
+    from llmctl.nn.mlp import gated, gelu_tanh
+    from llmctl.nn.norm import LayerNorm, rms_norm
     from llmctl.nn.position import Rotary, rotate
     from llmctl.train.optimizer import AdamW, global_norm
 
@@ -93,11 +96,18 @@ def paddle_work():
         tensors = [paddle.randn([PARAMETERS // 16]) for _ in range(16)]
         return lambda: global_norm(tensors)
 
+    def add_bias(x, bias):
+        fused = kernels.compiled("add_bias", x, bias)
+        return x + bias if fused is None else fused(x, bias)
+
     angles = Rotary(64, 10000.0)(paddle.arange(256).unsqueeze(0), "float32")
     labels = paddle.randint(0, VOCAB, [ROWS])
     return [
         *(lambda index=index: attention(index) for index in range(4)),
         lambda: both(lambda x, w: rms_norm(x, w, 1e-6), (ROWS, HIDDEN), (HIDDEN,)),
+        lambda: both(LayerNorm(HIDDEN), (ROWS, HIDDEN)),
+        lambda: both(add_bias, (ROWS, 4 * HIDDEN), (4 * HIDDEN,)),
+        lambda: both(gelu_tanh, (ROWS, 4 * HIDDEN)),
         lambda: both(lambda x: rotate(x, *angles), (4, 256, 8, 64)),
         lambda: both(gated, (ROWS, FFN), (ROWS, FFN)),
         lambda: both(lambda x: token_loss(x, labels), (ROWS, VOCAB)),
@@ -154,6 +164,9 @@ def torch_work(threads):
     return [
         *(lambda index=index: attention(index) for index in range(4)),
         lambda: both(lambda x, w: F.rms_norm(x, (HIDDEN,), w, 1e-6), (ROWS, HIDDEN), (HIDDEN,)),
+        lambda: both(torch.nn.LayerNorm(HIDDEN), (ROWS, HIDDEN)),
+        lambda: both(torch.add, (ROWS, 4 * HIDDEN), (4 * HIDDEN,)),
+        lambda: both(lambda x: F.gelu(x, approximate="tanh"), (ROWS, 4 * HIDDEN)),
         lambda: both(rotate, (4, 8, 256, 64)),
         lambda: both(lambda gate, up: F.silu(gate) * up, (ROWS, FFN), (ROWS, FFN)),
         lambda: both(lambda x: F.cross_entropy(x, labels, reduction="sum"), (ROWS, VOCAB)),
@@ -163,7 +176,7 @@ def torch_work(threads):
 
 
 def serve(side, threads):
-    """For each number of a case on stdin does its work a few times and prints the seconds as JSON."""
+    """For each number of a case on stdin does its work some times and prints the seconds as JSON."""
     if side == "composed":
         os.environ["LLMCTL_OPS"] = "reference"
     work = torch_work(threads) if side == "torch" else paddle_work()
@@ -172,7 +185,7 @@ def serve(side, threads):
         run = work[int(line)]()
         run()
         seconds, cpu = [], time.process_time()
-        for _ in range(REPEATS):
+        while len(seconds) < REPEATS or sum(seconds) < SECONDS:
             start = time.perf_counter()
             run()
             seconds.append(time.perf_counter() - start)

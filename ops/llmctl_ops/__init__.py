@@ -4,12 +4,26 @@ Each takes paddle tensors and has a twin in ``reference`` that it stands for: fo
 devices, for programs being traced, and where there is no compiled library (``llmctl ops doctor`` says why).
 """
 
+from llmctl_ops.activation import gelu_tanh
 from llmctl_ops.attention import attention
+from llmctl_ops.bias import add_bias
 from llmctl_ops.calling import fits
 from llmctl_ops.gate import swiglu
 from llmctl_ops.loss import cross_entropy
-from llmctl_ops.norm import rms_norm
+from llmctl_ops.norm import layer_norm, rms_norm
 from llmctl_ops.optimizer import adamw, sum_squares
 from llmctl_ops.rotary import rope
 
-__all__ = ["adamw", "attention", "cross_entropy", "fits", "rms_norm", "rope", "sum_squares", "swiglu"]
+__all__ = [
+    "adamw",
+    "add_bias",
+    "attention",
+    "cross_entropy",
+    "fits",
+    "gelu_tanh",
+    "layer_norm",
+    "rms_norm",
+    "rope",
+    "sum_squares",
+    "swiglu",
+]

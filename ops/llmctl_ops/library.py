@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE = Path(__file__).with_name("libllmctl_ops.so")
-INTERFACE = 1
-"""Version of the kernels' signatures; the library has the same number in library.cpp."""
+INTERFACE = 2
+"""Version of the kernels and their signatures; the library has the same number in library.cpp."""
 
 LEVELS = ("portable", "avx2", "avx512")
 CHOICES = ("auto", *reversed(LEVELS), "reference")

@@ -1,4 +1,4 @@
-"""RMSNorm; differentiable in the input and the weight."""
+"""RMSNorm and LayerNorm; differentiable in the input, the weight and the bias."""
 
 from __future__ import annotations
 
@@ -48,6 +48,47 @@ def _forward(x: paddle.Tensor, weight: paddle.Tensor, eps: float, scale: paddle.
     out = paddle.empty_like(x)
     kernel = library.load().kernel("rms_norm_forward", *[POINTER] * 4, SIZE, SIZE, FLOAT)
     done(kernel(pointer(x), pointer(weight), pointer(out), pointer(scale), *_rows(x), eps))
+    return out
+
+
+def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, eps: float) -> paddle.Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis.
+
+    Raises:
+        ValueError: The weight or the bias is not as wide as x.
+    """
+    if not weight.shape == bias.shape == x.shape[-1:]:
+        raise ValueError(f"layer_norm of {x.shape} has a weight {weight.shape} and a bias {bias.shape}")
+    if not fits(x, weight, bias):
+        return reference.layer_norm(x, weight, bias, eps)
+    if wanted(x, weight, bias):
+        return _LayerNorm.apply(x, weight, bias, eps)
+    return _layer_forward(x.contiguous(), weight, bias, eps, None)
+
+
+class _LayerNorm(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):
+        ctx.wanted = [not t.stop_gradient for t in (x, weight, bias)]
+        x = x.contiguous()
+        moments = paddle.empty([*x.shape[:-1], 2], "float32")
+        ctx.save_for_backward(x, weight, moments)
+        return _layer_forward(x, weight, bias, eps, moments)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, moments = ctx.saved_tensor()
+        grad = grad.contiguous()
+        grads = paddle.empty_like(x), paddle.empty_like(weight), paddle.empty_like(weight)
+        kernel = library.load().kernel("layer_norm_backward", *[POINTER] * 7, SIZE, SIZE)
+        done(kernel(*(pointer(t) for t in (x, weight, moments, grad, *grads)), *_rows(x)))
+        return tuple(t if wanted else None for t, wanted in zip(grads, ctx.wanted, strict=True))
+
+
+def _layer_forward(x, weight, bias, eps: float, moments: paddle.Tensor | None) -> paddle.Tensor:
+    out = paddle.empty_like(x)
+    kernel = library.load().kernel("layer_norm_forward", *[POINTER] * 5, SIZE, SIZE, FLOAT)
+    done(kernel(*(pointer(t) for t in (x, weight, bias, out, moments)), *_rows(x), eps))
     return out
 
 

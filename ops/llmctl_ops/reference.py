@@ -6,6 +6,8 @@ read, not to be quick.
 
 from __future__ import annotations
 
+import math
+
 import paddle
 from paddle.nn import functional as F
 
@@ -31,6 +33,22 @@ def rms_norm(x, weight, eps):
     """``llmctl_ops.rms_norm``; the mean square of a half-precision x is taken in float32."""
     wide = x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x
     return (wide * paddle.rsqrt((wide * wide).mean(axis=-1, keepdim=True) + eps)).astype(x.dtype) * weight
+
+
+def layer_norm(x, weight, bias, eps):
+    """``llmctl_ops.layer_norm``."""
+    apart = x - x.mean(axis=-1, keepdim=True)
+    return apart * paddle.rsqrt((apart * apart).mean(axis=-1, keepdim=True) + eps) * weight + bias
+
+
+def add_bias(x, bias):
+    """``llmctl_ops.add_bias``."""
+    return x + bias
+
+
+def gelu_tanh(x):
+    """``llmctl_ops.gelu_tanh``."""
+    return x / 2 * (1 + paddle.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 def rope(x_BTNH, cos_BT1H, sin_BT1H):

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import paddle
 
 from llmctl_ops import reference
+from llmctl_ops.activation import gelu_tanh
 from llmctl_ops.attention import attention
+from llmctl_ops.bias import add_bias
 from llmctl_ops.gate import swiglu
 from llmctl_ops.loss import cross_entropy
-from llmctl_ops.norm import rms_norm
+from llmctl_ops.norm import layer_norm, rms_norm
 from llmctl_ops.optimizer import adamw, sum_squares
 from llmctl_ops.rotary import rope
 
@@ -96,6 +98,10 @@ def _compare_loss() -> float:
     return differences(cross_entropy, reference.cross_entropy, [20 * _noise(33, 77)], labels)
 
 
+def _compare_layer_norm() -> float:
+    return differences(layer_norm, reference.layer_norm, [3 + _noise(9, 77), _noise(77), _noise(77)], 1e-5)
+
+
 def _compare_rope() -> float:
     angle = 3 * _noise(1, 21, 1, 20)
     return differences(rope, reference.rope, [_noise(2, 21, 3, 20)], angle.cos(), angle.sin())
@@ -104,6 +110,9 @@ def _compare_rope() -> float:
 OPS = (
     Op("attention", _compare_attention),
     Op("rms_norm", lambda: differences(rms_norm, reference.rms_norm, [_noise(9, 77), _noise(77)], 1e-5)),
+    Op("layer_norm", _compare_layer_norm),
+    Op("add_bias", lambda: differences(add_bias, reference.add_bias, [_noise(9, 77), _noise(77)])),
+    Op("gelu_tanh", lambda: differences(gelu_tanh, reference.gelu_tanh, [2 * _noise(9, 77)])),
     Op("rope", _compare_rope),
     Op("swiglu", lambda: differences(swiglu, reference.swiglu, [3 * _noise(9, 77), _noise(9, 77)])),
     Op("cross_entropy", _compare_loss),

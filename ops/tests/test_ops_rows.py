@@ -40,6 +40,53 @@ def test_rms_norm_of_many_rows_sums_the_gradient_of_the_weight_over_all_threads(
     check(llmctl_ops.rms_norm, norm_twin, [seeded(3000, 24), seeded(24)], [1e-3], tolerance=3e-5)
 
 
+def layer_norm_twin(x, weight, bias, grad):
+    apart = x - x.mean(-1, keepdims=True)
+    scale = 1 / np.sqrt((apart**2).mean(-1, keepdims=True) + 1e-3)
+    unit, given = apart * scale, grad * weight
+    grad_x = scale * (given - given.mean(-1, keepdims=True) - unit * (given * unit).mean(-1, keepdims=True))
+    return unit * weight + bias, grad_x, *((part.reshape(-1, x.shape[-1])).sum(0) for part in (grad * unit, grad))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_layer_norm(level, seeded, width):
+    check(llmctl_ops.layer_norm, layer_norm_twin, [seeded(3, 11, width), seeded(width), seeded(width)], [1e-3])
+
+
+def test_layer_norm_far_from_zero_keeps_its_precision(level, seeded):
+    x = paddle.to_tensor(seeded(4, 100).numpy() + 1000.0, stop_gradient=False)
+    check(llmctl_ops.layer_norm, layer_norm_twin, [x, seeded(100), seeded(100)], [1e-3], tolerance=1e-4)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("rows", [1, 900])
+def test_add_bias(level, seeded, rows, width):
+    def twin(x, bias, grad):
+        return x + bias, grad, grad.sum(0)
+
+    check(llmctl_ops.add_bias, twin, [seeded(rows, width), seeded(width)])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_gelu_tanh(level, seeded, width):
+    def twin(x, grad):
+        root = np.sqrt(2 / np.pi)
+        tanh = np.tanh(root * (x + 0.044715 * x**3))
+        slope = (1 + tanh) / 2 + x / 2 * (1 - tanh**2) * root * (1 + 3 * 0.044715 * x**2)
+        return x / 2 * (1 + tanh), grad * slope
+
+    check(llmctl_ops.gelu_tanh, twin, [seeded(5, 3, width)])
+    far = paddle.to_tensor([-1e4, -50.0, -6.0, 6.0, 50.0, 1e4], stop_gradient=False)
+    check(llmctl_ops.gelu_tanh, twin, [far])
+
+
+def test_only_the_wanted_gradients_are_given(level, seeded):
+    x, bias = seeded(3, 8), seeded(8)
+    bias.stop_gradient = True
+    llmctl_ops.add_bias(x, bias).sum().backward()
+    assert bias.grad is None and float(x.grad.sum()) == 24.0
+
+
 def angles(rows, new, width):
     angle = np.random.default_rng(4).uniform(-9, 9, (rows, new, 1, width)).astype("float32")
     return np.cos(angle), np.sin(angle)
@@ -117,12 +164,15 @@ def test_a_label_outside_of_the_vocabulary_is_refused(level, seeded, label):
         llmctl_ops.cross_entropy(seeded(2, 5), paddle.to_tensor([0, label]))
 
 
-@pytest.mark.parametrize("name", ["rms_norm", "swiglu", "cross_entropy"])
+@pytest.mark.parametrize("name", ["rms_norm", "layer_norm", "add_bias", "gelu_tanh", "swiglu", "cross_entropy"])
 def test_what_is_no_number_is_not_hidden(level, seeded, name):
     x = seeded(4, 20).detach()
     x[2, 19] = float("nan")
     rest = {
         "rms_norm": (paddle.ones([20]), 1e-6),
+        "layer_norm": (paddle.ones([20]), paddle.ones([20]), 1e-6),
+        "add_bias": (paddle.ones([20]),),
+        "gelu_tanh": (),
         "swiglu": (paddle.ones([4, 20]),),
         "cross_entropy": (paddle.zeros([4], "int64"),),
     }
@@ -141,6 +191,9 @@ def test_no_rows(level, seeded):
 
 
 CASES = {
+    "layer_norm": lambda draw: [draw(3, 10), draw(10), draw(10), 1e-6],
+    "add_bias": lambda draw: [draw(3, 10), draw(10)],
+    "gelu_tanh": lambda draw: [draw(3, 10)],
     "rms_norm": lambda draw: [draw(3, 10), draw(10), 1e-6],
     "rope": lambda draw: [draw(2, 5, 3, 6), draw(1, 5, 1, 6).detach(), draw(1, 5, 1, 6).detach()],
     "swiglu": lambda draw: [draw(3, 10), draw(3, 10)],
@@ -175,6 +228,8 @@ def test_a_traced_program_takes_the_reference(level, seeded, name):
     ("name", "shapes"),
     [
         ("rms_norm", [(2, 8), (7,)]),
+        ("layer_norm", [(2, 8), (8,), (7,)]),
+        ("add_bias", [(2, 8), (2,)]),
         ("rope", [(1, 2, 1, 8), (1, 3, 1, 8), (1, 3, 1, 8)]),
         ("rope", [(1, 2, 1, 7), (1, 2, 1, 7), (1, 2, 1, 7)]),
         ("rope", [(1, 2, 1, 8), (1, 2, 1, 8), (1, 2, 1, 6)]),
@@ -184,6 +239,6 @@ def test_a_traced_program_takes_the_reference(level, seeded, name):
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(name, shapes):
-    rest = [1e-6] if name == "rms_norm" else []
+    rest = [1e-6] if name.endswith("norm") else []
     with pytest.raises(ValueError, match=name):
         getattr(llmctl_ops, name)(*(paddle.zeros(shape) for shape in shapes), *rest)

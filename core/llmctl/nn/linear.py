@@ -8,6 +8,8 @@ from __future__ import annotations
 import paddle
 from paddle.nn.initializer import Constant, Normal
 
+from llmctl.nn import kernels
+
 
 class Linear(paddle.nn.Layer):
     """y = x W + b, with weights drawn from normal(0, std) and a bias of zeros.
@@ -26,4 +28,7 @@ class Linear(paddle.nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         y = paddle.matmul(x, self.weight)
-        return y if self.bias is None else y + self.bias
+        if self.bias is None:
+            return y
+        fused = kernels.compiled("add_bias", y, self.bias)
+        return y + self.bias if fused is None else fused(y, self.bias)

@@ -101,4 +101,5 @@ class MLP(paddle.nn.Layer):
 
 def gelu_tanh(x: paddle.Tensor) -> paddle.Tensor:
     """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
-    return paddle.nn.functional.gelu(x, approximate=True)
+    fused = kernels.compiled("gelu_tanh", x)
+    return paddle.nn.functional.gelu(x, approximate=True) if fused is None else fused(x)

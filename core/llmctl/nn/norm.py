@@ -25,6 +25,14 @@ class RMSNorm(paddle.nn.Layer):
         return rms_norm(x, self.weight, self.eps)
 
 
+class LayerNorm(paddle.nn.LayerNorm):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis, by a compiled operator where there is one."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        fused = kernels.compiled("layer_norm", x, self.weight, self.bias)
+        return super().forward(x) if fused is None else fused(x, self.weight, self.bias, self._epsilon)
+
+
 def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tensor:
     """``RMSNorm`` as a function; the result has the type of x."""
     fused = kernels.compiled("rms_norm", x, weight)

@@ -51,10 +51,15 @@ INLINE void vectors(int64_t count, const Body& body) {
 INLINE Vec larger(Vec a, Vec b) { return a < b ? b : a; }
 
 INLINE float sum(Vec v) {
-  float total = 0.0f;
-#pragma GCC unroll 16
-  for (int i = 0; i < WIDTH; ++i) total += v[i];
-  return total;
+  typedef float Quad __attribute__((vector_size(16)));
+  union {
+    Vec whole;
+    Quad quads[WIDTH / 4];
+  } parts = {v};
+  Quad total = parts.quads[0];
+#pragma GCC unroll 4
+  for (int i = 1; i < WIDTH / 4; ++i) total += parts.quads[i];
+  return (total[0] + total[2]) + (total[1] + total[3]);
 }
 INLINE float largest(Vec v) {
   float most = v[0];
