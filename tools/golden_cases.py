@@ -6,9 +6,9 @@ row longer than the trained length. Sizes are as small as that allows; what is n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from llmctl.testing.case import Case
 
 VOCAB = 64
 SMALL = dict(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.2)
@@ -89,55 +89,13 @@ CHATGLM2 = dict(
 )
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model to record.
-
-    Attributes:
-        name: Folder of the golden.
-        family: Family whose conformance class names the golden.
-        plugin: Folder in plugins/ where the family's tests are.
-        model: Class of the original code.
-        config: Arguments of the model's configuration.
-        about: What the case shows.
-        file: The modeling file of a model repository; empty = the class is in transformers.
-        architectures: Written into config.json where published files name another class than the model's.
-        weights: Type of the weights in the file; they are computed with in float32.
-        tokens: Place in every row -> key of the configuration that holds the token which belongs there.
-        drawn: Tokens are drawn below this one.
-        padded: Whether the original takes rows padded on the left.
-        positions: Whether positions are passed with padded rows.
-        generate: Whether the original's own generation, with a cache, is recorded beside recomputing all of a row.
-        changing: Whether positions depend on the row's length, so that generation with a cache gives other tokens.
-        trains: Whether the loss is that of training mode, which differs from that of evaluation.
-        unused: Modules that the modeling file imports and the recorded path does not call; empty ones stand for them.
-    """
-
-    name: str
-    family: str
-    plugin: str
-    model: str
-    config: Mapping[str, Any]
-    about: str
-    file: str = ""
-    architectures: tuple[str, ...] = ()
-    weights: str = "float32"
-    tokens: Mapping[int, str] = field(default_factory=dict)
-    drawn: int = VOCAB
-    padded: bool = True
-    positions: bool = True
-    generate: bool = True
-    changing: bool = False
-    trains: bool = False
-    unused: tuple[str, ...] = ()
-
-
 def _llama(name: str, about: str, weights: str = "float32", changing: bool = False, **config: Any) -> Case:
     config = {**GATED, "num_key_value_heads": 2, **config}
-    return Case(
-        f"llama_{name}", "llama", "llama", "LlamaForCausalLM", config, about, weights=weights, changing=changing
-    )
+    return Case(f"llama_{name}", "llama", "LlamaForCausalLM", config, about, weights=weights, changing=changing)
 
+
+PLUGINS = {"mistral": "mixtral", "qwen2": "qwen", "qwen3": "qwen", "baichuan": "llama", "chatglm2": "chatglm"}
+"""Family -> folder in plugins/ where its tests are, unless it has the family's name."""
 
 CASES = (
     _llama("tied", "grouped queries, tied embeddings", tie_word_embeddings=True),
@@ -148,61 +106,61 @@ CASES = (
            rope_scaling=dict(rope_type="dynamic", factor=2.0)),
     _llama("rope_llama3", "frequencies kept, mixed and divided", head_dim=8, rope_theta=100.0,
            rope_scaling=LLAMA3_ROPE),
-    Case("mistral_window", "mistral", "mixtral", "MistralForCausalLM", dict(MISTRAL, sliding_window=5),
+    Case("mistral_window", "mistral", "MistralForCausalLM", dict(MISTRAL, sliding_window=5),
          "a sliding window shorter than the row"),
-    Case("mistral_whole", "mistral", "mixtral", "MistralForCausalLM", dict(MISTRAL, sliding_window=None, head_dim=8),
+    Case("mistral_whole", "mistral", "MistralForCausalLM", dict(MISTRAL, sliding_window=None, head_dim=8),
          "no window, heads wider than hidden/heads"),
-    Case("mixtral_aux", "mixtral", "mixtral", "MixtralForCausalLM",
+    Case("mixtral_aux", "mixtral", "MixtralForCausalLM",
          dict(EXPERTS, output_router_logits=True, router_aux_loss_coef=0.1, sliding_window=None),
          "the balancing loss is part of the loss, over real tokens"),
-    Case("mixtral_window", "mixtral", "mixtral", "MixtralForCausalLM", dict(EXPERTS, sliding_window=5),
+    Case("mixtral_window", "mixtral", "MixtralForCausalLM", dict(EXPERTS, sliding_window=5),
          "a sliding window, no balancing loss"),
-    Case("qwen2", "qwen2", "qwen", "Qwen2ForCausalLM", dict(GATED, num_key_value_heads=2),
+    Case("qwen2", "qwen2", "Qwen2ForCausalLM", dict(GATED, num_key_value_heads=2),
          "biases of queries, keys and values"),
-    Case("qwen2_tied", "qwen2", "qwen", "Qwen2ForCausalLM",
+    Case("qwen2_tied", "qwen2", "Qwen2ForCausalLM",
          dict(GATED, num_key_value_heads=4, tie_word_embeddings=True), "tied embeddings"),
-    Case("qwen2_moe", "qwen2_moe", "qwen2_moe", "Qwen2MoeForCausalLM",
+    Case("qwen2_moe", "qwen2_moe", "Qwen2MoeForCausalLM",
          dict(QWEN_EXPERTS, mlp_only_layers=[0], norm_topk_prob=False),
          "a shared expert, a layer without experts, weights of experts as they are"),
-    Case("qwen2_moe_aux", "qwen2_moe", "qwen2_moe", "Qwen2MoeForCausalLM",
+    Case("qwen2_moe_aux", "qwen2_moe", "Qwen2MoeForCausalLM",
          dict(QWEN_EXPERTS, decoder_sparse_step=2, norm_topk_prob=True, output_router_logits=True,
               router_aux_loss_coef=0.1),
          "experts in every second layer, their weights renormalised, the balancing loss"),
-    Case("qwen3", "qwen3", "qwen", "Qwen3ForCausalLM", dict(GATED, num_key_value_heads=2, head_dim=8),
+    Case("qwen3", "qwen3", "Qwen3ForCausalLM", dict(GATED, num_key_value_heads=2, head_dim=8),
          "normalised queries and keys, heads wider than hidden/heads"),
-    Case("bloom", "bloom", "bloom", "BloomForCausalLM", BLOOM, "slopes of 4 heads", positions=False),
-    Case("bloom_six_heads", "bloom", "bloom", "BloomForCausalLM",
+    Case("bloom", "bloom", "BloomForCausalLM", BLOOM, "slopes of 4 heads", positions=False),
+    Case("bloom_six_heads", "bloom", "BloomForCausalLM",
          dict(BLOOM, n_head=6, apply_residual_connection_post_layernorm=True),
          "slopes of 6 heads, residuals taken after the norms", positions=False),
-    Case("gpt2", "gpt3", "gpt3", "GPT2LMHeadModel", GPT2, "the published settings"),
-    Case("gpt2_scaled", "gpt3", "gpt3", "GPT2LMHeadModel",
+    Case("gpt2", "gpt3", "GPT2LMHeadModel", GPT2, "the published settings"),
+    Case("gpt2_scaled", "gpt3", "GPT2LMHeadModel",
          dict(GPT2, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True),
          "scores divided by the layer's number"),
-    Case("opt", "opt", "opt", "OPTForCausalLM", OPT, "norms first"),
-    Case("opt_350m", "opt", "opt", "OPTForCausalLM", dict(OPT, do_layer_norm_before=False, word_embed_proj_dim=16),
+    Case("opt", "opt", "OPTForCausalLM", OPT, "norms first"),
+    Case("opt_350m", "opt", "OPTForCausalLM", dict(OPT, do_layer_norm_before=False, word_embed_proj_dim=16),
          "norms last, embeddings projected to the width of the layers"),
-    Case("baichuan_7b", "baichuan", "llama", "BaiChuanForCausalLM", BAICHUAN, "rotary positions",
+    Case("baichuan_7b", "baichuan", "BaiChuanForCausalLM", BAICHUAN, "rotary positions",
          file="modeling_baichuan.py", unused=("xformers.ops",)),
-    Case("baichuan_13b", "baichuan", "llama", "BaichuanForCausalLM",
+    Case("baichuan_13b", "baichuan", "BaichuanForCausalLM",
          {**{k: v for k, v in BAICHUAN.items() if k != "max_position_embeddings"}, "num_attention_heads": 6,
           "model_max_length": 64},
          "slopes of 6 heads", file="modeling_baichuan.py", positions=False, padded=False),
-    Case("baichuan2_13b", "baichuan", "llama", "BaichuanForCausalLM",
+    Case("baichuan2_13b", "baichuan", "BaichuanForCausalLM",
          {**{k: v for k, v in BAICHUAN.items() if k != "max_position_embeddings"}, "model_max_length": 64,
           "num_attention_heads": 6, "norm_head": True},
          "rows of the head normalised, slopes of 6 heads", file="modeling_baichuan.py", positions=False, trains=True),
-    Case("qwen_short", "qwen", "qwen", "QWenLMHeadModel", dict(QWEN, seq_length=64), "rows within the trained length",
+    Case("qwen_short", "qwen", "QWenLMHeadModel", dict(QWEN, seq_length=64), "rows within the trained length",
          file="modeling_qwen.py", positions=False, generate=False),
-    Case("qwen_long", "qwen", "qwen", "QWenLMHeadModel", dict(QWEN, seq_length=6),
+    Case("qwen_long", "qwen", "QWenLMHeadModel", dict(QWEN, seq_length=6),
          "rows longer than the trained length: stretched positions, scaled queries", file="modeling_qwen.py",
          positions=False, padded=False, generate=False, changing=True),
-    Case("chatglm", "chatglm", "chatglm", "ChatGLMForConditionalGeneration", CHATGLM,
+    Case("chatglm", "chatglm", "ChatGLMForConditionalGeneration", CHATGLM,
          "positions in two dimensions, a prefix that sees all of itself", file="modeling_chatglm.py",
          architectures=("ChatGLMModel",), tokens={5: "gmask_token_id", 6: "bos_token_id"}, drawn=70, padded=False,
          generate=False),
-    Case("chatglm2", "chatglm2", "chatglm", "ChatGLMForConditionalGeneration", CHATGLM2,
+    Case("chatglm2", "chatglm2", "ChatGLMForConditionalGeneration", CHATGLM2,
          "two groups of keys, half of each head rotated", file="modeling_chatglm.py", architectures=("ChatGLMModel",)),
-    Case("chatglm3", "chatglm2", "chatglm", "ChatGLMForConditionalGeneration",
+    Case("chatglm3", "chatglm2", "ChatGLMForConditionalGeneration",
          dict(CHATGLM2, num_attention_heads=8, kv_channels=4), "the third release: its file, 8 heads",
          file="modeling_chatglm.py", architectures=("ChatGLMModel",)),
 )  # fmt: skip

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llmctl.testing import FamilyConformance
@@ -32,7 +33,7 @@ def named():
     for file in sorted(ROOT.glob("plugins/*/tests/test_*_conformance.py")):
         for value in vars(module(file)).values():
             if isinstance(value, type) and issubclass(value, FamilyConformance) and value.family:
-                found[value.family] = {file.parent / golden for golden in value.goldens}
+                found.setdefault(value.family, set()).update(file.parent / golden for golden in value.goldens)
     return found
 
 
@@ -86,6 +87,43 @@ def test_a_family_without_goldens_is_skipped_with_a_reason(request):
 
     with pytest.raises(pytest.skip.Exception, match="nothing names no goldens"):
         TestNothing().test_recordings_of_the_original_code_are_repeated(request)
+
+
+def test_a_golden_that_is_not_there_or_not_whole_is_named(tmp_path):
+    with pytest.raises(
+        AssertionError, match=r"there is no file .*/bloon/golden\.npz; goldens in .*: bloom, bloom_six_heads"
+    ):
+        check_all(ROOT / "plugins/bloom/tests/goldens/bloon")
+    folder = shutil.copytree(ROOT / "plugins/bloom/tests/goldens/bloom", tmp_path / "bloom")
+    arrays = dict(np.load(folder / "golden.npz"))
+    np.savez(folder / "golden.npz", **{name: arrays[name] for name in arrays.keys() - {"labels", "attention_mask"}})
+    with pytest.raises(AssertionError, match="lacks attention_mask, labels; see docs/goldens"):
+        check_all(folder)
+
+
+def test_a_case_belongs_to_a_plugin_here(tool):
+    assert {tool.folder_of(case) for case in tool.CASES} == set(FOLDERS)
+
+
+def test_the_shipped_recorder_takes_a_file_of_cases(tmp_path, monkeypatch):
+    from llmctl.testing import record
+
+    file = tmp_path / "cases.py"
+    with pytest.raises(SystemExit, match=r"cases\.py does not exist; it must be a Python file with CASES"):
+        record.cases_of(file)
+    file.write_text("CASES = ()")
+    with pytest.raises(SystemExit, match="has no CASES"):
+        record.cases_of(file)
+    page = (ROOT / "docs" / "goldens.md").read_text(encoding="utf-8")
+    file.write_text(next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "CASES" in code))
+    assert [(case.name, case.family) for case in record.cases_of(file, "window")] == [("window", "starcoder2")]
+    line = re.search(r"^python -m llmctl\.testing\.record cases\.py (.*)$", page, re.MULTILINE)[1]
+    recorded = []
+    monkeypatch.setattr(record, "report", lambda *given: recorded.append(given))
+    record.main([str(file), *shlex.split(line)])
+    assert recorded == [(record.cases_of(file)[0], Path("tests/goldens/window"), None)]
+    with pytest.raises(SystemExit, match="has no case 'widow'; it has window"):
+        record.cases_of(file, "widow")
 
 
 def test_documented_commands_name_cases_that_exist(tool):

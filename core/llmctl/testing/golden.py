@@ -1,6 +1,7 @@
 """A family against recordings of its original implementation: logits, loss, gradient norms, greedy tokens.
 
-A golden is a model folder with a file ``golden.npz`` beside the weights. Its arrays, each checked where it is present:
+A golden is a model folder with a file ``golden.npz`` beside the weights. Its arrays, of which those of ``REQUIRED`` and a
+batch (``input_ids`` with ``attention_mask``, or ``input_ids_train``) must be there; others are checked where they are:
 ``input_ids_single`` [1, P], ``logits_single``, ``greedy_ids`` (with a cache) and ``greedy_ids_nocache`` [1, P+N];
 ``input_ids``, ``attention_mask``, ``position_ids`` [B, L] padded on the left, ``logits``, ``greedy_ids_padded``;
 ``input_ids_train`` (default: the batch), ``labels`` (the tokens themselves, -100 = no loss), ``loss``, ``aux_loss`` and
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+REQUIRED = ("input_ids_single", "logits_single", "greedy_ids", "labels", "loss", "grad_norms")
 LOGITS = 1e-4
 LOSS = 1e-5
 GRADIENT = 1e-3
@@ -31,7 +33,7 @@ def check_all(folder: Path, family: str = "auto") -> None:
     """
     from llmctl.checkpoint.model import load_model
 
-    golden = dict(np.load(folder / "golden.npz"))
+    golden = read(folder)
     model, dims, plugin = load_model(folder, family)
     model.eval()
     renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
@@ -41,6 +43,21 @@ def check_all(folder: Path, family: str = "auto") -> None:
         check_loss(model, golden, renames)
     except AssertionError as error:
         raise AssertionError(f"{folder.name}: {error}") from None
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The arrays of a golden.
+
+    Raises:
+        AssertionError: There is no golden, or an array that every golden has is absent.
+    """
+    file = folder / "golden.npz"
+    beside = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/golden.npz"))) or "none"
+    assert file.is_file(), f"there is no file {file}; goldens in {folder.parent}: {beside}"
+    golden = dict(np.load(file))
+    needed = {*REQUIRED, *(() if "input_ids_train" in golden else ("input_ids", "attention_mask"))}
+    assert needed <= golden.keys(), f"{file} lacks {', '.join(sorted(needed - golden.keys()))}; see docs/goldens.md"
+    return golden
 
 
 def check_logits(model: Any, golden: Mapping[str, Any]) -> None:
