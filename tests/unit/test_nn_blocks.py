@@ -6,8 +6,10 @@ import pytest
 
 from llmctl.nn.attention import Attention, attend
 from llmctl.nn.cache import KVCache
+from llmctl.nn.decoder import Decoder, embedding
 from llmctl.nn.layout import Layout
 from llmctl.nn.linear import Linear
+from llmctl.nn.mlp import MLP, gelu_tanh
 from llmctl.nn.norm import RMSNorm, rms_norm
 from llmctl.nn.position import Rotary, positions
 
@@ -126,3 +128,29 @@ def test_a_full_cache_is_an_error_that_says_how_much_was_needed():
     cache, new = KVCache(2), tensor(random(1, 3, 1, 2))
     with pytest.raises(ValueError, match="room for 2 positions, 3 are needed"):
         cache.update(0, new, new)
+
+
+def test_an_mlp_has_biases_or_none():
+    x = random(2, 6)
+    for bias in (True, False):
+        mlp = MLP(6, 5, gelu_tanh, ("up", "down"), bias=bias)
+        state = {name: random(*value.shape, seed=i) for i, (name, value) in enumerate(mlp.state_dict().items())}
+        mlp.set_state_dict(state)
+        assert set(state) == {"up.weight", "down.weight", *(("up.bias", "down.bias") if bias else ())}
+        z = x @ state["up.weight"] + state.get("up.bias", 0)
+        z = z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+        expected = z @ state["down.weight"] + state.get("down.bias", 0)
+        np.testing.assert_allclose(mlp(tensor(x)).numpy(), expected, rtol=1e-12)
+
+
+def test_a_decoder_drops_elements_of_token_vectors_in_training_only():
+    decoder = Decoder(embedding(7, 400, 1.0), (), paddle.nn.Identity(), dropout=0.25)
+    ids = paddle.to_tensor([[1, 2, 3]])
+    plain = decoder.embedding_weight.numpy()[[1, 2, 3]]
+    decoder.eval()
+    np.testing.assert_array_equal(decoder(ids, Layout(3, 0)).numpy()[0], plain)
+    decoder.train()
+    dropped = decoder(ids, Layout(3, 0)).numpy()[0]
+    left = dropped != 0
+    assert 0.2 < 1 - left.mean() < 0.3
+    np.testing.assert_allclose(dropped[left], (plain / 0.75)[left], rtol=1e-12)

@@ -26,15 +26,19 @@ FILES = {
 @click.option("--into", type=click.Path(path_type=Path), default=Path(), help="Parent folder; default: here.")
 def command(name: str, into: Path) -> None:
     """Make the folder llmctl-NAME with a plugin for the family NAME."""
-    if not re.fullmatch(r"[a-z][a-z0-9]*", name):
-        raise PluginError(f"NAME={name!r} must be lower-case letters and digits, and begin with a letter")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
+        raise PluginError(
+            f"NAME={name!r} must be lower-case letters and digits, in parts joined by '_', and begin with a letter"
+        )
     taken = [str(found) for found in plugins.installed() if found.name == name]
     if taken:
         raise PluginError(f"the family {name!r} is installed already, by {taken[0]}; choose another name")
-    folder = into / f"llmctl-{name}"
+    dist = name.replace("_", "-")
+    folder = into / f"llmctl-{dist}"
     if folder.exists():
         raise PluginError(f"{folder} exists already; choose another name or folder")
-    values = {"@name@": name, "@Name@": name.capitalize(), "@group@": GROUP}
+    camel = "".join(part.capitalize() for part in name.split("_"))
+    values = {"@name@": name, "@dist@": dist, "@Name@": camel, "@group@": GROUP}
     templates = resources.files("llmctl") / "skeleton"
     lines = 0
     for template, target in FILES.items():

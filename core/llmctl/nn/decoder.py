@@ -43,6 +43,7 @@ class Decoder(paddle.nn.Layer):
         rotary: Angles from (position_BT, dtype), as ``position.Rotary``; None = the blocks get none.
         mask: What the queries of a layout see.
         names: Names of the first three in the state dict.
+        dropout: Part of the vectors' elements that is left out in training.
     """
 
     def __init__(
@@ -53,11 +54,12 @@ class Decoder(paddle.nn.Layer):
         rotary: Callable[[paddle.Tensor, str], Any] | None = None,
         mask: Callable[[Layout], Mask | None] = Layout.mask,
         names: tuple[str, str, str] = ("embed_tokens", "layers", "norm"),
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         for name, part in zip(names, (embed_tokens, paddle.nn.LayerList(layers), norm), strict=True):
             self.add_sublayer(name, part)
-        self._names, self.rotary, self.mask = names, rotary, mask
+        self._names, self.rotary, self.mask, self._dropout = names, rotary, mask, dropout
 
     @property
     def embedding_weight(self) -> paddle.Tensor:
@@ -67,5 +69,7 @@ class Decoder(paddle.nn.Layer):
     def forward(self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None = None) -> paddle.Tensor:
         embed, layers, norm = (getattr(self, name) for name in self._names)
         x_BTD = embed(input_ids_BT)
+        if self._dropout and self.training:
+            x_BTD = paddle.nn.functional.dropout(x_BTD, self._dropout)
         angles = None if self.rotary is None else self.rotary(layout.position_BT, x_BTD.dtype)
         return norm(run_layers(layers, x_BTD, angles, self.mask(layout), cache))

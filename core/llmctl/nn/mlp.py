@@ -71,7 +71,7 @@ def gated(gate: paddle.Tensor, up: paddle.Tensor | None = None) -> paddle.Tensor
 
 
 class MLP(paddle.nn.Layer):
-    """down(activation(up(x))), with biases.
+    """down(activation(up(x))).
 
     Args:
         hidden: Width of input and output.
@@ -79,6 +79,7 @@ class MLP(paddle.nn.Layer):
         activation: Applied between the projections.
         names: Names of the two projections in the state dict.
         std: Standard deviation of the initial weights.
+        bias: Whether the two projections have biases.
     """
 
     def __init__(
@@ -88,11 +89,12 @@ class MLP(paddle.nn.Layer):
         activation: Callable[[paddle.Tensor], paddle.Tensor],
         names: tuple[str, str],
         std: float = 0.02,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self._names, self._activation = names, activation
-        self.add_sublayer(names[0], Linear(hidden, ffn, True, std))
-        self.add_sublayer(names[1], Linear(ffn, hidden, True, std))
+        self.add_sublayer(names[0], Linear(hidden, ffn, bias, std))
+        self.add_sublayer(names[1], Linear(ffn, hidden, bias, std))
 
     def forward(self, x_BTD: paddle.Tensor) -> paddle.Tensor:
         up, down = (getattr(self, name) for name in self._names)

@@ -1,4 +1,7 @@
-"""Normalisation layers. Statistics are computed in float32 or better, whatever the input's type."""
+"""Normalisation layers. Statistics are computed in float32 or better, whatever the input's type.
+
+For a norm that takes the mean away too, families use ``paddle.nn.LayerNorm(hidden, epsilon=eps)`` as it is.
+"""
 
 from __future__ import annotations
 
