@@ -273,13 +273,18 @@ def chosen(config: Any) -> list[str]:
 
 
 def to_yaml(config: Any, header: str = "") -> str:
-    """A configuration as YAML, each field with its documentation behind it."""
+    """A configuration as YAML, each field with its documentation behind it; a list that is empty is commented out."""
     lines = [f"# {line}" for line in header.splitlines()]
     for part in dataclasses.fields(config):
         lines.append(f"{part.name}:")
         value = getattr(config, part.name)
         for row in dataclasses.fields(value):
-            text = f"  {row.name}: {json.dumps(getattr(value, row.name), ensure_ascii=False)}"
+            content = getattr(value, row.name)
+            text = (
+                f"  {row.name}: {json.dumps(content, ensure_ascii=False)}"
+                if content != []
+                else f"  # {row.name}: [...]"
+            )
             lines.append(f"{text:<34}  # {row.metadata['doc']}{_allowed(row.metadata)}")
     return "\n".join(lines) + "\n"
 

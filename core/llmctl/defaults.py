@@ -8,7 +8,7 @@ from typing import Any
 
 from llmctl import standard
 from llmctl.card import Dims, Family, Tensor
-from llmctl.errors import UnsupportedError
+from llmctl.errors import PluginError, UnsupportedError
 from llmctl.hookspecs import FusedDecoder, Parallel, QuantTarget, Rename, Segment, Split, hookimpl
 from llmctl.renames import by_module
 from llmctl.shapes import CUT_SYMBOLS, Axis, Term
@@ -21,7 +21,9 @@ def build_model(card: Family, dims: Dims, parallel: Parallel, dtype: str) -> Any
     import paddle
 
     module, _, name = card.modeling.partition(":")
-    layer = getattr(importlib.import_module(module), name)
+    layer = getattr(importlib.import_module(module), name, None)
+    if layer is None:
+        raise PluginError(f"the card of {card.name} says modeling={card.modeling!r}, but {module} has no {name!r}")
     before = paddle.get_default_dtype()
     paddle.set_default_dtype(dtype)
     try:

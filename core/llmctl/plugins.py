@@ -6,8 +6,10 @@ for: a broken one cannot harm another. Loading never has a side effect beyond th
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -92,7 +94,7 @@ def load(name: str) -> Plugin:
         cause = f"{type(error).__name__}: {error}"
         raise PluginError(
             f"the family {name!r} cannot be loaded: {current[0]}, module {current[0].module}: {cause}\n"
-            f"Try: pip install --upgrade {current[0].distribution}   (LLMCTL_STRICT=1 shows the traceback)"
+            f"{_remedy(current[0])}   (LLMCTL_STRICT=1 shows the traceback)"
         ) from error
 
 
@@ -108,10 +110,11 @@ def load_for(config: Mapping[str, Any], where: str) -> Plugin:
         names = " and ".join(f"{plugin.card.name} ({plugin.found})" for plugin in matches)
         raise PluginError(f"{where}: the architecture {wanted} is claimed by {names}; choose one with --model NAME")
     if not matches:
-        note = "".join(f"\nnot usable: {line}" for line in broken)
+        unusable = "".join(f"not usable: {reason}\n" for reason in broken.values())
+        guess = _guess(wanted)
+        remedy = "Mend the one above" if guess in broken else f"Install its plugin, e.g. {_install(guess)}"
         raise PluginError(
-            f"{where}: no installed family claims the architecture {wanted}; installed: {_names()}.\n"
-            f"Install the plugin of its family, e.g. pip install llmctl-{_guess(wanted)}{note}"
+            f"{unusable}{where}: no installed family claims the architecture {wanted}; installed: {_names()}.\n{remedy}"
         )
     return matches[0]
 
@@ -152,14 +155,14 @@ def card_of(folder: Path, name: str = "auto") -> Family | None:
     return load_for(config, str(folder / "config.json")).card
 
 
-def _claimants(config: Mapping[str, Any]) -> tuple[list[Plugin], list[str]]:
-    """Families that claim a config.json, and a line on each that cannot be loaded."""
-    matches, broken = [], []
+def _claimants(config: Mapping[str, Any]) -> tuple[list[Plugin], dict[str, str]]:
+    """Families that claim a config.json, and those that cannot be loaded, each with the reason."""
+    matches, broken = [], {}
     for name in sorted({found.name for found in installed()}):
         try:
             plugin = load(name)
         except PluginError as error:
-            broken.append(str(error).splitlines()[0])
+            broken[name] = str(error)
             continue
         if plugin.card.claims_config(config):
             matches.append(plugin)
@@ -201,11 +204,44 @@ def _check_card(card: Family, found: Found) -> None:
     if card.needs_api[0] != hookspecs.API[0] or card.needs_api > hookspecs.API:
         need, have = (".".join(map(str, version)) for version in (card.needs_api, hookspecs.API))
         raise PluginError(f"{found} needs hook API {need}, this llmctl offers {have}: pip install --upgrade llmctl")
-    problems = validate(card)
+    problems = validate(card) + _misnamed_class(card, found)
     if card.name != found.name:
         problems.insert(0, f"the card is named {card.name!r}, the entry point {found.name!r}")
     if problems:
         raise PluginError(f"{found}: the card of {found.name!r} is not valid:\n  " + "\n  ".join(problems))
+
+
+def _misnamed_class(card: Family, found: Found) -> list[str]:
+    """A line if ``modeling`` names a file or class that the plugin's package does not have; nothing is imported."""
+    module, _, name = card.modeling.partition(":")
+    top, *rest = module.split(".")
+    if top != found.module.partition(":")[0].partition(".")[0]:
+        return []
+    file = package_folder(found).joinpath(*rest)
+    file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+    if not file.is_file():
+        compiled = any(file.parent.glob(f"{file.stem}.*"))
+        return [] if compiled else [f"modeling={card.modeling!r}: there is no file {file}"]
+    known = _defined(ast.parse(file.read_text(encoding="utf-8")))
+    if name in known or "*" in known:
+        return []
+    classes = difflib.get_close_matches(name, known, 1)
+    return [
+        f"modeling={card.modeling!r}: {file} has no {name!r}" + (f"; did you mean {classes[0]!r}?" if classes else "")
+    ]
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """Names that a module defines or imports anywhere."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
 
 
 def _misspelt(message: str) -> str:
@@ -221,7 +257,23 @@ def _misspelt(message: str) -> str:
 def _not_installed(name: str) -> str:
     near = difflib.get_close_matches(name, {found.name for found in installed()}, 1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    return f"no family {name!r} is installed; installed: {_names()}. {hint}Otherwise try: pip install llmctl-{name}"
+    return f"no family {name!r} is installed; installed: {_names()}. {hint}Otherwise try: {_install(name)}"
+
+
+def _install(family: str) -> str:
+    return f"pip install llmctl-{family.replace('_', '-')}"
+
+
+def _remedy(found: Found) -> str:
+    """What to do about a distribution that cannot be imported: one that is being written cannot be upgraded."""
+    try:
+        origin = json.loads(metadata.distribution(found.distribution).read_text("direct_url.json") or "{}")
+        editable, url = origin.get("dir_info", {}).get("editable", False), origin.get("url", "")
+    except (metadata.PackageNotFoundError, ValueError, AttributeError):
+        editable, url = False, ""
+    if editable:
+        return f"It is installed from its sources: mend it in {url.removeprefix('file://')}"
+    return f"Try: pip install --upgrade {found.distribution}"
 
 
 def _other_api(found: Found) -> str:

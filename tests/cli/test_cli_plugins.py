@@ -56,6 +56,22 @@ def test_models_lists_broken_plugins_with_version_and_cause(run_llmctl):
         assert rows[key]["status"] == "BROKEN" and cause in rows[key]["note"], rows[key]
 
 
+def test_every_problem_of_a_card_is_listed(run_llmctl):
+    lines = run_llmctl("models", fakes=["bad_card"]).stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("badcard"))
+    for cause in ("'latent' is not among", "unknown placeholder {depth}", "modeling='nowhere'"):
+        assert any(cause in line for line in lines[first + 1 : first + 5]), lines
+
+
+def test_a_family_without_a_starter_says_what_it_has(run_llmctl):
+    done = run_llmctl("--model", "opt", "finetune")
+    assert done.returncode == 2 and "give CONFIG, or --recipe with one of its recipes: lora" in done.stderr
+    done = run_llmctl("--model", "parrot", "finetune", fakes=["third_party"])
+    assert done.returncode == 2 and "has no starter recipe; give CONFIG. --print-config shows" in done.stderr
+    done = run_llmctl("--model", "parrot", "finetune", "--recipe", "lora", fakes=["third_party"])
+    assert done.returncode == 2 and "has no recipe 'lora'; it has none" in done.stderr
+
+
 def test_explain_shows_every_tensor_with_its_mapping(run_llmctl):
     done = run_llmctl(
         "models", "parrot", "--explain", "--size", "tiny", "--degree", "2", "--json", fakes=["third_party"]

@@ -157,3 +157,28 @@ def test_a_folder_with_an_adapter_is_refused(tmp_path):
 def test_the_source_is_not_its_own_target():
     with pytest.raises(CheckpointError, match="is the folder to convert"):
         conversion.convert(opened(STARTER), STARTER, "native", overwrite=True)
+
+
+def test_recordings_beside_a_model_stay_where_they_are(tmp_path):
+    golden = Path(__file__).resolve().parents[2] / "plugins/llama/tests/goldens/llama_bias"
+    conversion.convert(opened(golden), tmp_path / "own", "native")
+    assert {file.name for file in (tmp_path / "own").iterdir()} == {"config.json", "manifest.json", "model.safetensors"}
+    shutil.copytree(STARTER, tmp_path / "plain")
+    (tmp_path / "plain" / "case.json").write_text("{}")
+    conversion.convert(opened(tmp_path / "plain"), tmp_path / "target", "native")
+    assert (tmp_path / "target" / "case.json").is_file()
+
+
+def test_a_head_that_is_tied_without_saying_so_is_explained(tmp_path):
+    golden = Path(__file__).resolve().parents[2] / "plugins/llama/tests/goldens/llama_tied"
+    shutil.copytree(golden, tmp_path / "tied")
+    config = json.loads((golden / "config.json").read_text())
+    assert config.pop("tie_word_embeddings") is True
+    (tmp_path / "tied" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=r"1 tensor missing: lm_head\.weight \(config\.json has no tie_word_embedd"
+    ):
+        opened(tmp_path / "tied")
+    (tmp_path / "tied" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    with pytest.raises(CheckpointError, match=r"1 tensor missing: lm_head\.weight$"):
+        opened(tmp_path / "tied")

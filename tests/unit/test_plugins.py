@@ -1,5 +1,8 @@
 """Loading families by entry point: what is found, what is refused, and what the refusal says."""
 
+import json
+import sys
+
 import pytest
 
 from llmctl import hookspecs, plugins
@@ -52,6 +55,68 @@ def test_other_api_is_refused_before_import(fakes):
         PluginError, match=r"fake-old 9.0.0 provides 'newfam' for hook API v7.*speaks v0.*upgrade llmctl"
     ):
         plugins.load("newfam")
+
+
+def test_a_plugin_installed_from_its_sources_is_to_be_mended_there(tmp_path, monkeypatch):
+    package = plugin_at(tmp_path, monkeypatch, "def describe_family(:\n")
+    origin = {"url": f"file://{tmp_path}", "dir_info": {"editable": True}}
+    next(tmp_path.glob("*.dist-info")).joinpath("direct_url.json").write_text(json.dumps(origin))
+    with pytest.raises(PluginError) as caught:
+        plugins.load("wren")
+    assert f"SyntaxError: invalid syntax ({package.name}, line 1)" in str(caught.value)
+    assert f"mend it in {tmp_path}" in str(caught.value) and "pip install" not in str(caught.value)
+
+
+WREN = """
+from llmctl import Family, Param, Size, hookimpl
+CARD = Family(name="wren", architectures=("WrenForCausalLM",), params=(Param("a", "4"),), settings=(), sizes={},
+              modeling="fake_wren.%s")
+@hookimpl
+def describe_family():
+    return CARD
+"""
+
+
+def plugin_at(folder, monkeypatch, text):
+    """A distribution fake-wren with this card and a modeling file; the card's file."""
+    package, info = folder / "fake_wren", folder / "fake_wren-1.0.dist-info"
+    package.mkdir()
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-wren\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{hookspecs.GROUP}]\nwren = fake_wren\n")
+    (package / "modeling.py").write_text("import a_module_that_nobody_has\n\nclass WrenForCausalLM:\n    pass\n")
+    (package / "__init__.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "fake_wren", raising=False)
+    return package / "__init__.py"
+
+
+@pytest.mark.parametrize(
+    ("modeling", "message"),
+    [
+        ("modeling:WrenForCausalLm", r"modeling\.py has no 'WrenForCausalLm'; did you mean 'WrenForCausalLM'\?"),
+        ("modelling:WrenForCausalLM", r"there is no file .*modelling\.py"),
+        ("modeling:WrenForCausalLM", ""),
+    ],
+)
+def test_a_class_that_the_package_does_not_have_is_seen_without_importing_it(tmp_path, monkeypatch, modeling, message):
+    plugin_at(tmp_path, monkeypatch, WREN % modeling)
+    if not message:
+        assert plugins.load("wren").card.name == "wren"
+        return
+    with pytest.raises(PluginError, match=message):
+        plugins.load("wren")
+
+
+def test_why_the_family_of_a_checkpoint_is_not_usable_comes_first_and_whole(tmp_path, monkeypatch):
+    plugin_at(tmp_path, monkeypatch, WREN % "modelling:WrenForCausalLM")
+    with pytest.raises(PluginError) as caught:
+        plugins.resolve("auto", {"architectures": ["WrenForCausalLM"]}, "m/config.json")
+    message = str(caught.value)
+    assert message.startswith(
+        "not usable: fake-wren 1.0: the card of 'wren' is not valid:\n  modeling='fake_wren.modelling"
+    )
+    assert "no installed family claims the architecture WrenForCausalLM" in message and "pip install" not in message
 
 
 def test_two_claimants_are_both_named_and_neither_is_imported(fakes):

@@ -35,6 +35,8 @@ from llmctl.hookspecs import Rename
 
 MANIFEST = "manifest.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".gguf", ".msgpack", ".h5", ".index.json")
+RECORDINGS = ("golden.npz", "case.json")
+"""What tests keep beside the weights of a model: of no use in another folder."""
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 Progress = Callable[[int], None]
@@ -244,9 +246,10 @@ def _write_rest(source: Source, work: Path, layout: str, dtype: str, made_from: 
 
 def copy_rest(source: Path, target: Path, dtype: str) -> None:
     """Copies what a model folder holds beside its weights; config.json names the dtype unless that is kept."""
+    left = {MANIFEST, *(RECORDINGS if (source / RECORDINGS[0]).is_file() else ())}
     for file in source.iterdir():
         weights = file.name.endswith(WEIGHTS)
-        if file.is_file() and not weights and not file.name.startswith(".") and file.name != MANIFEST:
+        if file.is_file() and not weights and not file.name.startswith(".") and file.name not in left:
             shutil.copyfile(file, target / file.name)
     if dtype != "keep":
         config = json.loads((target / "config.json").read_text(encoding="utf-8"))

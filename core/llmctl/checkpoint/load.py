@@ -20,12 +20,15 @@ from llmctl.checkpoint.parts import Source, complete, fill, source_shape
 from llmctl.checkpoint.tensor_info import CHUNK_BYTES, TensorInfo
 from llmctl.errors import CheckpointError
 from llmctl.hookspecs import Part, Rename
+from llmctl.tokenizers.special import read_json
 
 IGNORED = ("*.rotary_emb.inv_freq",)
 """Tensors in torch files that hold no weights: tables that every model recomputes."""
 
 TIED_HEADS = ("lm_head.weight", "lm_head.decoder_weight")
 """Output heads that some files repeat although the model shares the input embedding."""
+
+TIED = "tie_word_embeddings"
 
 _LISTED = 10
 
@@ -129,7 +132,14 @@ def _unknown_allowed(allowed: set[str], renames: Sequence[Rename]) -> list[str]:
 
 def _missing(folder: WeightFolder, renames: Sequence[Rename], allowed: set[str]) -> list[str]:
     sources = dict.fromkeys(rename.source for rename in renames)
-    return _listing("missing", [name for name in sources if name not in folder.tensors and name not in allowed])
+    missing = [name for name in sources if name not in folder.tensors and name not in allowed]
+    return _listing("missing", [_why_expected(folder, name) for name in missing])
+
+
+def _why_expected(folder: WeightFolder, name: str) -> str:
+    if name not in TIED_HEADS or TIED in read_json(folder.path / "config.json"):
+        return name
+    return f"{name} (config.json has no {TIED}, which the family reads as false; set it to true if the head is the embedding)"
 
 
 def _unexpected(folder: WeightFolder, renames: Sequence[Rename], ignored: Sequence[str]) -> list[str]:

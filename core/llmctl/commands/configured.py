@@ -11,7 +11,7 @@ import click
 
 from llmctl import config as configs
 from llmctl import configfile, runtime
-from llmctl.commands.recipe import output_settings
+from llmctl.commands.recipe import NoStarter, output_settings
 
 Source = Callable[[str, Path | None, str | None, bool], tuple[dict[str, Any], str]]
 """From family, file, recipe, and whether to leave out what an old file asks for and is not offered: the configuration as
@@ -41,7 +41,12 @@ def configured(name: str, doc: str, kind: str, source: Source, checks: str, run:
         if print_config and config_file is None and recipe is None and family == "auto":
             data, where = dict[str, Any](), "the command line"
         else:
-            data, where = source(family, config_file, recipe, allow_ignored)
+            try:
+                data, where = source(family, config_file, recipe, allow_ignored)
+            except NoStarter:
+                if not print_config:
+                    raise
+                data, where = {}, "the command line"
         given = [*assignments, *output_settings(output, resume, overwrite)]
         config = configs.build(_find(kind), configfile.override(data, given), where)
         if print_config:

@@ -10,8 +10,7 @@ import click
 from llmctl import plugins
 from llmctl.commands.config_source import read_config_file
 from llmctl.commands.configured import configured
-from llmctl.commands.recipe import read_recipe
-from llmctl.errors import ConfigError
+from llmctl.commands.recipe import NoStarter, read_recipe, recipe_names
 
 
 def _source(
@@ -26,9 +25,9 @@ def _source(
     plugin = plugins.load(family)
     name = recipe or plugin.card.starter
     if not name:
-        raise ConfigError(
-            f"the family {family} has no starter recipe; give CONFIG, or --recipe with one of its recipes"
-        )
+        known = ", ".join(recipe_names(plugin))
+        remedy = f"give CONFIG, or --recipe with one of its recipes: {known}" if known else "give CONFIG"
+        raise NoStarter(f"the family {family} has no starter recipe; {remedy}. --print-config shows every field")
     return read_recipe(plugin, name)
 
 

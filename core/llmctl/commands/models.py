@@ -79,14 +79,18 @@ def _installed() -> list[dict[str, str]]:
             card = plugins.load(found.name).card
             rows.append({**row, "status": "ok", "note": f"{len(card.sizes)} sizes; {', '.join(card.architectures)}"})
         except PluginError as error:
-            rows.append({**row, "status": "BROKEN", "note": str(error).splitlines()[0]})
+            rows.append({**row, "status": "BROKEN", "note": str(error)})
     return rows
 
 
 def _list(rows: Sequence[dict[str, str]]) -> str:
     if not rows:
         return f"No family is installed (entry points {GROUP}). Try: pip install llmctl-NAME"
-    return _table(rows)
+    lines = []
+    for row in rows:
+        first, *more = row["note"].splitlines()
+        lines += [{**row, "note": first}, *({**dict.fromkeys(row, ""), "note": line} for line in more)]
+    return _table(lines)
 
 
 def _summary(plugin: plugins.Plugin, size: str | None) -> dict[str, Any]:

@@ -13,6 +13,15 @@ from llmctl.commands.config_source import read_config_file
 from llmctl.errors import ConfigError
 
 
+class NoStarter(ConfigError):
+    """Neither a file nor a recipe is given, and the family has no recipe that runs without."""
+
+
+def recipe_names(plugin: plugins.Plugin, kind: str = "") -> list[str]:
+    """Names of a family's recipes; ``kind`` as for `read_recipe`."""
+    return sorted(path.stem for path in (plugin.folder / "recipes" / kind).glob("*.yaml"))
+
+
 def read_recipe(plugin: plugins.Plugin, name: str, kind: str = "") -> tuple[dict[str, Any], str]:
     """The content of a family's recipe, and its origin for messages.
 
@@ -24,8 +33,7 @@ def read_recipe(plugin: plugins.Plugin, name: str, kind: str = "") -> tuple[dict
     Raises:
         ConfigError: The family has no such recipe.
     """
-    folder = plugin.folder / "recipes" / kind
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    folder, known = plugin.folder / "recipes" / kind, recipe_names(plugin, kind)
     if name not in known:
         raise ConfigError(
             f"the family {plugin.card.name} has no {kind + ' ' if kind else ''}recipe {name!r}; it has "
