@@ -5,13 +5,14 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 PACKAGES := core ops/llmctl_ops $(wildcard plugins/*/llmctl_*)
 
-.PHONY: help demo test lint format docs constraints clean
+.PHONY: help demo test lint format docs evidence constraints clean
 help:
 	@echo "make demo         fine-tune the bundled starter model into $(DEMO)"
 	@echo "make test         lint, then all tests"
 	@echo "make lint         checks only, changes nothing"
 	@echo "make format       format and fix what can be fixed"
 	@echo "make docs         write the generated parts of docs/ anew"
+	@echo "make evidence     run the families' tests; write their evidence and the README's support matrix"
 	@echo "make constraints  resolve the pinned versions anew, for Python 3.10, 3.11 and 3.12"
 	@echo "make clean        delete the environment, caches and $(DEMO)"
 
@@ -41,6 +42,10 @@ format: environment-dev
 
 docs: environment-dev
 	$(BIN)/python tools/make_docs.py
+
+evidence: environment-dev
+	$(BIN)/python -m pytest -q $(wildcard plugins/*/tests/test_*_conformance.py) -p llmctl.testing.plugin --llmctl-evidence
+	$(BIN)/llmctl models --update README.md
 
 constraints:
 	$(PYTHON) tools/make_constraints.py

@@ -1,9 +1,11 @@
-"""Writes the generated parts of docs/: configuration, commands and hooks. ``--check`` only says whether they are stale.
+"""Writes the generated parts of docs/: configuration, commands, hooks, what a card may say, and blocks. ``--check`` only says whether they are stale.
 
 A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->`` in a page that is otherwise written by
 hand. Run with: python tools/make_docs.py
 """
 
+import ast
+import dataclasses
 import inspect
 import re
 import sys
@@ -12,13 +14,31 @@ from pathlib import Path
 
 import click
 
-from llmctl import hookspecs
+from llmctl import Family, Moe, Param, Setting, Size, hookspecs, standard
 from llmctl.cli import COMMANDS, cli
 from llmctl.config import FinetuneConfig, describe
 from llmctl.config_dpo import DpoConfig
 from llmctl.config_pretrain import PretrainConfig
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+CORE = DOCS.parent / "core" / "llmctl"
+BLOCKS = (
+    "decoder",
+    "block",
+    "attention",
+    "packed_attention",
+    "mlp",
+    "moe",
+    "router",
+    "norm",
+    "linear",
+    "position",
+    "frequencies",
+    "alibi",
+    "layout",
+    "causal_lm",
+)
+"""Modules that families compose; the others are called by core."""
 
 
 def configuration(cls: type = FinetuneConfig, known: Container = ()) -> str:
@@ -57,6 +77,79 @@ def hooks() -> str:
     return "\n\n".join(texts)
 
 
+def attributes(cls: type) -> str:
+    """A table of what the docstring of a dataclass says about its fields, and their defaults."""
+    lines = ["| field | default | meaning |", "|---|---|---|"]
+    said = dict(arguments(inspect.getdoc(cls) or ""))
+    for row in dataclasses.fields(cls):
+        made = row.default if row.default_factory is dataclasses.MISSING else row.default_factory()
+        shown = f"{type(made).__name__}()" if dataclasses.is_dataclass(made) else repr(made)
+        default = "" if made is dataclasses.MISSING else f"`{shown}`"
+        lines.append(f"| `{row.name}` | {default} | {said[row.name]} |")
+    return "\n".join(lines)
+
+
+def arguments(doc: str) -> list[tuple[str, str]]:
+    """Names and texts of the section ``Args`` or ``Attributes`` of a docstring, each on one line, as Markdown."""
+    found: list[tuple[str, str]] = []
+    _, _, section = doc.partition("\nArgs:\n") if "\nArgs:\n" in doc else doc.partition("\nAttributes:\n")
+    for line in section.splitlines():
+        if not line.startswith("    "):
+            break
+        if not line.startswith("     "):
+            name, _, text = line.strip().partition(": ")
+            found.append((name, text))
+        else:
+            found[-1] = found[-1][0], f"{found[-1][1]} {line.strip()}"
+    return [(name, text.replace("``", "`").replace("|", "\\|")) for name, text in found]
+
+
+def card() -> str:
+    """The tables of everything that a card is made of."""
+    parts = (Family, Param, Setting, Size, Moe)
+    return "\n\n".join(f"### {cls.__name__}\n\n{summary(cls.__doc__ or '')}\n\n{attributes(cls)}" for cls in parts)
+
+
+def summary(doc: str) -> str:
+    """What a docstring says before its sections, as Markdown."""
+    text = re.split(r"\n\s*\n(?:Args|Attributes|Raises|Returns):\n", inspect.cleandoc(doc))[0]
+    return text.replace("``", "`")
+
+
+def names() -> str:
+    """Tables of the names that slots and kernels have."""
+    tables = {"slot": standard.SLOTS, **standard.KERNELS}
+    texts = []
+    for title, rows in tables.items():
+        lines = [f"| {title} | meaning |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in rows.items())]
+        texts.append("\n".join(lines))
+    return "\n\n".join(texts)
+
+
+def blocks() -> str:
+    """Classes and functions of the modules of ``llmctl.nn`` that families compose, read without importing paddle."""
+    texts = []
+    for module in BLOCKS:
+        tree = ast.parse((CORE / "nn" / f"{module}.py").read_text(encoding="utf-8"))
+        texts.append(f"## llmctl.nn.{module}\n\n{summary(ast.get_docstring(tree) or '')}")
+        for node in tree.body:
+            public = isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_")
+            if public and ast.get_docstring(node):
+                texts.append(block(node))
+    return "\n\n".join(texts)
+
+
+def block(node: ast.ClassDef | ast.FunctionDef) -> str:
+    """A heading, the signature and the documentation of a class or function."""
+    made = [part for part in getattr(node, "body", ()) if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
+    signature = made[0].args if made else getattr(node, "args", None)
+    given = "" if signature is None else ast.unparse(signature).removeprefix("self, ").removeprefix("self")
+    doc = ast.get_docstring(node) or ""
+    lines = [f"### {node.name}", "", "```python", f"{node.name}({given})", "```", "", summary(doc)]
+    said = arguments(doc)
+    return "\n".join([*lines, *([""] if said else []), *(f"- `{name}`: {text}" for name, text in said)])
+
+
 def pretraining() -> str:
     """The tables of a pretraining configuration."""
     return configuration(PretrainConfig)
@@ -73,6 +166,9 @@ PARTS = {
     "preferences": preferences,
     "commands": commands,
     "hooks": hooks,
+    "card": card,
+    "names": names,
+    "blocks": blocks,
 }
 
 

@@ -186,7 +186,13 @@ HF_DECODER = (
 
 @dataclass(frozen=True)
 class Size:
-    """A published checkpoint: where its numbers come from, how many parameters it has, its settings by name."""
+    """A published checkpoint, or ``tiny``, a small model for tests.
+
+    Attributes:
+        source: Address of its config.json; empty for a model that is not published.
+        parameters: Number of parameters as published, which a test compares with the table's.
+        values: Its settings by name; those left out have their defaults.
+    """
 
     source: str
     parameters: int
@@ -195,7 +201,13 @@ class Size:
 
 @dataclass(frozen=True)
 class Moe:
-    """Routing of a mixture of experts: the router's kind, experts per token, whether their weights are renormalised."""
+    """Routing of a mixture of experts.
+
+    Attributes:
+        router: Kind of the router: ``softmax-topk``.
+        top_k: Experts of a token.
+        renormalize: Whether the weights of a token's experts are made to sum to 1.
+    """
 
     router: str
     top_k: int

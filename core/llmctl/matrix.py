@@ -1,11 +1,12 @@
 """The support matrix: what cards imply and claim, joined with evidence from tests. Nobody types it.
 
 Evidence is the file ``evidence.json`` in a plugin's package, written by ``llmctl.testing.plugin``. It counts for the
-versions of plugin and core that it was written with.
+versions of plugin and core that it was written with, and for the plugin's code as it was then.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,6 +103,15 @@ def update(file: Path) -> None:
     file.write_text(f"{head}{BEGIN}\n{markdown(rows())}\n{END}{tail}", encoding="utf-8")
 
 
+def code_hash(folder: Path) -> str:
+    """First 16 hex digits of the SHA-256 of a package's Python files: names and lines, in the order of names."""
+    digest = hashlib.sha256()
+    for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in folder.rglob("*.py")):
+        lines = file.read_bytes().splitlines()
+        digest.update(b"\n".join([name.encode(), str(len(lines)).encode(), *lines, b""]))
+    return digest.hexdigest()[:16]
+
+
 def _cell(plugin: plugins.Plugin, method: str, evidence: dict[str, Any]) -> Cell:
     found = state(plugin.card, method)
     if isinstance(found, Unsupported):
@@ -111,11 +121,12 @@ def _cell(plugin: plugins.Plugin, method: str, evidence: dict[str, Any]) -> Cell
     if isinstance(found, Experimental):
         return Cell("experimental", found.note)
     outcomes: Sequence[str] = list(evidence.get("outcomes", {}).get(method, {}).values())
-    current = (evidence.get("version"), evidence.get("core")) == (plugin.found.version, __version__)
+    found_with = tuple(evidence.get(key) for key in ("version", "core", "code"))
+    current = found_with == (plugin.found.version, __version__, code_hash(plugin.folder))
     current = current and str(evidence.get("api", "")).partition(".")[0] == str(API[0])
     if current and outcomes and all(outcome == "passed" for outcome in outcomes):
         return Cell("yes")
-    return Cell("unverified", "no passing evidence for the installed versions")
+    return Cell("unverified", "no passing evidence for the installed versions and the plugin's code")
 
 
 def _evidence(plugin: plugins.Plugin) -> dict[str, Any]:

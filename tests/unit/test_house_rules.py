@@ -1,9 +1,13 @@
 """Rules of the architecture that a reader may rely on."""
 
+import ast
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from llmctl import Family, standard
 
 CORE = Path(__file__).resolve().parents[2] / "core"
 FAMILIES = (
@@ -32,3 +36,33 @@ def test_core_never_names_a_family(family):
         if named.search(line)
     ]
     assert not hits, "\n".join(hits)
+
+
+def test_every_block_that_a_family_composes_is_in_the_guide():
+    page = (CORE.parent / "docs" / "blocks.md").read_text(encoding="utf-8")
+    used = {
+        (node.module, alias.name)
+        for file in CORE.parent.glob("plugins/*/llmctl_*/*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llmctl.nn.")
+        for alias in node.names
+    }
+    sections = dict(re.findall(r"^## (llmctl\.nn\.\w+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    missing = {
+        f"{module}.{name}"
+        for module, name in used
+        if not name.isupper() and f"### {name}\n" not in sections.get(module, "")
+    }
+    assert len(used) > 20 and not missing, missing
+
+
+def test_the_guide_shows_every_name_that_a_card_may_use():
+    page = (CORE.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+    for names in (standard.SLOTS, *standard.KERNELS.values(), [row.name for row in fields(Family)]):
+        assert not [name for name in names if f"| `{name}` |" not in page]
+    code = next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "linear_rows" in code)
+    values: dict = {}
+    exec(code, values)
+    assert [(row.slot, row.when) for row in values["ROWS"]] == [
+        ("qkv.0", ""), ("qkv_bias.0", "attention_bias"), ("ln", ""), ("ln_bias", ""),
+    ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The support matrix: claims and evidence joined, stale evidence shown, files kept up to date."""
 
 import json
+import shutil
 
 import pytest
 
@@ -29,9 +30,26 @@ def test_passing_evidence_for_these_versions_makes_a_yes(llama):
     assert llama()["sft"] == llama()["convert"] == "yes"
 
 
-@pytest.mark.parametrize("change", [{"version": "0.0.9"}, {"core": "0.0.9"}, {"api": "9.1"}, {"outcomes": {}}])
+@pytest.mark.parametrize(
+    "change", [{"version": "0.0.9"}, {"core": "0.0.9"}, {"code": "0"}, {"api": "9.1"}, {"outcomes": {}}]
+)
 def test_stale_or_absent_evidence_is_shown(llama, change):
     assert llama(**change)["sft"] == "unverified"
+
+
+def test_evidence_goes_stale_when_a_line_of_the_package_changes_and_not_otherwise(tmp_path):
+    (tmp_path / "a" / "deep").mkdir(parents=True)
+    (tmp_path / "a" / "__init__.py").write_bytes(b"x = 1\ny = 2\n")
+    (tmp_path / "a" / "deep" / "b.py").write_bytes(b"z = 3\n")
+    first = matrix.code_hash(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "evidence.json").write_text("{}")
+    (tmp_path / "b" / "__init__.py").write_bytes(b"x = 1\r\ny = 2\r\n")
+    assert matrix.code_hash(tmp_path / "b") == first
+    (tmp_path / "b" / "deep" / "b.py").rename(tmp_path / "b" / "deep" / "c.py")
+    renamed = matrix.code_hash(tmp_path / "b")
+    (tmp_path / "a" / "__init__.py").write_bytes(b"x = 1\ny = 4\n")
+    assert len({first, renamed, matrix.code_hash(tmp_path / "a")}) == 3
 
 
 def test_a_failed_test_is_no_evidence(llama):

@@ -23,6 +23,7 @@ from llmctl.testing.adapters import AdapterConformance
 from llmctl.testing.evidence import EXACT, KEY_BIAS, proves
 from llmctl.testing.preferences import PreferenceConformance
 from llmctl.testing.prefixes import PrefixConformance
+from llmctl.testing.purity import heavy_imports
 from llmctl.testing.tensor_parallel import TensorParallelConformance
 from llmctl.testing.tiny import descend, random_model, tiny_dims
 
@@ -72,9 +73,13 @@ class FamilyConformance(AdapterConformance, PreferenceConformance, PrefixConform
     def test_card_is_valid(self, card: Family) -> None:
         assert validate(card) == []
 
+    def test_card_is_read_without_heavy_imports(self) -> None:
+        assert heavy_imports(self.family) == []
+
     def test_every_size_expands_and_has_the_published_count(self, card: Family) -> None:
         for name, size in card.sizes.items():
-            assert card.count(card.dims_of(name)) == size.parameters, name
+            count = card.count(card.dims_of(name))
+            assert count == size.parameters, f"{name}: the table has {count:,}, published are {size.parameters:,}"
 
     def test_config_of_the_dims_gives_the_dims(self, card: Family, dims: Dims) -> None:
         config = json.loads(json.dumps(card.config_from_dims(dims)))

@@ -15,7 +15,7 @@ import pytest
 from llmctl import plugins
 from llmctl._version import __version__
 from llmctl.hookspecs import API
-from llmctl.matrix import EVIDENCE
+from llmctl.matrix import EVIDENCE, code_hash
 
 _outcomes: dict[str, dict[str, dict[str, str]]] = {}
 
@@ -49,6 +49,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             "version": found.version,
             "api": ".".join(map(str, API)),
             "core": __version__,
+            "code": code_hash(file.parent),
             "device": "cpu",
             "outcomes": {method: dict(sorted(rows.items())) for method, rows in sorted(_outcomes[family].items())},
         }
