@@ -59,6 +59,18 @@ def masks(batch, keys, past):
     }
 
 
+@pytest.fixture
+def openmp():
+    """Paddle's OpenMP runtime, whose number of threads is as before afterwards."""
+    file = Path(paddle.__file__).parent / "libs" / "libiomp5.so"
+    if not file.exists():
+        pytest.skip("paddle comes without this OpenMP runtime")
+    runtime = ctypes.CDLL(str(file))
+    before = runtime.omp_get_max_threads()
+    yield runtime
+    runtime.omp_set_num_threads(before)
+
+
 def ours(function, tensors, grad, *rest):
     """Result and gradients as arrays."""
     out = function(*tensors, *rest)
@@ -143,22 +155,14 @@ def test_no_queries_or_no_keys(level, seeded, sizes):
 
 
 @pytest.mark.parametrize("threads", [1, 3, 5])
-def test_any_number_of_threads_gives_the_same(level, seeded, threads):
-    runtime = Path(paddle.__file__).parent / "libs" / "libiomp5.so"
-    if not runtime.exists():
-        pytest.skip("paddle comes without this OpenMP runtime")
-    openmp = ctypes.CDLL(str(runtime))
+def test_any_number_of_threads_gives_the_same(level, seeded, openmp, threads):
     tensors = [seeded(1, 300, 2, 16), seeded(1, 300, 1, 16), seeded(1, 300, 1, 16)]
     place = paddle.arange(300, dtype="int32").unsqueeze(0)
     rest = place, paddle.full_like(place, 300)
     grad = seeded(1, 300, 2, 16).numpy()
     expected = twin(*(tensor.numpy() for tensor in tensors), *(x.numpy() for x in rest), 0, 0.25, grad=grad)
-    before = openmp.omp_get_max_threads()
-    try:
-        openmp.omp_set_num_threads(threads)
-        result = ours(llmctl_ops.attention, tensors, grad, *rest)
-    finally:
-        openmp.omp_set_num_threads(before)
+    openmp.omp_set_num_threads(threads)
+    result = ours(llmctl_ops.attention, tensors, grad, *rest)
     for part, right in zip(result, expected, strict=True):
         np.testing.assert_allclose(part, right, rtol=2e-5, atol=2e-5)
 
@@ -226,3 +230,25 @@ def test_an_interval_of_another_type_is_refused():
 def test_the_kernels_are_the_ones_of_the_level(level):
     kernel = library.load().kernel("attention_forward")
     assert kernel.__name__ == f"llmctl_ops_attention_forward_{level}"
+
+
+@pytest.mark.parametrize("alibi", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 2, 64), (1, 700, 1, 16), (3, 130, 3, 128), (2, 65, 2, 20), (1, 513, 8, 32)])
+def test_a_single_query_without_gradients_is_that_of_the_twin(level, seeded, openmp, shape, alibi):
+    """Generation takes a path of its own, which cuts long contexts into shares."""
+    batch, keys, groups, width = shape
+    heads = 3 * groups
+    tensors = [seeded(batch, 1, heads, width), seeded(batch, keys, groups, width), seeded(batch, keys, groups, width)]
+    arrays, grad = [tensor.numpy() for tensor in tensors], np.zeros((batch, 1, heads, width))
+    bias = ()
+    if alibi:
+        bias = (np.linspace(0.05, 0.5, heads, dtype="float32"), np.arange(keys, dtype="float32")[None] % 17)
+    for past in (keys - 1, keys // 2):
+        for name, (first, last) in masks(batch, keys, past).items():
+            given = *map(paddle.to_tensor, (first, last)), past, 0.3, *map(paddle.to_tensor, bias)
+            expected = twin(*arrays, first, last, past, 0.3, *bias, grad=grad)[0]
+            for threads in (1, 5):
+                openmp.omp_set_num_threads(threads)
+                with paddle.no_grad():
+                    result = llmctl_ops.attention(*tensors, *given).numpy()
+                np.testing.assert_allclose(result, expected, rtol=2e-5, atol=2e-5, err_msg=f"{name} {threads}")

@@ -12,8 +12,6 @@ namespace {
 
 const float GELU_SLOPE = 1.5957691216057308f, GELU_CUBE = 0.044715f;  // 2 sqrt(2 / pi)
 
-const int64_t PIECE = 1 << 14;  // elements that are worth a thread's while
-
 INLINE int64_t rows_in_a_piece(int64_t width) { return width > 0 ? (PIECE + width - 1) / width : 1; }
 
 // A row of sums for each thread, zero at first.

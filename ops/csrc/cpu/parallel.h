@@ -23,6 +23,8 @@ extern struct Threads llmctl_ops_threads __attribute__((visibility("hidden")));
 
 namespace {
 
+const int64_t PIECE = 1 << 14;  // elements that are worth a thread's while
+
 // How many threads `parallel` uses for a number of tasks.
 inline int threads_for(int64_t tasks) {
   if (!llmctl_ops_threads.parallel || tasks < 2) return 1;
