@@ -6,7 +6,6 @@ for: a broken one cannot harm another. Loading never has a side effect beyond th
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib.util
 import json
@@ -14,6 +13,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import pluggy
 from llmctl import defaults, hookspecs
 from llmctl.card import Family, validate
 from llmctl.errors import PluginError
+from llmctl.modeling_file import misnamed_class
 from llmctl.tokenizers.special import read_json
 
 _ANY_GROUP = re.compile(r"llmctl\.family\.v(\d+)")
@@ -204,44 +205,11 @@ def _check_card(card: Family, found: Found) -> None:
     if card.needs_api[0] != hookspecs.API[0] or card.needs_api > hookspecs.API:
         need, have = (".".join(map(str, version)) for version in (card.needs_api, hookspecs.API))
         raise PluginError(f"{found} needs hook API {need}, this llmctl offers {have}: pip install --upgrade llmctl")
-    problems = validate(card) + _misnamed_class(card, found)
+    problems = validate(card) + misnamed_class(card, found.module, partial(package_folder, found))
     if card.name != found.name:
         problems.insert(0, f"the card is named {card.name!r}, the entry point {found.name!r}")
     if problems:
         raise PluginError(f"{found}: the card of {found.name!r} is not valid:\n  " + "\n  ".join(problems))
-
-
-def _misnamed_class(card: Family, found: Found) -> list[str]:
-    """A line if ``modeling`` names a file or class that the plugin's package does not have; nothing is imported."""
-    module, _, name = card.modeling.partition(":")
-    top, *rest = module.split(".")
-    if top != found.module.partition(":")[0].partition(".")[0]:
-        return []
-    file = package_folder(found).joinpath(*rest)
-    file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
-    if not file.is_file():
-        compiled = any(file.parent.glob(f"{file.stem}.*"))
-        return [] if compiled else [f"modeling={card.modeling!r}: there is no file {file}"]
-    known = _defined(ast.parse(file.read_text(encoding="utf-8")))
-    if name in known or "*" in known:
-        return []
-    classes = difflib.get_close_matches(name, known, 1)
-    return [
-        f"modeling={card.modeling!r}: {file} has no {name!r}" + (f"; did you mean {classes[0]!r}?" if classes else "")
-    ]
-
-
-def _defined(tree: ast.Module) -> set[str]:
-    """Names that a module defines or imports anywhere."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-            names.add(node.name)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names |= {alias.asname or alias.name for alias in node.names}
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-    return names
 
 
 def _misspelt(message: str) -> str:

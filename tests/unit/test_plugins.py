@@ -103,7 +103,8 @@ def test_a_class_that_the_package_does_not_have_is_seen_without_importing_it(tmp
     plugin_at(tmp_path, monkeypatch, WREN % modeling)
     if not message:
         assert plugins.load("wren").card.name == "wren"
-        return
+        (tmp_path / "fake_wren" / "modeling.py").write_text("class WrenForCausalLM(:\n")
+        message = r"SyntaxError: invalid syntax \(modeling\.py, line 1\)"
     with pytest.raises(PluginError, match=message):
         plugins.load("wren")
 
