@@ -31,6 +31,7 @@ COMMANDS = {
     "ops": ("llmctl.commands.ops:command", "Check the compiled operators of this machine."),
     "new-plugin": ("llmctl.commands.new_plugin:command", "Make the skeleton of a plugin for a new family."),
     "pretrain": ("llmctl.commands.pretrain:command", "Train a model on corpora of token ids."),
+    "plan": ("llmctl.commands.plan:command", "Tell what memory a training run will need."),
     "report": ("llmctl.commands.report:command", "Write a run's report anew, or compare several runs."),
 }
 """Core's own commands: where each is and its line in the help."""

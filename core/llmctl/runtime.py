@@ -75,6 +75,12 @@ def configure(threads: int | None = None, deterministic: bool = False) -> None:
     _configured.extend(settings)
 
 
+def release() -> None:
+    """Gives free memory back to the system; with large blocks kept for reuse, holes between them would stay resident."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def import_paddle(purpose: str) -> Any:
     """paddle, imported after the process has been configured; its advice about threads and compilers is not shown.
 

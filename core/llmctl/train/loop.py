@@ -25,6 +25,9 @@ from llmctl.train.optimizer import AdamW
 from llmctl.train.schedules import Schedule
 from llmctl.train.task import Batch, Task
 
+SETTLING, RELEASE_EVERY = 3, 16
+"""Updates after which free memory goes back to the system: the first ones, which find their places, and now and then."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -160,6 +163,8 @@ class Loop:
 
     def _step(self, step: int, interrupted: Callable[[], bool]) -> None:
         self._each("on_update", self.update(step))
+        if step <= SETTLING or step % RELEASE_EVERY == 0:
+            runtime.release()
         last = step == self.plan.steps
         if last or step % self.plan.eval_every == 0:
             metrics = self.evaluate()

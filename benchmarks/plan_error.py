@@ -1,0 +1,99 @@
+"""How far ``llmctl plan`` is from the measured peak of the same run: a few steps of families and methods on the CPU.
+
+    python benchmarks/plan_error.py --data alpaca.jsonl --tokenizer FOLDER [--case NAME ...]
+
+The models are random, of 8 layers and hidden 512; data are JSON lines with src and tgt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SIZES = {"layers": 8, "hidden": 512, "heads": 8, "kv_heads": 8, "head_dim": 64, "vocab": 32000, "max_positions": 2048}
+NARROW, WIDE = {"ffn": 1376}, {"ffn": 2048}
+CASES = {
+    "llama": ("llama", NARROW, {}),
+    "llama lora": ("llama", NARROW, {"method.name": "lora"}),
+    "llama qlora": ("llama", NARROW, {"method.name": "lora", "method.base": "nf4"}),
+    "llama prefix": ("llama", NARROW, {"method.name": "prefix"}),
+    "llama packed": ("llama", NARROW, {"data.packing": "best-fit", "train.batch_size": 4}),
+    "llama recomputed": ("llama", NARROW, {"train.recompute": "full"}),
+    "bloom": ("bloom", WIDE, {}),
+    "gpt3": ("gpt3", WIDE, {}),
+    "mixtral": ("mixtral", {**NARROW, "experts": 4}, {}),
+}
+FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def make_model(family, changes, tokenizer, folder):
+    """A random checkpoint."""
+    from llmctl import plugins, runtime
+
+    runtime.import_paddle("a model")
+    import paddle
+
+    from llmctl.checkpoint import save_weights
+    from llmctl.checkpoint.model import build
+
+    plugin = plugins.load(family)
+    known = {setting.name for setting in plugin.card.settings if setting.key}
+    values = {name: value for name, value in {**SIZES, **changes}.items() if name in known}
+    dims = plugin.card.dims_of(next(iter(plugin.card.sizes)), **values)
+    paddle.seed(0)
+    model = build(plugin, dims)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(plugin.card.config_from_dims(dims)))
+    renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
+    save_weights(folder, model, renames, dtype="float32", max_shard_bytes=10**10)
+    for name in FILES:
+        if (tokenizer / name).is_file():
+            shutil.copy(tokenizer / name, folder)
+
+
+def measure(case, options, home):
+    """Planned and measured bytes."""
+    family, changes, settings = CASES[case]
+    model = home / family
+    if not model.exists():
+        make_model(family, changes, options.tokenizer, model)
+    config = {
+        "model": {"path": str(model)},
+        "data": {"train": [str(options.data)], "src_length": 256, "max_length": 512, "chat_template": "none"},
+        "train": {"batch_size": 8, "max_steps": 6, "learning_rate": 1e-4, "save_every": 100},
+        "output": {"dir": str(home / "out"), "overwrite": True, "samples": 0},
+    }
+    file = home / "config.json"
+    file.write_text(json.dumps(config))
+    given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    begin = [sys.executable, "-m", "llmctl", "--model", family]
+    planned = subprocess.run([*begin, "plan", str(file), *given, "--json"], check=True, capture_output=True, text=True)
+    subprocess.run([*begin, "finetune", str(file), *given], check=True, stdout=subprocess.DEVNULL)
+    info = json.loads((home / "out" / "run.json").read_text())
+    found = info["peak_memory"]
+    return json.loads(planned.stdout)["peak"], found["peak_memory"] if isinstance(found, dict) else found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--case", action="append", choices=tuple(CASES))
+    options = parser.parse_args()
+    options.data, options.tokenizer = options.data.resolve(), options.tokenizer.resolve()
+    os.environ.setdefault("LLMCTL_THREADS", "2")
+    print("| case | planned, GB | measured, GB | planned / measured |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as home:
+        for case in options.case or CASES:
+            planned, measured = measure(case, options, Path(home))
+            print(f"| {case} | {planned / 1e9:.2f} | {measured / 1e9:.2f} | {planned / measured:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""``llmctl plan``: what memory a training configuration will need, by part, and the largest batch that fits."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmctl import config as configs
+from llmctl import configfile, planning, runtime
+from llmctl.adapters import targets
+from llmctl.card import Dims, Family
+from llmctl.commands.config_source import read_config_file
+from llmctl.errors import ConfigError
+
+KINDS = {
+    "finetune": ("llmctl.config:FinetuneConfig", "llmctl.preflight:finetune", "llmctl.train.sft_data:prepare"),
+    "dpo": ("llmctl.config_dpo:DpoConfig", "llmctl.preflight_dpo:dpo", "llmctl.train.dpo_data:prepare"),
+    "pretrain": (
+        "llmctl.config_pretrain:PretrainConfig",
+        "llmctl.preflight_pretrain:pretrain",
+        "llmctl.train.pretrain:prepare",
+    ),
+}
+"""Command that a configuration is for -> its class, its checks, and what makes its batches."""
+
+LOOKED_AT = 200
+"""Updates whose batches are measured."""
+
+
+@click.command()
+@click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
+@click.option("--set", "assignments", multiple=True, metavar="a.b=c", help="Override a value; may be repeated.")
+@click.option("--memory", help="Memory of the device, e.g. 24GB; by default what this machine has free.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def command(
+    ctx: click.Context, config_file: Path, assignments: tuple[str, ...], memory: str | None, as_json: bool
+) -> None:
+    """Tell what memory the run of CONFIG (for finetune, dpo or pretrain) needs at its peak, without training.
+
+    Batches are made as in the run, so that lengths, padding and packing are those of the data. The numbers are those of
+    the CPU; a GPU's own process and kernels take other amounts.
+    """
+    limit = configs.parse_bytes(memory) if memory else _free()
+    data = configfile.override(read_config_file(config_file, "finetune", False), list(assignments))
+    kind = _kind(data)
+    made, checks, prepare = KINDS[kind]
+    settings = configs.build(_find(made), data, str(config_file))
+    job = _find(checks)(settings, ctx.obj["family"])
+    runtime.import_paddle("llmctl plan")
+    with contextlib.redirect_stdout(sys.stderr):
+        task = _find(prepare)(job).task
+    step, training = _largest(task, job), _training(job, kind)
+    parts = planning.plan(job.plugin.card, job.dims, training, step)
+    answer = {
+        "command": kind,
+        "parts": {name: size for name, size in parts.items() if size},
+        "peak": planning.total(parts),
+        "tokens_of_a_pass": step.tokens,
+        "memory": limit,
+        "largest_batch": _fits(job, training, step, limit),
+        "kv_cache_of_1000_tokens": planning.cache_bytes(job.plugin.card, job.dims, 1000),
+    }
+    click.echo(json.dumps(answer, indent=2) if as_json else _table(answer))
+
+
+def _kind(data: dict[str, Any]) -> str:
+    if "dpo" in data:
+        return "dpo"
+    return "pretrain" if "corpora" in (data.get("data") or {}) else "finetune"
+
+
+def _largest(task: Any, job: Any) -> planning.Step:
+    """The forward pass of the first updates that needs most."""
+    found = planning.Step(0, 0, 0)
+    for number in range(1, min(task.steps_per_epoch, LOOKED_AT) + 1):
+        for batch in task.micro_batches(number):
+            rows, length = batch.arrays["input_ids"].shape
+            labels = int((batch.arrays["labels"] != -100).sum()) if "labels" in batch.arrays else rows * length
+            step = planning.Step(rows * length, length, labels)
+            if _weight(job, step) > _weight(job, found):
+                found = step
+    return found
+
+
+def _weight(job: Any, step: planning.Step) -> int:
+    parts = planning.plan(job.plugin.card, job.dims, planning.Training(0), step)
+    return parts["activations"] + parts["scores"]
+
+
+def _training(job: Any, kind: str) -> planning.Training:
+    settings = job.config
+    method: Any = getattr(settings, "method", None) or configs.MethodConfig()
+    name, dpo = method.name, getattr(settings, "dpo", None)
+    chosen = tuple(targets.choose(job.plugin.card, job.dims, method.targets)) if name == "lora" else ()
+    copied = dpo is not None and name == "full" and not (dpo.reference_free or dpo.precompute_reference)
+    return planning.Training(
+        trained=_moved(job.plugin.card, job.dims, method, chosen),
+        method=name,
+        rank=method.rank if name == "lora" else 0,
+        targets=chosen,
+        base=method.base if name == "lora" else "float",
+        average=bool(settings.train.ema_decay),
+        reference=copied,
+        recompute=settings.train.recompute,
+        recompute_interval=settings.train.recompute_interval,
+        width=8 if settings.model.dtype == "float64" else 4,
+        fused_attention=_compiled() and settings.model.dtype == "float32",
+    )
+
+
+def _moved(card: Family, dims: Dims, method: Any, chosen: tuple[str, ...]) -> int:
+    """Number of parameters that move."""
+    if method.name == "lora":
+        linears = targets.linears(card, dims)
+        return sum(sum(linears[path].shape) * int(method.rank) for path in chosen)
+    if method.name == "prefix":
+        wide, tokens = int(dims.kv_heads) * int(dims.head_dim), int(method.virtual_tokens)
+        keys = 2 * int(dims.layers) * wide
+        between = int(method.projection_hidden) or wide
+        return (
+            tokens * wide + (wide + 1) * between + (between + 1) * keys if method.prefix_projection else tokens * keys
+        )
+    return card.count(dims)
+
+
+def _compiled() -> bool:
+    return os.environ.get("LLMCTL_OPS") != "reference" and importlib.util.find_spec("llmctl_ops") is not None
+
+
+def _fits(job: Any, training: planning.Training, step: planning.Step, limit: int) -> int:
+    """The largest batch size whose peak is within the limit, rows being as long as the longest now; 0 = not even one."""
+    size = max(1, job.config.train.batch_size)
+
+    def peak(rows: int) -> int:
+        scaled = dataclasses.replace(step, tokens=step.tokens * rows // size, labels=step.labels * rows // size)
+        return planning.total(planning.plan(job.plugin.card, job.dims, training, scaled))
+
+    low, high = 0, 1
+    while high < 1 << 20 and peak(high) <= limit:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if peak(middle) <= limit else (low, middle)
+    return low
+
+
+def _free() -> int:
+    """Bytes that a new process may have on this machine.
+
+    Raises:
+        ConfigError: The system does not say.
+    """
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    raise ConfigError("this system does not say how much memory is free; give it with --memory, e.g. --memory 24GB")
+
+
+def _table(answer: dict[str, Any]) -> str:
+    rows = [f"{name:<18}{_size(size):>12}" for name, size in answer["parts"].items()]
+    fits = answer["largest_batch"]
+    return "\n".join(
+        [
+            *rows,
+            f"{'peak':<18}{_size(answer['peak']):>12}   of {_size(answer['memory'])}",
+            f"largest pass: {answer['tokens_of_a_pass']:,} tokens; largest train.batch_size that fits: {fits or 'none'}",
+            f"in generation, 1,000 tokens of keys and values: {_size(answer['kv_cache_of_1000_tokens'])}",
+        ]
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def _find(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(module), name)

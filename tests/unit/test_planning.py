@@ -1,0 +1,86 @@
+"""Memory before start: each part against its own count, and what every option changes."""
+
+from dataclasses import replace
+
+import pytest
+
+from llmctl import plugins
+from llmctl.planning import PROCESS, Step, Training, cache_bytes, plan, total
+
+CARD = plugins.load("llama").card
+DIMS = CARD.dims_of("llama2-7b", layers=3, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab=96)
+STEP = Step(tokens=40, length=20, labels=17)
+FULL = Training(trained=CARD.count(DIMS))
+
+
+def parts(training=FULL, step=STEP, dims=DIMS, card=CARD):
+    return plan(card, dims, training, step)
+
+
+def test_weights_gradients_and_moments_are_counted_in_bytes():
+    found, count = parts(), CARD.count(DIMS)
+    assert (found["weights"], found["gradients"], found["optimizer"]) == (4 * count, 4 * count, 8 * count)
+    assert found["scores"] == 2 * 17 * 96 * 4 and found["process"] == PROCESS
+    assert total(found) == sum(found.values())
+
+
+def test_layers_keep_inputs_and_outputs_of_linears_and_inputs_of_norms():
+    queries, keys = 32, 16
+    attention = 32 + 32 + (queries + 2 * keys) + (queries + keys) + 32 + 32
+    forward = 32 + 32 + 2 * 48 + 48 + 32
+    # The rotated queries and keys are taken as two thirds of all three projections.
+    attention += (queries + 2 * keys) * 2 / 3 - (queries + keys)
+    expected = 3 * int(attention * 40 + 1e-9) + 3 * forward * 40 + 3 * 40 * 32
+    assert parts()["activations"] == pytest.approx(4 * expected, abs=16)
+
+
+def test_recomputation_keeps_inputs_of_layers_and_one_layer_whole():
+    plain, attention, full = (
+        parts(replace(FULL, recompute=what))["activations"] for what in ("none", "attention", "full")
+    )
+    assert full < attention < plain
+    deep = DIMS.replace(layers=30)
+    grown = [parts(replace(FULL, recompute="full"), dims=d)["activations"] for d in (DIMS, deep)]
+    assert grown[1] - grown[0] == 27 * 40 * 32 * 4
+    half = parts(replace(FULL, recompute="full", recompute_interval=2))["activations"]
+    assert full < half < plain
+
+
+def test_an_adapter_moves_little_and_a_quantised_base_is_small():
+    targets = tuple(
+        t.name.removesuffix(".weight") for t in CARD.expand(DIMS) if t.kind == "linear" and t.layer is not None
+    )
+    lora = Training(trained=1000, method="lora", rank=4, targets=targets)
+    found = parts(lora)
+    assert (found["adapters"], found["gradients"], found["optimizer"]) == (4000, 4000, 8000)
+    assert found["activations"] > parts()["activations"]
+    linears = sum(t.size for t in CARD.expand(DIMS) if t.kind == "linear" and t.layer is not None)
+    packed = parts(replace(lora, base="nf4"))["weights"]
+    assert packed == 4 * (CARD.count(DIMS) - linears) + int(linears * 4.5 / 8)
+
+
+def test_scores_of_attention_count_where_they_are_held():
+    held = parts(replace(FULL, fused_attention=False))["activations"] - parts()["activations"]
+    assert held == pytest.approx(3 * 3 * 4 * 20 * 40 * 4, abs=16)
+    gpt = plugins.load("gpt3").card
+    dims = gpt.dims_of(next(iter(gpt.sizes)), layers=2, hidden=32, heads=4, vocab=96)
+    still = dims.replace(attention_dropout=0.0)
+    assert parts(card=gpt, dims=dims)["activations"] > parts(card=gpt, dims=still)["activations"]
+
+
+def test_of_experts_only_those_that_a_token_goes_to_count():
+    card = plugins.load("mixtral").card
+    few, many = (card.dims_of("tiny" if "tiny" in card.sizes else next(iter(card.sizes)), layers=2, hidden=32, heads=4,
+                              kv_heads=2, head_dim=8, ffn=48, vocab=96, experts=count) for count in (4, 8))  # fmt: skip
+    first, second = (parts(card=card, dims=dims) for dims in (few, many))
+    assert first["activations"] == pytest.approx(second["activations"], rel=1e-6)
+    assert second["weights"] > first["weights"]
+
+
+def test_reference_and_average_are_whole_models():
+    found = parts(replace(FULL, reference=True, average=True))
+    assert found["reference model"] == found["averaged weights"] == 4 * CARD.count(DIMS)
+
+
+def test_keys_and_values_follow_the_key_value_heads():
+    assert cache_bytes(CARD, DIMS, 1000) == 2 * 3 * 2 * 8 * 1000 * 4
