@@ -19,7 +19,7 @@ class PluginError(LlmctlError):
 
 
 class UnsupportedError(LlmctlError):
-    """A method that a family's card declares unsupported, with its reason."""
+    """A method that a family's card declares unsupported, or a combination that core cannot do; with its reason."""
 
 
 class DataError(LlmctlError):

@@ -118,7 +118,7 @@ def find_model(settings: Any, family: str, task: str) -> Found:
             f"output.max_shard_bytes has no effect with method.name={settings.method.name}: an adapter is one file; "
             "leave it out"
         )
-    _lengths(settings, dims, model)
+    _lengths(settings, dims, model, packed=task == "dpo" or settings.data.packing != "none")
     check_tensors(model, plugin, dims, settings.model.dtype)
     output = output_folder(settings.output)
     if settings.output.overwrite and output.resolve() in model.resolve().parents:
@@ -128,7 +128,7 @@ def find_model(settings: Any, family: str, task: str) -> Found:
     return Found(plugin, dims, model, tokenizer, output)
 
 
-def _lengths(settings: Any, dims: Dims, model: Path) -> None:
+def _lengths(settings: Any, dims: Dims, model: Path, packed: bool) -> None:
     """Passes when examples, and virtual tokens if there are any, fit into the model's positions and windows."""
     virtual = settings.method.virtual_tokens if settings.method.name == "prefix" else 0
     beside = f" with the {virtual} of method.virtual_tokens" if virtual else ""
@@ -138,10 +138,12 @@ def _lengths(settings: Any, dims: Dims, model: Path) -> None:
         raise ConfigError(
             f"data.max_length={longest}{beside} is over the {limit} positions that {model} was made for; {room}"
         )
-    if virtual and window and settings.data.packing != "none" and longest + virtual > window:
+    if virtual and window and packed and longest + virtual > window:
+        fits = f"set data.max_length to {window - virtual} or less" if window - virtual > 1 else "take fewer of them"
         raise ConfigError(
-            f"data.packing: an example of data.max_length={longest}{beside} is over the window of {window} positions, "
-            "and which virtual tokens it still sees cannot be said for packed rows; set data.packing to none"
+            f"an example of data.max_length={longest}{beside} is over the window of {window} positions, and which virtual "
+            f"tokens it still sees cannot be said where a row holds several texts; {fits}"
+            f"{', or data.packing to none' if settings.data.packing != 'none' else ''}"
         )
 
 

@@ -27,11 +27,17 @@ def test_a_window_that_covers_everything_changes_nothing():
     np.testing.assert_array_equal(visible(Layout(4).mask(window=4)), visible(Layout(4).mask()))
 
 
-def test_a_window_and_padding_go_together():
-    real = paddle.to_tensor([[0, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    found = visible(Layout(5, 0, real).mask(window=2))
-    for row, query, key in np.ndindex(2, 5, 5):
-        assert found[row, query, key] == (query - 2 < key <= query and real.numpy()[row, key] == 1)
+@pytest.mark.parametrize("new", [8, 3, 1])
+def test_a_window_counts_tokens_and_not_the_padding_between_them(new):
+    """What padding itself sees is of no account."""
+    rows = ("11001111", "11111100", "11010011", "00011111")
+    real = np.array([list(map(int, row)) for row in rows])
+    found = visible(Layout(new, 8 - new, paddle.to_tensor(real)).mask(window=3))
+    place = real.cumsum(axis=1)
+    for row, query, key in np.ndindex(len(rows), new, 8):
+        column = 8 - new + query
+        expected = key <= column and real[row, key] and place[row, column] - place[row, key] < 3
+        assert not real[row, column] or found[row, query, key] == expected
 
 
 def test_documents_need_positions():

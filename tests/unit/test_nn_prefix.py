@@ -10,6 +10,7 @@ from llmctl import plugins
 from llmctl.adapters.attach import put_prefix
 from llmctl.adapters.prefix import shape_of
 from llmctl.data.packing import collate, join
+from llmctl.errors import UnsupportedError
 from llmctl.infer.generate import generate
 from llmctl.infer.sampling import SamplingOptions
 from llmctl.nn.cache import KVCache
@@ -69,8 +70,38 @@ def test_packed_documents_are_as_far_from_virtual_tokens_as_each_alone(family, c
 def test_a_packed_document_that_outgrows_its_window_is_refused():
     ends = paddle.to_tensor([[4, 4, 4, 4, 6, 6]])
     layout = Layout(6, 3, position_BT=paddle.to_tensor([[3, 4, 5, 6, 3, 4]]), end_BT=ends)
-    with pytest.raises(ValueError, match="packed after 3 past tokens do not fit a window of 6"):
+    with pytest.raises(UnsupportedError, match="packed after 3 past tokens do not fit a window of 6"):
         layout.mask(window=6)
+
+
+@pytest.mark.parametrize("window", [3, 5, 8])
+@pytest.mark.parametrize("virtual", [True, False])
+def test_a_row_padded_on_the_left_sees_as_far_as_alone(window, virtual):
+    """Computed at once and in steps from a cache, against a row without padding."""
+    model, _, _, dims = prefixed("mistral", {"window": window})
+    model.prefix = model.prefix if virtual else None
+    rows = [RNG.integers(3, dims.vocab, length) for length in (6, 10)]
+    padded, real = (
+        paddle.to_tensor(np.stack([np.r_[np.zeros(4, int), a], b])) for a, b in (rows, (rows[0] > 0, rows[1] > 0))
+    )
+    cache = KVCache(10)
+    with paddle.no_grad():
+        alone = [model(paddle.to_tensor(row[None])).numpy()[0] for row in rows]
+        steps = [model(padded[:, :7], real[:, :7], cache=cache)]
+        steps += [model(padded[:, t : t + 1], real[:, : t + 1], cache=cache) for t in range(7, 10)]
+        for found in (model(padded, real).numpy(), paddle.concat(steps, axis=1).numpy()):
+            np.testing.assert_allclose(found[0, 4:], alone[0], atol=1e-9)
+            np.testing.assert_allclose(found[1], alone[1], atol=1e-9)
+
+
+@pytest.mark.parametrize("virtual", [True, False])
+def test_prompts_of_different_lengths_are_answered_as_each_alone_behind_a_window(virtual):
+    model, _, _, dims = prefixed("mistral", {"window": 5})
+    model.prefix = model.prefix if virtual else None
+    prompts = [RNG.integers(3, dims.vocab, length).tolist() for length in (2, 9, 5)]
+    options = SamplingOptions(max_new_tokens=8)
+    together = [row.ids for row in generate(model, prompts, options, [], 0)]
+    assert together == [generate(model, [prompt], options, [], 0, use_cache=False)[0].ids for prompt in prompts]
 
 
 def test_generation_counts_virtual_tokens_where_rotations_depend_on_the_length():

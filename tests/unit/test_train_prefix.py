@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from tiny_tokenizers import write_json
 
 import llmctl
-from llmctl import config, preflight
+from llmctl import config, plugins, preflight, preflight_dpo
 from llmctl.adapters.attach import load_adapted, put_prefix
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import load_model
+from llmctl.config_dpo import DpoConfig
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
+from llmctl.testing.tiny import tiny_dims, write_model
 from llmctl.train import sft, subject
 from llmctl.train.loop import Hook
 
@@ -158,6 +161,37 @@ def test_a_prefix_cannot_be_merged(runs, tmp_path):
 def test_settings_that_cannot_work_are_refused(tmp_path, method, data, error):
     with pytest.raises(ConfigError, match=error):
         job(tmp_path / "out", method, data=data)
+
+
+@pytest.mark.parametrize(
+    ("build", "check", "data", "part"),
+    [
+        (
+            config.FinetuneConfig,
+            preflight.finetune,
+            {"src_length": 8, "packing": "best-fit"},
+            "or data.packing to none",
+        ),
+        (config.FinetuneConfig, preflight.finetune, {"src_length": 8}, None),
+        (DpoConfig, preflight_dpo.dpo, {"max_prompt_length": 8}, "10 or less$"),
+    ],
+)
+def test_texts_that_share_a_row_and_outgrow_a_window_are_refused(tmp_path, build, check, data, part):
+    """A pair of preferences always shares a row."""
+    plugin = plugins.load("mistral")
+    write_model(write_json(tmp_path / "model"), plugin, tiny_dims(plugin.card, {"window": 16, "vocab": 330}))
+    line = (
+        {"src": "hello"} if build is config.FinetuneConfig else {"response": ["a", "b"], "sort": [1, 0], "src": ["a"]}
+    )
+    (tmp_path / "train.jsonl").write_text(json.dumps({**line, "tgt": [] if "sort" in line else "world"}))
+    sections = {"model": {"path": str(tmp_path / "model")}, "method": {"name": "prefix", "virtual_tokens": 6},
+                "data": {"train": str(tmp_path / "train.jsonl"), "max_length": 11, **data},
+                "output": {"dir": str(tmp_path / "out")}}  # fmt: skip
+    if part is None:
+        assert check(config.build(build, sections), "mistral").train
+        return
+    with pytest.raises(ConfigError, match=f"is over the window of 16 positions.*set data.max_length to .*{part}"):
+        check(config.build(build, sections), "mistral")
 
 
 def test_a_model_that_looks_for_no_prefix_is_refused():

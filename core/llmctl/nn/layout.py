@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import paddle
 
+from llmctl.errors import UnsupportedError
 from llmctl.nn.position import positions
 
 
@@ -141,7 +142,7 @@ class Layout:
             first_BS: First row that sees a key [B or 1, S]; None = the key's own, which is causal order.
 
         Raises:
-            ValueError: Packed documents reach further than a window from past tokens, which one interval cannot say.
+            UnsupportedError: Packed documents reach further than a window from past tokens, which one interval cannot say.
         """
         windowed = window is not None and self.total > window
         alike = self.new == 1 and not windowed and self.real_BS is None and not self.packed
@@ -157,14 +158,20 @@ class Layout:
         return Mask(first_BS, last_BS, self.new, slopes, self.place_BS if slopes else None, self.packed)
 
     def _left(self, column_S: paddle.Tensor, window: int) -> paddle.Tensor:
-        """First row that a key has left the window of [1, S]."""
-        left_S = column_S + window
-        if not (self.packed and self.past):
-            return left_S
-        # Distances to past tokens are those of places in a document, not of columns.
-        if int(self.position_BT.max()) >= window:
-            raise ValueError(f"documents packed after {self.past} past tokens do not fit a window of {window}")
-        return paddle.where(column_S < self.past, paddle.full_like(column_S, self.total), left_S)
+        """First row that a key has left the window of [B or 1, S]."""
+        if self.packed and self.past:
+            # Distances to past tokens are those of places in a document, not of columns.
+            if int(self.position_BT.max()) >= window:
+                raise UnsupportedError(
+                    f"documents packed after {self.past} past tokens do not fit a window of {window} positions: each "
+                    "would see other parts of the past; shorten them, or put each into a row of its own"
+                )
+            return paddle.where(column_S < self.past, paddle.full_like(column_S, self.total), column_S + window)
+        if self.packed or self.real_BS is None:
+            return column_S + window
+        # A window counts tokens, and padding may lie between past tokens and new ones.
+        count_BS = self.real_BS.astype("int32").cumsum(axis=-1)
+        return paddle.searchsorted(count_BS, count_BS + window, out_int32=True)
 
     def _last(self, column_S: paddle.Tensor) -> paddle.Tensor:
         if self.end_BT is None:

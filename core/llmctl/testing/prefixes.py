@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 
 from llmctl import capabilities, plugins
 from llmctl.card import Dims, Family
+from llmctl.errors import UnsupportedError
 from llmctl.testing.evidence import EXACT, proves
 from llmctl.testing.tiny import descend, random_model
 
@@ -90,6 +92,7 @@ class PrefixConformance:
 
     @proves("prefix-tuning")
     def test_packed_documents_see_the_virtual_tokens_alike(self, dims: Dims, prefixed: Any) -> None:
+        """Or are refused, where a window leaves each of them other virtual tokens."""
         from llmctl.data.packing import collate, join
         from llmctl.nn.loss import token_loss
         from llmctl.train.evaluate import label_logits
@@ -103,11 +106,16 @@ class PrefixConformance:
             loss.backward()
             return float(loss), [parameter.grad.numpy() for parameter in prefixed.prefix.parameters()]
 
+        together = collate([join(documents[:2]), join(documents[2:])], 0, multiple=4)
+        if TOKENS + max(map(len, rows)) > (dims.get("window") or sys.maxsize):
+            with pytest.raises(UnsupportedError, match=f"do not fit a window of {dims.window} positions"):
+                run(together)
+            return
         apart = [run({name: value for name, value in collate([join([d])], 0).items() if name in ("input_ids", "labels")})
                  for d in documents]  # fmt: skip
-        together = run(collate([join(documents[:2]), join(documents[2:])], 0, multiple=4))
-        np.testing.assert_allclose(together[0], sum(loss for loss, _ in apart), rtol=EXACT)
-        for i, gradient in enumerate(together[1]):
+        loss, gradients = run(together)
+        np.testing.assert_allclose(loss, sum(loss for loss, _ in apart), rtol=EXACT)
+        for i, gradient in enumerate(gradients):
             np.testing.assert_allclose(gradient, sum(gradients[i] for _, gradients in apart), atol=EXACT)
 
     @proves("prefix-tuning")

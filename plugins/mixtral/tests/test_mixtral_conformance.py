@@ -11,3 +11,11 @@ class TestMixtral(FamilyConformance):
 class TestMistral(FamilyConformance):
     family = "mistral"
     goldens = ("goldens/mistral_window", "goldens/mistral_whole")
+
+
+class TestMistralBehindAShortWindow(FamilyConformance):
+    """Rows of every test are longer than the window, as texts are than that of the first release."""
+
+    family = "mistral"
+    changes = {"window": 5}  # noqa: RUF012
+    goldens = ("goldens/mistral_window",)
