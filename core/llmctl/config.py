@@ -196,6 +196,9 @@ class OutputConfig:
         "Type of weights in checkpoints: that of training, or a half type, from which a run goes on with rounded weights.",
         choices=("same", "float16", "bfloat16"),
     )
+    async_save: bool = option(
+        False, "Write checkpoints into memory (/dev/shm) and move them to the disk while training goes on."
+    )
     max_shard_bytes: str = option("5GB", "Largest weight file, such as 500MB or 5GB.")
     load_best: bool = option(True, "The final model is the best checkpoint rather than the last step.")
     samples: int = option(3, "Answers to held-out prompts shown before and after training.", minimum=0)

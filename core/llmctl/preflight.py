@@ -19,6 +19,9 @@ from llmctl.data.reading import Example, parse_example
 from llmctl.errors import ConfigError
 from llmctl.tokenizers import Tokenizer
 
+STAGING = Path("/dev/shm")
+"""A folder in memory, where ``output.async_save`` writes checkpoints first."""
+
 E = TypeVar("E")
 
 
@@ -299,6 +302,8 @@ def output_folder(settings: config.OutputConfig) -> Path:
     Raises:
         ConfigError: It holds something, or is a file.
     """
+    if settings.async_save and not STAGING.is_dir():
+        raise ConfigError(f"output.async_save needs {STAGING}, a folder in memory, which this system does not have")
     folder = Path(settings.dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output.dir={settings.dir} is a file; name a folder")

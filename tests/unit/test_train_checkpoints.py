@@ -20,12 +20,37 @@ def steps(folder):
     return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
 
 
+@pytest.fixture(params=["waiting", "behind training"], autouse=True)
+def staging(request, tmp_path_factory, monkeypatch):
+    """Every test with checkpoints written at once, and written into another folder and moved in a thread."""
+    folder = tmp_path_factory.mktemp("memory") if request.param != "waiting" else None
+    monkeypatch.setitem(STAGING, "folder", folder)
+    yield folder
+    assert folder is None or not list(folder.iterdir()), "nothing stays in memory"
+
+
+STAGING = {}
+
+
 def saver(folder, metric="eval_loss", limit=0, model=None, write=None):
     adamw = AdamW(dict((model or ToyModel()).named_parameters()))
     write = write or (lambda where: (where / "weights").write_text("whole"))
-    one = Checkpoints(folder, write, adamw, "print", metric, limit)
+    one = Checkpoints(folder, write, adamw, "print", metric, limit, STAGING["folder"])
     one.on_start(1, Plan(100, 10, 10, seed=4))
-    return one
+    return Settled(one)
+
+
+class Settled:
+    """Checkpoints whose every occasion waits until what it began is done."""
+
+    def __init__(self, inner):
+        self._inner = inner
+
+    def __getattr__(self, name):
+        found = getattr(self._inner, name)
+        if not name.startswith("on_"):
+            return found
+        return lambda *values: (found(*values), self._inner.on_end())
 
 
 def test_the_newest_are_kept_up_to_the_limit(tmp_path):
@@ -97,7 +122,9 @@ def trained(folder, done, steps_in_all, model=None):
     adamw = AdamW(dict(model.named_parameters()), max_norm=1.0)
     if done:
         assert checkpoints.restore(checkpoints.checkpoint_of(folder, done), adamw, task.fingerprint, 4) == done
-    one = Checkpoints(folder, lambda where: (where / "w").write_text(""), adamw, task.fingerprint)
+    one = Checkpoints(
+        folder, lambda where: (where / "w").write_text(""), adamw, task.fingerprint, staging=STAGING["folder"]
+    )
     Loop(model, task, adamw, lambda step: 0.1 / step, Plan(steps_in_all, 100, 100, seed=4), [one]).run(done)
     return model
 
@@ -136,3 +163,27 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path, name):
     (path / name).write_bytes(b"{")
     with pytest.raises(CheckpointError, match="delete it"):
         checkpoints.restore(path, one._optimizer, "print", 4)
+
+
+def test_training_goes_on_while_a_checkpoint_is_moved(tmp_path, monkeypatch):
+    """The disk is blocked until the next step is done; the step's own weights are stored, not the later ones."""
+    import threading
+
+    free, value = threading.Event(), ["first"]
+    copy = checkpoints.shutil.copytree
+    monkeypatch.setattr(checkpoints.shutil, "copytree", lambda *a, **k: (free.wait(60), copy(*a, **k))[1])
+    write = lambda where: (where / "weights").write_text(value[0])  # noqa: E731
+    one = Checkpoints(tmp_path, write, AdamW(dict(ToyModel().named_parameters())), "print", staging=tmp_path)
+    one.on_save(5)
+    value[0] = "second"
+    assert checkpoints.newest(tmp_path / "checkpoints") is None
+    free.set()
+    one.on_end()
+    assert (checkpoints.checkpoint_of(tmp_path, 5) / "weights").read_text() == "first"
+
+
+def test_what_a_killed_run_left_in_memory_is_removed(tmp_path):
+    for process in (2**22 + 5, os.getpid()):
+        (tmp_path / f"llmctl-checkpoint-{process}-x").mkdir()
+    Checkpoints(tmp_path, lambda where: None, AdamW(dict(ToyModel().named_parameters())), "print", staging=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"llmctl-checkpoint-{os.getpid()}-x"]

@@ -7,11 +7,14 @@ called ``step-...`` that has a ``trainer_state.json`` is whole, and a crash or a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,12 @@ import numpy as np
 
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.errors import CheckpointError, ConfigError
+from llmctl.train.background import Background
 from llmctl.train.loop import Hook, Plan
 from llmctl.train.optimizer import AdamW
 
 LOWER_IS_BETTER = frozenset({"eval_loss", "perplexity"})
+_STAGED = "llmctl-checkpoint-"
 _STATE, _MOMENTS, _NAME = "trainer_state.json", "optimizer.safetensors", re.compile(r"step-(\d+)")
 
 
@@ -46,6 +51,8 @@ class Checkpoints(Hook):
         fingerprint: Of the task, so that other data cannot be continued on.
         metric: What the best checkpoint is chosen by.
         limit: Number of checkpoints kept besides the best; 0 = all.
+        staging: A folder in memory: checkpoints are written there and moved to the disk while training goes on.
+            None = training waits for the disk.
     """
 
     def __init__(
@@ -56,16 +63,23 @@ class Checkpoints(Hook):
         fingerprint: str,
         metric: str = "eval_loss",
         limit: int = 0,
+        staging: Path | None = None,
     ) -> None:
         self.folder = folder / "checkpoints"
         self.best_file = folder / "best.json"
         self._write_model, self._optimizer, self._fingerprint = write_model, optimizer, fingerprint
         self._metric, self._limit = metric, limit
-        self._seed = 0
+        self._seed, self._staging, self._background = 0, staging, Background()
+        if staging:
+            _remove_orphans(staging)
 
     @property
     def best(self) -> Best | None:
-        """The best checkpoint, if an evaluation has chosen one."""
+        """The best checkpoint, if an evaluation has chosen one; waits for one that is being moved."""
+        self._background.wait()
+        return self._best()
+
+    def _best(self) -> Best | None:
         return read_best(self.best_file.parent)
 
     def on_start(self, first: int, plan: Plan) -> None:
@@ -79,10 +93,7 @@ class Checkpoints(Hook):
             best is None or best.metric != self._metric or better(self._metric, value, best.value)
         )
         if chosen:
-            self._save(step)
-            with atomic_file(self.best_file) as file:
-                file.write_text(json.dumps(asdict(Best(self._metric, value, step)), indent=2) + "\n", encoding="utf-8")
-            self._prune()
+            self._save(step, Best(self._metric, value, step))
 
     def on_save(self, step: int) -> None:
         """Writes the checkpoint of this step unless it is there, then deletes what is over the limit.
@@ -91,17 +102,59 @@ class Checkpoints(Hook):
             CheckpointError: It cannot be written, e.g. because the disk is full.
         """
         self._save(step)
+
+    def on_end(self) -> None:
+        """Waits for a checkpoint that is being moved.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        self._background.wait()
+
+    def _save(self, step: int, best: Best | None = None) -> None:
+        """Writes a checkpoint unless it is there, makes it the best if it is, and deletes what is over the limit."""
+        self._background.wait()
+        path = checkpoint_of(self.folder.parent, step)
+        if self._staging is None or _complete(path):
+            self._finish(path, step, None, best)
+            return
+        staged = Path(tempfile.mkdtemp(prefix=f"{_STAGED}{os.getpid()}-", dir=self._staging))
+        try:
+            with self._explained(step):
+                self._write(staged, step)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        self._background.start(lambda: self._finish(path, step, staged, best))
+
+    def _finish(self, path: Path, step: int, staged: Path | None, best: Best | None) -> None:
+        """The same for a checkpoint that is written now, or already stands in the staging folder."""
+        try:
+            self._make(path, step, staged)
+        finally:
+            if staged:
+                shutil.rmtree(staged, ignore_errors=True)
+        if best:
+            with atomic_file(self.best_file) as file:
+                file.write_text(json.dumps(asdict(best), indent=2) + "\n", encoding="utf-8")
         self._prune()
 
-    def _save(self, step: int) -> None:
-        from safetensors import SafetensorError
-
-        path = checkpoint_of(self.folder.parent, step)
+    def _make(self, path: Path, step: int, staged: Path | None) -> None:
         if _complete(path):
             return
-        try:
-            with atomic_folder(path, overwrite=True) as temporary:
+        with self._explained(step), atomic_folder(path, overwrite=True) as temporary:
+            if staged:
+                shutil.copytree(staged, temporary, dirs_exist_ok=True)
+            else:
                 self._write(temporary, step)
+
+    @contextlib.contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        """Failures of writing say what is left and what to do."""
+        from safetensors import SafetensorError
+
+        try:
+            yield
         except (OSError, SafetensorError, CheckpointError) as error:
             intact = newest(self.folder)
             remains = f"the earlier checkpoint {intact} is intact" if intact else "there was no earlier checkpoint"
@@ -123,10 +176,18 @@ class Checkpoints(Hook):
     def _prune(self) -> None:
         if not self._limit:
             return
-        best = self.best
+        best = self._best()
         others = [path for path in _all(self.folder) if best is None or _step_of(path) != best.step]
         for path in others[: -self._limit]:
             shutil.rmtree(path)
+
+
+def _remove_orphans(staging: Path) -> None:
+    """Deletes what runs that were killed left in memory."""
+    for folder in staging.glob(_STAGED + "*"):
+        process = folder.name.removeprefix(_STAGED).partition("-")[0]
+        if process.isdigit() and not Path("/proc", process).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def newest(folder: Path) -> Path | None:

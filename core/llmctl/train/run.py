@@ -21,6 +21,7 @@ from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.checkpoint.run_json import run_info
 from llmctl.errors import ConfigError
 from llmctl.loggers import PACKAGES
+from llmctl.preflight import STAGING
 from llmctl.train import checkpoints, journal, logs, recompute
 from llmctl.train.average import Average
 from llmctl.train.display import display, format_metric, table
@@ -215,6 +216,7 @@ def _loop(
         fingerprint,
         settings.best_metric,
         settings.save_total_limit,
+        STAGING if job.config.output.async_save else None,
     )
     own: list[Hook] = [average] if average else []
     sinks = logs.scalars(settings.log_to, job.output)
