@@ -66,7 +66,9 @@ def our_step(options):
 
     def step():
         hidden = model.hidden_states(ids)
-        loss = token_loss(model.logits(hidden.reshape([-1, HIDDEN])), labels.reshape([-1])) / labels.size
+        loss = (
+            token_loss(model.logits(hidden.reshape([-1, HIDDEN])), labels.reshape([-1]), overwrite=True) / labels.size
+        )
         loss.backward()
         optimizer.step(ADAMW["lr"])
         return float(loss)

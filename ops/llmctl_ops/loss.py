@@ -10,8 +10,14 @@ from llmctl_ops.calling import FLOAT, POINTER, SIZE, done, fits, pointer, wanted
 _BAD_LABEL = 2
 
 
-def cross_entropy(logits_NV: paddle.Tensor, labels_N: paddle.Tensor) -> paddle.Tensor:
+def cross_entropy(logits_NV: paddle.Tensor, labels_N: paddle.Tensor, overwrite: bool = False) -> paddle.Tensor:
     """Sum of log(sum(exp(row))) - row[label] over the rows, a scalar. Between the passes it keeps N numbers.
+
+    Args:
+        logits_NV: Scores of the vocabulary.
+        labels_N: The right tokens, int64.
+        overwrite: The logits are read by nobody else: the backward pass may write their gradient in their place, which
+            saves a tensor of their size.
 
     Raises:
         ValueError: The shapes do not fit, or a label is none of 0 .. V - 1.
@@ -24,13 +30,14 @@ def cross_entropy(logits_NV: paddle.Tensor, labels_N: paddle.Tensor) -> paddle.T
     if not fits(logits_NV) or logits_NV.shape[1] == 0:
         return reference.cross_entropy(logits_NV, labels_N)
     if wanted(logits_NV):
-        return _CrossEntropy.apply(logits_NV, labels_N)
+        return _CrossEntropy.apply(logits_NV, labels_N, overwrite)
     return _forward(logits_NV.contiguous(), labels_N.contiguous())[0]
 
 
 class _CrossEntropy(paddle.autograd.PyLayer):
     @staticmethod
-    def forward(ctx, logits, labels):
+    def forward(ctx, logits, labels, overwrite):
+        ctx.overwrite = overwrite
         logits, labels = logits.contiguous(), labels.contiguous()
         total, log_sum = _forward(logits, labels)
         ctx.save_for_backward(logits, labels, log_sum)
@@ -39,7 +46,7 @@ class _CrossEntropy(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx, grad):
         logits, labels, log_sum = ctx.saved_tensor()
-        grad_logits = paddle.empty_like(logits)
+        grad_logits = logits.detach() if ctx.overwrite else paddle.empty_like(logits)
         kernel = library.load().kernel("cross_entropy_backward", *[POINTER] * 4, SIZE, SIZE, FLOAT)
         tensors = [pointer(x) for x in (logits, labels, log_sum, grad_logits)]
         done(kernel(*tensors, *logits.shape, float(grad)))

@@ -63,7 +63,7 @@ def swiglu(gate, up=None):
     return F.silu(gate) * up
 
 
-def cross_entropy(logits_NV, labels_N):
+def cross_entropy(logits_NV, labels_N, overwrite=False):
     """``llmctl_ops.cross_entropy``."""
     chosen_N = paddle.take_along_axis(logits_NV, labels_N.unsqueeze(1), axis=1).squeeze(1)
     return (paddle.logsumexp(logits_NV, axis=1) - chosen_N).sum()

@@ -152,6 +152,23 @@ def test_cross_entropy(level, seeded, width):
     check(llmctl_ops.cross_entropy, loss_twin(labels), [seeded(13, width)], [paddle.to_tensor(labels)])
 
 
+def test_cross_entropy_may_write_the_gradient_in_the_place_of_the_logits(level, seeded):
+    weight, labels = seeded(6, 33), paddle.to_tensor([1, 32, 0, 7])
+    x, grads, places = seeded(4, 6), [], []
+    for overwrite in (False, True):
+        logits = paddle.matmul(x, weight)
+        before = logits.numpy()
+        loss = llmctl_ops.cross_entropy(logits, labels, overwrite=overwrite)
+        (loss / 3).backward()
+        grads.append((x.grad.numpy(), weight.grad.numpy()))
+        places.append(np.array_equal(logits.numpy(), before))
+        x.clear_gradient(False)
+        weight.clear_gradient(False)
+    assert places == [True, False]
+    for plain, in_place in zip(*grads, strict=True):
+        np.testing.assert_array_equal(plain, in_place)
+
+
 def test_cross_entropy_of_a_token_may_be_any_size(level):
     logits = paddle.to_tensor([[0.0, 500.0], [1e4, -1e4]], stop_gradient=False)
     out = check(llmctl_ops.cross_entropy, loss_twin(np.array([0, 1])), [logits], [paddle.to_tensor([0, 1])])

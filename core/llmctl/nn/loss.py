@@ -10,14 +10,19 @@ CAP = 60.0
 """Losses of a token from here on are computed apart, since paddle's cross entropy ends at 64 on the CPU."""
 
 
-def token_loss(logits_NV: paddle.Tensor, labels_N: paddle.Tensor) -> paddle.Tensor:
+def token_loss(logits_NV: paddle.Tensor, labels_N: paddle.Tensor, overwrite: bool = False) -> paddle.Tensor:
     """Sum of the cross entropies of N tokens, a scalar; labels are token ids, all of which count.
 
     Without compiled operators paddle reports at most 64 for a single token on the CPU; gradients are not affected.
+
+    Args:
+        logits_NV: Scores of the vocabulary.
+        labels_N: Token ids.
+        overwrite: Nobody reads the logits after the backward pass, which may put their gradient in their place.
     """
     fused = kernels.compiled("cross_entropy", logits_NV)
     if fused is not None:
-        return fused(logits_NV, labels_N)
+        return fused(logits_NV, labels_N, overwrite)
     return paddle.nn.functional.cross_entropy(logits_NV, labels_N, reduction="sum")
 
 

@@ -15,6 +15,6 @@ from llmctl.train.task import Loss
 def next_token_loss(model: Any, arrays: Mapping[str, np.ndarray]) -> Loss:
     """Sum of the cross entropies of all labels, and their number; an auxiliary loss of the model counts per label."""
     logits_NV, labels_N = label_logits(model, arrays)
-    total, count = token_loss(logits_NV, labels_N), labels_N.shape[0]
+    total, count = token_loss(logits_NV, labels_N, overwrite=True), labels_N.shape[0]
     extra = getattr(model, "auxiliary_loss", lambda arrays: None)(arrays)
     return Loss(total if extra is None else total + extra * count, count)
