@@ -23,6 +23,7 @@ from llmctl.config_pretrain import PretrainConfig
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CORE = DOCS.parent / "core" / "llmctl"
 BLOCKS = (
+    "assembly",
     "decoder",
     "block",
     "attention",

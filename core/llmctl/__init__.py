@@ -11,7 +11,7 @@ from llmctl.card import HF_DECODER, REQUIRED, Dims, Family, Moe, Param, Setting,
 from llmctl.errors import LlmctlError
 from llmctl.hookspecs import API, hookimpl
 from llmctl.rows import HF_DECODER_ROWS, linear_rows, norm_rows
-from llmctl.tokenizers.facts import TokenFacts
+from llmctl.tokenizers.facts import TokenFacts, template
 
 if TYPE_CHECKING:
     from llmctl.loading import load
@@ -37,6 +37,7 @@ __all__ = [
     "linear_rows",
     "load",
     "norm_rows",
+    "template",
 ]
 
 

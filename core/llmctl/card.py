@@ -242,6 +242,9 @@ class Family:
         inert: Keys of config.json that change nothing for this family, beside those of ``config_keys``.
         recognise: Tells whether a config.json with one of the architectures is this family's, where two families share
             the name of an architecture.
+        paddlenlp: From dims, where modules lie in PaddleNLP's files: a table as for ``llmctl.renames.by_module``; None =
+            everything has the same name there.
+        paddlenlp_prefix: Prefix of names in PaddleNLP's files; None = ``paddle_prefix``.
         needs_api: Lowest hook API (major, minor) that the card needs.
     """
 
@@ -267,6 +270,8 @@ class Family:
     starter: str = ""
     inert: tuple[str, ...] = ()
     recognise: Callable[[Mapping[str, Any]], bool] | None = None
+    paddlenlp: Callable[[Any], Mapping[str, Any]] | None = None
+    paddlenlp_prefix: str | None = None
     needs_api: tuple[int, int] = (0, 1)
 
     def claims_config(self, config: Mapping[str, Any]) -> bool:

@@ -52,7 +52,8 @@ def moe_routing(card: Family, dims: Dims) -> Any:
 @hookimpl(trylast=True)
 def weight_map(card: Family, dims: Dims, source: str) -> Sequence[Rename]:
     if source == "paddlenlp":
-        return by_module(card, dims, {})
+        table = card.paddlenlp(dims) if card.paddlenlp else {}
+        return by_module(card, dims, table, card.paddlenlp_prefix)
     if source != "torch":
         raise ValueError(f"source={source!r} is unknown; known: 'torch', 'paddlenlp'")
     return [Rename(tensor.torch_name, tensor.name, tensor.transpose) for tensor in card.expand(dims)]

@@ -154,7 +154,7 @@ def weight_map(card: Family, dims: Dims, source: str) -> Sequence[Rename]:  # ty
     """Renames that cover every tensor of the card once; where a packing of files varies, once in each ``way``.
 
     ``source`` is ``"torch"`` (default: the card's torch names) or ``"paddlenlp"``, the names and packing of PaddleNLP's
-    own files (default: the card's own names). ``llmctl.renames`` makes the latter from a table of modules.
+    own files (default: from the card's ``paddlenlp``).
     """
 
 

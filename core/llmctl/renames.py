@@ -68,6 +68,20 @@ def optionally_fused(modules: Sequence[str], fused: str, parts: Sequence[Part], 
     return {module: (Piece(module), Piece(fused, part, way=way)) for module, part in zip(modules, parts, strict=True)}
 
 
+def optionally_apart(packed: str, modules: Sequence[str], places: Sequence[Part], way: str = "apart") -> Table:
+    """A row for a module that lies in files under its own name, or as several modules that are put to these places."""
+    pieces = [Piece(module, place=place, way=way) for module, place in zip(modules, places, strict=True)]
+    return {packed: (Piece(packed), *pieces)}
+
+
+def optionally_alternating(module: str, halves: int, length: int, way: str = "apart") -> Table:
+    """A row for a module of so many stretches of ``length`` one after another, which lie in files by turns or as here."""
+    places = one_after_another(*[1] * halves)
+    parts = [Part(index, index + 1, halves, length) for index in range(halves)]
+    pieces = [Piece(module, part, place, way) for part, place in zip(parts, places, strict=True)]
+    return {module: (Piece(module), *pieces)}
+
+
 def hf_decoder_fused(dims: Mapping[str, Any]) -> Table:
     """Rows for decoders with HF's module names, whose files may have fused projections of attention and feed-forward."""
     attention, mlp = "layers.{layer}.self_attn.", "layers.{layer}.mlp."

@@ -1,8 +1,41 @@
-"""Rows that cards share: a weight and its bias, and the decoder whose names most families have in torch files."""
+"""Rows that cards share: settings of one kind, a weight and its bias, the decoder with the names of most torch files."""
 
 from __future__ import annotations
 
-from llmctl.card import Param
+from collections.abc import Callable
+from typing import Any
+
+from llmctl.card import Param, Setting
+from llmctl.errors import ConfigError
+
+
+def above_zero(key: str) -> Callable[[Any], None]:
+    """A ``check`` that passes numbers above 0.
+
+    Args:
+        key: The key in ``config.json``.
+    """
+
+    def check(value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ConfigError(f"{key}={value!r} must be a number above 0")
+
+    return check
+
+
+def required_settings(**keys: str) -> tuple[Setting, ...]:
+    """Settings that ``config.json`` must give: their names here, and their keys there."""
+    return tuple(Setting(name, key) for name, key in keys.items())
+
+
+def fixed_settings(*value: Any, **keys: str) -> tuple[Setting, ...]:
+    """Settings that have one value in every supported model.
+
+    Args:
+        *value: The value in all its spellings; the last stands where the key is absent.
+        **keys: Keys in ``config.json`` by names here.
+    """
+    return tuple(Setting(name, key, value[-1], allowed=value) for name, key in keys.items())
 
 
 def linear_rows(

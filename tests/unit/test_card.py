@@ -1,6 +1,7 @@
 """Cards: shape algebra, expansion, settings from config.json, and what core derives from them."""
 
 import math
+import re
 
 import pytest
 
@@ -9,6 +10,7 @@ from llmctl.capabilities import Supported, require, state
 from llmctl.card import validate
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.hookspecs import Segment
+from llmctl.rows import above_zero, fixed_settings, required_settings
 from llmctl.shapes import evaluate, parse_shape
 
 
@@ -114,6 +116,22 @@ def test_bad_config_is_named(change, message):
     config = dict(num_hidden_layers=1, hidden_size=48, num_attention_heads=6, intermediate_size=9, vocab_size=7)
     with pytest.raises(ConfigError, match=message):
         card.dims_from_config({**config, **change})
+
+
+def test_settings_of_one_kind_are_required_fixed_or_numbers_above_zero():
+    ratio = Setting("ratio", "rope_ratio", 1, check=above_zero("rope_ratio"))
+    settings = *required_settings(layers="num_layers"), *fixed_settings(0, 0.0, dropout="hidden_dropout"), ratio
+    card = Family("f", ("F",), (Param("a", "layers"),), settings, {}, "m:C")
+    assert dict(card.dims_from_config({"num_layers": 2})) == {"layers": 2, "dropout": 0.0, "ratio": 1}
+    assert card.dims_from_config({"num_layers": 2, "hidden_dropout": 0, "rope_ratio": 0.5}).ratio == 0.5
+    for change, message in (
+        ({"num_layers": None}, "has no 'num_layers'"),
+        ({"hidden_dropout": 0.1}, "hidden_dropout=0.1 is not supported by f; supported: 0, 0.0"),
+        ({"rope_ratio": 0}, "rope_ratio=0 must be a number above 0"),
+        ({"rope_ratio": True}, "rope_ratio=True must be a number above 0"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            card.dims_from_config({"num_layers": 2, **change})
 
 
 def test_dims_cannot_be_changed_or_misspelt():

@@ -38,6 +38,16 @@ def test_core_never_names_a_family(family):
     assert not hits, "\n".join(hits)
 
 
+PLUGINS = sorted(path.name for path in (CORE.parent / "plugins").iterdir() if (path / "pyproject.toml").is_file())
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_a_plugin_is_at_most_300_lines_of_python(plugin):
+    files = sorted((CORE.parent / "plugins" / plugin / f"llmctl_{plugin}").rglob("*.py"))
+    lines = {file.name: len(file.read_text(encoding="utf-8").splitlines()) for file in files}
+    assert 0 < sum(lines.values()) <= 300, lines
+
+
 def test_every_block_that_a_family_composes_is_in_the_guide():
     page = (CORE.parent / "docs" / "blocks.md").read_text(encoding="utf-8")
     used = {

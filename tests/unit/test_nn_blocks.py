@@ -154,3 +154,19 @@ def test_a_decoder_drops_elements_of_token_vectors_in_training_only():
     left = dropped != 0
     assert 0.2 < 1 - left.mean() < 0.3
     np.testing.assert_allclose(dropped[left], (plain / 0.75)[left], rtol=1e-12)
+
+
+def test_parts_of_a_decoder_may_lie_in_folders_and_angles_and_mask_may_depend_on_tokens():
+    seen = []
+
+    def view(ids_BT, layout, cache, dtype):
+        seen.append((ids_BT.numpy().tolist(), layout.new, cache, dtype))
+        return None, layout.mask()
+
+    names = ("in.table", "stack.blocks", "stack.norm")
+    decoder = Decoder(embedding(8, 4, 1.0), [], RMSNorm(4, 1e-6), names=names, view=view)
+    assert list(decoder.state_dict()) == ["in.table.weight", "stack.norm.weight"]
+    out = decoder(paddle.to_tensor([[3, 1]]), Layout(2))
+    table = decoder.embedding_weight.numpy()
+    np.testing.assert_allclose(out.numpy()[0], numpy_rms_norm(table[[3, 1]], 1.0, 1e-6), rtol=1e-12)
+    assert seen == [([[3, 1]], 2, None, paddle.float64)]

@@ -80,6 +80,14 @@ def test_answers_with_a_shared_prompt_see_it_and_not_each_other():
     assert found[3].astype(int).tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0]
 
 
+def test_a_context_is_read_in_both_directions_and_past_tokens_are_seen_by_all():
+    real = paddle.to_tensor([[1, 1, 0, 1, 1, 1]])
+    layout = Layout(4, past=2, real_BS=real)
+    assert layout.real_BT.numpy().tolist() == [[False, True, True, True]]
+    found = visible(layout.mask(first_BT=paddle.to_tensor([[0, 1, 1, 3]])))[0]
+    assert found[1:].astype(int).tolist() == [[1, 1, 0, 1, 1, 0], [1, 1, 0, 1, 1, 0], [1, 1, 0, 1, 1, 1]]
+
+
 @pytest.mark.parametrize("kind", ["packed", "padded", "window", "penalties", "both ways"])
 def test_what_the_operators_compute_is_the_dense_attention(kind):
     shapes = [(2, 9, 4, 8), (2, 9, 2, 8), (2, 9, 2, 8)]
@@ -91,7 +99,7 @@ def test_what_the_operators_compute_is_the_dense_attention(kind):
         "padded": lambda: Layout(9, 0, real).mask(),
         "window": lambda: Layout(9).mask(window=3),
         "penalties": lambda: layout.mask(slopes=slopes(4)),
-        "both ways": lambda: Layout(9).mask(first_BS=paddle.to_tensor([[0, 0, 0, 3, 4, 5, 6, 7, 8]])),
+        "both ways": lambda: Layout(9).mask(first_BT=paddle.to_tensor([[0, 0, 0, 3, 4, 5, 6, 7, 8]])),
     }[kind]()
     weight = RNG.normal(size=(2, 9, 32))
     weight[0, [0, 1, 8]] = 0.0

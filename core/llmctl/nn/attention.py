@@ -16,9 +16,7 @@ from llmctl.nn.kernels import compiled
 from llmctl.nn.layout import Mask
 from llmctl.nn.linear import Linear
 from llmctl.nn.norm import RMSNorm
-from llmctl.nn.position import rotate
-
-Angles = tuple[paddle.Tensor, paddle.Tensor]
+from llmctl.nn.position import Angles, rotate
 
 
 def attend(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 import paddle
@@ -10,6 +11,8 @@ from paddle.nn.initializer import Normal
 
 from llmctl.nn.cache import KVCache
 from llmctl.nn.layout import Layout, Mask
+
+View = Callable[[paddle.Tensor, Layout, KVCache | None, str], tuple[Any, Mask | None]]
 
 
 def embedding(vocab: int, hidden: int, std: float) -> paddle.nn.Embedding:
@@ -42,8 +45,10 @@ class Decoder(paddle.nn.Layer):
         norm: The final norm.
         rotary: Angles from (position_BT, dtype), as ``position.Rotary``; None = the blocks get none.
         mask: What the queries of a layout see.
-        names: Names of the first three in the state dict.
+        names: Names of the first three in the state dict; a dot puts a part into a folder of that name.
         dropout: Part of the vectors' elements that is left out in training.
+        view: (input_ids_BT, layout, cache, dtype) -> (angles, mask) where they depend on tokens; instead of ``rotary`` and
+            ``mask``.
     """
 
     def __init__(
@@ -55,21 +60,36 @@ class Decoder(paddle.nn.Layer):
         mask: Callable[[Layout], Mask | None] = Layout.mask,
         names: tuple[str, str, str] = ("embed_tokens", "layers", "norm"),
         dropout: float = 0.0,
+        view: View | None = None,
     ) -> None:
         super().__init__()
         for name, part in zip(names, (embed_tokens, paddle.nn.LayerList(layers), norm), strict=True):
-            self.add_sublayer(name, part)
-        self._names, self.rotary, self.mask, self._dropout = names, rotary, mask, dropout
+            _put(self, name, part)
+        self._parts, self.rotary, self.mask, self._dropout = attrgetter(*names), rotary, mask, dropout
+        self._view = view
 
     @property
     def embedding_weight(self) -> paddle.Tensor:
         """The table of token vectors [V, D]."""
-        return getattr(self, self._names[0]).weight
+        return self._parts(self)[0].weight
 
     def forward(self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None = None) -> paddle.Tensor:
-        embed, layers, norm = (getattr(self, name) for name in self._names)
+        embed, layers, norm = self._parts(self)
         x_BTD = embed(input_ids_BT)
         if self._dropout and self.training:
             x_BTD = paddle.nn.functional.dropout(x_BTD, self._dropout)
-        angles = None if self.rotary is None else self.rotary(layout.position_BT, x_BTD.dtype)
-        return norm(run_layers(layers, x_BTD, angles, self.mask(layout), cache))
+        view = self._view or self._by_position
+        return norm(run_layers(layers, x_BTD, *view(input_ids_BT, layout, cache, x_BTD.dtype), cache))
+
+    def _by_position(self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None, dtype: str) -> Any:
+        angles = None if self.rotary is None else self.rotary(layout.position_BT, dtype)
+        return angles, self.mask(layout)
+
+
+def _put(layer: paddle.nn.Layer, path: str, part: paddle.nn.Layer) -> None:
+    *folders, name = path.split(".")
+    for folder in folders:
+        if not hasattr(layer, folder):
+            layer.add_sublayer(folder, paddle.nn.Layer())
+        layer = getattr(layer, folder)
+    layer.add_sublayer(name, part)

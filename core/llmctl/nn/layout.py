@@ -122,6 +122,13 @@ class Layout:
         return self.end_BT is not None
 
     @property
+    def real_BT(self) -> paddle.Tensor:
+        """Which new tokens are none of padding [B or 1, T], bool."""
+        past, real_BS = self.past, self.real_BS
+        real_BT = paddle.ones_like(self.position_BT, "bool") if real_BS is None else real_BS[:, past:] > 0
+        return paddle.logical_and(real_BT, self.end_BT > 0) if self.packed else real_BT
+
+    @property
     def place_BS(self) -> paddle.Tensor:
         """Places of past and new tokens in their documents [B or 1, S]."""
         if self._given and not self.past:
@@ -132,21 +139,22 @@ class Layout:
         return positions(self.total, 0, self.real_BS)
 
     def mask(
-        self, window: int | None = None, slopes: Sequence[float] = (), first_BS: paddle.Tensor | None = None
+        self, window: int | None = None, slopes: Sequence[float] = (), first_BT: paddle.Tensor | None = None
     ) -> Mask | None:
         """The mask; None = every query sees every key alike.
 
         Args:
             window: A query sees this many keys, its own included; None = all before it.
             slopes: Penalties per place, of each head.
-            first_BS: First row that sees a key [B or 1, S]; None = the key's own, which is causal order.
+            first_BT: First new token, counted from the first of them, that sees a new token's key; None = the token itself,
+                which is causal order. Past keys are seen by all.
 
         Raises:
             UnsupportedError: Packed documents reach further than a window from past tokens, which one interval cannot say.
         """
         windowed = window is not None and self.total > window
         alike = self.new == 1 and not windowed and self.real_BS is None and not self.packed
-        if alike and not slopes and first_BS is None:
+        if alike and not slopes and first_BT is None:
             return None
         column_S = paddle.arange(self.total, dtype="int32").unsqueeze(0)
         last_BS = self._last(column_S)
@@ -154,8 +162,15 @@ class Layout:
             last_BS = paddle.minimum(last_BS, self._left(column_S, window))
         if self.real_BS is not None:
             last_BS = last_BS * self.real_BS.astype("int32")
-        first_BS = column_S if first_BS is None else first_BS.astype("int32")
-        return Mask(first_BS, last_BS, self.new, slopes, self.place_BS if slopes else None, self.packed)
+        return Mask(
+            self._first(column_S, first_BT), last_BS, self.new, slopes, self.place_BS if slopes else None, self.packed
+        )
+
+    def _first(self, column_S: paddle.Tensor, first_BT: paddle.Tensor | None) -> paddle.Tensor:
+        if first_BT is None:
+            return column_S
+        before_BS = column_S[:, : self.past].expand([first_BT.shape[0], self.past])
+        return paddle.concat([before_BS, first_BT.astype("int32") + self.past], axis=1)
 
     def _left(self, column_S: paddle.Tensor, window: int) -> paddle.Tensor:
         """First row that a key has left the window of [B or 1, S]."""

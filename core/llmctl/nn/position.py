@@ -13,6 +13,9 @@ import paddle
 from llmctl.nn import kernels
 from llmctl.nn.frequencies import RULES, Rotation, Rule, rule_for
 
+Angles = tuple[paddle.Tensor, paddle.Tensor]
+"""Cosines and sines [B, T, 1, H]."""
+
 
 class Rotary:
     """Cosines and sines of the angles at given positions. Holds no tensors, so nothing enters a state dict.
@@ -66,6 +69,29 @@ def rotate(x_BTNH: paddle.Tensor, cos_BT1H: paddle.Tensor, sin_BT1H: paddle.Tens
     shape = x_BTNH.shape
     turned_BTNH = paddle.matmul(x_BTNH, _quarter_turn(shape[-1], x_BTNH.dtype))
     return x_BTNH * cos_BT1H.expand(shape) + turned_BTNH * sin_BT1H.expand(shape)
+
+
+def turn_first_halves(q_BTNH: paddle.Tensor, k_BTKH: paddle.Tensor, angles: Angles) -> tuple[paddle.Tensor, ...]:
+    """Queries and keys, the first half of each head turned in neighbouring pairs by angles for that half.
+
+    Pairs are left apart, as scores do not see the order within a head.
+    """
+
+    def turned(x_BTNH: paddle.Tensor) -> paddle.Tensor:
+        first, rest = paddle.split(x_BTNH, 2, axis=-1)
+        pairs = first.reshape([*first.shape[:3], -1, 2])
+        apart = paddle.concat([pairs[..., 0], pairs[..., 1]], axis=-1)
+        return paddle.concat([rotate(apart, *angles), rest], axis=-1)
+
+    return turned(q_BTNH), turned(k_BTKH)
+
+
+def turn_halves(
+    q_BTNH: paddle.Tensor, k_BTKH: paddle.Tensor, angles: tuple[Angles, Angles]
+) -> tuple[paddle.Tensor, ...]:
+    """Queries and keys, each half of each head turned by angles of its own."""
+    halves = (paddle.split(x, 2, axis=-1) for x in (q_BTNH, k_BTKH))
+    return tuple(paddle.concat([rotate(h, *a) for h, a in zip(half, angles, strict=True)], axis=-1) for half in halves)
 
 
 def _quarter_turn(width: int, dtype: str) -> paddle.Tensor:

@@ -1,4 +1,4 @@
-"""What the tokenizer files of a family leave to its code: a row of data on the card."""
+"""What a card says of text: what tokenizer files leave to the family's code, and chat formats in files beside the card."""
 
 from __future__ import annotations
 
@@ -60,3 +60,8 @@ class TokenFacts:
         own = {key: value for key, value in config.items() if key != "chat_template"}
         texts = [json.dumps(own, ensure_ascii=False), *(path.read_text("utf-8", "replace") for path in paths)]
         return (*self.appended, *(name for name in self.optional if any(name in text for text in texts)))
+
+
+def template(card_file: str, name: str) -> str:
+    """The text of the template ``name`` in the folder of a card, which gives its ``__file__``."""
+    return Path(card_file).with_name(name).read_text(encoding="utf-8")

@@ -3,11 +3,11 @@
 https://arxiv.org/abs/2103.10360. ChatGLM2 and ChatGLM3 are a card of their own.
 """
 
-from pathlib import Path
+from llmctl import Family, Param, Setting, Size, TokenFacts, Unsupported, hookimpl, template
+from llmctl.renames import Piece
+from llmctl.rows import fixed_settings, linear_rows, norm_rows, required_settings
 
-from llmctl import Family, Param, Setting, Size, TokenFacts, Unsupported, hookimpl, linear_rows, norm_rows
-from llmctl.renames import Piece, by_module
-
+HUB = "https://huggingface.co/THUDM/"
 L, A, M = "layers.{layer}.", "layers.{layer}.attention.", "layers.{layer}.mlp."
 
 # https://huggingface.co/THUDM/chatglm-6b/blob/main/tokenization_chatglm.py: pieces that stand for white space, ids of
@@ -20,6 +20,19 @@ TOKENS = TokenFacts(
     roles={"bos": "<sop>", "eos": "<eop>"},
     bridge=("[gMASK]", "<sop>"),
 )
+SETTINGS = (
+    *required_settings(layers="num_layers", hidden="hidden_size", heads="num_attention_heads"),
+    *fixed_settings(False, tied="tie_word_embeddings", prefix_projection="prefix_projection"),
+    *fixed_settings(0, quantised="quantization_bit"),
+    Setting("init_std", "initializer_range", 0.02),
+    Setting("norm_eps", "layernorm_epsilon", 1e-5),
+)
+"""Of all generations."""
+NO_BORDER = Unsupported("each row needs [gMASK] and <bos> at its border of context and answer; corpora have none")
+
+
+def size_of(name, parameters, **values):
+    return Size(f"{HUB}{name}/blob/main/config.json", parameters, dict(layers=28, hidden=4096, heads=32, **values))
 
 
 CARD = Family(
@@ -34,38 +47,22 @@ CARD = Family(
     activation="gelu-tanh",
     position="rope-2d",
     settings=(
-        Setting("layers", "num_layers"),
-        Setting("hidden", "hidden_size"),
-        Setting("heads", "num_attention_heads"),
+        *SETTINGS,
         Setting("kv_heads", "", derive="heads"),
         Setting("head_dim", "", derive="hidden/heads"),
         Setting("ffn", "inner_hidden_size", derive="4*hidden"),
-        Setting("vocab", "vocab_size"),
         Setting("max_positions", "max_sequence_length", 2048),
-        Setting("tied", "tie_word_embeddings", False, allowed=(False,)),
-        Setting("init_std", "initializer_range", 0.02),
-        Setting("norm_eps", "layernorm_epsilon", 1e-5),
-        Setting("bos", "bos_token_id"),
-        Setting("mask", "mask_token_id"),
-        Setting("gmask", "gmask_token_id"),
-        Setting("two_dimensions", "position_encoding_2d", True, allowed=(True,)),
-        Setting("quantised", "quantization_bit", 0, allowed=(0,)),
-        Setting("prefix_projection", "prefix_projection", False, allowed=(False,)),
+        *required_settings(vocab="vocab_size", bos="bos_token_id", mask="mask_token_id", gmask="gmask_token_id"),
+        *fixed_settings(True, two_dimensions="position_encoding_2d"),
     ),
     tokens=TOKENS,
-    chat_template=Path(__file__).with_name("chat.jinja").read_text(encoding="utf-8"),
-    claims={
-        "pretrain": Unsupported(
-            "each row needs [gMASK] and <bos> at its border of context and answer; corpora have none"
-        ),
-    },
+    chat_template=template(__file__, "chat.jinja"),
+    claims={"pretrain": NO_BORDER},
     ignored_tensors=("*.rotary_emb.inv_freq",),
+    paddlenlp=lambda dims: {"/lm_head": [Piece("word_embeddings", transpose=True)]},
+    paddlenlp_prefix="chatglm.transformer.",
     sizes={
-        "6b": Size(
-            "https://huggingface.co/THUDM/chatglm-6b/blob/main/config.json",
-            6_707_929_088,
-            dict(layers=28, hidden=4096, heads=32, ffn=16384, vocab=130528, bos=130004, mask=130000, gmask=130001),
-        ),
+        "6b": size_of("chatglm-6b", 6_707_929_088, ffn=16384, vocab=130528, bos=130004, mask=130000, gmask=130001),
     },
     params=(
         Param("word_embeddings.weight", "vocab, hidden", kind="embed"),
@@ -84,10 +81,3 @@ CARD = Family(
 @hookimpl
 def describe_family():
     return CARD
-
-
-@hookimpl
-def weight_map(card, dims, source):
-    if source == "paddlenlp":
-        return by_module(card, dims, {"/lm_head": [Piece("word_embeddings", transpose=True)]}, "chatglm.transformer.")
-    return None

@@ -10,8 +10,7 @@ from llmctl.plugins import resolve
 from llmctl.testing.golden import check_all
 from llmctl.testing.tiny import tiny_dims
 from llmctl_chatglm import CARD, chatglm2
-from llmctl_chatglm.modeling import ChatGLMForCausalLM, find_contexts
-from llmctl_chatglm.modeling2 import ChatGLM2ForCausalLM
+from llmctl_chatglm.modeling import ChatGLM2ForCausalLM, ChatGLMForCausalLM, find_contexts
 
 CARDS = {card.name: card for card in (CARD, chatglm2.CARD)}
 BOS, GMASK, MASK = 60, 61, 62
@@ -45,7 +44,7 @@ def test_a_ratio_multiplies_the_base_or_divides_positions(of):
     place, width = 9, 8
     dims = tiny_dims(chatglm2.CARD, {"head_dim": 2 * width, "rope_ratio": 50, "rope_ratio_of": of})
     model = ChatGLM2ForCausalLM(dims)
-    cos, sin = model.chatglm2._angles(paddle.to_tensor([[place]]), "float64")
+    cos, sin = model.chatglm2.rotary(paddle.to_tensor([[place]]), "float64")
     base, position = (10000 * 50, place) if of == "base" else (10000, place / 50)
     angles = position / base ** (np.arange(0, width, 2) / width)
     np.testing.assert_allclose(cos.numpy()[0, 0, 0, : width // 2], np.cos(angles), rtol=1e-12)

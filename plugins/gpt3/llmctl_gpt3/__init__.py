@@ -5,7 +5,7 @@ https://arxiv.org/abs/2005.14165
 """
 
 from llmctl import Family, Param, Setting, Size, hookimpl, linear_rows, norm_rows
-from llmctl.renames import Piece, by_module, in_groups, one_after_another
+from llmctl.renames import Piece, in_groups, one_after_another
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 HUB = "https://huggingface.co/openai-community/"
@@ -22,6 +22,28 @@ def _gpt2(name, parameters, layers, hidden, heads):
 def _gpt3(parameters, layers, hidden, heads, **more):
     values = dict(layers=layers, hidden=hidden, heads=heads, vocab=VOCAB, max_positions=2048, **more)
     return Size(PAPER, parameters, values)
+
+
+D = "decoder.layers.{layer}."
+PADDLENLP = {
+    "wte": "embeddings.word_embeddings",
+    "wpe": "embeddings.position_embeddings",
+    H + "ln_1": D + "norm1",
+    A + "c_proj": D + "self_attn.out_proj",
+    H + "ln_2": D + "norm2",
+    M + "c_fc": D + "linear1",
+    M + "c_proj": D + "linear2",
+    "ln_f": "decoder.norm",
+}
+"""Modules as PaddleNLP names them."""
+
+
+def _paddlenlp(dims):
+    """Queries, keys and values lie apart, or side by side for each head."""
+    places, fused = one_after_another(1, 1, 1), D + "self_attn.qkv_proj"
+    apart = [Piece(D + f"self_attn.{name}_proj", place=place) for name, place in zip("qkv", places, strict=True)]
+    heads = [Piece(fused, *where, way="fused") for where in zip(in_groups(dims), places, strict=True)]
+    return {**PADDLENLP, A + "c_attn": apart + heads}
 
 
 CARD = Family(
@@ -64,6 +86,7 @@ CARD = Family(
         "summary_first_dropout",
     ),  # fmt: skip
     ignored_tensors=("*.attn.bias", "*.attn.masked_bias"),
+    paddlenlp=_paddlenlp,
     sizes={
         "gpt2": _gpt2("gpt2", 124_439_808, 12, 768, 12),
         "gpt2-medium": _gpt2("gpt2-medium", 354_823_168, 24, 1024, 16),
@@ -91,32 +114,3 @@ CARD = Family(
 @hookimpl
 def describe_family():
     return CARD
-
-
-D = "decoder.layers.{layer}."
-PADDLENLP = {
-    "wte": "embeddings.word_embeddings",
-    "wpe": "embeddings.position_embeddings",
-    H + "ln_1": D + "norm1",
-    A + "c_proj": D + "self_attn.out_proj",
-    H + "ln_2": D + "norm2",
-    M + "c_fc": D + "linear1",
-    M + "c_proj": D + "linear2",
-    "ln_f": "decoder.norm",
-}
-"""Modules as PaddleNLP names them."""
-
-
-def _paddlenlp(dims):
-    """Queries, keys and values lie apart, or side by side for each head."""
-    places, fused = one_after_another(1, 1, 1), D + "self_attn.qkv_proj"
-    apart = [Piece(D + f"self_attn.{name}_proj", place=place) for name, place in zip("qkv", places, strict=True)]
-    heads = [Piece(fused, *where, way="fused") for where in zip(in_groups(dims), places, strict=True)]
-    return {**PADDLENLP, A + "c_attn": apart + heads}
-
-
-@hookimpl
-def weight_map(card, dims, source):
-    if source == "paddlenlp":
-        return by_module(card, dims, _paddlenlp(dims))
-    return None

@@ -3,15 +3,13 @@
 https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2307.09288, https://arxiv.org/abs/2407.21783
 """
 
-from pathlib import Path
-
-from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows
+from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows, template
 from llmctl.nn.frequencies import BY_BANDS, RULES, rule_for
-from llmctl.renames import by_module, hf_decoder_fused
+from llmctl.renames import hf_decoder_fused
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 META, HUGGY = "https://huggingface.co/meta-llama/", "https://huggingface.co/huggyllama/"
-CHAT = Path(__file__).with_name("chat.jinja").read_text(encoding="utf-8")
+CHAT = template(__file__, "chat.jinja")
 
 ROPE_RULES = {**RULES, "llama3": BY_BANDS}
 LLAMA3_ROPE = {
@@ -57,6 +55,7 @@ CARD = Family(
     chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     starter="starter",
+    paddlenlp=hf_decoder_fused,
     sizes={
         "llama1-7b": _size(HUGGY + "llama-7b", 6_738_415_616, 32, 4096, 32, 32, 11008, **LLAMA1),
         "llama1-13b": _size(HUGGY + "llama-13b", 13_015_864_320, 40, 5120, 40, 40, 13824, **LLAMA1),
@@ -94,10 +93,3 @@ CARD = Family(
 @hookimpl
 def describe_family():
     return CARD
-
-
-@hookimpl
-def weight_map(card, dims, source):
-    if source == "paddlenlp":
-        return by_module(card, dims, hf_decoder_fused(dims))
-    return None

@@ -4,15 +4,14 @@ https://arxiv.org/abs/2309.10305 and https://github.com/baichuan-inc/Baichuan-7B
 """
 
 from dataclasses import replace
-from pathlib import Path
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Setting, Size, TokenFacts, hookimpl
+from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Setting, Size, TokenFacts, hookimpl, template
 from llmctl.hookspecs import Rename
-from llmctl.renames import by_module, hf_decoder_fused, one_after_another
+from llmctl.renames import hf_decoder_fused, one_after_another
 
 PACKED = "layers.{layer}.self_attn.W_pack.weight"
 HUB = "https://huggingface.co/baichuan-inc/"
-CHAT = Path(__file__).with_name("baichuan.jinja").read_text(encoding="utf-8")
+CHAT = template(__file__, "baichuan.jinja")
 SMALL = dict(layers=32, hidden=4096, heads=32, ffn=11008, max_positions=4096, norm_eps=1e-6)
 LARGE = dict(layers=40, hidden=5120, heads=40, ffn=13696, trained=4096, norm_eps=1e-6)
 SECOND = 125_696
@@ -49,6 +48,8 @@ CARD = Family(
     tokens=TokenFacts(speakers={"user": 195, "assistant": 196}),
     chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),
+    paddlenlp=hf_decoder_fused,
+    paddlenlp_prefix="llama.",
     sizes={
         "baichuan-7b": Size(HUB + "Baichuan-7B/blob/main/config.json", 7_000_559_616, dict(SMALL, vocab=64000)),
         "baichuan-13b": Size(HUB + "Baichuan-13B-Base/blob/main/config.json", 13_264_901_120, dict(LARGE, vocab=64000)),
@@ -68,7 +69,7 @@ def describe_family():
 
 @hookimpl
 def weight_map(card, dims, source):
-    if source == "paddlenlp":
-        return by_module(card, dims, hf_decoder_fused(dims), "llama.")
+    if source != "torch":
+        return None
     qkv = dict(zip(("qkv.0", "qkv.1", "qkv.2"), one_after_another(1, 1, 1), strict=True))
     return [Rename(t.torch_name, t.name, t.transpose, qkv.get(t.slot)) for t in card.expand(dims)]

@@ -7,14 +7,12 @@ from functools import partial
 import paddle
 
 from llmctl.nn.alibi import slopes
+from llmctl.nn.assembly import decoder_of
 from llmctl.nn.attention import Attention
-from llmctl.nn.block import Block
 from llmctl.nn.causal_lm import CausalLM
-from llmctl.nn.decoder import Decoder, embedding
 from llmctl.nn.layout import Layout
 from llmctl.nn.linear import Linear
 from llmctl.nn.mlp import GatedMLP
-from llmctl.nn.norm import RMSNorm
 from llmctl.nn.position import Rotary
 
 
@@ -27,12 +25,12 @@ class BaichuanForCausalLM(CausalLM):
 
     def __init__(self, dims) -> None:
         rope = dims.position == "rope"
-        decoder = Decoder(
-            embedding(dims.vocab, dims.hidden, dims.init_std),
-            (_block(dims) for _ in range(dims.layers)),
-            RMSNorm(dims.hidden, dims.norm_eps),
-            Rotary(dims.head_dim, dims.rope_theta, max_positions=dims.max_positions) if rope else None,
-            partial(Layout.mask, slopes=() if rope else slopes(dims.heads)),
+        decoder = decoder_of(
+            dims,
+            lambda: Attention(dims.hidden, dims.heads, dims.kv_heads, dims.head_dim, std=dims.init_std),
+            lambda: GatedMLP(dims.hidden, dims.ffn, std=dims.init_std),
+            rotary=Rotary(dims.head_dim, dims.rope_theta, max_positions=dims.max_positions) if rope else None,
+            mask=partial(Layout.mask, slopes=() if rope else slopes(dims.heads)),
         )
         head = NormHead if dims.norm_head else Linear
         super().__init__("baichuan", decoder, None if dims.tied else head(dims.hidden, dims.vocab, std=dims.init_std))
@@ -43,13 +41,3 @@ class NormHead(Linear):
 
     def forward(self, x):
         return paddle.matmul(x, self.weight / self.weight.norm(axis=0, keepdim=True).clip(min=1e-12))
-
-
-def _block(dims) -> Block:
-    """One layer of the decoder."""
-    return Block(
-        Attention(dims.hidden, dims.heads, dims.kv_heads, dims.head_dim, std=dims.init_std),
-        GatedMLP(dims.hidden, dims.ffn, std=dims.init_std),
-        RMSNorm(dims.hidden, dims.norm_eps),
-        RMSNorm(dims.hidden, dims.norm_eps),
-    )

@@ -3,14 +3,12 @@
 https://arxiv.org/abs/2401.04088
 """
 
-from pathlib import Path
-
-from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Moe, Param, Setting, Size, hookimpl
+from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Moe, Param, Setting, Size, hookimpl, template
 from llmctl.nn.frequencies import rule_for
 
 X = "layers.{layer}.block_sparse_moe."
 MISTRALAI = "https://huggingface.co/mistralai/"
-CHAT = Path(__file__).with_name("chat.jinja").read_text(encoding="utf-8")
+CHAT = template(__file__, "chat.jinja")
 
 CARD = Family(
     name="mixtral",

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2205.01068
 from dataclasses import replace
 
 from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows, norm_rows
-from llmctl.renames import Piece, by_module, in_groups
+from llmctl.renames import Piece, in_groups
 
 L, A = "layers.{layer}.", "layers.{layer}.self_attn."
 HUB = "https://huggingface.co/facebook/"
@@ -25,6 +25,30 @@ def _projected(config):
 def _final_norm(config):
     """Norms before the parts need one more at the end, unless an early conversion took it away."""
     return config.get("do_layer_norm_before", True) and not config.get("_remove_final_layer_norm", False)
+
+
+D = "decoder.layers.{layer}."
+PADDLENLP = {
+    "embed_tokens": "embeddings.word_embeddings",
+    "embed_positions": "embeddings.position_embeddings",
+    "project_in": "embeddings.project_in",
+    "project_out": "decoder.project_out",
+    A + "out_proj": D + "self_attn.out_proj",
+    L + "self_attn_layer_norm": D + "norm1",
+    L + "fc1": D + "linear1",
+    L + "fc2": D + "linear2",
+    L + "final_layer_norm": D + "norm2",
+    "final_layer_norm": "decoder.final_layer_norm",
+}
+"""Modules as PaddleNLP names them."""
+
+
+def _paddlenlp(dims):
+    """Queries, keys and values lie apart, or side by side for each head."""
+    fused = zip("qkv", in_groups(dims), strict=True)
+    qkv = {A + f"{name}_proj": (Piece(D + f"self_attn.{name}_proj"), Piece(D + "self_attn.qkv_proj", part, way="fused"))
+           for name, part in fused}  # fmt: skip
+    return {**PADDLENLP, **qkv}
 
 
 CARD = Family(
@@ -63,6 +87,7 @@ CARD = Family(
     ),
     inert=("initializer_range",),
     tokens=TokenFacts(prefix=("</s>",)),
+    paddlenlp=_paddlenlp,
     sizes={
         "125m": _size("opt-125m", 125_239_296, 12, 768, 12),
         "350m": _size("opt-350m", 331_196_416, 24, 1024, 16, embed=512, norm_before=False),
@@ -95,34 +120,3 @@ CARD = Family(
 @hookimpl
 def describe_family():
     return CARD
-
-
-D = "decoder.layers.{layer}."
-PADDLENLP = {
-    "embed_tokens": "embeddings.word_embeddings",
-    "embed_positions": "embeddings.position_embeddings",
-    "project_in": "embeddings.project_in",
-    "project_out": "decoder.project_out",
-    A + "out_proj": D + "self_attn.out_proj",
-    L + "self_attn_layer_norm": D + "norm1",
-    L + "fc1": D + "linear1",
-    L + "fc2": D + "linear2",
-    L + "final_layer_norm": D + "norm2",
-    "final_layer_norm": "decoder.final_layer_norm",
-}
-"""Modules as PaddleNLP names them."""
-
-
-def _paddlenlp(dims):
-    """Queries, keys and values lie apart, or side by side for each head."""
-    fused = zip("qkv", in_groups(dims), strict=True)
-    qkv = {A + f"{name}_proj": (Piece(D + f"self_attn.{name}_proj"), Piece(D + "self_attn.qkv_proj", part, way="fused"))
-           for name, part in fused}  # fmt: skip
-    return {**PADDLENLP, **qkv}
-
-
-@hookimpl
-def weight_map(card, dims, source):
-    if source == "paddlenlp":
-        return by_module(card, dims, _paddlenlp(dims))
-    return None

@@ -3,20 +3,21 @@
 https://arxiv.org/abs/2309.16609. Qwen2 and Qwen3 are cards of their own.
 """
 
-from pathlib import Path
-
-from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl
-from llmctl.renames import by_module, one_after_another, optionally_fused
+from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl, template
+from llmctl.renames import one_after_another, optionally_fused
+from llmctl.rows import fixed_settings, linear_rows, required_settings
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 HUB = "https://huggingface.co/Qwen/"
+FUSED = optionally_fused([M + "w2", M + "w1"], M + "gate_up_fused_proj", one_after_another(1, 1), "ffn")
 
 # https://huggingface.co/Qwen/Qwen-7B/blob/main/tokenization_qwen.py: how text is cut; names after those of the file.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+CUT = dict(pattern=WORDS, normal_form="NFC", ends=("<|im_end|>",))
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
-CHATML = Path(__file__).with_name("chatml.jinja").read_text(encoding="utf-8")
+CHATML = template(__file__, "chatml.jinja")
 HELPFUL = "{% set default_system = 'You are a helpful assistant.' %}" + CHATML
 
 
@@ -34,33 +35,27 @@ CARD = Family(
     torch_prefix="transformer.",
     position="rope-neox-ntk",
     settings=(
-        Setting("layers", "num_hidden_layers"),
-        Setting("hidden", "hidden_size"),
-        Setting("heads", "num_attention_heads"),
+        *required_settings(layers="num_hidden_layers", hidden="hidden_size", heads="num_attention_heads"),
+        *required_settings(double_ffn="intermediate_size", vocab="vocab_size"),
         Setting("kv_heads", "", derive="heads"),
         Setting("head_dim", "kv_channels", derive="hidden/heads"),
-        Setting("double_ffn", "intermediate_size"),
         Setting("ffn", "", derive="double_ffn/2"),
-        Setting("vocab", "vocab_size"),
         Setting("max_positions", "max_position_embeddings", 8192),
         Setting("trained", "seq_length", 2048),
-        Setting("tied", "tie_word_embeddings", False, allowed=(False,)),
         Setting("init_std", "initializer_range", 0.02),
         Setting("norm_eps", "layer_norm_epsilon", 1e-6),
         Setting("rope_theta", "rotary_emb_base", 10000),
-        Setting("rope_part", "rotary_pct", 1.0, allowed=(1, 1.0)),
         Setting("dynamic_ntk", "use_dynamic_ntk", True),
         Setting("log_n", "use_logn_attn", True),
-        Setting("without_bias", "no_bias", True, allowed=(True,)),
-        Setting("scaled", "scale_attn_weights", True, allowed=(True,)),
-        Setting("attention_dropout", "attn_dropout_prob", 0.0, allowed=(0, 0.0)),
-        Setting("embedding_dropout", "emb_dropout_prob", 0.0, allowed=(0, 0.0)),
+        *fixed_settings(False, tied="tie_word_embeddings"),
+        *fixed_settings(True, without_bias="no_bias", scaled="scale_attn_weights"),
+        *fixed_settings(1, 1.0, rope_part="rotary_pct"),
+        *fixed_settings(0, 0.0, attention_dropout="attn_dropout_prob", embedding_dropout="emb_dropout_prob"),
     ),
-    tokens=TokenFacts(
-        pattern=WORDS, normal_form="NFC", appended=SPECIAL, roles={"eos": SPECIAL[0]}, ends=("<|im_end|>",)
-    ),
+    tokens=TokenFacts(**CUT, appended=SPECIAL, roles={"eos": SPECIAL[0]}),
     chat_template=HELPFUL,
     ignored_tensors=("*.rotary_emb.inv_freq", "*.attn.masked_bias"),
+    paddlenlp=lambda dims: FUSED,
     inert=("onnx_safe", "use_cache_quantization", "use_cache_kernel", "softmax_in_fp32"),
     sizes={
         "1.8b": _size("Qwen-1_8B", 1_836_828_672, 24, 2048, 16, 11008),
@@ -70,8 +65,7 @@ CARD = Family(
     },
     params=(
         Param("wte.weight", "vocab, hidden", kind="embed"),
-        Param(A + "c_attn.weight", "hidden, 3*heads*head_dim", slot="qkv"),
-        Param(A + "c_attn.bias", "3*heads*head_dim", slot="qkv_bias"),
+        *linear_rows(A + "c_attn", "hidden, 3*heads*head_dim", "qkv"),
         Param(A + "c_proj.weight", "heads*head_dim, hidden", slot="out"),
         Param(M + "w2.weight", "hidden, ffn", slot="ffn1.0"),
         Param(M + "w1.weight", "hidden, ffn", slot="ffn1.1"),
@@ -87,12 +81,3 @@ CARD = Family(
 @hookimpl
 def describe_family():
     return CARD
-
-
-@hookimpl
-def weight_map(card, dims, source):
-    if source == "paddlenlp":
-        return by_module(
-            card, dims, optionally_fused([M + "w2", M + "w1"], M + "gate_up_fused_proj", one_after_another(1, 1), "ffn")
-        )
-    return None

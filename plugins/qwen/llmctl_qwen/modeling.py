@@ -1,4 +1,4 @@
-"""The first Qwen's decoder, composed of blocks from ``llmctl.nn``; its tensors are those of the card. Letters as there."""
+"""The Qwen decoders, composed of blocks from ``llmctl.nn``; their tensors are those of the cards. Letters as there."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import math
 
 import paddle
 
-from llmctl.nn.block import Block
+from llmctl.nn.assembly import decoder_of, head_of
+from llmctl.nn.attention import Attention
 from llmctl.nn.causal_lm import CausalLM
-from llmctl.nn.decoder import Decoder, embedding
+from llmctl.nn.decoder import Decoder
 from llmctl.nn.frequencies import Rotation, Rule, plain
-from llmctl.nn.linear import Linear
 from llmctl.nn.mlp import GatedMLP
-from llmctl.nn.norm import RMSNorm
 from llmctl.nn.packed_attention import PackedAttention, blocks
 from llmctl.nn.position import Rotary, rotate
 
@@ -31,21 +30,18 @@ RULES = {"ntk-steps": Rule(_ntk, by_length=True)}
 
 
 class QwenForCausalLM(CausalLM):
-    """Token ids to logits.
-
-    Args:
-        dims: What the card reads from ``config.json``.
-    """
+    """Token ids to logits, from what the card reads in ``config.json``."""
 
     def __init__(self, dims) -> None:
-        decoder = Decoder(
-            embedding(dims.vocab, dims.hidden, dims.init_std),
-            (_block(dims) for _ in range(dims.layers)),
-            RMSNorm(dims.hidden, dims.norm_eps),
-            QwenAngles(dims),
+        decoder = decoder_of(
+            dims,
+            lambda: PackedAttention(dims, blocks, ("c_attn", "c_proj"), out_bias=False, turn=_turn),
+            lambda: GatedMLP(dims.hidden, dims.ffn, std=dims.init_std, names=("w2", "w1", "c_proj")),
+            block_names=("attn", "mlp", "ln_1", "ln_2"),
             names=("wte", "h", "ln_f"),
+            rotary=QwenAngles(dims),
         )
-        super().__init__("qwen", decoder, Linear(dims.hidden, dims.vocab, std=dims.init_std))
+        super().__init__("qwen", decoder, head_of(dims))
 
 
 class QwenAngles(paddle.nn.Layer):
@@ -77,11 +73,24 @@ def _turn(q_BTNH, k_BTNH, angles):
     return (q if query_scale is None else q * query_scale.expand(q.shape)), k
 
 
-def _block(dims) -> Block:
-    return Block(
-        PackedAttention(dims, blocks, ("c_attn", "c_proj"), out_bias=False, turn=_turn),
-        GatedMLP(dims.hidden, dims.ffn, std=dims.init_std, names=("w2", "w1", "c_proj")),
-        RMSNorm(dims.hidden, dims.norm_eps),
-        RMSNorm(dims.hidden, dims.norm_eps),
-        ("attn", "mlp", "ln_1", "ln_2"),
+class Qwen2ForCausalLM(CausalLM):
+    """Token ids to logits, from what the card reads in ``config.json``."""
+
+    def __init__(self, dims) -> None:
+        super().__init__("qwen2", _decoder(dims, bias=True, out_bias=False), head_of(dims))
+
+
+class Qwen3ForCausalLM(CausalLM):
+    """Token ids to logits, from what the card reads in ``config.json``."""
+
+    def __init__(self, dims) -> None:
+        super().__init__("qwen3", _decoder(dims, norm_eps=dims.norm_eps), head_of(dims))
+
+
+def _decoder(dims, **attention) -> Decoder:
+    return decoder_of(
+        dims,
+        lambda: Attention(dims.hidden, dims.heads, dims.kv_heads, dims.head_dim, std=dims.init_std, **attention),
+        lambda: GatedMLP(dims.hidden, dims.ffn, std=dims.init_std),
+        rotary=Rotary(dims.head_dim, dims.rope_theta, dims.rope_scaling, dims.max_positions),
     )

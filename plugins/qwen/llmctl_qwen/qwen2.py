@@ -6,11 +6,11 @@ https://arxiv.org/abs/2407.10671
 from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Param, Setting, Size, TokenFacts, hookimpl
 from llmctl.errors import ConfigError
 from llmctl.nn.frequencies import rule_for
-from llmctl.renames import by_module, hf_decoder_fused
-from llmctl_qwen import HELPFUL, WORDS
+from llmctl.renames import hf_decoder_fused
+from llmctl.rows import fixed_settings
+from llmctl_qwen import CUT, HELPFUL, HUB
 
 A = "layers.{layer}.self_attn."
-HUB = "https://huggingface.co/Qwen/"
 
 
 def size_of(name, parameters, layers, hidden, heads, kv_heads, ffn, vocab=151936, **settings):
@@ -29,9 +29,9 @@ SETTINGS = (
     Setting("norm_eps", "rms_norm_eps", 1e-6),
     Setting("rope_theta", "rope_theta", 10000.0),
     Setting("rope_scaling", "rope_scaling", None, check=rule_for),
-    Setting("activation", "hidden_act", "silu", allowed=("silu",)),
-    Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
-    Setting("sliding", "use_sliding_window", False, allowed=(False,)),
+    *fixed_settings("silu", activation="hidden_act"),
+    *fixed_settings(0, 0.0, attention_dropout="attention_dropout"),
+    *fixed_settings(False, sliding="use_sliding_window"),
     Setting("layer_types", "layer_types", None, check=full_attention),
 )
 WINDOW_KEYS = ("sliding_window", "max_window_layers")
@@ -41,14 +41,15 @@ CARD = Family(
     name="qwen2",
     architectures=("Qwen2ForCausalLM",),
     model_type="qwen2",
-    modeling="llmctl_qwen.modeling2:Qwen2ForCausalLM",
+    modeling="llmctl_qwen.modeling:Qwen2ForCausalLM",
     paddle_prefix="qwen2.",
     torch_prefix="model.",
     settings=(*HF_DECODER, *SETTINGS),
     inert=(*WINDOW_KEYS, "use_mrope"),
-    tokens=TokenFacts(pattern=WORDS, normal_form="NFC", ends=("<|im_end|>",)),
+    tokens=TokenFacts(**CUT),
     chat_template=HELPFUL,
     ignored_tensors=("*.rotary_emb.inv_freq",),
+    paddlenlp=hf_decoder_fused,
     sizes={
         "qwen2-0.5b": size_of("Qwen2-0.5B", 494_032_768, 24, 896, 14, 2, 4864, tied=True),
         "qwen2-1.5b": size_of("Qwen2-1.5B", 1_543_714_304, 28, 1536, 12, 2, 8960, tied=True),
@@ -74,10 +75,3 @@ CARD = Family(
 @hookimpl
 def describe_family():
     return CARD
-
-
-@hookimpl
-def weight_map(card, dims, source):
-    if source == "paddlenlp":
-        return by_module(card, dims, hf_decoder_fused(dims))
-    return None

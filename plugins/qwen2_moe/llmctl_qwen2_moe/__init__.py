@@ -3,11 +3,10 @@
 https://arxiv.org/abs/2407.10671
 """
 
-from pathlib import Path
-
-from llmctl import HF_DECODER, Family, Moe, Param, Setting, Size, TokenFacts, Unsupported, hookimpl, linear_rows
+from llmctl import HF_DECODER, Family, Moe, Param, Setting, Size, TokenFacts, Unsupported, hookimpl, template
 from llmctl.errors import ConfigError
 from llmctl.nn.frequencies import rule_for
+from llmctl.rows import linear_rows
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 HUB = "https://huggingface.co/Qwen/"
@@ -83,7 +82,7 @@ CARD = Family(
     # Without effect while use_sliding_window is false.
     inert=("sliding_window", "max_window_layers"),
     tokens=TokenFacts(pattern=WORDS, normal_form="NFC", ends=("<|im_end|>",)),
-    chat_template=Path(__file__).with_name("chat.jinja").read_text(encoding="utf-8"),
+    chat_template=template(__file__, "chat.jinja"),
     ignored_tensors=("*.rotary_emb.inv_freq",),
     claims={"fused": Unsupported("the fused decoder has no shared expert")},
     sizes={
