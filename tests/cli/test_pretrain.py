@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from llmctl import capabilities, plugins
 from llmctl.cli import main
+from llmctl.commands.recipe import recipe_names
 from llmctl.data.indexed import new_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,13 +103,16 @@ def test_a_family_that_cannot_is_refused_with_its_reason(folder):
 
 
 def test_every_recipe_is_a_job_once_it_has_data(folder):
-    recipes = sorted(ROOT.glob("plugins/*/llmctl_*/recipes/pretrain/*.yaml"))
-    assert recipes
-    for path in recipes:
-        family = path.parents[2].name.removeprefix("llmctl_")
-        settings = {"data.corpora": folder / "corpus", "model.tokenizer": STARTER, "output.dir": folder / "out"}
-        given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-        assert "from scratch" in run("--recipe", path.stem, *given, "--set", "data.split='1'", "--check", family=family)
+    settings = {"data.corpora": folder / "corpus", "model.tokenizer": STARTER, "output.dir": folder / "out"}
+    given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    for found in plugins.installed():
+        plugin = plugins.load(found.name)
+        if isinstance(capabilities.state(plugin.card, "pretrain"), capabilities.Unsupported):
+            continue
+        assert recipe_names(plugin, "pretrain")
+        for name in recipe_names(plugin, "pretrain"):
+            said = run("--recipe", name, *given, "--set", "data.split='1'", "--check", family=found.name)
+            assert "from scratch" in said and plugin.card.name in said
 
 
 def test_checking_needs_no_paddle(folder, run_llmctl):

@@ -1,4 +1,4 @@
-"""Every command that docs/dpo.md shows works as shown, in order; the recipe of every family; run in this process."""
+"""Every command that docs/dpo.md shows works as shown, in order; run in this process."""
 
 import json
 import re
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from test_recipes import FAMILIES, model  # noqa: F401
 
 from llmctl.cli import main
 from llmctl.data.preferences import parse_preference
@@ -60,20 +59,6 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
 def test_the_line_of_data_that_the_page_shows_is_one():
     row = parse_preference(re.search(r"```json\n(.*?)```", PAGE, re.DOTALL)[1], "docs/dpo.md")
     assert (row.chosen, row.system) == ("In Italy.", "Be brief.")
-
-
-@pytest.mark.parametrize("model", FAMILIES, indirect=True)  # noqa: F811
-def test_the_recipe_of_a_family_learns_to_prefer(model, tmp_path):  # noqa: F811
-    family, _, _, folder = model
-    write_pairs(tmp_path / "pairs")
-    settings = quick(model__path=folder, data__train=tmp_path / "pairs" / "train.jsonl", data__max_prompt_length=24,
-                     data__max_length=60, data__chat_template="none", train__max_steps=4, train__log_every=1,
-                     train__learning_rate=1e-3, train__batch_size=8, train__grad_accumulation=1, output__samples=0)  # fmt: skip
-    code, text = run(["--model", family, "dpo", "--recipe", "full", "--output", str(tmp_path / "run"), *settings])
-    assert code == 0, text
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["rewards/margins"] == pytest.approx(0, abs=1e-3)
-    assert rows[-1]["rewards/margins"] > 0 and rows[-1]["loss"] < rows[0]["loss"]
 
 
 def test_mistakes_are_refused_before_anything_is_written(tmp_path, monkeypatch):

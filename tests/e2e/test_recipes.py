@@ -1,15 +1,20 @@
-"""The recipes ``lora`` and ``prefix`` of every family, on a tiny model: what a user types, run in this process."""
+"""Every recipe of every family trains, by the command in the first lines of its file, a tiny model; run in this process."""
 
 import json
+import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from llmctl import plugins, runtime
+from llmctl import capabilities, plugins, runtime
 from llmctl.adapters import targets
 from llmctl.adapters.folder import open_adapter
 from llmctl.cli import main
+from llmctl.commands.recipe import recipe_files
 from llmctl.testing.tiny import tiny_dims, write_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
@@ -21,6 +26,34 @@ CHANGES = {
     "opt": {"embed": 24},
     "qwen2_moe": {"expert_ffn": 24, "shared_ffn": 40, "top_k": 2},
 }
+RECIPES = {
+    "sft": ("finetune", "sft"),
+    "lora": ("finetune", "lora", "qlora"),
+    "prefix-tuning": ("finetune", "prefix"),
+    "dpo": ("dpo", "full", "lora"),
+    "pretrain": ("pretrain", "small"),
+}
+"""What a family has for each method that it does not refuse: the command and its recipes."""
+
+TEXTS = {"data.src_length": 16, "data.max_length": 32, "train.max_steps": 3, "train.batch_size": 8,
+         "train.learning_rate": 1e-3}  # fmt: skip
+PAIRS = {"data.max_prompt_length": 24, "data.max_length": 60, "train.max_steps": 4, "train.batch_size": 8,
+         "train.learning_rate": 1e-3}  # fmt: skip
+CORPUS = {"data.seq_length": 16, "train.max_steps": 4, "train.batch_size": 4, "train.warmup_steps": 0,
+          "train.eval_iters": 0, "train.test_iters": 0}  # fmt: skip
+QUICK = {"finetune": TEXTS, "dpo": PAIRS, "pretrain": CORPUS}
+
+
+def recipes_of(family):
+    """Command and name of all recipes that the family is to have."""
+    card = plugins.load(family).card
+    offered = (
+        method for method in RECIPES if not isinstance(capabilities.state(card, method), capabilities.Unsupported)
+    )
+    return [(command, name) for method in offered for command, *names in (RECIPES[method],) for name in names]
+
+
+CASES = [(family, *recipe) for family in FAMILIES for recipe in recipes_of(family)]
 
 
 def write_tokenizer(folder, plugin):
@@ -35,37 +68,89 @@ def write_tokenizer(folder, plugin):
     return {"vocab": 330, **dict(zip(("gmask", "bos"), ids, strict=False)), **({"mask": 9} if ids else {})}
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders with a tiny random model of each family, made from its card when it is first asked for."""
+    made = {}
+
+    def get(family):
+        if family not in made:
+            runtime.import_paddle("a model")
+            plugin, folder = plugins.load(family), tmp_path_factory.mktemp(family)
+            changes = write_tokenizer(folder, plugin)
+            dims = tiny_dims(plugin.card, {**CHANGES.get(family, {}), **changes})
+            write_model(folder, plugin, dims, seed=1)
+            made[family] = plugin, dims, folder
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """What stands for the names in capitals of the commands."""
+    from llmctl.data.indexed import new_corpus
+
+    folder = tmp_path_factory.mktemp("data")
+    lines = [{"src": "hello", "tgt": "world"}, {"src": "the quick", "tgt": "fox"}]
+    pairs = [{"src": [line["src"]], "tgt": [], "response": [line["tgt"], "token"], "sort": [1, 0]} for line in lines]
+    for name, rows in (("train", lines), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 4))
+    with new_corpus(folder / "corpus", np.uint16) as writer:
+        writer.add(np.arange(1600) % 20, np.full(40, 40))
+    return {"TRAIN.jsonl": folder / "train.jsonl", "PAIRS.jsonl": folder / "pairs.jsonl", "PREFIX": folder / "corpus"}
+
+
 @pytest.fixture
-def model(request, tmp_path):
-    """A folder with a tiny random model of the family, made from its card."""
-    runtime.import_paddle("a model")
-    plugin = plugins.load(request.param)
-    changes = write_tokenizer(tmp_path / "model", plugin)
-    dims = tiny_dims(plugin.card, {**CHANGES.get(request.param, {}), **changes})
-    write_model(tmp_path / "model", plugin, dims, seed=1)
-    return request.param, plugin, dims, tmp_path / "model"
+def output(tmp_path):
+    """Where a run writes; deleted afterwards, since all of them together are large."""
+    yield tmp_path / "run"
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
 
-@pytest.mark.parametrize("model", FAMILIES, indirect=True)
-@pytest.mark.parametrize("recipe", ["lora", "prefix"])
-def test_the_recipe_trains_an_adapter_of_every_linear_or_virtual_tokens(model, tmp_path, recipe):
-    family, plugin, dims, folder = model
-    changes = (
-        {"method.virtual_tokens": 6, "train.grad_accumulation": 1, "train.batch_size": 8} if recipe == "prefix" else {}
-    )
-    (tmp_path / "train.jsonl").write_text('{"src": "hello", "tgt": "world"}\n{"src": "the quick", "tgt": "fox"}\n' * 4)
-    settings = {"model.path": folder, "data.train": tmp_path / "train.jsonl", "data.src_length": 16, "data.max_length": 32,
-                "train.max_steps": 3, "train.log_every": 1, "output.samples": 0, **changes}  # fmt: skip
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_has_a_recipe_for_everything_that_it_can_do(family):
+    plugin = plugins.load(family)
+    found = {(command, name) for command in QUICK for name in recipe_files(plugin, command.replace("finetune", ""))}
+    assert found - {("finetune", plugin.card.starter)} == set(recipes_of(family))
+
+
+@pytest.mark.parametrize(("family", "command", "name"), CASES, ids=["-".join(case) for case in CASES])
+def test_the_command_of_a_recipe_trains_what_it_says(models, stand_ins, output, family, command, name):
+    plugin, dims, folder = models(family)
+    file = recipe_files(plugin, command.replace("finetune", ""))[name]
+    program, option, shown, *words = shlex.split(re.search("^# Run with: (.*)", file.read_text(), re.MULTILINE)[1])
+    assert [program, option, *words[:3]] == ["llmctl", "--model", command, "--recipe", name]
+    assert plugins.load(shown).folder == plugin.folder
+    places = {**stand_ins, "MODEL": folder, "FOLDER": folder, "RUN": output}
+    words = [re.sub("[A-Z]+(.jsonl)?$", lambda found: str(places[found[0]]), word) for word in words]
+    settings = {"train.grad_accumulation": 1, "train.log_every": 1, "output.samples": 0, **QUICK[command]}
+    if name == "prefix":
+        settings |= {"method.virtual_tokens": 6, "train.learning_rate": 3e-2}
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     with pytest.raises(SystemExit) as end:
-        main(["--model", family, "finetune", "--recipe", recipe, "--output", str(tmp_path / "run"), *sets])
+        main(["--model", family, *words, "--output", str(output), *sets])
     assert end.value.code == 0
-    opened = open_adapter(tmp_path / "run" / "model")
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < losses[0]
+    if command == "dpo":
+        assert rows[0]["rewards/margins"] == pytest.approx(0, abs=1e-3) and rows[-1]["rewards/margins"] > 0
+    if "lora" not in name and name != "prefix":
+        assert (output / "model" / "model.safetensors").is_file()
+        return
+    opened = open_adapter(output / "model")
     assert opened.base == folder.resolve()
-    if recipe == "prefix":
+    if name == "prefix":
         assert opened.adapter.tokens == 6
     else:
         assert list(opened.adapter.parts) == list(targets.linears(plugin.card, dims))
-        assert all(part.rank == 8 and part.b.any() for part in opened.adapter.parts.values())
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["loss"] < rows[0]["loss"]
+        assert all(part.rank == (16 if name == "qlora" else 8) for part in opened.adapter.parts.values())
+        assert all(part.b.any() for part in opened.adapter.parts.values())
+
+
+@pytest.mark.parametrize(("command", "known"), [("finetune", "lora, prefix, qlora, sft"), ("dpo", "full, lora")])
+def test_a_recipe_that_is_not_there_is_answered_with_those_that_are(capsys, command, known):
+    with pytest.raises(SystemExit) as end:
+        main(["--model", "opt", command, "--recipe", "lra"])
+    assert end.value.code == 2 and f"recipe 'lra'; it has {known}" in " ".join(capsys.readouterr().err.split())

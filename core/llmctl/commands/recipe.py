@@ -1,4 +1,7 @@
-"""Recipes: ready configurations inside a family's package, ``recipes/`` for fine-tuning, ``recipes/COMMAND/`` else."""
+"""Recipes: ready configurations inside a family's package, ``recipes/`` for fine-tuning, ``recipes/COMMAND/`` else.
+
+A package of several families keeps there what fits them all, and in a folder FAMILY of either what is of one alone.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,13 @@ class NoStarter(ConfigError):
 
 def recipe_names(plugin: plugins.Plugin, kind: str = "") -> list[str]:
     """Names of a family's recipes; ``kind`` as for `read_recipe`."""
-    return sorted(path.stem for path in (plugin.folder / "recipes" / kind).glob("*.yaml"))
+    return sorted(recipe_files(plugin, kind))
+
+
+def recipe_files(plugin: plugins.Plugin, kind: str) -> dict[str, Path]:
+    """Files by name; the family's own come before those of its package."""
+    folder = plugin.folder / "recipes" / kind
+    return {path.stem: path for place in (folder, folder / plugin.card.name) for path in place.glob("*.yaml")}
 
 
 def read_recipe(plugin: plugins.Plugin, name: str, kind: str = "") -> tuple[dict[str, Any], str]:
@@ -33,13 +42,13 @@ def read_recipe(plugin: plugins.Plugin, name: str, kind: str = "") -> tuple[dict
     Raises:
         ConfigError: The family has no such recipe.
     """
-    folder, known = plugin.folder / "recipes" / kind, recipe_names(plugin, kind)
+    known = recipe_files(plugin, kind)
     if name not in known:
         raise ConfigError(
             f"the family {plugin.card.name} has no {kind + ' ' if kind else ''}recipe {name!r}; it has "
-            f"{', '.join(known) or 'none'}"
+            f"{', '.join(sorted(known)) or 'none'}"
         )
-    return configfile.read_file(folder / f"{name}.yaml"), f"recipe {name} of {plugin.found}"
+    return configfile.read_file(known[name]), f"recipe {name} of {plugin.found}"
 
 
 def find_source(
