@@ -1,7 +1,4 @@
-"""Normalisation layers. Statistics are computed in float32 or better, whatever the input's type.
-
-For a norm that takes the mean away too, families use ``paddle.nn.LayerNorm(hidden, epsilon=eps)`` as it is.
-"""
+"""Normalisation layers. Statistics are computed in float32 or better, whatever the input's type."""
 
 from __future__ import annotations
 
@@ -29,7 +26,15 @@ class RMSNorm(paddle.nn.Layer):
 
 
 class LayerNorm(paddle.nn.LayerNorm):
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis, by a compiled operator where there is one."""
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (https://arxiv.org/abs/1607.06450).
+
+    Args:
+        hidden: Width of the last axis.
+        eps: Added to the variance.
+    """
+
+    def __init__(self, hidden: int, eps: float = 1e-5) -> None:
+        super().__init__(hidden, epsilon=eps)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         fused = kernels.compiled("layer_norm", x, self.weight, self.bias)

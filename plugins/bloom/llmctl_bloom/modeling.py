@@ -9,6 +9,7 @@ from llmctl.nn.block import Block
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import embedding, run_layers
 from llmctl.nn.mlp import MLP, gelu_tanh
+from llmctl.nn.norm import LayerNorm
 from llmctl.nn.packed_attention import PackedAttention, interleaved
 
 NAMES = ("self_attention", "mlp", "input_layernorm", "post_attention_layernorm")
@@ -58,5 +59,5 @@ def _block(dims) -> Block:
     )
 
 
-def _norm(dims) -> paddle.nn.LayerNorm:
-    return paddle.nn.LayerNorm(dims.hidden, epsilon=dims.norm_eps)
+def _norm(dims) -> LayerNorm:
+    return LayerNorm(dims.hidden, dims.norm_eps)

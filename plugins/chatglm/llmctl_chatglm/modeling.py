@@ -13,6 +13,7 @@ from llmctl.nn.assembly import decoder_of, head_of
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.frequencies import Rule, plain
 from llmctl.nn.mlp import MLP, PackedGatedMLP, gelu_tanh
+from llmctl.nn.norm import LayerNorm
 from llmctl.nn.packed_attention import PackedAttention, grouped, interleaved
 from llmctl.nn.position import Rotary, turn_first_halves, turn_halves
 
@@ -32,7 +33,7 @@ class ChatGLMForCausalLM(CausalLM):
             dims,
             lambda: PackedAttention(dims, interleaved, turn=turn_halves),
             lambda: MLP(dims.hidden, dims.ffn, gelu_tanh, ("dense_h_to_4h", "dense_4h_to_h"), dims.init_std),
-            paddle.nn.LayerNorm,
+            LayerNorm,
             ("attention", "mlp", "input_layernorm", "post_attention_layernorm"),
             lambda x_BTD, normed_BTD: normed_BTD * RESIDUAL,
             names=("word_embeddings", "layers", "final_layernorm"),

@@ -8,6 +8,7 @@ from llmctl.nn.attention import Attention
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import embedding, run_layers
 from llmctl.nn.linear import Linear
+from llmctl.nn.norm import LayerNorm
 
 FIRST_POSITION = 2
 """Row of the position table that the first token takes; padding takes the row before it."""
@@ -34,7 +35,7 @@ class OPTDecoder(paddle.nn.Layer):
         self.project_in = Linear(dims.embed, dims.hidden, std=dims.init_std) if dims.projected else None
         self.project_out = Linear(dims.hidden, dims.embed, std=dims.init_std) if dims.projected else None
         self.layers = paddle.nn.LayerList(OPTBlock(dims) for _ in range(dims.layers))
-        self.final_layer_norm = paddle.nn.LayerNorm(dims.hidden) if dims.final_norm else None
+        self.final_layer_norm = LayerNorm(dims.hidden) if dims.final_norm else None
         self.drop = paddle.nn.Dropout(dims.dropout)
 
     @property
@@ -62,10 +63,10 @@ class OPTBlock(paddle.nn.Layer):
             dims.hidden, dims.heads, dims.heads, dims.head_dim, True, dims.init_std,
             out_name="out_proj", dropout=dims.attention_dropout,
         )  # fmt: skip
-        self.self_attn_layer_norm = paddle.nn.LayerNorm(dims.hidden)
+        self.self_attn_layer_norm = LayerNorm(dims.hidden)
         self.fc1 = Linear(dims.hidden, dims.ffn, True, dims.init_std)
         self.fc2 = Linear(dims.ffn, dims.hidden, True, dims.init_std)
-        self.final_layer_norm = paddle.nn.LayerNorm(dims.hidden)
+        self.final_layer_norm = LayerNorm(dims.hidden)
         self.drop = paddle.nn.Dropout(dims.dropout)
         self._norm_before = dims.norm_before
 
