@@ -1,7 +1,8 @@
 """Memory of a training step from a family's card, before anything is built: no paddle here.
 
 What a step holds at its peak: the process itself, weights, the optimizer's moments, what the layers keep for their
-gradients, scores of the vocabulary with their gradient, and gradients. Layers keep the input of each norm and linear and
+gradients, and the larger of two that come one after the other: scores of the vocabulary with their gradient, or gradients
+and a layer that is computed again. Layers keep the input of each norm and linear and
 the outputs of their linears; attention keeps nothing of the size of its scores where the compiled operator computes it.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from llmctl.card import Dims, Family, Tensor
 from llmctl.standard import place
@@ -30,13 +30,11 @@ class Step:
         tokens: Tokens of all rows, padding included.
         length: Columns of a row.
         labels: Positions whose scores of the vocabulary are computed.
-        model_passes: How often its activations are held at once.
     """
 
     tokens: int
     length: int
     labels: int
-    model_passes: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Training:
 
 
 def plan(card: Family, dims: Dims, training: Training, step: Step) -> dict[str, int]:
-    """Bytes by part, in the order in which they come; their sum is the peak.
+    """Bytes by part, in the order in which they come; ``total`` of them is the peak.
 
     Args:
         card: The family.
@@ -80,6 +78,7 @@ def plan(card: Family, dims: Dims, training: Training, step: Step) -> dict[str, 
         step: The largest forward pass.
     """
     width, moved = training.width, training.trained
+    kept, again = _activations(card, dims, training, step)
     return {
         "process": PROCESS,
         "weights": _weights(card, dims, training),
@@ -87,9 +86,10 @@ def plan(card: Family, dims: Dims, training: Training, step: Step) -> dict[str, 
         "reference model": card.count(dims) * width if training.reference else 0,
         "optimizer": 2 * moved * width,
         "averaged weights": moved * width if training.average else 0,
-        "activations": step.model_passes * _activations(card, dims, training, step) * width,
+        "activations": kept * width,
         "scores": 2 * step.labels * int(dims.vocab) * width,
         "gradients": moved * width,
+        "recomputed layer": again * width,
     }
 
 
@@ -106,8 +106,8 @@ def _weights(card: Family, dims: Dims, training: Training) -> int:
     return total - packed * training.width + int(packed * BASE_BITS[training.base] / 8)
 
 
-def _activations(card: Family, dims: Dims, training: Training, step: Step) -> int:
-    """Values that the layers keep for their gradients."""
+def _activations(card: Family, dims: Dims, training: Training, step: Step) -> tuple[int, int]:
+    """Values that the layers keep for their gradients, and those of the largest layer that is computed again."""
     layers: dict[int, list[Tensor]] = {}
     for tensor in card.expand(dims):
         if tensor.layer is not None:
@@ -126,7 +126,7 @@ def _activations(card: Family, dims: Dims, training: Training, step: Step) -> in
         }[again]
         kept += held
         largest = max(largest, attention + rest - held)
-    return kept + largest + 3 * step.tokens * int(dims.hidden)
+    return kept + 3 * step.tokens * int(dims.hidden), largest
 
 
 def _attention(card: Family, dims: Dims, rows: list[Tensor], training: Training, step: Step) -> float:
@@ -182,6 +182,7 @@ def _linears(rows: list[Tensor], slots: tuple[str, ...], training: Training) -> 
     return sum(inputs.values()) + outputs
 
 
-def total(parts: Mapping[str, Any]) -> int:
-    """The peak, in bytes."""
-    return sum(parts.values())
+def total(parts: Mapping[str, int]) -> int:
+    """The peak, in bytes: scores are gone when gradients and recomputed layers come."""
+    late = parts["gradients"] + parts["recomputed layer"]
+    return sum(parts.values()) - min(parts["scores"], late)

@@ -39,7 +39,7 @@ def planned(*arguments):
 def test_parts_add_up_and_nothing_is_written(config):
     found = planned(config, "--memory", "2GB")
     assert found["command"] == "finetune" and found["memory"] == 2 * 10**9
-    assert found["peak"] == sum(found["parts"].values())
+    assert max(found["parts"].values()) < found["peak"] < sum(found["parts"].values())
     assert not (config.parent / "out").exists()
     text = run(config, "--memory", "2GB")
     assert "largest train.batch_size that fits" in text and "activations" in text
