@@ -90,6 +90,11 @@ def test_explain_shows_every_tensor_with_its_mapping(run_llmctl):
     assert rows["parrot.blocks.0.down.weight"]["transpose"] == "no"
 
 
+def test_a_family_is_described_by_its_own_module(run_llmctl):
+    for name in ("baichuan", "mistral"):
+        assert run_llmctl("models", name).stdout.lower().startswith(name)
+
+
 def test_misspelt_command_names_the_nearest(run_llmctl):
     done = run_llmctl("finetnue")
     assert done.returncode == 2 and "did you mean 'finetune'?" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def _summary(plugin: plugins.Plugin, size: str | None) -> dict[str, Any]:
 
 
 def _card(plugin: plugins.Plugin, summary: dict[str, Any]) -> str:
-    doc = (__import__(plugin.found.module).__doc__ or "").strip().splitlines()
+    doc = (importlib.import_module(plugin.found.module).__doc__ or "").strip().splitlines()
     lines = [*doc[:1], f"{summary['distribution']}, card {summary['card']}, {', '.join(summary['architectures'])}", ""]
     rows = [
         {**row, "parameters": f"{row['parameters']:,}", "published": f"{row['published']:,}"}
