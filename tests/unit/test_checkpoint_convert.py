@@ -150,8 +150,29 @@ def test_values_that_are_not_finite_are_found(tmp_path):
 def test_a_folder_with_an_adapter_is_refused(tmp_path):
     folder = shutil.copytree(STARTER, tmp_path / "model")
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="holds an adapter"):
+    with pytest.raises(CheckpointError, match="holds a model and an adapter"):
         opened(folder)
+    with pytest.raises(CheckpointError, match="holds a model and an adapter"):
+        llmctl.load(folder)
+
+
+def test_a_bit_that_flipped_after_the_conversion_is_found(tmp_path):
+    conversion.convert(opened(STARTER), tmp_path / "own", "native", max_shard_bytes=300_000)
+    assert conversion.verify(opened(tmp_path / "own")) == []
+    shard = sorted((tmp_path / "own").glob("model-*"))[1]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CheckpointError, match="model-00002.* is damaged or was changed"):
+        conversion.verify(opened(tmp_path / "own"))
+
+
+def test_another_tokenizer_is_another_conversion(tmp_path):
+    source = shutil.copytree(STARTER, tmp_path / "model")
+    conversion.convert(opened(source), tmp_path / "own", "native")
+    (source / "generation_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="exists already and is not this conversion"):
+        conversion.convert(opened(source), tmp_path / "own", "native")
 
 
 def test_the_source_is_not_its_own_target():

@@ -18,6 +18,7 @@ from llmctl.adapters import nlp_format, nlp_prefix, peft_config, peft_format, pr
 from llmctl.adapters.adapter import Adapter
 from llmctl.adapters.prefix import Prefix
 from llmctl.card import Dims, Family
+from llmctl.checkpoint.folder import check_apart
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
 from llmctl.nn.blockwise import CODES
@@ -62,6 +63,7 @@ def open_adapter(folder: Path, base: Path | None = None, family: str = "auto", a
     """
     if not is_adapter(folder):
         raise CheckpointError(f"{folder} holds no adapter; looked for {' and '.join(FORMATS)}")
+    check_apart(folder)
     found = bases.find(base_name(folder), folder, base)
     config = read_config(found)
     plugin = plugins.resolve(family, config, str(found / "config.json"))

@@ -30,14 +30,14 @@ from llmctl.checkpoint.load import by_target, check_weights
 from llmctl.checkpoint.ranks import read_ranks
 from llmctl.checkpoint.safetensors_file import Planned, write_file
 from llmctl.checkpoint.save import plan_shards, write_index
-from llmctl.errors import CheckpointError
+from llmctl.errors import CheckpointError, LlmctlError
 from llmctl.hookspecs import Rename
+from llmctl.tokenizers.special import read_json
 
 MANIFEST = "manifest.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".gguf", ".msgpack", ".h5", ".index.json")
 RECORDINGS = ("golden.npz", "case.json")
 """What tests keep beside the weights of a model: of no use in another folder."""
-ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 Progress = Callable[[int], None]
 """Called with the bytes that have been dealt with since the last call."""
@@ -73,13 +73,8 @@ def open_source(path: Path, plugin: plugins.Plugin, dims: Dims) -> Source:
     """Opens a folder and checks names, shapes and dtypes of all its tensors.
 
     Raises:
-        CheckpointError: It holds an adapter, or its tensors are not exactly the card's.
+        CheckpointError: It holds an adapter too, or its tensors are not exactly the card's.
     """
-    adapters = [name for name in ADAPTERS if (path / name).is_file()]
-    if adapters:
-        raise CheckpointError(
-            f"{path} holds an adapter ({', '.join(adapters)}); merge it into its base model first, or move it away"
-        )
     ranks = paddle_file.shards(path) if path.is_dir() else []
     folder = WeightFolder(path, read_ranks(ranks, plugin, dims)) if ranks else open_folder(path)
     layout, renames = recognise(folder.tensors, plugin, dims)
@@ -104,8 +99,14 @@ def verify(source: Source, progress: Progress | None = None) -> list[str]:
     """Reads every tensor; the names of those that hold values that are not finite.
 
     Raises:
-        CheckpointError: A file ends early.
+        CheckpointError: A file ends early, or is not the one that the folder's manifest describes.
     """
+    for name, row in _manifest(source.folder.path).items():
+        if (file := source.folder.path / name).is_file() and _sha256(file) != row["sha256"]:
+            raise CheckpointError(
+                f"{file} is damaged or was changed: its SHA-256 is not that in {MANIFEST}; convert the model again, or "
+                f"remove {MANIFEST} if the change is meant"
+            )
     odd = []
     for name, tensor in source.state.items():
         values = tensor.numpy()
@@ -175,7 +176,8 @@ def _dtype(folder: WeightFolder, rename: Rename) -> str:
 
 
 def _fingerprint(source: Source, layout: str, dtype: str, max_shard_bytes: int) -> str:
-    files = sorted({info.file for info in source.folder.tensors.values()})
+    weights = {info.file for info in source.folder.tensors.values()}
+    files = sorted({*weights, *_rest(source.folder.path)})
     stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     config = (source.folder.path / "config.json").read_bytes()
     content = repr((stamps, config, source.plugin.card.hash(), layout, dtype, max_shard_bytes))
@@ -185,11 +187,17 @@ def _fingerprint(source: Source, layout: str, dtype: str, max_shard_bytes: int) 
 def _made_from(target: Path) -> str | None:
     """The fingerprint in the manifest of a folder whose files are as long as it says."""
     try:
-        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        whole = all((target / name).stat().st_size == row["bytes"] for name, row in manifest["files"].items())
-        return str(manifest["made_from"]) if whole else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = all((target / name).stat().st_size == row["bytes"] for name, row in _manifest(target).items())
+        return str(read_json(target / MANIFEST)["made_from"]) if whole else None
+    except (OSError, KeyError, LlmctlError):
         return None
+
+
+def _manifest(folder: Path) -> Mapping[str, Mapping[str, Any]]:
+    """Size and hash of each file that a conversion wrote; empty where no conversion made the folder."""
+    files = read_json(folder / MANIFEST).get("files")
+    rows = files.items() if isinstance(files, dict) else ()
+    return {name: row for name, row in rows if isinstance(row, dict) and {"bytes", "sha256"} <= row.keys()}
 
 
 @contextmanager
@@ -246,16 +254,26 @@ def _write_rest(source: Source, work: Path, layout: str, dtype: str, made_from: 
 
 def copy_rest(source: Path, target: Path, dtype: str) -> None:
     """Copies what a model folder holds beside its weights; config.json names the dtype unless that is kept."""
-    left = {MANIFEST, *(RECORDINGS if (source / RECORDINGS[0]).is_file() else ())}
-    for file in source.iterdir():
-        weights = file.name.endswith(WEIGHTS)
-        if file.is_file() and not weights and not file.name.startswith(".") and file.name not in left:
-            shutil.copyfile(file, target / file.name)
+    for file in _rest(source):
+        shutil.copyfile(file, target / file.name)
     if dtype != "keep":
         config = json.loads((target / "config.json").read_text(encoding="utf-8"))
         config[("dtype" if "dtype" in config else "torch_dtype")] = dtype
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (target / "config.json").write_text(text, encoding="utf-8")
+
+
+def _rest(source: Path) -> list[Path]:
+    """The files beside the weights of a model folder that belong to the model."""
+    left = {MANIFEST, *(RECORDINGS if (source / RECORDINGS[0]).is_file() else ())}
+    return [
+        file
+        for file in source.iterdir()
+        if file.is_file()
+        and not file.name.endswith(WEIGHTS)
+        and not file.name.startswith(".")
+        and file.name not in left
+    ]
 
 
 def _replace(work: Path, target: Path) -> None:

@@ -24,6 +24,8 @@ from llmctl.errors import CheckpointError
 SAFETENSORS = "model.safetensors"
 TORCH = "pytorch_model.bin"
 INDEX = ".index.json"
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""Files that change what a model computes, where transformers finds them beside its weights."""
 
 _HEADER_READERS: dict[str, Callable[[Path], Mapping[str, TensorInfo]]] = {
     SAFETENSORS: safetensors_file.read_header,
@@ -63,18 +65,34 @@ def open_folder(path: str | Path) -> WeightFolder:
     """The weights of a folder; safetensors are preferred to ``.bin``, a single file to shards.
 
     Raises:
-        CheckpointError: There are no weights, a shard is absent, files are damaged or contradict the index.
+        CheckpointError: There are no weights, a shard is absent, files are damaged or contradict the index; or an
+            adapter lies beside them.
     """
     path = Path(path)
     if not path.is_dir():
         kind = "a file; give the folder that holds it" if path.exists() else "not there"
         raise CheckpointError(f"the model folder {path} is {kind}")
+    check_apart(path)
     for name, read_header in _HEADER_READERS.items():
         if (path / name).is_file():
             return WeightFolder(path, MappingProxyType(read_header(path / name)))
         if (path / (name + INDEX)).is_file():
             return WeightFolder(path, MappingProxyType(_read_shards(path / (name + INDEX), read_header)))
     raise CheckpointError(_no_weights(path))
+
+
+def check_apart(path: Path) -> None:
+    """Passes unless a folder holds a model and an adapter, of which it is not clear what they are together.
+
+    Raises:
+        CheckpointError: It holds both.
+    """
+    model = any((path / (name + end)).is_file() for name in _HEADER_READERS for end in ("", INDEX))
+    adapters = [name for name in ADAPTERS if (path / name).is_file()]
+    if model and adapters:
+        raise CheckpointError(
+            f"{path} holds a model and an adapter ({', '.join(adapters)}); move the adapter to a folder of its own"
+        )
 
 
 def _no_weights(path: Path) -> str:
