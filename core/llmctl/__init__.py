@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl._version import __version__
 from llmctl.capabilities import Experimental, Supported, Unsupported
-from llmctl.card import HF_DECODER, REQUIRED, Dims, Family, Moe, Param, Setting, Size
+from llmctl.card import Dims, Family, Moe, Param, Size
 from llmctl.errors import LlmctlError
 from llmctl.hookspecs import API, hookimpl
 from llmctl.rows import HF_DECODER_ROWS, linear_rows, norm_rows
+from llmctl.settings import HF_DECODER, REQUIRED, Setting
 from llmctl.tokenizers.facts import TokenFacts, template
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """A family's card: the one table of tensors from which everything family-specific is derived.
 
-Here are the rows (``Param``, ``Setting``, ``Size``, ``Moe``), the card (``Family``) and what it expands to
-(``Tensor``). What core derives from a card (renames, splits, quantisation targets, fused slots) is in ``defaults.py``.
+Here are the rows (``Param``, ``Size``, ``Moe``), the card (``Family``) and what it expands to (``Tensor``); what is
+read from config.json (``Setting``) is in ``settings.py``. What core derives from a card (renames, splits, quantisation targets, fused slots) is in ``defaults.py``.
 Nothing here imports paddle or numpy.
 """
 
@@ -12,24 +12,16 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from math import prod
+from math import inf, prod
 from typing import Any
 
 from llmctl import standard
 from llmctl.capabilities import State
 from llmctl.config_keys import unknown_keys
 from llmctl.errors import ConfigError
-from llmctl.shapes import Axis, evaluate, parse_shape
+from llmctl.settings import Setting
+from llmctl.shapes import Axis, parse_shape
 from llmctl.tokenizers.facts import TokenFacts
-
-
-class _Required:
-    def __repr__(self) -> str:
-        return "REQUIRED"
-
-
-REQUIRED: Any = _Required()
-"""Default of a setting that ``config.json`` must give."""
 
 _PLACEHOLDERS = {"layer": "layers", "expert": "experts"}
 
@@ -145,43 +137,6 @@ class Tensor:
     def size(self) -> int:
         """Number of elements."""
         return prod(self.shape)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A value that ``config.json`` gives: its name here, its key there, what to do when it is absent.
-
-    Attributes:
-        name: Name in ``Dims``; a symbol of shapes if it is a whole number.
-        key: Key in HF's config.json; ``""`` for a value that is only derived.
-        default: Value when the key is absent; ``REQUIRED`` makes that an error.
-        derive: Used instead of ``default`` when the key is absent or null: an expression over the values before it such
-            as ``"hidden/heads"``, or a function of the content of config.json.
-        allowed: The values the family supports; any other is an error. ``()`` = any.
-        check: Raises ConfigError for a value that the family does not support.
-    """
-
-    name: str
-    key: str
-    default: Any = REQUIRED
-    derive: str | Callable[[Mapping[str, Any]], Any] = field(default="", repr=False)
-    allowed: tuple[Any, ...] = ()
-    check: Callable[[Any], object] | None = field(default=None, repr=False, compare=False)
-
-
-HF_DECODER = (
-    Setting("layers", "num_hidden_layers"),
-    Setting("hidden", "hidden_size"),
-    Setting("heads", "num_attention_heads"),
-    Setting("kv_heads", "num_key_value_heads", derive="heads"),
-    Setting("head_dim", "head_dim", derive="hidden/heads"),
-    Setting("ffn", "intermediate_size"),
-    Setting("vocab", "vocab_size"),
-    Setting("max_positions", "max_position_embeddings", 2048),
-    Setting("tied", "tie_word_embeddings", False),
-    Setting("init_std", "initializer_range", 0.02),
-)
-"""The spelling that most decoder families share in config.json; a card lists these first and its own settings after."""
 
 
 @dataclass(frozen=True)
@@ -323,13 +278,16 @@ class Family:
                 "Remove the key if it has no effect on the model"
             )
         values: dict[str, Any] = {}
+        symbols = self._symbols()
         for setting in self.settings:
-            values[setting.name] = self._read(setting, config, values, where)
+            values[setting.name] = setting.read(config, values, symbols, self.name, where)
         heads, kv_heads = values.get("heads", 1), values.get("kv_heads", 1)
         if heads % kv_heads:
             raise ConfigError(
                 f"{where}: {heads} query heads cannot share {kv_heads} key-value heads; it must divide them"
             )
+        if values.get("top_k", 0) > values.get("experts", inf):
+            raise ConfigError(f"{where}: a token cannot go to {values['top_k']} of {values['experts']} experts")
         return Dims(**values)
 
     def config_from_dims(self, dims: Mapping[str, Any]) -> dict[str, Any]:
@@ -345,34 +303,11 @@ class Family:
         rows = repr((*names, self.params, self.settings, derived))
         return hashlib.sha256(rows.encode()).hexdigest()[:16]
 
-    def _read(self, setting: Setting, config: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Any:
-        value = config.get(setting.key) if setting.key else None
-        derive = setting.derive
-        if value is None and derive:
-            if not isinstance(derive, str):
-                return derive(config)
-            try:
-                return evaluate(derive, known)
-            except ValueError as error:
-                raise ConfigError(f"{where}: {setting.key or setting.name}: {error}") from None
-        if value is None:
-            if setting.default is REQUIRED:
-                raise ConfigError(f"{where} has no {setting.key!r}, which the family {self.name} needs")
-            return setting.default
-        if setting.allowed and value not in setting.allowed:
-            allowed = ", ".join(repr(v) for v in setting.allowed)
-            raise ConfigError(f"{where}: {setting.key}={value!r} is not supported by {self.name}; supported: {allowed}")
-        if setting.check:
-            try:
-                setting.check(value)
-            except ConfigError as error:
-                raise ConfigError(f"{where}: {error}") from None
-        symbol = setting.name in _PLACEHOLDERS.values() or any(
-            setting.name in axis.symbols for param in self.params for axis in param.axes
-        )
-        if symbol and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ConfigError(f"{where}: {setting.key}={value!r} must be a whole number above 0")
-        return value
+    def _symbols(self) -> frozenset[str]:
+        """Settings that sizes are computed from."""
+        derived = (s.derive for s in self.settings if isinstance(s.derive, str))
+        shapes = (axis.symbols for param in self.params for axis in param.axes)
+        return frozenset().union(_PLACEHOLDERS.values(), re.findall(r"[a-z]\w*", " ".join(derived)), *shapes)
 
     def _expand(self, param: Param, dims: Mapping[str, Any]) -> Iterator[Tensor]:
         holes = [hole for hole in _PLACEHOLDERS if "{" + hole + "}" in param.name]

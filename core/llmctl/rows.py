@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llmctl.card import Param, Setting
+from llmctl.card import Param
 from llmctl.errors import ConfigError
+from llmctl.settings import Setting
 
 
 def above_zero(key: str) -> Callable[[Any], None]:

@@ -107,6 +107,10 @@ def test_dims_from_config_fill_in_what_is_derived():
         ({"hidden_size": "48"}, "must be a whole number above 0"),
         ({"hidden_size": 0}, "must be a whole number above 0"),
         ({"hidden_act": "relu"}, "hidden_act='relu' is not supported by x; supported: 'silu'"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings=0 must be a whole number above 0"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no' must be true or false"),
+        ({"initializer_range": "0.02"}, "initializer_range='0.02' must be a number, 0 or above"),
+        ({"initializer_range": float("nan")}, "must be a number, 0 or above"),
     ],
 )
 def test_bad_config_is_named(change, message):
@@ -304,6 +308,25 @@ def test_heads_that_do_not_divide_are_refused():
         card.dims_from_config({**config, "num_key_value_heads": 5})
     with pytest.raises(ConfigError, match="head_dim: hidden/heads: 4096 is not divisible by heads=30"):
         card.dims_from_config({**config, "num_attention_heads": 30, "num_key_value_heads": 30, "head_dim": None})
+
+
+def test_values_that_a_family_cannot_even_read_are_refused():
+    from llmctl import plugins
+
+    mixtral, qwen = (plugins.load(name).card for name in ("mixtral", "qwen"))
+    config = mixtral.config_from_dims(mixtral.dims_of("8x7b"))
+    for key, value, message in (
+        ("rope_scaling", "linear", "rope_scaling='linear' is not an object with a rope_type"),
+        ("sliding_window", 0, "sliding_window=0 must be a whole number above 0"),
+        ("num_experts_per_tok", 9, "a token cannot go to 9 of 8 experts"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            mixtral.dims_from_config({**config, key: value})
+    with pytest.raises(ConfigError, match=r"intermediate_size=\[1\] must be a whole number above 0"):
+        qwen.dims_from_config({**qwen.config_from_dims(qwen.dims_of("7b")), "intermediate_size": [1]})
+    with pytest.raises(ConfigError, match="layer_types=3 is of the wrong kind"):
+        card = plugins.load("qwen2").card
+        card.dims_from_config({**card.config_from_dims(card.dims_of("qwen2-7b")), "layer_types": 3})
 
 
 def test_a_key_that_no_setting_reads_is_named_and_a_null_one_is_not():

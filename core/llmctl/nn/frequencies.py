@@ -78,10 +78,12 @@ def rule_for(scaling: Mapping[str, Any] | None, rules: Mapping[str, Rule] = RULE
     """The rule that HF's ``rope_scaling`` names under ``rope_type`` or the older ``type``; None means unscaled.
 
     Raises:
-        ConfigError: The type is unknown, a key is missing or its value is no positive number.
+        ConfigError: It is no object, the type is unknown, a key is missing or its value is no positive number.
     """
-    if not scaling:
+    if scaling is None or scaling == {}:
         return RULES["default"]
+    if not isinstance(scaling, Mapping):
+        raise ConfigError(f"rope_scaling={scaling!r} is not an object with a rope_type")
     name = scaling.get("rope_type", scaling.get("type"))
     if name not in rules:
         raise ConfigError(f"rope_scaling: type {name!r} is not supported; supported: {', '.join(rules)}")

@@ -1,0 +1,121 @@
+"""What a card reads from ``config.json``: a value's name and key, what an absent one means, which values can be honoured.
+
+Nothing here imports paddle or numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+from llmctl.errors import ConfigError
+from llmctl.shapes import evaluate
+
+
+class _Required:
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED: Any = _Required()
+"""Default of a setting that ``config.json`` must give."""
+
+COUNTS = frozenset({"top_k", "window", "max_positions"})
+"""Settings that are whole numbers although no shape holds them."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value that ``config.json`` gives: its name here, its key there, what to do when it is absent.
+
+    Attributes:
+        name: Name in ``Dims``; a symbol of shapes if it is a whole number.
+        key: Key in HF's config.json; ``""`` for a value that is only derived.
+        default: Value when the key is absent; ``REQUIRED`` makes that an error.
+        derive: Used instead of ``default`` when the key is absent or null: an expression over the values before it such
+            as ``"hidden/heads"``, or a function of the content of config.json.
+        allowed: The values the family supports; any other is an error. ``()`` = any.
+        check: Raises ConfigError for a value that the family does not support.
+    """
+
+    name: str
+    key: str
+    default: Any = REQUIRED
+    derive: str | Callable[[Mapping[str, Any]], Any] = field(default="", repr=False)
+    allowed: tuple[Any, ...] = ()
+    check: Callable[[Any], object] | None = field(default=None, repr=False, compare=False)
+
+    def read(
+        self, config: Mapping[str, Any], known: Mapping[str, Any], symbols: frozenset[str], family: str, where: str
+    ) -> Any:
+        """The value that a config.json gives, or what stands for it where it is absent or null.
+
+        Args:
+            config: Content of the file.
+            known: Values of the settings before this one.
+            symbols: Names of the settings that sizes are computed from.
+            family: Name of the family, for messages.
+            where: The file, for messages.
+
+        Raises:
+            ConfigError: It is required and absent, not supported, or of the wrong kind.
+        """
+        value = config.get(self.key) if self.key else None
+        if value is None:
+            value = self._absent(config, known, family, where)
+            if value is None or not self.derive:
+                return value
+        if self.allowed and value not in self.allowed:
+            allowed = ", ".join(repr(v) for v in self.allowed)
+            raise ConfigError(f"{where}: {self._shown(value)} is not supported by {family}; supported: {allowed}")
+        try:
+            if self.check:
+                self.check(value)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        except (TypeError, AttributeError) as error:
+            raise ConfigError(f"{where}: {self._shown(value)} is of the wrong kind: {error}") from error
+        if problem := self._wrong_kind(value, symbols):
+            raise ConfigError(f"{where}: {self._shown(value)} must be {problem}")
+        return value
+
+    def _absent(self, config: Mapping[str, Any], known: Mapping[str, Any], family: str, where: str) -> Any:
+        if self.derive:
+            try:
+                return evaluate(self.derive, known) if isinstance(self.derive, str) else self.derive(config)
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"{where}: {self.key or self.name}: {error}") from error
+        if self.default is REQUIRED:
+            raise ConfigError(f"{where} has no {self.key!r}, which the family {family} needs")
+        return self.default
+
+    def _wrong_kind(self, value: Any, symbols: frozenset[str]) -> str:
+        """What a value would have to be; empty if it is. Sizes are counts; other values are like their defaults."""
+        number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+        if self.name in COUNTS or self.name in symbols:
+            return "" if number and isinstance(value, int) and value > 0 else "a whole number above 0"
+        if isinstance(self.default, bool):
+            return "" if isinstance(value, bool) else "true or false"
+        if isinstance(self.default, int | float):
+            return "" if number and value >= 0 else "a number, 0 or above"
+        return ""
+
+    def _shown(self, value: Any) -> str:
+        return f"{self.key or self.name}={value!r}"
+
+
+HF_DECODER = (
+    Setting("layers", "num_hidden_layers"),
+    Setting("hidden", "hidden_size"),
+    Setting("heads", "num_attention_heads"),
+    Setting("kv_heads", "num_key_value_heads", derive="heads"),
+    Setting("head_dim", "head_dim", derive="hidden/heads"),
+    Setting("ffn", "intermediate_size"),
+    Setting("vocab", "vocab_size"),
+    Setting("max_positions", "max_position_embeddings", 2048),
+    Setting("tied", "tie_word_embeddings", False),
+    Setting("init_std", "initializer_range", 0.02),
+)
+"""The spelling that most decoder families share in config.json; a card lists these first and its own settings after."""
