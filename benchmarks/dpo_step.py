@@ -13,10 +13,9 @@ import copy
 import tempfile
 from contextlib import nullcontext
 from functools import partial
-from types import SimpleNamespace
 
 import turns
-from train_step import ADAMW, FFN, HEADS, HIDDEN, LAYERS, VOCAB, tensors
+from train_step import VOCAB, our_model, our_optimizer, peer_model, peer_name, peer_optimizer
 
 PAIRS, PROMPT, ANSWER, BETA = 4, (224, 288), (48, 96), 0.1
 """Pairs of a step; smallest and largest number of tokens of prompts and of answers."""
@@ -44,16 +43,14 @@ def our_step(options):
     from llmctl.data import pair_rows
     from llmctl.data.pairs import Pair
     from llmctl.train.dpo_task import DpoTask
-    from llmctl.train.optimizer import AdamW
     from llmctl.train.preference_loss import sigmoid
     from llmctl.train.references import Live
 
-    model, reference = _our_model(), _our_model()
+    model, reference = our_model(), our_model()
     rows = pair_rows.rows_of([Pair(*row, f"pair:{i}") for i, row in enumerate(pairs())])
     task = DpoTask(rows, [], partial(pair_rows.collate, pad_id=0), partial(sigmoid, beta=BETA), BETA, PAIRS)
     task.reference = Live(lambda: nullcontext(reference))
-    settings = {key: value for key, value in ADAMW.items() if key != "lr"}
-    optimizer = AdamW(dict(model.named_parameters()), **settings)
+    optimizer = our_optimizer(model)
     batch = task.micro_batches(1)[0]
     model.train()
 
@@ -67,45 +64,16 @@ def our_step(options):
     return step, f"llmctl, paddle {paddle.__version__}"
 
 
-def _our_model():
-    from llmctl_llama.modeling import LlamaForCausalLM
-
-    dims = SimpleNamespace(
-        layers=LAYERS, hidden=HIDDEN, heads=HEADS, kv_heads=HEADS, head_dim=HIDDEN // HEADS, ffn=FFN, vocab=VOCAB,
-        tied=False, attention_bias=False, mlp_bias=False, norm_eps=1e-6, rope_theta=10000.0, rope_scaling=None,
-        max_positions=2048, init_std=0.02,
-    )  # fmt: skip
-    model = LlamaForCausalLM(dims)
-    state = model.state_dict()
-    for name, value in tensors().items():
-        state[name.replace("model.", "llama.")].set_value(value if "embed" in name else value.T.copy())
-    return model
-
-
 def peer_step(options):
     """The same on torch, eager, with SDPA attention and fused AdamW: TRL's trainer, or transformers and the bare loss."""
     import torch
     import transformers
     import trl
 
-    torch.set_num_threads(options.threads)
-    config = transformers.LlamaConfig(
-        hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=FFN,
-        vocab_size=VOCAB, max_position_embeddings=2048, rms_norm_eps=1e-6, use_cache=False,
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config).float()
-    model.load_state_dict({k: torch.from_numpy(v) for k, v in tensors().items()}, strict=False)
+    model = peer_model(options.threads)
     reference = copy.deepcopy(model)
     loss_of = _trainer_loss(trl, transformers, model, reference) if options.peer == "trainer" else _bare_loss(reference)
-    betas = (ADAMW["beta1"], ADAMW["beta2"])
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=RATE,
-        betas=betas,
-        eps=ADAMW["eps"],
-        weight_decay=ADAMW["weight_decay"],
-        fused=True,
-    )
+    optimizer = peer_optimizer(model, RATE)
     batch = _peer_batch(torch)
     model.train()
 
@@ -116,8 +84,7 @@ def peer_step(options):
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
-    return step, f"trl {trl.__version__}, {versions}" if options.peer == "trainer" else versions
+    return step, f"trl {trl.__version__}, {peer_name()}" if options.peer == "trainer" else peer_name()
 
 
 def _trainer_loss(trl, transformers, model, reference):

@@ -39,15 +39,8 @@ def tokens():
     return ids[:, :-1], ids[:, 1:]
 
 
-def our_step(options):
-    """A function that makes one step and returns the loss before it; and our name."""
-    from llmctl import runtime
-
-    runtime.configure()
-    import paddle
-
-    from llmctl.nn.loss import token_loss
-    from llmctl.train.optimizer import AdamW
+def our_model():
+    """The model here, with the weights of ``tensors``; paddle must be configured."""
     from llmctl_llama.modeling import LlamaForCausalLM
 
     dims = SimpleNamespace(
@@ -56,54 +49,118 @@ def our_step(options):
         max_positions=2048, init_std=0.02,
     )  # fmt: skip
     model = LlamaForCausalLM(dims)
+    fill(model, {name.replace("model.", "llama.", 1): value for name, value in tensors().items()})
+    return model
+
+
+def fill(model, values):
+    """Sets a model's weights from arrays [out, in] under its own names."""
     state = model.state_dict()
-    for name, value in tensors().items():
-        ours = name.replace("model.", "llama.")
-        state[ours].set_value(value if "embed" in name else value.T.copy())
+    for name, value in values.items():
+        state[name].set_value(value if "embed" in name else value.T.copy())
+
+
+def our_optimizer(model):
+    """AdamW over what moves in the model."""
+    from llmctl.train.optimizer import AdamW
+
     settings = {key: value for key, value in ADAMW.items() if key != "lr"}
-    optimizer = AdamW(dict(model.named_parameters()), **settings)
-    ids, labels = (paddle.to_tensor(array) for array in tokens())
+    return AdamW(dict(model.named_parameters()), **settings)
+
+
+def our_step(options):
+    """A function that makes one step and returns the loss before it; and our name."""
+    from llmctl import runtime
+
+    runtime.configure()
+    import paddle
+
+    model = our_model()
+    return our_update(model, our_optimizer(model)), f"llmctl, paddle {paddle.__version__}"
+
+
+def our_update(model, optimizer, data=tokens):
+    """A function that makes one step on ids and next ids, and returns the loss before it."""
+    import paddle
+
+    from llmctl.nn.loss import token_loss
+
+    ids, labels = (paddle.to_tensor(array) for array in data())
+    model.train()
 
     def step():
         hidden = model.hidden_states(ids)
-        loss = (
-            token_loss(model.logits(hidden.reshape([-1, HIDDEN])), labels.reshape([-1]), overwrite=True) / labels.size
-        )
+        logits = model.logits(hidden.reshape([-1, hidden.shape[-1]]))
+        loss = token_loss(logits, labels.reshape([-1]), overwrite=True) / labels.size
         loss.backward()
         optimizer.step(ADAMW["lr"])
         return float(loss)
 
-    return step, f"llmctl, paddle {paddle.__version__}"
+    return step
 
 
-def peer_step(options):
-    """The same with transformers and torch, eager, with torch's SDPA attention."""
+def peer_model(threads):
+    """The model in transformers, eager, with torch's SDPA attention and the weights of ``tensors``."""
     import torch
     import transformers
 
-    fused = options.peer_adamw == "fused"
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(threads)
     config = transformers.LlamaConfig(
         hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=FFN,
         vocab_size=VOCAB, max_position_embeddings=2048, rms_norm_eps=1e-6, use_cache=False,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config).float().train()
-    missing = model.load_state_dict({k: torch.from_numpy(v) for k, v in tensors().items()}, strict=False)
+    peer_fill(model, tensors())
+    return model
+
+
+def peer_fill(model, values):
+    """Sets a torch model's weights from arrays under its names; all but the norms must be there."""
+    import torch
+
+    missing = model.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()}, strict=False)
     assert not missing.unexpected_keys and all("norm" in key for key in missing.missing_keys)
-    settings = {"lr": ADAMW["lr"], "eps": ADAMW["eps"], "weight_decay": ADAMW["weight_decay"]}
-    betas = (ADAMW["beta1"], ADAMW["beta2"])
-    optimizer = torch.optim.AdamW(model.parameters(), betas=betas, fused=fused, **settings)
-    ids, labels = (torch.from_numpy(array) for array in tokens())
+
+
+def peer_optimizer(model, lr=ADAMW["lr"], fused=True):
+    """Torch's AdamW over what moves in the model."""
+    import torch
+
+    settings = {"lr": lr, "eps": ADAMW["eps"], "weight_decay": ADAMW["weight_decay"], "fused": fused}
+    moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(moving, betas=(ADAMW["beta1"], ADAMW["beta2"]), **settings)
+
+
+def peer_update(model, optimizer, data=tokens):
+    """As ``our_update``."""
+    import torch
+
+    ids, labels = (torch.from_numpy(array) for array in data())
 
     def step():
         logits = model(input_ids=ids).logits
-        loss = torch.nn.functional.cross_entropy(logits.view(-1, VOCAB), labels.reshape(-1))
+        loss = torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), labels.reshape(-1))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return loss.item()
 
-    return step, f"transformers {transformers.__version__}, torch {torch.__version__}, fused AdamW {fused}"
+    return step
+
+
+def peer_name():
+    """Transformers and torch with their versions."""
+    import torch
+    import transformers
+
+    return f"transformers {transformers.__version__}, torch {torch.__version__}"
+
+
+def peer_step(options):
+    """The same with transformers and torch."""
+    fused = options.peer_adamw == "fused"
+    model = peer_model(options.threads)
+    return peer_update(model, peer_optimizer(model, fused=fused)), f"{peer_name()}, fused AdamW {fused}"
 
 
 def arguments(parser):

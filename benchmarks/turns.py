@@ -15,7 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 PAUSE = 0.3  # seconds; longer than OpenMP's threads of the other worker spin after their last work
@@ -31,6 +32,7 @@ def main(
     sides: Mapping[str, Side],
     tolerance: float | None,
     arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    prepared: Callable[[Any], AbstractContextManager[Sequence[str]]] = lambda options: nullcontext([]),
 ) -> None:
     """The command line of a benchmark.
 
@@ -40,6 +42,7 @@ def main(
         sides: ``ours`` and ``peer``; ours runs in this python, the peer in the one that is named.
         tolerance: Largest difference of the returned numbers; None = they are not compared.
         arguments: Adds further options, which both sides get.
+        prepared: From the options: what is made once for both sides, as further words of the workers' command lines.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", default=os.environ.get("LLMCTL_PEER_PYTHON"))
@@ -56,7 +59,8 @@ def main(
     elif not options.peer_python:
         parser.error("--peer-python (or LLMCTL_PEER_PYTHON) must name a python with torch and transformers")
     else:
-        _compare(options, script, tolerance)
+        with prepared(options) as further:
+            _compare(options, script, tolerance, further)
 
 
 def _serve(step: Callable[[], float], name: str) -> None:
@@ -76,9 +80,9 @@ def _serve(step: Callable[[], float], name: str) -> None:
 class Worker:
     """The process of one side."""
 
-    def __init__(self, python: str, side: str, script: str, threads: int) -> None:
+    def __init__(self, python: str, side: str, script: str, threads: int, further: Sequence[str] = ()) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "LLMCTL_THREADS": str(threads)}
-        command = [python, os.path.abspath(script), *sys.argv[1:], "--worker", side]
+        command = [python, os.path.abspath(script), *sys.argv[1:], *further, "--worker", side]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         self.name = self._read()["name"]
@@ -107,14 +111,14 @@ def busy_seconds() -> float:
     return (user + nice + system + interrupts + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def _compare(options: Any, script: str, tolerance: float | None) -> None:
+def _compare(options: Any, script: str, tolerance: float | None, further: Sequence[str]) -> None:
     """Runs rounds until enough were quiet; prints a table and a line of JSON.
 
     Raises:
         SystemExit: The results differ, or too few rounds were quiet for a ratio.
     """
-    ours = Worker(sys.executable, "ours", script, options.threads)
-    peer = Worker(options.peer_python, "peer", script, options.threads)
+    ours = Worker(sys.executable, "ours", script, options.threads, further)
+    peer = Worker(options.peer_python, "peer", script, options.threads, further)
     rounds, worst, peaks = [], 0.0, [0, 0]
     for index in range(options.attempts + 1):
         turns = [worker.turn(options.steps) for worker in (ours, peer)]
