@@ -65,7 +65,7 @@ class LoraLinear(paddle.nn.Layer):
         return y + (factor - 1) * straight + factor * change
 
     def _change(self, x: paddle.Tensor, a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
-        return paddle.matmul(paddle.matmul(x, a), b) * self.scale
+        return paddle.matmul(paddle.matmul(x, a) * self.scale, b)
 
     @paddle.no_grad()
     def _lengths(self) -> paddle.Tensor:
