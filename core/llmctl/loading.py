@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+DTYPES = ("float32", "float64")
+
 
 def load(
     folder: str | Path, family: str = "auto", dtype: str = "float32", base: str | Path | None = None
@@ -29,6 +31,8 @@ def load(
     from llmctl.checkpoint.model import load_model
     from llmctl.errors import ConfigError
 
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r} is not supported; choose {' or '.join(DTYPES)}")
     folder = Path(folder)
     if is_adapter(folder):
         from llmctl.adapters.attach import load_adapted

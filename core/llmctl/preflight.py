@@ -25,13 +25,6 @@ STAGING = Path("/dev/shm")
 E = TypeVar("E")
 
 
-class Expected(NamedTuple):
-    """A tensor that the model will have."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
 class Found(NamedTuple):
     """What a job is about, all of it checked."""
 
@@ -221,14 +214,9 @@ def check_tensors(model: Path, plugin: plugins.Plugin, dims: Dims, dtype: str) -
     Raises:
         CheckpointError: Names those that are missing, unexpected or of another shape.
     """
-    from llmctl.checkpoint.folder import open_folder
-    from llmctl.checkpoint.layout import recognise
-    from llmctl.checkpoint.load import check_weights
+    from llmctl.checkpoint.model import open_checked
 
-    expected = {tensor.name: Expected(tensor.shape, dtype) for tensor in plugin.card.expand(dims)}
-    weights = open_folder(model)
-    _, renames = recognise(weights.tensors, plugin, dims)
-    check_weights(weights, expected, renames, ignored=plugin.card.ignored_tensors)
+    open_checked(model, plugin, dims, dtype)
 
 
 def _tokenizer(settings: Any, plugin: plugins.Plugin, model: Path, dims: Dims) -> Tokenizer:

@@ -13,7 +13,7 @@ import llmctl
 from llmctl import plugins
 from llmctl.checkpoint import convert as conversion
 from llmctl.checkpoint.hf_config import read_config
-from llmctl.errors import CheckpointError
+from llmctl.errors import CheckpointError, ConfigError
 
 STARTER = plugins.load("llama").folder / "starter" / "model"
 
@@ -173,6 +173,16 @@ def test_another_tokenizer_is_another_conversion(tmp_path):
     (source / "generation_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="exists already and is not this conversion"):
         conversion.convert(opened(source), tmp_path / "own", "native")
+
+
+def test_weights_that_do_not_fit_are_refused_before_a_layer_is_built(tmp_path):
+    folder = shutil.copytree(STARTER, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 10**12}))
+    with pytest.raises(CheckpointError, match="model.embed_tokens.weight is .*, expected .1000000000000"):
+        llmctl.load(folder)
+    with pytest.raises(ConfigError, match="dtype='int8' is not supported; choose float32 or float64"):
+        llmctl.load(STARTER, dtype="int8")
 
 
 def test_the_source_is_not_its_own_target():

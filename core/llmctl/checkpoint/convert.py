@@ -26,7 +26,7 @@ from llmctl.checkpoint import paddle_file, parts
 from llmctl.checkpoint.dtypes import FLOATS, STORAGE, widen
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.layout import recognise, renames_for
-from llmctl.checkpoint.load import by_target, check_weights
+from llmctl.checkpoint.load import Expected, by_target, check_weights
 from llmctl.checkpoint.ranks import read_ranks
 from llmctl.checkpoint.safetensors_file import Planned, write_file
 from llmctl.checkpoint.save import plan_shards, write_index
@@ -79,7 +79,7 @@ def open_source(path: Path, plugin: plugins.Plugin, dims: Dims) -> Source:
     folder = WeightFolder(path, read_ranks(ranks, plugin, dims)) if ranks else open_folder(path)
     layout, renames = recognise(folder.tensors, plugin, dims)
     shapes = {tensor.name: tensor.shape for tensor in plugin.card.expand(dims)}
-    expected = {r.target: _Expected(shapes[r.target], _dtype(folder, r)) for r in renames}
+    expected = {r.target: Expected(shapes[r.target], _dtype(folder, r)) for r in renames}
     check_weights(folder, expected, renames, ignored=plugin.card.ignored_tensors)
     state = {name: _stored(name, shapes[name], sources) for name, sources in by_target(folder.tensors, renames).items()}
     return Source(folder, plugin, dims, layout, state)
@@ -162,12 +162,6 @@ def convert(
         _write_rest(source, work, layout, dtype, made_from, hashes)
         _replace(work, target)
     return True
-
-
-@dataclass(frozen=True)
-class _Expected:
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def _dtype(folder: WeightFolder, rename: Rename) -> str:

@@ -7,6 +7,7 @@ Memory: the layer, plus the largest tensor in the layer's dtype. Which name goes
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
@@ -31,6 +32,14 @@ TIED_HEADS = ("lm_head.weight", "lm_head.decoder_weight")
 TIED = "tie_word_embeddings"
 
 _LISTED = 10
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a tensor has to be, for a check before there is one."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 def load_weights(

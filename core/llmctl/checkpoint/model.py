@@ -7,11 +7,11 @@ from typing import Any
 
 from llmctl import plugins, runtime
 from llmctl.card import Dims, Family
-from llmctl.checkpoint.folder import open_folder
+from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.checkpoint.layout import recognise
-from llmctl.checkpoint.load import load_weights
-from llmctl.hookspecs import Parallel
+from llmctl.checkpoint.load import Expected, check_weights, load_weights
+from llmctl.hookspecs import Parallel, Rename
 
 
 def load_model(
@@ -28,15 +28,36 @@ def load_model(
     Raises:
         LlmctlError: No family fits, or the folder's tensors are not exactly the card's.
     """
-    runtime.import_paddle("a model")
     config = read_config(folder)
     plugin = plugins.resolve(family, config, str(folder / "config.json"))
     dims = plugin.card.dims_from_config(config, str(folder / "config.json"))
-    weights = open_folder(folder)
+    weights, renames = open_checked(folder, plugin, dims, dtype, allow_missing)
+    runtime.import_paddle("a model")
     model = build(plugin, dims, dtype)
-    _, renames = recognise(weights.tensors, plugin, dims)
     load_weights(weights, model, renames, allow_missing=allow_missing, ignored=plugin.card.ignored_tensors)
     return model, dims, plugin
+
+
+def open_checked(
+    folder: Path, plugin: plugins.Plugin, dims: Dims, dtype: str, allow_missing: tuple[str, ...] = ()
+) -> tuple[WeightFolder, list[Rename]]:
+    """The weights of a folder and where they go, after a look at all headers; needs no paddle.
+
+    Args:
+        folder: The checkpoint.
+        plugin: Its family.
+        dims: Its dims.
+        dtype: Of the layer that it is for.
+        allow_missing: As for `load_model`.
+
+    Raises:
+        CheckpointError: Tensors are not exactly the card's; one message lists them all.
+    """
+    weights = open_folder(folder)
+    _, renames = recognise(weights.tensors, plugin, dims)
+    expected = {tensor.name: Expected(tensor.shape, dtype) for tensor in plugin.card.expand(dims)}
+    check_weights(weights, expected, renames, allow_missing, plugin.card.ignored_tensors)
+    return weights, renames
 
 
 def build(plugin: plugins.Plugin, dims: Dims, dtype: str = "float32") -> Any:
