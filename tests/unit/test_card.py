@@ -317,6 +317,7 @@ def test_values_that_a_family_cannot_even_read_are_refused():
     config = mixtral.config_from_dims(mixtral.dims_of("8x7b"))
     for key, value, message in (
         ("rope_scaling", "linear", "rope_scaling='linear' is not an object with a rope_type"),
+        ("rope_scaling", {"type": "linear", "factor": 2.0, "mscale": 3}, "of type 'linear' does not know mscale"),
         ("sliding_window", 0, "sliding_window=0 must be a whole number above 0"),
         ("num_experts_per_tok", 9, "a token cannot go to 9 of 8 experts"),
     ):

@@ -57,6 +57,10 @@ def test_shards_of_ranks_are_put_together(folder, state):
             part[name] = np.split(values, 2, axis=axis)[rank] if divided else values
         (folder / f"model_state.tp0{rank}.pdparams").write_bytes(pickle.dumps(part))
     assert same(folder, state)
+    last = (folder / "model_state.tp01.pdparams").rename(folder / "last")
+    with pytest.raises(CheckpointError, match="each of 1 ranks holds .* is the shard of another rank absent"):
+        conversion.open_source(folder, PLUGIN, DIMS)
+    last.rename(folder / "model_state.tp01.pdparams")
     (folder / "model_state.tp00.pdparams").unlink()
     with pytest.raises(CheckpointError, match="shards of 1 ranks; absent: 0"):
         conversion.open_source(folder, PLUGIN, DIMS)

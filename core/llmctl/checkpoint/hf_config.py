@@ -72,7 +72,7 @@ def _scaling(scaling: Any) -> Any:
         return scaling
     kind = scaling.get("rope_type", scaling.get("type"))
     rest = {key: value for key, value in scaling.items() if key not in ("rope_type", "type")}
-    if kind == "default" or (kind is None and not rest):
+    if kind in ("default", None) and not rest:
         return None
     return {"rope_type": kind, **rest} if kind is not None else rest
 

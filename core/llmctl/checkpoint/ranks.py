@@ -100,7 +100,10 @@ def _join(parts: Sequence[NDArray[Any]], shape: tuple[int, ...], rule: Split | N
     for axis, length in enumerate(shape):
         if (*shape[:axis], length // len(parts), *shape[axis + 1 :]) == parts[0].shape:
             return np.concatenate(parts, axis=axis)
-    raise ValueError(f"each of {len(parts)} ranks holds {list(parts[0].shape)}, but the whole is {list(shape)}")
+    raise ValueError(
+        f"each of {len(parts)} ranks holds {list(parts[0].shape)}, but the whole is {list(shape)}; "
+        "is the shard of another rank absent?"
+    )
 
 
 def _tied_head(name: str, ranks: Sequence[Rank]) -> bool:

@@ -72,13 +72,14 @@ RULES: Mapping[str, Rule] = {
     "dynamic": Rule(dynamic, ("factor",), by_length=True),
 }
 """Rules by HF's ``rope_type``."""
+_KIND = ("rope_type", "type")
 
 
 def rule_for(scaling: Mapping[str, Any] | None, rules: Mapping[str, Rule] = RULES) -> Rule:
     """The rule that HF's ``rope_scaling`` names under ``rope_type`` or the older ``type``; None means unscaled.
 
     Raises:
-        ConfigError: It is no object, the type is unknown, a key is missing or its value is no positive number.
+        ConfigError: It is no object, the type or a key is unknown, a key is missing or its value is no positive number.
     """
     if scaling is None or scaling == {}:
         return RULES["default"]
@@ -87,6 +88,11 @@ def rule_for(scaling: Mapping[str, Any] | None, rules: Mapping[str, Rule] = RULE
     name = scaling.get("rope_type", scaling.get("type"))
     if name not in rules:
         raise ConfigError(f"rope_scaling: type {name!r} is not supported; supported: {', '.join(rules)}")
+    unread = sorted(
+        key for key, value in scaling.items() if value is not None and key not in (*_KIND, *rules[name].keys)
+    )
+    if unread:
+        raise ConfigError(f"rope_scaling of type {name!r} does not know {', '.join(unread)}; it would be ignored")
     for key in rules[name].keys:
         value = scaling.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
