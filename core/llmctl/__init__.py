@@ -12,6 +12,7 @@ from llmctl.errors import LlmctlError
 from llmctl.hookspecs import API, hookimpl
 from llmctl.rows import HF_DECODER_ROWS, linear_rows, norm_rows
 from llmctl.settings import HF_DECODER, REQUIRED, Setting
+from llmctl.size_table import sizes
 from llmctl.tokenizers.facts import TokenFacts, template
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = [
     "linear_rows",
     "load",
     "norm_rows",
+    "sizes",
     "template",
 ]
 

@@ -347,6 +347,8 @@ def validate(card: Family) -> list[str]:
         holes = set(re.findall(r"{(\w+)}", param.name))
         problems += [f"{param.name}: {s!r} is not among the card's settings" for s in sorted((symbols | flags) - names)]
         problems += [f"{param.name}: unknown placeholder {{{h}}}" for h in sorted(holes - set(_PLACEHOLDERS))]
+    problems += [f"size {name}: {column!r} is not among the card's settings"
+                 for name, size in card.sizes.items() for column in size.values if column not in names]  # fmt: skip
     if not re.fullmatch(r"[\w.]+:\w+", card.modeling):
         problems.append(f"modeling={card.modeling!r} is not of the form 'package.module:Class'")
     return problems + standard.problems(card)

@@ -11,7 +11,7 @@ from llmctl import Family, plugins, standard
 
 CORE = Path(__file__).resolve().parents[2] / "core"
 FAMILIES = ("llama", "baichuan", "qwen", "mixtral", "mistral", "chatglm", "bloom", "gpt2", "gpt3", "gpt-2", "gpt-3")
-TEXT = (".py", ".yaml", ".yml", ".json", ".jinja", ".toml", ".md", ".txt", ".tmpl", ".css", ".js", ".html", "")
+TEXT = (".py", ".yaml", ".yml", ".json", ".jinja", ".toml", ".md", ".txt", ".csv", ".tmpl", ".css", ".js", ".html", "")
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "opt"])
@@ -37,8 +37,9 @@ PLUGINS = sorted(path.name for path in (CORE.parent / "plugins").iterdir() if (p
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_a_plugin_is_at_most_300_lines_of_python(plugin):
-    files = sorted((CORE.parent / "plugins" / plugin / f"llmctl_{plugin}").rglob("*.py"))
+def test_a_plugin_is_at_most_300_lines_of_python_and_chat_templates(plugin):
+    package = CORE.parent / "plugins" / plugin / f"llmctl_{plugin}"
+    files = [file for pattern in ("*.py", "*.jinja") for file in sorted(package.rglob(pattern))]
     lines = {file.name: len(file.read_text(encoding="utf-8").splitlines()) for file in files}
     assert 0 < sum(lines.values()) <= 300, lines
 

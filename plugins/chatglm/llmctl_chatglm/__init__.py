@@ -3,23 +3,12 @@
 https://arxiv.org/abs/2103.10360. ChatGLM2 and ChatGLM3 are a card of their own.
 """
 
-from llmctl import Family, Param, Setting, Size, TokenFacts, Unsupported, hookimpl, template
+from llmctl import Family, Param, Setting, TokenFacts, Unsupported, hookimpl, sizes, template
 from llmctl.renames import Piece
 from llmctl.rows import fixed_settings, linear_rows, norm_rows, required_settings
 
-HUB = "https://huggingface.co/THUDM/"
 L, A, M = "layers.{layer}.", "layers.{layer}.attention.", "layers.{layer}.mlp."
-
-# https://huggingface.co/THUDM/chatglm-6b/blob/main/tokenization_chatglm.py: pieces that stand for white space, ids of
-# image tokens before those of text, two tokens between a prompt and its answer.
 BLANKS = tuple((" " * length, f"<|blank_{length}|>") for length in range(80, 1, -1))
-TOKENS = TokenFacts(
-    model="ice_text.model",
-    written=(("\n", "<n>"), ("\t", "<|tab|>"), *BLANKS),
-    offset=("num_image_tokens", 20000),
-    roles={"bos": "<sop>", "eos": "<eop>"},
-    bridge=("[gMASK]", "<sop>"),
-)
 SETTINGS = (
     *required_settings(layers="num_layers", hidden="hidden_size", heads="num_attention_heads"),
     *fixed_settings(False, tied="tie_word_embeddings", prefix_projection="prefix_projection"),
@@ -27,19 +16,14 @@ SETTINGS = (
     Setting("init_std", "initializer_range", 0.02),
     Setting("norm_eps", "layernorm_epsilon", 1e-5),
 )
-"""Of all generations."""
+NAMES = dict(architectures=("ChatGLMModel", "ChatGLMForConditionalGeneration"), model_type="chatglm")
+"""Of all generations, as are the settings."""
 NO_BORDER = Unsupported("each row needs [gMASK] and <bos> at its border of context and answer; corpora have none")
-
-
-def size_of(name, parameters, **values):
-    return Size(f"{HUB}{name}/blob/main/config.json", parameters, dict(layers=28, hidden=4096, heads=32, **values))
-
 
 CARD = Family(
     name="chatglm",
-    architectures=("ChatGLMModel", "ChatGLMForConditionalGeneration"),
+    **NAMES,
     recognise=lambda config: "multi_query_attention" not in config,
-    model_type="chatglm",
     modeling="llmctl_chatglm.modeling:ChatGLMForCausalLM",
     paddle_prefix="chatglm.",
     torch_prefix="transformer.",
@@ -55,15 +39,21 @@ CARD = Family(
         *required_settings(vocab="vocab_size", bos="bos_token_id", mask="mask_token_id", gmask="gmask_token_id"),
         *fixed_settings(True, two_dimensions="position_encoding_2d"),
     ),
-    tokens=TOKENS,
+    # https://huggingface.co/THUDM/chatglm-6b/blob/main/tokenization_chatglm.py: pieces that stand for white space, ids of
+    # image tokens before those of text, two tokens between a prompt and its answer.
+    tokens=TokenFacts(
+        model="ice_text.model",
+        written=(("\n", "<n>"), ("\t", "<|tab|>"), *BLANKS),
+        offset=("num_image_tokens", 20000),
+        roles={"bos": "<sop>", "eos": "<eop>"},
+        bridge=("[gMASK]", "<sop>"),
+    ),
     chat_template=template(__file__, "chat.jinja"),
     claims={"pretrain": NO_BORDER},
     ignored_tensors=("*.rotary_emb.inv_freq",),
     paddlenlp=lambda dims: {"/lm_head": [Piece("word_embeddings", transpose=True)]},
     paddlenlp_prefix="chatglm.transformer.",
-    sizes={
-        "6b": size_of("chatglm-6b", 6_707_929_088, ffn=16384, vocab=130528, bos=130004, mask=130000, gmask=130001),
-    },
+    sizes=sizes(__file__, "chatglm"),
     params=(
         Param("word_embeddings.weight", "vocab, hidden", kind="embed"),
         *norm_rows(L + "input_layernorm", "ln"),

@@ -3,28 +3,18 @@
 https://github.com/THUDM/ChatGLM2-6B and https://github.com/THUDM/ChatGLM3
 """
 
-from llmctl import Family, Param, Setting, TokenFacts, hookimpl, template
+from llmctl import Family, Param, Setting, TokenFacts, hookimpl, sizes, template
 from llmctl.errors import ConfigError
 from llmctl.renames import one_after_another, optionally_alternating, optionally_apart
 from llmctl.rows import above_zero, fixed_settings, linear_rows, required_settings
-from llmctl_chatglm import SETTINGS, size_of
+from llmctl_chatglm import NAMES, SETTINGS
 
 L, A, M = "encoder.layers.{layer}.", "encoder.layers.{layer}.self_attention.", "encoder.layers.{layer}.mlp."
-# https://huggingface.co/THUDM/chatglm3-6b/blob/main/tokenization_chatglm.py: names after those of the file.
-TOKENS = TokenFacts(
-    appended=("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
-    optional=("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-    roles={"eos": "</s>", "pad": "<unk>", "unk": "<unk>"},
-    prefix=("[gMASK]", "sop"),
-    ends=("<|user|>", "<|observation|>"),
-)
 # The layer's number is multiplied into scores and divided out again; the others choose kernels of the original.
 INERT = (
     "apply_query_key_layer_scaling", "attention_softmax_in_fp32", "bias_dropout_fusion", "fp32_residual_connection",
     "vocab_size", "classifier_dropout",
 )  # fmt: skip
-SIX = dict(kv_heads=2, head_dim=128, ffn=13696, vocab=65024, grouped=True)
-STRETCHED = dict(max_positions=32768, rope_ratio=50, rope_ratio_of="base")
 
 
 def _ratio_of(config):
@@ -47,9 +37,8 @@ def _paddlenlp(dims):
 
 CARD = Family(
     name="chatglm2",
-    architectures=("ChatGLMModel", "ChatGLMForConditionalGeneration"),
+    **NAMES,
     recognise=lambda config: "multi_query_attention" in config,
-    model_type="chatglm",
     modeling="llmctl_chatglm.modeling:ChatGLM2ForCausalLM",
     paddle_prefix="chatglm2.",
     torch_prefix="transformer.",
@@ -68,16 +57,19 @@ CARD = Family(
         *fixed_settings(0, 0.0, hidden_dropout="hidden_dropout", attention_dropout="attention_dropout"),
     ),
     inert=INERT,
-    tokens=TOKENS,
+    # https://huggingface.co/THUDM/chatglm3-6b/blob/main/tokenization_chatglm.py: names after those of the file.
+    tokens=TokenFacts(
+        appended=("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
+        optional=("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+        roles={"eos": "</s>", "pad": "<unk>", "unk": "<unk>"},
+        prefix=("[gMASK]", "sop"),
+        ends=("<|user|>", "<|observation|>"),
+    ),
     chat_template=template(__file__, "chat2.jinja"),
     ignored_tensors=("*rotary_pos_emb.inv_freq",),
     paddlenlp=_paddlenlp,
     paddlenlp_prefix="chatglm_v2.",
-    sizes={
-        "chatglm2-6b": size_of("chatglm2-6b", 6_243_584_000, **SIX, max_positions=32768),
-        "chatglm3-6b": size_of("chatglm3-6b", 6_243_584_000, **SIX, max_positions=8192),
-        "chatglm3-6b-32k": size_of("chatglm3-6b-32k", 6_243_584_000, **SIX, **STRETCHED),
-    },
+    sizes=sizes(__file__, "chatglm2"),
     params=(
         Param("embedding.word_embeddings.weight", "vocab, hidden", kind="embed"),
         Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),

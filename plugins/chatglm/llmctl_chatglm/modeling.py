@@ -20,7 +20,6 @@ from llmctl.nn.position import Rotary, turn_first_halves, turn_halves
 THETA = 10000.0
 RESIDUAL = (2 * 28) ** 0.5
 """Factor of what is carried on, which is the norm's output. The original takes 28 layers however many there are."""
-ROUNDED = {"rope_type": "float16"}
 RULES = {"float16": Rule(lambda rotation, scaling: np.float16(plain(rotation, scaling)).tolist())}
 """Frequencies as the original holds them."""
 
@@ -62,13 +61,12 @@ class Contexts:
     """Angles and mask of tokens, after contexts are found by the special tokens of each document."""
 
     def __init__(self, dims) -> None:
-        self._rotary = Rotary(dims.head_dim // 2, THETA, ROUNDED, rules=RULES)
+        self._rotary = Rotary(dims.head_dim // 2, THETA, {"rope_type": "float16"}, rules=RULES)
         self._marks = dims.bos, dims.gmask, dims.mask
 
     def __call__(self, input_ids_BT, layout, cache, dtype):
-        first_BT = None
         if cache is not None and cache.rows:
-            place_BT = layout.position_BT - cache.rows["base"]
+            place_BT, first_BT = layout.position_BT - cache.rows["base"], None
             context_BT, masked_BT = cache.rows["context"], cache.rows["masked"]
         else:
             arrays = (values.numpy() for values in (input_ids_BT, layout.position_BT, layout.real_BT))
@@ -98,16 +96,15 @@ def find_contexts(ids_BT, position_BT, real_BT, bos, gmask, mask):
         columns = np.flatnonzero(real_BT[row])
         base = position_BT[row, columns].min(initial=0 if not len(columns) else None)
         for document in np.split(columns, np.flatnonzero(position_BT[row, columns] == base)[1:]):
-            ids, places = ids_BT[row, document], position_BT[row, document] - base
-            starts = np.flatnonzero(ids == bos)
-            context = starts[0] if len(starts) else len(ids)
-            masks = [np.flatnonzero(ids[:context] == kind) for kind in (gmask, mask)]
-            marked = next((found for found in masks if len(found)), None)
-            if not len(starts) or marked is None:
+            ids = ids_BT[row, document].tolist()
+            context = ids[: ids.index(bos)] if bos in ids else ids
+            marked = gmask if gmask in context else mask
+            if bos not in ids or marked not in context:
                 raise DataError(
-                    f"row {row} has no token {'<bos>' if not len(starts) else '[gMASK] or [MASK]'}; a prompt of this "
+                    f"row {row} has no token {'<bos>' if bos not in ids else '[gMASK] or [MASK]'}; a prompt of this "
                     f"family ends with [gMASK] <bos>, the ids {gmask} {bos}"
                 )
-            place_BT[row, document], context_BT[row, document], masked_BT[row, document] = places, context, marked[0]
-            first_BT[row, document[:context]] = document[0]
+            place_BT[row, document] = position_BT[row, document] - base
+            first_BT[row, document[: len(context)]] = document[0]
+            context_BT[row, document], masked_BT[row, document] = len(context), context.index(marked)
     return place_BT, context_BT, masked_BT, first_BT

@@ -3,12 +3,11 @@
 https://arxiv.org/abs/2309.16609. Qwen2 and Qwen3 are cards of their own.
 """
 
-from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl, template
+from llmctl import Family, Param, Setting, TokenFacts, hookimpl, sizes, template
 from llmctl.renames import one_after_another, optionally_fused
 from llmctl.rows import fixed_settings, linear_rows, required_settings
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
-HUB = "https://huggingface.co/Qwen/"
 FUSED = optionally_fused([M + "w2", M + "w1"], M + "gate_up_fused_proj", one_after_another(1, 1), "ffn")
 
 # https://huggingface.co/Qwen/Qwen-7B/blob/main/tokenization_qwen.py: how text is cut; names after those of the file.
@@ -19,12 +18,6 @@ CUT = dict(pattern=WORDS, normal_form="NFC", ends=("<|im_end|>",))
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 CHATML = template(__file__, "chatml.jinja")
 HELPFUL = "{% set default_system = 'You are a helpful assistant.' %}" + CHATML
-
-
-def _size(name, parameters, layers, hidden, heads, double_ffn, vocab=151936, length=8192, **settings):
-    values = dict(layers=layers, hidden=hidden, heads=heads, double_ffn=double_ffn, vocab=vocab, trained=length)
-    return Size(f"{HUB}{name}/blob/main/config.json", parameters, {**values, "max_positions": length, **settings})
-
 
 CARD = Family(
     name="qwen",
@@ -57,12 +50,7 @@ CARD = Family(
     ignored_tensors=("*.rotary_emb.inv_freq", "*.attn.masked_bias"),
     paddlenlp=lambda dims: FUSED,
     inert=("onnx_safe", "use_cache_quantization", "use_cache_kernel", "softmax_in_fp32"),
-    sizes={
-        "1.8b": _size("Qwen-1_8B", 1_836_828_672, 24, 2048, 16, 11008),
-        "7b": _size("Qwen-7B", 7_721_324_544, 32, 4096, 32, 22016),
-        "14b": _size("Qwen-14B", 14_167_290_880, 40, 5120, 40, 27392, 152064, 2048),
-        "72b": _size("Qwen-72B", 72_287_920_128, 80, 8192, 64, 49152, 152064, 32768, rope_theta=1_000_000),
-    },
+    sizes=sizes(__file__, "qwen"),
     params=(
         Param("wte.weight", "vocab, hidden", kind="embed"),
         *linear_rows(A + "c_attn", "hidden, 3*heads*head_dim", "qkv"),

@@ -3,20 +3,14 @@
 https://arxiv.org/abs/2407.10671
 """
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Param, Setting, Size, TokenFacts, hookimpl
+from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Param, Setting, TokenFacts, hookimpl, sizes
 from llmctl.errors import ConfigError
 from llmctl.nn.frequencies import rule_for
 from llmctl.renames import hf_decoder_fused
 from llmctl.rows import fixed_settings
-from llmctl_qwen import CUT, HELPFUL, HUB
+from llmctl_qwen import CUT, HELPFUL
 
 A = "layers.{layer}.self_attn."
-
-
-def size_of(name, parameters, layers, hidden, heads, kv_heads, ffn, vocab=151936, **settings):
-    values = dict(layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, ffn=ffn, vocab=vocab)
-    values = {**values, "max_positions": 131072, "rope_theta": 1e6, "norm_eps": 1e-6, **settings}
-    return Size(f"{HUB}{name}/blob/main/config.json", parameters, values)
 
 
 def full_attention(kinds):
@@ -50,19 +44,7 @@ CARD = Family(
     chat_template=HELPFUL,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     paddlenlp=hf_decoder_fused,
-    sizes={
-        "qwen2-0.5b": size_of("Qwen2-0.5B", 494_032_768, 24, 896, 14, 2, 4864, tied=True),
-        "qwen2-1.5b": size_of("Qwen2-1.5B", 1_543_714_304, 28, 1536, 12, 2, 8960, tied=True),
-        "qwen2-7b": size_of("Qwen2-7B", 7_615_616_512, 28, 3584, 28, 4, 18944, 152064),
-        "qwen2-72b": size_of("Qwen2-72B", 72_706_203_648, 80, 8192, 64, 8, 29568, 152064, norm_eps=1e-5),
-        "qwen2.5-0.5b": size_of("Qwen2.5-0.5B", 494_032_768, 24, 896, 14, 2, 4864, tied=True, max_positions=32768),
-        "qwen2.5-1.5b": size_of("Qwen2.5-1.5B", 1_543_714_304, 28, 1536, 12, 2, 8960, tied=True),
-        "qwen2.5-3b": size_of("Qwen2.5-3B", 3_085_938_688, 36, 2048, 16, 2, 11008, tied=True, max_positions=32768),
-        "qwen2.5-7b": size_of("Qwen2.5-7B", 7_615_616_512, 28, 3584, 28, 4, 18944, 152064),
-        "qwen2.5-14b": size_of("Qwen2.5-14B", 14_770_033_664, 48, 5120, 40, 8, 13824, 152064, norm_eps=1e-5),
-        "qwen2.5-32b": size_of("Qwen2.5-32B", 32_763_876_352, 64, 5120, 40, 8, 27648, 152064, norm_eps=1e-5),
-        "qwen2.5-72b": size_of("Qwen2.5-72B", 72_706_203_648, 80, 8192, 64, 8, 29568, 152064, norm_eps=1e-5),
-    },
+    sizes=sizes(__file__, "qwen2"),
     params=(
         *HF_DECODER_ROWS,
         Param(A + "q_proj.bias", "heads*head_dim", slot="qkv_bias.0"),
