@@ -170,7 +170,7 @@ def _norms(rows: list[Tensor], slots: tuple[str, ...]) -> float:
 
 
 def _linears(rows: list[Tensor], slots: tuple[str, ...], training: Training) -> float:
-    """Inputs, one for linears side by side, and outputs; of an adapter, what goes through it too."""
+    """Inputs, one for linears side by side, and outputs; of an adapter, its narrow product too."""
     inputs: dict[str, int] = {}
     outputs = 0.0
     for tensor in rows:
@@ -178,7 +178,7 @@ def _linears(rows: list[Tensor], slots: tuple[str, ...], training: Training) -> 
             inputs[place(tensor.slot)] = tensor.shape[0]
             outputs += tensor.shape[1]
             if tensor.name.removesuffix(".weight") in training.targets:
-                outputs += tensor.shape[1] + training.rank
+                outputs += training.rank
     return sum(inputs.values()) + outputs
 
 
