@@ -77,8 +77,9 @@ def configure(threads: int | None = None, deterministic: bool = False) -> None:
 
 def release() -> None:
     """Gives free memory back to the system; with large blocks kept for reuse, holes between them would stay resident."""
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def import_paddle(purpose: str) -> Any:

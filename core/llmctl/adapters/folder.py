@@ -14,7 +14,7 @@ from typing import Any
 
 from llmctl import plugins, tokenizers
 from llmctl.adapters import base as bases
-from llmctl.adapters import nlp_format, nlp_prefix, peft_config, peft_format, prefix_format
+from llmctl.adapters import json_object, nlp_format, nlp_prefix, peft_config, peft_format, prefix_format
 from llmctl.adapters.adapter import Adapter
 from llmctl.adapters.prefix import Prefix
 from llmctl.card import Dims, Family
@@ -153,17 +153,14 @@ def write(
     else:
         nlp_format.write(folder, adapter, plugin, dims, dtype)
     record["versions"] = dict(plugins.versions(plugin))
-    (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    json_object.write(folder / RECORD, record)
 
 
 def _record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    content = json_object.read(path)
     if not isinstance(content, dict) or not isinstance(content.get("base", {}), dict):
         raise CheckpointError(f"{path} is not what llmctl writes; delete it to use the adapter without its notes")
     if content.get("quantised", "") not in ("", *CODES):

@@ -5,13 +5,12 @@ Tensors are named ``<path>.lora_A`` [in, rank] and ``<path>.lora_B`` [rank, out]
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmctl.adapters import regroup, targets
+from llmctl.adapters import json_object, regroup, targets
 from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
 from llmctl.adapters.peft_format import as_stored, load, problems
 from llmctl.card import Dims
@@ -93,15 +92,12 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
         "dtype": dtype,
         "scaling": scale,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    json_object.write(folder / CONFIG, config)
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    config = json_object.read(path)
     if not isinstance(config, dict) or not isinstance(config.get("r"), int) or config["r"] < 1:
         raise CheckpointError(f"{path}: it must be an object whose r is a whole number above 0")
     if config.get("pissa"):

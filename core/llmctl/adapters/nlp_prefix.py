@@ -7,7 +7,6 @@ width]. Heads are those of keys and values.
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from llmctl.adapters import json_object
 from llmctl.adapters.peft_format import as_stored, load, problems
 from llmctl.adapters.prefix import Array, Prefix, compare, from_stored, shape_of, to_stored
 from llmctl.card import Dims
@@ -85,15 +85,12 @@ def write(folder: Path, prefix: Prefix, plugin: Any, dims: Dims, dtype: str) -> 
         "tensor_parallel_degree": -1,
         "dtype": dtype,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    json_object.write(folder / CONFIG, config)
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    config = json_object.read(path)
     tokens = config.get("num_prefix_tokens") if isinstance(config, dict) else None
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise CheckpointError(f"{path}: it must be an object whose num_prefix_tokens is a whole number above 0")

@@ -5,14 +5,13 @@ The tensors are in ``peft_format``. Paths are those in the torch model.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmctl.adapters import targets
+from llmctl.adapters import json_object, targets
 from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
 from llmctl.card import Dims
 from llmctl.errors import CheckpointError
@@ -59,10 +58,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: It cannot be read, or it asks for something that is not supported.
     """
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    config = json_object.read(path)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} holds a {type(config).__name__}, not an object")
     odd = [f"{key}={config[key]!r}" for key, values in NEUTRAL.items() if key in config and config[key] not in values]

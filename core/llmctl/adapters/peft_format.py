@@ -7,14 +7,13 @@ and ``.lora_magnitude_vector`` [out]. Where torch packs layers that are split he
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from llmctl.adapters import targets
+from llmctl.adapters import json_object, targets
 from llmctl.adapters.adapter import Adapter, Array, Part, pack, unpack
 from llmctl.adapters.peft_config import CONFIG, make_config, rank_and_scale, read_config, wanted
 from llmctl.card import Dims
@@ -90,7 +89,7 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
                         for name, values in ((PREFIX + torch + ending, rows[ending]) for ending in rows)})  # fmt: skip
     safetensors_file.write_file(folder / WEIGHTS, planned)
     config = make_config(whole, adapter, plugin, dims)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    json_object.write(folder / CONFIG, config)
     return blocks
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from llmctl.adapters import json_object
 from llmctl.adapters.peft_config import CONFIG, WITHOUT_EFFECT
 from llmctl.adapters.peft_format import WEIGHTS, as_planned, headers, load, problems
 from llmctl.adapters.prefix import Prefix, compare, from_stored, shape_of, to_stored
@@ -79,7 +80,7 @@ def write(folder: Path, prefix: Prefix, plugin: Any, dtype: str) -> None:
         "encoder_hidden_size": heads * width,
         "prefix_projection": False,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    json_object.write(folder / CONFIG, config)
 
 
 def _check(folder: Path, config: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,16 +48,16 @@ def configured(name: str, doc: str, kind: str, source: Source, checks: str, run:
                     raise
                 data, where = {}, "the command line"
         given = [*assignments, *output_settings(output, resume, overwrite)]
-        config = configs.build(_find(kind), configfile.override(data, given), where)
+        config = configs.build(pkgutil.resolve_name(kind), configfile.override(data, given), where)
         if print_config:
             click.echo(configs.to_yaml(config, f"Run with: llmctl --model {family} {name} CONFIG"), nl=False)
             return
-        job = _find(checks)(config, family)
+        job = pkgutil.resolve_name(checks)(config, family)
         if check:
             click.echo(f"ok: {job.summary()}")
             return
         runtime.import_paddle(f"llmctl {name}")
-        _find(run)(job)
+        pkgutil.resolve_name(run)(job)
 
     return click.Command(name, callback=click.pass_context(callback), params=_parameters(what), help=doc)
 
@@ -77,8 +77,3 @@ def _parameters(what: str) -> list[click.Parameter]:
         click.Option(["--output"], help="Output folder; the same as --set output.dir=FOLDER."),
         *(click.Option([name], is_flag=True, help=text) for name, text in switches.items()),
     ]
-
-
-def _find(where: str) -> Any:
-    module, _, name = where.partition(":")
-    return getattr(importlib.import_module(module), name)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import importlib.util
 import json
 import os
+import pkgutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,12 @@ def command(
     data = configfile.override(read_config_file(config_file, "finetune", False), list(assignments))
     kind = _kind(data)
     made, checks, prepare = KINDS[kind]
-    settings = configs.build(_find(made), data, str(config_file))
-    job = _find(checks)(settings, ctx.obj["family"])
+    settings = configs.build(pkgutil.resolve_name(made), data, str(config_file))
+    job = pkgutil.resolve_name(checks)(settings, ctx.obj["family"])
     runtime.import_paddle("llmctl plan")
     with contextlib.redirect_stdout(sys.stderr):
-        task = _find(prepare)(job).task
-    step, training = _largest(task, job), _training(job, kind)
+        task = pkgutil.resolve_name(prepare)(job).task
+    step, training = _largest(task, job), _training(job)
     parts = planning.plan(job.plugin.card, job.dims, training, step)
     answer = {
         "command": kind,
@@ -81,23 +81,21 @@ def _kind(data: dict[str, Any]) -> str:
 
 def _largest(task: Any, job: Any) -> planning.Step:
     """The forward pass of the first updates that needs most."""
-    found = planning.Step(0, 0, 0)
+    steps: dict[planning.Step, None] = {}
     for number in range(1, min(task.steps_per_epoch, LOOKED_AT) + 1):
         for batch in task.micro_batches(number):
             rows, length = batch.arrays["input_ids"].shape
             labels = int((batch.arrays["labels"] != -100).sum()) if "labels" in batch.arrays else rows * length
-            step = planning.Step(rows * length, length, labels)
-            if _weight(job, step) > _weight(job, found):
-                found = step
-    return found
+            steps[planning.Step(rows * length, length, labels)] = None
+
+    def weight(step: planning.Step) -> int:
+        parts = planning.plan(job.plugin.card, job.dims, planning.Training(0), step)
+        return parts["activations"] + parts["scores"]
+
+    return max(steps, key=weight)
 
 
-def _weight(job: Any, step: planning.Step) -> int:
-    parts = planning.plan(job.plugin.card, job.dims, planning.Training(0), step)
-    return parts["activations"] + parts["scores"]
-
-
-def _training(job: Any, kind: str) -> planning.Training:
+def _training(job: Any) -> planning.Training:
     settings = job.config
     method: Any = getattr(settings, "method", None) or configs.MethodConfig()
     name, dpo = method.name, getattr(settings, "dpo", None)
@@ -184,8 +182,3 @@ def _table(answer: dict[str, Any]) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
-
-
-def _find(where: str) -> Any:
-    module, _, name = where.partition(":")
-    return getattr(importlib.import_module(module), name)

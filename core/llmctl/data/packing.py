@@ -9,12 +9,14 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.data.encoding import IGNORED
+
+D = TypeVar("D")
 
 
 class Document(Protocol):
@@ -83,6 +85,19 @@ PACKERS: Mapping[str, Callable[[Sequence[int], int], list[list[int]]]] = {
     "best-fit": best_fit,
 }
 """How documents are chosen for a row, by the value of ``data.packing``."""
+
+
+def mixed(documents: Sequence[D], how: str, shuffle: bool, seed: int) -> Sequence[D]:
+    """The documents in the order to pack them in: where it is kept and free, mixed, so that neighbours in a file part."""
+    if not shuffle or how != "first-come":
+        return documents
+    return [documents[index] for index in np.random.default_rng(seed).permutation(len(documents))]
+
+
+def filling(count: int, what: str, rows: Sequence[Any], capacity: int) -> str:
+    """How full the rows are that so many documents were packed into, in one line."""
+    filled = sum(len(row.input_ids) for row in rows) / (len(rows) * capacity)
+    return f"packed: {count} {what} in {len(rows)} rows of {capacity} tokens, {filled:.1%} filled"
 
 
 def pack(documents: Sequence[Document], capacity: int, how: str) -> list[PackedRow]:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from llmctl.config_dpo import DpoConfig, PreferenceConfig
-from llmctl.data import pair_rows
+from llmctl.config_dpo import PreferenceConfig
+from llmctl.data import packing, pair_rows
 from llmctl.data.pairs import Pair, PairCounts, PairEncoder
 from llmctl.data.preferences import Preference
 from llmctl.errors import DataError
@@ -90,18 +88,13 @@ def _encode(encoder: PairEncoder, rows: Sequence[Preference], split: str) -> lis
     return pairs
 
 
-def _rows(job: DpoJob, pairs: list[Pair], mixed: bool) -> list[pair_rows.PairRow]:
-    """Rows of the pairs; they are mixed first where the order is free, so that neighbours in a file part."""
-    config: DpoConfig = job.config
-    settings = config.data
-    if mixed and settings.packing == "first-come":
-        order = np.random.default_rng(config.train.seed).permutation(len(pairs))
-        pairs = [pairs[index] for index in order]
+def _rows(job: DpoJob, pairs: Sequence[Pair], mixed: bool) -> list[pair_rows.PairRow]:
+    settings = job.config.data
+    pairs = packing.mixed(pairs, settings.packing, mixed, job.config.train.seed)
     capacity = settings.packed_length or settings.max_length
     rows = pair_rows.rows_of(pairs, settings.packing, capacity, job.dims.get("window"))
     if settings.packing != "none":
-        filled = sum(len(row.input_ids) for row in rows) / (len(rows) * capacity)
-        print(f"packed: {len(pairs)} pairs in {len(rows)} rows of {capacity} tokens, {filled:.1%} filled", flush=True)
+        print(packing.filling(len(pairs), "pairs", rows, capacity), flush=True)
     return rows
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from llmctl.card import Dims, Family
 from llmctl.nn.recompute import recompute_layers
+from llmctl.standard import place
 
 
 def apply(model: Any, card: Family, dims: Dims, what: str, interval: int) -> None:
@@ -20,20 +21,16 @@ def apply(model: Any, card: Family, dims: Dims, what: str, interval: int) -> Non
     """
     if what == "none":
         return
+    # What a router computed must stay: its balancing loss has a gradient of its own.
+    balances = bool(getattr(model, "aux_loss", 0))
     names: dict[str, None] = {}
     for tensor in card.expand(dims):
         if tensor.layer is None or tensor.layer % interval:
             continue
-        if what == "attention" or _balances(model):
-            # What a router computed must stay: its balancing loss has a gradient of its own.
-            slots = ("qkv",) if what == "attention" else ("qkv", "ffn1")
-            if tensor.slot.partition(".")[0] in slots and (tensor.expert is not None or tensor.slot.startswith("qkv")):
-                names[tensor.name.rsplit(".", 2)[0]] = None
-        else:
+        slot = place(tensor.slot)
+        if what == "full" and not balances:
             head, _, _ = tensor.name.partition(f".{tensor.layer}.")
             names[f"{head}.{tensor.layer}"] = None
+        elif slot == "qkv" or (what == "full" and slot == "ffn1" and tensor.expert is not None):
+            names[tensor.name.rsplit(".", 2)[0]] = None
     recompute_layers(model, names)
-
-
-def _balances(model: Any) -> bool:
-    return bool(getattr(model, "aux_loss", 0))

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from llmctl.data import batching, packing
 from llmctl.data.encoding import Counts, Encoder
 from llmctl.data.reading import Example
@@ -92,18 +90,12 @@ def _encode(encoder: Encoder, examples: Sequence[Example], split: str) -> list[A
 
 
 def _packed(job: FinetuneJob, rows: Sequence[Any]) -> list[packing.PackedRow]:
-    """The rows packed; they are mixed first where the order is free, so that neighbours in a file part."""
     settings = job.config.data
-    if settings.shuffle and settings.packing == "first-come":
-        order = np.random.default_rng(job.config.train.seed).permutation(len(rows))
-        rows = [rows[index] for index in order]
+    rows = packing.mixed(rows, settings.packing, settings.shuffle, job.config.train.seed)
     capacity = settings.packed_length or settings.max_length
     packed = packing.pack(rows, capacity, settings.packing)
     if packed:
-        filled = sum(len(row.input_ids) for row in packed) / (len(packed) * capacity)
-        print(
-            f"packed: {len(rows)} examples in {len(packed)} rows of {capacity} tokens, {filled:.1%} filled", flush=True
-        )
+        print(packing.filling(len(rows), "examples", packed, capacity), flush=True)
     return packed
 
 
