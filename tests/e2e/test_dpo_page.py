@@ -2,30 +2,19 @@
 
 import json
 import re
-import shlex
 import shutil
 from pathlib import Path
 
-import pytest
-from click.testing import CliRunner
+import pages
+from pages import ROOT, STARTER, config_of, follow, run
 
-from llmctl.cli import main
 from llmctl.data.preferences import parse_preference
 
-ROOT = Path(__file__).resolve().parents[2]
-STARTER = ROOT / "plugins" / "llama" / "llmctl_llama" / "starter"
-PAGE = (ROOT / "docs" / "dpo.md").read_text(encoding="utf-8")
-
-
-def run(arguments):
-    """Exit code and output of a command in this process."""
-    with CliRunner().isolation() as streams, pytest.raises(SystemExit) as end:
-        main(arguments)
-    return end.value.code, b"".join(stream.getvalue() for stream in streams[:2]).decode()
+PAGE = "docs/dpo.md"
 
 
 def quick(**settings):
-    return [part for key, value in settings.items() for part in ("--set", f"{key.replace('__', '.')}={value}")]
+    return pages.quick({key.replace("__", "."): value for key, value in settings.items()})
 
 
 def write_pairs(folder):
@@ -43,21 +32,17 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(STARTER / "model", Path("path") / "to" / "model")
     write_pairs(Path("my-pairs"))
-    Path("dpo.yaml").write_text(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1], encoding="utf-8")
-    commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
-    assert len(commands) >= 5
-    fast = quick(train__max_steps=2, data__max_prompt_length=64, data__max_length=128, output__samples=0)
-    for line in commands:
-        name, *words = shlex.split(line)
-        assert name == "llmctl"
-        code, text = run([*words, *(fast if "dpo" in words and "--check" not in words else [])])
-        assert code == 0 and "Traceback" not in text, (line, text)
-        assert "--check" not in words or "6 pairs to train on, 6 held out" in text
+    Path("dpo.yaml").write_text(config_of(PAGE), encoding="utf-8")
+    short = {"train.max_steps": 2, "data.max_prompt_length": 64, "data.max_length": 128, "output.samples": 0}
+    said = follow(PAGE, "dpo", short, 5)
+    assert all("6 pairs to train on, 6 held out" in text for line, text in said.items() if "--check" in line)
     assert Path("runs/dpo/reference.npz").is_file() and Path("runs/preferred/model/adapter_config.json").is_file()
 
 
 def test_the_line_of_data_that_the_page_shows_is_one():
-    row = parse_preference(re.search(r"```json\n(.*?)```", PAGE, re.DOTALL)[1], "docs/dpo.md")
+    row = parse_preference(
+        re.search(r"```json\n(.*?)```", (ROOT / PAGE).read_text(encoding="utf-8"), re.DOTALL)[1], "docs/dpo.md"
+    )
     assert (row.chosen, row.system) == ("In Italy.", "Be brief.")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from cut_runs import check_continues, finished
 
 import llmctl
 from llmctl import config, plugins, preflight
@@ -18,8 +19,7 @@ from llmctl.adapters.verify import verify
 from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import load_model
 from llmctl.nn.blockwise import dequantise, quantise
-from llmctl.train import sft, subject
-from llmctl.train.loop import Hook
+from llmctl.train import subject
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 METHODS = {
@@ -44,39 +44,15 @@ def job(output, method, resume=False, **train):
     return preflight.finetune(config.build(config.FinetuneConfig, settings), "llama")
 
 
-class Crash(Hook):
-    def on_save(self, step):
-        raise RuntimeError("power cut")
-
-
-def losses(output):
-    return [(row["step"], row["loss"]) for row in map(json.loads, (output / "metrics.jsonl").read_text().splitlines())]
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Finished runs by method, each made once."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            output = tmp_path_factory.mktemp("runs") / name
-            sft.run(job(output, METHODS[name]))
-            made[name] = output
-        return made[name]
-
-    return get
+    return finished(tmp_path_factory.mktemp("runs"), job, METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_that_was_cut_off_continues_bit_for_bit(runs, tmp_path, name):
-    with pytest.raises(RuntimeError, match="power cut"):
-        sft.run(job(tmp_path / "cut", METHODS[name]), [Crash()])
-    sft.run(job(tmp_path / "cut", METHODS[name], resume=True))
-    whole = runs(name)
-    assert losses(tmp_path / "cut") == losses(whole)
-    file = Path("model") / "adapter_model.safetensors"
-    assert (tmp_path / "cut" / file).read_bytes() == (whole / file).read_bytes()
+    check_continues(runs(name), job, METHODS[name], tmp_path / "cut")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from cut_runs import check_continues, finished
 from tiny_tokenizers import write_json
 
 import llmctl
@@ -18,8 +19,7 @@ from llmctl.checkpoint.model import load_model
 from llmctl.config_dpo import DpoConfig
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
 from llmctl.testing.tiny import tiny_dims, write_model
-from llmctl.train import sft, subject
-from llmctl.train.loop import Hook
+from llmctl.train import subject
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 METHODS = {"plain": {}, "projected": {"prefix_projection": True, "projection_hidden": 24}}
@@ -38,39 +38,15 @@ def job(output, method, resume=False, **changes):
     return preflight.finetune(config.build(config.FinetuneConfig, settings), "llama")
 
 
-class Crash(Hook):
-    def on_save(self, step):
-        raise RuntimeError("power cut")
-
-
-def losses(output):
-    return [(row["step"], row["loss"]) for row in map(json.loads, (output / "metrics.jsonl").read_text().splitlines())]
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Finished runs by method, each made once."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            output = tmp_path_factory.mktemp("runs") / name
-            sft.run(job(output, METHODS[name]))
-            made[name] = output
-        return made[name]
-
-    return get
+    return finished(tmp_path_factory.mktemp("runs"), job, METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_that_was_cut_off_continues_bit_for_bit(runs, tmp_path, name):
-    with pytest.raises(RuntimeError, match="power cut"):
-        sft.run(job(tmp_path / "cut", METHODS[name]), [Crash()])
-    sft.run(job(tmp_path / "cut", METHODS[name], resume=True))
-    whole = runs(name)
-    assert losses(tmp_path / "cut") == losses(whole)
-    file = Path("model") / "adapter_model.safetensors"
-    assert (tmp_path / "cut" / file).read_bytes() == (whole / file).read_bytes()
+    check_continues(runs(name), job, METHODS[name], tmp_path / "cut")
 
 
 @pytest.mark.parametrize("name", METHODS)
