@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from llmctl_ops.packed import PackedLinear
 from numpy.typing import NDArray
 
 from llmctl.fused import FusedDecoder
+from llmctl_ops.packed import PackedLinear
 
 Float = NDArray[np.float32]
 
