@@ -33,7 +33,7 @@ def ours(options: argparse.Namespace, folder: Path) -> dict:
     """Trains with llmctl; leaves initial weights, samples and learning rates for the peer, returns the losses."""
     import numpy as np
 
-    from llmctl import config, preflight_pretrain, runtime
+    from llmctl import preflight_pretrain, runtime, schema
     from llmctl.config_pretrain import PretrainConfig
     from llmctl.data import corpus, documents
 
@@ -48,7 +48,7 @@ def ours(options: argparse.Namespace, folder: Path) -> dict:
         "train": {**TRAIN, **steps},
         "output": {"dir": str(folder / "out"), "samples": 2, "load_best": False},
     }  # fmt: skip
-    job = preflight_pretrain.pretrain(config.build(PretrainConfig, sections), options.family)
+    job = preflight_pretrain.pretrain(schema.build(PretrainConfig, sections), options.family)
 
     from llmctl.train import pretrain
     from llmctl.train.loop import Hook

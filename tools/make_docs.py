@@ -16,9 +16,10 @@ import click
 
 from llmctl import Family, Moe, Param, Setting, Size, hookspecs, standard
 from llmctl.cli import COMMANDS, cli
-from llmctl.config import FinetuneConfig, describe
+from llmctl.config import FinetuneConfig
 from llmctl.config_dpo import DpoConfig
 from llmctl.config_pretrain import PretrainConfig
+from llmctl.schema import describe
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CORE = DOCS.parent / "core" / "llmctl"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmctl.config import MethodConfig, ModelConfig, OutputConfig, StepConfig, option, section
+from llmctl.config import MethodConfig, ModelConfig, OutputConfig, StepConfig
+from llmctl.schema import option, section
 
 LOSSES = ("sigmoid", "hinge", "ipo", "kto_pair", "sppo_hard", "nca_pair")
 

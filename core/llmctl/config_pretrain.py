@@ -1,10 +1,11 @@
-"""The configuration of pretraining; how fields are read, checked and documented is in ``config.py``."""
+"""The configuration of pretraining; how fields are read, checked and documented is in ``schema.py``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmctl.config import OutputConfig, UpdateConfig, option, section
+from llmctl.config import OutputConfig, UpdateConfig
+from llmctl.schema import option, section
 
 
 @dataclass(kw_only=True)

@@ -5,21 +5,22 @@ import typing
 
 import pytest
 
-from llmctl import config, configfile
-from llmctl.config import FinetuneConfig, build
+from llmctl import config, configfile, schema
+from llmctl.config import FinetuneConfig
 from llmctl.configfile import override
 from llmctl.errors import ConfigError
+from llmctl.schema import build
 
 
 def test_defaults_are_valid_and_survive_yaml(tmp_path):
     made = build(FinetuneConfig, {"model": {"path": "m"}, "data": {"train": "a.jsonl"}})
     assert made.data.train == ["a.jsonl"]
-    (tmp_path / "c.yaml").write_text(config.to_yaml(made, "header"))
+    (tmp_path / "c.yaml").write_text(schema.to_yaml(made, "header"))
     assert build(FinetuneConfig, configfile.read_file(tmp_path / "c.yaml")) == made
 
 
 def test_every_field_has_one_line_of_documentation():
-    for key, _, _, _, doc in config.describe(FinetuneConfig):
+    for key, _, _, _, doc in schema.describe(FinetuneConfig):
         assert doc and "\n" not in doc and doc[0].isupper() | (doc[0] == "`") and doc.endswith("."), key
 
 

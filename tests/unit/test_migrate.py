@@ -7,7 +7,7 @@ import typing
 
 import pytest
 
-from llmctl import config
+from llmctl import config, schema
 from llmctl.cli import COMMANDS
 from llmctl.config_pretrain import PretrainConfig
 from llmctl.configfile import read_file
@@ -70,7 +70,7 @@ def built(old, **changes):
     data = {key: value for key, value in {**old, **changes}.items() if value is not None}
     made = migrate(data, "old.json")
     module, name = CLASSES[made.command]
-    return config.build(getattr(importlib.import_module(module), name), made.values)
+    return schema.build(getattr(importlib.import_module(module), name), made.values)
 
 
 def test_every_setting_of_a_usual_file_keeps_its_meaning():
@@ -215,12 +215,12 @@ def test_the_new_file_is_read_back_as_the_same_configuration(tmp_path):
     made = migrate({**SFT, "lora": True}, "old.json")
     (tmp_path / "new.yaml").write_text(to_yaml(made, "parrot"), encoding="utf-8")
     assert (tmp_path / "new.yaml").read_text().startswith("# Run with: llmctl --model parrot finetune ")
-    assert config.build(config.FinetuneConfig, read_file(tmp_path / "new.yaml")) == built(SFT, lora=True)
+    assert schema.build(config.FinetuneConfig, read_file(tmp_path / "new.yaml")) == built(SFT, lora=True)
 
 
 def test_our_own_files_are_not_taken_for_old_ones():
     assert is_old(SFT) and is_old(PRETRAIN)
-    assert not is_old(config.to_dict(config.FinetuneConfig()))
+    assert not is_old(schema.to_dict(config.FinetuneConfig()))
 
 
 def test_the_table_names_each_key_once_and_only_fields_that_exist():

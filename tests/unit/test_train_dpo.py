@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl import config, preflight_dpo
+from llmctl import preflight_dpo, schema
 from llmctl.config_dpo import DpoConfig
 from llmctl.data import pair_rows
 from llmctl.data.pairs import Pair
@@ -55,7 +55,7 @@ def job(data, output, method="full", resume=False, model=None, more=None, **sett
                   "log_every": 1, "learning_rate": 1e-4 if method == "full" else 2e-3},
         "output": {"dir": str(output), "samples": 1, "resume": resume},
     }  # fmt: skip
-    return preflight_dpo.dpo(config.build(DpoConfig, sections), "llama")
+    return preflight_dpo.dpo(schema.build(DpoConfig, sections), "llama")
 
 
 def metrics(output):

@@ -10,7 +10,7 @@ import pytest
 from cut_runs import check_continues, finished
 
 import llmctl
-from llmctl import config, plugins, preflight
+from llmctl import config, plugins, preflight, schema
 from llmctl.adapters import targets
 from llmctl.adapters.attach import load_adapted
 from llmctl.adapters.folder import open_adapter
@@ -41,7 +41,7 @@ def job(output, method, resume=False, **train):
                   "weight_decay": 0.1, **train},
         "output": {"dir": str(output), "samples": 0, "resume": resume},
     }  # fmt: skip
-    return preflight.finetune(config.build(config.FinetuneConfig, settings), "llama")
+    return preflight.finetune(schema.build(config.FinetuneConfig, settings), "llama")
 
 
 @pytest.fixture(scope="module")

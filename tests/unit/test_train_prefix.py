@@ -10,7 +10,7 @@ from cut_runs import check_continues, finished
 from tiny_tokenizers import write_json
 
 import llmctl
-from llmctl import config, plugins, preflight, preflight_dpo
+from llmctl import config, plugins, preflight, preflight_dpo, schema
 from llmctl.adapters.attach import load_adapted, put_prefix
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
@@ -35,7 +35,7 @@ def job(output, method, resume=False, **changes):
                   "weight_decay": 0.1, **changes},
         "output": {"dir": str(output), "samples": 0, "resume": resume},
     }  # fmt: skip
-    return preflight.finetune(config.build(config.FinetuneConfig, settings), "llama")
+    return preflight.finetune(schema.build(config.FinetuneConfig, settings), "llama")
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +164,10 @@ def test_texts_that_share_a_row_and_outgrow_a_window_are_refused(tmp_path, build
                 "data": {"train": str(tmp_path / "train.jsonl"), "max_length": 11, **data},
                 "output": {"dir": str(tmp_path / "out")}}  # fmt: skip
     if part is None:
-        assert check(config.build(build, sections), "mistral").train
+        assert check(schema.build(build, sections), "mistral").train
         return
     with pytest.raises(ConfigError, match=f"is over the window of 16 positions.*set data.max_length to .*{part}"):
-        check(config.build(build, sections), "mistral")
+        check(schema.build(build, sections), "mistral")
 
 
 def test_a_model_that_looks_for_no_prefix_is_refused():

@@ -11,8 +11,7 @@ import pytest
 from test_data_indexed import write
 
 import llmctl
-from llmctl import config as configs
-from llmctl import plugins, preflight_pretrain
+from llmctl import plugins, preflight_pretrain, schema
 from llmctl.checkpoint import open_folder
 from llmctl.config_pretrain import PretrainConfig
 from llmctl.data.encoding import IGNORED
@@ -51,7 +50,7 @@ def job(folder, output, family="llama", **changes):
     for key, value in changes.items():
         section, _, name = key.partition("__")
         sections[section][name] = value
-    return preflight_pretrain.pretrain(configs.build(PretrainConfig, sections), family)
+    return preflight_pretrain.pretrain(schema.build(PretrainConfig, sections), family)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from llmctl import config as configs
-from llmctl import configfile, runtime
+from llmctl import configfile, runtime, schema
 from llmctl.commands.recipe import NoStarter, output_settings
 
 Source = Callable[[str, Path | None, str | None, bool], tuple[dict[str, Any], str]]
@@ -48,9 +47,9 @@ def configured(name: str, doc: str, kind: str, source: Source, checks: str, run:
                     raise
                 data, where = {}, "the command line"
         given = [*assignments, *output_settings(output, resume, overwrite)]
-        config = configs.build(pkgutil.resolve_name(kind), configfile.override(data, given), where)
+        config = schema.build(pkgutil.resolve_name(kind), configfile.override(data, given), where)
         if print_config:
-            click.echo(configs.to_yaml(config, f"Run with: llmctl --model {family} {name} CONFIG"), nl=False)
+            click.echo(schema.to_yaml(config, f"Run with: llmctl --model {family} {name} CONFIG"), nl=False)
             return
         job = pkgutil.resolve_name(checks)(config, family)
         if check:

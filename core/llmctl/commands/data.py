@@ -163,12 +163,12 @@ def index(
 
 def _configured(config_file: Path | None, **options: Any) -> PretrainConfig:
     """The configuration in a file, or the default one, with the options that were given."""
-    from llmctl import config as configs
-    from llmctl import configfile
+
+    from llmctl import configfile, schema
     from llmctl.config_pretrain import PretrainConfig
 
     content = configfile.read_file(config_file) if config_file else {}
-    config = configs.build(PretrainConfig, content, str(config_file or ""))
+    config = schema.build(PretrainConfig, content, str(config_file or ""))
     for key, value in options.items():
         if value not in (None, []):
             setattr(config.data, key, value)

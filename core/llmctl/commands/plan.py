@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from llmctl import config as configs
-from llmctl import configfile, planning, runtime
+from llmctl import configfile, planning, runtime, schema
 from llmctl.adapters import targets
 from llmctl.card import Dims, Family
 from llmctl.commands.config_source import read_config_file
@@ -54,7 +54,7 @@ def command(
     data = configfile.override(read_config_file(config_file, "finetune", False), list(assignments))
     kind = _kind(data)
     made, checks, prepare = KINDS[kind]
-    settings = configs.build(pkgutil.resolve_name(made), data, str(config_file))
+    settings = schema.build(pkgutil.resolve_name(made), data, str(config_file))
     job = pkgutil.resolve_name(checks)(settings, ctx.obj["family"])
     runtime.import_paddle("llmctl plan")
     with contextlib.redirect_stdout(sys.stderr):

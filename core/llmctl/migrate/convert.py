@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl import config as configs
+from llmctl import schema
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.migrate import derived
 from llmctl.migrate.table import table
@@ -87,8 +87,8 @@ def migrate(data: Mapping[str, Any], where: str, allow_ignored: bool = False) ->
         raise ConfigError(_refusal(where, problems, missing))
     _check_method(cls, values, where)
     nested = _nested(cls, values)
-    made = configs.build(cls, nested, f"{where}, converted")
-    chosen = set(configs.chosen(made))
+    made = schema.build(cls, nested, f"{where}, converted")
+    chosen = set(schema.chosen(made))
     kept = {key: value for key, value in values.items() if key in chosen}
     return Migrated(command, _nested(cls, kept), _idle(old), missing)
 

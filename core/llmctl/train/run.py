@@ -15,8 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmctl import config as configs
-from llmctl import plugins, runtime
+from llmctl import plugins, runtime, schema
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.checkpoint.run_json import run_info
 from llmctl.errors import ConfigError
@@ -142,7 +141,7 @@ def _check_unchanged(job: Job, start: Path) -> None:
     Raises:
         ConfigError: Names every key that differs, with both values.
     """
-    before, now = (_flat(config) for config in (_read_info(job).get("config", {}), configs.to_dict(job.config)))
+    before, now = (_flat(config) for config in (_read_info(job).get("config", {}), schema.to_dict(job.config)))
     changed = [key for key in now if key in before and before[key] != now[key] and not key.startswith(FREE)]
     if changed:
         lines = "\n  ".join(f"{key}: {before[key]!r} when the run began, {now[key]!r} now" for key in changed)
@@ -172,7 +171,7 @@ def _open_output(job: Job, start: Path | None) -> None:
     else:
         (output / "metrics.jsonl").unlink(missing_ok=True)
     header = f"Run with: llmctl --model {job.plugin.card.name} {job.command} config.yaml"
-    (output / "config.yaml").write_text(configs.to_yaml(job.config, header), encoding="utf-8")
+    (output / "config.yaml").write_text(schema.to_yaml(job.config, header), encoding="utf-8")
 
 
 def _loop(
@@ -291,8 +290,8 @@ def _info(job: Job) -> dict[str, Any]:
         "family": card.name,
         "task": job.command,
         "parameters": card.count(job.dims),
-        "chosen": configs.chosen(job.config),
-        **run_info(configs.to_dict(job.config), card.hash(), plugins.versions(job.plugin)),
+        "chosen": schema.chosen(job.config),
+        **run_info(schema.to_dict(job.config), card.hash(), plugins.versions(job.plugin)),
     }
 
 
