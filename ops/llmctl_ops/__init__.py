@@ -2,28 +2,36 @@
 
 Each takes paddle tensors and has a twin in ``reference`` that it stands for: for types other than float32, for other
 devices, for programs being traced, and where there is no compiled library (``llmctl ops doctor`` says why).
+
+Nothing is imported before it is asked for: ``linear``, ``packed`` and ``library`` work without paddle.
 """
 
-from llmctl_ops.activation import gelu_tanh
-from llmctl_ops.attention import attention
-from llmctl_ops.bias import add_bias
-from llmctl_ops.calling import fits
-from llmctl_ops.gate import swiglu
-from llmctl_ops.loss import cross_entropy
-from llmctl_ops.norm import layer_norm, rms_norm
-from llmctl_ops.optimizer import adamw, sum_squares
-from llmctl_ops.rotary import rope
+from __future__ import annotations
 
-__all__ = [
-    "adamw",
-    "add_bias",
-    "attention",
-    "cross_entropy",
-    "fits",
-    "gelu_tanh",
-    "layer_norm",
-    "rms_norm",
-    "rope",
-    "sum_squares",
-    "swiglu",
-]
+import importlib
+from typing import Any
+
+_MODULES = {
+    "adamw": "optimizer",
+    "add_bias": "bias",
+    "attention": "masked",
+    "cross_entropy": "loss",
+    "fits": "calling",
+    "gelu_tanh": "activation",
+    "layer_norm": "norm",
+    "rms_norm": "norm",
+    "rope": "rotary",
+    "sum_squares": "optimizer",
+    "swiglu": "gate",
+}
+"""Operator -> the module that has it."""
+
+__all__ = list(_MODULES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

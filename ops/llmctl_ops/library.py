@@ -2,24 +2,26 @@
 
 ``LLMCTL_OPS`` chooses: ``auto`` (the default: the best this processor has), ``avx512``, ``avx2``, ``portable``, or
 ``reference`` for none. A library that is absent, broken or of another version is no error: ``load`` says why there is none.
+Nothing here imports paddle: its OpenMP runtime is found as a file, and gives the same threads whether paddle is imported or not.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 FILE = Path(__file__).with_name("libllmctl_ops.so")
-INTERFACE = 2
+INTERFACE = 3
 """Version of the kernels and their signatures; the library has the same number in library.cpp."""
 
 LEVELS = ("portable", "avx2", "avx512")
 CHOICES = ("auto", *reversed(LEVELS), "reference")
-OPENMP = ("GOMP_parallel", "omp_get_max_threads", "omp_get_thread_num")
+OPENMP = ("GOMP_parallel", "omp_get_max_threads", "omp_get_thread_num", "omp_get_num_threads")
 
 
 @dataclass(frozen=True)
@@ -88,23 +90,38 @@ def open_library(file: Path, choice: str) -> Library:
     return Library(handle, level, "best of this processor" if choice == "auto" else f"LLMCTL_OPS={choice}", threads)
 
 
+def set_threads(count: int) -> None:
+    """Sets how many threads the kernels use that this thread calls; at first the runtime follows ``OMP_NUM_THREADS``.
+
+    Raises:
+        ValueError: Not at least one.
+    """
+    if count < 1:
+        raise ValueError(f"threads={count} must be at least 1")
+    runtime = _openmp_of_paddle()
+    if runtime is not None:
+        runtime.omp_set_num_threads(count)
+
+
 def _share_threads(handle: ctypes.CDLL) -> str:
     """Gives the library the threads of paddle's OpenMP runtime; a second runtime would compete with them."""
     runtime = _openmp_of_paddle()
     if runtime is None:
         return "none: paddle's OpenMP runtime was not found, one thread computes"
     pointers = [ctypes.cast(getattr(runtime, name), ctypes.c_void_p) for name in OPENMP]
-    handle.llmctl_ops_use_threads.argtypes = [ctypes.c_void_p] * 3
+    handle.llmctl_ops_use_threads.argtypes = [ctypes.c_void_p] * len(OPENMP)
     handle.llmctl_ops_use_threads.restype = None
     handle.llmctl_ops_use_threads(*pointers)
     return Path(runtime._name).name
 
 
+@functools.cache
 def _openmp_of_paddle() -> ctypes.CDLL | None:
+    paddle = importlib.util.find_spec("paddle")
+    if paddle is None or paddle.origin is None:
+        return None
     try:
-        import paddle
-
-        runtime = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libiomp5.so"))
-    except (ImportError, OSError):
+        runtime = ctypes.CDLL(str(Path(paddle.origin).parent / "libs" / "libiomp5.so"))
+    except OSError:
         return None
     return runtime if all(hasattr(runtime, name) for name in OPENMP) else None

@@ -9,10 +9,10 @@ import paddle
 
 from llmctl_ops import reference
 from llmctl_ops.activation import gelu_tanh
-from llmctl_ops.attention import attention
 from llmctl_ops.bias import add_bias
 from llmctl_ops.gate import swiglu
 from llmctl_ops.loss import cross_entropy
+from llmctl_ops.masked import attention
 from llmctl_ops.norm import layer_norm, rms_norm
 from llmctl_ops.optimizer import adamw, sum_squares
 from llmctl_ops.rotary import rope

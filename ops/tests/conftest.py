@@ -1,6 +1,5 @@
 """Every instruction set of this processor, one after the other."""
 
-import paddle
 import pytest
 
 from llmctl_ops import library
@@ -26,6 +25,8 @@ def level(request, monkeypatch):
 @pytest.fixture
 def seeded():
     """Draws float32 tensors that want gradients: ``seeded(2, 3)``."""
+    import paddle
+
     paddle.seed(5)
 
     def draw(*shape):

@@ -9,4 +9,5 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "product.h"
 #include "training.h"

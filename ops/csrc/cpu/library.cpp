@@ -5,11 +5,11 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 extern "C" {
-struct Threads llmctl_ops_threads = {0, 0, 0};
+struct Threads llmctl_ops_threads = {0, 0, 0, 0};
 }
 
 // Version of the functions and their signatures; the loader refuses another.
-EXPORT int llmctl_ops_interface() { return 2; }
+EXPORT int llmctl_ops_interface() { return 3; }
 
 // The best instruction set of this processor: 0 portable, 1 avx2, 2 avx512.
 EXPORT int llmctl_ops_level() {
@@ -26,8 +26,10 @@ EXPORT int llmctl_ops_level() {
 }
 
 // Entry points of the OpenMP runtime that the process uses; nulls = compute on the calling thread alone.
-EXPORT void llmctl_ops_use_threads(GompParallel parallel, OmpInt max_threads, OmpInt thread_num) {
-  llmctl_ops_threads.parallel = max_threads && thread_num ? parallel : 0;
+EXPORT void llmctl_ops_use_threads(GompParallel parallel, OmpInt max_threads, OmpInt thread_num,
+                                         OmpInt num_threads) {
+  llmctl_ops_threads.parallel = max_threads && thread_num && num_threads ? parallel : 0;
   llmctl_ops_threads.max_threads = max_threads;
   llmctl_ops_threads.thread_num = thread_num;
+  llmctl_ops_threads.num_threads = num_threads;
 }

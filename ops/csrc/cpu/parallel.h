@@ -16,6 +16,7 @@ struct Threads {
   GompParallel parallel;
   OmpInt max_threads;
   OmpInt thread_num;
+  OmpInt num_threads;
 };
 
 extern struct Threads llmctl_ops_threads __attribute__((visibility("hidden")));

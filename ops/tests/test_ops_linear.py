@@ -1,0 +1,206 @@
+"""Packed weights: what packing keeps, and products with them against float64."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from llmctl_ops import library
+from llmctl_ops.linear import aligned, native, pack, pack_codes, product, rounded, unpack
+
+CASES = [
+    ("float32", 0, False),
+    ("bfloat16", 0, False),
+    ("int8", 0, False),
+    ("int8", 0, True),
+    ("int8", 64, False),
+    ("int8", 32, True),
+    ("int4", 0, False),
+    ("int4", 32, False),
+    ("int4", 64, True),
+    ("int4", 128, False),
+]
+SHAPES = [(1, 1), (5, 3), (31, 16), (32, 17), (40, 33), (64, 48), (100, 130), (129, 16), (416, 50), (1100, 70)]
+ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 17, 24, 25, 33, 40, 300]
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def seen(x, kind):
+    """The rows that a product of this kind multiplies, in float64."""
+    return (rounded(x) if kind.startswith("int") else x).astype(np.float64)
+
+
+def bounded(ours, x, weight, bias=0.0):
+    """Whether a product is what float64 gives, up to what float32 sums may lose."""
+    expected = x @ weight.astype(np.float64) + bias
+    allowed = 4e-6 * (np.abs(x) @ np.abs(weight.astype(np.float64)) + np.abs(bias)) + 1e-30
+    assert ours.dtype == np.float32 and ours.shape == expected.shape
+    assert (np.abs(ours - expected) <= allowed).all()
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = os.cpu_count() or 1
+    library.set_threads(request.param)
+    yield request.param
+    library.set_threads(before)
+
+
+@pytest.mark.parametrize(("kind", "group", "shifted"), CASES)
+def test_products_are_those_of_the_unpacked_weight(level, threads, kind, group, shifted):
+    for index, (inputs, outputs) in enumerate(SHAPES):
+        packed = pack(drawn(inputs, outputs, seed=index), kind, group, shifted)
+        weight, bias = unpack(packed), drawn(outputs, seed=99)
+        for rows in ROWS[index % 3 :: 3] + [300] * (index == 0):
+            x = drawn(rows, inputs, seed=rows)
+            bounded(product(x, packed), seen(x, kind), weight)
+            bounded(product(x, packed, bias), seen(x, kind), weight, bias)
+
+
+@pytest.mark.parametrize(("kind", "group", "shifted"), CASES)
+def test_without_a_library_numpy_gives_the_products(monkeypatch, kind, group, shifted):
+    monkeypatch.setattr(library, "load", lambda: library.open_library(library.FILE, "reference"))
+    packed, x, bias = pack(drawn(100, 33), kind, group, shifted), drawn(7, 100, seed=1), drawn(33, seed=2)
+    bounded(product(x, packed, bias), seen(x, kind), unpack(packed), bias)
+
+
+@pytest.mark.parametrize("outputs", [16, 33])
+def test_float32_is_kept_and_bfloat16_is_the_nearest(outputs):
+    weight = drawn(70, outputs)
+    np.testing.assert_array_equal(unpack(pack(weight, "float32")), weight)
+    kept = unpack(pack(weight, "bfloat16"))
+    assert (np.abs(kept - weight) <= np.abs(weight) * 2.0**-8).all() and not (kept.view(np.uint32) & 0xFFFF).any()
+    np.testing.assert_array_equal(unpack(pack(kept, "bfloat16")), kept)
+    odd = np.array([[np.inf, -np.inf, np.nan, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 3.4e38]], np.float32)
+    expected = np.array([[np.inf, -np.inf, np.nan, 1, 1 + 2.0**-6, np.inf]], np.float32)
+    np.testing.assert_array_equal(unpack(pack(odd, "bfloat16")), expected)
+
+
+@pytest.mark.parametrize(("kind", "group", "shifted"), CASES[2:])
+def test_a_code_is_the_nearest_one(kind, group, shifted):
+    weight = drawn(200, 21) + (3 if shifted else 0)
+    packed = pack(weight, kind, group, shifted)
+    scales = packed.scales.reshape(2, -1, 16)[:, np.arange(200) // (group or 200)].transpose(1, 0, 2).reshape(200, -1)
+    # Of 4 bits symmetric, the largest magnitude of one sign may lie half a code further off: there is no code 8.
+    most = 1.0 if kind == "int4" and not shifted else 0.501
+    assert (np.abs(unpack(packed) - weight) <= most * np.abs(scales[:, :21]) + 1e-6).all()
+    again = pack(unpack(packed), kind, group, shifted)
+    np.testing.assert_allclose(unpack(again), unpack(packed), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "group"), [("int8", 0), ("int8", 64), ("int4", 32), ("int4", 0)])
+@pytest.mark.parametrize("with_zeros", [False, True])
+def test_codes_chosen_elsewhere_keep_their_meaning(level, kind, group, with_zeros):
+    random, inputs, outputs = np.random.default_rng(3), 160, 23
+    least, most = {"int8": (-127, 127), "int4": (-8, 7)}[kind]
+    codes = random.integers(least, most + 1, (inputs, outputs))
+    codes[0], codes[1] = least, most
+    shape = (-(-inputs // group) if group else 1, outputs)
+    scales = random.uniform(0.1, 1, shape).astype(np.float32)
+    zeros = random.integers(-5, 6, shape).astype(np.float32) if with_zeros else None
+    at = np.arange(inputs) // (group or inputs)
+    weight = (codes + (zeros[at] if with_zeros else 0)) * scales[at].astype(np.float64)
+    packed = pack_codes(codes, scales if group else scales[0], zeros, kind, group)
+    np.testing.assert_allclose(unpack(packed), weight, rtol=1e-6)
+    # Whole numbers up to 127 of which each stretch has one at 127 are not rounded: only the sums are.
+    x = random.integers(-127, 128, (9, inputs)).astype(np.float32)
+    x[:, ::32] = -127
+    for rows in (1, 9):
+        bounded(product(x[:rows], packed), x[:rows].astype(np.float64), weight)
+
+
+@pytest.mark.parametrize(
+    ("kind", "group", "weights_alone", "factor"),
+    [("int8", 0, 0.011, 1.3), ("int8", 32, 0.0065, 1.6), ("int4", 32, 0.10, 1.01), ("int4", 128, 0.13, 1.01)],
+)
+def test_rounding_rows_adds_little_to_what_rounding_weights_costs(level, kind, group, weights_alone, factor):
+    weight, x = drawn(1024, 64), drawn(20, 1024, seed=1)
+    packed, exact = pack(weight, kind, group), x.astype(np.float64) @ weight
+
+    def error(y):
+        return np.linalg.norm(y - exact) / np.linalg.norm(exact)
+
+    rounding = error(x.astype(np.float64) @ unpack(packed))
+    assert rounding < weights_alone
+    assert error(product(x, packed)) < factor * rounding
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
+def test_what_is_no_number_stays_none_and_leaves_other_rows_alone(level, kind):
+    packed, x = pack(drawn(96, 40), kind), drawn(5, 96, seed=1)
+    x[1, 50], x[3, 7] = np.nan, np.inf
+    y = product(x, packed)
+    assert not np.isfinite(y[[1, 3]]).any() and np.isfinite(y[[0, 2, 4]]).all()
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8", "int4"])
+def test_rows_of_zeros_and_no_rows_at_all(level, kind):
+    packed, bias = pack(drawn(40, 20), kind), drawn(20, seed=3)
+    np.testing.assert_array_equal(product(np.zeros((3, 40), np.float32), packed, bias), np.tile(bias, (3, 1)))
+    assert product(np.zeros((0, 40), np.float32), packed, bias).shape == (0, 20)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_row_gives_the_same_alone_and_among_others(level, kind):
+    packed, x = pack(drawn(700, 90), kind, 64), drawn(30, 700, seed=1)
+    together = product(x, packed)
+    for rows in (1, 2, 7):
+        np.testing.assert_array_equal(product(x[:rows], packed), together[:rows])
+
+
+def test_weights_and_calls_that_do_not_fit_are_refused():
+    weight = drawn(64, 32)
+    with pytest.raises(ValueError, match="float16"):
+        pack(weight, "float16")
+    with pytest.raises(ValueError, match="multiple of 32"):
+        pack(weight, "int4", 48)
+    with pytest.raises(ValueError, match="group"):
+        pack(weight, "float32", 32)
+    with pytest.raises(ValueError, match="matrix"):
+        pack(weight[0], "float32")
+    with pytest.raises(ValueError, match="not finite"):
+        pack(weight * np.inf, "int8")
+    with pytest.raises(ValueError, match="-127 to 127"):
+        pack_codes(np.full((32, 16), -128), np.ones(16), None, "int8", 0)
+    with pytest.raises(ValueError, match="takes scales"):
+        pack_codes(np.zeros((64, 16), int), np.ones(16), None, "int4", 32)
+    with pytest.raises(ValueError, match="has no codes"):
+        pack_codes(np.zeros((64, 16), int), np.ones(16), None, "float32", 0)
+    packed = pack(weight, "int8")
+    with pytest.raises(ValueError, match="64 inputs"):
+        product(drawn(2, 63), packed)
+    for part, value in (("data", packed.data[:-1]), ("scales", None), ("zeros", packed.scales[1:])):
+        with pytest.raises(ValueError, match=part):
+            native(type(packed)(**{**vars(packed), part: value}))
+    with pytest.raises(ValueError, match="bias"):
+        native(packed, drawn(31))
+
+
+def test_memory_begins_at_a_line_of_the_cache():
+    assert all(aligned(size).ctypes.data % 64 == 0 and aligned(size).size == size for size in (1, 64, 1000))
+    assert pack(drawn(40, 40), "int4").data.ctypes.data % 64 == 0
+
+
+def test_packed_weights_need_no_paddle():
+    script = """
+import sys
+from llmctl_ops import library, linear, packed
+import numpy as np
+library.set_threads(2)
+weight = np.eye(64, dtype=np.float32)
+assert (linear.product(weight, linear.pack(weight, "float32")) == weight).all()
+found = library.load()
+assert found.handle is None or found.threads == "libiomp5.so", found
+assert "paddle" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_threads_are_at_least_one():
+    with pytest.raises(ValueError, match="at least 1"):
+        library.set_threads(0)
