@@ -1,0 +1,265 @@
+"""Steps in one native call, against the decoder's definition in float64."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from packed_toys import FORMS, KV_HEADS, LAYERS, WIDTH, Text, batch, build, expected, run
+
+from llmctl.errors import ConfigError
+from llmctl.infer.batch import BLOCK
+from llmctl.infer.native import NativeExecutor, available
+from llmctl_ops import library
+
+pytestmark = pytest.mark.skipif(not available(), reason="no compiled kernels here")
+ROPE_FORM = FORMS["rope and shared heads"]
+
+
+def _texts(count=3, longest=21, **fields):
+    random = np.random.default_rng(1)
+    return [Text(random.integers(0, 37, longest - 4 * n).tolist(), **fields) for n in range(count)]
+
+
+def _schedule(texts):
+    """Prompts in pieces, mixed with single tokens of other texts, over the borders of blocks."""
+    pieces = [[(0, 0, 5)], [(1, 0, 1), (0, 5, 17)], [(2, 0, len(texts[2].ids)), (1, 1, 9), (0, 17, 18)]]
+    rest = [[(0, 18, 19), (1, 9, len(texts[1].ids))], [(0, 19, len(texts[0].ids))]]
+    return pieces + rest
+
+
+def _whole(texts):
+    return [[(n, 0, len(text.ids))] for n, text in enumerate(texts)]
+
+
+def _close(found, texts, model, tolerance=2e-5):
+    for logits, text in zip(found, texts, strict=True):
+        np.testing.assert_allclose(logits, expected(model, text), atol=tolerance, rtol=tolerance)
+
+
+@pytest.fixture(params=library.LEVELS)
+def level(request, monkeypatch):
+    """Makes the executor run with the kernels of one instruction set."""
+    chosen = library.open_library(library.FILE, request.param)
+    if chosen.handle is None:
+        pytest.skip(f"no {request.param} kernels here")
+    monkeypatch.setattr(library, "load", lambda: chosen)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_steps_of_pieces_give_what_the_form_defines(name, level):
+    model = build(FORMS[name])
+    texts = _texts()
+    if name == "two positions and contexts":
+        texts[0].context, texts[2].context = 5, 13
+    _close(run(NativeExecutor(model, 64), model, texts, _schedule(texts)), texts, model)
+
+
+@pytest.mark.parametrize("kv", ["float32", "int8"])
+@pytest.mark.parametrize("name", ["rope and shared heads", "penalties", "windows", "experts"])
+def test_what_a_sequence_yields_depends_on_nothing_else_in_its_steps(name, kv, level):
+    model = build(FORMS[name], adapters=2)
+    texts = _texts()
+    texts[1].adapter = 1
+    executor = NativeExecutor(model, 64, kv)
+    alone, mixed = (run(executor, model, texts, schedule) for schedule in (_whole(texts), _schedule(texts)))
+    for one, other in zip(alone, mixed, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_adapters_belong_to_sequences_and_to_their_experts(level):
+    for form in ("experts", "rope and shared heads"):
+        model = build(FORMS[form], adapters=2)
+        texts = _texts()
+        for text, adapter in zip(texts, (1, -1, 0), strict=True):
+            text.adapter = adapter
+        assert np.abs(expected(model, texts[0]) - expected(model, Text(texts[0].ids))).max() > 0.1
+        _close(run(NativeExecutor(model, 64), model, texts, _schedule(texts)), texts, model)
+
+
+def test_virtual_tokens_are_seen_by_every_token(level):
+    model = build(ROPE_FORM, prefix=19)
+    texts = _texts()
+    _close(run(NativeExecutor(model, 64), model, texts, _schedule(texts)), texts, model)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
+def test_packed_weights_count_as_what_they_stand_for(kind, level):
+    model = build(ROPE_FORM, kind)
+    texts = _texts(1)
+    # Rows are rounded to 8 bits where they meet integer codes.
+    tolerance = 2e-5 if kind == "bfloat16" else 0.1
+    _close(run(NativeExecutor(model, 64), model, texts, _schedule_of_one()), texts, model, tolerance)
+
+
+def _schedule_of_one():
+    return [[(0, 0, 7)], [(0, 7, 21)]]
+
+
+def test_token_vectors_may_be_bfloat16():
+    model = build(ROPE_FORM)
+    half = (model.embed.view(np.uint32) >> 16).astype(np.uint16)
+    wide = (half.astype(np.uint32) << 16).view(np.float32)
+    stored, meant = (dataclasses.replace(model, embed=table) for table in (half, wide))
+    texts = _texts(1)
+    _close(run(NativeExecutor(stored, 64), stored, texts, _schedule_of_one()), texts, meant)
+
+
+def test_keys_and_values_in_8_bits_change_little(level):
+    model = build(ROPE_FORM)
+    texts = _texts()
+    found = run(NativeExecutor(model, 64, "int8"), model, texts, _schedule(texts))
+    for logits, text in zip(found, texts, strict=True):
+        wanted = expected(model, text)
+        assert 0 < np.abs(logits - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+# Values are filled up to 16 elements; 8 bits take a scale for each key and value.
+@pytest.mark.parametrize(("kv", "bytes_of_place"), [("float32", 4 * (WIDTH + 16)), ("int8", WIDTH + 16 + 8)])
+def test_a_copied_block_stands_for_its_source(kv, bytes_of_place, level):
+    model = build(ROPE_FORM)
+    executor, (text,) = NativeExecutor(model, 64, kv), _texts(1)
+    assert executor.block_bytes == LAYERS * BLOCK * KV_HEADS * bytes_of_place
+    executor.allocate(4)
+    first, second = np.array([[0, 1]]), np.array([[3, 2]])
+    whole = executor.run(batch(model, [(text, 0, 21)], first))[20:].copy()
+    executor.run(batch(model, [(text, 0, 20)], first))
+    executor.copy(0, 3)
+    executor.copy(1, 2)
+    np.testing.assert_array_equal(executor.run(batch(model, [(text, 20, 21)], second)), whole)
+
+
+def test_only_the_wanted_logits_are_given(level):
+    for form in ("rope and shared heads", "norms carried", "norms after and projections", "experts"):
+        model = build(FORMS[form])
+        executor, (text,) = NativeExecutor(model, 64), _texts(1)
+        executor.allocate(2)
+        step = batch(model, [(text, 0, 21)], np.array([[0, 1]]))
+        every = executor.run(step).copy()
+        some, none = (dataclasses.replace(step, wanted_L=np.array(w, np.int32)) for w in ([3, 20], []))
+        np.testing.assert_array_equal(executor.run(some), every[[3, 20]])
+        assert executor.run(none).shape == (0, 37)
+
+
+LONG = 1300
+
+
+def _long(threads, name, monkeypatch, kv="float32"):
+    """Logits of the last tokens of a long text, by steps of 300 tokens and then single ones."""
+    library.set_threads(threads)
+    model = build({**FORMS[name], **({"window": 700} if name == "windows" else {})})
+    text = Text(np.random.default_rng(2).integers(0, 37, LONG).tolist())
+    executor = NativeExecutor(model, 300, kv)
+    executor.allocate(90)
+    blocks = np.random.default_rng(3).permutation(90)[None]
+    cuts = [*range(0, LONG - 3, 300), LONG - 3, LONG - 2, LONG - 1, LONG]
+    steps = [batch(model, [(text, a, b)], blocks) for a, b in zip(cuts, cuts[1:], strict=False)]
+    found = [executor.run(step).copy() for step in steps]
+    return model, text, np.concatenate(found)
+
+
+@pytest.mark.parametrize("name", ["rope and shared heads", "penalties", "windows"])
+def test_long_texts_are_cut_into_spans_of_keys_alike_by_any_number_of_threads(name, monkeypatch):
+    try:
+        (model, text, one), (*_, two) = (_long(threads, name, monkeypatch) for threads in (1, 2))
+    finally:
+        library.set_threads(2)
+    np.testing.assert_array_equal(one, two)
+    rows = [0, 511, 512, 900, *range(LONG - 5, LONG)]
+    np.testing.assert_allclose(one[rows], expected(model, text)[rows], atol=5e-5, rtol=5e-5)
+
+
+def test_what_was_left_in_a_block_touches_nobody(level):
+    model = build(ROPE_FORM)
+    executor, (text,) = NativeExecutor(model, 64), _texts(1)
+    executor.allocate(2)
+    step = batch(model, [(text, 0, 21)], np.array([[0, 1]]))
+    clean = executor.run(step).copy()
+    executor.put(np.array([1, 0]), np.full((LAYERS, 2, 2 * BLOCK, KV_HEADS, WIDTH), np.nan, np.float32))
+    np.testing.assert_array_equal(executor.run(step), clean)
+
+
+BAD = {
+    "vocabulary": {"ids_T": [0, 37]},
+    "none of the block table": {"row_T": [0, 1]},
+    "its place": {"place_T": [0, 32]},
+    "see from 0": {"begin_T": [0, 2]},
+    "none past the blocks": {"end_T": [1, 33]},
+    "token 1: a block": {"end_T": [1, 32]},
+    "frequencies hold for 100": {"position_T": [0, 100]},
+    "below 0": {"position_T": [-1, 0]},
+    "adapter": {"adapter_R": [0]},
+    "wanted": {"wanted_L": [2]},
+    "not after": {"wanted_L": [1, 0]},
+    "differ in length": {"place_T": [0]},
+    "a row of blocks": {"adapter_R": [-1, -1]},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_step_that_would_leave_the_model_or_the_cache_is_refused_and_the_next_one_runs(message):
+    form = {**ROPE_FORM, "rope": dataclasses.replace(ROPE_FORM["rope"], stable_length=100)}
+    model = build(form)
+    executor, text = NativeExecutor(model, 2), Text([3, 4])
+    executor.allocate(2)
+    good = batch(model, [(text, 0, 2)], np.array([[1, 9]]))
+    wanted = executor.run(good).copy()
+    changed = {name: np.array(values, np.int32) for name, values in BAD[message].items()}
+    with pytest.raises(ValueError, match=message):
+        executor.run(dataclasses.replace(good, **changed))
+    with pytest.raises(ValueError, match="number of tokens"):
+        executor.run(batch(model, [(Text([1, 2, 3]), 0, 3)], np.array([[1, 0]])))
+    np.testing.assert_array_equal(executor.run(good), wanted)
+
+
+def test_blocks_that_are_none_are_refused():
+    model = build(ROPE_FORM)
+    executor = NativeExecutor(model, 2)
+    executor.allocate(2)
+    pairs = np.zeros((LAYERS, 2, 17, KV_HEADS, WIDTH), np.float32)
+    for act in (lambda: executor.copy(0, 2), lambda: executor.put(np.array([0, 2]), pairs)):
+        with pytest.raises(ValueError, match="none of the cache"):
+            act()
+    with pytest.raises(ValueError, match="do not hold 17"):
+        executor.put(np.array([0]), pairs)
+    with pytest.raises(ValueError, match="keys and values are"):
+        executor.put(np.array([0, 1]), pairs[:1])
+
+
+def test_models_that_do_not_fit_their_graph_are_refused():
+    model = build(ROPE_FORM)
+    short = dataclasses.replace(model.layers[1], qkv=model.layers[1].out)
+    for wrong, message in (
+        (dataclasses.replace(model, layers=(model.layers[0], short)), "linear"),
+        (dataclasses.replace(model, embed=model.embed[:-1]), "embed"),
+        (dataclasses.replace(model, final_norm=type(model.final_norm)(model.embed[0, :3])), "norm"),
+        (dataclasses.replace(model, graph=dataclasses.replace(model.graph, slopes=(1.0,))), "slopes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            NativeExecutor(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"kv": "int3"}, "float32 or int8"), ({"max_tokens": 0}, "at least 1")]
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        NativeExecutor(build(ROPE_FORM), **options)
+
+
+def test_without_kernels_the_error_says_why(monkeypatch):
+    monkeypatch.setattr(library, "load", lambda: library.open_library(library.FILE, "reference"))
+    with pytest.raises(ConfigError, match="LLMCTL_OPS=reference"):
+        NativeExecutor(build(ROPE_FORM))
+
+
+def test_a_number_that_is_none_stays_in_its_sequence(level):
+    model = build(ROPE_FORM)
+    embed = model.embed.copy()
+    embed[36] = np.nan
+    model = dataclasses.replace(model, embed=embed)
+    texts = [Text([3, 4, 5, 6]), Text([3, 36, 5, 6])]
+    executor = NativeExecutor(model, 8)
+    together = run(executor, model, texts, [[(0, 0, 4), (1, 0, 4)]])
+    alone = run(executor, model, texts[:1], [[(0, 0, 4)]])
+    np.testing.assert_array_equal(together[0], alone[0])
+    assert np.isnan(together[1][1:]).all()
