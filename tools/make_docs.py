@@ -38,6 +38,7 @@ BLOCKS = (
     "frequencies",
     "alibi",
     "layout",
+    "contexts",
     "causal_lm",
 )
 """Modules that families compose; the others are called by core."""
@@ -120,7 +121,7 @@ def summary(doc: str) -> str:
 
 def names() -> str:
     """Tables of the names that slots and kernels have."""
-    tables = {"slot": standard.SLOTS, **standard.KERNELS}
+    tables = {"slot": standard.SLOTS, "slot outside the layers": standard.OUTER_SLOTS, **standard.KERNELS}
     texts = []
     for title, rows in tables.items():
         lines = [f"| {title} | meaning |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in rows.items())]

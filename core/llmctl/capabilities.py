@@ -54,7 +54,9 @@ def state(card: Family, method: str) -> State:
     """The state of a method for a family: the card's claim, else what its table implies."""
     if method in card.claims:
         return card.claims[method]
-    linears = [param for param in card.params if param.slot and param.resolved_kind == "linear"]
+    linears = [
+        param for param in card.params if param.slot and "{layer}" in param.name and param.resolved_kind == "linear"
+    ]
     if method in ("lora", "quantize") and not linears:
         return Unsupported("the card names no linear layer inside the decoder")
     if method == "prefix-tuning" and not card.prefix_cache:

@@ -200,6 +200,7 @@ class Family:
         paddlenlp: From dims, where modules lie in PaddleNLP's files: a table as for ``llmctl.renames.by_module``; None =
             everything has the same name there.
         paddlenlp_prefix: Prefix of names in PaddleNLP's files; None = ``paddle_prefix``.
+        decoder: From dims, fields of ``fused.FusedDecoder`` that slots cannot say; None = they say everything.
         needs_api: Lowest hook API (major, minor) that the card needs.
     """
 
@@ -227,6 +228,7 @@ class Family:
     recognise: Callable[[Mapping[str, Any]], bool] | None = None
     paddlenlp: Callable[[Any], Mapping[str, Any]] | None = None
     paddlenlp_prefix: str | None = None
+    decoder: Callable[[Any], Mapping[str, Any]] | None = None
     needs_api: tuple[int, int] = (0, 1)
 
     def claims_config(self, config: Mapping[str, Any]) -> bool:

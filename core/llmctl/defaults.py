@@ -6,10 +6,11 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmctl import standard
 from llmctl.card import Dims, Family, Tensor
 from llmctl.errors import PluginError, UnsupportedError
-from llmctl.hookspecs import FusedDecoder, Parallel, QuantTarget, Rename, Segment, Split, hookimpl
+from llmctl.fused import FusedDecoder
+from llmctl.graph import standard_decoder
+from llmctl.hookspecs import Parallel, QuantTarget, Rename, Segment, Split, hookimpl
 from llmctl.renames import by_module
 from llmctl.shapes import CUT_SYMBOLS, Axis, Term
 
@@ -68,20 +69,8 @@ def quant_layers(card: Family, dims: Dims, method: str) -> Sequence[QuantTarget]
 
 
 @hookimpl(trylast=True)
-def fused_graph(card: Family, dims: Dims, quant: str | None) -> FusedDecoder | None:
-    layers: list[dict[str, list[tuple[str, str]]]] = [{} for _ in range(dims.layers)]
-    for tensor in card.expand(dims):
-        if tensor.slot and tensor.layer is not None:
-            layers[tensor.layer].setdefault(standard.place(tensor.slot), []).append((tensor.slot, tensor.name))
-    if not layers or not all(set(layer) >= standard.NEEDED for layer in layers) or standard.without_kernel(card):
-        return None
-    filled = tuple({slot: tuple(name for _, name in sorted(rows, key=_slot_order)) for slot, rows in layer.items()}
-                   for layer in layers)  # fmt: skip
-    return FusedDecoder(filled, card.norm, card.activation, card.position, quant)
-
-
-def _slot_order(row: tuple[str, str]) -> tuple[int, ...]:
-    return tuple(int(part) for part in row[0].split(".")[1:])
+def fused_graph(card: Family, dims: Dims) -> FusedDecoder | None:
+    return standard_decoder(card, dims)
 
 
 def _split(tensor: Tensor, dims: Dims, degree: int) -> Split | None:

@@ -14,6 +14,7 @@ from typing import Any
 import pluggy
 
 from llmctl.card import Dims, Family
+from llmctl.fused import FusedDecoder
 
 Router = Any
 """A ``paddle.nn.Layer``: ``x_TD -> (weight_TK, expert_TK)``, as ``llmctl.nn.router.SoftmaxTopK``."""
@@ -111,17 +112,6 @@ class QuantTarget:
     out_features: int
 
 
-@dataclass(frozen=True)
-class FusedDecoder:
-    """The standard decoder, filled: for each layer, slot -> tensor names in order; and the kernels."""
-
-    layers: tuple[Mapping[str, tuple[str, ...]], ...]
-    norm: str
-    activation: str
-    position: str
-    quant: str | None = None
-
-
 @hookspec(firstresult=True)
 def describe_family() -> Family:  # type: ignore[empty-body]
     """The card. The only hook a plugin must implement."""
@@ -167,5 +157,8 @@ def quant_layers(card: Family, dims: Dims, method: str) -> Sequence[QuantTarget]
 
 
 @hookspec(firstresult=True)
-def fused_graph(card: Family, dims: Dims, quant: str | None) -> FusedDecoder | None:
-    """Slots and kernel choices; None = no fused path. Default: from the card's slots."""
+def fused_graph(card: Family, dims: Dims) -> FusedDecoder | None:
+    """What the fused engine computes for a model of these dims; None = it cannot.
+
+    Default: ``llmctl.graph.standard_decoder``, from the card's slots, kernels and ``decoder``.
+    """

@@ -81,7 +81,7 @@ def bias_slot(slot: str) -> str:
 
 _L, _A, _M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 HF_DECODER_ROWS = (
-    Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
+    Param("embed_tokens.weight", "vocab, hidden", kind="embed", slot="embed"),
     Param(_A + "q_proj.weight", "hidden, heads*head_dim", slot="qkv.0"),
     Param(_A + "k_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.1"),
     Param(_A + "v_proj.weight", "hidden, kv_heads*head_dim", slot="qkv.2"),
@@ -91,7 +91,7 @@ HF_DECODER_ROWS = (
     Param(_M + "down_proj.weight", "ffn, hidden", slot="ffn2"),
     Param(_L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
     Param(_L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
-    Param("norm.weight", "hidden", kind="norm"),
-    Param("/lm_head.weight", "hidden, vocab", when="not tied"),
+    Param("norm.weight", "hidden", kind="norm", slot="final_ln"),
+    Param("/lm_head.weight", "hidden, vocab", slot="head", when="not tied"),
 )
 """Grouped-query attention, a gated feed-forward layer, RMSNorm, no biases; a card lists these and what differs."""

@@ -32,8 +32,24 @@ SLOTS: Mapping[str, str] = {
 }
 """Slot -> the tensor that belongs there. A number after a dot is a part of the slot."""
 
-NEEDED = frozenset({"ln", "qkv", "out", "ffn1", "ffn2"})
-"""Slots without which there is no fused path."""
+OUTER_SLOTS: Mapping[str, str] = {
+    "embed": "vectors of tokens",
+    "positions": "vectors of positions",
+    "embed_ln": "weight of the norm of token vectors",
+    "embed_ln_bias": "its bias",
+    "project_in": "projection of token vectors to the width of the layers",
+    "project_out": "projection back to the width of token vectors",
+    "final_ln": "weight of the norm after the layers",
+    "final_ln_bias": "its bias",
+    "head": "output head; none = the token vectors, transposed",
+}
+"""Slots of the tensors outside the layers."""
+
+NEEDED = frozenset({"ln", "qkv", "out", "ffn_ln", "ffn1", "ffn2"})
+"""Slots of a layer without which there is no fused path."""
+
+NEEDED_OUTSIDE = frozenset({"embed"})
+"""Slots outside the layers without which there is none."""
 
 OTHER = "other"
 _NO_KERNEL = "another, for which the fused decoder has no kernel: the family has no fused path"
@@ -67,7 +83,7 @@ KERNELS: Mapping[str, Mapping[str, str]] = {"norm": NORMS, "activation": ACTIVAT
 
 def fills_the_standard_decoder(card: Family) -> bool:
     """Whether the rows of a card have every slot that a fused path needs."""
-    return {place(param.slot) for param in card.params} >= NEEDED
+    return {place(param.slot) for param in card.params} >= NEEDED | NEEDED_OUTSIDE
 
 
 def without_kernel(card: Family) -> list[str]:
@@ -91,15 +107,16 @@ def problems(card: Family) -> list[str]:
     ]
     for param in card.params:
         _, dot, part = param.slot.partition(".")
-        if param.slot and (place(param.slot) not in SLOTS or (dot and not part.isdigit())):
-            lines.append(
-                f"{param.name}: slot={param.slot!r} is unknown; known: {', '.join(SLOTS)}, with .0, .1 for parts"
-            )
+        inside = "{layer}" in param.name
+        known, where = (SLOTS, "in a layer") if inside else (OUTER_SLOTS, "outside the layers")
+        if param.slot and (place(param.slot) not in known or (dot and not (inside and part.isdigit()))):
+            parts = ", with .0, .1 for parts" if inside else ""
+            lines.append(f"{param.name}: slot={param.slot!r} is unknown {where}; known: {', '.join(known)}{parts}")
     if fills_the_standard_decoder(card) and not isinstance(card.claims.get("fused"), Unsupported):
         lines += [
             f"{param.name} has no slot, so that the fused decoder would leave it out; give it one, as the others have, or "
             "say claims={'fused': Unsupported('why')}"
             for param in card.params
-            if "{layer}" in param.name and not param.slot
+            if not param.slot
         ]
     return lines

@@ -5,7 +5,21 @@ import re
 
 import pytest
 
-from llmctl import HF_DECODER, Dims, Family, Moe, Param, Setting, Size, Unsupported, defaults, linear_rows, norm_rows
+from llmctl import (
+    HF_DECODER,
+    HF_DECODER_ROWS,
+    Dims,
+    Family,
+    Moe,
+    Param,
+    Setting,
+    Size,
+    Unsupported,
+    defaults,
+    graph,
+    linear_rows,
+    norm_rows,
+)
 from llmctl.capabilities import Supported, require, state
 from llmctl.card import validate
 from llmctl.errors import ConfigError, UnsupportedError
@@ -153,15 +167,24 @@ def test_validate_lists_every_problem():
     assert any("'odd' is not among" in line for line in problems)
 
 
-STANDARD = [Param("layers.{layer}." + slot, "hidden", slot=slot) for slot in ("ln", "qkv", "out", "ffn1", "ffn2")]
+STANDARD = [
+    *HF_DECODER_ROWS[:1],
+    *(Param("layers.{layer}." + slot, "hidden", slot=slot) for slot in ("ln", "qkv", "out", "ffn_ln", "ffn1", "ffn2")),
+]
 
 
 @pytest.mark.parametrize(
     ("card", "problem"),
     [
         (make_card(*STANDARD, norm="layernorm", activation="gelu-tanh", position="other"), ""),
-        (make_card(Param("a", "hidden", slot="qvk.1")), "a: slot='qvk.1' is unknown; known: ln, ln_bias, qkv,"),
-        (make_card(Param("a", "hidden", slot="qkv.k")), "a: slot='qkv.k' is unknown"),
+        (
+            make_card(Param("{layer}", "hidden", slot="qvk.1")),
+            "{layer}: slot='qvk.1' is unknown in a layer; known: ln, ln_b",
+        ),
+        (make_card(Param("{layer}", "hidden", slot="qkv.k")), "{layer}: slot='qkv.k' is unknown"),
+        (make_card(Param("a", "hidden", slot="qkv")), "a: slot='qkv' is unknown outside the layers; known: embed, pos"),
+        (make_card(Param("a", "hidden", slot="head.0")), "a: slot='head.0' is unknown outside the layers"),
+        (make_card(*STANDARD, Param("a", "hidden")), "a has no slot, so that the fused decoder would leave it out"),
         (make_card(Param("a", "hidden"), norm="layer_norm"), "norm='layer_norm' is unknown; known: rmsnorm, layernorm"),
         (make_card(Param("a", "hidden"), activation="silu"), "activation='silu' is unknown; known: swiglu"),
         (make_card(Param("a", "hidden"), position="rope"), "position='rope' is unknown; known: rope-neox"),
@@ -177,9 +200,9 @@ def test_a_name_that_no_kernel_knows_and_a_tensor_that_fusing_would_lose_are_pro
 
 
 def test_a_family_with_a_norm_of_its_own_has_no_fused_path():
-    assert defaults.fused_graph(make_card(*STANDARD), DIMS, None) is not None
-    card = make_card(*STANDARD, norm="other")
-    assert defaults.fused_graph(card, DIMS, None) is None
+    assert graph.standard_decoder(make_card(*HF_DECODER_ROWS, position="none"), DIMS) is not None
+    card = make_card(*HF_DECODER_ROWS, position="none", norm="other")
+    assert graph.standard_decoder(card, DIMS) is None
     assert state(card, "fused") == Unsupported("the fused decoder has no kernel for the family's norm")
 
 
@@ -247,10 +270,16 @@ def test_quant_layers_leave_out_router_and_head():
 
 
 def test_fused_graph_orders_the_parts_of_a_slot():
-    rows = [Param("layers.{layer}." + slot, "hidden", slot=slot) for slot in ("ln", "out", "ffn2", "qkv.10", "qkv.2")]
-    card = make_card(*rows, Param("layers.{layer}.f", "hidden", slot="ffn1"))
-    assert defaults.fused_graph(card, DIMS, None).layers[1]["qkv"] == ("layers.1.qkv.2", "layers.1.qkv.10")
-    assert defaults.fused_graph(make_card(rows[0]), DIMS, None) is None
+    rows = [row for row in HF_DECODER_ROWS if not row.slot.startswith("ffn1")]
+    experts = "layers.{layer}.{expert}."
+    up = [Param(experts + name, "hidden, ffn", slot=slot) for name, slot in (("b", "ffn1.10"), ("a", "ffn1.2"))]
+    gate = Param("layers.{layer}.gate", "hidden, experts", kind="router", slot="gate")
+    card = make_card(*rows, *up, gate, position="none", moe=Moe("softmax-topk", 2))
+    filled = graph.standard_decoder(card, DIMS)
+    assert filled.layers[1]["qkv"] == tuple(f"layers.1.self_attn.{part}_proj.weight" for part in "qkv")
+    assert filled.layers[1]["ffn1"] == tuple(f"layers.1.{expert}.{name}" for expert in range(3) for name in "ab")
+    assert filled.experts.count == 3
+    assert graph.standard_decoder(make_card(*rows, position="none"), DIMS) is None
 
 
 def test_claims_come_before_what_the_table_implies():

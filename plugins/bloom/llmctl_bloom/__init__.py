@@ -80,16 +80,17 @@ CARD = Family(
         "bias_dropout_fusion",
     ),  # fmt: skip
     sizes=_sizes(),
+    decoder=lambda dims: {"carry_normed": dims.post_norm_residual},
     params=(
-        Param("word_embeddings.weight", "vocab, hidden", kind="embed"),
-        *norm_rows("word_embeddings_layernorm"),
+        Param("word_embeddings.weight", "vocab, hidden", kind="embed", slot="embed"),
+        *norm_rows("word_embeddings_layernorm", "embed_ln"),
         *norm_rows(H + "input_layernorm", "ln"),
         *linear_rows(A + "query_key_value", "hidden, heads*3*head_dim", "qkv"),
         *linear_rows(A + "dense", "heads*head_dim, hidden", "out"),
         *norm_rows(H + "post_attention_layernorm", "ffn_ln"),
         *linear_rows(M + "dense_h_to_4h", "hidden, ffn", "ffn1"),
         *linear_rows(M + "dense_4h_to_h", "ffn, hidden", "ffn2"),
-        *norm_rows("ln_f"),
+        *norm_rows("ln_f", "final_ln"),
     ),
 )
 

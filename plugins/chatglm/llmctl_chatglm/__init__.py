@@ -3,7 +3,12 @@
 https://arxiv.org/abs/2103.10360. ChatGLM2 and ChatGLM3 are a card of their own.
 """
 
+import struct
+
 from llmctl import Family, Param, Setting, TokenFacts, Unsupported, hookimpl, sizes, template
+from llmctl.fused import Contexts
+from llmctl.graph import rope
+from llmctl.nn.frequencies import Rule, plain
 from llmctl.renames import Piece
 from llmctl.rows import fixed_settings, linear_rows, norm_rows, required_settings
 
@@ -19,6 +24,23 @@ SETTINGS = (
 NAMES = dict(architectures=("ChatGLMModel", "ChatGLMForConditionalGeneration"), model_type="chatglm")
 """Of all generations, as are the settings."""
 NO_BORDER = Unsupported("each row needs [gMASK] and <bos> at its border of context and answer; corpora have none")
+THETA = 10000.0
+RESIDUAL = (2 * 28) ** 0.5
+"""Factor of what is carried on, which is the norm's output. The original takes 28 layers however many there are."""
+HALF = {"rope_type": "float16"}
+RULES = {"float16": Rule(lambda *given: [struct.unpack("e", struct.pack("e", f))[0] for f in plain(*given)])}
+"""Frequencies as the original holds them."""
+
+
+def contexts(dims):
+    """A document is ``... [gMASK] ... <bos> answer``: everything before ``<bos>`` is the context."""
+    return Contexts(end=dims.bos, marks=(dims.gmask, dims.mask))
+
+
+def _decoder(dims):
+    turned = rope(dims, HALF, RULES, theta=THETA, parts=2, pairs="two-halves")
+    return dict(rope=turned, contexts=contexts(dims), carry_normed=True, carry_scale=RESIDUAL)
+
 
 CARD = Family(
     name="chatglm",
@@ -53,17 +75,18 @@ CARD = Family(
     ignored_tensors=("*.rotary_emb.inv_freq",),
     paddlenlp=lambda dims: {"/lm_head": [Piece("word_embeddings", transpose=True)]},
     paddlenlp_prefix="chatglm.transformer.",
+    decoder=_decoder,
     sizes=sizes(__file__, "chatglm"),
     params=(
-        Param("word_embeddings.weight", "vocab, hidden", kind="embed"),
+        Param("word_embeddings.weight", "vocab, hidden", kind="embed", slot="embed"),
         *norm_rows(L + "input_layernorm", "ln"),
         *linear_rows(A + "query_key_value", "hidden, heads*3*head_dim", "qkv"),
         *linear_rows(A + "dense", "heads*head_dim, hidden", "out"),
         *norm_rows(L + "post_attention_layernorm", "ffn_ln"),
         *linear_rows(M + "dense_h_to_4h", "hidden, ffn", "ffn1"),
         *linear_rows(M + "dense_4h_to_h", "ffn, hidden", "ffn2"),
-        *norm_rows("final_layernorm"),
-        Param("/lm_head.weight", "hidden, vocab"),
+        *norm_rows("final_layernorm", "final_ln"),
+        Param("/lm_head.weight", "hidden, vocab", slot="head"),
     ),
 )
 

@@ -5,9 +5,10 @@ https://github.com/THUDM/ChatGLM2-6B and https://github.com/THUDM/ChatGLM3
 
 from llmctl import Family, Param, Setting, TokenFacts, hookimpl, sizes, template
 from llmctl.errors import ConfigError
+from llmctl.graph import rope
 from llmctl.renames import one_after_another, optionally_alternating, optionally_apart
 from llmctl.rows import above_zero, fixed_settings, linear_rows, required_settings
-from llmctl_chatglm import NAMES, SETTINGS
+from llmctl_chatglm import NAMES, SETTINGS, THETA
 
 L, A, M = "encoder.layers.{layer}.", "encoder.layers.{layer}.self_attention.", "encoder.layers.{layer}.mlp."
 # The layer's number is multiplied into scores and divided out again; the others choose kernels of the original.
@@ -33,6 +34,17 @@ def _paddlenlp(dims):
     stretches = one_after_another(dims.heads, dims.kv_heads, dims.kv_heads)
     qkv = optionally_apart(A + "query_key_value", [A + name for name in ("query", "key", "value")], stretches)
     return {"/lm_head": "output_layer", **qkv, **optionally_alternating(M + "dense_h_to_4h", 2, dims.ffn)}
+
+
+def rotation(dims):
+    """Base and scaling of the rotations."""
+    base, positions = (dims.rope_ratio, 1) if dims.rope_ratio_of == "base" else (1, dims.rope_ratio)
+    return THETA * base, {"rope_type": "linear", "factor": positions}
+
+
+def _decoder(dims):
+    theta, scaling = rotation(dims)
+    return {"rope": rope(dims, scaling, theta=theta, width=dims.head_dim // 2, pairs="neighbours")}
 
 
 CARD = Family(
@@ -69,17 +81,18 @@ CARD = Family(
     ignored_tensors=("*rotary_pos_emb.inv_freq",),
     paddlenlp=_paddlenlp,
     paddlenlp_prefix="chatglm_v2.",
+    decoder=_decoder,
     sizes=sizes(__file__, "chatglm2"),
     params=(
-        Param("embedding.word_embeddings.weight", "vocab, hidden", kind="embed"),
+        Param("embedding.word_embeddings.weight", "vocab, hidden", kind="embed", slot="embed"),
         Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
         *linear_rows(A + "query_key_value", "hidden, heads*head_dim + kv_heads*head_dim + kv_heads*head_dim", "qkv"),
         Param(A + "dense.weight", "heads*head_dim, hidden", slot="out"),
         Param(L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
         Param(M + "dense_h_to_4h.weight", "hidden, 2*ffn", slot="ffn1"),
         Param(M + "dense_4h_to_h.weight", "ffn, hidden", slot="ffn2"),
-        Param("encoder.final_layernorm.weight", "hidden", kind="norm"),
-        Param("/lm_head.weight", "hidden, vocab", torch="output_layer.weight"),
+        Param("encoder.final_layernorm.weight", "hidden", kind="norm", slot="final_ln"),
+        Param("/lm_head.weight", "hidden, vocab", torch="output_layer.weight", slot="head"),
     ),
 )
 

@@ -5,15 +5,18 @@ import paddle
 import pytest
 
 from llmctl.errors import ConfigError, DataError
+from llmctl.fused import Contexts
 from llmctl.nn.cache import KVCache
+from llmctl.nn.contexts import find_contexts
 from llmctl.plugins import resolve
 from llmctl.testing.golden import check_all
 from llmctl.testing.tiny import tiny_dims
 from llmctl_chatglm import CARD, chatglm2
-from llmctl_chatglm.modeling import ChatGLM2ForCausalLM, ChatGLMForCausalLM, find_contexts
+from llmctl_chatglm.modeling import ChatGLM2ForCausalLM, ChatGLMForCausalLM
 
 CARDS = {card.name: card for card in (CARD, chatglm2.CARD)}
 BOS, GMASK, MASK = 60, 61, 62
+CONTEXTS = Contexts(end=BOS, marks=(GMASK, MASK))
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -61,7 +64,7 @@ def test_positions_and_mask_follow_the_special_tokens():
     ids = np.array([[0, 0, 5, 6, GMASK, BOS, 7, 8], [5, MASK, 6, BOS, 7, GMASK, 9, 9]])
     real = np.array([[0, 0, 1, 1, 1, 1, 1, 1], [1] * 8])
     position = np.maximum(real.cumsum(1) - 1, 0)
-    place, context, masked, first = find_contexts(ids, position, real, BOS, GMASK, MASK)
+    place, context, masked, first = find_contexts(ids, position, real, CONTEXTS)
     assert place.tolist() == [[0, 0, 0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert (context[:, -1].tolist(), masked[:, -1].tolist()) == ([3, 3], [2, 1])
     assert first.tolist() == [[0, 1, 2, 2, 2, 5, 6, 7], [0, 0, 0, 3, 4, 5, 6, 7]]
@@ -70,7 +73,7 @@ def test_positions_and_mask_follow_the_special_tokens():
 def test_each_document_of_a_packed_row_has_its_own_context():
     ids = np.array([[5, GMASK, BOS, 7, 5, 6, MASK, BOS, 8, 0]])
     position = np.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0]])
-    place, context, masked, first = find_contexts(ids, position, np.array([[1] * 9 + [0]]), BOS, GMASK, MASK)
+    place, context, masked, first = find_contexts(ids, position, np.array([[1] * 9 + [0]]), CONTEXTS)
     assert context[0, :9].tolist() == [2] * 4 + [3] * 5
     assert masked[0, :9].tolist() == [1] * 4 + [2] * 5
     assert first[0, :9].tolist() == [0, 0, 2, 3, 4, 4, 4, 7, 8]
@@ -78,9 +81,9 @@ def test_each_document_of_a_packed_row_has_its_own_context():
 
 
 def test_a_row_without_its_special_tokens_is_refused():
-    for ids, token in ([[5, GMASK, 6]], "<bos>"), ([[5, BOS, GMASK]], r"\[gMASK\] or \[MASK\]"):
+    for ids, token in ([[5, GMASK, 6]], f"no token {BOS}"), ([[5, BOS, GMASK]], f"no token {GMASK} or {MASK}"):
         with pytest.raises(DataError, match=token):
-            find_contexts(np.array(ids), np.arange(3)[None], np.ones((1, 3)), BOS, GMASK, MASK)
+            find_contexts(np.array(ids), np.arange(3)[None], np.ones((1, 3)), CONTEXTS)
 
 
 @paddle.no_grad()

@@ -46,6 +46,11 @@ def _paddlenlp(dims):
     return {**PADDLENLP, A + "c_attn": apart + heads}
 
 
+def score_scale(dims, layer):
+    """Factor of a layer's scores: they may be divided by its number too, or not scaled."""
+    return (dims.head_dim**-0.5 if dims.scaled else 1.0) / (layer + 1 if dims.scaled_by_layer else 1)
+
+
 CARD = Family(
     name="gpt3",
     architectures=("GPT2LMHeadModel", "GPT2Model"),
@@ -87,6 +92,7 @@ CARD = Family(
     ),  # fmt: skip
     ignored_tensors=("*.attn.bias", "*.attn.masked_bias"),
     paddlenlp=_paddlenlp,
+    decoder=lambda dims: {"score_scales": tuple(score_scale(dims, layer) for layer in range(dims.layers))},
     sizes={
         "gpt2": _gpt2("gpt2", 124_439_808, 12, 768, 12),
         "gpt2-medium": _gpt2("gpt2-medium", 354_823_168, 24, 1024, 16),
@@ -98,15 +104,15 @@ CARD = Family(
         "gpt3-175b": _gpt3(174_604_259_328, 96, 12288, 96),
     },
     params=(
-        Param("wte.weight", "vocab, hidden", kind="embed"),
-        Param("wpe.weight", "max_positions, hidden", kind="embed"),
+        Param("wte.weight", "vocab, hidden", kind="embed", slot="embed"),
+        Param("wpe.weight", "max_positions, hidden", kind="embed", slot="positions"),
         *norm_rows(H + "ln_1", "ln"),
         *linear_rows(A + "c_attn", "hidden, 3*heads*head_dim", "qkv", **CONV),
         *linear_rows(A + "c_proj", "heads*head_dim, hidden", "out", **CONV),
         *norm_rows(H + "ln_2", "ffn_ln"),
         *linear_rows(M + "c_fc", "hidden, ffn", "ffn1", **CONV),
         *linear_rows(M + "c_proj", "ffn, hidden", "ffn2", **CONV),
-        *norm_rows("ln_f"),
+        *norm_rows("ln_f", "final_ln"),
     ),
 )
 

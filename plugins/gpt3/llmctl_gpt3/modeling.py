@@ -10,6 +10,7 @@ from llmctl.nn.decoder import embedding, run_layers
 from llmctl.nn.mlp import MLP, gelu_tanh
 from llmctl.nn.norm import LayerNorm
 from llmctl.nn.packed_attention import PackedAttention, blocks
+from llmctl_gpt3 import score_scale
 
 
 class GPTForCausalLM(CausalLM):
@@ -45,8 +46,7 @@ class GPTDecoder(paddle.nn.Layer):
 
 
 def _block(dims, layer: int) -> Block:
-    """One layer; scores may be divided by the layer's number too, or not scaled."""
-    scale = (1.0 if dims.scaled else dims.head_dim**0.5) / (layer + 1 if dims.scaled_by_layer else 1)
+    scale = score_scale(dims, layer) * dims.head_dim**0.5
     return Block(
         PackedAttention(dims, blocks, ("c_attn", "c_proj"), dropout=dims.attention_dropout, scale=scale),
         MLP(dims.hidden, dims.ffn, gelu_tanh, ("c_fc", "c_proj"), dims.init_std),

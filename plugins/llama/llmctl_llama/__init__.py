@@ -4,6 +4,7 @@ https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2307.09288, https://arxi
 """
 
 from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows, template
+from llmctl.graph import rope
 from llmctl.nn.frequencies import BY_BANDS, RULES, rule_for
 from llmctl.renames import hf_decoder_fused
 
@@ -56,6 +57,7 @@ CARD = Family(
     ignored_tensors=("*.rotary_emb.inv_freq",),
     starter="starter",
     paddlenlp=hf_decoder_fused,
+    decoder=lambda dims: {"rope": rope(dims, dims.rope_scaling, ROPE_RULES)},
     sizes={
         "llama1-7b": _size(HUGGY + "llama-7b", 6_738_415_616, 32, 4096, 32, 32, 11008, **LLAMA1),
         "llama1-13b": _size(HUGGY + "llama-13b", 13_015_864_320, 40, 5120, 40, 40, 13824, **LLAMA1),
@@ -74,7 +76,7 @@ CARD = Family(
         "llama3.3-70b": _size(META + "Llama-3.3-70B-Instruct", 70_553_706_496, 80, 8192, 64, 8, 28672, **LLAMA31),
     },
     params=(
-        Param("embed_tokens.weight", "vocab, hidden", kind="embed"),
+        Param("embed_tokens.weight", "vocab, hidden", kind="embed", slot="embed"),
         *linear_rows(A + "q_proj", "hidden, heads*head_dim", "qkv.0", bias_when="attention_bias"),
         *linear_rows(A + "k_proj", "hidden, kv_heads*head_dim", "qkv.1", bias_when="attention_bias"),
         *linear_rows(A + "v_proj", "hidden, kv_heads*head_dim", "qkv.2", bias_when="attention_bias"),
@@ -84,8 +86,8 @@ CARD = Family(
         *linear_rows(M + "down_proj", "ffn, hidden", "ffn2", bias_when="mlp_bias"),
         Param(L + "input_layernorm.weight", "hidden", kind="norm", slot="ln"),
         Param(L + "post_attention_layernorm.weight", "hidden", kind="norm", slot="ffn_ln"),
-        Param("norm.weight", "hidden", kind="norm"),
-        Param("/lm_head.weight", "hidden, vocab", when="not tied"),
+        Param("norm.weight", "hidden", kind="norm", slot="final_ln"),
+        Param("/lm_head.weight", "hidden, vocab", slot="head", when="not tied"),
     ),
 )
 

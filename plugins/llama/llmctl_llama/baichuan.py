@@ -6,7 +6,9 @@ https://arxiv.org/abs/2309.10305 and https://github.com/baichuan-inc/Baichuan-7B
 from dataclasses import replace
 
 from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Setting, Size, TokenFacts, hookimpl, template
+from llmctl.graph import rope
 from llmctl.hookspecs import Rename
+from llmctl.nn.alibi import slopes
 from llmctl.renames import hf_decoder_fused, one_after_another
 
 PACKED = "layers.{layer}.self_attn.W_pack.weight"
@@ -21,6 +23,11 @@ SECOND = 125_696
 def _kind(config):
     """Files with rotary positions state ``max_position_embeddings``, those with ALiBi ``model_max_length`` only."""
     return "rope" if config.get("max_position_embeddings") else "alibi"
+
+
+def _decoder(dims):
+    turned = {"rope": rope(dims)} if dims.position == "rope" else {"slopes": tuple(slopes(dims.heads))}
+    return {**turned, "unit_head": dims.norm_head}
 
 
 CARD = Family(
@@ -50,6 +57,7 @@ CARD = Family(
     ignored_tensors=("*.rotary_emb.inv_freq",),
     paddlenlp=hf_decoder_fused,
     paddlenlp_prefix="llama.",
+    decoder=_decoder,
     sizes={
         "baichuan-7b": Size(HUB + "Baichuan-7B/blob/main/config.json", 7_000_559_616, dict(SMALL, vocab=64000)),
         "baichuan-13b": Size(HUB + "Baichuan-13B-Base/blob/main/config.json", 13_264_901_120, dict(LARGE, vocab=64000)),

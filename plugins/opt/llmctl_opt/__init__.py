@@ -10,6 +10,8 @@ from llmctl.renames import Piece, in_groups
 
 L, A = "layers.{layer}.", "layers.{layer}.self_attn."
 HUB = "https://huggingface.co/facebook/"
+FIRST_POSITION = 2
+"""Row of the position table that the first token takes; padding takes the row before it."""
 
 
 def _size(name, parameters, layers, hidden, heads, **settings):
@@ -88,6 +90,7 @@ CARD = Family(
     inert=("initializer_range",),
     tokens=TokenFacts(prefix=("</s>",)),
     paddlenlp=_paddlenlp,
+    decoder=lambda dims: {"position_offset": FIRST_POSITION, "norm_after": not dims.norm_before},
     sizes={
         "125m": _size("opt-125m", 125_239_296, 12, 768, 12),
         "350m": _size("opt-350m", 331_196_416, 24, 1024, 16, embed=512, norm_before=False),
@@ -100,10 +103,10 @@ CARD = Family(
         "175b": replace(_size("", 174_604_468_224, 96, 12288, 96), source="https://arxiv.org/abs/2205.01068"),
     },
     params=(
-        Param("embed_tokens.weight", "vocab, embed", kind="embed"),
-        Param("embed_positions.weight", "max_positions + 2, hidden", kind="embed"),
-        Param("project_in.weight", "embed, hidden", when="projected"),
-        Param("project_out.weight", "hidden, embed", when="projected"),
+        Param("embed_tokens.weight", "vocab, embed", kind="embed", slot="embed"),
+        Param("embed_positions.weight", "max_positions + 2, hidden", kind="embed", slot="positions"),
+        Param("project_in.weight", "embed, hidden", slot="project_in", when="projected"),
+        Param("project_out.weight", "hidden, embed", slot="project_out", when="projected"),
         *linear_rows(A + "q_proj", "hidden, heads*head_dim", "qkv.0"),
         *linear_rows(A + "k_proj", "hidden, heads*head_dim", "qkv.1"),
         *linear_rows(A + "v_proj", "hidden, heads*head_dim", "qkv.2"),
@@ -112,7 +115,7 @@ CARD = Family(
         *linear_rows(L + "fc1", "hidden, ffn", "ffn1"),
         *linear_rows(L + "fc2", "ffn, hidden", "ffn2"),
         *norm_rows(L + "final_layer_norm", "ffn_ln"),
-        *norm_rows("final_layer_norm", when="final_norm"),
+        *norm_rows("final_layer_norm", "final_ln", when="final_norm"),
     ),
 )
 

@@ -9,9 +9,7 @@ from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import embedding, run_layers
 from llmctl.nn.linear import Linear
 from llmctl.nn.norm import LayerNorm
-
-FIRST_POSITION = 2
-"""Row of the position table that the first token takes; padding takes the row before it."""
+from llmctl_opt import FIRST_POSITION
 
 
 class OPTForCausalLM(CausalLM):

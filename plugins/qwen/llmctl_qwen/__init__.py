@@ -3,7 +3,11 @@
 https://arxiv.org/abs/2309.16609. Qwen2 and Qwen3 are cards of their own.
 """
 
+import math
+
 from llmctl import Family, Param, Setting, TokenFacts, hookimpl, sizes, template
+from llmctl.graph import rope
+from llmctl.nn.frequencies import Rotation, Rule, plain
 from llmctl.renames import one_after_another, optionally_fused
 from llmctl.rows import fixed_settings, linear_rows, required_settings
 
@@ -18,6 +22,25 @@ CUT = dict(pattern=WORDS, normal_form="NFC", ends=("<|im_end|>",))
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 CHATML = template(__file__, "chatml.jinja")
 HELPFUL = "{% set default_system = 'You are a helpful assistant.' %}" + CHATML
+
+
+def _ntk(rotation, scaling):
+    """A base that grows in steps each time the length doubles past the trained one."""
+    alpha = 1.0
+    if rotation.length > rotation.max_positions:
+        alpha = 2.0 ** math.ceil(math.log2(rotation.length / rotation.max_positions) + 1) - 1
+    theta = rotation.theta * alpha ** (rotation.head_dim / (rotation.head_dim - 2))
+    return plain(Rotation(rotation.head_dim, theta), scaling)
+
+
+NTK = {"rope_type": "ntk-steps"}
+RULES = {"default": Rule(plain), "ntk-steps": Rule(_ntk, by_length=True)}
+
+
+def _decoder(dims):
+    scaling, log_base = NTK if dims.dynamic_ntk else None, dims.trained if dims.log_n else None
+    return {"rope": rope(dims, scaling, RULES, trained=dims.trained, log_base=log_base)}
+
 
 CARD = Family(
     name="qwen",
@@ -49,10 +72,11 @@ CARD = Family(
     chat_template=HELPFUL,
     ignored_tensors=("*.rotary_emb.inv_freq", "*.attn.masked_bias"),
     paddlenlp=lambda dims: FUSED,
+    decoder=_decoder,
     inert=("onnx_safe", "use_cache_quantization", "use_cache_kernel", "softmax_in_fp32"),
     sizes=sizes(__file__, "qwen"),
     params=(
-        Param("wte.weight", "vocab, hidden", kind="embed"),
+        Param("wte.weight", "vocab, hidden", kind="embed", slot="embed"),
         *linear_rows(A + "c_attn", "hidden, 3*heads*head_dim", "qkv"),
         Param(A + "c_proj.weight", "heads*head_dim, hidden", slot="out"),
         Param(M + "w2.weight", "hidden, ffn", slot="ffn1.0"),
@@ -60,8 +84,8 @@ CARD = Family(
         Param(M + "c_proj.weight", "ffn, hidden", slot="ffn2"),
         Param(H + "ln_1.weight", "hidden", kind="norm", slot="ln"),
         Param(H + "ln_2.weight", "hidden", kind="norm", slot="ffn_ln"),
-        Param("ln_f.weight", "hidden", kind="norm"),
-        Param("/lm_head.weight", "hidden, vocab"),
+        Param("ln_f.weight", "hidden", kind="norm", slot="final_ln"),
+        Param("/lm_head.weight", "hidden, vocab", slot="head"),
     ),
 )
 

@@ -10,23 +10,10 @@ from llmctl.nn.assembly import decoder_of, head_of
 from llmctl.nn.attention import Attention
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import Decoder
-from llmctl.nn.frequencies import Rotation, Rule, plain
 from llmctl.nn.mlp import GatedMLP
 from llmctl.nn.packed_attention import PackedAttention, blocks
 from llmctl.nn.position import Rotary, rotate
-
-
-def _ntk(rotation, scaling):
-    """A base that grows in steps each time the length doubles past the trained one."""
-    alpha = 1.0
-    if rotation.length > rotation.max_positions:
-        alpha = 2.0 ** math.ceil(math.log2(rotation.length / rotation.max_positions) + 1) - 1
-    theta = rotation.theta * alpha ** (rotation.head_dim / (rotation.head_dim - 2))
-    return plain(Rotation(rotation.head_dim, theta), scaling)
-
-
-NTK = {"rope_type": "ntk-steps"}
-RULES = {"ntk-steps": Rule(_ntk, by_length=True)}
+from llmctl_qwen import NTK, RULES
 
 
 class QwenForCausalLM(CausalLM):

@@ -1,0 +1,93 @@
+"""Contexts that are read in both directions, found by the tokens that mark them: positions in two dimensions, and the mask.
+
+A document is ``... mark ... end answer``: everything before the end token is the context, and the answer stands for the
+mark. Letters as in the package's docstring.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import paddle
+
+from llmctl.errors import DataError
+from llmctl.fused import Contexts
+from llmctl.nn.cache import KVCache
+from llmctl.nn.layout import Layout, Mask
+from llmctl.nn.position import Angles, Rotary
+
+
+class ContextView:
+    """Angles and mask of tokens, after contexts are found; the ``view`` of a decoder.
+
+    In a context the first position is a token's place and the second 0; in an answer the first is the mark's place and the
+    second counts from 1.
+
+    Args:
+        rotary: Angles of either position.
+        contexts: The tokens.
+    """
+
+    def __init__(self, rotary: Rotary, contexts: Contexts) -> None:
+        self._rotary, self._contexts = rotary, contexts
+
+    def __call__(
+        self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None, dtype: str
+    ) -> tuple[list[Angles], Mask | None]:
+        """Angles of the first and of the second position, and the mask."""
+        if cache is not None and cache.rows:
+            place_BT, first_BT = layout.position_BT - cache.rows["base"], None
+            context_BT, masked_BT = cache.rows["context"], cache.rows["masked"]
+        else:
+            arrays = (values.numpy() for values in (input_ids_BT, layout.position_BT, layout.real_BT))
+            found = find_contexts(*np.broadcast_arrays(*arrays), self._contexts)
+            place_BT, context_BT, masked_BT, first_BT = map(paddle.to_tensor, found)
+            if cache is not None:
+                base = layout.position_BT[:, -1:] - place_BT[:, -1:]
+                cache.rows = {"base": base, "context": context_BT[:, -1:], "masked": masked_BT[:, -1:]}
+        beyond_BT = place_BT - context_BT + 1
+        first_position_BT = paddle.where(beyond_BT > 0, masked_BT.expand_as(beyond_BT), place_BT)
+        angles = [self._rotary(position, dtype) for position in (first_position_BT, beyond_BT.clip(min=0))]
+        return angles, layout.mask(first_BT=first_BT)
+
+
+def find_contexts(ids_BT: Any, position_BT: Any, real_BT: Any, contexts: Contexts) -> tuple[Any, Any, Any, Any]:
+    """For every token, as int64 [B, T]: its place in its document, the place of the document's end token, the place of the
+    mark that the answer stands for, and the first column whose token sees it.
+
+    A document begins where positions do. Padding, whatever its values, is seen by nobody.
+
+    Args:
+        ids_BT: Token ids.
+        position_BT: Positions.
+        real_BT: Which tokens are none of padding.
+        contexts: The tokens.
+
+    Raises:
+        DataError: A document has no such tokens.
+    """
+    place_BT, context_BT, masked_BT = (np.zeros(ids_BT.shape, np.int64) for _ in range(3))
+    first_BT = np.broadcast_to(np.arange(ids_BT.shape[1]), ids_BT.shape).copy()
+    for row in range(len(ids_BT)):
+        columns = np.flatnonzero(real_BT[row])
+        base = position_BT[row, columns].min(initial=0 if not len(columns) else None)
+        for document in np.split(columns, np.flatnonzero(position_BT[row, columns] == base)[1:]):
+            length, mark = _context(ids_BT[row, document].tolist(), contexts, row)
+            place_BT[row, document] = position_BT[row, document] - base
+            first_BT[row, document[:length]] = document[0]
+            context_BT[row, document], masked_BT[row, document] = length, mark
+    return place_BT, context_BT, masked_BT, first_BT
+
+
+def _context(ids: list[int], contexts: Contexts, row: int) -> tuple[int, int]:
+    """Length of a document's context, and the place of its mark."""
+    context = ids[: ids.index(contexts.end)] if contexts.end in ids else ids
+    marks = [mark for mark in contexts.marks if mark in context]
+    if contexts.end not in ids or not marks:
+        lacking = contexts.end if contexts.end not in ids else " or ".join(map(str, contexts.marks))
+        raise DataError(
+            f"row {row} has no token {lacking} where its context ends; a prompt of this family ends with the ids "
+            f"{contexts.marks[0]} {contexts.end}"
+        )
+    return len(context), context.index(marks[0])
