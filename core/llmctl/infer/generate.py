@@ -13,19 +13,12 @@ from typing import Any
 import numpy as np
 import paddle
 
-from llmctl.infer.sampling import SamplingOptions, choose, generator_for
+from llmctl.infer.request import Generation
+from llmctl.infer.sampling import BrokenLogitsError, SamplingOptions, TokenScore, choose, generator_for, score
 from llmctl.nn.cache import KVCache
 
 OnToken = Callable[[int, int], bool | None]
 """Called with the prompt's place and the new token; True ends the answer."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """An answer: its tokens without the end token, and why it ended: ``end``, ``length`` or ``stop``."""
-
-    ids: list[int]
-    finish_reason: str
 
 
 @dataclass
@@ -35,6 +28,8 @@ class _Row:
     draws: np.random.Generator
     ids: list[int] = field(default_factory=list)
     reason: str = ""
+    error: str = ""
+    scores: list[TokenScore] = field(default_factory=list)
 
 
 def generate(
@@ -76,17 +71,24 @@ def generate(
                 for row, logits_V in zip(batch.rows, logits_BV, strict=True):
                     _extend(row, logits_V, options, end_ids, on_token)
                 batch.keep_unfinished()
-    return [Generation(row.ids, row.reason) for row in rows]
+    return [Generation(row.ids, row.reason, row.error, row.scores) for row in rows]
 
 
 def _extend(
     row: _Row, logits_V: np.ndarray, options: SamplingOptions, end_ids: Collection[int], on_token: OnToken | None
 ) -> None:
-    token = choose(logits_V, [*row.prompt, *row.ids], len(row.ids), options, end_ids, row.draws)
+    try:
+        token = choose(logits_V, [*row.prompt, *row.ids], len(row.ids), options, end_ids, row.draws)
+    except BrokenLogitsError as error:
+        row.reason, row.error = "error", str(error)
+        return
     if token in end_ids:
         row.reason = "end"
         return
     row.ids.append(token)
+    scored = score(logits_V, token, options)
+    if scored:
+        row.scores.append(scored)
     if on_token and on_token(row.index, token):
         row.reason = "stop"
     elif len(row.ids) == options.max_new_tokens:

@@ -1,0 +1,76 @@
+"""Requests that can never be answered are refused at once, with what would have to change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmctl.errors import ConfigError
+from llmctl.infer.batch import BLOCK
+from llmctl.infer.places import Places
+from llmctl.infer.request import Request
+from llmctl.infer.tables import Tables
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request must keep to.
+
+    Attributes:
+        places: The model.
+        tables: The cache.
+        adapters: Adapters of the executor.
+        most_rows: Rows that run together.
+    """
+
+    places: Places
+    tables: Tables
+    adapters: int
+    most_rows: int
+
+    def check(self, request: Request) -> None:
+        """Passes when the request can be answered.
+
+        Raises:
+            ConfigError: The prompt is empty, has ids that the model does not know or is too long, or an option asks for
+                what there is not.
+        """
+        graph, prompt = self.places.graph, request.prompt
+        if not len(prompt):
+            raise ConfigError("the prompt is empty, and the tokenizer has no token to begin with; write something")
+        strange = next((token for token in prompt if not 0 <= token < graph.vocab), None)
+        if strange is not None:
+            raise ConfigError(f"the prompt has the token {strange}; the model knows those from 0 to {graph.vocab - 1}")
+        if not -1 <= request.adapter < self.adapters:
+            raise ConfigError(f"adapter {request.adapter} is none of the {self.adapters} that are loaded; -1 is none")
+        width = request.beams.beams if request.beams else 1
+        if width > self.most_rows:
+            raise ConfigError(f"beams={width} is more than the {self.most_rows} rows that run together; use fewer")
+        self._length(request, width)
+
+    def _length(self, request: Request, width: int) -> None:
+        graph, virtual = self.places.graph, self.places.virtual
+        stable = graph.rope.stable_length if graph.rope else None
+        if stable is not None:
+            other = "; longer sequences need --engine dynamic"
+            _within(request, stable - virtual, "positions for which the model's rotation is fixed", other)
+        elif graph.max_positions is not None:
+            _within(request, graph.max_positions - virtual, "positions of the model")
+        prompt, total = len(request.prompt), len(request.prompt) + request.options.max_new_tokens - 1
+        there = self.tables.blocks.count - -(-virtual // BLOCK)
+        needed = self.tables.most(total, prompt, width)
+        if needed > there:
+            raise ConfigError(
+                f"the prompt has {prompt} tokens; with max_new_tokens={request.options.max_new_tokens}"
+                f"{f' and beams={width}' if width > 1 else ''} it needs {needed} blocks of {BLOCK} tokens, and the cache "
+                f"has {there}. Shorten it, lower max_new_tokens, or give the cache more memory"
+            )
+
+
+def _within(request: Request, limit: int, what: str, other: str = "") -> None:
+    """Raises ConfigError where prompt and answer together are over a limit."""
+    prompt, new = len(request.prompt), request.options.max_new_tokens
+    if prompt + new > limit:
+        raise ConfigError(
+            f"the prompt has {prompt} tokens; with max_new_tokens={new} that is over the {limit} {what}. "
+            f"Shorten it, or set max_new_tokens to {max(0, limit - prompt)} or less{other}"
+        )

@@ -1,0 +1,114 @@
+"""What is asked of the engine, and what it tells: requests, events, answers. No paddle or numpy here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from llmctl.errors import ConfigError
+from llmctl.infer.sampling import SamplingOptions, TokenScore
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer.
+
+    Attributes:
+        ids: Its tokens without the end token.
+        finish_reason: ``end``, ``length``, ``stop``, ``cancelled`` or ``error``.
+        error: What went wrong.
+        logprobs: For each token, where the options ask for them.
+        score: Of a beam: the sum of its tokens' log-probabilities, by the length penalty.
+        others: Of beam search: the next best answers.
+    """
+
+    ids: list[int]
+    finish_reason: str
+    error: str = ""
+    logprobs: list[TokenScore] = field(default_factory=list)
+    score: float | None = None
+    others: tuple[Generation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened to a request: a new token, or its end.
+
+    Attributes:
+        id: The request.
+        token: A token of the answer; None = the answer has ended.
+        score: Its log-probability, where the options ask for it.
+        done: The whole answer, when it has ended.
+    """
+
+    id: int
+    token: int | None = None
+    score: TokenScore | None = None
+    done: Generation | None = None
+
+
+OnEvent = Callable[[Event], "bool | None"]
+"""Called for each event of a request by whoever runs the engine; True ends the answer with the reason ``stop``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamOptions:
+    """Beam search, by the rules of transformers.
+
+    Attributes:
+        beams: Answers that are followed side by side.
+        length_penalty: A finished answer's sum of log-probabilities is divided by its length to this power.
+        early_stopping: ``True`` ends when so many answers are finished; ``False`` when none that is under way would be
+            better at its present length; ``"never"`` when none could become better.
+        answers: How many are returned.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    beams: int
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    answers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.beams < 2:
+            raise ConfigError(f"beams={self.beams} must be at least 2")
+        if not 1 <= self.answers <= self.beams:
+            raise ConfigError(f"answers={self.answers} must be between 1 and beams={self.beams}")
+        if self.early_stopping not in (True, False, "never"):
+            raise ConfigError(f"early_stopping={self.early_stopping!r} must be true, false or 'never'")
+        if not abs(self.length_penalty) < float("inf"):
+            raise ConfigError(f"length_penalty={self.length_penalty} must be a finite number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A prompt and how it is answered.
+
+    Attributes:
+        prompt: Token ids, at least one.
+        options: How tokens are chosen.
+        index: Place among all prompts, for the draws.
+        adapter: Adapter of the executor's; -1 = none.
+        draft: Most tokens that are guessed ahead at a time from what was written before; 0 = none. Answers are the same.
+        beams: Beam search; None = one answer, token by token.
+        on_event: Called for each event.
+
+    Raises:
+        ConfigError: Options exclude each other or are out of range.
+    """
+
+    prompt: Sequence[int]
+    options: SamplingOptions = SamplingOptions()
+    index: int = 0
+    adapter: int = -1
+    draft: int = 0
+    beams: BeamOptions | None = None
+    on_event: OnEvent | None = None
+
+    def __post_init__(self) -> None:
+        if self.draft < 0:
+            raise ConfigError(f"draft={self.draft} must be at least 0")
+        if self.beams and (self.options.sample or self.draft or self.options.logprobs is not None):
+            raise ConfigError("beam search goes without sampling, guessing ahead and log-probabilities of tokens")
