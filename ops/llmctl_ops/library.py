@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE = Path(__file__).with_name("libllmctl_ops.so")
-INTERFACE = 4
+INTERFACE = 5
 """Version of the kernels and their signatures; the library has the same number in library.cpp."""
 
 LEVELS = ("portable", "avx2", "avx512")

@@ -11,4 +11,5 @@
 #include "decoder.h"
 #include "elementwise.h"
 #include "product.h"
+#include "sample.h"
 #include "training.h"

@@ -9,7 +9,7 @@ struct Threads llmctl_ops_threads = {0, 0, 0, 0};
 }
 
 // Version of the functions and their signatures; the loader refuses another.
-EXPORT int llmctl_ops_interface() { return 4; }
+EXPORT int llmctl_ops_interface() { return 5; }
 
 // The best instruction set of this processor: 0 portable, 1 avx2, 2 avx512.
 EXPORT int llmctl_ops_level() {

@@ -1,0 +1,133 @@
+"""Tokens chosen from logits, against the same written out in numpy, against distributions, and with broken rows among good ones."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from llmctl_ops import library
+from llmctl_ops.sampling import FAULTS, Choice, Sampler, choose_one
+
+VOCAB, ROWS = 3001, 24
+RANDOM = np.random.default_rng(0)
+LOGITS = (3 * RANDOM.standard_normal((ROWS, VOCAB))).astype(np.float32)
+SAID = RANDOM.integers(0, VOCAB, 400).astype(np.int32)
+
+FORMS = {
+    "greedy": Choice(),
+    "greedy with penalties": Choice(context=SAID, generated=90, repetition=3.0, presence=0.5, frequency=1.5),
+    "plain": Choice(sample=True),
+    "temperature": Choice(sample=True, temperature=0.3),
+    "top-k": Choice(sample=True, top_k=40),
+    "top-k of all": Choice(sample=True, top_k=VOCAB),
+    "top-p": Choice(sample=True, top_p=0.8),
+    "hardly any top-p": Choice(sample=True, top_p=1e-9),
+    "nearly all top-p": Choice(sample=True, top_p=1 - 1e-9),
+    "min-p": Choice(sample=True, min_p=0.05),
+    "only the likeliest": Choice(sample=True, min_p=1.0),
+    "everything": Choice(
+        context=SAID, generated=90, excluded=SAID[:7], sample=True, temperature=1.4, top_k=300, top_p=0.9, min_p=0.01,
+        repetition=1.3, presence=0.2, frequency=0.1,
+    ),
+    "flat": Choice(sample=True, temperature=1e6, top_p=0.25),
+    "sharp": Choice(sample=True, temperature=1e-3),
+}  # fmt: skip
+
+
+def _rows(choice, count=ROWS):
+    return [dataclasses.replace(choice, draw=draw) for draw in np.linspace(0, 1, count, endpoint=False).tolist()]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_chooses_what_numpy_does(name, level):
+    rows = _rows(FORMS[name])
+    found = Sampler(VOCAB).choose(LOGITS, rows, logprobs=True)
+    wanted = [choose_one(*pair, logprobs=True) for pair in zip(LOGITS, rows, strict=True)]
+    np.testing.assert_array_equal(found.token_L, [token for token, *_ in wanted])
+    np.testing.assert_allclose(found.logprob_L, [logprob for _, logprob, _ in wanted], atol=1e-12)
+    assert not found.status_L.any()
+
+
+def test_without_a_library_numpy_chooses(monkeypatch):
+    rows = _rows(FORMS["everything"])
+    native = Sampler(VOCAB).choose(LOGITS, rows, logprobs=True)
+    monkeypatch.setattr(library, "load", lambda: library.open_library(library.FILE, "reference"))
+    twin = Sampler(VOCAB).choose(LOGITS, rows, logprobs=True)
+    np.testing.assert_array_equal(native.token_L, twin.token_L)
+    np.testing.assert_allclose(native.logprob_L, twin.logprob_L, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 5, 16, 21])
+def test_draws_follow_the_distribution(count, level):
+    logits = np.log(np.arange(1, count + 1, dtype=np.float32))
+    draws = 4000
+    rows = [Choice(sample=True, draw=(i + 0.5) / draws) for i in range(draws)]
+    found = Sampler(count).choose(np.tile(logits, (draws, 1)), rows)
+    counted = np.bincount(found.token_L, minlength=count)
+    np.testing.assert_allclose(counted, draws * np.exp(logits) / np.exp(logits).sum(), atol=1.01)
+
+
+@pytest.mark.parametrize(
+    ("choice", "kept"),
+    [
+        (Choice(sample=True, top_k=2), {1, 2, 4}),  # all that reach the second highest
+        (Choice(sample=True, top_p=0.5), {2, 4}),
+        (Choice(sample=True, top_p=0.3), {4}),  # of equals the later ones stay
+        (Choice(sample=True, min_p=0.99), {1, 2, 4}),
+        (Choice(sample=True, excluded=np.array([4, 1], np.int32), top_k=1), {2}),
+        (Choice(), {1}),  # and the first is taken where nothing is drawn
+        (Choice(context=np.array([1, 2], np.int32), repetition=2.0), {4}),
+        (Choice(context=np.array([1, 2, 2], np.int32), generated=2, presence=0.1), {1}),
+        (Choice(context=np.array([2, 1, 1], np.int32), generated=3, frequency=0.1), {4}),
+    ],
+)
+def test_equal_scores_are_kept_and_taken_in_a_fixed_order(choice, kept, level):
+    logits = np.array([0.0, 2.0, 2.0, 0.0, 2.0], np.float32)
+    rows = _rows(choice, 50)
+    assert set(Sampler(5).choose(np.tile(logits, (50, 1)), rows).token_L.tolist()) == kept
+    assert {choose_one(logits, row)[0] for row in rows} == kept
+
+
+BROKEN = {
+    1: [("nan", Choice()), ("inf", Choice(sample=True)), ("all -inf", Choice())],
+    2: [("good", Choice(excluded=np.arange(VOCAB, dtype=np.int32))), ("one", Choice(sample=True, excluded=SAID[:1]))],
+    3: [
+        ("good", Choice(context=np.array([VOCAB], np.int32), repetition=2.0)),
+        ("good", Choice(excluded=np.array([-1], np.int32))),
+    ],
+}
+
+
+@pytest.mark.parametrize("status", BROKEN)
+def test_a_broken_row_has_a_status_and_the_others_their_tokens(status, level):
+    broken = LOGITS[0].copy()
+    for kind, choice in BROKEN[status]:
+        row = {"good": broken, "all -inf": np.full_like(broken, -np.inf)}.get(kind, broken.copy())
+        if kind in ("nan", "inf"):
+            row[77] = float(kind)
+        elif kind == "one":
+            row = np.where(np.arange(VOCAB) == SAID[0], row, -np.inf).astype(np.float32)
+        found = Sampler(VOCAB).choose(np.stack([LOGITS[1], row, LOGITS[2]]), [Choice(), choice, Choice()])
+        assert found.status_L.tolist() == [0, status, 0] and status in FAULTS
+        assert found.token_L[[0, 2]].tolist() == LOGITS[1:3].argmax(1).tolist()
+        assert choose_one(row, choice)[2] == status
+
+
+def test_minus_infinity_excludes_a_token(level):
+    logits = np.where(np.arange(9) == 4, 1.0, -np.inf).astype(np.float32)[None]
+    found = Sampler(9).choose(logits, [Choice(sample=True, top_p=0.9, draw=0.999)], logprobs=True)
+    assert found.token_L.tolist() == [4] and found.logprob_L.tolist() == [0.0]
+
+
+def test_rows_choose_alike_side_by_side_and_alone(level):
+    sampler, rows = Sampler(VOCAB), _rows(FORMS["everything"])
+    together = sampler.choose(LOGITS, rows, logprobs=True)
+    alone = [sampler.choose(LOGITS[i : i + 1], rows[i : i + 1], logprobs=True) for i in range(len(rows))]
+    np.testing.assert_array_equal(together.token_L, [one.token_L[0] for one in alone])
+    np.testing.assert_array_equal(together.logprob_L, [one.logprob_L[0] for one in alone])
+
+
+def test_logits_of_another_shape_or_type_are_refused():
+    for logits in (LOGITS[:2], LOGITS[:1, :-1], LOGITS[:1].astype(np.float64), LOGITS[:, :1].T[:, :VOCAB]):
+        with pytest.raises(ValueError, match="contiguous float32"):
+            Sampler(VOCAB).choose(logits, [Choice()])
