@@ -24,7 +24,7 @@ FLAGS = [
     "-fno-exceptions",
     "-fno-rtti",
 ]
-UNITS = ["csrc/cpu/avx2.cpp", "csrc/cpu/avx512.cpp", "csrc/cpu/portable.cpp", "csrc/cpu/library.cpp"]
+UNITS = [f"csrc/cpu/{name}.cpp" for name in ("avx2", "avx512", "avx512vnni", "portable", "library")]
 KERNELS = Extension(
     "llmctl_ops.libllmctl_ops",
     UNITS,

@@ -1,6 +1,6 @@
 """The compiled kernels: finding and loading them, and the instruction set they run with.
 
-``LLMCTL_OPS`` chooses: ``auto`` (the default: the best this processor has), ``avx512``, ``avx2``, ``portable``, or
+``LLMCTL_OPS`` chooses: ``auto`` (the default: the best this processor has), ``avx512vnni``, ``avx512``, ``avx2``, ``portable``, or
 ``reference`` for none. A library that is absent, broken or of another version is no error: ``load`` says why there is none.
 Nothing here imports paddle: its OpenMP runtime is found as a file, and gives the same threads whether paddle is imported or not.
 """
@@ -19,7 +19,7 @@ FILE = Path(__file__).with_name("libllmctl_ops.so")
 INTERFACE = 5
 """Version of the kernels and their signatures; the library has the same number in library.cpp."""
 
-LEVELS = ("portable", "avx2", "avx512")
+LEVELS = ("portable", "avx2", "avx512", "avx512vnni")
 CHOICES = ("auto", *reversed(LEVELS), "reference")
 OPENMP = ("GOMP_parallel", "omp_get_max_threads", "omp_get_thread_num", "omp_get_num_threads")
 

@@ -234,8 +234,9 @@ def _nearest(weight_IO: Float, kind: str, group: int, shifted: bool) -> tuple[ND
     least, most = LIMITS[kind]
     if shifted:
         scales = (high - low) / (most - least)
-        scales = np.where(scales > 0, scales, np.where(low == 0, 1, np.abs(low))).astype(np.float32)
-        zeros = low / scales - least
+        alike = scales <= 0
+        scales = np.where(alike, np.where(low == 0, 1, np.abs(low)), scales).astype(np.float32)
+        zeros = low / scales - np.where(alike, 0, least).astype(np.float32)
     elif kind == "int4":
         # The largest magnitude becomes -8, whatever its sign is: there is one code more below 0 than above.
         scales, zeros = np.where(-low > high, low, high) / least, None

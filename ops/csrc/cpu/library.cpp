@@ -11,15 +11,15 @@ struct Threads llmctl_ops_threads = {0, 0, 0, 0};
 // Version of the functions and their signatures; the loader refuses another.
 EXPORT int llmctl_ops_interface() { return 5; }
 
-// The best instruction set of this processor: 0 portable, 1 avx2, 2 avx512.
+// The best instruction set of this processor: 0 portable, 1 avx2, 2 avx512, 3 avx512vnni.
 EXPORT int llmctl_ops_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-             ? 2
-             : 1;
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
+    return 1;
+  return __builtin_cpu_supports("avx512vnni") ? 3 : 2;
 #else
   return 0;
 #endif

@@ -6,91 +6,116 @@
 // integer kinds are filled up with codes 0 to a multiple of 32. Scales and zeros: [panel][group][16].
 //
 // Rows meet integer codes as integers: each stretch of 32 values is rounded to 8 bits in units of its largest one / 127.
+// A row's result is then the same to the last bit whatever rows stand beside it.
+//
+// Rows are copied into tiles of up to HEIGHT rows; a weight passes through the nearest cache in chunks and meets all tiles
+// of a band of rows there.
 
 #pragma once
 
-#include <math.h>
-
-#include "memory.h"
-#include "simd.h"
-#include "team.h"
+#include "linear_codes.h"
+#include "linear_floats.h"
 
 namespace {
 
-enum Kind : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
-
-// A packed weight. `group` inputs share a scale; 0 = all of an output share one. A weight is (code + zero) * scale.
-struct Linear {
-  const void* data;
-  const float* scales;  // of integer kinds
-  const float* zeros;   // or null
-  const float* bias;    // or null
-  int64_t in, out, group;
-  int32_t kind;
-};
-
-const int64_t PANEL = 16;    // outputs
-const int64_t STRETCH = 32;  // inputs that are rounded together
-const int64_t BAND = 256;    // rows of a pass over the weight
-
-INLINE int64_t whole(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+const int64_t BAND = 256;  // rows of a pass over the weight
+const int64_t GROUP = 8;   // panels that a thread takes at most: they share what the second cache holds of the rows
 
 // Bytes of the buffer that `linear` needs for so many rows.
 INLINE int64_t linear_scratch(int64_t rows, int64_t in) {
-  return 8 * whole(rows < BAND ? rows : BAND, 16) * whole(in, STRETCH) + 64;
+  return 4 * ((rows < BAND ? rows : BAND) + 16) * whole(in, STRETCH) + 1024;
 }
 
-// The weight of an output's code at input i of its panel.
-INLINE float weight_at(const Linear& w, int64_t panel, int64_t i, int64_t lane) {
-  if (w.kind == F32) return ((const float*)w.data)[(panel * w.in + i) * PANEL + lane];
-  if (w.kind == BF16) {
-    uint32_t bits = (uint32_t)((const uint16_t*)w.data)[(panel * w.in + i) * PANEL + lane] << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
+// Runs one panel of a chunk of inputs over all tiles of a band.
+template <class Rows, int H>
+INLINE void tiles_of_panel(const Linear& w, const Rows& rows, int64_t panel, int64_t from, int64_t count, float* y,
+                           int64_t y_row) {
+  int64_t columns = w.out - panel * PANEL;
+  if (columns > Rows::PANELS * PANEL) columns = Rows::PANELS * PANEL;
+  typename Rows::Chunk chunk;
+  rows.read(w, panel, from, count, &chunk);
+  for (int64_t tile = 0; tile * H < rows.count; ++tile) {
+    float* to = y + tile * H * y_row + panel * PANEL;
+    int64_t high = rows.count - tile * H < H ? rows.count - tile * H : H;
+    if (high == H && columns == Rows::PANELS * PANEL) {
+      rows.template multiply<H>(w, chunk, panel, tile, from, count, to, y_row);
+      continue;
+    }
+    // What passes the edge of y is computed beside it.
+    alignas(64) float edge[H * Rows::PANELS * PANEL] = {};
+    for (int64_t r = 0; r < high; ++r) memcpy(edge + r * Rows::PANELS * PANEL, to + r * y_row, (size_t)columns * 4);
+    rows.template multiply<H>(w, chunk, panel, tile, from, count, edge, Rows::PANELS * PANEL);
+    for (int64_t r = 0; r < high; ++r) memcpy(to + r * y_row, edge + r * Rows::PANELS * PANEL, (size_t)columns * 4);
   }
-  int64_t in = whole(w.in, STRETCH), groups = w.group ? (w.in + w.group - 1) / w.group : 1;
-  int code;
-  if (w.kind == INT8) {
-    code = ((const int8_t*)w.data)[((panel * in + i / 4 * 4) * PANEL + lane * 4) + i % 4];
-  } else {
-    uint8_t pair = ((const uint8_t*)w.data)[(panel * in / 2 + i / 8 * 4) * PANEL + lane * 4 + i % 4];
-    code = (i % 8 < 4 ? pair & 15 : pair >> 4) - 8;
+}
+
+// This thread's share of the panels for a band of rows in tiles of H.
+template <class Rows, int H>
+__attribute__((noinline)) void panels_of_band(Team& team, const Linear& w, const Rows& rows, float* y, int64_t y_row) {
+  int64_t panels = (w.out + PANEL - 1) / PANEL, fair = panels / (4 * team.threads);
+  int64_t group = rows.count <= H ? Rows::PANELS : fair < GROUP ? whole(fair > 0 ? fair : 1, Rows::PANELS) : GROUP;
+  for (int64_t first; (first = team.take() * group) < panels;) {
+    int64_t end = first + group < panels ? first + group : panels;
+    int64_t begin = first * PANEL, width = (end * PANEL < w.out ? end * PANEL : w.out) - begin;
+    for (int64_t r = 0; r < rows.count; ++r) {
+      float* to = y + r * y_row + begin;
+      if (w.bias)
+        memcpy(to, w.bias + begin, (size_t)width * sizeof(float));
+      else
+        memset(to, 0, (size_t)width * sizeof(float));
+    }
+    int64_t chunk = rows.inputs_of_chunk(w);
+    for (int64_t from = 0; from < w.in; from += chunk)
+      for (int64_t panel = first; panel < end; panel += Rows::PANELS)
+        tiles_of_panel<Rows, H>(w, rows, panel, from, w.in - from < chunk ? w.in - from : chunk, y, y_row);
   }
-  int64_t at = (panel * groups + (w.group ? i / w.group : 0)) * PANEL + lane;
-  return ((float)code + (w.zeros ? w.zeros[at] : 0.0f)) * w.scales[at];
+}
+
+template <class Rows, int H>
+struct Choose {
+  static INLINE void run(Team& team, const Linear& w, const Rows& rows, float* y, int64_t y_row) {
+    if (rows.height == H)
+      panels_of_band<Rows, H>(team, w, rows, y, y_row);
+    else
+      Choose<Rows, H - 1>::run(team, w, rows, y, y_row);
+  }
+};
+template <class Rows>
+struct Choose<Rows, 0> {
+  static INLINE void run(Team&, const Linear&, const Rows&, float*, int64_t) {}
+};
+
+template <class Rows>
+INLINE void bands(Team& team, const Linear& w, const float* x, int64_t rows, int64_t x_row, float* y, int64_t y_row,
+                  void* scratch) {
+  for (int64_t first = 0; first < rows; first += BAND) {
+    int64_t count = rows - first < BAND ? rows - first : BAND;
+    Rows band(count, w, scratch);
+    band.fill(team, x + first * x_row, x_row, w.in);
+    team.wait();
+    Choose<Rows, Rows::HEIGHT>::run(team, w, band, y + first * y_row, y_row);
+    team.wait();
+  }
 }
 
 // y[rows, out] = x[rows, in] w + bias. Called by every thread of the team with the same arguments; ends with team.wait().
 // scratch: linear_scratch(rows, in) bytes that the team shares.
 inline void linear(Team& team, const Linear& w, const float* x, int64_t rows, int64_t x_row, float* y, int64_t y_row,
                    void* scratch) {
-  float* rounded = (float*)scratch;
-  for (int64_t first = 0; first < rows; first += BAND) {
-    int64_t band = rows - first < BAND ? rows - first : BAND, begin, end;
-    team.part(band, 1, &begin, &end);
-    for (int64_t r = begin; r < end; ++r)
-      for (int64_t i = 0; i < w.in; i += STRETCH) {
-        const float* from = x + (first + r) * x_row + i;
-        int64_t n = w.in - i < STRETCH ? w.in - i : STRETCH;
-        float most = 0.0f, lost = 0.0f;  // lost: not a number if a value is none or is infinite
-        for (int64_t j = 0; j < n; ++j) most = most < fabsf(from[j]) ? fabsf(from[j]) : most, lost += from[j] * 0.0f;
-        float inverse = lost == 0.0f && most > 0.0f ? 127.0f / most : 0.0f, unit = most / 127.0f + lost;
-        for (int64_t j = 0; j < n; ++j)
-          rounded[r * w.in + i + j] = w.kind < INT8 ? from[j] : (float)lrintf(from[j] * inverse) * unit;
-      }
+  if (rows == 1 && w.kind == F32) {
+    single<float>(team, w, x, y);
     team.wait();
-    int64_t panels = (w.out + PANEL - 1) / PANEL;
-    for (int64_t panel; (panel = team.take()) < panels;)
-      for (int64_t lane = 0; lane < PANEL && panel * PANEL + lane < w.out; ++lane) {
-        int64_t o = panel * PANEL + lane;
-        for (int64_t r = 0; r < band; ++r) {
-          float total = w.bias ? w.bias[o] : 0.0f;
-          for (int64_t i = 0; i < w.in; ++i) total += rounded[r * w.in + i] * weight_at(w, panel, i, lane);
-          y[(first + r) * y_row + o] = total;
-        }
-      }
+  } else if (rows == 1 && w.kind == BF16) {
+    single<uint16_t>(team, w, x, y);
     team.wait();
+#if WIDTH > 4
+  } else if (w.kind == INT8) {
+    bands<CodeRows<INT8>>(team, w, x, rows, x_row, y, y_row, scratch);
+  } else if (w.kind == INT4) {
+    bands<CodeRows<INT4>>(team, w, x, rows, x_row, y, y_row, scratch);
+#endif
+  } else {
+    bands<FloatRows>(team, w, x, rows, x_row, y, y_row, scratch);
   }
 }
 
