@@ -45,6 +45,7 @@ METHODS = {
     "quantize": "quantisation",
     "convert": "weight conversion",
     "fused": "fused inference",
+    "static": "static export",
     "tensor-parallel": "tensor parallelism",
 }
 """Every method a card may make a claim about, with its name in messages."""

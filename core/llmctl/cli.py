@@ -23,6 +23,7 @@ COMMANDS = {
     "data": ("llmctl.commands.data:group", "Make and inspect training data."),
     "dpo": ("llmctl.commands.dpo:command", "Train a model to prefer the better of two answers."),
     "env": ("llmctl.commands.env:command", "Show versions, threads and other settings of this machine."),
+    "export": ("llmctl.commands.export:command", "Export a model as a program for another machine."),
     "finetune": ("llmctl.commands.finetune:command", "Fine-tune a model on questions and answers."),
     "generate": ("llmctl.commands.generate:command", "Generate text from prompts, a file or a chat."),
     "merge": ("llmctl.commands.merge:command", "Merge an adapter into its base model."),

@@ -29,6 +29,7 @@ COLUMNS = {
     "quantize": "Quantization",
     "convert": "Weight convert",
     "fused": "Fused inference",
+    "static": "Static export",
     "tensor-parallel": "Tensor parallel",
 }
 NOT_YET = "core does not have this method in this release"

@@ -92,6 +92,8 @@ def import_paddle(purpose: str) -> Any:
         MissingDependencyError: It is not installed.
     """
     configure()
+    # Its C++ part writes a line on standard error for every program that it runs.
+    os.environ.setdefault("GLOG_minloglevel", "2")
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return require("paddle", "cpu", purpose)

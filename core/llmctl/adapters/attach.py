@@ -12,6 +12,7 @@ from llmctl.adapters.folder import Opened, open_adapter
 from llmctl.adapters.prefix import Prefix
 from llmctl.checkpoint.model import load_model
 from llmctl.errors import UnsupportedError
+from llmctl.nn.blockwise import round_trip
 from llmctl.nn.replace import replace_layers
 
 
@@ -113,4 +114,24 @@ def adapted_model(opened: Opened, dtype: str = "float32") -> Any:
     if opened.quantised:
         quantise(model, targets.linears(opened.plugin.card, opened.dims), opened.quantised)
     attach(model, opened.adapter.parts)
+    return model
+
+
+def merged_model(opened: Opened, dtype: str = "float32") -> Any:
+    """``adapted_model`` whose low-rank adapter has become part of the weights; virtual tokens stay before the text.
+
+    Args:
+        opened: The adapter.
+        dtype: Type to compute in.
+    """
+    if isinstance(opened.adapter, Prefix):
+        return adapted_model(opened, dtype)
+    model, _, _ = load_model(opened.base, opened.plugin.card.name, dtype)
+    state, parts = model.state_dict(), opened.adapter.parts
+    for path in targets.linears(opened.plugin.card, opened.dims) if opened.quantised else parts:
+        tensor = state[path + ".weight"]
+        weight = tensor.numpy()
+        if opened.quantised:
+            weight = round_trip(weight, opened.quantised)
+        tensor.set_value((parts[path].merged(weight) if path in parts else weight).astype(weight.dtype))
     return model

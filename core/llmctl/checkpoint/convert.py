@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from llmctl import plugins
 from llmctl.card import Dims
 from llmctl.checkpoint import paddle_file, parts
+from llmctl.checkpoint.digest import sha256
 from llmctl.checkpoint.dtypes import FLOATS, STORAGE, widen
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.layout import recognise, renames_for
@@ -102,7 +103,7 @@ def verify(source: Source, progress: Progress | None = None) -> list[str]:
         CheckpointError: A file ends early, or is not the one that the folder's manifest describes.
     """
     for name, row in _manifest(source.folder.path).items():
-        if (file := source.folder.path / name).is_file() and _sha256(file) != row["sha256"]:
+        if (file := source.folder.path / name).is_file() and sha256(file) != row["sha256"]:
             raise CheckpointError(
                 f"{file} is damaged or was changed: its SHA-256 is not that in {MANIFEST}; convert the model again, or "
                 f"remove {MANIFEST} if the change is meant"
@@ -219,7 +220,7 @@ def _write_shard(work: Path, name: str, tensors: Mapping[str, Planned], progress
     if not (note.is_file() and (work / name).is_file()):
         write_file(partial, tensors, progress)
         os.replace(partial, work / name)
-        note.write_text(_sha256(work / name), encoding="ascii")
+        note.write_text(sha256(work / name), encoding="ascii")
     elif progress:
         progress(size)
     return note.read_text(encoding="ascii")
@@ -230,7 +231,7 @@ def _write_rest(source: Source, work: Path, layout: str, dtype: str, made_from: 
     copy_rest(source.folder.path, work, dtype)
     for note in work.glob(".*.sha256"):
         note.unlink()
-    files = {name: {"bytes": (work / name).stat().st_size, "sha256": known or _sha256(work / name)}
+    files = {name: {"bytes": (work / name).stat().st_size, "sha256": known or sha256(work / name)}
              for name, known in hashes.items()}  # fmt: skip
     manifest = {
         "layout": layout,
@@ -279,14 +280,6 @@ def _replace(work: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(work, target)
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def shown(names: Sequence[str], limit: int = 10) -> str:

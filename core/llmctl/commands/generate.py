@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from llmctl.commands.model_source import adapter_options, open_model
 from llmctl.errors import ConfigError, DataError
 from llmctl.infer.sampling import SamplingOptions
 
@@ -16,9 +17,9 @@ SAMPLING = ("temperature", "top_k", "top_p")
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--adapter", type=click.Path(path_type=Path), help="Folder of an adapter to put on MODEL.")
-@click.option("--base", type=click.Path(path_type=Path), help="If MODEL is an adapter: its base, when it was moved.")
-@click.option("--allow-other-base", is_flag=True, help="Put the adapter on a model that it was not trained on.")
+@click.option("--engine", type=click.Choice(["auto", "dynamic", "static"]), default="auto", show_default=True,
+              help="What computes: the layer, or the program in MODEL.")  # fmt: skip
+@adapter_options
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; may be repeated. - reads one from standard input.")
 @click.option("--input", "input_file", type=click.Path(path_type=Path), help="JSON lines with src.")
 @click.option("--output", "output_file", type=click.Path(path_type=Path), help="Where to write the answers to --input.")
@@ -45,9 +46,12 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
     options = _options(given)
     from llmctl import tokenizers
 
-    plugin, dims, folder, adapted = _open(model, given, ctx.obj["family"])
-    tokenizer = tokenizers.load(folder, "none" if given["raw"] else given["chat_template"], plugin.card)
-    tokenizers.check_fits(tokenizer, dims.vocab, folder)
+    if _engine(model, given["engine"]) == "static":
+        card, folder, vocab, load = _program(model, given)
+    else:
+        card, folder, vocab, load = _checkpoint(model, given, ctx.obj["family"])
+    tokenizer = tokenizers.load(folder, "none" if given["raw"] else given["chat_template"], card)
+    tokenizers.check_fits(tokenizer, vocab, folder)
     if tokenizer.chat_template is None and given["system"] is not None:
         raise ConfigError("--system needs a chat template; name one with --chat-template")
     questions, prompts, names = _prompts(given, tokenizer)
@@ -57,11 +61,9 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
     runtime.import_paddle("llmctl generate")
     from llmctl.infer.text import Writer, check_lengths
 
-    layer = _load(model, plugin.card.name, adapted)
-    limit = 0 if getattr(layer, "position_depends_on_length", False) else dims.get("max_positions") or 0
-    limit = max(1, limit - getattr(layer, "virtual_tokens", 0)) if limit else 0
+    loaded, limit = load()
     check_lengths(prompts, options, limit, names)
-    writer = Writer(layer, tokenizer, limit, options, given["stops"], given["batch_size"] or 8, not given["no_cache"])
+    writer = Writer(loaded, tokenizer, limit, options, given["stops"], given["batch_size"] or 8, not given["no_cache"])
     if given["chat"]:
         _chat(writer, given["system"])
     elif questions:
@@ -70,37 +72,52 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
         _show(writer, given["prompts"], prompts, given["stream"])
 
 
-def _open(model: Path, given: dict[str, Any], family: str) -> tuple[Any, Any, Path, Any]:
-    """Family, dims, the folder of the tokenizer, and the adapter with its base if there is one."""
-    from llmctl import plugins
-    from llmctl.adapters.folder import is_adapter, open_adapter, tokenizer_folder
-    from llmctl.checkpoint.hf_config import read_config
+def _engine(model: Path, asked: str) -> str:
+    """The engine that runs a folder.
 
-    folder, base = given["adapter"], model
-    if is_adapter(model):
-        if folder:
-            raise click.UsageError(f"{model} holds an adapter itself; leave out --adapter, or name a model as MODEL")
-        folder, base = model, given["base"]
-    elif given["base"] or (given["allow_other_base"] and not folder):
-        raise click.UsageError(f"--base and --allow-other-base are for adapters; {model} holds none")
-    if folder:
-        opened = open_adapter(folder, base, family, given["allow_other_base"])
-        return opened.plugin, opened.dims, tokenizer_folder(folder, opened.base), opened
-    config = read_config(model)
-    where = str(model / "config.json")
-    plugin = plugins.resolve(family, config, where)
-    return plugin, plugin.card.dims_from_config(config, where), model, None
+    Raises:
+        ConfigError: The one that was asked for cannot.
+    """
+    from llmctl.infer.exported import is_exported
+
+    found = "static" if is_exported(model) else "dynamic"
+    if asked not in ("auto", found):
+        remedy = "leave out --engine" if found == "static" else f"make one: llmctl export {model} --out FOLDER"
+        what = "holds an exported program" if found == "static" else "holds no exported program"
+        raise ConfigError(f"--engine {asked}: {model} {what}; {remedy}")
+    return found
 
 
-def _load(model: Path, family: str, adapted: Any) -> Any:
-    """The layer, with the adapter if there is one."""
-    if adapted:
-        from llmctl.adapters.attach import adapted_model
+def _program(model: Path, given: dict[str, Any]) -> tuple[Any, Path, int, Any]:
+    """As ``_checkpoint``, of an exported program."""
+    from llmctl.infer import exported
 
-        return adapted_model(adapted)
-    from llmctl.checkpoint.model import load_model
+    idle = [option for option, name in (("--adapter", "adapter"), ("--base", "base")) if given[name]]
+    if idle or given["allow_other_base"]:
+        raise ConfigError(
+            f"{model} is an exported program, which takes no adapter; export the model with its adapter instead"
+        )
+    about = exported.read(model)
 
-    return load_model(model, family)[0]
+    def load() -> tuple[Any, int]:
+        from llmctl.infer.static import StaticModel
+
+        return StaticModel(model, about), about.max_positions
+
+    return about.wording, model, about.vocab, load
+
+
+def _checkpoint(model: Path, given: dict[str, Any], family: str) -> tuple[Any, Path, int, Any]:
+    """The card, the folder of the tokenizer, the vocabulary, and what loads the model and gives its longest rows."""
+    source = open_model(model, family, given["adapter"], given["base"], given["allow_other_base"])
+
+    def load() -> tuple[Any, int]:
+        from llmctl.infer.text import longest
+
+        layer = source.layer()
+        return layer, longest(layer, source.dims)
+
+    return source.plugin.card, source.tokenizer_folder, source.dims.vocab, load
 
 
 def _check_sources(given: dict[str, Any]) -> None:

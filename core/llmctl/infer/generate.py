@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import paddle
 
+from llmctl.infer.model import Model, Steps
 from llmctl.infer.request import Generation
 from llmctl.infer.sampling import BrokenLogitsError, SamplingOptions, TokenScore, choose, generator_for, score
-from llmctl.nn.cache import KVCache
 
 OnToken = Callable[[int, int], bool | None]
 """Called with the prompt's place and the new token; True ends the answer."""
@@ -45,9 +44,9 @@ def generate(
     """Answers to prompts, in order.
 
     Args:
-        model: With ``hidden_states`` and ``logits``. A model whose ``position_depends_on_length`` is true is run prompt
-            by prompt without a cache when rows may outgrow its ``stable_length``, as keys of earlier steps do not fit
-            later ones then.
+        model: A layer with ``hidden_states`` and ``logits``, or a ``model.Model``. Where rows may outgrow its
+            ``stable_length``, it is run prompt by prompt without a cache, as keys of earlier steps do not fit later ones
+            then.
         prompts: Token ids, at least one each.
         options: How tokens are chosen.
         end_ids: Tokens that end an answer.
@@ -60,18 +59,26 @@ def generate(
     for row in rows:
         if not row.prompt:
             raise ValueError(f"prompt {row.index} is empty")
-    model.eval()
+    model = as_model(model)
     longest = max((len(prompt) for prompt in prompts), default=0) + options.max_new_tokens
-    changing = getattr(model, "position_depends_on_length", False) and longest > getattr(model, "stable_length", 0)
-    with paddle.no_grad():
-        for group in [[row] for row in rows] if changing else [rows]:
-            batch = _Batch(model, group, options.max_new_tokens, pad_id, use_cache and not changing)
-            while batch.rows:
-                logits_BV = batch.step()
-                for row, logits_V in zip(batch.rows, logits_BV, strict=True):
-                    _extend(row, logits_V, options, end_ids, on_token)
-                batch.keep_unfinished()
+    changing = model.stable_length is not None and longest > model.stable_length
+    for group in [[row] for row in rows] if changing else [rows]:
+        batch = _Batch(model, group, options.max_new_tokens, pad_id, use_cache and not changing)
+        while batch.rows:
+            logits_BV = batch.step()
+            for row, logits_V in zip(batch.rows, logits_BV, strict=True):
+                _extend(row, logits_V, options, end_ids, on_token)
+            batch.keep_unfinished()
     return [Generation(row.ids, row.reason, row.error, row.scores) for row in rows]
+
+
+def as_model(model: Any) -> Model:
+    """A layer as the model of generation; a model as it is."""
+    if hasattr(model, "begin"):
+        return model
+    from llmctl.infer.dynamic import DynamicModel
+
+    return DynamicModel(model)
 
 
 def _extend(
@@ -96,12 +103,12 @@ def _extend(
 
 
 class _Batch:
-    """Rows that are still being answered, with their padding mask and cache."""
+    """Rows that are still being answered, with their padding mask."""
 
-    def __init__(self, model: Any, rows: list[_Row], new: int, pad_id: int, use_cache: bool) -> None:
-        self.model, self.rows, self.pad_id = model, rows, pad_id
+    def __init__(self, model: Model, rows: list[_Row], new: int, pad_id: int, use_cache: bool) -> None:
+        self.rows, self.pad_id = rows, pad_id
         self.longest = max((len(row.prompt) for row in rows), default=0)
-        self.cache = KVCache(self.longest + new) if use_cache else None
+        self.steps: Steps = model.begin(self.longest + new, use_cache)
         self.mask_BS = np.zeros((len(rows), self.longest), np.int64)
         for i, row in enumerate(rows):
             self.mask_BS[i, self.longest - len(row.prompt) :] = 1
@@ -110,10 +117,7 @@ class _Batch:
         """Logits [B, V] of the next token of every row."""
         width = self.longest + len(self.rows[0].ids)
         self.mask_BS = np.pad(self.mask_BS, ((0, 0), (0, width - self.mask_BS.shape[1])), constant_values=1)
-        mask = None if self.mask_BS.all() else paddle.to_tensor(self.mask_BS)
-        ids = paddle.to_tensor(self._unseen(width))
-        hidden_BTD = self.model.hidden_states(ids, mask, None, self.cache)
-        return np.asarray(self.model.logits(hidden_BTD[:, -1]).numpy())
+        return self.steps.step(self._unseen(width), self.mask_BS)
 
     def keep_unfinished(self) -> None:
         """Drops finished rows."""
@@ -122,12 +126,12 @@ class _Batch:
             return
         self.rows = [self.rows[i] for i in kept]
         self.mask_BS = self.mask_BS[kept]
-        if self.cache and kept:
-            self.cache.select(kept)
+        if kept:
+            self.steps.select(kept)
 
     def _unseen(self, width: int) -> np.ndarray:
         """Ids [B, T] that the model has not seen: all of them at first and without a cache, else the last."""
-        if self.cache and self.cache.length:
+        if self.steps.past:
             return np.asarray([[row.ids[-1]] for row in self.rows], np.int64)
         ids_BT = np.full((len(self.rows), width), self.pad_id, np.int64)
         for i, row in enumerate(self.rows):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmctl.card import Dims
 from llmctl.errors import ConfigError
 from llmctl.infer.sampling import SamplingOptions
 from llmctl.tokenizers import Tokenizer
@@ -131,6 +132,12 @@ class Writer:
             reason = "stop" if filters[index].stopped else row.finish_reason
             answers.append(Answer(texts[index], row.ids, reason))
         return answers
+
+
+def longest(layer: Any, dims: Dims) -> int:
+    """Most tokens of prompt and answer that a layer takes; 0 = any number."""
+    limit = 0 if getattr(layer, "position_depends_on_length", False) else int(dims.get("max_positions") or 0)
+    return max(1, limit - getattr(layer, "virtual_tokens", 0)) if limit else 0
 
 
 def check_lengths(

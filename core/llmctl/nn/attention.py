@@ -37,8 +37,8 @@ def attend(
         mask: What each query sees; None = everything.
         dropout: Part of the weights that is left out.
     """
-    operator = None if mask is None or mask.new == 1 or dropout else compiled("attention", q_BTNH, k_BSKH, v_BSKH)
-    if operator is not None:
+    operator = None if mask is None or dropout else compiled("attention", q_BTNH, k_BSKH, v_BSKH)
+    if operator is not None and mask.new != 1:
         slopes, places = mask.penalties(q_BTNH.dtype)
         out_BTNH = operator(
             q_BTNH, k_BSKH, v_BSKH, mask.first_BS, mask.last_BS, mask.past, slopes=slopes, places=places
@@ -59,17 +59,17 @@ def attend_dense(
     """``attend`` with all scores at once; the bias has one batch row or head where it is the same for all."""
     batch, new, heads, width = q_BTNH.shape
     total, groups = k_BSKH.shape[1], k_BSKH.shape[2]
-    q = (q_BTNH * width**-0.5).transpose([0, 2, 1, 3]).reshape([batch, groups, -1, width])
+    q = (q_BTNH * width**-0.5).transpose([0, 2, 1, 3]).reshape([0, groups, -1, width])
     k, v = k_BSKH.transpose([0, 2, 1, 3]), v_BSKH.transpose([0, 2, 1, 3])
-    scores_BNTS = paddle.matmul(q, k, transpose_y=True).reshape([batch, heads, new, total])
+    scores_BNTS = paddle.matmul(q, k, transpose_y=True).reshape([0, heads, -1, 0])
     if bias_BNTS is not None:
         # Broadcasting over an inner axis is many times slower on the CPU than adding tensors of one shape.
         scores_BNTS = scores_BNTS + bias_BNTS.expand([batch, heads, new, total])
-    weights = softmax(scores_BNTS).reshape([batch, groups, -1, total])
+    weights = softmax(scores_BNTS).reshape([0, groups, -1, 0])
     if dropout:
         weights = paddle.nn.functional.dropout(weights, dropout)
-    mixed_BNTH = paddle.matmul(weights, v).reshape([batch, heads, new, width])
-    return mixed_BNTH.transpose([0, 2, 1, 3]).reshape([batch, new, heads * width])
+    mixed_BNTH = paddle.matmul(weights, v).reshape([0, heads, -1, width])
+    return mixed_BNTH.transpose([0, 2, 1, 3]).reshape([0, 0, heads * width])
 
 
 def attend_by_document(
@@ -104,6 +104,11 @@ def softmax(scores: paddle.Tensor) -> paddle.Tensor:
     if scores.dtype in (paddle.float16, paddle.bfloat16):
         return paddle.nn.functional.softmax(scores, axis=-1, dtype="float32").astype(scores.dtype)
     return paddle.nn.functional.softmax(scores, axis=-1)
+
+
+def in_heads(x_BTC: paddle.Tensor, width: int) -> paddle.Tensor:
+    """The last axis cut into heads of a width."""
+    return x_BTC.reshape([0, 0, x_BTC.shape[-1] // width, width])
 
 
 class Attention(paddle.nn.Layer):
@@ -153,9 +158,7 @@ class Attention(paddle.nn.Layer):
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> paddle.Tensor:
-        q, k, v = (
-            project(x_BTD).reshape([0, 0, -1, self.head_dim]) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (in_heads(project(x_BTD), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:

@@ -44,6 +44,11 @@ class KVCache:
         keys, values = self._layers[layer]
         return keys[:, :end], values[:, :end]
 
+    @property
+    def layers(self) -> int:
+        """Number of layers that have written."""
+        return len(self._layers)
+
     def pair(self, layer: int) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Keys and values of a layer's past positions [B, S, K, H]."""
         keys, values = self._layers[layer]

@@ -15,6 +15,7 @@ from llmctl.nn.layout import Layout
 from llmctl.nn.moe import SparseMLP
 from llmctl.nn.prefix import Prefix
 from llmctl.nn.router import load_balance
+from llmctl.nn.sizes import size
 
 
 class CausalLM(paddle.nn.Layer):
@@ -87,7 +88,7 @@ class CausalLM(paddle.nn.Layer):
                 input_ids_BT.shape[0], cache, attention_mask_BS, position_ids_BT
             )
         past = cache.length if cache is not None else 0
-        layout = Layout(input_ids_BT.shape[1], past, attention_mask_BS, position_ids_BT, document_end_BT)
+        layout = Layout(size(input_ids_BT, 1), past, attention_mask_BS, position_ids_BT, document_end_BT)
         return self.decoder(input_ids_BT, layout, cache)
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:

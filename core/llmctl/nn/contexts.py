@@ -16,6 +16,10 @@ from llmctl.fused import Contexts
 from llmctl.nn.cache import KVCache
 from llmctl.nn.layout import Layout, Mask
 from llmctl.nn.position import Angles, Rotary
+from llmctl.nn.sizes import size
+
+FAR = 2**40
+"""A position that no token has."""
 
 
 class ContextView:
@@ -36,20 +40,36 @@ class ContextView:
         self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None, dtype: str
     ) -> tuple[list[Angles], Mask | None]:
         """Angles of the first and of the second position, and the mask."""
-        if cache is not None and cache.rows:
-            place_BT, first_BT = layout.position_BT - cache.rows["base"], None
-            context_BT, masked_BT = cache.rows["context"], cache.rows["masked"]
-        else:
-            arrays = (values.numpy() for values in (input_ids_BT, layout.position_BT, layout.real_BT))
-            found = find_contexts(*np.broadcast_arrays(*arrays), self._contexts)
-            place_BT, context_BT, masked_BT, first_BT = map(paddle.to_tensor, found)
-            if cache is not None:
-                base = layout.position_BT[:, -1:] - place_BT[:, -1:]
-                cache.rows = {"base": base, "context": context_BT[:, -1:], "masked": masked_BT[:, -1:]}
+        find = self._found if paddle.in_dynamic_mode() else self._traced
+        place_BT, context_BT, masked_BT, first_BT = find(input_ids_BT, layout, cache)
         beyond_BT = place_BT - context_BT + 1
         first_position_BT = paddle.where(beyond_BT > 0, masked_BT.expand_as(beyond_BT), place_BT)
         angles = [self._rotary(position, dtype) for position in (first_position_BT, beyond_BT.clip(min=0))]
         return angles, layout.mask(first_BT=first_BT)
+
+    def _found(self, input_ids_BT: paddle.Tensor, layout: Layout, cache: Any) -> tuple[Any, ...]:
+        """Of every token its place, the place of the end token, that of the mark, and the first column that sees it."""
+        if cache is not None and cache.rows:
+            return layout.position_BT - cache.rows["base"], cache.rows["context"], cache.rows["masked"], None
+        arrays = (values.numpy() for values in (input_ids_BT, layout.position_BT, layout.real_BT))
+        found = find_contexts(*np.broadcast_arrays(*arrays), self._contexts)
+        place_BT, context_BT, masked_BT, first_BT = map(paddle.to_tensor, found)
+        if cache is not None:
+            base = layout.position_BT[:, -1:] - place_BT[:, -1:]
+            cache.rows = {"base": base, "context": context_BT[:, -1:], "masked": masked_BT[:, -1:]}
+        return place_BT, context_BT, masked_BT, first_BT
+
+    def _traced(self, input_ids_BT: paddle.Tensor, layout: Layout, cache: Any) -> tuple[Any, ...]:
+        """The same in a program, whose cache holds -1 for what is not known before the first tokens have been seen."""
+        base_B1, context_B1, masked_B1, first_BT = find_context(
+            input_ids_BT, layout.position_BT, layout.real_BT, self._contexts
+        )
+        known_B1 = cache.rows["context"] >= 0
+        found = {"base": base_B1, "context": context_B1, "masked": masked_B1}
+        cache.rows = {name: paddle.where(known_B1, cache.rows[name], value) for name, value in found.items()}
+        own_T = paddle.arange(size(input_ids_BT, 1), dtype="int64")
+        rows = (cache.rows[name] for name in ("context", "masked"))
+        return layout.position_BT - cache.rows["base"], *rows, paddle.where(known_B1, own_T, first_BT)
 
 
 def find_contexts(ids_BT: Any, position_BT: Any, real_BT: Any, contexts: Contexts) -> tuple[Any, Any, Any, Any]:
@@ -91,3 +111,32 @@ def _context(ids: list[int], contexts: Contexts, row: int) -> tuple[int, int]:
             f"{contexts.marks[0]} {contexts.end}"
         )
     return len(context), context.index(marks[0])
+
+
+def find_context(
+    ids_BT: paddle.Tensor, position_BT: paddle.Tensor, real_BT: paddle.Tensor, contexts: Contexts
+) -> tuple[paddle.Tensor, ...]:
+    """``find_contexts`` for rows that are one document each, as operators that a program can hold.
+
+    Returns:
+        The position of the first token, the place of the end token and that of the mark [B, 1], the last two -1 where the
+        tokens are missing; and the first column that sees each token [B, T].
+    """
+    column_BT = paddle.zeros_like(position_BT) + paddle.arange(size(position_BT, 1), dtype="int64")
+
+    def earliest(value_BT: paddle.Tensor, seen_BT: paddle.Tensor) -> paddle.Tensor:
+        return paddle.where(seen_BT, value_BT, paddle.full_like(value_BT, FAR)).min(axis=1, keepdim=True)
+
+    base_B1 = earliest(position_BT, real_BT)
+    end_B1 = earliest(position_BT, paddle.logical_and(real_BT, ids_BT == contexts.end))
+    context_BT = paddle.logical_and(real_BT, position_BT < end_B1)
+    mark_B1 = paddle.full_like(base_B1, FAR)
+    for mark in reversed(contexts.marks):
+        found_B1 = earliest(position_BT, paddle.logical_and(context_BT, ids_BT == mark))
+        mark_B1 = paddle.where(found_B1 < FAR, found_B1, mark_B1)
+    whole_B1 = paddle.logical_and(end_B1 < FAR, mark_B1 < FAR)
+    length_B1, place_B1 = (
+        paddle.where(whole_B1, at_B1 - base_B1, paddle.full_like(base_B1, -1)) for at_B1 in (end_B1, mark_B1)
+    )
+    first_BT = paddle.where(context_BT, earliest(column_BT, real_BT).expand_as(column_BT), column_BT)
+    return base_B1, length_B1, place_B1, first_BT

@@ -11,6 +11,7 @@ from paddle.nn.initializer import Normal
 
 from llmctl.nn.cache import KVCache
 from llmctl.nn.layout import Layout, Mask
+from llmctl.nn.sizes import size
 
 View = Callable[[paddle.Tensor, Layout, KVCache | None, str], tuple[Any, Mask | None]]
 
@@ -28,7 +29,7 @@ def run_layers(
     cache: KVCache | None,
 ) -> paddle.Tensor:
     """x through the blocks in order; counts the new positions of the cache."""
-    new = x_BTD.shape[1]
+    new = size(x_BTD, 1)
     for index, layer in enumerate(layers):
         x_BTD = layer(x_BTD, angles, mask, cache, index)
     if cache is not None:

@@ -14,6 +14,7 @@ import paddle
 
 from llmctl.errors import UnsupportedError
 from llmctl.nn.position import positions
+from llmctl.nn.sizes import common, size
 
 
 class Mask:
@@ -39,10 +40,10 @@ class Mask:
     ) -> None:
         self.slopes, self.place_BS, self.packed = tuple(slopes), place_BS, packed
         # Both bounds are of one shape, as compiled operators take them.
-        rows = max(first_BS.shape[0], last_BS.shape[0])
+        rows = common(first_BS.shape[0], last_BS.shape[0])
         self.first_BS, self.last_BS = (m.expand([rows, m.shape[1]]) for m in (first_BS, last_BS))
         self.new = new
-        self.past = first_BS.shape[1] - new
+        self.past = size(first_BS, 1) - new
         self._bias: dict[str, paddle.Tensor] = {}
         self._penalties: tuple[paddle.Tensor, paddle.Tensor] | None = None
 
@@ -77,7 +78,7 @@ class Mask:
         place_BS = self.place_BS if self.place_BS.shape[0] == 1 else self.place_BS[batch]
         slope_N11 = paddle.to_tensor(self.slopes, dtype=dtype).reshape([1, -1, 1, 1])
         penalty_BN1S = slope_N11 * place_BS[:, columns].astype(dtype).unsqueeze([1, 2])
-        count = max(bias.shape[0], penalty_BN1S.shape[0])
+        count = common(bias.shape[0], penalty_BN1S.shape[0])
         shape = [count, len(self.slopes), bias.shape[2], bias.shape[3]]
         return penalty_BN1S.expand(shape) + bias.expand(shape)
 
@@ -107,7 +108,7 @@ class Layout:
         end_BT: paddle.Tensor | None = None,
     ) -> None:
         total = past + new
-        if real_BS is not None and real_BS.shape[1] != total:
+        if real_BS is not None and paddle.in_dynamic_mode() and real_BS.shape[1] != total:
             raise ValueError(f"attention_mask has {real_BS.shape[1]} columns for {past} past and {new} new positions")
         if end_BT is not None and position_BT is None:
             raise ValueError("documents packed into a row need position ids")
@@ -152,8 +153,9 @@ class Layout:
         Raises:
             UnsupportedError: Packed documents reach further than a window from past tokens, which one interval cannot say.
         """
-        windowed = window is not None and self.total > window
-        alike = self.new == 1 and not windowed and self.real_BS is None and not self.packed
+        # How long the rows of a program are is known only when it runs.
+        windowed = window is not None and (not paddle.in_dynamic_mode() or self.total > window)
+        alike = self.real_BS is None and not windowed and not self.packed and self.new == 1
         if alike and not slopes and first_BT is None:
             return None
         column_S = paddle.arange(self.total, dtype="int32").unsqueeze(0)
@@ -169,8 +171,9 @@ class Layout:
     def _first(self, column_S: paddle.Tensor, first_BT: paddle.Tensor | None) -> paddle.Tensor:
         if first_BT is None:
             return column_S
-        before_BS = column_S[:, : self.past].expand([first_BT.shape[0], self.past])
-        return paddle.concat([before_BS, first_BT.astype("int32") + self.past], axis=1)
+        first_BT = first_BT.astype("int32")
+        before_BS = column_S[:, : self.past] + paddle.zeros_like(first_BT[:, :1])
+        return paddle.concat([before_BS, first_BT + self.past], axis=1)
 
     def _left(self, column_S: paddle.Tensor, window: int) -> paddle.Tensor:
         """First row that a key has left the window of [B or 1, S]."""

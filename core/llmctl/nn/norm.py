@@ -47,7 +47,7 @@ def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tens
     if fused is not None:
         return fused(x, weight, eps)
     wide = x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x
-    if wide is not x:
+    if wide is not x or not paddle.in_dynamic_mode():
         return _unit(wide, eps)[0].astype(x.dtype) * weight
     return _RMSNorm.apply(x, weight, eps)
 

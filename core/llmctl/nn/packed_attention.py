@@ -10,7 +10,7 @@ from typing import Any
 
 import paddle
 
-from llmctl.nn.attention import attend
+from llmctl.nn.attention import attend, in_heads
 from llmctl.nn.cache import KVCache
 from llmctl.nn.layout import Mask
 from llmctl.nn.linear import Linear
@@ -21,12 +21,12 @@ Turn = Callable[[paddle.Tensor, paddle.Tensor, Any], tuple[paddle.Tensor, paddle
 
 def blocks(packed_BTC: paddle.Tensor, head_dim: int) -> tuple[paddle.Tensor, ...]:
     """``3*heads*head_dim``: all queries, then all keys, then all values."""
-    return tuple(part.reshape([0, 0, -1, head_dim]) for part in paddle.split(packed_BTC, 3, axis=-1))
+    return tuple(in_heads(part, head_dim) for part in paddle.split(packed_BTC, 3, axis=-1))
 
 
 def interleaved(packed_BTC: paddle.Tensor, head_dim: int) -> tuple[paddle.Tensor, ...]:
     """``heads*3*head_dim``: query, key and value of a head side by side."""
-    return tuple(paddle.split(packed_BTC.reshape([0, 0, -1, 3 * head_dim]), 3, axis=-1))
+    return tuple(paddle.split(in_heads(packed_BTC, 3 * head_dim), 3, axis=-1))
 
 
 def grouped(groups: int) -> Unpack:
@@ -36,7 +36,7 @@ def grouped(groups: int) -> Unpack:
     """
 
     def unpack(packed_BTC: paddle.Tensor, head_dim: int) -> tuple[paddle.Tensor, ...]:
-        heads = packed_BTC.reshape([0, 0, -1, head_dim])
+        heads = in_heads(packed_BTC, head_dim)
         kv_heads = max(1, heads.shape[2] // (groups + 2))
         return tuple(paddle.split(heads, [heads.shape[2] - 2 * kv_heads, kv_heads, kv_heads], axis=2))
 

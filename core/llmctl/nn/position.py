@@ -52,7 +52,8 @@ class Rotary:
     def __call__(self, position_BT: paddle.Tensor, dtype: str) -> tuple[paddle.Tensor, paddle.Tensor]:
         """cos_BT1H and sin_BT1H, computed in float32, or in float64 if ``dtype`` is."""
         precision = "float64" if dtype in ("float64", paddle.float64) else "float32"
-        length = int(position_BT.max()) + 1 if self.by_length else 0
+        # A program holds the frequencies of the trained length.
+        length = int(position_BT.max()) + 1 if self.by_length and paddle.in_dynamic_mode() else 0
         frequency_H = paddle.to_tensor(self.frequencies(length), dtype=precision)
         angle_BTH = position_BT.astype(precision).unsqueeze(-1) * frequency_H
         angle_BT1H = paddle.concat([angle_BTH, angle_BTH], axis=-1).unsqueeze(2)
@@ -79,7 +80,7 @@ def turn_first_halves(q_BTNH: paddle.Tensor, k_BTKH: paddle.Tensor, angles: Angl
 
     def turned(x_BTNH: paddle.Tensor) -> paddle.Tensor:
         first, rest = paddle.split(x_BTNH, 2, axis=-1)
-        pairs = first.reshape([*first.shape[:3], -1, 2])
+        pairs = first.reshape([0, 0, 0, first.shape[-1] // 2, 2])
         apart = paddle.concat([pairs[..., 0], pairs[..., 1]], axis=-1)
         return paddle.concat([rotate(apart, *angles), rest], axis=-1)
 

@@ -24,11 +24,14 @@ from llmctl.testing.evidence import EXACT, KEY_BIAS, proves
 from llmctl.testing.preferences import PreferenceConformance
 from llmctl.testing.prefixes import PrefixConformance
 from llmctl.testing.purity import heavy_imports
+from llmctl.testing.static import StaticConformance
 from llmctl.testing.tensor_parallel import TensorParallelConformance
 from llmctl.testing.tiny import descend, random_model, tiny_dims
 
 
-class FamilyConformance(AdapterConformance, PreferenceConformance, PrefixConformance, TensorParallelConformance):
+class FamilyConformance(
+    AdapterConformance, PreferenceConformance, PrefixConformance, StaticConformance, TensorParallelConformance
+):
     """Inherit, set ``family``, and pytest does the rest.
 
     Attributes:

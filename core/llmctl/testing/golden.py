@@ -45,6 +45,37 @@ def check_all(folder: Path, family: str = "auto") -> None:
         raise AssertionError(f"{folder.name}: {error}") from None
 
 
+def check_static(folder: Path, family: str, target: Path) -> None:
+    """As ``check_all`` for the logits and tokens of the model as an exported program, made in ``target``.
+
+    A recording that is longer than the program takes, as its positions depend on the length, is passed over.
+
+    Raises:
+        AssertionError: Something differs; the message says where, what and by how much.
+    """
+    from llmctl.checkpoint.model import load_model
+    from llmctl.infer.export import export
+    from llmctl.infer.static import StaticModel
+
+    golden = read(folder)
+    model, dims, plugin = load_model(folder, family)
+    single = golden["input_ids_single"]
+    about = export(model, plugin, dims, single.tolist(), target, folder)
+    if getattr(model, "position_depends_on_length", False) and golden["greedy_ids"].shape[1] > about.max_positions:
+        return
+    static = StaticModel(target)
+    found = static.logits(single, np.ones_like(single))
+    try:
+        _near("logits of a single row", found, golden["logits_single"])
+        if "logits" in golden:
+            real = golden["attention_mask"] == 1
+            logits = static.logits(golden["input_ids"], golden["attention_mask"])
+            _near("logits of a left-padded batch", logits[real], golden["logits"][real])
+        check_greedy(static, golden)
+    except AssertionError as error:
+        raise AssertionError(f"{folder.name} as a program: {error}") from None
+
+
 def read(folder: Path) -> dict[str, Any]:
     """The arrays of a golden.
 

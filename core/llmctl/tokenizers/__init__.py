@@ -17,13 +17,14 @@ from llmctl.tokenizers.facts import TokenFacts
 
 if TYPE_CHECKING:
     from llmctl.card import Family
+    from llmctl.tokenizers.facts import Wording
 
 __all__ = ["DecodeStream", "TokenFacts", "Tokenizer", "check_fits", "load"]
 
 JSON, RANKS, VOCABULARY, MERGES = "tokenizer.json", "*.tiktoken", "vocab.json", "merges.txt"
 
 
-def load(folder: Path, chat_template: str = "auto", card: Family | None = None) -> Tokenizer:
+def load(folder: Path, chat_template: str = "auto", card: Family | Wording | None = None) -> Tokenizer:
     """The tokenizer of a model folder.
 
     Args:

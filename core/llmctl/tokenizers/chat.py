@@ -21,6 +21,7 @@ from llmctl.tokenizers.special import CONFIG, TEMPLATE_KEY, read_json, write_jso
 
 if TYPE_CHECKING:
     from llmctl.card import Family
+    from llmctl.tokenizers.facts import Wording
 
 JINJA_FILE, JSON_FILE = "chat_template.jinja", "chat_template.json"
 MARK = "\ue0f2"
@@ -192,7 +193,9 @@ class TurnTemplate(ChatTemplate):
         write_json(folder / JSON_FILE, self._content)
 
 
-def load_template(choice: str, folder: Path, tokenizer: Tokenizer, card: Family | None = None) -> ChatTemplate | None:
+def load_template(
+    choice: str, folder: Path, tokenizer: Tokenizer, card: Family | Wording | None = None
+) -> ChatTemplate | None:
     """The chat template to use with a model.
 
     Args:
@@ -218,7 +221,7 @@ def load_template(choice: str, folder: Path, tokenizer: Tokenizer, card: Family 
     return found
 
 
-def _from_card(card: Family | None, tokenizer: Tokenizer) -> ChatTemplate:
+def _from_card(card: Family | Wording | None, tokenizer: Tokenizer) -> ChatTemplate:
     if card is None or not card.chat_template:
         name = card.name if card else "no family"
         raise TokenizerError(

@@ -47,6 +47,17 @@ class TokenFacts:
     written: tuple[tuple[str, str], ...] = ()
     paddlenlp: str = ""
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TokenFacts:
+        """Facts as ``dataclasses.asdict`` and JSON leave them.
+
+        Raises:
+            TypeError: There is a name that is no fact.
+        """
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        written = tuple((str(text), str(piece)) for text, piece in values.pop("written", ()))
+        return cls(**values, written=written)
+
     def names_after(self, folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
         """The names whose ids follow those of the file, for this folder.
 
@@ -60,6 +71,21 @@ class TokenFacts:
         own = {key: value for key, value in config.items() if key != "chat_template"}
         texts = [json.dumps(own, ensure_ascii=False), *(path.read_text("utf-8", "replace") for path in paths)]
         return (*self.appended, *(name for name in self.optional if any(name in text for text in texts)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """What a tokenizer and its chat template take from a card, for folders that are used without the plugin.
+
+    Attributes:
+        name: The family's name.
+        tokens: What tokenizer files leave to the family's code.
+        chat_template: The family's own format, or None.
+    """
+
+    name: str
+    tokens: TokenFacts
+    chat_template: str | None
 
 
 def template(card_file: str, name: str) -> str:

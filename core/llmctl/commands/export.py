@@ -1,0 +1,65 @@
+"""``llmctl export``: a model as a program that needs neither the plugin nor a compiler, compared before it is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from llmctl.commands.model_source import adapter_options, open_model
+from llmctl.errors import ConfigError
+
+TEXTS = (
+    "The quick brown fox jumps over the lazy dog.",
+    "1, 2, 3",
+    "What is left of a long text after its first half has been read, and what of a short one?",
+)
+"""What program and layer are asked before a program is kept."""
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--engine", type=click.Choice(["static"]), default="static", show_default=True, help="What will run it.")
+@click.option("--out", "target", required=True, type=click.Path(path_type=Path), help="The folder to make.")
+@click.option("--overwrite", is_flag=True, help="Replace a folder that holds something.")
+@adapter_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    model: Path,
+    engine: str,
+    target: Path,
+    overwrite: bool,
+    adapter: Path | None,
+    base: Path | None,
+    allow_other_base: bool,
+) -> None:
+    """Export the model in the folder MODEL, or an adapter with its base, for one of the engines of llmctl generate."""
+    if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
+        raise ConfigError(f"--out {target} exists already; choose another folder, or add --overwrite")
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"--out {target} is a file; name a folder")
+    from llmctl import tokenizers
+    from llmctl.data.encoding import prompt_ids
+    from llmctl.tokenizers.chat import Conversation
+
+    source = open_model(model, ctx.obj["family"], adapter, base, allow_other_base)
+    for part in (source.folder, model, adapter):
+        if part is not None and target.resolve() == part.resolve():
+            raise ConfigError(f"--out {target} is the model itself; choose another folder")
+    tokenizer = tokenizers.load(source.tokenizer_folder, card=source.plugin.card)
+    tokenizers.check_fits(tokenizer, source.dims.vocab, source.tokenizer_folder)
+    prompts = [prompt_ids(tokenizer, Conversation(((text, None),), None)) for text in TEXTS]
+
+    from llmctl import runtime
+
+    runtime.import_paddle("llmctl export")
+    from llmctl.infer.export import TOLERANCE, export
+
+    about = export(
+        source.layer(merged=True), source.plugin, source.dims, prompts, target, source.folder, tokenizer, overwrite
+    )
+    limit = f", up to {about.max_positions} tokens" if about.max_positions else ""
+    click.echo(f"compared on {len(prompts)} prompts: logits differ by {about.difference:.2g} of the largest at most; "
+               f"{TOLERANCE:g} is allowed")  # fmt: skip
+    click.echo(f"{target} written: a static program of {about.family}{limit}")

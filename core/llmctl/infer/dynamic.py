@@ -1,0 +1,54 @@
+"""The layer itself as the model of generation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import paddle
+
+from llmctl.nn.cache import KVCache
+
+
+class DynamicModel:
+    """A layer with ``hidden_states`` and ``logits``, set to evaluation.
+
+    Args:
+        layer: The layer.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        layer.eval()
+        self.layer = layer
+        changing = getattr(layer, "position_depends_on_length", False)
+        self.stable_length: int | None = getattr(layer, "stable_length", 0) if changing else None
+
+    def begin(self, columns: int, use_cache: bool = True) -> DynamicSteps:
+        """A batch of new rows."""
+        return DynamicSteps(self.layer, KVCache(columns) if use_cache else None)
+
+
+class DynamicSteps:
+    """Rows that the layer answers.
+
+    Args:
+        layer: The layer.
+        cache: Of keys and values; None = every step begins from nothing.
+    """
+
+    def __init__(self, layer: Any, cache: KVCache | None) -> None:
+        self.layer, self.cache, self.past = layer, cache, 0
+
+    @paddle.no_grad()
+    def step(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
+        """Logits [B, V] after the last column."""
+        mask = None if mask_BS.all() else paddle.to_tensor(mask_BS)
+        hidden_BTD = self.layer.hidden_states(paddle.to_tensor(ids_BT), mask, None, self.cache)
+        if self.cache is not None:
+            self.past += ids_BT.shape[1]
+        return np.asarray(self.layer.logits(hidden_BTD[:, -1]).numpy())
+
+    def select(self, rows: list[int]) -> None:
+        """Keeps these rows."""
+        if self.cache is not None:
+            self.cache.select(rows)

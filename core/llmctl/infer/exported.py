@@ -1,0 +1,100 @@
+"""What stands in ``export.json`` of an exported folder: all that running a program needs to know beside its tensors.
+
+Nothing of the family's plugin is asked for again. No paddle here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmctl.checkpoint.digest import sha256
+from llmctl.errors import CheckpointError
+from llmctl.tokenizers.facts import TokenFacts, Wording
+
+NAME = "export.json"
+FORMAT = 1
+STATIC = "static"
+HASHED = 256_000_000
+"""Files of up to so many bytes are hashed each time they are used; of larger ones the size is compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An exported model.
+
+    Attributes:
+        family: Name of the family that it was made with.
+        vocab: Number of logits.
+        max_positions: Most tokens of prompt and answer; 0 = no limit.
+        virtual_tokens: Positions before every sequence whose keys and values are in ``prefix.npy``.
+        rows: Names of what the model keeps for each sequence.
+        heads: Key-value heads and their width, of each layer.
+        dtype: Of keys and values.
+        wording: What tokenizer and chat template need to know of the family.
+        difference: Largest difference of its logits from the layer's, when it was made.
+        versions: Versions of llmctl, of the plugin and of paddle.
+        files: Bytes and SHA-256 of the other files of the program.
+    """
+
+    family: str
+    vocab: int
+    max_positions: int
+    virtual_tokens: int
+    rows: tuple[str, ...]
+    heads: tuple[tuple[int, int], ...]
+    dtype: str
+    wording: Wording
+    difference: float
+    versions: Mapping[str, str]
+    files: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder holds an exported program."""
+    return (folder / NAME).is_file()
+
+
+def write(folder: Path, exported: Exported) -> None:
+    """Writes ``export.json`` into a folder."""
+    content = {"format": FORMAT, "engine": STATIC, **asdict(exported)}
+    (folder / NAME).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> Exported:
+    """What a folder's ``export.json`` says, after a look at its files.
+
+    Raises:
+        CheckpointError: It cannot be read, is of another format, or a file is absent or another one than was written.
+    """
+    path = folder / NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if (content.pop("format"), content.pop("engine")) != (FORMAT, STATIC):
+            raise CheckpointError(f"{path} was written by another release of llmctl; export the model anew")
+        wording = dict(content.pop("wording"))
+        tokens = TokenFacts.from_json(wording.pop("tokens"))
+        heads = tuple((int(count), int(width)) for count, width in content.pop("heads"))
+        rows = tuple(content.pop("rows"))
+        found = Exported(wording=Wording(tokens=tokens, **wording), heads=heads, rows=rows, **content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not what llmctl export writes: {error}; export the model anew") from None
+    _check(folder, found.files)
+    return found
+
+
+def listed(folder: Path) -> dict[str, tuple[int, str]]:
+    """Bytes and SHA-256 of a folder's files."""
+    return {file.name: (file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
+
+
+def _check(folder: Path, files: Mapping[str, Sequence[Any]]) -> None:
+    for name, (size, digest) in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{folder} has no {name}, which belongs to the program; export the model anew")
+        if file.stat().st_size != size or (size <= HASHED and sha256(file) != digest):
+            raise CheckpointError(f"{file} is damaged: it is not what was written; export the model anew")

@@ -1,0 +1,188 @@
+"""``llmctl export`` and ``llmctl generate`` on what it writes, in this process."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from llmctl import plugins, tokenizers
+from llmctl.cli import main
+from llmctl.errors import DataError, UnsupportedError
+
+STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter" / "model"
+ASK = ["--prompt", "Deny this: Tom has a red kite.", "--max-new-tokens", "12", "--no-stream"]
+
+
+def llmctl(*words, code=0):
+    """Standard output and error of a command."""
+    with CliRunner().isolation() as streams, pytest.raises(SystemExit) as stopped:
+        main(list(map(str, words)))
+    out, err = (stream.getvalue().decode() for stream in streams[:2])
+    assert stopped.value.code == code and "Traceback" not in err, out + err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "program"
+    out, _ = llmctl("export", STARTER, "--out", folder)
+    assert "compared on 3 prompts: logits differ by" in out and "up to 512 tokens" in out
+    return folder
+
+
+def test_a_program_answers_as_its_model_and_asks_for_no_plugin(program, tmp_path, monkeypatch):
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"src": "Ask about this: {n} kites."}}\n' for n in ("Two", "3 old")))
+    file = ["--input", tmp_path / "in.jsonl", "--max-new-tokens", "8", "--sample", "--seed", "4"]
+    expected = [llmctl("generate", STARTER, *words) for words in (ASK, file)]
+
+    def nothing():
+        raise AssertionError("a plugin was looked for")
+
+    monkeypatch.setattr(plugins, "installed", nothing)
+    assert [llmctl("generate", program, *words) for words in (ASK, file)] == expected
+    assert llmctl("generate", program, "--engine", "static", *ASK)[0] == expected[0][0]
+    assert {path.name for path in program.iterdir()} == {
+        "config.json", "export.json", "generation_config.json", "program.json", "program.pdiparams", "tokenizer.json",
+        "tokenizer_config.json",
+    }  # fmt: skip
+
+
+def test_the_familys_chat_format_is_in_the_folder(program, monkeypatch):
+    expected = tokenizers.load(STARTER, "family", plugins.load("llama").card)
+    monkeypatch.setattr(plugins, "installed", lambda: [])
+    from llmctl.infer import exported
+    from llmctl.tokenizers.chat import Conversation
+
+    found = tokenizers.load(program, "family", exported.read(program).wording)
+    talk = Conversation((("Hello", None),), "Be brief.")
+    assert found.chat_template.prompt(talk) == expected.chat_template.prompt(talk)
+
+
+@pytest.mark.parametrize("name", [found.name for found in plugins.installed()])
+def test_what_a_tokenizer_needs_of_a_card_survives_the_file(name):
+    from llmctl.infer.export import wording
+    from llmctl.tokenizers.facts import TokenFacts
+
+    facts = plugins.load(name).card.tokens
+    stored = json.loads(json.dumps(vars(wording(plugins.load(name)))["tokens"].__dict__))
+    assert TokenFacts.from_json(stored) == facts
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["generate", "program", "--prompt", "a", "--engine", "dynamic"], "holds an exported program"),
+        (["generate", "model", "--prompt", "a", "--engine", "static"], "make one: llmctl export model --out FOLDER"),
+        (["generate", "program", "--prompt", "a", "--adapter", "model"], "takes no adapter"),
+        (["generate", "program", "--prompt", "a", "--max-new-tokens", "600"], "over the 512 positions"),
+        (["export", "model"], "Missing option '--out'"),
+        (["export", "model", "--out", "program"], "exists already; choose another folder, or add --overwrite"),
+        (["export", "model", "--out", "model", "--overwrite"], "is the model itself"),
+        (["export", "program/export.json", "--out", "new"], "is not a folder"),
+        (["export", "model", "--out", "program/export.json", "--overwrite"], "is a file"),
+        (["export", "model", "--out", "new", "--base", "model"], "are for adapters"),
+    ],
+)
+def test_mistakes_are_refused_and_nothing_is_written(program, tmp_path, monkeypatch, words, part):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(STARTER)
+    (tmp_path / "program").symlink_to(program)
+    before = sorted(path.name for path in program.iterdir())
+    assert part in llmctl(*words, code=2)[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "program"]
+    assert sorted(path.name for path in program.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "part"),
+    [
+        ("program.pdiparams", lambda data: data[:-4] + b"\1\2\3\4", "is damaged"),
+        ("program.pdiparams", lambda data: None, "has no program.pdiparams"),
+        ("export.json", lambda data: data[:99], "is not what llmctl export writes"),
+        ("export.json", lambda data: data.replace(b'"format": 1', b'"format": 9'), "written by another release"),
+    ],
+)
+def test_a_damaged_program_is_refused(program, tmp_path, name, change, part):
+    shutil.copytree(program, tmp_path / "p")
+    changed = change((tmp_path / "p" / name).read_bytes())
+    (tmp_path / "p" / name).unlink() if changed is None else (tmp_path / "p" / name).write_bytes(changed)
+    assert part in llmctl("generate", tmp_path / "p", *ASK, code=2)[1]
+
+
+def test_a_program_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
+    from llmctl.infer import export
+
+    original = export.StaticModel.logits
+    monkeypatch.setattr(export.StaticModel, "logits", lambda self, *given: original(self, *given) + 0.5)
+    err = llmctl("export", STARTER, "--out", tmp_path / "p", code=2)[1]
+    assert "the program does not compute what the model does" in err and not list(tmp_path.iterdir())
+
+
+def test_code_that_reads_values_cannot_be_a_program(tmp_path):
+    import paddle
+
+    from llmctl.infer import trace
+    from llmctl.nn.causal_lm import CausalLM
+    from llmctl.testing.tiny import random_model, tiny_dims
+
+    plugin = plugins.load("llama")
+    model = random_model(plugin, tiny_dims(plugin.card))
+    signature = trace.signature_of(model, [3, 4, 5])
+
+    class Reads(CausalLM):
+        def hidden_states(self, ids, *rest):
+            return super().hidden_states(ids * int(paddle.to_tensor(ids.numpy().max())), *rest)
+
+    model.__class__ = Reads
+    with pytest.raises(UnsupportedError, match="Reads cannot be a program"):
+        trace.save(model, signature, tmp_path)
+
+
+def test_a_prompt_without_the_tokens_of_its_context_is_refused(tmp_path):
+    from llmctl.infer.export import export
+    from llmctl.infer.generate import generate
+    from llmctl.infer.sampling import SamplingOptions
+    from llmctl.infer.static import StaticModel
+    from llmctl.testing.tiny import random_model, tiny_dims
+
+    plugin = plugins.load("chatglm")
+    dims = tiny_dims(plugin.card, {"bos": 90, "gmask": 91, "mask": 92})
+    export(random_model(plugin, dims), plugin, dims, [[5, 91, 90], [6, 5, 92, 90, 7]], tmp_path / "p")
+    with pytest.raises(DataError, match="prompt 2 lacks the special tokens by which the model finds its context"):
+        generate(StaticModel(tmp_path / "p"), [[5, 91, 90], [5, 6]], SamplingOptions(max_new_tokens=2), [], 0)
+
+
+def test_an_adapter_is_merged_into_the_program(tmp_path):
+    from llmctl.adapters import base as bases
+    from llmctl.adapters import folder as folders
+    from llmctl.adapters import targets
+    from llmctl.adapters.adapter import Adapter, Part
+    from llmctl.adapters.attach import load_adapted
+    from llmctl.infer.static import StaticModel
+    from llmctl.nn.blockwise import CODES
+
+    plugin, rng = plugins.load("llama"), np.random.default_rng(0)
+    dims = plugin.card.dims_from_config(json.loads((STARTER / "config.json").read_text()))
+    shapes = {tensor.name: tensor.shape for tensor in plugin.card.expand(dims)}
+    parts = {
+        path: Part(rng.normal(0, 0.1, (shapes[path + ".weight"][0], 2)).astype("float32"),
+                   rng.normal(0, 0.1, (2, shapes[path + ".weight"][1])).astype("float32"), 1.5)
+        for path in list(targets.linears(plugin.card, dims))[3:]
+    }  # fmt: skip
+    for code in ("", sorted(CODES)[0]):
+        record = {"base": bases.record(STARTER, plugin, dims), **({"quantised": code} if code else {})}
+        (tmp_path / f"adapter{code}").mkdir()
+        folders.write(tmp_path / f"adapter{code}", Adapter(parts, base=str(STARTER), record=record), plugin, dims)
+        llmctl("export", tmp_path / f"adapter{code}", "--out", tmp_path / f"p{code}")
+        import paddle
+
+        model, _ = load_adapted(tmp_path / f"adapter{code}")
+        model.eval()
+        ids = np.array([[5, 9, 30, 200, 7]])
+        with paddle.no_grad():
+            expected = model(paddle.to_tensor(ids)).numpy()
+        found = StaticModel(tmp_path / f"p{code}").logits(ids, np.ones_like(ids))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
