@@ -147,12 +147,13 @@ def test_rows_of_zeros_and_no_rows_at_all(level, kind):
     assert product(np.zeros((0, 40), np.float32), packed, bias).shape == (0, 20)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_a_row_gives_the_same_alone_and_among_others(level, kind):
-    packed, x = pack(drawn(700, 90), kind, 64), drawn(30, 700, seed=1)
-    together = product(x, packed)
-    for rows in (1, 2, 7):
-        np.testing.assert_array_equal(product(x[:rows], packed), together[:rows])
+@pytest.mark.parametrize(("kind", "group"), [("float32", 0), ("bfloat16", 0), ("int8", 0), ("int4", 64)])
+@pytest.mark.parametrize("outputs", [90, 160])
+def test_a_row_gives_the_same_to_the_last_bit_alone_and_among_others(level, kind, group, outputs):
+    packed, x, bias = pack(drawn(1300, outputs), kind, group), drawn(270, 1300, seed=1), drawn(outputs, seed=2)
+    together = product(x, packed, bias)
+    for rows in (1, 2, 7, 30):
+        np.testing.assert_array_equal(product(x[:rows], packed, bias), together[:rows])
 
 
 def test_weights_and_calls_that_do_not_fit_are_refused():

@@ -7,6 +7,7 @@
 namespace {
 
 const int SPLIT = (int)PANEL / WIDTH;  // vectors of a panel
+const int AHEAD = 2048;                // bytes; the processor's own prefetching ends with each page
 
 INLINE Vec widen(const float* p) { return load(p); }
 INLINE Vec widen(const uint16_t* p) {
@@ -15,34 +16,37 @@ INLINE Vec widen(const uint16_t* p) {
   return (Vec)(__builtin_convertvector(*(const Loose*)p, Wide) << 16);
 }
 
-// One row: each weight is read once, and the time is that of reading.
+// One row: each weight is read once, and the time is that of reading. An output is summed in the order in which many rows
+// sum it, so panels stand side by side where others would cut the sum into several.
 template <class T>
 __attribute__((noinline)) void single(Team& team, const Linear& w, const float* x, float* y) {
-  const int STEPS = 4;
-  int64_t panels = (w.out + PANEL - 1) / PANEL;
-  for (int64_t panel; (panel = team.take()) < panels;) {
-    const T* from = (const T*)w.data + panel * w.in * PANEL;
-    Vec total[STEPS][SPLIT] = {};
-    int64_t i = 0;
-    for (; i + STEPS <= w.in; i += STEPS, from += STEPS * PANEL) {
-#pragma GCC unroll 8
-      for (int s = 0; s < STEPS; ++s) {
-        __builtin_prefetch((const char*)from + 2048 + s * PANEL * (int)sizeof(T));
-        Vec left = set(x[i + s]);
-#pragma GCC unroll 8
-        for (int v = 0; v < SPLIT; ++v) total[s][v] += left * widen(from + s * PANEL + v * WIDTH);
+  const int SIDE = WIDTH == 16 ? 4 : 2;
+  int64_t panels = (w.out + PANEL - 1) / PANEL, size = w.in * PANEL;
+  for (int64_t panel; (panel = team.take() * SIDE) < panels;) {
+    const T* data = (const T*)w.data + panel * size;
+    const T* from[SIDE];
+    Vec total[SIDE][SPLIT];
+    for (int p = 0; p < SIDE; ++p) {
+      from[p] = panel + p < panels ? data + p * size : data;
+      for (int v = 0; v < SPLIT; ++v) {
+        int64_t o = (panel + p) * PANEL + v * WIDTH, n = w.out - o < WIDTH ? w.out - o : WIDTH;
+        total[p][v] = w.bias && n > 0 ? load_some(w.bias + o, n) : Vec{};
       }
     }
-    for (; i < w.in; ++i, from += PANEL)
-      for (int v = 0; v < SPLIT; ++v) total[0][v] += set(x[i]) * widen(from + v * WIDTH);
-    int64_t columns = w.out - panel * PANEL;
-    for (int v = 0; v < SPLIT; ++v) {
-      int64_t o = v * WIDTH, n = columns - o < WIDTH ? columns - o : WIDTH;
-      if (n <= 0) break;
-      Vec sum = (total[0][v] + total[1][v]) + (total[2][v] + total[3][v]);
-      if (w.bias) sum += load_some(w.bias + panel * PANEL + o, n);
-      store_some(y + panel * PANEL + o, sum, n);
+    for (int64_t i = 0; i < w.in; ++i) {
+      Vec left = set(x[i]);
+#pragma GCC unroll 4
+      for (int p = 0; p < SIDE; ++p) {
+        __builtin_prefetch((const char*)(from[p] + i * PANEL) + AHEAD);
+#pragma GCC unroll 4
+        for (int v = 0; v < SPLIT; ++v) total[p][v] += left * widen(from[p] + i * PANEL + v * WIDTH);
+      }
     }
+    for (int p = 0; p < SIDE; ++p)
+      for (int v = 0; v < SPLIT; ++v) {
+        int64_t o = (panel + p) * PANEL + v * WIDTH, n = w.out - o < WIDTH ? w.out - o : WIDTH;
+        if (n > 0) store_some(y + o, total[p][v], n);
+      }
   }
 }
 
