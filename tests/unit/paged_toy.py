@@ -55,7 +55,7 @@ class ToyExecutor:
         forgetful: Places and positions do not count, so that what was written before is likely to come again.
     """
 
-    vocab, block_bytes = VOCAB, 64
+    vocab, block_bytes, max_tokens = VOCAB, 64, None
 
     def __init__(self, broken=lambda batch: [], forgetful=False):
         self.broken, self.forgetful, self.steps, self.copies = broken, forgetful, [], 0

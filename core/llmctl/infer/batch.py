@@ -56,6 +56,10 @@ class Executor(Protocol):
         """V."""
 
     @property
+    def max_tokens(self) -> int | None:
+        """The most tokens of a step; None = any number."""
+
+    @property
     def block_bytes(self) -> int:
         """Memory that one block of the cache takes, over all layers."""
 

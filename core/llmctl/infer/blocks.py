@@ -79,10 +79,19 @@ class Blocks:
         else:
             self._free.append(block)
 
-    def publish(self, block: int, key: bytes) -> None:
-        """Makes a full block known, unless another with the same text is known already."""
-        if key not in self._block_of and block not in self._key_of:
-            self._key_of[block], self._block_of[key] = key, block
+    def publish(self, block: int, key: bytes) -> int:
+        """Makes a full block known, or releases it where one with the same text is known already.
+
+        Returns:
+            The block that its holder has now.
+        """
+        known = self._block_of.get(key)
+        if known is not None:
+            self.hold(known)
+            self.release(block)
+            return known
+        self._key_of[block], self._block_of[key] = key, block
+        return block
 
 
 def first_key(adapter: int, context: Sequence[int]) -> bytes:

@@ -70,6 +70,11 @@ class PaddleExecutor:
         return self._graph.vocab
 
     @property
+    def max_tokens(self) -> int | None:
+        """As ``Executor``."""
+        return None
+
+    @property
     def block_bytes(self) -> int:
         """As ``Executor``."""
         return self._cache.block_bytes

@@ -7,13 +7,14 @@ What a request is answered does not depend on what else is running. Which tokens
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.fused import FusedDecoder
 from llmctl.infer.batch import Executor, Float
+from llmctl.infer.beams import Beams
 from llmctl.infer.jobs import Answering, Job, Part
-from llmctl.infer.limits import Limits
+from llmctl.infer.limits import Limits, step_tokens_for
 from llmctl.infer.places import Places
 from llmctl.infer.request import Event, Generation, Request
 from llmctl.infer.scheduler import Scheduler
@@ -60,7 +61,8 @@ class Engine:
         end_ids: Tokens that end an answer.
         prefix: Keys and values of virtual tokens before every sequence [layers, 2, P, K, H]; None = there are none.
         adapters: Number of adapters that requests may name.
-        step_tokens: Most tokens of a step; a long prompt is computed over several steps.
+        step_tokens: Most tokens of a step; a long prompt is computed over several steps. None = what the executor takes,
+            or what is enough for the model (``limits.step_tokens_for``).
         most_rows: Most rows (answers, or beams of them) that run together.
         share: Whether equal beginnings of prompts share blocks.
 
@@ -77,10 +79,14 @@ class Engine:
         end_ids: Collection[int] = (),
         prefix: Float | None = None,
         adapters: int = 0,
-        step_tokens: int = 512,
+        step_tokens: int | None = None,
         most_rows: int = 64,
         share: bool = True,
     ) -> None:
+        most = executor.max_tokens
+        step_tokens = step_tokens or most or step_tokens_for(graph, most_rows)
+        if most is not None and step_tokens > most:
+            raise ConfigError(f"step_tokens={step_tokens} must be at most {most}, what the executor was made for")
         if not 1 <= most_rows < step_tokens:
             raise ConfigError(
                 f"most_rows={most_rows} must be at least 1 and below step_tokens={step_tokens}, so that prompts go on too"
@@ -89,10 +95,9 @@ class Engine:
         self._tables = Tables(executor, blocks, prefix, share)
         self._places = Places(graph, self._tables.virtual)
         self._scheduler = Scheduler(self._tables, step_tokens, most_rows)
-        self._limits = Limits(self._places, self._tables, adapters, most_rows)
+        self._limits = Limits(self._places, self._tables, adapters, step_tokens, most_rows)
         self._jobs: dict[int, Job] = {}
         self._untold: list[tuple[Job, Event]] = []
-        self._failed: list[Exception] = []
         self._next = self._steps = self._computed = self._guessed = self._accepted = 0
 
     @property
@@ -107,13 +112,14 @@ class Engine:
             ConfigError: It can never be answered.
             DataError: The prompt lacks tokens that mark a context.
         """
-        self._limits.check(request)
-        ids = [int(token) for token in request.prompt]
-        row = Row(ids, request.adapter, self._places.context(ids))
+        context = self._limits.check(request)
+        row = Row([int(token) for token in request.prompt], request.adapter, context)
         self._next += 1
-        self._jobs[self._next] = self._job(self._next, request, row)
-        self._scheduler.waiting.append(self._jobs[self._next])
-        return self._next
+        kind = Beams if request.beams else Answering
+        job = kind(self._next, request, row, self._tables, self._end_ids)
+        self._jobs[job.id] = job
+        self._scheduler.waiting.append(job)
+        return job.id
 
     def cancel(self, number: int) -> None:
         """Ends a request; the next step tells so. Nothing happens if it has ended."""
@@ -123,10 +129,7 @@ class Engine:
             self._drop(job)
 
     def step(self) -> list[Event]:
-        """Computes the next tokens, and tells what happened.
-
-        An exception of a callback ends its request; it is raised when the step is complete.
-        """
+        """Computes the next tokens, and tells what happened."""
         events = [event for job, done in self._untold for event in self._told(job, [done])]
         self._untold = []
         parts = self._scheduler.plan()
@@ -134,12 +137,13 @@ class Engine:
             events += self._run(parts)
         elif self._jobs:
             raise RuntimeError(f"{len(self._jobs)} requests, and none of them can go on")
-        if self._failed:
-            raise self._failed.pop(0)
         return events
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Answers, in order. A request that cannot be answered has the reason ``error``; the others are answered."""
+        """Answers, in order. A request that cannot be answered has the reason ``error``; the others are answered.
+
+        What a callback raises is raised, and ends all of them.
+        """
         answers: dict[int, Generation] = {}
         places: dict[int, int] = {}
         for place, request in enumerate(requests):
@@ -151,6 +155,8 @@ class Engine:
             while len(answers) < len(requests):
                 for event in self.step():
                     if event.done and event.id in places:
+                        if event.done.cause:
+                            raise event.done.cause
                         answers[places[event.id]] = event.done
         finally:
             for number in places:
@@ -173,9 +179,6 @@ class Engine:
             guessed=self._guessed,
             accepted=self._accepted,
         )
-
-    def _job(self, number: int, request: Request, row: Row) -> Job:
-        return Answering(number, request, row, self._tables, self._end_ids)
 
     def _run(self, parts: list[Part]) -> list[Event]:
         batch = batch_of(parts, self._places)
@@ -208,23 +211,22 @@ class Engine:
             job.told += event.token is not None
             if event.done:
                 self._drop(job)
-            reason, message = self._call(job, event)
+            ended = self._call(job, event)
             if event.done or job.id not in self._jobs:
                 break
-            if reason:
-                done = Event(job.id, done=job.ended(reason, message, job.told))
-                return told + self._told(job, [done])
+            if ended:
+                return told + self._told(job, [Event(job.id, done=ended)])
         return told
 
-    def _call(self, job: Job, event: Event) -> tuple[str, str]:
-        """Why the request's callback ends the answer, and what went wrong in it."""
+    def _call(self, job: Job, event: Event) -> Generation | None:
+        """Calls the request's callback; the answer, if that ends it."""
         if not job.request.on_event:
-            return "", ""
+            return None
         try:
-            return ("stop" if job.request.on_event(event) else ""), ""
+            return job.ended("stop", length=job.told) if job.request.on_event(event) else None
         except Exception as error:
-            self._failed.append(error)
-            return "error", f"{type(error).__name__}: {error}"
+            message = f"{type(error).__name__}: {error}"
+            return replace(job.ended("error", message, job.told), cause=error)
 
     def _drop(self, job: Job) -> None:
         if self._jobs.pop(job.id, None):

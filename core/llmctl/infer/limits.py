@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmctl.errors import ConfigError
+from llmctl.fused import FusedDecoder
 from llmctl.infer.batch import BLOCK
-from llmctl.infer.places import Places
+from llmctl.infer.places import Context, Places
 from llmctl.infer.request import Request
 from llmctl.infer.tables import Tables
+
+
+def step_tokens_for(graph: FusedDecoder, most_rows: int = 64, enough: int = 512) -> int:
+    """Tokens of a step that are enough for a model: contexts that are read in both directions go into one step."""
+    if not graph.contexts:
+        return max(enough, most_rows + 1)
+    return max(enough, (graph.max_positions or 2048) + most_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,20 +27,23 @@ class Limits:
         places: The model.
         tables: The cache.
         adapters: Adapters of the executor.
+        step_tokens: The most tokens of a step.
         most_rows: Rows that run together.
     """
 
     places: Places
     tables: Tables
     adapters: int
+    step_tokens: int
     most_rows: int
 
-    def check(self, request: Request) -> None:
-        """Passes when the request can be answered.
+    def check(self, request: Request) -> Context | None:
+        """The context of a request's prompt, when it can be answered.
 
         Raises:
             ConfigError: The prompt is empty, has ids that the model does not know or is too long, or an option asks for
                 what there is not.
+            DataError: The prompt lacks tokens that mark a context.
         """
         graph, prompt = self.places.graph, request.prompt
         if not len(prompt):
@@ -46,6 +57,13 @@ class Limits:
         if width > self.most_rows:
             raise ConfigError(f"beams={width} is more than the {self.most_rows} rows that run together; use fewer")
         self._length(request, width)
+        context, room = self.places.context([*prompt]), self.step_tokens - self.most_rows + 1
+        if context and context.length > room:
+            raise ConfigError(
+                f"the prompt's context has {context.length} tokens; it is computed in one step, which has room for {room}. "
+                f"Shorten it, or set step_tokens to {self.step_tokens + context.length - room} or more"
+            )
+        return context
 
     def _length(self, request: Request, width: int) -> None:
         graph, virtual = self.places.graph, self.places.virtual

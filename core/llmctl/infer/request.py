@@ -20,6 +20,7 @@ class Generation:
         logprobs: For each token, where the options ask for them.
         score: Of a beam: the sum of its tokens' log-probabilities, by the length penalty.
         others: Of beam search: the next best answers.
+        cause: The exception of a callback that ended it.
     """
 
     ids: list[int]
@@ -28,6 +29,7 @@ class Generation:
     logprobs: list[TokenScore] = field(default_factory=list)
     score: float | None = None
     others: tuple[Generation, ...] = ()
+    cause: Exception | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class Event:
 
 
 OnEvent = Callable[[Event], "bool | None"]
-"""Called for each event of a request by whoever runs the engine; True ends the answer with the reason ``stop``."""
+"""Called for each event of a request by whoever runs the engine; True ends the answer with the reason ``stop``, an exception
+with ``error``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ class Scheduler:
 
     Args:
         tables: Blocks of the rows.
-        budget: Most tokens of a step; only a context that must be computed at once may go beyond.
+        budget: Most tokens of a step; above ``most_rows``.
         most_rows: Most rows that run.
     """
 
@@ -84,11 +84,9 @@ class Scheduler:
             if not row.blocks:
                 self._tables.open(row)
             count = min(row.pending, self._left)
-            if row.context and row.computed < row.context.length:
-                whole = row.context.length - row.computed
-                if whole > count and any(part.count > 1 for part in self._parts.values()):
-                    return
-                count = max(count, whole)
+            # A context sees itself as a whole, so it waits for a step that has room.
+            if row.context and row.context.length - row.computed > count:
+                return
             if not self._plan(job, row, count) or row.pending > 1:
                 return
 

@@ -65,7 +65,7 @@ class Tables:
         """Blocks that ``width`` sequences of ``length`` tokens take at most, beside those of the virtual tokens, when their
         first ``prompt`` tokens are the same."""
         whole, virtual = self._blocks(length), self.virtual // BLOCK
-        same = (self.virtual + prompt) // BLOCK if width > 1 else whole
+        same = (self.virtual + prompt) // BLOCK if self.share else virtual
         return same - virtual + width * (whole - same)
 
     def missing(self, row: Row) -> int:
@@ -107,13 +107,14 @@ class Tables:
         return True
 
     def commit(self, row: Row, count: int) -> None:
-        """Takes note that the next ``count`` tokens are in the cache, and makes blocks known that are full now."""
+        """Takes note that the next ``count`` tokens are in the cache, and makes blocks known that are full now: of
+        equal blocks one is kept."""
         row.computed += count
         first = self.virtual // BLOCK
         while self.share and self._end(first + len(row.keys) - 1) <= row.computed:
             index = first + len(row.keys) - 1
             row.keys.append(self._key(row, index))
-            self.blocks.publish(row.blocks[index], row.keys[-1])
+            row.blocks[index] = self.blocks.publish(row.blocks[index], row.keys[-1])
 
     def fork(self, row: Row) -> Row:
         """The same sequence once more, on the same blocks."""
