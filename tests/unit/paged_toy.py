@@ -83,7 +83,11 @@ class ToyExecutor:
         for layer in range(LAYERS):
             self.cache[layer, blocks_T, batch.place_T % BLOCK] = state_T
             state_T = self._seen(layer, batch, state_T)
-        logits_LV = np.asarray([logits(state_T[t]) for t in batch.wanted_L]).reshape(len(batch.wanted_L), VOCAB)
+        logits_LV = (
+            np.asarray([logits(state_T[t]) for t in batch.wanted_L])
+            .reshape(len(batch.wanted_L), VOCAB)
+            .astype(np.float32)
+        )
         logits_LV[self.broken(batch)] = np.nan
         return logits_LV
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.infer.batch import Float
-from llmctl.infer.jobs import Part
+from llmctl.infer.jobs import Found, Part
 from llmctl.infer.request import BeamOptions, Event, Generation, Request
-from llmctl.infer.sampling import BrokenLogitsError, check_finite, log_softmax, penalised
+from llmctl.infer.sampling import log_softmax, penalised
 from llmctl.infer.tables import Row, Tables
+from llmctl_ops.sampling import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,16 @@ class Beams:
         """None: beams are not guessed ahead."""
         return []
 
-    def advance(self, part: Part, logits_LV: Float) -> list[Event]:
+    def choices(self, part: Part) -> list[Choice]:
+        """The likeliest token, only to know that there is one."""
+        return [Choice()]
+
+    def advance(self, part: Part, found: Found) -> list[Event]:
         """Keeps the row's log-probabilities; when all rows have theirs, chooses the next beams."""
-        try:
-            check_finite(logits_LV[0])
-        except BrokenLogitsError as error:
-            return [Event(self.id, done=self.ended("error", str(error)))]
+        if found.faults[0]:
+            return [Event(self.id, done=self.ended("error", found.faults[0]))]
         self._logprobs[part.row] = penalised(
-            log_softmax(logits_LV[0]), part.row.ids, self._generated, self.request.options, self._end_ids
+            log_softmax(found.logits_LV[0]), part.row.ids, self._generated, self.request.options, self._end_ids
         )
         if any(row.pending or row not in self._logprobs for row in self.rows):
             return []

@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.fused import FusedDecoder
 from llmctl.infer.batch import Executor, Float
 from llmctl.infer.beams import Beams
-from llmctl.infer.jobs import Answering, Job, Part
+from llmctl.infer.jobs import Answering, Found, Job, Part
 from llmctl.infer.limits import Limits, step_tokens_for
 from llmctl.infer.places import Places
 from llmctl.infer.request import Event, Generation, Request
 from llmctl.infer.scheduler import Scheduler
 from llmctl.infer.steps import batch_of
 from llmctl.infer.tables import Row, Tables
+from llmctl_ops.sampling import FAULTS, Sampler
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Engine:
                 f"most_rows={most_rows} must be at least 1 and below step_tokens={step_tokens}, so that prompts go on too"
             )
         self._executor, self._end_ids = executor, frozenset(end_ids)
+        self._sampler = Sampler(executor.vocab)
         self._tables = Tables(executor, blocks, prefix, share)
         self._places = Places(graph, self._tables.virtual)
         self._scheduler = Scheduler(self._tables, step_tokens, most_rows)
@@ -183,6 +187,11 @@ class Engine:
     def _run(self, parts: list[Part]) -> list[Event]:
         batch = batch_of(parts, self._places)
         logits_LV = self._executor.run(batch)
+        choices = [choice for part in parts if part.finishes for choice in part.job.choices(part)]
+        chosen = self._sampler.choose(np.ascontiguousarray(logits_LV), choices)
+        found = Found(
+            logits_LV, chosen.token_L.tolist(), [FAULTS.get(status, "") for status in chosen.status_L.tolist()]
+        )
         self._steps, self._computed = self._steps + 1, self._computed + len(batch.ids_T)
         events: list[Event] = []
         start = 0
@@ -193,12 +202,12 @@ class Engine:
                 continue
             self._tables.commit(part.row, part.count)
             if rows.stop > rows.start:
-                events += self._advance(part, logits_LV[rows])
+                events += self._advance(part, Found(logits_LV[rows], found.tokens[rows], found.faults[rows]))
         return events
 
-    def _advance(self, part: Part, logits_LV: Float) -> list[Event]:
+    def _advance(self, part: Part, found: Found) -> list[Event]:
         before = part.row.computed
-        events = part.job.advance(part, logits_LV)
+        events = part.job.advance(part, found)
         self._guessed += len(part.drafts)
         self._accepted += part.row.computed - before
         return self._told(part.job, events)

@@ -9,11 +9,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from llmctl.infer.batch import Float
 from llmctl.infer.drafts import Lookup
 from llmctl.infer.request import Event, Generation, Request
-from llmctl.infer.sampling import BrokenLogitsError, TokenScore, choose, generator_for, score
+from llmctl.infer.sampling import TokenScore, generator_for, score
 from llmctl.infer.tables import Row, Tables
+from llmctl_ops.sampling import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,21 @@ class Part:
         return self.count == self.row.pending
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a step gave a part: a row for its last token and for each of its guesses.
+
+    Attributes:
+        logits_LV: Scores of the vocabulary.
+        tokens: What was chosen of each.
+        faults: Why nothing could be chosen; empty = something was.
+    """
+
+    logits_LV: Float
+    tokens: list[int]
+    faults: list[str]
+
+
 class Job(Protocol):
     """A request on its way.
 
@@ -58,8 +76,11 @@ class Job(Protocol):
     def guess(self, count: int) -> list[int]:
         """At most so many guesses of what follows the only row."""
 
-    def advance(self, part: Part, logits_LV: Float) -> list[Event]:
-        """Takes the logits of the part's last token and of its guesses."""
+    def choices(self, part: Part) -> list[Choice]:
+        """How tokens are chosen after the part's last token and after each of its guesses, if these are right."""
+
+    def advance(self, part: Part, found: Found) -> list[Event]:
+        """Takes what a step gave the part."""
 
     def ended(self, reason: str, error: str = "", length: int | None = None) -> Generation:
         """The answer so far, or its first ``length`` tokens, ended for a reason from outside."""
@@ -81,6 +102,7 @@ class Answering:
         self.told = 0
         self._tables, self._end_ids = tables, end_ids
         self._draws = generator_for(request.options, request.index)
+        self._drawn: list[float] = []
         self._lookup = Lookup(row.ids) if request.draft else None
         self._prompt = len(row.ids)
         self._scores: list[TokenScore] = []
@@ -93,17 +115,38 @@ class Answering:
         room = self.request.options.max_new_tokens - self._generated - 1
         return self._lookup.guess(min(count, self.request.draft, room))
 
-    def advance(self, part: Part, logits_LV: Float) -> list[Event]:
-        """Chooses tokens as long as they are the guessed ones, and one more."""
-        row, options, events = part.row, self.request.options, []
-        for logits_V, guessed in zip(logits_LV, [*part.drafts, None], strict=True):
-            try:
-                token = choose(logits_V, row.ids, self._generated, options, self._end_ids, self._draws)
-            except BrokenLogitsError as error:
-                return [*events, Event(self.id, done=self.ended("error", str(error)))]
+    def choices(self, part: Part) -> list[Choice]:
+        """As the options say, each with a draw of its own; draws that turn out not to be needed are for the next step."""
+        options, count = self.request.options, 1 + len(part.drafts)
+        while options.sample and len(self._drawn) < count:
+            self._drawn.append(self._draws.random())
+        choices = []
+        for index in range(count):
+            choice, generated = Choice(sample=options.sample), self._generated + index
+            choice.repetition = options.repetition_penalty
+            choice.presence, choice.frequency = options.presence_penalty, options.frequency_penalty
+            if choice.penalised:
+                choice.context = np.asarray(part.row.ids + part.drafts[:index], np.int32)
+                choice.generated = generated
+            if generated < options.min_new_tokens:
+                choice.excluded = np.asarray([*self._end_ids], np.int32)
+            if options.sample:
+                choice.draw, choice.temperature = self._drawn[index], options.temperature
+                choice.top_k, choice.top_p, choice.min_p = options.top_k, options.top_p, options.min_p
+            choices.append(choice)
+        return choices
+
+    def advance(self, part: Part, found: Found) -> list[Event]:
+        """Takes tokens as long as they are the guessed ones, and one more."""
+        row, options, events = part.row, self.request.options, list[Event]()
+        rows = zip(found.logits_LV, found.tokens, found.faults, [*part.drafts, None], strict=True)
+        for logits_V, token, fault, guessed in rows:
+            if fault:
+                return [*events, Event(self.id, done=self.ended("error", fault))]
             if token in self._end_ids:
                 return [*events, Event(self.id, done=self.ended("end"))]
             row.ids.append(token)
+            del self._drawn[:1]
             scored = score(logits_V, token, options)
             if scored:
                 self._scores.append(scored)

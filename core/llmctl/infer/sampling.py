@@ -114,6 +114,8 @@ def choose(
     if not options.sample and not _changes_greedy(options, generated):
         return int(logits_V.argmax())
     scores_V = processed(logits_V, context, generated, options, end_ids)
+    if scores_V.max() == -math.inf:
+        raise BrokenLogitsError("every token is excluded")
     if not options.sample:
         return int(scores_V.argmax())
     import numpy as np
@@ -131,7 +133,7 @@ def check_finite(logits_V: np.ndarray) -> None:
     """
     highest = float(logits_V.max())
     if not math.isfinite(highest):
-        raise BrokenLogitsError(f"the model's highest score is {highest}, so no token can be chosen")
+        raise BrokenLogitsError(f"the highest logit is no finite number: {highest}")
 
 
 def processed(
