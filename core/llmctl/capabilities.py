@@ -6,6 +6,7 @@ A card *claims* only what differs from what its table implies; `state` joins the
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,10 +46,23 @@ METHODS = {
     "quantize": "quantisation",
     "convert": "weight conversion",
     "fused": "fused inference",
+    "fused-lora": "LoRA in the fused engine",
+    "fused-prefix": "virtual tokens in the fused engine",
+    "wint8": "fused inference with 8-bit weights",
+    "wint4": "fused inference with 4-bit weights",
     "static": "static export",
     "tensor-parallel": "tensor parallelism",
 }
 """Every method a card may make a claim about, with its name in messages."""
+
+FUSED = {
+    "fused": (),
+    "fused-lora": ("fused", "lora"),
+    "fused-prefix": ("fused", "prefix-tuning"),
+    "wint8": ("fused",),
+    "wint4": ("fused",),
+}
+"""Methods of the fused engine, and the methods that each of them needs."""
 
 
 def state(card: Family, method: str) -> State:
@@ -62,14 +76,17 @@ def state(card: Family, method: str) -> State:
         return Unsupported("the card names no linear layer inside the decoder")
     if method == "prefix-tuning" and not card.prefix_cache:
         return Unsupported("the family keeps no KV cache that virtual tokens could fill")
-    if method == "fused":
-        return _fused(card)
+    if method in FUSED:
+        return _fused(card, FUSED[method])
     return Supported()
 
 
-def _fused(card: Family) -> State:
+def _fused(card: Family, needed: Sequence[str]) -> State:
     from llmctl import standard
 
+    for method in needed:
+        if isinstance(found := state(card, method), Unsupported):
+            return found
     if not standard.fills_the_standard_decoder(card):
         return Unsupported("the card does not fill every slot of the standard decoder")
     if others := standard.without_kernel(card):

@@ -29,13 +29,16 @@ COLUMNS = {
     "quantize": "Quantization",
     "convert": "Weight convert",
     "fused": "Fused inference",
+    "fused-lora": "Fused LoRA",
+    "fused-prefix": "Fused prefix",
+    "wint8": "WINT8",
+    "wint4": "WINT4",
     "static": "Static export",
     "tensor-parallel": "Tensor parallel",
 }
 NOT_YET = "core does not have this method in this release"
 PENDING = {
     "quantize": NOT_YET,
-    "fused": NOT_YET,
     "tensor-parallel": "weights are split and merged exactly; running on several devices is not in this release",
 }
 """Methods that no family can offer yet, whatever its card says. The one place to change when core learns one."""

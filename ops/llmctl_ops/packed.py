@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 PANEL = 16
 """Outputs that lie together; the last panel is filled up with zeros."""
 
+LAYOUT = 1
+"""Number of the layout of packed weights as files hold them; raised with every change of where a value lies."""
+
 KINDS = ("float32", "bfloat16", "int8", "int4")
 
 

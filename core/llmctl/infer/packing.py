@@ -217,8 +217,8 @@ def qkv_order(graph: FusedDecoder) -> Order:
 
 def _layer(graph: FusedDecoder, slots: Mapping[str, Names], weights: Weights, order: Order) -> Layer:
     experts = graph.experts.count if graph.experts and "gate" in slots else 1
-    up, up_bias = (_chunks(slots.get(slot, ()), experts) for slot in ("ffn1", "ffn1_bias"))
-    down, down_bias = (_chunks(slots.get(slot, ()), experts) for slot in ("ffn2", "ffn2_bias"))
+    up, up_bias = (chunks(slots.get(slot, ()), experts) for slot in ("ffn1", "ffn1_bias"))
+    down, down_bias = (chunks(slots.get(slot, ()), experts) for slot in ("ffn2", "ffn2_bias"))
     within = element_order(graph)
     heads = {slot: weights.array(slots[slot][0])[within] for slot in ("q_norm", "k_norm") if slot in slots}
     norms = {slot: names[0] for slot, names in slots.items()}
@@ -234,8 +234,8 @@ def _layer(graph: FusedDecoder, slots: Mapping[str, Names], weights: Weights, or
     )
 
 
-def _chunks(names: Names, experts: int) -> list[Names]:
-    """The names of each expert."""
+def chunks(names: Names, experts: int) -> list[Names]:
+    """The names of each expert, of tensors in the order of experts."""
     each = len(names) // experts
     return [names[i * each : (i + 1) * each] for i in range(experts)]
 

@@ -21,6 +21,7 @@ from llmctl.errors import UnsupportedError
 from llmctl.hookspecs import Parallel
 from llmctl.testing.adapters import AdapterConformance
 from llmctl.testing.evidence import EXACT, KEY_BIAS, proves
+from llmctl.testing.fused import FusedConformance
 from llmctl.testing.preferences import PreferenceConformance
 from llmctl.testing.prefixes import PrefixConformance
 from llmctl.testing.purity import heavy_imports
@@ -30,7 +31,12 @@ from llmctl.testing.tiny import descend, random_model, tiny_dims
 
 
 class FamilyConformance(
-    AdapterConformance, PreferenceConformance, PrefixConformance, StaticConformance, TensorParallelConformance
+    AdapterConformance,
+    FusedConformance,
+    PreferenceConformance,
+    PrefixConformance,
+    StaticConformance,
+    TensorParallelConformance,
 ):
     """Inherit, set ``family``, and pytest does the rest.
 

@@ -1,0 +1,321 @@
+"""What every family keeps about the fused engine; ``FamilyConformance`` inherits it.
+
+The family's layer in float64 is the reference; every executor must compute the same from packed weights. ``twin`` is plain
+numpy, so that a fault of packing and one of an executor are told apart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmctl import capabilities, plugins
+from llmctl.card import Dims, Family
+from llmctl.testing.evidence import proves
+from llmctl.testing.tiny import random_model
+
+LOGITS = {"twin": 1e-5, "native": 1e-4, "paddle": 1e-4}
+"""Executor -> how far its logits may be off."""
+
+GROUP = 32
+CODED = 3e-3
+"""How far logits over integer codes may be off, as a part of their length, where rows are rounded to 8 bits too: a value that
+lies between two codes may go either way."""
+
+VIRTUAL = 5
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A tiny model in a folder, as a layer and packed; weights are float32 numbers.
+
+    Attributes:
+        folder: The checkpoint.
+        layer: float64.
+        packed: Its ``PackedModel`` of kind float32.
+    """
+
+    folder: Path
+    layer: Any
+    packed: Any
+
+
+def executor(name: str, model: Any) -> Any:
+    """The executor of a name over a packed model; the test is skipped where there is none."""
+    if name == "twin":
+        from llmctl.testing.twin import Twin
+
+        return Twin(model)
+    if name == "native":
+        from llmctl.infer.native import NativeExecutor, available
+
+        if not available():
+            pytest.skip("there are no compiled kernels here")
+        return NativeExecutor(model, 64)
+    from llmctl.infer.composed import PaddleExecutor
+
+    return PaddleExecutor(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*experimental:UserWarning")
+class FusedConformance:
+    """Tests on the fixtures of ``FamilyConformance``."""
+
+    goldens: tuple[str, ...]
+
+    def input_ids(self, dims: Dims, rows: int, length: int) -> Any:
+        """Token ids [rows, length] of the family."""
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def fused(cls, plugin: plugins.Plugin, dims: Dims, tmp_path_factory: pytest.TempPathFactory) -> Fused:
+        """The tiny model; its values are exact in float32."""
+        from llmctl.checkpoint import save_weights
+        from llmctl.infer.packing import pack_model
+
+        if isinstance(capabilities.state(plugin.card, "fused"), capabilities.Unsupported):
+            pytest.skip("the family has no fused path")
+        folder, layer = tmp_path_factory.mktemp("fused"), single_layer(plugin, dims)
+        (folder / "config.json").write_text(json.dumps(plugin.card.config_from_dims(dims)), encoding="utf-8")
+        save_weights(folder, layer, plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch"), "float32")
+        return Fused(folder, layer, pack_model(folder, plugin, dims))
+
+    def texts(self, dims: Dims) -> list[Any]:
+        """Sequences of several lengths, over the borders of blocks."""
+        return [self.input_ids(dims, 1, length)[0] for length in (22, 7, 15)]
+
+    @proves("fused")
+    @pytest.mark.parametrize("name", LOGITS)
+    def test_the_fused_engine_computes_what_the_layer_computes(self, dims: Dims, fused: Fused, name: str) -> None:
+        texts = self.texts(dims)
+        found = mixed(executor(name, fused.packed), fused.packed.graph, texts)
+        _near(found, expected(fused.layer, texts), LOGITS[name])
+        whole = _stepping(executor(name, fused.packed), fused.packed.graph, 3).feed(*enumerate(texts))
+        _near(whole, found, LOGITS[name])
+
+    @proves("fused")
+    @pytest.mark.parametrize("name", LOGITS)
+    def test_the_fused_engine_continues_a_text_as_the_layer_does(self, dims: Dims, fused: Fused, name: str) -> None:
+        from llmctl.infer.generate import generate
+        from llmctl.infer.sampling import SamplingOptions
+
+        prompt = self.texts(dims)[1].tolist()
+        made = generate(fused.layer, [prompt], SamplingOptions(max_new_tokens=12), [], 0)
+        found = _stepping(executor(name, fused.packed), fused.packed.graph, 1).greedy(0, prompt, 12)
+        assert found == made[0].ids
+
+    @proves("wint8")
+    @pytest.mark.parametrize("name", LOGITS)
+    def test_8_bit_codes_stand_for_rounded_weights(
+        self, plugin: plugins.Plugin, dims: Dims, fused: Fused, name: str
+    ) -> None:
+        self._codes_stand_for_rounded_weights(plugin, dims, fused, name, "int8", GROUP)
+
+    @proves("wint4")
+    @pytest.mark.parametrize("name", LOGITS)
+    def test_4_bit_codes_stand_for_rounded_weights(
+        self, plugin: plugins.Plugin, dims: Dims, fused: Fused, name: str
+    ) -> None:
+        from llmctl.infer.packing import GROUPS
+
+        self._codes_stand_for_rounded_weights(plugin, dims, fused, name, "int4", GROUPS["int8"])
+
+    def _codes_stand_for_rounded_weights(
+        self, plugin: plugins.Plugin, dims: Dims, fused: Fused, name: str, kind: str, outer_group: int
+    ) -> None:
+        from llmctl.infer.packing import pack_model
+        from llmctl.testing.twin import Twin
+
+        packed, texts = pack_model(fused.folder, plugin, dims, kind, GROUP), self.texts(dims)
+        graph = packed.graph
+        found = mixed(executor(name, packed), graph, texts)
+        if name == "native":
+            # Its rows are rounded too, as the twin's are when it is asked to.
+            wanted = np.concatenate(mixed(Twin(packed, rounding=True), graph, texts))
+            off = np.linalg.norm(np.concatenate(found) - wanted) / np.linalg.norm(wanted)
+            assert off <= CODED, f"off by {off:.3g} of the logits' length"
+        else:
+            _near(found, rounded_logits(plugin, dims, graph, texts, (kind, GROUP), ("int8", outer_group)), LOGITS[name])
+
+    @proves("fused-lora")
+    @pytest.mark.parametrize("name", LOGITS)
+    def test_adapters_of_several_sequences_give_what_merged_ones_give(
+        self, plugin: plugins.Plugin, dims: Dims, fused: Fused, name: str
+    ) -> None:
+        from llmctl.adapters.attach import attach
+        from llmctl.adapters.folder import Opened
+        from llmctl.checkpoint.convert import open_source
+        from llmctl.infer.packed_adapters import merged_state, pack_adapter, widths_of
+        from llmctl.infer.packing import Rounded, pack, state_of
+
+        graph, widths, texts = fused.packed.graph, widths_of(plugin, dims), self.texts(dims)
+        adapters = [random_adapter(plugin, dims, rank=2, every=1), random_adapter(plugin, dims, rank=3, every=2)]
+        packed = [pack_adapter(adapter, graph, widths, str(i)) for i, adapter in enumerate(adapters)]
+        model = replace(fused.packed, adapters=packed)
+        found = mixed(executor(name, model), graph, texts, (1, -1, 0))
+        wanted = [None, *expected(fused.layer, texts[1:2]), None]
+        for row, adapter in ((2, adapters[0]), (0, adapters[1])):
+            layer = single_layer(plugin, dims)
+            attach(layer, adapter.parts)
+            wanted[row] = expected(layer, [texts[row]])[0]
+        _near(found, wanted, LOGITS[name])
+        opened = Opened(fused.folder, adapters[0], fused.folder, plugin, dims)
+        state = merged_state(open_source(fused.folder, plugin, dims).state, opened)
+        merged = pack(graph, Rounded(state_of(state, graph)))
+        _near(mixed(executor(name, merged), graph, texts)[2:], found[2:], LOGITS[name])
+
+    @proves("fused-prefix")
+    @pytest.mark.parametrize("name", LOGITS)
+    def test_virtual_tokens_in_the_cache_do_what_they_do_in_the_layer(
+        self, card: Family, dims: Dims, fused: Fused, name: str
+    ) -> None:
+        from llmctl.adapters.attach import put_prefix
+        from llmctl.adapters.prefix import Prefix, shape_of
+        from llmctl.infer.packed_adapters import pack_prefix
+
+        if isinstance(capabilities.state(card, "prefix-tuning"), capabilities.Unsupported):
+            pytest.skip("the family takes no virtual tokens")
+        texts, values = self.texts(dims), np.random.default_rng(4).normal(size=shape_of(dims, VIRTUAL))
+        put_prefix(fused.layer, shape_of(dims, VIRTUAL)).take(values.astype("float32"))
+        try:
+            wanted = expected(fused.layer, texts)
+        finally:
+            fused.layer.prefix = None
+        graph = fused.packed.graph
+        found = mixed(executor(name, fused.packed), graph, texts, prefix=pack_prefix(Prefix(values), graph))
+        _near(found, wanted, LOGITS[name])
+
+    @proves("fused")
+    @pytest.mark.parametrize("name", ["native", "paddle"])
+    def test_recordings_of_the_original_code_are_repeated_by_the_fused_engine(
+        self, request: pytest.FixtureRequest, plugin: plugins.Plugin, fused: Fused, name: str
+    ) -> None:
+        if not self.goldens:
+            pytest.skip("the family names no goldens")
+        for golden in self.goldens:
+            repeat(request.path.parent / golden, plugin, name)
+
+
+def single_layer(plugin: plugins.Plugin, dims: Dims) -> Any:
+    """A random float64 layer whose values are exact in float32."""
+    layer = random_model(plugin, dims)
+    for value in layer.state_dict().values():
+        value.set_value(value.numpy().astype("float32").astype("float64"))
+    return layer
+
+
+def expected(layer: Any, texts: Sequence[Any]) -> list[Any]:
+    """The layer's logits of each text alone."""
+    import paddle
+
+    with paddle.no_grad():
+        return [layer(paddle.to_tensor(np.asarray(ids)[None])).numpy()[0] for ids in texts]
+
+
+def mixed(
+    engine: Any, graph: Any, texts: Sequence[Any], adapters: Sequence[int] = (-1, -1, -1), prefix: Any = None
+) -> list[Any]:
+    """Logits of three texts, prompts in pieces mixed with single tokens and with each other."""
+    stepping = _stepping(engine, graph, adapters, prefix)
+    first, second, third = (len(ids) for ids in texts)
+    schedule: tuple[dict[int, int], ...] = (
+        {0: 9, 1: second}, {0: first - 10, 2: 6}, {2: third - 7, 0: 1}, {2: 1},
+    )  # fmt: skip
+    done, found = [0, 0, 0], [[], [], []]
+    for step in schedule:
+        parts = [(row, texts[row][done[row] : done[row] + count]) for row, count in step.items()]
+        for (row, ids), logits in zip(parts, stepping.feed(*parts), strict=True):
+            found[row].append(logits)
+            done[row] += len(ids)
+    return [np.concatenate(parts) for parts in found]
+
+
+def rounded_logits(
+    plugin: plugins.Plugin,
+    dims: Dims,
+    graph: Any,
+    texts: Sequence[Any],
+    inner: tuple[str, int],
+    outer: tuple[str, int],
+) -> list[Any]:
+    """Logits of a layer with each linear's weight as its codes say, one tensor after the other; kinds and groups given."""
+    import paddle
+
+    from llmctl_ops.linear import pack, unpack
+
+    layer = single_layer(plugin, dims)
+    state = layer.state_dict()
+    values = {slot: state[tensor].numpy() for slot, tensor in graph.outer.items()}
+    for tensor in plugin.card.expand(dims):
+        inside = tensor.layer is not None
+        if tensor.kind == "linear" and (inside or tensor.slot.startswith("project")):
+            codes = unpack(pack(state[tensor.name].numpy(), *(inner if inside else outer)))
+            state[tensor.name].set_value(codes.astype("float64"))
+    head = values["head"] if "head" in values else values["embed"].T
+    head = head / np.linalg.norm(head, axis=0) if graph.unit_head else head
+    coded = unpack(pack(head, *outer)).astype("float64")
+    with paddle.no_grad():
+        return [layer.hidden_states(paddle.to_tensor(np.asarray(ids)[None])).numpy()[0] @ coded for ids in texts]
+
+
+def random_adapter(plugin: plugins.Plugin, dims: Dims, rank: int, every: int) -> Any:
+    """An adapter of every so many of the linears, exact in float32."""
+    from llmctl.adapters import targets
+    from llmctl.adapters.adapter import Adapter, Part
+
+    rng, parts = np.random.default_rng(rank), {}
+    for path, row in list(targets.linears(plugin.card, dims).items())[::every]:
+        a, b = (rng.normal(0, 0.2, shape).astype("f4") for shape in ((row.shape[0], rank), (rank, row.shape[1])))
+        parts[path] = Part(a, b, 2.0)
+    return Adapter(parts)
+
+
+def repeat(folder: Path, plugin: plugins.Plugin, name: str) -> None:
+    """Passes when an executor repeats the logits and the greedy tokens of a golden.
+
+    Rows longer than those that the rotations hold for are left out: no cache is right for them.
+    """
+    from llmctl.checkpoint.hf_config import read_config
+    from llmctl.infer.packing import pack_model
+    from llmctl.testing import golden as goldens
+
+    golden = goldens.read(folder)
+    model = pack_model(folder, plugin, plugin.card.dims_from_config(read_config(folder)))
+    engine, graph = executor(name, model), model.graph
+    most = (graph.rope and graph.rope.stable_length) or 1 << 30
+    for ids, logits in _rows(golden, most):
+        found = _stepping(engine, graph, 1).feed((0, ids))[0]
+        worst = float(np.abs(found - logits).max())
+        assert worst <= goldens.LOGITS, f"{folder.name}: off by {worst:.3g}, allowed {goldens.LOGITS:g}"
+    prompt, made = golden["input_ids_single"][0].tolist(), golden["greedy_ids"][0].tolist()
+    if len(made) <= most:
+        found = _stepping(engine, graph, 1, longest=len(made)).greedy(0, prompt, len(made) - len(prompt))
+        assert found == made[len(prompt) :], f"{folder.name}: greedy tokens"
+
+
+def _rows(golden: Mapping[str, Any], most: int) -> Iterator[tuple[list[int], Any]]:
+    """Texts of a golden without their padding, and their logits; of batches whose longest text is within the limit."""
+    if golden["input_ids_single"].shape[1] <= most:
+        yield golden["input_ids_single"][0].tolist(), golden["logits_single"][0]
+    if "logits" in golden and golden["attention_mask"].sum(axis=1).max() <= most:
+        for ids, mask, logits in zip(golden["input_ids"], golden["attention_mask"], golden["logits"], strict=True):
+            yield ids[mask == 1].tolist(), logits[mask == 1]
+
+
+def _stepping(engine: Any, graph: Any, adapters: Sequence[int] | int, prefix: Any = None, longest: int = 64) -> Any:
+    from llmctl.testing.stepping import Stepping
+
+    rows = [-1] * adapters if isinstance(adapters, int) else adapters
+    return Stepping(engine, graph, rows, longest, prefix)
+
+
+def _near(found: Sequence[Any], wanted: Sequence[Any], limit: float) -> None:
+    for row, (logits, right) in enumerate(zip(found, wanted, strict=True)):
+        np.testing.assert_allclose(logits, right, atol=limit, rtol=0, err_msg=f"text {row}")

@@ -1,0 +1,139 @@
+"""Packed models on disk: what comes back, how little is read, what is noticed."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from llmctl import plugins
+from llmctl.checkpoint import safetensors_file
+from llmctl.errors import CheckpointError
+from llmctl.infer.packed_folder import ALIGNMENT, HEADER, WEIGHTS, is_packed, open_packed, save_packed
+from llmctl.infer.packed_model import Adapted, PackedAdapter
+from llmctl.infer.packing import pack_model
+from llmctl.testing.tiny import tiny_dims
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint folder with experts, its plugin and a packed model with an adapter and virtual tokens."""
+    plugin = plugins.load("mixtral")
+    dims, folder = tiny_dims(plugin.card), tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(plugin.card.config_from_dims(dims)))
+    (folder / "tokenizer.json").write_text("{}")
+    rng, planned = np.random.default_rng(3), {}
+    for tensor in plugin.card.expand(dims):
+        shape = tensor.shape[::-1] if tensor.transpose else tensor.shape
+        planned[tensor.torch_name] = safetensors_file.Planned(
+            shape, "float32", rng.normal(size=shape).astype("f4").tofile
+        )
+    safetensors_file.write_file(folder / "model.safetensors", planned)
+    change = Adapted(np.ones((32, 2), "f4"), np.ones((2, 32), "f4"))
+    extra = dict(adapters=[PackedAdapter("one", {(0, "out", 0): change})], prefix=np.ones((2, 2, 3, 4, 8), "f4"))
+    return folder, plugin, dataclasses.replace(pack_model(folder, plugin, dims, "int4", 32), **extra)
+
+
+@pytest.fixture
+def packed(checkpoint, tmp_path):
+    """The packed folder."""
+    folder, plugin, model = checkpoint
+    save_packed(model, tmp_path / "packed", folder, plugin)
+    return tmp_path / "packed"
+
+
+def leaves(value, path="model"):
+    """Everything in a model by its path."""
+    if dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {path: value}
+    return {key: leaf for name, row in value.items() for key, leaf in leaves(row, f"{path}.{name}").items()}
+
+
+def test_what_comes_back_is_what_was_saved(checkpoint, packed):
+    expected, found = leaves(checkpoint[2]), leaves(open_packed(packed, verify=True))
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        assert type(found[path]) is type(value) or isinstance(value, np.ndarray), path
+        assert np.array_equal(found[path], value) if isinstance(value, np.ndarray) else found[path] == value, path
+    assert is_packed(packed) and not is_packed(checkpoint[0])
+    assert sorted(file.name for file in packed.iterdir()) == ["config.json", HEADER, "tokenizer.json", WEIGHTS]
+
+
+def test_arrays_are_views_of_the_mapped_file(packed):
+    model = open_packed(packed)
+    arrays = [leaf for leaf in leaves(model).values() if isinstance(leaf, np.ndarray)]
+    assert len(arrays) > 50
+    for array in arrays:
+        base = array
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        assert isinstance(base, np.memmap) and not array.flags.writeable
+        assert array.ctypes.data % ALIGNMENT == 0
+
+
+def damaged(file, place, content):
+    with open(file, "r+b") as stream:
+        stream.seek(place)
+        stream.write(content)
+
+
+def test_a_changed_byte_is_found_when_asked_for(packed):
+    damaged(packed / WEIGHTS, 5000, bytes([(packed / WEIGHTS).read_bytes()[5000] ^ 1]))
+    open_packed(packed)
+    with pytest.raises(
+        CheckpointError, match=rf"{WEIGHTS} is damaged: array \d+ at byte \d+ has another SHA-256; pack the"
+    ):
+        open_packed(packed, verify=True)
+
+
+def test_a_file_of_another_size_is_found_at_once(packed):
+    size = (packed / WEIGHTS).stat().st_size
+    with open(packed / WEIGHTS, "r+b") as stream:
+        stream.truncate(size - 1)
+    with pytest.raises(CheckpointError, match=f"has {size - 1} bytes, {HEADER} describes {size}; it is truncated"):
+        open_packed(packed)
+    (packed / WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match="is absent"):
+        open_packed(packed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[:100],
+        lambda text: text.replace('"norm_eps":', '"norm_epz":', 1),
+        lambda text: text.replace('"offset":0,', '"offset":64,', 1),
+        lambda text: "[1]",
+        lambda text: "{}",
+        lambda text: "[" * 100_000,
+    ],
+)
+def test_a_damaged_header_is_found_at_once(packed, change):
+    text = (packed / HEADER).read_text()
+    (packed / HEADER).write_text(change(text))
+    assert (packed / HEADER).read_text() != text
+    with pytest.raises(CheckpointError, match=f"{HEADER} is damaged or was edited: .*; pack the model again"):
+        open_packed(packed)
+
+
+def test_a_folder_of_another_layout_is_refused(packed, monkeypatch):
+    monkeypatch.setattr("llmctl.infer.packed_folder.LAYOUT", 99)
+    with pytest.raises(CheckpointError, match="this llmctl reads format 1 with layout 99: pack the model again"):
+        open_packed(packed)
+
+
+def test_a_folder_without_a_packed_model_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=f"holds no packed model: it has no {HEADER}"):
+        open_packed(tmp_path)
+
+
+def test_nothing_is_written_over_unless_asked(checkpoint, packed):
+    folder, plugin, model = checkpoint
+    with pytest.raises(CheckpointError, match="exists already"):
+        save_packed(model, packed, folder, plugin)
+    save_packed(model, packed, folder, plugin, overwrite=True)
+    open_packed(packed, verify=True)
