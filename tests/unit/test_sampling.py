@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.infer.sampling import SamplingOptions, choose, generator_for, processed
+from llmctl.infer.sampling import BrokenLogitsError, SamplingOptions, choose, generator_for, processed, score
 
 LOGITS = np.array([1.0, 3.0, -2.0, 0.5, 2.9, -1.0], np.float32)
 
@@ -52,6 +52,39 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_scores():
     np.testing.assert_allclose(scores, [1.0, 1.5, -4.0, 0.5, 2.9, -1.0], rtol=1e-6)
 
 
+def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest():
+    probability = softmax(LOGITS.tolist())
+    for share in (0.01, 0.1, 0.5, 1.0):
+        assert kept(min_p=share) == {
+            i for i, p in enumerate(probability) if p >= share * max(probability) * (1 - 1e-12)
+        }
+    assert kept(min_p=0.0) == set(range(6))
+
+
+def test_presence_and_frequency_count_tokens_of_the_answer_only():
+    options = SamplingOptions(presence_penalty=0.5, frequency_penalty=0.25)
+    scores = processed(LOGITS, [1, 1, 0, 3, 3, 4], 3, options, [])
+    np.testing.assert_allclose(scores, [1.0, 3.0, -2.0, 0.5 - 1.0, 2.9 - 0.75, -1.0], rtol=1e-6)
+    np.testing.assert_array_equal(processed(LOGITS, [1, 1, 0], 0, options, []), LOGITS.astype(np.float64))
+
+
+@pytest.mark.parametrize("broken", [[math.nan, 1.0], [math.inf, 1.0], [-math.inf, -math.inf]])
+def test_from_broken_logits_nothing_is_chosen(broken):
+    with pytest.raises(BrokenLogitsError, match="no finite number"):
+        choose(np.array(broken, np.float32), [], 0, SamplingOptions(), [], generator_for(SamplingOptions(), 0))
+    with pytest.raises(BrokenLogitsError, match="every token is excluded"):
+        options = SamplingOptions(min_new_tokens=1)
+        choose(np.ones(2, np.float32), [], 0, options, [0, 1], generator_for(options, 0))
+
+
+def test_log_probabilities_of_the_chosen_and_the_likeliest():
+    expected = [math.log(p) for p in softmax(LOGITS.tolist())]
+    found = score(LOGITS, 3, SamplingOptions(logprobs=2, sample=True, temperature=9.0))
+    assert found.token == 3 and [token for token, _ in found.top] == [1, 4]
+    np.testing.assert_allclose([found.logprob, *(p for _, p in found.top)], [expected[i] for i in (3, 1, 4)], rtol=1e-6)
+    assert score(LOGITS, 3, SamplingOptions()) is None and score(LOGITS, 3, SamplingOptions(logprobs=0)).top == ()
+
+
 def test_no_end_token_before_the_least_length():
     options = SamplingOptions(min_new_tokens=3)
     assert processed(LOGITS, [], 2, options, [1, 4])[[1, 4]].tolist() == [-math.inf, -math.inf]
@@ -78,7 +111,8 @@ def test_draws_depend_on_seed_and_place_only():
 @pytest.mark.parametrize(
     ("name", "value"),
     [("max_new_tokens", 0), ("min_new_tokens", 999), ("temperature", 0.0), ("temperature", math.nan), ("top_k", -1),
-     ("top_p", 0.0), ("top_p", 1.1), ("repetition_penalty", 0.0), ("repetition_penalty", math.inf), ("seed", -1)],
+     ("top_p", 0.0), ("top_p", 1.1), ("repetition_penalty", 0.0), ("repetition_penalty", math.inf), ("seed", -1),
+     ("min_p", -0.1), ("min_p", 1.1), ("presence_penalty", math.inf), ("frequency_penalty", math.nan), ("logprobs", -1)],
 )  # fmt: skip
 def test_values_out_of_range_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"{name}={value} must be"):
