@@ -7,6 +7,7 @@ Letters: T rows, I inputs, O outputs, G groups of inputs that share a scale. Eve
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ Float = NDArray[np.float32]
 
 STRETCH = 32
 """Inputs that are rounded together where a row meets integer codes; groups are multiples of it."""
+
+STRIP = 16 * PANEL
+"""Outputs that are packed at a time."""
 
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
 """The codes of each integer kind."""
@@ -41,6 +45,10 @@ def pack(weight_IO: Float, kind: str, group: int = 0, shifted: bool = False) -> 
     if weight_IO.ndim != 2 or not weight_IO.size:
         raise ValueError(f"a weight must be a matrix [in, out] with elements, not {list(weight_IO.shape)}")
     inputs, outputs = weight_IO.shape
+    if outputs > STRIP:
+        # Strips that fit the cache are packed in half the time of the whole, and without copies of it.
+        strips = (weight_IO[:, start : start + STRIP] for start in range(0, outputs, STRIP))
+        return side_by_side([pack(strip, kind, group, shifted) for strip in strips])
     if kind == "float32":
         return PackedLinear(kind, inputs, outputs, 0, _panels(weight_IO, inputs))
     if kind == "bfloat16":
@@ -86,6 +94,27 @@ def pack_codes(
         data = _panels((halves[:, 0] | halves[:, 1] << 4).transpose(0, 2, 1), padded // 8)
     scales, *zeros = (_panels(x, shape[0]).view(np.float32) for x in found)
     return PackedLinear(kind, inputs, outputs, group, data, scales, zeros[0] if zeros else None)
+
+
+def side_by_side(parts: Sequence[PackedLinear]) -> PackedLinear:
+    """Weights with the same inputs as one; all but the last fill their panels.
+
+    Raises:
+        ValueError: They differ in more than their outputs, or a panel is not full.
+    """
+    first = parts[0]
+    kinds = {(part.kind, part.inputs, part.group, part.zeros is None) for part in parts}
+    if len(kinds) > 1 or any(part.outputs % PANEL for part in parts[:-1]):
+        raise ValueError(f"weights of kinds {sorted(kinds)} and {[part.outputs for part in parts]} outputs do not join")
+    joined = []
+    for name in ("data", "scales", "zeros"):
+        arrays = [getattr(part, name) for part in parts]
+        if arrays[0] is None:
+            joined.append(None)
+            continue
+        whole = aligned(sum(array.nbytes for array in arrays)).view(arrays[0].dtype)
+        joined.append(np.concatenate(arrays, out=whole))
+    return PackedLinear(first.kind, first.inputs, sum(part.outputs for part in parts), first.group, *joined)
 
 
 def unpack(packed: PackedLinear) -> Float:

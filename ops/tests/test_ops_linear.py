@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmctl_ops import library
-from llmctl_ops.linear import aligned, native, pack, pack_codes, product, rounded, unpack
+from llmctl_ops.linear import STRIP, aligned, native, pack, pack_codes, product, rounded, side_by_side, unpack
 
 CASES = [
     ("float32", 0, False),
@@ -154,6 +154,26 @@ def test_a_row_gives_the_same_to_the_last_bit_alone_and_among_others(level, kind
     together = product(x, packed, bias)
     for rows in (1, 2, 7, 30):
         np.testing.assert_array_equal(product(x[:rows], packed, bias), together[:rows])
+
+
+@pytest.mark.parametrize(("kind", "group", "shifted"), CASES)
+def test_a_weight_of_many_outputs_is_packed_in_strips_as_its_parts_are(kind, group, shifted):
+    weight, x = drawn(70, 2 * STRIP + 40), drawn(3, 70, seed=1)
+    packed = pack(weight, kind, group, shifted)
+    native(packed)
+    for columns in (slice(0, 32), slice(STRIP - 16, STRIP + 16), slice(2 * STRIP, None)):
+        part = pack(weight[:, columns], kind, group, shifted)
+        np.testing.assert_array_equal(unpack(packed)[:, columns], unpack(part))
+        np.testing.assert_array_equal(product(x, packed)[:, columns], product(x, part))
+    assert packed.data.ctypes.data % 64 == 0
+
+
+def test_weights_that_are_not_alike_do_not_join():
+    whole, odd = pack(drawn(32, 16), "int8"), pack(drawn(32, 17), "int8")
+    np.testing.assert_array_equal(unpack(side_by_side([whole, odd]))[:, 16:], unpack(odd))
+    for parts in ([odd, whole], [whole, pack(drawn(32, 16), "int4")], [whole, pack(drawn(64, 16), "int8")]):
+        with pytest.raises(ValueError, match="do not join"):
+            side_by_side(parts)
 
 
 def test_weights_and_calls_that_do_not_fit_are_refused():

@@ -7,7 +7,9 @@ I inputs, O outputs of a linear.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +32,9 @@ GROUPS = {"int8": 128, "int4": 64}
 
 OUTER_KINDS = {"int4": "int8"}
 """Kind of the head and of projections of token vectors, where it is another than that of the layers."""
+
+WORKERS = 4
+"""Layers that are packed at a time, at most: each takes the memory of its floats."""
 
 PROJECTIONS = ("project_in", "project_out", "head")
 
@@ -175,13 +180,12 @@ def pack(graph: FusedDecoder, weights: Weights) -> PackedModel:
     outer = graph.outer
     linears = {slot: Linear(weights.outer(outer[slot], False)) for slot in PROJECTIONS if slot in outer}
     head = linears.pop("head", None) or Linear(weights.outer(outer["embed"], True))
-    order = qkv_order(graph)
     positions = weights.array(outer["positions"])[graph.position_offset :] if "positions" in outer else None
     return PackedModel(
         graph=graph,
         embed=weights.table(outer["embed"]),
         head=head,
-        layers=tuple(_layer(graph, slots, weights, order) for slots in graph.layers),
+        layers=_layers(graph, weights),
         final_norm=_norm(outer, "final_ln", weights),
         positions=positions,
         embed_norm=_norm(outer, "embed_ln", weights),
@@ -215,7 +219,15 @@ def qkv_order(graph: FusedDecoder) -> Order:
     return np.concatenate([rows[:turned, element_order(graph)], rows[turned:]]).reshape(-1)
 
 
-def _layer(graph: FusedDecoder, slots: Mapping[str, Names], weights: Weights, order: Order) -> Layer:
+def _layers(graph: FusedDecoder, weights: Weights) -> tuple[Layer, ...]:
+    """All layers, one for each processor at a time."""
+    order = qkv_order(graph)
+    kept = None if np.array_equal(order, np.arange(len(order))) else order
+    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+        return tuple(pool.map(lambda slots: _layer(graph, slots, weights, kept), graph.layers))
+
+
+def _layer(graph: FusedDecoder, slots: Mapping[str, Names], weights: Weights, order: Order | None) -> Layer:
     experts = graph.experts.count if graph.experts and "gate" in slots else 1
     up, up_bias = (chunks(slots.get(slot, ()), experts) for slot in ("ffn1", "ffn1_bias"))
     down, down_bias = (chunks(slots.get(slot, ()), experts) for slot in ("ffn2", "ffn2_bias"))
