@@ -56,18 +56,34 @@ struct Desk {
 
 INLINE Vec widened(const float* p) { return load(p); }
 INLINE Vec widened(const int8_t* p) {
-  typedef int8_t Bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
-  return __builtin_convertvector(__builtin_convertvector(*(const Bytes*)p, Int), Vec);
+#if WIDTH == 16
+  Int whole_numbers = (Int)_mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128((const __m128i*)p));
+#elif WIDTH == 8
+  Int whole_numbers = (Int)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+  Int whole_numbers = {p[0], p[1], p[2], p[3]};
+#endif
+  return __builtin_convertvector(whole_numbers, Vec);
 }
 
-// score[R, C vectors] = query[R, width] keys
+// Asks for what is read soon: blocks lie apart, and the processor does not see the next one coming. A line of the cache is
+// asked for once.
+template <class T>
+INLINE void expect(const T* p, int64_t step) {
+  if (step * (int64_t)sizeof(T) * WIDTH % 64 == 0) __builtin_prefetch(p, 0, 2);
+}
+
+// score[R, C vectors] = query[R, width] keys; the values of a block, which come next, lie behind its keys.
 template <int R, int C, class T>
 INLINE void score_micro(const float* query, int64_t width, const T* const* keys, float* score) {
   Vec total[R][C] = {};
   for (int64_t h = 0; h < width; ++h) {
     Vec right[C];
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) right[c] = widened(keys[c] + h * BLOCK);
+    for (int c = 0; c < C; ++c) {
+      right[c] = widened(keys[c] + h * BLOCK);
+      expect(keys[c] + (width + h) * BLOCK, h);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       Vec left = set(query[r * width + h]);
@@ -81,19 +97,23 @@ INLINE void score_micro(const float* query, int64_t width, const T* const* keys,
     for (int c = 0; c < C; ++c) store(score + r * TILE_KEYS + c * WIDTH, total[r][c]);
 }
 
-// mixed[R, C vectors] += weight[R, count] values
+// mixed[R, C vectors] += weight[R, count] values; `next` are the keys that come next.
 template <int R, int C, class T>
-INLINE void mix_micro(const float* weight, int count, const T* const* values, int64_t wide, float* mixed) {
+INLINE void mix_micro(const float* weight, int count, const T* const* values, const T* const* next, int64_t wide,
+                      float* mixed) {
   Vec total[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) total[r][c] = load(mixed + r * wide + c * WIDTH);
   for (int j = 0; j < count; ++j) {
-    const T* value = values[j / BLOCK] + j % BLOCK * wide;
+    const T *value = values[j / BLOCK] + j % BLOCK * wide, *later = next[j / BLOCK] + j % BLOCK * wide;
     Vec right[C];
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) right[c] = widened(value + c * WIDTH);
+    for (int c = 0; c < C; ++c) {
+      right[c] = widened(value + c * WIDTH);
+      expect(later + c * WIDTH, c);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       Vec left = set(weight[r * TILE_KEYS + j]);
@@ -126,17 +146,23 @@ __attribute__((noinline)) void score_strip(const float* query, int64_t width, co
 }
 
 template <int R, class T>
-__attribute__((noinline)) void mix_strip(const float* weight, int count, const T* const* blocks, int64_t wide,
-                                         float* mixed) {
-  const T* values[TILE_KEYS / BLOCK];
+__attribute__((noinline)) void mix_strip(const float* weight, int count, const T* const* blocks, const T* const* next,
+                                         int64_t wide, float* mixed) {
+  const T *values[TILE_KEYS / BLOCK], *later[TILE_KEYS / BLOCK];
   int64_t i = 0;
-  for (; i + SIDE * WIDTH <= wide; i += SIDE * WIDTH) {
-    for (int b = 0; b * BLOCK < count; ++b) values[b] = blocks[b] + i;
-    mix_micro<R, SIDE, T>(weight, count, values, wide, mixed + i);
+  auto columns = [&](int64_t side) {
+    for (int b = 0; b * BLOCK < count; ++b) values[b] = blocks[b] + i, later[b] = next[b] + i;
+    i += side * WIDTH;
+  };
+  while (i + SIDE * WIDTH <= wide) {
+    float* to = mixed + i;
+    columns(SIDE);
+    mix_micro<R, SIDE, T>(weight, count, values, later, wide, to);
   }
-  for (; i < wide; i += WIDTH) {
-    for (int b = 0; b * BLOCK < count; ++b) values[b] = blocks[b] + i;
-    mix_micro<R, 1, T>(weight, count, values, wide, mixed + i);
+  while (i < wide) {
+    float* to = mixed + i;
+    columns(1);
+    mix_micro<R, 1, T>(weight, count, values, later, wide, to);
   }
 }
 
@@ -233,9 +259,11 @@ inline void mix_span(const Paged& p, const Rows& rows, int64_t k, int64_t from, 
     // Blocks before the first key that is seen may be gone; what lies past the last one is another's or nobody's.
     int64_t start = place < from ? from / BLOCK * BLOCK : place;
     int keys = (int)(place + TILE_KEYS < to ? place + TILE_KEYS - start : to - start);
-    const T *of_keys[TILE_KEYS / BLOCK], *of_values[TILE_KEYS / BLOCK];
+    const T *of_keys[TILE_KEYS / BLOCK], *of_values[TILE_KEYS / BLOCK], *next[TILE_KEYS / BLOCK];
     for (int b = 0; b * BLOCK < keys; ++b) {
       char* unit = p.cache.at(p.layer, table[start / BLOCK + b], k);
+      int64_t later = place + TILE_KEYS + b * BLOCK;
+      next[b] = later < to ? (const T*)p.cache.at(p.layer, table[later / BLOCK], k) : (const T*)unit;
       of_keys[b] = (const T*)unit;
       of_values[b] = (const T*)unit + BLOCK * width;
       if (p.cache.narrow) {
@@ -250,7 +278,7 @@ inline void mix_span(const Paged& p, const Rows& rows, int64_t k, int64_t from, 
     for (int r = 0; r < count; ++r)
       soften(desk, r, start, keys, p.cache.narrow ? key_scales : nullptr, p.cache.narrow ? value_scales : nullptr,
              p.model->slopes != nullptr, span, wide);
-#define MIX(R) mix_strip<R, T>(desk.score + r * TILE_KEYS, keys, of_values, wide, span.mixed + r * wide)
+#define MIX(R) mix_strip<R, T>(desk.score + r * TILE_KEYS, keys, of_values, next, wide, span.mixed + r * wide)
     STRIPS(count, MIX)
 #undef MIX
   }

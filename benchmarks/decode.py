@@ -1,0 +1,140 @@
+"""Steps of the fused engine on a random LLaMA: prompts, and answers of one and of many sequences, in each kind of weight.
+
+Steps of single tokens are bound by the bytes that they read, which the memory bandwidth measured in the same run bounds; the
+last column is that bound's share of the time. Without paddle; ``LLMCTL_THREADS`` or ``OMP_NUM_THREADS`` sets the threads.
+
+    python benchmarks/decode.py --size 58m --kinds float32 int8 int4
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+SIZES = {
+    "58m": {"layers": 8, "hidden": 512, "heads": 8, "kv_heads": 8, "ffn": 1376, "vocab": 32000},
+    "1b": {"layers": 22, "hidden": 2048, "heads": 32, "kv_heads": 4, "ffn": 5632, "vocab": 32000},
+}
+
+
+def model_of(layers, hidden, heads, kv_heads, ffn, vocab, kind, group):
+    """A packed model; all layers have the same values in memory of their own."""
+    from llmctl.fused import FusedDecoder, Rope
+    from llmctl.infer import packed_model as packed
+    from llmctl_ops.linear import pack
+
+    random, width = np.random.default_rng(0), hidden // heads
+    frequencies = tuple(10000.0 ** (-np.arange(width // 2) * 2 / width))
+    graph = FusedDecoder(
+        outer={}, layers=({},) * layers, hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=width, ffn=ffn, vocab=vocab,
+        embed=hidden, norm="rmsnorm", norm_eps=1e-6, activation="swiglu", rope=Rope(width=width, frequencies=frequencies),
+    )  # fmt: skip
+
+    def linear(inputs, outputs):
+        weight = random.standard_normal((inputs, outputs), np.float32) * inputs**-0.5
+        return packed.Linear(pack(weight, kind, group if kind.startswith("int") else 0))
+
+    norm = packed.Norm(np.ones(hidden, np.float32))
+    first = packed.Layer(
+        norm=norm, qkv=linear(hidden, hidden + 2 * kv_heads * width), out=linear(hidden, hidden), ffn_norm=norm,
+        up=(linear(hidden, 2 * ffn),), down=(linear(ffn, hidden),),
+    )  # fmt: skip
+    return packed.PackedModel(
+        graph=graph,
+        embed=random.standard_normal((vocab, hidden), np.float32),
+        head=linear(hidden, vocab),
+        layers=(first, *(copy.deepcopy(first) for _ in range(layers - 1))),
+        final_norm=norm,
+    )
+
+
+def bytes_of(model):
+    """Of the linears' weights, which every step reads."""
+    linears = [model.head] + [one for layer in model.layers for one in (layer.qkv, layer.out, *layer.up, *layer.down)]
+    arrays = [array for one in linears for array in (one.weight.data, one.weight.scales, one.weight.zeros)]
+    return sum(array.nbytes for array in arrays if array is not None)
+
+
+def bandwidth(threads):
+    """Bytes per second that all threads together read of memory, the best of some tries."""
+    parts = [np.ones(1 << 25, np.float32) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        times = []
+        for _ in range(8):
+            start = time.perf_counter()
+            list(pool.map(np.max, parts))
+            times.append(time.perf_counter() - start)
+    return sum(part.nbytes for part in parts) / min(times)
+
+
+def step_of(sequences, past, new, rows_of_blocks):
+    """A batch in which so many sequences of ``past`` tokens get ``new`` more each."""
+    from llmctl.infer.batch import Batch
+
+    row = np.repeat(np.arange(sequences, dtype=np.int32), new)
+    place = np.tile(np.arange(past, past + new, dtype=np.int32), sequences)
+    wanted = np.arange(sequences, dtype=np.int32) * new + new - 1
+    ids = (place * 7 + row) % 1000
+    return Batch(
+        ids, row, place, place, None, np.zeros_like(place), place + 1, rows_of_blocks[:sequences],
+        np.full(sequences, -1, np.int32), wanted,
+    )  # fmt: skip
+
+
+def seconds(executor, batch, repeats):
+    """Best and median time of a step."""
+    executor.run(batch)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        executor.run(batch)
+        times.append(time.perf_counter() - start)
+    return min(times), statistics.median(times)
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=tuple(SIZES), default="58m")
+    parser.add_argument("--kinds", nargs="+", default=["float32", "int8", "int4"])
+    parser.add_argument("--kv", default="float32")
+    parser.add_argument("--group", type=int, default=64, help="inputs that share a scale, of integer kinds")
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--repeats", type=int, default=20)
+    options = parser.parse_args()
+    from llmctl import runtime
+
+    runtime.configure()
+    from llmctl.infer.native import NativeExecutor
+
+    threads = int(dict((name, value) for name, value, *_ in runtime.describe())["threads"])
+    speed = bandwidth(threads)
+    print(f"{options.size}, {threads} threads, memory reads {speed / 1e9:.1f} GB/s, cache {options.kv}")
+    print(f"{'weights':10}{'step':>24}{'best ms':>10}{'median':>10}{'tokens/s':>10}{'of bound':>10}")
+    for kind in options.kinds:
+        model = model_of(**SIZES[options.size], kind=kind, group=options.group)
+        executor, most = NativeExecutor(model, 512, options.kv), max(options.sequences)
+        per = -(-(options.context + 1) // 16)
+        executor.allocate(per * most)
+        blocks = np.random.default_rng(1).permutation(per * most).reshape(most, per).astype(np.int32)
+        for row in range(most):
+            for at in range(0, options.context, 512):
+                executor.run(step_of(1, at, min(512, options.context - at), blocks[row : row + 1]))
+        steps = [(f"prompt of {min(512, options.context)}", step_of(1, 0, min(512, options.context), blocks), 0)]
+        for count in options.sequences:
+            read = bytes_of(model) + count * per * executor.block_bytes
+            steps.append((f"{count} x 1 after {options.context}", step_of(count, options.context, 1, blocks), read))
+        for name, batch, read in steps:
+            best, median = seconds(executor, batch, options.repeats)
+            bound = f"{read / speed / best:10.2f}" if read else ""
+            print(f"{kind:10}{name:>24}{best * 1e3:10.2f}{median * 1e3:10.2f}{len(batch.ids_T) / best:10.0f}{bound}")
+
+
+if __name__ == "__main__":
+    main()
