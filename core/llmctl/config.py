@@ -9,9 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from llmctl.errors import ConfigError
 from llmctl.schema import option, section
+
+
+def model_dtype() -> Any:
+    """The field ``dtype`` of a model."""
+    return option(
+        "float32",
+        "Type that parameters are held and computed in; on a CPU half types are what checkpoints are stored in.",
+        choices=("float32", "float64", "float16", "bfloat16"),
+    )
 
 
 @dataclass(kw_only=True)
@@ -19,7 +29,7 @@ class ModelConfig:
     """The model that training starts from."""
 
     path: str = option("", "Checkpoint folder; `plugin:NAME` is a folder inside the family's package.")
-    dtype: str = option("float32", "Type that parameters are held and computed in.", choices=("float32", "float64"))
+    dtype: str = model_dtype()
 
 
 @dataclass(kw_only=True)
@@ -105,6 +115,18 @@ class UpdateConfig:
     adam_beta2: float = option(0.999, "Decay of AdamW's second moment.", minimum=0, maximum=0.99999)
     adam_eps: float = option(1e-8, "AdamW's epsilon.", above=0)
     max_grad_norm: float = option(1.0, "Gradients are scaled down to this global norm; 0 = never.", minimum=0)
+    amp: str = option(
+        "off",
+        "Mixed precision on GPUs: `O1` computes products of matrices in `amp_dtype`, `O2` everything, on rounded weights.",
+        choices=("off", "O1", "O2"),
+    )
+    amp_dtype: str = option("bfloat16", "Type of mixed precision.", choices=("bfloat16", "float16"))
+    loss_scale: float = option(
+        64.0,
+        "Float16: losses, sums over tokens, are multiplied by this at first; it halves when gradients overflow.",
+        above=0,
+    )
+    loss_scale_every: int = option(2000, "Updates in a row without an overflow after which it doubles.", minimum=1)
     seed: int = option(42, "Seed of the order of examples and of everything random.", minimum=0)
     log_every: int = option(10, "Steps between two lines of metrics.", minimum=1)
     log_to: list[str] = option(

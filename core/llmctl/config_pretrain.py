@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmctl.config import OutputConfig, UpdateConfig
+from llmctl.config import OutputConfig, UpdateConfig, model_dtype
 from llmctl.schema import option, section
 
 
@@ -18,7 +18,7 @@ class PretrainModelConfig:
     changes: list[str] = option([], "Keys of a new model's config.json, such as num_hidden_layers=4.")
     tokenizer: str = option("", "Folder with the tokenizer that the corpora were made with; empty = that of `path`.")
     vocab_multiple: int = option(128, "A new model's vocabulary is rounded up to a multiple of this.", minimum=1)
-    dtype: str = option("float32", "Type that parameters are held and computed in.", choices=("float32", "float64"))
+    dtype: str = model_dtype()
 
 
 @dataclass(kw_only=True)

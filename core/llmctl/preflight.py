@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from llmctl import capabilities, config, loggers, plugins, tokenizers
+from llmctl import capabilities, config, loggers, plugins, precision, tokenizers
 from llmctl.adapters.folder import is_adapter
 from llmctl.card import Dims
 from llmctl.checkpoint.hf_config import read_config
@@ -203,6 +203,8 @@ def check_common(settings: Any) -> None:
             f"data.max_length={data.max_length}; make it at least that"
         )
     config.check_updates(settings.train)
+    precision.check(settings.model.dtype, settings.train)
+    precision.of(settings.model.dtype, settings.train)
     loggers.check(settings.train.log_to)
     if output.resume and output.overwrite:
         raise ConfigError("output.resume and output.overwrite exclude each other; choose one")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl import capabilities, config, loggers, plugins, tokenizers
+from llmctl import capabilities, config, loggers, plugins, precision, tokenizers
 from llmctl.card import Dims, Family
 from llmctl.checkpoint.hf_config import NAME, normalise, read_config
 from llmctl.config_pretrain import PretrainConfig, PretrainModelConfig
@@ -130,6 +130,8 @@ def _combinations(settings: PretrainConfig) -> None:
             f"train.min_learning_rate={train.min_learning_rate} is above train.learning_rate={train.learning_rate}; lower it"
         )
     config.check_updates(train)
+    precision.check(settings.model.dtype, train)
+    precision.of(settings.model.dtype, train)
     loggers.check(train.log_to)
     if train.patience and not settings.samples()["valid"]:
         raise ConfigError(

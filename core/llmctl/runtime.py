@@ -99,6 +99,15 @@ def import_paddle(purpose: str) -> Any:
         return require("paddle", "cpu", purpose)
 
 
+def device() -> str:
+    """``gpu`` where paddle is built for GPUs and finds one, else ``cpu``; imports paddle only if it is such a build."""
+    try:
+        metadata.version("paddlepaddle-gpu")
+    except metadata.PackageNotFoundError:
+        return "cpu"
+    return "gpu" if import_paddle("a look for GPUs").device.cuda.device_count() else "cpu"
+
+
 def describe() -> list[tuple[str, str, str, str]]:
     """Rows (name, value, source, how to override): what was set, or what ``configure()`` would set."""
     rows = _configured or plan(os.environ)

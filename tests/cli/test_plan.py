@@ -69,3 +69,10 @@ def test_packing_adapters_and_recomputation_are_seen(config):
 
 def test_sizes_that_are_none_are_refused(config):
     assert "is not a size" in run(config, "--memory", "plenty", code=2)
+
+
+def test_a_half_type_takes_the_memory_of_what_is_computed_and_says_so(config):
+    plain, half = planned(config), planned(config, "--set", "model.dtype=bfloat16")
+    assert half["parts"] == plain["parts"] and "precision" not in plain
+    assert "float32 is computed" in half["precision"]
+    assert half["precision"] in run(config, "--set", "model.dtype=bfloat16")

@@ -11,6 +11,7 @@ from llmctl.errors import ConfigError
 from llmctl.infer import forms
 from llmctl.infer.batch import BLOCK
 from llmctl.infer.composed import PaddleExecutor
+from llmctl.infer.native import NativeExecutor, available
 from llmctl.infer.packed_model import Linear
 from llmctl.infer.view import View
 from llmctl_ops.linear import pack, unpack
@@ -76,16 +77,16 @@ def test_token_vectors_may_be_bfloat16():
 def test_keys_and_values_in_8_bits_change_little():
     model = build(FORMS["rope and shared heads"])
     texts = _texts()
-    found = run(PaddleExecutor(model, coded_cache=True), model, texts, _schedule(texts))
+    found = run(PaddleExecutor(model, kv="int8"), model, texts, _schedule(texts))
     for logits, text in zip(found, texts, strict=True):
         wanted = expected(model, text)
         assert 0 < np.abs(logits - wanted).max() < 0.03 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize(("coded", "bytes_of_head"), [(False, 4 * WIDTH), (True, WIDTH + 4)])
-def test_a_copied_block_stands_for_its_source(coded, bytes_of_head):
+@pytest.mark.parametrize(("kv", "bytes_of_head"), [("float32", 4 * WIDTH), ("int8", WIDTH + 4)])
+def test_a_copied_block_stands_for_its_source(kv, bytes_of_head):
     model = build(FORMS["rope and shared heads"])
-    executor, (text,) = PaddleExecutor(model, coded_cache=coded), _texts(1)
+    executor, (text,) = PaddleExecutor(model, kv=kv), _texts(1)
     assert executor.block_bytes == 2 * LAYERS * BLOCK * KV_HEADS * bytes_of_head
     executor.allocate(4)
     first, second = np.array([[0, 1]]), np.array([[3, 2]])
@@ -111,6 +112,29 @@ def test_only_the_wanted_logits_are_given():
 def test_half_types_are_refused_where_there_are_no_kernels():
     with pytest.raises(ConfigError, match="on cpu there are no kernels for half types; compute in float32"):
         PaddleExecutor(build(FORMS["rope and shared heads"]), "bfloat16", device="cpu")
+
+
+def test_a_type_that_keys_cannot_be_held_in_is_refused():
+    with pytest.raises(ConfigError, match="kv='int4' must be float32 or int8"):
+        PaddleExecutor(build(FORMS["rope and shared heads"]), kv="int4")
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+@pytest.mark.parametrize("name", FORMS)
+def test_native_steps_give_the_same(name, kind):
+    """Of weights in codes the native step rounds its rows to 8 bits, too."""
+    if not available():
+        pytest.skip("no compiled kernels here")
+    model = build(FORMS[name], kind, adapters=2)
+    texts = _texts()
+    for text, adapter in zip(texts, (1, -1, 0), strict=True):
+        text.adapter = adapter
+    if name == "two positions and contexts":
+        texts[0].context, texts[2].context = 5, 13
+    ours, theirs = (run(made(model), model, texts, _schedule(texts)) for made in (PaddleExecutor, NativeExecutor))
+    for logits, others in zip(ours, theirs, strict=True):
+        scale = np.abs(logits).max()
+        np.testing.assert_allclose(others, logits, atol=(3e-5 if kind == "float32" else 0.05) * scale)
 
 
 def _as(real):

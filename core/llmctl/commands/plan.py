@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from llmctl import config as configs
-from llmctl import configfile, planning, runtime, schema
+from llmctl import configfile, planning, precision, runtime, schema
 from llmctl.adapters import targets
 from llmctl.card import Dims, Family
 from llmctl.commands.config_source import read_config_file
@@ -59,12 +59,14 @@ def command(
     runtime.import_paddle("llmctl plan")
     with contextlib.redirect_stdout(sys.stderr):
         task = pkgutil.resolve_name(prepare)(job).task
+    note = precision.of(settings.model.dtype, settings.train).note
     step, training = _largest(task, job), _training(job)
     parts = planning.plan(job.plugin.card, job.dims, training, step)
     answer = {
         "command": kind,
         "parts": {name: size for name, size in parts.items() if size},
         "peak": planning.total(parts),
+        **({"precision": note} if note else {}),
         "tokens_of_a_pass": step.tokens,
         "memory": limit,
         "largest_batch": _fits(job, training, step, limit),
@@ -112,7 +114,7 @@ def _training(job: Any) -> planning.Training:
         recompute=settings.train.recompute,
         recompute_interval=settings.train.recompute_interval,
         width=8 if settings.model.dtype == "float64" else 4,
-        fused_attention=_compiled() and settings.model.dtype == "float32",
+        fused_attention=_compiled() and settings.model.dtype != "float64",
     )
 
 
@@ -175,6 +177,7 @@ def _table(answer: dict[str, Any]) -> str:
             *rows,
             f"{'peak':<18}{_size(answer['peak']):>12}   of {_size(answer['memory'])}",
             f"largest pass: {answer['tokens_of_a_pass']:,} tokens; largest train.batch_size that fits: {fits or 'none'}",
+            *([answer["precision"]] if "precision" in answer else []),
             f"in generation, 1,000 tokens of keys and values: {_size(answer['kv_cache_of_1000_tokens'])}",
         ]
     )

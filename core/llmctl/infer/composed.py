@@ -24,8 +24,6 @@ from llmctl.infer.packed_model import PackedModel
 from llmctl.infer.paged import PagedCache, slots
 from llmctl.infer.view import View
 
-KINDS = ("qkv", "out", "up", "down")
-
 
 class PaddleExecutor:
     """Computes steps as ``batch.Executor`` says.
@@ -33,23 +31,25 @@ class PaddleExecutor:
     Args:
         model: The model; its weights are unpacked, or put into paddle's own codes where it has a kernel for these.
         dtype: Type to compute in; half types need a GPU.
-        coded_cache: Whether keys and values are held as int8.
+        kv: How keys and values are held: as ``dtype``, which None stands for too, or ``int8`` with a scale for each place and head.
         device: As paddle names it; None = the one that is set.
 
     Raises:
-        ConfigError: The device has no kernels for the type.
+        ConfigError: The device has no kernels for the type, or keys and values cannot be held so.
     """
 
     def __init__(
-        self, model: PackedModel, dtype: str = "float32", coded_cache: bool = False, device: str | None = None
+        self, model: PackedModel, dtype: str = "float32", kv: str | None = None, device: str | None = None
     ) -> None:
         device = device or paddle.get_device()
         if dtype in HALF and not device.startswith("gpu"):
             raise ConfigError(f"dtype={dtype}: on {device} there are no kernels for half types; compute in float32")
+        if kv not in (None, dtype, "int8"):
+            raise ConfigError(f"kv={kv!r} must be {dtype} or int8")
         graph = model.graph
         self._model, self._graph, self._dtype = model, graph, dtype
         self._forms = forms(device, dtype)
-        self._cache = PagedCache(len(model.layers), graph.kv_heads, graph.head_dim, dtype, coded_cache)
+        self._cache = PagedCache(len(model.layers), graph.kv_heads, graph.head_dim, dtype, kv == "int8")
         self._layers = [_Layer(layer, self._forms.linear, dtype) for layer in model.layers]
         self._head = self._forms.linear(model.head, dtype)
         self._projections = [

@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 
 from llmctl.nn.cache import KVCache
+from llmctl.nn.values import values
 
 
 class DynamicModel:
@@ -46,7 +47,7 @@ class DynamicSteps:
         hidden_BTD = self.layer.hidden_states(paddle.to_tensor(ids_BT), mask, None, self.cache)
         if self.cache is not None:
             self.past += ids_BT.shape[1]
-        return np.asarray(self.layer.logits(hidden_BTD[:, -1]).numpy())
+        return values(self.layer.logits(hidden_BTD[:, -1]))
 
     def select(self, rows: list[int]) -> None:
         """Keeps these rows."""

@@ -11,6 +11,8 @@ import paddle
 from paddle.nn import functional as F
 from paddle.nn.initializer import Constant, Uniform
 
+from llmctl.nn.values import put, values
+
 
 class LoraLinear(paddle.nn.Layer):
     """base(x) + scale * dropout(x) A B; with lengths, each column of the adapted weight has the length given (DoRA).
@@ -82,19 +84,18 @@ class LoraLinear(paddle.nn.Layer):
     @paddle.no_grad()
     def take(self, a: np.ndarray, b: np.ndarray, magnitude: np.ndarray | None = None) -> None:
         """Sets A [inputs, rank], B [rank, outputs] and the lengths [outputs] where there are any."""
-        dtype = str(self.lora_A.dtype).rpartition(".")[2]
         self._settled = None
-        self.lora_A.set_value(a.astype(dtype))
-        self.lora_B.set_value(b.astype(dtype))
+        put(self.lora_A, a)
+        put(self.lora_B, b)
         if self.lora_magnitude is not None:
             assert magnitude is not None
-            self.lora_magnitude.set_value(magnitude.astype(dtype))
+            put(self.lora_magnitude, magnitude)
 
     @paddle.no_grad()
     def subtract(self, a: np.ndarray, b: np.ndarray) -> None:
         """Takes scale * A B out of the base's weight."""
         weight = self.base.weight
-        weight.set_value(weight.numpy() - self.scale * (a @ b))
+        put(weight, values(weight) - self.scale * (a @ b))
 
 
 def _lengths(weight: paddle.Tensor) -> paddle.Tensor:

@@ -13,6 +13,7 @@ import paddle
 from paddle.nn.initializer import Normal, Uniform
 
 from llmctl.nn.cache import KVCache
+from llmctl.nn.values import values
 
 Pair = tuple[paddle.Tensor, paddle.Tensor]
 
@@ -67,7 +68,7 @@ class Prefix(paddle.nn.Layer):
     @paddle.no_grad()
     def values(self) -> np.ndarray:
         """All keys and values [layers, 2, P, K, H]."""
-        return np.stack([np.stack([part.numpy() for part in self.pair(layer)]) for layer in range(self.layers)])
+        return np.stack([np.stack([values(part) for part in self.pair(layer)]) for layer in range(self.layers)])
 
     @paddle.no_grad()
     def take(self, values: Any) -> None:

@@ -13,6 +13,7 @@ import paddle
 from paddle.autograd import PyLayer
 
 from llmctl.nn.blockwise import GROUP, pairs, quantise
+from llmctl.nn.values import values
 
 
 class QuantisedLinear(paddle.nn.Layer):
@@ -25,7 +26,7 @@ class QuantisedLinear(paddle.nn.Layer):
 
     def __init__(self, linear: paddle.nn.Layer, code: str) -> None:
         super().__init__()
-        packed = quantise(linear.weight.numpy(), code)
+        packed = quantise(values(linear.weight), code)
         self.dtype = linear.weight.dtype
         self.inputs = packed.inputs
         self.register_buffer("codes", paddle.to_tensor(packed.codes))

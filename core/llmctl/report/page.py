@@ -62,8 +62,9 @@ def _facts(run: RunFolder) -> str:
     path = info.get("config", {}).get("model", {}).get("path")
     peaks = info.get("peak_memory", {})
     memory = ", ".join(f"peak {spoken(key).removeprefix('peak ')} {size(value)}" for key, value in peaks.items())
+    note = info.get("precision", {}).get("note", "")
     created = f"begun {info['created']}" if "created" in info else ""
-    return " · ".join(filter(None, [parameters, f"from {path}" if path else "", memory, created]))
+    return " · ".join(filter(None, [parameters, f"from {path}" if path else "", memory, note, created]))
 
 
 def _outcome(run: RunFolder) -> str:

@@ -27,25 +27,30 @@ class Average(Hook):
     def __init__(self, parameters: Mapping[str, paddle.Tensor], decay: float) -> None:
         self._parameters = {name: p for name, p in parameters.items() if not p.stop_gradient}
         self._decay = decay
-        self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._average = {name: _wide(p) for name, p in self._parameters.items()}
 
     @paddle.no_grad()
     def on_update(self, update: Update) -> None:
         for name, parameter in self._parameters.items():
-            self._average[name].scale_(self._decay).add_(parameter.detach() * (1 - self._decay))
+            self._average[name].scale_(self._decay).add_(_wide(parameter) * (1 - self._decay))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """The model has the averaged weights inside."""
-        self._swap()
+        own = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self.keep()
         try:
             yield
         finally:
-            self._swap()
+            with paddle.no_grad():
+                for name, parameter in self._parameters.items():
+                    parameter.set_value(own[name])
 
+    @paddle.no_grad()
     def keep(self) -> None:
         """The model has the averaged weights from now on."""
-        self._swap()
+        for name, parameter in self._parameters.items():
+            parameter.set_value(self._average[name].astype(parameter.dtype))
 
     def write(self, folder: Path) -> None:
         """Writes the average beside a checkpoint."""
@@ -70,9 +75,8 @@ class Average(Hook):
         for name, value in stored.items():
             self._average[name] = paddle.to_tensor(value)
 
-    @paddle.no_grad()
-    def _swap(self) -> None:
-        for name, parameter in self._parameters.items():
-            own = parameter.detach().clone()
-            parameter.set_value(self._average[name])
-            self._average[name] = own
+
+def _wide(parameter: paddle.Tensor) -> paddle.Tensor:
+    """A copy; of a half type in float32, which small parts of it can be added to."""
+    half = parameter.dtype in (paddle.float16, paddle.bfloat16)
+    return parameter.detach().astype("float32") if half else parameter.detach().clone()

@@ -13,12 +13,12 @@ from llmctl import config as configs
 from llmctl.checkpoint import load_weights, open_folder
 from llmctl.checkpoint.model import load_model
 from llmctl.train.model_folder import ModelWriter
-from llmctl.train.subject import ModelJob, Subject
+from llmctl.train.subject import ModelJob, Subject, precision_of
 
 
 def load(job: ModelJob, start: Path | None) -> Subject:
     """The job's model with all parameters in motion; see ``subject.load``."""
-    model, dims, plugin = load_model(start or job.model, job.plugin.card.name, job.config.model.dtype)
+    model, dims, plugin = load_model(start or job.model, job.plugin.card.name, precision_of(job).held)
     limit = configs.parse_bytes(job.config.output.max_shard_bytes)
     subject = whole(model, ModelWriter(plugin, dims, job.model, job.tokenizer, limit))
     return replace(subject, reference=partial(_frozen, job))
@@ -26,7 +26,7 @@ def load(job: ModelJob, start: Path | None) -> Subject:
 
 def _frozen(job: ModelJob) -> Callable[[], AbstractContextManager[Any]]:
     """A second model from the job's folder, which does not move."""
-    model, _, _ = load_model(job.model, job.plugin.card.name, job.config.model.dtype)
+    model, _, _ = load_model(job.model, job.plugin.card.name, precision_of(job).held)
     for parameter in model.parameters():
         parameter.stop_gradient = True
     return lambda: nullcontext(model)

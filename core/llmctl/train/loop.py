@@ -48,7 +48,7 @@ class Update:
         epoch: Passes over the data completed after it.
         loss: Mean loss of an item.
         lr: Learning rate.
-        grad_norm: Global norm of the gradient before clipping.
+        grad_norm: Global norm of the gradient before clipping; 0 of an update that was left out because it overflowed.
         tokens: Tokens that went through the model, without padding.
         seconds: Time it took.
         means: Further means over items, by name.
@@ -128,6 +128,7 @@ class Loop:
         plan: How long, and how often what.
         hooks: Called in order at each occasion.
         evaluating: A context in which the model is evaluated.
+        computing: A context in which losses and evaluations are computed.
     """
 
     def __init__(
@@ -139,10 +140,11 @@ class Loop:
         plan: Plan,
         hooks: Sequence[Hook] = (),
         evaluating: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        computing: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
         self.model, self.task, self.optimizer = model, task, optimizer
         self.schedule, self.plan, self.hooks = schedule, plan, hooks
-        self.evaluating = evaluating
+        self.evaluating, self.computing = evaluating, computing
 
     def run(self, done: int = 0) -> int:
         """All updates after the first ``done``, or until a hook asks to stop; the number of the last one.
@@ -180,7 +182,7 @@ class Loop:
     def evaluate(self) -> dict[str, float]:
         """Metrics of the model as it is evaluated."""
         self.model.eval()
-        with self.evaluating():
+        with self.evaluating(), self.computing():
             return self.task.evaluate(self.model)
 
     def update(self, step: int) -> Update:
@@ -199,11 +201,33 @@ class Loop:
         lr = self.schedule(step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimizer.clear()
+            if math.isfinite(loss) and self._may_skip():
+                return self._done(step, start, batches, loss, lr, 0.0, {})
             examples = [source for batch in batches for source in batch.sources]
             report = {"step": step, "loss": str(loss), "grad_norm": str(norm), "lr": lr, "examples": examples}
             raise NonFiniteError(report)
         self._each("on_gradients", step)
         self.optimizer.step(lr)
+        means = {name: value / items for name, value in sums.items()}
+        return self._done(step, start, batches, loss, lr, norm, means)
+
+    def _may_skip(self) -> bool:
+        """Whether gradients that are not finite may be so because losses were multiplied by too much, which is mended."""
+        scaling = self.optimizer.scaling
+        return scaling is not None and scaling.overflowed()
+
+    def _done(
+        self,
+        step: int,
+        start: float,
+        batches: Sequence[Batch],
+        loss: float,
+        lr: float,
+        norm: float,
+        means: Mapping[str, float],
+    ) -> Update:
+        scaling = self.optimizer.scaling
+        skipped = {} if scaling is None else {"skipped_updates": float(scaling.skipped)}
         return Update(
             step=step,
             epoch=step / self.task.steps_per_epoch,
@@ -212,15 +236,18 @@ class Loop:
             grad_norm=norm,
             tokens=sum(batch.tokens for batch in batches),
             seconds=time.perf_counter() - start,
-            means={name: value / items for name, value in sums.items()},
+            means={**means, **skipped},
         )
 
     def _backward(self, batches: Sequence[Batch]) -> tuple[float, int, dict[str, float]]:
         """Gradients of the sum of all losses; that sum, the number of items, and the further sums."""
         losses = []
         for batch in batches:
-            loss = self.task.loss(self.model, batch)
-            loss.total.backward()
+            with self.computing():
+                loss = self.task.loss(self.model, batch)
+            factor = self.optimizer.loss_factor
+            (loss.total if factor == 1.0 else loss.total * factor).backward()
+            self.optimizer.gather()
             losses.append(loss._replace(total=loss.total.detach()))
         items = sum(loss.items for loss in losses)
         assert items > 0, "a step must hold at least one item with a loss"

@@ -24,7 +24,8 @@ from llmctl.adapters.attach import put, quantise
 from llmctl.checkpoint.model import load_model
 from llmctl.nn.lora import principal
 from llmctl.nn.quantised import weight_bytes
-from llmctl.train.subject import ModelJob, Reference, Subject
+from llmctl.nn.values import values
+from llmctl.train.subject import ModelJob, Reference, Subject, precision_of
 
 FLOAT = "float"
 """Value of ``method.base`` that leaves the base as it is."""
@@ -85,18 +86,18 @@ class Trained:
         return ready
 
     def _part(self, path: str, layer: Any) -> Part:
-        a, b = layer.lora_A.numpy(), layer.lora_B.numpy()
+        a, b = values(layer.lora_A), values(layer.lora_B)
         if path in self.starts:
             a0, b0 = self.starts[path]
             a, b = np.concatenate([a, a0], axis=1), np.concatenate([b, -b0])
-        magnitude = None if layer.lora_magnitude is None else layer.lora_magnitude.numpy()
+        magnitude = None if layer.lora_magnitude is None else values(layer.lora_magnitude)
         return Part(a, b, layer.scale, magnitude)
 
 
 def load(job: ModelJob, start: Path | None) -> Subject:
     """The job's model with adapters in motion and all else at rest; see ``subject.load``."""
     method = job.config.method
-    model, dims, plugin = load_model(job.model, job.plugin.card.name, job.config.model.dtype)
+    model, dims, plugin = load_model(job.model, job.plugin.card.name, precision_of(job).held)
     paths = targets.choose(plugin.card, dims, method.targets)
     rank, alpha = method.rank, method.alpha or 2.0 * method.rank
     scale = scale_of(alpha, rank, method.rslora)
@@ -144,10 +145,10 @@ def _principal(layers: dict[str, Any], start: Path | None, job: ModelJob) -> dic
         if path in before:
             a0, b0 = before[path].a[:, rank:], -before[path].b[rank:]
         else:
-            weight = layer.base.weight.numpy()
+            weight = values(layer.base.weight)
             a0, b0 = (x.astype(weight.dtype) for x in principal(weight, rank, layer.scale))
         layer.subtract(a0, b0)
-        magnitude = None if layer.lora_magnitude is None else layer.lora_magnitude.numpy()
+        magnitude = None if layer.lora_magnitude is None else values(layer.lora_magnitude)
         layer.take(a0, b0, magnitude)
         starts[path] = a0, b0
     return starts

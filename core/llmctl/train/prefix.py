@@ -22,7 +22,8 @@ from llmctl.adapters.prefix import Prefix, shape_of
 from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import load_model
 from llmctl.errors import CheckpointError
-from llmctl.train.subject import ModelJob, Subject
+from llmctl.nn.values import values as numbers
+from llmctl.train.subject import ModelJob, Subject, precision_of
 
 PROJECTION = "projection.safetensors"
 
@@ -55,7 +56,7 @@ class Trained:
         from llmctl.adapters.peft_format import as_planned
 
         if self.projected:
-            values = {name: parameter.numpy() for name, parameter in self.layer.named_parameters()}
+            values = {name: numbers(parameter) for name, parameter in self.layer.named_parameters()}
             whole = {name: as_planned(name, np.ascontiguousarray(value), dtype) for name, value in values.items()}
             safetensors_file.write_file(folder / PROJECTION, whole)
 
@@ -86,7 +87,7 @@ class Trained:
 def load(job: ModelJob, start: Path | None) -> Subject:
     """The job's model with virtual tokens in motion and all else at rest; see ``subject.load``."""
     method = job.config.method
-    model, dims, plugin = load_model(job.model, job.plugin.card.name, job.config.model.dtype)
+    model, dims, plugin = load_model(job.model, job.plugin.card.name, precision_of(job).held)
     runtime.seed(job.config.train.seed)
     shape = shape_of(dims, method.virtual_tokens)
     between = (method.projection_hidden or shape[3] * shape[4]) if method.prefix_projection else 0

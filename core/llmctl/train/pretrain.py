@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl import config as configs
-from llmctl import runtime
+from llmctl import precision, runtime
 from llmctl.checkpoint.model import build, load_model
 from llmctl.data.pretraining import Samples, Setting, open_split
 from llmctl.preflight_pretrain import PretrainJob
@@ -88,7 +88,7 @@ def prepare(job: PretrainJob) -> PretrainData:
 
 def load(job: PretrainJob, start: Path | None) -> Subject:
     """The job's model: a checkpoint, or a new one whose weights are drawn as the card's modeling code says."""
-    dims, dtype = job.dims, job.config.model.dtype
+    dims, dtype = job.dims, precision.of(job.config.model.dtype, job.config.train).held
     source = start or job.model
     if source:
         model, _, _ = load_model(source, job.plugin.card.name, dtype)

@@ -15,16 +15,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmctl import plugins, runtime, schema
+from llmctl import plugins, precision, runtime, schema
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.checkpoint.run_json import run_info
 from llmctl.errors import ConfigError
 from llmctl.loggers import PACKAGES
+from llmctl.precision import Precision
 from llmctl.preflight import STAGING
 from llmctl.train import checkpoints, journal, logs, recompute
 from llmctl.train.average import Average
 from llmctl.train.display import display, format_metric, table
 from llmctl.train.loop import Hook, Interrupted, Loop, NonFiniteError, Plan
+from llmctl.train.loss_scale import LossScale
 from llmctl.train.optimizer import AdamW
 from llmctl.train.patience import Patience
 from llmctl.train.record import Record, write_info
@@ -109,6 +111,9 @@ def run(
     start = checkpoints.newest(job.output / "checkpoints") if job.config.output.resume else None
     if start:
         _check_unchanged(job, start)
+    types = precision.of(job.config.model.dtype, job.config.train)
+    if types.note:
+        print(types.note, flush=True)
     data = prepare(job)
     subject = load(job, start)
     train = job.config.train
@@ -117,15 +122,15 @@ def run(
     average = Average(dict(subject.model.named_parameters()), train.ema_decay) if train.ema_decay else None
     info = _info(job) if start is None else _read_info(job)
     record = Record(job.output, info)
-    loop, done = _loop(job, subject, data, start, average, [*hooks, record])
-    info.update(subject.notes)
+    loop, done = _loop(job, subject, data, start, average, types, [*hooks, record])
+    info.update(subject.notes, precision=types.record())
     if "before" not in info:
-        info["before"] = _measure(subject, data) if start is None else {"metrics": {}, "samples": []}
+        info["before"] = _measure(subject, data, types) if start is None else {"metrics": {}, "samples": []}
         write_info(job.output, info)
     with record:
         last = _train(job, loop, done)
         info["best"], metrics = _choose(job, subject, last, average)
-        info["after"] = _measure(subject, data, metrics)
+        info["after"] = _measure(subject, data, types, metrics)
         info.update(finish(subject.model, data) if finish else {})
         info.update(steps=last, seconds=round(time.monotonic() - begun, 1))
         with atomic_folder(job.output / "model", overwrite=True) as folder:
@@ -175,7 +180,13 @@ def _open_output(job: Job, start: Path | None) -> None:
 
 
 def _loop(
-    job: Job, subject: Subject, data: RunData, start: Path | None, average: Average | None, hooks: Sequence[Hook]
+    job: Job,
+    subject: Subject,
+    data: RunData,
+    start: Path | None,
+    average: Average | None,
+    types: Precision,
+    hooks: Sequence[Hook],
 ) -> tuple[Loop, int]:
     """The loop with all its hooks, and the number of updates that are done already."""
     settings, task = job.config.train, data.task
@@ -196,6 +207,8 @@ def _loop(
         decays=subject.decays,
         rates=subject.rates,
         max_norm=settings.max_grad_norm,
+        keeps_weights=types.keeps_weights,
+        scaling=LossScale(settings.loss_scale, settings.loss_scale_every) if types.scales_losses else None,
     )
     fingerprint = task.fingerprint
     done = checkpoints.restore(start, adamw, fingerprint, settings.seed) if start else 0
@@ -223,9 +236,9 @@ def _loop(
     if settings.patience:
         own.append(Patience(job.output / "metrics.jsonl", settings.best_metric, settings.patience))
     if settings.stats_every:
-        own.append(Statistics(job.output, parameters, settings.stats_every))
+        own.append(Statistics(job.output, adamw.moved, settings.stats_every))
     evaluating = average.in_place if average else contextlib.nullcontext
-    return Loop(subject.model, task, adamw, rate, plan, [*own, *hooks], evaluating), done
+    return Loop(subject.model, task, adamw, rate, plan, [*own, *hooks], evaluating, types.computing), done
 
 
 def _write_checkpoint(job: Job, subject: Subject, average: Average | None, folder: Path) -> None:
@@ -278,10 +291,13 @@ def _choose(
     return asdict(best) if best else None, metrics
 
 
-def _measure(subject: Subject, data: RunData, metrics: dict[str, float] | None = None) -> dict[str, Any]:
+def _measure(
+    subject: Subject, data: RunData, types: Precision, metrics: dict[str, float] | None = None
+) -> dict[str, Any]:
     """Metrics (those given, if any) and sample answers of the model as it is."""
     subject.model.eval()
-    return {"metrics": metrics or data.task.evaluate(subject.model), "samples": data.samples(subject.model)}
+    with types.computing():
+        return {"metrics": metrics or data.task.evaluate(subject.model), "samples": data.samples(subject.model)}
 
 
 def _info(job: Job) -> dict[str, Any]:

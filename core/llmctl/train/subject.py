@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from llmctl import precision
 from llmctl.card import Dims, Family
 from llmctl.plugins import Plugin
+from llmctl.precision import Precision
 from llmctl.tokenizers import Tokenizer
 
 SUBJECTS = {"full": "llmctl.train.full", "lora": "llmctl.train.lora", "prefix": "llmctl.train.prefix"}
@@ -58,6 +60,11 @@ class ModelJob(Protocol):
     dims: Dims
     model: Path
     tokenizer: Tokenizer
+
+
+def precision_of(job: ModelJob) -> Precision:
+    """The types of the job's run."""
+    return precision.of(job.config.model.dtype, job.config.train)
 
 
 def load(job: ModelJob, start: Path | None) -> Subject:
