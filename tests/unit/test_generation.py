@@ -14,9 +14,10 @@ from llmctl import plugins, tokenizers
 from llmctl.checkpoint.model import build
 from llmctl.errors import ConfigError, DataError
 from llmctl.infer.generate import generate
+from llmctl.infer.runner import Batches
 from llmctl.infer.sampling import SamplingOptions
-from llmctl.infer.session import Chat, answer_file, read_questions
-from llmctl.infer.text import StopFilter, Writer
+from llmctl.infer.session import Chat, answer_rows, read_questions
+from llmctl.infer.text import Ask, StopFilter, Writer
 
 VOCAB = 360
 PROMPTS = [[5, 9, 30], [7], [11, 200, 31, 8, 90, 41, 2, 100], [3, 3]]
@@ -38,6 +39,10 @@ def tokenizer(request, tmp_path_factory):
     return tokenizers.load(KINDS[request.param](tmp_path_factory.mktemp("tokenizer")))
 
 
+def writing(model, tokenizer, limit, options, stops=(), size=8):
+    return Writer(Batches(model, tokenizer.eos_ids, tokenizer.pad_id, size), tokenizer, limit, options, stops)
+
+
 def ids(generations):
     return [generation.ids for generation in generations]
 
@@ -52,7 +57,7 @@ def test_cached_equals_uncached(model, options):
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_batched_equals_single(model, options):
     batched = ids(generate(model, PROMPTS, options, [], 0))
-    single = [ids(generate(model, [prompt], options, [], 0, first_index=i))[0] for i, prompt in enumerate(PROMPTS)]
+    single = [ids(generate(model, [prompt], options, [], 0, places=[i]))[0] for i, prompt in enumerate(PROMPTS)]
     assert batched == single
 
 
@@ -108,7 +113,7 @@ def test_stop_filter_passes_exactly_what_comes_before_the_first_stop(text, cuts,
 
 
 def test_streamed_pieces_are_the_answer_and_stop_before_stop_strings(model, tokenizer):
-    writer = Writer(model, tokenizer, 256, SamplingOptions(max_new_tokens=40))
+    writer = writing(model, tokenizer, 256, SamplingOptions(max_new_tokens=40))
     prompts = [tokenizer.encode("hello"), tokenizer.encode("the quick")]
     whole = writer.answer(prompts)
     stop = whole[0].text[6:9]
@@ -117,14 +122,14 @@ def test_streamed_pieces_are_the_answer_and_stop_before_stop_strings(model, toke
     def take(index, piece):
         pieces[index] += piece
 
-    stopped = Writer(model, tokenizer, 256, SamplingOptions(max_new_tokens=40), [stop]).answer(prompts, take)
+    stopped = writing(model, tokenizer, 256, SamplingOptions(max_new_tokens=40), [stop]).answer(prompts, take)
     assert stopped[0].text == whole[0].text[: whole[0].text.index(stop)] and stopped[0].finish_reason == "stop"
     assert pieces == {i: answer.text for i, answer in enumerate(stopped)}
     assert whole[0].text == tokenizer.decode(whole[0].ids)
 
 
 def test_prompts_without_room_are_refused(model, tokenizer):
-    writer = Writer(model, tokenizer, 20, SamplingOptions(max_new_tokens=10))
+    writer = writing(model, tokenizer, 20, SamplingOptions(max_new_tokens=10))
     with pytest.raises(ConfigError, match="prompt 2 has 15 tokens; .* 20 positions .* max_new_tokens to 5 or less"):
         writer.answer([[1], [1] * 15])
     with pytest.raises(ConfigError, match="prompt 1 is empty"):
@@ -136,12 +141,48 @@ def test_every_line_of_a_file_gets_a_line_in_order(model, tokenizer, tmp_path):
     (tmp_path / "in.jsonl").write_text("\n\n".join(json.dumps(line) for line in lines))
     questions = read_questions(tmp_path / "in.jsonl")
     prompts = [tokenizer.encode(q.conversation.turns[-1][0]) for q in questions]
-    writer = Writer(model, tokenizer, 256, SamplingOptions(max_new_tokens=5), batch_size=2)
-    done = []
-    rows = [json.loads(line) for line in answer_file(writer, questions, prompts, done.append)]
+    writer = writing(model, tokenizer, 256, SamplingOptions(max_new_tokens=5), size=2)
+    asks = [Ask(prompt, place) for place, prompt in enumerate(prompts)]
+    found = list(answer_rows(writer, questions, asks))
+    assert [place for place, _ in found] == [0, 1, 2]
+    rows = [row for _, row in found]
     assert [row["src"] for row in rows] == ["hello", ["the"], "quick brown"] and rows[1]["tgt"] == ["dog"]
     assert [row["output"] for row in rows] == [answer.text for answer in writer.answer(prompts)]
-    assert done == [2, 3]
+    assert list(answer_rows(writer, questions, asks, known=[0, 2])) == [(1, rows[1])]
+
+
+def test_what_cannot_be_answered_is_told_in_its_place_and_harms_no_other(model, tokenizer):
+    prompts = [[1, 5], [1] * 300, [], [2, 9]]
+    writer = writing(model, tokenizer, 256, SamplingOptions(max_new_tokens=3), size=4)
+    found = dict(writer.answers([Ask(prompt, place) for place, prompt in enumerate(prompts)]))
+    assert [found[place].finish_reason == "error" for place in range(4)] == [False, True, True, False]
+    assert "the prompt has 300 tokens" in found[1].error and "the prompt is empty" in found[2].error
+    assert found[3].ids == generate(model, [[2, 9]], SamplingOptions(max_new_tokens=3), [], 0)[0].ids
+
+
+def test_a_batch_that_fails_together_is_answered_one_by_one(tokenizer):
+    class Choosy:
+        """Refuses a batch that holds the token 7."""
+
+        stable_length = None
+
+        def begin(self, columns, use_cache=True):
+            return self
+
+        past = 0
+
+        def step(self, ids_BT, mask_BS):
+            if (ids_BT == 7).any():
+                raise DataError("no sevens")
+            return np.eye(VOCAB)[ids_BT[:, -1] + 1]
+
+        def select(self, rows):
+            pass
+
+    writer = writing(Choosy(), tokenizer, 0, SamplingOptions(max_new_tokens=2))
+    found = dict(writer.answers([Ask([5]), Ask([7]), Ask([90])]))
+    assert [found[place].ids for place in range(3)] == [[6, 6], [], [91, 91]] or found[0].ids[0] == 6
+    assert [found[place].error for place in range(3)] == ["", "no sevens", ""]
 
 
 def test_broken_questions_are_all_listed(tmp_path):
@@ -155,7 +196,7 @@ def test_broken_questions_are_all_listed(tmp_path):
 def test_chat_remembers_until_it_is_reset(model, tmp_path):
     folder = write_json(tmp_path)
     (folder / "chat_template.jinja").write_text(JINJA)
-    writer = Writer(model, tokenizers.load(folder), 256, SamplingOptions(max_new_tokens=6))
+    writer = writing(model, tokenizers.load(folder), 256, SamplingOptions(max_new_tokens=6))
     lines = iter(["hello", "", "the dog", "/reset", "hello", "/quit", "never"])
     shown = []
     chat = Chat(writer, None, lambda: next(lines, None), shown.append)
@@ -179,7 +220,7 @@ def test_chat_remembers_until_it_is_reset(model, tmp_path):
 def test_a_chat_that_grows_too_long_forgets_its_oldest_turns_and_goes_on(model, tmp_path):
     folder = write_json(tmp_path)
     (folder / "chat_template.jinja").write_text(JINJA)
-    writer = Writer(model, tokenizers.load(folder), 64, SamplingOptions(max_new_tokens=6))
+    writer = writing(model, tokenizers.load(folder), 64, SamplingOptions(max_new_tokens=6))
     lines = iter(["hello"] * 6 + ["the quick brown fox " * 20, "hello", "/quit"])
     shown = []
     chat = Chat(writer, None, lambda: next(lines, None), shown.append)

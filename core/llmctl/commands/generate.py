@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmctl.commands.model_source import adapter_options, open_model
+from llmctl.commands.engines import Chosen, choose, engine_options
 from llmctl.errors import ConfigError, DataError
+from llmctl.infer.request import BeamOptions
 from llmctl.infer.sampling import SamplingOptions
 
-SAMPLING = ("temperature", "top_k", "top_p")
+if TYPE_CHECKING:
+    from llmctl.infer.journal import Journal
+    from llmctl.infer.text import Ask, Writer
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--engine", type=click.Choice(["auto", "dynamic", "static"]), default="auto", show_default=True,
-              help="What computes: the layer, or the program in MODEL.")  # fmt: skip
-@adapter_options
+@engine_options
+@click.option("--adapter", "adapters", multiple=True, metavar="[NAME=]FOLDER",
+              help="An adapter to put on MODEL; several have names, which lines of --input give as adapter (fused).")  # fmt: skip
+@click.option("--base", type=click.Path(path_type=Path), help="If MODEL is an adapter: its base, when it was moved.")
+@click.option("--allow-other-base", is_flag=True, help="Put the adapter on a model that it was not trained on.")
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; may be repeated. - reads one from standard input.")
 @click.option("--input", "input_file", type=click.Path(path_type=Path), help="JSON lines with src.")
 @click.option("--output", "output_file", type=click.Path(path_type=Path), help="Where to write the answers to --input.")
@@ -33,10 +42,16 @@ SAMPLING = ("temperature", "top_k", "top_p")
 @click.option("--temperature", type=float, help="With --sample: below 1 is sharper. [default: 1.0]")
 @click.option("--top-k", type=int, help="With --sample: only the k likeliest tokens. [default: 0, all]")
 @click.option("--top-p", type=float, help="With --sample: only the likeliest with this probability. [default: 1.0]")
+@click.option("--min-p", type=float,
+              help="With --sample: only tokens with this share of the likeliest's probability. [default: 0]")  # fmt: skip
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
+@click.option("--presence-penalty", type=float, default=0.0, show_default=True, help="Off tokens of the answer.")
+@click.option("--frequency-penalty", type=float, default=0.0, show_default=True, help="Off them for each time.")
+@click.option("--logprobs", type=click.IntRange(0), metavar="N",
+              help="With --input: log-probabilities of each token and the N likeliest.")  # fmt: skip
 @click.option("--stop", "stops", multiple=True, help="Text that ends an answer; may be repeated.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), help="Prompts answered together. [default: 8]")
+@click.option("--batch-size", type=click.IntRange(1), help="Prompts answered together. [default: 8; fused 64]")
 @click.option("--stream/--no-stream", default=True, help="Show an answer while it grows (a single prompt only).")
 @click.option("--no-cache", is_flag=True, help="Compute every step from the beginning, to check the cache.")
 @click.pass_context
@@ -46,78 +61,74 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
     options = _options(given)
     from llmctl import tokenizers
 
-    if _engine(model, given["engine"]) == "static":
-        card, folder, vocab, load = _program(model, given)
-    else:
-        card, folder, vocab, load = _checkpoint(model, given, ctx.obj["family"])
-    tokenizer = tokenizers.load(folder, "none" if given["raw"] else given["chat_template"], card)
-    tokenizers.check_fits(tokenizer, vocab, folder)
+    chosen = choose(model, ctx.obj["family"], given)
+    tokenizer = tokenizers.load(chosen.folder, "none" if given["raw"] else given["chat_template"], chosen.wording)
+    tokenizers.check_fits(tokenizer, chosen.vocab, chosen.folder)
     if tokenizer.chat_template is None and given["system"] is not None:
         raise ConfigError("--system needs a chat template; name one with --chat-template")
-    questions, prompts, names = _prompts(given, tokenizer)
+    questions, prompts = _prompts(given, tokenizer)
+    asks = _asks(questions, prompts, chosen)
+    with _journal(model, given, len(prompts)) as journal:
+        writer = _writer(chosen, tokenizer, options, prompts, given)
+        if given["chat"]:
+            _chat(writer, given["system"])
+        elif questions:
+            ctx.exit(_file(writer, questions, asks, journal))
+        else:
+            ctx.exit(_show(writer, given["prompts"], prompts, given["stream"]))
 
-    from llmctl import runtime
 
-    runtime.import_paddle("llmctl generate")
+def _writer(
+    chosen: Chosen, tokenizer: Any, options: SamplingOptions, prompts: list[list[int]], given: dict[str, Any]
+) -> Writer:
+    """What answers, loaded now."""
     from llmctl.infer.text import Writer, check_lengths
 
-    loaded, limit = load()
-    check_lengths(prompts, options, limit, names)
-    writer = Writer(loaded, tokenizer, limit, options, given["stops"], given["batch_size"] or 8, not given["no_cache"])
-    if given["chat"]:
-        _chat(writer, given["system"])
-    elif questions:
-        _file(writer, questions, prompts, given["output_file"])
-    else:
-        _show(writer, given["prompts"], prompts, given["stream"])
+    lengths = [len(prompt) + options.max_new_tokens for prompt in prompts]
+    runner, limit = chosen.load(tokenizer, lengths)
+    if not given["input_file"]:
+        check_lengths(prompts, options, limit)
+    beams = None
+    if given["beams"]:
+        penalty = 1.0 if given["length_penalty"] is None else given["length_penalty"]
+        beams = BeamOptions(beams=given["beams"], length_penalty=penalty)
+    return Writer(runner, tokenizer, limit, options, given["stops"], given["speculate"] or 0, beams)
 
 
-def _engine(model: Path, asked: str) -> str:
-    """The engine that runs a folder.
+def _journal(model: Path, given: dict[str, Any], count: int) -> AbstractContextManager[Any]:
+    """Where answers to a file are kept until all are there; None where they are not written to a file."""
+    if not given["output_file"]:
+        return nullcontext()
+    from llmctl.checkpoint.digest import sha256
+    from llmctl.infer.journal import Journal
+
+    shown = {name: value for name, value in given.items() if name not in ("output_file", "input_file", "stream")}
+    about = {
+        "model": str(model.resolve()), "input": sha256(given["input_file"]), "questions": count,
+        **{name: [str(part) for part in value] if isinstance(value, tuple) else value if value is None else str(value)
+           for name, value in shown.items()},
+    }  # fmt: skip
+    return Journal(given["output_file"], about)
+
+
+def _asks(questions: list[Any], prompts: list[list[int]], chosen: Chosen) -> list[Ask]:
+    """What is asked of the model for each question.
 
     Raises:
-        ConfigError: The one that was asked for cannot.
+        DataError: A line names an adapter that was not given.
     """
-    from llmctl.infer.exported import is_exported
+    from llmctl.infer.text import Ask
 
-    found = "static" if is_exported(model) else "dynamic"
-    if asked not in ("auto", found):
-        remedy = "leave out --engine" if found == "static" else f"make one: llmctl export {model} --out FOLDER"
-        what = "holds an exported program" if found == "static" else "holds no exported program"
-        raise ConfigError(f"--engine {asked}: {model} {what}; {remedy}")
-    return found
-
-
-def _program(model: Path, given: dict[str, Any]) -> tuple[Any, Path, int, Any]:
-    """As ``_checkpoint``, of an exported program."""
-    from llmctl.infer import exported
-
-    idle = [option for option, name in (("--adapter", "adapter"), ("--base", "base")) if given[name]]
-    if idle or given["allow_other_base"]:
-        raise ConfigError(
-            f"{model} is an exported program, which takes no adapter; export the model with its adapter instead"
-        )
-    about = exported.read(model)
-
-    def load() -> tuple[Any, int]:
-        from llmctl.infer.static import StaticModel
-
-        return StaticModel(model, about), about.max_positions
-
-    return about.wording, model, about.vocab, load
-
-
-def _checkpoint(model: Path, given: dict[str, Any], family: str) -> tuple[Any, Path, int, Any]:
-    """The card, the folder of the tokenizer, the vocabulary, and what loads the model and gives its longest rows."""
-    source = open_model(model, family, given["adapter"], given["base"], given["allow_other_base"])
-
-    def load() -> tuple[Any, int]:
-        from llmctl.infer.text import longest
-
-        layer = source.layer()
-        return layer, longest(layer, source.dims)
-
-    return source.plugin.card, source.tokenizer_folder, source.dims.vocab, load
+    asks = []
+    for index, (question, prompt) in enumerate(zip(questions, prompts, strict=False)):
+        name = question.row.get("adapter")
+        if name is not None and name not in chosen.adapters:
+            known = ", ".join(chosen.adapters) or "none"
+            raise DataError(
+                f"{question.source} asks for the adapter {name!r}; given are: {known} (--adapter NAME=FOLDER)"
+            )
+        asks.append(Ask(prompt, index, -1 if name is None else chosen.adapters.index(name)))
+    return asks
 
 
 def _check_sources(given: dict[str, Any]) -> None:
@@ -136,6 +147,13 @@ def _check_sources(given: dict[str, Any]) -> None:
         raise click.UsageError("--batch-size has no effect with --chat; leave it out")
     if given["prompts"].count("-") > 1:
         raise click.UsageError("standard input can be only one prompt; give --prompt - once")
+    if given["logprobs"] is not None and not given["input_file"]:
+        raise click.UsageError("--logprobs needs --input, whose answers have a place for them")
+    if given["length_penalty"] is not None and not given["beams"]:
+        raise click.UsageError("--length-penalty has no effect without --beams")
+    beamless = [name for name in ("sample", "speculate", "stops", "chat") if given[name]]
+    if given["beams"] and (beamless or given["logprobs"] is not None):
+        raise click.UsageError("--beams goes without --sample, --speculate, --stop, --logprobs and --chat")
     if "" in given["stops"]:
         raise ConfigError("--stop must not be empty")
 
@@ -144,12 +162,15 @@ def _options(given: dict[str, Any]) -> SamplingOptions:
     idle = [f"--{name.replace('_', '-')}" for name in SAMPLING if given[name] is not None and not given["sample"]]
     if idle:
         raise ConfigError(f"{', '.join(idle)} has no effect without --sample; add it, or leave it out")
-    names = ("max_new_tokens", "min_new_tokens", "sample", "repetition_penalty", "seed", *SAMPLING)
+    names = (
+        "max_new_tokens", "min_new_tokens", "sample", "repetition_penalty", "presence_penalty", "frequency_penalty",
+        "seed", "logprobs", *SAMPLING,
+    )  # fmt: skip
     return SamplingOptions(**{name: given[name] for name in names if given[name] is not None})
 
 
-def _prompts(given: dict[str, Any], tokenizer: Any) -> tuple[list[Any], list[list[int]], list[str]]:
-    """Questions of the file, if there is one; token ids of all prompts; their names in messages."""
+def _prompts(given: dict[str, Any], tokenizer: Any) -> tuple[list[Any], list[list[int]]]:
+    """Questions of the file, if there is one; token ids of all prompts."""
     from llmctl.data.encoding import prompt_ids
     from llmctl.infer.session import read_questions
     from llmctl.tokenizers.chat import Conversation
@@ -157,10 +178,10 @@ def _prompts(given: dict[str, Any], tokenizer: Any) -> tuple[list[Any], list[lis
     if given["input_file"]:
         questions = read_questions(given["input_file"], given["system"])
         prompts = [prompt_ids(tokenizer, question.conversation, question.source) for question in questions]
-        return questions, prompts, [question.source for question in questions]
+        return questions, prompts
     texts = [_read_stdin() if text == "-" else _checked(text, "--prompt") for text in given["prompts"]]
     talks = [Conversation(((text, None),), given["system"]) for text in texts]
-    return [], [prompt_ids(tokenizer, talk) for talk in talks], []
+    return [], [prompt_ids(tokenizer, talk) for talk in talks]
 
 
 def _read_stdin() -> str:
@@ -178,33 +199,67 @@ def _checked(text: str, where: str) -> str:
     return text
 
 
-def _show(writer: Any, texts: tuple[str, ...], prompts: list[list[int]], stream: bool) -> None:
-    if len(prompts) == 1 and stream:
-        writer.answer(prompts, lambda _, piece: click.echo(piece, nl=False))
+def _show(writer: Writer, texts: tuple[str, ...], prompts: list[list[int]], stream: bool) -> int:
+    """Prints the answers; the exit code."""
+    if len(prompts) == 1 and stream and not writer.beams:
+        answers = writer.answer(prompts, lambda _, piece: click.echo(piece, nl=False))
         click.echo()
-        return
-    for text, answer in zip(texts, writer.answer(prompts), strict=True):
-        if len(prompts) > 1:
-            click.echo(f"{text}\n-> {answer.text}\n")
-        else:
-            click.echo(answer.text)
+    else:
+        answers = writer.answer(prompts)
+        for text, answer in zip(texts, answers, strict=True):
+            click.echo(f"{text}\n-> {answer.text}\n" if len(prompts) > 1 else answer.text)
+    for number, answer in enumerate(answers, 1):
+        if answer.finish_reason == "error":
+            click.echo(f"error: prompt {number}: {answer.error}", err=True)
+    return 1 if any(answer.finish_reason == "error" for answer in answers) else 0
 
 
-def _file(writer: Any, questions: list[Any], prompts: list[list[int]], output: Path | None) -> None:
-    from llmctl.checkpoint import atomic_file
-    from llmctl.infer.session import answer_file
+def _file(writer: Writer, questions: list[Any], asks: list[Ask], journal: Journal | None) -> int:
+    """Writes a line for each question, in order; the exit code."""
+    from llmctl.infer.journal import line
+    from llmctl.infer.session import answer_rows
 
-    def progress(done: int) -> None:
-        click.echo(f"{done}/{len(questions)} answered", err=True)
+    rows: dict[int, dict[str, Any]] = {} if journal is None else journal.rows
+    if rows:
+        click.echo(
+            f"going on after {len(rows)} of {len(questions)} answers ({journal.path if journal else ''})", err=True
+        )
+    progress, told = Progress(len(questions), len(rows)), 0
+    for place, row in answer_rows(writer, questions, asks, set(rows)):
+        if journal is not None:
+            journal.add(place, row)
+        rows[place] = row
+        progress.add()
+        while journal is None and told in rows:
+            click.echo(line(rows[told]), nl=False)
+            told += 1
+    failed = sum("error" in row for row in rows.values())
+    if journal is not None:
+        journal.finish()
+        click.echo(f"{len(questions)} answers in {journal.output}")
+    if failed:
+        click.echo(f"{failed} of {len(questions)} could not be answered; their lines have the field error", err=True)
+    return 1 if failed else 0
 
-    lines = answer_file(writer, questions, prompts, progress)
-    if output is None:
-        for line in lines:
-            click.echo(line, nl=False)
-        return
-    with atomic_file(output) as path, path.open("w", encoding="utf-8") as stream:
-        stream.writelines(lines)
-    click.echo(f"{len(questions)} answers in {output}")
+
+class Progress:
+    """Says on standard error how many answers there are, once in a second.
+
+    Args:
+        total: Questions.
+        done: Answers so far.
+    """
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done, self._next = total, done, 0.0
+
+    def add(self) -> None:
+        """One more."""
+        self.done += 1
+        now = time.monotonic()
+        if now >= self._next or self.done == self.total:
+            self._next = now + 1
+            click.echo(f"{self.done}/{self.total} answered", err=True)
 
 
 def _chat(writer: Any, system: str | None) -> None:

@@ -39,7 +39,7 @@ def generate(
     pad_id: int,
     on_token: OnToken | None = None,
     use_cache: bool = True,
-    first_index: int = 0,
+    places: Sequence[int] | None = None,
 ) -> list[Generation]:
     """Answers to prompts, in order.
 
@@ -53,9 +53,13 @@ def generate(
         pad_id: Fills rows on the left; masked.
         on_token: Called for every token that is kept.
         use_cache: False computes every step from the beginning.
-        first_index: Place of the first prompt among all prompts, for the draws.
+        places: Place of each prompt among all prompts, for the draws; None = these are all.
     """
-    rows = [_Row(i, prompt, generator_for(options, first_index + i)) for i, prompt in enumerate(prompts)]
+    places = range(len(prompts)) if places is None else places
+    rows = [
+        _Row(i, prompt, generator_for(options, place))
+        for i, (prompt, place) in enumerate(zip(prompts, places, strict=True))
+    ]
     for row in rows:
         if not row.prompt:
             raise ValueError(f"prompt {row.index} is empty")

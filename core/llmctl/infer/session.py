@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from llmctl.data.encoding import prompt_ids
 from llmctl.data.reading import LISTED, parse_object, read_lines
 from llmctl.errors import ConfigError, DataError
-from llmctl.infer.text import Writer, check_lengths
+from llmctl.infer.text import Answer, Ask, Writer, check_lengths
 from llmctl.tokenizers.chat import Conversation
 
 
@@ -50,24 +49,36 @@ def read_questions(path: Path, system: str | None = None) -> list[Question]:
     return questions
 
 
-def answer_file(
-    writer: Writer, questions: Sequence[Question], prompts: Sequence[Sequence[int]], show: Callable[[int], None]
-) -> Iterator[str]:
-    """A JSON line for each question, in order: what was read of ``src`` and ``tgt``, and ``output``.
+def answer_rows(
+    writer: Writer, questions: Sequence[Question], asks: Sequence[Ask], known: Collection[int] = ()
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The place of each question and its row, in the order in which answers end.
+
+    A row has what was read of ``src`` and ``tgt``, ``output``, what was asked for beside it, and ``error`` if it failed.
 
     Args:
         writer: Answers.
         questions: The questions.
-        prompts: Their token ids.
-        show: Called with the number of questions answered so far.
+        asks: What is asked of the model for each.
+        known: Places that have been answered already.
     """
-    for start in range(0, len(questions), writer.batch_size):
-        part = questions[start : start + writer.batch_size]
-        answers = writer.answer(prompts[start : start + writer.batch_size], first=start)
-        for question, answer in zip(part, answers, strict=True):
-            kept = {key: question.row[key] for key in ("src", "tgt") if key in question.row}
-            yield json.dumps({**kept, "output": answer.text}, ensure_ascii=False) + "\n"
-        show(start + len(part))
+    left = [place for place in range(len(questions)) if place not in known]
+    for number, answer in writer.answers([asks[place] for place in left]):
+        yield left[number], answer_row(questions[left[number]].row, answer)
+
+
+def answer_row(question: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
+    """What is written for an answer."""
+    row = {key: question[key] for key in ("src", "tgt", "adapter") if key in question}
+    row["output"] = answer.text
+    if answer.others:
+        row["others"] = list(answer.others)
+    if answer.logprobs:
+        row["logprobs"] = [
+            {"token": found.token, "logprob": found.logprob, "top": [list(pair) for pair in found.top]}
+            for found in answer.logprobs
+        ]
+    return row | ({"error": answer.error} if answer.finish_reason == "error" else {})
 
 
 class Chat:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llmctl.card import Dims
 from llmctl.errors import ConfigError
-from llmctl.infer.sampling import SamplingOptions
+from llmctl.infer.request import BeamOptions, Event, Generation, Request
+from llmctl.infer.runner import Runner
+from llmctl.infer.sampling import SamplingOptions, TokenScore
 from llmctl.tokenizers import Tokenizer
 
 OnText = Callable[[int, str], None]
@@ -17,11 +20,32 @@ OnText = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """The text of an answer, its tokens, and why it ended: ``end``, ``length`` or ``stop``."""
+    """The text of an answer.
+
+    Attributes:
+        text: The text.
+        ids: Its tokens.
+        finish_reason: Why it ended: ``end``, ``length``, ``stop`` or ``error``.
+        error: What went wrong.
+        logprobs: For each token, where the options ask for them.
+        others: Of beam search: the next best texts.
+    """
 
     text: str
     ids: list[int]
     finish_reason: str
+    error: str = ""
+    logprobs: Sequence[TokenScore] = ()
+    others: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A prompt of token ids, its place among all prompts for its draws, and its adapter (-1 = none)."""
+
+    prompt: Sequence[int]
+    index: int = 0
+    adapter: int = -1
 
 
 class StopFilter:
@@ -59,27 +83,54 @@ class StopFilter:
         return next((size for size in sizes if text.endswith(stop[:size])), 0)
 
 
+class _Stream:
+    """The text of one answer while it grows."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], show: Callable[[str], None]) -> None:
+        self._pieces, self._filter, self._show = tokenizer.stream(), StopFilter(stops), show
+        self.text = ""
+
+    def on_event(self, event: Event) -> bool:
+        """Takes a token; True = a stop string has appeared."""
+        if event.token is None:
+            return False
+        self._add(self._filter.add(self._pieces.add(event.token)))
+        return self._filter.stopped
+
+    def finish(self) -> bool:
+        """Takes what was held back; whether a stop string ended the text."""
+        if not self._filter.stopped:
+            self._add(self._filter.add(self._pieces.finish()))
+            self._add("" if self._filter.stopped else self._filter.finish())
+        return self._filter.stopped
+
+    def _add(self, piece: str) -> None:
+        self.text += piece
+        if piece:
+            self._show(piece)
+
+
 @dataclass(frozen=True)
 class Writer:
-    """A model that answers prompts with text.
+    """Answers prompts with text.
 
     Attributes:
-        model: The layer.
-        tokenizer: Its tokenizer.
+        runner: Gives the tokens.
+        tokenizer: The model's.
         max_positions: Most tokens of prompt and answer together; 0 = no limit.
         options: How tokens are chosen.
         stops: Strings that end an answer and are left out of it.
-        batch_size: Prompts answered together.
-        use_cache: False computes every step from the beginning.
+        draft: Most tokens that are guessed ahead at a time; 0 = none.
+        beams: Beam search; None = token by token.
     """
 
-    model: Any
+    runner: Runner
     tokenizer: Tokenizer
     max_positions: int
     options: SamplingOptions
     stops: Sequence[str] = ()
-    batch_size: int = 8
-    use_cache: bool = True
+    draft: int = 0
+    beams: BeamOptions | None = None
 
     def answer(self, prompts: Sequence[Sequence[int]], on_text: OnText | None = None, first: int = 0) -> list[Answer]:
         """Answers to prompts of token ids, in order.
@@ -93,45 +144,48 @@ class Writer:
             ConfigError: A prompt is empty or too long.
         """
         check_lengths(prompts, self.options, self.max_positions)
-        answers: list[Answer] = []
-        for start in range(0, len(prompts), self.batch_size):
-            answers += self._batch(prompts[start : start + self.batch_size], on_text, start, first + start)
-        return answers
+        asks = [Ask(prompt, first + place) for place, prompt in enumerate(prompts)]
+        found = dict(self.answers(asks, on_text))
+        return [found[place] for place in range(len(prompts))]
 
-    def _batch(self, prompts: Sequence[Sequence[int]], on_text: OnText | None, start: int, first: int) -> list[Answer]:
-        from llmctl.infer.generate import generate
+    def answers(self, asks: Sequence[Ask], on_text: OnText | None = None) -> Iterator[tuple[int, Answer]]:
+        """Each ask's place and its answer, in the order in which they end. Whatever is wrong with one is its answer.
 
-        streams = [self.tokenizer.stream() for _ in prompts]
-        filters = [StopFilter(self.stops) for _ in prompts]
-        texts = ["" for _ in prompts]
+        Args:
+            asks: What is asked.
+            on_text: Called with pieces of text as they are known.
+        """
+        streams: dict[int, _Stream] = {}
+        good: list[int] = []
+        for place, ask in enumerate(asks):
+            try:
+                check_lengths([ask.prompt], self.options, self.max_positions, ["the prompt"])
+                good.append(place)
+            except ConfigError as error:
+                yield place, Answer("", [], "error", str(error))
 
-        def show(index: int, piece: str) -> None:
-            texts[index] += piece
-            if piece and on_text:
-                on_text(start + index, piece)
+        def requests() -> Iterator[Request]:
+            for place in good:
+                ask = asks[place]
+                show = partial(on_text, place) if on_text else lambda piece: None
+                streams[place] = _Stream(self.tokenizer, self.stops, show)
+                yield Request(
+                    prompt=ask.prompt, options=self.options, index=ask.index, adapter=ask.adapter, draft=self.draft,
+                    beams=self.beams, on_event=streams[place].on_event,
+                )  # fmt: skip
 
-        def on_token(index: int, token: int) -> bool:
-            show(index, filters[index].add(streams[index].add(token)))
-            return filters[index].stopped
+        for number, made in self.runner.run(requests()):
+            place = good[number]
+            yield place, self._answer(made, streams.pop(place, None))
 
-        rows = generate(
-            self.model,
-            prompts,
-            self.options,
-            self.tokenizer.eos_ids,
-            self.tokenizer.pad_id,
-            on_token,
-            self.use_cache,
-            first,
-        )
-        answers = []
-        for index, row in enumerate(rows):
-            if not filters[index].stopped:
-                show(index, filters[index].add(streams[index].finish()))
-                show(index, "" if filters[index].stopped else filters[index].finish())
-            reason = "stop" if filters[index].stopped else row.finish_reason
-            answers.append(Answer(texts[index], row.ids, reason))
-        return answers
+    def _answer(self, made: Generation, stream: _Stream | None) -> Answer:
+        if made.finish_reason == "error" or stream is None:
+            return Answer("", made.ids, "error", made.error)
+        if self.beams:
+            others = [self.tokenizer.decode(other.ids) for other in made.others]
+            return Answer(self.tokenizer.decode(made.ids), made.ids, made.finish_reason, others=others)
+        reason = "stop" if stream.finish() else made.finish_reason
+        return Answer(stream.text, made.ids, reason, logprobs=made.logprobs)
 
 
 def longest(layer: Any, dims: Dims) -> int:

@@ -1,0 +1,262 @@
+"""Which engine runs MODEL: what was asked for, or the quickest that can, and the reason where that is not the fused one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmctl.commands.model_source import ModelSource, open_model
+from llmctl.errors import ConfigError, LlmctlError, UnsupportedError
+
+if TYPE_CHECKING:
+    from llmctl.card import Dims
+    from llmctl.infer.runner import Runner
+    from llmctl.tokenizers import Tokenizer
+
+ENGINES = ("auto", "dynamic", "static", "fused")
+FUSED_ONLY = ("weights", "group", "kv", "cache_memory", "speculate", "beams", "length_penalty")
+"""Options that only the fused engine knows."""
+
+BATCH_SIZE = {"dynamic": 8, "static": 8, "fused": 64}
+"""Prompts answered together, unless one says otherwise."""
+
+
+def engine_options(command: Any) -> Any:
+    """Options that choose the engine and what the fused one does."""
+    for option in (
+        click.option("--length-penalty", type=float, help="With --beams: above 0 favours longer answers. [default: 1.0]"),
+        click.option("--beams", type=click.IntRange(2), help="Beam search with so many beams (fused)."),
+        click.option("--speculate", type=click.IntRange(1), metavar="N",
+                     help="Guess up to N tokens ahead from the text so far; answers stay the same (fused)."),
+        click.option("--cache-memory", metavar="SIZE",
+                     help="Limit of the cache of keys and values: 2GB, or 0.5 of the free memory (fused). "
+                     "[default: what is needed, up to 0.5]"),
+        click.option("--kv", type=click.Choice(["float32", "int8"]), help="How keys and values are held (fused)."),
+        click.option("--group", type=int, metavar="N", help="With int8 and int4 weights: inputs that share a scale (fused)."),
+        click.option("--weights", type=click.Choice(["float32", "bfloat16", "int8", "int4"]),
+                     help="How weights are held (fused). [default: as exactly as the checkpoint has them]"),
+        click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True,
+                     help="What computes: the fused engine, the layer, or the program in MODEL."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An engine for a model that has been looked at, not loaded.
+
+    Attributes:
+        engine: ``dynamic``, ``static`` or ``fused``.
+        wording: What the tokenizer needs of the family.
+        folder: Of the tokenizer.
+        vocab: Rows of the embedding.
+        adapters: Names that lines of a file may give.
+        load: From the tokenizer and the tokens of each prompt with its answer to what answers, and its longest rows.
+    """
+
+    engine: str
+    wording: Any
+    folder: Path
+    vocab: int
+    adapters: tuple[str, ...]
+    load: Callable[[Tokenizer, Sequence[int]], tuple[Runner, int]]
+
+
+def choose(model: Path, family: str, given: Mapping[str, Any]) -> Chosen:
+    """The engine.
+
+    Args:
+        model: MODEL.
+        family: Name of a family, or ``auto``.
+        given: Values of the options.
+
+    Raises:
+        LlmctlError: The model cannot be opened, the engine cannot run it, or an option has no effect on it.
+    """
+    from llmctl.infer import exported
+    from llmctl.infer.packed_folder import is_packed
+
+    if exported.is_exported(model):
+        return _static(model, given)
+    if is_packed(model):
+        return _packed(model, given)
+    if given["engine"] == "static":
+        raise ConfigError(
+            f"--engine static: {model} holds no exported program; make one: llmctl export {model} --out FOLDER"
+        )
+    single, named = _adapters(given["adapters"])
+    source = open_model(model, family, single, given["base"], given["allow_other_base"] and not named)
+    others = _named(named, model, family, given["allow_other_base"])
+    if given["engine"] == "dynamic":
+        return _dynamic(source, others, given)
+    reason = _not_fused(source, given)
+    wanted = [name for name in FUSED_ONLY if given.get(name) is not None] + ["adapter"] * bool(others)
+    if reason and (given["engine"] == "fused" or wanted):
+        what = "--engine fused" if given["engine"] == "fused" else f"--{wanted[0].replace('_', '-')}"
+        raise UnsupportedError(f"{what} needs the fused engine: {reason}")
+    if reason:
+        click.echo(f"engine: dynamic ({reason})", err=True)
+        return _dynamic(source, others, given)
+    return _fused(source, others, given)
+
+
+def _not_fused(source: ModelSource, given: Mapping[str, Any]) -> str:
+    """Why the fused engine cannot run a model; empty = it can."""
+    from llmctl.infer import native
+    from llmctl.infer.packing import graph_of
+
+    if given["no_cache"]:
+        return "--no-cache computes without a cache, which the fused engine is made of"
+    try:
+        graph_of(source.plugin, source.dims)
+    except LlmctlError as error:
+        return str(error)
+    if given["engine"] == "auto" and not native.available():
+        from llmctl_ops import library
+
+        return f"there are no compiled kernels: {library.load().why}"
+    return ""
+
+
+def _static(model: Path, given: Mapping[str, Any]) -> Chosen:
+    from llmctl.infer import exported
+
+    if given["engine"] not in ("auto", "static"):
+        raise ConfigError(f"--engine {given['engine']}: {model} holds an exported program; leave out --engine")
+    if given["adapters"] or given["base"] or given["allow_other_base"]:
+        raise ConfigError(
+            f"{model} is an exported program, which takes no adapter; export the model with its adapter instead"
+        )
+    _refuse_fused_options(given, "static")
+    about = exported.read(model)
+
+    def load(tokenizer: Tokenizer, lengths: Sequence[int]) -> tuple[Runner, int]:
+        from llmctl import runtime
+
+        runtime.import_paddle("--engine static")
+        from llmctl.infer.static import StaticModel
+
+        return _batches(StaticModel(model, about), tokenizer, given, "static"), about.max_positions
+
+    return Chosen("static", about.wording, model, about.vocab, (), load)
+
+
+def _dynamic(source: ModelSource, named: Mapping[str, Any], given: Mapping[str, Any]) -> Chosen:
+    if named:
+        raise ConfigError("--adapter NAME=FOLDER needs the fused engine; for one adapter leave out its name")
+    _refuse_fused_options(given, "dynamic")
+
+    def load(tokenizer: Tokenizer, lengths: Sequence[int]) -> tuple[Runner, int]:
+        from llmctl import runtime
+
+        runtime.import_paddle("--engine dynamic")
+        from llmctl.infer.text import longest
+
+        layer = source.layer()
+        return _batches(layer, tokenizer, given, "dynamic"), longest(layer, source.dims)
+
+    return Chosen("dynamic", source.plugin.card, source.tokenizer_folder, source.dims.vocab, (), load)
+
+
+def _fused(source: ModelSource, named: Mapping[str, Any], given: Mapping[str, Any]) -> Chosen:
+    def load(tokenizer: Tokenizer, lengths: Sequence[int]) -> tuple[Runner, int]:
+        from llmctl.infer.opening import Packing, packed_model
+        from llmctl.infer.packing import graph_of
+
+        rope = graph_of(source.plugin, source.dims).rope
+        stable = rope.stable_length if rope else None
+        if given["engine"] == "auto" and stable is not None and max(lengths, default=0) > stable:
+            reason = (
+                f"prompt and answer may pass {stable} tokens, from where on the model's rotation depends on the length"
+            )
+            click.echo(f"engine: dynamic ({reason})", err=True)
+            return _dynamic(source, named, given).load(tokenizer, lengths)
+        packing = Packing(kind=given["weights"] or "", group=given["group"])
+        model = packed_model(source.folder, source.plugin, source.dims, packing, source.adapted, named)
+        return _continuous(model, source.dims, tokenizer, lengths, given)
+
+    return Chosen("fused", source.plugin.card, source.tokenizer_folder, source.dims.vocab, tuple(named), load)
+
+
+def _packed(model: Path, given: Mapping[str, Any]) -> Chosen:
+    from llmctl import plugins
+    from llmctl.checkpoint.hf_config import read_config
+    from llmctl.infer.packed_folder import open_packed, read_header
+
+    if given["engine"] not in ("auto", "fused"):
+        raise ConfigError(f"--engine {given['engine']}: {model} holds a packed model, which only the fused engine runs")
+    if given["adapters"] or given["base"] or given["allow_other_base"]:
+        raise ConfigError(f"{model} is a packed model; pack the model with its adapter: llmctl export --engine fused")
+    if given["no_cache"]:
+        raise ConfigError("--no-cache has no effect with the fused engine; leave it out")
+    for name in ("weights", "group"):
+        if given[name] is not None:
+            raise ConfigError(f"--{name} has no effect on a packed model, whose weights are packed already")
+    packed = open_packed(model)
+    card = plugins.load(read_header(model)["family"]).card
+    dims = card.dims_from_config(read_config(model), str(model / "config.json"))
+
+    def load(tokenizer: Tokenizer, lengths: Sequence[int]) -> tuple[Runner, int]:
+        return _continuous(packed, dims, tokenizer, lengths, given)
+
+    names = tuple(adapter.name for adapter in packed.adapters)
+    return Chosen("fused", card, model, packed.graph.vocab, names, load)
+
+
+def _continuous(
+    model: Any, dims: Dims, tokenizer: Tokenizer, lengths: Sequence[int], given: Mapping[str, Any]
+) -> tuple[Runner, int]:
+    from llmctl.infer.opening import engine_of
+    from llmctl.infer.runner import Continuous
+
+    rows = given["batch_size"] or BATCH_SIZE["fused"]
+    width = given["beams"] or 1
+    if width > rows:
+        raise ConfigError(f"--beams {width} is more than the {rows} rows of --batch-size")
+    engine = engine_of(
+        model, tokenizer.eos_ids, [length for length in lengths for _ in range(width)], given["kv"] or "float32",
+        given["cache_memory"], rows,
+    )  # fmt: skip
+    virtual = 0 if model.prefix is None else model.prefix.shape[2]
+    stable = model.graph.rope.stable_length if model.graph.rope else None
+    limit = stable or int(dims.get("max_positions") or 0)
+    return Continuous(engine, 2 * rows), max(1, limit - virtual) if limit else 0
+
+
+def _batches(model: Any, tokenizer: Tokenizer, given: Mapping[str, Any], engine: str) -> Runner:
+    from llmctl.infer.runner import Batches
+
+    size = given["batch_size"] or BATCH_SIZE[engine]
+    return Batches(model, tokenizer.eos_ids, tokenizer.pad_id, size, not given["no_cache"])
+
+
+def _refuse_fused_options(given: Mapping[str, Any], engine: str) -> None:
+    idle = [f"--{name.replace('_', '-')}" for name in FUSED_ONLY if given.get(name) is not None]
+    if idle:
+        raise ConfigError(
+            f"{', '.join(idle)} has no effect with --engine {engine}; leave it out, or use --engine fused"
+        )
+
+
+def _adapters(texts: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
+    """The adapter that all use, or adapters by name."""
+    named = dict(text.split("=", 1) for text in texts if "=" in text and not Path(text).exists())
+    plain = [text for text in texts if "=" not in text or Path(text).exists()]
+    if len(named) + len(plain) < len(texts):
+        raise ConfigError("--adapter gives a name twice; each adapter needs its own")
+    if "" in named:
+        raise ConfigError("--adapter =FOLDER: the name is missing")
+    if plain and (named or len(plain) > 1):
+        raise ConfigError("several adapters need names: --adapter NAME=FOLDER")
+    return (Path(plain[0]) if plain else None), {name: Path(folder) for name, folder in named.items()}
+
+
+def _named(named: Mapping[str, Path], model: Path, family: str, allow_other_base: bool) -> dict[str, Any]:
+    from llmctl.adapters.folder import open_adapter
+
+    return {name: open_adapter(folder, model, family, allow_other_base) for name, folder in named.items()}

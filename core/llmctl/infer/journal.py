@@ -1,0 +1,103 @@
+"""Answers to a file, kept beside the output until all are there, so that a run that was cut off goes on where it was.
+
+The journal is ``.NAME.answers`` beside the output NAME: a line on the input and the options, then a line for each answer as
+it ends. Whatever ends the process, all lines but the last are whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from llmctl.checkpoint.atomic import atomic_file
+from llmctl.errors import ConfigError
+
+
+class Journal:
+    """The answers so far. Use it in a ``with`` statement, which closes it.
+
+    Args:
+        output: The file that is to be written.
+        about: What must be the same when a run goes on, by name; JSON values.
+
+    Attributes:
+        rows: Place of a question -> its row.
+
+    Raises:
+        ConfigError: There is a journal of another input or other options, one that is none, or one that is in use.
+    """
+
+    def __init__(self, output: Path, about: Mapping[str, Any]) -> None:
+        self.output, self.path = output, output.with_name(f".{output.name}.answers")
+        self.rows: dict[int, dict[str, Any]] = {}
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._stream = self.path.open("a+b")
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be written: {error.strerror}; name another --output") from None
+        try:
+            self._lock()
+            self._read(json.loads(json.dumps(dict(about))))
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def add(self, place: int, row: dict[str, Any]) -> None:
+        """Keeps an answer."""
+        self.rows[place] = row
+        self._write([place, row])
+
+    def finish(self) -> None:
+        """Writes the output in the order of the questions, and removes the journal."""
+        with atomic_file(self.output) as path, path.open("w", encoding="utf-8") as stream:
+            stream.writelines(line(self.rows[place]) for place in sorted(self.rows))
+        self.path.unlink()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{self.path} is in use: another run is writing {self.output}") from None
+
+    def _read(self, about: dict[str, Any]) -> None:
+        self._stream.seek(0)
+        content = self._stream.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._stream.truncate(len(whole))
+        self._stream.seek(0, 2)
+        if not whole:
+            self._write(about)
+            return
+        try:
+            before, *rows = map(json.loads, whole.splitlines())
+            self.rows = {int(place): dict(row) for place, row in rows}
+            changed = sorted(key for key in before.keys() | about.keys() if before.get(key) != about.get(key))
+        except (ValueError, TypeError, AttributeError):
+            raise ConfigError(f"{self.path} is not what llmctl writes; remove it, or name another --output") from None
+        if changed:
+            what = "; ".join(f"{key}: {before.get(key)!r} then, {about.get(key)!r} now" for key in changed)
+            raise ConfigError(
+                f"{self.path} holds {len(rows)} answers of a run that was cut off and was another one ({what}). Repeat it "
+                "as it was to finish it, or remove that file to begin anew"
+            )
+
+    def _write(self, content: Any) -> None:
+        self._stream.write(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        self._stream.flush()
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row as a line of a file."""
+    return json.dumps(row, ensure_ascii=False) + "\n"

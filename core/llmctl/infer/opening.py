@@ -1,0 +1,153 @@
+"""From a model folder to the fused engine: packed at load, or mapped from a packed folder. Nothing here imports paddle
+unless there are no compiled kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmctl.adapters.prefix import Prefix
+from llmctl.errors import UnsupportedError
+from llmctl.infer.batch import BLOCK, Executor
+from llmctl.infer.cache_size import blocks_for, free_memory
+from llmctl.infer.engine import Engine
+from llmctl.infer.packed_model import PackedModel
+
+if TYPE_CHECKING:
+    from llmctl.adapters.folder import Opened
+    from llmctl.card import Dims
+    from llmctl.plugins import Plugin
+
+SHARE = 0.5
+"""Part of the free memory that the cache takes at most, unless it is told."""
+
+STEP = 512
+"""Most tokens of a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How the layers' weights are held.
+
+    Attributes:
+        kind: One of ``llmctl_ops.packed.KINDS``; empty = as the checkpoint has them: bfloat16, else float32.
+        group: Inputs that share a scale; None = the kind's usual number.
+    """
+
+    kind: str = ""
+    group: int | None = None
+
+
+def packed_model(
+    folder: Path,
+    plugin: Plugin,
+    dims: Dims,
+    packing: Packing,
+    adapted: Opened | None = None,
+    named: Mapping[str, Opened] | None = None,
+) -> PackedModel:
+    """The packed model of a checkpoint.
+
+    Args:
+        folder: The checkpoint.
+        plugin: Its family.
+        dims: Its dims.
+        packing: How weights are held.
+        adapted: An adapter that becomes part of the weights, or virtual tokens before every sequence.
+        named: Adapters that sequences may name, in order; their base is not quantised.
+
+    Raises:
+        LlmctlError: The family has no fused path, or tensors are not what they should be.
+    """
+    from dataclasses import replace
+
+    from llmctl.checkpoint.convert import open_source
+    from llmctl.infer import packed_adapters
+    from llmctl.infer import packing as packer
+
+    graph = packer.graph_of(plugin, dims)
+    state: Mapping[str, Any] = open_source(folder, plugin, dims).state
+    kind = packing.kind or _stored_kind(state, graph)
+    prefix = None
+    if adapted is not None and isinstance(adapted.adapter, Prefix):
+        prefix = packed_adapters.pack_prefix(adapted.adapter, graph)
+    elif adapted is not None:
+        state = packed_adapters.merged_state(state, adapted)
+    model = packer.pack(graph, packer.Rounded(packer.state_of(state, graph), kind, packing.group))
+    widths = packed_adapters.widths_of(plugin, dims)
+    adapters = [_adapter(name, opened, graph, widths) for name, opened in (named or {}).items()]
+    return replace(model, prefix=prefix, adapters=adapters)
+
+
+def executor_of(model: PackedModel, kv: str = "float32") -> Executor:
+    """What computes the model here: the compiled kernels, or where there are none paddle's operations.
+
+    Args:
+        model: The model.
+        kv: How keys and values are held: ``float32`` or ``int8``.
+    """
+    from llmctl.infer import native
+
+    if native.available():
+        return native.NativeExecutor(model, STEP, kv)
+    from llmctl import runtime
+
+    runtime.import_paddle("the fused engine without compiled kernels")
+    from llmctl.infer.composed import PaddleExecutor
+
+    return PaddleExecutor(model, coded_cache=kv == "int8")
+
+
+def engine_of(
+    model: PackedModel,
+    end_ids: Collection[int],
+    lengths: Sequence[int],
+    kv: str = "float32",
+    memory: str | None = None,
+    rows: int = 64,
+) -> Engine:
+    """An engine with a cache for what will be asked.
+
+    Args:
+        model: The model.
+        end_ids: Tokens that end an answer.
+        lengths: Tokens of prompt and answer of each request, at most.
+        kv: As for ``executor_of``.
+        memory: Limit of the cache, as for ``cache_size``; None = as much as the requests need, up to half of the free
+            memory.
+        rows: Most requests that run together.
+    """
+    executor = executor_of(model, kv)
+    virtual = 0 if model.prefix is None else model.prefix.shape[2]
+    if memory is None:
+        longest = sorted(lengths, reverse=True)[:rows]
+        needed = sum(-(-(virtual + length) // BLOCK) + 1 for length in longest) + -(-virtual // BLOCK) + 1
+        blocks = max(1, min(needed, int(free_memory() * SHARE) // executor.block_bytes))
+    else:
+        blocks = blocks_for(memory, executor.block_bytes, virtual + BLOCK)
+    return Engine(
+        executor, model.graph, blocks=blocks, end_ids=end_ids, prefix=model.prefix, adapters=len(model.adapters),
+        step_tokens=STEP, most_rows=rows,
+    )  # fmt: skip
+
+
+def _stored_kind(state: Mapping[str, Any], graph: Any) -> str:
+    """The kind that holds the layers' weights exactly."""
+    names = [name for slots in graph.layers for slot in ("qkv", "out", "ffn1", "ffn2") for name in slots[slot]]
+    return "bfloat16" if all(state[name].dtype == "bfloat16" for name in names) else "float32"
+
+
+def _adapter(name: str, opened: Opened, graph: Any, widths: Mapping[str, int]) -> Any:
+    from llmctl.infer import packed_adapters
+
+    if isinstance(opened.adapter, Prefix):
+        raise UnsupportedError(f"--adapter {name}: virtual tokens stand before every sequence; leave out the name")
+    if opened.quantised:
+        raise UnsupportedError(
+            f"--adapter {name} was trained over a base in {opened.quantised}, which others are not; use it alone, "
+            "without a name"
+        )
+    return packed_adapters.pack_adapter(opened.adapter, graph, widths, name)
