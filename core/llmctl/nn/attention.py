@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import paddle
 
+from llmctl.nn import flashmask
 from llmctl.nn.cache import KVCache
 from llmctl.nn.kernels import compiled
 from llmctl.nn.layout import Mask
@@ -44,6 +45,8 @@ def attend(
             q_BTNH, k_BSKH, v_BSKH, mask.first_BS, mask.last_BS, mask.past, slopes=slopes, places=places
         )
         return out_BTNH.reshape([0, 0, -1])
+    if flashmask.fits(q_BTNH, mask, dropout):
+        return flashmask.attend(q_BTNH, k_BSKH, v_BSKH, mask)
     if mask is not None and mask.packed:
         return attend_by_document(q_BTNH, k_BSKH, v_BSKH, mask, dropout)
     return attend_dense(q_BTNH, k_BSKH, v_BSKH, None if mask is None else mask.bias(q_BTNH.dtype), dropout)

@@ -27,6 +27,7 @@ class Mask:
         slopes: ``slopes[n] * place`` is added to the scores of head n; empty = nothing.
         place_BS: Place of each key in its document; needed with slopes.
         packed: Whether most queries see a small part of the keys, so that parts are worth computing apart.
+        causal: Whether every key is seen from its own row on, and from no row before it.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class Mask:
         slopes: Sequence[float] = (),
         place_BS: paddle.Tensor | None = None,
         packed: bool = False,
+        causal: bool = False,
     ) -> None:
-        self.slopes, self.place_BS, self.packed = tuple(slopes), place_BS, packed
+        self.slopes, self.place_BS, self.packed, self.causal = tuple(slopes), place_BS, packed, causal
         # Both bounds are of one shape, as compiled operators take them.
         rows = common(first_BS.shape[0], last_BS.shape[0])
         self.first_BS, self.last_BS = (m.expand([rows, m.shape[1]]) for m in (first_BS, last_BS))
@@ -164,9 +166,9 @@ class Layout:
             last_BS = paddle.minimum(last_BS, self._left(column_S, window))
         if self.real_BS is not None:
             last_BS = last_BS * self.real_BS.astype("int32")
-        return Mask(
-            self._first(column_S, first_BT), last_BS, self.new, slopes, self.place_BS if slopes else None, self.packed
-        )
+        place_BS = self.place_BS if slopes else None
+        first_BS = self._first(column_S, first_BT)
+        return Mask(first_BS, last_BS, self.new, slopes, place_BS, self.packed, causal=first_BT is None)
 
     def _first(self, column_S: paddle.Tensor, first_BT: paddle.Tensor | None) -> paddle.Tensor:
         if first_BT is None:
