@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmctl.errors import ConfigError
-from llmctl.infer.batch import Batch, Float, Int
+from llmctl.infer.batch import BLOCK, Batch, Float, Int
 from llmctl.infer.packed_model import Adapted, Linear, Norm, PackedModel
 from llmctl.infer.turning import Turning
 from llmctl_ops import decoder as native
@@ -95,7 +95,7 @@ class NativeExecutor:
             setattr(step, name, array.ctypes.data)
         step.tokens, step.wanted_count = len(batch.ids_T), wanted
         step.rows, step.most_blocks = held["blocks"].shape
-        self._turning.reach(_furthest(batch))
+        self._turning.reach(_furthest(batch), step.most_blocks * BLOCK)
         self._turning.fill(step)
         if wanted > len(self._logits):
             self._logits = np.empty((max(wanted, 2 * len(self._logits)), self.vocab), np.float32)

@@ -34,8 +34,8 @@ class Turning:
             if len(graph.rope.frequencies) != pairs or graph.rope.width > graph.head_dim:
                 raise ValueError(f"{len(graph.rope.frequencies)} frequencies do not fit a width of {graph.rope.width}")
 
-    def reach(self, position: int) -> None:
-        """Makes sure that a position has its row.
+    def reach(self, position: int, most: int) -> None:
+        """Makes sure that a position has its row, if it is below ``most``.
 
         Raises:
             ValueError: The frequencies do not hold for it.
@@ -45,7 +45,8 @@ class Turning:
         stable = self._rope.stable_length
         if stable is not None and position >= stable:
             raise ValueError(f"position {position}: the model's frequencies hold for {stable} positions")
-        rows = max(FIRST, 2 * self._rows, position + 1)
+        # Not as far as a position goes that cannot be meant.
+        rows = max(FIRST, 2 * self._rows, min(position + 1, most))
         rows = rows if stable is None else min(rows, stable)
         place_P = np.arange(rows, dtype=np.float64)
         angle_PF = np.outer(place_P, np.asarray(self._rope.frequencies, np.float64))
