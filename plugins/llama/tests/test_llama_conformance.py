@@ -28,8 +28,8 @@ class TestBaichuan(FamilyConformance):
 
 
 class TestBaichuanAlibi(FamilyConformance):
-    """The 13B models' positions: penalties that grow with the distance."""
+    """The 13B models: penalties that grow with the distance; heads whose columns count at length 1."""
 
     family = "baichuan"
-    changes = {"position": "alibi"}  # noqa: RUF012
+    changes = {"position": "alibi", "norm_head": True}  # noqa: RUF012
     goldens = ("goldens/baichuan_13b",)

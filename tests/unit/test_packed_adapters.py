@@ -1,0 +1,87 @@
+"""Adapters and prefixes of peft beside packed weights, against peft's own logits; what is refused; bases that were quantised in training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmctl.adapters.adapter import Adapter, Part
+from llmctl.adapters.folder import Opened, open_adapter
+from llmctl.checkpoint.convert import open_source
+from llmctl.checkpoint.dtypes import cast
+from llmctl.errors import CheckpointError, UnsupportedError
+from llmctl.infer.packed_adapters import merged_state, pack_adapter, pack_prefix, widths_of
+from llmctl.infer.packing import Rounded, graph_of, pack, pack_model, state_of
+from llmctl.nn.blockwise import round_trip
+from llmctl.testing.stepping import Stepping
+from llmctl.testing.twin import Twin
+
+GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "adapters"
+PREFIXES = GOLDENS.parent / "prefixes"
+CASES = sorted(path.name for path in GOLDENS.iterdir())
+
+
+def logits(model, rows, adapter):
+    return np.stack(Stepping(Twin(model), model.graph, [adapter] * len(rows)).feed(*enumerate(rows)))
+
+
+def floats(stored):
+    return cast(stored.numpy(), stored.dtype, "float32")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_adapter_of_peft_beside_packed_weights_gives_the_logits_of_peft(case):
+    golden, opened = np.load(GOLDENS / case / "golden.npz"), open_adapter(GOLDENS / case / "adapter")
+    plugin, dims = opened.plugin, opened.dims
+    base, graph = pack_model(opened.base, plugin, dims), graph_of(plugin, dims)
+    state = merged_state(open_source(opened.base, plugin, dims).state, opened)
+    merged = pack(graph, Rounded(state_of(state, graph)))
+    np.testing.assert_allclose(logits(merged, golden["input_ids"], -1), golden["logits"], atol=1e-4)
+    assert np.abs(logits(base, golden["input_ids"], -1) - golden["logits"]).max() > 0.1
+    if any(part.magnitude is not None for part in opened.adapter.parts.values()):
+        with pytest.raises(UnsupportedError, match=r"the adapter one sets the lengths of columns \(DoRA, .*merge it"):
+            pack_adapter(opened.adapter, graph, widths_of(plugin, dims), "one")
+        return
+    packed = pack_adapter(opened.adapter, graph, widths_of(plugin, dims), "one")
+    adapted = replace(base, adapters=[packed])
+    np.testing.assert_allclose(logits(adapted, golden["input_ids"], 0), golden["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("case", sorted(path.name for path in PREFIXES.iterdir()))
+def test_a_prefix_of_peft_in_the_cache_gives_the_logits_and_tokens_of_peft(case):
+    golden, opened = np.load(PREFIXES / case / "golden.npz"), open_adapter(PREFIXES / case / "adapter")
+    model = pack_model(opened.base, opened.plugin, opened.dims)
+    rows, prefix = golden["input_ids"], pack_prefix(opened.adapter, model.graph)
+    found = Stepping(Twin(model), model.graph, [-1] * len(rows), prefix=prefix).feed(*enumerate(rows))
+    np.testing.assert_allclose(np.stack(found), golden["logits"], atol=1e-4)
+    expected = golden["greedy_ids"][0].tolist()
+    prompt = rows[0].tolist()
+    stepping = Stepping(Twin(model), model.graph, [-1], prefix=prefix)
+    assert [*prompt, *stepping.greedy(0, prompt, len(expected) - len(prompt))] == expected
+
+
+def test_a_base_that_was_quantised_in_training_is_packed_as_the_adapter_saw_it():
+    opened = open_adapter(GOLDENS / CASES[0] / "adapter")
+    path, part = next(iter(opened.adapter.parts.items()))
+    part = replace(part, magnitude=None)
+    adapter = Adapter({path: part}, record={"quantised": "nf4"})
+    opened = Opened(opened.folder, adapter, opened.base, opened.plugin, opened.dims)
+    state = open_source(opened.base, opened.plugin, opened.dims).state
+    weight = floats(state[path + ".weight"])
+    seen = round_trip(weight, "nf4")
+    assert np.abs(seen - weight).max() > 1e-3
+    for name, stored in merged_state(state, opened, adapter=False).items():
+        if state[name] is not stored:
+            np.testing.assert_array_equal(stored.numpy(), round_trip(floats(state[name]), "nf4"))
+    merged = merged_state(state, opened)[path + ".weight"].numpy()
+    np.testing.assert_allclose(merged, seen + part.scale * part.a @ part.b, atol=1e-6)
+
+
+def test_an_adapter_of_a_layer_that_is_not_there_is_refused():
+    opened = open_adapter(GOLDENS / CASES[0] / "adapter")
+    odd = Adapter({"model.odd": Part(np.ones((4, 1)), np.ones((1, 4)), 1.0)})
+    with pytest.raises(
+        CheckpointError, match=r"the adapter one changes model\.odd, which is no linear of the fused decoder"
+    ):
+        pack_adapter(odd, graph_of(opened.plugin, opened.dims), widths_of(opened.plugin, opened.dims), "one")
