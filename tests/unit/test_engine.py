@@ -177,6 +177,25 @@ def test_equal_beginnings_are_computed_once():
     assert engine.statistics().computed - computed == new
 
 
+def test_of_a_prompt_that_is_known_as_a_whole_its_last_token_is_computed():
+    model, executor = MODELS["causal"], ToyExecutor()
+    engine = engine_of(model, executor)
+    request = ask(prompts(1, lengths=(48, 49))[0], 1)
+    assert engine.generate([request]) == engine.generate([request]) == [answer(model, request, END)]
+    assert [len(step.ids_T) for step in executor.steps] == [48, 16]
+
+
+def test_of_a_beginning_its_last_blocks_are_given_up_first():
+    model = MODELS["causal"]
+    engine = engine_of(model, ToyExecutor(), blocks=6)
+    long, short = prompts(1, lengths=(81, 82))[0], prompts(1, seed=1, lengths=(30, 31))[0]
+    for prompt in (long, short):
+        engine.generate([ask(prompt, 1)])
+    before = engine.statistics().computed
+    engine.generate([ask(long, 1)])
+    assert engine.statistics().computed - before == 81 - 64
+
+
 @pytest.mark.parametrize("change", [dict(adapter=1), dict()], ids=["adapter", "context"])
 def test_what_depends_on_more_than_the_tokens_before_is_not_shared(change):
     model = MODELS["causal" if change else "contexts"]

@@ -188,7 +188,7 @@ class Engine:
         batch = batch_of(parts, self._places)
         logits_LV = self._executor.run(batch)
         choices = [choice for part in parts if part.finishes for choice in part.job.choices(part)]
-        chosen = self._sampler.choose(np.ascontiguousarray(logits_LV), choices)
+        chosen = self._sampler.choose(np.ascontiguousarray(logits_LV, np.float32), choices)
         found = Found(
             logits_LV, chosen.token_L.tolist(), [FAULTS.get(status, "") for status in chosen.status_L.tolist()]
         )

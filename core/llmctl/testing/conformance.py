@@ -20,6 +20,7 @@ from llmctl.card import Dims, Family, validate
 from llmctl.errors import UnsupportedError
 from llmctl.hookspecs import Parallel
 from llmctl.testing.adapters import AdapterConformance
+from llmctl.testing.batching import BatchingConformance
 from llmctl.testing.evidence import EXACT, KEY_BIAS, proves
 from llmctl.testing.fused import FusedConformance
 from llmctl.testing.preferences import PreferenceConformance
@@ -32,6 +33,7 @@ from llmctl.testing.tiny import descend, random_model, tiny_dims
 
 class FamilyConformance(
     AdapterConformance,
+    BatchingConformance,
     FusedConformance,
     PreferenceConformance,
     PrefixConformance,

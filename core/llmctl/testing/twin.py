@@ -43,6 +43,11 @@ class Twin:
         return self.graph.vocab
 
     @property
+    def max_tokens(self) -> int | None:
+        """The most tokens of a step; None = any number."""
+        return None
+
+    @property
     def block_bytes(self) -> int:
         """Memory that one block of the cache takes, over all layers."""
         return len(self.graph.layers) * 2 * BLOCK * self.graph.kv_heads * self.graph.head_dim * 8
