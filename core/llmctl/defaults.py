@@ -69,7 +69,7 @@ def quant_layers(card: Family, dims: Dims, method: str) -> Sequence[QuantTarget]
 
 
 @hookimpl(trylast=True)
-def fused_graph(card: Family, dims: Dims) -> FusedDecoder | None:
+def fused_graph(card: Family, dims: Dims) -> FusedDecoder:
     return standard_decoder(card, dims)
 
 

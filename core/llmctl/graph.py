@@ -10,6 +10,7 @@ from typing import Any
 
 from llmctl import standard
 from llmctl.card import Dims, Family, Tensor
+from llmctl.errors import UnsupportedError
 from llmctl.fused import Experts, FusedDecoder, Rope
 from llmctl.nn.alibi import slopes
 from llmctl.nn.frequencies import RULES, Rotation, Rule, rule_for
@@ -19,24 +20,30 @@ _GATED = ("swiglu",)
 """Activations of which ``ffn1`` gives gate and up."""
 
 
-def standard_decoder(card: Family, dims: Dims) -> FusedDecoder | None:
-    """The standard decoder of a model; None where its tensors or positions are not of a kind that it has.
+def standard_decoder(card: Family, dims: Dims) -> FusedDecoder:
+    """The standard decoder of a model.
 
     Args:
         card: The family.
         dims: The model's dims.
+
+    Raises:
+        UnsupportedError: Its tensors or positions are of a kind that the standard decoder does not have; the message says
+            which.
     """
     tensors = card.expand(dims)
     outer = {tensor.slot: tensor for tensor in tensors if tensor.layer is None and tensor.slot}
     layers = _slots(tensors, dims.layers)
     said = dict(card.decoder(dims)) if card.decoder else {}
-    if standard.without_kernel(card) or not outer.keys() >= standard.NEEDED_OUTSIDE:
-        return None
-    if not layers or not all(layer.keys() >= standard.NEEDED for layer in layers):
-        return None
-    sizes, position = _sizes(card, dims, outer, layers[0]), _position(card, dims, outer, said)
-    if sizes is None or position is None:
-        return None
+    if others := standard.without_kernel(card):
+        raise _unfit(card, f"{' and '.join(others)} 'other' has no kernel")
+    empty = [slot for slot in standard.NEEDED_OUTSIDE if slot not in outer]
+    empty += sorted({slot for layer in layers for slot in standard.NEEDED - layer.keys()})
+    if empty:
+        raise _unfit(card, f"no tensor fills {', '.join(empty)}")
+    for layer in layers:
+        _check_biases(card, layer)
+    sizes, position = _sizes(card, dims, outer, layers), _position(card, dims, outer, said)
     made = {
         "outer": {slot: tensor.name for slot, tensor in outer.items()},
         "layers": tuple({slot: tuple(t.name for t in rows) for slot, rows in layer.items()} for layer in layers),
@@ -85,22 +92,37 @@ def _order(tensor: Tensor) -> tuple[int, ...]:
     return (-1 if tensor.expert is None else tensor.expert, *(int(part) for part in tensor.slot.split(".")[1:]))
 
 
+def _check_biases(card: Family, layer: Mapping[str, Sequence[Tensor]]) -> None:
+    for slot in ("qkv", "out", "ffn1", "ffn2"):
+        weights, biases = layer[slot], layer.get(slot + "_bias", ())
+        if biases and sum(bias.shape[-1] for bias in biases) != sum(weight.shape[-1] for weight in weights):
+            raise _unfit(card, f"{slot}_bias does not go with all outputs of {slot}")
+
+
 def _sizes(
-    card: Family, dims: Dims, outer: Mapping[str, Tensor], layer: Mapping[str, Sequence[Tensor]]
-) -> dict[str, Any] | None:
-    """Widths and counts, how projections lie, and the routing; None where a projection lies in a way nobody knows."""
+    card: Family, dims: Dims, outer: Mapping[str, Tensor], layers: Sequence[Mapping[str, Sequence[Tensor]]]
+) -> dict[str, Any]:
+    """Widths and counts, how projections lie, and the routing."""
     vocab, embed = outer["embed"].shape
-    ffn = layer["ffn2"][0].shape[0]
-    up = [tensor for tensor in layer["ffn1"] if tensor.expert in (None, 0)]
     gated = card.activation in _GATED
-    lies = _packing(layer["qkv"][0].param.axes[-1]) if len(layer["qkv"]) == 1 else "parts"
-    in_blocks = len(up) > 1 or not gated or up[0].param.axes[-1].terms[0].factors[0] == 2
-    if lies is None or not in_blocks or sum(tensor.shape[-1] for tensor in up) != ffn * (1 + gated):
-        return None
+    ffn = layers[0]["ffn2"][0].shape[0]
+    for layer in layers:
+        up = [tensor for tensor in layer["ffn1"] if tensor.expert in (None, 0)]
+        factors = up[0].param.axes[-1].terms[0].factors
+        if layer["ffn2"][0].shape[0] != ffn or sum(tensor.shape[-1] for tensor in up) != ffn * (1 + gated):
+            raise _unfit(
+                card, f"ffn1 must have {'gate and up' if gated else 'outputs'} as wide as ffn2, in every layer alike"
+            )
+        if gated and len(up) == 1 and factors[0] != 2:
+            raise _unfit(card, f"{up[0].param.shape!r}: gate and up must lie one after the other, 2*...")
+    qkv = layers[0]["qkv"]
+    lies = _packing(qkv[0].param.axes[-1]) if len(qkv) == 1 else "parts"
+    if lies is None:
+        raise _unfit(card, f"{qkv[0].param.shape!r}: queries, keys and values lie in a way that it does not know")
     experts = None
-    if "gate" in layer:
+    if any("gate" in layer for layer in layers):
         if card.moe is None or card.moe.router != "softmax-topk":
-            return None
+            raise _unfit(card, "it has routers, and its card no moe=Moe('softmax-topk', ...)")
         renormalize = dims.get("renormalize", card.moe.renormalize)
         experts = Experts(count=dims.experts, top_k=dims.get("top_k", card.moe.top_k), renormalize=renormalize)
     return dict(hidden=dims.hidden, heads=dims.heads, kv_heads=dims.kv_heads, head_dim=dims.head_dim, ffn=ffn,
@@ -115,14 +137,20 @@ def _packing(axis: Axis) -> str | None:
     return "heads" if terms == [("heads", 3, "head_dim")] else None
 
 
-def _position(card: Family, dims: Dims, outer: Mapping[str, Tensor], said: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Fields that the card's position encoding stands for; None where the card had to say them and does not."""
+def _position(card: Family, dims: Dims, outer: Mapping[str, Tensor], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that the card's position encoding stands for."""
     if card.position == "learned":
-        return {"max_positions": dims.max_positions} if "positions" in outer else None
+        if "positions" not in outer:
+            raise _unfit(card, "no tensor fills positions")
+        return {"max_positions": dims.max_positions}
     if card.position == "none" or said.keys() & {"rope", "slopes"}:
         return {}
     if card.position == "alibi":
         return {"slopes": tuple(slopes(dims.heads))}
     if card.position == "rope-neox" and "rope_theta" in dims:
         return {"rope": rope(dims, dims.get("rope_scaling"))}
-    return None
+    raise _unfit(card, f"position={card.position!r} needs a decoder on the card that gives rope or slopes")
+
+
+def _unfit(card: Family, why: str) -> UnsupportedError:
+    return UnsupportedError(f"{card.name} is no standard decoder: {why}")

@@ -157,8 +157,11 @@ def quant_layers(card: Family, dims: Dims, method: str) -> Sequence[QuantTarget]
 
 
 @hookspec(firstresult=True)
-def fused_graph(card: Family, dims: Dims) -> FusedDecoder | None:
-    """What the fused engine computes for a model of these dims; None = it cannot.
+def fused_graph(card: Family, dims: Dims) -> FusedDecoder:  # type: ignore[empty-body]
+    """What the fused engine computes for a model of these dims.
 
     Default: ``llmctl.graph.standard_decoder``, from the card's slots, kernels and ``decoder``.
+
+    Raises:
+        UnsupportedError: It cannot; the message says why.
     """

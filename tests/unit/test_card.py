@@ -19,6 +19,7 @@ from llmctl import (
     graph,
     linear_rows,
     norm_rows,
+    standard,
 )
 from llmctl.capabilities import Supported, require, state
 from llmctl.card import validate
@@ -200,9 +201,10 @@ def test_a_name_that_no_kernel_knows_and_a_tensor_that_fusing_would_lose_are_pro
 
 
 def test_a_family_with_a_norm_of_its_own_has_no_fused_path():
-    assert graph.standard_decoder(make_card(*HF_DECODER_ROWS, position="none"), DIMS) is not None
+    assert graph.standard_decoder(make_card(*HF_DECODER_ROWS, position="none"), DIMS).kv_heads == 2
     card = make_card(*HF_DECODER_ROWS, position="none", norm="other")
-    assert graph.standard_decoder(card, DIMS) is None
+    with pytest.raises(UnsupportedError, match="x is no standard decoder: norm 'other' has no kernel"):
+        graph.standard_decoder(card, DIMS)
     assert state(card, "fused") == Unsupported("the fused decoder has no kernel for the family's norm")
 
 
@@ -279,7 +281,46 @@ def test_fused_graph_orders_the_parts_of_a_slot():
     assert filled.layers[1]["qkv"] == tuple(f"layers.1.self_attn.{part}_proj.weight" for part in "qkv")
     assert filled.layers[1]["ffn1"] == tuple(f"layers.1.{expert}.{name}" for expert in range(3) for name in "ab")
     assert filled.experts.count == 3
-    assert graph.standard_decoder(make_card(*rows, position="none"), DIMS) is None
+
+
+def rows_with(**shapes):
+    """The usual rows; those of the slots given have other shapes, or are left out."""
+    rows = [row for row in HF_DECODER_ROWS if standard.place(row.slot) not in shapes]
+    return rows + [Param("layers.{layer}." + slot, shape, slot=slot) for slot, shape in shapes.items() if shape]
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "why"),
+    [
+        (rows_with(ffn1="", ffn2=""), {}, "no tensor fills ffn1, ffn2"),
+        (HF_DECODER_ROWS[1:], {}, "no tensor fills embed"),
+        (
+            rows_with(qkv="hidden, kv_heads*5*head_dim"),
+            {},
+            "'hidden, kv_heads*5*head_dim': queries, keys and values lie in",
+        ),
+        (rows_with(ffn1="hidden, ffn*2"), {}, "'hidden, ffn*2': gate and up must lie one after the other"),
+        (rows_with(ffn1="hidden, ffn"), {}, "ffn1 must have gate and up as wide as ffn2"),
+        (HF_DECODER_ROWS, {"activation": "relu"}, "ffn1 must have outputs as wide as ffn2"),
+        (
+            [*HF_DECODER_ROWS, Param("layers.{layer}.b", "heads*head_dim", slot="qkv_bias.0")],
+            {},
+            "qkv_bias does not go with",
+        ),
+        (
+            [*HF_DECODER_ROWS, Param("layers.{layer}.g", "hidden, experts", slot="gate")],
+            {},
+            "it has routers, and its card no",
+        ),
+        (HF_DECODER_ROWS, {"position": "learned"}, "no tensor fills positions"),
+        (HF_DECODER_ROWS, {"position": "rope-neox"}, "position='rope-neox' needs a decoder on the card"),
+        (HF_DECODER_ROWS, {"position": "rope-2d"}, "position='rope-2d' needs a decoder on the card"),
+    ],
+)
+def test_what_is_no_standard_decoder_is_refused_with_what_is_in_the_way(rows, fields, why):
+    card = make_card(*rows, **{"position": "none", **fields})
+    with pytest.raises(UnsupportedError, match=re.escape(f"x is no standard decoder: {why}")):
+        graph.standard_decoder(card, DIMS)
 
 
 def test_claims_come_before_what_the_table_implies():
