@@ -41,10 +41,10 @@ class Case:
 
 
 LORA = {"name": "lora", "rank": 8, "alpha": 16.0}
-LENGTHS = {"src_length": 192, "max_length": 448}
+LENGTHS = {"src_length": 96, "max_length": 256}
 PAIRS = {"max_prompt_length": 192, "max_length": 480, "chat_template": "family"}
 CASES = {
-    "sft": Case("finetune", 1e-3, data=LENGTHS, train={"grad_accumulation": 2}),
+    "sft": Case("finetune", 1e-3, data=LENGTHS, train={"batch_size": 4, "grad_accumulation": 2}),
     "sft, packed": Case("finetune", 1e-3, data={**LENGTHS, "packing": "best-fit"}),
     "lora": Case("finetune", 5e-3, LORA, LENGTHS),
     "rslora, lora+": Case("finetune", 2e-3, {**LORA, "rslora": True, "lora_plus_ratio": 4.0}, LENGTHS),
@@ -153,7 +153,11 @@ def peer(case: Case, options: argparse.Namespace, folder: Path) -> dict:
     start = options.model if adapted else folder / "initial"
     model = transformers.AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     if adapted:
-        model = peft.PeftModel.from_pretrained(model, folder / "initial", is_trainable=True)
+        # PeftModel.from_pretrained refuses to go on training virtual tokens.
+        config = peft.PeftConfig.from_pretrained(folder / "initial")
+        config.inference_mode = False
+        model = peft.get_peft_model(model, config)
+        peft.set_peft_model_state_dict(model, peft.load_peft_weights(folder / "initial"))
     loss_of = (peer_examples if case.command == "finetune" else peer_pairs)(model, torch)
     optimizer = torch.optim.AdamW(peer_groups(model, case), betas=(0.9, 0.999), eps=1e-8)
     factors = [group["lr"] for group in optimizer.param_groups]
