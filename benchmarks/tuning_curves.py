@@ -117,7 +117,9 @@ def examples(job, task, count: int) -> tuple[list, list]:
                 found.append({"ids": ids[start:end], "labels": [-100, *asked[start : end - 1]]})
         return found
 
-    steps = [[text for batch in task.micro_batches(step) for text in texts(batch.arrays)] for step in range(1, count + 1)]
+    steps = [
+        [text for batch in task.micro_batches(step) for text in texts(batch.arrays)] for step in range(1, count + 1)
+    ]
     encoder = Encoder(job.tokenizer, job.config.data.src_length, job.config.data.max_length)
     held_out = encoder.encode_all(job.dev)[0]
     return steps, [{"ids": row.input_ids, "labels": [-100, *row.labels[:-1]]} for row in held_out]
@@ -129,7 +131,10 @@ def pairs(job, task, count: int) -> tuple[list, list]:
 
     encoder = PairEncoder(job.tokenizer, job.config.data.max_prompt_length, job.config.data.max_length)
     train, dev = (
-        [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in encoder.encode_all(rows)[0]]
+        [
+            {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+            for pair in encoder.encode_all(rows)[0]
+        ]
         for rows in (job.train, job.dev)
     )
     numbers = [[batch.arrays["pair"] for batch in task.micro_batches(step)] for step in range(1, count + 1)]

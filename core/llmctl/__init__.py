@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl._version import __version__
 from llmctl.capabilities import Experimental, Supported, Unsupported
-from llmctl.card import Dims, Family, Moe, Param, Size
+from llmctl.card import Family, Moe, Param, Size
+from llmctl.dims import Dims
 from llmctl.errors import LlmctlError
 from llmctl.hookspecs import API, hookimpl
 from llmctl.rows import HF_DECODER_ROWS, linear_rows, norm_rows

@@ -1,7 +1,7 @@
 """A family's card: the one table of tensors from which everything family-specific is derived.
 
 Here are the rows (``Param``, ``Size``, ``Moe``), the card (``Family``) and what it expands to (``Tensor``); what is
-read from config.json (``Setting``) is in ``settings.py``. What core derives from a card (renames, splits, quantisation targets, fused slots) is in ``defaults.py``.
+read from config.json (``Setting``) is in ``settings.py``, what comes of it (``Dims``) in ``dims.py``. What core derives from a card (renames, splits, quantisation targets, fused slots) is in ``defaults.py``.
 Nothing here imports paddle or numpy.
 """
 
@@ -11,66 +11,20 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from math import inf, prod
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
-from llmctl import standard
 from llmctl.capabilities import State
 from llmctl.config_keys import unknown_keys
+from llmctl.dims import Dims, check_together
 from llmctl.errors import ConfigError
 from llmctl.settings import Setting
 from llmctl.shapes import Axis, parse_shape
 from llmctl.tokenizers.facts import TokenFacts
 
-_PLACEHOLDERS = {"layer": "layers", "expert": "experts"}
-
-
-class Dims(Mapping[str, Any]):
-    """Everything a model is built from: sizes and settings by name, readable as attributes. Immutable and hashable."""
-
-    __slots__ = ("_values",)
-    _values: dict[str, Any]
-
-    def __init__(self, **values: Any) -> None:
-        object.__setattr__(self, "_values", values)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        try:
-            return self._values[name]
-        except KeyError:
-            raise AttributeError(f"dims have no {name!r}; they have {', '.join(self._values)}") from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError("dims are immutable; use replace()")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _make_dims, (self._values,)
-
-    def __hash__(self) -> int:
-        return hash(repr(sorted(self._values.items())))
-
-    def __repr__(self) -> str:
-        return f"Dims({', '.join(f'{k}={v!r}' for k, v in self._values.items())})"
-
-    def replace(self, **changes: Any) -> Dims:
-        """A copy with some values changed."""
-        return Dims(**{**self._values, **changes})
-
-
-def _make_dims(values: dict[str, Any]) -> Dims:
-    return Dims(**values)
+PLACEHOLDERS = {"layer": "layers", "expert": "experts"}
+"""What stands for a number in the names of rows -> the setting that says how many there are."""
 
 
 @dataclass(frozen=True)
@@ -283,13 +237,7 @@ class Family:
         symbols = self._symbols()
         for setting in self.settings:
             values[setting.name] = setting.read(config, values, symbols, self.name, where)
-        heads, kv_heads = values.get("heads", 1), values.get("kv_heads", 1)
-        if heads % kv_heads:
-            raise ConfigError(
-                f"{where}: {heads} query heads cannot share {kv_heads} key-value heads; it must divide them"
-            )
-        if values.get("top_k", 0) > values.get("experts", inf):
-            raise ConfigError(f"{where}: a token cannot go to {values['top_k']} of {values['experts']} experts")
+        check_together(values, self.position, where)
         return Dims(**values)
 
     def config_from_dims(self, dims: Mapping[str, Any]) -> dict[str, Any]:
@@ -309,13 +257,13 @@ class Family:
         """Settings that sizes are computed from."""
         derived = (s.derive for s in self.settings if isinstance(s.derive, str))
         shapes = (axis.symbols for param in self.params for axis in param.axes)
-        return frozenset().union(_PLACEHOLDERS.values(), re.findall(r"[a-z]\w*", " ".join(derived)), *shapes)
+        return frozenset().union(PLACEHOLDERS.values(), re.findall(r"[a-z]\w*", " ".join(derived)), *shapes)
 
     def _expand(self, param: Param, dims: Mapping[str, Any]) -> Iterator[Tensor]:
-        holes = [hole for hole in _PLACEHOLDERS if "{" + hole + "}" in param.name]
+        holes = [hole for hole in PLACEHOLDERS if "{" + hole + "}" in param.name]
         shape = tuple(axis.size(dims) for axis in param.axes)
         kind = param.resolved_kind
-        for indices in itertools.product(*(range(int(dims[_PLACEHOLDERS[hole]])) for hole in holes)):
+        for indices in itertools.product(*(range(int(dims[PLACEHOLDERS[hole]])) for hole in holes)):
             at = dict(zip(holes, indices, strict=True))
             if not param.present(dims, at.get("layer")):
                 continue
@@ -330,30 +278,6 @@ class Family:
                 expert=at.get("expert"),
                 param=param,
             )
-
-
-def validate(card: Family) -> list[str]:
-    """What is wrong with a card, a line each; empty if nothing is."""
-    problems = [f"{f.name} is empty" for f in fields(card) if f.name in ("name", "architectures", "params", "modeling")
-                and not getattr(card, f.name)]  # fmt: skip
-    names = {setting.name for setting in card.settings}
-    if card.moe:
-        names |= {"experts"}
-    for param in card.params:
-        try:
-            symbols = set().union(*(axis.symbols for axis in param.axes))
-        except ValueError as error:
-            problems.append(f"{param.name}: {error}")
-            continue
-        flags = {param.when.removeprefix("not ")} - {""}
-        holes = set(re.findall(r"{(\w+)}", param.name))
-        problems += [f"{param.name}: {s!r} is not among the card's settings" for s in sorted((symbols | flags) - names)]
-        problems += [f"{param.name}: unknown placeholder {{{h}}}" for h in sorted(holes - set(_PLACEHOLDERS))]
-    problems += [f"size {name}: {column!r} is not among the card's settings"
-                 for name, size in card.sizes.items() for column in size.values if column not in names]  # fmt: skip
-    if not re.fullmatch(r"[\w.]+:\w+", card.modeling):
-        problems.append(f"modeling={card.modeling!r} is not of the form 'package.module:Class'")
-    return problems + standard.problems(card)
 
 
 def prefixed(name: str, prefix: str) -> str:

@@ -6,7 +6,8 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmctl.card import Dims, Family, Tensor
+from llmctl.card import Family, Tensor
+from llmctl.dims import Dims
 from llmctl.errors import PluginError, UnsupportedError
 from llmctl.fused import FusedDecoder
 from llmctl.graph import standard_decoder

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmctl import standard
-from llmctl.card import Dims, Family, Tensor
+from llmctl.card import Family, Tensor
+from llmctl.dims import Dims
 from llmctl.errors import UnsupportedError
 from llmctl.fused import Experts, FusedDecoder, Rope
 from llmctl.nn.alibi import slopes

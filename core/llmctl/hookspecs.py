@@ -13,7 +13,8 @@ from typing import Any
 
 import pluggy
 
-from llmctl.card import Dims, Family
+from llmctl.card import Family
+from llmctl.dims import Dims
 from llmctl.fused import FusedDecoder
 
 Router = Any

@@ -20,6 +20,8 @@ from llmctl.errors import ConfigError, PluginError
 from llmctl.hookspecs import API
 
 EVIDENCE = "evidence.json"
+CODE = ("*.py", "*.csv")
+"""Files of a package that evidence belongs to: code, and the tables that a card reads."""
 COLUMNS = {
     "pretrain": "Pretrain",
     "sft": "SFT",
@@ -108,9 +110,10 @@ def update(file: Path) -> None:
 
 
 def code_hash(folder: Path) -> str:
-    """First 16 hex digits of the SHA-256 of a package's Python files: names and lines, in the order of names."""
+    """First 16 hex digits of the SHA-256 of a package's code and tables: names and lines, in the order of names."""
     digest = hashlib.sha256()
-    for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in folder.rglob("*.py")):
+    files = (file for pattern in CODE for file in folder.rglob(pattern))
+    for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in files):
         lines = file.read_bytes().splitlines()
         digest.update(b"\n".join([name.encode(), str(len(lines)).encode(), *lines, b""]))
     return digest.hexdigest()[:16]

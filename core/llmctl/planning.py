@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmctl.card import Dims, Family, Tensor
+from llmctl.card import Family, Tensor
+from llmctl.dims import Dims
 from llmctl.standard import place
 
 PROCESS = 300 << 20

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from llmctl import capabilities, config, loggers, plugins, precision, tokenizers
 from llmctl.adapters.folder import is_adapter
-from llmctl.card import Dims
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.data import reading
 from llmctl.data.reading import Example, parse_example
+from llmctl.dims import Dims
 from llmctl.errors import ConfigError
 from llmctl.tokenizers import Tokenizer
 

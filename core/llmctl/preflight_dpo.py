@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl import plugins
-from llmctl.card import Dims
 from llmctl.config_dpo import DpoConfig
 from llmctl.data.pairs import check_preference
 from llmctl.data.preferences import Preference, parse_preference
+from llmctl.dims import Dims
 from llmctl.errors import ConfigError
 from llmctl.preflight import check_common, find_model, read_data
 from llmctl.tokenizers import Tokenizer

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from llmctl import capabilities, config, loggers, plugins, precision, tokenizers
-from llmctl.card import Dims, Family
+from llmctl.card import Family
 from llmctl.checkpoint.hf_config import NAME, normalise, read_config
 from llmctl.config_pretrain import PretrainConfig, PretrainModelConfig
 from llmctl.configfile import override
+from llmctl.dims import Dims
 from llmctl.errors import ConfigError, DataError
 from llmctl.preflight import check_tensors, find_path, output_folder
 from llmctl.tokenizers import Tokenizer

@@ -22,8 +22,14 @@ class _Required:
 REQUIRED: Any = _Required()
 """Default of a setting that ``config.json`` must give."""
 
-COUNTS = frozenset({"top_k", "window", "max_positions"})
+COUNTS = frozenset({"top_k", "window", "max_positions", "trained"})
 """Settings that are whole numbers although no shape holds them."""
+
+ABOVE_ZERO = frozenset({"norm_eps", "rope_theta"})
+"""Settings without which nothing is normalised or turned."""
+
+DROPOUT = "dropout"
+"""End of the names of settings that say how much is dropped."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,10 @@ class Setting:
         number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
         if self.name in COUNTS or self.name in symbols:
             return "" if number and isinstance(value, int) and value > 0 else "a whole number above 0"
+        if self.name in ABOVE_ZERO:
+            return "" if number and value > 0 else "a number above 0"
+        if self.name.endswith(DROPOUT):
+            return "" if number and 0 <= value < 1 else "a number from 0 to below 1"
         if isinstance(self.default, bool):
             return "" if isinstance(value, bool) else "true or false"
         if isinstance(self.default, int | float):

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from llmctl.capabilities import METHODS, Unsupported
-
 if TYPE_CHECKING:
     from llmctl.card import Family
 
@@ -77,6 +75,14 @@ POSITIONS: Mapping[str, str] = {
     "none": "positions do not enter",
     OTHER: _NO_KERNEL,
 }
+ROTATED: Mapping[str, int] = {
+    "rope-neox": 2,
+    "rope-neox-ntk": 2,
+    "rope-neox-or-alibi": 2,
+    "rope-half-interleaved": 4,
+    "rope-2d": 4,
+}
+"""Position encoding that turns elements of a head in pairs -> what the width of a head must be a multiple of."""
 KERNELS: Mapping[str, Mapping[str, str]] = {"norm": NORMS, "activation": ACTIVATIONS, "position": POSITIONS}
 """Field of the card -> the names that it may have and what they stand for."""
 
@@ -94,29 +100,3 @@ def without_kernel(card: Family) -> list[str]:
 def place(slot: str) -> str:
     """A slot without the number of its part."""
     return slot.partition(".")[0]
-
-
-def problems(card: Family) -> list[str]:
-    """Names on a card that nobody knows, and tensors that the fused decoder would pass over; a line each."""
-    lines = []
-    for field, known in KERNELS.items():
-        if getattr(card, field) not in known:
-            lines.append(f"{field}={getattr(card, field)!r} is unknown; known: {', '.join(known)}")
-    lines += [
-        f"claims: {method!r} is no method; known: {', '.join(METHODS)}" for method in card.claims.keys() - METHODS
-    ]
-    for param in card.params:
-        _, dot, part = param.slot.partition(".")
-        inside = "{layer}" in param.name
-        known, where = (SLOTS, "in a layer") if inside else (OUTER_SLOTS, "outside the layers")
-        if param.slot and (place(param.slot) not in known or (dot and not (inside and part.isdigit()))):
-            parts = ", with .0, .1 for parts" if inside else ""
-            lines.append(f"{param.name}: slot={param.slot!r} is unknown {where}; known: {', '.join(known)}{parts}")
-    if fills_the_standard_decoder(card) and not isinstance(card.claims.get("fused"), Unsupported):
-        lines += [
-            f"{param.name} has no slot, so that the fused decoder would leave it out; give it one, as the others have, or "
-            "say claims={'fused': Unsupported('why')}"
-            for param in card.params
-            if not param.slot
-        ]
-    return lines

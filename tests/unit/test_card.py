@@ -22,11 +22,11 @@ from llmctl import (
     standard,
 )
 from llmctl.capabilities import Supported, require, state
-from llmctl.card import validate
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.hookspecs import Segment
 from llmctl.rows import above_zero, fixed_settings, required_settings
 from llmctl.shapes import evaluate, parse_shape
+from llmctl.validation import validate
 
 
 def make_card(*params, **fields):
@@ -378,6 +378,49 @@ def test_heads_that_do_not_divide_are_refused():
         card.dims_from_config({**config, "num_key_value_heads": 5})
     with pytest.raises(ConfigError, match="head_dim: hidden/heads: 4096 is not divisible by heads=30"):
         card.dims_from_config({**config, "num_attention_heads": 30, "num_key_value_heads": 30, "head_dim": None})
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value", "message"),
+    [
+        ("gpt3", "resid_pdrop", 1.0, "resid_pdrop=1.0 must be a number from 0 to below 1"),
+        ("gpt3", "attn_pdrop", -0.1, "attn_pdrop=-0.1 must be a number from 0 to below 1"),
+        ("opt", "dropout", "0.1", "dropout='0.1' must be a number from 0 to below 1"),
+        ("llama", "rope_theta", 0, "rope_theta=0 must be a number above 0"),
+        ("qwen", "rotary_emb_base", -10000, "rotary_emb_base=-10000 must be a number above 0"),
+        ("qwen", "seq_length", 0, "seq_length=0 must be a whole number above 0"),
+        ("llama", "rms_norm_eps", 0.0, "rms_norm_eps=0.0 must be a number above 0"),
+        ("chatglm", "layernorm_epsilon", -1e-5, "layernorm_epsilon=-1e-05 must be a number above 0"),
+        ("mixtral", "num_local_experts", -8, "num_local_experts=-8 must be a whole number above 0"),
+        ("llama", "num_key_value_heads", 0, "num_key_value_heads=0 must be a whole number above 0"),
+        ("llama", "head_dim", 127, "a head of width 127 cannot be rotated in pairs; its width must be a multiple of 2"),
+        ("chatglm2", "kv_channels", 126, "a head of width 126 .* a multiple of 4"),
+    ],
+)
+def test_numbers_that_no_model_can_have_are_refused(family, key, value, message):
+    from llmctl import plugins
+
+    card = plugins.load(family).card
+    with pytest.raises(ConfigError, match=message):
+        card.dims_from_config({**card.config_from_dims(card.dims_of(next(iter(card.sizes)))), key: value})
+
+
+def test_heads_that_are_not_rotated_may_have_any_width():
+    from llmctl import plugins
+
+    baichuan, gpt = (plugins.load(name).card for name in ("baichuan", "gpt3"))
+    sizes = {name: baichuan.dims_of(name) for name in baichuan.sizes}
+    odd = {"hidden_size": 75, "num_attention_heads": 5, "num_key_value_heads": None, "head_dim": None}
+    for dims in sizes.values():
+        config = {**baichuan.config_from_dims(dims), **odd, "position_kind": dims.position}
+        if dims.position == "alibi":
+            assert baichuan.dims_from_config(config).head_dim == 15
+        else:
+            with pytest.raises(ConfigError, match="a head of width 15 cannot be rotated"):
+                baichuan.dims_from_config(config)
+    assert {dims.position for dims in sizes.values()} == {"rope", "alibi"}
+    small = {**gpt.config_from_dims(gpt.dims_of(next(iter(gpt.sizes)))), "n_embd": 75, "n_head": 5, "n_inner": None}
+    assert gpt.dims_from_config(small).head_dim == 15
 
 
 def test_values_that_a_family_cannot_even_read_are_refused():

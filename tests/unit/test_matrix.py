@@ -48,8 +48,11 @@ def test_evidence_goes_stale_when_a_line_of_the_package_changes_and_not_otherwis
     assert matrix.code_hash(tmp_path / "b") == first
     (tmp_path / "b" / "deep" / "b.py").rename(tmp_path / "b" / "deep" / "c.py")
     renamed = matrix.code_hash(tmp_path / "b")
+    (tmp_path / "b" / "sizes.csv").write_text("layers\n2\n")
+    tabled = matrix.code_hash(tmp_path / "b")
+    (tmp_path / "b" / "sizes.csv").write_text("layers\n3\n")
     (tmp_path / "a" / "__init__.py").write_bytes(b"x = 1\ny = 4\n")
-    assert len({first, renamed, matrix.code_hash(tmp_path / "a")}) == 3
+    assert len({first, renamed, tabled, *(matrix.code_hash(tmp_path / name) for name in "ab")}) == 5
 
 
 def test_a_failed_test_is_no_evidence(llama):

@@ -13,8 +13,8 @@ from typing import Any
 from llmctl.adapters import json_object, regroup, targets
 from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
 from llmctl.adapters.peft_format import as_stored, load, problems
-from llmctl.card import Dims
 from llmctl.checkpoint import paddle_file
+from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
 from llmctl.renames import chosen
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmctl.adapters import json_object, targets
 from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
-from llmctl.card import Dims
+from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
 
 CONFIG = "adapter_config.json"

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.card import Dims, Family
+from llmctl.card import Family
+from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
 
 Array = NDArray[Any]

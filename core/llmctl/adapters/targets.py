@@ -9,7 +9,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from llmctl.card import Dims, Family, Tensor
+from llmctl.card import Family, Tensor
+from llmctl.dims import Dims
 from llmctl.errors import ConfigError
 
 ALL = "all"

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl import plugins
-from llmctl.card import Dims
 from llmctl.checkpoint import paddle_file, parts
 from llmctl.checkpoint.digest import sha256
 from llmctl.checkpoint.dtypes import FLOATS, STORAGE, widen
@@ -31,6 +30,7 @@ from llmctl.checkpoint.load import Expected, by_target, check_weights
 from llmctl.checkpoint.ranks import read_ranks
 from llmctl.checkpoint.safetensors_file import Planned, write_file
 from llmctl.checkpoint.save import plan_shards, write_index
+from llmctl.dims import Dims
 from llmctl.errors import CheckpointError, LlmctlError
 from llmctl.hookspecs import Rename
 from llmctl.tokenizers.special import read_json

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmctl.card import Dims
+from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
 from llmctl.hookspecs import Rename
 from llmctl.renames import chosen

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from llmctl import plugins, runtime
-from llmctl.card import Dims, Family
+from llmctl.card import Family
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.checkpoint.layout import recognise
 from llmctl.checkpoint.load import Expected, check_weights, load_weights
+from llmctl.dims import Dims
 from llmctl.hookspecs import Parallel, Rename
 
 

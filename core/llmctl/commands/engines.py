@@ -13,7 +13,7 @@ from llmctl.commands.model_source import ModelSource, open_model
 from llmctl.errors import ConfigError, LlmctlError, UnsupportedError
 
 if TYPE_CHECKING:
-    from llmctl.card import Dims
+    from llmctl.dims import Dims
     from llmctl.infer.runner import Runner
     from llmctl.tokenizers import Tokenizer
 

@@ -12,7 +12,8 @@ import click
 
 from llmctl import matrix, plugins
 from llmctl.capabilities import METHODS, Experimental, Unsupported, state
-from llmctl.card import Dims, Tensor
+from llmctl.card import Tensor
+from llmctl.dims import Dims
 from llmctl.errors import PluginError
 from llmctl.hookspecs import GROUP, Rename, Split
 from llmctl.shapes import CUT_SYMBOLS

@@ -17,8 +17,9 @@ import click
 from llmctl import config as configs
 from llmctl import configfile, planning, precision, runtime, schema
 from llmctl.adapters import targets
-from llmctl.card import Dims, Family
+from llmctl.card import Family
 from llmctl.commands.config_source import read_config_file
+from llmctl.dims import Dims
 from llmctl.errors import ConfigError
 
 KINDS = {

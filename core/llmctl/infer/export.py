@@ -13,8 +13,8 @@ import numpy as np
 import paddle
 
 from llmctl import plugins
-from llmctl.card import Dims
 from llmctl.checkpoint.atomic import atomic_folder
+from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
 from llmctl.infer import exported, trace
 from llmctl.infer.dynamic import DynamicModel

@@ -18,7 +18,7 @@ from llmctl.infer.packed_model import PackedModel
 
 if TYPE_CHECKING:
     from llmctl.adapters.folder import Opened
-    from llmctl.card import Dims
+    from llmctl.dims import Dims
     from llmctl.plugins import Plugin
 
 SHARE = 0.5

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.capabilities import require
-from llmctl.card import Dims
 from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.dtypes import FLOATS, cast
 from llmctl.errors import CheckpointError, ConfigError

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from llmctl import plugins
-from llmctl.card import Dims, Family
+from llmctl.card import Family
+from llmctl.dims import Dims
 from llmctl.testing.evidence import EXACT, proves
 from llmctl.testing.tiny import descend, random_model
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from llmctl import capabilities
-from llmctl.card import Dims, Family
+from llmctl.card import Family
+from llmctl.dims import Dims
 from llmctl.testing.evidence import proves
 from llmctl.testing.fused import VIRTUAL, Fused, executor
 

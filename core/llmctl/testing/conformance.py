@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from llmctl import capabilities, plugins
-from llmctl.card import Dims, Family, validate
+from llmctl.card import Family
+from llmctl.dims import Dims
 from llmctl.errors import UnsupportedError
 from llmctl.hookspecs import Parallel
 from llmctl.testing.adapters import AdapterConformance
@@ -29,6 +30,7 @@ from llmctl.testing.purity import heavy_imports
 from llmctl.testing.static import StaticConformance
 from llmctl.testing.tensor_parallel import TensorParallelConformance
 from llmctl.testing.tiny import descend, random_model, tiny_dims
+from llmctl.validation import validate
 
 
 class FamilyConformance(

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from llmctl import capabilities, plugins
-from llmctl.card import Dims, Family
+from llmctl.card import Family
+from llmctl.dims import Dims
 from llmctl.testing.evidence import proves
 from llmctl.testing.tiny import random_model
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from llmctl import capabilities, plugins
-from llmctl.card import Dims, Family
+from llmctl.card import Family
+from llmctl.dims import Dims
 from llmctl.errors import UnsupportedError
 from llmctl.testing.evidence import EXACT, proves
 from llmctl.testing.tiny import descend, random_model

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmctl import plugins
-from llmctl.card import Dims
+from llmctl.dims import Dims
 from llmctl.testing.evidence import proves
 
 NEW = 6

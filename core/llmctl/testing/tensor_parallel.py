@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from llmctl import plugins
-from llmctl.card import Dims, Family
+from llmctl.card import Family
+from llmctl.dims import Dims
 from llmctl.hookspecs import Split
 from llmctl.testing.evidence import EXACT, proves
 from llmctl.testing.tiny import random_model, tiny_dims

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from llmctl import plugins
-from llmctl.card import Dims, Family
+from llmctl.card import Family
+from llmctl.dims import Dims
 
 STD = 0.3
 SIZES = dict(layers=2, hidden=32, heads=4, head_dim=8, ffn=48, vocab=96, experts=4, max_positions=64)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmctl.card import Dims, Family
+from llmctl.card import Family
+from llmctl.dims import Dims
 from llmctl.nn.recompute import recompute_layers
 from llmctl.standard import place
 

@@ -1,0 +1,60 @@
+"""What is wrong with a card, whatever model it describes: rows, symbols, sizes, names of the standard decoder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+
+from llmctl import standard
+from llmctl.capabilities import METHODS, Unsupported
+from llmctl.card import PLACEHOLDERS, Family
+
+
+def validate(card: Family) -> list[str]:
+    """What is wrong with a card, a line each; empty if nothing is."""
+    problems = [f"{f.name} is empty" for f in fields(card) if f.name in ("name", "architectures", "params", "modeling")
+                and not getattr(card, f.name)]  # fmt: skip
+    names = {setting.name for setting in card.settings}
+    if card.moe:
+        names |= {"experts"}
+    for param in card.params:
+        try:
+            symbols = set().union(*(axis.symbols for axis in param.axes))
+        except ValueError as error:
+            problems.append(f"{param.name}: {error}")
+            continue
+        flags = {param.when.removeprefix("not ")} - {""}
+        holes = set(re.findall(r"{(\w+)}", param.name))
+        problems += [f"{param.name}: {s!r} is not among the card's settings" for s in sorted((symbols | flags) - names)]
+        problems += [f"{param.name}: unknown placeholder {{{h}}}" for h in sorted(holes - set(PLACEHOLDERS))]
+    problems += [f"size {name}: {column!r} is not among the card's settings"
+                 for name, size in card.sizes.items() for column in size.values if column not in names]  # fmt: skip
+    if not re.fullmatch(r"[\w.]+:\w+", card.modeling):
+        problems.append(f"modeling={card.modeling!r} is not of the form 'package.module:Class'")
+    return problems + _names(card)
+
+
+def _names(card: Family) -> list[str]:
+    """Names on a card that nobody knows, and tensors that the fused decoder would pass over; a line each."""
+    lines = []
+    for field, known in standard.KERNELS.items():
+        if getattr(card, field) not in known:
+            lines.append(f"{field}={getattr(card, field)!r} is unknown; known: {', '.join(known)}")
+    lines += [
+        f"claims: {method!r} is no method; known: {', '.join(METHODS)}" for method in card.claims.keys() - METHODS
+    ]
+    for param in card.params:
+        _, dot, part = param.slot.partition(".")
+        inside = "{layer}" in param.name
+        known, where = (standard.SLOTS, "in a layer") if inside else (standard.OUTER_SLOTS, "outside the layers")
+        if param.slot and (standard.place(param.slot) not in known or (dot and not (inside and part.isdigit()))):
+            parts = ", with .0, .1 for parts" if inside else ""
+            lines.append(f"{param.name}: slot={param.slot!r} is unknown {where}; known: {', '.join(known)}{parts}")
+    if standard.fills_the_standard_decoder(card) and not isinstance(card.claims.get("fused"), Unsupported):
+        lines += [
+            f"{param.name} has no slot, so that the fused decoder would leave it out; give it one, as the others have, or "
+            "say claims={'fused': Unsupported('why')}"
+            for param in card.params
+            if not param.slot
+        ]
+    return lines
