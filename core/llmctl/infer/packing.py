@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from llmctl.capabilities import require
 from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.dtypes import FLOATS, cast
+from llmctl.dims import Dims
 from llmctl.errors import CheckpointError, ConfigError
 from llmctl.fused import FusedDecoder
 from llmctl.infer.packed_model import Float, Layer, Linear, Norm, PackedModel
