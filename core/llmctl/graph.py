@@ -122,6 +122,8 @@ def _sizes(
         raise _unfit(card, f"{qkv[0].param.shape!r}: queries, keys and values lie in a way that it does not know")
     experts = None
     if any("gate" in layer for layer in layers):
+        if not all("gate" in layer for layer in layers):
+            raise _unfit(card, "only some of its layers are mixtures of experts")
         if card.moe is None or card.moe.router != "softmax-topk":
             raise _unfit(card, "it has routers, and its card no moe=Moe('softmax-topk', ...)")
         renormalize = dims.get("renormalize", card.moe.renormalize)

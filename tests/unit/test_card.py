@@ -289,6 +289,9 @@ def rows_with(**shapes):
     return rows + [Param("layers.{layer}." + slot, shape, slot=slot) for slot, shape in shapes.items() if shape]
 
 
+SOME_EXPERTS = [*HF_DECODER_ROWS, Param("layers.{layer}.g", "hidden, experts", kind="router", slot="gate", when="some")]
+
+
 @pytest.mark.parametrize(
     ("rows", "fields", "why"),
     [
@@ -312,6 +315,7 @@ def rows_with(**shapes):
             {},
             "it has routers, and its card no",
         ),
+        (SOME_EXPERTS, {"moe": Moe("softmax-topk", 2)}, "only some of its layers are mixtures of experts"),
         (HF_DECODER_ROWS, {"position": "learned"}, "no tensor fills positions"),
         (HF_DECODER_ROWS, {"position": "rope-neox"}, "position='rope-neox' needs a decoder on the card"),
         (HF_DECODER_ROWS, {"position": "rope-2d"}, "position='rope-2d' needs a decoder on the card"),
@@ -320,7 +324,7 @@ def rows_with(**shapes):
 def test_what_is_no_standard_decoder_is_refused_with_what_is_in_the_way(rows, fields, why):
     card = make_card(*rows, **{"position": "none", **fields})
     with pytest.raises(UnsupportedError, match=re.escape(f"x is no standard decoder: {why}")):
-        graph.standard_decoder(card, DIMS)
+        graph.standard_decoder(card, DIMS.replace(some=(True, False)))
 
 
 def test_claims_come_before_what_the_table_implies():
