@@ -2,7 +2,7 @@
 
 It is loaded with ctypes: it depends on no version of Python or paddle, and one wheel serves all of them. Without a
 compiler the distribution installs all the same and its operators take their reference path; LLMCTL_OPS_BUILD=require
-makes a failed build an error.
+makes a failed build an error. LLMCTL_OPS_CUDA=1 builds the kernels for GPUs too, which needs nvcc.
 """
 
 import os
@@ -28,7 +28,7 @@ UNITS = [f"csrc/cpu/{name}.cpp" for name in ("avx2", "avx512", "avx512vnni", "po
 KERNELS = Extension(
     "llmctl_ops.libllmctl_ops",
     UNITS,
-    depends=sorted(str(path) for path in Path("csrc/cpu").glob("*.h")),
+    depends=sorted(str(path) for path in Path("csrc").glob("**/*.h")),
     language="c++",
     extra_compile_args=FLAGS,
     # Symbols are resolved at load: a library that does not fit fails there, where it can be caught, not at a call.
@@ -55,6 +55,12 @@ class BuildKernels(build_ext):
             # One of an earlier build would be of other sources.
             Path("llmctl_ops", "libllmctl_ops.so").unlink(missing_ok=True)
             self.extensions = []
+        if os.environ.get("LLMCTL_OPS_CUDA") == "1":
+            sys.path.insert(0, str(Path(__file__).parent))
+            from cuda_build import build
+
+            library = Path(self.get_ext_fullpath("llmctl_ops.libllmctl_ops")).with_name("libllmctl_ops_cuda.so")
+            build(Path("csrc/cuda"), library)
 
 
 class AnyPython(bdist_wheel):

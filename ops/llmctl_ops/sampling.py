@@ -83,7 +83,7 @@ class Chosen:
     status_L: Int
 
 
-class _Native(ctypes.Structure):
+class Native(ctypes.Structure):
     """``struct Choice`` of csrc/cpu/sample.h."""
 
     _fields_ = (
@@ -96,13 +96,13 @@ class _Native(ctypes.Structure):
     )
 
 
-_FIELDS = tuple((name, np.dtype(kind).str) for name, kind in _Native._fields_ if kind is not ctypes.c_void_p)
-_LAYOUT = np.dtype(
+_FIELDS = tuple((name, np.dtype(kind).str) for name, kind in Native._fields_ if kind is not ctypes.c_void_p)
+LAYOUT = np.dtype(
     {
         "names": [name for name, _ in _FIELDS],
         "formats": [form for _, form in _FIELDS],
-        "offsets": [getattr(_Native, name).offset for name, _ in _FIELDS],
-        "itemsize": ctypes.sizeof(_Native),
+        "offsets": [getattr(Native, name).offset for name, _ in _FIELDS],
+        "itemsize": ctypes.sizeof(Native),
     }
 )
 
@@ -119,7 +119,7 @@ class Sampler:
         self._kernel = library.load().kernel(
             "choose", *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64
         )
-        self._choices = (_Native * 1)()
+        self._choices = (Native * 1)()
         if self._kernel is not None:
             found = ctypes.c_int64()
             size = library.load().kernel("choose_bytes", ctypes.c_int64, ctypes.c_void_p)
@@ -146,8 +146,8 @@ class Sampler:
         if self._kernel is None:
             return _stacked([choose_one(row, choice, logprobs) for row, choice in zip(logits_LV, choices, strict=True)])
         if rows > len(self._choices):
-            self._choices = (_Native * max(rows, 2 * len(self._choices)))()
-        held = [_fill(native, choice) for native, choice in zip(self._choices, choices, strict=False)]
+            self._choices = (Native * max(rows, 2 * len(self._choices)))()
+        held = [fill(native, choice) for native, choice in zip(self._choices, choices, strict=False)]
         buffer = self._buffer.ctypes.data
         self._kernel(
             logits_LV.ctypes.data,
@@ -159,11 +159,11 @@ class Sampler:
             self._buffer.nbytes,
         )
         del held  # the arrays that the rows point to lived until here
-        found = np.frombuffer(self._choices, _LAYOUT, rows)
+        found = np.frombuffer(self._choices, LAYOUT, rows)
         return Chosen(found["token"].copy(), found["logprob"].copy(), found["status"].copy())
 
 
-def _fill(native: _Native, choice: Choice) -> tuple[Int, Int]:
+def fill(native: Native, choice: Choice) -> tuple[Int, Int]:
     """Puts a choice into its structure; gives the arrays that it points to."""
     context = np.ascontiguousarray(choice.context, np.int32) if choice.penalised else NONE
     excluded = np.ascontiguousarray(choice.excluded, np.int32)

@@ -14,6 +14,7 @@ from llmctl.infer.composed import PaddleExecutor
 from llmctl.infer.native import NativeExecutor, available
 from llmctl.infer.packed_model import Linear
 from llmctl.infer.view import View
+from llmctl_ops import cuda
 from llmctl_ops.linear import pack, unpack
 
 
@@ -112,6 +113,27 @@ def test_only_the_wanted_logits_are_given():
 def test_half_types_are_refused_where_there_are_no_kernels():
     with pytest.raises(ConfigError, match="on cpu there are no kernels for half types; compute in float32"):
         PaddleExecutor(build(FORMS["rope and shared heads"]), "bfloat16", device="cpu")
+
+
+def test_keys_in_8_bits_are_written_by_the_kernel_where_there_is_one(monkeypatch):
+    model, texts = build(FORMS["rope and shared heads"]), _texts()
+    plain = run(PaddleExecutor(model, kv="int8"), model, texts, _schedule(texts))
+    calls = []
+
+    def narrow(x, slot, codes, units):
+        calls.append(x.shape)
+        wide = x.numpy()
+        unit = np.abs(wide).max(-1) / np.float32(127)
+        paddle.index_put_(codes, (slot,), paddle.to_tensor(np.rint(wide / unit[..., None]).astype(np.int8)))
+        paddle.index_put_(units, (slot,), paddle.to_tensor(unit))
+
+    monkeypatch.setattr(cuda, "serves", lambda tensor: True)
+    monkeypatch.setattr(cuda, "narrow", narrow)
+    for logits, wanted in zip(
+        run(PaddleExecutor(model, kv="int8"), model, texts, _schedule(texts)), plain, strict=True
+    ):
+        np.testing.assert_allclose(logits, wanted, atol=1e-5)
+    assert len(calls) == 2 * LAYERS * len(_schedule(texts))
 
 
 def test_a_type_that_keys_cannot_be_held_in_is_refused():

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 
 from llmctl.infer.batch import BLOCK
+from llmctl_ops import cuda
 
 CODES = 127
 """Largest code of a key or value that is held as int8; 1 / 127 of the head's largest entry is the unit."""
@@ -93,6 +94,9 @@ class _Coded:
         self._dtype = dtype
 
     def write(self, slot_S: paddle.Tensor, new_SKH: paddle.Tensor) -> None:
+        if cuda.serves(new_SKH):
+            cuda.narrow(new_SKH, slot_S, self._codes, self._units)
+            return
         wide = new_SKH.astype("float32")
         unit_SK = wide.abs().max(axis=-1) / CODES
         # A head of zeros has no unit; any will do.

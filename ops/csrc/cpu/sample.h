@@ -5,24 +5,12 @@
 #include <algorithm>
 #include <math.h>
 
+#include "../choice.h"
 #include "doubles.h"
 #include "memory.h"
 #include "parallel.h"
 
 namespace {
-
-// How one row chooses (llmctl_ops/sampling.py has the same fields), and what it chose.
-struct Choice {
-  const int32_t* context;  // prompt and answer; the last `generated` are the answer
-  const int32_t* ends;     // tokens that are excluded
-  int64_t context_count, generated, end_count, top_k;
-  double repetition, presence, frequency;  // penalties
-  double temperature, top_p, min_p, draw;
-  double logprob;  // of the token, before anything else than softmax
-  int32_t sample, token, status;
-};
-
-enum Chosen : int32_t { CHOSEN = 0, NO_NUMBERS = 1, NOTHING_LEFT = 2, NO_SUCH_TOKEN = 3 };
 
 const int64_t BUCKETS = 1024;
 const double NARROWEST = 1.0 / 16;  // of a bucket of scores

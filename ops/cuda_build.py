@@ -1,0 +1,31 @@
+"""Compiles the kernels for GPUs with nvcc; setup.py calls it where LLMCTL_OPS_CUDA=1 asks for them."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+ARCHITECTURES = (80, 90)
+"""Compute capabilities that code is made for: A100 and its like, H100."""
+
+
+def build(sources: Path, target: Path) -> Path:
+    """Compiles a folder's .cu files into a library.
+
+    Args:
+        sources: The folder.
+        target: The library.
+
+    Raises:
+        RuntimeError: There is no nvcc, or it failed; the message is its own.
+    """
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        raise RuntimeError("LLMCTL_OPS_CUDA=1 asks for kernels for GPUs, and there is no nvcc on the path")
+    codes = [part for a in ARCHITECTURES for part in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
+    hidden = ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    files = [str(file) for file in sorted(sources.glob("*.cu"))]
+    command = [compiler, "-O3", "-std=c++17", *codes, "-shared", *hidden, "-o", str(target), *files]
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode:
+        raise RuntimeError(f"nvcc failed:\n{made.stdout}{made.stderr}")
+    return target
