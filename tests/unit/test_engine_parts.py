@@ -1,18 +1,27 @@
 """Parts of the engine alone: blocks and their keys, sizes of caches, guesses, places."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from paged_toy import graph
-from test_engine import CLOSE, MARK, MODELS
+from paged_toy import VOCAB, ToyExecutor, answer, graph
+from test_engine import CLOSE, END, MARK, MODELS, ask, engine_of, idle
 
 from llmctl.errors import ConfigError
+from llmctl.infer import opening
 from llmctl.infer.blocks import Blocks, first_key, next_key
 from llmctl.infer.cache_size import blocks_for, free_memory, parse_limit
 from llmctl.infer.drafts import LONGEST, Lookup
+from llmctl.infer.jobs import Answering, Part
 from llmctl.infer.limits import step_tokens_for
 from llmctl.infer.places import Context, Places
+from llmctl.infer.runner import Continuous
+from llmctl.infer.sampling import SamplingOptions, choose, generator_for
+from llmctl.infer.tables import Row, Tables
+from llmctl_ops.sampling import Sampler
 
 
 @given(st.lists(st.tuples(st.sampled_from(["take", "hold", "release", "publish", "find"]), st.integers(0, 9))))
@@ -135,6 +144,49 @@ def test_a_context_is_seen_as_a_whole_and_answers_stand_for_its_mark():
     position, second, begin, end = places.arrays(place_T, [(slice(0, 6), Context(3, 1))])
     assert position.tolist() == [0, 1, 2, 1, 1, 1] and second.tolist() == [0, 0, 0, 1, 2, 3]
     assert begin.tolist() == [0] * 6 and end.tolist() == [5, 5, 5, 6, 7, 8]
+
+
+def test_an_engine_that_is_opened_takes_contexts_as_long_as_the_model_does(monkeypatch):
+    model = replace(MODELS["contexts"], max_positions=1000)
+    packed = SimpleNamespace(graph=model, prefix=None, adapters=[])
+    monkeypatch.setattr(opening, "executor_of", lambda packed, kv, step_tokens: ToyExecutor())
+    request = ask([5] * 900 + [MARK, CLOSE], 4)
+    engine = opening.engine_of(packed, END, [906], memory="1MiB")
+    assert engine.generate([request]) == [answer(model, request, END)]
+
+
+def test_what_a_callback_raises_reaches_whoever_runs_the_requests():
+    def fail(happened):
+        raise BrokenPipeError
+
+    engine = engine_of(graph(), ToyExecutor())
+    with pytest.raises(BrokenPipeError):
+        list(Continuous(engine).run([ask([5, 6]), ask([5, 6], on_event=fail)]))
+    engine.step()
+    assert idle(engine)
+
+
+@given(
+    seed=st.integers(0, 2**32), options=st.builds(
+        SamplingOptions, sample=st.booleans(), temperature=st.sampled_from([0.3, 1.0, 2.5]),
+        top_k=st.sampled_from([0, 1, 4, 99]), top_p=st.sampled_from([0.3, 0.9, 1.0]), min_p=st.sampled_from([0.0, 0.05, 0.5]),
+        repetition_penalty=st.sampled_from([0.7, 1.0, 1.5]), presence_penalty=st.sampled_from([-0.5, 0.0, 1.0]),
+        frequency_penalty=st.sampled_from([0.0, 0.4]), min_new_tokens=st.sampled_from([0, 2, 9]),
+    ),
+)  # fmt: skip
+def test_the_engine_chooses_as_batches_of_the_dynamic_layer_do(seed, options):
+    """With guesses: each row as if those before it had come true."""
+    draws = np.random.default_rng(seed)
+    logits_LV = draws.normal(0, 2, (4, VOCAB)).astype(np.float32)
+    prompt, drafts = draws.integers(0, VOCAB, 9).tolist(), draws.integers(0, VOCAB, 3).tolist()
+    tables = Tables(ToyExecutor(), 4)
+    job = Answering(1, ask(prompt, draft=3), Row([*prompt]), tables, END)
+    job.request = replace(job.request, options=options)
+    chosen = Sampler(VOCAB).choose(logits_LV, job.choices(Part(job, job.rows[0], 9, drafts)))
+    own, ids = generator_for(options, 0), [*prompt]
+    for generated, logits_V in enumerate(logits_LV):
+        assert chosen.token_L[generated] == choose(logits_V, ids, generated, options, END, own)
+        ids += drafts[generated : generated + 1]
 
 
 def test_steps_are_large_enough_for_contexts():

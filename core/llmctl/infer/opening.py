@@ -14,6 +14,7 @@ from llmctl.errors import UnsupportedError
 from llmctl.infer.batch import BLOCK, Executor
 from llmctl.infer.cache_size import blocks_for, free_memory
 from llmctl.infer.engine import Engine
+from llmctl.infer.limits import step_tokens_for
 from llmctl.infer.packed_model import PackedModel
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 SHARE = 0.5
 """Part of the free memory that the cache takes at most, unless it is told."""
-
-STEP = 512
-"""Most tokens of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +80,18 @@ def packed_model(
     return replace(model, prefix=prefix, adapters=adapters)
 
 
-def executor_of(model: PackedModel, kv: str = "float32") -> Executor:
+def executor_of(model: PackedModel, kv: str = "float32", step_tokens: int = 512) -> Executor:
     """What computes the model here: the compiled kernels, or where there are none paddle's operations.
 
     Args:
         model: The model.
         kv: How keys and values are held: ``float32`` or ``int8``.
+        step_tokens: Most tokens of a step.
     """
     from llmctl.infer import native
 
     if native.available():
-        return native.NativeExecutor(model, STEP, kv)
+        return native.NativeExecutor(model, step_tokens, kv)
     from llmctl import runtime
 
     runtime.import_paddle("the fused engine without compiled kernels")
@@ -120,7 +119,8 @@ def engine_of(
             memory.
         rows: Most requests that run together.
     """
-    executor = executor_of(model, kv)
+    step_tokens = step_tokens_for(model.graph, rows)
+    executor = executor_of(model, kv, step_tokens)
     virtual = 0 if model.prefix is None else model.prefix.shape[2]
     if memory is None:
         longest = sorted(lengths, reverse=True)[:rows]
@@ -130,7 +130,7 @@ def engine_of(
         blocks = blocks_for(memory, executor.block_bytes, virtual + BLOCK)
     return Engine(
         executor, model.graph, blocks=blocks, end_ids=end_ids, prefix=model.prefix, adapters=len(model.adapters),
-        step_tokens=STEP, most_rows=rows,
+        step_tokens=step_tokens, most_rows=rows,
     )  # fmt: skip
 
 

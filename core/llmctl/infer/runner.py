@@ -100,6 +100,8 @@ class Continuous:
                 if not places:
                     return
                 for event in self.engine.step():
+                    if event.done and event.done.cause:
+                        raise event.done.cause
                     if event.done and event.id in places:
                         yield places.pop(event.id), event.done
         finally:
