@@ -128,7 +128,7 @@ class Beams:
         penalty, length = self._rules.length_penalty, self._generated + 1
         if self._rules.early_stopping == "never" and penalty > 0:
             length = self.request.options.max_new_tokens
-        return best / length**penalty <= (self._finished[-1].score or 0.0)
+        return bool(best / length**penalty <= (self._finished[-1].score or 0.0))
 
     def _follow(self, going: list[_Continuation]) -> None:
         """Makes continuations the rows: the first of a beam on the beam's own row, others on forks."""

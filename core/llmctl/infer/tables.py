@@ -83,10 +83,10 @@ class Tables:
             self.blocks.hold(block)
         while self.share and self._end(len(row.blocks)) < len(row.ids):
             key = self._key(row, len(row.blocks))
-            block = self.blocks.find(key)
-            if block is None:
+            known = self.blocks.find(key)
+            if known is None:
                 return
-            row.blocks.append(block)
+            row.blocks.append(known)
             row.keys.append(key)
             row.computed = self._end(len(row.blocks) - 1)
 
