@@ -20,6 +20,7 @@ namespace {
 
 const int64_t BAND = 256;  // rows of a pass over the weight
 const int64_t GROUP = 8;   // panels that a thread takes at most: they share what the second cache holds of the rows
+const int64_t NEAR = 1 << 18;  // bytes of rows that stay in the second cache however long a panel is
 
 // Bytes of the buffer that `linear` needs for so many rows.
 INLINE int64_t linear_scratch(int64_t rows, int64_t in) {
@@ -53,7 +54,8 @@ INLINE void tiles_of_panel(const Linear& w, const Rows& rows, int64_t panel, int
 template <class Rows, int H>
 __attribute__((noinline)) void panels_of_band(Team& team, const Linear& w, const Rows& rows, float* y, int64_t y_row) {
   int64_t panels = (w.out + PANEL - 1) / PANEL, fair = panels / (4 * team.threads);
-  int64_t group = rows.count <= H ? Rows::PANELS : fair < GROUP ? whole(fair > 0 ? fair : 1, Rows::PANELS) : GROUP;
+  int64_t group = fair < GROUP ? whole(fair > 0 ? fair : 1, Rows::PANELS) : GROUP;
+  if (rows.count * w.in * Rows::BYTES <= NEAR) group = Rows::PANELS;  // then weights are read from end to end
   for (int64_t first; (first = team.take() * group) < panels;) {
     int64_t end = first + group < panels ? first + group : panels;
     int64_t begin = first * PANEL, width = (end * PANEL < w.out ? end * PANEL : w.out) - begin;

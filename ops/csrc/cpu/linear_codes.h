@@ -39,6 +39,7 @@ struct StretchSums {
       __m256i products = _mm256_maddubs_epi16(_mm256_set1_epi32(magnitude), turned);
       total[r][v] += (Ints)_mm256_madd_epi16(products, _mm256_set1_epi16(1));
     }
+    asm("" : "+x"(total[r][v]));  // summed at once: the compiler would keep all products for a tree of sums
   }
   INLINE Ints done(int r, int v) const {
     return KIND == INT4 ? (Ints)_mm256_madd_epi16((__m256i)total[r][v], _mm256_set1_epi16(1)) : total[r][v];
@@ -57,7 +58,8 @@ struct CodeRows {
   static const int HEIGHT = 6;
   static const int32_t OFFSET = KIND == INT4 ? 8 : 0;
 #endif
-  static const int PANELS = 1;
+  static const bool MAGNITUDES = OFFSET == 0;
+  static const int PANELS = 1, BYTES = 1;
   static const int64_t CHUNK = 1024;
   static const int64_t BITS = KIND == INT4 ? 4 : 8;
 
@@ -75,31 +77,31 @@ struct CodeRows {
     sums = units + size / STRETCH;
   }
 
-  // Rows of all stretches are shared among the threads.
+  // Stretches of all rows are shared among the threads.
   void fill(Team& team, const float* x, int64_t x_row, int64_t width) const {
     int64_t stretches = in / STRETCH, begin, end;
     team.part(whole(count, height) * stretches, 8, &begin, &end);
     for (int64_t at = begin; at < end; ++at) {
-      int64_t r = at / stretches, s = at % stretches, from = s * STRETCH, sum = 0;
+      int64_t r = at / stretches, s = at % stretches, from = s * STRETCH;
       int64_t place = (r / height * stretches + s) * height + r % height;
       alignas(64) int32_t codes[STRETCH] = {};
       float unit = 0.0f;
       if (r < count) unit = round_stretch(x + r * x_row + from, width - from < STRETCH ? width - from : STRETCH, codes);
-      int32_t* word = words + (r / height * stretches + s) * 8 * height + r % height;
+      alignas(32) int8_t bytes[STRETCH], sizes[STRETCH];
+      int32_t sum = 0;
+      for (int i = 0; i < STRETCH; ++i) {
+        sum += codes[i];
+        bytes[i] = (int8_t)codes[i];
+        sizes[i] = (int8_t)(codes[i] < 0 ? -codes[i] : codes[i]);
+      }
+      int64_t word = (r / height * stretches + s) * 8 * height + r % height;
       for (int k = 0; k < 8; ++k, word += height) {
-        uint32_t four = 0, magnitude = 0;
-        for (int j = 0; j < 4; ++j) {
-          int32_t code = codes[4 * k + j];
-          sum += code;
-          four |= ((uint32_t)code & 255) << 8 * j;
-          magnitude |= (uint32_t)(code < 0 ? -code : code) << 8 * j;
-        }
-        *word = (int32_t)four;
-        magnitudes[word - words] = (int32_t)magnitude;
+        memcpy(words + word, bytes + 4 * k, 4);
+        if (MAGNITUDES) memcpy(magnitudes + word, sizes + 4 * k, 4);
       }
       units[place] = unit;
       sums[place] = unit * (float)sum;
-      starts[place] = -OFFSET * (int32_t)sum;
+      starts[place] = -OFFSET * sum;
     }
   }
 
@@ -128,7 +130,7 @@ struct CodeRows {
 #pragma GCC unroll 16
       for (int r = 0; r < H; ++r) inner.total[r][0] = starts[place + r] - Ints{};
 #endif
-      stretch<H, V>(inner, data, place * 8);
+      stretch<H, V>(inner, data, place * 8, tile == 0);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
         Floats scale = *(const LooseFloats*)(w.scales + scale_at + v * LANES);
@@ -162,10 +164,11 @@ struct CodeRows {
   }
 
   template <int H, int V>
-  INLINE void stretch(StretchSums<KIND, H, V>& inner, const char* data, int64_t word) const {
+  INLINE void stretch(StretchSums<KIND, H, V>& inner, const char* data, int64_t word, bool first) const {
 #pragma GCC unroll 4
     for (int step = 0; step < STRETCH * BITS / 32; ++step, data += 64) {
-      if (H <= 2) __builtin_prefetch(data + 2048);
+      // Where only reading takes time, the processor's own prefetching does better.
+      if (first && (KIND == INT4 || H > 4)) __builtin_prefetch(data + AHEAD);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
         Ints bytes = *(const LooseInts*)(data + v * 4 * LANES);

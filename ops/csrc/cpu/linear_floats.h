@@ -7,7 +7,6 @@
 namespace {
 
 const int SPLIT = (int)PANEL / WIDTH;  // vectors of a panel
-const int AHEAD = 2048;                // bytes; the processor's own prefetching ends with each page
 
 INLINE Vec widen(const float* p) { return load(p); }
 INLINE Vec widen(const uint16_t* p) {
@@ -37,7 +36,6 @@ __attribute__((noinline)) void single(Team& team, const Linear& w, const float* 
       Vec left = set(x[i]);
 #pragma GCC unroll 4
       for (int p = 0; p < SIDE; ++p) {
-        __builtin_prefetch((const char*)(from[p] + i * PANEL) + AHEAD);
 #pragma GCC unroll 4
         for (int v = 0; v < SPLIT; ++v) total[p][v] += left * widen(from[p] + i * PANEL + v * WIDTH);
       }
@@ -90,6 +88,7 @@ struct FloatRows {
 #else
   static const int HEIGHT = 3, PANELS = 1;
 #endif
+  static const int BYTES = 4;
   static const int64_t CHUNK = 256 / PANELS;  // inputs whose weights stay in the nearest cache
 
   int64_t count, height, in;
@@ -124,17 +123,28 @@ struct FloatRows {
 
   // Weights of PANELS panels; the second is the first again where there is none.
   struct Chunk {
-    const float *first, *second;
+    const void *first, *second;
+    bool narrow;  // bfloat16 as they lie in the weight, which few rows widen as often
+    // Where what comes next is fetched from, and how much of it with each input: a tile's even part of the next chunk. A
+    // single tile leaves it to the processor, which does better where only reading takes time.
+    const char *next, *next_second;
+    int64_t step;
     alignas(64) float wide[CHUNK * PANEL * PANELS];
   };
 
-  int64_t inputs_of_chunk(const Linear& w) const { return w.kind == F32 && count <= height ? w.in : CHUNK; }
+  int64_t inputs_of_chunk(const Linear& w) const { return w.kind <= BF16 && count <= height ? w.in : CHUNK; }
 
   INLINE void read(const Linear& w, int64_t panel, int64_t from, int64_t n, Chunk* chunk) const {
     bool pair = PANELS == 2 && (panel + 1) * PANEL < w.out;
-    if (w.kind == F32) {
-      chunk->first = (const float*)w.data + (panel * in + from) * PANEL;
-      chunk->second = pair ? chunk->first + in * PANEL : chunk->first;
+    int64_t bytes = w.kind == F32 ? 4 : w.kind == BF16 ? 2 : 0, tiles = (count + height - 1) / height;
+    const char* data = (const char*)w.data + (panel * in + from) * PANEL * bytes;
+    chunk->narrow = w.kind == BF16 && tiles == 1;
+    chunk->next = data + (tiles == 1 ? 0 : n * PANEL * bytes);
+    chunk->next_second = pair ? chunk->next + in * PANEL * bytes : chunk->next;
+    chunk->step = PANEL * bytes / tiles;
+    if (w.kind == F32 || chunk->narrow) {
+      chunk->first = data;
+      chunk->second = pair ? data + in * PANEL * bytes : data;
       return;
     }
     chunk->first = chunk->second = chunk->wide;
@@ -147,19 +157,32 @@ struct FloatRows {
   template <int H>
   INLINE void multiply(const Linear&, const Chunk& chunk, int64_t, int64_t tile, int64_t from, int64_t n, float* y,
                        int64_t y_row) const {
-    const float *x = tiles + (tile * in + from) * H, *first = chunk.first, *second = chunk.second;
+    const float* x = tiles + (tile * in + from) * H;
+    int64_t skipped = tile * n * chunk.step, step = chunk.step;
+    const char *next = chunk.next + skipped, *next_second = chunk.next_second + skipped;
+    if (chunk.narrow)
+      sum_up<H>(x, (const uint16_t*)chunk.first, (const uint16_t*)chunk.second, n, next, next_second, step, y, y_row);
+    else
+      sum_up<H>(x, (const float*)chunk.first, (const float*)chunk.second, n, next, next_second, step, y, y_row);
+  }
+
+  template <int H, class T>
+  INLINE void sum_up(const float* x, const T* first, const T* second, int64_t n, const char* next,
+                     const char* next_second, int64_t step, float* y, int64_t y_row) const {
     Vec total[H][PANELS * SPLIT];
 #pragma GCC unroll 16
     for (int r = 0; r < H; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < PANELS * SPLIT; ++v) total[r][v] = load(y + r * y_row + v * WIDTH);
-    for (int64_t i = 0; i < n; ++i, x += H) {
+    for (int64_t i = 0; i < n; ++i, x += H, first += PANEL, second += PANEL) {
+      __builtin_prefetch(next + i * step, 0, 2);
+      if (PANELS == 2) __builtin_prefetch(next_second + i * step, 0, 2);
       Vec right[PANELS * SPLIT];
 #pragma GCC unroll 4
-      for (int v = 0; v < SPLIT; ++v) right[v] = load(first + i * PANEL + v * WIDTH);
+      for (int v = 0; v < SPLIT; ++v) right[v] = widen(first + v * WIDTH);
       if (PANELS == 2)
 #pragma GCC unroll 4
-        for (int v = 0; v < SPLIT; ++v) right[SPLIT * (PANELS - 1) + v] = load(second + i * PANEL + v * WIDTH);
+        for (int v = 0; v < SPLIT; ++v) right[SPLIT * (PANELS - 1) + v] = widen(second + v * WIDTH);
 #pragma GCC unroll 16
       for (int r = 0; r < H; ++r) {
         Vec left = set(x[r]);

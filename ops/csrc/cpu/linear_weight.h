@@ -24,6 +24,7 @@ struct Linear {
 
 const int64_t PANEL = 16;    // outputs
 const int64_t STRETCH = 32;  // inputs that are rounded together
+const int AHEAD = 2048;      // bytes that are fetched before they are needed
 
 INLINE int64_t whole(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
