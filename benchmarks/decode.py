@@ -1,7 +1,7 @@
 """Steps of the fused engine on a random LLaMA: prompts, and answers of one and of many sequences, in each kind of weight.
 
-Steps of single tokens are bound by the bytes that they read, which the memory bandwidth measured in the same run bounds; the
-last column is that bound's share of the time. Without paddle; ``LLMCTL_THREADS`` or ``OMP_NUM_THREADS`` sets the threads.
+Steps of single tokens are bound by the bytes that they read; the last column is the time of reading them at the memory's
+speed, measured between the steps of the same run, as a part of the step's time. Without paddle; ``LLMCTL_THREADS`` or ``OMP_NUM_THREADS`` sets the threads.
 
     python benchmarks/decode.py --size 58m --kinds float32 int8 int4
 """
@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the threads that measure the memory's speed are our own
+
+import numpy as np  # noqa: E402
 
 SIZES = {
     "58m": {"layers": 8, "hidden": 512, "heads": 8, "kv_heads": 8, "ffn": 1376, "vocab": 32000},
@@ -67,7 +70,7 @@ def bandwidth(threads):
         times = []
         for _ in range(8):
             start = time.perf_counter()
-            list(pool.map(np.max, parts))
+            list(pool.map(np.dot, parts, parts))
             times.append(time.perf_counter() - start)
     return sum(part.nbytes for part in parts) / min(times)
 
@@ -84,6 +87,20 @@ def step_of(sequences, past, new, rows_of_blocks):
         ids, row, place, place, None, np.zeros_like(place), place + 1, rows_of_blocks[:sequences],
         np.full(sequences, -1, np.int32), wanted,
     )  # fmt: skip
+
+
+def steps_of(executor, weights, options):
+    """Name, batch and bytes read of each step, over a cache that holds the sequences' past."""
+    per, most, first = -(-(options.context + 1) // 16), max(options.sequences), min(512, options.context)
+    executor.allocate(per * most)
+    blocks = np.random.default_rng(1).permutation(per * most).reshape(most, per).astype(np.int32)
+    for row in range(most):
+        for at in range(0, options.context, 512):
+            executor.run(step_of(1, at, min(512, options.context - at), blocks[row : row + 1]))
+    yield f"prompt of {first}", step_of(1, 0, first, blocks), 0
+    for count in options.sequences:
+        read = weights + count * per * executor.block_bytes
+        yield f"{count} x 1 after {options.context}", step_of(count, options.context, 1, blocks), read
 
 
 def seconds(executor, batch, repeats):
@@ -114,26 +131,19 @@ def main():
     from llmctl.infer.native import NativeExecutor
 
     threads = int(dict((name, value) for name, value, *_ in runtime.describe())["threads"])
-    speed = bandwidth(threads)
-    print(f"{options.size}, {threads} threads, memory reads {speed / 1e9:.1f} GB/s, cache {options.kv}")
-    print(f"{'weights':10}{'step':>24}{'best ms':>10}{'median':>10}{'tokens/s':>10}{'of bound':>10}")
+    rows, speed = [], bandwidth(threads)
     for kind in options.kinds:
         model = model_of(**SIZES[options.size], kind=kind, group=options.group)
-        executor, most = NativeExecutor(model, 512, options.kv), max(options.sequences)
-        per = -(-(options.context + 1) // 16)
-        executor.allocate(per * most)
-        blocks = np.random.default_rng(1).permutation(per * most).reshape(most, per).astype(np.int32)
-        for row in range(most):
-            for at in range(0, options.context, 512):
-                executor.run(step_of(1, at, min(512, options.context - at), blocks[row : row + 1]))
-        steps = [(f"prompt of {min(512, options.context)}", step_of(1, 0, min(512, options.context), blocks), 0)]
-        for count in options.sequences:
-            read = bytes_of(model) + count * per * executor.block_bytes
-            steps.append((f"{count} x 1 after {options.context}", step_of(count, options.context, 1, blocks), read))
-        for name, batch, read in steps:
+        executor = NativeExecutor(model, 512, options.kv)
+        for name, batch, read in steps_of(executor, bytes_of(model), options):
             best, median = seconds(executor, batch, options.repeats)
-            bound = f"{read / speed / best:10.2f}" if read else ""
-            print(f"{kind:10}{name:>24}{best * 1e3:10.2f}{median * 1e3:10.2f}{len(batch.ids_T) / best:10.0f}{bound}")
+            rows.append((kind, name, best, median, len(batch.ids_T) / best, read))
+        speed = max(speed, bandwidth(threads))
+    print(f"{options.size}, {threads} threads, memory reads {speed / 1e9:.1f} GB/s, cache {options.kv}")
+    print(f"{'weights':10}{'step':>24}{'best ms':>10}{'median':>10}{'tokens/s':>10}{'of bound':>10}")
+    for kind, name, best, median, tokens, read in rows:
+        bound = f"{read / speed / best:10.2f}" if read else ""
+        print(f"{kind:10}{name:>24}{best * 1e3:10.2f}{median * 1e3:10.2f}{tokens:10.0f}{bound}")
 
 
 if __name__ == "__main__":
