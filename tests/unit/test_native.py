@@ -182,14 +182,26 @@ def test_long_texts_are_cut_into_spans_of_keys_alike_by_any_number_of_threads(na
     np.testing.assert_allclose(one[rows], expected(model, text)[rows], atol=5e-5, rtol=5e-5)
 
 
-def test_what_was_left_in_a_block_touches_nobody(level):
+@pytest.mark.parametrize("kv", ["float32", "int8"])
+def test_what_was_left_in_a_block_touches_nobody(kv, level):
     model = build(ROPE_FORM)
-    executor, (text,) = NativeExecutor(model, 64), _texts(1)
+    executor, (text,) = NativeExecutor(model, 64, kv), _texts(1)
     executor.allocate(2)
     step = batch(model, [(text, 0, 21)], np.array([[0, 1]]))
     clean = executor.run(step).copy()
     executor.put(np.array([1, 0]), np.full((LAYERS, 2, 2 * BLOCK, KV_HEADS, WIDTH), np.nan, np.float32))
     np.testing.assert_array_equal(executor.run(step), clean)
+
+
+def test_blocks_that_a_window_has_left_may_be_gone(level):
+    model = build(FORMS["windows"])
+    executor, (text,) = NativeExecutor(model, 64), _texts(1)
+    executor.allocate(2)
+    executor.run(batch(model, [(text, 0, 20)], np.array([[1, 0]])))
+    kept, gone = (batch(model, [(text, 20, 21)], np.array([table])) for table in ([1, 0], [-1, 0]))
+    wanted = executor.run(kept).copy()
+    np.testing.assert_array_equal(executor.run(gone), wanted)
+    np.testing.assert_allclose(wanted[0], expected(model, text)[20], atol=2e-5, rtol=2e-5)
 
 
 BAD = {
@@ -268,13 +280,14 @@ def test_without_kernels_the_error_says_why(monkeypatch):
         NativeExecutor(build(ROPE_FORM))
 
 
-def test_a_number_that_is_none_stays_in_its_sequence(level):
+@pytest.mark.parametrize("kv", ["float32", "int8"])
+def test_a_number_that_is_none_stays_in_its_sequence(kv, level):
     model = build(ROPE_FORM)
     embed = model.embed.copy()
     embed[36] = np.nan
     model = dataclasses.replace(model, embed=embed)
     texts = [Text([3, 4, 5, 6]), Text([3, 36, 5, 6])]
-    executor = NativeExecutor(model, 8)
+    executor = NativeExecutor(model, 8, kv)
     together = run(executor, model, texts, [[(0, 0, 4), (1, 0, 4)]])
     alone = run(executor, model, texts[:1], [[(0, 0, 4)]])
     np.testing.assert_array_equal(together[0], alone[0])
