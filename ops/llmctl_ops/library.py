@@ -90,8 +90,11 @@ def open_library(file: Path, choice: str) -> Library:
     return Library(handle, level, "best of this processor" if choice == "auto" else f"LLMCTL_OPS={choice}", threads)
 
 
-def set_threads(count: int) -> None:
+def set_threads(count: int) -> int:
     """Sets how many threads the kernels use that this thread calls; at first the runtime follows ``OMP_NUM_THREADS``.
+
+    Returns:
+        How many they used before.
 
     Raises:
         ValueError: Not at least one.
@@ -99,8 +102,11 @@ def set_threads(count: int) -> None:
     if count < 1:
         raise ValueError(f"threads={count} must be at least 1")
     runtime = _openmp_of_paddle()
-    if runtime is not None:
-        runtime.omp_set_num_threads(count)
+    if runtime is None:
+        return 1
+    before = int(runtime.omp_get_max_threads())
+    runtime.omp_set_num_threads(count)
+    return before
 
 
 def _share_threads(handle: ctypes.CDLL) -> str:

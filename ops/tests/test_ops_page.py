@@ -31,13 +31,20 @@ def test_the_shown_commands_work(monkeypatch):
 
 def test_the_shown_documents_do_not_see_each_other():
     scope = {}
-    exec(shown("python")[0], scope)  # a page's code, which is ours
+    exec(shown("python")[1], scope)  # a page's code, which is ours
     first = scope["mixed"].numpy()[:, :3]
     q, k, v = (scope[name][:, :3].numpy().astype(np.float64) for name in "qkv")
     scores = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(8)
     scores = np.where(np.tril(np.ones((3, 3), bool)), scores, -np.inf)
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     np.testing.assert_allclose(first, np.einsum("bnts,bsnh->btnh", weights, v), atol=1e-5)
+
+
+def test_the_shown_product_is_that_of_the_unpacked_weight():
+    scope = {}
+    exec(shown("python")[0], scope)  # a page's code, which is ours
+    assert scope["answers"].shape == (5, 48) and scope["difference"] < 1e-4
+    assert (scope["packed"].data.nbytes + scope["packed"].scales.nbytes) * 8 / scope["weight"].size == 4.5
 
 
 def test_the_page_names_every_choice():
