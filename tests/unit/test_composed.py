@@ -7,12 +7,16 @@ import paddle
 import pytest
 from packed_toys import FORMS, KV_HEADS, LAYERS, WIDTH, Text, batch, blocks_for, build, expected, run
 
+from llmctl import runtime
 from llmctl.errors import ConfigError
-from llmctl.infer import forms
+from llmctl.infer import forms, native, opening
 from llmctl.infer.batch import BLOCK
 from llmctl.infer.composed import PaddleExecutor
+from llmctl.infer.engine import Engine
 from llmctl.infer.native import NativeExecutor, available
 from llmctl.infer.packed_model import Linear
+from llmctl.infer.request import Request
+from llmctl.infer.sampling import SamplingOptions
 from llmctl.infer.view import View
 from llmctl_ops import cuda
 from llmctl_ops.linear import pack, unpack
@@ -157,6 +161,30 @@ def test_native_steps_give_the_same(name, kind):
     for logits, others in zip(ours, theirs, strict=True):
         scale = np.abs(logits).max()
         np.testing.assert_allclose(others, logits, atol=(3e-5 if kind == "float32" else 0.05) * scale)
+
+
+@pytest.mark.parametrize("kv", ["float32", "int8"])
+def test_an_engine_without_compiled_kernels_answers_by_paddles_operations(monkeypatch, kv):
+    model = build(FORMS["rope and shared heads"])
+    answers = {}
+    for there in (True, False):
+        monkeypatch.setattr(native, "available", lambda there=there: there and available())
+        executor = opening.executor_of(model, kv)
+        assert isinstance(executor, NativeExecutor if there and available() else PaddleExecutor)
+        engine = Engine(executor, model.graph, blocks=16, step_tokens=9, most_rows=2)
+        options = SamplingOptions(max_new_tokens=6)
+        requests = [Request(prompt=text.ids, options=options) for text in _texts()]
+        answers[there] = [answer.ids for answer in engine.generate(requests)]
+    assert answers[True] == answers[False] and [len(ids) for ids in answers[True]] == [6, 6, 6]
+
+
+def test_an_engine_computes_on_the_gpu_where_there_is_one(monkeypatch):
+    made = []
+    monkeypatch.setattr(runtime, "device", lambda: "gpu")
+    monkeypatch.setattr("llmctl.infer.composed.PaddleExecutor", lambda *arguments: made.append(arguments[1:]))
+    for kv in ("float32", "int8"):
+        opening.executor_of(build(FORMS["rope and shared heads"]), kv)
+    assert made == [("bfloat16", None), ("bfloat16", "int8")]
 
 
 def _as(real):

@@ -81,23 +81,25 @@ def packed_model(
 
 
 def executor_of(model: PackedModel, kv: str = "float32", step_tokens: int = 512) -> Executor:
-    """What computes the model here: the compiled kernels, or where there are none paddle's operations.
+    """What computes the model here: a GPU if there is one, else the compiled kernels, or paddle's operations without these.
 
     Args:
         model: The model.
         kv: How keys and values are held: ``float32`` or ``int8``.
         step_tokens: Most tokens of a step.
     """
+    from llmctl import runtime
     from llmctl.infer import native
 
-    if native.available():
+    on_gpu = runtime.device() == "gpu"
+    if native.available() and not on_gpu:
         return native.NativeExecutor(model, step_tokens, kv)
-    from llmctl import runtime
-
-    runtime.import_paddle("the fused engine without compiled kernels")
+    runtime.import_paddle("the fused engine on a GPU or without compiled kernels")
     from llmctl.infer.composed import PaddleExecutor
 
-    return PaddleExecutor(model, coded_cache=kv == "int8")
+    if on_gpu:
+        return PaddleExecutor(model, "bfloat16", "int8" if kv == "int8" else None)
+    return PaddleExecutor(model, kv=kv)
 
 
 def engine_of(
