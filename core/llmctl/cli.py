@@ -19,6 +19,7 @@ from llmctl.errors import LlmctlError
 
 COMMANDS_GROUP = "llmctl.commands"
 COMMANDS = {
+    "bench": ("llmctl.commands.bench:command", "Measure how fast a model answers on this machine."),
     "convert": ("llmctl.commands.convert:command", "Convert a model folder to another layout or dtype."),
     "data": ("llmctl.commands.data:group", "Make and inspect training data."),
     "dpo": ("llmctl.commands.dpo:command", "Train a model to prefer the better of two answers."),

@@ -84,6 +84,8 @@ def test_what_a_tokenizer_needs_of_a_card_survives_the_file(name):
         (["export", "program/export.json", "--out", "new"], "is not a folder"),
         (["export", "model", "--out", "program/export.json", "--overwrite"], "is a file"),
         (["export", "model", "--out", "new", "--base", "model"], "are for adapters"),
+        (["export", "model", "--out", "new", "--weights", "int8"], "--weights has no effect with --engine static"),
+        (["export", "model", "--out", "new", "--engine", "fused", "--group", "3"], "group=3 must be 0 or a multiple"),
     ],
 )
 def test_mistakes_are_refused_and_nothing_is_written(program, tmp_path, monkeypatch, words, part):
@@ -186,3 +188,26 @@ def test_an_adapter_is_merged_into_the_program(tmp_path):
             expected = model(paddle.to_tensor(ids)).numpy()
         found = StaticModel(tmp_path / f"p{code}").logits(ids, np.ones_like(ids))
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8", "int4"])
+def test_a_packed_folder_answers_as_the_model_packed_at_load(tmp_path, weights):
+    out, _ = llmctl("export", STARTER, "--engine", "fused", "--weights", weights, "--out", tmp_path / "packed")
+    assert f"packed as {weights}" in out
+    expected = llmctl("generate", STARTER, "--weights", weights, *ASK)[0]
+    assert llmctl("generate", tmp_path / "packed", *ASK)[0] == expected
+    for words, part in (
+        (["--weights", "int8"], "--weights has no effect on a packed model"),
+        (["--engine", "dynamic"], "which only the fused engine runs"),
+        (["--no-cache"], "--no-cache has no effect"),
+        (["--adapter", "x"], "pack the model with its adapter"),
+        (["--max-new-tokens", "600"], "over the 512 positions"),
+    ):
+        assert part in llmctl("generate", tmp_path / "packed", *ASK, *words, code=2)[1]
+    assert (
+        "exists already"
+        in llmctl("export", STARTER, "--engine", "fused", "--weights", weights, "--out", tmp_path / "packed", code=2)[1]
+    )
+    data = bytearray((tmp_path / "packed" / "weights.packed").read_bytes())
+    (tmp_path / "packed" / "weights.packed").write_bytes(data[:-64])
+    assert "truncated" in llmctl("generate", tmp_path / "packed", *ASK, code=2)[1]

@@ -105,13 +105,13 @@ def merge(
         if len(shards) > 1:
             write_index(work, shards)
         convert.copy_rest(opened.base, work, dtype)
-        _tokenizer(opened, work)
+        put_tokenizer(opened, work)
         (work / RECORD).write_text(json.dumps(_record(opened, dtype, len(parts)), indent=2) + "\n", encoding="utf-8")
     return len(parts)
 
 
-def _tokenizer(opened: Opened, work: Path) -> None:
-    """Takes the adapter's tokenizer and chat template where it has them: the model was trained with these."""
+def put_tokenizer(opened: Opened, work: Path) -> None:
+    """Puts the adapter's tokenizer and chat template, where it has them, in place of the base's: it was trained with these."""
     folder = tokenizer_folder(opened.folder, opened.base)
     if folder == opened.base:
         return

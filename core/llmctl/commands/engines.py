@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -14,8 +14,8 @@ from llmctl.errors import ConfigError, LlmctlError, UnsupportedError
 
 if TYPE_CHECKING:
     from llmctl.dims import Dims
+    from llmctl.fused import Contexts
     from llmctl.infer.runner import Runner
-    from llmctl.tokenizers import Tokenizer
 
 ENGINES = ("auto", "dynamic", "static", "fused")
 FUSED_ONLY = ("weights", "group", "kv", "cache_memory", "speculate", "beams", "length_penalty")
@@ -26,24 +26,48 @@ BATCH_SIZE = {"dynamic": 8, "static": 8, "fused": 64}
 
 
 def engine_options(command: Any) -> Any:
-    """Options that choose the engine and what the fused one does."""
-    for option in (
-        click.option("--length-penalty", type=float, help="With --beams: above 0 favours longer answers. [default: 1.0]"),
-        click.option("--beams", type=click.IntRange(2), help="Beam search with so many beams (fused)."),
-        click.option("--speculate", type=click.IntRange(1), metavar="N",
-                     help="Guess up to N tokens ahead from the text so far; answers stay the same (fused)."),
+    """Options that choose the engine, and how the fused one holds weights and cache."""
+    return _with(
+        command,
+        click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True,
+                     help="What computes: the fused engine, the layer, or the program in MODEL."),
+        click.option("--weights", type=click.Choice(["float32", "bfloat16", "int8", "int4"]),
+                     help="How weights are held (fused). [default: as exactly as the checkpoint has them]"),
+        click.option("--group", type=int, metavar="N", help="With int8 and int4 weights: inputs that share a scale (fused)."),
+        click.option("--kv", type=click.Choice(["float32", "int8"]), help="How keys and values are held (fused)."),
         click.option("--cache-memory", metavar="SIZE",
                      help="Limit of the cache of keys and values: 2GB, or 0.5 of the free memory (fused). "
                      "[default: what is needed, up to 0.5]"),
-        click.option("--kv", type=click.Choice(["float32", "int8"]), help="How keys and values are held (fused)."),
-        click.option("--group", type=int, metavar="N", help="With int8 and int4 weights: inputs that share a scale (fused)."),
-        click.option("--weights", type=click.Choice(["float32", "bfloat16", "int8", "int4"]),
-                     help="How weights are held (fused). [default: as exactly as the checkpoint has them]"),
-        click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True,
-                     help="What computes: the fused engine, the layer, or the program in MODEL."),
-    ):  # fmt: skip
+    )  # fmt: skip
+
+
+def search_options(command: Any) -> Any:
+    """Options on how the fused engine finds its answers."""
+    return _with(
+        command,
+        click.option("--speculate", type=click.IntRange(1), metavar="N",
+                     help="Guess up to N tokens ahead from the text so far; answers stay the same (fused)."),
+        click.option("--beams", type=click.IntRange(2), help="Beam search with so many beams (fused)."),
+        click.option("--length-penalty", type=float, help="With --beams: above 0 favours longer answers. [default: 1.0]"),
+    )  # fmt: skip
+
+
+def _with(command: Any, *options: Any) -> Any:
+    for option in reversed(options):
         command = option(command)
     return command
+
+
+class Ends(Protocol):
+    """What an engine needs of a tokenizer."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+
+    @property
+    def pad_id(self) -> int:
+        """Fills rows."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +80,7 @@ class Chosen:
         folder: Of the tokenizer.
         vocab: Rows of the embedding.
         adapters: Names that lines of a file may give.
+        contexts: Tokens that every prompt needs, where the family reads contexts in both directions.
         load: From the tokenizer and the tokens of each prompt with its answer to what answers, and its longest rows.
     """
 
@@ -64,7 +89,8 @@ class Chosen:
     folder: Path
     vocab: int
     adapters: tuple[str, ...]
-    load: Callable[[Tokenizer, Sequence[int]], tuple[Runner, int]]
+    contexts: Contexts | None
+    load: Callable[[Ends, Sequence[int]], tuple[Runner, int]]
 
 
 def choose(model: Path, family: str, given: Mapping[str, Any]) -> Chosen:
@@ -135,7 +161,7 @@ def _static(model: Path, given: Mapping[str, Any]) -> Chosen:
     _refuse_fused_options(given, "static")
     about = exported.read(model)
 
-    def load(tokenizer: Tokenizer, lengths: Sequence[int]) -> tuple[Runner, int]:
+    def load(tokenizer: Ends, lengths: Sequence[int]) -> tuple[Runner, int]:
         from llmctl import runtime
 
         runtime.import_paddle("--engine static")
@@ -143,7 +169,7 @@ def _static(model: Path, given: Mapping[str, Any]) -> Chosen:
 
         return _batches(StaticModel(model, about), tokenizer, given, "static"), about.max_positions
 
-    return Chosen("static", about.wording, model, about.vocab, (), load)
+    return Chosen("static", about.wording, model, about.vocab, (), None, load)
 
 
 def _dynamic(source: ModelSource, named: Mapping[str, Any], given: Mapping[str, Any]) -> Chosen:
@@ -151,7 +177,7 @@ def _dynamic(source: ModelSource, named: Mapping[str, Any], given: Mapping[str, 
         raise ConfigError("--adapter NAME=FOLDER needs the fused engine; for one adapter leave out its name")
     _refuse_fused_options(given, "dynamic")
 
-    def load(tokenizer: Tokenizer, lengths: Sequence[int]) -> tuple[Runner, int]:
+    def load(tokenizer: Ends, lengths: Sequence[int]) -> tuple[Runner, int]:
         from llmctl import runtime
 
         runtime.import_paddle("--engine dynamic")
@@ -160,11 +186,13 @@ def _dynamic(source: ModelSource, named: Mapping[str, Any], given: Mapping[str, 
         layer = source.layer()
         return _batches(layer, tokenizer, given, "dynamic"), longest(layer, source.dims)
 
-    return Chosen("dynamic", source.plugin.card, source.tokenizer_folder, source.dims.vocab, (), load)
+    return Chosen(
+        "dynamic", source.plugin.card, source.tokenizer_folder, source.dims.vocab, (), _contexts(source), load
+    )
 
 
 def _fused(source: ModelSource, named: Mapping[str, Any], given: Mapping[str, Any]) -> Chosen:
-    def load(tokenizer: Tokenizer, lengths: Sequence[int]) -> tuple[Runner, int]:
+    def load(tokenizer: Ends, lengths: Sequence[int]) -> tuple[Runner, int]:
         from llmctl.infer.opening import Packing, packed_model
         from llmctl.infer.packing import graph_of
 
@@ -180,7 +208,9 @@ def _fused(source: ModelSource, named: Mapping[str, Any], given: Mapping[str, An
         model = packed_model(source.folder, source.plugin, source.dims, packing, source.adapted, named)
         return _continuous(model, source.dims, tokenizer, lengths, given)
 
-    return Chosen("fused", source.plugin.card, source.tokenizer_folder, source.dims.vocab, tuple(named), load)
+    return Chosen(
+        "fused", source.plugin.card, source.tokenizer_folder, source.dims.vocab, tuple(named), _contexts(source), load
+    )
 
 
 def _packed(model: Path, given: Mapping[str, Any]) -> Chosen:
@@ -201,21 +231,30 @@ def _packed(model: Path, given: Mapping[str, Any]) -> Chosen:
     card = plugins.load(read_header(model)["family"]).card
     dims = card.dims_from_config(read_config(model), str(model / "config.json"))
 
-    def load(tokenizer: Tokenizer, lengths: Sequence[int]) -> tuple[Runner, int]:
+    def load(tokenizer: Ends, lengths: Sequence[int]) -> tuple[Runner, int]:
         return _continuous(packed, dims, tokenizer, lengths, given)
 
     names = tuple(adapter.name for adapter in packed.adapters)
-    return Chosen("fused", card, model, packed.graph.vocab, names, load)
+    return Chosen("fused", card, model, packed.graph.vocab, names, packed.graph.contexts, load)
+
+
+def _contexts(source: ModelSource) -> Contexts | None:
+    from llmctl.infer.packing import graph_of
+
+    try:
+        return graph_of(source.plugin, source.dims).contexts
+    except LlmctlError:
+        return None
 
 
 def _continuous(
-    model: Any, dims: Dims, tokenizer: Tokenizer, lengths: Sequence[int], given: Mapping[str, Any]
+    model: Any, dims: Dims, tokenizer: Ends, lengths: Sequence[int], given: Mapping[str, Any]
 ) -> tuple[Runner, int]:
     from llmctl.infer.opening import engine_of
     from llmctl.infer.runner import Continuous
 
     rows = given["batch_size"] or BATCH_SIZE["fused"]
-    width = given["beams"] or 1
+    width = given.get("beams") or 1
     if width > rows:
         raise ConfigError(f"--beams {width} is more than the {rows} rows of --batch-size")
     engine = engine_of(
@@ -228,7 +267,7 @@ def _continuous(
     return Continuous(engine, 2 * rows), max(1, limit - virtual) if limit else 0
 
 
-def _batches(model: Any, tokenizer: Tokenizer, given: Mapping[str, Any], engine: str) -> Runner:
+def _batches(model: Any, tokenizer: Ends, given: Mapping[str, Any], engine: str) -> Runner:
     from llmctl.infer.runner import Batches
 
     size = given["batch_size"] or BATCH_SIZE[engine]

@@ -1,12 +1,13 @@
-"""``llmctl export``: a model as a program that needs neither the plugin nor a compiler, compared before it is kept."""
+"""``llmctl export``: a model as a program, compared with its layer before it is kept, or packed for the fused engine."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from llmctl.commands.model_source import adapter_options, open_model
+from llmctl.commands.model_source import ModelSource, adapter_options, open_model
 from llmctl.errors import ConfigError
 
 TEXTS = (
@@ -19,8 +20,12 @@ TEXTS = (
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--engine", type=click.Choice(["static"]), default="static", show_default=True, help="What will run it.")
+@click.option("--engine", type=click.Choice(["static", "fused"]), default="static", show_default=True,
+              help="What will run it: a program of paddle's, or weights packed for the fused engine.")  # fmt: skip
 @click.option("--out", "target", required=True, type=click.Path(path_type=Path), help="The folder to make.")
+@click.option("--weights", type=click.Choice(["float32", "bfloat16", "int8", "int4"]),
+              help="How weights are held (fused). [default: as exactly as the checkpoint has them]")  # fmt: skip
+@click.option("--group", type=int, metavar="N", help="With int8 and int4 weights: inputs that share a scale (fused).")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that holds something.")
 @adapter_options
 @click.pass_context
@@ -29,6 +34,8 @@ def command(
     model: Path,
     engine: str,
     target: Path,
+    weights: str | None,
+    group: int | None,
     overwrite: bool,
     adapter: Path | None,
     base: Path | None,
@@ -39,9 +46,10 @@ def command(
         raise ConfigError(f"--out {target} exists already; choose another folder, or add --overwrite")
     if target.exists() and not target.is_dir():
         raise ConfigError(f"--out {target} is a file; name a folder")
+    idle = [f"--{name}" for name, value in (("weights", weights), ("group", group)) if value is not None]
+    if engine == "static" and idle:
+        raise ConfigError(f"{', '.join(idle)} has no effect with --engine static; leave it out, or use --engine fused")
     from llmctl import tokenizers
-    from llmctl.data.encoding import prompt_ids
-    from llmctl.tokenizers.chat import Conversation
 
     source = open_model(model, ctx.obj["family"], adapter, base, allow_other_base)
     for part in (source.folder, model, adapter):
@@ -49,10 +57,18 @@ def command(
             raise ConfigError(f"--out {target} is the model itself; choose another folder")
     tokenizer = tokenizers.load(source.tokenizer_folder, card=source.plugin.card)
     tokenizers.check_fits(tokenizer, source.dims.vocab, source.tokenizer_folder)
-    prompts = [prompt_ids(tokenizer, Conversation(((text, None),), None)) for text in TEXTS]
+    if engine == "fused":
+        _packed(source, target, weights, group, overwrite)
+    else:
+        _program(source, tokenizer, target, overwrite)
 
+
+def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool) -> None:
     from llmctl import runtime
+    from llmctl.data.encoding import prompt_ids
+    from llmctl.tokenizers.chat import Conversation
 
+    prompts = [prompt_ids(tokenizer, Conversation(((text, None),), None)) for text in TEXTS]
     runtime.import_paddle("llmctl export")
     from llmctl.infer.export import TOLERANCE, export
 
@@ -63,3 +79,16 @@ def command(
     click.echo(f"compared on {len(prompts)} prompts: logits differ by {about.difference:.2g} of the largest at most; "
                f"{TOLERANCE:g} is allowed")  # fmt: skip
     click.echo(f"{target} written: a static program of {about.family}{limit}")
+
+
+def _packed(source: ModelSource, target: Path, weights: str | None, group: int | None, overwrite: bool) -> None:
+    from llmctl.infer.opening import Packing, packed_model
+    from llmctl.infer.packed_folder import WEIGHTS, save_packed
+
+    packing = Packing(kind=weights or "", group=group)
+    model = packed_model(source.folder, source.plugin, source.dims, packing, source.adapted)
+    save_packed(model, target, source.folder, source.plugin, overwrite, source.adapted)
+    size = (target / WEIGHTS).stat().st_size
+    click.echo(
+        f"{target} written: {source.plugin.card.name} packed as {model.layers[0].qkv.weight.kind}, {size / 1e6:,.1f} MB"
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmctl.commands.engines import Chosen, choose, engine_options
+from llmctl.commands.engines import Chosen, choose, engine_options, search_options
 from llmctl.errors import ConfigError, DataError
 from llmctl.infer.request import BeamOptions
 from llmctl.infer.sampling import SamplingOptions
@@ -25,6 +25,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @engine_options
+@search_options
 @click.option("--adapter", "adapters", multiple=True, metavar="[NAME=]FOLDER",
               help="An adapter to put on MODEL; several have names, which lines of --input give as adapter (fused).")  # fmt: skip
 @click.option("--base", type=click.Path(path_type=Path), help="If MODEL is an adapter: its base, when it was moved.")

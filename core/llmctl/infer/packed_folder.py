@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl import plugins
+from llmctl.adapters.folder import Opened
+from llmctl.adapters.merge import put_tokenizer
 from llmctl.checkpoint.atomic import atomic_folder
 from llmctl.checkpoint.convert import copy_rest
 from llmctl.errors import CheckpointError
@@ -40,7 +42,14 @@ def is_packed(folder: Path) -> bool:
     return (folder / HEADER).is_file()
 
 
-def save_packed(model: PackedModel, folder: Path, source: Path, plugin: Any, overwrite: bool = False) -> None:
+def save_packed(
+    model: PackedModel,
+    folder: Path,
+    source: Path,
+    plugin: Any,
+    overwrite: bool = False,
+    adapted: Opened | None = None,
+) -> None:
     """Writes a packed model, complete or not at all.
 
     Args:
@@ -49,6 +58,7 @@ def save_packed(model: PackedModel, folder: Path, source: Path, plugin: Any, ove
         source: The checkpoint that it was packed from; config.json, the tokenizer and other small files are copied.
         plugin: Its family.
         overwrite: Replace a folder that holds something.
+        adapted: The adapter that became part of the model, whose tokenizer goes before the checkpoint's.
 
     Raises:
         CheckpointError: The folder is there already or cannot be written.
@@ -57,6 +67,8 @@ def save_packed(model: PackedModel, folder: Path, source: Path, plugin: Any, ove
     tree = _encoded(model, arrays)
     with atomic_folder(folder, overwrite) as work:
         copy_rest(source, work, "keep")
+        if adapted is not None:
+            put_tokenizer(adapted, work)
         with open(work / WEIGHTS, "wb") as stream:
             rows = []
             for array in arrays:

@@ -1,0 +1,160 @@
+"""``llmctl bench``: how fast an engine answers on this machine, in tokens per second, and what memory it takes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmctl.commands.engines import Chosen, choose, engine_options
+from llmctl.commands.model_source import adapter_options
+from llmctl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmctl.infer.bench import Load, Round
+
+
+@dataclass(frozen=True)
+class NoEnd:
+    """Stands for a tokenizer: no token ends an answer, so that all have the length that was asked for."""
+
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int = 0
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@engine_options
+@adapter_options
+@click.option("--random", metavar="SIZE",
+              help="A model with random weights instead of MODEL: a size on the card of --model, or settings, such as "
+              "layers=8,hidden=512.")  # fmt: skip
+@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True, help="Length of prompts.")
+@click.option("--new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Length of answers.")
+@click.option("--requests", type=click.IntRange(1), default=1, show_default=True, help="Requests at once.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds that count.")
+@click.option("--warm-up", type=click.IntRange(0), default=1, show_default=True, help="Rounds before, shown apart.")
+@click.option(
+    "--json", "file", type=click.Path(path_type=Path), help="Write everything that was measured to this file."
+)
+@click.pass_context
+def command(ctx: click.Context, /, model: Path | None, random: str | None, file: Path | None, **given: Any) -> None:
+    """Measure prompts and answers of the model in the folder MODEL, or of one with random weights."""
+    if (model is None) == (random is None):
+        raise click.UsageError("give MODEL or --random")
+    if file is not None and file.is_dir():
+        raise ConfigError(f"--json {file} is a folder; name a file")
+    with _folder(model, random, ctx.obj["family"]) as folder:
+        settings = {**given, "adapters": [str(given["adapter"])] if given["adapter"] else [], "no_cache": False,
+                    "batch_size": given["requests"]}  # fmt: skip
+        chosen = choose(folder, ctx.obj["family"], settings)
+        from llmctl.infer.bench import Load, measure, peak_memory, summary
+
+        ending = _ending(chosen, random is not None)
+        load = Load(prompt=given["prompt_tokens"], new=given["new_tokens"], requests=given["requests"],
+                    vocab=chosen.vocab, ending=ending)  # fmt: skip
+        if len(ending) >= load.prompt:
+            raise ConfigError(
+                f"--prompt-tokens must be above {len(ending)}: prompts of this family end with such tokens"
+            )
+        begin = time.perf_counter()
+        runner, limit = chosen.load(NoEnd(), [load.prompt + load.new] * load.requests)
+        loading = time.perf_counter() - begin
+        if limit and load.prompt + load.new > limit:
+            raise ConfigError(
+                f"--prompt-tokens {load.prompt} and --new-tokens {load.new} are over the {limit} positions of the model"
+            )
+        rounds = [measure(runner, load, seed) for seed in range(given["warm_up"] + given["rounds"])]
+        warm, counted = rounds[: given["warm_up"]], rounds[given["warm_up"] :]
+    found = {
+        "model": str(model) if model else f"random {random}", "engine": chosen.engine,
+        **{name: given[name] for name in ("weights", "group", "kv")}, "prompt_tokens": load.prompt,
+        "new_tokens": load.new, "requests": load.requests, "seconds_to_load": loading, "peak_bytes": peak_memory(),
+        **summary(counted),
+    }  # fmt: skip
+    _show(found, load, warm, counted)
+    if file is not None:
+        _write(file, found, warm, counted)
+
+
+@contextmanager
+def _folder(model: Path | None, random: str | None, family: str) -> Iterator[Path]:
+    """The folder of the model; one with random weights is removed again."""
+    if model is not None:
+        yield model
+        return
+    from llmctl import plugins
+    from llmctl.infer.random_model import dims_of, write_random
+
+    if family == "auto":
+        raise click.UsageError("--random needs a family: llmctl --model FAMILY bench --random SIZE")
+    plugin = plugins.load(family)
+    dims = dims_of(plugin, random or "")
+    with tempfile.TemporaryDirectory(prefix="llmctl-bench-") as folder:
+        click.echo(f"random {family}: {plugin.card.count(dims):,} parameters", err=True)
+        write_random(Path(folder), plugin, dims)
+        yield Path(folder)
+
+
+def _ending(chosen: Chosen, drawn: bool) -> tuple[int, ...]:
+    """Tokens that every prompt of the model needs at its end."""
+    if chosen.contexts is not None:
+        return (chosen.contexts.marks[0], chosen.contexts.end)
+    if drawn:
+        return ()
+    from llmctl import tokenizers
+    from llmctl.errors import TokenizerError
+
+    try:
+        return tuple(tokenizers.load(chosen.folder, "none", chosen.wording).special.bridge)
+    except TokenizerError:
+        return ()
+
+
+def _show(found: dict[str, Any], load: Load, warm: list[Round], counted: list[Round]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{found['engine']}: {load.requests} x {load.prompt} + {load.new} tokens")
+    for column in ("round", "prompts, tokens/s", "answers, tokens/s", "whole, tokens/s", "first token, ms"):
+        table.add_column(column, justify="left" if column == "round" else "right")
+    for name, rows in (("warm-up", warm), ("round", counted)):
+        for number, row in enumerate(rows, 1):
+            first = sum(row.first) / len(row.first)
+            speeds = (f"{value:,.1f}" for value in (row.prefill, row.decode, row.whole))
+            table.add_row(f"{name} {number}", *speeds, f"{1000 * first:,.1f}")
+    console = Console()
+    console.print(table)
+    for what, key in (
+        ("to the first token", "seconds_to_first_token"),
+        ("from token to token", "seconds_between_tokens"),
+    ):
+        parts = "  ".join(f"{name} {1000 * value:,.2f} ms" for name, value in found[key].items())
+        console.print(f"{what}: {parts or 'nothing to measure'}", highlight=False)
+    speeds = found["tokens_per_second"]
+    console.print(
+        f"medians: prompts {speeds['prefill']:,.1f} tokens/s, answers {speeds['decode']:,.1f} tokens/s; loaded in "
+        f"{found['seconds_to_load']:.2f} s; peak memory {found['peak_bytes'] / 1e6:,.0f} MB",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _write(file: Path, found: dict[str, Any], warm: list[Round], counted: list[Round]) -> None:
+    from llmctl import plugins, runtime
+    from llmctl.checkpoint.atomic import atomic_file
+    from llmctl.infer.bench import as_json
+
+    settings = {row[0]: row[1] for row in runtime.describe()}
+    content = {
+        **found, "versions": dict(plugins.versions()), "runtime": settings,
+        "warm_up": [as_json(row) for row in warm], "rounds": [as_json(row) for row in counted],
+    }  # fmt: skip
+    with atomic_file(file) as path:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
