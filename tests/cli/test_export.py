@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from llmctl import plugins, tokenizers
 from llmctl.cli import main
 from llmctl.errors import DataError, UnsupportedError
+from llmctl.testing.tiny import write_adapter
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter" / "model"
 ASK = ["--prompt", "Deny this: Tom has a red kite.", "--max-new-tokens", "12", "--no-stream"]
@@ -157,37 +158,28 @@ def test_a_prompt_without_the_tokens_of_its_context_is_refused(tmp_path):
         generate(StaticModel(tmp_path / "p"), [[5, 91, 90], [5, 6]], SamplingOptions(max_new_tokens=2), [], 0)
 
 
-def test_an_adapter_is_merged_into_the_program(tmp_path):
-    from llmctl.adapters import base as bases
-    from llmctl.adapters import folder as folders
-    from llmctl.adapters import targets
-    from llmctl.adapters.adapter import Adapter, Part
+def test_an_adapter_is_merged_into_what_is_exported(program, tmp_path):
+    import paddle
+
     from llmctl.adapters.attach import load_adapted
     from llmctl.infer.static import StaticModel
     from llmctl.nn.blockwise import CODES
 
-    plugin, rng = plugins.load("llama"), np.random.default_rng(0)
-    dims = plugin.card.dims_from_config(json.loads((STARTER / "config.json").read_text()))
-    shapes = {tensor.name: tensor.shape for tensor in plugin.card.expand(dims)}
-    parts = {
-        path: Part(rng.normal(0, 0.1, (shapes[path + ".weight"][0], 2)).astype("float32"),
-                   rng.normal(0, 0.1, (2, shapes[path + ".weight"][1])).astype("float32"), 1.5)
-        for path in list(targets.linears(plugin.card, dims))[3:]
-    }  # fmt: skip
+    ids = np.array([[5, 9, 30, 200, 7]])
+    base = StaticModel(program).logits(ids, np.ones_like(ids))
     for code in ("", sorted(CODES)[0]):
-        record = {"base": bases.record(STARTER, plugin, dims), **({"quantised": code} if code else {})}
-        (tmp_path / f"adapter{code}").mkdir()
-        folders.write(tmp_path / f"adapter{code}", Adapter(parts, base=str(STARTER), record=record), plugin, dims)
-        llmctl("export", tmp_path / f"adapter{code}", "--out", tmp_path / f"p{code}")
-        import paddle
-
-        model, _ = load_adapted(tmp_path / f"adapter{code}")
+        adapter = write_adapter(tmp_path / f"adapter{code}", STARTER, 0, code)
+        model, _ = load_adapted(adapter)
         model.eval()
-        ids = np.array([[5, 9, 30, 200, 7]])
         with paddle.no_grad():
             expected = model(paddle.to_tensor(ids)).numpy()
-        found = StaticModel(tmp_path / f"p{code}").logits(ids, np.ones_like(ids))
+        llmctl("export", adapter, "--out", tmp_path / f"program{code}")
+        found = StaticModel(tmp_path / f"program{code}").logits(ids, np.ones_like(ids))
         np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert np.abs(found - base).max() > 0.1
+        llmctl("export", adapter, "--engine", "fused", "--out", tmp_path / f"packed{code}")
+        answers = [llmctl("generate", tmp_path / f"{name}{code}", *ASK)[0] for name in ("adapter", "program", "packed")]
+        assert answers[0] == answers[1] == answers[2]
 
 
 @pytest.mark.parametrize("weights", ["float32", "int8", "int4"])

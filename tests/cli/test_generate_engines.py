@@ -7,16 +7,11 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 from test_export import STARTER, llmctl
 
-from llmctl import plugins
-from llmctl.adapters import base as bases
-from llmctl.adapters import folder as folders
-from llmctl.adapters import targets
-from llmctl.adapters.adapter import Adapter, Part
 from llmctl.infer import native
+from llmctl.testing.tiny import write_adapter
 
 ASK = ["--prompt", "Deny this: Tom has a red kite.", "--max-new-tokens", "10", "--no-stream"]
 NAMES = ("Tom", "Mia", "Leo", "Ida", "Max", "Eva", "Ben")
@@ -29,20 +24,6 @@ def write_questions(path, **more):
 
 def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def write_adapter(folder, seed, scale=0.5):
-    plugin, rng = plugins.load("llama"), np.random.default_rng(seed)
-    dims = plugin.card.dims_from_config(json.loads((STARTER / "config.json").read_text()))
-    parts = {
-        path: Part(*(rng.normal(0, 0.1, size).astype("float32") for size in ((tensor.shape[0], 2), (2, tensor.shape[1]))),
-                   scale)
-        for path, tensor in targets.linears(plugin.card, dims).items()
-    }  # fmt: skip
-    folder.mkdir()
-    record = {"base": bases.record(STARTER, plugin, dims)}
-    folders.write(folder, Adapter(parts, base=str(STARTER), record=record), plugin, dims)
-    return folder
 
 
 def test_the_fused_engine_is_taken_where_it_can_and_paddle_is_not_imported(run_llmctl, tmp_path):
@@ -128,7 +109,7 @@ def test_beams_and_log_probabilities_are_told(tmp_path):
 def test_lines_choose_among_adapters(tmp_path):
     file = write_questions(tmp_path / "in.jsonl")
     words = ["--max-new-tokens", "8", "--input", file]
-    first, second = (write_adapter(tmp_path / name, seed) for seed, name in enumerate(("first", "second")))
+    first, second = (write_adapter(tmp_path / name, STARTER, seed) for seed, name in enumerate(("first", "second")))
     alone = [
         [json.loads(line)["output"] for line in llmctl("generate", STARTER, *put, *words)[0].splitlines()]
         for put in ([], ["--adapter", first], ["--adapter", second])

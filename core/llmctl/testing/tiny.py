@@ -46,6 +46,33 @@ def write_model(folder: Path, plugin: Any, dims: Dims, seed: int = 0) -> None:
     save_weights(folder, build(plugin, dims), renames)
 
 
+def write_adapter(folder: Path, base: Path, seed: int = 0, quantised: str = "") -> Path:
+    """Writes a random adapter of every linear of a model folder into a new folder; small, so that it makes few near ties.
+
+    Args:
+        folder: The folder to make.
+        base: The model.
+        seed: Of the values.
+        quantised: What the adapter says that its base was held in, if anything.
+    """
+    from llmctl.adapters import base as bases
+    from llmctl.adapters import folder as folders
+    from llmctl.adapters import targets
+    from llmctl.adapters.adapter import Adapter, Part
+    from llmctl.checkpoint.hf_config import read_config
+
+    config, rng = read_config(base), np.random.default_rng(seed)
+    plugin = plugins.load_for(config, str(base))
+    dims, parts = plugin.card.dims_from_config(config), {}
+    for path, tensor in targets.linears(plugin.card, dims).items():
+        a, b = (rng.normal(0, 0.1, size).astype("float32") for size in ((tensor.shape[0], 2), (2, tensor.shape[1])))
+        parts[path] = Part(a, b, 0.5)
+    record = {"base": bases.record(base, plugin, dims), **({"quantised": quantised} if quantised else {})}
+    folder.mkdir()
+    folders.write(folder, Adapter(parts, base=str(base), record=record), plugin, dims)
+    return folder
+
+
 def random_model(plugin: plugins.Plugin, dims: Dims) -> Any:
     """A float64 model for evaluation, every tensor random: none at a value that hides a mistake."""
     from llmctl import runtime
