@@ -57,14 +57,11 @@ CASES = {
 
 def ours(case: Case, options: argparse.Namespace, folder: Path) -> dict:
     """Trains as the command does; leaves the beginning and the texts of each update for the peer, returns the curve."""
-    import pkgutil
-
     from llmctl import runtime, schema
-    from llmctl.commands.plan import KINDS
+    from llmctl.jobs import part
     from llmctl.train.loop import Hook
 
     runtime.import_paddle("the benchmark")
-    kind, checks, prepare = (pkgutil.resolve_name(name) for name in KINDS[case.command])
     files = options.sft if case.command == "finetune" else options.dpo
     ends = {"max_steps": options.steps, "eval_every": options.steps, "save_every": options.steps}
     sections = {
@@ -75,7 +72,7 @@ def ours(case: Case, options: argparse.Namespace, folder: Path) -> dict:
         "output": {"dir": str(folder / "ours"), "samples": 0, "load_best": False},
         **({"dpo": case.dpo} if case.dpo else {}),
     }
-    job = checks(schema.build(kind, sections), options.family)
+    job = part(case.command, "checks")(schema.build(part(case.command, "config"), sections), options.family)
 
     from llmctl.train import subject
 
@@ -89,8 +86,8 @@ def ours(case: Case, options: argparse.Namespace, folder: Path) -> dict:
     (folder / "initial").mkdir()
     subject.load(job, None).write(folder / "initial", "float32")
     kept = Kept()
-    info = pkgutil.resolve_name(RUNS[case.command])(job, [kept])
-    steps, dev = TEXTS[case.command](job, prepare(job).task, options.steps)
+    info = part(case.command, "run")(job, [kept])
+    steps, dev = TEXTS[case.command](job, part(case.command, "prepare")(job).task, options.steps)
     left = {"steps": steps, "dev": dev, "rates": [update.lr for update in kept.updates]}
     (folder / "texts.json").write_text(json.dumps(left), encoding="utf-8")
     return {
@@ -141,7 +138,6 @@ def pairs(job, task, count: int) -> tuple[list, list]:
     return [[train[i] for batch in batches for i in batch] for batches in numbers], dev
 
 
-RUNS = {"finetune": "llmctl.train.sft:run", "dpo": "llmctl.train.dpo:run"}
 TEXTS = {"finetune": examples, "dpo": pairs}
 
 

@@ -78,24 +78,30 @@ class MethodConfig:
 
 
 @dataclass(kw_only=True)
-class DataConfig:
-    """Training data: JSON lines with `src` and `tgt`."""
+class LinesConfig:
+    """Files of JSON lines, and how their texts become rows."""
 
     train: list[str] = option([], "Files, or folders with train.json(l) and dev.json(l); one text or a list.")
     dev: list[str] = option([], "Files to evaluate on; empty = the dev files of the folders in `train`, if any.")
-    src_length: int = option(1024, "Longest source in tokens; what is over is cut from the left.", minimum=1)
-    max_length: int = option(2048, "Longest source and target together, in tokens.", minimum=2)
     chat_template: str = option(
         "auto", "`auto` = the checkpoint's, `family` = the card's, `none`, or a file or folder with one."
     )
     pad_to_multiple_of: int = option(1, "Rows of a batch are padded to a multiple of so many tokens.", minimum=1)
     packing: str = option(
         "none",
-        "Several examples in one row of max_length tokens, each blind to the others: in order, or as they fit best.",
+        "Several lines in one row, each blind to the others: in order, or as they fit best.",
         choices=("none", "first-come", "best-fit"),
     )
-    packed_length: int = option(0, "Tokens in a row of packed examples; 0 = max_length.", minimum=0)
-    shuffle: bool = option(True, "Shuffle the examples anew in every epoch.")
+    packed_length: int = option(0, "Tokens in a row of packed lines; 0 = max_length.", minimum=0)
+    shuffle: bool = option(True, "Shuffle the lines anew in every epoch.")
+
+
+@dataclass(kw_only=True)
+class DataConfig(LinesConfig):
+    """Training data: JSON lines with `src` and `tgt`."""
+
+    src_length: int = option(1024, "Longest source in tokens; what is over is cut from the left.", minimum=1)
+    max_length: int = option(2048, "Longest source and target together, in tokens.", minimum=2)
 
 
 @dataclass(kw_only=True)

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmctl.config import MethodConfig, ModelConfig, OutputConfig, StepConfig
+from llmctl.config import LinesConfig, MethodConfig, ModelConfig, OutputConfig, StepConfig
 from llmctl.schema import option, section
 
 LOSSES = ("sigmoid", "hinge", "ipo", "kto_pair", "sppo_hard", "nca_pair")
 
 
 @dataclass(kw_only=True)
-class DpoDataConfig:
+class DpoDataConfig(LinesConfig):
     """Preferences: JSON lines with `src`, `tgt`, `response` and `sort`."""
 
-    train: list[str] = option([], "Files, or folders with train.json(l) and dev.json(l); one text or a list.")
-    dev: list[str] = option([], "Files to evaluate on; empty = the dev files of the folders in `train`, if any.")
     max_prompt_length: int = option(
         1024, "Longest prompt in tokens, where not everything fits; the question is cut from the left.", minimum=1
     )
     max_length: int = option(2048, "Longest prompt and both answers together, in tokens.", minimum=3)
-    chat_template: str = option(
-        "auto", "`auto` = the checkpoint's, `family` = the card's, `none`, or a file or folder with one."
-    )
-    pad_to_multiple_of: int = option(1, "Rows of a batch are padded to a multiple of so many tokens.", minimum=1)
-    packing: str = option(
-        "none",
-        "Several pairs in one row, each blind to the others: in order, or as they fit best.",
-        choices=("none", "first-come", "best-fit"),
-    )
-    packed_length: int = option(0, "Tokens in a row of packed pairs; 0 = max_length.", minimum=0)
-    shuffle: bool = option(True, "Shuffle the pairs anew in every epoch.")
 
 
 @dataclass(kw_only=True)

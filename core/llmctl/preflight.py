@@ -1,6 +1,6 @@
 """Checks of a whole job that need no paddle: everything that can be known to be wrong is known here, before heavy work.
 
-A passed check yields a `FinetuneJob`: the configuration with its paths resolved, the plugin, dims and examples.
+A passed check yields a job: the configuration, the plugin, dims, folders and examples.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from llmctl import capabilities, config, loggers, plugins, precision, tokenizers
 from llmctl.adapters.folder import is_adapter
@@ -22,6 +22,7 @@ from llmctl.tokenizers import Tokenizer
 STAGING = Path("/dev/shm")
 """A folder in memory, where ``output.async_save`` writes checkpoints first."""
 
+C = TypeVar("C")
 E = TypeVar("E")
 
 
@@ -36,38 +37,43 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FinetuneJob:
-    """A checked fine-tuning job.
+class TextJob(Generic[C, E]):
+    """A checked job on lines of text.
 
     Attributes:
         config: The configuration.
         plugin: The family.
         dims: The model's dims, from its config.json.
-        model: The checkpoint folder.
-        train: Training examples.
-        dev: Examples to evaluate on; may be empty.
+        model: The checkpoint folder; what is trained begins with it, and is measured against it.
+        train: What to train on.
+        dev: What to evaluate on; may be empty.
         tokenizer: With the chat template that ``data.chat_template`` names.
         output: The output folder.
         command: Name of the command that runs it.
+        rows: What its lines are called.
     """
 
-    config: config.FinetuneConfig
+    config: C
     plugin: plugins.Plugin
     dims: Dims
     model: Path
-    train: list[Example]
-    dev: list[Example]
+    train: list[E]
+    dev: list[E]
     tokenizer: Tokenizer
     output: Path
-    command: str = "finetune"
+    command: str
+    rows: str
 
     def summary(self) -> str:
         """One line on what would run."""
         size = self.plugin.card.count(self.dims)
         return (
             f"{self.plugin.card.name} with {size:,} parameters from {self.model}, "
-            f"{len(self.train)} examples to train on, {len(self.dev)} held out, output in {self.output}"
+            f"{len(self.train)} {self.rows} to train on, {len(self.dev)} held out, output in {self.output}"
         )
+
+
+FinetuneJob = TextJob[config.FinetuneConfig, Example]
 
 
 def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
@@ -84,7 +90,14 @@ def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
     found = find_model(settings, family, "sft")
     train, dev = read_data(settings, found.plugin, parse_example)
     _check_turns([*train, *dev], found.tokenizer)
-    return FinetuneJob(settings, found.plugin, found.dims, found.model, train, dev, found.tokenizer, found.output)
+    return job_of(settings, found, train, dev, "finetune", "examples")
+
+
+def job_of(settings: C, found: Found, train: list[E], dev: list[E], command: str, rows: str) -> TextJob[C, E]:
+    """The job of what has been checked; arguments as the attributes of `TextJob`."""
+    return TextJob(
+        settings, found.plugin, found.dims, found.model, train, dev, found.tokenizer, found.output, command, rows
+    )
 
 
 def find_model(settings: Any, family: str, task: str) -> Found:
@@ -116,10 +129,7 @@ def find_model(settings: Any, family: str, task: str) -> Found:
         )
     _lengths(settings, dims, model, packed=task == "dpo" or settings.data.packing != "none")
     check_tensors(model, plugin, dims, settings.model.dtype)
-    output = output_folder(settings.output)
-    if settings.output.overwrite and output.resolve() in model.resolve().parents:
-        raise ConfigError(f"model.path={model} lies in output.dir={output}, which would be overwritten; choose another")
-    config.parse_bytes(settings.output.max_shard_bytes)
+    output = output_folder(settings.output, model)
     tokenizer = _tokenizer(settings, plugin, model, dims)
     return Found(plugin, dims, model, tokenizer, output)
 
@@ -286,17 +296,24 @@ def find_path(text: str, key: str, plugin: plugins.Plugin | None) -> Path:
     return path
 
 
-def output_folder(settings: config.OutputConfig) -> Path:
+def output_folder(settings: config.OutputConfig, model: Path | None = None) -> Path:
     """The folder to write to, which is empty unless a run is continued or replaced.
 
+    Args:
+        settings: What is to be written there, and how.
+        model: Folder of the model that is trained on.
+
     Raises:
-        ConfigError: It holds something, or is a file.
+        ConfigError: It holds something, is a file, or would be deleted with the model in it.
     """
+    config.parse_bytes(settings.max_shard_bytes)
     if settings.async_save and not STAGING.is_dir():
         raise ConfigError(f"output.async_save needs {STAGING}, a folder in memory, which this system does not have")
     folder = Path(settings.dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output.dir={settings.dir} is a file; name a folder")
+    if model and settings.overwrite and folder.resolve() in model.resolve().parents:
+        raise ConfigError(f"model.path={model} lies in output.dir={folder}, which would be overwritten; choose another")
     filled = folder.is_dir() and any(folder.iterdir())
     if filled and not (settings.resume or settings.overwrite):
         raise ConfigError(

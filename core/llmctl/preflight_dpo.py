@@ -2,52 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-from llmctl import plugins
 from llmctl.config_dpo import DpoConfig
 from llmctl.data.pairs import check_preference
 from llmctl.data.preferences import Preference, parse_preference
-from llmctl.dims import Dims
 from llmctl.errors import ConfigError
-from llmctl.preflight import check_common, find_model, read_data
-from llmctl.tokenizers import Tokenizer
+from llmctl.preflight import TextJob, check_common, find_model, job_of, read_data
 
-
-@dataclass(frozen=True)
-class DpoJob:
-    """A checked job of preference optimisation.
-
-    Attributes:
-        config: The configuration.
-        plugin: The family.
-        dims: The model's dims, from its config.json.
-        model: The checkpoint folder, which is the reference too.
-        train: Preferences to train on.
-        dev: Preferences to evaluate on; may be empty.
-        tokenizer: With the chat template that ``data.chat_template`` names.
-        output: The output folder.
-        command: Name of the command that runs it.
-    """
-
-    config: DpoConfig
-    plugin: plugins.Plugin
-    dims: Dims
-    model: Path
-    train: list[Preference]
-    dev: list[Preference]
-    tokenizer: Tokenizer
-    output: Path
-    command: str = "dpo"
-
-    def summary(self) -> str:
-        """One line on what would run."""
-        size = self.plugin.card.count(self.dims)
-        return (
-            f"{self.plugin.card.name} with {size:,} parameters from {self.model}, "
-            f"{len(self.train)} pairs to train on, {len(self.dev)} held out, output in {self.output}"
-        )
+DpoJob = TextJob[DpoConfig, Preference]
 
 
 def dpo(settings: DpoConfig, family: str) -> DpoJob:
@@ -65,7 +26,7 @@ def dpo(settings: DpoConfig, family: str) -> DpoJob:
     train, dev = read_data(settings, found.plugin, parse_preference)
     for row in (*train, *dev):
         check_preference(row, found.tokenizer)
-    return DpoJob(settings, found.plugin, found.dims, found.model, train, dev, found.tokenizer, found.output)
+    return job_of(settings, found, train, dev, "dpo", "pairs")
 
 
 def _combinations(settings: DpoConfig) -> None:

@@ -89,12 +89,7 @@ def pretrain(settings: PretrainConfig, family: str) -> PretrainJob:
             f"data.seq_length={settings.data.seq_length} is over the {limit} positions of the model ({where}); lower it, "
             "or give a new model more positions with model.changes"
         )
-    output = output_folder(settings.output)
-    if folder and settings.output.overwrite and output.resolve() in folder.resolve().parents:
-        raise ConfigError(
-            f"model.path={folder} lies in output.dir={output}, which would be overwritten; choose another"
-        )
-    config.parse_bytes(settings.output.max_shard_bytes)
+    output = output_folder(settings.output, folder)
     _corpora(settings, dims.vocab)
     return PretrainJob(settings, plugin, dims, folder, raw, tokenizer, output)
 

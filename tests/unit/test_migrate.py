@@ -1,7 +1,6 @@
 """Configurations of PaddleNLP's llm toolkit become ours: meanings kept, nothing dropped in silence."""
 
 import dataclasses
-import importlib
 import json
 import typing
 
@@ -12,8 +11,9 @@ from llmctl.cli import COMMANDS
 from llmctl.config_pretrain import PretrainConfig
 from llmctl.configfile import read_file
 from llmctl.errors import ConfigError, UnsupportedError
+from llmctl.jobs import part
 from llmctl.migrate import derived
-from llmctl.migrate.convert import CLASSES, is_old, migrate, to_yaml
+from llmctl.migrate.convert import is_old, migrate, to_yaml
 from llmctl.migrate.table import table
 
 SFT = {
@@ -69,8 +69,7 @@ def built(old, **changes):
     """The configuration that an old file with changes becomes; None takes a key away."""
     data = {key: value for key, value in {**old, **changes}.items() if value is not None}
     made = migrate(data, "old.json")
-    module, name = CLASSES[made.command]
-    return schema.build(getattr(importlib.import_module(module), name), made.values)
+    return schema.build(part(made.command, "config"), made.values)
 
 
 def test_every_setting_of_a_usual_file_keeps_its_meaning():
@@ -230,9 +229,8 @@ def test_the_table_names_each_key_once_and_only_fields_that_exist():
     for targets in found.same.values():
         for command, target in targets.items():
             if command in COMMANDS:
-                module, name = CLASSES[command]
                 section, _, key = target.partition(".")
-                sections = typing.get_type_hints(getattr(importlib.import_module(module), name))
+                sections = typing.get_type_hints(part(command, "config"))
                 assert key in {row.name for row in dataclasses.fields(sections[section])}, (command, target)
 
 

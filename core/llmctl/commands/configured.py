@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from llmctl import configfile, runtime, schema
+from llmctl import configfile, jobs, runtime, schema
 from llmctl.commands.recipe import NoStarter, output_settings
 
 Source = Callable[[str, Path | None, str | None, bool], tuple[dict[str, Any], str]]
@@ -19,16 +18,13 @@ it is written, and its origin for messages."""
 SET = "Override a value; may be repeated."
 
 
-def configured(name: str, doc: str, kind: str, source: Source, checks: str, run: str, what: str) -> click.Command:
+def configured(name: str, doc: str, source: Source, what: str) -> click.Command:
     """A command that reads and checks a configuration without paddle, then hands over to what runs it.
 
     Args:
-        name: Its name.
+        name: Its name, one of ``jobs.PARTS``.
         doc: Its help.
-        kind: Where its configuration is, ``module:class``.
         source: Finds the configuration.
-        checks: What makes a job of it, ``module:function``.
-        run: What runs the job, ``module:function``.
         what: What a recipe is, for the help.
     """
 
@@ -47,16 +43,16 @@ def configured(name: str, doc: str, kind: str, source: Source, checks: str, run:
                     raise
                 data, where = {}, "the command line"
         given = [*assignments, *output_settings(output, resume, overwrite)]
-        config = schema.build(pkgutil.resolve_name(kind), configfile.override(data, given), where)
+        config = schema.build(jobs.part(name, "config"), configfile.override(data, given), where)
         if print_config:
             click.echo(schema.to_yaml(config, f"Run with: llmctl --model {family} {name} CONFIG"), nl=False)
             return
-        job = pkgutil.resolve_name(checks)(config, family)
+        job = jobs.part(name, "checks")(config, family)
         if check:
             click.echo(f"ok: {job.summary()}")
             return
         runtime.import_paddle(f"llmctl {name}")
-        pkgutil.resolve_name(run)(job)
+        jobs.part(name, "run")(job)
 
     return click.Command(name, callback=click.pass_context(callback), params=_parameters(what), help=doc)
 

@@ -13,9 +13,6 @@ command = configured(
 
     CONFIG is a YAML or JSON file, also one of PaddleNLP's (*_argument.json); everything can also be given with --set.
     """,
-    "llmctl.config_dpo:DpoConfig",
     partial(find_source, "dpo"),
-    "llmctl.preflight_dpo:dpo",
-    "llmctl.train.dpo:run",
     "A ready configuration of the family, to which --set adds model and data.",
 )

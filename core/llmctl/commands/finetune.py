@@ -37,9 +37,6 @@ command = configured(
 
     CONFIG is a YAML or JSON file, also one of PaddleNLP's (*_argument.json). Without one, the family's starter recipe runs: a small bundled model and task.
     """,
-    "llmctl.config:FinetuneConfig",
     _source,
-    "llmctl.preflight:finetune",
-    "llmctl.train.sft:run",
     "A ready configuration of the family; without CONFIG the default is its starter.",
 )

@@ -7,7 +7,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import pkgutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,12 @@ from typing import Any
 import click
 
 from llmctl import config as configs
-from llmctl import configfile, planning, precision, runtime, schema
+from llmctl import configfile, jobs, planning, precision, runtime, schema
 from llmctl.adapters import targets
 from llmctl.card import Family
 from llmctl.commands.config_source import read_config_file
 from llmctl.dims import Dims
 from llmctl.errors import ConfigError
-
-KINDS = {
-    "finetune": ("llmctl.config:FinetuneConfig", "llmctl.preflight:finetune", "llmctl.train.sft_data:prepare"),
-    "dpo": ("llmctl.config_dpo:DpoConfig", "llmctl.preflight_dpo:dpo", "llmctl.train.dpo_data:prepare"),
-    "pretrain": (
-        "llmctl.config_pretrain:PretrainConfig",
-        "llmctl.preflight_pretrain:pretrain",
-        "llmctl.train.pretrain:prepare",
-    ),
-}
-"""Command that a configuration is for -> its class, its checks, and what makes its batches."""
 
 LOOKED_AT = 200
 """Updates whose batches are measured."""
@@ -54,12 +42,11 @@ def command(
     limit = configs.parse_bytes(memory) if memory else _free()
     data = configfile.override(read_config_file(config_file, "finetune", False), list(assignments))
     kind = _kind(data)
-    made, checks, prepare = KINDS[kind]
-    settings = schema.build(pkgutil.resolve_name(made), data, str(config_file))
-    job = pkgutil.resolve_name(checks)(settings, ctx.obj["family"])
+    settings = schema.build(jobs.part(kind, "config"), data, str(config_file))
+    job = jobs.part(kind, "checks")(settings, ctx.obj["family"])
     runtime.import_paddle("llmctl plan")
     with contextlib.redirect_stdout(sys.stderr):
-        task = pkgutil.resolve_name(prepare)(job).task
+        task = jobs.part(kind, "prepare")(job).task
     note = precision.of(settings.model.dtype, settings.train).note
     step, training = _largest(task, job), _training(job)
     parts = planning.plan(job.plugin.card, job.dims, training, step)

@@ -13,9 +13,6 @@ command = configured(
 
     CONFIG is a YAML or JSON file, also one of PaddleNLP's (*_argument.json); everything can also be given with --set. Corpora are made by llmctl data build.
     """,
-    "llmctl.config_pretrain:PretrainConfig",
     partial(find_source, "pretrain"),
-    "llmctl.preflight_pretrain:pretrain",
-    "llmctl.train.pretrain:run",
     "A ready configuration of the family, to which --set adds corpora and tokenizer.",
 )

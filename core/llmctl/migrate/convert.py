@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import json
 import typing
 from collections.abc import Mapping
@@ -12,17 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl import schema
+from llmctl import jobs, schema
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.migrate import derived
 from llmctl.migrate.table import table
-
-CLASSES = {
-    "finetune": ("llmctl.config", "FinetuneConfig"),
-    "pretrain": ("llmctl.config_pretrain", "PretrainConfig"),
-    "dpo": ("llmctl.config_dpo", "DpoConfig"),
-}
-"""Module and class of the configuration of each command."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +100,9 @@ def _class(command: str, where: str) -> Any:
 
     if command in derived.REFUSED:
         raise UnsupportedError(f"{where} {derived.REFUSED[command]}")
-    if command not in COMMANDS or command not in CLASSES:
+    if command not in COMMANDS or command not in jobs.PARTS:
         raise UnsupportedError(f"{where} is for {command}, which is not in this release; keep the file for later")
-    module, name = CLASSES[command]
-    return getattr(importlib.import_module(module), name)
+    return jobs.part(command, "config")
 
 
 def _missing(old: Mapping[str, Any], command: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.configfile import read_file
+from llmctl.jobs import PARTS
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,6 @@ class Table:
         return [*self.aliases, *self.same, *self.derived, *self.idle, *self.absent]
 
 
-COMMANDS = ("finetune", "pretrain", "dpo")
-
-
 @functools.cache
 def table() -> Table:
     """The table."""
@@ -62,7 +60,7 @@ def table() -> Table:
     return Table(
         aliases=data["aliases"],
         same={
-            key: target if isinstance(target, dict) else dict.fromkeys(COMMANDS, target)
+            key: target if isinstance(target, dict) else dict.fromkeys(PARTS, target)
             for key, target in data["same"].items()
         },
         derived=frozenset(data["derived"]),

@@ -1,0 +1,38 @@
+"""The commands that train, and the parts of each: class of its configuration, checks, data, run.
+
+Nothing is imported before it is asked for: a configuration and its checks need no paddle, the other two do.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+PARTS: Mapping[str, Mapping[str, str]] = {
+    "finetune": {
+        "config": "llmctl.config:FinetuneConfig",
+        "checks": "llmctl.preflight:finetune",
+        "prepare": "llmctl.train.sft_data:prepare",
+        "run": "llmctl.train.sft:run",
+    },
+    "dpo": {
+        "config": "llmctl.config_dpo:DpoConfig",
+        "checks": "llmctl.preflight_dpo:dpo",
+        "prepare": "llmctl.train.dpo_data:prepare",
+        "run": "llmctl.train.dpo:run",
+    },
+    "pretrain": {
+        "config": "llmctl.config_pretrain:PretrainConfig",
+        "checks": "llmctl.preflight_pretrain:pretrain",
+        "prepare": "llmctl.train.pretrain:prepare",
+        "run": "llmctl.train.pretrain:run",
+    },
+}
+"""Command -> part -> where it is. ``checks`` makes a job of a configuration and a family, ``prepare`` what a job trains on,
+``run`` takes a job and hooks."""
+
+
+def part(command: str, name: str) -> Any:
+    """The class or function that is a part of a command."""
+    return pkgutil.resolve_name(PARTS[command][name])
