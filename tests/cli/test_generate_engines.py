@@ -44,6 +44,18 @@ def test_engines_and_ways_of_computing_give_the_same_answers(tmp_path):
             assert llmctl("generate", STARTER, *more, *options)[0] == expected, more
 
 
+def test_a_conversation_is_the_same_by_every_engine(monkeypatch, tmp_path):
+    def talk(*words):
+        lines = iter(["Deny this: Tom lives in Rome.", "Ask about this: Mia has a red kite.", "/quit"])
+        monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+        return llmctl("generate", STARTER, "--chat", "--max-new-tokens", "8", *words)[0]
+
+    assert len(talk()) > 20 and talk() == talk("--engine", "dynamic")
+    # A cache without room for both turns forgets the first, and the second is answered all the same.
+    assert talk("--cache-memory", "200KB").split("\n")[0] == talk().split("\n")[0] != ""
+    assert talk("--cache-memory", "200KB").split("\n")[1] not in ("", talk().split("\n")[1])
+
+
 def test_without_kernels_the_layer_computes_and_the_reason_is_told(monkeypatch):
     expected = llmctl("generate", STARTER, *ASK)[0]
     monkeypatch.setattr(native, "available", lambda: False)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmctl.commands.engines import Chosen, choose, engine_options
+from llmctl.commands.engine_options import engine_options
+from llmctl.commands.engines import Chosen, choose
 from llmctl.commands.model_source import adapter_options
 from llmctl.errors import ConfigError
 

@@ -17,45 +17,14 @@ if TYPE_CHECKING:
     from llmctl.fused import Contexts
     from llmctl.infer.runner import Runner
 
-ENGINES = ("auto", "dynamic", "static", "fused")
 FUSED_ONLY = ("weights", "group", "kv", "cache_memory", "speculate", "beams", "length_penalty")
 """Options that only the fused engine knows."""
 
+CHAT = 8192
+"""Tokens of a conversation where the model has no limit."""
+
 BATCH_SIZE = {"dynamic": 8, "static": 8, "fused": 64}
 """Prompts answered together, unless one says otherwise."""
-
-
-def engine_options(command: Any) -> Any:
-    """Options that choose the engine, and how the fused one holds weights and cache."""
-    return _with(
-        command,
-        click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True,
-                     help="What computes: the fused engine, the layer, or the program in MODEL."),
-        click.option("--weights", type=click.Choice(["float32", "bfloat16", "int8", "int4"]),
-                     help="How weights are held (fused). [default: as exactly as the checkpoint has them]"),
-        click.option("--group", type=int, metavar="N", help="With int8 and int4 weights: inputs that share a scale (fused)."),
-        click.option("--kv", type=click.Choice(["float32", "int8"]), help="How keys and values are held (fused)."),
-        click.option("--cache-memory", metavar="SIZE",
-                     help="Limit of the cache of keys and values: 2GB, or 0.5 of the free memory (fused). "
-                     "[default: what is needed, up to 0.5]"),
-    )  # fmt: skip
-
-
-def search_options(command: Any) -> Any:
-    """Options on how the fused engine finds its answers."""
-    return _with(
-        command,
-        click.option("--speculate", type=click.IntRange(1), metavar="N",
-                     help="Guess up to N tokens ahead from the text so far; answers stay the same (fused)."),
-        click.option("--beams", type=click.IntRange(2), help="Beam search with so many beams (fused)."),
-        click.option("--length-penalty", type=float, help="With --beams: above 0 favours longer answers. [default: 1.0]"),
-    )  # fmt: skip
-
-
-def _with(command: Any, *options: Any) -> Any:
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 class Ends(Protocol):
@@ -81,7 +50,8 @@ class Chosen:
         vocab: Rows of the embedding.
         adapters: Names that lines of a file may give.
         contexts: Tokens that every prompt needs, where the family reads contexts in both directions.
-        load: From the tokenizer and the tokens of each prompt with its answer to what answers, and its longest rows.
+        load: From the tokenizer and the tokens of each prompt with its answer (none for a conversation) to what answers, and
+            its longest rows.
     """
 
     engine: str
@@ -250,6 +220,7 @@ def _contexts(source: ModelSource) -> Contexts | None:
 def _continuous(
     model: Any, dims: Dims, tokenizer: Ends, lengths: Sequence[int], given: Mapping[str, Any]
 ) -> tuple[Runner, int]:
+    from llmctl.infer.batch import BLOCK
     from llmctl.infer.opening import engine_of
     from llmctl.infer.runner import Continuous
 
@@ -257,14 +228,16 @@ def _continuous(
     width = given.get("beams") or 1
     if width > rows:
         raise ConfigError(f"--beams {width} is more than the {rows} rows of --batch-size")
-    engine = engine_of(
-        model, tokenizer.eos_ids, [length for length in lengths for _ in range(width)], given["kv"] or "float32",
-        given["cache_memory"], rows,
-    )  # fmt: skip
     virtual = 0 if model.prefix is None else model.prefix.shape[2]
     stable = model.graph.rope.stable_length if model.graph.rope else None
     limit = stable or int(dims.get("max_positions") or 0)
-    return Continuous(engine, 2 * rows), max(1, limit - virtual) if limit else 0
+    limit = max(1, limit - virtual) if limit else 0
+    asked = [length for length in lengths for _ in range(width)] or [limit or CHAT]
+    engine = engine_of(model, tokenizer.eos_ids, asked, given["kv"] or "float32", given["cache_memory"], rows)
+    if not lengths:
+        # A conversation grows as long as the cache allows; then it forgets its oldest turns.
+        limit = min(asked[0], engine.statistics().blocks * BLOCK - virtual - BLOCK)
+    return Continuous(engine, 2 * rows), limit
 
 
 def _batches(model: Any, tokenizer: Ends, given: Mapping[str, Any], engine: str) -> Runner:

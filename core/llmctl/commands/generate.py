@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmctl.commands.engines import Chosen, choose, engine_options, search_options
+from llmctl.commands.engine_options import engine_options, search_options
+from llmctl.commands.engines import Chosen, choose
 from llmctl.errors import ConfigError, DataError
 from llmctl.infer.request import BeamOptions
 from llmctl.infer.sampling import SamplingOptions

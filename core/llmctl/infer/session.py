@@ -118,8 +118,9 @@ class Chat:
             self.show(f"{error}\n")
             return
         answer = self.writer.answer([prompt], lambda _, piece: self.show(piece), first=len(self.turns))[0]
-        self.show("\n")
-        self.turns.append((text, answer.text))
+        self.show("\n" if answer.finish_reason != "error" else f"{answer.error}\n")
+        if answer.finish_reason != "error":
+            self.turns.append((text, answer.text))
 
     def _prompt(self, text: str) -> list[int]:
         """Token ids of the conversation; the oldest turns are forgotten while there is no room for an answer."""
