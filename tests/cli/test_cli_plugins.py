@@ -17,6 +17,8 @@ HEAVY = "print('HEAVY', sorted({'paddle', 'numpy', 'rich', 'paddlenlp', 'tokeniz
         (["env"], 0),
         (["finetune", "--help"], 0),
         (["generate", "--help"], 0),
+        (["export", "--help"], 0),
+        (["bench", "--help"], 0),
         (["finetune", "--print-config"], 0),
         (["--model", "parrot", "finetune", "absent.yaml"], 2),
         (["--model", "parrto", "finetune"], 2),

@@ -1,6 +1,6 @@
 """A saved program as the model of generation: everything comes from the exported folder, nothing from a plugin.
 
-Letters as in ``llmctl.nn``.
+``paddle.jit.load`` runs it, not a Predictor: keys and values stay tensors from step to step. Letters as in ``llmctl.nn``.
 """
 
 from __future__ import annotations
