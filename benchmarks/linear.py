@@ -44,7 +44,7 @@ def copies(size):
 
 
 def ours():
-    """For a kind and rows: the work, how often it multiplies, and the bytes of a weight; kind "memory" reads memory."""
+    """For a kind and rows: the work, how often it multiplies, and the bytes of a weight; "memory" is no kind, and read."""
     import numpy as np
 
     from llmctl_ops import library
@@ -125,7 +125,7 @@ def llama(threads):
 
     def work(name, rows, silent=silent):
         if name == "memory":
-            return (lambda: None), 1, 1
+            return None
         kind = KINDS[name][2]
         code = LLAMA_TYPES[kind]
         data = np.empty(weight.nbytes, np.uint8)
@@ -160,7 +160,7 @@ def torch_products(threads):
     def work(name, rows):
         kind = KINDS[name][2] if name in KINDS else ""
         if not kind.startswith(("float", "bfloat")):
-            return (lambda: None), 1, 1
+            return None
         dtype = getattr(torch, kind)
         first = torch.randn(OUTPUTS, INPUTS).to(dtype)
         size = first.numel() * first.element_size()
@@ -184,13 +184,17 @@ def serve(side, threads):
     print(json.dumps({"name": side}), flush=True)
     for line in sys.stdin:
         name, _, rows = line.strip().partition(":")
-        run, count, size = work(name, int(rows))
+        found = work(name, int(rows))
+        if found is None:
+            print(json.dumps({"seconds": [], "cpu": 0.0}), flush=True)
+            continue
+        run, count, size = found
         run()
         seconds, cpu = [], time.process_time()
         while len(seconds) < REPEATS or sum(seconds) < SECONDS:
             start = clock()
             run()
-            seconds.append(max(clock() - start, 1e-9))
+            seconds.append(clock() - start)
         answer = {"seconds": [s / count for s in seconds], "size": size, "cpu": time.process_time() - cpu}
         print(json.dumps(answer), flush=True)
 
@@ -212,10 +216,12 @@ def main():
     workers = {side: Worker(python, side, __file__, options.threads) for side, python in pythons.items() if python}
 
     def turns(case):
+        """For each side that does the case: seconds of a product and bytes of a weight."""
         rounds = [{side: worker.turn(case) for side, worker in workers.items()} for _ in range(options.rounds)]
+        done = [side for side in workers if rounds[0][side]["seconds"]]
         return {
             side: (statistics.median(min(turn[side]["seconds"]) for turn in rounds), rounds[0][side]["size"])
-            for side in workers
+            for side in done
         }
 
     seconds, size = turns("memory:1")["ours"]
@@ -228,7 +234,7 @@ def main():
         for rows in map(int, options.rows.split(",")):
             found = turns(f"{name}:{rows}")
             mine, size = found["ours"]
-            others = [seconds if seconds > 1e-7 else None for side, (seconds, _) in found.items() if side != "ours"]
+            others = [found.get(side, (None,))[0] for side in workers if side != "ours"]
             work = 2 * rows * INPUTS * OUTPUTS
             limit = max(size / bandwidth, work / rate)
             cells = [name, str(rows), f"{1e6 * mine:.0f}", *("-" if s is None else f"{1e6 * s:.0f}" for s in others)]

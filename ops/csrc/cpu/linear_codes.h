@@ -55,7 +55,7 @@ struct CodeRows {
   static const int HEIGHT = 12;
   static const int32_t OFFSET = KIND == INT4 ? 8 : 128;
 #else
-  static const int HEIGHT = 6;
+  static const int HEIGHT = 4;
   static const int32_t OFFSET = KIND == INT4 ? 8 : 0;
 #endif
   static const bool MAGNITUDES = OFFSET == 0;
@@ -112,7 +112,7 @@ struct CodeRows {
   template <int H>
   INLINE void multiply(const Linear& w, const Chunk&, int64_t panel, int64_t tile, int64_t from, int64_t n, float* y,
                        int64_t y_row) const {
-    const int V = H <= 2 ? (int)PANEL / LANES : 1;
+    const int V = H <= 4 ? (int)PANEL / LANES : 1;
     for (int half = 0; half < PANEL / LANES; half += V)
       lanes<H, V>(w, panel, tile, from, whole(n, STRETCH), half * LANES, y + half * LANES, y_row);
   }
