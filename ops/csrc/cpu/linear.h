@@ -20,6 +20,7 @@ namespace {
 
 const int64_t BAND = 256;  // rows of a pass over the weight
 const int64_t GROUP = 8;   // panels that a thread takes at most: they share what the second cache holds of the rows
+const int64_t LONG = 1 << 19;  // weights that a thread takes at most where it reads them from end to end
 const int64_t NEAR = 1 << 18;  // bytes of rows that stay in the second cache however long a panel is
 
 // Bytes of the buffer that `linear` needs for so many rows.
@@ -54,8 +55,10 @@ INLINE void tiles_of_panel(const Linear& w, const Rows& rows, int64_t panel, int
 template <class Rows, int H>
 __attribute__((noinline)) void panels_of_band(Team& team, const Linear& w, const Rows& rows, float* y, int64_t y_row) {
   int64_t panels = (w.out + PANEL - 1) / PANEL, fair = panels / (4 * team.threads);
-  int64_t group = fair < GROUP ? whole(fair > 0 ? fair : 1, Rows::PANELS) : GROUP;
-  if (rows.count * w.in * Rows::BYTES <= NEAR) group = Rows::PANELS;  // then weights are read from end to end
+  bool near = rows.count * w.in * Rows::BYTES <= NEAR;  // then weights are read from end to end
+  int64_t most = near ? LONG / (w.in * PANEL) : GROUP;
+  int64_t group = whole(fair < most ? fair : most, Rows::PANELS);
+  if (group < Rows::PANELS) group = Rows::PANELS;
   for (int64_t first; (first = team.take() * group) < panels;) {
     int64_t end = first + group < panels ? first + group : panels;
     int64_t begin = first * PANEL, width = (end * PANEL < w.out ? end * PANEL : w.out) - begin;
@@ -67,9 +70,11 @@ __attribute__((noinline)) void panels_of_band(Team& team, const Linear& w, const
         memset(to, 0, (size_t)width * sizeof(float));
     }
     int64_t chunk = rows.inputs_of_chunk(w);
-    for (int64_t from = 0; from < w.in; from += chunk)
-      for (int64_t panel = first; panel < end; panel += Rows::PANELS)
-        tiles_of_panel<Rows, H>(w, rows, panel, from, w.in - from < chunk ? w.in - from : chunk, y, y_row);
+    int64_t block = near ? Rows::PANELS : end - first;
+    for (int64_t start = first; start < end; start += block)
+      for (int64_t from = 0; from < w.in; from += chunk)
+        for (int64_t panel = start; panel < start + block && panel < end; panel += Rows::PANELS)
+          tiles_of_panel<Rows, H>(w, rows, panel, from, w.in - from < chunk ? w.in - from : chunk, y, y_row);
   }
 }
 
