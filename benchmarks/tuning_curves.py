@@ -2,8 +2,8 @@
 
 Here a method runs as its command does, on files of examples or preferences. The peer starts from the weights, adapter or
 virtual tokens that were drawn (peft reads the folder that is written here), and takes the same AdamW steps on the texts
-of each update: it pads them itself, a row for each text, also where they share a row here. Both compute in float32, so the
-curves part slowly; the run fails if they are further apart than rounding explains.
+of each update (``tuning_peer.py``): it pads them itself, a row for each text, also where they share a row here. Both compute
+in float32, so the curves part slowly; the run fails if they are further apart than rounding explains.
 
     python benchmarks/tuning_curves.py --model FOLDER --sft TRAIN DEV --dpo TRAIN DEV --peer-python PYTHON_WITH_TRL
 """
@@ -11,7 +11,6 @@ curves part slowly; the run fails if they are further apart than rounding explai
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import subprocess
@@ -24,8 +23,10 @@ TRAIN = {
     "batch_size": 8, "schedule": "cosine", "warmup_ratio": 0.05, "weight_decay": 0.01, "max_grad_norm": 1.0,
     "log_every": 50,
 }  # fmt: skip
-TOLERANCE = {"first": 1e-4, "any": 1e-3, "after": 1e-3}
-"""Largest difference of the losses of the first ten steps, of any step, and on the dev file at the end."""
+TOLERANCE = {"first": 1e-4, "any": 1e-3, "dev": 1e-3}
+"""Largest difference of the losses of the first ten steps, of any step, and on the dev file whenever it is measured."""
+EVALUATIONS = 6
+"""Of the dev file, evenly over the run, beside the one before it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Case:
     method: dict = field(default_factory=dict)
     data: dict = field(default_factory=dict)
     train: dict = field(default_factory=dict)
-    dpo: dict = field(default_factory=dict)
+    steps: int = 300
 
 
 LORA = {"name": "lora", "rank": 8, "alpha": 16.0}
@@ -57,45 +58,60 @@ CASES = {
 
 def ours(case: Case, options: argparse.Namespace, folder: Path) -> dict:
     """Trains as the command does; leaves the beginning and the texts of each update for the peer, returns the curve."""
-    from llmctl import runtime, schema
-    from llmctl.jobs import part
+    from llmctl import jobs, runtime, schema
+    from llmctl.train import subject
     from llmctl.train.loop import Hook
 
+    class Kept(Hook):
+        def __init__(self):
+            self.updates, self.evaluations = [], []
+
+        def on_update(self, update):
+            self.updates.append(update)
+
+        def on_evaluation(self, step, epoch, metrics):
+            self.evaluations.append((step, metrics))
+
+    config, checks, prepare, run = (jobs.part(case.command, name) for name in ("config", "checks", "prepare", "run"))
+    job = checks(schema.build(config, sections(case, options, folder)), options.family)
     runtime.import_paddle("the benchmark")
-    files = options.sft if case.command == "finetune" else options.dpo
-    ends = {"max_steps": options.steps, "eval_every": options.steps, "save_every": options.steps}
-    sections = {
+    (folder / "initial").mkdir()
+    subject.load(job, None).write(folder / "initial", "float32")
+    kept = Kept()
+    info = run(job, [kept])
+    steps, dev = TEXTS[case.command](job, prepare(job).task, len(kept.updates))
+    task = {
+        "command": case.command,
+        "model": str(options.model),
+        "adapted": bool(case.method),
+        "threads": options.threads,
+        "weight_decay": TRAIN["weight_decay"],
+        "max_grad_norm": TRAIN["max_grad_norm"],
+        "rate_of_b": case.method.get("lora_plus_ratio", 1.0),
+        "rates": [update.lr for update in kept.updates],
+        "evaluated": [step for step, _ in kept.evaluations],
+        "steps": steps,
+        "dev": dev,
+    }
+    (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
+    return {
+        "loss": [update.loss for update in kept.updates],
+        "grad_norm": [update.grad_norm for update in kept.updates],
+        "evaluations": [(0, info["before"]["metrics"]), *kept.evaluations],
+        "what": f"llmctl {info['versions']['llmctl']}",
+    }
+
+
+def sections(case: Case, options: argparse.Namespace, folder: Path) -> dict:
+    """The configuration of a case."""
+    files, steps = getattr(options, case.command), options.steps or case.steps
+    ends = {"max_steps": steps, "eval_every": max(1, steps // EVALUATIONS), "save_every": steps}
+    return {
         "model": {"path": str(options.model)},
         "method": case.method,
         "data": {"train": str(files[0]), "dev": str(files[1]), **case.data},
         "train": {**TRAIN, **ends, "learning_rate": options.rate or case.rate, **case.train},
         "output": {"dir": str(folder / "ours"), "samples": 0, "load_best": False},
-        **({"dpo": case.dpo} if case.dpo else {}),
-    }
-    job = part(case.command, "checks")(schema.build(part(case.command, "config"), sections), options.family)
-
-    from llmctl.train import subject
-
-    class Kept(Hook):
-        def __init__(self):
-            self.updates = []
-
-        def on_update(self, update):
-            self.updates.append(update)
-
-    (folder / "initial").mkdir()
-    subject.load(job, None).write(folder / "initial", "float32")
-    kept = Kept()
-    info = part(case.command, "run")(job, [kept])
-    steps, dev = TEXTS[case.command](job, part(case.command, "prepare")(job).task, options.steps)
-    left = {"steps": steps, "dev": dev, "rates": [update.lr for update in kept.updates]}
-    (folder / "texts.json").write_text(json.dumps(left), encoding="utf-8")
-    return {
-        "loss": [update.loss for update in kept.updates],
-        "grad_norm": [update.grad_norm for update in kept.updates],
-        "before": info["before"]["metrics"],
-        "after": info["after"]["metrics"],
-        "what": f"llmctl {info['versions']['llmctl']}",
     }
 
 
@@ -141,123 +157,6 @@ def pairs(job, task, count: int) -> tuple[list, list]:
 TEXTS = {"finetune": examples, "dpo": pairs}
 
 
-def peer(case: Case, options: argparse.Namespace, folder: Path) -> dict:
-    """The same steps with transformers, peft and TRL on torch."""
-    import peft
-    import torch
-    import transformers
-    import trl
-
-    torch.set_num_threads(options.threads)
-    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
-    adapted = "name" in case.method
-    start = options.model if adapted else folder / "initial"
-    model = transformers.AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
-    if adapted:
-        # PeftModel.from_pretrained refuses to go on training virtual tokens.
-        config = peft.PeftConfig.from_pretrained(folder / "initial")
-        config.inference_mode = False
-        model = peft.get_peft_model(model, config)
-        peft.set_peft_model_state_dict(model, peft.load_peft_weights(folder / "initial"))
-    loss_of = (peer_examples if case.command == "finetune" else peer_pairs)(model, torch)
-    optimizer = torch.optim.AdamW(peer_groups(model, case), betas=(0.9, 0.999), eps=1e-8)
-    factors = [group["lr"] for group in optimizer.param_groups]
-    moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    before = peer_evaluation(model, loss_of, texts["dev"], torch)
-    losses, norms = [], []
-    model.train()
-    for rows, rate in zip(texts["steps"], texts["rates"], strict=True):
-        loss, _ = loss_of(rows)
-        loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(moving, TRAIN["max_grad_norm"])))
-        for group, factor in zip(optimizer.param_groups, factors, strict=True):
-            group["lr"] = rate * factor
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    after = peer_evaluation(model, loss_of, texts["dev"], torch)
-    names = ", ".join(f"{module.__name__} {module.__version__}" for module in (transformers, peft, trl, torch))
-    return {"loss": losses, "grad_norm": norms, "before": before, "after": after, "what": names}
-
-
-def peer_groups(model, case: Case) -> list[dict]:
-    """Parameters that move, by decay and learning rate; norms and magnitudes have no decay, LoRA+'s B a larger rate."""
-    groups: dict[tuple[float, float], list] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decay = 0.0 if "norm" in name or "magnitude" in name else TRAIN["weight_decay"]
-            factor = case.method.get("lora_plus_ratio", 1.0) if "lora_B" in name else 1.0
-            groups.setdefault((decay, factor), []).append(parameter)
-    return [{"params": found, "weight_decay": decay, "lr": factor} for (decay, factor), found in groups.items()]
-
-
-def peer_examples(model, torch):
-    """Rows -> transformers' loss, the mean over labels, and their number; texts padded on the right."""
-
-    def loss(rows: list[dict]):
-        width = max(len(row["ids"]) for row in rows)
-        columns = {
-            "input_ids": [row["ids"] + [0] * (width - len(row["ids"])) for row in rows],
-            "attention_mask": [[1] * len(row["ids"]) + [0] * (width - len(row["ids"])) for row in rows],
-            "labels": [row["labels"] + [-100] * (width - len(row["ids"])) for row in rows],
-        }
-        batch = {name: torch.tensor(values) for name, values in columns.items()}
-        asked = sum(label != -100 for row in rows for label in row["labels"])
-        return model(**batch).loss, {"eval_loss": asked}
-
-    return loss
-
-
-def peer_pairs(model, torch):
-    """Rows -> the loss of TRL's trainer, the mean over pairs, and their number; a row for each answer."""
-    from datasets import Dataset
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-    from trl import DPOConfig, DPOTrainer
-
-    words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1}, "<pad>"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
-    settings = DPOConfig(
-        output_dir=tempfile.mkdtemp(), beta=0.1, use_cpu=True, report_to=[], bf16=False, disable_tqdm=True,
-        gradient_checkpointing=False,
-    )  # fmt: skip
-    # Its own data is never asked for: batches are made below, as its collator does.
-    unused = Dataset.from_list([{"prompt": "<pad>", "chosen": "<pad>", "rejected": "</s>"}])
-    reference = None if hasattr(model, "peft_config") else copy.deepcopy(model)
-    trainer = DPOTrainer(
-        model=model, ref_model=reference, args=settings, train_dataset=unused, processing_class=tokenizer
-    )
-
-    def loss(rows: list[dict]):
-        texts = [(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in rows]
-        width = max(len(prompt) + len(answer) for prompt, answer in texts)
-        columns = {"input_ids": [], "attention_mask": [], "completion_mask": []}
-        for prompt, answer in texts:
-            pad = [0] * (width - len(prompt) - len(answer))
-            columns["input_ids"].append([*prompt, *answer, *pad])
-            columns["attention_mask"].append([1] * (len(prompt) + len(answer)) + pad)
-            columns["completion_mask"].append([0] * len(prompt) + [1] * len(answer) + pad)
-        batch = {name: torch.tensor(values) for name, values in columns.items()}
-        found = trainer.compute_loss(model, batch)
-        metrics = trainer._metrics["train" if model.training else "eval"]
-        return found, {"eval_loss": len(rows), "rewards/accuracies": (metrics["rewards/accuracies"][-1], len(rows))}
-
-    return loss
-
-
-def peer_evaluation(model, loss_of, rows: list[dict], torch) -> dict:
-    """Means over the dev file: of the loss, and of what is reported beside it."""
-    model.eval()
-    totals: dict[str, list[float]] = {}
-    with torch.no_grad():
-        for at in range(0, len(rows), 8):
-            loss, sizes = loss_of(rows[at : at + 8])
-            for name, size in sizes.items():
-                value, weight = size if isinstance(size, tuple) else (float(loss), size)
-                totals[name] = [a + b for a, b in zip(totals.get(name, [0, 0]), (value * weight, weight), strict=True)]
-    return {name: total / weight for name, (total, weight) in totals.items()}
-
-
 def compare(name: str, mine: dict, other: dict) -> dict[str, float]:
     """Prints both curves; the largest differences."""
     apart = [abs(a - b) for a, b in zip(mine["loss"], other["loss"], strict=True)]
@@ -268,16 +167,15 @@ def compare(name: str, mine: dict, other: dict) -> dict[str, float]:
         if step <= count:
             (a, b), (n, m) = ((mine[key][step - 1], other[key][step - 1]) for key in ("loss", "grad_norm"))
             print(f"{step:6} {a:10.5f} {b:10.5f} {abs(a - b):12.1e} {n:10.4f} {m:9.4f}")
-    for key in other["after"]:
-        rows = " -> ".join(f"{mine[when][key]:.5f} and {other[when][key]:.5f}" for when in ("before", "after"))
-        print(f"{key} on the dev file: {rows}")
-    return {
-        "first": max(apart[:10]),
-        "any": max(apart),
-        "mean": sum(apart) / count,
-        "before": abs(mine["before"]["eval_loss"] - other["before"]["eval_loss"]),
-        "after": abs(mine["after"]["eval_loss"] - other["after"]["eval_loss"]),
-    }
+    print("on the dev file, llmctl and peer:")
+    for (step, here), (_, there) in zip(mine["evaluations"], other["evaluations"], strict=True):
+        shown = "  ".join(f"{key} {here[key]:.5f} {value:.5f}" for key, value in there.items())
+        print(f"{step:6} {shown}")
+    evaluated = [
+        abs(here["eval_loss"] - there["eval_loss"])
+        for (_, here), (_, there) in zip(mine["evaluations"], other["evaluations"], strict=True)
+    ]
+    return {"first": max(apart[:10]), "any": max(apart), "mean": sum(apart) / count, "dev": max(evaluated)}
 
 
 def keep(name: str, sides: dict[str, dict], folder: Path) -> None:
@@ -290,10 +188,9 @@ def keep(name: str, sides: dict[str, dict], folder: Path) -> None:
         made[-1].mkdir(parents=True, exist_ok=True)
         rows = [{"step": i, "loss": loss, "grad_norm": norm}
                 for i, (loss, norm) in enumerate(zip(curve["loss"], curve["grad_norm"], strict=True), 1)]  # fmt: skip
-        rows.append({"step": len(rows), **curve["after"]})
+        rows += [{"step": step, **metrics} for step, metrics in curve["evaluations"]]
         (made[-1] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        info = {"family": curve["what"], "after": {"metrics": curve["after"]}, "before": {"metrics": curve["before"]}}
-        (made[-1] / "run.json").write_text(json.dumps({**info, "steps": len(rows) - 1}), encoding="utf-8")
+        (made[-1] / "run.json").write_text(json.dumps({"family": curve["what"]}), encoding="utf-8")
     print(f"{write(made, folder / (name.replace(', ', '-') + '.html'))} written")
 
 
@@ -301,43 +198,43 @@ def main() -> int:
     """Runs both sides of each method and compares them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--sft", type=Path, nargs=2, metavar=("TRAIN", "DEV"))
+    parser.add_argument("--sft", dest="finetune", type=Path, nargs=2, metavar=("TRAIN", "DEV"))
     parser.add_argument("--dpo", type=Path, nargs=2, metavar=("TRAIN", "DEV"))
     parser.add_argument("--case", choices=tuple(CASES), action="append", help="one method; may be repeated")
     parser.add_argument("--family", default="auto")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, help="instead of the method's")
     parser.add_argument("--rate", type=float, help="peak learning rate instead of the method's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, help="folder for curves and pages that show both")
     parser.add_argument("--peer-python", default=os.environ.get("LLMCTL_PEER_PYTHON"))
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.side:
-        curve = SIDES[options.side](CASES[options.case[-1]], options, options.folder)
-        (options.folder / f"{options.side}.json").write_text(json.dumps(curve), encoding="utf-8")
+    if options.folder:
+        curve = ours(CASES[options.case[-1]], options, options.folder)
+        (options.folder / "ours.json").write_text(json.dumps(curve), encoding="utf-8")
         return 0
     if not options.peer_python:
         parser.error("--peer-python (or LLMCTL_PEER_PYTHON) must name a python with torch, transformers, peft and trl")
-    offered = {"finetune": options.sft, "dpo": options.dpo}
-    names = [name for name in options.case or CASES if offered[CASES[name].command]]
-    table = {name: _run(name, options) for name in names}
-    print(f"\n{'largest difference':<16}" + "".join(f"{key:>12}" for key in next(iter(table.values()))))
+    names = [name for name in options.case or CASES if getattr(options, CASES[name].command)]
+    table = {name: both(name, options) for name in names}
+    print(f"\n{'largest differences':<20}" + "".join(f"{key:>10}" for key in next(iter(table.values()))))
     for name, found in table.items():
-        print(f"{name:<18}" + "".join(f"{value:12.1e}" for value in found.values()))
+        print(f"{name:<20}" + "".join(f"{value:10.1e}" for value in found.values()))
     wrong = [name for name, found in table.items() if any(found[key] > limit for key, limit in TOLERANCE.items())]
     print(f"further apart than allowed: {', '.join(wrong)}" if wrong else "the curves agree")
     return 1 if wrong else 0
 
 
-def _run(name: str, options: argparse.Namespace) -> dict[str, float]:
+def both(name: str, options: argparse.Namespace) -> dict[str, float]:
     """Both sides of one method, in a process each; their largest differences."""
-    sides = {}
+    sides, threads = {}, str(options.threads)
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "LLMCTL_THREADS": threads}
     with tempfile.TemporaryDirectory() as folder:
-        for side, python in (("ours", sys.executable), ("peer", options.peer_python)):
-            command = [python, __file__, *sys.argv[1:], "--case", name, "--side", side, "--folder", folder]
-            threads = str(options.threads)
-            environment = {**os.environ, "OMP_NUM_THREADS": threads, "LLMCTL_THREADS": threads}
+        commands = {
+            "ours": [sys.executable, __file__, *sys.argv[1:], "--case", name, "--folder", folder],
+            "peer": [options.peer_python, str(Path(__file__).with_name("tuning_peer.py")), folder],
+        }
+        for side, command in commands.items():
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             if done.returncode:
                 raise SystemExit(f"{name}, {side}:\n{done.stdout[-4000:]}")
@@ -345,9 +242,6 @@ def _run(name: str, options: argparse.Namespace) -> dict[str, float]:
     if options.output:
         keep(name, {"llmctl": sides["ours"], "peer": sides["peer"]}, options.output)
     return compare(name, sides["ours"], sides["peer"])
-
-
-SIDES = {"ours": ours, "peer": peer}
 
 
 if __name__ == "__main__":
