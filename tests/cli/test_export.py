@@ -192,7 +192,9 @@ def test_a_packed_folder_answers_as_the_model_packed_at_load(tmp_path, weights):
         (["--weights", "int8"], "--weights has no effect on a packed model"),
         (["--engine", "dynamic"], "which only the fused engine runs"),
         (["--no-cache"], "--no-cache has no effect"),
-        (["--adapter", "x"], "pack the model with its adapter"),
+        (["--base", "x"], "--base and --allow-other-base are for adapters"),
+        (["--allow-other-base"], "--base and --allow-other-base are for adapters"),
+        (["--adapter", "x"], "x holds no adapter"),
         (["--max-new-tokens", "600"], "over the 512 positions"),
     ):
         assert part in llmctl("generate", tmp_path / "packed", *ASK, *words, code=2)[1]

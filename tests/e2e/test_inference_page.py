@@ -25,7 +25,7 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
         {**row, **more} for row, more in zip(questions, ({}, {"adapter": "formal"}, {"adapter": "short"}), strict=True)
     ]
     Path("by-adapter.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
-    said = follow(PAGE, "finetune", {}, 13)
+    said = follow(PAGE, "finetune", {}, 14)
     assert all(said.values())
     answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
     assert [row["src"] for row in answers] == [row["src"] for row in questions]

@@ -6,12 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmctl.adapters import base as bases
 from llmctl.adapters.adapter import Adapter, Part
 from llmctl.adapters.folder import Opened, open_adapter
+from llmctl.adapters.merge import merge
 from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.dtypes import cast
-from llmctl.errors import CheckpointError, UnsupportedError
+from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
+from llmctl.infer.opening import Packing, packed_model, put_adapters
 from llmctl.infer.packed_adapters import merged_state, pack_adapter, pack_prefix, widths_of
+from llmctl.infer.packed_folder import open_packed, read_header, save_packed
 from llmctl.infer.packing import Rounded, graph_of, pack, pack_model, state_of
 from llmctl.nn.blockwise import round_trip
 from llmctl.testing.stepping import Stepping
@@ -85,3 +89,88 @@ def test_an_adapter_of_a_layer_that_is_not_there_is_refused():
         CheckpointError, match=r"the adapter one changes model\.odd, which is no linear of the fused decoder"
     ):
         pack_adapter(odd, graph_of(opened.plugin, opened.dims), widths_of(opened.plugin, opened.dims), "one")
+
+
+def folder_of(opened, path, kind="float32"):
+    """A packed folder of an adapter's base, without the adapter."""
+    packed = packed_model(opened.base, opened.plugin, opened.dims, Packing(kind=kind))
+    save_packed(packed, path, opened.base, opened.plugin)
+    return path
+
+
+def over(path, folder):
+    """An adapter's folder with a packed folder as its base."""
+    return open_adapter(folder, path, noted=read_header(path)["base"])
+
+
+@pytest.mark.parametrize("case", ["gpt2_dora_rslora", "llama_patterns", "mixtral_experts", "qwen2_rslora"])
+def test_a_packed_folder_takes_adapters_when_it_runs(case, tmp_path):
+    folder = GOLDENS / case / "adapter"
+    golden, opened = np.load(GOLDENS / case / "golden.npz"), open_adapter(folder)
+    plugin, dims, rows = opened.plugin, opened.dims, golden["input_ids"]
+    path = folder_of(opened, tmp_path / "packed")
+    if any(part.magnitude is not None for part in opened.adapter.parts.values()):
+        with pytest.raises(
+            UnsupportedError, match=r"\(DoRA, .*llmctl merge, or .*llmctl export --engine fused --adapter"
+        ):
+            put_adapters(open_packed(path), plugin, dims, over(path, folder))
+        return
+    adapted = put_adapters(open_packed(path), plugin, dims, over(path, folder))
+    np.testing.assert_allclose(logits(adapted, rows, 0), golden["logits"], atol=1e-4)
+    # Several in one batch over rounded weights: what packing at load gives, number for number.
+    parts = {name: replace(part, scale=-2 * part.scale) for name, part in opened.adapter.parts.items()}
+    named = {"one": opened, "two": replace(opened, adapter=replace(opened.adapter, parts=parts))}
+    at_load = packed_model(opened.base, plugin, dims, Packing(kind="int8"), None, named)
+    later = put_adapters(open_packed(folder_of(opened, tmp_path / "int8", "int8")), plugin, dims, None, named)
+    chosen = [-1, 0, 1]
+    found = [
+        np.stack(Stepping(Twin(model), model.graph, chosen).feed(*((place, rows[0]) for place in range(3))))
+        for model in (at_load, later)
+    ]
+    np.testing.assert_array_equal(*found)
+    assert len({row.tobytes() for row in found[1]}) == 3
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama_projected"])
+def test_a_packed_folder_takes_virtual_tokens_when_it_runs(case, tmp_path):
+    folder = PREFIXES / case / "adapter"
+    golden, opened = np.load(PREFIXES / case / "golden.npz"), open_adapter(folder)
+    path, rows = folder_of(opened, tmp_path / "packed"), golden["input_ids"]
+    model = put_adapters(open_packed(path), opened.plugin, opened.dims, over(path, folder))
+    found = Stepping(Twin(model), model.graph, [-1] * len(rows), prefix=model.prefix).feed(*enumerate(rows))
+    np.testing.assert_allclose(np.stack(found), golden["logits"], atol=1e-4)
+    for more in ((opened,), (None, {"one": opened})):
+        with pytest.raises(UnsupportedError, match="virtual tokens were packed with the model"):
+            put_adapters(model, opened.plugin, opened.dims, *more)
+    with pytest.raises(UnsupportedError, match="--adapter one: virtual tokens stand before every sequence"):
+        put_adapters(open_packed(path), opened.plugin, opened.dims, None, {"one": opened})
+
+
+@pytest.mark.parametrize("case", ["bloom_dora", "gpt2_dora_rslora", "llama_plain", "mixtral_experts"])
+def test_a_merged_base_is_noted_as_the_folder_of_merged_weights_would_be(case, tmp_path):
+    opened = open_adapter(GOLDENS / case / "adapter")
+    plugin, dims = opened.plugin, opened.dims
+    state = open_source(opened.base, plugin, dims).state
+    noted = bases.record(opened.base, plugin, dims)
+    assert bases.record(opened.base, plugin, dims, state) == noted
+    merge(opened, tmp_path / "merged", "float32")
+    save_packed(
+        packed_model(opened.base, plugin, dims, Packing(), opened),
+        tmp_path / "packed",
+        opened.base,
+        plugin,
+        False,
+        opened,
+    )
+    found = read_header(tmp_path / "packed")["base"]
+    assert found == {**bases.record(tmp_path / "merged", plugin, dims), "path": noted["path"]}
+    assert found["values_hash"] != noted["values_hash"]
+
+
+def test_a_name_that_was_packed_with_the_model_cannot_be_given_again():
+    opened = open_adapter(GOLDENS / "llama_plain" / "adapter")
+    model = packed_model(opened.base, opened.plugin, opened.dims, Packing(), None, {"one": opened})
+    with pytest.raises(ConfigError, match="--adapter one: an adapter of this name was packed with the model"):
+        put_adapters(model, opened.plugin, opened.dims, None, {"one": opened})
+    both = put_adapters(model, opened.plugin, opened.dims, opened)
+    assert [adapter.name for adapter in both.adapters] == ["one", str(opened.folder)] and len(model.adapters) == 1

@@ -122,7 +122,7 @@ def test_a_damaged_header_is_found_at_once(packed, change):
 
 def test_a_folder_of_another_layout_is_refused(packed, monkeypatch):
     monkeypatch.setattr("llmctl.infer.packed_folder.LAYOUT", 99)
-    with pytest.raises(CheckpointError, match="this llmctl reads format 1 with layout 99: pack the model again"):
+    with pytest.raises(CheckpointError, match="this llmctl reads format 2 with layout 99: pack the model again"):
         open_packed(packed)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from llmctl.adapters import targets
 from llmctl.checkpoint import parts
-from llmctl.checkpoint.dtypes import STORAGE, round_bfloat16
+from llmctl.checkpoint.dtypes import STORAGE, cast, round_bfloat16
 from llmctl.checkpoint.folder import open_folder
 from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.layout import recognise
@@ -28,8 +28,16 @@ CORNER = 4
 """So many rows and columns of each linear are looked at."""
 
 
-def record(base: Path, plugin: Any, dims: Dims) -> dict[str, Any]:
-    """What to note of a base: family, the card's hash, and hashes of its tensors' shapes and of some of its values."""
+def record(base: Path, plugin: Any, dims: Dims, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What to note of a base: family, the card's hash, and hashes of its tensors' shapes and of some of its values.
+
+    Args:
+        base: Its folder.
+        plugin: Its family.
+        dims: Its dims.
+        state: Its tensors by their names on the card, where they are not those of the folder: anything with ``dtype`` and
+            ``numpy()``.
+    """
     shapes = {tensor.name: list(tensor.shape) for tensor in plugin.card.expand(dims)}
     return {
         "family": plugin.card.name,
@@ -37,11 +45,18 @@ def record(base: Path, plugin: Any, dims: Dims) -> dict[str, Any]:
         "path": str(base.resolve()),
         "tensors": len(shapes),
         "shapes_hash": _digest(json.dumps(sorted(shapes.items())).encode()),
-        "values_hash": _values_hash(base, plugin, dims),
+        "values_hash": _values_hash(base, plugin, dims) if state is None else _state_hash(state, plugin, dims),
     }
 
 
-def check(noted: Mapping[str, Any], base: Path, plugin: Any, dims: Dims, allow_other: bool = False) -> None:
+def check(
+    noted: Mapping[str, Any],
+    base: Path,
+    plugin: Any,
+    dims: Dims,
+    allow_other: bool = False,
+    now: Mapping[str, Any] | None = None,
+) -> None:
     """Passes when a folder is the base that was noted.
 
     Args:
@@ -50,6 +65,7 @@ def check(noted: Mapping[str, Any], base: Path, plugin: Any, dims: Dims, allow_o
         plugin: Its family.
         dims: Its dims.
         allow_other: Whether other values may stand in tensors of the same shapes.
+        now: From `record`, where the folder does not hold the tensors themselves; None = they are looked at.
 
     Raises:
         CheckpointError: It is another family's, has other tensors, or other values.
@@ -60,7 +76,7 @@ def check(noted: Mapping[str, Any], base: Path, plugin: Any, dims: Dims, allow_o
         raise CheckpointError(
             f"the adapter belongs to a model of {noted.get('family')}, {base} is of {plugin.card.name}"
         )
-    now = record(base, plugin, dims)
+    now = record(base, plugin, dims) if now is None else now
     if noted.get("shapes_hash") != now["shapes_hash"]:
         raise CheckpointError(
             f"{base} is not the adapter's base: it has {now['tensors']} tensors, shapes {now['shapes_hash']}; "
@@ -105,6 +121,15 @@ def _values_hash(base: Path, plugin: Any, dims: Dims) -> str:
         path = targets.module_of(target)
         if path in known:
             digest.update(_corner(sources, known[path].shape).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _state_hash(state: Mapping[str, Any], plugin: Any, dims: Dims) -> str:
+    """As `_values_hash`, of tensors that lie in no folder."""
+    digest = hashlib.sha256()
+    for name in sorted(tensor.name for tensor in targets.linears(plugin.card, dims).values()):
+        corner = cast(state[name].numpy()[:CORNER, :CORNER], state[name].dtype, "float32")
+        digest.update(round_bfloat16(np.ascontiguousarray(corner)).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,13 @@ def is_adapter(folder: Path) -> bool:
     return any((folder / name).is_file() for name in FORMATS)
 
 
-def open_adapter(folder: Path, base: Path | None = None, family: str = "auto", allow_other: bool = False) -> Opened:
+def open_adapter(
+    folder: Path,
+    base: Path | None = None,
+    family: str = "auto",
+    allow_other: bool = False,
+    noted: Mapping[str, Any] | None = None,
+) -> Opened:
     """The adapter of a folder with its base found and checked.
 
     Args:
@@ -58,6 +65,7 @@ def open_adapter(folder: Path, base: Path | None = None, family: str = "auto", a
         base: Folder of the base; None = the one that the adapter names.
         family: Name of the base's family, or ``"auto"``.
         allow_other: Whether the base may have other values than the one that was trained on.
+        noted: What ``base.record`` gave of the base, where its folder does not hold the tensors themselves.
 
     Raises:
         LlmctlError: The base is not there or another one, or the adapter's tensors do not fit it.
@@ -70,7 +78,7 @@ def open_adapter(folder: Path, base: Path | None = None, family: str = "auto", a
     plugin = plugins.resolve(family, config, str(found / "config.json"))
     dims = plugin.card.dims_from_config(config, str(found / "config.json"))
     adapter = read(folder, plugin, dims)
-    bases.check(adapter.record.get("base", {}), found, plugin, dims, allow_other)
+    bases.check(adapter.record.get("base", {}), found, plugin, dims, allow_other, noted)
     return Opened(folder, adapter, found, plugin, dims)
 
 

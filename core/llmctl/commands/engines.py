@@ -13,6 +13,7 @@ from llmctl.commands.model_source import ModelSource, open_model
 from llmctl.errors import ConfigError, LlmctlError, UnsupportedError
 
 if TYPE_CHECKING:
+    from llmctl.adapters.folder import Opened
     from llmctl.dims import Dims
     from llmctl.fused import Contexts
     from llmctl.infer.runner import Runner
@@ -185,27 +186,37 @@ def _fused(source: ModelSource, named: Mapping[str, Any], given: Mapping[str, An
 
 def _packed(model: Path, given: Mapping[str, Any]) -> Chosen:
     from llmctl import plugins
+    from llmctl.adapters.folder import tokenizer_folder
     from llmctl.checkpoint.hf_config import read_config
+    from llmctl.infer.opening import put_adapters
     from llmctl.infer.packed_folder import open_packed, read_header
 
     if given["engine"] not in ("auto", "fused"):
         raise ConfigError(f"--engine {given['engine']}: {model} holds a packed model, which only the fused engine runs")
-    if given["adapters"] or given["base"] or given["allow_other_base"]:
-        raise ConfigError(f"{model} is a packed model; pack the model with its adapter: llmctl export --engine fused")
+    single, named = _adapters(given["adapters"])
+    if given["base"] or (given["allow_other_base"] and not given["adapters"]):
+        raise ConfigError(f"--base and --allow-other-base are for adapters; {model} holds none")
     if given["no_cache"]:
         raise ConfigError("--no-cache has no effect with the fused engine; leave it out")
     for name in ("weights", "group"):
         if given[name] is not None:
             raise ConfigError(f"--{name} has no effect on a packed model, whose weights are packed already")
-    packed = open_packed(model)
-    card = plugins.load(read_header(model)["family"]).card
-    dims = card.dims_from_config(read_config(model), str(model / "config.json"))
+    packed, header = open_packed(model), read_header(model)
+    plugin = plugins.load(header["family"])
+    dims = plugin.card.dims_from_config(read_config(model), str(model / "config.json"))
+    folders = {**named, **({"": single} if single else {})}
+    opened = _named(folders, model, header["family"], given["allow_other_base"], header["base"])
+    adapted, before = opened.pop("", None), len(packed.adapters)
+    packed = put_adapters(packed, plugin, dims, adapted, opened)
+    # One that has no name is for every sequence.
+    every = before if adapted and len(packed.adapters) > before else -1
 
     def load(tokenizer: Ends, lengths: Sequence[int]) -> tuple[Runner, int]:
-        return _continuous(packed, dims, tokenizer, lengths, given)
+        return _continuous(packed, dims, tokenizer, lengths, given, every)
 
-    names = tuple(adapter.name for adapter in packed.adapters)
-    return Chosen("fused", card, model, packed.graph.vocab, names, packed.graph.contexts, load)
+    names = tuple(adapter.name for adapter in packed.adapters[: None if every < 0 else every])
+    words = tokenizer_folder(adapted.folder, model) if adapted else model
+    return Chosen("fused", plugin.card, words, packed.graph.vocab, names, packed.graph.contexts, load)
 
 
 def _contexts(source: ModelSource) -> Contexts | None:
@@ -218,7 +229,7 @@ def _contexts(source: ModelSource) -> Contexts | None:
 
 
 def _continuous(
-    model: Any, dims: Dims, tokenizer: Ends, lengths: Sequence[int], given: Mapping[str, Any]
+    model: Any, dims: Dims, tokenizer: Ends, lengths: Sequence[int], given: Mapping[str, Any], adapter: int = -1
 ) -> tuple[Runner, int]:
     from llmctl.infer.batch import BLOCK
     from llmctl.infer.opening import engine_of
@@ -237,7 +248,7 @@ def _continuous(
     if not lengths:
         # A conversation grows as long as the cache allows; then it forgets its oldest turns.
         limit = min(asked[0], engine.statistics().blocks * BLOCK - virtual - BLOCK)
-    return Continuous(engine, 2 * rows), limit
+    return Continuous(engine, 2 * rows, adapter), limit
 
 
 def _batches(model: Any, tokenizer: Ends, given: Mapping[str, Any], engine: str) -> Runner:
@@ -268,7 +279,9 @@ def _adapters(texts: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
     return (Path(plain[0]) if plain else None), {name: Path(folder) for name, folder in named.items()}
 
 
-def _named(named: Mapping[str, Path], model: Path, family: str, allow_other_base: bool) -> dict[str, Any]:
+def _named(
+    named: Mapping[str, Path], model: Path, family: str, allow_other: bool, noted: Mapping[str, Any] | None = None
+) -> dict[str, Opened]:
     from llmctl.adapters.folder import open_adapter
 
-    return {name: open_adapter(folder, model, family, allow_other_base) for name, folder in named.items()}
+    return {name: open_adapter(folder, model, family, allow_other, noted) for name, folder in named.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.adapters.prefix import Prefix
-from llmctl.errors import UnsupportedError
+from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.infer.batch import BLOCK, Executor
 from llmctl.infer.cache_size import blocks_for, free_memory
 from llmctl.infer.engine import Engine
@@ -78,6 +78,45 @@ def packed_model(
     widths = packed_adapters.widths_of(plugin, dims)
     adapters = [_adapter(name, opened, graph, widths) for name, opened in (named or {}).items()]
     return replace(model, prefix=prefix, adapters=adapters)
+
+
+def put_adapters(
+    model: PackedModel,
+    plugin: Plugin,
+    dims: Dims,
+    adapted: Opened | None = None,
+    named: Mapping[str, Opened] | None = None,
+) -> PackedModel:
+    """A model that was packed before, with adapters beside its weights, which stay as they are.
+
+    Args:
+        model: The model.
+        plugin: Its family.
+        dims: Its dims.
+        adapted: An adapter for every sequence: the last of the model's, or virtual tokens.
+        named: Adapters that sequences may name, in order, after those that the model has.
+
+    Raises:
+        LlmctlError: The weights would have to change for an adapter, or the model has virtual tokens or the name already.
+    """
+    from dataclasses import replace
+
+    from llmctl.infer import packed_adapters
+
+    given = {} if named is None else dict(named)
+    if model.prefix is not None and (adapted or given):
+        raise UnsupportedError(
+            "virtual tokens were packed with the model, and adapters do not go beside them; pack the model without"
+        )
+    if taken := sorted({adapter.name for adapter in model.adapters} & set(given)):
+        raise ConfigError(f"--adapter {taken[0]}: an adapter of this name was packed with the model; choose another")
+    if adapted is not None and isinstance(adapted.adapter, Prefix):
+        return replace(model, prefix=packed_adapters.pack_prefix(adapted.adapter, model.graph))
+    if adapted is not None:
+        given[str(adapted.folder)] = adapted
+    widths = packed_adapters.widths_of(plugin, dims)
+    new = [_adapter(name, opened, model.graph, widths) for name, opened in given.items()]
+    return replace(model, adapters=[*model.adapters, *new])
 
 
 def executor_of(model: PackedModel, kv: str = "float32", step_tokens: int = 512) -> Executor:
@@ -149,7 +188,8 @@ def _adapter(name: str, opened: Opened, graph: Any, widths: Mapping[str, int]) -
         raise UnsupportedError(f"--adapter {name}: virtual tokens stand before every sequence; leave out the name")
     if opened.quantised:
         raise UnsupportedError(
-            f"--adapter {name} was trained over a base in {opened.quantised}, which others are not; use it alone, "
-            "without a name"
+            f"--adapter {name} was trained over a base in {opened.quantised}, which packed weights are not; let it become "
+            "part of them: name it alone, without a name, beside the model itself, or pack them together: llmctl export "
+            "--engine fused --adapter FOLDER"
         )
     return packed_adapters.pack_adapter(opened.adapter, graph, widths, name)

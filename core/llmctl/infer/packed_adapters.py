@@ -37,7 +37,8 @@ def pack_adapter(adapter: Adapter, graph: FusedDecoder, widths: Mapping[str, int
     if long := [path for path, part in adapter.parts.items() if part.magnitude is not None]:
         raise UnsupportedError(
             f"the adapter {name} sets the lengths of columns (DoRA, {long[0]} and others), which a base of packed weights "
-            "cannot give at run time; merge it: llmctl merge, or merge it while packing"
+            "cannot give at run time; merge it: llmctl merge, or while the model is packed: llmctl export --engine fused "
+            "--adapter FOLDER"
         )
     order, changes, left = qkv_order(graph), {}, set(adapter.parts)
     for index, slots in enumerate(graph.layers):

@@ -1,6 +1,7 @@
 """Packed models on disk: a folder that is mapped into memory, so that opening it reads next to nothing and copies nothing.
 
-``packed.json`` describes the model and every array (place, size, SHA-256) and holds a hash of itself; ``weights.packed`` holds
+``packed.json`` describes the model and every array (place, size, SHA-256), notes what adapters are checked against (``base``, as
+``adapters.base.record`` gives it of the floats that were packed) and holds a hash of itself; ``weights.packed`` holds
 the arrays, each at a multiple of ``ALIGNMENT`` bytes. The source's config.json and tokenizer lie beside them.
 """
 
@@ -18,17 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl import plugins
+from llmctl.adapters import base as bases
 from llmctl.adapters.folder import Opened
 from llmctl.adapters.merge import put_tokenizer
+from llmctl.adapters.prefix import Prefix
 from llmctl.checkpoint.atomic import atomic_folder
-from llmctl.checkpoint.convert import copy_rest
+from llmctl.checkpoint.convert import copy_rest, open_source
+from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
 from llmctl.fused import Contexts, Experts, FusedDecoder, Rope
+from llmctl.infer.packed_adapters import merged_state
 from llmctl.infer.packed_model import Adapted, Layer, Linear, Norm, PackedAdapter, PackedModel
 from llmctl_ops.packed import LAYOUT, PackedLinear
 
 HEADER, WEIGHTS = "packed.json", "weights.packed"
-FORMAT = 1
+FORMAT = 2
 """Of the header; raised when an older reader would misread it."""
 
 ALIGNMENT = 64
@@ -81,6 +86,7 @@ def save_packed(
             "layout": LAYOUT,
             "family": plugin.card.name,
             "card": plugin.card.hash(),
+            "base": _base(source, plugin, adapted),
             "versions": dict(plugins.versions(plugin)),
             "bytes": size,
             "arrays": rows,
@@ -148,6 +154,14 @@ def read_header(folder: Path) -> Mapping[str, Any]:
             f"{_REMEDY}"
         )
     return header
+
+
+def _base(source: Path, plugin: Any, adapted: Opened | None) -> dict[str, Any]:
+    """What tells whether an adapter was trained on the weights that are packed."""
+    dims = plugin.card.dims_from_config(read_config(source), str(source / "config.json"))
+    if adapted is None or isinstance(adapted.adapter, Prefix):
+        return bases.record(source, plugin, dims)
+    return bases.record(source, plugin, dims, merged_state(open_source(source, plugin, dims).state, adapted))
 
 
 def _digest(header: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -81,14 +82,15 @@ class Continuous:
     Args:
         engine: The engine.
         ahead: Most requests that are under way or wait.
+        adapter: Of requests that name none; -1 = none.
     """
 
-    def __init__(self, engine: Engine, ahead: int = 128) -> None:
-        self.engine, self.ahead = engine, ahead
+    def __init__(self, engine: Engine, ahead: int = 128, adapter: int = -1) -> None:
+        self.engine, self.ahead, self.adapter = engine, ahead, adapter
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generation]]:
         """As ``Runner``."""
-        left = enumerate(requests)
+        left = enumerate(self._adapted(request) for request in requests)
         places: dict[int, int] = {}
         try:
             while True:
@@ -107,3 +109,6 @@ class Continuous:
         finally:
             for number in places:
                 self.engine.cancel(number)
+
+    def _adapted(self, request: Request) -> Request:
+        return request if request.adapter >= 0 or self.adapter < 0 else replace(request, adapter=self.adapter)
