@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llmctl_ops import library
-from llmctl_ops.registry import OPS, TOLERANCE, Op
+import paddle
+
+from llmctl_ops import cuda, library
+from llmctl_ops.registry import OPS, TOLERANCE, Op, sampling_difference
 
 
 @dataclass(frozen=True)
@@ -13,8 +17,8 @@ class Finding:
     """One operator.
 
     Args:
-        op: Its name.
-        path: ``avx512``, ``avx2``, ``portable`` or ``reference``.
+        op: Its name; ``cuda`` for the kernels for GPUs.
+        path: ``avx512vnni``, ``avx512``, ``avx2``, ``portable`` or ``reference``; ``cuda`` for the kernels for GPUs.
         why: Why this path.
         error: Largest difference from the twin, as a part of the largest value or of 1; None = nothing to compare.
         problem: What is wrong; empty = nothing.
@@ -27,21 +31,47 @@ class Finding:
     problem: str
 
 
-def examine() -> list[Finding]:
-    """A finding for each operator."""
-    return [_examine(op) for op in OPS]
+def examine(more: Sequence[Op] = ()) -> list[Finding]:
+    """A finding for each operator, and one for the kernels for GPUs if they were built.
+
+    Args:
+        more: What else is made of the library and to be compared.
+    """
+    found = [_examine(op) for op in (*OPS, *more)]
+    return [*found, _examine_cuda()] if cuda.FILE.exists() else found
 
 
 def _examine(op: Op) -> Finding:
     found = library.load()
     if found.handle is None:
         return Finding(op.name, found.level, found.why, None, "")
+    return _compared(op.name, found.level, found.why, op.compare, "set LLMCTL_OPS=reference")
+
+
+def _examine_cuda() -> Finding:
+    name = cuda.FILE.name
+    if cuda.load() is None:
+        try:
+            ctypes.CDLL(str(cuda.FILE))
+            why = f"{name} has other functions than are needed"
+        except OSError as error:
+            why = f"{name} cannot be loaded ({error})"
+        return Finding("cuda", "reference", f"{why}; reinstall llmctl-ops", None, "")
+    if not paddle.is_compiled_with_cuda() or not paddle.device.cuda.device_count():
+        return Finding("cuda", "cuda", f"{name} was built; there is no GPU here, or none that paddle can use", None, "")
+
+    def compare() -> float:
+        place = paddle.CUDAPlace(0)
+        return sampling_difference(lambda logits, *rest: cuda.choose(paddle.to_tensor(logits, place=place), *rest))
+
+    return _compared("cuda", "cuda", f"{name} for tensors on GPUs", compare, f"remove {cuda.FILE}")
+
+
+def _compared(name: str, path: str, why: str, compare: Callable[[], float], remedy: str) -> Finding:
     try:
-        error = op.compare()
+        error = compare()
     except Exception as failure:  # whatever it is, it is this operator's finding
-        return Finding(op.name, found.level, found.why, None, f"{type(failure).__name__}: {failure}")
+        return Finding(name, path, why, None, f"{type(failure).__name__}: {failure}")
     # Written so that a difference that is not a number fails.
-    problem = (
-        "" if error <= TOLERANCE else f"differs by {error:.2g}, more than {TOLERANCE:.0e}: set LLMCTL_OPS=reference"
-    )
-    return Finding(op.name, found.level, found.why, error, problem)
+    problem = "" if error <= TOLERANCE else f"differs by {error:.2g}, more than {TOLERANCE:.0e}: {remedy}"
+    return Finding(name, path, why, error, problem)

@@ -15,6 +15,7 @@ import pytest
 from test_ops_sampling import FORMS, LOGITS, SAID
 
 from llmctl_ops import cuda
+from llmctl_ops.registry import sampling_difference
 from llmctl_ops.sampling import Choice, choose_one
 
 FOLDER = Path(__file__).parent
@@ -85,6 +86,11 @@ def test_equal_scores_are_kept_and_taken_in_the_same_order(choice, device):
     rows = [dataclasses.replace(choice, draw=draw) for draw in np.linspace(0, 1, 20, endpoint=False).tolist()]
     found = _choose(logits, rows, device)
     assert found.token_L.tolist() == [choose_one(row, one)[0] for row, one in zip(logits, rows, strict=True)]
+
+
+def test_what_the_doctor_compares_is_equal(device):
+    found = sampling_difference(lambda logits, rows, logprobs: _choose(logits, rows, device, logprobs=logprobs))
+    assert found < 1e-12
 
 
 def test_no_rows_choose_nothing(device):

@@ -13,7 +13,9 @@ from click.testing import CliRunner
 
 import llmctl_ops
 from llmctl.commands.ops import command
-from llmctl_ops import library, registry
+from llmctl.infer.native import NativeExecutor
+from llmctl_ops import cuda, library, registry
+from llmctl_ops.sampling import Sampler
 
 OPS = Path(__file__).resolve().parents[1]
 
@@ -89,8 +91,35 @@ def test_a_value_that_is_none_of_the_choices_is_refused():
 def test_the_doctor_finds_every_operator_equal_to_its_twin(level, doctor):
     code, findings = doctor(library.load())
     assert code == 0
-    assert set(findings) == {op.name for op in registry.OPS}
+    findings.pop("cuda", None)
+    assert set(findings) == {op.name for op in registry.OPS} | {"decoder"} and "sampling" in findings
     assert all(row["path"] == level and 0 <= row["error"] < registry.TOLERANCE for row in findings.values())
+
+
+def test_the_doctor_finds_a_step_that_computes_something_else(level, doctor, monkeypatch):
+    original = NativeExecutor.run
+    monkeypatch.setattr(NativeExecutor, "run", lambda self, batch: original(self, batch) + 1e-3)
+    code, findings = doctor(library.load())
+    assert code == 1 and "differs by" in findings["decoder"]["problem"]
+
+
+def test_sampling_that_takes_another_token_is_infinitely_apart():
+    def wrong(logits, rows, logprobs):
+        found = Sampler(logits.shape[1]).choose(logits, rows, logprobs)
+        found.token_L[4] += 1
+        return found
+
+    assert registry.sampling_difference(wrong) == float("inf")
+
+
+def test_the_doctor_tells_of_kernels_for_gpus_only_where_they_were_built(doctor, monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda, "FILE", tmp_path / "library.so")
+    monkeypatch.setattr(cuda, "load", lambda: None)
+    assert "cuda" not in doctor(library.load())[1]
+    cuda.FILE.write_bytes(b"this is no library")
+    code, findings = doctor(library.load())
+    assert code == 0 and findings["cuda"]["path"] == "reference"
+    assert "library.so cannot be loaded" in findings["cuda"]["why"] and findings["cuda"]["error"] is None
 
 
 @pytest.mark.parametrize("error", [1.0, float("nan")])
