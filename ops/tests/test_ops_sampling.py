@@ -29,6 +29,7 @@ FORMS = {
         context=SAID, generated=90, excluded=SAID[:7], sample=True, temperature=1.4, top_k=300, top_p=0.9, min_p=0.01,
         repetition=1.3, presence=0.2, frequency=0.1,
     ),
+    "nearly flat": Choice(sample=True, temperature=100.0, top_p=0.7),
     "flat": Choice(sample=True, temperature=1e6, top_p=0.25),
     "sharp": Choice(sample=True, temperature=1e-3),
 }  # fmt: skip
@@ -111,6 +112,28 @@ def test_a_broken_row_has_a_status_and_the_others_their_tokens(status, level):
         assert found.status_L.tolist() == [0, status, 0] and status in FAULTS
         assert found.token_L[[0, 2]].tolist() == LOGITS[1:3].argmax(1).tolist()
         assert choose_one(row, choice)[2] == status
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.6, 0.95])
+def test_the_nucleus_ends_at_the_right_token_however_near_the_scores_are(top_p, level):
+    random, count = np.random.default_rng(1), 2999  # a prime: no part of it falls on a token
+    rows = {
+        "all alike": np.zeros(count),
+        "two scores": random.integers(0, 2, count) * 1e-30,
+        "steps that shrink": 0.05 * 0.5 ** random.integers(0, 140, count).astype(float),
+        "smallest numbers": random.integers(0, 9, count) * 1e-45,
+        "far apart": random.integers(0, 3, count) * -1e30,
+        "a narrow and a wide part": np.where(
+            random.random(count) < 0.5, random.normal(0, 1e-4, count), -random.random(count)
+        ),
+    }
+    logits = np.stack(list(rows.values())).astype(np.float32)
+    for draw in (0.0, 0.2, 0.41, 0.77, 0.999):
+        choice = Choice(sample=True, top_p=top_p, draw=draw)
+        found = Sampler(count).choose(logits, [choice] * len(rows)).token_L
+        assert dict(zip(rows, found.tolist(), strict=True)) == {
+            name: choose_one(row, choice)[0] for name, row in zip(rows, logits, strict=True)
+        }
 
 
 def test_minus_infinity_excludes_a_token(level):

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <float.h>
 #include <math.h>
 
 #include "../choice.h"
@@ -14,6 +15,8 @@ namespace {
 
 const int64_t BUCKETS = 1024;
 const double NARROWEST = 1.0 / 16;  // of a bucket of scores
+const double NO_SPREAD = 1e-290;    // scores as near to each other as that are not divided into buckets
+const int64_t FEW = 128;            // tokens that are sorted
 
 struct Ranked {
   double score;
@@ -107,37 +110,72 @@ INLINE int64_t bucket_of(double below) {
   return below < BUCKETS * NARROWEST ? (int64_t)(below / NARROWEST) : BUCKETS - 1;
 }
 
-// Excludes the least likely tokens that together have at most 1 - share of the probability; of two alike the first goes first.
-inline void keep_nucleus(double share, int64_t vocab, double most, Draft& d) {
-  double mass[BUCKETS] = {}, total = 0.0, above = 0.0;
-  for (int64_t i = 0; i < vocab; ++i) {
-    if (d.score[i] == -INFINITY) continue;
-    mass[bucket_of(most - d.score[i])] += d.weight[i];
-    total += d.weight[i];
-  }
+// The first bucket at whose end the mass from the highest score on reaches what is needed; `above` becomes the mass before it.
+inline int64_t edge_of(const double* mass, double needed, double& above) {
   int64_t edge = 0;
-  while (edge + 1 < BUCKETS && above + mass[edge] < share * total) above += mass[edge++];
-  int64_t count = 0;
-  for (int64_t i = 0; i < vocab; ++i) {
-    if (d.score[i] == -INFINITY) continue;
-    int64_t bucket = bucket_of(most - d.score[i]);
-    if (bucket == edge) d.heap[count++] = Ranked{d.score[i], (int32_t)i};
-    if (bucket > edge) d.score[i] = -INFINITY;
-  }
-  std::sort(d.heap, d.heap + count, [](const Ranked& a, const Ranked& b) {
-    return a.score != b.score ? a.score > b.score : a.token > b.token;
-  });
+  while (edge + 1 < BUCKETS && above + mass[edge] < needed) above += mass[edge++];
+  return edge;
+}
+
+// Of `count` tokens in the heap, in the order of the vocabulary, keeps those that the edge of the nucleus may part, and tells
+// their number: the others above the edge stay in, those below it are excluded. Each call parts at least two scores.
+inline int64_t narrow(double needed, int64_t count, double high, double low, double& above, Draft& d) {
+  double mass[BUCKETS] = {}, scale = (BUCKETS - 1) / (high - low);
+  auto bucket_in = [&](double score) { return std::min((int64_t)((high - score) * scale), BUCKETS - 1); };
+  for (int64_t i = 0; i < count; ++i) mass[bucket_in(d.heap[i].score)] += d.weight[d.heap[i].token];
+  int64_t edge = edge_of(mass, needed, above), left = 0;
   for (int64_t i = 0; i < count; ++i) {
-    if (above >= share * total) d.score[d.heap[i].token] = -INFINITY;
+    Ranked one = d.heap[i];
+    int64_t bucket = bucket_in(one.score);
+    d.score[one.token] = bucket > edge ? -INFINITY : one.score;
+    d.heap[left] = one;  // no branches: which side a token is on cannot be foreseen
+    left += bucket == edge;
+  }
+  return left;
+}
+
+// Excludes the least likely tokens that together have at most 1 - share of the probability, whose weights' sum is `total`; of
+// two alike the first goes first.
+inline void keep_nucleus(double share, int64_t vocab, double most, double total, Draft& d) {
+  double mass[BUCKETS] = {}, above = 0.0, needed = share * total;
+  for (int64_t i = 0; i < vocab; ++i)
+    if (d.score[i] != -INFINITY) mass[bucket_of(most - d.score[i])] += d.weight[i];
+  int64_t edge = edge_of(mass, needed, above), count = 0;
+  for (int64_t i = 0; i < vocab; ++i) {
+    Ranked one = {d.score[i], (int32_t)i};
+    int64_t bucket = bucket_of(most - one.score);
+    d.score[i] = bucket > edge ? -INFINITY : one.score;
+    d.heap[count] = one;
+    count += (bucket == edge) & (one.score != -INFINITY);
+  }
+  double high = INFINITY, low = -INFINITY;
+  while (count > FEW) {
+    auto ends = std::minmax_element(d.heap, d.heap + count, [](const Ranked& a, const Ranked& b) { return a.score < b.score; });
+    high = ends.second->score, low = ends.first->score;
+    if (high - low < NO_SPREAD) break;
+    count = narrow(needed, count, high, low, above, d);
+  }
+  if (count > FEW && high == low)
+    std::reverse(d.heap, d.heap + count);
+  else
+    std::sort(d.heap, d.heap + count, [](const Ranked& a, const Ranked& b) {
+      return a.score != b.score ? a.score > b.score : a.token > b.token;
+    });
+  for (int64_t i = 0; i < count; ++i) {
+    if (above >= needed) d.score[d.heap[i].token] = -INFINITY;
     above += d.weight[d.heap[i].token];
   }
 }
 
-// weight = e^(score - most); gives their sum in the order of tokens.
-inline double weigh(int64_t vocab, double most, Draft& d) {
+// weight = e^(score - most).
+INLINE void weigh(int64_t vocab, double most, Draft& d) {
   for (int64_t i = vocab; i < Draft::room(vocab); ++i) d.score[i] = -INFINITY;
   for (int64_t i = 0; i < vocab; i += PAIRED)
     *(LooseDoubles*)(d.weight + i) = exp_below(*(LooseDoubles*)(d.score + i) - most);
+}
+
+// The sum of the weights in the order of tokens.
+inline double sum_weights(int64_t vocab, const Draft& d) {
   double total = 0.0;
   for (int64_t i = 0; i < vocab; ++i) total += d.weight[i];
   return total;
@@ -149,13 +187,14 @@ inline Chosen draw_token(Choice& c, int64_t vocab, Draft& d) {
   keep_best(c.top_k, vocab, d);
   double most = *std::max_element(d.score, d.score + vocab);
   if (!(most > -INFINITY)) return NOTHING_LEFT;
-  double total = weigh(vocab, most, d);
-  bool fewer = c.top_p < 1.0 || c.min_p > 0.0;
-  if (c.top_p < 1.0) keep_nucleus(c.top_p, vocab, most, d);
-  if (c.min_p > 0.0)
-    for (int64_t i = 0; i < vocab; ++i)
-      if (d.score[i] < most + log(c.min_p)) d.score[i] = -INFINITY;
-  if (fewer) total = weigh(vocab, most, d);
+  weigh(vocab, most, d);
+  double total = sum_weights(vocab, d);
+  if (c.top_p < 1.0) keep_nucleus(c.top_p, vocab, most, total, d);
+  if (c.top_p < 1.0 || c.min_p > 0.0) {
+    const double least = c.min_p > 0.0 ? most + log(c.min_p) : -DBL_MAX;
+    for (int64_t i = 0; i < vocab; ++i) d.weight[i] = d.score[i] < least ? 0.0 : d.weight[i];
+    total = sum_weights(vocab, d);
+  }
   double sum = 0.0;
   for (int64_t i = 0; i < vocab; ++i) {
     if (d.weight[i] > 0.0) c.token = (int32_t)i;  // the last one stands where rounding leaves nothing above the draw
