@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 from test_export import ASK, STARTER, llmctl
 from test_generate_engines import rows_of, write_questions
@@ -10,6 +11,7 @@ from test_generate_engines import rows_of, write_questions
 from llmctl import plugins
 from llmctl.adapters import folder as folders
 from llmctl.adapters.folder import open_adapter
+from llmctl.adapters.prefix import Prefix, shape_of
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.infer.packed_folder import FORMAT, HEADER
 from llmctl.infer.random_model import write_random
@@ -53,7 +55,21 @@ def test_an_adapter_without_a_name_is_for_every_prompt(packed, tmp_path):
     assert outputs[0] == outputs[1]
     for more in ([], ["--beams", "2"], ["--speculate", "3"]):
         assert llmctl("generate", packed, "--adapter", adapter, *ASK, *more) != llmctl("generate", packed, *ASK, *more)
+    expected = llmctl("generate", packed, "--adapter", adapter, *ASK)
+    assert llmctl("generate", adapter, "--base", packed, *ASK) == expected
     assert "given are: none" in llmctl("generate", packed, "--adapter", adapter, *words, file, code=2)[1]
+
+
+def test_virtual_tokens_go_before_the_prompts_of_a_packed_folder(packed, tmp_path):
+    found = open_adapter(write_adapter(tmp_path / "adapter", STARTER))
+    values = np.random.default_rng(0).normal(size=shape_of(found.dims, 3)).astype("float32")
+    prefix = Prefix(values, base=str(STARTER), record=found.adapter.record)
+    (tmp_path / "prefix").mkdir()
+    folders.write(tmp_path / "prefix", prefix, found.plugin, found.dims)
+    for more in ([], ["--batch-size", "1"], ["--speculate", "2"]):
+        expected = llmctl("generate", STARTER, "--weights", "int8", "--adapter", tmp_path / "prefix", *ASK, *more)
+        assert llmctl("generate", packed, "--adapter", tmp_path / "prefix", *ASK, *more) == expected
+    assert expected != llmctl("generate", packed, *ASK)
 
 
 def test_an_adapter_of_another_base_is_refused_unless_it_is_wanted(packed, tmp_path):

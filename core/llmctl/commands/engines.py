@@ -75,6 +75,7 @@ def choose(model: Path, family: str, given: Mapping[str, Any]) -> Chosen:
     Raises:
         LlmctlError: The model cannot be opened, the engine cannot run it, or an option has no effect on it.
     """
+    from llmctl.adapters.folder import is_adapter
     from llmctl.infer import exported
     from llmctl.infer.packed_folder import is_packed
 
@@ -82,6 +83,8 @@ def choose(model: Path, family: str, given: Mapping[str, Any]) -> Chosen:
         return _static(model, given)
     if is_packed(model):
         return _packed(model, given)
+    if given["base"] and not given["adapters"] and is_adapter(model) and is_packed(given["base"]):
+        return _packed(given["base"], {**given, "adapters": [str(model)], "base": None})
     if given["engine"] == "static":
         raise ConfigError(
             f"--engine static: {model} holds no exported program; make one: llmctl export {model} --out FOLDER"
