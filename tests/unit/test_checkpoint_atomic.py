@@ -120,6 +120,15 @@ def test_a_file_is_replaced_in_one_step(tmp_path):
     assert listing(tmp_path) == ["best.json"]
 
 
+def test_a_file_takes_the_place_of_no_pipe_device_or_folder(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(CheckpointError, match=f"{name} is no regular file"), atomic_file(tmp_path / name):
+            pass
+    assert listing(tmp_path) == ["folder", "pipe"] and (tmp_path / "pipe").is_fifo()
+
+
 KILLED = """
 import os, signal, sys
 from llmctl.checkpoint import atomic_folder

@@ -51,9 +51,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """A temporary path; the file written there replaces ``path`` when the block ends without an exception.
 
     Raises:
-        CheckpointError: The file cannot be written, or the disk is full.
+        CheckpointError: The file cannot be written, the disk is full, or what is there is a folder, a device or a pipe, which
+            a file must not take the place of.
     """
     path = _absolute(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no regular file and cannot be replaced by one; name another file")
     with _explained(path), _locked_sibling(path) as temporary:
         file = temporary / path.name
         yield file

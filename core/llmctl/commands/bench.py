@@ -50,8 +50,8 @@ def command(ctx: click.Context, /, model: Path | None, random: str | None, file:
     """Measure prompts and answers of the model in the folder MODEL, or of one with random weights."""
     if (model is None) == (random is None):
         raise click.UsageError("give MODEL or --random")
-    if file is not None and file.is_dir():
-        raise ConfigError(f"--json {file} is a folder; name a file")
+    if file is not None and file.exists() and not file.is_file():
+        raise ConfigError(f"--json {file} is a folder, a device or a pipe; name a file")
     with _folder(model, random, ctx.obj["family"]) as folder:
         settings = {**given, "adapters": [str(given["adapter"])] if given["adapter"] else [], "no_cache": False,
                     "batch_size": given["requests"]}  # fmt: skip

@@ -139,10 +139,7 @@ def _check_sources(given: dict[str, Any]) -> None:
         raise click.UsageError("give one of --prompt, --input and --chat")
     if given["output_file"] and not given["input_file"]:
         raise click.UsageError("--output needs --input")
-    if given["output_file"] and given["output_file"].is_dir():
-        raise ConfigError(f"--output {given['output_file']} is a folder; name a file")
-    if given["input_file"] and not given["input_file"].is_file():
-        raise ConfigError(f"--input {given['input_file']}: there is no such file")
+    _check_files(given["input_file"], given["output_file"])
     if given["raw"] and (given["chat"] or given["chat_template"] != "auto"):
         raise click.UsageError("--raw excludes --chat and --chat-template")
     if given["chat"] and given["batch_size"]:
@@ -158,6 +155,19 @@ def _check_sources(given: dict[str, Any]) -> None:
         raise click.UsageError("--beams goes without --sample, --speculate, --stop, --logprobs and --chat")
     if "" in given["stops"]:
         raise ConfigError("--stop must not be empty")
+
+
+def _check_files(source: Path | None, target: Path | None) -> None:
+    if target and target.is_dir():
+        raise ConfigError(f"--output {target} is a folder; name a file")
+    if target and target.exists() and not target.is_file():
+        raise ConfigError(f"--output {target} is a device or a pipe; name a file, or leave it out to see the answers")
+    if source and not source.exists():
+        raise ConfigError(f"--input {source}: there is no such file")
+    if source and not source.is_file():
+        raise ConfigError(f"--input {source} is no regular file; name a file of JSON lines")
+    if source and target and target.exists() and target.samefile(source):
+        raise ConfigError(f"--output {target} is the file of --input, which would be lost; name another file")
 
 
 def _options(given: dict[str, Any]) -> SamplingOptions:

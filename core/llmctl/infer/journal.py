@@ -34,11 +34,13 @@ class Journal:
     def __init__(self, output: Path, about: Mapping[str, Any]) -> None:
         self.output, self.path = output, output.with_name(f".{output.name}.answers")
         self.rows: dict[int, dict[str, Any]] = {}
-        output.parent.mkdir(parents=True, exist_ok=True)
         try:
+            output.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("a+b")
         except OSError as error:
-            raise ConfigError(f"{self.path} cannot be written: {error.strerror}; name another --output") from None
+            raise ConfigError(
+                f"--output {output}: {error.filename} cannot be written: {error.strerror}; name another file"
+            ) from None
         try:
             self._lock()
             self._read(json.loads(json.dumps(dict(about))))
