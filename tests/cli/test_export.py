@@ -82,11 +82,16 @@ def test_what_a_tokenizer_needs_of_a_card_survives_the_file(name):
         (["export", "model"], "Missing option '--out'"),
         (["export", "model", "--out", "program"], "exists already; choose another folder, or add --overwrite"),
         (["export", "model", "--out", "model", "--overwrite"], "is the model itself"),
+        (["export", "model", "--out", ".", "--overwrite"], "holds other things than an exported model"),
+        (["export", "program", "--out", "new"], "name the model that it was made from"),
         (["export", "program/export.json", "--out", "new"], "is not a folder"),
         (["export", "model", "--out", "program/export.json", "--overwrite"], "is a file"),
         (["export", "model", "--out", "new", "--base", "model"], "are for adapters"),
         (["export", "model", "--out", "new", "--weights", "int8"], "--weights has no effect with --engine static"),
-        (["export", "model", "--out", "new", "--engine", "fused", "--group", "3"], "group=3 must be 0 or a multiple"),
+        (
+            ["export", "model", "--out", "new", "--engine", "fused", "--group", "3"],
+            "group=3 is for weights of int8 and int4",
+        ),
     ],
 )
 def test_mistakes_are_refused_and_nothing_is_written(program, tmp_path, monkeypatch, words, part):
@@ -105,6 +110,7 @@ def test_mistakes_are_refused_and_nothing_is_written(program, tmp_path, monkeypa
         ("program.pdiparams", lambda data: data[:-4] + b"\1\2\3\4", "is damaged"),
         ("program.pdiparams", lambda data: None, "has no program.pdiparams"),
         ("export.json", lambda data: data[:99], "is not what llmctl export writes"),
+        ("export.json", lambda data: data.replace(b'"vocab": ', b'"vocab": 0.'), "must be whole numbers"),
         ("export.json", lambda data: data.replace(b'"format": 1', b'"format": 9'), "written by another release"),
     ],
 )
@@ -113,6 +119,44 @@ def test_a_damaged_program_is_refused(program, tmp_path, name, change, part):
     changed = change((tmp_path / "p" / name).read_bytes())
     (tmp_path / "p" / name).unlink() if changed is None else (tmp_path / "p" / name).write_bytes(changed)
     assert part in llmctl("generate", tmp_path / "p", *ASK, code=2)[1]
+
+
+def test_only_what_was_exported_is_replaced(program, tmp_path):
+    shutil.copytree(STARTER, tmp_path / "models" / "starter")
+    pack = ["export", tmp_path / "models" / "starter", "--engine", "fused", "--overwrite", "--out"]
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("models", "."):
+        assert "--overwrite would delete them" in llmctl(*pack, tmp_path / name, code=2)[1]
+    assert sorted(tmp_path.rglob("*")) == before
+    shutil.copytree(program, tmp_path / "old")
+    llmctl(*pack, tmp_path / "old")
+    assert (tmp_path / "old" / "packed.json").is_file() and not (tmp_path / "old" / "export.json").exists()
+    (tmp_path / "old" / "checkpoint").mkdir()
+    assert "--overwrite would delete them" in llmctl(*pack, tmp_path / "old", code=2)[1]
+
+
+def test_damaged_weights_of_a_packed_folder_give_no_answer(tmp_path):
+    packed = tmp_path / "packed"
+    llmctl("export", STARTER, "--engine", "fused", "--out", packed)
+    assert llmctl("generate", packed, *ASK)[0] == llmctl("generate", STARTER, *ASK)[0]
+    with open(packed / "weights.packed", "r+b") as stream:
+        stream.seek(500_000)
+        stream.write(b"\1\2\3\4")
+    assert "weights.packed is damaged" in llmctl("generate", packed, *ASK, code=2)[1]
+
+
+def test_a_model_of_broken_numbers_is_no_program(tmp_path):
+    shutil.copytree(STARTER, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    size = int.from_bytes(content[:8], "little")
+    norm = json.loads(content[8 : 8 + size])["model.norm.weight"]
+    assert norm["dtype"] == "BF16"
+    first = 8 + size + norm["data_offsets"][0]
+    content[first : first + 2] = np.array([0x7FC0], "<u2").tobytes()
+    file.write_bytes(content)
+    assert "no finite numbers" in llmctl("export", tmp_path / "model", "--out", tmp_path / "p", code=2)[1]
+    assert not (tmp_path / "p").exists()
 
 
 def test_a_program_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):

@@ -146,8 +146,8 @@ def test_a_head_of_unit_columns_is_normalised_once():
     ("kind", "group", "message"),
     [
         ("fp8", None, "weights='fp8' is unknown; known: float32, bfloat16, int8, int4"),
-        ("int4", 48, "group=48 must be 0 or a multiple of 32"),
-        ("float32", 64, "group=64 must be 0 or a multiple of 32, and is for int8 and int4 only"),
+        ("int4", 48, "group=48 must be 0 .a scale for each output. or a multiple of 32"),
+        ("float32", 64, "group=64 is for weights of int8 and int4; these are float32"),
     ],
 )
 def test_kinds_and_groups_that_do_not_exist_are_refused(family, folder, kind, group, message):

@@ -117,10 +117,14 @@ def _not_fused(source: ModelSource, given: Mapping[str, Any]) -> str:
     except LlmctlError as error:
         return str(error)
     if given["engine"] == "auto" and not native.available():
-        from llmctl_ops import library
-
-        return f"there are no compiled kernels: {library.load().why}"
+        return f"{_no_kernels()}; --engine fused runs it by paddle's operations"
     return ""
+
+
+def _no_kernels() -> str:
+    from llmctl_ops import library
+
+    return f"there are no compiled kernels: {library.load().why}"
 
 
 def _static(model: Path, given: Mapping[str, Any]) -> Chosen:
@@ -191,6 +195,7 @@ def _packed(model: Path, given: Mapping[str, Any]) -> Chosen:
     from llmctl import plugins
     from llmctl.adapters.folder import tokenizer_folder
     from llmctl.checkpoint.hf_config import read_config
+    from llmctl.infer.exported import HASHED
     from llmctl.infer.opening import put_adapters
     from llmctl.infer.packed_folder import open_packed, read_header
 
@@ -204,7 +209,8 @@ def _packed(model: Path, given: Mapping[str, Any]) -> Chosen:
     for name in ("weights", "group"):
         if given[name] is not None:
             raise ConfigError(f"--{name} has no effect on a packed model, whose weights are packed already")
-    packed, header = open_packed(model), read_header(model)
+    header = read_header(model)
+    packed = open_packed(model, verify=header["bytes"] <= HASHED)
     plugin = plugins.load(header["family"])
     dims = plugin.card.dims_from_config(read_config(model), str(model / "config.json"))
     folders = {**named, **({"": single} if single else {})}
@@ -234,6 +240,8 @@ def _contexts(source: ModelSource) -> Contexts | None:
 def _continuous(
     model: Any, dims: Dims, tokenizer: Ends, lengths: Sequence[int], given: Mapping[str, Any], adapter: int = -1
 ) -> tuple[Runner, int]:
+    from llmctl import runtime
+    from llmctl.infer import native
     from llmctl.infer.batch import BLOCK
     from llmctl.infer.opening import engine_of
     from llmctl.infer.runner import Continuous
@@ -242,6 +250,8 @@ def _continuous(
     width = given.get("beams") or 1
     if width > rows:
         raise ConfigError(f"--beams {width} is more than the {rows} rows of --batch-size")
+    if not native.available() and runtime.device() == "cpu":
+        click.echo(f"engine: fused, by paddle's operations ({_no_kernels()})", err=True)
     virtual = 0 if model.prefix is None else model.prefix.shape[2]
     stable = model.graph.rope.stable_length if model.graph.rope else None
     limit = stable or int(dims.get("max_positions") or 0)

@@ -42,25 +42,49 @@ def command(
     allow_other_base: bool,
 ) -> None:
     """Export the model in the folder MODEL, or an adapter with its base, for one of the engines of llmctl generate."""
-    if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
-        raise ConfigError(f"--out {target} exists already; choose another folder, or add --overwrite")
-    if target.exists() and not target.is_dir():
-        raise ConfigError(f"--out {target} is a file; name a folder")
     idle = [f"--{name}" for name, value in (("weights", weights), ("group", group)) if value is not None]
     if engine == "static" and idle:
         raise ConfigError(f"{', '.join(idle)} has no effect with --engine static; leave it out, or use --engine fused")
+    _check_not_exported(model)
     from llmctl import tokenizers
 
     source = open_model(model, ctx.obj["family"], adapter, base, allow_other_base)
-    for part in (source.folder, model, adapter):
-        if part is not None and target.resolve() == part.resolve():
+    for part in filter(None, (source.folder, model, adapter)):
+        if target.resolve() == part.resolve():
             raise ConfigError(f"--out {target} is the model itself; choose another folder")
+    _check_target(target, overwrite)
     tokenizer = tokenizers.load(source.tokenizer_folder, card=source.plugin.card)
     tokenizers.check_fits(tokenizer, source.dims.vocab, source.tokenizer_folder)
     if engine == "fused":
         _packed(source, target, weights, group, overwrite)
     else:
         _program(source, tokenizer, target, overwrite)
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Passes where a folder can be made, or one replaced that this command wrote."""
+    from llmctl.infer.exported import is_exported
+    from llmctl.infer.packed_folder import is_packed
+
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise ConfigError(f"--out {target} exists already; choose another folder, or add --overwrite")
+    if not target.is_dir():
+        raise ConfigError(f"--out {target} is a file; name a folder")
+    if not (is_exported(target) or is_packed(target)) or any(path.is_dir() for path in target.iterdir()):
+        raise ConfigError(
+            f"--out {target} holds other things than an exported model, and --overwrite would delete them; choose another "
+            "folder"
+        )
+
+
+def _check_not_exported(model: Path) -> None:
+    from llmctl.infer.exported import is_exported
+    from llmctl.infer.packed_folder import is_packed
+
+    if is_exported(model) or is_packed(model):
+        raise ConfigError(f"{model} is what llmctl export made; name the model that it was made from")
 
 
 def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool) -> None:

@@ -103,7 +103,12 @@ def compare(layer: Any, static: StaticModel, prompts: Sequence[Sequence[int]]) -
             logits_BTV = layer(paddle.to_tensor(ids_BT), paddle.to_tensor(mask_BT)).numpy()
         worst = max(worst, _difference(static.logits(ids_BT, mask_BT), logits_BTV, mask_BT))
         worst = max(worst, _answers(dynamic, static, ids_BT, mask_BT))
-    if not worst <= TOLERANCE:
+    if not np.isfinite(worst):
+        raise CheckpointError(
+            "logits of the model or of the program are no finite numbers, so that they cannot be compared; nothing was "
+            "written. Look for NaN or infinity in the weights"
+        )
+    if worst > TOLERANCE:
         raise CheckpointError(
             f"the program does not compute what the model does: logits differ by {worst:.2g} of the largest, allowed is "
             f"{TOLERANCE:g}; nothing was written. The family's modeling code depends on values while it runs"

@@ -79,6 +79,8 @@ def read(folder: Path) -> Exported:
         tokens = TokenFacts.from_json(wording.pop("tokens"))
         heads = tuple((int(count), int(width)) for count, width in content.pop("heads"))
         rows = tuple(content.pop("rows"))
+        if not all(isinstance(content[name], int) for name in ("vocab", "max_positions", "virtual_tokens")):
+            raise ValueError("vocab, max_positions and virtual_tokens must be whole numbers")
         found = Exported(wording=Wording(tokens=tokens, **wording), heads=heads, rows=rows, **content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not what llmctl export writes: {error}; export the model anew") from None

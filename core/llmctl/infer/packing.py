@@ -73,8 +73,10 @@ class Rounded:
     def __init__(self, state: Mapping[str, Any], kind: str = "float32", group: int | None = None) -> None:
         if kind not in KINDS:
             raise ConfigError(f"weights={kind!r} is unknown; known: {', '.join(KINDS)}")
-        if group and (kind not in GROUPS or group % 32 or group < 0):
-            raise ConfigError(f"group={group} must be 0 or a multiple of 32, and is for {' and '.join(GROUPS)} only")
+        if group and kind not in GROUPS:
+            raise ConfigError(f"group={group} is for weights of {' and '.join(GROUPS)}; these are {kind}")
+        if group and (group % 32 or group < 0):
+            raise ConfigError(f"group={group} must be 0 (a scale for each output) or a multiple of 32")
         self._state, self._kind, self._group = state, kind, group
 
     def array(self, name: str) -> Float:
