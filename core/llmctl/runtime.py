@@ -28,7 +28,7 @@ MKL_AVX2 = "5"
 MALLOPT = {-3: 1 << 30, -1: 2**31 - 1, -2: 256 << 20}
 """glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, in bytes: large tensors are reused, not unmapped each time."""
 
-OPERATORS = ("auto", "avx512", "avx2", "portable", "reference")
+OPERATORS = ("auto", "avx512vnni", "avx512", "avx2", "portable", "reference")
 """What LLMCTL_OPS may say; the distribution llmctl-ops reads it."""
 
 DETERMINISTIC_FLAGS = ("FLAGS_cudnn_deterministic", "FLAGS_embedding_deterministic")

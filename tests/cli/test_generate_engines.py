@@ -1,6 +1,7 @@
 """``llmctl generate`` by every engine: which one is taken, the same answers, options, batch files that go on."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -61,7 +62,12 @@ def test_without_kernels_the_layer_computes_and_the_reason_is_told(monkeypatch):
     monkeypatch.setattr(native, "available", lambda: False)
     out, err = llmctl("generate", STARTER, *ASK)
     assert out == expected and err.startswith("engine: dynamic (there are no compiled kernels: ")
-    assert llmctl("generate", STARTER, "--engine", "fused", *ASK) == (expected, "")
+    assert (
+        "--weights needs the fused engine: there are no"
+        in llmctl("generate", STARTER, *ASK, "--weights", "int8", code=2)[1]
+    )
+    out, err = llmctl("generate", STARTER, "--engine", "fused", *ASK)
+    assert out == expected and err.startswith("engine: fused, by paddle's operations (there are no compiled kernels: ")
 
 
 def test_rows_that_outgrow_a_fixed_rotation_go_to_the_layer(tmp_path):
@@ -81,8 +87,8 @@ def test_rows_that_outgrow_a_fixed_rotation_go_to_the_layer(tmp_path):
         (["--engine", "dynamic", "--beams", "2"], "--beams has no effect with --engine dynamic"),
         (["--no-cache", "--kv", "int8"], "--kv needs the fused engine: --no-cache"),
         (["--engine", "fused", "--no-cache"], "--engine fused needs the fused engine: --no-cache"),
-        (["--group", "64"], "group=64 must be 0 or a multiple of 32, and is for int8 and int4 only"),
-        (["--weights", "int4", "--group", "33"], "group=33 must be 0 or a multiple of 32"),
+        (["--group", "64"], "group=64 is for weights of int8 and int4"),
+        (["--weights", "int4", "--group", "33"], "group=33 must be 0 (a scale for each output) or a multiple of 32"),
         (["--cache-memory", "lots"], "'lots' is no size of a cache"),
         (["--cache-memory", "1B"], "has room for 0 tokens"),
         (["--min-p", "0.1"], "--min-p has no effect without --sample"),
@@ -99,6 +105,30 @@ def test_rows_that_outgrow_a_fixed_rotation_go_to_the_layer(tmp_path):
 def test_options_without_effect_are_refused(words, part):
     out, err = llmctl("generate", STARTER, *ASK, *words, code=2)
     assert part in err and not out
+
+
+def test_answers_take_the_place_of_no_other_thing(tmp_path):
+    file = write_questions(tmp_path / "in.jsonl")
+    (tmp_path / "link.jsonl").symlink_to(file)
+    os.mkfifo(tmp_path / "pipe")
+    content = file.read_bytes()
+    for output, part in (
+        ("in.jsonl", "is the file of --input, which would be lost"),
+        ("link.jsonl", "is the file of --input, which would be lost"),
+        ("pipe", "is a device or a pipe"),
+        ("in.jsonl/below", "cannot be written: File exists; name another file"),
+    ):
+        assert part in llmctl("generate", STARTER, "--input", file, "--output", tmp_path / output, code=2)[1]
+    assert file.read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "link.jsonl", "pipe"]
+
+
+def test_an_unknown_choice_of_kernels_is_refused(monkeypatch):
+    from llmctl_ops import library
+
+    monkeypatch.setattr(library, "load", lambda: library.open_library(library.FILE, "bogus"))
+    for words in ([], ["--engine", "fused"]):
+        assert "LLMCTL_OPS='bogus' must be one of auto" in llmctl("generate", STARTER, *ASK, *words, code=2)[1]
 
 
 def test_beams_and_log_probabilities_are_told(tmp_path):

@@ -75,3 +75,9 @@ def test_environment_command_shows_all_of_it(run_llmctl):
         "setting": "threads", "value": "2", "source": "LLMCTL_THREADS", "override": "LLMCTL_THREADS=<number>",
     }  # fmt: skip
     assert set(settings) == {row[0] for row in runtime.describe()} and shown["versions"]["numpy"]
+
+
+def test_every_choice_of_operators_is_known_before_they_are_loaded():
+    from llmctl_ops import library
+
+    assert sorted(runtime.OPERATORS) == sorted(library.CHOICES)

@@ -177,9 +177,7 @@ def _fused(source: ModelSource, named: Mapping[str, Any], given: Mapping[str, An
         rope = graph_of(source.plugin, source.dims).rope
         stable = rope.stable_length if rope else None
         if given["engine"] == "auto" and stable is not None and max(lengths, default=0) > stable:
-            reason = (
-                f"prompt and answer may pass {stable} tokens, from where on the model's rotation depends on the length"
-            )
+            reason = f"prompt and answer may pass {stable} tokens, and the model's rotation depends on the length then"
             click.echo(f"engine: dynamic ({reason})", err=True)
             return _dynamic(source, named, given).load(tokenizer, lengths)
         packing = Packing(kind=given["weights"] or "", group=given["group"])

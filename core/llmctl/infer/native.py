@@ -105,8 +105,15 @@ class NativeExecutor:
 
 
 def available() -> bool:
-    """Whether there are compiled kernels here."""
-    return library.load().handle is not None
+    """Whether there are compiled kernels here.
+
+    Raises:
+        ConfigError: ``LLMCTL_OPS`` has a value that is not allowed.
+    """
+    try:
+        return library.load().handle is not None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _furthest(batch: Batch) -> int:
