@@ -123,6 +123,19 @@ def test_answers_take_the_place_of_no_other_thing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "link.jsonl", "pipe"]
 
 
+def test_a_message_that_is_no_text_ends_no_conversation():
+    done = subprocess.run([sys.executable, "-m", "llmctl", "generate", str(STARTER), "--chat", "--max-new-tokens", "4"],
+                          input=b"caf\xe9\nDeny this: Tom sings.\n", capture_output=True)  # fmt: skip
+    assert done.returncode == 0 and b"the message is not valid UTF-8" in done.stderr
+    assert done.stdout.count(b"> ") == 3 and len(done.stdout) > 20
+
+
+def test_a_prompt_without_room_for_one_token_is_to_be_shortened():
+    for engine in ("fused", "dynamic"):
+        words = ["--engine", engine, "--raw", "--prompt", "tea " * 900]
+        assert "Shorten it to fewer than 512 tokens" in llmctl("generate", STARTER, *words, code=2)[1]
+
+
 def test_an_unknown_choice_of_kernels_is_refused(monkeypatch):
     from llmctl_ops import library
 

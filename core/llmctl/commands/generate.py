@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -280,10 +281,17 @@ def _chat(writer: Any, system: str | None) -> None:
     if writer.tokenizer.chat_template is None:
         click.echo("The model has no chat template: each question stands alone.", err=True)
 
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # So that bytes which are no text are seen by _checked.
+        sys.stdin.reconfigure(errors="surrogateescape")
+
     def ask() -> str | None:
-        try:
-            return input("> ")
-        except EOFError:
-            return None
+        while True:
+            try:
+                return _checked(input("> "), "the message")
+            except EOFError:
+                return None
+            except DataError as error:
+                click.echo(error, err=True)
 
     Chat(writer, system, ask, lambda piece: click.echo(piece, nl=False)).run()

@@ -84,11 +84,18 @@ class Limits:
             )
 
 
+def remedy(prompt: int, limit: int) -> str:
+    """What to do about a prompt that leaves no room for its answer, both in tokens."""
+    if prompt >= limit:
+        return f"Shorten it to fewer than {limit} tokens"
+    return f"Shorten it, or set max_new_tokens to {limit - prompt} or less"
+
+
 def _within(request: Request, limit: int, what: str, other: str = "") -> None:
     """Raises ConfigError where prompt and answer together are over a limit."""
     prompt, new = len(request.prompt), request.options.max_new_tokens
     if prompt + new > limit:
         raise ConfigError(
             f"the prompt has {prompt} tokens; with max_new_tokens={new} that is over the {limit} {what}. "
-            f"Shorten it, or set max_new_tokens to {max(0, limit - prompt)} or less{other}"
+            f"{remedy(prompt, limit)}{other}"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmctl.dims import Dims
 from llmctl.errors import ConfigError
+from llmctl.infer.limits import remedy
 from llmctl.infer.request import BeamOptions, Event, Generation, Request
 from llmctl.infer.runner import Runner
 from llmctl.infer.sampling import SamplingOptions, TokenScore
@@ -209,6 +210,5 @@ def check_lengths(
         if max_positions and len(prompt) + options.max_new_tokens > max_positions:
             raise ConfigError(
                 f"{name} has {len(prompt)} tokens; with max_new_tokens={options.max_new_tokens} that is over the "
-                f"{max_positions} positions of the model. Shorten it, or set max_new_tokens to "
-                f"{max(0, max_positions - len(prompt))} or less"
+                f"{max_positions} positions of the model. {remedy(len(prompt), max_positions)}"
             )
