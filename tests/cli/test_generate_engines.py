@@ -187,6 +187,12 @@ def test_lines_choose_among_adapters(tmp_path):
     )
 
 
+def test_an_adapter_with_a_name_that_nothing_chooses_is_refused(tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", STARTER, 1)
+    err = llmctl("generate", STARTER, *ASK, "--adapter", f"a={adapter}", code=2)[1]
+    assert "--adapter NAME=FOLDER needs --input" in err
+
+
 @pytest.mark.parametrize("engine", ["fused", "dynamic"])
 def test_a_line_that_cannot_be_answered_has_an_error_and_the_others_answers(tmp_path, engine):
     questions = [{"src": "Ask about this: Tom sings."}, {"src": "tea " * 900}, {"src": "Ask about this: Mia sings."}]

@@ -69,6 +69,8 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
     tokenizers.check_fits(tokenizer, chosen.vocab, chosen.folder)
     if tokenizer.chat_template is None and given["system"] is not None:
         raise ConfigError("--system needs a chat template; name one with --chat-template")
+    if chosen.adapters and not given["input_file"] and any("=" in text for text in given["adapters"]):
+        raise ConfigError("--adapter NAME=FOLDER needs --input, whose lines choose; for one adapter leave out its name")
     questions, prompts = _prompts(given, tokenizer)
     asks = _asks(questions, prompts, chosen)
     with _journal(model, given, len(prompts)) as journal:
