@@ -23,7 +23,7 @@ NONE = np.empty(0, np.int32)
 NO_NUMBERS, NOTHING_LEFT, NO_SUCH_TOKEN = 1, 2, 3
 
 FAULTS = {
-    NO_NUMBERS: "the highest logit is no finite number",
+    NO_NUMBERS: "the highest logit is no finite number, or a penalty made it none",
     NOTHING_LEFT: "every token is excluded",
     NO_SUCH_TOKEN: "a token of the context or an excluded one is not in the vocabulary",
 }
@@ -190,9 +190,12 @@ def choose_one(logits_V: Float, choice: Choice, logprobs: bool = False) -> tuple
     highest = float(logits_V.max())
     if not math.isfinite(highest):
         return -1, 0.0, NO_NUMBERS
-    scores_V = _penalised(logits_V.astype(np.float64), choice)
+    with np.errstate(over="ignore"):
+        scores_V = _penalised(logits_V.astype(np.float64), choice)
     if scores_V.max() == -math.inf:
         return -1, 0.0, NOTHING_LEFT
+    if choice.sample and scores_V.max() == math.inf:
+        return -1, 0.0, NO_NUMBERS
     token = _drawn(scores_V, choice) if choice.sample else int(scores_V.argmax())
     if not logprobs:
         return token, 0.0, 0
@@ -214,7 +217,9 @@ def _penalised(scores_V: NDArray[np.float64], choice: Choice) -> NDArray[np.floa
 
 
 def _drawn(scores_V: NDArray[np.float64], choice: Choice) -> int:
-    scores_V = scores_V / choice.temperature
+    # However low the temperature is, the highest score stays a number.
+    with np.errstate(over="ignore"):
+        scores_V = (scores_V - scores_V.max()) / choice.temperature
     if 0 < choice.top_k < len(scores_V):
         scores_V[scores_V < np.partition(scores_V, -choice.top_k)[-choice.top_k]] = -math.inf
     if choice.top_p < 1:

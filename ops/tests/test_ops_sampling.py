@@ -32,6 +32,7 @@ FORMS = {
     "nearly flat": Choice(sample=True, temperature=100.0, top_p=0.7),
     "flat": Choice(sample=True, temperature=1e6, top_p=0.25),
     "sharp": Choice(sample=True, temperature=1e-3),
+    "as sharp as can be": Choice(sample=True, temperature=5e-324, top_k=9, top_p=0.9, min_p=0.5),
 }  # fmt: skip
 
 
@@ -90,7 +91,12 @@ def test_equal_scores_are_kept_and_taken_in_a_fixed_order(choice, kept, level):
 
 
 BROKEN = {
-    1: [("nan", Choice()), ("inf", Choice(sample=True)), ("all -inf", Choice())],
+    1: [
+        ("nan", Choice()),
+        ("inf", Choice(sample=True)),
+        ("all -inf", Choice()),
+        ("good", Choice(sample=True, context=SAID, repetition=5e-324)),
+    ],
     2: [("good", Choice(excluded=np.arange(VOCAB, dtype=np.int32))), ("one", Choice(sample=True, excluded=SAID[:1]))],
     3: [
         ("good", Choice(context=np.array([VOCAB], np.int32), repetition=2.0)),

@@ -77,6 +77,17 @@ def test_from_broken_logits_nothing_is_chosen(broken):
         choose(np.ones(2, np.float32), [], 0, options, [0, 1], generator_for(options, 0))
 
 
+def test_the_lowest_temperature_takes_the_likeliest_token_and_an_infinite_score_none():
+    for options in (
+        SamplingOptions(sample=True, temperature=5e-324),
+        SamplingOptions(sample=True, temperature=1e-300, top_p=0.9),
+    ):
+        assert choose(LOGITS, [], 0, options, [], generator_for(options, 0)) == 1
+    options = SamplingOptions(sample=True, repetition_penalty=5e-324)
+    with pytest.raises(BrokenLogitsError, match="no finite number after the penalties"), np.errstate(over="ignore"):
+        choose(LOGITS, [1], 0, options, [], generator_for(options, 0))
+
+
 def test_log_probabilities_of_the_chosen_and_the_likeliest():
     expected = [math.log(p) for p in softmax(LOGITS.tolist())]
     found = score(LOGITS, 3, SamplingOptions(logprobs=2, sample=True, temperature=9.0))

@@ -108,7 +108,7 @@ def choose(
         draws: Source of randomness, used only when sampling: one number for each token.
 
     Raises:
-        BrokenLogitsError: A score is NaN or infinity, or none is finite.
+        BrokenLogitsError: A score is NaN or infinity, or becomes it by penalties, or none is finite.
     """
     check_finite(logits_V)
     if not options.sample and not _changes_greedy(options, generated):
@@ -146,7 +146,7 @@ def processed(
     """Scores [V] in float64 after every step that the options ask for; minus infinity = excluded."""
     scores_V = penalised(logits_V, context, generated, options, end_ids)
     if options.sample:
-        scores_V = _nucleus(_best(scores_V / options.temperature, options.top_k), options.top_p)
+        scores_V = _nucleus(_best(_tempered(scores_V, options.temperature), options.top_k), options.top_p)
         if options.min_p:
             scores_V[scores_V < scores_V.max() + math.log(options.min_p)] = -math.inf
     return scores_V
@@ -200,6 +200,23 @@ def _changes_greedy(options: SamplingOptions, generated: int) -> bool:
     """Whether another token than the likeliest might be taken."""
     penalties = options.presence_penalty or options.frequency_penalty or options.repetition_penalty != 1
     return bool(penalties) or generated < options.min_new_tokens
+
+
+def _tempered(scores_V: Any, temperature: float) -> Any:
+    """Differences to the highest score, divided: that one stays a number however low the temperature is.
+
+    Raises:
+        BrokenLogitsError: Penalties made it infinite.
+    """
+    import numpy as np
+
+    highest = scores_V.max()
+    if highest == math.inf:
+        raise BrokenLogitsError("the highest logit is no finite number after the penalties")
+    if highest == -math.inf:
+        return scores_V
+    with np.errstate(over="ignore"):
+        return (scores_V - highest) / temperature
 
 
 def _best(scores_V: Any, count: int) -> Any:

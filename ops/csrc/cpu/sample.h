@@ -183,10 +183,13 @@ inline double sum_weights(int64_t vocab, const Draft& d) {
 
 // The first token whose weights up to and with it exceed the draw's part of all; NOTHING_LEFT where none is left.
 inline Chosen draw_token(Choice& c, int64_t vocab, Draft& d) {
-  for (int64_t i = 0; i < vocab; ++i) d.score[i] /= c.temperature;
-  keep_best(c.top_k, vocab, d);
   double most = *std::max_element(d.score, d.score + vocab);
   if (!(most > -INFINITY)) return NOTHING_LEFT;
+  if (!(most < INFINITY)) return NO_NUMBERS;
+  // However low the temperature is, the highest score stays a number.
+  for (int64_t i = 0; i < vocab; ++i) d.score[i] = (d.score[i] - most) / c.temperature;
+  most = 0.0;
+  keep_best(c.top_k, vocab, d);
   weigh(vocab, most, d);
   double total = sum_weights(vocab, d);
   if (c.top_p < 1.0) keep_nucleus(c.top_p, vocab, most, total, d);

@@ -73,9 +73,9 @@ __device__ void penalise(const Choice& c, int64_t vocab, Draft d) {
   });
 }
 
-// weight = e^(score - most).
-__device__ void weigh(int64_t vocab, double most, Draft d) {
-  each(vocab, [&](int64_t i) { d.weight[i] = exp(d.score[i] - most); });
+// weight = e^score.
+__device__ void weigh(int64_t vocab, Draft d) {
+  each(vocab, [&](int64_t i) { d.weight[i] = exp(d.score[i]); });
 }
 
 template <typename Value>
@@ -159,17 +159,17 @@ __device__ int32_t drawn(double draw, int64_t vocab, Draft d) {
   return found;
 }
 
-__device__ int32_t draw_token(const Choice& c, int64_t vocab, Draft d) {
-  each(vocab, [&](int64_t i) { d.score[i] /= c.temperature; });
+__device__ int32_t draw_token(const Choice& c, int64_t vocab, double most, Draft d) {
+  // However low the temperature is, the highest score stays a number.
+  each(vocab, [&](int64_t i) { d.score[i] = (d.score[i] - most) / c.temperature; });
   keep_best(c.top_k, vocab, d);
-  double most = best_score(vocab, d);
-  weigh(vocab, most, d);
+  weigh(vocab, d);
   if (c.top_p < 1.0) keep_nucleus(c.top_p, vocab, d);
-  double least = c.min_p > 0.0 ? most + log(c.min_p) : -INFINITY;
+  double least = c.min_p > 0.0 ? log(c.min_p) : -INFINITY;
   each(vocab, [&](int64_t i) {
     if (d.score[i] < least) d.score[i] = -INFINITY;
   });
-  weigh(vocab, most, d);
+  weigh(vocab, d);
   return drawn(c.draw, vocab, d);
 }
 
@@ -201,7 +201,8 @@ __device__ Chosen choose(const Choice& c, const float* logits, int64_t vocab, Dr
   each(c.end_count, [&](int64_t i) { d.score[c.ends[i]] = -INFINITY; });
   double best = best_score(vocab, d);
   if (best == -INFINITY) return NOTHING_LEFT;
-  *token = c.sample ? draw_token(c, vocab, d) : likeliest(vocab, best, d);
+  if (c.sample && best == INFINITY) return NO_NUMBERS;
+  *token = c.sample ? draw_token(c, vocab, best, d) : likeliest(vocab, best, d);
   if (scored)
     *logprob = (logits[*token] - most) - log(sum_over(vocab, [&](int64_t i) { return exp((double)logits[i] - most); }));
   return CHOSEN;
