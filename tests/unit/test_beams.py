@@ -91,6 +91,19 @@ def test_broken_logits_end_a_search():
     assert found.finish_reason == "error" and "no finite number" in found.error and idle(engine)
 
 
+def test_a_search_that_no_token_may_continue_ends_with_an_error_alone():
+    class OnlyEnds(ToyExecutor):
+        def run(self, batch):
+            logits_LV = super().run(batch)
+            logits_LV[batch.row_T[batch.wanted_L] == 0, len(END) :] = -math.inf
+            return logits_LV
+
+    asked = [ask(prompt, 30, min_new_tokens=2) for prompt in prompts(2)]
+    found, other = engine_of(MODEL, OnlyEnds()).generate([replace(asked[0], beams=BeamOptions(beams=3)), asked[1]])
+    assert found.finish_reason == "error" and found.error == "every token is excluded"
+    assert other.ids
+
+
 def test_a_search_under_way_can_be_cancelled():
     engine = engine_of(MODEL, ToyExecutor())
     number = engine.add(replace(ask([5, 6, 7], 30), beams=BeamOptions(beams=3)))

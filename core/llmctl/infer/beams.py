@@ -17,7 +17,7 @@ from llmctl.infer.jobs import Found, Part
 from llmctl.infer.request import BeamOptions, Event, Generation, Request
 from llmctl.infer.sampling import log_softmax, penalised
 from llmctl.infer.tables import Row, Tables
-from llmctl_ops.sampling import Choice
+from llmctl_ops.sampling import FAULTS, NOTHING_LEFT, Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,8 @@ class Beams:
         best = self._best()
         self._keep_finished(best[: self.width])
         going = [one for one in best if not self._complete(one)][: self.width]
+        if not going and not self._finished:
+            return [Event(self.id, done=self.ended("error", FAULTS[NOTHING_LEFT]))]
         if not going or self._settled(going[0].score):
             return [Event(self.id, done=self._answer())]
         self._follow(going)
