@@ -20,6 +20,9 @@ Float = NDArray[np.float32]
 STRETCH = 32
 """Inputs that are rounded together where a row meets integer codes; groups are multiples of it."""
 
+LEAST_TOP = np.float32(1e-30)
+"""Of a stretch with lesser magnitudes 127 / largest would not be a number; linear_rounding.h has the same."""
+
 STRIP = 16 * PANEL
 """Outputs that are packed at a time."""
 
@@ -159,14 +162,15 @@ def product(x_TI: Float, packed: PackedLinear, bias_O: Float | None = None) -> F
 
 
 def rounded(x_TI: Float) -> Float:
-    """Rows as they meet integer codes: each stretch of 32 values in units of its largest magnitude / 127."""
+    """Rows as they meet integer codes: each stretch of 32 values in units of its largest magnitude / 127, or zeros where that
+    is at most ``LEAST_TOP``."""
     rows, inputs = x_TI.shape
     padded = np.zeros((rows, _whole(inputs, STRETCH)), np.float32)
     padded[:, :inputs] = x_TI
     stretches = padded.reshape(rows, -1, STRETCH)
     most = np.abs(stretches).max(-1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        inverse = np.where(most > 0, np.float32(127) / most, np.float32(0))
+        inverse = np.where(most > LEAST_TOP, np.float32(127) / most, np.float32(0))
         codes = np.rint(stretches * inverse)
         return (codes * (most / np.float32(127))).reshape(rows, -1)[:, :inputs]
 

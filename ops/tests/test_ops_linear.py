@@ -46,6 +46,16 @@ def bounded(ours, right, allowed):
     assert (np.abs(ours - right) <= allowed).all()
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_stretches_of_values_next_to_0_are_0(level, kind):
+    packed = pack(drawn(64, 16), kind)
+    x = np.full((2, 64), 1e-38, np.float32)
+    x[1, :32] = 1
+    found = product(x, packed)
+    assert not found[0].any() and np.isfinite(rounded(x)).all()
+    bounded(found[1:], *expected(seen(x[1:], kind), unpack(packed)))
+
+
 @pytest.fixture(params=[1, 2])
 def threads(request):
     before = library.set_threads(request.param)

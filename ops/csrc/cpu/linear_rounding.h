@@ -22,6 +22,8 @@ INLINE Int nearest(Vec v) {
 #endif
 }
 
+const float LEAST_TOP = 1e-30f;  // a stretch of lesser values is all zeros: 127 / top would not be a number
+
 // Codes of `count` of STRETCH values, the others 0, and their unit: the largest magnitude / 127, or no number if a value
 // is none or is infinite.
 INLINE float round_stretch(const float* x, int64_t count, int32_t* codes) {
@@ -38,7 +40,7 @@ INLINE float round_stretch(const float* x, int64_t count, int32_t* codes) {
     lost += v * set(0.0f);
   }
   float top = largest(most), none = sum(lost);
-  float inverse = none == 0.0f && top > 0.0f ? 127.0f / top : 0.0f;
+  float inverse = none == 0.0f && top > LEAST_TOP ? 127.0f / top : 0.0f;
   for (int64_t i = 0; i < STRETCH; i += WIDTH) {
     Int code = nearest(load(x + i) * set(inverse));
     memcpy(codes + i, &code, sizeof code);
