@@ -45,6 +45,7 @@ FORMS: dict[str, dict] = {
         "embed": 16,
         "positions": True,
         "final_norm": False,
+        "embed_norm": True,
     },  # fmt: skip
     "windows": {"rope": ROPE, "window": 3},
     "experts": {"rope": ROPE, "experts": Experts(count=5, top_k=2, renormalize=True)},
@@ -76,10 +77,8 @@ def build(form: dict, kind: str = "float32", seed: int = 0, **options) -> packed
         bias = noise(outputs, scale=0.1) if form.get("bias", graph.norm == "layernorm") else None
         return packed.Linear(pack(noise(inputs, outputs, scale=inputs**-0.5), kind), bias)
 
-    def norm() -> packed.Norm:
-        return packed.Norm(
-            1 + noise(HIDDEN, scale=0.1), noise(HIDDEN, scale=0.1) if graph.norm == "layernorm" else None
-        )
+    def norm(width: int = HIDDEN) -> packed.Norm:
+        return packed.Norm(1 + noise(width, scale=0.1), noise(width, scale=0.1) if graph.norm == "layernorm" else None)
 
     up = FFN * (2 if graph.activation == "swiglu" else 1)
     count = graph.experts.count if graph.experts else 1
@@ -105,7 +104,7 @@ def build(form: dict, kind: str = "float32", seed: int = 0, **options) -> packed
         layers=layers,
         final_norm=norm() if form.get("final_norm", True) else None,
         positions=noise(PLACES, HIDDEN, scale=0.3) if form.get("positions") else None,
-        embed_norm=norm() if form.get("embed_norm") else None,
+        embed_norm=norm(graph.embed) if form.get("embed_norm") else None,
         project_in=linear(graph.embed, HIDDEN) if projected else None,
         project_out=linear(HIDDEN, graph.embed) if projected else None,
         prefix=noise(LAYERS, 2, options["prefix"], KV_HEADS, WIDTH) if "prefix" in options else None,
@@ -177,12 +176,12 @@ def expected(model: packed.PackedModel, text: Text) -> np.ndarray:
     """Logits of every token of a text [T, V], from the definition."""
     graph, at = model.graph, SimpleNamespace(**marks(model, text))
     x = np.stack([model.embed[i].astype(np.float64) for i in text.ids])
+    if model.embed_norm is not None:
+        x = _norm(graph, model.embed_norm, x)
     if model.project_in is not None:
         x = _linear(model.project_in, x)
     if model.positions is not None:
         x = x + model.positions[at.position]
-    if model.embed_norm is not None:
-        x = _norm(graph, model.embed_norm, x)
     changes = model.adapters[text.adapter].changes if text.adapter >= 0 else {}
     for index, layer in enumerate(model.layers):
         past = None if model.prefix is None else model.prefix[index].astype(np.float64)

@@ -117,12 +117,12 @@ class PaddleExecutor:
         rows = self._model.embed[batch.ids_T]
         if rows.dtype == np.uint16:
             rows = (rows.astype(np.uint32) << 16).view(np.float32)
-        x_TD = tensor(rows, self._dtype)
+        x_TD = self._normed(tensor(rows, self._dtype), self._embed_norm)
         if self._projections[0] is not None:
             x_TD = self._projections[0](x_TD)
         if self._model.positions is not None:
             x_TD = x_TD + tensor(self._model.positions[batch.position_T], self._dtype)
-        return self._normed(x_TD, self._embed_norm)
+        return x_TD
 
     def _block(self, index: int, layer: _Layer, x_TD: paddle.Tensor, step: _Step) -> paddle.Tensor:
         x_TD = self._add(x_TD, layer.norm, lambda x: self._attention(index, layer, x, step))

@@ -87,7 +87,7 @@ class PackedModel:
         graph: What is computed.
         embed: Token vectors [vocab, embed]; float32, or bfloat16 as uint16.
         positions: Table of positions, row 0 = place 0 [max_positions, hidden]; None = none.
-        embed_norm: Norm of token vectors.
+        embed_norm: Norm of token vectors as they are looked up, before anything is added [embed].
         project_in: [embed, hidden].
         project_out: [hidden, embed].
         final_norm: None = none.

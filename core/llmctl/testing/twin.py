@@ -70,12 +70,12 @@ class Twin:
         """Logits [L, V]."""
         model, graph = self.model, self.graph
         x_TD = _values(model.embed)[batch.ids_T]
+        if model.embed_norm:
+            x_TD = norm(graph, model.embed_norm, x_TD)
         if model.project_in:
             x_TD = self._linear(model.project_in, x_TD)
         if model.positions is not None:
             x_TD = x_TD + model.positions[batch.position_T]
-        if model.embed_norm:
-            x_TD = norm(graph, model.embed_norm, x_TD)
         for index, layer in enumerate(model.layers):
             x_TD = self._part(layer.norm, x_TD, lambda x, i=index: self._attention(i, x, batch))
             x_TD = self._part(layer.ffn_norm, x_TD, lambda x, i=index: self._feed_forward(i, x, batch))
