@@ -128,7 +128,8 @@ class Decoder:
         """
         if blocks < 1:
             raise ValueError(f"blocks={blocks} must be at least 1")
-        _done(_kernel("allocate", POINTER, SIZE)(self._at, blocks))
+        # A larger number would be cut to 64 bits on its way.
+        _done(blocks.bit_length() > 63 or _kernel("allocate", POINTER, SIZE)(self._at, blocks))
 
     def copy(self, source: int, target: int) -> None:
         """Copies a block.

@@ -91,6 +91,7 @@ def test_rows_that_outgrow_a_fixed_rotation_go_to_the_layer(tmp_path):
         (["--weights", "int4", "--group", "33"], "group=33 must be 0 (a scale for each output) or a multiple of 32"),
         (["--cache-memory", "lots"], "'lots' is no size of a cache"),
         (["--cache-memory", "1B"], "has room for 0 tokens"),
+        (["--cache-memory", "99999999999999GB"], "this machine has no room for a cache of"),
         (["--min-p", "0.1"], "--min-p has no effect without --sample"),
         (["--logprobs", "2"], "--logprobs needs --input"),
         (["--beams", "2", "--stop", "x"], "--beams goes without"),

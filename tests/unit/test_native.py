@@ -222,6 +222,26 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("begins", [[0, 32], [32, 0]])
+def test_blocks_between_what_two_tokens_of_a_sequence_see_must_be_there(begins):
+    model = build(ROPE_FORM)
+    executor = NativeExecutor(model, 2)
+    executor.allocate(3)
+    step = batch(model, [(Text([3] * 34), 32, 34)], np.array([[0, 2**30, 2]]))
+    ends = np.array([begin + 1 for begin in begins], np.int32)
+    with pytest.raises(ValueError, match="a block of its sequence is none"):
+        executor.run(dataclasses.replace(step, begin_T=np.array(begins, np.int32), end_T=ends))
+
+
+@pytest.mark.parametrize("blocks", [2**44, 2**60, 2**64 + 1])
+def test_a_cache_that_no_memory_holds_is_refused(blocks):
+    executor = NativeExecutor(build(ROPE_FORM), 2)
+    with pytest.raises(MemoryError, match="no memory"):
+        executor.allocate(blocks)
+    with pytest.raises(ValueError, match="none of the cache"):
+        executor.copy(0, 1)
+
+
 @pytest.mark.parametrize("message", BAD)
 def test_a_step_that_would_leave_the_model_or_the_cache_is_refused_and_the_next_one_runs(message):
     stable = 100 if "100" in message else None

@@ -159,6 +159,9 @@ def engine_of(
         memory: Limit of the cache, as for ``cache_size``; None = as much as the requests need, up to half of the free
             memory.
         rows: Most requests that run together.
+
+    Raises:
+        ConfigError: The cache does not fit the machine, or not even one sequence fits the cache.
     """
     step_tokens = step_tokens_for(model.graph, rows)
     executor = executor_of(model, kv, step_tokens)
@@ -169,10 +172,15 @@ def engine_of(
         blocks = max(1, min(needed, int(free_memory() * SHARE) // executor.block_bytes))
     else:
         blocks = blocks_for(memory, executor.block_bytes, virtual + BLOCK)
-    return Engine(
-        executor, model.graph, blocks=blocks, end_ids=end_ids, prefix=model.prefix, adapters=len(model.adapters),
-        step_tokens=step_tokens, most_rows=rows,
-    )  # fmt: skip
+    try:
+        return Engine(
+            executor, model.graph, blocks=blocks, end_ids=end_ids, prefix=model.prefix, adapters=len(model.adapters),
+            step_tokens=step_tokens, most_rows=rows,
+        )  # fmt: skip
+    except (MemoryError, OverflowError):
+        raise ConfigError(
+            f"this machine has no room for a cache of {blocks * executor.block_bytes} bytes; give it less"
+        ) from None
 
 
 def _stored_kind(state: Mapping[str, Any], graph: Any) -> str:

@@ -8,7 +8,7 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 #include "attention.h"
-#include "decoder.h"
+#include "decoder_calls.h"
 #include "elementwise.h"
 #include "product.h"
 #include "sample.h"
