@@ -27,7 +27,7 @@ class Turning:
     """
 
     def __init__(self, graph: FusedDecoder) -> None:
-        self._rope, self._most = graph.rope, graph.max_positions
+        self._rope = graph.rope
         self._rows = 0
         if graph.rope is not None:
             pairs = graph.rope.width // (4 if graph.rope.pairs == "two-halves" else 2)
