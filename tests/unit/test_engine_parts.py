@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from paged_toy import VOCAB, ToyExecutor, answer, graph
+from paged_toy import VOCAB, ToyExecutor, answer, graph, prefix
 from test_engine import CLOSE, END, MARK, MODELS, ask, engine_of, idle
 
+from llmctl import runtime
 from llmctl.errors import ConfigError
 from llmctl.infer import opening
 from llmctl.infer.blocks import Blocks, first_key, next_key
@@ -108,6 +109,21 @@ def test_blocks_fit_the_limit_and_one_sequence_at_least():
     with pytest.raises(ConfigError, match="a cache of 10% of 2000 free bytes has room for 0 tokens"):
         blocks_for("10%", 300, free=2000)
     assert blocks_for("50%", free_memory() // 100) in range(30, 70)
+
+
+def test_on_a_gpu_the_free_memory_is_that_of_the_gpu(monkeypatch):
+    gpu = SimpleNamespace(
+        get_device_properties=lambda: SimpleNamespace(total_memory=1000), memory_allocated=lambda: 400
+    )
+    device = SimpleNamespace(device=SimpleNamespace(cuda=gpu))
+    monkeypatch.setattr(runtime, "device", lambda: "gpu")
+    monkeypatch.setattr(runtime, "import_paddle", lambda purpose: device)
+    assert free_memory() == 600 and blocks_for("50%", 100) == 3
+
+
+def test_virtual_tokens_that_the_cache_does_not_hold_are_refused():
+    with pytest.raises(ConfigError, match="2 blocks does not hold 33 virtual tokens, which take 3"):
+        engine_of(MODELS["causal"], ToyExecutor(), blocks=2, virtual=prefix(33))
 
 
 def plain_guess(ids, count):

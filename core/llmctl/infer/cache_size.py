@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from llmctl import runtime
 from llmctl.errors import ConfigError
 from llmctl.infer.batch import BLOCK
 
@@ -17,7 +18,7 @@ def blocks_for(limit: str | int | float, block_bytes: int, tokens: int = 1, free
         limit: Bytes (``2GiB``, ``500MB``, a whole number), or a share of free memory (``30%``, or between 0 and 1).
         block_bytes: Memory of a block, over all layers.
         tokens: Places of the shortest sequence that must fit.
-        free: Free memory in bytes; None = that of this machine.
+        free: Free memory in bytes; None = what is free here.
 
     Raises:
         ConfigError: The limit cannot be read, or not even such a sequence fits.
@@ -56,11 +57,14 @@ def parse_limit(limit: str | int | float) -> tuple[int, float]:
 
 
 def free_memory() -> int:
-    """Bytes that new processes may take without swapping.
+    """Bytes that are free where the cache will lie: on the GPU if there is one, else what may be taken without swapping.
 
     Raises:
         ConfigError: The system does not say.
     """
+    if runtime.device() == "gpu":
+        cuda = runtime.import_paddle("a look for free memory").device.cuda
+        return int(cuda.get_device_properties().total_memory - cuda.memory_allocated())
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

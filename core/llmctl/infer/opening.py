@@ -1,5 +1,5 @@
 """From a model folder to the fused engine: packed at load, or mapped from a packed folder. Nothing here imports paddle
-unless there are no compiled kernels.
+unless there is a GPU, or there are no compiled kernels.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from llmctl.errors import ConfigError
 from llmctl.infer.batch import BLOCK, Executor, Float
 from llmctl.infer.blocks import Blocks, first_key, next_key
 from llmctl.infer.places import Context
@@ -48,6 +49,9 @@ class Tables:
         blocks: Blocks of the cache.
         prefix: Keys and values of virtual tokens [layers, 2, P, K, H]; None = there are none.
         share: Whether blocks are found again by their text.
+
+    Raises:
+        ConfigError: The cache does not hold the virtual tokens.
     """
 
     def __init__(self, executor: Executor, blocks: int, prefix: Float | None = None, share: bool = True) -> None:
@@ -57,7 +61,11 @@ class Tables:
         self._copy = executor.copy
         taken = [self.blocks.take() for _ in range(-(-self.virtual // BLOCK))]
         self._virtual = [block for block in taken if block is not None]
-        assert len(self._virtual) == len(taken), "the cache does not hold the virtual tokens"
+        if len(self._virtual) < len(taken):
+            raise ConfigError(
+                f"a cache of {blocks} blocks does not hold {self.virtual} virtual tokens, which take {len(taken)}; give it "
+                "more memory"
+            )
         if prefix is not None:
             executor.put(np.asarray(self._virtual, np.int32), prefix)
 
