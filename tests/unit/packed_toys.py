@@ -305,3 +305,22 @@ def run(executor, model: packed.PackedModel, texts: list[Text], schedule: list[l
         for n, a, b in pieces:
             found[n][a:b], logits = logits[: b - a], logits[b - a :]
     return found
+
+
+def several(count: int = 3, longest: int = 21, **fields) -> list[Text]:
+    """Texts of different lengths."""
+    random = np.random.default_rng(1)
+    return [Text(random.integers(0, VOCAB, longest - 4 * n).tolist(), **fields) for n in range(count)]
+
+
+def in_pieces(texts: list[Text]) -> list[list[tuple[int, int, int]]]:
+    """Steps: prompts in pieces, mixed with single tokens of other texts, over the borders of blocks."""
+    pieces = [[(0, 0, 5)], [(1, 0, 1), (0, 5, 17)], [(2, 0, len(texts[2].ids)), (1, 1, 9), (0, 17, 18)]]
+    rest = [[(0, 18, 19), (1, 9, len(texts[1].ids))], [(0, 19, len(texts[0].ids))]]
+    return pieces + rest
+
+
+def assert_defined(found: list, texts: list[Text], model: packed.PackedModel, tolerance: float = 2e-5) -> None:
+    """Passes when logits are what the definition gives."""
+    for logits, text in zip(found, texts, strict=True):
+        np.testing.assert_allclose(logits, expected(model, text), atol=tolerance, rtol=tolerance)

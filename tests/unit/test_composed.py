@@ -5,7 +5,21 @@ import inspect
 import numpy as np
 import paddle
 import pytest
-from packed_toys import FORMS, KV_HEADS, LAYERS, WIDTH, Text, batch, blocks_for, build, expected, run
+from packed_toys import (
+    FORMS,
+    KV_HEADS,
+    LAYERS,
+    WIDTH,
+    Text,
+    assert_defined,
+    batch,
+    blocks_for,
+    build,
+    expected,
+    in_pieces,
+    run,
+    several,
+)
 
 from llmctl import runtime
 from llmctl.errors import ConfigError
@@ -22,52 +36,35 @@ from llmctl_ops import cuda
 from llmctl_ops.linear import pack, unpack
 
 
-def _texts(count=3, longest=21, **fields):
-    random = np.random.default_rng(1)
-    return [Text(random.integers(0, 37, longest - 4 * n).tolist(), **fields) for n in range(count)]
-
-
-def _schedule(texts):
-    """Prompts in pieces, mixed with single tokens of other texts, over the borders of blocks."""
-    pieces = [[(0, 0, 5)], [(1, 0, 1), (0, 5, 17)], [(2, 0, len(texts[2].ids)), (1, 1, 9), (0, 17, 18)]]
-    rest = [[(0, 18, 19), (1, 9, len(texts[1].ids))], [(0, 19, len(texts[0].ids))]]
-    return pieces + rest
-
-
-def _close(found, texts, model, tolerance=2e-5):
-    for logits, text in zip(found, texts, strict=True):
-        np.testing.assert_allclose(logits, expected(model, text), atol=tolerance, rtol=tolerance)
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_steps_of_pieces_give_what_the_form_defines(name):
     model = build(FORMS[name])
-    texts = _texts()
+    texts = several()
     if name == "two positions and contexts":
         texts[0].context, texts[2].context = 5, 13
-    _close(run(PaddleExecutor(model), model, texts, _schedule(texts)), texts, model)
+    assert_defined(run(PaddleExecutor(model), model, texts, in_pieces(texts)), texts, model)
 
 
 def test_adapters_belong_to_sequences_and_to_their_experts():
     model = build(FORMS["experts"], adapters=2)
-    texts = _texts()
+    texts = several()
     for text, adapter in zip(texts, (1, -1, 0), strict=True):
         text.adapter = adapter
     assert np.abs(expected(model, texts[0]) - expected(model, Text(texts[0].ids))).max() > 0.1
-    _close(run(PaddleExecutor(model), model, texts, _schedule(texts)), texts, model)
+    assert_defined(run(PaddleExecutor(model), model, texts, in_pieces(texts)), texts, model)
 
 
 def test_virtual_tokens_are_seen_by_every_token():
     model = build(FORMS["rope and shared heads"], prefix=19)
-    texts = _texts()
-    _close(run(PaddleExecutor(model), model, texts, _schedule(texts)), texts, model)
+    texts = several()
+    assert_defined(run(PaddleExecutor(model), model, texts, in_pieces(texts)), texts, model)
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
 def test_packed_weights_count_as_what_they_stand_for(kind):
     model = build(FORMS["rope and shared heads"], kind)
-    texts = _texts(1)
-    _close(run(PaddleExecutor(model), model, texts, [[(0, 0, 21)]]), texts, model)
+    texts = several(1)
+    assert_defined(run(PaddleExecutor(model), model, texts, [[(0, 0, 21)]]), texts, model)
 
 
 def test_token_vectors_may_be_bfloat16():
@@ -75,14 +72,14 @@ def test_token_vectors_may_be_bfloat16():
     half = (model.embed.view(np.uint32) >> 16).astype(np.uint16)
     wide = (half.astype(np.uint32) << 16).view(np.float32)
     stored, meant = (type(model)(**{**vars(model), "embed": table}) for table in (half, wide))
-    texts = _texts(1)
-    _close(run(PaddleExecutor(stored), stored, texts, [[(0, 0, 21)]]), texts, meant)
+    texts = several(1)
+    assert_defined(run(PaddleExecutor(stored), stored, texts, [[(0, 0, 21)]]), texts, meant)
 
 
 def test_keys_and_values_in_8_bits_change_little():
     model = build(FORMS["rope and shared heads"])
-    texts = _texts()
-    found = run(PaddleExecutor(model, kv="int8"), model, texts, _schedule(texts))
+    texts = several()
+    found = run(PaddleExecutor(model, kv="int8"), model, texts, in_pieces(texts))
     for logits, text in zip(found, texts, strict=True):
         wanted = expected(model, text)
         assert 0 < np.abs(logits - wanted).max() < 0.03 * np.abs(wanted).max()
@@ -91,7 +88,7 @@ def test_keys_and_values_in_8_bits_change_little():
 @pytest.mark.parametrize(("kv", "bytes_of_head"), [("float32", 4 * WIDTH), ("int8", WIDTH + 4)])
 def test_a_copied_block_stands_for_its_source(kv, bytes_of_head):
     model = build(FORMS["rope and shared heads"])
-    executor, (text,) = PaddleExecutor(model, kv=kv), _texts(1)
+    executor, (text,) = PaddleExecutor(model, kv=kv), several(1)
     assert executor.block_bytes == 2 * LAYERS * BLOCK * KV_HEADS * bytes_of_head
     executor.allocate(4)
     first, second = np.array([[0, 1]]), np.array([[3, 2]])
@@ -104,7 +101,7 @@ def test_a_copied_block_stands_for_its_source(kv, bytes_of_head):
 
 def test_only_the_wanted_logits_are_given():
     model = build(FORMS["rope and shared heads"])
-    executor, (text,) = PaddleExecutor(model), _texts(1)
+    executor, (text,) = PaddleExecutor(model), several(1)
     executor.allocate(2)
     step = batch(model, [(text, 0, 21)], np.array([[0, 1]]))
     every = executor.run(step).copy()
@@ -120,8 +117,8 @@ def test_half_types_are_refused_where_there_are_no_kernels():
 
 
 def test_keys_in_8_bits_are_written_by_the_kernel_where_there_is_one(monkeypatch):
-    model, texts = build(FORMS["rope and shared heads"]), _texts()
-    plain = run(PaddleExecutor(model, kv="int8"), model, texts, _schedule(texts))
+    model, texts = build(FORMS["rope and shared heads"]), several()
+    plain = run(PaddleExecutor(model, kv="int8"), model, texts, in_pieces(texts))
     calls = []
 
     def narrow(x, slot, codes, units):
@@ -134,10 +131,10 @@ def test_keys_in_8_bits_are_written_by_the_kernel_where_there_is_one(monkeypatch
     monkeypatch.setattr(cuda, "serves", lambda tensor: True)
     monkeypatch.setattr(cuda, "narrow", narrow)
     for logits, wanted in zip(
-        run(PaddleExecutor(model, kv="int8"), model, texts, _schedule(texts)), plain, strict=True
+        run(PaddleExecutor(model, kv="int8"), model, texts, in_pieces(texts)), plain, strict=True
     ):
         np.testing.assert_allclose(logits, wanted, atol=1e-5)
-    assert len(calls) == 2 * LAYERS * len(_schedule(texts))
+    assert len(calls) == 2 * LAYERS * len(in_pieces(texts))
 
 
 def test_a_type_that_keys_cannot_be_held_in_is_refused():
@@ -152,12 +149,12 @@ def test_native_steps_give_the_same(name, kind):
     if not available():
         pytest.skip("no compiled kernels here")
     model = build(FORMS[name], kind, adapters=2)
-    texts = _texts()
+    texts = several()
     for text, adapter in zip(texts, (1, -1, 0), strict=True):
         text.adapter = adapter
     if name == "two positions and contexts":
         texts[0].context, texts[2].context = 5, 13
-    ours, theirs = (run(made(model), model, texts, _schedule(texts)) for made in (PaddleExecutor, NativeExecutor))
+    ours, theirs = (run(made(model), model, texts, in_pieces(texts)) for made in (PaddleExecutor, NativeExecutor))
     for logits, others in zip(ours, theirs, strict=True):
         scale = np.abs(logits).max()
         np.testing.assert_allclose(others, logits, atol=(3e-5 if kind == "float32" else 0.05) * scale)
@@ -173,7 +170,7 @@ def test_an_engine_without_compiled_kernels_answers_by_paddles_operations(monkey
         assert isinstance(executor, NativeExecutor if there and available() else PaddleExecutor)
         engine = Engine(executor, model.graph, blocks=16, step_tokens=9, most_rows=2)
         options = SamplingOptions(max_new_tokens=6)
-        requests = [Request(prompt=text.ids, options=options) for text in _texts()]
+        requests = [Request(prompt=text.ids, options=options) for text in several()]
         answers[there] = [answer.ids for answer in engine.generate(requests)]
     assert answers[True] == answers[False] and [len(ids) for ids in answers[True]] == [6, 6, 6]
 
@@ -268,10 +265,10 @@ def fused(monkeypatch):
 def test_the_forms_for_gpus_ask_paddles_kernels_for_the_same(name, fused, monkeypatch):
     monkeypatch.setattr("llmctl.infer.composed.forms", lambda device, dtype: fused)
     model = build(FORMS[name])
-    texts = _texts()
+    texts = several()
     if name == "two positions and contexts":
         texts[0].context, texts[2].context = 5, 13
-    _close(run(PaddleExecutor(model), model, texts, _schedule(texts)), texts, model)
+    assert_defined(run(PaddleExecutor(model), model, texts, in_pieces(texts)), texts, model)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
@@ -296,7 +293,7 @@ def test_widths_that_paddles_kernel_does_not_take_are_unpacked(fused):
 
 def test_what_is_seen_is_one_interval_of_tokens_for_each_key():
     model = build(FORMS["windows"])
-    texts = _texts()
+    texts = several()
     step = batch(model, [(texts[0], 3, 19), (texts[1], 8, 9), (texts[2], 0, 13)], blocks_for(3, 12))
     below, above = View(step).bounds().numpy()[0, 0].T
     seen = [

@@ -5,7 +5,20 @@ import dataclasses
 import numpy as np
 import packed_toys
 import pytest
-from packed_toys import FORMS, KV_HEADS, LAYERS, WIDTH, Text, batch, build, expected, run
+from packed_toys import (
+    FORMS,
+    KV_HEADS,
+    LAYERS,
+    WIDTH,
+    Text,
+    assert_defined,
+    batch,
+    build,
+    expected,
+    in_pieces,
+    run,
+    several,
+)
 
 from llmctl.errors import ConfigError
 from llmctl.infer.batch import BLOCK
@@ -16,25 +29,8 @@ pytestmark = pytest.mark.skipif(not available(), reason="no compiled kernels her
 ROPE_FORM = FORMS["rope and shared heads"]
 
 
-def _texts(count=3, longest=21, **fields):
-    random = np.random.default_rng(1)
-    return [Text(random.integers(0, 37, longest - 4 * n).tolist(), **fields) for n in range(count)]
-
-
-def _schedule(texts):
-    """Prompts in pieces, mixed with single tokens of other texts, over the borders of blocks."""
-    pieces = [[(0, 0, 5)], [(1, 0, 1), (0, 5, 17)], [(2, 0, len(texts[2].ids)), (1, 1, 9), (0, 17, 18)]]
-    rest = [[(0, 18, 19), (1, 9, len(texts[1].ids))], [(0, 19, len(texts[0].ids))]]
-    return pieces + rest
-
-
 def _whole(texts):
     return [[(n, 0, len(text.ids))] for n, text in enumerate(texts)]
-
-
-def _close(found, texts, model, tolerance=2e-5):
-    for logits, text in zip(found, texts, strict=True):
-        np.testing.assert_allclose(logits, expected(model, text), atol=tolerance, rtol=tolerance)
 
 
 @pytest.fixture(params=library.LEVELS)
@@ -49,10 +45,10 @@ def level(request, monkeypatch):
 @pytest.mark.parametrize("name", FORMS)
 def test_steps_of_pieces_give_what_the_form_defines(name, level):
     model = build(FORMS[name])
-    texts = _texts()
+    texts = several()
     if name == "two positions and contexts":
         texts[0].context, texts[2].context = 5, 13
-    _close(run(NativeExecutor(model, 64), model, texts, _schedule(texts)), texts, model)
+    assert_defined(run(NativeExecutor(model, 64), model, texts, in_pieces(texts)), texts, model)
 
 
 # Heads that share keys pass the rows of a tile at 50; widths are and are not whole vectors and several of them.
@@ -61,10 +57,10 @@ def test_heads_of_any_number_and_width(heads, kv_heads, width, monkeypatch, leve
     for name, value in {"HEADS": heads, "KV_HEADS": kv_heads, "WIDTH": width}.items():
         monkeypatch.setattr(packed_toys, name, value)
     model = build(ROPE_FORM, adapters=1)
-    texts = _texts()
+    texts = several()
     texts[2].adapter = 0
-    _close(run(NativeExecutor(model, 64), model, texts, _schedule(texts)), texts, model, 5e-5)
-    for logits, text in zip(run(NativeExecutor(model, 64, "int8"), model, texts, _schedule(texts)), texts, strict=True):
+    assert_defined(run(NativeExecutor(model, 64), model, texts, in_pieces(texts)), texts, model, 5e-5)
+    for logits, text in zip(run(NativeExecutor(model, 64, "int8"), model, texts, in_pieces(texts)), texts, strict=True):
         assert np.abs(logits - expected(model, text)).max() < 0.1
 
 
@@ -72,10 +68,10 @@ def test_heads_of_any_number_and_width(heads, kv_heads, width, monkeypatch, leve
 @pytest.mark.parametrize("name", ["rope and shared heads", "penalties", "windows", "experts"])
 def test_what_a_sequence_yields_depends_on_nothing_else_in_its_steps(name, kv, level):
     model = build(FORMS[name], adapters=2)
-    texts = _texts()
+    texts = several()
     texts[1].adapter = 1
     executor = NativeExecutor(model, 64, kv)
-    alone, mixed = (run(executor, model, texts, schedule) for schedule in (_whole(texts), _schedule(texts)))
+    alone, mixed = (run(executor, model, texts, schedule) for schedule in (_whole(texts), in_pieces(texts)))
     for one, other in zip(alone, mixed, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -83,26 +79,26 @@ def test_what_a_sequence_yields_depends_on_nothing_else_in_its_steps(name, kv, l
 def test_adapters_belong_to_sequences_and_to_their_experts(level):
     for form in ("experts", "rope and shared heads"):
         model = build(FORMS[form], adapters=2)
-        texts = _texts()
+        texts = several()
         for text, adapter in zip(texts, (1, -1, 0), strict=True):
             text.adapter = adapter
         assert np.abs(expected(model, texts[0]) - expected(model, Text(texts[0].ids))).max() > 0.1
-        _close(run(NativeExecutor(model, 64), model, texts, _schedule(texts)), texts, model)
+        assert_defined(run(NativeExecutor(model, 64), model, texts, in_pieces(texts)), texts, model)
 
 
 def test_virtual_tokens_are_seen_by_every_token(level):
     model = build(ROPE_FORM, prefix=19)
-    texts = _texts()
-    _close(run(NativeExecutor(model, 64), model, texts, _schedule(texts)), texts, model)
+    texts = several()
+    assert_defined(run(NativeExecutor(model, 64), model, texts, in_pieces(texts)), texts, model)
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
 def test_packed_weights_count_as_what_they_stand_for(kind, level):
     model = build(ROPE_FORM, kind)
-    texts = _texts(1)
+    texts = several(1)
     # Rows are rounded to 8 bits where they meet integer codes.
     tolerance = 2e-5 if kind == "bfloat16" else 0.1
-    _close(run(NativeExecutor(model, 64), model, texts, _schedule_of_one()), texts, model, tolerance)
+    assert_defined(run(NativeExecutor(model, 64), model, texts, _schedule_of_one()), texts, model, tolerance)
 
 
 def _schedule_of_one():
@@ -114,14 +110,14 @@ def test_token_vectors_may_be_bfloat16():
     half = (model.embed.view(np.uint32) >> 16).astype(np.uint16)
     wide = (half.astype(np.uint32) << 16).view(np.float32)
     stored, meant = (dataclasses.replace(model, embed=table) for table in (half, wide))
-    texts = _texts(1)
-    _close(run(NativeExecutor(stored, 64), stored, texts, _schedule_of_one()), texts, meant)
+    texts = several(1)
+    assert_defined(run(NativeExecutor(stored, 64), stored, texts, _schedule_of_one()), texts, meant)
 
 
 def test_keys_and_values_in_8_bits_change_little(level):
     model = build(ROPE_FORM)
-    texts = _texts()
-    found = run(NativeExecutor(model, 64, "int8"), model, texts, _schedule(texts))
+    texts = several()
+    found = run(NativeExecutor(model, 64, "int8"), model, texts, in_pieces(texts))
     for logits, text in zip(found, texts, strict=True):
         wanted = expected(model, text)
         assert 0 < np.abs(logits - wanted).max() < 0.03 * np.abs(wanted).max()
@@ -131,7 +127,7 @@ def test_keys_and_values_in_8_bits_change_little(level):
 @pytest.mark.parametrize(("kv", "bytes_of_place"), [("float32", 4 * (WIDTH + 16)), ("int8", WIDTH + 16 + 8)])
 def test_a_copied_block_stands_for_its_source(kv, bytes_of_place, level):
     model = build(ROPE_FORM)
-    executor, (text,) = NativeExecutor(model, 64, kv), _texts(1)
+    executor, (text,) = NativeExecutor(model, 64, kv), several(1)
     assert executor.block_bytes == LAYERS * BLOCK * KV_HEADS * bytes_of_place
     executor.allocate(4)
     first, second = np.array([[0, 1]]), np.array([[3, 2]])
@@ -145,7 +141,7 @@ def test_a_copied_block_stands_for_its_source(kv, bytes_of_place, level):
 def test_only_the_wanted_logits_are_given(level):
     for form in ("rope and shared heads", "norms carried", "norms after and projections", "experts"):
         model = build(FORMS[form])
-        executor, (text,) = NativeExecutor(model, 64), _texts(1)
+        executor, (text,) = NativeExecutor(model, 64), several(1)
         executor.allocate(2)
         step = batch(model, [(text, 0, 21)], np.array([[0, 1]]))
         every = executor.run(step).copy()
@@ -185,7 +181,7 @@ def test_long_texts_are_cut_into_spans_of_keys_alike_by_any_number_of_threads(na
 @pytest.mark.parametrize("kv", ["float32", "int8"])
 def test_what_was_left_in_a_block_touches_nobody(kv, level):
     model = build(ROPE_FORM)
-    executor, (text,) = NativeExecutor(model, 64, kv), _texts(1)
+    executor, (text,) = NativeExecutor(model, 64, kv), several(1)
     executor.allocate(2)
     step = batch(model, [(text, 0, 21)], np.array([[0, 1]]))
     clean = executor.run(step).copy()
@@ -195,7 +191,7 @@ def test_what_was_left_in_a_block_touches_nobody(kv, level):
 
 def test_blocks_that_a_window_has_left_may_be_gone(level):
     model = build(FORMS["windows"])
-    executor, (text,) = NativeExecutor(model, 64), _texts(1)
+    executor, (text,) = NativeExecutor(model, 64), several(1)
     executor.allocate(2)
     executor.run(batch(model, [(text, 0, 20)], np.array([[1, 0]])))
     kept, gone = (batch(model, [(text, 20, 21)], np.array([table])) for table in ([1, 0], [-1, 0]))
