@@ -182,6 +182,15 @@ def test_what_a_callback_raises_reaches_whoever_runs_the_requests():
     assert idle(engine)
 
 
+@pytest.mark.parametrize("refused", [3, 4])
+def test_requests_behind_many_that_are_refused_are_answered(refused):
+    requests = [ask([])] * refused + [ask([5, 6])]
+    answers = dict(Continuous(engine_of(graph(), ToyExecutor()), ahead=2).run(requests))
+    assert sorted(answers) == list(range(refused + 1))
+    assert [answers[place].finish_reason for place in range(refused)] == ["error"] * refused
+    assert answers[refused] == answer(graph(), requests[-1], END)
+
+
 @given(
     seed=st.integers(0, 2**32), options=st.builds(
         SamplingOptions, sample=st.booleans(), temperature=st.sampled_from([0.3, 1.0, 2.5]),

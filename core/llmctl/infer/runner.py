@@ -94,11 +94,11 @@ class Continuous:
         places: dict[int, int] = {}
         try:
             while True:
-                for place, request in islice(left, self.ahead - len(places)):
+                while len(places) < self.ahead and (asked := next(left, None)):
                     try:
-                        places[self.engine.add(request)] = place
+                        places[self.engine.add(asked[1])] = asked[0]
                     except LlmctlError as error:
-                        yield place, Generation([], "error", str(error))
+                        yield asked[0], Generation([], "error", str(error))
                 if not places:
                     return
                 for event in self.engine.step():
