@@ -231,7 +231,7 @@ CASES = {
     "opt": ("opt", opt, {"embed": HIDDEN}, "paddlenlp"),
     "opt fused": ("opt", lambda: opt(fused=True), {"embed": HIDDEN}, "paddlenlp"),
     "opt narrow": ("opt", lambda: opt(narrow=True), {"embed": 16}, "paddlenlp"),
-    "bloom": ("bloom", bloom, {"ffn": 4 * HIDDEN}, "native"),
+    "bloom": ("bloom", bloom, {}, "native"),
     "chatglm": ("chatglm", chatglm, {"bos": 94, "gmask": 93, "mask": 92}, "paddlenlp"),
     "chatglm2": ("chatglm2", chatglm2, {}, "paddlenlp"),
     "chatglm2 apart": ("chatglm2", lambda: chatglm2(apart=True), {}, "paddlenlp"),
