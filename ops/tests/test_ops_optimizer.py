@@ -49,6 +49,21 @@ def test_decay_is_nearer_to_exact_than_paddles_which_rounds_the_same_way_each_ti
     assert np.abs(ours - exact).max() < min(1.5e-6, np.abs(theirs - exact).max())
 
 
+def test_the_first_updates_are_those_of_double_precision(level):
+    """The kernel's 1 - 0.999 is 1e-5 off, which must not reach the weight."""
+    size, betas = 70001, (0.9, 0.999)
+    weight, *moments = (paddle.zeros([size]) for _ in range(3))
+    exact, first, second = np.zeros(size), np.zeros(size), np.zeros(size)
+    for step in range(1, 6):
+        grad = np.abs(gradients(step, size)) + 0.1
+        powers = betas[0] ** step, betas[1] ** step
+        llmctl_ops.adamw(weight, paddle.to_tensor(grad), *moments, 1.0, powers, betas)
+        wide = grad.astype(np.float64)
+        first, second = 0.9 * first + 0.1 * wide, 0.999 * second + 0.001 * wide**2
+        exact -= first / (1 - powers[0]) / (np.sqrt(second / (1 - powers[1])) + 1e-8)
+        np.testing.assert_allclose(weight.numpy(), exact, rtol=1e-6)
+
+
 def test_float64_takes_the_reference(level):
     tensors = [paddle.to_tensor(gradients(step, 33)) for step in (1, 2)]
     results = []
