@@ -43,7 +43,7 @@ class Case:
 
 LORA = {"name": "lora", "rank": 8, "alpha": 16.0}
 LENGTHS = {"src_length": 96, "max_length": 256}
-PAIRS = {"max_prompt_length": 192, "max_length": 480, "chat_template": "family"}
+PAIRS = {"max_prompt_length": 96, "max_length": 480, "chat_template": "family"}
 CASES = {
     "sft": Case("finetune", 1e-3, data=LENGTHS, train={"batch_size": 4, "grad_accumulation": 2}),
     "sft, packed": Case("finetune", 1e-3, data={**LENGTHS, "packing": "best-fit"}),
@@ -51,8 +51,8 @@ CASES = {
     "rslora, lora+": Case("finetune", 2e-3, {**LORA, "rslora": True, "lora_plus_ratio": 4.0}, LENGTHS),
     "dora": Case("finetune", 5e-3, {**LORA, "dora": True}, LENGTHS),
     "prefix": Case("finetune", 3e-2, {"name": "prefix", "virtual_tokens": 32}, LENGTHS),
-    "dpo": Case("dpo", 1e-4, data=PAIRS),
-    "dpo, lora": Case("dpo", 1e-3, LORA, PAIRS),
+    "dpo": Case("dpo", 5e-5, data=PAIRS, train={"batch_size": 16}, steps=102),
+    "dpo, lora": Case("dpo", 3e-4, LORA, PAIRS, {"batch_size": 16}, 102),
 }
 
 
@@ -190,7 +190,8 @@ def keep(name: str, sides: dict[str, dict], folder: Path) -> None:
                 for i, (loss, norm) in enumerate(zip(curve["loss"], curve["grad_norm"], strict=True), 1)]  # fmt: skip
         rows += [{"step": step, **metrics} for step, metrics in curve["evaluations"]]
         (made[-1] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        (made[-1] / "run.json").write_text(json.dumps({"family": curve["what"]}), encoding="utf-8")
+        info = {"family": curve["what"], "outcome": {"state": "finished"}}
+        (made[-1] / "run.json").write_text(json.dumps(info), encoding="utf-8")
     print(f"{write(made, folder / (name.replace(', ', '-') + '.html'))} written")
 
 
