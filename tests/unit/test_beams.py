@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from paged_toy import VOCAB, ToyExecutor, graph, next_logits
+from paged_toy import VOCAB, ToyExecutor, graph, next_logits, prefix
 from test_engine import END, ask, engine_of, idle, prompts
 
 from llmctl.errors import ConfigError
@@ -67,6 +67,29 @@ def test_beams_that_give_up_their_blocks_find_the_same_answers(share):
     tight = engine_of(MODEL, executor, blocks=18, share=share)
     assert tight.generate(requests) == roomy.generate(requests)
     assert tight.statistics().preempted > 0 and executor.copies > 0 and idle(tight)
+
+
+@pytest.mark.parametrize("virtual", [0, 20])
+def test_a_search_whose_other_beams_find_no_blocks_waits_for_a_later_step(virtual):
+    rules = BeamOptions(beams=2)
+    requests = [
+        replace(ask(prompt, 30, index=i, min_new_tokens=20), beams=rules if i % 2 else None)
+        for i, prompt in enumerate(prompts(6, seed=3 if not virtual else 8, lengths=(1, 25)))
+    ]
+    pairs = prefix(virtual) if virtual else None
+    roomy = engine_of(MODEL, ToyExecutor(), blocks=200, virtual=pairs)
+    tight = engine_of(MODEL, ToyExecutor(), blocks=8 if virtual else 7, virtual=pairs, step_tokens=15, most_rows=5)
+    original, given_up = tight._scheduler._preempt, []
+
+    def preempt(job):
+        given_up.append(job)
+        assert len(given_up) < 2000, "a job is admitted and gives up its blocks again and again"
+        original(job)
+
+    tight._scheduler._preempt = preempt
+    assert tight.generate(requests) == roomy.generate(requests)
+    assert given_up and idle(tight, virtual)
+    assert (tight.statistics().guessed, tight.statistics().accepted) == (0, 0)
 
 
 def test_as_many_blocks_as_beams_need_at_most_are_enough():

@@ -208,8 +208,9 @@ class Engine:
     def _advance(self, part: Part, found: Found) -> list[Event]:
         before = part.row.computed
         events = part.job.advance(part, found)
-        self._guessed += len(part.drafts)
-        self._accepted += part.row.computed - before
+        if part.drafts:
+            self._guessed += len(part.drafts)
+            self._accepted += part.row.computed - before
         return self._told(part.job, events)
 
     def _told(self, job: Job, events: list[Event]) -> list[Event]:

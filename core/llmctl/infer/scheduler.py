@@ -57,7 +57,10 @@ class Scheduler:
         for job in [*self.running]:
             self._prompt(job)
         while self.waiting and self._left > 0 and self._admit(self.waiting[0]):
-            self._prompt(self.running[-1])
+            admitted = self.running[-1]
+            self._prompt(admitted)
+            if admitted not in self.running:
+                break  # its other rows found no blocks: it waits for a later step, not for this one
         self._guess()
         return list(self._parts.values())
 
