@@ -111,7 +111,8 @@ class Llama:
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = room, LONG, LONG, sequences
         settings.n_threads = settings.n_threads_batch = options.threads
-        settings.kv_unified = True
+        # Each sequence has a cache of its own, so that it does not look through those of others.
+        settings.kv_unified = False
         # The cache of keys and values is float32 here as well.
         settings.type_k = settings.type_v = 0
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
@@ -180,13 +181,14 @@ class Llama:
 def llama_side(options):
     """llama.cpp."""
     asked = requests()
-    room = sum(len(prompt) + new for prompt, new in asked) if options.work == "throughput" else 1024
+    longest = (max(len(prompt) + new for prompt, new in asked) + 255) // 256 * 256
+    room = len(asked) * longest if options.work == "throughput" else 1024
     import llama_cpp
 
     name = f"llama.cpp of llama-cpp-python {llama_cpp.__version__}"
     if options.work == "start":
         return lambda: first_token(options, "llama.cpp"), name
-    llama = Llama(options, (room + 255) // 256 * 256, len(asked) if options.work == "throughput" else 1)
+    llama = Llama(options, room, len(asked) if options.work == "throughput" else 1)
     works = {
         "decode": lambda: llama.generate(ids(PROMPT), NEW),
         "prefill": lambda: llama.generate(ids(LONG), 1),
