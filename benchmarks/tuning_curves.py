@@ -3,7 +3,8 @@
 Here a method runs as its command does, on files of examples or preferences. The peer starts from the weights, adapter or
 virtual tokens that were drawn (peft reads the folder that is written here), and takes the same AdamW steps on the texts
 of each update (``tuning_peer.py``): it pads them itself, a row for each text, also where they share a row here. Both compute
-in float32, so the curves part slowly; the run fails if they are further apart than rounding explains.
+in float32, so the curves part slowly; the run fails if they are further apart than ``TOLERANCE``. With ``--control`` the peer
+runs once more from a beginning that is a rounding error away: how far it comes from itself is what rounding explains.
 
     python benchmarks/tuning_curves.py --model FOLDER --sft TRAIN DEV --dpo TRAIN DEV --peer-python PYTHON_WITH_TRL
 """
@@ -159,7 +160,7 @@ TEXTS = {"finetune": examples, "dpo": pairs}
 
 def compare(name: str, mine: dict, other: dict) -> dict[str, float]:
     """Prints both curves; the largest differences."""
-    apart = [abs(a - b) for a, b in zip(mine["loss"], other["loss"], strict=True)]
+    apart = differences(mine, other)
     print(f"\n{name}; peer: {other['what']}")
     print(f"{'step':>6} {'llmctl':>10} {'peer':>10} {'difference':>12} {'gradient norms':>20}")
     count = len(apart)
@@ -176,6 +177,11 @@ def compare(name: str, mine: dict, other: dict) -> dict[str, float]:
         for (_, here), (_, there) in zip(mine["evaluations"], other["evaluations"], strict=True)
     ]
     return {"first": max(apart[:10]), "any": max(apart), "mean": sum(apart) / count, "dev": max(evaluated)}
+
+
+def differences(one: dict, other: dict) -> list[float]:
+    """Of the losses of each update."""
+    return [abs(a - b) for a, b in zip(one["loss"], other["loss"], strict=True)]
 
 
 def keep(name: str, sides: dict[str, dict], folder: Path) -> None:
@@ -206,6 +212,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="instead of the method's")
     parser.add_argument("--rate", type=float, help="peak learning rate instead of the method's")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--control", action="store_true", help="also how far the peer comes from itself by rounding")
     parser.add_argument("--output", type=Path, help="folder for curves and pages that show both")
     parser.add_argument("--peer-python", default=os.environ.get("LLMCTL_PEER_PYTHON"))
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -231,10 +238,9 @@ def both(name: str, options: argparse.Namespace) -> dict[str, float]:
     sides, threads = {}, str(options.threads)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "LLMCTL_THREADS": threads}
     with tempfile.TemporaryDirectory() as folder:
-        commands = {
-            "ours": [sys.executable, __file__, *sys.argv[1:], "--case", name, "--folder", folder],
-            "peer": [options.peer_python, str(Path(__file__).with_name("tuning_peer.py")), folder],
-        }
+        commands = {"ours": [sys.executable, __file__, *sys.argv[1:], "--case", name, "--folder", folder]}
+        for side in ("peer", "shaken") if options.control else ("peer",):
+            commands[side] = [options.peer_python, str(Path(__file__).with_name("tuning_peer.py")), folder, side]
         for side, command in commands.items():
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             if done.returncode:
@@ -242,7 +248,8 @@ def both(name: str, options: argparse.Namespace) -> dict[str, float]:
             sides[side] = json.loads((Path(folder) / f"{side}.json").read_text(encoding="utf-8"))
     if options.output:
         keep(name, {"llmctl": sides["ours"], "peer": sides["peer"]}, options.output)
-    return compare(name, sides["ours"], sides["peer"])
+    control = {"control": max(differences(sides["peer"], sides["shaken"]))} if options.control else {}
+    return {**compare(name, sides["ours"], sides["peer"]), **control}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The peer's side of ``tuning_curves.py``: the steps that were taken there, with transformers, peft and TRL on torch.
 
-    python benchmarks/tuning_peer.py FOLDER
+    python benchmarks/tuning_peer.py FOLDER NAME
 
-FOLDER holds ``task.json``, and in ``initial`` the checkpoint or adapter that training begins with; ``peer.json`` is
-written there.
+FOLDER holds ``task.json``, and in ``initial`` the checkpoint or adapter that training begins with; ``NAME.json`` is written
+there. With ``shaken`` for a name, what is trained begins a rounding error (1e-7 of each number) away from there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROWS = 8
 """Texts or pairs of a forward pass in evaluations."""
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, name: str) -> None:
     """Trains, and writes losses, gradient norms and evaluations."""
     task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     torch.set_num_threads(task["threads"])
@@ -34,6 +34,8 @@ def main(folder: Path) -> None:
     optimizer = torch.optim.AdamW(groups(model, task), betas=(0.9, 0.999), eps=1e-8)
     factors = [group["lr"] for group in optimizer.param_groups]
     moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if name == "shaken":
+        shake(moving)
     losses, norms, evaluations = [], [], [(0, evaluation(model, loss_of, task["dev"]))]
     for step, (rows, rate) in enumerate(zip(task["steps"], task["rates"], strict=True), 1):
         model.train()
@@ -49,7 +51,7 @@ def main(folder: Path) -> None:
             evaluations.append((step, evaluation(model, loss_of, task["dev"])))
     names = ", ".join(f"{module.__name__} {module.__version__}" for module in (transformers, peft, trl, torch))
     curve = {"loss": losses, "grad_norm": norms, "evaluations": evaluations, "what": names}
-    (folder / "peer.json").write_text(json.dumps(curve), encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(curve), encoding="utf-8")
 
 
 def load(folder: Path, task: dict):
@@ -64,6 +66,14 @@ def load(folder: Path, task: dict):
     model = peft.get_peft_model(model, config)
     peft.set_peft_model_state_dict(model, peft.load_peft_weights(folder / "initial"))
     return model
+
+
+@torch.no_grad()
+def shake(parameters: list) -> None:
+    """Changes every number by about its rounding error."""
+    torch.manual_seed(0)
+    for parameter in parameters:
+        parameter.mul_(1 + 1e-7 * torch.randn_like(parameter))
 
 
 def groups(model, task: dict) -> list[dict]:
@@ -142,4 +152,4 @@ def evaluation(model, loss_of, rows: list[dict]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
