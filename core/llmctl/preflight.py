@@ -12,6 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from llmctl import capabilities, config, loggers, plugins, precision, tokenizers
 from llmctl.adapters.folder import is_adapter
+from llmctl.checkpoint.atomic import check_place
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.data import reading
 from llmctl.data.reading import Example, parse_example
@@ -305,6 +306,7 @@ def output_folder(settings: config.OutputConfig, model: Path | None = None) -> P
 
     Raises:
         ConfigError: It holds something, is a file, or would be deleted with the model in it.
+        CheckpointError: Nothing can be written there.
     """
     config.parse_bytes(settings.max_shard_bytes)
     if settings.async_save and not STAGING.is_dir():
@@ -322,4 +324,5 @@ def output_folder(settings: config.OutputConfig, model: Path | None = None) -> P
         )
     if settings.resume and not filled:
         warnings.warn(f"nothing to resume in {folder}; the run starts from the beginning", UserWarning, stacklevel=2)
+    check_place(folder)
     return folder

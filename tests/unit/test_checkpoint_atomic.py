@@ -164,3 +164,18 @@ def test_the_temporary_of_a_living_writer_is_left_alone(tmp_path):
         (target / "sub" / "b.txt").unlink()
         (target / "sub").rmdir()
     assert (target / "a.txt").read_text() == "first"
+
+
+def test_a_place_where_nothing_can_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for place in ("/proc/made", "/proc/of/many", tmp_path / "file" / "folder"):
+        with pytest.raises(CheckpointError, match=f"cannot write {place}"):
+            atomic.check_place(place)
+        with pytest.raises(CheckpointError, match=f"cannot write {place}"), atomic_folder(place):
+            pass
+
+
+def test_trying_a_place_leaves_nothing_there(tmp_path):
+    atomic.check_place(tmp_path / "runs" / "one")
+    atomic.check_place(tmp_path)
+    assert not listing(tmp_path)

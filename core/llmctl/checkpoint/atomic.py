@@ -13,6 +13,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,20 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def check_place(folder: str | Path) -> None:
+    """Tries to write in a folder, which may not be there yet, and leaves nothing behind.
+
+    Raises:
+        CheckpointError: Nothing can be written there.
+    """
+    folder = _absolute(folder)
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}.partial-", dir=nearest).cleanup()
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {nearest}: {error.strerror}; choose another folder") from error
+
+
 def _absolute(path: str | Path) -> Path:
     return Path(os.path.abspath(path))
 
@@ -72,10 +87,13 @@ def _absolute(path: str | Path) -> Path:
 @contextlib.contextmanager
 def _locked_sibling(path: Path) -> Iterator[Path]:
     prefix = f".{path.name}.partial-"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path.parent, prefix)
     temporary = path.parent / f"{prefix}{secrets.token_hex(4)}"
-    temporary.mkdir()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent, prefix)
+        temporary.mkdir()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"cannot write {path}: nothing can be made in {path.parent}; choose another") from error
     lock = os.open(temporary, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from llmctl import plugins
+from llmctl.checkpoint.atomic import atomic_folder
 from llmctl.errors import PluginError
 from llmctl.hookspecs import GROUP
 
@@ -41,12 +42,13 @@ def command(name: str, into: Path) -> None:
     values = {"@name@": name, "@dist@": dist, "@Name@": camel, "@group@": GROUP}
     templates = resources.files("llmctl") / "skeleton"
     lines = 0
-    for template, target in FILES.items():
-        file = folder / _filled(target, values)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        text = _filled((templates / template).read_text(encoding="utf-8"), values)
-        lines += text.count("\n")
-        file.write_text(text, encoding="utf-8")
+    with atomic_folder(folder) as made:
+        for template, target in FILES.items():
+            file = made / _filled(target, values)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            text = _filled((templates / template).read_text(encoding="utf-8"), values)
+            lines += text.count("\n")
+            file.write_text(text, encoding="utf-8")
     click.echo(f"{folder} written, {lines} lines. Now:")
     click.echo(f"  pip install -e {folder} && pytest {folder}")
     click.echo(f"  llmctl models {name} --explain")
