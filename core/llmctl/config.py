@@ -209,17 +209,28 @@ class FinetuneConfig:
     output: OutputConfig = section(OutputConfig)
 
 
+IDLE = (
+    ("recompute", "none", ("recompute_interval",)),
+    ("schedule", "constant", ("decay_steps", "min_lr_ratio", "min_learning_rate")),
+)
+"""A field of ``train``, a value of it, and the fields that then have no effect."""
+
+
 def check_updates(train: UpdateConfig) -> None:
-    """Passes when the warm-up ends before the learning rate does.
+    """Passes when the warm-up ends before the learning rate does, and no field is without effect.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: It does not, or one is.
     """
     if 0 < train.decay_steps <= train.warmup_steps:
         raise ConfigError(
             f"train.decay_steps={train.decay_steps} ends before the warm-up of train.warmup_steps={train.warmup_steps}; "
             "make it longer"
         )
+    for key, value, fields in IDLE:
+        for field in fields if getattr(train, key) == value else ():
+            if getattr(train, field, None) != getattr(type(train)(), field, None):
+                raise ConfigError(f"train.{field} has no effect with train.{key}={value}; leave it out")
 
 
 def check_method(method: MethodConfig) -> None:

@@ -166,6 +166,8 @@ def _method(method: config.MethodConfig, plugin: plugins.Plugin, dims: Dims) -> 
 
     capabilities.require(plugin.card, "lora")
     chosen = set(targets.choose(plugin.card, dims, method.targets))
+    if method.pissa:
+        targets.check_rank(plugin.card, dims, chosen, method.rank)
     if method.dora:
         for torch, paths in targets.torch_modules(plugin, dims).items():
             absent = [path for path in paths if path not in chosen]
@@ -259,7 +261,7 @@ def read_data(settings: Any, plugin: plugins.Plugin, parse: reading.Parse[E]) ->
 
     Raises:
         DataError: Lines are broken: all are listed.
-        ConfigError: ``train.best_metric`` needs examples to evaluate on, and there are none.
+        ConfigError: ``train`` asks for what needs examples to evaluate on, and there are none.
     """
 
     def paths(entries: list[str], key: str) -> list[Path]:
@@ -270,8 +272,10 @@ def read_data(settings: Any, plugin: plugins.Plugin, parse: reading.Parse[E]) ->
         return train, reading.read_examples(paths(settings.data.dev, "data.dev"), "dev", parse)
     folders = [path for path in paths(settings.data.train, "data.train") if path.is_dir()]
     dev = reading.read_examples(folders, "dev", parse, optional=True)
-    if not dev and settings.train.best_metric != "eval_loss":
-        raise ConfigError(f"train.best_metric={settings.train.best_metric} needs held-out examples; set data.dev")
+    for key, idle in (("best_metric", "eval_loss"), ("patience", 0), ("eval_generate", False)):
+        value = getattr(settings.train, key, idle)
+        if not dev and value != idle:
+            raise ConfigError(f"train.{key}={value} needs held-out examples; set data.dev")
     return train, dev
 
 

@@ -72,6 +72,13 @@ def test_the_job_itself_is_valid(job):
         (["--set", "data.chat_template=nowhere.json"], "data.chat_template=nowhere.json"),
         (["--set", "train.best_metric=exact_match"], "needs train.eval_generate=true"),
         (["--set", "train.best_metric=accuracy"], "needs held-out examples; set data.dev"),
+        (["--set", "train.patience=2"], "train.patience=2 needs held-out examples; set data.dev"),
+        (["--set", "train.eval_generate=true"], "train.eval_generate=True needs held-out examples; set data.dev"),
+        (["--set", "train.recompute_interval=2"], "recompute_interval has no effect with train.recompute=none"),
+        (
+            ["--set", "train.schedule=constant", "--set", "train.min_lr_ratio=0.1"],
+            "no effect with train.schedule=constant",
+        ),
         (["--set", "output.dir=''"], "output.dir is not set"),
         (["--set", "output.dir="], "output.dir=None: expected text"),
         (["--set", "output.max_shard_bytes=5TB"], "'5TB' is not a size"),
@@ -83,6 +90,10 @@ def test_the_job_itself_is_valid(job):
         (
             ["--set", "method.name=lora", "--set", "method.pissa=true", "--set", "method.base=nf4"],
             "choose one of the two",
+        ),
+        (
+            ["--set", "method.name=lora", "--set", "method.pissa=true", "--set", "method.rank=4096"],
+            "has no more than 128; set method.rank to that or less",
         ),
         (["--set", "method.name=lora", "--set", "method.base=nf5"], "did you mean nf4?"),
         (["--set", "method.name=lora", "--set", "output.max_shard_bytes=5MB"], "an adapter is one file"),

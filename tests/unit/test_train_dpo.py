@@ -144,6 +144,17 @@ def test_stored_log_probabilities_of_other_pairs_are_computed_anew(data, runs, t
         assert capsys.readouterr().out.count("reference: ") == computed
 
 
+@pytest.mark.parametrize("content", [b"", b"neither", b"PK\x03\x04 cut off"])
+def test_damaged_log_probabilities_are_computed_anew(data, tmp_path, capsys, content):
+    one = job(data, tmp_path / "run", precompute_reference=True)
+    one.output.mkdir()
+    (one.output / "reference.npz").write_bytes(content)
+    task = dpo_data.prepare(one).task
+    task.reference = dpo.reference(one, subject.load(one, None), task)
+    task.reference(task.micro_batches(1)[0].arrays, training=True)
+    assert "reference: 16 pairs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_reference_stays_while_the_model_moves(data, tmp_path, method):
     one = job(data, tmp_path / "run", method, model={"dtype": "float64"})

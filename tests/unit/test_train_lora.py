@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
-from cut_runs import check_continues, finished
+from cut_runs import Crash, check_continues, finished
 
 import llmctl
 from llmctl import config, plugins, preflight, schema
@@ -19,7 +20,7 @@ from llmctl.adapters.verify import verify
 from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import load_model
 from llmctl.nn.blockwise import dequantise, quantise
-from llmctl.train import subject
+from llmctl.train import sft, subject
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 METHODS = {
@@ -167,3 +168,26 @@ def test_a_moved_base_is_named_and_another_is_refused(runs, tmp_path):
     with pytest.raises(llmctl.LlmctlError, match="gone is not there; if it was moved, name it with --base"):
         open_adapter(adapter)
     assert open_adapter(adapter, STARTER / "model").base == STARTER / "model"
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_a_run_is_not_continued_over_other_weights(tmp_path, name):
+    model = tmp_path / "model"
+    shutil.copytree(STARTER / "model", model)
+
+    def made(resume=False):
+        one = job(tmp_path / "run", {"name": name}, resume, max_steps=2, save_every=1)
+        return replace(one, model=model)
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        sft.run(made(), [Crash()])
+    info = next(
+        info for tensor, info in safetensors_file.read_header(model / "model.safetensors").items() if "q_proj" in tensor
+    )
+    with open(model / "model.safetensors", "r+b") as stream:
+        stream.seek(info.offset)
+        stream.write(bytes(info.nbytes))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(llmctl.LlmctlError, match="weights in model.path=.* are not those that the run began with"):
+        sft.run(made(resume=True))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before

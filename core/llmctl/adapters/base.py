@@ -90,6 +90,11 @@ def check(
         )
 
 
+def same(noted: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two notes are of the same tensors with the same values, wherever they lie; both from `record`."""
+    return all(noted.get(key) == now[key] for key in ("shapes_hash", "values_hash"))
+
+
 def find(named: str, folder: Path, given: Path | None) -> Path:
     """The folder of an adapter's base: the one given, else the one that the adapter names.
 

@@ -55,6 +55,22 @@ def choose(card: Family, dims: Dims, names: Sequence[str], key: str = "method.ta
     return [path for path in known if any(name == ALL or matches(path, name) for name in names)]
 
 
+def check_rank(card: Family, dims: Dims, paths: Iterable[str], rank: int) -> None:
+    """Passes when matrices of a rank can begin as the principal parts of these linears (PiSSA).
+
+    Raises:
+        ConfigError: One has a side that is shorter.
+    """
+    known = linears(card, dims)
+    least = min(paths, key=lambda path: min(known[path].shape))
+    shape = known[least].shape
+    if rank > min(shape):
+        raise ConfigError(
+            f"method.rank={rank}: with method.pissa the small matrices begin as parts of the weights, and {least} {list(shape)} "
+            f"has no more than {min(shape)}; set method.rank to that or less, or leave it out of method.targets"
+        )
+
+
 def _short(paths: Iterable[str]) -> list[str]:
     """The last part of each path, once."""
     return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))

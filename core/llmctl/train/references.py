@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -78,7 +79,7 @@ class Precomputed:
                 if str(stored["key"]) != self._key:
                     return None
                 return {True: stored["train"], False: stored["dev"]}
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
     def _compute(self) -> dict[bool, np.ndarray]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmctl import plugins, precision, runtime, schema
+from llmctl.adapters import base as bases
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.checkpoint.run_json import run_info
 from llmctl.errors import ConfigError
@@ -141,12 +142,13 @@ def run(
 
 
 def _check_unchanged(job: Job, start: Path) -> None:
-    """Passes when the configuration is the one that the run began with, apart from what changes no update.
+    """Passes when configuration and model are those that the run began with, apart from what changes no update.
 
     Raises:
         ConfigError: Names every key that differs, with both values.
     """
-    before, now = (_flat(config) for config in (_read_info(job).get("config", {}), schema.to_dict(job.config)))
+    info = _read_info(job)
+    before, now = (_flat(config) for config in (info.get("config", {}), schema.to_dict(job.config)))
     changed = [key for key in now if key in before and before[key] != now[key] and not key.startswith(FREE)]
     if changed:
         lines = "\n  ".join(f"{key}: {before[key]!r} when the run began, {now[key]!r} now" for key in changed)
@@ -154,6 +156,16 @@ def _check_unchanged(job: Job, start: Path) -> None:
             f"{start} cannot be continued with a changed configuration:\n  {lines}\nSet these back, or start anew with "
             "another output.dir or --overwrite"
         )
+    if "base" in info and job.model and not bases.same(info["base"], _base(job)):
+        raise ConfigError(
+            f"{start} cannot be continued: the weights in model.path={job.model} are not those that the run began with; "
+            "put these back, or start anew with another output.dir or --overwrite"
+        )
+
+
+def _base(job: Job) -> dict[str, Any]:
+    """What tells the model that the run begins with from others."""
+    return bases.record(job.model, job.plugin, job.dims)
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,6 +319,7 @@ def _info(job: Job) -> dict[str, Any]:
         "task": job.command,
         "parameters": card.count(job.dims),
         "chosen": schema.chosen(job.config),
+        **({"base": _base(job)} if job.model else {}),
         **run_info(schema.to_dict(job.config), card.hash(), plugins.versions(job.plugin)),
     }
 
