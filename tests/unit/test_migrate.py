@@ -161,6 +161,7 @@ def test_pretraining_goes_on_from_a_checkpoint_or_begins_anew():
         ({"max_seq_length": 10}, ["max_seq_length=10", "pretrain"]),
         ({"continue_training": False}, ["llmctl pretrain"]),
         ({"max_steps": "many"}, ["max_steps='many'", "number"]),
+        ({"weight_quantize_algo": "nf4"}, ["weight_quantize_algo=nf4", "lora=true"]),
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_name(changes, texts):
@@ -208,6 +209,38 @@ def test_keys_without_effect_are_named_with_the_reason():
     for key in ("sharding", "use_flash_attention", "disable_tqdm", "eval_accumulation_steps", "bf16"):
         assert key in notes
     assert "sequence_parallel" not in notes and "hub/name must be a folder" in notes
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"lora_rank": 16, "rslora": True, "pissa": True, "lora_plus_scale": 4.0}, "does not ask for LoRA"),
+        ({"prefix_tuning": True, "lora_rank": 16}, "does not ask for LoRA"),
+        ({"num_prefix_tokens": 16}, "does not ask for virtual tokens"),
+        ({"neftune_noise_alpha": 9.0}, "does not ask for NEFTune"),
+        ({"recompute": False, "recompute_granularity": "core_attn"}, "does not ask for recomputation"),
+        (
+            {"do_eval": False, "evaluation_strategy": "no", "eval_with_do_generation": True},
+            "does not ask for evaluation",
+        ),
+        ({"lr_scheduler_type": "constant", "decay_steps": 100}, "a constant learning rate has no end"),
+    ],
+)
+def test_keys_of_what_is_not_asked_for_are_named_and_stop_no_run(changes, reason):
+    made = migrate({**SFT, **changes}, "old.json")
+    settings = schema.build(config.FinetuneConfig, made.values)
+    config.check_method(settings.method)
+    config.check_updates(settings.train)
+    (note,) = [line for line in made.notes() if reason in line]
+    named = changes.keys() - {"prefix_tuning", "recompute", "do_eval", "evaluation_strategy", "lr_scheduler_type"}
+    assert all(key in note for key in named)
+
+
+def test_only_the_smoothed_loss_keeps_its_smoothing():
+    old = {**DPO, "dpo_label_smoothing": 0.1}
+    assert migrate(old, "old.json").values["dpo"] == {"label_smoothing": 0.1}
+    hinge = migrate({**old, "dpo_loss_type": "hinge"}, "old.json")
+    assert hinge.values["dpo"] == {"loss": "hinge"} and "label_smoothing" in hinge.notes()[0]
 
 
 def test_the_new_file_is_read_back_as_the_same_configuration(tmp_path):

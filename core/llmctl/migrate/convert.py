@@ -64,6 +64,9 @@ def migrate(data: Mapping[str, Any], where: str, allow_ignored: bool = False) ->
     old = {found.aliases.get(key, key): value for key, value in data.items() if value is not None}
     command = derived.command(old)
     cls = _class(command, where)
+    unasked = _unasked(old)
+    idle = _idle(old, unasked)
+    old = {key: value for key, value in old.items() if key not in unasked}
     problems = [_unknown(key) for key in old if key not in found.names]
     missing = _missing(old, command)
     values = dict(derived.BEFORE[command])
@@ -82,7 +85,7 @@ def migrate(data: Mapping[str, Any], where: str, allow_ignored: bool = False) ->
     made = schema.build(cls, nested, f"{where}, converted")
     chosen = set(schema.chosen(made))
     kept = {key: value for key, value in values.items() if key in chosen}
-    return Migrated(command, _nested(cls, kept), _idle(old), missing)
+    return Migrated(command, _nested(cls, kept), idle, missing)
 
 
 def to_yaml(migrated: Migrated, family: str) -> str:
@@ -118,11 +121,17 @@ def _missing(old: Mapping[str, Any], command: str) -> list[str]:
     return lines
 
 
-def _idle(old: Mapping[str, Any]) -> dict[str, list[str]]:
+def _unasked(old: Mapping[str, Any]) -> dict[str, str]:
+    """Keys that belong to what the file does not ask for, and why they had no effect."""
+    return {key: reason for reason, asked, keys in derived.UNASKED if not asked(old) for key in keys if key in old}
+
+
+def _idle(old: Mapping[str, Any], unasked: Mapping[str, str]) -> dict[str, list[str]]:
     reasons: dict[str, list[str]] = {}
+    because = {**table().idle, **unasked}
     for key, value in old.items():
-        if key in table().idle and value:
-            reasons.setdefault(table().idle[key], []).append(key)
+        if key in because and value:
+            reasons.setdefault(because[key], []).append(key)
     if old.get("bf16") or old.get("fp16"):
         kind = "bf16" if old.get("bf16") else "fp16"
         reasons.setdefault("training computes in float32; only the type of the final weights follows it", []).append(

@@ -58,6 +58,9 @@ def method(old: Old, command: str) -> Values:
         return {}
     if old.get("lora") and old.get("prefix_tuning"):
         raise ValueError("lora and prefix_tuning exclude each other; set one to false")
+    held = old.get("weight_quantize_algo")
+    if held and not old.get("lora"):
+        raise ValueError(f"weight_quantize_algo={held} is offered with lora=true only; set that, or leave it out")
     if old.get("prefix_tuning"):
         return {"method.name": "prefix", "method.virtual_tokens": old.get("num_prefix_tokens", 128)}
     if not old.get("lora"):
@@ -65,7 +68,6 @@ def method(old: Old, command: str) -> Values:
     values: Values = {"method.name": "lora", "method.rank": _number(old, "lora_rank", 8)}
     if "lora_alpha" not in old:
         values["method.alpha"] = 4 if old.get("rslora") else 2 * values["method.rank"]
-    held = old.get("weight_quantize_algo")
     return {**values, "method.base": BASES.get(held, held)} if held else values
 
 
@@ -81,6 +83,39 @@ def noise(old: Old, command: str) -> Values:
 def evaluates(old: Old) -> bool:
     """Whether the old program evaluated: a strategy turns evaluation on, whatever ``do_eval`` says."""
     return bool(old.get("do_eval")) or _strategy(old, "evaluation_strategy", "no") != "no"
+
+
+def constant(old: Old) -> bool:
+    """Whether the learning rate stayed as it was, after a warm-up at most."""
+    return str(old.get("lr_scheduler_type", "")).rpartition(".")[2].lower().startswith("constant")
+
+
+UNASKED: tuple[tuple[str, Callable[[Old], Any], tuple[str, ...]], ...] = (
+    (
+        "the file does not ask for LoRA",
+        lambda old: old.get("lora"),
+        ("lora_rank", "lora_alpha", "rslora", "lora_plus_scale", "pissa"),
+    ),
+    ("the file does not ask for virtual tokens", lambda old: old.get("prefix_tuning"), ("num_prefix_tokens",)),
+    ("the file does not ask for NEFTune", lambda old: old.get("neftune"), ("neftune_noise_alpha",)),
+    ("the file does not ask for recomputation", lambda old: old.get("recompute"), ("recompute_granularity",)),
+    (
+        "the file does not ask for evaluation",
+        lambda old: old.get("do_eval") or str(old.get("evaluation_strategy", "no")).lower() != "no",
+        ("metric_for_best_model", "greater_is_better", "eval_with_do_generation"),
+    ),
+    (
+        "a constant learning rate has no end",
+        lambda old: not constant(old),
+        ("decay_steps", "min_learning_rate", "lr_end"),
+    ),
+    (
+        "of the losses only sigmoid has smoothing",
+        lambda old: old.get("loss_type", "sigmoid") == "sigmoid",
+        ("label_smoothing",),
+    ),
+)
+"""Why keys had no effect, whether the old file asks for what they belong to, and the keys."""
 
 
 def data(old: Old, command: str) -> Values:
