@@ -285,7 +285,10 @@ def job(output, resume=False, dtype="bfloat16", **method):
     return preflight.finetune(schema.build(config.FinetuneConfig, settings), "llama")
 
 
-@pytest.mark.parametrize("method", [{"name": "full"}, {"name": "lora", "rank": 2}])
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "full"}, {"name": "lora", "rank": 2}, {"name": "lora", "rank": 2, "pissa": True, "targets": ["v_proj"]}],
+)
 def test_on_a_cpu_half_types_are_stored_and_the_run_says_so_and_continues_bit_for_bit(tmp_path, capsys, method):
     sft.run(job(tmp_path / "plain", dtype="float32", **method))
     capsys.readouterr()

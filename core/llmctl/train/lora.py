@@ -1,7 +1,8 @@
 """Training low-rank adapters beside layers that stand still. A checkpoint is an adapter's folder.
 
 PiSSA is stored as a plain adapter of twice the rank, [A, A0] and [B, -B0], so that whoever reads it needs the base as it
-is and nothing else: scale * (A B - A0 B0) is what the base has to be changed by.
+is and nothing else: scale * (A B - A0 B0) is what the base has to be changed by. A checkpoint in a half type keeps A0 and B0
+beside it as they were taken out of the base, over whose rest the run goes on.
 """
 
 from __future__ import annotations
@@ -21,14 +22,21 @@ from llmctl.adapters import folder as folders
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Part, scale_of
 from llmctl.adapters.attach import put, quantise
+from llmctl.adapters.peft_format import as_planned
+from llmctl.adapters.peft_format import load as read_tensor
+from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import load_model
 from llmctl.nn.lora import principal
 from llmctl.nn.quantised import weight_bytes
 from llmctl.nn.values import values
+from llmctl.precision import HALF
 from llmctl.train.subject import ModelJob, Reference, Subject, precision_of
 
 FLOAT = "float"
 """Value of ``method.base`` that leaves the base as it is."""
+
+START = "start.safetensors"
+"""Holds A0 and B0 beside a checkpoint in a half type."""
 
 Start = tuple[np.ndarray, np.ndarray]
 """A0 and B0 of a layer that began as its base's principal part."""
@@ -57,6 +65,17 @@ class Trained:
         folders.write(folder, adapter, self.job.plugin, self.job.dims, dtype)
         self.job.tokenizer.save(folder)
         folders.copy_generation(self.job.model, folder)
+
+    def write_more(self, folder: Path, dtype: str) -> None:
+        """Writes unrounded what was taken out of the base, where ``write`` wrote it rounded."""
+        if self.starts and dtype in HALF:
+            arrays = {
+                f"{path}.{name}": array
+                for path, start in self.starts.items()
+                for name, array in zip("ab", start, strict=True)
+            }
+            whole = {name: as_planned(name, array, array.dtype.name) for name, array in arrays.items()}
+            safetensors_file.write_file(folder / START, whole)
 
     def read(self, folder: Path) -> None:
         """Takes over what ``write`` wrote."""
@@ -126,6 +145,7 @@ def load(job: ModelJob, start: Path | None) -> Subject:
         },
         rates=lambda name: method.lora_plus_ratio if name.endswith("lora_B") else 1.0,
         reference=trained.at_rest(model),
+        write_more=trained.write_more,
     )
 
 
@@ -136,14 +156,23 @@ def _parts(folder: Path, job: ModelJob) -> Mapping[str, Part]:
     return adapter.parts
 
 
+def _starts(folder: Path, job: ModelJob) -> dict[str, Start]:
+    """What was taken out of the base when the run of a checkpoint began."""
+    if (folder / START).is_file():
+        tensors = {name: read_tensor(info) for name, info in safetensors_file.read_header(folder / START).items()}
+        return {name[:-2]: (array, tensors[f"{name[:-2]}.b"]) for name, array in tensors.items() if name.endswith(".a")}
+    rank = job.config.method.rank
+    return {path: (part.a[:, rank:], -part.b[rank:]) for path, part in _parts(folder, job).items()}
+
+
 def _principal(layers: dict[str, Any], start: Path | None, job: ModelJob) -> dict[str, Start]:
     """Puts the principal part of each base into its adapter, the rest stays; where a run began, when it is continued."""
-    before = _parts(start, job) if start else {}
+    before = _starts(start, job) if start else {}
     starts = {}
     for path, layer in layers.items():
         rank = layer.lora_A.shape[1]
         if path in before:
-            a0, b0 = before[path].a[:, rank:], -before[path].b[rank:]
+            a0, b0 = before[path]
         else:
             weight = values(layer.base.weight)
             a0, b0 = (x.astype(weight.dtype) for x in principal(weight, rank, layer.scale))
