@@ -1,10 +1,15 @@
 """Order, division and loss of supervised fine-tuning, and its metrics against numpy."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import paddle
 import pytest
 from train_toys import ToyModel, collate, toy_rows
 
+from llmctl import plugins
+from llmctl.testing.tiny import random_model, tiny_dims
+from llmctl.train.answers import Answers
 from llmctl.train.evaluate import exact_match, label_logits, token_metrics
 from llmctl.train.sft_task import SftTask
 
@@ -109,3 +114,14 @@ def test_without_held_out_rows_nothing_is_evaluated():
 def test_exact_match_ignores_white_space_around_answers_only():
     answers = lambda model, examples: [" yes", "no", "y es"]  # noqa: E731
     assert exact_match(answers, None, [1, 2, 3], ["yes", "no\n", "yes"]) == pytest.approx(2 / 3)
+
+
+def test_a_prompt_without_room_for_an_answer_gets_none_and_takes_none_from_others():
+    plugin = plugins.load("gpt3")
+    model = random_model(plugin, tiny_dims(plugin.card, {"max_positions": 16}))
+    prompts = [[5, 6, 7], [], [*range(1, 17)], [*range(1, 14)], [*range(1, 40)], [9]]
+    words = SimpleNamespace(eos_ids=(), pad_id=0, decode=lambda ids: " ".join(map(str, ids)))
+    encoder = SimpleNamespace(tokenizer=words, prompt=lambda prompt: prompt)
+    found = Answers(encoder, 1, 6, 16)(model, prompts)
+    assert [len(answer.split()) for answer in found] == [6, 0, 0, 3, 0, 6]
+    assert Answers(encoder, 8, 6, 16)(model, [prompts[0], [], prompts[5]]) == [found[0], "", found[5]]

@@ -35,19 +35,26 @@ class Answers:
     max_positions: int
 
     def __call__(self, model: Any, examples: Sequence[Any]) -> list[str]:
-        """The answers' texts, in order."""
+        """The answers' texts, in order; empty where there is no prompt, or it leaves no position for an answer."""
         from llmctl.infer.generate import generate
         from llmctl.infer.sampling import SamplingOptions
 
         tokenizer = self.encoder.tokenizer
         prompts = [self.encoder.prompt(example) for example in examples]
-        limit = self.max_positions - getattr(model, "virtual_tokens", 0)
-        room = limit - max(map(len, prompts)) if self.max_positions else self.max_new_tokens
-        options = SamplingOptions(max_new_tokens=max(1, min(self.max_new_tokens, room)))
-        answers: list[str] = []
-        for start in range(0, len(prompts), self.batch_size):
-            rows = generate(
-                model, prompts[start : start + self.batch_size], options, tokenizer.eos_ids, tokenizer.pad_id
-            )
-            answers += [tokenizer.decode(row.ids) for row in rows]
+        rooms = [self._room(model, prompt) for prompt in prompts]
+        fitting = [number for number, room in enumerate(rooms) if room > 0]
+        answers = [""] * len(prompts)
+        for start in range(0, len(fitting), self.batch_size):
+            numbers = fitting[start : start + self.batch_size]
+            options = SamplingOptions(max_new_tokens=min(rooms[number] for number in numbers))
+            batch = [prompts[number] for number in numbers]
+            rows = generate(model, batch, options, tokenizer.eos_ids, tokenizer.pad_id)
+            for number, row in zip(numbers, rows, strict=True):
+                answers[number] = tokenizer.decode(row.ids)
         return answers
+
+    def _room(self, model: Any, prompt: Sequence[int]) -> int:
+        """Tokens that an answer to a prompt may have; below 1 if there can be none."""
+        if not prompt or not self.max_positions:
+            return self.max_new_tokens if prompt else 0
+        return min(self.max_new_tokens, self.max_positions - getattr(model, "virtual_tokens", 0) - len(prompt))
