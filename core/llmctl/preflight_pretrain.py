@@ -193,12 +193,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _corpora(settings: PretrainConfig, vocab: int) -> None:
     """Passes when all corpora can be read, have documents for each split that is used, and no id is over the vocabulary."""
     from llmctl.data import blending, sample_index
-    from llmctl.data.indexed import Corpus
+    from llmctl.data.pretraining import token_corpus
 
     parts = sample_index.parse_split(settings.data.split)
     used = [name for name, count in settings.samples().items() if count]
     for prefix in blending.parse(settings.data.corpora).prefixes:
-        corpus = Corpus(prefix)
+        corpus = token_corpus(prefix)
         documents = dict(zip(sample_index.SPLITS, sample_index.split_documents(parts, len(corpus)), strict=True))
         empty = [name for name in ("train", *used) if not documents[name]]
         if empty:
@@ -206,9 +206,9 @@ def _corpora(settings: PretrainConfig, vocab: int) -> None:
                 f"{prefix} has no documents for {empty[0]}: data.split={settings.data.split} of {len(corpus)} documents; "
                 "change the weights or use more documents"
             )
-        highest = corpus.highest_id(SCANNED)
-        if highest >= vocab:
+        foreign = corpus.foreign_id(SCANNED, vocab)
+        if foreign is not None:
             raise DataError(
-                f"{prefix} holds the id {highest}, but the model has {vocab} tokens; make the corpus with the model's own "
+                f"{prefix} holds the id {foreign}, but the model has {vocab} tokens; make the corpus with the model's own "
                 "tokenizer, or name the tokenizer of the corpus in model.tokenizer for a new model"
             )

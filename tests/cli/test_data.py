@@ -82,20 +82,34 @@ def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path, monkeyp
 
 
 def test_bad_lines_are_listed_before_anything_is_written(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n{"text": 3}\n{"txet": "x"}\n\xff\n{"text": "x"\n')
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n{"text": 3}\n{"txet": "x"}\n\xff\n{"text": "x"\n{"text": "\\ude00"}')
     said = build(tmp_path / "a.jsonl", "--output", tmp_path / "a", code=2)
     for part in (
-        "4 problems",
+        "5 problems",
         "a.jsonl:2: 'text' must be text, found int",
         "a.jsonl:3: no key 'text'; did you mean 'txet'?",
         "a.jsonl:4: not valid UTF-8",
         "a.jsonl:5: not valid JSON",
+        "a.jsonl:6: \\ude00 is half of a surrogate pair",
         "--skip-bad",
     ):
         assert part in said
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
     said = build(tmp_path / "a.jsonl", "--output", tmp_path / "a", "--skip-bad")
-    assert "warning: left out: 4 problems" in said and ": 1 documents" in said
+    assert "warning: left out: 5 problems" in said and ": 1 documents" in said
+
+
+def test_a_corpus_may_be_named_by_one_of_its_files(tmp_path):
+    (tmp_path / "a.txt").write_text("Mia likes pears.\n")
+    assert f"{tmp_path / 'a'}.bin and .idx" in build(tmp_path / "a.txt", "--output", tmp_path / "a.bin")
+    run("merge", tmp_path / "a", "--output", tmp_path / "b.idx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx", "a.txt", "b.bin", "b.idx"]
+    assert "1 documents" in run("inspect", tmp_path / "b.bin")
+
+
+def test_a_corpus_has_a_name(tmp_path):
+    (tmp_path / "a.txt").write_text("Mia likes pears.\n")
+    assert "names a folder" in build(tmp_path / "a.txt", "--output", f"{tmp_path}/corpora/", code=2)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,9 @@ def folder(tmp_path):
     for name, highest in (("corpus", 90), ("foreign", 5000)):
         with new_corpus(tmp_path / name, np.uint16) as writer:
             writer.add(np.arange(40) % highest if highest < 100 else np.full(40, highest), np.full(4, 10))
+    for name, dtype, value in (("negative", np.int32, -1), ("numbers", np.float32, np.nan)):
+        with new_corpus(tmp_path / name, np.dtype(dtype)) as writer:
+            writer.add(np.full(40, value, dtype), np.full(4, 10))
     config = {
         "model": {"size": "tiny", "tokenizer": str(STARTER)},
         "data": {"corpora": str(tmp_path / "corpus"), "split": "1", "seq_length": 8},
@@ -67,6 +70,8 @@ REFUSALS = {
     "positions": (["data.seq_length=100"], "data.seq_length=100 is over the 64 positions"),
     "missing": (["data.corpora=absent"], "there is no corpus absent"),
     "weights": (["data.corpora=0.5 corpus foreign"], "foreign has no weight and others have"),
+    "negative": (["data.corpora=negative"], "negative holds the id -1, but the model has"),
+    "numbers": (["data.corpora=numbers"], "numbers holds float32, no token ids"),
     "foreign": (["data.corpora=foreign"], "foreign holds the id 5000, but the model has"),
     "split": (["data.split='0,1,1'"], "has no documents for train: data.split=0,1,1 of 4"),
     "small-split": (["data.split='98,1,1'"], "has no documents for valid: data.split=98,1,1 of 4 documents"),

@@ -199,7 +199,8 @@ def test_blends_are_written_in_several_ways(folder, items, names, weights):
         (["nan {a}"], "must be 0 or more"),
         (["0 {a} 0 {b}"], "are all 0"),
         (["{a}x"], "ax.idx is missing"),
-        (["{a} {a}"], "named twice"),
+        (["{a} {a}"], "a is named twice; give it one weight"),
+        (["{a} {folder}/./a.bin"], r"a is named twice, as .*a too"),
         ([], "no corpus is named"),
         (["{empty}"], "holds no corpus"),
     ],
@@ -207,7 +208,7 @@ def test_blends_are_written_in_several_ways(folder, items, names, weights):
 def test_blends_that_do_not_fit_are_refused(folder, tmp_path, items, message):
     places = {name: str(folder / name) for name in "abc"}
     with pytest.raises(DataError, match=message):
-        blending.parse([item.format(empty=tmp_path, **places) for item in items])
+        blending.parse([item.format(empty=tmp_path, folder=folder, **places) for item in items])
 
 
 def test_splits_without_documents_or_tokens_are_refused(folder, tmp_path):
@@ -231,3 +232,9 @@ def test_an_id_that_the_model_does_not_know_is_refused(folder):
     samples = open_split(Setting([str(folder / "a")], "1", 16), "train", 4, vocab=10000)
     with pytest.raises(DataError, match="holds the id 1.*the model has 10000 tokens"):
         samples[0]
+
+
+def test_an_id_below_zero_is_refused(tmp_path):
+    write(tmp_path / "a", [[3, -1, 4] * 9], np.int32)
+    with pytest.raises(DataError, match="holds the id -1, but the model has 8 tokens"):
+        open_split(Setting([str(tmp_path / "a")], "1", 16), "train", 1, vocab=8)[0]

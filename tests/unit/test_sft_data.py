@@ -49,6 +49,7 @@ def chat(tmp_path_factory):
         ('{"src": "a", "tgt": "b", "context": {"system": 3}}', "'context.system' must be text"),
         ('{"src": "a", "tgt": "b", "context": {"sistem": "x"}}', "may only hold 'system', found 'sistem'"),
         ('{"src": "a", "src": "c", "tgt": "b"}', "the key 'src' stands twice"),
+        ('{"src": "\\ud83d\\ude00", "tgt": "\\ud83d!"}', r"\\ud83d is half of a surrogate pair"),
         (None, "not valid UTF-8"),
         ("[" * 100000, "nested too deeply|not valid JSON"),
     ],

@@ -66,6 +66,7 @@ def build(
     from llmctl.data import documents as reading
     from llmctl.errors import DataError
 
+    prefix = indexed.without_suffix(prefix)
     indexed.check_free(prefix, overwrite)
     encoder = corpus.BatchEncoder(tokenizer, append_eos, ctx.obj["family"])
     source = reading.Source(reading.find(inputs, kind), keys, documents == "files")
@@ -96,8 +97,9 @@ def build(
 @click.option("--overwrite", is_flag=True, help="Replace an existing corpus.")
 def merge(prefixes: tuple[str, ...], target: str, overwrite: bool) -> None:
     """Join corpora of one dtype, in order."""
-    from llmctl.data import corpus
+    from llmctl.data import corpus, indexed
 
+    target = indexed.without_suffix(target)
     documents, tokens = corpus.merge(prefixes, target, overwrite)
     click.echo(f"{target}.bin and .idx: {documents:,} documents, {tokens:,} tokens of {len(prefixes)} corpora")
 

@@ -7,6 +7,7 @@ samples that a corpus must give follows exactly; none is built in reserve.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +109,13 @@ def _check(prefixes: Sequence[str], weights: Sequence[float]) -> None:
         raise DataError(f"{len(prefixes)} corpora are more than the {MOST} that can be blended; merge some")
     if sum(weights) <= 0:
         raise DataError(f"the weights of {', '.join(prefixes[:5])} are all 0; give at least one a weight above 0")
-    twice = [name for name in prefixes if prefixes.count(name) > 1] if len(set(prefixes)) < len(prefixes) else []
-    if twice:
-        raise DataError(f"the corpus {twice[0]} is named twice; give it one weight, the sum")
+    files: dict[str, str] = {}
+    for name in prefixes:
+        file = os.path.realpath(idx_path(name))
+        if file in files:
+            also = "" if files[file] == name else f", as {files[file]} too"
+            raise DataError(f"the corpus {name} is named twice{also}; give it one weight, the sum")
+        files[file] = name
 
 
 def _corpora(name: str) -> list[str]:

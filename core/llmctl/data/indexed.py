@@ -51,6 +51,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
+def foreign_id(ids: NDArray, vocab: int) -> int | None:
+    """An id that is none of 0 to ``vocab - 1``; None where all are."""
+    extremes = (int(ids.max()), int(ids.min())) if len(ids) else ()
+    return next((token for token in extremes if not 0 <= token < vocab), None)
+
+
 class Corpus:
     """A corpus, memory mapped and checked: both files agree and are whole.
 
@@ -114,10 +120,10 @@ class Corpus:
         first, item = int(self.pointers[sequence]), self.dtype.itemsize
         return self._ids[first + start * item : first + max(stop, start) * item].view(self.dtype)
 
-    def highest_id(self, nbytes: int) -> int:
-        """The highest id among the first so many bytes; -1 where there is none."""
+    def foreign_id(self, nbytes: int, vocab: int) -> int | None:
+        """An id among the first so many bytes that is none of 0 to ``vocab - 1``; None where all are."""
         seen = self._ids[: min(nbytes, len(self._ids)) // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
-        return int(seen.max()) if len(seen) else -1
+        return foreign_id(seen, vocab)
 
     def document(self, number: int) -> NDArray:
         """Ids of a document, counted from 0.
@@ -233,8 +239,10 @@ def check_free(prefix: str | Path, overwrite: bool) -> None:
     """Passes if a corpus may be written under ``prefix``.
 
     Raises:
-        DataError: There is one already and ``overwrite`` is not set.
+        DataError: There is one already and ``overwrite`` is not set, or the name is a folder's.
     """
+    if str(prefix).endswith("/"):
+        raise DataError(f"{prefix} names a folder; a corpus needs the beginning of two files' names, such as {prefix}web")
     found = [path for path in (idx_path(prefix), bin_path(prefix)) if path.exists()]
     if found and not overwrite:
         raise DataError(f"{found[0]} exists already; choose another prefix or allow overwriting it with --overwrite")

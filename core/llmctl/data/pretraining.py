@@ -19,7 +19,7 @@ from llmctl.config_pretrain import CorporaConfig
 from llmctl.data import blending, sample_index
 from llmctl.data.encoding import IGNORED
 from llmctl.data.index_cache import WAIT, Cache
-from llmctl.data.indexed import Corpus
+from llmctl.data.indexed import Corpus, foreign_id
 from llmctl.data.sample_index import SPLITS, SampleIndex
 from llmctl.errors import DataError
 
@@ -155,9 +155,10 @@ class Samples:
         ids, starts = part.tokens(number)
         assert len(ids) == self.seq_length + 1
         source = f"{part.corpus.prefix}#{number}"
-        if self.vocab and int(ids.max()) >= self.vocab:
+        foreign = foreign_id(ids, self.vocab) if self.vocab else None
+        if foreign is not None:
             raise DataError(
-                f"{source} holds the id {int(ids.max())}, but the model has {self.vocab} tokens; make the corpus with the "
+                f"{source} holds the id {foreign}, but the model has {self.vocab} tokens; make the corpus with the "
                 "model's own tokenizer"
             )
         labels = ids[1:].copy()
@@ -180,7 +181,7 @@ def open_split(setting: Setting, split: str, samples: int = 0, vocab: int = 0) -
             building an index for too long.
     """
     blend = blending.parse(setting.corpora)
-    corpora = [_tokens_of(prefix) for prefix in blend.prefixes]
+    corpora = [token_corpus(prefix) for prefix in blend.prefixes]
     if samples == 0 and len(corpora) > 1:
         raise DataError(
             f"how many samples of {len(corpora)} corpora to blend must be said; one pass is only of one corpus"
@@ -203,7 +204,12 @@ def open_split(setting: Setting, split: str, samples: int = 0, vocab: int = 0) -
     return Samples(parts, chosen, within, setting.seq_length, setting.separate, fingerprint, vocab)
 
 
-def _tokens_of(prefix: str) -> Corpus:
+def token_corpus(prefix: str) -> Corpus:
+    """The corpus of a prefix.
+
+    Raises:
+        DataError: It cannot be read, or holds other numbers than token ids.
+    """
     corpus = Corpus(prefix)
     if corpus.dtype.kind not in "iu":
         raise DataError(f"{prefix} holds {corpus.dtype.name}, no token ids")

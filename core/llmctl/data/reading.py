@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from llmctl.errors import DataError
 
 LISTED = 30
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _SUFFIXES = (".jsonl", ".json")
 _KEYS = ("src", "tgt", "context")
 E = TypeVar("E")
@@ -105,6 +107,9 @@ def parse_object(text: str | None) -> dict[str, Any]:
         raise ValueError("not valid JSON: nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError(f"a JSON object is needed, found {_kind(row)}")
+    half = _HALF_PAIR.search(json.dumps(row, ensure_ascii=False)) if "\\u" in text else None
+    if half:
+        raise ValueError(f"\\u{ord(half[0]):04x} is half of a surrogate pair, no character")
     return row
 
 
