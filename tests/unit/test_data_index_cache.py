@@ -1,5 +1,6 @@
 """Indices that are kept: built once, by one process, never half, never hanging."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -60,6 +61,18 @@ def test_a_folder_that_cannot_be_written_is_passed_over_with_a_word(tmp_path):
     with pytest.warns(UserWarning, match="kept in memory only"), pytest.warns(UserWarning, match="cannot be kept"):
         found, nowhere = Cache((tmp_path / "file",)).get(KEY, built())
     assert nowhere is None and len(found["numbers"]) == 7
+
+
+def test_a_full_disk_is_passed_over_with_a_word(tmp_path, monkeypatch):
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        for module, name in ((os, "pwrite"), (np, "save")):
+            patch.setattr(module, name, full)
+        with pytest.warns(UserWarning, match="disk full"), pytest.warns(UserWarning, match="kept in memory only"):
+            found, nowhere = Cache((tmp_path,)).get(KEY, built())
+    assert nowhere is None and len(found["numbers"]) == 7 and not list(tmp_path.iterdir())
 
 
 @pytest.fixture
