@@ -8,6 +8,7 @@ and ``config_dpo.py``, reading of files and ``--set`` in ``configfile.py``; comb
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +134,7 @@ class UpdateConfig:
         above=0,
     )
     loss_scale_every: int = option(2000, "Updates in a row without an overflow after which it doubles.", minimum=1)
-    seed: int = option(42, "Seed of the order of examples and of everything random.", minimum=0)
+    seed: int = option(42, "Seed of the order of examples and of everything random.", minimum=0, maximum=2**32 - 1)
     log_every: int = option(10, "Steps between two lines of metrics.", minimum=1)
     log_to: list[str] = option(
         ["none"], "Where metrics go besides metrics.jsonl; one or a list.", choices=("none", "tensorboard", "visualdl")
@@ -216,15 +217,20 @@ IDLE = (
 """A field of ``train``, a value of it, and the fields that then have no effect."""
 
 
-def check_updates(train: UpdateConfig) -> None:
+def check_updates(train: Any) -> None:
     """Passes when the warm-up ends before the learning rate does, and no field is without effect.
+
+    Args:
+        train: The section ``train`` of any command.
 
     Raises:
         ConfigError: It does not, or one is.
     """
-    if 0 < train.decay_steps <= train.warmup_steps:
+    warmup = train.warmup_steps or math.ceil(train.warmup_ratio * train.max_steps)
+    if 0 < train.decay_steps <= warmup:
+        said = f"train.warmup_{'steps' if train.warmup_steps else 'ratio'}"
         raise ConfigError(
-            f"train.decay_steps={train.decay_steps} ends before the warm-up of train.warmup_steps={train.warmup_steps}; "
+            f"train.decay_steps={train.decay_steps} ends before the warm-up of {warmup} steps that {said} asks for; "
             "make it longer"
         )
     for key, value, fields in IDLE:

@@ -114,8 +114,9 @@ def _combinations(settings: PretrainConfig) -> None:
         raise ConfigError(
             f"{what}; set model.path to train a checkpoint further, or model.size or model.config for a new model"
         )
-    if model.path and model.changes:
-        raise ConfigError("model.changes has no effect with model.path: a checkpoint's sizes are given; leave it out")
+    idle = [key for key in ("changes", "vocab_multiple") if getattr(model, key) != getattr(PretrainModelConfig(), key)]
+    if model.path and idle:
+        raise ConfigError(f"model.{idle[0]} has no effect with model.path: a checkpoint's sizes are given; leave it out")
     if not model.path and not model.tokenizer:
         raise ConfigError("model.tokenizer is not set; a new model needs the folder of the tokenizer of its corpora")
     for part, key in (("data", "corpora"), ("output", "dir")):
@@ -129,10 +130,12 @@ def _combinations(settings: PretrainConfig) -> None:
     precision.check(settings.model.dtype, train)
     precision.of(settings.model.dtype, train)
     loggers.check(train.log_to)
-    if train.patience and not settings.samples()["valid"]:
+    defaults = type(train)()
+    idle = [key for key in ("patience", "best_metric") if getattr(train, key) != getattr(defaults, key)]
+    if idle and not settings.samples()["valid"]:
         raise ConfigError(
-            f"train.patience={train.patience} has no effect without evaluations; set train.eval_iters and give the valid "
-            "part of data.split a weight"
+            f"train.{idle[0]}={getattr(train, idle[0])} has no effect without evaluations; set train.eval_iters and give "
+            "the valid part of data.split a weight"
         )
     if output.resume and output.overwrite:
         raise ConfigError("output.resume and output.overwrite exclude each other; choose one")
@@ -155,10 +158,14 @@ def _new_model(
             )
         plugin, where = named, f"size {settings.size} of {named.card.name}"
         raw = plugin.card.config_from_dims(_size(plugin, settings.size))
+    key = next(setting.key for setting in plugin.card.settings if setting.name == "vocab")
+    if settings.size:
+        raw = {**raw, key: ids}
     raw = _changed(raw, settings.changes, where)
-    keys = {setting.name: setting.key for setting in plugin.card.settings}
-    vocab = raw.get(keys["vocab"], 0) if settings.config else 0
-    return plugin, {**raw, keys["vocab"]: padded_vocab(max(ids, vocab), multiple)}, where
+    vocab = raw.get(key, ids)
+    if not isinstance(vocab, int):
+        raise ConfigError(f"{where}: {key}={vocab!r} must be a whole number")
+    return plugin, {**raw, key: padded_vocab(max(ids, vocab), multiple)}, where
 
 
 def _size(plugin: plugins.Plugin, size: str) -> Dims:

@@ -208,3 +208,8 @@ def test_a_new_model_of_a_config_file_keeps_a_larger_vocabulary(folder):
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 1000}))
     made = job(folder, folder / "none", "auto", model__size="", model__config=str(folder / "config.json"))
     assert made.dims.vocab == 1024 and made.plugin.card.name == "llama"
+
+
+def test_a_vocabulary_that_is_asked_for_is_made(folder):
+    sizes = [job(folder, folder / "none", model__changes=[f"vocab_size={size}"]).dims.vocab for size in (10, 1000)]
+    assert sizes == [job(folder, folder / "none").dims.vocab, 1024]
