@@ -16,7 +16,7 @@ from llmctl.checkpoint import open_folder
 from llmctl.config_pretrain import PretrainConfig
 from llmctl.data.encoding import IGNORED
 from llmctl.data.pretraining import Setting, open_split
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, DataError
 from llmctl.train import pretrain
 from llmctl.train.loop import Hook
 from llmctl.train.objective import next_token_loss
@@ -192,6 +192,28 @@ def test_separate_documents_are_trained_as_if_alone(folder):
     assert float(together) == pytest.approx(alone, rel=1e-12)
     joined, *_ = next_token_loss(model, collate([sample], False))
     assert float(joined) != pytest.approx(alone, rel=1e-6)
+
+
+def test_documents_of_one_token_leave_nothing_to_learn_apart(folder):
+    """A forward pass without a label adds nothing; an update or evaluation without any is refused."""
+    write(folder / "mixed", [[7]] * 400 + [list(range(5, 25))] * 4)
+    asked = dict(data__corpora=[str(folder / "mixed")], data__separate_documents=True, data__split="1", data__seq_length=2,
+                 train__batch_size=1, train__max_steps=1)  # fmt: skip
+    made = job(folder, folder / "none", **asked, train__grad_accumulation=404)
+    task, model = pretrain.prepare(made).task, pretrain.load(made, None).model
+    found = {}
+    for batch in task.micro_batches(1):
+        found.setdefault(bool((batch.arrays["labels"] != IGNORED).any()), batch)
+    loss, count, _ = next_token_loss(model, found[False].arrays)
+    assert float(loss) == 0 == count
+    loss.backward()
+    assert not any(p.grad is not None and float(p.grad.abs().max()) for p in model.parameters())
+    write(folder / "ones", [[7]] * 400)
+    with pytest.raises(DataError, match="ones#0 to .*ones#7 ask for no token"):
+        pretrain.prepare(job(folder, folder / "none", **{**asked, "data__corpora": [str(folder / "ones")]},
+                             train__grad_accumulation=8)).task.micro_batches(1)  # fmt: skip
+    with pytest.raises(DataError, match="ask for no token"):
+        task.measure(model, open_split(Setting([str(folder / "ones")], "1", 8, separate=True), "train", 6))
 
 
 def test_without_a_valid_split_there_is_no_evaluation(folder):

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from llmctl.data.encoding import IGNORED
 from llmctl.data.pretraining import Sample, Samples
+from llmctl.errors import DataError
 from llmctl.train.evaluate import token_metrics
 from llmctl.train.objective import next_token_loss
 from llmctl.train.task import Batch, Loss
@@ -50,9 +52,15 @@ class PretrainTask:
         return hashlib.sha256(what.encode()).hexdigest()[:32]
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """The samples of update ``step`` (from 1)."""
+        """The samples of update ``step`` (from 1).
+
+        Raises:
+            DataError: They ask for no token, since each document in them has only one.
+        """
         first = (step - 1) * self.rows_per_step
         rows = [self.train[i] for i in range(first, first + self.rows_per_step)]
+        if not any(map(_asks, rows)):
+            raise _nothing_asked(rows[0], rows[-1])
         return [self._batch(rows[i : i + self.batch_size]) for i in range(0, len(rows), self.batch_size)]
 
     def loss(self, model: Any, batch: Batch) -> Loss:
@@ -64,17 +72,37 @@ class PretrainTask:
         return self.measure(model, self.valid) if self.valid else {}
 
     def measure(self, model: Any, samples: Samples) -> dict[str, float]:
-        """Loss, perplexity and accuracy on samples."""
+        """Loss, perplexity and accuracy on samples.
+
+        Raises:
+            DataError: As for an update.
+        """
         return token_metrics(model, self._batches(samples))
 
     def _batches(self, samples: Samples) -> Iterator[dict[str, np.ndarray]]:
+        asked = False
         for start in range(0, len(samples), self._eval_batch_size):
             stop = min(start + self._eval_batch_size, len(samples))
-            yield collate([samples[i] for i in range(start, stop)], samples.separate)
+            rows = [samples[i] for i in range(start, stop)]
+            asked = asked or any(map(_asks, rows))
+            yield collate(rows, samples.separate)
+        if not asked:
+            raise _nothing_asked(samples[0], samples[len(samples) - 1])
 
     def _batch(self, rows: Sequence[Sample]) -> Batch:
         arrays = collate(rows, self.train.separate)
         return Batch(arrays, [row.source for row in rows], arrays["input_ids"].size)
+
+
+def _asks(row: Sample) -> bool:
+    return bool((row.labels != IGNORED).any())
+
+
+def _nothing_asked(first: Sample, last: Sample) -> DataError:
+    return DataError(
+        f"samples {first.source} to {last.source} ask for no token: each document in them has only one, and "
+        "data.separate_documents lets none be asked for by another; set it to false, or leave such documents out"
+    )
 
 
 def collate(rows: Sequence[Sample], separate: bool) -> dict[str, np.ndarray]:
