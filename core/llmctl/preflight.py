@@ -6,6 +6,7 @@ A passed check yields a job: the configuration, the plugin, dims, folders and ex
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -130,7 +131,7 @@ def find_model(settings: Any, family: str, task: str) -> Found:
         )
     _lengths(settings, dims, model, packed=task == "dpo" or settings.data.packing != "none")
     check_tensors(model, plugin, dims, settings.model.dtype)
-    output = output_folder(settings.output, model)
+    output = output_folder(settings.output, {"model.path": model})
     tokenizer = _tokenizer(settings, plugin, model, dims)
     return Found(plugin, dims, model, tokenizer, output)
 
@@ -301,15 +302,15 @@ def find_path(text: str, key: str, plugin: plugins.Plugin | None) -> Path:
     return path
 
 
-def output_folder(settings: config.OutputConfig, model: Path | None = None) -> Path:
+def output_folder(settings: config.OutputConfig, needed: Mapping[str, Path]) -> Path:
     """The folder to write to, which is empty unless a run is continued or replaced.
 
     Args:
         settings: What is to be written there, and how.
-        model: Folder of the model that is trained on.
+        needed: What the run reads, by the key that names it.
 
     Raises:
-        ConfigError: It holds something, is a file, or would be deleted with the model in it.
+        ConfigError: It holds something, is a file, or would be deleted with what is needed in it.
         CheckpointError: Nothing can be written there.
     """
     config.parse_bytes(settings.max_shard_bytes)
@@ -318,8 +319,9 @@ def output_folder(settings: config.OutputConfig, model: Path | None = None) -> P
     folder = Path(settings.dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output.dir={settings.dir} is a file; name a folder")
-    if model and settings.overwrite and folder.resolve() in model.resolve().parents:
-        raise ConfigError(f"model.path={model} lies in output.dir={folder}, which would be overwritten; choose another")
+    for key, path in needed.items():
+        if settings.overwrite and folder.resolve() in path.resolve().parents:
+            raise ConfigError(f"{key}={path} lies in output.dir={folder}, which would be overwritten; choose another")
     filled = folder.is_dir() and any(folder.iterdir())
     if filled and not (settings.resume or settings.overwrite):
         raise ConfigError(

@@ -89,7 +89,9 @@ def pretrain(settings: PretrainConfig, family: str) -> PretrainJob:
             f"data.seq_length={settings.data.seq_length} is over the {limit} positions of the model ({where}); lower it, "
             "or give a new model more positions with model.changes"
         )
-    output = output_folder(settings.output, folder)
+    named_paths = {f"model.{key}": getattr(settings.model, key) for key in ("path", "tokenizer", "config")}
+    needed = {key: find_path(text, key, named) for key, text in named_paths.items() if text}
+    output = output_folder(settings.output, needed)
     _corpora(settings, dims.vocab)
     return PretrainJob(settings, plugin, dims, folder, raw, tokenizer, output)
 

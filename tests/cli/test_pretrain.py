@@ -1,6 +1,7 @@
 """``llmctl pretrain``: what cannot work is refused before paddle is imported and before anything is written."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,15 @@ def test_what_cannot_work_is_refused(folder, monkeypatch, kind):
     said = run("config.yaml", *(part for change in changes for part in ("--set", change)), code=2)
     assert re.search(message.replace("(", r"\("), said), said
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "config"])
+def test_what_a_run_reads_is_not_overwritten(folder, key):
+    shutil.copytree(STARTER, folder / "out" / "model")
+    changes = [f"model.{key}={folder / 'out' / 'model'}", *(["model.size=''"] if key == "config" else [])]
+    given = [part for change in changes for part in ("--set", change)]
+    said = run(folder / "config.yaml", "--overwrite", "--check", *given, code=2)
+    assert f"model.{key}={folder / 'out' / 'model'} lies in output.dir" in said
 
 
 def test_a_family_is_needed_for_a_size_and_a_recipe(folder):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -58,6 +59,28 @@ def test_the_newest_are_kept_up_to_the_limit(tmp_path):
     for step in (10, 20, 30, 100):
         one.on_save(step)
     assert steps(tmp_path) == [30, 100]
+
+
+class Killed(Exception):
+    """The end of a process, as far as a test in the same process can have it."""
+
+
+def test_a_checkpoint_that_is_half_removed_is_none_and_goes_with_the_next(tmp_path, monkeypatch):
+    def removing(path, **settings):
+        if path.name.startswith("step-"):
+            raise Killed
+        rmtree(path, **settings)
+
+    rmtree = shutil.rmtree
+    saver(tmp_path).on_save(1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(shutil, "rmtree", removing)
+        saver(tmp_path, limit=1).on_save(2)
+    assert steps(tmp_path) == [1, 2]
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000002")
+    assert checkpoints.newest(tmp_path / "checkpoints") is None
+    saver(tmp_path, limit=1).on_save(3)
+    assert steps(tmp_path) == [3]
 
 
 def test_all_are_kept_without_a_limit(tmp_path):

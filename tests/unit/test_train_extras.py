@@ -117,6 +117,17 @@ def test_statistics_are_norms_of_what_the_update_uses(tmp_path):
     assert np.sqrt(sum(row["gradient"] ** 2 for row in rows[0]["tensors"].values())) <= 1 + 1e-9
 
 
+def test_a_continued_run_makes_the_statistics_of_later_steps_anew(tmp_path):
+    def steps_after(steps, done):
+        model = ToyModel()
+        make(steps, [Statistics(tmp_path, dict(model.named_parameters()), 1)], model).run(done)
+        return [json.loads(line)["step"] for line in (tmp_path / FILE).read_text().splitlines()]
+
+    assert steps_after(3, 0) == [1, 2, 3]
+    assert steps_after(4, 1) == [1, 2, 3, 4]
+    assert steps_after(1, 0) == [1]
+
+
 @pytest.mark.parametrize("family", ["gpt3", "mixtral", "chatglm2"])
 @pytest.mark.parametrize(("what", "interval"), [("full", 1), ("attention", 1), ("full", 2)])
 @pytest.mark.parametrize("frozen", [False, True])

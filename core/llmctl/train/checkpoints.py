@@ -178,7 +178,10 @@ class Checkpoints(Hook):
             return
         best = self._best()
         others = [path for path in _all(self.folder) if best is None or _step_of(path) != best.step]
-        for path in others[: -self._limit]:
+        half_removed = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and not _complete(path)]
+        for path in [*half_removed, *others[: -self._limit]]:
+            # First what says that it is whole: a process may be killed before the rest is gone.
+            (path / _STATE).unlink(missing_ok=True)
             shutil.rmtree(path)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import paddle
 
+from llmctl.train.journal import truncate
 from llmctl.train.loop import Hook, Plan
 
 FILE = "statistics.jsonl"
@@ -30,8 +31,7 @@ class Statistics(Hook):
         self._parameters = {name: p for name, p in parameters.items() if not p.stop_gradient}
 
     def on_start(self, first: int, plan: Plan) -> None:
-        if first == 1:
-            self._file.unlink(missing_ok=True)
+        truncate(self._file, first - 1)
 
     @paddle.no_grad()
     def on_gradients(self, step: int) -> None:
