@@ -118,7 +118,9 @@ def _combinations(settings: PretrainConfig) -> None:
         )
     idle = [key for key in ("changes", "vocab_multiple") if getattr(model, key) != getattr(PretrainModelConfig(), key)]
     if model.path and idle:
-        raise ConfigError(f"model.{idle[0]} has no effect with model.path: a checkpoint's sizes are given; leave it out")
+        raise ConfigError(
+            f"model.{idle[0]} has no effect with model.path: a checkpoint's sizes are given; leave it out"
+        )
     if not model.path and not model.tokenizer:
         raise ConfigError("model.tokenizer is not set; a new model needs the folder of the tokenizer of its corpora")
     for part, key in (("data", "corpora"), ("output", "dir")):
@@ -202,7 +204,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _corpora(settings: PretrainConfig, vocab: int) -> None:
     """Passes when all corpora can be read, have documents for each split that is used, and no id is over the vocabulary."""
     from llmctl.data import blending, sample_index
-    from llmctl.data.pretraining import token_corpus
+    from llmctl.data.pretraining import foreign_id, token_corpus
 
     parts = sample_index.parse_split(settings.data.split)
     used = [name for name, count in settings.samples().items() if count]
@@ -215,7 +217,7 @@ def _corpora(settings: PretrainConfig, vocab: int) -> None:
                 f"{prefix} has no documents for {empty[0]}: data.split={settings.data.split} of {len(corpus)} documents; "
                 "change the weights or use more documents"
             )
-        foreign = corpus.foreign_id(SCANNED, vocab)
+        foreign = foreign_id(corpus.beginning(SCANNED), vocab)
         if foreign is not None:
             raise DataError(
                 f"{prefix} holds the id {foreign}, but the model has {vocab} tokens; make the corpus with the model's own "

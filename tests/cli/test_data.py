@@ -82,7 +82,9 @@ def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path, monkeyp
 
 
 def test_bad_lines_are_listed_before_anything_is_written(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n{"text": 3}\n{"txet": "x"}\n\xff\n{"text": "x"\n{"text": "\\ude00"}')
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"text": "good"}\n{"text": 3}\n{"txet": "x"}\n\xff\n{"text": "x"\n{"text": "\\ude00"}'
+    )
     said = build(tmp_path / "a.jsonl", "--output", tmp_path / "a", code=2)
     for part in (
         "5 problems",

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from llmctl.cli import main
+from llmctl.data.indexed import new_corpus
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 
@@ -65,6 +67,21 @@ def test_packing_adapters_and_recomputation_are_seen(config):
     prefix = planned(config, "--set", "method.name=prefix", "--set", "method.virtual_tokens=4")["parts"]
     assert prefix["gradients"] < lora["gradients"]
     assert planned(config, "--set", "train.recompute=full")["parts"]["activations"] < plain["activations"]
+
+
+def test_a_pretraining_of_few_steps_is_planned(tmp_path):
+    """A run takes no more samples than its steps need, though a pass over the corpus has more."""
+    with new_corpus(tmp_path / "corpus", np.dtype(np.uint16)) as writer:
+        writer.add(np.arange(2000) % 90, np.full(200, 10))
+    content = {
+        "model": {"size": "tiny", "tokenizer": str(STARTER / "model")},
+        "data": {"corpora": str(tmp_path / "corpus"), "split": "1", "seq_length": 8},
+        "train": {"max_steps": 2, "batch_size": 4},
+        "output": {"dir": str(tmp_path / "out")},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(content))
+    found = planned(tmp_path / "config.yaml")
+    assert found["command"] == "pretrain" and found["tokens_of_a_pass"] == 4 * 8
 
 
 def test_sizes_that_are_none_are_refused(config):

@@ -1,11 +1,15 @@
 """What a run leaves in writing and shows: metrics lines, the learning curve, plain progress lines."""
 
+import errno
 import json
 import math
+import os
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
+from llmctl.errors import CheckpointError
 from llmctl.train import journal
 from llmctl.train.curve import draw
 from llmctl.train.display import Bar, Lines, clock, display, format_metrics
@@ -102,6 +106,19 @@ def test_a_curve_of_little_or_odd_data_is_still_a_document(rows):
 def test_the_curve_is_written_beside_the_metrics(tmp_path):
     play(journal.Journal(tmp_path, every=1))
     assert ET.parse(tmp_path / "curve.svg").getroot().tag == f"{SVG}svg"
+
+
+def test_a_full_disk_is_said_and_only_the_curve_is_done_without(tmp_path, monkeypatch):
+    def full(self, *arguments, **settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    hook = journal.Journal(tmp_path, every=1)
+    hook.on_start(1, PLAN)
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(CheckpointError, match="disk full while writing .*metrics.jsonl"):
+        hook.on_update(update(1))
+    with pytest.warns(UserWarning, match="curve.svg could not be written: .*No space left"):
+        hook.on_end()
 
 
 def test_plain_lines_tell_loss_rate_speed_and_time_left(capsys):

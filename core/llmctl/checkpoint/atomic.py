@@ -15,6 +15,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from llmctl.errors import CheckpointError
@@ -146,9 +147,21 @@ def _recover(path: Path) -> None:
             os.replace(_previous(path), path)
 
 
+def _explained(path: Path) -> AbstractContextManager[None]:
+    return explained(path, f"; the previous {path} is intact" if path.exists() else "; nothing was left there")
+
+
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    kept = f"; the previous {path} is intact" if path.exists() else "; nothing was left there"
+def explained(path: str | Path, kept: str = "") -> Iterator[None]:
+    """A context in which a full disk, or a place that may not be written, is an error that says so.
+
+    Args:
+        path: What is written.
+        kept: What is left of it, for the message.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
     try:
         yield
     except OSError as error:

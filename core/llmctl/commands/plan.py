@@ -72,7 +72,8 @@ def _kind(data: dict[str, Any]) -> str:
 def _largest(task: Any, job: Any) -> planning.Step:
     """The forward pass of the first updates that needs most."""
     steps: dict[planning.Step, None] = {}
-    for number in range(1, min(task.steps_per_epoch, LOOKED_AT) + 1):
+    updates = min(task.steps_per_epoch, job.config.train.max_steps or LOOKED_AT, LOOKED_AT)
+    for number in range(1, updates + 1):
         for batch in task.micro_batches(number):
             rows, length = batch.arrays["input_ids"].shape
             labels = int((batch.arrays["labels"] != -100).sum()) if "labels" in batch.arrays else rows * length

@@ -51,12 +51,6 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
-def foreign_id(ids: NDArray, vocab: int) -> int | None:
-    """An id that is none of 0 to ``vocab - 1``; None where all are."""
-    extremes = (int(ids.max()), int(ids.min())) if len(ids) else ()
-    return next((token for token in extremes if not 0 <= token < vocab), None)
-
-
 class Corpus:
     """A corpus, memory mapped and checked: both files agree and are whole.
 
@@ -120,10 +114,9 @@ class Corpus:
         first, item = int(self.pointers[sequence]), self.dtype.itemsize
         return self._ids[first + start * item : first + max(stop, start) * item].view(self.dtype)
 
-    def foreign_id(self, nbytes: int, vocab: int) -> int | None:
-        """An id among the first so many bytes that is none of 0 to ``vocab - 1``; None where all are."""
-        seen = self._ids[: min(nbytes, len(self._ids)) // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
-        return foreign_id(seen, vocab)
+    def beginning(self, nbytes: int) -> NDArray:
+        """The ids in the first so many bytes, without copying."""
+        return self._ids[: min(nbytes, len(self._ids)) // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
 
     def document(self, number: int) -> NDArray:
         """Ids of a document, counted from 0.
@@ -242,7 +235,7 @@ def check_free(prefix: str | Path, overwrite: bool) -> None:
         DataError: There is one already and ``overwrite`` is not set, or the name is a folder's.
     """
     if str(prefix).endswith("/"):
-        raise DataError(f"{prefix} names a folder; a corpus needs the beginning of two files' names, such as {prefix}web")
+        raise DataError(f"{prefix} names a folder; name a corpus in it, such as {prefix}web")
     found = [path for path in (idx_path(prefix), bin_path(prefix)) if path.exists()]
     if found and not overwrite:
         raise DataError(f"{found[0]} exists already; choose another prefix or allow overwriting it with --overwrite")

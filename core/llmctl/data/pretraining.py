@@ -19,7 +19,7 @@ from llmctl.config_pretrain import CorporaConfig
 from llmctl.data import blending, sample_index
 from llmctl.data.encoding import IGNORED
 from llmctl.data.index_cache import WAIT, Cache
-from llmctl.data.indexed import Corpus, foreign_id
+from llmctl.data.indexed import Corpus
 from llmctl.data.sample_index import SPLITS, SampleIndex
 from llmctl.errors import DataError
 
@@ -214,6 +214,12 @@ def token_corpus(prefix: str) -> Corpus:
     if corpus.dtype.kind not in "iu":
         raise DataError(f"{prefix} holds {corpus.dtype.name}, no token ids")
     return corpus
+
+
+def foreign_id(ids: NDArray, vocab: int) -> int | None:
+    """An id that is none of 0 to ``vocab - 1``; None where all are."""
+    extremes = (int(ids.max()), int(ids.min())) if len(ids) else ()
+    return next((token for token in extremes if not 0 <= token < vocab), None)
 
 
 def _documents(corpus: Corpus, setting: Setting, split: str) -> range:

@@ -8,11 +8,13 @@ evaluation (``step, epoch, eval_loss, ...``). The screen is in ``display``.
 from __future__ import annotations
 
 import json
-import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmctl.checkpoint import atomic_file
+from llmctl.checkpoint.atomic import explained
 from llmctl.report.folder import read_rows as read
 from llmctl.train import memory
 from llmctl.train.curve import draw
@@ -68,13 +70,16 @@ class Journal(Hook):
         self._draw()
 
     def _append(self, row: dict[str, Any]) -> None:
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with explained(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         for sink in self._sinks:
             sink.line(row)
 
     def _draw(self) -> None:
-        self.curve.write_text(draw(read(self.metrics)), encoding="utf-8")
+        try:
+            self.curve.write_text(draw(read(self.metrics)), encoding="utf-8")
+        except OSError as error:
+            warnings.warn(f"{self.curve} could not be written: {error}", UserWarning, stacklevel=2)
 
 
 def truncate(path: Path, step: int) -> None:
@@ -82,6 +87,5 @@ def truncate(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read(path) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_file(path) as file:
+        file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")

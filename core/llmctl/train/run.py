@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 from llmctl import plugins, precision, runtime, schema
 from llmctl.adapters import base as bases
 from llmctl.checkpoint import atomic_file, atomic_folder
+from llmctl.checkpoint.atomic import explained
 from llmctl.checkpoint.run_json import run_info
 from llmctl.errors import ConfigError
 from llmctl.loggers import PACKAGES
@@ -136,7 +138,7 @@ def run(
         info.update(steps=last, seconds=round(time.monotonic() - begun, 1))
         with atomic_folder(job.output / "model", overwrite=True) as folder:
             subject.write(folder, job.config.output.save_dtype)
-        info["next"] = [f"llmctl --model {job.plugin.card.name} generate {job.output / 'model'}"]
+        info["next"] = [f"llmctl --model {job.plugin.card.name} generate {shlex.quote(str(job.output / 'model'))}"]
     _show(job, data, info)
     return info
 
@@ -173,22 +175,27 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _open_output(job: Job, start: Path | None) -> None:
-    """Makes or clears the output folder."""
+    """Makes or clears the output folder.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
     output = job.output
-    output.mkdir(parents=True, exist_ok=True)
-    if job.config.output.overwrite:
-        for name in LEFTOVERS:
-            path = output / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    header = f"Run with: llmctl --model {job.plugin.card.name} {job.command} config.yaml"
+    with explained(output):
+        output.mkdir(parents=True, exist_ok=True)
+        if job.config.output.overwrite:
+            for name in LEFTOVERS:
+                path = output / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        if start is None:
+            (output / "metrics.jsonl").unlink(missing_ok=True)
+        (output / "config.yaml").write_text(schema.to_yaml(job.config, header), encoding="utf-8")
     if start:
         print(f"continuing from {start}", flush=True)
-    else:
-        (output / "metrics.jsonl").unlink(missing_ok=True)
-    header = f"Run with: llmctl --model {job.plugin.card.name} {job.command} config.yaml"
-    (output / "config.yaml").write_text(schema.to_yaml(job.config, header), encoding="utf-8")
 
 
 def _loop(

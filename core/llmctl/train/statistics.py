@@ -8,6 +8,7 @@ from pathlib import Path
 
 import paddle
 
+from llmctl.checkpoint.atomic import explained
 from llmctl.train.journal import truncate
 from llmctl.train.loop import Hook, Plan
 
@@ -38,7 +39,7 @@ class Statistics(Hook):
         if step % self._every:
             return
         rows = {name: _row(p, p.grad) for name, p in self._parameters.items() if p.grad is not None}
-        with self._file.open("a", encoding="utf-8") as file:
+        with explained(self._file), self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "tensors": rows}) + "\n")
 
 
