@@ -233,9 +233,10 @@ def check_updates(train: Any) -> None:
             f"train.decay_steps={train.decay_steps} ends before the warm-up of {warmup} steps that {said} asks for; "
             "make it longer"
         )
+    present = {row.name for row in dataclasses.fields(train)}
     for key, value, fields in IDLE:
-        for field in fields if getattr(train, key) == value else ():
-            if getattr(train, field, None) != getattr(type(train)(), field, None):
+        for field in present.intersection(fields) if getattr(train, key) == value else ():
+            if getattr(train, field) != getattr(type(train)(), field):
                 raise ConfigError(f"train.{field} has no effect with train.{key}={value}; leave it out")
 
 

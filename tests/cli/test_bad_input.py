@@ -98,11 +98,6 @@ def test_the_job_itself_is_valid(job):
         (["--set", "method.name=lora", "--set", "method.base=nf5"], "did you mean nf4?"),
         (["--set", "method.name=lora", "--set", "output.max_shard_bytes=5MB"], "an adapter is one file"),
         (["--set", "method.name=lara"], "did you mean lora?"),
-        (["--set", "train.recompute_interval=2"], "train.recompute_interval has no effect with train.recompute=none"),
-        (
-            ["--set", "train.schedule=constant", "--set", "train.min_lr_ratio=0.1"],
-            "train.min_lr_ratio has no effect with train.schedule=constant",
-        ),
     ],
 )
 def test_bad_values_are_refused(job, arguments, part):

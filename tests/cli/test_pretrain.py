@@ -49,6 +49,10 @@ def test_a_sound_job_is_described(folder):
     assert not (folder / "out").exists()
 
 
+def test_a_constant_learning_rate_may_be_any(folder):
+    run(folder / "config.yaml", "--check", "--set", "train.schedule=constant", "--set", "train.learning_rate=0.01")
+
+
 def test_the_printed_configuration_is_the_same_job(folder):
     (folder / "printed.yaml").write_text(run(folder / "config.yaml", "--print-config"))
     assert run(folder / "printed.yaml", "--check") == run(folder / "config.yaml", "--check")
