@@ -84,11 +84,27 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(adapter):
         ({"r": 0}, "r=0 must be a whole number above 0"),
         ({"target_modules": ["c_attn"]}, "names no linear layer of llama"),
         ({"r": 2}, "expected [2, 16]"),
+        ({"lora_alpha": "16"}, "lora_alpha='16' must be a number"),
+        ({"lora_dropout": None}, "lora_dropout=None must be a number"),
+        ({"target_modules": "("}, "target_modules='(' must be a list of names or a regular expression"),
+        ({"target_modules": [1]}, "target_modules=[1] must be a list of names or a regular expression"),
+        ({"exclude_modules": True}, "exclude_modules=True must be a list of names or a regular expression"),
+        ({"layers_to_transform": 1.5}, "layers_to_transform=1.5 must be a whole number or a list of them"),
+        ({"rank_pattern": {"q_proj": 2.5}}, "rank_pattern={'q_proj': 2.5} must be whole numbers above 0"),
+        ({"rank_pattern": {"(": 2}}, "rank_pattern={'(': 2} must be whole numbers above 0 by regular expression"),
+        ({"alpha_pattern": {"q_proj": "1"}}, "alpha_pattern={'q_proj': '1'} must be numbers by regular expression"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern=['q_proj'] must be numbers by regular expression"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(adapter, changes, part):
     edit(adapter / "adapter_config.json", **changes)
     refused(adapter, part)
+
+
+@pytest.mark.parametrize("blocks", [5, {"model.layers.0.self_attn.W_pack": {"q_proj": "4"}}])
+def test_notes_on_packed_layers_that_are_no_ranks_are_refused(adapter, blocks):
+    (adapter / "llmctl.json").write_text(json.dumps({"blocks": blocks}))
+    refused(adapter, "must be ranks by layer")
 
 
 def test_layers_may_be_chosen_by_number(adapter):
@@ -171,6 +187,7 @@ def test_paddlenlp_reads_and_writes_the_same_adapter(adapter, llama, tmp_path):
         ({"r": 4}, {}, "holds no adapter of a linear layer"),
         ({"r": 4}, {"llama.layers.0.mlp.up_proj.lora_A": (16, 4)}, "missing: llama.layers.0.mlp.up_proj.lora_B"),
         ({}, {}, "r is a whole number above 0"),
+        ({"r": 4, "lora_alpha": "8"}, {}, "lora_alpha='8' must be a number"),
     ],
 )
 def test_adapters_of_paddlenlp_that_cannot_be_used_say_why(tmp_path, config, arrays, part):

@@ -172,6 +172,12 @@ def _record(folder: Path) -> dict[str, Any]:
     content = json_object.read(path)
     if not isinstance(content, dict) or not isinstance(content.get("base", {}), dict):
         raise CheckpointError(f"{path} is not what llmctl writes; delete it to use the adapter without its notes")
+    blocks = content.get("blocks", {})
+    counted = isinstance(blocks, dict) and all(
+        isinstance(ranks, dict) and all(isinstance(rank, int) for rank in ranks.values()) for ranks in blocks.values()
+    )
+    if not counted:
+        raise CheckpointError(f"{path}: blocks={blocks!r} must be ranks by layer; take the file as llmctl wrote it")
     if content.get("quantised", "") not in ("", *CODES):
         raise CheckpointError(f"{path}: quantised={content['quantised']!r} is unknown; known: {', '.join(CODES)}")
     return content

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from llmctl.errors import CheckpointError
+
+Form = tuple[Callable[[Any], bool], str]
+"""Whether a value has a form, and the form in words."""
 
 
 def read(path: Path) -> Any:
@@ -25,3 +29,27 @@ def read(path: Path) -> Any:
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Writes an object, readable."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check(path: Path, content: Mapping[str, Any], forms: Mapping[str, Form]) -> None:
+    """Passes when every value that is there has its form.
+
+    Args:
+        path: The file, for messages.
+        content: What it holds.
+        forms: By key.
+
+    Raises:
+        CheckpointError: Lists the values that have not, and what they must be.
+    """
+    odd = [
+        f"{key}={content[key]!r} must be {words}" for key, (fits, words) in forms.items()
+        if key in content and not fits(content[key])
+    ]  # fmt: skip
+    if odd:
+        raise CheckpointError(f"{path}: {'; '.join(odd)}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -108,4 +108,5 @@ def _config(folder: Path) -> Mapping[str, Any]:
     used = [key for key in ("trainable_bias", "trainable_modules", "enable_lora_list", "do_qat") if config.get(key)]
     if used:
         raise CheckpointError(f"{path}: {', '.join(used)} is not supported; only LoRA of linear layers is")
+    json_object.check(path, config, dict.fromkeys(("lora_alpha", "lora_dropout"), (json_object.is_number, "a number")))
     return config

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,48 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 """Settings that say where an adapter came from, or how it is run elsewhere."""
 
+
+def _are_names(value: Any) -> bool:
+    if isinstance(value, str):
+        return _is_pattern(value)
+    return not value or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _by_pattern(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return not value or (
+        isinstance(value, dict) and all(_is_pattern(key) and fits(number) for key, number in value.items())
+    )
+
+
+FORMS: Mapping[str, json_object.Form] = {
+    "lora_alpha": (json_object.is_number, "a number"),
+    "lora_dropout": (json_object.is_number, "a number"),
+    "target_modules": (_are_names, "a list of names or a regular expression"),
+    "exclude_modules": (_are_names, "a list of names or a regular expression"),
+    "layers_to_transform": (
+        lambda value: value is None or _is_count(value) or (isinstance(value, list) and all(map(_is_count, value))),
+        "a whole number or a list of them",
+    ),
+    "rank_pattern": (
+        lambda value: _by_pattern(value, lambda rank: _is_count(rank) and rank > 0),
+        "whole numbers above 0 by regular expression",
+    ),
+    "alpha_pattern": (lambda value: _by_pattern(value, json_object.is_number), "numbers by regular expression"),
+}
+"""Forms of settings whose values are computed with."""
+
 UNCHANGED_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of ``init_lora_weights`` that leave the base as it is."""
 
@@ -74,6 +116,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(config.get("r"), int) or isinstance(config["r"], bool) or config["r"] < 1:
         raise CheckpointError(f"{path}: r={config.get('r')!r} must be a whole number above 0")
+    json_object.check(path, config, FORMS)
     return config
 
 
