@@ -80,6 +80,9 @@ def test_an_average_is_stored_and_read_back(tmp_path):
         assert all(np.array_equal(value, expected[name]) for name, value in weights(model).items())
     with pytest.raises(CheckpointError, match="no averaged weights"):
         other.read(tmp_path / "absent")
+    (tmp_path / "average.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="delete the checkpoint to continue from the one before"):
+        other.read(tmp_path)
 
 
 class Falls(SftTask):

@@ -191,3 +191,13 @@ def test_a_run_is_not_continued_over_other_weights(tmp_path, name):
     with pytest.raises(llmctl.LlmctlError, match="weights in model.path=.* are not those that the run began with"):
         sft.run(made(resume=True))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"config": {"train": 5}}'])
+def test_a_run_is_not_continued_without_its_configuration(runs, tmp_path, content):
+    shutil.copytree(runs("dora"), tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    if content is not None:
+        (tmp_path / "run" / "run.json").write_text(content)
+    with pytest.raises(llmctl.LlmctlError, match="does not say with which configuration the run began"):
+        sft.run(job(tmp_path / "run", METHODS["dora"], resume=True, learning_rate=0.1))

@@ -62,13 +62,19 @@ class Average(Hook):
         """Takes over the average of a checkpoint.
 
         Raises:
-            CheckpointError: It has none, or one of other parameters.
+            CheckpointError: It has none, one that is damaged, or one of other parameters.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         if not (folder / FILE).is_file():
             raise CheckpointError(f"{folder} holds no averaged weights; it cannot be continued with train.ema_decay")
-        stored: dict[str, Any] = load_file(folder / FILE)
+        try:
+            stored: dict[str, Any] = load_file(folder / FILE)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder / FILE} cannot be read: {error}; delete the checkpoint to continue from the one before"
+            ) from None
         if stored.keys() != self._average.keys():
             odd = sorted(stored.keys() ^ self._average.keys())
             raise CheckpointError(f"the averaged weights in {folder} are of other parameters: {', '.join(odd[:5])}")

@@ -21,7 +21,7 @@ from llmctl.adapters import base as bases
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.checkpoint.atomic import explained
 from llmctl.checkpoint.run_json import run_info
-from llmctl.errors import ConfigError
+from llmctl.errors import CheckpointError, ConfigError
 from llmctl.loggers import PACKAGES
 from llmctl.precision import Precision
 from llmctl.preflight import STAGING
@@ -150,7 +150,7 @@ def _check_unchanged(job: Job, start: Path) -> None:
         ConfigError: Names every key that differs, with both values.
     """
     info = _read_info(job)
-    before, now = (_flat(config) for config in (info.get("config", {}), schema.to_dict(job.config)))
+    before, now = (_flat(config) for config in (info["config"], schema.to_dict(job.config)))
     changed = [key for key in now if key in before and before[key] != now[key] and not key.startswith(FREE)]
     if changed:
         lines = "\n  ".join(f"{key}: {before[key]!r} when the run began, {now[key]!r} now" for key in changed)
@@ -332,10 +332,23 @@ def _info(job: Job) -> dict[str, Any]:
 
 
 def _read_info(job: Job) -> dict[str, Any]:
+    """What ``run.json`` says of the run that is continued.
+
+    Raises:
+        CheckpointError: It does not say with which configuration the run began.
+    """
+    path = job.output / "run.json"
     try:
-        return dict(json.loads((job.output / "run.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return _info(job)
+        info = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(rows, dict) for rows in info["config"].values()):
+            return dict(info)
+        reason = "its config holds no sections"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise CheckpointError(
+        f"{path} does not say with which configuration the run began ({reason}), so it cannot be continued; put the file "
+        "back, or start anew with another output.dir or --overwrite"
+    )
 
 
 def _end(text: str, longest: int = 160) -> str:
