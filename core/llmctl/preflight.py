@@ -146,6 +146,13 @@ def _lengths(settings: Any, dims: Dims, model: Path, packed: bool) -> None:
         raise ConfigError(
             f"data.max_length={longest}{beside} is over the {limit} positions that {model} was made for; {room}"
         )
+    multiple = settings.data.pad_to_multiple_of
+    padded = longest if packed else -(-longest // multiple) * multiple
+    if limit and padded + virtual > limit:
+        raise ConfigError(
+            f"data.pad_to_multiple_of={multiple} pads rows of data.max_length={longest} to {padded} tokens, which{beside} is "
+            f"over the {limit} positions that {model} was made for; make one of them smaller"
+        )
     if virtual and window and packed and longest + virtual > window:
         fits = f"set data.max_length to {window - virtual} or less" if window - virtual > 1 else "take fewer of them"
         raise ConfigError(

@@ -67,6 +67,7 @@ def test_the_job_itself_is_valid(job):
         (["--set", "train.batch_size=many"], "train.batch_size='many': expected a whole number"),
         (["--set", "data.src_length=64"], "leaves no room for answers"),
         (["--set", "data.max_length=100000"], "set data.max_length to"),
+        (["--set", "data.pad_to_multiple_of=1000"], "pads rows of data.max_length=64 to 1000 tokens"),
         (["--set", "model.path=nowhere"], "model.path=nowhere: there is no such file or folder"),
         (["--set", "data.train=nowhere.jsonl"], "data.train=nowhere.jsonl: there is no such file or folder"),
         (["--set", "data.chat_template=nowhere.json"], "data.chat_template=nowhere.json"),
