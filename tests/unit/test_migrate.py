@@ -162,6 +162,7 @@ def test_pretraining_goes_on_from_a_checkpoint_or_begins_anew():
         ({"continue_training": False}, ["llmctl pretrain"]),
         ({"max_steps": "many"}, ["max_steps='many'", "number"]),
         ({"weight_quantize_algo": "nf4"}, ["weight_quantize_algo=nf4", "lora=true"]),
+        ({"intokens": False}, ["intokens=False is another name of zero_padding, which is True"]),
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_name(changes, texts):

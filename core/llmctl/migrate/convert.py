@@ -61,7 +61,7 @@ def migrate(data: Mapping[str, Any], where: str, allow_ignored: bool = False) ->
         UnsupportedError: The file's command or method is not in this release.
     """
     found = table()
-    old = {found.aliases.get(key, key): value for key, value in data.items() if value is not None}
+    old = _under_one_name(data, where)
     command = derived.command(old)
     cls = _class(command, where)
     unasked = _unasked(old)
@@ -96,6 +96,22 @@ def to_yaml(migrated: Migrated, family: str) -> str:
         lines.append(f"{section}:")
         lines += [f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in rows.items()]
     return "\n".join(lines) + "\n"
+
+
+def _under_one_name(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The file's keys without other names for the same; null stands for a key that is not there.
+
+    Raises:
+        ConfigError: Two names of a key have different values.
+    """
+    old: dict[str, Any] = {}
+    for given, value in data.items():
+        key = table().aliases.get(given, given)
+        if value is not None and old.setdefault(key, value) != value:
+            raise ConfigError(
+                f"{where}: {given}={value!r} is another name of {key}, which is {old[key]!r}; leave one out"
+            )
+    return old
 
 
 def _class(command: str, where: str) -> Any:
