@@ -10,6 +10,7 @@ from train_toys import ToyModel, collate, toy_rows
 from llmctl import plugins
 from llmctl.checkpoint.model import build
 from llmctl.errors import CheckpointError
+from llmctl.nn.recompute import recompute_layers
 from llmctl.testing.tiny import tiny_dims
 from llmctl.train import journal, recompute
 from llmctl.train.average import Average
@@ -172,3 +173,24 @@ def test_a_recomputed_layer_keeps_its_input_alone():
     model.eval()
     model(paddle.to_tensor([[3, 4, 5]]))
     assert len(calls) == 3
+
+
+def test_mixed_precision_is_that_of_the_first_pass(monkeypatch):
+    """The backward pass runs outside of its context; on a CPU nothing but the tracer's state shows it."""
+    tracer, seen = paddle.base.framework._dygraph_tracer(), []
+    before = tracer._amp_level, tracer._amp_dtype
+
+    class Watched(paddle.nn.Layer):
+        def forward(self, x):
+            seen.append((tracer._amp_level, tracer._amp_dtype, tracer._get_amp_op_list()))
+            return x * 2
+
+    model = paddle.nn.Sequential(Watched())
+    recompute_layers(model, ["0"])
+    with monkeypatch.context() as patch:
+        patch.setattr(tracer, "_amp_level", paddle.base.core.AmpLevel.O1)
+        patch.setattr(tracer, "_amp_dtype", "bfloat16")
+        y = model(paddle.ones([2]))
+    y.sum().backward()
+    assert len(seen) == 2 and seen[0] == seen[1] and seen[0][:2] == (paddle.base.core.AmpLevel.O1, "bfloat16")
+    assert (tracer._amp_level, tracer._amp_dtype) == before
