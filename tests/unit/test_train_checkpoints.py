@@ -111,6 +111,22 @@ def test_an_evaluation_that_is_best_is_saved_even_between_checkpoints(tmp_path):
     assert steps(tmp_path) == [7]
 
 
+def test_a_best_checkpoint_that_a_kill_left_unnamed_is_named_when_the_run_continues(tmp_path, monkeypatch):
+    def killed(path):
+        raise Killed
+
+    rows = [{"step": 20, "epoch": 1.0, "eval_loss": 1.0}, {"step": 20, "loss": 9.0, "eval_loss": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    saver(tmp_path, limit=1).on_evaluation(10, 1.0, {"eval_loss": 2.0})
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoints, "atomic_file", killed)
+        saver(tmp_path, limit=1).on_evaluation(20, 2.0, {"eval_loss": 1.0})
+    assert checkpoints.read_best(tmp_path).step == 10 and steps(tmp_path) == [10, 20]
+    saver(tmp_path, limit=1).on_start(21, Plan(100, 10, 10, seed=4))
+    best = checkpoints.read_best(tmp_path)
+    assert (best.step, best.value, steps(tmp_path)) == (20, 1.0, [10, 20])
+
+
 def test_the_metric_must_be_there_to_choose_by(tmp_path):
     one = saver(tmp_path, metric="exact_match")
     one.on_evaluation(7, 0.5, {"eval_loss": 1.0})

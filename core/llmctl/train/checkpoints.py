@@ -23,6 +23,7 @@ import numpy as np
 
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.errors import CheckpointError, ConfigError
+from llmctl.train import journal
 from llmctl.train.background import Background
 from llmctl.train.loop import Hook, Plan
 from llmctl.train.optimizer import AdamW
@@ -84,6 +85,16 @@ class Checkpoints(Hook):
 
     def on_start(self, first: int, plan: Plan) -> None:
         self._seed = plan.seed
+        if first > 1:
+            self._settle(first - 1)
+
+    def _settle(self, step: int) -> None:
+        """Does what is still to be done where a run was killed after the checkpoint of this step had its name."""
+        for row in journal.read(self.folder.parent / "metrics.jsonl"):
+            if row["step"] == step and "loss" not in row:
+                self.on_evaluation(step, row["epoch"], row)
+        self._background.wait()
+        self._prune()
 
     def on_evaluation(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         if self._metric not in metrics:
