@@ -201,3 +201,16 @@ def test_a_run_is_not_continued_without_its_configuration(runs, tmp_path, conten
         (tmp_path / "run" / "run.json").write_text(content)
     with pytest.raises(llmctl.LlmctlError, match="does not say with which configuration the run began"):
         sft.run(job(tmp_path / "run", METHODS["dora"], resume=True, learning_rate=0.1))
+
+
+def test_columns_of_zeros_have_no_lengths_to_learn(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(STARTER / "model", model)
+    tensors = safetensors_file.read_header(model / "model.safetensors")
+    info = next(info for name, info in tensors.items() if "layers.1.self_attn.q_proj" in name)
+    with open(model / "model.safetensors", "r+b") as stream:
+        stream.seek(info.offset)
+        stream.write(bytes(info.nbytes // info.shape[0]))
+    one = replace(job(tmp_path / "run", {"dora": True, "targets": ["q_proj"]}), model=model)
+    with pytest.raises(llmctl.LlmctlError, match=r"columns of zeros.* in llama.layers.1.self_attn.q_proj; leave"):
+        subject.load(one, None)

@@ -26,6 +26,7 @@ from llmctl.adapters.peft_format import as_planned
 from llmctl.adapters.peft_format import load as read_tensor
 from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import load_model
+from llmctl.errors import ConfigError
 from llmctl.nn.lora import principal
 from llmctl.nn.quantised import weight_bytes
 from llmctl.nn.values import values
@@ -124,6 +125,7 @@ def load(job: ModelJob, start: Path | None) -> Subject:
         quantise(model, targets.linears(plugin.card, dims), method.base)
     runtime.seed(job.config.train.seed)
     layers = put(model, paths, rank, scale, method.dropout, method.dora)
+    _check_lengths(layers)
     record = {
         "base": bases.record(job.model, plugin, dims),
         **({} if method.base == FLOAT else {"quantised": method.base}),
@@ -147,6 +149,24 @@ def load(job: ModelJob, start: Path | None) -> Subject:
         reference=trained.at_rest(model),
         write_more=trained.write_more,
     )
+
+
+def _check_lengths(layers: Mapping[str, Any]) -> None:
+    """Passes when no column of a weight whose lengths are learnt is zero: it has no direction that a length could scale.
+
+    Raises:
+        ConfigError: Names the layers that have such columns.
+    """
+    empty = [
+        path
+        for path, layer in layers.items()
+        if layer.lora_magnitude is not None and not values(layer.lora_magnitude).all()
+    ]
+    if empty:
+        raise ConfigError(
+            f"method.dora: weights have columns of zeros, whose lengths cannot be learnt, in {', '.join(empty[:5])}"
+            f"{f' and {len(empty) - 5} more' if len(empty) > 5 else ''}; leave these out of method.targets"
+        )
 
 
 def _parts(folder: Path, job: ModelJob) -> Mapping[str, Part]:
