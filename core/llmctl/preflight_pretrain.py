@@ -167,8 +167,10 @@ def _new_model(
         raw = {**raw, key: ids}
     raw = _changed(raw, settings.changes, where)
     vocab = raw.get(key, ids)
-    if not isinstance(vocab, int):
+    if not isinstance(vocab, int) or isinstance(vocab, bool):
         raise ConfigError(f"{where}: {key}={vocab!r} must be a whole number")
+    if settings.size and vocab < ids:
+        raise ConfigError(f"model.changes: {key}={vocab} is less than the {ids} ids of the tokenizer; leave it out")
     return plugin, {**raw, key: padded_vocab(max(ids, vocab), multiple)}, where
 
 

@@ -88,6 +88,7 @@ REFUSALS = {
     "constant-end": (["train.schedule=constant", "train.min_learning_rate=0"], "train.min_learning_rate has no effect"),
     "seed": (["train.seed=4294967296"], "train.seed=4294967296: must be at least 0, at most 4294967295"),
     "vocabulary": (["model.changes=[vocab_size=many]"], "vocab_size='many' must be a whole number"),
+    "small-vocabulary": (["model.changes=[vocab_size=10]"], r"vocab_size=10 is less than the \d+ ids of the tokenizer"),
     "multiple-of-old": (
         ["model.size=''", f"model.path={STARTER}", "model.vocab_multiple=64"],
         "model.vocab_multiple has no effect with model.path",

@@ -1,6 +1,7 @@
 """Recomputation, averaged weights, stopping early, statistics: beside the loop and without changing its updates."""
 
 import json
+import math
 
 import numpy as np
 import paddle
@@ -108,6 +109,8 @@ def test_training_stops_when_evaluations_no_longer_get_better(tmp_path):
     assert run([], done=4) == 4, "a continued run counts what was evaluated before"
     (tmp_path / "metrics.jsonl").unlink()
     assert run([9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]) == 9
+    (tmp_path / "metrics.jsonl").unlink()
+    assert run([math.nan, 9.0, 8.0, math.nan, 7.0, 7.5, 7.1]) == 7, "a first loss that is no number is not the best"
 
 
 def test_statistics_are_norms_of_what_the_update_uses(tmp_path):

@@ -233,5 +233,4 @@ def test_a_new_model_of_a_config_file_keeps_a_larger_vocabulary(folder):
 
 
 def test_a_vocabulary_that_is_asked_for_is_made(folder):
-    sizes = [job(folder, folder / "none", model__changes=[f"vocab_size={size}"]).dims.vocab for size in (10, 1000)]
-    assert sizes == [job(folder, folder / "none").dims.vocab, 1024]
+    assert job(folder, folder / "none", model__changes=["vocab_size=1000"]).dims.vocab == 1024

@@ -150,7 +150,7 @@ def index(
 ) -> None:
     """Build the sample indices that training would build.
 
-    CONFIG is a configuration of llmctl pretrain; options come before it. Without one, splits whose number of samples is not
+    CONFIG is a configuration of llmctl pretrain; options override it. Without one, splits whose number of samples is not
     given are left alone; without any, train is indexed for one pass.
     """
     from llmctl.data.pretraining import Setting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from llmctl.train import journal
@@ -33,6 +34,6 @@ class Patience(Hook):
         values = [row[self._metric] for row in journal.read(self._metrics) if self._metric in row]
         best = 0
         for index, value in enumerate(values):
-            if better(self._metric, value, values[best]):
+            if better(self._metric, value, values[best]) or math.isnan(values[best]):
                 best = index
         self.stop = bool(values) and len(values) - 1 - best >= self._evaluations
