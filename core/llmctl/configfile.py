@@ -42,7 +42,9 @@ def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]
         *parents, last = path.strip().split(".")
         node = data
         for name in parents:
-            node = node.setdefault(name, {})
+            if node.get(name) is None:
+                node[name] = {}
+            node = node[name]
             if not isinstance(node, dict):
                 raise ConfigError(f"--set {assignment!r}: {name!r} is a value, not a section")
         node[last] = _parse_yaml(Path("--set " + path), text)

@@ -67,6 +67,10 @@ def test_set_overrides_and_reads_yaml_values():
     assert (made.train.seed, made.data.train, made.train.learning_rate) == (7, ["a", "b"], 1e-4)
 
 
+def test_set_fills_a_section_that_a_file_leaves_empty():
+    assert override({"train": None}, ["train.seed=7"]) == {"train": {"seed": 7}}
+
+
 @pytest.mark.parametrize("bad", ["train.seed", "=3", "train.seed.x=3"])
 def test_malformed_set_is_refused(bad):
     with pytest.raises(ConfigError, match="--set"):
