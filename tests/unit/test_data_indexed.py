@@ -151,3 +151,6 @@ def test_merging_refuses_other_dtypes_and_itself(tmp_path):
         corpora.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
     with pytest.raises(DataError, match="merged into itself"):
         corpora.merge([tmp_path / "a"], tmp_path / "a", overwrite=True)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="merged into itself"):
+        corpora.merge([tmp_path / "a"], tmp_path / "link" / "a", overwrite=True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from llmctl import plugins, tokenizers
 from llmctl.data.documents import Source
-from llmctl.data.indexed import Corpus, new_corpus, token_dtype
+from llmctl.data.indexed import Corpus, idx_path, new_corpus, token_dtype
 from llmctl.errors import DataError
 
 BATCH_BYTES = 1 << 18
@@ -98,7 +98,8 @@ def merge(prefixes: Sequence[str], target: str | Path, overwrite: bool = False) 
             f"{odd.prefix} holds {odd.dtype.name} and {corpora[0].prefix} {corpora[0].dtype.name}; only corpora of one "
             "dtype can be merged, made with the same tokenizer"
         )
-    same = [corpus.prefix for corpus in corpora if os.path.abspath(corpus.prefix) == os.path.abspath(target)]
+    file = os.path.realpath(idx_path(target))
+    same = [corpus.prefix for corpus in corpora if os.path.realpath(idx_path(corpus.prefix)) == file]
     if same:
         raise DataError(f"{same[0]} is merged into itself; choose another target")
     with new_corpus(target, corpora[0].dtype, overwrite) as writer:
