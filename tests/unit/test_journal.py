@@ -50,6 +50,17 @@ def test_another_run_is_refused_with_what_changed(tmp_path):
         Journal(output, ABOUT)
 
 
+def test_a_run_that_answered_nothing_stands_in_no_other_ones_way(tmp_path):
+    output = tmp_path / "out.jsonl"
+    with Journal(output, ABOUT):
+        pass
+    for _ in range(2):
+        with Journal(output, {**ABOUT, "temperature": 0.5}) as other:
+            assert not other.rows
+    with other.path.open() as stream:
+        assert json.loads(stream.read())["temperature"] == 0.5
+
+
 def test_two_runs_do_not_write_the_same_file(tmp_path):
     with Journal(tmp_path / "out.jsonl", ABOUT), pytest.raises(ConfigError, match="is in use"):
         Journal(tmp_path / "out.jsonl", ABOUT)

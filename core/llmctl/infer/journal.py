@@ -88,7 +88,10 @@ class Journal:
             changed = sorted(key for key in before.keys() | about.keys() if before.get(key) != about.get(key))
         except (ValueError, TypeError, AttributeError):
             raise ConfigError(f"{self.path} is not what llmctl writes; remove it, or name another --output") from None
-        if changed:
+        if changed and not rows:
+            self._stream.truncate(0)
+            self._write(about)
+        elif changed:
             what = "; ".join(f"{key}: {before.get(key)!r} then, {about.get(key)!r} now" for key in changed)
             raise ConfigError(
                 f"{self.path} holds {len(rows)} answers of a run that was cut off and was another one ({what}). Repeat it "
