@@ -46,7 +46,13 @@ def test_sound_data_has_no_findings_and_is_shown_with_its_loss(tmp_path, model):
 def test_the_shown_text_marks_what_carries_loss(tmp_path, model):
     (tmp_path / "a.jsonl").write_text(json.dumps(ask("the fox")) + "\n")
     said = run("doctor", tmp_path / "a.jsonl", "--model-folder", model)
-    assert "<s>the fox«hello world</s>»" in said and "nothing is wrong" in said
+    assert "<s>the fox«hello world</s>»" in said and said.endswith("nothing is wrong\n")
+
+
+def test_warnings_are_pointed_at_in_the_end(tmp_path, model):
+    (tmp_path / "a.jsonl").write_text((json.dumps(ask("the fox")) + "\n") * 2)
+    said = run("doctor", tmp_path / "a.jsonl", "--model-folder", model)
+    assert "warning" in said and said.endswith("nothing is wrong, but look at the warnings\n")
 
 
 def test_lengths_and_truncation_are_counted(tmp_path, model):

@@ -47,6 +47,13 @@ def test_parts_add_up_and_nothing_is_written(config):
     assert "largest train.batch_size that fits" in text and "activations" in text
 
 
+def test_a_folder_with_an_earlier_run_is_no_obstacle(config):
+    (config.parent / "out").mkdir()
+    (config.parent / "out" / "run.json").write_text("{}")
+    assert planned(config)["peak"]
+    assert (config.parent / "out" / "run.json").read_text() == "{}"
+
+
 def test_the_largest_batch_is_the_last_that_fits(config):
     """Rows of a larger batch are longer in the middle: a tenth is left for that."""
     largest = planned(config, "--memory", "400MB")["largest_batch"]

@@ -89,7 +89,13 @@ def _print(report: Report, tokenizer: Tokenizer, show: int) -> None:
             console.print(f"    {place}", markup=False)
         if len(finding.places) > 10:
             console.print(f"    and {len(finding.places) - 10} more")
-    console.print("[red]something is wrong[/]" if report.errors else "[green]nothing is wrong[/]")
+    console.print(_verdict(report))
+
+
+def _verdict(report: Report) -> str:
+    if report.errors:
+        return "[red]something is wrong[/]"
+    return "[yellow]nothing is wrong, but look at the warnings[/]" if report.findings else "[green]nothing is wrong[/]"
 
 
 def _number_lines(numbers: dict[str, Any]) -> Iterator[str]:

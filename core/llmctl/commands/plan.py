@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,11 @@ def command(
     data = configfile.override(read_config_file(config_file, "finetune", False), list(assignments))
     kind = _kind(data)
     settings = schema.build(jobs.part(kind, "config"), data, str(config_file))
-    job = jobs.part(kind, "checks")(settings, ctx.obj["family"])
-    runtime.import_paddle("llmctl plan")
-    with contextlib.redirect_stdout(sys.stderr):
+    # Nothing is written, so what is in the run's folder is no obstacle.
+    with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(sys.stderr):
+        output = dataclasses.replace(settings.output, dir=unused, resume=False, overwrite=False)
+        job = jobs.part(kind, "checks")(dataclasses.replace(settings, output=output), ctx.obj["family"])
+        runtime.import_paddle("llmctl plan")
         task = jobs.part(kind, "prepare")(job).task
     note = precision.of(settings.model.dtype, settings.train).note
     step, training = _largest(task, job), _training(job)
