@@ -23,6 +23,7 @@ from llmctl.train import sft
 from llmctl.train.average import Average
 from llmctl.train.loop import Loop, NonFiniteError, Plan
 from llmctl.train.loss_scale import LEAST, LossScale
+from llmctl.train.masters import Masters
 from llmctl.train.optimizer import AdamW
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
@@ -167,6 +168,19 @@ def test_an_average_of_half_weights_is_kept_in_float32():
     average.keep()
     expected = 0.99 * (0.99 + 0.01 * 1.5) + 0.01 * 1.5
     np.testing.assert_allclose(average._average["p"].numpy(), expected, rtol=1e-6)
+
+
+def test_float32_weights_are_averaged_rather_than_the_half_ones_that_they_are_rounded_to():
+    params = {"p": parameter(np.ones(3), "bfloat16")}
+    moved = Masters(params)
+    average = Average(params, 0.5, moved.tensors)
+    moved.tensors["p"].set_value(paddle.full([3], 1.001))
+    moved.round()
+    average.on_update(None)
+    assert as_floats(params["p"]).tolist() == [1.0] * 3, "bfloat16 cannot tell 1.001 from 1"
+    np.testing.assert_allclose(average._average["p"].numpy(), 1.0005, rtol=1e-7)
+    average.keep()
+    assert as_floats(params["p"]).tolist() == [1.0] * 3
 
 
 def test_the_factor_of_losses_follows_the_published_rule():

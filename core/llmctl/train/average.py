@@ -22,17 +22,21 @@ class Average(Hook):
     Args:
         parameters: Name -> parameter.
         decay: Part of the average that is kept.
+        moved: Name -> what is averaged in the parameter's place, which is that rounded; None = the parameters.
     """
 
-    def __init__(self, parameters: Mapping[str, paddle.Tensor], decay: float) -> None:
+    def __init__(
+        self, parameters: Mapping[str, paddle.Tensor], decay: float, moved: Mapping[str, paddle.Tensor] | None = None
+    ) -> None:
         self._parameters = {name: p for name, p in parameters.items() if not p.stop_gradient}
         self._decay = decay
-        self._average = {name: _wide(p) for name, p in self._parameters.items()}
+        self._moved = {name: (moved or parameters)[name] for name in self._parameters}
+        self._average = {name: _wide(weight) for name, weight in self._moved.items()}
 
     @paddle.no_grad()
     def on_update(self, update: Update) -> None:
-        for name, parameter in self._parameters.items():
-            self._average[name].scale_(self._decay).add_(_wide(parameter) * (1 - self._decay))
+        for name, weight in self._moved.items():
+            self._average[name].scale_(self._decay).add_(_wide(weight) * (1 - self._decay))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

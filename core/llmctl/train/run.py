@@ -16,27 +16,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmctl import plugins, precision, runtime, schema
-from llmctl.adapters import base as bases
+from llmctl import precision, runtime, schema
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.checkpoint.atomic import explained
-from llmctl.checkpoint.run_json import run_info
-from llmctl.errors import CheckpointError, ConfigError
 from llmctl.loggers import PACKAGES
 from llmctl.precision import Precision
 from llmctl.preflight import STAGING
-from llmctl.train import checkpoints, journal, logs, recompute
+from llmctl.train import checkpoints, journal, logs, origin, recompute
 from llmctl.train.average import Average
-from llmctl.train.display import display, format_metric, table
+from llmctl.train.display import display
 from llmctl.train.loop import Hook, Interrupted, Loop, NonFiniteError, Plan
 from llmctl.train.loss_scale import LossScale
 from llmctl.train.optimizer import AdamW
+from llmctl.train.origin import Job
 from llmctl.train.patience import Patience
 from llmctl.train.record import Record, write_info
 from llmctl.train.schedules import schedule, warmup_steps
 from llmctl.train.statistics import FILE as STATISTICS
 from llmctl.train.statistics import Statistics
-from llmctl.train.subject import ModelJob, Subject
+from llmctl.train.subject import Subject
+from llmctl.train.summary import show
 from llmctl.train.task import Task
 
 REFERENCE = "reference.npz"
@@ -57,26 +56,6 @@ LEFTOVERS = (
     "model",
 )
 """What a run leaves in its output folder, and what ``overwrite`` deletes there."""
-
-FREE = (
-    "output.",
-    "train.log_",
-    "train.stats_every",
-    "train.save",
-    "train.eval_batch_size",
-    "train.eval_iters",
-    "train.test_iters",
-    "train.recompute",
-    "data.index_",
-)
-"""Beginnings of the keys that may differ when a run is continued: they change no update."""
-
-
-class Job(ModelJob, Protocol):
-    """A job that passed its checks."""
-
-    output: Path
-    command: str
 
 
 class RunData(Protocol):
@@ -113,7 +92,7 @@ def run(
     begun = time.monotonic()
     start = checkpoints.newest(job.output / "checkpoints") if job.config.output.resume else None
     if start:
-        _check_unchanged(job, start)
+        origin.check_unchanged(job, start)
     types = precision.of(job.config.model.dtype, job.config.train)
     if types.note:
         print(types.note, flush=True)
@@ -122,10 +101,11 @@ def run(
     train = job.config.train
     recompute.apply(subject.model, job.plugin.card, job.dims, train.recompute, train.recompute_interval)
     _open_output(job, start)
-    average = Average(dict(subject.model.named_parameters()), train.ema_decay) if train.ema_decay else None
-    info = _info(job) if start is None else _read_info(job)
+    adamw = _optimizer(job, subject, types)
+    average = Average(adamw.parameters, train.ema_decay, adamw.moved) if train.ema_decay else None
+    info = origin.describe(job) if start is None else origin.read(job)
     record = Record(job.output, info)
-    loop, done = _loop(job, subject, data, start, average, types, [*hooks, record])
+    loop, done = _loop(job, subject, data, start, adamw, average, types, [*hooks, record])
     info.update(subject.notes, precision=types.record())
     if "before" not in info:
         info["before"] = _measure(subject, data, types) if start is None else {"metrics": {}, "samples": []}
@@ -139,39 +119,8 @@ def run(
         with atomic_folder(job.output / "model", overwrite=True) as folder:
             subject.write(folder, job.config.output.save_dtype)
         info["next"] = [f"llmctl --model {job.plugin.card.name} generate {shlex.quote(str(job.output / 'model'))}"]
-    _show(job, data, info)
+    show(job.output, data.held_out, info)
     return info
-
-
-def _check_unchanged(job: Job, start: Path) -> None:
-    """Passes when configuration and model are those that the run began with, apart from what changes no update.
-
-    Raises:
-        ConfigError: Names every key that differs, with both values.
-    """
-    info = _read_info(job)
-    before, now = (_flat(config) for config in (info["config"], schema.to_dict(job.config)))
-    changed = [key for key in now if key in before and before[key] != now[key] and not key.startswith(FREE)]
-    if changed:
-        lines = "\n  ".join(f"{key}: {before[key]!r} when the run began, {now[key]!r} now" for key in changed)
-        raise ConfigError(
-            f"{start} cannot be continued with a changed configuration:\n  {lines}\nSet these back, or start anew with "
-            "another output.dir or --overwrite"
-        )
-    if "base" in info and job.model and not bases.same(info["base"], _base(job)):
-        raise ConfigError(
-            f"{start} cannot be continued: the weights in model.path={job.model} are not those that the run began with; "
-            "put these back, or start anew with another output.dir or --overwrite"
-        )
-
-
-def _base(job: Job) -> dict[str, Any]:
-    """What tells the model that the run begins with from others."""
-    return bases.record(job.model, job.plugin, job.dims)
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{part}.{key}": value for part, rows in config.items() for key, value in rows.items()}
 
 
 def _open_output(job: Job, start: Path | None) -> None:
@@ -198,27 +147,10 @@ def _open_output(job: Job, start: Path | None) -> None:
         print(f"continuing from {start}", flush=True)
 
 
-def _loop(
-    job: Job,
-    subject: Subject,
-    data: RunData,
-    start: Path | None,
-    average: Average | None,
-    types: Precision,
-    hooks: Sequence[Hook],
-) -> tuple[Loop, int]:
-    """The loop with all its hooks, and the number of updates that are done already."""
-    settings, task = job.config.train, data.task
-    parameters = dict(subject.model.named_parameters())
-    steps = settings.max_steps or max(1, round(settings.epochs * task.steps_per_epoch))
-    plan = Plan(
-        steps=steps,
-        eval_every=settings.eval_every or task.steps_per_epoch,
-        save_every=settings.save_every or task.steps_per_epoch,
-        seed=settings.seed,
-    )
-    adamw = AdamW(
-        parameters,
+def _optimizer(job: Job, subject: Subject, types: Precision) -> AdamW:
+    settings = job.config.train
+    return AdamW(
+        dict(subject.model.named_parameters()),
         beta1=settings.adam_beta1,
         beta2=settings.adam_beta2,
         eps=settings.adam_eps,
@@ -228,6 +160,27 @@ def _loop(
         max_norm=settings.max_grad_norm,
         keeps_weights=types.keeps_weights,
         scaling=LossScale(settings.loss_scale, settings.loss_scale_every) if types.scales_losses else None,
+    )
+
+
+def _loop(
+    job: Job,
+    subject: Subject,
+    data: RunData,
+    start: Path | None,
+    adamw: AdamW,
+    average: Average | None,
+    types: Precision,
+    hooks: Sequence[Hook],
+) -> tuple[Loop, int]:
+    """The loop with all its hooks, and the number of updates that are done already."""
+    settings, task = job.config.train, data.task
+    steps = settings.max_steps or max(1, round(settings.epochs * task.steps_per_epoch))
+    plan = Plan(
+        steps=steps,
+        eval_every=settings.eval_every or task.steps_per_epoch,
+        save_every=settings.save_every or task.steps_per_epoch,
+        seed=settings.seed,
     )
     fingerprint = task.fingerprint
     done = checkpoints.restore(start, adamw, fingerprint, settings.seed) if start else 0
@@ -317,61 +270,3 @@ def _measure(
     subject.model.eval()
     with types.computing():
         return {"metrics": metrics or data.task.evaluate(subject.model), "samples": data.samples(subject.model)}
-
-
-def _info(job: Job) -> dict[str, Any]:
-    card = job.plugin.card
-    return {
-        "family": card.name,
-        "task": job.command,
-        "parameters": card.count(job.dims),
-        "chosen": schema.chosen(job.config),
-        **({"base": _base(job)} if job.model else {}),
-        **run_info(schema.to_dict(job.config), card.hash(), plugins.versions(job.plugin)),
-    }
-
-
-def _read_info(job: Job) -> dict[str, Any]:
-    """What ``run.json`` says of the run that is continued.
-
-    Raises:
-        CheckpointError: It does not say with which configuration the run began.
-    """
-    path = job.output / "run.json"
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        if all(isinstance(rows, dict) for rows in info["config"].values()):
-            return dict(info)
-        reason = "its config holds no sections"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-    raise CheckpointError(
-        f"{path} does not say with which configuration the run began ({reason}), so it cannot be continued; put the file "
-        "back, or start anew with another output.dir or --overwrite"
-    )
-
-
-def _end(text: str, longest: int = 160) -> str:
-    """The end of a text, where the question of a long prompt stands."""
-    return text if len(text) <= longest else "..." + text[-longest:]
-
-
-def _show(job: Job, data: RunData, info: dict[str, Any]) -> None:
-    """Prints metrics and samples before and after, and where everything is."""
-    before, after = info["before"], info["after"]
-    if after["metrics"]:
-        rows = [
-            [name.replace("_", " "), format_metric(name, before["metrics"].get(name)), format_metric(name, value)]
-            for name, value in after["metrics"].items()
-        ]
-        table(data.held_out, ["metric", "before", "after"], rows)
-    if after["samples"]:
-        earlier = [sample["answer"] for sample in before["samples"]] or ["" for _ in after["samples"]]
-        rows = [
-            [_end(sample["prompt"]), _end(sample["expected"]), _end(old), _end(sample["answer"])]
-            for sample, old in zip(after["samples"], earlier, strict=False)
-        ]
-        table("answers to held-out examples", ["prompt", "expected", "before", "after"], rows)
-    model = job.output / "model"
-    print(f"model in {model}, learning curve in {job.output / 'curve.svg'}, all of it in {job.output / 'report.html'}")
-    print(f"try it: {info['next'][0]}", flush=True)

@@ -1,0 +1,98 @@
+"""What a run began with, as ``run.json`` says it, and what must be the same where it is continued."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmctl import plugins, schema
+from llmctl.adapters import base as bases
+from llmctl.checkpoint.run_json import run_info
+from llmctl.errors import CheckpointError, ConfigError
+from llmctl.train.subject import ModelJob
+
+FREE = (
+    "output.",
+    "train.log_",
+    "train.stats_every",
+    "train.save",
+    "train.eval_batch_size",
+    "train.eval_iters",
+    "train.test_iters",
+    "train.recompute",
+    "data.index_",
+)
+"""Beginnings of the keys that may differ when a run is continued: they change no update."""
+
+
+class Job(ModelJob, Protocol):
+    """A job that passed its checks."""
+
+    output: Path
+    command: str
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """The first content of ``run.json``."""
+    card = job.plugin.card
+    return {
+        "family": card.name,
+        "task": job.command,
+        "parameters": card.count(job.dims),
+        "chosen": schema.chosen(job.config),
+        **({"base": _base(job)} if job.model else {}),
+        **run_info(schema.to_dict(job.config), card.hash(), plugins.versions(job.plugin)),
+    }
+
+
+def read(job: Job) -> dict[str, Any]:
+    """What ``run.json`` says of the run that is continued.
+
+    Raises:
+        CheckpointError: It does not say with which configuration the run began.
+    """
+    path = job.output / "run.json"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(rows, dict) for rows in info["config"].values()):
+            return dict(info)
+        reason = "its config holds no sections"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise CheckpointError(
+        f"{path} does not say with which configuration the run began ({reason}), so it cannot be continued; put the file "
+        "back, or start anew with another output.dir or --overwrite"
+    )
+
+
+def check_unchanged(job: Job, start: Path) -> None:
+    """Passes when configuration and model are those that the run began with, apart from what changes no update.
+
+    Raises:
+        ConfigError: Names every key that differs, with both values.
+    """
+    info = read(job)
+    before, now = (_flat(config) for config in (info["config"], schema.to_dict(job.config)))
+    changed = [key for key in now if key in before and before[key] != now[key] and not key.startswith(FREE)]
+    if changed:
+        lines = "\n  ".join(f"{key}: {before[key]!r} when the run began, {now[key]!r} now" for key in changed)
+        raise ConfigError(
+            f"{start} cannot be continued with a changed configuration:\n  {lines}\nSet these back, or start anew with "
+            "another output.dir or --overwrite"
+        )
+    if "base" in info and job.model and not bases.same(info["base"], _base(job)):
+        raise ConfigError(
+            f"{start} cannot be continued: the weights in model.path={job.model} are not those that the run began with; "
+            "put these back, or start anew with another output.dir or --overwrite"
+        )
+
+
+def _base(job: Job) -> dict[str, Any]:
+    """What tells the model that the run begins with from others."""
+    return bases.record(job.model, job.plugin, job.dims)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{part}.{key}": value for part, rows in config.items() for key, value in rows.items()}
