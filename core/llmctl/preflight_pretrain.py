@@ -15,7 +15,8 @@ from llmctl.config_pretrain import PretrainConfig, PretrainModelConfig
 from llmctl.configfile import override
 from llmctl.dims import Dims
 from llmctl.errors import ConfigError, DataError
-from llmctl.preflight import check_tensors, find_path, output_folder
+from llmctl.preflight import check_tensors
+from llmctl.preflight_paths import find_path, output_folder
 from llmctl.tokenizers import Tokenizer
 
 SCANNED = 256 << 20

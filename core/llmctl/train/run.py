@@ -21,7 +21,7 @@ from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.checkpoint.atomic import explained
 from llmctl.loggers import PACKAGES
 from llmctl.precision import Precision
-from llmctl.preflight import STAGING
+from llmctl.preflight_paths import STAGING
 from llmctl.train import checkpoints, journal, logs, origin, recompute
 from llmctl.train.average import Average
 from llmctl.train.display import display
