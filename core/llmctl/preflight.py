@@ -169,8 +169,7 @@ def _method(method: config.MethodConfig, plugin: plugins.Plugin, dims: Dims) -> 
 
     capabilities.require(plugin.card, "lora")
     chosen = set(targets.choose(plugin.card, dims, method.targets))
-    if method.pissa:
-        targets.check_rank(plugin.card, dims, chosen, method.rank)
+    targets.check_rank(plugin.card, dims, chosen, method.rank, method.pissa)
     if method.dora:
         for torch, paths in targets.torch_modules(plugin, dims).items():
             absent = [path for path in paths if path not in chosen]

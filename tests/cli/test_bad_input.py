@@ -86,6 +86,7 @@ def test_the_job_itself_is_valid(job):
         (["--resume", "--overwrite"], "exclude each other"),
         (["--set", "method.rank=4"], "method.rank has no effect with method.name=full"),
         (["--set", "method.name=lora", "--set", "method.rank=0"], "method.rank=0: must be at least 1"),
+        (["--set", "method.name=lora", "--set", "method.rank=100000000000"], "the longest side of the layers"),
         (["--set", "method.name=lora", "--set", "method.targets=q_poj"], "did you mean q_proj?"),
         (["--set", "method.name=lora", "--set", "method.targets=[]"], "method.targets is empty"),
         (
@@ -93,7 +94,7 @@ def test_the_job_itself_is_valid(job):
             "choose one of the two",
         ),
         (
-            ["--set", "method.name=lora", "--set", "method.pissa=true", "--set", "method.rank=4096"],
+            ["--set", "method.name=lora", "--set", "method.pissa=true", "--set", "method.rank=200"],
             "has no more than 128; set method.rank to that or less",
         ),
         (["--set", "method.name=lora", "--set", "method.base=nf5"], "did you mean nf4?"),

@@ -124,6 +124,18 @@ def test_a_cut_answer_has_no_end_token(plain):
     assert row.input_ids[source:] == answer[:3] and row.truncated and plain.eos_id not in row.input_ids
 
 
+def test_an_answer_that_leaves_no_room_for_its_end_token_counts_as_cut(plain):
+    source, answer = len(plain.encode("a")), plain.encode("hello world", False)
+    full, room = (Encoder(plain, 8, source + len(answer) + more).encode(example("a")) for more in (0, 1))
+    assert full.input_ids[source:] == answer and full.truncated
+    assert room.input_ids[source:] == [*answer, plain.eos_id] and not room.truncated
+
+
+def test_what_a_template_alone_makes_too_long_is_not_cut(chat):
+    row = Encoder(chat, 2, 60).encode(example("", "hello"))
+    assert not row.truncated and row.input_ids == Encoder(chat, 60, 60).encode(example("", "hello")).input_ids
+
+
 def test_an_example_without_room_for_an_answer_is_dropped_and_counted(plain):
     rows, counts = Encoder(plain, 9, 9).encode_all([example("a", "b"), example("the quick brown fox " * 9, "b")])
     assert len(rows) == 1 and (counts.examples, counts.dropped) == (2, 1)

@@ -6,7 +6,7 @@ Router and head are left out. Names are paths in the state dict without ``.weigh
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from llmctl.card import Family, Tensor
@@ -55,16 +55,29 @@ def choose(card: Family, dims: Dims, names: Sequence[str], key: str = "method.ta
     return [path for path in known if any(name == ALL or matches(path, name) for name in names)]
 
 
-def check_rank(card: Family, dims: Dims, paths: Iterable[str], rank: int) -> None:
-    """Passes when matrices of a rank can begin as the principal parts of these linears (PiSSA).
+def check_rank(card: Family, dims: Dims, paths: Collection[str], rank: int, principal: bool) -> None:
+    """Passes when matrices of a rank can stand beside these linears.
+
+    Args:
+        card: The family.
+        dims: The model's dims.
+        paths: Of the linears.
+        rank: Of the matrices.
+        principal: Whether they begin as the principal parts of the weights (PiSSA), which have no more than their shorter
+            side.
 
     Raises:
-        ConfigError: One has a side that is shorter.
+        ConfigError: One has a side that is shorter, or all have.
     """
     known = linears(card, dims)
+    longest = max(max(known[path].shape) for path in paths)
+    if rank > longest:
+        raise ConfigError(
+            f"method.rank={rank} is over {longest}, the longest side of the layers, beyond which it adds nothing but memory"
+        )
     least = min(paths, key=lambda path: min(known[path].shape))
     shape = known[least].shape
-    if rank > min(shape):
+    if principal and rank > min(shape):
         raise ConfigError(
             f"method.rank={rank}: with method.pissa the small matrices begin as parts of the weights, and {least} {list(shape)} "
             f"has no more than {min(shape)}; set method.rank to that or less, or leave it out of method.targets"

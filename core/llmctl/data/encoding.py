@@ -159,11 +159,10 @@ class Encoder:
         return [(source, False), run], cut or answer_cut
 
     def _answer(self, ids: list[int], before: int) -> tuple[Run, bool]:
-        """The run of an answer after so many tokens, with its end token unless it had to be cut; whether it had to."""
-        room = self.max_length - before
-        if len(ids) > room:
-            return (ids[: max(room, 0)], True), True
-        return (with_end(ids, self.tokenizer.eos_ids)[:room], True), False
+        """The run of an answer after so many tokens, with its end token unless one of the two had to be cut; whether it had."""
+        room = max(self.max_length - before, 0)
+        ended = ids if len(ids) > room else with_end(ids, self.tokenizer.eos_ids)
+        return (ended[:room], True), len(ended) > room
 
     def _chat(self, template: ChatTemplate, whole: Conversation) -> tuple[list[Run], bool]:
         """Runs of a conversation without its oldest turns where it is too long; whether anything was left out."""
@@ -173,17 +172,15 @@ class Encoder:
             fits = sum(len(ids) for ids, _ in runs) <= self.max_length
             # A single source has a bound of its own; several turns are bounded by the whole length alone.
             if fits and (len(kept.turns) > 1 or len(runs[0][0]) <= self.src_length):
-                return self._ended(runs), first > 0
-        return self._one_turn(template, kept), True
+                return self._ended(runs, first > 0)
+        # The last turn alone: the user's text is cut from the left until the source fits, then the answer.
+        shorter = cut_question(self.tokenizer, template, kept, self.src_length)
+        return self._ended(template.segments(shorter), first > 0 or shorter != kept)
 
-    def _one_turn(self, template: ChatTemplate, kept: Conversation) -> list[Run]:
-        """The last turn with the user's text cut from the left until the source fits, then the answer cut."""
-        cut = cut_question(self.tokenizer, template, kept, self.src_length)
-        return self._ended(template.segments(cut))
-
-    def _ended(self, runs: list[Run]) -> list[Run]:
-        """The runs with their last answer, if there is one, cut to length or given its end token."""
+    def _ended(self, runs: list[Run], cut: bool) -> tuple[list[Run], bool]:
+        """The runs with their last answer, if there is one, cut to length or given its end token; whether all is cut."""
         if not runs[-1][1]:
-            return runs
+            return runs, cut
         before = sum(len(ids) for ids, _ in runs[:-1])
-        return [*runs[:-1], self._answer(runs[-1][0], before)[0]]
+        run, answer_cut = self._answer(runs[-1][0], before)
+        return [*runs[:-1], run], cut or answer_cut
