@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmctl.errors import ConfigError
-from llmctl.schema import option, section
+from llmctl.schema import chosen_of, option, section
 
 
 def model_dtype() -> Any:
@@ -217,6 +217,11 @@ IDLE = (
 """A field of ``train``, a value of it, and the fields that then have no effect."""
 
 
+def warmup_steps(steps: int, fixed: int, ratio: float) -> int:
+    """Number of warm-up updates: ``fixed`` if above 0, else this part of all, rounded up."""
+    return fixed if fixed > 0 else math.ceil(steps * ratio)
+
+
 def check_updates(train: Any) -> None:
     """Passes when the warm-up ends before the learning rate does, and no field is without effect.
 
@@ -226,18 +231,18 @@ def check_updates(train: Any) -> None:
     Raises:
         ConfigError: It does not, or one is.
     """
-    warmup = train.warmup_steps or math.ceil(train.warmup_ratio * train.max_steps)
+    warmup = warmup_steps(train.max_steps, train.warmup_steps, train.warmup_ratio)
     if 0 < train.decay_steps <= warmup:
         said = f"train.warmup_{'steps' if train.warmup_steps else 'ratio'}"
         raise ConfigError(
             f"train.decay_steps={train.decay_steps} ends before the warm-up of {warmup} steps that {said} asks for; "
             "make it longer"
         )
-    present = {row.name for row in dataclasses.fields(train)}
+    chosen = chosen_of(train)
     for key, value, fields in IDLE:
-        for field in present.intersection(fields) if getattr(train, key) == value else ():
-            if getattr(train, field) != getattr(type(train)(), field):
-                raise ConfigError(f"train.{field} has no effect with train.{key}={value}; leave it out")
+        idle = [field for field in fields if field in chosen]
+        if idle and getattr(train, key) == value:
+            raise ConfigError(f"train.{idle[0]} has no effect with train.{key}={value}; leave it out")
 
 
 def check_method(method: MethodConfig) -> None:

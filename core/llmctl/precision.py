@@ -13,6 +13,7 @@ from typing import Any
 from llmctl import runtime
 from llmctl.config import UpdateConfig
 from llmctl.errors import ConfigError
+from llmctl.schema import chosen_of
 
 HALF = ("float16", "bfloat16")
 
@@ -68,15 +69,15 @@ def check(dtype: str, train: UpdateConfig) -> None:
     Raises:
         ConfigError: They do not.
     """
-    defaults = UpdateConfig()
-    if train.amp == "off" and train.amp_dtype != defaults.amp_dtype:
+    chosen = chosen_of(train)
+    if train.amp == "off" and "amp_dtype" in chosen:
         raise ConfigError(f"train.amp_dtype={train.amp_dtype} has no effect with train.amp=off; set train.amp=O1 or O2")
     if train.amp != "off" and dtype != "float32":
         raise ConfigError(
             f"train.amp={train.amp} is for models of model.dtype=float32, not {dtype}; set one of the two back"
         )
     half = dtype if train.amp == "off" else train.amp_dtype
-    idle = [key for key in ("loss_scale", "loss_scale_every") if getattr(train, key) != getattr(defaults, key)]
+    idle = [key for key in ("loss_scale", "loss_scale_every") if key in chosen]
     if half != "float16" and idle:
         raise ConfigError(f"train.{idle[0]} has an effect where float16 is computed in only; leave it out")
 

@@ -17,6 +17,7 @@ from llmctl.dims import Dims
 from llmctl.errors import ConfigError, DataError
 from llmctl.preflight import check_tensors
 from llmctl.preflight_paths import find_path, output_folder
+from llmctl.schema import chosen_of
 from llmctl.tokenizers import Tokenizer
 
 SCANNED = 256 << 20
@@ -70,15 +71,17 @@ def pretrain(settings: PretrainConfig, family: str) -> PretrainJob:
     """
     _combinations(settings)
     named = plugins.load(family) if family != "auto" else None
-    folder = find_path(settings.model.path, "model.path", named) if settings.model.path else None
-    home = find_path(settings.model.tokenizer, "model.tokenizer", named) if settings.model.tokenizer else folder
+    given = {f"model.{key}": getattr(settings.model, key) for key in ("path", "tokenizer", "config")}
+    found = {key: find_path(text, key, named) for key, text in given.items() if text}
+    folder = found.get("model.path")
+    home = found.get("model.tokenizer", folder)
     assert home is not None
     tokenizer = tokenizers.load(home, card=_card_of_tokenizer(home, folder, family, named))
     if folder:
         raw = read_config(folder)
         plugin, where = plugins.resolve(family, raw, str(folder / NAME)), str(folder / NAME)
     else:
-        plugin, raw, where = _new_model(settings.model, named, family, tokenizer.vocab_size)
+        plugin, raw, where = _new_model(settings.model, found.get("model.config"), named, family, tokenizer.vocab_size)
     capabilities.require(plugin.card, "pretrain")
     dims = plugin.card.dims_from_config(raw, where)
     tokenizers.check_fits(tokenizer, dims.vocab, folder or home)
@@ -90,9 +93,7 @@ def pretrain(settings: PretrainConfig, family: str) -> PretrainJob:
             f"data.seq_length={settings.data.seq_length} is over the {limit} positions of the model ({where}); lower it, "
             "or give a new model more positions with model.changes"
         )
-    named_paths = {f"model.{key}": getattr(settings.model, key) for key in ("path", "tokenizer", "config")}
-    needed = {key: find_path(text, key, named) for key, text in named_paths.items() if text}
-    output = output_folder(settings.output, needed)
+    output = output_folder(settings.output, found)
     _corpora(settings, dims.vocab)
     return PretrainJob(settings, plugin, dims, folder, raw, tokenizer, output)
 
@@ -117,7 +118,7 @@ def _combinations(settings: PretrainConfig) -> None:
         raise ConfigError(
             f"{what}; set model.path to train a checkpoint further, or model.size or model.config for a new model"
         )
-    idle = [key for key in ("changes", "vocab_multiple") if getattr(model, key) != getattr(PretrainModelConfig(), key)]
+    idle = [key for key in ("changes", "vocab_multiple") if key in chosen_of(model)]
     if model.path and idle:
         raise ConfigError(
             f"model.{idle[0]} has no effect with model.path: a checkpoint's sizes are given; leave it out"
@@ -135,11 +136,10 @@ def _combinations(settings: PretrainConfig) -> None:
     precision.check(settings.model.dtype, train)
     precision.of(settings.model.dtype, train)
     loggers.check(train.log_to)
-    defaults = type(train)()
-    idle = [key for key in ("patience", "best_metric") if getattr(train, key) != getattr(defaults, key)]
-    if idle and not settings.samples()["valid"]:
+    unmeasured = [key for key in ("patience", "best_metric") if key in chosen_of(train)]
+    if unmeasured and not settings.samples()["valid"]:
         raise ConfigError(
-            f"train.{idle[0]}={getattr(train, idle[0])} has no effect without evaluations; set train.eval_iters and give "
+            f"train.{unmeasured[0]}={getattr(train, unmeasured[0])} has no effect without evaluations; set train.eval_iters and give "
             "the valid part of data.split a weight"
         )
     if output.resume and output.overwrite:
@@ -147,12 +147,11 @@ def _combinations(settings: PretrainConfig) -> None:
 
 
 def _new_model(
-    settings: PretrainModelConfig, named: plugins.Plugin | None, family: str, ids: int
+    settings: PretrainModelConfig, path: Path | None, named: plugins.Plugin | None, family: str, ids: int
 ) -> tuple[plugins.Plugin, dict[str, Any], str]:
-    """Family, content of config.json and its origin, for a new model with a vocabulary for so many ids."""
+    """Family, content of config.json and its origin, for a new model of that file or a size, with a vocabulary for ids."""
     multiple = settings.vocab_multiple
-    if settings.config:
-        path = find_path(settings.config, "model.config", named)
+    if path:
         path = path / NAME if path.is_dir() else path
         raw = read_config(path.parent) if path.name == NAME else normalise(_read_json(path), str(path))
         plugin, where = plugins.resolve(family, raw, str(path)), str(path)

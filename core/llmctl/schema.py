@@ -68,12 +68,16 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def chosen(config: Any) -> list[str]:
     """Keys whose values differ from the defaults."""
-    defaults = type(config)()
     return [
-        f"{part.name}.{row.name}"
-        for part in dataclasses.fields(config)
-        for row in dataclasses.fields(getattr(config, part.name))
-        if getattr(getattr(config, part.name), row.name) != getattr(getattr(defaults, part.name), row.name)
+        f"{part.name}.{name}" for part in dataclasses.fields(config) for name in chosen_of(getattr(config, part.name))
+    ]
+
+
+def chosen_of(section: Any) -> list[str]:
+    """Names of a section's fields whose values differ from the defaults."""
+    defaults = type(section)()
+    return [
+        row.name for row in dataclasses.fields(section) if getattr(section, row.name) != getattr(defaults, row.name)
     ]
 
 

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from llmctl.train.schedules import schedule, warmup_steps
+from llmctl.config import warmup_steps
+from llmctl.train.schedules import schedule
 
 
 def test_linear_falls_by_equal_parts_to_one_part_above_its_end():

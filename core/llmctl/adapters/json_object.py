@@ -50,6 +50,11 @@ def check(path: Path, content: Mapping[str, Any], forms: Mapping[str, Form]) -> 
         raise CheckpointError(f"{path}: {'; '.join(odd)}")
 
 
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number above 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

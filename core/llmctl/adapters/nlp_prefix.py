@@ -92,17 +92,17 @@ def _config(folder: Path) -> Mapping[str, Any]:
     path = folder / CONFIG
     config = json_object.read(path)
     tokens = config.get("num_prefix_tokens") if isinstance(config, dict) else None
-    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+    if not json_object.is_count(tokens):
         raise CheckpointError(f"{path}: it must be an object whose num_prefix_tokens is a whole number above 0")
     sizes = ("num_attention_heads", "multi_query_group_num", "num_hidden_layers", "hidden_size")
-    odd = [f"{key}={config[key]!r}" for key in sizes if config.get(key) is not None and not _counts(config[key])]
+    odd = [
+        f"{key}={config[key]!r}"
+        for key in sizes
+        if config.get(key) is not None and not json_object.is_count(config[key])
+    ]
     if odd:
         raise CheckpointError(f"{path}: {', '.join(odd)} must be whole numbers above 0")
     return dict(config)
-
-
-def _counts(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _caches(folder: Path, dims: Dims) -> Array:

@@ -62,7 +62,7 @@ def _is_pattern(text: str) -> bool:
     return True
 
 
-def _is_count(value: Any) -> bool:
+def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -73,16 +73,17 @@ def _by_pattern(value: Any, fits: Callable[[Any], bool]) -> bool:
 
 
 FORMS: Mapping[str, json_object.Form] = {
+    "r": (json_object.is_count, "a whole number above 0"),
     "lora_alpha": (json_object.is_number, "a number"),
     "lora_dropout": (json_object.is_number, "a number"),
     "target_modules": (_are_names, "a list of names or a regular expression"),
     "exclude_modules": (_are_names, "a list of names or a regular expression"),
     "layers_to_transform": (
-        lambda value: value is None or _is_count(value) or (isinstance(value, list) and all(map(_is_count, value))),
+        lambda value: value is None or _is_whole(value) or (isinstance(value, list) and all(map(_is_whole, value))),
         "a whole number or a list of them",
     ),
     "rank_pattern": (
-        lambda value: _by_pattern(value, lambda rank: _is_count(rank) and rank > 0),
+        lambda value: _by_pattern(value, json_object.is_count),
         "whole numbers above 0 by regular expression",
     ),
     "alpha_pattern": (lambda value: _by_pattern(value, json_object.is_number), "numbers by regular expression"),
@@ -114,9 +115,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: init_lora_weights={start!r} changes the base, and the files do not say how; save it with "
             "path_initial_model_for_weight_conversion, which makes a plain adapter of it"
         )
-    if not isinstance(config.get("r"), int) or isinstance(config["r"], bool) or config["r"] < 1:
-        raise CheckpointError(f"{path}: r={config.get('r')!r} must be a whole number above 0")
-    json_object.check(path, config, FORMS)
+    json_object.check(path, {"r": None, **config}, FORMS)
     return config
 
 

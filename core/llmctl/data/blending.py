@@ -7,7 +7,6 @@ samples that a corpus must give follows exactly; none is built in reserve.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.indexed import idx_path, without_suffix
+from llmctl.data.indexed import idx_path, same_place, without_suffix
 from llmctl.errors import DataError
 
 MOST = 2**15 - 1
@@ -111,7 +110,7 @@ def _check(prefixes: Sequence[str], weights: Sequence[float]) -> None:
         raise DataError(f"the weights of {', '.join(prefixes[:5])} are all 0; give at least one a weight above 0")
     files: dict[str, str] = {}
     for name in prefixes:
-        file = os.path.realpath(idx_path(name))
+        file = same_place(name)
         if file in files:
             also = "" if files[file] == name else f", as {files[file]} too"
             raise DataError(f"the corpus {name} is named twice{also}; give it one weight, the sum")

@@ -5,7 +5,6 @@ The result does not depend on the number of processes: documents go out in batch
 
 from __future__ import annotations
 
-import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from llmctl import plugins, tokenizers
 from llmctl.data.documents import Source
-from llmctl.data.indexed import Corpus, idx_path, new_corpus, token_dtype
+from llmctl.data.indexed import Corpus, new_corpus, same_place, token_dtype
 from llmctl.errors import DataError
 
 BATCH_BYTES = 1 << 18
@@ -98,8 +97,7 @@ def merge(prefixes: Sequence[str], target: str | Path, overwrite: bool = False) 
             f"{odd.prefix} holds {odd.dtype.name} and {corpora[0].prefix} {corpora[0].dtype.name}; only corpora of one "
             "dtype can be merged, made with the same tokenizer"
         )
-    file = os.path.realpath(idx_path(target))
-    same = [corpus.prefix for corpus in corpora if os.path.realpath(idx_path(corpus.prefix)) == file]
+    same = [corpus.prefix for corpus in corpora if same_place(corpus.prefix) == same_place(target)]
     if same:
         raise DataError(f"{same[0]} is merged into itself; choose another target")
     with new_corpus(target, corpora[0].dtype, overwrite) as writer:

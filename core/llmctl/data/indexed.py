@@ -46,6 +46,11 @@ def without_suffix(name: str | Path) -> str:
     return str(name).removesuffix(".idx").removesuffix(".bin")
 
 
+def same_place(prefix: str | Path) -> str:
+    """Where a corpus lies behind all links: equal for all names of one corpus."""
+    return os.path.realpath(idx_path(prefix))
+
+
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest of uint16 and int32 that holds every id of a vocabulary, added tokens included."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)

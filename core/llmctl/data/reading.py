@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from llmctl.errors import DataError
 
 LISTED = 30
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _SUFFIXES = (".jsonl", ".json")
 _KEYS = ("src", "tgt", "context")
@@ -107,7 +108,7 @@ def parse_object(text: str | None) -> dict[str, Any]:
         raise ValueError("not valid JSON: nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError(f"a JSON object is needed, found {_kind(row)}")
-    half = _HALF_PAIR.search(json.dumps(row, ensure_ascii=False)) if "\\u" in text else None
+    half = _HALF_PAIR.search(json.dumps(row, ensure_ascii=False)) if _SURROGATE.search(text) else None
     if half:
         raise ValueError(f"\\u{ord(half[0]):04x} is half of a surrogate pair, no character")
     return row

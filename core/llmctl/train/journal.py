@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,7 @@ class Journal(Hook):
         self._draw()
 
     def _append(self, row: dict[str, Any]) -> None:
-        with explained(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append(self.metrics, row)
         for sink in self._sinks:
             sink.line(row)
 
@@ -80,6 +79,16 @@ class Journal(Hook):
             self.curve.write_text(draw(read(self.metrics)), encoding="utf-8")
         except OSError as error:
             warnings.warn(f"{self.curve} could not be written: {error}", UserWarning, stacklevel=2)
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a line to a file of JSON lines.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    with explained(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def truncate(path: Path, step: int) -> None:

@@ -67,13 +67,17 @@ def read(job: Job) -> dict[str, Any]:
     )
 
 
-def check_unchanged(job: Job, start: Path) -> None:
+def check_unchanged(job: Job, info: Mapping[str, Any], start: Path) -> None:
     """Passes when configuration and model are those that the run began with, apart from what changes no update.
+
+    Args:
+        job: The run now.
+        info: What `read` gave.
+        start: The checkpoint to continue, for messages.
 
     Raises:
         ConfigError: Names every key that differs, with both values.
     """
-    info = read(job)
     before, now = (_flat(config) for config in (info["config"], schema.to_dict(job.config)))
     changed = [key for key in now if key in before and before[key] != now[key] and not key.startswith(FREE)]
     if changed:

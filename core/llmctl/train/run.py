@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from llmctl import precision, runtime, schema
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.checkpoint.atomic import explained
+from llmctl.config import warmup_steps
 from llmctl.loggers import PACKAGES
 from llmctl.precision import Precision
 from llmctl.preflight_paths import STAGING
@@ -31,7 +32,7 @@ from llmctl.train.optimizer import AdamW
 from llmctl.train.origin import Job
 from llmctl.train.patience import Patience
 from llmctl.train.record import Record, write_info
-from llmctl.train.schedules import schedule, warmup_steps
+from llmctl.train.schedules import schedule
 from llmctl.train.statistics import FILE as STATISTICS
 from llmctl.train.statistics import Statistics
 from llmctl.train.subject import Subject
@@ -91,8 +92,9 @@ def run(
     runtime.configure()
     begun = time.monotonic()
     start = checkpoints.newest(job.output / "checkpoints") if job.config.output.resume else None
-    if start:
-        origin.check_unchanged(job, start)
+    before = origin.read(job) if start else None
+    if start and before:
+        origin.check_unchanged(job, before, start)
     types = precision.of(job.config.model.dtype, job.config.train)
     if types.note:
         print(types.note, flush=True)
@@ -103,7 +105,7 @@ def run(
     _open_output(job, start)
     adamw = _optimizer(job, subject, types)
     average = Average(adamw.parameters, train.ema_decay, adamw.moved) if train.ema_decay else None
-    info = origin.describe(job) if start is None else origin.read(job)
+    info = origin.describe(job) if before is None else before
     record = Record(job.output, info)
     loop, done = _loop(job, subject, data, start, adamw, average, types, [*hooks, record])
     info.update(subject.notes, precision=types.record())

@@ -38,11 +38,6 @@ def schedule(name: str, peak: float, steps: int, warmup: int = 0, min_ratio: flo
     return rate
 
 
-def warmup_steps(steps: int, fixed: int, ratio: float) -> int:
-    """Number of warm-up updates: ``fixed`` if above 0, else this part of all, rounded up."""
-    return fixed if fixed > 0 else math.ceil(steps * ratio)
-
-
 COURSES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),

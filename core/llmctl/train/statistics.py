@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import paddle
 
-from llmctl.checkpoint.atomic import explained
-from llmctl.train.journal import truncate
+from llmctl.train.journal import append, truncate
 from llmctl.train.loop import Hook, Plan
 
 FILE = "statistics.jsonl"
@@ -39,8 +37,7 @@ class Statistics(Hook):
         if step % self._every:
             return
         rows = {name: _row(p, p.grad) for name, p in self._parameters.items() if p.grad is not None}
-        with explained(self._file), self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "tensors": rows}) + "\n")
+        append(self._file, {"step": step, "tensors": rows})
 
 
 def _row(weight: paddle.Tensor, gradient: paddle.Tensor) -> dict[str, float]:
