@@ -1,37 +1,35 @@
-"""Paddle's ``.pdparams``: a pickle of names and numpy arrays, read without running any code in it.
+"""Paddle's ``.pdparams``: a pickle of names and numpy arrays, described without making any object that it asks for.
 
-The format holds no offsets, so a file is read as a whole: memory is the file. Shards of tensor-parallel ranks are put
-together in ``ranks``.
+Arrays stay in the file, at offsets, as in the other formats. Only pickles of protocol 2, whose bytes are written as text,
+are read as a whole. Shards of tensor-parallel ranks are put together in ``ranks``.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.checkpoint import inert_pickle
 from llmctl.checkpoint.dtypes import STORAGE, cast
+from llmctl.checkpoint.inert_pickle import Built, Bytes
 from llmctl.checkpoint.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
 
 NAME = "model_state.pdparams"
 SHARD = re.compile(r"model_state\.tp(\d+)\.pdparams")
 _STRUCTURE = "StructuredToParameterName@@"
-_NAMES = {dtype.str: name for name, dtype in STORAGE.items() if name != "bfloat16"}
-_RECONSTRUCT = np.zeros(1).__reduce__()[0]
-_ALLOWED: Mapping[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): dict,
-}
+_KINDS = {f"{dtype.kind}{dtype.itemsize}": name for name, dtype in STORAGE.items() if name != "bfloat16"}
+_KINDS |= {"u2": "bfloat16", "b1": "bool"}
+_MOST_AXES = 32
+_PLAIN = (None, None, None, -1, -1, 0)
+"""What the state of a numpy dtype says after its byte order: no subtype, names or fields, no size or alignment, no flags."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,10 @@ class HeldTensor(TensorInfo):
     """A tensor whose values are in memory already."""
 
     values: NDArray[Any] = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+
+    def read(self) -> NDArray[Any]:
+        """The values as they are held."""
+        return self.values
 
     def read_into(self, out: NDArray[Any], dtype: str, start: int = 0) -> None:
         """Fills ``out`` with rows from ``start`` on, as for a tensor in a file.
@@ -53,28 +55,97 @@ class HeldTensor(TensorInfo):
             raise CheckpointError(f"{self.file}: {error}") from None
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which weights have no need of")
-        return _ALLOWED[module, name]
+class _DType(Built):
+    """Stands for ``numpy.dtype``: kind and size, for instance f4, and the byte order of its state."""
+
+    __slots__ = ("big_endian", "built", "name")
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = True) -> None:
+        if type(code) is not str or align not in (0, False):
+            raise ValueError("an array's dtype has another form than numpy writes")
+        self.name, self.big_endian, self.built = code.lstrip("<|=")[:8], code.startswith(">"), False
+        self.name = self.name.removeprefix(">")
+
+    def build(self, state: Any) -> None:
+        if type(state) is not tuple or len(state) < 8 or self.built:
+            raise ValueError("an array's dtype has another form than numpy writes")
+        version, order, *rest = state
+        plain = all(type(value) is type(right) and value == right for value, right in zip(rest, _PLAIN, strict=False))
+        if type(version) is not int or type(order) is not str or order not in "<>|=" or len(rest) != 6 or not plain:
+            raise ValueError("an array's dtype is not one of plain numbers")
+        self.big_endian, self.built = order == ">", True
 
 
-def read_header(path: Path) -> dict[str, HeldTensor]:
+class _Array(Built):
+    """Stands for ``numpy.ndarray``; its state says all of it."""
+
+    __slots__ = ("data", "dtype", "fortran", "shape")
+
+    def __init__(self) -> None:
+        self.dtype: _DType | None = None
+        self.data: Any = None
+
+    def build(self, state: Any) -> None:
+        if type(state) is not tuple or len(state) != 5 or self.dtype is not None:
+            raise ValueError("an array has another form than numpy writes")
+        _, shape, dtype, fortran, data = state
+        if type(shape) is not tuple or len(shape) > _MOST_AXES or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError("an array's shape is not made of whole numbers")
+        if not isinstance(dtype, _DType) or type(fortran) is not bool or not isinstance(data, (Bytes, str)):
+            raise ValueError("an array is not made of a dtype and bytes; objects are not read")
+        self.shape, self.dtype, self.fortran, self.data = shape, dtype, fortran, data
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
+    """``numpy.core.multiarray._reconstruct``: an empty array, whose state follows."""
+    if kind != "ndarray" or not isinstance(shape, tuple):
+        raise ValueError("an array has another form than numpy writes")
+    return _Array()
+
+
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    """``numpy.core.numeric._frombuffer``, which protocol 5 uses."""
+    array = _Array()
+    array.build((1, shape, dtype, order == "F", data))
+    return array
+
+
+def _encoded(text: Any, encoding: Any) -> Any:
+    """``_codecs.encode``: bytes that protocol 2 writes as text."""
+    if encoding != "latin1" or not isinstance(text, (Bytes, str)):
+        raise ValueError("bytes are written in another encoding than latin1")
+    return text
+
+
+def _ordered_dict(*pairs: Any) -> dict[Any, Any]:
+    if pairs:
+        raise ValueError("an OrderedDict is made of other objects")
+    return {}
+
+
+_GLOBALS: Mapping[str, Any] = {
+    "numpy.ndarray": "ndarray",
+    "numpy.dtype": _DType,
+    "_codecs.encode": _encoded,
+    "__builtin__.bytes": lambda: "",
+    "collections.OrderedDict": _ordered_dict,
+    **{f"numpy.{core}.multiarray._reconstruct": _reconstruct for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _frombuffer for core in ("core", "_core")},
+}
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of a file, by name; 16-bit whole numbers are bfloat16, as paddle stores it.
 
     Raises:
         CheckpointError: The file is damaged or holds anything but arrays.
     """
-    try:
-        with open(path, "rb") as stream:
-            content = _Unpickler(stream).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, MemoryError) as error:
-        raise CheckpointError(f"{path} cannot be read as paddle's weights: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not names and arrays")
-    content.pop(_STRUCTURE, None)
-    return {str(name): _held(path, str(name), values) for name, values in content.items()}
+    with open(path, "rb") as stream:
+        content = inert_pickle.load(stream, path, _GLOBALS)
+        if type(content) is not dict:
+            raise CheckpointError(f"{path} holds a {type(content).__name__}, not names and arrays")
+        content.pop(_STRUCTURE, None)
+        return {str(name): _info(path, stream, str(name)[:200], array) for name, array in content.items()}
 
 
 def shards(folder: Path) -> list[Path]:
@@ -90,10 +161,43 @@ def shards(folder: Path) -> list[Path]:
     return [found[rank] for rank in sorted(found)]
 
 
-def _held(path: Path, name: str, values: Any) -> HeldTensor:
-    if not isinstance(values, np.ndarray):
-        raise CheckpointError(f"{path}: {name} is a {type(values).__name__}, not an array")
-    dtype = "bfloat16" if values.dtype == np.uint16 else _NAMES.get(values.dtype.str)
+def _info(path: Path, stream: BinaryIO, name: str, array: Any) -> TensorInfo:
+    """Where an array lies; one whose bytes are text is decoded."""
+    if not isinstance(array, _Array) or array.dtype is None:
+        raise CheckpointError(
+            f"{path}: {name} is a {type(array).__name__.strip('_').lower()}, not an array with values"
+        )
+    dtype = _KINDS.get(array.dtype.name)
     if dtype is None:
-        raise CheckpointError(f"{path}: {name} has the dtype {values.dtype}; supported: {', '.join(STORAGE)}")
-    return HeldTensor(values.shape, dtype, path, 0, values=values)
+        raise CheckpointError(f"{path}: {name} has the dtype {array.dtype.name}; supported: {', '.join(STORAGE)}")
+    storage, count = STORAGE[dtype], prod(array.shape)
+    data = array.data
+    held = _decoded(path, stream, name, data) if isinstance(data, str) or data.text else None
+    found = data.length if held is None else len(held)
+    if count * storage.itemsize != found:
+        raise CheckpointError(
+            f"{path}: {name} has {found} bytes, its shape {list(array.shape)} of {dtype} needs {count * storage.itemsize}"
+        )
+    strides = _fortran_strides(array.shape) if array.fortran and len(array.shape) > 1 else None
+    if held is None:
+        return TensorInfo(array.shape, dtype, path, data.offset, strides, array.dtype.big_endian)
+    stored = np.frombuffer(held, storage.newbyteorder(">") if array.dtype.big_endian else storage).astype(storage)
+    values = stored.reshape(array.shape, order="F" if array.fortran else "C")
+    return HeldTensor(array.shape, dtype, path, 0, values=values)
+
+
+def _decoded(path: Path, stream: BinaryIO, name: str, data: Bytes | str) -> bytes:
+    try:
+        if isinstance(data, Bytes):
+            stream.seek(data.offset)
+            data = stream.read(data.length).decode("utf-8")
+        return data.encode("latin1")
+    except UnicodeError:
+        raise CheckpointError(f"{path}: the bytes of {name} are not written as protocol 2 does") from None
+
+
+def _fortran_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides = [1]
+    for size in shape[:-1]:
+        strides.append(strides[-1] * max(size, 1))
+    return tuple(strides)

@@ -25,7 +25,7 @@ from llmctl.errors import CheckpointError
 from llmctl.hookspecs import Rename, Split
 from llmctl.shapes import CUT_SYMBOLS
 
-Rank = Mapping[str, HeldTensor]
+Rank = Mapping[str, TensorInfo]
 
 
 def read_ranks(files: Sequence[Path], plugin: Any, dims: Dims) -> dict[str, TensorInfo]:
@@ -78,7 +78,7 @@ def _add(
 ) -> None:
     """Joins what the ranks hold of a tensor, or of a part of it."""
     first = ranks[0][theirs.source]
-    parts = [taken(rank[theirs.source].values, theirs) for rank in ranks]
+    parts = [taken(rank[theirs.source].read(), theirs) for rank in ranks]
     values = _join(parts, piece_shape(shape, ours.place), rule if ours.place is None else None)
     if ours.place is not None:
         held = tensors.get(ours.target)
@@ -112,4 +112,4 @@ def _tied_head(name: str, ranks: Sequence[Rank]) -> bool:
     if name not in TIED_HEADS:
         return False
     others = [other for other in ranks[0] if other != name and ranks[0][other].shape == ranks[0][name].shape]
-    return any(all(np.array_equal(rank[name].values, rank[other].values) for rank in ranks) for other in others)
+    return any(all(np.array_equal(rank[name].read(), rank[other].read()) for rank in ranks) for other in others)

@@ -49,6 +49,16 @@ class TensorInfo:
         """Bytes of its elements."""
         return self.size * STORAGE[self.dtype].itemsize
 
+    def read(self) -> NDArray[Any]:
+        """All values as they are stored.
+
+        Raises:
+            CheckpointError: The file ends early.
+        """
+        out = np.empty(self.shape, STORAGE[self.dtype])
+        self.read_into(out, self.dtype)
+        return out
+
     def read_into(self, out: NDArray[Any], dtype: str, start: int = 0) -> None:
         """Fills ``out`` (any strides; storage of ``dtype``) with rows from ``start`` on, cast chunk by chunk.
 
@@ -60,6 +70,8 @@ class TensorInfo:
         rows = out if out.ndim else out.reshape(1)
         row_size = prod(rows.shape[1:])
         step = max(1, CHUNK_BYTES // (row_size * STORAGE[self.dtype].itemsize))
+        if self.strides and self.strides[0] < max(self.strides):
+            step = len(rows)  # a few rows of a transposed tensor span nearly all of it
         with open(self.file, "rb") as stream:
             for low in range(0, len(rows), step):
                 high = min(low + step, len(rows))

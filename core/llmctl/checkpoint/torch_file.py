@@ -19,6 +19,7 @@ from llmctl.errors import CheckpointError
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_START = b"\x80\x02\x8a\n" + _LEGACY_MAGIC.to_bytes(10, "little")
 _LOCAL_HEADER = 30
+_COMPRESSED = "the record {} is compressed, which torch does not do and is not supported; save it again"
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -70,6 +71,8 @@ def _read_zip(path: Path, stream: BinaryIO) -> dict[str, TensorInfo]:
 def _record(archive: zipfile.ZipFile, path: Path, info: zipfile.ZipInfo | None, default: bytes = b"") -> bytes:
     if info is None:
         return default
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > path.stat().st_size:
+        raise CheckpointError(f"{path}: {_COMPRESSED.format(info.filename)}")
     try:
         return archive.read(info)
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
@@ -78,9 +81,7 @@ def _record(archive: zipfile.ZipFile, path: Path, info: zipfile.ZipInfo | None, 
 
 def _data_range(path: Path, stream: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, int]:
     if info.compress_type != zipfile.ZIP_STORED:
-        raise CheckpointError(
-            f"{path}: the record {info.filename} is compressed, which is not supported; save it again"
-        )
+        raise CheckpointError(f"{path}: {_COMPRESSED.format(info.filename)}")
     stream.seek(info.header_offset)
     header = stream.read(_LOCAL_HEADER)
     if len(header) < _LOCAL_HEADER or not header.startswith(b"PK\x03\x04"):

@@ -1,16 +1,15 @@
-"""Unpickling of torch files that runs nothing: every global becomes an inert stand-in or is refused by name.
+"""State dicts in torch's pickles, described without running anything: every global is an inert value or a reader here.
 
 The result describes tensors (which storage, offset, shape, strides); the bytes are the matter of ``torch_file.py``.
-A stand-in is a tuple or an object without attributes, so that no opcode of a pickle can call or change anything else.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from llmctl.checkpoint import inert_pickle
 from llmctl.errors import CheckpointError
 
 _STORAGES = {
@@ -25,11 +24,11 @@ _STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-_DTYPES = {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
 class StorageType(NamedTuple):
-    """Stand-in for ``torch.FloatStorage`` and its like."""
+    """Stands for ``torch.FloatStorage`` and its like."""
 
     dtype: str
 
@@ -43,7 +42,7 @@ class Storage(NamedTuple):
 
 
 class PickledTensor(NamedTuple):
-    """Stand-in for a tensor: a view of a storage, offset and strides in elements."""
+    """Stands for a tensor: a view of a storage, offset and strides in elements."""
 
     storage: Storage
     offset: int
@@ -51,98 +50,76 @@ class PickledTensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _RebuildTensor:
-    __slots__ = ()
-
-    def __call__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> PickledTensor:
-        numbers = (offset, *shape, *strides)
-        if not isinstance(storage, Storage) or any(type(n) is not int or n < 0 for n in numbers):
-            raise ValueError("a tensor's storage, offset, shape or strides are not valid")
-        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        if 0 not in shape and last >= storage.size:
-            raise ValueError(f"a tensor of shape {tuple(shape)} reaches beyond its storage of {storage.size} elements")
-        return PickledTensor(storage, offset, tuple(shape), tuple(strides))
-
-
-class _RebuildParameter:
-    __slots__ = ()
-
-    def __call__(self, data: Any, *_: Any) -> Any:
-        return data
+def _tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any, metadata: Any = None
+) -> PickledTensor:
+    """``torch._utils._rebuild_tensor_v2``. Metadata say that the stored bytes are not the tensor's values."""
+    if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides) or len(shape) > 64:
+        raise ValueError("a tensor's shape or strides are not valid")
+    numbers = (offset, *shape, *strides)
+    if not isinstance(storage, Storage) or any(type(n) is not int or n < 0 for n in numbers):
+        raise ValueError("a tensor's storage, offset, shape or strides are not valid")
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if 0 not in shape and last >= storage.size:
+        raise ValueError(f"a tensor of shape {shape} reaches beyond its storage of {storage.size} elements")
+    if type(requires_grad) is not bool or not _empty(hooks) or not _empty(metadata):
+        named = f": {', '.join(map(str, list(metadata)[:3]))}" if isinstance(metadata, dict) else ""
+        raise ValueError(f"a tensor of shape {shape} has settings that are not read{named}; save plain tensors")
+    return PickledTensor(storage, offset, shape, strides)
 
 
-class _MakeTuple:
-    __slots__ = ()
-
-    def __call__(self, values: Any = ()) -> tuple[Any, ...]:
-        return tuple(values)
-
-
-def _stand_in(module: str, name: str) -> Any:
-    if (module, name) == ("collections", "OrderedDict"):
-        return OrderedDict
-    if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-        return _RebuildTensor()
-    if (module, name) == ("torch._utils", "_rebuild_parameter"):
-        return _RebuildParameter()
-    if (module, name) == ("torch", "Size"):
-        return _MakeTuple()
-    if module == "torch" and name in _STORAGES:
-        return StorageType(_STORAGES[name])
-    if module == "torch" and name in _DTYPES:
-        return f"torch.{name}"
-    return None
+def _parameter(data: Any, requires_grad: Any, hooks: Any) -> PickledTensor:
+    """``torch._utils._rebuild_parameter``."""
+    if not isinstance(data, PickledTensor) or type(requires_grad) is not bool or not _empty(hooks):
+        raise ValueError("a parameter has another form than torch writes")
+    return data
 
 
-class RestrictedUnpickler(pickle.Unpickler):
-    """Unpickler of state dicts; see the module's docstring."""
+def _size(values: Any) -> tuple[Any, ...]:
+    """``torch.Size``."""
+    if type(values) not in (tuple, list):
+        raise ValueError("a torch.Size is not made of numbers")
+    return tuple(values)
 
-    def __init__(self, stream: BinaryIO, path: Path) -> None:
-        super().__init__(stream, encoding="utf-8")
-        self._path = path
 
-    def find_class(self, module: str, name: str) -> Any:
-        """The stand-in of a global.
+def _ordered_dict(*pairs: Any) -> dict[Any, Any]:
+    """``collections.OrderedDict``; its entries follow."""
+    if pairs:
+        raise ValueError("an OrderedDict is made of other objects")
+    return {}
 
-        Raises:
-            CheckpointError: The global is none that a state dict needs.
-        """
-        found = _stand_in(module, name)
-        if found is None:
-            raise CheckpointError(
-                f"{self._path} is refused: it asks for {module}.{name}, which holds no weights and could run code. "
-                "Nothing of it was run. Use a safetensors version of the checkpoint."
-            )
-        return found
 
-    def persistent_load(self, pid: Any) -> Storage:
-        """The storage that a persistent id names.
+def _empty(value: Any) -> bool:
+    return value is None or (type(value) in (dict, tuple) and not value)
 
-        Raises:
-            ValueError: The id has another form.
-        """
-        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or pid[5:] not in ((), (None,)):
-            raise ValueError(f"the storage {pid!r} has an unknown form")
-        _, kind, key, _, size = pid[:5]
-        if not isinstance(kind, StorageType) or not isinstance(key, str) or type(size) is not int or size < 0:
-            raise ValueError(f"the storage {pid!r} has an unknown form")
-        return Storage(kind.dtype, key, size)
+
+GLOBALS: Mapping[str, Any] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.Size": _size,
+    **{f"torch.{name}": StorageType(dtype) for name, dtype in _STORAGES.items()},
+    **{f"torch.{name}": f"torch.{name}" for name in _DTYPES},
+}
+
+
+def _storage(pid: Any) -> Storage:
+    """The storage that a persistent id names."""
+    if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage" or pid[5:] not in ((), (None,)):
+        raise ValueError("a persistent id is no storage")
+    _, kind, key, _, size = pid[:5]
+    if not isinstance(kind, StorageType) or type(key) is not str or type(size) is not int or size < 0:
+        raise ValueError("a persistent id is no storage")
+    return Storage(kind.dtype, key, size)
 
 
 def unpickle(stream: BinaryIO, path: Path) -> Any:
-    """The next pickled object of a stream, with stand-ins.
+    """The next pickled object of a stream, with descriptions in place of tensors.
 
     Raises:
         CheckpointError: The pickle is damaged, or asks for anything but tensors.
     """
-    try:
-        return RestrictedUnpickler(stream, path).load()
-    except CheckpointError:
-        raise
-    except MemoryError:
-        raise CheckpointError(f"{path}: its pickle is damaged or asks for more memory than there is") from None
-    except Exception as error:
-        raise CheckpointError(f"{path}: its pickle cannot be read: {type(error).__name__}: {error}") from None
+    return inert_pickle.load(stream, path, GLOBALS, _storage)
 
 
 def named_tensors(state: Any, path: Path) -> dict[str, PickledTensor]:
@@ -156,7 +133,7 @@ def named_tensors(state: Any, path: Path) -> dict[str, PickledTensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, PickledTensor):
             raise CheckpointError(
-                f"{path}: the entry {name!r} is a {type(value).__name__}, not a tensor; "
+                f"{path}: the entry {name if isinstance(name, int) else name[:100]!r} is a {type(value).__name__}, not a tensor; "
                 "only plain state dicts are read, not training checkpoints that nest one"
             )
     return state
