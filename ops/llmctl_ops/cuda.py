@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llmctl_ops.sampling import LAYOUT, NONE, Choice, Chosen, Native, fill
+from llmctl_ops.sampling import NONE, Choice, Chosen, Native, chosen_of, fill
 
 FILE = Path(__file__).with_name("libllmctl_ops_cuda.so")
 KINDS = ("float32", "float16", "bfloat16")
@@ -103,8 +103,7 @@ def choose(logits_LV: Any, choices: Sequence[Choice], logprobs: bool = False) ->
             logits_LV.data_ptr(), given.data_ptr(), rows, vocab, logprobs, buffer.data_ptr(), _stream(logits_LV)
         )
     )
-    found = np.frombuffer(given.numpy().tobytes(), LAYOUT, rows)
-    return Chosen(found["token"].copy(), found["logprob"].copy(), found["status"].copy())
+    return chosen_of(given.numpy().tobytes(), rows)
 
 
 def _stream(tensor: Any) -> int | None:

@@ -6,10 +6,15 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import paddle
 
 from llmctl_ops import cuda, library
-from llmctl_ops.registry import OPS, TOLERANCE, Op, sampling_difference
+from llmctl_ops.registry import OPS, TOLERANCE, Op
+from llmctl_ops.sampling import Choice, Chosen
+
+Choose = Callable[[np.ndarray, Sequence[Choice], bool], Chosen]
+"""Tokens from logits [L, V], choices, and whether log-probabilities are wanted."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,15 @@ class Finding:
     problem: str
 
 
-def examine(more: Sequence[Op] = ()) -> list[Finding]:
+def examine(more: Sequence[Op] = (), sampling: Callable[[Choose], float] | None = None) -> list[Finding]:
     """A finding for each operator, and one for the kernels for GPUs if they were built.
 
     Args:
         more: What else is made of the library and to be compared.
+        sampling: How far choosing tokens is from its twin; None = kernels for GPUs are not compared.
     """
     found = [_examine(op) for op in (*OPS, *more)]
-    return [*found, _examine_cuda()] if cuda.FILE.exists() else found
+    return [*found, _examine_cuda(sampling)] if cuda.FILE.exists() else found
 
 
 def _examine(op: Op) -> Finding:
@@ -48,7 +54,7 @@ def _examine(op: Op) -> Finding:
     return _compared(op.name, found.level, found.why, op.compare, "set LLMCTL_OPS=reference")
 
 
-def _examine_cuda() -> Finding:
+def _examine_cuda(sampling: Callable[[Choose], float] | None) -> Finding:
     name = cuda.FILE.name
     if cuda.load() is None:
         try:
@@ -59,12 +65,14 @@ def _examine_cuda() -> Finding:
         return Finding("cuda", "reference", f"{why}; reinstall llmctl-ops", None, "")
     if not paddle.is_compiled_with_cuda() or not paddle.device.cuda.device_count():
         return Finding("cuda", "cuda", f"{name} was built; there is no GPU here, or none that paddle can use", None, "")
+    why = f"{name} for tensors on GPUs"
+    if sampling is None:
+        return Finding("cuda", "cuda", why, None, "")
 
-    def compare() -> float:
-        place = paddle.CUDAPlace(0)
-        return sampling_difference(lambda logits, *rest: cuda.choose(paddle.to_tensor(logits, place=place), *rest))
+    def choose(logits_LV: np.ndarray, choices: Sequence[Choice], logprobs: bool) -> Chosen:
+        return cuda.choose(paddle.to_tensor(logits_LV, place=paddle.CUDAPlace(0)), choices, logprobs)
 
-    return _compared("cuda", "cuda", f"{name} for tensors on GPUs", compare, f"remove {cuda.FILE}")
+    return _compared("cuda", "cuda", why, lambda: sampling(choose), f"remove {cuda.FILE}")
 
 
 def _compared(name: str, path: str, why: str, compare: Callable[[], float], remedy: str) -> Finding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import paddle
@@ -17,7 +17,6 @@ from llmctl_ops.masked import attention
 from llmctl_ops.norm import layer_norm, rms_norm
 from llmctl_ops.optimizer import adamw, sum_squares
 from llmctl_ops.rotary import rope
-from llmctl_ops.sampling import Choice, Chosen, Sampler, choose_one
 
 TOLERANCE = 2e-5
 """Largest difference that passes, as a part of the largest value or of 1."""
@@ -28,7 +27,7 @@ class Op:
     """One operator.
 
     Args:
-        name: As in ``llmctl_ops``; ``linear`` is ``llmctl_ops.linear.product``, ``sampling`` is ``llmctl_ops.sampling.Sampler``.
+        name: As in ``llmctl_ops``; ``linear`` is ``llmctl_ops.linear.product``.
         compare: Runs the operator in float32 and its twin in float64, forward and backward; gives the largest difference
             of a result or gradient, as a part of the largest value or of 1.
     """
@@ -118,28 +117,6 @@ def _compare_linear() -> float:
     return float(np.max(errors))
 
 
-def sampling_difference(choose: Callable[[np.ndarray, list[Choice], bool], Chosen]) -> float:
-    """The largest difference of a log-probability from the twin's; infinite where another token or status comes out.
-
-    Args:
-        choose: From logits, choices and whether log-probabilities are wanted.
-    """
-    said = np.arange(0, 700, 3, dtype=np.int32)
-    forms = (
-        Choice(),
-        Choice(context=said, generated=50, repetition=1.3, presence=0.2, frequency=0.1),
-        Choice(sample=True, temperature=0.7, top_k=40, excluded=said[:3]),
-        Choice(sample=True, top_p=0.8, min_p=0.01),
-    )
-    rows = [replace(form, draw=draw) for form in forms for draw in (0.1, 0.5, 0.9)]
-    logits = _noise(len(rows), 1001).numpy()
-    ours = choose(logits, rows, True)
-    tokens, logprobs, statuses = zip(*(choose_one(*row, True) for row in zip(logits, rows, strict=True)), strict=True)
-    if ours.token_L.tolist() != list(tokens) or ours.status_L.tolist() != list(statuses):
-        return float("inf")
-    return float(np.abs(ours.logprob_L - logprobs).max())
-
-
 def _compare_rope() -> float:
     angle = 3 * _noise(1, 21, 1, 20)
     return differences(rope, reference.rope, [_noise(2, 21, 3, 20)], angle.cos(), angle.sin())
@@ -157,5 +134,4 @@ OPS = (
     Op("adamw", _compare_adamw),
     Op("sum_squares", _compare_squares),
     Op("linear", _compare_linear),
-    Op("sampling", lambda: sampling_difference(Sampler(1001).choose)),
 )

@@ -1,4 +1,4 @@
-"""Choosing tokens from logits, many rows at once; compiled, or in numpy where there is no library. No paddle here.
+"""Choosing tokens from logits by compiled kernels, many rows at once. No paddle here.
 
 The order is that of transformers' processors: repetition penalty, presence and frequency penalty, excluded tokens,
 temperature, top-k, top-p, min-p, then a draw. All of it in double precision. Letters: L rows, V vocabulary.
@@ -7,9 +7,8 @@ temperature, top-k, top-p, min-p, then a draw. All of it in double precision. Le
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,24 +17,19 @@ from llmctl_ops import library
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int32]
+Chosen = tuple[Int, NDArray[np.float64], Int]
+"""Tokens, their log-probabilities in the softmax of the logits as they came (zeros where not asked for), and statuses [L]:
+0 = a token was chosen, 1 = the highest logit is no finite number, or a penalty made it none, 2 = every token is excluded, 3 =
+a token of the context or an excluded one is not in the vocabulary. One row's fault does not touch the others."""
 
 NONE = np.empty(0, np.int32)
-NO_NUMBERS, NOTHING_LEFT, NO_SUCH_TOKEN = 1, 2, 3
-
-FAULTS = {
-    NO_NUMBERS: "the highest logit is no finite number, or a penalty made it none",
-    NOTHING_LEFT: "every token is excluded",
-    NO_SUCH_TOKEN: "a token of the context or an excluded one is not in the vocabulary",
-}
-"""What a status means; 0 = a token was chosen."""
 
 
-@dataclass(slots=True)
-class Choice:
+class Choice(Protocol):
     """How a row chooses.
 
     Attributes:
-        context: Prompt and answer so far, read only where there are penalties.
+        context: Prompt and answer so far, read only where ``penalised``.
         generated: Tokens of the answer: the last of ``context``.
         excluded: Tokens that may not be chosen.
         sample: Draw; otherwise the highest score is taken, the first of several.
@@ -47,40 +41,25 @@ class Choice:
         repetition: Penalty of all tokens of the context; 1 = none.
         presence: Subtracted from scores of tokens of the answer.
         frequency: Subtracted once for each time that they stand in the answer.
+        penalised: Whether there are penalties.
     """
 
-    context: Int = field(default_factory=lambda: NONE)
-    generated: int = 0
-    excluded: Int = field(default_factory=lambda: NONE)
-    sample: bool = False
-    draw: float = 0.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition: float = 1.0
-    presence: float = 0.0
-    frequency: float = 0.0
+    context: Int
+    generated: int
+    excluded: Int
+    sample: bool
+    draw: float
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition: float
+    presence: float
+    frequency: float
 
     @property
     def penalised(self) -> bool:
-        """Whether the context matters."""
-        return self.repetition != 1.0 or self.presence != 0.0 or self.frequency != 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """What the rows chose.
-
-    Attributes:
-        token_L: The tokens; where the status is not 0, nothing.
-        logprob_L: Their log-probabilities in the softmax of the logits as they came; zeros where not asked for.
-        status_L: 0, or a key of ``FAULTS``: one row's fault does not touch the others.
-    """
-
-    token_L: Int
-    logprob_L: NDArray[np.float64]
-    status_L: Int
+        """Whether there are penalties."""
 
 
 class Native(ctypes.Structure):
@@ -112,20 +91,23 @@ class Sampler:
 
     Args:
         vocab: V.
+
+    Raises:
+        RuntimeError: There is no compiled library.
     """
 
     def __init__(self, vocab: int) -> None:
+        found = library.load()
+        if found.handle is None:
+            raise RuntimeError(f"there are no compiled kernels: {found.why}")
         self.vocab = vocab
-        self._kernel = library.load().kernel(
+        self._kernel = found.kernel(
             "choose", *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64
         )
         self._choices = (Native * 1)()
-        if self._kernel is not None:
-            found = ctypes.c_int64()
-            size = library.load().kernel("choose_bytes", ctypes.c_int64, ctypes.c_void_p)
-            assert size is not None
-            size(vocab, ctypes.addressof(found))
-            self._buffer = np.zeros(found.value // 8 + 1, np.float64)
+        needed = ctypes.c_int64()
+        found.kernel("choose_bytes", ctypes.c_int64, ctypes.c_void_p)(vocab, ctypes.addressof(needed))
+        self._buffer = np.zeros(needed.value // 8 + 1, np.float64)
 
     def choose(self, logits_LV: Float, choices: Sequence[Choice], logprobs: bool = False) -> Chosen:
         """A token for each row.
@@ -143,8 +125,6 @@ class Sampler:
             raise ValueError(
                 f"logits are {logits_LV.dtype} {list(logits_LV.shape)}, not contiguous float32 [{rows}, {self.vocab}]"
             )
-        if self._kernel is None:
-            return _stacked([choose_one(row, choice, logprobs) for row, choice in zip(logits_LV, choices, strict=True)])
         if rows > len(self._choices):
             self._choices = (Native * max(rows, 2 * len(self._choices)))()
         held = [fill(native, choice) for native, choice in zip(self._choices, choices, strict=False)]
@@ -159,8 +139,13 @@ class Sampler:
             self._buffer.nbytes,
         )
         del held  # the arrays that the rows point to lived until here
-        found = np.frombuffer(self._choices, LAYOUT, rows)
-        return Chosen(found["token"].copy(), found["logprob"].copy(), found["status"].copy())
+        return chosen_of(self._choices, rows)
+
+
+def chosen_of(choices: ctypes.Array[Native] | bytes, rows: int) -> Chosen:
+    """What the kernels wrote into so many structures."""
+    found = np.frombuffer(choices, LAYOUT, rows)
+    return found["token"].copy(), found["logprob"].copy(), found["status"].copy()
 
 
 def fill(native: Native, choice: Choice) -> tuple[Int, Int]:
@@ -175,60 +160,3 @@ def fill(native: Native, choice: Choice) -> tuple[Int, Int]:
     native.draw, native.sample = choice.draw, choice.sample
     native.token, native.logprob = -1, 0.0
     return context, excluded
-
-
-def _stacked(found: list[tuple[int, float, int]]) -> Chosen:
-    tokens, logprobs, statuses = zip(*found, strict=True) if found else ((), (), ())
-    return Chosen(np.array(tokens, np.int32), np.array(logprobs, np.float64), np.array(statuses, np.int32))
-
-
-def choose_one(logits_V: Float, choice: Choice, logprobs: bool = False) -> tuple[int, float, int]:
-    """What the kernel computes for a row, in numpy: token, log-probability and status."""
-    named = np.concatenate([choice.context if choice.penalised else NONE, choice.excluded])
-    if len(named) and (named.min() < 0 or named.max() >= len(logits_V)):
-        return -1, 0.0, NO_SUCH_TOKEN
-    highest = float(logits_V.max())
-    if not math.isfinite(highest):
-        return -1, 0.0, NO_NUMBERS
-    with np.errstate(over="ignore"):
-        scores_V = _penalised(logits_V.astype(np.float64), choice)
-    if scores_V.max() == -math.inf:
-        return -1, 0.0, NOTHING_LEFT
-    if choice.sample and scores_V.max() == math.inf:
-        return -1, 0.0, NO_NUMBERS
-    token = _drawn(scores_V, choice) if choice.sample else int(scores_V.argmax())
-    if not logprobs:
-        return token, 0.0, 0
-    shifted_V = logits_V.astype(np.float64) - highest
-    return token, float(shifted_V[token] - math.log(np.exp(shifted_V).sum())), 0
-
-
-def _penalised(scores_V: NDArray[np.float64], choice: Choice) -> NDArray[np.float64]:
-    if choice.penalised and len(choice.context):
-        seen = np.unique(choice.context)
-        scores_V[seen] = np.where(
-            scores_V[seen] < 0, scores_V[seen] * choice.repetition, scores_V[seen] / choice.repetition
-        )
-    if choice.penalised and choice.generated:
-        answered, count = np.unique(choice.context[-choice.generated :], return_counts=True)
-        scores_V[answered] -= choice.presence + choice.frequency * count
-    scores_V[choice.excluded] = -math.inf
-    return scores_V
-
-
-def _drawn(scores_V: NDArray[np.float64], choice: Choice) -> int:
-    # However low the temperature is, the highest score stays a number.
-    with np.errstate(over="ignore"):
-        scores_V = (scores_V - scores_V.max()) / choice.temperature
-    if 0 < choice.top_k < len(scores_V):
-        scores_V[scores_V < np.partition(scores_V, -choice.top_k)[-choice.top_k]] = -math.inf
-    if choice.top_p < 1:
-        order = np.argsort(scores_V, kind="stable")
-        probability = np.exp(scores_V[order] - scores_V.max())
-        least = np.cumsum(probability / probability.sum()) <= 1 - choice.top_p
-        least[-1] = False
-        scores_V[order[least]] = -math.inf
-    if choice.min_p > 0:
-        scores_V[scores_V < scores_V.max() + math.log(choice.min_p)] = -math.inf
-    share_V = np.cumsum(np.exp(scores_V - scores_V.max()))
-    return int((share_V / share_V[-1]).searchsorted(choice.draw, side="right"))

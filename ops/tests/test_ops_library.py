@@ -7,14 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import paddle
 import pytest
 from click.testing import CliRunner
 
 import llmctl_ops
 from llmctl.commands.ops import command
+from llmctl.infer import kernel_check
 from llmctl.infer.native import NativeExecutor
 from llmctl_ops import cuda, library, registry
+from llmctl_ops.doctor import examine
 from llmctl_ops.sampling import Sampler
 
 OPS = Path(__file__).resolve().parents[1]
@@ -92,7 +95,7 @@ def test_the_doctor_finds_every_operator_equal_to_its_twin(level, doctor):
     code, findings = doctor(library.load())
     assert code == 0
     findings.pop("cuda", None)
-    assert set(findings) == {op.name for op in registry.OPS} | {"decoder"} and "sampling" in findings
+    assert set(findings) == {op.name for op in registry.OPS} | {"sampling", "decoder"}
     assert all(row["path"] == level and 0 <= row["error"] < registry.TOLERANCE for row in findings.values())
 
 
@@ -103,13 +106,34 @@ def test_the_doctor_finds_a_step_that_computes_something_else(level, doctor, mon
     assert code == 1 and "differs by" in findings["decoder"]["problem"]
 
 
-def test_sampling_that_takes_another_token_is_infinitely_apart():
+def test_sampling_that_takes_another_token_is_infinitely_apart(level):
     def wrong(logits, rows, logprobs):
         found = Sampler(logits.shape[1]).choose(logits, rows, logprobs)
-        found.token_L[4] += 1
+        found[0][4] += 1
         return found
 
-    assert registry.sampling_difference(wrong) == float("inf")
+    assert kernel_check.sampling_difference(wrong) == float("inf")
+
+
+def test_the_doctor_compares_the_kernels_for_gpus_by_what_it_is_given(monkeypatch, tmp_path):
+    (tmp_path / "library.so").touch()
+    asked = []
+    monkeypatch.setattr(cuda, "FILE", tmp_path / "library.so")
+    monkeypatch.setattr(cuda, "load", lambda: "a library")
+    monkeypatch.setattr(cuda, "choose", lambda logits, *rest: asked.append((logits, *rest)))
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(paddle, "CUDAPlace", lambda number: paddle.CPUPlace())
+    monkeypatch.setattr("llmctl_ops.doctor.OPS", ())
+
+    def compare(choose):
+        choose(np.ones((1, 3), np.float32), ["a choice"], True)
+        return 1e-9
+
+    (found,) = examine((), compare)
+    assert (found.op, found.path, found.error, found.problem) == ("cuda", "cuda", 1e-9, "")
+    assert asked[0][0].shape == [1, 3] and asked[0][1:] == (["a choice"], True)
+    assert examine()[0].error is None
 
 
 def test_the_doctor_tells_of_kernels_for_gpus_only_where_they_were_built(doctor, monkeypatch, tmp_path):

@@ -20,9 +20,9 @@ from llmctl.infer.jobs import Answering, Part
 from llmctl.infer.limits import step_tokens_for
 from llmctl.infer.places import Context, Places
 from llmctl.infer.runner import Continuous
+from llmctl.infer.sampler import Sampler
 from llmctl.infer.sampling import SamplingOptions, choose, generator_for
 from llmctl.infer.tables import Row, Tables
-from llmctl_ops.sampling import Sampler
 
 
 @given(st.lists(st.tuples(st.sampled_from(["take", "hold", "release", "publish", "find"]), st.integers(0, 9))))

@@ -1,4 +1,4 @@
-"""``llmctl ops``: the compiled operators. They are a distribution of their own, imported only here and in ``nn.kernels``."""
+"""``llmctl ops``: the compiled operators. They are a distribution of their own, which need not be installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ def doctor(as_json: bool) -> None:
     """Show the path that each operator takes and compare it with its reference; exit code 1 if they disagree."""
     runtime.import_paddle("checking the operators")
     try:
-        from llmctl.infer.step_check import step_difference
         from llmctl_ops import library
         from llmctl_ops.doctor import examine
         from llmctl_ops.registry import Op
@@ -30,7 +29,11 @@ def doctor(as_json: bool) -> None:
         what = "is not installed" if error.name == "llmctl_ops" else f"cannot be imported ({error})"
         click.echo(f"llmctl-ops {what}: paddle's own operations are used. Try: pip install llmctl-ops")
         return
-    found = examine([Op("decoder", step_difference)])
+    from llmctl.infer.kernel_check import sampling_difference
+    from llmctl.infer.step_check import step_difference
+
+    more = [("sampling", sampling_difference), ("decoder", step_difference)]
+    found = examine([Op(name, compare) for name, compare in more], sampling_difference)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in found], indent=1))
     else:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from llmctl.infer.jobs import Found, Part
 from llmctl.infer.request import BeamOptions, Event, Generation, Request
+from llmctl.infer.sampler import FAULTS, NOTHING_LEFT, Choice
 from llmctl.infer.sampling import log_softmax, penalised
 from llmctl.infer.tables import Row, Tables
-from llmctl_ops.sampling import FAULTS, NOTHING_LEFT, Choice
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ from llmctl.infer.jobs import Answering, Found, Job, Part
 from llmctl.infer.limits import Limits, step_tokens_for
 from llmctl.infer.places import Places
 from llmctl.infer.request import Event, Generation, Request
+from llmctl.infer.sampler import FAULTS, Sampler
 from llmctl.infer.scheduler import Scheduler
 from llmctl.infer.steps import batch_of
 from llmctl.infer.tables import Row, Tables
-from llmctl_ops.sampling import FAULTS, Sampler
 
 
 @dataclass(frozen=True)

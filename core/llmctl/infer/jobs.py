@@ -9,14 +9,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from llmctl.infer.batch import Float
 from llmctl.infer.drafts import Lookup
 from llmctl.infer.request import Event, Generation, Request
+from llmctl.infer.sampler import Choice, choice_of
 from llmctl.infer.sampling import TokenScore, generator_for, score
 from llmctl.infer.tables import Row, Tables
-from llmctl_ops.sampling import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +120,9 @@ class Answering:
             self._drawn.append(self._draws.random())
         choices = []
         for index in range(count):
-            choice, generated = Choice(sample=options.sample), self._generated + index
-            choice.repetition = options.repetition_penalty
-            choice.presence, choice.frequency = options.presence_penalty, options.frequency_penalty
-            if choice.penalised:
-                choice.context = np.asarray(part.row.ids + part.drafts[:index], np.int32)
-                choice.generated = generated
-            if generated < options.min_new_tokens:
-                choice.excluded = np.asarray([*self._end_ids], np.int32)
-            if options.sample:
-                choice.draw, choice.temperature = self._drawn[index], options.temperature
-                choice.top_k, choice.top_p, choice.min_p = options.top_k, options.top_p, options.min_p
-            choices.append(choice)
+            context = part.row.ids + part.drafts[:index] if options.penalised else ()
+            draw = self._drawn[index] if options.sample else 0.0
+            choices.append(choice_of(options, context, self._generated + index, self._end_ids, draw))
         return choices
 
     def advance(self, part: Part, found: Found) -> list[Event]:

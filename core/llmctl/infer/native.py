@@ -17,7 +17,7 @@ from llmctl.infer.batch import BLOCK, Batch, Float, Int
 from llmctl.infer.packed_model import Adapted, Linear, Norm, PackedModel
 from llmctl.infer.turning import Turning
 from llmctl_ops import decoder as native
-from llmctl_ops import library
+from llmctl_ops import library, sampling
 from llmctl_ops.linear import native as packed
 
 CACHES = ("float32", "int8")
@@ -114,6 +114,11 @@ def available() -> bool:
         return library.load().handle is not None
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def sampler(vocab: int) -> Any:
+    """``llmctl_ops.sampling.Sampler`` of a vocabulary; None where there are no kernels."""
+    return sampling.Sampler(vocab) if available() else None
 
 
 def _furthest(batch: Batch) -> int:

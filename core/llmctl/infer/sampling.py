@@ -1,17 +1,21 @@
-"""Choosing the next token from logits. The order of steps is that of transformers' processors: repetition penalty, presence
-and frequency penalty, minimum length, temperature, top-k, top-p, min-p."""
+"""How tokens are chosen and what is told of them: the options of a request, and one row of logits under them.
+
+Numpy is imported only where logits are touched; the steps themselves are in ``sampler``.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmctl.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
+
+PENALISED_AWAY = "the highest logit is no finite number after the penalties"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,11 @@ class SamplingOptions:
             if not good:
                 raise ConfigError(f"{name}={getattr(self, name)} must be {allowed}")
 
+    @property
+    def penalised(self) -> bool:
+        """Whether what was written before changes the scores."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
+
 
 class BrokenLogitsError(ValueError):
     """Logits from which no token can be chosen."""
@@ -108,21 +117,19 @@ def choose(
         draws: Source of randomness, used only when sampling: one number for each token.
 
     Raises:
-        BrokenLogitsError: A score is NaN or infinity, or becomes it by penalties, or none is finite.
+        BrokenLogitsError: A score is NaN or infinity, or becomes it by penalties, or none is finite; or a token that is
+            penalised or excluded is not in the vocabulary.
     """
-    check_finite(logits_V)
-    if not options.sample and not _changes_greedy(options, generated):
-        return int(logits_V.argmax())
-    scores_V = processed(logits_V, context, generated, options, end_ids)
-    if scores_V.max() == -math.inf:
-        raise BrokenLogitsError("every token is excluded")
-    if not options.sample:
-        return int(scores_V.argmax())
-    import numpy as np
+    from llmctl.infer.sampler import FAULTS, NO_NUMBERS, choice_of, choose_one
 
-    probability_V = np.exp(scores_V - scores_V.max())
-    share_V = (probability_V / probability_V.sum()).cumsum()
-    return int((share_V / share_V[-1]).searchsorted(draws.random(), side="right"))
+    draw = draws.random() if options.sample else 0.0
+    token, _, status = choose_one(logits_V, choice_of(options, context, generated, end_ids, draw))
+    if status == NO_NUMBERS:
+        check_finite(logits_V)
+        raise BrokenLogitsError(PENALISED_AWAY)
+    if status:
+        raise BrokenLogitsError(FAULTS[status])
+    return token
 
 
 def check_finite(logits_V: np.ndarray) -> None:
@@ -143,13 +150,23 @@ def processed(
     options: SamplingOptions,
     end_ids: Collection[int],
 ) -> np.ndarray:
-    """Scores [V] in float64 after every step that the options ask for; minus infinity = excluded."""
-    scores_V = penalised(logits_V, context, generated, options, end_ids)
-    if options.sample:
-        scores_V = _nucleus(_best(_tempered(scores_V, options.temperature), options.top_k), options.top_p)
-        if options.min_p:
-            scores_V[scores_V < scores_V.max() + math.log(options.min_p)] = -math.inf
-    return scores_V
+    """Scores [V] in float64 after every step that the options ask for; minus infinity = excluded.
+
+    Raises:
+        BrokenLogitsError: Tokens are to be drawn, and penalties made the highest score infinite.
+    """
+    import numpy as np
+
+    from llmctl.infer.sampler import choice_of, penalise, restrict
+
+    choice = choice_of(options, context, generated, end_ids)
+    scores_V = penalise(logits_V.astype(np.float64), choice)
+    highest = scores_V.max()
+    if not options.sample or highest == -math.inf:
+        return scores_V
+    if highest == math.inf:
+        raise BrokenLogitsError(PENALISED_AWAY)
+    return restrict(scores_V, choice)
 
 
 def penalised(
@@ -162,17 +179,9 @@ def penalised(
     """Scores [V] in float64 after the penalties and the least length."""
     import numpy as np
 
-    scores_V = logits_V.astype(np.float64)
-    if options.repetition_penalty != 1 and len(context):
-        seen = np.unique(np.asarray(context, np.int64))
-        penalty = options.repetition_penalty
-        scores_V[seen] = np.where(scores_V[seen] < 0, scores_V[seen] * penalty, scores_V[seen] / penalty)
-    if generated and (options.presence_penalty or options.frequency_penalty):
-        answered, count = np.unique(np.asarray(context[-generated:], np.int64), return_counts=True)
-        scores_V[answered] -= options.presence_penalty + options.frequency_penalty * count
-    if generated < options.min_new_tokens:
-        scores_V[list(end_ids)] = -math.inf
-    return scores_V
+    from llmctl.infer.sampler import choice_of, penalise
+
+    return penalise(logits_V.astype(np.float64), choice_of(options, context, generated, end_ids))
 
 
 def score(logits_V: np.ndarray, token: int, options: SamplingOptions) -> TokenScore | None:
@@ -194,50 +203,3 @@ def log_softmax(logits_V: np.ndarray) -> np.ndarray:
 
     shifted_V = logits_V.astype(np.float64) - float(logits_V.max())
     return shifted_V - math.log(np.exp(shifted_V).sum())
-
-
-def _changes_greedy(options: SamplingOptions, generated: int) -> bool:
-    """Whether another token than the likeliest might be taken."""
-    penalties = options.presence_penalty or options.frequency_penalty or options.repetition_penalty != 1
-    return bool(penalties) or generated < options.min_new_tokens
-
-
-def _tempered(scores_V: Any, temperature: float) -> Any:
-    """Differences to the highest score, divided: that one stays a number however low the temperature is.
-
-    Raises:
-        BrokenLogitsError: Penalties made it infinite.
-    """
-    import numpy as np
-
-    highest = scores_V.max()
-    if highest == math.inf:
-        raise BrokenLogitsError("the highest logit is no finite number after the penalties")
-    if highest == -math.inf:
-        return scores_V
-    with np.errstate(over="ignore"):
-        return (scores_V - highest) / temperature
-
-
-def _best(scores_V: Any, count: int) -> Any:
-    """Scores without those below the count-th highest."""
-    import numpy as np
-
-    if 0 < count < len(scores_V):
-        scores_V = np.where(scores_V < np.partition(scores_V, -count)[-count], -math.inf, scores_V)
-    return scores_V
-
-
-def _nucleus(scores_V: Any, share: float) -> Any:
-    """Scores without the least likely tokens that together have at most ``1 - share`` of the probability."""
-    import numpy as np
-
-    if share >= 1:
-        return scores_V
-    order = np.argsort(scores_V, kind="stable")
-    probability = np.exp(scores_V[order] - scores_V.max())
-    below = np.cumsum(probability / probability.sum()) <= 1 - share
-    below[-1] = False
-    kept = scores_V.copy()
-    kept[order[below]] = -math.inf
-    return kept
