@@ -29,7 +29,7 @@ def model_of(layers, hidden, heads, kv_heads, ffn, vocab, kind, group):
     """A packed model; all layers have the same values in memory of their own."""
     from llmctl.fused import FusedDecoder, Rope
     from llmctl.infer import packed_model as packed
-    from llmctl_ops.linear import pack
+    from llmctl.infer.packed_linear import pack
 
     random, width = np.random.default_rng(0), hidden // heads
     frequencies = tuple(10000.0 ** (-np.arange(width // 2) * 2 / width))

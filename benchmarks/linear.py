@@ -47,9 +47,9 @@ def ours():
     """For a kind and rows: the work, how often it multiplies, and the bytes of a weight; "memory" is no kind, and read."""
     import numpy as np
 
+    from llmctl.infer.packed_linear import PackedLinear, aligned, pack
     from llmctl_ops import library
-    from llmctl_ops.linear import aligned, native, pack
-    from llmctl_ops.packed import PackedLinear
+    from llmctl_ops.linear import native
 
     random, pointer = np.random.default_rng(1), ctypes.c_void_p
     weight = random.standard_normal((INPUTS, OUTPUTS), np.float32)

@@ -3,7 +3,7 @@
 Each takes paddle tensors and has a twin in ``reference`` that it stands for: for types other than float32, for other
 devices, for programs being traced, and where there is no compiled library (``llmctl ops doctor`` says why).
 
-Nothing is imported before it is asked for: ``linear``, ``packed`` and ``library`` work without paddle.
+Nothing is imported before it is asked for: ``decoder``, ``linear``, ``sampling`` and ``library`` work without paddle.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""The operators as rows: name, function, twin, and inputs on which the two are compared."""
+"""The operators on tensors as rows: name, function, twin, and inputs on which the two are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import paddle
 
-from llmctl_ops import linear, reference
+from llmctl_ops import reference
 from llmctl_ops.activation import gelu_tanh
 from llmctl_ops.bias import add_bias
 from llmctl_ops.gate import swiglu
@@ -27,7 +26,7 @@ class Op:
     """One operator.
 
     Args:
-        name: As in ``llmctl_ops``; ``linear`` is ``llmctl_ops.linear.product``.
+        name: As in ``llmctl_ops``, where it is one of these.
         compare: Runs the operator in float32 and its twin in float64, forward and backward; gives the largest difference
             of a result or gradient, as a part of the largest value or of 1.
     """
@@ -103,20 +102,6 @@ def _compare_layer_norm() -> float:
     return differences(layer_norm, reference.layer_norm, [3 + _noise(9, 77), _noise(77), _noise(77)], 1e-5)
 
 
-def _compare_linear() -> float:
-    """Over all kinds of packed weights, one row and several."""
-    x, weight, bias = (_noise(*shape).numpy() for shape in ((7, 100), (100, 37), (37,)))
-    errors = []
-    for kind, group in (("float32", 0), ("bfloat16", 0), ("int8", 0), ("int8", 32), ("int4", 64)):
-        packed = linear.pack(weight, kind, group)
-        seen = linear.rounded(x) if kind in linear.LIMITS else x
-        theirs = seen.astype(np.float64) @ linear.unpack(packed) + bias
-        for rows in (1, 7):
-            apart = np.abs(linear.product(x[:rows], packed, bias) - theirs[:rows]).max()
-            errors.append(apart / max(1.0, np.abs(theirs).max()))
-    return float(np.max(errors))
-
-
 def _compare_rope() -> float:
     angle = 3 * _noise(1, 21, 1, 20)
     return differences(rope, reference.rope, [_noise(2, 21, 3, 20)], angle.cos(), angle.sin())
@@ -133,5 +118,4 @@ OPS = (
     Op("cross_entropy", _compare_loss),
     Op("adamw", _compare_adamw),
     Op("sum_squares", _compare_squares),
-    Op("linear", _compare_linear),
 )

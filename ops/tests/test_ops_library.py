@@ -16,7 +16,7 @@ import llmctl_ops
 from llmctl.commands.ops import command
 from llmctl.infer import kernel_check
 from llmctl.infer.native import NativeExecutor
-from llmctl_ops import cuda, library, registry
+from llmctl_ops import cuda, library, linear, registry
 from llmctl_ops.doctor import examine
 from llmctl_ops.sampling import Sampler
 
@@ -95,7 +95,7 @@ def test_the_doctor_finds_every_operator_equal_to_its_twin(level, doctor):
     code, findings = doctor(library.load())
     assert code == 0
     findings.pop("cuda", None)
-    assert set(findings) == {op.name for op in registry.OPS} | {"sampling", "decoder"}
+    assert set(findings) == {op.name for op in registry.OPS} | {"linear", "sampling", "decoder"}
     assert all(row["path"] == level and 0 <= row["error"] < registry.TOLERANCE for row in findings.values())
 
 
@@ -104,6 +104,13 @@ def test_the_doctor_finds_a_step_that_computes_something_else(level, doctor, mon
     monkeypatch.setattr(NativeExecutor, "run", lambda self, batch: original(self, batch) + 1e-3)
     code, findings = doctor(library.load())
     assert code == 1 and "differs by" in findings["decoder"]["problem"]
+
+
+def test_the_doctor_finds_a_product_that_computes_something_else(level, doctor, monkeypatch):
+    original = linear.product
+    monkeypatch.setattr(linear, "product", lambda *given: original(*given) + 1e-2)
+    code, findings = doctor(library.load())
+    assert code == 1 and "differs by" in findings["linear"]["problem"]
 
 
 def test_sampling_that_takes_another_token_is_infinitely_apart(level):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 from llmctl.cli import cli
@@ -41,6 +42,8 @@ def test_the_shown_documents_do_not_see_each_other():
 
 
 def test_the_shown_product_is_that_of_the_unpacked_weight():
+    if library.load().handle is None:
+        pytest.skip("no compiled kernels here")
     scope = {}
     exec(shown("python")[0], scope)  # a page's code, which is ours
     assert scope["answers"].shape == (5, 48) and scope["difference"] < 1e-4

@@ -14,7 +14,7 @@ import numpy as np
 from llmctl.fused import Experts, FusedDecoder, Rope
 from llmctl.infer import packed_model as packed
 from llmctl.infer.batch import BLOCK, Batch
-from llmctl_ops.linear import pack, unpack
+from llmctl.infer.packed_linear import pack, unpack
 
 HEADS, KV_HEADS, WIDTH, HIDDEN, FFN, VOCAB, LAYERS, PLACES = 4, 2, 8, 24, 20, 37, 2, 64
 PLAIN = {"norm": "rmsnorm", "norm_eps": 1e-5, "activation": "swiglu"}

@@ -28,12 +28,12 @@ from llmctl.infer.batch import BLOCK
 from llmctl.infer.composed import PaddleExecutor
 from llmctl.infer.engine import Engine
 from llmctl.infer.native import NativeExecutor, available
+from llmctl.infer.packed_linear import pack, unpack
 from llmctl.infer.packed_model import Linear
 from llmctl.infer.request import Request
 from llmctl.infer.sampling import SamplingOptions
 from llmctl.infer.view import View
 from llmctl_ops import cuda
-from llmctl_ops.linear import pack, unpack
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -11,9 +11,9 @@ from llmctl.checkpoint.dtypes import widen
 from llmctl.checkpoint.safetensors_file import Planned, write_file
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
 from llmctl.fused import FusedDecoder, Rope
+from llmctl.infer.packed_linear import unpack
 from llmctl.infer.packing import UnitColumns, element_order, graph_of, pack_model, qkv_order
 from llmctl.testing.tiny import tiny_dims
-from llmctl_ops.linear import unpack
 
 
 def graph(heads=2, kv_heads=2, head_dim=8, **fields):

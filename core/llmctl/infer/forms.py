@@ -13,10 +13,10 @@ from typing import Any
 import paddle
 from paddle.nn import functional as F
 
+from llmctl.infer.packed_linear import unpack
 from llmctl.infer.packed_model import Linear
 from llmctl.infer.view import View
 from llmctl.nn.attention import attend_dense
-from llmctl_ops.linear import unpack
 
 HALF = ("float16", "bfloat16")
 FUSED_GROUPS, STEP = (0, 64, 128), 64

@@ -1,4 +1,4 @@
-"""How far the compiled choice of tokens is here from the same in numpy, for ``llmctl ops doctor``."""
+"""How far compiled products and choices of tokens are here from the same in numpy, for ``llmctl ops doctor``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.infer import native
-from llmctl.infer.sampler import Choice, Float, choose_one
+from llmctl.infer import native, packed_linear
+from llmctl.infer.packed_linear import Float
+from llmctl.infer.sampler import Choice, choose_one
 
 VOCAB = 1001
 """V of the logits that tokens are chosen from."""
+
+
+def linear_difference() -> float:
+    """The largest difference of a product, as a part of the largest value or of 1: all kinds of weights, one row and several."""
+    x_TI, weight_IO, bias_O = _noise(7, 100), _noise(100, 37), _noise(37)
+    errors = []
+    for kind, group in (("float32", 0), ("bfloat16", 0), ("int8", 0), ("int8", 32), ("int4", 64)):
+        packed = packed_linear.pack(weight_IO, kind, group)
+        seen_TI = packed_linear.rounded(x_TI) if kind in packed_linear.LIMITS else x_TI
+        theirs_TO = seen_TI.astype(np.float64) @ packed_linear.unpack(packed) + bias_O
+        for rows in (1, 7):
+            apart = np.abs(native.product(x_TI[:rows], packed, bias_O) - theirs_TO[:rows]).max()
+            errors.append(apart / max(1.0, np.abs(theirs_TO).max()))
+    return float(np.max(errors))
 
 
 def sampling_difference(choose: Callable[[Float, Sequence[Choice], bool], Any] | None = None) -> float:

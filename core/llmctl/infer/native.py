@@ -1,4 +1,5 @@
-"""Steps in one native call each (``llmctl_ops.decoder``): the fused engine on a CPU, without paddle.
+"""Steps in one native call each (``llmctl_ops.decoder``): the fused engine on a CPU, without paddle. The kernels of the
+distribution ``llmctl-ops`` come to the engine through here: ``available`` says whether there are any, ``missing`` why not.
 
 What a sequence yields does not depend on what else is in the step, to the last bit: rows are computed alike whatever their
 number, and keys are summed over in spans at fixed places.
@@ -14,11 +15,11 @@ import numpy as np
 
 from llmctl.errors import ConfigError
 from llmctl.infer.batch import BLOCK, Batch, Float, Int
+from llmctl.infer.packed_linear import LAYOUT, PackedLinear
 from llmctl.infer.packed_model import Adapted, Linear, Norm, PackedModel
 from llmctl.infer.turning import Turning
 from llmctl_ops import decoder as native
-from llmctl_ops import library, sampling
-from llmctl_ops.linear import native as packed
+from llmctl_ops import library, linear, sampling
 
 CACHES = ("float32", "int8")
 PLACES = ("qkv", "out", "up", "down")
@@ -40,7 +41,7 @@ class NativeExecutor:
     def __init__(self, model: PackedModel, max_tokens: int = 512, kv: str = "float32") -> None:
         if not available():
             raise ConfigError(
-                f"the native engine needs the compiled kernels of llmctl-ops, and there are none: {library.load().why}"
+                f"the native engine needs the compiled kernels of llmctl-ops, and there are none: {missing()}"
             )
         if kv not in CACHES:
             raise ConfigError(f"kv={kv!r} must be {' or '.join(CACHES)}")
@@ -110,15 +111,32 @@ def available() -> bool:
     Raises:
         ConfigError: ``LLMCTL_OPS`` has a value that is not allowed.
     """
+    return not missing()
+
+
+def missing() -> str:
+    """Why there are no compiled kernels here; empty = there are some.
+
+    Raises:
+        ConfigError: ``LLMCTL_OPS`` has a value that is not allowed.
+    """
     try:
-        return library.load().handle is not None
+        found = library.load()
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if found.handle is not None and linear.LAYOUT != LAYOUT:
+        return f"llmctl-ops reads packed weights of layout {linear.LAYOUT}, not {LAYOUT}; install one that fits llmctl"
+    return "" if found.handle is not None else str(found.why)
 
 
 def sampler(vocab: int) -> Any:
     """``llmctl_ops.sampling.Sampler`` of a vocabulary; None where there are no kernels."""
     return sampling.Sampler(vocab) if available() else None
+
+
+def product(x_TI: Float, packed: PackedLinear, bias_O: Float | None = None) -> Float:
+    """As ``packed_linear.product``, by the kernels, which must be available."""
+    return linear.product(x_TI, packed, bias_O)  # type: ignore[no-any-return]
 
 
 def _furthest(batch: Batch) -> int:
@@ -218,8 +236,8 @@ def _layer(model: PackedModel, index: int, owned: _Owned) -> native.Layer:
     made.norm, made.ffn_norm = (_norm(norm, graph.hidden, owned) for norm in (layer.norm, layer.ffn_norm))
     made.qkv = _linear(layer.qkv, graph.hidden, heads, owned)
     made.out = _linear(layer.out, graph.heads * graph.head_dim, graph.hidden, owned)
-    made.up = owned.list(packed_type, [_linear(one, graph.hidden, up, owned) for one in layer.up])
-    made.down = owned.list(packed_type, [_linear(one, graph.ffn, graph.hidden, owned) for one in layer.down])
+    made.up = owned.list(linear.Native, [_linear(one, graph.hidden, up, owned) for one in layer.up])
+    made.down = owned.list(linear.Native, [_linear(one, graph.ffn, graph.hidden, owned) for one in layer.down])
     made.router = owned.array(layer.router, (count, graph.hidden), f"router of layer {index}")
     made.q_norm = owned.array(layer.q_norm, (graph.head_dim,), f"q_norm of layer {index}")
     made.k_norm = owned.array(layer.k_norm, (graph.head_dim,), f"k_norm of layer {index}")
@@ -230,23 +248,20 @@ def _layer(model: PackedModel, index: int, owned: _Owned) -> native.Layer:
     return made
 
 
-packed_type = native.Linear
-
-
 def _norm(norm: Norm | None, width: int, owned: _Owned) -> native.Norm:
     if norm is None:
         return native.Norm()
     return native.Norm(owned.array(norm.weight, (width,), "a norm"), owned.array(norm.bias, (width,), "a norm's bias"))
 
 
-def _linear(linear: Linear | None, inputs: int, outputs: int, owned: _Owned) -> Any:
-    if linear is None:
-        return packed_type()
-    weight = linear.weight
+def _linear(layer: Linear | None, inputs: int, outputs: int, owned: _Owned) -> Any:
+    if layer is None:
+        return linear.Native()
+    weight = layer.weight
     if (weight.inputs, weight.outputs) != (inputs, outputs):
         raise ValueError(f"a linear is [{weight.inputs}, {weight.outputs}], not [{inputs}, {outputs}]")
-    owned.keep(linear)
-    return packed(weight, linear.bias)
+    owned.keep(layer)
+    return linear.native(weight, layer.bias)
 
 
 def _changes(model: PackedModel, index: int, place: str, linears: Sequence[Linear], owned: _Owned) -> int | None:

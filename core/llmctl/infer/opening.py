@@ -31,7 +31,7 @@ class Packing:
     """How the layers' weights are held.
 
     Attributes:
-        kind: One of ``llmctl_ops.packed.KINDS``; empty = as the checkpoint has them: bfloat16, else float32.
+        kind: One of ``packed_linear.KINDS``; empty = as the checkpoint has them: bfloat16, else float32.
         group: Inputs that share a scale; None = the kind's usual number.
     """
 

@@ -29,8 +29,8 @@ from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
 from llmctl.fused import Contexts, Experts, FusedDecoder, Rope
 from llmctl.infer.packed_adapters import merged_state
+from llmctl.infer.packed_linear import LAYOUT, PackedLinear
 from llmctl.infer.packed_model import Adapted, Layer, Linear, Norm, PackedAdapter, PackedModel
-from llmctl_ops.packed import LAYOUT, PackedLinear
 
 HEADER, WEIGHTS = "packed.json", "weights.packed"
 FORMAT = 2

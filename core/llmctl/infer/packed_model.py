@@ -1,4 +1,4 @@
-"""A model as executors take it: every linear packed (``llmctl_ops.packed``), everything else float32 arrays.
+"""A model as executors take it: every linear packed (``packed_linear``), everything else float32 arrays.
 
 Made by ``packing.py``; where it comes from a packed folder the arrays are views of the mapped file.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.fused import FusedDecoder
-from llmctl_ops.packed import PackedLinear
+from llmctl.infer.packed_linear import PackedLinear
 
 Float = NDArray[np.float32]
 

@@ -23,9 +23,9 @@ from llmctl.checkpoint.dtypes import FLOATS, cast
 from llmctl.dims import Dims
 from llmctl.errors import CheckpointError, ConfigError
 from llmctl.fused import FusedDecoder
+from llmctl.infer import packed_linear
+from llmctl.infer.packed_linear import KINDS, PackedLinear
 from llmctl.infer.packed_model import Float, Layer, Linear, Norm, PackedModel
-from llmctl_ops import linear as packed_linear
-from llmctl_ops.packed import KINDS, PackedLinear
 
 GROUPS = {"int8": 128, "int4": 64}
 """Inputs that share a scale, unless one says otherwise."""
@@ -63,7 +63,7 @@ class Rounded:
 
     Args:
         state: Name -> anything with ``dtype`` and ``numpy()``, as ``checkpoint.convert.Stored``.
-        kind: One of ``llmctl_ops.packed.KINDS``.
+        kind: One of ``packed_linear.KINDS``.
         group: Inputs that share a scale; None = as ``GROUPS`` says; 0 = all of an output.
 
     Raises:
@@ -133,7 +133,7 @@ def pack_model(
         folder: The checkpoint.
         plugin: Its family.
         dims: Its dims.
-        weights: Kind of the layers' weights, one of ``llmctl_ops.packed.KINDS``.
+        weights: Kind of the layers' weights, one of ``packed_linear.KINDS``.
         group: Inputs that share a scale; None = as ``GROUPS`` says; 0 = all of an output.
 
     Raises:

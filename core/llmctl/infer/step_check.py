@@ -6,8 +6,8 @@ import numpy as np
 
 from llmctl.fused import FusedDecoder, Rope
 from llmctl.infer.native import NativeExecutor
+from llmctl.infer.packed_linear import pack
 from llmctl.infer.packed_model import Adapted, Float, Layer, Linear, Norm, PackedAdapter, PackedModel
-from llmctl_ops.linear import pack
 
 GRAPH = FusedDecoder(
     outer={}, layers=({}, {}), hidden=48, embed=48, heads=4, kv_heads=2, head_dim=16, ffn=40, vocab=67, norm="rmsnorm",

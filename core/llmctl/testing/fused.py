@@ -249,7 +249,7 @@ def rounded_logits(
     """Logits of a layer with each linear's weight as its codes say, one tensor after the other; kinds and groups given."""
     import paddle
 
-    from llmctl_ops.linear import pack, unpack
+    from llmctl.infer.packed_linear import pack, unpack
 
     layer = single_layer(plugin, dims)
     state = layer.state_dict()

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from llmctl.checkpoint.dtypes import widen
 from llmctl.fused import FusedDecoder
+from llmctl.infer import packed_linear
 from llmctl.infer.batch import BLOCK, Batch
 from llmctl.infer.packed_model import Layer, Linear, Norm, PackedModel
-from llmctl_ops import linear as packed_linear
 
 Array = NDArray[Any]
 Change = Callable[[Array, str, int], Array]

@@ -1,4 +1,4 @@
-// Products with packed weights, which lie in panels of 16 outputs (llmctl_ops/packed.py); the layout is the same for every
+// Products with packed weights, which lie in panels of 16 outputs (llmctl/infer/packed_linear.py); the layout is the same for every
 // instruction set.
 //
 // float32 and bfloat16: [panel][in][16]. int8: [panel][in / 4][16][4]. int4: [panel][in / 8][16][4], where the low halves of

@@ -1,0 +1,275 @@
+"""Packed weights of linear layers: what they are, packing and unpacking them, and products with them, all in numpy.
+
+A weight [in, out] is cut into panels of ``PANEL`` outputs, as compiled kernels read it (``llmctl_ops.linear``); where each
+value lies is described in ops/csrc/cpu/linear.h. Without kernels, and in tests of them, ``product`` is what a product
+computes. No paddle here, so that a model can run without it. Letters: T rows, I inputs, O outputs, G groups of inputs that
+share a scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float32]
+
+PANEL = 16
+"""Outputs that lie together; the last panel is filled up with zeros."""
+
+LAYOUT = 1
+"""Number of the layout of packed weights as files hold them; raised with every change of where a value lies."""
+
+KINDS = ("float32", "bfloat16", "int8", "int4")
+
+STRETCH = 32
+"""Inputs that are rounded together where a row meets integer codes; groups are multiples of it."""
+
+LEAST_TOP = np.float32(1e-30)
+"""Of a stretch with lesser magnitudes 127 / largest would not be a number; linear_rounding.h has the same."""
+
+STRIP = 16 * PANEL
+"""Outputs that are packed at a time."""
+
+LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
+"""The codes of each integer kind."""
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A weight [in, out] in panels.
+
+    Attributes:
+        kind: One of ``KINDS``.
+        inputs: in.
+        outputs: out, without what fills up the last panel.
+        group: Inputs that share a scale; 0 = all of them share one per output, or there are no scales.
+        data: The codes or values, uint8 bytes in the order of the kernels.
+        scales: float32, of integer kinds; None = none.
+        zeros: float32, what the code 0 stands for in units of the scale; None = 0 stands for 0.
+    """
+
+    kind: str
+    inputs: int
+    outputs: int
+    group: int
+    data: NDArray[np.uint8]
+    scales: NDArray[np.float32] | None = None
+    zeros: NDArray[np.float32] | None = None
+
+
+def pack(weight_IO: Float, kind: str, group: int = 0, shifted: bool = False) -> PackedLinear:
+    """A weight in panels; the integer kinds take the nearest code.
+
+    Args:
+        weight_IO: The weight.
+        kind: One of ``KINDS``.
+        group: Inputs that share a scale, a multiple of 32; 0 = one scale for each output. Integer kinds only.
+        shifted: Codes stretch from the least weight of a group to its largest one, not from minus the largest magnitude to
+            it, and have zeros.
+
+    Raises:
+        ValueError: No such kind or group, or the weight is no finite matrix.
+    """
+    weight_IO = np.asarray(weight_IO, np.float32)
+    _check_kind(kind, group)
+    if weight_IO.ndim != 2 or not weight_IO.size:
+        raise ValueError(f"a weight must be a matrix [in, out] with elements, not {list(weight_IO.shape)}")
+    inputs, outputs = weight_IO.shape
+    if outputs > STRIP:
+        # Strips that fit the cache are packed in half the time of the whole, and without copies of it.
+        strips = (weight_IO[:, start : start + STRIP] for start in range(0, outputs, STRIP))
+        return side_by_side([pack(strip, kind, group, shifted) for strip in strips])
+    if kind == "float32":
+        return PackedLinear(kind, inputs, outputs, 0, _panels(weight_IO, inputs))
+    if kind == "bfloat16":
+        return PackedLinear(kind, inputs, outputs, 0, _panels(_bfloat16(weight_IO), inputs))
+    if not np.isfinite(weight_IO).all():
+        raise ValueError(f"a weight with values that are not finite cannot be packed as {kind}")
+    return pack_codes(*_nearest(weight_IO, kind, group, shifted), kind, group)
+
+
+def pack_codes(
+    codes_IO: NDArray[np.integer], scales_GO: Float, zeros_GO: Float | None, kind: str, group: int
+) -> PackedLinear:
+    """A weight whose codes are chosen already, in panels: weight = (code + zero) * scale.
+
+    Args:
+        codes_IO: int8: -127 to 127, int4: -8 to 7.
+        scales_GO: One for each group and output; [O] if ``group`` is 0.
+        zeros_GO: As ``scales_GO``; None = all are 0.
+        kind: ``int8`` or ``int4``.
+        group: As in ``pack``.
+
+    Raises:
+        ValueError: A code outside its limits, or shapes that do not fit.
+    """
+    _check_kind(kind, group)
+    if kind not in LIMITS:
+        raise ValueError(f"{kind} has no codes; kinds with codes are {', '.join(LIMITS)}")
+    inputs, outputs = codes_IO.shape
+    least, most = LIMITS[kind]
+    if codes_IO.min() < least or codes_IO.max() > most:
+        raise ValueError(f"codes of {kind} are {least} to {most}, not {codes_IO.min()} to {codes_IO.max()}")
+    shape = _groups(inputs, group), outputs
+    found = [np.asarray(x, np.float32).reshape(-1, outputs) for x in (scales_GO, zeros_GO) if x is not None]
+    if any(x.shape != shape for x in found):
+        raise ValueError(f"{kind} with group {group} of {inputs} inputs takes scales {shape}, not {scales_GO.shape}")
+    padded = _whole(inputs, STRETCH)
+    codes = np.zeros((padded, outputs), np.int8)
+    codes[:inputs] = codes_IO
+    if kind == "int8":
+        data = _panels(codes.reshape(-1, 4, outputs).transpose(0, 2, 1), padded // 4)
+    else:
+        halves = (codes + 8).astype(np.uint8).reshape(-1, 2, 4, outputs)
+        data = _panels((halves[:, 0] | halves[:, 1] << 4).transpose(0, 2, 1), padded // 8)
+    scales, *zeros = (_panels(x, shape[0]).view(np.float32) for x in found)
+    return PackedLinear(kind, inputs, outputs, group, data, scales, zeros[0] if zeros else None)
+
+
+def side_by_side(parts: Sequence[PackedLinear]) -> PackedLinear:
+    """Weights with the same inputs as one; all but the last fill their panels.
+
+    Raises:
+        ValueError: They differ in more than their outputs, or a panel is not full.
+    """
+    first = parts[0]
+    kinds = {(part.kind, part.inputs, part.group, part.zeros is None) for part in parts}
+    if len(kinds) > 1 or any(part.outputs % PANEL for part in parts[:-1]):
+        raise ValueError(f"weights of kinds {sorted(kinds)} and {[part.outputs for part in parts]} outputs do not join")
+    joined = []
+    for name in ("data", "scales", "zeros"):
+        arrays = [getattr(part, name) for part in parts]
+        if arrays[0] is None:
+            joined.append(None)
+            continue
+        whole = aligned(sum(array.nbytes for array in arrays)).view(arrays[0].dtype)
+        joined.append(np.concatenate(arrays, out=whole))
+    return PackedLinear(first.kind, first.inputs, sum(part.outputs for part in parts), first.group, *joined)
+
+
+def unpack(packed: PackedLinear) -> Float:
+    """The weight [I, O] that ``product`` multiplies with."""
+    inputs, outputs, panels = packed.inputs, packed.outputs, -(-packed.outputs // PANEL)
+    if packed.kind == "float32":
+        values = packed.data.view(np.float32).reshape(panels, inputs, PANEL)
+    elif packed.kind == "bfloat16":
+        values = packed.data.view(np.uint16).reshape(panels, inputs, PANEL).astype(np.uint32) << 16
+        values = values.view(np.float32)
+    else:
+        values = _codes(packed, panels).astype(np.float32)
+        groups = np.arange(inputs) // (packed.group or inputs)
+        scales, zeros = (
+            None if x is None else x.reshape(panels, -1, PANEL)[:, groups] for x in (packed.scales, packed.zeros)
+        )
+        values = (values if zeros is None else values + zeros) * scales
+    return np.ascontiguousarray(values.transpose(1, 0, 2).reshape(inputs, -1)[:, :outputs])
+
+
+def product(x_TI: Float, packed: PackedLinear, bias_O: Float | None = None) -> Float:
+    """x w + bias [T, O]; rows that meet integer codes are rounded to 8 bits in stretches of 32 (``rounded``).
+
+    Raises:
+        ValueError: The rows are not as wide as the weight.
+    """
+    if x_TI.ndim != 2 or x_TI.shape[1] != packed.inputs:
+        raise ValueError(f"rows {list(x_TI.shape)} do not fit a weight of {packed.inputs} inputs")
+    x_TI = np.asarray(x_TI, np.float32)
+    y_TO = (rounded(x_TI) if packed.kind in LIMITS else x_TI) @ unpack(packed)
+    return y_TO if bias_O is None else y_TO + bias_O
+
+
+def rounded(x_TI: Float) -> Float:
+    """Rows as they meet integer codes: each stretch of 32 values in units of its largest magnitude / 127, or zeros where that
+    is at most ``LEAST_TOP``."""
+    rows, inputs = x_TI.shape
+    padded = np.zeros((rows, _whole(inputs, STRETCH)), np.float32)
+    padded[:, :inputs] = x_TI
+    stretches = padded.reshape(rows, padded.shape[1] // STRETCH, STRETCH)
+    most = np.abs(stretches).max(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        inverse = np.where(most > LEAST_TOP, np.float32(127) / most, np.float32(0))
+        codes = np.rint(stretches * inverse)
+        return (codes * (most / np.float32(127))).reshape(padded.shape)[:, :inputs]
+
+
+def aligned(size: int) -> NDArray[np.uint8]:
+    """So many bytes that begin at a line of the cache, as kernels read them fastest."""
+    memory = np.empty(size + 63, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size]
+
+
+def _check_kind(kind: str, group: int) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
+    if group < 0 or group % STRETCH or (group and kind not in LIMITS):
+        raise ValueError(f"group={group} must be 0 or, for {' and '.join(LIMITS)}, a multiple of {STRETCH}")
+
+
+def _whole(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+def _groups(inputs: int, group: int) -> int:
+    return -(-inputs // group) if group else 1
+
+
+def _panels(values: NDArray[np.generic], steps: int) -> NDArray[np.uint8]:
+    """[steps, O, ...] -> bytes of [panels, steps, PANEL, ...]."""
+    outputs, rest = values.shape[1], values.shape[2:]
+    panels = -(-outputs // PANEL)
+    size = panels * steps * PANEL * values.dtype.itemsize * int(np.prod(rest))
+    data = aligned(size)
+    target = data.view(values.dtype).reshape(panels, steps, PANEL, *rest)
+    full = outputs // PANEL
+    target[:full] = values[:, : full * PANEL].reshape(steps, full, PANEL, *rest).swapaxes(0, 1)
+    if full < panels:
+        target[full] = 0
+        target[full, :, : outputs - full * PANEL] = values[:, full * PANEL :]
+    return data
+
+
+def _bfloat16(values: Float) -> NDArray[np.uint16]:
+    """The nearest bfloat16, the even one of two; what is no number stays none."""
+    bits = values.view(np.uint32)
+    nearest = ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), nearest)
+
+
+def _nearest(weight_IO: Float, kind: str, group: int, shifted: bool) -> tuple[NDArray[np.int8], Float, Float | None]:
+    """Codes, scales and zeros of each group and output."""
+    inputs, outputs = weight_IO.shape
+    group = group or inputs
+    # Repeating the last input fills up the last group without changing what is in it.
+    filled = np.pad(weight_IO, ((0, -inputs % group), (0, 0)), "edge").reshape(-1, group, outputs)
+    low, high = filled.min(1), filled.max(1)
+    least, most = LIMITS[kind]
+    if shifted:
+        scales = (high - low) / (most - least)
+        alike = scales <= 0
+        scales = np.where(alike, np.where(low == 0, 1, np.abs(low)), scales).astype(np.float32)
+        zeros = low / scales - np.where(alike, 0, least).astype(np.float32)
+    elif kind == "int4":
+        # The largest magnitude becomes -8, whatever its sign is: there is one code more below 0 than above.
+        scales, zeros = np.where(-low > high, low, high) / least, None
+    else:
+        scales, zeros = np.maximum(-low, high) / most, None
+    units = np.where(scales == 0, 1, scales)[:, None]
+    codes = np.rint(filled / units - (0 if zeros is None else zeros[:, None]))
+    codes = codes.clip(least, most).astype(np.int8).reshape(-1, outputs)[:inputs]
+    return codes, scales.astype(np.float32), zeros
+
+
+def _codes(packed: PackedLinear, panels: int) -> NDArray[np.int8]:
+    """[panels, I, PANEL]."""
+    data = packed.data
+    if packed.kind == "int8":
+        steps = data.view(np.int8).reshape(panels, -1, PANEL, 4)
+    else:
+        pairs = data.reshape(panels, -1, 1, PANEL, 4)
+        steps = np.concatenate([pairs & 15, pairs >> 4], 2).astype(np.int8) - np.int8(8)
+        steps = steps.reshape(panels, -1, PANEL, 4)
+    return steps.transpose(0, 1, 3, 2).reshape(panels, -1, PANEL)[:, : packed.inputs]
