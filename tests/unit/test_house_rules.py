@@ -81,3 +81,25 @@ def test_the_guide_shows_every_name_that_a_card_may_use():
     exec(code, values)
     dims = Dims(head_dim=8, rope_theta=100.0, max_positions=64, rope_scaling={"rope_type": "linear", "factor": 2.0})
     assert values["DECODER"]["decoder"](dims)["rope"].frequencies[0] == 0.5
+
+
+OPTIONAL = {"nn/kernels.py", "infer/native.py", "infer/paged.py", "commands/ops.py"}
+"""Where core may import the optional distribution ``llmctl_ops``."""
+
+
+def imported(folder):
+    """File -> first names of all that it imports, wherever in the file."""
+    found = {}
+    for file in sorted(folder.rglob("*.py")):
+        nodes = [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+        found[file.relative_to(folder).as_posix()] = {name.partition(".")[0] for name in names}
+    return found
+
+
+def test_compiled_operators_are_imported_in_four_modules_and_import_nothing_of_core():
+    assert {file for file, names in imported(CORE / "llmctl").items() if "llmctl_ops" in names} == OPTIONAL
+    assert not [file for file, names in imported(CORE.parent / "plugins").items()
+                if "llmctl_ops" in names and "/tests/" not in file]  # fmt: skip
+    assert not [file for file, names in imported(CORE.parent / "ops" / "llmctl_ops").items() if "llmctl" in names]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from llmctl import operators
 from llmctl.commands.model_source import ModelSource, open_model
 from llmctl.errors import ConfigError, LlmctlError, UnsupportedError
 
@@ -122,9 +123,11 @@ def _not_fused(source: ModelSource, given: Mapping[str, Any]) -> str:
 
 
 def _no_kernels() -> str:
-    from llmctl_ops import library
+    """Why there are none; where llmctl-ops is not installed, that is told with it and not once more."""
+    from llmctl.infer import native
 
-    return f"there are no compiled kernels: {library.load().why}"
+    operators.note()
+    return f"there are no compiled kernels: {native.missing()}"
 
 
 def _static(model: Path, given: Mapping[str, Any]) -> Chosen:
@@ -159,6 +162,8 @@ def _dynamic(source: ModelSource, named: Mapping[str, Any], given: Mapping[str, 
         from llmctl import runtime
 
         runtime.import_paddle("--engine dynamic")
+        if line := operators.note():
+            click.echo(line, err=True)
         from llmctl.infer.text import longest
 
         layer = source.layer()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import click
 
 from llmctl import config as configs
-from llmctl import configfile, jobs, planning, precision, runtime, schema
+from llmctl import configfile, jobs, operators, planning, precision, runtime, schema
 from llmctl.adapters import targets
 from llmctl.card import Family
 from llmctl.commands.config_source import read_config_file
@@ -106,7 +104,7 @@ def _training(job: Any) -> planning.Training:
         recompute=settings.train.recompute,
         recompute_interval=settings.train.recompute_interval,
         width=8 if settings.model.dtype == "float64" else 4,
-        fused_attention=_compiled() and settings.model.dtype != "float64",
+        fused_attention=operators.installed() and not operators.turned_off() and settings.model.dtype != "float64",
     )
 
 
@@ -123,10 +121,6 @@ def _moved(card: Family, dims: Dims, method: Any, chosen: tuple[str, ...]) -> in
             tokens * wide + (wide + 1) * between + (between + 1) * keys if method.prefix_projection else tokens * keys
         )
     return card.count(dims)
-
-
-def _compiled() -> bool:
-    return os.environ.get("LLMCTL_OPS") != "reference" and importlib.util.find_spec("llmctl_ops") is not None
 
 
 def _fits(job: Any, training: planning.Training, step: planning.Step, limit: int) -> int:

@@ -13,13 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from llmctl import operators
 from llmctl.errors import ConfigError
 from llmctl.infer.batch import BLOCK, Batch, Float, Int
 from llmctl.infer.packed_linear import LAYOUT, PackedLinear
 from llmctl.infer.packed_model import Adapted, Linear, Norm, PackedModel
 from llmctl.infer.turning import Turning
-from llmctl_ops import decoder as native
-from llmctl_ops import library, linear, sampling
+
+try:
+    from llmctl_ops import decoder as native
+    from llmctl_ops import library, linear, sampling
+except ImportError as error:
+    library = None
+    FAILURE = operators.MISSING if error.name == "llmctl_ops" else f"llmctl-ops cannot be imported ({error})"
 
 CACHES = ("float32", "int8")
 PLACES = ("qkv", "out", "up", "down")
@@ -120,6 +126,8 @@ def missing() -> str:
     Raises:
         ConfigError: ``LLMCTL_OPS`` has a value that is not allowed.
     """
+    if library is None:
+        return "LLMCTL_OPS=reference" if operators.turned_off() else FAILURE
     try:
         found = library.load()
     except ValueError as error:

@@ -9,7 +9,11 @@ import numpy as np
 import paddle
 
 from llmctl.infer.batch import BLOCK
-from llmctl_ops import cuda
+
+try:
+    from llmctl_ops import cuda
+except ImportError:  # without the distribution paddle's operations do the same
+    cuda = None
 
 CODES = 127
 """Largest code of a key or value that is held as int8; 1 / 127 of the head's largest entry is the unit."""
@@ -94,7 +98,7 @@ class _Coded:
         self._dtype = dtype
 
     def write(self, slot_S: paddle.Tensor, new_SKH: paddle.Tensor) -> None:
-        if cuda.serves(new_SKH):
+        if cuda is not None and cuda.serves(new_SKH):
             cuda.narrow(new_SKH, slot_S, self._codes, self._units)
             return
         wide = new_SKH.astype("float32")

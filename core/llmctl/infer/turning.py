@@ -6,11 +6,11 @@ Computed in float64 and held as float32. The tables grow as positions are reache
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from llmctl.fused import FusedDecoder
-from llmctl_ops.decoder import Step
 
 FIRST = 256
 """Positions that the tables hold at least."""
@@ -57,8 +57,8 @@ class Turning:
             self._scale = (np.log(counted_P) / math.log(self._rope.log_base)).astype(np.float32)
         self._rows = rows
 
-    def fill(self, step: Step) -> None:
-        """Puts the tables into a step."""
+    def fill(self, step: Any) -> None:
+        """Puts the tables into the structure of a native step, ``llmctl_ops.decoder.Step``."""
         step.angle_rows = self._rows
         if self._rope is not None:
             step.cosine, step.sine = self._cosine.ctypes.data, self._sine.ctypes.data

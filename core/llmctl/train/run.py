@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmctl import precision, runtime, schema
+from llmctl import operators, precision, runtime, schema
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.checkpoint.atomic import explained
 from llmctl.config import warmup_steps
@@ -98,6 +98,8 @@ def run(
     types = precision.of(job.config.model.dtype, job.config.train)
     if types.note:
         print(types.note, flush=True)
+    if line := operators.note():
+        print(line, flush=True)
     data = prepare(job)
     subject = load(job, start)
     train = job.config.train
