@@ -1,4 +1,4 @@
-"""The wheels of core and of all plugins, built and installed into empty environments without paddle.
+"""The wheels of core and of all plugins, built and installed into empty environments, most of them without paddle.
 
 No network: the few dependencies of core are linked from the environment that runs the tests.
 """
@@ -44,10 +44,15 @@ def wheels(tmp_path_factory):
     return {name: next(folder.glob(f"{name}-*.whl")) for name in SOURCES}
 
 
-def closure(requirements):
-    """The installed distributions that these requirements bring, without extras."""
-    names = [re.match(r"[\w.-]+", line)[0] for line in requirements if "extra ==" not in line]
-    found = {}
+def names_in(requirements, extra="none"):
+    """The distributions that these lines name, with those of an extra."""
+    wanted = [line for line in requirements if "extra ==" not in line or f'extra == "{extra}"' in line]
+    return [re.match(r"[\w.-]+", line)[0] for line in wanted]
+
+
+def closure(names):
+    """The installed distributions that these bring, without extras of theirs."""
+    found, names = {}, [*names]
     while names:
         try:
             distribution = metadata.distribution(names.pop())
@@ -55,8 +60,7 @@ def closure(requirements):
             continue
         if distribution.name not in found:
             found[distribution.name] = distribution
-            requires = distribution.requires or []
-            names += [re.match(r"[\w.-]+", line)[0] for line in requires if "extra ==" not in line]
+            names += names_in(distribution.requires or [])
     return found.values()
 
 
@@ -66,11 +70,11 @@ def requirements(wheel):
         return re.findall(r"^Requires-Dist: (.*)$", archive.read(name).decode(), re.MULTILINE)
 
 
-def environment_with(folder, wheels):
-    """An environment with these wheels and what core requires; gives the folder of its commands."""
+def environment_with(folder, wheels, extra="none"):
+    """An environment with these wheels and what core requires, with an extra; gives the folder of its commands."""
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     site = next(folder.glob("lib/python3*/site-packages"))
-    for distribution in closure(requirements(wheels[0])):
+    for distribution in closure(names_in(requirements(wheels[0]), extra)):
         for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
             (site / top).symlink_to(distribution.locate_file(top))
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
@@ -86,6 +90,12 @@ def core_alone(wheels, tmp_path_factory):
 @pytest.fixture(scope="module")
 def core_and_family(wheels, tmp_path_factory):
     return environment_with(tmp_path_factory.mktemp("family"), [wheels["llmctl"], wheels["llmctl_llama"]])
+
+
+@pytest.fixture(scope="module")
+def paddle_without_operators(wheels, tmp_path_factory):
+    """An environment that never had llmctl-ops."""
+    return environment_with(tmp_path_factory.mktemp("paddle"), [wheels["llmctl"], wheels["llmctl_llama"]], "cpu")
 
 
 def test_the_wheels_hold_code_data_and_licence_but_no_tests(wheels):
@@ -126,6 +136,33 @@ def test_without_paddle_finetuning_says_in_one_line_what_to_install(core_and_fam
     assert len(done.stderr.strip().splitlines()) == 1
     assert "pip install 'llmctl[cpu]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_compiled_operators_every_command_runs_and_engines_answer_alike(paddle_without_operators, tmp_path):
+    python, llmctl = paddle_without_operators / "python", paddle_without_operators / "llmctl"
+    assert "No module named 'llmctl_ops'" in run(python, "-c", "import llmctl_ops", check=False).stderr
+    starter = SOURCES["llmctl_llama"] / "llmctl_llama" / "starter"
+    ask = ["--prompt", "Deny this: Tom has a red kite.", "--max-new-tokens", "12", "--no-stream"]
+    expected = run(sys.executable, "-m", "llmctl", "generate", starter / "model", *ask)
+    assert len(expected.stdout) > 20 and expected.stderr == ""
+    config = {
+        "model": {"path": str(starter / "model")},
+        "data": {"train": str(starter / "data" / "dev.jsonl"), "src_length": 64, "max_length": 128},
+        "train": {"max_steps": 1, "batch_size": 2},
+        "output": {"dir": "run"},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    for engine in ("auto", "dynamic", "fused"):
+        done = run(llmctl, "generate", starter / "model", "--engine", engine, *ask)
+        assert done.stdout == expected.stdout, engine
+        assert len(done.stderr.splitlines()) == 1 and "llmctl-ops is not installed" in done.stderr
+    run(llmctl, "export", starter / "model", "--engine", "fused", "--weights", "float32", "--out", tmp_path / "packed")
+    assert run(llmctl, "generate", tmp_path / "packed", *ask).stdout == expected.stdout
+    run(llmctl, "bench", tmp_path / "packed", "--rounds", "1", "--new-tokens", "4", "--prompt-tokens", "8")
+    run(llmctl, "--model", "llama", "plan", "config.yaml", cwd=tmp_path)
+    trained = run(llmctl, "--model", "llama", "finetune", "config.yaml", cwd=tmp_path)
+    assert trained.stdout.count("llmctl-ops is not installed") == 1 and (tmp_path / "run" / "model").is_dir()
+    assert "pip install llmctl-ops" in run(llmctl, "ops", "doctor").stdout
 
 
 def test_the_version_of_the_wheel_is_that_of_the_package(core_alone, wheels):
