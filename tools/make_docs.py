@@ -24,22 +24,22 @@ from llmctl.schema import describe
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CORE = DOCS.parent / "core" / "llmctl"
 BLOCKS = (
-    "assembly",
-    "decoder",
-    "block",
-    "attention",
-    "packed_attention",
-    "mlp",
-    "moe",
-    "router",
-    "norm",
-    "linear",
-    "position",
-    "frequencies",
-    "alibi",
-    "layout",
-    "contexts",
-    "causal_lm",
+    "llmctl.nn.assembly",
+    "llmctl.nn.decoder",
+    "llmctl.nn.block",
+    "llmctl.nn.attention",
+    "llmctl.nn.packed_attention",
+    "llmctl.nn.mlp",
+    "llmctl.nn.moe",
+    "llmctl.nn.router",
+    "llmctl.nn.norm",
+    "llmctl.nn.linear",
+    "llmctl.nn.position",
+    "llmctl.nn.frequencies",
+    "llmctl.nn.alibi",
+    "llmctl.nn.layout",
+    "llmctl.nn.contexts",
+    "llmctl.nn.causal_lm",
 )
 """Modules that families compose; the others are called by core."""
 
@@ -133,8 +133,8 @@ def blocks() -> str:
     """Classes and functions of the modules of ``llmctl.nn`` that families compose, read without importing paddle."""
     texts = []
     for module in BLOCKS:
-        tree = ast.parse((CORE / "nn" / f"{module}.py").read_text(encoding="utf-8"))
-        texts.append(f"## llmctl.nn.{module}\n\n{summary(ast.get_docstring(tree) or '')}")
+        tree = ast.parse((CORE.parent / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        texts.append(f"## {module}\n\n{summary(ast.get_docstring(tree) or '')}")
         for node in tree.body:
             public = isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_")
             if public and ast.get_docstring(node):

@@ -30,18 +30,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "TensorInfo": "tensor_info",
-    "WeightFolder": "folder",
-    "atomic_file": "atomic",
-    "atomic_folder": "atomic",
-    "load_weights": "load",
-    "open_folder": "folder",
-    "read_config": "hf_config",
-    "save_weights": "save",
+    "TensorInfo": "llmctl.checkpoint.tensor_info",
+    "WeightFolder": "llmctl.checkpoint.folder",
+    "atomic_file": "llmctl.checkpoint.atomic",
+    "atomic_folder": "llmctl.checkpoint.atomic",
+    "load_weights": "llmctl.checkpoint.load",
+    "open_folder": "llmctl.checkpoint.folder",
+    "read_config": "llmctl.checkpoint.hf_config",
+    "save_weights": "llmctl.checkpoint.save",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
