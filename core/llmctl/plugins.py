@@ -23,8 +23,8 @@ import pluggy
 from llmctl import defaults, hookspecs
 from llmctl.card import Family
 from llmctl.errors import PluginError
+from llmctl.io.json_object import read_json
 from llmctl.modeling_file import misnamed_class
-from llmctl.tokenizers.special import read_json
 from llmctl.validation import validate
 
 _ANY_GROUP = re.compile(r"llmctl\.family\.v(\d+)")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llmctl import config, plugins
-from llmctl.checkpoint.atomic import check_place
 from llmctl.errors import ConfigError
+from llmctl.io.atomic import check_place
 
 STAGING = Path("/dev/shm")
 """A folder in memory, where ``output.async_save`` writes checkpoints first."""

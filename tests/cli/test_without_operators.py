@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from test_export import STARTER, llmctl
 
-from llmctl import operators, runtime
+from llmctl import runtime
 from llmctl.data.indexed import new_corpus
 from llmctl.infer import native
+from llmctl.runtime import operators
 
 ASK = ["--prompt", "Deny this: Tom has a red kite.", "--max-new-tokens", "10", "--no-stream"]
 MISSING = "llmctl-ops is not installed"
 PROGRAM = """
 import contextlib, io, json, os, sys
 sys.modules["llmctl_ops"] = None
-from llmctl import operators
+from llmctl.runtime import operators
 from llmctl.cli import main
 for words, choice in json.load(sys.stdin):
     os.environ["LLMCTL_OPS"], operators._told = choice, False

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from llmctl.checkpoint import atomic, atomic_file, atomic_folder
+from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.errors import CheckpointError
+from llmctl.io import atomic
 
 
 def write(folder, text):

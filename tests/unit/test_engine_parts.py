@@ -14,7 +14,7 @@ from llmctl import runtime
 from llmctl.errors import ConfigError
 from llmctl.infer import opening
 from llmctl.infer.blocks import Blocks, first_key, next_key
-from llmctl.infer.cache_size import blocks_for, free_memory, parse_limit
+from llmctl.infer.cache_size import blocks_for, parse_limit
 from llmctl.infer.drafts import LONGEST, Lookup
 from llmctl.infer.jobs import Answering, Part
 from llmctl.infer.limits import step_tokens_for
@@ -23,6 +23,7 @@ from llmctl.infer.runner import Continuous
 from llmctl.infer.sampler import Sampler
 from llmctl.infer.sampling import SamplingOptions, choose, generator_for
 from llmctl.infer.tables import Row, Tables
+from llmctl.runtime.memory import free_memory
 
 
 @given(st.lists(st.tuples(st.sampled_from(["take", "hold", "release", "publish", "find"]), st.integers(0, 9))))

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from llmctl import runtime
 from llmctl.errors import ConfigError
+from llmctl.runtime import process as runtime
 
 
 def chosen(environ, **options):

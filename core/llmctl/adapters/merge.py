@@ -18,13 +18,13 @@ from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Part
 from llmctl.adapters.folder import RECORD, Opened, tokenizer_folder
 from llmctl.checkpoint import convert
-from llmctl.checkpoint.atomic import atomic_folder
 from llmctl.checkpoint.convert import Progress, Stored
 from llmctl.checkpoint.dtypes import cast
 from llmctl.checkpoint.layout import HF, renames_for
 from llmctl.checkpoint.safetensors_file import write_file
 from llmctl.checkpoint.save import KEEP, plan_shards, write_index
 from llmctl.errors import CheckpointError
+from llmctl.io.atomic import atomic_folder
 from llmctl.nn.blockwise import round_trip
 from llmctl.tokenizers.base import FILES
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.adapters import json_object
 from llmctl.adapters.peft_format import as_stored, load, problems
 from llmctl.adapters.prefix import Array, Prefix, compare, from_stored, shape_of, to_stored
 from llmctl.checkpoint import paddle_file
 from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
+from llmctl.io import json_object
 
 CONFIG, WEIGHTS, CACHES = "prefix_config.json", "prefix_model_state.pdparams", "pre_caches.npy"
 

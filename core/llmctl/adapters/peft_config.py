@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmctl.adapters import json_object, targets
+from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
 from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
+from llmctl.io import json_object
 
 CONFIG = "adapter_config.json"
 

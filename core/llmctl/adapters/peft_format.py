@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from llmctl.adapters import json_object, targets
+from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Array, Part, pack, unpack
 from llmctl.adapters.peft_config import CONFIG, make_config, rank_and_scale, read_config, wanted
 from llmctl.checkpoint import safetensors_file, torch_file
@@ -22,6 +22,7 @@ from llmctl.checkpoint.safetensors_file import Planned
 from llmctl.checkpoint.tensor_info import TensorInfo
 from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
+from llmctl.io import json_object
 
 WEIGHTS, TORCH_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX, A, B, MAGNITUDE = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"

@@ -11,12 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmctl.checkpoint.atomic import atomic_file, atomic_folder
     from llmctl.checkpoint.folder import WeightFolder, open_folder
     from llmctl.checkpoint.hf_config import read_config
     from llmctl.checkpoint.load import load_weights
     from llmctl.checkpoint.save import save_weights
     from llmctl.checkpoint.tensor_info import TensorInfo
+    from llmctl.io.atomic import atomic_file, atomic_folder
 
 __all__ = [
     "TensorInfo",
@@ -32,8 +32,8 @@ __all__ = [
 _MODULES = {
     "TensorInfo": "llmctl.checkpoint.tensor_info",
     "WeightFolder": "llmctl.checkpoint.folder",
-    "atomic_file": "llmctl.checkpoint.atomic",
-    "atomic_folder": "llmctl.checkpoint.atomic",
+    "atomic_file": "llmctl.io.atomic",
+    "atomic_folder": "llmctl.io.atomic",
     "load_weights": "llmctl.checkpoint.load",
     "open_folder": "llmctl.checkpoint.folder",
     "read_config": "llmctl.checkpoint.hf_config",

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from llmctl import plugins
 from llmctl.checkpoint import paddle_file, parts
-from llmctl.checkpoint.digest import sha256
 from llmctl.checkpoint.dtypes import FLOATS, STORAGE, widen
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.layout import recognise, renames_for
@@ -33,7 +32,8 @@ from llmctl.checkpoint.save import plan_shards, write_index
 from llmctl.dims import Dims
 from llmctl.errors import CheckpointError, LlmctlError
 from llmctl.hookspecs import Rename
-from llmctl.tokenizers.special import read_json
+from llmctl.io.digest import sha256
+from llmctl.io.json_object import read_json
 
 MANIFEST = "manifest.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".gguf", ".msgpack", ".h5", ".index.json")

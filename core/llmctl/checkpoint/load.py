@@ -21,7 +21,7 @@ from llmctl.checkpoint.parts import Source, complete, fill, source_shape
 from llmctl.checkpoint.tensor_info import CHUNK_BYTES, TensorInfo
 from llmctl.errors import CheckpointError
 from llmctl.hookspecs import Part, Rename
-from llmctl.tokenizers.special import read_json
+from llmctl.io.json_object import read_json
 
 IGNORED = ("*.rotary_emb.inv_freq",)
 """Tensors in torch files that hold no weights: tables that every model recomputes."""

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.checkpoint.atomic import atomic_file
 from llmctl.checkpoint.dtypes import FLOATS, STORAGE, cast
 from llmctl.checkpoint.folder import INDEX, SAFETENSORS
 from llmctl.checkpoint.load import dtype_name
@@ -25,6 +24,7 @@ from llmctl.checkpoint.safetensors_file import Planned, write_file
 from llmctl.checkpoint.tensor_info import CHUNK_BYTES
 from llmctl.errors import CheckpointError
 from llmctl.hookspecs import Rename
+from llmctl.io.atomic import atomic_file
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 KEEP = "keep"

@@ -149,8 +149,8 @@ def _show(found: dict[str, Any], load: Load, warm: list[Round], counted: list[Ro
 
 def _write(file: Path, found: dict[str, Any], warm: list[Round], counted: list[Round]) -> None:
     from llmctl import plugins, runtime
-    from llmctl.checkpoint.atomic import atomic_file
     from llmctl.infer.bench import as_json
+    from llmctl.io.atomic import atomic_file
 
     settings = {row[0]: row[1] for row in runtime.describe()}
     content = {

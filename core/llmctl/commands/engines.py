@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from llmctl import operators
 from llmctl.commands.model_source import ModelSource, open_model
 from llmctl.errors import ConfigError, LlmctlError, UnsupportedError
+from llmctl.runtime import operators
 
 if TYPE_CHECKING:
     from llmctl.adapters.folder import Opened

@@ -104,8 +104,8 @@ def _journal(model: Path, given: dict[str, Any], count: int) -> AbstractContextM
     """Where answers to a file are kept until all are there; None where they are not written to a file."""
     if not given["output_file"]:
         return nullcontext()
-    from llmctl.checkpoint.digest import sha256
     from llmctl.infer.journal import Journal
+    from llmctl.io.digest import sha256
 
     shown = {name: value for name, value in given.items() if name not in ("output_file", "input_file", "stream")}
     about = {

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from llmctl import plugins
-from llmctl.checkpoint.atomic import atomic_folder
 from llmctl.errors import PluginError
 from llmctl.hookspecs import GROUP
+from llmctl.io.atomic import atomic_folder
 
 FILES = {
     "pyproject.toml.txt": "pyproject.toml",

@@ -13,12 +13,13 @@ from typing import Any
 import click
 
 from llmctl import config as configs
-from llmctl import configfile, jobs, operators, planning, precision, runtime, schema
+from llmctl import configfile, jobs, planning, precision, runtime, schema
 from llmctl.adapters import targets
 from llmctl.card import Family
 from llmctl.commands.config_source import read_config_file
 from llmctl.dims import Dims
 from llmctl.errors import ConfigError
+from llmctl.runtime import operators
 
 LOOKED_AT = 200
 """Updates whose batches are measured."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from llmctl import runtime
 from llmctl.errors import ConfigError
 from llmctl.infer.batch import BLOCK
+from llmctl.runtime.memory import free_memory
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -54,19 +54,3 @@ def parse_limit(limit: str | int | float) -> tuple[int, float]:
     raise ConfigError(
         f"{limit!r} is no size of a cache; give bytes (2GiB, 500MB) or a share of free memory (30%, or 0.3)"
     )
-
-
-def free_memory() -> int:
-    """Bytes that are free where the cache will lie: on the GPU if there is one, else what may be taken without swapping.
-
-    Raises:
-        ConfigError: The system does not say.
-    """
-    if runtime.device() == "gpu":
-        cuda = runtime.import_paddle("a look for free memory").device.cuda
-        return int(cuda.get_device_properties().total_memory - cuda.memory_allocated())
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        raise ConfigError("this system does not say how much memory is free; give the cache's size in bytes") from None

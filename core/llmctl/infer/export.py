@@ -13,7 +13,6 @@ import numpy as np
 import paddle
 
 from llmctl import plugins
-from llmctl.checkpoint.atomic import atomic_folder
 from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
 from llmctl.infer import exported, trace
@@ -21,6 +20,7 @@ from llmctl.infer.dynamic import DynamicModel
 from llmctl.infer.exported import Exported
 from llmctl.infer.static import PREFIX, StaticModel
 from llmctl.infer.text import longest
+from llmctl.io.atomic import atomic_folder
 from llmctl.tokenizers.facts import Wording
 
 TOLERANCE = 1e-4

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmctl.checkpoint.digest import sha256
 from llmctl.errors import CheckpointError
+from llmctl.io.digest import sha256
 from llmctl.tokenizers.facts import TokenFacts, Wording
 
 NAME = "export.json"

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llmctl.checkpoint.atomic import atomic_file
 from llmctl.errors import ConfigError
+from llmctl.io.atomic import atomic_file
 
 
 class Journal:

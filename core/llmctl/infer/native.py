@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from llmctl import operators
 from llmctl.errors import ConfigError
 from llmctl.infer.batch import BLOCK, Batch, Float, Int
 from llmctl.infer.packed_linear import LAYOUT, PackedLinear
 from llmctl.infer.packed_model import Adapted, Linear, Norm, PackedModel
 from llmctl.infer.turning import Turning
+from llmctl.runtime import operators
 
 try:
     from llmctl_ops import decoder as native

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from llmctl.adapters.prefix import Prefix
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.infer.batch import BLOCK, Executor
-from llmctl.infer.cache_size import blocks_for, free_memory
+from llmctl.infer.cache_size import blocks_for
 from llmctl.infer.engine import Engine
 from llmctl.infer.limits import step_tokens_for
 from llmctl.infer.packed_model import PackedModel
+from llmctl.runtime.memory import free_memory
 
 if TYPE_CHECKING:
     from llmctl.adapters.folder import Opened

@@ -23,7 +23,6 @@ from llmctl.adapters import base as bases
 from llmctl.adapters.folder import Opened
 from llmctl.adapters.merge import put_tokenizer
 from llmctl.adapters.prefix import Prefix
-from llmctl.checkpoint.atomic import atomic_folder
 from llmctl.checkpoint.convert import copy_rest, open_source
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
@@ -31,6 +30,7 @@ from llmctl.fused import Contexts, Experts, FusedDecoder, Rope
 from llmctl.infer.packed_adapters import merged_state
 from llmctl.infer.packed_linear import LAYOUT, PackedLinear
 from llmctl.infer.packed_model import Adapted, Layer, Linear, Norm, PackedAdapter, PackedModel
+from llmctl.io.atomic import atomic_folder
 
 HEADER, WEIGHTS = "packed.json", "weights.packed"
 FORMAT = 2

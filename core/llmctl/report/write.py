@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmctl.checkpoint.atomic import atomic_file
 from llmctl.errors import ConfigError
+from llmctl.io.atomic import atomic_file
 from llmctl.report import markup
 from llmctl.report.comparison import comparison
 from llmctl.report.folder import open_run

@@ -77,7 +77,8 @@ def _open(folder: Path, facts: TokenFacts) -> Tokenizer:
 
 
 def _by_paddlenlp(folder: Path, facts: TokenFacts) -> Tokenizer:
-    from llmctl.tokenizers.special import CONFIG, read_json
+    from llmctl.io.json_object import read_json
+    from llmctl.tokenizers.special import CONFIG
 
     name = facts.paddlenlp or read_json(folder / CONFIG).get("tokenizer_class")
     looked = f"looked for {facts.model}, {RANKS}, {JSON}, and {VOCABULARY} with {MERGES}"

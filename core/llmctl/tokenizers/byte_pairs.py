@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import TokenizerError, require
+from llmctl.io.json_object import read_json
 from llmctl.tokenizers.facts import TokenFacts
 from llmctl.tokenizers.library import LibraryTokenizer
-from llmctl.tokenizers.special import CONFIG, added_tokens, read_json
+from llmctl.tokenizers.special import CONFIG, added_tokens
 
 VOCABULARY, MERGES, RANKS = "vocab.json", "merges.txt", "*.tiktoken"
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import TokenizerError
+from llmctl.io.json_object import read_json, write_json
 from llmctl.tokenizers import sandbox
 from llmctl.tokenizers.base import Tokenizer
-from llmctl.tokenizers.special import CONFIG, TEMPLATE_KEY, read_json, write_json
+from llmctl.tokenizers.special import CONFIG, TEMPLATE_KEY
 
 if TYPE_CHECKING:
     from llmctl.card import Family

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import TokenizerError, require
+from llmctl.io import json_object
 from llmctl.tokenizers import special
 from llmctl.tokenizers.base import Tokenizer, any_of, cut_inside
 from llmctl.tokenizers.facts import TokenFacts
@@ -31,7 +32,7 @@ class SentencePieceTokenizer(Tokenizer):
         except (RuntimeError, OSError) as error:
             raise TokenizerError(f"{path} is no sentencepiece model: {error}") from None
         self._size = self._inner.get_piece_size()
-        config = special.read_json(folder / special.CONFIG)
+        config = json_object.read_json(folder / special.CONFIG)
         self._offset = _offset(folder, config, facts)
         self._written = facts.written
         self._texts = {piece: text for text, piece in facts.written}

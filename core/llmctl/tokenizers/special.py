@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmctl.errors import TokenizerError
+from llmctl.io.json_object import read_json, write_json
 from llmctl.tokenizers.facts import TokenFacts
 
 CONFIG, TEMPLATE_KEY = "tokenizer_config.json", "chat_template"
@@ -145,33 +145,11 @@ class _Finder:
         return name
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file.
-
-    Raises:
-        TokenizerError: The file is not a JSON object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} holds a {type(content).__name__}, not an object")
-    return content
-
-
 def without_template(source: Path, target: Path) -> None:
     """Copies ``tokenizer_config.json``, if there is one, without the chat template in it."""
     if (source / CONFIG).is_file():
         config = {key: value for key, value in read_json(source / CONFIG).items() if key != TEMPLATE_KEY}
         write_json(target / CONFIG, config)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes an object as readable JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def added_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:

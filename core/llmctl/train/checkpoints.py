@@ -23,8 +23,8 @@ import numpy as np
 
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.errors import CheckpointError, ConfigError
+from llmctl.io.background import Background
 from llmctl.train import journal
-from llmctl.train.background import Background
 from llmctl.train.loop import Hook, Plan
 from llmctl.train.optimizer import AdamW
 

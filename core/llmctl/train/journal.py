@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.checkpoint import atomic_file
-from llmctl.checkpoint.atomic import explained
+from llmctl.io.atomic import explained
 from llmctl.report.folder import read_rows as read
-from llmctl.train import memory
+from llmctl.runtime import memory
 from llmctl.train.curve import draw
 from llmctl.train.logs import Scalars
 from llmctl.train.loop import Hook, Plan, Update

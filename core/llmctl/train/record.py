@@ -11,7 +11,7 @@ from typing import Any
 from llmctl.checkpoint import atomic_file
 from llmctl.errors import LlmctlError
 from llmctl.report.write import NAME, write
-from llmctl.train import memory
+from llmctl.runtime import memory
 from llmctl.train.loop import Hook, Interrupted, Plan
 
 ENDS = ("after", "best", "steps", "seconds", "test", "next")

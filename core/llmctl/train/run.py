@@ -16,13 +16,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmctl import operators, precision, runtime, schema
+from llmctl import precision, runtime, schema
 from llmctl.checkpoint import atomic_file, atomic_folder
-from llmctl.checkpoint.atomic import explained
 from llmctl.config import warmup_steps
+from llmctl.io.atomic import explained
 from llmctl.loggers import PACKAGES
 from llmctl.precision import Precision
 from llmctl.preflight_paths import STAGING
+from llmctl.runtime import operators
 from llmctl.train import checkpoints, journal, logs, origin, recompute
 from llmctl.train.average import Average
 from llmctl.train.display import display
