@@ -27,7 +27,7 @@ SIZES = {
 
 def model_of(layers, hidden, heads, kv_heads, ffn, vocab, kind, group):
     """A packed model; all layers have the same values in memory of their own."""
-    from llmctl.fused import FusedDecoder, Rope
+    from llmctl.card.decoder_spec import FusedDecoder, Rope
     from llmctl.infer import packed_model as packed
     from llmctl.infer.packed_linear import pack
 

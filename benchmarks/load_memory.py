@@ -29,8 +29,8 @@ def shapes(megabytes: int) -> dict[str, tuple[int, int]]:
 
 def write(folder: str, megabytes: int, dtype: str) -> None:
     """Writes random weights of these shapes under their own names."""
+    from llmctl.card.weight_map import Rename
     from llmctl.checkpoint import save_weights
-    from llmctl.hookspecs import Rename
 
     rng = np.random.default_rng(0)
     state = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes(megabytes).items()}
@@ -49,8 +49,8 @@ def load(folder: str, megabytes: int) -> dict[str, float]:
     """Loads the folder into a layer, linears transposed; bytes at each stage."""
     import paddle
 
+    from llmctl.card.weight_map import Rename
     from llmctl.checkpoint import load_weights
-    from llmctl.hookspecs import Rename
 
     class Model(paddle.nn.Layer):
         def __init__(self) -> None:

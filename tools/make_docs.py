@@ -14,7 +14,8 @@ from pathlib import Path
 
 import click
 
-from llmctl import Family, Moe, Param, Setting, Size, hookspecs, standard
+from llmctl import Family, Moe, Param, Setting, Size, hookspecs
+from llmctl.card import slots
 from llmctl.cli import COMMANDS, cli
 from llmctl.config import FinetuneConfig
 from llmctl.config_dpo import DpoConfig
@@ -35,8 +36,8 @@ BLOCKS = (
     "llmctl.nn.norm",
     "llmctl.nn.linear",
     "llmctl.nn.position",
-    "llmctl.nn.frequencies",
-    "llmctl.nn.alibi",
+    "llmctl.card.rope",
+    "llmctl.card.alibi",
     "llmctl.nn.layout",
     "llmctl.nn.contexts",
     "llmctl.nn.causal_lm",
@@ -121,7 +122,7 @@ def summary(doc: str) -> str:
 
 def names() -> str:
     """Tables of the names that slots and kernels have."""
-    tables = {"slot": standard.SLOTS, "slot outside the layers": standard.OUTER_SLOTS, **standard.KERNELS}
+    tables = {"slot": slots.SLOTS, "slot outside the layers": slots.OUTER_SLOTS, **slots.KERNELS}
     texts = []
     for title, rows in tables.items():
         lines = [f"| {title} | meaning |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in rows.items())]

@@ -6,15 +6,15 @@ This is the public API for plugin authors; importing it imports neither paddle n
 from typing import TYPE_CHECKING, Any
 
 from llmctl._version import __version__
-from llmctl.capabilities import Experimental, Supported, Unsupported
-from llmctl.card import Family, Moe, Param, Size
-from llmctl.dims import Dims
+from llmctl.card.capabilities import Experimental, Supported, Unsupported
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family, Moe, Param, Size
+from llmctl.card.presets import HF_DECODER_ROWS, linear_rows, norm_rows
+from llmctl.card.settings import HF_DECODER, REQUIRED, Setting
+from llmctl.card.sizes import sizes
+from llmctl.card.tokens import TokenFacts, template
 from llmctl.errors import LlmctlError
 from llmctl.hookspecs import API, hookimpl
-from llmctl.rows import HF_DECODER_ROWS, linear_rows, norm_rows
-from llmctl.settings import HF_DECODER, REQUIRED, Setting
-from llmctl.size_table import sizes
-from llmctl.tokenizers.facts import TokenFacts, template
 
 if TYPE_CHECKING:
     from llmctl.loading import load

@@ -6,14 +6,14 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmctl.card import Family, Tensor
-from llmctl.dims import Dims
+from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
+from llmctl.card.fill_decoder import standard_decoder
+from llmctl.card.sharding import Parallel, QuantTarget, Split, _split
+from llmctl.card.weight_map import Rename, by_module
 from llmctl.errors import PluginError, UnsupportedError
-from llmctl.fused import FusedDecoder
-from llmctl.graph import standard_decoder
-from llmctl.hookspecs import Parallel, QuantTarget, Rename, Segment, Split, hookimpl
-from llmctl.renames import by_module
-from llmctl.shapes import CUT_SYMBOLS, Axis, Term
+from llmctl.hookspecs import hookimpl
 
 
 @hookimpl(trylast=True)
@@ -72,30 +72,3 @@ def quant_layers(card: Family, dims: Dims, method: str) -> Sequence[QuantTarget]
 @hookimpl(trylast=True)
 def fused_graph(card: Family, dims: Dims) -> FusedDecoder:
     return standard_decoder(card, dims)
-
-
-def _split(tensor: Tensor, dims: Dims, degree: int) -> Split | None:
-    symbols = CUT_SYMBOLS if tensor.param.shard is None else tensor.param.shard
-    for index, axis in enumerate(tensor.param.axes):
-        cut = [symbol for symbol in symbols if symbol in axis.symbols]
-        if cut:
-            segments = tuple(_segment(term, axis, symbols, dims, degree) for term in axis.terms)
-            return Split(index, cut[0], segments)
-    return None
-
-
-def _segment(term: Term, axis: Axis, symbols: Sequence[str], dims: Dims, degree: int) -> Segment:
-    where = next((i for i, factor in enumerate(term.factors) if factor in symbols), None)
-    if where is None:
-        raise ValueError(f"{axis}: the term {'*'.join(map(str, term.factors))} holds no symbol that can be cut")
-    symbol = str(term.factors[where])
-    count = dims[symbol]
-    outer = Term(term.factors[:where]).size(dims)
-    inner = Term(term.factors[where + 1 :]).size(dims)
-    if symbol == "kv_heads" and degree > count and degree % count == 0:
-        return Segment(outer, count, inner, replicas=degree // count)
-    if count % degree:
-        divisors = [str(d) for d in range(1, count + 1) if count % d == 0]
-        allowed = ", ".join(divisors[:12])
-        raise ValueError(f"{symbol}={count} is not divisible by tensor_parallel_degree={degree}; use one of {allowed}")
-    return Segment(outer, count, inner)

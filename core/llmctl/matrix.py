@@ -15,7 +15,8 @@ from typing import Any
 
 from llmctl import plugins
 from llmctl._version import __version__
-from llmctl.capabilities import Experimental, Unsupported, state
+from llmctl.card.capabilities import Experimental, Unsupported
+from llmctl.card.support import state
 from llmctl.errors import ConfigError, PluginError
 from llmctl.hookspecs import API
 

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from llmctl.card import Family
+from llmctl.card.family import Family
 
 
 def misnamed_class(card: Family, package: str, folder: Callable[[], Path]) -> list[str]:

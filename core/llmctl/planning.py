@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmctl.card import Family, Tensor
-from llmctl.dims import Dims
-from llmctl.standard import place
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family, Tensor
+from llmctl.card.slots import place
 
 PROCESS = 300 << 20
 """Bytes of a process that has imported paddle and this package, without a model."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from llmctl import capabilities, config, loggers, plugins, precision, tokenizers
+from llmctl import config, loggers, plugins, precision, tokenizers
 from llmctl.adapters.folder import is_adapter
+from llmctl.card import support
+from llmctl.card.dims import Dims
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.data import reading
 from llmctl.data.reading import Example, parse_example
-from llmctl.dims import Dims
 from llmctl.errors import ConfigError
 from llmctl.preflight_paths import find_path, output_folder
 from llmctl.tokenizers import Tokenizer
@@ -116,7 +117,7 @@ def find_model(settings: Any, family: str, task: str) -> Found:
         )
     raw = read_config(model)
     plugin = plugins.resolve(family, raw, str(model / "config.json"))
-    capabilities.require(plugin.card, task)
+    support.require(plugin.card, task)
     dims = plugin.card.dims_from_config(raw, str(model / "config.json"))
     _method(settings.method, plugin, dims)
     if settings.method.name != "full" and settings.output.max_shard_bytes != config.OutputConfig().max_shard_bytes:
@@ -160,14 +161,14 @@ def _lengths(settings: Any, dims: Dims, model: Path, packed: bool) -> None:
 def _method(method: config.MethodConfig, plugin: plugins.Plugin, dims: Dims) -> None:
     """Passes when the family offers the way to train, and the layers that it names are there."""
     if method.name == "prefix":
-        capabilities.require(plugin.card, "prefix-tuning")
+        support.require(plugin.card, "prefix-tuning")
         if method.projection_hidden and not method.prefix_projection:
             raise ConfigError("method.projection_hidden has no effect without method.prefix_projection; set that, too")
     if method.name != "lora":
         return
     from llmctl.adapters import targets
 
-    capabilities.require(plugin.card, "lora")
+    support.require(plugin.card, "lora")
     chosen = set(targets.choose(plugin.card, dims, method.targets))
     targets.check_rank(plugin.card, dims, chosen, method.rank, method.pissa)
     if method.dora:

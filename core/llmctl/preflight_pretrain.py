@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl import capabilities, config, loggers, plugins, precision, tokenizers
-from llmctl.card import Family
+from llmctl import config, loggers, plugins, precision, tokenizers
+from llmctl.card import support
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
 from llmctl.checkpoint.hf_config import NAME, normalise, read_config
 from llmctl.config_pretrain import PretrainConfig, PretrainModelConfig
 from llmctl.configfile import override
-from llmctl.dims import Dims
 from llmctl.errors import ConfigError, DataError
 from llmctl.preflight import check_tensors
 from llmctl.preflight_paths import find_path, output_folder
@@ -82,7 +83,7 @@ def pretrain(settings: PretrainConfig, family: str) -> PretrainJob:
         plugin, where = plugins.resolve(family, raw, str(folder / NAME)), str(folder / NAME)
     else:
         plugin, raw, where = _new_model(settings.model, found.get("model.config"), named, family, tokenizer.vocab_size)
-    capabilities.require(plugin.card, "pretrain")
+    support.require(plugin.card, "pretrain")
     dims = plugin.card.dims_from_config(raw, where)
     tokenizers.check_fits(tokenizer, dims.vocab, folder or home)
     if folder:
@@ -176,7 +177,7 @@ def _new_model(
 
 def _size(plugin: plugins.Plugin, size: str) -> Dims:
     if size == "tiny" and size not in plugin.card.sizes:
-        from llmctl.testing.tiny import tiny_dims
+        from llmctl.card.tiny import tiny_dims
 
         return tiny_dims(plugin.card)
     return plugin.card.dims_of(size)

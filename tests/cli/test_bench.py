@@ -75,10 +75,10 @@ def test_models_with_random_weights_need_no_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("name", [found.name for found in plugins.installed()])
 def test_a_random_model_is_a_checkpoint_of_its_family(tmp_path, name):
+    from llmctl.card.tiny import tiny_dims
     from llmctl.checkpoint.convert import open_source
     from llmctl.checkpoint.hf_config import read_config
     from llmctl.infer.random_model import write_random
-    from llmctl.testing.tiny import tiny_dims
 
     plugin = plugins.load(name)
     dims = tiny_dims(plugin.card, {"bos": 90, "gmask": 91, "mask": 92} if name == "chatglm" else None)

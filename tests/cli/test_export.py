@@ -64,8 +64,8 @@ def test_the_familys_chat_format_is_in_the_folder(program, monkeypatch):
 
 @pytest.mark.parametrize("name", [found.name for found in plugins.installed()])
 def test_what_a_tokenizer_needs_of_a_card_survives_the_file(name):
+    from llmctl.card.tokens import TokenFacts
     from llmctl.infer.export import wording
-    from llmctl.tokenizers.facts import TokenFacts
 
     facts = plugins.load(name).card.tokens
     stored = json.loads(json.dumps(vars(wording(plugins.load(name)))["tokens"].__dict__))
@@ -171,9 +171,10 @@ def test_a_program_that_computes_something_else_is_not_kept(tmp_path, monkeypatc
 def test_code_that_reads_values_cannot_be_a_program(tmp_path):
     import paddle
 
+    from llmctl.card.tiny import tiny_dims
     from llmctl.infer import trace
     from llmctl.nn.causal_lm import CausalLM
-    from llmctl.testing.tiny import random_model, tiny_dims
+    from llmctl.testing.tiny import random_model
 
     plugin = plugins.load("llama")
     model = random_model(plugin, tiny_dims(plugin.card))
@@ -189,11 +190,12 @@ def test_code_that_reads_values_cannot_be_a_program(tmp_path):
 
 
 def test_a_prompt_without_the_tokens_of_its_context_is_refused(tmp_path):
+    from llmctl.card.tiny import tiny_dims
     from llmctl.infer.export import export
     from llmctl.infer.generate import generate
     from llmctl.infer.sampling import SamplingOptions
     from llmctl.infer.static import StaticModel
-    from llmctl.testing.tiny import random_model, tiny_dims
+    from llmctl.testing.tiny import random_model
 
     plugin = plugins.load("chatglm")
     dims = tiny_dims(plugin.card, {"bos": 90, "gmask": 91, "mask": 92})

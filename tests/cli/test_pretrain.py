@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from llmctl import capabilities, plugins
+from llmctl import plugins
+from llmctl.card import capabilities, support
 from llmctl.cli import main
 from llmctl.commands.recipe import recipe_names
 from llmctl.data.indexed import new_corpus
@@ -138,7 +139,7 @@ def test_every_recipe_is_a_job_once_it_has_data(folder):
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     for found in plugins.installed():
         plugin = plugins.load(found.name)
-        if isinstance(capabilities.state(plugin.card, "pretrain"), capabilities.Unsupported):
+        if isinstance(support.state(plugin.card, "pretrain"), capabilities.Unsupported):
             continue
         assert recipe_names(plugin, "pretrain")
         for name in recipe_names(plugin, "pretrain"):

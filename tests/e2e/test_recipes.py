@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmctl import capabilities, plugins, runtime
+from llmctl import plugins, runtime
 from llmctl.adapters import targets
 from llmctl.adapters.folder import open_adapter
+from llmctl.card import capabilities
+from llmctl.card.tiny import tiny_dims
 from llmctl.cli import main
 from llmctl.commands.recipe import recipe_files
-from llmctl.testing.tiny import tiny_dims, write_model
+from llmctl.testing.tiny import write_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from tiny_tokenizers import write_json  # noqa: E402
+
+from llmctl.card import support
 
 FAMILIES = sorted({found.name for found in plugins.installed()})
 CHANGES = {
@@ -47,9 +51,7 @@ QUICK = {"finetune": TEXTS, "dpo": PAIRS, "pretrain": CORPUS}
 def recipes_of(family):
     """Command and name of all recipes that the family is to have."""
     card = plugins.load(family).card
-    offered = (
-        method for method in RECIPES if not isinstance(capabilities.state(card, method), capabilities.Unsupported)
-    )
+    offered = (method for method in RECIPES if not isinstance(support.state(card, method), capabilities.Unsupported))
     return [(command, name) for method in offered for command, *names in (RECIPES[method],) for name in names]
 
 

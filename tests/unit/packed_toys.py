@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from llmctl.fused import Experts, FusedDecoder, Rope
+from llmctl.card.decoder_spec import Experts, FusedDecoder, Rope
 from llmctl.infer import packed_model as packed
 from llmctl.infer.batch import BLOCK, Batch
 from llmctl.infer.packed_linear import pack, unpack

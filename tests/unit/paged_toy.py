@@ -6,7 +6,7 @@
 
 import numpy as np
 
-from llmctl.fused import FusedDecoder
+from llmctl.card.decoder_spec import FusedDecoder
 from llmctl.infer.batch import BLOCK
 from llmctl.infer.request import Generation
 from llmctl.infer.sampling import choose, generator_for

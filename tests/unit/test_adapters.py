@@ -18,9 +18,10 @@ from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Part
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
+from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint import convert, safetensors_file
 from llmctl.errors import CheckpointError, ConfigError
-from llmctl.testing.tiny import tiny_dims, write_model
+from llmctl.testing.tiny import write_model
 
 CASE = Path(__file__).resolve().parents[1] / "goldens" / "adapters" / "llama_plain"
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save_file
 
+from llmctl.card.weight_map import Rename
 from llmctl.checkpoint import open_folder, save_weights
 from llmctl.checkpoint import tensor_info as tensor_info_module
 from llmctl.checkpoint.dtypes import cast, round_bfloat16, widen
 from llmctl.errors import CheckpointError
-from llmctl.hookspecs import Rename
 
 PLAIN = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(lambda n: n != "__metadata__")

@@ -8,8 +8,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from paged_toy import VOCAB, ToyExecutor, answer, graph, next_logits, prefix
 
+from llmctl.card.decoder_spec import Contexts, Rope
 from llmctl.errors import ConfigError, DataError
-from llmctl.fused import Contexts, Rope
 from llmctl.infer.batch import BLOCK
 from llmctl.infer.engine import Engine
 from llmctl.infer.request import Request

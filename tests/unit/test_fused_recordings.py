@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from llmctl import plugins
-from llmctl.capabilities import Unsupported, state
+from llmctl.card.capabilities import Unsupported
+from llmctl.card.support import state
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.testing.fused import repeat
 

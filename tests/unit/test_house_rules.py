@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llmctl import Dims, Family, plugins, standard
+from llmctl import Dims, Family, plugins
+from llmctl.card import slots
 
 CORE = Path(__file__).resolve().parents[2] / "core"
 FAMILIES = ("llama", "baichuan", "qwen", "mixtral", "mistral", "chatglm", "bloom", "gpt2", "gpt3", "gpt-2", "gpt-3")
@@ -65,9 +66,9 @@ def test_every_block_that_a_family_composes_is_in_the_guide():
 def test_the_guide_shows_every_name_that_a_card_may_use():
     page = (CORE.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
     for names in (
-        standard.SLOTS,
-        standard.OUTER_SLOTS,
-        *standard.KERNELS.values(),
+        slots.SLOTS,
+        slots.OUTER_SLOTS,
+        *slots.KERNELS.values(),
         [row.name for row in fields(Family)],
     ):
         assert not [name for name in names if f"| `{name}` |" not in page]
@@ -77,7 +78,9 @@ def test_the_guide_shows_every_name_that_a_card_may_use():
     assert [(row.slot, row.when) for row in values["ROWS"]] == [
         ("qkv.0", ""), ("qkv_bias.0", "attention_bias"), ("ln", ""), ("ln_bias", ""),
     ]  # fmt: skip
-    code = next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "llmctl.graph" in code)
+    code = next(
+        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "llmctl.card.fill_decoder" in code
+    )
     exec(code, values)
     dims = Dims(head_dim=8, rope_theta=100.0, max_positions=64, rope_scaling={"rope_type": "linear", "factor": 2.0})
     assert values["DECODER"]["decoder"](dims)["rope"].frequencies[0] == 0.5

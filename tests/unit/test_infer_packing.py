@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from llmctl import plugins
+from llmctl.card.decoder_spec import FusedDecoder, Rope
+from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.convert import convert, open_source
 from llmctl.checkpoint.dtypes import widen
 from llmctl.checkpoint.safetensors_file import Planned, write_file
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
-from llmctl.fused import FusedDecoder, Rope
 from llmctl.infer.packed_linear import unpack
 from llmctl.infer.packing import UnitColumns, element_order, graph_of, pack_model, qkv_order
-from llmctl.testing.tiny import tiny_dims
 
 
 def graph(heads=2, kv_heads=2, head_dim=8, **fields):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from llmctl import matrix, plugins
-from llmctl.capabilities import METHODS
+from llmctl.card.capabilities import METHODS
 from llmctl.errors import ConfigError
 
 

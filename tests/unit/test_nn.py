@@ -6,10 +6,10 @@ import numpy as np
 import paddle
 import pytest
 
+from llmctl.card.rope import BY_BANDS, RULES
 from llmctl.errors import ConfigError
 from llmctl.nn.attention import Attention, attend
 from llmctl.nn.cache import KVCache
-from llmctl.nn.frequencies import BY_BANDS, RULES
 from llmctl.nn.layout import Layout
 from llmctl.nn.linear import Linear
 from llmctl.nn.mlp import GatedMLP

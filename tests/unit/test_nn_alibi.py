@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl.nn.alibi import slopes
+from llmctl.card.alibi import slopes
 from llmctl.nn.layout import Layout
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import paddle
 
-from llmctl.fused import Contexts
+from llmctl.card.decoder_spec import Contexts
 from llmctl.nn.contexts import find_context, find_contexts
 
 END, FIRST, SECOND = 60, 61, 62

@@ -3,7 +3,7 @@
 import numpy as np
 import paddle
 
-from llmctl.card import Moe
+from llmctl.card.family import Moe
 from llmctl.nn.mlp import GatedMLP
 from llmctl.nn.moe import SparseMLP
 from llmctl.nn.router import SoftmaxTopK, load_balance

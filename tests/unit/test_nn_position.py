@@ -4,8 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
+from llmctl.card.rope import BY_BANDS, RULES, rule_for
 from llmctl.errors import ConfigError
-from llmctl.nn.frequencies import BY_BANDS, RULES, rule_for
 from llmctl.nn.position import Rotary, positions, rotate
 
 WITH_BANDS = {**RULES, "bands": BY_BANDS}

@@ -9,13 +9,14 @@ import pytest
 from llmctl import plugins
 from llmctl.adapters.attach import put_prefix
 from llmctl.adapters.prefix import shape_of
+from llmctl.card.tiny import tiny_dims
 from llmctl.data.packing import collate, join
 from llmctl.errors import UnsupportedError
 from llmctl.infer.generate import generate
 from llmctl.infer.sampling import SamplingOptions
 from llmctl.nn.cache import KVCache
 from llmctl.nn.layout import Layout
-from llmctl.testing.tiny import random_model, tiny_dims
+from llmctl.testing.tiny import random_model
 from llmctl.train.evaluate import hidden_states
 
 RNG = np.random.default_rng(2)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from llmctl import plugins
+from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint import safetensors_file
 from llmctl.errors import CheckpointError
 from llmctl.infer.packed_folder import ALIGNMENT, HEADER, WEIGHTS, is_packed, open_packed, save_packed
 from llmctl.infer.packed_model import Adapted, PackedAdapter
 from llmctl.infer.packing import pack_model
-from llmctl.testing.tiny import tiny_dims
 
 
 @pytest.fixture(scope="module")

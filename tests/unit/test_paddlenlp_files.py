@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from llmctl import plugins
+from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint import convert as conversion
 from llmctl.errors import CheckpointError
-from llmctl.testing.tiny import tiny_dims
 
 LAYERS, HIDDEN, HEADS, WIDTH, FFN, VOCAB, PLACES = 2, 32, 4, 8, 48, 96, 64
 

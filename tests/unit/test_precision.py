@@ -14,11 +14,11 @@ from test_train_loop import Record, task, weights
 from train_toys import ToyModel
 
 from llmctl import config, plugins, precision, preflight, runtime, schema
+from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import build
 from llmctl.errors import ConfigError
 from llmctl.nn import loss as nn_loss
-from llmctl.testing.tiny import tiny_dims
 from llmctl.train import sft
 from llmctl.train.average import Average
 from llmctl.train.loop import Loop, NonFiniteError, Plan

@@ -17,12 +17,12 @@ from llmctl.adapters import folder as folders
 from llmctl.adapters.attach import load_adapted
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.prefix import Prefix, shape_of
+from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import load_model
 from llmctl.errors import CheckpointError
 from llmctl.infer.generate import generate
 from llmctl.infer.sampling import SamplingOptions
-from llmctl.testing.tiny import tiny_dims
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "prefixes"
 CASES = sorted(path.name for path in GOLDENS.iterdir())

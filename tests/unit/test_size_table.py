@@ -3,9 +3,9 @@
 import pytest
 
 from llmctl import Param, Setting, Size, sizes
-from llmctl.card import Family
+from llmctl.card.family import Family
+from llmctl.card.validate import validate
 from llmctl.errors import ConfigError
-from llmctl.validation import validate
 
 HEAD = "family,name,source,parameters,hidden,eps,tied,kind\n"
 ROWS = "parrot,small,https://a/b,24,4,1e-06,true,base\nheron,small,,6,2,,,\nparrot,large,,80,8,0.5,false,\n"

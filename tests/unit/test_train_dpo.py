@@ -10,12 +10,13 @@ import paddle
 import pytest
 
 from llmctl import preflight_dpo, schema
+from llmctl.card.tiny import tiny_dims
 from llmctl.config_dpo import DpoConfig
 from llmctl.data import pair_rows
 from llmctl.data.pairs import Pair
 from llmctl.errors import ConfigError, DataError
 from llmctl.plugins import load as load_plugin
-from llmctl.testing.tiny import random_model, tiny_dims
+from llmctl.testing.tiny import random_model
 from llmctl.train import dpo, dpo_data, subject
 from llmctl.train.dpo_task import DpoTask, answer_log_probs
 from llmctl.train.loop import Hook, NonFiniteError

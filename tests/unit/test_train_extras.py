@@ -9,10 +9,10 @@ import pytest
 from train_toys import ToyModel, collate, toy_rows
 
 from llmctl import plugins
+from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.model import build
 from llmctl.errors import CheckpointError
 from llmctl.nn.recompute import recompute_layers
-from llmctl.testing.tiny import tiny_dims
 from llmctl.train import journal, recompute
 from llmctl.train.average import Average
 from llmctl.train.loop import Hook, Loop, Plan

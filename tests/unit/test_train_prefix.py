@@ -14,11 +14,12 @@ from llmctl import config, plugins, preflight, preflight_dpo, schema
 from llmctl.adapters.attach import load_adapted, put_prefix
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
+from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import load_model
 from llmctl.config_dpo import DpoConfig
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
-from llmctl.testing.tiny import tiny_dims, write_model
+from llmctl.testing.tiny import write_model
 from llmctl.train import subject
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"

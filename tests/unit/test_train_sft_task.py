@@ -8,7 +8,8 @@ import pytest
 from train_toys import ToyModel, collate, toy_rows
 
 from llmctl import plugins
-from llmctl.testing.tiny import random_model, tiny_dims
+from llmctl.card.tiny import tiny_dims
+from llmctl.testing.tiny import random_model
 from llmctl.train.answers import Answers
 from llmctl.train.evaluate import exact_match, label_logits, token_metrics
 from llmctl.train.sft_task import SftTask

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from llmctl.adapters import targets
+from llmctl.card.dims import Dims
 from llmctl.checkpoint import parts
 from llmctl.checkpoint.dtypes import STORAGE, cast, round_bfloat16
 from llmctl.checkpoint.folder import open_folder
 from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.layout import recognise
 from llmctl.checkpoint.load import by_target
-from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
 
 CORNER = 4

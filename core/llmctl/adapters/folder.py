@@ -18,10 +18,10 @@ from llmctl.adapters import base as bases
 from llmctl.adapters import nlp_format, nlp_prefix, peft_config, peft_format, prefix_format
 from llmctl.adapters.adapter import Adapter
 from llmctl.adapters.prefix import Prefix
-from llmctl.card import Family
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
 from llmctl.checkpoint.folder import check_apart
 from llmctl.checkpoint.hf_config import read_config
-from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
 from llmctl.io import json_object
 from llmctl.nn.blockwise import CODES

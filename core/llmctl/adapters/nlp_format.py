@@ -13,11 +13,11 @@ from typing import Any
 from llmctl.adapters import regroup, targets
 from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
 from llmctl.adapters.peft_format import as_stored, load, problems
+from llmctl.card.dims import Dims
+from llmctl.card.weight_map import chosen
 from llmctl.checkpoint import paddle_file
-from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
 from llmctl.io import json_object
-from llmctl.renames import chosen
 
 CONFIG, WEIGHTS = "lora_config.json", "lora_model_state.pdparams"
 A, B = ".lora_A", ".lora_B"

@@ -16,8 +16,8 @@ import numpy as np
 
 from llmctl.adapters.peft_format import as_stored, load, problems
 from llmctl.adapters.prefix import Array, Prefix, compare, from_stored, shape_of, to_stored
+from llmctl.card.dims import Dims
 from llmctl.checkpoint import paddle_file
-from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
 from llmctl.io import json_object
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
-from llmctl.dims import Dims
+from llmctl.card.dims import Dims
 from llmctl.errors import CheckpointError
 from llmctl.io import json_object
 

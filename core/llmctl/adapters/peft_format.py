@@ -16,11 +16,11 @@ import numpy as np
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Array, Part, pack, unpack
 from llmctl.adapters.peft_config import CONFIG, make_config, rank_and_scale, read_config, wanted
+from llmctl.card.dims import Dims
 from llmctl.checkpoint import safetensors_file, torch_file
 from llmctl.checkpoint.dtypes import STORAGE, cast
 from llmctl.checkpoint.safetensors_file import Planned
 from llmctl.checkpoint.tensor_info import TensorInfo
-from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
 from llmctl.io import json_object
 

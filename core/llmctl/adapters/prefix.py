@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.card import Family
-from llmctl.dims import Dims
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
 from llmctl.errors import CheckpointError
 
 Array = NDArray[Any]

@@ -16,8 +16,8 @@ import numpy as np
 from llmctl.adapters.peft_config import CONFIG, WITHOUT_EFFECT
 from llmctl.adapters.peft_format import WEIGHTS, as_planned, headers, load, problems
 from llmctl.adapters.prefix import Prefix, compare, from_stored, shape_of, to_stored
+from llmctl.card.dims import Dims
 from llmctl.checkpoint import safetensors_file
-from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
 from llmctl.io import json_object
 

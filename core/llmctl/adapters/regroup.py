@@ -13,9 +13,9 @@ import numpy as np
 
 from llmctl.adapters.adapter import Part
 from llmctl.adapters.targets import module_of
+from llmctl.card.weight_map import Part as Share
+from llmctl.card.weight_map import Rename
 from llmctl.checkpoint import parts as shares
-from llmctl.hookspecs import Part as Share
-from llmctl.hookspecs import Rename
 
 Shapes = Mapping[str, tuple[int, ...]]
 """[in, out] of each linear of the card."""

@@ -9,8 +9,8 @@ import difflib
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from llmctl.card import Family, Tensor
-from llmctl.dims import Dims
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family, Tensor
 from llmctl.errors import ConfigError
 
 ALL = "all"

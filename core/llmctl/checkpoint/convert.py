@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl import plugins
+from llmctl.card.dims import Dims
+from llmctl.card.weight_map import Rename
 from llmctl.checkpoint import paddle_file, parts
 from llmctl.checkpoint.dtypes import FLOATS, STORAGE, widen
 from llmctl.checkpoint.folder import WeightFolder, open_folder
@@ -29,9 +31,7 @@ from llmctl.checkpoint.load import Expected, by_target, check_weights
 from llmctl.checkpoint.ranks import read_ranks
 from llmctl.checkpoint.safetensors_file import Planned, write_file
 from llmctl.checkpoint.save import plan_shards, write_index
-from llmctl.dims import Dims
 from llmctl.errors import CheckpointError, LlmctlError
-from llmctl.hookspecs import Rename
 from llmctl.io.digest import sha256
 from llmctl.io.json_object import read_json
 

@@ -11,10 +11,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmctl.dims import Dims
+from llmctl.card.dims import Dims
+from llmctl.card.weight_map import Rename, chosen
 from llmctl.errors import CheckpointError
-from llmctl.hookspecs import Rename
-from llmctl.renames import chosen
 
 HF, NATIVE, PADDLENLP = "hf", "native", "paddlenlp"
 LAYOUTS = (HF, NATIVE)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from llmctl import plugins, runtime
-from llmctl.card import Family
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
+from llmctl.card.sharding import Parallel
+from llmctl.card.weight_map import Rename
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.checkpoint.layout import recognise
 from llmctl.checkpoint.load import Expected, check_weights, load_weights
-from llmctl.dims import Dims
-from llmctl.hookspecs import Parallel, Rename
 
 
 def load_model(

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.card.weight_map import Part, Rename
 from llmctl.checkpoint.dtypes import STORAGE
 from llmctl.checkpoint.tensor_info import TensorInfo
-from llmctl.hookspecs import Part, Rename
 
 Source = tuple[TensorInfo, Rename]
 

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.card import Family
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
+from llmctl.card.shapes import CUT_SYMBOLS
+from llmctl.card.sharding import Split
+from llmctl.card.weight_map import Rename
 from llmctl.checkpoint.layout import HF, NATIVE, recognise, renames_for
 from llmctl.checkpoint.load import TIED_HEADS
 from llmctl.checkpoint.paddle_file import HeldTensor, read_header
 from llmctl.checkpoint.parts import piece_shape, put, taken
 from llmctl.checkpoint.splits import merge
 from llmctl.checkpoint.tensor_info import TensorInfo
-from llmctl.dims import Dims
 from llmctl.errors import CheckpointError
-from llmctl.hookspecs import Rename, Split
-from llmctl.shapes import CUT_SYMBOLS
 
 Rank = Mapping[str, TensorInfo]
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.card.weight_map import Rename
 from llmctl.checkpoint.dtypes import FLOATS, STORAGE, cast
 from llmctl.checkpoint.folder import INDEX, SAFETENSORS
 from llmctl.checkpoint.load import dtype_name
@@ -23,7 +24,6 @@ from llmctl.checkpoint.parts import complete, put, source_shape, view
 from llmctl.checkpoint.safetensors_file import Planned, write_file
 from llmctl.checkpoint.tensor_info import CHUNK_BYTES
 from llmctl.errors import CheckpointError
-from llmctl.hookspecs import Rename
 from llmctl.io.atomic import atomic_file
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")

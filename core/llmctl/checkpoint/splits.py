@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.hookspecs import Segment, Split
+from llmctl.card.sharding import Segment, Split
 
 
 def split(values: NDArray[Any], rule: Split, rank: int, degree: int) -> NDArray[Any]:

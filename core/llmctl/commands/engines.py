@@ -15,8 +15,8 @@ from llmctl.runtime import operators
 
 if TYPE_CHECKING:
     from llmctl.adapters.folder import Opened
-    from llmctl.dims import Dims
-    from llmctl.fused import Contexts
+    from llmctl.card.decoder_spec import Contexts
+    from llmctl.card.dims import Dims
     from llmctl.infer.runner import Runner
 
 FUSED_ONLY = ("weights", "group", "kv", "cache_memory", "speculate", "beams", "length_penalty")

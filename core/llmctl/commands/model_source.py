@@ -14,7 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from llmctl.adapters.folder import Opened
-    from llmctl.dims import Dims
+    from llmctl.card.dims import Dims
     from llmctl.plugins import Plugin
 
 Command = TypeVar("Command", bound=Callable[..., Any])

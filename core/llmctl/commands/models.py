@@ -11,12 +11,15 @@ from typing import Any
 import click
 
 from llmctl import matrix, plugins
-from llmctl.capabilities import METHODS, Experimental, Unsupported, state
-from llmctl.card import Tensor
-from llmctl.dims import Dims
+from llmctl.card.capabilities import METHODS, Experimental, Unsupported
+from llmctl.card.dims import Dims
+from llmctl.card.family import Tensor
+from llmctl.card.shapes import CUT_SYMBOLS
+from llmctl.card.sharding import Split
+from llmctl.card.support import state
+from llmctl.card.weight_map import Rename
 from llmctl.errors import PluginError
-from llmctl.hookspecs import GROUP, Rename, Split
-from llmctl.shapes import CUT_SYMBOLS
+from llmctl.hookspecs import GROUP
 
 
 @click.command()

@@ -15,9 +15,9 @@ import click
 from llmctl import config as configs
 from llmctl import configfile, jobs, planning, precision, runtime, schema
 from llmctl.adapters import targets
-from llmctl.card import Family
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
 from llmctl.commands.config_source import read_config_file
-from llmctl.dims import Dims
 from llmctl.errors import ConfigError
 from llmctl.runtime import operators
 

@@ -15,8 +15,8 @@ import numpy as np
 import paddle
 from paddle.nn import functional as F
 
+from llmctl.card.decoder_spec import Rope
 from llmctl.errors import ConfigError
-from llmctl.fused import Rope
 from llmctl.infer import packed_model
 from llmctl.infer.batch import Batch, Float, Int
 from llmctl.infer.forms import HALF, forms, tensor

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from llmctl.card.decoder_spec import FusedDecoder
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.fused import FusedDecoder
 from llmctl.infer.batch import Executor, Float
 from llmctl.infer.beams import Beams
 from llmctl.infer.jobs import Answering, Found, Job, Part

@@ -13,7 +13,8 @@ import numpy as np
 import paddle
 
 from llmctl import plugins
-from llmctl.dims import Dims
+from llmctl.card.dims import Dims
+from llmctl.card.tokens import Wording
 from llmctl.errors import CheckpointError
 from llmctl.infer import exported, trace
 from llmctl.infer.dynamic import DynamicModel
@@ -21,7 +22,6 @@ from llmctl.infer.exported import Exported
 from llmctl.infer.static import PREFIX, StaticModel
 from llmctl.infer.text import longest
 from llmctl.io.atomic import atomic_folder
-from llmctl.tokenizers.facts import Wording
 
 TOLERANCE = 1e-4
 """Largest difference of logits that passes, as a part of the largest logit or of 1."""

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmctl.card.tokens import TokenFacts, Wording
 from llmctl.errors import CheckpointError
 from llmctl.io.digest import sha256
-from llmctl.tokenizers.facts import TokenFacts, Wording
 
 NAME = "export.json"
 FORMAT = 1

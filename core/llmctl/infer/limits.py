@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmctl.card.decoder_spec import FusedDecoder
 from llmctl.errors import ConfigError
-from llmctl.fused import FusedDecoder
 from llmctl.infer.batch import BLOCK
 from llmctl.infer.places import Context, Places
 from llmctl.infer.request import Request

@@ -20,7 +20,7 @@ from llmctl.runtime.memory import free_memory
 
 if TYPE_CHECKING:
     from llmctl.adapters.folder import Opened
-    from llmctl.dims import Dims
+    from llmctl.card.dims import Dims
     from llmctl.plugins import Plugin
 
 SHARE = 0.5

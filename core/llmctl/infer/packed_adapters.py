@@ -12,8 +12,8 @@ from llmctl.adapters.adapter import Adapter, Part
 from llmctl.adapters.folder import Opened
 from llmctl.adapters.merge import Merged
 from llmctl.adapters.prefix import Prefix
+from llmctl.card.decoder_spec import FusedDecoder
 from llmctl.errors import CheckpointError, UnsupportedError
-from llmctl.fused import FusedDecoder
 from llmctl.infer.packed_model import Adapted, Float, PackedAdapter
 from llmctl.infer.packing import Order, chunks, element_order, qkv_order
 

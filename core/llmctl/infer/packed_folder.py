@@ -23,10 +23,10 @@ from llmctl.adapters import base as bases
 from llmctl.adapters.folder import Opened
 from llmctl.adapters.merge import put_tokenizer
 from llmctl.adapters.prefix import Prefix
+from llmctl.card.decoder_spec import Contexts, Experts, FusedDecoder, Rope
 from llmctl.checkpoint.convert import copy_rest, open_source
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
-from llmctl.fused import Contexts, Experts, FusedDecoder, Rope
 from llmctl.infer.packed_adapters import merged_state
 from llmctl.infer.packed_linear import LAYOUT, PackedLinear
 from llmctl.infer.packed_model import Adapted, Layer, Linear, Norm, PackedAdapter, PackedModel

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.fused import FusedDecoder
+from llmctl.card.decoder_spec import FusedDecoder
 from llmctl.infer.packed_linear import PackedLinear
 
 Float = NDArray[np.float32]

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.capabilities import require
+from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.dims import Dims
+from llmctl.card.support import require
 from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.dtypes import FLOATS, cast
-from llmctl.dims import Dims
 from llmctl.errors import CheckpointError, ConfigError
-from llmctl.fused import FusedDecoder
 from llmctl.infer import packed_linear
 from llmctl.infer.packed_linear import KINDS, PackedLinear
 from llmctl.infer.packed_model import Float, Layer, Linear, Norm, PackedModel

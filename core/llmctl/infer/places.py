@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmctl.card.decoder_spec import FusedDecoder
 from llmctl.errors import DataError
-from llmctl.fused import FusedDecoder
 from llmctl.infer.batch import Int
 
 

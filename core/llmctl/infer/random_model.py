@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from llmctl import plugins
+from llmctl.card.dims import Dims
 from llmctl.checkpoint.safetensors_file import Planned, write_file
-from llmctl.dims import Dims
 from llmctl.errors import ConfigError
 
 STD = 0.02

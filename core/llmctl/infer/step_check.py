@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmctl.fused import FusedDecoder, Rope
+from llmctl.card.decoder_spec import FusedDecoder, Rope
 from llmctl.infer.native import NativeExecutor
 from llmctl.infer.packed_linear import pack
 from llmctl.infer.packed_model import Adapted, Float, Layer, Linear, Norm, PackedAdapter, PackedModel

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llmctl.dims import Dims
+from llmctl.card.dims import Dims
 from llmctl.errors import ConfigError
 from llmctl.infer.limits import remedy
 from llmctl.infer.request import BeamOptions, Event, Generation, Request

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.fused import FusedDecoder
+from llmctl.card.decoder_spec import FusedDecoder
 
 FIRST = 256
 """Positions that the tables hold at least."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import paddle
 
+from llmctl.card.decoder_spec import Contexts
 from llmctl.errors import DataError
-from llmctl.fused import Contexts
 from llmctl.nn.cache import KVCache
 from llmctl.nn.layout import Layout, Mask
 from llmctl.nn.position import Angles, Rotary

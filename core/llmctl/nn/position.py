@@ -10,8 +10,8 @@ from typing import Any
 
 import paddle
 
+from llmctl.card.rope import RULES, Rotation, Rule, rule_for
 from llmctl.nn import kernels
-from llmctl.nn.frequencies import RULES, Rotation, Rule, rule_for
 
 Angles = tuple[paddle.Tensor, paddle.Tensor]
 """Cosines and sines [B, T, 1, H]."""

@@ -12,7 +12,7 @@ from paddle import nn
 from paddle.nn import functional as F
 from paddle.nn.initializer import Normal
 
-from llmctl.card import Moe
+from llmctl.card.family import Moe
 
 
 class SoftmaxTopK(nn.Layer):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from llmctl import plugins
-from llmctl.card import Family
-from llmctl.dims import Dims
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
 from llmctl.testing.evidence import EXACT, proves
 from llmctl.testing.tiny import descend, random_model
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmctl import capabilities
-from llmctl.card import Family
-from llmctl.dims import Dims
+from llmctl.card import capabilities, support
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
 from llmctl.testing.evidence import proves
 from llmctl.testing.fused import VIRTUAL, Fused, executor
 
@@ -57,7 +57,7 @@ class BatchingConformance:
         from llmctl.adapters.prefix import Prefix, shape_of
         from llmctl.infer.packed_adapters import pack_prefix
 
-        if isinstance(capabilities.state(card, "prefix-tuning"), capabilities.Unsupported):
+        if isinstance(support.state(card, "prefix-tuning"), capabilities.Unsupported):
             pytest.skip("the family takes no virtual tokens")
         values = np.random.default_rng(4).normal(size=shape_of(dims, VIRTUAL)).astype("float32")
         requests = self.requests(dims)

@@ -15,11 +15,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from llmctl import capabilities, plugins
-from llmctl.card import Family
-from llmctl.dims import Dims
+from llmctl import plugins
+from llmctl.card import capabilities, support
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
+from llmctl.card.sharding import Parallel
+from llmctl.card.tiny import tiny_dims
+from llmctl.card.validate import validate
 from llmctl.errors import UnsupportedError
-from llmctl.hookspecs import Parallel
 from llmctl.testing.adapters import AdapterConformance
 from llmctl.testing.batching import BatchingConformance
 from llmctl.testing.evidence import EXACT, KEY_BIAS, proves
@@ -29,8 +32,7 @@ from llmctl.testing.prefixes import PrefixConformance
 from llmctl.testing.purity import heavy_imports
 from llmctl.testing.static import StaticConformance
 from llmctl.testing.tensor_parallel import TensorParallelConformance
-from llmctl.testing.tiny import descend, random_model, tiny_dims
-from llmctl.validation import validate
+from llmctl.testing.tiny import descend, random_model
 
 
 class FamilyConformance(
@@ -221,15 +223,15 @@ class FamilyConformance(
 
     def test_what_is_unsupported_is_refused_with_its_reason(self, card: Family) -> None:
         for method in capabilities.METHODS:
-            found = capabilities.state(card, method)
+            found = support.state(card, method)
             if isinstance(found, capabilities.Unsupported):
                 with pytest.raises(UnsupportedError) as error:
-                    capabilities.require(card, method)
+                    support.require(card, method)
                 assert found.reason in str(error.value)
             else:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    capabilities.require(card, method)
+                    support.require(card, method)
 
     @proves("sft")
     def test_recordings_of_the_original_code_are_repeated(self, request: pytest.FixtureRequest) -> None:

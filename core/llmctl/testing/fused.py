@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmctl import capabilities, plugins
-from llmctl.card import Family
-from llmctl.dims import Dims
+from llmctl import plugins
+from llmctl.card import capabilities, support
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
 from llmctl.testing.evidence import proves
 from llmctl.testing.tiny import random_model
 
@@ -81,7 +82,7 @@ class FusedConformance:
         from llmctl.checkpoint import save_weights
         from llmctl.infer.packing import pack_model
 
-        if isinstance(capabilities.state(plugin.card, "fused"), capabilities.Unsupported):
+        if isinstance(support.state(plugin.card, "fused"), capabilities.Unsupported):
             pytest.skip("the family has no fused path")
         folder, layer = tmp_path_factory.mktemp("fused"), single_layer(plugin, dims)
         (folder / "config.json").write_text(json.dumps(plugin.card.config_from_dims(dims)), encoding="utf-8")
@@ -181,7 +182,7 @@ class FusedConformance:
         from llmctl.adapters.prefix import Prefix, shape_of
         from llmctl.infer.packed_adapters import pack_prefix
 
-        if isinstance(capabilities.state(card, "prefix-tuning"), capabilities.Unsupported):
+        if isinstance(support.state(card, "prefix-tuning"), capabilities.Unsupported):
             pytest.skip("the family takes no virtual tokens")
         texts, values = self.texts(dims), np.random.default_rng(4).normal(size=shape_of(dims, VIRTUAL))
         put_prefix(fused.layer, shape_of(dims, VIRTUAL)).take(values.astype("float32"))

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmctl import capabilities, plugins
-from llmctl.card import Family
-from llmctl.dims import Dims
+from llmctl import plugins
+from llmctl.card import capabilities, support
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
 from llmctl.errors import UnsupportedError
 from llmctl.testing.evidence import EXACT, proves
 from llmctl.testing.tiny import descend, random_model
@@ -47,7 +48,7 @@ class PrefixConformance:
         from llmctl.adapters.prefix import shape_of
         from llmctl.nn.cache import KVCache
 
-        if isinstance(capabilities.state(card, "prefix-tuning"), capabilities.Unsupported):
+        if isinstance(support.state(card, "prefix-tuning"), capabilities.Unsupported):
             pytest.skip("the family takes no virtual tokens")
         model = random_model(plugin, dims)
         text, cache = paddle.to_tensor(self.input_ids(dims, 1, TOKENS)), KVCache(TOKENS)

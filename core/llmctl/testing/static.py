@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmctl import plugins
-from llmctl.dims import Dims
+from llmctl.card.dims import Dims
 from llmctl.testing.evidence import proves
 
 NEW = 6

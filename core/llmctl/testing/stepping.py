@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.fused import FusedDecoder
+from llmctl.card.decoder_spec import FusedDecoder
 from llmctl.infer.batch import BLOCK, Batch
 
 Array = NDArray[Any]

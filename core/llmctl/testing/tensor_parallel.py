@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from llmctl import plugins
-from llmctl.card import Family
-from llmctl.dims import Dims
-from llmctl.hookspecs import Split
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
+from llmctl.card.sharding import Split
+from llmctl.card.tiny import tiny_dims
 from llmctl.testing.evidence import EXACT, proves
-from llmctl.testing.tiny import random_model, tiny_dims
+from llmctl.testing.tiny import random_model
 
 DEGREES = (2, 4)
 """The second is more than there are key-value heads, where those are fewer than query heads; a rank has two of these."""

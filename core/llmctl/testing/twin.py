@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.card.decoder_spec import FusedDecoder
 from llmctl.checkpoint.dtypes import widen
-from llmctl.fused import FusedDecoder
 from llmctl.infer import packed_linear
 from llmctl.infer.batch import BLOCK, Batch
 from llmctl.infer.packed_model import Layer, Linear, Norm, PackedModel

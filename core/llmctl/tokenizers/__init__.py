@@ -11,13 +11,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmctl.card.tokens import TokenFacts
 from llmctl.errors import TokenizerError
 from llmctl.tokenizers.base import DecodeStream, Tokenizer
-from llmctl.tokenizers.facts import TokenFacts
 
 if TYPE_CHECKING:
-    from llmctl.card import Family
-    from llmctl.tokenizers.facts import Wording
+    from llmctl.card.family import Family
+    from llmctl.card.tokens import Wording
 
 __all__ = ["DecodeStream", "TokenFacts", "Tokenizer", "check_fits", "load"]
 

@@ -8,9 +8,9 @@ import base64
 from pathlib import Path
 from typing import Any
 
+from llmctl.card.tokens import TokenFacts
 from llmctl.errors import TokenizerError, require
 from llmctl.io.json_object import read_json
-from llmctl.tokenizers.facts import TokenFacts
 from llmctl.tokenizers.library import LibraryTokenizer
 from llmctl.tokenizers.special import CONFIG, added_tokens
 

@@ -21,8 +21,8 @@ from llmctl.tokenizers.base import Tokenizer
 from llmctl.tokenizers.special import CONFIG, TEMPLATE_KEY
 
 if TYPE_CHECKING:
-    from llmctl.card import Family
-    from llmctl.tokenizers.facts import Wording
+    from llmctl.card.family import Family
+    from llmctl.card.tokens import Wording
 
 JINJA_FILE, JSON_FILE = "chat_template.jinja", "chat_template.json"
 MARK = "\ue0f2"

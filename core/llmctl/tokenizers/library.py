@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmctl.card.tokens import TokenFacts
 from llmctl.errors import TokenizerError, require
 from llmctl.tokenizers import special
 from llmctl.tokenizers.base import Tokenizer
-from llmctl.tokenizers.facts import TokenFacts
 
 ANCHOR = "\n"
 """Text that stands for what went before, where text continues; tokenizers that begin a text with a space never join it

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from llmctl.card.tokens import TokenFacts
 from llmctl.errors import TokenizerError, require
 from llmctl.tokenizers import special
 from llmctl.tokenizers.base import Tokenizer, any_of, cut_inside
-from llmctl.tokenizers.facts import TokenFacts
 
 
 class PaddleNLPTokenizer(Tokenizer):

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmctl.card.tokens import TokenFacts
 from llmctl.errors import TokenizerError, require
 from llmctl.io import json_object
 from llmctl.tokenizers import special
 from llmctl.tokenizers.base import Tokenizer, any_of, cut_inside
-from llmctl.tokenizers.facts import TokenFacts
 
 SPACE = "\u2581"
 ANCHOR = "\n"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmctl.card.tokens import TokenFacts
 from llmctl.errors import TokenizerError
 from llmctl.io.json_object import read_json, write_json
-from llmctl.tokenizers.facts import TokenFacts
 
 CONFIG, TEMPLATE_KEY = "tokenizer_config.json", "chat_template"
 ROLES = ("bos", "eos", "pad", "unk")

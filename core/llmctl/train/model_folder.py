@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llmctl import plugins
+from llmctl.card.dims import Dims
 from llmctl.checkpoint import read_config, save_weights
-from llmctl.dims import Dims
 
 GENERATION = "generation_config.json"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmctl.card import Family
-from llmctl.dims import Dims
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
+from llmctl.card.slots import place
 from llmctl.nn.recompute import recompute_layers
-from llmctl.standard import place
 
 
 def apply(model: Any, card: Family, dims: Dims, what: str, interval: int) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmctl import precision
-from llmctl.card import Family
-from llmctl.dims import Dims
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
 from llmctl.plugins import Plugin
 from llmctl.precision import Precision
 from llmctl.tokenizers import Tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import paddle
 
-from llmctl.nn.alibi import slopes
+from llmctl.card.alibi import slopes
 from llmctl.nn.block import Block
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import embedding, run_layers

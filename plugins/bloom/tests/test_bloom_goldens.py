@@ -3,8 +3,8 @@
 import pytest
 
 from llmctl import plugins
+from llmctl.card.tiny import tiny_dims
 from llmctl.testing.golden import check_all
-from llmctl.testing.tiny import tiny_dims
 
 
 @pytest.mark.assets

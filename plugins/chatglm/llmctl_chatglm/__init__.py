@@ -6,11 +6,11 @@ https://arxiv.org/abs/2103.10360. ChatGLM2 and ChatGLM3 are a card of their own.
 import struct
 
 from llmctl import Family, Param, Setting, TokenFacts, Unsupported, hookimpl, sizes, template
-from llmctl.fused import Contexts
-from llmctl.graph import rope
-from llmctl.nn.frequencies import Rule, plain
-from llmctl.renames import Piece
-from llmctl.rows import fixed_settings, linear_rows, norm_rows, required_settings
+from llmctl.card.decoder_spec import Contexts
+from llmctl.card.fill_decoder import rope
+from llmctl.card.presets import fixed_settings, linear_rows, norm_rows, required_settings
+from llmctl.card.rope import Rule, plain
+from llmctl.card.weight_map import Piece
 
 L, A, M = "layers.{layer}.", "layers.{layer}.attention.", "layers.{layer}.mlp."
 BLANKS = tuple((" " * length, f"<|blank_{length}|>") for length in range(80, 1, -1))

@@ -4,10 +4,10 @@ https://github.com/THUDM/ChatGLM2-6B and https://github.com/THUDM/ChatGLM3
 """
 
 from llmctl import Family, Param, Setting, TokenFacts, hookimpl, sizes, template
+from llmctl.card.fill_decoder import rope
+from llmctl.card.presets import above_zero, fixed_settings, linear_rows, required_settings
+from llmctl.card.weight_map import one_after_another, optionally_alternating, optionally_apart
 from llmctl.errors import ConfigError
-from llmctl.graph import rope
-from llmctl.renames import one_after_another, optionally_alternating, optionally_apart
-from llmctl.rows import above_zero, fixed_settings, linear_rows, required_settings
 from llmctl_chatglm import NAMES, SETTINGS, THETA
 
 L, A, M = "encoder.layers.{layer}.", "encoder.layers.{layer}.self_attention.", "encoder.layers.{layer}.mlp."

@@ -4,13 +4,13 @@ import numpy as np
 import paddle
 import pytest
 
+from llmctl.card.decoder_spec import Contexts
+from llmctl.card.tiny import tiny_dims
 from llmctl.errors import ConfigError, DataError
-from llmctl.fused import Contexts
 from llmctl.nn.cache import KVCache
 from llmctl.nn.contexts import find_contexts
 from llmctl.plugins import resolve
 from llmctl.testing.golden import check_all
-from llmctl.testing.tiny import tiny_dims
 from llmctl_chatglm import CARD, chatglm2
 from llmctl_chatglm.modeling import ChatGLM2ForCausalLM, ChatGLMForCausalLM
 

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2005.14165
 """
 
 from llmctl import Family, Param, Setting, Size, hookimpl, linear_rows, norm_rows
-from llmctl.renames import Piece, in_groups, one_after_another
+from llmctl.card.weight_map import Piece, in_groups, one_after_another
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 HUB = "https://huggingface.co/openai-community/"

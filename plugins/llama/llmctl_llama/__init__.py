@@ -4,9 +4,9 @@ https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2307.09288, https://arxi
 """
 
 from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows, template
-from llmctl.graph import rope
-from llmctl.nn.frequencies import BY_BANDS, RULES, rule_for
-from llmctl.renames import hf_decoder_fused
+from llmctl.card.fill_decoder import rope
+from llmctl.card.rope import BY_BANDS, RULES, rule_for
+from llmctl.card.weight_map import hf_decoder_fused
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 META, HUGGY = "https://huggingface.co/meta-llama/", "https://huggingface.co/huggyllama/"

@@ -6,10 +6,9 @@ https://arxiv.org/abs/2309.10305 and https://github.com/baichuan-inc/Baichuan-7B
 from dataclasses import replace
 
 from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Setting, Size, TokenFacts, hookimpl, template
-from llmctl.graph import rope
-from llmctl.hookspecs import Rename
-from llmctl.nn.alibi import slopes
-from llmctl.renames import hf_decoder_fused, one_after_another
+from llmctl.card.alibi import slopes
+from llmctl.card.fill_decoder import rope
+from llmctl.card.weight_map import Rename, hf_decoder_fused, one_after_another
 
 PACKED = "layers.{layer}.self_attn.W_pack.weight"
 HUB = "https://huggingface.co/baichuan-inc/"

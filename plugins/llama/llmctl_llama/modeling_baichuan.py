@@ -6,7 +6,7 @@ from functools import partial
 
 import paddle
 
-from llmctl.nn.alibi import slopes
+from llmctl.card.alibi import slopes
 from llmctl.nn.assembly import decoder_of
 from llmctl.nn.attention import Attention
 from llmctl.nn.causal_lm import CausalLM

@@ -11,9 +11,9 @@ from llmctl import plugins, preflight
 from llmctl.adapters import folder as folders
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Part
+from llmctl.card.tiny import tiny_dims
 from llmctl.config import MethodConfig
 from llmctl.errors import ConfigError
-from llmctl.testing.tiny import tiny_dims
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from llmctl.card.validate import validate
 from llmctl.errors import ConfigError
-from llmctl.validation import validate
 from llmctl_llama import CARD
 
 

@@ -4,7 +4,7 @@ https://arxiv.org/abs/2401.04088
 """
 
 from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Moe, Param, Setting, Size, hookimpl, template
-from llmctl.nn.frequencies import rule_for
+from llmctl.card.rope import rule_for
 
 X = "layers.{layer}.block_sparse_moe."
 MISTRALAI = "https://huggingface.co/mistralai/"

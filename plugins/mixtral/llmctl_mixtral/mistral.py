@@ -4,7 +4,7 @@ https://arxiv.org/abs/2310.06825
 """
 
 from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Setting, Size, hookimpl
-from llmctl.nn.frequencies import rule_for
+from llmctl.card.rope import rule_for
 from llmctl_mixtral import CHAT
 
 MISTRALAI = "https://huggingface.co/mistralai/"

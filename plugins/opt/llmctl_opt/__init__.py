@@ -6,7 +6,7 @@ https://arxiv.org/abs/2205.01068
 from dataclasses import replace
 
 from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows, norm_rows
-from llmctl.renames import Piece, in_groups
+from llmctl.card.weight_map import Piece, in_groups
 
 L, A = "layers.{layer}.", "layers.{layer}.self_attn."
 HUB = "https://huggingface.co/facebook/"

@@ -6,10 +6,10 @@ https://arxiv.org/abs/2309.16609. Qwen2 and Qwen3 are cards of their own.
 import math
 
 from llmctl import Family, Param, Setting, TokenFacts, hookimpl, sizes, template
-from llmctl.graph import rope
-from llmctl.nn.frequencies import Rotation, Rule, plain
-from llmctl.renames import one_after_another, optionally_fused
-from llmctl.rows import fixed_settings, linear_rows, required_settings
+from llmctl.card.fill_decoder import rope
+from llmctl.card.presets import fixed_settings, linear_rows, required_settings
+from llmctl.card.rope import Rotation, Rule, plain
+from llmctl.card.weight_map import one_after_another, optionally_fused
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 FUSED = optionally_fused([M + "w2", M + "w1"], M + "gate_up_fused_proj", one_after_another(1, 1), "ffn")

@@ -4,10 +4,10 @@ https://arxiv.org/abs/2407.10671
 """
 
 from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Param, Setting, TokenFacts, hookimpl, sizes
+from llmctl.card.presets import fixed_settings
+from llmctl.card.rope import rule_for
+from llmctl.card.weight_map import hf_decoder_fused
 from llmctl.errors import ConfigError
-from llmctl.nn.frequencies import rule_for
-from llmctl.renames import hf_decoder_fused
-from llmctl.rows import fixed_settings
 from llmctl_qwen import CUT, HELPFUL
 
 A = "layers.{layer}.self_attn."

@@ -8,11 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from llmctl import plugins, tokenizers
+from llmctl.card.tiny import tiny_dims
 from llmctl.cli import cli
 from llmctl.data.encoding import IGNORED, Encoder, prompt_ids
 from llmctl.data.reading import Example
 from llmctl.errors import TokenizerError
-from llmctl.testing.tiny import tiny_dims, write_model
+from llmctl.testing.tiny import write_model
 from llmctl.tokenizers.chat import Conversation
 from llmctl_qwen import CARD, SPECIAL, qwen2, qwen3
 

@@ -4,9 +4,9 @@ https://arxiv.org/abs/2407.10671
 """
 
 from llmctl import HF_DECODER, Family, Moe, Param, Setting, Size, TokenFacts, Unsupported, hookimpl, template
+from llmctl.card.presets import linear_rows
+from llmctl.card.rope import rule_for
 from llmctl.errors import ConfigError
-from llmctl.nn.frequencies import rule_for
-from llmctl.rows import linear_rows
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 HUB = "https://huggingface.co/Qwen/"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Any
 
-from llmctl import standard
+from llmctl.card import slots
 from llmctl.errors import ConfigError
 
 
@@ -76,7 +76,7 @@ def check_together(values: Mapping[str, Any], position: str, where: str) -> None
         raise ConfigError(f"{where}: {heads} query heads cannot share {kv_heads} key-value heads; it must divide them")
     if values.get("top_k", 0) > values.get("experts", inf):
         raise ConfigError(f"{where}: a token cannot go to {values['top_k']} of {values['experts']} experts")
-    width, unit = values.get("head_dim", 0), standard.ROTATED.get(position, 1)
+    width, unit = values.get("head_dim", 0), slots.ROTATED.get(position, 1)
     if width % unit and values.get("position") != "alibi":
         raise ConfigError(
             f"{where}: a head of width {width} cannot be rotated in pairs; its width must be a multiple of {unit}"

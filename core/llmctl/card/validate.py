@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
-from llmctl import standard
-from llmctl.capabilities import METHODS, Unsupported
-from llmctl.card import PLACEHOLDERS, Family
+from llmctl.card import slots, support
+from llmctl.card.capabilities import METHODS, Unsupported
+from llmctl.card.family import PLACEHOLDERS, Family
 
 
 def validate(card: Family) -> list[str]:
@@ -37,7 +37,7 @@ def validate(card: Family) -> list[str]:
 def _names(card: Family) -> list[str]:
     """Names on a card that nobody knows, and tensors that the fused decoder would pass over; a line each."""
     lines = []
-    for field, known in standard.KERNELS.items():
+    for field, known in slots.KERNELS.items():
         if getattr(card, field) not in known:
             lines.append(f"{field}={getattr(card, field)!r} is unknown; known: {', '.join(known)}")
     lines += [
@@ -46,11 +46,11 @@ def _names(card: Family) -> list[str]:
     for param in card.params:
         _, dot, part = param.slot.partition(".")
         inside = "{layer}" in param.name
-        known, where = (standard.SLOTS, "in a layer") if inside else (standard.OUTER_SLOTS, "outside the layers")
-        if param.slot and (standard.place(param.slot) not in known or (dot and not (inside and part.isdigit()))):
+        known, where = (slots.SLOTS, "in a layer") if inside else (slots.OUTER_SLOTS, "outside the layers")
+        if param.slot and (slots.place(param.slot) not in known or (dot and not (inside and part.isdigit()))):
             parts = ", with .0, .1 for parts" if inside else ""
             lines.append(f"{param.name}: slot={param.slot!r} is unknown {where}; known: {', '.join(known)}{parts}")
-    if standard.fills_the_standard_decoder(card) and not isinstance(card.claims.get("fused"), Unsupported):
+    if support.fills_the_standard_decoder(card) and not isinstance(card.claims.get("fused"), Unsupported):
         lines += [
             f"{param.name} has no slot, so that the fused decoder would leave it out; give it one, as the others have, or "
             "say claims={'fused': Unsupported('why')}"

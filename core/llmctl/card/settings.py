@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
+from llmctl.card.shapes import evaluate
 from llmctl.errors import ConfigError
-from llmctl.shapes import evaluate
 
 
 class _Required:

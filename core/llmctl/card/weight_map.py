@@ -10,8 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmctl.card import Family, prefixed
-from llmctl.hookspecs import Part, Rename
+from llmctl.card.family import Family, prefixed
 
 
 @dataclass(frozen=True)
@@ -102,3 +101,44 @@ def chosen(renames: Sequence[Rename], known: Collection[str]) -> list[Rename]:
         if rename.way in present or not rename.way:
             ways[rename.target] = ways.get(rename.target) or rename.way
     return [rename for rename in renames if rename.way == ways.get(rename.target)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of an axis that consists of ``blocks`` equal blocks of ``of`` equal units: in each block, some units.
+
+    Attributes:
+        start: First unit of a block.
+        stop: Unit after the last.
+        of: Units in a block.
+        blocks: Number of blocks; 1 = the share is contiguous.
+    """
+
+    start: int
+    stop: int
+    of: int
+    blocks: int = 1
+
+
+@dataclass(frozen=True)
+class Rename:
+    """A tensor of a file and where it goes, or a part of it that goes into a part of a tensor of the card.
+
+    Parts are of the last axis as paddle stores it: the outputs of a linear.
+
+    Attributes:
+        source: Name in the file.
+        target: Name in the layer's state dict.
+        transpose: The file stores ``[out, in]``, paddle ``[in, out]``.
+        part: What is taken of the source; None = all of it.
+        place: Where it lies in the target; None = it is the target.
+        way: Where files come in several packings, the name of one of them. Its renames are used, for their targets, in a
+            file that has a tensor which only this packing has; ``""`` = those of any other file.
+    """
+
+    source: str
+    target: str
+    transpose: bool = False
+    part: Part | None = None
+    place: Part | None = None
+    way: str = ""

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmctl.card import Size
+from llmctl.card.family import Size
 from llmctl.errors import ConfigError
 
 FILE = "sizes.csv"

@@ -1,68 +1,18 @@
-"""Capability states and the question whether a family offers a method.
-
-A card *claims* only what differs from what its table implies; `state` joins the two. Evidence from tests is not here.
-"""
+"""Whether a family offers a method, from its card: the state of a capability and the error where it does not."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmctl.card import support
+from llmctl.card.capabilities import FUSED, METHODS, Experimental, State, Supported, Unsupported
+from llmctl.card.slots import KERNELS, NEEDED, NEEDED_OUTSIDE, OTHER, place
 from llmctl.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from llmctl.card import Family
-
-
-@dataclass(frozen=True)
-class Supported:
-    """The method works for the family."""
-
-
-@dataclass(frozen=True)
-class Experimental:
-    """The method runs; the note says what to beware of."""
-
-    note: str
-
-
-@dataclass(frozen=True)
-class Unsupported:
-    """The method is refused with this reason."""
-
-    reason: str
-
-
-State = Supported | Experimental | Unsupported
-
-METHODS = {
-    "pretrain": "pretraining",
-    "sft": "supervised fine-tuning",
-    "lora": "LoRA",
-    "prefix-tuning": "prefix tuning",
-    "dpo": "DPO",
-    "quantize": "quantisation",
-    "convert": "weight conversion",
-    "fused": "fused inference",
-    "fused-lora": "LoRA in the fused engine",
-    "fused-prefix": "virtual tokens in the fused engine",
-    "wint8": "fused inference with 8-bit weights",
-    "wint4": "fused inference with 4-bit weights",
-    "static": "static export",
-    "tensor-parallel": "tensor parallelism",
-}
-"""Every method a card may make a claim about, with its name in messages."""
-
-FUSED = {
-    "fused": (),
-    "fused-lora": ("fused", "lora"),
-    "fused-prefix": ("fused", "prefix-tuning"),
-    "wint8": ("fused",),
-    "wint4": ("fused",),
-}
-"""Methods of the fused engine, and the methods that each of them needs."""
+    from llmctl.card.family import Family
 
 
 def state(card: Family, method: str) -> State:
@@ -82,14 +32,13 @@ def state(card: Family, method: str) -> State:
 
 
 def _fused(card: Family, needed: Sequence[str]) -> State:
-    from llmctl import standard
 
     for method in needed:
         if isinstance(found := state(card, method), Unsupported):
             return found
-    if not standard.fills_the_standard_decoder(card):
+    if not support.fills_the_standard_decoder(card):
         return Unsupported("the card does not fill every slot of the standard decoder")
-    if others := standard.without_kernel(card):
+    if others := support.without_kernel(card):
         return Unsupported(f"the fused decoder has no kernel for the family's {' and '.join(others)}")
     return Supported()
 
@@ -107,3 +56,13 @@ def require(card: Family, method: str) -> None:
         warnings.warn(
             f"{METHODS.get(method, method)} is experimental for {card.name}: {found.note}", UserWarning, stacklevel=2
         )
+
+
+def fills_the_standard_decoder(card: Family) -> bool:
+    """Whether the rows of a card have every slot that a fused path needs."""
+    return {place(param.slot) for param in card.params} >= NEEDED | NEEDED_OUTSIDE
+
+
+def without_kernel(card: Family) -> list[str]:
+    """The fields of a card that say ``other``."""
+    return [field for field in KERNELS if getattr(card, field) == OTHER]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llmctl.card import Param
+from llmctl.card.family import Param
+from llmctl.card.settings import Setting
 from llmctl.errors import ConfigError
-from llmctl.settings import Setting
 
 
 def above_zero(key: str) -> Callable[[Any], None]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmctl.card import Family
+    pass
 
 SLOTS: Mapping[str, str] = {
     "ln": "weight of the norm before attention",
@@ -85,16 +85,6 @@ ROTATED: Mapping[str, int] = {
 """Position encoding that turns elements of a head in pairs -> what the width of a head must be a multiple of."""
 KERNELS: Mapping[str, Mapping[str, str]] = {"norm": NORMS, "activation": ACTIVATIONS, "position": POSITIONS}
 """Field of the card -> the names that it may have and what they stand for."""
-
-
-def fills_the_standard_decoder(card: Family) -> bool:
-    """Whether the rows of a card have every slot that a fused path needs."""
-    return {place(param.slot) for param in card.params} >= NEEDED | NEEDED_OUTSIDE
-
-
-def without_kernel(card: Family) -> list[str]:
-    """The fields of a card that say ``other``."""
-    return [field for field in KERNELS if getattr(card, field) == OTHER]
 
 
 def place(slot: str) -> str:

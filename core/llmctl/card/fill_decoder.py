@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmctl import standard
-from llmctl.card import Family, Tensor
-from llmctl.dims import Dims
+from llmctl.card import slots, support
+from llmctl.card.alibi import slopes
+from llmctl.card.decoder_spec import Experts, FusedDecoder, Rope
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family, Tensor
+from llmctl.card.rope import RULES, Rotation, Rule, rule_for
+from llmctl.card.shapes import Axis
 from llmctl.errors import UnsupportedError
-from llmctl.fused import Experts, FusedDecoder, Rope
-from llmctl.nn.alibi import slopes
-from llmctl.nn.frequencies import RULES, Rotation, Rule, rule_for
-from llmctl.shapes import Axis
 
 _GATED = ("swiglu",)
 """Activations of which ``ffn1`` gives gate and up."""
@@ -36,10 +36,10 @@ def standard_decoder(card: Family, dims: Dims) -> FusedDecoder:
     outer = {tensor.slot: tensor for tensor in tensors if tensor.layer is None and tensor.slot}
     layers = _slots(tensors, dims.layers)
     said = dict(card.decoder(dims)) if card.decoder else {}
-    if others := standard.without_kernel(card):
+    if others := support.without_kernel(card):
         raise _unfit(card, f"{' and '.join(others)} 'other' has no kernel")
-    empty = [slot for slot in standard.NEEDED_OUTSIDE if slot not in outer]
-    empty += sorted({slot for layer in layers for slot in standard.NEEDED - layer.keys()})
+    empty = [slot for slot in slots.NEEDED_OUTSIDE if slot not in outer]
+    empty += sorted({slot for layer in layers for slot in slots.NEEDED - layer.keys()})
     if empty:
         raise _unfit(card, f"no tensor fills {', '.join(empty)}")
     for layer in layers:
@@ -85,7 +85,7 @@ def _slots(tensors: Sequence[Tensor], count: int) -> list[dict[str, list[Tensor]
     layers: list[dict[str, list[Tensor]]] = [{} for _ in range(count)]
     for tensor in tensors:
         if tensor.slot and tensor.layer is not None:
-            layers[tensor.layer].setdefault(standard.place(tensor.slot), []).append(tensor)
+            layers[tensor.layer].setdefault(slots.place(tensor.slot), []).append(tensor)
     return [{slot: sorted(rows, key=_order) for slot, rows in layer.items()} for layer in layers]
 
 

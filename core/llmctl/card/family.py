@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from llmctl.capabilities import State
-from llmctl.config_keys import unknown_keys
-from llmctl.dims import Dims, check_together
+from llmctl.card.capabilities import State
+from llmctl.card.dims import Dims, check_together
+from llmctl.card.inert_keys import unknown_keys
+from llmctl.card.settings import Setting
+from llmctl.card.shapes import Axis, parse_shape
+from llmctl.card.tokens import TokenFacts
 from llmctl.errors import ConfigError
-from llmctl.settings import Setting
-from llmctl.shapes import Axis, parse_shape
-from llmctl.tokenizers.facts import TokenFacts
 
 PLACEHOLDERS = {"layer": "layers", "expert": "experts"}
 """What stands for a number in the names of rows -> the setting that says how many there are."""
@@ -151,7 +151,7 @@ class Family:
         inert: Keys of config.json that change nothing for this family, beside those of ``config_keys``.
         recognise: Tells whether a config.json with one of the architectures is this family's, where two families share
             the name of an architecture.
-        paddlenlp: From dims, where modules lie in PaddleNLP's files: a table as for ``llmctl.renames.by_module``; None =
+        paddlenlp: From dims, where modules lie in PaddleNLP's files: a table as for ``llmctl.card.weight_map.by_module``; None =
             everything has the same name there.
         paddlenlp_prefix: Prefix of names in PaddleNLP's files; None = ``paddle_prefix``.
         decoder: From dims, fields of ``fused.FusedDecoder`` that slots cannot say; None = they say everything.
