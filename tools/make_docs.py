@@ -14,12 +14,13 @@ from pathlib import Path
 
 import click
 
-from llmctl import Family, Moe, Param, Setting, Size, hookspecs
+from llmctl import Family, Moe, Param, Setting, Size
 from llmctl.card import slots
 from llmctl.cli import COMMANDS, cli
 from llmctl.config import FinetuneConfig
 from llmctl.config_dpo import DpoConfig
 from llmctl.config_pretrain import PretrainConfig
+from llmctl.plugins import hookspecs
 from llmctl.schema import describe
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -14,7 +14,7 @@ from llmctl.card.settings import HF_DECODER, REQUIRED, Setting
 from llmctl.card.sizes import sizes
 from llmctl.card.tokens import TokenFacts, template
 from llmctl.errors import LlmctlError
-from llmctl.hookspecs import API, hookimpl
+from llmctl.plugins.hookspecs import API, hookimpl
 
 if TYPE_CHECKING:
     from llmctl.loading import load

@@ -15,7 +15,6 @@ from llmctl import (
     Setting,
     Size,
     Unsupported,
-    defaults,
     linear_rows,
     norm_rows,
 )
@@ -27,6 +26,7 @@ from llmctl.card.sharding import Segment
 from llmctl.card.support import require, state
 from llmctl.card.validate import validate
 from llmctl.errors import ConfigError, UnsupportedError
+from llmctl.plugins import defaults
 
 
 def make_card(*params, **fields):

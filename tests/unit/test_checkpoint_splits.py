@@ -6,7 +6,7 @@ import pytest
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family, Param, Setting
 from llmctl.checkpoint.splits import merge, split
-from llmctl.defaults import tensor_parallel_rules
+from llmctl.plugins.defaults import tensor_parallel_rules
 
 NAMES = ("heads", "kv_heads", "head_dim", "hidden", "ffn")
 DIMS = Dims(heads=4, kv_heads=2, head_dim=3, hidden=12, ffn=8)

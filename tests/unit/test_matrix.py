@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
-from llmctl import matrix, plugins
+from llmctl import plugins
 from llmctl.card.capabilities import METHODS
 from llmctl.errors import ConfigError
+from llmctl.plugins import matrix
 
 
 @pytest.fixture

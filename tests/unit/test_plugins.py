@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from llmctl import hookspecs, plugins
+from llmctl import plugins
 from llmctl.errors import PluginError
+from llmctl.plugins import hookspecs
 
 
 def test_a_family_outside_the_repository_loads(fakes):
@@ -161,7 +162,7 @@ def test_a_plugin_overrides_one_hook_and_keeps_the_other_defaults(fakes):
     import fake_parrot
     import pluggy
 
-    from llmctl import defaults
+    from llmctl.plugins import defaults
 
     pm = pluggy.PluginManager(hookspecs.PROJECT)
     pm.add_hookspecs(hookspecs)
@@ -174,7 +175,7 @@ def test_a_plugin_overrides_one_hook_and_keeps_the_other_defaults(fakes):
 
 
 def test_every_hook_has_a_default_or_is_describe_family():
-    from llmctl import defaults
+    from llmctl.plugins import defaults
 
     hooks = {name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")}
     answered = {name for name, value in vars(defaults).items() if hasattr(value, f"{hookspecs.PROJECT}_impl")}

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from typing import Any
 
-from llmctl.hookspecs import API
+from llmctl.plugins.hookspecs import API
 
 NAME = "run.json"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from llmctl import matrix, plugins
+from llmctl import plugins
 from llmctl.card.capabilities import METHODS, Experimental, Unsupported
 from llmctl.card.dims import Dims
 from llmctl.card.family import Tensor
@@ -19,7 +19,8 @@ from llmctl.card.sharding import Split
 from llmctl.card.support import state
 from llmctl.card.weight_map import Rename
 from llmctl.errors import PluginError
-from llmctl.hookspecs import GROUP
+from llmctl.plugins import matrix
+from llmctl.plugins.hookspecs import GROUP
 
 
 @click.command()

@@ -10,8 +10,8 @@ import click
 
 from llmctl import plugins
 from llmctl.errors import PluginError
-from llmctl.hookspecs import GROUP
 from llmctl.io.atomic import atomic_folder
+from llmctl.plugins.hookspecs import GROUP
 
 FILES = {
     "pyproject.toml.txt": "pyproject.toml",

@@ -16,8 +16,8 @@ import pytest
 
 from llmctl import plugins
 from llmctl._version import __version__
-from llmctl.hookspecs import API
-from llmctl.matrix import EVIDENCE, code_hash
+from llmctl.plugins.hookspecs import API
+from llmctl.plugins.matrix import EVIDENCE, code_hash
 
 _outcomes: dict[str, dict[str, dict[str, str]]] = {}
 _due: defaultdict[str, set[str]] = defaultdict(set)

@@ -13,7 +13,7 @@ from llmctl.card.fill_decoder import standard_decoder
 from llmctl.card.sharding import Parallel, QuantTarget, Split, _split
 from llmctl.card.weight_map import Rename, by_module
 from llmctl.errors import PluginError, UnsupportedError
-from llmctl.hookspecs import hookimpl
+from llmctl.plugins.hookspecs import hookimpl
 
 
 @hookimpl(trylast=True)

@@ -18,7 +18,7 @@ from llmctl._version import __version__
 from llmctl.card.capabilities import Experimental, Unsupported
 from llmctl.card.support import state
 from llmctl.errors import ConfigError, PluginError
-from llmctl.hookspecs import API
+from llmctl.plugins.hookspecs import API
 
 EVIDENCE = "evidence.json"
 CODE = ("*.py", "*.csv")
