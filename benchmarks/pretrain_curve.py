@@ -33,8 +33,9 @@ def ours(options: argparse.Namespace, folder: Path) -> dict:
     """Trains with llmctl; leaves initial weights, samples and learning rates for the peer, returns the losses."""
     import numpy as np
 
-    from llmctl import preflight_pretrain, runtime, schema
-    from llmctl.config_pretrain import PretrainConfig
+    from llmctl import preflight_pretrain, runtime
+    from llmctl.config import schema
+    from llmctl.config.pretrain import PretrainConfig
     from llmctl.data import corpus, documents
 
     runtime.import_paddle("the benchmark")

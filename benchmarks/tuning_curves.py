@@ -59,7 +59,8 @@ CASES = {
 
 def ours(case: Case, options: argparse.Namespace, folder: Path) -> dict:
     """Trains as the command does; leaves the beginning and the texts of each update for the peer, returns the curve."""
-    from llmctl import jobs, runtime, schema
+    from llmctl import jobs, runtime
+    from llmctl.config import schema
     from llmctl.train import subject
     from llmctl.train.loop import Hook
 

@@ -17,11 +17,11 @@ import click
 from llmctl import Family, Moe, Param, Setting, Size
 from llmctl.card import slots
 from llmctl.cli import COMMANDS, cli
-from llmctl.config import FinetuneConfig
-from llmctl.config_dpo import DpoConfig
-from llmctl.config_pretrain import PretrainConfig
+from llmctl.config.dpo import DpoConfig
+from llmctl.config.finetune import FinetuneConfig
+from llmctl.config.pretrain import PretrainConfig
+from llmctl.config.schema import describe
 from llmctl.plugins import hookspecs
-from llmctl.schema import describe
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CORE = DOCS.parent / "core" / "llmctl"

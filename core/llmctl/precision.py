@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmctl import runtime
-from llmctl.config import UpdateConfig
+from llmctl.config.common import UpdateConfig
+from llmctl.config.schema import chosen_of
 from llmctl.errors import ConfigError
-from llmctl.schema import chosen_of
 
 HALF = ("float16", "bfloat16")
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from llmctl import config, loggers, plugins, precision, tokenizers
+from llmctl import loggers, plugins, precision, tokenizers
 from llmctl.adapters.folder import is_adapter
 from llmctl.card import support
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.hf_config import read_config
+from llmctl.config import common
+from llmctl.config import finetune as config
 from llmctl.data import reading
 from llmctl.data.reading import Example, parse_example
 from llmctl.errors import ConfigError
@@ -120,7 +122,7 @@ def find_model(settings: Any, family: str, task: str) -> Found:
     support.require(plugin.card, task)
     dims = plugin.card.dims_from_config(raw, str(model / "config.json"))
     _method(settings.method, plugin, dims)
-    if settings.method.name != "full" and settings.output.max_shard_bytes != config.OutputConfig().max_shard_bytes:
+    if settings.method.name != "full" and settings.output.max_shard_bytes != common.OutputConfig().max_shard_bytes:
         raise ConfigError(
             f"output.max_shard_bytes has no effect with method.name={settings.method.name}: an adapter is one file; "
             "leave it out"
@@ -158,7 +160,7 @@ def _lengths(settings: Any, dims: Dims, model: Path, packed: bool) -> None:
         )
 
 
-def _method(method: config.MethodConfig, plugin: plugins.Plugin, dims: Dims) -> None:
+def _method(method: common.MethodConfig, plugin: plugins.Plugin, dims: Dims) -> None:
     """Passes when the family offers the way to train, and the layers that it names are there."""
     if method.name == "prefix":
         support.require(plugin.card, "prefix-tuning")
@@ -199,7 +201,7 @@ def check_common(settings: Any) -> None:
     Raises:
         ConfigError: They do not.
     """
-    config.check_method(settings.method)
+    common.check_method(settings.method)
     if settings.method.pissa and settings.method.base != "float":
         raise ConfigError(
             f"method.pissa leaves the base a remainder that method.base={settings.method.base} would round otherwise than "
@@ -218,7 +220,7 @@ def check_common(settings: Any) -> None:
             f"data.packed_length={data.packed_length} is shorter than the longest example may be, "
             f"data.max_length={data.max_length}; make it at least that"
         )
-    config.check_updates(settings.train)
+    common.check_updates(settings.train)
     precision.check(settings.model.dtype, settings.train)
     precision.of(settings.model.dtype, settings.train)
     loggers.check(settings.train.log_to)

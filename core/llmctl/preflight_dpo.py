@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmctl.config_dpo import DpoConfig
+from llmctl.config.dpo import DpoConfig
 from llmctl.data.pairs import check_preference
 from llmctl.data.preferences import Preference, parse_preference
 from llmctl.errors import ConfigError

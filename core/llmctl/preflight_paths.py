@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmctl import config, plugins
+from llmctl import plugins
+from llmctl.config import common
 from llmctl.errors import ConfigError
 from llmctl.io.atomic import check_place
 
@@ -36,7 +37,7 @@ def find_path(text: str, key: str, plugin: plugins.Plugin | None) -> Path:
     return path
 
 
-def output_folder(settings: config.OutputConfig, needed: Mapping[str, Path]) -> Path:
+def output_folder(settings: common.OutputConfig, needed: Mapping[str, Path]) -> Path:
     """The folder to write to, which is empty unless a run is continued or replaced.
 
     Args:
@@ -47,7 +48,7 @@ def output_folder(settings: config.OutputConfig, needed: Mapping[str, Path]) -> 
         ConfigError: It holds something, is a file, or would be deleted with what is needed in it.
         CheckpointError: Nothing can be written there.
     """
-    config.parse_bytes(settings.max_shard_bytes)
+    common.parse_bytes(settings.max_shard_bytes)
     if settings.async_save and not STAGING.is_dir():
         raise ConfigError(f"output.async_save needs {STAGING}, a folder in memory, which this system does not have")
     folder = Path(settings.dir).expanduser()

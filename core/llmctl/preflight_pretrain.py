@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl import config, loggers, plugins, precision, tokenizers
+from llmctl import loggers, plugins, precision, tokenizers
 from llmctl.card import support
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.checkpoint.hf_config import NAME, normalise, read_config
-from llmctl.config_pretrain import PretrainConfig, PretrainModelConfig
-from llmctl.configfile import override
+from llmctl.config import common
+from llmctl.config import pretrain as config_pretrain
+from llmctl.config.file import override
+from llmctl.config.pretrain import PretrainConfig, PretrainModelConfig
+from llmctl.config.schema import chosen_of
 from llmctl.errors import ConfigError, DataError
 from llmctl.preflight import check_tensors
 from llmctl.preflight_paths import find_path, output_folder
-from llmctl.schema import chosen_of
 from llmctl.tokenizers import Tokenizer
 
 SCANNED = 256 << 20
@@ -133,7 +135,7 @@ def _combinations(settings: PretrainConfig) -> None:
         raise ConfigError(
             f"train.min_learning_rate={train.min_learning_rate} is above train.learning_rate={train.learning_rate}; lower it"
         )
-    config.check_updates(train)
+    common.check_updates(train)
     precision.check(settings.model.dtype, train)
     precision.of(settings.model.dtype, train)
     loggers.check(train.log_to)
@@ -209,11 +211,11 @@ def _corpora(settings: PretrainConfig, vocab: int) -> None:
     from llmctl.data import blending, sample_index
     from llmctl.data.pretraining import foreign_id, token_corpus
 
-    parts = sample_index.parse_split(settings.data.split)
+    parts = config_pretrain.parse_split(settings.data.split)
     used = [name for name, count in settings.samples().items() if count]
     for prefix in blending.parse(settings.data.corpora).prefixes:
         corpus = token_corpus(prefix)
-        documents = dict(zip(sample_index.SPLITS, sample_index.split_documents(parts, len(corpus)), strict=True))
+        documents = dict(zip(config_pretrain.SPLITS, sample_index.split_documents(parts, len(corpus)), strict=True))
         empty = [name for name in ("train", *used) if not documents[name]]
         if empty:
             raise DataError(

@@ -54,9 +54,11 @@ def edit_config(job, **changes):
 
 
 def test_the_job_itself_is_valid(job):
-    from llmctl import config, configfile, preflight, schema
+    from llmctl import preflight
+    from llmctl.config import file, schema
+    from llmctl.config import finetune as config
 
-    made = schema.build(config.FinetuneConfig, configfile.read_file(job / "config.yaml"))
+    made = schema.build(config.FinetuneConfig, file.read_file(job / "config.yaml"))
     assert "4 examples" in preflight.finetune(made, "llama").summary()
 
 

@@ -90,12 +90,12 @@ def test_links_between_pages_lead_somewhere():
 
 
 def test_print_config_is_a_valid_configuration(tmp_path):
-    from llmctl import config, configfile, schema
+    from llmctl.config import file, finetune, schema
 
     for family, path in (("llama", "plugin:"), ("opt", "")):
         done = run(["--model", family, "finetune", "--print-config"], tmp_path)
         (tmp_path / "printed.yaml").write_text(done.stdout, encoding="utf-8")
-        made = schema.build(config.FinetuneConfig, configfile.read_file(tmp_path / "printed.yaml"))
+        made = schema.build(finetune.FinetuneConfig, file.read_file(tmp_path / "printed.yaml"))
         assert made.model.path.startswith(path) and json.dumps(schema.to_dict(made)) and "[]" not in done.stdout
-        fields = {row.split(".")[1] for row, *_ in schema.describe(config.FinetuneConfig)}
+        fields = {row.split(".")[1] for row, *_ in schema.describe(finetune.FinetuneConfig)}
         assert fields <= set(re.findall(r"^  (?:# )?(\w+):", done.stdout, re.MULTILINE))

@@ -5,18 +5,18 @@ import typing
 
 import pytest
 
-from llmctl import config, configfile, schema
-from llmctl.config import FinetuneConfig
-from llmctl.configfile import override
+from llmctl.config import common, file, schema
+from llmctl.config.file import override
+from llmctl.config.finetune import FinetuneConfig
+from llmctl.config.schema import build
 from llmctl.errors import ConfigError
-from llmctl.schema import build
 
 
 def test_defaults_are_valid_and_survive_yaml(tmp_path):
     made = build(FinetuneConfig, {"model": {"path": "m"}, "data": {"train": "a.jsonl"}})
     assert made.data.train == ["a.jsonl"]
     (tmp_path / "c.yaml").write_text(schema.to_yaml(made, "header"))
-    assert build(FinetuneConfig, configfile.read_file(tmp_path / "c.yaml")) == made
+    assert build(FinetuneConfig, file.read_file(tmp_path / "c.yaml")) == made
 
 
 def test_every_field_has_one_line_of_documentation():
@@ -92,20 +92,20 @@ def test_malformed_set_is_refused(bad):
 def test_broken_files_are_refused_with_their_place(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=message):
-        configfile.read_file(tmp_path / name)
+        file.read_file(tmp_path / name)
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no configuration file .*absent\.yaml"):
-        configfile.read_file(tmp_path / "absent.yaml")
+        file.read_file(tmp_path / "absent.yaml")
 
 
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5mb", 1_500_000), ("10B", 10), ("2 KB", 2000)])
 def test_sizes_in_bytes(text, size):
-    assert config.parse_bytes(text) == size
+    assert common.parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["5", "GB", "-1GB", "0B", "nanGB", "infGB", "5TB"])
 def test_other_sizes_are_refused(text):
     with pytest.raises(ConfigError, match="is not a size"):
-        config.parse_bytes(text)
+        common.parse_bytes(text)

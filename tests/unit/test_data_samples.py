@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_data_indexed import write
 
+from llmctl.config import pretrain
 from llmctl.data import blending, sample_index
 from llmctl.data.encoding import IGNORED
 from llmctl.data.pretraining import Setting, open_split
@@ -75,14 +76,14 @@ def test_millions_of_short_documents_are_indexed_without_a_loop_over_them():
 )
 def test_documents_are_split_by_rounded_borders(text, documents, expected):
     """The first two as convert_split_vector_to_split_matrix of Megatron Core gives them."""
-    parts = sample_index.split_documents(sample_index.parse_split(text), documents)
+    parts = sample_index.split_documents(pretrain.parse_split(text), documents)
     assert [(part.start, part.stop) for part in parts] == expected
 
 
 @pytest.mark.parametrize("text", ["", "a,b", "1,2,3,4", "0,0,0", "1,-1,0", "nan", "inf"])
 def test_a_split_that_is_none_is_refused(text):
     with pytest.raises(DataError, match="is not one to three weights"):
-        sample_index.parse_split(text)
+        pretrain.parse_split(text)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import typing
 
 import pytest
 
-from llmctl import config, schema
 from llmctl.cli import COMMANDS
-from llmctl.config_pretrain import PretrainConfig
-from llmctl.configfile import read_file
+from llmctl.config import common, finetune, schema
+from llmctl.config.file import read_file
+from llmctl.config.pretrain import PretrainConfig
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.jobs import part
 from llmctl.migrate import derived
@@ -229,9 +229,9 @@ def test_keys_without_effect_are_named_with_the_reason():
 )
 def test_keys_of_what_is_not_asked_for_are_named_and_stop_no_run(changes, reason):
     made = migrate({**SFT, **changes}, "old.json")
-    settings = schema.build(config.FinetuneConfig, made.values)
-    config.check_method(settings.method)
-    config.check_updates(settings.train)
+    settings = schema.build(finetune.FinetuneConfig, made.values)
+    common.check_method(settings.method)
+    common.check_updates(settings.train)
     (note,) = [line for line in made.notes() if reason in line]
     named = changes.keys() - {"prefix_tuning", "recompute", "do_eval", "evaluation_strategy", "lr_scheduler_type"}
     assert all(key in note for key in named)
@@ -248,12 +248,12 @@ def test_the_new_file_is_read_back_as_the_same_configuration(tmp_path):
     made = migrate({**SFT, "lora": True}, "old.json")
     (tmp_path / "new.yaml").write_text(to_yaml(made, "parrot"), encoding="utf-8")
     assert (tmp_path / "new.yaml").read_text().startswith("# Run with: llmctl --model parrot finetune ")
-    assert schema.build(config.FinetuneConfig, read_file(tmp_path / "new.yaml")) == built(SFT, lora=True)
+    assert schema.build(finetune.FinetuneConfig, read_file(tmp_path / "new.yaml")) == built(SFT, lora=True)
 
 
 def test_our_own_files_are_not_taken_for_old_ones():
     assert is_old(SFT) and is_old(PRETRAIN)
-    assert not is_old(schema.to_dict(config.FinetuneConfig()))
+    assert not is_old(schema.to_dict(finetune.FinetuneConfig()))
 
 
 def test_the_table_names_each_key_once_and_only_fields_that_exist():

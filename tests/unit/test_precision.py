@@ -13,10 +13,11 @@ from cut_runs import Crash, losses
 from test_train_loop import Record, task, weights
 from train_toys import ToyModel
 
-from llmctl import config, plugins, precision, preflight, runtime, schema
+from llmctl import plugins, precision, preflight, runtime
 from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import build
+from llmctl.config import finetune, schema
 from llmctl.errors import ConfigError
 from llmctl.nn import loss as nn_loss
 from llmctl.train import sft
@@ -30,7 +31,7 @@ STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_ll
 
 
 def train(**fields):
-    return schema.build(config.FinetuneConfig, {"train": fields}).train
+    return schema.build(finetune.FinetuneConfig, {"train": fields}).train
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_mixed_precision_without_a_gpu_is_refused_before_anything_is_loaded(tmp_
     settings = {"model": {"path": "plugin:starter/model"}, "data": {"train": "plugin:starter/data"},
                 "train": {"amp": "O2"}, "output": {"dir": str(tmp_path / "out")}}  # fmt: skip
     with pytest.raises(ConfigError, match="train.amp=O2 needs a GPU.*or model.dtype=bfloat16"):
-        preflight.finetune(schema.build(config.FinetuneConfig, settings), "llama")
+        preflight.finetune(schema.build(finetune.FinetuneConfig, settings), "llama")
 
 
 def test_products_have_another_type_than_weights_in_o1_only(monkeypatch):
@@ -296,7 +297,7 @@ def job(output, resume=False, dtype="bfloat16", **method):
         "train": {"max_steps": 4, "batch_size": 2, "save_every": 2, "log_every": 1, "learning_rate": 1e-3},
         "output": {"dir": str(output), "samples": 0, "resume": resume},
     }
-    return preflight.finetune(schema.build(config.FinetuneConfig, settings), "llama")
+    return preflight.finetune(schema.build(finetune.FinetuneConfig, settings), "llama")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl import preflight_dpo, schema
+from llmctl import preflight_dpo
 from llmctl.card.tiny import tiny_dims
-from llmctl.config_dpo import DpoConfig
+from llmctl.config import schema
+from llmctl.config.dpo import DpoConfig
 from llmctl.data import pair_rows
 from llmctl.data.pairs import Pair
 from llmctl.errors import ConfigError, DataError

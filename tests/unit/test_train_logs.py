@@ -7,7 +7,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from test_train_journal import play
 
-from llmctl import config, loggers, schema
+from llmctl import loggers
+from llmctl.config import finetune, schema
 from llmctl.errors import ConfigError, MissingDependencyError
 from llmctl.train import journal, logs
 
@@ -66,9 +67,9 @@ def test_a_package_that_is_absent_is_named_with_what_installs_it(monkeypatch):
 
 
 def test_one_name_or_a_list_but_not_none_beside_others():
-    made = schema.build(config.FinetuneConfig, {"train": {"log_to": "tensorboard"}})
+    made = schema.build(finetune.FinetuneConfig, {"train": {"log_to": "tensorboard"}})
     assert made.train.log_to == ["tensorboard"]
     with pytest.raises(ConfigError, match="excludes"):
         loggers.check(["none", "tensorboard"])
     with pytest.raises(ConfigError, match="did you mean tensorboard"):
-        schema.build(config.FinetuneConfig, {"train": {"log_to": ["tensorbord"]}})
+        schema.build(finetune.FinetuneConfig, {"train": {"log_to": ["tensorbord"]}})

@@ -11,7 +11,7 @@ import pytest
 from cut_runs import Crash, check_continues, finished
 
 import llmctl
-from llmctl import config, plugins, preflight, schema
+from llmctl import plugins, preflight
 from llmctl.adapters import targets
 from llmctl.adapters.attach import load_adapted
 from llmctl.adapters.folder import open_adapter
@@ -19,6 +19,8 @@ from llmctl.adapters.merge import merge
 from llmctl.adapters.verify import verify
 from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import load_model
+from llmctl.config import finetune as config
+from llmctl.config import schema
 from llmctl.nn.blockwise import dequantise, quantise
 from llmctl.train import sft, subject
 

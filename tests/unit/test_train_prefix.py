@@ -10,14 +10,15 @@ from cut_runs import check_continues, finished
 from tiny_tokenizers import write_json
 
 import llmctl
-from llmctl import config, plugins, preflight, preflight_dpo, schema
+from llmctl import plugins, preflight, preflight_dpo
 from llmctl.adapters.attach import load_adapted, put_prefix
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import load_model
-from llmctl.config_dpo import DpoConfig
+from llmctl.config import finetune, schema
+from llmctl.config.dpo import DpoConfig
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
 from llmctl.testing.tiny import write_model
 from llmctl.train import subject
@@ -36,7 +37,7 @@ def job(output, method, resume=False, **changes):
                   "weight_decay": 0.1, **changes},
         "output": {"dir": str(output), "samples": 0, "resume": resume},
     }  # fmt: skip
-    return preflight.finetune(schema.build(config.FinetuneConfig, settings), "llama")
+    return preflight.finetune(schema.build(finetune.FinetuneConfig, settings), "llama")
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +145,12 @@ def test_settings_that_cannot_work_are_refused(tmp_path, method, data, error):
     ("build", "check", "data", "part"),
     [
         (
-            config.FinetuneConfig,
+            finetune.FinetuneConfig,
             preflight.finetune,
             {"src_length": 8, "packing": "best-fit"},
             "or data.packing to none",
         ),
-        (config.FinetuneConfig, preflight.finetune, {"src_length": 8}, None),
+        (finetune.FinetuneConfig, preflight.finetune, {"src_length": 8}, None),
         (DpoConfig, preflight_dpo.dpo, {"max_prompt_length": 8}, "10 or less$"),
     ],
 )
@@ -158,7 +159,7 @@ def test_texts_that_share_a_row_and_outgrow_a_window_are_refused(tmp_path, build
     plugin = plugins.load("mistral")
     write_model(write_json(tmp_path / "model"), plugin, tiny_dims(plugin.card, {"window": 16, "vocab": 330}))
     line = (
-        {"src": "hello"} if build is config.FinetuneConfig else {"response": ["a", "b"], "sort": [1, 0], "src": ["a"]}
+        {"src": "hello"} if build is finetune.FinetuneConfig else {"response": ["a", "b"], "sort": [1, 0], "src": ["a"]}
     )
     (tmp_path / "train.jsonl").write_text(json.dumps({**line, "tgt": [] if "sort" in line else "world"}))
     sections = {"model": {"path": str(tmp_path / "model")}, "method": {"name": "prefix", "virtual_tokens": 6},

@@ -11,9 +11,10 @@ import pytest
 from test_data_indexed import write
 
 import llmctl
-from llmctl import plugins, preflight_pretrain, schema
+from llmctl import plugins, preflight_pretrain
 from llmctl.checkpoint import open_folder
-from llmctl.config_pretrain import PretrainConfig
+from llmctl.config import schema
+from llmctl.config.pretrain import PretrainConfig
 from llmctl.data.encoding import IGNORED
 from llmctl.data.pretraining import Setting, open_split
 from llmctl.errors import ConfigError, DataError

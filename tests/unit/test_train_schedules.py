@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llmctl.config import warmup_steps
+from llmctl.config.common import warmup_steps
 from llmctl.train.schedules import schedule
 
 

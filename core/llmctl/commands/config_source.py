@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from llmctl import configfile
+from llmctl.config import file
 from llmctl.errors import ConfigError
 
 
@@ -16,7 +16,7 @@ def read_config_file(path: Path, command: str, allow_ignored: bool = False) -> d
     Raises:
         LlmctlError: The file cannot be read, or is an old one that cannot be converted or is for another command.
     """
-    data = configfile.read_file(path)
+    data = file.read_file(path)
     from llmctl.migrate.convert import is_old, migrate
 
     if not is_old(data):

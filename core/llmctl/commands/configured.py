@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from llmctl import configfile, jobs, runtime, schema
+from llmctl import jobs, runtime
 from llmctl.commands.recipe import NoStarter, output_settings
+from llmctl.config import file, schema
 
 Source = Callable[[str, Path | None, str | None, bool], tuple[dict[str, Any], str]]
 """From family, file, recipe, and whether to leave out what an old file asks for and is not offered: the configuration as
@@ -43,7 +44,7 @@ def configured(name: str, doc: str, source: Source, what: str) -> click.Command:
                     raise
                 data, where = {}, "the command line"
         given = [*assignments, *output_settings(output, resume, overwrite)]
-        config = schema.build(jobs.part(name, "config"), configfile.override(data, given), where)
+        config = schema.build(jobs.part(name, "config"), file.override(data, given), where)
         if print_config:
             click.echo(schema.to_yaml(config, f"Run with: llmctl --model {family} {name} CONFIG"), nl=False)
             return

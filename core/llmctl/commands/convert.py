@@ -8,7 +8,7 @@ import click
 
 from llmctl import plugins
 from llmctl.commands.progress import byte_bar
-from llmctl.config import parse_bytes
+from llmctl.config.common import parse_bytes
 
 
 @click.command()

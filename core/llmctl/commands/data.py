@@ -13,7 +13,7 @@ from llmctl.commands.data_doctor import command as doctor
 from llmctl.commands.progress import byte_bar
 
 if TYPE_CHECKING:
-    from llmctl.config_pretrain import PretrainConfig
+    from llmctl.config.pretrain import PretrainConfig
     from llmctl.data.pretraining import Setting
 
 ALONE_BELOW = 4 << 20
@@ -166,10 +166,10 @@ def index(
 def _configured(config_file: Path | None, **options: Any) -> PretrainConfig:
     """The configuration in a file, or the default one, with the options that were given."""
 
-    from llmctl import configfile, schema
-    from llmctl.config_pretrain import PretrainConfig
+    from llmctl.config import file, schema
+    from llmctl.config.pretrain import PretrainConfig
 
-    content = configfile.read_file(config_file) if config_file else {}
+    content = file.read_file(config_file) if config_file else {}
     config = schema.build(PretrainConfig, content, str(config_file or ""))
     for key, value in options.items():
         if value not in (None, []):

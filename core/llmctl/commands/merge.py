@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from llmctl.commands.progress import byte_bar
-from llmctl.config import parse_bytes
+from llmctl.config.common import parse_bytes
 from llmctl.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from llmctl import configfile
+from llmctl.config import file
 from llmctl.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ def command(ctx: click.Context, old: Path, allow_ignored: bool) -> None:
     """
     from llmctl.migrate.convert import is_old, migrate, to_yaml
 
-    data = configfile.read_file(old)
+    data = file.read_file(old)
     if not is_old(data):
         raise ConfigError(f"{old} is not a configuration of PaddleNLP's: it lacks model_name_or_path or output_dir")
     click.echo(to_yaml(migrate(data, str(old), allow_ignored), ctx.obj["family"]), nl=False)

@@ -12,12 +12,12 @@ from typing import Any
 
 import click
 
-from llmctl import config as configs
-from llmctl import configfile, jobs, planning, precision, runtime, schema
+from llmctl import jobs, planning, precision, runtime
 from llmctl.adapters import targets
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.commands.config_source import read_config_file
+from llmctl.config import common, file, schema
 from llmctl.errors import ConfigError
 from llmctl.runtime import operators
 
@@ -39,8 +39,8 @@ def command(
     Batches are made as in the run, so that lengths, padding and packing are those of the data. The numbers are those of
     the CPU; a GPU's own process and kernels take other amounts.
     """
-    limit = configs.parse_bytes(memory) if memory else _free()
-    data = configfile.override(read_config_file(config_file, "finetune", False), list(assignments))
+    limit = common.parse_bytes(memory) if memory else _free()
+    data = file.override(read_config_file(config_file, "finetune", False), list(assignments))
     kind = _kind(data)
     settings = schema.build(jobs.part(kind, "config"), data, str(config_file))
     # Nothing is written, so what is in the run's folder is no obstacle.
@@ -90,7 +90,7 @@ def _largest(task: Any, job: Any) -> planning.Step:
 
 def _training(job: Any) -> planning.Training:
     settings = job.config
-    method: Any = getattr(settings, "method", None) or configs.MethodConfig()
+    method: Any = getattr(settings, "method", None) or common.MethodConfig()
     name, dpo = method.name, getattr(settings, "dpo", None)
     chosen = tuple(targets.choose(job.plugin.card, job.dims, method.targets)) if name == "lora" else ()
     copied = dpo is not None and name == "full" and not (dpo.reference_free or dpo.precompute_reference)

@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
-from llmctl import configfile, plugins
+from llmctl import plugins
 from llmctl.commands.config_source import read_config_file
+from llmctl.config import file
 from llmctl.errors import ConfigError
 
 
@@ -48,7 +49,7 @@ def read_recipe(plugin: plugins.Plugin, name: str, kind: str = "") -> tuple[dict
             f"the family {plugin.card.name} has no {kind + ' ' if kind else ''}recipe {name!r}; it has "
             f"{', '.join(sorted(known)) or 'none'}"
         )
-    return configfile.read_file(known[name]), f"recipe {name} of {plugin.found}"
+    return file.read_file(known[name]), f"recipe {name} of {plugin.found}"
 
 
 def find_source(

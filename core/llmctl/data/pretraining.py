@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.config_pretrain import CorporaConfig
+from llmctl.config import pretrain
+from llmctl.config.pretrain import SPLITS, CorporaConfig
 from llmctl.data import blending, sample_index
 from llmctl.data.encoding import IGNORED
 from llmctl.data.index_cache import WAIT, Cache
 from llmctl.data.indexed import Corpus
-from llmctl.data.sample_index import SPLITS, SampleIndex
+from llmctl.data.sample_index import SampleIndex
 from llmctl.errors import DataError
 
 FORMAT = 1
@@ -223,7 +224,7 @@ def foreign_id(ids: NDArray, vocab: int) -> int | None:
 
 
 def _documents(corpus: Corpus, setting: Setting, split: str) -> range:
-    documents = sample_index.split_documents(sample_index.parse_split(setting.split), len(corpus))[SPLITS.index(split)]
+    documents = sample_index.split_documents(pretrain.parse_split(setting.split), len(corpus))[SPLITS.index(split)]
     if not documents:
         raise DataError(
             f"{corpus.prefix} has no documents for {split}: {len(corpus)} documents are split as {setting.split}; give "

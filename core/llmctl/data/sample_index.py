@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from llmctl.errors import DataError
 
-SPLITS = ("train", "valid", "test")
 LAST_EPOCH_APART_BELOW = 0.80
 
 
@@ -55,30 +54,6 @@ class Epochs:
     tokens: int
     samples: int
     apart: int | None
-
-
-def parse_split(text: str) -> tuple[float, float, float]:
-    """Parts of train, valid and test, which add up to 1.
-
-    Args:
-        text: One to three weights, such as ``"949,50,1"``.
-
-    Raises:
-        DataError: It is not that.
-    """
-    try:
-        weights = [float(part) for part in text.split(",")]
-    except ValueError:
-        weights = []
-    good = 1 <= len(weights) <= 3 and all(0 <= weight < float("inf") for weight in weights) and sum(weights) > 0
-    if not good:
-        raise DataError(
-            f"the split {text!r} is not one to three weights for train, valid and test, none negative and not all 0, such "
-            "as 949,50,1"
-        )
-    weights += [0.0] * (3 - len(weights))
-    train, valid, test = (weight / sum(weights) for weight in weights)
-    return train, valid, test
 
 
 def split_documents(parts: Sequence[float], documents: int) -> list[range]:

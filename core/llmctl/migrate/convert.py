@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl import jobs, schema
+from llmctl import jobs
+from llmctl.config import schema
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.migrate import derived
 from llmctl.migrate.table import table

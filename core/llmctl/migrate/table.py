@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl.configfile import read_file
+from llmctl.config.file import read_file
 from llmctl.jobs import PARTS
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llmctl.config_dpo import PreferenceConfig
+from llmctl.config.dpo import PreferenceConfig
 from llmctl.data import packing, pair_rows
 from llmctl.data.pairs import Pair, PairCounts, PairEncoder
 from llmctl.data.preferences import Preference

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmctl import config as configs
 from llmctl.checkpoint import load_weights, open_folder
 from llmctl.checkpoint.model import load_model
+from llmctl.config import common
 from llmctl.train.model_folder import ModelWriter
 from llmctl.train.subject import ModelJob, Subject, precision_of
 
@@ -19,7 +19,7 @@ from llmctl.train.subject import ModelJob, Subject, precision_of
 def load(job: ModelJob, start: Path | None) -> Subject:
     """The job's model with all parameters in motion; see ``subject.load``."""
     model, dims, plugin = load_model(start or job.model, job.plugin.card.name, precision_of(job).held)
-    limit = configs.parse_bytes(job.config.output.max_shard_bytes)
+    limit = common.parse_bytes(job.config.output.max_shard_bytes)
     subject = whole(model, ModelWriter(plugin, dims, job.model, job.tokenizer, limit))
     return replace(subject, reference=partial(_frozen, job))
 

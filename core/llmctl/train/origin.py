@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmctl import plugins, schema
+from llmctl import plugins
 from llmctl.adapters import base as bases
 from llmctl.checkpoint.run_json import run_info
+from llmctl.config import schema
 from llmctl.errors import CheckpointError, ConfigError
 from llmctl.train.subject import ModelJob
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl import config as configs
 from llmctl import precision, runtime
 from llmctl.checkpoint.model import build, load_model
+from llmctl.config import common
 from llmctl.data.pretraining import Samples, Setting, open_split
 from llmctl.preflight_pretrain import PretrainJob
 from llmctl.tokenizers import Tokenizer
@@ -95,7 +95,7 @@ def load(job: PretrainJob, start: Path | None) -> Subject:
     else:
         runtime.seed(job.config.train.seed)
         model = build(job.plugin, dims, dtype)
-    limit = configs.parse_bytes(job.config.output.max_shard_bytes)
+    limit = common.parse_bytes(job.config.output.max_shard_bytes)
     return full.whole(model, ModelWriter(job.plugin, dims, job.model, job.tokenizer, limit, job.raw))
 
 

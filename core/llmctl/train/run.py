@@ -16,9 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmctl import precision, runtime, schema
+from llmctl import precision, runtime
 from llmctl.checkpoint import atomic_file, atomic_folder
-from llmctl.config import warmup_steps
+from llmctl.config import schema
+from llmctl.config.common import warmup_steps
 from llmctl.io.atomic import explained
 from llmctl.loggers import PACKAGES
 from llmctl.precision import Precision

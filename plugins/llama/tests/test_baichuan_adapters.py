@@ -12,7 +12,7 @@ from llmctl.adapters import folder as folders
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Part
 from llmctl.card.tiny import tiny_dims
-from llmctl.config import MethodConfig
+from llmctl.config.common import MethodConfig
 from llmctl.errors import ConfigError
 
 

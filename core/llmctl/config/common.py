@@ -1,9 +1,4 @@
-"""The configuration of fine-tuning, in sections ``model / method / data / train / output``, and checks across its fields.
-
-What a field is and how files become configurations is in ``schema.py``, other methods' sections in ``config_pretrain.py``
-and ``config_dpo.py``, reading of files and ``--set`` in ``configfile.py``; combinations that need files are checked in
-``preflight.py``. Nothing here imports paddle, numpy or rich.
-"""
+"""Sections that several commands share, and the checks of their combinations."""
 
 from __future__ import annotations
 
@@ -12,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from llmctl.config.schema import chosen_of, option
 from llmctl.errors import ConfigError
-from llmctl.schema import chosen_of, option, section
 
 
 def model_dtype() -> Any:
@@ -98,14 +93,6 @@ class LinesConfig:
 
 
 @dataclass(kw_only=True)
-class DataConfig(LinesConfig):
-    """Training data: JSON lines with `src` and `tgt`."""
-
-    src_length: int = option(1024, "Longest source in tokens; what is over is cut from the left.", minimum=1)
-    max_length: int = option(2048, "Longest source and target together, in tokens.", minimum=2)
-
-
-@dataclass(kw_only=True)
 class UpdateConfig:
     """Updates, whatever is trained on."""
 
@@ -167,16 +154,6 @@ class StepConfig(UpdateConfig):
 
 
 @dataclass(kw_only=True)
-class TrainConfig(StepConfig):
-    """Steps, optimiser (AdamW), schedule, evaluation and checkpoints."""
-
-    best_metric: str = option(
-        "eval_loss", "What the best checkpoint is chosen by.", choices=("eval_loss", "accuracy", "exact_match")
-    )
-    eval_generate: bool = option(False, "Evaluate by generation too: the part of exactly right answers.")
-
-
-@dataclass(kw_only=True)
 class OutputConfig:
     """Where results go."""
 
@@ -197,17 +174,6 @@ class OutputConfig:
     max_shard_bytes: str = option("5GB", "Largest weight file, such as 500MB or 5GB.")
     load_best: bool = option(True, "The final model is the best checkpoint rather than the last step.")
     samples: int = option(3, "Answers to held-out prompts shown before and after training.", minimum=0)
-
-
-@dataclass(kw_only=True)
-class FinetuneConfig:
-    """Supervised fine-tuning."""
-
-    model: ModelConfig = section(ModelConfig)
-    method: MethodConfig = section(MethodConfig)
-    data: DataConfig = section(DataConfig)
-    train: TrainConfig = section(TrainConfig)
-    output: OutputConfig = section(OutputConfig)
 
 
 IDLE = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmctl.config import LinesConfig, MethodConfig, ModelConfig, OutputConfig, StepConfig
-from llmctl.schema import option, section
+from llmctl.config.common import LinesConfig, MethodConfig, ModelConfig, OutputConfig, StepConfig
+from llmctl.config.schema import option, section
 
 LOSSES = ("sigmoid", "hinge", "ipo", "kto_pair", "sppo_hard", "nca_pair")
 

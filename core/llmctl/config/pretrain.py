@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmctl.config import OutputConfig, UpdateConfig, model_dtype
-from llmctl.schema import option, section
+from llmctl.config.common import OutputConfig, UpdateConfig, model_dtype
+from llmctl.config.schema import option, section
+from llmctl.errors import DataError
 
 
 @dataclass(kw_only=True)
@@ -73,7 +74,7 @@ class PretrainConfig:
         Raises:
             DataError: ``data.split`` is no split.
         """
-        from llmctl.data.sample_index import SPLITS, parse_split
+        pass
 
         weights = parse_split(self.data.split)
         train = self.train
@@ -83,3 +84,30 @@ class PretrainConfig:
             "test": train.test_iters * train.eval_batch_size,
         }
         return {name: counts[name] if weight else 0 for name, weight in zip(SPLITS, weights, strict=True)}
+
+
+SPLITS = ("train", "valid", "test")
+
+
+def parse_split(text: str) -> tuple[float, float, float]:
+    """Parts of train, valid and test, which add up to 1.
+
+    Args:
+        text: One to three weights, such as ``"949,50,1"``.
+
+    Raises:
+        DataError: It is not that.
+    """
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError:
+        weights = []
+    good = 1 <= len(weights) <= 3 and all(0 <= weight < float("inf") for weight in weights) and sum(weights) > 0
+    if not good:
+        raise DataError(
+            f"the split {text!r} is not one to three weights for train, valid and test, none negative and not all 0, such "
+            "as 949,50,1"
+        )
+    weights += [0.0] * (3 - len(weights))
+    train, valid, test = (weight / sum(weights) for weight in weights)
+    return train, valid, test

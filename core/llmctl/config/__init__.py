@@ -1,0 +1,1 @@
+"""The configuration of jobs: fields with their help, sections by command, files and overrides."""
