@@ -33,10 +33,11 @@ def ours(options: argparse.Namespace, folder: Path) -> dict:
     """Trains with llmctl; leaves initial weights, samples and learning rates for the peer, returns the losses."""
     import numpy as np
 
-    from llmctl import preflight_pretrain, runtime
+    from llmctl import runtime
     from llmctl.config import schema
     from llmctl.config.pretrain import PretrainConfig
     from llmctl.data import corpus, documents
+    from llmctl.jobs import pretrain as preflight_pretrain
 
     runtime.import_paddle("the benchmark")
     encoder = corpus.BatchEncoder(options.tokenizer, append_eos=True)

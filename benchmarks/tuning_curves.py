@@ -59,8 +59,9 @@ CASES = {
 
 def ours(case: Case, options: argparse.Namespace, folder: Path) -> dict:
     """Trains as the command does; leaves the beginning and the texts of each update for the peer, returns the curve."""
-    from llmctl import jobs, runtime
+    from llmctl import runtime
     from llmctl.config import schema
+    from llmctl.jobs import registry
     from llmctl.train import subject
     from llmctl.train.loop import Hook
 
@@ -74,7 +75,9 @@ def ours(case: Case, options: argparse.Namespace, folder: Path) -> dict:
         def on_evaluation(self, step, epoch, metrics):
             self.evaluations.append((step, metrics))
 
-    config, checks, prepare, run = (jobs.part(case.command, name) for name in ("config", "checks", "prepare", "run"))
+    config, checks, prepare, run = (
+        registry.part(case.command, name) for name in ("config", "checks", "prepare", "run")
+    )
     job = checks(schema.build(config, sections(case, options, folder)), options.family)
     runtime.import_paddle("the benchmark")
     (folder / "initial").mkdir()

@@ -54,12 +54,12 @@ def edit_config(job, **changes):
 
 
 def test_the_job_itself_is_valid(job):
-    from llmctl import preflight
     from llmctl.config import file, schema
     from llmctl.config import finetune as config
+    from llmctl.jobs import finetune
 
     made = schema.build(config.FinetuneConfig, file.read_file(job / "config.yaml"))
-    assert "4 examples" in preflight.finetune(made, "llama").summary()
+    assert "4 examples" in finetune.finetune(made, "llama").summary()
 
 
 @pytest.mark.parametrize(

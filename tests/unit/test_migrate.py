@@ -11,7 +11,7 @@ from llmctl.config import common, finetune, schema
 from llmctl.config.file import read_file
 from llmctl.config.pretrain import PretrainConfig
 from llmctl.errors import ConfigError, UnsupportedError
-from llmctl.jobs import part
+from llmctl.jobs.registry import part
 from llmctl.migrate import derived
 from llmctl.migrate.convert import is_old, migrate, to_yaml
 from llmctl.migrate.table import table

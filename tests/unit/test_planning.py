@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llmctl import plugins
-from llmctl.planning import PROCESS, Step, Training, cache_bytes, plan, total
+from llmctl.jobs.memory_plan import PROCESS, Step, Training, cache_bytes, plan, total
 
 CARD = plugins.load("llama").card
 DIMS = CARD.dims_of("llama2-7b", layers=3, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab=96)

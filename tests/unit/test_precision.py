@@ -13,12 +13,14 @@ from cut_runs import Crash, losses
 from test_train_loop import Record, task, weights
 from train_toys import ToyModel
 
-from llmctl import plugins, precision, preflight, runtime
+from llmctl import plugins, runtime
 from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import build
 from llmctl.config import finetune, schema
 from llmctl.errors import ConfigError
+from llmctl.jobs import finetune as preflight
+from llmctl.jobs import precision
 from llmctl.nn import loss as nn_loss
 from llmctl.train import sft
 from llmctl.train.average import Average

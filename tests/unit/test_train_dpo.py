@@ -9,13 +9,13 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl import preflight_dpo
 from llmctl.card.tiny import tiny_dims
 from llmctl.config import schema
 from llmctl.config.dpo import DpoConfig
 from llmctl.data import pair_rows
 from llmctl.data.pairs import Pair
 from llmctl.errors import ConfigError, DataError
+from llmctl.jobs import dpo as preflight_dpo
 from llmctl.plugins import load as load_plugin
 from llmctl.testing.tiny import random_model
 from llmctl.train import dpo, dpo_data, subject

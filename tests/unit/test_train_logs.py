@@ -7,9 +7,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from test_train_journal import play
 
-from llmctl import loggers
 from llmctl.config import finetune, schema
 from llmctl.errors import ConfigError, MissingDependencyError
+from llmctl.jobs import loggers
 from llmctl.train import journal, logs
 
 

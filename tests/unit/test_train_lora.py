@@ -11,7 +11,7 @@ import pytest
 from cut_runs import Crash, check_continues, finished
 
 import llmctl
-from llmctl import plugins, preflight
+from llmctl import plugins
 from llmctl.adapters import targets
 from llmctl.adapters.attach import load_adapted
 from llmctl.adapters.folder import open_adapter
@@ -21,6 +21,7 @@ from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import load_model
 from llmctl.config import finetune as config
 from llmctl.config import schema
+from llmctl.jobs import finetune
 from llmctl.nn.blockwise import dequantise, quantise
 from llmctl.train import sft, subject
 
@@ -44,7 +45,7 @@ def job(output, method, resume=False, **train):
                   "weight_decay": 0.1, **train},
         "output": {"dir": str(output), "samples": 0, "resume": resume},
     }  # fmt: skip
-    return preflight.finetune(schema.build(config.FinetuneConfig, settings), "llama")
+    return finetune.finetune(schema.build(config.FinetuneConfig, settings), "llama")
 
 
 @pytest.fixture(scope="module")

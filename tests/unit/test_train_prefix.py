@@ -10,7 +10,7 @@ from cut_runs import check_continues, finished
 from tiny_tokenizers import write_json
 
 import llmctl
-from llmctl import plugins, preflight, preflight_dpo
+from llmctl import plugins
 from llmctl.adapters.attach import load_adapted, put_prefix
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
@@ -20,6 +20,8 @@ from llmctl.checkpoint.model import load_model
 from llmctl.config import finetune, schema
 from llmctl.config.dpo import DpoConfig
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
+from llmctl.jobs import dpo
+from llmctl.jobs import finetune as preflight
 from llmctl.testing.tiny import write_model
 from llmctl.train import subject
 
@@ -151,7 +153,7 @@ def test_settings_that_cannot_work_are_refused(tmp_path, method, data, error):
             "or data.packing to none",
         ),
         (finetune.FinetuneConfig, preflight.finetune, {"src_length": 8}, None),
-        (DpoConfig, preflight_dpo.dpo, {"max_prompt_length": 8}, "10 or less$"),
+        (DpoConfig, dpo.dpo, {"max_prompt_length": 8}, "10 or less$"),
     ],
 )
 def test_texts_that_share_a_row_and_outgrow_a_window_are_refused(tmp_path, build, check, data, part):

@@ -11,13 +11,14 @@ import pytest
 from test_data_indexed import write
 
 import llmctl
-from llmctl import plugins, preflight_pretrain
+from llmctl import plugins
 from llmctl.checkpoint import open_folder
 from llmctl.config import schema
 from llmctl.config.pretrain import PretrainConfig
 from llmctl.data.encoding import IGNORED
 from llmctl.data.pretraining import Setting, open_split
 from llmctl.errors import ConfigError, DataError
+from llmctl.jobs import pretrain as preflight_pretrain
 from llmctl.train import pretrain
 from llmctl.train.loop import Hook
 from llmctl.train.objective import next_token_loss

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from llmctl import jobs, runtime
+from llmctl import runtime
 from llmctl.commands.recipe import NoStarter, output_settings
 from llmctl.config import file, schema
+from llmctl.jobs import registry
 
 Source = Callable[[str, Path | None, str | None, bool], tuple[dict[str, Any], str]]
 """From family, file, recipe, and whether to leave out what an old file asks for and is not offered: the configuration as
@@ -44,16 +45,16 @@ def configured(name: str, doc: str, source: Source, what: str) -> click.Command:
                     raise
                 data, where = {}, "the command line"
         given = [*assignments, *output_settings(output, resume, overwrite)]
-        config = schema.build(jobs.part(name, "config"), file.override(data, given), where)
+        config = schema.build(registry.part(name, "config"), file.override(data, given), where)
         if print_config:
             click.echo(schema.to_yaml(config, f"Run with: llmctl --model {family} {name} CONFIG"), nl=False)
             return
-        job = jobs.part(name, "checks")(config, family)
+        job = registry.part(name, "checks")(config, family)
         if check:
             click.echo(f"ok: {job.summary()}")
             return
         runtime.import_paddle(f"llmctl {name}")
-        jobs.part(name, "run")(job)
+        registry.part(name, "run")(job)
 
     return click.Command(name, callback=click.pass_context(callback), params=_parameters(what), help=doc)
 

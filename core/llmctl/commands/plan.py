@@ -12,13 +12,14 @@ from typing import Any
 
 import click
 
-from llmctl import jobs, planning, precision, runtime
+from llmctl import runtime
 from llmctl.adapters import targets
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.commands.config_source import read_config_file
 from llmctl.config import common, file, schema
 from llmctl.errors import ConfigError
+from llmctl.jobs import memory_plan, precision, registry
 from llmctl.runtime import operators
 
 LOOKED_AT = 200
@@ -42,25 +43,25 @@ def command(
     limit = common.parse_bytes(memory) if memory else _free()
     data = file.override(read_config_file(config_file, "finetune", False), list(assignments))
     kind = _kind(data)
-    settings = schema.build(jobs.part(kind, "config"), data, str(config_file))
+    settings = schema.build(registry.part(kind, "config"), data, str(config_file))
     # Nothing is written, so what is in the run's folder is no obstacle.
     with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(sys.stderr):
         output = dataclasses.replace(settings.output, dir=unused, resume=False, overwrite=False)
-        job = jobs.part(kind, "checks")(dataclasses.replace(settings, output=output), ctx.obj["family"])
+        job = registry.part(kind, "checks")(dataclasses.replace(settings, output=output), ctx.obj["family"])
         runtime.import_paddle("llmctl plan")
-        task = jobs.part(kind, "prepare")(job).task
+        task = registry.part(kind, "prepare")(job).task
     note = precision.of(settings.model.dtype, settings.train).note
     step, training = _largest(task, job), _training(job)
-    parts = planning.plan(job.plugin.card, job.dims, training, step)
+    parts = memory_plan.plan(job.plugin.card, job.dims, training, step)
     answer = {
         "command": kind,
         "parts": {name: size for name, size in parts.items() if size},
-        "peak": planning.total(parts),
+        "peak": memory_plan.total(parts),
         **({"precision": note} if note else {}),
         "tokens_of_a_pass": step.tokens,
         "memory": limit,
         "largest_batch": _fits(job, training, step, limit),
-        "kv_cache_of_1000_tokens": planning.cache_bytes(job.plugin.card, job.dims, 1000),
+        "kv_cache_of_1000_tokens": memory_plan.cache_bytes(job.plugin.card, job.dims, 1000),
     }
     click.echo(json.dumps(answer, indent=2) if as_json else _table(answer))
 
@@ -71,30 +72,30 @@ def _kind(data: dict[str, Any]) -> str:
     return "pretrain" if "corpora" in (data.get("data") or {}) else "finetune"
 
 
-def _largest(task: Any, job: Any) -> planning.Step:
+def _largest(task: Any, job: Any) -> memory_plan.Step:
     """The forward pass of the first updates that needs most."""
-    steps: dict[planning.Step, None] = {}
+    steps: dict[memory_plan.Step, None] = {}
     updates = min(task.steps_per_epoch, job.config.train.max_steps or LOOKED_AT, LOOKED_AT)
     for number in range(1, updates + 1):
         for batch in task.micro_batches(number):
             rows, length = batch.arrays["input_ids"].shape
             labels = int((batch.arrays["labels"] != -100).sum()) if "labels" in batch.arrays else rows * length
-            steps[planning.Step(rows * length, length, labels)] = None
+            steps[memory_plan.Step(rows * length, length, labels)] = None
 
-    def weight(step: planning.Step) -> int:
-        parts = planning.plan(job.plugin.card, job.dims, planning.Training(0), step)
+    def weight(step: memory_plan.Step) -> int:
+        parts = memory_plan.plan(job.plugin.card, job.dims, memory_plan.Training(0), step)
         return parts["activations"] + parts["scores"]
 
     return max(steps, key=weight)
 
 
-def _training(job: Any) -> planning.Training:
+def _training(job: Any) -> memory_plan.Training:
     settings = job.config
     method: Any = getattr(settings, "method", None) or common.MethodConfig()
     name, dpo = method.name, getattr(settings, "dpo", None)
     chosen = tuple(targets.choose(job.plugin.card, job.dims, method.targets)) if name == "lora" else ()
     copied = dpo is not None and name == "full" and not (dpo.reference_free or dpo.precompute_reference)
-    return planning.Training(
+    return memory_plan.Training(
         trained=_moved(job.plugin.card, job.dims, method, chosen),
         method=name,
         rank=method.rank if name == "lora" else 0,
@@ -124,13 +125,13 @@ def _moved(card: Family, dims: Dims, method: Any, chosen: tuple[str, ...]) -> in
     return card.count(dims)
 
 
-def _fits(job: Any, training: planning.Training, step: planning.Step, limit: int) -> int:
+def _fits(job: Any, training: memory_plan.Training, step: memory_plan.Step, limit: int) -> int:
     """The largest batch size whose peak is within the limit, rows being as long as the longest now; 0 = not even one."""
     size = max(1, job.config.train.batch_size)
 
     def peak(rows: int) -> int:
         scaled = dataclasses.replace(step, tokens=step.tokens * rows // size, labels=step.labels * rows // size)
-        return planning.total(planning.plan(job.plugin.card, job.dims, training, scaled))
+        return memory_plan.total(memory_plan.plan(job.plugin.card, job.dims, training, scaled))
 
     low, high = 0, 1
     while high < 1 << 20 and peak(high) <= limit:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl import jobs
 from llmctl.config import schema
 from llmctl.errors import ConfigError, UnsupportedError
+from llmctl.jobs import registry
 from llmctl.migrate import derived
 from llmctl.migrate.table import table
 
@@ -120,9 +120,9 @@ def _class(command: str, where: str) -> Any:
 
     if command in derived.REFUSED:
         raise UnsupportedError(f"{where} {derived.REFUSED[command]}")
-    if command not in COMMANDS or command not in jobs.PARTS:
+    if command not in COMMANDS or command not in registry.PARTS:
         raise UnsupportedError(f"{where} is for {command}, which is not in this release; keep the file for later")
-    return jobs.part(command, "config")
+    return registry.part(command, "config")
 
 
 def _missing(old: Mapping[str, Any], command: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.config.file import read_file
-from llmctl.jobs import PARTS
+from llmctl.jobs.registry import PARTS
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ConfigError
+from llmctl.jobs.dpo import DpoJob
 from llmctl.nn.dropout import switch_off
-from llmctl.preflight_dpo import DpoJob
 from llmctl.train import dpo_data, references, subject
 from llmctl.train import run as runs
 from llmctl.train.dpo_task import DpoTask, Reference

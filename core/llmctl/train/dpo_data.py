@@ -12,7 +12,7 @@ from llmctl.data import packing, pair_rows
 from llmctl.data.pairs import Pair, PairCounts, PairEncoder
 from llmctl.data.preferences import Preference
 from llmctl.errors import DataError
-from llmctl.preflight_dpo import DpoJob
+from llmctl.jobs.dpo import DpoJob
 from llmctl.train.answers import Answers
 from llmctl.train.dpo_task import DpoTask
 from llmctl.train.preference_loss import LOSSES, Ratios

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmctl.loggers import PACKAGES
+from llmctl.jobs.loggers import PACKAGES
 from llmctl.train.loop import Hook, Plan
 
 

@@ -27,10 +27,10 @@ from llmctl.adapters.peft_format import load as read_tensor
 from llmctl.checkpoint import safetensors_file
 from llmctl.checkpoint.model import load_model
 from llmctl.errors import ConfigError
+from llmctl.jobs.precision import HALF
 from llmctl.nn.lora import principal
 from llmctl.nn.quantised import weight_bytes
 from llmctl.nn.values import values
-from llmctl.precision import HALF
 from llmctl.train.subject import ModelJob, Reference, Subject, precision_of
 
 FLOAT = "float"

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl import precision, runtime
+from llmctl import runtime
 from llmctl.checkpoint.model import build, load_model
 from llmctl.config import common
 from llmctl.data.pretraining import Samples, Setting, open_split
-from llmctl.preflight_pretrain import PretrainJob
+from llmctl.jobs import precision
+from llmctl.jobs.pretrain import PretrainJob
 from llmctl.tokenizers import Tokenizer
 from llmctl.train import full
 from llmctl.train import run as runs

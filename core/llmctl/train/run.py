@@ -16,14 +16,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmctl import precision, runtime
+from llmctl import runtime
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.config import schema
 from llmctl.config.common import warmup_steps
 from llmctl.io.atomic import explained
-from llmctl.loggers import PACKAGES
-from llmctl.precision import Precision
-from llmctl.preflight_paths import STAGING
+from llmctl.jobs import precision
+from llmctl.jobs.loggers import PACKAGES
+from llmctl.jobs.paths import STAGING
+from llmctl.jobs.precision import Precision
 from llmctl.runtime import operators
 from llmctl.train import checkpoints, journal, logs, origin, recompute
 from llmctl.train.average import Average

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmctl.preflight import FinetuneJob
+from llmctl.jobs.finetune import FinetuneJob
 from llmctl.train import run as runs
 from llmctl.train import subject
 from llmctl.train.loop import Hook

@@ -11,7 +11,7 @@ from llmctl.data import batching, packing
 from llmctl.data.encoding import Counts, Encoder
 from llmctl.data.reading import Example
 from llmctl.errors import DataError
-from llmctl.preflight import FinetuneJob
+from llmctl.jobs.finetune import FinetuneJob
 from llmctl.tokenizers import Tokenizer
 from llmctl.train.answers import Answers
 from llmctl.train.evaluate import exact_match

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmctl import precision
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
+from llmctl.jobs import precision
+from llmctl.jobs.precision import Precision
 from llmctl.plugins import Plugin
-from llmctl.precision import Precision
 from llmctl.tokenizers import Tokenizer
 
 SUBJECTS = {"full": "llmctl.train.full", "lora": "llmctl.train.lora", "prefix": "llmctl.train.prefix"}

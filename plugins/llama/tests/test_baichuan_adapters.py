@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from llmctl import plugins, preflight
+from llmctl import plugins
 from llmctl.adapters import folder as folders
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Part
 from llmctl.card.tiny import tiny_dims
 from llmctl.config.common import MethodConfig
 from llmctl.errors import ConfigError
+from llmctl.jobs import common
 
 
 @pytest.fixture(scope="module")
@@ -57,5 +58,5 @@ def test_the_packed_layer_gets_one_adapter_that_does_the_same(baichuan, tmp_path
 def test_lengths_of_a_part_of_the_packed_layer_are_refused(baichuan):
     method = MethodConfig(name="lora", dora=True, targets=["q_proj"])
     with pytest.raises(ConfigError, match=r"one layer model.layers.0.self_attn.W_pack.*add k_proj, v_proj to"):
-        preflight._method(method, *baichuan)
-    preflight._method(MethodConfig(name="lora", dora=True, targets=["q_proj", "k_proj", "v_proj"]), *baichuan)
+        common._method(method, *baichuan)
+    common._method(MethodConfig(name="lora", dora=True, targets=["q_proj", "k_proj", "v_proj"]), *baichuan)

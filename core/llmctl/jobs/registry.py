@@ -12,19 +12,19 @@ from typing import Any
 PARTS: Mapping[str, Mapping[str, str]] = {
     "finetune": {
         "config": "llmctl.config.finetune:FinetuneConfig",
-        "checks": "llmctl.preflight:finetune",
+        "checks": "llmctl.jobs.finetune:finetune",
         "prepare": "llmctl.train.sft_data:prepare",
         "run": "llmctl.train.sft:run",
     },
     "dpo": {
         "config": "llmctl.config.dpo:DpoConfig",
-        "checks": "llmctl.preflight_dpo:dpo",
+        "checks": "llmctl.jobs.dpo:dpo",
         "prepare": "llmctl.train.dpo_data:prepare",
         "run": "llmctl.train.dpo:run",
     },
     "pretrain": {
         "config": "llmctl.config.pretrain:PretrainConfig",
-        "checks": "llmctl.preflight_pretrain:pretrain",
+        "checks": "llmctl.jobs.pretrain:pretrain",
         "prepare": "llmctl.train.pretrain:prepare",
         "run": "llmctl.train.pretrain:run",
     },

@@ -1,7 +1,4 @@
-"""Checks of a whole job that need no paddle: everything that can be known to be wrong is known here, before heavy work.
-
-A passed check yields a job: the configuration, the plugin, dims, folders and examples.
-"""
+"""Checks that fine-tuning and preference optimisation share: model, method, tokenizer, data."""
 
 from __future__ import annotations
 
@@ -9,20 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from llmctl import loggers, plugins, precision, tokenizers
+from llmctl import plugins, tokenizers
 from llmctl.adapters.folder import is_adapter
 from llmctl.card import support
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.config import common
-from llmctl.config import finetune as config
 from llmctl.data import reading
-from llmctl.data.reading import Example, parse_example
 from llmctl.errors import ConfigError
-from llmctl.preflight_paths import find_path, output_folder
+from llmctl.jobs import loggers, precision
+from llmctl.jobs.paths import find_path, output_folder
 from llmctl.tokenizers import Tokenizer
 
 C = TypeVar("C")
+
+
 E = TypeVar("E")
 
 
@@ -71,26 +69,6 @@ class TextJob(Generic[C, E]):
             f"{self.plugin.card.name} with {size:,} parameters from {self.model}, "
             f"{len(self.train)} {self.rows} to train on, {len(self.dev)} held out, output in {self.output}"
         )
-
-
-FinetuneJob = TextJob[config.FinetuneConfig, Example]
-
-
-def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
-    """The job, if every check passes.
-
-    Args:
-        settings: The configuration.
-        family: Name of a family or ``"auto"``.
-
-    Raises:
-        LlmctlError: The first check that fails; nothing has been written.
-    """
-    _combinations(settings)
-    found = find_model(settings, family, "sft")
-    train, dev = read_data(settings, found.plugin, parse_example)
-    _check_turns([*train, *dev], found.tokenizer)
-    return job_of(settings, found, train, dev, "finetune", "examples")
 
 
 def job_of(settings: C, found: Found, train: list[E], dev: list[E], command: str, rows: str) -> TextJob[C, E]:
@@ -183,18 +161,6 @@ def _method(method: common.MethodConfig, plugin: plugins.Plugin, dims: Dims) -> 
                 )
 
 
-def _combinations(settings: config.FinetuneConfig) -> None:
-    check_common(settings)
-    data, train = settings.data, settings.train
-    if data.src_length >= data.max_length:
-        raise ConfigError(
-            f"data.src_length={data.src_length} leaves no room for answers in data.max_length={data.max_length}; "
-            "make src_length smaller"
-        )
-    if train.best_metric == "exact_match" and not train.eval_generate:
-        raise ConfigError("train.best_metric=exact_match needs train.eval_generate=true")
-
-
 def check_common(settings: Any) -> None:
     """Passes when the parts that all jobs on lines of text have go together.
 
@@ -246,14 +212,6 @@ def _tokenizer(settings: Any, plugin: plugins.Plugin, model: Path, dims: Dims) -
     tokenizer = tokenizers.load(model, template, plugin.card)
     tokenizers.check_fits(tokenizer, dims.vocab, model)
     return tokenizer
-
-
-def _check_turns(examples: list[Example], tokenizer: Tokenizer) -> None:
-    from llmctl.data.encoding import check_plain, conversation
-
-    if tokenizer.chat_template is None:
-        for example in examples:
-            check_plain(conversation(example), example.source)
 
 
 def read_data(settings: Any, plugin: plugins.Plugin, parse: reading.Parse[E]) -> tuple[list[E], list[E]]:

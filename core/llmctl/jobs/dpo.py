@@ -6,7 +6,7 @@ from llmctl.config.dpo import DpoConfig
 from llmctl.data.pairs import check_preference
 from llmctl.data.preferences import Preference, parse_preference
 from llmctl.errors import ConfigError
-from llmctl.preflight import TextJob, check_common, find_model, job_of, read_data
+from llmctl.jobs.common import TextJob, check_common, find_model, job_of, read_data
 
 DpoJob = TextJob[DpoConfig, Preference]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl import loggers, plugins, precision, tokenizers
+from llmctl import plugins, tokenizers
 from llmctl.card import support
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
@@ -19,8 +19,9 @@ from llmctl.config.file import override
 from llmctl.config.pretrain import PretrainConfig, PretrainModelConfig
 from llmctl.config.schema import chosen_of
 from llmctl.errors import ConfigError, DataError
-from llmctl.preflight import check_tensors
-from llmctl.preflight_paths import find_path, output_folder
+from llmctl.jobs import loggers, precision
+from llmctl.jobs.common import check_tensors
+from llmctl.jobs.paths import find_path, output_folder
 from llmctl.tokenizers import Tokenizer
 
 SCANNED = 256 << 20
