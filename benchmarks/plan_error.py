@@ -40,7 +40,7 @@ def make_model(family, changes, tokenizer, folder):
     import paddle
 
     from llmctl.checkpoint import save_weights
-    from llmctl.checkpoint.model import build
+    from llmctl.checkpoint.build import build
 
     plugin = plugins.load(family)
     known = {setting.name for setting in plugin.card.settings if setting.key}

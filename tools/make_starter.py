@@ -135,7 +135,7 @@ def train_base(folder: Path, steps: int) -> None:
 
     runtime.configure()
     from llmctl.checkpoint import save_weights
-    from llmctl.checkpoint.model import build
+    from llmctl.checkpoint.build import build
     from llmctl.train.display import Lines
     from llmctl.train.loop import Loop, Plan
     from llmctl.train.optimizer import AdamW

@@ -27,8 +27,8 @@ def load(
     """
     from llmctl import plugins, tokenizers
     from llmctl.adapters.folder import is_adapter, tokenizer_folder
+    from llmctl.checkpoint.build import load_model
     from llmctl.checkpoint.hf_config import read_config
-    from llmctl.checkpoint.model import load_model
     from llmctl.errors import ConfigError
 
     if dtype not in DTYPES:

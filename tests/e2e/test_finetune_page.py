@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pages import ROOT, SHORT, config_of, follow, lay_out, quick, run
 
-from llmctl.checkpoint import safetensors_file
+from llmctl.checkpoint.formats import safetensors
 from llmctl.data.reading import parse_example
 
 PAGE = "docs/finetune.md"
@@ -25,7 +25,7 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
     assert [row["step"] for row in statistics] == [1, 2]
     assert {"weight", "gradient", "gradient_max"} == set(next(iter(statistics[0]["tensors"].values())))
     kept = Path("runs/mine/checkpoints/step-000002")
-    assert {entry.dtype for entry in safetensors_file.read_header(kept / "model.safetensors").values()} == {"bfloat16"}
+    assert {entry.dtype for entry in safetensors.read_header(kept / "model.safetensors").values()} == {"bfloat16"}
     assert (kept / "average.safetensors").is_file() and Path("comparison.html").is_file()
     code, text = run(["finetune", "sft.yaml", *quick(QUICK), "--resume", "--set", "train.learning_rate=1"])
     assert code == 2 and "train.learning_rate: 2e-05 when the run began, 1.0 now" in text

@@ -13,7 +13,7 @@ def make_model(folder: Path) -> None:
 
     from llmctl import plugins
     from llmctl.checkpoint import save_weights
-    from llmctl.checkpoint.model import build
+    from llmctl.checkpoint.build import build
 
     plugin = plugins.load("parrot")
     vocab = json.loads((STARTER / "model" / "config.json").read_text())["vocab_size"]

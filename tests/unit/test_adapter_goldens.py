@@ -14,8 +14,8 @@ import pytest
 from llmctl.adapters import folder as folders
 from llmctl.adapters.attach import load_adapted
 from llmctl.adapters.merge import merge
-from llmctl.checkpoint import safetensors_file
-from llmctl.checkpoint.model import load_model
+from llmctl.checkpoint.build import load_model
+from llmctl.checkpoint.formats import safetensors
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "adapters"
 CASES = sorted(path.name for path in GOLDENS.iterdir())
@@ -24,7 +24,7 @@ CASES = sorted(path.name for path in GOLDENS.iterdir())
 def tensors(folder):
     return {
         name: (info.shape, np.fromfile(info.file, "<f4", info.size, offset=info.offset))
-        for name, info in safetensors_file.read_header(folder / "adapter_model.safetensors").items()
+        for name, info in safetensors.read_header(folder / "adapter_model.safetensors").items()
     }
 
 

@@ -12,14 +12,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llmctl import plugins
-from llmctl.adapters import base as bases
+from llmctl.adapters import base_model as bases
 from llmctl.adapters import folder as folders
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Part
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.card.tiny import tiny_dims
-from llmctl.checkpoint import convert, safetensors_file
+from llmctl.checkpoint import convert
+from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError, ConfigError
 from llmctl.testing.tiny import write_model
 
@@ -133,7 +134,7 @@ def test_a_base_with_other_weights_is_refused_unless_allowed(adapter, llama, tmp
     assert open_adapter(made).base == adapter.parent
     convert.convert(renamed, tmp_path / "native", "native", dtype="float32")
     assert open_adapter(made, tmp_path / "native").base == tmp_path / "native"
-    info = safetensors_file.read_header(other / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+    info = safetensors.read_header(other / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
     with open(other / "model.safetensors", "r+b") as stream:
         stream.seek(info.offset)
         stream.write(b"\x00\x41")

@@ -8,7 +8,7 @@ from tiny_tokenizers import KINDS, ROLES, write_json, write_sentencepiece
 
 from llmctl import TokenFacts, plugins, tokenizers
 from llmctl.errors import TokenizerError
-from llmctl.tokenizers.chat import Conversation
+from llmctl.tokenizers.base import Conversation
 
 JINJA = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n"

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from llmctl.checkpoint.hf_config import normalise, read_config
-from llmctl.checkpoint.run_json import run_info
 from llmctl.errors import CheckpointError
+from llmctl.train.run_info import run_info
 
 
 def folder_with(tmp_path, text):
@@ -109,7 +109,7 @@ def test_run_info_records_what_made_a_folder():
 
 def test_reading_a_config_imports_neither_numpy_nor_paddle():
     code = (
-        "import sys; import llmctl.checkpoint.hf_config, llmctl.checkpoint.run_json; "
+        "import sys; import llmctl.checkpoint.hf_config, llmctl.train.run_info; "
         "sys.exit(bool({'numpy', 'paddle'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0

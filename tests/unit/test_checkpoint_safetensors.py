@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from llmctl.card.weight_map import Rename
 from llmctl.checkpoint import open_folder, save_weights
-from llmctl.checkpoint import tensor_info as tensor_info_module
-from llmctl.checkpoint.dtypes import cast, round_bfloat16, widen
+from llmctl.checkpoint.formats import tensor_info as tensor_info_module
+from llmctl.checkpoint.formats.dtypes import cast, round_bfloat16, widen
 from llmctl.errors import CheckpointError
 
 PLAIN = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]

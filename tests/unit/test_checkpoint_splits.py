@@ -5,7 +5,7 @@ import pytest
 
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family, Param, Setting
-from llmctl.checkpoint.splits import merge, split
+from llmctl.checkpoint.shards import merge, split
 from llmctl.plugins.defaults import tensor_parallel_rules
 
 NAMES = ("heads", "kv_heads", "head_dim", "hidden", "ffn")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmctl.checkpoint import open_folder
-from llmctl.checkpoint.dtypes import round_bfloat16
+from llmctl.checkpoint.formats.dtypes import round_bfloat16
 from llmctl.errors import CheckpointError
 
 KINDS = {

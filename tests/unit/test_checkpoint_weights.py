@@ -6,8 +6,8 @@ from safetensors.numpy import save_file
 
 from llmctl.card.weight_map import Part, Rename
 from llmctl.checkpoint import load_weights, open_folder, save_weights
-from llmctl.checkpoint import tensor_info as tensor_info_module
-from llmctl.checkpoint.dtypes import round_bfloat16
+from llmctl.checkpoint.formats import tensor_info as tensor_info_module
+from llmctl.checkpoint.formats.dtypes import round_bfloat16
 from llmctl.checkpoint.load import check_weights
 from llmctl.errors import CheckpointError
 

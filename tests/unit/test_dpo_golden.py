@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmctl.checkpoint.model import load_model
+from llmctl.checkpoint.build import load_model
 from llmctl.data import pair_rows
 from llmctl.data.pairs import Pair
 from llmctl.train.dpo_task import DpoTask

@@ -11,7 +11,7 @@ from test_chat_template import JINJA
 from tiny_tokenizers import KINDS, write_json
 
 from llmctl import plugins, tokenizers
-from llmctl.checkpoint.model import build
+from llmctl.checkpoint.build import build
 from llmctl.errors import ConfigError, DataError
 from llmctl.infer.generate import generate
 from llmctl.infer.runner import Batches

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmctl.checkpoint import inert_pickle, paddle_file
-from llmctl.checkpoint.torch_pickle import unpickle
+from llmctl.checkpoint.formats import inert_pickle, pdparams
+from llmctl.checkpoint.formats.torch_pickle import unpickle
 from llmctl.errors import CheckpointError
 
 KINDS = ["<f4", ">f4", "<f8", "<f2", "<u2", "<i8", ">i4", "i1", "u1", "?"]
@@ -35,7 +35,7 @@ def test_arrays_of_every_form_are_read_as_pickle_reads_them(tmp_path, protocol):
     state = dict(arrays())
     path = tmp_path / "model_state.pdparams"
     path.write_bytes(pickle.dumps(state, protocol))
-    found = paddle_file.read_header(path)
+    found = pdparams.read_header(path)
     assert list(found) == list(state)
     for name, values in pickle.loads(path.read_bytes()).items():
         read = found[name].read()
@@ -46,7 +46,7 @@ def test_a_file_of_protocol_4_is_described_without_reading_its_arrays(tmp_path):
     path = tmp_path / "model_state.pdparams"
     path.write_bytes(pickle.dumps({"a": np.ones((4096, 1024), "f4")}, 4))
     tracemalloc.start()
-    found = paddle_file.read_header(path)
+    found = pdparams.read_header(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20 and found["a"].read().sum() == 4096 * 1024
@@ -57,7 +57,7 @@ def refused(content, path):
     path.write_bytes(content)
     modules, begun = set(sys.modules), time.process_time()
     outcomes = []
-    for read in (paddle_file.read_header, lambda p: unpickle(io.BytesIO(content), p)):
+    for read in (pdparams.read_header, lambda p: unpickle(io.BytesIO(content), p)):
         try:
             read(path)
             outcomes.append(None)
@@ -118,7 +118,7 @@ def test_attacks_are_refused_within_bounds_of_time_and_memory(tmp_path, attack):
     begun = time.process_time()
     tracemalloc.start()
     with pytest.raises(CheckpointError):
-        paddle_file.read_header(path)
+        pdparams.read_header(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 500 << 20 and time.process_time() - begun < 30
@@ -155,7 +155,7 @@ def test_any_sequence_of_opcodes_is_refused_or_gives_plain_values(tmp_path_facto
     content = b"".join(pieces) + b"."
     refused(content, path)
     try:
-        value = inert_pickle.load(io.BytesIO(content), path, paddle_file._GLOBALS)
+        value = inert_pickle.load(io.BytesIO(content), path, pdparams._GLOBALS)
     except CheckpointError:
         return
     plain = (type(None), bool, int, float, str, inert_pickle.Bytes, tuple, list, dict, inert_pickle.Built)
@@ -174,7 +174,7 @@ def test_a_damaged_file_is_refused_or_its_arrays_have_the_bytes_that_their_shape
     path = tmp_path_factory.getbasetemp() / "damaged.pdparams"
     path.write_bytes(content)
     try:
-        found = paddle_file.read_header(path)
+        found = pdparams.read_header(path)
     except CheckpointError:
         return
     for info in found.values():

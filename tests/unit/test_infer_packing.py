@@ -9,8 +9,8 @@ from llmctl import plugins
 from llmctl.card.decoder_spec import FusedDecoder, Rope
 from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.convert import convert, open_source
-from llmctl.checkpoint.dtypes import widen
-from llmctl.checkpoint.safetensors_file import Planned, write_file
+from llmctl.checkpoint.formats.dtypes import widen
+from llmctl.checkpoint.formats.safetensors import Planned, write_file
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
 from llmctl.infer.packed_linear import unpack
 from llmctl.infer.packing import UnitColumns, element_order, graph_of, pack_model, qkv_order

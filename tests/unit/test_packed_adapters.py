@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmctl.adapters import base as bases
+from llmctl.adapters import base_model as bases
 from llmctl.adapters.adapter import Adapter, Part
 from llmctl.adapters.folder import Opened, open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.checkpoint.convert import open_source
-from llmctl.checkpoint.dtypes import cast
+from llmctl.checkpoint.formats.dtypes import cast
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
 from llmctl.infer.opening import Packing, packed_model, put_adapters
 from llmctl.infer.packed_adapters import merged_state, pack_adapter, pack_prefix, widths_of

@@ -8,7 +8,7 @@ import pytest
 
 from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
-from llmctl.checkpoint import safetensors_file
+from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
 from llmctl.infer.packed_folder import ALIGNMENT, HEADER, WEIGHTS, is_packed, open_packed, save_packed
 from llmctl.infer.packed_model import Adapted, PackedAdapter
@@ -25,10 +25,8 @@ def checkpoint(tmp_path_factory):
     rng, planned = np.random.default_rng(3), {}
     for tensor in plugin.card.expand(dims):
         shape = tensor.shape[::-1] if tensor.transpose else tensor.shape
-        planned[tensor.torch_name] = safetensors_file.Planned(
-            shape, "float32", rng.normal(size=shape).astype("f4").tofile
-        )
-    safetensors_file.write_file(folder / "model.safetensors", planned)
+        planned[tensor.torch_name] = safetensors.Planned(shape, "float32", rng.normal(size=shape).astype("f4").tofile)
+    safetensors.write_file(folder / "model.safetensors", planned)
     change = Adapted(np.ones((32, 2), "f4"), np.ones((2, 32), "f4"))
     extra = dict(adapters=[PackedAdapter("one", {(0, "out", 0): change})], prefix=np.ones((2, 2, 3, 4, 8), "f4"))
     return folder, plugin, dataclasses.replace(pack_model(folder, plugin, dims, "int4", 32), **extra)

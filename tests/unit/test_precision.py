@@ -15,8 +15,8 @@ from train_toys import ToyModel
 
 from llmctl import plugins, runtime
 from llmctl.card.tiny import tiny_dims
-from llmctl.checkpoint import safetensors_file
-from llmctl.checkpoint.model import build
+from llmctl.checkpoint.build import build
+from llmctl.checkpoint.formats import safetensors
 from llmctl.config import finetune, schema
 from llmctl.errors import ConfigError
 from llmctl.jobs import finetune as preflight
@@ -316,7 +316,7 @@ def test_on_a_cpu_half_types_are_stored_and_the_run_says_so_and_continues_bit_fo
     assert info["precision"]["stored"] == "bfloat16" and info["precision"]["computed"] == "float32"
     assert html.escape(info["precision"]["note"]) in (tmp_path / "whole" / "report.html").read_text()
     file = "model.safetensors" if method["name"] == "full" else "adapter_model.safetensors"
-    header = safetensors_file.read_header(tmp_path / "whole" / "checkpoints" / "step-000002" / file)
+    header = safetensors.read_header(tmp_path / "whole" / "checkpoints" / "step-000002" / file)
     assert {tensor.dtype for tensor in header.values()} == {"bfloat16"}
     with pytest.raises(RuntimeError, match="power cut"):
         sft.run(job(tmp_path / "cut", **method), [Crash()])

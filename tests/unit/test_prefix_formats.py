@@ -18,8 +18,8 @@ from llmctl.adapters.attach import load_adapted
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.prefix import Prefix, shape_of
 from llmctl.card.tiny import tiny_dims
-from llmctl.checkpoint import safetensors_file
-from llmctl.checkpoint.model import load_model
+from llmctl.checkpoint.build import load_model
+from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
 from llmctl.infer.generate import generate
 from llmctl.infer.sampling import SamplingOptions
@@ -30,7 +30,7 @@ RNG = np.random.default_rng(4)
 
 
 def stored(folder):
-    info = safetensors_file.read_header(folder / "adapter_model.safetensors")["prompt_embeddings"]
+    info = safetensors.read_header(folder / "adapter_model.safetensors")["prompt_embeddings"]
     return info.shape, np.fromfile(info.file, "<f4", info.size, offset=info.offset)
 
 

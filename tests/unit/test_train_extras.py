@@ -10,7 +10,7 @@ from train_toys import ToyModel, collate, toy_rows
 
 from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
-from llmctl.checkpoint.model import build
+from llmctl.checkpoint.build import build
 from llmctl.errors import CheckpointError
 from llmctl.nn.recompute import recompute_layers
 from llmctl.train import journal, recompute

@@ -17,8 +17,8 @@ from llmctl.adapters.attach import load_adapted
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.adapters.verify import verify
-from llmctl.checkpoint import safetensors_file
-from llmctl.checkpoint.model import load_model
+from llmctl.checkpoint.build import load_model
+from llmctl.checkpoint.formats import safetensors
 from llmctl.config import finetune as config
 from llmctl.config import schema
 from llmctl.jobs import finetune
@@ -87,7 +87,7 @@ def test_verifying_finds_what_rounding_does_not_explain(runs, tmp_path, dtype):
     difference, allowed = verify(opened, tmp_path / "merged")
     assert difference < allowed / 3
     file = tmp_path / "merged" / "model.safetensors"
-    info = next(row for name, row in safetensors_file.read_header(file).items() if "layers.0.mlp.down_proj" in name)
+    info = next(row for name, row in safetensors.read_header(file).items() if "layers.0.mlp.down_proj" in name)
     with open(file, "r+b") as stream:
         stream.seek(info.offset)
         stream.write(bytes(info.nbytes))
@@ -185,7 +185,7 @@ def test_a_run_is_not_continued_over_other_weights(tmp_path, name):
     with pytest.raises(RuntimeError, match="power cut"):
         sft.run(made(), [Crash()])
     info = next(
-        info for tensor, info in safetensors_file.read_header(model / "model.safetensors").items() if "q_proj" in tensor
+        info for tensor, info in safetensors.read_header(model / "model.safetensors").items() if "q_proj" in tensor
     )
     with open(model / "model.safetensors", "r+b") as stream:
         stream.seek(info.offset)
@@ -209,7 +209,7 @@ def test_a_run_is_not_continued_without_its_configuration(runs, tmp_path, conten
 def test_columns_of_zeros_have_no_lengths_to_learn(tmp_path):
     model = tmp_path / "model"
     shutil.copytree(STARTER / "model", model)
-    tensors = safetensors_file.read_header(model / "model.safetensors")
+    tensors = safetensors.read_header(model / "model.safetensors")
     info = next(info for name, info in tensors.items() if "layers.1.self_attn.q_proj" in name)
     with open(model / "model.safetensors", "r+b") as stream:
         stream.seek(info.offset)

@@ -15,8 +15,8 @@ from llmctl.adapters.attach import load_adapted, put_prefix
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.card.tiny import tiny_dims
-from llmctl.checkpoint import safetensors_file
-from llmctl.checkpoint.model import load_model
+from llmctl.checkpoint.build import load_model
+from llmctl.checkpoint.formats import safetensors
 from llmctl.config import finetune, schema
 from llmctl.config.dpo import DpoConfig
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
@@ -70,7 +70,7 @@ def test_what_is_stored_gives_what_was_trained_and_nothing_else(runs, tmp_path, 
     base = {name: value.numpy() for name, value in plain.state_dict().items()}
     state = {name: value.numpy() for name, value in made.model.state_dict().items() if not name.startswith("prefix.")}
     assert state.keys() == base.keys() and all(np.array_equal(state[name], value) for name, value in base.items())
-    tensors = safetensors_file.read_header(runs(name) / "model" / "adapter_model.safetensors")
+    tensors = safetensors.read_header(runs(name) / "model" / "adapter_model.safetensors")
     _, dims, _ = load_model(STARTER / "model")
     assert {name: info.shape for name, info in tensors.items()} == {
         "prompt_embeddings": (6, dims.layers * 2 * dims.kv_heads * dims.head_dim)

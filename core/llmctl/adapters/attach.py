@@ -10,7 +10,7 @@ from llmctl.adapters import targets
 from llmctl.adapters.adapter import Part
 from llmctl.adapters.folder import Opened, open_adapter
 from llmctl.adapters.prefix import Prefix
-from llmctl.checkpoint.model import load_model
+from llmctl.checkpoint.build import load_model
 from llmctl.errors import UnsupportedError
 from llmctl.nn.blockwise import round_trip
 from llmctl.nn.replace import replace_layers

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from llmctl import plugins, tokenizers
-from llmctl.adapters import base as bases
-from llmctl.adapters import nlp_format, nlp_prefix, peft_config, peft_format, prefix_format
+from llmctl.adapters import base_model as bases
+from llmctl.adapters import paddlenlp_lora, paddlenlp_prefix, peft_config, peft_format, prefix_format
 from llmctl.adapters.adapter import Adapter
 from llmctl.adapters.prefix import Prefix
 from llmctl.card.dims import Dims
@@ -28,7 +28,7 @@ from llmctl.nn.blockwise import CODES
 from llmctl.tokenizers.base import FILES
 
 RECORD, GENERATION = "llmctl.json", "generation_config.json"
-FORMATS = (peft_config.CONFIG, nlp_format.CONFIG, nlp_prefix.CONFIG, nlp_prefix.CACHES)
+FORMATS = (peft_config.CONFIG, paddlenlp_lora.CONFIG, paddlenlp_prefix.CONFIG, paddlenlp_prefix.CACHES)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def base_name(folder: Path) -> str:
     if noted:
         return str(noted)
     name = next(name for name in FORMATS if (folder / name).is_file())
-    if name == nlp_prefix.CACHES:
+    if name == paddlenlp_prefix.CACHES:
         return ""
     try:
         return str(json.loads((folder / name).read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
@@ -127,10 +127,10 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Adapter | Prefix:
         adapter = prefix_format.read(folder, plugin, dims)
     elif (folder / peft_config.CONFIG).is_file():
         adapter = peft_format.read(folder, plugin, dims, record.get("blocks", {}))
-    elif (folder / nlp_format.CONFIG).is_file():
-        adapter = nlp_format.read(folder, plugin, dims)
+    elif (folder / paddlenlp_lora.CONFIG).is_file():
+        adapter = paddlenlp_lora.read(folder, plugin, dims)
     else:
-        adapter = nlp_prefix.read(folder, plugin, dims)
+        adapter = paddlenlp_prefix.read(folder, plugin, dims)
     return replace(adapter, record=record)
 
 
@@ -156,12 +156,12 @@ def write(
         if layout == "hf":
             prefix_format.write(folder, adapter, plugin, dtype)
         else:
-            nlp_prefix.write(folder, adapter, plugin, dims, dtype)
+            paddlenlp_prefix.write(folder, adapter, plugin, dims, dtype)
     elif layout == "hf":
         blocks = peft_format.write(folder, adapter, plugin, dims, dtype)
         record.update({"blocks": blocks} if blocks else {})
     else:
-        nlp_format.write(folder, adapter, plugin, dims, dtype)
+        paddlenlp_lora.write(folder, adapter, plugin, dims, dtype)
     record["versions"] = dict(plugins.versions(plugin))
     json_object.write(folder / RECORD, record)
 

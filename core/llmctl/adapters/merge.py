@@ -19,9 +19,9 @@ from llmctl.adapters.adapter import Adapter, Part
 from llmctl.adapters.folder import RECORD, Opened, tokenizer_folder
 from llmctl.checkpoint import convert
 from llmctl.checkpoint.convert import Progress, Stored
-from llmctl.checkpoint.dtypes import cast
-from llmctl.checkpoint.layout import HF, renames_for
-from llmctl.checkpoint.safetensors_file import write_file
+from llmctl.checkpoint.formats.dtypes import cast
+from llmctl.checkpoint.formats.safetensors import write_file
+from llmctl.checkpoint.naming import HF, renames_for
 from llmctl.checkpoint.save import KEEP, plan_shards, write_index
 from llmctl.errors import CheckpointError
 from llmctl.io.atomic import atomic_folder

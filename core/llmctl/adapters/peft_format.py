@@ -17,10 +17,10 @@ from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Array, Part, pack, unpack
 from llmctl.adapters.peft_config import CONFIG, make_config, rank_and_scale, read_config, wanted
 from llmctl.card.dims import Dims
-from llmctl.checkpoint import safetensors_file, torch_file
-from llmctl.checkpoint.dtypes import STORAGE, cast
-from llmctl.checkpoint.safetensors_file import Planned
-from llmctl.checkpoint.tensor_info import TensorInfo
+from llmctl.checkpoint.formats import safetensors, torch_bin
+from llmctl.checkpoint.formats.dtypes import STORAGE, cast
+from llmctl.checkpoint.formats.safetensors import Planned
+from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
 from llmctl.io import json_object
 
@@ -88,7 +88,7 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
         rows = {A: part.a.T, B: part.b.T, **({} if part.magnitude is None else {MAGNITUDE: part.magnitude})}
         planned.update({name: as_planned(name, values, dtype)
                         for name, values in ((PREFIX + torch + ending, rows[ending]) for ending in rows)})  # fmt: skip
-    safetensors_file.write_file(folder / WEIGHTS, planned)
+    safetensors.write_file(folder / WEIGHTS, planned)
     config = make_config(whole, adapter, plugin, dims)
     json_object.write(folder / CONFIG, config)
     return blocks
@@ -145,9 +145,9 @@ def headers(folder: Path) -> dict[str, TensorInfo]:
         CheckpointError: There is none.
     """
     if (folder / WEIGHTS).is_file():
-        return safetensors_file.read_header(folder / WEIGHTS)
+        return safetensors.read_header(folder / WEIGHTS)
     if (folder / TORCH_WEIGHTS).is_file():
-        return torch_file.read_header(folder / TORCH_WEIGHTS)
+        return torch_bin.read_header(folder / TORCH_WEIGHTS)
     raise CheckpointError(f"{folder} has {CONFIG} but neither {WEIGHTS} nor {TORCH_WEIGHTS}")
 
 

@@ -17,7 +17,7 @@ from llmctl.adapters.peft_config import CONFIG, WITHOUT_EFFECT
 from llmctl.adapters.peft_format import WEIGHTS, as_planned, headers, load, problems
 from llmctl.adapters.prefix import Prefix, compare, from_stored, shape_of, to_stored
 from llmctl.card.dims import Dims
-from llmctl.checkpoint import safetensors_file
+from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
 from llmctl.io import json_object
 
@@ -66,7 +66,7 @@ def write(folder: Path, prefix: Prefix, plugin: Any, dtype: str) -> None:
     """
     layers, _, tokens, heads, width = prefix.values.shape
     stored = to_stored(prefix.values, plugin.card).transpose(2, 0, 1, 3, 4).reshape(tokens, -1)
-    safetensors_file.write_file(folder / WEIGHTS, {TENSOR: as_planned(TENSOR, np.ascontiguousarray(stored), dtype)})
+    safetensors.write_file(folder / WEIGHTS, {TENSOR: as_planned(TENSOR, np.ascontiguousarray(stored), dtype)})
     config = {
         "peft_type": KIND,
         "task_type": "CAUSAL_LM",

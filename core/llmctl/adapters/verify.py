@@ -10,11 +10,11 @@ import numpy as np
 from llmctl import tokenizers
 from llmctl.adapters.attach import adapted_model
 from llmctl.adapters.folder import Opened, tokenizer_folder
+from llmctl.checkpoint.build import load_model
 from llmctl.checkpoint.folder import open_folder
-from llmctl.checkpoint.model import load_model
 from llmctl.data.encoding import prompt_ids
 from llmctl.errors import CheckpointError
-from llmctl.tokenizers.chat import Conversation
+from llmctl.tokenizers.base import Conversation
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmctl.checkpoint.folder import WeightFolder, open_folder
+    from llmctl.checkpoint.formats.tensor_info import TensorInfo
     from llmctl.checkpoint.hf_config import read_config
     from llmctl.checkpoint.load import load_weights
     from llmctl.checkpoint.save import save_weights
-    from llmctl.checkpoint.tensor_info import TensorInfo
     from llmctl.io.atomic import atomic_file, atomic_folder
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "TensorInfo": "llmctl.checkpoint.tensor_info",
+    "TensorInfo": "llmctl.checkpoint.formats.tensor_info",
     "WeightFolder": "llmctl.checkpoint.folder",
     "atomic_file": "llmctl.io.atomic",
     "atomic_folder": "llmctl.io.atomic",

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from llmctl import plugins
 from llmctl.card.dims import Dims
 from llmctl.card.weight_map import Rename
-from llmctl.checkpoint import paddle_file, parts
-from llmctl.checkpoint.dtypes import FLOATS, STORAGE, widen
+from llmctl.checkpoint import slices
 from llmctl.checkpoint.folder import WeightFolder, open_folder
-from llmctl.checkpoint.layout import recognise, renames_for
+from llmctl.checkpoint.formats import pdparams
+from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE, widen
+from llmctl.checkpoint.formats.safetensors import Planned, write_file
 from llmctl.checkpoint.load import Expected, by_target, check_weights
-from llmctl.checkpoint.ranks import read_ranks
-from llmctl.checkpoint.safetensors_file import Planned, write_file
+from llmctl.checkpoint.merge_ranks import read_ranks
+from llmctl.checkpoint.naming import recognise, renames_for
 from llmctl.checkpoint.save import plan_shards, write_index
 from llmctl.errors import CheckpointError, LlmctlError
 from llmctl.io.digest import sha256
@@ -50,12 +51,12 @@ class Stored:
 
     shape: tuple[int, ...]
     dtype: str
-    sources: Sequence[parts.Source]
+    sources: Sequence[slices.Source]
 
     def numpy(self) -> NDArray[Any]:
         """The values in the storage of the stored dtype, in the card's layout."""
         values = np.empty(self.shape, STORAGE[self.dtype])
-        parts.fill(values, self.sources, self.dtype)
+        slices.fill(values, self.sources, self.dtype)
         return values
 
 
@@ -76,7 +77,7 @@ def open_source(path: Path, plugin: plugins.Plugin, dims: Dims) -> Source:
     Raises:
         CheckpointError: It holds an adapter too, or its tensors are not exactly the card's.
     """
-    ranks = paddle_file.shards(path) if path.is_dir() else []
+    ranks = pdparams.shards(path) if path.is_dir() else []
     folder = WeightFolder(path, read_ranks(ranks, plugin, dims)) if ranks else open_folder(path)
     layout, renames = recognise(folder.tensors, plugin, dims)
     shapes = {tensor.name: tensor.shape for tensor in plugin.card.expand(dims)}
@@ -86,7 +87,7 @@ def open_source(path: Path, plugin: plugins.Plugin, dims: Dims) -> Source:
     return Source(folder, plugin, dims, layout, state)
 
 
-def _stored(name: str, shape: tuple[int, ...], sources: Sequence[parts.Source]) -> Stored:
+def _stored(name: str, shape: tuple[int, ...], sources: Sequence[slices.Source]) -> Stored:
     dtypes = sorted({info.dtype for info, _ in sources})
     if len(dtypes) > 1:
         held = ", ".join(rename.source for _, rename in sources)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.checkpoint import paddle_file, safetensors_file, torch_file
-from llmctl.checkpoint.dtypes import STORAGE
-from llmctl.checkpoint.tensor_info import TensorInfo
+from llmctl.checkpoint.formats import pdparams, safetensors, torch_bin
+from llmctl.checkpoint.formats.dtypes import STORAGE
+from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
 
 SAFETENSORS = "model.safetensors"
@@ -28,9 +28,9 @@ ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.b
 """Files that change what a model computes, where transformers finds them beside its weights."""
 
 _HEADER_READERS: dict[str, Callable[[Path], Mapping[str, TensorInfo]]] = {
-    SAFETENSORS: safetensors_file.read_header,
-    TORCH: torch_file.read_header,
-    paddle_file.NAME: paddle_file.read_header,
+    SAFETENSORS: safetensors.read_header,
+    TORCH: torch_bin.read_header,
+    pdparams.NAME: pdparams.read_header,
 }
 
 
@@ -99,7 +99,7 @@ def _no_weights(path: Path) -> str:
     suffixes = (".safetensors", ".bin", ".pdparams", ".gguf")
     others = sorted(file.name for file in path.iterdir() if file.suffix in suffixes)
     expected = f"expected {SAFETENSORS}, {TORCH}, or shards with {SAFETENSORS}{INDEX} or {TORCH}{INDEX}"
-    if any(paddle_file.SHARD.fullmatch(name) for name in others):
+    if any(pdparams.SHARD.fullmatch(name) for name in others):
         return f"{path} holds shards of tensor-parallel ranks; llmctl convert puts them together"
     if not others:
         return f"{path} holds no weights: {expected}"

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from llmctl.card.weight_map import Part, Rename
-from llmctl.checkpoint.dtypes import FLOATS, STORAGE
 from llmctl.checkpoint.folder import WeightFolder, open_folder
-from llmctl.checkpoint.parts import Source, complete, fill, source_shape
-from llmctl.checkpoint.tensor_info import CHUNK_BYTES, TensorInfo
+from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE
+from llmctl.checkpoint.formats.tensor_info import CHUNK_BYTES, TensorInfo
+from llmctl.checkpoint.slices import Source, complete, fill, source_shape
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import read_json
 

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.card.weight_map import Rename
-from llmctl.checkpoint.dtypes import FLOATS, STORAGE, cast
 from llmctl.checkpoint.folder import INDEX, SAFETENSORS
+from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE, cast
+from llmctl.checkpoint.formats.safetensors import Planned, write_file
+from llmctl.checkpoint.formats.tensor_info import CHUNK_BYTES
 from llmctl.checkpoint.load import dtype_name
-from llmctl.checkpoint.parts import complete, put, source_shape, view
-from llmctl.checkpoint.safetensors_file import Planned, write_file
-from llmctl.checkpoint.tensor_info import CHUNK_BYTES
+from llmctl.checkpoint.slices import complete, put, source_shape, view
 from llmctl.errors import CheckpointError
 from llmctl.io.atomic import atomic_file
 

@@ -90,7 +90,7 @@ def _check_not_exported(model: Path) -> None:
 def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool) -> None:
     from llmctl import runtime
     from llmctl.data.encoding import prompt_ids
-    from llmctl.tokenizers.chat import Conversation
+    from llmctl.tokenizers.base import Conversation
 
     prompts = [prompt_ids(tokenizer, Conversation(((text, None),), None)) for text in TEXTS]
     runtime.import_paddle("llmctl export")

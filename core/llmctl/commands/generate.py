@@ -188,7 +188,7 @@ def _prompts(given: dict[str, Any], tokenizer: Any) -> tuple[list[Any], list[lis
     """Questions of the file, if there is one; token ids of all prompts."""
     from llmctl.data.encoding import prompt_ids
     from llmctl.infer.session import read_questions
-    from llmctl.tokenizers.chat import Conversation
+    from llmctl.tokenizers.base import Conversation
 
     if given["input_file"]:
         questions = read_questions(given["input_file"], given["system"])

@@ -66,7 +66,7 @@ class ModelSource:
             from llmctl.adapters.attach import adapted_model, merged_model
 
             return merged_model(self.adapted) if merged else adapted_model(self.adapted)
-        from llmctl.checkpoint.model import load_model
+        from llmctl.checkpoint.build import load_model
 
         return load_model(self.folder, self.plugin.card.name)[0]
 

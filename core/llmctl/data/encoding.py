@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 
 from llmctl.data.reading import Example
 from llmctl.errors import DataError
-from llmctl.tokenizers.base import Tokenizer
-from llmctl.tokenizers.chat import ChatTemplate, Conversation
+from llmctl.tokenizers.base import ChatTemplate, Conversation, Tokenizer
 
 IGNORED = -100
 Run = tuple[list[int], bool]

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 from llmctl.data.encoding import check_plain, cut_question, plain_prompt, prompt_ids, with_end
 from llmctl.data.preferences import Preference
-from llmctl.tokenizers.base import Tokenizer
-from llmctl.tokenizers.chat import Conversation
+from llmctl.tokenizers.base import Conversation, Tokenizer
 
 
 @dataclass(frozen=True)

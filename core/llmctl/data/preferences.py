@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmctl.data.reading import parse_object, require_keys, system_text, turns
-from llmctl.tokenizers.chat import Conversation, Turn
+from llmctl.tokenizers.base import Conversation, Turn
 
 _REQUIRED = ("src", "tgt", "response", "sort")
 _KEYS = (*_REQUIRED, "context")

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl import plugins
-from llmctl.adapters import base as bases
+from llmctl.adapters import base_model as bases
 from llmctl.adapters.folder import Opened
 from llmctl.adapters.merge import put_tokenizer
 from llmctl.adapters.prefix import Prefix

@@ -21,7 +21,7 @@ from llmctl.card.decoder_spec import FusedDecoder
 from llmctl.card.dims import Dims
 from llmctl.card.support import require
 from llmctl.checkpoint.convert import open_source
-from llmctl.checkpoint.dtypes import FLOATS, cast
+from llmctl.checkpoint.formats.dtypes import FLOATS, cast
 from llmctl.errors import CheckpointError, ConfigError
 from llmctl.infer import packed_linear
 from llmctl.infer.packed_linear import KINDS, PackedLinear

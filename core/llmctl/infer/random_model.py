@@ -11,7 +11,7 @@ import numpy as np
 
 from llmctl import plugins
 from llmctl.card.dims import Dims
-from llmctl.checkpoint.safetensors_file import Planned, write_file
+from llmctl.checkpoint.formats.safetensors import Planned, write_file
 from llmctl.errors import ConfigError
 
 STD = 0.02

@@ -11,7 +11,7 @@ from llmctl.data.encoding import prompt_ids
 from llmctl.data.reading import LISTED, parse_object, read_lines
 from llmctl.errors import ConfigError, DataError
 from llmctl.infer.text import Answer, Ask, Writer, check_lengths
-from llmctl.tokenizers.chat import Conversation
+from llmctl.tokenizers.base import Conversation
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def check_tensors(model: Path, plugin: plugins.Plugin, dims: Dims, dtype: str) -
     Raises:
         CheckpointError: Names those that are missing, unexpected or of another shape.
     """
-    from llmctl.checkpoint.model import open_checked
+    from llmctl.checkpoint.build import open_checked
 
     open_checked(model, plugin, dims, dtype)
 

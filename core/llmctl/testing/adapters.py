@@ -72,7 +72,7 @@ class AdapterConformance:
 
         from llmctl.adapters.attach import load_adapted
         from llmctl.adapters.merge import merge
-        from llmctl.checkpoint.model import load_model
+        from llmctl.checkpoint.build import load_model
 
         _write_base_and_adapter(tmp_path, plugin, dims, model, lengths, code)
         adapted, opened = load_adapted(tmp_path / "adapter", dtype="float64")
@@ -90,7 +90,7 @@ def _write_base_and_adapter(
     folder: Path, plugin: plugins.Plugin, dims: Dims, model: Any, lengths: bool, code: str
 ) -> None:
     """A model folder ``base`` and a random adapter of all its linears in ``adapter``, both float64."""
-    from llmctl.adapters import base as bases
+    from llmctl.adapters import base_model as bases
     from llmctl.adapters import folder as folders
     from llmctl.adapters import targets
     from llmctl.adapters.adapter import Adapter, Part

@@ -103,7 +103,7 @@ class FamilyConformance(
 
     @proves("sft")
     def test_layer_is_what_the_card_says(self, plugin: plugins.Plugin, card: Family, dims: Dims) -> None:
-        from llmctl.checkpoint.model import assert_matches_card
+        from llmctl.checkpoint.build import assert_matches_card
 
         model = plugin.hooks.build_model(card=card, dims=dims, parallel=Parallel(), dtype="float32")
         assert_matches_card(model, card, dims)
@@ -113,7 +113,7 @@ class FamilyConformance(
         self, plugin: plugins.Plugin, card: Family, dims: Dims, model: Any, tmp_path: Path
     ) -> None:
         from llmctl.checkpoint import convert, save_weights
-        from llmctl.checkpoint.model import load_model
+        from llmctl.checkpoint.build import load_model
 
         first = tmp_path / "hf"
         first.mkdir()
@@ -201,7 +201,7 @@ class FamilyConformance(
 
         import paddle
 
-        from llmctl.checkpoint.model import build
+        from llmctl.checkpoint.build import build
         from llmctl.train.objective import next_token_loss
         from llmctl.train.optimizer import AdamW
 

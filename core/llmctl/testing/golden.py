@@ -31,7 +31,7 @@ def check_all(folder: Path, family: str = "auto") -> None:
     Raises:
         AssertionError: Something differs; the message says where, what and by how much.
     """
-    from llmctl.checkpoint.model import load_model
+    from llmctl.checkpoint.build import load_model
 
     golden = read(folder)
     model, dims, plugin = load_model(folder, family)
@@ -53,7 +53,7 @@ def check_static(folder: Path, family: str, target: Path) -> None:
     Raises:
         AssertionError: Something differs; the message says where, what and by how much.
     """
-    from llmctl.checkpoint.model import load_model
+    from llmctl.checkpoint.build import load_model
     from llmctl.infer.export import export
     from llmctl.infer.static import StaticModel
 

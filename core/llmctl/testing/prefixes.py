@@ -146,7 +146,7 @@ class PrefixConformance:
     ) -> None:
         import paddle
 
-        from llmctl.adapters import base as bases
+        from llmctl.adapters import base_model as bases
         from llmctl.adapters import folder as folders
         from llmctl.adapters.attach import load_adapted
         from llmctl.adapters.prefix import Prefix

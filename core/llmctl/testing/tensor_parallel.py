@@ -37,7 +37,7 @@ class TensorParallelConformance:
 
     @proves("tensor-parallel")
     def test_split_tensors_merge_to_the_whole(self, plugin: plugins.Plugin, card: Family, dims: Dims) -> None:
-        from llmctl.checkpoint.splits import merge, split
+        from llmctl.checkpoint.shards import merge, split
 
         rng = np.random.default_rng(3)
         for degree in (1, *DEGREES):
@@ -122,7 +122,7 @@ def _rank_model(plugin: plugins.Plugin, dims: Dims, rules: Mapping[str, Split], 
 
 
 def _replace(layer: Any, key: str, rule: Split, rank: int, degree: int) -> None:
-    from llmctl.checkpoint.splits import split
+    from llmctl.checkpoint.shards import split
 
     part = split(getattr(layer, key).numpy(), rule, rank, degree)
     parameter = layer.create_parameter(part.shape, dtype="float64")

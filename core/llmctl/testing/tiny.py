@@ -18,7 +18,7 @@ def write_model(folder: Path, plugin: Any, dims: Dims, seed: int = 0) -> None:
     import paddle
 
     from llmctl.checkpoint import save_weights
-    from llmctl.checkpoint.model import build
+    from llmctl.checkpoint.build import build
 
     paddle.seed(seed)
     (folder / "config.json").write_text(json.dumps(plugin.card.config_from_dims(dims)), encoding="utf-8")
@@ -35,7 +35,7 @@ def write_adapter(folder: Path, base: Path, seed: int = 0, quantised: str = "") 
         seed: Of the values.
         quantised: What the adapter says that its base was held in, if anything.
     """
-    from llmctl.adapters import base as bases
+    from llmctl.adapters import base_model as bases
     from llmctl.adapters import folder as folders
     from llmctl.adapters import targets
     from llmctl.adapters.adapter import Adapter, Part
@@ -56,7 +56,7 @@ def write_adapter(folder: Path, base: Path, seed: int = 0, quantised: str = "") 
 def random_model(plugin: plugins.Plugin, dims: Dims) -> Any:
     """A float64 model for evaluation, every tensor random: none at a value that hides a mistake."""
     from llmctl import runtime
-    from llmctl.checkpoint.model import build
+    from llmctl.checkpoint.build import build
 
     runtime.import_paddle("a model")
     model, rng = build(plugin, dims, "float64"), np.random.default_rng(5)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.card.decoder_spec import FusedDecoder
-from llmctl.checkpoint.dtypes import widen
+from llmctl.checkpoint.formats.dtypes import widen
 from llmctl.infer import packed_linear
 from llmctl.infer.batch import BLOCK, Batch
 from llmctl.infer.packed_model import Layer, Linear, Norm, PackedModel

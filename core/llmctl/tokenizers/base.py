@@ -6,14 +6,16 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmctl.errors import TokenizerError
 from llmctl.tokenizers.special import Special, without_template
 
 if TYPE_CHECKING:
-    from llmctl.tokenizers.chat import ChatTemplate
+    pass
 
 FILES = (
     "tokenizer.json",
@@ -176,3 +178,92 @@ class DecodeStream:
 
     def _texts(self) -> tuple[str, str]:
         return self._decode(self._ids[: self._emitted]), self._decode(self._ids)
+
+
+MARK = "\ue0f2"
+"""A character for private use, put inside names of special tokens that a person wrote."""
+
+
+Turn = tuple[str, str | None]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns of a user and a bot; the answer of the last turn is None where it is to be generated."""
+
+    turns: tuple[Turn, ...]
+    system: str | None = None
+
+
+class ChatTemplate(ABC):
+    """A template for one tokenizer.
+
+    Args:
+        tokenizer: Whose special tokens the template writes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+
+    @abstractmethod
+    def text(self, conversation: Conversation) -> str:
+        """The whole text; where the last answer is None it ends right before that answer."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes the template into a model folder."""
+
+    def segments(self, conversation: Conversation) -> list[tuple[list[int], bool]]:
+        """Ids in order, each run with whether it is an answer (and so carries loss).
+
+        Raises:
+            TokenizerError: The template changes text of earlier turns when later ones are added.
+        """
+        safe = self._marked(conversation)
+        if self._tokenizer.special.bridge:
+            return self._bridged(safe)
+        runs: list[tuple[list[int], bool]] = []
+        done = ""
+        for count, (user, answer) in enumerate(safe.turns, 1):
+            before = safe.turns[: count - 1]
+            for turn in ((user, None), (user, answer)) if answer is not None else ((user, None),):
+                text = self.text(replace(safe, turns=(*before, turn)))
+                if not text.startswith(done):
+                    raise TokenizerError(
+                        "the chat template rewrites earlier text when a turn is added, so answers cannot be told from "
+                        f"prompts: {done[-60:]!r} became {text[: len(done)][-60:]!r}"
+                    )
+                start = not done or self._tokenizer.starts_anew_after(done)
+                ids = self._tokenizer.encode_marked(text[len(done) :], MARK, start)
+                runs.append((ids, turn[1] is not None))
+                done = text
+        return runs
+
+    def prompt(self, conversation: Conversation) -> list[int]:
+        """Ids that a model continues with its answer to the last turn."""
+        turns = (*conversation.turns[:-1], (conversation.turns[-1][0], None))
+        return [token for ids, _ in self.segments(replace(conversation, turns=turns)) for token in ids]
+
+    def _bridged(self, safe: Conversation) -> list[tuple[list[int], bool]]:
+        """A prompt of all turns as one text, the tokens after a prompt, and the last answer, which begins a text."""
+        user, answer = safe.turns[-1]
+        asked = self.text(replace(safe, turns=(*safe.turns[:-1], (user, None))))
+        prompt = [*self._tokenizer.encode_marked(asked, MARK), *self._tokenizer.special.bridge]
+        if answer is None:
+            return [(prompt, False)]
+        whole = self.text(safe)
+        if not whole.startswith(asked):
+            raise TokenizerError(f"the chat template rewrites the prompt when its answer is added: {asked[-60:]!r}")
+        return [(prompt, False), (self._tokenizer.encode_marked(whole[len(asked) :], MARK), True)]
+
+    def _marked(self, conversation: Conversation) -> Conversation:
+        turns = tuple((self._mark(user), answer if answer is None else self._mark(answer))
+                      for user, answer in conversation.turns)  # fmt: skip
+        system = conversation.system
+        return Conversation(turns, system if system is None else self._mark(system))
+
+    def _mark(self, text: str) -> str:
+        text = text.replace(MARK, "")
+        for name in sorted(set(self._tokenizer.names_in(text)), key=len, reverse=True):
+            text = text.replace(name, name[0] + MARK + name[1:])
+        return text

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.checkpoint import load_weights, open_folder
-from llmctl.checkpoint.model import load_model
+from llmctl.checkpoint.build import load_model
 from llmctl.config import common
 from llmctl.train.model_folder import ModelWriter
 from llmctl.train.subject import ModelJob, Subject, precision_of

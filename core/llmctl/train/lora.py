@@ -17,15 +17,15 @@ import numpy as np
 import paddle
 
 from llmctl import runtime
-from llmctl.adapters import base as bases
+from llmctl.adapters import base_model as bases
 from llmctl.adapters import folder as folders
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Part, scale_of
 from llmctl.adapters.attach import put, quantise
 from llmctl.adapters.peft_format import as_planned
 from llmctl.adapters.peft_format import load as read_tensor
-from llmctl.checkpoint import safetensors_file
-from llmctl.checkpoint.model import load_model
+from llmctl.checkpoint.build import load_model
+from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import ConfigError
 from llmctl.jobs.precision import HALF
 from llmctl.nn.lora import principal
@@ -76,7 +76,7 @@ class Trained:
                 for name, array in zip("ab", start, strict=True)
             }
             whole = {name: as_planned(name, array, array.dtype.name) for name, array in arrays.items()}
-            safetensors_file.write_file(folder / START, whole)
+            safetensors.write_file(folder / START, whole)
 
     def read(self, folder: Path) -> None:
         """Takes over what ``write`` wrote."""
@@ -179,7 +179,7 @@ def _parts(folder: Path, job: ModelJob) -> Mapping[str, Part]:
 def _starts(folder: Path, job: ModelJob) -> dict[str, Start]:
     """What was taken out of the base when the run of a checkpoint began."""
     if (folder / START).is_file():
-        tensors = {name: read_tensor(info) for name, info in safetensors_file.read_header(folder / START).items()}
+        tensors = {name: read_tensor(info) for name, info in safetensors.read_header(folder / START).items()}
         return {name[:-2]: (array, tensors[f"{name[:-2]}.b"]) for name, array in tensors.items() if name.endswith(".a")}
     rank = job.config.method.rank
     return {path: (part.a[:, rank:], -part.b[rank:]) for path, part in _parts(folder, job).items()}

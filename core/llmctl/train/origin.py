@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmctl import plugins
-from llmctl.adapters import base as bases
-from llmctl.checkpoint.run_json import run_info
+from llmctl.adapters import base_model as bases
 from llmctl.config import schema
 from llmctl.errors import CheckpointError, ConfigError
+from llmctl.train.run_info import run_info
 from llmctl.train.subject import ModelJob
 
 FREE = (

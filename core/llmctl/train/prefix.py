@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from llmctl import runtime
-from llmctl.adapters import base as bases
+from llmctl.adapters import base_model as bases
 from llmctl.adapters import folder as folders
 from llmctl.adapters.attach import put_prefix
 from llmctl.adapters.prefix import Prefix, shape_of
-from llmctl.checkpoint import safetensors_file
-from llmctl.checkpoint.model import load_model
+from llmctl.checkpoint.build import load_model
+from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
 from llmctl.nn.values import values as numbers
 from llmctl.train.subject import ModelJob, Subject, precision_of
@@ -58,7 +58,7 @@ class Trained:
         if self.projected:
             values = {name: numbers(parameter) for name, parameter in self.layer.named_parameters()}
             whole = {name: as_planned(name, np.ascontiguousarray(value), dtype) for name, value in values.items()}
-            safetensors_file.write_file(folder / PROJECTION, whole)
+            safetensors.write_file(folder / PROJECTION, whole)
 
     def read(self, folder: Path) -> None:
         """Takes over what a checkpoint holds.
@@ -77,7 +77,7 @@ class Trained:
             raise CheckpointError(
                 f"{folder} holds no {PROJECTION}; it cannot be continued with method.prefix_projection"
             )
-        tensors = safetensors_file.read_header(folder / PROJECTION)
+        tensors = safetensors.read_header(folder / PROJECTION)
         parameters = dict(self.layer.named_parameters())
         problems(folder, tensors, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
         for name, parameter in parameters.items():

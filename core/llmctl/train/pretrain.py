@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl import runtime
-from llmctl.checkpoint.model import build, load_model
+from llmctl.checkpoint.build import build, load_model
 from llmctl.config import common
 from llmctl.data.pretraining import Samples, Setting, open_split
 from llmctl.jobs import precision

@@ -14,7 +14,7 @@ from llmctl.data.encoding import IGNORED, Encoder, prompt_ids
 from llmctl.data.reading import Example
 from llmctl.errors import TokenizerError
 from llmctl.testing.tiny import write_model
-from llmctl.tokenizers.chat import Conversation
+from llmctl.tokenizers.base import Conversation
 from llmctl_chatglm import CARD, chatglm2
 
 TEXTS = [

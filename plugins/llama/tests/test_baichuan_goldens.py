@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl.checkpoint.model import load_model
+from llmctl.checkpoint.build import load_model
 from llmctl.testing.golden import check_all
 from llmctl_llama.baichuan import CARD
 

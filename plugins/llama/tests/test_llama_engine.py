@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 from llmctl import plugins
-from llmctl.checkpoint.model import build, load_model
+from llmctl.checkpoint.build import build, load_model
 from llmctl.infer.engine import Engine
 from llmctl.infer.generate import generate
 from llmctl.infer.native import NativeExecutor, available

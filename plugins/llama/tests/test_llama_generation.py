@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from llmctl.checkpoint.model import load_model
+from llmctl.checkpoint.build import load_model
 from llmctl.infer.generate import generate
 from llmctl.infer.sampling import SamplingOptions
 

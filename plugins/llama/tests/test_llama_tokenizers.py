@@ -10,7 +10,7 @@ from llmctl import tokenizers
 from llmctl.data.encoding import IGNORED, Encoder, prompt_ids
 from llmctl.data.reading import Example
 from llmctl.errors import TokenizerError
-from llmctl.tokenizers.chat import Conversation
+from llmctl.tokenizers.base import Conversation
 from llmctl_llama import CARD, baichuan
 
 TALK = Conversation((("Who? ", "Me."), ("你好 </s>", None)), "Be brief.")

@@ -6,7 +6,7 @@ from sentencepiece import SentencePieceProcessor
 from llmctl import tokenizers
 from llmctl.data.encoding import IGNORED, Encoder, prompt_ids
 from llmctl.data.reading import Example
-from llmctl.tokenizers.chat import Conversation
+from llmctl.tokenizers.base import Conversation
 from llmctl_mixtral import CARD, mistral
 
 

@@ -14,7 +14,7 @@ from llmctl.data.encoding import IGNORED, Encoder, prompt_ids
 from llmctl.data.reading import Example
 from llmctl.errors import TokenizerError
 from llmctl.testing.tiny import write_model
-from llmctl.tokenizers.chat import Conversation
+from llmctl.tokenizers.base import Conversation
 from llmctl_qwen import CARD, SPECIAL, qwen2, qwen3
 
 TEXT = ["hello world, hello token", "the quick brown fox", "you are a helpful assistant", "你好 世界"] * 8

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from llmctl.checkpoint.dtypes import STORAGE
-from llmctl.checkpoint.tensor_info import TensorInfo
-from llmctl.checkpoint.torch_pickle import PickledTensor, Storage, named_tensors, unpickle
+from llmctl.checkpoint.formats.dtypes import STORAGE
+from llmctl.checkpoint.formats.tensor_info import TensorInfo
+from llmctl.checkpoint.formats.torch_pickle import PickledTensor, Storage, named_tensors, unpickle
 from llmctl.errors import CheckpointError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -15,7 +15,7 @@ from llmctl.adapters.adapter import Part
 from llmctl.adapters.targets import module_of
 from llmctl.card.weight_map import Part as Share
 from llmctl.card.weight_map import Rename
-from llmctl.checkpoint import parts as shares
+from llmctl.checkpoint import slices as shares
 
 Shapes = Mapping[str, tuple[int, ...]]
 """[in, out] of each linear of the card."""

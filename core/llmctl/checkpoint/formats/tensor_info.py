@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.checkpoint.dtypes import STORAGE, cast
+from llmctl.checkpoint.formats.dtypes import STORAGE, cast
 from llmctl.errors import CheckpointError
 
 CHUNK_BYTES = 4 << 20

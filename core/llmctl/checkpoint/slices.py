@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.card.weight_map import Part, Rename
-from llmctl.checkpoint.dtypes import STORAGE
-from llmctl.checkpoint.tensor_info import TensorInfo
+from llmctl.checkpoint.formats.dtypes import STORAGE
+from llmctl.checkpoint.formats.tensor_info import TensorInfo
 
 Source = tuple[TensorInfo, Rename]
 

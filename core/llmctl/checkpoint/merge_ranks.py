@@ -18,12 +18,12 @@ from llmctl.card.family import Family
 from llmctl.card.shapes import CUT_SYMBOLS
 from llmctl.card.sharding import Split
 from llmctl.card.weight_map import Rename
-from llmctl.checkpoint.layout import HF, NATIVE, recognise, renames_for
+from llmctl.checkpoint.formats.pdparams import HeldTensor, read_header
+from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.checkpoint.load import TIED_HEADS
-from llmctl.checkpoint.paddle_file import HeldTensor, read_header
-from llmctl.checkpoint.parts import piece_shape, put, taken
-from llmctl.checkpoint.splits import merge
-from llmctl.checkpoint.tensor_info import TensorInfo
+from llmctl.checkpoint.naming import HF, NATIVE, recognise, renames_for
+from llmctl.checkpoint.shards import merge
+from llmctl.checkpoint.slices import piece_shape, put, taken
 from llmctl.errors import CheckpointError
 
 Rank = Mapping[str, TensorInfo]

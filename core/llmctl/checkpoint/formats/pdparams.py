@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.checkpoint import inert_pickle
-from llmctl.checkpoint.dtypes import STORAGE, cast
-from llmctl.checkpoint.inert_pickle import Built, Bytes
-from llmctl.checkpoint.tensor_info import TensorInfo
+from llmctl.checkpoint.formats import inert_pickle
+from llmctl.checkpoint.formats.dtypes import STORAGE, cast
+from llmctl.checkpoint.formats.inert_pickle import Built, Bytes
+from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
 
 NAME = "model_state.pdparams"

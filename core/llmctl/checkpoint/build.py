@@ -12,8 +12,8 @@ from llmctl.card.sharding import Parallel
 from llmctl.card.weight_map import Rename
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.hf_config import read_config
-from llmctl.checkpoint.layout import recognise
 from llmctl.checkpoint.load import Expected, check_weights, load_weights
+from llmctl.checkpoint.naming import recognise
 
 
 def load_model(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from llmctl.checkpoint import inert_pickle
+from llmctl.checkpoint.formats import inert_pickle
 from llmctl.errors import CheckpointError
 
 _STORAGES = {

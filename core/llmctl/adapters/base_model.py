@@ -16,12 +16,12 @@ import numpy as np
 
 from llmctl.adapters import targets
 from llmctl.card.dims import Dims
-from llmctl.checkpoint import parts
-from llmctl.checkpoint.dtypes import STORAGE, cast, round_bfloat16
+from llmctl.checkpoint import slices
 from llmctl.checkpoint.folder import open_folder
+from llmctl.checkpoint.formats.dtypes import STORAGE, cast, round_bfloat16
 from llmctl.checkpoint.hf_config import NAME as CONFIG
-from llmctl.checkpoint.layout import recognise
 from llmctl.checkpoint.load import by_target
+from llmctl.checkpoint.naming import recognise
 from llmctl.errors import CheckpointError
 
 CORNER = 4
@@ -138,16 +138,16 @@ def _state_hash(state: Mapping[str, Any], plugin: Any, dims: Dims) -> str:
     return digest.hexdigest()[:16]
 
 
-def _corner(sources: list[parts.Source], shape: tuple[int, ...]) -> Any:
+def _corner(sources: list[slices.Source], shape: tuple[int, ...]) -> Any:
     """The first inputs and outputs of a linear [CORNER, CORNER] as bfloat16."""
     info, rename = sources[0]
-    if parts.in_rows(rename, len(info.shape)):
+    if slices.in_rows(rename, len(info.shape)):
         rows = np.empty((min(CORNER, shape[int(rename.transpose)]), *info.shape[1:]), STORAGE["float32"])
-        info.read_into(rows, "float32", start=parts.first_row(rename, shape))
+        info.read_into(rows, "float32", start=slices.first_row(rename, shape))
         corner = rows[:, :CORNER].T if rename.transpose else rows[:, :CORNER]
     else:
         whole = np.empty(shape, STORAGE["float32"])
-        parts.fill(whole, sources, "float32")
+        slices.fill(whole, sources, "float32")
         corner = whole[:CORNER, :CORNER]
     return round_bfloat16(np.ascontiguousarray(corner))
 

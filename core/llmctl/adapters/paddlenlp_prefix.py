@@ -17,7 +17,7 @@ import numpy as np
 from llmctl.adapters.peft_format import as_stored, load, problems
 from llmctl.adapters.prefix import Array, Prefix, compare, from_stored, shape_of, to_stored
 from llmctl.card.dims import Dims
-from llmctl.checkpoint import paddle_file
+from llmctl.checkpoint.formats import pdparams
 from llmctl.errors import CheckpointError
 from llmctl.io import json_object
 
@@ -38,7 +38,7 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Prefix:
     named = {**config, "heads": config.get("multi_query_group_num") or config.get("num_attention_heads")}
     named["head_dim"] = (config.get("hidden_size") or 0) // (config.get("num_attention_heads") or 1)
     compare(folder, named, {"num_hidden_layers": layers, "heads": heads, "head_dim": width})
-    tensors = paddle_file.read_header(folder / WEIGHTS)
+    tensors = pdparams.read_header(folder / WEIGHTS)
     flat = 2 * layers * heads * width
     expected: dict[str, tuple[int, ...]] = {"0.weight": (tokens, flat)}
     if config.get("prefix_projection"):

@@ -14,8 +14,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llmctl.checkpoint.dtypes import STORAGE
-from llmctl.checkpoint.tensor_info import TensorInfo
+from llmctl.checkpoint.formats.dtypes import STORAGE
+from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
 
 _CODES = {

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmctl.adapters import regroup, targets
+from llmctl.adapters import repack, targets
 from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
 from llmctl.adapters.peft_format import as_stored, load, problems
 from llmctl.card.dims import Dims
 from llmctl.card.weight_map import chosen
-from llmctl.checkpoint import paddle_file
+from llmctl.checkpoint.formats import pdparams
 from llmctl.errors import CheckpointError
 from llmctl.io import json_object
 
@@ -32,12 +32,12 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Adapter:
     config = _config(folder)
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} has {CONFIG} but no {WEIGHTS}")
-    tensors = paddle_file.read_header(folder / WEIGHTS)
+    tensors = pdparams.read_header(folder / WEIGHTS)
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
-    renames = regroup.linear_renames(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
+    renames = repack.linear_renames(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
     named = {name.removesuffix(A).removesuffix(B) for name in tensors}
     renames = chosen(renames, {f"{module}.weight" for module in named})
-    sizes = {module: shape for module, shape in regroup.shapes_in_file(renames, shapes).items() if module in named}
+    sizes = {module: shape for module, shape in repack.shapes_in_file(renames, shapes).items() if module in named}
     if not sizes:
         raise CheckpointError(f"{folder / WEIGHTS} holds no adapter of a linear layer of {plugin.card.name}")
     rank, stabilised = config["r"], bool(config.get("rslora", False))
@@ -48,7 +48,7 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Adapter:
     scale = scale_of(float(config.get("lora_alpha", 8)), rank, stabilised)
     layers = {module: Part(load(tensors[module + A]), load(tensors[module + B]), scale) for module in sizes}
     return Adapter(
-        regroup.from_file(layers, renames, shapes),
+        repack.from_file(layers, renames, shapes),
         stabilised,
         float(config.get("lora_dropout", 0.0)),
         str(config.get("base_model_name_or_path") or ""),
@@ -72,8 +72,8 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
     if any(part.magnitude is not None for part in adapter.parts.values()):
         raise CheckpointError("PaddleNLP's format has no place for the lengths of DoRA; merge the adapter instead")
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
-    renames = regroup.linear_renames(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
-    parts = regroup.uniform(regroup.to_file(adapter.parts, chosen(renames, ()), shapes))
+    renames = repack.linear_renames(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
+    parts = repack.uniform(repack.to_file(adapter.parts, chosen(renames, ()), shapes))
     arrays: dict[str, Any] = {}
     for path, part in parts.items():
         for ending, values in ((A, part.a), (B, part.b)):
