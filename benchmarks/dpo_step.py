@@ -40,8 +40,8 @@ def our_step(options):
     runtime.configure()
     import paddle
 
-    from llmctl.data import pair_rows
-    from llmctl.data.pairs import Pair
+    from llmctl.data.preference import rows as pair_rows
+    from llmctl.data.preference.encoding import Pair
     from llmctl.train.dpo_task import DpoTask
     from llmctl.train.preference_loss import sigmoid
     from llmctl.train.references import Live

@@ -36,12 +36,12 @@ def ours(options: argparse.Namespace, folder: Path) -> dict:
     from llmctl import runtime
     from llmctl.config import schema
     from llmctl.config.pretrain import PretrainConfig
-    from llmctl.data import corpus, documents
+    from llmctl.data.corpus import build, documents
     from llmctl.jobs import pretrain as preflight_pretrain
 
     runtime.import_paddle("the benchmark")
-    encoder = corpus.BatchEncoder(options.tokenizer, append_eos=True)
-    made = corpus.build(documents.Source([options.text]), folder / "corpus", encoder)
+    encoder = build.BatchEncoder(options.tokenizer, append_eos=True)
+    made = build.build(documents.Source([options.text]), folder / "corpus", encoder)
     steps = {"max_steps": options.steps, "eval_every": options.steps, "save_every": options.steps}
     sections = {
         "model": {"size": "tiny", "changes": [f"{key}={value}" for key, value in SIZES.items()],

@@ -42,9 +42,9 @@ def encoded(options) -> Iterator[list[str]]:
     import numpy as np
 
     from llmctl import tokenizers
-    from llmctl.data.encoding import Encoder
     from llmctl.data.packing import best_fit
-    from llmctl.data.reading import read_split
+    from llmctl.data.sft.encoding import Encoder
+    from llmctl.data.sft.examples import read_split
 
     tokenizer = tokenizers.load(options.tokenizer, "none")
     examples = read_split([options.data], "train")[: options.examples]
@@ -85,7 +85,7 @@ def our_step(options):
     import paddle
 
     from llmctl.data import packing
-    from llmctl.data.encoding import Row
+    from llmctl.data.sft.encoding import Row
     from llmctl.train.loop import Loop, Plan
     from llmctl.train.sft_task import SftTask
 

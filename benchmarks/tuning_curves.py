@@ -122,7 +122,7 @@ def sections(case: Case, options: argparse.Namespace, folder: Path) -> dict:
 
 def examples(job, task, count: int) -> tuple[list, list]:
     """Ids and labels (as long, not shifted) of the texts of each update, and of the dev file."""
-    from llmctl.data.encoding import Encoder
+    from llmctl.data.sft.encoding import Encoder
 
     def texts(batch) -> list:
         found = []
@@ -145,7 +145,7 @@ def examples(job, task, count: int) -> tuple[list, list]:
 
 def pairs(job, task, count: int) -> tuple[list, list]:
     """Prompt, chosen and rejected answer of the pairs of each update, and of the dev file."""
-    from llmctl.data.pairs import PairEncoder
+    from llmctl.data.preference.encoding import PairEncoder
 
     encoder = PairEncoder(job.tokenizer, job.config.data.max_prompt_length, job.config.data.max_length)
     train, dev = (

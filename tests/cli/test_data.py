@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from llmctl import tokenizers
 from llmctl.cli import main
-from llmctl.data.indexed import Corpus
+from llmctl.data.corpus.indexed import Corpus
 
 MODEL = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter" / "model"
 
@@ -69,7 +69,7 @@ def test_the_ids_are_those_of_the_tokenizer_without_its_begin_token(tmp_path, to
 
 
 def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path, monkeypatch):
-    from llmctl.data import corpus
+    from llmctl.data.corpus import build as corpus
 
     monkeypatch.setattr(corpus, "BATCH_BYTES", 200)
     lines = "".join(json.dumps({"text": f"{name} likes {thing}." if n % 7 else ""}) + "\n"

@@ -98,7 +98,7 @@ def _one(folder):
 
 
 def test_a_prompt_that_is_no_beginning_of_its_row_is_found(tmp_path, model, monkeypatch):
-    from llmctl.data.encoding import Encoder
+    from llmctl.data.sft.encoding import Encoder
 
     honest = Encoder.prompt
     monkeypatch.setattr(Encoder, "prompt", lambda self, example: [*honest(self, example), 7])

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from llmctl.cli import main
-from llmctl.data.indexed import new_corpus
+from llmctl.data.corpus.indexed import new_corpus
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 

@@ -12,7 +12,7 @@ from llmctl import plugins
 from llmctl.card import capabilities, support
 from llmctl.cli import main
 from llmctl.commands.recipe import recipe_names
-from llmctl.data.indexed import new_corpus
+from llmctl.data.corpus.indexed import new_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTER = ROOT / "plugins" / "llama" / "llmctl_llama" / "starter" / "model"

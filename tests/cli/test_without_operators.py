@@ -12,7 +12,7 @@ import pytest
 from test_export import STARTER, llmctl
 
 from llmctl import runtime
-from llmctl.data.indexed import new_corpus
+from llmctl.data.corpus.indexed import new_corpus
 from llmctl.infer import native
 from llmctl.runtime import operators
 

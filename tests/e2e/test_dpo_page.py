@@ -8,7 +8,7 @@ from pathlib import Path
 import pages
 from pages import ROOT, STARTER, config_of, follow, run
 
-from llmctl.data.preferences import parse_preference
+from llmctl.data.preference.examples import parse_preference
 
 PAGE = "docs/dpo.md"
 

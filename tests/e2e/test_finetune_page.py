@@ -7,7 +7,7 @@ from pathlib import Path
 from pages import ROOT, SHORT, config_of, follow, lay_out, quick, run
 
 from llmctl.checkpoint.formats import safetensors
-from llmctl.data.reading import parse_example
+from llmctl.data.sft.examples import parse_example
 
 PAGE = "docs/finetune.md"
 QUICK = {**SHORT, "train.save_every": 1}

@@ -71,7 +71,7 @@ def test_every_shown_command_works(workplace):
 
 
 def test_the_shown_data_lines_are_valid():
-    from llmctl.data.reading import parse_example
+    from llmctl.data.sft.examples import parse_example
 
     text = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
     lines = re.search(r"```json\n(.*?)```", text, re.DOTALL)[1].splitlines()

@@ -91,7 +91,7 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory):
     """What stands for the names in capitals of the commands."""
-    from llmctl.data.indexed import new_corpus
+    from llmctl.data.corpus.indexed import new_corpus
 
     folder = tmp_path_factory.mktemp("data")
     lines = [{"src": "hello", "tgt": "world"}, {"src": "the quick", "tgt": "fox"}]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmctl.data import corpus as corpora
-from llmctl.data.indexed import DTYPES, HEADER, Corpus, bin_path, idx_path, new_corpus, token_dtype
+from llmctl.data.corpus import build as corpora
+from llmctl.data.corpus.indexed import DTYPES, HEADER, Corpus, bin_path, idx_path, new_corpus, token_dtype
 from llmctl.errors import DataError
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "megatron_core.json").read_text())

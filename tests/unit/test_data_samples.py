@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from test_data_indexed import write
 
 from llmctl.config import pretrain
-from llmctl.data import blending, sample_index
-from llmctl.data.encoding import IGNORED
-from llmctl.data.pretraining import Setting, open_split
+from llmctl.data.corpus import blend, sample_index
+from llmctl.data.corpus.samples import Setting, open_split
+from llmctl.data.sft.encoding import IGNORED
 from llmctl.errors import DataError
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "megatron_core.json").read_text())
@@ -32,7 +32,7 @@ def test_indices_are_those_of_megatron(case):
 
 
 def test_blending_is_that_of_megatron():
-    chosen, within = blending.assign(GOLDEN["weights"], 40)
+    chosen, within = blend.assign(GOLDEN["weights"], 40)
     assert chosen.tolist() == GOLDEN["chosen"] and within.tolist() == GOLDEN["within"]
 
 
@@ -184,7 +184,7 @@ def test_documents_in_a_sample_are_told_apart_on_request(folder):
 )
 def test_blends_are_written_in_several_ways(folder, items, names, weights):
     places = {name: str(folder / name) for name in "abc"}
-    made = blending.parse([item.format(folder=folder, **places) for item in items])
+    made = blend.parse([item.format(folder=folder, **places) for item in items])
     assert made.prefixes == tuple(places[name] for name in names)
     assert made.weights == pytest.approx(weights)
 
@@ -209,7 +209,7 @@ def test_blends_are_written_in_several_ways(folder, items, names, weights):
 def test_blends_that_do_not_fit_are_refused(folder, tmp_path, items, message):
     places = {name: str(folder / name) for name in "abc"}
     with pytest.raises(DataError, match=message):
-        blending.parse([item.format(empty=tmp_path, folder=folder, **places) for item in items])
+        blend.parse([item.format(empty=tmp_path, folder=folder, **places) for item in items])
 
 
 def test_splits_without_documents_or_tokens_are_refused(folder, tmp_path):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from llmctl.checkpoint.build import load_model
-from llmctl.data import pair_rows
-from llmctl.data.pairs import Pair
+from llmctl.data.preference import rows as pair_rows
+from llmctl.data.preference.encoding import Pair
 from llmctl.train.dpo_task import DpoTask
 from llmctl.train.preference_loss import LOSSES
 from llmctl.train.references import Live

@@ -8,11 +8,11 @@ from test_chat_template import JINJA
 from tiny_tokenizers import write_json
 
 from llmctl import tokenizers
-from llmctl.data import pair_rows
-from llmctl.data.encoding import Encoder, prompt_ids
-from llmctl.data.pairs import Pair, PairEncoder, check_preference
-from llmctl.data.preferences import Preference, parse_preference
-from llmctl.data.reading import Example, read_examples
+from llmctl.data.preference import rows as pair_rows
+from llmctl.data.preference.encoding import Pair, PairEncoder, check_preference
+from llmctl.data.preference.examples import Preference, parse_preference
+from llmctl.data.sft.encoding import Encoder, prompt_ids
+from llmctl.data.sft.examples import Example, read_examples
 from llmctl.errors import DataError
 
 GOOD = {"src": ["a"], "tgt": [], "response": ["b", "c"], "sort": [1, 0]}

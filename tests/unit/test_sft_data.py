@@ -10,9 +10,9 @@ from test_chat_template import JINJA
 from tiny_tokenizers import write_json
 
 from llmctl import tokenizers
-from llmctl.data.batching import collate
-from llmctl.data.encoding import IGNORED, Encoder, conversation, prompt_ids
-from llmctl.data.reading import Example, parse_example, read_split
+from llmctl.data.sft.collate import collate
+from llmctl.data.sft.encoding import IGNORED, Encoder, conversation, prompt_ids
+from llmctl.data.sft.examples import Example, parse_example, read_split
 from llmctl.errors import DataError
 
 
@@ -98,7 +98,7 @@ def test_files_folders_and_sub_folders_are_found(tmp_path):
 
 
 def test_reading_needs_neither_numpy_nor_paddle():
-    code = "import sys, llmctl.data.reading; print({'numpy', 'paddle', 'tokenizers'} & set(sys.modules))"
+    code = "import sys, llmctl.data.sft.examples; print({'numpy', 'paddle', 'tokenizers'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 

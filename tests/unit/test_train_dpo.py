@@ -12,8 +12,8 @@ import pytest
 from llmctl.card.tiny import tiny_dims
 from llmctl.config import schema
 from llmctl.config.dpo import DpoConfig
-from llmctl.data import pair_rows
-from llmctl.data.pairs import Pair
+from llmctl.data.preference import rows as pair_rows
+from llmctl.data.preference.encoding import Pair
 from llmctl.errors import ConfigError, DataError
 from llmctl.jobs import dpo as preflight_dpo
 from llmctl.plugins import load as load_plugin

@@ -15,8 +15,8 @@ from llmctl import plugins
 from llmctl.checkpoint import open_folder
 from llmctl.config import schema
 from llmctl.config.pretrain import PretrainConfig
-from llmctl.data.encoding import IGNORED
-from llmctl.data.pretraining import Setting, open_split
+from llmctl.data.corpus.samples import Setting, open_split
+from llmctl.data.sft.encoding import IGNORED
 from llmctl.errors import ConfigError, DataError
 from llmctl.jobs import pretrain as preflight_pretrain
 from llmctl.train import pretrain

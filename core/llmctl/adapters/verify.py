@@ -12,7 +12,7 @@ from llmctl.adapters.attach import adapted_model
 from llmctl.adapters.folder import Opened, tokenizer_folder
 from llmctl.checkpoint.build import load_model
 from llmctl.checkpoint.folder import open_folder
-from llmctl.data.encoding import prompt_ids
+from llmctl.data.sft.encoding import prompt_ids
 from llmctl.errors import CheckpointError
 from llmctl.tokenizers.base import Conversation
 

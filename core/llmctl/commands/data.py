@@ -14,7 +14,7 @@ from llmctl.commands.progress import byte_bar
 
 if TYPE_CHECKING:
     from llmctl.config.pretrain import PretrainConfig
-    from llmctl.data.pretraining import Setting
+    from llmctl.data.corpus.samples import Setting
 
 ALONE_BELOW = 4 << 20
 """Bytes of input that one process tokenises sooner than several have started."""
@@ -62,8 +62,9 @@ def build(
 
     INPUTS are text or JSON lines files, told apart by their suffix (.txt, .jsonl), or folders of them.
     """
-    from llmctl.data import corpus, indexed
-    from llmctl.data import documents as reading
+    from llmctl.data.corpus import build as corpus
+    from llmctl.data.corpus import documents as reading
+    from llmctl.data.corpus import indexed
     from llmctl.errors import DataError
 
     prefix = indexed.without_suffix(prefix)
@@ -97,7 +98,8 @@ def build(
 @click.option("--overwrite", is_flag=True, help="Replace an existing corpus.")
 def merge(prefixes: tuple[str, ...], target: str, overwrite: bool) -> None:
     """Join corpora of one dtype, in order."""
-    from llmctl.data import corpus, indexed
+    from llmctl.data.corpus import build as corpus
+    from llmctl.data.corpus import indexed
 
     target = indexed.without_suffix(target)
     documents, tokens = corpus.merge(prefixes, target, overwrite)
@@ -114,8 +116,8 @@ def inspect(ctx: click.Context, prefix: str, number: int | None, tokenizer: Path
     """Describe the corpus PREFIX, or show one of its documents."""
     if tokenizer is not None and number is None:
         raise click.UsageError("--tokenizer shows the text of a document; name it with --doc")
-    from llmctl.data.indexed import Corpus
-    from llmctl.data.inspection import document, summary, summary_text
+    from llmctl.data.corpus.indexed import Corpus
+    from llmctl.data.corpus.inspect import document, summary, summary_text
 
     corpus = Corpus(prefix)
     if number is not None:
@@ -153,7 +155,7 @@ def index(
     CONFIG is a configuration of llmctl pretrain; options override it. Without one, splits whose number of samples is not
     given are left alone; without any, train is indexed for one pass.
     """
-    from llmctl.data.pretraining import Setting
+    from llmctl.data.corpus.samples import Setting
 
     config = _configured(config_file, corpora=list(corpora), split=split, seq_length=seq_length, seed=seed,
                          index_cache=cache)  # fmt: skip
@@ -179,7 +181,7 @@ def _configured(config_file: Path | None, **options: Any) -> PretrainConfig:
 
 def _index(setting: Setting, split: str, count: int) -> None:
     """Builds the indices of a split and says what they hold."""
-    from llmctl.data.pretraining import open_split
+    from llmctl.data.corpus.samples import open_split
 
     began = time.perf_counter()
     samples = open_split(setting, split, count)

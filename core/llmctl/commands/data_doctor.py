@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from llmctl.data.doctor import Report
-    from llmctl.data.encoding import Row
+    from llmctl.data.sft.encoding import Row
     from llmctl.tokenizers import Tokenizer
 
 
@@ -43,7 +43,7 @@ def command(
     """
     from llmctl import plugins, tokenizers
     from llmctl.data.doctor import examine
-    from llmctl.data.encoding import Encoder
+    from llmctl.data.sft.encoding import Encoder
 
     tokenizer = tokenizers.load(model_folder, chat_template, plugins.card_of(model_folder, ctx.obj["family"]))
     report = examine(files, Encoder(tokenizer, src_length, max_length))
@@ -123,7 +123,7 @@ def _view(row: Row, tokenizer: Tokenizer) -> Text:
 
 def _tokens(row: Row, tokenizer: Tokenizer) -> Iterator[tuple[int, str, bool]]:
     """Id, text and whether it carries loss of each token; text that spans tokens stands at the last of them."""
-    from llmctl.data.encoding import IGNORED
+    from llmctl.data.sft.encoding import IGNORED
 
     stream = tokenizer.stream(skip_special=False)
     asked = [False, *(label != IGNORED for label in row.labels[:-1])]

@@ -186,7 +186,7 @@ def _options(given: dict[str, Any]) -> SamplingOptions:
 
 def _prompts(given: dict[str, Any], tokenizer: Any) -> tuple[list[Any], list[list[int]]]:
     """Questions of the file, if there is one; token ids of all prompts."""
-    from llmctl.data.encoding import prompt_ids
+    from llmctl.data.sft.encoding import prompt_ids
     from llmctl.infer.session import read_questions
     from llmctl.tokenizers.base import Conversation
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llmctl.data.encoding import IGNORED, Encoder, Row, conversation, prompt_ids
 from llmctl.data.packing import PACKERS
-from llmctl.data.reading import Example, parse_example, read_lines
+from llmctl.data.sft.encoding import IGNORED, Encoder, Row, conversation, prompt_ids
+from llmctl.data.sft.examples import Example, parse_example, read_lines
 
 SHOWN = 10
 OFTEN = 3

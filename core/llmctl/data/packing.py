@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.encoding import IGNORED
+from llmctl.data.sft.encoding import IGNORED
 
 D = TypeVar("D")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl.data.encoding import prompt_ids
-from llmctl.data.reading import LISTED, parse_object, read_lines
+from llmctl.data.sft.encoding import prompt_ids
+from llmctl.data.sft.examples import LISTED, parse_object, read_lines
 from llmctl.errors import ConfigError, DataError
 from llmctl.infer.text import Answer, Ask, Writer, check_lengths
 from llmctl.tokenizers.base import Conversation

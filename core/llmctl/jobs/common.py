@@ -12,7 +12,7 @@ from llmctl.card import support
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.config import common
-from llmctl.data import reading
+from llmctl.data.sft import examples
 from llmctl.errors import ConfigError
 from llmctl.jobs import loggers, precision
 from llmctl.jobs.paths import find_path, output_folder
@@ -214,7 +214,7 @@ def _tokenizer(settings: Any, plugin: plugins.Plugin, model: Path, dims: Dims) -
     return tokenizer
 
 
-def read_data(settings: Any, plugin: plugins.Plugin, parse: reading.Parse[E]) -> tuple[list[E], list[E]]:
+def read_data(settings: Any, plugin: plugins.Plugin, parse: examples.Parse[E]) -> tuple[list[E], list[E]]:
     """Examples to train on and to evaluate on, from ``data.train`` and ``data.dev``.
 
     Args:
@@ -230,11 +230,11 @@ def read_data(settings: Any, plugin: plugins.Plugin, parse: reading.Parse[E]) ->
     def paths(entries: list[str], key: str) -> list[Path]:
         return [find_path(entry, key, plugin) for entry in entries]
 
-    train = reading.read_examples(paths(settings.data.train, "data.train"), "train", parse)
+    train = examples.read_examples(paths(settings.data.train, "data.train"), "train", parse)
     if settings.data.dev:
-        return train, reading.read_examples(paths(settings.data.dev, "data.dev"), "dev", parse)
+        return train, examples.read_examples(paths(settings.data.dev, "data.dev"), "dev", parse)
     folders = [path for path in paths(settings.data.train, "data.train") if path.is_dir()]
-    dev = reading.read_examples(folders, "dev", parse, optional=True)
+    dev = examples.read_examples(folders, "dev", parse, optional=True)
     for key, idle in (("best_metric", "eval_loss"), ("patience", 0), ("eval_generate", False)):
         value = getattr(settings.train, key, idle)
         if not dev and value != idle:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llmctl.config.dpo import DpoConfig
-from llmctl.data.pairs import check_preference
-from llmctl.data.preferences import Preference, parse_preference
+from llmctl.data.preference.encoding import check_preference
+from llmctl.data.preference.examples import Preference, parse_preference
 from llmctl.errors import ConfigError
 from llmctl.jobs.common import TextJob, check_common, find_model, job_of, read_data
 

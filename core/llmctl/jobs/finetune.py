@@ -6,7 +6,7 @@ A passed check yields a job: the configuration, the plugin, dims, folders and ex
 from __future__ import annotations
 
 from llmctl.config import finetune as config
-from llmctl.data.reading import Example, parse_example
+from llmctl.data.sft.examples import Example, parse_example
 from llmctl.errors import ConfigError
 from llmctl.jobs.common import TextJob, check_common, find_model, job_of, read_data
 from llmctl.tokenizers import Tokenizer
@@ -44,7 +44,7 @@ def _combinations(settings: config.FinetuneConfig) -> None:
 
 
 def _check_turns(examples: list[Example], tokenizer: Tokenizer) -> None:
-    from llmctl.data.encoding import check_plain, conversation
+    from llmctl.data.sft.encoding import check_plain, conversation
 
     if tokenizer.chat_template is None:
         for example in examples:

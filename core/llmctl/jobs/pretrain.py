@@ -209,12 +209,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _corpora(settings: PretrainConfig, vocab: int) -> None:
     """Passes when all corpora can be read, have documents for each split that is used, and no id is over the vocabulary."""
-    from llmctl.data import blending, sample_index
-    from llmctl.data.pretraining import foreign_id, token_corpus
+    from llmctl.data.corpus import blend, sample_index
+    from llmctl.data.corpus.samples import foreign_id, token_corpus
 
     parts = config_pretrain.parse_split(settings.data.split)
     used = [name for name, count in settings.samples().items() if count]
-    for prefix in blending.parse(settings.data.corpora).prefixes:
+    for prefix in blend.parse(settings.data.corpora).prefixes:
         corpus = token_corpus(prefix)
         documents = dict(zip(config_pretrain.SPLITS, sample_index.split_documents(parts, len(corpus)), strict=True))
         empty = [name for name in ("train", *used) if not documents[name]]

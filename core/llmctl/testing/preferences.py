@@ -28,7 +28,7 @@ class PreferenceConformance:
 
     def pairs(self, dims: Dims) -> list[Any]:
         """Pairs whose prompts hold what the family's rows begin with."""
-        from llmctl.data.pairs import Pair
+        from llmctl.data.preference.encoding import Pair
 
         ids = self.input_ids(dims, 2 * len(ANSWERS), 16).tolist()
         return [
@@ -39,7 +39,7 @@ class PreferenceConformance:
     @proves("dpo")
     @pytest.mark.parametrize("how", ["none", "first-come"])
     def test_pairs_in_rows_equal_each_answer_alone(self, plugin: plugins.Plugin, dims: Dims, how: str) -> None:
-        from llmctl.data import pair_rows
+        from llmctl.data.preference import rows as pair_rows
         from llmctl.train.dpo_task import answer_log_probs
 
         model, pairs = random_model(plugin, dims), self.pairs(dims)
@@ -120,7 +120,7 @@ class PreferenceConformance:
 
 def _task(pairs: list[Any], dims: Dims) -> Any:
     """A task with all pairs in its only update."""
-    from llmctl.data import pair_rows
+    from llmctl.data.preference import rows as pair_rows
     from llmctl.train.dpo_task import DpoTask
     from llmctl.train.preference_loss import sigmoid
 

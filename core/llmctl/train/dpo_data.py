@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from llmctl.config.dpo import PreferenceConfig
-from llmctl.data import packing, pair_rows
-from llmctl.data.pairs import Pair, PairCounts, PairEncoder
-from llmctl.data.preferences import Preference
+from llmctl.data import packing
+from llmctl.data.preference import rows as pair_rows
+from llmctl.data.preference.encoding import Pair, PairCounts, PairEncoder
+from llmctl.data.preference.examples import Preference
 from llmctl.errors import DataError
 from llmctl.jobs.dpo import DpoJob
 from llmctl.train.answers import Answers

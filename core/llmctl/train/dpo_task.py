@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import paddle
 
-from llmctl.data.pair_rows import PairRow
+from llmctl.data.preference.rows import PairRow
 from llmctl.nn.loss import token_log_probs
 from llmctl.train.batches import Batches, Collate, by_length
 from llmctl.train.evaluate import hidden_states

@@ -10,7 +10,7 @@ from typing import Any
 from llmctl import runtime
 from llmctl.checkpoint.build import build, load_model
 from llmctl.config import common
-from llmctl.data.pretraining import Samples, Setting, open_split
+from llmctl.data.corpus.samples import Samples, Setting, open_split
 from llmctl.jobs import precision
 from llmctl.jobs.pretrain import PretrainJob
 from llmctl.tokenizers import Tokenizer

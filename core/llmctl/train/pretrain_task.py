@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.data.encoding import IGNORED
-from llmctl.data.pretraining import Sample, Samples
+from llmctl.data.corpus.samples import Sample, Samples
+from llmctl.data.sft.encoding import IGNORED
 from llmctl.errors import DataError
 from llmctl.train.evaluate import token_metrics
 from llmctl.train.objective import next_token_loss

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llmctl.data import batching, packing
-from llmctl.data.encoding import Counts, Encoder
-from llmctl.data.reading import Example
+from llmctl.data import packing
+from llmctl.data.sft import collate as batching
+from llmctl.data.sft.encoding import Counts, Encoder
+from llmctl.data.sft.examples import Example
 from llmctl.errors import DataError
 from llmctl.jobs.finetune import FinetuneJob
 from llmctl.tokenizers import Tokenizer

@@ -10,8 +10,8 @@ from tiny_pieces import write_first, write_second
 from llmctl import plugins, tokenizers
 from llmctl.card.tiny import tiny_dims
 from llmctl.cli import cli
-from llmctl.data.encoding import IGNORED, Encoder, prompt_ids
-from llmctl.data.reading import Example
+from llmctl.data.sft.encoding import IGNORED, Encoder, prompt_ids
+from llmctl.data.sft.examples import Example
 from llmctl.errors import TokenizerError
 from llmctl.testing.tiny import write_model
 from llmctl.tokenizers.base import Conversation

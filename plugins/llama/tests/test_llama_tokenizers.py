@@ -7,8 +7,8 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from llmctl import tokenizers
-from llmctl.data.encoding import IGNORED, Encoder, prompt_ids
-from llmctl.data.reading import Example
+from llmctl.data.sft.encoding import IGNORED, Encoder, prompt_ids
+from llmctl.data.sft.examples import Example
 from llmctl.errors import TokenizerError
 from llmctl.tokenizers.base import Conversation
 from llmctl_llama import CARD, baichuan

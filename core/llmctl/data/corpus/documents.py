@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.data.reading import LISTED, parse_object, read_lines
+from llmctl.data.sft.examples import LISTED, parse_object, read_lines
 from llmctl.errors import DataError
 
 FORMATS = {"text": (".txt", ".text", ".md"), "jsonl": (".jsonl", ".json")}

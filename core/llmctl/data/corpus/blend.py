@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.indexed import idx_path, same_place, without_suffix
+from llmctl.data.corpus.indexed import idx_path, same_place, without_suffix
 from llmctl.errors import DataError
 
 MOST = 2**15 - 1

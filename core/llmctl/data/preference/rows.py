@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.data import packing
-from llmctl.data.encoding import IGNORED
-from llmctl.data.pairs import Pair
+from llmctl.data.preference.encoding import Pair
+from llmctl.data.sft.encoding import IGNORED
 
 CHOSEN, REJECTED = 0, 1
 

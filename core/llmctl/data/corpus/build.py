@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl import plugins, tokenizers
-from llmctl.data.documents import Source
-from llmctl.data.indexed import Corpus, new_corpus, same_place, token_dtype
+from llmctl.data.corpus.documents import Source
+from llmctl.data.corpus.indexed import Corpus, new_corpus, same_place, token_dtype
 from llmctl.errors import DataError
 
 BATCH_BYTES = 1 << 18

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from llmctl.config import pretrain
 from llmctl.config.pretrain import SPLITS, CorporaConfig
-from llmctl.data import blending, sample_index
-from llmctl.data.encoding import IGNORED
-from llmctl.data.index_cache import WAIT, Cache
-from llmctl.data.indexed import Corpus
-from llmctl.data.sample_index import SampleIndex
+from llmctl.data.corpus import blend as blending
+from llmctl.data.corpus import sample_index
+from llmctl.data.corpus.index_cache import WAIT, Cache
+from llmctl.data.corpus.indexed import Corpus
+from llmctl.data.corpus.sample_index import SampleIndex
+from llmctl.data.sft.encoding import IGNORED
 from llmctl.errors import DataError
 
 FORMAT = 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llmctl.data.reading import Example
+from llmctl.data.sft.examples import Example
 from llmctl.errors import DataError
 from llmctl.tokenizers.base import ChatTemplate, Conversation, Tokenizer
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llmctl.data.reading import parse_object, require_keys, system_text, turns
+from llmctl.data.sft.examples import parse_object, require_keys, system_text, turns
 from llmctl.tokenizers.base import Conversation, Turn
 
 _REQUIRED = ("src", "tgt", "response", "sort")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmctl import plugins, tokenizers
-from llmctl.data.indexed import Corpus, bin_path
+from llmctl.data.corpus.indexed import Corpus, bin_path
 from llmctl.errors import DataError
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llmctl.data.encoding import check_plain, cut_question, plain_prompt, prompt_ids, with_end
-from llmctl.data.preferences import Preference
+from llmctl.data.preference.examples import Preference
+from llmctl.data.sft.encoding import check_plain, cut_question, plain_prompt, prompt_ids, with_end
 from llmctl.tokenizers.base import Conversation, Tokenizer
 
 

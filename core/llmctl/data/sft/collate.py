@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.encoding import IGNORED, Row
+from llmctl.data.sft.encoding import IGNORED, Row
 
 
 def collate(rows: Sequence[Row], pad_id: int, multiple: int = 1) -> dict[str, NDArray[np.int64]]:

@@ -1,0 +1,1 @@
+"""Chosen and rejected answers for DPO: read, encoded, laid out in rows that share a prompt."""
