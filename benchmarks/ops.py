@@ -46,11 +46,11 @@ def paddle_work():
     paddle = runtime.import_paddle("the benchmark")
     from llmctl.nn import kernels
     from llmctl.nn.attention import attend_dense
-    from llmctl.nn.layout import Mask
     from llmctl.nn.loss import token_loss
+    from llmctl.nn.mask import Mask
     from llmctl.nn.mlp import gated, gelu_tanh
     from llmctl.nn.norm import LayerNorm, rms_norm
-    from llmctl.nn.position import Rotary, rotate
+    from llmctl.nn.rotary import Rotary, rotate
     from llmctl.train.optimizer import AdamW, global_norm
 
     def both(function, *shapes):

@@ -25,11 +25,11 @@ def milliseconds(function, repeats=7):
 def parts(paddle):
     """Rows (name, how often in a step, function of one forward and backward pass)."""
     from llmctl.nn.attention import attend
-    from llmctl.nn.layout import Layout
     from llmctl.nn.loss import token_loss
+    from llmctl.nn.mask import Layout
     from llmctl.nn.mlp import gated
     from llmctl.nn.norm import rms_norm
-    from llmctl.nn.position import Rotary, rotate
+    from llmctl.nn.rotary import Rotary, rotate
 
     def both(function, *shapes):
         inputs = [paddle.randn(shape) for shape in shapes]

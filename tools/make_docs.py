@@ -36,11 +36,11 @@ BLOCKS = (
     "llmctl.nn.router",
     "llmctl.nn.norm",
     "llmctl.nn.linear",
-    "llmctl.nn.position",
+    "llmctl.nn.rotary",
     "llmctl.card.rope",
     "llmctl.card.alibi",
-    "llmctl.nn.layout",
-    "llmctl.nn.contexts",
+    "llmctl.nn.mask",
+    "llmctl.nn.prefix_lm",
     "llmctl.nn.causal_lm",
 )
 """Modules that families compose; the others are called by core."""

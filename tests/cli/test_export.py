@@ -209,7 +209,7 @@ def test_an_adapter_is_merged_into_what_is_exported(program, tmp_path):
 
     from llmctl.adapters.attach import load_adapted
     from llmctl.infer.static import StaticModel
-    from llmctl.nn.blockwise import CODES
+    from llmctl.quant.blockwise import CODES
 
     ids = np.array([[5, 9, 30, 200, 7]])
     base = StaticModel(program).logits(ids, np.ones_like(ids))

@@ -7,7 +7,7 @@ import pytest
 from llmctl.adapters.adapter import Part, alpha_of, pack, scale_of, unpack
 from llmctl.nn.linear import Linear
 from llmctl.nn.lora import LoraLinear, principal
-from llmctl.nn.noise import add_noise
+from llmctl.nn.neftune import add_noise
 
 IN, OUT, RANK = 7, 5, 3
 

@@ -10,12 +10,12 @@ from llmctl.card.rope import BY_BANDS, RULES
 from llmctl.errors import ConfigError
 from llmctl.nn.attention import Attention, attend
 from llmctl.nn.cache import KVCache
-from llmctl.nn.layout import Layout
 from llmctl.nn.linear import Linear
+from llmctl.nn.mask import Layout
 from llmctl.nn.mlp import GatedMLP
 from llmctl.nn.norm import RMSNorm, rms_norm
-from llmctl.nn.position import Rotary, positions, rotate
 from llmctl.nn.replace import replace_layers
+from llmctl.nn.rotary import Rotary, positions, rotate
 
 RNG = np.random.default_rng(0)
 

@@ -5,7 +5,7 @@ import paddle
 import pytest
 
 from llmctl.card.alibi import slopes
-from llmctl.nn.layout import Layout
+from llmctl.nn.mask import Layout
 
 
 @pytest.mark.parametrize("heads", [1, 2, 8, 32, 64, 128])

@@ -7,11 +7,11 @@ import pytest
 from llmctl.nn.attention import Attention, attend
 from llmctl.nn.cache import KVCache
 from llmctl.nn.decoder import Decoder, embedding
-from llmctl.nn.layout import Layout
 from llmctl.nn.linear import Linear
+from llmctl.nn.mask import Layout
 from llmctl.nn.mlp import MLP, gelu_tanh
 from llmctl.nn.norm import RMSNorm, rms_norm
-from llmctl.nn.position import Rotary, positions
+from llmctl.nn.rotary import Rotary, positions
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 
 from llmctl.card.decoder_spec import Contexts
-from llmctl.nn.contexts import find_context, find_contexts
+from llmctl.nn.prefix_lm import find_context, find_contexts
 
 END, FIRST, SECOND = 60, 61, 62
 CONTEXTS = Contexts(end=END, marks=(FIRST, SECOND))

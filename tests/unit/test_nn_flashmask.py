@@ -8,7 +8,7 @@ import pytest
 
 from llmctl.nn import flashmask
 from llmctl.nn.attention import attend, attend_dense
-from llmctl.nn.layout import Layout
+from llmctl.nn.mask import Layout
 
 # Columns: a document of 3, then a prompt of 2 with answers of 2 and 1 that do not see each other, then padding.
 END = [[3, 3, 3, 8, 8, 7, 7, 8, 0], [4, 4, 4, 4, 9, 9, 9, 9, 9]]

@@ -9,7 +9,7 @@ from llmctl.nn.linear import Linear
 from llmctl.nn.loss import token_loss
 from llmctl.nn.mlp import gated, gelu_tanh
 from llmctl.nn.norm import LayerNorm, RMSNorm
-from llmctl.nn.position import Rotary, rotate
+from llmctl.nn.rotary import Rotary, rotate
 
 
 def blocks():

@@ -6,7 +6,7 @@ import pytest
 
 from llmctl.card.alibi import slopes
 from llmctl.nn.attention import attend, attend_dense
-from llmctl.nn.layout import Layout
+from llmctl.nn.mask import Layout
 
 RNG = np.random.default_rng(3)
 

@@ -6,7 +6,7 @@ import pytest
 
 from llmctl.card.rope import BY_BANDS, RULES, rule_for
 from llmctl.errors import ConfigError
-from llmctl.nn.position import Rotary, positions, rotate
+from llmctl.nn.rotary import Rotary, positions, rotate
 
 WITH_BANDS = {**RULES, "bands": BY_BANDS}
 PLAIN = 5000.0 ** (-np.arange(0, 16, 2) / 16)

@@ -15,7 +15,7 @@ from llmctl.errors import UnsupportedError
 from llmctl.infer.generate import generate
 from llmctl.infer.sampling import SamplingOptions
 from llmctl.nn.cache import KVCache
-from llmctl.nn.layout import Layout
+from llmctl.nn.mask import Layout
 from llmctl.testing.tiny import random_model
 from llmctl.train.evaluate import hidden_states
 

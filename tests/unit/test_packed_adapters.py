@@ -17,7 +17,7 @@ from llmctl.infer.opening import Packing, packed_model, put_adapters
 from llmctl.infer.packed_adapters import merged_state, pack_adapter, pack_prefix, widths_of
 from llmctl.infer.packed_folder import open_packed, read_header, save_packed
 from llmctl.infer.packing import Rounded, graph_of, pack, pack_model, state_of
-from llmctl.nn.blockwise import round_trip
+from llmctl.quant.blockwise import round_trip
 from llmctl.testing.stepping import Stepping
 from llmctl.testing.twin import Twin
 

@@ -6,9 +6,9 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl.nn.blockwise import CODES, GROUP, NF4, dequantise, quantise, round_trip
 from llmctl.nn.linear import Linear
-from llmctl.nn.quantised import QuantisedLinear, weight_bytes
+from llmctl.quant.blockwise import CODES, GROUP, NF4, dequantise, quantise, round_trip
+from llmctl.quant.linear import QuantisedLinear, weight_bytes
 
 STEP = {"int8": 1 / 127, "int4": 1 / 7, "nf4": max(b - a for a, b in zip(NF4, NF4[1:], strict=False))}
 """Widest distance of two levels, in units of the scale."""

@@ -22,7 +22,7 @@ from llmctl.checkpoint.formats import safetensors
 from llmctl.config import finetune as config
 from llmctl.config import schema
 from llmctl.jobs import finetune
-from llmctl.nn.blockwise import dequantise, quantise
+from llmctl.quant.blockwise import dequantise, quantise
 from llmctl.train import sft, subject
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"

@@ -12,8 +12,8 @@ from llmctl.adapters.folder import Opened, open_adapter
 from llmctl.adapters.prefix import Prefix
 from llmctl.checkpoint.build import load_model
 from llmctl.errors import UnsupportedError
-from llmctl.nn.blockwise import round_trip
 from llmctl.nn.replace import replace_layers
+from llmctl.quant.blockwise import round_trip
 
 
 def put(
@@ -45,7 +45,7 @@ def put(
 
 def quantise(model: Any, paths: Iterable[str], code: str) -> None:
     """Replaces the linears by ones whose weights are held in a code of ``nn.blockwise``."""
-    from llmctl.nn.quantised import QuantisedLinear
+    from llmctl.quant.linear import QuantisedLinear
 
     replace_layers(model, paths, lambda path, layer: QuantisedLinear(layer, code))
 

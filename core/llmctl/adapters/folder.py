@@ -24,7 +24,7 @@ from llmctl.checkpoint.folder import check_apart
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
 from llmctl.io import json_object
-from llmctl.nn.blockwise import CODES
+from llmctl.quant.blockwise import CODES
 from llmctl.tokenizers.base import FILES
 
 RECORD, GENERATION = "llmctl.json", "generation_config.json"

@@ -25,7 +25,7 @@ from llmctl.checkpoint.naming import HF, renames_for
 from llmctl.checkpoint.save import KEEP, plan_shards, write_index
 from llmctl.errors import CheckpointError
 from llmctl.io.atomic import atomic_folder
-from llmctl.nn.blockwise import round_trip
+from llmctl.quant.blockwise import round_trip
 from llmctl.tokenizers.base import FILES
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import paddle
 
+from llmctl.nn.arrays import values
 from llmctl.nn.cache import KVCache
-from llmctl.nn.values import values
 
 
 class DynamicModel:

@@ -21,7 +21,7 @@ import paddle
 
 from llmctl.errors import UnsupportedError
 from llmctl.nn.cache import KVCache
-from llmctl.nn.sizes import size
+from llmctl.nn.symbolic import size
 
 NAME = "program"
 OPEN = None

@@ -14,10 +14,10 @@ import paddle
 from llmctl.nn import flashmask
 from llmctl.nn.cache import KVCache
 from llmctl.nn.kernels import compiled
-from llmctl.nn.layout import Mask
 from llmctl.nn.linear import Linear
+from llmctl.nn.mask import Mask
 from llmctl.nn.norm import RMSNorm
-from llmctl.nn.position import Angles, rotate
+from llmctl.nn.rotary import Angles, rotate
 
 
 def attend(

@@ -8,7 +8,7 @@ from typing import Any
 import paddle
 
 from llmctl.nn.cache import KVCache
-from llmctl.nn.layout import Mask
+from llmctl.nn.mask import Mask
 
 NAMES = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 

@@ -11,11 +11,11 @@ from typing import Any
 import paddle
 
 from llmctl.nn.cache import KVCache
-from llmctl.nn.layout import Layout
+from llmctl.nn.mask import Layout
 from llmctl.nn.moe import SparseMLP
 from llmctl.nn.prefix import Prefix
 from llmctl.nn.router import load_balance
-from llmctl.nn.sizes import size
+from llmctl.nn.symbolic import size
 
 
 class CausalLM(paddle.nn.Layer):

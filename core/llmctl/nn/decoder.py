@@ -10,8 +10,8 @@ import paddle
 from paddle.nn.initializer import Normal
 
 from llmctl.nn.cache import KVCache
-from llmctl.nn.layout import Layout, Mask
-from llmctl.nn.sizes import size
+from llmctl.nn.mask import Layout, Mask
+from llmctl.nn.symbolic import size
 
 View = Callable[[paddle.Tensor, Layout, KVCache | None, str], tuple[Any, Mask | None]]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import paddle
 
-from llmctl.nn.layout import Mask
+from llmctl.nn.mask import Mask
 
 HALF = (paddle.float16, paddle.bfloat16)
 NEEDED, WIDEST, STEP = 8, 256, 8

@@ -11,7 +11,7 @@ import paddle
 from paddle.nn import functional as F
 from paddle.nn.initializer import Constant, Uniform
 
-from llmctl.nn.values import put, values
+from llmctl.nn.arrays import put, values
 
 
 class LoraLinear(paddle.nn.Layer):

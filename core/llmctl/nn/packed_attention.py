@@ -12,8 +12,8 @@ import paddle
 
 from llmctl.nn.attention import attend, in_heads
 from llmctl.nn.cache import KVCache
-from llmctl.nn.layout import Mask
 from llmctl.nn.linear import Linear
+from llmctl.nn.mask import Mask
 
 Unpack = Callable[[paddle.Tensor, int], tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]]
 Turn = Callable[[paddle.Tensor, paddle.Tensor, Any], tuple[paddle.Tensor, paddle.Tensor]]

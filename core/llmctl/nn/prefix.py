@@ -12,8 +12,8 @@ import numpy as np
 import paddle
 from paddle.nn.initializer import Normal, Uniform
 
+from llmctl.nn.arrays import values
 from llmctl.nn.cache import KVCache
-from llmctl.nn.values import values
 
 Pair = tuple[paddle.Tensor, paddle.Tensor]
 

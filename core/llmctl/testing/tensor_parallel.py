@@ -145,7 +145,7 @@ def _count_from(embedding: Any, first: int) -> None:
 
 def _own_slopes(args: tuple[Any, ...], rank: int, degree: int) -> tuple[Any, ...]:
     """The arguments of an attention layer with the penalties of the rank's heads."""
-    from llmctl.nn.layout import Mask
+    from llmctl.nn.mask import Mask
 
     x, angles, mask, *rest = args
     if mask is not None and mask.slopes:

@@ -28,9 +28,9 @@ from llmctl.checkpoint.build import load_model
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import ConfigError
 from llmctl.jobs.precision import HALF
+from llmctl.nn.arrays import values
 from llmctl.nn.lora import principal
-from llmctl.nn.quantised import weight_bytes
-from llmctl.nn.values import values
+from llmctl.quant.linear import weight_bytes
 from llmctl.train.subject import ModelJob, Reference, Subject, precision_of
 
 FLOAT = "float"

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 
 from llmctl.nn import kernels
-from llmctl.nn.values import put, values
+from llmctl.nn.arrays import put, values
 from llmctl.train.loss_scale import LossScale
 from llmctl.train.masters import Masters
 from llmctl.train.update import SLOTS, Settings, update_of

@@ -22,7 +22,7 @@ from llmctl.adapters.prefix import Prefix, shape_of
 from llmctl.checkpoint.build import load_model
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
-from llmctl.nn.values import values as numbers
+from llmctl.nn.arrays import values as numbers
 from llmctl.train.subject import ModelJob, Subject, precision_of
 
 PROJECTION = "projection.safetensors"

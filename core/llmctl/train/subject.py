@@ -87,8 +87,8 @@ def load(job: ModelJob, start: Path | None) -> Subject:
 
 def add_noise(model: Any, card: Family, dims: Dims, alpha: float) -> None:
     """NEFTune on the card's table of vectors for tokens."""
-    from llmctl.nn import noise
+    from llmctl.nn import neftune
 
     tables = [tensor for tensor in card.expand(dims) if tensor.kind == "embed"]
     tokens = next(tensor.name for tensor in tables if "vocab" in tensor.param.axes[0].symbols)
-    noise.add_noise(dict(model.named_sublayers())[tokens.removesuffix(".weight")], alpha)
+    neftune.add_noise(dict(model.named_sublayers())[tokens.removesuffix(".weight")], alpha)

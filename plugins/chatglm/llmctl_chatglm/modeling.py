@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from llmctl.nn.assembly import decoder_of, head_of
 from llmctl.nn.causal_lm import CausalLM
-from llmctl.nn.contexts import ContextView
 from llmctl.nn.mlp import MLP, PackedGatedMLP, gelu_tanh
 from llmctl.nn.norm import LayerNorm
 from llmctl.nn.packed_attention import PackedAttention, grouped, interleaved
-from llmctl.nn.position import Rotary, turn_first_halves, turn_halves
+from llmctl.nn.prefix_lm import ContextView
+from llmctl.nn.rotary import Rotary, turn_first_halves, turn_halves
 from llmctl_chatglm import HALF, RESIDUAL, RULES, THETA, contexts
 from llmctl_chatglm.chatglm2 import rotation
 

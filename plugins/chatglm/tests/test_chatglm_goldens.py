@@ -8,7 +8,7 @@ from llmctl.card.decoder_spec import Contexts
 from llmctl.card.tiny import tiny_dims
 from llmctl.errors import ConfigError, DataError
 from llmctl.nn.cache import KVCache
-from llmctl.nn.contexts import find_contexts
+from llmctl.nn.prefix_lm import find_contexts
 from llmctl.plugins import resolve
 from llmctl.testing.golden import check_all
 from llmctl_chatglm import CARD, chatglm2

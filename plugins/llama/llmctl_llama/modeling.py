@@ -6,7 +6,7 @@ from llmctl.nn.assembly import decoder_of, head_of
 from llmctl.nn.attention import Attention
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.mlp import GatedMLP
-from llmctl.nn.position import Rotary
+from llmctl.nn.rotary import Rotary
 from llmctl_llama import ROPE_RULES
 
 

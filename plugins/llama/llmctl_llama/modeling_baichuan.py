@@ -10,10 +10,10 @@ from llmctl.card.alibi import slopes
 from llmctl.nn.assembly import decoder_of
 from llmctl.nn.attention import Attention
 from llmctl.nn.causal_lm import CausalLM
-from llmctl.nn.layout import Layout
 from llmctl.nn.linear import Linear
+from llmctl.nn.mask import Layout
 from llmctl.nn.mlp import GatedMLP
-from llmctl.nn.position import Rotary
+from llmctl.nn.rotary import Rotary
 
 
 class BaichuanForCausalLM(CausalLM):

@@ -9,12 +9,12 @@ from llmctl.nn.attention import Attention
 from llmctl.nn.block import Block
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import Decoder, embedding
-from llmctl.nn.layout import Layout
 from llmctl.nn.linear import Linear
+from llmctl.nn.mask import Layout
 from llmctl.nn.mlp import GatedMLP
 from llmctl.nn.moe import SparseMLP
 from llmctl.nn.norm import RMSNorm
-from llmctl.nn.position import Rotary
+from llmctl.nn.rotary import Rotary
 from llmctl.nn.router import SoftmaxTopK
 
 

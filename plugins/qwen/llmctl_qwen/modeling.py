@@ -12,7 +12,7 @@ from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import Decoder
 from llmctl.nn.mlp import GatedMLP
 from llmctl.nn.packed_attention import PackedAttention, blocks
-from llmctl.nn.position import Rotary, rotate
+from llmctl.nn.rotary import Rotary, rotate
 from llmctl_qwen import NTK, RULES
 
 

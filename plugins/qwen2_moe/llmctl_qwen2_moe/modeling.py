@@ -13,7 +13,7 @@ from llmctl.nn.linear import Linear
 from llmctl.nn.mlp import GatedMLP
 from llmctl.nn.moe import SparseMLP
 from llmctl.nn.norm import RMSNorm
-from llmctl.nn.position import Rotary
+from llmctl.nn.rotary import Rotary
 from llmctl.nn.router import SoftmaxTopK
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import paddle
 
 from llmctl.errors import UnsupportedError
-from llmctl.nn.position import positions
-from llmctl.nn.sizes import common, size
+from llmctl.nn.rotary import positions
+from llmctl.nn.symbolic import common, size
 
 
 class Mask:

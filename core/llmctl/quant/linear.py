@@ -12,8 +12,8 @@ from typing import Any
 import paddle
 from paddle.autograd import PyLayer
 
-from llmctl.nn.blockwise import GROUP, pairs, quantise
-from llmctl.nn.values import values
+from llmctl.nn.arrays import values
+from llmctl.quant.blockwise import GROUP, pairs, quantise
 
 
 class QuantisedLinear(paddle.nn.Layer):

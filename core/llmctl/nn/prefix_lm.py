@@ -14,9 +14,9 @@ import paddle
 from llmctl.card.decoder_spec import Contexts
 from llmctl.errors import DataError
 from llmctl.nn.cache import KVCache
-from llmctl.nn.layout import Layout, Mask
-from llmctl.nn.position import Angles, Rotary
-from llmctl.nn.sizes import size
+from llmctl.nn.mask import Layout, Mask
+from llmctl.nn.rotary import Angles, Rotary
+from llmctl.nn.symbolic import size
 
 FAR = 2**40
 """A position that no token has."""

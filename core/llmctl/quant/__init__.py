@@ -1,0 +1,1 @@
+"""Quantised weights: block-wise codes and the linear layer over them."""
