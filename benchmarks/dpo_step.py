@@ -42,9 +42,9 @@ def our_step(options):
 
     from llmctl.data.preference import rows as pair_rows
     from llmctl.data.preference.encoding import Pair
-    from llmctl.train.dpo_task import DpoTask
-    from llmctl.train.preference_loss import sigmoid
-    from llmctl.train.references import Live
+    from llmctl.train.methods.dpo_loss import sigmoid
+    from llmctl.train.methods.dpo_reference import Live
+    from llmctl.train.methods.dpo_task import DpoTask
 
     model, reference = our_model(), our_model()
     rows = pair_rows.rows_of([Pair(*row, f"pair:{i}") for i, row in enumerate(pairs())])

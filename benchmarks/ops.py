@@ -51,7 +51,7 @@ def paddle_work():
     from llmctl.nn.mlp import gated, gelu_tanh
     from llmctl.nn.norm import LayerNorm, rms_norm
     from llmctl.nn.rotary import Rotary, rotate
-    from llmctl.train.optimizer import AdamW, global_norm
+    from llmctl.train.optim.adamw import AdamW, global_norm
 
     def both(function, *shapes):
         inputs = [paddle.randn(shape) for shape in shapes]

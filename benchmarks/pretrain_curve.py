@@ -52,8 +52,8 @@ def ours(options: argparse.Namespace, folder: Path) -> dict:
     }  # fmt: skip
     job = preflight_pretrain.pretrain(schema.build(PretrainConfig, sections), options.family)
 
-    from llmctl.train import pretrain
     from llmctl.train.loop import Hook
+    from llmctl.train.methods import pretrain
 
     class Kept(Hook):
         def __init__(self):

@@ -62,7 +62,7 @@ def fill(model, values):
 
 def our_optimizer(model):
     """AdamW over what moves in the model."""
-    from llmctl.train.optimizer import AdamW
+    from llmctl.train.optim.adamw import AdamW
 
     settings = {key: value for key, value in ADAMW.items() if key != "lr"}
     return AdamW(dict(model.named_parameters()), **settings)

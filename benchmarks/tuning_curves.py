@@ -62,8 +62,8 @@ def ours(case: Case, options: argparse.Namespace, folder: Path) -> dict:
     from llmctl import runtime
     from llmctl.config import schema
     from llmctl.jobs import registry
-    from llmctl.train import subject
     from llmctl.train.loop import Hook
+    from llmctl.train.trainable import base
 
     class Kept(Hook):
         def __init__(self):
@@ -81,7 +81,7 @@ def ours(case: Case, options: argparse.Namespace, folder: Path) -> dict:
     job = checks(schema.build(config, sections(case, options, folder)), options.family)
     runtime.import_paddle("the benchmark")
     (folder / "initial").mkdir()
-    subject.load(job, None).write(folder / "initial", "float32")
+    base.load(job, None).write(folder / "initial", "float32")
     kept = Kept()
     info = run(job, [kept])
     steps, dev = TEXTS[case.command](job, prepare(job).task, len(kept.updates))

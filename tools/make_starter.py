@@ -108,7 +108,7 @@ class Documents:
 
     def loss(self, model: Any, batch: Any) -> tuple[Any, int]:
         from llmctl.nn.loss import token_loss
-        from llmctl.train.evaluate import label_logits
+        from llmctl.train.methods.evaluate import label_logits
 
         logits_NV, labels_N = label_logits(model, batch.arrays)
         return token_loss(logits_NV, labels_N), labels_N.shape[0]
@@ -136,10 +136,10 @@ def train_base(folder: Path, steps: int) -> None:
     runtime.configure()
     from llmctl.checkpoint import save_weights
     from llmctl.checkpoint.build import build
-    from llmctl.train.display import Lines
+    from llmctl.train.callbacks.progress import Lines
     from llmctl.train.loop import Loop, Plan
-    from llmctl.train.optimizer import AdamW
-    from llmctl.train.schedules import schedule
+    from llmctl.train.optim.adamw import AdamW
+    from llmctl.train.optim.schedules import schedule
 
     tokenizer = make_tokenizer()
     write_tokenizer(tokenizer, folder)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from llmctl.train import sft
 from llmctl.train.loop import Hook
+from llmctl.train.methods import sft
 
 
 class Crash(Hook):

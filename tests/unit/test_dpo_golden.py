@@ -11,9 +11,9 @@ import pytest
 from llmctl.checkpoint.build import load_model
 from llmctl.data.preference import rows as pair_rows
 from llmctl.data.preference.encoding import Pair
-from llmctl.train.dpo_task import DpoTask
-from llmctl.train.preference_loss import LOSSES
-from llmctl.train.references import Live
+from llmctl.train.methods.dpo_loss import LOSSES
+from llmctl.train.methods.dpo_reference import Live
+from llmctl.train.methods.dpo_task import DpoTask
 
 FOLDER = Path(__file__).resolve().parents[1] / "goldens" / "dpo"
 CASE = json.loads((FOLDER / "case.json").read_text())

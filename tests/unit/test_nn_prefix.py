@@ -17,7 +17,7 @@ from llmctl.infer.sampling import SamplingOptions
 from llmctl.nn.cache import KVCache
 from llmctl.nn.mask import Layout
 from llmctl.testing.tiny import random_model
-from llmctl.train.evaluate import hidden_states
+from llmctl.train.methods.evaluate import hidden_states
 
 RNG = np.random.default_rng(2)
 TOKENS = 4

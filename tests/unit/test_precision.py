@@ -22,12 +22,12 @@ from llmctl.errors import ConfigError
 from llmctl.jobs import finetune as preflight
 from llmctl.jobs import precision
 from llmctl.nn import loss as nn_loss
-from llmctl.train import sft
-from llmctl.train.average import Average
+from llmctl.train.callbacks.ema import Average
 from llmctl.train.loop import Loop, NonFiniteError, Plan
-from llmctl.train.loss_scale import LEAST, LossScale
-from llmctl.train.masters import Masters
-from llmctl.train.optimizer import AdamW
+from llmctl.train.methods import sft
+from llmctl.train.optim.adamw import AdamW
+from llmctl.train.optim.loss_scaler import LEAST, LossScale
+from llmctl.train.optim.master_weights import Masters
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 

@@ -5,7 +5,7 @@ import paddle
 import pytest
 
 from llmctl.nn.loss import token_log_probs
-from llmctl.train.preference_loss import LOSSES, Ratios, sums
+from llmctl.train.methods.dpo_loss import LOSSES, Ratios, sums
 
 RNG = np.random.default_rng(11)
 CHOSEN, REJECTED = RNG.normal(0, 4, 7), RNG.normal(0, 4, 7)

@@ -14,8 +14,8 @@ from llmctl.report.comparison import labels
 from llmctl.report.folder import open_run
 from llmctl.report.page import page
 from llmctl.report.write import write
+from llmctl.train.callbacks.run_record import Record, write_info
 from llmctl.train.loop import Interrupted, NonFiniteError, Plan
-from llmctl.train.record import Record, write_info
 
 NASTY = '<script>alert(1)</script> & "引号" <img src=x onerror=y>'
 INFO = {

@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from train_toys import ToyModel, collate, toy_rows
 
 from llmctl.errors import CheckpointError, ConfigError
-from llmctl.train import checkpoints
-from llmctl.train.checkpoints import Checkpoints
+from llmctl.train.callbacks import checkpoints
+from llmctl.train.callbacks.checkpoints import Checkpoints
 from llmctl.train.loop import Loop, Plan
-from llmctl.train.optimizer import AdamW
-from llmctl.train.sft_task import SftTask
+from llmctl.train.methods.sft_task import SftTask
+from llmctl.train.optim.adamw import AdamW
 
 
 def steps(folder):

@@ -18,11 +18,12 @@ from llmctl.errors import ConfigError, DataError
 from llmctl.jobs import dpo as preflight_dpo
 from llmctl.plugins import load as load_plugin
 from llmctl.testing.tiny import random_model
-from llmctl.train import dpo, dpo_data, subject
-from llmctl.train.dpo_task import DpoTask, answer_log_probs
 from llmctl.train.loop import Hook, NonFiniteError
-from llmctl.train.preference_loss import LOSSES
-from llmctl.train.references import Free, Live
+from llmctl.train.methods import dpo, dpo_data
+from llmctl.train.methods.dpo_loss import LOSSES
+from llmctl.train.methods.dpo_reference import Free, Live
+from llmctl.train.methods.dpo_task import DpoTask, answer_log_probs
+from llmctl.train.trainable import base as subject
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 METHODS = {

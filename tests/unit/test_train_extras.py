@@ -13,13 +13,14 @@ from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.build import build
 from llmctl.errors import CheckpointError
 from llmctl.nn.recompute import recompute_layers
-from llmctl.train import journal, recompute
-from llmctl.train.average import Average
+from llmctl.train import activation_checkpointing
+from llmctl.train.callbacks import metrics_log
+from llmctl.train.callbacks.early_stopping import Patience
+from llmctl.train.callbacks.ema import Average
+from llmctl.train.callbacks.tensor_stats import FILE, Statistics
 from llmctl.train.loop import Hook, Loop, Plan
-from llmctl.train.optimizer import AdamW
-from llmctl.train.patience import Patience
-from llmctl.train.sft_task import SftTask
-from llmctl.train.statistics import FILE, Statistics
+from llmctl.train.methods.sft_task import SftTask
+from llmctl.train.optim.adamw import AdamW
 
 ROWS = toy_rows(24)
 
@@ -101,7 +102,7 @@ class Falls(SftTask):
 def test_training_stops_when_evaluations_no_longer_get_better(tmp_path):
     def run(losses, done=0):
         model = ToyModel()
-        hooks = [journal.Journal(tmp_path, 1), Patience(tmp_path / "metrics.jsonl", "eval_loss", 2)]
+        hooks = [metrics_log.Journal(tmp_path, 1), Patience(tmp_path / "metrics.jsonl", "eval_loss", 2)]
         adamw = AdamW(dict(model.named_parameters()))
         return Loop(model, Falls(losses), adamw, lambda step: 0.05, Plan(9, 1, 100, seed=5), hooks).run(done)
 
@@ -149,7 +150,7 @@ def test_recomputation_changes_no_bit_of_the_gradients(family, what, interval, f
         model = build(plugin, dims, "float64")
         for name, parameter in model.named_parameters():
             parameter.stop_gradient = frozen and "embed" in name
-        recompute.apply(model, plugin.card, dims, again, interval)
+        activation_checkpointing.apply(model, plugin.card, dims, again, interval)
         model.train()
         paddle.seed(3)
         loss = (model.logits(model.hidden_states(ids)) ** 2).mean()
@@ -169,7 +170,7 @@ def test_a_recomputed_layer_keeps_its_input_alone():
     mlp = model.decoder.layers[0].mlp
     forward = mlp.forward
     mlp.forward = lambda x: (calls.append(1), forward(x))[1]
-    recompute.apply(model, plugin.card, dims, "full", 1)
+    activation_checkpointing.apply(model, plugin.card, dims, "full", 1)
     model.train()
     model(paddle.to_tensor([[3, 4, 5]])).sum().backward()
     assert len(calls) == 2

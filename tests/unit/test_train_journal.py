@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from llmctl.errors import CheckpointError
-from llmctl.train import journal
-from llmctl.train.curve import draw
-from llmctl.train.display import Bar, Lines, clock, display, format_metrics
+from llmctl.report.curve import draw
+from llmctl.train.callbacks import metrics_log
+from llmctl.train.callbacks.progress import Bar, Lines, clock, display, format_metrics
 from llmctl.train.loop import Plan, Update
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -33,8 +33,8 @@ def play(hook, first=1, last=7):
 
 
 def test_updates_are_logged_at_the_first_each_third_and_the_last_step(tmp_path):
-    play(journal.Journal(tmp_path, every=3))
-    rows = journal.read(tmp_path / "metrics.jsonl")
+    play(metrics_log.Journal(tmp_path, every=3))
+    rows = metrics_log.read(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 3, 4, 6, 7]
     keys = {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "peak_memory"}
     assert set(rows[0]) - {"peak_gpu_memory"} == keys
@@ -44,25 +44,25 @@ def test_updates_are_logged_at_the_first_each_third_and_the_last_step(tmp_path):
 
 
 def test_lines_are_on_disk_while_the_run_goes_on(tmp_path):
-    one = journal.Journal(tmp_path, every=1)
+    one = metrics_log.Journal(tmp_path, every=1)
     one.on_start(1, PLAN)
     one.on_update(update(1))
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_losses_are_written_with_all_their_digits(tmp_path):
-    one = journal.Journal(tmp_path, every=1)
+    one = metrics_log.Journal(tmp_path, every=1)
     one.on_start(1, PLAN)
     one.on_update(update(1, loss=math.pi))
-    assert journal.read(tmp_path / "metrics.jsonl")[0]["loss"] == math.pi
+    assert metrics_log.read(tmp_path / "metrics.jsonl")[0]["loss"] == math.pi
 
 
 def test_a_continued_run_drops_later_lines_and_one_that_was_cut_off(tmp_path):
-    play(journal.Journal(tmp_path, every=1), last=6)
+    play(metrics_log.Journal(tmp_path, every=1), last=6)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')
-    play(journal.Journal(tmp_path, every=1), first=5)
-    rows = journal.read(tmp_path / "metrics.jsonl")
+    play(metrics_log.Journal(tmp_path, every=1), first=5)
+    rows = metrics_log.read(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 4, 5, 6, 7]
 
 
@@ -104,7 +104,7 @@ def test_a_curve_of_little_or_odd_data_is_still_a_document(rows):
 
 
 def test_the_curve_is_written_beside_the_metrics(tmp_path):
-    play(journal.Journal(tmp_path, every=1))
+    play(metrics_log.Journal(tmp_path, every=1))
     assert ET.parse(tmp_path / "curve.svg").getroot().tag == f"{SVG}svg"
 
 
@@ -112,7 +112,7 @@ def test_a_full_disk_is_said_and_only_the_curve_is_done_without(tmp_path, monkey
     def full(self, *arguments, **settings):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    hook = journal.Journal(tmp_path, every=1)
+    hook = metrics_log.Journal(tmp_path, every=1)
     hook.on_start(1, PLAN)
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(CheckpointError, match="disk full while writing .*metrics.jsonl"):
@@ -143,5 +143,5 @@ def test_times_and_metrics_read_well():
 
 
 def test_metrics_are_json_lines(tmp_path):
-    play(journal.Journal(tmp_path, every=1))
+    play(metrics_log.Journal(tmp_path, every=1))
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())

@@ -10,7 +10,7 @@ from test_train_journal import play
 from llmctl.config import finetune, schema
 from llmctl.errors import ConfigError, MissingDependencyError
 from llmctl.jobs import loggers
-from llmctl.train import journal, logs
+from llmctl.train.callbacks import metrics_log, scalar_writers
 
 
 def events(folder):
@@ -26,8 +26,8 @@ def events(folder):
 
 
 def run(folder, **steps):
-    sinks = logs.scalars(["tensorboard"], folder)
-    lines = journal.Journal(folder, 1, sinks)
+    sinks = scalar_writers.scalars(["tensorboard"], folder)
+    lines = metrics_log.Journal(folder, 1, sinks)
 
     class Both:
         def __getattr__(self, occasion):
@@ -45,7 +45,7 @@ def test_every_number_of_every_line_is_a_scalar(tmp_path):
     }
     expected = {
         (f"{'train' if 'loss' in row else 'evaluation'}/{key}", row["step"]): value
-        for row in journal.read(tmp_path / "metrics.jsonl")
+        for row in metrics_log.read(tmp_path / "metrics.jsonl")
         for key, value in row.items()
         if key != "step"
     }

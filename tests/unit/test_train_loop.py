@@ -9,8 +9,8 @@ import pytest
 from train_toys import ToyModel, collate, toy_rows
 
 from llmctl.train.loop import Hook, Interrupted, Loop, NonFiniteError, Plan
-from llmctl.train.optimizer import AdamW
-from llmctl.train.sft_task import SftTask
+from llmctl.train.methods.sft_task import SftTask
+from llmctl.train.optim.adamw import AdamW
 
 ROWS = toy_rows(24)
 

@@ -23,7 +23,8 @@ from llmctl.config import finetune as config
 from llmctl.config import schema
 from llmctl.jobs import finetune
 from llmctl.quant.blockwise import dequantise, quantise
-from llmctl.train import sft, subject
+from llmctl.train.methods import sft
+from llmctl.train.trainable import base
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 METHODS = {
@@ -62,7 +63,7 @@ def test_a_run_that_was_cut_off_continues_bit_for_bit(runs, tmp_path, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_stored_gives_what_was_trained(runs, tmp_path, name):
     """The model in memory at the end, base with the stored adapter, and the merged folder agree."""
-    made = subject.load(job(tmp_path / "unused", METHODS[name]), None)
+    made = base.load(job(tmp_path / "unused", METHODS[name]), None)
     made.read(runs(name) / "model")
     stored, opened = load_adapted(runs(name) / "model")
     merge(opened, tmp_path / "merged", "float32")
@@ -103,7 +104,7 @@ def test_the_folder_holds_an_adapter_and_a_tokenizer_and_no_model(runs):
 
 
 def test_base_tensors_keep_their_bits(runs, tmp_path):
-    made = subject.load(job(tmp_path / "unused", METHODS["plain"]), None)
+    made = base.load(job(tmp_path / "unused", METHODS["plain"]), None)
     made.read(runs("plain") / "model")
     plain = {name: value.numpy() for name, value in load_model(STARTER / "model")[0].state_dict().items()}
     state = {name.replace(".base.", "."): value.numpy() for name, value in made.model.state_dict().items()}
@@ -148,7 +149,7 @@ def starter():
 
 
 def test_pissa_begins_as_its_base(tmp_path):
-    made = subject.load(job(tmp_path / "unused", METHODS["pissa"]), None)
+    made = base.load(job(tmp_path / "unused", METHODS["pissa"]), None)
     plain = load_model(STARTER / "model")[0]
     ids = paddle.to_tensor([[5, 6, 7, 8]])
     with paddle.no_grad():
@@ -216,4 +217,4 @@ def test_columns_of_zeros_have_no_lengths_to_learn(tmp_path):
         stream.write(bytes(info.nbytes // info.shape[0]))
     one = replace(job(tmp_path / "run", {"dora": True, "targets": ["q_proj"]}), model=model)
     with pytest.raises(llmctl.LlmctlError, match=r"columns of zeros.* in llama.layers.1.self_attn.q_proj; leave"):
-        subject.load(one, None)
+        base.load(one, None)

@@ -5,8 +5,8 @@ import paddle
 import pytest
 
 from llmctl.nn import kernels
-from llmctl.train.optimizer import AdamW, global_norm
-from llmctl.train.update import CompiledUpdate, PaddleUpdate
+from llmctl.train.optim.adamw import AdamW, global_norm
+from llmctl.train.optim.adamw_kernels import CompiledUpdate, PaddleUpdate
 
 BETA1, BETA2, EPS, DECAY = 0.9, 0.95, 1e-8, 0.1
 

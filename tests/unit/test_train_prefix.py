@@ -23,7 +23,7 @@ from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
 from llmctl.jobs import dpo
 from llmctl.jobs import finetune as preflight
 from llmctl.testing.tiny import write_model
-from llmctl.train import subject
+from llmctl.train.trainable import base as subject
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 METHODS = {"plain": {}, "projected": {"prefix_projection": True, "projection_hidden": 24}}
@@ -86,7 +86,7 @@ def test_what_is_stored_gives_what_was_trained_and_nothing_else(runs, tmp_path, 
 @pytest.mark.parametrize("projection", [0, 5])
 def test_recomputed_layers_give_virtual_tokens_the_same_gradients(what, projection):
     from llmctl.nn.loss import token_loss
-    from llmctl.train import recompute
+    from llmctl.train import activation_checkpointing
 
     ids = paddle.to_tensor(np.random.default_rng(0).integers(3, 300, (2, 10)))
     gradients = []
@@ -94,7 +94,7 @@ def test_recomputed_layers_give_virtual_tokens_the_same_gradients(what, projecti
         model, dims, plugin = load_model(STARTER / "model", dtype="float64")
         paddle.seed(1)
         prefix = put_prefix(model, (dims.layers, 2, 4, dims.kv_heads, dims.head_dim), projection)
-        recompute.apply(model, plugin.card, dims, how, 1)
+        activation_checkpointing.apply(model, plugin.card, dims, how, 1)
         model.train()
         hidden = model.hidden_states(ids)[:, :-1].reshape([-1, dims.hidden])
         token_loss(model.logits(hidden), ids[:, 1:].reshape([-1])).backward()

@@ -19,10 +19,10 @@ from llmctl.data.corpus.samples import Setting, open_split
 from llmctl.data.sft.encoding import IGNORED
 from llmctl.errors import ConfigError, DataError
 from llmctl.jobs import pretrain as preflight_pretrain
-from llmctl.train import pretrain
 from llmctl.train.loop import Hook
-from llmctl.train.objective import next_token_loss
-from llmctl.train.pretrain_task import collate
+from llmctl.train.methods import pretrain
+from llmctl.train.methods.loss import next_token_loss
+from llmctl.train.methods.pretrain_task import collate
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter" / "model"
 

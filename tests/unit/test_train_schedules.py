@@ -5,7 +5,7 @@ import math
 import pytest
 
 from llmctl.config.common import warmup_steps
-from llmctl.train.schedules import schedule
+from llmctl.train.optim.schedules import schedule
 
 
 def test_linear_falls_by_equal_parts_to_one_part_above_its_end():

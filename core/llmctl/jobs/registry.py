@@ -13,20 +13,20 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "finetune": {
         "config": "llmctl.config.finetune:FinetuneConfig",
         "checks": "llmctl.jobs.finetune:finetune",
-        "prepare": "llmctl.train.sft_data:prepare",
-        "run": "llmctl.train.sft:run",
+        "prepare": "llmctl.train.methods.sft_data:prepare",
+        "run": "llmctl.train.methods.sft:run",
     },
     "dpo": {
         "config": "llmctl.config.dpo:DpoConfig",
         "checks": "llmctl.jobs.dpo:dpo",
-        "prepare": "llmctl.train.dpo_data:prepare",
-        "run": "llmctl.train.dpo:run",
+        "prepare": "llmctl.train.methods.dpo_data:prepare",
+        "run": "llmctl.train.methods.dpo:run",
     },
     "pretrain": {
         "config": "llmctl.config.pretrain:PretrainConfig",
         "checks": "llmctl.jobs.pretrain:pretrain",
-        "prepare": "llmctl.train.pretrain:prepare",
-        "run": "llmctl.train.pretrain:run",
+        "prepare": "llmctl.train.methods.pretrain:prepare",
+        "run": "llmctl.train.methods.pretrain:run",
     },
 }
 """Command -> part -> where it is. ``checks`` makes a job of a configuration and a family, ``prepare`` what a job trains on,

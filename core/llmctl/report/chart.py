@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from llmctl.report.curve import ticks
 from llmctl.report.folder import Points
-from llmctl.train.curve import ticks
 
 STRETCHES = 240
 """Points that a line has at most."""

@@ -49,7 +49,7 @@ class AdapterConformance:
     ) -> None:
         import paddle
 
-        from llmctl.train.subject import add_noise
+        from llmctl.train.trainable.base import add_noise
 
         model = random_model(plugin, dims)
         ids = paddle.to_tensor(self.input_ids(dims, 2, 12))

@@ -202,8 +202,8 @@ class FamilyConformance(
         import paddle
 
         from llmctl.checkpoint.build import build
-        from llmctl.train.objective import next_token_loss
-        from llmctl.train.optimizer import AdamW
+        from llmctl.train.methods.loss import next_token_loss
+        from llmctl.train.optim.adamw import AdamW
 
         paddle.seed(1)
         model = build(plugin, dims)
@@ -254,7 +254,7 @@ def _packed_inputs(arrays: Mapping[str, Any]) -> tuple[Any, ...]:
 def _loss_and_gradients(model: Any, arrays: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
     """The sum of the losses of all labels, and the gradient of every parameter."""
     from llmctl.nn.loss import token_loss
-    from llmctl.train.evaluate import label_logits
+    from llmctl.train.methods.evaluate import label_logits
 
     model.eval()
     model.clear_gradients()

@@ -40,7 +40,7 @@ class PreferenceConformance:
     @pytest.mark.parametrize("how", ["none", "first-come"])
     def test_pairs_in_rows_equal_each_answer_alone(self, plugin: plugins.Plugin, dims: Dims, how: str) -> None:
         from llmctl.data.preference import rows as pair_rows
-        from llmctl.train.dpo_task import answer_log_probs
+        from llmctl.train.methods.dpo_task import answer_log_probs
 
         model, pairs = random_model(plugin, dims), self.pairs(dims)
         rows = pair_rows.rows_of(pairs, how, 96, dims.get("window"))
@@ -69,7 +69,7 @@ class PreferenceConformance:
         model = random_model(plugin, dims)
         task = _task(self.pairs(dims), dims)
         arrays = task.micro_batches(1)[0].arrays
-        from llmctl.train.dpo_task import answer_log_probs
+        from llmctl.train.methods.dpo_task import answer_log_probs
 
         with paddle.no_grad():
             before_A = answer_log_probs(model, arrays)
@@ -96,7 +96,7 @@ class PreferenceConformance:
         import paddle
 
         from llmctl.nn.dropout import switch_off
-        from llmctl.train.dpo_task import answer_log_probs
+        from llmctl.train.methods.dpo_task import answer_log_probs
 
         model = random_model(plugin, dims)
         arrays = _task(self.pairs(dims), dims).micro_batches(1)[0].arrays
@@ -121,8 +121,8 @@ class PreferenceConformance:
 def _task(pairs: list[Any], dims: Dims) -> Any:
     """A task with all pairs in its only update."""
     from llmctl.data.preference import rows as pair_rows
-    from llmctl.train.dpo_task import DpoTask
-    from llmctl.train.preference_loss import sigmoid
+    from llmctl.train.methods.dpo_loss import sigmoid
+    from llmctl.train.methods.dpo_task import DpoTask
 
     rows = pair_rows.rows_of(pairs, window=dims.get("window"))
     return DpoTask(rows, [], partial(pair_rows.collate, pad_id=0), partial(sigmoid, beta=0.1), 0.1, len(rows))

@@ -97,7 +97,7 @@ class PrefixConformance:
         """Or are refused, where a window leaves each of them other virtual tokens."""
         from llmctl.data.packing import collate, join
         from llmctl.nn.loss import token_loss
-        from llmctl.train.evaluate import label_logits
+        from llmctl.train.methods.evaluate import label_logits
 
         rows = [self.input_ids(dims, 1, length)[0].tolist() for length in (11, 7, 9)]
         documents = [SimpleNamespace(input_ids=ids, labels=[*ids[1:], -100], source="") for ids in rows]

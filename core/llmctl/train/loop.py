@@ -21,8 +21,8 @@ from typing import Any
 
 from llmctl import runtime
 from llmctl.errors import LlmctlError
-from llmctl.train.optimizer import AdamW
-from llmctl.train.schedules import Schedule
+from llmctl.train.optim.adamw import AdamW
+from llmctl.train.optim.schedules import Schedule
 from llmctl.train.task import Batch, Task
 
 SETTLING, RELEASE_EVERY = 3, 16

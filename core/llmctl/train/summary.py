@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llmctl.train.display import format_metric, table
+from llmctl.train.callbacks.progress import format_metric, table
 
 
 def _end(text: str, longest: int = 160) -> str:

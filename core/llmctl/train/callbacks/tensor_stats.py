@@ -7,7 +7,7 @@ from pathlib import Path
 
 import paddle
 
-from llmctl.train.journal import append, truncate
+from llmctl.train.callbacks.metrics_log import append, truncate
 from llmctl.train.loop import Hook, Plan
 
 FILE = "statistics.jsonl"

@@ -9,11 +9,12 @@ from typing import Any
 from llmctl.errors import ConfigError
 from llmctl.jobs.dpo import DpoJob
 from llmctl.nn.dropout import switch_off
-from llmctl.train import dpo_data, references, subject
-from llmctl.train import run as runs
-from llmctl.train.dpo_task import DpoTask, Reference
+from llmctl.train import trainer as runs
 from llmctl.train.loop import Hook
-from llmctl.train.subject import Subject
+from llmctl.train.methods import dpo_data, dpo_reference
+from llmctl.train.methods.dpo_task import DpoTask, Reference
+from llmctl.train.trainable import base
+from llmctl.train.trainable.base import Subject
 
 
 def run(job: DpoJob, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def run(job: DpoJob, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
 
     def load(job: DpoJob, start: Path | None) -> Subject:
         assert data is not None
-        loaded = subject.load(job, start)
+        loaded = base.load(job, start)
         switch_off(loaded.model)
         data.task.reference = reference(job, loaded, data.task)
         return loaded
@@ -43,13 +44,13 @@ def reference(job: DpoJob, trained: Subject, task: DpoTask) -> Reference:
     """
     settings = job.config.dpo
     if settings.reference_free:
-        return references.Free()
+        return dpo_reference.Free()
     if trained.reference is None:
         raise ConfigError(
             f"method.name={job.config.method.name} keeps no reference model; choose another, or set "
             "dpo.reference_free=true"
         )
     if not settings.precompute_reference:
-        return references.Live(trained.reference())
-    key = references.key_of(job.model, task, job.config.model.dtype, job.config.method.base)
-    return references.Precomputed(job.output / runs.REFERENCE, key, task, trained.reference)
+        return dpo_reference.Live(trained.reference())
+    key = dpo_reference.key_of(job.model, task, job.config.model.dtype, job.config.method.base)
+    return dpo_reference.Precomputed(job.output / runs.REFERENCE, key, task, trained.reference)

@@ -23,7 +23,7 @@ from llmctl.checkpoint.build import load_model
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
 from llmctl.nn.arrays import values as numbers
-from llmctl.train.subject import ModelJob, Subject, precision_of
+from llmctl.train.trainable.base import ModelJob, Subject, precision_of
 
 PROJECTION = "projection.safetensors"
 

@@ -26,21 +26,22 @@ from llmctl.jobs.loggers import PACKAGES
 from llmctl.jobs.paths import STAGING
 from llmctl.jobs.precision import Precision
 from llmctl.runtime import operators
-from llmctl.train import checkpoints, journal, logs, origin, recompute
-from llmctl.train.average import Average
-from llmctl.train.display import display
+from llmctl.train import activation_checkpointing, resume
+from llmctl.train.callbacks import checkpoints, metrics_log, scalar_writers
+from llmctl.train.callbacks.early_stopping import Patience
+from llmctl.train.callbacks.ema import Average
+from llmctl.train.callbacks.progress import display
+from llmctl.train.callbacks.run_record import Record, write_info
+from llmctl.train.callbacks.tensor_stats import FILE as STATISTICS
+from llmctl.train.callbacks.tensor_stats import Statistics
 from llmctl.train.loop import Hook, Interrupted, Loop, NonFiniteError, Plan
-from llmctl.train.loss_scale import LossScale
-from llmctl.train.optimizer import AdamW
-from llmctl.train.origin import Job
-from llmctl.train.patience import Patience
-from llmctl.train.record import Record, write_info
-from llmctl.train.schedules import schedule
-from llmctl.train.statistics import FILE as STATISTICS
-from llmctl.train.statistics import Statistics
-from llmctl.train.subject import Subject
+from llmctl.train.optim.adamw import AdamW
+from llmctl.train.optim.loss_scaler import LossScale
+from llmctl.train.optim.schedules import schedule
+from llmctl.train.resume import Job
 from llmctl.train.summary import show
 from llmctl.train.task import Task
+from llmctl.train.trainable.base import Subject
 
 REFERENCE = "reference.npz"
 """What ``dpo.precompute_reference`` keeps in the output folder."""
@@ -95,9 +96,9 @@ def run(
     runtime.configure()
     begun = time.monotonic()
     start = checkpoints.newest(job.output / "checkpoints") if job.config.output.resume else None
-    before = origin.read(job) if start else None
+    before = resume.read(job) if start else None
     if start and before:
-        origin.check_unchanged(job, before, start)
+        resume.check_unchanged(job, before, start)
     types = precision.of(job.config.model.dtype, job.config.train)
     if types.note:
         print(types.note, flush=True)
@@ -106,11 +107,11 @@ def run(
     data = prepare(job)
     subject = load(job, start)
     train = job.config.train
-    recompute.apply(subject.model, job.plugin.card, job.dims, train.recompute, train.recompute_interval)
+    activation_checkpointing.apply(subject.model, job.plugin.card, job.dims, train.recompute, train.recompute_interval)
     _open_output(job, start)
     adamw = _optimizer(job, subject, types)
     average = Average(adamw.parameters, train.ema_decay, adamw.moved) if train.ema_decay else None
-    info = origin.describe(job) if before is None else before
+    info = resume.describe(job) if before is None else before
     record = Record(job.output, info)
     loop, done = _loop(job, subject, data, start, adamw, average, types, [*hooks, record])
     info.update(subject.notes, precision=types.record())
@@ -210,8 +211,8 @@ def _loop(
         STAGING if job.config.output.async_save else None,
     )
     own: list[Hook] = [average] if average else []
-    sinks = logs.scalars(settings.log_to, job.output)
-    own += [*sinks, journal.Journal(job.output, settings.log_every, sinks), display(settings.log_every), saver]
+    sinks = scalar_writers.scalars(settings.log_to, job.output)
+    own += [*sinks, metrics_log.Journal(job.output, settings.log_every, sinks), display(settings.log_every), saver]
     if settings.patience:
         own.append(Patience(job.output / "metrics.jsonl", settings.best_metric, settings.patience))
     if settings.stats_every:
@@ -265,7 +266,7 @@ def _choose(
         print(f"the final model is the best checkpoint, of step {step}", flush=True)
     if average:
         average.keep()
-    rows = [row for row in journal.read(job.output / "metrics.jsonl") if row["step"] == step and "eval_loss" in row]
+    rows = [row for row in metrics_log.read(job.output / "metrics.jsonl") if row["step"] == step and "eval_loss" in row]
     metrics = {name: value for name, value in rows[-1].items() if name not in ("step", "epoch")} if rows else {}
     return asdict(best) if best else None, metrics
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from llmctl.train.batches import Batches, Collate, by_length
-from llmctl.train.evaluate import token_metrics
-from llmctl.train.objective import next_token_loss
+from llmctl.train.methods.batch_sampler import Batches, Collate, by_length
+from llmctl.train.methods.evaluate import token_metrics
+from llmctl.train.methods.loss import next_token_loss
 from llmctl.train.task import Batch, Loss
 
 

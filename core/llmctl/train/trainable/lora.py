@@ -31,7 +31,7 @@ from llmctl.jobs.precision import HALF
 from llmctl.nn.arrays import values
 from llmctl.nn.lora import principal
 from llmctl.quant.linear import weight_bytes
-from llmctl.train.subject import ModelJob, Reference, Subject, precision_of
+from llmctl.train.trainable.base import ModelJob, Reference, Subject, precision_of
 
 FLOAT = "float"
 """Value of ``method.base`` that leaves the base as it is."""

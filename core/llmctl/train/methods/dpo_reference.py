@@ -17,9 +17,9 @@ import paddle
 
 from llmctl.checkpoint import atomic_file, open_folder
 from llmctl.nn.dropout import switch_off
-from llmctl.train.batches import by_length
-from llmctl.train.dpo_task import DpoTask, answer_log_probs, identity
-from llmctl.train.subject import Reference as Making
+from llmctl.train.methods.batch_sampler import by_length
+from llmctl.train.methods.dpo_task import DpoTask, answer_log_probs, identity
+from llmctl.train.trainable.base import Reference as Making
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from llmctl.train import journal
-from llmctl.train.checkpoints import better
+from llmctl.train.callbacks import metrics_log
+from llmctl.train.callbacks.checkpoints import better
 from llmctl.train.loop import Hook, Plan
 
 
@@ -31,7 +31,7 @@ class Patience(Hook):
         self._count()
 
     def _count(self) -> None:
-        values = [row[self._metric] for row in journal.read(self._metrics) if self._metric in row]
+        values = [row[self._metric] for row in metrics_log.read(self._metrics) if self._metric in row]
         best = 0
         for index, value in enumerate(values):
             if better(self._metric, value, values[best]) or math.isnan(values[best]):

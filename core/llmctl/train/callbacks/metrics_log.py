@@ -15,10 +15,10 @@ from typing import Any
 
 from llmctl.checkpoint import atomic_file
 from llmctl.io.atomic import explained
+from llmctl.report.curve import draw
 from llmctl.report.folder import read_rows as read
 from llmctl.runtime import memory
-from llmctl.train.curve import draw
-from llmctl.train.logs import Scalars
+from llmctl.train.callbacks.scalar_writers import Scalars
 from llmctl.train.loop import Hook, Plan, Update
 
 

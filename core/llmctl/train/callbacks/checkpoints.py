@@ -24,9 +24,9 @@ import numpy as np
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.errors import CheckpointError, ConfigError
 from llmctl.io.background import Background
-from llmctl.train import journal
+from llmctl.train.callbacks import metrics_log
 from llmctl.train.loop import Hook, Plan
-from llmctl.train.optimizer import AdamW
+from llmctl.train.optim.adamw import AdamW
 
 LOWER_IS_BETTER = frozenset({"eval_loss", "perplexity"})
 _STAGED = "llmctl-checkpoint-"
@@ -90,7 +90,7 @@ class Checkpoints(Hook):
 
     def _settle(self, step: int) -> None:
         """Does what is still to be done where a run was killed after the checkpoint of this step had its name."""
-        for row in journal.read(self.folder.parent / "metrics.jsonl"):
+        for row in metrics_log.read(self.folder.parent / "metrics.jsonl"):
             if row["step"] == step and "loss" not in row:
                 self.on_evaluation(step, row["epoch"], row)
         self._background.wait()

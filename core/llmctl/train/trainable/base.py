@@ -20,7 +20,11 @@ from llmctl.jobs.precision import Precision
 from llmctl.plugins import Plugin
 from llmctl.tokenizers import Tokenizer
 
-SUBJECTS = {"full": "llmctl.train.full", "lora": "llmctl.train.lora", "prefix": "llmctl.train.prefix"}
+SUBJECTS = {
+    "full": "llmctl.train.trainable.full",
+    "lora": "llmctl.train.trainable.lora",
+    "prefix": "llmctl.train.trainable.prefix",
+}
 """Module by ``method.name``; each has ``load(job, start) -> Subject``."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmctl.nn.loss import token_loss
-from llmctl.train.evaluate import label_logits
+from llmctl.train.methods.evaluate import label_logits
 from llmctl.train.task import Loss
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from llmctl.data.corpus.samples import Sample, Samples
 from llmctl.data.sft.encoding import IGNORED
 from llmctl.errors import DataError
-from llmctl.train.evaluate import token_metrics
-from llmctl.train.objective import next_token_loss
+from llmctl.train.methods.evaluate import token_metrics
+from llmctl.train.methods.loss import next_token_loss
 from llmctl.train.task import Batch, Loss
 
 

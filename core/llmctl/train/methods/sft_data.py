@@ -14,9 +14,9 @@ from llmctl.data.sft.examples import Example
 from llmctl.errors import DataError
 from llmctl.jobs.finetune import FinetuneJob
 from llmctl.tokenizers import Tokenizer
-from llmctl.train.answers import Answers
-from llmctl.train.evaluate import exact_match
-from llmctl.train.sft_task import SftTask
+from llmctl.train.methods.eval_generate import Answers
+from llmctl.train.methods.evaluate import exact_match
+from llmctl.train.methods.sft_task import SftTask
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import paddle
 
 from llmctl.nn import kernels
 from llmctl.nn.arrays import put, values
-from llmctl.train.loss_scale import LossScale
-from llmctl.train.masters import Masters
-from llmctl.train.update import SLOTS, Settings, update_of
+from llmctl.train.optim.adamw_kernels import SLOTS, Settings, update_of
+from llmctl.train.optim.loss_scaler import LossScale
+from llmctl.train.optim.master_weights import Masters
 
 WEIGHT, SCALE = "weight", "loss_scale"
 """Names in the state: of weights that checkpoints hold rounded, and of the factor of losses."""

@@ -14,13 +14,13 @@ from llmctl.data.corpus.samples import Samples, Setting, open_split
 from llmctl.jobs import precision
 from llmctl.jobs.pretrain import PretrainJob
 from llmctl.tokenizers import Tokenizer
-from llmctl.train import full
-from llmctl.train import run as runs
-from llmctl.train.display import format_metric, table
+from llmctl.train import trainer as runs
+from llmctl.train.callbacks.progress import format_metric, table
 from llmctl.train.loop import Hook
-from llmctl.train.model_folder import ModelWriter
-from llmctl.train.pretrain_task import PretrainTask
-from llmctl.train.subject import Subject
+from llmctl.train.methods.pretrain_task import PretrainTask
+from llmctl.train.trainable import full
+from llmctl.train.trainable.base import Subject
+from llmctl.train.trainable.model_folder import ModelWriter
 
 SHOWN_TOKENS = 32
 """Tokens of a prompt, and of its continuation, that are shown before and after training."""

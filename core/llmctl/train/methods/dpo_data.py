@@ -14,9 +14,9 @@ from llmctl.data.preference.encoding import Pair, PairCounts, PairEncoder
 from llmctl.data.preference.examples import Preference
 from llmctl.errors import DataError
 from llmctl.jobs.dpo import DpoJob
-from llmctl.train.answers import Answers
-from llmctl.train.dpo_task import DpoTask
-from llmctl.train.preference_loss import LOSSES, Ratios
+from llmctl.train.methods.dpo_loss import LOSSES, Ratios
+from llmctl.train.methods.dpo_task import DpoTask
+from llmctl.train.methods.eval_generate import Answers
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmctl.jobs.finetune import FinetuneJob
-from llmctl.train import run as runs
-from llmctl.train import subject
+from llmctl.train import trainer as runs
 from llmctl.train.loop import Hook
-from llmctl.train.sft_data import prepare
+from llmctl.train.methods.sft_data import prepare
+from llmctl.train.trainable import base
 
 
 def run(job: FinetuneJob, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
     """Trains, and writes the output folder; see ``run.run``."""
-    return runs.run(job, prepare, subject.load, hooks)
+    return runs.run(job, prepare, base.load, hooks)

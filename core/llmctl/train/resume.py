@@ -12,7 +12,7 @@ from llmctl.adapters import base_model as bases
 from llmctl.config import schema
 from llmctl.errors import CheckpointError, ConfigError
 from llmctl.train.run_info import run_info
-from llmctl.train.subject import ModelJob
+from llmctl.train.trainable.base import ModelJob
 
 FREE = (
     "output.",

@@ -12,8 +12,8 @@ from typing import Any
 from llmctl.checkpoint import load_weights, open_folder
 from llmctl.checkpoint.build import load_model
 from llmctl.config import common
-from llmctl.train.model_folder import ModelWriter
-from llmctl.train.subject import ModelJob, Subject, precision_of
+from llmctl.train.trainable.base import ModelJob, Subject, precision_of
+from llmctl.train.trainable.model_folder import ModelWriter
 
 
 def load(job: ModelJob, start: Path | None) -> Subject:

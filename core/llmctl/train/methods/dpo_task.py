@@ -10,9 +10,9 @@ import paddle
 
 from llmctl.data.preference.rows import PairRow
 from llmctl.nn.loss import token_log_probs
-from llmctl.train.batches import Batches, Collate, by_length
-from llmctl.train.evaluate import hidden_states
-from llmctl.train.preference_loss import Ratios, sums
+from llmctl.train.methods.batch_sampler import Batches, Collate, by_length
+from llmctl.train.methods.dpo_loss import Ratios, sums
+from llmctl.train.methods.evaluate import hidden_states
 from llmctl.train.task import Batch, Loss
 
 

@@ -1,0 +1,1 @@
+"""What happens beside the updates: checkpoints, metrics, progress, early stopping, averages."""

@@ -1,0 +1,1 @@
+"""Training methods: supervised fine-tuning, preference optimisation, pretraining; their data, loss and evaluation."""

@@ -1,0 +1,1 @@
+"""The optimizer: AdamW, learning-rate schedules, master weights, loss scaling."""

@@ -1,0 +1,1 @@
+"""What is trained: the full model, LoRA adapters, a prefix."""
