@@ -28,8 +28,8 @@ SIZES = {
 def model_of(layers, hidden, heads, kv_heads, ffn, vocab, kind, group):
     """A packed model; all layers have the same values in memory of their own."""
     from llmctl.card.decoder_spec import FusedDecoder, Rope
-    from llmctl.infer import packed_model as packed
-    from llmctl.infer.packed_linear import pack
+    from llmctl.infer.packed import model as packed
+    from llmctl.infer.packed.linear import pack
 
     random, width = np.random.default_rng(0), hidden // heads
     frequencies = tuple(10000.0 ** (-np.arange(width // 2) * 2 / width))
@@ -77,7 +77,7 @@ def bandwidth(threads):
 
 def step_of(sequences, past, new, rows_of_blocks):
     """A batch in which so many sequences of ``past`` tokens get ``new`` more each."""
-    from llmctl.infer.batch import Batch
+    from llmctl.infer.executors.base import Batch
 
     row = np.repeat(np.arange(sequences, dtype=np.int32), new)
     place = np.tile(np.arange(past, past + new, dtype=np.int32), sequences)
@@ -128,7 +128,7 @@ def main():
     from llmctl import runtime
 
     runtime.configure()
-    from llmctl.infer.native import NativeExecutor
+    from llmctl.infer.executors.native import NativeExecutor
 
     threads = int(dict((name, value) for name, value, *_ in runtime.describe())["threads"])
     rows, speed = [], bandwidth(threads)

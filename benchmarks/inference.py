@@ -204,8 +204,8 @@ def packed_folder(options):
     if not folder.exists():
         from llmctl import plugins
         from llmctl.checkpoint import read_config
-        from llmctl.infer.packed_folder import save_packed
-        from llmctl.infer.packing import pack_model
+        from llmctl.infer.packed.folder import save_packed
+        from llmctl.infer.packed.pack import pack_model
 
         plugin = plugins.load("llama")
         dims = plugin.card.dims_from_config(read_config(source), str(source))
@@ -223,8 +223,8 @@ def our_request(prompt, new):
 
 def our_engine(options, lengths):
     """The fused engine over a packed folder; no token ends an answer."""
-    from llmctl.infer.opening import engine_of
-    from llmctl.infer.packed_folder import open_packed
+    from llmctl.infer.loader import engine_of
+    from llmctl.infer.packed.folder import open_packed
 
     return engine_of(open_packed(packed_folder(options)), [], lengths)
 

@@ -47,7 +47,7 @@ def ours():
     """For a kind and rows: the work, how often it multiplies, and the bytes of a weight; "memory" is no kind, and read."""
     import numpy as np
 
-    from llmctl.infer.packed_linear import PackedLinear, aligned, pack
+    from llmctl.infer.packed.linear import PackedLinear, aligned, pack
     from llmctl_ops import library
     from llmctl_ops.linear import native
 

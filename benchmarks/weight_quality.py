@@ -56,9 +56,9 @@ def perplexity(model: Path, text: str, kind: str, group: int | None) -> float:
 
     from llmctl import plugins, tokenizers
     from llmctl.checkpoint import read_config
-    from llmctl.infer.batch import BLOCK, Batch
-    from llmctl.infer.native import NativeExecutor
-    from llmctl.infer.packing import pack_model
+    from llmctl.infer.executors.base import BLOCK, Batch
+    from llmctl.infer.executors.native import NativeExecutor
+    from llmctl.infer.packed.pack import pack_model
 
     plugin = plugins.load("llama")
     dims = plugin.card.dims_from_config(read_config(model), str(model))

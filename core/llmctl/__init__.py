@@ -17,7 +17,7 @@ from llmctl.errors import LlmctlError
 from llmctl.plugins.hookspecs import API, hookimpl
 
 if TYPE_CHECKING:
-    from llmctl.loading import load
+    from llmctl.api import load
 
 __all__ = [
     "API",
@@ -48,6 +48,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name != "load":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from llmctl.loading import load
+    from llmctl.api import load
 
     return load

@@ -14,7 +14,7 @@ import paddle
 import pytest
 from test_ops_sampling import FORMS, LOGITS, SAID
 
-from llmctl.infer.kernel_check import sampling_difference
+from llmctl.infer.engine.kernel_check import sampling_difference
 from llmctl.infer.sampler import Choice, Chosen, choose_one
 from llmctl_ops import cuda
 

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 import llmctl_ops
 from llmctl.commands.ops import command
-from llmctl.infer import kernel_check
-from llmctl.infer.native import NativeExecutor
+from llmctl.infer.engine import kernel_check
+from llmctl.infer.executors.native import NativeExecutor
 from llmctl_ops import cuda, library, linear, registry
 from llmctl_ops.doctor import examine
 from llmctl_ops.sampling import Sampler

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from llmctl.infer import packed_linear
-from llmctl.infer.packed_linear import STRIP, pack, pack_codes, rounded, unpack
+from llmctl.infer.packed import linear as packed_linear
+from llmctl.infer.packed.linear import STRIP, pack, pack_codes, rounded, unpack
 from llmctl_ops import library, linear
 from llmctl_ops.linear import native, product
 
@@ -180,7 +180,7 @@ def test_kernels_read_what_core_packs():
 def test_products_need_no_paddle():
     script = """
 import sys
-from llmctl.infer.packed_linear import pack
+from llmctl.infer.packed.linear import pack
 from llmctl_ops import library, linear
 import numpy as np
 library.set_threads(2)

@@ -54,7 +54,7 @@ def test_a_program_answers_as_its_model_and_asks_for_no_plugin(program, tmp_path
 def test_the_familys_chat_format_is_in_the_folder(program, monkeypatch):
     expected = tokenizers.load(STARTER, "family", plugins.load("llama").card)
     monkeypatch.setattr(plugins, "installed", lambda: [])
-    from llmctl.infer import exported
+    from llmctl.infer.eager import exported
     from llmctl.tokenizers.base import Conversation
 
     found = tokenizers.load(program, "family", exported.read(program).wording)
@@ -65,7 +65,7 @@ def test_the_familys_chat_format_is_in_the_folder(program, monkeypatch):
 @pytest.mark.parametrize("name", [found.name for found in plugins.installed()])
 def test_what_a_tokenizer_needs_of_a_card_survives_the_file(name):
     from llmctl.card.tokens import TokenFacts
-    from llmctl.infer.export import wording
+    from llmctl.infer.eager.export import wording
 
     facts = plugins.load(name).card.tokens
     stored = json.loads(json.dumps(vars(wording(plugins.load(name)))["tokens"].__dict__))
@@ -160,7 +160,7 @@ def test_a_model_of_broken_numbers_is_no_program(tmp_path):
 
 
 def test_a_program_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
-    from llmctl.infer import export
+    from llmctl.infer.eager import export
 
     original = export.StaticModel.logits
     monkeypatch.setattr(export.StaticModel, "logits", lambda self, *given: original(self, *given) + 0.5)
@@ -172,7 +172,7 @@ def test_code_that_reads_values_cannot_be_a_program(tmp_path):
     import paddle
 
     from llmctl.card.tiny import tiny_dims
-    from llmctl.infer import trace
+    from llmctl.infer.eager import trace
     from llmctl.nn.causal_lm import CausalLM
     from llmctl.testing.tiny import random_model
 
@@ -191,10 +191,10 @@ def test_code_that_reads_values_cannot_be_a_program(tmp_path):
 
 def test_a_prompt_without_the_tokens_of_its_context_is_refused(tmp_path):
     from llmctl.card.tiny import tiny_dims
-    from llmctl.infer.export import export
-    from llmctl.infer.generate import generate
+    from llmctl.infer.eager.export import export
+    from llmctl.infer.eager.generate import generate
+    from llmctl.infer.eager.program import StaticModel
     from llmctl.infer.sampling import SamplingOptions
-    from llmctl.infer.static import StaticModel
     from llmctl.testing.tiny import random_model
 
     plugin = plugins.load("chatglm")
@@ -208,7 +208,7 @@ def test_an_adapter_is_merged_into_what_is_exported(program, tmp_path):
     import paddle
 
     from llmctl.adapters.attach import load_adapted
-    from llmctl.infer.static import StaticModel
+    from llmctl.infer.eager.program import StaticModel
     from llmctl.quant.blockwise import CODES
 
     ids = np.array([[5, 9, 30, 200, 7]])

@@ -11,7 +11,7 @@ import time
 import pytest
 from test_export import STARTER, llmctl
 
-from llmctl.infer import native
+from llmctl.infer.executors import native
 from llmctl.testing.tiny import write_adapter
 
 ASK = ["--prompt", "Deny this: Tom has a red kite.", "--max-new-tokens", "10", "--no-stream"]

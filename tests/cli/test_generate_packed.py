@@ -13,7 +13,7 @@ from llmctl.adapters import folder as folders
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.prefix import Prefix, shape_of
 from llmctl.checkpoint.hf_config import read_config
-from llmctl.infer.packed_folder import FORMAT, HEADER
+from llmctl.infer.packed.folder import FORMAT, HEADER
 from llmctl.infer.random_model import write_random
 from llmctl.testing.tiny import write_adapter
 

@@ -13,7 +13,7 @@ from test_export import STARTER, llmctl
 
 from llmctl import runtime
 from llmctl.data.corpus.indexed import new_corpus
-from llmctl.infer import native
+from llmctl.infer.executors import native
 from llmctl.runtime import operators
 
 ASK = ["--prompt", "Deny this: Tom has a red kite.", "--max-new-tokens", "10", "--no-stream"]

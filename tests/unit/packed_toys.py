@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 
 from llmctl.card.decoder_spec import Experts, FusedDecoder, Rope
-from llmctl.infer import packed_model as packed
-from llmctl.infer.batch import BLOCK, Batch
-from llmctl.infer.packed_linear import pack, unpack
+from llmctl.infer.executors.base import BLOCK, Batch
+from llmctl.infer.packed import model as packed
+from llmctl.infer.packed.linear import pack, unpack
 
 HEADS, KV_HEADS, WIDTH, HIDDEN, FFN, VOCAB, LAYERS, PLACES = 4, 2, 8, 24, 20, 37, 2, 64
 PLAIN = {"norm": "rmsnorm", "norm_eps": 1e-5, "activation": "swiglu"}

@@ -7,7 +7,7 @@
 import numpy as np
 
 from llmctl.card.decoder_spec import FusedDecoder
-from llmctl.infer.batch import BLOCK
+from llmctl.infer.executors.base import BLOCK
 from llmctl.infer.request import Generation
 from llmctl.infer.sampling import choose, generator_for
 

@@ -23,16 +23,17 @@ from packed_toys import (
 
 from llmctl import runtime
 from llmctl.errors import ConfigError
-from llmctl.infer import forms, native, opening
-from llmctl.infer.batch import BLOCK
-from llmctl.infer.composed import PaddleExecutor
-from llmctl.infer.engine import Engine
-from llmctl.infer.native import NativeExecutor, available
-from llmctl.infer.packed_linear import pack, unpack
-from llmctl.infer.packed_model import Linear
+from llmctl.infer import loader
+from llmctl.infer.engine.engine import Engine
+from llmctl.infer.executors import native, paddle_ops
+from llmctl.infer.executors.attention_metadata import View
+from llmctl.infer.executors.base import BLOCK
+from llmctl.infer.executors.native import NativeExecutor, available
+from llmctl.infer.executors.paddle import PaddleExecutor
+from llmctl.infer.packed.linear import pack, unpack
+from llmctl.infer.packed.model import Linear
 from llmctl.infer.request import Request
 from llmctl.infer.sampling import SamplingOptions
-from llmctl.infer.view import View
 from llmctl_ops import cuda
 
 
@@ -166,7 +167,7 @@ def test_an_engine_without_compiled_kernels_answers_by_paddles_operations(monkey
     answers = {}
     for there in (True, False):
         monkeypatch.setattr(native, "available", lambda there=there: there and available())
-        executor = opening.executor_of(model, kv)
+        executor = loader.executor_of(model, kv)
         assert isinstance(executor, NativeExecutor if there and available() else PaddleExecutor)
         engine = Engine(executor, model.graph, blocks=16, step_tokens=9, most_rows=2)
         options = SamplingOptions(max_new_tokens=6)
@@ -178,9 +179,9 @@ def test_an_engine_without_compiled_kernels_answers_by_paddles_operations(monkey
 def test_an_engine_computes_on_the_gpu_where_there_is_one(monkeypatch):
     made = []
     monkeypatch.setattr(runtime, "device", lambda: "gpu")
-    monkeypatch.setattr("llmctl.infer.composed.PaddleExecutor", lambda *arguments: made.append(arguments[1:]))
+    monkeypatch.setattr("llmctl.infer.executors.paddle.PaddleExecutor", lambda *arguments: made.append(arguments[1:]))
     for kv in ("float32", "int8"):
-        opening.executor_of(build(FORMS["rope and shared heads"]), kv)
+        loader.executor_of(build(FORMS["rope and shared heads"]), kv)
     assert made == [("bfloat16", None), ("bfloat16", "int8")]
 
 
@@ -257,13 +258,13 @@ def fused(monkeypatch):
     monkeypatch.setattr(paddle.nn.functional, "flashmask_attention", flashmask)
     monkeypatch.setattr(quant, "weight_quantize", quantize)
     monkeypatch.setattr(quant, "weight_only_linear", product)
-    monkeypatch.setattr(forms, "HALF", ("float32",))
-    return forms.forms("gpu:0", "float32")
+    monkeypatch.setattr(paddle_ops, "HALF", ("float32",))
+    return paddle_ops.forms("gpu:0", "float32")
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_the_forms_for_gpus_ask_paddles_kernels_for_the_same(name, fused, monkeypatch):
-    monkeypatch.setattr("llmctl.infer.composed.forms", lambda device, dtype: fused)
+    monkeypatch.setattr("llmctl.infer.executors.paddle.forms", lambda device, dtype: fused)
     model = build(FORMS[name])
     texts = several()
     if name == "two positions and contexts":
@@ -279,7 +280,7 @@ def test_codes_become_paddles_codes_on_gpus(kind, group, fused):
     packed = pack(weight, kind, group, shifted=kind == "int4")
     bias, x = random.standard_normal(64).astype(np.float32), random.standard_normal([3, 128]).astype(np.float32)
     made = fused.linear(Linear(packed, bias), "float32")
-    assert isinstance(made, forms.Coded)
+    assert isinstance(made, paddle_ops.Coded)
     wanted = x @ unpack(packed) + bias
     # Codes of 8 bits come out as they went in; those of 4 are rounded once more, to an eighth of a code or less.
     tolerance = 1e-4 if kind == "int8" else 0.01 * np.abs(wanted).max()
@@ -288,7 +289,7 @@ def test_codes_become_paddles_codes_on_gpus(kind, group, fused):
 
 def test_widths_that_paddles_kernel_does_not_take_are_unpacked(fused):
     packed = pack(np.ones([96, 40], np.float32), "int8", 32)
-    assert isinstance(fused.linear(Linear(packed), "float32"), forms.Dense)
+    assert isinstance(fused.linear(Linear(packed), "float32"), paddle_ops.Dense)
 
 
 def test_what_is_seen_is_one_interval_of_tokens_for_each_key():
@@ -310,6 +311,6 @@ def test_what_is_seen_is_one_interval_of_tokens_for_each_key():
 @pytest.mark.parametrize("device", ["cpu", "gpu:0"])
 def test_fused_forms_are_for_gpus_and_half_types(device):
     for dtype in ("float32", "float16", "bfloat16"):
-        chosen = forms.forms(device, dtype)
+        chosen = paddle_ops.forms(device, dtype)
         fused = device != "cpu" and dtype != "float32"
-        assert chosen.rmsnorm is (forms.fused_rms_norm if fused else forms.rms_norm)
+        assert chosen.rmsnorm is (paddle_ops.fused_rms_norm if fused else paddle_ops.rms_norm)

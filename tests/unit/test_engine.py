@@ -10,8 +10,8 @@ from paged_toy import VOCAB, ToyExecutor, answer, graph, next_logits, prefix
 
 from llmctl.card.decoder_spec import Contexts, Rope
 from llmctl.errors import ConfigError, DataError
-from llmctl.infer.batch import BLOCK
-from llmctl.infer.engine import Engine
+from llmctl.infer.engine.engine import Engine
+from llmctl.infer.executors.base import BLOCK
 from llmctl.infer.request import Request
 from llmctl.infer.sampling import SamplingOptions
 

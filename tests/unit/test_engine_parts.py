@@ -12,17 +12,17 @@ from test_engine import CLOSE, END, MARK, MODELS, ask, engine_of, idle
 
 from llmctl import runtime
 from llmctl.errors import ConfigError
-from llmctl.infer import opening
-from llmctl.infer.blocks import Blocks, first_key, next_key
-from llmctl.infer.cache_size import blocks_for, parse_limit
-from llmctl.infer.drafts import LONGEST, Lookup
-from llmctl.infer.jobs import Answering, Part
-from llmctl.infer.limits import step_tokens_for
-from llmctl.infer.places import Context, Places
+from llmctl.infer import loader
+from llmctl.infer.engine.block_pool import Blocks, first_key, next_key
+from llmctl.infer.engine.block_tables import Row, Tables
+from llmctl.infer.engine.kv_budget import blocks_for, parse_limit
+from llmctl.infer.engine.limits import step_tokens_for
+from llmctl.infer.engine.positions import Context, Places
+from llmctl.infer.engine.prompt_lookup import LONGEST, Lookup
+from llmctl.infer.engine.sequence import Answering, Part
 from llmctl.infer.runner import Continuous
 from llmctl.infer.sampler import Sampler
 from llmctl.infer.sampling import SamplingOptions, choose, generator_for
-from llmctl.infer.tables import Row, Tables
 from llmctl.runtime.memory import free_memory
 
 
@@ -166,9 +166,9 @@ def test_a_context_is_seen_as_a_whole_and_answers_stand_for_its_mark():
 def test_an_engine_that_is_opened_takes_contexts_as_long_as_the_model_does(monkeypatch):
     model = replace(MODELS["contexts"], max_positions=1000)
     packed = SimpleNamespace(graph=model, prefix=None, adapters=[])
-    monkeypatch.setattr(opening, "executor_of", lambda packed, kv, step_tokens: ToyExecutor())
+    monkeypatch.setattr(loader, "executor_of", lambda packed, kv, step_tokens: ToyExecutor())
     request = ask([5] * 900 + [MARK, CLOSE], 4)
-    engine = opening.engine_of(packed, END, [906], memory="1MiB")
+    engine = loader.engine_of(packed, END, [906], memory="1MiB")
     assert engine.generate([request]) == [answer(model, request, END)]
 
 

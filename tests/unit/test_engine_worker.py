@@ -7,7 +7,7 @@ from paged_toy import ToyExecutor, answer, graph
 from test_engine import END, ask, engine_of, prompts
 
 from llmctl.errors import ConfigError
-from llmctl.infer.worker import StoppedError, Worker
+from llmctl.infer.engine.async_engine import StoppedError, Worker
 
 MODEL = graph()
 

@@ -13,7 +13,7 @@ from tiny_tokenizers import KINDS, write_json
 from llmctl import plugins, tokenizers
 from llmctl.checkpoint.build import build
 from llmctl.errors import ConfigError, DataError
-from llmctl.infer.generate import generate
+from llmctl.infer.eager.generate import generate
 from llmctl.infer.runner import Batches
 from llmctl.infer.sampling import SamplingOptions
 from llmctl.infer.session import Chat, answer_rows, read_questions

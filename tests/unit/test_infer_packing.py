@@ -12,8 +12,8 @@ from llmctl.checkpoint.convert import convert, open_source
 from llmctl.checkpoint.formats.dtypes import widen
 from llmctl.checkpoint.formats.safetensors import Planned, write_file
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
-from llmctl.infer.packed_linear import unpack
-from llmctl.infer.packing import UnitColumns, element_order, graph_of, pack_model, qkv_order
+from llmctl.infer.packed.linear import unpack
+from llmctl.infer.packed.pack import UnitColumns, element_order, graph_of, pack_model, qkv_order
 
 
 def graph(heads=2, kv_heads=2, head_dim=8, **fields):

@@ -21,8 +21,8 @@ from packed_toys import (
 )
 
 from llmctl.errors import ConfigError
-from llmctl.infer.batch import BLOCK
-from llmctl.infer.native import NativeExecutor, available
+from llmctl.infer.executors.base import BLOCK
+from llmctl.infer.executors.native import NativeExecutor, available
 from llmctl_ops import library
 
 pytestmark = pytest.mark.skipif(not available(), reason="no compiled kernels here")

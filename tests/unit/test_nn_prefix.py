@@ -12,7 +12,7 @@ from llmctl.adapters.prefix import shape_of
 from llmctl.card.tiny import tiny_dims
 from llmctl.data.packing import collate, join
 from llmctl.errors import UnsupportedError
-from llmctl.infer.generate import generate
+from llmctl.infer.eager.generate import generate
 from llmctl.infer.sampling import SamplingOptions
 from llmctl.nn.cache import KVCache
 from llmctl.nn.mask import Layout

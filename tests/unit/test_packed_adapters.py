@@ -13,13 +13,13 @@ from llmctl.adapters.merge import merge
 from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.formats.dtypes import cast
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
-from llmctl.infer.opening import Packing, packed_model, put_adapters
-from llmctl.infer.packed_adapters import merged_state, pack_adapter, pack_prefix, widths_of
-from llmctl.infer.packed_folder import open_packed, read_header, save_packed
-from llmctl.infer.packing import Rounded, graph_of, pack, pack_model, state_of
+from llmctl.infer.engine.stepping import Stepping
+from llmctl.infer.executors.reference import Twin
+from llmctl.infer.loader import Packing, packed_model, put_adapters
+from llmctl.infer.packed.adapters import merged_state, pack_adapter, pack_prefix, widths_of
+from llmctl.infer.packed.folder import open_packed, read_header, save_packed
+from llmctl.infer.packed.pack import Rounded, graph_of, pack, pack_model, state_of
 from llmctl.quant.blockwise import round_trip
-from llmctl.testing.stepping import Stepping
-from llmctl.testing.twin import Twin
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "adapters"
 PREFIXES = GOLDENS.parent / "prefixes"

@@ -10,9 +10,9 @@ from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
-from llmctl.infer.packed_folder import ALIGNMENT, HEADER, WEIGHTS, is_packed, open_packed, save_packed
-from llmctl.infer.packed_model import Adapted, PackedAdapter
-from llmctl.infer.packing import pack_model
+from llmctl.infer.packed.folder import ALIGNMENT, HEADER, WEIGHTS, is_packed, open_packed, save_packed
+from llmctl.infer.packed.model import Adapted, PackedAdapter
+from llmctl.infer.packed.pack import pack_model
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_a_damaged_header_is_found_at_once(packed, change):
 
 
 def test_a_folder_of_another_layout_is_refused(packed, monkeypatch):
-    monkeypatch.setattr("llmctl.infer.packed_folder.LAYOUT", 99)
+    monkeypatch.setattr("llmctl.infer.packed.folder.LAYOUT", 99)
     with pytest.raises(CheckpointError, match="this llmctl reads format 2 with layout 99: pack the model again"):
         open_packed(packed)
 

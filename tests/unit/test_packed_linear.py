@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from llmctl.infer.packed_linear import STRIP, aligned, pack, pack_codes, product, rounded, side_by_side, unpack
+from llmctl.infer.packed.linear import STRIP, aligned, pack, pack_codes, product, rounded, side_by_side, unpack
 
 CASES = [
     ("float32", 0, False),
@@ -149,7 +149,7 @@ def test_packed_weights_need_no_paddle_and_no_kernels():
     script = """
 import sys
 sys.modules["llmctl_ops"] = None
-from llmctl.infer import packed_linear
+from llmctl.infer.packed import linear as packed_linear
 import numpy as np
 weight = np.eye(64, dtype=np.float32)
 assert (packed_linear.product(weight, packed_linear.pack(weight, "float32")) == weight).all()

@@ -21,7 +21,7 @@ from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.build import load_model
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
-from llmctl.infer.generate import generate
+from llmctl.infer.eager.generate import generate
 from llmctl.infer.sampling import SamplingOptions
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "prefixes"

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from llmctl.infer import native
+from llmctl.infer.executors import native
 from llmctl.infer.sampler import FAULTS, Choice, Sampler, choice_of, choose_one
 from llmctl.infer.sampling import SamplingOptions
 

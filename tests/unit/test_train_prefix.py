@@ -106,7 +106,7 @@ def test_recomputed_layers_give_virtual_tokens_the_same_gradients(what, projecti
 
 
 def test_the_loaded_folder_generates_the_same_with_and_without_a_cache(runs):
-    from llmctl.infer.generate import generate
+    from llmctl.infer.eager.generate import generate
     from llmctl.infer.sampling import SamplingOptions
 
     model, tokenizer = llmctl.load(runs("plain") / "model")

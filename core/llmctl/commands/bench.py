@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmctl.commands.engine_options import engine_options
-from llmctl.commands.engines import Chosen, choose
-from llmctl.commands.model_source import adapter_options
 from llmctl.errors import ConfigError
+from llmctl.infer.model_source import adapter_options
+from llmctl.infer.select import Chosen, choose
 
 if TYPE_CHECKING:
     from llmctl.infer.bench import Load, Round

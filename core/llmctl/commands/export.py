@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from llmctl.commands.model_source import ModelSource, adapter_options, open_model
 from llmctl.errors import ConfigError
+from llmctl.infer.model_source import ModelSource, adapter_options, open_model
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -63,8 +63,8 @@ def command(
 
 def _check_target(target: Path, overwrite: bool) -> None:
     """Passes where a folder can be made, or one replaced that this command wrote."""
-    from llmctl.infer.exported import is_exported
-    from llmctl.infer.packed_folder import is_packed
+    from llmctl.infer.eager.exported import is_exported
+    from llmctl.infer.packed.folder import is_packed
 
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
@@ -80,8 +80,8 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 def _check_not_exported(model: Path) -> None:
-    from llmctl.infer.exported import is_exported
-    from llmctl.infer.packed_folder import is_packed
+    from llmctl.infer.eager.exported import is_exported
+    from llmctl.infer.packed.folder import is_packed
 
     if is_exported(model) or is_packed(model):
         raise ConfigError(f"{model} is what llmctl export made; name the model that it was made from")
@@ -94,7 +94,7 @@ def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool)
 
     prompts = [prompt_ids(tokenizer, Conversation(((text, None),), None)) for text in TEXTS]
     runtime.import_paddle("llmctl export")
-    from llmctl.infer.export import TOLERANCE, export
+    from llmctl.infer.eager.export import TOLERANCE, export
 
     about = export(
         source.layer(merged=True), source.plugin, source.dims, prompts, target, source.folder, tokenizer, overwrite
@@ -106,8 +106,8 @@ def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool)
 
 
 def _packed(source: ModelSource, target: Path, weights: str | None, group: int | None, overwrite: bool) -> None:
-    from llmctl.infer.opening import Packing, packed_model
-    from llmctl.infer.packed_folder import WEIGHTS, save_packed
+    from llmctl.infer.loader import Packing, packed_model
+    from llmctl.infer.packed.folder import WEIGHTS, save_packed
 
     packing = Packing(kind=weights or "", group=group)
     model = packed_model(source.folder, source.plugin, source.dims, packing, source.adapted)

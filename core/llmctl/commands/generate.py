@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmctl.commands.engine_options import engine_options, search_options
-from llmctl.commands.engines import Chosen, choose
 from llmctl.errors import ConfigError, DataError
 from llmctl.infer.request import BeamOptions
 from llmctl.infer.sampling import SamplingOptions
+from llmctl.infer.select import Chosen, choose
 
 if TYPE_CHECKING:
     from llmctl.infer.journal import Journal

@@ -29,8 +29,8 @@ def doctor(as_json: bool) -> None:
         what = "is not installed" if error.name == "llmctl_ops" else f"cannot be imported ({error})"
         click.echo(f"llmctl-ops {what}: paddle's own operations are used. Try: pip install llmctl-ops")
         return
-    from llmctl.infer.kernel_check import linear_difference, sampling_difference
-    from llmctl.infer.step_check import step_difference
+    from llmctl.infer.engine.kernel_check import linear_difference, sampling_difference
+    from llmctl.infer.engine.selfcheck import step_difference
 
     more = [("linear", linear_difference), ("sampling", sampling_difference), ("decoder", step_difference)]
     found = examine([Op(name, compare) for name, compare in more], sampling_difference)

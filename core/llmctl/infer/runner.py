@@ -11,7 +11,7 @@ from llmctl.errors import LlmctlError
 from llmctl.infer.request import Event, Generation, Request
 
 if TYPE_CHECKING:
-    from llmctl.infer.engine import Engine
+    from llmctl.infer.engine.engine import Engine
 
 
 class Runner(Protocol):
@@ -69,7 +69,7 @@ class Batches:
         return [answer for request in batch for answer in self._batch([request])]
 
     def _generate(self, batch: list[Request], on_token: Any) -> list[Generation]:
-        from llmctl.infer.generate import generate
+        from llmctl.infer.eager.generate import generate
 
         end_ids, pad_id, use_cache = self._fixed
         prompts, places = [request.prompt for request in batch], [request.index for request in batch]

@@ -93,7 +93,7 @@ class Sampler:
     """
 
     def __init__(self, vocab: int) -> None:
-        from llmctl.infer import native
+        from llmctl.infer.executors import native
 
         self.vocab = vocab
         self._compiled = native.sampler(vocab)

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmctl.card.dims import Dims
 from llmctl.errors import ConfigError
-from llmctl.infer.limits import remedy
+from llmctl.infer.engine.limits import remedy
 from llmctl.infer.request import BeamOptions, Event, Generation, Request
 from llmctl.infer.runner import Runner
 from llmctl.infer.sampling import SamplingOptions, TokenScore

@@ -55,7 +55,7 @@ class BatchingConformance:
     def test_requests_share_the_blocks_of_virtual_tokens(self, card: Family, dims: Dims, fused: Fused) -> None:
         from llmctl.adapters.attach import put_prefix
         from llmctl.adapters.prefix import Prefix, shape_of
-        from llmctl.infer.packed_adapters import pack_prefix
+        from llmctl.infer.packed.adapters import pack_prefix
 
         if isinstance(support.state(card, "prefix-tuning"), capabilities.Unsupported):
             pytest.skip("the family takes no virtual tokens")
@@ -71,14 +71,14 @@ class BatchingConformance:
 
 
 def _engine(fused: Fused, **options: Any) -> Any:
-    from llmctl.infer.engine import Engine
-    from llmctl.infer.native import available
+    from llmctl.infer.engine.engine import Engine
+    from llmctl.infer.executors.native import available
 
     name = "native" if available() else "twin"
     return Engine(executor(name, fused.packed), fused.packed.graph, step_tokens=40, most_rows=4, **options)
 
 
 def _alone(layer: Any, requests: list[Any]) -> list[Any]:
-    from llmctl.infer.generate import generate
+    from llmctl.infer.eager.generate import generate
 
     return [generate(layer, [r.prompt], r.options, [], 0, places=[r.index])[0] for r in requests]

@@ -51,16 +51,16 @@ class Fused:
 def executor(name: str, model: Any) -> Any:
     """The executor of a name over a packed model; the test is skipped where there is none."""
     if name == "twin":
-        from llmctl.testing.twin import Twin
+        from llmctl.infer.executors.reference import Twin
 
         return Twin(model)
     if name == "native":
-        from llmctl.infer.native import NativeExecutor, available
+        from llmctl.infer.executors.native import NativeExecutor, available
 
         if not available():
             pytest.skip("there are no compiled kernels here")
         return NativeExecutor(model, 64)
-    from llmctl.infer.composed import PaddleExecutor
+    from llmctl.infer.executors.paddle import PaddleExecutor
 
     return PaddleExecutor(model)
 
@@ -80,7 +80,7 @@ class FusedConformance:
     def fused(cls, plugin: plugins.Plugin, dims: Dims, tmp_path_factory: pytest.TempPathFactory) -> Fused:
         """The tiny model; its values are exact in float32."""
         from llmctl.checkpoint import save_weights
-        from llmctl.infer.packing import pack_model
+        from llmctl.infer.packed.pack import pack_model
 
         if isinstance(support.state(plugin.card, "fused"), capabilities.Unsupported):
             pytest.skip("the family has no fused path")
@@ -105,7 +105,7 @@ class FusedConformance:
     @proves("fused")
     @pytest.mark.parametrize("name", LOGITS)
     def test_the_fused_engine_continues_a_text_as_the_layer_does(self, dims: Dims, fused: Fused, name: str) -> None:
-        from llmctl.infer.generate import generate
+        from llmctl.infer.eager.generate import generate
         from llmctl.infer.sampling import SamplingOptions
 
         prompt = self.texts(dims)[1].tolist()
@@ -125,15 +125,15 @@ class FusedConformance:
     def test_4_bit_codes_stand_for_rounded_weights(
         self, plugin: plugins.Plugin, dims: Dims, fused: Fused, name: str
     ) -> None:
-        from llmctl.infer.packing import GROUPS
+        from llmctl.infer.packed.pack import GROUPS
 
         self._codes_stand_for_rounded_weights(plugin, dims, fused, name, "int4", GROUPS["int8"])
 
     def _codes_stand_for_rounded_weights(
         self, plugin: plugins.Plugin, dims: Dims, fused: Fused, name: str, kind: str, outer_group: int
     ) -> None:
-        from llmctl.infer.packing import pack_model
-        from llmctl.testing.twin import Twin
+        from llmctl.infer.executors.reference import Twin
+        from llmctl.infer.packed.pack import pack_model
 
         packed, texts = pack_model(fused.folder, plugin, dims, kind, GROUP), self.texts(dims)
         graph = packed.graph
@@ -154,8 +154,8 @@ class FusedConformance:
         from llmctl.adapters.attach import attach
         from llmctl.adapters.folder import Opened
         from llmctl.checkpoint.convert import open_source
-        from llmctl.infer.packed_adapters import merged_state, pack_adapter, widths_of
-        from llmctl.infer.packing import Rounded, pack, state_of
+        from llmctl.infer.packed.adapters import merged_state, pack_adapter, widths_of
+        from llmctl.infer.packed.pack import Rounded, pack, state_of
 
         graph, widths, texts = fused.packed.graph, widths_of(plugin, dims), self.texts(dims)
         adapters = [random_adapter(plugin, dims, rank=2, every=1), random_adapter(plugin, dims, rank=3, every=2)]
@@ -180,7 +180,7 @@ class FusedConformance:
     ) -> None:
         from llmctl.adapters.attach import put_prefix
         from llmctl.adapters.prefix import Prefix, shape_of
-        from llmctl.infer.packed_adapters import pack_prefix
+        from llmctl.infer.packed.adapters import pack_prefix
 
         if isinstance(support.state(card, "prefix-tuning"), capabilities.Unsupported):
             pytest.skip("the family takes no virtual tokens")
@@ -250,7 +250,7 @@ def rounded_logits(
     """Logits of a layer with each linear's weight as its codes say, one tensor after the other; kinds and groups given."""
     import paddle
 
-    from llmctl.infer.packed_linear import pack, unpack
+    from llmctl.infer.packed.linear import pack, unpack
 
     layer = single_layer(plugin, dims)
     state = layer.state_dict()
@@ -285,7 +285,7 @@ def repeat(folder: Path, plugin: plugins.Plugin, name: str) -> None:
     Rows longer than those that the rotations hold for are left out: no cache is right for them.
     """
     from llmctl.checkpoint.hf_config import read_config
-    from llmctl.infer.packing import pack_model
+    from llmctl.infer.packed.pack import pack_model
     from llmctl.testing import golden as goldens
 
     golden = goldens.read(folder)
@@ -312,7 +312,7 @@ def _rows(golden: Mapping[str, Any], most: int) -> Iterator[tuple[list[int], Any
 
 
 def _stepping(engine: Any, graph: Any, adapters: Sequence[int] | int, prefix: Any = None, longest: int = 64) -> Any:
-    from llmctl.testing.stepping import Stepping
+    from llmctl.infer.engine.stepping import Stepping
 
     rows = [-1] * adapters if isinstance(adapters, int) else adapters
     return Stepping(engine, graph, rows, longest, prefix)

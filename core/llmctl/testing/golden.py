@@ -54,8 +54,8 @@ def check_static(folder: Path, family: str, target: Path) -> None:
         AssertionError: Something differs; the message says where, what and by how much.
     """
     from llmctl.checkpoint.build import load_model
-    from llmctl.infer.export import export
-    from llmctl.infer.static import StaticModel
+    from llmctl.infer.eager.export import export
+    from llmctl.infer.eager.program import StaticModel
 
     golden = read(folder)
     model, dims, plugin = load_model(folder, family)
@@ -167,7 +167,7 @@ def _gradient_norms(model: Any, renames: Any) -> dict[str, float]:
 
 
 def _greedy(model: Any, prompts: list[list[int]], new: int, use_cache: bool = True) -> list[list[int]]:
-    from llmctl.infer.generate import generate
+    from llmctl.infer.eager.generate import generate
     from llmctl.infer.sampling import SamplingOptions
 
     made = generate(model, prompts, SamplingOptions(max_new_tokens=new), [], 0, use_cache=use_cache)

@@ -35,7 +35,7 @@ class StaticConformance:
     def test_a_program_gives_the_layers_logits_and_tokens_where_no_plugin_is_installed(
         self, plugin: plugins.Plugin, dims: Dims, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from llmctl.infer.export import export
+        from llmctl.infer.eager.export import export
 
         prompts = self.prompts(dims)
         about = export(model, plugin, dims, prompts, tmp_path / "program")
@@ -52,7 +52,7 @@ class StaticConformance:
     def test_a_program_holds_virtual_tokens(
         self, plugin: plugins.Plugin, dims: Dims, prefixed: Any, tmp_path: Path
     ) -> None:
-        from llmctl.infer.export import export
+        from llmctl.infer.eager.export import export
 
         prompts = self.prompts(dims)
         about = export(prefixed.model, plugin, dims, prompts, tmp_path / "program")
@@ -75,7 +75,7 @@ class StaticConformance:
 
 
 def _opened(folder: Path) -> Any:
-    from llmctl.infer.static import StaticModel
+    from llmctl.infer.eager.program import StaticModel
 
     return StaticModel(folder)
 
@@ -89,7 +89,7 @@ def _whole(model: Any, ids: list[int]) -> Any:
 
 
 def _greedy(model: Any, prompts: list[list[int]], use_cache: bool = True) -> list[list[int]]:
-    from llmctl.infer.generate import generate
+    from llmctl.infer.eager.generate import generate
     from llmctl.infer.sampling import SamplingOptions
 
     return [row.ids for row in generate(model, prompts, SamplingOptions(max_new_tokens=NEW), [], 0, None, use_cache)]

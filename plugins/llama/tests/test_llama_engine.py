@@ -10,10 +10,10 @@ import pytest
 
 from llmctl import plugins
 from llmctl.checkpoint.build import build, load_model
-from llmctl.infer.engine import Engine
-from llmctl.infer.generate import generate
-from llmctl.infer.native import NativeExecutor, available
-from llmctl.infer.packing import Rounded, graph_of, pack, pack_model, state_of
+from llmctl.infer.eager.generate import generate
+from llmctl.infer.engine.engine import Engine
+from llmctl.infer.executors.native import NativeExecutor, available
+from llmctl.infer.packed.pack import Rounded, graph_of, pack, pack_model, state_of
 from llmctl.infer.request import BeamOptions, Request
 from llmctl.infer.sampling import SamplingOptions
 

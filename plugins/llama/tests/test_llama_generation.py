@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmctl.checkpoint.build import load_model
-from llmctl.infer.generate import generate
+from llmctl.infer.eager.generate import generate
 from llmctl.infer.sampling import SamplingOptions
 
 pytestmark = pytest.mark.assets

@@ -36,7 +36,7 @@ class Answers:
 
     def __call__(self, model: Any, examples: Sequence[Any]) -> list[str]:
         """The answers' texts, in order; empty where there is no prompt, or it leaves no position for an answer."""
-        from llmctl.infer.generate import generate
+        from llmctl.infer.eager.generate import generate
         from llmctl.infer.sampling import SamplingOptions
 
         tokenizer = self.encoder.tokenizer

@@ -46,7 +46,7 @@ class PretrainData:
 
     def samples(self, model: Any) -> list[dict[str, str]]:
         """Beginnings of valid samples, how the corpus goes on, and how the model does, greedily."""
-        from llmctl.infer.generate import generate
+        from llmctl.infer.eager.generate import generate
         from llmctl.infer.sampling import SamplingOptions
 
         valid = self.task.valid

@@ -1,0 +1,1 @@
+"""Generation with the training layers and with exported static programs, a batch at a time."""

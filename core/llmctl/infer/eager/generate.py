@@ -1,0 +1,144 @@
+"""Tokens for a batch of prompts, with a cache of keys and values.
+
+Rows are padded on the left. A row that is finished leaves the batch and costs nothing more. What a row yields does not
+depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llmctl.infer.eager.model import Model, Steps
+from llmctl.infer.request import Generation
+from llmctl.infer.sampling import BrokenLogitsError, SamplingOptions, TokenScore, choose, generator_for, score
+
+OnToken = Callable[[int, int], bool | None]
+"""Called with the prompt's place and the new token; True ends the answer."""
+
+
+@dataclass
+class _Row:
+    index: int
+    prompt: Sequence[int]
+    draws: np.random.Generator
+    ids: list[int] = field(default_factory=list)
+    reason: str = ""
+    error: str = ""
+    scores: list[TokenScore] = field(default_factory=list)
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    options: SamplingOptions,
+    end_ids: Collection[int],
+    pad_id: int,
+    on_token: OnToken | None = None,
+    use_cache: bool = True,
+    places: Sequence[int] | None = None,
+) -> list[Generation]:
+    """Answers to prompts, in order.
+
+    Args:
+        model: A layer with ``hidden_states`` and ``logits``, or a ``model.Model``. Where rows may outgrow its
+            ``stable_length``, it is run prompt by prompt without a cache, as keys of earlier steps do not fit later ones
+            then.
+        prompts: Token ids, at least one each.
+        options: How tokens are chosen.
+        end_ids: Tokens that end an answer.
+        pad_id: Fills rows on the left; masked.
+        on_token: Called for every token that is kept.
+        use_cache: False computes every step from the beginning.
+        places: Place of each prompt among all prompts, for the draws; None = these are all.
+    """
+    places = range(len(prompts)) if places is None else places
+    rows = [
+        _Row(i, prompt, generator_for(options, place))
+        for i, (prompt, place) in enumerate(zip(prompts, places, strict=True))
+    ]
+    for row in rows:
+        if not row.prompt:
+            raise ValueError(f"prompt {row.index} is empty")
+    model = as_model(model)
+    longest = max((len(prompt) for prompt in prompts), default=0) + options.max_new_tokens
+    changing = model.stable_length is not None and longest > model.stable_length
+    for group in [[row] for row in rows] if changing else [rows]:
+        batch = _Batch(model, group, options.max_new_tokens, pad_id, use_cache and not changing)
+        while batch.rows:
+            logits_BV = batch.step()
+            for row, logits_V in zip(batch.rows, logits_BV, strict=True):
+                _extend(row, logits_V, options, end_ids, on_token)
+            batch.keep_unfinished()
+    return [Generation(row.ids, row.reason, row.error, row.scores) for row in rows]
+
+
+def as_model(model: Any) -> Model:
+    """A layer as the model of generation; a model as it is."""
+    if hasattr(model, "begin"):
+        return model
+    from llmctl.infer.eager.layer import DynamicModel
+
+    return DynamicModel(model)
+
+
+def _extend(
+    row: _Row, logits_V: np.ndarray, options: SamplingOptions, end_ids: Collection[int], on_token: OnToken | None
+) -> None:
+    try:
+        token = choose(logits_V, [*row.prompt, *row.ids], len(row.ids), options, end_ids, row.draws)
+    except BrokenLogitsError as error:
+        row.reason, row.error = "error", str(error)
+        return
+    if token in end_ids:
+        row.reason = "end"
+        return
+    row.ids.append(token)
+    scored = score(logits_V, token, options)
+    if scored:
+        row.scores.append(scored)
+    if on_token and on_token(row.index, token):
+        row.reason = "stop"
+    elif len(row.ids) == options.max_new_tokens:
+        row.reason = "length"
+
+
+class _Batch:
+    """Rows that are still being answered, with their padding mask."""
+
+    def __init__(self, model: Model, rows: list[_Row], new: int, pad_id: int, use_cache: bool) -> None:
+        self.rows, self.pad_id = rows, pad_id
+        self.longest = max((len(row.prompt) for row in rows), default=0)
+        self.steps: Steps = model.begin(self.longest + new, use_cache)
+        self.mask_BS = np.zeros((len(rows), self.longest), np.int64)
+        for i, row in enumerate(rows):
+            self.mask_BS[i, self.longest - len(row.prompt) :] = 1
+
+    def step(self) -> np.ndarray:
+        """Logits [B, V] of the next token of every row."""
+        width = self.longest + len(self.rows[0].ids)
+        self.mask_BS = np.pad(self.mask_BS, ((0, 0), (0, width - self.mask_BS.shape[1])), constant_values=1)
+        return self.steps.step(self._unseen(width), self.mask_BS)
+
+    def keep_unfinished(self) -> None:
+        """Drops finished rows."""
+        kept = [i for i, row in enumerate(self.rows) if not row.reason]
+        if len(kept) == len(self.rows):
+            return
+        self.rows = [self.rows[i] for i in kept]
+        self.mask_BS = self.mask_BS[kept]
+        if kept:
+            self.steps.select(kept)
+
+    def _unseen(self, width: int) -> np.ndarray:
+        """Ids [B, T] that the model has not seen: all of them at first and without a cache, else the last."""
+        if self.steps.past:
+            return np.asarray([[row.ids[-1]] for row in self.rows], np.int64)
+        ids_BT = np.full((len(self.rows), width), self.pad_id, np.int64)
+        for i, row in enumerate(self.rows):
+            ids = [*row.prompt, *row.ids]
+            ids_BT[i, width - len(ids) :] = ids
+        return ids_BT

@@ -1,0 +1,296 @@
+"""Steps in one native call each (``llmctl_ops.decoder``): the fused engine on a CPU, without paddle. The kernels of the
+distribution ``llmctl-ops`` come to the engine through here: ``available`` says whether there are any, ``missing`` why not.
+
+What a sequence yields does not depend on what else is in the step, to the last bit: rows are computed alike whatever their
+number, and keys are summed over in spans at fixed places.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llmctl.errors import ConfigError
+from llmctl.infer.executors.base import BLOCK, Batch, Float, Int
+from llmctl.infer.executors.rope_cache import Turning
+from llmctl.infer.packed.linear import LAYOUT, PackedLinear
+from llmctl.infer.packed.model import Adapted, Linear, Norm, PackedModel
+from llmctl.runtime import operators
+
+try:
+    from llmctl_ops import decoder as native
+    from llmctl_ops import library, linear, sampling
+except ImportError as error:
+    library = None
+    FAILURE = operators.MISSING if error.name == "llmctl_ops" else f"llmctl-ops cannot be imported ({error})"
+
+CACHES = ("float32", "int8")
+PLACES = ("qkv", "out", "up", "down")
+
+
+class NativeExecutor:
+    """Computes steps as ``batch.Executor`` says.
+
+    Args:
+        model: The model; its arrays are used where they lie.
+        max_tokens: The most tokens of a step.
+        kv: How keys and values are held: ``float32``, or ``int8`` with a scale for each place and head.
+
+    Raises:
+        ConfigError: There are no compiled kernels here, or an option has a value that is not allowed.
+        ValueError: Arrays of the model do not fit its graph.
+    """
+
+    def __init__(self, model: PackedModel, max_tokens: int = 512, kv: str = "float32") -> None:
+        if not available():
+            raise ConfigError(
+                f"the native engine needs the compiled kernels of llmctl-ops, and there are none: {missing()}"
+            )
+        if kv not in CACHES:
+            raise ConfigError(f"kv={kv!r} must be {' or '.join(CACHES)}")
+        if max_tokens < 1:
+            raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
+        self._graph, self._most = model.graph, max_tokens
+        owned = _Owned()
+        described = _describe(model, kv, owned)
+        self._decoder = native.Decoder(described, max_tokens, owned)
+        self._turning = Turning(model.graph)
+        self._logits = np.empty((0, model.graph.vocab), np.float32)
+        self._step = native.Step()
+
+    @property
+    def vocab(self) -> int:
+        """As ``Executor``."""
+        return self._graph.vocab
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of a step."""
+        return self._most
+
+    @property
+    def block_bytes(self) -> int:
+        """As ``Executor``."""
+        return self._decoder.block_bytes
+
+    def allocate(self, blocks: int) -> None:
+        """As ``Executor``."""
+        self._decoder.allocate(blocks)
+
+    def copy(self, source: int, target: int) -> None:
+        """As ``Executor``."""
+        self._decoder.copy(source, target)
+
+    def put(self, blocks: Int, pairs: Float) -> None:
+        """As ``Executor``."""
+        self._decoder.put(blocks, pairs)
+
+    def run(self, batch: Batch) -> Float:
+        """As ``Executor``.
+
+        Raises:
+            ValueError: The step names something that the model or the cache does not have, or is too large.
+        """
+        wanted = len(batch.wanted_L)
+        if not len(batch.ids_T):
+            return self._logits[:0]
+        step, held = self._step, _arrays(batch)
+        for name, array in held.items():
+            setattr(step, name, array.ctypes.data)
+        step.tokens, step.wanted_count = len(batch.ids_T), wanted
+        step.rows, step.most_blocks = held["blocks"].shape
+        self._turning.reach(_furthest(batch), step.most_blocks * BLOCK)
+        self._turning.fill(step)
+        if wanted > len(self._logits):
+            self._logits = np.empty((max(wanted, 2 * len(self._logits)), self.vocab), np.float32)
+        step.logits = self._logits.ctypes.data
+        self._decoder.step(step)
+        return self._logits[:wanted]
+
+
+def available() -> bool:
+    """Whether there are compiled kernels here.
+
+    Raises:
+        ConfigError: ``LLMCTL_OPS`` has a value that is not allowed.
+    """
+    return not missing()
+
+
+def missing() -> str:
+    """Why there are no compiled kernels here; empty = there are some.
+
+    Raises:
+        ConfigError: ``LLMCTL_OPS`` has a value that is not allowed.
+    """
+    if library is None:
+        return "LLMCTL_OPS=reference" if operators.turned_off() else FAILURE
+    try:
+        found = library.load()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if found.handle is not None and linear.LAYOUT != LAYOUT:
+        return f"llmctl-ops reads packed weights of layout {linear.LAYOUT}, not {LAYOUT}; install one that fits llmctl"
+    return "" if found.handle is not None else str(found.why)
+
+
+def sampler(vocab: int) -> Any:
+    """``llmctl_ops.sampling.Sampler`` of a vocabulary; None where there are no kernels."""
+    return sampling.Sampler(vocab) if available() else None
+
+
+def product(x_TI: Float, packed: PackedLinear, bias_O: Float | None = None) -> Float:
+    """As ``packed_linear.product``, by the kernels, which must be available."""
+    return linear.product(x_TI, packed, bias_O)  # type: ignore[no-any-return]
+
+
+def _furthest(batch: Batch) -> int:
+    furthest = int(batch.position_T.max())
+    return furthest if batch.second_T is None else max(furthest, int(batch.second_T.max()))
+
+
+def _arrays(batch: Batch) -> dict[str, Int]:
+    """The arrays of a step by field, as the kernels take them.
+
+    Raises:
+        ValueError: Their lengths do not fit each other.
+    """
+    second = batch.position_T if batch.second_T is None else batch.second_T
+    tokens = {
+        "ids": batch.ids_T, "row": batch.row_T, "place": batch.place_T, "position": batch.position_T, "second": second,
+        "begin": batch.begin_T, "end": batch.end_T,
+    }  # fmt: skip
+    others = {"blocks": batch.blocks_RM, "adapter": batch.adapter_R, "wanted": batch.wanted_L}
+    held = {name: np.ascontiguousarray(array, np.int32) for name, array in {**tokens, **others}.items()}
+    if any(held[name].shape != held["ids"].shape or held[name].ndim != 1 for name in tokens):
+        raise ValueError("the arrays of a step's tokens differ in length")
+    if held["blocks"].ndim != 2 or held["adapter"].shape != held["blocks"].shape[:1] or held["wanted"].ndim != 1:
+        raise ValueError("a step needs a row of blocks and an adapter for each sequence, and a list of wanted tokens")
+    return held
+
+
+class _Owned:
+    """Keeps arrays and structures alive for as long as there are pointers to them."""
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+
+    def array(self, array: Any, shape: tuple[int, ...], what: str) -> int | None:
+        """The address of a float32 array; None for none.
+
+        Raises:
+            ValueError: It has another shape.
+        """
+        if array is None:
+            return None
+        if array.shape != shape:
+            raise ValueError(f"{what} is {list(array.shape)}, not {list(shape)}")
+        kept = np.ascontiguousarray(array, np.float32)
+        self._kept.append(kept)
+        return int(kept.ctypes.data)
+
+    def list(self, kind: type[ctypes.Structure], items: Sequence[ctypes.Structure]) -> int | None:
+        """The address of structures side by side; None for no items."""
+        if not items:
+            return None
+        kept = (kind * len(items))(*items)
+        self._kept.append(kept)
+        return ctypes.addressof(kept)
+
+    def keep(self, thing: Any) -> None:
+        """Keeps one thing more."""
+        self._kept.append(thing)
+
+
+def _describe(model: PackedModel, kv: str, owned: _Owned) -> native.Model:
+    graph = model.graph
+    made = native.Model()
+    if model.embed.shape != (graph.vocab, graph.embed) or model.embed.dtype not in (np.float32, np.uint16):
+        raise ValueError(f"embed is {model.embed.dtype} {list(model.embed.shape)}, not [{graph.vocab}, {graph.embed}]")
+    embed = np.ascontiguousarray(model.embed)
+    owned.keep(embed)
+    made.embed, made.embed_bf16 = embed.ctypes.data, embed.dtype == np.uint16
+    if model.positions is not None:
+        made.position_rows = len(model.positions)
+        made.positions = owned.array(model.positions, (len(model.positions), graph.hidden), "positions")
+    made.slopes = owned.array(np.asarray(graph.slopes, np.float32), (graph.heads,), "slopes") if graph.slopes else None
+    made.embed_norm = _norm(model.embed_norm, graph.embed, owned)
+    made.final_norm = _norm(model.final_norm, graph.hidden, owned)
+    made.project_in = _linear(model.project_in, graph.embed, graph.hidden, owned)
+    made.project_out = _linear(model.project_out, graph.hidden, graph.embed, owned)
+    made.head = _linear(model.head, graph.embed if model.project_out else graph.hidden, graph.vocab, owned)
+    made.layer = owned.list(native.Layer, [_layer(model, index, owned) for index in range(len(model.layers))])
+    made.layers, made.hidden, made.heads, made.groups = len(model.layers), graph.hidden, graph.heads, graph.kv_heads
+    made.width, made.ffn, made.vocab, made.embed_width = graph.head_dim, graph.ffn, graph.vocab, graph.embed
+    made.turned, made.halves = (graph.rope.width, graph.rope.pairs == "two-halves") if graph.rope else (0, 0)
+    if graph.experts:
+        made.experts, made.top_k, made.renormalize = graph.experts.count, graph.experts.top_k, graph.experts.renormalize
+    made.adapters, made.eps, made.carry_scale = len(model.adapters), graph.norm_eps, graph.carry_scale
+    made.layer_norm, made.activation = graph.norm == "layernorm", native.ACTIVATIONS.index(graph.activation)
+    made.norm_after, made.carry_normed, made.cache_int8 = graph.norm_after, graph.carry_normed, kv == "int8"
+    return made
+
+
+def _layer(model: PackedModel, index: int, owned: _Owned) -> native.Layer:
+    graph, layer = model.graph, model.layers[index]
+    heads, count = (graph.heads + 2 * graph.kv_heads) * graph.head_dim, graph.experts.count if graph.experts else 1
+    up = graph.ffn * (2 if graph.activation == "swiglu" else 1)
+    if len(layer.up) != count or len(layer.down) != count or (layer.router is None) != (graph.experts is None):
+        raise ValueError(f"layer {index} has {len(layer.up)} feed-forward layers, not {count} with a router if more")
+    made = native.Layer()
+    made.norm, made.ffn_norm = (_norm(norm, graph.hidden, owned) for norm in (layer.norm, layer.ffn_norm))
+    made.qkv = _linear(layer.qkv, graph.hidden, heads, owned)
+    made.out = _linear(layer.out, graph.heads * graph.head_dim, graph.hidden, owned)
+    made.up = owned.list(linear.Native, [_linear(one, graph.hidden, up, owned) for one in layer.up])
+    made.down = owned.list(linear.Native, [_linear(one, graph.ffn, graph.hidden, owned) for one in layer.down])
+    made.router = owned.array(layer.router, (count, graph.hidden), f"router of layer {index}")
+    made.q_norm = owned.array(layer.q_norm, (graph.head_dim,), f"q_norm of layer {index}")
+    made.k_norm = owned.array(layer.k_norm, (graph.head_dim,), f"k_norm of layer {index}")
+    made.score_scale = graph.score_scales[index] if graph.score_scales else graph.head_dim**-0.5
+    parts = {"qkv": (layer.qkv,), "out": (layer.out,), "up": layer.up, "down": layer.down}
+    for place, linears in parts.items():
+        setattr(made, f"{place}_changes", _changes(model, index, place, linears, owned))
+    return made
+
+
+def _norm(norm: Norm | None, width: int, owned: _Owned) -> native.Norm:
+    if norm is None:
+        return native.Norm()
+    return native.Norm(owned.array(norm.weight, (width,), "a norm"), owned.array(norm.bias, (width,), "a norm's bias"))
+
+
+def _linear(layer: Linear | None, inputs: int, outputs: int, owned: _Owned) -> Any:
+    if layer is None:
+        return linear.Native()
+    weight = layer.weight
+    if (weight.inputs, weight.outputs) != (inputs, outputs):
+        raise ValueError(f"a linear is [{weight.inputs}, {weight.outputs}], not [{inputs}, {outputs}]")
+    owned.keep(layer)
+    return linear.native(weight, layer.bias)
+
+
+def _changes(model: PackedModel, index: int, place: str, linears: Sequence[Linear], owned: _Owned) -> int | None:
+    """A change for each expert and adapter."""
+    found = [adapter.changes.get((index, place, e)) for e in range(len(linears)) for adapter in model.adapters]
+    if not any(found):
+        return None
+    weights = [one.weight for one in linears for _ in model.adapters]
+    return owned.list(
+        native.Change, [_change(change, w.inputs, w.outputs, owned) for change, w in zip(found, weights, strict=True)]
+    )
+
+
+def _change(change: Adapted | None, inputs: int, outputs: int, owned: _Owned) -> native.Change:
+    if change is None:
+        return native.Change()
+    rank = change.a.shape[1]
+    if change.a.shape != (inputs, rank) or change.b.shape != (rank, outputs):
+        raise ValueError(
+            f"a change is {list(change.a.shape)} and {list(change.b.shape)}; the linear is [{inputs}, {outputs}]"
+        )
+    a, b = (np.zeros((rows, -(-columns // 16) * 16), np.float32) for rows, columns in ((inputs, rank), (rank, outputs)))
+    a[:, :rank], b[:, :outputs] = change.a, change.b
+    return native.Change(owned.array(a, a.shape, "a"), owned.array(b, b.shape, "b"), rank)

@@ -1,0 +1,255 @@
+"""A step of the standard decoder from paddle's operations: where no library of kernels is compiled, and on GPUs.
+
+On a CPU it is the plain twin that the native executor is compared with. Which operation a device takes is one table,
+``forms``; the cache is in ``paged``, what tokens see in ``view``. Letters: T tokens of the step, D hidden, N heads, K
+key-value heads, H width of a head, E experts, C experts per token, L tokens whose logits are wanted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.nn import functional as F
+
+from llmctl.card.decoder_spec import Rope
+from llmctl.errors import ConfigError
+from llmctl.infer.executors.attention_metadata import View
+from llmctl.infer.executors.base import Batch, Float, Int
+from llmctl.infer.executors.paddle_ops import HALF, forms, tensor
+from llmctl.infer.executors.paged_cache import PagedCache, slots
+from llmctl.infer.packed import model as packed_model
+from llmctl.infer.packed.model import PackedModel
+
+
+class PaddleExecutor:
+    """Computes steps as ``batch.Executor`` says.
+
+    Args:
+        model: The model; its weights are unpacked, or put into paddle's own codes where it has a kernel for these.
+        dtype: Type to compute in; half types need a GPU.
+        kv: How keys and values are held: as ``dtype``, which None stands for too, or ``int8`` with a scale for each place and head.
+        device: As paddle names it; None = the one that is set.
+
+    Raises:
+        ConfigError: The device has no kernels for the type, or keys and values cannot be held so.
+    """
+
+    def __init__(
+        self, model: PackedModel, dtype: str = "float32", kv: str | None = None, device: str | None = None
+    ) -> None:
+        device = device or paddle.get_device()
+        if dtype in HALF and not device.startswith("gpu"):
+            raise ConfigError(f"dtype={dtype}: on {device} there are no kernels for half types; compute in float32")
+        if kv not in (None, dtype, "int8"):
+            raise ConfigError(f"kv={kv!r} must be {dtype} or int8")
+        graph = model.graph
+        self._model, self._graph, self._dtype = model, graph, dtype
+        self._forms = forms(device, dtype)
+        self._cache = PagedCache(len(model.layers), graph.kv_heads, graph.head_dim, dtype, kv == "int8")
+        self._layers = [_Layer(layer, self._forms.linear, dtype) for layer in model.layers]
+        self._head = self._forms.linear(model.head, dtype)
+        self._projections = [
+            None if part is None else self._forms.linear(part, dtype) for part in (model.project_in, model.project_out)
+        ]
+        self._embed_norm, self._final_norm = _norm(model.embed_norm, dtype), _norm(model.final_norm, dtype)
+        self._adapters = [
+            {key: (tensor(change.a, dtype), tensor(change.b, dtype)) for key, change in adapter.changes.items()}
+            for adapter in model.adapters
+        ]
+        scales = graph.score_scales or (graph.head_dim**-0.5,) * len(model.layers)
+        # What attends divides by the root of the width already.
+        self._factors = [scale * math.sqrt(graph.head_dim) for scale in scales]
+
+    @property
+    def vocab(self) -> int:
+        """As ``Executor``."""
+        return self._graph.vocab
+
+    @property
+    def max_tokens(self) -> int | None:
+        """As ``Executor``."""
+        return None
+
+    @property
+    def block_bytes(self) -> int:
+        """As ``Executor``."""
+        return self._cache.block_bytes
+
+    @paddle.no_grad()
+    def allocate(self, blocks: int) -> None:
+        """As ``Executor``."""
+        self._cache.allocate(blocks)
+
+    @paddle.no_grad()
+    def copy(self, source: int, target: int) -> None:
+        """As ``Executor``."""
+        self._cache.copy(source, target)
+
+    @paddle.no_grad()
+    def put(self, blocks: Int, pairs: Float) -> None:
+        """As ``Executor``."""
+        slot_P = paddle.to_tensor(slots(np.asarray(blocks), np.arange(pairs.shape[2])))
+        for layer, (keys, values) in enumerate(pairs):
+            self._cache.write(layer, slot_P, tensor(keys, self._dtype), tensor(values, self._dtype))
+
+    @paddle.no_grad()
+    def run(self, batch: Batch) -> Float:
+        """As ``Executor``."""
+        if not len(batch.wanted_L) and not len(batch.ids_T):
+            return np.empty((0, self.vocab), np.float32)
+        step = _Step(batch, self._graph, self._dtype)
+        x_TD = self._embed(batch)
+        for index, layer in enumerate(self._layers):
+            x_TD = self._block(index, layer, x_TD, step)
+        if not len(batch.wanted_L):
+            return np.empty((0, self.vocab), np.float32)
+        x_LD = paddle.gather(x_TD, paddle.to_tensor(batch.wanted_L.astype(np.int64)))
+        x_LD = self._normed(x_LD, self._final_norm)
+        if self._projections[1] is not None:
+            x_LD = self._projections[1](x_LD)
+        return self._head(x_LD).astype("float32").numpy()
+
+    def _embed(self, batch: Batch) -> paddle.Tensor:
+        rows = self._model.embed[batch.ids_T]
+        if rows.dtype == np.uint16:
+            rows = (rows.astype(np.uint32) << 16).view(np.float32)
+        x_TD = self._normed(tensor(rows, self._dtype), self._embed_norm)
+        if self._projections[0] is not None:
+            x_TD = self._projections[0](x_TD)
+        if self._model.positions is not None:
+            x_TD = x_TD + tensor(self._model.positions[batch.position_T], self._dtype)
+        return x_TD
+
+    def _block(self, index: int, layer: _Layer, x_TD: paddle.Tensor, step: _Step) -> paddle.Tensor:
+        x_TD = self._add(x_TD, layer.norm, lambda x: self._attention(index, layer, x, step))
+        feed_forward = self._feed_forward if layer.router is None else self._experts
+        return self._add(x_TD, layer.ffn_norm, lambda x: feed_forward(index, layer, x, step.adapter_T))
+
+    def _add(self, x_TD: paddle.Tensor, norm: Any, part: Callable[[paddle.Tensor], paddle.Tensor]) -> paddle.Tensor:
+        """What is carried past a part, with the part's output."""
+        graph = self._graph
+        inner = x_TD if graph.norm_after else self._normed(x_TD, norm)
+        carried = inner if graph.carry_normed else x_TD
+        y_TD = (carried if graph.carry_scale == 1.0 else carried * graph.carry_scale) + part(inner)
+        return self._normed(y_TD, norm) if graph.norm_after else y_TD
+
+    def _normed(self, x: paddle.Tensor, norm: Any) -> paddle.Tensor:
+        return x if norm is None else getattr(self._forms, self._graph.norm)(x, *norm, self._graph.norm_eps)
+
+    def _attention(self, index: int, layer: _Layer, x_TD: paddle.Tensor, step: _Step) -> paddle.Tensor:
+        graph = self._graph
+        packed = self._linear(layer.qkv, (index, "qkv", 0), x_TD, step.adapter_T)
+        heads = packed.reshape([packed.shape[0], -1, graph.head_dim])
+        q, k, v = paddle.split(heads, [graph.heads, graph.kv_heads, graph.kv_heads], axis=1)
+        if layer.q_norm is not None:
+            q = self._forms.rmsnorm(q, layer.q_norm, None, graph.norm_eps)
+            k = self._forms.rmsnorm(k, layer.k_norm, None, graph.norm_eps)
+        if step.angles is not None:
+            q, k = self._forms.turn(q, *step.angles), self._forms.turn(k, *step.angles)
+        if step.query_scale_T11 is not None:
+            q = q * step.query_scale_T11
+        if not math.isclose(self._factors[index], 1.0):
+            q = q * self._factors[index]
+        self._cache.write(index, step.view.written_T, k, v)
+        mixed = self._forms.attend(q, *self._cache.read(index, step.view.slot_S), step.view)
+        return self._linear(layer.out, (index, "out", 0), mixed, step.adapter_T)
+
+    def _feed_forward(
+        self, index: int, layer: _Layer, x_TD: paddle.Tensor, adapter_T: np.ndarray, expert: int = 0
+    ) -> paddle.Tensor:
+        wide = self._linear(layer.up[expert], (index, "up", expert), x_TD, adapter_T)
+        wide = (
+            self._forms.swiglu(wide)
+            if self._graph.activation == "swiglu"
+            else ACTIVATIONS[self._graph.activation](wide)
+        )
+        return self._linear(layer.down[expert], (index, "down", expert), wide, adapter_T)
+
+    def _experts(self, index: int, layer: _Layer, x_TD: paddle.Tensor, adapter_T: np.ndarray) -> paddle.Tensor:
+        """The weighted sum of the chosen experts' outputs; each expert sees the tokens that chose it."""
+        routing = self._graph.experts
+        assert routing is not None, "a router belongs to a mixture of experts"
+        scores_TE = paddle.matmul(x_TD.astype("float32"), layer.router)
+        weight_TC, expert_TC = paddle.topk(F.softmax(scores_TE, axis=-1), routing.top_k, axis=-1)
+        if routing.renormalize:
+            weight_TC = weight_TC / weight_TC.sum(axis=-1, keepdim=True)
+        chosen = expert_TC.numpy().reshape(-1)
+        order = np.argsort(chosen, kind="stable")
+        token = order // routing.top_k
+        rows = paddle.gather(x_TD, paddle.to_tensor(token))
+        counts = np.bincount(chosen, minlength=routing.count)
+        ends = np.cumsum(counts)
+        outputs = [
+            self._feed_forward(index, layer, rows[end - count : end], adapter_T[token[end - count : end]], expert)
+            for expert, (count, end) in enumerate(zip(counts.tolist(), ends.tolist(), strict=True))
+            if count
+        ]
+        back = np.argsort(order)
+        routed = paddle.gather(paddle.concat(outputs), paddle.to_tensor(back))
+        routed_TCD = routed.reshape([-1, routing.top_k, x_TD.shape[-1]])
+        return paddle.matmul(weight_TC.astype(self._dtype).unsqueeze(1), routed_TCD).squeeze(1)
+
+    def _linear(
+        self, linear: Callable[[paddle.Tensor], paddle.Tensor], key: Any, x: paddle.Tensor, adapter_T: np.ndarray
+    ) -> paddle.Tensor:
+        """A linear layer, with the change that each token's adapter makes to it."""
+        y = linear(x)
+        for adapter in np.unique(adapter_T[adapter_T >= 0]):
+            if key in self._adapters[adapter]:
+                a, b = self._adapters[adapter][key]
+                index = paddle.to_tensor(np.flatnonzero(adapter_T == adapter))
+                change = paddle.matmul(paddle.matmul(paddle.gather(x, index), a), b)
+                y = paddle.index_add(y, index, 0, change)
+        return y
+
+
+class _Layer:
+    """The tensors of a layer."""
+
+    def __init__(self, layer: packed_model.Layer, linear: Callable[..., Any], dtype: str) -> None:
+        self.norm, self.ffn_norm = _norm(layer.norm, dtype), _norm(layer.ffn_norm, dtype)
+        self.qkv, self.out = linear(layer.qkv, dtype), linear(layer.out, dtype)
+        self.up, self.down = ([linear(one, dtype) for one in part] for part in (layer.up, layer.down))
+        self.q_norm, self.k_norm = tensor(layer.q_norm, dtype), tensor(layer.k_norm, dtype)
+        self.router = None if layer.router is None else paddle.to_tensor(layer.router.T.copy())
+
+
+class _Step:
+    """What all layers of a step share: the view, the adapter of each token, angles and factors of queries."""
+
+    def __init__(self, batch: Batch, graph: Any, dtype: str) -> None:
+        self.view = View(batch, graph.slopes)
+        self.adapter_T = batch.adapter_R[batch.row_T]
+        self.angles = None if graph.rope is None else _angles(batch, graph.rope, dtype)
+        base = graph.rope.log_base if graph.rope is not None else None
+        self.query_scale_T11 = None
+        if base is not None:
+            factor_T = np.log(np.maximum(batch.place_T + 1.0, base)) / math.log(base)
+            self.query_scale_T11 = tensor(factor_T.astype(np.float32), dtype).reshape([-1, 1, 1])
+
+
+def _angles(batch: Batch, rope: Rope, dtype: str) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Cosines and sines [T, width/2] of the angle of each pair."""
+    frequencies = np.asarray(rope.frequencies)
+    angle = np.outer(batch.position_T, frequencies)
+    if rope.pairs == "two-halves":
+        assert batch.second_T is not None, "each half has positions of its own"
+        angle = np.concatenate([angle, np.outer(batch.second_T, frequencies)], axis=1)
+    cos, sin = (tensor(values.astype(np.float32), dtype) for values in (np.cos(angle), np.sin(angle)))
+    return cos, sin
+
+
+def _norm(norm: packed_model.Norm | None, dtype: str) -> tuple[Any, Any] | None:
+    """Weight and bias; None = no norm."""
+    return None if norm is None else (tensor(norm.weight, dtype), tensor(norm.bias, dtype))
+
+
+ACTIVATIONS: dict[str, Callable[[paddle.Tensor], paddle.Tensor]] = {
+    "gelu": F.gelu,
+    "gelu-tanh": lambda x: F.gelu(x, approximate=True),
+    "relu": F.relu,
+}

@@ -1,0 +1,204 @@
+"""From a model folder to the fused engine: packed at load, or mapped from a packed folder. Nothing here imports paddle
+unless there is a GPU, or there are no compiled kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmctl.adapters.prefix import Prefix
+from llmctl.errors import ConfigError, UnsupportedError
+from llmctl.infer.engine.engine import Engine
+from llmctl.infer.engine.kv_budget import blocks_for
+from llmctl.infer.engine.limits import step_tokens_for
+from llmctl.infer.executors.base import BLOCK, Executor
+from llmctl.infer.packed.model import PackedModel
+from llmctl.runtime.memory import free_memory
+
+if TYPE_CHECKING:
+    from llmctl.adapters.folder import Opened
+    from llmctl.card.dims import Dims
+    from llmctl.plugins import Plugin
+
+SHARE = 0.5
+"""Part of the free memory that the cache takes at most, unless it is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How the layers' weights are held.
+
+    Attributes:
+        kind: One of ``packed_linear.KINDS``; empty = as the checkpoint has them: bfloat16, else float32.
+        group: Inputs that share a scale; None = the kind's usual number.
+    """
+
+    kind: str = ""
+    group: int | None = None
+
+
+def packed_model(
+    folder: Path,
+    plugin: Plugin,
+    dims: Dims,
+    packing: Packing,
+    adapted: Opened | None = None,
+    named: Mapping[str, Opened] | None = None,
+) -> PackedModel:
+    """The packed model of a checkpoint.
+
+    Args:
+        folder: The checkpoint.
+        plugin: Its family.
+        dims: Its dims.
+        packing: How weights are held.
+        adapted: An adapter that becomes part of the weights, or virtual tokens before every sequence.
+        named: Adapters that sequences may name, in order; their base is not quantised.
+
+    Raises:
+        LlmctlError: The family has no fused path, or tensors are not what they should be.
+    """
+    from dataclasses import replace
+
+    from llmctl.checkpoint.convert import open_source
+    from llmctl.infer.packed import adapters as packed_adapters
+    from llmctl.infer.packed import pack as packer
+
+    graph = packer.graph_of(plugin, dims)
+    state: Mapping[str, Any] = open_source(folder, plugin, dims).state
+    kind = packing.kind or _stored_kind(state, graph)
+    prefix = None
+    if adapted is not None and isinstance(adapted.adapter, Prefix):
+        prefix = packed_adapters.pack_prefix(adapted.adapter, graph)
+    elif adapted is not None:
+        state = packed_adapters.merged_state(state, adapted)
+    model = packer.pack(graph, packer.Rounded(packer.state_of(state, graph), kind, packing.group))
+    widths = packed_adapters.widths_of(plugin, dims)
+    adapters = [_adapter(name, opened, graph, widths) for name, opened in (named or {}).items()]
+    return replace(model, prefix=prefix, adapters=adapters)
+
+
+def put_adapters(
+    model: PackedModel,
+    plugin: Plugin,
+    dims: Dims,
+    adapted: Opened | None = None,
+    named: Mapping[str, Opened] | None = None,
+) -> PackedModel:
+    """A model that was packed before, with adapters beside its weights, which stay as they are.
+
+    Args:
+        model: The model.
+        plugin: Its family.
+        dims: Its dims.
+        adapted: An adapter for every sequence: the last of the model's, or virtual tokens.
+        named: Adapters that sequences may name, in order, after those that the model has.
+
+    Raises:
+        LlmctlError: The weights would have to change for an adapter, or the model has virtual tokens or the name already.
+    """
+    from dataclasses import replace
+
+    from llmctl.infer.packed import adapters as packed_adapters
+
+    given = {} if named is None else dict(named)
+    if model.prefix is not None and (adapted or given):
+        raise UnsupportedError(
+            "virtual tokens were packed with the model, and adapters do not go beside them; pack the model without"
+        )
+    if taken := sorted({adapter.name for adapter in model.adapters} & set(given)):
+        raise ConfigError(f"--adapter {taken[0]}: an adapter of this name was packed with the model; choose another")
+    if adapted is not None and isinstance(adapted.adapter, Prefix):
+        return replace(model, prefix=packed_adapters.pack_prefix(adapted.adapter, model.graph))
+    if adapted is not None:
+        given[str(adapted.folder)] = adapted
+    widths = packed_adapters.widths_of(plugin, dims)
+    new = [_adapter(name, opened, model.graph, widths) for name, opened in given.items()]
+    return replace(model, adapters=[*model.adapters, *new])
+
+
+def executor_of(model: PackedModel, kv: str = "float32", step_tokens: int = 512) -> Executor:
+    """What computes the model here: a GPU if there is one, else the compiled kernels, or paddle's operations without these.
+
+    Args:
+        model: The model.
+        kv: How keys and values are held: ``float32`` or ``int8``.
+        step_tokens: Most tokens of a step.
+    """
+    from llmctl import runtime
+    from llmctl.infer.executors import native
+
+    on_gpu = runtime.device() == "gpu"
+    if native.available() and not on_gpu:
+        return native.NativeExecutor(model, step_tokens, kv)
+    runtime.import_paddle("the fused engine on a GPU or without compiled kernels")
+    from llmctl.infer.executors.paddle import PaddleExecutor
+
+    if on_gpu:
+        return PaddleExecutor(model, "bfloat16", "int8" if kv == "int8" else None)
+    return PaddleExecutor(model, kv=kv)
+
+
+def engine_of(
+    model: PackedModel,
+    end_ids: Collection[int],
+    lengths: Sequence[int],
+    kv: str = "float32",
+    memory: str | None = None,
+    rows: int = 64,
+) -> Engine:
+    """An engine with a cache for what will be asked.
+
+    Args:
+        model: The model.
+        end_ids: Tokens that end an answer.
+        lengths: Tokens of prompt and answer of each request, at most.
+        kv: As for ``executor_of``.
+        memory: Limit of the cache, as for ``cache_size``; None = as much as the requests need, up to half of the free
+            memory.
+        rows: Most requests that run together.
+
+    Raises:
+        ConfigError: The cache does not fit the machine, or not even one sequence fits the cache.
+    """
+    step_tokens = step_tokens_for(model.graph, rows)
+    executor = executor_of(model, kv, step_tokens)
+    virtual = 0 if model.prefix is None else model.prefix.shape[2]
+    if memory is None:
+        longest = sorted(lengths, reverse=True)[:rows]
+        needed = sum(-(-(virtual + length) // BLOCK) + 1 for length in longest) + -(-virtual // BLOCK) + 1
+        blocks = max(1, min(needed, int(free_memory() * SHARE) // executor.block_bytes))
+    else:
+        blocks = blocks_for(memory, executor.block_bytes, virtual + BLOCK)
+    try:
+        return Engine(
+            executor, model.graph, blocks=blocks, end_ids=end_ids, prefix=model.prefix, adapters=len(model.adapters),
+            step_tokens=step_tokens, most_rows=rows,
+        )  # fmt: skip
+    except (MemoryError, OverflowError):
+        raise ConfigError(
+            f"this machine has no room for a cache of {blocks * executor.block_bytes} bytes; give it less"
+        ) from None
+
+
+def _stored_kind(state: Mapping[str, Any], graph: Any) -> str:
+    """The kind that holds the layers' weights exactly."""
+    names = [name for slots in graph.layers for slot in ("qkv", "out", "ffn1", "ffn2") for name in slots[slot]]
+    return "bfloat16" if all(state[name].dtype == "bfloat16" for name in names) else "float32"
+
+
+def _adapter(name: str, opened: Opened, graph: Any, widths: Mapping[str, int]) -> Any:
+    from llmctl.infer.packed import adapters as packed_adapters
+
+    if isinstance(opened.adapter, Prefix):
+        raise UnsupportedError(f"--adapter {name}: virtual tokens stand before every sequence; leave out the name")
+    if opened.quantised:
+        raise UnsupportedError(
+            f"--adapter {name} was trained over a base in {opened.quantised}, which packed weights are not; let it become "
+            "part of them: name it alone, without a name, beside the model itself, or pack them together: llmctl export "
+            "--engine fused --adapter FOLDER"
+        )
+    return packed_adapters.pack_adapter(opened.adapter, graph, widths, name)

@@ -1,0 +1,217 @@
+"""Packed models on disk: a folder that is mapped into memory, so that opening it reads next to nothing and copies nothing.
+
+``packed.json`` describes the model and every array (place, size, SHA-256), notes what adapters are checked against (``base``, as
+``adapters.base.record`` gives it of the floats that were packed) and holds a hash of itself; ``weights.packed`` holds
+the arrays, each at a multiple of ``ALIGNMENT`` bytes. The source's config.json and tokenizer lie beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl import plugins
+from llmctl.adapters import base_model as bases
+from llmctl.adapters.folder import Opened
+from llmctl.adapters.merge import put_tokenizer
+from llmctl.adapters.prefix import Prefix
+from llmctl.card.decoder_spec import Contexts, Experts, FusedDecoder, Rope
+from llmctl.checkpoint.convert import copy_rest, open_source
+from llmctl.checkpoint.hf_config import read_config
+from llmctl.errors import CheckpointError
+from llmctl.infer.packed.adapters import merged_state
+from llmctl.infer.packed.linear import LAYOUT, PackedLinear
+from llmctl.infer.packed.model import Adapted, Layer, Linear, Norm, PackedAdapter, PackedModel
+from llmctl.io.atomic import atomic_folder
+
+HEADER, WEIGHTS = "packed.json", "weights.packed"
+FORMAT = 2
+"""Of the header; raised when an older reader would misread it."""
+
+ALIGNMENT = 64
+_PARTS = (Adapted, Contexts, Experts, FusedDecoder, Layer, Linear, Norm, PackedAdapter, PackedLinear, PackedModel, Rope)
+_TYPES = {part.__name__: part for part in _PARTS}
+_REMEDY = "pack the model again"
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a folder holds a packed model."""
+    return (folder / HEADER).is_file()
+
+
+def save_packed(
+    model: PackedModel,
+    folder: Path,
+    source: Path,
+    plugin: Any,
+    overwrite: bool = False,
+    adapted: Opened | None = None,
+) -> None:
+    """Writes a packed model, complete or not at all.
+
+    Args:
+        model: The model.
+        folder: The folder to make.
+        source: The checkpoint that it was packed from; config.json, the tokenizer and other small files are copied.
+        plugin: Its family.
+        overwrite: Replace a folder that holds something.
+        adapted: The adapter that became part of the model, whose tokenizer goes before the checkpoint's.
+
+    Raises:
+        CheckpointError: The folder is there already or cannot be written.
+    """
+    arrays: list[NDArray[Any]] = []
+    tree = _encoded(model, arrays)
+    with atomic_folder(folder, overwrite) as work:
+        copy_rest(source, work, "keep")
+        if adapted is not None:
+            put_tokenizer(adapted, work)
+        with open(work / WEIGHTS, "wb") as stream:
+            rows = []
+            for array in arrays:
+                stream.write(b"\0" * (-stream.tell() % ALIGNMENT))
+                rows.append(_row(array, stream.tell()))
+                array.tofile(stream)
+            size = stream.tell()
+        header = {
+            "format": FORMAT,
+            "layout": LAYOUT,
+            "family": plugin.card.name,
+            "card": plugin.card.hash(),
+            "base": _base(source, plugin, adapted),
+            "versions": dict(plugins.versions(plugin)),
+            "bytes": size,
+            "arrays": rows,
+            "model": tree,
+        }
+        text = json.dumps({**header, "sha256": _digest(header)}, separators=(",", ":"))
+        (work / HEADER).write_text(text + "\n", encoding="utf-8")
+
+
+def open_packed(folder: Path, verify: bool = False) -> PackedModel:
+    """The model of a packed folder; its arrays are views of the mapped file.
+
+    The header's hash and the size of the weights are always checked.
+
+    Args:
+        folder: The folder.
+        verify: Whether every array is read and compared with its SHA-256.
+
+    Raises:
+        CheckpointError: The folder holds no packed model, one of another version, or a damaged one.
+    """
+    header = read_header(folder)
+    file = folder / WEIGHTS
+    size = file.stat().st_size if file.is_file() else -1
+    if size != header["bytes"]:
+        state = "is absent" if size < 0 else f"has {size} bytes, {HEADER} describes {header['bytes']}"
+        raise CheckpointError(f"{file} {state}; it is truncated or belongs to another header: {_REMEDY}")
+    mapped = np.memmap(file, np.uint8, "r") if size else np.zeros(0, np.uint8)
+    arrays = [_array(mapped, row, file) for row in header["arrays"]]
+    if verify:
+        for number, damaged in _damaged(arrays, header["arrays"]):
+            raise CheckpointError(
+                f"{file} is damaged: array {number} at byte {damaged['offset']} has another SHA-256; {_REMEDY}"
+            )
+    try:
+        model = _decoded(header["model"], arrays)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise CheckpointError(f"{folder / HEADER} does not describe a model ({error}): {_REMEDY}") from None
+    assert isinstance(model, PackedModel)
+    return model
+
+
+def read_header(folder: Path) -> Mapping[str, Any]:
+    """What ``packed.json`` says, after a look at its version and hash.
+
+    Raises:
+        CheckpointError: It is absent, of another version, or damaged.
+    """
+    path = folder / HEADER
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no packed model: it has no {HEADER}")
+    try:
+        header = dict(json.loads(path.read_text(encoding="utf-8")))
+        noted = header.pop("sha256", None)
+    except (ValueError, TypeError, RecursionError):
+        header, noted = {}, None
+    if noted is None or noted != _digest(header):
+        raise CheckpointError(
+            f"{path} is damaged or was edited: its content does not have the hash that it names; {_REMEDY}"
+        )
+    found = header["format"], header["layout"]
+    if found != (FORMAT, LAYOUT):
+        raise CheckpointError(
+            f"{path} has format {found[0]} with layout {found[1]}, this llmctl reads format {FORMAT} with layout {LAYOUT}: "
+            f"{_REMEDY}"
+        )
+    return header
+
+
+def _base(source: Path, plugin: Any, adapted: Opened | None) -> dict[str, Any]:
+    """What tells whether an adapter was trained on the weights that are packed."""
+    dims = plugin.card.dims_from_config(read_config(source), str(source / "config.json"))
+    if adapted is None or isinstance(adapted.adapter, Prefix):
+        return bases.record(source, plugin, dims)
+    return bases.record(source, plugin, dims, merged_state(open_source(source, plugin, dims).state, adapted))
+
+
+def _digest(header: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def _row(array: NDArray[Any], offset: int) -> dict[str, Any]:
+    digest = hashlib.sha256(memoryview(array).cast("B") if array.size else b"").hexdigest()
+    return {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset, "sha256": digest}
+
+
+def _array(mapped: NDArray[np.uint8], row: Mapping[str, Any], file: Path) -> NDArray[Any]:
+    dtype, shape, begin = np.dtype(row["dtype"]), tuple(row["shape"]), row["offset"]
+    end = begin + prod(shape) * dtype.itemsize
+    if begin % ALIGNMENT or end > len(mapped):
+        raise CheckpointError(f"{file}: an array at bytes {begin} to {end} does not lie in the file; {_REMEDY}")
+    return np.asarray(mapped[begin:end]).view(dtype).reshape(shape)
+
+
+def _damaged(arrays: list[NDArray[Any]], rows: list[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, (array, row) in enumerate(zip(arrays, rows, strict=True)):
+        if _row(array, row["offset"]) != row:
+            yield number, row
+
+
+def _encoded(value: Any, arrays: list[NDArray[Any]]) -> Any:
+    """A part of a model as JSON; arrays are numbered."""
+    if isinstance(value, np.ndarray):
+        arrays.append(np.ascontiguousarray(value))
+        return {"array": len(arrays) - 1}
+    if is_dataclass(value):
+        return {"is": type(value).__name__, **{f.name: _encoded(getattr(value, f.name), arrays) for f in fields(value)}}
+    if isinstance(value, Mapping):
+        return {"rows": [[_encoded(key, arrays), _encoded(row, arrays)] for key, row in value.items()]}
+    if isinstance(value, tuple | list):
+        return [_encoded(row, arrays) for row in value]
+    return value
+
+
+def _decoded(value: Any, arrays: list[NDArray[Any]]) -> Any:
+    """The part of a model that JSON stands for. Sequences are tuples, but for the adapters, to which some may be added."""
+    if isinstance(value, list):
+        return tuple(_decoded(row, arrays) for row in value)
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return arrays[value["array"]]
+    if "rows" in value:
+        return {_decoded(key, arrays): _decoded(row, arrays) for key, row in value["rows"]}
+    made = {name: _decoded(row, arrays) for name, row in value.items() if name != "is"}
+    if "adapters" in made:
+        made["adapters"] = list(made["adapters"])
+    return _TYPES[value["is"]](**made)
