@@ -87,7 +87,7 @@ def our_step(options):
     from llmctl.data import packing
     from llmctl.data.sft.encoding import Row
     from llmctl.train.loop import Loop, Plan
-    from llmctl.train.methods.sft_task import SftTask
+    from llmctl.train.methods.sft import SftTask
 
     with np.load(options.arrays) as arrays:
         found = [Row(ids.tolist(), labels.tolist(), "", False) for ids, labels in documents(arrays)]

@@ -26,14 +26,14 @@ from llmctl.plugins import hookspecs
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CORE = DOCS.parent / "core" / "llmctl"
 BLOCKS = (
-    "llmctl.nn.assembly",
+    "llmctl.nn.decoder",
     "llmctl.nn.decoder",
     "llmctl.nn.block",
     "llmctl.nn.attention",
     "llmctl.nn.packed_attention",
     "llmctl.nn.mlp",
     "llmctl.nn.moe",
-    "llmctl.nn.router",
+    "llmctl.nn.moe",
     "llmctl.nn.norm",
     "llmctl.nn.linear",
     "llmctl.nn.rotary",

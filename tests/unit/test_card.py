@@ -340,7 +340,7 @@ def test_softmax_topk_router_equals_numpy():
     import numpy as np
     import paddle
 
-    from llmctl.nn.router import SoftmaxTopK, load_balance
+    from llmctl.nn.moe import SoftmaxTopK, load_balance
 
     paddle.seed(0)
     router = SoftmaxTopK(6, 4, Moe("softmax-topk", top_k=2)).to(dtype="float64")

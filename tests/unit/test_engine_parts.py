@@ -13,8 +13,7 @@ from test_engine import CLOSE, END, MARK, MODELS, ask, engine_of, idle
 from llmctl import runtime
 from llmctl.errors import ConfigError
 from llmctl.infer import loader
-from llmctl.infer.engine.block_pool import Blocks, first_key, next_key
-from llmctl.infer.engine.block_tables import Row, Tables
+from llmctl.infer.engine.block_manager import Blocks, Row, Tables, first_key, next_key
 from llmctl.infer.engine.kv_budget import blocks_for, parse_limit
 from llmctl.infer.engine.limits import step_tokens_for
 from llmctl.infer.engine.positions import Context, Places

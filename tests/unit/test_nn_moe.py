@@ -5,8 +5,7 @@ import paddle
 
 from llmctl.card.family import Moe
 from llmctl.nn.mlp import GatedMLP
-from llmctl.nn.moe import SparseMLP
-from llmctl.nn.router import SoftmaxTopK, load_balance
+from llmctl.nn.moe import SoftmaxTopK, SparseMLP, load_balance
 
 
 def layer(experts=5, top_k=2, hidden=6):

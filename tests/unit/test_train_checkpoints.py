@@ -13,7 +13,7 @@ from llmctl.errors import CheckpointError, ConfigError
 from llmctl.train.callbacks import checkpoints
 from llmctl.train.callbacks.checkpoints import Checkpoints
 from llmctl.train.loop import Loop, Plan
-from llmctl.train.methods.sft_task import SftTask
+from llmctl.train.methods.sft import SftTask
 from llmctl.train.optim.adamw import AdamW
 
 

@@ -19,7 +19,8 @@ from llmctl.jobs import dpo as preflight_dpo
 from llmctl.plugins import load as load_plugin
 from llmctl.testing.tiny import random_model
 from llmctl.train.loop import Hook, NonFiniteError
-from llmctl.train.methods import dpo, dpo_data
+from llmctl.train.methods import dpo
+from llmctl.train.methods import dpo as methods_dpo
 from llmctl.train.methods.dpo_loss import LOSSES
 from llmctl.train.methods.dpo_reference import Free, Live
 from llmctl.train.methods.dpo_task import DpoTask, answer_log_probs
@@ -140,7 +141,7 @@ def test_stored_log_probabilities_of_other_pairs_are_computed_anew(data, runs, t
     (tmp_path / "run" / "reference.npz").write_bytes(stored)
     for more, computed in (({}, 0), ({"max_prompt_length": 8, "max_length": 20}, 1)):
         one = job(data, tmp_path / "run", resume=True, more=more, precompute_reference=True)
-        task = dpo_data.prepare(one).task
+        task = methods_dpo.prepare(one).task
         task.reference = dpo.reference(one, subject.load(one, None), task)
         capsys.readouterr()
         task.reference(task.micro_batches(1)[0].arrays, training=True)
@@ -152,7 +153,7 @@ def test_damaged_log_probabilities_are_computed_anew(data, tmp_path, capsys, con
     one = job(data, tmp_path / "run", precompute_reference=True)
     one.output.mkdir()
     (one.output / "reference.npz").write_bytes(content)
-    task = dpo_data.prepare(one).task
+    task = methods_dpo.prepare(one).task
     task.reference = dpo.reference(one, subject.load(one, None), task)
     task.reference(task.micro_batches(1)[0].arrays, training=True)
     assert "reference: 16 pairs" in capsys.readouterr().out
@@ -161,7 +162,7 @@ def test_damaged_log_probabilities_are_computed_anew(data, tmp_path, capsys, con
 @pytest.mark.parametrize("method", METHODS)
 def test_the_reference_stays_while_the_model_moves(data, tmp_path, method):
     one = job(data, tmp_path / "run", method, model={"dtype": "float64"})
-    task, trained = dpo_data.prepare(one).task, subject.load(one, None)
+    task, trained = methods_dpo.prepare(one).task, subject.load(one, None)
     arrays = task.micro_batches(1)[0].arrays
     reference = Live(trained.reference())
     base = subject.load(job(data, tmp_path / "base", "full", model={"dtype": "float64"}), None).model
@@ -258,4 +259,4 @@ def test_noise_is_refused(data, tmp_path, monkeypatch, name):
 
 def test_pairs_of_which_nothing_is_left_are_an_error(data, tmp_path):
     with pytest.raises(DataError, match="of none of the 12 train pairs"):
-        dpo_data.prepare(job(data, tmp_path / "run", more={"max_prompt_length": 1, "max_length": 3}))
+        methods_dpo.prepare(job(data, tmp_path / "run", more={"max_prompt_length": 1, "max_length": 3}))

@@ -19,7 +19,7 @@ from llmctl.train.callbacks.early_stopping import Patience
 from llmctl.train.callbacks.ema import Average
 from llmctl.train.callbacks.tensor_stats import FILE, Statistics
 from llmctl.train.loop import Hook, Loop, Plan
-from llmctl.train.methods.sft_task import SftTask
+from llmctl.train.methods.sft import SftTask
 from llmctl.train.optim.adamw import AdamW
 
 ROWS = toy_rows(24)

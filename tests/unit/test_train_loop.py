@@ -9,7 +9,7 @@ import pytest
 from train_toys import ToyModel, collate, toy_rows
 
 from llmctl.train.loop import Hook, Interrupted, Loop, NonFiniteError, Plan
-from llmctl.train.methods.sft_task import SftTask
+from llmctl.train.methods.sft import SftTask
 from llmctl.train.optim.adamw import AdamW
 
 ROWS = toy_rows(24)

@@ -22,7 +22,7 @@ from llmctl.jobs import pretrain as preflight_pretrain
 from llmctl.train.loop import Hook
 from llmctl.train.methods import pretrain
 from llmctl.train.methods.loss import next_token_loss
-from llmctl.train.methods.pretrain_task import collate
+from llmctl.train.methods.pretrain import collate
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter" / "model"
 

@@ -12,7 +12,7 @@ from llmctl.card.tiny import tiny_dims
 from llmctl.testing.tiny import random_model
 from llmctl.train.methods.eval_generate import Answers
 from llmctl.train.methods.evaluate import exact_match, label_logits, token_metrics
-from llmctl.train.methods.sft_task import SftTask
+from llmctl.train.methods.sft import SftTask
 
 ROWS = toy_rows(11)
 

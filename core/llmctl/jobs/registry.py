@@ -13,13 +13,13 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "finetune": {
         "config": "llmctl.config.finetune:FinetuneConfig",
         "checks": "llmctl.jobs.finetune:finetune",
-        "prepare": "llmctl.train.methods.sft_data:prepare",
+        "prepare": "llmctl.train.methods.sft:prepare",
         "run": "llmctl.train.methods.sft:run",
     },
     "dpo": {
         "config": "llmctl.config.dpo:DpoConfig",
         "checks": "llmctl.jobs.dpo:dpo",
-        "prepare": "llmctl.train.methods.dpo_data:prepare",
+        "prepare": "llmctl.train.methods.dpo:prepare",
         "run": "llmctl.train.methods.dpo:run",
     },
     "pretrain": {

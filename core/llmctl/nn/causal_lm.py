@@ -12,9 +12,8 @@ import paddle
 
 from llmctl.nn.cache import KVCache
 from llmctl.nn.mask import Layout
-from llmctl.nn.moe import SparseMLP
+from llmctl.nn.moe import SparseMLP, load_balance
 from llmctl.nn.prefix import Prefix
-from llmctl.nn.router import load_balance
 from llmctl.nn.symbolic import size
 
 

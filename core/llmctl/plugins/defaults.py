@@ -46,7 +46,7 @@ def tensor_parallel_rules(card: Family, dims: Dims, degree: int) -> Mapping[str,
 def moe_routing(card: Family, dims: Dims) -> Any:
     if card.moe is None:
         return None
-    from llmctl.nn.router import SoftmaxTopK
+    from llmctl.nn.moe import SoftmaxTopK
 
     return SoftmaxTopK(dims.hidden, dims.experts, card.moe)
 

@@ -19,7 +19,7 @@ from llmctl.card.sharding import Parallel, QuantTarget, Split
 from llmctl.card.weight_map import Rename
 
 Router = Any
-"""A ``paddle.nn.Layer``: ``x_TD -> (weight_TK, expert_TK)``, as ``llmctl.nn.router.SoftmaxTopK``."""
+"""A ``paddle.nn.Layer``: ``x_TD -> (weight_TK, expert_TK)``, as ``llmctl.nn.moe.SoftmaxTopK``."""
 
 PROJECT = "llmctl"
 API = (0, 1)

@@ -21,10 +21,9 @@ from typing import Any
 import pluggy
 
 from llmctl.card.family import Family
-from llmctl.card.validate import validate
+from llmctl.card.validate import misnamed_class, validate
 from llmctl.errors import PluginError
 from llmctl.io.json_object import read_json
-from llmctl.modeling_file import misnamed_class
 from llmctl.plugins import defaults, hookspecs
 
 _ANY_GROUP = re.compile(r"llmctl\.family\.v(\d+)")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmctl.nn.assembly import decoder_of, head_of
 from llmctl.nn.causal_lm import CausalLM
+from llmctl.nn.decoder import decoder_of, head_of
 from llmctl.nn.mlp import MLP, PackedGatedMLP, gelu_tanh
 from llmctl.nn.norm import LayerNorm
 from llmctl.nn.packed_attention import PackedAttention, grouped, interleaved

@@ -7,9 +7,9 @@ from functools import partial
 import paddle
 
 from llmctl.card.alibi import slopes
-from llmctl.nn.assembly import decoder_of
 from llmctl.nn.attention import Attention
 from llmctl.nn.causal_lm import CausalLM
+from llmctl.nn.decoder import decoder_of
 from llmctl.nn.linear import Linear
 from llmctl.nn.mask import Layout
 from llmctl.nn.mlp import GatedMLP

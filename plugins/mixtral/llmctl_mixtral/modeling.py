@@ -12,10 +12,9 @@ from llmctl.nn.decoder import Decoder, embedding
 from llmctl.nn.linear import Linear
 from llmctl.nn.mask import Layout
 from llmctl.nn.mlp import GatedMLP
-from llmctl.nn.moe import SparseMLP
+from llmctl.nn.moe import SoftmaxTopK, SparseMLP
 from llmctl.nn.norm import RMSNorm
 from llmctl.nn.rotary import Rotary
-from llmctl.nn.router import SoftmaxTopK
 
 
 class MixtralForCausalLM(CausalLM):

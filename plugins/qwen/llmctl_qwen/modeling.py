@@ -6,10 +6,9 @@ import math
 
 import paddle
 
-from llmctl.nn.assembly import decoder_of, head_of
 from llmctl.nn.attention import Attention
 from llmctl.nn.causal_lm import CausalLM
-from llmctl.nn.decoder import Decoder
+from llmctl.nn.decoder import Decoder, decoder_of, head_of
 from llmctl.nn.mlp import GatedMLP
 from llmctl.nn.packed_attention import PackedAttention, blocks
 from llmctl.nn.rotary import Rotary, rotate

@@ -11,10 +11,9 @@ from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import Decoder, embedding
 from llmctl.nn.linear import Linear
 from llmctl.nn.mlp import GatedMLP
-from llmctl.nn.moe import SparseMLP
+from llmctl.nn.moe import SoftmaxTopK, SparseMLP
 from llmctl.nn.norm import RMSNorm
 from llmctl.nn.rotary import Rotary
-from llmctl.nn.router import SoftmaxTopK
 
 
 class Qwen2MoeForCausalLM(CausalLM):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.infer.engine.block_tables import Row, Tables
+from llmctl.infer.engine.block_manager import Row, Tables
 from llmctl.infer.engine.sequence import Found, Part
 from llmctl.infer.request import BeamOptions, Event, Generation, Request
 from llmctl.infer.sampler import FAULTS, NOTHING_LEFT, Choice

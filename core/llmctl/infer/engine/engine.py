@@ -14,7 +14,7 @@ import numpy as np
 from llmctl.card.decoder_spec import FusedDecoder
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.infer.engine.beam_search import Beams
-from llmctl.infer.engine.block_tables import Row, Tables
+from llmctl.infer.engine.block_manager import Row, Tables
 from llmctl.infer.engine.build_batch import batch_of
 from llmctl.infer.engine.limits import Limits, step_tokens_for
 from llmctl.infer.engine.positions import Places

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmctl.card.decoder_spec import FusedDecoder
 from llmctl.errors import ConfigError
-from llmctl.infer.engine.block_tables import Tables
+from llmctl.infer.engine.block_manager import Tables
 from llmctl.infer.engine.positions import Context, Places
 from llmctl.infer.executors.base import BLOCK
 from llmctl.infer.request import Request

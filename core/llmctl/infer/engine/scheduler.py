@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from llmctl.infer.engine.block_tables import Row, Tables
+from llmctl.infer.engine.block_manager import Row, Tables
 from llmctl.infer.engine.sequence import Job, Part
 from llmctl.infer.executors.base import BLOCK
 

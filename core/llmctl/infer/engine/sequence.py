@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmctl.infer.engine.block_tables import Row, Tables
+from llmctl.infer.engine.block_manager import Row, Tables
 from llmctl.infer.engine.prompt_lookup import Lookup
 from llmctl.infer.executors.base import Float
 from llmctl.infer.request import Event, Generation, Request

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmctl import runtime
 from llmctl.checkpoint.build import build, load_model
 from llmctl.config import common
-from llmctl.data.corpus.samples import Samples, Setting, open_split
+from llmctl.data.corpus.samples import Sample, Samples, Setting, open_split
+from llmctl.data.sft.encoding import IGNORED
+from llmctl.errors import DataError
 from llmctl.jobs import precision
 from llmctl.jobs.pretrain import PretrainJob
 from llmctl.tokenizers import Tokenizer
 from llmctl.train import trainer as runs
 from llmctl.train.callbacks.progress import format_metric, table
 from llmctl.train.loop import Hook
-from llmctl.train.methods.pretrain_task import PretrainTask
+from llmctl.train.methods.evaluate import token_metrics
+from llmctl.train.methods.loss import next_token_loss
+from llmctl.train.task import Batch, Loss
 from llmctl.train.trainable import full
 from llmctl.train.trainable.base import Subject
 from llmctl.train.trainable.model_folder import ModelWriter
@@ -107,3 +114,105 @@ def _test(model: Any, data: Any) -> dict[str, Any]:
     rows = [[name.removeprefix("eval_"), format_metric(name, value)] for name, value in metrics.items()]
     table(f"{len(data.test)} test samples", ["metric", "value"], rows)
     return {"test": metrics}
+
+
+class PretrainTask:
+    """Batches and loss of pretraining.
+
+    Args:
+        train: Samples to train on, as many as all updates take.
+        valid: Samples of an evaluation, always the same; None = there are no evaluations.
+        batch_size: Samples of a forward pass.
+        grad_accumulation: Forward passes of an update.
+        eval_batch_size: Samples of a forward pass in an evaluation.
+        tokens_per_pass: Tokens of one pass over all corpora.
+    """
+
+    def __init__(
+        self,
+        train: Samples,
+        valid: Samples | None,
+        batch_size: int,
+        grad_accumulation: int,
+        eval_batch_size: int,
+        tokens_per_pass: int,
+    ) -> None:
+        self.train, self.valid = train, valid
+        self.batch_size, self.rows_per_step = batch_size, batch_size * grad_accumulation
+        self.steps_per_epoch = max(1, round(tokens_per_pass / (self.rows_per_step * train.seq_length)))
+        self._eval_batch_size = eval_batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the samples to train on and of how they are divided into updates."""
+        what = repr((self.train.fingerprint, self.batch_size, self.rows_per_step))
+        return hashlib.sha256(what.encode()).hexdigest()[:32]
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """The samples of update ``step`` (from 1).
+
+        Raises:
+            DataError: They ask for no token, since each document in them has only one.
+        """
+        first = (step - 1) * self.rows_per_step
+        rows = [self.train[i] for i in range(first, first + self.rows_per_step)]
+        if not any(map(_asks, rows)):
+            raise _nothing_asked(rows[0], rows[-1])
+        return [self._batch(rows[i : i + self.batch_size]) for i in range(0, len(rows), self.batch_size)]
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """Sum of the cross entropies of all labels, and their number."""
+        return next_token_loss(model, batch.arrays)
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        """Loss, perplexity and accuracy on the samples of the valid split."""
+        return self.measure(model, self.valid) if self.valid else {}
+
+    def measure(self, model: Any, samples: Samples) -> dict[str, float]:
+        """Loss, perplexity and accuracy on samples.
+
+        Raises:
+            DataError: As for an update.
+        """
+        return token_metrics(model, self._batches(samples))
+
+    def _batches(self, samples: Samples) -> Iterator[dict[str, np.ndarray]]:
+        asked = False
+        for start in range(0, len(samples), self._eval_batch_size):
+            stop = min(start + self._eval_batch_size, len(samples))
+            rows = [samples[i] for i in range(start, stop)]
+            asked = asked or any(map(_asks, rows))
+            yield collate(rows, samples.separate)
+        if not asked:
+            raise _nothing_asked(samples[0], samples[len(samples) - 1])
+
+    def _batch(self, rows: Sequence[Sample]) -> Batch:
+        arrays = collate(rows, self.train.separate)
+        return Batch(arrays, [row.source for row in rows], arrays["input_ids"].size)
+
+
+def _asks(row: Sample) -> bool:
+    return bool((row.labels != IGNORED).any())
+
+
+def _nothing_asked(first: Sample, last: Sample) -> DataError:
+    return DataError(
+        f"samples {first.source} to {last.source} ask for no token: each document in them has only one, and "
+        "data.separate_documents lets none be asked for by another; set it to false, or leave such documents out"
+    )
+
+
+def collate(rows: Sequence[Sample], separate: bool) -> dict[str, np.ndarray]:
+    """``input_ids`` and ``labels`` [B, T]; for separate documents also ``position_ids`` and ``document_end``."""
+    batch = {"input_ids": np.stack([row.input_ids for row in rows]), "labels": np.stack([row.labels for row in rows])}
+    if separate:
+        layouts = [_layout(row.document_starts, len(row.input_ids)) for row in rows]
+        batch["position_ids"], batch["document_end"] = (np.stack(part) for part in zip(*layouts, strict=True))
+    return batch
+
+
+def _layout(starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions that restart with each document, and the column at which each token's document ends."""
+    ends = np.append(starts[1:], length)
+    sizes = ends - starts
+    return np.arange(length) - np.repeat(starts, sizes), np.repeat(ends, sizes)
