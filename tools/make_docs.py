@@ -27,12 +27,10 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 CORE = DOCS.parent / "core" / "llmctl"
 BLOCKS = (
     "llmctl.nn.decoder",
-    "llmctl.nn.decoder",
     "llmctl.nn.block",
     "llmctl.nn.attention",
     "llmctl.nn.packed_attention",
     "llmctl.nn.mlp",
-    "llmctl.nn.moe",
     "llmctl.nn.moe",
     "llmctl.nn.norm",
     "llmctl.nn.linear",

@@ -20,8 +20,8 @@ from llmctl.infer.engine.positions import Context, Places
 from llmctl.infer.engine.prompt_lookup import LONGEST, Lookup
 from llmctl.infer.engine.sequence import Answering, Part
 from llmctl.infer.runner import Continuous
-from llmctl.infer.sampler import Sampler
-from llmctl.infer.sampling import SamplingOptions, choose, generator_for
+from llmctl.infer.sampler import Sampler, choose, generator_for
+from llmctl.infer.sampling import SamplingOptions
 from llmctl.runtime.memory import free_memory
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.infer.sampling import BrokenLogitsError, SamplingOptions, choose, generator_for, processed, score
+from llmctl.infer.sampler import choose, generator_for, processed, score
+from llmctl.infer.sampling import BrokenLogitsError, SamplingOptions
 
 LOGITS = np.array([1.0, 3.0, -2.0, 0.5, 2.9, -1.0], np.float32)
 

@@ -6,10 +6,6 @@ A card *claims* only what differs from what its table implies; `state` joins the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

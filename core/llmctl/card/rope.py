@@ -58,7 +58,7 @@ def by_bands(rotation: Rotation, scaling: Mapping[str, Any]) -> list[float]:
     def scaled(frequency: float) -> float:
         turns = trained * frequency / (2 * math.pi)
         kept = min(max((turns - low) / (high - low), 0.0), 1.0)
-        return kept * frequency + (1 - kept) * frequency / scaling["factor"]
+        return float(kept * frequency + (1 - kept) * frequency / scaling["factor"])
 
     return [scaled(f) for f in plain(rotation, scaling)]
 

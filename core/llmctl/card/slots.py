@@ -6,10 +6,6 @@ The one list of them; the plugin guide shows it, and a card that uses another na
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 SLOTS: Mapping[str, str] = {
     "ln": "weight of the norm before attention",

@@ -54,7 +54,9 @@ class TokenFacts:
         Raises:
             TypeError: There is a name that is no fact.
         """
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+        }
         written = tuple((str(text), str(piece)) for text, piece in values.pop("written", ()))
         return cls(**values, written=written)
 

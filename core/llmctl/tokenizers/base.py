@@ -9,13 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llmctl.errors import TokenizerError
 from llmctl.tokenizers.special import Special, without_template
-
-if TYPE_CHECKING:
-    pass
 
 FILES = (
     "tokenizer.json",

@@ -14,7 +14,8 @@ import numpy as np
 
 from llmctl.infer.eager.model import Model, Steps
 from llmctl.infer.request import Generation
-from llmctl.infer.sampling import BrokenLogitsError, SamplingOptions, TokenScore, choose, generator_for, score
+from llmctl.infer.sampler import choose, generator_for, score
+from llmctl.infer.sampling import BrokenLogitsError, SamplingOptions, TokenScore
 
 OnToken = Callable[[int, int], bool | None]
 """Called with the prompt's place and the new token; True ends the answer."""

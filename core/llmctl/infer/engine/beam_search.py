@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from llmctl.infer.engine.block_manager import Row, Tables
 from llmctl.infer.engine.sequence import Found, Part
 from llmctl.infer.request import BeamOptions, Event, Generation, Request
-from llmctl.infer.sampler import FAULTS, NOTHING_LEFT, Choice
-from llmctl.infer.sampling import log_softmax, penalised
+from llmctl.infer.sampler import FAULTS, NOTHING_LEFT, Choice, log_softmax, penalised
 
 
 @dataclass(frozen=True, slots=True)

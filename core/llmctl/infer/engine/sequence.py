@@ -13,8 +13,8 @@ from llmctl.infer.engine.block_manager import Row, Tables
 from llmctl.infer.engine.prompt_lookup import Lookup
 from llmctl.infer.executors.base import Float
 from llmctl.infer.request import Event, Generation, Request
-from llmctl.infer.sampler import Choice, choice_of
-from llmctl.infer.sampling import TokenScore, generator_for, score
+from llmctl.infer.sampler import Choice, choice_of, generator_for, score
+from llmctl.infer.sampling import TokenScore
 
 
 @dataclass(frozen=True, slots=True)
