@@ -14,7 +14,7 @@ import tempfile
 from contextlib import nullcontext
 from functools import partial
 
-import turns
+from lib import turns
 from train_step import VOCAB, our_model, our_optimizer, peer_model, peer_name, peer_optimizer
 
 PAIRS, PROMPT, ANSWER, BETA = 4, (224, 288), (48, 96), 0.1

@@ -17,8 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import random_llama
-import turns
+from lib import random_llama, turns
 
 PROMPT, NEW, LONG = 8, 64, 512
 PADDED = 8

@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from turns import Worker
+from lib.turns import Worker
 
 INPUTS, OUTPUTS, MEMORY = 2048, 5632, 160_000_000
 ROWS = (1, 4, 16, 32, 512)

@@ -10,7 +10,7 @@ is in ``turns.py``; the model is that of ``train_step.py``.
 from __future__ import annotations
 
 import train_step
-import turns
+from lib import turns
 from train_step import TOLERANCE
 
 RANK, SCALE, STD = 8, 2.0, 0.02

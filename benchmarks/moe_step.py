@@ -12,7 +12,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import train_step
-import turns
+from lib import turns
 from train_step import TOLERANCE
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, FFN, VOCAB, BATCH, TOKENS = 4, 512, 8, 2, 1376, 8000, 4, 256

@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 
-from turns import Worker
+from lib.turns import Worker
 
 ROWS, HIDDEN, FFN, VOCAB, PARAMETERS = 1024, 512, 1376, 32000, 16_000_000
 LONG, DOCUMENTS = 4096, 8

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import train_step
-import turns
+from lib import turns
 from train_step import ADAMW, VOCAB
 
 ROW, ROWS, PADDED = 1024, 2, 8

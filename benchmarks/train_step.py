@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import turns
+from lib import turns
 
 LAYERS, HIDDEN, HEADS, FFN, VOCAB, BATCH, TOKENS = 8, 512, 8, 1376, 32000, 4, 256
 ADAMW = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}

@@ -2,7 +2,7 @@
 
 Here a method runs as its command does, on files of examples or preferences. The peer starts from the weights, adapter or
 virtual tokens that were drawn (peft reads the folder that is written here), and takes the same AdamW steps on the texts
-of each update (``tuning_peer.py``): it pads them itself, a row for each text, also where they share a row here. Both compute
+of each update (``lib/tuning_peer.py``): it pads them itself, a row for each text, also where they share a row here. Both compute
 in float32, so the curves part slowly; the run fails if they are further apart than ``TOLERANCE``. With ``--control`` the peer
 runs once more from a beginning that is a rounding error away: how far it comes from itself is what rounding explains.
 
@@ -244,7 +244,12 @@ def both(name: str, options: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         commands = {"ours": [sys.executable, __file__, *sys.argv[1:], "--case", name, "--folder", folder]}
         for side in ("peer", "shaken") if options.control else ("peer",):
-            commands[side] = [options.peer_python, str(Path(__file__).with_name("tuning_peer.py")), folder, side]
+            commands[side] = [
+                options.peer_python,
+                str(Path(__file__).with_name("lib") / "tuning_peer.py"),
+                folder,
+                side,
+            ]
         for side, command in commands.items():
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             if done.returncode:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from test_ops_sampling import FORMS, LOGITS, SAID
+from kit.sampling_forms import FORMS, LOGITS, SAID
 
 from llmctl.infer.engine.kernel_check import sampling_difference
 from llmctl.infer.sampler import Choice, Chosen, choose_one

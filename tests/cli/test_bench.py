@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_export import STARTER, llmctl
+from kit.model_cli import STARTER, llmctl
 
 from llmctl import plugins
 from llmctl.errors import LlmctlError

@@ -4,23 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from kit.data_cli import run
 
 from llmctl import tokenizers
-from llmctl.cli import main
 from llmctl.data.corpus.indexed import Corpus
 
 MODEL = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter" / "model"
-
-
-def run(*arguments, code=0):
-    """Output of ``llmctl data``, in this process."""
-    with CliRunner().isolation() as streams, pytest.raises(SystemExit) as stopped:
-        main(["data", *map(str, arguments)])
-    text = streams[0].getvalue().decode() + (streams[1].getvalue().decode() if len(streams) > 1 else "")
-    assert stopped.value.code == code, text
-    assert "Traceback" not in text
-    return text
 
 
 def build(*arguments, **settings):

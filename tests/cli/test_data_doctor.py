@@ -1,14 +1,11 @@
 """``llmctl data doctor``: numbers counted by hand, everything that is wrong found, and nothing in sound data."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from test_data import run
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-from tiny_tokenizers import write_json  # noqa: E402
+from kit.data_cli import run
+from kit.tiny_tokenizers import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTER = ROOT / "plugins" / "llama" / "llmctl_llama" / "starter"

@@ -2,28 +2,14 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from kit.model_cli import ASK, STARTER, llmctl
 
 from llmctl import plugins, tokenizers
-from llmctl.cli import main
 from llmctl.errors import DataError, UnsupportedError
 from llmctl.testing.tiny import write_adapter
-
-STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter" / "model"
-ASK = ["--prompt", "Deny this: Tom has a red kite.", "--max-new-tokens", "12", "--no-stream"]
-
-
-def llmctl(*words, code=0):
-    """Standard output and error of a command."""
-    with CliRunner().isolation() as streams, pytest.raises(SystemExit) as stopped:
-        main(list(map(str, words)))
-    out, err = (stream.getvalue().decode() for stream in streams[:2])
-    assert stopped.value.code == code and "Traceback" not in err, out + err
-    return out, err
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,12 @@ import sys
 import time
 
 import pytest
-from test_export import STARTER, llmctl
+from kit.model_cli import NAMES, STARTER, llmctl, rows_of, write_questions
 
 from llmctl.infer.executors import native
 from llmctl.testing.tiny import write_adapter
 
 ASK = ["--prompt", "Deny this: Tom has a red kite.", "--max-new-tokens", "10", "--no-stream"]
-NAMES = ("Tom", "Mia", "Leo", "Ida", "Max", "Eva", "Ben")
-
-
-def write_questions(path, **more):
-    path.write_text("".join(json.dumps({"src": f"Ask about this: {name} likes tea.", **more}) + "\n" for name in NAMES))
-    return path
-
-
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_the_fused_engine_is_taken_where_it_can_and_paddle_is_not_imported(run_llmctl, tmp_path):

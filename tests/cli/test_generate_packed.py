@@ -5,8 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from test_export import ASK, STARTER, llmctl
-from test_generate_engines import rows_of, write_questions
+from kit.model_cli import ASK, STARTER, llmctl, rows_of, write_questions
 
 from llmctl import plugins
 from llmctl.adapters import folder as folders

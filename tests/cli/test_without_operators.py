@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_export import STARTER, llmctl
+from kit.model_cli import STARTER, llmctl
 
 from llmctl import runtime
 from llmctl.data.corpus.indexed import new_corpus

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
-from test_readme import ROOT, STARTER, shown
+from kit.readme import ROOT, STARTER, shown
 
 from llmctl.cli import main
 

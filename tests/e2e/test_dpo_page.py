@@ -5,8 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
-import pages
-from pages import ROOT, STARTER, config_of, follow, run
+from kit import pages
+from kit.pages import ROOT, STARTER, config_of, follow, run
 
 from llmctl.data.preference.examples import parse_preference
 

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from pages import ROOT, SHORT, config_of, follow, lay_out, quick, run
+from kit.pages import ROOT, SHORT, config_of, follow, lay_out, quick, run
 
 from llmctl.checkpoint.formats import safetensors
 from llmctl.data.sft.examples import parse_example

@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from pages import ROOT, STARTER, follow
+from kit.pages import ROOT, STARTER, follow
 
 from llmctl.infer.session import read_questions
 from llmctl.testing.tiny import write_adapter

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pages import SHORT, STARTER, config_of, follow, lay_out, run
+from kit.pages import SHORT, STARTER, config_of, follow, lay_out, run
 
 PAGE = "docs/lora.md"
 

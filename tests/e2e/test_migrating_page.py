@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
-from test_readme import STARTER, shown
+from kit.readme import STARTER, shown
 
 from llmctl.cli import main
 

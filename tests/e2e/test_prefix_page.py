@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pages import SHORT, config_of, follow, lay_out, run
+from kit.pages import SHORT, config_of, follow, lay_out, run
 
 PAGE = "docs/prefix.md"
 

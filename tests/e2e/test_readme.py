@@ -10,18 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit.readme import ROOT, STARTER, shown
 
-ROOT = Path(__file__).resolve().parents[2]
-STARTER = ROOT / "plugins" / "llama" / "llmctl_llama" / "starter"
 PAGES = ("README.md", "docs/first-steps.md")
 BY_CI = {"make demo", "make test", ". .venv/bin/activate"}
 """Run by .ci/run, which calls make as a new user does."""
-
-
-def shown(page: str) -> list[str]:
-    """Commands in the page's shell blocks, one a line."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def test_ci_runs_the_make_targets_that_are_shown():

@@ -4,25 +4,19 @@ import json
 import re
 import shlex
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from kit.tiny_tokenizers import write_json
 
 from llmctl import plugins, runtime
 from llmctl.adapters import targets
 from llmctl.adapters.folder import open_adapter
-from llmctl.card import capabilities
+from llmctl.card import capabilities, support
 from llmctl.card.tiny import tiny_dims
 from llmctl.cli import main
 from llmctl.commands.recipe import recipe_files
 from llmctl.testing.tiny import write_model
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-from tiny_tokenizers import write_json  # noqa: E402
-
-from llmctl.card import support
 
 FAMILIES = sorted({found.name for found in plugins.installed()})
 CHANGES = {

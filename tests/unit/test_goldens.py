@@ -39,12 +39,12 @@ def named():
 
 @pytest.fixture(scope="module")
 def tool():
-    """tools/make_golden.py, which imports torch only when it records."""
-    sys.path.insert(0, str(ROOT / "tools"))
+    """tools/goldens/make_golden.py, which imports torch only when it records."""
+    sys.path.insert(0, str(ROOT / "tools" / "goldens"))
     try:
-        yield module(ROOT / "tools" / "make_golden.py")
+        yield module(ROOT / "tools" / "goldens" / "make_golden.py")
     finally:
-        sys.path.remove(str(ROOT / "tools"))
+        sys.path.remove(str(ROOT / "tools" / "goldens"))
 
 
 def test_every_family_is_compared_with_its_original(named, tool):
@@ -128,13 +128,21 @@ def test_the_shipped_recorder_takes_a_file_of_cases(tmp_path, monkeypatch):
 
 def test_documented_commands_name_cases_that_exist(tool):
     page = (ROOT / "docs" / "goldens.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^python tools/make_golden\.py (.*)$", page, re.MULTILINE)
+    lines = re.findall(r"^python tools/goldens/make_golden\.py (.*)$", page, re.MULTILINE)
     assert len(lines) >= 4
     assert all(tool.chosen(tool.parse(shlex.split(line))) for line in lines)
 
 
 def test_a_folder_without_the_modeling_file_is_refused(tmp_path):
-    command = [sys.executable, ROOT / "tools" / "make_golden.py", "qwen", "--code", tmp_path, "--out", tmp_path]
+    command = [
+        sys.executable,
+        ROOT / "tools" / "goldens" / "make_golden.py",
+        "qwen",
+        "--code",
+        tmp_path,
+        "--out",
+        tmp_path,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode and "must name a folder with modeling_qwen.py" in done.stderr
     assert "Traceback" not in done.stderr

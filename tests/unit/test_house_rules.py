@@ -86,7 +86,7 @@ def test_the_guide_shows_every_name_that_a_card_may_use():
     assert values["DECODER"]["decoder"](dims)["rope"].frequencies[0] == 0.5
 
 
-OPTIONAL = {"nn/kernels.py", "infer/native.py", "infer/paged.py", "commands/ops.py"}
+OPTIONAL = {"nn/kernels.py", "infer/executors/native.py", "infer/executors/paged_cache.py", "commands/ops.py"}
 """Where core may import the optional distribution ``llmctl_ops``."""
 
 

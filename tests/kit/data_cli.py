@@ -1,0 +1,16 @@
+"""The data commands, run in this process."""
+
+import pytest
+from click.testing import CliRunner
+
+from llmctl.cli import main
+
+
+def run(*arguments, code=0):
+    """Output of ``llmctl data``, in this process."""
+    with CliRunner().isolation() as streams, pytest.raises(SystemExit) as stopped:
+        main(["data", *map(str, arguments)])
+    text = streams[0].getvalue().decode() + (streams[1].getvalue().decode() if len(streams) > 1 else "")
+    assert stopped.value.code == code, text
+    assert "Traceback" not in text
+    return text

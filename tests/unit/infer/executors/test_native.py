@@ -1,0 +1,310 @@
+"""Steps in one native call, against the decoder's definition in float64."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from kit import packed_toys
+from kit.packed_toys import (
+    FORMS,
+    KV_HEADS,
+    LAYERS,
+    WIDTH,
+    Text,
+    assert_defined,
+    batch,
+    build,
+    expected,
+    in_pieces,
+    run,
+    several,
+)
+
+from llmctl.errors import ConfigError
+from llmctl.infer.executors.base import BLOCK
+from llmctl.infer.executors.native import NativeExecutor, available
+from llmctl_ops import library
+
+pytestmark = pytest.mark.skipif(not available(), reason="no compiled kernels here")
+ROPE_FORM = FORMS["rope and shared heads"]
+
+
+def _whole(texts):
+    return [[(n, 0, len(text.ids))] for n, text in enumerate(texts)]
+
+
+@pytest.fixture(params=library.LEVELS)
+def level(request, monkeypatch):
+    """Makes the executor run with the kernels of one instruction set."""
+    chosen = library.open_library(library.FILE, request.param)
+    if chosen.handle is None:
+        pytest.skip(f"no {request.param} kernels here")
+    monkeypatch.setattr(library, "load", lambda: chosen)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_steps_of_pieces_give_what_the_form_defines(name, level):
+    model = build(FORMS[name])
+    texts = several()
+    if name == "two positions and contexts":
+        texts[0].context, texts[2].context = 5, 13
+    assert_defined(run(NativeExecutor(model, 64), model, texts, in_pieces(texts)), texts, model)
+
+
+# Heads that share keys pass the rows of a tile at 50; widths are and are not whole vectors and several of them.
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(2, 2, 64), (14, 2, 80), (50, 1, 128), (7, 7, 20)])
+def test_heads_of_any_number_and_width(heads, kv_heads, width, monkeypatch, level):
+    for name, value in {"HEADS": heads, "KV_HEADS": kv_heads, "WIDTH": width}.items():
+        monkeypatch.setattr(packed_toys, name, value)
+    model = build(ROPE_FORM, adapters=1)
+    texts = several()
+    texts[2].adapter = 0
+    assert_defined(run(NativeExecutor(model, 64), model, texts, in_pieces(texts)), texts, model, 5e-5)
+    for logits, text in zip(run(NativeExecutor(model, 64, "int8"), model, texts, in_pieces(texts)), texts, strict=True):
+        assert np.abs(logits - expected(model, text)).max() < 0.1
+
+
+@pytest.mark.parametrize("kv", ["float32", "int8"])
+@pytest.mark.parametrize("name", ["rope and shared heads", "penalties", "windows", "experts"])
+def test_what_a_sequence_yields_depends_on_nothing_else_in_its_steps(name, kv, level):
+    model = build(FORMS[name], adapters=2)
+    texts = several()
+    texts[1].adapter = 1
+    executor = NativeExecutor(model, 64, kv)
+    alone, mixed = (run(executor, model, texts, schedule) for schedule in (_whole(texts), in_pieces(texts)))
+    for one, other in zip(alone, mixed, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_adapters_belong_to_sequences_and_to_their_experts(level):
+    for form in ("experts", "rope and shared heads"):
+        model = build(FORMS[form], adapters=2)
+        texts = several()
+        for text, adapter in zip(texts, (1, -1, 0), strict=True):
+            text.adapter = adapter
+        assert np.abs(expected(model, texts[0]) - expected(model, Text(texts[0].ids))).max() > 0.1
+        assert_defined(run(NativeExecutor(model, 64), model, texts, in_pieces(texts)), texts, model)
+
+
+def test_virtual_tokens_are_seen_by_every_token(level):
+    model = build(ROPE_FORM, prefix=19)
+    texts = several()
+    assert_defined(run(NativeExecutor(model, 64), model, texts, in_pieces(texts)), texts, model)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
+def test_packed_weights_count_as_what_they_stand_for(kind, level):
+    model = build(ROPE_FORM, kind)
+    texts = several(1)
+    # Rows are rounded to 8 bits where they meet integer codes.
+    tolerance = 2e-5 if kind == "bfloat16" else 0.1
+    assert_defined(run(NativeExecutor(model, 64), model, texts, _schedule_of_one()), texts, model, tolerance)
+
+
+def _schedule_of_one():
+    return [[(0, 0, 7)], [(0, 7, 21)]]
+
+
+def test_token_vectors_may_be_bfloat16():
+    model = build(ROPE_FORM)
+    half = (model.embed.view(np.uint32) >> 16).astype(np.uint16)
+    wide = (half.astype(np.uint32) << 16).view(np.float32)
+    stored, meant = (dataclasses.replace(model, embed=table) for table in (half, wide))
+    texts = several(1)
+    assert_defined(run(NativeExecutor(stored, 64), stored, texts, _schedule_of_one()), texts, meant)
+
+
+def test_keys_and_values_in_8_bits_change_little(level):
+    model = build(ROPE_FORM)
+    texts = several()
+    found = run(NativeExecutor(model, 64, "int8"), model, texts, in_pieces(texts))
+    for logits, text in zip(found, texts, strict=True):
+        wanted = expected(model, text)
+        assert 0 < np.abs(logits - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+# Values are filled up to 16 elements; 8 bits take a scale for each key and value.
+@pytest.mark.parametrize(("kv", "bytes_of_place"), [("float32", 4 * (WIDTH + 16)), ("int8", WIDTH + 16 + 8)])
+def test_a_copied_block_stands_for_its_source(kv, bytes_of_place, level):
+    model = build(ROPE_FORM)
+    executor, (text,) = NativeExecutor(model, 64, kv), several(1)
+    assert executor.block_bytes == LAYERS * BLOCK * KV_HEADS * bytes_of_place
+    executor.allocate(4)
+    first, second = np.array([[0, 1]]), np.array([[3, 2]])
+    whole = executor.run(batch(model, [(text, 0, 21)], first))[20:].copy()
+    executor.run(batch(model, [(text, 0, 20)], first))
+    executor.copy(0, 3)
+    executor.copy(1, 2)
+    np.testing.assert_array_equal(executor.run(batch(model, [(text, 20, 21)], second)), whole)
+
+
+def test_only_the_wanted_logits_are_given(level):
+    for form in ("rope and shared heads", "norms carried", "norms after and projections", "experts"):
+        model = build(FORMS[form])
+        executor, (text,) = NativeExecutor(model, 64), several(1)
+        executor.allocate(2)
+        step = batch(model, [(text, 0, 21)], np.array([[0, 1]]))
+        every = executor.run(step).copy()
+        some, none = (dataclasses.replace(step, wanted_L=np.array(w, np.int32)) for w in ([3, 20], []))
+        np.testing.assert_array_equal(executor.run(some), every[[3, 20]])
+        assert executor.run(none).shape == (0, 37)
+
+
+LONG = 1300
+
+
+def _long(threads, name, monkeypatch, kv="float32"):
+    """Logits of the last tokens of a long text, by steps of 300 tokens and then single ones."""
+    library.set_threads(threads)
+    model = build({**FORMS[name], **({"window": 700} if name == "windows" else {})})
+    text = Text(np.random.default_rng(2).integers(0, 37, LONG).tolist())
+    executor = NativeExecutor(model, 300, kv)
+    executor.allocate(90)
+    blocks = np.random.default_rng(3).permutation(90)[None]
+    cuts = [*range(0, LONG - 3, 300), LONG - 3, LONG - 2, LONG - 1, LONG]
+    steps = [batch(model, [(text, a, b)], blocks) for a, b in zip(cuts, cuts[1:], strict=False)]
+    found = [executor.run(step).copy() for step in steps]
+    return model, text, np.concatenate(found)
+
+
+@pytest.mark.parametrize("name", ["rope and shared heads", "penalties", "windows"])
+def test_long_texts_are_cut_into_spans_of_keys_alike_by_any_number_of_threads(name, monkeypatch):
+    try:
+        (model, text, one), (*_, two) = (_long(threads, name, monkeypatch) for threads in (1, 2))
+    finally:
+        library.set_threads(2)
+    np.testing.assert_array_equal(one, two)
+    rows = [0, 511, 512, 900, *range(LONG - 5, LONG)]
+    np.testing.assert_allclose(one[rows], expected(model, text)[rows], atol=5e-5, rtol=5e-5)
+
+
+@pytest.mark.parametrize("kv", ["float32", "int8"])
+def test_what_was_left_in_a_block_touches_nobody(kv, level):
+    model = build(ROPE_FORM)
+    executor, (text,) = NativeExecutor(model, 64, kv), several(1)
+    executor.allocate(2)
+    step = batch(model, [(text, 0, 21)], np.array([[0, 1]]))
+    clean = executor.run(step).copy()
+    executor.put(np.array([1, 0]), np.full((LAYERS, 2, 2 * BLOCK, KV_HEADS, WIDTH), np.nan, np.float32))
+    np.testing.assert_array_equal(executor.run(step), clean)
+
+
+def test_blocks_that_a_window_has_left_may_be_gone(level):
+    model = build(FORMS["windows"])
+    executor, (text,) = NativeExecutor(model, 64), several(1)
+    executor.allocate(2)
+    executor.run(batch(model, [(text, 0, 20)], np.array([[1, 0]])))
+    kept, gone = (batch(model, [(text, 20, 21)], np.array([table])) for table in ([1, 0], [-1, 0]))
+    wanted = executor.run(kept).copy()
+    np.testing.assert_array_equal(executor.run(gone), wanted)
+    np.testing.assert_allclose(wanted[0], expected(model, text)[20], atol=2e-5, rtol=2e-5)
+
+
+BAD = {
+    "vocabulary": {"ids_T": [0, 37]},
+    "none of the block table": {"row_T": [0, 1]},
+    "its place": {"place_T": [0, 32]},
+    "see from 0": {"begin_T": [0, 2]},
+    "none past the blocks": {"end_T": [1, 33]},
+    "token 1: a block": {"end_T": [1, 32]},
+    "frequencies hold for 100": {"position_T": [0, 100]},
+    "below 0": {"position_T": [-1, 0]},
+    "past the table": {"position_T": [0, 2**31 - 1]},
+    "adapter": {"adapter_R": [0]},
+    "wanted": {"wanted_L": [2]},
+    "not after": {"wanted_L": [1, 0]},
+    "differ in length": {"place_T": [0]},
+    "a row of blocks": {"adapter_R": [-1, -1]},
+}
+
+
+@pytest.mark.parametrize("begins", [[0, 32], [32, 0]])
+def test_blocks_between_what_two_tokens_of_a_sequence_see_must_be_there(begins):
+    model = build(ROPE_FORM)
+    executor = NativeExecutor(model, 2)
+    executor.allocate(3)
+    step = batch(model, [(Text([3] * 34), 32, 34)], np.array([[0, 2**30, 2]]))
+    ends = np.array([begin + 1 for begin in begins], np.int32)
+    with pytest.raises(ValueError, match="a block of its sequence is none"):
+        executor.run(dataclasses.replace(step, begin_T=np.array(begins, np.int32), end_T=ends))
+
+
+@pytest.mark.parametrize("blocks", [2**44, 2**60, 2**64 + 1])
+def test_a_cache_that_no_memory_holds_is_refused(blocks):
+    executor = NativeExecutor(build(ROPE_FORM), 2)
+    with pytest.raises(MemoryError, match="no memory"):
+        executor.allocate(blocks)
+    with pytest.raises(ValueError, match="none of the cache"):
+        executor.copy(0, 1)
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_step_that_would_leave_the_model_or_the_cache_is_refused_and_the_next_one_runs(message):
+    stable = 100 if "100" in message else None
+    form = {**ROPE_FORM, "rope": dataclasses.replace(ROPE_FORM["rope"], stable_length=stable)}
+    model = build(form)
+    executor, text = NativeExecutor(model, 2), Text([3, 4])
+    executor.allocate(2)
+    good = batch(model, [(text, 0, 2)], np.array([[1, 9]]))
+    wanted = executor.run(good).copy()
+    changed = {name: np.array(values, np.int32) for name, values in BAD[message].items()}
+    with pytest.raises(ValueError, match=message):
+        executor.run(dataclasses.replace(good, **changed))
+    with pytest.raises(ValueError, match="number of tokens"):
+        executor.run(batch(model, [(Text([1, 2, 3]), 0, 3)], np.array([[1, 0]])))
+    np.testing.assert_array_equal(executor.run(good), wanted)
+
+
+def test_blocks_that_are_none_are_refused():
+    model = build(ROPE_FORM)
+    executor = NativeExecutor(model, 2)
+    executor.allocate(2)
+    pairs = np.zeros((LAYERS, 2, 17, KV_HEADS, WIDTH), np.float32)
+    for act in (lambda: executor.copy(0, 2), lambda: executor.put(np.array([0, 2]), pairs)):
+        with pytest.raises(ValueError, match="none of the cache"):
+            act()
+    with pytest.raises(ValueError, match="do not hold 17"):
+        executor.put(np.array([0]), pairs)
+    with pytest.raises(ValueError, match="keys and values are"):
+        executor.put(np.array([0, 1]), pairs[:1])
+
+
+def test_models_that_do_not_fit_their_graph_are_refused():
+    model = build(ROPE_FORM)
+    short = dataclasses.replace(model.layers[1], qkv=model.layers[1].out)
+    for wrong, message in (
+        (dataclasses.replace(model, layers=(model.layers[0], short)), "linear"),
+        (dataclasses.replace(model, embed=model.embed[:-1]), "embed"),
+        (dataclasses.replace(model, final_norm=type(model.final_norm)(model.embed[0, :3])), "norm"),
+        (dataclasses.replace(model, graph=dataclasses.replace(model.graph, slopes=(1.0,))), "slopes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            NativeExecutor(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"kv": "int3"}, "float32 or int8"), ({"max_tokens": 0}, "at least 1")]
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        NativeExecutor(build(ROPE_FORM), **options)
+
+
+def test_without_kernels_the_error_says_why(monkeypatch):
+    monkeypatch.setattr(library, "load", lambda: library.open_library(library.FILE, "reference"))
+    with pytest.raises(ConfigError, match="LLMCTL_OPS=reference"):
+        NativeExecutor(build(ROPE_FORM))
+
+
+@pytest.mark.parametrize("kv", ["float32", "int8"])
+def test_a_number_that_is_none_stays_in_its_sequence(kv, level):
+    model = build(ROPE_FORM)
+    embed = model.embed.copy()
+    embed[36] = np.nan
+    model = dataclasses.replace(model, embed=embed)
+    texts = [Text([3, 4, 5, 6]), Text([3, 36, 5, 6])]
+    executor = NativeExecutor(model, 8, kv)
+    together = run(executor, model, texts, [[(0, 0, 4), (1, 0, 4)]])
+    alone = run(executor, model, texts[:1], [[(0, 0, 4)]])
+    np.testing.assert_array_equal(together[0], alone[0])
+    assert np.isnan(together[1][1:]).all()
