@@ -1,8 +1,9 @@
 """llmctl: an LLM toolkit for PaddlePaddle, a slim core with one plugin per model family.
 
-This is the public API for plugin authors; importing it imports neither paddle nor numpy.
+This is the public API; importing it imports neither paddle nor numpy. What needs them is imported on first use.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from llmctl._version import __version__
@@ -17,7 +18,7 @@ from llmctl.errors import LlmctlError
 from llmctl.plugins.hookspecs import API, hookimpl
 
 if TYPE_CHECKING:
-    from llmctl.api import load
+    from llmctl.api.loading import load
 
 __all__ = [
     "API",
@@ -44,10 +45,15 @@ __all__ = [
     "template",
 ]
 
+_LAZY = {"load": "llmctl.api.loading"}
+"""Name -> module that it is in, imported on first use."""
+
 
 def __getattr__(name: str) -> Any:
-    if name != "load":
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from llmctl.api import load
+    return getattr(importlib.import_module(_LAZY[name]), name)
 
-    return load
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

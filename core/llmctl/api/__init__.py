@@ -1,0 +1,1 @@
+"""What Python users call, exported as names of ``llmctl``; every module is imported on the first use of its names."""
