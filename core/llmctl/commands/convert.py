@@ -8,7 +8,7 @@ import click
 
 from llmctl import plugins
 from llmctl.commands.progress import byte_bar
-from llmctl.config.common import parse_bytes
+from llmctl.io.sizes import parse_bytes
 
 
 @click.command()
@@ -43,7 +43,7 @@ def command(
 
     if target is None and not check:
         raise click.UsageError("TARGET is missing; only --check does without it")
-    shard_bytes = parse_bytes(max_shard_size)
+    shard_bytes = parse_bytes(max_shard_size, "--max-shard-size ")
     if is_adapter(source):
         if max_shard_size != "5GB":
             raise click.UsageError("--max-shard-size has no effect on an adapter, which is one file")

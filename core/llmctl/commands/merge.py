@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from llmctl.commands.progress import byte_bar
-from llmctl.config.common import parse_bytes
 from llmctl.errors import ConfigError
+from llmctl.io.sizes import parse_bytes
 
 
 @click.command()
@@ -32,7 +32,7 @@ def command(
     allow_other_base: bool,
 ) -> None:
     """Merge the adapter in the folder ADAPTER into its base, tensor by tensor."""
-    shard_bytes = parse_bytes(max_shard_size)
+    shard_bytes = parse_bytes(max_shard_size, "--max-shard-size ")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"--output {output} exists already; choose another folder")
     from llmctl.adapters.folder import open_adapter

@@ -19,6 +19,7 @@ from llmctl.card.family import Family
 from llmctl.commands.config_source import read_config_file
 from llmctl.config import common, file, schema
 from llmctl.errors import ConfigError
+from llmctl.io.sizes import parse_bytes
 from llmctl.jobs import memory_plan, precision, registry
 from llmctl.runtime import operators
 
@@ -40,7 +41,7 @@ def command(
     Batches are made as in the run, so that lengths, padding and packing are those of the data. The numbers are those of
     the CPU; a GPU's own process and kernels take other amounts.
     """
-    limit = common.parse_bytes(memory) if memory else _free()
+    limit = parse_bytes(memory, "--memory ") if memory else _free()
     data = file.override(read_config_file(config_file, "finetune", False), list(assignments))
     kind = _kind(data)
     settings = schema.build(registry.part(kind, "config"), data, str(config_file))

@@ -171,7 +171,7 @@ class OutputConfig:
     async_save: bool = option(
         False, "Write checkpoints into memory (/dev/shm) and move them to the disk while training goes on."
     )
-    max_shard_bytes: str = option("5GB", "Largest weight file, such as 500MB or 5GB.")
+    max_shard_bytes: str | int = option("5GB", "Largest weight file, such as 500MB, 5GB or 4GiB.")
     load_best: bool = option(True, "The final model is the best checkpoint rather than the last step.")
     samples: int = option(3, "Answers to held-out prompts shown before and after training.", minimum=0)
 
@@ -226,22 +226,3 @@ def check_method(method: MethodConfig) -> None:
                         f"method.name={' or '.join(methods)}")  # fmt: skip
     if idle:
         raise ConfigError("\n".join(idle))
-
-
-def parse_bytes(text: str) -> int:
-    """Number of bytes that ``"500MB"`` or ``"5GB"`` stands for.
-
-    Raises:
-        ConfigError: It is not a number with one of the units B, KB, MB, GB.
-    """
-    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
-    for unit, factor in units.items():
-        number = text.strip().upper().removesuffix(unit)
-        if number != text.strip().upper():
-            try:
-                size = int(float(number) * factor)
-            except (ValueError, OverflowError):
-                break
-            if size > 0:
-                return size
-    raise ConfigError(f"{text!r} is not a size; write a number and B, KB, MB or GB, such as 500MB")

@@ -198,5 +198,7 @@ def _unknown(key: str, prefix: str, known: list[str]) -> str:
 
 
 def _type_name(hint: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    names = {
+        bool: "true or false", int: "a whole number", float: "a number", str: "text", str | int: "text or a whole number",
+    }  # fmt: skip
     return names.get(hint, "text or a list of texts")

@@ -10,6 +10,7 @@ from llmctl import plugins
 from llmctl.config import common
 from llmctl.errors import ConfigError
 from llmctl.io.atomic import check_place
+from llmctl.io.sizes import parse_bytes
 
 STAGING = Path("/dev/shm")
 """A folder in memory, where ``output.async_save`` writes checkpoints first."""
@@ -48,7 +49,7 @@ def output_folder(settings: common.OutputConfig, needed: Mapping[str, Path]) -> 
         ConfigError: It holds something, is a file, or would be deleted with what is needed in it.
         CheckpointError: Nothing can be written there.
     """
-    common.parse_bytes(settings.max_shard_bytes)
+    parse_bytes(settings.max_shard_bytes, "output.max_shard_bytes=")
     if settings.async_save and not STAGING.is_dir():
         raise ConfigError(f"output.async_save needs {STAGING}, a folder in memory, which this system does not have")
     folder = Path(settings.dir).expanduser()

@@ -12,10 +12,10 @@ import numpy as np
 
 from llmctl import runtime
 from llmctl.checkpoint.build import build, load_model
-from llmctl.config import common
 from llmctl.data.corpus.samples import Sample, Samples, Setting, open_split
 from llmctl.data.sft.encoding import IGNORED
 from llmctl.errors import DataError
+from llmctl.io.sizes import parse_bytes
 from llmctl.jobs import precision
 from llmctl.jobs.pretrain import PretrainJob
 from llmctl.tokenizers import Tokenizer
@@ -103,7 +103,7 @@ def load(job: PretrainJob, start: Path | None) -> Subject:
     else:
         runtime.seed(job.config.train.seed)
         model = build(job.plugin, dims, dtype)
-    limit = common.parse_bytes(job.config.output.max_shard_bytes)
+    limit = parse_bytes(job.config.output.max_shard_bytes)
     return full.whole(model, ModelWriter(job.plugin, dims, job.model, job.tokenizer, limit, job.raw))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmctl.checkpoint import load_weights, open_folder
 from llmctl.checkpoint.build import load_model
-from llmctl.config import common
+from llmctl.io.sizes import parse_bytes
 from llmctl.train.trainable.base import ModelJob, Subject, precision_of
 from llmctl.train.trainable.model_folder import ModelWriter
 
@@ -19,7 +19,7 @@ from llmctl.train.trainable.model_folder import ModelWriter
 def load(job: ModelJob, start: Path | None) -> Subject:
     """The job's model with all parameters in motion; see ``subject.load``."""
     model, dims, plugin = load_model(start or job.model, job.plugin.card.name, precision_of(job).held)
-    limit = common.parse_bytes(job.config.output.max_shard_bytes)
+    limit = parse_bytes(job.config.output.max_shard_bytes)
     subject = whole(model, ModelWriter(plugin, dims, job.model, job.tokenizer, limit))
     return replace(subject, reference=partial(_frozen, job))
 

@@ -14,7 +14,7 @@ from llmctl import runtime
 from llmctl.errors import ConfigError
 from llmctl.infer import loader
 from llmctl.infer.engine.block_manager import Blocks, Row, Tables, first_key, next_key
-from llmctl.infer.engine.kv_budget import blocks_for, parse_limit
+from llmctl.infer.engine.kv_budget import blocks_for
 from llmctl.infer.engine.limits import step_tokens_for
 from llmctl.infer.engine.positions import Context, Places
 from llmctl.infer.engine.prompt_lookup import LONGEST, Lookup
@@ -85,21 +85,6 @@ def test_keys_depend_on_all_tokens_before_on_the_adapter_and_on_the_context():
     assert len(keys) == 12
 
 
-@pytest.mark.parametrize(
-    ("limit", "expected"),
-    [("2GiB", (2**31, 0)), ("1.5 kb", (1500, 0)), (4096, (4096, 0)), ("300", (300, 0)), ("30%", (0, 0.3)), (0.25, (0, 0.25)),
-     ("1.0", (0, 1.0)), ("10 B", (10, 0)), ("0.5MiB", (2**19, 0))],
-)  # fmt: skip
-def test_limits_are_bytes_or_shares(limit, expected):
-    assert parse_limit(limit) == expected
-
-
-@pytest.mark.parametrize("limit", ["", "much", "0", 0, -1, "0%", "120%", "1.5", "-2GiB", "2 TiB", "0.0", "nan"])
-def test_what_is_no_limit_is_refused(limit):
-    with pytest.raises(ConfigError, match="is no size of a cache; give bytes"):
-        parse_limit(limit)
-
-
 def test_blocks_fit_the_limit_and_one_sequence_at_least():
     assert blocks_for("1000B", 300) == 3
     assert blocks_for("50%", 300, free=2000) == 3
@@ -108,6 +93,8 @@ def test_blocks_fit_the_limit_and_one_sequence_at_least():
         blocks_for("1000B", 300, tokens=49)
     with pytest.raises(ConfigError, match="a cache of 10% of 2000 free bytes has room for 0 tokens"):
         blocks_for("10%", 300, free=2000)
+    with pytest.raises(ConfigError, match="cache_memory='much' is not a size; write 2GB"):
+        blocks_for("much", 300)
     assert blocks_for("50%", free_memory() // 100) in range(30, 70)
 
 
