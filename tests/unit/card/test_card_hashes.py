@@ -1,0 +1,30 @@
+"""Stored files name cards by their hash: adapters, packed models and runs of earlier releases stay valid."""
+
+import pytest
+
+from llmctl import plugins
+
+HASHES = {
+    "baichuan": "21909b63b609a8b4",
+    "bloom": "4c7b7f8c6dcfd819",
+    "chatglm": "501829ab23d1e586",
+    "chatglm2": "a0b2c6a3a7eb47be",
+    "gpt3": "e5491837cd4c074c",
+    "llama": "b24b708209ab3389",
+    "mistral": "3515b3f7f1b70f9b",
+    "mixtral": "8c5fff456becb6f3",
+    "opt": "ddea1f79c4b3d29f",
+    "qwen": "dc58e9309a6098f9",
+    "qwen2": "dd5859f2b8657d03",
+    "qwen2_moe": "f2576ac1cf78665a",
+    "qwen3": "a47119900ece8399",
+}
+
+
+@pytest.mark.parametrize("family", HASHES)
+def test_the_hash_of_a_card_does_not_depend_on_the_names_of_classes(family):
+    assert plugins.load(family).card.hash() == HASHES[family]
+
+
+def test_the_hash_of_every_installed_family_is_recorded():
+    assert {found.name for found in plugins.installed()} == set(HASHES)
