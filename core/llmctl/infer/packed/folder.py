@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ from llmctl.adapters import base_model as bases
 from llmctl.adapters.folder import Opened
 from llmctl.adapters.merge import put_tokenizer
 from llmctl.adapters.prefix import Prefix
-from llmctl.card.decoder_spec import Contexts, Experts, FusedDecoder, Rope
 from llmctl.checkpoint.convert import copy_rest, open_source
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
 from llmctl.infer.packed.adapters import merged_state
-from llmctl.infer.packed.linear import LAYOUT, PackedLinear
-from llmctl.infer.packed.model import Adapted, Layer, Linear, Norm, PackedAdapter, PackedModel
+from llmctl.infer.packed.linear import LAYOUT
+from llmctl.infer.packed.model import PackedModel
+from llmctl.infer.packed.stored import decode, encode
 from llmctl.io.atomic import atomic_folder
 
 HEADER, WEIGHTS = "packed.json", "weights.packed"
@@ -37,8 +36,6 @@ FORMAT = 2
 """Of the header; raised when an older reader would misread it."""
 
 ALIGNMENT = 64
-_PARTS = (Adapted, Contexts, Experts, FusedDecoder, Layer, Linear, Norm, PackedAdapter, PackedLinear, PackedModel, Rope)
-_TYPES = {part.__name__: part for part in _PARTS}
 _REMEDY = "pack the model again"
 
 
@@ -69,7 +66,7 @@ def save_packed(
         CheckpointError: The folder is there already or cannot be written.
     """
     arrays: list[NDArray[Any]] = []
-    tree = _encoded(model, arrays)
+    tree = encode(model, arrays)
     with atomic_folder(folder, overwrite) as work:
         copy_rest(source, work, "keep")
         if adapted is not None:
@@ -122,7 +119,7 @@ def open_packed(folder: Path, verify: bool = False) -> PackedModel:
                 f"{file} is damaged: array {number} at byte {damaged['offset']} has another SHA-256; {_REMEDY}"
             )
     try:
-        model = _decoded(header["model"], arrays)
+        model = decode(header["model"], arrays)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise CheckpointError(f"{folder / HEADER} does not describe a model ({error}): {_REMEDY}") from None
     assert isinstance(model, PackedModel)
@@ -185,33 +182,3 @@ def _damaged(arrays: list[NDArray[Any]], rows: list[Mapping[str, Any]]) -> Itera
     for number, (array, row) in enumerate(zip(arrays, rows, strict=True)):
         if _row(array, row["offset"]) != row:
             yield number, row
-
-
-def _encoded(value: Any, arrays: list[NDArray[Any]]) -> Any:
-    """A part of a model as JSON; arrays are numbered."""
-    if isinstance(value, np.ndarray):
-        arrays.append(np.ascontiguousarray(value))
-        return {"array": len(arrays) - 1}
-    if is_dataclass(value):
-        return {"is": type(value).__name__, **{f.name: _encoded(getattr(value, f.name), arrays) for f in fields(value)}}
-    if isinstance(value, Mapping):
-        return {"rows": [[_encoded(key, arrays), _encoded(row, arrays)] for key, row in value.items()]}
-    if isinstance(value, tuple | list):
-        return [_encoded(row, arrays) for row in value]
-    return value
-
-
-def _decoded(value: Any, arrays: list[NDArray[Any]]) -> Any:
-    """The part of a model that JSON stands for. Sequences are tuples, but for the adapters, to which some may be added."""
-    if isinstance(value, list):
-        return tuple(_decoded(row, arrays) for row in value)
-    if not isinstance(value, dict):
-        return value
-    if "array" in value:
-        return arrays[value["array"]]
-    if "rows" in value:
-        return {_decoded(key, arrays): _decoded(row, arrays) for key, row in value["rows"]}
-    made = {name: _decoded(row, arrays) for name, row in value.items() if name != "is"}
-    if "adapters" in made:
-        made["adapters"] = list(made["adapters"])
-    return _TYPES[value["is"]](**made)
