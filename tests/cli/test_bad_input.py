@@ -66,7 +66,7 @@ def test_the_job_itself_is_valid(job):
     ("arguments", "part"),
     [
         (["--set", "train.learning_rat=1"], "did you mean train.learning_rate?"),
-        (["--set", "train.batch_size=many"], "train.batch_size='many': expected a whole number"),
+        (["--set", "train.batch_size=many"], "train.batch_size='many': expected an integer"),
         (["--set", "data.src_length=64"], "leaves no room for answers"),
         (["--set", "data.max_length=100000"], "set data.max_length to"),
         (["--set", "data.pad_to_multiple_of=1000"], "pads rows of data.max_length=64 to 1000 tokens"),
@@ -83,7 +83,7 @@ def test_the_job_itself_is_valid(job):
             "no effect with train.schedule=constant",
         ),
         (["--set", "output.dir=''"], "output.dir is not set"),
-        (["--set", "output.dir="], "output.dir=None: expected text"),
+        (["--set", "output.dir="], "output.dir=None: expected a string"),
         (["--set", "output.max_shard_bytes=5TB"], "'5TB' is not a size"),
         (["--resume", "--overwrite"], "exclude each other"),
         (["--set", "method.rank=4"], "method.rank has no effect with method.name=full"),

@@ -81,9 +81,12 @@ REFUSALS = {
     "foreign": (["data.corpora=foreign"], "foreign holds the id 5000, but the model has"),
     "split": (["data.split='0,1,1'"], "has no documents for train: data.split=0,1,1 of 4"),
     "small-split": (["data.split='98,1,1'"], "has no documents for valid: data.split=98,1,1 of 4 documents"),
-    "no-split": (["data.split=most"], "the split 'most' is not one to three weights"),
+    "no-split": (["data.split=most"], "split 'most': expected one to three weights"),
     "rates": (["train.min_learning_rate=1"], "min_learning_rate=1.0 is above train.learning_rate"),
-    "decay-ratio": (["train.warmup_ratio=0.9", "train.decay_steps=2"], "warm-up of 2 steps that train.warmup_ratio"),
+    "decay-ratio": (
+        ["train.warmup_ratio=0.9", "train.decay_steps=2"],
+        "must be above the 2 warm-up steps of train.warmup_r",
+    ),
     "interval": (["train.recompute_interval=2"], "train.recompute_interval has no effect with train.recompute=none"),
     "constant": (["train.schedule=constant", "train.decay_steps=2"], "train.decay_steps has no effect with train.sch"),
     "constant-end": (["train.schedule=constant", "train.min_learning_rate=0"], "train.min_learning_rate has no effect"),
@@ -95,7 +98,7 @@ REFUSALS = {
         "model.vocab_multiple has no effect with model.path",
     ),
     "best": (["train.best_metric=accuracy"], "train.best_metric=accuracy has no effect without evaluations"),
-    "decay": (["train.warmup_steps=9", "train.decay_steps=9"], "ends before the warm-up"),
+    "decay": (["train.warmup_steps=9", "train.decay_steps=9"], "train.decay_steps=9 must be above the 9 warm-up steps"),
     "patience": (["train.patience=2"], "train.patience=2 has no effect without evaluations"),
     "config": (["model.size=''", "model.config=config.yaml"], "is no config.json|is not valid JSON|no config.json"),
 }

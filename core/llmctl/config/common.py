@@ -1,4 +1,4 @@
-"""Sections that several commands share, and the checks of their combinations."""
+"""Sections that several commands share, and checks across their fields."""
 
 from __future__ import annotations
 
@@ -7,222 +7,221 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from llmctl.config.schema import chosen_of, option
+from llmctl.config.schema import changed_fields, option
 from llmctl.errors import ConfigError
 
 
 def model_dtype() -> Any:
-    """The field ``dtype`` of a model."""
+    """The field ``dtype`` of the section ``model``."""
     return option(
         "float32",
-        "Type that parameters are held and computed in; on a CPU half types are what checkpoints are stored in.",
+        "Data type of parameters and computation. On a CPU a half type applies to checkpoints only; computation is float32.",
         choices=("float32", "float64", "float16", "bfloat16"),
     )
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """The model that training starts from."""
+    """The pretrained model."""
 
-    path: str = option("", "Checkpoint folder; `plugin:NAME` is a folder inside the family's package.")
+    path: str = option("", "Checkpoint folder; `plugin:NAME` is a folder in the plugin's package.")
     dtype: str = model_dtype()
 
 
 @dataclass(kw_only=True)
 class MethodConfig:
-    """How the model is trained."""
+    """What is trained: every parameter, a LoRA adapter, or a prefix."""
 
     name: str = option(
         "full",
-        "`full` trains every parameter, `lora` small matrices beside layers, `prefix` virtual tokens before the text.",
+        "What is trained: `full` all parameters, `lora` a LoRA adapter, `prefix` virtual tokens (prefix tuning).",
         choices=("full", "lora", "prefix"),
     )
-    rank: int = option(8, "Rank of the small matrices.", minimum=1, methods=("lora",))
+    rank: int = option(8, "LoRA rank.", minimum=1, methods=("lora",))
     alpha: float = option(
-        0.0, "What the matrices do is multiplied by alpha / rank; 0 = twice the rank.", minimum=0, methods=("lora",)
+        0.0, "LoRA alpha; the update is scaled by alpha / rank. 0 = 2 x rank.", minimum=0, methods=("lora",)
     )
-    dropout: float = option(
-        0.0, "Part of a layer's input that its matrices do not see.", minimum=0, maximum=0.99, methods=("lora",)
-    )
+    dropout: float = option(0.0, "LoRA dropout.", minimum=0, maximum=0.99, methods=("lora",))
     targets: list[str] = option(
-        ["all"], "`all` linear layers, or ends of their names such as `q_proj`.", methods=("lora",)
+        ["all"], "Target modules: `all` linear layers, or suffixes of their names such as `q_proj`.", methods=("lora",)
     )
-    rslora: bool = option(False, "Multiply by alpha / sqrt(rank) instead.", methods=("lora",))
-    lora_plus_ratio: float = option(
-        1.0, "LoRA+: learning rate of B as a multiple of that of A.", above=0, methods=("lora",)
-    )
+    rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead (rsLoRA).", methods=("lora",))
+    lora_plus_ratio: float = option(1.0, "LoRA+: learning rate of B divided by that of A.", above=0, methods=("lora",))
     pissa: bool = option(
-        False, "Begin with the principal part of each layer; takes a while for large models.", methods=("lora",)
+        False, "PiSSA: initialize from the SVD of each weight; slow for large models.", methods=("lora",)
     )
-    dora: bool = option(False, "DoRA: learn the lengths of the columns of weights too.", methods=("lora",))
+    dora: bool = option(False, "DoRA: also train the magnitude of each column of the weight.", methods=("lora",))
     base: str = option(
         "float",
-        "How the linears of the base are held: in `model.dtype`, or in 8 or 4 bits (QLoRA).",
+        "Linear layers of the frozen base model: `float` keeps `model.dtype`, the others quantize to 8 or 4 bits (QLoRA).",
         choices=("float", "int8", "int4", "nf4"),
         methods=("lora",),
     )
     virtual_tokens: int = option(
-        128, "Virtual tokens, which take up so many of the model's positions.", minimum=1, methods=("prefix",)
+        128, "Number of virtual tokens; each takes one of the model's positions.", minimum=1, methods=("prefix",)
     )
     prefix_projection: bool = option(
-        False, "Train two linear layers that the virtual tokens come out of; not kept afterwards.", methods=("prefix",)
+        False, "Reparametrize the prefix with an MLP during training; only its output is saved.", methods=("prefix",)
     )
     projection_hidden: int = option(
-        0, "Width between these layers; 0 = that of all keys of a token.", minimum=0, methods=("prefix",)
+        0, "Hidden width of the prefix MLP; 0 = kv_heads x head_dim.", minimum=0, methods=("prefix",)
     )
-    neftune_alpha: float = option(0.0, "NEFTune: noise on token vectors in training; 0 = none.", minimum=0)
+    neftune_alpha: float = option(0.0, "NEFTune alpha: noise added to embeddings in training; 0 = off.", minimum=0)
 
 
 @dataclass(kw_only=True)
-class LinesConfig:
-    """Files of JSON lines, and how their texts become rows."""
+class JsonlDataConfig:
+    """JSON lines files, and how examples become batches."""
 
-    train: list[str] = option([], "Files, or folders with train.json(l) and dev.json(l); one text or a list.")
-    dev: list[str] = option([], "Files to evaluate on; empty = the dev files of the folders in `train`, if any.")
+    train: list[str] = option([], "Files, or folders with train.json(l) and dev.json(l).")
+    dev: list[str] = option([], "Files to evaluate on; empty = the dev files in the folders of `train`, if any.")
     chat_template: str = option(
-        "auto", "`auto` = the checkpoint's, `family` = the card's, `none`, or a file or folder with one."
+        "auto",
+        "`auto` = the checkpoint's own, `family` = the one of the family's card, `none`, or a file or folder that has one.",
     )
-    pad_to_multiple_of: int = option(1, "Rows of a batch are padded to a multiple of so many tokens.", minimum=1)
+    pad_to_multiple_of: int = option(1, "Pad the length of a batch to a multiple of this.", minimum=1)
     packing: str = option(
         "none",
-        "Several lines in one row, each blind to the others: in order, or as they fit best.",
+        "Pack several examples into a sequence, masked from each other: `first-come` in order, `best-fit` decreasing length.",
         choices=("none", "first-come", "best-fit"),
     )
-    packed_length: int = option(0, "Tokens in a row of packed lines; 0 = max_length.", minimum=0)
-    shuffle: bool = option(True, "Shuffle the lines anew in every epoch.")
+    packed_length: int = option(0, "Tokens in a packed sequence; 0 = max_length.", minimum=0)
+    shuffle: bool = option(True, "Shuffle the examples in every epoch.")
 
 
 @dataclass(kw_only=True)
-class UpdateConfig:
-    """Updates, whatever is trained on."""
+class CommonTrainConfig:
+    """Optimizer, schedule, precision and logging, for every command that trains."""
 
-    batch_size: int = option(8, "Examples in one forward pass.", minimum=1)
-    eval_batch_size: int = option(8, "Examples in one forward pass of an evaluation.", minimum=1)
-    grad_accumulation: int = option(1, "Forward passes in a step; tokens are weighted as in one big batch.", minimum=1)
+    batch_size: int = option(8, "Examples in a micro-batch (one forward pass).", minimum=1)
+    eval_batch_size: int = option(8, "Examples in a forward pass of an evaluation.", minimum=1)
+    grad_accumulation: int = option(
+        1, "Micro-batches in an optimizer step; the loss is the mean over the tokens of all of them.", minimum=1
+    )
     learning_rate: float = option(5e-5, "Peak learning rate.", above=0)
-    schedule: str = option("linear", "Course of the learning rate.", choices=("linear", "cosine", "constant"))
-    warmup_steps: int = option(0, "Steps of linear warm-up; above 0 it replaces warmup_ratio.", minimum=0)
-    warmup_ratio: float = option(0.0, "Warm-up as a part of all steps.", minimum=0, maximum=1)
-    decay_steps: int = option(0, "Steps until the learning rate is at its end; 0 = all steps.", minimum=0)
-    weight_decay: float = option(0.0, "Decoupled decay of weights; norms and biases have none.", minimum=0)
-    adam_beta1: float = option(0.9, "Decay of AdamW's first moment.", minimum=0, maximum=0.9999)
-    adam_beta2: float = option(0.999, "Decay of AdamW's second moment.", minimum=0, maximum=0.99999)
-    adam_eps: float = option(1e-8, "AdamW's epsilon.", above=0)
-    max_grad_norm: float = option(1.0, "Gradients are scaled down to this global norm; 0 = never.", minimum=0)
+    schedule: str = option("linear", "Learning-rate schedule.", choices=("linear", "cosine", "constant"))
+    warmup_steps: int = option(0, "Steps of linear warm-up; overrides warmup_ratio if above 0.", minimum=0)
+    warmup_ratio: float = option(0.0, "Warm-up as a fraction of all steps.", minimum=0, maximum=1)
+    decay_steps: int = option(0, "Step at which the learning rate reaches its minimum; 0 = the last one.", minimum=0)
+    weight_decay: float = option(0.0, "Decoupled weight decay (AdamW); norms and biases are not decayed.", minimum=0)
+    adam_beta1: float = option(0.9, "AdamW beta1.", minimum=0, maximum=0.9999)
+    adam_beta2: float = option(0.999, "AdamW beta2.", minimum=0, maximum=0.99999)
+    adam_eps: float = option(1e-8, "AdamW epsilon.", above=0)
+    max_grad_norm: float = option(1.0, "Clip gradients to this global norm; 0 = no clipping.", minimum=0)
     amp: str = option(
         "off",
-        "Mixed precision on GPUs: `O1` computes products of matrices in `amp_dtype`, `O2` everything, on rounded weights.",
+        "Mixed precision on GPUs. `O1`: matrix products in `amp_dtype`; `O2`: everything, with float32 master weights.",
         choices=("off", "O1", "O2"),
     )
-    amp_dtype: str = option("bfloat16", "Type of mixed precision.", choices=("bfloat16", "float16"))
+    amp_dtype: str = option("bfloat16", "Half precision type of `amp`.", choices=("bfloat16", "float16"))
     loss_scale: float = option(
         64.0,
-        "Float16: losses, sums over tokens, are multiplied by this at first; it halves when gradients overflow.",
+        "Initial loss scale in float16 (of the loss summed over tokens); it halves when gradients overflow.",
         above=0,
     )
-    loss_scale_every: int = option(2000, "Updates in a row without an overflow after which it doubles.", minimum=1)
-    seed: int = option(42, "Seed of the order of examples and of everything random.", minimum=0, maximum=2**32 - 1)
-    log_every: int = option(10, "Steps between two lines of metrics.", minimum=1)
+    loss_scale_every: int = option(2000, "Steps without overflow after which the loss scale doubles.", minimum=1)
+    seed: int = option(42, "Random seed of initialization, data order and dropout.", minimum=0, maximum=2**32 - 1)
+    log_every: int = option(10, "Log metrics every N steps.", minimum=1)
     log_to: list[str] = option(
-        ["none"], "Where metrics go besides metrics.jsonl; one or a list.", choices=("none", "tensorboard", "visualdl")
+        ["none"], "Where to log metrics, in addition to metrics.jsonl.", choices=("none", "tensorboard", "visualdl")
     )
-    save_total_limit: int = option(2, "Checkpoints kept besides the best one; 0 = all.", minimum=0)
+    save_total_limit: int = option(2, "Newest checkpoints to keep, in addition to the best one; 0 = all.", minimum=0)
     recompute: str = option(
         "none",
-        "What is computed again for its gradient rather than kept: whole layers, or their attention.",
+        "Gradient checkpointing: recompute whole layers (`full`) or only their attention in the backward pass.",
         choices=("none", "full", "attention"),
     )
-    recompute_interval: int = option(1, "Of so many layers one is recomputed.", minimum=1)
+    recompute_interval: int = option(1, "Recompute every N-th layer.", minimum=1)
     ema_decay: float = option(
-        0.0, "Above 0: a moving average of the weights is evaluated and kept; the part kept each step.",
+        0.0, "Decay of an exponential moving average of the weights, which is then evaluated and saved; 0 = off.",
         minimum=0, maximum=0.99999,
     )  # fmt: skip
-    patience: int = option(0, "Stop after so many evaluations without a better one; 0 = never.", minimum=0)
-    stats_every: int = option(0, "Steps between two lines of statistics.jsonl; 0 = none.", minimum=0)
+    patience: int = option(0, "Early stopping: stop after N evaluations without improvement; 0 = off.", minimum=0)
+    stats_every: int = option(
+        0, "Write norms of weights and gradients to statistics.jsonl every N steps; 0 = off.", minimum=0
+    )
 
 
 @dataclass(kw_only=True)
-class StepConfig(UpdateConfig):
-    """Steps in passes over examples, and what happens between them."""
+class EpochTrainConfig(CommonTrainConfig):
+    """Training in epochs over examples, with evaluations and checkpoints."""
 
-    epochs: float = option(3.0, "Passes over the data; ignored when max_steps is set.", above=0)
-    max_steps: int = option(0, "Stop after so many steps; 0 = by epochs.", minimum=0)
-    min_lr_ratio: float = option(0.0, "Learning rate at the end as a part of the peak.", minimum=0, maximum=1)
-    eval_every: int = option(0, "Steps between two evaluations; 0 = after each epoch.", minimum=0)
-    save_every: int = option(0, "Steps between two checkpoints; 0 = after each epoch.", minimum=0)
-    eval_max_new_tokens: int = option(64, "Longest answer generated to be shown or compared, in tokens.", minimum=1)
+    epochs: float = option(3.0, "Number of epochs; ignored when max_steps is set.", above=0)
+    max_steps: int = option(0, "Number of steps; 0 = as many as the epochs have.", minimum=0)
+    min_lr_ratio: float = option(0.0, "Final learning rate as a fraction of the peak.", minimum=0, maximum=1)
+    eval_every: int = option(0, "Evaluate every N steps; 0 = after each epoch.", minimum=0)
+    save_every: int = option(0, "Save a checkpoint every N steps; 0 = after each epoch.", minimum=0)
+    eval_max_new_tokens: int = option(64, "Longest answer that evaluations and samples generate, in tokens.", minimum=1)
 
 
 @dataclass(kw_only=True)
 class OutputConfig:
-    """Where results go."""
+    """The output folder: checkpoints and the final model."""
 
-    dir: str = option("", "Output folder; must be new or empty unless resume or overwrite is set.")
-    overwrite: bool = option(False, "Delete what an earlier run left in the output folder.")
+    dir: str = option("", "Output folder; must be new or empty, unless `resume` or `overwrite` is set.")
+    overwrite: bool = option(False, "Delete the results of an earlier run in the output folder.")
     resume: bool = option(False, "Continue from the newest checkpoint in the output folder.")
     save_dtype: str = option(
-        "float32", "Type of weights in the final model.", choices=("float32", "float16", "bfloat16")
+        "float32", "Type of the weights in the final model.", choices=("float32", "float16", "bfloat16")
     )
     checkpoint_dtype: str = option(
         "same",
-        "Type of weights in checkpoints: that of training, or a half type, from which a run goes on with rounded weights.",
+        "Type of the weights in checkpoints; `same` = as trained. Resuming from a half type continues with rounded weights.",
         choices=("same", "float16", "bfloat16"),
     )
     async_save: bool = option(
-        False, "Write checkpoints into memory (/dev/shm) and move them to the disk while training goes on."
+        False,
+        "Save asynchronously: write checkpoints to memory (/dev/shm), copy them to disk while training continues.",
     )
-    max_shard_bytes: str | int = option("5GB", "Largest weight file, such as 500MB, 5GB or 4GiB.")
-    load_best: bool = option(True, "The final model is the best checkpoint rather than the last step.")
-    samples: int = option(3, "Answers to held-out prompts shown before and after training.", minimum=0)
+    max_shard_bytes: str | int = option("5GB", "Maximum size of a weight file, such as 500MB, 5GB or 4GiB.")
+    load_best: bool = option(True, "Save the best checkpoint as the final model, not the last step.")
+    samples: int = option(3, "Number of dev prompts whose answers are shown before and after training.", minimum=0)
 
 
-IDLE = (
+NO_EFFECT = (
     ("recompute", "none", ("recompute_interval",)),
     ("schedule", "constant", ("decay_steps", "min_lr_ratio", "min_learning_rate")),
 )
-"""A field of ``train``, a value of it, and the fields that then have no effect."""
+"""(key, value, fields): with ``train.<key> = value`` these fields of ``train`` have no effect."""
 
 
 def warmup_steps(steps: int, fixed: int, ratio: float) -> int:
-    """Number of warm-up updates: ``fixed`` if above 0, else this part of all, rounded up."""
+    """Number of warm-up steps: ``fixed`` if above 0, else this fraction of all steps, rounded up."""
     return fixed if fixed > 0 else math.ceil(steps * ratio)
 
 
 def check_updates(train: Any) -> None:
-    """Passes when the warm-up ends before the learning rate does, and no field is without effect.
+    """Checks that the warm-up ends before ``decay_steps`` and that every field that is set has an effect.
 
     Args:
         train: The section ``train`` of any command.
 
     Raises:
-        ConfigError: It does not, or one is.
+        ConfigError: One of the two is not so.
     """
     warmup = warmup_steps(train.max_steps, train.warmup_steps, train.warmup_ratio)
     if 0 < train.decay_steps <= warmup:
-        said = f"train.warmup_{'steps' if train.warmup_steps else 'ratio'}"
-        raise ConfigError(
-            f"train.decay_steps={train.decay_steps} ends before the warm-up of {warmup} steps that {said} asks for; "
-            "make it longer"
-        )
-    chosen = chosen_of(train)
-    for key, value, fields in IDLE:
-        idle = [field for field in fields if field in chosen]
-        if idle and getattr(train, key) == value:
-            raise ConfigError(f"train.{idle[0]} has no effect with train.{key}={value}; leave it out")
+        key = f"train.warmup_{'steps' if train.warmup_steps else 'ratio'}"
+        raise ConfigError(f"train.decay_steps={train.decay_steps} must be above the {warmup} warm-up steps of {key}")
+    changed = changed_fields(train)
+    for key, value, fields in NO_EFFECT:
+        unused = [field for field in fields if field in changed]
+        if unused and getattr(train, key) == value:
+            raise ConfigError(f"train.{unused[0]} has no effect with train.{key}={value}; leave it out")
 
 
 def check_method(method: MethodConfig) -> None:
-    """Passes when every field that differs from its default has an effect with the method's name.
+    """Checks that every field that differs from its default belongs to the chosen method.
 
     Raises:
-        ConfigError: Names the fields that have none.
+        ConfigError: Lists the fields that do not.
     """
-    idle = []
-    for row in dataclasses.fields(method):
-        default = getattr(type(method)(), row.name)
-        methods = row.metadata["methods"]
-        if methods and method.name not in methods and getattr(method, row.name) != default:
-            idle.append(f"method.{row.name} has no effect with method.name={method.name}; leave it out, or set "
-                        f"method.name={' or '.join(methods)}")  # fmt: skip
-    if idle:
-        raise ConfigError("\n".join(idle))
+    problems = []
+    for field in dataclasses.fields(method):
+        default = getattr(type(method)(), field.name)
+        methods = field.metadata["methods"]
+        if methods and method.name not in methods and getattr(method, field.name) != default:
+            problems.append(f"method.{field.name} has no effect with method.name={method.name}; leave it out, or set "
+                            f"method.name={' or '.join(methods)}")  # fmt: skip
+    if problems:
+        raise ConfigError("\n".join(problems))

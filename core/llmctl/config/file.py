@@ -1,4 +1,4 @@
-"""Reading configuration data: YAML and JSON files, and ``--set a.b=c`` on top; meanings are in ``config.py``."""
+"""Configuration files (YAML or JSON) and the overrides of ``--set a.b=c``, as plain nested data."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ def read_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file.
 
     Raises:
-        ConfigError: The file is absent, is not valid YAML or JSON, holds a key twice, or holds no mapping.
+        ConfigError: The file is missing, is not valid YAML or JSON, repeats a key, or is not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"there is no configuration file {path}") from None
+        raise ConfigError(f"configuration file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     data = _parse_json(path, text) if path.suffix == ".json" else _parse_yaml(path, text)
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, found {type(data).__name__}")
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(data).__name__}")
     return data
 
 
 def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """A copy with ``a.b=c`` assignments applied; values are read as YAML.
+    """A copy with ``a.b=c`` assignments applied; values are parsed as YAML.
 
     Raises:
-        ConfigError: An assignment has no ``=`` or goes through something that is not a section.
+        ConfigError: An assignment has no ``=``, or descends into a value that is not a section.
     """
     data = json.loads(json.dumps(data, default=str))
     for assignment in assignments:
@@ -56,7 +56,7 @@ def _parse_json(path: Path, text: str) -> Any:
         keys = [key for key, _ in pairs]
         for key in keys:
             if keys.count(key) > 1:
-                raise ConfigError(f"{path}: the key {key!r} stands twice")
+                raise ConfigError(f"{path}: the key {key!r} is given twice")
         return dict(pairs)
 
     try:
@@ -69,14 +69,14 @@ def _parse_yaml(path: Path, text: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML's safe loader that refuses a key given twice."""
+        """YAML's safe loader that rejects duplicate keys."""
 
     def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         seen: list[Any] = []
         for key_node, _ in node.value:
             key = loader.construct_object(key_node, deep=True)
             if key in seen:
-                raise ConfigError(f"{path}:{key_node.start_mark.line + 1}: the key {key!r} stands twice")
+                raise ConfigError(f"{path}:{key_node.start_mark.line + 1}: the key {key!r} is given twice")
             seen.append(key)
         return loader.construct_mapping(node, deep=True)
 

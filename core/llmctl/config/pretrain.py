@@ -1,61 +1,65 @@
-"""The configuration of pretraining; how fields are read, checked and documented is in ``schema.py``."""
+"""The configuration of ``llmctl pretrain``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmctl.config.common import OutputConfig, UpdateConfig, model_dtype
+from llmctl.config.common import CommonTrainConfig, OutputConfig, model_dtype
 from llmctl.config.schema import option, section
 from llmctl.errors import DataError
 
 
 @dataclass(kw_only=True)
 class PretrainModelConfig:
-    """The model: a checkpoint to train on, or the sizes of a new one."""
+    """The model: a checkpoint to continue from, or a new model with random weights."""
 
-    path: str = option("", "Checkpoint folder to train on; empty = a new model of `size` or `config`.")
-    size: str = option("", "A new model of this size of the family's card, or `tiny`.")
-    config: str = option("", "A new model of this config.json, or of the one in this folder.")
-    changes: list[str] = option([], "Keys of a new model's config.json, such as num_hidden_layers=4.")
-    tokenizer: str = option("", "Folder with the tokenizer that the corpora were made with; empty = that of `path`.")
-    vocab_multiple: int = option(128, "A new model's vocabulary is rounded up to a multiple of this.", minimum=1)
+    path: str = option("", "Checkpoint folder to continue from; empty = a new model given by `size` or `config`.")
+    size: str = option("", "New model: name of a size on the family's card, or `tiny`.")
+    config: str = option("", "New model: a config.json, or a folder that has one.")
+    changes: list[str] = option([], "New model: overrides of its config.json, such as num_hidden_layers=4.")
+    tokenizer: str = option("", "Folder of the tokenizer that built the corpora; empty = that of `path`.")
+    vocab_multiple: int = option(128, "New model: round its vocabulary size up to a multiple of this.", minimum=1)
     dtype: str = model_dtype()
 
 
 @dataclass(kw_only=True)
-class CorporaConfig:
-    """Corpora of token ids, as `llmctl data build` makes them."""
+class PretrainDataConfig:
+    """Corpora of token ids (Megatron .bin and .idx), as `llmctl data build` writes them."""
 
-    corpora: list[str] = option([], "Prefixes or folders, with weights before them or without; one text or a list.")
-    split: str = option("949,50,1", "Weights by which documents are divided into train, valid and test.")
-    seq_length: int = option(1024, "Tokens of a sample.", minimum=2)
-    seed: int = option(42, "Seed of the order of documents and samples.", minimum=0, maximum=2**32 - 1)
-    separate_documents: bool = option(
-        False, "Positions restart with each document, and none sees another or is asked for its first token."
+    corpora: list[str] = option(
+        [], "Prefixes of .bin/.idx files or folders of them, optionally with a weight before each: `0.3 web 0.7 books`."
     )
-    index_cache: str = option("", "Folder for sample indices; empty = index-cache beside the corpora.")
+    split: str = option("949,50,1", "Weights of the splits train, valid and test.")
+    seq_length: int = option(1024, "Sequence length: tokens in a sample.", minimum=2)
+    seed: int = option(42, "Random seed of the order of documents and samples.", minimum=0, maximum=2**32 - 1)
+    separate_documents: bool = option(
+        False, "Reset positions and attention at document ends, and mask the loss across them."
+    )
+    index_cache: str = option("", "Folder for cached sample indices; empty = `index-cache` next to each corpus.")
     index_wait: float = option(600.0, "Seconds to wait for another process that builds an index.", minimum=0)
 
 
 @dataclass(kw_only=True)
-class PretrainTrainConfig(UpdateConfig):
-    """Steps, optimiser (AdamW), schedule, evaluation and checkpoints."""
+class PretrainTrainConfig(CommonTrainConfig):
+    """Optimizer (AdamW), schedule, evaluation and checkpoints."""
 
     max_steps: int = option(1000, "Number of steps.", minimum=1)
     learning_rate: float = option(3e-4, "Peak learning rate.", above=0)
-    schedule: str = option("cosine", "Course of the learning rate.", choices=("linear", "cosine", "constant"))
-    min_learning_rate: float = option(1e-5, "Learning rate at the end.", minimum=0)
-    weight_decay: float = option(0.1, "Decoupled decay of weights; norms and biases have none.", minimum=0)
-    adam_beta2: float = option(0.95, "Decay of AdamW's second moment.", minimum=0, maximum=0.99999)
-    eval_every: int = option(500, "Steps between two evaluations on the valid split.", minimum=1)
-    eval_iters: int = option(10, "Batches of an evaluation, always the same ones; 0 = none.", minimum=0)
-    test_iters: int = option(100, "Batches of the test split at the end; 0 = none.", minimum=0)
-    save_every: int = option(500, "Steps between two checkpoints.", minimum=1)
-    best_metric: str = option("eval_loss", "What the best checkpoint is chosen by.", choices=("eval_loss", "accuracy"))
+    schedule: str = option("cosine", "Learning-rate schedule.", choices=("linear", "cosine", "constant"))
+    min_learning_rate: float = option(1e-5, "Final learning rate.", minimum=0)
+    weight_decay: float = option(0.1, "Decoupled weight decay (AdamW); norms and biases are not decayed.", minimum=0)
+    adam_beta2: float = option(0.95, "AdamW beta2.", minimum=0, maximum=0.99999)
+    eval_every: int = option(500, "Evaluate on the valid split every N steps.", minimum=1)
+    eval_iters: int = option(10, "Batches in an evaluation, always the same ones; 0 = no evaluation.", minimum=0)
+    test_iters: int = option(100, "Batches of the test split to evaluate at the end; 0 = none.", minimum=0)
+    save_every: int = option(500, "Save a checkpoint every N steps.", minimum=1)
+    best_metric: str = option(
+        "eval_loss", "Metric that chooses the best checkpoint.", choices=("eval_loss", "accuracy")
+    )
 
     @property
     def min_lr_ratio(self) -> float:
-        """The learning rate at the end as a part of the peak."""
+        """Final learning rate as a fraction of the peak."""
         return self.min_learning_rate / self.learning_rate
 
 
@@ -64,18 +68,16 @@ class PretrainConfig:
     """Pretraining."""
 
     model: PretrainModelConfig = section(PretrainModelConfig)
-    data: CorporaConfig = section(CorporaConfig)
+    data: PretrainDataConfig = section(PretrainDataConfig)
     train: PretrainTrainConfig = section(PretrainTrainConfig)
     output: OutputConfig = section(OutputConfig)
 
     def samples(self) -> dict[str, int]:
-        """Samples that a run takes of each split; none of a split of weight 0.
+        """Number of samples that a run reads from each split; 0 for a split of weight 0.
 
         Raises:
-            DataError: ``data.split`` is no split.
+            DataError: ``data.split`` is not valid.
         """
-        pass
-
         weights = parse_split(self.data.split)
         train = self.train
         counts = {
@@ -90,23 +92,23 @@ SPLITS = ("train", "valid", "test")
 
 
 def parse_split(text: str) -> tuple[float, float, float]:
-    """Parts of train, valid and test, which add up to 1.
+    """Fractions of train, valid and test, which add up to 1.
 
     Args:
         text: One to three weights, such as ``"949,50,1"``.
 
     Raises:
-        DataError: It is not that.
+        DataError: The text is not that.
     """
     try:
         weights = [float(part) for part in text.split(",")]
     except ValueError:
         weights = []
-    good = 1 <= len(weights) <= 3 and all(0 <= weight < float("inf") for weight in weights) and sum(weights) > 0
-    if not good:
+    valid_weights = all(0 <= weight < float("inf") for weight in weights) and sum(weights) > 0
+    if not (1 <= len(weights) <= 3 and valid_weights):
         raise DataError(
-            f"the split {text!r} is not one to three weights for train, valid and test, none negative and not all 0, such "
-            "as 949,50,1"
+            f"split {text!r}: expected one to three weights for train, valid and test, none negative and not all 0, "
+            "such as 949,50,1"
         )
     weights += [0.0] * (3 - len(weights))
     train, valid, test = (weight / sum(weights) for weight in weights)

@@ -1,8 +1,7 @@
-"""What a configuration is made of: fields that state their meaning, range and default, in sections.
+"""Configuration schema: dataclasses of sections, whose fields carry their help text, default and allowed values.
 
-``build`` makes a configuration of nested data: an unknown key is an error that names the nearest known one, a value of the
-wrong type or out of range one that says what is allowed. The rest turns a configuration back into data, text or rows of a
-reference page. Which fields there are is in ``config.py`` and its neighbours. Nothing here imports paddle, numpy or rich.
+``build`` turns nested data into a configuration and checks it: an error on an unknown key suggests the nearest known one,
+an error on a value says what is allowed. The other functions turn a configuration into plain data, YAML or a reference.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field
 from typing import Any, TypeVar
 
 from llmctl.errors import ConfigError
@@ -31,34 +29,46 @@ def option(
     above: float | None = None,
     methods: Sequence[str] = (),
 ) -> Any:
-    """A field: its default, one line of documentation, what values are allowed, and the methods it has an effect with.
+    """A field of a section.
 
-    No methods stands for all.
+    Args:
+        default: Default value.
+        doc: Help text, one line.
+        choices: Allowed values; of a list, of each of its items. Empty = all.
+        minimum: Smallest allowed number.
+        maximum: Largest allowed number.
+        above: The number must be greater than this.
+        methods: Values of ``method.name`` for which the field has an effect. Empty = all.
     """
     bounds = {"choices": tuple(choices), "minimum": minimum, "maximum": maximum, "above": above}
     bounds["methods"] = tuple(methods)
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"doc": doc, **bounds})
-    return field(default=default, metadata={"doc": doc, **bounds})
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"doc": doc, **bounds})
+    return dataclasses.field(default=default, metadata={"doc": doc, **bounds})
 
 
 def section(cls: type[T]) -> T:
-    """A field that holds a section."""
-    return field(default_factory=cls, metadata={"doc": (cls.__doc__ or "").strip()})
+    """A field of a configuration that is a section; its help text is the docstring of ``cls``."""
+    return dataclasses.field(default_factory=cls, metadata={"doc": (cls.__doc__ or "").strip()})
 
 
 def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
-    """A configuration of this class from nested mappings.
+    """Builds and checks a configuration.
+
+    Args:
+        cls: Class of the configuration.
+        data: Section -> key -> value.
+        where: Where the data comes from, for the message.
 
     Raises:
-        ConfigError: Lists every unknown key, wrong type and value out of range at once.
+        ConfigError: Lists all unknown keys, wrong types and values out of range.
     """
     problems: list[str] = []
-    made = _build(cls, data, "", problems)
+    config = _build(cls, data, "", problems)
     if problems:
         head = f"{where}: " if where else ""
         raise ConfigError(f"{head}the configuration is not valid:\n  " + "\n  ".join(problems))
-    return typing.cast(T, made)
+    return typing.cast(T, config)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -66,69 +76,73 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def chosen(config: Any) -> list[str]:
-    """Keys whose values differ from the defaults."""
+def changed_keys(config: Any) -> list[str]:
+    """Keys (``section.field``) whose values differ from the defaults."""
     return [
-        f"{part.name}.{name}" for part in dataclasses.fields(config) for name in chosen_of(getattr(config, part.name))
+        f"{part.name}.{name}"
+        for part in dataclasses.fields(config)
+        for name in changed_fields(getattr(config, part.name))
     ]
 
 
-def chosen_of(section: Any) -> list[str]:
-    """Names of a section's fields whose values differ from the defaults."""
+def changed_fields(section: Any) -> list[str]:
+    """Names of the fields of a section whose values differ from the defaults."""
     defaults = type(section)()
     return [
-        row.name for row in dataclasses.fields(section) if getattr(section, row.name) != getattr(defaults, row.name)
+        field.name
+        for field in dataclasses.fields(section)
+        if getattr(section, field.name) != getattr(defaults, field.name)
     ]
 
 
 def to_yaml(config: Any, header: str = "") -> str:
-    """A configuration as YAML, each field with its documentation behind it; a list that is empty is commented out."""
+    """A configuration as YAML, with the help text after each field; empty lists are commented out."""
     lines = [f"# {line}" for line in header.splitlines()]
     for part in dataclasses.fields(config):
         lines.append(f"{part.name}:")
         value = getattr(config, part.name)
-        for row in dataclasses.fields(value):
-            content = getattr(value, row.name)
+        for field in dataclasses.fields(value):
+            content = getattr(value, field.name)
             text = (
-                f"  {row.name}: {json.dumps(content, ensure_ascii=False)}"
+                f"  {field.name}: {json.dumps(content, ensure_ascii=False)}"
                 if content != []
-                else f"  # {row.name}: [...]"
+                else f"  # {field.name}: [...]"
             )
-            lines.append(f"{text:<34}  # {row.metadata['doc']}{_allowed(row.metadata)}")
+            lines.append(f"{text:<34}  # {field.metadata['doc']}{_allowed(field.metadata)}")
     return "\n".join(lines) + "\n"
 
 
 def describe(cls: type) -> Iterator[tuple[str, str, str, str, str]]:
-    """Rows (key, type, default, allowed, documentation) of every field, for the reference page."""
+    """(key, type, default, allowed values, help text) of every field, for the reference page."""
     for part in dataclasses.fields(cls):
         sub = typing.get_type_hints(cls)[part.name]
         hints = typing.get_type_hints(sub)
-        for row in dataclasses.fields(sub):
-            default = getattr(sub(), row.name)
-            allowed = _allowed(row.metadata).strip(" ()")
+        for field in dataclasses.fields(sub):
+            default = getattr(sub(), field.name)
+            allowed = _allowed(field.metadata).strip(" ()")
             yield (
-                f"{part.name}.{row.name}",
-                _type_name(hints[row.name]),
+                f"{part.name}.{field.name}",
+                _type_name(hints[field.name]).removeprefix("an ").removeprefix("a "),
                 json.dumps(default),
                 allowed,
-                row.metadata["doc"],
+                field.metadata["doc"],
             )
 
 
 def _build(cls: type, data: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
     hints = typing.get_type_hints(cls)
-    rows = {row.name: row for row in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
     for key, value in data.items():
-        if key not in rows:
-            problems.append(_unknown(str(key), prefix, list(rows)))
+        if key not in fields:
+            problems.append(_unknown(str(key), prefix, list(fields)))
         elif dataclasses.is_dataclass(hints[key]):
             if isinstance(value, Mapping):
                 values[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.", problems)
             elif value is not None:
-                problems.append(f"{prefix}{key} is a section with keys of its own, not {value!r}")
+                problems.append(f"{prefix}{key}={value!r}: expected a section (a mapping of keys)")
         else:
-            values[key] = _check(prefix + key, value, hints[key], rows[key].metadata, problems)
+            values[key] = _check(prefix + key, value, hints[key], fields[key].metadata, problems)
     return cls(**values)
 
 
@@ -137,10 +151,10 @@ def _check(name: str, value: Any, hint: Any, rules: Mapping[str, Any], problems:
     if not fits:
         problems.append(f"{name}={value!r}: expected {_type_name(hint)}")
         return value
-    chosen = value if isinstance(value, list) else [value]
-    strange = [one for one in chosen if rules["choices"] and one not in rules["choices"]]
-    if strange:
-        near = difflib.get_close_matches(str(strange[0]), [str(c) for c in rules["choices"]], 1)
+    items = value if isinstance(value, list) else [value]
+    wrong = [item for item in items if rules["choices"] and item not in rules["choices"]]
+    if wrong:
+        near = difflib.get_close_matches(str(wrong[0]), [str(c) for c in rules["choices"]], 1)
         hint_text = f"; did you mean {near[0]}?" if near else ""
         problems.append(f"{name}={value!r}: allowed are {', '.join(map(str, rules['choices']))}{hint_text}")
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and not _in_range(value, rules):
@@ -155,7 +169,7 @@ def _convert(value: Any, hint: Any) -> tuple[Any, bool]:
         return value, isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
         if isinstance(value, str):
-            # YAML 1.1 reads 1e-4, which has no point, as text.
+            # YAML 1.1 parses 1e-4, which has no decimal point, as a string.
             try:
                 return float(value), True
             except ValueError:
@@ -199,6 +213,6 @@ def _unknown(key: str, prefix: str, known: list[str]) -> str:
 
 def _type_name(hint: Any) -> str:
     names = {
-        bool: "true or false", int: "a whole number", float: "a number", str: "text", str | int: "text or a whole number",
+        bool: "true or false", int: "an integer", float: "a number", str: "a string", str | int: "a string or an integer",
     }  # fmt: skip
-    return names.get(hint, "text or a list of texts")
+    return names.get(hint, "a string or a list of strings")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmctl import runtime
-from llmctl.config.common import UpdateConfig
-from llmctl.config.schema import chosen_of
+from llmctl.config.common import CommonTrainConfig
+from llmctl.config.schema import changed_fields
 from llmctl.errors import ConfigError
 
 HALF = ("float16", "bfloat16")
@@ -59,7 +59,7 @@ class Precision:
         return said | ({"note": self.note} if self.note else {})
 
 
-def check(dtype: str, train: UpdateConfig) -> None:
+def check(dtype: str, train: CommonTrainConfig) -> None:
     """Passes when the fields on types go together.
 
     Args:
@@ -69,7 +69,7 @@ def check(dtype: str, train: UpdateConfig) -> None:
     Raises:
         ConfigError: They do not.
     """
-    chosen = chosen_of(train)
+    chosen = changed_fields(train)
     if train.amp == "off" and "amp_dtype" in chosen:
         raise ConfigError(f"train.amp_dtype={train.amp_dtype} has no effect with train.amp=off; set train.amp=O1 or O2")
     if train.amp != "off" and dtype != "float32":
@@ -82,7 +82,7 @@ def check(dtype: str, train: UpdateConfig) -> None:
         raise ConfigError(f"train.{idle[0]} has an effect where float16 is computed in only; leave it out")
 
 
-def of(dtype: str, train: UpdateConfig) -> Precision:
+def of(dtype: str, train: CommonTrainConfig) -> Precision:
     """The types of a run on this machine's device.
 
     Args:

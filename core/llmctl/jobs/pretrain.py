@@ -17,7 +17,7 @@ from llmctl.config import common
 from llmctl.config import pretrain as config_pretrain
 from llmctl.config.file import override
 from llmctl.config.pretrain import PretrainConfig, PretrainModelConfig
-from llmctl.config.schema import chosen_of
+from llmctl.config.schema import changed_fields
 from llmctl.errors import ConfigError, DataError
 from llmctl.jobs import loggers, precision
 from llmctl.jobs.common import check_tensors
@@ -122,7 +122,7 @@ def _combinations(settings: PretrainConfig) -> None:
         raise ConfigError(
             f"{what}; set model.path to train a checkpoint further, or model.size or model.config for a new model"
         )
-    idle = [key for key in ("changes", "vocab_multiple") if key in chosen_of(model)]
+    idle = [key for key in ("changes", "vocab_multiple") if key in changed_fields(model)]
     if model.path and idle:
         raise ConfigError(
             f"model.{idle[0]} has no effect with model.path: a checkpoint's sizes are given; leave it out"
@@ -140,7 +140,7 @@ def _combinations(settings: PretrainConfig) -> None:
     precision.check(settings.model.dtype, train)
     precision.of(settings.model.dtype, train)
     loggers.check(train.log_to)
-    unmeasured = [key for key in ("patience", "best_metric") if key in chosen_of(train)]
+    unmeasured = [key for key in ("patience", "best_metric") if key in changed_fields(train)]
     if unmeasured and not settings.samples()["valid"]:
         raise ConfigError(
             f"train.{unmeasured[0]}={getattr(train, unmeasured[0])} has no effect without evaluations; set train.eval_iters and give "

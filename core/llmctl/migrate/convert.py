@@ -84,7 +84,7 @@ def migrate(data: Mapping[str, Any], where: str, allow_ignored: bool = False) ->
     _check_method(cls, values, where)
     nested = _nested(cls, values)
     made = schema.build(cls, nested, f"{where}, converted")
-    chosen = set(schema.chosen(made))
+    chosen = set(schema.changed_keys(made))
     kept = {key: value for key, value in values.items() if key in chosen}
     return Migrated(command, _nested(cls, kept), idle, missing)
 

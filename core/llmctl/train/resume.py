@@ -42,7 +42,7 @@ def describe(job: Job) -> dict[str, Any]:
         "family": card.name,
         "task": job.command,
         "parameters": card.count(job.dims),
-        "chosen": schema.chosen(job.config),
+        "chosen": schema.changed_keys(job.config),
         **({"base": _base(job)} if job.model else {}),
         **run_info(schema.to_dict(job.config), card.hash(), plugins.versions(job.plugin)),
     }

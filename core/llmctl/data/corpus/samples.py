@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.config import pretrain
-from llmctl.config.pretrain import SPLITS, CorporaConfig
+from llmctl.config.pretrain import SPLITS, PretrainDataConfig
 from llmctl.data.corpus import blend as blending
 from llmctl.data.corpus import sample_index
 from llmctl.data.corpus.index_cache import WAIT, Cache
@@ -52,7 +52,7 @@ class Setting:
     separate: bool = False
 
     @classmethod
-    def of(cls, data: CorporaConfig) -> Setting:
+    def of(cls, data: PretrainDataConfig) -> Setting:
         """What the configuration of a pretraining says."""
         cache = Path(data.index_cache).expanduser() if data.index_cache else None
         return cls(

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmctl.config.dpo import PreferenceConfig
+from llmctl.config.dpo import DpoLossConfig
 from llmctl.data import packing
 from llmctl.data.preference import rows as pair_rows
 from llmctl.data.preference.encoding import Pair, PairCounts, PairEncoder
@@ -118,7 +118,7 @@ def prepare(job: DpoJob) -> DpoData:
     return DpoData(task, answers, f"{len(job.dev)} held-out pairs", job.dev[: job.config.output.samples])
 
 
-def loss_of(settings: PreferenceConfig) -> Callable[[Ratios], Any]:
+def loss_of(settings: DpoLossConfig) -> Callable[[Ratios], Any]:
     """The loss of pairs that a configuration asks for."""
     smoothing = {"smoothing": settings.label_smoothing} if settings.label_smoothing else {}
     return partial(LOSSES[settings.loss], beta=settings.beta, **smoothing)

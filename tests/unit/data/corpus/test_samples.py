@@ -81,8 +81,8 @@ def test_documents_are_split_by_rounded_borders(text, documents, expected):
 
 
 @pytest.mark.parametrize("text", ["", "a,b", "1,2,3,4", "0,0,0", "1,-1,0", "nan", "inf"])
-def test_a_split_that_is_none_is_refused(text):
-    with pytest.raises(DataError, match="is not one to three weights"):
+def test_an_invalid_split_is_refused(text):
+    with pytest.raises(DataError, match="expected one to three weights"):
         pretrain.parse_split(text)
 
 
