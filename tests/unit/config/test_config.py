@@ -104,5 +104,5 @@ def test_missing_file_is_named(tmp_path):
 def test_the_largest_weight_file_is_a_size_or_a_number_of_bytes(size):
     config = build(FinetuneConfig, {"output": {"max_shard_bytes": size}})
     assert config.output.max_shard_bytes == size
-    with pytest.raises(ConfigError, match="output.max_shard_bytes=0.5: expected text or a whole number"):
+    with pytest.raises(ConfigError, match="output.max_shard_bytes=0.5: expected a string or an integer"):
         build(FinetuneConfig, {"output": {"max_shard_bytes": 0.5}})
