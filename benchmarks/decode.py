@@ -27,15 +27,15 @@ SIZES = {
 
 def model_of(layers, hidden, heads, kv_heads, ffn, vocab, kind, group):
     """A packed model; all layers have the same values in memory of their own."""
-    from llmctl.card.decoder_spec import FusedDecoder, Rope
+    from llmctl.card.decoder_spec import DecoderSpec, Rope
     from llmctl.infer.packed import model as packed
     from llmctl.infer.packed.linear import pack
 
     random, width = np.random.default_rng(0), hidden // heads
     frequencies = tuple(10000.0 ** (-np.arange(width // 2) * 2 / width))
-    graph = FusedDecoder(
+    graph = DecoderSpec(
         outer={}, layers=({},) * layers, hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=width, ffn=ffn, vocab=vocab,
-        embed=hidden, norm="rmsnorm", norm_eps=1e-6, activation="swiglu", rope=Rope(width=width, frequencies=frequencies),
+        embed=hidden, norm="rmsnorm", norm_eps=1e-6, activation="swiglu", rope=Rope(rotary_dim=width, frequencies=frequencies),
     )  # fmt: skip
 
     def linear(inputs, outputs):

@@ -3,7 +3,7 @@
 import numpy as np
 from kit.paged_toy import VOCAB, graph
 
-from llmctl.card.decoder_spec import Contexts
+from llmctl.card.decoder_spec import PrefixLM
 from llmctl.infer.engine.engine import Engine
 from llmctl.infer.executors.base import BLOCK
 from llmctl.infer.request import Request
@@ -19,7 +19,7 @@ MODELS = {
     "causal": graph(),
     "window": graph(window=5),
     "one token": graph(window=1),
-    "contexts": graph(contexts=Contexts(end=CLOSE, marks=(MARK,))),
+    "contexts": graph(prefix_lm=PrefixLM(end=CLOSE, mask_ids=(MARK,))),
 }
 
 

@@ -11,32 +11,37 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from llmctl.card.decoder_spec import Experts, FusedDecoder, Rope
+from llmctl.card.decoder_spec import DecoderSpec, Experts, Rope
 from llmctl.infer.executors.base import BLOCK, Batch
 from llmctl.infer.packed import model as packed
 from llmctl.infer.packed.linear import pack, unpack
 
 HEADS, KV_HEADS, WIDTH, HIDDEN, FFN, VOCAB, LAYERS, PLACES = 4, 2, 8, 24, 20, 37, 2, 64
 PLAIN = {"norm": "rmsnorm", "norm_eps": 1e-5, "activation": "swiglu"}
-ROPE = Rope(width=8, frequencies=(1.0, 0.3, 0.1, 0.03))
+ROPE = Rope(rotary_dim=8, frequencies=(1.0, 0.3, 0.1, 0.03))
 LAYER_NORM = {"norm": "layernorm", "norm_eps": 1e-5}
 
 FORMS: dict[str, dict] = {
     "rope and shared heads": {"rope": ROPE},
-    "part of a head is turned": {"rope": Rope(width=4, frequencies=(1.0, 0.2))},
+    "part of a head is turned": {"rope": Rope(rotary_dim=4, frequencies=(1.0, 0.2))},
     "norms of heads": {"rope": ROPE, "head_norms": True},
     "queries grow with the logarithm": {"rope": dataclasses.replace(ROPE, log_base=5)},
     "learned positions": {**LAYER_NORM, "activation": "gelu", "positions": True},
     "tanh": {**LAYER_NORM, "activation": "gelu-tanh", "positions": True, "bias": False},
     "penalties": {**LAYER_NORM, "activation": "gelu-tanh", "slopes": (0.5, 0.25, 0.125, 0.0625), "embed_norm": True},
-    "norms carried": {**LAYER_NORM, "activation": "gelu-tanh", "carry_normed": True, "slopes": (0.5, 0.2, 0.1, 0.05)},
+    "norms carried": {
+        **LAYER_NORM,
+        "activation": "gelu-tanh",
+        "residual_after_norm": True,
+        "slopes": (0.5, 0.2, 0.1, 0.05),
+    },
     "two positions and contexts": {
         **LAYER_NORM,
         "activation": "gelu",
-        "carry_normed": True,
-        "carry_scale": 2.0,
+        "residual_after_norm": True,
+        "residual_scale": 2.0,
         "score_scales": (0.3, 0.15),
-        "rope": Rope(width=8, pairs="two-halves", frequencies=(1.0, 0.1)),
+        "rope": Rope(rotary_dim=8, pairs="2d", frequencies=(1.0, 0.1)),
     },
     "norms after and projections": {
         **LAYER_NORM,
@@ -63,9 +68,9 @@ def build(form: dict, kind: str = "float32", seed: int = 0, **options) -> packed
         options: ``adapters``, their number, and ``prefix``, virtual tokens.
     """
     random = np.random.default_rng(seed)
-    known = {row.name for row in dataclasses.fields(FusedDecoder)}
+    known = {row.name for row in dataclasses.fields(DecoderSpec)}
     fields = {name: value for name, value in form.items() if name in known}
-    graph = FusedDecoder(
+    graph = DecoderSpec(
         outer={}, layers=({},) * LAYERS, hidden=HIDDEN, heads=HEADS, kv_heads=KV_HEADS, head_dim=WIDTH, ffn=FFN,
         vocab=VOCAB, **{**PLAIN, "embed": HIDDEN, **fields},
     )  # fmt: skip
@@ -203,9 +208,9 @@ def expected(model: packed.PackedModel, text: Text) -> np.ndarray:
 
 def _part(graph, norm, x, part):
     if graph.norm_after:
-        return _norm(graph, norm, graph.carry_scale * x + part(x))
+        return _norm(graph, norm, graph.residual_scale * x + part(x))
     h = _norm(graph, norm, x)
-    return graph.carry_scale * (h if graph.carry_normed else x) + part(h)
+    return graph.residual_scale * (h if graph.residual_after_norm else x) + part(h)
 
 
 def _linear(linear, x, change=None):
@@ -226,9 +231,9 @@ def _turned(head, rope, position, second):
     """One head of one token, its pairs i and i + width/2 turned."""
     frequencies = list(rope.frequencies)
     angles = [position * f for f in frequencies]
-    if rope.pairs == "two-halves":
+    if rope.pairs == "2d":
         angles += [second * f for f in frequencies]
-    out, half = head.copy(), rope.width // 2
+    out, half = head.copy(), rope.rotary_dim // 2
     for i, angle in enumerate(angles):
         turned = complex(head[i], head[i + half]) * complex(math.cos(angle), math.sin(angle))
         out[i], out[i + half] = turned.real, turned.imag

@@ -6,7 +6,7 @@
 
 import numpy as np
 
-from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.infer.executors.base import BLOCK
 from llmctl.infer.request import Generation
 from llmctl.infer.sampler import choose, generator_for
@@ -18,7 +18,7 @@ LAYERS = 2
 def graph(**changes):
     """A card's facts that the engine reads; the rest is idle."""
     sizes = dict(hidden=1, heads=1, kv_heads=1, head_dim=1, ffn=1, vocab=VOCAB, embed=1)
-    return FusedDecoder(
+    return DecoderSpec(
         outer={}, layers=({},) * LAYERS, norm="rmsnorm", norm_eps=1e-6, activation="swiglu", **{**sizes, **changes}
     )
 
@@ -117,9 +117,9 @@ def next_logits(model, ids, adapter=-1, virtual=None, forgetful=False):
     if model.window:
         begin = np.maximum(0, end - model.window)
     position, second = count + own, 0 * own
-    if model.contexts:
-        length = ids.index(model.contexts.end)
-        mark = ids.index(next(token for token in model.contexts.marks if token in ids[:length]))
+    if model.prefix_lm:
+        length = ids.index(model.prefix_lm.end)
+        mark = ids.index(next(token for token in model.prefix_lm.mask_ids if token in ids[:length]))
         end[:length] = count + length
         position = np.where(own < length, own, mark)
         second = np.maximum(0, own - length + 1)

@@ -1,8 +1,7 @@
-"""The standard decoder as data: what the fused engine computes for a model, and from which tensors.
+"""A decoder as data: what the fused engine computes for a model, and from which tensors.
 
-A card's slots say where its tensors go; what slots cannot say (rotation, penalties, what is carried past a block) are the
-fields here. Filled by the hook ``fused_graph``; packed by ``infer/packing.py``; computed by the executors in ``infer``.
-No paddle or numpy here.
+A card's slots say where its tensors go; the other fields say what slots cannot: RoPE, ALiBi, the residual. Returned by the
+hook ``fused_graph``, packed by ``infer/packed/pack.py``, computed by ``infer/executors``. No paddle or numpy here.
 """
 
 from __future__ import annotations
@@ -13,27 +12,28 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """How queries and keys are turned.
+    """Rotary position embedding of queries and keys.
 
     Attributes:
-        width: Elements of a head that are turned, from its first on.
-        pairs: ``halves`` pairs element i with i + width/2; ``neighbours`` pairs 2i with 2i + 1; ``two-halves`` turns each
-            half of the width as ``halves`` does, the second by positions of its own.
-        frequencies: Radians per position of each pair: width/2 of them, for ``two-halves`` width/4.
-        stable_length: Longest sequence that these frequencies hold for; None = any.
-        log_base: Queries at a place p, counted from 1, beyond this are multiplied by log(p) / log(log_base); None = none.
+        rotary_dim: Leading elements of each head that are rotated.
+        pairs: Which elements form a pair: ``neox`` pairs i with i + rotary_dim/2; ``interleaved`` (GPT-J) pairs 2i with
+            2i + 1; ``2d`` rotates each half of rotary_dim as ``neox``, the second half by a position of its own.
+        frequencies: Radians per position of each pair: rotary_dim/2 values, for ``2d`` rotary_dim/4.
+        max_stable_length: Longest sequence for which these frequencies hold; None = any.
+        log_base: Queries at position p, counted from 1, beyond this one are multiplied by log(p) / log(log_base); None = no
+            scaling.
     """
 
-    width: int
-    pairs: str = "halves"
+    rotary_dim: int
+    pairs: str = "neox"
     frequencies: tuple[float, ...]
-    stable_length: int | None = None
+    max_stable_length: int | None = None
     log_base: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experts:
-    """A mixture of experts: softmax over all, the best ``top_k``, renormalised to sum 1 or not."""
+    """Routing of a mixture of experts: softmax over all experts, then the top ``top_k``, renormalised to sum to 1 or not."""
 
     count: int
     top_k: int
@@ -41,47 +41,48 @@ class Experts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contexts:
-    """Tokens that mark a context that is read in both directions: it ends before ``end``, and answers stand for ``marks``.
+class PrefixLM:
+    """Tokens that delimit a prefix with bidirectional attention, which the answer follows (GLM).
 
     Attributes:
-        end: The token after the context.
-        marks: The first of these that the context holds is what the answer stands for.
+        end: The first token after the prefix.
+        mask_ids: Ids of mask tokens. The answer fills the position of the first of these that the prefix holds.
     """
 
     end: int
-    marks: tuple[int, ...]
+    mask_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusedDecoder:
-    """The standard decoder, filled.
+class DecoderSpec:
+    """A decoder as the fused engine computes it: pre-norm unless a field says otherwise.
 
     Attributes:
-        outer: Slot -> tensor name, of tensors outside the layers (``standard.OUTER_SLOTS``).
-        layers: For each layer, slot -> tensor names in the order of parts and experts.
-        hidden: Width of what passes from layer to layer.
+        outer: Slot -> tensor name, of tensors outside the layers (``slots.OUTER_SLOTS``).
+        layers: For each layer, slot -> tensor names, ordered by expert, then by index within the slot.
+        hidden: Hidden size.
         heads: Query heads.
         kv_heads: Key-value heads.
         head_dim: Width of a head.
-        ffn: Width inside the feed-forward layer, of one expert.
+        ffn: Intermediate size of the feed-forward layer, of one expert.
         vocab: Rows of the embedding.
-        embed: Width of token vectors; differs from ``hidden`` where they are projected.
-        qkv: How a packed projection's outputs lie: ``parts``, one after another, or ``heads``, side by side per head.
-        norm: ``standard.NORMS``.
+        embed: Width of token embeddings; differs from ``hidden`` where they are projected.
+        qkv: Layout of a fused QKV projection's outputs: ``parts``, all queries, then all keys, then all values; ``heads``,
+            query, key and value of each head together.
+        norm: One of ``slots.NORMS``.
         norm_eps: Added to the variance.
-        activation: ``standard.ACTIVATIONS``.
-        rope: How queries and keys are turned; None = they are not.
-        slopes: Penalty of each head per place of a key (ALiBi); empty = none.
-        position_offset: Row of the table ``positions`` that place 0 takes.
-        window: A query sees so many keys, its own included; None = all before it.
-        score_scales: Factor of the scores in each layer.
-        norm_after: Norms come after the residual is added, not before the part.
-        carry_normed: What is carried past a part is the norm's output, not its input.
-        carry_scale: Factor of what is carried.
+        activation: One of ``slots.ACTIVATIONS``.
+        rope: Rotary position embedding; None = none.
+        slopes: ALiBi slope of each head; empty = no ALiBi.
+        position_offset: Row of the table ``positions`` for position 0.
+        window: Sliding window in tokens, the query's own included; None = none.
+        score_scales: Factor of the attention scores in each layer.
+        norm_after: Post-norm: norms come after the residual is added.
+        residual_after_norm: The residual is the norm's output, not its input.
+        residual_scale: Factor of the residual (DeepNorm's alpha).
         experts: Routing; None = one feed-forward layer.
-        unit_head: The head's columns are taken at length 1.
-        contexts: Contexts read in both directions; None = all is causal.
+        unit_head: Columns of the output head are normalised to length 1.
+        prefix_lm: Prefixes with bidirectional attention; None = causal.
         max_positions: Longest sequence; None = any.
     """
 
@@ -104,9 +105,9 @@ class FusedDecoder:
     window: int | None = None
     score_scales: tuple[float, ...] = field(default=())
     norm_after: bool = False
-    carry_normed: bool = False
-    carry_scale: float = 1.0
+    residual_after_norm: bool = False
+    residual_scale: float = 1.0
     experts: Experts | None = None
     unit_head: bool = False
-    contexts: Contexts | None = None
+    prefix_lm: PrefixLM | None = None
     max_positions: int | None = None

@@ -154,7 +154,7 @@ class Family:
         paddlenlp: From dims, where modules lie in PaddleNLP's files: a table as for ``llmctl.card.weight_map.by_module``; None =
             everything has the same name there.
         paddlenlp_prefix: Prefix of names in PaddleNLP's files; None = ``paddle_prefix``.
-        decoder: From dims, fields of ``fused.FusedDecoder`` that slots cannot say; None = they say everything.
+        decoder: From dims, fields of ``DecoderSpec`` that slots cannot say; None = they say everything.
         needs_api: Lowest hook API (major, minor) that the card needs.
     """
 

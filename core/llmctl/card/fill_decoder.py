@@ -10,7 +10,7 @@ from typing import Any
 
 from llmctl.card import slots, support
 from llmctl.card.alibi import slopes
-from llmctl.card.decoder_spec import Experts, FusedDecoder, Rope
+from llmctl.card.decoder_spec import DecoderSpec, Experts, Rope
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family, Tensor
 from llmctl.card.rope import RULES, Rotation, Rule, rule_for
@@ -21,7 +21,7 @@ _GATED = ("swiglu",)
 """Activations of which ``ffn1`` gives gate and up."""
 
 
-def standard_decoder(card: Family, dims: Dims) -> FusedDecoder:
+def fill_decoder(card: Family, dims: Dims) -> DecoderSpec:
     """The standard decoder of a model.
 
     Args:
@@ -54,7 +54,7 @@ def standard_decoder(card: Family, dims: Dims) -> FusedDecoder:
         "window": dims.get("window"),
         "score_scales": (dims.head_dim**-0.5,) * dims.layers,
     }
-    return FusedDecoder(**{**made, **sizes, **position, **said})
+    return DecoderSpec(**{**made, **sizes, **position, **said})
 
 
 def rope(
@@ -63,21 +63,21 @@ def rope(
     rules: Mapping[str, Rule] = RULES,
     **kind: Any,
 ) -> Rope:
-    """Rotations as ``nn.position.Rotary`` has them; those that depend on the length hold up to the trained one.
+    """RoPE as ``llmctl.nn.Rotary`` computes it; frequencies that depend on the length are those of the trained length.
 
     Args:
-        dims: ``head_dim``; ``rope_theta`` unless the kind has a ``theta``.
+        dims: ``head_dim``; ``rope_theta`` unless ``theta`` is given.
         scaling: HF's ``rope_scaling``.
         rules: Scaling rules by ``rope_type``.
-        **kind: ``width`` that is turned (default: the whole head), ``parts`` of it that have angles of their own (default:
-            1), ``theta``, ``trained`` length (default: ``max_positions``), and other fields of `Rope`.
+        **kind: Fields of ``Rope`` (``rotary_dim`` is the whole head by default), ``theta``, and ``trained``, the trained
+            length (default: ``max_positions``).
     """
-    width, parts = kind.pop("width", dims.head_dim), kind.pop("parts", 1)
+    rotary_dim, axes = kind.pop("rotary_dim", dims.head_dim), 2 if kind.get("pairs") == "2d" else 1
     theta, trained = kind.pop("theta", None) or dims.rope_theta, kind.pop("trained", None) or dims.max_positions
     rule = rule_for(scaling, rules)
-    frequencies = rule.apply(Rotation(width // parts, theta, trained), dict(scaling or {}))
+    frequencies = rule.apply(Rotation(rotary_dim // axes, theta, trained), dict(scaling or {}))
     stable = trained if rule.by_length else None
-    return Rope(**{"width": width, "frequencies": tuple(frequencies), "stable_length": stable, **kind})
+    return Rope(**{"rotary_dim": rotary_dim, "frequencies": tuple(frequencies), "max_stable_length": stable, **kind})
 
 
 def _slots(tensors: Sequence[Tensor], count: int) -> list[dict[str, list[Tensor]]]:

@@ -106,8 +106,8 @@ def _folder(model: Path | None, random: str | None, family: str) -> Iterator[Pat
 
 def _ending(chosen: Chosen, drawn: bool) -> tuple[int, ...]:
     """Tokens that every prompt of the model needs at its end."""
-    if chosen.contexts is not None:
-        return (chosen.contexts.marks[0], chosen.contexts.end)
+    if chosen.prefix_lm is not None:
+        return (chosen.prefix_lm.mask_ids[0], chosen.prefix_lm.end)
     if drawn:
         return ()
     from llmctl import tokenizers

@@ -15,7 +15,7 @@ from llmctl.runtime import operators
 
 if TYPE_CHECKING:
     from llmctl.adapters.folder import Opened
-    from llmctl.card.decoder_spec import Contexts
+    from llmctl.card.decoder_spec import PrefixLM
     from llmctl.card.dims import Dims
     from llmctl.infer.runner import Runner
 
@@ -51,7 +51,7 @@ class Chosen:
         folder: Of the tokenizer.
         vocab: Rows of the embedding.
         adapters: Names that lines of a file may give.
-        contexts: Tokens that every prompt needs, where the family reads contexts in both directions.
+        prefix_lm: Tokens that every prompt needs, where the family reads contexts in both directions.
         load: From the tokenizer and the tokens of each prompt with its answer (none for a conversation) to what answers, and
             its longest rows.
     """
@@ -61,7 +61,7 @@ class Chosen:
     folder: Path
     vocab: int
     adapters: tuple[str, ...]
-    contexts: Contexts | None
+    prefix_lm: PrefixLM | None
     load: Callable[[Ends, Sequence[int]], tuple[Runner, int]]
 
 
@@ -170,7 +170,7 @@ def _dynamic(source: ModelSource, named: Mapping[str, Any], given: Mapping[str, 
         return _batches(layer, tokenizer, given, "dynamic"), longest(layer, source.dims)
 
     return Chosen(
-        "dynamic", source.plugin.card, source.tokenizer_folder, source.dims.vocab, (), _contexts(source), load
+        "dynamic", source.plugin.card, source.tokenizer_folder, source.dims.vocab, (), _prefix_lm(source), load
     )
 
 
@@ -180,7 +180,7 @@ def _fused(source: ModelSource, named: Mapping[str, Any], given: Mapping[str, An
         from llmctl.infer.packed.pack import graph_of
 
         rope = graph_of(source.plugin, source.dims).rope
-        stable = rope.stable_length if rope else None
+        stable = rope.max_stable_length if rope else None
         if given["engine"] == "auto" and stable is not None and max(lengths, default=0) > stable:
             reason = f"prompt and answer may pass {stable} tokens, and the model's rotation depends on the length then"
             click.echo(f"engine: dynamic ({reason})", err=True)
@@ -190,7 +190,7 @@ def _fused(source: ModelSource, named: Mapping[str, Any], given: Mapping[str, An
         return _continuous(model, source.dims, tokenizer, lengths, given)
 
     return Chosen(
-        "fused", source.plugin.card, source.tokenizer_folder, source.dims.vocab, tuple(named), _contexts(source), load
+        "fused", source.plugin.card, source.tokenizer_folder, source.dims.vocab, tuple(named), _prefix_lm(source), load
     )
 
 
@@ -228,14 +228,14 @@ def _packed(model: Path, given: Mapping[str, Any]) -> Chosen:
 
     names = tuple(adapter.name for adapter in packed.adapters[: None if every < 0 else every])
     words = tokenizer_folder(adapted.folder, model) if adapted else model
-    return Chosen("fused", plugin.card, words, packed.graph.vocab, names, packed.graph.contexts, load)
+    return Chosen("fused", plugin.card, words, packed.graph.vocab, names, packed.graph.prefix_lm, load)
 
 
-def _contexts(source: ModelSource) -> Contexts | None:
+def _prefix_lm(source: ModelSource) -> PrefixLM | None:
     from llmctl.infer.packed.pack import graph_of
 
     try:
-        return graph_of(source.plugin, source.dims).contexts
+        return graph_of(source.plugin, source.dims).prefix_lm
     except LlmctlError:
         return None
 
@@ -256,7 +256,7 @@ def _continuous(
     if not native.available() and runtime.device() == "cpu":
         click.echo(f"engine: fused, by paddle's operations ({_no_kernels()})", err=True)
     virtual = 0 if model.prefix is None else model.prefix.shape[2]
-    stable = model.graph.rope.stable_length if model.graph.rope else None
+    stable = model.graph.rope.max_stable_length if model.graph.rope else None
     limit = stable or int(dims.get("max_positions") or 0)
     limit = max(1, limit - virtual) if limit else 0
     asked = [length for length in lengths for _ in range(width)] or [limit or CHAT]

@@ -60,9 +60,9 @@ class CausalLM(paddle.nn.Layer):
         return rotary is not None and rotary.by_length
 
     @property
-    def stable_length(self) -> int:
+    def max_stable_length(self) -> int:
         """The length up to which cached keys stay right; of interest if ``position_depends_on_length``."""
-        return self.decoder.rotary.stable_length - self.virtual_tokens
+        return self.decoder.rotary.max_stable_length - self.virtual_tokens
 
     def hidden_states(
         self,

@@ -1,4 +1,4 @@
-"""Contexts that are read in both directions, found by the tokens that mark them: positions in two dimensions, and the mask.
+"""PrefixLM that are read in both directions, found by the tokens that mark them: positions in two dimensions, and the mask.
 
 A document is ``... mark ... end answer``: everything before the end token is the context, and the answer stands for the
 mark. Letters as in the package's docstring.
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from llmctl.card.decoder_spec import Contexts
+from llmctl.card.decoder_spec import PrefixLM
 from llmctl.errors import DataError
 from llmctl.nn.cache import KVCache
 from llmctl.nn.mask import Layout, Mask
@@ -33,7 +33,7 @@ class ContextView:
         contexts: The tokens.
     """
 
-    def __init__(self, rotary: Rotary, contexts: Contexts) -> None:
+    def __init__(self, rotary: Rotary, contexts: PrefixLM) -> None:
         self._rotary, self._contexts = rotary, contexts
 
     def __call__(
@@ -72,7 +72,7 @@ class ContextView:
         return layout.position_BT - cache.rows["base"], *rows, paddle.where(known_B1, own_T, first_BT)
 
 
-def find_contexts(ids_BT: Any, position_BT: Any, real_BT: Any, contexts: Contexts) -> tuple[Any, Any, Any, Any]:
+def find_contexts(ids_BT: Any, position_BT: Any, real_BT: Any, contexts: PrefixLM) -> tuple[Any, Any, Any, Any]:
     """For every token, as int64 [B, T]: its place in its document, the place of the document's end token, the place of the
     mark that the answer stands for, and the first column whose token sees it.
 
@@ -100,21 +100,21 @@ def find_contexts(ids_BT: Any, position_BT: Any, real_BT: Any, contexts: Context
     return place_BT, context_BT, masked_BT, first_BT
 
 
-def _context(ids: list[int], contexts: Contexts, row: int) -> tuple[int, int]:
+def _context(ids: list[int], contexts: PrefixLM, row: int) -> tuple[int, int]:
     """Length of a document's context, and the place of its mark."""
     context = ids[: ids.index(contexts.end)] if contexts.end in ids else ids
-    marks = [mark for mark in contexts.marks if mark in context]
+    marks = [mark for mark in contexts.mask_ids if mark in context]
     if contexts.end not in ids or not marks:
-        lacking = contexts.end if contexts.end not in ids else " or ".join(map(str, contexts.marks))
+        lacking = contexts.end if contexts.end not in ids else " or ".join(map(str, contexts.mask_ids))
         raise DataError(
             f"row {row} has no token {lacking} where its context ends; a prompt of this family ends with the ids "
-            f"{contexts.marks[0]} {contexts.end}"
+            f"{contexts.mask_ids[0]} {contexts.end}"
         )
     return len(context), context.index(marks[0])
 
 
 def find_context(
-    ids_BT: paddle.Tensor, position_BT: paddle.Tensor, real_BT: paddle.Tensor, contexts: Contexts
+    ids_BT: paddle.Tensor, position_BT: paddle.Tensor, real_BT: paddle.Tensor, contexts: PrefixLM
 ) -> tuple[paddle.Tensor, ...]:
     """``find_contexts`` for rows that are one document each, as operators that a program can hold.
 
@@ -131,7 +131,7 @@ def find_context(
     end_B1 = earliest(position_BT, paddle.logical_and(real_BT, ids_BT == contexts.end))
     context_BT = paddle.logical_and(real_BT, position_BT < end_B1)
     mark_B1 = paddle.full_like(base_B1, FAR)
-    for mark in reversed(contexts.marks):
+    for mark in reversed(contexts.mask_ids):
         found_B1 = earliest(position_BT, paddle.logical_and(context_BT, ids_BT == mark))
         mark_B1 = paddle.where(found_B1 < FAR, found_B1, mark_B1)
     whole_B1 = paddle.logical_and(end_B1 < FAR, mark_B1 < FAR)

@@ -43,7 +43,7 @@ class Rotary:
         self._scaling = dict(scaling or {})
         self._rule = rule_for(scaling, rules)
         self.by_length = self._rule.by_length
-        self.stable_length = max_positions
+        self.max_stable_length = max_positions
 
     def frequencies(self, length: int = 0) -> list[float]:
         """Radians per position of each pair, for sequences of ``length`` tokens."""

@@ -6,10 +6,10 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
-from llmctl.card.fill_decoder import standard_decoder
+from llmctl.card.fill_decoder import fill_decoder
 from llmctl.card.sharding import Parallel, QuantTarget, Split, _split
 from llmctl.card.weight_map import Rename, by_module
 from llmctl.errors import PluginError, UnsupportedError
@@ -70,5 +70,5 @@ def quant_layers(card: Family, dims: Dims, method: str) -> Sequence[QuantTarget]
 
 
 @hookimpl(trylast=True)
-def fused_graph(card: Family, dims: Dims) -> FusedDecoder:
-    return standard_decoder(card, dims)
+def fused_graph(card: Family, dims: Dims) -> DecoderSpec:
+    return fill_decoder(card, dims)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pluggy
 
-from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.card.sharding import Parallel, QuantTarget, Split
@@ -75,10 +75,10 @@ def quant_layers(card: Family, dims: Dims, method: str) -> Sequence[QuantTarget]
 
 
 @hookspec(firstresult=True)
-def fused_graph(card: Family, dims: Dims) -> FusedDecoder:  # type: ignore[empty-body]
+def fused_graph(card: Family, dims: Dims) -> DecoderSpec:  # type: ignore[empty-body]
     """What the fused engine computes for a model of these dims.
 
-    Default: ``llmctl.card.fill_decoder.standard_decoder``, from the card's slots, kernels and ``decoder``.
+    Default: ``llmctl.card.fill_decoder``, from the card's slots, kernels and ``decoder``.
 
     Raises:
         UnsupportedError: It cannot; the message says why.

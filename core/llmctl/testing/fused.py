@@ -291,7 +291,7 @@ def repeat(folder: Path, plugin: plugins.Plugin, name: str) -> None:
     golden = goldens.read(folder)
     model = pack_model(folder, plugin, plugin.card.dims_from_config(read_config(folder)))
     engine, graph = executor(name, model), model.graph
-    most = (graph.rope and graph.rope.stable_length) or 1 << 30
+    most = (graph.rope and graph.rope.max_stable_length) or 1 << 30
     for ids, logits in _rows(golden, most):
         found = _stepping(engine, graph, 1).feed((0, ids))[0]
         worst = float(np.abs(found - logits).max())

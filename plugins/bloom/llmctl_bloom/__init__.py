@@ -81,7 +81,7 @@ CARD = Family(
         "bias_dropout_fusion",
     ),  # fmt: skip
     sizes=_sizes(),
-    decoder=lambda dims: {"carry_normed": dims.post_norm_residual},
+    decoder=lambda dims: {"residual_after_norm": dims.post_norm_residual},
     params=(
         Param("word_embeddings.weight", "vocab, hidden", kind="embed", slot="embed"),
         *norm_rows("word_embeddings_layernorm", "embed_ln"),

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2103.10360. ChatGLM2 and ChatGLM3 are a card of their own.
 import struct
 
 from llmctl import Family, Param, Setting, TokenFacts, Unsupported, hookimpl, sizes, template
-from llmctl.card.decoder_spec import Contexts
+from llmctl.card.decoder_spec import PrefixLM
 from llmctl.card.fill_decoder import rope
 from llmctl.card.presets import fixed_settings, linear_rows, norm_rows, required_settings
 from llmctl.card.rope import Rule, plain
@@ -25,21 +25,21 @@ NAMES = dict(architectures=("ChatGLMModel", "ChatGLMForConditionalGeneration"), 
 """Of all generations, as are the settings."""
 NO_BORDER = Unsupported("each row needs [gMASK] and <bos> at its border of context and answer; corpora have none")
 THETA = 10000.0
-RESIDUAL = (2 * 28) ** 0.5
-"""Factor of what is carried on, which is the norm's output. The original takes 28 layers however many there are."""
+RESIDUAL_SCALE = (2 * 28) ** 0.5
+"""Factor of the residual, which is the norm's output. The original takes 28 layers whatever the depth."""
 HALF = {"rope_type": "float16"}
 RULES = {"float16": Rule(lambda *given: [struct.unpack("e", struct.pack("e", f))[0] for f in plain(*given)])}
 """Frequencies as the original holds them."""
 
 
-def contexts(dims):
-    """A document is ``... [gMASK] ... <bos> answer``: everything before ``<bos>`` is the context."""
-    return Contexts(end=dims.bos, marks=(dims.gmask, dims.mask))
+def prefix_lm(dims):
+    """A document is ``... [gMASK] ... <bos> answer``: everything before ``<bos>`` is the prefix."""
+    return PrefixLM(end=dims.bos, mask_ids=(dims.gmask, dims.mask))
 
 
 def _decoder(dims):
-    turned = rope(dims, HALF, RULES, theta=THETA, parts=2, pairs="two-halves")
-    return dict(rope=turned, contexts=contexts(dims), carry_normed=True, carry_scale=RESIDUAL)
+    rotary = rope(dims, HALF, RULES, theta=THETA, pairs="2d")
+    return dict(rope=rotary, prefix_lm=prefix_lm(dims), residual_after_norm=True, residual_scale=RESIDUAL_SCALE)
 
 
 CARD = Family(

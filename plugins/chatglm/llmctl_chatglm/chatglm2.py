@@ -44,7 +44,7 @@ def rotation(dims):
 
 def _decoder(dims):
     theta, scaling = rotation(dims)
-    return {"rope": rope(dims, scaling, theta=theta, width=dims.head_dim // 2, pairs="neighbours")}
+    return {"rope": rope(dims, scaling, theta=theta, rotary_dim=dims.head_dim // 2, pairs="interleaved")}
 
 
 CARD = Family(

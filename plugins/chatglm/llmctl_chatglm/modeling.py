@@ -9,7 +9,7 @@ from llmctl.nn.norm import LayerNorm
 from llmctl.nn.packed_attention import PackedAttention, grouped, interleaved
 from llmctl.nn.prefix_lm import ContextView
 from llmctl.nn.rotary import Rotary, turn_first_halves, turn_halves
-from llmctl_chatglm import HALF, RESIDUAL, RULES, THETA, contexts
+from llmctl_chatglm import HALF, RESIDUAL_SCALE, RULES, THETA, prefix_lm
 from llmctl_chatglm.chatglm2 import rotation
 
 
@@ -23,9 +23,9 @@ class ChatGLMForCausalLM(CausalLM):
             lambda: MLP(dims.hidden, dims.ffn, gelu_tanh, ("dense_h_to_4h", "dense_4h_to_h"), dims.init_std),
             LayerNorm,
             ("attention", "mlp", "input_layernorm", "post_attention_layernorm"),
-            lambda x_BTD, normed_BTD: normed_BTD * RESIDUAL,
+            lambda x_BTD, normed_BTD: normed_BTD * RESIDUAL_SCALE,
             names=("word_embeddings", "layers", "final_layernorm"),
-            view=ContextView(Rotary(dims.head_dim // 2, THETA, HALF, rules=RULES), contexts(dims)),
+            view=ContextView(Rotary(dims.head_dim // 2, THETA, HALF, rules=RULES), prefix_lm(dims)),
         )
         super().__init__("chatglm", decoder, head_of(dims))
 

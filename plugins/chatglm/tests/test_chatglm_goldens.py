@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl.card.decoder_spec import Contexts
+from llmctl.card.decoder_spec import PrefixLM
 from llmctl.card.tiny import tiny_dims
 from llmctl.errors import ConfigError, DataError
 from llmctl.nn.cache import KVCache
@@ -16,7 +16,7 @@ from llmctl_chatglm.modeling import ChatGLM2ForCausalLM, ChatGLMForCausalLM
 
 CARDS = {card.name: card for card in (CARD, chatglm2.CARD)}
 BOS, GMASK, MASK = 60, 61, 62
-CONTEXTS = Contexts(end=BOS, marks=(GMASK, MASK))
+CONTEXTS = PrefixLM(end=BOS, mask_ids=(GMASK, MASK))
 
 
 @pytest.mark.parametrize("name", CARDS)

@@ -38,7 +38,7 @@ class QwenAngles(paddle.nn.Layer):
         self._plain = self._stretched = Rotary(dims.head_dim, dims.rope_theta)
         if dims.dynamic_ntk:
             self._stretched = Rotary(dims.head_dim, dims.rope_theta, NTK, dims.trained, RULES)
-        self.by_length, self.stable_length = self._stretched.by_length, self._stretched.stable_length
+        self.by_length, self.max_stable_length = self._stretched.by_length, self._stretched.max_stable_length
         self._log_n_beyond = dims.trained if dims.log_n else None
 
     def forward(self, position_BT, dtype):

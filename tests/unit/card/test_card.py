@@ -201,10 +201,10 @@ def test_a_name_that_no_kernel_knows_and_a_tensor_that_fusing_would_lose_are_pro
 
 
 def test_a_family_with_a_norm_of_its_own_has_no_fused_path():
-    assert fill_decoder.standard_decoder(make_card(*HF_DECODER_ROWS, position="none"), DIMS).kv_heads == 2
+    assert fill_decoder.fill_decoder(make_card(*HF_DECODER_ROWS, position="none"), DIMS).kv_heads == 2
     card = make_card(*HF_DECODER_ROWS, position="none", norm="other")
     with pytest.raises(UnsupportedError, match="x is no standard decoder: norm 'other' has no kernel"):
-        fill_decoder.standard_decoder(card, DIMS)
+        fill_decoder.fill_decoder(card, DIMS)
     assert state(card, "fused") == Unsupported("the fused decoder has no kernel for the family's norm")
 
 
@@ -277,7 +277,7 @@ def test_fused_graph_orders_the_parts_of_a_slot():
     up = [Param(experts + name, "hidden, ffn", slot=slot) for name, slot in (("b", "ffn1.10"), ("a", "ffn1.2"))]
     gate = Param("layers.{layer}.gate", "hidden, experts", kind="router", slot="gate")
     card = make_card(*rows, *up, gate, position="none", moe=Moe("softmax-topk", 2))
-    filled = fill_decoder.standard_decoder(card, DIMS)
+    filled = fill_decoder.fill_decoder(card, DIMS)
     assert filled.layers[1]["qkv"] == tuple(f"layers.1.self_attn.{part}_proj.weight" for part in "qkv")
     assert filled.layers[1]["ffn1"] == tuple(f"layers.1.{expert}.{name}" for expert in range(3) for name in "ab")
     assert filled.experts.count == 3
@@ -324,7 +324,7 @@ SOME_EXPERTS = [*HF_DECODER_ROWS, Param("layers.{layer}.g", "hidden, experts", k
 def test_what_is_no_standard_decoder_is_refused_with_what_is_in_the_way(rows, fields, why):
     card = make_card(*rows, **{"position": "none", **fields})
     with pytest.raises(UnsupportedError, match=re.escape(f"x is no standard decoder: {why}")):
-        fill_decoder.standard_decoder(card, DIMS.replace(some=(True, False)))
+        fill_decoder.fill_decoder(card, DIMS.replace(some=(True, False)))
 
 
 def test_claims_come_before_what_the_table_implies():

@@ -109,7 +109,7 @@ def test_generation_counts_virtual_tokens_where_rotations_depend_on_the_length()
     """Rows that outgrow the trained length only with the virtual tokens are run without a cache."""
     changes = {"double_ffn": 96, "log_n": True, "trained": 12, "dynamic_ntk": True}
     model, _, _, dims = prefixed("qwen", changes)
-    assert model.stable_length == 12 - TOKENS
+    assert model.max_stable_length == 12 - TOKENS
     prompt = RNG.integers(3, dims.vocab, 5).tolist()
     options = SamplingOptions(max_new_tokens=6)
     cached, uncached = (generate(model, [prompt], options, [], 0, use_cache=use)[0].ids for use in (True, False))

@@ -1,13 +1,13 @@
-"""Contexts that are read in both directions are found by special tokens."""
+"""PrefixLM that are read in both directions are found by special tokens."""
 
 import numpy as np
 import paddle
 
-from llmctl.card.decoder_spec import Contexts
+from llmctl.card.decoder_spec import PrefixLM
 from llmctl.nn.prefix_lm import find_context, find_contexts
 
 END, FIRST, SECOND = 60, 61, 62
-CONTEXTS = Contexts(end=END, marks=(FIRST, SECOND))
+CONTEXTS = PrefixLM(end=END, mask_ids=(FIRST, SECOND))
 
 
 def test_operators_of_programs_find_what_the_loop_over_documents_finds():

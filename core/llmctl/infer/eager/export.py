@@ -77,7 +77,7 @@ def export(
 def max_positions(layer: Any, dims: Dims) -> int:
     """Most tokens of prompt and answer: the model's, or as far as its positions do not depend on the length; 0 = any."""
     if getattr(layer, "position_depends_on_length", False):
-        return max(1, int(layer.stable_length))
+        return max(1, int(layer.max_stable_length))
     return longest(layer, dims)
 
 

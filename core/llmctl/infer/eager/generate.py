@@ -46,7 +46,7 @@ def generate(
 
     Args:
         model: A layer with ``hidden_states`` and ``logits``, or a ``model.Model``. Where rows may outgrow its
-            ``stable_length``, it is run prompt by prompt without a cache, as keys of earlier steps do not fit later ones
+            ``max_stable_length``, it is run prompt by prompt without a cache, as keys of earlier steps do not fit later ones
             then.
         prompts: Token ids, at least one each.
         options: How tokens are chosen.
@@ -66,7 +66,7 @@ def generate(
             raise ValueError(f"prompt {row.index} is empty")
     model = as_model(model)
     longest = max((len(prompt) for prompt in prompts), default=0) + options.max_new_tokens
-    changing = model.stable_length is not None and longest > model.stable_length
+    changing = model.max_stable_length is not None and longest > model.max_stable_length
     for group in [[row] for row in rows] if changing else [rows]:
         batch = _Batch(model, group, options.max_new_tokens, pad_id, use_cache and not changing)
         while batch.rows:

@@ -22,7 +22,7 @@ class DynamicModel:
         layer.eval()
         self.layer = layer
         changing = getattr(layer, "position_depends_on_length", False)
-        self.stable_length: int | None = getattr(layer, "stable_length", 0) if changing else None
+        self.max_stable_length: int | None = getattr(layer, "max_stable_length", 0) if changing else None
 
     def begin(self, columns: int, use_cache: bool = True) -> DynamicSteps:
         """A batch of new rows."""

@@ -33,10 +33,10 @@ class Model(Protocol):
     """Something that begins batches.
 
     Attributes:
-        stable_length: Longest rows whose cached keys stay right; None = any.
+        max_stable_length: Longest rows whose cached keys stay right; None = any.
     """
 
-    stable_length: int | None
+    max_stable_length: int | None
 
     def begin(self, columns: int, use_cache: bool = True) -> Steps:
         """A batch of new rows.

@@ -29,7 +29,7 @@ class StaticModel:
         CheckpointError: The folder is damaged.
     """
 
-    stable_length: int | None = None
+    max_stable_length: int | None = None
 
     def __init__(self, folder: Path, about: Exported | None = None) -> None:
         self.about = about or read(folder)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.infer.engine.beam_search import Beams
 from llmctl.infer.engine.block_manager import Row, Tables
@@ -76,7 +76,7 @@ class Engine:
     def __init__(
         self,
         executor: Executor,
-        graph: FusedDecoder,
+        graph: DecoderSpec,
         *,
         blocks: int,
         end_ids: Collection[int] = (),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.errors import ConfigError
 from llmctl.infer.engine.block_manager import Tables
 from llmctl.infer.engine.positions import Context, Places
@@ -12,9 +12,9 @@ from llmctl.infer.executors.base import BLOCK
 from llmctl.infer.request import Request
 
 
-def step_tokens_for(graph: FusedDecoder, most_rows: int = 64, enough: int = 512) -> int:
+def step_tokens_for(graph: DecoderSpec, most_rows: int = 64, enough: int = 512) -> int:
     """Tokens of a step that are enough for a model: contexts that are read in both directions go into one step."""
-    if not graph.contexts:
+    if not graph.prefix_lm:
         return max(enough, most_rows + 1)
     return max(enough, (graph.max_positions or 2048) + most_rows)
 
@@ -67,7 +67,7 @@ class Limits:
 
     def _length(self, request: Request, width: int) -> None:
         graph, virtual = self.places.graph, self.places.virtual
-        stable = graph.rope.stable_length if graph.rope else None
+        stable = graph.rope.max_stable_length if graph.rope else None
         if stable is not None:
             other = "; longer sequences need --engine dynamic"
             _within(request, stable - virtual, "positions for which the model's rotation is fixed", other)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.errors import DataError
 from llmctl.infer.executors.base import Int
 
@@ -37,7 +37,7 @@ class Places:
         virtual: Virtual tokens before every sequence.
     """
 
-    graph: FusedDecoder
+    graph: DecoderSpec
     virtual: int = 0
 
     def context(self, ids: Sequence[int]) -> Context | None:
@@ -46,14 +46,14 @@ class Places:
         Raises:
             DataError: The tokens that mark it are missing.
         """
-        rule = self.graph.contexts
+        rule = self.graph.prefix_lm
         if rule is None:
             return None
         length = list(ids).index(rule.end) if rule.end in ids else -1
         before = list(ids[:length]) if length >= 0 else list(ids)
-        mark = next((token for token in rule.marks if token in before), None)
+        mark = next((token for token in rule.mask_ids if token in before), None)
         if length < 0 or mark is None:
-            marks = " or ".join(str(token) for token in rule.marks)
+            marks = " or ".join(str(token) for token in rule.mask_ids)
             raise DataError(
                 f"the prompt has no token {rule.end if length < 0 else marks}; prompts of this model end with "
                 f"{marks}, then {rule.end}"
@@ -70,7 +70,7 @@ class Places:
         end_T = place_T + 1
         window = self.graph.window
         begin_T = np.zeros_like(place_T) if window is None else np.maximum(end_T - window, 0)
-        if not self.graph.contexts:
+        if not self.graph.prefix_lm:
             return place_T, None, begin_T, end_T
         position_T = place_T - self.virtual
         second_T = np.zeros_like(place_T)

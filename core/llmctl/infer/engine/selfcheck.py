@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmctl.card.decoder_spec import FusedDecoder, Rope
+from llmctl.card.decoder_spec import DecoderSpec, Rope
 from llmctl.infer.executors.native import NativeExecutor
 from llmctl.infer.packed.linear import pack
 from llmctl.infer.packed.model import Adapted, Float, Layer, Linear, Norm, PackedAdapter, PackedModel
 
-GRAPH = FusedDecoder(
+GRAPH = DecoderSpec(
     outer={}, layers=({}, {}), hidden=48, embed=48, heads=4, kv_heads=2, head_dim=16, ffn=40, vocab=67, norm="rmsnorm",
     norm_eps=1e-5, activation="swiglu", score_scales=(0.25, 0.3),
-    rope=Rope(width=16, frequencies=tuple(10.0 ** -(i / 2) for i in range(8))),
+    rope=Rope(rotary_dim=16, frequencies=tuple(10.0 ** -(i / 2) for i in range(8))),
 )  # fmt: skip
 
 

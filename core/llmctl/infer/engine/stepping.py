@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.infer.executors.base import BLOCK, Batch
 
 Array = NDArray[Any]
@@ -28,7 +28,7 @@ class Stepping:
     def __init__(
         self,
         executor: Any,
-        graph: FusedDecoder,
+        graph: DecoderSpec,
         adapters: Sequence[int],
         longest: int = 64,
         prefix: Array | None = None,
@@ -59,7 +59,7 @@ class Stepping:
             row_T=np.concatenate([np.full(len(ids), i, np.int32) for i, (_, ids) in enumerate(stretches)]),
             place_T=place,
             position_T=position,
-            second_T=second if self._graph.contexts else None,
+            second_T=second if self._graph.prefix_lm else None,
             begin_T=begin,
             end_T=end,
             blocks_RM=np.ascontiguousarray(self._blocks[[row for row, _ in stretches]]),
@@ -79,15 +79,15 @@ class Stepping:
         return made
 
 
-def _views(graph: FusedDecoder, ids: Sequence[int], virtual: int) -> Array:
+def _views(graph: DecoderSpec, ids: Sequence[int], virtual: int) -> Array:
     """Place, position, second position, first place seen and the place after the last, of every token [5, T]."""
     own = np.arange(len(ids))
     place, second = own + virtual, np.zeros_like(own)
     begin = np.zeros_like(own) if graph.window is None else np.maximum(place + 1 - graph.window, 0)
     end, position = place + 1, place
-    if graph.contexts:
-        length = list(ids).index(graph.contexts.end)
-        mark = next(ids.index(mark) for mark in graph.contexts.marks if mark in ids[:length])
+    if graph.prefix_lm:
+        length = list(ids).index(graph.prefix_lm.end)
+        mark = next(ids.index(mark) for mark in graph.prefix_lm.mask_ids if mark in ids[:length])
         inside = own < length
         end = np.where(inside, virtual + length, end)
         position, second = np.where(inside, own, mark), np.where(inside, 0, own - length + 1)

@@ -27,8 +27,8 @@ class Batch:
         ids_T: Token ids.
         row_T: The sequence of each token: its row of ``blocks_RM``. A sequence's tokens stand together, by place.
         place_T: Place in the sequence, from 0; virtual tokens count.
-        position_T: Position of the first half of ``two-halves``, else as ``place_T`` (learned positions and rotation).
-        second_T: Position of the second half of ``two-halves``; None = not asked for.
+        position_T: Position of the first half of ``2d``, else as ``place_T`` (learned positions and rotation).
+        second_T: Position of the second half of ``2d``; None = not asked for.
         begin_T: First place that the token sees.
         end_T: Place after the last that it sees.
         blocks_RM: Blocks of each sequence in the cache; place p lies in block ``blocks_RM[row, p // BLOCK]``.

@@ -225,12 +225,12 @@ def _describe(model: PackedModel, kv: str, owned: _Owned) -> native.Model:
     made.layer = owned.list(native.Layer, [_layer(model, index, owned) for index in range(len(model.layers))])
     made.layers, made.hidden, made.heads, made.groups = len(model.layers), graph.hidden, graph.heads, graph.kv_heads
     made.width, made.ffn, made.vocab, made.embed_width = graph.head_dim, graph.ffn, graph.vocab, graph.embed
-    made.turned, made.halves = (graph.rope.width, graph.rope.pairs == "two-halves") if graph.rope else (0, 0)
+    made.turned, made.halves = (graph.rope.rotary_dim, graph.rope.pairs == "2d") if graph.rope else (0, 0)
     if graph.experts:
         made.experts, made.top_k, made.renormalize = graph.experts.count, graph.experts.top_k, graph.experts.renormalize
-    made.adapters, made.eps, made.carry_scale = len(model.adapters), graph.norm_eps, graph.carry_scale
+    made.adapters, made.eps, made.carry_scale = len(model.adapters), graph.norm_eps, graph.residual_scale
     made.layer_norm, made.activation = graph.norm == "layernorm", native.ACTIVATIONS.index(graph.activation)
-    made.norm_after, made.carry_normed, made.cache_int8 = graph.norm_after, graph.carry_normed, kv == "int8"
+    made.norm_after, made.carry_normed, made.cache_int8 = graph.norm_after, graph.residual_after_norm, kv == "int8"
     return made
 
 

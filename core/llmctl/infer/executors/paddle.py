@@ -133,8 +133,8 @@ class PaddleExecutor:
         """What is carried past a part, with the part's output."""
         graph = self._graph
         inner = x_TD if graph.norm_after else self._normed(x_TD, norm)
-        carried = inner if graph.carry_normed else x_TD
-        y_TD = (carried if graph.carry_scale == 1.0 else carried * graph.carry_scale) + part(inner)
+        carried = inner if graph.residual_after_norm else x_TD
+        y_TD = (carried if graph.residual_scale == 1.0 else carried * graph.residual_scale) + part(inner)
         return self._normed(y_TD, norm) if graph.norm_after else y_TD
 
     def _normed(self, x: paddle.Tensor, norm: Any) -> paddle.Tensor:
@@ -236,7 +236,7 @@ def _angles(batch: Batch, rope: Rope, dtype: str) -> tuple[paddle.Tensor, paddle
     """Cosines and sines [T, width/2] of the angle of each pair."""
     frequencies = np.asarray(rope.frequencies)
     angle = np.outer(batch.position_T, frequencies)
-    if rope.pairs == "two-halves":
+    if rope.pairs == "2d":
         assert batch.second_T is not None, "each half has positions of its own"
         angle = np.concatenate([angle, np.outer(batch.second_T, frequencies)], axis=1)
     cos, sin = (tensor(values.astype(np.float32), dtype) for values in (np.cos(angle), np.sin(angle)))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.checkpoint.formats.dtypes import widen
 from llmctl.infer.executors.base import BLOCK, Batch
 from llmctl.infer.packed import linear as packed_linear
@@ -89,9 +89,9 @@ class Twin:
     def _part(self, weights: Norm, x_TD: Array, part: Callable[[Array], Array]) -> Array:
         graph = self.graph
         if graph.norm_after:
-            return norm(graph, weights, x_TD * graph.carry_scale + part(x_TD))
+            return norm(graph, weights, x_TD * graph.residual_scale + part(x_TD))
         normed = norm(graph, weights, x_TD)
-        return (normed if graph.carry_normed else x_TD) * graph.carry_scale + part(normed)
+        return (normed if graph.residual_after_norm else x_TD) * graph.residual_scale + part(normed)
 
     def _attention(self, index: int, x_TD: Array, batch: Batch) -> Array:
         graph, layer, adapted = self.graph, self.model.layers[index], self._changes(index, batch)
@@ -163,7 +163,7 @@ class Twin:
         return y if linear.bias is None else y + linear.bias
 
 
-def norm(graph: FusedDecoder, weights: Norm, x: Array) -> Array:
+def norm(graph: DecoderSpec, weights: Norm, x: Array) -> Array:
     """x normalised over its last axis."""
     if graph.norm == "layernorm":
         x = x - x.mean(axis=-1, keepdims=True)
@@ -171,17 +171,17 @@ def norm(graph: FusedDecoder, weights: Norm, x: Array) -> Array:
     return y if weights.bias is None else y + weights.bias
 
 
-def turned(graph: FusedDecoder, x_TNH: Array, batch: Batch) -> Array:
+def turned(graph: DecoderSpec, x_TNH: Array, batch: Batch) -> Array:
     """Elements i and i + width/2 of every head turned by the angles of the tokens' positions."""
     rope = graph.rope
     if rope is None:
         return x_TNH
     angle = batch.position_T[:, None] * np.asarray(rope.frequencies)
-    if rope.pairs == "two-halves":
+    if rope.pairs == "2d":
         assert batch.second_T is not None
         angle = np.concatenate([angle, batch.second_T[:, None] * np.asarray(rope.frequencies)], axis=1)
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
-    low, high, rest = np.split(x_TNH, [rope.width // 2, rope.width], axis=-1)
+    low, high, rest = np.split(x_TNH, [rope.rotary_dim // 2, rope.rotary_dim], axis=-1)
     return np.concatenate([low * cos - high * sin, high * cos + low * sin, rest], axis=-1)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.decoder_spec import DecoderSpec
 
 FIRST = 256
 """Positions that the tables hold at least."""
@@ -26,13 +26,15 @@ class Turning:
         ValueError: There are not as many frequencies as pairs.
     """
 
-    def __init__(self, graph: FusedDecoder) -> None:
+    def __init__(self, graph: DecoderSpec) -> None:
         self._rope = graph.rope
         self._rows = 0
         if graph.rope is not None:
-            pairs = graph.rope.width // (4 if graph.rope.pairs == "two-halves" else 2)
-            if len(graph.rope.frequencies) != pairs or graph.rope.width > graph.head_dim:
-                raise ValueError(f"{len(graph.rope.frequencies)} frequencies do not fit a width of {graph.rope.width}")
+            pairs = graph.rope.rotary_dim // (4 if graph.rope.pairs == "2d" else 2)
+            if len(graph.rope.frequencies) != pairs or graph.rope.rotary_dim > graph.head_dim:
+                raise ValueError(
+                    f"{len(graph.rope.frequencies)} frequencies do not fit a width of {graph.rope.rotary_dim}"
+                )
 
     def reach(self, position: int, most: int) -> None:
         """Makes sure that a position has its row, if it is below ``most``.
@@ -42,7 +44,7 @@ class Turning:
         """
         if self._rope is None or position < self._rows:
             return
-        stable = self._rope.stable_length
+        stable = self._rope.max_stable_length
         if stable is not None and position >= stable:
             raise ValueError(f"position {position}: the model's frequencies hold for {stable} positions")
         # Not as far as a position goes that cannot be meant.

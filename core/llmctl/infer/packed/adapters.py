@@ -12,7 +12,7 @@ from llmctl.adapters.adapter import Adapter, Part
 from llmctl.adapters.folder import Opened
 from llmctl.adapters.merge import Merged
 from llmctl.adapters.prefix import Prefix
-from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.errors import CheckpointError, UnsupportedError
 from llmctl.infer.packed.model import Adapted, Float, PackedAdapter
 from llmctl.infer.packed.pack import Order, chunks, element_order, qkv_order
@@ -21,7 +21,7 @@ PLACES = {"qkv": "qkv", "out": "out", "ffn1": "up", "ffn2": "down"}
 """Slot -> name of the packed linear that its tensors make up."""
 
 
-def pack_adapter(adapter: Adapter, graph: FusedDecoder, widths: Mapping[str, int], name: str) -> PackedAdapter:
+def pack_adapter(adapter: Adapter, graph: DecoderSpec, widths: Mapping[str, int], name: str) -> PackedAdapter:
     """A low-rank adapter beside the packed weights, which it leaves as they are.
 
     Args:
@@ -62,14 +62,14 @@ def widths_of(plugin: Any, dims: Any) -> dict[str, int]:
     return {tensor.name: tensor.shape[-1] for tensor in rows}
 
 
-def pack_prefix(prefix: Prefix, graph: FusedDecoder) -> Float:
+def pack_prefix(prefix: Prefix, graph: DecoderSpec) -> Float:
     """Keys and values of virtual tokens [layers, 2, P, K, H], each head's keys in the order of packed ones.
 
     A prefix in memory holds keys as the family's layer caches them: turned already, and where neighbours are turned
     together in the order of packed keys already.
     """
     values = np.array(prefix.values, np.float32)
-    if graph.rope is not None and graph.rope.pairs == "two-halves":
+    if graph.rope is not None and graph.rope.pairs == "2d":
         values[:, 0] = values[:, 0][..., element_order(graph)]
     return values
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.infer.packed.linear import PackedLinear
 
 Float = NDArray[np.float32]
@@ -37,7 +37,7 @@ class Layer:
     """One layer of the standard decoder.
 
     The outputs of ``qkv`` are all queries, then all keys, then all values, each head by head; within a head they lie so
-    that pairs which are turned together are element i and i + width/2 of the first ``rope.width``. The score scale is
+    that pairs which are turned together are element i and i + width/2 of the first ``rope.rotary_dim``. The score scale is
     not in them. Of a gated layer ``up`` gives gate and then up.
 
     Attributes:
@@ -98,7 +98,7 @@ class PackedModel:
             and turned already; None = none.
     """
 
-    graph: FusedDecoder
+    graph: DecoderSpec
     embed: NDArray[np.generic]
     head: Linear
     layers: tuple[Layer, ...]

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.card.decoder_spec import FusedDecoder
+from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.card.dims import Dims
 from llmctl.card.support import require
 from llmctl.checkpoint.convert import open_source
@@ -145,7 +145,7 @@ def pack_model(
     return pack(graph, Rounded(state_of(open_source(folder, plugin, dims).state, graph), weights, group))
 
 
-def graph_of(plugin: Any, dims: Dims) -> FusedDecoder:
+def graph_of(plugin: Any, dims: Dims) -> DecoderSpec:
     """What the fused engine computes for a model.
 
     Raises:
@@ -155,7 +155,7 @@ def graph_of(plugin: Any, dims: Dims) -> FusedDecoder:
     return plugin.hooks.fused_graph(card=plugin.card, dims=dims)  # type: ignore[no-any-return]
 
 
-def state_of(state: Mapping[str, Any], graph: FusedDecoder) -> dict[str, Any]:
+def state_of(state: Mapping[str, Any], graph: DecoderSpec) -> dict[str, Any]:
     """The tensors of a checkpoint as the graph computes with them.
 
     Raises:
@@ -167,7 +167,7 @@ def state_of(state: Mapping[str, Any], graph: FusedDecoder) -> dict[str, Any]:
     return {**state, **({head: UnitColumns(state[head])} if graph.unit_head and head else {})}
 
 
-def pack(graph: FusedDecoder, weights: Weights) -> PackedModel:
+def pack(graph: DecoderSpec, weights: Weights) -> PackedModel:
     """The model in the form of executors.
 
     Args:
@@ -190,7 +190,7 @@ def pack(graph: FusedDecoder, weights: Weights) -> PackedModel:
     )
 
 
-def element_order(graph: FusedDecoder) -> Order:
+def element_order(graph: DecoderSpec) -> Order:
     """For each element of a packed head, which element of the original head it is [head_dim].
 
     Pairs that are turned together stand half of the turned width apart.
@@ -198,15 +198,15 @@ def element_order(graph: FusedDecoder) -> Order:
     order = np.arange(graph.head_dim)
     if graph.rope is None:
         return order
-    turned = order[: graph.rope.width]
-    if graph.rope.pairs == "neighbours":
+    turned = order[: graph.rope.rotary_dim]
+    if graph.rope.pairs == "interleaved":
         turned = turned.reshape(-1, 2).T
-    elif graph.rope.pairs == "two-halves":
+    elif graph.rope.pairs == "2d":
         turned = turned.reshape(2, 2, -1).swapaxes(0, 1)
-    return np.concatenate([turned.reshape(-1), order[graph.rope.width :]])
+    return np.concatenate([turned.reshape(-1), order[graph.rope.rotary_dim :]])
 
 
-def qkv_order(graph: FusedDecoder) -> Order:
+def qkv_order(graph: DecoderSpec) -> Order:
     """For each output of a packed projection of queries, keys and values, which output of the original one it is."""
     heads, kv_heads = graph.heads, graph.kv_heads
     rows = np.arange((heads + 2 * kv_heads) * graph.head_dim).reshape(-1, graph.head_dim)
@@ -216,7 +216,7 @@ def qkv_order(graph: FusedDecoder) -> Order:
     return np.concatenate([rows[:turned, element_order(graph)], rows[turned:]]).reshape(-1)
 
 
-def _layers(graph: FusedDecoder, weights: Weights) -> tuple[Layer, ...]:
+def _layers(graph: DecoderSpec, weights: Weights) -> tuple[Layer, ...]:
     """All layers, one for each processor at a time."""
     order = qkv_order(graph)
     kept = None if np.array_equal(order, np.arange(len(order))) else order
@@ -224,7 +224,7 @@ def _layers(graph: FusedDecoder, weights: Weights) -> tuple[Layer, ...]:
         return tuple(pool.map(lambda slots: _layer(graph, slots, weights, kept), graph.layers))
 
 
-def _layer(graph: FusedDecoder, slots: Mapping[str, Names], weights: Weights, order: Order | None) -> Layer:
+def _layer(graph: DecoderSpec, slots: Mapping[str, Names], weights: Weights, order: Order | None) -> Layer:
     experts = graph.experts.count if graph.experts and "gate" in slots else 1
     up, up_bias = (chunks(slots.get(slot, ()), experts) for slot in ("ffn1", "ffn1_bias"))
     down, down_bias = (chunks(slots.get(slot, ()), experts) for slot in ("ffn2", "ffn2_bias"))

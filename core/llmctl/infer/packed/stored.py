@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.card.decoder_spec import Contexts, Experts, FusedDecoder, Rope
+from llmctl.card.decoder_spec import DecoderSpec, Experts, PrefixLM, Rope
 from llmctl.infer.packed.linear import PackedLinear
 from llmctl.infer.packed.model import Adapted, Layer, Linear, Norm, PackedAdapter, PackedModel
 
@@ -31,16 +31,23 @@ class Stored:
 
 STORED: Mapping[type, Stored] = {
     Adapted: Stored("Adapted"),
-    Contexts: Stored("Contexts"),
+    PrefixLM: Stored("Contexts", {"mask_ids": "marks"}),
     Experts: Stored("Experts"),
-    FusedDecoder: Stored("FusedDecoder"),
+    DecoderSpec: Stored(
+        "FusedDecoder",
+        {"residual_after_norm": "carry_normed", "residual_scale": "carry_scale", "prefix_lm": "contexts"},
+    ),
     Layer: Stored("Layer"),
     Linear: Stored("Linear"),
     Norm: Stored("Norm"),
     PackedAdapter: Stored("PackedAdapter"),
     PackedLinear: Stored("PackedLinear"),
     PackedModel: Stored("PackedModel"),
-    Rope: Stored("Rope"),
+    Rope: Stored(
+        "Rope",
+        {"rotary_dim": "width", "max_stable_length": "stable_length"},
+        {"pairs": {"neox": "halves", "interleaved": "neighbours", "2d": "two-halves"}},
+    ),
 }
 _CLASSES = {stored.name: cls for cls, stored in STORED.items()}
 

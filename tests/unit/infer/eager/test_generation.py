@@ -164,7 +164,7 @@ def test_a_batch_that_fails_together_is_answered_one_by_one(tokenizer):
     class Choosy:
         """Refuses a batch that holds the token 7."""
 
-        stable_length = None
+        max_stable_length = None
 
         def begin(self, columns, use_cache=True):
             return self

@@ -203,5 +203,5 @@ def test_the_engine_chooses_as_batches_of_the_dynamic_layer_do(seed, options):
 
 def test_steps_are_large_enough_for_contexts():
     assert step_tokens_for(graph()) == 512 and step_tokens_for(graph(), most_rows=600) == 601
-    contexts = MODELS["contexts"].contexts
-    assert step_tokens_for(graph(contexts=contexts, max_positions=1000)) == 1064
+    contexts = MODELS["contexts"].prefix_lm
+    assert step_tokens_for(graph(prefix_lm=contexts, max_positions=1000)) == 1064

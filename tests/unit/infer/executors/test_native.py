@@ -241,7 +241,7 @@ def test_a_cache_that_no_memory_holds_is_refused(blocks):
 @pytest.mark.parametrize("message", BAD)
 def test_a_step_that_would_leave_the_model_or_the_cache_is_refused_and_the_next_one_runs(message):
     stable = 100 if "100" in message else None
-    form = {**ROPE_FORM, "rope": dataclasses.replace(ROPE_FORM["rope"], stable_length=stable)}
+    form = {**ROPE_FORM, "rope": dataclasses.replace(ROPE_FORM["rope"], max_stable_length=stable)}
     model = build(form)
     executor, text = NativeExecutor(model, 2), Text([3, 4])
     executor.allocate(2)

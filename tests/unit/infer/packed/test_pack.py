@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmctl import plugins
-from llmctl.card.decoder_spec import FusedDecoder, Rope
+from llmctl.card.decoder_spec import DecoderSpec, Rope
 from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.convert import convert, open_source
 from llmctl.checkpoint.formats.dtypes import widen
@@ -18,24 +18,24 @@ from llmctl.infer.packed.pack import UnitColumns, element_order, graph_of, pack_
 
 def graph(heads=2, kv_heads=2, head_dim=8, **fields):
     sizes = dict(hidden=16, heads=heads, kv_heads=kv_heads, head_dim=head_dim, ffn=8, vocab=8, embed=16)
-    return FusedDecoder(outer={}, layers=(), norm="rmsnorm", norm_eps=1e-5, activation="relu", **sizes, **fields)
+    return DecoderSpec(outer={}, layers=(), norm="rmsnorm", norm_eps=1e-5, activation="relu", **sizes, **fields)
 
 
 def rope(width, pairs):
-    return Rope(width=width, pairs=pairs, frequencies=())
+    return Rope(rotary_dim=width, pairs=pairs, frequencies=())
 
 
 @pytest.mark.parametrize(
     ("turned", "order"),
     [
         (None, [0, 1, 2, 3, 4, 5, 6, 7]),
-        (rope(8, "halves"), [0, 1, 2, 3, 4, 5, 6, 7]),
-        (rope(4, "neighbours"), [0, 2, 1, 3, 4, 5, 6, 7]),
-        (rope(8, "two-halves"), [0, 1, 4, 5, 2, 3, 6, 7]),
+        (rope(8, "neox"), [0, 1, 2, 3, 4, 5, 6, 7]),
+        (rope(4, "interleaved"), [0, 2, 1, 3, 4, 5, 6, 7]),
+        (rope(8, "2d"), [0, 1, 4, 5, 2, 3, 6, 7]),
     ],
 )
 def test_elements_that_are_turned_together_stand_half_the_width_apart(turned, order):
-    """``two-halves`` turns 0 with 2 and 1 with 3, and 4 with 6 and 5 with 7."""
+    """``2d`` turns 0 with 2 and 1 with 3, and 4 with 6 and 5 with 7."""
     assert element_order(graph(rope=turned)).tolist() == order
 
 
