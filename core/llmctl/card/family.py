@@ -12,6 +12,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -193,9 +194,22 @@ class Family:
     def expand(self, dims: Mapping[str, Any]) -> list[Tensor]:
         """All tensors of a model of these dims, in the order of the table.
 
+        Computed once for each ``Dims``.
+
         Raises:
             ValueError: Two rows give the same name, or a symbol has no value.
         """
+        if not isinstance(dims, Dims):
+            return self._table(dims)
+        if dims not in self._tables:
+            self._tables[dims] = self._table(dims)
+        return list(self._tables[dims])
+
+    @cached_property
+    def _tables(self) -> dict[Dims, list[Tensor]]:
+        return {}
+
+    def _table(self, dims: Mapping[str, Any]) -> list[Tensor]:
         tensors = [tensor for param in self.params for tensor in self._expand(param, dims)]
         seen: set[str] = set()
         for tensor in tensors:

@@ -70,6 +70,16 @@ def test_a_row_named_twice_is_refused():
         card.expand(DIMS)
 
 
+def test_equal_dims_are_expanded_once_and_callers_may_change_the_list(monkeypatch):
+    card, calls = make_card(Param("a.weight", "hidden, ffn")), []
+    made = Family._table
+    monkeypatch.setattr(Family, "_table", lambda self, dims: calls.append(dims) or made(self, dims))
+    first = card.expand(DIMS)
+    first.clear()
+    assert len(card.expand(Dims(**DIMS))) == 1 and len(calls) == 1
+    assert len(card.expand(dict(DIMS))) == 1 and len(card.expand(DIMS.replace(hidden=2))) == 1 and len(calls) == 3
+
+
 def test_conditional_rows_follow_their_setting():
     card = make_card(Param("/head.weight", "hidden, vocab", when="not tied"))
     assert [tensor.name for tensor in card.expand(DIMS)] == ["head.weight"]
