@@ -78,11 +78,11 @@ def _matrix(as_json: bool, check: Path | None, update: Path | None) -> None:
 
 
 def _installed() -> list[dict[str, str]]:
-    rows = []
+    rows, families = [], plugins.Families()
     for found in plugins.installed():
         row = {"family": found.name, "distribution": found.distribution, "version": found.version}
         try:
-            card = plugins.load(found.name).card
+            card = families.load(found.name).card
             rows.append({**row, "status": "ok", "note": f"{len(card.sizes)} sizes; {', '.join(card.architectures)}"})
         except PluginError as error:
             rows.append({**row, "status": "BROKEN", "note": str(error)})

@@ -60,10 +60,10 @@ class Cell:
 
 def rows() -> dict[str, dict[str, Cell]]:
     """Family -> method -> cell, for every installed family."""
-    table = {}
-    for name in dict.fromkeys(found.name for found in plugins.installed()):
+    table, families = {}, plugins.Families()
+    for name in families.names:
         try:
-            plugin = plugins.load(name)
+            plugin = families.load(name)
         except PluginError as error:
             table[name] = {method: Cell("broken", str(error).splitlines()[0]) for method in COLUMNS}
             continue

@@ -7,7 +7,8 @@ import pytest
 
 from llmctl import plugins
 from llmctl.errors import PluginError
-from llmctl.plugins import hookspecs
+from llmctl.plugins import hookspecs, registry
+from llmctl.plugins.loading import load_installed
 
 
 def test_a_family_outside_the_repository_loads(fakes):
@@ -145,6 +146,20 @@ def test_family_is_found_by_the_architecture_of_a_checkpoint(fakes):
     assert "pip install llmctl-falcon" in message and "fake-broken 1.2.3" in message
     with pytest.raises(PluginError, match="says FalconForCausalLM, which is not of the family parrot"):
         plugins.resolve("parrot", {"architectures": ["FalconForCausalLM"]}, "m/config.json")
+
+
+def test_families_list_the_distributions_once_and_load_each_plugin_once(fakes, monkeypatch):
+    fakes("third_party", "broken")
+    loads, lists, listed = [], [], plugins.installed
+    monkeypatch.setattr(registry, "load_installed", lambda found: loads.append(found.name) or load_installed(found))
+    monkeypatch.setattr(registry, "installed", lambda: lists.append(1) or listed())
+    families = plugins.Families()
+    plugin = families.resolve("auto", {"architectures": ["ParrotForCausalLM"]}, "config.json")
+    assert families.load("parrot") is plugin is families.load_for({"architectures": ["ParrotForCausalLM"]}, "x")
+    for _ in range(2):
+        with pytest.raises(PluginError, match="a_module_that_nobody_has"):
+            families.load("brokenfam")
+    assert sorted(loads) == families.names and len(lists) == 1
 
 
 def test_a_plugin_overrides_one_hook_and_keeps_the_other_defaults(fakes):
