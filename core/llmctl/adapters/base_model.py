@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ import numpy as np
 
 from llmctl.adapters import targets
 from llmctl.card.dims import Dims
+from llmctl.card.weight_map import Rename
 from llmctl.checkpoint import slices
+from llmctl.checkpoint.build import CheckedModel
 from llmctl.checkpoint.folder import open_folder
 from llmctl.checkpoint.formats.dtypes import STORAGE, cast, round_bfloat16
+from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.load import by_target
 from llmctl.checkpoint.naming import recognise
@@ -38,6 +41,21 @@ def record(base: Path, plugin: Any, dims: Dims, state: Mapping[str, Any] | None 
         state: Its tensors by their names on the card, where they are not those of the folder: anything with ``dtype`` and
             ``numpy()``.
     """
+    if state is not None:
+        return _record(base, plugin, dims, _state_hash(state, plugin, dims))
+    tensors = open_folder(base).tensors
+    _, renames = recognise(tensors, plugin, dims)
+    return _record(base, plugin, dims, _values_hash(tensors, renames, plugin, dims))
+
+
+def record_of(model: CheckedModel) -> dict[str, Any]:
+    """As `record`, of a model from a folder whose weights are opened already."""
+    assert model.weights, "a new model is the base of nothing"
+    values = _values_hash(model.weights.tensors, model.renames, model.plugin, model.dims)
+    return _record(model.weights.path, model.plugin, model.dims, values)
+
+
+def _record(base: Path, plugin: Any, dims: Dims, values_hash: str) -> dict[str, Any]:
     shapes = {tensor.name: list(tensor.shape) for tensor in plugin.card.expand(dims)}
     return {
         "family": plugin.card.name,
@@ -45,7 +63,7 @@ def record(base: Path, plugin: Any, dims: Dims, state: Mapping[str, Any] | None 
         "path": str(base.resolve()),
         "tensors": len(shapes),
         "shapes_hash": _digest(json.dumps(sorted(shapes.items())).encode()),
-        "values_hash": _values_hash(base, plugin, dims) if state is None else _state_hash(state, plugin, dims),
+        "values_hash": values_hash,
     }
 
 
@@ -117,9 +135,7 @@ def find(named: str, folder: Path, given: Path | None) -> Path:
     raise CheckpointError(f"{folder} is an adapter and {reason} with --base FOLDER")
 
 
-def _values_hash(base: Path, plugin: Any, dims: Dims) -> str:
-    tensors = open_folder(base).tensors
-    _, renames = recognise(tensors, plugin, dims)
+def _values_hash(tensors: Mapping[str, TensorInfo], renames: Sequence[Rename], plugin: Any, dims: Dims) -> str:
     known = targets.linears(plugin.card, dims)
     digest = hashlib.sha256()
     for target, sources in sorted(by_target(tensors, renames).items()):

@@ -1,68 +1,108 @@
-"""From a checkpoint folder to a paddle layer: the family, the dims, the layer, its weights."""
+"""From a checkpoint folder to a paddle layer: the family, the dims, the opened weights, the layer.
+
+A ``CheckedModel`` holds what the checks found, so that a job that checks first and loads later does either once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl import plugins, runtime
+from llmctl import runtime
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.card.sharding import Parallel
 from llmctl.card.weight_map import Rename
 from llmctl.checkpoint.folder import WeightFolder, open_folder
-from llmctl.checkpoint.hf_config import read_config
-from llmctl.checkpoint.load import Expected, check_weights, load_weights
+from llmctl.checkpoint.hf_config import NAME, read_config
+from llmctl.checkpoint.load import Expected, check_weights, fill_layer
 from llmctl.checkpoint.naming import recognise
+from llmctl.plugins import Families, Plugin
 
 
-def load_model(
-    folder: Path, family: str = "auto", dtype: str = "float32", allow_missing: tuple[str, ...] = ()
-) -> tuple[Any, Dims, plugins.Plugin]:
+@dataclass(frozen=True)
+class CheckedModel:
+    """A model that passed every check that needs no paddle. None of its tensors are in memory.
+
+    Attributes:
+        plugin: The family.
+        dims: The model's dims.
+        config: Content of its config.json.
+        weights: Its opened weights, compared with the card; None = a new model, which has none yet.
+        renames: Which tensor of the folder goes where.
+    """
+
+    plugin: Plugin
+    dims: Dims
+    config: Mapping[str, Any]
+    weights: WeightFolder | None = None
+    renames: Sequence[Rename] = ()
+
+    @property
+    def folder(self) -> Path | None:
+        """The checkpoint folder; None = a new model."""
+        return self.weights.path if self.weights else None
+
+    def layer(self, dtype: str = "float32") -> Any:
+        """A ``paddle.nn.Layer`` with the weights of the folder, or with the initial values of a new model.
+
+        Args:
+            dtype: ``"float32"``, ``"float64"`` or a half type: of its parameters.
+
+        Raises:
+            CheckpointError: A file of the folder ends early.
+        """
+        runtime.import_paddle("a model")
+        model = build(self.plugin, self.dims, dtype)
+        if self.weights:
+            fill_layer(model, self.weights.tensors, self.renames)
+        return model
+
+
+def load_model(folder: Path, family: str = "auto", dtype: str = "float32") -> tuple[Any, Dims, Plugin]:
     """The layer with its weights, its dims and its family.
 
     Args:
         folder: A checkpoint folder as Hugging Face lays it out.
         family: Name of a family, or ``"auto"`` for the one that claims the checkpoint's architecture.
         dtype: ``"float32"`` or ``"float64"``, the type to compute in.
-        allow_missing: Names of tensors that may be absent and keep their initial values.
 
     Raises:
         LlmctlError: No family fits, or the folder's tensors are not exactly the card's.
     """
-    config = read_config(folder)
-    plugin = plugins.resolve(family, config, str(folder / "config.json"))
-    dims = plugin.card.dims_from_config(config, str(folder / "config.json"))
-    weights, renames = open_checked(folder, plugin, dims, dtype, allow_missing)
-    runtime.import_paddle("a model")
-    model = build(plugin, dims, dtype)
-    load_weights(weights, model, renames, allow_missing=allow_missing, ignored=plugin.card.ignored_tensors)
-    return model, dims, plugin
+    model = check_model(folder, family)
+    return model.layer(dtype), model.dims, model.plugin
 
 
-def open_checked(
-    folder: Path, plugin: plugins.Plugin, dims: Dims, dtype: str, allow_missing: tuple[str, ...] = ()
-) -> tuple[WeightFolder, list[Rename]]:
-    """The weights of a folder and where they go, after a look at all headers; needs no paddle.
+def check_model(folder: Path, family: str = "auto") -> CheckedModel:
+    """A folder's model, checked without paddle; arguments and errors as for `load_model`."""
+    config, where = read_config(folder), str(folder / NAME)
+    plugin = Families().resolve(family, config, where)
+    return open_model(folder, plugin, plugin.card.dims_from_config(config, where), config)
+
+
+def open_model(folder: Path, plugin: Plugin, dims: Dims, config: Mapping[str, Any]) -> CheckedModel:
+    """The model of a folder whose config.json has been read, after a look at the headers of all tensors.
 
     Args:
         folder: The checkpoint.
         plugin: Its family.
         dims: Its dims.
-        dtype: Of the layer that it is for.
-        allow_missing: As for `load_model`.
+        config: Content of its config.json.
 
     Raises:
         CheckpointError: Tensors are not exactly the card's; one message lists them all.
     """
     weights = open_folder(folder)
     _, renames = recognise(weights.tensors, plugin, dims)
-    expected = {tensor.name: Expected(tensor.shape, dtype) for tensor in plugin.card.expand(dims)}
-    check_weights(weights, expected, renames, allow_missing, plugin.card.ignored_tensors)
-    return weights, renames
+    expected = {tensor.name: Expected(tensor.shape, "float32") for tensor in plugin.card.expand(dims)}
+    check_weights(weights, expected, renames, ignored=plugin.card.ignored_tensors)
+    return CheckedModel(plugin, dims, config, weights, renames)
 
 
-def build(plugin: plugins.Plugin, dims: Dims, dtype: str = "float32") -> Any:
+def build(plugin: Plugin, dims: Dims, dtype: str = "float32") -> Any:
     """A layer with its initial values, checked against the card.
 
     Raises:

@@ -67,10 +67,27 @@ def load_weights(
         ValueError: The renames do not cover the layer.
     """
     folder = folder if isinstance(folder, WeightFolder) else open_folder(folder)
+    check_weights(folder, layer.state_dict(), renames, allow_missing, ignored)
+    return fill_layer(layer, folder.tensors, renames)
+
+
+def fill_layer(layer: Any, tensors: Mapping[str, TensorInfo], renames: Sequence[Rename]) -> list[str]:
+    """Fills a ``paddle.nn.Layer`` from tensors that passed `check_weights`, cast to each parameter's dtype.
+
+    Args:
+        layer: The model.
+        tensors: Of an opened folder, by name.
+        renames: As for `load_weights`.
+
+    Returns:
+        The targets that kept their initial values, because a source is absent.
+
+    Raises:
+        CheckpointError: A file ends early.
+    """
     state = layer.state_dict()
-    check_weights(folder, state, renames, allow_missing, ignored)
-    kept = {rename.target for rename in renames if rename.source not in folder.tensors}
-    for target, sources in by_target(folder.tensors, renames).items():
+    kept = {rename.target for rename in renames if rename.source not in tensors}
+    for target, sources in by_target(tensors, renames).items():
         if target not in kept:
             dtype = dtype_name(state[target])
             values = np.empty(tuple(state[target].shape), STORAGE[dtype])
