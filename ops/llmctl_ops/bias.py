@@ -6,8 +6,8 @@ import math
 
 import paddle
 
-from llmctl_ops import library, reference
-from llmctl_ops.calling import POINTER, SIZE, done, fits, pointer, wanted
+from llmctl_ops import reference
+from llmctl_ops.calling import call, fits, wanted
 
 
 def add_bias(x: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
@@ -33,20 +33,18 @@ class _AddBias(paddle.autograd.PyLayer):
 
     @staticmethod
     def backward(ctx, grad):
-        return grad if ctx.wanted[0] else None, _sum_rows(grad.contiguous()) if ctx.wanted[1] else None
+        return grad if ctx.wanted[0] else None, _sum_rows(grad) if ctx.wanted[1] else None
 
 
 def _forward(x: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
-    x, out = x.contiguous(), paddle.empty_like(x)
-    kernel = library.load().kernel("add_bias", *[POINTER] * 3, SIZE, SIZE)
-    done(kernel(pointer(x), pointer(bias), pointer(out), *_rows(x)))
+    out = paddle.empty_like(x)
+    call("add_bias", (x, bias), (out,), _rows(x))
     return out
 
 
 def _sum_rows(x: paddle.Tensor) -> paddle.Tensor:
     out = paddle.empty([x.shape[-1]], "float32")
-    kernel = library.load().kernel("sum_rows", POINTER, POINTER, SIZE, SIZE)
-    done(kernel(pointer(x), pointer(out), *_rows(x)))
+    call("sum_rows", (x,), (out,), _rows(x))
     return out
 
 

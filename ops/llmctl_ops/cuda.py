@@ -57,12 +57,15 @@ def narrow(x_SKH: Any, slot_S: Any, codes: Any, units: Any) -> None:
         units: What their heads' codes count in [slots, K], float32.
 
     Raises:
+        ValueError: The cache is a view with gaps.
         RuntimeError: The kernel could not be started.
     """
     library = load()
     assert library is not None, "serves() said that there are kernels"
+    if not (codes.is_contiguous() and units.is_contiguous()):
+        raise ValueError("narrow writes to codes and units in place, so they must be contiguous")
     # Parts of a product's output are views on GPUs.
-    x_SKH = x_SKH.contiguous()
+    x_SKH, slot_S = x_SKH.contiguous(), slot_S.contiguous()
     kind = KINDS.index(str(x_SKH.dtype).rpartition(".")[2])
     pointers = [x.data_ptr() for x in (slot_S, codes, units)]
     places, heads, width = x_SKH.shape
@@ -88,6 +91,7 @@ def choose(logits_LV: Any, choices: Sequence[Choice], logprobs: bool = False) ->
 
     library = load()
     assert library is not None, "serves() said that there are kernels"
+    logits_LV = logits_LV.contiguous()
     place, (rows, vocab) = logits_LV.place, logits_LV.shape
     held = (Native * rows)()
     lists = [array for native, choice in zip(held, choices, strict=True) for array in fill(native, choice)]

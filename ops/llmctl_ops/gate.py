@@ -6,8 +6,8 @@ import math
 
 import paddle
 
-from llmctl_ops import library, reference
-from llmctl_ops.calling import POINTER, SIZE, done, fits, pointer, wanted
+from llmctl_ops import reference
+from llmctl_ops.calling import call, fits, wanted
 
 FLOAT_BYTES = 4
 
@@ -27,41 +27,39 @@ def swiglu(gate: paddle.Tensor, up: paddle.Tensor | None = None) -> paddle.Tenso
         return reference.swiglu(*tensors)
     if wanted(*tensors):
         return _SwiGLU.apply(*tensors)
-    return _forward(*(x.contiguous() for x in tensors))
+    return _forward(*tensors)
 
 
 class _SwiGLU(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx, *tensors):
         ctx.wanted = [not x.stop_gradient for x in tensors]
-        tensors = tuple(x.contiguous() for x in tensors)
         ctx.save_for_backward(*tensors)
         return _forward(*tensors)
 
     @staticmethod
     def backward(ctx, grad):
-        tensors, grad = ctx.saved_tensor(), grad.contiguous()
+        tensors = [x.contiguous() for x in ctx.saved_tensor()]
         grads = [paddle.empty_like(x) for x in tensors]
-        kernel = library.load().kernel("swiglu_backward", *[POINTER] * 5, *[SIZE] * 3)
-        done(kernel(*_halves(tensors), pointer(grad), *_halves(grads), *_sizes(grad, tensors)))
+        call("swiglu_backward", (*_halves(tensors), grad), _halves(grads), _sizes(grad, tensors))
         found = [x if wanted else None for x, wanted in zip(grads, ctx.wanted, strict=True)]
         return tuple(found) if len(found) > 1 else found[0]
 
 
 def _forward(*tensors: paddle.Tensor) -> paddle.Tensor:
+    tensors = [x.contiguous() for x in tensors]
     *leading, width = tensors[0].shape
     out = paddle.empty([*leading, width if len(tensors) == 2 else width // 2], "float32")
-    kernel = library.load().kernel("swiglu_forward", *[POINTER] * 3, *[SIZE] * 3)
-    done(kernel(*_halves(tensors), pointer(out), *_sizes(out, tensors)))
+    call("swiglu_forward", _halves(tensors), (out,), _sizes(out, tensors))
     return out
 
 
-def _halves(tensors) -> tuple[int | None, int | None]:
-    """The addresses of gate and up."""
-    start = pointer(tensors[0])
+def _halves(tensors) -> tuple[paddle.Tensor, paddle.Tensor | int]:
+    """Gate and up; the second half of one contiguous tensor by its address."""
     if len(tensors) == 2:
-        return start, pointer(tensors[1])
-    return start, None if start is None else start + FLOAT_BYTES * (tensors[0].shape[-1] // 2)
+        return tensors
+    (both,) = tensors
+    return both, both.data_ptr() + FLOAT_BYTES * (both.shape[-1] // 2)
 
 
 def _sizes(out: paddle.Tensor, tensors) -> tuple[int, int, int]:

@@ -41,11 +41,11 @@ class Library:
     threads: str = "none"
 
     def kernel(self, name: str, *types: type) -> Callable[..., int] | None:
-        """The function of this name with these types of arguments; None where there is no library."""
+        """The function of this name; None where there is no library. The first call that names types of arguments sets them."""
         if self.handle is None:
             return None
         function = getattr(self.handle, f"llmctl_ops_{name}_{self.level}")
-        if function.argtypes is None:
+        if types and function.argtypes is None:
             function.argtypes = types
         return function
 

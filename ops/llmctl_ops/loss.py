@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import paddle
 
-from llmctl_ops import library, reference
-from llmctl_ops.calling import FLOAT, POINTER, SIZE, done, fits, pointer, wanted
+from llmctl_ops import reference
+from llmctl_ops.calling import call, fits, wanted
 
 _BAD_LABEL = 2
 
@@ -31,14 +31,14 @@ def cross_entropy(logits_NV: paddle.Tensor, labels_N: paddle.Tensor, overwrite: 
         return reference.cross_entropy(logits_NV, labels_N)
     if wanted(logits_NV):
         return _CrossEntropy.apply(logits_NV, labels_N, overwrite)
-    return _forward(logits_NV.contiguous(), labels_N.contiguous())[0]
+    return _forward(logits_NV, labels_N)[0]
 
 
 class _CrossEntropy(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx, logits, labels, overwrite):
         ctx.overwrite = overwrite
-        logits, labels = logits.contiguous(), labels.contiguous()
+        logits = logits.contiguous()  # the backward pass may write to it
         total, log_sum = _forward(logits, labels)
         ctx.save_for_backward(logits, labels, log_sum)
         return total
@@ -47,17 +47,12 @@ class _CrossEntropy(paddle.autograd.PyLayer):
     def backward(ctx, grad):
         logits, labels, log_sum = ctx.saved_tensor()
         grad_logits = logits.detach() if ctx.overwrite else paddle.empty_like(logits)
-        kernel = library.load().kernel("cross_entropy_backward", *[POINTER] * 4, SIZE, SIZE, FLOAT)
-        tensors = [pointer(x) for x in (logits, labels, log_sum, grad_logits)]
-        done(kernel(*tensors, *logits.shape, float(grad)))
+        call("cross_entropy_backward", (logits, labels, log_sum), (grad_logits,), logits.shape, (float(grad),))
         return grad_logits, None
 
 
 def _forward(logits: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
     losses, log_sum = (paddle.empty([logits.shape[0]], "float32") for _ in range(2))
-    kernel = library.load().kernel("cross_entropy_forward", *[POINTER] * 4, SIZE, SIZE)
-    status = kernel(*(pointer(x) for x in (logits, labels, losses, log_sum)), *logits.shape)
-    if status == _BAD_LABEL:
+    if call("cross_entropy_forward", (logits, labels), (losses, log_sum), logits.shape) == _BAD_LABEL:
         raise ValueError(f"a label is outside of 0 .. {logits.shape[1] - 1}")
-    done(status)
     return losses.astype("float64").sum().astype("float32"), log_sum

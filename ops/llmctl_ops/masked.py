@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 import paddle
 
-from llmctl_ops import library, reference
-from llmctl_ops.calling import FLOAT, POINTER, SIZE, done, fits, pointer, wanted
+from llmctl_ops import reference
+from llmctl_ops.calling import call, fits, wanted
 
 WIDEST = 512
 """The largest head_dim that the kernels have buffers for."""
-
-_DIMS = (*[SIZE] * 9, FLOAT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +24,14 @@ class _Mask:
     slopes: paddle.Tensor | None
     places: paddle.Tensor | None
 
-    def pointers(self) -> tuple[int | None, ...]:
-        return tuple(pointer(x) for x in (self.first, self.last, self.slopes, self.places))
+    @property
+    def tensors(self) -> tuple[paddle.Tensor | None, ...]:
+        return self.first, self.last, self.slopes, self.places
 
-    def dims(self, q: paddle.Tensor, k: paddle.Tensor) -> tuple[int | float, ...]:
+    def sizes(self, q: paddle.Tensor, k: paddle.Tensor) -> tuple[int, ...]:
         batch, new, heads, width = q.shape
         rows = 1 if self.places is None else self.places.shape[0]
-        sizes = (batch, new, k.shape[1], heads, k.shape[2], width, self.first.shape[0], rows, self.past)
-        return *sizes, self.scale
+        return batch, new, k.shape[1], heads, k.shape[2], width, self.first.shape[0], rows, self.past
 
 
 def attention(
@@ -70,18 +68,16 @@ def attention(
     _check(q_BTNH, k_BSKH, v_BSKH, first, last, slopes, places)
     if not fits(q_BTNH, k_BSKH, v_BSKH) or q_BTNH.shape[-1] > WIDEST:
         return reference.attention(q_BTNH, k_BSKH, v_BSKH, first, last, past, scale, slopes, places)
-    first, last, slopes, places = (x if x is None else x.contiguous() for x in (first, last, slopes, places))
     mask = _Mask(first, last, past, scale, slopes, places)
     if wanted(q_BTNH, k_BSKH, v_BSKH):
         return _Attention.apply(q_BTNH, k_BSKH, v_BSKH, mask)
-    return _forward(*(x.contiguous() for x in (q_BTNH, k_BSKH, v_BSKH)), mask, None)
+    return _forward(q_BTNH, k_BSKH, v_BSKH, mask, None)
 
 
 class _Attention(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx, q, k, v, mask):
         ctx.wanted = [not x.stop_gradient for x in (q, k, v)]
-        q, k, v = (x.contiguous() for x in (q, k, v))
         log_sum = paddle.empty([q.shape[0], q.shape[2], q.shape[1]], "float32")
         out = _forward(q, k, v, mask, log_sum)
         ctx.mask = mask
@@ -91,20 +87,15 @@ class _Attention(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx, grad):
         q, k, v, out, log_sum = ctx.saved_tensor()
-        grad = grad.contiguous()
         grads = [paddle.empty_like(x) for x in (q, k, v)]
-        kernel = library.load().kernel("attention_backward", *[POINTER] * 13, *_DIMS)
-        tensors = [pointer(x) for x in (q, k, v)]
-        rest = [pointer(x) for x in (out, log_sum, grad, *grads)]
-        done(kernel(*tensors, *ctx.mask.pointers(), *rest, *ctx.mask.dims(q, k)))
+        inputs = q, k, v, *ctx.mask.tensors, out, log_sum, grad
+        call("attention_backward", inputs, grads, ctx.mask.sizes(q, k), (ctx.mask.scale,))
         return tuple(x if wanted else None for x, wanted in zip(grads, ctx.wanted, strict=True))
 
 
 def _forward(q, k, v, mask: _Mask, log_sum: paddle.Tensor | None) -> paddle.Tensor:
     out = paddle.empty_like(q)
-    kernel = library.load().kernel("attention_forward", *[POINTER] * 9, *_DIMS)
-    tensors = [pointer(x) for x in (q, k, v)]
-    done(kernel(*tensors, *mask.pointers(), pointer(out), pointer(log_sum), *mask.dims(q, k)))
+    call("attention_forward", (q, k, v, *mask.tensors), (out, log_sum), mask.sizes(q, k), (mask.scale,))
     return out
 
 

@@ -6,8 +6,8 @@ import math
 
 import paddle
 
-from llmctl_ops import library, reference
-from llmctl_ops.calling import FLOAT, POINTER, SIZE, done, fits, pointer, wanted
+from llmctl_ops import reference
+from llmctl_ops.calling import call, fits, wanted
 
 
 def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tensor:
@@ -22,14 +22,13 @@ def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tens
         return reference.rms_norm(x, weight, eps)
     if wanted(x, weight):
         return _RMSNorm.apply(x, weight, eps)
-    return _forward(x.contiguous(), weight, eps, None)
+    return _forward(x, weight, eps, None)
 
 
 class _RMSNorm(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx, x, weight, eps):
         ctx.wanted = not x.stop_gradient, not weight.stop_gradient
-        x = x.contiguous()
         scale = paddle.empty(x.shape[:-1], "float32")
         ctx.save_for_backward(x, weight, scale)
         return _forward(x, weight, eps, scale)
@@ -37,17 +36,14 @@ class _RMSNorm(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx, grad):
         x, weight, scale = ctx.saved_tensor()
-        grad, grad_x, grad_weight = grad.contiguous(), paddle.empty_like(x), paddle.empty_like(weight)
-        kernel = library.load().kernel("rms_norm_backward", *[POINTER] * 6, SIZE, SIZE)
-        tensors = [pointer(t) for t in (x, weight, scale, grad, grad_x, grad_weight)]
-        done(kernel(*tensors, *_rows(x)))
+        grad_x, grad_weight = paddle.empty_like(x), paddle.empty_like(weight)
+        call("rms_norm_backward", (x, weight, scale, grad), (grad_x, grad_weight), _rows(x))
         return grad_x if ctx.wanted[0] else None, grad_weight if ctx.wanted[1] else None
 
 
 def _forward(x: paddle.Tensor, weight: paddle.Tensor, eps: float, scale: paddle.Tensor | None) -> paddle.Tensor:
     out = paddle.empty_like(x)
-    kernel = library.load().kernel("rms_norm_forward", *[POINTER] * 4, SIZE, SIZE, FLOAT)
-    done(kernel(pointer(x), pointer(weight), pointer(out), pointer(scale), *_rows(x), eps))
+    call("rms_norm_forward", (x, weight), (out, scale), _rows(x), (eps,))
     return out
 
 
@@ -63,14 +59,13 @@ def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, eps
         return reference.layer_norm(x, weight, bias, eps)
     if wanted(x, weight, bias):
         return _LayerNorm.apply(x, weight, bias, eps)
-    return _layer_forward(x.contiguous(), weight, bias, eps, None)
+    return _layer_forward(x, weight, bias, eps, None)
 
 
 class _LayerNorm(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
         ctx.wanted = [not t.stop_gradient for t in (x, weight, bias)]
-        x = x.contiguous()
         moments = paddle.empty([*x.shape[:-1], 2], "float32")
         ctx.save_for_backward(x, weight, moments)
         return _layer_forward(x, weight, bias, eps, moments)
@@ -78,17 +73,14 @@ class _LayerNorm(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx, grad):
         x, weight, moments = ctx.saved_tensor()
-        grad = grad.contiguous()
         grads = paddle.empty_like(x), paddle.empty_like(weight), paddle.empty_like(weight)
-        kernel = library.load().kernel("layer_norm_backward", *[POINTER] * 7, SIZE, SIZE)
-        done(kernel(*(pointer(t) for t in (x, weight, moments, grad, *grads)), *_rows(x)))
+        call("layer_norm_backward", (x, weight, moments, grad), grads, _rows(x))
         return tuple(t if wanted else None for t, wanted in zip(grads, ctx.wanted, strict=True))
 
 
 def _layer_forward(x, weight, bias, eps: float, moments: paddle.Tensor | None) -> paddle.Tensor:
     out = paddle.empty_like(x)
-    kernel = library.load().kernel("layer_norm_forward", *[POINTER] * 5, SIZE, SIZE, FLOAT)
-    done(kernel(*(pointer(t) for t in (x, weight, bias, out, moments)), *_rows(x), eps))
+    call("layer_norm_forward", (x, weight, bias), (out, moments), _rows(x), (eps,))
     return out
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import paddle
 
-from llmctl_ops import library, reference
-from llmctl_ops.calling import FLOAT, POINTER, SIZE, done, fits, pointer
+from llmctl_ops import reference
+from llmctl_ops.calling import call, fits
 
 
 def adamw(
@@ -37,22 +37,19 @@ def adamw(
         weight_decay: The weight loses ``lr * weight_decay * weight``.
 
     Raises:
-        ValueError: The shapes differ, or a tensor that is written is a view with gaps.
+        ValueError: The shapes differ.
     """
     tensors = (weight, grad, moment1, moment2)
     if any(x.shape != weight.shape for x in tensors):
         raise ValueError(f"adamw needs four tensors of one shape, not {[x.shape for x in tensors]}")
-    if not fits(*tensors):
+    # The kernel writes to memory in order.
+    if not fits(*tensors) or not all(x.is_contiguous() for x in (weight, moment1, moment2)):
         return reference.adamw(*tensors, lr, powers, betas, eps, weight_decay)
-    if not all(x.is_contiguous() for x in (weight, moment1, moment2)):
-        raise ValueError("adamw writes to its tensors in place, so they may not be views with gaps")
     # What the kernel's 1 - beta, of single precision, leaves out of the moments is given back here: 1e-5 of an update.
     rest1, rest2 = ((1 - power) * _single(beta) for power, beta in zip(powers, betas, strict=True))
     root = math.sqrt(rest2)
-    kernel = library.load().kernel("adamw", *[POINTER] * 4, SIZE, *[FLOAT] * 5)
     numbers = *betas, eps * root, lr * root / rest1, lr * weight_decay
-    grad = grad.contiguous()
-    done(kernel(*(pointer(x) for x in (weight, grad, moment1, moment2)), math.prod(weight.shape), *numbers))
+    call("adamw", tensors, (), (math.prod(weight.shape),), numbers)
 
 
 def _single(beta: float) -> float:
@@ -65,8 +62,6 @@ def sum_squares(tensors: Sequence[paddle.Tensor]) -> float:
     if not fits(*tensors):
         return reference.sum_squares(tensors)
     total = ctypes.c_double(0.0)
-    kernel = library.load().kernel("sum_squares", POINTER, SIZE, POINTER)
     for tensor in tensors:
-        tensor = tensor.contiguous()
-        done(kernel(pointer(tensor), math.prod(tensor.shape), ctypes.addressof(total)))
+        call("sum_squares", (tensor,), (), (math.prod(tensor.shape), ctypes.addressof(total)))
     return total.value

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import paddle
 
-from llmctl_ops import library, reference
-from llmctl_ops.calling import POINTER, SIZE, done, fits, pointer, wanted
+from llmctl_ops import reference
+from llmctl_ops.calling import call, fits, wanted
 
 
 def rope(x_BTNH: paddle.Tensor, cos_BT1H: paddle.Tensor, sin_BT1H: paddle.Tensor) -> paddle.Tensor:
@@ -45,8 +45,6 @@ class _Rope(paddle.autograd.PyLayer):
 
 
 def _turn(x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor, back: bool) -> paddle.Tensor:
-    x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
     out = paddle.empty_like(x)
-    kernel = library.load().kernel("rope", *[POINTER] * 4, *[SIZE] * 6)
-    done(kernel(*(pointer(t) for t in (x, cos, sin, out)), *x.shape, cos.shape[0], int(back)))
+    call("rope", (x, cos, sin), (out,), (*x.shape, cos.shape[0], int(back)))
     return out

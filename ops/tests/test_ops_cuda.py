@@ -127,6 +127,26 @@ def test_keys_are_written_in_8_bits_to_their_slots(dtype, device):
     assert (codes.numpy()[untouched] == 99).all() and (units.numpy()[untouched] == -1).all()
 
 
+def test_views_are_read_as_they_are_seen_and_not_written_to(device):
+    flag = "FLAGS_use_stride_kernel"
+    before = paddle.get_flags(flag)[flag]
+    paddle.set_flags({flag: True})
+    try:
+        wide = paddle.to_tensor(np.repeat(LOGITS[:2, :VOCAB], 2, axis=1), place=device)[:, ::2]
+        assert not wide.is_contiguous()
+        found = Chosen(*cuda.choose(wide, [Choice(), Choice()]))
+        assert found.token_L.tolist() == LOGITS[:2, :VOCAB].argmax(1).tolist()
+        x = paddle.to_tensor(np.arange(24, dtype=np.float32).reshape(3, 1, 8), place=device)[..., ::2]
+        slot = paddle.to_tensor(np.array([2, 9, 0, 9, 1, 9]), place=device)[::2]
+        codes, units = paddle.zeros([3, 1, 4], "int8"), paddle.zeros([3, 1], "float32")
+        cuda.narrow(x, slot, codes, units)
+        assert units.numpy()[:, 0].tolist() == [np.float32(top / 127) for top in (14, 22, 6)]
+        with pytest.raises(ValueError, match="contiguous"):
+            cuda.narrow(x, slot, paddle.zeros([3, 1, 8], "int8")[..., ::2], units)
+    finally:
+        paddle.set_flags({flag: before})
+
+
 def test_a_key_that_is_no_number_stays_none(device):
     x = paddle.to_tensor(np.array([[[1.0, np.nan]], [[1.0, 2.0]]], np.float32), place=device)
     codes, units = paddle.zeros([2, 1, 2], "int8"), paddle.zeros([2, 1], "float32")

@@ -181,7 +181,7 @@ inline int forward_all(const Attention& a, float* out, float* log_sum) {
 inline int backward_all(const Attention& a, const Gradients& g) {
   int64_t blocks = (a.queries + QUERIES - 1) / QUERIES, owners = a.batch * a.groups, group = a.heads / a.groups;
   int64_t threads = threads_for(owners * blocks), size = a.batch * a.keys * a.groups * a.width;
-  int64_t shares = owners >= threads ? 1 : (threads + owners - 1) / owners;
+  int64_t shares = owners == 0 || owners >= threads ? 1 : (threads + owners - 1) / owners;
   BackwardBuffers* buffers = aligned<BackwardBuffers>(threads);
   float* more = aligned<float>(2 * size * (shares - 1));
   if (!buffers || !more) return free(buffers), free(more), 1;

@@ -104,7 +104,7 @@ INLINE void single_join(float* memory, int64_t step, int64_t shares, int64_t g, 
 inline int forward_single(const Attention& a, float* out) {
   int64_t owners = a.batch * a.groups, group = a.heads / a.groups, step = Share::size(group, a.width);
   int64_t threads = threads_for(owners * ((a.keys + 4 * SPAN - 1) / (4 * SPAN)));
-  int64_t shares = owners >= threads ? 1 : (threads + owners - 1) / owners;
+  int64_t shares = owners == 0 || owners >= threads ? 1 : (threads + owners - 1) / owners;
   int64_t part = ((a.keys + shares - 1) / shares + SPAN - 1) / SPAN * SPAN;
   float* memory = aligned<float>(owners * shares * step);
   if (!memory) return 1;
