@@ -1,6 +1,6 @@
-"""The command line: a click group that imports a command's module only when that command runs.
+"""The command line: a click group that imports the module of a command only when that command runs.
 
-Every mistake of the user (``LlmctlError``) ends here as a message on standard error and exit code 2; Ctrl-C as 130.
+A ``LlmctlError`` becomes a message on standard error and exit code 2, Ctrl-C exit code 130.
 """
 
 from __future__ import annotations
@@ -19,35 +19,38 @@ from llmctl.errors import LlmctlError
 
 COMMANDS_GROUP = "llmctl.commands"
 COMMANDS = {
-    "bench": ("llmctl.commands.bench:command", "Measure how fast a model answers on this machine."),
+    "bench": ("llmctl.commands.bench:command", "Benchmark inference on this machine: throughput, latency, memory."),
     "convert": ("llmctl.commands.convert:command", "Convert a model folder to another layout or dtype."),
-    "data": ("llmctl.commands.data:group", "Make and inspect training data."),
-    "dpo": ("llmctl.commands.dpo:command", "Train a model to prefer the better of two answers."),
+    "data": ("llmctl.commands.data:group", "Build, check and inspect training data."),
+    "dpo": ("llmctl.commands.dpo:command", "Train a model on preference pairs (DPO)."),
     "env": ("llmctl.commands.env:command", "Show versions, threads and other settings of this machine."),
-    "export": ("llmctl.commands.export:command", "Export a model as a program for another machine."),
-    "finetune": ("llmctl.commands.finetune:command", "Fine-tune a model on questions and answers."),
-    "generate": ("llmctl.commands.generate:command", "Generate text from prompts, a file or a chat."),
+    "export": ("llmctl.commands.export:command", "Export a model as a static program or as packed weights."),
+    "finetune": ("llmctl.commands.finetune:command", "Fine-tune a model on prompts and answers (SFT)."),
+    "generate": ("llmctl.commands.generate:command", "Generate text: prompts, files, chat."),
     "merge": ("llmctl.commands.merge:command", "Merge an adapter into its base model."),
     "migrate": ("llmctl.commands.migrate:command", "Convert a configuration of PaddleNLP's llm toolkit."),
-    "models": ("llmctl.commands.models:command", "List installed families, explain one, or show what they support."),
-    "ops": ("llmctl.commands.ops:command", "Check the compiled operators of this machine."),
-    "new-plugin": ("llmctl.commands.new_plugin:command", "Make the skeleton of a plugin for a new family."),
-    "pretrain": ("llmctl.commands.pretrain:command", "Train a model on corpora of token ids."),
-    "plan": ("llmctl.commands.plan:command", "Tell what memory a training run will need."),
-    "report": ("llmctl.commands.report:command", "Write a run's report anew, or compare several runs."),
+    "models": (
+        "llmctl.commands.models:command",
+        "List installed model families, describe one, or show the support matrix.",
+    ),
+    "ops": ("llmctl.commands.ops:command", "Check the compiled operators on this machine."),
+    "new-plugin": ("llmctl.commands.new_plugin:command", "Create the skeleton of a plugin for a new model family."),
+    "pretrain": ("llmctl.commands.pretrain:command", "Pretrain a model on tokenized corpora."),
+    "plan": ("llmctl.commands.plan:command", "Estimate the memory of a training run."),
+    "report": ("llmctl.commands.report:command", "Write the HTML report of a run, or compare several runs."),
 }
-"""Core's own commands: where each is and its line in the help."""
+"""Core's own commands: name -> (``module:attribute``, line in the help)."""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are named here and imported on use; distributions may add some by entry point."""
+    """A group that imports its commands on use; distributions may add commands by entry point ``llmctl.commands``."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all commands, none imported."""
+        """Names of all commands; imports none of them."""
         return sorted({*COMMANDS, *_added()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name, imported now."""
+        """Imports the command of this name."""
         if cmd_name in COMMANDS:
             module, _, attribute = COMMANDS[cmd_name][0].partition(":")
             found: click.Command = getattr(importlib.import_module(module), attribute)
@@ -57,17 +60,17 @@ class LazyGroup(click.Group):
         return None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """The command that the arguments name, or an error with the nearest name."""
+        """The command that the arguments name, or an error that suggests the nearest name."""
         import difflib
 
         if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
             hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(self.list_commands(ctx))}"
-            raise click.UsageError(f"there is no command {args[0]!r}; {hint}", ctx)
+            raise click.UsageError(f"unknown command {args[0]!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the list of commands from the table, importing none of them."""
+        """Writes the list of commands from the table; imports none of them."""
         rows = [(name, COMMANDS[name][1] if name in COMMANDS else f"From {_added()[name].value}.")
                 for name in self.list_commands(ctx)]  # fmt: skip
         with formatter.section("Commands"):
@@ -107,12 +110,12 @@ def _complete_family(ctx: click.Context, param: click.Parameter, incomplete: str
     metavar="FAMILY",
     default="auto",
     shell_complete=_complete_family,
-    help="Model family, e.g. as listed by `llmctl models`; auto (the default) = from the checkpoint's config.json.",
+    help="Model family, as listed by `llmctl models`; auto (the default) = from the checkpoint's config.json.",
 )
 @click.version_option(__version__, "--version", prog_name="llmctl")
 @click.pass_context
 def cli(ctx: click.Context, family: str) -> None:
-    """LLM toolkit for PaddlePaddle: fine-tune and run language models, one plugin for each model family."""
+    """LLM toolkit for PaddlePaddle: train and run language models; each model family is a plugin."""
     ctx.obj = {"family": family}
 
 
@@ -121,9 +124,9 @@ def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 2 a mistake of the user, 130 interrupted."""
+    """Runs the command line and exits: 0 success, 2 user error, 130 interrupted."""
     with warnings.catch_warnings():
-        # paddle warns at import about a compiler cache that only its extension builder wants.
+        # On import, paddle warns that ccache is missing, which matters only for building extensions.
         warnings.filterwarnings("ignore", module=r"paddle")
         warnings.showwarning = _show_warning
         try:
@@ -138,7 +141,7 @@ def main(args: list[str] | None = None) -> None:
             click.echo("interrupted", err=True)
             code = 130
         except BrokenPipeError:
-            # The reader of our output has gone; a second complaint at exit would only confuse.
+            # The reader of stdout is gone; without this, Python reports a second error at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 141
     sys.exit(code if isinstance(code, int) else 0)

@@ -35,19 +35,21 @@ class NoEnd:
 @engine_options
 @adapter_options
 @click.option("--random", metavar="SIZE",
-              help="A model with random weights instead of MODEL: a size on the card of --model, or settings, such as "
-              "layers=8,hidden=512.")  # fmt: skip
-@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True, help="Length of prompts.")
-@click.option("--new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Length of answers.")
-@click.option("--requests", type=click.IntRange(1), default=1, show_default=True, help="Requests at once.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds that count.")
-@click.option("--warm-up", type=click.IntRange(0), default=1, show_default=True, help="Rounds before, shown apart.")
+              help="Benchmark a model with random weights instead of MODEL: a size of the family given by --model, "
+              "or dimensions such as layers=8,hidden=512.")  # fmt: skip
+@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True, help="Tokens in each prompt.")
 @click.option(
-    "--json", "file", type=click.Path(path_type=Path), help="Write everything that was measured to this file."
+    "--new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens to generate for each prompt."
 )
+@click.option("--requests", type=click.IntRange(1), default=1, show_default=True, help="Concurrent requests.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Measured rounds.")
+@click.option(
+    "--warm-up", type=click.IntRange(0), default=1, show_default=True, help="Warm-up rounds, reported separately."
+)
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write all measurements to this file.")
 @click.pass_context
 def command(ctx: click.Context, /, model: Path | None, random: str | None, file: Path | None, **given: Any) -> None:
-    """Measure prompts and answers of the model in the folder MODEL, or of one with random weights."""
+    """Benchmark prefill and decoding of the model in the folder MODEL, or of one with random weights."""
     if (model is None) == (random is None):
         raise click.UsageError("give MODEL or --random")
     if file is not None and file.exists() and not file.is_file():

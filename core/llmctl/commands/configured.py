@@ -17,7 +17,7 @@ Source = Callable[[str, Path | None, str | None, bool], tuple[dict[str, Any], st
 """From family, file, recipe, and whether to leave out what an old file asks for and is not offered: the configuration as
 it is written, and its origin for messages."""
 
-SET = "Override a value; may be repeated."
+SET = "Override a field; may be repeated."
 
 
 def configured(name: str, doc: str, source: Source, what: str) -> click.Command:
@@ -62,10 +62,10 @@ def configured(name: str, doc: str, source: Source, what: str) -> click.Command:
 def _parameters(what: str) -> list[click.Parameter]:
     switches = {
         "--resume": "Continue from the newest checkpoint in the output folder.",
-        "--overwrite": "Delete what an earlier run left in the output folder.",
-        "--print-config": "Print the complete configuration with its documentation, and stop.",
-        "--check": "Check the configuration, model and data, and stop.",
-        "--allow-ignored": "Of a file of PaddleNLP's, leave out what is not offered here.",
+        "--overwrite": "Delete the results of an earlier run in the output folder.",
+        "--print-config": "Print the complete configuration with a comment on every field, and exit.",
+        "--check": "Check the configuration, model and data, and exit.",
+        "--allow-ignored": "With a PaddleNLP file: ignore features that llmctl does not support.",
     }
     return [
         click.Argument(["config_file"], metavar="[CONFIG]", required=False, type=click.Path(path_type=Path)),

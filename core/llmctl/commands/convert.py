@@ -15,13 +15,17 @@ from llmctl.io.sizes import parse_bytes
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path), required=False)
 @click.option("--to", "layout", type=click.Choice(["hf", "native"]), default="native", show_default=True,
-              help="hf: torch's names and layout; native: paddle's.")  # fmt: skip
+              help="hf: names and layout of Hugging Face; native: those of paddle.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16"]), default="keep",
-              show_default=True, help="Type of the weights in the target.")  # fmt: skip
-@click.option("--max-shard-size", default="5GB", show_default=True, help="Largest weight file, e.g. 500MB.")
-@click.option("--base", type=click.Path(path_type=Path), help="If SOURCE is an adapter: its base, when it was moved.")
-@click.option("--check", is_flag=True, help="Read and verify everything, write nothing; TARGET may be left out.")
-@click.option("--overwrite", is_flag=True, help="Replace a TARGET that is something else.")
+              show_default=True, help="Data type of the weights in TARGET.")  # fmt: skip
+@click.option("--max-shard-size", default="5GB", show_default=True, help="Maximum size of a weight file, e.g. 500MB.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="If SOURCE is an adapter: folder of its base model, if it has moved.",
+)
+@click.option("--check", is_flag=True, help="Read and check every tensor, write nothing; TARGET is not needed.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing TARGET.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -34,9 +38,9 @@ def command(
     check: bool,
     overwrite: bool,
 ) -> None:
-    """Convert the model folder SOURCE into the folder TARGET.
+    """Convert the model in the folder SOURCE to another layout or data type, in the folder TARGET.
 
-    An adapter is converted between peft's format (hf) and PaddleNLP's (native).
+    An adapter is converted between the formats of PEFT (hf) and PaddleNLP (native).
     """
     from llmctl.adapters.folder import is_adapter
     from llmctl.checkpoint.hf_config import read_config

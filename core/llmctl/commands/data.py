@@ -23,7 +23,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 @click.group()
 def group() -> None:
-    """Make and inspect training data."""
+    """Build, check and inspect training data."""
 
 
 group.add_command(doctor)
@@ -32,17 +32,17 @@ group.add_command(doctor)
 @group.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", "prefix", required=True, metavar="PREFIX", help="Writes PREFIX.bin and PREFIX.idx.")
-@click.option("--tokenizer", required=True, type=FOLDER, help="Model folder whose tokenizer is used.")
+@click.option("--tokenizer", required=True, type=FOLDER, help="Model folder with the tokenizer.")
 @click.option("--format", "kind", type=click.Choice(["auto", "text", "jsonl"]), default="auto", show_default=True,
-              help="Which files of a folder are read; auto: both kinds.")  # fmt: skip
+              help="Which files of a folder to read; auto = both.")  # fmt: skip
 @click.option("--documents", type=click.Choice(["blank-lines", "files"]), default="blank-lines", show_default=True,
               help="What separates documents in text files.")  # fmt: skip
 @click.option("--key", "keys", multiple=True, default=["text"], show_default=True,
-              help="Key of a JSON line's text; several make one document, with a blank line between them.")  # fmt: skip
-@click.option("--append-eos", is_flag=True, help="End each document with the tokenizer's end token.")
+              help="JSON key of the text; with several, a document is their texts joined by a blank line.")  # fmt: skip
+@click.option("--append-eos", is_flag=True, help="Append the EOS token to each document.")
 @click.option("--workers", type=click.IntRange(0), default=0, metavar="N",
-              help="Tokenising processes; 0 (the default) = by the size of the input. The result is the same.")  # fmt: skip
-@click.option("--skip-bad", is_flag=True, help="Leave out broken lines; without it they are an error.")
+              help="Number of processes; 0 (the default) = chosen by the size of the input. The corpus does not depend on it.")  # fmt: skip
+@click.option("--skip-bad", is_flag=True, help="Skip malformed lines instead of failing.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing corpus.")
 @click.pass_context
 def build(
@@ -58,9 +58,9 @@ def build(
     skip_bad: bool,
     overwrite: bool,
 ) -> None:
-    """Tokenise texts into a corpus of Megatron's format.
+    """Tokenize texts into a corpus in Megatron's format (.bin and .idx).
 
-    INPUTS are text or JSON lines files, told apart by their suffix (.txt, .jsonl), or folders of them.
+    INPUTS are files of text (.txt) or JSON lines (.jsonl), or folders of them.
     """
     from llmctl.data.corpus import build as corpus
     from llmctl.data.corpus import documents as reading
@@ -97,7 +97,7 @@ def build(
 @click.option("--output", "target", required=True, metavar="PREFIX", help="Writes PREFIX.bin and PREFIX.idx.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing corpus.")
 def merge(prefixes: tuple[str, ...], target: str, overwrite: bool) -> None:
-    """Join corpora of one dtype, in order."""
+    """Concatenate corpora of the same data type."""
     from llmctl.data.corpus import build as corpus
     from llmctl.data.corpus import indexed
 
@@ -108,12 +108,14 @@ def merge(prefixes: tuple[str, ...], target: str, overwrite: bool) -> None:
 
 @group.command()
 @click.argument("prefix")
-@click.option("--doc", "number", type=click.IntRange(0), help="Show this document; they count from 0.")
-@click.option("--tokenizer", type=FOLDER, help="Model folder, to show the document as text instead of ids.")
+@click.option("--doc", "number", type=click.IntRange(0), metavar="N", help="Show document N, counting from 0.")
+@click.option(
+    "--tokenizer", type=FOLDER, help="Model folder with a tokenizer, to show the document as text instead of ids."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def inspect(ctx: click.Context, prefix: str, number: int | None, tokenizer: Path | None, as_json: bool) -> None:
-    """Describe the corpus PREFIX, or show one of its documents."""
+    """Show statistics of the corpus PREFIX, or one of its documents."""
     if tokenizer is not None and number is None:
         raise click.UsageError("--tokenizer shows the text of a document; name it with --doc")
     from llmctl.data.corpus.indexed import Corpus
@@ -131,14 +133,18 @@ def inspect(ctx: click.Context, prefix: str, number: int | None, tokenizer: Path
 @group.command()
 @click.argument("config_file", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path))
 @click.option("--corpora", "-c", multiple=True,
-              help='Prefixes or folders, or weights and prefixes: "0.3 a 0.7 b". May be repeated.')  # fmt: skip
-@click.option("--split", help="Weights of train, valid and test; default 949,50,1.")
-@click.option("--seq-length", type=click.IntRange(2), help="Tokens of a sample; default 1024.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of both shuffles; default 42.")
-@click.option("--train", type=click.IntRange(0), metavar="N", help="Samples to train on; 0 = one pass.")
-@click.option("--valid", type=click.IntRange(0), metavar="N", help="Samples of the valid split.")
-@click.option("--test", type=click.IntRange(0), metavar="N", help="Samples of the test split.")
-@click.option("--cache", help="Folder for indices; else index-cache beside the corpus.")
+              help='Prefixes or folders of corpora, optionally with weights: "0.3 a 0.7 b". May be repeated.')  # fmt: skip
+@click.option("--split", help="Weights of the splits train, valid and test. [default: 949,50,1]")
+@click.option("--seq-length", type=click.IntRange(2), help="Tokens in a sample. [default: 1024]")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), help="Random seed of the order of documents and samples. [default: 42]"
+)
+@click.option(
+    "--train", type=click.IntRange(0), metavar="N", help="Number of samples of the split train; 0 = one epoch."
+)
+@click.option("--valid", type=click.IntRange(0), metavar="N", help="Number of samples of the split valid.")
+@click.option("--test", type=click.IntRange(0), metavar="N", help="Number of samples of the split test.")
+@click.option("--cache", help="Folder for the indices. [default: index-cache next to each corpus]")
 def index(
     config_file: Path | None,
     corpora: tuple[str, ...],
@@ -150,10 +156,10 @@ def index(
     test: int | None,
     cache: str | None,
 ) -> None:
-    """Build the sample indices that training would build.
+    """Build the sample indices of a pretraining run in advance.
 
-    CONFIG is a configuration of llmctl pretrain; options override it. Without one, splits whose number of samples is not
-    given are left alone; without any, train is indexed for one pass.
+    CONFIG is a configuration of llmctl pretrain; options override it. Without CONFIG, only the splits given by --train,
+    --valid and --test are indexed, or one epoch of train if none is given.
     """
     from llmctl.data.corpus.samples import Setting
 

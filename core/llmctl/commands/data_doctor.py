@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 @click.command(name="doctor")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model-folder", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Model folder with the tokenizer and chat template to train with.")  # fmt: skip
+              help="Model folder with the tokenizer and chat template.")  # fmt: skip
 @click.option("--src-length", type=click.IntRange(1), default=1024, show_default=True, help="As data.src_length.")
 @click.option("--max-length", type=click.IntRange(2), default=2048, show_default=True, help="As data.max_length.")
 @click.option("--chat-template", default="auto", show_default=True, help="As data.chat_template.")
-@click.option("--show", type=click.IntRange(0), default=2, show_default=True, help="Examples to show as tokens.")
+@click.option(
+    "--show", type=click.IntRange(0), default=2, show_default=True, help="Number of examples to show token by token."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(
@@ -37,9 +39,9 @@ def command(
     show: int,
     as_json: bool,
 ) -> None:
-    """Check JSON lines with src and tgt for fine-tuning.
+    """Check fine-tuning data: JSON lines with src and tgt.
 
-    The exit code is 1 when something is wrong, 0 when there are only warnings.
+    Exits with 1 if there are errors, with 0 if there are only warnings.
     """
     from llmctl import plugins, tokenizers
     from llmctl.data.doctor import examine

@@ -9,10 +9,10 @@ from llmctl.commands.recipe import find_source
 
 command = configured(
     "dpo",
-    """Train a model to prefer the better of two answers, on JSON lines with src, tgt, response and sort.
+    """Train a model with DPO on preference pairs: JSON lines with src, tgt, response and sort.
 
-    CONFIG is a YAML or JSON file, also one of PaddleNLP's (*_argument.json); everything can also be given with --set.
+    CONFIG is a YAML or JSON file; PaddleNLP's *_argument.json works too. Every field can also be given with --set.
     """,
     partial(find_source, "dpo"),
-    "A ready configuration of the family, to which --set adds model and data.",
+    "Recipe of the family to run instead of CONFIG; give model and data with --set.",
 )

@@ -1,4 +1,4 @@
-"""Options on engines that several commands have."""
+"""Options of the inference engines, shared by several commands."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ ENGINES = ("auto", "dynamic", "static", "fused")
 
 
 def engine_options(command: Any) -> Any:
-    """Options that choose the engine, and how the fused one holds weights and cache."""
+    """Options that choose the engine, and the types of weights and KV cache of the fused engine."""
     return _with(
         command,
         click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True,
-                     help="What computes: the fused engine, the layer, or the program in MODEL."),
+                     help="fused: continuous batching with packed weights; dynamic: the paddle model; static: an exported program."),
         click.option("--weights", type=click.Choice(["float32", "bfloat16", "int8", "int4"]),
-                     help="How weights are held (fused). [default: as exactly as the checkpoint has them]"),
-        click.option("--group", type=int, metavar="N", help="With int8 and int4 weights: inputs that share a scale (fused)."),
-        click.option("--kv", type=click.Choice(["float32", "int8"]), help="How keys and values are held (fused)."),
+                     help="Data type of the weights (fused). [default: that of the checkpoint]"),
+        click.option("--group", type=int, metavar="N", help="Quantization group size of int8 and int4 weights (fused)."),
+        click.option("--kv", type=click.Choice(["float32", "int8"]), help="Data type of the KV cache (fused)."),
         click.option("--cache-memory", metavar="SIZE",
-                     help="Limit of the cache of keys and values: 2GB, or 0.5 of the free memory (fused). "
+                     help="Limit of the KV cache: a size such as 2GB, or a share of the free memory such as 0.5 (fused). "
                      "[default: what is needed, up to 0.5]"),
     )  # fmt: skip
 
 
 def search_options(command: Any) -> Any:
-    """Options on how the fused engine finds its answers."""
+    """Options of speculative decoding and beam search."""
     return _with(
         command,
         click.option("--speculate", type=click.IntRange(1), metavar="N",
-                     help="Guess up to N tokens ahead from the text so far; answers stay the same (fused)."),
-        click.option("--beams", type=click.IntRange(2), help="Beam search with so many beams (fused)."),
-        click.option("--length-penalty", type=float, help="With --beams: above 0 favours longer answers. [default: 1.0]"),
+                     help="Speculative decoding by prompt lookup, up to N draft tokens; answers do not change (fused)."),
+        click.option("--beams", type=click.IntRange(2), help="Number of beams of beam search (fused)."),
+        click.option("--length-penalty", type=float, help="With --beams: above 0 favors longer answers. [default: 1.0]"),
     )  # fmt: skip
 
 

@@ -21,12 +21,12 @@ TEXTS = (
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--engine", type=click.Choice(["static", "fused"]), default="static", show_default=True,
-              help="What will run it: a program of paddle's, or weights packed for the fused engine.")  # fmt: skip
-@click.option("--out", "target", required=True, type=click.Path(path_type=Path), help="The folder to make.")
+              help="static: a paddle inference program; fused: packed weights for the fused engine.")  # fmt: skip
+@click.option("--out", "target", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--weights", type=click.Choice(["float32", "bfloat16", "int8", "int4"]),
-              help="How weights are held (fused). [default: as exactly as the checkpoint has them]")  # fmt: skip
-@click.option("--group", type=int, metavar="N", help="With int8 and int4 weights: inputs that share a scale (fused).")
-@click.option("--overwrite", is_flag=True, help="Replace a folder that holds something.")
+              help="Data type of the weights (fused). [default: that of the checkpoint]")  # fmt: skip
+@click.option("--group", type=int, metavar="N", help="Quantization group size of int8 and int4 weights (fused).")
+@click.option("--overwrite", is_flag=True, help="Replace an existing export.")
 @adapter_options
 @click.pass_context
 def command(
@@ -41,7 +41,7 @@ def command(
     base: Path | None,
     allow_other_base: bool,
 ) -> None:
-    """Export the model in the folder MODEL, or an adapter with its base, for one of the engines of llmctl generate."""
+    """Export the model in the folder MODEL, or an adapter merged into its base, for llmctl generate."""
     idle = [f"--{name}" for name, value in (("weights", weights), ("group", group)) if value is not None]
     if engine == "static" and idle:
         raise ConfigError(f"{', '.join(idle)} has no effect with --engine static; leave it out, or use --engine fused")

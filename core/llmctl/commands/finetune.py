@@ -33,10 +33,10 @@ def _source(
 
 command = configured(
     "finetune",
-    """Fine-tune a model on JSON lines with src and tgt.
+    """Fine-tune a model on JSON lines of prompts (src) and answers (tgt).
 
-    CONFIG is a YAML or JSON file, also one of PaddleNLP's (*_argument.json). Without one, the family's starter recipe runs: a small bundled model and task.
+    CONFIG is a YAML or JSON file; PaddleNLP's *_argument.json works too. Without CONFIG, the family's starter recipe runs: a small bundled model and task.
     """,
     _source,
-    "A ready configuration of the family; without CONFIG the default is its starter.",
+    "Recipe of the family to run instead of CONFIG. [default: its starter recipe]",
 )

@@ -29,37 +29,60 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 @engine_options
 @search_options
 @click.option("--adapter", "adapters", multiple=True, metavar="[NAME=]FOLDER",
-              help="An adapter to put on MODEL; several have names, which lines of --input give as adapter (fused).")  # fmt: skip
-@click.option("--base", type=click.Path(path_type=Path), help="If MODEL is an adapter: its base, when it was moved.")
-@click.option("--allow-other-base", is_flag=True, help="Put the adapter on a model that it was not trained on.")
-@click.option("--prompt", "prompts", multiple=True, help="A prompt; may be repeated. - reads one from standard input.")
-@click.option("--input", "input_file", type=click.Path(path_type=Path), help="JSON lines with src.")
-@click.option("--output", "output_file", type=click.Path(path_type=Path), help="Where to write the answers to --input.")
-@click.option("--chat", is_flag=True, help="Talk: /reset forgets, /quit leaves.")
-@click.option("--system", help="System text for the chat template.")
-@click.option("--chat-template", default="auto", show_default=True, help="auto, family, none, or a file or folder.")
-@click.option("--raw", is_flag=True, help="Continue prompts as they are, without the chat template.")
-@click.option("--max-new-tokens", type=int, default=128, show_default=True)
-@click.option("--min-new-tokens", type=int, default=0, show_default=True)
-@click.option("--sample/--greedy", default=False, help="Draw tokens, or take the likeliest (the default).")
-@click.option("--temperature", type=float, help="With --sample: below 1 is sharper. [default: 1.0]")
-@click.option("--top-k", type=int, help="With --sample: only the k likeliest tokens. [default: 0, all]")
-@click.option("--top-p", type=float, help="With --sample: only the likeliest with this probability. [default: 1.0]")
+              help="LoRA adapter or prefix for MODEL. Repeat with names to let each line of --input choose by its key `adapter` (fused).")  # fmt: skip
+@click.option(
+    "--base", type=click.Path(path_type=Path), help="If MODEL is an adapter: folder of its base model, if it has moved."
+)
+@click.option("--allow-other-base", is_flag=True, help="Allow an adapter on a model that it was not trained on.")
+@click.option("--prompt", "prompts", multiple=True, help="Prompt; may be repeated. - reads standard input.")
+@click.option("--input", "input_file", type=click.Path(path_type=Path), help="JSON lines file of prompts (key src).")
+@click.option("--output", "output_file", type=click.Path(path_type=Path), help="File for the answers to --input.")
+@click.option("--chat", is_flag=True, help="Chat in the terminal: /reset clears the history, /quit exits.")
+@click.option("--system", help="System prompt.")
+@click.option(
+    "--chat-template",
+    default="auto",
+    show_default=True,
+    help="auto (the model's own), family, none, or a file or folder.",
+)
+@click.option("--raw", is_flag=True, help="Do not apply the chat template: continue the prompt as text.")
+@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Maximum number of new tokens.")
+@click.option("--min-new-tokens", type=int, default=0, show_default=True, help="Minimum number of new tokens.")
+@click.option("--sample/--greedy", default=False, help="Sample, or greedy decoding (the default).")
+@click.option("--temperature", type=float, help="With --sample: softmax temperature. [default: 1.0]")
+@click.option("--top-k", type=int, help="With --sample: keep the k most likely tokens. [default: 0, all]")
+@click.option("--top-p", type=float, help="With --sample: nucleus sampling with this probability mass. [default: 1.0]")
 @click.option("--min-p", type=float,
-              help="With --sample: only tokens with this share of the likeliest's probability. [default: 0]")  # fmt: skip
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
-@click.option("--presence-penalty", type=float, default=0.0, show_default=True, help="Off tokens of the answer.")
-@click.option("--frequency-penalty", type=float, default=0.0, show_default=True, help="Off them for each time.")
+              help="With --sample: drop tokens below this fraction of the highest probability. [default: 0]")  # fmt: skip
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True,
+              help="Above 1: makes tokens of prompt and answer less likely.")  # fmt: skip
+@click.option(
+    "--presence-penalty",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Subtracted from the logits of tokens that the answer contains.",
+)
+@click.option(
+    "--frequency-penalty",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Subtracted from the logits of tokens for each time that the answer contains them.",
+)
 @click.option("--logprobs", type=click.IntRange(0), metavar="N",
-              help="With --input: log-probabilities of each token and the N likeliest.")  # fmt: skip
-@click.option("--stop", "stops", multiple=True, help="Text that ends an answer; may be repeated.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), help="Prompts answered together. [default: 8; fused 64]")
-@click.option("--stream/--no-stream", default=True, help="Show an answer while it grows (a single prompt only).")
-@click.option("--no-cache", is_flag=True, help="Compute every step from the beginning, to check the cache.")
+              help="With --input: return log-probabilities of each token and of the N most likely ones.")  # fmt: skip
+@click.option("--stop", "stops", multiple=True, help="Stop string; may be repeated.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of sampling.")
+@click.option("--batch-size", type=click.IntRange(1), help="Prompts in a batch. [default: 8; fused 64]")
+@click.option("--stream/--no-stream", default=True, help="Print the answer as it is generated (with a single prompt).")
+@click.option("--no-cache", is_flag=True, help="Do not use the KV cache: recompute all tokens at every step.")
 @click.pass_context
 def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
-    """Generate text with the model in the folder MODEL, or with the adapter in it and the model that it names."""
+    """Generate text with the model in the folder MODEL.
+
+    MODEL may also hold an adapter, which is applied to its base model, or the result of llmctl export.
+    """
     _check_sources(given)
     options = _options(given)
     from llmctl import tokenizers

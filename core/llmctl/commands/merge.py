@@ -13,13 +13,13 @@ from llmctl.io.sizes import parse_bytes
 
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="The model folder to make.")
-@click.option("--base", type=click.Path(path_type=Path), help="The adapter's base, when it is not where it was.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write the merged model to.")
+@click.option("--base", type=click.Path(path_type=Path), help="Folder of the base model, if it has moved.")
 @click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16"]), default="keep",
-              show_default=True, help="Type of the weights; keep = that of the base.")  # fmt: skip
-@click.option("--max-shard-size", default="5GB", show_default=True, help="Largest weight file, e.g. 500MB.")
-@click.option("--verify", "check", is_flag=True, help="Compare the logits of both on fixed texts; needs paddle.")
-@click.option("--allow-other-base", is_flag=True, help="Merge into a model that the adapter was not trained on.")
+              show_default=True, help="Data type of the weights; keep = that of the base model.")  # fmt: skip
+@click.option("--max-shard-size", default="5GB", show_default=True, help="Maximum size of a weight file, e.g. 500MB.")
+@click.option("--verify", "check", is_flag=True, help="Compare the logits of the merged model with base + adapter.")
+@click.option("--allow-other-base", is_flag=True, help="Allow a base model that the adapter was not trained on.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -31,7 +31,7 @@ def command(
     check: bool,
     allow_other_base: bool,
 ) -> None:
-    """Merge the adapter in the folder ADAPTER into its base, tensor by tensor."""
+    """Merge the adapter in the folder ADAPTER into its base model."""
     shard_bytes = parse_bytes(max_shard_size, "--max-shard-size ")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"--output {output} exists already; choose another folder")

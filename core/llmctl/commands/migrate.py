@@ -12,12 +12,14 @@ from llmctl.errors import ConfigError
 
 @click.command()
 @click.argument("old", metavar="OLD.json", type=click.Path(path_type=Path))
-@click.option("--allow-ignored", is_flag=True, help="Leave out features that are not offered; the header lists them.")
+@click.option(
+    "--allow-ignored", is_flag=True, help="Leave out features that llmctl does not support; comments list them."
+)
 @click.pass_context
 def command(ctx: click.Context, old: Path, allow_ignored: bool) -> None:
-    """Print what PaddleNLP's *_argument.json becomes here.
+    """Convert PaddleNLP's *_argument.json and print the result.
 
-    The first line says which command runs it; comments below say what was left out and why.
+    The first line says which command runs it; the comments after it say what was left out and why.
     """
     from llmctl.migrate.convert import is_old, migrate, to_yaml
 

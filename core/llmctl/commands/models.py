@@ -25,13 +25,24 @@ from llmctl.plugins.hookspecs import GROUP
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--explain", is_flag=True, help="Every tensor: name, shape, torch name, transpose, split, slot.")
-@click.option("--size", help="A size on the card; with --explain, every layer of it with its numbers.")
-@click.option("--degree", type=click.IntRange(1), default=1, help="Tensor-parallel degree to show the split for.")
-@click.option("--matrix", "show_matrix", is_flag=True, help="What each family supports, proven by tests.")
-@click.option("--markdown", "as_markdown", is_flag=True, help="The matrix as Markdown.")
-@click.option("--check", type=click.Path(path_type=Path), help="Fail if the matrix in this file is stale.")
-@click.option("--update", type=click.Path(path_type=Path), help="Write the matrix into this file.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="List every tensor: name, shape, torch name, transpose, tensor-parallel split, slot.",
+)
+@click.option("--size", help="A size on the family's card; with --explain, show the numbers of all its layers.")
+@click.option("--degree", type=click.IntRange(1), default=1, help="Tensor-parallel degree for --explain.")
+@click.option(
+    "--matrix",
+    "show_matrix",
+    is_flag=True,
+    help="Show the support matrix: what each family supports, as its tests prove.",
+)
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the support matrix as Markdown.")
+@click.option(
+    "--check", type=click.Path(path_type=Path), help="Fail if the support matrix in this file is out of date."
+)
+@click.option("--update", type=click.Path(path_type=Path), help="Update the support matrix in this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     name: str | None,
@@ -44,7 +55,7 @@ def command(
     update: Path | None,
     as_json: bool,
 ) -> None:
-    """List installed families, or describe the family NAME."""
+    """List the installed model families, or describe the family NAME."""
     if show_matrix or as_markdown or check or update:
         if name or explain or size or degree > 1:
             raise click.UsageError("the matrix is about all families; leave out NAME, --explain, --size and --degree")

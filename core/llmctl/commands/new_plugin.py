@@ -24,9 +24,11 @@ FILES = {
 
 @click.command()
 @click.argument("name")
-@click.option("--into", type=click.Path(path_type=Path), default=Path(), help="Parent folder; default: here.")
+@click.option(
+    "--into", type=click.Path(path_type=Path), default=Path(), help="Parent folder. [default: the current one]"
+)
 def command(name: str, into: Path) -> None:
-    """Make the folder llmctl-NAME with a plugin for the family NAME."""
+    """Create the folder llmctl-NAME with a plugin for the model family NAME."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise PluginError(
             f"NAME={name!r} must be lower-case letters and digits, in parts joined by '_', and begin with a letter"

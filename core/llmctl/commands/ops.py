@@ -13,13 +13,16 @@ from llmctl import runtime
 
 @click.group()
 def command() -> None:
-    """Compiled operators of this machine."""
+    """Compiled operators on this machine."""
 
 
 @command.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> None:
-    """Show the path that each operator takes and compare it with its reference; exit code 1 if they disagree."""
+    """Show which kernel each operator uses and compare it with its reference.
+
+    Exits with 1 if one differs.
+    """
     runtime.import_paddle("checking the operators")
     try:
         from llmctl_ops import library

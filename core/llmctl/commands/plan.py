@@ -29,17 +29,17 @@ LOOKED_AT = 200
 
 @click.command()
 @click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
-@click.option("--set", "assignments", multiple=True, metavar="a.b=c", help="Override a value; may be repeated.")
-@click.option("--memory", help="Memory of the device, e.g. 24GB; by default what this machine has free.")
+@click.option("--set", "assignments", multiple=True, metavar="a.b=c", help="Override a field; may be repeated.")
+@click.option("--memory", help="Memory of the device, e.g. 24GB. [default: free memory of this machine]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(
     ctx: click.Context, config_file: Path, assignments: tuple[str, ...], memory: str | None, as_json: bool
 ) -> None:
-    """Tell what memory the run of CONFIG (for finetune, dpo or pretrain) needs at its peak, without training.
+    """Estimate the peak memory of a training run, by part, without training.
 
-    Batches are made as in the run, so that lengths, padding and packing are those of the data. The numbers are those of
-    the CPU; a GPU's own process and kernels take other amounts.
+    CONFIG is a configuration of finetune, dpo or pretrain. Batches are built as in the run, so lengths, padding and
+    packing are those of the data. The estimate is for the CPU; a GPU needs more for its context and kernels.
     """
     limit = parse_bytes(memory, "--memory ") if memory else _free()
     data = file.override(read_config_file(config_file, "finetune", False), list(assignments))

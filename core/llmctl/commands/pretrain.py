@@ -9,10 +9,10 @@ from llmctl.commands.recipe import find_source
 
 command = configured(
     "pretrain",
-    """Train a model on corpora of token ids: a new one from scratch, or a checkpoint further.
+    """Pretrain a model on tokenized corpora, from scratch or from a checkpoint.
 
-    CONFIG is a YAML or JSON file, also one of PaddleNLP's (*_argument.json); everything can also be given with --set. Corpora are made by llmctl data build.
+    CONFIG is a YAML or JSON file; PaddleNLP's *_argument.json works too. Every field can also be given with --set. llmctl data build makes the corpora.
     """,
     partial(find_source, "pretrain"),
-    "A ready configuration of the family, to which --set adds corpora and tokenizer.",
+    "Recipe of the family to run instead of CONFIG; give corpora and tokenizer with --set.",
 )

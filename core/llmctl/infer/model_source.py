@@ -21,13 +21,19 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def adapter_options(command: Command) -> Command:
-    """Options that put an adapter on MODEL."""
+    """Options that apply an adapter to MODEL."""
     for option in (
-        click.option("--allow-other-base", is_flag=True, help="Put the adapter on a model that it was not trained on."),
         click.option(
-            "--base", type=click.Path(path_type=Path), help="If MODEL is an adapter: its base, when it was moved."
+            "--allow-other-base", is_flag=True, help="Allow an adapter on a model that it was not trained on."
         ),
-        click.option("--adapter", type=click.Path(path_type=Path), help="Folder of an adapter to put on MODEL."),
+        click.option(
+            "--base",
+            type=click.Path(path_type=Path),
+            help="If MODEL is an adapter: folder of its base model, if it has moved.",
+        ),
+        click.option(
+            "--adapter", type=click.Path(path_type=Path), help="Folder of a LoRA adapter or prefix for MODEL."
+        ),
     ):
         command = option(command)
     return command
