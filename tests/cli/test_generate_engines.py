@@ -79,7 +79,7 @@ def test_rows_that_outgrow_a_fixed_rotation_go_to_the_layer(tmp_path):
         (["--engine", "fused", "--no-cache"], "--engine fused needs the fused engine: --no-cache"),
         (["--group", "64"], "group=64 is for weights of int8 and int4"),
         (["--weights", "int4", "--group", "33"], "group=33 must be 0 (a scale for each output) or a multiple of 32"),
-        (["--cache-memory", "lots"], "'lots' is no size of a cache"),
+        (["--cache-memory", "lots"], "'lots' is not a size"),
         (["--cache-memory", "1B"], "has room for 0 tokens"),
         (["--cache-memory", "99999999999999GB"], "this machine has no room for a cache of"),
         (["--min-p", "0.1"], "--min-p has no effect without --sample"),
