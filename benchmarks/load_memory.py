@@ -29,12 +29,12 @@ def shapes(megabytes: int) -> dict[str, tuple[int, int]]:
 
 def write(folder: str, megabytes: int, dtype: str) -> None:
     """Writes random weights of these shapes under their own names."""
-    from llmctl.card.weight_map import Rename
+    from llmctl.card.weight_map import WeightMapping
     from llmctl.checkpoint import save_weights
 
     rng = np.random.default_rng(0)
     state = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes(megabytes).items()}
-    save_weights(folder, state, [Rename(name, name) for name in state], dtype, max_shard_bytes=100 * MB)
+    save_weights(folder, state, [WeightMapping(name, name) for name in state], dtype, max_shard_bytes=100 * MB)
 
 
 def resident(field: str) -> int:
@@ -49,7 +49,7 @@ def load(folder: str, megabytes: int) -> dict[str, float]:
     """Loads the folder into a layer, linears transposed; bytes at each stage."""
     import paddle
 
-    from llmctl.card.weight_map import Rename
+    from llmctl.card.weight_map import WeightMapping
     from llmctl.checkpoint import load_weights
 
     class Model(paddle.nn.Layer):
@@ -62,7 +62,7 @@ def load(folder: str, megabytes: int) -> dict[str, float]:
     gc.collect()
     bare = resident("VmRSS")
     model = Model()
-    renames = [Rename(name, name.replace(".", "_"), not name.startswith("embed")) for name in shapes(megabytes)]
+    renames = [WeightMapping(name, name.replace(".", "_"), not name.startswith("embed")) for name in shapes(megabytes)]
     built = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     load_weights(folder, model, renames)

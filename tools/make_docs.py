@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from llmctl import Family, Moe, Param, Setting, Size
+from llmctl import ConfigField, Family, Moe, Param, Size
 from llmctl.card import slots
 from llmctl.cli import COMMANDS, cli
 from llmctl.config.dpo import DpoConfig
@@ -109,7 +109,7 @@ def arguments(doc: str) -> list[tuple[str, str]]:
 
 def card() -> str:
     """The tables of everything that a card is made of."""
-    parts = (Family, Param, Setting, Size, Moe)
+    parts = (Family, Param, ConfigField, Size, Moe)
     return "\n\n".join(f"### {cls.__name__}\n\n{summary(cls.__doc__ or '')}\n\n{attributes(cls)}" for cls in parts)
 
 

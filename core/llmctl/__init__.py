@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl._version import __version__
 from llmctl.card.capabilities import Experimental, Supported, Unsupported
+from llmctl.card.config_fields import HF_DECODER, REQUIRED, ConfigField, Setting
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family, Moe, Param, Size
 from llmctl.card.presets import HF_DECODER_ROWS, linear_rows, norm_rows
-from llmctl.card.settings import HF_DECODER, REQUIRED, Setting
 from llmctl.card.sizes import sizes
 from llmctl.card.tokens import TokenFacts, template
 from llmctl.errors import LlmctlError
@@ -25,6 +25,7 @@ __all__ = [
     "HF_DECODER",
     "HF_DECODER_ROWS",
     "REQUIRED",
+    "ConfigField",
     "Dims",
     "Experimental",
     "Family",

@@ -16,7 +16,7 @@ import numpy as np
 
 from llmctl.adapters import targets
 from llmctl.card.dims import Dims
-from llmctl.card.weight_map import Rename
+from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint import slices
 from llmctl.checkpoint.build import CheckedModel
 from llmctl.checkpoint.folder import open_folder
@@ -135,7 +135,7 @@ def find(named: str, folder: Path, given: Path | None) -> Path:
     raise CheckpointError(f"{folder} is an adapter and {reason} with --base FOLDER")
 
 
-def _values_hash(tensors: Mapping[str, TensorInfo], renames: Sequence[Rename], plugin: Any, dims: Dims) -> str:
+def _values_hash(tensors: Mapping[str, TensorInfo], renames: Sequence[WeightMapping], plugin: Any, dims: Dims) -> str:
     known = targets.linears(plugin.card, dims)
     digest = hashlib.sha256()
     for target, sources in sorted(by_target(tensors, renames).items()):

@@ -14,7 +14,7 @@ from llmctl.adapters import repack, targets
 from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
 from llmctl.adapters.peft_format import as_stored, load, problems
 from llmctl.card.dims import Dims
-from llmctl.card.weight_map import chosen
+from llmctl.card.weight_map import select_variant
 from llmctl.checkpoint.formats import pdparams
 from llmctl.errors import CheckpointError
 from llmctl.io import json_object
@@ -36,7 +36,7 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Adapter:
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
     renames = repack.linear_renames(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
     named = {name.removesuffix(A).removesuffix(B) for name in tensors}
-    renames = chosen(renames, {f"{module}.weight" for module in named})
+    renames = select_variant(renames, {f"{module}.weight" for module in named})
     sizes = {module: shape for module, shape in repack.shapes_in_file(renames, shapes).items() if module in named}
     if not sizes:
         raise CheckpointError(f"{folder / WEIGHTS} holds no adapter of a linear layer of {plugin.card.name}")
@@ -73,7 +73,7 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
         raise CheckpointError("PaddleNLP's format has no place for the lengths of DoRA; merge the adapter instead")
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
     renames = repack.linear_renames(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
-    parts = repack.uniform(repack.to_file(adapter.parts, chosen(renames, ()), shapes))
+    parts = repack.uniform(repack.to_file(adapter.parts, select_variant(renames, ()), shapes))
     arrays: dict[str, Any] = {}
     for path, part in parts.items():
         for ending, values in ((A, part.a), (B, part.b)):

@@ -13,18 +13,17 @@ import numpy as np
 
 from llmctl.adapters.adapter import Part
 from llmctl.adapters.targets import module_of
-from llmctl.card.weight_map import Part as Share
-from llmctl.card.weight_map import Rename
+from llmctl.card.weight_map import TensorSlice, WeightMapping
 from llmctl.checkpoint import slices as shares
 
 Shapes = Mapping[str, tuple[int, ...]]
 """[in, out] of each linear of the card."""
 
-Piece = tuple[Part, "Share | None", "Share | None"]
+Piece = tuple[Part, "TensorSlice | None", "TensorSlice | None"]
 """An adapter, which share of its outputs is taken, and which share of the result's it becomes."""
 
 
-def linear_renames(renames: Sequence[Rename], shapes: Shapes) -> list[Rename]:
+def linear_renames(renames: Sequence[WeightMapping], shapes: Shapes) -> list[WeightMapping]:
     """Those of the weights of linears, for matrices as paddle lays them out."""
     return [
         replace(rename, transpose=False)
@@ -33,27 +32,27 @@ def linear_renames(renames: Sequence[Rename], shapes: Shapes) -> list[Rename]:
     ]
 
 
-def shapes_in_file(renames: Sequence[Rename], shapes: Shapes) -> dict[str, tuple[int, ...]]:
+def shapes_in_file(renames: Sequence[WeightMapping], shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """[in, out] of each layer of the file."""
     return {module_of(r.source): shares.source_shape(shapes[module_of(r.target)], r) for r in renames}
 
 
-def from_file(layers: Mapping[str, Part], renames: Sequence[Rename], shapes: Shapes) -> dict[str, Part]:
+def from_file(layers: Mapping[str, Part], renames: Sequence[WeightMapping], shapes: Shapes) -> dict[str, Part]:
     """The adapters of the card's layers, from those of the file's."""
     pieces: dict[str, list[Piece]] = {}
     for rename in renames:
         if module_of(rename.source) in layers:
-            piece = layers[module_of(rename.source)], rename.part, rename.place
+            piece = layers[module_of(rename.source)], rename.src_slice, rename.dst_slice
             pieces.setdefault(module_of(rename.target), []).append(piece)
     return {path: _join(pieces[path], shapes[path][1]) for path in shapes if path in pieces}
 
 
-def to_file(parts: Mapping[str, Part], renames: Sequence[Rename], shapes: Shapes) -> dict[str, Part]:
+def to_file(parts: Mapping[str, Part], renames: Sequence[WeightMapping], shapes: Shapes) -> dict[str, Part]:
     """The adapters of the file's layers, from those of the card's."""
     pieces: dict[str, list[Piece]] = {}
     for rename in renames:
         if module_of(rename.target) in parts:
-            piece = parts[module_of(rename.target)], rename.place, rename.part
+            piece = parts[module_of(rename.target)], rename.dst_slice, rename.src_slice
             pieces.setdefault(module_of(rename.source), []).append(piece)
     widths = shapes_in_file(renames, shapes)
     return {module: _join(rows, widths[module][1]) for module, rows in pieces.items()}

@@ -96,6 +96,6 @@ def torch_modules(plugin: Any, dims: Dims) -> dict[str, list[str]]:
     for rename in plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch"):
         path = module_of(rename.target)
         if path in known and rename.target.endswith(".weight"):
-            place = rename.part.start if rename.part else 0
+            place = rename.src_slice.start if rename.src_slice else 0
             held.setdefault(module_of(rename.source), []).append((place, path))
     return {torch: [path for _, path in sorted(rows)] for torch, rows in held.items()}

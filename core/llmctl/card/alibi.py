@@ -1,7 +1,7 @@
-"""Slopes of attention with linear biases: positions as a penalty on scores that grows with the distance.
+"""ALiBi slopes: attention biases that grow with the distance between query and key.
 
-A key's penalty is its slope times its place in its document; what differs from the distance to the query is the same for
-all keys, and softmax does not see it.
+The bias of a key is its slope times its position in its document. It differs from slope times distance by a constant for
+each query, which softmax ignores.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 
 
-def slopes(heads: int) -> list[float]:
-    """The penalty per position of each head (https://arxiv.org/abs/2108.12409, section 3).
+def alibi_slopes(heads: int) -> list[float]:
+    """The slope of each head, per position (https://arxiv.org/abs/2108.12409, section 3).
 
-    A power of two gives the ladder 2^(-8/n), 2^(-16/n), ...; any other count takes the ladder of the power below it and
-    then every other step of the ladder of the power above it.
+    For a power of two: 2^(-8/n), 2^(-16/n), ... Any other count takes the slopes of the power of two below it, then every
+    other slope of the power above it.
     """
     below = 2 ** math.floor(math.log2(heads))
     ladder = [2.0 ** (-8 * i / below) for i in range(1, below + 1)]

@@ -1,7 +1,7 @@
 """A family's card: the one table of tensors from which everything family-specific is derived.
 
 Here are the rows (``Param``, ``Size``, ``Moe``), the card (``Family``) and what it expands to (``Tensor``); what is
-read from config.json (``Setting``) is in ``settings.py``, what comes of it (``Dims``) in ``dims.py``. What core derives from a card (renames, splits, quantisation targets, fused slots) is in ``defaults.py``.
+read from config.json (``ConfigField``) is in ``config_fields.py``, what comes of it (``Dims``) in ``dims.py``. What core derives from a card (renames, splits, quantisation targets, fused slots) is in ``defaults.py``.
 Nothing here imports paddle or numpy.
 """
 
@@ -11,15 +11,15 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from math import prod
 from typing import Any
 
 from llmctl.card.capabilities import State
+from llmctl.card.config_fields import ConfigField
 from llmctl.card.dims import Dims, check_together
 from llmctl.card.inert_keys import unknown_keys
-from llmctl.card.settings import Setting
 from llmctl.card.shapes import Axis, parse_shape
 from llmctl.card.tokens import TokenFacts
 from llmctl.errors import ConfigError
@@ -152,7 +152,7 @@ class Family:
         inert: Keys of config.json that change nothing for this family, beside those of ``config_keys``.
         recognise: Tells whether a config.json with one of the architectures is this family's, where two families share
             the name of an architecture.
-        paddlenlp: From dims, where modules lie in PaddleNLP's files: a table as for ``llmctl.card.weight_map.by_module``; None =
+        paddlenlp: From dims, where modules lie in PaddleNLP's files: a table as for ``llmctl.card.weight_map.map_modules``; None =
             everything has the same name there.
         paddlenlp_prefix: Prefix of names in PaddleNLP's files; None = ``paddle_prefix``.
         decoder: From dims, fields of ``DecoderSpec`` that slots cannot say; None = they say everything.
@@ -162,7 +162,7 @@ class Family:
     name: str
     architectures: tuple[str, ...]
     params: tuple[Param, ...]
-    settings: tuple[Setting, ...]
+    settings: tuple[ConfigField, ...]
     sizes: Mapping[str, Size]
     modeling: str
     paddle_prefix: str = ""
@@ -264,8 +264,8 @@ class Family:
         """First 16 hex digits of the SHA-256 of the table: equal hashes mean equal tensors, names and layouts."""
         derived = tuple(s.derive if isinstance(s.derive, str) else s.derive.__qualname__ for s in self.settings)
         names = self.name, self.architectures, self.paddle_prefix, self.torch_prefix
-        rows = repr((*names, self.params, self.settings, derived))
-        return hashlib.sha256(rows.encode()).hexdigest()[:16]
+        params, settings = (tuple(map(_Hashed, rows)) for rows in (self.params, self.settings))
+        return hashlib.sha256(repr((*names, params, settings, derived)).encode()).hexdigest()[:16]
 
     def _symbols(self) -> frozenset[str]:
         """Settings that sizes are computed from."""
@@ -292,6 +292,21 @@ class Family:
                 expert=at.get("expert"),
                 param=param,
             )
+
+
+class _Hashed:
+    """A row as it enters the hash of a card, which is stored in files: under names that do not follow those of classes."""
+
+    def __init__(self, row: Any) -> None:
+        self._row = row
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{f.name}={getattr(self._row, f.name)!r}" for f in fields(self._row) if f.repr)
+        return f"{HASHED_NAMES[type(self._row)]}({shown})"
+
+
+HASHED_NAMES: Mapping[type, str] = {Param: "Param", ConfigField: "Setting"}
+"""Class of a row -> its name in the hash of a card."""
 
 
 def prefixed(name: str, prefix: str) -> str:

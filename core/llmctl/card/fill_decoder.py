@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmctl.card import slots, support
-from llmctl.card.alibi import slopes
+from llmctl.card.alibi import alibi_slopes
 from llmctl.card.decoder_spec import DecoderSpec, Experts, Rope
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family, Tensor
-from llmctl.card.rope import RULES, Rotation, Rule, rule_for
+from llmctl.card.rope import ROPE_RULES, RopeParams, RopeRule, rope_rule
 from llmctl.card.shapes import Axis
 from llmctl.errors import UnsupportedError
 
@@ -57,10 +57,10 @@ def fill_decoder(card: Family, dims: Dims) -> DecoderSpec:
     return DecoderSpec(**{**made, **sizes, **position, **said})
 
 
-def rope(
+def rope_spec(
     dims: Dims,
     scaling: Mapping[str, Any] | None = None,
-    rules: Mapping[str, Rule] = RULES,
+    rules: Mapping[str, RopeRule] = ROPE_RULES,
     **kind: Any,
 ) -> Rope:
     """RoPE as ``llmctl.nn.Rotary`` computes it; frequencies that depend on the length are those of the trained length.
@@ -74,8 +74,8 @@ def rope(
     """
     rotary_dim, axes = kind.pop("rotary_dim", dims.head_dim), 2 if kind.get("pairs") == "2d" else 1
     theta, trained = kind.pop("theta", None) or dims.rope_theta, kind.pop("trained", None) or dims.max_positions
-    rule = rule_for(scaling, rules)
-    frequencies = rule.apply(Rotation(rotary_dim // axes, theta, trained), dict(scaling or {}))
+    rule = rope_rule(scaling, rules)
+    frequencies = rule.apply(RopeParams(rotary_dim // axes, theta, trained), dict(scaling or {}))
     stable = trained if rule.by_length else None
     return Rope(**{"rotary_dim": rotary_dim, "frequencies": tuple(frequencies), "max_stable_length": stable, **kind})
 
@@ -149,9 +149,9 @@ def _position(card: Family, dims: Dims, outer: Mapping[str, Tensor], said: Mappi
     if card.position == "none" or said.keys() & {"rope", "slopes"}:
         return {}
     if card.position == "alibi":
-        return {"slopes": tuple(slopes(dims.heads))}
+        return {"slopes": tuple(alibi_slopes(dims.heads))}
     if card.position == "rope-neox" and "rope_theta" in dims:
-        return {"rope": rope(dims, dims.get("rope_scaling"))}
+        return {"rope": rope_spec(dims, dims.get("rope_scaling"))}
     raise _unfit(card, f"position={card.position!r} needs a decoder on the card that gives rope or slopes")
 
 

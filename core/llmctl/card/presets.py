@@ -1,12 +1,12 @@
-"""Rows that cards share: settings of one kind, a weight and its bias, the decoder with the names of most torch files."""
+"""Ready rows for cards: fields of one kind, a weight with its bias, the tensors of a decoder as most torch files name them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from llmctl.card.config_fields import ConfigField
 from llmctl.card.family import Param
-from llmctl.card.settings import Setting
 from llmctl.errors import ConfigError
 
 
@@ -24,19 +24,19 @@ def above_zero(key: str) -> Callable[[Any], None]:
     return check
 
 
-def required_settings(**keys: str) -> tuple[Setting, ...]:
-    """Settings that ``config.json`` must give: their names here, and their keys there."""
-    return tuple(Setting(name, key) for name, key in keys.items())
+def required_fields(**keys: str) -> tuple[ConfigField, ...]:
+    """ConfigFields that ``config.json`` must give: their names here, and their keys there."""
+    return tuple(ConfigField(name, key) for name, key in keys.items())
 
 
-def fixed_settings(*value: Any, **keys: str) -> tuple[Setting, ...]:
-    """Settings that have one value in every supported model.
+def fixed_fields(*value: Any, **keys: str) -> tuple[ConfigField, ...]:
+    """ConfigFields that have one value in every supported model.
 
     Args:
         *value: The value in all its spellings; the last stands where the key is absent.
         **keys: Keys in ``config.json`` by names here.
     """
-    return tuple(Setting(name, key, value[-1], allowed=value) for name, key in keys.items())
+    return tuple(ConfigField(name, key, value[-1], allowed=value) for name, key in keys.items())
 
 
 def linear_rows(
@@ -48,8 +48,8 @@ def linear_rows(
         name: The layer, without ``.weight``.
         shape: Of the weight.
         slot: Of the weight; the bias of ``qkv.1`` takes ``qkv_bias.1``.
-        when: The setting that must be true for the layer to exist.
-        bias_when: The setting that must be true for the bias to exist, where that is another.
+        when: The field that must be true for the layer to exist.
+        bias_when: The field that must be true for the bias to exist, where that is another.
         torch_layout: As in ``Param``.
     """
     return (
@@ -65,7 +65,7 @@ def norm_rows(name: str, slot: str = "", width: str = "hidden", when: str = "") 
         name: The layer, without ``.weight``.
         slot: Of the weight; the bias of ``ln`` takes ``ln_bias``.
         width: Symbolic length of both.
-        when: The setting that must be true for the layer to exist.
+        when: The field that must be true for the layer to exist.
     """
     return (
         Param(name + ".weight", width, kind="norm", slot=slot, when=when),

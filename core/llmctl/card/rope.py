@@ -1,6 +1,6 @@
-"""Rotary frequencies and their scaling rules, in plain Python floats.
+"""RoPE frequencies and their scaling rules, in plain Python floats.
 
-No paddle here, so that a configuration can be checked early; the rotation itself is in ``position``.
+No paddle here, so that a configuration can be checked early; ``nn/rotary.py`` applies the params.
 """
 
 from __future__ import annotations
@@ -14,8 +14,15 @@ from llmctl.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Rotation:
-    """What the frequencies depend on: width of a head, base, trained length, and the positions now in use."""
+class RopeParams:
+    """What the frequencies depend on.
+
+    Attributes:
+        head_dim: Rotated width of a head.
+        theta: Base of the frequencies.
+        max_positions: Trained length.
+        length: Length of the sequences at hand; 0 = the trained length.
+    """
 
     head_dim: int
     theta: float
@@ -24,34 +31,40 @@ class Rotation:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A way to stretch the context: the function, the keys it reads, whether the result depends on the length."""
+class RopeRule:
+    """How a kind of ``rope_scaling`` extends the context.
 
-    apply: Callable[[Rotation, Mapping[str, Any]], list[float]]
+    Attributes:
+        apply: Frequencies from the parameters and the content of ``rope_scaling``.
+        keys: Keys that it reads there.
+        by_length: Whether the frequencies depend on the length of the sequence.
+    """
+
+    apply: Callable[[RopeParams, Mapping[str, Any]], list[float]]
     keys: tuple[str, ...] = ()
     by_length: bool = False
 
 
-def plain(rotation: Rotation, scaling: Mapping[str, Any]) -> list[float]:
+def rope_frequencies(params: RopeParams, scaling: Mapping[str, Any]) -> list[float]:
     """theta^(-2i/head_dim) for i in 0..head_dim/2 (https://arxiv.org/abs/2104.09864, section 3.2.2)."""
-    return [rotation.theta ** (-i / rotation.head_dim) for i in range(0, rotation.head_dim, 2)]
+    return [params.theta ** (-i / params.head_dim) for i in range(0, params.head_dim, 2)]
 
 
-def linear(rotation: Rotation, scaling: Mapping[str, Any]) -> list[float]:
-    """All frequencies divided by ``factor``, which interpolates positions (https://arxiv.org/abs/2306.15595)."""
-    return [f / scaling["factor"] for f in plain(rotation, scaling)]
+def linear(params: RopeParams, scaling: Mapping[str, Any]) -> list[float]:
+    """Position interpolation: all frequencies divided by ``factor`` (https://arxiv.org/abs/2306.15595)."""
+    return [f / scaling["factor"] for f in rope_frequencies(params, scaling)]
 
 
-def dynamic(rotation: Rotation, scaling: Mapping[str, Any]) -> list[float]:
-    """A base that grows with the length once it is past the trained one ("NTK-aware")."""
-    ratio = max(rotation.length, rotation.max_positions) / rotation.max_positions
+def dynamic_ntk(params: RopeParams, scaling: Mapping[str, Any]) -> list[float]:
+    """NTK-aware scaling: a base that grows with the length beyond the trained length."""
+    ratio = max(params.length, params.max_positions) / params.max_positions
     stretch = scaling["factor"] * ratio - (scaling["factor"] - 1)
-    theta = rotation.theta * stretch ** (rotation.head_dim / (rotation.head_dim - 2))
-    return plain(Rotation(rotation.head_dim, theta), scaling)
+    theta = params.theta * stretch ** (params.head_dim / (params.head_dim - 2))
+    return rope_frequencies(RopeParams(params.head_dim, theta), scaling)
 
 
-def by_bands(rotation: Rotation, scaling: Mapping[str, Any]) -> list[float]:
-    """Short waves kept, long waves divided by ``factor``, a ramp between (https://arxiv.org/abs/2407.21783)."""
+def by_wavelength(params: RopeParams, scaling: Mapping[str, Any]) -> list[float]:
+    """High frequencies kept, low ones divided by ``factor``, a ramp between (https://arxiv.org/abs/2407.21783)."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     trained = scaling["original_max_position_embeddings"]
 
@@ -60,29 +73,32 @@ def by_bands(rotation: Rotation, scaling: Mapping[str, Any]) -> list[float]:
         kept = min(max((turns - low) / (high - low), 0.0), 1.0)
         return float(kept * frequency + (1 - kept) * frequency / scaling["factor"])
 
-    return [scaled(f) for f in plain(rotation, scaling)]
+    return [scaled(f) for f in rope_frequencies(params, scaling)]
 
 
-BY_BANDS = Rule(by_bands, ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"))
-"""The rule that a family adds under the name its checkpoints use."""
+ROPE_BY_WAVELENGTH = RopeRule(
+    by_wavelength, ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+)
+"""A rule that families add to ``ROPE_RULES`` under the ``rope_type`` of their checkpoints."""
 
-RULES: Mapping[str, Rule] = {
-    "default": Rule(plain),
-    "linear": Rule(linear, ("factor",)),
-    "dynamic": Rule(dynamic, ("factor",), by_length=True),
+ROPE_RULES: Mapping[str, RopeRule] = {
+    "default": RopeRule(rope_frequencies),
+    "linear": RopeRule(linear, ("factor",)),
+    "dynamic": RopeRule(dynamic_ntk, ("factor",), by_length=True),
 }
 """Rules by HF's ``rope_type``."""
 _KIND = ("rope_type", "type")
 
 
-def rule_for(scaling: Mapping[str, Any] | None, rules: Mapping[str, Rule] = RULES) -> Rule:
-    """The rule that HF's ``rope_scaling`` names under ``rope_type`` or the older ``type``; None means unscaled.
+def rope_rule(scaling: Mapping[str, Any] | None, rules: Mapping[str, RopeRule] = ROPE_RULES) -> RopeRule:
+    """The rule for the ``rope_type`` (formerly ``type``) of HF's ``rope_scaling``; None means unscaled.
 
     Raises:
-        ConfigError: It is no object, the type or a key is unknown, a key is missing or its value is no positive number.
+        ConfigError: It is not an object, the type or a key is unknown, a key is missing or its value is not a positive
+            number.
     """
     if scaling is None or scaling == {}:
-        return RULES["default"]
+        return ROPE_RULES["default"]
     if not isinstance(scaling, Mapping):
         raise ConfigError(f"rope_scaling={scaling!r} is not an object with a rope_type")
     name = scaling.get("rope_type", scaling.get("type"))

@@ -14,7 +14,7 @@ from llmctl import runtime
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.card.sharding import Parallel
-from llmctl.card.weight_map import Rename
+from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.hf_config import NAME, read_config
 from llmctl.checkpoint.load import Expected, check_weights, fill_layer
@@ -38,7 +38,7 @@ class CheckedModel:
     dims: Dims
     config: Mapping[str, Any]
     weights: WeightFolder | None = None
-    renames: Sequence[Rename] = ()
+    renames: Sequence[WeightMapping] = ()
 
     @property
     def folder(self) -> Path | None:

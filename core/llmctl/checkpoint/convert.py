@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from llmctl import plugins
 from llmctl.card.dims import Dims
-from llmctl.card.weight_map import Rename
+from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint import slices
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.formats import pdparams
@@ -166,7 +166,7 @@ def convert(
     return True
 
 
-def _dtype(folder: WeightFolder, rename: Rename) -> str:
+def _dtype(folder: WeightFolder, rename: WeightMapping) -> str:
     info = folder.tensors.get(rename.source)
     return info.dtype if info else "float32"
 

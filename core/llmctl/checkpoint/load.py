@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.card.weight_map import Part, Rename
+from llmctl.card.weight_map import TensorSlice, WeightMapping
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE
 from llmctl.checkpoint.formats.tensor_info import CHUNK_BYTES, TensorInfo
@@ -45,7 +45,7 @@ class Expected:
 def load_weights(
     folder: WeightFolder | str | Path,
     layer: Any,
-    renames: Sequence[Rename],
+    renames: Sequence[WeightMapping],
     allow_missing: Iterable[str] = (),
     ignored: Iterable[str] = (),
 ) -> list[str]:
@@ -71,7 +71,7 @@ def load_weights(
     return fill_layer(layer, folder.tensors, renames)
 
 
-def fill_layer(layer: Any, tensors: Mapping[str, TensorInfo], renames: Sequence[Rename]) -> list[str]:
+def fill_layer(layer: Any, tensors: Mapping[str, TensorInfo], renames: Sequence[WeightMapping]) -> list[str]:
     """Fills a ``paddle.nn.Layer`` from tensors that passed `check_weights`, cast to each parameter's dtype.
 
     Args:
@@ -96,7 +96,7 @@ def fill_layer(layer: Any, tensors: Mapping[str, TensorInfo], renames: Sequence[
     return [target for target in dict.fromkeys(rename.target for rename in renames) if target in kept]
 
 
-def by_target(tensors: Mapping[str, TensorInfo], renames: Sequence[Rename]) -> dict[str, list[Source]]:
+def by_target(tensors: Mapping[str, TensorInfo], renames: Sequence[WeightMapping]) -> dict[str, list[Source]]:
     """For each target the tensors of a folder that it is filled from."""
     found: dict[str, list[Source]] = {}
     for rename in renames:
@@ -108,7 +108,7 @@ def by_target(tensors: Mapping[str, TensorInfo], renames: Sequence[Rename]) -> d
 def check_weights(
     folder: WeightFolder,
     expected: Mapping[str, Any],
-    renames: Sequence[Rename],
+    renames: Sequence[WeightMapping],
     allow_missing: Iterable[str] = (),
     ignored: Iterable[str] = (),
 ) -> None:
@@ -142,21 +142,21 @@ def dtype_name(tensor: Any) -> str:
     return str(tensor.dtype).rpartition(".")[2]
 
 
-def _check_cover(state: Mapping[str, Any], renames: Sequence[Rename]) -> None:
-    places: dict[str, list[Part | None]] = {}
+def _check_cover(state: Mapping[str, Any], renames: Sequence[WeightMapping]) -> None:
+    places: dict[str, list[TensorSlice | None]] = {}
     for rename in renames:
-        places.setdefault(rename.target, []).append(rename.place)
+        places.setdefault(rename.target, []).append(rename.dst_slice)
     odd = sorted({*(set(places) ^ set(state)), *(name for name, parts in places.items() if not complete(parts))})
     if odd:
         raise ValueError(f"the renames do not cover the layer's tensors once each: {', '.join(odd[:_LISTED])}")
 
 
-def _unknown_allowed(allowed: set[str], renames: Sequence[Rename]) -> list[str]:
+def _unknown_allowed(allowed: set[str], renames: Sequence[WeightMapping]) -> list[str]:
     unknown = allowed - {rename.source for rename in renames}
     return _listing("allowed to be missing, but not in the model's weight map", sorted(unknown))
 
 
-def _missing(folder: WeightFolder, renames: Sequence[Rename], allowed: set[str]) -> list[str]:
+def _missing(folder: WeightFolder, renames: Sequence[WeightMapping], allowed: set[str]) -> list[str]:
     sources = dict.fromkeys(rename.source for rename in renames)
     missing = [name for name in sources if name not in folder.tensors and name not in allowed]
     return _listing("missing", [_why_expected(folder, name) for name in missing])
@@ -168,7 +168,7 @@ def _why_expected(folder: WeightFolder, name: str) -> str:
     return f"{name} (config.json has no {TIED}, which the family reads as false; set it to true if the head is the embedding)"
 
 
-def _unexpected(folder: WeightFolder, renames: Sequence[Rename], ignored: Sequence[str]) -> list[str]:
+def _unexpected(folder: WeightFolder, renames: Sequence[WeightMapping], ignored: Sequence[str]) -> list[str]:
     sources = {rename.source for rename in renames}
     unexpected = [
         name
@@ -185,9 +185,9 @@ def _explain(name: str) -> str:
     return f"{name} (the config ties the head to the embedding, but the two differ; set tie_word_embeddings to false)"
 
 
-def _repeats_embedding(folder: WeightFolder, head: str, renames: Sequence[Rename]) -> bool:
+def _repeats_embedding(folder: WeightFolder, head: str, renames: Sequence[WeightMapping]) -> bool:
     info = folder.tensors[head]
-    sources = {r.source for r in renames if not r.transpose and not r.part and r.source in folder.tensors}
+    sources = {r.source for r in renames if not r.transpose and not r.src_slice and r.source in folder.tensors}
     candidates = (folder.tensors[name] for name in sorted(sources))
     return any(_equal(info, other) for other in candidates if (other.shape, other.dtype) == (info.shape, info.dtype))
 
@@ -205,7 +205,7 @@ def _equal(left: TensorInfo, right: TensorInfo) -> bool:
     return True
 
 
-def _misfits(folder: WeightFolder, state: Mapping[str, Any], renames: Sequence[Rename]) -> list[str]:
+def _misfits(folder: WeightFolder, state: Mapping[str, Any], renames: Sequence[WeightMapping]) -> list[str]:
     shapes, dtypes = {}, {}
     for rename in renames:
         if rename.source not in folder.tensors:

@@ -17,7 +17,7 @@ from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.card.shapes import CUT_SYMBOLS
 from llmctl.card.sharding import Split
-from llmctl.card.weight_map import Rename
+from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint.formats.pdparams import HeldTensor, read_header
 from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.checkpoint.load import TIED_HEADS
@@ -64,7 +64,7 @@ def _local(card: Family, dims: Dims, degree: int) -> Dims:
     return dims.replace(**{s: dims[s] // degree for s in symbols if s in dims and dims[s] % degree == 0})
 
 
-def _renames(rank: Rank, plugin: Any, dims: Dims) -> list[Rename]:
+def _renames(rank: Rank, plugin: Any, dims: Dims) -> list[WeightMapping]:
     layout, renames = recognise(rank, plugin, dims)
     return renames_for(NATIVE, plugin, dims) if layout == HF else renames
 
@@ -72,19 +72,19 @@ def _renames(rank: Rank, plugin: Any, dims: Dims) -> list[Rename]:
 def _add(
     tensors: dict[str, TensorInfo],
     ranks: Sequence[Rank],
-    theirs: Rename,
-    ours: Rename,
+    theirs: WeightMapping,
+    ours: WeightMapping,
     shape: tuple[int, ...],
     rule: Split | None,
 ) -> None:
     """Joins what the ranks hold of a tensor, or of a part of it."""
     first = ranks[0][theirs.source]
     parts = [taken(rank[theirs.source].read(), theirs) for rank in ranks]
-    values = _join(parts, piece_shape(shape, ours.place), rule if ours.place is None else None)
-    if ours.place is not None:
+    values = _join(parts, piece_shape(shape, ours.dst_slice), rule if ours.dst_slice is None else None)
+    if ours.dst_slice is not None:
         held = tensors.get(ours.target)
         target = held.values if isinstance(held, HeldTensor) else np.empty(shape, values.dtype)
-        put(target, values, ours.place)
+        put(target, values, ours.dst_slice)
         values = target
     tensors[ours.target] = HeldTensor(values.shape, first.dtype, first.file, 0, values=values)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmctl.card.dims import Dims
-from llmctl.card.weight_map import Rename, chosen
+from llmctl.card.weight_map import WeightMapping, select_variant
 from llmctl.errors import CheckpointError
 
 HF, NATIVE, PADDLENLP = "hf", "native", "paddlenlp"
@@ -20,7 +20,7 @@ LAYOUTS = (HF, NATIVE)
 """Layouts that can be written."""
 
 
-def renames_for(layout: str, plugin: Any, dims: Dims) -> list[Rename]:
+def renames_for(layout: str, plugin: Any, dims: Dims) -> list[WeightMapping]:
     """The renames that read a folder of this layout, in its full spelling; written files have the first packing.
 
     Raises:
@@ -28,13 +28,13 @@ def renames_for(layout: str, plugin: Any, dims: Dims) -> list[Rename]:
     """
     torch = _from(plugin, dims, "torch")
     if layout == HF:
-        return chosen(torch, ())
+        return select_variant(torch, ())
     if _native_only(torch) == set():
         raise CheckpointError(f"{plugin.card.name} has the same names in both layouts; convert to {HF} only")
-    return [Rename(target, target) for target in dict.fromkeys(rename.target for rename in torch)]
+    return [WeightMapping(target, target) for target in dict.fromkeys(rename.target for rename in torch)]
 
 
-def recognise(tensors: Collection[str], plugin: Any, dims: Dims) -> tuple[str, list[Rename]]:
+def recognise(tensors: Collection[str], plugin: Any, dims: Dims) -> tuple[str, list[WeightMapping]]:
     """The layout of a folder with these tensors, and the renames that read it.
 
     A name that only one layout has decides. Without a sign of another layout the folder counts as torch's, so that what
@@ -44,28 +44,28 @@ def recognise(tensors: Collection[str], plugin: Any, dims: Dims) -> tuple[str, l
     paddlenlp = _from(plugin, dims, "paddlenlp")
     elsewhere = {name for rename in torch for name in (rename.source, rename.target)}
     if known & ({rename.source for rename in paddlenlp} - elsewhere):
-        return PADDLENLP, chosen(paddlenlp, known)
+        return PADDLENLP, select_variant(paddlenlp, known)
     if _native_only(torch) & known:
         return NATIVE, renames_for(NATIVE, plugin, dims)
     bare = _without_prefix(torch, plugin.card.torch_prefix)
     if not known & _sources(torch, plugin.card.torch_prefix) and known & {rename.source for rename in bare}:
-        return HF, chosen(bare, known)
-    return HF, chosen(torch, known)
+        return HF, select_variant(bare, known)
+    return HF, select_variant(torch, known)
 
 
-def _from(plugin: Any, dims: Dims, source: str) -> list[Rename]:
+def _from(plugin: Any, dims: Dims, source: str) -> list[WeightMapping]:
     return list(plugin.hooks.weight_map(card=plugin.card, dims=dims, source=source))
 
 
-def _native_only(torch: Sequence[Rename]) -> set[str]:
+def _native_only(torch: Sequence[WeightMapping]) -> set[str]:
     return {rename.target for rename in torch} - {rename.source for rename in torch}
 
 
-def _sources(renames: Sequence[Rename], prefix: str) -> set[str]:
+def _sources(renames: Sequence[WeightMapping], prefix: str) -> set[str]:
     return {rename.source for rename in renames if rename.source.startswith(prefix)}
 
 
-def _without_prefix(renames: Sequence[Rename], prefix: str) -> list[Rename]:
+def _without_prefix(renames: Sequence[WeightMapping], prefix: str) -> list[WeightMapping]:
     """Prefix ``model.decoder.`` may be missing as a whole or up to its last part."""
     first = prefix.partition(".")[0] + "." if prefix else ""
     return [replace(rename, source=rename.source.removeprefix(first)) for rename in renames]

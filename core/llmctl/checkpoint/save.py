@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.card.weight_map import Rename
+from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint.folder import INDEX, SAFETENSORS
 from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE, cast
 from llmctl.checkpoint.formats.safetensors import Planned, write_file
@@ -34,7 +34,7 @@ KEEP = "keep"
 def save_weights(
     folder: str | Path,
     layer_or_state: Any,
-    renames: Sequence[Rename],
+    renames: Sequence[WeightMapping],
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
@@ -59,7 +59,7 @@ def save_weights(
 
 
 def plan_shards(
-    state: Mapping[str, Any], renames: Sequence[Rename], dtype: str, max_shard_bytes: int
+    state: Mapping[str, Any], renames: Sequence[WeightMapping], dtype: str, max_shard_bytes: int
 ) -> dict[str, dict[str, Planned]]:
     """File name -> the tensors that go into it, nothing of them read yet; arguments as for `save_weights`.
 
@@ -75,8 +75,8 @@ def plan_shards(
     return dict(zip(names, shards, strict=True))
 
 
-def _plan(state: Mapping[str, Any], renames: Sequence[Rename], dtype: str) -> dict[str, Planned]:
-    sources: dict[str, list[Rename]] = {}
+def _plan(state: Mapping[str, Any], renames: Sequence[WeightMapping], dtype: str) -> dict[str, Planned]:
+    sources: dict[str, list[WeightMapping]] = {}
     for rename in renames:
         sources.setdefault(rename.source, []).append(rename)
     planned = {}
@@ -84,7 +84,7 @@ def _plan(state: Mapping[str, Any], renames: Sequence[Rename], dtype: str) -> di
         absent = [rename.target for rename in parts if rename.target not in state]
         if absent:
             raise CheckpointError(f"{source} cannot be written: there is no tensor {', '.join(absent)}")
-        if not complete([rename.part for rename in parts]):
+        if not complete([rename.src_slice for rename in parts]):
             raise CheckpointError(f"{source} cannot be written: its parts are incomplete")
         first = state[parts[0].target]
         if dtype_name(first) not in STORAGE:
@@ -99,7 +99,7 @@ def _plan(state: Mapping[str, Any], renames: Sequence[Rename], dtype: str) -> di
 
 
 def _write(
-    source: str, shape: tuple[int, ...], tensors: Sequence[tuple[Rename, Any]], stored: str, stream: BinaryIO
+    source: str, shape: tuple[int, ...], tensors: Sequence[tuple[WeightMapping, Any]], stored: str, stream: BinaryIO
 ) -> None:
     dtype, rows = dtype_name(tensors[0][1]), np.atleast_1d(_joined(shape, tensors))
     step = max(1, CHUNK_BYTES // max(1, prod(rows.shape[1:]) * rows.itemsize))
@@ -111,15 +111,15 @@ def _write(
             raise CheckpointError(f"{source}: {error}; save with dtype float32 or bfloat16") from None
 
 
-def _joined(shape: tuple[int, ...], tensors: Sequence[tuple[Rename, Any]]) -> NDArray[Any]:
+def _joined(shape: tuple[int, ...], tensors: Sequence[tuple[WeightMapping, Any]]) -> NDArray[Any]:
     """The source's values, put together where it consists of parts."""
     whole = None
     for rename, tensor in tensors:
         values = np.asarray(tensor if isinstance(tensor, np.ndarray) else tensor.numpy())
-        if rename.part is None and rename.place is None:
+        if rename.src_slice is None and rename.dst_slice is None:
             return values.T if rename.transpose else values
         whole = np.empty(shape, values.dtype) if whole is None else whole
-        put(whole.T if rename.transpose else whole, view(values, rename.place), rename.part)
+        put(whole.T if rename.transpose else whole, view(values, rename.dst_slice), rename.src_slice)
     assert whole is not None
     return whole
 

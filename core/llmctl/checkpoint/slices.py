@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.card.weight_map import Part, Rename
+from llmctl.card.weight_map import TensorSlice, WeightMapping
 from llmctl.checkpoint.formats.dtypes import STORAGE
 from llmctl.checkpoint.formats.tensor_info import TensorInfo
 
-Source = tuple[TensorInfo, Rename]
+Source = tuple[TensorInfo, WeightMapping]
 
 
-def view(values: NDArray[Any], part: Part | None) -> NDArray[Any]:
+def view(values: NDArray[Any], part: TensorSlice | None) -> NDArray[Any]:
     """The part of the last axis; writing to it writes to ``values``. The axis becomes three: blocks, units, the rest."""
     if part is None:
         return values
@@ -24,13 +24,13 @@ def view(values: NDArray[Any], part: Part | None) -> NDArray[Any]:
     return values.reshape(*lead, part.blocks, part.of, rest)[..., part.start : part.stop, :]
 
 
-def taken(values: NDArray[Any], rename: Rename) -> NDArray[Any]:
+def taken(values: NDArray[Any], rename: WeightMapping) -> NDArray[Any]:
     """What a rename takes of its source, in paddle's layout."""
-    piece = view(values.T if rename.transpose else values, rename.part)
-    return piece if rename.part is None else piece.reshape(*piece.shape[:-3], -1)
+    piece = view(values.T if rename.transpose else values, rename.src_slice)
+    return piece if rename.src_slice is None else piece.reshape(*piece.shape[:-3], -1)
 
 
-def put(values: NDArray[Any], piece: NDArray[Any], place: Part | None) -> None:
+def put(values: NDArray[Any], piece: NDArray[Any], place: TensorSlice | None) -> None:
     """Writes a piece to its place."""
     target = view(values, place)
     target[...] = piece.reshape(target.shape)
@@ -49,19 +49,19 @@ def fill(values: NDArray[Any], sources: Iterable[Source], dtype: str) -> None:
             continue
         source = np.empty(info.shape, STORAGE[dtype])
         info.read_into(source, dtype)
-        put(values, taken(source, rename), rename.place)
+        put(values, taken(source, rename), rename.dst_slice)
 
 
-def source_shape(target_shape: tuple[int, ...], rename: Rename) -> tuple[int, ...]:
+def source_shape(target_shape: tuple[int, ...], rename: WeightMapping) -> tuple[int, ...]:
     """The shape that a rename's source must have for a target of this shape."""
-    shape = piece_shape(target_shape, rename.place)
-    if rename.part:
+    shape = piece_shape(target_shape, rename.dst_slice)
+    if rename.src_slice:
         *lead, length = shape
-        shape = (*lead, length * rename.part.of // (rename.part.stop - rename.part.start))
+        shape = (*lead, length * rename.src_slice.of // (rename.src_slice.stop - rename.src_slice.start))
     return shape[::-1] if rename.transpose else shape
 
 
-def piece_shape(target_shape: tuple[int, ...], place: Part | None) -> tuple[int, ...]:
+def piece_shape(target_shape: tuple[int, ...], place: TensorSlice | None) -> tuple[int, ...]:
     """The shape of what lies in a place of a target."""
     if place is None:
         return target_shape
@@ -69,7 +69,7 @@ def piece_shape(target_shape: tuple[int, ...], place: Part | None) -> tuple[int,
     return (*lead, length * (place.stop - place.start) // place.of)
 
 
-def complete(parts: Sequence[Part | None]) -> bool:
+def complete(parts: Sequence[TensorSlice | None]) -> bool:
     """Whether parts cover an axis once."""
     if None in parts:
         return len(parts) == 1
@@ -79,12 +79,16 @@ def complete(parts: Sequence[Part | None]) -> bool:
     return alike and [part[2] for part in ordered] == ends[:-1] and ends[-1] == ordered[0][1]
 
 
-def in_rows(rename: Rename, axes: int) -> bool:
+def in_rows(rename: WeightMapping, axes: int) -> bool:
     """Whether a target is a stretch of the rows of one tensor in a file."""
-    stretch = rename.part is None or (rename.part.blocks == 1 and (rename.transpose or axes == 1))
-    return rename.place is None and stretch
+    stretch = rename.src_slice is None or (rename.src_slice.blocks == 1 and (rename.transpose or axes == 1))
+    return rename.dst_slice is None and stretch
 
 
-def first_row(rename: Rename, shape: tuple[int, ...]) -> int:
+def first_row(rename: WeightMapping, shape: tuple[int, ...]) -> int:
     """The row of the file at which a target of this shape begins, if it lies ``in_rows``."""
-    return rename.part.start * shape[-1] // (rename.part.stop - rename.part.start) if rename.part else 0
+    return (
+        rename.src_slice.start * shape[-1] // (rename.src_slice.stop - rename.src_slice.start)
+        if rename.src_slice
+        else 0
+    )

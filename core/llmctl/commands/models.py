@@ -17,7 +17,7 @@ from llmctl.card.family import Tensor
 from llmctl.card.shapes import CUT_SYMBOLS
 from llmctl.card.sharding import Split
 from llmctl.card.support import state
-from llmctl.card.weight_map import Rename
+from llmctl.card.weight_map import WeightMapping
 from llmctl.errors import PluginError
 from llmctl.plugins import matrix
 from llmctl.plugins.hookspecs import GROUP
@@ -169,7 +169,7 @@ def _rows(plugin: plugins.Plugin, dims: Dims, degree: int, symbolic: bool = Fals
     return [_row(t, renames.get(t.name), splits.get(t.name), symbolic) for t in card.expand(dims)]
 
 
-def _row(tensor: Tensor, rename: Rename | None, split: Split | None, symbolic: bool) -> dict[str, Any]:
+def _row(tensor: Tensor, rename: WeightMapping | None, split: Split | None, symbolic: bool) -> dict[str, Any]:
     name, torch = tensor.name, rename.source if rename else tensor.torch_name
     shape = "x".join(map(str, tensor.shape))
     if symbolic:

@@ -10,7 +10,7 @@ from typing import Any
 
 import paddle
 
-from llmctl.card.rope import RULES, Rotation, Rule, rule_for
+from llmctl.card.rope import ROPE_RULES, RopeParams, RopeRule, rope_rule
 from llmctl.nn import kernels
 
 Angles = tuple[paddle.Tensor, paddle.Tensor]
@@ -37,17 +37,17 @@ class Rotary:
         theta: float,
         scaling: Mapping[str, Any] | None = None,
         max_positions: int = 0,
-        rules: Mapping[str, Rule] = RULES,
+        rules: Mapping[str, RopeRule] = ROPE_RULES,
     ) -> None:
         self._rotation = (head_dim, theta, max_positions)
         self._scaling = dict(scaling or {})
-        self._rule = rule_for(scaling, rules)
+        self._rule = rope_rule(scaling, rules)
         self.by_length = self._rule.by_length
         self.max_stable_length = max_positions
 
     def frequencies(self, length: int = 0) -> list[float]:
         """Radians per position of each pair, for sequences of ``length`` tokens."""
-        return self._rule.apply(Rotation(*self._rotation, length), self._scaling)
+        return self._rule.apply(RopeParams(*self._rotation, length), self._scaling)
 
     def __call__(self, position_BT: paddle.Tensor, dtype: str) -> tuple[paddle.Tensor, paddle.Tensor]:
         """cos_BT1H and sin_BT1H, computed in float32, or in float64 if ``dtype`` is."""

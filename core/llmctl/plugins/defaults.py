@@ -11,7 +11,7 @@ from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.card.fill_decoder import fill_decoder
 from llmctl.card.sharding import Parallel, QuantTarget, Split, _split
-from llmctl.card.weight_map import Rename, by_module
+from llmctl.card.weight_map import WeightMapping, map_modules
 from llmctl.errors import PluginError, UnsupportedError
 from llmctl.plugins.hookspecs import hookimpl
 
@@ -52,13 +52,13 @@ def moe_routing(card: Family, dims: Dims) -> Any:
 
 
 @hookimpl(trylast=True)
-def weight_map(card: Family, dims: Dims, source: str) -> Sequence[Rename]:
+def weight_map(card: Family, dims: Dims, source: str) -> Sequence[WeightMapping]:
     if source == "paddlenlp":
         table = card.paddlenlp(dims) if card.paddlenlp else {}
-        return by_module(card, dims, table, card.paddlenlp_prefix)
+        return map_modules(card, dims, table, card.paddlenlp_prefix)
     if source != "torch":
         raise ValueError(f"source={source!r} is unknown; known: 'torch', 'paddlenlp'")
-    return [Rename(tensor.torch_name, tensor.name, tensor.transpose) for tensor in card.expand(dims)]
+    return [WeightMapping(tensor.torch_name, tensor.name, tensor.transpose) for tensor in card.expand(dims)]
 
 
 @hookimpl(trylast=True)

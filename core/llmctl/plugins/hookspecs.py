@@ -16,7 +16,7 @@ from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.card.sharding import Parallel, QuantTarget, Split
-from llmctl.card.weight_map import Rename
+from llmctl.card.weight_map import WeightMapping
 
 Router = Any
 """A ``paddle.nn.Layer``: ``x_TD -> (weight_TK, expert_TK)``, as ``llmctl.nn.moe.SoftmaxTopK``."""
@@ -58,7 +58,7 @@ def moe_routing(card: Family, dims: Dims) -> Router | None:
 
 
 @hookspec(firstresult=True)
-def weight_map(card: Family, dims: Dims, source: str) -> Sequence[Rename]:  # type: ignore[empty-body]
+def weight_map(card: Family, dims: Dims, source: str) -> Sequence[WeightMapping]:  # type: ignore[empty-body]
     """Renames that cover every tensor of the card once; where a packing of files varies, once in each ``way``.
 
     ``source`` is ``"torch"`` (default: the card's torch names) or ``"paddlenlp"``, the names and packing of PaddleNLP's

@@ -3,7 +3,7 @@
 https://arxiv.org/abs/2211.05100
 """
 
-from llmctl import Family, Param, Setting, Size, hookimpl, linear_rows, norm_rows
+from llmctl import ConfigField, Family, Param, Size, hookimpl, linear_rows, norm_rows
 from llmctl.errors import ConfigError
 
 H, A, M = "h.{layer}.", "h.{layer}.self_attention.", "h.{layer}.mlp."
@@ -52,20 +52,20 @@ CARD = Family(
     activation="gelu-tanh",
     position="alibi",
     settings=(
-        Setting("layers", "n_layer", derive=_other("n_layer", "num_hidden_layers")),
-        Setting("hidden", "hidden_size", derive=_other("hidden_size", "n_embed")),
-        Setting("heads", "n_head", derive=_other("n_head", "num_attention_heads")),
-        Setting("kv_heads", "", derive="heads"),
-        Setting("head_dim", "", derive="hidden/heads"),
-        Setting("ffn", "", derive="4*hidden"),
-        Setting("vocab", "vocab_size"),
-        Setting("max_positions", "seq_length", 2048),
-        Setting("tied", "tie_word_embeddings", True, allowed=(True,)),
-        Setting("init_std", "initializer_range", 0.02),
-        Setting("norm_eps", "layer_norm_epsilon", 1e-5),
-        Setting("post_norm_residual", "apply_residual_connection_post_layernorm", False),
-        Setting("hidden_dropout", "hidden_dropout", 0.0, allowed=(0, 0.0)),
-        Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
+        ConfigField("layers", "n_layer", derive=_other("n_layer", "num_hidden_layers")),
+        ConfigField("hidden", "hidden_size", derive=_other("hidden_size", "n_embed")),
+        ConfigField("heads", "n_head", derive=_other("n_head", "num_attention_heads")),
+        ConfigField("kv_heads", "", derive="heads"),
+        ConfigField("head_dim", "", derive="hidden/heads"),
+        ConfigField("ffn", "", derive="4*hidden"),
+        ConfigField("vocab", "vocab_size"),
+        ConfigField("max_positions", "seq_length", 2048),
+        ConfigField("tied", "tie_word_embeddings", True, allowed=(True,)),
+        ConfigField("init_std", "initializer_range", 0.02),
+        ConfigField("norm_eps", "layer_norm_epsilon", 1e-5),
+        ConfigField("post_norm_residual", "apply_residual_connection_post_layernorm", False),
+        ConfigField("hidden_dropout", "hidden_dropout", 0.0, allowed=(0, 0.0)),
+        ConfigField("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
     ),
     inert=(
         "num_hidden_layers",

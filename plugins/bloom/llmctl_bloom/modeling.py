@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import paddle
 
-from llmctl.card.alibi import slopes
+from llmctl.card.alibi import alibi_slopes
 from llmctl.nn.block import Block
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import embedding, run_layers
@@ -35,7 +35,7 @@ class BloomDecoder(paddle.nn.Layer):
         self.word_embeddings_layernorm = _norm(dims)
         self.h = paddle.nn.LayerList(_block(dims) for _ in range(dims.layers))
         self.ln_f = _norm(dims)
-        self._slopes = slopes(dims.heads)
+        self._slopes = alibi_slopes(dims.heads)
 
     @property
     def embedding_weight(self) -> paddle.Tensor:

@@ -5,21 +5,21 @@ https://arxiv.org/abs/2103.10360. ChatGLM2 and ChatGLM3 are a card of their own.
 
 import struct
 
-from llmctl import Family, Param, Setting, TokenFacts, Unsupported, hookimpl, sizes, template
+from llmctl import ConfigField, Family, Param, TokenFacts, Unsupported, hookimpl, sizes, template
 from llmctl.card.decoder_spec import PrefixLM
-from llmctl.card.fill_decoder import rope
-from llmctl.card.presets import fixed_settings, linear_rows, norm_rows, required_settings
-from llmctl.card.rope import Rule, plain
-from llmctl.card.weight_map import Piece
+from llmctl.card.fill_decoder import rope_spec
+from llmctl.card.presets import fixed_fields, linear_rows, norm_rows, required_fields
+from llmctl.card.rope import RopeRule, rope_frequencies
+from llmctl.card.weight_map import ModuleMapping
 
 L, A, M = "layers.{layer}.", "layers.{layer}.attention.", "layers.{layer}.mlp."
 BLANKS = tuple((" " * length, f"<|blank_{length}|>") for length in range(80, 1, -1))
 SETTINGS = (
-    *required_settings(layers="num_layers", hidden="hidden_size", heads="num_attention_heads"),
-    *fixed_settings(False, tied="tie_word_embeddings", prefix_projection="prefix_projection"),
-    *fixed_settings(0, quantised="quantization_bit"),
-    Setting("init_std", "initializer_range", 0.02),
-    Setting("norm_eps", "layernorm_epsilon", 1e-5),
+    *required_fields(layers="num_layers", hidden="hidden_size", heads="num_attention_heads"),
+    *fixed_fields(False, tied="tie_word_embeddings", prefix_projection="prefix_projection"),
+    *fixed_fields(0, quantised="quantization_bit"),
+    ConfigField("init_std", "initializer_range", 0.02),
+    ConfigField("norm_eps", "layernorm_epsilon", 1e-5),
 )
 NAMES = dict(architectures=("ChatGLMModel", "ChatGLMForConditionalGeneration"), model_type="chatglm")
 """Of all generations, as are the settings."""
@@ -28,7 +28,9 @@ THETA = 10000.0
 RESIDUAL_SCALE = (2 * 28) ** 0.5
 """Factor of the residual, which is the norm's output. The original takes 28 layers whatever the depth."""
 HALF = {"rope_type": "float16"}
-RULES = {"float16": Rule(lambda *given: [struct.unpack("e", struct.pack("e", f))[0] for f in plain(*given)])}
+RULES = {
+    "float16": RopeRule(lambda *given: [struct.unpack("e", struct.pack("e", f))[0] for f in rope_frequencies(*given)])
+}
 """Frequencies as the original holds them."""
 
 
@@ -38,7 +40,7 @@ def prefix_lm(dims):
 
 
 def _decoder(dims):
-    rotary = rope(dims, HALF, RULES, theta=THETA, pairs="2d")
+    rotary = rope_spec(dims, HALF, RULES, theta=THETA, pairs="2d")
     return dict(rope=rotary, prefix_lm=prefix_lm(dims), residual_after_norm=True, residual_scale=RESIDUAL_SCALE)
 
 
@@ -54,12 +56,12 @@ CARD = Family(
     position="rope-2d",
     settings=(
         *SETTINGS,
-        Setting("kv_heads", "", derive="heads"),
-        Setting("head_dim", "", derive="hidden/heads"),
-        Setting("ffn", "inner_hidden_size", derive="4*hidden"),
-        Setting("max_positions", "max_sequence_length", 2048),
-        *required_settings(vocab="vocab_size", bos="bos_token_id", mask="mask_token_id", gmask="gmask_token_id"),
-        *fixed_settings(True, two_dimensions="position_encoding_2d"),
+        ConfigField("kv_heads", "", derive="heads"),
+        ConfigField("head_dim", "", derive="hidden/heads"),
+        ConfigField("ffn", "inner_hidden_size", derive="4*hidden"),
+        ConfigField("max_positions", "max_sequence_length", 2048),
+        *required_fields(vocab="vocab_size", bos="bos_token_id", mask="mask_token_id", gmask="gmask_token_id"),
+        *fixed_fields(True, two_dimensions="position_encoding_2d"),
     ),
     # https://huggingface.co/THUDM/chatglm-6b/blob/main/tokenization_chatglm.py: pieces that stand for white space, ids of
     # image tokens before those of text, two tokens between a prompt and its answer.
@@ -73,7 +75,7 @@ CARD = Family(
     chat_template=template(__file__, "chat.jinja"),
     claims={"pretrain": NO_BORDER},
     ignored_tensors=("*.rotary_emb.inv_freq",),
-    paddlenlp=lambda dims: {"/lm_head": [Piece("word_embeddings", transpose=True)]},
+    paddlenlp=lambda dims: {"/lm_head": [ModuleMapping("word_embeddings", transpose=True)]},
     paddlenlp_prefix="chatglm.transformer.",
     decoder=_decoder,
     sizes=sizes(__file__, "chatglm"),

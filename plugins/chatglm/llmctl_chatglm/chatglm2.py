@@ -3,10 +3,10 @@
 https://github.com/THUDM/ChatGLM2-6B and https://github.com/THUDM/ChatGLM3
 """
 
-from llmctl import Family, Param, Setting, TokenFacts, hookimpl, sizes, template
-from llmctl.card.fill_decoder import rope
-from llmctl.card.presets import above_zero, fixed_settings, linear_rows, required_settings
-from llmctl.card.weight_map import one_after_another, optionally_alternating, optionally_apart
+from llmctl import ConfigField, Family, Param, TokenFacts, hookimpl, sizes, template
+from llmctl.card.fill_decoder import rope_spec
+from llmctl.card.presets import above_zero, fixed_fields, linear_rows, required_fields
+from llmctl.card.weight_map import contiguous_slices, interleaved_or_contiguous, split_or_fused
 from llmctl.errors import ConfigError
 from llmctl_chatglm import NAMES, SETTINGS, THETA
 
@@ -31,9 +31,9 @@ def _ratio_of(config):
 
 def _paddlenlp(dims):
     """Files of some releases hold queries, keys and values apart, and gate and up channel by channel."""
-    stretches = one_after_another(dims.heads, dims.kv_heads, dims.kv_heads)
-    qkv = optionally_apart(A + "query_key_value", [A + name for name in ("query", "key", "value")], stretches)
-    return {"/lm_head": "output_layer", **qkv, **optionally_alternating(M + "dense_h_to_4h", 2, dims.ffn)}
+    stretches = contiguous_slices(dims.heads, dims.kv_heads, dims.kv_heads)
+    qkv = split_or_fused(A + "query_key_value", [A + name for name in ("query", "key", "value")], stretches)
+    return {"/lm_head": "output_layer", **qkv, **interleaved_or_contiguous(M + "dense_h_to_4h", 2, dims.ffn)}
 
 
 def rotation(dims):
@@ -44,7 +44,7 @@ def rotation(dims):
 
 def _decoder(dims):
     theta, scaling = rotation(dims)
-    return {"rope": rope(dims, scaling, theta=theta, rotary_dim=dims.head_dim // 2, pairs="interleaved")}
+    return {"rope": rope_spec(dims, scaling, theta=theta, rotary_dim=dims.head_dim // 2, pairs="interleaved")}
 
 
 CARD = Family(
@@ -57,16 +57,16 @@ CARD = Family(
     position="rope-half-interleaved",
     settings=(
         *SETTINGS,
-        *required_settings(kv_heads="multi_query_group_num", ffn="ffn_hidden_size", vocab="padded_vocab_size"),
-        Setting("head_dim", "kv_channels", derive="hidden/heads"),
-        Setting("max_positions", "seq_length", 2048),
-        Setting("rope_ratio", "rope_ratio", 1, check=above_zero("rope_ratio")),
-        Setting("rope_ratio_of", "rope_ratio_of", derive=_ratio_of, allowed=("base", "positions")),
-        *fixed_settings(True, grouped="multi_query_attention", rms="rmsnorm", final_norm="post_layer_norm"),
-        *fixed_settings(True, qkv_bias="add_qkv_bias", first_rope="original_rope"),
-        *fixed_settings(False, bias="add_bias_linear", interleaved="interleaved_qkv"),
-        *fixed_settings(False, post_norm_residual="apply_residual_connection_post_layernorm"),
-        *fixed_settings(0, 0.0, hidden_dropout="hidden_dropout", attention_dropout="attention_dropout"),
+        *required_fields(kv_heads="multi_query_group_num", ffn="ffn_hidden_size", vocab="padded_vocab_size"),
+        ConfigField("head_dim", "kv_channels", derive="hidden/heads"),
+        ConfigField("max_positions", "seq_length", 2048),
+        ConfigField("rope_ratio", "rope_ratio", 1, check=above_zero("rope_ratio")),
+        ConfigField("rope_ratio_of", "rope_ratio_of", derive=_ratio_of, allowed=("base", "positions")),
+        *fixed_fields(True, grouped="multi_query_attention", rms="rmsnorm", final_norm="post_layer_norm"),
+        *fixed_fields(True, qkv_bias="add_qkv_bias", first_rope="original_rope"),
+        *fixed_fields(False, bias="add_bias_linear", interleaved="interleaved_qkv"),
+        *fixed_fields(False, post_norm_residual="apply_residual_connection_post_layernorm"),
+        *fixed_fields(0, 0.0, hidden_dropout="hidden_dropout", attention_dropout="attention_dropout"),
     ),
     inert=INERT,
     # https://huggingface.co/THUDM/chatglm3-6b/blob/main/tokenization_chatglm.py: names after those of the file.

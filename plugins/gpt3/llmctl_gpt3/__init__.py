@@ -4,8 +4,8 @@ https://cdn.openai.com/better-language-models/language_models_are_unsupervised_m
 https://arxiv.org/abs/2005.14165
 """
 
-from llmctl import Family, Param, Setting, Size, hookimpl, linear_rows, norm_rows
-from llmctl.card.weight_map import Piece, in_groups, one_after_another
+from llmctl import ConfigField, Family, Param, Size, hookimpl, linear_rows, norm_rows
+from llmctl.card.weight_map import ModuleMapping, contiguous_slices, grouped_qkv_slices
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 HUB = "https://huggingface.co/openai-community/"
@@ -40,9 +40,14 @@ PADDLENLP = {
 
 def _paddlenlp(dims):
     """Queries, keys and values lie apart, or side by side for each head."""
-    places, fused = one_after_another(1, 1, 1), D + "self_attn.qkv_proj"
-    apart = [Piece(D + f"self_attn.{name}_proj", place=place) for name, place in zip("qkv", places, strict=True)]
-    heads = [Piece(fused, *where, way="fused") for where in zip(in_groups(dims), places, strict=True)]
+    slices, fused = contiguous_slices(1, 1, 1), D + "self_attn.qkv_proj"
+    apart = [
+        ModuleMapping(D + f"self_attn.{name}_proj", dst_slice=dst_slice)
+        for name, dst_slice in zip("qkv", slices, strict=True)
+    ]
+    heads = [
+        ModuleMapping(fused, *where, variant="fused") for where in zip(grouped_qkv_slices(dims), slices, strict=True)
+    ]
     return {**PADDLENLP, A + "c_attn": apart + heads}
 
 
@@ -62,23 +67,23 @@ CARD = Family(
     activation="gelu-tanh",
     position="learned",
     settings=(
-        Setting("layers", "n_layer"),
-        Setting("hidden", "n_embd"),
-        Setting("heads", "n_head"),
-        Setting("kv_heads", "", derive="heads"),
-        Setting("head_dim", "", derive="hidden/heads"),
-        Setting("ffn", "n_inner", derive="4*hidden"),
-        Setting("vocab", "vocab_size"),
-        Setting("max_positions", "n_positions", 1024),
-        Setting("tied", "tie_word_embeddings", True, allowed=(True,)),
-        Setting("init_std", "initializer_range", 0.02),
-        Setting("norm_eps", "layer_norm_epsilon", 1e-5),
-        Setting("activation", "activation_function", "gelu_new", allowed=("gelu_new", "gelu_pytorch_tanh")),
-        Setting("scaled", "scale_attn_weights", True),
-        Setting("scaled_by_layer", "scale_attn_by_inverse_layer_idx", False),
-        Setting("embedding_dropout", "embd_pdrop", 0.1),
-        Setting("attention_dropout", "attn_pdrop", 0.1),
-        Setting("residual_dropout", "resid_pdrop", 0.1),
+        ConfigField("layers", "n_layer"),
+        ConfigField("hidden", "n_embd"),
+        ConfigField("heads", "n_head"),
+        ConfigField("kv_heads", "", derive="heads"),
+        ConfigField("head_dim", "", derive="hidden/heads"),
+        ConfigField("ffn", "n_inner", derive="4*hidden"),
+        ConfigField("vocab", "vocab_size"),
+        ConfigField("max_positions", "n_positions", 1024),
+        ConfigField("tied", "tie_word_embeddings", True, allowed=(True,)),
+        ConfigField("init_std", "initializer_range", 0.02),
+        ConfigField("norm_eps", "layer_norm_epsilon", 1e-5),
+        ConfigField("activation", "activation_function", "gelu_new", allowed=("gelu_new", "gelu_pytorch_tanh")),
+        ConfigField("scaled", "scale_attn_weights", True),
+        ConfigField("scaled_by_layer", "scale_attn_by_inverse_layer_idx", False),
+        ConfigField("embedding_dropout", "embd_pdrop", 0.1),
+        ConfigField("attention_dropout", "attn_pdrop", 0.1),
+        ConfigField("residual_dropout", "resid_pdrop", 0.1),
     ),
     # Scores are computed in float32 or better anyway; the summary head belongs to other models of the same code.
     inert=(

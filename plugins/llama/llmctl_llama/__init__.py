@@ -3,16 +3,16 @@
 https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2307.09288, https://arxiv.org/abs/2407.21783
 """
 
-from llmctl import HF_DECODER, Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows, template
-from llmctl.card.fill_decoder import rope
-from llmctl.card.rope import BY_BANDS, RULES, rule_for
+from llmctl import HF_DECODER, ConfigField, Family, Param, Size, TokenFacts, hookimpl, linear_rows, template
+from llmctl.card.fill_decoder import rope_spec
+from llmctl.card.rope import ROPE_BY_WAVELENGTH, ROPE_RULES, rope_rule
 from llmctl.card.weight_map import hf_decoder_fused
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 META, HUGGY = "https://huggingface.co/meta-llama/", "https://huggingface.co/huggyllama/"
 CHAT = template(__file__, "chat.jinja")
 
-ROPE_RULES = {**RULES, "llama3": BY_BANDS}
+RULES = {**ROPE_RULES, "llama3": ROPE_BY_WAVELENGTH}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -44,20 +44,20 @@ CARD = Family(
     position="rope-neox",
     settings=(
         *HF_DECODER,
-        Setting("norm_eps", "rms_norm_eps", 1e-5),
-        Setting("rope_theta", "rope_theta", 10000.0),
-        Setting("rope_scaling", "rope_scaling", None, check=lambda scaling: rule_for(scaling, ROPE_RULES)),
-        Setting("attention_bias", "attention_bias", False),
-        Setting("mlp_bias", "mlp_bias", False),
-        Setting("activation", "hidden_act", "silu", allowed=("silu",)),
-        Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
+        ConfigField("norm_eps", "rms_norm_eps", 1e-5),
+        ConfigField("rope_theta", "rope_theta", 10000.0),
+        ConfigField("rope_scaling", "rope_scaling", None, check=lambda scaling: rope_rule(scaling, RULES)),
+        ConfigField("attention_bias", "attention_bias", False),
+        ConfigField("mlp_bias", "mlp_bias", False),
+        ConfigField("activation", "hidden_act", "silu", allowed=("silu",)),
+        ConfigField("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
     ),
     tokens=TokenFacts(ends=("<|eot_id|>",)),
     chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     starter="starter",
     paddlenlp=hf_decoder_fused,
-    decoder=lambda dims: {"rope": rope(dims, dims.rope_scaling, ROPE_RULES)},
+    decoder=lambda dims: {"rope": rope_spec(dims, dims.rope_scaling, RULES)},
     sizes={
         "llama1-7b": _size(HUGGY + "llama-7b", 6_738_415_616, 32, 4096, 32, 32, 11008, **LLAMA1),
         "llama1-13b": _size(HUGGY + "llama-13b", 13_015_864_320, 40, 5120, 40, 40, 13824, **LLAMA1),

@@ -5,10 +5,10 @@ https://arxiv.org/abs/2309.10305 and https://github.com/baichuan-inc/Baichuan-7B
 
 from dataclasses import replace
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Setting, Size, TokenFacts, hookimpl, template
-from llmctl.card.alibi import slopes
-from llmctl.card.fill_decoder import rope
-from llmctl.card.weight_map import Rename, hf_decoder_fused, one_after_another
+from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Size, TokenFacts, hookimpl, template
+from llmctl.card.alibi import alibi_slopes
+from llmctl.card.fill_decoder import rope_spec
+from llmctl.card.weight_map import WeightMapping, contiguous_slices, hf_decoder_fused
 
 PACKED = "layers.{layer}.self_attn.W_pack.weight"
 HUB = "https://huggingface.co/baichuan-inc/"
@@ -25,8 +25,8 @@ def _kind(config):
 
 
 def _decoder(dims):
-    turned = {"rope": rope(dims)} if dims.position == "rope" else {"slopes": tuple(slopes(dims.heads))}
-    return {**turned, "unit_head": dims.norm_head}
+    position = {"rope": rope_spec(dims)} if dims.position == "rope" else {"slopes": tuple(alibi_slopes(dims.heads))}
+    return {**position, "unit_head": dims.norm_head}
 
 
 CARD = Family(
@@ -39,16 +39,16 @@ CARD = Family(
     position="rope-neox-or-alibi",
     settings=(
         *(setting for setting in HF_DECODER if setting.name != "max_positions"),
-        Setting("trained", "model_max_length", None),
-        Setting(
+        ConfigField("trained", "model_max_length", None),
+        ConfigField(
             "max_positions", "max_position_embeddings", derive=lambda config: config.get("model_max_length") or 4096
         ),
-        Setting("position", "position_kind", derive=_kind, allowed=("rope", "alibi")),
-        Setting("norm_head", "norm_head", derive=lambda config: config["vocab_size"] == SECOND),
-        Setting("norm_eps", "rms_norm_eps", 1e-6),
-        Setting("rope_theta", "rope_theta", 10000.0),
-        Setting("activation", "hidden_act", "silu", allowed=("silu",)),
-        Setting("z_loss", "z_loss_weight", 0, allowed=(0, 0.0)),
+        ConfigField("position", "position_kind", derive=_kind, allowed=("rope", "alibi")),
+        ConfigField("norm_head", "norm_head", derive=lambda config: config["vocab_size"] == SECOND),
+        ConfigField("norm_eps", "rms_norm_eps", 1e-6),
+        ConfigField("rope_theta", "rope_theta", 10000.0),
+        ConfigField("activation", "hidden_act", "silu", allowed=("silu",)),
+        ConfigField("z_loss", "z_loss_weight", 0, allowed=(0, 0.0)),
     ),
     inert=("gradient_checkpointing", "user_token_id", "assistant_token_id"),
     tokens=TokenFacts(speakers={"user": 195, "assistant": 196}),
@@ -78,5 +78,5 @@ def describe_family():
 def weight_map(card, dims, source):
     if source != "torch":
         return None
-    qkv = dict(zip(("qkv.0", "qkv.1", "qkv.2"), one_after_another(1, 1, 1), strict=True))
-    return [Rename(t.torch_name, t.name, t.transpose, qkv.get(t.slot)) for t in card.expand(dims)]
+    qkv = dict(zip(("qkv.0", "qkv.1", "qkv.2"), contiguous_slices(1, 1, 1), strict=True))
+    return [WeightMapping(t.torch_name, t.name, t.transpose, qkv.get(t.slot)) for t in card.expand(dims)]

@@ -7,7 +7,7 @@ from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import decoder_of, head_of
 from llmctl.nn.mlp import GatedMLP
 from llmctl.nn.rotary import Rotary
-from llmctl_llama import ROPE_RULES
+from llmctl_llama import RULES
 
 
 class LlamaForCausalLM(CausalLM):
@@ -27,6 +27,6 @@ class LlamaForCausalLM(CausalLM):
                 dims.hidden, dims.heads, dims.kv_heads, dims.head_dim, dims.attention_bias, dims.init_std
             ),
             lambda: GatedMLP(dims.hidden, dims.ffn, dims.mlp_bias, dims.init_std),
-            rotary=Rotary(dims.head_dim, dims.rope_theta, dims.rope_scaling, dims.max_positions, ROPE_RULES),
+            rotary=Rotary(dims.head_dim, dims.rope_theta, dims.rope_scaling, dims.max_positions, RULES),
         )
         super().__init__("llama", decoder, head_of(dims))

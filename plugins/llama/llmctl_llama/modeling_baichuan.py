@@ -6,7 +6,7 @@ from functools import partial
 
 import paddle
 
-from llmctl.card.alibi import slopes
+from llmctl.card.alibi import alibi_slopes
 from llmctl.nn.attention import Attention
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import decoder_of
@@ -30,7 +30,7 @@ class BaichuanForCausalLM(CausalLM):
             lambda: Attention(dims.hidden, dims.heads, dims.kv_heads, dims.head_dim, std=dims.init_std),
             lambda: GatedMLP(dims.hidden, dims.ffn, std=dims.init_std),
             rotary=Rotary(dims.head_dim, dims.rope_theta, max_positions=dims.max_positions) if rope else None,
-            mask=partial(Layout.mask, slopes=() if rope else slopes(dims.heads)),
+            mask=partial(Layout.mask, slopes=() if rope else alibi_slopes(dims.heads)),
         )
         head = NormHead if dims.norm_head else Linear
         super().__init__("baichuan", decoder, None if dims.tied else head(dims.hidden, dims.vocab, std=dims.init_std))

@@ -3,8 +3,8 @@
 https://arxiv.org/abs/2401.04088
 """
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Moe, Param, Setting, Size, hookimpl, template
-from llmctl.card.rope import rule_for
+from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Moe, Param, Size, hookimpl, template
+from llmctl.card.rope import rope_rule
 
 X = "layers.{layer}.block_sparse_moe."
 MISTRALAI = "https://huggingface.co/mistralai/"
@@ -20,17 +20,17 @@ CARD = Family(
     moe=Moe("softmax-topk", top_k=2),
     settings=(
         *HF_DECODER,
-        Setting("experts", "num_local_experts"),
-        Setting("top_k", "num_experts_per_tok", 2),
-        Setting("norm_eps", "rms_norm_eps", 1e-5),
-        Setting("rope_theta", "rope_theta", 1e6),
-        Setting("rope_scaling", "rope_scaling", None, check=rule_for),
-        Setting("window", "sliding_window", None),
-        Setting("balance", "output_router_logits", False),
-        Setting("aux_loss", "router_aux_loss_coef", 0.001),
-        Setting("jitter", "router_jitter_noise", 0.0, allowed=(0, 0.0)),
-        Setting("activation", "hidden_act", "silu", allowed=("silu",)),
-        Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
+        ConfigField("experts", "num_local_experts"),
+        ConfigField("top_k", "num_experts_per_tok", 2),
+        ConfigField("norm_eps", "rms_norm_eps", 1e-5),
+        ConfigField("rope_theta", "rope_theta", 1e6),
+        ConfigField("rope_scaling", "rope_scaling", None, check=rope_rule),
+        ConfigField("window", "sliding_window", None),
+        ConfigField("balance", "output_router_logits", False),
+        ConfigField("aux_loss", "router_aux_loss_coef", 0.001),
+        ConfigField("jitter", "router_jitter_noise", 0.0, allowed=(0, 0.0)),
+        ConfigField("activation", "hidden_act", "silu", allowed=("silu",)),
+        ConfigField("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
     ),
     chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),

@@ -3,8 +3,8 @@
 https://arxiv.org/abs/2310.06825
 """
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Setting, Size, hookimpl
-from llmctl.card.rope import rule_for
+from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Size, hookimpl
+from llmctl.card.rope import rope_rule
 from llmctl_mixtral import CHAT
 
 MISTRALAI = "https://huggingface.co/mistralai/"
@@ -25,12 +25,12 @@ CARD = Family(
     torch_prefix="model.",
     settings=(
         *HF_DECODER,
-        Setting("norm_eps", "rms_norm_eps", 1e-6),
-        Setting("rope_theta", "rope_theta", 10000.0),
-        Setting("rope_scaling", "rope_scaling", None, check=rule_for),
-        Setting("window", "sliding_window", derive=_window),
-        Setting("activation", "hidden_act", "silu", allowed=("silu",)),
-        Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
+        ConfigField("norm_eps", "rms_norm_eps", 1e-6),
+        ConfigField("rope_theta", "rope_theta", 10000.0),
+        ConfigField("rope_scaling", "rope_scaling", None, check=rope_rule),
+        ConfigField("window", "sliding_window", derive=_window),
+        ConfigField("activation", "hidden_act", "silu", allowed=("silu",)),
+        ConfigField("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
     ),
     chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),

@@ -5,8 +5,8 @@ https://arxiv.org/abs/2205.01068
 
 from dataclasses import replace
 
-from llmctl import Family, Param, Setting, Size, TokenFacts, hookimpl, linear_rows, norm_rows
-from llmctl.card.weight_map import Piece, in_groups
+from llmctl import ConfigField, Family, Param, Size, TokenFacts, hookimpl, linear_rows, norm_rows
+from llmctl.card.weight_map import ModuleMapping, grouped_qkv_slices
 
 L, A = "layers.{layer}.", "layers.{layer}.self_attn."
 HUB = "https://huggingface.co/facebook/"
@@ -47,8 +47,8 @@ PADDLENLP = {
 
 def _paddlenlp(dims):
     """Queries, keys and values lie apart, or side by side for each head."""
-    fused = zip("qkv", in_groups(dims), strict=True)
-    qkv = {A + f"{name}_proj": (Piece(D + f"self_attn.{name}_proj"), Piece(D + "self_attn.qkv_proj", part, way="fused"))
+    fused = zip("qkv", grouped_qkv_slices(dims), strict=True)
+    qkv = {A + f"{name}_proj": (ModuleMapping(D + f"self_attn.{name}_proj"), ModuleMapping(D + "self_attn.qkv_proj", part, variant="fused"))
            for name, part in fused}  # fmt: skip
     return {**PADDLENLP, **qkv}
 
@@ -64,28 +64,28 @@ CARD = Family(
     activation="relu",
     position="learned",
     settings=(
-        Setting("layers", "num_hidden_layers"),
-        Setting("hidden", "hidden_size"),
-        Setting("heads", "num_attention_heads"),
-        Setting("kv_heads", "", derive="heads"),
-        Setting("head_dim", "", derive="hidden/heads"),
-        Setting("ffn", "ffn_dim"),
-        Setting("vocab", "vocab_size"),
-        Setting("max_positions", "max_position_embeddings", 2048),
-        Setting("embed", "word_embed_proj_dim", derive="hidden"),
-        Setting("projected", "", derive=_projected),
-        Setting("norm_before", "do_layer_norm_before", True),
-        Setting("final_norm_removed", "_remove_final_layer_norm", False),
-        Setting("final_norm", "", derive=_final_norm),
-        Setting("tied", "tie_word_embeddings", True, allowed=(True,)),
-        Setting("init_std", "init_std", 0.02),
-        Setting("norm_affine", "layer_norm_elementwise_affine", True, allowed=(True,)),
-        Setting("bias", "enable_bias", True, allowed=(True,)),
-        Setting("activation", "activation_function", "relu", allowed=("relu",)),
-        Setting("dropout", "dropout", 0.1),
-        Setting("attention_dropout", "attention_dropout", 0.0),
-        Setting("activation_dropout", "activation_dropout", 0.0, allowed=(0, 0.0)),
-        Setting("layer_drop", "layerdrop", 0.0, allowed=(0, 0.0)),
+        ConfigField("layers", "num_hidden_layers"),
+        ConfigField("hidden", "hidden_size"),
+        ConfigField("heads", "num_attention_heads"),
+        ConfigField("kv_heads", "", derive="heads"),
+        ConfigField("head_dim", "", derive="hidden/heads"),
+        ConfigField("ffn", "ffn_dim"),
+        ConfigField("vocab", "vocab_size"),
+        ConfigField("max_positions", "max_position_embeddings", 2048),
+        ConfigField("embed", "word_embed_proj_dim", derive="hidden"),
+        ConfigField("projected", "", derive=_projected),
+        ConfigField("norm_before", "do_layer_norm_before", True),
+        ConfigField("final_norm_removed", "_remove_final_layer_norm", False),
+        ConfigField("final_norm", "", derive=_final_norm),
+        ConfigField("tied", "tie_word_embeddings", True, allowed=(True,)),
+        ConfigField("init_std", "init_std", 0.02),
+        ConfigField("norm_affine", "layer_norm_elementwise_affine", True, allowed=(True,)),
+        ConfigField("bias", "enable_bias", True, allowed=(True,)),
+        ConfigField("activation", "activation_function", "relu", allowed=("relu",)),
+        ConfigField("dropout", "dropout", 0.1),
+        ConfigField("attention_dropout", "attention_dropout", 0.0),
+        ConfigField("activation_dropout", "activation_dropout", 0.0, allowed=(0, 0.0)),
+        ConfigField("layer_drop", "layerdrop", 0.0, allowed=(0, 0.0)),
     ),
     inert=("initializer_range",),
     tokens=TokenFacts(prefix=("</s>",)),

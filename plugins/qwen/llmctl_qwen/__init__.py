@@ -5,14 +5,14 @@ https://arxiv.org/abs/2309.16609. Qwen2 and Qwen3 are cards of their own.
 
 import math
 
-from llmctl import Family, Param, Setting, TokenFacts, hookimpl, sizes, template
-from llmctl.card.fill_decoder import rope
-from llmctl.card.presets import fixed_settings, linear_rows, required_settings
-from llmctl.card.rope import Rotation, Rule, plain
-from llmctl.card.weight_map import one_after_another, optionally_fused
+from llmctl import ConfigField, Family, Param, TokenFacts, hookimpl, sizes, template
+from llmctl.card.fill_decoder import rope_spec
+from llmctl.card.presets import fixed_fields, linear_rows, required_fields
+from llmctl.card.rope import RopeParams, RopeRule, rope_frequencies
+from llmctl.card.weight_map import contiguous_slices, fused_or_split
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
-FUSED = optionally_fused([M + "w2", M + "w1"], M + "gate_up_fused_proj", one_after_another(1, 1), "ffn")
+FUSED = fused_or_split([M + "w2", M + "w1"], M + "gate_up_fused_proj", contiguous_slices(1, 1), "ffn")
 
 # https://huggingface.co/Qwen/Qwen-7B/blob/main/tokenization_qwen.py: how text is cut; names after those of the file.
 WORDS = (
@@ -30,16 +30,16 @@ def _ntk(rotation, scaling):
     if rotation.length > rotation.max_positions:
         alpha = 2.0 ** math.ceil(math.log2(rotation.length / rotation.max_positions) + 1) - 1
     theta = rotation.theta * alpha ** (rotation.head_dim / (rotation.head_dim - 2))
-    return plain(Rotation(rotation.head_dim, theta), scaling)
+    return rope_frequencies(RopeParams(rotation.head_dim, theta), scaling)
 
 
 NTK = {"rope_type": "ntk-steps"}
-RULES = {"default": Rule(plain), "ntk-steps": Rule(_ntk, by_length=True)}
+RULES = {"default": RopeRule(rope_frequencies), "ntk-steps": RopeRule(_ntk, by_length=True)}
 
 
 def _decoder(dims):
     scaling, log_base = NTK if dims.dynamic_ntk else None, dims.trained if dims.log_n else None
-    return {"rope": rope(dims, scaling, RULES, trained=dims.trained, log_base=log_base)}
+    return {"rope": rope_spec(dims, scaling, RULES, trained=dims.trained, log_base=log_base)}
 
 
 CARD = Family(
@@ -51,22 +51,22 @@ CARD = Family(
     torch_prefix="transformer.",
     position="rope-neox-ntk",
     settings=(
-        *required_settings(layers="num_hidden_layers", hidden="hidden_size", heads="num_attention_heads"),
-        *required_settings(double_ffn="intermediate_size", vocab="vocab_size"),
-        Setting("kv_heads", "", derive="heads"),
-        Setting("head_dim", "kv_channels", derive="hidden/heads"),
-        Setting("ffn", "", derive="double_ffn/2"),
-        Setting("max_positions", "max_position_embeddings", 8192),
-        Setting("trained", "seq_length", 2048),
-        Setting("init_std", "initializer_range", 0.02),
-        Setting("norm_eps", "layer_norm_epsilon", 1e-6),
-        Setting("rope_theta", "rotary_emb_base", 10000),
-        Setting("dynamic_ntk", "use_dynamic_ntk", True),
-        Setting("log_n", "use_logn_attn", True),
-        *fixed_settings(False, tied="tie_word_embeddings"),
-        *fixed_settings(True, without_bias="no_bias", scaled="scale_attn_weights"),
-        *fixed_settings(1, 1.0, rope_part="rotary_pct"),
-        *fixed_settings(0, 0.0, attention_dropout="attn_dropout_prob", embedding_dropout="emb_dropout_prob"),
+        *required_fields(layers="num_hidden_layers", hidden="hidden_size", heads="num_attention_heads"),
+        *required_fields(double_ffn="intermediate_size", vocab="vocab_size"),
+        ConfigField("kv_heads", "", derive="heads"),
+        ConfigField("head_dim", "kv_channels", derive="hidden/heads"),
+        ConfigField("ffn", "", derive="double_ffn/2"),
+        ConfigField("max_positions", "max_position_embeddings", 8192),
+        ConfigField("trained", "seq_length", 2048),
+        ConfigField("init_std", "initializer_range", 0.02),
+        ConfigField("norm_eps", "layer_norm_epsilon", 1e-6),
+        ConfigField("rope_theta", "rotary_emb_base", 10000),
+        ConfigField("dynamic_ntk", "use_dynamic_ntk", True),
+        ConfigField("log_n", "use_logn_attn", True),
+        *fixed_fields(False, tied="tie_word_embeddings"),
+        *fixed_fields(True, without_bias="no_bias", scaled="scale_attn_weights"),
+        *fixed_fields(1, 1.0, rope_part="rotary_pct"),
+        *fixed_fields(0, 0.0, attention_dropout="attn_dropout_prob", embedding_dropout="emb_dropout_prob"),
     ),
     tokens=TokenFacts(**CUT, appended=SPECIAL, roles={"eos": SPECIAL[0]}),
     chat_template=HELPFUL,

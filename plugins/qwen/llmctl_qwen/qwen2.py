@@ -3,9 +3,9 @@
 https://arxiv.org/abs/2407.10671
 """
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Param, Setting, TokenFacts, hookimpl, sizes
-from llmctl.card.presets import fixed_settings
-from llmctl.card.rope import rule_for
+from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Param, TokenFacts, hookimpl, sizes
+from llmctl.card.presets import fixed_fields
+from llmctl.card.rope import rope_rule
 from llmctl.card.weight_map import hf_decoder_fused
 from llmctl.errors import ConfigError
 from llmctl_qwen import CUT, HELPFUL
@@ -20,13 +20,13 @@ def full_attention(kinds):
 
 
 SETTINGS = (
-    Setting("norm_eps", "rms_norm_eps", 1e-6),
-    Setting("rope_theta", "rope_theta", 10000.0),
-    Setting("rope_scaling", "rope_scaling", None, check=rule_for),
-    *fixed_settings("silu", activation="hidden_act"),
-    *fixed_settings(0, 0.0, attention_dropout="attention_dropout"),
-    *fixed_settings(False, sliding="use_sliding_window"),
-    Setting("layer_types", "layer_types", None, check=full_attention),
+    ConfigField("norm_eps", "rms_norm_eps", 1e-6),
+    ConfigField("rope_theta", "rope_theta", 10000.0),
+    ConfigField("rope_scaling", "rope_scaling", None, check=rope_rule),
+    *fixed_fields("silu", activation="hidden_act"),
+    *fixed_fields(0, 0.0, attention_dropout="attention_dropout"),
+    *fixed_fields(False, sliding="use_sliding_window"),
+    ConfigField("layer_types", "layer_types", None, check=full_attention),
 )
 WINDOW_KEYS = ("sliding_window", "max_window_layers")
 """Without effect while use_sliding_window is false."""

@@ -3,7 +3,7 @@
 https://arxiv.org/abs/2505.09388
 """
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, Family, Param, Setting, TokenFacts, hookimpl, sizes
+from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Param, TokenFacts, hookimpl, sizes
 from llmctl_qwen import CHATML, CUT
 from llmctl_qwen.qwen2 import SETTINGS, WINDOW_KEYS
 
@@ -16,7 +16,7 @@ CARD = Family(
     modeling="llmctl_qwen.modeling:Qwen3ForCausalLM",
     paddle_prefix="qwen3.",
     torch_prefix="model.",
-    settings=(*HF_DECODER, *SETTINGS, Setting("attention_bias", "attention_bias", False, allowed=(False,))),
+    settings=(*HF_DECODER, *SETTINGS, ConfigField("attention_bias", "attention_bias", False, allowed=(False,))),
     inert=WINDOW_KEYS,
     tokens=TokenFacts(**CUT),
     chat_template=CHATML,

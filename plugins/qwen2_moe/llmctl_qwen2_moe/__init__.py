@@ -3,9 +3,9 @@
 https://arxiv.org/abs/2407.10671
 """
 
-from llmctl import HF_DECODER, Family, Moe, Param, Setting, Size, TokenFacts, Unsupported, hookimpl, template
+from llmctl import HF_DECODER, ConfigField, Family, Moe, Param, Size, TokenFacts, Unsupported, hookimpl, template
 from llmctl.card.presets import linear_rows
-from llmctl.card.rope import rule_for
+from llmctl.card.rope import rope_rule
 from llmctl.errors import ConfigError
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
@@ -60,24 +60,24 @@ CARD = Family(
     moe=Moe("softmax-topk", top_k=4, renormalize=False),
     settings=(
         *HF_DECODER,
-        Setting("norm_eps", "rms_norm_eps", 1e-6),
-        Setting("rope_theta", "rope_theta", 10000.0),
-        Setting("rope_scaling", "rope_scaling", None, check=rule_for),
-        Setting("activation", "hidden_act", "silu", allowed=("silu",)),
-        Setting("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
-        Setting("sliding", "use_sliding_window", False, allowed=(False,)),
-        Setting("layer_types", "layer_types", None, check=_full_attention),
-        Setting("experts", "num_experts", 60),
-        Setting("top_k", "num_experts_per_tok", 4),
-        Setting("renormalize", "norm_topk_prob", False),
-        Setting("expert_ffn", "moe_intermediate_size", 1408),
-        Setting("shared_ffn", "shared_expert_intermediate_size", 5632),
-        Setting("step", "decoder_sparse_step", 1, check=_step),
-        Setting("dense_layers", "mlp_only_layers", derive=lambda config: []),
-        Setting("sparse", "", derive=_sparse),
-        Setting("balance", "output_router_logits", False),
-        Setting("aux_loss", "router_aux_loss_coef", 0.001),
-        Setting("qkv_bias", "qkv_bias", True, allowed=(True,)),
+        ConfigField("norm_eps", "rms_norm_eps", 1e-6),
+        ConfigField("rope_theta", "rope_theta", 10000.0),
+        ConfigField("rope_scaling", "rope_scaling", None, check=rope_rule),
+        ConfigField("activation", "hidden_act", "silu", allowed=("silu",)),
+        ConfigField("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
+        ConfigField("sliding", "use_sliding_window", False, allowed=(False,)),
+        ConfigField("layer_types", "layer_types", None, check=_full_attention),
+        ConfigField("experts", "num_experts", 60),
+        ConfigField("top_k", "num_experts_per_tok", 4),
+        ConfigField("renormalize", "norm_topk_prob", False),
+        ConfigField("expert_ffn", "moe_intermediate_size", 1408),
+        ConfigField("shared_ffn", "shared_expert_intermediate_size", 5632),
+        ConfigField("step", "decoder_sparse_step", 1, check=_step),
+        ConfigField("dense_layers", "mlp_only_layers", derive=lambda config: []),
+        ConfigField("sparse", "", derive=_sparse),
+        ConfigField("balance", "output_router_logits", False),
+        ConfigField("aux_loss", "router_aux_loss_coef", 0.001),
+        ConfigField("qkv_bias", "qkv_bias", True, allowed=(True,)),
     ),
     # Without effect while use_sliding_window is false.
     inert=("sliding_window", "max_window_layers"),

@@ -8,11 +8,11 @@ import pytest
 from llmctl import (
     HF_DECODER,
     HF_DECODER_ROWS,
+    ConfigField,
     Dims,
     Family,
     Moe,
     Param,
-    Setting,
     Size,
     Unsupported,
     linear_rows,
@@ -20,7 +20,7 @@ from llmctl import (
 )
 from llmctl.card import fill_decoder, slots
 from llmctl.card.capabilities import Supported
-from llmctl.card.presets import above_zero, fixed_settings, required_settings
+from llmctl.card.presets import above_zero, fixed_fields, required_fields
 from llmctl.card.shapes import evaluate, parse_shape
 from llmctl.card.sharding import Segment
 from llmctl.card.support import require, state
@@ -30,7 +30,7 @@ from llmctl.plugins import defaults
 
 
 def make_card(*params, **fields):
-    fields.setdefault("settings", (*HF_DECODER, Setting("experts", "num_experts", 1)))
+    fields.setdefault("settings", (*HF_DECODER, ConfigField("experts", "num_experts", 1)))
     fields.setdefault("sizes", {})
     return Family(name="x", architectures=("X",), params=params, modeling="m.n:C", torch_prefix="model.", **fields)
 
@@ -140,7 +140,7 @@ def test_dims_from_config_fill_in_what_is_derived():
 )
 def test_bad_config_is_named(change, message):
     card = make_card(
-        Param("a", "hidden"), settings=(*HF_DECODER, Setting("act", "hidden_act", "silu", allowed=("silu",)))
+        Param("a", "hidden"), settings=(*HF_DECODER, ConfigField("act", "hidden_act", "silu", allowed=("silu",)))
     )
     config = dict(num_hidden_layers=1, hidden_size=48, num_attention_heads=6, intermediate_size=9, vocab_size=7)
     with pytest.raises(ConfigError, match=message):
@@ -148,8 +148,8 @@ def test_bad_config_is_named(change, message):
 
 
 def test_settings_of_one_kind_are_required_fixed_or_numbers_above_zero():
-    ratio = Setting("ratio", "rope_ratio", 1, check=above_zero("rope_ratio"))
-    settings = *required_settings(layers="num_layers"), *fixed_settings(0, 0.0, dropout="hidden_dropout"), ratio
+    ratio = ConfigField("ratio", "rope_ratio", 1, check=above_zero("rope_ratio"))
+    settings = *required_fields(layers="num_layers"), *fixed_fields(0, 0.0, dropout="hidden_dropout"), ratio
     card = Family("f", ("F",), (Param("a", "layers"),), settings, {}, "m:C")
     assert dict(card.dims_from_config({"num_layers": 2})) == {"layers": 2, "dropout": 0.0, "ratio": 1}
     assert card.dims_from_config({"num_layers": 2, "hidden_dropout": 0, "rope_ratio": 0.5}).ratio == 0.5

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llmctl import plugins
+from llmctl import ConfigField, Setting, plugins
+from llmctl.card.family import HASHED_NAMES
 
 HASHES = {
     "baichuan": "21909b63b609a8b4",
@@ -28,3 +29,8 @@ def test_the_hash_of_a_card_does_not_depend_on_the_names_of_classes(family):
 
 def test_the_hash_of_every_installed_family_is_recorded():
     assert {found.name for found in plugins.installed()} == set(HASHES)
+
+
+def test_names_of_rows_in_the_hash_are_those_of_the_first_release():
+    assert {cls.__name__: name for cls, name in HASHED_NAMES.items()} == {"Param": "Param", "ConfigField": "Setting"}
+    assert Setting is ConfigField

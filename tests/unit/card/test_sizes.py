@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmctl import Param, Setting, Size, sizes
+from llmctl import ConfigField, Param, Size, sizes
 from llmctl.card.family import Family
 from llmctl.card.validate import validate
 from llmctl.errors import ConfigError
@@ -45,7 +45,7 @@ def test_a_malformed_table_is_refused_with_its_line(tmp_path, text, message):
 
 def test_a_column_that_no_setting_has_is_a_problem_of_the_card(tmp_path):
     found = read(tmp_path, HEAD.replace("eps", "epps") + ROWS)
-    settings = tuple(Setting(name, name) for name in ("hidden", "eps", "tied", "kind"))
+    settings = tuple(ConfigField(name, name) for name in ("hidden", "eps", "tied", "kind"))
     card = Family("parrot", ("Parrot",), (Param("a", "hidden"),), settings, found, "parrot:Parrot")
     problems = validate(card)
     assert problems == [f"size {name}: 'epps' is not among the card's settings" for name in ("small", "large")]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llmctl.card.dims import Dims
-from llmctl.card.family import Family, Param, Setting
+from llmctl.card.family import ConfigField, Family, Param
 from llmctl.checkpoint.shards import merge, split
 from llmctl.plugins.defaults import tensor_parallel_rules
 
@@ -13,7 +13,7 @@ DIMS = Dims(heads=4, kv_heads=2, head_dim=3, hidden=12, ffn=8)
 
 
 def rule(shape, degree):
-    settings = tuple(Setting(name, name) for name in NAMES)
+    settings = tuple(ConfigField(name, name) for name in NAMES)
     card = Family("x", ("X",), (Param("w", shape),), settings, {}, "a.b:C")
     return tensor_parallel_rules(card, DIMS, degree)["w"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from llmctl.card.weight_map import Part, Rename
+from llmctl.card.weight_map import TensorSlice, WeightMapping
 from llmctl.checkpoint import load_weights, open_folder, save_weights
 from llmctl.checkpoint.formats import tensor_info as tensor_info_module
 from llmctl.checkpoint.formats.dtypes import round_bfloat16
@@ -15,12 +15,12 @@ paddle = pytest.importorskip("paddle")
 
 SHAPES = {"embed": [7, 4], "linear": [4, 6], "q": [4, 2], "k": [4, 2], "v": [4, 2], "norm": [4]}
 RENAMES = [
-    Rename("model.embed", "embed"),
-    Rename("model.linear", "linear", transpose=True),
-    Rename("model.qkv", "q", transpose=True, part=Part(0, 1, 3)),
-    Rename("model.qkv", "k", transpose=True, part=Part(1, 2, 3)),
-    Rename("model.qkv", "v", transpose=True, part=Part(2, 3, 3)),
-    Rename("model.norm", "norm"),
+    WeightMapping("model.embed", "embed"),
+    WeightMapping("model.linear", "linear", transpose=True),
+    WeightMapping("model.qkv", "q", transpose=True, src_slice=TensorSlice(0, 1, 3)),
+    WeightMapping("model.qkv", "k", transpose=True, src_slice=TensorSlice(1, 2, 3)),
+    WeightMapping("model.qkv", "v", transpose=True, src_slice=TensorSlice(2, 3, 3)),
+    WeightMapping("model.norm", "norm"),
 ]
 
 
@@ -147,7 +147,7 @@ def test_a_repeated_head_is_accepted_only_if_it_is_the_embedding(tmp_path):
 
 def test_renames_must_cover_the_layer(tmp_path):
     folder = folder_of(tmp_path, source_state())
-    for renames in (RENAMES[:-1], [*RENAMES, RENAMES[0]], [*RENAMES, Rename("x", "y")]):
+    for renames in (RENAMES[:-1], [*RENAMES, RENAMES[0]], [*RENAMES, WeightMapping("x", "y")]):
         with pytest.raises(ValueError, match="do not cover"):
             load_weights(folder, Toy(), renames)
 
@@ -169,7 +169,7 @@ def test_incomplete_parts_cannot_be_saved(tmp_path):
 
 def test_integer_tensors_keep_their_dtype(tmp_path):
     state = {"ids": np.arange(4), "scale": np.float32([0.5])}
-    save_weights(tmp_path, state, [Rename(name, name) for name in state], "bfloat16")
+    save_weights(tmp_path, state, [WeightMapping(name, name) for name in state], "bfloat16")
     assert {name: info.dtype for name, info in open_folder(tmp_path).tensors.items()} == {
         "ids": "int64",
         "scale": "bfloat16",
@@ -181,12 +181,12 @@ def test_integer_tensors_keep_their_dtype(tmp_path):
 def test_a_checkpoint_of_transformers_is_written_back_bit_for_bit(assets, tmp_path, case):
     weights = open_folder(assets / "goldens" / case)
     dtype = next(iter(weights.tensors.values())).dtype
-    renames = [Rename(name, name, transpose=len(info.shape) == 2) for name, info in weights.tensors.items()]
+    renames = [WeightMapping(name, name, transpose=len(info.shape) == 2) for name, info in weights.tensors.items()]
     shapes = {name: info.shape for name, info in weights.tensors.items()}
     layer = Toy(shapes={})
     for name, shape in shapes.items():
         layer.add_parameter(name.replace(".", "|"), layer.create_parameter(list(shape)[::-1]))
-    renames = [Rename(rename.source, rename.target.replace(".", "|"), rename.transpose) for rename in renames]
+    renames = [WeightMapping(rename.source, rename.target.replace(".", "|"), rename.transpose) for rename in renames]
     load_weights(weights, layer, renames)
     save_weights(tmp_path, layer, renames, dtype)
     written = open_folder(tmp_path)
@@ -198,5 +198,5 @@ def test_a_checkpoint_of_transformers_is_written_back_bit_for_bit(assets, tmp_pa
 
 def test_float64_weights_survive_exactly(tmp_path):
     state = {"a": np.random.default_rng(0).normal(size=(5, 3))}
-    save_weights(tmp_path, state, [Rename("a", "a", transpose=True)], "float64")
+    save_weights(tmp_path, state, [WeightMapping("a", "a", transpose=True)], "float64")
     np.testing.assert_array_equal(open_folder(tmp_path).read("a"), state["a"].T)

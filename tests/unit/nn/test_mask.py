@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl.card.alibi import slopes
+from llmctl.card.alibi import alibi_slopes
 from llmctl.nn.attention import attend, attend_dense
 from llmctl.nn.mask import Layout
 
@@ -62,7 +62,7 @@ PLACE = [[0, 1, 2, 0, 1, 2, 3, 2, 0], [0, 1, 2, 3, 0, 1, 2, 3, 4]]
 def test_packed_attention_and_its_gradients_equal_the_dense_ones(heads, window):
     tensors = [paddle.to_tensor(RNG.normal(size=(2, 9, n, 4)), stop_gradient=False) for n in (heads or 4, 1, 1)]
     layout = Layout(9, position_BT=paddle.to_tensor(PLACE), end_BT=paddle.to_tensor(END))
-    mask = layout.mask(window=window, slopes=slopes(heads) if heads else ())
+    mask = layout.mask(window=window, slopes=alibi_slopes(heads) if heads else ())
     weight = paddle.to_tensor(RNG.normal(size=(2, 9, 4 * (heads or 4))))
     weight[0, 8] = 0.0
     results = []
@@ -98,7 +98,7 @@ def test_what_the_operators_compute_is_the_dense_attention(kind):
         "packed": lambda: layout.mask(),
         "padded": lambda: Layout(9, 0, real).mask(),
         "window": lambda: Layout(9).mask(window=3),
-        "penalties": lambda: layout.mask(slopes=slopes(4)),
+        "penalties": lambda: layout.mask(slopes=alibi_slopes(4)),
         "both ways": lambda: Layout(9).mask(first_BT=paddle.to_tensor([[0, 0, 0, 3, 4, 5, 6, 7, 8]])),
     }[kind]()
     weight = RNG.normal(size=(2, 9, 32))

@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl.card.rope import BY_BANDS, RULES
+from llmctl.card.rope import ROPE_BY_WAVELENGTH, ROPE_RULES
 from llmctl.errors import ConfigError
 from llmctl.nn.attention import Attention, attend
 from llmctl.nn.cache import KVCache
@@ -89,17 +89,17 @@ def test_rotary_turns_pairs_as_complex_numbers(scaling, length, expected):
 def test_scaling_by_bands_keeps_short_waves_and_stretches_long_ones():
     scaling = {"rope_type": "bands", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                "original_max_position_embeddings": 64}  # fmt: skip
-    rotary = Rotary(32, 10000.0, scaling, rules={**RULES, "bands": BY_BANDS})
+    rotary = Rotary(32, 10000.0, scaling, rules={**ROPE_RULES, "bands": ROPE_BY_WAVELENGTH})
     for i, found in enumerate(rotary.frequencies()):
-        plain = 10000.0 ** (-2 * i / 32)
-        wave = 2 * math.pi / plain
+        rope_frequencies = 10000.0 ** (-2 * i / 32)
+        wave = 2 * math.pi / rope_frequencies
         if wave < 64 / 4:
-            assert found == pytest.approx(plain)
+            assert found == pytest.approx(rope_frequencies)
         elif wave > 64:
-            assert found == pytest.approx(plain / 8)
+            assert found == pytest.approx(rope_frequencies / 8)
         else:
             share = (64 / wave - 1) / 3
-            assert found == pytest.approx((1 - share) * plain / 8 + share * plain)
+            assert found == pytest.approx((1 - share) * rope_frequencies / 8 + share * rope_frequencies)
 
 
 @pytest.mark.parametrize("scaling", [{"rope_type": "yarn"}, {"rope_type": "linear"}, {"type": "linear", "factor": -1}])

@@ -4,11 +4,11 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl.card.rope import BY_BANDS, RULES, rule_for
+from llmctl.card.rope import ROPE_BY_WAVELENGTH, ROPE_RULES, rope_rule
 from llmctl.errors import ConfigError
 from llmctl.nn.rotary import Rotary, positions, rotate
 
-WITH_BANDS = {**RULES, "bands": BY_BANDS}
+WITH_BANDS = {**ROPE_RULES, "bands": ROPE_BY_WAVELENGTH}
 PLAIN = 5000.0 ** (-np.arange(0, 16, 2) / 16)
 
 
@@ -35,7 +35,7 @@ def test_an_unknown_rule_is_an_error_that_names_the_allowed_ones():
 @pytest.mark.parametrize("factor", [None, 0, -1.0, "4", True])
 def test_a_rule_without_a_usable_factor_is_an_error(factor):
     with pytest.raises(ConfigError, match="factor=.* must be a number above 0"):
-        rule_for({"rope_type": "linear", "factor": factor})
+        rope_rule({"rope_type": "linear", "factor": factor})
 
 
 def test_only_dynamic_scaling_depends_on_the_length():

@@ -1,6 +1,6 @@
 """A third party's family: one gated recurrence-free block per layer, with names and shapes of its own."""
 
-from llmctl import Family, Param, Setting, Size, Unsupported, hookimpl
+from llmctl import ConfigField, Family, Param, Size, Unsupported, hookimpl
 
 B = "blocks.{layer}."
 
@@ -13,11 +13,11 @@ CARD = Family(
     torch_prefix="transformer.",
     position="none",
     settings=(
-        Setting("layers", "n_layer"),
-        Setting("hidden", "n_embd"),
-        Setting("ffn", "n_inner", derive="hidden"),
-        Setting("vocab", "vocab_size"),
-        Setting("max_positions", "n_positions", 512),
+        ConfigField("layers", "n_layer"),
+        ConfigField("hidden", "n_embd"),
+        ConfigField("ffn", "n_inner", derive="hidden"),
+        ConfigField("vocab", "vocab_size"),
+        ConfigField("max_positions", "n_positions", 512),
     ),
     sizes={"tiny": Size("", 2 * (64 * 2 + 64 * 64 * 2) + 64 * 300, dict(layers=2, hidden=64, vocab=300))},
     params=(

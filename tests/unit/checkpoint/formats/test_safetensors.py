@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save_file
 
-from llmctl.card.weight_map import Rename
+from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint import open_folder, save_weights
 from llmctl.checkpoint.formats import tensor_info as tensor_info_module
 from llmctl.checkpoint.formats.dtypes import cast, round_bfloat16, widen
@@ -57,7 +57,7 @@ def test_what_the_safetensors_package_wrote_is_read_bit_for_bit(state):
 @settings(deadline=None, max_examples=60)
 @given(states(PLAIN[1:]), st.integers(1, 200))
 def test_what_is_written_the_safetensors_package_reads_back(state, max_shard_bytes):
-    renames = [Rename(f"torch.{name}", name) for name in state]
+    renames = [WeightMapping(f"torch.{name}", name) for name in state]
     with tempfile.TemporaryDirectory() as folder:
         save_weights(folder, state, renames, "float32", max_shard_bytes)
         files = sorted(Path(folder).glob("*.safetensors"))
@@ -72,7 +72,7 @@ def test_what_is_written_the_safetensors_package_reads_back(state, max_shard_byt
 
 def test_shards_hold_at_most_the_given_bytes_and_the_index_names_every_tensor(tmp_path):
     state = {f"t{i}": np.full((4, 4), i, np.float32) for i in range(7)}
-    save_weights(tmp_path, state, [Rename(name, name) for name in state], max_shard_bytes=150)
+    save_weights(tmp_path, state, [WeightMapping(name, name) for name in state], max_shard_bytes=150)
     files = sorted(file.name for file in tmp_path.glob("*.safetensors"))
     assert files == [f"model-{i:05d}-of-00004.safetensors" for i in range(1, 5)]
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
@@ -86,7 +86,7 @@ def test_shards_hold_at_most_the_given_bytes_and_the_index_names_every_tensor(tm
 
 def test_a_tensor_larger_than_a_shard_gets_its_own(tmp_path):
     state = {"a": np.zeros(2, np.float32), "big": np.zeros(100, np.float32), "b": np.zeros(2, np.float32)}
-    save_weights(tmp_path, state, [Rename(name, name) for name in state], max_shard_bytes=16)
+    save_weights(tmp_path, state, [WeightMapping(name, name) for name in state], max_shard_bytes=16)
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
 
 
@@ -117,7 +117,7 @@ def test_all_bfloat16_values_survive_a_round_trip_through_float32():
 
 def test_values_that_do_not_fit_the_dtype_are_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="big: 70000 does not fit into float16; save with"):
-        save_weights(tmp_path, {"big": np.float32([1, 70000])}, [Rename("big", "big")], dtype="float16")
+        save_weights(tmp_path, {"big": np.float32([1, 70000])}, [WeightMapping("big", "big")], dtype="float16")
     infinite = cast(np.float32([np.inf, 1]), "float32", "float16")
     assert np.isinf(infinite[0])
 
@@ -126,7 +126,7 @@ def test_unknown_dtypes_cannot_be_saved(tmp_path):
     with pytest.raises(CheckpointError, match="float32, float16, bfloat16"):
         save_weights(tmp_path, {}, [], dtype="int8")
     with pytest.raises(CheckpointError, match="complex64"):
-        save_weights(tmp_path, {"a": np.zeros(2, np.complex64)}, [Rename("a", "a")])
+        save_weights(tmp_path, {"a": np.zeros(2, np.complex64)}, [WeightMapping("a", "a")])
 
 
 @pytest.mark.parametrize("chunk", [1, 8, 64])

@@ -1,4 +1,4 @@
-"""What a card reads from ``config.json``: a value's name and key, what an absent one means, which values can be honoured.
+"""The fields of ``config.json`` that a card reads: names, keys, defaults and the values that the family supports.
 
 Nothing here imports paddle or numpy.
 """
@@ -20,29 +20,29 @@ class _Required:
 
 
 REQUIRED: Any = _Required()
-"""Default of a setting that ``config.json`` must give."""
+"""Default of a field that ``config.json`` must have."""
 
 COUNTS = frozenset({"top_k", "window", "max_positions", "trained"})
-"""Settings that are whole numbers although no shape holds them."""
+"""ConfigFields that are whole numbers although no shape holds them."""
 
 ABOVE_ZERO = frozenset({"norm_eps", "rope_theta"})
-"""Settings without which nothing is normalised or turned."""
+"""ConfigFields without which nothing is normalised or turned."""
 
 DROPOUT = "dropout"
-"""End of the names of settings that say how much is dropped."""
+"""Suffix of the names of dropout rates."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A value that ``config.json`` gives: its name here, its key there, what to do when it is absent.
+class ConfigField:
+    """A field of ``config.json``: its name here, its key there, and its value where the key is absent.
 
     Attributes:
         name: Name in ``Dims``; a symbol of shapes if it is a whole number.
         key: Key in HF's config.json; ``""`` for a value that is only derived.
-        default: Value when the key is absent; ``REQUIRED`` makes that an error.
-        derive: Used instead of ``default`` when the key is absent or null: an expression over the values before it such
+        default: Value where the key is absent; ``REQUIRED`` makes that an error.
+        derive: Instead of ``default``, where the key is absent or null: an expression over the fields before this one, such
             as ``"hidden/heads"``, or a function of the content of config.json.
-        allowed: The values the family supports; any other is an error. ``()`` = any.
+        allowed: The values that the family supports; any other is an error. ``()`` = any.
         check: Raises ConfigError for a value that the family does not support.
     """
 
@@ -56,17 +56,17 @@ class Setting:
     def read(
         self, config: Mapping[str, Any], known: Mapping[str, Any], symbols: frozenset[str], family: str, where: str
     ) -> Any:
-        """The value that a config.json gives, or what stands for it where it is absent or null.
+        """The value in a config.json, or its default where it is absent or null.
 
         Args:
             config: Content of the file.
-            known: Values of the settings before this one.
-            symbols: Names of the settings that sizes are computed from.
+            known: Values of the fields before this one.
+            symbols: Names of the fields that sizes are computed from.
             family: Name of the family, for messages.
             where: The file, for messages.
 
         Raises:
-            ConfigError: It is required and absent, not supported, or of the wrong kind.
+            ConfigError: It is required and absent, not supported, or of the wrong type.
         """
         value = config.get(self.key) if self.key else None
         if value is None:
@@ -98,7 +98,7 @@ class Setting:
         return self.default
 
     def _wrong_kind(self, value: Any, symbols: frozenset[str]) -> str:
-        """What a value would have to be; empty if it is. Sizes are counts; other values are like their defaults."""
+        """What the value must be, if it is not; else empty. Sizes are counts; other values are of their default's type."""
         number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
         if self.name in COUNTS or self.name in symbols:
             return "" if number and isinstance(value, int) and value > 0 else "a whole number above 0"
@@ -117,15 +117,18 @@ class Setting:
 
 
 HF_DECODER = (
-    Setting("layers", "num_hidden_layers"),
-    Setting("hidden", "hidden_size"),
-    Setting("heads", "num_attention_heads"),
-    Setting("kv_heads", "num_key_value_heads", derive="heads"),
-    Setting("head_dim", "head_dim", derive="hidden/heads"),
-    Setting("ffn", "intermediate_size"),
-    Setting("vocab", "vocab_size"),
-    Setting("max_positions", "max_position_embeddings", 2048),
-    Setting("tied", "tie_word_embeddings", False),
-    Setting("init_std", "initializer_range", 0.02),
+    ConfigField("layers", "num_hidden_layers"),
+    ConfigField("hidden", "hidden_size"),
+    ConfigField("heads", "num_attention_heads"),
+    ConfigField("kv_heads", "num_key_value_heads", derive="heads"),
+    ConfigField("head_dim", "head_dim", derive="hidden/heads"),
+    ConfigField("ffn", "intermediate_size"),
+    ConfigField("vocab", "vocab_size"),
+    ConfigField("max_positions", "max_position_embeddings", 2048),
+    ConfigField("tied", "tie_word_embeddings", False),
+    ConfigField("init_std", "initializer_range", 0.02),
 )
-"""The spelling that most decoder families share in config.json; a card lists these first and its own settings after."""
+"""The fields of most decoder families, in Hugging Face's spelling; a card lists these first, then its own."""
+
+Setting = ConfigField
+"""Older name of ``ConfigField``."""
