@@ -215,9 +215,9 @@ def packed_folder(options):
 def our_request(prompt, new):
     """A prompt with the number of new tokens, greedy."""
     from llmctl.infer.request import Request
-    from llmctl.infer.sampling import SamplingOptions
+    from llmctl.infer.sampling import SamplingParams
 
-    return Request(prompt=prompt, options=SamplingOptions(max_new_tokens=new))
+    return Request(prompt=prompt, options=SamplingParams(max_new_tokens=new))
 
 
 def our_engine(options, lengths):

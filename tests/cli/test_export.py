@@ -180,14 +180,14 @@ def test_a_prompt_without_the_tokens_of_its_context_is_refused(tmp_path):
     from llmctl.infer.eager.export import export
     from llmctl.infer.eager.generate import generate
     from llmctl.infer.eager.program import StaticModel
-    from llmctl.infer.sampling import SamplingOptions
+    from llmctl.infer.sampling import SamplingParams
     from llmctl.testing.tiny import random_model
 
     plugin = plugins.load("chatglm")
     dims = tiny_dims(plugin.card, {"bos": 90, "gmask": 91, "mask": 92})
     export(random_model(plugin, dims), plugin, dims, [[5, 91, 90], [6, 5, 92, 90, 7]], tmp_path / "p")
     with pytest.raises(DataError, match="prompt 2 lacks the special tokens by which the model finds its context"):
-        generate(StaticModel(tmp_path / "p"), [[5, 91, 90], [5, 6]], SamplingOptions(max_new_tokens=2), [], 0)
+        generate(StaticModel(tmp_path / "p"), [[5, 91, 90], [5, 6]], SamplingParams(max_new_tokens=2), [], 0)
 
 
 def test_an_adapter_is_merged_into_what_is_exported(program, tmp_path):

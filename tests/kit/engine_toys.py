@@ -7,7 +7,7 @@ from llmctl.card.decoder_spec import PrefixLM
 from llmctl.infer.engine.engine import Engine
 from llmctl.infer.executors.base import BLOCK
 from llmctl.infer.request import Request
-from llmctl.infer.sampling import SamplingOptions
+from llmctl.infer.sampling import SamplingParams
 
 END = (0, 1)
 
@@ -29,7 +29,7 @@ def engine_of(model, executor, blocks=64, virtual=None, **options):
 
 def ask(prompt, new=12, **options):
     fields = {name: options.pop(name) for name in ("index", "adapter", "draft", "on_event") if name in options}
-    return Request(prompt=prompt, options=SamplingOptions(max_new_tokens=new, **options), **fields)
+    return Request(prompt=prompt, options=SamplingParams(max_new_tokens=new, **options), **fields)
 
 
 def prompts(count, seed=0, lengths=(3, 40)):

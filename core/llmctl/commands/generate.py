@@ -14,7 +14,7 @@ import click
 from llmctl.commands.engine_options import engine_options, search_options
 from llmctl.errors import ConfigError, DataError
 from llmctl.infer.request import BeamOptions
-from llmctl.infer.sampling import SamplingOptions
+from llmctl.infer.sampling import SamplingParams
 from llmctl.infer.select import Chosen, choose
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
 
 
 def _writer(
-    chosen: Chosen, tokenizer: Any, options: SamplingOptions, prompts: list[list[int]], given: dict[str, Any]
+    chosen: Chosen, tokenizer: Any, options: SamplingParams, prompts: list[list[int]], given: dict[str, Any]
 ) -> Writer:
     """What answers, loaded now."""
     from llmctl.infer.text import Writer, check_lengths
@@ -196,7 +196,7 @@ def _check_files(source: Path | None, target: Path | None) -> None:
         raise ConfigError(f"--output {target} is the file of --input, which would be lost; name another file")
 
 
-def _options(given: dict[str, Any]) -> SamplingOptions:
+def _options(given: dict[str, Any]) -> SamplingParams:
     idle = [f"--{name.replace('_', '-')}" for name in SAMPLING if given[name] is not None and not given["sample"]]
     if idle:
         raise ConfigError(f"{', '.join(idle)} has no effect without --sample; add it, or leave it out")
@@ -204,7 +204,7 @@ def _options(given: dict[str, Any]) -> SamplingOptions:
         "max_new_tokens", "min_new_tokens", "sample", "repetition_penalty", "presence_penalty", "frequency_penalty",
         "seed", "logprobs", *SAMPLING,
     )  # fmt: skip
-    return SamplingOptions(**{name: given[name] for name in names if given[name] is not None})
+    return SamplingParams(**{name: given[name] for name in names if given[name] is not None})
 
 
 def _prompts(given: dict[str, Any], tokenizer: Any) -> tuple[list[Any], list[list[int]]]:

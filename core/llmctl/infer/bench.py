@@ -18,7 +18,7 @@ import numpy as np
 from llmctl.errors import LlmctlError
 from llmctl.infer.request import Event, Request
 from llmctl.infer.runner import Runner
-from llmctl.infer.sampling import SamplingOptions
+from llmctl.infer.sampling import SamplingParams
 
 PERCENTILES = (50, 90, 99)
 
@@ -82,7 +82,7 @@ def measure(runner: Runner, load: Load, seed: int) -> Round:
     def clock(place: int) -> Any:
         return lambda event: times[place].append(time.perf_counter()) if event.token is not None else None
 
-    options = SamplingOptions(max_new_tokens=load.new)
+    options = SamplingParams(max_new_tokens=load.new)
     requests = [
         Request(prompt=prompt, options=options, index=place, on_event=_silent(clock(place)))
         for place, prompt in enumerate(load.prompts(seed))

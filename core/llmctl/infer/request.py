@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from llmctl.errors import ConfigError
-from llmctl.infer.sampling import SamplingOptions, TokenScore
+from llmctl.infer.sampling import SamplingParams, TokenScore
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Request:
     """
 
     prompt: Sequence[int]
-    options: SamplingOptions = SamplingOptions()
+    options: SamplingParams = SamplingParams()
     index: int = 0
     adapter: int = -1
     draft: int = 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.infer.sampling import PENALISED_AWAY, BrokenLogitsError, SamplingOptions, TokenScore
+from llmctl.infer.sampling import PENALISED_AWAY, BrokenLogitsError, SamplingParams, TokenScore
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int32]
@@ -120,7 +120,7 @@ class Sampler:
 
 
 def choice_of(
-    options: SamplingOptions, context: Sequence[int], generated: int, end_ids: Collection[int], draw: float = 0.0
+    options: SamplingParams, context: Sequence[int], generated: int, end_ids: Collection[int], draw: float = 0.0
 ) -> Choice:
     """How a row chooses by the options of its request.
 
@@ -210,7 +210,7 @@ def _drawn(scores_V: Scores, draw: float) -> int:
     return int((share_V / share_V[-1]).searchsorted(draw, side="right"))
 
 
-def generator_for(options: SamplingOptions, index: int) -> np.random.Generator:
+def generator_for(options: SamplingParams, index: int) -> np.random.Generator:
     """The source of draws of a prompt, by its place among all prompts; it does not depend on the batch."""
 
     return np.random.default_rng([options.seed, index])
@@ -220,7 +220,7 @@ def choose(
     logits_V: np.ndarray,
     context: Sequence[int],
     generated: int,
-    options: SamplingOptions,
+    options: SamplingParams,
     end_ids: Collection[int],
     draws: np.random.Generator,
 ) -> int:
@@ -264,7 +264,7 @@ def processed(
     logits_V: np.ndarray,
     context: Sequence[int],
     generated: int,
-    options: SamplingOptions,
+    options: SamplingParams,
     end_ids: Collection[int],
 ) -> np.ndarray:
     """Scores [V] in float64 after every step that the options ask for; minus infinity = excluded.
@@ -287,7 +287,7 @@ def penalised(
     logits_V: np.ndarray,
     context: Sequence[int],
     generated: int,
-    options: SamplingOptions,
+    options: SamplingParams,
     end_ids: Collection[int],
 ) -> np.ndarray:
     """Scores [V] in float64 after the penalties and the least length."""
@@ -295,7 +295,7 @@ def penalised(
     return penalise(logits_V.astype(np.float64), choice_of(options, context, generated, end_ids))
 
 
-def score(logits_V: np.ndarray, token: int, options: SamplingOptions) -> TokenScore | None:
+def score(logits_V: np.ndarray, token: int, options: SamplingParams) -> TokenScore | None:
     """What the options ask for of a token's log-probability; None = nothing."""
     if options.logprobs is None:
         return None

@@ -1,33 +1,38 @@
-"""Sampling options of a request, and the log-probabilities that it may ask for; the sampler itself is in ``sampler``."""
+"""Sampling parameters of a request, and the log-probabilities that it may ask for; the sampler itself is in ``sampler``."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 from llmctl.errors import ConfigError
+
+SAMPLE_ONLY = ("temperature", "top_k", "top_p", "min_p")
+"""Parameters that have no effect where the likeliest token is taken."""
 
 PENALISED_AWAY = "the highest logit is no finite number after the penalties"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """How tokens are chosen and how many.
+class SamplingParams:
+    """How tokens are chosen, and what ends an answer.
 
     Attributes:
         max_new_tokens: Most tokens generated for a prompt.
-        min_new_tokens: No end token is chosen before so many tokens.
-        sample: Draw from the distribution; otherwise the likeliest token is taken.
+        min_new_tokens: No end token is chosen before this many tokens.
+        sample: Draw from the distribution; otherwise the likeliest token is taken (greedy).
         temperature: Divides the logits; below 1 sharpens.
         top_k: Only the k likeliest tokens; 0 = all.
         top_p: Only the likeliest tokens that together have this probability; 1 = all.
         min_p: Only tokens with at least this share of the likeliest token's probability; 0 = all (arXiv:2407.01082).
         repetition_penalty: Above 1 makes tokens of the prompt and the answer less likely (arXiv:1909.05858).
         presence_penalty: Subtracted from the logits of tokens of the answer.
-        frequency_penalty: Subtracted from them once for each time that they stand in the answer.
+        frequency_penalty: Subtracted from them once for each time that they occur in the answer.
         seed: Of the draws; each prompt has draws of its own.
-        logprobs: Log-probabilities of each token of the answer and of so many of the likeliest in its place; None = not
-            asked for. They are the model's: before penalties and temperature.
+        logprobs: Number of likeliest tokens whose log-probabilities are returned at each position, besides that of the chosen
+            token; None = no log-probabilities. They are the model's: before penalties and temperature.
+        stop: Strings that end an answer and are left out of it; one may be given as text.
 
     Raises:
         ConfigError: A value is out of range.
@@ -45,8 +50,10 @@ class SamplingOptions:
     frequency_penalty: float = 0.0
     seed: int = 0
     logprobs: int | None = None
+    stop: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         rules = (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
@@ -59,10 +66,17 @@ class SamplingOptions:
             ("frequency_penalty", abs(self.frequency_penalty) < math.inf, "a finite number"),
             ("seed", self.seed >= 0, "at least 0"),
             ("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0"),
+            ("stop", all(isinstance(text, str) and text for text in self.stop), "texts that are not empty"),
         )
         for name, good, allowed in rules:
             if not good:
                 raise ConfigError(f"{name}={getattr(self, name)} must be {allowed}")
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Parameters that are set and have no effect, since the likeliest token is taken."""
+        defaults = {row.name: row.default for row in fields(self)}
+        return [name for name in SAMPLE_ONLY if not self.sample and getattr(self, name) != defaults[name]]
 
     @property
     def penalised(self) -> bool:

@@ -12,7 +12,7 @@ from llmctl.errors import ConfigError
 from llmctl.infer.engine.limits import remedy
 from llmctl.infer.request import BeamOptions, Event, Generation, Request
 from llmctl.infer.runner import Runner
-from llmctl.infer.sampling import SamplingOptions, TokenScore
+from llmctl.infer.sampling import SamplingParams, TokenScore
 from llmctl.tokenizers import Tokenizer
 
 OnText = Callable[[int, str], None]
@@ -128,7 +128,7 @@ class Writer:
     runner: Runner
     tokenizer: Tokenizer
     max_positions: int
-    options: SamplingOptions
+    options: SamplingParams
     stops: Sequence[str] = ()
     draft: int = 0
     beams: BeamOptions | None = None
@@ -196,7 +196,7 @@ def longest(layer: Any, dims: Dims) -> int:
 
 
 def check_lengths(
-    prompts: Sequence[Sequence[int]], options: SamplingOptions, max_positions: int, names: Sequence[str] = ()
+    prompts: Sequence[Sequence[int]], options: SamplingParams, max_positions: int, names: Sequence[str] = ()
 ) -> None:
     """Passes when every prompt holds something and leaves room for its answer.
 

@@ -32,9 +32,9 @@ class BatchingConformance:
     def requests(self, dims: Dims) -> list[Any]:
         """Requests of several lengths, every other one drawn."""
         from llmctl.infer.request import Request
-        from llmctl.infer.sampling import SamplingOptions
+        from llmctl.infer.sampling import SamplingParams
 
-        greedy = SamplingOptions(max_new_tokens=34)
+        greedy = SamplingParams(max_new_tokens=34)
         drawn = replace(greedy, sample=True, temperature=1.5, top_k=20, top_p=0.9, repetition_penalty=1.2)
         prompts = [self.input_ids(dims, 1, length)[0].tolist() for length in LENGTHS]
         return [

@@ -106,10 +106,10 @@ class FusedConformance:
     @pytest.mark.parametrize("name", LOGITS)
     def test_the_fused_engine_continues_a_text_as_the_layer_does(self, dims: Dims, fused: Fused, name: str) -> None:
         from llmctl.infer.eager.generate import generate
-        from llmctl.infer.sampling import SamplingOptions
+        from llmctl.infer.sampling import SamplingParams
 
         prompt = self.texts(dims)[1].tolist()
-        made = generate(fused.layer, [prompt], SamplingOptions(max_new_tokens=12), [], 0)
+        made = generate(fused.layer, [prompt], SamplingParams(max_new_tokens=12), [], 0)
         found = _stepping(executor(name, fused.packed), fused.packed.graph, 1).greedy(0, prompt, 12)
         assert found == made[0].ids
 

@@ -168,9 +168,9 @@ def _gradient_norms(model: Any, renames: Any) -> dict[str, float]:
 
 def _greedy(model: Any, prompts: list[list[int]], new: int, use_cache: bool = True) -> list[list[int]]:
     from llmctl.infer.eager.generate import generate
-    from llmctl.infer.sampling import SamplingOptions
+    from llmctl.infer.sampling import SamplingParams
 
-    made = generate(model, prompts, SamplingOptions(max_new_tokens=new), [], 0, use_cache=use_cache)
+    made = generate(model, prompts, SamplingParams(max_new_tokens=new), [], 0, use_cache=use_cache)
     return [answer.ids for answer in made]
 
 

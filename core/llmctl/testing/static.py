@@ -90,6 +90,6 @@ def _whole(model: Any, ids: list[int]) -> Any:
 
 def _greedy(model: Any, prompts: list[list[int]], use_cache: bool = True) -> list[list[int]]:
     from llmctl.infer.eager.generate import generate
-    from llmctl.infer.sampling import SamplingOptions
+    from llmctl.infer.sampling import SamplingParams
 
-    return [row.ids for row in generate(model, prompts, SamplingOptions(max_new_tokens=NEW), [], 0, None, use_cache)]
+    return [row.ids for row in generate(model, prompts, SamplingParams(max_new_tokens=NEW), [], 0, None, use_cache)]

@@ -15,12 +15,12 @@ from llmctl.infer.engine.engine import Engine
 from llmctl.infer.executors.native import NativeExecutor, available
 from llmctl.infer.packed.pack import Rounded, graph_of, pack, pack_model, state_of
 from llmctl.infer.request import BeamOptions, Request
-from llmctl.infer.sampling import SamplingOptions
+from llmctl.infer.sampling import SamplingParams
 
 pytestmark = pytest.mark.skipif(not available(), reason="no compiled kernels here")
 GOLDEN = Path(__file__).resolve().parents[3] / "tests" / "goldens" / "beams" / "stories260K.json"
-GREEDY = SamplingOptions(max_new_tokens=24)
-SAMPLED = SamplingOptions(
+GREEDY = SamplingParams(max_new_tokens=24)
+SAMPLED = SamplingParams(
     max_new_tokens=24, sample=True, temperature=1.3, top_k=60, top_p=0.95, min_p=0.01, repetition_penalty=1.2,
     presence_penalty=0.3, frequency_penalty=0.1, min_new_tokens=4, seed=3,
 )  # fmt: skip
@@ -99,7 +99,7 @@ def test_log_probabilities_are_those_of_the_dynamic_layer(tiny):
 def test_a_trained_model_tells_its_authors_story_beside_other_requests(stories):
     folder, _, executor, graph = stories
     golden = json.loads((folder / "golden_text.json").read_text())
-    options = SamplingOptions(max_new_tokens=golden["new_tokens"])
+    options = SamplingParams(max_new_tokens=golden["new_tokens"])
     story = Request(prompt=golden["prompt_ids"], options=options)
     others = [Request(prompt=prompt, options=SAMPLED, index=i) for i, prompt in enumerate(prompts(6, graph.vocab))]
     engine = Engine(executor, graph, blocks=40)
@@ -127,7 +127,7 @@ def test_beam_searches_are_the_recorded(stories):
         ends = options.pop("eos_token_id", [golden["origin"]["end"]])
         rules = {name: options.pop(name) for name in ("length_penalty", "early_stopping") if name in options}
         request = Request(
-            prompt=one["prompt"], options=SamplingOptions(**options),
+            prompt=one["prompt"], options=SamplingParams(**options),
             beams=BeamOptions(beams=beams, answers=beams, **rules),
         )  # fmt: skip
         # Little room, so that beams share and copy blocks; the others take some away meanwhile.

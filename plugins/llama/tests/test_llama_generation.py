@@ -7,7 +7,7 @@ import pytest
 
 from llmctl.checkpoint.build import load_model
 from llmctl.infer.eager.generate import generate
-from llmctl.infer.sampling import SamplingOptions
+from llmctl.infer.sampling import SamplingParams
 
 pytestmark = pytest.mark.assets
 CASES = ("bf16", "gqa_tied", "headdim_attnbias", "mha_untied", "rope_dynamic", "rope_linear", "rope_llama3")
@@ -19,7 +19,7 @@ def test_tokens_equal_the_recorded(assets, case):
     golden = np.load(folder / "golden.npz")
     model, _, plugin = load_model(folder)
     assert plugin.card.name == "llama"
-    options = SamplingOptions(max_new_tokens=16)
+    options = SamplingParams(max_new_tokens=16)
     # With a cache transformers keeps keys turned by an older base under dynamic scaling; the uncached run is the reference.
     expected = golden["greedy_ids_nocache" if case == "rope_dynamic" else "greedy_ids"][0].tolist()
     prompt = golden["input_ids_single"][0].tolist()
@@ -33,7 +33,7 @@ def test_left_padded_batch_equals_the_recorded(assets, case):
     rows = zip(golden["input_ids"], golden["attention_mask"], strict=True)
     prompts = [ids[mask == 1].tolist() for ids, mask in rows]
     length = golden["input_ids"].shape[1]
-    made = generate(model, prompts, SamplingOptions(max_new_tokens=16), [], 0)
+    made = generate(model, prompts, SamplingParams(max_new_tokens=16), [], 0)
     assert [row.ids for row in made] == golden["greedy_ids_padded"][:, length:].tolist()
 
 

@@ -22,7 +22,7 @@ from llmctl.checkpoint.build import load_model
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
 from llmctl.infer.eager.generate import generate
-from llmctl.infer.sampling import SamplingOptions
+from llmctl.infer.sampling import SamplingParams
 
 GOLDENS = Path(__file__).resolve().parents[2] / "goldens" / "prefixes"
 CASES = sorted(path.name for path in GOLDENS.iterdir())
@@ -46,7 +46,7 @@ def test_a_prefix_of_peft_gives_the_logits_and_tokens_of_peft(case):
         assert np.abs(plain(ids).numpy() - golden["logits"]).max() > 0.1
     prompt, expected = golden["input_ids"][0].tolist(), golden["greedy_ids"][0].tolist()
     for use_cache in (True, False):
-        made = generate(model, [prompt], SamplingOptions(max_new_tokens=6), [], 0, use_cache=use_cache)
+        made = generate(model, [prompt], SamplingParams(max_new_tokens=6), [], 0, use_cache=use_cache)
         assert [*prompt, *made[0].ids] == expected
 
 

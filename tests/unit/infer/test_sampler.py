@@ -7,7 +7,7 @@ import pytest
 
 from llmctl.infer.executors import native
 from llmctl.infer.sampler import FAULTS, Choice, Sampler, choice_of, choose_one
-from llmctl.infer.sampling import SamplingOptions
+from llmctl.infer.sampling import SamplingParams
 
 VOCAB, ROWS = 701, 12
 RANDOM = np.random.default_rng(0)
@@ -114,7 +114,7 @@ def test_the_likeliest_token_needs_no_scores_and_is_the_same_with_them():
 
 
 def test_options_become_choices():
-    options = SamplingOptions(
+    options = SamplingParams(
         sample=True, temperature=0.7, top_k=5, top_p=0.8, min_p=0.1, repetition_penalty=1.2, presence_penalty=0.3,
         frequency_penalty=0.4, min_new_tokens=3,
     )  # fmt: skip
@@ -122,5 +122,5 @@ def test_options_become_choices():
     assert (made.context.tolist(), made.generated, made.excluded.tolist()) == ([4, 5, 6], 2, [9, 8])
     assert (made.sample, made.draw, made.temperature, made.top_k) == (True, 0.25, 0.7, 5)
     assert (made.top_p, made.min_p, made.repetition, made.presence, made.frequency) == (0.8, 0.1, 1.2, 0.3, 0.4)
-    plain = choice_of(SamplingOptions(temperature=0.7), [4, 5, 6], 3, (9,))
+    plain = choice_of(SamplingParams(temperature=0.7), [4, 5, 6], 3, (9,))
     assert not (len(plain.context) or len(plain.excluded) or plain.sample or plain.penalised)

@@ -7,7 +7,7 @@ import pytest
 
 from llmctl.errors import ConfigError
 from llmctl.infer.sampler import choose, generator_for, processed, score
-from llmctl.infer.sampling import BrokenLogitsError, SamplingOptions
+from llmctl.infer.sampling import BrokenLogitsError, SamplingParams
 
 LOGITS = np.array([1.0, 3.0, -2.0, 0.5, 2.9, -1.0], np.float32)
 
@@ -18,12 +18,12 @@ def softmax(scores):
 
 
 def kept(**options):
-    scores = processed(LOGITS, [], 5, SamplingOptions(sample=True, **options), [0])
+    scores = processed(LOGITS, [], 5, SamplingParams(sample=True, **options), [0])
     return {i for i, score in enumerate(scores) if score > -math.inf}
 
 
 def test_greedy_takes_the_likeliest():
-    assert choose(LOGITS, [], 0, SamplingOptions(), [0], generator_for(SamplingOptions(), 0)) == 1
+    assert choose(LOGITS, [], 0, SamplingParams(), [0], generator_for(SamplingParams(), 0)) == 1
 
 
 def test_top_k_keeps_the_k_likeliest():
@@ -49,7 +49,7 @@ def test_temperature_comes_before_the_share():
 
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_scores():
-    scores = processed(LOGITS, [1, 2, 2, 1], 0, SamplingOptions(repetition_penalty=2.0), [])
+    scores = processed(LOGITS, [1, 2, 2, 1], 0, SamplingParams(repetition_penalty=2.0), [])
     np.testing.assert_allclose(scores, [1.0, 1.5, -4.0, 0.5, 2.9, -1.0], rtol=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest():
 
 
 def test_presence_and_frequency_count_tokens_of_the_answer_only():
-    options = SamplingOptions(presence_penalty=0.5, frequency_penalty=0.25)
+    options = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25)
     scores = processed(LOGITS, [1, 1, 0, 3, 3, 4], 3, options, [])
     np.testing.assert_allclose(scores, [1.0, 3.0, -2.0, 0.5 - 1.0, 2.9 - 0.75, -1.0], rtol=1e-6)
     np.testing.assert_array_equal(processed(LOGITS, [1, 1, 0], 0, options, []), LOGITS.astype(np.float64))
@@ -72,39 +72,39 @@ def test_presence_and_frequency_count_tokens_of_the_answer_only():
 @pytest.mark.parametrize("broken", [[math.nan, 1.0], [math.inf, 1.0], [-math.inf, -math.inf]])
 def test_from_broken_logits_nothing_is_chosen(broken):
     with pytest.raises(BrokenLogitsError, match="no finite number"):
-        choose(np.array(broken, np.float32), [], 0, SamplingOptions(), [], generator_for(SamplingOptions(), 0))
+        choose(np.array(broken, np.float32), [], 0, SamplingParams(), [], generator_for(SamplingParams(), 0))
     with pytest.raises(BrokenLogitsError, match="every token is excluded"):
-        options = SamplingOptions(min_new_tokens=1)
+        options = SamplingParams(min_new_tokens=1)
         choose(np.ones(2, np.float32), [], 0, options, [0, 1], generator_for(options, 0))
 
 
 def test_the_lowest_temperature_takes_the_likeliest_token_and_an_infinite_score_none():
     for options in (
-        SamplingOptions(sample=True, temperature=5e-324),
-        SamplingOptions(sample=True, temperature=1e-300, top_p=0.9),
+        SamplingParams(sample=True, temperature=5e-324),
+        SamplingParams(sample=True, temperature=1e-300, top_p=0.9),
     ):
         assert choose(LOGITS, [], 0, options, [], generator_for(options, 0)) == 1
-    options = SamplingOptions(sample=True, repetition_penalty=5e-324)
+    options = SamplingParams(sample=True, repetition_penalty=5e-324)
     with pytest.raises(BrokenLogitsError, match="no finite number after the penalties"), np.errstate(over="ignore"):
         choose(LOGITS, [1], 0, options, [], generator_for(options, 0))
 
 
 def test_log_probabilities_of_the_chosen_and_the_likeliest():
     expected = [math.log(p) for p in softmax(LOGITS.tolist())]
-    found = score(LOGITS, 3, SamplingOptions(logprobs=2, sample=True, temperature=9.0))
+    found = score(LOGITS, 3, SamplingParams(logprobs=2, sample=True, temperature=9.0))
     assert found.token == 3 and [token for token, _ in found.top] == [1, 4]
     np.testing.assert_allclose([found.logprob, *(p for _, p in found.top)], [expected[i] for i in (3, 1, 4)], rtol=1e-6)
-    assert score(LOGITS, 3, SamplingOptions()) is None and score(LOGITS, 3, SamplingOptions(logprobs=0)).top == ()
+    assert score(LOGITS, 3, SamplingParams()) is None and score(LOGITS, 3, SamplingParams(logprobs=0)).top == ()
 
 
 def test_no_end_token_before_the_least_length():
-    options = SamplingOptions(min_new_tokens=3)
+    options = SamplingParams(min_new_tokens=3)
     assert processed(LOGITS, [], 2, options, [1, 4])[[1, 4]].tolist() == [-math.inf, -math.inf]
     assert processed(LOGITS, [], 3, options, [1, 4])[1] == 3.0
 
 
 def test_draws_have_the_frequencies_of_the_distribution():
-    options = SamplingOptions(sample=True, temperature=0.7, top_k=4, seed=3)
+    options = SamplingParams(sample=True, temperature=0.7, top_k=4, seed=3)
     draws = generator_for(options, 0)
     counts = np.bincount([choose(LOGITS, [], 0, options, [], draws) for _ in range(4000)], minlength=6)
     order = np.argsort(-LOGITS)[:4]
@@ -115,9 +115,9 @@ def test_draws_have_the_frequencies_of_the_distribution():
 
 
 def test_draws_depend_on_seed_and_place_only():
-    options = SamplingOptions(seed=1)
+    options = SamplingParams(seed=1)
     assert generator_for(options, 2).random() == generator_for(options, 2).random()
-    assert len({generator_for(SamplingOptions(seed=s), i).random() for s in (1, 2) for i in (0, 1)}) == 4
+    assert len({generator_for(SamplingParams(seed=s), i).random() for s in (1, 2) for i in (0, 1)}) == 4
 
 
 @pytest.mark.parametrize(
@@ -128,4 +128,18 @@ def test_draws_depend_on_seed_and_place_only():
 )  # fmt: skip
 def test_values_out_of_range_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"{name}={value} must be"):
-        SamplingOptions(**{name: value})
+        SamplingParams(**{name: value})
+
+
+def test_stop_strings_are_one_text_or_several_and_none_is_empty():
+    assert SamplingParams(stop="###").stop == ("###",) and SamplingParams(stop=["a", "b"]) == SamplingParams(
+        stop=("a", "b")
+    )
+    for empty in ("", ["a", ""], [3]):
+        with pytest.raises(ConfigError, match="must be texts that are not empty"):
+            SamplingParams(stop=empty)
+
+
+def test_parameters_that_need_sampling_are_named():
+    assert SamplingParams(top_k=3, min_p=0.1, seed=4).without_effect == ["top_k", "min_p"]
+    assert not SamplingParams().without_effect and not SamplingParams(top_k=3, sample=True).without_effect

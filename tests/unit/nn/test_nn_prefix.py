@@ -13,7 +13,7 @@ from llmctl.card.tiny import tiny_dims
 from llmctl.data.packing import collate, join
 from llmctl.errors import UnsupportedError
 from llmctl.infer.eager.generate import generate
-from llmctl.infer.sampling import SamplingOptions
+from llmctl.infer.sampling import SamplingParams
 from llmctl.nn.cache import KVCache
 from llmctl.nn.mask import Layout
 from llmctl.testing.tiny import random_model
@@ -100,7 +100,7 @@ def test_prompts_of_different_lengths_are_answered_as_each_alone_behind_a_window
     model, _, _, dims = prefixed("mistral", {"window": 5})
     model.prefix = model.prefix if virtual else None
     prompts = [RNG.integers(3, dims.vocab, length).tolist() for length in (2, 9, 5)]
-    options = SamplingOptions(max_new_tokens=8)
+    options = SamplingParams(max_new_tokens=8)
     together = [row.ids for row in generate(model, prompts, options, [], 0)]
     assert together == [generate(model, [prompt], options, [], 0, use_cache=False)[0].ids for prompt in prompts]
 
@@ -111,7 +111,7 @@ def test_generation_counts_virtual_tokens_where_rotations_depend_on_the_length()
     model, _, _, dims = prefixed("qwen", changes)
     assert model.max_stable_length == 12 - TOKENS
     prompt = RNG.integers(3, dims.vocab, 5).tolist()
-    options = SamplingOptions(max_new_tokens=6)
+    options = SamplingParams(max_new_tokens=6)
     cached, uncached = (generate(model, [prompt], options, [], 0, use_cache=use)[0].ids for use in (True, False))
     assert cached == uncached
 

@@ -15,7 +15,7 @@ import numpy as np
 from llmctl.infer.eager.model import Model, Steps
 from llmctl.infer.request import Generation
 from llmctl.infer.sampler import choose, generator_for, score
-from llmctl.infer.sampling import BrokenLogitsError, SamplingOptions, TokenScore
+from llmctl.infer.sampling import BrokenLogitsError, SamplingParams, TokenScore
 
 OnToken = Callable[[int, int], bool | None]
 """Called with the prompt's place and the new token; True ends the answer."""
@@ -35,7 +35,7 @@ class _Row:
 def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    options: SamplingOptions,
+    options: SamplingParams,
     end_ids: Collection[int],
     pad_id: int,
     on_token: OnToken | None = None,
@@ -87,7 +87,7 @@ def as_model(model: Any) -> Model:
 
 
 def _extend(
-    row: _Row, logits_V: np.ndarray, options: SamplingOptions, end_ids: Collection[int], on_token: OnToken | None
+    row: _Row, logits_V: np.ndarray, options: SamplingParams, end_ids: Collection[int], on_token: OnToken | None
 ) -> None:
     try:
         token = choose(logits_V, [*row.prompt, *row.ids], len(row.ids), options, end_ids, row.draws)

@@ -37,7 +37,7 @@ class Answers:
     def __call__(self, model: Any, examples: Sequence[Any]) -> list[str]:
         """The answers' texts, in order; empty where there is no prompt, or it leaves no position for an answer."""
         from llmctl.infer.eager.generate import generate
-        from llmctl.infer.sampling import SamplingOptions
+        from llmctl.infer.sampling import SamplingParams
 
         tokenizer = self.encoder.tokenizer
         prompts = [self.encoder.prompt(example) for example in examples]
@@ -46,7 +46,7 @@ class Answers:
         answers = [""] * len(prompts)
         for start in range(0, len(fitting), self.batch_size):
             numbers = fitting[start : start + self.batch_size]
-            options = SamplingOptions(max_new_tokens=min(rooms[number] for number in numbers))
+            options = SamplingParams(max_new_tokens=min(rooms[number] for number in numbers))
             batch = [prompts[number] for number in numbers]
             rows = generate(model, batch, options, tokenizer.eos_ids, tokenizer.pad_id)
             for number, row in zip(numbers, rows, strict=True):

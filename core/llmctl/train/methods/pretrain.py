@@ -54,7 +54,7 @@ class PretrainData:
     def samples(self, model: Any) -> list[dict[str, str]]:
         """Beginnings of valid samples, how the corpus goes on, and how the model does, greedily."""
         from llmctl.infer.eager.generate import generate
-        from llmctl.infer.sampling import SamplingOptions
+        from llmctl.infer.sampling import SamplingParams
 
         valid = self.task.valid
         count = min(self.shown, len(valid)) if valid else 0
@@ -63,7 +63,7 @@ class PretrainData:
             return []
         rows = [valid[i].input_ids[: 2 * length].tolist() for i in range(count)]
         prompts = [row[:length] for row in rows]
-        made = generate(model, prompts, SamplingOptions(max_new_tokens=length), (), self.tokenizer.pad_id)
+        made = generate(model, prompts, SamplingParams(max_new_tokens=length), (), self.tokenizer.pad_id)
         texts = [[self.tokenizer.decode(ids) for ids in (row[:length], row[length:], answer.ids)]
                  for row, answer in zip(rows, made, strict=True)]  # fmt: skip
         return [dict(zip(("prompt", "expected", "answer"), text, strict=True)) for text in texts]

@@ -15,14 +15,14 @@ from llmctl.checkpoint.build import build
 from llmctl.errors import ConfigError, DataError
 from llmctl.infer.eager.generate import generate
 from llmctl.infer.runner import Batches
-from llmctl.infer.sampling import SamplingOptions
+from llmctl.infer.sampling import SamplingParams
 from llmctl.infer.session import Chat, answer_rows, read_questions
 from llmctl.infer.text import Ask, StopFilter, Writer
 
 VOCAB = 360
 PROMPTS = [[5, 9, 30], [7], [11, 200, 31, 8, 90, 41, 2, 100], [3, 3]]
-GREEDY = SamplingOptions(max_new_tokens=12)
-SAMPLED = SamplingOptions(max_new_tokens=12, sample=True, temperature=1.5, top_k=50, top_p=0.9, repetition_penalty=1.3)
+GREEDY = SamplingParams(max_new_tokens=12)
+SAMPLED = SamplingParams(max_new_tokens=12, sample=True, temperature=1.5, top_k=50, top_p=0.9, repetition_penalty=1.3)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_finished_rows_leave_the_batch_and_do_not_disturb_the_others(model):
 
 def test_least_length_holds_back_the_end(model):
     free = ids(generate(model, PROMPTS[:1], GREEDY, [], 0))[0]
-    options = SamplingOptions(max_new_tokens=12, min_new_tokens=6)
+    options = SamplingParams(max_new_tokens=12, min_new_tokens=6)
     assert len(ids(generate(model, PROMPTS[:1], options, [free[0]], 0))[0]) >= 6
 
 
@@ -113,7 +113,7 @@ def test_stop_filter_passes_exactly_what_comes_before_the_first_stop(text, cuts,
 
 
 def test_streamed_pieces_are_the_answer_and_stop_before_stop_strings(model, tokenizer):
-    writer = writing(model, tokenizer, 256, SamplingOptions(max_new_tokens=40))
+    writer = writing(model, tokenizer, 256, SamplingParams(max_new_tokens=40))
     prompts = [tokenizer.encode("hello"), tokenizer.encode("the quick")]
     whole = writer.answer(prompts)
     stop = whole[0].text[6:9]
@@ -122,14 +122,14 @@ def test_streamed_pieces_are_the_answer_and_stop_before_stop_strings(model, toke
     def take(index, piece):
         pieces[index] += piece
 
-    stopped = writing(model, tokenizer, 256, SamplingOptions(max_new_tokens=40), [stop]).answer(prompts, take)
+    stopped = writing(model, tokenizer, 256, SamplingParams(max_new_tokens=40), [stop]).answer(prompts, take)
     assert stopped[0].text == whole[0].text[: whole[0].text.index(stop)] and stopped[0].finish_reason == "stop"
     assert pieces == {i: answer.text for i, answer in enumerate(stopped)}
     assert whole[0].text == tokenizer.decode(whole[0].ids)
 
 
 def test_prompts_without_room_are_refused(model, tokenizer):
-    writer = writing(model, tokenizer, 20, SamplingOptions(max_new_tokens=10))
+    writer = writing(model, tokenizer, 20, SamplingParams(max_new_tokens=10))
     with pytest.raises(ConfigError, match="prompt 2 has 15 tokens; .* 20 positions .* max_new_tokens to 5 or less"):
         writer.answer([[1], [1] * 15])
     with pytest.raises(ConfigError, match="prompt 1 is empty"):
@@ -141,7 +141,7 @@ def test_every_line_of_a_file_gets_a_line_in_order(model, tokenizer, tmp_path):
     (tmp_path / "in.jsonl").write_text("\n\n".join(json.dumps(line) for line in lines))
     questions = read_questions(tmp_path / "in.jsonl")
     prompts = [tokenizer.encode(q.conversation.turns[-1][0]) for q in questions]
-    writer = writing(model, tokenizer, 256, SamplingOptions(max_new_tokens=5), size=2)
+    writer = writing(model, tokenizer, 256, SamplingParams(max_new_tokens=5), size=2)
     asks = [Ask(prompt, place) for place, prompt in enumerate(prompts)]
     found = list(answer_rows(writer, questions, asks))
     assert [place for place, _ in found] == [0, 1, 2]
@@ -153,11 +153,11 @@ def test_every_line_of_a_file_gets_a_line_in_order(model, tokenizer, tmp_path):
 
 def test_what_cannot_be_answered_is_told_in_its_place_and_harms_no_other(model, tokenizer):
     prompts = [[1, 5], [1] * 300, [], [2, 9]]
-    writer = writing(model, tokenizer, 256, SamplingOptions(max_new_tokens=3), size=4)
+    writer = writing(model, tokenizer, 256, SamplingParams(max_new_tokens=3), size=4)
     found = dict(writer.answers([Ask(prompt, place) for place, prompt in enumerate(prompts)]))
     assert [found[place].finish_reason == "error" for place in range(4)] == [False, True, True, False]
     assert "the prompt has 300 tokens" in found[1].error and "the prompt is empty" in found[2].error
-    assert found[3].ids == generate(model, [[2, 9]], SamplingOptions(max_new_tokens=3), [], 0)[0].ids
+    assert found[3].ids == generate(model, [[2, 9]], SamplingParams(max_new_tokens=3), [], 0)[0].ids
 
 
 def test_a_batch_that_fails_together_is_answered_one_by_one(tokenizer):
@@ -179,7 +179,7 @@ def test_a_batch_that_fails_together_is_answered_one_by_one(tokenizer):
         def select(self, rows):
             pass
 
-    writer = writing(Choosy(), tokenizer, 0, SamplingOptions(max_new_tokens=2))
+    writer = writing(Choosy(), tokenizer, 0, SamplingParams(max_new_tokens=2))
     found = dict(writer.answers([Ask([5]), Ask([7]), Ask([90])]))
     assert [found[place].ids for place in range(3)] == [[6, 6], [], [91, 91]] or found[0].ids[0] == 6
     assert [found[place].error for place in range(3)] == ["", "no sevens", ""]
@@ -196,7 +196,7 @@ def test_broken_questions_are_all_listed(tmp_path):
 def test_chat_remembers_until_it_is_reset(model, tmp_path):
     folder = write_json(tmp_path)
     (folder / "chat_template.jinja").write_text(JINJA)
-    writer = writing(model, tokenizers.load(folder), 256, SamplingOptions(max_new_tokens=6))
+    writer = writing(model, tokenizers.load(folder), 256, SamplingParams(max_new_tokens=6))
     lines = iter(["hello", "", "the dog", "/reset", "hello", "/quit", "never"])
     shown = []
     chat = Chat(writer, None, lambda: next(lines, None), shown.append)
@@ -220,7 +220,7 @@ def test_chat_remembers_until_it_is_reset(model, tmp_path):
 def test_a_chat_that_grows_too_long_forgets_its_oldest_turns_and_goes_on(model, tmp_path):
     folder = write_json(tmp_path)
     (folder / "chat_template.jinja").write_text(JINJA)
-    writer = writing(model, tokenizers.load(folder), 64, SamplingOptions(max_new_tokens=6))
+    writer = writing(model, tokenizers.load(folder), 64, SamplingParams(max_new_tokens=6))
     lines = iter(["hello"] * 6 + ["the quick brown fox " * 20, "hello", "/quit"])
     shown = []
     chat = Chat(writer, None, lambda: next(lines, None), shown.append)

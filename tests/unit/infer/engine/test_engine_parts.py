@@ -21,7 +21,7 @@ from llmctl.infer.engine.prompt_lookup import LONGEST, Lookup
 from llmctl.infer.engine.sequence import Answering, Part
 from llmctl.infer.runner import Continuous
 from llmctl.infer.sampler import Sampler, choose, generator_for
-from llmctl.infer.sampling import SamplingOptions
+from llmctl.infer.sampling import SamplingParams
 from llmctl.runtime.memory import free_memory
 
 
@@ -180,7 +180,7 @@ def test_requests_behind_many_that_are_refused_are_answered(refused):
 
 @given(
     seed=st.integers(0, 2**32), options=st.builds(
-        SamplingOptions, sample=st.booleans(), temperature=st.sampled_from([0.3, 1.0, 2.5]),
+        SamplingParams, sample=st.booleans(), temperature=st.sampled_from([0.3, 1.0, 2.5]),
         top_k=st.sampled_from([0, 1, 4, 99]), top_p=st.sampled_from([0.3, 0.9, 1.0]), min_p=st.sampled_from([0.0, 0.05, 0.5]),
         repetition_penalty=st.sampled_from([0.7, 1.0, 1.5]), presence_penalty=st.sampled_from([-0.5, 0.0, 1.0]),
         frequency_penalty=st.sampled_from([0.0, 0.4]), min_new_tokens=st.sampled_from([0, 2, 9]),

@@ -33,7 +33,7 @@ from llmctl.infer.executors.paddle import PaddleExecutor
 from llmctl.infer.packed.linear import pack, unpack
 from llmctl.infer.packed.model import Linear
 from llmctl.infer.request import Request
-from llmctl.infer.sampling import SamplingOptions
+from llmctl.infer.sampling import SamplingParams
 from llmctl_ops import cuda
 
 
@@ -170,7 +170,7 @@ def test_an_engine_without_compiled_kernels_answers_by_paddles_operations(monkey
         executor = loader.executor_of(model, kv)
         assert isinstance(executor, NativeExecutor if there and available() else PaddleExecutor)
         engine = Engine(executor, model.graph, blocks=16, step_tokens=9, most_rows=2)
-        options = SamplingOptions(max_new_tokens=6)
+        options = SamplingParams(max_new_tokens=6)
         requests = [Request(prompt=text.ids, options=options) for text in several()]
         answers[there] = [answer.ids for answer in engine.generate(requests)]
     assert answers[True] == answers[False] and [len(ids) for ids in answers[True]] == [6, 6, 6]

@@ -107,14 +107,14 @@ def test_recomputed_layers_give_virtual_tokens_the_same_gradients(what, projecti
 
 def test_the_loaded_folder_generates_the_same_with_and_without_a_cache(runs):
     from llmctl.infer.eager.generate import generate
-    from llmctl.infer.sampling import SamplingOptions
+    from llmctl.infer.sampling import SamplingParams
 
     model, tokenizer = llmctl.load(runs("plain") / "model")
     prompts = [
         tokenizer.encode("Tom has a red kite."),
         tokenizer.encode("Deny this: Ann lives in a big house in Rome."),
     ]
-    options = SamplingOptions(max_new_tokens=12)
+    options = SamplingParams(max_new_tokens=12)
     answers = [
         generate(model, prompts, options, tokenizer.eos_ids, tokenizer.pad_id, use_cache=use) for use in (True, False)
     ]
