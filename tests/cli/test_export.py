@@ -76,7 +76,11 @@ def test_what_a_tokenizer_needs_of_a_card_survives_the_file(name):
         (["export", "model", "--out", "new", "--weights", "int8"], "--weights has no effect with --engine static"),
         (
             ["export", "model", "--out", "new", "--engine", "fused", "--group", "3"],
-            "group=3 is for weights of int8 and int4",
+            "--group 3 must be a multiple of 32, or 0",
+        ),
+        (
+            ["export", "model", "--out", "new", "--engine", "fused", "--group", "32"],
+            "group=32 is for weights of int8 and int4",
         ),
     ],
 )

@@ -78,8 +78,8 @@ def test_rows_that_outgrow_a_fixed_rotation_go_to_the_layer(tmp_path):
         (["--no-cache", "--kv", "int8"], "--kv needs the fused engine: --no-cache"),
         (["--engine", "fused", "--no-cache"], "--engine fused needs the fused engine: --no-cache"),
         (["--group", "64"], "group=64 is for weights of int8 and int4"),
-        (["--weights", "int4", "--group", "33"], "group=33 must be 0 (a scale for each output) or a multiple of 32"),
-        (["--cache-memory", "lots"], "'lots' is not a size"),
+        (["--weights", "int4", "--group", "33"], "--group 33 must be a multiple of 32, or 0"),
+        (["--cache-memory", "lots"], "--cache-memory: 'lots' is not a size; write 2GB"),
         (["--cache-memory", "1B"], "has room for 0 tokens"),
         (["--cache-memory", "99999999999999GB"], "this machine has no room for a cache of"),
         (["--min-p", "0.1"], "--min-p has no effect without --sample"),
@@ -173,7 +173,7 @@ def test_lines_choose_among_adapters(tmp_path):
         in llmctl("generate", STARTER, *named[:2], *words, code=2)[1]
     )
     assert (
-        "--adapter NAME=FOLDER needs the fused engine"
+        "--adapter NAME=FOLDER has no effect with --engine dynamic"
         in llmctl("generate", STARTER, "--engine", "dynamic", *named, *words, code=2)[1]
     )
 
@@ -216,7 +216,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
     changed = llmctl(*words, "--output", output, "--repetition-penalty", "1.2", code=2)[1]
     assert "repetition_penalty: '1.0' then, '1.2' now" in changed
     err = llmctl(*words, "--output", output)[1]
-    assert f"going on after {done} of {6 * len(NAMES)} answers" in err
+    assert f"continuing after {done} of {6 * len(NAMES)} answers" in err
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and not journal.exists()
 
 

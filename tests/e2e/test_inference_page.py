@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kit.pages import ROOT, STARTER, follow
 
-from llmctl.infer.session import read_questions
+from llmctl.infer.prompt_file import read_prompts
 from llmctl.testing.tiny import write_adapter
 
 PAGE = "docs/inference.md"
@@ -38,4 +38,4 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
 def test_the_lines_that_the_page_shows_are_questions(tmp_path):
     lines = re.search(r"```json\n(.*?)```", (ROOT / PAGE).read_text(encoding="utf-8"), re.DOTALL)[1]
     (tmp_path / "in.jsonl").write_text(lines)
-    assert [len(question.conversation.turns) for question in read_questions(tmp_path / "in.jsonl")] == [1, 2]
+    assert [len(line.conversation.turns) for line in read_prompts(tmp_path / "in.jsonl")] == [1, 2]

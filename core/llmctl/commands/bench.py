@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmctl.commands.engine_options import engine_options
+from llmctl.commands.engine_options import adapter_options, engine_options, options_of, show_notes
 from llmctl.errors import ConfigError
-from llmctl.infer.model_source import adapter_options
-from llmctl.infer.select import Chosen, choose
+from llmctl.infer.select import open_backend
 
 if TYPE_CHECKING:
     from llmctl.infer.bench import Load, Round
+    from llmctl.infer.handle import EngineHandle
 
 
 @dataclass(frozen=True)
 class NoEnd:
-    """Stands for a tokenizer: no token ends an answer, so that all have the length that was asked for."""
+    """In place of a tokenizer: no token ends an answer, so that all answers have the length that was asked for."""
 
     eos_ids: tuple[int, ...] = ()
     pad_id: int = 0
@@ -55,29 +55,30 @@ def command(ctx: click.Context, /, model: Path | None, random: str | None, file:
     if file is not None and file.exists() and not file.is_file():
         raise ConfigError(f"--json {file} is a folder, a device or a pipe; name a file")
     with _folder(model, random, ctx.obj["family"]) as folder:
-        settings = {**given, "adapters": [str(given["adapter"])] if given["adapter"] else [], "no_cache": False,
-                    "batch_size": given["requests"]}  # fmt: skip
-        chosen = choose(folder, ctx.obj["family"], settings)
+        handle = open_backend(folder, ctx.obj["family"], options_of(given, batch_size=given["requests"]))
+        show_notes(handle.notes)
         from llmctl.infer.bench import Load, measure, peak_memory, summary
 
-        ending = _ending(chosen, random is not None)
+        ending = _ending(handle, random is not None)
         load = Load(prompt=given["prompt_tokens"], new=given["new_tokens"], requests=given["requests"],
-                    vocab=chosen.vocab, ending=ending)  # fmt: skip
+                    vocab=handle.vocab, ending=ending)  # fmt: skip
         if len(ending) >= load.prompt:
             raise ConfigError(
                 f"--prompt-tokens must be above {len(ending)}: prompts of this family end with such tokens"
             )
         begin = time.perf_counter()
-        runner, limit = chosen.load(NoEnd(), [load.prompt + load.new] * load.requests)
+        loaded = handle.load(NoEnd(), [load.prompt + load.new] * load.requests)
         loading = time.perf_counter() - begin
-        if limit and load.prompt + load.new > limit:
+        show_notes(loaded.notes)
+        if loaded.max_positions and load.prompt + load.new > loaded.max_positions:
             raise ConfigError(
-                f"--prompt-tokens {load.prompt} and --new-tokens {load.new} are over the {limit} positions of the model"
+                f"--prompt-tokens {load.prompt} and --new-tokens {load.new} are over the {loaded.max_positions} positions of "
+                "the model"
             )
-        rounds = [measure(runner, load, seed) for seed in range(given["warm_up"] + given["rounds"])]
+        rounds = [measure(loaded.backend, load, seed) for seed in range(given["warm_up"] + given["rounds"])]
         warm, counted = rounds[: given["warm_up"]], rounds[given["warm_up"] :]
     found = {
-        "model": str(model) if model else f"random {random}", "engine": chosen.engine,
+        "model": str(model) if model else f"random {random}", "engine": loaded.engine,
         **{name: given[name] for name in ("weights", "group", "kv")}, "prompt_tokens": load.prompt,
         "new_tokens": load.new, "requests": load.requests, "seconds_to_load": loading, "peak_bytes": peak_memory(),
         **summary(counted),
@@ -106,17 +107,21 @@ def _folder(model: Path | None, random: str | None, family: str) -> Iterator[Pat
         yield Path(folder)
 
 
-def _ending(chosen: Chosen, drawn: bool) -> tuple[int, ...]:
-    """Tokens that every prompt of the model needs at its end."""
-    if chosen.prefix_lm is not None:
-        return (chosen.prefix_lm.mask_ids[0], chosen.prefix_lm.end)
+def _ending(handle: EngineHandle, drawn: bool) -> tuple[int, ...]:
+    """Tokens that every prompt of the model needs at its end.
+
+    Args:
+        handle: The engine.
+        drawn: Whether the model has random weights, and no tokenizer.
+    """
+    if handle.prefix_lm is not None:
+        return (handle.prefix_lm.mask_ids[0], handle.prefix_lm.end)
     if drawn:
         return ()
-    from llmctl import tokenizers
     from llmctl.errors import TokenizerError
 
     try:
-        return tuple(tokenizers.load(chosen.folder, "none", chosen.wording).special.bridge)
+        return tuple(handle.tokenizer("none").special.bridge)
     except TokenizerError:
         return ()
 

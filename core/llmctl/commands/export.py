@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from llmctl.commands.engine_options import GROUP_HELP, WEIGHTS_HELP, adapter_options, options_of
 from llmctl.errors import ConfigError
-from llmctl.infer.model_source import ModelSource, adapter_options, open_model
+from llmctl.infer.model_source import ModelSource, open_model
+from llmctl.infer.options import WEIGHTS, EngineOptions
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -23,40 +25,28 @@ TEXTS = (
 @click.option("--engine", type=click.Choice(["static", "fused"]), default="static", show_default=True,
               help="static: a paddle inference program; fused: packed weights for the fused engine.")  # fmt: skip
 @click.option("--out", "target", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--weights", type=click.Choice(["float32", "bfloat16", "int8", "int4"]),
-              help="Data type of the weights (fused). [default: that of the checkpoint]")  # fmt: skip
-@click.option("--group", type=int, metavar="N", help="Quantization group size of int8 and int4 weights (fused).")
+@click.option("--weights", type=click.Choice(WEIGHTS), help=WEIGHTS_HELP)
+@click.option("--group", type=int, metavar="N", help=GROUP_HELP)
 @click.option("--overwrite", is_flag=True, help="Replace an existing export.")
 @adapter_options
 @click.pass_context
-def command(
-    ctx: click.Context,
-    model: Path,
-    engine: str,
-    target: Path,
-    weights: str | None,
-    group: int | None,
-    overwrite: bool,
-    adapter: Path | None,
-    base: Path | None,
-    allow_other_base: bool,
-) -> None:
+def command(ctx: click.Context, /, model: Path, target: Path, overwrite: bool, **given: Any) -> None:
     """Export the model in the folder MODEL, or an adapter merged into its base, for llmctl generate."""
-    idle = [f"--{name}" for name, value in (("weights", weights), ("group", group)) if value is not None]
-    if engine == "static" and idle:
-        raise ConfigError(f"{', '.join(idle)} has no effect with --engine static; leave it out, or use --engine fused")
+    options = options_of(given)
+    if options.engine == "static":
+        options.refuse_fused_only("static")
     _check_not_exported(model)
-    from llmctl import tokenizers
-
-    source = open_model(model, ctx.obj["family"], adapter, base, allow_other_base)
-    for part in filter(None, (source.folder, model, adapter)):
+    source = open_model(model, ctx.obj["family"], options)
+    for part in filter(None, (source.folder, model, options.single_adapter)):
         if target.resolve() == part.resolve():
             raise ConfigError(f"--out {target} is the model itself; choose another folder")
     _check_target(target, overwrite)
+    from llmctl import tokenizers
+
     tokenizer = tokenizers.load(source.tokenizer_folder, card=source.plugin.card)
     tokenizers.check_fits(tokenizer, source.dims.vocab, source.tokenizer_folder)
-    if engine == "fused":
-        _packed(source, target, weights, group, overwrite)
+    if options.engine == "fused":
+        _packed(source, target, options, overwrite)
     else:
         _program(source, tokenizer, target, overwrite)
 
@@ -105,11 +95,11 @@ def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool)
     click.echo(f"{target} written: a static program of {about.family}{limit}")
 
 
-def _packed(source: ModelSource, target: Path, weights: str | None, group: int | None, overwrite: bool) -> None:
+def _packed(source: ModelSource, target: Path, options: EngineOptions, overwrite: bool) -> None:
     from llmctl.infer.loader import Packing, packed_model
     from llmctl.infer.packed.folder import WEIGHTS, save_packed
 
-    packing = Packing(kind=weights or "", group=group)
+    packing = Packing(kind=options.weights or "", group=options.group)
     model = packed_model(source.folder, source.plugin, source.dims, packing, source.adapted)
     save_packed(model, target, source.folder, source.plugin, overwrite, source.adapted)
     size = (target / WEIGHTS).stat().st_size

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmctl.commands.engine_options import engine_options, search_options
+from llmctl.commands.engine_options import adapters_of, engine_options, options_of, search_options, show_notes
 from llmctl.errors import ConfigError, DataError
-from llmctl.infer.request import BeamOptions
-from llmctl.infer.sampling import SamplingParams
-from llmctl.infer.select import Chosen, choose
+from llmctl.infer.options import EngineOptions
+from llmctl.infer.sampling import SAMPLE_ONLY, SamplingParams
+from llmctl.infer.select import open_backend
 
 if TYPE_CHECKING:
-    from llmctl.infer.journal import Journal
-    from llmctl.infer.text import Ask, Writer
-
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+    from llmctl.infer.handle import EngineHandle
+    from llmctl.infer.prompt_file import PromptLine
+    from llmctl.infer.resumable_output import ResumableOutput
+    from llmctl.infer.text import TextGenerator, TextRequest
+    from llmctl.tokenizers import Tokenizer
 
 
 @click.command()
@@ -84,79 +85,73 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
     MODEL may also hold an adapter, which is applied to its base model, or the result of llmctl export.
     """
     _check_sources(given)
-    options = _options(given)
-    from llmctl import tokenizers
-
-    chosen = choose(model, ctx.obj["family"], given)
-    tokenizer = tokenizers.load(chosen.folder, "none" if given["raw"] else given["chat_template"], chosen.wording)
-    tokenizers.check_fits(tokenizer, chosen.vocab, chosen.folder)
+    params = _params(given)
+    options = options_of(given, adapter=adapters_of(given["adapters"]))
+    handle = open_backend(model, ctx.obj["family"], options)
+    show_notes(handle.notes)
+    tokenizer = handle.tokenizer("none" if given["raw"] else given["chat_template"])
     if tokenizer.chat_template is None and given["system"] is not None:
         raise ConfigError("--system needs a chat template; name one with --chat-template")
-    if chosen.adapters and not given["input_file"] and any("=" in text for text in given["adapters"]):
+    if options.named_adapters and not given["input_file"]:
         raise ConfigError("--adapter NAME=FOLDER needs --input, whose lines choose; for one adapter leave out its name")
-    questions, prompts = _prompts(given, tokenizer)
-    asks = _asks(questions, prompts, chosen)
-    with _journal(model, given, len(prompts)) as journal:
-        writer = _writer(chosen, tokenizer, options, prompts, given)
+    lines, prompts = _prompts(given, tokenizer)
+    requests = _requests(lines, prompts, params, handle)
+    with _output(model, given, len(prompts)) as output:
+        generator = _generator(handle, tokenizer, requests, options)
         if given["chat"]:
-            _chat(writer, given["system"])
-        elif questions:
-            ctx.exit(_file(writer, questions, asks, journal))
+            _chat(generator, params, given["system"])
+        elif lines:
+            ctx.exit(_file(generator, lines, requests, output))
         else:
-            ctx.exit(_show(writer, given["prompts"], prompts, given["stream"]))
+            ctx.exit(_show(generator, given["prompts"], requests, given["stream"]))
 
 
-def _writer(
-    chosen: Chosen, tokenizer: Any, options: SamplingParams, prompts: list[list[int]], given: dict[str, Any]
-) -> Writer:
-    """What answers, loaded now."""
-    from llmctl.infer.text import Writer, check_lengths
+def _generator(
+    handle: EngineHandle, tokenizer: Tokenizer, requests: list[TextRequest], options: EngineOptions
+) -> TextGenerator:
+    """The engine, loaded, with a cache for the requests; without requests for a conversation of any length."""
+    from llmctl.infer.text import generator_of
 
-    lengths = [len(prompt) + options.max_new_tokens for prompt in prompts]
-    runner, limit = chosen.load(tokenizer, lengths)
-    if not given["input_file"]:
-        check_lengths(prompts, options, limit)
-    beams = None
-    if given["beams"]:
-        penalty = 1.0 if given["length_penalty"] is None else given["length_penalty"]
-        beams = BeamOptions(beams=given["beams"], length_penalty=penalty)
-    return Writer(runner, tokenizer, limit, options, given["stops"], given["speculate"] or 0, beams)
+    lengths = [len(request.prompt) + request.params.max_new_tokens for request in requests]
+    loaded = handle.load(tokenizer, lengths or [None])
+    show_notes(loaded.notes)
+    return generator_of(loaded, tokenizer, options)
 
 
-def _journal(model: Path, given: dict[str, Any], count: int) -> AbstractContextManager[Any]:
+def _output(model: Path, given: dict[str, Any], count: int) -> AbstractContextManager[ResumableOutput | None]:
     """Where answers to a file are kept until all are there; None where they are not written to a file."""
     if not given["output_file"]:
         return nullcontext()
-    from llmctl.infer.journal import Journal
+    from llmctl.infer.resumable_output import ResumableOutput
     from llmctl.io.digest import sha256
 
     shown = {name: value for name, value in given.items() if name not in ("output_file", "input_file", "stream")}
-    about = {
+    settings = {
         "model": str(model.resolve()), "input": sha256(given["input_file"]), "questions": count,
         **{name: [str(part) for part in value] if isinstance(value, tuple) else value if value is None else str(value)
            for name, value in shown.items()},
     }  # fmt: skip
-    return Journal(given["output_file"], about)
+    return ResumableOutput(given["output_file"], settings)
 
 
-def _asks(questions: list[Any], prompts: list[list[int]], chosen: Chosen) -> list[Ask]:
-    """What is asked of the model for each question.
+def _requests(
+    lines: list[PromptLine], prompts: list[list[int]], params: SamplingParams, handle: EngineHandle
+) -> list[TextRequest]:
+    """A request for each prompt.
 
     Raises:
         DataError: A line names an adapter that was not given.
     """
-    from llmctl.infer.text import Ask
+    from llmctl.infer.text import TextRequest
 
-    asks = []
-    for index, (question, prompt) in enumerate(zip(questions, prompts, strict=False)):
-        name = question.row.get("adapter")
-        if name is not None and name not in chosen.adapters:
-            known = ", ".join(chosen.adapters) or "none"
-            raise DataError(
-                f"{question.source} asks for the adapter {name!r}; given are: {known} (--adapter NAME=FOLDER)"
-            )
-        asks.append(Ask(prompt, index, -1 if name is None else chosen.adapters.index(name)))
-    return asks
+    adapters = [-1] * len(prompts)
+    for index, line in enumerate(lines):
+        name = line.row.get("adapter")
+        if name is not None and name not in handle.adapters:
+            known = ", ".join(handle.adapters) or "none"
+            raise DataError(f"{line.source} asks for the adapter {name!r}; given are: {known} (--adapter NAME=FOLDER)")
+        adapters[index] = -1 if name is None else handle.adapters.index(name)
+    return [TextRequest(prompt, params, index, adapters[index]) for index, prompt in enumerate(prompts)]
 
 
 def _check_sources(given: dict[str, Any]) -> None:
@@ -174,13 +169,9 @@ def _check_sources(given: dict[str, Any]) -> None:
         raise click.UsageError("standard input can be only one prompt; give --prompt - once")
     if given["logprobs"] is not None and not given["input_file"]:
         raise click.UsageError("--logprobs needs --input, whose answers have a place for them")
-    if given["length_penalty"] is not None and not given["beams"]:
-        raise click.UsageError("--length-penalty has no effect without --beams")
     beamless = [name for name in ("sample", "speculate", "stops", "chat") if given[name]]
     if given["beams"] and (beamless or given["logprobs"] is not None):
         raise click.UsageError("--beams goes without --sample, --speculate, --stop, --logprobs and --chat")
-    if "" in given["stops"]:
-        raise ConfigError("--stop must not be empty")
 
 
 def _check_files(source: Path | None, target: Path | None) -> None:
@@ -196,27 +187,29 @@ def _check_files(source: Path | None, target: Path | None) -> None:
         raise ConfigError(f"--output {target} is the file of --input, which would be lost; name another file")
 
 
-def _options(given: dict[str, Any]) -> SamplingParams:
-    idle = [f"--{name.replace('_', '-')}" for name in SAMPLING if given[name] is not None and not given["sample"]]
+def _params(given: dict[str, Any]) -> SamplingParams:
+    idle = [f"--{name.replace('_', '-')}" for name in SAMPLE_ONLY if given[name] is not None and not given["sample"]]
     if idle:
         raise ConfigError(f"{', '.join(idle)} has no effect without --sample; add it, or leave it out")
+    if "" in given["stops"]:
+        raise ConfigError("--stop must not be empty")
     names = (
         "max_new_tokens", "min_new_tokens", "sample", "repetition_penalty", "presence_penalty", "frequency_penalty",
-        "seed", "logprobs", *SAMPLING,
+        "seed", "logprobs", *SAMPLE_ONLY,
     )  # fmt: skip
-    return SamplingParams(**{name: given[name] for name in names if given[name] is not None})
+    values = {name: given[name] for name in names if given[name] is not None}
+    return SamplingParams(**values, stop=given["stops"])
 
 
-def _prompts(given: dict[str, Any], tokenizer: Any) -> tuple[list[Any], list[list[int]]]:
-    """Questions of the file, if there is one; token ids of all prompts."""
+def _prompts(given: dict[str, Any], tokenizer: Tokenizer) -> tuple[list[PromptLine], list[list[int]]]:
+    """Lines of the file, if there is one; token ids of all prompts."""
     from llmctl.data.sft.encoding import prompt_ids
-    from llmctl.infer.session import read_questions
+    from llmctl.infer.prompt_file import read_prompts
     from llmctl.tokenizers.base import Conversation
 
     if given["input_file"]:
-        questions = read_questions(given["input_file"], given["system"])
-        prompts = [prompt_ids(tokenizer, question.conversation, question.source) for question in questions]
-        return questions, prompts
+        lines = read_prompts(given["input_file"], given["system"])
+        return lines, [prompt_ids(tokenizer, line.conversation, line.source) for line in lines]
     texts = [_read_stdin() if text == "-" else _checked(text, "--prompt") for text in given["prompts"]]
     talks = [Conversation(((text, None),), given["system"]) for text in texts]
     return [], [prompt_ids(tokenizer, talk) for talk in talks]
@@ -237,54 +230,54 @@ def _checked(text: str, where: str) -> str:
     return text
 
 
-def _show(writer: Writer, texts: tuple[str, ...], prompts: list[list[int]], stream: bool) -> int:
+def _show(generator: TextGenerator, texts: tuple[str, ...], requests: list[TextRequest], stream: bool) -> int:
     """Prints the answers; the exit code."""
-    if len(prompts) == 1 and stream and not writer.beams:
-        answers = writer.answer(prompts, lambda _, piece: click.echo(piece, nl=False))
+    if len(requests) == 1 and stream and not generator.beams:
+        outputs = generator.generate(requests, lambda _, piece: click.echo(piece, nl=False))
         click.echo()
     else:
-        answers = writer.answer(prompts)
-        for text, answer in zip(texts, answers, strict=True):
-            click.echo(f"{text}\n-> {answer.text}\n" if len(prompts) > 1 else answer.text)
-    for number, answer in enumerate(answers, 1):
-        if answer.finish_reason == "error":
-            click.echo(f"error: prompt {number}: {answer.error}", err=True)
-    return 1 if any(answer.finish_reason == "error" for answer in answers) else 0
+        outputs = generator.generate(requests)
+        for text, output in zip(texts, outputs, strict=True):
+            click.echo(f"{text}\n-> {output.text}\n" if len(requests) > 1 else output.text)
+    for number, output in enumerate(outputs, 1):
+        if output.finish_reason == "error":
+            click.echo(f"error: prompt {number}: {output.error}", err=True)
+    return 1 if any(output.finish_reason == "error" for output in outputs) else 0
 
 
-def _file(writer: Writer, questions: list[Any], asks: list[Ask], journal: Journal | None) -> int:
-    """Writes a line for each question, in order; the exit code."""
-    from llmctl.infer.journal import line
-    from llmctl.infer.session import answer_rows
+def _file(
+    generator: TextGenerator, lines: list[PromptLine], requests: list[TextRequest], output: ResumableOutput | None
+) -> int:
+    """Writes a line for each line of the file, in order; the exit code."""
+    from llmctl.infer.prompt_file import answer_rows
+    from llmctl.infer.resumable_output import line
 
-    rows: dict[int, dict[str, Any]] = {} if journal is None else journal.rows
-    if rows:
-        click.echo(
-            f"going on after {len(rows)} of {len(questions)} answers ({journal.path if journal else ''})", err=True
-        )
-    progress, told = Progress(len(questions), len(rows)), 0
-    for place, row in answer_rows(writer, questions, asks, set(rows)):
-        if journal is not None:
-            journal.add(place, row)
-        rows[place] = row
+    rows: dict[int, dict[str, Any]] = {} if output is None else output.rows
+    if output is not None and rows:
+        click.echo(f"continuing after {len(rows)} of {len(lines)} answers ({output.path})", err=True)
+    progress, shown = Progress(len(lines), len(rows)), 0
+    for index, row in answer_rows(generator, lines, requests, set(rows)):
+        if output is not None:
+            output.add(index, row)
+        rows[index] = row
         progress.add()
-        while journal is None and told in rows:
-            click.echo(line(rows[told]), nl=False)
-            told += 1
+        while output is None and shown in rows:
+            click.echo(line(rows[shown]), nl=False)
+            shown += 1
     failed = sum("error" in row for row in rows.values())
-    if journal is not None:
-        journal.finish()
-        click.echo(f"{len(questions)} answers in {journal.output}")
+    if output is not None:
+        output.finish()
+        click.echo(f"{len(lines)} answers in {output.output}")
     if failed:
-        click.echo(f"{failed} of {len(questions)} could not be answered; their lines have the field error", err=True)
+        click.echo(f"{failed} of {len(lines)} could not be answered; their lines have the field error", err=True)
     return 1 if failed else 0
 
 
 class Progress:
-    """Says on standard error how many answers there are, once in a second.
+    """Prints on standard error how many answers there are, once a second.
 
     Args:
-        total: Questions.
+        total: Prompts.
         done: Answers so far.
     """
 
@@ -300,11 +293,11 @@ class Progress:
             click.echo(f"{self.done}/{self.total} answered", err=True)
 
 
-def _chat(writer: Any, system: str | None) -> None:
-    from llmctl.infer.session import Chat
+def _chat(generator: TextGenerator, params: SamplingParams, system: str | None) -> None:
+    from llmctl.infer.chat import Chat
 
-    if writer.tokenizer.chat_template is None:
-        click.echo("The model has no chat template: each question stands alone.", err=True)
+    if generator.tokenizer.chat_template is None:
+        click.echo("The model has no chat template: each message is answered without the ones before it.", err=True)
 
     if isinstance(sys.stdin, io.TextIOWrapper):
         # So that bytes which are no text are seen by _checked.
@@ -319,4 +312,4 @@ def _chat(writer: Any, system: str | None) -> None:
             except DataError as error:
                 click.echo(error, err=True)
 
-    Chat(writer, system, ask, lambda piece: click.echo(piece, nl=False)).run()
+    Chat(generator, params, system, ask, lambda piece: click.echo(piece, nl=False)).run()

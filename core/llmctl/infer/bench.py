@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from llmctl.errors import LlmctlError
+from llmctl.infer.backend import Backend
 from llmctl.infer.request import Event, Request
-from llmctl.infer.runner import Runner
 from llmctl.infer.sampling import SamplingParams
 
 PERCENTILES = (50, 90, 99)
@@ -71,7 +71,7 @@ class Load:
         return [[*row[:kept].tolist(), *self.ending] for row in clean]
 
 
-def measure(runner: Runner, load: Load, seed: int) -> Round:
+def measure(backend: Backend, load: Load, seed: int) -> Round:
     """Runs a round.
 
     Raises:
@@ -88,7 +88,7 @@ def measure(runner: Runner, load: Load, seed: int) -> Round:
         for place, prompt in enumerate(load.prompts(seed))
     ]
     begin = time.perf_counter()
-    for place, made in runner.run(requests):
+    for place, made in backend.run(requests):
         if made.finish_reason == "error":
             raise LlmctlError(f"request {place + 1}: {made.error}")
     end = time.perf_counter()

@@ -1,47 +1,26 @@
-"""MODEL on the command line: a checkpoint, an adapter with its base, or a model with an adapter named beside it.
+"""The model in a folder: a checkpoint, an adapter with its base, or a checkpoint with an adapter on it.
 
-Files are checked without paddle; layers are loaded when they are asked for.
+Files are checked without paddle; layers are loaded on request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import click
+from llmctl.errors import ConfigError
+from llmctl.infer.options import EngineOptions
 
 if TYPE_CHECKING:
     from llmctl.adapters.folder import Opened
     from llmctl.card.dims import Dims
     from llmctl.plugins import Plugin
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def adapter_options(command: Command) -> Command:
-    """Options that apply an adapter to MODEL."""
-    for option in (
-        click.option(
-            "--allow-other-base", is_flag=True, help="Allow an adapter on a model that it was not trained on."
-        ),
-        click.option(
-            "--base",
-            type=click.Path(path_type=Path),
-            help="If MODEL is an adapter: folder of its base model, if it has moved.",
-        ),
-        click.option(
-            "--adapter", type=click.Path(path_type=Path), help="Folder of a LoRA adapter or prefix for MODEL."
-        ),
-    ):
-        command = option(command)
-    return command
-
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that has been looked at, not loaded.
+    """A model that was checked, not loaded.
 
     Attributes:
         folder: Of the checkpoint; of an adapter, of its base.
@@ -77,10 +56,13 @@ class ModelSource:
         return load_model(self.folder, self.plugin.card.name)[0]
 
 
-def open_model(
-    model: Path, family: str, adapter: Path | None, base: Path | None, allow_other_base: bool
-) -> ModelSource:
-    """What MODEL and the adapter options stand for.
+def open_model(folder: Path, family: str, options: EngineOptions) -> ModelSource:
+    """The model in a folder, with the adapter for every prompt that the options name.
+
+    Args:
+        folder: A checkpoint or an adapter.
+        family: Name of a family, or ``"auto"``.
+        options: ``adapter``, ``base`` and ``allow_other_base`` are read; adapters by name are not.
 
     Raises:
         LlmctlError: A folder is not what it should be, or options contradict each other.
@@ -89,17 +71,23 @@ def open_model(
     from llmctl.adapters.folder import is_adapter, open_adapter
     from llmctl.checkpoint.hf_config import read_config
 
-    under: Path | None = model
-    if is_adapter(model):
+    adapter = options.single_adapter
+    allow_other_base = options.allow_other_base and not options.named_adapters
+    if is_adapter(folder):
         if adapter:
-            raise click.UsageError(f"{model} holds an adapter itself; leave out --adapter, or name a model as MODEL")
-        adapter, under = model, base
-    elif base or (allow_other_base and not adapter):
-        raise click.UsageError(f"--base and --allow-other-base are for adapters; {model} holds none")
-    if adapter:
-        opened = open_adapter(adapter, under, family, allow_other_base)
+            raise ConfigError(
+                f"{folder} holds an adapter itself; leave out {options.spell('adapter')}, or name a model's folder"
+            )
+        opened = open_adapter(folder, Path(options.base) if options.base else None, family, allow_other_base)
         return ModelSource(opened.base, opened.plugin, opened.dims, opened)
-    config = read_config(model)
-    where = str(model / "config.json")
+    if options.base or (allow_other_base and not adapter):
+        raise ConfigError(
+            f"{options.spell('base')} and {options.spell('allow_other_base')} are for adapters; {folder} holds none"
+        )
+    if adapter:
+        opened = open_adapter(adapter, folder, family, allow_other_base)
+        return ModelSource(opened.base, opened.plugin, opened.dims, opened)
+    config = read_config(folder)
+    where = str(folder / "config.json")
     plugin = plugins.resolve(family, config, where)
-    return ModelSource(model, plugin, plugin.card.dims_from_config(config, where), None)
+    return ModelSource(folder, plugin, plugin.card.dims_from_config(config, where), None)

@@ -20,7 +20,7 @@ class Generation:
         logprobs: For each token, where the options ask for them.
         score: Of a beam: the sum of its tokens' log-probabilities, by the length penalty.
         others: Of beam search: the next best answers.
-        cause: The exception of a callback that ended it.
+        cause: The exception that an error comes from: a callback's, or why the request was refused.
     """
 
     ids: list[int]

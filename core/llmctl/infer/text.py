@@ -1,214 +1,207 @@
-"""From prompts to text: streams of pieces, stop strings, lengths that the model allows."""
+"""From prompts of token ids to answers as text, over any backend."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from llmctl.card.dims import Dims
 from llmctl.errors import ConfigError
+from llmctl.infer.backend import Backend
 from llmctl.infer.engine.limits import remedy
-from llmctl.infer.request import BeamOptions, Event, Generation, Request
-from llmctl.infer.runner import Runner
+from llmctl.infer.handle import LoadedEngine
+from llmctl.infer.options import EngineOptions
+from llmctl.infer.request import BeamOptions, Generation, Request
 from llmctl.infer.sampling import SamplingParams, TokenScore
+from llmctl.infer.text_stream import TextStream
 from llmctl.tokenizers import Tokenizer
 
 OnText = Callable[[int, str], None]
-"""Called with the prompt's place and a piece of its answer."""
+"""Called with the index of a request and a piece of its answer."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The text of an answer.
+class Usage:
+    """Tokens of a prompt and of its answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Both together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOutput:
+    """An answer as text.
 
     Attributes:
-        text: The text.
-        ids: Its tokens.
-        finish_reason: Why it ended: ``end``, ``length``, ``stop`` or ``error``.
-        error: What went wrong.
-        logprobs: For each token, where the options ask for them.
+        text: The text, without the stop string that ended it.
+        token_ids: Its tokens, those of a stop string among them, without the end token.
+        finish_reason: Why it ended: ``end`` (the model's end token), ``length`` (of ``max_new_tokens``), ``stop`` (a stop string),
+            ``cancelled`` or ``error``.
+        prompt_token_ids: Tokens of the prompt.
+        logprobs: For each token, where the request asks for them.
         others: Of beam search: the next best texts.
+        error: What went wrong.
+        cause: The exception that an error comes from.
     """
 
     text: str
-    ids: list[int]
+    token_ids: list[int]
     finish_reason: str
-    error: str = ""
+    prompt_token_ids: list[int]
     logprobs: Sequence[TokenScore] = ()
     others: Sequence[str] = ()
+    error: str = ""
+    cause: Exception | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def usage(self) -> Usage:
+        """How many tokens the prompt and the answer have."""
+        return Usage(len(self.prompt_token_ids), len(self.token_ids))
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A prompt of token ids, its place among all prompts for its draws, and its adapter (-1 = none)."""
+class TextRequest:
+    """A prompt to be answered with text.
+
+    Attributes:
+        prompt: Token ids.
+        params: How tokens are chosen, and stop strings.
+        index: Place among all prompts, for the draws.
+        adapter: Index of its adapter; -1 = none.
+    """
 
     prompt: Sequence[int]
+    params: SamplingParams = SamplingParams()
     index: int = 0
     adapter: int = -1
 
 
-class StopFilter:
-    """Text that passes piece by piece until a stop string appears; no part of a stop string passes.
-
-    Args:
-        stops: The stop strings.
-    """
-
-    def __init__(self, stops: Sequence[str]):
-        self._stops = [stop for stop in stops if stop]
-        self._held = ""
-        self.stopped = False
-
-    def add(self, piece: str) -> str:
-        """What may be shown after this piece."""
-        text = self._held + piece
-        found = [text.index(stop) for stop in self._stops if stop in text]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
-        held, self._held = self._held, ""
-        return held
-
-    @staticmethod
-    def _overlap(text: str, stop: str) -> int:
-        """Length of the longest end of the text that begins the stop string."""
-        sizes = range(min(len(stop) - 1, len(text)), 0, -1)
-        return next((size for size in sizes if text.endswith(stop[:size])), 0)
-
-
-class _Stream:
-    """The text of one answer while it grows."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], show: Callable[[str], None]) -> None:
-        self._pieces, self._filter, self._show = tokenizer.stream(), StopFilter(stops), show
-        self.text = ""
-
-    def on_event(self, event: Event) -> bool:
-        """Takes a token; True = a stop string has appeared."""
-        if event.token is None:
-            return False
-        self._add(self._filter.add(self._pieces.add(event.token)))
-        return self._filter.stopped
-
-    def finish(self) -> bool:
-        """Takes what was held back; whether a stop string ended the text."""
-        if not self._filter.stopped:
-            self._add(self._filter.add(self._pieces.finish()))
-            self._add("" if self._filter.stopped else self._filter.finish())
-        return self._filter.stopped
-
-    def _add(self, piece: str) -> None:
-        self.text += piece
-        if piece:
-            self._show(piece)
-
-
 @dataclass(frozen=True)
-class Writer:
+class TextGenerator:
     """Answers prompts with text.
 
     Attributes:
-        runner: Gives the tokens.
+        backend: Gives the tokens.
         tokenizer: The model's.
         max_positions: Most tokens of prompt and answer together; 0 = no limit.
-        options: How tokens are chosen.
-        stops: Strings that end an answer and are left out of it.
-        draft: Most tokens that are guessed ahead at a time; 0 = none.
+        draft: Most draft tokens per step; 0 = no speculative decoding.
         beams: Beam search; None = token by token.
     """
 
-    runner: Runner
+    backend: Backend
     tokenizer: Tokenizer
-    max_positions: int
-    options: SamplingParams
-    stops: Sequence[str] = ()
+    max_positions: int = 0
     draft: int = 0
     beams: BeamOptions | None = None
 
-    def answer(self, prompts: Sequence[Sequence[int]], on_text: OnText | None = None, first: int = 0) -> list[Answer]:
-        """Answers to prompts of token ids, in order.
+    def generate(self, requests: Sequence[TextRequest], on_text: OnText | None = None) -> list[TextOutput]:
+        """Answers, in the order of the requests.
 
         Args:
-            prompts: Token ids of each prompt.
+            requests: What to answer.
             on_text: Called with pieces of text as they are known.
-            first: Place of the first prompt among all, for its draws.
 
         Raises:
-            ConfigError: A prompt is empty or too long.
+            ConfigError: A prompt is empty or too long; nothing is computed then.
         """
-        check_lengths(prompts, self.options, self.max_positions)
-        asks = [Ask(prompt, first + place) for place, prompt in enumerate(prompts)]
-        found = dict(self.answers(asks, on_text))
-        return [found[place] for place in range(len(prompts))]
+        for number, request in enumerate(requests, 1):
+            self.check(request, f"prompt {number}" if len(requests) > 1 else "the prompt")
+        found = dict(self.outputs(requests, on_text))
+        return [found[index] for index in range(len(requests))]
 
-    def answers(self, asks: Sequence[Ask], on_text: OnText | None = None) -> Iterator[tuple[int, Answer]]:
-        """Each ask's place and its answer, in the order in which they end. Whatever is wrong with one is its answer.
+    def outputs(
+        self, requests: Sequence[TextRequest], on_text: OnText | None = None
+    ) -> Iterator[tuple[int, TextOutput]]:
+        """Each request's index and its answer, in the order in which answers end. What is wrong with one is its output.
 
         Args:
-            asks: What is asked.
+            requests: What to answer.
             on_text: Called with pieces of text as they are known.
         """
-        streams: dict[int, _Stream] = {}
-        good: list[int] = []
-        for place, ask in enumerate(asks):
+        streams: dict[int, TextStream] = {}
+        checked: list[int] = []
+        for index, request in enumerate(requests):
             try:
-                check_lengths([ask.prompt], self.options, self.max_positions, ["the prompt"])
-                good.append(place)
+                self.check(request)
+                checked.append(index)
             except ConfigError as error:
-                yield place, Answer("", [], "error", str(error))
+                yield index, _output(request, Generation([], "error", str(error), cause=error))
 
-        def requests() -> Iterator[Request]:
-            for place in good:
-                ask = asks[place]
-                show = partial(on_text, place) if on_text else lambda piece: None
-                streams[place] = _Stream(self.tokenizer, self.stops, show)
-                yield Request(
-                    prompt=ask.prompt, options=self.options, index=ask.index, adapter=ask.adapter, draft=self.draft,
-                    beams=self.beams, on_event=streams[place].on_event,
-                )  # fmt: skip
+        def started() -> Iterator[Request]:
+            for index in checked:
+                request = requests[index]
+                show = partial(on_text, index) if on_text else lambda piece: None
+                streams[index] = TextStream(self.tokenizer, request.params.stop, show)
+                yield self._request(request, streams[index])
 
-        for number, made in self.runner.run(requests()):
-            place = good[number]
-            yield place, self._answer(made, streams.pop(place, None))
+        for number, made in self.backend.run(started()):
+            index = checked[number]
+            yield index, self._text(requests[index], made, streams.pop(index, None))
 
-    def _answer(self, made: Generation, stream: _Stream | None) -> Answer:
+    def check(self, request: TextRequest, name: str = "the prompt") -> None:
+        """Passes when the prompt holds something and leaves room for its answer.
+
+        Args:
+            request: The request.
+            name: Of the prompt in a message.
+
+        Raises:
+            ConfigError: It does not.
+        """
+        check_length(request.prompt, request.params, self.max_positions, name)
+
+    def _request(self, request: TextRequest, stream: TextStream) -> Request:
+        return Request(
+            prompt=request.prompt, options=request.params, index=request.index, adapter=request.adapter, draft=self.draft,
+            beams=self.beams, on_event=stream.on_event,
+        )  # fmt: skip
+
+    def _text(self, request: TextRequest, made: Generation, stream: TextStream | None) -> TextOutput:
         if made.finish_reason == "error" or stream is None:
-            return Answer("", made.ids, "error", made.error)
+            return _output(request, made)
         if self.beams:
             others = [self.tokenizer.decode(other.ids) for other in made.others]
-            return Answer(self.tokenizer.decode(made.ids), made.ids, made.finish_reason, others=others)
+            return _output(request, made, self.tokenizer.decode(made.ids), others=others)
         reason = "stop" if stream.finish() else made.finish_reason
-        return Answer(stream.text, made.ids, reason, logprobs=made.logprobs)
+        return _output(request, made, stream.text, finish_reason=reason)
 
 
-def longest(layer: Any, dims: Dims) -> int:
-    """Most tokens of prompt and answer that a layer takes; 0 = any number."""
-    limit = 0 if getattr(layer, "position_depends_on_length", False) else int(dims.get("max_positions") or 0)
-    return max(1, limit - getattr(layer, "virtual_tokens", 0)) if limit else 0
+def generator_of(loaded: LoadedEngine, tokenizer: Tokenizer, options: EngineOptions) -> TextGenerator:
+    """A text generator over an engine, with speculative decoding or beam search as the engine's options say."""
+    beams = None
+    if options.beams is not None:
+        penalty = 1.0 if options.length_penalty is None else options.length_penalty
+        beams = BeamOptions(beams=options.beams, length_penalty=penalty)
+    return TextGenerator(loaded.backend, tokenizer, loaded.max_positions, options.speculate or 0, beams)
 
 
-def check_lengths(
-    prompts: Sequence[Sequence[int]], options: SamplingParams, max_positions: int, names: Sequence[str] = ()
-) -> None:
-    """Passes when every prompt holds something and leaves room for its answer.
+def _output(request: TextRequest, made: Generation, text: str = "", **changes: Any) -> TextOutput:
+    given = {"finish_reason": made.finish_reason, "logprobs": made.logprobs, "error": made.error, "cause": made.cause}
+    return TextOutput(text=text, token_ids=made.ids, prompt_token_ids=list(request.prompt), **{**given, **changes})
+
+
+def check_length(prompt: Sequence[int], params: SamplingParams, max_positions: int, name: str) -> None:
+    """Passes when a prompt holds something and leaves room for its answer.
+
+    Args:
+        prompt: Token ids.
+        params: Of the request.
+        max_positions: Most tokens of prompt and answer together; 0 = no limit.
+        name: Of the prompt in a message.
 
     Raises:
-        ConfigError: A prompt is empty or too long.
+        ConfigError: The prompt is empty or too long.
     """
-    for index, prompt in enumerate(prompts):
-        name = names[index] if names else f"prompt {index + 1}"
-        if not prompt:
-            raise ConfigError(f"{name} is empty, and the tokenizer has no token to begin with; write something")
-        if max_positions and len(prompt) + options.max_new_tokens > max_positions:
-            raise ConfigError(
-                f"{name} has {len(prompt)} tokens; with max_new_tokens={options.max_new_tokens} that is over the "
-                f"{max_positions} positions of the model. {remedy(len(prompt), max_positions)}"
-            )
+    if not prompt:
+        raise ConfigError(f"{name} is empty, and the tokenizer has no token to begin with; write something")
+    if max_positions and len(prompt) + params.max_new_tokens > max_positions:
+        raise ConfigError(
+            f"{name} has {len(prompt)} tokens; with max_new_tokens={params.max_new_tokens} that is over the "
+            f"{max_positions} positions of the model. {remedy(len(prompt), max_positions)}"
+        )

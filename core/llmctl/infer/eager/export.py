@@ -18,9 +18,8 @@ from llmctl.card.tokens import Wording
 from llmctl.errors import CheckpointError
 from llmctl.infer.eager import exported, trace
 from llmctl.infer.eager.exported import Exported
-from llmctl.infer.eager.layer import DynamicModel
+from llmctl.infer.eager.layer import DynamicModel, max_positions
 from llmctl.infer.eager.program import PREFIX, StaticModel
-from llmctl.infer.text import longest
 from llmctl.io.atomic import atomic_folder
 
 TOLERANCE = 1e-4
@@ -61,7 +60,7 @@ def export(
     with atomic_folder(target, overwrite) as work:
         signature, values = _save(layer, prompts[0], work)
         about = Exported(
-            family=plugin.card.name, vocab=dims.vocab, max_positions=max_positions(layer, dims),
+            family=plugin.card.name, vocab=dims.vocab, max_positions=program_positions(layer, dims),
             virtual_tokens=0 if values is None else values.shape[2], rows=signature.rows, heads=signature.heads,
             dtype=signature.dtype, wording=wording(plugin), difference=0.0,
             versions={**plugins.versions(plugin), "paddle": paddle.__version__},
@@ -74,11 +73,11 @@ def export(
     return about
 
 
-def max_positions(layer: Any, dims: Dims) -> int:
+def program_positions(layer: Any, dims: Dims) -> int:
     """Most tokens of prompt and answer: the model's, or as far as its positions do not depend on the length; 0 = any."""
     if getattr(layer, "position_depends_on_length", False):
         return max(1, int(layer.max_stable_length))
-    return longest(layer, dims)
+    return max_positions(layer, dims)
 
 
 def wording(plugin: plugins.Plugin) -> Wording:

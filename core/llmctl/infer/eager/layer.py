@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import paddle
 
+from llmctl.card.dims import Dims
 from llmctl.nn.arrays import values
 from llmctl.nn.cache import KVCache
 
@@ -53,3 +54,9 @@ class DynamicSteps:
         """Keeps these rows."""
         if self.cache is not None:
             self.cache.select(rows)
+
+
+def max_positions(layer: Any, dims: Dims) -> int:
+    """Most tokens of prompt and answer that a layer takes; 0 = any number."""
+    limit = 0 if getattr(layer, "position_depends_on_length", False) else int(dims.get("max_positions") or 0)
+    return max(1, limit - getattr(layer, "virtual_tokens", 0)) if limit else 0

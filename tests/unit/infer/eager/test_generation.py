@@ -13,11 +13,13 @@ from kit.tiny_tokenizers import KINDS, write_json
 from llmctl import plugins, tokenizers
 from llmctl.checkpoint.build import build
 from llmctl.errors import ConfigError, DataError
+from llmctl.infer.backend import BatchBackend
+from llmctl.infer.chat import Chat
 from llmctl.infer.eager.generate import generate
-from llmctl.infer.runner import Batches
+from llmctl.infer.prompt_file import answer_rows, read_prompts
 from llmctl.infer.sampling import SamplingParams
-from llmctl.infer.session import Chat, answer_rows, read_questions
-from llmctl.infer.text import Ask, StopFilter, Writer
+from llmctl.infer.text import TextGenerator, TextRequest
+from llmctl.infer.text_stream import StopFilter
 
 VOCAB = 360
 PROMPTS = [[5, 9, 30], [7], [11, 200, 31, 8, 90, 41, 2, 100], [3, 3]]
@@ -39,8 +41,12 @@ def tokenizer(request, tmp_path_factory):
     return tokenizers.load(KINDS[request.param](tmp_path_factory.mktemp("tokenizer")))
 
 
-def writing(model, tokenizer, limit, options, stops=(), size=8):
-    return Writer(Batches(model, tokenizer.eos_ids, tokenizer.pad_id, size), tokenizer, limit, options, stops)
+def generator_of(model, tokenizer, limit, size=8):
+    return TextGenerator(BatchBackend(model, tokenizer.eos_ids, tokenizer.pad_id, size), tokenizer, limit)
+
+
+def asked(prompts, **params):
+    return [TextRequest(prompt, SamplingParams(**params), index) for index, prompt in enumerate(prompts)]
 
 
 def ids(generations):
@@ -113,51 +119,66 @@ def test_stop_filter_passes_exactly_what_comes_before_the_first_stop(text, cuts,
 
 
 def test_streamed_pieces_are_the_answer_and_stop_before_stop_strings(model, tokenizer):
-    writer = writing(model, tokenizer, 256, SamplingParams(max_new_tokens=40))
+    generator = generator_of(model, tokenizer, 256)
     prompts = [tokenizer.encode("hello"), tokenizer.encode("the quick")]
-    whole = writer.answer(prompts)
+    whole = generator.generate(asked(prompts, max_new_tokens=40))
     stop = whole[0].text[6:9]
     pieces = {0: "", 1: ""}
 
     def take(index, piece):
         pieces[index] += piece
 
-    stopped = writing(model, tokenizer, 256, SamplingParams(max_new_tokens=40), [stop]).answer(prompts, take)
+    stopped = generator.generate(asked(prompts, max_new_tokens=40, stop=stop), take)
     assert stopped[0].text == whole[0].text[: whole[0].text.index(stop)] and stopped[0].finish_reason == "stop"
     assert pieces == {i: answer.text for i, answer in enumerate(stopped)}
-    assert whole[0].text == tokenizer.decode(whole[0].ids)
+    assert whole[0].text == tokenizer.decode(whole[0].token_ids)
+    usage = [(one.usage.prompt_tokens, one.usage.completion_tokens, one.usage.total_tokens) for one in whole]
+    assert usage == [
+        (len(p), len(one.token_ids), len(p) + len(one.token_ids)) for p, one in zip(prompts, whole, strict=True)
+    ]
+    assert [one.prompt_token_ids for one in whole] == prompts
+
+
+def test_requests_of_one_batch_may_have_different_parameters(model, tokenizer):
+    prompts = [tokenizer.encode("hello"), tokenizer.encode("the quick")] * 2
+    params = [SamplingParams(max_new_tokens=n, sample=n > 4, seed=n) for n in (3, 3, 7, 5)]
+    requests = [TextRequest(p, o, index) for index, (p, o) in enumerate(zip(prompts, params, strict=True))]
+    together = generator_of(model, tokenizer, 256).generate(requests)
+    assert together == [generator_of(model, tokenizer, 256).generate([request])[0] for request in requests]
+    assert [one.usage.completion_tokens for one in together] == [3, 3, 7, 5]
 
 
 def test_prompts_without_room_are_refused(model, tokenizer):
-    writer = writing(model, tokenizer, 20, SamplingParams(max_new_tokens=10))
+    generator = generator_of(model, tokenizer, 20)
     with pytest.raises(ConfigError, match="prompt 2 has 15 tokens; .* 20 positions .* max_new_tokens to 5 or less"):
-        writer.answer([[1], [1] * 15])
+        generator.generate(asked([[1], [1] * 15], max_new_tokens=10))
     with pytest.raises(ConfigError, match="prompt 1 is empty"):
-        writer.answer([[]])
+        generator.generate(asked([[], [1]], max_new_tokens=10))
+    with pytest.raises(ConfigError, match="the prompt is empty"):
+        generator.generate(asked([[]], max_new_tokens=10))
 
 
 def test_every_line_of_a_file_gets_a_line_in_order(model, tokenizer, tmp_path):
     lines = [{"src": "hello"}, {"src": ["the"], "tgt": ["dog"], "other": 1}, {"src": "quick brown"}]
     (tmp_path / "in.jsonl").write_text("\n\n".join(json.dumps(line) for line in lines))
-    questions = read_questions(tmp_path / "in.jsonl")
-    prompts = [tokenizer.encode(q.conversation.turns[-1][0]) for q in questions]
-    writer = writing(model, tokenizer, 256, SamplingParams(max_new_tokens=5), size=2)
-    asks = [Ask(prompt, place) for place, prompt in enumerate(prompts)]
-    found = list(answer_rows(writer, questions, asks))
+    read = read_prompts(tmp_path / "in.jsonl")
+    requests = asked([tokenizer.encode(line.conversation.turns[-1][0]) for line in read], max_new_tokens=5)
+    generator = generator_of(model, tokenizer, 256, size=2)
+    found = list(answer_rows(generator, read, requests))
     assert [place for place, _ in found] == [0, 1, 2]
     rows = [row for _, row in found]
     assert [row["src"] for row in rows] == ["hello", ["the"], "quick brown"] and rows[1]["tgt"] == ["dog"]
-    assert [row["output"] for row in rows] == [answer.text for answer in writer.answer(prompts)]
-    assert list(answer_rows(writer, questions, asks, known=[0, 2])) == [(1, rows[1])]
+    assert [row["output"] for row in rows] == [output.text for output in generator.generate(requests)]
+    assert list(answer_rows(generator, read, requests, done=[0, 2])) == [(1, rows[1])]
 
 
 def test_what_cannot_be_answered_is_told_in_its_place_and_harms_no_other(model, tokenizer):
     prompts = [[1, 5], [1] * 300, [], [2, 9]]
-    writer = writing(model, tokenizer, 256, SamplingParams(max_new_tokens=3), size=4)
-    found = dict(writer.answers([Ask(prompt, place) for place, prompt in enumerate(prompts)]))
+    found = dict(generator_of(model, tokenizer, 256, size=4).outputs(asked(prompts, max_new_tokens=3)))
     assert [found[place].finish_reason == "error" for place in range(4)] == [False, True, True, False]
     assert "the prompt has 300 tokens" in found[1].error and "the prompt is empty" in found[2].error
-    assert found[3].ids == generate(model, [[2, 9]], SamplingParams(max_new_tokens=3), [], 0)[0].ids
+    assert all(isinstance(found[place].cause, ConfigError) for place in (1, 2))
+    assert found[3].token_ids == generate(model, [[2, 9]], SamplingParams(max_new_tokens=3), [], 0)[0].ids
 
 
 def test_a_batch_that_fails_together_is_answered_one_by_one(tokenizer):
@@ -179,39 +200,36 @@ def test_a_batch_that_fails_together_is_answered_one_by_one(tokenizer):
         def select(self, rows):
             pass
 
-    writer = writing(Choosy(), tokenizer, 0, SamplingParams(max_new_tokens=2))
-    found = dict(writer.answers([Ask([5]), Ask([7]), Ask([90])]))
-    assert [found[place].ids for place in range(3)] == [[6, 6], [], [91, 91]] or found[0].ids[0] == 6
+    found = dict(generator_of(Choosy(), tokenizer, 0).outputs(asked([[5], [7], [90]], max_new_tokens=2)))
+    assert not found[1].token_ids and isinstance(found[1].cause, DataError)
+    assert [found[place].token_ids for place in (0, 2)] == [[6, 7], [91, 92]]
     assert [found[place].error for place in range(3)] == ["", "no sevens", ""]
 
 
 def test_broken_questions_are_all_listed(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"src": 1}\n{"tgt": "x"}\n{"src": ["a", "b"]}\nx\n{"src": "fine"}\n')
     with pytest.raises(DataError) as caught:
-        read_questions(tmp_path / "in.jsonl")
+        read_prompts(tmp_path / "in.jsonl")
     assert str(caught.value).startswith("4 lines cannot be used:")
     assert "in.jsonl:3: 'src' has 2 turns, so 'tgt' must have the first 1 answers" in str(caught.value)
 
 
-def test_chat_remembers_until_it_is_reset(model, tmp_path):
+def test_chat_remembers_until_it_is_reset(model, tmp_path, monkeypatch):
     folder = write_json(tmp_path)
     (folder / "chat_template.jinja").write_text(JINJA)
-    writer = writing(model, tokenizers.load(folder), 256, SamplingParams(max_new_tokens=6))
+    generator = generator_of(model, tokenizers.load(folder), 256)
     lines = iter(["hello", "", "the dog", "/reset", "hello", "/quit", "never"])
     shown = []
-    chat = Chat(writer, None, lambda: next(lines, None), shown.append)
+    chat = Chat(generator, SamplingParams(max_new_tokens=6), None, lambda: next(lines, None), shown.append)
     prompts = []
-    original = Writer.answer
+    original = TextGenerator.generate
 
-    def spy(self, given, *rest, **options):
-        prompts.append(given[0])
-        return original(self, given, *rest, **options)
+    def spy(self, requests, *rest):
+        prompts.append(requests[0].prompt)
+        return original(self, requests, *rest)
 
-    Writer.answer = spy
-    try:
-        chat.run()
-    finally:
-        Writer.answer = original
+    monkeypatch.setattr(TextGenerator, "generate", spy)
+    chat.run()
     assert len(prompts) == 3 and prompts[0] == prompts[2]
     assert prompts[1][: len(prompts[0])] == prompts[0] and len(prompts[1]) > len(prompts[0])
     assert next(lines) == "never" and "".join(shown).count("\n") >= 3
@@ -220,10 +238,10 @@ def test_chat_remembers_until_it_is_reset(model, tmp_path):
 def test_a_chat_that_grows_too_long_forgets_its_oldest_turns_and_goes_on(model, tmp_path):
     folder = write_json(tmp_path)
     (folder / "chat_template.jinja").write_text(JINJA)
-    writer = writing(model, tokenizers.load(folder), 64, SamplingParams(max_new_tokens=6))
+    generator = generator_of(model, tokenizers.load(folder), 64)
     lines = iter(["hello"] * 6 + ["the quick brown fox " * 20, "hello", "/quit"])
     shown = []
-    chat = Chat(writer, None, lambda: next(lines, None), shown.append)
+    chat = Chat(generator, SamplingParams(max_new_tokens=6), None, lambda: next(lines, None), shown.append)
     chat.run()
     assert 1 <= len(chat.turns) < 7 and chat.turns[-1][0] == "hello"
     assert sum("the message has" in piece for piece in shown) == 1

@@ -13,13 +13,13 @@ from kit.paged_toy import VOCAB, ToyExecutor, answer, graph, prefix
 from llmctl import runtime
 from llmctl.errors import ConfigError
 from llmctl.infer import loader
+from llmctl.infer.backend import EngineBackend
 from llmctl.infer.engine.block_manager import Blocks, Row, Tables, first_key, next_key
 from llmctl.infer.engine.kv_budget import blocks_for
 from llmctl.infer.engine.limits import step_tokens_for
 from llmctl.infer.engine.positions import Context, Places
 from llmctl.infer.engine.prompt_lookup import LONGEST, Lookup
 from llmctl.infer.engine.sequence import Answering, Part
-from llmctl.infer.runner import Continuous
 from llmctl.infer.sampler import Sampler, choose, generator_for
 from llmctl.infer.sampling import SamplingParams
 from llmctl.runtime.memory import free_memory
@@ -164,7 +164,7 @@ def test_what_a_callback_raises_reaches_whoever_runs_the_requests():
 
     engine = engine_of(graph(), ToyExecutor())
     with pytest.raises(BrokenPipeError):
-        list(Continuous(engine).run([ask([5, 6]), ask([5, 6], on_event=fail)]))
+        list(EngineBackend(engine).run([ask([5, 6]), ask([5, 6], on_event=fail)]))
     engine.step()
     assert idle(engine)
 
@@ -172,9 +172,10 @@ def test_what_a_callback_raises_reaches_whoever_runs_the_requests():
 @pytest.mark.parametrize("refused", [3, 4])
 def test_requests_behind_many_that_are_refused_are_answered(refused):
     requests = [ask([])] * refused + [ask([5, 6])]
-    answers = dict(Continuous(engine_of(graph(), ToyExecutor()), ahead=2).run(requests))
+    answers = dict(EngineBackend(engine_of(graph(), ToyExecutor()), ahead=2).run(requests))
     assert sorted(answers) == list(range(refused + 1))
     assert [answers[place].finish_reason for place in range(refused)] == ["error"] * refused
+    assert all(isinstance(answers[place].cause, ConfigError) for place in range(refused))
     assert answers[refused] == answer(graph(), requests[-1], END)
 
 

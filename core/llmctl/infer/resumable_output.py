@@ -1,7 +1,7 @@
-"""Answers to a file, kept beside the output until all are there, so that a run that was cut off goes on where it was.
+"""Answers to a file that survive an interruption: the same command continues after the last answer that was written.
 
-The journal is ``.NAME.answers`` beside the output NAME: a line on the input and the options, then a line for each answer as
-it ends. Whatever ends the process, all lines but the last are whole.
+Until all answers are there they are in ``.NAME.answers`` next to the output NAME: a line on the input and the options, then a
+line for each answer as it ends. Whatever ends the process, all lines but the last are whole.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from llmctl.errors import ConfigError
 from llmctl.io.atomic import atomic_file
 
 
-class Journal:
+class ResumableOutput:
     """The answers so far. Use it in a ``with`` statement, which closes it.
 
     Args:
-        output: The file that is to be written.
-        about: What must be the same when a run goes on, by name; JSON values.
+        output: The file to be written.
+        settings: What must be the same when a run continues, by name; JSON values.
 
     Attributes:
-        rows: Place of a question -> its row.
+        rows: Index of a prompt -> its row.
 
     Raises:
-        ConfigError: There is a journal of another input or other options, one that is none, or one that is in use.
+        ConfigError: There are answers of another input or other options, the file of answers is damaged, or it is in use.
     """
 
-    def __init__(self, output: Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
         self.output, self.path = output, output.with_name(f".{output.name}.answers")
         self.rows: dict[int, dict[str, Any]] = {}
         try:
@@ -43,12 +43,12 @@ class Journal:
             ) from None
         try:
             self._lock()
-            self._read(json.loads(json.dumps(dict(about))))
+            self._read(json.loads(json.dumps(dict(settings))))
         except BaseException:
             self._stream.close()
             raise
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> ResumableOutput:
         return self
 
     def __exit__(
@@ -56,15 +56,15 @@ class Journal:
     ) -> None:
         self._stream.close()
 
-    def add(self, place: int, row: dict[str, Any]) -> None:
-        """Keeps an answer."""
-        self.rows[place] = row
-        self._write([place, row])
+    def add(self, index: int, row: dict[str, Any]) -> None:
+        """Keeps the answer to a prompt."""
+        self.rows[index] = row
+        self._write([index, row])
 
     def finish(self) -> None:
-        """Writes the output in the order of the questions, and removes the journal."""
+        """Writes the output in the order of the prompts, and removes the file of answers so far."""
         with atomic_file(self.output) as path, path.open("w", encoding="utf-8") as stream:
-            stream.writelines(line(self.rows[place]) for place in sorted(self.rows))
+            stream.writelines(line(self.rows[index]) for index in sorted(self.rows))
         self.path.unlink()
 
     def _lock(self) -> None:
@@ -73,29 +73,29 @@ class Journal:
         except OSError:
             raise ConfigError(f"{self.path} is in use: another run is writing {self.output}") from None
 
-    def _read(self, about: dict[str, Any]) -> None:
+    def _read(self, settings: dict[str, Any]) -> None:
         self._stream.seek(0)
         content = self._stream.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._stream.truncate(len(whole))
         self._stream.seek(0, 2)
         if not whole:
-            self._write(about)
+            self._write(settings)
             return
         try:
             before, *rows = map(json.loads, whole.splitlines())
-            self.rows = {int(place): dict(row) for place, row in rows}
-            changed = sorted(key for key in before.keys() | about.keys() if before.get(key) != about.get(key))
+            self.rows = {int(index): dict(row) for index, row in rows}
+            changed = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
         except (ValueError, TypeError, AttributeError):
             raise ConfigError(f"{self.path} is not what llmctl writes; remove it, or name another --output") from None
         if changed and not rows:
             self._stream.truncate(0)
-            self._write(about)
+            self._write(settings)
         elif changed:
-            what = "; ".join(f"{key}: {before.get(key)!r} then, {about.get(key)!r} now" for key in changed)
+            what = "; ".join(f"{key}: {before.get(key)!r} then, {settings.get(key)!r} now" for key in changed)
             raise ConfigError(
-                f"{self.path} holds {len(rows)} answers of a run that was cut off and was another one ({what}). Repeat it "
-                "as it was to finish it, or remove that file to begin anew"
+                f"{self.path} holds {len(rows)} answers of an interrupted run with other settings ({what}). Repeat that run to "
+                "finish it, or remove that file to begin anew"
             )
 
     def _write(self, content: Any) -> None:
