@@ -48,9 +48,9 @@ def paddle_work():
     from llmctl.nn.attention import attend_dense
     from llmctl.nn.loss import token_loss
     from llmctl.nn.mask import Mask
-    from llmctl.nn.mlp import gated, gelu_tanh
+    from llmctl.nn.mlp import gelu_tanh, swiglu
     from llmctl.nn.norm import LayerNorm, rms_norm
-    from llmctl.nn.rotary import Rotary, rotate
+    from llmctl.nn.rotary import Rotary, apply_rope
     from llmctl.train.optim.adamw import AdamW, global_norm
 
     def both(function, *shapes):
@@ -108,8 +108,8 @@ def paddle_work():
         lambda: both(LayerNorm(HIDDEN), (ROWS, HIDDEN)),
         lambda: both(add_bias, (ROWS, 4 * HIDDEN), (4 * HIDDEN,)),
         lambda: both(gelu_tanh, (ROWS, 4 * HIDDEN)),
-        lambda: both(lambda x: rotate(x, *angles), (4, 256, 8, 64)),
-        lambda: both(gated, (ROWS, FFN), (ROWS, FFN)),
+        lambda: both(lambda x: apply_rope(x, *angles), (4, 256, 8, 64)),
+        lambda: both(swiglu, (ROWS, FFN), (ROWS, FFN)),
         lambda: both(lambda x: token_loss(x, labels), (ROWS, VOCAB)),
         adamw,
         squares,

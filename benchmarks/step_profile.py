@@ -27,9 +27,9 @@ def parts(paddle):
     from llmctl.nn.attention import attend
     from llmctl.nn.loss import token_loss
     from llmctl.nn.mask import Layout
-    from llmctl.nn.mlp import gated
+    from llmctl.nn.mlp import swiglu
     from llmctl.nn.norm import rms_norm
-    from llmctl.nn.rotary import Rotary, rotate
+    from llmctl.nn.rotary import Rotary, apply_rope
 
     def both(function, *shapes):
         inputs = [paddle.randn(shape) for shape in shapes]
@@ -52,9 +52,9 @@ def parts(paddle):
     yield "linear hidden x ffn", 3 * LAYERS, both(paddle.matmul, (rows, HIDDEN), (HIDDEN, FFN))
     yield "linear hidden x vocab", 1, both(paddle.matmul, (rows, HIDDEN), (HIDDEN, VOCAB))
     yield "attention", LAYERS, both(lambda q, k, v: attend(q, k, v, bias), head, head, head)
-    yield "rotary", 2 * LAYERS, both(lambda x: rotate(x, *angles), head)
+    yield "rotary", 2 * LAYERS, both(lambda x: apply_rope(x, *angles), head)
     yield "norm", 2 * LAYERS + 1, both(lambda x, w: rms_norm(x, w, 1e-6), (BATCH, TOKENS, HIDDEN), (HIDDEN,))
-    yield "gate", LAYERS, both(gated, (BATCH, TOKENS, FFN), (BATCH, TOKENS, FFN))
+    yield "gate", LAYERS, both(swiglu, (BATCH, TOKENS, FFN), (BATCH, TOKENS, FFN))
     yield "residual sum", 2 * LAYERS, both(paddle.add, (BATCH, TOKENS, HIDDEN), (BATCH, TOKENS, HIDDEN))
     yield "cross entropy", 1, both(lambda x: token_loss(x, labels), (rows, VOCAB))
 

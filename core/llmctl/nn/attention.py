@@ -1,7 +1,6 @@
 """Self-attention with grouped key-value heads.
 
-Letters as in the package's docstring. Position encodings are in ``position``, what a query sees is in ``layout``, caches
-are in ``cache``.
+Letters as in the package's docstring. RoPE is in ``rotary``, masks are in ``mask``, the KV cache is in ``cache``.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from llmctl.nn.kernels import compiled
 from llmctl.nn.linear import Linear
 from llmctl.nn.mask import Mask
 from llmctl.nn.norm import RMSNorm
-from llmctl.nn.rotary import Angles, rotate
+from llmctl.nn.rotary import CosSin, apply_rope
 
 
 def attend(
@@ -29,20 +28,20 @@ def attend(
 ) -> paddle.Tensor:
     """softmax(q k^T / sqrt(head_dim) + mask) v, as [B, T, N*H]; query head n reads key-value head n // (N/K).
 
-    Where documents are packed, each is computed apart, so that the cost is the sum of the squares of their lengths.
+    Packed documents are computed one by one, so that the cost is the sum of the squares of their lengths.
 
     Args:
         q_BTNH: Queries.
         k_BSKH: Keys, past and new.
         v_BSKH: Values.
-        mask: What each query sees; None = everything.
-        dropout: Part of the weights that is left out.
+        mask: Which keys each query attends to; None = all.
+        dropout: Dropout of the attention weights.
     """
     operator = None if mask is None or dropout else compiled("attention", q_BTNH, k_BSKH, v_BSKH)
     if operator is not None and mask.new != 1:
-        slopes, places = mask.penalties(q_BTNH.dtype)
+        slopes, key_positions = mask.alibi(q_BTNH.dtype)
         out_BTNH = operator(
-            q_BTNH, k_BSKH, v_BSKH, mask.first_BS, mask.last_BS, mask.past, slopes=slopes, places=places
+            q_BTNH, k_BSKH, v_BSKH, mask.first_BS, mask.last_BS, mask.past, slopes=slopes, places=key_positions
         )
         return out_BTNH.reshape([0, 0, -1])
     if flashmask.fits(q_BTNH, mask, dropout):
@@ -59,7 +58,7 @@ def attend_dense(
     bias_BNTS: paddle.Tensor | None,
     dropout: float = 0.0,
 ) -> paddle.Tensor:
-    """``attend`` with all scores at once; the bias has one batch row or head where it is the same for all."""
+    """``attend`` with the full score matrix; the bias broadcasts over batch and heads."""
     batch, new, heads, width = q_BTNH.shape
     total, groups = k_BSKH.shape[1], k_BSKH.shape[2]
     q = (q_BTNH * width**-0.5).transpose([0, 2, 1, 3]).reshape([0, groups, -1, width])
@@ -78,26 +77,26 @@ def attend_dense(
 def attend_by_document(
     q_BTNH: paddle.Tensor, k_BSKH: paddle.Tensor, v_BSKH: paddle.Tensor, mask: Mask, dropout: float = 0.0
 ) -> paddle.Tensor:
-    """``attend`` over stretches of queries, each with the keys from the first to the last that it sees."""
+    """``attend`` over spans of queries, each with the keys from the first to the last that it attends to."""
     batch, new, heads, width = q_BTNH.shape
     first_BS, last_BS = (np.broadcast_to(m.numpy(), [batch, m.shape[1]]) for m in (mask.first_BS, mask.last_BS))
     rows = []
     for b in range(batch):
-        parts = []
-        for start, stop in pairwise(_borders(last_BS[b], mask.past, new)):
-            seen = np.flatnonzero((first_BS[b] < mask.past + stop) & (last_BS[b] > mask.past + start))
-            if not len(seen):
-                parts.append(paddle.zeros([1, stop - start, heads * width], q_BTNH.dtype))
+        spans = []
+        for start, stop in pairwise(_bounds(last_BS[b], mask.past, new)):
+            attended = np.flatnonzero((first_BS[b] < mask.past + stop) & (last_BS[b] > mask.past + start))
+            if not len(attended):
+                spans.append(paddle.zeros([1, stop - start, heads * width], q_BTNH.dtype))
                 continue
-            one, queries, keys = slice(b, b + 1), slice(start, stop), slice(int(seen[0]), int(seen[-1]) + 1)
-            bias = mask.part(one, queries, keys, q_BTNH.dtype)
-            parts.append(attend_dense(q_BTNH[one, queries], k_BSKH[one, keys], v_BSKH[one, keys], bias, dropout))
-        rows.append(paddle.concat(parts, axis=1))
+            one, queries, keys = slice(b, b + 1), slice(start, stop), slice(int(attended[0]), int(attended[-1]) + 1)
+            bias = mask.bias_slice(one, queries, keys, q_BTNH.dtype)
+            spans.append(attend_dense(q_BTNH[one, queries], k_BSKH[one, keys], v_BSKH[one, keys], bias, dropout))
+        rows.append(paddle.concat(spans, axis=1))
     return paddle.concat(rows)
 
 
-def _borders(last_S: np.ndarray, past: int, new: int) -> list[int]:
-    """Where what is seen changes, counted from the first new row: from 0 to the number of rows."""
+def _bounds(last_S: np.ndarray, past: int, new: int) -> list[int]:
+    """Bounds of the spans of queries between which the mask changes, counted from the first new row."""
     inside = (int(end) - past for end in np.unique(last_S))
     return sorted({0, new, *(end for end in inside if 0 < end < new)})
 
@@ -109,25 +108,27 @@ def softmax(scores: paddle.Tensor) -> paddle.Tensor:
     return paddle.nn.functional.softmax(scores, axis=-1)
 
 
-def in_heads(x_BTC: paddle.Tensor, width: int) -> paddle.Tensor:
-    """The last axis cut into heads of a width."""
+def split_heads(x_BTC: paddle.Tensor, width: int) -> paddle.Tensor:
+    """[B, T, N*width] to [B, T, N, width]."""
     return x_BTC.reshape([0, 0, x_BTC.shape[-1] // width, width])
 
 
 class Attention(paddle.nn.Layer):
-    """Self-attention, with rotary positions where angles are given. Head counts come from the projections' widths, which may be split.
+    """Self-attention, with RoPE if cosines and sines are given.
+
+    The number of heads follows from the projections' widths, which tensor parallelism divides.
 
     Args:
-        hidden: Width of input and output.
+        hidden: Hidden size.
         heads: Query heads.
         kv_heads: Key-value heads; a divisor of ``heads``.
         head_dim: Width of a head.
         bias: Whether the projections of queries, keys and values have biases.
         std: Standard deviation of the initial weights.
         out_bias: Whether the output projection has a bias; None = as the others.
-        norm_eps: Gives queries and keys an RMSNorm over each head, with this epsilon; None = none.
+        norm_eps: Epsilon of an RMSNorm over each head of queries and keys; None = no such norm.
         out_name: Name of the output projection in the state dict.
-        dropout: Part of the weights that is left out in training.
+        dropout: Dropout of the attention weights in training.
     """
 
     def __init__(
@@ -156,16 +157,16 @@ class Attention(paddle.nn.Layer):
     def forward(
         self,
         x_BTD: paddle.Tensor,
-        angles: Angles | None,
+        cos_sin: CosSin | None,
         mask: Mask | None,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> paddle.Tensor:
-        q, k, v = (in_heads(project(x_BTD), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (split_heads(project(x_BTD), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if angles is not None:
-            q, k = rotate(q, *angles), rotate(k, *angles)
+        if cos_sin is not None:
+            q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
         if cache is not None:
             k, v = cache.update(layer, k, v)
         return getattr(self, self._out)(attend(q, k, v, mask, self._dropout if self.training else 0.0))

@@ -1,4 +1,4 @@
-"""One layer of a decoder. The stack of layers is in ``decoder``."""
+"""One layer of a decoder; ``decoder`` stacks them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ NAMES = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 
 
 class Block(paddle.nn.Layer):
-    """x + attention(norm(x)), then x + mlp(norm(x)): the pre-norm block, with parts given by the family.
+    """The pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)).
 
     Args:
-        attention: Called with (x, angles, mask, cache, layer).
+        attention: Called with (x, cos_sin, mask, cache, layer).
         mlp: Called with x.
         input_norm: Before attention.
         post_attention_norm: Before the MLP.
-        names: Names of the four parts in the state dict.
-        carry: What each part's output is added to, from x and norm(x); None = x.
-        dropout: Part of each part's output that is left out in training.
+        names: Names of these four in the state dict.
+        residual: The residual, from x and norm(x); None = x.
+        dropout: Dropout of both outputs before they are added to the residual, in training.
     """
 
     def __init__(
@@ -33,27 +33,27 @@ class Block(paddle.nn.Layer):
         input_norm: paddle.nn.Layer,
         post_attention_norm: paddle.nn.Layer,
         names: tuple[str, str, str, str] = NAMES,
-        carry: Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor] | None = None,
+        residual: Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor] | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, part in zip(names, (attention, mlp, input_norm, post_attention_norm), strict=True):
-            self.add_sublayer(name, part)
-        self._names, self._carry, self._dropout = names, carry, dropout
+        for name, sublayer in zip(names, (attention, mlp, input_norm, post_attention_norm), strict=True):
+            self.add_sublayer(name, sublayer)
+        self._names, self._residual, self._dropout = names, residual, dropout
 
     def forward(
-        self, x_BTD: paddle.Tensor, angles: Any, mask: Mask | None, cache: KVCache | None = None, layer: int = 0
+        self, x_BTD: paddle.Tensor, cos_sin: Any, mask: Mask | None, cache: KVCache | None = None, layer: int = 0
     ) -> paddle.Tensor:
         attention, mlp, first_norm, second_norm = (getattr(self, name) for name in self._names)
-        x_BTD = self._add(x_BTD, first_norm, lambda x: attention(x, angles, mask, cache, layer))
+        x_BTD = self._add(x_BTD, first_norm, lambda x: attention(x, cos_sin, mask, cache, layer))
         return self._add(x_BTD, second_norm, mlp)
 
     def _add(
-        self, x_BTD: paddle.Tensor, norm: paddle.nn.Layer, part: Callable[[paddle.Tensor], paddle.Tensor]
+        self, x_BTD: paddle.Tensor, norm: paddle.nn.Layer, sublayer: Callable[[paddle.Tensor], paddle.Tensor]
     ) -> paddle.Tensor:
         normed = norm(x_BTD)
-        carried = x_BTD if self._carry is None else self._carry(x_BTD, normed)
-        out = part(normed)
+        residual = x_BTD if self._residual is None else self._residual(x_BTD, normed)
+        out = sublayer(normed)
         if self._dropout and self.training:
             out = paddle.nn.functional.dropout(out, self._dropout)
-        return carried + out
+        return residual + out

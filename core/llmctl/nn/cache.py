@@ -1,19 +1,19 @@
-"""Keys and values of past positions, for generation. Paged and quantised caches are in ``infer``."""
+"""The KV cache of the layers, for generation. Paged and quantised caches are in ``infer``."""
 
 from __future__ import annotations
 
 import paddle
 
 FIRST = 256
-"""Positions allocated at first, at least."""
+"""Smallest number of positions to allocate."""
 
 
 class KVCache:
-    """Room for up to ``max_length`` positions per layer; what is allocated doubles as it fills.
+    """Keys and values of up to ``max_length`` positions per layer; buffers double as they fill.
 
     Every layer writes with ``update``; the model calls ``advance`` once after its last layer.
 
-    A model may keep tensors [B, ...] of its own in ``rows``; they follow the rows that are selected.
+    A model may keep tensors [B, ...] of its own in ``rows``; ``select`` reorders them too.
 
     Args:
         max_length: Positions, padding included.
@@ -27,7 +27,7 @@ class KVCache:
 
     @paddle.no_grad()
     def update(self, layer: int, k_BTKH: paddle.Tensor, v_BTKH: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Writes a layer's new keys and values after the past ones; k_BSKH and v_BSKH with both.
+        """Appends a layer's new keys and values; returns past and new ones together, k_BSKH and v_BSKH.
 
         Raises:
             ValueError: The cache is full.
@@ -46,21 +46,21 @@ class KVCache:
 
     @property
     def layers(self) -> int:
-        """Number of layers that have written."""
+        """Number of layers with cached keys."""
         return len(self._layers)
 
     def pair(self, layer: int) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Keys and values of a layer's past positions [B, S, K, H]."""
+        """Cached keys and values of a layer [B, S, K, H]."""
         keys, values = self._layers[layer]
         return keys[:, : self.length], values[:, : self.length]
 
     def advance(self, new: int) -> None:
-        """Counts ``new`` positions as past."""
+        """Marks ``new`` positions as past."""
         self.length += new
 
     @paddle.no_grad()
     def select(self, rows: list[int]) -> None:
-        """Keeps these rows of the batch, in this order; a row may be repeated."""
+        """Keeps these rows of the batch, in this order; a row may occur more than once."""
         index = paddle.to_tensor(rows, dtype="int64")
         self._layers = {
             layer: (paddle.index_select(keys, index), paddle.index_select(values, index))
@@ -69,7 +69,7 @@ class KVCache:
         self.rows = {name: paddle.index_select(kept, index) for name, kept in self.rows.items()}
 
     def _grown(self, buffer: paddle.Tensor | None, new_BTKH: paddle.Tensor, end: int) -> paddle.Tensor:
-        """A buffer with room for ``end`` positions: the same if it has, else one of twice the size."""
+        """The buffer if it has room for ``end`` positions, else one of at least twice its size."""
         held = 0 if buffer is None else buffer.shape[1]
         if end <= held:
             return buffer

@@ -1,6 +1,6 @@
-"""A decoder with an output head: the interface that training, generation and conversion rely on.
+"""A decoder with an output head: the interface of training, generation and conversion.
 
-Letters as in the package's docstring. Families' modeling files give the decoder and the head.
+Letters as in the package's docstring. The modeling files of families provide decoder and head.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import paddle
 
 from llmctl.nn.cache import KVCache
 from llmctl.nn.mask import Layout
-from llmctl.nn.moe import SparseMLP, load_balance
+from llmctl.nn.moe import SparseMLP, load_balancing_loss
 from llmctl.nn.prefix import Prefix
 from llmctl.nn.symbolic import size
 
@@ -25,10 +25,10 @@ class CausalLM(paddle.nn.Layer):
         decoder: Called with (input_ids_BT, layout, cache); has ``embedding_weight`` [vocab, hidden] where the head is
             tied.
         head: Hidden states to scores; None = the input embedding, transposed.
-        aux_loss: Factor of the load-balancing loss of mixtures of experts in training; 0 = none.
+        aux_loss: Coefficient of the load-balancing loss of mixtures of experts in training; 0 = none.
 
     Attributes:
-        prefix: Virtual tokens before every sequence; None = there are none.
+        prefix: Virtual tokens before every sequence (prefix tuning); None = none.
     """
 
     prefix: Prefix | None
@@ -45,23 +45,23 @@ class CausalLM(paddle.nn.Layer):
 
     @property
     def virtual_tokens(self) -> int:
-        """Number of positions that virtual tokens take before every sequence."""
+        """Number of virtual tokens before every sequence."""
         return 0 if self.prefix is None else self.prefix.length
 
     @property
     def decoder(self) -> paddle.nn.Layer:
-        """The layer that gives hidden states."""
+        """The layer that returns hidden states."""
         return getattr(self, self._decoder_name)
 
     @property
     def position_depends_on_length(self) -> bool:
-        """Whether cached keys go stale as a sequence grows, so that generation must run without a cache."""
+        """Whether RoPE frequencies depend on the length, so that generation beyond it must run without a cache."""
         rotary = getattr(self.decoder, "rotary", None)
         return rotary is not None and rotary.by_length
 
     @property
     def max_stable_length(self) -> int:
-        """The length up to which cached keys stay right; of interest if ``position_depends_on_length``."""
+        """Longest sequence for which cached keys stay valid, if ``position_depends_on_length``."""
         return self.decoder.rotary.max_stable_length - self.virtual_tokens
 
     def hidden_states(
@@ -78,9 +78,9 @@ class CausalLM(paddle.nn.Layer):
             input_ids_BT: Token ids.
             attention_mask_BS: 1 = real, 0 = padding, over past and new positions; None = all real.
             position_ids_BT: None = counted from the mask.
-            cache: Keys and values of past positions; this call appends to it.
-            document_end_BT: For rows that hold several documents: the column from which a token is no longer seen, 0 for
-                padding. Needs position ids, which restart with each document.
+            cache: The KV cache of past positions; this call appends to it.
+            document_end_BT: For rows that hold several documents: the end column of each token's document, 0 for padding.
+                Requires position ids, which restart with each document.
         """
         if self.prefix is not None:
             cache, attention_mask_BS, position_ids_BT = self.prefix.before(
@@ -91,7 +91,7 @@ class CausalLM(paddle.nn.Layer):
         return self.decoder(input_ids_BT, layout, cache)
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """Scores of the vocabulary for hidden states of any leading shape."""
+        """Logits over the vocabulary, for hidden states of any leading shape."""
         if self.lm_head is None:
             return paddle.matmul(hidden, self.decoder.embedding_weight, transpose_y=True)
         return self.lm_head(hidden)
@@ -107,10 +107,10 @@ class CausalLM(paddle.nn.Layer):
         return self.logits(self.hidden_states(input_ids_BT, attention_mask_BS, position_ids_BT, cache))
 
     def auxiliary_loss(self, arrays: Mapping[str, Any]) -> paddle.Tensor | None:
-        """The load-balancing loss of the last forward in training times its factor; None where there is none.
+        """The load-balancing loss of the last forward in training, times its coefficient; None without one.
 
         Args:
-            arrays: The batch; tokens that its ``attention_mask`` gives as 0 are left out.
+            arrays: The batch; tokens with an ``attention_mask`` of 0 do not count.
         """
         routers = [layer.gate for layer in self.sublayers() if isinstance(layer, SparseMLP)]
         if not self.aux_loss or not routers:
@@ -118,4 +118,4 @@ class CausalLM(paddle.nn.Layer):
         logits = [router.logits_TE for router in routers]
         mask = arrays.get("attention_mask")
         mask_BS = None if mask is None else paddle.to_tensor(mask)
-        return self.aux_loss * load_balance(logits, routers[0].moe.top_k, mask_BS)
+        return self.aux_loss * load_balancing_loss(logits, routers[0].moe.top_k, mask_BS)

@@ -16,7 +16,8 @@ from llmctl.nn.mask import Layout, Mask
 from llmctl.nn.norm import RMSNorm
 from llmctl.nn.symbolic import size
 
-View = Callable[[paddle.Tensor, Layout, KVCache | None, str], tuple[Any, Mask | None]]
+AttentionInputs = Callable[[paddle.Tensor, Layout, KVCache | None, str], tuple[Any, Mask | None]]
+"""(input_ids_BT, layout, cache, dtype) -> (cos_sin, mask) of all layers."""
 
 
 def embedding(vocab: int, hidden: int, std: float) -> paddle.nn.Embedding:
@@ -27,14 +28,14 @@ def embedding(vocab: int, hidden: int, std: float) -> paddle.nn.Embedding:
 def run_layers(
     layers: Iterable[paddle.nn.Layer],
     x_BTD: paddle.Tensor,
-    angles: Any,
+    cos_sin: Any,
     mask: Mask | None,
     cache: KVCache | None,
 ) -> paddle.Tensor:
-    """x through the blocks in order; counts the new positions of the cache."""
+    """x through the blocks in order; then advances the cache by the new positions."""
     new = size(x_BTD, 1)
     for index, layer in enumerate(layers):
-        x_BTD = layer(x_BTD, angles, mask, cache, index)
+        x_BTD = layer(x_BTD, cos_sin, mask, cache, index)
     if cache is not None:
         cache.advance(new)
     return x_BTD
@@ -44,15 +45,15 @@ class Decoder(paddle.nn.Layer):
     """Token ids to hidden states after the final norm.
 
     Args:
-        embed_tokens: Token ids to vectors.
-        layers: The blocks, called as in ``block``.
+        embed_tokens: Token ids to embeddings.
+        layers: The blocks, called as ``Block``.
         norm: The final norm.
-        rotary: Angles from (position_BT, dtype), as ``position.Rotary``; None = the blocks get none.
-        mask: What the queries of a layout see.
-        names: Names of the first three in the state dict; a dot puts a part into a folder of that name.
-        dropout: Part of the vectors' elements that is left out in training.
-        view: (input_ids_BT, layout, cache, dtype) -> (angles, mask) where they depend on tokens; instead of ``rotary`` and
-            ``mask``.
+        rotary: (position_BT, dtype) -> cosines and sines, as ``Rotary``; None = no RoPE.
+        mask: The attention mask of a layout.
+        names: Names of the first three in the state dict; a dot nests them in a sublayer of that name.
+        dropout: Dropout of the embeddings in training.
+        attention_inputs: (input_ids_BT, layout, cache, dtype) -> (cos_sin, mask) where they depend on the tokens; instead
+            of ``rotary`` and ``mask``.
     """
 
     def __init__(
@@ -64,39 +65,39 @@ class Decoder(paddle.nn.Layer):
         mask: Callable[[Layout], Mask | None] = Layout.mask,
         names: tuple[str, str, str] = ("embed_tokens", "layers", "norm"),
         dropout: float = 0.0,
-        view: View | None = None,
+        attention_inputs: AttentionInputs | None = None,
     ) -> None:
         super().__init__()
-        for name, part in zip(names, (embed_tokens, paddle.nn.LayerList(layers), norm), strict=True):
-            _put(self, name, part)
-        self._parts, self.rotary, self.mask, self._dropout = attrgetter(*names), rotary, mask, dropout
-        self._view = view
+        for name, sublayer in zip(names, (embed_tokens, paddle.nn.LayerList(layers), norm), strict=True):
+            _add_nested(self, name, sublayer)
+        self._sublayers, self.rotary, self.mask, self._dropout = attrgetter(*names), rotary, mask, dropout
+        self._attention_inputs = attention_inputs
 
     @property
     def embedding_weight(self) -> paddle.Tensor:
-        """The table of token vectors [V, D]."""
-        return self._parts(self)[0].weight
+        """The embedding table [V, D]."""
+        return self._sublayers(self)[0].weight
 
     def forward(self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None = None) -> paddle.Tensor:
-        embed, layers, norm = self._parts(self)
+        embed, layers, norm = self._sublayers(self)
         x_BTD = embed(input_ids_BT)
         if self._dropout and self.training:
             x_BTD = paddle.nn.functional.dropout(x_BTD, self._dropout)
-        view = self._view or self._by_position
-        return norm(run_layers(layers, x_BTD, *view(input_ids_BT, layout, cache, x_BTD.dtype), cache))
+        inputs = self._attention_inputs or self._from_positions
+        return norm(run_layers(layers, x_BTD, *inputs(input_ids_BT, layout, cache, x_BTD.dtype), cache))
 
-    def _by_position(self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None, dtype: str) -> Any:
-        angles = None if self.rotary is None else self.rotary(layout.position_BT, dtype)
-        return angles, self.mask(layout)
+    def _from_positions(self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None, dtype: str) -> Any:
+        cos_sin = None if self.rotary is None else self.rotary(layout.position_BT, dtype)
+        return cos_sin, self.mask(layout)
 
 
-def _put(layer: paddle.nn.Layer, path: str, part: paddle.nn.Layer) -> None:
-    *folders, name = path.split(".")
-    for folder in folders:
-        if not hasattr(layer, folder):
-            layer.add_sublayer(folder, paddle.nn.Layer())
-        layer = getattr(layer, folder)
-    layer.add_sublayer(name, part)
+def _add_nested(layer: paddle.nn.Layer, path: str, sublayer: paddle.nn.Layer) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        if not hasattr(layer, parent):
+            layer.add_sublayer(parent, paddle.nn.Layer())
+        layer = getattr(layer, parent)
+    layer.add_sublayer(name, sublayer)
 
 
 Maker = Callable[[], paddle.nn.Layer]
@@ -108,24 +109,24 @@ def decoder_of(
     mlp: Maker,
     norm: Callable[[int, float], paddle.nn.Layer] = RMSNorm,
     block_names: tuple[str, str, str, str] = NAMES,
-    carry: Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor] | None = None,
+    residual: Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor] | None = None,
     **stack: Any,
 ) -> Decoder:
-    """A decoder of like blocks, whose norms are of one kind.
+    """A decoder whose blocks are all alike and whose norms are all of one kind.
 
     Args:
         dims: ``layers``, ``hidden``, ``vocab``, ``norm_eps`` and ``init_std`` of the model.
         attention: Makes the attention of a block.
         mlp: Makes its feed-forward layer.
-        norm: Makes a norm from a width and what is added to the variance.
+        norm: Makes a norm from hidden size and epsilon.
         block_names: As ``names`` of ``Block``.
-        carry: As in ``Block``.
-        **stack: As in ``Decoder``: ``rotary``, ``mask``, ``names``, ``dropout``, ``view``.
+        residual: As in ``Block``.
+        **stack: As in ``Decoder``: ``rotary``, ``mask``, ``names``, ``dropout``, ``attention_inputs``.
     """
 
     def block() -> Block:
         first, second = (norm(dims.hidden, dims.norm_eps) for _ in range(2))
-        return Block(attention(), mlp(), first, second, block_names, carry)
+        return Block(attention(), mlp(), first, second, block_names, residual)
 
     table, blocks = embedding(dims.vocab, dims.hidden, dims.init_std), (block() for _ in range(dims.layers))
     return Decoder(table, blocks, norm(dims.hidden, dims.norm_eps), **stack)

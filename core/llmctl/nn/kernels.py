@@ -1,6 +1,6 @@
-"""The compiled operators of the distribution ``llmctl-ops``, which is optional: without it the blocks compose their own.
+"""The compiled operators of the optional distribution ``llmctl-ops``; without it blocks use paddle's operations.
 
-``LLMCTL_OPS=reference`` turns compiled operators off; ``llmctl ops doctor`` says which are in use and why.
+``LLMCTL_OPS=reference`` disables compiled operators; ``llmctl ops doctor`` says which are in use and why.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import paddle
 def compiled(name: str, *tensors: paddle.Tensor) -> Callable | None:
     """The compiled operator of this name, or None if there is none for these tensors.
 
-    Compiled operators take float32 in main memory, and no programs that are being traced.
+    Compiled operators take float32 tensors in main memory, outside of traced programs.
     """
     ops = _distribution()
     return getattr(ops, name, None) if ops is not None and ops.fits(*tensors) else None

@@ -1,6 +1,6 @@
-"""A linear layer with paddle's weight layout [in, out]: the one that replacements (adapters, quantised, split) stand for.
+"""A linear layer with paddle's weight layout [in, out]: the one that adapters, quantisation and splits replace.
 
-``paddle.nn.Linear`` costs three times as much per call on small inputs.
+``paddle.nn.Linear`` takes three times as long per call on small inputs.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from llmctl.nn import kernels
 
 
 class Linear(paddle.nn.Layer):
-    """y = x W + b, with weights drawn from normal(0, std) and a bias of zeros.
+    """y = x W + b, with weights drawn from normal(0, std) and a zero bias.
 
     Args:
-        inputs: Width of x.
-        outputs: Width of y.
-        bias: Whether there is a b.
+        inputs: Input features.
+        outputs: Output features.
+        bias: Whether there is a bias.
         std: Standard deviation of the initial weights.
     """
 

@@ -1,4 +1,4 @@
-"""Feed-forward layers. Mixtures of experts are in ``moe``."""
+"""Feed-forward layers; mixtures of experts are in ``moe``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class GatedMLP(paddle.nn.Layer):
     """down(silu(gate(x)) * up(x)), known as SwiGLU (https://arxiv.org/abs/2002.05202).
 
     Args:
-        hidden: Width of input and output.
-        ffn: Width between.
+        hidden: Hidden size.
+        ffn: Intermediate size.
         bias: Whether the three projections have biases.
         std: Standard deviation of the initial weights.
         names: Names of gate, up and down in the state dict.
@@ -36,15 +36,15 @@ class GatedMLP(paddle.nn.Layer):
 
     def forward(self, x_BTD: paddle.Tensor) -> paddle.Tensor:
         gate, up, down = (getattr(self, name) for name in self._names)
-        return down(gated(gate(x_BTD), up(x_BTD)))
+        return down(swiglu(gate(x_BTD), up(x_BTD)))
 
 
 class PackedGatedMLP(paddle.nn.Layer):
-    """``GatedMLP`` without biases whose first projection holds gate and up one after the other.
+    """``GatedMLP`` without biases, with gate and up concatenated in one projection.
 
     Args:
-        hidden: Width of input and output.
-        ffn: Width between.
+        hidden: Hidden size.
+        ffn: Intermediate size.
         names: Names of the two projections in the state dict.
         std: Standard deviation of the initial weights.
     """
@@ -57,11 +57,11 @@ class PackedGatedMLP(paddle.nn.Layer):
 
     def forward(self, x_BTD: paddle.Tensor) -> paddle.Tensor:
         up, down = (getattr(self, name) for name in self._names)
-        return down(gated(up(x_BTD)))
+        return down(swiglu(up(x_BTD)))
 
 
-def gated(gate: paddle.Tensor, up: paddle.Tensor | None = None) -> paddle.Tensor:
-    """silu(gate) * up; without ``up`` the last axis of ``gate`` holds both, one after the other."""
+def swiglu(gate: paddle.Tensor, up: paddle.Tensor | None = None) -> paddle.Tensor:
+    """silu(gate) * up; without ``up`` the last axis of ``gate`` holds both, concatenated."""
     fused = kernels.compiled("swiglu", gate)
     if fused is not None:
         return fused(gate, up)
@@ -74,9 +74,9 @@ class MLP(paddle.nn.Layer):
     """down(activation(up(x))).
 
     Args:
-        hidden: Width of input and output.
-        ffn: Width between.
-        activation: Applied between the projections.
+        hidden: Hidden size.
+        ffn: Intermediate size.
+        activation: Between the projections.
         names: Names of the two projections in the state dict.
         std: Standard deviation of the initial weights.
         bias: Whether the two projections have biases.

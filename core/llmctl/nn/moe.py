@@ -1,4 +1,4 @@
-"""A mixture of experts as a feed-forward layer. Which expert a token goes to is decided in ``router``.
+"""A mixture of experts as a feed-forward layer, and its router.
 
 Shape legend: T tokens, D hidden, E experts, K experts per token.
 """
@@ -17,10 +17,10 @@ from llmctl.card.family import Moe
 
 
 class SparseMLP(paddle.nn.Layer):
-    """The weighted sum of the chosen experts' outputs; each expert sees only the tokens that chose it.
+    """The weighted sum of the outputs of each token's experts; an expert computes only the tokens routed to it.
 
     Args:
-        gate: x_TD -> (weight_TK, expert_TK), as ``router.SoftmaxTopK``.
+        gate: The router, x_TD -> (weight_TK, expert_TK), as ``SoftmaxTopK``.
         experts: Feed-forward layers.
     """
 
@@ -55,7 +55,7 @@ class SparseMLP(paddle.nn.Layer):
         return mixed_TD.reshape(x_BTD.shape)
 
     def _traced(self, x_TD: paddle.Tensor, weight_TK: paddle.Tensor, expert_TK: paddle.Tensor) -> paddle.Tensor:
-        """The same as operators of a program, which asks every expert, some for no tokens."""
+        """The same as operators of a program, which runs every expert, some on no tokens."""
         mixed_TD = paddle.zeros_like(x_TD)
         for index, expert in enumerate(self.experts):
             chosen_TK = (expert_TK == index).astype(weight_TK.dtype)
@@ -67,9 +67,9 @@ class SparseMLP(paddle.nn.Layer):
 
 
 class SoftmaxTopK(nn.Layer):
-    """Softmax over all experts in float32 or better, the best K of them, renormalised where the card says so.
+    """Router: softmax over all experts in float32 or better, the top K of them, renormalised if the card says so.
 
-    In training ``logits_TE`` holds the scores of the last forward, for ``load_balance``.
+    In training ``logits_TE`` holds the router logits of the last forward, for ``load_balancing_loss``.
 
     Args:
         hidden: D.
@@ -98,15 +98,17 @@ class SoftmaxTopK(nn.Layer):
         return weight_TK.astype(x_TD.dtype), expert_TK
 
 
-def load_balance(logits: Sequence[paddle.Tensor], top_k: int, mask_BS: paddle.Tensor | None = None) -> paddle.Tensor:
-    """experts x sum over experts of (mean choices of the expert) x (mean probability of the expert).
+def load_balancing_loss(
+    logits: Sequence[paddle.Tensor], top_k: int, mask_BS: paddle.Tensor | None = None
+) -> paddle.Tensor:
+    """E x sum over experts of (fraction of tokens routed to it) x (mean router probability of it).
 
-    The means run over the tokens of all layers together (https://arxiv.org/abs/2101.03961, section 2.2, for K choices).
+    The means are over the tokens of all layers together (https://arxiv.org/abs/2101.03961, section 2.2, for K choices).
 
     Args:
-        logits: Router scores [B*S, E] of each layer.
+        logits: Router logits [B*S, E] of each layer.
         top_k: K.
-        mask_BS: 0 = a token that does not count; None = all count.
+        mask_BS: 0 = padding, which does not count; None = all tokens count.
     """
     probability_TE = _probabilities(paddle.concat(list(logits)))
     experts = probability_TE.shape[-1]

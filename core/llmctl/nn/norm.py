@@ -12,7 +12,7 @@ class RMSNorm(paddle.nn.Layer):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (https://arxiv.org/abs/1910.07467).
 
     Args:
-        hidden: Width of the last axis.
+        hidden: Hidden size.
         eps: Added to the mean square.
     """
 
@@ -29,7 +29,7 @@ class LayerNorm(paddle.nn.LayerNorm):
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (https://arxiv.org/abs/1607.06450).
 
     Args:
-        hidden: Width of the last axis.
+        hidden: Hidden size.
         eps: Added to the variance.
     """
 
@@ -59,7 +59,7 @@ def _unit(x: paddle.Tensor, eps: float) -> tuple[paddle.Tensor, paddle.Tensor]:
 
 
 def _mean(x: paddle.Tensor) -> paddle.Tensor:
-    """Mean over the last axis, which is kept; a product with a column is the quickest sum on the CPU."""
+    """Mean over the last axis, kept as size 1; a product with a column is the fastest sum on the CPU."""
     if paddle.is_compiled_with_cuda():
         # In mixed precision a product would be computed in a half type.
         return x.mean(axis=-1, keepdim=True)
@@ -68,23 +68,23 @@ def _mean(x: paddle.Tensor) -> paddle.Tensor:
 
 
 class _RMSNorm(paddle.autograd.PyLayer):
-    """The norm with its gradient written out: a sixth of the passes over memory of the composed one."""
+    """The norm with a hand-written gradient, which reads memory a sixth as often as the composed one."""
 
     @staticmethod
     def forward(ctx, x, weight, eps):
         unit, scale = _unit(x, eps)
         ctx.save_for_backward(unit, scale, weight)
-        ctx.wanted = (not x.stop_gradient, not weight.stop_gradient)
+        ctx.needs_grad = (not x.stop_gradient, not weight.stop_gradient)
         return unit * weight
 
     @staticmethod
     def backward(ctx, grad):
         unit, scale, weight = ctx.saved_tensor()
         grad_x = grad_weight = None
-        if ctx.wanted[0]:
+        if ctx.needs_grad[0]:
             inner = grad * weight
             grad_x = (inner - unit * _mean(inner * unit)) * scale
-        if ctx.wanted[1]:
+        if ctx.needs_grad[1]:
             rows = (grad * unit).reshape([-1, unit.shape[-1]])
             grad_weight = paddle.matmul(paddle.ones([1, rows.shape[0]], rows.dtype), rows).reshape([-1])
         return grad_x, grad_weight

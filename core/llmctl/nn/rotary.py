@@ -1,6 +1,6 @@
-"""Rotary position encoding, half-rotate layout, and position ids from a padding mask.
+"""Rotary position embedding (RoPE), and position ids from a padding mask.
 
-Which frequencies a ``rope_scaling`` stands for is in ``frequencies``. Letters as in the package's docstring.
+The frequencies of each kind of ``rope_scaling`` are in ``card/rope.py``. Letters as in the package's docstring.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import paddle
 from llmctl.card.rope import ROPE_RULES, RopeParams, RopeRule, rope_rule
 from llmctl.nn import kernels
 
-Angles = tuple[paddle.Tensor, paddle.Tensor]
-"""Cosines and sines [B, T, 1, H]."""
+CosSin = tuple[paddle.Tensor, paddle.Tensor]
+"""Cosines and sines of the rotation angles, each [B, T, 1, H]."""
 
 
 class Rotary:
-    """Cosines and sines of the angles at given positions. Holds no tensors, so nothing enters a state dict.
+    """Position ids to cosines and sines. It holds no tensors, so nothing enters a state dict.
 
     Args:
-        head_dim: Width of a head; even.
+        head_dim: Rotated width of a head; even.
         theta: Base of the frequencies.
         scaling: HF's ``rope_scaling``; None = unscaled.
         max_positions: Trained context length, in tokens.
@@ -29,6 +29,10 @@ class Rotary:
 
     Raises:
         ConfigError: ``scaling`` names an unknown rule or lacks a key.
+
+    Attributes:
+        by_length: Whether the frequencies depend on the length of the sequence.
+        max_stable_length: Longest sequence for which the frequencies are those of the trained length.
     """
 
     def __init__(
@@ -39,7 +43,7 @@ class Rotary:
         max_positions: int = 0,
         rules: Mapping[str, RopeRule] = ROPE_RULES,
     ) -> None:
-        self._rotation = (head_dim, theta, max_positions)
+        self._params = (head_dim, theta, max_positions)
         self._scaling = dict(scaling or {})
         self._rule = rope_rule(scaling, rules)
         self.by_length = self._rule.by_length
@@ -47,7 +51,7 @@ class Rotary:
 
     def frequencies(self, length: int = 0) -> list[float]:
         """Radians per position of each pair, for sequences of ``length`` tokens."""
-        return self._rule.apply(RopeParams(*self._rotation, length), self._scaling)
+        return self._rule.apply(RopeParams(*self._params, length), self._scaling)
 
     def __call__(self, position_BT: paddle.Tensor, dtype: str) -> tuple[paddle.Tensor, paddle.Tensor]:
         """cos_BT1H and sin_BT1H, computed in float32, or in float64 if ``dtype`` is."""
@@ -60,43 +64,48 @@ class Rotary:
         return angle_BT1H.cos().astype(dtype), angle_BT1H.sin().astype(dtype)
 
 
-def rotate(x_BTNH: paddle.Tensor, cos_BT1H: paddle.Tensor, sin_BT1H: paddle.Tensor) -> paddle.Tensor:
-    """x turned by the angles, pairing element i with element i + head_dim/2."""
+def apply_rope(x_BTNH: paddle.Tensor, cos_BT1H: paddle.Tensor, sin_BT1H: paddle.Tensor) -> paddle.Tensor:
+    """x rotated by the angles; element i is paired with element i + head_dim/2 (GPT-NeoX)."""
     fused = kernels.compiled("rope", x_BTNH, cos_BT1H)
     if fused is not None:
         return fused(x_BTNH, cos_BT1H, sin_BT1H)
     # Broadcasting over an inner axis and joining halves are many times slower on the CPU than tensors of one shape and a
     # product with a small matrix, which is exact as its entries are 0, 1 and -1.
     shape = x_BTNH.shape
-    turned_BTNH = paddle.matmul(x_BTNH, _quarter_turn(shape[-1], x_BTNH.dtype))
-    return x_BTNH * cos_BT1H.expand(shape) + turned_BTNH * sin_BT1H.expand(shape)
+    rotated_half_BTNH = paddle.matmul(x_BTNH, _rotate_half_matrix(shape[-1], x_BTNH.dtype))
+    return x_BTNH * cos_BT1H.expand(shape) + rotated_half_BTNH * sin_BT1H.expand(shape)
 
 
-def turn_first_halves(q_BTNH: paddle.Tensor, k_BTKH: paddle.Tensor, angles: Angles) -> tuple[paddle.Tensor, ...]:
-    """Queries and keys, the first half of each head turned in neighbouring pairs by angles for that half.
+def apply_rope_half_interleaved(
+    q_BTNH: paddle.Tensor, k_BTKH: paddle.Tensor, cos_sin: CosSin
+) -> tuple[paddle.Tensor, ...]:
+    """Queries and keys with the first half of each head rotated, in interleaved pairs 2i and 2i + 1 (GPT-J).
 
-    Pairs are left apart, as scores do not see the order within a head.
+    The rotated half comes out de-interleaved, which does not change the scores.
     """
 
-    def turned(x_BTNH: paddle.Tensor) -> paddle.Tensor:
+    def rotated(x_BTNH: paddle.Tensor) -> paddle.Tensor:
         first, rest = paddle.split(x_BTNH, 2, axis=-1)
         pairs = first.reshape([0, 0, 0, first.shape[-1] // 2, 2])
-        apart = paddle.concat([pairs[..., 0], pairs[..., 1]], axis=-1)
-        return paddle.concat([rotate(apart, *angles), rest], axis=-1)
+        separated = paddle.concat([pairs[..., 0], pairs[..., 1]], axis=-1)
+        return paddle.concat([apply_rope(separated, *cos_sin), rest], axis=-1)
 
-    return turned(q_BTNH), turned(k_BTKH)
+    return rotated(q_BTNH), rotated(k_BTKH)
 
 
-def turn_halves(
-    q_BTNH: paddle.Tensor, k_BTKH: paddle.Tensor, angles: tuple[Angles, Angles]
+def apply_rope_2d(
+    q_BTNH: paddle.Tensor, k_BTKH: paddle.Tensor, cos_sin: tuple[CosSin, CosSin]
 ) -> tuple[paddle.Tensor, ...]:
-    """Queries and keys, each half of each head turned by angles of its own."""
+    """Queries and keys with each half of every head rotated by a position of its own (GLM)."""
     halves = (paddle.split(x, 2, axis=-1) for x in (q_BTNH, k_BTKH))
-    return tuple(paddle.concat([rotate(h, *a) for h, a in zip(half, angles, strict=True)], axis=-1) for half in halves)
+    return tuple(
+        paddle.concat([apply_rope(x, *angles) for x, angles in zip(pair, cos_sin, strict=True)], axis=-1)
+        for pair in halves
+    )
 
 
-def _quarter_turn(width: int, dtype: str) -> paddle.Tensor:
-    """The matrix [width, width] that takes a row (low, high) to (-high, low)."""
+def _rotate_half_matrix(width: int, dtype: str) -> paddle.Tensor:
+    """The matrix [width, width] that maps a row (low, high) to (-high, low)."""
     half = paddle.eye(width // 2, dtype=dtype)
     none = paddle.zeros_like(half)
     return paddle.concat([paddle.concat([none, half], axis=1), paddle.concat([-half, none], axis=1)], axis=0)

@@ -144,14 +144,14 @@ def _count_from(embedding: Any, first: int) -> None:
 
 
 def _own_slopes(args: tuple[Any, ...], rank: int, degree: int) -> tuple[Any, ...]:
-    """The arguments of an attention layer with the penalties of the rank's heads."""
+    """The arguments of an attention layer with the ALiBi slopes of the rank's heads."""
     from llmctl.nn.mask import Mask
 
-    x, angles, mask, *rest = args
+    x, cos_sin, mask, *rest = args
     if mask is not None and mask.slopes:
         own = mask.slopes[rank * len(mask.slopes) // degree : (rank + 1) * len(mask.slopes) // degree]
-        mask = Mask(mask.first_BS, mask.last_BS, mask.new, own, mask.place_BS, mask.packed)
-    return x, angles, mask, *rest
+        mask = Mask(mask.first_BS, mask.last_BS, mask.new, own, mask.key_position_BS, mask.packed)
+    return x, cos_sin, mask, *rest
 
 
 def _logits(model: Any, ids: Any) -> Any:

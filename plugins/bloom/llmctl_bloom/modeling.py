@@ -10,7 +10,7 @@ from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import embedding, run_layers
 from llmctl.nn.mlp import MLP, gelu_tanh
 from llmctl.nn.norm import LayerNorm
-from llmctl.nn.packed_attention import PackedAttention, interleaved
+from llmctl.nn.packed_attention import PackedAttention, interleaved_qkv
 
 NAMES = ("self_attention", "mlp", "input_layernorm", "post_attention_layernorm")
 
@@ -27,7 +27,7 @@ class BloomForCausalLM(CausalLM):
 
 
 class BloomDecoder(paddle.nn.Layer):
-    """Token ids to hidden states after the final norm; token vectors are normalised, positions are penalties."""
+    """Token ids to hidden states after the final norm; embeddings are normalised, positions enter as ALiBi."""
 
     def __init__(self, dims) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class BloomDecoder(paddle.nn.Layer):
 
     @property
     def embedding_weight(self) -> paddle.Tensor:
-        """The table of token vectors [V, D]."""
+        """The embedding table [V, D]."""
         return self.word_embeddings.weight
 
     def forward(self, input_ids_BT, layout, cache=None):
@@ -48,9 +48,9 @@ class BloomDecoder(paddle.nn.Layer):
 
 
 def _block(dims) -> Block:
-    """One layer; what is carried on is taken before the norms, or after them where the dims say so."""
+    """One layer; the residual is taken before the norms, or after them where the dims say so."""
     return Block(
-        PackedAttention(dims, interleaved),
+        PackedAttention(dims, interleaved_qkv),
         MLP(dims.hidden, dims.ffn, gelu_tanh, ("dense_h_to_4h", "dense_4h_to_h"), dims.init_std),
         _norm(dims),
         _norm(dims),

@@ -8,7 +8,7 @@ from llmctl.card.decoder_spec import PrefixLM
 from llmctl.card.tiny import tiny_dims
 from llmctl.errors import ConfigError, DataError
 from llmctl.nn.cache import KVCache
-from llmctl.nn.prefix_lm import find_contexts
+from llmctl.nn.prefix_lm import find_prefixes
 from llmctl.plugins import resolve
 from llmctl.testing.golden import check_all
 from llmctl_chatglm import CARD, chatglm2
@@ -64,7 +64,7 @@ def test_positions_and_mask_follow_the_special_tokens():
     ids = np.array([[0, 0, 5, 6, GMASK, BOS, 7, 8], [5, MASK, 6, BOS, 7, GMASK, 9, 9]])
     real = np.array([[0, 0, 1, 1, 1, 1, 1, 1], [1] * 8])
     position = np.maximum(real.cumsum(1) - 1, 0)
-    place, context, masked, first = find_contexts(ids, position, real, CONTEXTS)
+    place, context, masked, first = find_prefixes(ids, position, real, CONTEXTS)
     assert place.tolist() == [[0, 0, 0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert (context[:, -1].tolist(), masked[:, -1].tolist()) == ([3, 3], [2, 1])
     assert first.tolist() == [[0, 1, 2, 2, 2, 5, 6, 7], [0, 0, 0, 3, 4, 5, 6, 7]]
@@ -73,7 +73,7 @@ def test_positions_and_mask_follow_the_special_tokens():
 def test_each_document_of_a_packed_row_has_its_own_context():
     ids = np.array([[5, GMASK, BOS, 7, 5, 6, MASK, BOS, 8, 0]])
     position = np.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0]])
-    place, context, masked, first = find_contexts(ids, position, np.array([[1] * 9 + [0]]), CONTEXTS)
+    place, context, masked, first = find_prefixes(ids, position, np.array([[1] * 9 + [0]]), CONTEXTS)
     assert context[0, :9].tolist() == [2] * 4 + [3] * 5
     assert masked[0, :9].tolist() == [1] * 4 + [2] * 5
     assert first[0, :9].tolist() == [0, 0, 2, 3, 4, 4, 4, 7, 8]
@@ -83,7 +83,7 @@ def test_each_document_of_a_packed_row_has_its_own_context():
 def test_a_row_without_its_special_tokens_is_refused():
     for ids, token in ([[5, GMASK, 6]], f"no token {BOS}"), ([[5, BOS, GMASK]], f"no token {GMASK} or {MASK}"):
         with pytest.raises(DataError, match=token):
-            find_contexts(np.array(ids), np.arange(3)[None], np.ones((1, 3)), CONTEXTS)
+            find_prefixes(np.array(ids), np.arange(3)[None], np.ones((1, 3)), CONTEXTS)
 
 
 @paddle.no_grad()

@@ -9,7 +9,7 @@ from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import embedding, run_layers
 from llmctl.nn.mlp import MLP, gelu_tanh
 from llmctl.nn.norm import LayerNorm
-from llmctl.nn.packed_attention import PackedAttention, blocks
+from llmctl.nn.packed_attention import PackedAttention, concatenated_qkv
 from llmctl_gpt3 import score_scale
 
 
@@ -25,7 +25,7 @@ class GPTForCausalLM(CausalLM):
 
 
 class GPTDecoder(paddle.nn.Layer):
-    """Token ids to hidden states after the final norm; positions are vectors added to those of the tokens."""
+    """Token ids to hidden states after the final norm; position embeddings are added to token embeddings."""
 
     def __init__(self, dims) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class GPTDecoder(paddle.nn.Layer):
 
     @property
     def embedding_weight(self) -> paddle.Tensor:
-        """The table of token vectors [V, D]."""
+        """The embedding table [V, D]."""
         return self.wte.weight
 
     def forward(self, input_ids_BT, layout, cache=None):
@@ -48,7 +48,7 @@ class GPTDecoder(paddle.nn.Layer):
 def _block(dims, layer: int) -> Block:
     scale = score_scale(dims, layer) * dims.head_dim**0.5
     return Block(
-        PackedAttention(dims, blocks, ("c_attn", "c_proj"), dropout=dims.attention_dropout, scale=scale),
+        PackedAttention(dims, concatenated_qkv, ("c_attn", "c_proj"), dropout=dims.attention_dropout, scale=scale),
         MLP(dims.hidden, dims.ffn, gelu_tanh, ("c_fc", "c_proj"), dims.init_std),
         _norm(dims),
         _norm(dims),

@@ -24,7 +24,7 @@ class OPTForCausalLM(CausalLM):
 
 
 class OPTDecoder(paddle.nn.Layer):
-    """Token ids to hidden states, in the width of the token vectors."""
+    """Token ids to hidden states of the embedding's width."""
 
     def __init__(self, dims) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class OPTDecoder(paddle.nn.Layer):
 
     @property
     def embedding_weight(self) -> paddle.Tensor:
-        """The table of token vectors [V, D]."""
+        """The embedding table [V, D]."""
         return self.embed_tokens.weight
 
     def forward(self, input_ids_BT, layout, cache=None):
@@ -68,11 +68,11 @@ class OPTBlock(paddle.nn.Layer):
         self.drop = paddle.nn.Dropout(dims.dropout)
         self._norm_before = dims.norm_before
 
-    def forward(self, x_BTD, angles, mask, cache=None, layer=0):
-        x_BTD = self._part(x_BTD, self.self_attn_layer_norm, lambda x: self.self_attn(x, None, mask, cache, layer))
-        return self._part(x_BTD, self.final_layer_norm, lambda x: self.fc2(paddle.nn.functional.relu(self.fc1(x))))
+    def forward(self, x_BTD, cos_sin, mask, cache=None, layer=0):
+        x_BTD = self._residual(x_BTD, self.self_attn_layer_norm, lambda x: self.self_attn(x, None, mask, cache, layer))
+        return self._residual(x_BTD, self.final_layer_norm, lambda x: self.fc2(paddle.nn.functional.relu(self.fc1(x))))
 
-    def _part(self, x_BTD, norm, part):
+    def _residual(self, x_BTD, norm, sublayer):
         if self._norm_before:
-            return x_BTD + self.drop(part(norm(x_BTD)))
-        return norm(x_BTD + self.drop(part(x_BTD)))
+            return x_BTD + self.drop(sublayer(norm(x_BTD)))
+        return norm(x_BTD + self.drop(sublayer(x_BTD)))

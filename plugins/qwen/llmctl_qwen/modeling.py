@@ -10,8 +10,8 @@ from llmctl.nn.attention import Attention
 from llmctl.nn.causal_lm import CausalLM
 from llmctl.nn.decoder import Decoder, decoder_of, head_of
 from llmctl.nn.mlp import GatedMLP
-from llmctl.nn.packed_attention import PackedAttention, blocks
-from llmctl.nn.rotary import Rotary, rotate
+from llmctl.nn.packed_attention import PackedAttention, concatenated_qkv
+from llmctl.nn.rotary import Rotary, apply_rope
 from llmctl_qwen import NTK, RULES
 
 
@@ -21,41 +21,41 @@ class QwenForCausalLM(CausalLM):
     def __init__(self, dims) -> None:
         decoder = decoder_of(
             dims,
-            lambda: PackedAttention(dims, blocks, ("c_attn", "c_proj"), out_bias=False, turn=_turn),
+            lambda: PackedAttention(dims, concatenated_qkv, ("c_attn", "c_proj"), out_bias=False, rope=_rope),
             lambda: GatedMLP(dims.hidden, dims.ffn, std=dims.init_std, names=("w2", "w1", "c_proj")),
             block_names=("attn", "mlp", "ln_1", "ln_2"),
             names=("wte", "h", "ln_f"),
-            rotary=QwenAngles(dims),
+            rotary=QwenRotary(dims),
         )
         super().__init__("qwen", decoder, head_of(dims))
 
 
-class QwenAngles(paddle.nn.Layer):
-    """Cosines and sines of positions, and the factor of queries; training uses plain positions, whatever the length."""
+class QwenRotary(paddle.nn.Layer):
+    """Cosines and sines of positions, and the scale of queries; training uses unscaled RoPE, whatever the length."""
 
     def __init__(self, dims) -> None:
         super().__init__()
-        self._plain = self._stretched = Rotary(dims.head_dim, dims.rope_theta)
+        self._unscaled = self._scaled = Rotary(dims.head_dim, dims.rope_theta)
         if dims.dynamic_ntk:
-            self._stretched = Rotary(dims.head_dim, dims.rope_theta, NTK, dims.trained, RULES)
-        self.by_length, self.max_stable_length = self._stretched.by_length, self._stretched.max_stable_length
+            self._scaled = Rotary(dims.head_dim, dims.rope_theta, NTK, dims.trained, RULES)
+        self.by_length, self.max_stable_length = self._scaled.by_length, self._scaled.max_stable_length
         self._log_n_beyond = dims.trained if dims.log_n else None
 
     def forward(self, position_BT, dtype):
-        rotary = self._plain if self.training else self._stretched
+        rotary = self._unscaled if self.training else self._scaled
         return rotary(position_BT, dtype), self._query_scale(position_BT, dtype)
 
     def _query_scale(self, position_BT, dtype):
-        """log of the position to the base of the trained length, past that length [B, T, 1, 1]; None in training."""
+        """Logarithm of the position to the base of the trained length, beyond it [B, T, 1, 1]; None in training."""
         if self._log_n_beyond is None or self.training:
             return None
-        place = (position_BT + 1).clip(min=self._log_n_beyond).astype("float64")
-        return (place.log() / math.log(self._log_n_beyond)).astype(dtype).unsqueeze(-1).unsqueeze(-1)
+        position = (position_BT + 1).clip(min=self._log_n_beyond).astype("float64")
+        return (position.log() / math.log(self._log_n_beyond)).astype(dtype).unsqueeze(-1).unsqueeze(-1)
 
 
-def _turn(q_BTNH, k_BTNH, angles):
-    rotation, query_scale = angles
-    q, k = rotate(q_BTNH, *rotation), rotate(k_BTNH, *rotation)
+def _rope(q_BTNH, k_BTNH, inputs):
+    cos_sin, query_scale = inputs
+    q, k = apply_rope(q_BTNH, *cos_sin), apply_rope(k_BTNH, *cos_sin)
     return (q if query_scale is None else q * query_scale.expand(q.shape)), k
 
 

@@ -164,7 +164,7 @@ def test_parts_of_a_decoder_may_lie_in_folders_and_angles_and_mask_may_depend_on
         return None, layout.mask()
 
     names = ("in.table", "stack.blocks", "stack.norm")
-    decoder = Decoder(embedding(8, 4, 1.0), [], RMSNorm(4, 1e-6), names=names, view=view)
+    decoder = Decoder(embedding(8, 4, 1.0), [], RMSNorm(4, 1e-6), names=names, attention_inputs=view)
     assert list(decoder.state_dict()) == ["in.table.weight", "stack.norm.weight"]
     out = decoder(paddle.to_tensor([[3, 1]]), Layout(2))
     table = decoder.embedding_weight.numpy()

@@ -31,8 +31,8 @@ MASKS = {
     "packed, with answers that share a prompt": lambda: packed().mask(),
     "packed and windowed": lambda: packed().mask(window=2),
     "packed after virtual tokens": lambda: packed(2).mask(),
-    "contexts read both ways": lambda: Layout(9).mask(first_BT=paddle.to_tensor([[0, 0, 0, 0, 4, 5, 6, 7, 8]])),
-    "contexts and padding": lambda: Layout(9, real_BS=paddle.to_tensor(PADDED)).mask(
+    "prefix-LM": lambda: Layout(9).mask(first_BT=paddle.to_tensor([[0, 0, 0, 0, 4, 5, 6, 7, 8]])),
+    "prefix-LM and padding": lambda: Layout(9, real_BS=paddle.to_tensor(PADDED)).mask(
         first_BT=paddle.to_tensor([[2, 2, 2, 2, 2, 5, 6, 7, 8], [0, 0, 0, 3, 4, 5, 6, 7, 8]])
     ),
 }
@@ -55,7 +55,7 @@ def test_rows_for_the_kernel_are_the_mask(name):
     mask = MASKS[name]()
     rows, causal = flashmask.rows(mask, 2)
     assert rows.dtype == paddle.int32 and rows.shape[:3] == [2, 1, mask.past + mask.new]
-    assert causal == (not mask.past and "contexts" not in name)
+    assert causal == (not mask.past and "prefix-LM" not in name)
     seen = np.broadcast_to(mask.bias("float32").numpy() == 0, [2, 1, mask.new, mask.past + mask.new])
     np.testing.assert_array_equal(expand(rows, causal, mask.new), seen)
 
@@ -76,7 +76,7 @@ def kernel(monkeypatch):
         return attend_dense(q, k, v, bias).reshape(q.shape)
 
     monkeypatch.setattr(paddle.nn.functional, "flashmask_attention", stand_in)
-    monkeypatch.setattr(flashmask, "_served", lambda x: True)
+    monkeypatch.setattr(flashmask, "_on_capable_gpu", lambda x: True)
     monkeypatch.setattr(flashmask, "HALF", (paddle.float64,))
     return calls
 

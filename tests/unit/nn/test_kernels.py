@@ -7,9 +7,9 @@ import pytest
 from llmctl.nn import kernels
 from llmctl.nn.linear import Linear
 from llmctl.nn.loss import token_loss
-from llmctl.nn.mlp import gated, gelu_tanh
+from llmctl.nn.mlp import gelu_tanh, swiglu
 from llmctl.nn.norm import LayerNorm, RMSNorm
-from llmctl.nn.rotary import Rotary, rotate
+from llmctl.nn.rotary import Rotary, apply_rope
 
 
 def blocks():
@@ -23,10 +23,10 @@ def blocks():
         "bias": (linear, linear.parameters()),
         "rms norm": (rms, rms.parameters()),
         "layer norm": (norm, norm.parameters()),
-        "gate": (lambda x: gated(x, x * 2), []),
-        "packed gate": (gated, []),
+        "gate": (lambda x: swiglu(x, x * 2), []),
+        "packed gate": (swiglu, []),
         "gelu": (gelu_tanh, []),
-        "rotary": (lambda x: rotate(x, *angles), []),
+        "rotary": (lambda x: apply_rope(x, *angles), []),
         "loss": (lambda x: token_loss(x.reshape([30, 8]), labels), []),
     }
 

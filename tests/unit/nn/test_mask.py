@@ -49,7 +49,7 @@ def test_virtual_tokens_before_packed_documents_are_seen_by_all():
     layout = Layout(4, 2, position_BT=paddle.to_tensor([[2, 3, 2, 3]]), end_BT=paddle.to_tensor([[2, 2, 4, 4]]))
     expected = [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0], [1, 1, 0, 0, 1, 1]]
     assert visible(layout.mask())[0].astype(int).tolist() == expected
-    assert layout.place_BS.tolist() == [[0, 1, 2, 3, 2, 3]]
+    assert layout.key_position_BS.tolist() == [[0, 1, 2, 3, 2, 3]]
 
 
 # Columns: a document of 3, then a prompt of 2 with answers of 2 and 1 that do not see each other, then padding.

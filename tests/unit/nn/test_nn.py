@@ -15,7 +15,7 @@ from llmctl.nn.mask import Layout
 from llmctl.nn.mlp import GatedMLP
 from llmctl.nn.norm import RMSNorm, rms_norm
 from llmctl.nn.replace import replace_layers
-from llmctl.nn.rotary import Rotary, positions, rotate
+from llmctl.nn.rotary import Rotary, apply_rope, positions
 
 RNG = np.random.default_rng(0)
 
@@ -80,7 +80,7 @@ def test_rotary_turns_pairs_as_complex_numbers(scaling, length, expected):
     rotary = Rotary(8, 500.0, scaling, max_positions=16)
     x = tensor(1, length, 2, 8)
     angles = rotary(paddle.arange(length).unsqueeze(0), "float64")
-    y = rotate(x, *angles).numpy()
+    y = apply_rope(x, *angles).numpy()
     frequencies = [expected(i) for i in range(4)]
     for t in range(length):
         np.testing.assert_allclose(y[0, t], turned(x.numpy()[0, t], t, frequencies), atol=1e-9)
@@ -91,15 +91,15 @@ def test_scaling_by_bands_keeps_short_waves_and_stretches_long_ones():
                "original_max_position_embeddings": 64}  # fmt: skip
     rotary = Rotary(32, 10000.0, scaling, rules={**ROPE_RULES, "bands": ROPE_BY_WAVELENGTH})
     for i, found in enumerate(rotary.frequencies()):
-        rope_frequencies = 10000.0 ** (-2 * i / 32)
-        wave = 2 * math.pi / rope_frequencies
+        unscaled = 10000.0 ** (-2 * i / 32)
+        wave = 2 * math.pi / unscaled
         if wave < 64 / 4:
-            assert found == pytest.approx(rope_frequencies)
+            assert found == pytest.approx(unscaled)
         elif wave > 64:
-            assert found == pytest.approx(rope_frequencies / 8)
+            assert found == pytest.approx(unscaled / 8)
         else:
             share = (64 / wave - 1) / 3
-            assert found == pytest.approx((1 - share) * rope_frequencies / 8 + share * rope_frequencies)
+            assert found == pytest.approx((1 - share) * unscaled / 8 + share * unscaled)
 
 
 @pytest.mark.parametrize("scaling", [{"rope_type": "yarn"}, {"rope_type": "linear"}, {"type": "linear", "factor": -1}])

@@ -1,13 +1,13 @@
-"""PrefixLM that are read in both directions are found by special tokens."""
+"""Prefix-LM: prefixes with bidirectional attention are found by special tokens."""
 
 import numpy as np
 import paddle
 
 from llmctl.card.decoder_spec import PrefixLM
-from llmctl.nn.prefix_lm import find_context, find_contexts
+from llmctl.nn.prefix_lm import find_prefix, find_prefixes
 
 END, FIRST, SECOND = 60, 61, 62
-CONTEXTS = PrefixLM(end=END, mask_ids=(FIRST, SECOND))
+TOKENS = PrefixLM(end=END, mask_ids=(FIRST, SECOND))
 
 
 def test_operators_of_programs_find_what_the_loop_over_documents_finds():
@@ -23,14 +23,14 @@ def test_operators_of_programs_find_what_the_loop_over_documents_finds():
     assert len(kept) > 20
     ids, real = ids[kept], real[kept]
     position = np.maximum(real.cumsum(1) - 1, 0) + 3 * (real > 0)
-    place, context, mark, first = find_contexts(ids, position, real > 0, CONTEXTS)
+    place, context, mark, first = find_prefixes(ids, position, real > 0, TOKENS)
     tensors = (paddle.to_tensor(part) for part in (ids, position, real > 0))
-    base, length, at, column = (part.numpy() for part in find_context(*tensors, CONTEXTS))
+    base, length, at, column = (part.numpy() for part in find_prefix(*tensors, TOKENS))
     assert length[:, 0].tolist() == context[:, -1].tolist() and at[:, 0].tolist() == mark[:, -1].tolist()
     assert np.array_equal(column, first) and np.array_equal((position - base)[real > 0], place[real > 0])
 
 
 def test_operators_mark_rows_that_lack_their_tokens():
     tensors = paddle.to_tensor([[5, FIRST, 6], [5, END, FIRST], [FIRST, 5, END]]), paddle.arange(3).expand([3, 3])
-    _, length, at, _ = find_context(*tensors, paddle.ones([3, 3], "bool"), CONTEXTS)
+    _, length, at, _ = find_prefix(*tensors, paddle.ones([3, 3], "bool"), TOKENS)
     assert length[:, 0].tolist() == [-1, -1, 2] and at[:, 0].tolist() == [-1, -1, 0]

@@ -6,7 +6,7 @@ import pytest
 
 from llmctl.card.rope import ROPE_BY_WAVELENGTH, ROPE_RULES, rope_rule
 from llmctl.errors import ConfigError
-from llmctl.nn.rotary import Rotary, positions, rotate
+from llmctl.nn.rotary import Rotary, apply_rope, positions
 
 WITH_BANDS = {**ROPE_RULES, "bands": ROPE_BY_WAVELENGTH}
 PLAIN = 5000.0 ** (-np.arange(0, 16, 2) / 16)
@@ -47,8 +47,8 @@ def test_the_gradient_of_a_rotation_is_the_rotation_back():
     x = paddle.to_tensor(draw((1, 4, 2, 8)), stop_gradient=False)
     cos, sin = Rotary(8, 10000.0)(positions(4, 3), "float64")
     upstream = paddle.to_tensor(draw((1, 4, 2, 8)))
-    (rotate(x, cos, sin) * upstream).sum().backward()
-    np.testing.assert_allclose(x.grad.numpy(), rotate(upstream, cos, -sin).numpy(), rtol=1e-12, atol=1e-14)
+    (apply_rope(x, cos, sin) * upstream).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), apply_rope(upstream, cos, -sin).numpy(), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(("given", "computed"), [("float32", "float32"), ("float64", "float64")])
