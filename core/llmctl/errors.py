@@ -1,13 +1,13 @@
-"""Errors that a user can mend. The command line prints them without a traceback and exits with 2.
+"""Errors that a user can fix. The command line prints their message without a traceback and exits with 2.
 
-Everything else that escapes is a defect of llmctl and keeps its traceback.
+Any other exception is a bug in llmctl and keeps its traceback.
 """
 
 from types import ModuleType
 
 
 class LlmctlError(Exception):
-    """A mistake in what the user gave; the message says what, where, what is allowed and what to do."""
+    """Wrong input; the message says what is wrong, where, what is allowed and what to do."""
 
 
 class ConfigError(LlmctlError):
@@ -15,15 +15,19 @@ class ConfigError(LlmctlError):
 
 
 class PluginError(LlmctlError):
-    """A family that is not installed, or whose distribution cannot be loaded."""
+    """A model family that is not installed, or whose plugin cannot be loaded."""
 
 
 class UnsupportedError(LlmctlError):
-    """A method that a family's card declares unsupported, or a combination that core cannot do; with its reason."""
+    """A method that a family does not support, or a combination that llmctl cannot do; the message gives the reason."""
 
 
 class DataError(LlmctlError):
-    """Training or prompt data that cannot be read; the message lists every bad line."""
+    """Training data or prompts that cannot be used; the message lists every bad line."""
+
+
+class FileError(LlmctlError):
+    """A file or folder that is missing, damaged, or cannot be read or written."""
 
 
 class TokenizerError(LlmctlError):
@@ -35,15 +39,15 @@ class CheckpointError(LlmctlError):
 
 
 class MissingDependencyError(LlmctlError):
-    """A package of an extra is absent; the message is the one line that installs it."""
+    """An optional package is not installed; the message says how to install it."""
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
-    """The imported module.
+    """Imports an optional package.
 
     Args:
         module: Import name, e.g. ``"paddle"``.
-        extra: The extra of the distribution ``llmctl`` that brings it, e.g. ``"cpu"``.
+        extra: The extra of the distribution ``llmctl`` that installs it, e.g. ``"cpu"``.
         purpose: What needs it, for the message.
 
     Raises:

@@ -111,7 +111,7 @@ def test_a_corpus_has_a_name(tmp_path):
         ({"in/a.csv": "x"}, ["in"], "in holds no file that ends in"),
         ({"a.txt": "x"}, ["a.txt", "a.txt"], "a.txt is given twice"),
         ({"a.txt": " \n"}, ["a.txt"], "no document has any text"),
-        ({"a.txt": "x", "out.idx": ""}, ["a.txt"], "out.idx exists already"),
+        ({"a.txt": "x", "out.idx": ""}, ["a.txt"], "out.idx already exists"),
     ],
 )
 def test_input_that_cannot_be_used_is_refused(tmp_path, monkeypatch, files, arguments, message):

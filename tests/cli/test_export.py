@@ -66,7 +66,7 @@ def test_what_a_tokenizer_needs_of_a_card_survives_the_file(name):
         (["generate", "program", "--prompt", "a", "--adapter", "model"], "takes no adapter"),
         (["generate", "program", "--prompt", "a", "--max-new-tokens", "600"], "over the 512 positions"),
         (["export", "model"], "Missing option '--out'"),
-        (["export", "model", "--out", "program"], "exists already; choose another folder, or add --overwrite"),
+        (["export", "model", "--out", "program"], "already exists; choose another folder, or add --overwrite"),
         (["export", "model", "--out", "model", "--overwrite"], "is the model itself"),
         (["export", "model", "--out", ".", "--overwrite"], "holds other things than an exported model"),
         (["export", "program", "--out", "new"], "name the model that it was made from"),
@@ -235,7 +235,7 @@ def test_a_packed_folder_answers_as_the_model_packed_at_load(tmp_path, weights):
     ):
         assert part in llmctl("generate", tmp_path / "packed", *ASK, *words, code=2)[1]
     assert (
-        "exists already"
+        "already exists"
         in llmctl("export", STARTER, "--engine", "fused", "--weights", weights, "--out", tmp_path / "packed", code=2)[1]
     )
     data = bytearray((tmp_path / "packed" / "weights.packed").read_bytes())

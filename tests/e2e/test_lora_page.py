@@ -25,7 +25,7 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
     ("arguments", "part"),
     [
         (["merge", "model", "--output", "out"], "holds no adapter"),
-        (["merge", "model", "--output", "model"], "exists already"),
+        (["merge", "model", "--output", "model"], "already exists"),
         (["merge", "model", "--output", "out", "--max-shard-size", "5TB"], "is not a size"),
         (["generate", "model", "--base", "model", "--prompt", "a"], "--base and --allow-other-base are for adapters"),
         (["generate", "model", "--adapter", "model", "--prompt", "a"], "holds no adapter"),

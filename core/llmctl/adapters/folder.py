@@ -23,7 +23,7 @@ from llmctl.card.family import Family
 from llmctl.checkpoint.folder import check_apart
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
-from llmctl.io import json_object
+from llmctl.io.json_object import read_json, write_json
 from llmctl.quant.blockwise import CODES
 from llmctl.tokenizers.base import FILES
 
@@ -163,15 +163,13 @@ def write(
     else:
         paddlenlp_lora.write(folder, adapter, plugin, dims, dtype)
     record["versions"] = dict(plugins.versions(plugin))
-    json_object.write(folder / RECORD, record)
+    write_json(folder / RECORD, record)
 
 
 def _record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
-    if not path.is_file():
-        return {}
-    content = json_object.read(path)
-    if not isinstance(content, dict) or not isinstance(content.get("base", {}), dict):
+    content = read_json(path)
+    if not isinstance(content.get("base", {}), dict):
         raise CheckpointError(f"{path} is not what llmctl writes; delete it to use the adapter without its notes")
     blocks = content.get("blocks", {})
     counted = isinstance(blocks, dict) and all(

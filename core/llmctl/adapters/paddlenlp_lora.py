@@ -12,12 +12,13 @@ from typing import Any
 
 from llmctl.adapters import repack, targets
 from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
+from llmctl.adapters.config_values import check_values, is_count, is_number
 from llmctl.adapters.peft_format import as_stored, load, problems
 from llmctl.card.dims import Dims
 from llmctl.card.weight_map import select_variant
 from llmctl.checkpoint.formats import pdparams
 from llmctl.errors import CheckpointError
-from llmctl.io import json_object
+from llmctl.io.json_object import read_json, write_json
 
 CONFIG, WEIGHTS = "lora_config.json", "lora_model_state.pdparams"
 A, B = ".lora_A", ".lora_B"
@@ -93,14 +94,12 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
         "dtype": dtype,
         "scaling": scale,
     }
-    json_object.write(folder / CONFIG, config)
+    write_json(folder / CONFIG, config)
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
     path = folder / CONFIG
-    config = json_object.read(path)
-    if not isinstance(config, dict) or not isinstance(config.get("r"), int) or config["r"] < 1:
-        raise CheckpointError(f"{path}: it must be an object whose r is a whole number above 0")
+    config = read_json(path, required=True)
     if config.get("pissa"):
         raise CheckpointError(
             f"{path}: pissa=true takes the principal part out of the base, and the files do not say what that was; "
@@ -109,5 +108,10 @@ def _config(folder: Path) -> Mapping[str, Any]:
     used = [key for key in ("trainable_bias", "trainable_modules", "enable_lora_list", "do_qat") if config.get(key)]
     if used:
         raise CheckpointError(f"{path}: {', '.join(used)} is not supported; only LoRA of linear layers is")
-    json_object.check(path, config, dict.fromkeys(("lora_alpha", "lora_dropout"), (json_object.is_number, "a number")))
+    number = (is_number, "a number")
+    check_values(
+        path,
+        {"r": None, **config},
+        {"r": (is_count, "an integer above 0"), "lora_alpha": number, "lora_dropout": number},
+    )
     return config

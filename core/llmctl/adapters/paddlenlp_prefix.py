@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from llmctl.adapters.config_values import Rule, check_values, is_count
 from llmctl.adapters.peft_format import as_stored, load, problems
 from llmctl.adapters.prefix import Array, Prefix, compare, from_stored, shape_of, to_stored
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.formats import pdparams
 from llmctl.errors import CheckpointError
-from llmctl.io import json_object
+from llmctl.io.json_object import read_json, write_json
 
 CONFIG, WEIGHTS, CACHES = "prefix_config.json", "prefix_model_state.pdparams", "pre_caches.npy"
 
@@ -85,24 +86,17 @@ def write(folder: Path, prefix: Prefix, plugin: Any, dims: Dims, dtype: str) -> 
         "tensor_parallel_degree": -1,
         "dtype": dtype,
     }
-    json_object.write(folder / CONFIG, config)
+    write_json(folder / CONFIG, config)
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
     path = folder / CONFIG
-    config = json_object.read(path)
-    tokens = config.get("num_prefix_tokens") if isinstance(config, dict) else None
-    if not json_object.is_count(tokens):
-        raise CheckpointError(f"{path}: it must be an object whose num_prefix_tokens is a whole number above 0")
-    sizes = ("num_attention_heads", "multi_query_group_num", "num_hidden_layers", "hidden_size")
-    odd = [
-        f"{key}={config[key]!r}"
-        for key in sizes
-        if config.get(key) is not None and not json_object.is_count(config[key])
-    ]
-    if odd:
-        raise CheckpointError(f"{path}: {', '.join(odd)} must be whole numbers above 0")
-    return dict(config)
+    config = read_json(path, required=True)
+    rules: dict[str, Rule] = {"num_prefix_tokens": (is_count, "an integer above 0")}
+    for key in ("num_attention_heads", "multi_query_group_num", "num_hidden_layers", "hidden_size"):
+        rules[key] = (lambda value: value is None or is_count(value), "null or an integer above 0")
+    check_values(path, {"num_prefix_tokens": None, **config}, rules)
+    return config
 
 
 def _caches(folder: Path, dims: Dims) -> Array:

@@ -13,9 +13,10 @@ from typing import Any
 
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
+from llmctl.adapters.config_values import Rule, check_values, is_count, is_number
 from llmctl.card.dims import Dims
 from llmctl.errors import CheckpointError
-from llmctl.io import json_object
+from llmctl.io.json_object import read_json
 
 CONFIG = "adapter_config.json"
 
@@ -73,21 +74,21 @@ def _by_pattern(value: Any, fits: Callable[[Any], bool]) -> bool:
     )
 
 
-FORMS: Mapping[str, json_object.Form] = {
-    "r": (json_object.is_count, "a whole number above 0"),
-    "lora_alpha": (json_object.is_number, "a number"),
-    "lora_dropout": (json_object.is_number, "a number"),
+FORMS: Mapping[str, Rule] = {
+    "r": (is_count, "an integer above 0"),
+    "lora_alpha": (is_number, "a number"),
+    "lora_dropout": (is_number, "a number"),
     "target_modules": (_are_names, "a list of names or a regular expression"),
     "exclude_modules": (_are_names, "a list of names or a regular expression"),
     "layers_to_transform": (
         lambda value: value is None or _is_whole(value) or (isinstance(value, list) and all(map(_is_whole, value))),
-        "a whole number or a list of them",
+        "an integer or a list of them",
     ),
     "rank_pattern": (
-        lambda value: _by_pattern(value, json_object.is_count),
-        "whole numbers above 0 by regular expression",
+        lambda value: _by_pattern(value, is_count),
+        "integers above 0 by regular expression",
     ),
-    "alpha_pattern": (lambda value: _by_pattern(value, json_object.is_number), "numbers by regular expression"),
+    "alpha_pattern": (lambda value: _by_pattern(value, is_number), "numbers by regular expression"),
 }
 """Forms of settings whose values are computed with."""
 
@@ -102,9 +103,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: It cannot be read, or it asks for something that is not supported.
     """
     path = folder / CONFIG
-    config = json_object.read(path)
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}, not an object")
+    config = read_json(path, required=True)
     odd = [f"{key}={config[key]!r}" for key, values in NEUTRAL.items() if key in config and config[key] not in values]
     odd += [f"{key}={value!r}" for key, value in config.items()
             if value and key not in (*NEUTRAL, *KNOWN, *WITHOUT_EFFECT)]  # fmt: skip
@@ -116,7 +115,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: init_lora_weights={start!r} changes the base, and the files do not say how; save it with "
             "path_initial_model_for_weight_conversion, which makes a plain adapter of it"
         )
-    json_object.check(path, {"r": None, **config}, FORMS)
+    check_values(path, {"r": None, **config}, FORMS)
     return config
 
 

@@ -22,7 +22,7 @@ from llmctl.checkpoint.formats.dtypes import STORAGE, cast
 from llmctl.checkpoint.formats.safetensors import Planned
 from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
-from llmctl.io import json_object
+from llmctl.io.json_object import write_json
 
 WEIGHTS, TORCH_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX, A, B, MAGNITUDE = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
@@ -90,7 +90,7 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
                         for name, values in ((PREFIX + torch + ending, rows[ending]) for ending in rows)})  # fmt: skip
     safetensors.write_file(folder / WEIGHTS, planned)
     config = make_config(whole, adapter, plugin, dims)
-    json_object.write(folder / CONFIG, config)
+    write_json(folder / CONFIG, config)
     return blocks
 
 

@@ -19,7 +19,7 @@ from llmctl.adapters.prefix import Prefix, compare, from_stored, shape_of, to_st
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
-from llmctl.io import json_object
+from llmctl.io.json_object import read_json, write_json
 
 KIND, TENSOR = "PREFIX_TUNING", "prompt_embeddings"
 KNOWN = (
@@ -43,10 +43,10 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Prefix:
     Raises:
         CheckpointError: A setting is not supported, or sizes or tensors do not fit the base.
     """
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = read_json(folder / CONFIG, required=True)
     tokens = config.get("num_virtual_tokens")
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-        raise CheckpointError(f"{folder / CONFIG}: num_virtual_tokens={tokens!r} must be a whole number above 0")
+        raise CheckpointError(f"{folder / CONFIG}: num_virtual_tokens={tokens!r} must be an integer above 0")
     _check(folder, config)
     shape = shape_of(dims, tokens)
     layers, _, _, heads, width = shape
@@ -80,7 +80,7 @@ def write(folder: Path, prefix: Prefix, plugin: Any, dtype: str) -> None:
         "encoder_hidden_size": heads * width,
         "prefix_projection": False,
     }
-    json_object.write(folder / CONFIG, config)
+    write_json(folder / CONFIG, config)
 
 
 def _check(folder: Path, config: Mapping[str, Any]) -> None:

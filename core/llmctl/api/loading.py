@@ -85,12 +85,12 @@ def _adapted(folder: Path, base: Path | None, family: str, dtype: str, tokenizer
 
 def _tokenizer(folder: Path, card: Family, vocab: int) -> Tokenizer:
     from llmctl import tokenizers
-    from llmctl.errors import TokenizerError
+    from llmctl.errors import FileError, TokenizerError
 
     try:
         found = tokenizers.load(folder, card=card)
         tokenizers.check_fits(found, vocab, folder)
-    except TokenizerError as error:
+    except (TokenizerError, FileError) as error:
         raise TokenizerError(f"{error}. llmctl.load(folder, tokenizer=False) loads the model without one") from error
     return found
 

@@ -34,7 +34,7 @@ from llmctl.checkpoint.naming import recognise, renames_for
 from llmctl.checkpoint.save import plan_shards, write_index
 from llmctl.errors import CheckpointError, LlmctlError
 from llmctl.io.digest import sha256
-from llmctl.io.json_object import read_json
+from llmctl.io.json_object import read_json, write_json
 
 MANIFEST = "manifest.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".gguf", ".msgpack", ".h5", ".index.json")
@@ -151,7 +151,7 @@ def convert(
             return False
         if not overwrite:
             raise CheckpointError(
-                f"{target} exists already and is not this conversion; choose another folder or --overwrite"
+                f"{target} already exists and is not this conversion; choose another folder or --overwrite"
             )
     renames = renames_for(layout, source.plugin, source.dims)
     shards = plan_shards(source.state, renames, dtype, max_shard_bytes)
@@ -253,10 +253,9 @@ def copy_rest(source: Path, target: Path, dtype: str) -> None:
     for file in _rest(source):
         shutil.copyfile(file, target / file.name)
     if dtype != "keep":
-        config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+        config = read_json(target / "config.json", required=True)
         config[("dtype" if "dtype" in config else "torch_dtype")] = dtype
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (target / "config.json").write_text(text, encoding="utf-8")
+        write_json(target / "config.json", config)
 
 
 def _rest(source: Path) -> list[Path]:

@@ -6,11 +6,11 @@ family is the matter of its card.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from llmctl.errors import CheckpointError
+from llmctl.io.json_object import read_json
 
 NAME = "config.json"
 
@@ -19,18 +19,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """The content of ``config.json``; ``architectures`` is a non-empty list of strings.
 
     Raises:
-        CheckpointError: The file is absent, is not a JSON object, names no architecture or contradicts itself.
+        CheckpointError: The file is missing, names no architecture or contradicts itself.
+        FileError: The file is not a JSON object.
     """
     path = Path(folder) / NAME
     if not path.is_file():
         where = "is not a folder" if not Path(folder).is_dir() else f"has no {NAME}"
         raise CheckpointError(f"{folder} {where}; a model folder holds {NAME}, weights and tokenizer files")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}, not an object")
+    config = read_json(path, required=True)
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f'{path} names no architecture; it needs "architectures": ["SomethingForCausalLM"]')

@@ -118,11 +118,11 @@ def _ending(handle: EngineHandle, drawn: bool) -> tuple[int, ...]:
         return (handle.prefix_lm.mask_ids[0], handle.prefix_lm.end)
     if drawn:
         return ()
-    from llmctl.errors import TokenizerError
+    from llmctl.errors import FileError, TokenizerError
 
     try:
         return tuple(handle.tokenizer("none").special.bridge)
-    except TokenizerError:
+    except (TokenizerError, FileError):
         return ()
 
 

@@ -59,7 +59,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
-        raise ConfigError(f"--out {target} exists already; choose another folder, or add --overwrite")
+        raise ConfigError(f"--out {target} already exists; choose another folder, or add --overwrite")
     if not target.is_dir():
         raise ConfigError(f"--out {target} is a file; name a folder")
     if not (is_exported(target) or is_packed(target)) or any(path.is_dir() for path in target.iterdir()):

@@ -34,7 +34,7 @@ def command(
     """Merge the adapter in the folder ADAPTER into its base model."""
     shard_bytes = parse_bytes(max_shard_size, "--max-shard-size ")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ConfigError(f"--output {output} exists already; choose another folder")
+        raise ConfigError(f"--output {output} already exists; choose another folder")
     from llmctl.adapters.folder import open_adapter
     from llmctl.adapters.merge import merge
 

@@ -39,7 +39,7 @@ def command(name: str, into: Path) -> None:
     dist = name.replace("_", "-")
     folder = into / f"llmctl-{dist}"
     if folder.exists():
-        raise PluginError(f"{folder} exists already; choose another name or folder")
+        raise PluginError(f"{folder} already exists; choose another name or folder")
     camel = "".join(part.capitalize() for part in name.split("_"))
     values = {"@name@": name, "@dist@": dist, "@Name@": camel, "@group@": GROUP}
     templates = resources.files("llmctl") / "skeleton"

@@ -1,7 +1,7 @@
-"""Files and folders that appear complete or not at all, whatever ends the process.
+"""Atomic writes: a file or folder appears complete or not at all, even if the process is killed.
 
-Content is written into a temporary sibling, flushed to disk and renamed. The writer holds a lock on its temporary, so
-the next writer of the same name recognises what a killed one left behind and removes it.
+Content is written to a temporary sibling, synced to disk and renamed. The writer holds a lock on its temporary, so the
+next writer of the same path can tell a leftover of a killed process, and removes it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from llmctl.errors import CheckpointError
+from llmctl.errors import FileError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -30,17 +30,17 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes ``path`` when the block ends without an exception.
 
     Args:
-        path: The folder to make; its parents are created. An empty folder may be there already.
-        overwrite: Replace a folder that holds something; until the block has ended it stays as it is.
+        path: The folder to write; its parents are created. It may exist if it is empty.
+        overwrite: Replace a folder that is not empty; it stays unchanged until the block ends.
 
     Raises:
-        CheckpointError: The folder is there already, cannot be written, or the disk is full.
+        FileError: The folder exists and is not empty, cannot be written, or the disk is full.
     """
     path = _absolute(path)
     _recover(path)
     if path.exists() and not (path.is_dir() and (overwrite or not any(path.iterdir()))):
-        raise CheckpointError(f"{path} exists already; choose another folder, remove it or allow overwriting it")
-    with _explained(path), _locked_sibling(path) as temporary:
+        raise FileError(f"{path} already exists; choose another folder, delete it, or allow overwriting it")
+    with _explain(path), _locked_sibling(path) as temporary:
         yield temporary
         for file in temporary.rglob("*"):
             _sync(file)
@@ -53,13 +53,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """A temporary path; the file written there replaces ``path`` when the block ends without an exception.
 
     Raises:
-        CheckpointError: The file cannot be written, the disk is full, or what is there is a folder, a device or a pipe, which
-            a file must not take the place of.
+        FileError: The file cannot be written, the disk is full, or the path is a folder, a device or a pipe.
     """
     path = _absolute(path)
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is no regular file and cannot be replaced by one; name another file")
-    with _explained(path), _locked_sibling(path) as temporary:
+        raise FileError(f"{path} is not a regular file and is not overwritten; choose another path")
+    with _explain(path), _locked_sibling(path) as temporary:
         file = temporary / path.name
         yield file
         _sync(file)
@@ -67,18 +66,18 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
-def check_place(folder: str | Path) -> None:
-    """Tries to write in a folder, which may not be there yet, and leaves nothing behind.
+def check_writable(folder: str | Path) -> None:
+    """Checks that a folder, which may not exist yet, can be written; leaves nothing behind.
 
     Raises:
-        CheckpointError: Nothing can be written there.
+        FileError: It cannot be written.
     """
     folder = _absolute(folder)
-    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:
         tempfile.TemporaryDirectory(prefix=f".{folder.name}.partial-", dir=nearest).cleanup()
     except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {nearest}: {error.strerror}; choose another folder") from error
+        raise FileError(f"cannot write {folder}: {nearest}: {error.strerror}; choose another folder") from error
 
 
 def _absolute(path: str | Path) -> Path:
@@ -94,7 +93,7 @@ def _locked_sibling(path: Path) -> Iterator[Path]:
         _remove_leftovers(path.parent, prefix)
         temporary.mkdir()
     except FileNotFoundError as error:
-        raise CheckpointError(f"cannot write {path}: nothing can be made in {path.parent}; choose another") from error
+        raise FileError(f"cannot write {path}: {path.parent} cannot be created; choose another folder") from error
     lock = os.open(temporary, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -124,7 +123,7 @@ def _replace_folder(temporary: Path, path: Path) -> None:
 
 
 def _exchange(temporary: Path, path: Path) -> None:
-    """Swaps two folders in one step where the system can (Linux), else in two with a short gap."""
+    """Swaps two folders: atomically on Linux, elsewhere in two renames."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     names = os.fsencode(temporary), os.fsencode(path)
     if renameat2 and renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
@@ -139,7 +138,7 @@ def _previous(path: Path) -> Path:
 
 
 def _recover(path: Path) -> None:
-    """Puts back, or removes, what an `_exchange` in two steps left when it was interrupted."""
+    """Restores or removes the previous folder that an interrupted ``_exchange`` in two renames left."""
     if _previous(path).exists():
         if path.exists():
             shutil.rmtree(_previous(path), ignore_errors=True)
@@ -147,28 +146,29 @@ def _recover(path: Path) -> None:
             os.replace(_previous(path), path)
 
 
-def _explained(path: Path) -> AbstractContextManager[None]:
-    return explained(path, f"; the previous {path} is intact" if path.exists() else "; nothing was left there")
+def _explain(path: Path) -> AbstractContextManager[None]:
+    unchanged = f"; the previous {path} is intact" if path.exists() else "; nothing was written"
+    return explain_os_errors(path, unchanged)
 
 
 @contextlib.contextmanager
-def explained(path: str | Path, kept: str = "") -> Iterator[None]:
-    """A context in which a full disk, or a place that may not be written, is an error that says so.
+def explain_os_errors(path: str | Path, outcome: str = "") -> Iterator[None]:
+    """Context manager that turns a full disk or missing permissions into a ``FileError``.
 
     Args:
-        path: What is written.
-        kept: What is left of it, for the message.
+        path: The file or folder that the block writes.
+        outcome: What became of it, appended to the message.
 
     Raises:
-        CheckpointError: It cannot be written.
+        FileError: It cannot be written.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise CheckpointError(f"disk full while writing {path}{kept}") from error
-        if error.errno in _REFUSED:
-            raise CheckpointError(f"cannot write {path}: {error.strerror}: {error.filename}{kept}") from error
+        if error.errno in _DISK_FULL:
+            raise FileError(f"disk full while writing {path}{outcome}") from error
+        if error.errno in _NOT_WRITABLE:
+            raise FileError(f"cannot write {path}: {error.strerror}: {error.filename}{outcome}") from error
         raise
 
 

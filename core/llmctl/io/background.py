@@ -1,4 +1,4 @@
-"""One piece of work at a time beside training, whose failure is not lost."""
+"""A background thread that runs one function at a time and re-raises its exception."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Callable
 
 
 class Background:
-    """Runs a function in a thread; the next one, or ``wait``, waits for it."""
+    """Runs functions in a background thread, one at a time."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begins once what was begun before is done.
+        """Waits for the previous function, then starts this one.
 
         Raises:
-            Exception: What that raised.
+            Exception: The previous function raised it.
         """
         self.wait()
         self._thread = threading.Thread(target=self._run, args=(work,), name="background")
         self._thread.start()
 
     def wait(self) -> None:
-        """Until what was begun is done.
+        """Waits until the function is done.
 
         Raises:
-            Exception: What it raised; once.
+            Exception: The function raised it; raised once.
         """
         if self._thread is not None:
             self._thread.join()

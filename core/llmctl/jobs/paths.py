@@ -9,7 +9,7 @@ from pathlib import Path
 from llmctl import plugins
 from llmctl.config import common
 from llmctl.errors import ConfigError
-from llmctl.io.atomic import check_place
+from llmctl.io.atomic import check_writable
 from llmctl.io.sizes import parse_bytes
 
 STAGING = Path("/dev/shm")
@@ -66,5 +66,5 @@ def output_folder(settings: common.OutputConfig, needed: Mapping[str, Path]) -> 
         )
     if settings.resume and not filled:
         warnings.warn(f"nothing to resume in {folder}; the run starts from the beginning", UserWarning, stacklevel=2)
-    check_place(folder)
+    check_writable(folder)
     return folder

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ConfigError
+from llmctl.io.json_object import read_json
 
 METRICS, INFO = "metrics.jsonl", "run.json"
 BOOKKEEPING = frozenset({"step", "epoch"})
@@ -63,14 +64,15 @@ def open_run(path: Path) -> RunFolder:
     """The run in a folder.
 
     Raises:
-        ConfigError: The folder is absent, no run's, or its ``run.json`` is damaged.
+        ConfigError: The folder does not exist or is not the output folder of a run.
+        FileError: ``run.json`` is damaged.
     """
     if not path.is_dir():
         raise ConfigError(f"{path}: there is no such folder; name the output folder of a run")
-    info, rows = _json(path / INFO), read_rows(path / METRICS)
-    if info is None and not rows:
+    info, rows = read_json(path / INFO), read_rows(path / METRICS)
+    if not rows and not (path / INFO).exists():
         raise ConfigError(f"{path} is not the output folder of a run: it holds neither {INFO} nor {METRICS}")
-    return RunFolder(path, info or {}, rows)
+    return RunFolder(path, info, rows)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -84,18 +86,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return [row for row in rows if isinstance(row, dict) and _is_number(row.get("step"))]
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; restore or delete it") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} does not hold what a run writes there; restore or delete it")
-    return found
 
 
 def _is_number(value: object) -> bool:

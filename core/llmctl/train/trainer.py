@@ -20,7 +20,7 @@ from llmctl import runtime
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.config import schema
 from llmctl.config.common import warmup_steps
-from llmctl.io.atomic import explained
+from llmctl.io.atomic import explain_os_errors
 from llmctl.jobs import precision
 from llmctl.jobs.loggers import PACKAGES
 from llmctl.jobs.paths import STAGING
@@ -139,7 +139,7 @@ def _open_output(job: Job, start: Path | None) -> None:
     """
     output = job.output
     header = f"Run with: llmctl --model {job.plugin.card.name} {job.command} config.yaml"
-    with explained(output):
+    with explain_os_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         if job.config.output.overwrite:
             for name in LEFTOVERS:

@@ -21,7 +21,7 @@ from llmctl.adapters.merge import merge
 from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint import convert
 from llmctl.checkpoint.formats import safetensors
-from llmctl.errors import CheckpointError, ConfigError
+from llmctl.errors import CheckpointError, ConfigError, FileError
 from llmctl.testing.tiny import write_model
 
 CASE = Path(__file__).resolve().parents[2] / "goldens" / "adapters" / "llama_plain"
@@ -83,7 +83,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(adapter):
         ({"peft_type": "LOHA"}, "peft_type='LOHA'"),
         ({"a_later_idea": True}, "a_later_idea=True is not supported"),
         ({"init_lora_weights": "pissa"}, "changes the base"),
-        ({"r": 0}, "r=0 must be a whole number above 0"),
+        ({"r": 0}, "r=0 must be an integer above 0"),
         ({"target_modules": ["c_attn"]}, "names no linear layer of llama"),
         ({"r": 2}, "expected [2, 16]"),
         ({"lora_alpha": "16"}, "lora_alpha='16' must be a number"),
@@ -91,9 +91,9 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(adapter):
         ({"target_modules": "("}, "target_modules='(' must be a list of names or a regular expression"),
         ({"target_modules": [1]}, "target_modules=[1] must be a list of names or a regular expression"),
         ({"exclude_modules": True}, "exclude_modules=True must be a list of names or a regular expression"),
-        ({"layers_to_transform": 1.5}, "layers_to_transform=1.5 must be a whole number or a list of them"),
-        ({"rank_pattern": {"q_proj": 2.5}}, "rank_pattern={'q_proj': 2.5} must be whole numbers above 0"),
-        ({"rank_pattern": {"(": 2}}, "rank_pattern={'(': 2} must be whole numbers above 0 by regular expression"),
+        ({"layers_to_transform": 1.5}, "layers_to_transform=1.5 must be an integer or a list of them"),
+        ({"rank_pattern": {"q_proj": 2.5}}, "rank_pattern={'q_proj': 2.5} must be integers above 0"),
+        ({"rank_pattern": {"(": 2}}, "rank_pattern={'(': 2} must be integers above 0 by regular expression"),
         ({"alpha_pattern": {"q_proj": "1"}}, "alpha_pattern={'q_proj': '1'} must be numbers by regular expression"),
         ({"alpha_pattern": ["q_proj"]}, "alpha_pattern=['q_proj'] must be numbers by regular expression"),
     ],
@@ -188,7 +188,7 @@ def test_paddlenlp_reads_and_writes_the_same_adapter(adapter, llama, tmp_path):
         ({"r": 4, "trainable_bias": "all"}, {}, "trainable_bias is not supported"),
         ({"r": 4}, {}, "holds no adapter of a linear layer"),
         ({"r": 4}, {"llama.layers.0.mlp.up_proj.lora_A": (16, 4)}, "missing: llama.layers.0.mlp.up_proj.lora_B"),
-        ({}, {}, "r is a whole number above 0"),
+        ({}, {}, "r=None must be an integer above 0"),
         ({"r": 4, "lora_alpha": "8"}, {}, "lora_alpha='8' must be a number"),
     ],
 )
@@ -270,7 +270,7 @@ def test_merging_streams_shards_and_leaves_nothing_when_it_fails(adapter, tmp_pa
     merge(opened, tmp_path / "merged", "float32", max_shard_bytes=4000)
     shards = list((tmp_path / "merged").glob("*.safetensors"))
     assert len(shards) > 3 and json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float32"
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(FileError, match="already exists"):
         merge(opened, tmp_path / "merged")
     for part in opened.adapter.parts.values():
         part.b[:] = 1e30

@@ -138,7 +138,7 @@ def change(name, **values):
         (change("adapter_config.json", num_layers=7), "num_layers is 7, the base has 2"),
         (change("adapter_config.json", token_dim=16, num_attention_heads=4), "token_dim is 16, the base has 8"),
         (change("adapter_config.json", num_virtual_tokens=9), "of another shape: prompt_embeddings"),
-        (change("adapter_config.json", num_virtual_tokens="5"), "must be a whole number above 0"),
+        (change("adapter_config.json", num_virtual_tokens="5"), "must be an integer above 0"),
         (change("adapter_config.json", task_type="SEQ_2_SEQ_LM"), "task_type='SEQ_2_SEQ_LM' is not supported"),
         (change("adapter_config.json", new_trick=True), "new_trick=True is not supported"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "neither adapter_model.safetensors"),
@@ -155,8 +155,8 @@ def test_a_prefix_that_does_not_fit_is_refused(tmp_path, spoil, message):
     ("spoil", "message"),
     [
         (change("prefix_config.json", multi_query_group_num=None), "heads is 4, the base has 2"),
-        (change("prefix_config.json", num_prefix_tokens=None), "num_prefix_tokens is a whole number"),
-        (change("prefix_config.json", hidden_size="wide"), "hidden_size='wide' must be whole numbers"),
+        (change("prefix_config.json", num_prefix_tokens=None), "num_prefix_tokens=None must be an integer"),
+        (change("prefix_config.json", hidden_size="wide"), "hidden_size='wide' must be null or an integer above 0"),
         (change("prefix_config.json", prefix_projection=True), "missing: 1.weight"),
         (lambda folder: [path.unlink() for path in folder.glob("pre*.[pn]*s") if "config" not in path.name]
          and (folder / "pre_caches.npy").unlink(), "neither prefix_model_state"),

@@ -78,7 +78,7 @@ def test_the_same_again_is_not_written_twice_and_something_else_is_not_overwritt
     target = tmp_path / "own"
     assert conversion.convert(opened(STARTER), target, "native")
     assert not conversion.convert(opened(STARTER), target, "native")
-    with pytest.raises(CheckpointError, match="exists already and is not this conversion"):
+    with pytest.raises(CheckpointError, match="already exists and is not this conversion"):
         conversion.convert(opened(STARTER), target, "native", dtype="float32")
     assert conversion.convert(opened(STARTER), target, "native", dtype="float32", overwrite=True)
     assert {dtype for dtype, _, _ in tensors(target).values()} == {"F32"}
@@ -171,7 +171,7 @@ def test_another_tokenizer_is_another_conversion(tmp_path):
     source = shutil.copytree(STARTER, tmp_path / "model")
     conversion.convert(opened(source), tmp_path / "own", "native")
     (source / "generation_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="exists already and is not this conversion"):
+    with pytest.raises(CheckpointError, match="already exists and is not this conversion"):
         conversion.convert(opened(source), tmp_path / "own", "native")
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from llmctl.checkpoint.hf_config import normalise, read_config
-from llmctl.errors import CheckpointError
+from llmctl.errors import CheckpointError, FileError
 from llmctl.train.run_info import run_info
 
 
@@ -17,19 +17,19 @@ def folder_with(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "error", "message"),
     [
-        ("{", "not valid JSON"),
-        ("[]", "not an object"),
-        ("{}", "names no architecture"),
-        ('{"architectures": []}', "names no architecture"),
-        ('{"architectures": "X"}', "names no architecture"),
-        ("\xff", "not valid JSON"),
+        ("{", FileError, "not valid JSON"),
+        ("[]", FileError, "must be a JSON object, not a list"),
+        ("{}", CheckpointError, "names no architecture"),
+        ('{"architectures": []}', CheckpointError, "names no architecture"),
+        ('{"architectures": "X"}', CheckpointError, "names no architecture"),
+        ("\xff", FileError, "not valid JSON"),
     ],
 )
-def test_unusable_configs_are_refused(tmp_path, text, message):
+def test_unusable_configs_are_refused(tmp_path, text, error, message):
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(error, match=message):
         read_config(tmp_path)
 
 

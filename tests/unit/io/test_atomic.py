@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from llmctl.checkpoint import atomic_file, atomic_folder
-from llmctl.errors import CheckpointError
+from llmctl.errors import FileError
 from llmctl.io import atomic
 
 
@@ -62,7 +62,7 @@ def test_an_exchange_in_two_steps_that_was_interrupted_is_undone(tmp_path):
     previous = tmp_path / ".one.previous"
     previous.mkdir()
     (previous / "a.txt").write_text("old")
-    with pytest.raises(CheckpointError, match="exists already"), atomic_folder(tmp_path / "one"):
+    with pytest.raises(FileError, match="already exists"), atomic_folder(tmp_path / "one"):
         pass
     assert (tmp_path / "one" / "a.txt").read_text() == "old"
 
@@ -72,7 +72,7 @@ def test_without_overwrite_a_filled_folder_is_refused_and_an_empty_one_taken(tmp
     target.mkdir()
     with atomic_folder(target) as temporary:
         write(temporary, "new")
-    with pytest.raises(CheckpointError, match="exists already"), atomic_folder(target):
+    with pytest.raises(FileError, match="already exists"), atomic_folder(target):
         pass
 
 
@@ -80,7 +80,7 @@ def test_a_full_disk_is_explained_and_the_previous_content_intact(tmp_path):
     target = tmp_path / "one"
     with atomic_folder(target) as temporary:
         write(temporary, "old")
-    with pytest.raises(CheckpointError, match=f"disk full while writing {target}; the previous {target} is intact"):
+    with pytest.raises(FileError, match=f"disk full while writing {target}; the previous {target} is intact"):
         with atomic_folder(target, overwrite=True) as temporary:
             write(temporary, "new")
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -90,7 +90,7 @@ def test_a_full_disk_is_explained_and_the_previous_content_intact(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
 def test_a_real_write_without_space_is_explained(tmp_path):
-    with pytest.raises(CheckpointError, match="disk full while writing"), atomic_file(tmp_path / "best.json"):
+    with pytest.raises(FileError, match="disk full while writing"), atomic_file(tmp_path / "best.json"):
         with open("/dev/full", "w") as stream:
             stream.write("x")
     assert listing(tmp_path) == []
@@ -98,7 +98,7 @@ def test_a_real_write_without_space_is_explained(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_explained(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="cannot write"), atomic_folder(tmp_path / "file" / "one"):
+    with pytest.raises(FileError, match="cannot write"), atomic_folder(tmp_path / "file" / "one"):
         pass
 
 
@@ -125,7 +125,7 @@ def test_a_file_takes_the_place_of_no_pipe_device_or_folder(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(CheckpointError, match=f"{name} is no regular file"), atomic_file(tmp_path / name):
+        with pytest.raises(FileError, match=f"{name} is not a regular file"), atomic_file(tmp_path / name):
             pass
     assert listing(tmp_path) == ["folder", "pipe"] and (tmp_path / "pipe").is_fifo()
 
@@ -170,13 +170,13 @@ def test_the_temporary_of_a_living_writer_is_left_alone(tmp_path):
 def test_a_place_where_nothing_can_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for place in ("/proc/made", "/proc/of/many", tmp_path / "file" / "folder"):
-        with pytest.raises(CheckpointError, match=f"cannot write {place}"):
-            atomic.check_place(place)
-        with pytest.raises(CheckpointError, match=f"cannot write {place}"), atomic_folder(place):
+        with pytest.raises(FileError, match=f"cannot write {place}"):
+            atomic.check_writable(place)
+        with pytest.raises(FileError, match=f"cannot write {place}"), atomic_folder(place):
             pass
 
 
 def test_trying_a_place_leaves_nothing_there(tmp_path):
-    atomic.check_place(tmp_path / "runs" / "one")
-    atomic.check_place(tmp_path)
+    atomic.check_writable(tmp_path / "runs" / "one")
+    atomic.check_writable(tmp_path)
     assert not listing(tmp_path)

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, FileError
 from llmctl.report.chart import Series, figure, summary
 from llmctl.report.comparison import labels
 from llmctl.report.folder import open_run
@@ -216,7 +216,7 @@ def test_what_is_no_run_is_refused_and_other_files_are_not_replaced(tmp_path):
     write([path])
     write([path])
     (path / "run.json").write_text("{")
-    with pytest.raises(ConfigError, match="run.json cannot be read"):
+    with pytest.raises(FileError, match="run.json is not valid JSON"):
         write([path])
 
 

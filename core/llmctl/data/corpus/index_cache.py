@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from llmctl.checkpoint import atomic_folder
-from llmctl.errors import CheckpointError, DataError
+from llmctl.errors import DataError, FileError
 
 FOLDER, DESCRIPTION = "index-cache", "description.json"
 WAIT = 600.0
@@ -159,7 +159,7 @@ def _save(entry: Path, description: Mapping[str, Any], arrays: Arrays) -> None:
                 np.save(folder / f"{name}.npy", array, allow_pickle=False)
             content = {**description, "arrays": sorted(arrays)}
             (folder / DESCRIPTION).write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
-    except (CheckpointError, OSError) as error:
+    except (FileError, OSError) as error:
         raise _Refused(str(error)) from None
 
 

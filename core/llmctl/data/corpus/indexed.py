@@ -243,7 +243,7 @@ def check_free(prefix: str | Path, overwrite: bool) -> None:
         raise DataError(f"{prefix} names a folder; name a corpus in it, such as {prefix}web")
     found = [path for path in (idx_path(prefix), bin_path(prefix)) if path.exists()]
     if found and not overwrite:
-        raise DataError(f"{found[0]} exists already; choose another prefix or allow overwriting it with --overwrite")
+        raise DataError(f"{found[0]} already exists; choose another prefix or allow overwriting it with --overwrite")
 
 
 def _header(path: Path) -> tuple[np.dtype, int, int]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from llmctl.checkpoint import atomic_file, atomic_folder
-from llmctl.errors import CheckpointError, ConfigError
+from llmctl.errors import CheckpointError, ConfigError, FileError
 from llmctl.io.background import Background
 from llmctl.train.callbacks import metrics_log
 from llmctl.train.loop import Hook, Plan
@@ -166,7 +166,7 @@ class Checkpoints(Hook):
 
         try:
             yield
-        except (OSError, SafetensorError, CheckpointError) as error:
+        except (OSError, SafetensorError, FileError, CheckpointError) as error:
             intact = newest(self.folder)
             remains = f"the earlier checkpoint {intact} is intact" if intact else "there was no earlier checkpoint"
             raise CheckpointError(

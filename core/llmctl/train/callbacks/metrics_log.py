@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.checkpoint import atomic_file
-from llmctl.io.atomic import explained
+from llmctl.io.atomic import explain_os_errors
 from llmctl.report.curve import draw
 from llmctl.report.folder import read_rows as read
 from llmctl.runtime import memory
@@ -87,7 +87,7 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: It cannot be written.
     """
-    with explained(path), path.open("a", encoding="utf-8") as file:
+    with explain_os_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 

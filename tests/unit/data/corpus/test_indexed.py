@@ -79,7 +79,7 @@ def test_an_interrupted_build_leaves_the_old_corpus_or_nothing(tmp_path):
 
 def test_a_corpus_is_not_overwritten_unasked(tmp_path):
     write(tmp_path / "a")
-    with pytest.raises(DataError, match="exists already.*--overwrite"):
+    with pytest.raises(DataError, match="already exists.*--overwrite"):
         with new_corpus(tmp_path / "a", np.uint16):
             pass
 

@@ -9,7 +9,7 @@ import pytest
 from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.formats import safetensors
-from llmctl.errors import CheckpointError
+from llmctl.errors import CheckpointError, FileError
 from llmctl.infer.packed.folder import ALIGNMENT, HEADER, WEIGHTS, is_packed, open_packed, save_packed
 from llmctl.infer.packed.model import Adapted, PackedAdapter
 from llmctl.infer.packed.pack import pack_model
@@ -131,7 +131,7 @@ def test_a_folder_without_a_packed_model_is_refused(tmp_path):
 
 def test_nothing_is_written_over_unless_asked(checkpoint, packed):
     folder, plugin, model = checkpoint
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(FileError, match="already exists"):
         save_packed(model, packed, folder, plugin)
     save_packed(model, packed, folder, plugin, overwrite=True)
     open_packed(packed, verify=True)

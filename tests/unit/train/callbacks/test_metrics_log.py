@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from kit.metric_logs import PLAN, play, update
 
-from llmctl.errors import CheckpointError
+from llmctl.errors import FileError
 from llmctl.report.curve import draw
 from llmctl.train.callbacks import metrics_log
 from llmctl.train.callbacks.progress import Bar, Lines, clock, display, format_metrics
@@ -101,7 +101,7 @@ def test_a_full_disk_is_said_and_only_the_curve_is_done_without(tmp_path, monkey
     hook = metrics_log.Journal(tmp_path, every=1)
     hook.on_start(1, PLAN)
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(CheckpointError, match="disk full while writing .*metrics.jsonl"):
+    with pytest.raises(FileError, match="disk full while writing .*metrics.jsonl"):
         hook.on_update(update(1))
     with pytest.warns(UserWarning, match="curve.svg could not be written: .*No space left"):
         hook.on_end()
