@@ -1,30 +1,30 @@
-"""This process: threads, memory allocation, device, memory in use.
+"""This process: threads, allocator, device, memory use, and whether ``llmctl-ops`` is installed.
 
-``process`` sets what decides how fast paddle computes, ``memory`` measures.
+``process`` applies settings before paddle is imported, ``memory`` measures, ``operators`` looks for ``llmctl-ops``.
 """
 
 from llmctl.runtime.process import (
-    Setting,
+    ProcessSetting,
     available_cores,
     configure,
+    cpu_vendor,
     describe,
     device,
     import_paddle,
     plan,
-    processor,
-    release,
+    release_memory,
     seed,
 )
 
 __all__ = [
-    "Setting",
+    "ProcessSetting",
     "available_cores",
     "configure",
+    "cpu_vendor",
     "describe",
     "device",
     "import_paddle",
     "plan",
-    "processor",
-    "release",
+    "release_memory",
     "seed",
 ]

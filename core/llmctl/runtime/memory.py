@@ -1,4 +1,4 @@
-"""How much memory a run has needed at most so far."""
+"""Peak memory of this process, and free memory of the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmctl.errors import ConfigError
 
 
 def peaks() -> dict[str, int]:
-    """Bytes: ``peak_memory`` of this process and, where paddle computes on a GPU, ``peak_gpu_memory`` of its tensors."""
+    """Peak bytes so far: ``peak_memory`` of this process and, on a GPU, ``peak_gpu_memory`` of paddle's tensors."""
     import paddle
 
     found = {"peak_memory": _process()}
@@ -22,30 +22,30 @@ def peaks() -> dict[str, int]:
 
 
 def _process() -> int:
-    """Largest resident set of this process.
+    """Peak resident set size of this process, in bytes.
 
-    Linux's ``ru_maxrss`` also counts the program that started this one in its place, so its own account comes first.
+    VmHWM comes first, because ``ru_maxrss`` on Linux includes the peak of the process before ``exec``.
     """
     try:
-        stated = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        high_water = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
-        stated = None
-    if stated:
-        return int(stated[1]) * 1024
+        high_water = None
+    if high_water:
+        return int(high_water[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def free_memory() -> int:
-    """Bytes that are free where the cache will lie: on the GPU if there is one, else what may be taken without swapping.
+    """Free bytes of the device: of the GPU if there is one, else what can be allocated without swapping.
 
     Raises:
-        ConfigError: The system does not say.
+        ConfigError: The system does not report it.
     """
     if runtime.device() == "gpu":
-        cuda = runtime.import_paddle("a look for free memory").device.cuda
+        cuda = runtime.import_paddle("reading free GPU memory").device.cuda
         return int(cuda.get_device_properties().total_memory - cuda.memory_allocated())
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
-        raise ConfigError("this system does not say how much memory is free; give the cache's size in bytes") from None
+        raise ConfigError("this system does not report free memory; give the size of the cache in bytes") from None

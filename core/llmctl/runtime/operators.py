@@ -1,6 +1,6 @@
-"""Whether the optional distribution ``llmctl-ops`` is here, and the one line that says that it is not.
+"""Whether the optional distribution ``llmctl-ops`` is installed, and the notice when it is not.
 
-It is looked for, not imported: nothing here needs paddle, numpy or the compiled library.
+It is looked up, not imported: nothing here needs paddle, numpy or the compiled library.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import os
 from llmctl import runtime
 
 MISSING = (
-    "llmctl-ops is not installed, so paddle's own operations compute, which is slower; to install it: "
+    "llmctl-ops is not installed, so paddle's own operators are used, which are slower; to install it: "
     "pip install llmctl-ops"
 )
 
-_told = False
+_noted = False
 
 
 def installed() -> bool:
-    """Whether ``llmctl_ops`` can be found."""
+    """Whether ``llmctl_ops`` is installed."""
     try:
         return importlib.util.find_spec("llmctl_ops") is not None
     except ImportError:
@@ -27,17 +27,17 @@ def installed() -> bool:
 
 
 def turned_off() -> bool:
-    """Whether ``LLMCTL_OPS=reference`` asks for paddle's own operations."""
+    """Whether ``LLMCTL_OPS=reference`` selects paddle's own operators."""
     return os.environ.get("LLMCTL_OPS") == "reference"
 
 
 def note() -> str:
-    """What to tell where ``llmctl-ops`` is missing, once in a process; empty = nothing, or nothing more.
+    """The notice that ``llmctl-ops`` is missing, once per process; empty afterwards, or where it would not be used.
 
-    On a GPU it is not missed: paddle's own kernels compute there.
+    On a GPU it is not used: paddle has kernels of its own there.
     """
-    global _told
-    if _told or installed() or turned_off() or runtime.device() == "gpu":
+    global _noted
+    if _noted or installed() or turned_off() or runtime.device() == "gpu":
         return ""
-    _told = True
+    _noted = True
     return MISSING

@@ -1,8 +1,8 @@
-"""Settings of the process that decide how fast paddle computes: threads, matrix kernels, memory allocation, repeatability.
+"""Process settings that affect the speed of paddle: threads, MKL kernels, malloc, strided views, determinism.
 
-``configure`` belongs before the first import of paddle, which reads some of them only then. ``describe`` says what is
-set, why, and which environment variable changes it. Nothing here imports paddle; where a setting does not apply (other
-processors, other C libraries) it is off and says why.
+Call ``configure`` before the first import of paddle, which reads some of them at import. ``describe`` lists each setting
+with its value, where the value comes from, and the environment variable that overrides it. Where a setting does not apply
+(other CPUs, other C libraries) it is off and says why. Nothing here imports paddle, but for ``import_paddle``.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from typing import Any
 from llmctl.errors import ConfigError, require
 
 MKL_AVX2 = "5"
-"""Value of MKL_DEBUG_CPU_TYPE for the AVX2 kernels, which paddle's 2019 MKL avoids on processors that are not Intel's."""
+"""Value of MKL_DEBUG_CPU_TYPE that selects AVX2 kernels; the MKL of 2019 in paddle does not use them on AMD CPUs."""
 
 MALLOPT = {-3: 1 << 30, -1: 2**31 - 1, -2: 256 << 20}
-"""glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, in bytes: large tensors are reused, not unmapped each time."""
+"""glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, in bytes: memory of large tensors is reused, not unmapped."""
 
 OPERATORS = ("auto", "avx512vnni", "avx512", "avx2", "portable", "reference")
-"""What LLMCTL_OPS may say; the distribution llmctl-ops reads it."""
+"""Values of LLMCTL_OPS, which the distribution llmctl-ops reads."""
 
 DETERMINISTIC_FLAGS = ("FLAGS_cudnn_deterministic", "FLAGS_embedding_deterministic")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One setting: its name, its value for people, where it came from, and what overrides it."""
+class ProcessSetting:
+    """A setting: name, value, where the value comes from, and the environment variable that overrides it."""
 
     name: str
     value: str
@@ -44,15 +44,15 @@ class Setting:
     override: str
 
 
-_configured: list[Setting] = []
+_configured: list[ProcessSetting] = []
 
 
 def configure(threads: int | None = None, deterministic: bool = False) -> None:
-    """Applies all settings to this process; a second call changes nothing.
+    """Applies all settings to this process; later calls do nothing.
 
     Args:
-        threads: Compute threads if the environment does not say; None = the physical cores this process may use.
-        deterministic: Whether GPU kernels must give the same bits each time, at some cost in speed.
+        threads: Compute threads, unless the environment sets them; None = the physical cores available to this process.
+        deterministic: Whether to use deterministic GPU kernels, which are slower.
 
     Raises:
         ConfigError: An environment variable has a value that is not allowed.
@@ -75,24 +75,24 @@ def configure(threads: int | None = None, deterministic: bool = False) -> None:
     _configured.extend(settings)
 
 
-def release() -> None:
-    """Gives free memory back to the system; with large blocks kept for reuse, holes between them would stay resident."""
+def release_memory() -> None:
+    """Returns freed memory to the OS (``malloc_trim``); with trimming off (``MALLOPT``) it would stay resident."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
 def import_paddle(purpose: str) -> Any:
-    """paddle, imported after the process has been configured; its advice about threads and compilers is not shown.
+    """Configures the process, then imports paddle without its warnings about threads and compilers.
 
     Args:
         purpose: What needs paddle, for the message.
 
     Raises:
-        MissingDependencyError: It is not installed.
+        MissingDependencyError: paddle is not installed.
     """
     configure()
-    # Its C++ part writes a line on standard error for every program that it runs.
+    # Without it, paddle's C++ side logs a line to stderr for every program that it runs.
     os.environ.setdefault("GLOG_minloglevel", "2")
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -100,22 +100,22 @@ def import_paddle(purpose: str) -> Any:
 
 
 def device() -> str:
-    """``gpu`` where paddle is built for GPUs and finds one, else ``cpu``; imports paddle only if it is such a build."""
+    """``gpu`` if paddle is a GPU build and finds a GPU, else ``cpu``. Imports paddle only if it is a GPU build."""
     try:
         metadata.version("paddlepaddle-gpu")
     except metadata.PackageNotFoundError:
         return "cpu"
-    return "gpu" if import_paddle("a look for GPUs").device.cuda.device_count() else "cpu"
+    return "gpu" if import_paddle("looking for GPUs").device.cuda.device_count() else "cpu"
 
 
 def describe() -> list[tuple[str, str, str, str]]:
-    """Rows (name, value, source, how to override): what was set, or what ``configure()`` would set."""
+    """(name, value, source, how to override) of every setting, as set or as ``configure()`` would set it."""
     rows = _configured or plan(os.environ)
     return [(row.name, row.value, row.source, row.override) for row in rows]
 
 
-def plan(environ: Mapping[str, str], threads: int | None = None, deterministic: bool = False) -> list[Setting]:
-    """What ``configure`` sets under an environment.
+def plan(environ: Mapping[str, str], threads: int | None = None, deterministic: bool = False) -> list[ProcessSetting]:
+    """The settings that ``configure`` applies with these environment variables.
 
     Raises:
         ConfigError: A variable has a value that is not allowed.
@@ -143,7 +143,7 @@ def seed(value: int) -> None:
 
 
 def available_cores() -> int:
-    """Physical cores that this process may use: by affinity, hyper-threads counted once, at most the cgroup's quota."""
+    """Physical cores available to this process, by its affinity and its cgroup's CPU quota; hyper-threads count once."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     siblings = Path("/sys/devices/system/cpu")
@@ -157,7 +157,7 @@ def available_cores() -> int:
 
 
 def _quota() -> int:
-    """Whole processors that the cgroup grants; a large number if it sets no limit."""
+    """CPUs of the cgroup's quota, rounded down; ``sys.maxsize`` if it sets none."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return sys.maxsize if quota == "max" else max(1, int(quota) // int(period))
@@ -165,8 +165,8 @@ def _quota() -> int:
         return sys.maxsize
 
 
-def processor() -> str:
-    """Vendor string of the processor, such as ``AuthenticAMD``; empty where the system does not tell."""
+def cpu_vendor() -> str:
+    """Vendor of the CPU, such as ``AuthenticAMD``; empty if unknown."""
     return _cpuinfo().get("vendor_id", "")
 
 
@@ -178,93 +178,97 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
-def _threads(environ: Mapping[str, str], asked: int | None) -> Setting:
+def _threads(environ: Mapping[str, str], asked: int | None) -> ProcessSetting:
     override = "LLMCTL_THREADS=<number>"
     if environ.get("LLMCTL_THREADS"):
-        return Setting("threads", str(_count("LLMCTL_THREADS", environ["LLMCTL_THREADS"])), "LLMCTL_THREADS", override)
+        return ProcessSetting(
+            "threads", str(_count("LLMCTL_THREADS", environ["LLMCTL_THREADS"])), "LLMCTL_THREADS", override
+        )
     if asked is not None:
-        return Setting("threads", str(asked), "configuration", override)
+        return ProcessSetting("threads", str(asked), "configuration", override)
     given = environ.get("OMP_NUM_THREADS")
-    # The import of paddle itself writes 1 where the user wrote nothing.
+    # Importing paddle sets OMP_NUM_THREADS=1 if it was not set.
     if given and not (given == "1" and _imported_paddle()):
-        return Setting("threads", str(_count("OMP_NUM_THREADS", given)), "OMP_NUM_THREADS", override)
-    return Setting("threads", str(available_cores()), "physical cores available", override)
+        return ProcessSetting("threads", str(_count("OMP_NUM_THREADS", given)), "OMP_NUM_THREADS", override)
+    return ProcessSetting("threads", str(available_cores()), "physical cores available", override)
 
 
 def _count(name: str, text: str) -> int:
     first = text.split(",")[0].strip()
     if not first.isdigit() or int(first) < 1:
-        raise ConfigError(f"{name}={text!r} must be a whole number above 0")
+        raise ConfigError(f"{name}={text!r} must be an integer above 0")
     return int(first)
 
 
-def _mkl(environ: Mapping[str, str]) -> Setting:
+def _mkl(environ: Mapping[str, str]) -> ProcessSetting:
     override = "LLMCTL_MKL=auto|off|<MKL_DEBUG_CPU_TYPE>"
     choice = environ.get("LLMCTL_MKL", "auto") or "auto"
     if choice != "auto":
         if choice != "off" and not choice.isdigit():
             raise ConfigError(f"LLMCTL_MKL={choice!r} must be auto, off or a number")
-        return Setting("mkl kernels", choice, "LLMCTL_MKL", override)
+        return ProcessSetting("mkl kernels", choice, "LLMCTL_MKL", override)
     if environ.get("MKL_DEBUG_CPU_TYPE"):
-        return Setting("mkl kernels", environ["MKL_DEBUG_CPU_TYPE"], "MKL_DEBUG_CPU_TYPE", override)
-    if processor() != "AuthenticAMD":
-        return Setting("mkl kernels", "off", "only AMD processors need it", override)
+        return ProcessSetting("mkl kernels", environ["MKL_DEBUG_CPU_TYPE"], "MKL_DEBUG_CPU_TYPE", override)
+    if cpu_vendor() != "AuthenticAMD":
+        return ProcessSetting("mkl kernels", "off", "only needed on AMD CPUs", override)
     if "avx2" not in _cpuinfo().get("flags", "").split():
-        return Setting("mkl kernels", "off", "the processor has no AVX2", override)
-    return Setting("mkl kernels", MKL_AVX2, "AMD processor: AVX2 kernels", override)
+        return ProcessSetting("mkl kernels", "off", "the CPU has no AVX2", override)
+    return ProcessSetting("mkl kernels", MKL_AVX2, "AMD CPU: AVX2 kernels", override)
 
 
-def _malloc(environ: Mapping[str, str]) -> Setting:
+def _malloc(environ: Mapping[str, str]) -> ProcessSetting:
     override = "LLMCTL_MALLOC=auto|off"
     choice = environ.get("LLMCTL_MALLOC", "auto") or "auto"
     if choice not in ("auto", "off"):
         raise ConfigError(f"LLMCTL_MALLOC={choice!r} must be auto or off")
     if choice == "off":
-        return Setting("malloc", "off", "LLMCTL_MALLOC", override)
+        return ProcessSetting("malloc", "off", "LLMCTL_MALLOC", override)
     if platform.libc_ver()[0] != "glibc":
-        return Setting("malloc", "off", "the C library is not glibc", override)
-    return Setting("malloc", "keep", "glibc: freed memory is kept for reuse", override)
+        return ProcessSetting("malloc", "off", "the C library is not glibc", override)
+    return ProcessSetting("malloc", "keep", "glibc: freed memory is kept for reuse", override)
 
 
-def _views(environ: Mapping[str, str]) -> Setting:
+def _views(environ: Mapping[str, str]) -> ProcessSetting:
     override = "LLMCTL_VIEWS=auto|on|off"
     choice = environ.get("LLMCTL_VIEWS", "auto") or "auto"
     if choice not in ("auto", "on", "off"):
         raise ConfigError(f"LLMCTL_VIEWS={choice!r} must be auto, on or off")
     if choice != "auto":
-        return Setting("views", choice, "LLMCTL_VIEWS", override)
+        return ProcessSetting("views", choice, "LLMCTL_VIEWS", override)
     if "FLAGS_use_stride_kernel" in environ:
         on = environ["FLAGS_use_stride_kernel"].lower() in ("1", "true")
-        return Setting("views", "on" if on else "off", "FLAGS_use_stride_kernel", override)
+        return ProcessSetting("views", "on" if on else "off", "FLAGS_use_stride_kernel", override)
     try:
         metadata.version("paddlepaddle-gpu")
     except metadata.PackageNotFoundError:
-        return Setting("views", "off", "CPU: copying a view later is slow, so transposes are copied at once", override)
-    return Setting("views", "on", "GPU build: paddle's default", override)
+        return ProcessSetting(
+            "views", "off", "CPU: a transpose copies at once, since copying a strided view later is slow", override
+        )
+    return ProcessSetting("views", "on", "GPU build: paddle's default", override)
 
 
-def _operators(environ: Mapping[str, str]) -> Setting:
+def _operators(environ: Mapping[str, str]) -> ProcessSetting:
     override = f"LLMCTL_OPS={'|'.join(OPERATORS)}"
     choice = environ.get("LLMCTL_OPS", "") or "auto"
     if choice not in OPERATORS:
         raise ConfigError(f"LLMCTL_OPS={choice!r} must be one of {', '.join(OPERATORS)}")
     if choice != "auto":
-        return Setting("operators", choice, "LLMCTL_OPS", override)
+        return ProcessSetting("operators", choice, "LLMCTL_OPS", override)
     try:
         version = metadata.version("llmctl-ops")
     except metadata.PackageNotFoundError:
-        return Setting("operators", "paddle's own", "llmctl-ops is not installed", override)
-    return Setting("operators", "auto", f"llmctl-ops {version}; see llmctl ops doctor", override)
+        return ProcessSetting("operators", "paddle's own", "llmctl-ops is not installed", override)
+    return ProcessSetting("operators", "auto", f"llmctl-ops {version}; see llmctl ops doctor", override)
 
 
-def _deterministic(environ: Mapping[str, str], asked: bool) -> Setting:
+def _deterministic(environ: Mapping[str, str], asked: bool) -> ProcessSetting:
     override = "LLMCTL_DETERMINISTIC=on|off"
     choice = environ.get("LLMCTL_DETERMINISTIC", "")
     if choice not in ("", "on", "off"):
         raise ConfigError(f"LLMCTL_DETERMINISTIC={choice!r} must be on or off")
     if choice:
-        return Setting("deterministic", choice, "LLMCTL_DETERMINISTIC", override)
-    return Setting("deterministic", "on" if asked else "off", "configuration" if asked else "default", override)
+        return ProcessSetting("deterministic", choice, "LLMCTL_DETERMINISTIC", override)
+    return ProcessSetting("deterministic", "on" if asked else "off", "configuration" if asked else "default", override)
 
 
 def _set_threads(count: int) -> None:
@@ -285,5 +289,5 @@ def _set_flags(flags: Mapping[str, bool]) -> None:
 
 
 def _imported_paddle() -> Any:
-    """paddle if this process has imported it already; it must then be told, as it reads the environment no more."""
+    """paddle if already imported: it no longer reads the environment, so settings go through its API."""
     return sys.modules.get("paddle")

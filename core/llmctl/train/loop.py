@@ -166,7 +166,7 @@ class Loop:
     def _step(self, step: int, interrupted: Callable[[], bool]) -> None:
         self._each("on_update", self.update(step))
         if step <= SETTLING or step % RELEASE_EVERY == 0:
-            runtime.release()
+            runtime.release_memory()
         last = step == self.plan.steps
         if last or step % self.plan.eval_every == 0:
             metrics = self.evaluate()
