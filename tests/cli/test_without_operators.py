@@ -24,7 +24,7 @@ sys.modules["llmctl_ops"] = None
 from llmctl.runtime import operators
 from llmctl.cli import main
 for words, choice in json.load(sys.stdin):
-    os.environ["LLMCTL_OPS"], operators._told = choice, False
+    os.environ["LLMCTL_OPS"], operators._noted = choice, False
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -111,7 +111,7 @@ def test_one_line_of_a_run_says_what_is_missing_and_how_to_install_it(found, nam
     _, out, err = found[name]
     assert MISSING not in out
     (line,) = err.splitlines()
-    assert MISSING in line and "which is slower" in line and line.count("pip install llmctl-ops") == 1
+    assert MISSING in line and "which are slower" in line and line.count("pip install llmctl-ops") == 1
 
 
 @pytest.mark.parametrize("name", ["finetune", "dpo", "pretrain"])
@@ -131,7 +131,7 @@ def test_nothing_is_said_where_operators_were_turned_off_or_change_nothing(found
 
 @pytest.fixture
 def absent(monkeypatch):
-    monkeypatch.setattr(operators, "_told", False)
+    monkeypatch.setattr(operators, "_noted", False)
     monkeypatch.setattr(operators, "installed", lambda: False)
     monkeypatch.setattr(native, "library", None)
     monkeypatch.setattr(native, "FAILURE", operators.MISSING, raising=False)
