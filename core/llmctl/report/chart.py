@@ -1,7 +1,7 @@
-"""Line charts as inline SVG whose colours come from the page's style, so that they follow light and dark.
+"""Line charts as inline SVG; colors come from the page's style sheet, which has a light and a dark mode.
 
-A long series is drawn as the mean of each stretch of steps with a band from its smallest to its largest value, so that
-single outliers stay visible. Values that differ by orders of magnitude get a logarithmic axis.
+A long series is binned by step: the line shows the mean of each bin, a band its minimum and maximum, so outliers stay
+visible. If values differ by orders of magnitude, the axis is logarithmic.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from html import escape
 from llmctl.report.curve import ticks
 from llmctl.report.folder import Points
 
-STRETCHES = 240
-"""Points that a line has at most."""
+MAX_POINTS = 240
+"""Most points of a drawn line; longer series are binned."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 34
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line.
+    """A line of a chart.
 
     Attributes:
-        name: What it shows, for the legend.
-        points: (step, value), by step.
-        tone: Number of its colour.
-        dashed: Drawn dashed, with its points marked.
+        name: Label in the legend.
+        points: (step, value), sorted by step.
+        tone: Index of its color.
+        dashed: Whether to draw it dashed, with markers.
     """
 
     name: str
@@ -39,22 +39,22 @@ class Series:
 def figure(
     title: str, series: Sequence[Series], show: Callable[[float], str], wide: bool = False, zero: bool = False
 ) -> str:
-    """A titled chart with its legend; empty when no series has a point.
+    """A chart with title and legend, as HTML; empty if no series has a point.
 
     Args:
-        title: Above the chart.
+        title: Title above the chart.
         series: The lines; those without points are left out.
-        show: Writes a value of the vertical axis.
-        wide: Drawn over the whole width of the page on a large screen.
-        zero: The vertical axis begins at 0, whatever the values.
+        show: Formats a value of the y axis.
+        wide: Whether it takes the full width of the page on a large screen.
+        zero: Whether the y axis starts at 0.
     """
-    drawn = [one for one in series if one.points]
+    drawn = [line for line in series if line.points]
     if not drawn:
         return ""
     legend = "".join(
-        f'<span class="key"><svg viewBox="0 0 24 8"><path class="line t{one.tone}{" dashed" * one.dashed}" d="M0 4H24"/>'
-        f"</svg>{escape(one.name)}</span>"
-        for one in drawn
+        f'<span class="key"><svg viewBox="0 0 24 8"><path class="line t{line.tone}{" dashed" * line.dashed}" d="M0 4H24"/>'
+        f"</svg>{escape(line.name)}</span>"
+        for line in drawn
     )
     names = f'<div class="legend">{legend}</div>' if len(drawn) > 1 else ""
     pictures = f'<div class="small">{_svg(title, drawn, show, zero, 420, 230)}</div>'
@@ -67,53 +67,55 @@ def figure(
 def _svg(
     title: str, series: Sequence[Series], show: Callable[[float], str], zero: bool, width: int, height: int
 ) -> str:
-    values = [value for one in series for _, value in one.points]
+    values = [value for line in series for _, value in line.points]
     marks, scale = _axis(values, zero)
-    last = max([1.0] + [step for one in series for step, _ in one.points])
+    last = max([1.0] + [step for line in series for step, _ in line.points])
     low, high = scale(marks[0]), scale(marks[-1])
 
-    def place(step: float, value: float) -> tuple[float, float]:
+    def to_pixels(step: float, value: float) -> tuple[float, float]:
         x = _LEFT + step / last * (width - _LEFT - _RIGHT)
         return x, height - _BOTTOM - (scale(value) - low) / (high - low) * (height - _TOP - _BOTTOM)
 
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
     for mark in marks:
-        y = place(0, mark)[1]
+        y = to_pixels(0, mark)[1]
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{width - _RIGHT}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(show(mark))}</text>')
     steps = [mark for mark in ticks(0.0, last) if mark <= last and mark == int(mark)]
     for mark in steps if width > 500 or last < 10_000 else steps[::2]:
-        x = place(mark, marks[0])[0]
+        x = to_pixels(mark, marks[0])[0]
         anchor = "end" if x > width - 30 else "middle"
         parts.append(
             f'<text x="{x + (_RIGHT - 2) * (anchor == "end"):.1f}" y="{height - 18}" text-anchor="{anchor}">{int(mark):,}</text>'
         )
     parts.append(f'<text x="{(width + _LEFT) / 2:.0f}" y="{height - 4}" text-anchor="middle">step</text>')
-    for one in series:
-        parts += _line(one, place, show)
+    for line in series:
+        parts += _line(line, to_pixels, show)
     return "".join([*parts, "</svg>"])
 
 
-def _line(one: Series, place: Callable[[float, float], tuple[float, float]], show: Callable[[float], str]) -> list[str]:
-    lows, means, highs = summary(one.points)
+def _line(
+    line: Series, to_pixels: Callable[[float, float], tuple[float, float]], show: Callable[[float], str]
+) -> list[str]:
+    lows, means, highs = summary(line.points)
     parts = []
-    if len(one.points) > len(means):
-        outline = [place(*point) for point in [*highs, *reversed(lows)]]
-        parts.append(f'<path class="band t{one.tone}" d="{_path(outline)}Z"/>')
+    if len(line.points) > len(means):
+        outline = [to_pixels(*point) for point in [*highs, *reversed(lows)]]
+        parts.append(f'<path class="band t{line.tone}" d="{_path(outline)}Z"/>')
     if len(means) > 1:
-        dashed = " dashed" if one.dashed else ""
-        parts.append(f'<path class="line t{one.tone}{dashed}" d="{_path([place(*point) for point in means])}"/>')
+        dashed = " dashed" if line.dashed else ""
+        parts.append(f'<path class="line t{line.tone}{dashed}" d="{_path([to_pixels(*point) for point in means])}"/>')
     if len(means) <= 40:
         for step, value in means:
-            x, y = place(step, value)
-            hint = f"<title>{escape(one.name)}, step {step:,.0f}: {escape(show(value))}</title>"
-            parts.append(f'<circle class="dot t{one.tone}" cx="{x:.1f}" cy="{y:.1f}" r="2.5">{hint}</circle>')
+            x, y = to_pixels(step, value)
+            hint = f"<title>{escape(line.name)}, step {step:,.0f}: {escape(show(value))}</title>"
+            parts.append(f'<circle class="dot t{line.tone}" cx="{x:.1f}" cy="{y:.1f}" r="2.5">{hint}</circle>')
     return parts
 
 
-def summary(points: Points, most: int = STRETCHES) -> tuple[Points, Points, Points]:
-    """Smallest value, mean and largest value of each of at most ``most`` equal stretches of points."""
-    count = -(-len(points) // most) if points else 1
+def summary(points: Points, bins: int = MAX_POINTS) -> tuple[Points, Points, Points]:
+    """Minimum, mean and maximum of the points in each of at most ``bins`` bins of equal size."""
+    count = -(-len(points) // bins) if points else 1
     groups = [points[index : index + count] for index in range(0, len(points), count)]
     middles = [sum(step for step, _ in group) / len(group) for group in groups]
     values = [[value for _, value in group] for group in groups]
@@ -125,7 +127,7 @@ def summary(points: Points, most: int = STRETCHES) -> tuple[Points, Points, Poin
 
 
 def _axis(values: Sequence[float], zero: bool) -> tuple[list[float], Callable[[float], float]]:
-    """Marks of the vertical axis from below the smallest to above the largest value, and what maps a value to height."""
+    """Tick values of the y axis, and the function that maps a value to its scale (identity or log10)."""
     low, high = min(values), max(values)
     middle = sorted(values)[len(values) // 2]
     if low > 0 and high > 50 * middle:

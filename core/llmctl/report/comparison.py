@@ -1,4 +1,4 @@
-"""The page of several runs: their curves in one picture, what they reached, and in what they differ."""
+"""The page that compares several runs: results, curves, and differences in configuration."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from llmctl.report.chart import Series, figure
 from llmctl.report.folder import RunFolder
 from llmctl.report.page import PANELS, state
 from llmctl.report.style import TONES
-from llmctl.report.wording import clock, count, metric, setting, size, spoken
+from llmctl.report.wording import clock, count, label, metric, setting, size
 
 
 def comparison(runs: Sequence[RunFolder]) -> str:
-    """The page as HTML; runs keep their order and have a colour each."""
+    """The page as HTML; each run has a color, in the given order."""
     names = labels(runs)
     title = "Comparison of " + ", ".join(names) if len(runs) < 4 else f"Comparison of {len(runs)} runs"
     return markup.document(
@@ -31,7 +31,7 @@ def comparison(runs: Sequence[RunFolder]) -> str:
 
 
 def labels(runs: Sequence[RunFolder]) -> list[str]:
-    """A name for each run: the shortest ends of their paths that tell them apart."""
+    """A name for each run: the shortest unique suffix of its path."""
     parts = [run.path.resolve().parts for run in runs]
     for length in range(1, max(map(len, parts)) + 1):
         names = [os.path.join(*part[-length:]) for part in parts]
@@ -45,7 +45,7 @@ def _results(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
     rows = [["state", *map(state, runs)], ["steps", *(f"{run.last_step:,}" for run in runs)]]
     rows.append(["training time", *(clock(sum(value for _, value in run.points("seconds"))) for run in runs)])
     for key in dict.fromkeys(name for found in reached for name in found):
-        rows.append([spoken(key), *(metric(key, found.get(key)) for found in reached)])
+        rows.append([label(key), *(metric(key, found.get(key)) for found in reached)])
     rows.append(["last training loss", *(_last(run, "loss", lambda v: f"{v:.4g}") for run in runs)])
     rows.append(["tokens per second", *(_middle(run) for run in runs)])
     rows.append(["peak memory", *(_last(run, "peak_memory", size) for run in runs)])
@@ -61,7 +61,7 @@ def _charts(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
     charts = [figure("training loss", loss, count, wide=True)]
     for key in dict.fromkeys(name for run in runs for name in run.evaluated()):
         series = [Series(name, run.points(key), tone, dashed=key == "eval_loss") for run, name, tone in every]
-        charts.append(figure(spoken(key), series, lambda value, k=key: metric(k, value)))  # type: ignore[misc]
+        charts.append(figure(label(key), series, lambda value, k=key: metric(k, value)))  # type: ignore[misc]
     for title, keys, show in PANELS:
         lines = [Series(name, run.points(keys[-1]) or run.points(keys[0]), tone) for run, name, tone in every]
         charts.append(figure(title, lines, show, zero=True))

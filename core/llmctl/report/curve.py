@@ -1,4 +1,4 @@
-"""The learning curve as a self-contained SVG picture: losses above, the learning rate below. No library is used."""
+"""The learning curve as a self-contained SVG file: losses above, the learning rate below."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Points = list[tuple[float, float]]
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> str:
-    """An SVG document of the rows of ``metrics.jsonl``; values that are not finite are left out."""
+    """An SVG document of the rows of ``metrics.jsonl``, without values that are not finite."""
     train, evaluation, rate = (_points(rows, key) for key in ("loss", "eval_loss", "lr"))
     last = max([1.0] + [step for step, _ in train + evaluation])
     parts = [

@@ -1,4 +1,4 @@
-"""What a run left in its folder, read back: ``run.json`` and ``metrics.jsonl``."""
+"""Reading the output folder of a run: ``run.json`` and ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmctl.io.json_object import read_json
 
 METRICS, INFO = "metrics.jsonl", "run.json"
 BOOKKEEPING = frozenset({"step", "epoch"})
-"""Keys of an evaluation's line that are no metrics."""
+"""Keys of an evaluation's row that are not metrics."""
 
 Rows = Sequence[Mapping[str, Any]]
 Points = list[tuple[float, float]]
@@ -22,12 +22,12 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run as its folder tells it.
+    """The records of a run.
 
     Attributes:
-        path: The folder.
-        info: Content of ``run.json``; empty before a run has measured its model.
-        rows: Lines of ``metrics.jsonl``.
+        path: Its output folder.
+        info: Content of ``run.json``; empty if it does not exist yet.
+        rows: Rows of ``metrics.jsonl``.
     """
 
     path: Path
@@ -36,16 +36,16 @@ class RunFolder:
 
     @property
     def last_step(self) -> int:
-        """Number of the last update that is known of, from lines, checkpoints or the end."""
-        said = [self.info.get("steps"), self.info.get("outcome", {}).get("step")]
-        return int(max([0, *(row["step"] for row in self.rows), *filter(_is_number, said)]))
+        """Last step that is recorded, in ``metrics.jsonl`` or ``run.json``."""
+        recorded = [self.info.get("steps"), self.info.get("outcome", {}).get("step")]
+        return int(max([0, *(row["step"] for row in self.rows), *filter(_is_number, recorded)]))
 
     def points(self, key: str) -> Points:
-        """(step, value) of every line that has a finite number under this key."""
+        """(step, value) of every row with a finite number under this key."""
         return [(float(row["step"]), float(row[key])) for row in self.rows if _is_number(row.get(key))]
 
     def evaluated(self) -> list[str]:
-        """Names of the metrics of evaluations, in the order in which they appear."""
+        """Names of the evaluation metrics, in order of appearance."""
         names: dict[str, None] = {}
         for row in self.rows:
             if "loss" not in row:
@@ -53,7 +53,7 @@ class RunFolder:
         return list(names)
 
     def last_evaluation(self) -> dict[str, float]:
-        """Metrics of the last evaluation; empty if there was none."""
+        """Metrics of the last evaluation; empty if there is none."""
         for row in reversed(self.rows):
             if "loss" not in row:
                 return {name: value for name, value in row.items() if name not in BOOKKEEPING}
@@ -61,22 +61,22 @@ class RunFolder:
 
 
 def open_run(path: Path) -> RunFolder:
-    """The run in a folder.
+    """Opens the output folder of a run.
 
     Raises:
         ConfigError: The folder does not exist or is not the output folder of a run.
         FileError: ``run.json`` is damaged.
     """
     if not path.is_dir():
-        raise ConfigError(f"{path}: there is no such folder; name the output folder of a run")
+        raise ConfigError(f"{path} does not exist; give the output folder of a run")
     info, rows = read_json(path / INFO), read_rows(path / METRICS)
     if not rows and not (path / INFO).exists():
-        raise ConfigError(f"{path} is not the output folder of a run: it holds neither {INFO} nor {METRICS}")
+        raise ConfigError(f"{path} is not the output folder of a run: it has neither {INFO} nor {METRICS}")
     return RunFolder(path, info, rows)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; those after one that a crash cut off are left out, an absent file has none."""
+    """The rows of a metrics file, up to a line that a crash truncated; empty if the file does not exist."""
     if not path.exists():
         return []
     rows = []

@@ -1,4 +1,4 @@
-"""Pieces of a page. Every text that comes from a run is escaped here and nowhere else."""
+"""HTML elements that pages share; texts are escaped here."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from llmctl._version import __version__
 from llmctl.report.style import STYLE
 
 GENERATOR = '<meta name="generator" content="llmctl report'
-"""By this a file is known to be a report, which may be replaced."""
+"""Identifies a report, which may be overwritten."""
 
 
 def document(title: str, body: Sequence[str]) -> str:
-    """A whole page around sections that are markup already."""
+    """A complete HTML page.
+
+    Args:
+        title: Its title, as text.
+        body: Its elements, as HTML.
+    """
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
@@ -25,23 +30,23 @@ def document(title: str, body: Sequence[str]) -> str:
 
 
 def section(title: str, content: str) -> str:
-    """A headed section; nothing when it has no content."""
+    """A section with a heading; empty if it has no content."""
     return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>" if content else ""
 
 
 def fold(title: str, content: str, unfolded: bool = False) -> str:
-    """Content that is shown on a click; nothing when there is none."""
+    """A collapsible element; empty if it has no content."""
     state = " open" if unfolded else ""
     return f"<details{state}><summary>{escape(title)}</summary>\n{content}\n</details>" if content else ""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
-    """A table of texts; nothing when it has no rows.
+    """A table; empty if it has no rows.
 
     Args:
-        columns: Titles; may all be empty.
-        rows: Texts, escaped here.
-        numbers: All columns but the first hold numbers.
+        columns: Headings; no header row if all are empty.
+        rows: Cells, as text.
+        numbers: Whether all columns but the first are numbers, aligned right.
     """
     if not rows:
         return ""
@@ -56,12 +61,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool =
 
 
 def commands(lines: Sequence[str]) -> str:
-    """Commands to copy, one a line."""
+    """A block of commands, one per line."""
     return f"<pre>{escape(chr(10).join(lines))}</pre>" if lines else ""
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested configuration as ``section.key`` -> value."""
+    """A nested configuration as ``section.key`` -> value."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):

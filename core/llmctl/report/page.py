@@ -1,4 +1,4 @@
-"""The page of one run: how it ended, what it reached, its curves, its answers, its configuration, where to go on."""
+"""The page of one run: outcome, metrics, curves, sample answers, configuration, versions, next commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from llmctl.report import markup
 from llmctl.report.chart import Series, figure
 from llmctl.report.folder import RunFolder
-from llmctl.report.wording import clock, count, metric, setting, size, spoken
+from llmctl.report.wording import clock, count, label, metric, setting, size
 
 PANELS = (
     ("learning rate", ("lr",), count),
@@ -18,11 +18,11 @@ PANELS = (
     ("tokens per second", ("tokens_per_second",), count),
     ("peak memory", ("peak_memory", "peak_gpu_memory"), size),
 )
-"""Charts of updates below the loss: title, keys of ``metrics.jsonl``, how values are written."""
+"""Charts below the loss: (title, keys of ``metrics.jsonl``, format of values)."""
 
 
 def page(run: RunFolder) -> str:
-    """The page as HTML, whatever of the run is there."""
+    """The page as HTML; sections without data are left out."""
     title = heading(run)
     return markup.document(
         title,
@@ -34,14 +34,14 @@ def page(run: RunFolder) -> str:
             markup.section("Learning curve", _charts(run)),
             markup.section("Answers before and after", _samples(run)),
             markup.section("Configuration", _configuration(run.info)),
-            markup.section("Where it was made", _origin(run.info)),
-            markup.section("Where to go on", markup.commands(_next(run))),
+            markup.section("Command and versions", _origin(run.info)),
+            markup.section("Next steps", markup.commands(_next(run))),
         ],
     )
 
 
 def heading(run: RunFolder) -> str:
-    """Family, command and method of a run, as far as they are known, and its folder's name."""
+    """Name of the folder, family, command and method of a run, as far as they are known."""
     info, config = run.info, run.info.get("config", {})
     method = config.get("method", {}).get("name", "")
     what = " ".join(filter(None, [info.get("family", ""), info.get("task", ""), f"({method})" if method else ""]))
@@ -50,9 +50,9 @@ def heading(run: RunFolder) -> str:
 
 def state(run: RunFolder) -> str:
     """``finished``, ``interrupted``, ``failed`` or ``running``."""
-    said = run.info.get("outcome", {}).get("state")
-    if said in ("finished", "interrupted", "failed", "running"):
-        return str(said)
+    recorded = run.info.get("outcome", {}).get("state")
+    if recorded in ("finished", "interrupted", "failed", "running"):
+        return str(recorded)
     return "finished" if "after" in run.info else "running"
 
 
@@ -61,9 +61,9 @@ def _facts(run: RunFolder) -> str:
     parameters = f"{info['parameters']:,} parameters" if isinstance(info.get("parameters"), int) else ""
     path = info.get("config", {}).get("model", {}).get("path")
     peaks = info.get("peak_memory", {})
-    memory = ", ".join(f"peak {spoken(key).removeprefix('peak ')} {size(value)}" for key, value in peaks.items())
+    memory = ", ".join(f"peak {label(key).removeprefix('peak ')} {size(value)}" for key, value in peaks.items())
     note = info.get("precision", {}).get("note", "")
-    created = f"begun {info['created']}" if "created" in info else ""
+    created = f"started {info['created']}" if "created" in info else ""
     return " · ".join(filter(None, [parameters, f"from {path}" if path else "", memory, note, created]))
 
 
@@ -74,13 +74,13 @@ def _outcome(run: RunFolder) -> str:
     of = f" of {planned:,}" if isinstance(planned, int) and planned != step else ""
     seconds = sum(value for _, value in run.points("seconds"))
     spent = f", {clock(seconds)} of training" if ended == "finished" and seconds else ""
-    said = {
+    text = {
         "finished": f"Finished after {step:,} steps{of}{spent}.",
         "interrupted": f"Interrupted after step {step:,}{of}.",
         "failed": f"Failed after step {step:,}{of}.",
         "running": f"Not finished when this page was written, at step {step:,}{of}: it is still running, or was killed.",
     }[ended]
-    lines = [f'<p class="lead {ended}"><strong>{escape(said)}</strong></p>']
+    lines = [f'<p class="lead {ended}"><strong>{escape(text)}</strong></p>']
     message = outcome.get("message")
     if message and ended in ("failed", "interrupted"):
         lines.append(f'<div class="notice {ended}"><p>{escape(str(message))}</p></div>')
@@ -88,7 +88,7 @@ def _outcome(run: RunFolder) -> str:
     if isinstance(best, Mapping) and {"metric", "value", "step"} <= set(best):
         name = str(best["metric"])
         lines.append(
-            f"<p>Best checkpoint: step {escape(str(best['step']))}, {escape(spoken(name))} "
+            f"<p>Best checkpoint: step {escape(str(best['step']))}, {escape(label(name))} "
             f"{escape(metric(name, best['value']))}.</p>"
         )
     return "\n".join(lines)
@@ -103,12 +103,12 @@ def _metrics(run: RunFolder) -> str:
     ended = run.info.get("after", {}).get("metrics")
     after, column = (ended, "after") if ended else (run.last_evaluation(), "last evaluation")
     names = list(dict.fromkeys([*before, *after]))
-    rows = [[spoken(name), metric(name, before.get(name)), metric(name, after.get(name))] for name in names]
+    rows = [[label(name), metric(name, before.get(name)), metric(name, after.get(name))] for name in names]
     losses = run.points("loss")
     if losses:
         rows.append(["training loss", f"{losses[0][1]:.4g}", f"{losses[-1][1]:.4g}"])
     tested = run.info.get("test", {})
-    rows += [[f"test {spoken(name.removeprefix('eval_'))}", "-", metric(name, value)] for name, value in tested.items()]
+    rows += [[f"test {label(name.removeprefix('eval_'))}", "-", metric(name, value)] for name, value in tested.items()]
     return markup.table(["", "before", column], rows, numbers=True)
 
 
@@ -118,10 +118,10 @@ def _charts(run: RunFolder) -> str:
     for name in run.evaluated():
         if name != "eval_loss":
             charts.append(
-                figure(spoken(name), [Series(spoken(name), run.points(name), 1)], lambda v, n=name: metric(n, v))  # type: ignore[misc]
+                figure(label(name), [Series(label(name), run.points(name), 1)], lambda v, n=name: metric(n, v))  # type: ignore[misc]
             )
     for index, (title, keys, show) in enumerate(PANELS):
-        series = [Series(spoken(key), run.points(key), 2 + index + place) for place, key in enumerate(keys)]
+        series = [Series(label(key), run.points(key), 2 + index + place) for place, key in enumerate(keys)]
         charts.append(figure(title, series, show, zero=True))
     drawn = "\n".join(filter(None, charts))
     return f'<div class="charts">\n{drawn}\n</div>' if drawn else ""

@@ -1,4 +1,4 @@
-"""The style sheet of a report: plain, light and dark, one column on a phone."""
+"""The style sheet of reports, with a light and a dark mode."""
 
 TONES = (
     ("#2563eb", "#60a5fa"),

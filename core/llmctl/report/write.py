@@ -1,4 +1,4 @@
-"""Writing reports: the page of one run into its folder, or of several beside each other."""
+"""Writing reports: the page of one run, or the comparison of several."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ NAME, SEVERAL = "report.html", "comparison.html"
 
 
 def write(folders: Sequence[Path], target: Path | None = None) -> Path:
-    """Writes the report of one run, or compares several; the file's path.
+    """Writes the report of one run, or the comparison of several; returns the path of the file.
 
     Args:
         folders: Output folders of runs.
-        target: The file; None = ``report.html`` in the folder of a single run, ``comparison.html`` here for several.
+        target: The file; None = ``report.html`` in the folder of the run, or ``comparison.html`` in the current folder.
 
     Raises:
-        ConfigError: A folder is no run's, or the file is there and no report.
-        CheckpointError: The file cannot be written.
+        ConfigError: A folder is not that of a run, or the file exists and is not a report.
+        FileError: The file cannot be written.
     """
     runs = [open_run(folder) for folder in folders]
     target = target or (folders[0] / NAME if len(folders) == 1 else Path(SEVERAL))
@@ -37,6 +37,6 @@ def write(folders: Sequence[Path], target: Path | None = None) -> Path:
 
 def _check_replaceable(target: Path) -> None:
     if target.is_dir():
-        raise ConfigError(f"{target} is a folder; name a file, such as {target / NAME}")
+        raise ConfigError(f"{target} is a folder; give a file, such as {target / NAME}")
     if target.exists() and markup.GENERATOR.encode() not in target.read_bytes()[:1000]:
-        raise ConfigError(f"{target} exists and is not a report; name another file or remove it")
+        raise ConfigError(f"{target} exists and is not a report; choose another file or delete it")

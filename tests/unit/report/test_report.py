@@ -204,7 +204,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
 
 
 def test_what_is_no_run_is_refused_and_other_files_are_not_replaced(tmp_path):
-    with pytest.raises(ConfigError, match="no such folder"):
+    with pytest.raises(ConfigError, match="does not exist"):
         write([tmp_path / "absent"])
     with pytest.raises(ConfigError, match="neither run.json nor"):
         write([tmp_path])
