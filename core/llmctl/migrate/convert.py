@@ -1,4 +1,4 @@
-"""An old file as a configuration of ours, with everything that was left out and why."""
+"""Converts an old configuration to a new one, and lists what was left out and why."""
 
 from __future__ import annotations
 
@@ -20,77 +20,77 @@ from llmctl.migrate.table import table
 
 @dataclass(frozen=True)
 class Migrated:
-    """A converted file.
+    """A converted configuration.
 
     Attributes:
-        command: Name of the command that runs it.
-        values: Our nested configuration, without what equals our defaults.
-        idle: Old keys without effect here, by reason.
-        ignored: What was left out although it has an effect, one line each.
+        command: The command that runs it.
+        values: New configuration, nested, without fields that have their default.
+        no_effect: Reason -> old keys without effect.
+        ignored: Unsupported features that were left out, one line each.
     """
 
     command: str
     values: dict[str, Any]
-    idle: dict[str, list[str]]
+    no_effect: dict[str, list[str]]
     ignored: list[str]
 
     def notes(self) -> list[str]:
-        """Lines on what was left out."""
-        lines = [f"left out, with an effect: {line}" for line in self.ignored]
-        lines += [f"without effect here: {', '.join(keys)}; {reason}" for reason, keys in self.idle.items()]
+        """One line for each thing that was left out or must be changed."""
+        lines = [f"left out, not supported: {line}" for line in self.ignored]
+        lines += [f"no effect: {', '.join(keys)}; {reason}" for reason, keys in self.no_effect.items()]
         path = self.values["model"].get("path") or self.values["model"].get("config", "")
         if not Path(path).expanduser().exists():
-            lines.append(f"the model {path} must be a folder on this machine; put it there or change the path")
+            lines.append(f"the model {path} must be a folder on this machine; download it, or change the path")
         return lines
 
 
 def is_old(data: Mapping[str, Any]) -> bool:
-    """Whether a configuration file is one of PaddleNLP's: flat, with a model and an output folder."""
+    """Whether a configuration is one of PaddleNLP: flat, with a model and an output folder."""
     return "output_dir" in data and any(key.endswith("model_name_or_path") for key in data)
 
 
 def migrate(data: Mapping[str, Any], where: str, allow_ignored: bool = False) -> Migrated:
-    """Converts the content of an old file.
+    """Converts an old configuration.
 
     Args:
-        data: The file's keys.
-        where: Its name, for messages.
-        allow_ignored: Leave out features that are not offered instead of refusing the file.
+        data: The old keys.
+        where: Name of the file, for messages.
+        allow_ignored: Leave out unsupported features instead of raising.
 
     Raises:
-        ConfigError: Lists every unknown key, value without a counterpart, and feature that is not offered.
-        UnsupportedError: The file's command or method is not in this release.
+        ConfigError: Lists all unknown keys, invalid values and unsupported features.
+        UnsupportedError: The command or method of the file is not in this release.
     """
-    found = table()
-    old = _under_one_name(data, where)
+    keys = table()
+    old = _resolve_aliases(data, where)
     command = derived.command(old)
     cls = _class(command, where)
-    unasked = _unasked(old)
-    idle = _idle(old, unasked)
-    old = {key: value for key, value in old.items() if key not in unasked}
-    problems = [_unknown(key) for key in old if key not in found.names]
-    missing = _missing(old, command)
-    values = dict(derived.BEFORE[command])
+    inactive = _inactive(old)
+    no_effect = _no_effect(old, inactive)
+    old = {key: value for key, value in old.items() if key not in inactive}
+    problems = [_unknown(key) for key in old if key not in keys.names]
+    unsupported = _unsupported(old, command)
+    values = dict(derived.OLD_DEFAULTS[command])
     for rule in derived.RULES:
         try:
             values.update(rule(old, command))
         except ValueError as error:
             problems.append(str(error))
-    for key, targets in found.same.items():
+    for key, targets in keys.same.items():
         if key in old and command in targets:
             values[targets[command]] = old[key]
-    if problems or (missing and not allow_ignored):
-        raise ConfigError(_refusal(where, problems, missing))
+    if problems or (unsupported and not allow_ignored):
+        raise ConfigError(_message(where, problems, unsupported))
     _check_method(cls, values, where)
     nested = _nested(cls, values)
     made = schema.build(cls, nested, f"{where}, converted")
     chosen = set(schema.changed_keys(made))
     kept = {key: value for key, value in values.items() if key in chosen}
-    return Migrated(command, _nested(cls, kept), idle, missing)
+    return Migrated(command, _nested(cls, kept), no_effect, unsupported)
 
 
 def to_yaml(migrated: Migrated, family: str) -> str:
-    """The new file: a header with the command and the notes, then what differs from the defaults."""
+    """The new file: a header with the command and notes, then the fields that differ from their defaults."""
     header = [f"Run with: llmctl --model {family} {migrated.command} THIS_FILE", *migrated.notes()]
     lines = [f"# {line}" for line in header]
     for section, rows in migrated.values.items():
@@ -99,18 +99,18 @@ def to_yaml(migrated: Migrated, family: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _under_one_name(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The file's keys without other names for the same; null stands for a key that is not there.
+def _resolve_aliases(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The old keys with aliases replaced, without those that are null.
 
     Raises:
-        ConfigError: Two names of a key have different values.
+        ConfigError: A key and its alias have different values.
     """
     old: dict[str, Any] = {}
     for given, value in data.items():
         key = table().aliases.get(given, given)
         if value is not None and old.setdefault(key, value) != value:
             raise ConfigError(
-                f"{where}: {given}={value!r} is another name of {key}, which is {old[key]!r}; leave one out"
+                f"{where}: {given}={value!r} contradicts {key}={old[key]!r}, of which it is an alias; leave one out"
             )
     return old
 
@@ -119,37 +119,37 @@ def _class(command: str, where: str) -> Any:
     if command in derived.REFUSED:
         raise UnsupportedError(f"{where} {derived.REFUSED[command]}")
     if command not in registry.PARTS:
-        raise UnsupportedError(f"{where} is for {command}, which is not in this release; keep the file for later")
+        raise UnsupportedError(f"{where} is for {command}, which is not in this release")
     return registry.part(command, "config")
 
 
-def _missing(old: Mapping[str, Any], command: str) -> list[str]:
-    found = table()
+def _unsupported(old: Mapping[str, Any], command: str) -> list[str]:
+    """Unsupported features that are on, and keys of other commands, one line each."""
+    keys = table()
     lines = []
     for key, value in old.items():
-        if key in found.absent and not found.absent[key].is_off(value):
-            lines.append(f"{key}={value!r}: {found.absent[key].instead}")
-        elif key in found.same and command not in found.same[key] and value:
-            lines.append(
-                f"{key}={value!r}: has no meaning for llmctl {command}; it belongs to {', '.join(found.same[key])}"
-            )
+        if key in keys.unsupported and not keys.unsupported[key].is_off(value):
+            lines.append(f"{key}={value!r}: {keys.unsupported[key].instead}")
+        elif key in keys.same and command not in keys.same[key] and value:
+            lines.append(f"{key}={value!r}: not a key of llmctl {command}, but of {', '.join(keys.same[key])}")
     return lines
 
 
-def _unasked(old: Mapping[str, Any]) -> dict[str, str]:
-    """Keys that belong to what the file does not ask for, and why they had no effect."""
-    return {key: reason for reason, asked, keys in derived.UNASKED if not asked(old) for key in keys if key in old}
+def _inactive(old: Mapping[str, Any]) -> dict[str, str]:
+    """Key -> why it had no effect: its feature is off in this file."""
+    return {key: reason for reason, is_on, keys in derived.INACTIVE if not is_on(old) for key in keys if key in old}
 
 
-def _idle(old: Mapping[str, Any], unasked: Mapping[str, str]) -> dict[str, list[str]]:
+def _no_effect(old: Mapping[str, Any], inactive: Mapping[str, str]) -> dict[str, list[str]]:
+    """Reason -> keys that have no effect."""
     reasons: dict[str, list[str]] = {}
-    because = {**table().idle, **unasked}
+    reason_of = {**table().no_effect, **inactive}
     for key, value in old.items():
-        if key in because and value:
-            reasons.setdefault(because[key], []).append(key)
+        if key in reason_of and value:
+            reasons.setdefault(reason_of[key], []).append(key)
     if old.get("bf16") or old.get("fp16"):
         kind = "bf16" if old.get("bf16") else "fp16"
-        reasons.setdefault("training computes in float32; only the type of the final weights follows it", []).append(
+        reasons.setdefault("training computes in float32; with O2 it sets the type of the final weights", []).append(
             kind
         )
     return reasons
@@ -160,15 +160,15 @@ def _unknown(key: str) -> str:
     return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def _refusal(where: str, problems: list[str], missing: list[str]) -> str:
+def _message(where: str, problems: list[str], unsupported: list[str]) -> str:
     lines = [f"{where} cannot be converted:", *(f"  {line}" for line in problems)]
-    if missing:
-        lines += ["  not offered here (--allow-ignored leaves these out):", *(f"    {line}" for line in missing)]
+    if unsupported:
+        lines += ["  not supported (--allow-ignored leaves these out):", *(f"    {line}" for line in unsupported)]
     return "\n".join(lines)
 
 
 def _check_method(cls: Any, values: Mapping[str, Any], where: str) -> None:
-    """Passes when this release has the method and the kind of base that the file asks for."""
+    """Checks that this release has the method and the quantization of the file."""
     for key in ("method.name", "method.base"):
         if key in values:
             field = _fields(cls, "method").get(key.partition(".")[2])
@@ -181,13 +181,13 @@ def _fields(cls: Any, section: str) -> dict[str, dataclasses.Field[Any]]:
 
 
 def _nested(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Our nested configuration, in the order of the classes; 0 and 1 stand for false and true where these are asked."""
+    """``section.key`` -> value as nested sections, in the order of the classes; 0 and 1 become booleans where expected."""
     nested: dict[str, Any] = {}
     for part in dataclasses.fields(cls):
         hints = typing.get_type_hints(typing.get_type_hints(cls)[part.name])
         ordered = [name for name in hints if f"{part.name}.{name}" in values]
-        rest = [key.partition(".")[2] for key in values if key.startswith(f"{part.name}.")]
-        rows = {name: values[f"{part.name}.{name}"] for name in [*ordered, *(n for n in rest if n not in hints)]}
+        keys = [key.partition(".")[2] for key in values if key.startswith(f"{part.name}.")]
+        rows = {name: values[f"{part.name}.{name}"] for name in [*ordered, *(n for n in keys if n not in hints)]}
         if rows:
             nested[part.name] = {
                 name: bool(value) if hints.get(name) is bool and value in (0, 1) else value

@@ -1,4 +1,4 @@
-"""The table of old keys, ``keys.yaml``, as mappings."""
+"""Reads ``keys.yaml``."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from llmctl.jobs.registry import PARTS
 
 
 @dataclass(frozen=True)
-class Absent:
-    """A key whose feature is not offered.
+class Unsupported:
+    """A key whose feature is not supported.
 
     Attributes:
-        instead: What to do.
-        neutral: Values that mean that the feature is off; falsy ones always do.
+        instead: What to do instead.
+        neutral: Values that turn the feature off, besides falsy ones.
     """
 
     instead: str
     neutral: tuple[Any, ...]
 
     def is_off(self, value: Any) -> bool:
-        """Whether the value means nothing."""
-        return not value or any(value == one and type(value) is type(one) for one in self.neutral)
+        """Whether the value turns the feature off."""
+        return not value or any(value == off and type(value) is type(off) for off in self.neutral)
 
 
 @dataclass(frozen=True)
 class Table:
-    """What becomes of old keys.
+    """What becomes of the old keys.
 
     Attributes:
-        aliases: Other name -> key.
-        same: Key -> our key by command.
-        derived: Keys that rules read.
-        idle: Key -> why it has no effect.
-        absent: Key -> what is not offered.
+        aliases: Alias -> key.
+        same: Key -> command -> new key.
+        derived: Keys that the rules read.
+        no_effect: Key -> why it has no effect.
+        unsupported: Key -> its feature.
     """
 
     aliases: Mapping[str, str]
     same: Mapping[str, Mapping[str, str]]
     derived: frozenset[str]
-    idle: Mapping[str, str]
-    absent: Mapping[str, Absent]
+    no_effect: Mapping[str, str]
+    unsupported: Mapping[str, Unsupported]
 
     @property
     def names(self) -> list[str]:
-        """Every key that an old file may have."""
-        return [*self.aliases, *self.same, *self.derived, *self.idle, *self.absent]
+        """All keys that an old file may have."""
+        return [*self.aliases, *self.same, *self.derived, *self.no_effect, *self.unsupported]
 
 
 @functools.cache
 def table() -> Table:
-    """The table."""
+    """The table of ``keys.yaml``."""
     data = read_file(Path(__file__).with_name("keys.yaml"))
     return Table(
         aliases=data["aliases"],
@@ -64,10 +64,10 @@ def table() -> Table:
             for key, target in data["same"].items()
         },
         derived=frozenset(data["derived"]),
-        idle={key: part["because"] for part in data["idle"] for key in part["keys"]},
-        absent={
-            key: Absent(part["instead"], tuple(part.get("neutral", ())))
-            for part in data["absent"]
-            for key in part["keys"]
+        no_effect={key: group["reason"] for group in data["no_effect"] for key in group["keys"]},
+        unsupported={
+            key: Unsupported(group["instead"], tuple(group.get("neutral", ())))
+            for group in data["unsupported"]
+            for key in group["keys"]
         },
     )

@@ -162,7 +162,7 @@ def test_pretraining_goes_on_from_a_checkpoint_or_begins_anew():
         ({"continue_training": False}, ["llmctl pretrain"]),
         ({"max_steps": "many"}, ["max_steps='many'", "number"]),
         ({"weight_quantize_algo": "nf4"}, ["weight_quantize_algo=nf4", "lora=true"]),
-        ({"intokens": False}, ["intokens=False is another name of zero_padding, which is True"]),
+        ({"intokens": False}, ["intokens=False contradicts zero_padding=True, of which it is an alias"]),
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_name(changes, texts):
@@ -179,7 +179,7 @@ def test_features_can_be_left_out_knowingly_but_unknown_keys_cannot():
         migrate({**SFT, "nonsense": 1}, "old.json", allow_ignored=True)
 
 
-@pytest.mark.parametrize("changes, text", [({"do_ptq": True}, "quantises"), ({"do_gptq": True}, "quantises"),
+@pytest.mark.parametrize("changes, text", [({"do_ptq": True}, "quantizes"), ({"do_gptq": True}, "quantizes"),
                                            ({"normalizer_type": "x"}, "reward model")])  # fmt: skip
 def test_files_for_what_is_not_offered_say_so(changes, text):
     with pytest.raises(UnsupportedError, match=text):
@@ -215,16 +215,16 @@ def test_keys_without_effect_are_named_with_the_reason():
 @pytest.mark.parametrize(
     "changes, reason",
     [
-        ({"lora_rank": 16, "rslora": True, "pissa": True, "lora_plus_scale": 4.0}, "does not ask for LoRA"),
-        ({"prefix_tuning": True, "lora_rank": 16}, "does not ask for LoRA"),
-        ({"num_prefix_tokens": 16}, "does not ask for virtual tokens"),
-        ({"neftune_noise_alpha": 9.0}, "does not ask for NEFTune"),
-        ({"recompute": False, "recompute_granularity": "core_attn"}, "does not ask for recomputation"),
+        ({"lora_rank": 16, "rslora": True, "pissa": True, "lora_plus_scale": 4.0}, "lora is off"),
+        ({"prefix_tuning": True, "lora_rank": 16}, "lora is off"),
+        ({"num_prefix_tokens": 16}, "prefix_tuning is off"),
+        ({"neftune_noise_alpha": 9.0}, "neftune is off"),
+        ({"recompute": False, "recompute_granularity": "core_attn"}, "recompute is off"),
         (
             {"do_eval": False, "evaluation_strategy": "no", "eval_with_do_generation": True},
-            "does not ask for evaluation",
+            "evaluation is off",
         ),
-        ({"lr_scheduler_type": "constant", "decay_steps": 100}, "a constant learning rate has no end"),
+        ({"lr_scheduler_type": "constant", "decay_steps": 100}, "a constant learning rate does not decay"),
     ],
 )
 def test_keys_of_what_is_not_asked_for_are_named_and_stop_no_run(changes, reason):
