@@ -14,7 +14,8 @@ from pathlib import Path
 
 import click
 
-from llmctl import ConfigField, Family, Moe, Param, Size
+import llmctl
+from llmctl import ConfigField, Family, Moe, Param, Size, TokenFacts, nn
 from llmctl.card import slots
 from llmctl.cli import COMMANDS, cli
 from llmctl.config.dpo import DpoConfig
@@ -25,23 +26,20 @@ from llmctl.plugins import hookspecs
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CORE = DOCS.parent / "core" / "llmctl"
-BLOCKS = (
-    "llmctl.nn.decoder",
-    "llmctl.nn.block",
-    "llmctl.nn.attention",
-    "llmctl.nn.packed_attention",
-    "llmctl.nn.mlp",
-    "llmctl.nn.moe",
-    "llmctl.nn.norm",
-    "llmctl.nn.linear",
-    "llmctl.nn.rotary",
-    "llmctl.card.rope",
-    "llmctl.card.alibi",
-    "llmctl.nn.mask",
-    "llmctl.nn.prefix_lm",
-    "llmctl.nn.causal_lm",
-)
-"""Modules that families compose; the others are called by core."""
+HELPERS = {
+    "card/presets.py": "Fields and rows",
+    "card/sizes.py": "Data beside the card",
+    "card/tokens.py": "",
+    "card/rope.py": "RoPE and ALiBi",
+    "card/alibi.py": "",
+    "card/fill_decoder.py": "The fused decoder",
+    "card/decoder_spec.py": "",
+    "card/weight_map.py": "Names and packing in files",
+}
+"""Where what ``llmctl`` offers to cards is defined -> heading; empty = under the one before."""
+
+CARD = {cls.__name__: cls for cls in (Family, Param, ConfigField, Size, Moe, TokenFacts)}
+"""Classes of a card, each with a table of its fields."""
 
 
 def configuration(cls: type = FinetuneConfig, known: Container = ()) -> str:
@@ -109,8 +107,9 @@ def arguments(doc: str) -> list[tuple[str, str]]:
 
 def card() -> str:
     """The tables of everything that a card is made of."""
-    parts = (Family, Param, ConfigField, Size, Moe)
-    return "\n\n".join(f"### {cls.__name__}\n\n{summary(cls.__doc__ or '')}\n\n{attributes(cls)}" for cls in parts)
+    return "\n\n".join(
+        f"### {cls.__name__}\n\n{summary(cls.__doc__ or '')}\n\n{attributes(cls)}" for cls in CARD.values()
+    )
 
 
 def summary(doc: str) -> str:
@@ -130,25 +129,40 @@ def names() -> str:
 
 
 def blocks() -> str:
-    """Classes and functions of the modules of ``llmctl.nn`` that families compose, read without importing paddle."""
+    """The public names of ``llmctl.nn``, by module, read without importing paddle."""
     texts = []
-    for module in BLOCKS:
-        tree = ast.parse((CORE.parent / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
-        texts.append(f"## {module}\n\n{summary(ast.get_docstring(tree) or '')}")
-        for node in tree.body:
-            public = isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_")
-            if public and ast.get_docstring(node):
-                texts.append(block(node))
+    for module, names in nn._MODULES.items():
+        tree = ast.parse((CORE / "nn" / f"{module}.py").read_text(encoding="utf-8"))
+        texts.append(f"## llmctl.nn: {module}\n\n{summary(ast.get_docstring(tree) or '')}")
+        texts += [block(node) for node in documented(tree, names)]
     return "\n\n".join(texts)
 
 
-def block(node: ast.ClassDef | ast.FunctionDef) -> str:
+def helpers() -> str:
+    """The classes and functions of ``llmctl`` that cards use beside those of the card's own tables."""
+    texts = []
+    for file, heading in HELPERS.items():
+        tree = ast.parse((CORE / file).read_text(encoding="utf-8"))
+        texts += [f"### {heading}"] if heading else []
+        texts += [block(node, "####") for node in documented(tree, llmctl.__all__) if node.name not in CARD]
+    return "\n\n".join(texts)
+
+
+def documented(tree: ast.Module, names: Container[str]) -> list[ast.ClassDef | ast.FunctionDef]:
+    """The classes and functions of these names that have a docstring, in the order of the module."""
+    nodes = [node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name in names]
+    return [node for node in nodes if ast.get_docstring(node)]
+
+
+def block(node: ast.ClassDef | ast.FunctionDef, level: str = "###") -> str:
     """A heading, the signature and the documentation of a class or function."""
     made = [part for part in getattr(node, "body", ()) if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
+    fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
     signature = made[0].args if made else getattr(node, "args", None)
-    given = "" if signature is None else ast.unparse(signature).removeprefix("self, ").removeprefix("self")
+    given = ", ".join(map(ast.unparse, fields)) if signature is None else ast.unparse(signature)
+    given = given.removeprefix("self, ").removeprefix("self")
     doc = ast.get_docstring(node) or ""
-    lines = [f"### {node.name}", "", "```python", f"{node.name}({given})", "```", "", summary(doc)]
+    lines = [f"{level} {node.name}", "", "```python", f"{node.name}({given})", "```", "", summary(doc)]
     said = arguments(doc)
     return "\n".join([*lines, *([""] if said else []), *(f"- `{name}`: {text}" for name, text in said)])
 
@@ -172,6 +186,7 @@ PARTS = {
     "card": card,
     "names": names,
     "blocks": blocks,
+    "helpers": helpers,
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from llmctl.testing import FamilyConformance
-from llmctl.testing.golden import check_all
+from llmctl.testing.golden import check_golden
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path.parent for path in ROOT.glob("plugins/*/tests/goldens/*/golden.npz"))
@@ -78,7 +78,7 @@ def test_a_model_that_computes_something_else_fails(tmp_path, name, change, mess
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(AssertionError, match=message):
-        check_all(folder)
+        check_golden(folder)
 
 
 def test_a_family_without_goldens_is_skipped_with_a_reason(request):
@@ -93,12 +93,12 @@ def test_a_golden_that_is_not_there_or_not_whole_is_named(tmp_path):
     with pytest.raises(
         AssertionError, match=r"there is no file .*/bloon/golden\.npz; goldens in .*: bloom, bloom_six_heads"
     ):
-        check_all(ROOT / "plugins/bloom/tests/goldens/bloon")
+        check_golden(ROOT / "plugins/bloom/tests/goldens/bloon")
     folder = shutil.copytree(ROOT / "plugins/bloom/tests/goldens/bloom", tmp_path / "bloom")
     arrays = dict(np.load(folder / "golden.npz"))
     np.savez(folder / "golden.npz", **{name: arrays[name] for name in arrays.keys() - {"labels", "attention_mask"}})
     with pytest.raises(AssertionError, match="lacks attention_mask, labels; see docs/goldens"):
-        check_all(folder)
+        check_golden(folder)
 
 
 def test_a_case_belongs_to_a_plugin_here(tool):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl import Dims, Family, plugins
+from llmctl import Dims, Family, nn, plugins
 from llmctl.card import slots
 
 CORE = Path(__file__).resolve().parents[2] / "core"
@@ -45,22 +45,29 @@ def test_a_plugin_is_at_most_300_lines_of_python_and_chat_templates(plugin):
     assert 0 < sum(lines.values()) <= 300, lines
 
 
-def test_every_block_that_a_family_composes_is_in_the_guide():
+def test_every_block_is_in_the_guide_under_the_idea_that_it_belongs_to():
     page = (CORE.parent / "docs" / "blocks.md").read_text(encoding="utf-8")
-    used = {
-        (node.module, alias.name)
-        for file in CORE.parent.glob("plugins/*/llmctl_*/*.py")
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llmctl.nn.")
-        for alias in node.names
-    }
-    sections = dict(re.findall(r"^## (llmctl\.nn\.\w+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
-    missing = {
-        f"{module}.{name}"
-        for module, name in used
-        if not name.isupper() and f"### {name}\n" not in sections.get(module, "")
-    }
-    assert len(used) > 20 and not missing, missing
+    sections = dict(re.findall(r"^## llmctl\.nn: (\w+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert list(sections) == list(nn._MODULES)
+    missing = [
+        name for module, names in nn._MODULES.items() for name in names if f"### {name}\n" not in sections[module]
+    ]
+    assert len(nn.__all__) > 20 and not missing, missing
+
+
+def test_every_function_and_class_that_cards_use_is_in_the_guide():
+    page = (CORE.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+    headings = set(re.findall(r"^#+ (\w+)$", page, re.MULTILINE))
+    used = {name for file in CORE.parent.glob("plugins/*/llmctl_*/*.py") for name in imported_names(file, "llmctl")}
+    known = {"hookimpl", "Unsupported", "ConfigError", *(name for name in used if name.isupper())}
+    assert len(used) > 30 and not used - headings - known, used - headings - known
+
+
+def imported_names(file, module):
+    """Names that a file imports from a module."""
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    found = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == module]
+    return {alias.name for node in found for alias in node.names}
 
 
 def test_the_guide_shows_every_name_that_a_card_may_use():
@@ -79,7 +86,7 @@ def test_the_guide_shows_every_name_that_a_card_may_use():
         ("qkv.0", ""), ("qkv_bias.0", "attention_bias"), ("ln", ""), ("ln_bias", ""),
     ]  # fmt: skip
     code = next(
-        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "llmctl.card.fill_decoder" in code
+        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "import ROPE_BY_WAVELENGTH" in code
     )
     exec(code, values)
     dims = Dims(head_dim=8, rope_theta=100.0, max_positions=64, rope_scaling={"rope_type": "linear", "factor": 2.0})

@@ -1,4 +1,4 @@
-"""A card's standard decoder, filled: what the fused engine computes for a model of given dims.
+"""From a card and dims to what the fused engine computes.
 
 Slots and symbolic shapes say most of it; the card's ``decoder`` says what they cannot. No paddle or numpy here.
 """
@@ -22,15 +22,14 @@ _GATED = ("swiglu",)
 
 
 def fill_decoder(card: Family, dims: Dims) -> DecoderSpec:
-    """The standard decoder of a model.
+    """The decoder of a model.
 
     Args:
         card: The family.
         dims: The model's dims.
 
     Raises:
-        UnsupportedError: Its tensors or positions are of a kind that the standard decoder does not have; the message says
-            which.
+        UnsupportedError: The fused engine does not support some of its tensors or its positions; the message says which.
     """
     tensors = card.expand(dims)
     outer = {tensor.slot: tensor for tensor in tensors if tensor.layer is None and tensor.slot}

@@ -24,16 +24,26 @@ def above_zero(key: str) -> Callable[[Any], None]:
     return check
 
 
+def full_attention(kinds: Any) -> None:
+    """A ``check`` of ``layer_types`` that passes if no layer has another kind of attention than full.
+
+    Raises:
+        ConfigError: A layer has.
+    """
+    if any(kind != "full_attention" for kind in kinds):
+        raise ConfigError(f"layer_types={kinds!r} is not supported; every layer must be 'full_attention'")
+
+
 def required_fields(**keys: str) -> tuple[ConfigField, ...]:
-    """ConfigFields that ``config.json`` must give: their names here, and their keys there."""
+    """Fields that ``config.json`` must have: keys there by names here."""
     return tuple(ConfigField(name, key) for name, key in keys.items())
 
 
 def fixed_fields(*value: Any, **keys: str) -> tuple[ConfigField, ...]:
-    """ConfigFields that have one value in every supported model.
+    """Fields with the same value in every supported model.
 
     Args:
-        *value: The value in all its spellings; the last stands where the key is absent.
+        *value: The value in all its spellings; the last is the default where the key is absent.
         **keys: Keys in ``config.json`` by names here.
     """
     return tuple(ConfigField(name, key, value[-1], allowed=value) for name, key in keys.items())
@@ -49,7 +59,7 @@ def linear_rows(
         shape: Of the weight.
         slot: Of the weight; the bias of ``qkv.1`` takes ``qkv_bias.1``.
         when: The field that must be true for the layer to exist.
-        bias_when: The field that must be true for the bias to exist, where that is another.
+        bias_when: The field that must be true for the bias to exist, if that differs.
         torch_layout: As in ``Param``.
     """
     return (

@@ -1,4 +1,4 @@
-"""Published checkpoints of a plugin as a table of data: ``sizes.csv`` beside its cards.
+"""Published checkpoints of a plugin as a table: ``sizes.csv`` in the folder of its cards.
 
 Nothing here imports paddle or numpy.
 """
@@ -16,13 +16,13 @@ _ABOUT = ("family", "name", "source", "parameters")
 
 
 def sizes(card_file: str, family: str) -> dict[str, Size]:
-    """The sizes of ``family`` in the table ``sizes.csv`` in the folder of a card, which gives its ``__file__``.
+    """The sizes of ``family`` in the table ``sizes.csv`` in the folder of a card, which passes its ``__file__``.
 
-    Columns are family, name, source and parameters, then settings by name; an empty cell is the setting's default.
+    Columns are family, name, source and parameters, then fields by name; an empty cell is the field's default.
 
     Raises:
-        ConfigError: The table lacks a column, a row is not as long as the header, not of a known size or there twice, or
-            the family has none.
+        ConfigError: The table lacks a column, a row is not as long as the header, malformed or a duplicate, or the family
+            has none.
     """
     path = Path(card_file).with_name(FILE)
     found: dict[str, Size] = {}

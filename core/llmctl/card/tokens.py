@@ -91,5 +91,5 @@ class Wording:
 
 
 def template(card_file: str, name: str) -> str:
-    """The text of the template ``name`` in the folder of a card, which gives its ``__file__``."""
+    """The text of the template ``name`` in the folder of a card, which passes its ``__file__``."""
     return Path(card_file).with_name(name).read_text(encoding="utf-8")

@@ -235,12 +235,12 @@ class FamilyConformance(
 
     @proves("sft")
     def test_recordings_of_the_original_code_are_repeated(self, request: pytest.FixtureRequest) -> None:
-        from llmctl.testing.golden import check_all
+        from llmctl.testing.golden import check_golden
 
         if not self.goldens:
             pytest.skip(f"{self.family} names no goldens: nothing compares it with its original implementation")
         for golden in self.goldens:
-            check_all(request.path.parent / golden, self.family)
+            check_golden(request.path.parent / golden, self.family)
 
 
 def _packed_inputs(arrays: Mapping[str, Any]) -> tuple[Any, ...]:

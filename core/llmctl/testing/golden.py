@@ -25,7 +25,7 @@ GRADIENT_FLOOR = 1e-6
 """Absolute: a bias of keys has a gradient of zero, of which rounding leaves something."""
 
 
-def check_all(folder: Path, family: str = "auto") -> None:
+def check_golden(folder: Path, family: str = "auto") -> None:
     """Passes when the model of the folder repeats what was recorded, within the limits above.
 
     Raises:
@@ -46,7 +46,7 @@ def check_all(folder: Path, family: str = "auto") -> None:
 
 
 def check_static(folder: Path, family: str, target: Path) -> None:
-    """As ``check_all`` for the logits and tokens of the model as an exported program, made in ``target``.
+    """As ``check_golden`` for the logits and tokens of the model as an exported program, made in ``target``.
 
     A recording that is longer than the program takes, as its positions depend on the length, is passed over.
 

@@ -3,8 +3,7 @@
 https://arxiv.org/abs/2211.05100
 """
 
-from llmctl import ConfigField, Family, Param, Size, hookimpl, linear_rows, norm_rows
-from llmctl.errors import ConfigError
+from llmctl import ConfigError, ConfigField, Family, Param, Size, hookimpl, linear_rows, norm_rows
 
 H, A, M = "h.{layer}.", "h.{layer}.self_attention.", "h.{layer}.mlp."
 HUB = "https://huggingface.co/bigscience/"

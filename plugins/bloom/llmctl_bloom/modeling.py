@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import paddle
 
-from llmctl.card.alibi import alibi_slopes
-from llmctl.nn.block import Block
-from llmctl.nn.causal_lm import CausalLM
-from llmctl.nn.decoder import embedding, run_layers
-from llmctl.nn.mlp import MLP, gelu_tanh
-from llmctl.nn.norm import LayerNorm
-from llmctl.nn.packed_attention import PackedAttention, interleaved_qkv
+from llmctl import alibi_slopes
+from llmctl.nn import (
+    MLP,
+    Block,
+    CausalLM,
+    LayerNorm,
+    PackedAttention,
+    embedding,
+    gelu_tanh,
+    interleaved_qkv,
+    run_layers,
+)
 
 NAMES = ("self_attention", "mlp", "input_layernorm", "post_attention_layernorm")
 

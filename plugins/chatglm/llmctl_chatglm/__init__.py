@@ -1,16 +1,29 @@
-"""ChatGLM-6B: a context read in both directions, an answer after it, positions in two dimensions.
+"""ChatGLM-6B: a prefix-LM (bidirectional attention in the prompt) with 2-D positions and scaled residuals.
 
 https://arxiv.org/abs/2103.10360. ChatGLM2 and ChatGLM3 are a card of their own.
 """
 
-import struct
+from struct import pack, unpack
 
-from llmctl import ConfigField, Family, Param, TokenFacts, Unsupported, hookimpl, sizes, template
-from llmctl.card.decoder_spec import PrefixLM
-from llmctl.card.fill_decoder import rope_spec
-from llmctl.card.presets import fixed_fields, linear_rows, norm_rows, required_fields
-from llmctl.card.rope import RopeRule, rope_frequencies
-from llmctl.card.weight_map import ModuleMapping
+from llmctl import (
+    ConfigField,
+    Family,
+    ModuleMapping,
+    Param,
+    PrefixLM,
+    RopeRule,
+    TokenFacts,
+    Unsupported,
+    fixed_fields,
+    hookimpl,
+    linear_rows,
+    norm_rows,
+    required_fields,
+    rope_frequencies,
+    rope_spec,
+    sizes,
+    template,
+)
 
 L, A, M = "layers.{layer}.", "layers.{layer}.attention.", "layers.{layer}.mlp."
 BLANKS = tuple((" " * length, f"<|blank_{length}|>") for length in range(80, 1, -1))
@@ -23,15 +36,10 @@ SETTINGS = (
 )
 NAMES = dict(architectures=("ChatGLMModel", "ChatGLMForConditionalGeneration"), model_type="chatglm")
 """Of all generations, as are the settings."""
-NO_BORDER = Unsupported("each row needs [gMASK] and <bos> at its border of context and answer; corpora have none")
 THETA = 10000.0
-RESIDUAL_SCALE = (2 * 28) ** 0.5
-"""Factor of the residual, which is the norm's output. The original takes 28 layers whatever the depth."""
-HALF = {"rope_type": "float16"}
-RULES = {
-    "float16": RopeRule(lambda *given: [struct.unpack("e", struct.pack("e", f))[0] for f in rope_frequencies(*given)])
-}
-"""Frequencies as the original holds them."""
+RESIDUAL_SCALE = (2 * 28) ** 0.5  # The original takes 28 layers whatever the depth.
+HALF = {"rope_type": "float16"}  # The original holds frequencies in float16.
+RULES = {"float16": RopeRule(lambda *given: [unpack("e", pack("e", f))[0] for f in rope_frequencies(*given)])}
 
 
 def prefix_lm(dims):
@@ -73,7 +81,7 @@ CARD = Family(
         bridge=("[gMASK]", "<sop>"),
     ),
     chat_template=template(__file__, "chat.jinja"),
-    claims={"pretrain": NO_BORDER},
+    claims={"pretrain": Unsupported("rows need [gMASK] and <bos> between prefix and answer; corpora have none")},
     ignored_tensors=("*.rotary_emb.inv_freq",),
     paddlenlp=lambda dims: {"/lm_head": [ModuleMapping("word_embeddings", transpose=True)]},
     paddlenlp_prefix="chatglm.transformer.",

@@ -1,13 +1,26 @@
-"""ChatGLM2 and ChatGLM3: a causal decoder with two key-value groups and rotations of half of each head.
+"""ChatGLM2 and ChatGLM3: a causal decoder with two key-value groups and RoPE on half of each head.
 
 https://github.com/THUDM/ChatGLM2-6B and https://github.com/THUDM/ChatGLM3
 """
 
-from llmctl import ConfigField, Family, Param, TokenFacts, hookimpl, sizes, template
-from llmctl.card.fill_decoder import rope_spec
-from llmctl.card.presets import above_zero, fixed_fields, linear_rows, required_fields
-from llmctl.card.weight_map import contiguous_slices, interleaved_or_contiguous, split_or_fused
-from llmctl.errors import ConfigError
+from llmctl import (
+    ConfigError,
+    ConfigField,
+    Family,
+    Param,
+    TokenFacts,
+    above_zero,
+    contiguous_slices,
+    fixed_fields,
+    hookimpl,
+    interleaved_or_contiguous,
+    linear_rows,
+    required_fields,
+    rope_spec,
+    sizes,
+    split_or_fused,
+    template,
+)
 from llmctl_chatglm import NAMES, SETTINGS, THETA
 
 L, A, M = "encoder.layers.{layer}.", "encoder.layers.{layer}.self_attention.", "encoder.layers.{layer}.mlp."
@@ -19,9 +32,8 @@ INERT = (
 
 
 def _ratio_of(config):
-    """What ``rope_ratio`` stretches. The releases for long contexts differ without saying so in config.json."""
-    ratio = config.get("rope_ratio")
-    if ratio not in (None, 1):
+    """What ``rope_ratio`` scales. The releases for long contexts differ without saying so in config.json."""
+    if (ratio := config.get("rope_ratio")) not in (None, 1):
         raise ConfigError(
             f"rope_ratio={ratio} multiplies the base of the rotations in ChatGLM3 and divides positions in ChatGLM2; "
             'add "rope_ratio_of": "base" or "rope_ratio_of": "positions"'
@@ -30,14 +42,14 @@ def _ratio_of(config):
 
 
 def _paddlenlp(dims):
-    """Files of some releases hold queries, keys and values apart, and gate and up channel by channel."""
-    stretches = contiguous_slices(dims.heads, dims.kv_heads, dims.kv_heads)
-    qkv = split_or_fused(A + "query_key_value", [A + name for name in ("query", "key", "value")], stretches)
+    """Files of some releases split queries, keys and values, and interleave gate and up column by column."""
+    slices = contiguous_slices(dims.heads, dims.kv_heads, dims.kv_heads)
+    qkv = split_or_fused(A + "query_key_value", [A + name for name in ("query", "key", "value")], slices)
     return {"/lm_head": "output_layer", **qkv, **interleaved_or_contiguous(M + "dense_h_to_4h", 2, dims.ffn)}
 
 
 def rotation(dims):
-    """Base and scaling of the rotations."""
+    """Base and scaling of RoPE."""
     base, positions = (dims.rope_ratio, 1) if dims.rope_ratio_of == "base" else (1, dims.rope_ratio)
     return THETA * base, {"rope_type": "linear", "factor": positions}
 

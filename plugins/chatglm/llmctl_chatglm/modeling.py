@@ -1,14 +1,21 @@
 """The ChatGLM decoders on parts from ``llmctl.nn``, the first of them a prefix-LM. Letters as there."""
 
-from __future__ import annotations
-
-from llmctl.nn.causal_lm import CausalLM
-from llmctl.nn.decoder import decoder_of, head_of
-from llmctl.nn.mlp import MLP, PackedGatedMLP, gelu_tanh
-from llmctl.nn.norm import LayerNorm
-from llmctl.nn.packed_attention import PackedAttention, grouped_qkv, interleaved_qkv
-from llmctl.nn.prefix_lm import PrefixLMInputs
-from llmctl.nn.rotary import Rotary, apply_rope_2d, apply_rope_half_interleaved
+from llmctl.nn import (
+    MLP,
+    CausalLM,
+    LayerNorm,
+    PackedAttention,
+    PackedGatedMLP,
+    PrefixLMInputs,
+    Rotary,
+    apply_rope_2d,
+    apply_rope_half_interleaved,
+    decoder_of,
+    gelu_tanh,
+    grouped_qkv,
+    head_of,
+    interleaved_qkv,
+)
 from llmctl_chatglm import HALF, RESIDUAL_SCALE, RULES, THETA, prefix_lm
 from llmctl_chatglm.chatglm2 import rotation
 

@@ -4,13 +4,9 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl.card.decoder_spec import PrefixLM
-from llmctl.card.tiny import tiny_dims
-from llmctl.errors import ConfigError, DataError
-from llmctl.nn.cache import KVCache
-from llmctl.nn.prefix_lm import find_prefixes
-from llmctl.plugins import resolve
-from llmctl.testing.golden import check_all
+from llmctl import ConfigError, DataError, PrefixLM
+from llmctl.nn import KVCache, find_prefixes
+from llmctl.testing import check_golden, plugin_for, tiny_dims
 from llmctl_chatglm import CARD, chatglm2
 from llmctl_chatglm.modeling import ChatGLM2ForCausalLM, ChatGLMForCausalLM
 
@@ -22,7 +18,7 @@ CONTEXTS = PrefixLM(end=BOS, mask_ids=(GMASK, MASK))
 @pytest.mark.parametrize("name", CARDS)
 def test_a_config_is_recognised_although_both_share_an_architecture(name):
     config = CARDS[name].config_from_dims(CARDS[name].dims_of(next(iter(CARDS[name].sizes))))
-    assert resolve("auto", config, "config.json").card.name == name
+    assert plugin_for(config, "config.json").card.name == name
 
 
 @pytest.mark.parametrize("change", [{"rmsnorm": False}, {"original_rope": False}, {"rope_ratio_of": "both"}])
@@ -57,7 +53,7 @@ def test_a_ratio_multiplies_the_base_or_divides_positions(of):
 @pytest.mark.assets
 @pytest.mark.parametrize("case", ["chatglm6b_basic", "chatglm2_basic", "chatglm3_basic"])
 def test_recorded_results_are_repeated(assets, case):
-    check_all(assets / "goldens_remote" / case)
+    check_golden(assets / "goldens_remote" / case)
 
 
 def test_positions_and_mask_follow_the_special_tokens():

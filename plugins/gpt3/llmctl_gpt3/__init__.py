@@ -4,8 +4,18 @@ https://cdn.openai.com/better-language-models/language_models_are_unsupervised_m
 https://arxiv.org/abs/2005.14165
 """
 
-from llmctl import ConfigField, Family, Param, Size, hookimpl, linear_rows, norm_rows
-from llmctl.card.weight_map import ModuleMapping, contiguous_slices, grouped_qkv_slices
+from llmctl import (
+    ConfigField,
+    Family,
+    ModuleMapping,
+    Param,
+    Size,
+    contiguous_slices,
+    grouped_qkv_slices,
+    hookimpl,
+    linear_rows,
+    norm_rows,
+)
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 HUB = "https://huggingface.co/openai-community/"

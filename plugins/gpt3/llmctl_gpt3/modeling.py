@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import paddle
 
-from llmctl.nn.block import Block
-from llmctl.nn.causal_lm import CausalLM
-from llmctl.nn.decoder import embedding, run_layers
-from llmctl.nn.mlp import MLP, gelu_tanh
-from llmctl.nn.norm import LayerNorm
-from llmctl.nn.packed_attention import PackedAttention, concatenated_qkv
+from llmctl.nn import (
+    MLP,
+    Block,
+    CausalLM,
+    LayerNorm,
+    PackedAttention,
+    concatenated_qkv,
+    embedding,
+    gelu_tanh,
+    run_layers,
+)
 from llmctl_gpt3 import score_scale
 
 

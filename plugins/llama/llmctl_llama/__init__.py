@@ -3,23 +3,30 @@
 https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2307.09288, https://arxiv.org/abs/2407.21783
 """
 
-from llmctl import HF_DECODER, ConfigField, Family, Param, Size, TokenFacts, hookimpl, linear_rows, template
-from llmctl.card.fill_decoder import rope_spec
-from llmctl.card.rope import ROPE_BY_WAVELENGTH, ROPE_RULES, rope_rule
-from llmctl.card.weight_map import hf_decoder_fused
+from llmctl import (
+    HF_DECODER,
+    ROPE_BY_WAVELENGTH,
+    ROPE_RULES,
+    ConfigField,
+    Family,
+    Param,
+    Size,
+    TokenFacts,
+    hf_decoder_fused,
+    hookimpl,
+    linear_rows,
+    rope_rule,
+    rope_spec,
+    template,
+)
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 META, HUGGY = "https://huggingface.co/meta-llama/", "https://huggingface.co/huggyllama/"
 CHAT = template(__file__, "chat.jinja")
 
 RULES = {**ROPE_RULES, "llama3": ROPE_BY_WAVELENGTH}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+BANDS = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+LLAMA3_ROPE = dict(rope_type="llama3", factor=8.0, **BANDS)
 
 
 def _size(source, parameters, layers, hidden, heads, kv_heads, ffn, vocab=32000, positions=4096, **settings):

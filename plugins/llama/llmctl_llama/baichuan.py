@@ -5,18 +5,30 @@ https://arxiv.org/abs/2309.10305 and https://github.com/baichuan-inc/Baichuan-7B
 
 from dataclasses import replace
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Size, TokenFacts, hookimpl, template
-from llmctl.card.alibi import alibi_slopes
-from llmctl.card.fill_decoder import rope_spec
-from llmctl.card.weight_map import WeightMapping, contiguous_slices, hf_decoder_fused
+from llmctl import (
+    HF_DECODER,
+    HF_DECODER_ROWS,
+    ConfigField,
+    Family,
+    Size,
+    TokenFacts,
+    WeightMapping,
+    alibi_slopes,
+    contiguous_slices,
+    hf_decoder_fused,
+    hookimpl,
+    rope_spec,
+    template,
+)
 
 PACKED = "layers.{layer}.self_attn.W_pack.weight"
 HUB = "https://huggingface.co/baichuan-inc/"
 CHAT = template(__file__, "baichuan.jinja")
 SMALL = dict(layers=32, hidden=4096, heads=32, ffn=11008, max_positions=4096, norm_eps=1e-6)
 LARGE = dict(layers=40, hidden=5120, heads=40, ffn=13696, trained=4096, norm_eps=1e-6)
-SECOND = 125_696
-"""Size of the vocabulary of the second generation, whose heads have normalised rows."""
+VOCAB2 = 125_696
+"""Vocabulary of the second generation, whose output heads have normalised rows."""
+SMALL2, LARGE2 = dict(SMALL, vocab=VOCAB2), dict(LARGE, vocab=VOCAB2)
 
 
 def _kind(config):
@@ -40,11 +52,9 @@ CARD = Family(
     settings=(
         *(setting for setting in HF_DECODER if setting.name != "max_positions"),
         ConfigField("trained", "model_max_length", None),
-        ConfigField(
-            "max_positions", "max_position_embeddings", derive=lambda config: config.get("model_max_length") or 4096
-        ),
+        ConfigField("max_positions", "max_position_embeddings", derive=lambda c: c.get("model_max_length") or 4096),
         ConfigField("position", "position_kind", derive=_kind, allowed=("rope", "alibi")),
-        ConfigField("norm_head", "norm_head", derive=lambda config: config["vocab_size"] == SECOND),
+        ConfigField("norm_head", "norm_head", derive=lambda config: config["vocab_size"] == VOCAB2),
         ConfigField("norm_eps", "rms_norm_eps", 1e-6),
         ConfigField("rope_theta", "rope_theta", 10000.0),
         ConfigField("activation", "hidden_act", "silu", allowed=("silu",)),
@@ -60,10 +70,8 @@ CARD = Family(
     sizes={
         "baichuan-7b": Size(HUB + "Baichuan-7B/blob/main/config.json", 7_000_559_616, dict(SMALL, vocab=64000)),
         "baichuan-13b": Size(HUB + "Baichuan-13B-Base/blob/main/config.json", 13_264_901_120, dict(LARGE, vocab=64000)),
-        "baichuan2-7b": Size(HUB + "Baichuan2-7B-Base/blob/main/config.json", 7_505_973_248, dict(SMALL, vocab=SECOND)),
-        "baichuan2-13b": Size(
-            HUB + "Baichuan2-13B-Base/blob/main/config.json", 13_896_668_160, dict(LARGE, vocab=SECOND)
-        ),
+        "baichuan2-7b": Size(HUB + "Baichuan2-7B-Base/blob/main/config.json", 7_505_973_248, SMALL2),
+        "baichuan2-13b": Size(HUB + "Baichuan2-13B-Base/blob/main/config.json", 13_896_668_160, LARGE2),
     },
     params=tuple(replace(row, torch=PACKED) if row.slot.startswith("qkv.") else row for row in HF_DECODER_ROWS),
 )

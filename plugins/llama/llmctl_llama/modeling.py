@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from llmctl.nn.attention import Attention
-from llmctl.nn.causal_lm import CausalLM
-from llmctl.nn.decoder import decoder_of, head_of
-from llmctl.nn.mlp import GatedMLP
-from llmctl.nn.rotary import Rotary
+from llmctl.nn import Attention, CausalLM, GatedMLP, Rotary, decoder_of, head_of
 from llmctl_llama import RULES
 
 

@@ -6,14 +6,8 @@ from functools import partial
 
 import paddle
 
-from llmctl.card.alibi import alibi_slopes
-from llmctl.nn.attention import Attention
-from llmctl.nn.causal_lm import CausalLM
-from llmctl.nn.decoder import decoder_of
-from llmctl.nn.linear import Linear
-from llmctl.nn.mask import Layout
-from llmctl.nn.mlp import GatedMLP
-from llmctl.nn.rotary import Rotary
+from llmctl import alibi_slopes
+from llmctl.nn import Attention, CausalLM, GatedMLP, Layout, Linear, Rotary, decoder_of
 
 
 class BaichuanForCausalLM(CausalLM):

@@ -7,8 +7,7 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl.checkpoint.build import load_model
-from llmctl.testing.golden import check_all
+from llmctl.testing import check_golden, load_model
 from llmctl_llama.baichuan import CARD
 
 
@@ -25,7 +24,7 @@ def test_positions_and_head_follow_the_release():
 @pytest.mark.assets
 @pytest.mark.parametrize("case", ["baichuan7b_rope", "baichuan13b_alibi"])
 def test_recorded_results_are_repeated(assets, case):
-    check_all(assets / "goldens_remote" / case)
+    check_golden(assets / "goldens_remote" / case)
 
 
 @pytest.mark.assets
@@ -41,7 +40,7 @@ def test_recorded_results_of_a_normalised_head_are_repeated(assets, tmp_path):
     assert norms["lm_head.weight"] == pytest.approx(straight, rel=1e-3)
     golden["grad_norms"] = np.array(json.dumps({**norms, "lm_head.weight": through}))
     np.savez(folder / "golden.npz", **golden)
-    check_all(folder)
+    check_golden(folder)
 
 
 def head_gradients(folder, golden):

@@ -7,8 +7,7 @@ import paddle
 import pytest
 from safetensors import deserialize
 
-from llmctl.nn.cache import KVCache
-from llmctl.nn.loss import token_loss
+from llmctl.nn import KVCache, token_loss
 from llmctl_llama import CARD
 from llmctl_llama.modeling import LlamaForCausalLM
 

@@ -6,11 +6,8 @@ import shutil
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from llmctl import tokenizers
-from llmctl.data.sft.encoding import IGNORED, Encoder, prompt_ids
-from llmctl.data.sft.examples import Example
-from llmctl.errors import TokenizerError
-from llmctl.tokenizers.base import Conversation
+from llmctl import TokenizerError
+from llmctl.testing import IGNORED, Conversation, Encoder, Example, load_tokenizer, prompt_ids
 from llmctl_llama import CARD, baichuan
 
 TALK = Conversation((("Who? ", "Me."), ("你好 </s>", None)), "Be brief.")
@@ -27,7 +24,7 @@ def llama2(assets, tmp_path):
 @pytest.mark.assets
 def test_llama_2_writes_inst_and_sys(llama2):
     folder, pieces = llama2
-    tokenizer = tokenizers.load(folder, "family", CARD)
+    tokenizer = load_tokenizer(folder, "family", CARD)
     first = [1, *pieces.encode("[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWho? [/INST] Me. "), 2]
     assert prompt_ids(tokenizer, TALK) == [*first, 1, *pieces.encode("[INST] 你好 </s> [/INST]")]
     row = Encoder(tokenizer, 200, 300).encode(Example(("Who?",), ("Me.",), "Be brief.", "row"))
@@ -53,7 +50,7 @@ def write_headers(folder):
 
 
 def test_llama_3_is_known_by_its_tokens(tmp_path):
-    tokenizer = tokenizers.load(write_headers(tmp_path), "family", CARD)
+    tokenizer = load_tokenizer(write_headers(tmp_path), "family", CARD)
 
     def message(role, text, end=True):
         body = tokenizer.encode("\n\n" + text, add_special=False)
@@ -77,7 +74,7 @@ def test_baichuan_begins_turns_with_tokens_that_are_known_by_id(llama2, ids):
         names = {"user_token_id": ids[0], "assistant_token_id": ids[1], "eos_token_id": 2}
         (folder / "generation_config.json").write_text(json.dumps(names))
     user, assistant = ids or (195, 196)
-    tokenizer = tokenizers.load(folder, "family", baichuan.CARD)
+    tokenizer = load_tokenizer(folder, "family", baichuan.CARD)
     expected = [*pieces.encode("Be brief."), user, *pieces.encode("Who? "), assistant, *pieces.encode("Me.")]
     assert prompt_ids(tokenizer, TALK) == [*expected, user, *pieces.encode("你好 </s>"), assistant]
     assert tokenizer.encode("Who?") == pieces.encode("Who?")
@@ -99,4 +96,4 @@ def test_baichuan_needs_tokens_for_turns(tmp_path):
     )  # fmt: skip
     (tmp_path / "tokenizer.model").write_bytes(stream.getvalue())
     with pytest.raises(TokenizerError, match="no tokens for the user and the assistant"):
-        prompt_ids(tokenizers.load(tmp_path, "family", baichuan.CARD), TALK)
+        prompt_ids(load_tokenizer(tmp_path, "family", baichuan.CARD), TALK)

@@ -3,8 +3,7 @@
 https://arxiv.org/abs/2401.04088
 """
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Moe, Param, Size, hookimpl, template
-from llmctl.card.rope import rope_rule
+from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Moe, Param, Size, hookimpl, rope_rule, template
 
 X = "layers.{layer}.block_sparse_moe."
 MISTRALAI = "https://huggingface.co/mistralai/"

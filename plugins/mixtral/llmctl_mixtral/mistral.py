@@ -3,8 +3,7 @@
 https://arxiv.org/abs/2310.06825
 """
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Size, hookimpl
-from llmctl.card.rope import rope_rule
+from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Size, hookimpl, rope_rule
 from llmctl_mixtral import CHAT
 
 MISTRALAI = "https://huggingface.co/mistralai/"

@@ -2,10 +2,10 @@
 
 import pytest
 
-from llmctl.testing.golden import check_all
+from llmctl.testing import check_golden
 
 
 @pytest.mark.assets
 @pytest.mark.parametrize("case", ["mixtral_e4k2", "mixtral_e4k2_aux", "mistral_nowindow"])
 def test_recorded_results_are_repeated(assets, case):
-    check_all(assets / "goldens" / case)
+    check_golden(assets / "goldens" / case)

@@ -3,10 +3,7 @@
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from llmctl import tokenizers
-from llmctl.data.sft.encoding import IGNORED, Encoder, prompt_ids
-from llmctl.data.sft.examples import Example
-from llmctl.tokenizers.base import Conversation
+from llmctl.testing import IGNORED, Conversation, Encoder, Example, load_tokenizer, prompt_ids
 from llmctl_mixtral import CARD, mistral
 
 
@@ -14,7 +11,7 @@ from llmctl_mixtral import CARD, mistral
 @pytest.mark.parametrize("card", [CARD, mistral.CARD], ids=lambda card: card.name)
 def test_questions_stand_in_inst(assets, card):
     folder = assets / "tokenizers" / "mistral"
-    tokenizer = tokenizers.load(folder, "family", card)
+    tokenizer = load_tokenizer(folder, "family", card)
     pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     parts = [*pieces.encode("[INST]"), *pieces.encode("Be brief.\n\nWho?"), *pieces.encode("[/INST]")]
     first = [1, *parts, *pieces.encode("Me."), 2]

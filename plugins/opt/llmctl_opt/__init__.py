@@ -5,8 +5,18 @@ https://arxiv.org/abs/2205.01068
 
 from dataclasses import replace
 
-from llmctl import ConfigField, Family, Param, Size, TokenFacts, hookimpl, linear_rows, norm_rows
-from llmctl.card.weight_map import ModuleMapping, grouped_qkv_slices
+from llmctl import (
+    ConfigField,
+    Family,
+    ModuleMapping,
+    Param,
+    Size,
+    TokenFacts,
+    grouped_qkv_slices,
+    hookimpl,
+    linear_rows,
+    norm_rows,
+)
 
 L, A = "layers.{layer}.", "layers.{layer}.self_attn."
 HUB = "https://huggingface.co/facebook/"

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import paddle
 
-from llmctl.nn.attention import Attention
-from llmctl.nn.causal_lm import CausalLM
-from llmctl.nn.decoder import embedding, run_layers
-from llmctl.nn.linear import Linear
-from llmctl.nn.norm import LayerNorm
+from llmctl.nn import Attention, CausalLM, LayerNorm, Linear, embedding, run_layers
 from llmctl_opt import FIRST_POSITION
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from llmctl.testing.golden import check_all
+from llmctl.testing import check_golden
 
 
 @pytest.mark.assets
 @pytest.mark.parametrize("case", ["opt_350m_type", "opt_prenorm"])
 def test_recorded_results_are_repeated(assets, case):
-    check_all(assets / "goldens" / case)
+    check_golden(assets / "goldens" / case)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from llmctl import tokenizers
+from llmctl.testing import load_tokenizer
 from llmctl_opt import CARD
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -21,7 +21,7 @@ def test_texts_begin_with_the_end_token(assets, tmp_path, stated):
     end = {"__type": "AddedToken", "content": "</s>"}
     names = {"bos_token": end, "eos_token": end, "unk_token": end, "pad_token": {**end, "content": "<pad>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**names, **stated, "add_prefix_space": False}))
-    tokenizer = tokenizers.load(tmp_path, card=CARD)
+    tokenizer = load_tokenizer(tmp_path, card=CARD)
     for row in json.loads((source / "vectors.json").read_text()):
         ids = [2, *(token + 4 for token in row["ids"])]
         assert tokenizer.encode(row["text"]) == ids and tokenizer.decode([*ids, 2]) == row["text"]

@@ -5,11 +5,24 @@ https://arxiv.org/abs/2309.16609. Qwen2 and Qwen3 are cards of their own.
 
 import math
 
-from llmctl import ConfigField, Family, Param, TokenFacts, hookimpl, sizes, template
-from llmctl.card.fill_decoder import rope_spec
-from llmctl.card.presets import fixed_fields, linear_rows, required_fields
-from llmctl.card.rope import RopeParams, RopeRule, rope_frequencies
-from llmctl.card.weight_map import contiguous_slices, fused_or_split
+from llmctl import (
+    ConfigField,
+    Family,
+    Param,
+    RopeParams,
+    RopeRule,
+    TokenFacts,
+    contiguous_slices,
+    fixed_fields,
+    fused_or_split,
+    hookimpl,
+    linear_rows,
+    required_fields,
+    rope_frequencies,
+    rope_spec,
+    sizes,
+    template,
+)
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 FUSED = fused_or_split([M + "w2", M + "w1"], M + "gate_up_fused_proj", contiguous_slices(1, 1), "ffn")

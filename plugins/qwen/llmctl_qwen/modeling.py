@@ -1,17 +1,20 @@
 """The Qwen decoders, composed of blocks from ``llmctl.nn``; their tensors are those of the cards. Letters as there."""
 
-from __future__ import annotations
-
 import math
 
 import paddle
 
-from llmctl.nn.attention import Attention
-from llmctl.nn.causal_lm import CausalLM
-from llmctl.nn.decoder import Decoder, decoder_of, head_of
-from llmctl.nn.mlp import GatedMLP
-from llmctl.nn.packed_attention import PackedAttention, concatenated_qkv
-from llmctl.nn.rotary import Rotary, apply_rope
+from llmctl.nn import (
+    Attention,
+    CausalLM,
+    GatedMLP,
+    PackedAttention,
+    Rotary,
+    apply_rope,
+    concatenated_qkv,
+    decoder_of,
+    head_of,
+)
 from llmctl_qwen import NTK, RULES
 
 
@@ -73,7 +76,7 @@ class Qwen3ForCausalLM(CausalLM):
         super().__init__("qwen3", _decoder(dims, norm_eps=dims.norm_eps), head_of(dims))
 
 
-def _decoder(dims, **attention) -> Decoder:
+def _decoder(dims, **attention):
     return decoder_of(
         dims,
         lambda: Attention(dims.hidden, dims.heads, dims.kv_heads, dims.head_dim, std=dims.init_std, **attention),

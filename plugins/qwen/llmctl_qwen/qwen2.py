@@ -3,21 +3,23 @@
 https://arxiv.org/abs/2407.10671
 """
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Param, TokenFacts, hookimpl, sizes
-from llmctl.card.presets import fixed_fields
-from llmctl.card.rope import rope_rule
-from llmctl.card.weight_map import hf_decoder_fused
-from llmctl.errors import ConfigError
+from llmctl import (
+    HF_DECODER,
+    HF_DECODER_ROWS,
+    ConfigField,
+    Family,
+    Param,
+    TokenFacts,
+    fixed_fields,
+    full_attention,
+    hf_decoder_fused,
+    hookimpl,
+    rope_rule,
+    sizes,
+)
 from llmctl_qwen import CUT, HELPFUL
 
 A = "layers.{layer}.self_attn."
-
-
-def full_attention(kinds):
-    """Passes when every layer attends to everything before it."""
-    if any(kind != "full_attention" for kind in kinds):
-        raise ConfigError(f"layer_types={kinds!r} is not supported; every layer must be 'full_attention'")
-
 
 SETTINGS = (
     ConfigField("norm_eps", "rms_norm_eps", 1e-6),

@@ -5,16 +5,20 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from llmctl import plugins, tokenizers
-from llmctl.card.tiny import tiny_dims
-from llmctl.cli import cli
-from llmctl.data.sft.encoding import IGNORED, Encoder, prompt_ids
-from llmctl.data.sft.examples import Example
-from llmctl.errors import TokenizerError
-from llmctl.testing.tiny import write_model
-from llmctl.tokenizers.base import Conversation
+from llmctl import TokenizerError
+from llmctl.testing import (
+    IGNORED,
+    Conversation,
+    Encoder,
+    Example,
+    load_plugin,
+    load_tokenizer,
+    prompt_ids,
+    run_cli,
+    tiny_dims,
+    write_model,
+)
 from llmctl_qwen import CARD, SPECIAL, qwen2, qwen3
 
 TEXT = ["hello world, hello token", "the quick brown fox", "you are a helpful assistant", "你好 世界"] * 8
@@ -72,7 +76,7 @@ def write_vocabulary(folder: Path) -> Path:
 @pytest.mark.assets
 def test_ids_of_the_rank_file_equal_the_recorded_ones(assets):
     folder = assets / "tokenizers" / "qwen"
-    tokenizer = tokenizers.load(folder, card=CARD)
+    tokenizer = load_tokenizer(folder, card=CARD)
     rows = json.loads((folder / "vectors.json").read_text())
     assert len(rows) == 52
     for row in rows:
@@ -85,7 +89,7 @@ def test_ids_of_the_rank_file_equal_the_recorded_ones(assets):
 
 @pytest.mark.parametrize(("card", "write"), [(CARD, write_ranks), (qwen2.CARD, write_vocabulary)])
 def test_special_tokens_follow_the_file_and_saved_folders_load_again(tmp_path, card, write):
-    tokenizer = tokenizers.load(write(tmp_path / "a"), card=card)
+    tokenizer = load_tokenizer(write(tmp_path / "a"), card=card)
     size = len(trained()[0])
     assert [tokenizer.special.ids[name] for name in SPECIAL[:3]] == [size, size + 1, size + 2]
     assert tokenizer.eos_ids == (size, size + 2) and tokenizer.encode("a") == tokenizer.encode("a", add_special=False)
@@ -94,13 +98,13 @@ def test_special_tokens_follow_the_file_and_saved_folders_load_again(tmp_path, c
     assert size + 2 not in ids and tokenizer.decode([*ids, size]) == text
     (tmp_path / "b").mkdir()
     tokenizer.save(tmp_path / "b")
-    again = tokenizers.load(tmp_path / "b", card=card)
+    again = load_tokenizer(tmp_path / "b", card=card)
     assert again.encode(text) == ids and again.special == tokenizer.special
 
 
 def test_words_are_cut_alike_from_ranks_and_from_merges(tmp_path):
-    ranks = tokenizers.load(write_ranks(tmp_path / "ranks"), card=CARD)
-    merges = tokenizers.load(write_vocabulary(tmp_path / "merges"), card=qwen3.CARD)
+    ranks = load_tokenizer(write_ranks(tmp_path / "ranks"), card=CARD)
+    merges = load_tokenizer(write_vocabulary(tmp_path / "merges"), card=qwen3.CARD)
     for text in ("hello world", "123 you're\n\n  the  fox", "你好 世界!", "e\u0301", " \u3000x"):
         assert ranks.encode(text) == merges.encode(text)
     added = merges.encode("hello<tool_call>")
@@ -119,18 +123,18 @@ def test_words_are_cut_alike_from_ranks_and_from_merges(tmp_path):
 def test_a_damaged_rank_file_is_named(tmp_path, content, message):
     (tmp_path / "qwen.tiktoken").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(TokenizerError, match=rf"qwen\.tiktoken.*{message}"):
-        tokenizers.load(tmp_path, card=CARD)
+        load_tokenizer(tmp_path, card=CARD)
 
 
 def test_a_rank_file_needs_the_card(tmp_path):
     with pytest.raises(TokenizerError, match="does not say how text is cut into words, nor does the family's card"):
-        tokenizers.load(write_ranks(tmp_path))
+        load_tokenizer(write_ranks(tmp_path))
 
 
 @pytest.mark.parametrize("card", [CARD, qwen2.CARD, qwen3.CARD], ids=lambda card: card.name)
 def test_turns_are_chatml(tmp_path, card):
     folder = write_ranks(tmp_path) if card is CARD else write_vocabulary(tmp_path)
-    tokenizer = tokenizers.load(folder, "family", card)
+    tokenizer = load_tokenizer(folder, "family", card)
     start, end = tokenizer.special.ids["<|im_start|>"], tokenizer.special.ids["<|im_end|>"]
     line = tokenizer.encode("\n")
 
@@ -151,24 +155,24 @@ def test_turns_are_chatml(tmp_path, card):
 
 
 def test_a_corpus_is_built_with_the_familys_tokenizer(tmp_path):
-    tokenizer = tokenizers.load(write_ranks(tmp_path / "model"), card=CARD)
+    tokenizer = load_tokenizer(write_ranks(tmp_path / "model"), card=CARD)
     (tmp_path / "text.txt").write_text("hello <|im_end|>\n")
     build = ["data", "build", str(tmp_path / "text.txt"), "--tokenizer", str(tmp_path / "model"), "--append-eos"]
-    done = CliRunner().invoke(cli, [*build, "--output", str(tmp_path / "a")])
+    done = run_cli(*build, "--output", str(tmp_path / "a"))
     assert isinstance(done.exception, TokenizerError)
-    done = CliRunner().invoke(cli, ["--model", "qwen", *build, "--output", str(tmp_path / "a")])
+    done = run_cli("--model", "qwen", *build, "--output", str(tmp_path / "a"))
     assert done.exit_code == 0, done.output
     config = CARD.config_from_dims(tiny_dims(CARD, {"double_ffn": 96}))
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     show = ["data", "inspect", str(tmp_path / "a"), "--doc", "0", "--tokenizer", str(tmp_path / "model")]
-    done = CliRunner().invoke(cli, show)
+    done = run_cli(*show)
     assert done.output.strip() == "hello <|im_end|><|endoftext|>", done.output
     assert tokenizer.eos_id == tokenizer.special.ids["<|endoftext|>"]
 
 
 def test_a_model_is_fine_tuned_with_its_own_tokenizer(tmp_path):
-    plugin = plugins.load("qwen")
-    tokenizer = tokenizers.load(write_ranks(tmp_path / "model"), card=CARD)
+    plugin = load_plugin("qwen")
+    tokenizer = load_tokenizer(write_ranks(tmp_path / "model"), card=CARD)
     write_model(tmp_path / "model", plugin, tiny_dims(CARD, {"vocab": tokenizer.vocab_size, "double_ffn": 96}))
     rows = [{"src": f"hello {word}", "tgt": word} for word in ("world", "token", "fox")] * 4
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -179,13 +183,11 @@ def test_a_model_is_fine_tuned_with_its_own_tokenizer(tmp_path):
     }  # fmt: skip
     (tmp_path / "empty.yaml").write_text("{}")
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    done = CliRunner().invoke(cli, ["--model", "qwen", "finetune", str(tmp_path / "empty.yaml"), *given])
+    done = run_cli("--model", "qwen", "finetune", str(tmp_path / "empty.yaml"), *given)
     assert done.exit_code == 0, done.output
     info = json.loads((tmp_path / "out" / "run.json").read_text())
     assert info["after"]["metrics"]["eval_loss"] < 0.7 * info["before"]["metrics"]["eval_loss"]
-    again = tokenizers.load(tmp_path / "out" / "model", card=CARD)
+    again = load_tokenizer(tmp_path / "out" / "model", card=CARD)
     assert again.encode("hello 你好") == tokenizer.encode("hello 你好") and again.special == tokenizer.special
-    done = CliRunner().invoke(
-        cli, ["generate", str(tmp_path / "out" / "model"), "--prompt", "hello fox", "--max-new-tokens", "4"]
-    )
+    done = run_cli("generate", str(tmp_path / "out" / "model"), "--prompt", "hello fox", "--max-new-tokens", "4")
     assert done.exit_code == 0, done.output

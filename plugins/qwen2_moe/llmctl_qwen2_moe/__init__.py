@@ -3,10 +3,22 @@
 https://arxiv.org/abs/2407.10671
 """
 
-from llmctl import HF_DECODER, ConfigField, Family, Moe, Param, Size, TokenFacts, Unsupported, hookimpl, template
-from llmctl.card.presets import linear_rows
-from llmctl.card.rope import rope_rule
-from llmctl.errors import ConfigError
+from llmctl import (
+    HF_DECODER,
+    ConfigError,
+    ConfigField,
+    Family,
+    Moe,
+    Param,
+    Size,
+    TokenFacts,
+    Unsupported,
+    full_attention,
+    hookimpl,
+    linear_rows,
+    rope_rule,
+    template,
+)
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 HUB = "https://huggingface.co/Qwen/"
@@ -36,11 +48,6 @@ def _step(value):
         raise ConfigError(f"decoder_sparse_step={value!r} must be a whole number above 0")
 
 
-def _full_attention(kinds):
-    if any(kind != "full_attention" for kind in kinds):
-        raise ConfigError(f"layer_types={kinds!r} is not supported; every layer must be 'full_attention'")
-
-
 def _mlp(prefix, ffn, when, slots=("", "", ""), **row):
     gate, up, down = slots
     return (
@@ -66,7 +73,7 @@ CARD = Family(
         ConfigField("activation", "hidden_act", "silu", allowed=("silu",)),
         ConfigField("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
         ConfigField("sliding", "use_sliding_window", False, allowed=(False,)),
-        ConfigField("layer_types", "layer_types", None, check=_full_attention),
+        ConfigField("layer_types", "layer_types", None, check=full_attention),
         ConfigField("experts", "num_experts", 60),
         ConfigField("top_k", "num_experts_per_tok", 4),
         ConfigField("renormalize", "norm_topk_prob", False),

@@ -5,15 +5,19 @@ from __future__ import annotations
 from paddle.nn.functional import sigmoid
 
 from llmctl import Moe
-from llmctl.nn.attention import Attention
-from llmctl.nn.block import Block
-from llmctl.nn.causal_lm import CausalLM
-from llmctl.nn.decoder import Decoder, embedding
-from llmctl.nn.linear import Linear
-from llmctl.nn.mlp import GatedMLP
-from llmctl.nn.moe import SoftmaxTopK, SparseMLP
-from llmctl.nn.norm import RMSNorm
-from llmctl.nn.rotary import Rotary
+from llmctl.nn import (
+    Attention,
+    Block,
+    CausalLM,
+    Decoder,
+    GatedMLP,
+    Linear,
+    RMSNorm,
+    Rotary,
+    SoftmaxTopK,
+    SparseMLP,
+    embedding,
+)
 
 
 class Qwen2MoeForCausalLM(CausalLM):

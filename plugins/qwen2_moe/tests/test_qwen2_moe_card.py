@@ -2,14 +2,14 @@
 
 import pytest
 
-from llmctl.errors import ConfigError
-from llmctl.testing.golden import check_all
+from llmctl import ConfigError
+from llmctl.testing import check_golden
 from llmctl_qwen2_moe import CARD
 
 
 @pytest.mark.assets
 def test_recorded_results_are_repeated(assets):
-    check_all(assets / "goldens" / "qwen2_moe")
+    check_golden(assets / "goldens" / "qwen2_moe")
 
 
 def test_layers_with_experts_follow_step_and_list():

@@ -18,7 +18,7 @@ from llmctl.infer.request import BeamOptions, Request
 from llmctl.infer.sampling import SamplingParams
 
 pytestmark = pytest.mark.skipif(not available(), reason="no compiled kernels here")
-GOLDEN = Path(__file__).resolve().parents[3] / "tests" / "goldens" / "beams" / "stories260K.json"
+GOLDEN = Path(__file__).resolve().parents[3] / "goldens" / "beams" / "stories260K.json"
 GREEDY = SamplingParams(max_new_tokens=24)
 SAMPLED = SamplingParams(
     max_new_tokens=24, sample=True, temperature=1.3, top_k=60, top_p=0.95, min_p=0.01, repetition_penalty=1.2,
