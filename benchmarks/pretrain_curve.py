@@ -50,8 +50,9 @@ def ours(options: argparse.Namespace, folder: Path) -> dict:
         "train": {**TRAIN, **steps},
         "output": {"dir": str(folder / "out"), "samples": 2, "load_best": False},
     }  # fmt: skip
-    job = preflight_pretrain.pretrain(schema.build(PretrainConfig, sections), options.family)
+    job = preflight_pretrain.check(schema.build(PretrainConfig, sections), options.family)
 
+    from llmctl.train import trainer
     from llmctl.train.loop import Hook
     from llmctl.train.methods import pretrain
 
@@ -67,7 +68,7 @@ def ours(options: argparse.Namespace, folder: Path) -> dict:
     task, kept = pretrain.prepare(job).task, Kept()
     rows = [batch.arrays for step in range(1, options.steps + 1) for batch in task.micro_batches(step)]
     valid = [task.valid[i] for i in range(len(task.valid))]
-    info = pretrain.run(job, [kept])
+    info = trainer.run(job, [kept])
     np.savez(
         folder / "samples.npz",
         inputs=np.stack([arrays["input_ids"] for arrays in rows]),
@@ -80,7 +81,7 @@ def ours(options: argparse.Namespace, folder: Path) -> dict:
         "losses": [update.loss for update in kept.updates],
         "norms": [update.grad_norm for update in kept.updates],
         "valid": info["after"]["metrics"]["eval_loss"],
-        "what": f"{job.plugin.card.count(job.dims):,} parameters, {made.tokens:,} tokens in {made.documents:,} documents",
+        "what": f"{job.model.plugin.card.count(job.model.dims):,} parameters, {made.tokens:,} tokens in {made.documents:,} documents",
     }
 
 

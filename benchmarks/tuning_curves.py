@@ -62,6 +62,7 @@ def ours(case: Case, options: argparse.Namespace, folder: Path) -> dict:
     from llmctl import runtime
     from llmctl.config import schema
     from llmctl.jobs import registry
+    from llmctl.train import trainer
     from llmctl.train.loop import Hook
     from llmctl.train.trainable import base
 
@@ -75,15 +76,15 @@ def ours(case: Case, options: argparse.Namespace, folder: Path) -> dict:
         def on_evaluation(self, step, epoch, metrics):
             self.evaluations.append((step, metrics))
 
-    config, checks, prepare, run = (
-        registry.part(case.command, name) for name in ("config", "checks", "prepare", "run")
-    )
-    job = checks(schema.build(config, sections(case, options, folder)), options.family)
+    command = registry.COMMANDS[case.command]
+    config = schema.build(registry.resolve(command.config), sections(case, options, folder))
+    job = registry.resolve(command.check)(config, options.family)
     runtime.import_paddle("the benchmark")
+    prepare = registry.resolve(command.method).prepare
     (folder / "initial").mkdir()
     base.load(job, None).write(folder / "initial", "float32")
     kept = Kept()
-    info = run(job, [kept])
+    info = trainer.run(job, [kept])
     steps, dev = TEXTS[case.command](job, prepare(job).task, len(kept.updates))
     task = {
         "command": case.command,

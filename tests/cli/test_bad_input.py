@@ -59,7 +59,7 @@ def test_the_job_itself_is_valid(job):
     from llmctl.jobs import finetune
 
     made = schema.build(config.FinetuneConfig, file.read_file(job / "config.yaml"))
-    assert "4 examples" in finetune.finetune(made, "llama").summary()
+    assert "4 examples" in finetune.check(made, "llama").summary()
 
 
 @pytest.mark.parametrize(

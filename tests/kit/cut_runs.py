@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from llmctl.train import trainer
 from llmctl.train.loop import Hook
-from llmctl.train.methods import sft
 
 
 class Crash(Hook):
@@ -27,7 +27,7 @@ def finished(folder, job, methods):
     def get(name):
         if name not in made:
             output = folder / name
-            sft.run(job(output, methods[name]))
+            trainer.run(job(output, methods[name]))
             made[name] = output
         return made[name]
 
@@ -37,8 +37,8 @@ def finished(folder, job, methods):
 def check_continues(whole, job, method, output):
     """A run that is cut off and continued gives the losses and the adapter's bytes of the whole one."""
     with pytest.raises(RuntimeError, match="power cut"):
-        sft.run(job(output, method), [Crash()])
-    sft.run(job(output, method, resume=True))
+        trainer.run(job(output, method), [Crash()])
+    trainer.run(job(output, method, resume=True))
     assert losses(output) == losses(whole)
     file = "model/adapter_model.safetensors"
     assert (output / file).read_bytes() == (whole / file).read_bytes()

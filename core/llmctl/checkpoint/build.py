@@ -45,6 +45,10 @@ class CheckedModel:
         """The checkpoint folder; None = a new model."""
         return self.weights.path if self.weights else None
 
+    def at(self, folder: Path) -> CheckedModel:
+        """The same model with the weights of another folder, such as a checkpoint; errors as for `open_model`."""
+        return open_model(folder, self.plugin, self.dims, self.config)
+
     def layer(self, dtype: str = "float32") -> Any:
         """A ``paddle.nn.Layer`` with the weights of the folder, or with the initial values of a new model.
 
@@ -56,9 +60,13 @@ class CheckedModel:
         """
         runtime.import_paddle("a model")
         model = build(self.plugin, self.dims, dtype)
-        if self.weights:
-            fill_layer(model, self.weights.tensors, self.renames)
+        self.fill(model)
         return model
+
+    def fill(self, layer: Any) -> None:
+        """Puts the weights of the folder, if there is one, into a layer of this model; errors as for `layer`."""
+        if self.weights:
+            fill_layer(layer, self.weights.tensors, self.renames)
 
 
 def load_model(folder: Path, family: str = "auto", dtype: str = "float32") -> tuple[Any, Dims, Plugin]:

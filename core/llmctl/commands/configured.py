@@ -12,10 +12,10 @@ from llmctl import runtime
 from llmctl.commands.recipe import NoStarter, output_settings
 from llmctl.config import file, schema
 from llmctl.jobs import registry
+from llmctl.plugins import Families
 
-Source = Callable[[str, Path | None, str | None, bool], tuple[dict[str, Any], str]]
-"""From family, file, recipe, and whether to leave out what an old file asks for and is not offered: the configuration as
-it is written, and its origin for messages."""
+Source = Callable[[Families, str, Path | None, str | None, bool], tuple[dict[str, Any], str]]
+"""(families, family, file, recipe, allow_ignored) -> (configuration as it is written, where it came from)."""
 
 SET = "Override a field; may be repeated."
 
@@ -24,7 +24,7 @@ def configured(name: str, doc: str, source: Source, what: str) -> click.Command:
     """A command that reads and checks a configuration without paddle, then hands over to what runs it.
 
     Args:
-        name: Its name, one of ``jobs.PARTS``.
+        name: Its name, one of ``jobs.registry.COMMANDS``.
         doc: Its help.
         source: Finds the configuration.
         what: What a recipe is, for the help.
@@ -34,27 +34,29 @@ def configured(name: str, doc: str, source: Source, what: str) -> click.Command:
         ctx: click.Context, config_file: Path | None, recipe: str | None, assignments: tuple[str, ...],
         output: str | None, resume: bool, overwrite: bool, print_config: bool, check: bool, allow_ignored: bool,
     ) -> None:  # fmt: skip
-        family = ctx.obj["family"]
+        family, families = ctx.obj["family"], Families()
         if print_config and config_file is None and recipe is None and family == "auto":
             data, where = dict[str, Any](), "the command line"
         else:
             try:
-                data, where = source(family, config_file, recipe, allow_ignored)
+                data, where = source(families, family, config_file, recipe, allow_ignored)
             except NoStarter:
                 if not print_config:
                     raise
                 data, where = {}, "the command line"
         given = [*assignments, *output_settings(output, resume, overwrite)]
-        config = schema.build(registry.part(name, "config"), file.override(data, given), where)
+        config = schema.build(registry.resolve(registry.COMMANDS[name].config), file.override(data, given), where)
         if print_config:
             click.echo(schema.to_yaml(config, f"Run with: llmctl --model {family} {name} CONFIG"), nl=False)
             return
-        job = registry.part(name, "checks")(config, family)
+        job = registry.resolve(registry.COMMANDS[name].check)(config, family, families)
         if check:
             click.echo(f"ok: {job.summary()}")
             return
         runtime.import_paddle(f"llmctl {name}")
-        registry.part(name, "run")(job)
+        from llmctl.train import trainer
+
+        trainer.run(job)
 
     return click.Command(name, callback=click.pass_context(callback), params=_parameters(what), help=doc)
 

@@ -1,4 +1,4 @@
-"""``llmctl dpo``: reads and checks the configuration without paddle, then hands over to ``train.dpo``."""
+"""``llmctl dpo``: reads and checks the configuration without paddle, then trains."""
 
 from __future__ import annotations
 

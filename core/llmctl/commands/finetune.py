@@ -1,4 +1,4 @@
-"""``llmctl finetune``: reads and checks the configuration without paddle, then hands over to ``train.sft``."""
+"""``llmctl finetune``: reads and checks the configuration without paddle, then trains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmctl.commands.recipe import NoStarter, read_recipe, recipe_names
 
 
 def _source(
-    family: str, config_file: Path | None, recipe: str | None, allow_ignored: bool
+    families: plugins.Families, family: str, config_file: Path | None, recipe: str | None, allow_ignored: bool
 ) -> tuple[dict[str, Any], str]:
     if config_file is not None and recipe is not None:
         raise click.UsageError("give CONFIG or --recipe, not both")
@@ -22,7 +22,7 @@ def _source(
         return read_config_file(config_file, "finetune", allow_ignored), str(config_file)
     if family == "auto":
         raise click.UsageError("without CONFIG, name a family: llmctl --model FAMILY finetune runs its starter recipe")
-    plugin = plugins.load(family)
+    plugin = families.load(family)
     name = recipe or plugin.card.starter
     if not name:
         known = ", ".join(recipe_names(plugin))

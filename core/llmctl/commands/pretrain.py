@@ -1,4 +1,4 @@
-"""``llmctl pretrain``: reads and checks the configuration without paddle, then hands over to ``train.pretrain``."""
+"""``llmctl pretrain``: reads and checks the configuration without paddle, then trains."""
 
 from __future__ import annotations
 

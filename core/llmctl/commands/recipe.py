@@ -53,12 +53,18 @@ def read_recipe(plugin: plugins.Plugin, name: str, kind: str = "") -> tuple[dict
 
 
 def find_source(
-    kind: str, family: str, config_file: Path | None, recipe: str | None, allow_ignored: bool
+    kind: str,
+    families: plugins.Families,
+    family: str,
+    config_file: Path | None,
+    recipe: str | None,
+    allow_ignored: bool,
 ) -> tuple[dict[str, Any], str]:
     """The configuration from a file, from a recipe of the family, or empty; and its origin for messages.
 
     Args:
         kind: The command, and folder of its recipes.
+        families: The installed families.
         family: Name of a family or ``"auto"``.
         config_file: The file, if any.
         recipe: The recipe, if any.
@@ -72,7 +78,7 @@ def find_source(
         return {}, "the command line"
     if family == "auto":
         raise click.UsageError(f"a recipe belongs to a family; name it: llmctl --model FAMILY {kind} --recipe NAME")
-    return read_recipe(plugins.load(family), recipe, kind)
+    return read_recipe(families.load(family), recipe, kind)
 
 
 def output_settings(output: str | None, resume: bool, overwrite: bool) -> list[str]:

@@ -1,115 +1,60 @@
-"""Checks that fine-tuning and preference optimisation share: model, method, tokenizer, data."""
+"""Checks that fine-tuning and preference optimisation share: model, method, tokenizer, examples."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from llmctl import plugins, tokenizers
+from llmctl import tokenizers
 from llmctl.adapters.folder import is_adapter
 from llmctl.card import support
 from llmctl.card.dims import Dims
+from llmctl.checkpoint.build import CheckedModel, open_model
+from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.config import common
 from llmctl.data.sft import examples
 from llmctl.errors import ConfigError
 from llmctl.jobs import loggers, precision
 from llmctl.jobs.paths import find_path, output_folder
+from llmctl.plugins import Families, Plugin
 from llmctl.tokenizers import Tokenizer
-
-C = TypeVar("C")
-
 
 E = TypeVar("E")
 
 
-class Found(NamedTuple):
-    """What a job is about, all of it checked."""
-
-    plugin: plugins.Plugin
-    dims: Dims
-    model: Path
-    tokenizer: Tokenizer
-    output: Path
-
-
-@dataclass(frozen=True)
-class TextJob(Generic[C, E]):
-    """A checked job on lines of text.
-
-    Attributes:
-        config: The configuration.
-        plugin: The family.
-        dims: The model's dims, from its config.json.
-        model: The checkpoint folder; what is trained begins with it, and is measured against it.
-        train: What to train on.
-        dev: What to evaluate on; may be empty.
-        tokenizer: With the chat template that ``data.chat_template`` names.
-        output: The output folder.
-        command: Name of the command that runs it.
-        rows: What its lines are called.
-    """
-
-    config: C
-    plugin: plugins.Plugin
-    dims: Dims
-    model: Path
-    train: list[E]
-    dev: list[E]
-    tokenizer: Tokenizer
-    output: Path
-    command: str
-    rows: str
-
-    def summary(self) -> str:
-        """One line on what would run."""
-        size = self.plugin.card.count(self.dims)
-        return (
-            f"{self.plugin.card.name} with {size:,} parameters from {self.model}, "
-            f"{len(self.train)} {self.rows} to train on, {len(self.dev)} held out, output in {self.output}"
-        )
-
-
-def job_of(settings: C, found: Found, train: list[E], dev: list[E], command: str, rows: str) -> TextJob[C, E]:
-    """The job of what has been checked; arguments as the attributes of `TextJob`."""
-    return TextJob(
-        settings, found.plugin, found.dims, found.model, train, dev, found.tokenizer, found.output, command, rows
-    )
-
-
-def find_model(settings: Any, family: str, task: str) -> Found:
-    """The family, model, tokenizer and output folder of a job on lines of text, checked.
+def find_model(config: Any, family: str, task: str, families: Families) -> tuple[CheckedModel, Tokenizer, Path]:
+    """The model, tokenizer and output folder of a job on examples, checked.
 
     Args:
-        settings: The configuration.
+        config: The configuration.
         family: Name of a family or ``"auto"``.
-        task: What the family must support, besides the way to train.
+        task: What the family must support, besides the training method.
+        families: The installed families.
 
     Raises:
         LlmctlError: The first check that fails; nothing has been written.
     """
-    plugin = plugins.load(family) if family != "auto" else None
-    model = find_path(settings.model.path, "model.path", plugin)
-    if is_adapter(model):
+    named = families.load(family) if family != "auto" else None
+    folder = find_path(config.model.path, "model.path", named)
+    if is_adapter(folder):
         raise ConfigError(
-            f"model.path={model} holds an adapter; make a model of it with llmctl merge, or name its base"
+            f"model.path={folder} holds an adapter; make a model of it with llmctl merge, or name its base"
         )
-    raw = read_config(model)
-    plugin = plugins.resolve(family, raw, str(model / "config.json"))
+    raw, where = read_config(folder), str(folder / CONFIG)
+    plugin = families.resolve(family, raw, where)
     support.require(plugin.card, task)
-    dims = plugin.card.dims_from_config(raw, str(model / "config.json"))
-    _method(settings.method, plugin, dims)
-    if settings.method.name != "full" and settings.output.max_shard_bytes != common.OutputConfig().max_shard_bytes:
+    dims = plugin.card.dims_from_config(raw, where)
+    _method(config.method, plugin, dims)
+    if config.method.name != "full" and config.output.max_shard_bytes != common.OutputConfig().max_shard_bytes:
         raise ConfigError(
-            f"output.max_shard_bytes has no effect with method.name={settings.method.name}: an adapter is one file; "
+            f"output.max_shard_bytes has no effect with method.name={config.method.name}: an adapter is one file; "
             "leave it out"
         )
-    _lengths(settings, dims, model, packed=task == "dpo" or settings.data.packing != "none")
-    check_tensors(model, plugin, dims, settings.model.dtype)
-    output = output_folder(settings.output, {"model.path": model})
-    tokenizer = _tokenizer(settings, plugin, model, dims)
-    return Found(plugin, dims, model, tokenizer, output)
+    _lengths(config, dims, folder, packed=task == "dpo" or config.data.packing != "none")
+    model = open_model(folder, plugin, dims, raw)
+    output = output_folder(config.output, {"model.path": folder})
+    return model, _tokenizer(config, plugin, folder, dims), output
 
 
 def _lengths(settings: Any, dims: Dims, model: Path, packed: bool) -> None:
@@ -138,7 +83,7 @@ def _lengths(settings: Any, dims: Dims, model: Path, packed: bool) -> None:
         )
 
 
-def _method(method: common.MethodConfig, plugin: plugins.Plugin, dims: Dims) -> None:
+def _method(method: common.MethodConfig, plugin: Plugin, dims: Dims) -> None:
     """Passes when the family offers the way to train, and the layers that it names are there."""
     if method.name == "prefix":
         support.require(plugin.card, "prefix-tuning")
@@ -194,18 +139,7 @@ def check_common(settings: Any) -> None:
         raise ConfigError("output.resume and output.overwrite exclude each other; choose one")
 
 
-def check_tensors(model: Path, plugin: plugins.Plugin, dims: Dims, dtype: str) -> None:
-    """Passes when a checkpoint's tensors are exactly the card's.
-
-    Raises:
-        CheckpointError: Names those that are missing, unexpected or of another shape.
-    """
-    from llmctl.checkpoint.build import open_model
-
-    open_model(model, plugin, dims, {})
-
-
-def _tokenizer(settings: Any, plugin: plugins.Plugin, model: Path, dims: Dims) -> Tokenizer:
+def _tokenizer(settings: Any, plugin: Plugin, model: Path, dims: Dims) -> Tokenizer:
     template = settings.data.chat_template
     if template not in ("auto", "family", "none"):
         template = str(find_path(template, "data.chat_template", plugin))
@@ -214,7 +148,7 @@ def _tokenizer(settings: Any, plugin: plugins.Plugin, model: Path, dims: Dims) -
     return tokenizer
 
 
-def read_data(settings: Any, plugin: plugins.Plugin, parse: examples.Parse[E]) -> tuple[list[E], list[E]]:
+def read_data(settings: Any, plugin: Plugin, parse: examples.Parse[E]) -> tuple[list[E], list[E]]:
     """Examples to train on and to evaluate on, from ``data.train`` and ``data.dev``.
 
     Args:

@@ -1,37 +1,40 @@
-"""Checks of a whole job of preference optimisation that need no paddle; those that all jobs share are in ``preflight``."""
+"""Checks of a job of preference optimisation."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 from llmctl.config.dpo import DpoConfig
 from llmctl.data.preference.encoding import check_preference
 from llmctl.data.preference.examples import Preference, parse_preference
 from llmctl.errors import ConfigError
-from llmctl.jobs.common import TextJob, check_common, find_model, job_of, read_data
+from llmctl.jobs.common import check_common, find_model, read_data
+from llmctl.jobs.job import ExamplesJob
+from llmctl.plugins import Families
 
-DpoJob = TextJob[DpoConfig, Preference]
+
+@dataclass(frozen=True)
+class DpoJob(ExamplesJob[DpoConfig, Preference]):
+    """A checked job of preference optimisation; the model is also the reference."""
+
+    command: ClassVar[str] = "dpo"
+    noun: ClassVar[str] = "pairs"
 
 
-def dpo(settings: DpoConfig, family: str) -> DpoJob:
-    """The job, if every check passes.
-
-    Args:
-        settings: The configuration.
-        family: Name of a family or ``"auto"``.
-
-    Raises:
-        LlmctlError: The first check that fails; nothing has been written.
-    """
-    _combinations(settings)
-    found = find_model(settings, family, "dpo")
-    train, dev = read_data(settings, found.plugin, parse_preference)
+def check(config: DpoConfig, family: str = "auto", families: Families | None = None) -> DpoJob:
+    """The job of a configuration; see ``job.Check``."""
+    _combinations(config)
+    model, tokenizer, output = find_model(config, family, "dpo", families or Families())
+    train, dev = read_data(config, model.plugin, parse_preference)
     for row in (*train, *dev):
-        check_preference(row, found.tokenizer)
-    return job_of(settings, found, train, dev, "dpo", "pairs")
+        check_preference(row, tokenizer)
+    return DpoJob(config, model, tokenizer, output, train, dev)
 
 
-def _combinations(settings: DpoConfig) -> None:
-    check_common(settings)
-    data, dpo, method = settings.data, settings.dpo, settings.method
+def _combinations(config: DpoConfig) -> None:
+    check_common(config)
+    data, dpo, method = config.data, config.dpo, config.method
     if data.max_prompt_length > data.max_length - 2:
         raise ConfigError(
             f"data.max_prompt_length={data.max_prompt_length} leaves no room for two answers in "

@@ -1,39 +1,39 @@
-"""Checks of a whole job that need no paddle: everything that can be known to be wrong is known here, before heavy work.
-
-A passed check yields a job: the configuration, the plugin, dims, folders and examples.
-"""
+"""Checks of a fine-tuning job."""
 
 from __future__ import annotations
 
-from llmctl.config import finetune as config
+from dataclasses import dataclass
+from typing import ClassVar
+
+from llmctl.config.finetune import FinetuneConfig
 from llmctl.data.sft.examples import Example, parse_example
 from llmctl.errors import ConfigError
-from llmctl.jobs.common import TextJob, check_common, find_model, job_of, read_data
+from llmctl.jobs.common import check_common, find_model, read_data
+from llmctl.jobs.job import ExamplesJob
+from llmctl.plugins import Families
 from llmctl.tokenizers import Tokenizer
 
-FinetuneJob = TextJob[config.FinetuneConfig, Example]
+
+@dataclass(frozen=True)
+class FinetuneJob(ExamplesJob[FinetuneConfig, Example]):
+    """A checked fine-tuning job."""
+
+    command: ClassVar[str] = "finetune"
+    noun: ClassVar[str] = "examples"
 
 
-def finetune(settings: config.FinetuneConfig, family: str) -> FinetuneJob:
-    """The job, if every check passes.
-
-    Args:
-        settings: The configuration.
-        family: Name of a family or ``"auto"``.
-
-    Raises:
-        LlmctlError: The first check that fails; nothing has been written.
-    """
-    _combinations(settings)
-    found = find_model(settings, family, "sft")
-    train, dev = read_data(settings, found.plugin, parse_example)
-    _check_turns([*train, *dev], found.tokenizer)
-    return job_of(settings, found, train, dev, "finetune", "examples")
+def check(config: FinetuneConfig, family: str = "auto", families: Families | None = None) -> FinetuneJob:
+    """The job of a configuration; see ``job.Check``."""
+    _combinations(config)
+    model, tokenizer, output = find_model(config, family, "sft", families or Families())
+    train, dev = read_data(config, model.plugin, parse_example)
+    _check_turns([*train, *dev], tokenizer)
+    return FinetuneJob(config, model, tokenizer, output, train, dev)
 
 
-def _combinations(settings: config.FinetuneConfig) -> None:
-    check_common(settings)
-    data, train = settings.data, settings.train
+def _combinations(config: FinetuneConfig) -> None:
+    check_common(config)
+    data, train = config.data, config.train
     if data.src_length >= data.max_length:
         raise ConfigError(
             f"data.src_length={data.src_length} leaves no room for answers in data.max_length={data.max_length}; "

@@ -1,17 +1,18 @@
-"""Checks of a whole pretraining job that need no paddle; those that all jobs share are in ``preflight``."""
+"""Checks of a pretraining job."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from llmctl import plugins, tokenizers
+from llmctl import tokenizers
 from llmctl.card import support
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
+from llmctl.checkpoint.build import CheckedModel, open_model
 from llmctl.checkpoint.hf_config import NAME, normalise, read_config
 from llmctl.config import common
 from llmctl.config import pretrain as config_pretrain
@@ -19,94 +20,72 @@ from llmctl.config.file import override
 from llmctl.config.pretrain import PretrainConfig, PretrainModelConfig
 from llmctl.config.schema import changed_fields
 from llmctl.errors import ConfigError, DataError
+from llmctl.io.json_object import read_json
 from llmctl.jobs import loggers, precision
-from llmctl.jobs.common import check_tensors
+from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.paths import find_path, output_folder
-from llmctl.tokenizers import Tokenizer
+from llmctl.plugins import Families, Plugin
 
 SCANNED = 256 << 20
 """Bytes of a corpus whose ids are compared with the vocabulary before anything else happens."""
 
 
 @dataclass(frozen=True)
-class PretrainJob:
-    """A checked pretraining job.
+class PretrainJob(CheckedJob[PretrainConfig]):
+    """A checked pretraining job, of a checkpoint or of a new model."""
 
-    Attributes:
-        config: The configuration.
-        plugin: The family.
-        dims: The model's dims.
-        model: The checkpoint folder; None = a new model.
-        raw: Content of the model's config.json.
-        tokenizer: Saved with the model.
-        output: The output folder.
-        command: Name of the command that runs it.
-    """
-
-    config: PretrainConfig
-    plugin: plugins.Plugin
-    dims: Dims
-    model: Path | None
-    raw: Mapping[str, Any]
-    tokenizer: Tokenizer
-    output: Path
-    command: str = "pretrain"
+    command: ClassVar[str] = "pretrain"
 
     def summary(self) -> str:
         """One line on what would run."""
-        train, data = self.config.train, self.config.data
-        origin = f"from {self.model}" if self.model else "from scratch"
+        train, data, card = self.config.train, self.config.data, self.model.plugin.card
+        origin = f"from {self.model.folder}" if self.model.folder else "from scratch"
         tokens = train.max_steps * train.batch_size * train.grad_accumulation * data.seq_length
         return (
-            f"{self.plugin.card.name} with {self.plugin.card.count(self.dims):,} parameters {origin}, "
+            f"{card.name} with {card.count(self.model.dims):,} parameters {origin}, "
             f"{train.max_steps:,} steps on {tokens:,} tokens of {', '.join(data.corpora)}, output in {self.output}"
         )
 
 
-def pretrain(settings: PretrainConfig, family: str) -> PretrainJob:
-    """The job, if every check passes.
-
-    Args:
-        settings: The configuration.
-        family: Name of a family or ``"auto"``.
-
-    Raises:
-        LlmctlError: The first check that fails; nothing has been written.
-    """
-    _combinations(settings)
-    named = plugins.load(family) if family != "auto" else None
-    given = {f"model.{key}": getattr(settings.model, key) for key in ("path", "tokenizer", "config")}
-    found = {key: find_path(text, key, named) for key, text in given.items() if text}
-    folder = found.get("model.path")
-    home = found.get("model.tokenizer", folder)
+def check(config: PretrainConfig, family: str = "auto", families: Families | None = None) -> PretrainJob:
+    """The job of a configuration; see ``job.Check``."""
+    _combinations(config)
+    families = families or Families()
+    named = families.load(family) if family != "auto" else None
+    given = {f"model.{key}": getattr(config.model, key) for key in ("path", "tokenizer", "config")}
+    paths = {key: find_path(text, key, named) for key, text in given.items() if text}
+    folder = paths.get("model.path")
+    home = paths.get("model.tokenizer", folder)
     assert home is not None
-    tokenizer = tokenizers.load(home, card=_card_of_tokenizer(home, folder, family, named))
     if folder:
-        raw = read_config(folder)
-        plugin, where = plugins.resolve(family, raw, str(folder / NAME)), str(folder / NAME)
+        raw, where = read_config(folder), str(folder / NAME)
+        plugin = families.resolve(family, raw, where)
+        card = plugin.card if home == folder else _card_of_tokenizer(home, named, families)
+        tokenizer = tokenizers.load(home, card=card)
     else:
-        plugin, raw, where = _new_model(settings.model, found.get("model.config"), named, family, tokenizer.vocab_size)
+        tokenizer = tokenizers.load(home, card=_card_of_tokenizer(home, named, families))
+        plugin, raw, where = _new_model(config.model, paths.get("model.config"), family, families, tokenizer.vocab_size)
     support.require(plugin.card, "pretrain")
     dims = plugin.card.dims_from_config(raw, where)
     tokenizers.check_fits(tokenizer, dims.vocab, folder or home)
-    if folder:
-        check_tensors(folder, plugin, dims, settings.model.dtype)
+    model = open_model(folder, plugin, dims, raw) if folder else CheckedModel(plugin, dims, raw)
     limit = dims.get("max_positions")
-    if limit and settings.data.seq_length > limit:
+    if limit and config.data.seq_length > limit:
         raise ConfigError(
-            f"data.seq_length={settings.data.seq_length} is over the {limit} positions of the model ({where}); lower it, "
+            f"data.seq_length={config.data.seq_length} is over the {limit} positions of the model ({where}); lower it, "
             "or give a new model more positions with model.changes"
         )
-    output = output_folder(settings.output, found)
-    _corpora(settings, dims.vocab)
-    return PretrainJob(settings, plugin, dims, folder, raw, tokenizer, output)
+    output = output_folder(config.output, paths)
+    _corpora(config, dims.vocab)
+    return PretrainJob(config, model, tokenizer, output)
 
 
-def _card_of_tokenizer(home: Path, folder: Path | None, family: str, named: plugins.Plugin | None) -> Family | None:
-    """The card that says what the tokenizer's files do not; a new model may use the tokenizer of another family."""
-    if home == folder:
-        return plugins.card_of(home, family)
-    return plugins.card_of(home) or (named.card if named else None)
+def _card_of_tokenizer(home: Path, named: Plugin | None, families: Families) -> Family | None:
+    """The card that says what the tokenizer's files do not; a model may use the tokenizer of another family."""
+    config = read_json(home / NAME)
+    if named and isinstance(config.get("architectures"), list) and named.card.claims_config(config):
+        return named.card
+    return families.card_of(home) or (named.card if named else None)
 
 
 def padded_vocab(ids: int, multiple: int) -> int:
@@ -151,20 +130,21 @@ def _combinations(settings: PretrainConfig) -> None:
 
 
 def _new_model(
-    settings: PretrainModelConfig, path: Path | None, named: plugins.Plugin | None, family: str, ids: int
-) -> tuple[plugins.Plugin, dict[str, Any], str]:
+    settings: PretrainModelConfig, path: Path | None, family: str, families: Families, ids: int
+) -> tuple[Plugin, dict[str, Any], str]:
     """Family, content of config.json and its origin, for a new model of that file or a size, with a vocabulary for ids."""
     multiple = settings.vocab_multiple
     if path:
         path = path / NAME if path.is_dir() else path
         raw = read_config(path.parent) if path.name == NAME else normalise(_read_json(path), str(path))
-        plugin, where = plugins.resolve(family, raw, str(path)), str(path)
+        plugin, where = families.resolve(family, raw, str(path)), str(path)
     else:
-        if named is None:
+        if family == "auto":
             raise ConfigError(
                 f"model.size={settings.size} is a size of a family; name it: llmctl --model FAMILY pretrain"
             )
-        plugin, where = named, f"size {settings.size} of {named.card.name}"
+        plugin = families.load(family)
+        where = f"size {settings.size} of {family}"
         raw = plugin.card.config_from_dims(_size(plugin, settings.size))
     key = next(setting.key for setting in plugin.card.settings if setting.name == "vocab")
     if settings.size:
@@ -178,7 +158,7 @@ def _new_model(
     return plugin, {**raw, key: padded_vocab(max(ids, vocab), multiple)}, where
 
 
-def _size(plugin: plugins.Plugin, size: str) -> Dims:
+def _size(plugin: Plugin, size: str) -> Dims:
     if size == "tiny" and size not in plugin.card.sizes:
         from llmctl.card.tiny import tiny_dims
 

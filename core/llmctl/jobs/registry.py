@@ -1,38 +1,55 @@
-"""The commands that train, and the parts of each: class of its configuration, checks, data, run.
-
-Nothing is imported before it is asked for: a configuration and its checks need no paddle, the other two do.
-"""
+"""Where the parts of the commands that train are. Each is imported when it is used: only training needs paddle."""
 
 from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-PARTS: Mapping[str, Mapping[str, str]] = {
-    "finetune": {
-        "config": "llmctl.config.finetune:FinetuneConfig",
-        "checks": "llmctl.jobs.finetune:finetune",
-        "prepare": "llmctl.train.methods.sft:prepare",
-        "run": "llmctl.train.methods.sft:run",
-    },
-    "dpo": {
-        "config": "llmctl.config.dpo:DpoConfig",
-        "checks": "llmctl.jobs.dpo:dpo",
-        "prepare": "llmctl.train.methods.dpo:prepare",
-        "run": "llmctl.train.methods.dpo:run",
-    },
-    "pretrain": {
-        "config": "llmctl.config.pretrain:PretrainConfig",
-        "checks": "llmctl.jobs.pretrain:pretrain",
-        "prepare": "llmctl.train.methods.pretrain:prepare",
-        "run": "llmctl.train.methods.pretrain:run",
-    },
+
+class Command(NamedTuple):
+    """The parts of a command, each as ``module:name``.
+
+    Attributes:
+        config: The class of its configuration.
+        check: Its checks, a ``jobs.job.Check``.
+        method: What its runs do, a ``train.methods.base.Method``.
+    """
+
+    config: str
+    check: str
+    method: str
+
+
+COMMANDS: Mapping[str, Command] = {
+    "finetune": Command(
+        "llmctl.config.finetune:FinetuneConfig", "llmctl.jobs.finetune:check", "llmctl.train.methods.sft:METHOD"
+    ),
+    "dpo": Command("llmctl.config.dpo:DpoConfig", "llmctl.jobs.dpo:check", "llmctl.train.methods.dpo:METHOD"),
+    "pretrain": Command(
+        "llmctl.config.pretrain:PretrainConfig", "llmctl.jobs.pretrain:check", "llmctl.train.methods.pretrain:METHOD"
+    ),
 }
-"""Command -> part -> where it is. ``checks`` makes a job of a configuration and a family, ``prepare`` what a job trains on,
-``run`` takes a job and hooks."""
+
+TRAINABLES: Mapping[str, str] = {
+    "full": "llmctl.train.trainable.full:load",
+    "lora": "llmctl.train.trainable.lora:load",
+    "prefix": "llmctl.train.trainable.prefix:load",
+}
+"""What loads the trainable model, by ``method.name``: a function of a job and the checkpoint to continue, if any."""
 
 
-def part(command: str, name: str) -> Any:
-    """The class or function that is a part of a command."""
-    return pkgutil.resolve_name(PARTS[command][name])
+def command_of(data: Mapping[str, Any]) -> str:
+    """The command that a configuration is for, told by its sections.
+
+    Args:
+        data: The configuration as it is written.
+    """
+    if "dpo" in data:
+        return "dpo"
+    return "pretrain" if "corpora" in (data.get("data") or {}) else "finetune"
+
+
+def resolve(where: str) -> Any:
+    """The class, function or object at ``module:name``, imported now."""
+    return pkgutil.resolve_name(where)

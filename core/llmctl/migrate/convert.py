@@ -118,9 +118,9 @@ def _resolve_aliases(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _class(command: str, where: str) -> Any:
     if command in derived.REFUSED:
         raise UnsupportedError(f"{where} {derived.REFUSED[command]}")
-    if command not in registry.PARTS:
+    if command not in registry.COMMANDS:
         raise UnsupportedError(f"{where} is for {command}, which is not in this release")
-    return registry.part(command, "config")
+    return registry.resolve(registry.COMMANDS[command].config)
 
 
 def _unsupported(old: Mapping[str, Any], command: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.config.file import read_file
-from llmctl.jobs.registry import PARTS
+from llmctl.jobs.registry import COMMANDS
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def table() -> Table:
     return Table(
         aliases=data["aliases"],
         same={
-            key: target if isinstance(target, dict) else dict.fromkeys(PARTS, target)
+            key: target if isinstance(target, dict) else dict.fromkeys(COMMANDS, target)
             for key, target in data["same"].items()
         },
         derived=frozenset(data["derived"]),

@@ -44,8 +44,16 @@ def free_memory() -> int:
     if runtime.device() == "gpu":
         cuda = runtime.import_paddle("reading free GPU memory").device.cuda
         return int(cuda.get_device_properties().total_memory - cuda.memory_allocated())
+    free = host_memory()
+    if free is None:
+        raise ConfigError("this system does not report free memory; give the size of the cache in bytes")
+    return free
+
+
+def host_memory() -> int | None:
+    """Bytes that can be allocated without swapping; None = the system does not report it."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
-        raise ConfigError("this system does not report free memory; give the size of the cache in bytes") from None
+        return None

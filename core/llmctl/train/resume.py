@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from llmctl import plugins
-from llmctl.adapters import base_model as bases
+from llmctl.adapters import base_model
 from llmctl.config import schema
 from llmctl.errors import CheckpointError, ConfigError
+from llmctl.jobs.job import CheckedJob
 from llmctl.train.run_info import run_info
-from llmctl.train.trainable.base import ModelJob
 
 FREE = (
     "output.",
@@ -28,27 +28,20 @@ FREE = (
 """Beginnings of the keys that may differ when a run is continued: they change no update."""
 
 
-class Job(ModelJob, Protocol):
-    """A job that passed its checks."""
-
-    output: Path
-    command: str
-
-
-def describe(job: Job) -> dict[str, Any]:
+def describe(job: CheckedJob[Any]) -> dict[str, Any]:
     """The first content of ``run.json``."""
-    card = job.plugin.card
+    plugin = job.model.plugin
     return {
-        "family": card.name,
+        "family": plugin.card.name,
         "task": job.command,
-        "parameters": card.count(job.dims),
+        "parameters": plugin.card.count(job.model.dims),
         "chosen": schema.changed_keys(job.config),
-        **({"base": _base(job)} if job.model else {}),
-        **run_info(schema.to_dict(job.config), card.hash(), plugins.versions(job.plugin)),
+        **({"base": job.base} if job.base else {}),
+        **run_info(schema.to_dict(job.config), plugin.card.hash(), plugins.versions(plugin)),
     }
 
 
-def read(job: Job) -> dict[str, Any]:
+def read(job: CheckedJob[Any]) -> dict[str, Any]:
     """What ``run.json`` says of the run that is continued.
 
     Raises:
@@ -68,7 +61,7 @@ def read(job: Job) -> dict[str, Any]:
     )
 
 
-def check_unchanged(job: Job, info: Mapping[str, Any], start: Path) -> None:
+def check_unchanged(job: CheckedJob[Any], info: Mapping[str, Any], start: Path) -> None:
     """Passes when configuration and model are those that the run began with, apart from what changes no update.
 
     Args:
@@ -87,16 +80,11 @@ def check_unchanged(job: Job, info: Mapping[str, Any], start: Path) -> None:
             f"{start} cannot be continued with a changed configuration:\n  {lines}\nSet these back, or start anew with "
             "another output.dir or --overwrite"
         )
-    if "base" in info and job.model and not bases.same(info["base"], _base(job)):
+    if "base" in info and job.base and not base_model.same(info["base"], job.base):
         raise ConfigError(
-            f"{start} cannot be continued: the weights in model.path={job.model} are not those that the run began with; "
+            f"{start} cannot be continued: the weights in model.path={job.model.folder} are not those that the run began with; "
             "put these back, or start anew with another output.dir or --overwrite"
         )
-
-
-def _base(job: Job) -> dict[str, Any]:
-    """What tells the model that the run begins with from others."""
-    return bases.record(job.model, job.plugin, job.dims)
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from llmctl.errors import ConfigError
 from llmctl.jobs import finetune as preflight
 from llmctl.jobs import precision
 from llmctl.nn import loss as nn_loss
+from llmctl.train import trainer
 from llmctl.train.callbacks.ema import Average
 from llmctl.train.loop import Loop, NonFiniteError, Plan
-from llmctl.train.methods import sft
 from llmctl.train.optim.adamw import AdamW
 from llmctl.train.optim.loss_scaler import LEAST, LossScale
 from llmctl.train.optim.master_weights import Masters
@@ -77,7 +77,7 @@ def test_mixed_precision_without_a_gpu_is_refused_before_anything_is_loaded(tmp_
     settings = {"model": {"path": "plugin:starter/model"}, "data": {"train": "plugin:starter/data"},
                 "train": {"amp": "O2"}, "output": {"dir": str(tmp_path / "out")}}  # fmt: skip
     with pytest.raises(ConfigError, match="train.amp=O2 needs a GPU.*or model.dtype=bfloat16"):
-        preflight.finetune(schema.build(finetune.FinetuneConfig, settings), "llama")
+        preflight.check(schema.build(finetune.FinetuneConfig, settings), "llama")
 
 
 def test_products_have_another_type_than_weights_in_o1_only(monkeypatch):
@@ -299,7 +299,7 @@ def job(output, resume=False, dtype="bfloat16", **method):
         "train": {"max_steps": 4, "batch_size": 2, "save_every": 2, "log_every": 1, "learning_rate": 1e-3},
         "output": {"dir": str(output), "samples": 0, "resume": resume},
     }
-    return preflight.finetune(schema.build(finetune.FinetuneConfig, settings), "llama")
+    return preflight.check(schema.build(finetune.FinetuneConfig, settings), "llama")
 
 
 @pytest.mark.parametrize(
@@ -307,9 +307,9 @@ def job(output, resume=False, dtype="bfloat16", **method):
     [{"name": "full"}, {"name": "lora", "rank": 2}, {"name": "lora", "rank": 2, "pissa": True, "targets": ["v_proj"]}],
 )
 def test_on_a_cpu_half_types_are_stored_and_the_run_says_so_and_continues_bit_for_bit(tmp_path, capsys, method):
-    sft.run(job(tmp_path / "plain", dtype="float32", **method))
+    trainer.run(job(tmp_path / "plain", dtype="float32", **method))
     capsys.readouterr()
-    sft.run(job(tmp_path / "whole", **method))
+    trainer.run(job(tmp_path / "whole", **method))
     assert "a CPU has no kernels for half types, so float32 is computed" in capsys.readouterr().out
     assert losses(tmp_path / "whole") == losses(tmp_path / "plain")
     info = json.loads((tmp_path / "whole" / "run.json").read_text())
@@ -319,8 +319,8 @@ def test_on_a_cpu_half_types_are_stored_and_the_run_says_so_and_continues_bit_fo
     header = safetensors.read_header(tmp_path / "whole" / "checkpoints" / "step-000002" / file)
     assert {tensor.dtype for tensor in header.values()} == {"bfloat16"}
     with pytest.raises(RuntimeError, match="power cut"):
-        sft.run(job(tmp_path / "cut", **method), [Crash()])
-    sft.run(job(tmp_path / "cut", resume=True, **method))
+        trainer.run(job(tmp_path / "cut", **method), [Crash()])
+    trainer.run(job(tmp_path / "cut", resume=True, **method))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     model = f"model/{file}"
     assert (tmp_path / "cut" / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()

@@ -11,7 +11,7 @@ from llmctl.config import common, finetune, schema
 from llmctl.config.file import read_file
 from llmctl.config.pretrain import PretrainConfig
 from llmctl.errors import ConfigError, UnsupportedError
-from llmctl.jobs.registry import part
+from llmctl.jobs import registry
 from llmctl.migrate import derived
 from llmctl.migrate.convert import is_old, migrate, to_yaml
 from llmctl.migrate.table import table
@@ -69,7 +69,7 @@ def built(old, **changes):
     """The configuration that an old file with changes becomes; None takes a key away."""
     data = {key: value for key, value in {**old, **changes}.items() if value is not None}
     made = migrate(data, "old.json")
-    return schema.build(part(made.command, "config"), made.values)
+    return schema.build(registry.resolve(registry.COMMANDS[made.command].config), made.values)
 
 
 def test_every_setting_of_a_usual_file_keeps_its_meaning():
@@ -264,7 +264,7 @@ def test_the_table_names_each_key_once_and_only_fields_that_exist():
         for command, target in targets.items():
             if command in COMMANDS:
                 section, _, key = target.partition(".")
-                sections = typing.get_type_hints(part(command, "config"))
+                sections = typing.get_type_hints(registry.resolve(registry.COMMANDS[command].config))
                 assert key in {row.name for row in dataclasses.fields(sections[section])}, (command, target)
 
 

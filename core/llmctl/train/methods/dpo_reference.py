@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import paddle
 
-from llmctl.checkpoint import atomic_file, open_folder
+from llmctl.checkpoint import WeightFolder, atomic_file
 from llmctl.nn.dropout import switch_off
 from llmctl.train.methods.batch_sampler import by_length
 from llmctl.train.methods.dpo_task import DpoTask, answer_log_probs, identity
 from llmctl.train.trainable.base import Reference as Making
 
 Arrays = Mapping[str, np.ndarray]
+
+FILE = "reference.npz"
+"""What ``dpo.precompute_reference`` keeps in the output folder."""
 
 
 class Live:
@@ -102,13 +105,12 @@ class Precomputed:
         return tables
 
 
-def key_of(folder: Path, task: DpoTask, *settings: str) -> str:
+def key_of(weights: WeightFolder, task: DpoTask, *settings: str) -> str:
     """Hash of a checkpoint's weights, of all pairs, and of settings that say how the model computes."""
     digest = hashlib.sha256(repr(settings).encode())
     for rows in (task.train, task.dev):
         for row in rows:
             digest.update(np.asarray([*row.numbers, *identity(row)], np.int64).tobytes())
-    weights = open_folder(folder)
     for name in sorted(weights.tensors):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(weights.read(name)).tobytes())

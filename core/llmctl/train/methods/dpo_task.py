@@ -10,9 +10,10 @@ import paddle
 
 from llmctl.data.preference.rows import PairRow
 from llmctl.nn.loss import token_log_probs
-from llmctl.train.methods.batch_sampler import Batches, Collate, by_length
+from llmctl.train.methods.batch_sampler import Collate, by_length
 from llmctl.train.methods.dpo_loss import Ratios, sums
 from llmctl.train.methods.evaluate import hidden_states
+from llmctl.train.methods.examples import ExamplesTask
 from llmctl.train.task import Batch, Loss
 
 
@@ -37,20 +38,18 @@ def answer_log_probs(model: Any, arrays: Mapping[str, np.ndarray]) -> paddle.Ten
     return paddle.matmul(paddle.to_tensor(belongs_AN).astype(log_prob_N.dtype), log_prob_N)
 
 
-class DpoTask:
-    """Batches and loss of preference optimisation.
+class DpoTask(ExamplesTask):
+    """Updates and loss of preference optimisation.
 
     Args:
         train: Rows to train on.
         dev: Rows to evaluate on; may be empty.
-        collate: Rows -> arrays, as ``data.pair_rows`` does.
+        collate: Rows -> arrays, as ``data.preference.rows`` does.
         loss: Ratios -> loss of each pair.
-        beta: Rewards are so many times the ratios.
+        beta: Rewards are this multiple of the ratios.
         batch_size: Rows of a forward pass.
         grad_accumulation: Forward passes of an update.
-        eval_batch_size: Rows of a forward pass in an evaluation.
-        seed: Of the order of rows.
-        shuffle: Whether each epoch has an order of its own.
+        **sampling: Further arguments of an ``ExamplesTask``.
 
     Attributes:
         reference: What the model is measured against; set before the first loss.
@@ -67,28 +66,10 @@ class DpoTask:
         beta: float,
         batch_size: int,
         grad_accumulation: int = 1,
-        eval_batch_size: int = 8,
-        seed: int = 0,
-        shuffle: bool = True,
+        **sampling: Any,
     ) -> None:
-        self._batches = Batches(train, collate, identity, batch_size, grad_accumulation, seed, shuffle)
+        super().__init__(train, dev, collate, identity, batch_size, grad_accumulation, **sampling)
         self._loss, self._beta = loss, beta
-        self.steps_per_epoch = self._batches.steps_per_epoch
-        self.dev, self.collate, self.eval_batch_size = dev, collate, eval_batch_size
-
-    @property
-    def train(self) -> Sequence[PairRow]:
-        """The rows to train on."""
-        return self._batches.rows
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the rows to train on and of how they are divided into updates."""
-        return self._batches.fingerprint
-
-    def micro_batches(self, step: int) -> list[Batch]:
-        """The rows of update ``step`` (from 1)."""
-        return self._batches.of_step(step)
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Sum of the losses of all pairs, their number, and sums of what is reported beside it.

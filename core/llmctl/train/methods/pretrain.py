@@ -11,23 +11,18 @@ from typing import Any
 import numpy as np
 
 from llmctl import runtime
-from llmctl.checkpoint.build import build, load_model
 from llmctl.data.corpus.samples import Sample, Samples, Setting, open_split
 from llmctl.data.sft.encoding import IGNORED
 from llmctl.errors import DataError
-from llmctl.io.sizes import parse_bytes
-from llmctl.jobs import precision
 from llmctl.jobs.pretrain import PretrainJob
 from llmctl.tokenizers import Tokenizer
-from llmctl.train import trainer as runs
 from llmctl.train.callbacks.progress import format_metric, table
-from llmctl.train.loop import Hook
+from llmctl.train.methods.base import Method
 from llmctl.train.methods.evaluate import token_metrics
 from llmctl.train.methods.loss import next_token_loss
 from llmctl.train.task import Batch, Loss
 from llmctl.train.trainable import full
-from llmctl.train.trainable.base import Subject
-from llmctl.train.trainable.model_folder import ModelWriter
+from llmctl.train.trainable.base import Subject, precision_of
 
 SHOWN_TOKENS = 32
 """Tokens of a prompt, and of its continuation, that are shown before and after training."""
@@ -69,11 +64,6 @@ class PretrainData:
         return [dict(zip(("prompt", "expected", "answer"), text, strict=True)) for text in texts]
 
 
-def run(job: PretrainJob, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
-    """Trains, and writes the output folder; see ``run.run``. ``run.json`` also has the metrics of the test split."""
-    return runs.run(job, prepare, load, hooks, _test)
-
-
 def prepare(job: PretrainJob) -> PretrainData:
     """Opens the samples of all splits, building indices where there are none.
 
@@ -82,7 +72,7 @@ def prepare(job: PretrainJob) -> PretrainData:
     """
     data, train = job.config.data, job.config.train
     setting, wanted = Setting.of(data), job.config.samples()
-    opened = {name: open_split(setting, name, count, job.dims.vocab) for name, count in wanted.items() if count}
+    opened = {name: open_split(setting, name, count, job.model.dims.vocab) for name, count in wanted.items() if count}
     for name, samples in opened.items():
         print(f"{name}: {len(samples):,} samples of {data.seq_length} tokens", flush=True)
     tokens = sum(part.tokens_per_pass for part in opened["train"].parts)
@@ -96,15 +86,9 @@ def prepare(job: PretrainJob) -> PretrainData:
 
 def load(job: PretrainJob, start: Path | None) -> Subject:
     """The job's model: a checkpoint, or a new one whose weights are drawn as the card's modeling code says."""
-    dims, dtype = job.dims, precision.of(job.config.model.dtype, job.config.train).held
-    source = start or job.model
-    if source:
-        model, _, _ = load_model(source, job.plugin.card.name, dtype)
-    else:
-        runtime.seed(job.config.train.seed)
-        model = build(job.plugin, dims, dtype)
-    limit = parse_bytes(job.config.output.max_shard_bytes)
-    return full.whole(model, ModelWriter(job.plugin, dims, job.model, job.tokenizer, limit, job.raw))
+    runtime.seed(job.config.train.seed)
+    model = job.model.at(start) if start else job.model
+    return full.whole(model.layer(precision_of(job).held), job)
 
 
 def _test(model: Any, data: Any) -> dict[str, Any]:
@@ -114,6 +98,9 @@ def _test(model: Any, data: Any) -> dict[str, Any]:
     rows = [[name.removeprefix("eval_"), format_metric(name, value)] for name, value in metrics.items()]
     table(f"{len(data.test)} test samples", ["metric", "value"], rows)
     return {"test": metrics}
+
+
+METHOD = Method(prepare, load, finish=_test)
 
 
 class PretrainTask:

@@ -1,9 +1,8 @@
-"""Supervised fine-tuning: a run over a job's examples. What is trained on is a ``SftTask``, made in ``sft_data``."""
+"""Supervised fine-tuning: encoded examples, the loss of the next token, metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,20 +12,13 @@ from llmctl.data.sft.encoding import Counts, Encoder
 from llmctl.data.sft.examples import Example
 from llmctl.errors import DataError
 from llmctl.jobs.finetune import FinetuneJob
-from llmctl.tokenizers import Tokenizer
-from llmctl.train import trainer as runs
-from llmctl.train.loop import Hook
-from llmctl.train.methods.batch_sampler import Batches, Collate, by_length
+from llmctl.train.methods.base import Method
+from llmctl.train.methods.batch_sampler import Collate, by_length
 from llmctl.train.methods.eval_generate import Answers
 from llmctl.train.methods.evaluate import exact_match, token_metrics
+from llmctl.train.methods.examples import ExamplesData, ExamplesTask, answers_of, sampling_of
 from llmctl.train.methods.loss import next_token_loss
 from llmctl.train.task import Batch, Loss
-from llmctl.train.trainable import base
-
-
-def run(job: FinetuneJob, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
-    """Trains, and writes the output folder; see ``run.run``."""
-    return runs.run(job, prepare, base.load, hooks)
 
 
 class Row(Protocol):
@@ -37,8 +29,8 @@ class Row(Protocol):
     source: str
 
 
-class SftTask:
-    """Batches and loss of supervised fine-tuning.
+class SftTask(ExamplesTask):
+    """Updates and loss of supervised fine-tuning.
 
     Args:
         train: Encoded examples to train on, each with at least one label.
@@ -46,10 +38,8 @@ class SftTask:
         collate: Rows -> ``input_ids`` and ``labels``, padded on the right.
         batch_size: Rows of a forward pass.
         grad_accumulation: Forward passes of an update.
-        eval_batch_size: Rows of a forward pass in an evaluation.
-        seed: Of the order of examples.
-        shuffle: Whether each epoch has an order of its own.
         extra_metrics: Further metrics of an evaluation, from the model.
+        **sampling: Further arguments of an ``ExamplesTask``.
     """
 
     def __init__(
@@ -59,26 +49,11 @@ class SftTask:
         collate: Collate,
         batch_size: int,
         grad_accumulation: int = 1,
-        eval_batch_size: int = 8,
-        seed: int = 0,
-        shuffle: bool = True,
         extra_metrics: Callable[[Any], dict[str, float]] | None = None,
+        **sampling: Any,
     ) -> None:
-        self._batches = Batches(train, collate, _identity, batch_size, grad_accumulation, seed, shuffle)
-        self.steps_per_epoch = self._batches.steps_per_epoch
-        self._collate = collate
-        # The metrics are sums and do not depend on the order.
-        self._dev = by_length(dev, eval_batch_size)
+        super().__init__(train, dev, collate, _identity, batch_size, grad_accumulation, **sampling)
         self._extra_metrics = extra_metrics
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the rows to train on and of how they are divided into updates."""
-        return self._batches.fingerprint
-
-    def micro_batches(self, step: int) -> list[Batch]:
-        """The rows of update ``step`` (from 1); the last update of an epoch may have fewer."""
-        return self._batches.of_step(step)
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Sum of the cross entropies of all labels, and their number."""
@@ -86,46 +61,18 @@ class SftTask:
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """Loss, perplexity, accuracy and the further metrics on the rows to evaluate on."""
-        if not self._dev:
+        if not self.dev:
             return {}
         extra = self._extra_metrics(model) if self._extra_metrics else {}
-        return {**token_metrics(model, map(self._collate, self._dev)), **extra}
+        # The metrics are sums and do not depend on the order.
+        return {**token_metrics(model, map(self.collate, by_length(self.dev, self.eval_batch_size))), **extra}
 
 
 def _identity(row: Row) -> list[int]:
     return [len(row.input_ids), *row.input_ids, *row.labels]
 
 
-@dataclass(frozen=True)
-class SftData:
-    """The task of a run, its tokenizer, and the held-out examples to show.
-
-    Attributes:
-        tokenizer: With the chat template of the run.
-        task: What the loop trains and evaluates on.
-        answers: Generates answers.
-        held_out: What the metrics are measured on, for a table's title.
-        shown: Examples whose answers are shown before and after training.
-    """
-
-    tokenizer: Tokenizer
-    task: SftTask
-    answers: Answers
-    held_out: str
-    shown: Sequence[Example]
-
-    def samples(self, model: Any) -> list[dict[str, str]]:
-        """Prompt, expected and given answer of each example to show."""
-        if not self.shown:
-            return []
-        given = self.answers(model, self.shown)
-        return [
-            {"prompt": example.src[-1], "expected": example.tgt[-1], "answer": answer.strip()}
-            for example, answer in zip(self.shown, given, strict=True)
-        ]
-
-
-def prepare(job: FinetuneJob) -> SftData:
+def prepare(job: FinetuneJob) -> ExamplesData:
     """Encodes a job's examples and prints what was cut or dropped.
 
     Raises:
@@ -138,22 +85,19 @@ def prepare(job: FinetuneJob) -> SftData:
     collate = batching.collate
     if settings.packing != "none":
         rows, dev, collate = _packed(job, rows), _packed(job, dev), packing.collate
-    answers = Answers(encoder, train.eval_batch_size, train.eval_max_new_tokens, job.dims.get("max_positions") or 0)
+    collate = partial(collate, pad_id=job.tokenizer.pad_id, multiple=settings.pad_to_multiple_of)
+    answers = answers_of(job, encoder)
     extra = partial(_exact_match, answers, job.dev) if train.eval_generate and job.dev else None
-    task = SftTask(
-        rows,
-        dev,
-        partial(collate, pad_id=job.tokenizer.pad_id, multiple=settings.pad_to_multiple_of),
-        train.batch_size,
-        train.grad_accumulation,
-        train.eval_batch_size,
-        train.seed,
-        settings.shuffle,
-        extra,
-    )
-    return SftData(
-        job.tokenizer, task, answers, f"{len(job.dev)} held-out examples", job.dev[: job.config.output.samples]
-    )
+    task = SftTask(rows, dev, collate, extra_metrics=extra, **sampling_of(job))
+    shown = job.dev[: job.config.output.samples]
+    return ExamplesData(task, answers, f"{len(job.dev)} held-out examples", shown, _answer)
+
+
+METHOD = Method(prepare)
+
+
+def _answer(example: Example) -> str:
+    return example.tgt[-1]
 
 
 def _encode(encoder: Encoder, examples: Sequence[Example], split: str) -> list[Any]:
@@ -184,4 +128,4 @@ def _summary(split: str, counts: Counts) -> str:
 
 
 def _exact_match(answers: Answers, examples: Sequence[Example], model: Any) -> dict[str, float]:
-    return {"exact_match": exact_match(answers, model, examples, [example.tgt[-1] for example in examples])}
+    return {"exact_match": exact_match(answers, model, examples, [_answer(example) for example in examples])}

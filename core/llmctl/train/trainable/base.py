@@ -6,27 +6,17 @@ supervised fine-tuning and preference optimisation train the same subjects. ``lo
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
-from llmctl.jobs import precision
+from llmctl.jobs import precision, registry
+from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.precision import Precision
-from llmctl.plugins import Plugin
-from llmctl.tokenizers import Tokenizer
-
-SUBJECTS = {
-    "full": "llmctl.train.trainable.full",
-    "lora": "llmctl.train.trainable.lora",
-    "prefix": "llmctl.train.trainable.prefix",
-}
-"""Module by ``method.name``; each has ``load(job, start) -> Subject``."""
-
 
 Reference = Callable[[], Callable[[], AbstractContextManager[Any]]]
 
@@ -57,22 +47,12 @@ class Subject:
     write_more: Callable[[Path, str], None] = lambda folder, dtype: None
 
 
-class ModelJob(Protocol):
-    """What of a checked job says which model is trained."""
-
-    config: Any
-    plugin: Plugin
-    dims: Dims
-    model: Path
-    tokenizer: Tokenizer
-
-
-def precision_of(job: ModelJob) -> Precision:
+def precision_of(job: CheckedJob[Any]) -> Precision:
     """The types of the job's run."""
     return precision.of(job.config.model.dtype, job.config.train)
 
 
-def load(job: ModelJob, start: Path | None) -> Subject:
+def load(job: CheckedJob[Any], start: Path | None) -> Subject:
     """The subject that the job's ``method.name`` names.
 
     Args:
@@ -82,10 +62,10 @@ def load(job: ModelJob, start: Path | None) -> Subject:
     Raises:
         LlmctlError: The model's tensors, or those of the checkpoint, do not fit.
     """
-    module = importlib.import_module(SUBJECTS[job.config.method.name])
-    subject: Subject = module.load(job, start)
-    if job.config.method.neftune_alpha:
-        add_noise(subject.model, job.plugin.card, job.dims, job.config.method.neftune_alpha)
+    method = job.config.method
+    subject: Subject = registry.resolve(registry.TRAINABLES[method.name])(job, start)
+    if method.neftune_alpha:
+        add_noise(subject.model, job.model.plugin.card, job.model.dims, method.neftune_alpha)
     return subject
 
 

@@ -17,21 +17,20 @@ import numpy as np
 import paddle
 
 from llmctl import runtime
-from llmctl.adapters import base_model as bases
 from llmctl.adapters import folder as folders
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, Part, scale_of
 from llmctl.adapters.attach import put, quantise
 from llmctl.adapters.peft_format import as_planned
 from llmctl.adapters.peft_format import load as read_tensor
-from llmctl.checkpoint.build import load_model
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import ConfigError
+from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.precision import HALF
 from llmctl.nn.arrays import values
 from llmctl.nn.lora import principal
 from llmctl.quant.linear import weight_bytes
-from llmctl.train.trainable.base import ModelJob, Reference, Subject, precision_of
+from llmctl.train.trainable.base import Reference, Subject, precision_of
 
 FLOAT = "float"
 """Value of ``method.base`` that leaves the base as it is."""
@@ -57,15 +56,16 @@ class Trained:
     layers: dict[str, Any]
     starts: dict[str, Start]
     blank: Adapter
-    job: ModelJob
+    job: CheckedJob[Any]
 
     def write(self, folder: Path, dtype: str) -> None:
         """Writes the adapter and the tokenizer into an existing folder."""
         parts = {path: self._part(path, layer) for path, layer in self.layers.items()}
         adapter = Adapter(parts, self.blank.rank_stabilised, self.blank.dropout, self.blank.base, self.blank.record)
-        folders.write(folder, adapter, self.job.plugin, self.job.dims, dtype)
+        model = self.job.model
+        folders.write(folder, adapter, model.plugin, model.dims, dtype)
         self.job.tokenizer.save(folder)
-        folders.copy_generation(self.job.model, folder)
+        folders.copy_generation(model.folder, folder)
 
     def write_more(self, folder: Path, dtype: str) -> None:
         """Writes unrounded what was taken out of the base, where ``write`` wrote it rounded."""
@@ -114,23 +114,20 @@ class Trained:
         return Part(a, b, layer.scale, magnitude)
 
 
-def load(job: ModelJob, start: Path | None) -> Subject:
+def load(job: CheckedJob[Any], start: Path | None) -> Subject:
     """The job's model with adapters in motion and all else at rest; see ``subject.load``."""
-    method = job.config.method
-    model, dims, plugin = load_model(job.model, job.plugin.card.name, precision_of(job).held)
-    paths = targets.choose(plugin.card, dims, method.targets)
+    method, card, dims = job.config.method, job.model.plugin.card, job.model.dims
+    model = job.model.layer(precision_of(job).held)
+    paths = targets.choose(card, dims, method.targets)
     rank, alpha = method.rank, method.alpha or 2.0 * method.rank
     scale = scale_of(alpha, rank, method.rslora)
     if method.base != FLOAT:
-        quantise(model, targets.linears(plugin.card, dims), method.base)
+        quantise(model, targets.linears(card, dims), method.base)
     runtime.seed(job.config.train.seed)
     layers = put(model, paths, rank, scale, method.dropout, method.dora)
     _check_lengths(layers)
-    record = {
-        "base": bases.record(job.model, plugin, dims),
-        **({} if method.base == FLOAT else {"quantised": method.base}),
-    }
-    blank = Adapter({}, method.rslora, method.dropout, str(job.model.resolve()), record)
+    record = {"base": job.base, **({} if method.base == FLOAT else {"quantised": method.base})}
+    blank = Adapter({}, method.rslora, method.dropout, str(job.model.folder.resolve()), record)
     trained = Trained(layers, _principal(layers, start, job) if method.pissa else {}, blank, job)
     if start:
         trained.read(start)
@@ -169,14 +166,14 @@ def _check_lengths(layers: Mapping[str, Any]) -> None:
         )
 
 
-def _parts(folder: Path, job: ModelJob) -> Mapping[str, Part]:
+def _parts(folder: Path, job: CheckedJob[Any]) -> Mapping[str, Part]:
     """The parts of the adapter in a checkpoint of this run."""
-    adapter = folders.read(folder, job.plugin, job.dims)
+    adapter = folders.read(folder, job.model.plugin, job.model.dims)
     assert isinstance(adapter, Adapter), "a checkpoint of this run is a low-rank adapter"
     return adapter.parts
 
 
-def _starts(folder: Path, job: ModelJob) -> dict[str, Start]:
+def _starts(folder: Path, job: CheckedJob[Any]) -> dict[str, Start]:
     """What was taken out of the base when the run of a checkpoint began."""
     if (folder / START).is_file():
         tensors = {name: read_tensor(info) for name, info in safetensors.read_header(folder / START).items()}
@@ -185,7 +182,7 @@ def _starts(folder: Path, job: ModelJob) -> dict[str, Start]:
     return {path: (part.a[:, rank:], -part.b[rank:]) for path, part in _parts(folder, job).items()}
 
 
-def _principal(layers: dict[str, Any], start: Path | None, job: ModelJob) -> dict[str, Start]:
+def _principal(layers: dict[str, Any], start: Path | None, job: CheckedJob[Any]) -> dict[str, Start]:
     """Puts the principal part of each base into its adapter, the rest stays; where a run began, when it is continued."""
     before = _starts(start, job) if start else {}
     starts = {}

@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 
 from llmctl import runtime
-from llmctl.adapters import base_model as bases
 from llmctl.adapters import folder as folders
 from llmctl.adapters.attach import put_prefix
 from llmctl.adapters.prefix import Prefix, shape_of
-from llmctl.checkpoint.build import load_model
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
+from llmctl.jobs.job import CheckedJob
 from llmctl.nn.arrays import values as numbers
-from llmctl.train.trainable.base import ModelJob, Subject, precision_of
+from llmctl.train.trainable.base import Subject, precision_of
 
 PROJECTION = "projection.safetensors"
 
@@ -35,21 +34,20 @@ class Trained:
     Attributes:
         layer: The ``nn.prefix.Prefix``.
         projected: Whether they come out of a projection.
-        record: What is noted of the base.
         job: The run's.
     """
 
     layer: Any
     projected: bool
-    record: dict[str, Any]
-    job: ModelJob
+    job: CheckedJob[Any]
 
     def write(self, folder: Path, dtype: str) -> None:
         """Writes the prefix and the tokenizer into an existing folder."""
-        prefix = Prefix(self.layer.values(), str(self.job.model.resolve()), self.record)
-        folders.write(folder, prefix, self.job.plugin, self.job.dims, dtype)
+        model = self.job.model
+        prefix = Prefix(self.layer.values(), str(model.folder.resolve()), {"base": self.job.base})
+        folders.write(folder, prefix, model.plugin, model.dims, dtype)
         self.job.tokenizer.save(folder)
-        folders.copy_generation(self.job.model, folder)
+        folders.copy_generation(model.folder, folder)
 
     def write_more(self, folder: Path, dtype: str) -> None:
         """Writes the projection's parameters, which training goes on from, beside a checkpoint."""
@@ -69,7 +67,7 @@ class Trained:
         from llmctl.adapters.peft_format import load, problems
 
         if not self.projected:
-            stored = folders.read(folder, self.job.plugin, self.job.dims)
+            stored = folders.read(folder, self.job.model.plugin, self.job.model.dims)
             assert isinstance(stored, Prefix), "a checkpoint of this run is a prefix"
             self.layer.take(stored.values)
             return
@@ -84,15 +82,15 @@ class Trained:
             parameter.set_value(load(tensors[name]))
 
 
-def load(job: ModelJob, start: Path | None) -> Subject:
+def load(job: CheckedJob[Any], start: Path | None) -> Subject:
     """The job's model with virtual tokens in motion and all else at rest; see ``subject.load``."""
     method = job.config.method
-    model, dims, plugin = load_model(job.model, job.plugin.card.name, precision_of(job).held)
+    model = job.model.layer(precision_of(job).held)
     runtime.seed(job.config.train.seed)
-    shape = shape_of(dims, method.virtual_tokens)
+    shape = shape_of(job.model.dims, method.virtual_tokens)
     between = (method.projection_hidden or shape[3] * shape[4]) if method.prefix_projection else 0
     layer = put_prefix(model, shape, between)
-    trained = Trained(layer, method.prefix_projection, {"base": bases.record(job.model, plugin, dims)}, job)
+    trained = Trained(layer, method.prefix_projection, job)
     if start:
         trained.read(start)
     return Subject(

@@ -18,9 +18,9 @@ from llmctl.errors import ConfigError, DataError
 from llmctl.jobs import dpo as preflight_dpo
 from llmctl.plugins import load as load_plugin
 from llmctl.testing.tiny import random_model
+from llmctl.train import trainer
 from llmctl.train.loop import Hook, NonFiniteError
 from llmctl.train.methods import dpo
-from llmctl.train.methods import dpo as methods_dpo
 from llmctl.train.methods.dpo_loss import LOSSES
 from llmctl.train.methods.dpo_reference import Free, Live
 from llmctl.train.methods.dpo_task import DpoTask, answer_log_probs
@@ -59,7 +59,7 @@ def job(data, output, method="full", resume=False, model=None, more=None, **sett
                   "log_every": 1, "learning_rate": 1e-4 if method == "full" else 2e-3},
         "output": {"dir": str(output), "samples": 1, "resume": resume},
     }  # fmt: skip
-    return preflight_dpo.dpo(schema.build(DpoConfig, sections), "llama")
+    return preflight_dpo.check(schema.build(DpoConfig, sections), "llama")
 
 
 def metrics(output):
@@ -83,7 +83,7 @@ def runs(data, tmp_path_factory):
         key = (method, *settings)
         if key not in made:
             output = tmp_path_factory.mktemp("runs") / "run"
-            made[key] = output, dpo.run(job(data, output, method, **settings))
+            made[key] = output, trainer.run(job(data, output, method, **settings))
         return made[key]
 
     return get
@@ -116,8 +116,8 @@ class Crash(Hook):
 def test_a_run_that_is_cut_off_continues_bit_for_bit(data, runs, tmp_path, method, settings):
     whole, _ = runs(method, **settings)
     with pytest.raises(RuntimeError, match="power cut"):
-        dpo.run(job(data, tmp_path / "run", method, **settings), hooks=[Crash()])
-    dpo.run(job(data, tmp_path / "run", method, resume=True, **settings))
+        trainer.run(job(data, tmp_path / "run", method, **settings), [Crash()])
+    trainer.run(job(data, tmp_path / "run", method, resume=True, **settings))
     assert computed(tmp_path / "run") == computed(whole)
     for path in (whole / "model").glob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "run" / "model" / path.name).read_bytes()
@@ -141,7 +141,7 @@ def test_stored_log_probabilities_of_other_pairs_are_computed_anew(data, runs, t
     (tmp_path / "run" / "reference.npz").write_bytes(stored)
     for more, computed in (({}, 0), ({"max_prompt_length": 8, "max_length": 20}, 1)):
         one = job(data, tmp_path / "run", resume=True, more=more, precompute_reference=True)
-        task = methods_dpo.prepare(one).task
+        task = dpo.prepare(one).task
         task.reference = dpo.reference(one, subject.load(one, None), task)
         capsys.readouterr()
         task.reference(task.micro_batches(1)[0].arrays, training=True)
@@ -153,7 +153,7 @@ def test_damaged_log_probabilities_are_computed_anew(data, tmp_path, capsys, con
     one = job(data, tmp_path / "run", precompute_reference=True)
     one.output.mkdir()
     (one.output / "reference.npz").write_bytes(content)
-    task = methods_dpo.prepare(one).task
+    task = dpo.prepare(one).task
     task.reference = dpo.reference(one, subject.load(one, None), task)
     task.reference(task.micro_batches(1)[0].arrays, training=True)
     assert "reference: 16 pairs" in capsys.readouterr().out
@@ -162,7 +162,7 @@ def test_damaged_log_probabilities_are_computed_anew(data, tmp_path, capsys, con
 @pytest.mark.parametrize("method", METHODS)
 def test_the_reference_stays_while_the_model_moves(data, tmp_path, method):
     one = job(data, tmp_path / "run", method, model={"dtype": "float64"})
-    task, trained = methods_dpo.prepare(one).task, subject.load(one, None)
+    task, trained = dpo.prepare(one).task, subject.load(one, None)
     arrays = task.micro_batches(1)[0].arrays
     reference = Live(trained.reference())
     base = subject.load(job(data, tmp_path / "base", "full", model={"dtype": "float64"}), None).model
@@ -193,7 +193,9 @@ def pairs():
 def task_of(batch_size, accumulation=1, loss="sigmoid", how="none", dev=()):
     rows = pair_rows.rows_of(pairs(), how, 40)
     collate = partial(pair_rows.collate, pad_id=0)
-    task = DpoTask(rows, dev, collate, partial(LOSSES[loss], beta=0.2), 0.2, batch_size, accumulation, 2)
+    task = DpoTask(
+        rows, dev, collate, partial(LOSSES[loss], beta=0.2), 0.2, batch_size, accumulation, eval_batch_size=2
+    )
     task.reference = Free()
     return task
 
@@ -230,7 +232,7 @@ def test_a_step_that_is_not_finite_stops_and_names_its_pairs(data, tmp_path):
     one = job(data, tmp_path / "run")
     one.config.train.learning_rate = 1e30
     with pytest.raises(NonFiniteError, match=r"train\.jsonl:\d+"):
-        dpo.run(one)
+        trainer.run(one)
     assert json.loads((tmp_path / "run" / "nan_step.json").read_text())["step"] == 2
 
 
@@ -259,4 +261,4 @@ def test_noise_is_refused(data, tmp_path, monkeypatch, name):
 
 def test_pairs_of_which_nothing_is_left_are_an_error(data, tmp_path):
     with pytest.raises(DataError, match="of none of the 12 train pairs"):
-        methods_dpo.prepare(job(data, tmp_path / "run", more={"max_prompt_length": 1, "max_length": 3}))
+        dpo.prepare(job(data, tmp_path / "run", more={"max_prompt_length": 1, "max_length": 3}))

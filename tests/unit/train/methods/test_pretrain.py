@@ -19,6 +19,7 @@ from llmctl.data.corpus.samples import Setting, open_split
 from llmctl.data.sft.encoding import IGNORED
 from llmctl.errors import ConfigError, DataError
 from llmctl.jobs import pretrain as preflight_pretrain
+from llmctl.train import trainer
 from llmctl.train.loop import Hook
 from llmctl.train.methods import pretrain
 from llmctl.train.methods.loss import next_token_loss
@@ -52,13 +53,13 @@ def job(folder, output, family="llama", **changes):
     for key, value in changes.items():
         section, _, name = key.partition("__")
         sections[section][name] = value
-    return preflight_pretrain.pretrain(schema.build(PretrainConfig, sections), family)
+    return preflight_pretrain.check(schema.build(PretrainConfig, sections), family)
 
 
 @pytest.fixture(scope="module")
 def whole(folder):
     """A run that nothing disturbs, and its output folder."""
-    return pretrain.run(job(folder, folder / "whole")), folder / "whole"
+    return trainer.run(job(folder, folder / "whole")), folder / "whole"
 
 
 MEASURED = ("seconds", "tokens_per_s", "peak_memory")
@@ -127,8 +128,8 @@ class KillAt(Hook):
 def test_a_killed_run_continues_at_the_exact_sample(whole, folder):
     output = folder / "killed"
     with pytest.raises(Killed):
-        pretrain.run(job(folder, output), [KillAt(6)])
-    info = pretrain.run(job(folder, output, output__resume=True))
+        trainer.run(job(folder, output), [KillAt(6)])
+    info = trainer.run(job(folder, output, output__resume=True))
     assert logged(output) == logged(whole[1])
     assert info["test"] == whole[0]["test"] and info["after"] == whole[0]["after"]
     expected = tensors(whole[1] / "model")
@@ -139,7 +140,7 @@ def test_a_killed_run_continues_at_the_exact_sample(whole, folder):
 def test_a_run_is_not_continued_on_other_samples(whole, folder):
     shutil.copytree(whole[1], folder / "changed")
     with pytest.raises(ConfigError, match="data.seed: 42 when the run began, 7 now"):
-        pretrain.run(job(folder, folder / "changed", output__resume=True, data__seed=7))
+        trainer.run(job(folder, folder / "changed", output__resume=True, data__seed=7))
 
 
 def test_the_seed_decides_the_first_weights_and_init_std_their_size(folder):
@@ -160,7 +161,7 @@ def test_training_goes_on_from_a_checkpoint(whole, folder):
     """The first loss of the second run is the last model's on the same samples, and the vocabulary stays."""
     again = job(folder, folder / "further", model__size="", model__tokenizer="", model__path=str(whole[1] / "model"),
                 train__max_steps=1, train__eval_every=1, data__seed=9)  # fmt: skip
-    info = pretrain.run(again)
+    info = trainer.run(again)
     model, _ = llmctl.load(whole[1] / "model")
     samples = pretrain.prepare(again).task.valid
     loss, count, _ = next_token_loss(model, collate([samples[i] for i in range(len(samples))], False))
@@ -170,7 +171,7 @@ def test_training_goes_on_from_a_checkpoint(whole, folder):
 
 
 def test_accumulation_equals_one_big_batch(whole, folder):
-    info = pretrain.run(job(folder, folder / "big", train__batch_size=8, train__grad_accumulation=1))
+    info = trainer.run(job(folder, folder / "big", train__batch_size=8, train__grad_accumulation=1))
     assert [row["loss"] for row in logged(folder / "big") if "loss" in row] == pytest.approx(
         [row["loss"] for row in logged(whole[1]) if "loss" in row], rel=1e-4
     )
@@ -219,7 +220,7 @@ def test_documents_of_one_token_leave_nothing_to_learn_apart(folder):
 
 
 def test_without_a_valid_split_there_is_no_evaluation(folder):
-    info = pretrain.run(job(folder, folder / "blind", data__split="1", train__max_steps=1, train__eval_every=1))
+    info = trainer.run(job(folder, folder / "blind", data__split="1", train__max_steps=1, train__eval_every=1))
     assert info["before"]["metrics"] == {} and "test" not in info and info["after"]["samples"] == []
 
 
@@ -228,11 +229,11 @@ def test_vocabularies_are_rounded_up():
 
 
 def test_a_new_model_of_a_config_file_keeps_a_larger_vocabulary(folder):
-    config = plugins.load("llama").card.config_from_dims(job(folder, folder / "none").dims)
+    config = plugins.load("llama").card.config_from_dims(job(folder, folder / "none").model.dims)
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 1000}))
     made = job(folder, folder / "none", "auto", model__size="", model__config=str(folder / "config.json"))
-    assert made.dims.vocab == 1024 and made.plugin.card.name == "llama"
+    assert made.model.dims.vocab == 1024 and made.model.plugin.card.name == "llama"
 
 
 def test_a_vocabulary_that_is_asked_for_is_made(folder):
-    assert job(folder, folder / "none", model__changes=["vocab_size=1000"]).dims.vocab == 1024
+    assert job(folder, folder / "none", model__changes=["vocab_size=1000"]).model.dims.vocab == 1024

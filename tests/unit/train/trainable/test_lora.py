@@ -17,13 +17,13 @@ from llmctl.adapters.attach import load_adapted
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.adapters.verify import verify
-from llmctl.checkpoint.build import load_model
+from llmctl.checkpoint.build import check_model, load_model
 from llmctl.checkpoint.formats import safetensors
 from llmctl.config import finetune as config
 from llmctl.config import schema
 from llmctl.jobs import finetune
 from llmctl.quant.blockwise import dequantise, quantise
-from llmctl.train.methods import sft
+from llmctl.train import trainer
 from llmctl.train.trainable import base
 
 STARTER = Path(__file__).resolve().parents[4] / "plugins" / "llama" / "llmctl_llama" / "starter"
@@ -46,7 +46,7 @@ def job(output, method, resume=False, **train):
                   "weight_decay": 0.1, **train},
         "output": {"dir": str(output), "samples": 0, "resume": resume},
     }  # fmt: skip
-    return finetune.finetune(schema.build(config.FinetuneConfig, settings), "llama")
+    return finetune.check(schema.build(config.FinetuneConfig, settings), "llama")
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +181,10 @@ def test_a_run_is_not_continued_over_other_weights(tmp_path, name):
 
     def made(resume=False):
         one = job(tmp_path / "run", {"name": name}, resume, max_steps=2, save_every=1)
-        return replace(one, model=model)
+        return replace(one, model=check_model(model))
 
     with pytest.raises(RuntimeError, match="power cut"):
-        sft.run(made(), [Crash()])
+        trainer.run(made(), [Crash()])
     info = next(
         info for tensor, info in safetensors.read_header(model / "model.safetensors").items() if "q_proj" in tensor
     )
@@ -193,7 +193,7 @@ def test_a_run_is_not_continued_over_other_weights(tmp_path, name):
         stream.write(bytes(info.nbytes))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     with pytest.raises(llmctl.LlmctlError, match="weights in model.path=.* are not those that the run began with"):
-        sft.run(made(resume=True))
+        trainer.run(made(resume=True))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
@@ -204,7 +204,7 @@ def test_a_run_is_not_continued_without_its_configuration(runs, tmp_path, conten
     if content is not None:
         (tmp_path / "run" / "run.json").write_text(content)
     with pytest.raises(llmctl.LlmctlError, match="does not say with which configuration the run began"):
-        sft.run(job(tmp_path / "run", METHODS["dora"], resume=True, learning_rate=0.1))
+        trainer.run(job(tmp_path / "run", METHODS["dora"], resume=True, learning_rate=0.1))
 
 
 def test_columns_of_zeros_have_no_lengths_to_learn(tmp_path):
@@ -215,6 +215,6 @@ def test_columns_of_zeros_have_no_lengths_to_learn(tmp_path):
     with open(model / "model.safetensors", "r+b") as stream:
         stream.seek(info.offset)
         stream.write(bytes(info.nbytes // info.shape[0]))
-    one = replace(job(tmp_path / "run", {"dora": True, "targets": ["q_proj"]}), model=model)
+    one = replace(job(tmp_path / "run", {"dora": True, "targets": ["q_proj"]}), model=check_model(model))
     with pytest.raises(llmctl.LlmctlError, match=r"columns of zeros.* in llama.layers.1.self_attn.q_proj; leave"):
         base.load(one, None)

@@ -39,7 +39,7 @@ def job(output, method, resume=False, **changes):
                   "weight_decay": 0.1, **changes},
         "output": {"dir": str(output), "samples": 0, "resume": resume},
     }  # fmt: skip
-    return preflight.finetune(schema.build(finetune.FinetuneConfig, settings), "llama")
+    return preflight.check(schema.build(finetune.FinetuneConfig, settings), "llama")
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +148,12 @@ def test_settings_that_cannot_work_are_refused(tmp_path, method, data, error):
     [
         (
             finetune.FinetuneConfig,
-            preflight.finetune,
+            preflight.check,
             {"src_length": 8, "packing": "best-fit"},
             "or data.packing to none",
         ),
-        (finetune.FinetuneConfig, preflight.finetune, {"src_length": 8}, None),
-        (DpoConfig, dpo.dpo, {"max_prompt_length": 8}, "10 or less$"),
+        (finetune.FinetuneConfig, preflight.check, {"src_length": 8}, None),
+        (DpoConfig, dpo.check, {"max_prompt_length": 8}, "10 or less$"),
     ],
 )
 def test_texts_that_share_a_row_and_outgrow_a_window_are_refused(tmp_path, build, check, data, part):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llmctl import plugins
-from llmctl.jobs.memory_plan import PROCESS, Step, Training, cache_bytes, plan, total
+from llmctl.jobs.memory_estimate import PROCESS, Step, Training, cache_bytes, estimate, peak
 
 CARD = plugins.load("llama").card
 DIMS = CARD.dims_of("llama2-7b", layers=3, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab=96)
@@ -14,7 +14,7 @@ FULL = Training(trained=CARD.count(DIMS))
 
 
 def parts(training=FULL, step=STEP, dims=DIMS, card=CARD):
-    return plan(card, dims, training, step)
+    return estimate(card, dims, training, step)
 
 
 def test_weights_gradients_and_moments_are_counted_in_bytes():
@@ -22,7 +22,7 @@ def test_weights_gradients_and_moments_are_counted_in_bytes():
     assert (found["weights"], found["gradients"], found["optimizer"]) == (4 * count, 4 * count, 8 * count)
     assert found["scores"] == 2 * 17 * 96 * 4 and found["process"] == PROCESS
     late = found["gradients"] + found["recomputed layer"]
-    assert total(found) == sum(found.values()) - min(found["scores"], late)
+    assert peak(found) == sum(found.values()) - min(found["scores"], late)
 
 
 def test_layers_keep_inputs_and_outputs_of_linears_and_inputs_of_norms():

@@ -1,0 +1,86 @@
+"""What the checks of a configuration give: a job, which carries everything that they opened, read and found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from llmctl.adapters import base_model
+from llmctl.checkpoint.build import CheckedModel
+from llmctl.plugins import Families
+from llmctl.tokenizers import Tokenizer
+
+C = TypeVar("C")
+"""The configuration's class."""
+
+E = TypeVar("E")
+"""An example: a parsed line of training data."""
+
+
+@dataclass(frozen=True)
+class CheckedJob(Generic[C]):
+    """A configuration that passed every check.
+
+    Attributes:
+        command: Name of the command that runs it.
+        config: The configuration.
+        model: The model that training starts from.
+        tokenizer: Saved with the trained model; with the chat template that the configuration asks for.
+        output: The output folder.
+    """
+
+    command: ClassVar[str]
+    config: C
+    model: CheckedModel
+    tokenizer: Tokenizer
+    output: Path
+
+    @cached_property
+    def base(self) -> dict[str, Any]:
+        """What tells the weights that training starts from apart from others; empty for a new model."""
+        return base_model.record_of(self.model) if self.model.weights else {}
+
+    def summary(self) -> str:
+        """One line on what would run."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ExamplesJob(CheckedJob[C], Generic[C, E]):
+    """A checked job that trains on files of examples.
+
+    Attributes:
+        noun: What its examples are called.
+        train: Examples to train on.
+        dev: Held-out examples to evaluate on; may be empty.
+    """
+
+    noun: ClassVar[str]
+    train: list[E]
+    dev: list[E]
+
+    def summary(self) -> str:
+        """One line on what would run."""
+        card = self.model.plugin.card
+        return (
+            f"{card.name} with {card.count(self.model.dims):,} parameters from {self.model.folder}, "
+            f"{len(self.train)} {self.noun} to train on, {len(self.dev)} held out, output in {self.output}"
+        )
+
+
+class Check(Protocol):
+    """The checks of a command: whatever can be known to be wrong without paddle is known here, before heavy work."""
+
+    def __call__(self, config: Any, family: str = "auto", families: Families | None = None) -> CheckedJob[Any]:
+        """The job of a configuration.
+
+        Args:
+            config: The configuration.
+            family: Name of a family, or ``"auto"`` for the one that claims the model's architecture.
+            families: The installed families, where the caller has loaded some already.
+
+        Raises:
+            LlmctlError: The first check that fails; nothing has been written.
+        """

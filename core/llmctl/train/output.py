@@ -1,0 +1,54 @@
+"""The output folder of a run: cleared or continued before training, so that nothing is written into it too early."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from llmctl.config import schema
+from llmctl.io.atomic import explain_os_errors
+from llmctl.jobs.job import CheckedJob
+from llmctl.jobs.loggers import PACKAGES
+from llmctl.train.callbacks.tensor_stats import FILE as STATISTICS
+from llmctl.train.methods.dpo_reference import FILE as REFERENCE
+
+LEFTOVERS = (
+    "config.yaml",
+    "run.json",
+    "metrics.jsonl",
+    "curve.svg",
+    "report.html",
+    *PACKAGES,
+    "best.json",
+    "nan_step.json",
+    STATISTICS,
+    REFERENCE,
+    "checkpoints",
+    "model",
+)
+"""What a run leaves in its output folder, and what ``overwrite`` deletes there."""
+
+
+def open_output(job: CheckedJob[Any], start: Path | None) -> None:
+    """Makes or clears the output folder.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    output = job.output
+    header = f"Run with: llmctl --model {job.model.plugin.card.name} {job.command} config.yaml"
+    with explain_os_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        if job.config.output.overwrite:
+            for name in LEFTOVERS:
+                path = output / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        if start is None:
+            (output / "metrics.jsonl").unlink(missing_ok=True)
+        (output / "config.yaml").write_text(schema.to_yaml(job.config, header), encoding="utf-8")
+    if start:
+        print(f"continuing from {start}", flush=True)
