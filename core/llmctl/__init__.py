@@ -62,12 +62,17 @@ from llmctl.errors import ConfigError, DataError, LlmctlError, TokenizerError, U
 from llmctl.plugins.hookspecs import API, hookimpl
 
 if TYPE_CHECKING:
+    from llmctl.api.inference import LLM
     from llmctl.api.loading import load
+    from llmctl.infer.sampling import SamplingParams, TokenLogprob
+    from llmctl.infer.text.generator import TextOutput
+    from llmctl.infer.text.score import TextScore
 
 __all__ = [
     "API",
     "HF_DECODER",
     "HF_DECODER_ROWS",
+    "LLM",
     "REQUIRED",
     "ROPE_BY_WAVELENGTH",
     "ROPE_RULES",
@@ -89,13 +94,17 @@ __all__ = [
     "Rope",
     "RopeParams",
     "RopeRule",
+    "SamplingParams",
     "Segment",
     "Setting",
     "Size",
     "Split",
     "Supported",
     "TensorSlice",
+    "TextOutput",
+    "TextScore",
     "TokenFacts",
+    "TokenLogprob",
     "TokenizerError",
     "Unsupported",
     "UnsupportedError",
@@ -125,7 +134,14 @@ __all__ = [
     "template",
 ]
 
-_LAZY = {"load": "llmctl.api.loading"}
+_LAZY = {
+    "LLM": "llmctl.api.inference",
+    "SamplingParams": "llmctl.infer.sampling",
+    "TextOutput": "llmctl.infer.text.generator",
+    "TextScore": "llmctl.infer.text.score",
+    "TokenLogprob": "llmctl.infer.sampling",
+    "load": "llmctl.api.loading",
+}
 """Name -> module that it is in, imported on first use."""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kit.pages import ROOT, STARTER, follow
 
-from llmctl.infer.prompt_file import read_prompts
+from llmctl.infer.text.prompt_file import read_prompts
 from llmctl.testing.tiny import write_adapter
 
 PAGE = "docs/inference.md"

@@ -19,9 +19,9 @@ from llmctl.infer.select import open_backend
 
 if TYPE_CHECKING:
     from llmctl.infer.handle import EngineHandle
-    from llmctl.infer.prompt_file import PromptLine
-    from llmctl.infer.resumable_output import ResumableOutput
-    from llmctl.infer.text import TextGenerator, TextRequest
+    from llmctl.infer.text.generator import TextGenerator, TextRequest
+    from llmctl.infer.text.prompt_file import PromptLine
+    from llmctl.infer.text.resumable_output import ResumableOutput
     from llmctl.tokenizers import Tokenizer
 
 
@@ -110,19 +110,19 @@ def _generator(
     handle: EngineHandle, tokenizer: Tokenizer, requests: list[TextRequest], options: EngineOptions
 ) -> TextGenerator:
     """The engine, loaded, with a cache for the requests; without requests for a conversation of any length."""
-    from llmctl.infer.text import generator_of
+    from llmctl.infer.text.generator import generator_of
 
     lengths = [len(request.prompt) + request.params.max_new_tokens for request in requests]
     loaded = handle.load(tokenizer, lengths or [None])
     show_notes(loaded.notes)
-    return generator_of(loaded, tokenizer, options)
+    return generator_of(loaded.backend, loaded.max_positions, tokenizer, options)
 
 
 def _output(model: Path, given: dict[str, Any], count: int) -> AbstractContextManager[ResumableOutput | None]:
     """Where answers to a file are kept until all are there; None where they are not written to a file."""
     if not given["output_file"]:
         return nullcontext()
-    from llmctl.infer.resumable_output import ResumableOutput
+    from llmctl.infer.text.resumable_output import ResumableOutput
     from llmctl.io.digest import sha256
 
     shown = {name: value for name, value in given.items() if name not in ("output_file", "input_file", "stream")}
@@ -142,7 +142,7 @@ def _requests(
     Raises:
         DataError: A line names an adapter that was not given.
     """
-    from llmctl.infer.text import TextRequest
+    from llmctl.infer.text.generator import TextRequest
 
     adapters = [-1] * len(prompts)
     for index, line in enumerate(lines):
@@ -204,7 +204,7 @@ def _params(given: dict[str, Any]) -> SamplingParams:
 def _prompts(given: dict[str, Any], tokenizer: Tokenizer) -> tuple[list[PromptLine], list[list[int]]]:
     """Lines of the file, if there is one; token ids of all prompts."""
     from llmctl.data.sft.encoding import prompt_ids
-    from llmctl.infer.prompt_file import read_prompts
+    from llmctl.infer.text.prompt_file import read_prompts
     from llmctl.tokenizers.base import Conversation
 
     if given["input_file"]:
@@ -249,8 +249,8 @@ def _file(
     generator: TextGenerator, lines: list[PromptLine], requests: list[TextRequest], output: ResumableOutput | None
 ) -> int:
     """Writes a line for each line of the file, in order; the exit code."""
-    from llmctl.infer.prompt_file import answer_rows
-    from llmctl.infer.resumable_output import line
+    from llmctl.infer.text.prompt_file import answer_rows
+    from llmctl.infer.text.resumable_output import line
 
     rows: dict[int, dict[str, Any]] = {} if output is None else output.rows
     if output is not None and rows:
@@ -294,7 +294,7 @@ class Progress:
 
 
 def _chat(generator: TextGenerator, params: SamplingParams, system: str | None) -> None:
-    from llmctl.infer.chat import Chat
+    from llmctl.infer.text.chat import Chat
 
     if generator.tokenizer.chat_template is None:
         click.echo("The model has no chat template: each message is answered without the ones before it.", err=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from llmctl.errors import ConfigError
-from llmctl.infer.sampling import SamplingParams, TokenScore
+from llmctl.infer.sampling import SamplingParams, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Generation:
 
     Attributes:
         ids: Its tokens without the end token.
-        finish_reason: ``end``, ``length``, ``stop``, ``cancelled`` or ``error``.
+        finish_reason: ``end``, ``length``, ``stop``, ``scored``, ``cancelled`` or ``error``.
         error: What went wrong.
         logprobs: For each token, where the options ask for them.
         score: Of a beam: the sum of its tokens' log-probabilities, by the length penalty.
@@ -26,7 +26,7 @@ class Generation:
     ids: list[int]
     finish_reason: str
     error: str = ""
-    logprobs: list[TokenScore] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     score: float | None = None
     others: tuple[Generation, ...] = ()
     cause: Exception | None = field(default=None, compare=False, repr=False)
@@ -45,7 +45,7 @@ class Event:
 
     id: int
     token: int | None = None
-    score: TokenScore | None = None
+    score: TokenLogprob | None = None
     done: Generation | None = None
 
 
@@ -94,8 +94,10 @@ class Request:
         options: How tokens are chosen.
         index: Place among all prompts, for the draws.
         adapter: Adapter of the executor's; -1 = none.
-        draft: Most tokens that are guessed ahead at a time from what was written before; 0 = none. Answers are the same.
+        draft: Most draft tokens per step, looked up in what was written before; 0 = none. Answers are the same.
         beams: Beam search; None = one answer, token by token.
+        score_from: Nothing is generated; the answer has the log-probabilities of the prompt's tokens from this index on, at
+            least 1. None = the prompt is answered.
         on_event: Called for each event.
 
     Raises:
@@ -108,10 +110,15 @@ class Request:
     adapter: int = -1
     draft: int = 0
     beams: BeamOptions | None = None
+    score_from: int | None = None
     on_event: OnEvent | None = None
 
     def __post_init__(self) -> None:
         if self.draft < 0:
             raise ConfigError(f"draft={self.draft} must be at least 0")
         if self.beams and (self.options.sample or self.draft or self.options.logprobs is not None):
-            raise ConfigError("beam search goes without sampling, guessing ahead and log-probabilities of tokens")
+            raise ConfigError("beam search goes without sampling, speculative decoding and log-probabilities of tokens")
+        if self.score_from is not None and (self.beams or not 1 <= self.score_from < len(self.prompt)):
+            raise ConfigError(
+                f"score_from={self.score_from} must be between 1 and {len(self.prompt) - 1}, without beam search"
+            )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.infer.sampling import PENALISED_AWAY, BrokenLogitsError, SamplingParams, TokenScore
+from llmctl.infer.sampling import PENALISED_AWAY, BrokenLogitsError, SamplingParams, TokenLogprob
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int32]
@@ -295,7 +295,7 @@ def penalised(
     return penalise(logits_V.astype(np.float64), choice_of(options, context, generated, end_ids))
 
 
-def score(logits_V: np.ndarray, token: int, options: SamplingParams) -> TokenScore | None:
+def score(logits_V: np.ndarray, token: int, options: SamplingParams) -> TokenLogprob | None:
     """What the options ask for of a token's log-probability; None = nothing."""
     if options.logprobs is None:
         return None
@@ -304,7 +304,7 @@ def score(logits_V: np.ndarray, token: int, options: SamplingParams) -> TokenSco
     count = min(options.logprobs, len(logprob_V))
     # Among equals the lower token comes first, as where the likeliest is taken.
     top = np.argsort(-logprob_V, kind="stable")[:count]
-    return TokenScore(token, float(logprob_V[token]), tuple((int(i), float(logprob_V[i])) for i in top))
+    return TokenLogprob(token, float(logprob_V[token]), tuple((int(i), float(logprob_V[i])) for i in top))
 
 
 def log_softmax(logits_V: np.ndarray) -> np.ndarray:

@@ -89,7 +89,7 @@ class BrokenLogitsError(ValueError):
 
 
 @dataclass(frozen=True)
-class TokenScore:
+class TokenLogprob:
     """Log-probability of a token, and the likeliest tokens in its place with theirs."""
 
     token: int

@@ -13,7 +13,7 @@ from llmctl.infer.loader import Packing, packed_model
 from llmctl.infer.options import EngineOptions
 from llmctl.infer.packed.folder import save_packed
 from llmctl.infer.select import open_backend
-from llmctl.infer.text import TextRequest, generator_of
+from llmctl.infer.text.generator import TextRequest, generator_of
 from llmctl.testing.tiny import write_adapter
 
 
@@ -21,7 +21,9 @@ def outputs(handle, length=None):
     tokenizer = handle.tokenizer()
     loaded = handle.load(tokenizer, [length])
     request = TextRequest(tokenizer.encode("Deny this: Tom lives in Rome."))
-    return loaded, generator_of(loaded, tokenizer, handle.options).generate([request])[0].text
+    return loaded, generator_of(loaded.backend, loaded.max_positions, tokenizer, handle.options).generate([request])[
+        0
+    ].text
 
 
 def test_the_fused_engine_is_taken_where_it_can(capsys):

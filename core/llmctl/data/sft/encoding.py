@@ -40,22 +40,30 @@ def conversation(example: Example) -> Conversation:
     return Conversation(tuple(zip(example.src, example.tgt, strict=True)), example.system)
 
 
-def prompt_ids(tokenizer: Tokenizer, asked: Conversation, where: str = "the prompt") -> list[int]:
+def prompt_ids(
+    tokenizer: Tokenizer, asked: Conversation, where: str = "the prompt", option: str = "--chat-template"
+) -> list[int]:
     """The ids that a model continues with its answer, just as it saw them in training.
 
     Args:
         tokenizer: With the template to use.
         asked: The conversation; its last answer is to be generated.
         where: Name of the prompt in messages.
+        option: What chooses the template, in messages.
 
     Raises:
         DataError: Several turns, or a system text, and no chat template to write them with.
     """
     if tokenizer.chat_template:
         return tokenizer.chat_template.prompt(asked)
-    check_plain(asked, where, "--chat-template")
-    text = tokenizer.encode(asked.turns[-1][0], add_special=False)
-    return [*tokenizer.special.prefix, *text, *tokenizer.special.bridge]
+    check_plain(asked, where, option)
+    return text_ids(tokenizer, asked.turns[-1][0])
+
+
+def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text that a model continues, without a chat template."""
+    ids = tokenizer.encode(text, add_special=False)
+    return [*tokenizer.special.prefix, *ids, *tokenizer.special.bridge]
 
 
 def check_plain(asked: Conversation, where: str, option: str = "data.chat_template") -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from llmctl.infer.eager.model import Model, Steps
 from llmctl.infer.request import Generation
 from llmctl.infer.sampler import choose, generator_for, score
-from llmctl.infer.sampling import BrokenLogitsError, SamplingParams, TokenScore
+from llmctl.infer.sampling import BrokenLogitsError, SamplingParams, TokenLogprob
 
 OnToken = Callable[[int, int], bool | None]
 """Called with the prompt's place and the new token; True ends the answer."""
@@ -29,7 +29,7 @@ class _Row:
     ids: list[int] = field(default_factory=list)
     reason: str = ""
     error: str = ""
-    scores: list[TokenScore] = field(default_factory=list)
+    scores: list[TokenLogprob] = field(default_factory=list)
 
 
 def generate(

@@ -44,11 +44,20 @@ class DynamicSteps:
     @paddle.no_grad()
     def step(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
         """Logits [B, V] after the last column."""
+        return values(self.layer.logits(self._hidden(ids_BT, mask_BS)[:, -1]))
+
+    @paddle.no_grad()
+    def columns(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
+        """Logits [B, T, V] after each new column."""
+        return values(self.layer.logits(self._hidden(ids_BT, mask_BS)))
+
+    def _hidden(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> paddle.Tensor:
+        """Hidden states [B, T, D] of the new columns."""
         mask = None if mask_BS.all() else paddle.to_tensor(mask_BS)
         hidden_BTD = self.layer.hidden_states(paddle.to_tensor(ids_BT), mask, None, self.cache)
         if self.cache is not None:
             self.past += ids_BT.shape[1]
-        return values(self.layer.logits(hidden_BTD[:, -1]))
+        return hidden_BTD
 
     def select(self, rows: list[int]) -> None:
         """Keeps these rows."""

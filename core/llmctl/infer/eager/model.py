@@ -25,6 +25,9 @@ class Steps(Protocol):
             mask_BS: 1 = real, 0 = padding, over past and new columns.
         """
 
+    def columns(self, ids_BT: NDArray[np.int64], mask_BS: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits [B, T, V] after each new column; otherwise as ``step``."""
+
     def select(self, rows: list[int]) -> None:
         """Keeps these rows."""
 

@@ -75,6 +75,10 @@ class StaticSteps:
         """Logits [B, V] after the last column."""
         return self.run(ids_BT, mask_BS, 1)[:, -1]
 
+    def columns(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
+        """Logits [B, T, V] after each new column."""
+        return self.run(ids_BT, mask_BS, ids_BT.shape[1])
+
     def run(self, ids_BT: np.ndarray, mask_BS: np.ndarray, wanted: int) -> np.ndarray:
         """Logits [B, wanted, V] after the last columns.
 

@@ -1,11 +1,11 @@
-"""An engine in a thread of its own, for many threads that ask. When it dies, everyone who waits learns the cause."""
+"""Runs the engine in a background thread for many callers. If it fails, every waiting request gets the exception."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 
 from llmctl.infer.engine.engine import Engine, Statistics
 from llmctl.infer.request import Event, Generation, Request
@@ -15,12 +15,23 @@ class StoppedError(RuntimeError):
     """The engine does not run any more; its cause says why, if it died."""
 
 
-class Ticket:
-    """Events of a request, as they happen, for one reader."""
+Events = queue.SimpleQueue["Event | StoppedError"]
 
-    def __init__(self) -> None:
+
+class Ticket:
+    """A request that was submitted: its events, as they happen, for one reader.
+
+    Args:
+        events: Where its events go, maybe those of several requests; None = a queue of its own.
+
+    Attributes:
+        number: The engine's number of the request, once the engine has taken it.
+        events: The queue.
+    """
+
+    def __init__(self, events: Events | None = None) -> None:
         self.number: Future[int] = Future()
-        self.events: queue.SimpleQueue[Event | StoppedError] = queue.SimpleQueue()
+        self.events: Events = queue.SimpleQueue() if events is None else events
 
     def __iter__(self) -> Iterator[Event]:
         """Events up to the end.
@@ -70,23 +81,39 @@ class Worker:
             DataError: The prompt lacks tokens that mark a context.
             StoppedError: The engine does not run.
         """
-        ticket = Ticket()
-        with self._wake:
-            if self._stopped:
-                raise self._error()
-            self._asked.append((request, ticket))
-            self._wake.notify()
+        (ticket,) = self.submit_all([request])
         ticket.number.result()
         return ticket
 
+    def submit_all(self, requests: Sequence[Request], events: Events | None = None) -> list[Ticket]:
+        """Tickets of several requests, which the engine takes between the same two steps; returns when it has.
+
+        The number of a request that was refused raises why.
+
+        Args:
+            requests: The requests.
+            events: Where the events of all go; None = a queue for each.
+
+        Raises:
+            StoppedError: The engine does not run.
+        """
+        tickets = [Ticket(events) for _ in requests]
+        with self._wake:
+            if self._stopped:
+                raise self._error()
+            self._asked += zip(requests, tickets, strict=True)
+            self._wake.notify()
+        wait([ticket.number for ticket in tickets])
+        return tickets
+
     def cancel(self, ticket: Ticket) -> None:
-        """Ends a request; its ticket tells so. Nothing happens if it has ended."""
+        """Ends a request, which gets the finish reason ``cancelled``. Nothing happens if it has ended."""
         with self._wake:
             self._cancelled.append(ticket.number.result())
             self._wake.notify()
 
     def stop(self) -> None:
-        """Ends the thread after the step that it is in. Who waits gets ``StoppedError``."""
+        """Ends the thread after the current step. Requests that have not ended get ``StoppedError``."""
         with self._wake:
             self._stopped = self._stopped or StoppedError("the engine was stopped")
             self._wake.notify()
@@ -108,7 +135,7 @@ class Worker:
                 for event in self._engine.step():
                     self._hand_out(event)
         except BaseException as error:
-            # Nobody would see what this thread raises; whoever waits does.
+            # What this thread raises would be lost; the waiting callers raise it instead.
             cause = error
         with self._wake:
             if cause is not None:
@@ -121,7 +148,7 @@ class Worker:
             ticket.events.put(self._error())
 
     def _take(self) -> bool:
-        """Waits for work and takes what was asked for; False = the engine was stopped."""
+        """Waits for work and takes new requests and cancellations; False = the engine was stopped."""
         with self._wake:
             self._wake.wait_for(lambda: self._asked or self._cancelled or self._stopped or self._engine.busy)
             if self._stopped:
@@ -132,7 +159,7 @@ class Worker:
             try:
                 number = self._engine.add(request)
             except Exception as error:
-                # Whatever is wrong with a request concerns whoever asked.
+                # A bad request must not stop the engine for others.
                 ticket.number.set_exception(error)
                 continue
             self._tickets[number] = ticket
@@ -146,7 +173,7 @@ class Worker:
         ticket.events.put(event)
 
     def _error(self) -> StoppedError:
-        """One for each who waits, so that their tracebacks do not mix."""
+        """A new exception for each waiting caller, so that their tracebacks do not mix."""
         assert self._stopped
         error = StoppedError(str(self._stopped))
         error.__cause__ = self._stopped.__cause__

@@ -48,7 +48,7 @@ class Beams:
     def __init__(self, number: int, request: Request, row: Row, tables: Tables, end_ids: Collection[int]) -> None:
         assert request.beams
         self.id, self.request, self.rows, self.told = number, request, [row], 0
-        self.width = request.beams.beams
+        self.width, self.drafting = request.beams.beams, False
         self._rules: BeamOptions = request.beams
         self._tables, self._end_ids = tables, end_ids
         self._prompt = len(row.ids)

@@ -19,6 +19,7 @@ from llmctl.infer.engine.build_batch import batch_of
 from llmctl.infer.engine.limits import Limits, step_tokens_for
 from llmctl.infer.engine.positions import Places
 from llmctl.infer.engine.scheduler import Scheduler
+from llmctl.infer.engine.scoring import Scoring
 from llmctl.infer.engine.sequence import Answering, Found, Job, Part
 from llmctl.infer.executors.base import Executor, Float
 from llmctl.infer.request import Event, Generation, Request
@@ -119,7 +120,7 @@ class Engine:
         context = self._limits.check(request)
         row = Row([int(token) for token in request.prompt], request.adapter, context)
         self._next += 1
-        kind = Beams if request.beams else Answering
+        kind = Beams if request.beams else Answering if request.score_from is None else Scoring
         job = kind(self._next, request, row, self._tables, self._end_ids)
         self._jobs[job.id] = job
         self._scheduler.waiting.append(job)
@@ -208,7 +209,7 @@ class Engine:
     def _advance(self, part: Part, found: Found) -> list[Event]:
         before = part.row.computed
         events = part.job.advance(part, found)
-        if part.drafts:
+        if part.drafts and part.job.request.score_from is None:
             self._guessed += len(part.drafts)
             self._accepted += part.row.computed - before
         return self._told(part.job, events)

@@ -63,24 +63,28 @@ class Limits:
                 f"the prompt's context has {context.length} tokens; it is computed in one step, which has room for {room}. "
                 f"Shorten it, or set step_tokens to {self.step_tokens + context.length - room} or more"
             )
+        if context and request.score_from is not None and request.score_from <= context.length:
+            raise ConfigError(
+                f"score_from={request.score_from} must be above {context.length}: tokens of the context see those after them"
+            )
         return context
 
     def _length(self, request: Request, width: int) -> None:
         graph, virtual = self.places.graph, self.places.virtual
         stable = graph.rope.max_stable_length if graph.rope else None
         if stable is not None:
-            other = "; longer sequences need --engine dynamic"
+            other = "; longer sequences need the dynamic engine"
             _within(request, stable - virtual, "positions for which the model's rotation is fixed", other)
         elif graph.max_positions is not None:
             _within(request, graph.max_positions - virtual, "positions of the model")
-        prompt, total = len(request.prompt), len(request.prompt) + request.options.max_new_tokens - 1
+        prompt, total = len(request.prompt), len(request.prompt) + _new(request) - 1
         there = self.tables.blocks.count - -(-virtual // BLOCK)
         needed = self.tables.most(total, prompt, width)
         if needed > there:
+            new = f"; with max_new_tokens={_new(request)}" if _new(request) else ";"
             raise ConfigError(
-                f"the prompt has {prompt} tokens; with max_new_tokens={request.options.max_new_tokens}"
-                f"{f' and beams={width}' if width > 1 else ''} it needs {needed} blocks of {BLOCK} tokens, and the cache "
-                f"has {there}. Shorten it, lower max_new_tokens, or give the cache more memory"
+                f"the prompt has {prompt} tokens{new}{f' and beams={width}' if width > 1 else ''} it needs {needed} blocks of "
+                f"{BLOCK} tokens, and the cache has {there}. Shorten it, lower max_new_tokens, or give the cache more memory"
             )
 
 
@@ -93,9 +97,16 @@ def remedy(prompt: int, limit: int) -> str:
 
 def _within(request: Request, limit: int, what: str, other: str = "") -> None:
     """Raises ConfigError where prompt and answer together are over a limit."""
-    prompt, new = len(request.prompt), request.options.max_new_tokens
+    prompt, new = len(request.prompt), _new(request)
+    if prompt + new > limit and not new:
+        raise ConfigError(f"the text has {prompt} tokens; that is over the {limit} {what}. Shorten it{other}")
     if prompt + new > limit:
         raise ConfigError(
             f"the prompt has {prompt} tokens; with max_new_tokens={new} that is over the {limit} {what}. "
             f"{remedy(prompt, limit)}{other}"
         )
+
+
+def _new(request: Request) -> int:
+    """Most tokens that are generated."""
+    return 0 if request.score_from is not None else request.options.max_new_tokens

@@ -119,7 +119,7 @@ class Scheduler:
     def _guess(self) -> None:
         """Adds guesses of what follows to parts that end a row, as far as budget and blocks go."""
         for row, part in self._parts.items():
-            if self._left <= 0 or not part.finishes or not part.job.request.draft:
+            if self._left <= 0 or not part.finishes or not part.job.drafting:
                 continue
             room = (-(row.computed + part.count + self._tables.virtual)) % BLOCK + BLOCK * self._tables.blocks.available
             drafts = part.job.guess(min(self._left, room))

@@ -14,7 +14,7 @@ from llmctl.infer.engine.prompt_lookup import Lookup
 from llmctl.infer.executors.base import Float
 from llmctl.infer.request import Event, Generation, Request
 from llmctl.infer.sampler import Choice, choice_of, generator_for, score
-from llmctl.infer.sampling import TokenScore
+from llmctl.infer.sampling import TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ class Job(Protocol):
         rows: Its rows; their blocks belong to ``tables``.
         width: Most rows that it will have.
         told: Tokens of its answer that were told.
+        drafting: Whether there may be draft tokens.
     """
 
     id: int
@@ -70,9 +71,10 @@ class Job(Protocol):
     rows: list[Row]
     width: int
     told: int
+    drafting: bool
 
     def guess(self, count: int) -> list[int]:
-        """At most so many guesses of what follows the only row."""
+        """At most this many draft tokens after the only row."""
 
     def choices(self, part: Part) -> list[Choice]:
         """How tokens are chosen after the part's last token and after each of its guesses, if these are right."""
@@ -97,13 +99,13 @@ class Answering:
 
     def __init__(self, number: int, request: Request, row: Row, tables: Tables, end_ids: Collection[int]) -> None:
         self.id, self.request, self.rows, self.width = number, request, [row], 1
-        self.told = 0
+        self.told, self.drafting = 0, request.draft > 0
         self._tables, self._end_ids = tables, end_ids
         self._draws = generator_for(request.options, request.index)
         self._drawn: list[float] = []
         self._lookup = Lookup(row.ids) if request.draft else None
         self._prompt = len(row.ids)
-        self._scores: list[TokenScore] = []
+        self._scores: list[TokenLogprob] = []
 
     def guess(self, count: int) -> list[int]:
         """At most so many guesses; none where the request does not want any or the answer is nearly complete."""

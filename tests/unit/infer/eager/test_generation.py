@@ -14,12 +14,12 @@ from llmctl import plugins, tokenizers
 from llmctl.checkpoint.build import build
 from llmctl.errors import ConfigError, DataError
 from llmctl.infer.backend import BatchBackend
-from llmctl.infer.chat import Chat
 from llmctl.infer.eager.generate import generate
-from llmctl.infer.prompt_file import answer_rows, read_prompts
 from llmctl.infer.sampling import SamplingParams
-from llmctl.infer.text import TextGenerator, TextRequest
-from llmctl.infer.text_stream import StopFilter
+from llmctl.infer.text.chat import Chat
+from llmctl.infer.text.generator import TextGenerator, TextRequest
+from llmctl.infer.text.prompt_file import answer_rows, read_prompts
+from llmctl.infer.text.stream import StopFilter
 
 VOCAB = 360
 PROMPTS = [[5, 9, 30], [7], [11, 200, 31, 8, 90, 41, 2, 100], [3, 3]]

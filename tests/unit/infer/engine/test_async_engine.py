@@ -7,6 +7,7 @@ from kit.engine_toys import END, ask, engine_of, prompts
 from kit.paged_toy import ToyExecutor, answer, graph
 
 from llmctl.errors import ConfigError
+from llmctl.infer.backend import AsyncBackend, BatchBackend, EngineBackend, thread_safe
 from llmctl.infer.engine.async_engine import StoppedError, Worker
 
 MODEL = graph()
@@ -121,3 +122,79 @@ def test_an_exception_of_a_callback_ends_only_its_request():
     good = ask([5, 6])
     assert worker.submit(good).result() == answer(MODEL, good, END) and worker.alive
     worker.stop()
+
+
+def test_requests_that_are_submitted_together_are_taken_together():
+    executor = Held()
+    worker = Worker(engine_of(MODEL, executor))
+    first = worker.submit(ask([5, 6], 3, min_new_tokens=3))
+    assert executor.entered.wait(20)
+    executor.go.set()
+    tickets = worker.submit_all([ask([7, 8, 9], 4), ask([]), ask([8, 9], 4)])
+    assert isinstance(tickets[1].number.exception(), ConfigError)
+    expected = [answer(MODEL, ask(prompt, 4), END) for prompt in ([7, 8, 9], [8, 9])]
+    assert [tickets[0].result(), tickets[2].result()] == expected and len(first.result().ids) == 3
+    together = [len(step.blocks_RM) for step in executor.steps]
+    assert max(together) >= 2 and worker.submit_all([]) == []
+    worker.stop()
+
+
+@pytest.mark.parametrize("ahead", [2, 5, 40])
+def test_threads_share_a_backend(ahead):
+    backend = thread_safe(EngineBackend(engine_of(MODEL, ToyExecutor(), blocks=20), ahead))
+    assert isinstance(backend, AsyncBackend)
+    batches = [[ask(prompt, 9, index=i) for i, prompt in enumerate([*prompts(7, seed), []])] for seed in range(4)]
+    found = in_threads([lambda batch=batch: dict(backend.run(batch)) for batch in batches])
+    for batch, answers in zip(batches, found, strict=True):
+        assert sorted(answers) == list(range(8)) and isinstance(answers[7].cause, ConfigError)
+        assert [answers[i] for i in range(7)] == [answer(MODEL, request, END) for request in batch[:7]]
+    backend.close()
+    with pytest.raises(StoppedError):
+        list(backend.run(batches[0]))
+
+
+def test_an_iterator_that_is_closed_cancels_what_has_not_ended():
+    worker = Worker(engine_of(MODEL, ToyExecutor()))
+    backend = AsyncBackend(worker)
+    running = backend.run([ask([5, 6], 1, min_new_tokens=1), *[ask([7, 8], 500, min_new_tokens=500)] * 3])
+    assert next(running)[0] == 0
+    running.close()
+    events = backend.stream(ask([7, 8], 500, min_new_tokens=500))
+    next(events)
+    events.close()
+    good = ask([5, 9], 4)
+    assert [event.token for event in backend.stream(good)][:-1] == answer(MODEL, good, END).ids
+    assert worker.statistics().running == worker.statistics().waiting == 0
+    worker.stop()
+
+
+def test_an_engine_that_dies_ends_every_run_with_its_cause():
+    executor = Held(MemoryError("no room"))
+    backend = thread_safe(EngineBackend(engine_of(MODEL, executor)))
+    threading.Thread(target=lambda: (executor.entered.wait(20), executor.go.set())).start()
+    requests = [ask([5, 6]), ask([7, 8])]
+    for error in in_threads([lambda: list(backend.run(requests)), lambda: list(backend.stream(requests[0]))]):
+        assert isinstance(error, StoppedError) and isinstance(error.__cause__, MemoryError)
+
+
+def test_one_thread_may_stream_from_an_engine_of_its_own():
+    engine = engine_of(MODEL, ToyExecutor())
+    request = ask([5, 6], 6, min_new_tokens=6)
+    events = list(EngineBackend(engine).stream(request))
+    assert [event.token for event in events[:-1]] == answer(MODEL, request, END).ids and events[-1].done
+    events = EngineBackend(engine).stream(request)
+    next(events)
+    events.close()
+    engine.step()
+    assert not engine.busy
+
+
+def test_a_failure_while_a_batch_is_streamed_reaches_the_reader():
+    class Broken:
+        max_stable_length = None
+
+        def begin(self, columns, use_cache=True):
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(BatchBackend(Broken(), (), 0).stream(ask([5, 6])))

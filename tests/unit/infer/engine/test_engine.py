@@ -244,7 +244,7 @@ def test_what_can_never_be_answered_is_refused_at_once_and_others_are_answered(p
 def test_sequences_beyond_fixed_rotations_are_sent_to_the_dynamic_engine():
     rope = Rope(rotary_dim=2, frequencies=(1.0,), max_stable_length=20)
     engine = engine_of(graph(rope=rope, max_positions=20), ToyExecutor(), virtual=prefix(4))
-    with pytest.raises(ConfigError, match="over the 16 positions .* longer sequences need --engine dynamic"):
+    with pytest.raises(ConfigError, match="over the 16 positions .* longer sequences need the dynamic engine"):
         engine.add(ask([4] * 5, 12))
     engine.add(ask([4] * 5, 11))
 

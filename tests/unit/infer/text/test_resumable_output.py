@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.infer.resumable_output import ResumableOutput
+from llmctl.infer.text.resumable_output import ResumableOutput
 
 SETTINGS = {"input": "abc", "temperature": 1.0, "stops": ["x"]}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from llmctl.data.sft.encoding import prompt_ids
 from llmctl.errors import ConfigError
 from llmctl.infer.sampling import SamplingParams
-from llmctl.infer.text import TextGenerator, TextRequest
+from llmctl.infer.text.generator import TextGenerator, TextRequest
 from llmctl.tokenizers.base import Conversation
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmctl.data.sft.examples import LISTED, parse_object, read_lines
 from llmctl.errors import DataError
-from llmctl.infer.text import TextGenerator, TextOutput, TextRequest
+from llmctl.infer.text.generator import TextGenerator, TextOutput, TextRequest
 from llmctl.tokenizers.base import Conversation
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, LlmctlError
 from llmctl.infer.backend import Backend
 from llmctl.infer.engine.limits import remedy
-from llmctl.infer.handle import LoadedEngine
 from llmctl.infer.options import EngineOptions
-from llmctl.infer.request import BeamOptions, Generation, Request
-from llmctl.infer.sampling import SamplingParams, TokenScore
-from llmctl.infer.text_stream import TextStream
+from llmctl.infer.request import BeamOptions, Generation, OnEvent, Request
+from llmctl.infer.sampling import SamplingParams, TokenLogprob
+from llmctl.infer.text.stream import TextStream
 from llmctl.tokenizers import Tokenizer
 
 OnText = Callable[[int, str], None]
@@ -54,7 +54,7 @@ class TextOutput:
     token_ids: list[int]
     finish_reason: str
     prompt_token_ids: list[int]
-    logprobs: Sequence[TokenScore] = ()
+    logprobs: Sequence[TokenLogprob] = ()
     others: Sequence[str] = ()
     error: str = ""
     cause: Exception | None = field(default=None, compare=False, repr=False)
@@ -138,11 +138,43 @@ class TextGenerator:
                 request = requests[index]
                 show = partial(on_text, index) if on_text else lambda piece: None
                 streams[index] = TextStream(self.tokenizer, request.params.stop, show)
-                yield self._request(request, streams[index])
+                yield self._request(request, streams[index].on_event)
 
         for number, made in self.backend.run(started()):
             index = checked[number]
             yield index, self._text(requests[index], made, streams.pop(index, None))
+
+    def stream(self, request: TextRequest) -> Iterator[str]:
+        """Pieces of the answer's text as they are known; closing the iterator cancels the request.
+
+        Args:
+            request: What to answer.
+
+        Raises:
+            LlmctlError: The request was refused or failed.
+        """
+        self.check(request)
+        pieces: list[str] = []
+        stream = TextStream(self.tokenizer, request.params.stop, pieces.append)
+        with closing(self.backend.stream(self._request(request))) as events:
+            for event in events:
+                if event.done is not None:
+                    self._finish(event.done, stream, pieces)
+                stopped = stream.on_event(event)
+                if pieces:
+                    yield "".join(pieces)
+                    pieces.clear()
+                if stopped:
+                    return
+
+    def _finish(self, made: Generation, stream: TextStream, pieces: list[str]) -> None:
+        """Adds the rest of a text whose tokens have ended."""
+        if made.finish_reason == "error":
+            raise made.cause or LlmctlError(made.error)
+        if self.beams:
+            pieces.append(self.tokenizer.decode(made.ids))
+        else:
+            stream.finish()
 
     def check(self, request: TextRequest, name: str = "the prompt") -> None:
         """Passes when the prompt holds something and leaves room for its answer.
@@ -156,10 +188,10 @@ class TextGenerator:
         """
         check_length(request.prompt, request.params, self.max_positions, name)
 
-    def _request(self, request: TextRequest, stream: TextStream) -> Request:
+    def _request(self, request: TextRequest, on_event: OnEvent | None = None) -> Request:
         return Request(
             prompt=request.prompt, options=request.params, index=request.index, adapter=request.adapter, draft=self.draft,
-            beams=self.beams, on_event=stream.on_event,
+            beams=self.beams, on_event=on_event,
         )  # fmt: skip
 
     def _text(self, request: TextRequest, made: Generation, stream: TextStream | None) -> TextOutput:
@@ -172,13 +204,13 @@ class TextGenerator:
         return _output(request, made, stream.text, finish_reason=reason)
 
 
-def generator_of(loaded: LoadedEngine, tokenizer: Tokenizer, options: EngineOptions) -> TextGenerator:
-    """A text generator over an engine, with speculative decoding or beam search as the engine's options say."""
+def generator_of(backend: Backend, max_positions: int, tokenizer: Tokenizer, options: EngineOptions) -> TextGenerator:
+    """A text generator over a backend, with speculative decoding or beam search as the engine's options say."""
     beams = None
     if options.beams is not None:
         penalty = 1.0 if options.length_penalty is None else options.length_penalty
         beams = BeamOptions(beams=options.beams, length_penalty=penalty)
-    return TextGenerator(loaded.backend, tokenizer, loaded.max_positions, options.speculate or 0, beams)
+    return TextGenerator(backend, tokenizer, max_positions, options.speculate or 0, beams)
 
 
 def _output(request: TextRequest, made: Generation, text: str = "", **changes: Any) -> TextOutput:

@@ -1,0 +1,1 @@
+"""From prompts, conversations and files of them to text, over any backend."""
