@@ -190,7 +190,7 @@ def test_a_prompt_without_the_tokens_of_its_context_is_refused(tmp_path):
     plugin = plugins.load("chatglm")
     dims = tiny_dims(plugin.card, {"bos": 90, "gmask": 91, "mask": 92})
     export(random_model(plugin, dims), plugin, dims, [[5, 91, 90], [6, 5, 92, 90, 7]], tmp_path / "p")
-    with pytest.raises(DataError, match="prompt 2 lacks the special tokens by which the model finds its context"):
+    with pytest.raises(DataError, match="prompt 2 lacks the special tokens that mark the end of its prefix"):
         generate(StaticModel(tmp_path / "p"), [[5, 91, 90], [5, 6]], SamplingParams(max_new_tokens=2), [], 0)
 
 

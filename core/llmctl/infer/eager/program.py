@@ -106,6 +106,6 @@ class StaticSteps:
             lost = np.flatnonzero(row_B1.numpy()[:, 0] < 0)
             if len(lost):
                 raise DataError(
-                    f"prompt {lost[0] + 1} lacks the special tokens by which the model finds its {name}; leave out --raw, "
-                    "or write the tokens that its chat format has"
+                    f"prompt {lost[0] + 1} lacks the special tokens that mark the end of its prefix ({name}); use the model's chat "
+                    "template, or write these tokens"
                 )
