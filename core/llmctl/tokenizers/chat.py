@@ -8,14 +8,17 @@ template comes with a checkpoint and is not trusted. A special token's name insi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import TokenizerError
 from llmctl.io.json_object import read_json, write_json
-from llmctl.tokenizers import sandbox
+from llmctl.tokenizers import protect, sandbox
 from llmctl.tokenizers.base import ChatTemplate, Conversation, Tokenizer
+from llmctl.tokenizers.sandbox import CLOSE, OPEN
 from llmctl.tokenizers.special import CONFIG, TEMPLATE_KEY
 
 if TYPE_CHECKING:
@@ -26,9 +29,9 @@ JINJA_FILE, JSON_FILE = "chat_template.jinja", "chat_template.json"
 
 
 class JinjaTemplate(ChatTemplate):
-    """Hugging Face's kind: jinja over ``messages`` and ``add_generation_prompt``.
+    """Hugging Face's kind: jinja over ``messages``, with the variables that transformers gives.
 
-    Templates of cards may also ask which names are in ``special_tokens``, and use those of ``Special.named``.
+    Templates of cards may also ask which names are in ``special_tokens``.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer, where: str):
@@ -39,23 +42,39 @@ class JinjaTemplate(ChatTemplate):
 
     def text(self, conversation: Conversation) -> str:
         """The rendered messages."""
+        return self._render(self._template, conversation)
+
+    def answers(self, conversation: Conversation) -> list[tuple[str, bool]] | None:
+        """What the template puts into ``{% generation %}``, and what is around it; None if it has no such tag."""
+        if not self._marked:
+            return None
+        text = self._render(self._marked, conversation.map(_without_marks))
+        pieces = [(piece, index % 2 == 1) for index, piece in enumerate(re.split(f"[{OPEN}{CLOSE}]", text)) if piece]
+        return pieces if any(answer for _, answer in pieces) else None
+
+    @cached_property
+    def _marked(self) -> Any:
+        """The template with marks around answers; None where it does not know them."""
+        if not re.search(r"{%-?\s*generation\b", self.source):
+            return None
+        return sandbox.compile_template(self.source, self._where, marks=True)
+
+    def _render(self, template: Any, conversation: Conversation) -> str:
         messages = [] if conversation.system is None else [{"role": "system", "content": conversation.system}]
         for user, answer in conversation.turns:
             messages.append({"role": "user", "content": user})
             if answer is not None:
                 messages.append({"role": "assistant", "content": answer})
-        names = {token: name for name, token in self._tokenizer.special.ids.items()}
-        special = {role: names.get(getattr(self._tokenizer.special, f"{role}_id"), "") for role in ("bos", "eos")}
-        return sandbox.render(
-            self._template,
-            self._where,
-            messages=messages,
-            add_generation_prompt=conversation.turns[-1][1] is None,
-            bos_token=special["bos"],
-            eos_token=special["eos"],
-            special_tokens=list(self._tokenizer.special.ids),
-            **self._tokenizer.special.named,
-        )
+        special = self._tokenizer.special
+        values = {
+            **special.named,
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": conversation.turns[-1][1] is None,
+            "special_tokens": list(special.ids),
+        }
+        return sandbox.render(template, self._where, values, self.now)
 
     def save(self, folder: Path) -> None:
         """Puts the template into ``tokenizer_config.json``."""
@@ -89,17 +108,20 @@ class TurnTemplate(ChatTemplate):
     def text(self, conversation: Conversation) -> str:
         """The system's text and all turns."""
         context = {} if conversation.system is None else {"system": conversation.system}
-        head = sandbox.render(self._system, self._where, **context)
+        head = sandbox.render(self._system, self._where, context)
         if conversation.system is not None and conversation.system not in head:
             head = conversation.system
         parts = [head]
         for index, (user, answer) in enumerate(conversation.turns):
             if answer is None:
-                parts.append(sandbox.render(self._query, self._where, query=user, user=user, index=index, **context))
+                parts.append(self._part(self._query, context, query=user, user=user, index=index))
             else:
-                parts.append(sandbox.render(self._user, self._where, user=user, index=index, **context))
-                parts.append(sandbox.render(self._bot, self._where, bot=answer, index=index, **context))
+                parts.append(self._part(self._user, context, user=user, index=index))
+                parts.append(self._part(self._bot, context, bot=answer, index=index))
         return "".join(parts)
+
+    def _part(self, template: Any, context: dict[str, str], **values: Any) -> str:
+        return sandbox.render(template, self._where, {**context, **values}, self.now)
 
     def save(self, folder: Path) -> None:
         """Writes ``chat_template.json``."""
@@ -172,3 +194,8 @@ def _named(sources: Sequence[Any], path: Path) -> str:
     if not isinstance(by_name.get("default"), str):
         raise TokenizerError(f"{path} has chat templates {json.dumps(list(by_name))}, but none called 'default'")
     return str(by_name["default"])
+
+
+def _without_marks(text: str) -> str:
+    """A person's text whose own characters for private use are not taken for marks of answers."""
+    return re.sub(f"[{OPEN}{CLOSE}]", lambda match: protect.marked(match[0]), text)

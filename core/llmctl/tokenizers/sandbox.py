@@ -1,69 +1,95 @@
-"""Jinja under lock: templates of a checkpoint render text and can reach nothing else."""
+"""Jinja under lock: templates of a checkpoint render text, can reach nothing else, and end in bounded time and memory.
+
+Names are looked up by jinja's own sandbox; what can repeat or grow (loops, calls, operators, filters, lists and texts) is
+watched by ``template_limits``.
+"""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any
 
 from llmctl.errors import TokenizerError, require
 
+OPEN, CLOSE = "\ue0f4", "\ue0f5"
+"""Characters for private use around what a template marks by ``{% generation %}``."""
 
-def compile_template(source: str, where: str, keep_trailing_newline: bool = False) -> Any:
+
+def compile_template(source: str, where: str, keep_trailing_newline: bool = False, marks: bool = False) -> Any:
     """A template ready to render.
 
     Args:
         source: Jinja text.
         where: Its file, for messages.
         keep_trailing_newline: Whether a newline that ends the source is text.
+        marks: Whether what stands in ``{% generation %}`` is written between ``OPEN`` and ``CLOSE``.
 
     Raises:
         TokenizerError: It is not valid jinja.
     """
     jinja2 = require("jinja2", "cpu", "a chat template")
     try:
-        return _environment(keep_trailing_newline).from_string(source)
+        return _environment(keep_trailing_newline, marks).from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise TokenizerError(f"{where}: the chat template is not valid jinja, line {error.lineno}: {error}") from None
+    except (RecursionError, MemoryError):
+        raise TokenizerError(f"{where}: the chat template is nested too deeply") from None
 
 
-def render(template: Any, where: str, **values: Any) -> str:
+def render(template: Any, where: str, values: Mapping[str, Any], now: datetime | None = None) -> str:
     """The rendered text.
 
+    Args:
+        template: From `compile_template`.
+        where: Its file, for messages.
+        values: The template's variables.
+        now: What ``strftime_now`` writes; None = the present.
+
     Raises:
-        TokenizerError: The template refuses the conversation, fails, or reaches for what is forbidden.
+        TokenizerError: The template refuses the conversation, fails, goes beyond a limit, or reaches for what is forbidden.
     """
     import jinja2
 
+    from llmctl.tokenizers.template_limits import LimitError, Watch
+
+    watch = Watch()
+    context = {**values, "strftime_now": (now or datetime.now()).strftime}
     try:
-        return str(template.render(**values))
-    except jinja2.exceptions.SecurityError as error:
+        with watch:
+            return watch.joined(template.root_render_func(template.new_context(context)))
+    except (jinja2.exceptions.SecurityError, LimitError) as error:
         raise TokenizerError(f"{where}: the chat template is refused: {error}") from None
+    except (RecursionError, MemoryError):
+        raise TokenizerError(f"{where}: the chat template is refused: it calls itself or grows without end") from None
     except Exception as error:
         # A template may fail in any way that an expression can.
-        raise TokenizerError(f"{where}: the chat template cannot render this conversation: {error}") from None
+        raise TokenizerError(
+            f"{where}: the chat template cannot render this conversation: {str(error)[:500]}"
+        ) from None
 
 
 @cache
-def _environment(keep_trailing_newline: bool) -> Any:
+def _environment(keep_trailing_newline: bool, marks: bool) -> Any:
     from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(
+    from llmctl.tokenizers.template_limits import WatchedEnvironment
+
+    environment = WatchedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=keep_trailing_newline,
-        extensions=[loopcontrols, _generation()],
+        extensions=[loopcontrols, _generation(marks)],
     )
-    environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
 
 
-def _generation() -> Any:
-    """Lets ``{% generation %}`` stand around answers, as some templates mark them; it changes no text."""
+@cache
+def _generation(marks: bool) -> Any:
+    """The tag ``{% generation %}`` around answers."""
+    from jinja2 import nodes
     from jinja2.ext import Extension
 
     class Generation(Extension):
@@ -71,13 +97,12 @@ def _generation() -> Any:
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            if not marks:
+                return body
+            return [nodes.Output([nodes.TemplateData(OPEN)]), *body, nodes.Output([nodes.TemplateData(CLOSE)])]
 
     return Generation
-
-
-def _tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False, **_: Any) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
 
 
 def _refuse(message: str) -> None:

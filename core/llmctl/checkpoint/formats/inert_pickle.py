@@ -17,14 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from llmctl.errors import CheckpointError
-
-MAX_OPCODES = 2_000_000
-"""A tensor takes about 30; 2 million bound the time to seconds and the memory to 500 MB."""
-MAX_TEXT = 4096
-"""Bytes of a string; a longer one is kept as a range of the file."""
-MAX_ALL_TEXT = 64 << 20
-MAX_INTEGER = 16
-"""Bytes of a whole number."""
+from llmctl.io.limits import PICKLE_ALL_TEXT, PICKLE_INTEGER, PICKLE_OPCODES, PICKLE_TEXT
 
 Reader = Callable[..., Any]
 
@@ -95,7 +88,7 @@ class Machine:
         Raises:
             ValueError: The pickle is damaged, over a limit, or asks for something without a reader.
         """
-        for _ in range(MAX_OPCODES):
+        for _ in range(PICKLE_OPCODES):
             code = self._stream.read(1)
             if code == b".":
                 return self._pop()
@@ -105,7 +98,7 @@ class Machine:
                     "it is truncated" if not code else f"it has the opcode {code!r}, which weights do not need"
                 )
             action(self)
-        raise ValueError(f"it has more than {MAX_OPCODES:,} opcodes")
+        raise ValueError(f"it has more than {PICKLE_OPCODES:,} opcodes")
 
     # Reading
 
@@ -124,10 +117,10 @@ class Machine:
         length, offset = self._number(form), self._stream.tell()
         if length > self._size - offset:
             raise ValueError("it is truncated")
-        if text and length <= MAX_TEXT:
+        if text and length <= PICKLE_TEXT:
             self._text += length
-            if self._text > MAX_ALL_TEXT:
-                raise ValueError(f"its names have over {MAX_ALL_TEXT >> 20} MiB")
+            if self._text > PICKLE_ALL_TEXT:
+                raise ValueError(f"its names have over {PICKLE_ALL_TEXT >> 20} MiB")
             self._stack.append(self._read(length).decode("utf-8", "surrogatepass"))
             return
         self._stream.seek(length, os.SEEK_CUR)
@@ -224,7 +217,7 @@ class Machine:
 
     def _long(self, form: str) -> None:
         length = self._number(form)
-        if not 0 <= length <= MAX_INTEGER:
+        if not 0 <= length <= PICKLE_INTEGER:
             raise ValueError(f"it has a whole number of {length} bytes")
         self._stack.append(int.from_bytes(self._read(length), "little", signed=True))
 

@@ -1,0 +1,28 @@
+"""Limits of what files that are not trusted may ask for: time, memory, size, depth.
+
+A file that reaches one is refused with its name and the limit.
+"""
+
+TEMPLATE_SECONDS = 10.0
+"""Time of one rendering of a chat template."""
+
+TEMPLATE_CHARACTERS = 16 << 20
+"""Length of every text that a chat template makes, the result included."""
+
+TEMPLATE_ITEMS = 1_000_000
+"""Items of a list or range in a chat template, and bits of a number."""
+
+TOKENIZER_GROWTH = 64
+"""How many times longer the normalizers of a tokenizer may make a text; those in use replace a character by another."""
+
+PICKLE_OPCODES = 2_000_000
+"""Opcodes of a pickle: a tensor takes about 30; this many take seconds and less than 500 MB."""
+
+PICKLE_TEXT = 4096
+"""Bytes of a string in a pickle; a longer one is kept as a range of the file."""
+
+PICKLE_ALL_TEXT = 64 << 20
+"""Bytes of all strings in a pickle."""
+
+PICKLE_INTEGER = 16
+"""Bytes of a whole number in a pickle."""
