@@ -40,7 +40,7 @@ class PaddleNLPTokenizer(Tokenizer):
             # Its classes raise whatever their files lead to.
             raise TokenizerError(f"{name} of PaddleNLP cannot read {folder}: {error}") from None
         own = {text: self._inner.convert_tokens_to_ids(text) for text in self._inner.all_special_tokens}
-        vocabulary = special.Vocabulary(self._id_of, self._name_of, own, self._affixes())
+        vocabulary = special.Vocabulary(self._id_of, self._name_of, own, affixes=self._affixes())
         super().__init__(folder, special.read(folder, vocabulary, facts))
         self._forgeable = any_of(self.special.ids)
 

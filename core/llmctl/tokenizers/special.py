@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,19 @@ class Vocabulary:
         id_of: Id of a token's name, if it has one.
         name_of: Name of an id, if there is such a token.
         own: Special tokens that the file declares.
+        added: Tokens that it adds and that are text.
         affixes: What the file puts before and after a text, if it says so.
         adds_bos: Whether bos comes before a text where nothing is said about it.
+        is_text: Whether text may give an id.
     """
 
     id_of: Callable[[str], int | None]
     name_of: Callable[[int], str | None]
     own: Mapping[str, int]
+    added: Mapping[str, int] = field(default_factory=dict)
     affixes: Affixes | None = None
     adds_bos: bool = True
+    is_text: Callable[[int], bool] = lambda token: True
 
 
 def read(folder: Path, vocabulary: Vocabulary, facts: TokenFacts) -> Special:
@@ -77,6 +82,9 @@ def read(folder: Path, vocabulary: Vocabulary, facts: TokenFacts) -> Special:
         folder: The model folder.
         vocabulary: What the tokenizer's file says.
         facts: What the card says.
+
+    Ids in ``config.json`` and ``generation_config.json`` say what ends and fills; they never make a token special that text
+    gives.
 
     Raises:
         TokenizerError: A file is not valid JSON or names a token that has no id.
@@ -88,17 +96,23 @@ def read(folder: Path, vocabulary: Vocabulary, facts: TokenFacts) -> Special:
     roles: dict[str, int | None] = {}
     for role in ROLES:
         token = finder.find(facts.roles.get(role))
-        roles[role] = finder.find(names.get(f"{role}_token"), f"{role}_token") if token is None else token
+        roles[role] = finder.role(role, names.get(f"{role}_token")) if token is None else token
     for extra in names.get("additional_special_tokens") or ():
         finder.find(extra)
     model = read_json(folder / "config.json")
     for role in ("bos", "eos", "pad"):
         token = next(iter(_ids(model.get(f"{role}_token_id"))), None)
-        if roles[role] is None and (finder.name(token) or role != "pad"):
-            roles[role] = token
-    speakers = {role: generation.get(f"{role}_token_id", token) for role, token in facts.speakers.items()}
-    named = {f"{role}_token": finder.name(token) for role, token in speakers.items()}
-    ends = [roles["eos"], *_ids(generation.get("eos_token_id")), *(finder.find(name) for name in facts.ends)]
+        name = finder.name(token)
+        if roles[role] is None and token is not None and name is not None:
+            roles[role] = token if vocabulary.is_text(token) else finder.find(name)
+    named = {key: name for key, value in names.items() if key.endswith("_token") and (name := _content(value))}
+    named |= {f"{role}_token": name for role, token in roles.items() if (name := finder.special_name(token))}
+    for role, token in facts.speakers.items():
+        token = generation.get(f"{role}_token_id", token)
+        if name := finder.name(token):
+            finder.find(name)
+            named[f"{role}_token"] = name
+    ends = [roles["eos"], *_end_ids(folder, generation, model, finder), *(finder.find(name) for name in facts.ends)]
     bridge = [finder.find(name, "the card's token") for name in facts.bridge]
     prefix, suffix = _affixes(config, roles, vocabulary, facts, [finder.find(name) for name in facts.prefix])
     return Special(
@@ -109,7 +123,7 @@ def read(folder: Path, vocabulary: Vocabulary, facts: TokenFacts) -> Special:
         pad_id=roles["pad"],
         unk_id=roles["unk"],
         eos_ids=tuple(dict.fromkeys(token for token in ends if token is not None)),
-        named={variable: name for variable, name in named.items() if name is not None},
+        named=named,
         prefix=prefix,
         bridge=tuple(token for token in bridge if token is not None),
         suffix=suffix,
@@ -122,8 +136,9 @@ class _Finder:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary):
         self._folder, self._vocabulary = folder, vocabulary
-        self.added, special = added_tokens(folder, config)
+        text, special = added_tokens(folder, config)
         self.ids = {**vocabulary.own, **special}
+        self.added = {name: token for name, token in {**vocabulary.added, **text}.items() if name not in self.ids}
 
     def find(self, token: Any, required: str = "") -> int | None:
         """The id of a token as a file writes it; None if it names none, or if it has no id and is not required."""
@@ -137,12 +152,26 @@ class _Finder:
             raise TokenizerError(f"{self._folder}: {required} {name!r} has no id in the tokenizer")
         return found
 
+    def role(self, role: str, token: Any) -> int | None:
+        """The id of the token that a file names for a role; one that only fills or stands in may have none."""
+        if role in ("bos", "eos"):
+            return self.find(token, f"{role}_token")
+        found = self.find(token)
+        if found is None and _content(token) is not None:
+            warnings.warn(
+                f"{self._folder}: {role}_token {_content(token)!r} has no id in the tokenizer and is left out",
+                UserWarning,
+                stacklevel=2,
+            )
+        return found
+
     def name(self, token: int | None) -> str | None:
         """The name of an id, if it is one of the tokenizer's."""
-        name = None if token is None or token < 0 else self._vocabulary.name_of(token)
-        if name is not None and token is not None:
-            self.ids.setdefault(name, token)
-        return name
+        return None if token is None or token < 0 else self._vocabulary.name_of(token)
+
+    def special_name(self, token: int | None) -> str | None:
+        """The name of an id that is a special token's."""
+        return next((name for name, number in self.ids.items() if number == token), None)
 
 
 def without_template(source: Path, target: Path) -> None:
@@ -156,11 +185,14 @@ def added_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, int
     """Ids by name of the tokens that files add to a vocabulary: those that are text, and special ones."""
     added: dict[str, int] = {}
     special: dict[str, int] = {}
-    rows = read_json(folder / "tokenizer.json").get("added_tokens", [])
     decoder = config.get("added_tokens_decoder") or {}
-    rows = [*rows, *({**row, "id": int(token)} for token, row in decoder.items())]
-    for row in rows:
-        (special if row.get("special") else added)[row["content"]] = row["id"]
+    try:
+        for token, row in decoder.items():
+            (special if row.get("special") else added)[str(row["content"])] = int(token)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise TokenizerError(
+            f"{folder / CONFIG}: added_tokens_decoder must have an object with content and special for each id"
+        ) from None
     for name, token in read_json(folder / "added_tokens.json").items():
         if name not in special:
             added[name] = token
@@ -174,16 +206,35 @@ def _affixes(
     facts: TokenFacts,
     prefix: Sequence[int | None],
 ) -> Affixes:
-    """What tokenizer_config.json states goes first, then the card, then the tokenizer's file."""
-    if not {"add_bos_token", "add_eos_token"} & set(config):
-        if (prefix or facts.bridge) and None not in prefix:
-            return tuple(token for token in prefix if token is not None), ()
-        if vocabulary.affixes is not None:
-            return vocabulary.affixes
-    bos, eos = roles["bos"], roles["eos"]
-    before = (bos,) if bos is not None and config.get("add_bos_token", vocabulary.adds_bos) else ()
-    after = (eos,) if eos is not None and config.get("add_eos_token", False) else ()
+    """What tokenizer_config.json states of bos and of eos goes first, then the card, then the tokenizer's file.
+
+    An absent or null ``add_bos_token`` or ``add_eos_token`` states nothing.
+    """
+    bos, eos = ((token,) if (token := roles[role]) is not None else () for role in ("bos", "eos"))
+    before, after = vocabulary.affixes or (bos if vocabulary.adds_bos else (), ())
+    if (prefix or facts.bridge) and None not in prefix:
+        before, after = tuple(token for token in prefix if token is not None), ()
+    adds_bos, adds_eos = (config.get(f"add_{role}_token") for role in ("bos", "eos"))
+    if isinstance(adds_bos, bool):
+        before = (bos if before != bos else before) if adds_bos else ()
+    if isinstance(adds_eos, bool):
+        after = eos if adds_eos else ()
     return before, after
+
+
+def _end_ids(folder: Path, generation: Mapping[str, Any], model: Mapping[str, Any], finder: _Finder) -> list[int]:
+    """What ends a generated text: by generation_config.json, else by config.json."""
+    for content, name in ((generation, "generation_config.json"), (model, "config.json")):
+        ids = _ids(content.get("eos_token_id"))
+        if foreign := [token for token in ids if finder.name(token) is None]:
+            warnings.warn(
+                f"{folder / name}: eos_token_id {', '.join(map(str, foreign))} is not in the vocabulary and is left out",
+                UserWarning,
+                stacklevel=2,
+            )
+        if ids:
+            return [token for token in ids if token not in foreign]
+    return []
 
 
 def _content(token: Any) -> str | None:

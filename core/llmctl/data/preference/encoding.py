@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmctl.data.preference.examples import Preference
-from llmctl.data.sft.encoding import check_plain, cut_question, plain_prompt, prompt_ids, with_end
+from llmctl.data.sft.encoding import check_plain, cut_question, last_answer, plain_prompt, prompt_ids, with_end
 from llmctl.tokenizers.base import Conversation, Tokenizer
 
 
@@ -125,8 +125,12 @@ class PairEncoder:
         text = answered.turns[-1][1]
         assert text is not None
         template = self.tokenizer.chat_template
-        ids = template.segments(answered)[-1][0] if template else self.tokenizer.encode(text, add_special=False)
-        return with_end(ids, self.tokenizer.eos_ids)
+        if template is None:
+            return with_end(self.tokenizer.encode(text, add_special=False), self.tokenizer.eos_ids)
+        runs = template.segments(answered)
+        last = last_answer(runs)
+        assert last is not None
+        return with_end(runs[last][0], self.tokenizer.eos_ids)
 
 
 def check_preference(row: Preference, tokenizer: Tokenizer) -> None:

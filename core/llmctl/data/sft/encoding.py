@@ -110,6 +110,11 @@ def with_end(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
     return ids if not eos_ids or any(token in eos_ids for token in ids) else [*ids, eos_ids[0]]
 
 
+def last_answer(runs: Sequence[Run]) -> int | None:
+    """Index of the last run that is an answer; None if there is none."""
+    return max((index for index, (_, answer) in enumerate(runs) if answer), default=None)
+
+
 class Encoder:
     """Encodes examples with a tokenizer and its chat template, if it has one.
 
@@ -165,11 +170,17 @@ class Encoder:
         run, answer_cut = self._answer(answer, len(source))
         return [(source, False), run], cut or answer_cut
 
-    def _answer(self, ids: list[int], before: int) -> tuple[Run, bool]:
-        """The run of an answer after so many tokens, with its end token unless one of the two had to be cut; whether it had."""
+    def _answer(self, ids: list[int], before: int, ended: bool = False) -> tuple[Run, bool]:
+        """The run of an answer, with its end token unless one of the two had to be cut; whether it had.
+
+        Args:
+            ids: Of the answer.
+            before: Number of tokens before it.
+            ended: Whether an end token follows it already.
+        """
         room = max(self.max_length - before, 0)
-        ended = ids if len(ids) > room else with_end(ids, self.tokenizer.eos_ids)
-        return (ended[:room], True), len(ended) > room
+        ended_ids = ids if len(ids) > room or ended else with_end(ids, self.tokenizer.eos_ids)
+        return (ended_ids[:room], True), len(ended_ids) > room
 
     def _chat(self, template: ChatTemplate, whole: Conversation) -> tuple[list[Run], bool]:
         """Runs of a conversation without its oldest turns where it is too long; whether anything was left out."""
@@ -186,8 +197,11 @@ class Encoder:
 
     def _ended(self, runs: list[Run], cut: bool) -> tuple[list[Run], bool]:
         """The runs with their last answer, if there is one, cut to length or given its end token; whether all is cut."""
-        if not runs[-1][1]:
+        last = last_answer(runs)
+        if last is None:
             return runs, cut
-        before = sum(len(ids) for ids, _ in runs[:-1])
-        run, answer_cut = self._answer(runs[-1][0], before)
-        return [*runs[:-1], run], cut or answer_cut
+        before, rest = sum(len(ids) for ids, _ in runs[:last]), runs[last + 1 :]
+        ended = any(token in self.tokenizer.eos_ids for ids, _ in rest for token in ids)
+        run, answer_cut = self._answer(runs[last][0], before, ended)
+        fits = before + len(run[0]) + sum(len(ids) for ids, _ in rest) <= self.max_length
+        return [*runs[:last], run, *(rest if fits and not answer_cut else ())], cut or answer_cut

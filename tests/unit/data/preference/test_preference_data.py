@@ -11,7 +11,7 @@ from llmctl import tokenizers
 from llmctl.data.preference import rows as pair_rows
 from llmctl.data.preference.encoding import Pair, PairEncoder, check_preference
 from llmctl.data.preference.examples import Preference, parse_preference
-from llmctl.data.sft.encoding import Encoder, prompt_ids
+from llmctl.data.sft.encoding import IGNORED, Encoder, prompt_ids
 from llmctl.data.sft.examples import Example, read_examples
 from llmctl.errors import DataError
 
@@ -85,7 +85,9 @@ def test_prompt_and_answers_are_those_of_fine_tuning_and_of_generation(plain, ch
         assert pair.prompt == prompt_ids(tokenizer, row.conversation()) and not pair.cut
         for text, answer in ((row.chosen, pair.chosen), (row.rejected, pair.rejected)):
             trained = Encoder(tokenizer, 64, 128).encode(Example(row.src, (text,), None, "f:1"))
-            assert pair.prompt + answer == trained.input_ids and tokenizer.eos_id in answer
+            whole = pair.prompt + answer
+            assert whole == trained.input_ids[: len(whole)] and tokenizer.eos_id == answer[-1]
+            assert all(label == IGNORED for label in trained.labels[len(whole) - 1 :])
 
 
 def test_several_turns_need_a_template(plain):
