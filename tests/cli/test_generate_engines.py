@@ -10,6 +10,7 @@ import time
 
 import pytest
 from kit.model_cli import NAMES, STARTER, llmctl, rows_of, write_questions
+from kit.stories import story_model
 
 from llmctl.infer.executors import native
 from llmctl.testing.tiny import write_adapter
@@ -222,8 +223,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
 
 @pytest.mark.assets
 def test_the_recorded_story_is_told_by_every_engine(assets, tmp_path):
-    folder = assets / "models" / "stories260K"
-    golden = json.loads((folder / "golden_text.json").read_text())
+    folder, golden = story_model(assets, tmp_path / "model")
     llmctl("export", folder, "--out", tmp_path / "program")
     words = ["--prompt", "", "--max-new-tokens", golden["new_tokens"], "--no-stream"]
     assert len(golden["text"]) > 400

@@ -1,9 +1,8 @@
 """Generated tokens and text against recordings of the original implementations."""
 
-import json
-
 import numpy as np
 import pytest
+from kit.stories import story_model
 
 from llmctl.checkpoint.build import load_model
 from llmctl.infer.eager.generate import generate
@@ -37,9 +36,8 @@ def test_left_padded_batch_equals_the_recorded(assets, case):
     assert [row.ids for row in made] == golden["greedy_ids_padded"][:, length:].tolist()
 
 
-def test_a_trained_model_tells_its_story_on_the_command_line(assets, run_llmctl):
-    folder = assets / "models" / "stories260K"
-    golden = json.loads((folder / "golden_text.json").read_text())
+def test_a_trained_model_tells_its_story_on_the_command_line(assets, tmp_path, run_llmctl):
+    folder, golden = story_model(assets, tmp_path / "model")
     done = run_llmctl("generate", str(folder), "--prompt", "", "--max-new-tokens", str(golden["new_tokens"]))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(golden["text"]) and len(golden["text"]) > 400
