@@ -15,7 +15,8 @@ import pytest
 from kit.sampling_forms import FORMS, LOGITS, SAID
 
 from llmctl.infer.engine.kernel_check import sampling_difference
-from llmctl.infer.sampler import Choice, Chosen, choose_one
+from llmctl.infer.sampling.reference import choose_one
+from llmctl.infer.sampling.rows import SamplerInput, SamplerOutput
 from llmctl_ops import cuda
 
 FOLDER = Path(__file__).parent
@@ -51,7 +52,7 @@ def device(request, monkeypatch):
 
 
 def _choose(logits, rows, device, **options):
-    return Chosen(*cuda.choose(paddle.to_tensor(logits, place=device), rows, **options))
+    return SamplerOutput(*cuda.choose(paddle.to_tensor(logits, place=device), rows, **options))
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -71,14 +72,14 @@ def test_every_form_chooses_what_numpy_does(name, device):
 @pytest.mark.parametrize(
     "choice",
     [
-        Choice(sample=True, top_k=2),
-        Choice(sample=True, top_p=0.5),
-        Choice(sample=True, top_p=0.3),
-        Choice(sample=True, min_p=0.99),
-        Choice(sample=True, excluded=np.array([4, 1], np.int32), top_k=1),
-        Choice(),
-        Choice(context=np.array([1, 2, 2], np.int32), generated=2, presence=0.1),
-        Choice(context=np.array([2, 1, 1], np.int32), generated=3, frequency=0.1, repetition=1.1),
+        SamplerInput(sample=True, top_k=2),
+        SamplerInput(sample=True, top_p=0.5),
+        SamplerInput(sample=True, top_p=0.3),
+        SamplerInput(sample=True, min_p=0.99),
+        SamplerInput(sample=True, excluded=np.array([4, 1], np.int32), top_k=1),
+        SamplerInput(),
+        SamplerInput(context=np.array([1, 2, 2], np.int32), generated=2, presence=0.1),
+        SamplerInput(context=np.array([2, 1, 1], np.int32), generated=3, frequency=0.1, repetition=1.1),
     ],
 )
 def test_equal_scores_are_kept_and_taken_in_the_same_order(choice, device):
@@ -100,8 +101,8 @@ def test_a_broken_row_has_a_status_and_the_others_their_tokens(device):
     logits = np.tile(LOGITS[0, :VOCAB], (6, 1))
     logits[1, 77], logits[2, 3], logits[3] = np.nan, np.inf, -np.inf
     everything = np.arange(VOCAB, dtype=np.int32)
-    rows = [Choice(), Choice(), Choice(sample=True), Choice(), Choice(excluded=everything, sample=True),
-            Choice(context=np.array([VOCAB], np.int32), repetition=2.0)]  # fmt: skip
+    rows = [SamplerInput(), SamplerInput(), SamplerInput(sample=True), SamplerInput(), SamplerInput(excluded=everything, sample=True),
+            SamplerInput(context=np.array([VOCAB], np.int32), repetition=2.0)]  # fmt: skip
     found = _choose(logits, rows, device)
     assert found.status_L.tolist() == [0, 1, 1, 1, 2, 3]
     assert found.status_L.tolist() == [choose_one(row, one)[2] for row, one in zip(logits, rows, strict=True)]
@@ -134,7 +135,7 @@ def test_views_are_read_as_they_are_seen_and_not_written_to(device):
     try:
         wide = paddle.to_tensor(np.repeat(LOGITS[:2, :VOCAB], 2, axis=1), place=device)[:, ::2]
         assert not wide.is_contiguous()
-        found = Chosen(*cuda.choose(wide, [Choice(), Choice()]))
+        found = SamplerOutput(*cuda.choose(wide, [SamplerInput(), SamplerInput()]))
         assert found.token_L.tolist() == LOGITS[:2, :VOCAB].argmax(1).tolist()
         x = paddle.to_tensor(np.arange(24, dtype=np.float32).reshape(3, 1, 8), place=device)[..., ::2]
         slot = paddle.to_tensor(np.array([2, 9, 0, 9, 1, 9]), place=device)[::2]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from kit.sampling_forms import FORMS, LOGITS, ROWS, SAID, VOCAB
 
-from llmctl.infer.sampler import FAULTS, Choice, Chosen, choose_one
+from llmctl.infer.sampling.reference import choose_one
+from llmctl.infer.sampling.rows import FAULTS, SamplerInput, SamplerOutput
 from llmctl_ops import library, sampling
 
 
@@ -14,7 +15,7 @@ class Sampler(sampling.Sampler):
     """The kernels, with names for what they give."""
 
     def choose(self, *given, **options):
-        return Chosen(*super().choose(*given, **options))
+        return SamplerOutput(*super().choose(*given, **options))
 
 
 def _rows(choice, count=ROWS):
@@ -41,7 +42,7 @@ def test_without_a_library_there_is_no_sampler(monkeypatch):
 def test_draws_follow_the_distribution(count, level):
     logits = np.log(np.arange(1, count + 1, dtype=np.float32))
     draws = 4000
-    rows = [Choice(sample=True, draw=(i + 0.5) / draws) for i in range(draws)]
+    rows = [SamplerInput(sample=True, draw=(i + 0.5) / draws) for i in range(draws)]
     found = Sampler(count).choose(np.tile(logits, (draws, 1)), rows)
     counted = np.bincount(found.token_L, minlength=count)
     np.testing.assert_allclose(counted, draws * np.exp(logits) / np.exp(logits).sum(), atol=1.01)
@@ -50,15 +51,15 @@ def test_draws_follow_the_distribution(count, level):
 @pytest.mark.parametrize(
     ("choice", "kept"),
     [
-        (Choice(sample=True, top_k=2), {1, 2, 4}),  # all that reach the second highest
-        (Choice(sample=True, top_p=0.5), {2, 4}),
-        (Choice(sample=True, top_p=0.3), {4}),  # of equals the later ones stay
-        (Choice(sample=True, min_p=0.99), {1, 2, 4}),
-        (Choice(sample=True, excluded=np.array([4, 1], np.int32), top_k=1), {2}),
-        (Choice(), {1}),  # and the first is taken where nothing is drawn
-        (Choice(context=np.array([1, 2], np.int32), repetition=2.0), {4}),
-        (Choice(context=np.array([1, 2, 2], np.int32), generated=2, presence=0.1), {1}),
-        (Choice(context=np.array([2, 1, 1], np.int32), generated=3, frequency=0.1), {4}),
+        (SamplerInput(sample=True, top_k=2), {1, 2, 4}),  # all that reach the second highest
+        (SamplerInput(sample=True, top_p=0.5), {2, 4}),
+        (SamplerInput(sample=True, top_p=0.3), {4}),  # of equals the later ones stay
+        (SamplerInput(sample=True, min_p=0.99), {1, 2, 4}),
+        (SamplerInput(sample=True, excluded=np.array([4, 1], np.int32), top_k=1), {2}),
+        (SamplerInput(), {1}),  # and the first is taken where nothing is drawn
+        (SamplerInput(context=np.array([1, 2], np.int32), repetition=2.0), {4}),
+        (SamplerInput(context=np.array([1, 2, 2], np.int32), generated=2, presence=0.1), {1}),
+        (SamplerInput(context=np.array([2, 1, 1], np.int32), generated=3, frequency=0.1), {4}),
     ],
 )
 def test_equal_scores_are_kept_and_taken_in_a_fixed_order(choice, kept, level):
@@ -70,15 +71,18 @@ def test_equal_scores_are_kept_and_taken_in_a_fixed_order(choice, kept, level):
 
 BROKEN = {
     1: [
-        ("nan", Choice()),
-        ("inf", Choice(sample=True)),
-        ("all -inf", Choice()),
-        ("good", Choice(sample=True, context=SAID, repetition=5e-324)),
+        ("nan", SamplerInput()),
+        ("inf", SamplerInput(sample=True)),
+        ("all -inf", SamplerInput()),
+        ("good", SamplerInput(sample=True, context=SAID, repetition=5e-324)),
     ],
-    2: [("good", Choice(excluded=np.arange(VOCAB, dtype=np.int32))), ("one", Choice(sample=True, excluded=SAID[:1]))],
+    2: [
+        ("good", SamplerInput(excluded=np.arange(VOCAB, dtype=np.int32))),
+        ("one", SamplerInput(sample=True, excluded=SAID[:1])),
+    ],
     3: [
-        ("good", Choice(context=np.array([VOCAB], np.int32), repetition=2.0)),
-        ("good", Choice(excluded=np.array([-1], np.int32))),
+        ("good", SamplerInput(context=np.array([VOCAB], np.int32), repetition=2.0)),
+        ("good", SamplerInput(excluded=np.array([-1], np.int32))),
     ],
 }
 
@@ -92,7 +96,7 @@ def test_a_broken_row_has_a_status_and_the_others_their_tokens(status, level):
             row[77] = float(kind)
         elif kind == "one":
             row = np.where(np.arange(VOCAB) == SAID[0], row, -np.inf).astype(np.float32)
-        found = Sampler(VOCAB).choose(np.stack([LOGITS[1], row, LOGITS[2]]), [Choice(), choice, Choice()])
+        found = Sampler(VOCAB).choose(np.stack([LOGITS[1], row, LOGITS[2]]), [SamplerInput(), choice, SamplerInput()])
         assert found.status_L.tolist() == [0, status, 0] and status in FAULTS
         assert found.token_L[[0, 2]].tolist() == LOGITS[1:3].argmax(1).tolist()
         assert choose_one(row, choice)[2] == status
@@ -113,7 +117,7 @@ def test_the_nucleus_ends_at_the_right_token_however_near_the_scores_are(top_p, 
     }
     logits = np.stack(list(rows.values())).astype(np.float32)
     for draw in (0.0, 0.2, 0.41, 0.77, 0.999):
-        choice = Choice(sample=True, top_p=top_p, draw=draw)
+        choice = SamplerInput(sample=True, top_p=top_p, draw=draw)
         found = Sampler(count).choose(logits, [choice] * len(rows)).token_L
         assert dict(zip(rows, found.tolist(), strict=True)) == {
             name: choose_one(row, choice)[0] for name, row in zip(rows, logits, strict=True)
@@ -122,7 +126,7 @@ def test_the_nucleus_ends_at_the_right_token_however_near_the_scores_are(top_p, 
 
 def test_minus_infinity_excludes_a_token(level):
     logits = np.where(np.arange(9) == 4, 1.0, -np.inf).astype(np.float32)[None]
-    found = Sampler(9).choose(logits, [Choice(sample=True, top_p=0.9, draw=0.999)], logprobs=True)
+    found = Sampler(9).choose(logits, [SamplerInput(sample=True, top_p=0.9, draw=0.999)], logprobs=True)
     assert found.token_L.tolist() == [4] and found.logprob_L.tolist() == [0.0]
 
 
@@ -137,4 +141,4 @@ def test_rows_choose_alike_side_by_side_and_alone(level):
 def test_logits_of_another_shape_or_type_are_refused(level):
     for logits in (LOGITS[:2], LOGITS[:1, :-1], LOGITS[:1].astype(np.float64), LOGITS[:, :1].T[:, :VOCAB]):
         with pytest.raises(ValueError, match="contiguous float32"):
-            Sampler(VOCAB).choose(logits, [Choice()])
+            Sampler(VOCAB).choose(logits, [SamplerInput()])

@@ -9,7 +9,7 @@ import numpy as np
 from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.infer.executors.base import BLOCK
 from llmctl.infer.request import Generation
-from llmctl.infer.sampler import choose, generator_for
+from llmctl.infer.sampling.single import choose, generator_for
 
 VOCAB = 24
 LAYERS = 2

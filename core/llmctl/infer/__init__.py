@@ -1,5 +1,6 @@
-"""Generation: choosing tokens (``sampling``), batches of prompts (``generate``), text and stop strings (``text``),
-files of prompts and conversations (``session``).
+"""Inference: ``select`` finds the engine for a model folder, ``handle`` loads it, ``backend`` answers requests with it, ``text``
+turns prompts into text.
 
-Options are checked without numpy or paddle, so that a mistake on the command line is known at once.
+Engines are ``engine`` (continuous batching) over ``executors`` and ``packed`` weights, and ``eager`` (the training layers, and
+exported programs). Options are checked without numpy or paddle, so that a mistake is known at once.
 """

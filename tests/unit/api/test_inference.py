@@ -13,7 +13,7 @@ from llmctl import LLM, LlmctlError, SamplingParams
 from llmctl.api.loading import load
 from llmctl.data.sft.encoding import prompt_ids
 from llmctl.errors import ConfigError, DataError, UnsupportedError
-from llmctl.infer.sampler import log_softmax
+from llmctl.infer.sampling.logprobs import log_softmax
 from llmctl.testing.tiny import write_adapter
 from llmctl.tokenizers.base import Conversation
 

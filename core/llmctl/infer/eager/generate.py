@@ -14,8 +14,9 @@ import numpy as np
 
 from llmctl.infer.eager.model import Model, Steps
 from llmctl.infer.request import Generation
-from llmctl.infer.sampler import choose, generator_for, score
 from llmctl.infer.sampling import BrokenLogitsError, SamplingParams, TokenLogprob
+from llmctl.infer.sampling.logprobs import token_logprob
+from llmctl.infer.sampling.single import choose, generator_for
 
 OnToken = Callable[[int, int], bool | None]
 """Called with the prompt's place and the new token; True ends the answer."""
@@ -98,7 +99,7 @@ def _extend(
         row.reason = "end"
         return
     row.ids.append(token)
-    scored = score(logits_V, token, options)
+    scored = token_logprob(logits_V, token, options)
     if scored:
         row.scores.append(scored)
     if on_token and on_token(row.index, token):

@@ -9,8 +9,9 @@ import numpy as np
 
 from llmctl.infer.eager.generate import as_model
 from llmctl.infer.request import Generation
-from llmctl.infer.sampler import check_finite, log_softmax
 from llmctl.infer.sampling import BrokenLogitsError, TokenLogprob
+from llmctl.infer.sampling.logprobs import log_softmax
+from llmctl.infer.sampling.single import check_finite
 
 COLUMNS = 128
 """Tokens whose logits are in memory at a time."""

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from llmctl.infer.engine.block_manager import Row, Tables
 from llmctl.infer.engine.sequence import Found, Part
 from llmctl.infer.request import BeamOptions, Event, Generation, Request
-from llmctl.infer.sampler import FAULTS, NOTHING_LEFT, Choice, log_softmax, penalised
+from llmctl.infer.sampling.logprobs import log_softmax
+from llmctl.infer.sampling.rows import FAULTS, NOTHING_LEFT, SamplerInput
+from llmctl.infer.sampling.single import penalised
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,9 @@ class Beams:
         """None: beams are not guessed ahead."""
         return []
 
-    def choices(self, part: Part) -> list[Choice]:
+    def choices(self, part: Part) -> list[SamplerInput]:
         """The likeliest token, only to know that there is one."""
-        return [Choice()]
+        return [SamplerInput()]
 
     def advance(self, part: Part, found: Found) -> list[Event]:
         """Keeps the row's log-probabilities; when all rows have theirs, chooses the next beams."""

@@ -23,7 +23,8 @@ from llmctl.infer.engine.scoring import Scoring
 from llmctl.infer.engine.sequence import Answering, Found, Job, Part
 from llmctl.infer.executors.base import Executor, Float
 from llmctl.infer.request import Event, Generation, Request
-from llmctl.infer.sampler import FAULTS, Sampler
+from llmctl.infer.sampling.rows import FAULTS
+from llmctl.infer.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy as np
 from llmctl.infer.executors import native
 from llmctl.infer.packed import linear
 from llmctl.infer.packed.linear import Float
-from llmctl.infer.sampler import Choice, choose_one
+from llmctl.infer.sampling.reference import choose_one
+from llmctl.infer.sampling.rows import SamplerInput
 
 VOCAB = 1001
 """V of the logits that tokens are chosen from."""
@@ -31,7 +32,7 @@ def linear_difference() -> float:
     return float(np.max(errors))
 
 
-def sampling_difference(choose: Callable[[Float, Sequence[Choice], bool], Any] | None = None) -> float:
+def sampling_difference(choose: Callable[[Float, Sequence[SamplerInput], bool], Any] | None = None) -> float:
     """The largest difference of a log-probability from numpy's; infinite where another token or status comes out.
 
     Args:
@@ -41,10 +42,10 @@ def sampling_difference(choose: Callable[[Float, Sequence[Choice], bool], Any] |
     choose = choose or native.sampler(VOCAB).choose
     said = np.arange(0, 700, 3, dtype=np.int32)
     forms = (
-        Choice(),
-        Choice(context=said, generated=50, repetition=1.3, presence=0.2, frequency=0.1),
-        Choice(sample=True, temperature=0.7, top_k=40, excluded=said[:3]),
-        Choice(sample=True, top_p=0.8, min_p=0.01),
+        SamplerInput(),
+        SamplerInput(context=said, generated=50, repetition=1.3, presence=0.2, frequency=0.1),
+        SamplerInput(sample=True, temperature=0.7, top_k=40, excluded=said[:3]),
+        SamplerInput(sample=True, top_p=0.8, min_p=0.01),
     )
     rows = [replace(form, draw=draw) for form in forms for draw in (0.1, 0.5, 0.9)]
     logits_LV = _noise(len(rows), VOCAB)

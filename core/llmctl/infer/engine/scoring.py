@@ -7,8 +7,9 @@ from collections.abc import Collection
 from llmctl.infer.engine.block_manager import Row, Tables
 from llmctl.infer.engine.sequence import Found, Part
 from llmctl.infer.request import Event, Generation, Request
-from llmctl.infer.sampler import Choice, log_softmax
 from llmctl.infer.sampling import TokenLogprob
+from llmctl.infer.sampling.logprobs import log_softmax
+from llmctl.infer.sampling.rows import SamplerInput
 
 ROWS = 64
 """Most draft tokens per step, each of which takes a row of logits."""
@@ -40,9 +41,9 @@ class Scoring:
         start = len(self.rows[0].ids)
         return self._ids[start : min(start + min(count, ROWS), len(self._ids) - 1)]
 
-    def choices(self, part: Part) -> list[Choice]:
+    def choices(self, part: Part) -> list[SamplerInput]:
         """The likeliest token after each, only to know that the logits are finite."""
-        return [Choice()] * (1 + len(part.drafts))
+        return [SamplerInput()] * (1 + len(part.drafts))
 
     def advance(self, part: Part, found: Found) -> list[Event]:
         """Scores a token for each row of logits."""

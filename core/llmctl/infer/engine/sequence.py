@@ -13,8 +13,10 @@ from llmctl.infer.engine.block_manager import Row, Tables
 from llmctl.infer.engine.prompt_lookup import Lookup
 from llmctl.infer.executors.base import Float
 from llmctl.infer.request import Event, Generation, Request
-from llmctl.infer.sampler import Choice, choice_of, generator_for, score
 from llmctl.infer.sampling import TokenLogprob
+from llmctl.infer.sampling.logprobs import token_logprob
+from llmctl.infer.sampling.rows import SamplerInput, sampler_input
+from llmctl.infer.sampling.single import generator_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Job(Protocol):
     def guess(self, count: int) -> list[int]:
         """At most this many draft tokens after the only row."""
 
-    def choices(self, part: Part) -> list[Choice]:
+    def choices(self, part: Part) -> list[SamplerInput]:
         """How tokens are chosen after the part's last token and after each of its guesses, if these are right."""
 
     def advance(self, part: Part, found: Found) -> list[Event]:
@@ -115,7 +117,7 @@ class Answering:
         room = self.request.options.max_new_tokens - self._generated - 1
         return self._lookup.guess(min(count, self.request.draft, room))
 
-    def choices(self, part: Part) -> list[Choice]:
+    def choices(self, part: Part) -> list[SamplerInput]:
         """As the options say, each with a draw of its own; draws that turn out not to be needed are for the next step."""
         options, count = self.request.options, 1 + len(part.drafts)
         while options.sample and len(self._drawn) < count:
@@ -124,7 +126,7 @@ class Answering:
         for index in range(count):
             context = part.row.ids + part.drafts[:index] if options.penalised else ()
             draw = self._drawn[index] if options.sample else 0.0
-            choices.append(choice_of(options, context, self._generated + index, self._end_ids, draw))
+            choices.append(sampler_input(options, context, self._generated + index, self._end_ids, draw))
         return choices
 
     def advance(self, part: Part, found: Found) -> list[Event]:
@@ -138,7 +140,7 @@ class Answering:
                 return [*events, Event(self.id, done=self.ended("end"))]
             row.ids.append(token)
             del self._drawn[:1]
-            scored = score(logits_V, token, options)
+            scored = token_logprob(logits_V, token, options)
             if scored:
                 self._scores.append(scored)
             events.append(Event(self.id, token, scored))

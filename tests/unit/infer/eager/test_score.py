@@ -8,7 +8,7 @@ from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
 from llmctl.infer.eager import score as scoring
 from llmctl.infer.eager.score import score
-from llmctl.infer.sampler import log_softmax
+from llmctl.infer.sampling.logprobs import log_softmax
 from llmctl.testing.tiny import random_model
 
 

@@ -111,7 +111,7 @@ def test_broken_logits_end_a_search():
     request = replace(ask([5, 6, 7], 30), beams=BeamOptions(beams=3))
     engine = engine_of(MODEL, ToyExecutor(lambda batch: [0] if batch.place_T.max() == 6 else []))
     found = engine.generate([request])[0]
-    assert found.finish_reason == "error" and "no finite number" in found.error and idle(engine)
+    assert found.finish_reason == "error" and "is not finite" in found.error and idle(engine)
 
 
 def test_a_search_that_no_token_may_continue_ends_with_an_error_alone():

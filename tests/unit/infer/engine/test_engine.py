@@ -218,7 +218,7 @@ def test_a_request_with_broken_logits_fails_alone():
     engine = engine_of(model, ToyExecutor(broken))
     answers = engine.generate([bad, *good])
     whole = answer(model, bad, END)
-    assert answers[0].finish_reason == "error" and "highest logit is no finite number" in answers[0].error
+    assert answers[0].finish_reason == "error" and "highest logit is not finite" in answers[0].error
     assert answers[0].ids == whole.ids[:2]
     assert answers[1:] == [answer(model, request, END) for request in good] and idle(engine)
 

@@ -20,8 +20,9 @@ from llmctl.infer.engine.limits import step_tokens_for
 from llmctl.infer.engine.positions import Context, Places
 from llmctl.infer.engine.prompt_lookup import LONGEST, Lookup
 from llmctl.infer.engine.sequence import Answering, Part
-from llmctl.infer.sampler import Sampler, choose, generator_for
 from llmctl.infer.sampling import SamplingParams
+from llmctl.infer.sampling.sampler import Sampler
+from llmctl.infer.sampling.single import choose, generator_for
 from llmctl.runtime.memory import free_memory
 
 

@@ -9,7 +9,7 @@ from kit.paged_toy import ToyExecutor, answer, next_logits, prefix
 
 from llmctl.errors import ConfigError
 from llmctl.infer.request import BeamOptions, Request
-from llmctl.infer.sampler import log_softmax
+from llmctl.infer.sampling.logprobs import log_softmax
 
 
 def scored(model, request, virtual=None):
@@ -85,7 +85,7 @@ def test_a_text_may_fill_all_positions():
 def test_broken_logits_and_cancelling_end_a_score():
     engine = engine_of(MODELS["causal"], ToyExecutor(broken=lambda batch: [1] if len(batch.wanted_L) > 1 else []))
     (made,) = engine.generate([Request(prompt=[5, 6, 7, 8], score_from=1)])
-    assert made.finish_reason == "error" and "finite" in made.error and len(made.logprobs) == 1 and idle(engine)
+    assert made.finish_reason == "error" and "is not finite" in made.error and len(made.logprobs) == 1 and idle(engine)
     engine = engine_of(MODELS["causal"], ToyExecutor())
     engine.cancel(engine.add(Request(prompt=[5, 6, 7], score_from=1)))
     assert engine.step()[0].done.finish_reason == "cancelled" and idle(engine)

@@ -1,4 +1,4 @@
-"""Sampling parameters of a request, and the log-probabilities that it may ask for; the sampler itself is in ``sampler``."""
+"""Sampling parameters of a request, and the log-probabilities that it may ask for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from llmctl.errors import ConfigError
 
 SAMPLE_ONLY = ("temperature", "top_k", "top_p", "min_p")
 """Parameters that have no effect where the likeliest token is taken."""
-
-PENALISED_AWAY = "the highest logit is no finite number after the penalties"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 from llmctl.infer.executors import native
-from llmctl.infer.sampler import FAULTS, Choice, Sampler, choice_of, choose_one
 from llmctl.infer.sampling import SamplingParams
+from llmctl.infer.sampling.reference import choose_one
+from llmctl.infer.sampling.rows import FAULTS, SamplerInput, sampler_input
+from llmctl.infer.sampling.sampler import Sampler
 
 VOCAB, ROWS = 701, 12
 RANDOM = np.random.default_rng(0)
 LOGITS = (3 * RANDOM.standard_normal((ROWS, VOCAB))).astype(np.float32)
 SAID = RANDOM.integers(0, VOCAB, 100).astype(np.int32)
-EVERYTHING = Choice(
+EVERYTHING = SamplerInput(
     context=SAID, generated=30, excluded=SAID[:7], sample=True, temperature=1.4, top_k=300, top_p=0.9, min_p=0.01,
     repetition=1.3, presence=0.2, frequency=0.1,
 )  # fmt: skip
@@ -32,7 +34,8 @@ def rows_of(choice, count=ROWS):
 
 
 @pytest.mark.parametrize(
-    "choice", [Choice(), Choice(context=SAID, generated=30, repetition=3.0, presence=0.5, frequency=1.5), EVERYTHING]
+    "choice",
+    [SamplerInput(), SamplerInput(context=SAID, generated=30, repetition=3.0, presence=0.5, frequency=1.5), EVERYTHING],
 )
 def test_numpy_chooses_what_kernels_do(choice, monkeypatch):
     if not native.available():
@@ -51,7 +54,7 @@ def test_numpy_chooses_what_kernels_do(choice, monkeypatch):
 def test_draws_follow_the_distribution(count, way):
     logits = np.log(np.arange(1, count + 1, dtype=np.float32))
     draws = 4000
-    rows = [Choice(sample=True, draw=(i + 0.5) / draws) for i in range(draws)]
+    rows = [SamplerInput(sample=True, draw=(i + 0.5) / draws) for i in range(draws)]
     found = Sampler(count).choose(np.tile(logits, (draws, 1)), rows)
     counted = np.bincount(found.token_L, minlength=count)
     np.testing.assert_allclose(counted, draws * np.exp(logits) / np.exp(logits).sum(), atol=1.01)
@@ -60,13 +63,13 @@ def test_draws_follow_the_distribution(count, way):
 @pytest.mark.parametrize(
     ("choice", "kept"),
     [
-        (Choice(sample=True, top_k=2), {1, 2, 4}),  # all that reach the second highest
-        (Choice(sample=True, top_p=0.5), {2, 4}),
-        (Choice(sample=True, top_p=0.3), {4}),  # of equals the later ones stay
-        (Choice(sample=True, min_p=0.99), {1, 2, 4}),
-        (Choice(), {1}),  # and the first is taken where nothing is drawn
-        (Choice(context=np.array([1, 2], np.int32), repetition=2.0), {4}),
-        (Choice(excluded=np.array([1], np.int32)), {2}),
+        (SamplerInput(sample=True, top_k=2), {1, 2, 4}),  # all that reach the second highest
+        (SamplerInput(sample=True, top_p=0.5), {2, 4}),
+        (SamplerInput(sample=True, top_p=0.3), {4}),  # of equals the later ones stay
+        (SamplerInput(sample=True, min_p=0.99), {1, 2, 4}),
+        (SamplerInput(), {1}),  # and the first is taken where nothing is drawn
+        (SamplerInput(context=np.array([1, 2], np.int32), repetition=2.0), {4}),
+        (SamplerInput(excluded=np.array([1], np.int32)), {2}),
     ],
 )
 def test_equal_scores_are_kept_and_taken_in_a_fixed_order(choice, kept, way):
@@ -79,8 +82,8 @@ def test_a_broken_row_has_a_status_and_the_others_their_tokens(way):
     logits = np.tile(LOGITS[0], (6, 1))
     logits[1, 77], logits[2, 3], logits[3] = np.nan, np.inf, -np.inf
     everything = np.arange(VOCAB, dtype=np.int32)
-    rows = [Choice(), Choice(), Choice(sample=True), Choice(), Choice(excluded=everything, sample=True),
-            Choice(context=np.array([VOCAB], np.int32), repetition=2.0)]  # fmt: skip
+    rows = [SamplerInput(), SamplerInput(), SamplerInput(sample=True), SamplerInput(), SamplerInput(excluded=everything, sample=True),
+            SamplerInput(context=np.array([VOCAB], np.int32), repetition=2.0)]  # fmt: skip
     found = Sampler(VOCAB).choose(logits, rows)
     assert found.status_L.tolist() == [0, 1, 1, 1, 2, 3] and {*FAULTS} == {1, 2, 3}
     assert found.token_L[0] == logits[0].argmax()
@@ -88,7 +91,7 @@ def test_a_broken_row_has_a_status_and_the_others_their_tokens(way):
 
 def test_minus_infinity_excludes_a_token(way):
     logits = np.where(np.arange(9) == 4, 1.0, -np.inf).astype(np.float32)[None]
-    found = Sampler(9).choose(logits, [Choice(sample=True, top_p=0.9, draw=0.999)], logprobs=True)
+    found = Sampler(9).choose(logits, [SamplerInput(sample=True, top_p=0.9, draw=0.999)], logprobs=True)
     assert found.token_L.tolist() == [4] and found.logprob_L.tolist() == [0.0]
 
 
@@ -103,14 +106,14 @@ def test_rows_choose_alike_side_by_side_and_alone(way):
 def test_logits_of_another_shape_or_type_are_refused(way):
     for logits in (LOGITS[:2], LOGITS[:1, :-1], LOGITS[:1].astype(np.float64), LOGITS[:, :1].T[:, :VOCAB]):
         with pytest.raises(ValueError, match="contiguous float32"):
-            Sampler(VOCAB).choose(logits, [Choice()])
+            Sampler(VOCAB).choose(logits, [SamplerInput()])
 
 
 def test_the_likeliest_token_needs_no_scores_and_is_the_same_with_them():
-    none = Choice(excluded=np.array([0], np.int32))
+    none = SamplerInput(excluded=np.array([0], np.int32))
     for row_V in LOGITS:
         row_V = np.where(np.arange(VOCAB) == 0, np.float32(-99), row_V)
-        assert choose_one(row_V, Choice(), True) == choose_one(row_V, none, True)
+        assert choose_one(row_V, SamplerInput(), True) == choose_one(row_V, none, True)
 
 
 def test_options_become_choices():
@@ -118,9 +121,9 @@ def test_options_become_choices():
         sample=True, temperature=0.7, top_k=5, top_p=0.8, min_p=0.1, repetition_penalty=1.2, presence_penalty=0.3,
         frequency_penalty=0.4, min_new_tokens=3,
     )  # fmt: skip
-    made = choice_of(options, [4, 5, 6], 2, (9, 8), 0.25)
+    made = sampler_input(options, [4, 5, 6], 2, (9, 8), 0.25)
     assert (made.context.tolist(), made.generated, made.excluded.tolist()) == ([4, 5, 6], 2, [9, 8])
     assert (made.sample, made.draw, made.temperature, made.top_k) == (True, 0.25, 0.7, 5)
     assert (made.top_p, made.min_p, made.repetition, made.presence, made.frequency) == (0.8, 0.1, 1.2, 0.3, 0.4)
-    plain = choice_of(SamplingParams(temperature=0.7), [4, 5, 6], 3, (9,))
+    plain = sampler_input(SamplingParams(temperature=0.7), [4, 5, 6], 3, (9,))
     assert not (len(plain.context) or len(plain.excluded) or plain.sample or plain.penalised)

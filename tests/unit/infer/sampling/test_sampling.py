@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.infer.sampler import choose, generator_for, processed, score
 from llmctl.infer.sampling import BrokenLogitsError, SamplingParams
+from llmctl.infer.sampling.logprobs import token_logprob
+from llmctl.infer.sampling.single import choose, generator_for, processed
 
 LOGITS = np.array([1.0, 3.0, -2.0, 0.5, 2.9, -1.0], np.float32)
 
@@ -71,7 +72,7 @@ def test_presence_and_frequency_count_tokens_of_the_answer_only():
 
 @pytest.mark.parametrize("broken", [[math.nan, 1.0], [math.inf, 1.0], [-math.inf, -math.inf]])
 def test_from_broken_logits_nothing_is_chosen(broken):
-    with pytest.raises(BrokenLogitsError, match="no finite number"):
+    with pytest.raises(BrokenLogitsError, match="is not finite"):
         choose(np.array(broken, np.float32), [], 0, SamplingParams(), [], generator_for(SamplingParams(), 0))
     with pytest.raises(BrokenLogitsError, match="every token is excluded"):
         options = SamplingParams(min_new_tokens=1)
@@ -85,16 +86,19 @@ def test_the_lowest_temperature_takes_the_likeliest_token_and_an_infinite_score_
     ):
         assert choose(LOGITS, [], 0, options, [], generator_for(options, 0)) == 1
     options = SamplingParams(sample=True, repetition_penalty=5e-324)
-    with pytest.raises(BrokenLogitsError, match="no finite number after the penalties"), np.errstate(over="ignore"):
+    with pytest.raises(BrokenLogitsError, match="not finite after the penalties"), np.errstate(over="ignore"):
         choose(LOGITS, [1], 0, options, [], generator_for(options, 0))
 
 
 def test_log_probabilities_of_the_chosen_and_the_likeliest():
     expected = [math.log(p) for p in softmax(LOGITS.tolist())]
-    found = score(LOGITS, 3, SamplingParams(logprobs=2, sample=True, temperature=9.0))
+    found = token_logprob(LOGITS, 3, SamplingParams(logprobs=2, sample=True, temperature=9.0))
     assert found.token == 3 and [token for token, _ in found.top] == [1, 4]
     np.testing.assert_allclose([found.logprob, *(p for _, p in found.top)], [expected[i] for i in (3, 1, 4)], rtol=1e-6)
-    assert score(LOGITS, 3, SamplingParams()) is None and score(LOGITS, 3, SamplingParams(logprobs=0)).top == ()
+    assert (
+        token_logprob(LOGITS, 3, SamplingParams()) is None
+        and token_logprob(LOGITS, 3, SamplingParams(logprobs=0)).top == ()
+    )
 
 
 def test_no_end_token_before_the_least_length():
