@@ -69,9 +69,10 @@ def test_a_family_without_a_starter_says_what_it_has(run_llmctl):
     done = run_llmctl("--model", "opt", "finetune")
     assert done.returncode == 2 and "give CONFIG, or --recipe with one of its recipes: lora" in done.stderr
     done = run_llmctl("--model", "parrot", "finetune", fakes=["third_party"])
-    assert done.returncode == 2 and "has no starter recipe; give CONFIG. --print-config shows" in done.stderr
+    assert done.returncode == 2 and "has no starter recipe; give CONFIG, or --recipe with one of its" in done.stderr
+    assert "recipes: sft. --print-config shows every field" in " ".join(done.stderr.split())
     done = run_llmctl("--model", "parrot", "finetune", "--recipe", "lora", fakes=["third_party"])
-    assert done.returncode == 2 and "has no recipe 'lora'; it has none" in done.stderr
+    assert done.returncode == 2 and "has no recipe 'lora'; it has sft" in done.stderr
 
 
 def test_explain_shows_every_tensor_with_its_mapping(run_llmctl):

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from llmctl import plugins
 from llmctl.card import capabilities, support
 from llmctl.cli import main
-from llmctl.commands.recipe import recipe_names
+from llmctl.commands.recipe import recipes
 from llmctl.data.corpus.indexed import new_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,7 +132,7 @@ def test_a_family_is_needed_for_a_size_and_a_recipe(folder):
 
 
 def test_a_family_that_cannot_is_refused_with_its_reason(folder):
-    assert "chatglm does not support pretraining: each row needs" in run(
+    assert "chatglm does not support pretraining: rows need" in run(
         folder / "config.yaml", family="chatglm", code=2
     )  # fmt: skip
 
@@ -144,8 +144,8 @@ def test_every_recipe_is_a_job_once_it_has_data(folder):
         plugin = plugins.load(found.name)
         if isinstance(support.state(plugin.card, "pretrain"), capabilities.Unsupported):
             continue
-        assert recipe_names(plugin, "pretrain")
-        for name in recipe_names(plugin, "pretrain"):
+        assert recipes(plugin, "pretrain")
+        for name in recipes(plugin, "pretrain"):
             said = run("--recipe", name, *given, "--set", "data.split='1'", "--check", family=found.name)
             assert "from scratch" in said and plugin.card.name in said
 

@@ -1,4 +1,4 @@
-"""Every recipe of every family trains, by the command in the first lines of its file, a tiny model; run in this process."""
+"""Every recipe of every family trains a tiny model, by the command in its header; run in this process."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from llmctl.adapters.folder import open_adapter
 from llmctl.card import capabilities, support
 from llmctl.card.tiny import tiny_dims
 from llmctl.cli import main
-from llmctl.commands.recipe import recipe_files
+from llmctl.commands.recipe import recipes
 from llmctl.testing.tiny import write_model
 
 FAMILIES = sorted({found.name for found in plugins.installed()})
@@ -107,17 +107,16 @@ def output(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_has_a_recipe_for_everything_that_it_can_do(family):
     plugin = plugins.load(family)
-    found = {(command, name) for command in QUICK for name in recipe_files(plugin, command.replace("finetune", ""))}
+    found = {(command, name) for command in QUICK for name in recipes(plugin, command)}
     assert found - {("finetune", plugin.card.starter)} == set(recipes_of(family))
 
 
 @pytest.mark.parametrize(("family", "command", "name"), CASES, ids=["-".join(case) for case in CASES])
 def test_the_command_of_a_recipe_trains_what_it_says(models, stand_ins, output, family, command, name):
     plugin, dims, folder = models(family)
-    file = recipe_files(plugin, command.replace("finetune", ""))[name]
-    program, option, shown, *words = shlex.split(re.search("^# Run with: (.*)", file.read_text(), re.MULTILINE)[1])
-    assert [program, option, *words[:3]] == ["llmctl", "--model", command, "--recipe", name]
-    assert plugins.load(shown).folder == plugin.folder
+    header = recipes(plugin, command)[name].header()
+    program, option, shown, *words = shlex.split(re.search("^Run with: (.*)", header, re.MULTILINE)[1])
+    assert [program, option, shown, *words[:3]] == ["llmctl", "--model", family, command, "--recipe", name]
     places = {**stand_ins, "MODEL": folder, "FOLDER": folder, "RUN": output}
     words = [re.sub("[A-Z]+(.jsonl)?$", lambda found: str(places[found[0]]), word) for word in words]
     settings = {"train.grad_accumulation": 1, "train.log_every": 1, "output.samples": 0, **QUICK[command]}

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from llmctl import runtime
-from llmctl.commands.recipe import NoStarter, output_settings
+from llmctl.commands.recipe import NoStarter, output_settings, recipe_header
 from llmctl.config import file, schema
 from llmctl.jobs import registry
 from llmctl.plugins import Families
@@ -47,7 +47,9 @@ def configured(name: str, doc: str, source: Source, what: str) -> click.Command:
         given = [*assignments, *output_settings(output, resume, overwrite)]
         config = schema.build(registry.resolve(registry.COMMANDS[name].config), file.override(data, given), where)
         if print_config:
-            click.echo(schema.to_yaml(config, f"Run with: llmctl --model {family} {name} CONFIG"), nl=False)
+            about = [] if config_file is not None else recipe_header(name, families, family, recipe)
+            run = f"{'Or, with this file' if about else 'Run with'}: llmctl --model {family} {name} CONFIG"
+            click.echo(schema.to_yaml(config, "\n".join([*about, run])), nl=False)
             return
         job = registry.resolve(registry.COMMANDS[name].check)(config, family, families)
         if check:

@@ -8,27 +8,23 @@ from typing import Any
 import click
 
 from llmctl import plugins
-from llmctl.commands.config_source import read_config_file
 from llmctl.commands.configured import configured
-from llmctl.commands.recipe import NoStarter, read_recipe, recipe_names
+from llmctl.commands.recipe import NoStarter, find_source, read_recipe, recipes
 
 
 def _source(
     families: plugins.Families, family: str, config_file: Path | None, recipe: str | None, allow_ignored: bool
 ) -> tuple[dict[str, Any], str]:
-    if config_file is not None and recipe is not None:
-        raise click.UsageError("give CONFIG or --recipe, not both")
-    if config_file is not None:
-        return read_config_file(config_file, "finetune", allow_ignored), str(config_file)
+    if config_file is not None or recipe is not None:
+        return find_source("finetune", families, family, config_file, recipe, allow_ignored)
     if family == "auto":
         raise click.UsageError("without CONFIG, name a family: llmctl --model FAMILY finetune runs its starter recipe")
     plugin = families.load(family)
-    name = recipe or plugin.card.starter
-    if not name:
-        known = ", ".join(recipe_names(plugin))
+    if not plugin.card.starter:
+        known = ", ".join(recipes(plugin))
         remedy = f"give CONFIG, or --recipe with one of its recipes: {known}" if known else "give CONFIG"
         raise NoStarter(f"the family {family} has no starter recipe; {remedy}. --print-config shows every field")
-    return read_recipe(plugin, name)
+    return read_recipe(plugin, plugin.card.starter)
 
 
 command = configured(

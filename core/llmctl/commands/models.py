@@ -18,6 +18,7 @@ from llmctl.card.shapes import CUT_SYMBOLS
 from llmctl.card.sharding import Split
 from llmctl.card.support import state
 from llmctl.card.weight_map import WeightMapping
+from llmctl.commands.recipe import PLACEHOLDERS, recipes
 from llmctl.errors import PluginError
 from llmctl.plugins import matrix
 from llmctl.plugins.hookspecs import GROUP
@@ -127,7 +128,8 @@ def _summary(plugin: plugins.Plugin, size: str | None) -> dict[str, Any]:
         label = {Unsupported: "no", Experimental: "experimental"}.get(type(found), "not refused by the card")
         states[method] = f"{label}: {note}" if note else label
     return {"family": card.name, "distribution": str(plugin.found), "architectures": list(card.architectures),
-            "card": card.hash(), "sizes": sizes, "methods": states}  # fmt: skip
+            "card": card.hash(), "sizes": sizes, "methods": states,
+            "recipes": {name: list(recipes(plugin, name)) for name in PLACEHOLDERS}}  # fmt: skip
 
 
 def _card(plugin: plugins.Plugin, summary: dict[str, Any]) -> str:
@@ -137,7 +139,9 @@ def _card(plugin: plugins.Plugin, summary: dict[str, Any]) -> str:
         {**row, "parameters": f"{row['parameters']:,}", "published": f"{row['published']:,}"}
         for row in summary["sizes"]
     ]
-    return "\n".join([*lines, _table(rows)])
+    shown = [f"llmctl --model {plugin.card.name} {name} --recipe {'|'.join(known)}"
+             for name, known in summary["recipes"].items() if known]  # fmt: skip
+    return "\n".join([*lines, _table(rows), "", *shown]).rstrip()
 
 
 def _explain(plugin: plugins.Plugin, size: str | None, degree: int) -> list[dict[str, Any]]:

@@ -1,59 +1,127 @@
-"""Recipes: ready configurations inside a family's package, ``recipes/`` for fine-tuning, ``recipes/COMMAND/`` else.
+"""Recipes: ready configurations. Core ships those that suit every family; a family's package ships those that differ.
 
-A package of several families keeps there what fits them all, and in a folder FAMILY of either what is of one alone.
+``llmctl/recipes`` holds ``NAME.yaml`` for fine-tuning and ``COMMAND/NAME.yaml`` for other commands; under ``moe`` are those
+for mixtures of experts. The folder ``recipes`` of a family's package has the same layout, and a recipe of the same name
+replaces core's; a package of several families keeps those of one of them in a subfolder FAMILY.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from llmctl import plugins
+from llmctl.card.capabilities import Unsupported
+from llmctl.card.family import Family
+from llmctl.card.support import state
 from llmctl.commands.config_source import read_config_file
 from llmctl.config import file
 from llmctl.errors import ConfigError
+
+CORE = Path(__file__).resolve().parents[1] / "recipes"
+METHODS = {
+    "sft": ("sft",),
+    "lora": ("lora",),
+    "qlora": ("lora",),
+    "prefix": ("prefix-tuning",),
+    "dpo/full": ("dpo",),
+    "dpo/lora": ("dpo", "lora"),
+    "pretrain/small": ("pretrain",),
+}
+"""Recipe of core -> the methods that a family must support to have it."""
+PLACEHOLDERS = {
+    "finetune": {"model.path": "MODEL", "data.train": "TRAIN.jsonl"},
+    "dpo": {"model.path": "MODEL", "data.train": "PAIRS.jsonl"},
+    "pretrain": {"data.corpora": "PREFIX", "model.tokenizer": "FOLDER"},
+}
+"""Command -> what a user must give with a recipe that does not set it, and the word for it in the header."""
 
 
 class NoStarter(ConfigError):
     """Neither a file nor a recipe is given, and the family has no recipe that runs without."""
 
 
-def recipe_names(plugin: plugins.Plugin, kind: str = "") -> list[str]:
-    """Names of a family's recipes; ``kind`` as for `read_recipe`."""
-    return sorted(recipe_files(plugin, kind))
+@dataclass(frozen=True)
+class Recipe:
+    """A ready configuration of a family.
 
-
-def recipe_files(plugin: plugins.Plugin, kind: str) -> dict[str, Path]:
-    """Files by name; the family's own come before those of its package."""
-    folder = plugin.folder / "recipes" / kind
-    return {path.stem: path for place in (folder, folder / plugin.card.name) for path in place.glob("*.yaml")}
-
-
-def read_recipe(plugin: plugins.Plugin, name: str, kind: str = "") -> tuple[dict[str, Any], str]:
-    """The content of a family's recipe, and its origin for messages.
-
-    Args:
-        plugin: The family.
+    Attributes:
         name: The recipe.
-        kind: Folder of the recipes of a command; empty = those for fine-tuning.
+        command: The command that runs it: ``finetune``, ``dpo`` or ``pretrain``.
+        card: The family.
+        path: Its file.
+    """
+
+    name: str
+    command: str
+    card: Family
+    path: Path
+
+    def content(self) -> dict[str, Any]:
+        """The configuration.
+
+        Recipes of core name the sizes of a new model as cards do; here they have the family's keys of config.json, without
+        those that it does not have.
+        """
+        data = file.read_file(self.path)
+        if self.path.is_relative_to(CORE) and "changes" in data.get("model", {}):
+            keys = {row.name: row.key for row in self.card.settings if row.key}
+            pairs = [change.split("=", 1) for change in data["model"]["changes"]]
+            data["model"]["changes"] = [f"{keys[name]}={value}" for name, value in pairs if name in keys]
+        return data
+
+    def header(self) -> str:
+        """What the recipe is for, from the comment that its file begins with, and the command that runs it."""
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        about = [line.removeprefix("#").strip() for line in lines[: _comments(lines)]]
+        return "\n".join([*about, f"Run with: {self.command_line()}"])
+
+    def command_line(self) -> str:
+        """The command that runs the recipe, with words in capitals for what the user must give."""
+        data = self.content()
+        missing = {key: word for key, word in PLACEHOLDERS[self.command].items() if not _given(data, key)}
+        sets = [f"--set {key}={word}" for key, word in missing.items()]
+        name = [] if self.name == self.card.starter else ["--recipe", self.name]
+        output = ["--output RUN"] if sets else []
+        return " ".join(["llmctl --model", self.card.name, self.command, *name, *sets, *output])
+
+
+def recipes(plugin: plugins.Plugin, command: str = "finetune") -> dict[str, Recipe]:
+    """A family's recipes for a command by name, sorted; its own replace core's."""
+    kind = "" if command == "finetune" else command
+    folders = [CORE / kind, *([CORE / "moe" / kind] if plugin.card.moe else [])]
+    found = {
+        path.stem: path
+        for folder in folders
+        for path in folder.glob("*.yaml")
+        if _offered(plugin.card, f"{kind}/{path.stem}".strip("/"))
+    }
+    own = plugin.folder / "recipes" / kind
+    found |= {path.stem: path for folder in (own, own / plugin.card.name) for path in folder.glob("*.yaml")}
+    return {name: Recipe(name, command, plugin.card, found[name]) for name in sorted(found)}
+
+
+def read_recipe(plugin: plugins.Plugin, name: str, command: str = "finetune") -> tuple[dict[str, Any], str]:
+    """The content of a family's recipe, and its origin for messages.
 
     Raises:
         ConfigError: The family has no such recipe.
     """
-    known = recipe_files(plugin, kind)
+    known = recipes(plugin, command)
     if name not in known:
+        kind = "" if command == "finetune" else f"{command} "
         raise ConfigError(
-            f"the family {plugin.card.name} has no {kind + ' ' if kind else ''}recipe {name!r}; it has "
-            f"{', '.join(sorted(known)) or 'none'}"
+            f"the family {plugin.card.name} has no {kind}recipe {name!r}; it has {', '.join(known) or 'none'}"
         )
-    return file.read_file(known[name]), f"recipe {name} of {plugin.found}"
+    return known[name].content(), f"recipe {name} of {plugin.found}"
 
 
 def find_source(
-    kind: str,
+    command: str,
     families: plugins.Families,
     family: str,
     config_file: Path | None,
@@ -63,25 +131,55 @@ def find_source(
     """The configuration from a file, from a recipe of the family, or empty; and its origin for messages.
 
     Args:
-        kind: The command, and folder of its recipes.
+        command: The command.
         families: The installed families.
         family: Name of a family or ``"auto"``.
         config_file: The file, if any.
         recipe: The recipe, if any.
-        allow_ignored: Of a file of PaddleNLP's, leave out what is not offered here.
+        allow_ignored: With a file of PaddleNLP's, ignore features that llmctl does not support.
     """
     if config_file is not None and recipe is not None:
         raise click.UsageError("give CONFIG or --recipe, not both")
     if config_file is not None:
-        return read_config_file(config_file, kind, allow_ignored), str(config_file)
+        return read_config_file(config_file, command, allow_ignored), str(config_file)
     if recipe is None:
         return {}, "the command line"
     if family == "auto":
-        raise click.UsageError(f"a recipe belongs to a family; name it: llmctl --model FAMILY {kind} --recipe NAME")
-    return read_recipe(families.load(family), recipe, kind)
+        raise click.UsageError(f"a recipe belongs to a family; name it: llmctl --model FAMILY {command} --recipe NAME")
+    return read_recipe(families.load(family), recipe, command)
+
+
+def recipe_header(command: str, families: plugins.Families, family: str, recipe: str | None) -> list[str]:
+    """Lines on the recipe whose content is shown: what it is for and the command that runs it; empty without a recipe.
+
+    Args:
+        command: The command.
+        families: The installed families.
+        family: Name of a family or ``"auto"``.
+        recipe: The recipe; None = the starter of ``finetune``, if the family has one.
+    """
+    if family == "auto":
+        return []
+    plugin = families.load(family)
+    name = recipe or (plugin.card.starter if command == "finetune" else "")
+    return recipes(plugin, command)[name].header().splitlines() if name else []
 
 
 def output_settings(output: str | None, resume: bool, overwrite: bool) -> list[str]:
     """The switches that every run has, as ``--set`` would say them."""
     switches = {"dir": output, "resume": resume or None, "overwrite": overwrite or None}
     return [f"output.{key}={json.dumps(value)}" for key, value in switches.items() if value is not None]
+
+
+def _offered(card: Family, recipe: str) -> bool:
+    return not any(isinstance(state(card, method), Unsupported) for method in METHODS[recipe])
+
+
+def _given(data: dict[str, Any], key: str) -> bool:
+    section, _, name = key.partition(".")
+    return name in data.get(section, {})
+
+
+def _comments(lines: list[str]) -> int:
+    """Number of lines before the first that is no comment."""
+    return next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
