@@ -3,7 +3,8 @@
 This is the public API; importing it imports neither paddle nor numpy. What needs them is imported on first use.
 
 For users:
-    ``load``.
+    Text from a model: ``LLM``, ``SamplingParams``, ``TextOutput``, ``TokenLogprob``, ``TextScore``.
+    A model's layer and tokenizer: ``load``.
 
 For the cards of plugins, which need nothing else of core but the layers in ``llmctl.nn`` (and ``llmctl.testing`` in tests):
     The card: ``Family``, ``Param``, ``Size``, ``Moe``, ``TokenFacts``, ``Dims``.
