@@ -85,12 +85,12 @@ def our_step(options):
     import paddle
 
     from llmctl.data import packing
-    from llmctl.data.sft.encoding import Row
+    from llmctl.data.sft.encoding import EncodedExample
     from llmctl.train.loop import Loop, Plan
     from llmctl.train.methods.sft import SftTask
 
     with np.load(options.arrays) as arrays:
-        found = [Row(ids.tolist(), labels.tolist(), "", False) for ids, labels in documents(arrays)]
+        found = [EncodedExample(ids.tolist(), labels.tolist(), "", False) for ids, labels in documents(arrays)]
     rows = packing.pack(found, ROW, "best-fit")
     task = SftTask(rows, [], partial(packing.collate, pad_id=0), ROWS, -(-len(rows) // ROWS), shuffle=False)
     model = train_step.our_model()

@@ -77,7 +77,7 @@ def test_bad_lines_are_listed_before_anything_is_written(tmp_path):
     said = build(tmp_path / "a.jsonl", "--output", tmp_path / "a", code=2)
     for part in (
         "5 problems",
-        "a.jsonl:2: 'text' must be text, found int",
+        "a.jsonl:2: 'text' must be a string, not int",
         "a.jsonl:3: no key 'text'; did you mean 'txet'?",
         "a.jsonl:4: not valid UTF-8",
         "a.jsonl:5: not valid JSON",
@@ -100,17 +100,17 @@ def test_a_corpus_may_be_named_by_one_of_its_files(tmp_path):
 
 def test_a_corpus_has_a_name(tmp_path):
     (tmp_path / "a.txt").write_text("Mia likes pears.\n")
-    assert "names a folder" in build(tmp_path / "a.txt", "--output", f"{tmp_path}/corpora/", code=2)
+    assert "is a folder; give a prefix in it" in build(tmp_path / "a.txt", "--output", f"{tmp_path}/corpora/", code=2)
 
 
 @pytest.mark.parametrize(
     ("files", "arguments", "message"),
     [
-        ({}, ["missing"], "missing is not there"),
-        ({"a.csv": "x"}, ["a.csv"], "must end in .txt"),
-        ({"in/a.csv": "x"}, ["in"], "in holds no file that ends in"),
+        ({}, ["missing"], "missing does not exist"),
+        ({"a.csv": "x"}, ["a.csv"], "the suffix must be one of .txt"),
+        ({"in/a.csv": "x"}, ["in"], "in has no file with the suffix"),
         ({"a.txt": "x"}, ["a.txt", "a.txt"], "a.txt is given twice"),
-        ({"a.txt": " \n"}, ["a.txt"], "no document has any text"),
+        ({"a.txt": " \n"}, ["a.txt"], "all documents are empty"),
         ({"a.txt": "x", "out.idx": ""}, ["a.txt"], "out.idx already exists"),
     ],
 )

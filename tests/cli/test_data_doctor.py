@@ -43,13 +43,13 @@ def test_sound_data_has_no_findings_and_is_shown_with_its_loss(tmp_path, model):
 def test_the_shown_text_marks_what_carries_loss(tmp_path, model):
     (tmp_path / "a.jsonl").write_text(json.dumps(ask("the fox")) + "\n")
     said = run("doctor", tmp_path / "a.jsonl", "--model-folder", model)
-    assert "<s>the fox«hello world</s>»" in said and said.endswith("nothing is wrong\n")
+    assert "<s>the fox«hello world</s>»" in said and said.endswith("no errors\n")
 
 
 def test_warnings_are_pointed_at_in_the_end(tmp_path, model):
     (tmp_path / "a.jsonl").write_text((json.dumps(ask("the fox")) + "\n") * 2)
     said = run("doctor", tmp_path / "a.jsonl", "--model-folder", model)
-    assert "warning" in said and said.endswith("nothing is wrong, but look at the warnings\n")
+    assert "warning" in said and said.endswith("no errors; see the warnings\n")
 
 
 def test_lengths_and_truncation_are_counted(tmp_path, model):
@@ -75,7 +75,7 @@ def test_answers_without_an_end_are_an_error(tmp_path):
     model = write_json(tmp_path / "endless", eos_token=None)
     report = examine(tmp_path, [ask("hello")], model, code=1)
     assert kinds(report)["missing-eos"] == ["1"]
-    assert "the tokenizer has no end token" in report["findings"][0]["message"]
+    assert "without EOS token (the tokenizer has none)" in report["findings"][0]["message"]
 
 
 def test_a_template_that_generation_renders_otherwise_is_an_error(tmp_path):

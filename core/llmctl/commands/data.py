@@ -1,4 +1,4 @@
-"""``llmctl data``: making, joining, looking at and indexing corpora to pretrain on; checking data to fine-tune on."""
+"""``llmctl data``: builds, merges, inspects and indexes pretraining corpora, and checks fine-tuning data."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from llmctl.commands.progress import byte_bar
 
 if TYPE_CHECKING:
     from llmctl.config.pretrain import PretrainConfig
-    from llmctl.data.corpus.samples import Setting
+    from llmctl.data.corpus.samples import SampleSpec
 
-ALONE_BELOW = 4 << 20
-"""Bytes of input that one process tokenises sooner than several have started."""
+SINGLE_PROCESS_BELOW = 4 << 20
+"""Inputs below this size, in bytes, are tokenized in this process: starting others takes longer."""
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -70,16 +70,16 @@ def build(
     prefix = indexed.without_suffix(prefix)
     indexed.check_free(prefix, overwrite)
     encoder = corpus.BatchEncoder(tokenizer, append_eos, ctx.obj["family"])
-    source = reading.Source(reading.find(inputs, kind), keys, documents == "files")
+    source = reading.DocumentFiles(reading.find(inputs, kind), keys, documents == "files")
     with byte_bar("checking", source.nbytes) as progress:
         problems = reading.check(source, progress)
     if problems and not skip_bad:
-        raise DataError(f"{reading.listed(problems)}\nmend them, or leave them out with --skip-bad")
+        raise DataError(f"{reading.format_problems(problems)}\nfix them, or leave them out with --skip-bad")
     if problems:
-        click.echo(f"warning: left out: {reading.listed(problems)}", err=True)
-    workers = workers or (1 if source.nbytes < ALONE_BELOW else len(os.sched_getaffinity(0)))
+        click.echo(f"warning: left out: {reading.format_problems(problems)}", err=True)
+    workers = workers or (1 if source.nbytes < SINGLE_PROCESS_BELOW else len(os.sched_getaffinity(0)))
     began = time.perf_counter()
-    with byte_bar("tokenising", source.nbytes) as progress:
+    with byte_bar("tokenizing", source.nbytes) as progress:
         made = corpus.build(source, prefix, encoder, workers, overwrite, progress)
     seconds = time.perf_counter() - began
     click.echo(
@@ -89,7 +89,7 @@ def build(
     if made.empty:
         click.echo(f"{made.empty:,} empty documents left out")
     if not append_eos:
-        click.echo("documents have no end token; --append-eos adds it")
+        click.echo("documents do not end with EOS; --append-eos appends it")
 
 
 @group.command()
@@ -117,7 +117,7 @@ def merge(prefixes: tuple[str, ...], target: str, overwrite: bool) -> None:
 def inspect(ctx: click.Context, prefix: str, number: int | None, tokenizer: Path | None, as_json: bool) -> None:
     """Show statistics of the corpus PREFIX, or one of its documents."""
     if tokenizer is not None and number is None:
-        raise click.UsageError("--tokenizer shows the text of a document; name it with --doc")
+        raise click.UsageError("--tokenizer needs --doc, the document to show")
     from llmctl.data.corpus.indexed import Corpus
     from llmctl.data.corpus.inspect import document, summary, summary_text
 
@@ -161,19 +161,18 @@ def index(
     CONFIG is a configuration of llmctl pretrain; options override it. Without CONFIG, only the splits given by --train,
     --valid and --test are indexed, or one epoch of train if none is given.
     """
-    from llmctl.data.corpus.samples import Setting
+    from llmctl.data.corpus.samples import SampleSpec
 
     config = _configured(config_file, corpora=list(corpora), split=split, seq_length=seq_length, seed=seed,
                          index_cache=cache)  # fmt: skip
     asked = {name: count for name, count in (("train", train), ("valid", valid), ("test", test)) if count is not None}
     planned = {name: count for name, count in config.samples().items() if count} if config_file else {"train": 0}
     for name, count in (asked or planned).items():
-        _index(Setting.of(config.data), name, count)
+        _index(SampleSpec.of(config.data), name, count)
 
 
 def _configured(config_file: Path | None, **options: Any) -> PretrainConfig:
-    """The configuration in a file, or the default one, with the options that were given."""
-
+    """The configuration of a file, or the defaults, with the given options."""
     from llmctl.config import file, schema
     from llmctl.config.pretrain import PretrainConfig
 
@@ -185,20 +184,20 @@ def _configured(config_file: Path | None, **options: Any) -> PretrainConfig:
     return config
 
 
-def _index(setting: Setting, split: str, count: int) -> None:
-    """Builds the indices of a split and says what they hold."""
+def _index(spec: SampleSpec, split: str, count: int) -> None:
+    """Builds the indices of a split and prints what they hold."""
     from llmctl.data.corpus.samples import open_split
 
     began = time.perf_counter()
-    samples = open_split(setting, split, count)
+    samples = open_split(spec, split, count)
     seconds = time.perf_counter() - began
-    click.echo(f"{split}: {len(samples):,} samples of {setting.seq_length} tokens in {seconds:.2f} s")
-    for part in samples.parts:
-        passes = part.samples * setting.seq_length / part.tokens_per_pass
-        where = f", index in {part.kept}" if part.kept else ""
+    click.echo(f"{split}: {len(samples):,} samples of {spec.seq_length} tokens in {seconds:.2f} s")
+    for share in samples.shares:
+        epochs = share.samples * spec.seq_length / share.tokens_per_epoch
+        where = f", index in {share.cached}" if share.cached else ""
         click.echo(
-            f"  {part.corpus.prefix}: documents {part.documents.start:,} to {part.documents.stop - 1:,}, "
-            f"{part.tokens_per_pass:,} tokens, {part.samples:,} samples, {passes:.2f} passes{where}"
+            f"  {share.corpus.prefix}: documents {share.documents.start:,} to {share.documents.stop - 1:,}, "
+            f"{share.tokens_per_epoch:,} tokens, {share.samples:,} samples, {epochs:.2f} epochs{where}"
         )
 
 

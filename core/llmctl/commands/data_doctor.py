@@ -1,4 +1,4 @@
-"""``llmctl data doctor``: shows what a model would see of fine-tuning data, and what is wrong with it."""
+"""``llmctl data doctor``: checks fine-tuning data, and shows it as the model sees it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import click
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from llmctl.data.doctor import Report
-    from llmctl.data.sft.encoding import Row
+    from llmctl.data.doctor import DoctorReport
+    from llmctl.data.sft.encoding import EncodedExample
     from llmctl.tokenizers import Tokenizer
 
 
@@ -56,7 +56,7 @@ def command(
     ctx.exit(1 if report.errors else 0)
 
 
-def _json(report: Report, tokenizer: Tokenizer, show: int) -> str:
+def _json(report: DoctorReport, tokenizer: Tokenizer, show: int) -> str:
     import dataclasses
     import json
 
@@ -70,23 +70,25 @@ def _json(report: Report, tokenizer: Tokenizer, show: int) -> str:
     return json.dumps({**content, "shown": shown}, indent=1, ensure_ascii=False)
 
 
-def _print(report: Report, tokenizer: Tokenizer, show: int) -> None:
+def _print(report: DoctorReport, tokenizer: Tokenizer, show: int) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    # Lines are not to be broken where the output is a file; on a terminal they wrap.
+    # Lines wrap on a terminal, but not in a file.
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     if report.rows[:show]:
-        console.print("tokens: [black on green]carries loss[/] [dim]seen only[/], between « » what carries loss\n")
+        console.print("tokens: [black on green]with loss[/] [dim]without loss[/]; tokens with loss are between « »\n")
     for row in report.rows[:show]:
-        console.print(f"[bold]{escape(row.source)}[/] ({len(row.input_ids)} tokens{', cut' if row.truncated else ''})")
+        console.print(
+            f"[bold]{escape(row.source)}[/] ({len(row.input_ids)} tokens{', truncated' if row.truncated else ''})"
+        )
         console.print(_view(row, tokenizer), "")
     console.print(f"[bold]{report.examples} examples[/]")
     for line in _number_lines(report.numbers):
         console.print(line, markup=False)
     for finding in report.findings:
-        colour, name = ("red", "error") if finding.error else ("yellow", "warning")
-        console.print(f"[{colour}]{name}[/] {finding.kind}: {len(finding.places)} {finding.message}")
+        color, name = ("red", "error") if finding.error else ("yellow", "warning")
+        console.print(f"[{color}]{name}[/] {finding.kind}: {len(finding.places)} {finding.message}")
         for place in finding.places[:10]:
             console.print(f"    {place}", markup=False)
         if len(finding.places) > 10:
@@ -94,10 +96,10 @@ def _print(report: Report, tokenizer: Tokenizer, show: int) -> None:
     console.print(_verdict(report))
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: DoctorReport) -> str:
     if report.errors:
-        return "[red]something is wrong[/]"
-    return "[yellow]nothing is wrong, but look at the warnings[/]" if report.findings else "[green]nothing is wrong[/]"
+        return "[red]errors found[/]"
+    return "[yellow]no errors; see the warnings[/]" if report.findings else "[green]no errors[/]"
 
 
 def _number_lines(numbers: dict[str, Any]) -> Iterator[str]:
@@ -108,8 +110,8 @@ def _number_lines(numbers: dict[str, Any]) -> Iterator[str]:
             yield f"  {topic + ' ' + name:<36} {'none' if value is None else value}"
 
 
-def _view(row: Row, tokenizer: Tokenizer) -> Text:
-    """Tokens of a row with their loss in colour, every other one shaded so that borders are seen."""
+def _view(row: EncodedExample, tokenizer: Tokenizer) -> Text:
+    """Tokens of a row, colored by loss; shades alternate to show where tokens end."""
     from rich.text import Text
 
     view = Text()
@@ -123,13 +125,13 @@ def _view(row: Row, tokenizer: Tokenizer) -> Text:
     return view.append("»" if inside else "", "bold")
 
 
-def _tokens(row: Row, tokenizer: Tokenizer) -> Iterator[tuple[int, str, bool]]:
-    """Id, text and whether it carries loss of each token; text that spans tokens stands at the last of them."""
-    from llmctl.data.sft.encoding import IGNORED
+def _tokens(row: EncodedExample, tokenizer: Tokenizer) -> Iterator[tuple[int, str, bool]]:
+    """(id, text, whether it has loss) of each token; a character that spans tokens is shown at the last one."""
+    from llmctl.data.sft.encoding import IGNORE_INDEX
 
     stream = tokenizer.stream(skip_special=False)
-    asked = [False, *(label != IGNORED for label in row.labels[:-1])]
-    for index, (token, loss) in enumerate(zip(row.input_ids, asked, strict=True)):
+    has_loss = [False, *(label != IGNORE_INDEX for label in row.labels[:-1])]
+    for index, (token, loss) in enumerate(zip(row.input_ids, has_loss, strict=True)):
         text = stream.add(token)
         if index == len(row.input_ids) - 1:
             text += stream.finish()

@@ -1,7 +1,7 @@
-"""Zero padding: several documents in one row, each blind to the others.
+"""Packing: several documents in one row, without attention between them.
 
-A document brings the position of each token in it, and where each token stops being seen; both count from the document's
-beginning. Which documents go together is decided from their lengths alone.
+A document may give a position to each of its tokens, and the position at which later tokens stop attending to it; both
+count from the start of the document. Which documents share a row follows from their lengths alone.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.sft.encoding import IGNORED
+from llmctl.data.sft.encoding import IGNORE_INDEX
 
 D = TypeVar("D")
 
 
-class Document(Protocol):
-    """What can be packed: ids, shifted labels of the same length, and where it comes from.
+class Packable(Protocol):
+    """A document to pack: token ids, shifted labels of the same length, and the source (``file:line``).
 
-    ``position_ids`` and ``ends`` may be given too; without them positions count from 0 and all tokens are seen to the end.
+    It may also have ``position_ids`` and ``ends`` (see ``PackedRow``); by default positions count from 0, and all tokens
+    are attended to until the end of the document.
     """
 
     input_ids: Sequence[int]
@@ -32,15 +33,15 @@ class Document(Protocol):
 
 @dataclass(frozen=True)
 class PackedRow:
-    """Documents one after the other.
+    """Several documents, concatenated.
 
     Attributes:
-        input_ids: Ids of all.
-        labels: Labels of all.
-        position_ids: Positions, which restart with each document.
-        ends: For each token the column from which it is no longer seen.
-        source: Where the documents come from.
-        documents: How many they are.
+        input_ids: Token ids.
+        labels: Shifted labels.
+        position_ids: Positions, restarting with each document.
+        ends: For each token, the first column of the row that does not attend to it.
+        source: Sources of the documents.
+        documents: Number of documents.
     """
 
     input_ids: list[int]
@@ -52,7 +53,7 @@ class PackedRow:
 
 
 def first_come(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Rows of indices in the given order: a row ends where the next document does not fit."""
+    """Indices of the documents in each row, in the given order; a new row starts when a document does not fit."""
     rows: list[list[int]] = []
     room = 0
     for index, length in enumerate(lengths):
@@ -65,7 +66,7 @@ def first_come(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Rows of indices, longest documents first, each into the fullest row that has room (best-fit decreasing)."""
+    """Indices of the documents in each row by best-fit decreasing: longest first, each into the fullest row with room."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     rows: list[list[int]] = []
     free: list[tuple[int, int]] = []
@@ -84,30 +85,37 @@ PACKERS: Mapping[str, Callable[[Sequence[int], int], list[list[int]]]] = {
     "first-come": first_come,
     "best-fit": best_fit,
 }
-"""How documents are chosen for a row, by the value of ``data.packing``."""
+"""Value of ``data.packing`` -> algorithm."""
 
 
-def mixed(documents: Sequence[D], how: str, shuffle: bool, seed: int) -> Sequence[D]:
-    """The documents in the order to pack them in: where it is kept and free, mixed, so that neighbours in a file part."""
+def shuffled(documents: Sequence[D], how: str, shuffle: bool, seed: int) -> Sequence[D]:
+    """The documents in packing order: shuffled for ``first-come``, which keeps the order, unless ``shuffle`` is off."""
     if not shuffle or how != "first-come":
         return documents
     return [documents[index] for index in np.random.default_rng(seed).permutation(len(documents))]
 
 
-def filling(count: int, what: str, rows: Sequence[Any], capacity: int) -> str:
-    """How full the rows are that so many documents were packed into, in one line."""
+def fill_summary(count: int, what: str, rows: Sequence[Any], capacity: int) -> str:
+    """A line on how full the rows are.
+
+    Args:
+        count: Number of documents.
+        what: Their name in the plural.
+        rows: The packed rows.
+        capacity: Tokens that fit into a row.
+    """
     filled = sum(len(row.input_ids) for row in rows) / (len(rows) * capacity)
     return f"packed: {count} {what} in {len(rows)} rows of {capacity} tokens, {filled:.1%} filled"
 
 
-def pack(documents: Sequence[Document], capacity: int, how: str) -> list[PackedRow]:
-    """All documents in rows of at most ``capacity`` tokens; a longer document has a row of its own."""
+def pack(documents: Sequence[Packable], capacity: int, how: str) -> list[PackedRow]:
+    """Packs all documents into rows of at most ``capacity`` tokens; a longer document gets a row of its own."""
     lengths = [len(document.input_ids) for document in documents]
     return [join([documents[index] for index in row]) for row in PACKERS[how](lengths, capacity)]
 
 
-def join(documents: Sequence[Document]) -> PackedRow:
-    """The row of some documents."""
+def join(documents: Sequence[Packable]) -> PackedRow:
+    """Concatenates documents to a row."""
     ids: list[int] = []
     labels: list[int] = []
     positions: list[int] = []
@@ -115,8 +123,8 @@ def join(documents: Sequence[Document]) -> PackedRow:
     for document in documents:
         start, length = len(ids), len(document.input_ids)
         ids += document.input_ids
-        # What follows a document's last token is another document: nothing may be asked of it.
-        labels += [*document.labels[:-1], IGNORED]
+        # The last token of a document must not predict the first one of the next document.
+        labels += [*document.labels[:-1], IGNORE_INDEX]
         positions += getattr(document, "position_ids", range(length))
         ends += [start + end for end in getattr(document, "ends", [length] * length)]
     return PackedRow(ids, labels, positions, ends, ", ".join(d.source for d in documents), len(documents))
@@ -126,12 +134,12 @@ def collate(rows: Sequence[PackedRow], pad_id: int, multiple: int = 1) -> dict[s
     """``input_ids``, ``labels``, ``position_ids``, ``document_end`` and ``attention_mask`` [B, T], padded on the right.
 
     Args:
-        rows: B rows.
-        pad_id: Fills ``input_ids``.
-        multiple: T is the smallest multiple of this that holds the longest row.
+        rows: The B rows.
+        pad_id: Padding token of ``input_ids``.
+        multiple: T is rounded up to a multiple of this.
     """
     width = -(-max(len(row.input_ids) for row in rows) // multiple) * multiple
-    fills = {"input_ids": pad_id, "labels": IGNORED, "position_ids": 0, "document_end": 0, "attention_mask": 0}
+    fills = {"input_ids": pad_id, "labels": IGNORE_INDEX, "position_ids": 0, "document_end": 0, "attention_mask": 0}
     batch = {name: np.full((len(rows), width), fill, np.int64) for name, fill in fills.items()}
     for i, row in enumerate(rows):
         length = len(row.input_ids)

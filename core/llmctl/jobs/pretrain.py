@@ -190,12 +190,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _corpora(settings: PretrainConfig, vocab: int) -> None:
     """Passes when all corpora can be read, have documents for each split that is used, and no id is over the vocabulary."""
     from llmctl.data.corpus import blend, sample_index
-    from llmctl.data.corpus.samples import foreign_id, token_corpus
+    from llmctl.data.corpus.samples import id_out_of_range, open_token_corpus
 
     parts = config_pretrain.parse_split(settings.data.split)
     used = [name for name, count in settings.samples().items() if count]
     for prefix in blend.parse(settings.data.corpora).prefixes:
-        corpus = token_corpus(prefix)
+        corpus = open_token_corpus(prefix)
         documents = dict(zip(config_pretrain.SPLITS, sample_index.split_documents(parts, len(corpus)), strict=True))
         empty = [name for name in ("train", *used) if not documents[name]]
         if empty:
@@ -203,7 +203,7 @@ def _corpora(settings: PretrainConfig, vocab: int) -> None:
                 f"{prefix} has no documents for {empty[0]}: data.split={settings.data.split} of {len(corpus)} documents; "
                 "change the weights or use more documents"
             )
-        foreign = foreign_id(corpus.beginning(SCANNED), vocab)
+        foreign = id_out_of_range(corpus.beginning(SCANNED), vocab)
         if foreign is not None:
             raise DataError(
                 f"{prefix} holds the id {foreign}, but the model has {vocab} tokens; make the corpus with the model's own "

@@ -12,7 +12,7 @@ the support matrix is made. ``python -m llmctl.testing.record`` records what the
 
 Beside the suite there are ``Case`` (what to record), ``check_golden``, ``load_plugin``, ``plugin_for`` (by config.json),
 ``load_model``, ``tiny_dims``, ``write_model``, ``validate_card``, ``run_cli``, and for tokenizers and chat formats
-``load_tokenizer``, ``Conversation``, ``prompt_ids``, ``Example``, ``Encoder`` and ``IGNORED``. Names are imported on first
+``load_tokenizer``, ``Conversation``, ``prompt_ids``, ``Example``, ``Encoder`` and ``IGNORE_INDEX``. Names are imported on first
 use.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmctl.card.tiny import tiny_dims
     from llmctl.card.validate import validate as validate_card
     from llmctl.checkpoint.build import load_model
-    from llmctl.data.sft.encoding import IGNORED, Encoder, prompt_ids
+    from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder, prompt_ids
     from llmctl.data.sft.examples import Example
     from llmctl.plugins.registry import load as load_plugin
     from llmctl.plugins.registry import load_for as plugin_for
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from llmctl.tokenizers.base import Conversation
 
 __all__ = [
-    "IGNORED",
+    "IGNORE_INDEX",
     "Case",
     "Conversation",
     "Encoder",
@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 _PLACES = {
-    "IGNORED": "llmctl.data.sft.encoding:IGNORED",
+    "IGNORE_INDEX": "llmctl.data.sft.encoding:IGNORE_INDEX",
     "Case": "llmctl.testing.case:Case",
     "Conversation": "llmctl.tokenizers.base:Conversation",
     "Encoder": "llmctl.data.sft.encoding:Encoder",

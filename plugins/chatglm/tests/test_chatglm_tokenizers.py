@@ -8,7 +8,7 @@ from tiny_pieces import write_first, write_second
 
 from llmctl import TokenizerError
 from llmctl.testing import (
-    IGNORED,
+    IGNORE_INDEX,
     Conversation,
     Encoder,
     Example,
@@ -90,7 +90,7 @@ def test_rows_hold_prompt_gmask_sop_answer_eop_however_long_the_prompt(tmp_path,
     answer = [*first_ids(tmp_path, "你好", 0), tokenizer.eos_id]
     start = row.input_ids.index(tokenizer.special.bridge[0])
     assert row.input_ids[start:] == [*tokenizer.special.bridge, *answer]
-    assert row.labels == [IGNORED] * (start + 1) + answer + [IGNORED]
+    assert row.labels == [IGNORE_INDEX] * (start + 1) + answer + [IGNORE_INDEX]
     if longest == 40:
         assert row.input_ids[:start] == source and not row.truncated
     else:
@@ -101,7 +101,10 @@ def test_rows_hold_prompt_gmask_sop_answer_eop_however_long_the_prompt(tmp_path,
 def test_several_turns_have_one_answer_the_last(tmp_path):
     tokenizer = load_tokenizer(write_first(tmp_path), "family", CARD)
     row = Encoder(tokenizer, 100, 200).encode(Example(("hello", "你好"), ("world", "fox"), None, "row"))
-    assert [token for token in row.labels if token != IGNORED] == [*first_ids(tmp_path, "fox", 0), tokenizer.eos_id]
+    assert [token for token in row.labels if token != IGNORE_INDEX] == [
+        *first_ids(tmp_path, "fox", 0),
+        tokenizer.eos_id,
+    ]
     assert row.input_ids[: row.input_ids.index(tokenizer.bos_id) + 1] == prompt_ids(tokenizer, TALK)
 
 
@@ -145,7 +148,7 @@ def test_third_release_writes_roles_that_text_cannot_forge(tmp_path):
     assert prompt_ids(tokenizer, asked) == expected
     row = Encoder(tokenizer, 100, 200).encode(Example(("hello",), ("world",), None, "row"))
     answer = [*message(assistant, "world")[1:], tokenizer.eos_id]
-    assert [token for token in row.labels if token != IGNORED] == answer
+    assert [token for token in row.labels if token != IGNORE_INDEX] == answer
 
 
 @pytest.mark.parametrize(("name", "write"), [("chatglm", write_first), ("chatglm2", write_second)])

@@ -7,7 +7,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from llmctl import TokenizerError
-from llmctl.testing import IGNORED, Conversation, Encoder, Example, load_tokenizer, prompt_ids
+from llmctl.testing import IGNORE_INDEX, Conversation, Encoder, Example, load_tokenizer, prompt_ids
 from llmctl_llama import CARD, baichuan
 
 TALK = Conversation((("Who? ", "Me."), ("你好 </s>", None)), "Be brief.")
@@ -28,7 +28,7 @@ def test_llama_2_writes_inst_and_sys(llama2):
     first = [1, *pieces.encode("[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWho? [/INST] Me. "), 2]
     assert prompt_ids(tokenizer, TALK) == [*first, 1, *pieces.encode("[INST] 你好 </s> [/INST]")]
     row = Encoder(tokenizer, 200, 300).encode(Example(("Who?",), ("Me.",), "Be brief.", "row"))
-    assert row.input_ids == first and [token for token in row.labels if token != IGNORED][-1] == 2
+    assert row.input_ids == first and [token for token in row.labels if token != IGNORE_INDEX][-1] == 2
 
 
 def write_headers(folder):
@@ -61,7 +61,7 @@ def test_llama_3_is_known_by_its_tokens(tmp_path):
     assert prompt_ids(tokenizer, TALK) == expected
     assert tokenizer.eos_ids == (1, 4)
     row = Encoder(tokenizer, 200, 300).encode(Example(("who",), ("you",), None, "row"))
-    assert [token for token in row.labels if token != IGNORED] == [*tokenizer.encode("you", add_special=False), 4]
+    assert [token for token in row.labels if token != IGNORE_INDEX] == [*tokenizer.encode("you", add_special=False), 4]
 
 
 @pytest.mark.assets

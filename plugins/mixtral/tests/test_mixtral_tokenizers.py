@@ -3,7 +3,7 @@
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from llmctl.testing import IGNORED, Conversation, Encoder, Example, load_tokenizer, prompt_ids
+from llmctl.testing import IGNORE_INDEX, Conversation, Encoder, Example, load_tokenizer, prompt_ids
 from llmctl_mixtral import CARD, mistral
 
 
@@ -22,4 +22,4 @@ def test_questions_stand_in_inst(assets, tmp_path, card):
     talk = Conversation((("Who?", "Me."), ("你好</s>", None)), "Be brief.")
     assert prompt_ids(tokenizer, talk) == [*first, *second]
     row = Encoder(tokenizer, 200, 300).encode(Example(("Who?",), ("Me.",), "Be brief.", "row"))
-    assert row.input_ids == first and [t for t in row.labels if t != IGNORED] == [*pieces.encode("Me."), 2]
+    assert row.input_ids == first and [t for t in row.labels if t != IGNORE_INDEX] == [*pieces.encode("Me."), 2]

@@ -8,7 +8,7 @@ import pytest
 
 from llmctl import TokenizerError
 from llmctl.testing import (
-    IGNORED,
+    IGNORE_INDEX,
     Conversation,
     Encoder,
     Example,
@@ -151,7 +151,7 @@ def test_turns_are_chatml(tmp_path, card):
     assert prompt_ids(tokenizer, told) == [*turn("system", "you are brief"), *talk, *open_answer]
     row = Encoder(tokenizer, 200, 300).encode(Example(("hello", "fox"), ("world", "brown"), None, "row"))
     answers = [*tokenizer.encode("world"), end, *tokenizer.encode("brown"), end]
-    assert [token for token in row.labels if token != IGNORED] == answers
+    assert [token for token in row.labels if token != IGNORE_INDEX] == answers
 
 
 def test_a_corpus_is_built_with_the_familys_tokenizer(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from kit.paths import GOLDENS
 
 from llmctl import tokenizers
-from llmctl.data.sft.encoding import IGNORED, Encoder
+from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder
 from llmctl.data.sft.examples import Example
 from llmctl.tokenizers.base import Conversation
 
@@ -56,4 +56,4 @@ def test_an_answered_conversation_has_the_ids_of_transformers_and_loss_on_what_t
         assert [int(answer) for run, answer in runs for _ in run] == answered["mask"]
         src, tgt = zip(*talk.turns, strict=True)
         row = Encoder(tokenizer, 900, 900).encode(Example(src, tgt, None, "row"))
-        assert [int(label != IGNORED) for label in row.labels] == [*answered["mask"][1:], 0]
+        assert [int(label != IGNORE_INDEX) for label in row.labels] == [*answered["mask"][1:], 0]

@@ -1,7 +1,7 @@
-"""Several corpora as one: their weights, and from which one each sample comes.
+"""Blends of corpora: their weights, and the corpus of each sample.
 
-The sample i comes from the corpus that is furthest behind its share of the first i samples, as in Megatron. The number of
-samples that a corpus must give follows exactly; none is built in reserve.
+As in Megatron, sample i comes from the corpus that is furthest behind its share of the first i samples. From this follows
+exactly how many samples each corpus must provide; no spare samples are built.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.corpus.indexed import idx_path, same_place, without_suffix
+from llmctl.data.corpus.indexed import idx_path, real_path, without_suffix
 from llmctl.errors import DataError
 
-MOST = 2**15 - 1
+MAX_CORPORA = 2**15 - 1
 EXAMPLE = '"0.3 data/web 0.7 data/books"'
 
 
 @dataclass(frozen=True)
 class Blend:
-    """Corpora and their shares, which add up to 1."""
+    """Prefixes of corpora and their weights, which sum to 1."""
 
     prefixes: tuple[str, ...]
     weights: tuple[float, ...]
 
 
 def parse(items: Sequence[str]) -> Blend:
-    """The blend that a person wrote.
+    """Parses a blend.
 
     Args:
-        items: Prefixes, folders, or ``weight prefix`` pairs, in one text or several. A folder stands for all corpora in
-            it. Without weights each corpus weighs 1; a folder's weight is divided among its corpora; weight 0 leaves out.
+        items: Prefixes, folders, or ``weight prefix`` pairs, in one string or several. A folder stands for all corpora in
+            it, which share its weight. Without weights, every corpus has weight 1; a corpus of weight 0 is left out.
 
     Raises:
         DataError: A corpus is missing or named twice, or weights are missing, negative, not numbers or all 0.
@@ -47,7 +47,7 @@ def parse(items: Sequence[str]) -> Blend:
         prefixes += found
         weights += [1.0 if weight is None else weight / len(found)] * len(found)
     _check(prefixes, weights)
-    # The rule of ``assign`` would give a corpus of weight 0 samples where all others are exactly at their share.
+    # ``assign`` would take samples from a corpus of weight 0 whenever all others are exactly at their share.
     kept = [(name, weight) for name, weight in zip(prefixes, weights, strict=True) if weight > 0]
     shares = np.array([weight for _, weight in kept], np.float64)
     shares /= shares.sum()
@@ -55,9 +55,9 @@ def parse(items: Sequence[str]) -> Blend:
 
 
 def assign(weights: Sequence[float], samples: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    """From which corpus each sample comes, int16 [samples], and the how manieth of that corpus it is, int64 [samples].
+    """The corpus of each sample, int16 [samples], and its index within that corpus, int64 [samples].
 
-    About a microsecond for each sample and corpus.
+    Takes about a microsecond per sample and corpus.
     """
     chosen, within = np.zeros(samples, np.int16), np.arange(samples, dtype=np.int64)
     if len(weights) > 1:
@@ -77,7 +77,7 @@ def assign(weights: Sequence[float], samples: int) -> tuple[NDArray[np.int16], N
 
 
 def _words(items: Sequence[str]) -> list[str]:
-    """Items split at spaces, but for those that name a corpus or folder as they are."""
+    """Splits items at spaces, unless the whole item is the name of a corpus or folder."""
     words: list[str] = []
     for item in items:
         words += [item] if _exists(item) else item.split()
@@ -92,35 +92,35 @@ def _entries(words: Sequence[str]) -> list[tuple[float | None, str]]:
     for i in range(0, len(words), 2):
         number = numbers[i]
         if number is None:
-            raise DataError(f"the corpus {words[i]} has no weight and others have; write all as in {EXAMPLE}, or none")
+            raise DataError(f"{words[i]} has no weight, but others have; give all a weight as in {EXAMPLE}, or none")
         if i + 1 == len(words) or numbers[i + 1] is not None:
             raise DataError(f"no corpus follows the weight {words[i]}; write weights and corpora as in {EXAMPLE}")
         if not 0 <= number < math.inf:
-            raise DataError(f"the weight {words[i]} of {words[i + 1]} must be 0 or more, and finite")
+            raise DataError(f"the weight {words[i]} of {words[i + 1]} must be finite and at least 0")
         entries.append((number, words[i + 1]))
     return entries
 
 
 def _check(prefixes: Sequence[str], weights: Sequence[float]) -> None:
     if not prefixes:
-        raise DataError(f"no corpus is named; write prefixes of .bin and .idx files, weighted as in {EXAMPLE}")
-    if len(prefixes) > MOST:
-        raise DataError(f"{len(prefixes)} corpora are more than the {MOST} that can be blended; merge some")
+        raise DataError(f"no corpus is given; give prefixes of .bin and .idx files, with weights as in {EXAMPLE}")
+    if len(prefixes) > MAX_CORPORA:
+        raise DataError(f"{len(prefixes)} corpora are more than the {MAX_CORPORA} that can be blended; merge some")
     if sum(weights) <= 0:
         raise DataError(f"the weights of {', '.join(prefixes[:5])} are all 0; give at least one a weight above 0")
     files: dict[str, str] = {}
     for name in prefixes:
-        file = same_place(name)
+        file = real_path(name)
         if file in files:
-            also = "" if files[file] == name else f", as {files[file]} too"
-            raise DataError(f"the corpus {name} is named twice{also}; give it one weight, the sum")
+            also = "" if files[file] == name else f", also as {files[file]}"
+            raise DataError(f"the corpus {name} is given twice{also}; give it once, with the sum of the weights")
         files[file] = name
 
 
 def _corpora(name: str) -> list[str]:
     if not Path(name).is_dir() or _is_corpus(name):
         if not _is_corpus(name):
-            raise DataError(f"there is no corpus {name}: {idx_path(without_suffix(name))} is missing")
+            raise DataError(f"corpus {name} does not exist: {idx_path(without_suffix(name))} is missing")
         return [without_suffix(name)]
     found = sorted(without_suffix(path) for path in Path(name).glob("*.idx"))
     if not found:

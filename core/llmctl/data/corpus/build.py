@@ -1,6 +1,6 @@
-"""Making corpora: documents are tokenised in several processes and written in order; corpora are joined.
+"""Building corpora: documents are tokenized in several processes and written in order; corpora are merged.
 
-The result does not depend on the number of processes: documents go out in batches and come back in the same order.
+The result does not depend on the number of processes: batches of documents return in the order in which they were sent.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl import plugins, tokenizers
-from llmctl.data.corpus.documents import Source
-from llmctl.data.corpus.indexed import Corpus, new_corpus, same_place, token_dtype
+from llmctl.data.corpus.documents import DocumentFiles
+from llmctl.data.corpus.indexed import Corpus, new_corpus, real_path, token_dtype
 from llmctl.errors import DataError
 
 BATCH_BYTES = 1 << 18
 AHEAD = 4
-"""Batches a process may have waiting: bounds memory when reading is faster than tokenising."""
+"""Most batches queued per process; bounds memory if reading is faster than tokenizing."""
 
 Encoded = tuple[NDArray, NDArray[np.int32], int]
-"""Ids of all documents of a batch, tokens of each, and how many were empty."""
+"""Token ids of a batch of documents, tokens of each document, and number of empty documents."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """What was written.
+class BuildResult:
+    """Statistics of a corpus that was built.
 
     Attributes:
         documents: Number of documents.
         tokens: Number of tokens.
-        empty: Documents left out because they had no text.
-        dtype: Name of the ids' type.
-        vocab_size: Of the tokenizer.
+        empty: Number of empty documents, which are left out.
+        dtype: Name of the data type of the ids.
+        vocab_size: Vocabulary size of the tokenizer.
     """
 
     documents: int
@@ -51,55 +51,55 @@ class Made:
 
 
 def build(
-    source: Source,
+    source: DocumentFiles,
     prefix: str | Path,
     encoder: BatchEncoder,
     workers: int = 1,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> Made:
-    """Tokenises documents into a new corpus; broken documents are left out.
+) -> BuildResult:
+    """Tokenizes documents into a new corpus; invalid documents are left out.
 
     Args:
         source: The documents.
-        prefix: Of the corpus.
-        encoder: Tokenises.
-        workers: Processes that tokenise.
-        overwrite: Whether a corpus of this name is replaced.
-        progress: Called with bytes of input as they are done.
+        prefix: Prefix of the corpus.
+        encoder: Tokenizes batches of texts.
+        workers: Number of processes.
+        overwrite: Whether to replace an existing corpus.
+        progress: Called with the number of input bytes that were processed.
 
     Raises:
-        DataError: No document has text, there is a corpus already, or a process was killed.
+        DataError: All documents are empty, the corpus exists, or a process was killed.
     """
     empty = 0
     with new_corpus(prefix, encoder.dtype, overwrite) as writer, _pool(encoder, workers) as encode_all:
         batches, sizes = _batches(source), deque()
-        for ids, lengths, skipped in encode_all(_noting(batches, sizes)):
+        for ids, lengths, skipped in encode_all(_record_sizes(batches, sizes)):
             writer.add(ids, lengths)
             empty += skipped
             if progress:
                 progress(sizes.popleft())
         if not writer.tokens:
-            raise DataError(f"no document has any text: {', '.join(map(str, source.files[:3]))}")
-    return Made(writer.documents, writer.tokens, empty, encoder.dtype.name, encoder.vocab_size)
+            raise DataError(f"all documents are empty: {', '.join(map(str, source.files[:3]))}")
+    return BuildResult(writer.documents, writer.tokens, empty, encoder.dtype.name, encoder.vocab_size)
 
 
 def merge(prefixes: Sequence[str], target: str | Path, overwrite: bool = False) -> tuple[int, int]:
-    """Joins corpora of one dtype into a new one, in order; its documents and tokens.
+    """Concatenates corpora of the same data type; returns the number of documents and tokens.
 
     Raises:
-        DataError: A corpus cannot be read, dtypes differ, or there is a corpus of the target's name.
+        DataError: A corpus cannot be read, data types differ, or the target exists.
     """
     corpora = [Corpus(prefix) for prefix in prefixes]
-    odd = next((corpus for corpus in corpora if corpus.dtype != corpora[0].dtype), None)
-    if odd:
+    different = next((corpus for corpus in corpora if corpus.dtype != corpora[0].dtype), None)
+    if different:
         raise DataError(
-            f"{odd.prefix} holds {odd.dtype.name} and {corpora[0].prefix} {corpora[0].dtype.name}; only corpora of one "
-            "dtype can be merged, made with the same tokenizer"
+            f"{different.prefix} holds {different.dtype.name} and {corpora[0].prefix} {corpora[0].dtype.name}; only corpora of the same "
+            "data type and tokenizer can be merged"
         )
-    same = [corpus.prefix for corpus in corpora if same_place(corpus.prefix) == same_place(target)]
+    same = [corpus.prefix for corpus in corpora if real_path(corpus.prefix) == real_path(target)]
     if same:
-        raise DataError(f"{same[0]} is merged into itself; choose another target")
+        raise DataError(f"{same[0]} is both source and target; choose another target")
     with new_corpus(target, corpora[0].dtype, overwrite) as writer:
         for corpus in corpora:
             writer.append(corpus)
@@ -107,15 +107,15 @@ def merge(prefixes: Sequence[str], target: str | Path, overwrite: bool = False) 
 
 
 class BatchEncoder:
-    """Texts to ids.
+    """Tokenizes batches of texts.
 
     Args:
         folder: Model folder with the tokenizer.
-        append_eos: Whether each document ends with the end token.
-        family: Whose card says what the folder's files do not.
+        append_eos: Whether to append EOS to each document.
+        family: Model family whose card completes the tokenizer's files; ``auto`` = from config.json.
 
     Raises:
-        TokenizerError: The tokenizer cannot be read, or has no end token to append.
+        TokenizerError: The tokenizer cannot be read, or has no EOS token to append.
     """
 
     def __init__(self, folder: Path, append_eos: bool, family: str = "auto"):
@@ -125,13 +125,11 @@ class BatchEncoder:
         self.dtype = token_dtype(self.vocab_size)
         eos = self._tokenizer.eos_id
         if append_eos and eos is None:
-            raise tokenizers.TokenizerError(
-                f"the tokenizer in {folder} has no end token, so --append-eos cannot be used"
-            )
+            raise tokenizers.TokenizerError(f"the tokenizer in {folder} has no EOS token; leave out --append-eos")
         self._end = [eos] if append_eos and eos is not None else []
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
-        """The ids of a batch of documents."""
+        """Tokenizes a batch of texts, without those that are empty."""
         rows = [self._tokenizer.encode(text, add_special=False) for text in texts if text.strip()]
         rows = [[*row, *self._end] for row in rows if row]
         lengths = np.array([len(row) for row in rows], np.int32)
@@ -139,8 +137,8 @@ class BatchEncoder:
         return ids, lengths, len(texts) - len(rows)
 
 
-def _batches(source: Source) -> Iterator[tuple[list[str], int]]:
-    """Texts of whole documents of about ``BATCH_BYTES``, and the bytes of input they took."""
+def _batches(source: DocumentFiles) -> Iterator[tuple[list[str], int]]:
+    """Batches of whole documents of about ``BATCH_BYTES``, and the number of input bytes of each."""
     texts: list[str] = []
     nbytes = 0
     for document in source:
@@ -154,7 +152,7 @@ def _batches(source: Source) -> Iterator[tuple[list[str], int]]:
         yield texts, nbytes
 
 
-def _noting(batches: Iterable[tuple[list[str], int]], sizes: deque[int]) -> Iterator[list[str]]:
+def _record_sizes(batches: Iterable[tuple[list[str], int]], sizes: deque[int]) -> Iterator[list[str]]:
     for texts, nbytes in batches:
         sizes.append(nbytes)
         yield texts
@@ -162,7 +160,7 @@ def _noting(batches: Iterable[tuple[list[str], int]], sizes: deque[int]) -> Iter
 
 @contextmanager
 def _pool(encoder: BatchEncoder, workers: int) -> Iterator[Callable[[Iterator[list[str]]], Iterator[Encoded]]]:
-    """Encodes batches in their order, in this process or in others that end with the block."""
+    """Context of a function that encodes batches in order, in this process or in a pool."""
     if workers == 1:
         yield lambda batches: map(encoder, batches)
         return
@@ -170,7 +168,7 @@ def _pool(encoder: BatchEncoder, workers: int) -> Iterator[Callable[[Iterator[li
     try:
         yield lambda batches: _in_order(pool, batches, workers * AHEAD)
     except BrokenProcessPool:
-        raise DataError("a tokenising process was killed, perhaps for memory; use fewer --workers") from None
+        raise DataError("a tokenizing process was killed, perhaps out of memory; use fewer --workers") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -189,7 +187,7 @@ _worker: list[BatchEncoder] = []
 
 
 def _start_worker(folder: Path, append_eos: bool, family: str) -> None:
-    # Ctrl-C reaches every process of the terminal; only the parent answers it.
+    # Ctrl-C is sent to all processes of the terminal; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker[:] = [BatchEncoder(folder, append_eos, family)]
 

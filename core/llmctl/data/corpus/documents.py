@@ -1,6 +1,6 @@
-"""Documents for a corpus: texts out of text files and JSON lines, each with its place, or the reason it is broken.
+"""Reading the documents of a corpus from text files and JSON lines, with their sources and errors.
 
-Nothing here needs numpy or a tokenizer, so that all files can be checked before the work begins.
+Nothing here needs numpy or a tokenizer, so all files are checked before tokenizing starts.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.data.sft.examples import LISTED, parse_object, read_lines
+from llmctl.data.sft.examples import MAX_LISTED, parse_object, read_lines
 from llmctl.errors import DataError
 
 FORMATS = {"text": (".txt", ".text", ".md"), "jsonl": (".jsonl", ".json")}
 JOINT = "\n\n"
-"""What stands between the texts of several keys of one document."""
+"""Separator of the texts of several keys in a document."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where documents come from and how they are told apart.
+class DocumentFiles:
+    """The files of a corpus, and how they are divided into documents.
 
     Attributes:
-        files: In order.
-        keys: Keys of a JSON line whose texts make its document.
-        whole_files: Whether a text file is one document; otherwise blank lines separate documents.
+        files: The files, in order.
+        keys: Keys of a JSON line whose texts form its document.
+        whole_files: Whether a text file is one document; else blank lines separate documents.
     """
 
     files: Sequence[Path]
@@ -33,13 +33,13 @@ class Source:
     whole_files: bool = False
 
     def __iter__(self) -> Iterator[Document]:
-        """All documents, the broken ones too."""
+        """All documents, including invalid ones."""
         for file in self.files:
             yield from self._of(file)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files."""
+        """Size of all files in bytes."""
         return sum(file.stat().st_size for file in self.files)
 
     def _of(self, file: Path) -> Iterator[Document]:
@@ -50,13 +50,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Document:
-    """One document.
+    """A document.
 
     Attributes:
-        text: Its text; empty where it is broken.
-        where: ``file:line`` of its beginning.
-        nbytes: Bytes of the file it took.
-        problem: Why it is broken, or None.
+        text: Its text; empty if it is not valid.
+        where: ``file:line`` of its start.
+        nbytes: Its size in the file, in bytes.
+        problem: Why it is not valid, or None.
     """
 
     text: str
@@ -66,14 +66,14 @@ class Document:
 
 
 def find(paths: Sequence[Path], kind: str = "auto") -> list[Path]:
-    """The files to read: those named, and of folders all files of the format, also of folders inside, by name.
+    """Finds the files to read; folders are searched recursively, in order of names.
 
     Args:
         paths: Files and folders.
-        kind: ``"text"``, ``"jsonl"``, or ``"auto"`` for both, told apart by the suffix.
+        kind: ``"text"``, ``"jsonl"``, or ``"auto"`` for both, by suffix.
 
     Raises:
-        DataError: A path is not there, a folder has no such file, or a file's suffix says nothing.
+        DataError: A path does not exist, a folder has no such file, or the suffix of a file is unknown.
     """
     suffixes = FORMATS[kind] if kind in FORMATS else (*FORMATS["text"], *FORMATS["jsonl"])
     found: list[Path] = []
@@ -81,12 +81,14 @@ def find(paths: Sequence[Path], kind: str = "auto") -> list[Path]:
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in suffixes)
             if not inside:
-                raise DataError(f"{path} holds no file that ends in {', '.join(suffixes)}")
+                raise DataError(f"{path} has no file with the suffix {', '.join(suffixes)}")
             found += inside
         elif not path.is_file():
-            raise DataError(f"{path} is not there; give text or JSON lines files, or a folder of them")
+            raise DataError(f"{path} does not exist; give text or JSON lines files, or a folder of them")
         elif path.suffix not in suffixes:
-            raise DataError(f"{path}: a file must end in {', '.join(suffixes)}, which tells its format; rename it")
+            raise DataError(
+                f"{path}: the suffix must be one of {', '.join(suffixes)}, which give the format; rename the file"
+            )
         else:
             found.append(path)
     seen: set[Path] = set()
@@ -97,12 +99,12 @@ def find(paths: Sequence[Path], kind: str = "auto") -> list[Path]:
     return found
 
 
-def check(source: Source, progress: Callable[[int], None] | None = None) -> list[str]:
-    """What is wrong, ``file:line: reason`` each; reads everything, tokenises nothing.
+def check(source: DocumentFiles, progress: Callable[[int], None] | None = None) -> list[str]:
+    """Reads all documents and returns their errors as ``file:line: reason``; tokenizes nothing.
 
     Args:
-        source: What to read.
-        progress: Called with the bytes of each document read.
+        source: The files.
+        progress: Called with the size in bytes of each document.
     """
     problems = []
     for document in source:
@@ -113,11 +115,11 @@ def check(source: Source, progress: Callable[[int], None] | None = None) -> list
     return problems
 
 
-def listed(problems: Sequence[str]) -> str:
-    """A headline and the first problems, one a line."""
-    more = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+def format_problems(problems: Sequence[str]) -> str:
+    """A message with the first problems, one per line."""
+    more = f"\n  and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
     head = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the documents:"
-    return "\n  ".join([head, *problems[:LISTED]]) + more
+    return "\n  ".join([head, *problems[:MAX_LISTED]]) + more
 
 
 def _json_lines(file: Path, keys: Sequence[str]) -> Iterator[Document]:
@@ -137,12 +139,12 @@ def _joined(line: str | None, keys: Sequence[str]) -> str:
             shown = ", ".join(map(repr, list(row)[:8]))
             raise ValueError(f"no key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"it has {shown}"))
         if not isinstance(row[key], str):
-            raise ValueError(f"{key!r} must be text, found {type(row[key]).__name__}")
+            raise ValueError(f"{key!r} must be a string, not {type(row[key]).__name__}")
     return JOINT.join(row[key] for key in keys if row[key].strip())
 
 
 def _paragraphs(file: Path) -> Iterator[Document]:
-    """Runs of lines between blank lines, without the line break at their end."""
+    """Documents separated by blank lines, without the line break at the end."""
     lines: list[str] = []
     first = before = 0
     for number, text in read_lines(file):

@@ -1,7 +1,7 @@
-"""Arrays that are built once and kept: under a name made of what they depend on, by one process at a time.
+"""A cache of arrays on disk, under a hash of what they depend on; one process builds an entry, others wait.
 
-An entry is a folder of ``.npy`` files that appears complete or not at all. Its builder holds a lock of the operating
-system, which ends with the process, however that ends; a file beside it says who holds it.
+An entry is a folder of ``.npy`` files, written atomically. Its builder holds a file lock, which the OS releases when the
+process ends in any way; the lock file says which process holds it.
 """
 
 from __future__ import annotations
@@ -33,34 +33,36 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Cache:
-    """Where entries lie.
+    """The cache.
 
     Attributes:
-        folders: Looked through in order for an entry; a new one goes to the first that can be written.
-        wait: Seconds to wait for another builder.
-        say: Called with a line about waiting.
+        folders: Searched in order for an entry; a new entry is written to the first that is writable.
+        wait: Seconds to wait for another process that builds the entry.
+        notify: Called with a message when it waits.
     """
 
     folders: tuple[Path, ...]
     wait: float = WAIT
-    say: Callable[[str], None] = print
+    notify: Callable[[str], None] = print
 
     @classmethod
-    def beside(cls, prefix: str | Path, chosen: Path | None = None, **settings: Any) -> Cache:
-        """The cache of a corpus: a chosen folder if any, ``index-cache`` beside the corpus, and one of this user."""
+    def for_corpus(cls, prefix: str | Path, chosen: Path | None = None, **settings: Any) -> Cache:
+        """The cache of a corpus: the chosen folder if any, ``index-cache`` next to the corpus, the user's cache folder."""
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmctl" / FOLDER
         near = Path(os.path.abspath(prefix)).parent / FOLDER
         return cls((*([chosen] if chosen is not None else []), near, home), **settings)
 
-    def get(self, description: Mapping[str, Any], build: Callable[[], Arrays]) -> tuple[Arrays, Path | None]:
-        """Arrays, memory mapped where they are kept, and where; built now if they are nowhere.
+    def get_or_build(self, description: Mapping[str, Any], build: Callable[[], Arrays]) -> tuple[Arrays, Path | None]:
+        """The arrays, memory-mapped from an entry and built if there is none, and the folder of the entry.
+
+        If no folder is writable, the arrays are built in memory and the folder is None.
 
         Args:
-            description: Everything the arrays depend on.
-            build: Makes them.
+            description: Everything that the arrays depend on.
+            build: Builds them.
 
         Raises:
-            DataError: Another process still builds them after ``wait`` seconds.
+            DataError: Another process is still building them after ``wait`` seconds.
         """
         name = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:32]
         for folder in self.folders:
@@ -71,10 +73,10 @@ class Cache:
         for folder in self.folders:
             try:
                 return self._make(folder / name, description, build)
-            except _Refused as error:
+            except _NotWritable as error:
                 problems.append(str(error))
-                warnings.warn(f"the index cannot be kept in {folder}: {error}", stacklevel=2)
-        warnings.warn("the index is kept in memory only and will be built again by the next run", stacklevel=2)
+                warnings.warn(f"the index cannot be cached in {folder}: {error}", stacklevel=2)
+        warnings.warn("the index is not cached, and the next run builds it again", stacklevel=2)
         return build(), None
 
     def _make(self, entry: Path, description: Mapping[str, Any], build: Callable[[], Arrays]) -> tuple[Arrays, Path]:
@@ -92,7 +94,7 @@ class Cache:
         path = entry.with_name(entry.name + ".lock")
         handle = self._acquire(path)
         try:
-            # The lock holds without its holder's name, for which a full disk has no room.
+            # The lock works without the holder's name, which cannot be written if the disk is full.
             with contextlib.suppress(OSError):
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
@@ -102,31 +104,33 @@ class Cache:
             os.close(handle)
 
     def _acquire(self, path: Path) -> int:
-        """The open and locked file ``path``."""
+        """Opens and locks the file ``path``; returns its handle."""
         began = time.monotonic()
-        told = False
+        notified = False
         while True:
             handle = _open(path)
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The holder removes the file; a lock on a file that is gone excludes nobody.
+                # The holder deletes the file; a lock on a deleted file excludes nobody.
                 if _same(handle, path):
                     return handle
             holder = _holder(handle)
             os.close(handle)
             if time.monotonic() - began > self.wait:
                 raise DataError(
-                    f"the index {path.with_suffix('').name} is still being built by {holder} after {self.wait:g} seconds of "
-                    f"waiting (lock: {path}); wait for that process, or end it if it hangs: its lock ends with it"
+                    f"the index {path.with_suffix('').name} is still being built by {holder} after {self.wait:g} seconds (lock: "
+                    f"{path}); wait for that process, or kill it if it hangs, which releases the lock"
                 )
-            if not told:
-                self.say(f"waiting up to {self.wait:g} seconds for the index that {holder} is building (lock: {path})")
-                told = True
+            if not notified:
+                self.notify(
+                    f"waiting up to {self.wait:g} seconds for the index that {holder} is building (lock: {path})"
+                )
+                notified = True
             time.sleep(_POLL)
 
 
-class _Refused(Exception):
-    """A folder that cannot be written."""
+class _NotWritable(Exception):
+    """The folder is not writable."""
 
 
 def _open(path: Path) -> int:
@@ -134,7 +138,7 @@ def _open(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise _Refused(error.strerror or str(error)) from None
+        raise _NotWritable(error.strerror or str(error)) from None
 
 
 def _same(handle: int, path: Path) -> bool:
@@ -160,11 +164,11 @@ def _save(entry: Path, description: Mapping[str, Any], arrays: Arrays) -> None:
             content = {**description, "arrays": sorted(arrays)}
             (folder / DESCRIPTION).write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
     except (FileError, OSError) as error:
-        raise _Refused(str(error)) from None
+        raise _NotWritable(str(error)) from None
 
 
 def _load(entry: Path) -> Arrays | None:
-    """The arrays of an entry; None if there is none, or one of them is missing or damaged."""
+    """The arrays of an entry; None if it does not exist, or an array is missing or damaged."""
     try:
         names = json.loads((entry / DESCRIPTION).read_text(encoding="utf-8"))["arrays"]
         return {name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}

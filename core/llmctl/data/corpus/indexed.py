@@ -1,9 +1,9 @@
-"""Corpora of token ids as Megatron stores them: ``PREFIX.bin`` holds the ids, ``PREFIX.idx`` where each sequence lies.
+"""Megatron's indexed datasets: ``PREFIX.bin`` holds token ids, ``PREFIX.idx`` the position of each sequence.
 
-An ``.idx`` is: magic, version (u64), dtype code (u8), number of sequences n (u64), entries d of the document index (u64),
-then int32 sizes [n], int64 byte pointers [n] and int64 document borders [d], all little endian. ``.bin`` is the raw ids
-one after another. Document k consists of the sequences from ``borders[k]`` to ``borders[k + 1]``; corpora made here
-have one sequence in a document.
+An ``.idx`` is: magic, version (u64), dtype code (u8), number of sequences n (u64), length d of the document index (u64),
+then int32 sizes [n], int64 byte pointers [n] and int64 document indices [d], all little endian. ``.bin`` is the raw ids.
+Document k consists of the sequences from ``borders[k]`` to ``borders[k + 1]``; corpora that llmctl builds have one sequence
+per document.
 """
 
 from __future__ import annotations
@@ -28,46 +28,46 @@ HEADER = struct.Struct("<9sQBQQ")
 DTYPES = {1: "u1", 2: "i1", 3: "i2", 4: "i4", 5: "i8", 6: "f8", 7: "f4", 8: "u2", 9: "u4", 10: "u8"}
 _OLD_MAGIC = b"TNTIDX"
 _CHUNK = 1 << 20
-_COPIED = 16 << 20
+_COPY_CHUNK = 16 << 20
 
 
 def idx_path(prefix: str | Path) -> Path:
-    """The index of a corpus."""
+    """Path of the ``.idx`` of a corpus."""
     return Path(f"{prefix}.idx")
 
 
 def bin_path(prefix: str | Path) -> Path:
-    """The ids of a corpus."""
+    """Path of the ``.bin`` of a corpus."""
     return Path(f"{prefix}.bin")
 
 
 def without_suffix(name: str | Path) -> str:
-    """The prefix of a corpus, of which a person may have named a file."""
+    """The prefix of a corpus, given as prefix or as the path of one of its files."""
     return str(name).removesuffix(".idx").removesuffix(".bin")
 
 
-def same_place(prefix: str | Path) -> str:
-    """Where a corpus lies behind all links: equal for all names of one corpus."""
+def real_path(prefix: str | Path) -> str:
+    """Path of a corpus with links resolved: the same for all names of a corpus."""
     return os.path.realpath(idx_path(prefix))
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest of uint16 and int32 that holds every id of a vocabulary, added tokens included."""
+    """uint16 if it can hold all ids of a vocabulary, added tokens included, else int32."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
 class Corpus:
-    """A corpus, memory mapped and checked: both files agree and are whole.
+    """A corpus, memory-mapped; opening it checks that both files are complete and fit together.
 
     Attributes:
         prefix: Path without ``.bin`` and ``.idx``.
-        dtype: Of the ids.
+        dtype: Data type of the ids.
         sizes: Tokens of each sequence, int32 [n].
-        pointers: First byte of each sequence in ``.bin``, int64 [n].
-        borders: First sequence of each document, and at last n: int64 [documents + 1].
+        pointers: Byte offset of each sequence in ``.bin``, int64 [n].
+        borders: First sequence of each document, then n: int64 [documents + 1].
 
     Raises:
-        DataError: A file is missing, is not of this format, is truncated, or the two do not belong together.
+        DataError: A file is missing, has another format or is truncated, or the two do not fit together.
     """
 
     def __init__(self, prefix: str | Path):
@@ -75,7 +75,9 @@ class Corpus:
         index, ids = idx_path(self.prefix), bin_path(self.prefix)
         for path in (index, ids):
             if not path.is_file():
-                raise DataError(f"there is no corpus {self.prefix}: {path} is missing; make one with llmctl data build")
+                raise DataError(
+                    f"corpus {self.prefix} does not exist: {path} is missing; build it with llmctl data build"
+                )
         self.dtype, count, borders = _header(index)
         parts = np.memmap(index, np.uint8, "r", offset=HEADER.size) if count or borders else np.empty(0, np.uint8)
         self.sizes = parts[: 4 * count].view("<i4")
@@ -98,50 +100,50 @@ class Corpus:
         return int(self.sizes.sum(dtype=np.int64))
 
     @cached_property
-    def content_mark(self) -> str:
-        """Hash of the ids at both ends of ``.bin``: tells a corpus from another one whose sequences are as long."""
+    def content_hash(self) -> str:
+        """Hash of the start and end of ``.bin``; distinguishes corpora with sequences of the same lengths."""
         digest = hashlib.sha256(self._ids[:_CHUNK].tobytes())
         digest.update(self._ids[-_CHUNK:].tobytes())
         return digest.hexdigest()
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the sizes of all sequences: two corpora with the same one have the same sample index."""
+    def sizes_hash(self) -> str:
+        """Hash of the sizes of all sequences; corpora with the same hash have the same sample index."""
         digest = hashlib.sha256()
         for start in range(0, len(self), _CHUNK):
             digest.update(np.ascontiguousarray(self.sizes[start : start + _CHUNK]).tobytes())
         return digest.hexdigest()
 
     def get(self, sequence: int, start: int = 0, stop: int | None = None) -> NDArray:
-        """Ids ``start`` to ``stop`` of a sequence, without copying."""
+        """Ids ``start`` to ``stop`` of a sequence, not copied."""
         size = int(self.sizes[sequence])
         stop = size if stop is None else min(stop, size)
         first, item = int(self.pointers[sequence]), self.dtype.itemsize
         return self._ids[first + start * item : first + max(stop, start) * item].view(self.dtype)
 
     def beginning(self, nbytes: int) -> NDArray:
-        """The ids in the first so many bytes, without copying."""
+        """The ids in the first ``nbytes`` bytes, not copied."""
         return self._ids[: min(nbytes, len(self._ids)) // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
 
     def document(self, number: int) -> NDArray:
-        """Ids of a document, counted from 0.
+        """Ids of a document; documents count from 0.
 
         Raises:
             DataError: There is no such document.
         """
         if not 0 <= number < self.documents:
-            raise DataError(f"{self.prefix} has documents 0 to {self.documents - 1}, no document {number}")
+            raise DataError(f"{self.prefix} has no document {number}; it has documents 0 to {self.documents - 1}")
         parts = [self.get(i) for i in range(int(self.borders[number]), int(self.borders[number + 1]))]
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
 
 class CorpusWriter:
-    """Writes documents one after another. Made by ``new_corpus``.
+    """Writes a corpus document by document; see ``new_corpus``.
 
     Args:
         stream: The open ``.bin``.
-        dtype: Of the ids.
-        prefix: For messages.
+        dtype: Data type of the ids.
+        prefix: Prefix of the corpus, for messages.
     """
 
     def __init__(self, stream: BinaryIO, dtype: np.dtype, prefix: str):
@@ -164,12 +166,12 @@ class CorpusWriter:
         if len(ids) and self.dtype.kind in "iu":
             limits = np.iinfo(self.dtype)
             if int(ids.max()) > limits.max or int(ids.min()) < limits.min:
-                raise DataError(f"{self._prefix}: the id {int(ids.max())} does not fit {self.dtype.name}")
+                raise DataError(f"{self._prefix}: the id {int(ids.max())} does not fit into {self.dtype.name}")
         self._stream.write(np.ascontiguousarray(ids, self.dtype.newbyteorder("<")).data)
         self._append(np.asarray(lengths), np.arange(1, len(lengths) + 1))
 
     def append(self, corpus: Corpus) -> None:
-        """Appends all documents of a corpus of the same dtype."""
+        """Appends all documents of a corpus of the same data type."""
         assert corpus.dtype == self.dtype
         for sequence in range(0, len(corpus), _CHUNK):
             last = min(sequence + _CHUNK, len(corpus)) - 1
@@ -177,7 +179,7 @@ class CorpusWriter:
         self._append(corpus.sizes, corpus.borders[1:])
 
     def finish(self, path: Path) -> None:
-        """Writes the index to ``path`` and everything to disk."""
+        """Writes the index to ``path``, and syncs both files to disk."""
         sizes = np.concatenate([np.empty(0, np.int32), *self._sizes]).astype("<i4")
         borders = np.concatenate(self._borders).astype("<i8")
         ends = np.cumsum(sizes, dtype="<i8") * self.dtype.itemsize
@@ -201,13 +203,15 @@ class CorpusWriter:
                 self._stream.write(corpus.get(sequence).tobytes())
             return
         end = int(corpus.pointers[last]) + int(corpus.sizes[last]) * corpus.dtype.itemsize
-        for start in range(int(corpus.pointers[first]), end, _COPIED):
-            self._stream.write(corpus._ids[start : min(start + _COPIED, end)].data)
+        for start in range(int(corpus.pointers[first]), end, _COPY_CHUNK):
+            self._stream.write(corpus._ids[start : min(start + _COPY_CHUNK, end)].data)
 
     def _append(self, sizes: NDArray, borders: NDArray) -> None:
-        """Takes note of sequences and of the documents that end with them, both relative to what is there already."""
+        """Records sequences and document borders, both relative to those already recorded."""
         if len(sizes) and int(sizes.max()) > np.iinfo(np.int32).max:
-            raise DataError(f"{self._prefix}: a document has {int(sizes.max()):,} tokens; the format allows 2**31 - 1")
+            raise DataError(
+                f"{self._prefix}: a document has {int(sizes.max()):,} tokens; the format allows at most 2**31 - 1"
+            )
         self._borders.append(np.asarray(borders, np.int64) + self._sequences)
         self._sizes.append(np.array(sizes, np.int32))
         self._sequences += len(sizes)
@@ -217,11 +221,11 @@ class CorpusWriter:
 
 @contextmanager
 def new_corpus(prefix: str | Path, dtype: np.dtype, overwrite: bool = False) -> Iterator[CorpusWriter]:
-    """A writer whose corpus appears under ``prefix`` when the block ends without an exception, and not at all otherwise.
+    """A writer of a new corpus, which appears under ``prefix`` only if the block ends without an exception.
 
     Raises:
-        DataError: There is a corpus already and ``overwrite`` is not set.
-        CheckpointError: A file cannot be written, or the disk is full.
+        DataError: The corpus exists and ``overwrite`` is not set.
+        FileError: A file cannot be written, or the disk is full.
     """
     index, ids = idx_path(prefix), bin_path(prefix)
     check_free(prefix, overwrite)
@@ -229,42 +233,44 @@ def new_corpus(prefix: str | Path, dtype: np.dtype, overwrite: bool = False) -> 
         writer = CorpusWriter(stream, dtype, str(prefix))
         yield writer
         writer.finish(new_index)
-        # The index comes last, and an old one goes first: no moment shows an index beside ids of another corpus.
+        # The index is written last and an old one deleted first, so there never is an index with ids of another corpus.
         index.unlink(missing_ok=True)
 
 
 def check_free(prefix: str | Path, overwrite: bool) -> None:
-    """Passes if a corpus may be written under ``prefix``.
+    """Checks that a corpus may be written under ``prefix``.
 
     Raises:
-        DataError: There is one already and ``overwrite`` is not set, or the name is a folder's.
+        DataError: It exists and ``overwrite`` is not set, or the prefix is a folder.
     """
     if str(prefix).endswith("/"):
-        raise DataError(f"{prefix} names a folder; name a corpus in it, such as {prefix}web")
+        raise DataError(f"{prefix} is a folder; give a prefix in it, such as {prefix}web")
     found = [path for path in (idx_path(prefix), bin_path(prefix)) if path.exists()]
     if found and not overwrite:
         raise DataError(f"{found[0]} already exists; choose another prefix or allow overwriting it with --overwrite")
 
 
 def _header(path: Path) -> tuple[np.dtype, int, int]:
-    """Dtype, number of sequences and of document borders, the file's length checked against them."""
+    """Data type, number of sequences and of document borders; checks the length of the file against them."""
     size = path.stat().st_size
     with open(path, "rb") as stream:
         head = stream.read(HEADER.size)
     if head.startswith(_OLD_MAGIC):
-        raise DataError(f"{path} is an index of the old lazy format (TNTIDX); make the corpus anew: llmctl data build")
+        raise DataError(f"{path} has the old lazy format (TNTIDX); build the corpus again with llmctl data build")
     if head[: len(MAGIC)] != MAGIC:
-        raise DataError(f"{path} is no index of a corpus: it begins with {head[: len(MAGIC)]!r}, not with {MAGIC!r}")
+        raise DataError(
+            f"{path} is not the index of a corpus: it starts with {head[: len(MAGIC)]!r}, not with {MAGIC!r}"
+        )
     if len(head) < HEADER.size:
-        raise DataError(f"{path} is truncated: {size} bytes, its header alone has {HEADER.size}")
+        raise DataError(f"{path} is truncated: it has {size} bytes, its header alone {HEADER.size}")
     _, version, code, count, borders = HEADER.unpack(head)
     if version != VERSION:
-        raise DataError(f"{path} has version {version} of the format; version {VERSION} can be read")
+        raise DataError(f"{path} has format version {version}; only version {VERSION} is supported")
     if code not in DTYPES:
         known = ", ".join(f"{number} {np.dtype(name).name}" for number, name in DTYPES.items())
         raise DataError(f"{path} has the unknown dtype code {code}; known are {known}")
     needed = HEADER.size + 12 * count + 8 * borders
-    # A byte for each sequence may follow: the mode of multimodal corpora, which text does not need.
+    # Multimodal corpora have one more byte per sequence, their mode, which is not needed for text.
     if size not in (needed, needed + count):
         what = "truncated" if size < needed else "damaged"
         raise DataError(f"{path} is {what}: {count} sequences need {needed} bytes, the file has {size}")
@@ -272,11 +278,11 @@ def _header(path: Path) -> tuple[np.dtype, int, int]:
 
 
 def _check(corpus: Corpus, ids: Path) -> None:
-    """Passes if the index is sound and describes ``ids``."""
+    """Checks that the index is valid and describes ``ids``."""
     index, count, item = idx_path(corpus.prefix), len(corpus.sizes), corpus.dtype.itemsize
     borders = corpus.borders
     if not len(borders) or borders[0] != 0 or borders[-1] != count or (np.diff(borders) < 0).any():
-        raise DataError(f"{index}: the document index does not rise from 0 to {count}, the number of sequences")
+        raise DataError(f"{index}: the document index does not increase from 0 to {count}, the number of sequences")
     end = 0
     for start in range(0, count, _CHUNK):
         sizes = corpus.sizes[start : start + _CHUNK].astype(np.int64)
@@ -288,13 +294,11 @@ def _check(corpus: Corpus, ids: Path) -> None:
             where = f"{index} is damaged: sequence {start + k}"
             if sizes[k] < 0:
                 raise DataError(f"{where} has {sizes[k]} tokens")
-            raise DataError(
-                f"{where} begins at byte {pointers[k]}, before byte {ends[k]}, where the one before it ends"
-            )
+            raise DataError(f"{where} starts at byte {pointers[k]}, before the previous one ends at byte {ends[k]}")
         end = int(ends[-1])
     have = ids.stat().st_size
     if have != end:
         what = "is truncated" if have < end else "is longer"
         raise DataError(
-            f"{ids} {what}: it has {have} bytes and {index.name} describes {end}; they do not belong together"
+            f"{ids} {what}: it has {have} bytes, but {index.name} describes {end}; the two files do not fit together"
         )

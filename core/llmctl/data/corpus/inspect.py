@@ -1,4 +1,4 @@
-"""What a corpus holds, in numbers, and the text of one of its documents."""
+"""Statistics of a corpus, and the text of one of its documents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmctl.errors import DataError
 
 
 def summary(corpus: Corpus) -> dict[str, Any]:
-    """Dtype, documents, tokens, bytes, and lengths of documents in tokens."""
+    """Statistics: data type, documents, tokens, bytes, and lengths of documents in tokens."""
     ends = np.concatenate([[0], np.cumsum(corpus.sizes, dtype=np.int64)])
     lengths = np.diff(ends[corpus.borders])
     facts: dict[str, Any] = {
@@ -34,7 +34,7 @@ def summary(corpus: Corpus) -> dict[str, Any]:
 
 
 def summary_text(facts: dict[str, Any]) -> str:
-    """The same for reading."""
+    """The statistics as text."""
     lines = [
         f"{facts['prefix']}: {facts['documents']:,} documents, {facts['tokens']:,} tokens as {facts['dtype']}, "
         f"{facts['bytes']:,} bytes"
@@ -49,16 +49,16 @@ def summary_text(facts: dict[str, Any]) -> str:
 
 
 def document(corpus: Corpus, number: int, tokenizer: Path | None = None, family: str = "auto") -> dict[str, Any]:
-    """A document's ids, and its text if there is a tokenizer.
+    """Ids of a document, and its text if a tokenizer is given.
 
     Args:
         corpus: The corpus.
-        number: Which document, from 0.
-        tokenizer: Model folder.
-        family: Whose card says what its files do not.
+        number: Index of the document, from 0.
+        tokenizer: Model folder with the tokenizer.
+        family: Model family whose card completes the tokenizer's files; ``auto`` = from config.json.
 
     Raises:
-        DataError: There is no such document, or the tokenizer does not know one of its ids.
+        DataError: There is no such document, or an id is not in the tokenizer's vocabulary.
     """
     ids = [int(token) for token in corpus.document(number)]
     shown: dict[str, Any] = {"document": number, "tokens": len(ids), "ids": ids}
@@ -67,7 +67,7 @@ def document(corpus: Corpus, number: int, tokenizer: Path | None = None, family:
         if ids and max(ids) >= found.vocab_size:
             raise DataError(
                 f"document {number} of {corpus.prefix} holds the id {max(ids)}, but the tokenizer in {tokenizer} has "
-                f"{found.vocab_size}; use the one the corpus was made with"
+                f"{found.vocab_size} tokens; use the one that built the corpus"
             )
         shown["text"] = found.decode(ids, skip_special=False)
     return shown

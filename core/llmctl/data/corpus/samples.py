@@ -1,7 +1,7 @@
-"""Samples to pretrain on: a split of one or more corpora, in which sample i depends on nothing but the settings and i.
+"""Pretraining samples of a split of one or more corpora; sample i depends only on the settings and i.
 
-Indices are built on demand and kept (``index_cache``); which tokens a sample holds is the matter of ``sample_index``, from
-which corpus it comes that of ``blending``.
+Indices are built on demand and cached (``index_cache``); ``sample_index`` decides which tokens a sample holds, ``blend``
+from which corpus it comes.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from llmctl.data.corpus import sample_index
 from llmctl.data.corpus.index_cache import WAIT, Cache
 from llmctl.data.corpus.indexed import Corpus
 from llmctl.data.corpus.sample_index import SampleIndex
-from llmctl.data.sft.encoding import IGNORED
+from llmctl.data.sft.encoding import IGNORE_INDEX
 from llmctl.errors import DataError
 
 FORMAT = 1
-"""Raised when the arrays of an index change their meaning, so that old entries of the cache are not taken."""
+"""Version of the index arrays; raise it when their meaning changes, to invalidate cached ones."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What decides all samples.
+class SampleSpec:
+    """Everything that samples depend on.
 
     Attributes:
-        corpora: Prefixes or folders, with weights or without (``blending.parse``).
+        corpora: Prefixes or folders, optionally with weights; see ``blend.parse``.
         split: Weights of train, valid and test.
-        seq_length: Tokens of a sample.
-        seed: Of the order of documents and samples.
-        cache: Folder for indices; None = beside each corpus.
+        seq_length: Tokens in a sample.
+        seed: Random seed of the order of documents and samples.
+        cache: Folder for cached indices; None = next to each corpus.
         wait: Seconds to wait for another process that builds an index.
-        separate: Whether a sample tells where documents begin in it, and asks for no token across such a border.
+        separate: Whether to mask the loss across documents in a sample.
     """
 
     corpora: Sequence[str]
@@ -52,8 +52,8 @@ class Setting:
     separate: bool = False
 
     @classmethod
-    def of(cls, data: PretrainDataConfig) -> Setting:
-        """What the configuration of a pretraining says."""
+    def of(cls, data: PretrainDataConfig) -> SampleSpec:
+        """The specification in the section ``data`` of a pretraining configuration."""
         cache = Path(data.index_cache).expanduser() if data.index_cache else None
         return cls(
             data.corpora, data.split, data.seq_length, data.seed, cache, data.index_wait, data.separate_documents
@@ -62,13 +62,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample.
+    """A sample of T tokens.
 
     Attributes:
-        input_ids: int64 [T].
-        labels: The token that follows each, int64 [T].
-        document_starts: Positions at which a document begins, and 0: int64 [documents in the sample].
-        source: For messages: corpus and number of the sample in it.
+        input_ids: Token ids, int64 [T].
+        labels: The next token of each, int64 [T]; ``IGNORE_INDEX`` = no loss.
+        document_starts: Positions of the first tokens of documents, including 0: int64 [documents].
+        source: ``corpus#sample``, for messages.
     """
 
     input_ids: NDArray[np.int64]
@@ -78,33 +78,33 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one corpus gives to a split.
+class CorpusShare:
+    """The samples of a split that come from one corpus.
 
     Attributes:
         corpus: The corpus.
-        documents: Those of the split.
-        samples: Samples taken from it.
-        index: Which tokens they hold; None if it gives none.
-        kept: Where the index lies on disk, if it does.
+        documents: Its documents in the split.
+        samples: Number of samples.
+        index: Their index; None if there are no samples.
+        cached: Folder of the cached index, if it is cached.
     """
 
     corpus: Corpus
     documents: range
     samples: int
     index: SampleIndex | None
-    kept: Path | None
+    cached: Path | None
 
     @property
-    def tokens_per_pass(self) -> int:
-        """Tokens of all documents of the split."""
+    def tokens_per_epoch(self) -> int:
+        """Tokens in the documents of the split."""
         return sample_index.tokens_of(self.corpus.sizes, self.documents)
 
     def tokens(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Tokens of a sample and the positions at which documents begin, 0 among them.
+        """Token ids of a sample, and the positions of the first tokens of documents, including 0.
 
         Args:
-            number: Which of this corpus, in the order of training.
+            number: Index of the sample among those of this corpus, in training order.
         """
         index = self.index
         assert index is not None
@@ -121,19 +121,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a split, in the order of training.
+    """The samples of a split, in training order.
 
     Attributes:
-        parts: What each corpus gives.
-        chosen: The corpus of each sample, int16 [samples].
-        within: Which sample of that corpus it is, int64 [samples].
-        seq_length: Tokens of a sample.
-        separate: As in ``Setting``.
-        fingerprint: Changes when any sample does.
-        vocab: Ids that a model knows; 0 = not checked.
+        shares: The samples of each corpus.
+        chosen: Index of the corpus of each sample, int16 [samples].
+        within: Index of the sample within its corpus, int64 [samples].
+        seq_length: Tokens in a sample.
+        separate: See ``SampleSpec``.
+        fingerprint: Hash that changes when any sample changes.
+        vocab: Vocabulary size of the model, to check ids; 0 = no check.
     """
 
-    parts: Sequence[Part]
+    shares: Sequence[CorpusShare]
     chosen: NDArray[np.int16]
     within: NDArray[np.int64]
     seq_length: int
@@ -148,125 +148,125 @@ class Samples:
         """The i-th sample.
 
         Raises:
-            DataError: It holds an id that the model does not know.
+            DataError: An id is not in the vocabulary.
             IndexError: There is no such sample.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
-        part, number = self.parts[int(self.chosen[i])], int(self.within[i])
-        ids, starts = part.tokens(number)
+        share, number = self.shares[int(self.chosen[i])], int(self.within[i])
+        ids, starts = share.tokens(number)
         assert len(ids) == self.seq_length + 1
-        source = f"{part.corpus.prefix}#{number}"
-        foreign = foreign_id(ids, self.vocab) if self.vocab else None
-        if foreign is not None:
+        source = f"{share.corpus.prefix}#{number}"
+        unknown = id_out_of_range(ids, self.vocab) if self.vocab else None
+        if unknown is not None:
             raise DataError(
-                f"{source} holds the id {foreign}, but the model has {self.vocab} tokens; make the corpus with the "
+                f"{source} holds the id {unknown}, but the model has {self.vocab} tokens; build the corpus with the "
                 "model's own tokenizer"
             )
         labels = ids[1:].copy()
         if self.separate:
-            labels[starts[1:] - 1] = IGNORED
+            labels[starts[1:] - 1] = IGNORE_INDEX
         return Sample(ids[:-1], labels, starts[starts < self.seq_length], source)
 
 
-def open_split(setting: Setting, split: str, samples: int = 0, vocab: int = 0) -> Samples:
-    """The samples of a split, their indices read or built.
+def open_split(spec: SampleSpec, split: str, samples: int = 0, vocab: int = 0) -> Samples:
+    """Opens the samples of a split; reads their indices or builds them.
 
     Args:
-        setting: Corpora, lengths, seed.
+        spec: Corpora, split, length, seed.
         split: ``"train"``, ``"valid"`` or ``"test"``.
-        samples: How many; 0 = one pass over a single corpus.
-        vocab: Ids that the model knows; 0 = not checked.
+        samples: Number of samples; 0 = one epoch, of a single corpus.
+        vocab: Vocabulary size of the model, to check ids; 0 = no check.
 
     Raises:
-        DataError: A corpus cannot be read, has no documents or too few tokens for the split, or another process is
-            building an index for too long.
+        DataError: A corpus cannot be read, has no documents or too few tokens for the split, or another process builds
+            an index for too long.
     """
-    blend = blending.parse(setting.corpora)
-    corpora = [token_corpus(prefix) for prefix in blend.prefixes]
+    blend = blending.parse(spec.corpora)
+    corpora = [open_token_corpus(prefix) for prefix in blend.prefixes]
     if samples == 0 and len(corpora) > 1:
         raise DataError(
-            f"how many samples of {len(corpora)} corpora to blend must be said; one pass is only of one corpus"
+            f"{len(corpora)} corpora need a number of samples; one epoch is defined for a single corpus only"
         )
-    ranges = [_documents(corpus, setting, split) for corpus in corpora]
+    ranges = [_documents(corpus, spec, split) for corpus in corpora]
     if samples == 0:
-        part = _part(corpora[0], ranges[0], 0, setting, split)
-        parts, chosen = [part], np.zeros(part.samples, np.int16)
-        within = np.arange(part.samples, dtype=np.int64)
+        share = _share(corpora[0], ranges[0], 0, spec, split)
+        shares, chosen = [share], np.zeros(share.samples, np.int16)
+        within = np.arange(share.samples, dtype=np.int64)
     else:
-        chosen, within = _assigned(blend, samples, setting)
-        wanted = np.bincount(chosen, minlength=len(corpora)).tolist()
-        parts = [
-            _part(corpus, documents, count, setting, split) if count else Part(corpus, documents, 0, None, None)
-            for corpus, documents, count in zip(corpora, ranges, wanted, strict=True)
+        chosen, within = _assigned(blend, samples, spec)
+        counts = np.bincount(chosen, minlength=len(corpora)).tolist()
+        shares = [
+            _share(corpus, documents, count, spec, split) if count else CorpusShare(corpus, documents, 0, None, None)
+            for corpus, documents, count in zip(corpora, ranges, counts, strict=True)
         ]
-    mark = [[part.corpus.fingerprint, part.corpus.content_mark, part.samples] for part in parts]
-    what = [FORMAT, mark, blend.weights, setting.split, split, setting.seq_length, setting.seed, setting.separate]
+    hashes = [[share.corpus.sizes_hash, share.corpus.content_hash, share.samples] for share in shares]
+    what = [FORMAT, hashes, blend.weights, spec.split, split, spec.seq_length, spec.seed, spec.separate]
     fingerprint = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
-    return Samples(parts, chosen, within, setting.seq_length, setting.separate, fingerprint, vocab)
+    return Samples(shares, chosen, within, spec.seq_length, spec.separate, fingerprint, vocab)
 
 
-def token_corpus(prefix: str) -> Corpus:
-    """The corpus of a prefix.
+def open_token_corpus(prefix: str) -> Corpus:
+    """Opens a corpus.
 
     Raises:
-        DataError: It cannot be read, or holds other numbers than token ids.
+        DataError: It cannot be read, or does not hold token ids.
     """
     corpus = Corpus(prefix)
     if corpus.dtype.kind not in "iu":
-        raise DataError(f"{prefix} holds {corpus.dtype.name}, no token ids")
+        raise DataError(f"{prefix} holds {corpus.dtype.name}, not token ids")
     return corpus
 
 
-def foreign_id(ids: NDArray, vocab: int) -> int | None:
-    """An id that is none of 0 to ``vocab - 1``; None where all are."""
+def id_out_of_range(ids: NDArray, vocab: int) -> int | None:
+    """An id outside 0 to ``vocab - 1``; None if there is none."""
     extremes = (int(ids.max()), int(ids.min())) if len(ids) else ()
     return next((token for token in extremes if not 0 <= token < vocab), None)
 
 
-def _documents(corpus: Corpus, setting: Setting, split: str) -> range:
-    documents = sample_index.split_documents(pretrain.parse_split(setting.split), len(corpus))[SPLITS.index(split)]
+def _documents(corpus: Corpus, spec: SampleSpec, split: str) -> range:
+    documents = sample_index.split_documents(pretrain.parse_split(spec.split), len(corpus))[SPLITS.index(split)]
     if not documents:
         raise DataError(
-            f"{corpus.prefix} has no documents for {split}: {len(corpus)} documents are split as {setting.split}; give "
-            f"{split} a greater weight or use more documents"
+            f"{corpus.prefix} has no documents for {split}: {len(corpus)} documents are split by {spec.split}; increase the "
+            f"weight of {split} or use more documents"
         )
     return documents
 
 
-def _assigned(blend: blending.Blend, samples: int, setting: Setting) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+def _assigned(blend: blending.Blend, samples: int, spec: SampleSpec) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
     if len(blend.weights) == 1:
         return blending.assign(blend.weights, samples)
-    cache = Cache.beside(blend.prefixes[0], setting.cache, wait=setting.wait)
+    cache = Cache.for_corpus(blend.prefixes[0], spec.cache, wait=spec.wait)
 
     def build() -> dict[str, NDArray]:
         chosen, within = blending.assign(blend.weights, samples)
         return {"chosen": chosen, "within": within}
 
-    arrays, _ = cache.get({"format": FORMAT, "weights": blend.weights, "samples": samples}, build)
+    arrays, _ = cache.get_or_build({"format": FORMAT, "weights": blend.weights, "samples": samples}, build)
     return arrays["chosen"], arrays["within"]
 
 
-def _part(corpus: Corpus, documents: range, samples: int, setting: Setting, split: str) -> Part:
+def _share(corpus: Corpus, documents: range, samples: int, spec: SampleSpec, split: str) -> CorpusShare:
     try:
-        epochs = sample_index.plan(sample_index.tokens_of(corpus.sizes, documents), samples, setting.seq_length)
+        epochs = sample_index.plan(sample_index.tokens_of(corpus.sizes, documents), samples, spec.seq_length)
     except DataError as error:
         raise DataError(
             f"{corpus.prefix}, documents {documents.start} to {documents.stop - 1} for {split}: {error}"
         ) from None
     description = {
         "format": FORMAT,
-        "sizes": corpus.fingerprint,
+        "sizes": corpus.sizes_hash,
         "documents": [documents.start, documents.stop],
         "samples": samples,
-        "seq_length": setting.seq_length,
-        "seed": setting.seed,
+        "seq_length": spec.seq_length,
+        "seed": spec.seed,
     }
 
     def build() -> dict[str, NDArray]:
-        made = sample_index.build(corpus.sizes, documents, samples, setting.seq_length, setting.seed)
+        made = sample_index.build(corpus.sizes, documents, samples, spec.seq_length, spec.seed)
         return {"documents": made.documents, "starts": made.starts, "order": made.order}
 
-    arrays, kept = Cache.beside(corpus.prefix, setting.cache, wait=setting.wait).get(description, build)
+    arrays, cached = Cache.for_corpus(corpus.prefix, spec.cache, wait=spec.wait).get_or_build(description, build)
     index = SampleIndex(arrays["documents"], arrays["starts"], arrays["order"])
-    return Part(corpus, documents, samples or epochs.samples, index, kept)
+    return CorpusShare(corpus, documents, samples or epochs.samples, index, cached)

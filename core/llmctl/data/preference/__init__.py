@@ -1,1 +1,1 @@
-"""Chosen and rejected answers for DPO: read, encoded, laid out in rows that share a prompt."""
+"""Preference pairs for DPO: read, encoded, and laid out as rows in which both answers share the prompt."""

@@ -1,7 +1,7 @@
-"""From preferences to ids: truncation of a prompt with two answers, and the same prompt as generation's.
+"""Encodes preferences as token ids; prompts are the same as in generation.
 
-Where prompt and answers together are too long, the last question is cut from the left to its limit, then both answers
-from the right in proportion to their lengths. Earlier turns come back as far as they fit, newest first.
+If prompt and answers together are too long, the user text of the last turn is truncated from the left to its limit, then
+both answers from the right, in proportion to their lengths. Earlier turns are kept as far as they fit, newest first.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmctl.data.preference.examples import Preference
-from llmctl.data.sft.encoding import check_plain, cut_question, last_answer, plain_prompt, prompt_ids, with_end
+from llmctl.data.sft.encoding import check_plain, last_answer, plain_prompt, prompt_ids, truncate_question, with_eos
 from llmctl.tokenizers.base import Conversation, Tokenizer
 
 
@@ -19,20 +19,20 @@ class Pair:
     """An encoded preference.
 
     Attributes:
-        prompt: Ids before the answers.
-        chosen: Ids of the better answer, with its end token unless it was cut.
-        rejected: Ids of the other.
-        source: Where it stands.
-        cut: Whether question or answers were cut.
-        turns: Earlier turns that were left out.
+        prompt: Token ids before the answers.
+        chosen: Token ids of the chosen answer, with EOS unless it was truncated.
+        rejected: Token ids of the rejected answer.
+        source: ``file:line``.
+        truncated: Whether the last user text or an answer was truncated.
+        dropped_turns: Number of earlier turns that were dropped.
     """
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
     source: str
-    cut: bool = False
-    turns: int = 0
+    truncated: bool = False
+    dropped_turns: int = 0
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
@@ -40,13 +40,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairCounts:
-    """What became of preferences: all, those cut, those without some earlier turns, those dropped.
+    """Number of pairs, of those truncated, of those that lost earlier turns, and of those dropped.
 
-    Dropped are those of which an answer is empty, or both are the same, within the length.
+    A pair is dropped if, after truncation, an answer is empty or both are equal.
     """
 
     pairs: int
-    cut: int
+    truncated: int
     shortened: int
     dropped: int
 
@@ -55,8 +55,8 @@ class PairEncoder:
     """Encodes preferences with a tokenizer and its chat template, if it has one.
 
     Args:
-        tokenizer: With the template to use.
-        max_prompt_length: Longest prompt of the last question, in tokens, where not everything fits.
+        tokenizer: The tokenizer, with its chat template if there is one.
+        max_prompt_length: Longest prompt of the last turn, in tokens, if not everything fits.
         max_length: Longest prompt and both answers together, in tokens.
     """
 
@@ -64,7 +64,7 @@ class PairEncoder:
         self.tokenizer, self.max_prompt_length, self.max_length = tokenizer, max_prompt_length, max_length
 
     def encode(self, row: Preference) -> Pair | None:
-        """The pair of a preference, or None if no difference between its answers is left.
+        """Encodes a preference; None if it is dropped.
 
         Raises:
             DataError: It needs a chat template and there is none.
@@ -75,24 +75,26 @@ class PairEncoder:
             longer = self._whole(row, left_out - 1, question)
             if len(longer) > self.max_length:
                 break
-            pair, left_out = replace(longer, cut=pair.cut), left_out - 1
+            pair, left_out = replace(longer, truncated=pair.truncated), left_out - 1
         if not (pair.prompt and pair.chosen and pair.rejected) or pair.chosen == pair.rejected:
             return None
-        return replace(pair, turns=left_out)
+        return replace(pair, dropped_turns=left_out)
 
     def encode_all(self, rows: Sequence[Preference]) -> tuple[list[Pair], PairCounts]:
-        """Pairs of all preferences of which a difference is left, and counts of what happened."""
+        """Encodes all preferences, without those that are dropped, and counts."""
         pairs = [pair for pair in map(self.encode, rows) if pair is not None]
-        cut, shortened = (sum(map(bool, flags)) for flags in ([p.cut for p in pairs], [p.turns for p in pairs]))
-        return pairs, PairCounts(len(rows), cut, shortened, len(rows) - len(pairs))
+        truncated, shortened = (
+            sum(map(bool, flags)) for flags in ([p.truncated for p in pairs], [p.dropped_turns for p in pairs])
+        )
+        return pairs, PairCounts(len(rows), truncated, shortened, len(rows) - len(pairs))
 
     def prompt(self, row: Preference) -> list[int]:
-        """Ids of everything before the answers, cut as in training."""
+        """Token ids of everything before the answers, truncated as in training."""
         pair = self.encode(row)
         return pair.prompt if pair else prompt_ids(self.tokenizer, row.conversation(first=len(row.tgt)), row.source)
 
     def _last_turn(self, row: Preference) -> tuple[str, Pair]:
-        """What is kept of the last question as text, and the pair of the last turn alone, cut to length."""
+        """The last user text, truncated as needed, and the pair of the last turn alone."""
         question, first = row.src[-1], len(row.tgt)
         pair = self._whole(row, first, question)
         if len(pair) <= self.max_length:
@@ -100,7 +102,7 @@ class PairEncoder:
         if len(pair.prompt) > self.max_prompt_length:
             if self.tokenizer.chat_template:
                 asked = row.conversation(first=first)
-                kept = cut_question(self.tokenizer, self.tokenizer.chat_template, asked, self.max_prompt_length)
+                kept = truncate_question(self.tokenizer, self.tokenizer.chat_template, asked, self.max_prompt_length)
                 question = kept.turns[-1][0]
                 pair = self._whole(row, first, question)
             else:
@@ -110,10 +112,10 @@ class PairEncoder:
         if answers > room:
             chosen = room * len(pair.chosen) // answers
             pair = replace(pair, chosen=pair.chosen[:chosen], rejected=pair.rejected[: room - chosen])
-        return question, replace(pair, cut=True)
+        return question, replace(pair, truncated=True)
 
     def _whole(self, row: Preference, first: int, question: str) -> Pair:
-        """The pair of the conversation from a turn on, nothing cut."""
+        """The pair of the conversation from turn ``first`` on, without truncation."""
         prompt = prompt_ids(self.tokenizer, row.conversation(None, first, question), row.source)
         chosen, rejected = (
             self._answer(row.conversation(text, first, question)) for text in (row.chosen, row.rejected)
@@ -121,23 +123,23 @@ class PairEncoder:
         return Pair(prompt, chosen, rejected, row.source)
 
     def _answer(self, answered: Conversation) -> list[int]:
-        """Ids of the last answer."""
+        """Token ids of the last answer."""
         text = answered.turns[-1][1]
         assert text is not None
         template = self.tokenizer.chat_template
         if template is None:
-            return with_end(self.tokenizer.encode(text, add_special=False), self.tokenizer.eos_ids)
-        runs = template.segments(answered)
-        last = last_answer(runs)
+            return with_eos(self.tokenizer.encode(text, add_special=False), self.tokenizer.eos_ids)
+        segments = template.segments(answered)
+        last = last_answer(segments)
         assert last is not None
-        return with_end(runs[last][0], self.tokenizer.eos_ids)
+        return with_eos(segments[last][0], self.tokenizer.eos_ids)
 
 
 def check_preference(row: Preference, tokenizer: Tokenizer) -> None:
-    """Passes when the conversation can be written: with a chat template, or with one turn and no system text.
+    """Checks that a preference can be encoded: with a chat template, or with one turn and no system prompt.
 
     Raises:
-        DataError: It cannot.
+        DataError: It needs a chat template and there is none.
     """
     if tokenizer.chat_template is None:
         check_plain(row.conversation(), row.source)

@@ -1,7 +1,7 @@
-"""JSON lines of preferences: a conversation whose last question has two answers, of which one is better.
+"""Reading preference data: JSON lines of conversations with two answers to the last user turn, of which one is better.
 
 A line is ``{"src": [...], "tgt": [...], "response": [a, b], "sort": [x, y], "context": {"system": text}}``: ``tgt`` holds
-the answers of all turns but the last, ``response`` two for the last, and the one with the larger ``sort`` is chosen.
+the answers of all turns but the last, ``response`` the two for the last; the one with the larger ``sort`` is chosen.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _KEYS = (*_REQUIRED, "context")
 
 @dataclass(frozen=True)
 class Preference:
-    """A conversation with a chosen and a rejected answer to its last question, and where it stands (``file:line``)."""
+    """A conversation with a chosen and a rejected answer to the last turn, and its source (``file:line``)."""
 
     src: tuple[str, ...]
     tgt: tuple[str, ...]
@@ -28,12 +28,12 @@ class Preference:
     source: str
 
     def conversation(self, answer: str | None = None, first: int = 0, question: str | None = None) -> Conversation:
-        """The conversation from a turn on.
+        """The conversation, from turn ``first`` on.
 
         Args:
-            answer: To the last question; None = it is to be generated.
-            first: Number of the oldest turn to keep.
-            question: In place of the last question.
+            answer: Answer to the last turn; None = to be generated.
+            first: Index of the oldest turn to keep.
+            question: Replaces the user text of the last turn.
         """
         asked = self.src[-1] if question is None else question
         earlier: list[Turn] = list(zip(self.src[:-1], self.tgt, strict=True))
@@ -41,10 +41,10 @@ class Preference:
 
 
 def parse_preference(text: str | None, source: str) -> Preference:
-    """The preference in a line.
+    """Parses the preference in a line.
 
     Raises:
-        ValueError: The line is broken; the message is the reason.
+        ValueError: The line is not valid; the message is the reason.
     """
     row = parse_object(text)
     require_keys(row, _REQUIRED, _KEYS)
@@ -54,7 +54,7 @@ def parse_preference(text: str | None, source: str) -> Preference:
         raise ValueError(f"'src' has {len(src)} turns, 'tgt' has {len(tgt)}; 'src' must have one more")
     response = turns("response", row["response"])
     if len(response) != 2:
-        raise ValueError(f"'response' must hold two answers, found {len(response)}")
+        raise ValueError(f"'response' must have two answers, got {len(response)}")
     if response[0].strip() == response[1].strip():
         raise ValueError("the two answers of 'response' are the same")
     better, other = _order(row["sort"])
@@ -62,7 +62,7 @@ def parse_preference(text: str | None, source: str) -> Preference:
 
 
 def _order(sort: Any) -> tuple[int, int]:
-    """Indices of the chosen and of the rejected answer."""
+    """Index of the chosen and of the rejected answer."""
     numbers = isinstance(sort, list) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in sort)
     if not numbers or len(sort) != 2:
         raise ValueError("'sort' must be a list of two numbers")
@@ -70,4 +70,4 @@ def _order(sort: Any) -> tuple[int, int]:
         return 0, 1
     if sort[1] > sort[0]:
         return 1, 0
-    raise ValueError("the two numbers of 'sort' do not differ, so neither answer is better")
+    raise ValueError("the two numbers of 'sort' are equal, so neither answer is better")

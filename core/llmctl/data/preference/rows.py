@@ -1,7 +1,8 @@
-"""Pairs to rows and arrays: a prompt with both its answers in one row, the rejected one blind to the chosen one.
+"""Lays out preference pairs in rows: the prompt once, then both answers, without attention between the answers.
 
-Positions of the rejected answer go on from the prompt's end. The last token of the prompt predicts the first token of
-either answer, so what is asked is a list of (column, token) rather than one label for each column.
+Positions of the rejected answer continue from the end of the prompt. The last prompt token predicts the first token of
+both answers, so targets are a list of (column, token) instead of one label per column. Behind a sliding window that is
+shorter than the pair, the answers are two documents with a prompt each.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from numpy.typing import NDArray
 
 from llmctl.data import packing
 from llmctl.data.preference.encoding import Pair
-from llmctl.data.sft.encoding import IGNORED
+from llmctl.data.sft.encoding import IGNORE_INDEX
 
 CHOSEN, REJECTED = 0, 1
 
 
 @dataclass(frozen=True)
-class Document:
-    """Ids that see each other as ``data.packing`` says; labels are unused there, as the rows' own lists say more."""
+class PairDocument:
+    """A pair, or one answer with its prompt, for ``data.packing``; labels are unused (see ``PairRow``)."""
 
     input_ids: list[int]
     labels: list[int]
@@ -32,61 +33,61 @@ class Document:
 
 @dataclass(frozen=True)
 class PairRow:
-    """Pairs laid out in a row.
+    """A row of pairs.
 
     Attributes:
-        numbers: Number of each pair among all.
-        laid: Ids, positions and ends.
+        numbers: Index of each pair among all pairs.
+        packed: Token ids, positions and ends.
         column: Columns that predict a token of an answer.
-        token: What each must predict.
-        answer: Which answer each belongs to: twice the place of its pair in the row, plus 1 for the rejected one.
+        token: The token that each must predict.
+        answer: The answer it belongs to: 2 x index of the pair in the row, plus 1 for the rejected answer.
     """
 
     numbers: list[int]
-    laid: packing.PackedRow
+    packed: packing.PackedRow
     column: list[int]
     token: list[int]
     answer: list[int]
 
     @property
     def input_ids(self) -> list[int]:
-        """Ids of the whole row."""
-        return self.laid.input_ids
+        """Token ids of the row."""
+        return self.packed.input_ids
 
     @property
     def source(self) -> str:
-        """Where the pairs come from."""
-        return self.laid.source
+        """Sources of the pairs."""
+        return self.packed.source
 
 
 def rows_of(pairs: Sequence[Pair], how: str = "none", capacity: int = 0, window: int | None = None) -> list[PairRow]:
-    """All pairs in rows, one in each or packed.
+    """Lays out all pairs in rows, one per row or packed.
 
     Args:
-        pairs: The pairs; their numbers are their places here.
-        how: ``none``, or a way to pack of ``data.packing``.
-        capacity: Tokens of a packed row.
-        window: Tokens that the model's attention looks back, its own included; a pair that is longer is laid out as two
-            documents, since behind the chosen answer the rejected one would see less of the prompt than alone.
+        pairs: The pairs.
+        how: ``none``, or an algorithm of ``data.packing``.
+        capacity: Tokens in a packed row.
+        window: Sliding window of the model's attention, in tokens; a longer pair becomes two documents, because after the
+            chosen answer the rejected one would see less of the prompt than on its own.
     """
-    laid = [_documents(pair, window is None or len(pair) <= window) for pair in pairs]
-    lengths = [sum(len(document.input_ids) for document in documents) for documents in laid]
+    packed = [_documents(pair, window is None or len(pair) <= window) for pair in pairs]
+    lengths = [sum(len(document.input_ids) for document in documents) for documents in packed]
     chosen = [[i] for i in range(len(pairs))] if how == "none" else packing.PACKERS[how](lengths, capacity)
-    return [_row(pairs, laid, row) for row in chosen]
+    return [_row(pairs, packed, row) for row in chosen]
 
 
 def collate(rows: Sequence[PairRow], pad_id: int, multiple: int = 1) -> dict[str, NDArray[np.int64]]:
-    """``input_ids``, ``position_ids``, ``document_end`` and ``attention_mask`` [B, T], padded on the right, and what is asked.
+    """Collates rows: ``input_ids``, ``position_ids``, ``document_end``, ``attention_mask`` [B, T], and targets.
 
-    That is ``column`` (of the B*T tokens in one line), ``token`` and ``answer`` [N], and ``pair`` [P], the numbers of all
-    pairs; answer ``2 * p`` is the chosen one of pair p, ``2 * p + 1`` the rejected one.
+    Targets are ``column`` (index into the flattened B*T tokens), ``token`` and ``answer`` [N]; answer ``2 * p`` is the
+    chosen one of pair p, ``2 * p + 1`` the rejected one. ``pair`` [P] holds the indices of the pairs.
 
     Args:
-        rows: B rows.
-        pad_id: Fills ``input_ids``.
-        multiple: T is the smallest multiple of this that holds the longest row.
+        rows: The B rows.
+        pad_id: Padding token of ``input_ids``.
+        multiple: T is rounded up to a multiple of this.
     """
-    batch = packing.collate([row.laid for row in rows], pad_id, multiple)
+    batch = packing.collate([row.packed for row in rows], pad_id, multiple)
     del batch["labels"]
     width, before = batch["input_ids"].shape[1], 0
     columns, tokens, answers = [], [], []
@@ -101,7 +102,7 @@ def collate(rows: Sequence[PairRow], pad_id: int, multiple: int = 1) -> dict[str
     return batch
 
 
-def _documents(pair: Pair, shared: bool) -> list[Document]:
+def _documents(pair: Pair, shared: bool) -> list[PairDocument]:
     p, c, r = len(pair.prompt), len(pair.chosen), len(pair.rejected)
     if not shared:
         return [_document(pair, [*pair.prompt, *a], [*range(p + len(a))], [p + len(a)] * (p + len(a)))
@@ -111,11 +112,11 @@ def _documents(pair: Pair, shared: bool) -> list[Document]:
     return [_document(pair, ids, positions, [len(ids)] * p + [p + c] * c + [len(ids)] * r)]
 
 
-def _document(pair: Pair, ids: list[int], positions: list[int], ends: list[int]) -> Document:
-    return Document(ids, [IGNORED] * len(ids), positions, ends, pair.source)
+def _document(pair: Pair, ids: list[int], positions: list[int], ends: list[int]) -> PairDocument:
+    return PairDocument(ids, [IGNORE_INDEX] * len(ids), positions, ends, pair.source)
 
 
-def _row(pairs: Sequence[Pair], laid: Sequence[list[Document]], numbers: list[int]) -> PairRow:
+def _row(pairs: Sequence[Pair], packed: Sequence[list[PairDocument]], numbers: list[int]) -> PairRow:
     columns: list[int] = []
     tokens: list[int] = []
     answers: list[int] = []
@@ -123,16 +124,16 @@ def _row(pairs: Sequence[Pair], laid: Sequence[list[Document]], numbers: list[in
     for place, number in enumerate(numbers):
         pair = pairs[number]
         p, c = len(pair.prompt), len(pair.chosen)
-        # Where the prompt ends that the rejected answer continues, and where that answer begins.
-        prompt_end, begin = (p, p + c) if len(laid[number]) == 1 else (p + c + p, p + c + p)
+        # End of the prompt that precedes the rejected answer, and start of that answer.
+        prompt_end, begin = (p, p + c) if len(packed[number]) == 1 else (p + c + p, p + c + p)
         for side, first, answer, after in ((CHOSEN, p, pair.chosen, p), (REJECTED, begin, pair.rejected, prompt_end)):
             columns += [start + after - 1, *range(start + first, start + first + len(answer) - 1)]
             tokens += answer
             answers += [2 * place + side] * len(answer)
-        start += sum(len(document.input_ids) for document in laid[number])
-    documents = [document for number in numbers for document in laid[number]]
+        start += sum(len(document.input_ids) for document in packed[number])
+    documents = [document for number in numbers for document in packed[number]]
     joined = packing.join(documents)
-    # A pair stands once in the list of sources, whether it is one document or two.
+    # Each pair is listed once as a source, even if it is two documents.
     source = ", ".join(pairs[number].source for number in numbers)
     row = packing.PackedRow(joined.input_ids, joined.labels, joined.position_ids, joined.ends, source, len(documents))
     return PairRow(list(numbers), row, columns, tokens, answers)

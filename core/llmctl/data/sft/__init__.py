@@ -1,1 +1,1 @@
-"""Examples for supervised fine-tuning: read, encoded as tokens and labels, collated into batches."""
+"""Supervised fine-tuning examples: read from JSON lines, encoded as tokens and labels, collated into batches."""

@@ -1,7 +1,7 @@
-"""JSON lines of questions and answers: finding the files of a split, and reading every line with its complaint.
+"""Reading fine-tuning data: JSON lines of prompts and answers.
 
-A line is ``{"src": text or list, "tgt": text or list, "context": {"system": text}}``; lists are turns, ``context`` is
-optional. All broken lines of all files are reported at once.
+A line is ``{"src": text or list, "tgt": text or list, "context": {"system": text}}``. A list holds the turns of a
+conversation; ``context`` is optional. All invalid lines of all files are reported in one error.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any, TypeVar
 
 from llmctl.errors import DataError
 
-LISTED = 30
+MAX_LISTED = 30
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _SUFFIXES = (".jsonl", ".json")
 _KEYS = ("src", "tgt", "context")
 E = TypeVar("E")
 Parse = Callable[[str | None, str], E]
-"""The example in a line, from its text (None = not UTF-8) and its place; ValueError says what is wrong with it."""
+"""(text of a line, or None if it is not UTF-8; ``file:line``) -> example. Raises ValueError with the reason."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation: what was asked and answered in each turn, and where it stands (``file:line``)."""
+    """A conversation: the user texts and answers of its turns, the system prompt, and its source (``file:line``)."""
 
     src: tuple[str, ...]
     tgt: tuple[str, ...]
@@ -37,10 +37,10 @@ class Example:
 
 
 def parse_example(text: str | None, source: str) -> Example:
-    """The example in a line.
+    """Parses the example in a line.
 
     Raises:
-        ValueError: The line is broken; the message is the reason.
+        ValueError: The line is not valid; the message is the reason.
     """
     row = parse_object(text)
     require_keys(row, ("src", "tgt"), _KEYS)
@@ -51,21 +51,21 @@ def parse_example(text: str | None, source: str) -> Example:
 
 
 def read_split(paths: Sequence[Path], split: str, optional: bool = False) -> list[Example]:
-    """All examples of a split; see ``read_examples``."""
+    """Reads all fine-tuning examples of a split; see ``read_examples``."""
     return read_examples(paths, split, parse_example, optional)
 
 
 def read_examples(paths: Sequence[Path], split: str, parse: Parse[E], optional: bool = False) -> list[E]:
-    """All examples of a split, in the order of the files and lines.
+    """Reads all examples of a split, in the order of files and lines.
 
     Args:
-        paths: Files, or folders that hold ``<split>.json(l)`` or a folder ``<split>`` of such files.
+        paths: Files, or folders with ``<split>.json(l)`` or with a folder ``<split>`` of such files.
         split: ``"train"`` or ``"dev"``.
-        parse: Makes an example from a line.
-        optional: Whether a folder without the split is passed over.
+        parse: Parses a line.
+        optional: Whether to skip folders without the split.
 
     Raises:
-        DataError: A folder has no such split, a file has no examples, or lines are broken: all are listed.
+        DataError: A folder has no such split, a file has no examples, or lines are not valid; all are listed.
     """
     examples: list[E] = []
     problems: list[str] = []
@@ -73,14 +73,14 @@ def read_examples(paths: Sequence[Path], split: str, parse: Parse[E], optional: 
         for file in _files(path, split, optional):
             _read(file, parse, examples, problems)
     if problems:
-        more = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        more = f"\n  and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
         head = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the {split} data:"
-        raise DataError("\n  ".join([head, *problems[:LISTED]]) + more)
+        raise DataError("\n  ".join([head, *problems[:MAX_LISTED]]) + more)
     return examples
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str | None]]:
-    """Line numbers and texts of a file, blank lines left out; None for a line that is not UTF-8."""
+    """(line number, text) of the lines of a file that are not blank; text is None if the line is not UTF-8."""
     with open(path, "rb") as stream:
         for number, raw in enumerate(stream, 1):
             try:
@@ -93,10 +93,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, str | None]]:
 
 
 def parse_object(text: str | None) -> dict[str, Any]:
-    """The JSON object in a line.
+    """Parses the JSON object in a line.
 
     Raises:
-        ValueError: It is none; the message is the reason.
+        ValueError: The line is not a JSON object; the message is the reason.
     """
     if text is None:
         raise ValueError("not valid UTF-8")
@@ -107,23 +107,23 @@ def parse_object(text: str | None) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("not valid JSON: nested too deeply") from None
     if not isinstance(row, dict):
-        raise ValueError(f"a JSON object is needed, found {_kind(row)}")
+        raise ValueError(f"expected a JSON object, got {_kind(row)}")
     half = _HALF_PAIR.search(json.dumps(row, ensure_ascii=False)) if _SURROGATE.search(text) else None
     if half:
-        raise ValueError(f"\\u{ord(half[0]):04x} is half of a surrogate pair, no character")
+        raise ValueError(f"\\u{ord(half[0]):04x} is half of a surrogate pair, not a character")
     return row
 
 
 def require_keys(row: dict[str, Any], keys: Sequence[str], known: Sequence[str]) -> None:
-    """Passes when a row has all keys.
+    """Checks that a row has all keys.
 
     Raises:
-        ValueError: It lacks one; the message names what may have been meant by it.
+        ValueError: A key is missing; the message suggests a similar one.
     """
     for key in keys:
         if key not in row:
             near = difflib.get_close_matches(key, [name for name in row if name not in known], 1, cutoff=0.5)
-            raise ValueError(f"no {key!r}" + (f"; did you mean it by {near[0]!r}?" if near else ""))
+            raise ValueError(f"missing key {key!r}" + (f" (found {near[0]!r})" if near else ""))
 
 
 def _files(path: Path, split: str, optional: bool) -> list[Path]:
@@ -134,7 +134,9 @@ def _files(path: Path, split: str, optional: bool) -> list[Path]:
         found += sorted(file for file in (path / split).iterdir() if file.suffix in _SUFFIXES)
     if not found and not optional:
         names = ", ".join(split + suffix for suffix in _SUFFIXES)
-        what = "is not there" if not path.exists() else f"has no {split} data: looked for {names} and {split}/*.json(l)"
+        what = (
+            "does not exist" if not path.exists() else f"has no {split} data: looked for {names} and {split}/*.json(l)"
+        )
         raise DataError(f"{path} {what}")
     return found
 
@@ -148,42 +150,42 @@ def _read(file: Path, parse: Parse[E], examples: list[E], problems: list[str]) -
         except ValueError as error:
             problems.append(f"{source}: {error}")
     if len(examples) + len(problems) == before:
-        problems.append(f"{file}: the file holds no examples")
+        problems.append(f"{file}: the file has no examples")
 
 
 def turns(key: str, value: Any) -> tuple[str, ...]:
-    """The texts under a key, one or a list of them; answers may not be empty.
+    """The texts of a key, a string or a list of strings; answers must not be empty.
 
     Raises:
-        ValueError: They are not texts.
+        ValueError: A text is not a string, or an answer is empty.
     """
     texts = value if isinstance(value, list) else [value]
     if not texts:
         raise ValueError(f"{key!r} is an empty list")
     for turn in texts:
         if not isinstance(turn, str):
-            raise ValueError(f"{key!r} must be text or a list of texts, found {_kind(turn)}")
+            raise ValueError(f"{key!r} must be a string or a list of strings, not {_kind(turn)}")
         if key != "src" and not turn.strip():
             raise ValueError(f"{key!r} is empty")
     return tuple(texts)
 
 
 def system_text(context: Any) -> str | None:
-    """The system's text in a row's ``context``.
+    """The system prompt in the ``context`` of a row.
 
     Raises:
-        ValueError: The context holds something else.
+        ValueError: The context is not valid.
     """
     if context is None:
         return None
     if not isinstance(context, dict):
-        raise ValueError(f"'context' must be an object, found {_kind(context)}")
+        raise ValueError(f"'context' must be an object, not {_kind(context)}")
     system = context.get("system")
     if system is not None and not isinstance(system, str):
-        raise ValueError(f"'context.system' must be text, found {_kind(system)}")
+        raise ValueError(f"'context.system' must be a string, not {_kind(system)}")
     unknown = sorted(set(context) - {"system"})
     if unknown:
-        raise ValueError(f"'context' may only hold 'system', found {unknown[0]!r}")
+        raise ValueError(f"'context' allows only the key 'system', not {unknown[0]!r}")
     return system
 
 
@@ -191,10 +193,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
     return row
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

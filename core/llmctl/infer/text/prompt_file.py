@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl.data.sft.examples import LISTED, parse_object, read_lines
+from llmctl.data.sft.examples import MAX_LISTED, parse_object, read_lines
 from llmctl.errors import DataError
 from llmctl.infer.text.generator import TextGenerator, TextOutput, TextRequest
 from llmctl.tokenizers.base import Conversation
@@ -47,8 +47,8 @@ def read_prompts(path: Path, system: str | None = None) -> list[PromptLine]:
         except ValueError as error:
             problems.append(f"{source}: {error}")
     if problems:
-        more = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-        raise DataError("\n  ".join([f"{len(problems)} lines cannot be used:", *problems[:LISTED]]) + more)
+        more = f"\n  and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+        raise DataError("\n  ".join([f"{len(problems)} lines cannot be used:", *problems[:MAX_LISTED]]) + more)
     if not lines:
         raise DataError(f"{path} holds no prompts")
     return lines

@@ -86,16 +86,16 @@ def _encode(encoder: PairEncoder, rows: Sequence[Preference], split: str) -> lis
 
 def _rows(job: DpoJob, pairs: Sequence[Pair], mixed: bool) -> list[pair_rows.PairRow]:
     settings = job.config.data
-    pairs = packing.mixed(pairs, settings.packing, mixed, job.config.train.seed)
+    pairs = packing.shuffled(pairs, settings.packing, mixed, job.config.train.seed)
     capacity = settings.packed_length or settings.max_length
     rows = pair_rows.rows_of(pairs, settings.packing, capacity, job.model.dims.get("window"))
     if settings.packing != "none":
-        print(packing.filling(len(pairs), "pairs", rows, capacity), flush=True)
+        print(packing.fill_summary(len(pairs), "pairs", rows, capacity), flush=True)
     return rows
 
 
 def _summary(split: str, counts: PairCounts) -> str:
-    cut = f", {counts.cut} cut to length" if counts.cut else ""
+    cut = f", {counts.truncated} cut to length" if counts.truncated else ""
     shortened = f", {counts.shortened} without their oldest turns" if counts.shortened else ""
     why = "dropped because an answer was empty or both were the same within the length"
     return f"{split}: {counts.pairs} pairs{cut}{shortened}{f', {counts.dropped} {why}' if counts.dropped else ''}"

@@ -109,4 +109,4 @@ class DpoTask(ExamplesTask):
 def identity(row: PairRow) -> list[int]:
     """Whole numbers that tell a row of pairs from others."""
     lengths = [len(row.input_ids), len(row.token)]
-    return [*lengths, *row.input_ids, *row.laid.position_ids, *row.laid.ends, *row.column, *row.token, *row.answer]
+    return [*lengths, *row.input_ids, *row.packed.position_ids, *row.packed.ends, *row.column, *row.token, *row.answer]

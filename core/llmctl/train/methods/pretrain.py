@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from llmctl import runtime
-from llmctl.data.corpus.samples import Sample, Samples, Setting, open_split
-from llmctl.data.sft.encoding import IGNORED
+from llmctl.data.corpus.samples import Sample, Samples, SampleSpec, open_split
+from llmctl.data.sft.encoding import IGNORE_INDEX
 from llmctl.errors import DataError
 from llmctl.jobs.pretrain import PretrainJob
 from llmctl.tokenizers import Tokenizer
@@ -71,11 +71,11 @@ def prepare(job: PretrainJob) -> PretrainData:
         DataError: A split has no documents, or another process is building an index for too long.
     """
     data, train = job.config.data, job.config.train
-    setting, wanted = Setting.of(data), job.config.samples()
+    setting, wanted = SampleSpec.of(data), job.config.samples()
     opened = {name: open_split(setting, name, count, job.model.dims.vocab) for name, count in wanted.items() if count}
     for name, samples in opened.items():
         print(f"{name}: {len(samples):,} samples of {data.seq_length} tokens", flush=True)
-    tokens = sum(part.tokens_per_pass for part in opened["train"].parts)
+    tokens = sum(share.tokens_per_epoch for share in opened["train"].shares)
     task = PretrainTask(
         opened["train"], opened.get("valid"), train.batch_size, train.grad_accumulation, train.eval_batch_size, tokens
     )
@@ -179,7 +179,7 @@ class PretrainTask:
 
 
 def _asks(row: Sample) -> bool:
-    return bool((row.labels != IGNORED).any())
+    return bool((row.labels != IGNORE_INDEX).any())
 
 
 def _nothing_asked(first: Sample, last: Sample) -> DataError:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from llmctl.data import packing
 from llmctl.data.sft import collate as batching
-from llmctl.data.sft.encoding import Counts, Encoder
+from llmctl.data.sft.encoding import Encoder, ExampleCounts
 from llmctl.data.sft.examples import Example
 from llmctl.errors import DataError
 from llmctl.jobs.finetune import FinetuneJob
@@ -113,15 +113,15 @@ def _encode(encoder: Encoder, examples: Sequence[Example], split: str) -> list[A
 
 def _packed(job: FinetuneJob, rows: Sequence[Any]) -> list[packing.PackedRow]:
     settings = job.config.data
-    rows = packing.mixed(rows, settings.packing, settings.shuffle, job.config.train.seed)
+    rows = packing.shuffled(rows, settings.packing, settings.shuffle, job.config.train.seed)
     capacity = settings.packed_length or settings.max_length
     packed = packing.pack(rows, capacity, settings.packing)
     if packed:
-        print(packing.filling(len(rows), "examples", packed, capacity), flush=True)
+        print(packing.fill_summary(len(rows), "examples", packed, capacity), flush=True)
     return packed
 
 
-def _summary(split: str, counts: Counts) -> str:
+def _summary(split: str, counts: ExampleCounts) -> str:
     cut = f", {counts.truncated} cut to length" if counts.truncated else ""
     dropped = f", {counts.dropped} dropped because no answer was left" if counts.dropped else ""
     return f"{split}: {counts.examples} examples{cut}{dropped}"

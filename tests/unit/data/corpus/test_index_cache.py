@@ -26,40 +26,43 @@ def never():
 
 def test_an_entry_is_built_once_and_then_read(tmp_path):
     cache = Cache((tmp_path / "index-cache",))
-    made, kept = cache.get(KEY, built())
-    again, also = cache.get(KEY, never)
+    made, kept = cache.get_or_build(KEY, built())
+    again, also = cache.get_or_build(KEY, never)
     assert kept == also and again["numbers"].tolist() == made["numbers"].tolist() == list(range(7))
     assert isinstance(again["numbers"], np.memmap)
     assert sorted(path.name for path in kept.iterdir()) == [DESCRIPTION, "numbers.npy"]
     assert [path.name for path in kept.parent.iterdir()] == [kept.name], "no lock is left"
-    other, elsewhere = cache.get({"seed": 2}, built(3))
+    other, elsewhere = cache.get_or_build({"seed": 2}, built(3))
     assert elsewhere != kept and len(other["numbers"]) == 3
 
 
 def test_an_entry_in_any_folder_is_used(tmp_path):
-    Cache((tmp_path / "a",)).get(KEY, built())
-    assert Cache((tmp_path / "b", tmp_path / "a")).get(KEY, never)[1].parent == tmp_path / "a"
+    Cache((tmp_path / "a",)).get_or_build(KEY, built())
+    assert Cache((tmp_path / "b", tmp_path / "a")).get_or_build(KEY, never)[1].parent == tmp_path / "a"
 
 
 @pytest.mark.parametrize("name", ["numbers.npy", DESCRIPTION])
 @pytest.mark.parametrize("content", [None, b"\x93NUMPY half of it", b""])
 def test_a_damaged_entry_is_built_again(tmp_path, name, content):
     cache = Cache((tmp_path,))
-    _, kept = cache.get(KEY, built())
+    _, kept = cache.get_or_build(KEY, built())
     (kept / name).unlink()
     if content is not None:
         (kept / name).write_bytes(content)
-    assert len(cache.get(KEY, built(9))[0]["numbers"]) == 9
-    assert len(cache.get(KEY, never)[0]["numbers"]) == 9
+    assert len(cache.get_or_build(KEY, built(9))[0]["numbers"]) == 9
+    assert len(cache.get_or_build(KEY, never)[0]["numbers"]) == 9
 
 
 def test_a_folder_that_cannot_be_written_is_passed_over_with_a_word(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match="cannot be kept in .*file"):
-        _, kept = Cache((tmp_path / "file", tmp_path / "b")).get(KEY, built())
+    with pytest.warns(UserWarning, match="cannot be cached in .*file"):
+        _, kept = Cache((tmp_path / "file", tmp_path / "b")).get_or_build(KEY, built())
     assert kept.parent == tmp_path / "b"
-    with pytest.warns(UserWarning, match="kept in memory only"), pytest.warns(UserWarning, match="cannot be kept"):
-        found, nowhere = Cache((tmp_path / "file",)).get(KEY, built())
+    with (
+        pytest.warns(UserWarning, match="the index is not cached, and the next run builds it again"),
+        pytest.warns(UserWarning, match="cannot be cached"),
+    ):
+        found, nowhere = Cache((tmp_path / "file",)).get_or_build(KEY, built())
     assert nowhere is None and len(found["numbers"]) == 7
 
 
@@ -70,8 +73,11 @@ def test_a_full_disk_is_passed_over_with_a_word(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         for module, name in ((os, "pwrite"), (np, "save")):
             patch.setattr(module, name, full)
-        with pytest.warns(UserWarning, match="disk full"), pytest.warns(UserWarning, match="kept in memory only"):
-            found, nowhere = Cache((tmp_path,)).get(KEY, built())
+        with (
+            pytest.warns(UserWarning, match="disk full"),
+            pytest.warns(UserWarning, match="the index is not cached, and the next run builds it again"),
+        ):
+            found, nowhere = Cache((tmp_path,)).get_or_build(KEY, built())
     assert nowhere is None and len(found["numbers"]) == 7 and not list(tmp_path.iterdir())
 
 
@@ -88,7 +94,7 @@ def builder(tmp_path):
             sys.stdin.readline()
             return {{"numbers": np.arange(5)}}
 
-        Cache((Path({str(tmp_path)!r}),)).get({KEY!r}, build)
+        Cache((Path({str(tmp_path)!r}),)).get_or_build({KEY!r}, build)
     """)
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -107,19 +113,19 @@ def test_another_builder_is_waited_for_and_named(tmp_path, builder):
         builder.stdin.write("\n")
         builder.stdin.flush()
 
-    found, _ = Cache((tmp_path,), say=say).get(KEY, never)
+    found, _ = Cache((tmp_path,), notify=say).get_or_build(KEY, never)
     assert len(found["numbers"]) == 5
     assert len(said) == 1 and f"process {builder.pid} on {os.uname().nodename}" in said[0]
 
 
 def test_waiting_has_an_end(tmp_path, builder):
     with pytest.raises(DataError, match=f"still being built by process {builder.pid} on .* after 0 seconds"):
-        Cache((tmp_path,), wait=0).get(KEY, never)
+        Cache((tmp_path,), wait=0).get_or_build(KEY, never)
 
 
 def test_a_killed_builder_stands_in_nobodys_way(tmp_path, builder):
     builder.send_signal(signal.SIGKILL)
     builder.wait()
     assert list(tmp_path.glob("*.lock")), "what it left behind is still there"
-    found, kept = Cache((tmp_path,), wait=0).get(KEY, built())
+    found, kept = Cache((tmp_path,), wait=0).get_or_build(KEY, built())
     assert len(found["numbers"]) == 7 and [path.name for path in tmp_path.iterdir()] == [kept.name]

@@ -12,8 +12,8 @@ from kit.corpora import write
 
 from llmctl.config import pretrain
 from llmctl.data.corpus import blend, sample_index
-from llmctl.data.corpus.samples import Setting, open_split
-from llmctl.data.sft.encoding import IGNORED
+from llmctl.data.corpus.samples import SampleSpec, open_split
+from llmctl.data.sft.encoding import IGNORE_INDEX
 from llmctl.errors import DataError
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[3] / "goldens" / "megatron_core.json").read_text())
@@ -27,7 +27,7 @@ def test_indices_are_those_of_megatron(case):
     assert made.documents.tolist() == GOLDEN[f"{case}_documents"]
     assert made.starts.tolist() == GOLDEN[f"{case}_starts"]
     assert made.order.tolist() == GOLDEN[f"{case}_order"]
-    apart = sample_index.plan(180, samples, seq_length).apart
+    apart = sample_index.plan(180, samples, seq_length).before_last
     assert (apart is not None) == (case == "apart")
 
 
@@ -99,8 +99,8 @@ def folder(tmp_path_factory):
 
 
 def test_a_sample_is_consecutive_tokens_of_the_line_of_documents(folder):
-    samples = open_split(Setting([str(folder / "a")], "1", 16, seed=3), "train", 60)
-    index, corpus = samples.parts[0].index, samples.parts[0].corpus
+    samples = open_split(SampleSpec([str(folder / "a")], "1", 16, seed=3), "train", 60)
+    index, corpus = samples.shares[0].index, samples.shares[0].corpus
     line = np.concatenate([corpus.get(i) for i in index.documents])
     for i in range(60):
         first = int(index.order[i]) * 16
@@ -111,14 +111,14 @@ def test_a_sample_is_consecutive_tokens_of_the_line_of_documents(folder):
 
 
 def test_every_token_is_seen_once_in_a_pass(folder):
-    samples = open_split(Setting([str(folder / "a")], "1", 16), "train")
+    samples = open_split(SampleSpec([str(folder / "a")], "1", 16), "train")
     seen = Counter(int(token) for i in range(len(samples)) for token in samples[i].input_ids)
-    total = samples.parts[0].corpus.tokens
+    total = samples.shares[0].corpus.tokens
     assert set(seen.values()) == {1} and len(seen) == len(samples) * 16 > total - 17
 
 
 def test_splits_share_no_token(folder):
-    setting = Setting([str(folder / "a")], "6,3,1", 8)
+    setting = SampleSpec([str(folder / "a")], "6,3,1", 8)
     seen = [
         {int(token) for i in range(len(split)) for token in (*split[i].input_ids, split[i].labels[-1])}
         for split in (open_split(setting, name) for name in ("train", "valid", "test"))
@@ -127,35 +127,35 @@ def test_splits_share_no_token(folder):
 
 
 def test_a_sample_depends_on_the_settings_and_its_number_alone(folder):
-    setting = Setting(["0.3", str(folder / "a"), "0.7", str(folder / "b")], "1", 16)
+    setting = SampleSpec(["0.3", str(folder / "a"), "0.7", str(folder / "b")], "1", 16)
     one, other = open_split(setting, "train", 40), open_split(setting, "train", 40)
     backwards = [other[i] for i in reversed(range(40))][::-1]
     for i in range(40):
         assert np.array_equal(one[i].input_ids, backwards[i].input_ids)
     assert one.fingerprint == other.fingerprint
-    assert one.fingerprint != open_split(Setting(setting.corpora, "1", 16, seed=1), "train", 40).fingerprint
+    assert one.fingerprint != open_split(SampleSpec(setting.corpora, "1", 16, seed=1), "train", 40).fingerprint
 
 
 def test_another_text_of_the_same_lengths_has_another_fingerprint(tmp_path):
     marks = set()
     for first in (1, 2):
         write(tmp_path / "a", [[first, 5, 6, 7, 8], [3, 4, 5]])
-        marks.add(open_split(Setting([str(tmp_path / "a")], "1", 2), "train", 3).fingerprint)
+        marks.add(open_split(SampleSpec([str(tmp_path / "a")], "1", 2), "train", 3).fingerprint)
     assert len(marks) == 2
 
 
 def test_corpora_are_drawn_by_weight_each_in_its_own_order(folder):
-    samples = open_split(Setting([f"0.25 {folder / 'a'} 0.75 {folder / 'b'}"], "1", 16), "train", 100)
+    samples = open_split(SampleSpec([f"0.25 {folder / 'a'} 0.75 {folder / 'b'}"], "1", 16), "train", 100)
     origin = [int(samples[i].input_ids[0]) // 10000 for i in range(100)]
     assert Counter(origin) == {1: 25, 2: 75}
-    alone = open_split(Setting([str(folder / "a")], "1", 16), "train", 25)
+    alone = open_split(SampleSpec([str(folder / "a")], "1", 16), "train", 25)
     of_a = [samples[i].input_ids.tolist() for i in range(100) if origin[i] == 1]
     assert of_a == [alone[i].input_ids.tolist() for i in range(25)]
 
 
 def test_documents_in_a_sample_are_told_apart_on_request(folder):
-    whole = open_split(Setting([str(folder / "a")], "1", 16), "train")
-    parted = open_split(Setting([str(folder / "a")], "1", 16, separate=True), "train")
+    whole = open_split(SampleSpec([str(folder / "a")], "1", 16), "train")
+    parted = open_split(SampleSpec([str(folder / "a")], "1", 16, separate=True), "train")
     assert whole.fingerprint != parted.fingerprint
     for i in range(len(parted)):
         sample, ids = parted[i], parted[i].input_ids
@@ -164,8 +164,8 @@ def test_documents_in_a_sample_are_told_apart_on_request(folder):
         jumps = np.flatnonzero(following != ids + 1)
         borders = sample.document_starts[1:] - 1
         assert sample.document_starts[0] == 0 and set(jumps) - {15} <= set(borders)
-        assert (sample.labels[borders] == IGNORED).all()
-        rest = sample.labels != IGNORED
+        assert (sample.labels[borders] == IGNORE_INDEX).all()
+        rest = sample.labels != IGNORE_INDEX
         assert np.array_equal(sample.labels[rest], following[rest])
         assert np.array_equal(whole[i].labels, following)
 
@@ -192,17 +192,17 @@ def test_blends_are_written_in_several_ways(folder, items, names, weights):
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        (["0.3 {a} {b}"], "has no weight and others have"),
-        (["{b} 0.3 {a}"], "has no weight and others have"),
+        (["0.3 {a} {b}"], "has no weight, but others have"),
+        (["{b} 0.3 {a}"], "has no weight, but others have"),
         (["0.3 {a} 0.7"], "no corpus follows the weight 0.7"),
         (["0.3 0.7 {a} {b}"], "no corpus follows the weight 0.3"),
-        (["-1 {a} 2 {b}"], "must be 0 or more"),
-        (["nan {a}"], "must be 0 or more"),
+        (["-1 {a} 2 {b}"], "must be finite and at least 0"),
+        (["nan {a}"], "must be finite and at least 0"),
         (["0 {a} 0 {b}"], "are all 0"),
         (["{a}x"], "ax.idx is missing"),
-        (["{a} {a}"], "a is named twice; give it one weight"),
-        (["{a} {folder}/./a.bin"], r"a is named twice, as .*a too"),
-        ([], "no corpus is named"),
+        (["{a} {a}"], "a is given twice; give it once, with the sum of the weights"),
+        (["{a} {folder}/./a.bin"], r"a is given twice, also as .*a"),
+        ([], "no corpus is given"),
         (["{empty}"], "holds no corpus"),
     ],
 )
@@ -213,24 +213,24 @@ def test_blends_that_do_not_fit_are_refused(folder, tmp_path, items, message):
 
 
 def test_splits_without_documents_or_tokens_are_refused(folder, tmp_path):
-    with pytest.raises(DataError, match="a has no documents for valid: 50 documents are split as 1"):
-        open_split(Setting([str(folder / "a")], "1", 16), "valid", 1)
+    with pytest.raises(DataError, match="a has no documents for valid: 50 documents are split by 1"):
+        open_split(SampleSpec([str(folder / "a")], "1", 16), "valid", 1)
     with pytest.raises(DataError, match="are too few for a sample of 5000 tokens"):
-        open_split(Setting([str(folder / "a")], "1", 5000), "train")
-    with pytest.raises(DataError, match="how many samples of 2 corpora"):
-        open_split(Setting([str(folder / "a"), str(folder / "b")], "1", 16), "train")
+        open_split(SampleSpec([str(folder / "a")], "1", 5000), "train")
+    with pytest.raises(DataError, match="2 corpora need a number of samples"):
+        open_split(SampleSpec([str(folder / "a"), str(folder / "b")], "1", 16), "train")
     write(tmp_path / "f", dtype="f4")
-    with pytest.raises(DataError, match="holds float32, no token ids"):
-        open_split(Setting([str(tmp_path / "f")], "1", 2), "train", 1)
+    with pytest.raises(DataError, match="holds float32, not token ids"):
+        open_split(SampleSpec([str(tmp_path / "f")], "1", 2), "train", 1)
 
 
 def test_few_tokens_are_repeated_until_a_sample_is_full(folder):
-    samples = open_split(Setting([str(folder / "a")], "1", 5000), "train", 2)
+    samples = open_split(SampleSpec([str(folder / "a")], "1", 5000), "train", 2)
     assert len(samples[1].input_ids) == 5000
 
 
 def test_an_id_that_the_model_does_not_know_is_refused(folder):
-    samples = open_split(Setting([str(folder / "a")], "1", 16), "train", 4, vocab=10000)
+    samples = open_split(SampleSpec([str(folder / "a")], "1", 16), "train", 4, vocab=10000)
     with pytest.raises(DataError, match="holds the id 1.*the model has 10000 tokens"):
         samples[0]
 
@@ -238,4 +238,4 @@ def test_an_id_that_the_model_does_not_know_is_refused(folder):
 def test_an_id_below_zero_is_refused(tmp_path):
     write(tmp_path / "a", [[3, -1, 4] * 9], np.int32)
     with pytest.raises(DataError, match="holds the id -1, but the model has 8 tokens"):
-        open_split(Setting([str(tmp_path / "a")], "1", 16), "train", 1, vocab=8)[0]
+        open_split(SampleSpec([str(tmp_path / "a")], "1", 16), "train", 1, vocab=8)[0]

@@ -11,7 +11,7 @@ from llmctl import tokenizers
 from llmctl.data.preference import rows as pair_rows
 from llmctl.data.preference.encoding import Pair, PairEncoder, check_preference
 from llmctl.data.preference.examples import Preference, parse_preference
-from llmctl.data.sft.encoding import IGNORED, Encoder, prompt_ids
+from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder, prompt_ids
 from llmctl.data.sft.examples import Example, read_examples
 from llmctl.errors import DataError
 
@@ -38,22 +38,22 @@ def chat(tmp_path_factory):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"src": None, "source": "a"}, "no 'src'; did you mean it by 'source'"),
-        ({"tgt": None}, "no 'tgt'"),
-        ({"response": None}, "no 'response'"),
-        ({"sort": None, "sorted": [1, 0]}, "no 'sort'; did you mean it by 'sorted'"),
+        ({"src": None, "source": "a"}, "missing key 'src' .found 'source'"),
+        ({"tgt": None}, "missing key 'tgt'"),
+        ({"response": None}, "missing key 'response'"),
+        ({"sort": None, "sorted": [1, 0]}, "missing key 'sort' .found 'sorted'"),
         ({"src": ["a", "b"]}, "'src' has 2 turns, 'tgt' has 0; 'src' must have one more"),
         ({"tgt": ["b"]}, "'src' has 1 turns, 'tgt' has 1; 'src' must have one more"),
         ({"src": ["a", "b"], "tgt": [" "]}, "'tgt' is empty"),
-        ({"response": ["b"]}, "'response' must hold two answers, found 1"),
+        ({"response": ["b"]}, "'response' must have two answers, got 1"),
         ({"response": ["b", " "]}, "'response' is empty"),
         ({"response": ["b", "b "]}, "the two answers of 'response' are the same"),
-        ({"response": ["b", 3]}, "'response' must be text or a list of texts, found a number"),
-        ({"sort": [1, 1]}, "do not differ"),
+        ({"response": ["b", 3]}, "'response' must be a string or a list of strings, not a number"),
+        ({"sort": [1, 1]}, "are equal, so neither answer is better"),
         ({"sort": [1]}, "'sort' must be a list of two numbers"),
         ({"sort": [True, False]}, "'sort' must be a list of two numbers"),
-        ({"sort": [float("nan"), 1]}, "do not differ"),
-        ({"context": {"sistem": "x"}}, "may only hold 'system'"),
+        ({"sort": [float("nan"), 1]}, "are equal, so neither answer is better"),
+        ({"context": {"sistem": "x"}}, "allows only the key 'system'"),
     ],
 )
 def test_broken_line_gives_its_reason(change, reason):
@@ -82,12 +82,12 @@ def test_prompt_and_answers_are_those_of_fine_tuning_and_of_generation(plain, ch
     for tokenizer in (plain, chat):
         row = preference()
         pair = PairEncoder(tokenizer, 64, 128).encode(row)
-        assert pair.prompt == prompt_ids(tokenizer, row.conversation()) and not pair.cut
+        assert pair.prompt == prompt_ids(tokenizer, row.conversation()) and not pair.truncated
         for text, answer in ((row.chosen, pair.chosen), (row.rejected, pair.rejected)):
             trained = Encoder(tokenizer, 64, 128).encode(Example(row.src, (text,), None, "f:1"))
             whole = pair.prompt + answer
             assert whole == trained.input_ids[: len(whole)] and tokenizer.eos_id == answer[-1]
-            assert all(label == IGNORED for label in trained.labels[len(whole) - 1 :])
+            assert all(label == IGNORE_INDEX for label in trained.labels[len(whole) - 1 :])
 
 
 def test_several_turns_need_a_template(plain):
@@ -99,7 +99,7 @@ def test_a_long_prompt_keeps_its_end_and_answers_are_cut_in_proportion(plain):
     row = preference("hello world " * 10, "over the lazy dog " * 2, ["x " * 40 + FOX])
     whole = PairEncoder(plain, 1000, 1000).encode(row)
     pair = PairEncoder(plain, 12, 36).encode(row)
-    assert pair.cut and len(pair.prompt) == 12 and len(pair) == 36
+    assert pair.truncated and len(pair.prompt) == 12 and len(pair) == 36
     assert pair.prompt[1:] == whole.prompt[-11:] and pair.prompt[0] == plain.bos_id
     expected = 24 * len(whole.chosen) // (len(whole.chosen) + len(whole.rejected))
     assert pair.chosen == whole.chosen[:expected] and pair.rejected == whole.rejected[: 24 - expected]
@@ -107,33 +107,33 @@ def test_a_long_prompt_keeps_its_end_and_answers_are_cut_in_proportion(plain):
 
 
 def test_a_prompt_over_its_limit_is_whole_where_everything_fits(plain):
-    assert not PairEncoder(plain, 4, 1000).encode(preference()).cut
+    assert not PairEncoder(plain, 4, 1000).encode(preference()).truncated
 
 
 def test_a_template_keeps_its_own_text_when_the_question_is_cut(chat):
     row = preference(src=["x " * 60 + FOX])
     pair = PairEncoder(chat, 20, 60).encode(row)
     head, tail = (prompt_ids(chat, preference(src=[text]).conversation()) for text in ("", FOX))
-    assert pair.cut and len(pair.prompt) <= 20
+    assert pair.truncated and len(pair.prompt) <= 20
     assert pair.prompt[0] == head[0] and pair.prompt[-3:] == tail[-3:] and chat.eos_id in pair.chosen
 
 
 def test_earlier_turns_come_back_newest_first_while_they_fit(chat):
     row = preference(src=("first", "second", "third"), tgt=("one", "two"), system="be brief")
     whole = PairEncoder(chat, 100, 1000).encode(row)
-    assert whole.turns == 0 and whole.prompt == prompt_ids(chat, row.conversation())
+    assert whole.dropped_turns == 0 and whole.prompt == prompt_ids(chat, row.conversation())
     shorter = PairEncoder(chat, 100, len(whole) - 1).encode(row)
-    assert shorter.turns == 1 and not shorter.cut
+    assert shorter.dropped_turns == 1 and not shorter.truncated
     assert shorter.prompt == prompt_ids(chat, row.conversation(first=1))
     last = PairEncoder(chat, 100, len(shorter) - 1).encode(row)
-    assert last.turns == 2 and last.prompt == prompt_ids(chat, row.conversation(first=2))
+    assert last.dropped_turns == 2 and last.prompt == prompt_ids(chat, row.conversation(first=2))
 
 
 def test_a_pair_without_a_difference_within_its_length_is_dropped_and_counted(plain):
     alike = preference("hello world one", "hello world two", ["x " * 30])
     nothing = preference("b", "a " * 200, ["x " * 30])
     pairs, counts = PairEncoder(plain, 8, 12).encode_all([preference("b", "c"), alike, nothing, nothing])
-    assert len(pairs) == 1 and (counts.pairs, counts.cut, counts.dropped) == (4, 1, 3)
+    assert len(pairs) == 1 and (counts.pairs, counts.truncated, counts.dropped) == (4, 1, 3)
 
 
 SHORT = Pair([1, 2, 3], [4, 5], [6, 7, 8], "f:1")
@@ -174,5 +174,5 @@ def test_every_layout_asks_for_the_same(how, window):
 def test_a_pair_longer_than_the_window_is_two_documents():
     row = pair_rows.rows_of([SHORT], window=7)[0]
     assert row.input_ids == [1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 8]
-    assert row.laid.ends == [5] * 5 + [11] * 6 and row.source == "f:1"
-    assert np.array_equal(row.laid.position_ids, [*range(5), *range(6)])
+    assert row.packed.ends == [5] * 5 + [11] * 6 and row.source == "f:1"
+    assert np.array_equal(row.packed.position_ids, [*range(5), *range(6)])

@@ -11,7 +11,7 @@ from kit.tiny_tokenizers import write_json
 
 from llmctl import tokenizers
 from llmctl.data.sft.collate import collate
-from llmctl.data.sft.encoding import IGNORED, Encoder, conversation, prompt_ids
+from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder, conversation, prompt_ids
 from llmctl.data.sft.examples import Example, parse_example, read_split
 from llmctl.errors import DataError
 
@@ -37,18 +37,18 @@ def chat(tmp_path_factory):
     ("line", "reason"),
     [
         ('{"src": "a"', "not valid JSON: .* at column"),
-        ("[1]", "a JSON object is needed, found a list"),
-        ('{"source": "a", "tgt": "b"}', "no 'src'; did you mean it by 'source'"),
-        ('{"src": "a"}', "no 'tgt'"),
-        ('{"src": 1, "tgt": "b"}', "'src' must be text or a list of texts, found a number"),
-        ('{"src": "a", "tgt": [null]}', "'tgt' must be text or a list of texts, found null"),
+        ("[1]", "expected a JSON object, got a list"),
+        ('{"source": "a", "tgt": "b"}', "missing key 'src' .found 'source'"),
+        ('{"src": "a"}', "missing key 'tgt'"),
+        ('{"src": 1, "tgt": "b"}', "'src' must be a string or a list of strings, not a number"),
+        ('{"src": "a", "tgt": [null]}', "'tgt' must be a string or a list of strings, not null"),
         ('{"src": [], "tgt": []}', "'src' is an empty list"),
         ('{"src": ["a"], "tgt": ["b", "c"]}', "'src' has 1 turns, 'tgt' has 2"),
         ('{"src": "a", "tgt": " "}', "'tgt' is empty"),
-        ('{"src": "a", "tgt": "b", "context": "x"}', "'context' must be an object, found text"),
-        ('{"src": "a", "tgt": "b", "context": {"system": 3}}', "'context.system' must be text"),
-        ('{"src": "a", "tgt": "b", "context": {"sistem": "x"}}', "may only hold 'system', found 'sistem'"),
-        ('{"src": "a", "src": "c", "tgt": "b"}', "the key 'src' stands twice"),
+        ('{"src": "a", "tgt": "b", "context": "x"}', "'context' must be an object, not a string"),
+        ('{"src": "a", "tgt": "b", "context": {"system": 3}}', "'context.system' must be a string, not a number"),
+        ('{"src": "a", "tgt": "b", "context": {"sistem": "x"}}', "allows only the key 'system', not 'sistem'"),
+        ('{"src": "a", "src": "c", "tgt": "b"}', "the key 'src' is given twice"),
         ('{"src": "\\ud83d\\ude00", "tgt": "\\ud83d!"}', r"\\ud83d is half of a surrogate pair"),
         (None, "not valid UTF-8"),
         ("[" * 100000, "nested too deeply|not valid JSON"),
@@ -71,7 +71,7 @@ def test_all_broken_lines_of_all_files_are_reported_at_once(tmp_path):
         "a.jsonl:3: 'src'",
         "a.jsonl:4: not valid UTF-8",
         "b.jsonl:1: not valid JSON",
-        "c.jsonl: the file holds no",
+        "c.jsonl: the file has no",
     ):
         assert part in message
 
@@ -107,7 +107,7 @@ def test_loss_is_on_the_answer_and_its_end_only(plain):
     source = [plain.bos_id, *plain.encode("the quick brown fox", False)]
     answer = [*plain.encode("hello world", False), plain.eos_id]
     assert row.input_ids == source + answer and not row.truncated
-    assert row.labels == [IGNORED] * (len(source) - 1) + answer + [IGNORED]
+    assert row.labels == [IGNORE_INDEX] * (len(source) - 1) + answer + [IGNORE_INDEX]
 
 
 def test_source_is_cut_from_the_left_and_keeps_its_bos(plain):
@@ -147,7 +147,7 @@ def test_prompt_of_generation_is_the_training_prefix(plain, chat):
         prompt = Encoder(tokenizer, 64, 128).prompt(example())
         assert row.input_ids[: len(prompt)] == prompt
         assert row.labels[len(prompt) - 1] == row.input_ids[len(prompt)]
-        assert set(row.labels[: len(prompt) - 1]) == {IGNORED}
+        assert set(row.labels[: len(prompt) - 1]) == {IGNORE_INDEX}
         asked = conversation(example())
         assert prompt_ids(tokenizer, asked.__class__(((asked.turns[0][0], None),))) == prompt
 
@@ -177,7 +177,7 @@ def test_a_single_turn_is_cut_inside_what_the_user_wrote(chat):
 def test_several_turns_without_a_template_are_refused(plain):
     with pytest.raises(DataError, match="f:1 has 2 turns, which needs a chat template"):
         Encoder(plain, 32, 64).encode(example(["a", "b"], ["c", "d"]))
-    with pytest.raises(DataError, match="f:1 has a system text, which needs a chat template"):
+    with pytest.raises(DataError, match="f:1 has a system prompt, which needs a chat template"):
         Encoder(plain, 32, 64).encode(example(system="s"))
 
 
@@ -199,5 +199,5 @@ def test_batches_are_padded_on_the_right_to_the_multiple(plain):
         assert batch["attention_mask"][i].tolist() == [1] * length + [0] * (batch["input_ids"].shape[1] - length)
         assert batch["input_ids"][i, :length].tolist() == row.input_ids
         assert batch["labels"][i, :length].tolist() == row.labels
-        assert (batch["labels"][i, length:] == IGNORED).all()
+        assert (batch["labels"][i, length:] == IGNORE_INDEX).all()
     assert all(value.dtype == np.int64 for value in batch.values())

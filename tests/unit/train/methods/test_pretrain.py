@@ -15,8 +15,8 @@ from llmctl import plugins
 from llmctl.checkpoint import open_folder
 from llmctl.config import schema
 from llmctl.config.pretrain import PretrainConfig
-from llmctl.data.corpus.samples import Setting, open_split
-from llmctl.data.sft.encoding import IGNORED
+from llmctl.data.corpus.samples import SampleSpec, open_split
+from llmctl.data.sft.encoding import IGNORE_INDEX
 from llmctl.errors import ConfigError, DataError
 from llmctl.jobs import pretrain as preflight_pretrain
 from llmctl.train import trainer
@@ -102,7 +102,7 @@ def test_metrics_are_those_of_the_samples_one_by_one(whole, folder):
     """Against float64 cross entropies in numpy, from the saved model's logits."""
     info, output = whole
     model, _ = llmctl.load(output / "model")
-    samples = open_split(Setting([str(folder / "corpus")], "8,1,1", 32), "test", 15)
+    samples = open_split(SampleSpec([str(folder / "corpus")], "8,1,1", 32), "test", 15)
     losses = []
     for i in range(15):
         logits = model(paddle.to_tensor(samples[i].input_ids[None])).numpy()[0].astype(np.float64)
@@ -188,10 +188,10 @@ def test_separate_documents_are_trained_as_if_alone(folder):
     alone, labels = 0.0, 0
     for start, stop in zip(sample.document_starts, [*sample.document_starts[1:], 32], strict=True):
         part = {"input_ids": sample.input_ids[None, start:stop], "labels": sample.labels[None, start:stop]}
-        if (part["labels"] != IGNORED).any():
+        if (part["labels"] != IGNORE_INDEX).any():
             loss, some, _ = next_token_loss(model, part)
             alone, labels = alone + float(loss), labels + some
-    assert count == labels == 32 - sum(sample.labels == IGNORED)
+    assert count == labels == 32 - sum(sample.labels == IGNORE_INDEX)
     assert float(together) == pytest.approx(alone, rel=1e-12)
     joined, *_ = next_token_loss(model, collate([sample], False))
     assert float(joined) != pytest.approx(alone, rel=1e-6)
@@ -206,7 +206,7 @@ def test_documents_of_one_token_leave_nothing_to_learn_apart(folder):
     task, model = pretrain.prepare(made).task, pretrain.load(made, None).model
     found = {}
     for batch in task.micro_batches(1):
-        found.setdefault(bool((batch.arrays["labels"] != IGNORED).any()), batch)
+        found.setdefault(bool((batch.arrays["labels"] != IGNORE_INDEX).any()), batch)
     loss, count, _ = next_token_loss(model, found[False].arrays)
     assert float(loss) == 0 == count
     loss.backward()
@@ -216,7 +216,7 @@ def test_documents_of_one_token_leave_nothing_to_learn_apart(folder):
         pretrain.prepare(job(folder, folder / "none", **{**asked, "data__corpora": [str(folder / "ones")]},
                              train__grad_accumulation=8)).task.micro_batches(1)  # fmt: skip
     with pytest.raises(DataError, match="ask for no token"):
-        task.measure(model, open_split(Setting([str(folder / "ones")], "1", 8, separate=True), "train", 6))
+        task.measure(model, open_split(SampleSpec([str(folder / "ones")], "1", 8, separate=True), "train", 6))
 
 
 def test_without_a_valid_split_there_is_no_evaluation(folder):
