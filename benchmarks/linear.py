@@ -49,7 +49,7 @@ def ours():
 
     from llmctl.infer.packed.linear import PackedLinear, aligned, pack
     from llmctl_ops import library
-    from llmctl_ops.linear import native
+    from llmctl_ops.linear import as_struct
 
     random, pointer = np.random.default_rng(1), ctypes.c_void_p
     weight = random.standard_normal((INPUTS, OUTPUTS), np.float32)
@@ -72,7 +72,7 @@ def ours():
         for other in others:
             other[:] = first.data
         held = [first, *(PackedLinear(kind, INPUTS, OUTPUTS, group, data, first.scales) for data in others)]
-        weights = [native(packed) for packed in held]
+        weights = [as_struct(packed) for packed in held]
         x, y = random.standard_normal((rows, INPUTS), np.float32), np.empty((rows, OUTPUTS), np.float32)
 
         def run(held=held):

@@ -1,11 +1,11 @@
-"""Compiles the kernels for GPUs with nvcc; setup.py calls it where LLMCTL_OPS_CUDA=1 asks for them."""
+"""Compiles the CUDA kernels with nvcc; setup.py calls it if LLMCTL_OPS_CUDA=1."""
 
 import shutil
 import subprocess
 from pathlib import Path
 
 ARCHITECTURES = (80, 90)
-"""Compute capabilities that code is made for: A100 and its like, H100."""
+"""Compute capabilities to compile for: A100, H100."""
 
 
 def build(sources: Path, target: Path) -> Path:
@@ -16,11 +16,11 @@ def build(sources: Path, target: Path) -> Path:
         target: The library.
 
     Raises:
-        RuntimeError: There is no nvcc, or it failed; the message is its own.
+        RuntimeError: There is no nvcc, or it failed; the message has its output.
     """
     compiler = shutil.which("nvcc")
     if compiler is None:
-        raise RuntimeError("LLMCTL_OPS_CUDA=1 asks for kernels for GPUs, and there is no nvcc on the path")
+        raise RuntimeError("LLMCTL_OPS_CUDA=1 builds the CUDA kernels, which needs nvcc on the path")
     codes = [part for a in ARCHITECTURES for part in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
     hidden = ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
     files = [str(file) for file in sorted(sources.glob("*.cu"))]

@@ -1,8 +1,8 @@
-"""Builds the library of kernels, which needs a C++ compiler and nothing else.
+"""Builds the library of kernels; needs only a C++ compiler.
 
-It is loaded with ctypes: it depends on no version of Python or paddle, and one wheel serves all of them. Without a
-compiler the distribution installs all the same and its operators take their reference path; LLMCTL_OPS_BUILD=require
-makes a failed build an error. LLMCTL_OPS_CUDA=1 builds the kernels for GPUs too, which needs nvcc.
+The library is loaded with ctypes, so that it does not depend on the version of Python or paddle, and one wheel serves all. If
+the build fails the distribution installs without it and its operators take their reference path; LLMCTL_OPS_BUILD=require makes
+a failed build an error. LLMCTL_OPS_CUDA=1 also builds the CUDA kernels, which needs nvcc.
 """
 
 import os
@@ -31,13 +31,13 @@ KERNELS = Extension(
     depends=sorted(str(path) for path in Path("csrc").glob("**/*.h")),
     language="c++",
     extra_compile_args=FLAGS,
-    # Symbols are resolved at load: a library that does not fit fails there, where it can be caught, not at a call.
+    # Resolve symbols at load, where a failure can be caught, rather than at a call.
     extra_link_args=["-Wl,-z,now", "-s"],
 )
 
 
 class BuildKernels(build_ext):
-    """Builds the library under a name without a Python version; a failure leaves none, or is an error if so wanted."""
+    """Names the library without a Python version; a failed build leaves no library, or is an error if one is required."""
 
     def get_ext_filename(self, fullname):
         return str(Path(*fullname.split(".")).with_suffix(".so"))
@@ -52,7 +52,7 @@ class BuildKernels(build_ext):
             if os.environ.get("LLMCTL_OPS_BUILD") == "require":
                 raise
             print(f"llmctl-ops: no kernels, the reference path is used: {error}", file=sys.stderr)
-            # One of an earlier build would be of other sources.
+            # A library of an earlier build would not match the sources.
             Path("llmctl_ops", "libllmctl_ops.so").unlink(missing_ok=True)
             self.extensions = []
         if os.environ.get("LLMCTL_OPS_CUDA") == "1":

@@ -1,9 +1,9 @@
-"""Operators for training and running language models on the CPU, compiled where they can be.
+"""Compiled operators for training and inference of language models on the CPU.
 
-Each takes paddle tensors and has a twin in ``reference`` that it stands for: for types other than float32, for other
-devices, for programs being traced, and where there is no compiled library (``llmctl ops doctor`` says why).
+Each operator takes paddle tensors and has a reference implementation in ``reference``, which is used for types other than
+float32, for other devices, for programs being traced, and if there is no compiled library (``llmctl ops doctor`` says why).
 
-Nothing is imported before it is asked for: ``decoder``, ``linear``, ``sampling`` and ``library`` work without paddle.
+Operators are imported on first use: ``decoder``, ``linear``, ``sampling`` and ``library`` do not need paddle.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 _MODULES = {
     "adamw": "optimizer",
     "add_bias": "bias",
-    "attention": "masked",
+    "attention": "flash_attention",
     "cross_entropy": "loss",
     "fits": "calling",
     "gelu_tanh": "activation",
@@ -24,7 +24,7 @@ _MODULES = {
     "sum_squares": "optimizer",
     "swiglu": "gate",
 }
-"""Operator -> the module that has it."""
+"""Operator -> its module."""
 
 __all__ = list(_MODULES)  # noqa: PLE0605
 

@@ -1,4 +1,4 @@
-"""Activations of one input; differentiable. The gate of two is in ``gate``."""
+"""Activations of one input; differentiable. SwiGLU is in ``gate``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import paddle
 
 from llmctl_ops import reference
-from llmctl_ops.calling import call, fits, wanted
+from llmctl_ops.calling import call, fits, needs_grad
 
 
 def gelu_tanh(x: paddle.Tensor) -> paddle.Tensor:
     """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
     if not fits(x):
         return reference.gelu_tanh(x)
-    return _GeluTanh.apply(x) if wanted(x) else _forward(x)
+    return _GeluTanh.apply(x) if needs_grad(x) else _forward(x)
 
 
 class _GeluTanh(paddle.autograd.PyLayer):

@@ -1,4 +1,4 @@
-"""Adding a bias to rows; differentiable in both. Paddle's sum with broadcasting takes ten times as long on the CPU."""
+"""Adds a bias to rows; differentiable in both. Paddle's broadcasting addition is ten times slower on the CPU."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import math
 import paddle
 
 from llmctl_ops import reference
-from llmctl_ops.calling import call, fits, wanted
+from llmctl_ops.calling import call, fits, needs_grad
 
 
 def add_bias(x: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
-    """x + bias, the bias as wide as the last axis of x.
+    """x + bias over the last axis.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The bias is not as wide as the last axis of x.
     """
     if bias.shape != x.shape[-1:]:
-        raise ValueError(f"add_bias to {x.shape} needs a bias {x.shape[-1:]}, not {bias.shape}")
+        raise ValueError(f"add_bias of x {x.shape} needs a bias {x.shape[-1:]}, not {bias.shape}")
     if not fits(x, bias):
         return reference.add_bias(x, bias)
-    if wanted(x, bias):
+    if needs_grad(x, bias):
         return _AddBias.apply(x, bias)
     return _forward(x, bias)
 
@@ -28,12 +28,12 @@ def add_bias(x: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
 class _AddBias(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx, x, bias):
-        ctx.wanted = not x.stop_gradient, not bias.stop_gradient
+        ctx.needs_grad = not x.stop_gradient, not bias.stop_gradient
         return _forward(x, bias)
 
     @staticmethod
     def backward(ctx, grad):
-        return grad if ctx.wanted[0] else None, _sum_rows(grad) if ctx.wanted[1] else None
+        return grad if ctx.needs_grad[0] else None, _sum_rows(grad) if ctx.needs_grad[1] else None
 
 
 def _forward(x: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:

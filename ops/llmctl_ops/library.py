@@ -1,8 +1,9 @@
-"""The compiled kernels: finding and loading them, and the instruction set they run with.
+"""Finds and loads the compiled kernels, and selects their instruction set.
 
-``LLMCTL_OPS`` chooses: ``auto`` (the default: the best this processor has), ``avx512vnni``, ``avx512``, ``avx2``, ``portable``, or
-``reference`` for none. A library that is absent, broken or of another version is no error: ``load`` says why there is none.
-Nothing here imports paddle: its OpenMP runtime is found as a file, and gives the same threads whether paddle is imported or not.
+``LLMCTL_OPS`` selects: ``auto`` (the default: the best that this processor has), ``avx512vnni``, ``avx512``, ``avx2``,
+``portable``, or ``reference`` for no kernels. A missing, broken or mismatched library is not an error: ``load`` says why there
+are no kernels. Nothing here imports paddle: its OpenMP runtime is loaded by path, so the threads are the same whether paddle is
+imported or not.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmctl_ops.structs import STRUCTS
+
 FILE = Path(__file__).with_name("libllmctl_ops.so")
-INTERFACE = 5
-"""Version of the kernels and their signatures; the library has the same number in library.cpp."""
+INTERFACE = 6
+"""Version of the exported functions and their signatures; library.cpp has the same number."""
 
 LEVELS = ("portable", "avx2", "avx512", "avx512vnni")
 CHOICES = ("auto", *reversed(LEVELS), "reference")
@@ -26,11 +29,11 @@ OPENMP = ("GOMP_parallel", "omp_get_max_threads", "omp_get_thread_num", "omp_get
 
 @dataclass(frozen=True)
 class Library:
-    """What was found.
+    """The result of loading.
 
     Args:
-        handle: The loaded library; None = none, the reference path is taken.
-        level: Instruction set of the kernels.
+        handle: The loaded library; None = no kernels, operators take the reference path.
+        level: Instruction set of the kernels, or ``reference``.
         why: For people: why this level, or why there is no library.
         threads: For people: where the threads come from.
     """
@@ -41,7 +44,7 @@ class Library:
     threads: str = "none"
 
     def kernel(self, name: str, *types: type) -> Callable[..., int] | None:
-        """The function of this name; None where there is no library. The first call that names types of arguments sets them."""
+        """The kernel of this name; None if there is no library. The first call that passes argument types sets them."""
         if self.handle is None:
             return None
         function = getattr(self.handle, f"llmctl_ops_{name}_{self.level}")
@@ -61,7 +64,7 @@ def load() -> Library:
 
 
 def open_library(file: Path, choice: str) -> Library:
-    """The library in a file, for a value of ``LLMCTL_OPS``.
+    """Loads the library in a file for a value of ``LLMCTL_OPS``.
 
     Raises:
         ValueError: The value is not allowed.
@@ -70,34 +73,34 @@ def open_library(file: Path, choice: str) -> Library:
     if choice not in CHOICES:
         raise ValueError(f"LLMCTL_OPS={choice!r} must be one of {', '.join(CHOICES)}")
     if choice == "reference":
-        return Library(None, "reference", "LLMCTL_OPS=reference")
+        return _none("LLMCTL_OPS=reference")
     if not file.exists():
-        return Library(None, "reference", "not compiled: there was no C++ compiler when llmctl-ops was installed")
+        return _none("not compiled: there was no C++ compiler when llmctl-ops was installed")
     try:
         handle = ctypes.CDLL(str(file))
-        found = handle.llmctl_ops_interface()
-        best = handle.llmctl_ops_level()
+        found, best = handle.llmctl_ops_interface(), handle.llmctl_ops_level()
+        mismatch = "" if found != INTERFACE else _mismatch(handle)
     except (OSError, AttributeError) as error:
-        return Library(None, "reference", f"{file.name} cannot be loaded ({error}); reinstall llmctl-ops")
+        return _none(f"{file.name} cannot be loaded ({error}); reinstall llmctl-ops")
     if found != INTERFACE:
-        return Library(
-            None, "reference", f"{file.name} has interface {found}, {INTERFACE} is needed; reinstall llmctl-ops"
-        )
+        return _none(f"{file.name} has interface {found}, {INTERFACE} is needed; reinstall llmctl-ops")
+    if mismatch:
+        return _none(f"{file.name} has {mismatch}; reinstall llmctl-ops")
     threads = _share_threads(handle)
     level = LEVELS[best] if choice == "auto" else choice
     if LEVELS.index(level) > best:
-        return Library(None, "reference", f"LLMCTL_OPS={choice}, which this processor does not have")
+        return _none(f"LLMCTL_OPS={choice}, which this processor does not support")
     return Library(handle, level, "best of this processor" if choice == "auto" else f"LLMCTL_OPS={choice}", threads)
 
 
 def set_threads(count: int) -> int:
-    """Sets how many threads the kernels use that this thread calls; at first the runtime follows ``OMP_NUM_THREADS``.
+    """Sets the number of threads for kernels called from this thread; initially the runtime follows ``OMP_NUM_THREADS``.
 
     Returns:
-        How many they used before.
+        The previous number.
 
     Raises:
-        ValueError: Not at least one.
+        ValueError: The count is not at least 1.
     """
     if count < 1:
         raise ValueError(f"threads={count} must be at least 1")
@@ -109,11 +112,26 @@ def set_threads(count: int) -> int:
     return before
 
 
+def _none(why: str) -> Library:
+    return Library(None, "reference", why)
+
+
+def _mismatch(handle: ctypes.CDLL) -> str:
+    """The first struct whose size differs from its ctypes mirror; empty if all agree."""
+    size_of = handle.llmctl_ops_struct_size
+    size_of.argtypes, size_of.restype = [ctypes.c_char_p], ctypes.c_int64
+    for struct in STRUCTS:
+        name, ours, theirs = struct.__name__, ctypes.sizeof(struct), size_of(struct.__name__.encode())
+        if ours != theirs:
+            return f"struct {name} of {theirs} bytes, {ours} are needed"
+    return ""
+
+
 def _share_threads(handle: ctypes.CDLL) -> str:
-    """Gives the library the threads of paddle's OpenMP runtime; a second runtime would compete with them."""
+    """Gives the library the threads of paddle's OpenMP runtime; a second runtime would compete with it."""
     runtime = _openmp_of_paddle()
     if runtime is None:
-        return "none: paddle's OpenMP runtime was not found, one thread computes"
+        return "none: paddle's OpenMP runtime was not found, kernels run on one thread"
     pointers = [ctypes.cast(getattr(runtime, name), ctypes.c_void_p) for name in OPENMP]
     handle.llmctl_ops_use_threads.argtypes = [ctypes.c_void_p] * len(OPENMP)
     handle.llmctl_ops_use_threads.restype = None

@@ -1,7 +1,7 @@
 """Products of rows with packed weights, by compiled kernels. No paddle here.
 
-What a packed weight is belongs to whoever packs it: kernels read what ``Packed`` says, laid out as csrc/cpu/linear.h
-describes. Letters: T rows, I inputs, O outputs.
+Callers pack the weights; kernels read the attributes of ``Packed``, in the layout that csrc/cpu/linear.h describes. Letters:
+T rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -13,36 +13,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl_ops import library
+from llmctl_ops.structs import POINTER, SIZE, Linear
 
 Float = NDArray[np.float32]
 
 LAYOUT = 1
-"""Number of the layout that the kernels read; raised with every change of where a value lies."""
+"""Version of the layout that the kernels read; raised with every change of it."""
 
 PANEL = 16
-"""Outputs that lie together."""
+"""Outputs of a panel."""
 
-STRETCH = 32
-"""Inputs that are rounded together where a row meets integer codes; groups are multiples of it."""
+QUANT_BLOCK = 32
+"""Inputs of a row that are quantized with one scale, for integer kinds; a group is a multiple of it."""
 
 KINDS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
-"""Kind -> bits of a weight, in the order of the kernels' numbers for them."""
+"""Kind -> bits of a weight; the order is that of the kernels' enum."""
 
 CODES = ("int8", "int4")
-"""Kinds whose weights are codes with scales."""
+"""Integer kinds: their weights are codes with scales."""
 
 
 class Packed(Protocol):
-    """A weight [I, O] in panels of ``PANEL`` outputs, the last one filled up with zeros.
+    """A weight [I, O] in panels of ``PANEL`` outputs, the last one padded with zeros.
 
     Attributes:
         kind: One of ``KINDS``.
         inputs: I.
         outputs: O.
-        group: Inputs that share a scale, a multiple of ``STRETCH``; 0 = all of an output, or there are no scales.
+        group: Inputs that share a scale, a multiple of ``QUANT_BLOCK``; 0 = all inputs of an output, or no scales.
         data: The values or codes as bytes.
-        scales: float32, of integer kinds; None = none.
-        zeros: float32, what the code 0 stands for in units of the scale; None = 0 stands for 0.
+        scales: float32, for integer kinds; None = none.
+        zeros: float32, added to a code before it is multiplied with the scale; None = 0.
     """
 
     kind: str
@@ -55,14 +56,14 @@ class Packed(Protocol):
 
 
 def product(x_TI: Float, packed: Packed, bias_O: Float | None = None) -> Float:
-    """x w + bias [T, O]; rows that meet integer codes are rounded to 8 bits in stretches of 32.
+    """x w + bias [T, O]; for integer kinds the rows are quantized to int8 in blocks of ``QUANT_BLOCK``.
 
     Raises:
         RuntimeError: There is no compiled library.
-        ValueError: The row or the bias is not as wide as the weight.
-        MemoryError: There was no memory for the kernel's buffers.
+        ValueError: The rows or the bias do not fit the weight.
+        MemoryError: No memory for the kernel's buffer.
     """
-    kernel = library.load().kernel("linear", *[ctypes.c_void_p] * 3, ctypes.c_int64)
+    kernel = library.load().kernel("linear", POINTER, POINTER, POINTER, SIZE)
     if kernel is None:
         raise RuntimeError(f"there are no compiled kernels: {library.load().why}")
     if x_TI.ndim != 2 or x_TI.shape[1] != packed.inputs:
@@ -70,51 +71,41 @@ def product(x_TI: Float, packed: Packed, bias_O: Float | None = None) -> Float:
     x_TI = np.ascontiguousarray(x_TI, np.float32)
     bias_O = None if bias_O is None else np.ascontiguousarray(bias_O, np.float32)
     y_TO = np.empty((len(x_TI), packed.outputs), np.float32)
-    weight = native(packed, bias_O)
+    weight = as_struct(packed, bias_O)
     if kernel(ctypes.addressof(weight), x_TI.ctypes.data, y_TO.ctypes.data, len(x_TI)):
         raise MemoryError("a product with a packed weight could not allocate its buffer")
     return y_TO
 
 
-class Native(ctypes.Structure):
-    """``struct Linear`` of csrc/cpu/linear.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("data", "scales", "zeros", "bias")),
-        *((name, ctypes.c_int64) for name in ("inputs", "outputs", "group")),
-        ("kind", ctypes.c_int32),
-    )
-
-
-def native(packed: Packed, bias_O: Float | None = None) -> Native:
-    """A packed weight as kernels take it; the arrays must outlive it.
+def as_struct(packed: Packed, bias_O: Float | None = None) -> Linear:
+    """The struct that kernels take for a packed weight; the arrays must outlive it.
 
     Raises:
-        ValueError: An array has another size or type than the weight's shape and kind ask for.
+        ValueError: An array does not have the size or type that the weight's shape and kind require.
     """
     _check_kind(packed.kind, packed.group)
     panels, integer = -(-packed.outputs // PANEL), packed.kind in CODES
-    padded = -(-packed.inputs // STRETCH) * STRETCH if integer else packed.inputs
+    padded = -(-packed.inputs // QUANT_BLOCK) * QUANT_BLOCK if integer else packed.inputs
     groups = panels * (-(-packed.inputs // packed.group) if packed.group else 1) * PANEL
-    wanted = [
+    arrays = [
         ("data", packed.data, panels * padded * PANEL * KINDS[packed.kind] // 8, np.uint8, True),
         ("scales", packed.scales, groups, np.float32, integer),
         ("zeros", packed.zeros, groups, np.float32, False),
         ("bias", bias_O, packed.outputs, np.float32, False),
     ]
-    for name, array, size, dtype, needed in wanted:
+    for name, array, size, dtype, needed in arrays:
         if array is None and not needed:
             continue
         if array is None or array.size != size or array.dtype != dtype or not array.flags.c_contiguous:
             raise ValueError(
                 f"{name} of a {packed.kind} weight [{packed.inputs}, {packed.outputs}] must be {size} x {dtype.__name__}"
             )
-    pointers = [None if array is None else array.ctypes.data for _, array, *_ in wanted]
-    return Native(*pointers, packed.inputs, packed.outputs, packed.group, [*KINDS].index(packed.kind))
+    pointers = [None if array is None else array.ctypes.data for _, array, *_ in arrays]
+    return Linear(*pointers, packed.inputs, packed.outputs, packed.group, [*KINDS].index(packed.kind))
 
 
 def _check_kind(kind: str, group: int) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
-    if group < 0 or group % STRETCH or (group and kind not in CODES):
-        raise ValueError(f"group={group} must be 0 or, for {' and '.join(CODES)}, a multiple of {STRETCH}")
+    if group < 0 or group % QUANT_BLOCK or (group and kind not in CODES):
+        raise ValueError(f"group={group} must be 0 or, for {' and '.join(CODES)}, a multiple of {QUANT_BLOCK}")

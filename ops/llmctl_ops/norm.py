@@ -7,7 +7,7 @@ import math
 import paddle
 
 from llmctl_ops import reference
-from llmctl_ops.calling import call, fits, wanted
+from llmctl_ops.calling import call, fits, needs_grad
 
 
 def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tensor:
@@ -20,7 +20,7 @@ def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tens
         raise ValueError(f"rms_norm of {x.shape} needs a weight {x.shape[-1:]}, not {weight.shape}")
     if not fits(x, weight):
         return reference.rms_norm(x, weight, eps)
-    if wanted(x, weight):
+    if needs_grad(x, weight):
         return _RMSNorm.apply(x, weight, eps)
     return _forward(x, weight, eps, None)
 
@@ -28,7 +28,7 @@ def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, eps: float) -> paddle.Tens
 class _RMSNorm(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx, x, weight, eps):
-        ctx.wanted = not x.stop_gradient, not weight.stop_gradient
+        ctx.needs_grad = not x.stop_gradient, not weight.stop_gradient
         scale = paddle.empty(x.shape[:-1], "float32")
         ctx.save_for_backward(x, weight, scale)
         return _forward(x, weight, eps, scale)
@@ -38,7 +38,7 @@ class _RMSNorm(paddle.autograd.PyLayer):
         x, weight, scale = ctx.saved_tensor()
         grad_x, grad_weight = paddle.empty_like(x), paddle.empty_like(weight)
         call("rms_norm_backward", (x, weight, scale, grad), (grad_x, grad_weight), _rows(x))
-        return grad_x if ctx.wanted[0] else None, grad_weight if ctx.wanted[1] else None
+        return grad_x if ctx.needs_grad[0] else None, grad_weight if ctx.needs_grad[1] else None
 
 
 def _forward(x: paddle.Tensor, weight: paddle.Tensor, eps: float, scale: paddle.Tensor | None) -> paddle.Tensor:
@@ -54,10 +54,12 @@ def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, eps
         ValueError: The weight or the bias is not as wide as x.
     """
     if not weight.shape == bias.shape == x.shape[-1:]:
-        raise ValueError(f"layer_norm of {x.shape} has a weight {weight.shape} and a bias {bias.shape}")
+        raise ValueError(
+            f"layer_norm of {x.shape} needs weight and bias {x.shape[-1:]}, not {weight.shape} and {bias.shape}"
+        )
     if not fits(x, weight, bias):
         return reference.layer_norm(x, weight, bias, eps)
-    if wanted(x, weight, bias):
+    if needs_grad(x, weight, bias):
         return _LayerNorm.apply(x, weight, bias, eps)
     return _layer_forward(x, weight, bias, eps, None)
 
@@ -65,7 +67,7 @@ def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, eps
 class _LayerNorm(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
-        ctx.wanted = [not t.stop_gradient for t in (x, weight, bias)]
+        ctx.needs_grad = [not t.stop_gradient for t in (x, weight, bias)]
         moments = paddle.empty([*x.shape[:-1], 2], "float32")
         ctx.save_for_backward(x, weight, moments)
         return _layer_forward(x, weight, bias, eps, moments)
@@ -75,7 +77,7 @@ class _LayerNorm(paddle.autograd.PyLayer):
         x, weight, moments = ctx.saved_tensor()
         grads = paddle.empty_like(x), paddle.empty_like(weight), paddle.empty_like(weight)
         call("layer_norm_backward", (x, weight, moments, grad), grads, _rows(x))
-        return tuple(t if wanted else None for t, wanted in zip(grads, ctx.wanted, strict=True))
+        return tuple(t if needed else None for t, needed in zip(grads, ctx.needs_grad, strict=True))
 
 
 def _layer_forward(x, weight, bias, eps: float, moments: paddle.Tensor | None) -> paddle.Tensor:

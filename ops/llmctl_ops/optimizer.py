@@ -1,4 +1,4 @@
-"""What an optimizer does to tensors: the AdamW update and the norm of gradients. Neither has a gradient."""
+"""The AdamW update, and the sum of squares for the gradient norm. Neither is differentiable."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> None:
-    """One update of a weight and its moments, in place (https://arxiv.org/abs/1711.05101), as ``paddle.optimizer.AdamW`` makes it.
+    """One in-place update of a weight and its moments (https://arxiv.org/abs/1711.05101), as in ``paddle.optimizer.AdamW``.
 
     Args:
-        weight: Any shape, as the other three.
+        weight: Any shape, the same as of the other three.
         grad: Its gradient.
         moment1: First moment.
         moment2: Second moment.
         lr: Learning rate.
-        powers: The betas to the power t at update t; the first update is number 1.
-        betas: Decay of the two moments.
-        eps: Added to the root of the second moment.
-        weight_decay: The weight loses ``lr * weight_decay * weight``.
+        powers: The betas to the power t at update t, which counts from 1.
+        betas: Decay rates of the two moments.
+        eps: Added to the square root of the second moment.
+        weight_decay: Decoupled: ``lr * weight_decay * weight`` is subtracted.
 
     Raises:
         ValueError: The shapes differ.
@@ -42,26 +42,26 @@ def adamw(
     tensors = (weight, grad, moment1, moment2)
     if any(x.shape != weight.shape for x in tensors):
         raise ValueError(f"adamw needs four tensors of one shape, not {[x.shape for x in tensors]}")
-    # The kernel writes to memory in order.
+    # The kernel ignores strides, and here it writes.
     if not fits(*tensors) or not all(x.is_contiguous() for x in (weight, moment1, moment2)):
         return reference.adamw(*tensors, lr, powers, betas, eps, weight_decay)
-    # What the kernel's 1 - beta, of single precision, leaves out of the moments is given back here: 1e-5 of an update.
-    rest1, rest2 = ((1 - power) * _single(beta) for power, beta in zip(powers, betas, strict=True))
-    root = math.sqrt(rest2)
-    numbers = *betas, eps * root, lr * root / rest1, lr * weight_decay
-    call("adamw", tensors, (), (math.prod(weight.shape),), numbers)
+    # Compensates the rounding of 1 - beta in the kernel, which is float32: 1e-5 of an update.
+    correction1, correction2 = ((1 - power) * _rounding(beta) for power, beta in zip(powers, betas, strict=True))
+    root = math.sqrt(correction2)
+    factors = *betas, eps * root, lr * root / correction1, lr * weight_decay
+    call("adamw", (grad,), (weight, moment1, moment2), (math.prod(weight.shape),), factors)
 
 
-def _single(beta: float) -> float:
-    """What 1 - beta is in single precision, as a part of what it should be."""
+def _rounding(beta: float) -> float:
+    """The ratio of 1 - beta in float32 to its exact value."""
     return (1 - ctypes.c_float(beta).value) / (1 - beta)
 
 
 def sum_squares(tensors: Sequence[paddle.Tensor]) -> float:
-    """The sum of all squares, in double precision; 0.0 for no tensors."""
+    """The sum of the squares of all elements, in double precision; 0.0 for no tensors."""
     if not fits(*tensors):
         return reference.sum_squares(tensors)
-    total = ctypes.c_double(0.0)
+    total = paddle.zeros([], "float64")
     for tensor in tensors:
-        call("sum_squares", (tensor,), (), (math.prod(tensor.shape), ctypes.addressof(total)))
-    return total.value
+        call("sum_squares", (tensor,), (total,), (math.prod(tensor.shape),))
+    return float(total)

@@ -1,7 +1,6 @@
-"""What each operator computes, composed of paddle's own operations: for any type, any device, and programs being traced.
+"""Reference implementation of each operator in paddle's own operations: for any dtype, any device, and programs being traced.
 
-The compiled operators are compared with these, and they stand in where there is no compiled one. They are written to be
-read, not to be quick.
+The compiled operators are tested against these, which are also the fallback. They are written for clarity, not for speed.
 """
 
 from __future__ import annotations
@@ -12,20 +11,20 @@ import paddle
 from paddle.nn import functional as F
 
 
-def attention(q_BTNH, k_BSKH, v_BSKH, first, last, past, scale, slopes=None, places=None):
+def attention(q_BTNH, k_BSKH, v_BSKH, first, last, past, scale, slopes=None, key_positions=None):
     """``llmctl_ops.attention``."""
-    _, new, heads, _ = q_BTNH.shape
+    _, queries, heads, _ = q_BTNH.shape
     repeats = heads // k_BSKH.shape[2]
     k_BSNH = paddle.repeat_interleave(k_BSKH, repeats, axis=2) if repeats > 1 else k_BSKH
     v_BSNH = paddle.repeat_interleave(v_BSKH, repeats, axis=2) if repeats > 1 else v_BSKH
     scores_BNTS = scale * paddle.einsum("btnh,bsnh->bnts", q_BTNH, k_BSNH)
-    if places is not None:
-        scores_BNTS = scores_BNTS + slopes.reshape([1, -1, 1, 1]) * places.unsqueeze([1, 2])
-    query_T1 = paddle.arange(past, past + new, dtype="int32").unsqueeze(-1)
-    seen_BTS = paddle.logical_and(first.unsqueeze(1) <= query_T1, query_T1 < last.unsqueeze(1))
-    seen_BNTS = seen_BTS.unsqueeze(1).expand_as(scores_BNTS)
-    weights_BNTS = F.softmax(paddle.where(seen_BNTS, scores_BNTS, paddle.full_like(scores_BNTS, -1e30)), axis=-1)
-    weights_BNTS = paddle.where(seen_BNTS, weights_BNTS, paddle.zeros_like(weights_BNTS))
+    if key_positions is not None:
+        scores_BNTS = scores_BNTS + slopes.reshape([1, -1, 1, 1]) * key_positions.unsqueeze([1, 2])
+    query_T1 = paddle.arange(past, past + queries, dtype="int32").unsqueeze(-1)
+    visible_BTS = paddle.logical_and(first.unsqueeze(1) <= query_T1, query_T1 < last.unsqueeze(1))
+    visible_BNTS = visible_BTS.unsqueeze(1).expand_as(scores_BNTS)
+    weights_BNTS = F.softmax(paddle.where(visible_BNTS, scores_BNTS, paddle.full_like(scores_BNTS, -1e30)), axis=-1)
+    weights_BNTS = paddle.where(visible_BNTS, weights_BNTS, paddle.zeros_like(weights_BNTS))
     return paddle.einsum("bnts,bsnh->btnh", weights_BNTS, v_BSNH)
 
 
@@ -37,8 +36,8 @@ def rms_norm(x, weight, eps):
 
 def layer_norm(x, weight, bias, eps):
     """``llmctl_ops.layer_norm``."""
-    apart = x - x.mean(axis=-1, keepdim=True)
-    return apart * paddle.rsqrt((apart * apart).mean(axis=-1, keepdim=True) + eps) * weight + bias
+    centered = x - x.mean(axis=-1, keepdim=True)
+    return centered * paddle.rsqrt((centered * centered).mean(axis=-1, keepdim=True) + eps) * weight + bias
 
 
 def add_bias(x, bias):
@@ -65,8 +64,8 @@ def swiglu(gate, up=None):
 
 def cross_entropy(logits_NV, labels_N, overwrite=False):
     """``llmctl_ops.cross_entropy``."""
-    chosen_N = paddle.take_along_axis(logits_NV, labels_N.unsqueeze(1), axis=1).squeeze(1)
-    return (paddle.logsumexp(logits_NV, axis=1) - chosen_N).sum()
+    target_N = paddle.take_along_axis(logits_NV, labels_N.unsqueeze(1), axis=1).squeeze(1)
+    return (paddle.logsumexp(logits_NV, axis=1) - target_N).sum()
 
 
 @paddle.no_grad()
@@ -74,9 +73,9 @@ def adamw(weight, grad, moment1, moment2, lr, powers, betas, eps, weight_decay):
     """``llmctl_ops.adamw``."""
     moment1.scale_(betas[0]).add_(grad * (1 - betas[0]))
     moment2.scale_(betas[1]).add_(grad * grad * (1 - betas[1]))
-    spread = paddle.sqrt(moment2 / (1 - powers[1])) + eps
+    denominator = paddle.sqrt(moment2 / (1 - powers[1])) + eps
     weight.scale_(1 - lr * weight_decay)
-    weight.subtract_(moment1 / spread * (lr / (1 - powers[0])))
+    weight.subtract_(moment1 / denominator * (lr / (1 - powers[0])))
 
 
 def sum_squares(tensors):

@@ -1,4 +1,4 @@
-"""The operators on tensors as rows: name, function, twin, and inputs on which the two are compared."""
+"""The table of operators on tensors: a name, and a comparison with the reference on fixed inputs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import paddle
 from llmctl_ops import reference
 from llmctl_ops.activation import gelu_tanh
 from llmctl_ops.bias import add_bias
+from llmctl_ops.flash_attention import attention
 from llmctl_ops.gate import swiglu
 from llmctl_ops.loss import cross_entropy
-from llmctl_ops.masked import attention
 from llmctl_ops.norm import layer_norm, rms_norm
 from llmctl_ops.optimizer import adamw, sum_squares
 from llmctl_ops.rotary import rope
 
 TOLERANCE = 2e-5
-"""Largest difference that passes, as a part of the largest value or of 1."""
+"""Largest difference that passes, relative to the largest value or to 1."""
 
 
 @dataclass(frozen=True)
@@ -26,25 +26,25 @@ class Op:
     """One operator.
 
     Args:
-        name: As in ``llmctl_ops``, where it is one of these.
-        compare: Runs the operator in float32 and its twin in float64, forward and backward; gives the largest difference
-            of a result or gradient, as a part of the largest value or of 1.
+        name: As in ``llmctl_ops``, or of another part of the library.
+        compare: Runs the operator in float32 and its reference in float64, forward and backward; returns the largest
+            difference of a result or gradient, relative to the largest value or to 1.
     """
 
     name: str
     compare: Callable[[], float]
 
 
-def differences(function: Callable, twin: Callable, tensors: list[paddle.Tensor], *rest) -> float:
-    """As ``Op.compare``, for a function of tensors with gradients and other arguments."""
-    results = [_run(chosen, tensors, rest, dtype) for chosen, dtype in ((function, "float32"), (twin, "float64"))]
-    return max(difference(ours, theirs) for ours, theirs in zip(*results, strict=True))
+def compare(function: Callable, exact: Callable, tensors: list[paddle.Tensor], *rest) -> float:
+    """``Op.compare`` for a function of tensors that need gradients, and other arguments."""
+    results = [_run(one, tensors, rest, dtype) for one, dtype in ((function, "float32"), (exact, "float64"))]
+    return max(difference(ours, expected) for ours, expected in zip(*results, strict=True))
 
 
-def difference(ours: paddle.Tensor, theirs: paddle.Tensor) -> float:
-    """The largest difference as a part of the largest value or of 1; not a number if one of them is none."""
-    theirs = theirs.astype("float64")
-    return float((ours.astype("float64") - theirs).abs().max() / theirs.abs().max().clip(min=1.0))
+def difference(ours: paddle.Tensor, expected: paddle.Tensor) -> float:
+    """The largest difference, relative to the largest value or to 1; NaN if either has a NaN."""
+    expected = expected.astype("float64")
+    return float((ours.astype("float64") - expected).abs().max() / expected.abs().max().clip(min=1.0))
 
 
 def _run(function: Callable, tensors: list[paddle.Tensor], rest: tuple, dtype: str) -> list[paddle.Tensor]:
@@ -59,7 +59,7 @@ def _run(function: Callable, tensors: list[paddle.Tensor], rest: tuple, dtype: s
 
 
 def _noise(*shape: int) -> paddle.Tensor:
-    """Values about 0 that are the same each time and leave the generator of the process alone."""
+    """Deterministic values around 0, without the random generator of the process."""
     size = paddle.arange(paddle.to_tensor(shape).prod(), dtype="float64")
     return (2 * paddle.sin(12.9898 * size + 78.233 * (size % 7))).astype("float32").reshape(shape)
 
@@ -68,8 +68,8 @@ def _compare_attention() -> float:
     q, k, v = _noise(2, 70, 4, 40), _noise(2, 75, 2, 40), _noise(2, 75, 2, 40)
     first = paddle.arange(75, dtype="int32").unsqueeze(0)
     last = paddle.where(first < 31, paddle.full_like(first, 31), paddle.full_like(first, 75))
-    slopes, places = paddle.to_tensor([0.5, 0.25, 0.125, 0.0625]), first.astype("float32")
-    return differences(attention, reference.attention, [q, k, v], first, last, 5, 40**-0.5, slopes, places)
+    slopes, positions = paddle.to_tensor([0.5, 0.25, 0.125, 0.0625]), first.astype("float32")
+    return compare(attention, reference.attention, [q, k, v], first, last, 5, 40**-0.5, slopes, positions)
 
 
 def _adamw(update: Callable, dtype: str) -> list[paddle.Tensor]:
@@ -84,37 +84,37 @@ def _adamw(update: Callable, dtype: str) -> list[paddle.Tensor]:
 
 def _compare_adamw() -> float:
     results = _adamw(adamw, "float32"), _adamw(reference.adamw, "float64")
-    return max(difference(ours, theirs) for ours, theirs in zip(*results, strict=True))
+    return max(difference(ours, expected) for ours, expected in zip(*results, strict=True))
 
 
 def _compare_squares() -> float:
     tensors = [_noise(70, 37), _noise(5)]
-    ours, theirs = sum_squares(tensors), reference.sum_squares([x.astype("float64") for x in tensors])
-    return abs(ours - theirs) / theirs
+    ours, expected = sum_squares(tensors), reference.sum_squares([x.astype("float64") for x in tensors])
+    return abs(ours - expected) / expected
 
 
 def _compare_loss() -> float:
     labels = paddle.arange(0, 33 * 7, 7, dtype="int64") % 77
-    return differences(cross_entropy, reference.cross_entropy, [20 * _noise(33, 77)], labels)
+    return compare(cross_entropy, reference.cross_entropy, [20 * _noise(33, 77)], labels)
 
 
 def _compare_layer_norm() -> float:
-    return differences(layer_norm, reference.layer_norm, [3 + _noise(9, 77), _noise(77), _noise(77)], 1e-5)
+    return compare(layer_norm, reference.layer_norm, [3 + _noise(9, 77), _noise(77), _noise(77)], 1e-5)
 
 
 def _compare_rope() -> float:
     angle = 3 * _noise(1, 21, 1, 20)
-    return differences(rope, reference.rope, [_noise(2, 21, 3, 20)], angle.cos(), angle.sin())
+    return compare(rope, reference.rope, [_noise(2, 21, 3, 20)], angle.cos(), angle.sin())
 
 
 OPS = (
     Op("attention", _compare_attention),
-    Op("rms_norm", lambda: differences(rms_norm, reference.rms_norm, [_noise(9, 77), _noise(77)], 1e-5)),
+    Op("rms_norm", lambda: compare(rms_norm, reference.rms_norm, [_noise(9, 77), _noise(77)], 1e-5)),
     Op("layer_norm", _compare_layer_norm),
-    Op("add_bias", lambda: differences(add_bias, reference.add_bias, [_noise(9, 77), _noise(77)])),
-    Op("gelu_tanh", lambda: differences(gelu_tanh, reference.gelu_tanh, [2 * _noise(9, 77)])),
+    Op("add_bias", lambda: compare(add_bias, reference.add_bias, [_noise(9, 77), _noise(77)])),
+    Op("gelu_tanh", lambda: compare(gelu_tanh, reference.gelu_tanh, [2 * _noise(9, 77)])),
     Op("rope", _compare_rope),
-    Op("swiglu", lambda: differences(swiglu, reference.swiglu, [3 * _noise(9, 77), _noise(9, 77)])),
+    Op("swiglu", lambda: compare(swiglu, reference.swiglu, [3 * _noise(9, 77), _noise(9, 77)])),
     Op("cross_entropy", _compare_loss),
     Op("adamw", _compare_adamw),
     Op("sum_squares", _compare_squares),

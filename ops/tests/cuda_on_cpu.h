@@ -1,7 +1,7 @@
-// Runs kernels for GPUs by threads of a CPU: included before them, in the place of the CUDA compiler's own names.
+// Runs CUDA kernels on CPU threads: included before them, it defines the names that the CUDA compiler would.
 //
-// The blocks of a launch come one after the other, so that shared arrays may be static ones; what atomics and barriers do is
-// done by the compiler's and the system's. Few threads make a block, since each is one of the system.
+// The blocks of a launch run one after the other, so that shared arrays can be static; atomics and barriers are those of the
+// compiler and the system. A block has few threads, since each is a thread of the system.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-"""Attention against a float64 twin in numpy that makes the whole matrix of scores."""
+"""Attention against its definition in numpy float64, with the whole matrix of scores."""
 
 import ctypes
 from pathlib import Path
@@ -19,7 +19,7 @@ SHAPES = [  # B, T, S, N, K, H, past
 ]
 
 
-def twin(q, k, v, first, last, past, scale, slopes=None, places=None, grad=None):
+def exact(q, k, v, first, last, past, scale, slopes=None, places=None, grad=None):
     """Result and gradients of q, k and v; the arithmetic written out in float64."""
     q, k, v, grad = (np.asarray(x, np.float64) for x in (q, k, v, grad))
     group = q.shape[2] // k.shape[2]
@@ -83,7 +83,7 @@ def ours(function, tensors, grad, *rest):
 
 @pytest.mark.parametrize("alibi", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients_are_those_of_the_twin_under_every_mask(level, seeded, shape, alibi):
+def test_values_and_gradients_are_those_of_the_definition_under_every_mask(level, seeded, shape, alibi):
     batch, new, keys, heads, groups, width, past = shape
     tensors = [seeded(batch, new, heads, width), seeded(batch, keys, groups, width), seeded(batch, keys, groups, width)]
     arrays, scale = [tensor.numpy() for tensor in tensors], 0.3
@@ -94,18 +94,18 @@ def test_values_and_gradients_are_those_of_the_twin_under_every_mask(level, seed
     for name, (first, last) in masks(batch, keys, past).items():
         given = [paddle.to_tensor(x) for x in (first, last)]
         result = ours(llmctl_ops.attention, tensors, grad, *given, past, scale, *map(paddle.to_tensor, bias))
-        for part, expected in zip(result, twin(*arrays, first, last, past, scale, *bias, grad=grad), strict=True):
+        for part, expected in zip(result, exact(*arrays, first, last, past, scale, *bias, grad=grad), strict=True):
             np.testing.assert_allclose(part, expected, rtol=2e-5, atol=2e-5, err_msg=name)
 
 
-def test_the_reference_is_the_twin_too(seeded):
+def test_the_reference_is_the_definition_too(seeded):
     tensors = [seeded(2, 9, 4, 6), seeded(2, 12, 2, 6), seeded(2, 12, 2, 6)]
     arrays, grad = [tensor.numpy() for tensor in tensors], seeded(2, 9, 4, 6).numpy()
     bias = (np.linspace(0.05, 0.5, 4, dtype="float32"), np.arange(12, dtype="float32")[None])
     for first, last in masks(2, 12, 3).values():
         rest = [paddle.to_tensor(x) for x in (first, last)], 3, 0.4, *map(paddle.to_tensor, bias)
         result = ours(reference.attention, tensors, grad, *rest[0], *rest[1:])
-        for part, expected in zip(result, twin(*arrays, first, last, 3, 0.4, *bias, grad=grad), strict=True):
+        for part, expected in zip(result, exact(*arrays, first, last, 3, 0.4, *bias, grad=grad), strict=True):
             np.testing.assert_allclose(part, expected, rtol=2e-5, atol=2e-5)
 
 
@@ -160,7 +160,7 @@ def test_any_number_of_threads_gives_the_same(level, seeded, openmp, threads):
     place = paddle.arange(300, dtype="int32").unsqueeze(0)
     rest = place, paddle.full_like(place, 300)
     grad = seeded(1, 300, 2, 16).numpy()
-    expected = twin(*(tensor.numpy() for tensor in tensors), *(x.numpy() for x in rest), 0, 0.25, grad=grad)
+    expected = exact(*(tensor.numpy() for tensor in tensors), *(x.numpy() for x in rest), 0, 0.25, grad=grad)
     openmp.omp_set_num_threads(threads)
     result = ours(llmctl_ops.attention, tensors, grad, *rest)
     for part, right in zip(result, expected, strict=True):
@@ -209,7 +209,7 @@ def test_a_traced_program_takes_the_reference(level, seeded):
         ({"first": (1, 7)}, "first"),
         ({"last": (2, 8)}, "last"),
         ({"slopes": (4,)}, "both"),
-        ({"slopes": (3,), "places": (1, 8)}, "slopes"),
+        ({"slopes": (3,), "key_positions": (1, 8)}, "slopes"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change, word):
@@ -234,7 +234,7 @@ def test_the_kernels_are_the_ones_of_the_level(level):
 
 @pytest.mark.parametrize("alibi", [False, True])
 @pytest.mark.parametrize("shape", [(2, 3, 2, 64), (1, 700, 1, 16), (3, 130, 3, 128), (2, 65, 2, 20), (1, 513, 8, 32)])
-def test_a_single_query_without_gradients_is_that_of_the_twin(level, seeded, openmp, shape, alibi):
+def test_a_single_query_without_gradients_is_that_of_the_definition(level, seeded, openmp, shape, alibi):
     """Generation takes a path of its own, which cuts long contexts into shares."""
     batch, keys, groups, width = shape
     heads = 3 * groups
@@ -246,7 +246,7 @@ def test_a_single_query_without_gradients_is_that_of_the_twin(level, seeded, ope
     for past in (keys - 1, keys // 2):
         for name, (first, last) in masks(batch, keys, past).items():
             given = *map(paddle.to_tensor, (first, last)), past, 0.3, *map(paddle.to_tensor, bias)
-            expected = twin(*arrays, first, last, past, 0.3, *bias, grad=grad)[0]
+            expected = exact(*arrays, first, last, past, 0.3, *bias, grad=grad)[0]
             for threads in (1, 5):
                 openmp.omp_set_num_threads(threads)
                 with paddle.no_grad():

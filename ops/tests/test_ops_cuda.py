@@ -63,10 +63,10 @@ def test_every_form_chooses_what_numpy_does(name, device):
     assert not len(form.context) or set(form.context) <= set(said)
     rows = [dataclasses.replace(form, draw=draw) for draw in np.linspace(0, 1, ROWS, endpoint=False).tolist()]
     found = _choose(logits, rows, device, logprobs=True)
-    wanted = [choose_one(*pair, logprobs=True) for pair in zip(logits, rows, strict=True)]
+    expected = [choose_one(*pair, logprobs=True) for pair in zip(logits, rows, strict=True)]
     assert not found.status_L.any()
-    np.testing.assert_array_equal(found.token_L, [token for token, *_ in wanted])
-    np.testing.assert_allclose(found.logprob_L, [logprob for _, logprob, _ in wanted], atol=1e-12)
+    np.testing.assert_array_equal(found.token_L, [token for token, *_ in expected])
+    np.testing.assert_allclose(found.logprob_L, [logprob for _, logprob, _ in expected], atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_broken_row_has_a_status_and_the_others_their_tokens(device):
     assert found.token_L[0] == logits[0].argmax()
 
 
-@pytest.mark.parametrize("dtype", cuda.KINDS)
+@pytest.mark.parametrize("dtype", cuda.DTYPES)
 def test_keys_are_written_in_8_bits_to_their_slots(dtype, device):
     random = np.random.default_rng(2)
     x = paddle.to_tensor(random.standard_normal((7, 3, 16)).astype(np.float32), place=device).astype(dtype)
@@ -119,7 +119,7 @@ def test_keys_are_written_in_8_bits_to_their_slots(dtype, device):
     slot = np.array([9, 0, 4, 5, 11, 2, 7])
     codes = paddle.to_tensor(np.full((12, 3, 16), 99, np.int8), place=device)
     units = paddle.to_tensor(np.full((12, 3), -1.0, np.float32), place=device)
-    cuda.narrow(x, paddle.to_tensor(slot, place=device), codes, units)
+    cuda.quantize_kv(x, paddle.to_tensor(slot, place=device), codes, units)
     expected = np.abs(wide).max(-1) / np.float32(127)
     np.testing.assert_allclose(units.numpy()[slot], expected, rtol=1e-6)
     found = codes.numpy()[slot] * units.numpy()[slot][..., None]
@@ -140,10 +140,10 @@ def test_views_are_read_as_they_are_seen_and_not_written_to(device):
         x = paddle.to_tensor(np.arange(24, dtype=np.float32).reshape(3, 1, 8), place=device)[..., ::2]
         slot = paddle.to_tensor(np.array([2, 9, 0, 9, 1, 9]), place=device)[::2]
         codes, units = paddle.zeros([3, 1, 4], "int8"), paddle.zeros([3, 1], "float32")
-        cuda.narrow(x, slot, codes, units)
+        cuda.quantize_kv(x, slot, codes, units)
         assert units.numpy()[:, 0].tolist() == [np.float32(top / 127) for top in (14, 22, 6)]
         with pytest.raises(ValueError, match="contiguous"):
-            cuda.narrow(x, slot, paddle.zeros([3, 1, 8], "int8")[..., ::2], units)
+            cuda.quantize_kv(x, slot, paddle.zeros([3, 1, 8], "int8")[..., ::2], units)
     finally:
         paddle.set_flags({flag: before})
 
@@ -151,7 +151,7 @@ def test_views_are_read_as_they_are_seen_and_not_written_to(device):
 def test_a_key_that_is_no_number_stays_none(device):
     x = paddle.to_tensor(np.array([[[1.0, np.nan]], [[1.0, 2.0]]], np.float32), place=device)
     codes, units = paddle.zeros([2, 1, 2], "int8"), paddle.zeros([2, 1], "float32")
-    cuda.narrow(x, paddle.to_tensor(np.array([0, 1]), place=device), codes, units)
+    cuda.quantize_kv(x, paddle.to_tensor(np.array([0, 1]), place=device), codes, units)
     assert np.isnan(units.numpy()[0, 0]) and codes.numpy()[0].all() and units.numpy()[1, 0] == np.float32(2 / 127)
 
 
@@ -167,5 +167,6 @@ def test_the_sources_compile_for_the_gpus_in_use(tmp_path):
     assert b"sm_80" in content and b"sm_90" in content
     symbols = subprocess.run(["nm", "-D", "--defined-only", str(file)], capture_output=True, text=True).stdout
     assert {line.split()[-1] for line in symbols.splitlines() if "llmctl" in line} == {
-        "llmctl_ops_cuda_choose", "llmctl_ops_cuda_choose_bytes", "llmctl_ops_cuda_narrow",
+        "llmctl_ops_cuda_choose", "llmctl_ops_cuda_choose_bytes", "llmctl_ops_cuda_quantize_kv",
+        "llmctl_ops_cuda_row_size",
     }  # fmt: skip

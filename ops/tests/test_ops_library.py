@@ -1,5 +1,6 @@
 """Building, loading and choosing the library, and what stands in for it."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import llmctl_ops
 from llmctl.commands.ops import command
 from llmctl.infer.engine import kernel_check
 from llmctl.infer.executors.native import NativeExecutor
-from llmctl_ops import cuda, library, linear, registry
+from llmctl_ops import cuda, library, linear, registry, structs
 from llmctl_ops.doctor import examine
 from llmctl_ops.sampling import Sampler
 
@@ -86,12 +87,31 @@ def test_a_library_of_another_interface_is_not_used(monkeypatch):
     assert found.handle is None and "interface" in found.why and "reinstall" in found.why
 
 
+@pytest.mark.parametrize("struct", structs.STRUCTS)
+def test_a_library_with_another_struct_is_not_used_and_the_reason_names_it(monkeypatch, struct):
+    if library.open_library(library.FILE, "auto").handle is None:
+        pytest.skip("no library here")
+    longer = type(struct.__name__, (structs.Struct,), {"_fields_": (*struct._fields_, ("more", structs.SIZE))})
+    found = [longer if one is struct else one for one in structs.STRUCTS]
+    monkeypatch.setattr(library, "STRUCTS", found)
+    refused = library.open_library(library.FILE, "auto")
+    sizes = ctypes.sizeof(struct), ctypes.sizeof(longer)
+    assert refused.handle is None and refused.level == "reference"
+    assert "struct {} of {} bytes, {} are needed; reinstall".format(struct.__name__, *sizes) in refused.why
+
+
+@pytest.mark.parametrize("struct", structs.STRUCTS)
+def test_a_misspelt_field_of_a_struct_is_an_error(struct):
+    with pytest.raises(AttributeError, match="misspelt"):
+        struct().misspelt = 1
+
+
 def test_a_value_that_is_none_of_the_choices_is_refused():
     with pytest.raises(ValueError, match="portable"):
         library.open_library(library.FILE, "sse9")
 
 
-def test_the_doctor_finds_every_operator_equal_to_its_twin(level, doctor):
+def test_the_doctor_finds_every_operator_equal_to_its_reference(level, doctor):
     code, findings = doctor(library.load())
     assert code == 0
     findings.pop("cuda", None)

@@ -10,7 +10,7 @@ import pytest
 from llmctl.infer.packed import linear as packed_linear
 from llmctl.infer.packed.linear import STRIP, pack, pack_codes, rounded, unpack
 from llmctl_ops import library, linear
-from llmctl_ops.linear import native, product
+from llmctl_ops.linear import as_struct, product
 
 CASES = [
     ("float32", 0, False),
@@ -142,7 +142,7 @@ def test_a_row_gives_the_same_to_the_last_bit_alone_and_among_others(level, kind
 def test_a_weight_packed_in_strips_multiplies_as_its_parts_do(level, kind, group, shifted):
     weight, x = drawn(70, 2 * STRIP + 40), drawn(3, 70, seed=1)
     packed = pack(weight, kind, group, shifted)
-    native(packed)
+    as_struct(packed)
     for columns in (slice(0, 32), slice(STRIP - 16, STRIP + 16), slice(2 * STRIP, None)):
         part = pack(weight[:, columns], kind, group, shifted)
         np.testing.assert_array_equal(product(x, packed)[:, columns], product(x, part))
@@ -156,12 +156,12 @@ def test_weights_and_calls_that_do_not_fit_are_refused():
         product(drawn(2, 63), packed)
     for part, value in (("data", packed.data[:-1]), ("scales", None), ("zeros", packed.scales[1:])):
         with pytest.raises(ValueError, match=part):
-            native(dataclasses.replace(packed, **{part: value}))
+            as_struct(dataclasses.replace(packed, **{part: value}))
     with pytest.raises(ValueError, match="bias"):
-        native(packed, drawn(31))
+        as_struct(packed, drawn(31))
     for part, value, message in (("kind", "float16", "float16"), ("group", 48, "multiple of 32")):
         with pytest.raises(ValueError, match=message):
-            native(dataclasses.replace(packed, **{part: value}))
+            as_struct(dataclasses.replace(packed, **{part: value}))
 
 
 def test_without_a_library_there_are_no_products(monkeypatch):
@@ -171,7 +171,7 @@ def test_without_a_library_there_are_no_products(monkeypatch):
 
 
 def test_kernels_read_what_core_packs():
-    assert (linear.LAYOUT, linear.PANEL, linear.STRETCH) == (
+    assert (linear.LAYOUT, linear.PANEL, linear.QUANT_BLOCK) == (
         packed_linear.LAYOUT, packed_linear.PANEL, packed_linear.STRETCH,
     )  # fmt: skip
     assert (tuple(linear.KINDS), set(linear.CODES)) == (packed_linear.KINDS, set(packed_linear.LIMITS))

@@ -10,13 +10,13 @@ from llmctl_ops import reference
 WIDTHS = [1, 7, 8, 64, 130, 1376]
 
 
-def check(function, twin, tensors, rest=(), tolerance=1e-5):
-    """Compares result and gradients; ``twin`` takes arrays and the upstream gradient and gives both."""
+def check(function, exact, tensors, rest=(), tolerance=1e-5):
+    """Compares result and gradients; ``exact`` takes arrays and the upstream gradient and returns both."""
     out = function(*tensors, *rest)
     grad = np.random.default_rng(2).standard_normal(out.shape).astype("float32")
     out.backward(paddle.to_tensor(grad))
     arrays = [np.asarray(tensor.numpy(), np.float64) for tensor in tensors]
-    expected = twin(*arrays, grad=grad.astype(np.float64))
+    expected = exact(*arrays, grad=grad.astype(np.float64))
     for ours, right in zip([out, *(tensor.grad for tensor in tensors)], expected, strict=True):
         np.testing.assert_allclose(ours.numpy(), right, rtol=tolerance, atol=tolerance * max(1.0, np.abs(right).max()))
     with paddle.no_grad():
@@ -24,7 +24,7 @@ def check(function, twin, tensors, rest=(), tolerance=1e-5):
     return out
 
 
-def norm_twin(x, weight, grad):
+def exact_norm(x, weight, grad):
     scale = 1 / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-3)
     unit, given = x * scale, grad * weight
     grad_x = scale * (given - unit * (given * unit).mean(-1, keepdims=True))
@@ -33,14 +33,14 @@ def norm_twin(x, weight, grad):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_rms_norm(level, seeded, width):
-    check(llmctl_ops.rms_norm, norm_twin, [seeded(3, 11, width), seeded(width)], [1e-3])
+    check(llmctl_ops.rms_norm, exact_norm, [seeded(3, 11, width), seeded(width)], [1e-3])
 
 
 def test_rms_norm_of_many_rows_sums_the_gradient_of_the_weight_over_all_threads(level, seeded):
-    check(llmctl_ops.rms_norm, norm_twin, [seeded(3000, 24), seeded(24)], [1e-3], tolerance=3e-5)
+    check(llmctl_ops.rms_norm, exact_norm, [seeded(3000, 24), seeded(24)], [1e-3], tolerance=3e-5)
 
 
-def layer_norm_twin(x, weight, bias, grad):
+def exact_layer_norm(x, weight, bias, grad):
     apart = x - x.mean(-1, keepdims=True)
     scale = 1 / np.sqrt((apart**2).mean(-1, keepdims=True) + 1e-3)
     unit, given = apart * scale, grad * weight
@@ -50,37 +50,37 @@ def layer_norm_twin(x, weight, bias, grad):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_layer_norm(level, seeded, width):
-    check(llmctl_ops.layer_norm, layer_norm_twin, [seeded(3, 11, width), seeded(width), seeded(width)], [1e-3])
+    check(llmctl_ops.layer_norm, exact_layer_norm, [seeded(3, 11, width), seeded(width), seeded(width)], [1e-3])
 
 
 def test_layer_norm_far_from_zero_keeps_its_precision(level, seeded):
     x = paddle.to_tensor(seeded(4, 100).numpy() + 1000.0, stop_gradient=False)
-    check(llmctl_ops.layer_norm, layer_norm_twin, [x, seeded(100), seeded(100)], [1e-3], tolerance=1e-4)
+    check(llmctl_ops.layer_norm, exact_layer_norm, [x, seeded(100), seeded(100)], [1e-3], tolerance=1e-4)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("rows", [1, 900])
 def test_add_bias(level, seeded, rows, width):
-    def twin(x, bias, grad):
+    def exact(x, bias, grad):
         return x + bias, grad, grad.sum(0)
 
-    check(llmctl_ops.add_bias, twin, [seeded(rows, width), seeded(width)])
+    check(llmctl_ops.add_bias, exact, [seeded(rows, width), seeded(width)])
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_gelu_tanh(level, seeded, width):
-    def twin(x, grad):
+    def exact(x, grad):
         root = np.sqrt(2 / np.pi)
         tanh = np.tanh(root * (x + 0.044715 * x**3))
         slope = (1 + tanh) / 2 + x / 2 * (1 - tanh**2) * root * (1 + 3 * 0.044715 * x**2)
         return x / 2 * (1 + tanh), grad * slope
 
-    check(llmctl_ops.gelu_tanh, twin, [seeded(5, 3, width)])
+    check(llmctl_ops.gelu_tanh, exact, [seeded(5, 3, width)])
     far = paddle.to_tensor([-1e4, -50.0, -6.0, 6.0, 50.0, 1e4], stop_gradient=False)
-    check(llmctl_ops.gelu_tanh, twin, [far])
+    check(llmctl_ops.gelu_tanh, exact, [far])
 
 
-def test_only_the_wanted_gradients_are_given(level, seeded):
+def test_only_the_needed_gradients_are_computed(level, seeded):
     x, bias = seeded(3, 8), seeded(8)
     bias.stop_gradient = True
     llmctl_ops.add_bias(x, bias).sum().backward()
@@ -98,16 +98,16 @@ def test_rope(level, seeded, rows, width):
     cos, sin = angles(rows, 5, width)
     half = width // 2
 
-    def twin(x, grad):
+    def exact(x, grad):
         low, high = x[..., :half], x[..., half:]
         out = x * cos + np.concatenate([-high, low], -1) * sin
-        turned = grad * sin
-        return out, grad * cos + np.concatenate([turned[..., half:], -turned[..., :half]], -1)
+        rotated = grad * sin
+        return out, grad * cos + np.concatenate([rotated[..., half:], -rotated[..., :half]], -1)
 
-    check(llmctl_ops.rope, twin, [seeded(3, 5, 4, width)], [paddle.to_tensor(cos), paddle.to_tensor(sin)])
+    check(llmctl_ops.rope, exact, [seeded(3, 5, 4, width)], [paddle.to_tensor(cos), paddle.to_tensor(sin)])
 
 
-def gate_twin(gate, up, grad):
+def exact_gate(gate, up, grad):
     sigmoid = 1 / (1 + np.exp(-gate))
     silu = gate * sigmoid
     return silu * up, grad * up * (sigmoid + silu * (1 - sigmoid)), grad * silu
@@ -115,27 +115,27 @@ def gate_twin(gate, up, grad):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_swiglu(level, seeded, width):
-    check(llmctl_ops.swiglu, gate_twin, [seeded(5, 3, width), seeded(5, 3, width)])
+    check(llmctl_ops.swiglu, exact_gate, [seeded(5, 3, width), seeded(5, 3, width)])
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_swiglu_of_one_tensor_takes_its_halves(level, seeded, width):
-    def twin(both, grad):
-        out, *grads = gate_twin(both[..., :width], both[..., width:], grad)
+    def exact(both, grad):
+        out, *grads = exact_gate(both[..., :width], both[..., width:], grad)
         return out, np.concatenate(grads, -1)
 
-    check(llmctl_ops.swiglu, twin, [seeded(5, 3, 2 * width)])
+    check(llmctl_ops.swiglu, exact, [seeded(5, 3, 2 * width)])
 
 
 def test_swiglu_of_large_values_stays_finite_and_right(level):
     gate = paddle.to_tensor([[-300.0, -100.0, -20.0, -1e-30, 0.0, 20.0, 100.0, 300.0]], stop_gradient=False)
     up = paddle.to_tensor([[2.0] * 8], stop_gradient=False)
     with np.errstate(over="ignore"):
-        check(llmctl_ops.swiglu, gate_twin, [gate, up])
+        check(llmctl_ops.swiglu, exact_gate, [gate, up])
 
 
-def loss_twin(labels):
-    def twin(logits, grad):
+def exact_loss(labels):
+    def exact(logits, grad):
         rows = np.arange(len(labels))
         shifted = logits - logits.max(-1, keepdims=True)
         log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -143,13 +143,13 @@ def loss_twin(labels):
         one[rows, labels] = 1
         return -log_p[rows, labels].sum(), grad * (np.exp(log_p) - one)
 
-    return twin
+    return exact
 
 
 @pytest.mark.parametrize("width", [1, 5, 16, 77, 3001])
 def test_cross_entropy(level, seeded, width):
     labels = np.random.default_rng(0).integers(0, width, 13)
-    check(llmctl_ops.cross_entropy, loss_twin(labels), [seeded(13, width)], [paddle.to_tensor(labels)])
+    check(llmctl_ops.cross_entropy, exact_loss(labels), [seeded(13, width)], [paddle.to_tensor(labels)])
 
 
 def test_cross_entropy_may_write_the_gradient_in_the_place_of_the_logits(level, seeded):
@@ -171,7 +171,7 @@ def test_cross_entropy_may_write_the_gradient_in_the_place_of_the_logits(level, 
 
 def test_cross_entropy_of_a_token_may_be_any_size(level):
     logits = paddle.to_tensor([[0.0, 500.0], [1e4, -1e4]], stop_gradient=False)
-    out = check(llmctl_ops.cross_entropy, loss_twin(np.array([0, 1])), [logits], [paddle.to_tensor([0, 1])])
+    out = check(llmctl_ops.cross_entropy, exact_loss(np.array([0, 1])), [logits], [paddle.to_tensor([0, 1])])
     assert float(out) == pytest.approx(20500.0)
 
 

@@ -26,9 +26,9 @@ def _rows(choice, count=ROWS):
 def test_every_form_chooses_what_numpy_does(name, level):
     rows = _rows(FORMS[name])
     found = Sampler(VOCAB).choose(LOGITS, rows, logprobs=True)
-    wanted = [choose_one(*pair, logprobs=True) for pair in zip(LOGITS, rows, strict=True)]
-    np.testing.assert_array_equal(found.token_L, [token for token, *_ in wanted])
-    np.testing.assert_allclose(found.logprob_L, [logprob for _, logprob, _ in wanted], atol=1e-12)
+    expected = [choose_one(*pair, logprobs=True) for pair in zip(LOGITS, rows, strict=True)]
+    np.testing.assert_array_equal(found.token_L, [token for token, *_ in expected])
+    np.testing.assert_allclose(found.logprob_L, [logprob for _, logprob, _ in expected], atol=1e-12)
     assert not found.status_L.any()
 
 

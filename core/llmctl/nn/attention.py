@@ -41,7 +41,7 @@ def attend(
     if operator is not None and mask.new != 1:
         slopes, key_positions = mask.alibi(q_BTNH.dtype)
         out_BTNH = operator(
-            q_BTNH, k_BSKH, v_BSKH, mask.first_BS, mask.last_BS, mask.past, slopes=slopes, places=key_positions
+            q_BTNH, k_BSKH, v_BSKH, mask.first_BS, mask.last_BS, mask.past, slopes=slopes, key_positions=key_positions
         )
         return out_BTNH.reshape([0, 0, -1])
     if flashmask.fits(q_BTNH, mask, dropout):

@@ -1,71 +1,80 @@
-// A whole step of a decoder: one parallel region from token ids to logits.
+// A decoder step, from token ids to logits in one parallel region.
 //
-// Every function that takes the team is called by all its threads and ends with a barrier.
+// Every function that takes the team is called by all its threads and ends with a barrier unless it says otherwise.
 
 #pragma once
 
-#include "changes.h"
-#include "rows.h"
+#include <stdint.h>
+#include <string.h>
+
+#include "kv_cache.h"
+#include "linear.h"
+#include "lora.h"
+#include "memory.h"
+#include "moe.h"
+#include "paged_attention.h"
+#include "row_ops.h"
+#include "simd.h"
+#include "structs.h"
+#include "team.h"
 #include "workspace.h"
 
 namespace {
 
 struct Decoder {
   Model model;
-  Cache cache;
+  KVCache cache;
   Workspace work;
   char *memory, *blocks;
 };
 
-// What a step computes on.
-struct Run {
+// A step in progress; each thread has its own copy.
+struct StepRun {
   Decoder& d;
   const Model& m;
   Workspace& w;
   const Step& s;
-  int64_t tokens;   // rows that are still computed
-  int64_t tiles;
-  int64_t spans;    // most of any tile
-  bool apart;       // whether spans of keys are tasks of their own
-  bool adapted;     // whether any token has an adapter
+  int64_t tokens;  // rows that are still computed: all, then those that get logits
+  int64_t tiles;   // of queries
+  int64_t splits;  // the largest number of key splits of a tile
+  bool split_kv;   // whether the key splits of a tile are separate tasks
+  bool has_lora;   // whether any token uses an adapter
 };
 
-// y = x w + bias, and the changes of adapters.
-inline void apply(Team& team, const Run& run, const Linear& linear_of, const Change* changes, const int32_t* adapter,
-                  const float* x, int64_t rows, int64_t x_row, float* y, int64_t y_row) {
-  linear(team, linear_of, x, rows, x_row, y, y_row, run.w.scratch);
-  if (run.adapted && changes)
-    add_changes(team, changes, adapter, x, linear_of.in, rows, x_row, run.w.inner, run.w.inner_row, y, linear_of.out,
-                y_row);
+// y = x w + bias, plus the LoRA deltas.
+inline void linear_lora(Team& team, const StepRun& run, const Linear& weight, const LoraDelta* deltas,
+                        const int32_t* adapter, const float* x, int64_t rows, int64_t x_row, float* y, int64_t y_row) {
+  linear(team, weight, x, rows, x_row, y, y_row, run.w.linear_scratch);
+  if (run.has_lora && deltas)
+    add_lora(team, deltas, adapter, x, weight.in, rows, x_row, run.w.xa, run.w.xa_row, y, weight.out, y_row);
 }
 
-// Token vectors, and the rotation of each token.
-inline void embed(Team& team, const Run& run) {
+// Token embeddings, learned positions, and the RoPE angles of each token.
+inline void embed(Team& team, const StepRun& run) {
   const Model& m = run.m;
   const Workspace& w = run.w;
   bool projected = m.project_in.data != nullptr;
   float* to = projected ? w.embed : w.x;
-  int64_t row = projected ? w.embed_row : w.hidden_row, pairs = m.turned / 2, begin, end;
-  team.part(run.tokens, 1, &begin, &end);
+  int64_t row = projected ? w.embed_row : w.hidden_row, pairs = m.rotary_dim / 2, begin, end;
+  team.range(run.tokens, 1, &begin, &end);
   for (int64_t t = begin; t < end; ++t) {
-    int64_t from = run.s.ids[t] * m.embed_width;
+    int64_t from = run.s.ids[t] * m.embed_dim;
     if (m.embed_bf16)
-      for (int64_t i = 0; i < m.embed_width; ++i) {
+      for (int64_t i = 0; i < m.embed_dim; ++i) {
         uint32_t bits = (uint32_t)((const uint16_t*)m.embed)[from + i] << 16;
         memcpy(to + t * row + i, &bits, 4);
       }
     else
-      memcpy(to + t * row, (const float*)m.embed + from, (size_t)m.embed_width * sizeof(float));
-    if (m.embed_norm.weight)
-      norm_row(m.embed_norm, m.layer_norm, m.eps, to + t * row, m.embed_width, to + t * row);
-    for (int64_t half = 0; pairs && half < (m.halves ? 2 : 1); ++half) {
-      int64_t part = m.halves ? pairs / 2 : pairs, at = (half ? run.s.second[t] : run.s.position[t]) * part;
+      memcpy(to + t * row, (const float*)m.embed + from, (size_t)m.embed_dim * sizeof(float));
+    if (m.embed_norm.weight) norm_row(m.embed_norm, m.layer_norm, m.eps, to + t * row, m.embed_dim, to + t * row);
+    for (int64_t half = 0; pairs && half < (m.rope_2d ? 2 : 1); ++half) {
+      int64_t part = m.rope_2d ? pairs / 2 : pairs, at = (half ? run.s.second_position[t] : run.s.position[t]) * part;
       memcpy(w.cosine + t * pairs + half * part, run.s.cosine + at, (size_t)part * sizeof(float));
       memcpy(w.sine + t * pairs + half * part, run.s.sine + at, (size_t)part * sizeof(float));
     }
   }
   team.wait();
-  if (projected) linear(team, m.project_in, w.embed, run.tokens, w.embed_row, w.x, w.hidden_row, w.scratch);
+  if (projected) linear(team, m.project_in, w.embed, run.tokens, w.embed_row, w.x, w.hidden_row, w.linear_scratch);
   if (m.positions)
     for (int64_t t = begin; t < end; ++t)
       residual_row(w.x + t * w.hidden_row, 1.0f, m.positions + run.s.position[t] * m.hidden, m.hidden,
@@ -73,132 +82,152 @@ inline void embed(Team& team, const Run& run) {
   team.wait();
 }
 
-// Norms and turns queries and keys of each token, and writes keys and values to the cache.
-inline void remember(Team& team, const Run& run, int64_t index) {
+// Applies norms and RoPE to the queries and keys of each token, and writes keys and values to the cache.
+inline void write_kv(Team& team, const StepRun& run, int64_t index) {
   const Model& m = run.m;
   const Workspace& w = run.w;
   const Layer& layer = m.layer[index];
-  int64_t group = m.heads / m.groups, pairs = m.turned / 2, begin, end;
-  team.part(run.tokens * m.groups, 1, &begin, &end);
+  int64_t group = m.heads / m.kv_heads, pairs = m.rotary_dim / 2, begin, end;
+  team.range(run.tokens * m.kv_heads, 1, &begin, &end);
   for (int64_t task = begin; task < end; ++task) {
-    int64_t t = task % run.tokens, k = task / run.tokens, place = run.s.place[t];
-    float *all = w.qkv + t * w.qkv_row, *key = all + (m.heads + k) * m.width, *value = key + m.groups * m.width;
+    int64_t t = task % run.tokens, k = task / run.tokens, position = run.s.kv_position[t];
+    float *all = w.qkv + t * w.qkv_row, *key = all + (m.heads + k) * m.head_dim, *value = key + m.kv_heads * m.head_dim;
     const float *cosine = w.cosine + t * pairs, *sine = w.sine + t * pairs;
     for (int64_t n = k * group; n < (k + 1) * group; ++n) {
-      float* query = all + n * m.width;
-      if (layer.q_norm) norm_row(Norm{layer.q_norm, nullptr}, false, m.eps, query, m.width, query);
-      if (pairs) turn_row(query, cosine, sine, pairs);
+      float* query = all + n * m.head_dim;
+      if (layer.q_norm) norm_row(Norm{layer.q_norm, nullptr}, false, m.eps, query, m.head_dim, query);
+      if (pairs) rope_row(query, cosine, sine, pairs);
       if (run.s.query_scale) {
         float scale = run.s.query_scale[run.s.position[t]];
-        for (int64_t i = 0; i < m.width; ++i) query[i] *= scale;
+        for (int64_t i = 0; i < m.head_dim; ++i) query[i] *= scale;
       }
     }
-    if (layer.k_norm) norm_row(Norm{layer.k_norm, nullptr}, false, m.eps, key, m.width, key);
-    if (pairs) turn_row(key, cosine, sine, pairs);
-    int64_t block = run.s.blocks[run.s.row[t] * run.s.most_blocks + place / BLOCK];
-    write_place(run.d.cache, run.d.cache.at(index, block, k), place % BLOCK, key, value);
+    if (layer.k_norm) norm_row(Norm{layer.k_norm, nullptr}, false, m.eps, key, m.head_dim, key);
+    if (pairs) rope_row(key, cosine, sine, pairs);
+    int64_t block = run.s.block_tables[run.s.sequence[t] * run.s.max_blocks + position / BLOCK];
+    store_kv(run.d.cache, run.d.cache.head(index, block, k), position % BLOCK, key, value);
   }
   team.wait();
 }
 
-// Attention of every token into `mixed`.
-inline void attend(Team& team, const Run& run, int64_t index) {
+// Attention of every token, into `w.attention`.
+inline void attend(Team& team, const StepRun& run, int64_t index) {
   const Workspace& w = run.w;
-  Paged p = {&run.m, &run.s, run.d.cache, index, w.qkv, w.mixed, w.qkv_row, w.mixed_row, run.m.layer[index].score_scale};
-  int64_t wide = p.cache.wide(), groups = run.m.groups, part = Mixed::size(wide), tasks = run.tiles * groups;
-  Desk desk(w.desks + team.thread * whole(Desk::size(wide), 16), wide);
-  if (!run.apart) {
-    // The last tiles of a prompt see the most keys: they come first, so that the threads end together.
+  PagedAttention p = {&run.m,    &run.s,          run.d.cache,
+                      index,     w.qkv,           w.attention,
+                      w.qkv_row, w.attention_row, run.m.layer[index].score_scale};
+  int64_t padded_dim = p.cache.padded_dim(), kv_heads = run.m.kv_heads, part = PartialOutput::size(padded_dim),
+          tasks = run.tiles * kv_heads;
+  AttentionScratch scratch(w.attention_scratch + team.thread * round_up(AttentionScratch::size(padded_dim), 16),
+                           padded_dim);
+  if (!run.split_kv) {
+    // The last tiles of a prompt have the most keys: they run first, so that the threads finish together.
     for (int64_t task; (task = team.take()) < tasks;)
-      attend_rows(p, w.rows[run.tiles - 1 - task / groups], task % groups, desk);
+      attend_tile(p, w.query_tiles[run.tiles - 1 - task / kv_heads], task % kv_heads, scratch);
     team.wait();
     return;
   }
-  for (int64_t task; (task = team.take()) < tasks * run.spans;) {
-    const Rows& rows = w.rows[task / run.spans / groups];
-    int64_t k = task / run.spans % groups, s = first_span(rows) + task % run.spans;
-    if (s >= past_span(rows)) continue;
-    take_queries(p, rows, k, desk);
-    mix_any(p, rows, k, s, desk, Mixed(w.parts + task * part, wide));
+  for (int64_t task; (task = team.take()) < tasks * run.splits;) {
+    const QueryTile& tile = w.query_tiles[task / run.splits / kv_heads];
+    int64_t k = task / run.splits % kv_heads, s = first_split(tile) + task % run.splits;
+    if (s >= end_split(tile)) continue;
+    load_queries(p, tile, k, scratch);
+    attend_split_any(p, tile, k, s, scratch, PartialOutput(w.partials + task * part, padded_dim));
   }
   team.wait();
   int64_t begin, end;
-  team.part(tasks, 1, &begin, &end);
+  team.range(tasks, 1, &begin, &end);
   for (int64_t task = begin; task < end; ++task) {
-    const Rows& rows = w.rows[task / groups];
-    Mixed joined(w.parts + task * run.spans * part, wide);
-    for (int64_t s = 1; s < past_span(rows) - first_span(rows); ++s)
-      join_span(joined, Mixed(w.parts + (task * run.spans + s) * part, wide), (int)(rows.last - rows.first), wide);
-    finish_rows(p, rows, task % groups, joined);
+    const QueryTile& tile = w.query_tiles[task / kv_heads];
+    PartialOutput merged(w.partials + task * run.splits * part, padded_dim);
+    for (int64_t s = 1; s < end_split(tile) - first_split(tile); ++s)
+      merge_split(merged, PartialOutput(w.partials + (task * run.splits + s) * part, padded_dim),
+                  (int)(tile.last_row - tile.first_row), padded_dim);
+    write_output(p, tile, task % kv_heads, merged);
   }
   team.wait();
 }
 
-// The feed-forward layer, into `y`.
-inline void feed_forward(Team& team, const Run& run, const Layer& layer, const float* x) {
+// The feed-forward layer, into `w.y`.
+inline void feed_forward(Team& team, const StepRun& run, const Layer& layer, const float* x) {
   const Model& m = run.m;
   const Workspace& w = run.w;
-  apply(team, run, layer.up[0], layer.up_changes, w.adapter, x, run.tokens, w.hidden_row, w.up, w.up_row);
+  linear_lora(team, run, layer.up[0], layer.up_lora, w.adapter, x, run.tokens, w.hidden_row, w.up, w.up_row);
   int64_t begin, end;
-  team.part(run.tokens, 1, &begin, &end);
-  for (int64_t t = begin; t < end; ++t)
-    activate_row(m.activation, w.up + t * w.up_row, m.ffn, w.ffn + t * w.ffn_row);
+  team.range(run.tokens, 1, &begin, &end);
+  for (int64_t t = begin; t < end; ++t) activate_row(m.activation, w.up + t * w.up_row, m.ffn, w.ffn + t * w.ffn_row);
   team.wait();
-  apply(team, run, layer.down[0], layer.down_changes, w.adapter, w.ffn, run.tokens, w.ffn_row, w.y, w.hidden_row);
+  linear_lora(team, run, layer.down[0], layer.down_lora, w.adapter, w.ffn, run.tokens, w.ffn_row, w.y, w.hidden_row);
 }
 
-// A mixture of experts, into `y`: each expert meets the rows that chose it, side by side.
-inline void mixture(Team& team, Run& run, const Layer& layer, const float* x) {
+// Routes the tokens, and gathers the input rows of each expert into its slots.
+inline void gather_experts(Team& team, const StepRun& run, const Layer& layer, const float* x) {
   const Model& m = run.m;
   Workspace& w = run.w;
-  int64_t slots = run.tokens * m.top_k, begin, end;
-  int32_t* adapter = w.adapter + w.slots;
-  team.part(run.tokens, 1, &begin, &end);
+  int64_t begin, end;
+  team.range(run.tokens, 1, &begin, &end);
   for (int64_t t = begin; t < end; ++t)
-    route_token(m, layer.router, x + t * w.hidden_row, t, w.score + team.thread * whole(m.experts, 16), w.routing);
+    route_token(m, layer.router, x + t * w.hidden_row, t, w.router_score + team.thread * round_up(m.experts, 16),
+                w.routing);
   team.wait();
-  if (team.thread == 0) sort_choices(m, run.tokens, w.routing);
+  if (team.thread == 0) sort_by_expert(m, run.tokens, w.routing);
   team.wait();
-  const int32_t* start = w.routing.start;
-  team.part(slots, 1, &begin, &end);
+  team.range(run.tokens * m.top_k, 1, &begin, &end);
   for (int64_t slot = begin; slot < end; ++slot) {
     int64_t t = w.routing.token[slot];
-    memcpy(w.gathered + slot * w.hidden_row, x + t * w.hidden_row, (size_t)m.hidden * sizeof(float));
-    adapter[slot] = w.adapter[t];
+    memcpy(w.expert_in + slot * w.hidden_row, x + t * w.hidden_row, (size_t)m.hidden * sizeof(float));
+    w.slot_adapter[slot] = w.adapter[t];
   }
   team.wait();
-  auto each = [&](const Linear* linears, const Change* changes, const float* from, int64_t from_row, float* to,
-                  int64_t to_row) {
-    for (int64_t e = 0; e < m.experts; ++e)
-      if (start[e + 1] > start[e])
-        apply(team, run, linears[e], changes ? changes + e * m.adapters : nullptr, adapter + start[e],
-              from + start[e] * from_row, start[e + 1] - start[e], from_row, to + start[e] * to_row, to_row);
-  };
-  each(layer.up, layer.up_changes, w.gathered, w.hidden_row, w.up, w.up_row);
-  for (int64_t slot = begin; slot < end; ++slot)
-    activate_row(m.activation, w.up + slot * w.up_row, m.ffn, w.ffn + slot * w.ffn_row);
-  team.wait();
-  each(layer.down, layer.down_changes, w.ffn, w.ffn_row, w.returned, w.hidden_row);
-  team.part(run.tokens, 1, &begin, &end);
+}
+
+// Sums the expert outputs of each token by their routing weights, in the order of its experts.
+inline void combine_experts(Team& team, const StepRun& run) {
+  const Model& m = run.m;
+  const Workspace& w = run.w;
+  int64_t begin, end;
+  team.range(run.tokens, 1, &begin, &end);
   for (int64_t t = begin; t < end; ++t) {
     float* to = w.y + t * w.hidden_row;
     memset(to, 0, (size_t)m.hidden * sizeof(float));
     for (int64_t k = 0; k < m.top_k; ++k) {
-      const float* from = w.returned + w.routing.slot[t * m.top_k + k] * w.hidden_row;
-      Vec weight = set(w.routing.weight[t * m.top_k + k]);
-      vectors(m.hidden, [&](int64_t i, int64_t n) {
-        store_some(to + i, load_some(to + i, n) + weight * load_some(from + i, n), n);
-      });
+      const float* from = w.expert_out + w.routing.slot[t * m.top_k + k] * w.hidden_row;
+      Vec weight = broadcast(w.routing.weight[t * m.top_k + k]);
+      for_vectors(m.hidden,
+                  [&](int64_t i, int64_t n) { store_n(to + i, load_n(to + i, n) + weight * load_n(from + i, n), n); });
     }
   }
   team.wait();
 }
 
-// What a part reads: its norm of x, or x itself where norms come after.
-inline const float* before(Team& team, const Run& run, const Norm& norm) {
+// A mixture of experts, into `w.y`: the rows routed to an expert are contiguous, so that it computes one product.
+inline void mixture_of_experts(Team& team, const StepRun& run, const Layer& layer, const float* x) {
+  const Model& m = run.m;
+  const Workspace& w = run.w;
+  gather_experts(team, run, layer, x);
+  const int32_t* start = w.routing.start;
+  auto per_expert = [&](const Linear* linears, const LoraDelta* deltas, const float* from, int64_t from_row, float* to,
+                        int64_t to_row) {
+    for (int64_t e = 0; e < m.experts; ++e)
+      if (start[e + 1] > start[e])
+        linear_lora(team, run, linears[e], deltas ? deltas + e * m.adapters : nullptr, w.slot_adapter + start[e],
+                    from + start[e] * from_row, start[e + 1] - start[e], from_row, to + start[e] * to_row, to_row);
+  };
+  per_expert(layer.up, layer.up_lora, w.expert_in, w.hidden_row, w.up, w.up_row);
+  int64_t begin, end;
+  team.range(run.tokens * m.top_k, 1, &begin, &end);
+  for (int64_t slot = begin; slot < end; ++slot)
+    activate_row(m.activation, w.up + slot * w.up_row, m.ffn, w.ffn + slot * w.ffn_row);
+  team.wait();
+  per_expert(layer.down, layer.down_lora, w.ffn, w.ffn_row, w.expert_out, w.hidden_row);
+  combine_experts(team, run);
+}
+
+// The input of a block: the norm of x, or x itself if norms follow the blocks.
+inline const float* norm_input(Team& team, const StepRun& run, const Norm& norm) {
   if (run.m.norm_after) return run.w.x;
   int64_t begin, end;
-  team.part(run.tokens, 1, &begin, &end);
+  team.range(run.tokens, 1, &begin, &end);
   for (int64_t t = begin; t < end; ++t)
     norm_row(norm, run.m.layer_norm, run.m.eps, run.w.x + t * run.w.hidden_row, run.m.hidden,
              run.w.normed + t * run.w.hidden_row);
@@ -206,44 +235,46 @@ inline const float* before(Team& team, const Run& run, const Norm& norm) {
   return run.w.normed;
 }
 
-// Adds what a part gave in `y`. Rows are divided among the threads as in `before`, so that no barrier is needed between.
-inline void after(Team& team, const Run& run, const Norm& norm) {
+// Adds the output `w.y` of a block to the residual. Rows are divided among the threads as in `norm_input`, so that no
+// barrier is needed between the two; ends with a barrier only if norms follow the blocks.
+inline void add_residual(Team& team, const StepRun& run, const Norm& norm) {
   const Model& m = run.m;
   int64_t begin, end;
-  team.part(run.tokens, 1, &begin, &end);
+  team.range(run.tokens, 1, &begin, &end);
   for (int64_t t = begin; t < end; ++t) {
     float* x = run.w.x + t * run.w.hidden_row;
-    const float* carried = m.carry_normed ? run.w.normed + t * run.w.hidden_row : x;
-    residual_row(carried, m.carry_scale, run.w.y + t * run.w.hidden_row, m.hidden, x);
+    const float* residual = m.residual_after_norm ? run.w.normed + t * run.w.hidden_row : x;
+    residual_row(residual, m.residual_scale, run.w.y + t * run.w.hidden_row, m.hidden, x);
     if (m.norm_after) norm_row(norm, m.layer_norm, m.eps, x, m.hidden, x);
   }
   if (m.norm_after) team.wait();
 }
 
-// Keeps the rows of the tokens whose logits are wanted, in front; the others are of no use past the last attention.
-inline void keep_wanted(Team& team, Run& run) {
+// Moves the rows of the tokens that get logits to the front; the others are not needed after the last attention.
+inline void keep_logits_rows(Team& team, StepRun& run) {
   Workspace& w = run.w;
   if (team.thread == 0)
-    for (int64_t i = 0; i < run.s.wanted_count; ++i) {
-      int64_t t = run.s.wanted[i];
+    for (int64_t i = 0; i < run.s.logits_count; ++i) {
+      int64_t t = run.s.logits_indices[i];
       if (t == i) continue;
-      memcpy(w.mixed + i * w.mixed_row, w.mixed + t * w.mixed_row, (size_t)w.mixed_row * sizeof(float));
+      memcpy(w.attention + i * w.attention_row, w.attention + t * w.attention_row,
+             (size_t)w.attention_row * sizeof(float));
       memcpy(w.x + i * w.hidden_row, w.x + t * w.hidden_row, (size_t)w.hidden_row * sizeof(float));
       memcpy(w.normed + i * w.hidden_row, w.normed + t * w.hidden_row, (size_t)w.hidden_row * sizeof(float));
       w.adapter[i] = w.adapter[t];
     }
-  run.tokens = run.s.wanted_count;
+  run.tokens = run.s.logits_count;
   team.wait();
 }
 
-// Final norm and logits of the wanted tokens.
-inline void read_out(Team& team, const Run& run) {
+// Final norm and logits.
+inline void compute_logits(Team& team, const StepRun& run) {
   const Model& m = run.m;
   const Workspace& w = run.w;
   const float* x = w.x;
   if (m.final_norm.weight) {
     int64_t begin, end;
-    team.part(run.tokens, 1, &begin, &end);
+    team.range(run.tokens, 1, &begin, &end);
     for (int64_t t = begin; t < end; ++t)
       norm_row(m.final_norm, m.layer_norm, m.eps, w.x + t * w.hidden_row, m.hidden, w.normed + t * w.hidden_row);
     x = w.normed;
@@ -251,53 +282,54 @@ inline void read_out(Team& team, const Run& run) {
   team.wait();
   int64_t row = w.hidden_row;
   if (m.project_out.data) {
-    linear(team, m.project_out, x, run.tokens, row, w.embed, w.embed_row, w.scratch);
+    linear(team, m.project_out, x, run.tokens, row, w.embed, w.embed_row, w.linear_scratch);
     x = w.embed, row = w.embed_row;
   }
-  linear(team, m.head, x, run.tokens, row, run.s.logits, m.vocab, w.scratch);
+  linear(team, m.head, x, run.tokens, row, run.s.logits, m.vocab, w.linear_scratch);
 }
 
-inline void compute(Team& team, Run run) {
+inline void compute(Team& team, StepRun run) {
   const Model& m = run.m;
   const Workspace& w = run.w;
   embed(team, run);
   for (int64_t i = 0; i < m.layers; ++i) {
     const Layer& layer = m.layer[i];
-    const float* x = before(team, run, layer.norm);
-    apply(team, run, layer.qkv, layer.qkv_changes, w.adapter, x, run.tokens, w.hidden_row, w.qkv, w.qkv_row);
-    remember(team, run, i);
+    const float* x = norm_input(team, run, layer.norm);
+    linear_lora(team, run, layer.qkv, layer.qkv_lora, w.adapter, x, run.tokens, w.hidden_row, w.qkv, w.qkv_row);
+    write_kv(team, run, i);
     bool last = i + 1 == m.layers;
-    if (last && !run.s.wanted_count) return;
+    if (last && !run.s.logits_count) return;
     attend(team, run, i);
-    if (last && run.s.wanted_count < run.tokens) keep_wanted(team, run);
-    apply(team, run, layer.out, layer.out_changes, w.adapter, w.mixed, run.tokens, w.mixed_row, w.y, w.hidden_row);
-    after(team, run, layer.norm);
-    x = before(team, run, layer.ffn_norm);
+    if (last && run.s.logits_count < run.tokens) keep_logits_rows(team, run);
+    linear_lora(team, run, layer.out, layer.out_lora, w.adapter, w.attention, run.tokens, w.attention_row, w.y,
+                w.hidden_row);
+    add_residual(team, run, layer.norm);
+    x = norm_input(team, run, layer.ffn_norm);
     if (m.experts)
-      mixture(team, run, layer, x);
+      mixture_of_experts(team, run, layer, x);
     else
       feed_forward(team, run, layer, x);
-    after(team, run, layer.ffn_norm);
+    add_residual(team, run, layer.ffn_norm);
   }
-  read_out(team, run);
+  compute_logits(team, run);
 }
 
-// Cuts the tokens of the step into tiles of queries.
-inline void cut_rows(Run& run) {
+// Divides the tokens of the step into query tiles.
+inline void make_query_tiles(StepRun& run) {
   const Step& s = run.s;
-  int64_t group = run.m.heads / run.m.groups;
+  int64_t group = run.m.heads / run.m.kv_heads;
   for (int64_t first = 0, next; first < s.tokens; first = next) {
-    for (next = first + 1; next < s.tokens && s.row[next] == s.row[first];) ++next;
+    for (next = first + 1; next < s.tokens && s.sequence[next] == s.sequence[first];) ++next;
     for (int64_t row = 0, rows = (next - first) * group; row < rows; row += TILE_ROWS) {
       int64_t end = row + TILE_ROWS < rows ? row + TILE_ROWS : rows;
-      Rows tile = {s.row[first], first, row, end, INT64_MAX, 0};
+      QueryTile tile = {s.sequence[first], first, row, end, INT64_MAX, 0};
       for (int64_t t = first + row / group; t <= first + (end - 1) / group; ++t) {
-        if (s.begin[t] < tile.low) tile.low = s.begin[t];
-        if (s.end[t] > tile.high) tile.high = s.end[t];
+        if (s.attend_begin[t] < tile.kv_begin) tile.kv_begin = s.attend_begin[t];
+        if (s.attend_end[t] > tile.kv_end) tile.kv_end = s.attend_end[t];
       }
-      int64_t spans = past_span(tile) - first_span(tile);
-      run.spans = spans > run.spans ? spans : run.spans;
-      run.w.rows[run.tiles++] = tile;
+      int64_t splits = end_split(tile) - first_split(tile);
+      run.splits = splits > run.splits ? splits : run.splits;
+      run.w.query_tiles[run.tiles++] = tile;
     }
   }
 }

@@ -1,15 +1,17 @@
-// Products of small matrices that lie in the cache: the inner part of attention.
+// Products of small matrices that are in cache: the inner loops of attention and LoRA.
 
 #pragma once
+
+#include <stdint.h>
 
 #include "simd.h"
 
 namespace {
 
 #if WIDTH == 16
-const int ROWS = 6, COLUMNS = 4;  // of 32 registers 24 hold sums
+const int ROWS = 6, COLUMNS = 4;  // 24 of 32 registers hold sums
 #else
-const int ROWS = 6, COLUMNS = 2;  // of 16 registers 12 hold sums
+const int ROWS = 6, COLUMNS = 2;  // 12 of 16 registers hold sums
 #endif
 
 // c[R, C * WIDTH] += or = a[R, depth] b[depth, C * WIDTH]; element (r, k) of a is a[r * row + k * step].
@@ -27,7 +29,7 @@ INLINE void micro(bool add, int depth, const float* a, int64_t row, int64_t step
     for (int j = 0; j < C; ++j) right[j] = load(b + j * WIDTH);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      Vec left = set(a[r * row]);
+      Vec left = broadcast(a[r * row]);
 #pragma GCC unroll 8
       for (int j = 0; j < C; ++j) total[r][j] += left * right[j];
     }

@@ -1,4 +1,4 @@
-// All operators, for the instruction set that the including unit chose: its name LEVEL and its vectors' WIDTH.
+// All kernels, for the instruction set that the including unit chose: its name LEVEL and its vectors' WIDTH.
 
 #pragma once
 
@@ -8,8 +8,8 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 #include "attention.h"
-#include "decoder_calls.h"
+#include "decoder_api.h"
 #include "elementwise.h"
-#include "product.h"
+#include "linear_api.h"
 #include "sample.h"
 #include "training.h"

@@ -1,6 +1,11 @@
-// What the library says of itself, and where it takes its threads from.
+// Functions that do not depend on the instruction set: version, struct sizes, processor, threads.
+
+#include <stdint.h>
+#include <string.h>
 
 #include "parallel.h"
+#include "sampler_row.h"
+#include "structs.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -8,8 +13,22 @@ extern "C" {
 struct Threads llmctl_ops_threads = {0, 0, 0, 0};
 }
 
-// Version of the functions and their signatures; the loader refuses another.
-EXPORT int llmctl_ops_interface() { return 5; }
+// Version of the exported functions and their signatures; the loader refuses any other.
+EXPORT int llmctl_ops_interface() { return 6; }
+
+// sizeof of a struct that callers fill, by name; 0 = there is no such struct. The loader compares it with its ctypes
+// mirror.
+EXPORT int64_t llmctl_ops_struct_size(const char* name) {
+  static const struct {
+    const char* name;
+    int64_t size;
+  } SIZES[] = {{"Linear", sizeof(Linear)},        {"Norm", sizeof(Norm)},   {"LoraDelta", sizeof(LoraDelta)},
+               {"Layer", sizeof(Layer)},          {"Model", sizeof(Model)}, {"Step", sizeof(Step)},
+               {"SamplerRow", sizeof(SamplerRow)}};
+  for (const auto& entry : SIZES)
+    if (!strcmp(entry.name, name)) return entry.size;
+  return 0;
+}
 
 // The best instruction set of this processor: 0 portable, 1 avx2, 2 avx512, 3 avx512vnni.
 EXPORT int llmctl_ops_level() {
@@ -25,9 +44,8 @@ EXPORT int llmctl_ops_level() {
 #endif
 }
 
-// Entry points of the OpenMP runtime that the process uses; nulls = compute on the calling thread alone.
-EXPORT void llmctl_ops_use_threads(GompParallel parallel, OmpInt max_threads, OmpInt thread_num,
-                                         OmpInt num_threads) {
+// Sets the entry points of the OpenMP runtime that the process uses; null = compute on the calling thread only.
+EXPORT void llmctl_ops_use_threads(GompParallel parallel, OmpInt max_threads, OmpInt thread_num, OmpInt num_threads) {
   llmctl_ops_threads.parallel = max_threads && thread_num && num_threads ? parallel : 0;
   llmctl_ops_threads.max_threads = max_threads;
   llmctl_ops_threads.thread_num = thread_num;

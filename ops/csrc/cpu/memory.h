@@ -1,4 +1,4 @@
-// Buffers that begin at a line of the cache.
+// Buffers aligned to a cache line.
 
 #pragma once
 
@@ -7,11 +7,15 @@
 
 namespace {
 
-// Room for `count` values, which `free` gives back; null where there is none.
+// An array of `count` values, to be released with `free`; null if there is no memory.
 template <class T>
 inline T* aligned(int64_t count) {
   void* memory = nullptr;
   return posix_memalign(&memory, 64, (size_t)(count > 0 ? count : 1) * sizeof(T)) ? nullptr : (T*)memory;
+}
+
+inline __attribute__((always_inline)) int64_t round_up(int64_t count, int64_t unit) {
+  return (count + unit - 1) / unit * unit;
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
-// Work shared among the threads of an OpenMP runtime that the process has loaded already.
+// Parallel loops on the threads of an OpenMP runtime that the process has already loaded.
 //
-// The library is not linked with OpenMP: a second runtime beside the framework's would make a second pool of threads.
-// The loader hands over the entry points it finds; without them everything runs on the calling thread.
+// The library does not link OpenMP: a second runtime next to the framework's would start a second thread pool. The
+// loader passes in the entry points it finds; without them everything runs on the calling thread.
 
 #pragma once
 
@@ -24,30 +24,30 @@ extern struct Threads llmctl_ops_threads __attribute__((visibility("hidden")));
 
 namespace {
 
-const int64_t PIECE = 1 << 14;  // elements that are worth a thread's while
+const int64_t GRAIN = 1 << 14;  // elements that are worth waking a thread for
 
 // How many threads `parallel` uses for a number of tasks.
 inline int threads_for(int64_t tasks) {
   if (!llmctl_ops_threads.parallel || tasks < 2) return 1;
-  int most = llmctl_ops_threads.max_threads();
-  return tasks < most ? (int)tasks : (most < 1 ? 1 : most);
+  int max = llmctl_ops_threads.max_threads();
+  return tasks < max ? (int)tasks : (max < 1 ? 1 : max);
 }
 
 template <class Body>
-struct Job {
+struct ParallelFor {
   const Body* body;
   int64_t tasks;
   int64_t next;
 };
 
 template <class Body>
-void take_tasks(void* data) {
-  Job<Body>* job = (Job<Body>*)data;
+void run_tasks(void* data) {
+  ParallelFor<Body>* loop = (ParallelFor<Body>*)data;
   int thread = llmctl_ops_threads.thread_num();
   for (;;) {
-    int64_t task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
-    if (task >= job->tasks) return;
-    (*job->body)(task, thread);
+    int64_t task = __atomic_fetch_add(&loop->next, 1, __ATOMIC_RELAXED);
+    if (task >= loop->tasks) return;
+    (*loop->body)(task, thread);
   }
 }
 
@@ -59,21 +59,21 @@ inline void parallel(int64_t tasks, const Body& body) {
     for (int64_t task = 0; task < tasks; ++task) body(task, 0);
     return;
   }
-  Job<Body> job = {&body, tasks, 0};
-  llmctl_ops_threads.parallel(take_tasks<Body>, &job, (unsigned)threads, 0);
+  ParallelFor<Body> loop = {&body, tasks, 0};
+  llmctl_ops_threads.parallel(run_tasks<Body>, &loop, (unsigned)threads, 0);
 }
 
-// Calls body(begin, end, thread) for pieces of at least `least` of `count` items.
+// Calls body(begin, end, thread) for ranges of at least `grain` of `count` items.
 template <class Body>
-inline void parallel_ranges(int64_t count, int64_t least, const Body& body) {
+inline void parallel_ranges(int64_t count, int64_t grain, const Body& body) {
   if (count <= 0) return;
-  if (least < 1) least = 1;
-  int64_t pieces = (count + least - 1) / least;
-  int64_t most = 4 * (int64_t)threads_for(pieces);
-  if (pieces > most) pieces = most;
-  int64_t size = (count + pieces - 1) / pieces;
-  parallel(pieces, [&](int64_t piece, int thread) {
-    int64_t begin = piece * size, end = begin + size < count ? begin + size : count;
+  if (grain < 1) grain = 1;
+  int64_t ranges = (count + grain - 1) / grain;
+  int64_t max = 4 * (int64_t)threads_for(ranges);
+  if (ranges > max) ranges = max;
+  int64_t size = (count + ranges - 1) / ranges;
+  parallel(ranges, [&](int64_t range, int thread) {
+    int64_t begin = range * size, end = begin + size < count ? begin + size : count;
     if (begin < end) body(begin, end, thread);
   });
 }

@@ -1,5 +1,5 @@
-// What kernels for GPUs are written with: blocks of threads, shared arrays and barriers, and nothing else, so that the same
-// sources can be run by threads of a CPU (tests/cuda_on_cpu.h).
+// The CUDA features that the kernels use: blocks of threads, shared arrays, barriers and nothing else, so that the same
+// sources also run on CPU threads (tests/cuda_on_cpu.h).
 
 #pragma once
 
@@ -18,28 +18,28 @@ const int THREADS = 512;
 
 #define EXPORT_CUDA extern "C" __attribute__((visibility("default")))
 
-// The sum or the largest of a value of each thread, in a fixed order; every thread gets it.
-template <typename T, typename Join>
-__device__ T joined(T value, Join join) {
-  __shared__ T held[THREADS];
+// Block-wide reduction of one value per thread in a fixed order; every thread gets the result.
+template <typename T, typename Combine>
+__device__ T reduce(T value, Combine combine) {
+  __shared__ T partial[THREADS];
   int me = threadIdx.x;
-  held[me] = value;
+  partial[me] = value;
   __syncthreads();
   for (int half = THREADS / 2; half; half /= 2) {
-    if (me < half) held[me] = join(held[me], held[me + half]);
+    if (me < half) partial[me] = combine(partial[me], partial[me + half]);
     __syncthreads();
   }
-  T result = held[0];
+  T result = partial[0];
   __syncthreads();
   return result;
 }
 
 template <typename T>
-__device__ T total_of(T value) {
-  return joined(value, [](T a, T b) { return a + b; });
+__device__ T reduce_sum(T value) {
+  return reduce(value, [](T a, T b) { return a + b; });
 }
 
 template <typename T>
-__device__ T most_of(T value) {
-  return joined(value, [](T a, T b) { return a < b ? b : a; });
+__device__ T reduce_max(T value) {
+  return reduce(value, [](T a, T b) { return a < b ? b : a; });
 }

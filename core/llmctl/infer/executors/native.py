@@ -21,8 +21,7 @@ from llmctl.infer.packed.model import Adapted, Linear, Norm, PackedModel
 from llmctl.runtime import operators
 
 try:
-    from llmctl_ops import decoder as native
-    from llmctl_ops import library, linear, sampling
+    from llmctl_ops import decoder, library, linear, sampling, structs
 except ImportError as error:
     library = None
     FAILURE = operators.MISSING if error.name == "llmctl_ops" else f"llmctl-ops cannot be imported ({error})"
@@ -56,10 +55,10 @@ class NativeExecutor:
         self._graph, self._most = model.graph, max_tokens
         owned = _Owned()
         described = _describe(model, kv, owned)
-        self._decoder = native.Decoder(described, max_tokens, owned)
+        self._decoder = decoder.Decoder(described, max_tokens, owned)
         self._turning = Turning(model.graph)
         self._logits = np.empty((0, model.graph.vocab), np.float32)
-        self._step = native.Step()
+        self._step = structs.Step()
 
     @property
     def vocab(self) -> int:
@@ -100,9 +99,9 @@ class NativeExecutor:
         step, held = self._step, _arrays(batch)
         for name, array in held.items():
             setattr(step, name, array.ctypes.data)
-        step.tokens, step.wanted_count = len(batch.ids_T), wanted
-        step.rows, step.most_blocks = held["blocks"].shape
-        self._turning.reach(_furthest(batch), step.most_blocks * BLOCK)
+        step.tokens, step.logits_count = len(batch.ids_T), wanted
+        step.sequences, step.max_blocks = held["block_tables"].shape
+        self._turning.reach(_furthest(batch), step.max_blocks * BLOCK)
         self._turning.fill(step)
         if wanted > len(self._logits):
             self._logits = np.empty((max(wanted, 2 * len(self._logits)), self.vocab), np.float32)
@@ -160,14 +159,15 @@ def _arrays(batch: Batch) -> dict[str, Int]:
     """
     second = batch.position_T if batch.second_T is None else batch.second_T
     tokens = {
-        "ids": batch.ids_T, "row": batch.row_T, "place": batch.place_T, "position": batch.position_T, "second": second,
-        "begin": batch.begin_T, "end": batch.end_T,
+        "ids": batch.ids_T, "sequence": batch.row_T, "kv_position": batch.place_T, "position": batch.position_T,
+        "second_position": second, "attend_begin": batch.begin_T, "attend_end": batch.end_T,
     }  # fmt: skip
-    others = {"blocks": batch.blocks_RM, "adapter": batch.adapter_R, "wanted": batch.wanted_L}
+    others = {"block_tables": batch.blocks_RM, "adapter": batch.adapter_R, "logits_indices": batch.wanted_L}
     held = {name: np.ascontiguousarray(array, np.int32) for name, array in {**tokens, **others}.items()}
     if any(held[name].shape != held["ids"].shape or held[name].ndim != 1 for name in tokens):
         raise ValueError("the arrays of a step's tokens differ in length")
-    if held["blocks"].ndim != 2 or held["adapter"].shape != held["blocks"].shape[:1] or held["wanted"].ndim != 1:
+    tables, indices = held["block_tables"], held["logits_indices"]
+    if tables.ndim != 2 or held["adapter"].shape != tables.shape[:1] or indices.ndim != 1:
         raise ValueError("a step needs a row of blocks and an adapter for each sequence, and a list of wanted tokens")
     return held
 
@@ -205,9 +205,9 @@ class _Owned:
         self._kept.append(thing)
 
 
-def _describe(model: PackedModel, kv: str, owned: _Owned) -> native.Model:
+def _describe(model: PackedModel, kv: str, owned: _Owned) -> structs.Model:
     graph = model.graph
-    made = native.Model()
+    made = structs.Model()
     if model.embed.shape != (graph.vocab, graph.embed) or model.embed.dtype not in (np.float32, np.uint16):
         raise ValueError(f"embed is {model.embed.dtype} {list(model.embed.shape)}, not [{graph.vocab}, {graph.embed}]")
     embed = np.ascontiguousarray(model.embed)
@@ -216,60 +216,65 @@ def _describe(model: PackedModel, kv: str, owned: _Owned) -> native.Model:
     if model.positions is not None:
         made.position_rows = len(model.positions)
         made.positions = owned.array(model.positions, (len(model.positions), graph.hidden), "positions")
-    made.slopes = owned.array(np.asarray(graph.slopes, np.float32), (graph.heads,), "slopes") if graph.slopes else None
+    if graph.slopes:
+        made.alibi_slopes = owned.array(np.asarray(graph.slopes, np.float32), (graph.heads,), "slopes")
     made.embed_norm = _norm(model.embed_norm, graph.embed, owned)
     made.final_norm = _norm(model.final_norm, graph.hidden, owned)
     made.project_in = _linear(model.project_in, graph.embed, graph.hidden, owned)
     made.project_out = _linear(model.project_out, graph.hidden, graph.embed, owned)
     made.head = _linear(model.head, graph.embed if model.project_out else graph.hidden, graph.vocab, owned)
-    made.layer = owned.list(native.Layer, [_layer(model, index, owned) for index in range(len(model.layers))])
-    made.layers, made.hidden, made.heads, made.groups = len(model.layers), graph.hidden, graph.heads, graph.kv_heads
-    made.width, made.ffn, made.vocab, made.embed_width = graph.head_dim, graph.ffn, graph.vocab, graph.embed
-    made.turned, made.halves = (graph.rope.rotary_dim, graph.rope.pairs == "2d") if graph.rope else (0, 0)
+    made.layer = owned.list(structs.Layer, [_layer(model, index, owned) for index in range(len(model.layers))])
+    made.layers, made.hidden, made.heads, made.kv_heads = len(model.layers), graph.hidden, graph.heads, graph.kv_heads
+    made.head_dim, made.ffn, made.vocab, made.embed_dim = graph.head_dim, graph.ffn, graph.vocab, graph.embed
+    made.rotary_dim, made.rope_2d = (graph.rope.rotary_dim, graph.rope.pairs == "2d") if graph.rope else (0, 0)
     if graph.experts:
         made.experts, made.top_k, made.renormalize = graph.experts.count, graph.experts.top_k, graph.experts.renormalize
-    made.adapters, made.eps, made.carry_scale = len(model.adapters), graph.norm_eps, graph.residual_scale
-    made.layer_norm, made.activation = graph.norm == "layernorm", native.ACTIVATIONS.index(graph.activation)
-    made.norm_after, made.carry_normed, made.cache_int8 = graph.norm_after, graph.residual_after_norm, kv == "int8"
+    made.adapters, made.eps, made.residual_scale = len(model.adapters), graph.norm_eps, graph.residual_scale
+    made.layer_norm, made.activation = graph.norm == "layernorm", decoder.ACTIVATIONS.index(graph.activation)
+    made.norm_after, made.residual_after_norm, made.cache_int8 = (
+        graph.norm_after,
+        graph.residual_after_norm,
+        kv == "int8",
+    )
     return made
 
 
-def _layer(model: PackedModel, index: int, owned: _Owned) -> native.Layer:
+def _layer(model: PackedModel, index: int, owned: _Owned) -> structs.Layer:
     graph, layer = model.graph, model.layers[index]
     heads, count = (graph.heads + 2 * graph.kv_heads) * graph.head_dim, graph.experts.count if graph.experts else 1
     up = graph.ffn * (2 if graph.activation == "swiglu" else 1)
     if len(layer.up) != count or len(layer.down) != count or (layer.router is None) != (graph.experts is None):
         raise ValueError(f"layer {index} has {len(layer.up)} feed-forward layers, not {count} with a router if more")
-    made = native.Layer()
+    made = structs.Layer()
     made.norm, made.ffn_norm = (_norm(norm, graph.hidden, owned) for norm in (layer.norm, layer.ffn_norm))
     made.qkv = _linear(layer.qkv, graph.hidden, heads, owned)
     made.out = _linear(layer.out, graph.heads * graph.head_dim, graph.hidden, owned)
-    made.up = owned.list(linear.Native, [_linear(one, graph.hidden, up, owned) for one in layer.up])
-    made.down = owned.list(linear.Native, [_linear(one, graph.ffn, graph.hidden, owned) for one in layer.down])
+    made.up = owned.list(structs.Linear, [_linear(one, graph.hidden, up, owned) for one in layer.up])
+    made.down = owned.list(structs.Linear, [_linear(one, graph.ffn, graph.hidden, owned) for one in layer.down])
     made.router = owned.array(layer.router, (count, graph.hidden), f"router of layer {index}")
     made.q_norm = owned.array(layer.q_norm, (graph.head_dim,), f"q_norm of layer {index}")
     made.k_norm = owned.array(layer.k_norm, (graph.head_dim,), f"k_norm of layer {index}")
     made.score_scale = graph.score_scales[index] if graph.score_scales else graph.head_dim**-0.5
     parts = {"qkv": (layer.qkv,), "out": (layer.out,), "up": layer.up, "down": layer.down}
     for place, linears in parts.items():
-        setattr(made, f"{place}_changes", _changes(model, index, place, linears, owned))
+        setattr(made, f"{place}_lora", _changes(model, index, place, linears, owned))
     return made
 
 
-def _norm(norm: Norm | None, width: int, owned: _Owned) -> native.Norm:
+def _norm(norm: Norm | None, width: int, owned: _Owned) -> structs.Norm:
     if norm is None:
-        return native.Norm()
-    return native.Norm(owned.array(norm.weight, (width,), "a norm"), owned.array(norm.bias, (width,), "a norm's bias"))
+        return structs.Norm()
+    return structs.Norm(owned.array(norm.weight, (width,), "a norm"), owned.array(norm.bias, (width,), "a norm's bias"))
 
 
 def _linear(layer: Linear | None, inputs: int, outputs: int, owned: _Owned) -> Any:
     if layer is None:
-        return linear.Native()
+        return structs.Linear()
     weight = layer.weight
     if (weight.inputs, weight.outputs) != (inputs, outputs):
         raise ValueError(f"a linear is [{weight.inputs}, {weight.outputs}], not [{inputs}, {outputs}]")
     owned.keep(layer)
-    return linear.native(weight, layer.bias)
+    return linear.as_struct(weight, layer.bias)
 
 
 def _changes(model: PackedModel, index: int, place: str, linears: Sequence[Linear], owned: _Owned) -> int | None:
@@ -279,13 +284,14 @@ def _changes(model: PackedModel, index: int, place: str, linears: Sequence[Linea
         return None
     weights = [one.weight for one in linears for _ in model.adapters]
     return owned.list(
-        native.Change, [_change(change, w.inputs, w.outputs, owned) for change, w in zip(found, weights, strict=True)]
+        structs.LoraDelta,
+        [_change(change, w.inputs, w.outputs, owned) for change, w in zip(found, weights, strict=True)],
     )
 
 
-def _change(change: Adapted | None, inputs: int, outputs: int, owned: _Owned) -> native.Change:
+def _change(change: Adapted | None, inputs: int, outputs: int, owned: _Owned) -> structs.LoraDelta:
     if change is None:
-        return native.Change()
+        return structs.LoraDelta()
     rank = change.a.shape[1]
     if change.a.shape != (inputs, rank) or change.b.shape != (rank, outputs):
         raise ValueError(
@@ -293,4 +299,4 @@ def _change(change: Adapted | None, inputs: int, outputs: int, owned: _Owned) ->
         )
     a, b = (np.zeros((rows, -(-columns // 16) * 16), np.float32) for rows, columns in ((inputs, rank), (rank, outputs)))
     a[:, :rank], b[:, :outputs] = change.a, change.b
-    return native.Change(owned.array(a, a.shape, "a"), owned.array(b, b.shape, "b"), rank)
+    return structs.LoraDelta(owned.array(a, a.shape, "a"), owned.array(b, b.shape, "b"), rank)

@@ -99,7 +99,7 @@ class _Coded:
 
     def write(self, slot_S: paddle.Tensor, new_SKH: paddle.Tensor) -> None:
         if cuda is not None and cuda.serves(new_SKH):
-            cuda.narrow(new_SKH, slot_S, self._codes, self._units)
+            cuda.quantize_kv(new_SKH, slot_S, self._codes, self._units)
             return
         wide = new_SKH.astype("float32")
         unit_SK = wide.abs().max(axis=-1) / CODES

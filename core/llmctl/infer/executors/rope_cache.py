@@ -60,7 +60,7 @@ class Turning:
         self._rows = rows
 
     def fill(self, step: Any) -> None:
-        """Puts the tables into the structure of a native step, ``llmctl_ops.decoder.Step``."""
+        """Puts the tables into the structure of a native step, ``llmctl_ops.structs.Step``."""
         step.angle_rows = self._rows
         if self._rope is not None:
             step.cosine, step.sine = self._cosine.ctypes.data, self._sine.ctypes.data

@@ -201,18 +201,18 @@ def test_blocks_that_a_window_has_left_may_be_gone(level):
 
 
 BAD = {
-    "vocabulary": {"ids_T": [0, 37]},
-    "none of the block table": {"row_T": [0, 1]},
-    "its place": {"place_T": [0, 32]},
-    "see from 0": {"begin_T": [0, 2]},
-    "none past the blocks": {"end_T": [1, 33]},
-    "token 1: a block": {"end_T": [1, 32]},
+    "token 1: id is not in the vocabulary": {"ids_T": [0, 37]},
+    "token 1: sequence is not a row of the block tables": {"row_T": [0, 1]},
+    "token 1: kv_position is not in the blocks": {"place_T": [0, 32]},
+    "token 1: attention range is empty": {"begin_T": [0, 2]},
+    "not within the blocks of its sequence": {"end_T": [1, 33]},
+    "token 1: block index of its sequence is out of range": {"end_T": [1, 32]},
     "frequencies hold for 100": {"position_T": [0, 100]},
-    "below 0": {"position_T": [-1, 0]},
-    "past the table": {"position_T": [0, 2**31 - 1]},
-    "adapter": {"adapter_R": [0]},
-    "wanted": {"wanted_L": [2]},
-    "not after": {"wanted_L": [1, 0]},
+    "token 0: position is negative": {"position_T": [-1, 0]},
+    "token 1: position is negative or beyond the table": {"position_T": [0, 2**31 - 1]},
+    "sequence 0: adapter index out of range": {"adapter_R": [0]},
+    "logits index 0: not a token of the step": {"wanted_L": [2]},
+    "logits index 1: .* not greater than the previous": {"wanted_L": [1, 0]},
     "differ in length": {"place_T": [0]},
     "a row of blocks": {"adapter_R": [-1, -1]},
 }
@@ -225,7 +225,7 @@ def test_blocks_between_what_two_tokens_of_a_sequence_see_must_be_there(begins):
     executor.allocate(3)
     step = batch(model, [(Text([3] * 34), 32, 34)], np.array([[0, 2**30, 2]]))
     ends = np.array([begin + 1 for begin in begins], np.int32)
-    with pytest.raises(ValueError, match="a block of its sequence is none"):
+    with pytest.raises(ValueError, match="block index of its sequence is out of range"):
         executor.run(dataclasses.replace(step, begin_T=np.array(begins, np.int32), end_T=ends))
 
 
@@ -234,7 +234,7 @@ def test_a_cache_that_no_memory_holds_is_refused(blocks):
     executor = NativeExecutor(build(ROPE_FORM), 2)
     with pytest.raises(MemoryError, match="no memory"):
         executor.allocate(blocks)
-    with pytest.raises(ValueError, match="none of the cache"):
+    with pytest.raises(ValueError, match="block index out of range of the cache"):
         executor.copy(0, 1)
 
 
@@ -250,7 +250,7 @@ def test_a_step_that_would_leave_the_model_or_the_cache_is_refused_and_the_next_
     changed = {name: np.array(values, np.int32) for name, values in BAD[message].items()}
     with pytest.raises(ValueError, match=message):
         executor.run(dataclasses.replace(good, **changed))
-    with pytest.raises(ValueError, match="number of tokens"):
+    with pytest.raises(ValueError, match="the step has no tokens, more than the decoder was opened for"):
         executor.run(batch(model, [(Text([1, 2, 3]), 0, 3)], np.array([[1, 0]])))
     np.testing.assert_array_equal(executor.run(good), wanted)
 
@@ -261,7 +261,7 @@ def test_blocks_that_are_none_are_refused():
     executor.allocate(2)
     pairs = np.zeros((LAYERS, 2, 17, KV_HEADS, WIDTH), np.float32)
     for act in (lambda: executor.copy(0, 2), lambda: executor.put(np.array([0, 2]), pairs)):
-        with pytest.raises(ValueError, match="none of the cache"):
+        with pytest.raises(ValueError, match="block index out of range of the cache"):
             act()
     with pytest.raises(ValueError, match="do not hold 17"):
         executor.put(np.array([0]), pairs)

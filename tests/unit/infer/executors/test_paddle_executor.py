@@ -122,7 +122,7 @@ def test_keys_in_8_bits_are_written_by_the_kernel_where_there_is_one(monkeypatch
     plain = run(PaddleExecutor(model, kv="int8"), model, texts, in_pieces(texts))
     calls = []
 
-    def narrow(x, slot, codes, units):
+    def quantize_kv(x, slot, codes, units):
         calls.append(x.shape)
         wide = x.numpy()
         unit = np.abs(wide).max(-1) / np.float32(127)
@@ -130,7 +130,7 @@ def test_keys_in_8_bits_are_written_by_the_kernel_where_there_is_one(monkeypatch
         paddle.index_put_(units, (slot,), paddle.to_tensor(unit))
 
     monkeypatch.setattr(cuda, "serves", lambda tensor: True)
-    monkeypatch.setattr(cuda, "narrow", narrow)
+    monkeypatch.setattr(cuda, "quantize_kv", quantize_kv)
     for logits, wanted in zip(
         run(PaddleExecutor(model, kv="int8"), model, texts, in_pieces(texts)), plain, strict=True
     ):
