@@ -44,7 +44,7 @@ def our_step(options):
     parts = {path.replace("model.", "llama.", 1): pair for path, pair in adapters().items()}
     layers = put(model, parts, RANK, SCALE)
     for path, (a, b) in parts.items():
-        layers[path].take(a.T.copy(), b.T.copy())
+        layers[path].set_weights(a.T.copy(), b.T.copy())
     step = train_step.our_update(model, train_step.our_optimizer(model))
     return step, f"llmctl, paddle {paddle.__version__}"
 

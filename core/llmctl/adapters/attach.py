@@ -54,8 +54,8 @@ def attach(model: Any, parts: Mapping[str, Part]) -> None:
     """Puts an adapter that has been read on a model, for inference."""
     for path, part in parts.items():
         layer = put(model, [path], part.rank, part.scale, lengths=part.magnitude is not None)[path]
-        layer.take(part.a, part.b, part.magnitude)
-        layer.settle()
+        layer.set_weights(part.a, part.b, part.magnitude)
+        layer.cache_magnitude()
 
 
 def put_prefix(model: Any, shape: tuple[int, int, int, int, int], projection: int = 0) -> Any:
@@ -109,7 +109,7 @@ def adapted_model(opened: Opened, dtype: str = "float32") -> Any:
     model, _, _ = load_model(opened.base, opened.plugin.card.name, dtype)
     if isinstance(opened.adapter, Prefix):
         values = opened.adapter.values
-        put_prefix(model, values.shape).take(values)
+        put_prefix(model, values.shape).set_values(values)
         return model
     if opened.quantised:
         quantise(model, targets.linears(opened.plugin.card, opened.dims), opened.quantised)

@@ -83,7 +83,7 @@ class CausalLM(paddle.nn.Layer):
                 Requires position ids, which restart with each document.
         """
         if self.prefix is not None:
-            cache, attention_mask_BS, position_ids_BT = self.prefix.before(
+            cache, attention_mask_BS, position_ids_BT = self.prefix.prepend(
                 input_ids_BT.shape[0], cache, attention_mask_BS, position_ids_BT
             )
         past = cache.length if cache is not None else 0

@@ -1,7 +1,7 @@
-"""A layer with a low-rank adapter beside it, and the ways to begin training one.
+"""A linear layer with a LoRA adapter, DoRA's magnitude and PiSSA's initial values.
 
-What stands in the adapter's place on disk is in ``llmctl.adapters``. The base may be any layer with ``weight`` [in, out]
-and ``bias``, quantised ones included.
+Adapters on disk are in ``llmctl.adapters``. The base may be any layer with ``weight`` [in, out] and ``bias``, quantised
+ones included.
 """
 
 from __future__ import annotations
@@ -11,31 +11,32 @@ import paddle
 from paddle.nn import functional as F
 from paddle.nn.initializer import Constant, Uniform
 
-from llmctl.nn.arrays import put, values
+from llmctl.nn.arrays import assign, to_numpy
 
 
 class LoraLinear(paddle.nn.Layer):
-    """base(x) + scale * dropout(x) A B; with lengths, each column of the adapted weight has the length given (DoRA).
+    """base(x) + scale * dropout(x) A B, with a frozen base; with a magnitude, DoRA: each column of the adapted weight is
+    normalised to its magnitude.
 
-    A is uniform within 1/sqrt(inputs) and B zero, so that it begins as its base. The base does not move.
+    A is uniform within 1/sqrt(inputs) and B zero, so that the layer computes what its base does before training.
 
     Args:
-        base: The layer that this one stands for.
+        base: The layer to adapt; its parameters are frozen.
         rank: Columns of A.
         scale: Factor of A B.
-        dropout: Part of x that A does not see, in training.
-        lengths: Whether there is a vector of lengths; it begins as that of the base.
+        dropout: LoRA dropout: of the adapter's input, in training.
+        magnitude: Whether there is a magnitude (DoRA), a vector that begins as the column norms of the base.
 
     Attributes:
-        at_rest: Whether the layer computes what it did before any training.
-        start: A and B of the part that was taken out of the base before training, if any was.
+        disabled: Whether the adapter is disabled, so that the layer computes what it did before training.
+        initial: A and B that were subtracted from the base before training (PiSSA); None = nothing was.
     """
 
-    at_rest = False
-    start: tuple[paddle.Tensor, paddle.Tensor] | None = None
+    disabled = False
+    initial: tuple[paddle.Tensor, paddle.Tensor] | None = None
 
     def __init__(
-        self, base: paddle.nn.Layer, rank: int, scale: float, dropout: float = 0.0, lengths: bool = False
+        self, base: paddle.nn.Layer, rank: int, scale: float, dropout: float = 0.0, magnitude: bool = False
     ) -> None:
         super().__init__()
         self.base, self.scale, self.dropout = base, scale, dropout
@@ -47,65 +48,65 @@ class LoraLinear(paddle.nn.Layer):
         self.lora_A = self.create_parameter([inputs, rank], dtype=dtype, default_initializer=Uniform(-bound, bound))
         self.lora_B = self.create_parameter([rank, outputs], dtype=dtype, default_initializer=Constant(0.0))
         self.lora_magnitude = None
-        self._settled: paddle.Tensor | None = None
-        if lengths:
+        self._cached_norms: paddle.Tensor | None = None
+        if magnitude:
             self.lora_magnitude = self.create_parameter([outputs], dtype=dtype, default_initializer=Constant(1.0))
-            self.lora_magnitude.set_value(_lengths(weight))
+            self.lora_magnitude.set_value(_column_norms(weight))
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        if self.at_rest:
-            return self.base(x) if self.start is None else self.base(x) + self._change(x, *self.start)
-        low = F.dropout(x, self.dropout, training=self.training) if self.dropout else x
-        change = self._change(low, self.lora_A, self.lora_B)
+        if self.disabled:
+            return self.base(x) if self.initial is None else self.base(x) + self._delta(x, *self.initial)
+        dropped = F.dropout(x, self.dropout, training=self.training) if self.dropout else x
+        delta = self._delta(dropped, self.lora_A, self.lora_B)
         y = self.base(x)
         if self.lora_magnitude is None:
-            return y + change
-        straight = y if low is x else self.base(low)
+            return y + delta
+        without_bias = y if dropped is x else self.base(dropped)
         if self.base.bias is not None:
-            straight = straight - self.base.bias
-        factor = self.lora_magnitude / self._lengths()
-        return y + (factor - 1) * straight + factor * change
+            without_bias = without_bias - self.base.bias
+        factor = self.lora_magnitude / self._column_norms()
+        return y + (factor - 1) * without_bias + factor * delta
 
-    def _change(self, x: paddle.Tensor, a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
+    def _delta(self, x: paddle.Tensor, a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
         return paddle.matmul(paddle.matmul(x, a) * self.scale, b)
 
     @paddle.no_grad()
-    def _lengths(self) -> paddle.Tensor:
-        """Lengths of the adapted weight's columns, a constant for gradients (https://arxiv.org/abs/2402.09353, 4.3)."""
-        if self._settled is not None and not self.training:
-            return self._settled
-        return _lengths(self.base.weight + paddle.matmul(self.lora_A, self.lora_B) * self.scale)
+    def _column_norms(self) -> paddle.Tensor:
+        """Column norms of the adapted weight, a constant for gradients (https://arxiv.org/abs/2402.09353, 4.3)."""
+        if self._cached_norms is not None and not self.training:
+            return self._cached_norms
+        return _column_norms(self.base.weight + paddle.matmul(self.lora_A, self.lora_B) * self.scale)
 
-    def settle(self) -> None:
-        """Keeps the lengths for inference, where A, B and the base stand still until `take` is called."""
+    def cache_magnitude(self) -> None:
+        """Caches DoRA's column norms for inference; valid until `set_weights`, as A, B and the base do not change."""
         if self.lora_magnitude is not None:
-            self._settled = self._lengths()
+            self._cached_norms = self._column_norms()
 
     @paddle.no_grad()
-    def take(self, a: np.ndarray, b: np.ndarray, magnitude: np.ndarray | None = None) -> None:
-        """Sets A [inputs, rank], B [rank, outputs] and the lengths [outputs] where there are any."""
-        self._settled = None
-        put(self.lora_A, a)
-        put(self.lora_B, b)
+    def set_weights(self, a: np.ndarray, b: np.ndarray, magnitude: np.ndarray | None = None) -> None:
+        """Sets A [inputs, rank], B [rank, outputs] and, for DoRA, the magnitude [outputs]."""
+        self._cached_norms = None
+        assign(self.lora_A, a)
+        assign(self.lora_B, b)
         if self.lora_magnitude is not None:
             assert magnitude is not None
-            put(self.lora_magnitude, magnitude)
+            assign(self.lora_magnitude, magnitude)
 
     @paddle.no_grad()
-    def subtract(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Takes scale * A B out of the base's weight."""
+    def subtract_from_base(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Subtracts scale * A B from the base's weight."""
         weight = self.base.weight
-        put(weight, values(weight) - self.scale * (a @ b))
+        assign(weight, to_numpy(weight) - self.scale * (a @ b))
 
 
-def _lengths(weight: paddle.Tensor) -> paddle.Tensor:
+def _column_norms(weight: paddle.Tensor) -> paddle.Tensor:
     return (weight * weight).sum(axis=0).sqrt()
 
 
-def principal(weight: np.ndarray, rank: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def pissa_init(weight: np.ndarray, rank: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """A and B whose product times the scale is the best approximation of a weight [in, out] of this rank.
 
-    PiSSA trains them while the base keeps the rest (https://arxiv.org/abs/2404.02948).
+    PiSSA trains them while the base keeps the residual (https://arxiv.org/abs/2404.02948).
     """
     left, values, right = np.linalg.svd(weight, full_matrices=False)
     roots = np.sqrt(values[:rank] / scale)

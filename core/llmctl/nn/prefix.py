@@ -1,7 +1,7 @@
-"""Virtual tokens: trained keys and values that every layer sees before the text, with nothing else of the model changed.
+"""Prefix tuning: trained keys and values of virtual tokens before the text, in every layer; the model itself is frozen.
 
-https://arxiv.org/abs/2101.00190. Letters as in the package's docstring; P counts virtual tokens. A ``CausalLM`` that has a
-``Prefix`` as its ``prefix`` puts it before every sequence; masks, positions and caches of its callers do not count it.
+https://arxiv.org/abs/2101.00190. Letters as in the package's docstring; P counts virtual tokens. A ``CausalLM`` prepends
+its ``prefix`` to every sequence; the masks, positions and caches of its callers do not count it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 from paddle.nn.initializer import Normal, Uniform
 
-from llmctl.nn.arrays import values
+from llmctl.nn.arrays import to_numpy
 from llmctl.nn.cache import KVCache
 
 Pair = tuple[paddle.Tensor, paddle.Tensor]
@@ -21,76 +21,76 @@ Pair = tuple[paddle.Tensor, paddle.Tensor]
 class Prefix(paddle.nn.Layer):
     """Keys and values of P virtual tokens for each layer, drawn from normal(0, 1).
 
-    With a projection they come out of two linear layers with tanh between them, which share the first one and its input
-    among layers; what they come to is all that is needed after training.
+    With a projection an MLP with tanh computes them, whose input and first linear are shared by all layers; after training
+    only its output is needed.
 
     Args:
-        shape: Layers, 2, P, key-value heads, width of a head.
+        shape: Layers, 2, P, key-value heads, head_dim.
         dtype: Of the parameters.
-        projection: Width between the two linear layers; 0 = the keys and values are the parameters.
+        projection: Hidden width of the MLP; 0 = no MLP, the keys and values are the parameters.
     """
 
     def __init__(self, shape: tuple[int, int, int, int, int], dtype: str, projection: int = 0) -> None:
         super().__init__()
         self.layers, _, self.length, heads, width = shape
-        self._each = [2, self.length, heads, width]
+        self._layer_shape = [2, self.length, heads, width]
         self._projection = projection
 
-        def made(name: str, size: list[int], bound: float) -> None:
-            start = Uniform(-bound, bound) if bound else Normal(0.0, 1.0)
-            self.add_parameter(name, self.create_parameter(size, dtype=dtype, default_initializer=start))
+        def add(name: str, size: list[int], bound: float) -> None:
+            init = Uniform(-bound, bound) if bound else Normal(0.0, 1.0)
+            self.add_parameter(name, self.create_parameter(size, dtype=dtype, default_initializer=init))
 
         if projection:
-            made("embedding", [self.length, heads * width], 0.0)
-            made("hidden_weight", [heads * width, projection], (heads * width) ** -0.5)
-            made("hidden_bias", [projection], (heads * width) ** -0.5)
+            add("embedding", [self.length, heads * width], 0.0)
+            add("hidden_weight", [heads * width, projection], (heads * width) ** -0.5)
+            add("hidden_bias", [projection], (heads * width) ** -0.5)
         for layer in range(self.layers):
             if projection:
-                made(f"out_weight_{layer}", [projection, 2 * heads * width], projection**-0.5)
-                made(f"out_bias_{layer}", [2 * heads * width], projection**-0.5)
+                add(f"out_weight_{layer}", [projection, 2 * heads * width], projection**-0.5)
+                add(f"out_bias_{layer}", [2 * heads * width], projection**-0.5)
             else:
-                made(f"pair_{layer}", self._each, 0.0)
+                add(f"pair_{layer}", self._layer_shape, 0.0)
 
     def pair(self, layer: int) -> Pair:
         """Keys and values of a layer [P, K, H].
 
-        They are made anew from the parameters at each call, so that a layer that is computed again for its gradient
-        reaches the parameters.
+        They are computed from the parameters at each call, so that recomputed layers (gradient checkpointing) reach the
+        parameters.
         """
         if not self._projection:
             both = getattr(self, f"pair_{layer}")
         else:
             hidden = paddle.tanh(paddle.matmul(self.embedding, self.hidden_weight) + self.hidden_bias)
             out = paddle.matmul(hidden, getattr(self, f"out_weight_{layer}")) + getattr(self, f"out_bias_{layer}")
-            both = out.reshape([self.length, *(self._each[i] for i in (0, 2, 3))]).transpose([1, 0, 2, 3])
+            both = out.reshape([self.length, *(self._layer_shape[i] for i in (0, 2, 3))]).transpose([1, 0, 2, 3])
         return both[0], both[1]
 
     @paddle.no_grad()
     def values(self) -> np.ndarray:
         """All keys and values [layers, 2, P, K, H]."""
-        return np.stack([np.stack([values(part) for part in self.pair(layer)]) for layer in range(self.layers)])
+        return np.stack([np.stack([to_numpy(part) for part in self.pair(layer)]) for layer in range(self.layers)])
 
     @paddle.no_grad()
-    def take(self, values: Any) -> None:
-        """Takes over keys and values [layers, 2, P, K, H]; for a prefix without projection."""
+    def set_values(self, values: Any) -> None:
+        """Sets keys and values [layers, 2, P, K, H]; for a prefix without projection."""
         for layer, both in enumerate(values):
             parameter = getattr(self, f"pair_{layer}")
             parameter.set_value(paddle.to_tensor(both).astype(parameter.dtype))
 
-    def before(
+    def prepend(
         self,
         batch: int,
         cache: KVCache | None,
         mask_BS: paddle.Tensor | None,
         position_BT: paddle.Tensor | None,
     ) -> tuple[Any, paddle.Tensor | None, paddle.Tensor | None]:
-        """Cache, mask and positions of a call, with the virtual tokens in them.
+        """Cache, mask and position ids of a call, with the virtual tokens prepended.
 
         Args:
-            batch: Rows.
-            cache: An empty one is filled; without one there is one for this call, which gradients pass through.
-            mask_BS: As the caller has it, over past and new tokens.
-            position_BT: As the caller has it, from 0.
+            batch: Batch size.
+            cache: Filled if empty; None = a cache for this call only, which gradients pass through.
+            mask_BS: The caller's, over past and new tokens.
+            position_BT: The caller's, from 0.
         """
         if cache is None:
             cache = PrefixCache(self)
@@ -104,12 +104,12 @@ class Prefix(paddle.nn.Layer):
     def _fill(self, cache: KVCache, batch: int) -> None:
         cache.max_length += self.length
         for layer in range(self.layers):
-            cache.update(layer, *(repeated(part, batch) for part in self.pair(layer)))
+            cache.update(layer, *(expand_to_batch(part, batch) for part in self.pair(layer)))
         cache.advance(self.length)
 
 
 class PrefixCache:
-    """What layers see before the tokens of one call: the virtual tokens. Keys and values of the call are not kept.
+    """The cache of a single call: the virtual tokens. Keys and values of the call are not kept.
 
     Args:
         prefix: The virtual tokens.
@@ -121,15 +121,15 @@ class PrefixCache:
         self._prefix = prefix
 
     def update(self, layer: int, k_BTKH: paddle.Tensor, v_BTKH: paddle.Tensor) -> Pair:
-        """The layer's virtual tokens with the new keys and values after them; k_BSKH and v_BSKH."""
+        """The layer's virtual tokens followed by the new keys and values; k_BSKH and v_BSKH."""
         pair = zip(self._prefix.pair(layer), (k_BTKH, v_BTKH), strict=True)
-        k_BSKH, v_BSKH = (paddle.concat([repeated(past, new.shape[0]), new], axis=1) for past, new in pair)
+        k_BSKH, v_BSKH = (paddle.concat([expand_to_batch(past, new.shape[0]), new], axis=1) for past, new in pair)
         return k_BSKH, v_BSKH
 
     def advance(self, new: int) -> None:
-        """Nothing: the cache ends with the call."""
+        """Does nothing: the cache ends with the call."""
 
 
-def repeated(part_PKH: paddle.Tensor, batch: int) -> paddle.Tensor:
-    """The same for every row [B, P, K, H]."""
+def expand_to_batch(part_PKH: paddle.Tensor, batch: int) -> paddle.Tensor:
+    """The same for every row: [B, P, K, H]."""
     return part_PKH.unsqueeze(0).expand([batch, *part_PKH.shape])

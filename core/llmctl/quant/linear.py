@@ -12,7 +12,7 @@ from typing import Any
 import paddle
 from paddle.autograd import PyLayer
 
-from llmctl.nn.arrays import values
+from llmctl.nn.arrays import to_numpy
 from llmctl.quant.blockwise import GROUP, pairs, quantise
 
 
@@ -26,7 +26,7 @@ class QuantisedLinear(paddle.nn.Layer):
 
     def __init__(self, linear: paddle.nn.Layer, code: str) -> None:
         super().__init__()
-        packed = quantise(values(linear.weight), code)
+        packed = quantise(to_numpy(linear.weight), code)
         self.dtype = linear.weight.dtype
         self.inputs = packed.inputs
         self.register_buffer("codes", paddle.to_tensor(packed.codes))

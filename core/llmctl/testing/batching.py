@@ -61,7 +61,7 @@ class BatchingConformance:
             pytest.skip("the family takes no virtual tokens")
         values = np.random.default_rng(4).normal(size=shape_of(dims, VIRTUAL)).astype("float32")
         requests = self.requests(dims)
-        put_prefix(fused.layer, shape_of(dims, VIRTUAL)).take(values)
+        put_prefix(fused.layer, shape_of(dims, VIRTUAL)).set_values(values)
         try:
             wanted = _alone(fused.layer, requests)
         finally:

@@ -185,7 +185,7 @@ class FusedConformance:
         if isinstance(support.state(card, "prefix-tuning"), capabilities.Unsupported):
             pytest.skip("the family takes no virtual tokens")
         texts, values = self.texts(dims), np.random.default_rng(4).normal(size=shape_of(dims, VIRTUAL))
-        put_prefix(fused.layer, shape_of(dims, VIRTUAL)).take(values.astype("float32"))
+        put_prefix(fused.layer, shape_of(dims, VIRTUAL)).set_values(values.astype("float32"))
         try:
             wanted = expected(fused.layer, texts)
         finally:

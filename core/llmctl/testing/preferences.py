@@ -95,7 +95,7 @@ class PreferenceConformance:
     def test_dropout_is_off_wherever_it_stands(self, plugin: plugins.Plugin, card: Family, dims: Dims) -> None:
         import paddle
 
-        from llmctl.nn.dropout import switch_off
+        from llmctl.nn.dropout import disable_dropout
         from llmctl.train.methods.dpo_task import answer_log_probs
 
         model = random_model(plugin, dims)
@@ -113,7 +113,7 @@ class PreferenceConformance:
         one, other = draws()
         rates = [dims.get(setting.name) for setting in card.settings if setting.name.endswith("dropout")]
         assert np.array_equal(one, other) != any(rates)
-        switch_off(model)
+        disable_dropout(model)
         one, other = draws()
         assert np.array_equal(one, other)
 

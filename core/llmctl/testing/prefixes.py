@@ -56,7 +56,7 @@ class PrefixConformance:
             model(text, cache=cache)
         kept = [[part[0].numpy() for part in cache.pair(layer)] for layer in range(dims.layers)]
         prefix = put_prefix(model, shape_of(dims, TOKENS))
-        prefix.take(np.stack([np.stack(pair) for pair in kept]))
+        prefix.set_values(np.stack([np.stack(pair) for pair in kept]))
         yield SimpleNamespace(model=model, text=text, prefix=prefix)
 
     @proves("prefix-tuning")

@@ -6,7 +6,7 @@ import pytest
 
 from llmctl.adapters.adapter import Part, alpha_of, pack, scale_of, unpack
 from llmctl.nn.linear import Linear
-from llmctl.nn.lora import LoraLinear, principal
+from llmctl.nn.lora import LoraLinear, pissa_init
 from llmctl.nn.neftune import add_noise
 
 IN, OUT, RANK = 7, 5, 3
@@ -29,43 +29,45 @@ def linear(rng, bias):
     return layer
 
 
-def filled(rng, base, lengths=False, **options):
-    layer = LoraLinear(base, RANK, 0.5, lengths=lengths, **options)
-    layer.take(rng.normal(size=(IN, RANK)), rng.normal(size=(RANK, OUT)), rng.uniform(1, 2, OUT) if lengths else None)
+def filled(rng, base, magnitude=False, **options):
+    layer = LoraLinear(base, RANK, 0.5, magnitude=magnitude, **options)
+    layer.set_weights(
+        rng.normal(size=(IN, RANK)), rng.normal(size=(RANK, OUT)), rng.uniform(1, 2, OUT) if magnitude else None
+    )
     return layer
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("lengths", [True, False])
-def test_the_layer_is_the_linear_of_its_merged_weight(rng, bias, lengths):
+@pytest.mark.parametrize("magnitude", [True, False])
+def test_the_layer_is_the_linear_of_its_merged_weight(rng, bias, magnitude):
     base = linear(rng, bias)
-    layer = filled(rng, base, lengths)
+    layer = filled(rng, base, magnitude)
     weight, a, b = base.weight.numpy(), layer.lora_A.numpy(), layer.lora_B.numpy()
     changed = weight + 0.5 * a @ b
-    if lengths:
+    if magnitude:
         changed = changed / np.sqrt((changed**2).sum(axis=0)) * layer.lora_magnitude.numpy()
     x = rng.normal(size=(2, 4, IN))
     expected = x @ changed + (base.bias.numpy() if bias else 0)
     np.testing.assert_allclose(layer(paddle.to_tensor(x)).numpy(), expected, atol=1e-12)
-    part = Part(a, b, 0.5, layer.lora_magnitude.numpy() if lengths else None)
+    part = Part(a, b, 0.5, layer.lora_magnitude.numpy() if magnitude else None)
     np.testing.assert_allclose(part.merged(weight), changed, atol=1e-12)
 
 
-@pytest.mark.parametrize("lengths", [True, False])
-def test_a_fresh_layer_is_its_base(rng, lengths):
+@pytest.mark.parametrize("magnitude", [True, False])
+def test_a_fresh_layer_is_its_base(rng, magnitude):
     base = linear(rng, True)
     x = paddle.to_tensor(rng.normal(size=(4, IN)))
-    layer = LoraLinear(base, RANK, 2.0, lengths=lengths)
+    layer = LoraLinear(base, RANK, 2.0, magnitude=magnitude)
     np.testing.assert_allclose(layer(x).numpy(), base(x).numpy(), atol=1e-14)
     assert np.abs(layer.lora_A.numpy()).max() <= IN**-0.5 and not layer.lora_B.numpy().any()
     assert {name for name, p in layer.named_parameters() if not p.stop_gradient} == (
-        {"lora_A", "lora_B", "lora_magnitude"} if lengths else {"lora_A", "lora_B"}
+        {"lora_A", "lora_B", "lora_magnitude"} if magnitude else {"lora_A", "lora_B"}
     )
 
 
 def test_gradients_of_lengths_take_the_norm_as_constant(rng):
     base = linear(rng, False)
-    layer = filled(rng, base, lengths=True)
+    layer = filled(rng, base, magnitude=True)
     x = rng.normal(size=(4, IN))
     a, b, m = (p.numpy() for p in (layer.lora_A, layer.lora_B, layer.lora_magnitude))
     norm = np.linalg.norm(base.weight.numpy() + 0.5 * a @ b, axis=0)
@@ -77,13 +79,13 @@ def test_gradients_of_lengths_take_the_norm_as_constant(rng):
 
 
 def test_settled_lengths_are_those_of_the_present_matrices(rng):
-    layer = filled(rng, linear(rng, True), lengths=True)
+    layer = filled(rng, linear(rng, True), magnitude=True)
     x = paddle.to_tensor(rng.normal(size=(4, IN)))
     layer.eval()
     fresh = layer(x).numpy()
-    layer.settle()
+    layer.cache_magnitude()
     np.testing.assert_array_equal(layer(x).numpy(), fresh)
-    layer.take(layer.lora_A.numpy() * 2, layer.lora_B.numpy(), layer.lora_magnitude.numpy())
+    layer.set_weights(layer.lora_A.numpy() * 2, layer.lora_B.numpy(), layer.lora_magnitude.numpy())
     other = layer(x).numpy()
     part = Part(layer.lora_A.numpy(), layer.lora_B.numpy(), 0.5, layer.lora_magnitude.numpy())
     np.testing.assert_allclose(
@@ -107,7 +109,7 @@ def test_dropout_acts_on_the_adapter_alone_and_in_training_only(rng):
 
 def test_the_principal_part_is_the_best_approximation(rng):
     weight = rng.normal(size=(IN, OUT))
-    a, b = principal(weight, RANK, 0.25)
+    a, b = pissa_init(weight, RANK, 0.25)
     values = np.linalg.svd(weight, compute_uv=False)
     rest = weight - 0.25 * a @ b
     assert np.linalg.norm(rest) == pytest.approx(np.sqrt((values[RANK:] ** 2).sum()), rel=1e-10)

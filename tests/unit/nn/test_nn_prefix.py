@@ -32,7 +32,9 @@ def prefixed(family, changes):
     with paddle.no_grad():
         model(text, cache=cache)
     prefix = put_prefix(model, shape_of(dims, TOKENS))
-    prefix.take(np.stack([np.stack([part[0].numpy() for part in cache.pair(layer)]) for layer in range(dims.layers)]))
+    prefix.set_values(
+        np.stack([np.stack([part[0].numpy() for part in cache.pair(layer)]) for layer in range(dims.layers)])
+    )
     return model, text, prefix, dims
 
 

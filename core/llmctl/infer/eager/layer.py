@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 
 from llmctl.card.dims import Dims
-from llmctl.nn.arrays import values
+from llmctl.nn.arrays import to_numpy
 from llmctl.nn.cache import KVCache
 
 
@@ -44,12 +44,12 @@ class DynamicSteps:
     @paddle.no_grad()
     def step(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
         """Logits [B, V] after the last column."""
-        return values(self.layer.logits(self._hidden(ids_BT, mask_BS)[:, -1]))
+        return to_numpy(self.layer.logits(self._hidden(ids_BT, mask_BS)[:, -1]))
 
     @paddle.no_grad()
     def columns(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
         """Logits [B, T, V] after each new column."""
-        return values(self.layer.logits(self._hidden(ids_BT, mask_BS)))
+        return to_numpy(self.layer.logits(self._hidden(ids_BT, mask_BS)))
 
     def _hidden(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> paddle.Tensor:
         """Hidden states [B, T, D] of the new columns."""

@@ -13,7 +13,7 @@ from llmctl.data.preference.encoding import Pair, PairCounts, PairEncoder
 from llmctl.data.preference.examples import Preference
 from llmctl.errors import ConfigError, DataError
 from llmctl.jobs.dpo import DpoJob
-from llmctl.nn.dropout import switch_off
+from llmctl.nn.dropout import disable_dropout
 from llmctl.train.methods import dpo_reference
 from llmctl.train.methods.base import Method
 from llmctl.train.methods.dpo_loss import LOSSES, Ratios
@@ -40,7 +40,7 @@ def prepare(job: DpoJob) -> ExamplesData:
 
 def bind(job: DpoJob, data: ExamplesData, trained: Subject) -> None:
     """Gives the task the reference, which may be the model's own layers; neither has dropout."""
-    switch_off(trained.model)
+    disable_dropout(trained.model)
     data.task.reference = reference(job, trained, data.task)
 
 

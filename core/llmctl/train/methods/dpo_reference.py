@@ -16,7 +16,7 @@ import numpy as np
 import paddle
 
 from llmctl.checkpoint import WeightFolder, atomic_file
-from llmctl.nn.dropout import switch_off
+from llmctl.nn.dropout import disable_dropout
 from llmctl.train.methods.batch_sampler import by_length
 from llmctl.train.methods.dpo_task import DpoTask, answer_log_probs, identity
 from llmctl.train.trainable.base import Reference as Making
@@ -44,7 +44,7 @@ class Live:
             if model.training != training:
                 (model.train if training else model.eval)()
             if not self._quiet:
-                switch_off(model)
+                disable_dropout(model)
                 self._quiet = True
             return answer_log_probs(model, arrays).detach()
 

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 
 from llmctl.nn import kernels
-from llmctl.nn.arrays import put, values
+from llmctl.nn.arrays import assign, to_numpy
 from llmctl.train.optim.adamw_kernels import SLOTS, Settings, update_of
 from llmctl.train.optim.loss_scaler import LossScale
 from llmctl.train.optim.master_weights import Masters
@@ -111,7 +111,7 @@ class AdamW:
         """
         state = self._update.state()
         if self._keeps_weights:
-            state.update({f"{WEIGHT}/{name}": values(weight) for name, weight in self.moved.items()})
+            state.update({f"{WEIGHT}/{name}": to_numpy(weight) for name, weight in self.moved.items()})
         if self.scaling is not None:
             state[SCALE] = self.scaling.state()
         return state
@@ -129,7 +129,7 @@ class AdamW:
         self._update.load({name: value for name, value in state.items() if name.partition("/")[0] in SLOTS})
         for name, weight in self.moved.items():
             if f"{WEIGHT}/{name}" in state:
-                put(weight, state[f"{WEIGHT}/{name}"])
+                assign(weight, state[f"{WEIGHT}/{name}"])
         self._masters.round()
         if self.scaling is not None and SCALE in state:
             self.scaling.load(state[SCALE])

@@ -27,8 +27,8 @@ from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import ConfigError
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.precision import HALF
-from llmctl.nn.arrays import values
-from llmctl.nn.lora import principal
+from llmctl.nn.arrays import to_numpy
+from llmctl.nn.lora import pissa_init
 from llmctl.quant.linear import weight_bytes
 from llmctl.train.trainable.base import Reference, Subject, precision_of
 
@@ -83,34 +83,34 @@ class Trained:
         parts = _parts(folder, self.job)
         for path, layer in self.layers.items():
             part, rank = parts[path], layer.lora_A.shape[1]
-            layer.take(part.a[:, :rank], part.b[:rank], part.magnitude)
+            layer.set_weights(part.a[:, :rank], part.b[:rank], part.magnitude)
 
     def at_rest(self, model: Any) -> Reference:
         """Makes the same layers compute what they did before training, while it is asked for."""
 
         def ready() -> Callable[[], AbstractContextManager[Any]]:
             for path, start in self.starts.items():
-                self.layers[path].start = tuple(paddle.to_tensor(part) for part in start)
+                self.layers[path].initial = tuple(paddle.to_tensor(part) for part in start)
             return opened
 
         @contextmanager
         def opened() -> Iterator[Any]:
             for layer in self.layers.values():
-                layer.at_rest = True
+                layer.disabled = True
             try:
                 yield model
             finally:
                 for layer in self.layers.values():
-                    layer.at_rest = False
+                    layer.disabled = False
 
         return ready
 
     def _part(self, path: str, layer: Any) -> Part:
-        a, b = values(layer.lora_A), values(layer.lora_B)
+        a, b = to_numpy(layer.lora_A), to_numpy(layer.lora_B)
         if path in self.starts:
             a0, b0 = self.starts[path]
             a, b = np.concatenate([a, a0], axis=1), np.concatenate([b, -b0])
-        magnitude = None if layer.lora_magnitude is None else values(layer.lora_magnitude)
+        magnitude = None if layer.lora_magnitude is None else to_numpy(layer.lora_magnitude)
         return Part(a, b, layer.scale, magnitude)
 
 
@@ -157,7 +157,7 @@ def _check_lengths(layers: Mapping[str, Any]) -> None:
     empty = [
         path
         for path, layer in layers.items()
-        if layer.lora_magnitude is not None and not values(layer.lora_magnitude).all()
+        if layer.lora_magnitude is not None and not to_numpy(layer.lora_magnitude).all()
     ]
     if empty:
         raise ConfigError(
@@ -191,10 +191,10 @@ def _principal(layers: dict[str, Any], start: Path | None, job: CheckedJob[Any])
         if path in before:
             a0, b0 = before[path]
         else:
-            weight = values(layer.base.weight)
-            a0, b0 = (x.astype(weight.dtype) for x in principal(weight, rank, layer.scale))
-        layer.subtract(a0, b0)
-        magnitude = None if layer.lora_magnitude is None else values(layer.lora_magnitude)
-        layer.take(a0, b0, magnitude)
+            weight = to_numpy(layer.base.weight)
+            a0, b0 = (x.astype(weight.dtype) for x in pissa_init(weight, rank, layer.scale))
+        layer.subtract_from_base(a0, b0)
+        magnitude = None if layer.lora_magnitude is None else to_numpy(layer.lora_magnitude)
+        layer.set_weights(a0, b0, magnitude)
         starts[path] = a0, b0
     return starts

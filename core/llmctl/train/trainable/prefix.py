@@ -21,7 +21,7 @@ from llmctl.adapters.prefix import Prefix, shape_of
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
 from llmctl.jobs.job import CheckedJob
-from llmctl.nn.arrays import values as numbers
+from llmctl.nn.arrays import to_numpy
 from llmctl.train.trainable.base import Subject, precision_of
 
 PROJECTION = "projection.safetensors"
@@ -54,7 +54,7 @@ class Trained:
         from llmctl.adapters.peft_format import as_planned
 
         if self.projected:
-            values = {name: numbers(parameter) for name, parameter in self.layer.named_parameters()}
+            values = {name: to_numpy(parameter) for name, parameter in self.layer.named_parameters()}
             whole = {name: as_planned(name, np.ascontiguousarray(value), dtype) for name, value in values.items()}
             safetensors.write_file(folder / PROJECTION, whole)
 
@@ -69,7 +69,7 @@ class Trained:
         if not self.projected:
             stored = folders.read(folder, self.job.model.plugin, self.job.model.dims)
             assert isinstance(stored, Prefix), "a checkpoint of this run is a prefix"
-            self.layer.take(stored.values)
+            self.layer.set_values(stored.values)
             return
         if not (folder / PROJECTION).is_file():
             raise CheckpointError(
