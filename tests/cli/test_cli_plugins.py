@@ -61,7 +61,7 @@ def test_models_lists_broken_plugins_with_version_and_cause(run_llmctl):
 def test_every_problem_of_a_card_is_listed(run_llmctl):
     lines = run_llmctl("models", fakes=["bad_card"]).stdout.splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("badcard"))
-    for cause in ("'latent' is not among", "unknown placeholder {depth}", "modeling='nowhere'"):
+    for cause in ("'latent' is not a field", "unknown placeholder {depth}", "modeling='nowhere'"):
         assert any(cause in line for line in lines[first + 1 : first + 5]), lines
 
 

@@ -1,1 +1,1 @@
-"""What a model family is, as data: tensors, shapes, settings, sizes and what follows from them. No paddle, no numpy."""
+"""A model family as data: tensors, symbolic shapes, fields of config.json, sizes, and what follows. No paddle, no numpy."""

@@ -1,6 +1,7 @@
-"""Capability states and the question whether a family offers a method.
+"""The states of a capability, and the methods that families may support.
 
-A card *claims* only what differs from what its table implies; `state` joins the two. Evidence from tests is not here.
+A card *claims* only what differs from what its table implies; ``support.state`` joins the two. Evidence from tests is in
+``plugins/matrix.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ class Supported:
 
 @dataclass(frozen=True)
 class Experimental:
-    """The method runs; the note says what to beware of."""
+    """The method runs; the note is a warning."""
 
     note: str
 
@@ -45,7 +46,7 @@ METHODS = {
     "static": "static export",
     "tensor-parallel": "tensor parallelism",
 }
-"""Every method a card may make a claim about, with its name in messages."""
+"""Every method that a card may claim, with its name in messages."""
 
 FUSED = {
     "fused": (),
@@ -54,4 +55,4 @@ FUSED = {
     "wint8": ("fused",),
     "wint4": ("fused",),
 }
-"""Methods of the fused engine, and the methods that each of them needs."""
+"""Methods of the fused engine -> the methods that they require."""

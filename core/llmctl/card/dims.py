@@ -1,6 +1,6 @@
-"""What a model is built from, and which of its values cannot go together.
+"""The hyperparameters of a model (as Hugging Face's config or LLaMA's ModelArgs), and which of them conflict.
 
-Single values are checked as they are read, in ``settings.py``. Nothing here imports paddle or numpy.
+Single values are checked as they are read, in ``config_fields.py``. Nothing here imports paddle or numpy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llmctl.errors import ConfigError
 
 
 class Dims(Mapping[str, Any]):
-    """Everything a model is built from: sizes and settings by name, readable as attributes. Immutable and hashable."""
+    """The hyperparameters of a model by name, readable as attributes. Immutable and hashable."""
 
     __slots__ = ("_values",)
     _values: dict[str, Any]
@@ -61,22 +61,24 @@ def _make_dims(values: dict[str, Any]) -> Dims:
 
 
 def check_together(values: Mapping[str, Any], position: str, where: str) -> None:
-    """Passes when heads share keys and values, tokens have experts enough, and rotations find their pairs.
+    """Checks head counts, experts per token and the width of rotated heads against each other.
 
     Args:
-        values: Settings by name; those that a family does not have are not looked at.
-        position: The family's position encoding, one of ``standard.POSITIONS``.
+        values: Values by name; those that the family does not have are skipped.
+        position: The family's position encoding, one of ``slots.POSITIONS``.
         where: The file, for messages.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: They conflict.
     """
     heads, kv_heads = values.get("heads", 1), values.get("kv_heads", 1)
     if heads % kv_heads:
-        raise ConfigError(f"{where}: {heads} query heads cannot share {kv_heads} key-value heads; it must divide them")
+        raise ConfigError(
+            f"{where}: {heads} query heads cannot share {kv_heads} key-value heads; the number must divide them"
+        )
     if values.get("top_k", 0) > values.get("experts", inf):
-        raise ConfigError(f"{where}: a token cannot go to {values['top_k']} of {values['experts']} experts")
-    width, unit = values.get("head_dim", 0), slots.ROTATED.get(position, 1)
+        raise ConfigError(f"{where}: a token cannot be routed to {values['top_k']} of {values['experts']} experts")
+    width, unit = values.get("head_dim", 0), slots.HEAD_DIM_MULTIPLE.get(position, 1)
     if width % unit and values.get("position") != "alibi":
         raise ConfigError(
             f"{where}: a head of width {width} cannot be rotated in pairs; its width must be a multiple of {unit}"

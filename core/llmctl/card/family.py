@@ -1,8 +1,8 @@
-"""A family's card: the one table of tensors from which everything family-specific is derived.
+"""A family's card: the table of tensors from which everything specific to a family is derived.
 
-Here are the rows (``Param``, ``Size``, ``Moe``), the card (``Family``) and what it expands to (``Tensor``); what is
-read from config.json (``ConfigField``) is in ``config_fields.py``, what comes of it (``Dims``) in ``dims.py``. What core derives from a card (renames, splits, quantisation targets, fused slots) is in ``defaults.py``.
-Nothing here imports paddle or numpy.
+Here are the rows (``Param``, ``Size``, ``Moe``), the card (``Family``) and what it expands to (``Tensor``). Fields of
+config.json are in ``config_fields.py``, their values in ``dims.py``; what core derives from a card (weight mappings, splits,
+quantisation targets, the fused decoder) is in ``plugins/defaults.py``. Nothing here imports paddle or numpy.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from llmctl.card.tokens import TokenFacts
 from llmctl.errors import ConfigError
 
 PLACEHOLDERS = {"layer": "layers", "expert": "experts"}
-"""What stands for a number in the names of rows -> the setting that says how many there are."""
+"""Placeholder in the names of rows -> the field that holds its count."""
 
 
 @dataclass(frozen=True)
 class Param:
-    """One checkpoint tensor, or one per layer and expert where the name holds ``{layer}`` or ``{expert}``.
+    """One checkpoint tensor, or one per layer and expert if the name holds ``{layer}`` or ``{expert}``.
 
     Attributes:
         name: Name in the layer's state dict without the family's prefix; a leading ``/`` means no prefix.
         shape: Symbolic shape as paddle stores it; a linear's weight is ``in, out``.
-        torch: Name in the torch checkpoint if it is not the same name under the torch prefix; a leading ``/`` as above.
-        slot: Place in the standard decoder, one of ``standard.SLOTS``; ``qkv.1`` is a part of a slot.
-        kind: ``linear``, ``embed``, ``norm``, ``bias`` or ``router``; ``linear`` for two axes by default, else ``bias``.
-        when: Name of a setting that must be true for the tensor to exist, or a tuple with a value for each layer;
-            ``"not tied"`` negates.
-        shard: Symbols to cut instead of the usual ones (``()`` = never cut).
-        torch_layout: ``""`` = torch stores linears transposed; ``"same"`` = as here (torch's Conv1D).
+        torch: Name in the torch checkpoint, if it is not the same name under the torch prefix; a leading ``/`` as above.
+        slot: Which tensor of the fused decoder it is, one of ``slots.SLOTS``; ``qkv.1`` is a part of a slot.
+        kind: ``linear``, ``embed``, ``norm``, ``bias`` or ``router``; by default ``linear`` for two axes, else ``bias``.
+        when: Name of a field that must be true for the tensor to exist, or of one with a value for each layer; ``"not tied"``
+            negates.
+        shard: Symbols to split under tensor parallelism instead of the usual ones (``()`` = never split).
+        torch_layout: ``""`` = torch stores linears transposed; ``"same"`` = as here (transformers' Conv1D).
     """
 
     name: str
@@ -60,7 +60,7 @@ class Param:
 
     @property
     def resolved_kind(self) -> str:
-        """``kind``, or what the number of axes implies."""
+        """``kind``, or the kind implied by the number of axes."""
         return self.kind or ("linear" if len(self.axes) == 2 else "bias")
 
     def present(self, dims: Mapping[str, Any], layer: int | None = None) -> bool:
@@ -76,7 +76,7 @@ class Param:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A row of a card for given dims."""
+    """A tensor of a model: a row of a card, expanded for given dims."""
 
     name: str
     shape: tuple[int, ...]
@@ -99,9 +99,9 @@ class Size:
     """A published checkpoint, or ``tiny``, a small model for tests.
 
     Attributes:
-        source: Address of its config.json; empty for a model that is not published.
-        parameters: Number of parameters as published, which a test compares with the table's.
-        values: Its settings by name; those left out have their defaults.
+        source: URL of its config.json; empty for a model that is not published.
+        parameters: Published number of parameters; a test compares it with the table's.
+        values: Values of its fields by name; omitted ones have their defaults.
     """
 
     source: str
@@ -114,9 +114,9 @@ class Moe:
     """Routing of a mixture of experts.
 
     Attributes:
-        router: Kind of the router: ``softmax-topk``.
-        top_k: Experts of a token.
-        renormalize: Whether the weights of a token's experts are made to sum to 1.
+        router: Kind of router: ``softmax-topk``.
+        top_k: Experts per token.
+        renormalize: Whether the weights of a token's experts are renormalised to sum to 1.
     """
 
     router: str
@@ -126,37 +126,35 @@ class Moe:
 
 @dataclass(frozen=True)
 class Family:
-    """The card of one model family. Every field after ``sizes`` has a default, so old cards stay valid.
+    """The card of a model family. Every attribute after ``modeling`` has a default, so older cards stay valid.
 
     Attributes:
         name: Name on the command line and of the entry point.
-        architectures: Values of ``architectures`` in config.json that are this family.
+        architectures: Values of ``architectures`` in config.json that belong to the family.
         params: The table of tensors.
-        settings: What is read from config.json.
+        settings: The fields of config.json that the model depends on.
         sizes: Published checkpoints, and ``tiny`` for tests.
-        modeling: ``"package.module:Class"``; the class is called with ``Dims`` and gives the layer.
-        paddle_prefix: Prefix of state-dict names here.
+        modeling: ``"package.module:Class"``; the class is called with ``Dims`` and returns the layer.
+        paddle_prefix: Prefix of names in the layer's state dict.
         torch_prefix: Prefix of names in torch checkpoints.
         model_type: ``model_type`` written into config.json.
-        norm: Kernel name of the normalisation, one of ``standard.NORMS``.
-        activation: Kernel name of the feed-forward's activation, one of ``standard.ACTIVATIONS``.
-        position: Kernel name of the position encoding, one of ``standard.POSITIONS``.
-        moe: Routing, or None for a dense family.
-        prefixes: Names that torch checkpoints put before ``torch_prefix`` in some releases and that may be dropped.
-        ignored_tensors: Patterns of tensors in torch files that hold no weights (rotary tables).
-        tokens: What the family's tokenizer files leave to its code.
-        chat_template: Jinja text of the published chat format, used where ``family`` is chosen as the template.
+        norm: Kernel of the normalisation, one of ``slots.NORMS``.
+        activation: Kernel of the feed-forward's activation, one of ``slots.ACTIVATIONS``.
+        position: Kernel of the position encoding, one of ``slots.POSITIONS``.
+        moe: Routing; None = a dense family.
+        prefixes: Further prefixes that torch checkpoints of some releases put before ``torch_prefix``; they are dropped.
+        ignored_tensors: Patterns of tensors in torch files that are not weights (RoPE tables).
+        tokens: What tokenizer files leave to the family's code.
+        chat_template: The published chat format as Jinja, used if ``family`` is selected as the template.
         prefix_cache: Whether prefix tuning may put virtual tokens into the KV cache.
         claims: Capability states that differ from what the table implies, by method.
-        starter: Name of the recipe that ``finetune`` runs without a configuration file; empty = there is none.
-        inert: Keys of config.json that change nothing for this family, beside those of ``config_keys``.
-        recognise: Tells whether a config.json with one of the architectures is this family's, where two families share
-            the name of an architecture.
-        paddlenlp: From dims, where modules lie in PaddleNLP's files: a table as for ``llmctl.card.weight_map.map_modules``; None =
-            everything has the same name there.
+        starter: Name of the recipe that ``finetune`` runs without a configuration file; empty = none.
+        inert: Keys of config.json without effect on this family, besides those of ``inert_keys``.
+        recognise: Whether a config.json with one of the architectures is this family's, if families share an architecture.
+        paddlenlp: From dims, where PaddleNLP's files hold modules: a table for ``map_modules``; None = under the same names.
         paddlenlp_prefix: Prefix of names in PaddleNLP's files; None = ``paddle_prefix``.
-        decoder: From dims, fields of ``DecoderSpec`` that slots cannot say; None = they say everything.
-        needs_api: Lowest hook API (major, minor) that the card needs.
+        decoder: From dims, fields of ``DecoderSpec`` that slots cannot say; None = none.
+        needs_api: Lowest hook API (major, minor) that the card requires.
     """
 
     name: str
@@ -187,7 +185,7 @@ class Family:
     needs_api: tuple[int, int] = (0, 1)
 
     def claims_config(self, config: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint with this content of config.json is of the family."""
+        """Whether a checkpoint with this config.json belongs to the family."""
         ours = bool(set(self.architectures) & set(config["architectures"]))
         return ours and (self.recognise is None or self.recognise(config))
 
@@ -197,7 +195,7 @@ class Family:
         Computed once for each ``Dims``.
 
         Raises:
-            ValueError: Two rows give the same name, or a symbol has no value.
+            ValueError: Two rows have the same name, or a symbol has no value.
         """
         if not isinstance(dims, Dims):
             return self._table(dims)
@@ -244,8 +242,8 @@ class Family:
         if unknown:
             listed = ", ".join(f"{key}={config[key]!r}" for key in unknown)
             raise ConfigError(
-                f"{where}: {self.name} does not know {listed}; a setting that is ignored would change the results. "
-                "Remove the key if it has no effect on the model"
+                f"{where}: {self.name} does not know {listed}; ignoring a key could change the results. "
+                "Remove it if it has no effect on the model"
             )
         values: dict[str, Any] = {}
         symbols = self._symbols()
@@ -268,7 +266,7 @@ class Family:
         return hashlib.sha256(repr((*names, params, settings, derived)).encode()).hexdigest()[:16]
 
     def _symbols(self) -> frozenset[str]:
-        """Settings that sizes are computed from."""
+        """Fields that sizes are computed from."""
         derived = (s.derive for s in self.settings if isinstance(s.derive, str))
         shapes = (axis.symbols for param in self.params for axis in param.axes)
         return frozenset().union(PLACEHOLDERS.values(), re.findall(r"[a-z]\w*", " ".join(derived)), *shapes)
@@ -295,7 +293,7 @@ class Family:
 
 
 class _Hashed:
-    """A row as it enters the hash of a card, which is stored in files: under names that do not follow those of classes."""
+    """A row as it enters the hash of a card. Files store hashes, so the names in them do not follow those of classes."""
 
     def __init__(self, row: Any) -> None:
         self._row = row
@@ -310,5 +308,5 @@ HASHED_NAMES: Mapping[type, str] = {Param: "Param", ConfigField: "Setting"}
 
 
 def prefixed(name: str, prefix: str) -> str:
-    """A row's name in full; a leading ``/`` leaves the prefix away."""
+    """A row's full name; a leading ``/`` means no prefix."""
     return name[1:] if name.startswith("/") else prefix + name

@@ -18,7 +18,7 @@ from llmctl.card.shapes import Axis
 from llmctl.errors import UnsupportedError
 
 _GATED = ("swiglu",)
-"""Activations of which ``ffn1`` gives gate and up."""
+"""Activations whose ``ffn1`` holds gate and up."""
 
 
 def fill_decoder(card: Family, dims: Dims) -> DecoderSpec:
@@ -80,11 +80,11 @@ def rope_spec(
 
 
 def _slots(tensors: Sequence[Tensor], count: int) -> list[dict[str, list[Tensor]]]:
-    """For each layer, slot -> its tensors: expert by expert, part by part."""
+    """For each layer, slot -> its tensors, ordered by expert, then by part."""
     layers: list[dict[str, list[Tensor]]] = [{} for _ in range(count)]
     for tensor in tensors:
         if tensor.slot and tensor.layer is not None:
-            layers[tensor.layer].setdefault(slots.place(tensor.slot), []).append(tensor)
+            layers[tensor.layer].setdefault(slots.base_slot(tensor.slot), []).append(tensor)
     return [{slot: sorted(rows, key=_order) for slot, rows in layer.items()} for layer in layers]
 
 
@@ -96,13 +96,13 @@ def _check_biases(card: Family, layer: Mapping[str, Sequence[Tensor]]) -> None:
     for slot in ("qkv", "out", "ffn1", "ffn2"):
         weights, biases = layer[slot], layer.get(slot + "_bias", ())
         if biases and sum(bias.shape[-1] for bias in biases) != sum(weight.shape[-1] for weight in weights):
-            raise _unfit(card, f"{slot}_bias does not go with all outputs of {slot}")
+            raise _unfit(card, f"{slot}_bias does not cover all outputs of {slot}")
 
 
 def _sizes(
     card: Family, dims: Dims, outer: Mapping[str, Tensor], layers: Sequence[Mapping[str, Sequence[Tensor]]]
 ) -> dict[str, Any]:
-    """Widths and counts, how projections lie, and the routing."""
+    """Sizes, the layout of the QKV projection, and the routing."""
     vocab, embed = outer["embed"].shape
     gated = card.activation in _GATED
     ffn = layers[0]["ffn2"][0].shape[0]
@@ -111,28 +111,28 @@ def _sizes(
         factors = up[0].param.axes[-1].terms[0].factors
         if layer["ffn2"][0].shape[0] != ffn or sum(tensor.shape[-1] for tensor in up) != ffn * (1 + gated):
             raise _unfit(
-                card, f"ffn1 must have {'gate and up' if gated else 'outputs'} as wide as ffn2, in every layer alike"
+                card, f"ffn1 must have {'gate and up' if gated else 'outputs'} as wide as ffn2, the same in every layer"
             )
         if gated and len(up) == 1 and factors[0] != 2:
-            raise _unfit(card, f"{up[0].param.shape!r}: gate and up must lie one after the other, 2*...")
+            raise _unfit(card, f"{up[0].param.shape!r}: gate and up must be concatenated, 2*...")
     qkv = layers[0]["qkv"]
-    lies = _packing(qkv[0].param.axes[-1]) if len(qkv) == 1 else "parts"
-    if lies is None:
-        raise _unfit(card, f"{qkv[0].param.shape!r}: queries, keys and values lie in a way that it does not know")
+    layout = _qkv_layout(qkv[0].param.axes[-1]) if len(qkv) == 1 else "parts"
+    if layout is None:
+        raise _unfit(card, f"{qkv[0].param.shape!r} is an unknown layout of queries, keys and values")
     experts = None
     if any("gate" in layer for layer in layers):
         if not all("gate" in layer for layer in layers):
             raise _unfit(card, "only some of its layers are mixtures of experts")
         if card.moe is None or card.moe.router != "softmax-topk":
-            raise _unfit(card, "it has routers, and its card no moe=Moe('softmax-topk', ...)")
+            raise _unfit(card, "it has routers, but its card has no moe=Moe('softmax-topk', ...)")
         renormalize = dims.get("renormalize", card.moe.renormalize)
         experts = Experts(count=dims.experts, top_k=dims.get("top_k", card.moe.top_k), renormalize=renormalize)
     return dict(hidden=dims.hidden, heads=dims.heads, kv_heads=dims.kv_heads, head_dim=dims.head_dim, ffn=ffn,
-                vocab=vocab, embed=embed, qkv=lies, experts=experts)  # fmt: skip
+                vocab=vocab, embed=embed, qkv=layout, experts=experts)  # fmt: skip
 
 
-def _packing(axis: Axis) -> str | None:
-    """How queries, keys and values lie in the outputs of one projection; None = in a way that is not known."""
+def _qkv_layout(axis: Axis) -> str | None:
+    """Layout of queries, keys and values in the outputs of one projection; None = unknown."""
     terms = [term.factors for term in axis.terms]
     if terms == [(3, "heads", "head_dim")] or [term[0] for term in terms] == ["heads", "kv_heads", "kv_heads"]:
         return "parts"
@@ -140,7 +140,7 @@ def _packing(axis: Axis) -> str | None:
 
 
 def _position(card: Family, dims: Dims, outer: Mapping[str, Tensor], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that the card's position encoding stands for."""
+    """The fields for the card's position encoding."""
     if card.position == "learned":
         if "positions" not in outer:
             raise _unfit(card, "no tensor fills positions")
@@ -151,8 +151,8 @@ def _position(card: Family, dims: Dims, outer: Mapping[str, Tensor], said: Mappi
         return {"slopes": tuple(alibi_slopes(dims.heads))}
     if card.position == "rope-neox" and "rope_theta" in dims:
         return {"rope": rope_spec(dims, dims.get("rope_scaling"))}
-    raise _unfit(card, f"position={card.position!r} needs a decoder on the card that gives rope or slopes")
+    raise _unfit(card, f"position={card.position!r} needs a decoder on the card that sets rope or slopes")
 
 
 def _unfit(card: Family, why: str) -> UnsupportedError:
-    return UnsupportedError(f"{card.name} is no standard decoder: {why}")
+    return UnsupportedError(f"the fused decoder does not support {card.name}: {why}")

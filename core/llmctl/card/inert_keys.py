@@ -1,4 +1,4 @@
-"""Keys of ``config.json`` that do not change what a model computes, so that every other key must be on the card."""
+"""Keys of ``config.json`` without effect on what a model computes; every other key must be on the card."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ num_return_sequences output_scores return_dict_in_generate forced_bos_token_id f
 begin_suppress_tokens remove_invalid_values exponential_decay_length_penalty prefix
 """
 INERT = frozenset(f"{_BOOK_KEEPING} {_GENERATION}".split())
-"""Who wrote the file, names of tokens, switches of other software, defaults for generation."""
+"""Metadata, token ids, switches of other software, generation defaults."""
 
 NEUTRAL: Mapping[str, Any] = {
     "is_decoder": False,
@@ -30,11 +30,11 @@ NEUTRAL: Mapping[str, Any] = {
     "pruned_heads": {},
     "tie_word_embeddings": False,
 }
-"""Keys that change nothing as long as they have this value."""
+"""Keys without effect as long as they have this value."""
 
 
 def unknown_keys(config: Mapping[str, Any], known: frozenset[str]) -> list[str]:
-    """Keys that are neither known to a card nor without effect; a null value has none."""
+    """Keys that are neither known to a card nor without effect; null values have none."""
     return [
         key
         for key, value in config.items()

@@ -11,7 +11,7 @@ from llmctl.errors import ConfigError
 
 
 def above_zero(key: str) -> Callable[[Any], None]:
-    """A ``check`` that passes numbers above 0.
+    """A ``check`` for numbers above 0.
 
     Args:
         key: The key in ``config.json``.
@@ -25,10 +25,10 @@ def above_zero(key: str) -> Callable[[Any], None]:
 
 
 def full_attention(kinds: Any) -> None:
-    """A ``check`` of ``layer_types`` that passes if no layer has another kind of attention than full.
+    """A ``check`` of ``layer_types``: every layer must have full attention.
 
     Raises:
-        ConfigError: A layer has.
+        ConfigError: A layer has another kind.
     """
     if any(kind != "full_attention" for kind in kinds):
         raise ConfigError(f"layer_types={kinds!r} is not supported; every layer must be 'full_attention'")
@@ -52,12 +52,12 @@ def fixed_fields(*value: Any, **keys: str) -> tuple[ConfigField, ...]:
 def linear_rows(
     name: str, shape: str, slot: str = "", when: str = "", bias_when: str = "", torch_layout: str = ""
 ) -> tuple[Param, Param]:
-    """A linear ``name`` with a bias as long as its last axis.
+    """The weight and bias of a linear ``name``.
 
     Args:
         name: The layer, without ``.weight``.
-        shape: Of the weight.
-        slot: Of the weight; the bias of ``qkv.1`` takes ``qkv_bias.1``.
+        shape: Of the weight; its last axis is the bias's.
+        slot: Of the weight; the bias of ``qkv.1`` gets ``qkv_bias.1``.
         when: The field that must be true for the layer to exist.
         bias_when: The field that must be true for the bias to exist, if that differs.
         torch_layout: As in ``Param``.
@@ -69,12 +69,12 @@ def linear_rows(
 
 
 def norm_rows(name: str, slot: str = "", width: str = "hidden", when: str = "") -> tuple[Param, Param]:
-    """A LayerNorm ``name``: weight and bias of ``width``.
+    """The weight and bias of a LayerNorm ``name``.
 
     Args:
         name: The layer, without ``.weight``.
-        slot: Of the weight; the bias of ``ln`` takes ``ln_bias``.
-        width: Symbolic length of both.
+        slot: Of the weight; the bias of ``ln`` gets ``ln_bias``.
+        width: Symbolic size of both.
         when: The field that must be true for the layer to exist.
     """
     return (
@@ -84,9 +84,9 @@ def norm_rows(name: str, slot: str = "", width: str = "hidden", when: str = "") 
 
 
 def bias_slot(slot: str) -> str:
-    """The slot of the bias that belongs to a weight's slot."""
-    place, dot, part = slot.partition(".")
-    return f"{place}_bias{dot}{part}" if slot else ""
+    """The slot of the bias for a weight's slot."""
+    base, dot, part = slot.partition(".")
+    return f"{base}_bias{dot}{part}" if slot else ""
 
 
 _L, _A, _M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
@@ -104,4 +104,4 @@ HF_DECODER_ROWS = (
     Param("norm.weight", "hidden", kind="norm", slot="final_ln"),
     Param("/lm_head.weight", "hidden, vocab", slot="head", when="not tied"),
 )
-"""Grouped-query attention, a gated feed-forward layer, RMSNorm, no biases; a card lists these and what differs."""
+"""A decoder with grouped-query attention, a gated feed-forward layer, RMSNorm and no biases; a card adds what differs."""

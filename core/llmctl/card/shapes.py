@@ -1,8 +1,8 @@
 """Symbolic shapes: ``"hidden, heads*head_dim + kv_heads*head_dim"`` as data.
 
 A shape is a comma-separated list of axes; an axis is a sum of terms; a term is a product of symbols and whole numbers.
-The order of a term's factors is memory layout: ``3*heads*head_dim`` is three blocks of heads, ``heads*3*head_dim`` is
-three blocks within each head. Everything that a card implies (sizes, counts, cuts) is computed from this.
+The order of a term's factors is the memory layout: ``3*heads*head_dim`` is three blocks of heads, ``heads*3*head_dim`` is
+three blocks within each head. Sizes, parameter counts and splits are computed from this.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 Factor = str | int
 CUT_SYMBOLS = ("heads", "kv_heads", "ffn", "vocab")
-"""Symbols that tensor parallelism divides among ranks (Megatron's convention); ``hidden`` stays whole."""
+"""Symbols that tensor parallelism splits (Megatron's convention); ``hidden`` is never split."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def parse_shape(text: str) -> tuple[Axis, ...]:
 
 
 def evaluate(expression: str, values: Mapping[str, Any]) -> int:
-    """The whole number that ``a*b/c`` (left to right, no brackets) stands for.
+    """The value of ``a*b/c`` (left to right, no brackets), an integer.
 
     Raises:
         ValueError: A symbol is unknown or a division leaves a remainder.

@@ -1,4 +1,4 @@
-"""How tensors are split over tensor-parallel ranks, and which linears are quantised: the types, and the rule of a tensor."""
+"""How tensors are split over tensor-parallel ranks, and the type of a quantisation target."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmctl.card.shapes import CUT_SYMBOLS, Axis, Term
 
 @dataclass(frozen=True)
 class Parallel:
-    """Place of this process in a tensor-parallel group."""
+    """The tensor-parallel degree, and the rank of this process."""
 
     degree: int = 1
     rank: int = 0
@@ -20,7 +20,14 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a cut axis: ``outer`` blocks, each of ``count`` units of ``inner`` elements; units go to ranks."""
+    """A contiguous part of a split axis: ``outer`` blocks of ``count`` units of ``inner`` elements; units go to ranks.
+
+    Attributes:
+        outer: Number of blocks.
+        count: Units in a block.
+        inner: Elements in a unit.
+        replicas: Ranks that share a unit (kv heads, if there are fewer than ranks).
+    """
 
     outer: int
     count: int
@@ -30,13 +37,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Split:
-    """How one tensor is divided among ranks.
+    """How a tensor is split among ranks.
 
     Attributes:
-        axis: The axis that is cut: the last of a linear = column parallel, the first = row parallel.
+        axis: The axis that is split: the last of a linear = column parallel, the first = row parallel.
         symbol: The symbol that is divided, e.g. ``"heads"``; of several, the first.
-        segments: Memory layout of the axis. ``replicas`` > 1 means that so many ranks share a unit (kv heads fewer than
-            ranks).
+        segments: Memory layout of the axis.
     """
 
     axis: int
@@ -53,7 +59,12 @@ class QuantTarget:
     out_features: int
 
 
-def _split(tensor: Tensor, dims: Dims, degree: int) -> Split | None:
+def split_of(tensor: Tensor, dims: Dims, degree: int) -> Split | None:
+    """How a tensor is split among ``degree`` ranks; None = replicated.
+
+    Raises:
+        ValueError: A size does not divide; the message names symbol, size, degree and the allowed degrees.
+    """
     symbols = CUT_SYMBOLS if tensor.param.shard is None else tensor.param.shard
     for index, axis in enumerate(tensor.param.axes):
         cut = [symbol for symbol in symbols if symbol in axis.symbols]
@@ -66,7 +77,7 @@ def _split(tensor: Tensor, dims: Dims, degree: int) -> Split | None:
 def _segment(term: Term, axis: Axis, symbols: Sequence[str], dims: Dims, degree: int) -> Segment:
     where = next((i for i, factor in enumerate(term.factors) if factor in symbols), None)
     if where is None:
-        raise ValueError(f"{axis}: the term {'*'.join(map(str, term.factors))} holds no symbol that can be cut")
+        raise ValueError(f"{axis}: the term {'*'.join(map(str, term.factors))} holds no symbol that can be split")
     symbol = str(term.factors[where])
     count = dims[symbol]
     outer = Term(term.factors[:where]).size(dims)

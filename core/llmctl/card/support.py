@@ -1,4 +1,4 @@
-"""Whether a family offers a method, from its card: the state of a capability and the error where it does not."""
+"""Whether a family supports a method, from its card."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llmctl.card import support
 from llmctl.card.capabilities import FUSED, METHODS, Experimental, State, Supported, Unsupported
-from llmctl.card.slots import KERNELS, NEEDED, NEEDED_OUTSIDE, OTHER, place
+from llmctl.card.slots import KERNELS, NEEDED, NEEDED_OUTSIDE, OTHER, base_slot
 from llmctl.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -32,22 +31,21 @@ def state(card: Family, method: str) -> State:
 
 
 def _fused(card: Family, needed: Sequence[str]) -> State:
-
     for method in needed:
         if isinstance(found := state(card, method), Unsupported):
             return found
-    if not support.fills_the_standard_decoder(card):
-        return Unsupported("the card does not fill every slot of the standard decoder")
-    if others := support.without_kernel(card):
+    if not fills_decoder(card):
+        return Unsupported("the card does not fill every required slot of the fused decoder")
+    if others := without_kernel(card):
         return Unsupported(f"the fused decoder has no kernel for the family's {' and '.join(others)}")
     return Supported()
 
 
 def require(card: Family, method: str) -> None:
-    """Passes when the family offers the method; an experimental one warns with its note.
+    """Checks that the family supports the method; an experimental one warns with its note.
 
     Raises:
-        UnsupportedError: With the reason that the card gives.
+        UnsupportedError: It does not; the message holds the card's reason.
     """
     found = state(card, method)
     if isinstance(found, Unsupported):
@@ -58,11 +56,11 @@ def require(card: Family, method: str) -> None:
         )
 
 
-def fills_the_standard_decoder(card: Family) -> bool:
-    """Whether the rows of a card have every slot that a fused path needs."""
-    return {place(param.slot) for param in card.params} >= NEEDED | NEEDED_OUTSIDE
+def fills_decoder(card: Family) -> bool:
+    """Whether the rows of a card fill every required slot of the fused decoder."""
+    return {base_slot(param.slot) for param in card.params} >= NEEDED | NEEDED_OUTSIDE
 
 
 def without_kernel(card: Family) -> list[str]:
-    """The fields of a card that say ``other``."""
+    """The fields of a card with the value ``other``."""
     return [field for field in KERNELS if getattr(card, field) == OTHER]

@@ -1,4 +1,4 @@
-"""The smallest model of a family that still has every kind of layer, for tests and checks."""
+"""Dims of a tiny model with every kind of layer of its family, for tests and checks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SIZES = dict(layers=2, hidden=32, heads=4, head_dim=8, ffn=48, vocab=96, experts
 
 
 def tiny_dims(card: Family, changes: Mapping[str, Any] | None = None) -> Dims:
-    """Dims of the card's size ``tiny``, else of its first size with everything made small.
+    """Dims of the card's size ``tiny``, else of its first size, scaled down.
 
     Args:
         card: The family.
-        changes: Settings that must change too, where a family has sizes of its own.
+        changes: Further values to set, for sizes that only this family has.
     """
     first = "tiny" if "tiny" in card.sizes else next(iter(card.sizes))
     if first == "tiny":

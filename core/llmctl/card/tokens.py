@@ -1,4 +1,4 @@
-"""What a card says of text: what tokenizer files leave to the family's code, and chat formats in files beside the card."""
+"""What a card says about tokenizers: what their files leave to the family's code, and chat templates in files of the package."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 from typing import Any
 
 NAMING = ("special_tokens_map.json", "added_tokens.json", "tokenization_*.py")
-"""Files of a folder that may name tokens, beside tokenizer_config.json; code is read as text and never run."""
+"""Files of a folder that may mention tokens, besides tokenizer_config.json; code is read as text and never run."""
 
 
 @dataclass(frozen=True)
 class TokenFacts:
-    """Facts of a family's tokenizer that stand in no file of a model folder.
+    """Facts about a family's tokenizer that are in no file of a model folder.
 
     Attributes:
         model: Name of the sentencepiece file.
-        pattern: Regular expression that cuts text into words before byte pairs are merged; empty = that of ByteLevel.
-        normal_form: Unicode normal form of text before it is cut, such as ``"NFC"``.
-        appended: Names of special tokens whose ids follow those of a sentencepiece or rank file, in order.
-        optional: Names that follow these, where a file of the folder mentions them.
-        roles: Names of the tokens ``bos``, ``eos``, ``pad``, ``unk``; they go before what the folder says.
-        speakers: Ids of tokens that begin a turn, by role, unless ``generation_config.json`` gives ``ROLE_token_id``;
-            chat templates find their names as ``ROLE_token``.
-        prefix: Names of tokens before a text, unless ``tokenizer_config.json`` states ``add_bos_token``.
-        bridge: Names of tokens between a prompt and its answer, instead of bos before them.
-        ends: Names of tokens that end an answer beside eos, where the tokenizer has them.
-        offset: Key in ``tokenizer_config.json`` and default of the number of ids before those of the sentencepiece file.
-        written: Text, and the name of the piece that is written for it, in the order in which they are replaced.
-        paddlenlp: Class in ``paddlenlp.transformers`` to use instead of any reader here.
+        pattern: Regular expression of the pre-tokenizer, which splits text before BPE merges; empty = ByteLevel's.
+        normal_form: Unicode normalisation of text before that, such as ``"NFC"``.
+        appended: Special tokens whose ids follow those of a sentencepiece or rank file, in order.
+        optional: Special tokens that follow these, if a file of the folder mentions them.
+        roles: Names of the tokens ``bos``, ``eos``, ``pad``, ``unk``; they override the folder's.
+        speakers: Ids of tokens that begin a turn, by role, unless ``generation_config.json`` has ``ROLE_token_id``; chat
+            templates get their names as ``ROLE_token``.
+        prefix: Tokens before a text, unless ``tokenizer_config.json`` has ``add_bos_token``.
+        bridge: Tokens between a prompt and its answer, instead of bos before the prompt.
+        ends: Tokens that end an answer besides eos, if the tokenizer has them.
+        offset: Key in ``tokenizer_config.json``, and default, of the number of ids before those of the sentencepiece file.
+        written: (text, piece that encodes it), replaced in this order.
+        paddlenlp: Class in ``paddlenlp.transformers`` to use instead of the readers here.
     """
 
     model: str = "tokenizer.model"
@@ -49,10 +49,10 @@ class TokenFacts:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TokenFacts:
-        """Facts as ``dataclasses.asdict`` and JSON leave them.
+        """Facts from JSON that ``dataclasses.asdict`` was written to.
 
         Raises:
-            TypeError: There is a name that is no fact.
+            TypeError: There is an unknown name.
         """
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
@@ -61,11 +61,11 @@ class TokenFacts:
         return cls(**values, written=written)
 
     def names_after(self, folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-        """The names whose ids follow those of the file, for this folder.
+        """The special tokens whose ids follow those of the file, for this folder.
 
         Args:
             folder: The model folder.
-            config: Its ``tokenizer_config.json``, whose chat template is not asked: it may name what others have.
+            config: Its ``tokenizer_config.json``; the chat template is not searched, since it may mention other tokens.
         """
         if not self.optional:
             return self.appended

@@ -1,4 +1,4 @@
-"""What is wrong with a card, whatever model it describes: rows, symbols, sizes, names of the standard decoder."""
+"""Validation of a card: rows, symbols, sizes, names of slots and kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmctl.card.family import PLACEHOLDERS, Family
 
 
 def validate(card: Family) -> list[str]:
-    """What is wrong with a card, a line each; empty if nothing is."""
+    """The problems of a card, one per line; empty if it is valid."""
     problems = [f"{f.name} is empty" for f in fields(card) if f.name in ("name", "architectures", "params", "modeling")
                 and not getattr(card, f.name)]  # fmt: skip
     names = {setting.name for setting in card.settings}
@@ -29,9 +29,9 @@ def validate(card: Family) -> list[str]:
             continue
         flags = {param.when.removeprefix("not ")} - {""}
         holes = set(re.findall(r"{(\w+)}", param.name))
-        problems += [f"{param.name}: {s!r} is not among the card's settings" for s in sorted((symbols | flags) - names)]
+        problems += [f"{param.name}: {s!r} is not a field of the card" for s in sorted((symbols | flags) - names)]
         problems += [f"{param.name}: unknown placeholder {{{h}}}" for h in sorted(holes - set(PLACEHOLDERS))]
-    problems += [f"size {name}: {column!r} is not among the card's settings"
+    problems += [f"size {name}: {column!r} is not a field of the card"
                  for name, size in card.sizes.items() for column in size.values if column not in names]  # fmt: skip
     if not re.fullmatch(r"[\w.]+:\w+", card.modeling):
         problems.append(f"modeling={card.modeling!r} is not of the form 'package.module:Class'")
@@ -39,25 +39,25 @@ def validate(card: Family) -> list[str]:
 
 
 def _names(card: Family) -> list[str]:
-    """Names on a card that nobody knows, and tensors that the fused decoder would pass over; a line each."""
+    """Unknown names on a card, and tensors that the fused decoder would ignore; one per line."""
     lines = []
     for field, known in slots.KERNELS.items():
         if getattr(card, field) not in known:
             lines.append(f"{field}={getattr(card, field)!r} is unknown; known: {', '.join(known)}")
     lines += [
-        f"claims: {method!r} is no method; known: {', '.join(METHODS)}" for method in card.claims.keys() - METHODS
+        f"claims: {method!r} is not a method; known: {', '.join(METHODS)}" for method in card.claims.keys() - METHODS
     ]
     for param in card.params:
         _, dot, part = param.slot.partition(".")
         inside = "{layer}" in param.name
         known, where = (slots.SLOTS, "in a layer") if inside else (slots.OUTER_SLOTS, "outside the layers")
-        if param.slot and (slots.place(param.slot) not in known or (dot and not (inside and part.isdigit()))):
+        if param.slot and (slots.base_slot(param.slot) not in known or (dot and not (inside and part.isdigit()))):
             parts = ", with .0, .1 for parts" if inside else ""
             lines.append(f"{param.name}: slot={param.slot!r} is unknown {where}; known: {', '.join(known)}{parts}")
-    if support.fills_the_standard_decoder(card) and not isinstance(card.claims.get("fused"), Unsupported):
+    if support.fills_decoder(card) and not isinstance(card.claims.get("fused"), Unsupported):
         lines += [
-            f"{param.name} has no slot, so that the fused decoder would leave it out; give it one, as the others have, or "
-            "say claims={'fused': Unsupported('why')}"
+            f"{param.name} has no slot, so the fused decoder would ignore it; give it a slot, or declare "
+            "claims={'fused': Unsupported('why')}"
             for param in card.params
             if not param.slot
         ]
@@ -65,12 +65,12 @@ def _names(card: Family) -> list[str]:
 
 
 def misnamed_class(card: Family, package: str, folder: Callable[[], Path]) -> list[str]:
-    """A line if ``modeling`` names a file or class of the plugin's package that is not there.
+    """A line if ``modeling`` names a file or class that the plugin's package does not have.
 
     Args:
         card: The card.
         package: Module of the card.
-        folder: Finds the package's folder; asked for only if the class is to be in that package.
+        folder: Finds the package's folder; called only if the class should be in that package.
     """
     module, _, name = card.modeling.partition(":")
     top, *rest = module.split(".")
@@ -91,7 +91,7 @@ def misnamed_class(card: Family, package: str, folder: Callable[[], Path]) -> li
 
 
 def _defined(tree: ast.Module) -> set[str]:
-    """Names that a module defines or imports anywhere."""
+    """Names that a module defines or imports."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family, Tensor
-from llmctl.card.slots import place
+from llmctl.card.slots import base_slot
 
 PROCESS = 300 << 20
 """Bytes of a process that has imported paddle and this package, without a model."""
@@ -134,7 +134,7 @@ def _attention(card: Family, dims: Dims, rows: list[Tensor], training: Training,
     """Values per token: of the norm, the projections, positions, and scores where they are held."""
     values = _norms(rows, ("ln", "q_norm", "k_norm")) + _linears(rows, ("qkv", "out"), training)
     if card.position.startswith("rope"):
-        values += sum(t.shape[-1] for t in rows if place(t.slot) == "qkv") * 2 / 3
+        values += sum(t.shape[-1] for t in rows if base_slot(t.slot) == "qkv") * 2 / 3
     dropout = any(dims.get(name) for name in ("attention_dropout", "dropout"))
     if dropout or not training.fused_attention:
         values += (4 if dropout else 3) * int(dims.heads) * step.length
@@ -163,8 +163,8 @@ def _norms(rows: list[Tensor], slots: tuple[str, ...]) -> float:
     """The inputs of norms; those of heads are as wide as the projections that they follow."""
     values = 0.0
     for tensor in rows:
-        if tensor.kind == "norm" and place(tensor.slot) in slots:
-            of_heads = {"q_norm": ".0", "k_norm": ".1"}.get(place(tensor.slot))
+        if tensor.kind == "norm" and base_slot(tensor.slot) in slots:
+            of_heads = {"q_norm": ".0", "k_norm": ".1"}.get(base_slot(tensor.slot))
             wide = next((t.shape[-1] for t in rows if of_heads and t.slot == "qkv" + of_heads), tensor.shape[0])
             values += wide
     return values
@@ -175,8 +175,8 @@ def _linears(rows: list[Tensor], slots: tuple[str, ...], training: Training) -> 
     inputs: dict[str, int] = {}
     outputs = 0.0
     for tensor in rows:
-        if tensor.kind == "linear" and place(tensor.slot) in slots:
-            inputs[place(tensor.slot)] = tensor.shape[0]
+        if tensor.kind == "linear" and base_slot(tensor.slot) in slots:
+            inputs[base_slot(tensor.slot)] = tensor.shape[0]
             outputs += tensor.shape[1]
             if tensor.name.removesuffix(".weight") in training.targets:
                 outputs += training.rank

@@ -1,4 +1,4 @@
-"""The loss over tokens. Which positions count, and by what the sum is divided, is decided in ``train``."""
+"""Cross entropy of tokens. Which positions count, and the denominator, is decided in ``train``."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import paddle
 from llmctl.nn import kernels
 
 CAP = 60.0
-"""Losses of a token from here on are computed apart, since paddle's cross entropy ends at 64 on the CPU."""
+"""Token losses from here on are recomputed, since paddle's cross entropy saturates at 64 on the CPU."""
 
 
 def token_loss(logits_NV: paddle.Tensor, labels_N: paddle.Tensor, overwrite: bool = False) -> paddle.Tensor:
-    """Sum of the cross entropies of N tokens, a scalar; labels are token ids, all of which count.
+    """Sum of the cross entropies of N tokens, a scalar.
 
     Without compiled operators paddle reports at most 64 for a single token on the CPU; gradients are not affected.
 
     Args:
-        logits_NV: Scores of the vocabulary.
-        labels_N: Token ids.
-        overwrite: Nobody reads the logits after the backward pass, which may put their gradient in their place.
+        logits_NV: Logits over the vocabulary.
+        labels_N: Token ids; all of them count.
+        overwrite: Whether the backward pass may overwrite the logits with their gradient.
     """
     logits_NV = _wide(logits_NV)
     fused = kernels.compiled("cross_entropy", logits_NV)
@@ -38,5 +38,5 @@ def token_log_probs(logits_NV: paddle.Tensor, labels_N: paddle.Tensor) -> paddle
 
 
 def _wide(logits: paddle.Tensor) -> paddle.Tensor:
-    """Logits in float32 where they are in a half type, in which a sum over tokens overflows."""
+    """Logits in float32 if they are fp16 or bf16, in which a sum over tokens overflows."""
     return logits.astype("float32") if logits.dtype in (paddle.float16, paddle.bfloat16) else logits

@@ -14,7 +14,7 @@ import paddle
 
 from llmctl.errors import UnsupportedError
 from llmctl.nn.rotary import positions
-from llmctl.nn.symbolic import common, size
+from llmctl.nn.symbolic import broadcast_size, size
 
 
 class Mask:
@@ -42,7 +42,7 @@ class Mask:
     ) -> None:
         self.slopes, self.key_position_BS, self.packed, self.causal = tuple(slopes), key_position_BS, packed, causal
         # Compiled operators take both bounds in one shape.
-        rows = common(first_BS.shape[0], last_BS.shape[0])
+        rows = broadcast_size(first_BS.shape[0], last_BS.shape[0])
         self.first_BS, self.last_BS = (m.expand([rows, m.shape[1]]) for m in (first_BS, last_BS))
         self.new = new
         self.past = size(first_BS, 1) - new
@@ -80,7 +80,7 @@ class Mask:
         key_position_BS = self.key_position_BS if self.key_position_BS.shape[0] == 1 else self.key_position_BS[batch]
         slope_N11 = paddle.to_tensor(self.slopes, dtype=dtype).reshape([1, -1, 1, 1])
         alibi_BN1S = slope_N11 * key_position_BS[:, columns].astype(dtype).unsqueeze([1, 2])
-        count = common(bias.shape[0], alibi_BN1S.shape[0])
+        count = broadcast_size(bias.shape[0], alibi_BN1S.shape[0])
         shape = [count, len(self.slopes), bias.shape[2], bias.shape[3]]
         return alibi_BN1S.expand(shape) + bias.expand(shape)
 

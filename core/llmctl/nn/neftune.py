@@ -1,4 +1,4 @@
-"""NEFTune: noise on token vectors while training (https://arxiv.org/abs/2310.05914)."""
+"""NEFTune: noise on token embeddings in training (https://arxiv.org/abs/2310.05914)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import paddle
 
 
 def add_noise(embedding: paddle.nn.Layer, alpha: float) -> None:
-    """From now on the layer adds noise to its output in training, uniform within alpha / sqrt(T * D).
+    """Adds noise to the layer's output in training from now on, uniform within alpha / sqrt(T * D).
 
-    T and D are the columns of the batch, padding included, and the width. The generator is paddle's, which a run seeds
-    before each update.
+    T is the length of the batch with padding, D the hidden size. The noise uses paddle's generator, which a run seeds before
+    each step.
 
     Args:
-        embedding: Token ids [B, T] to vectors [B, T, D].
+        embedding: Token ids [B, T] to embeddings [B, T, D].
         alpha: The paper's alpha.
     """
 

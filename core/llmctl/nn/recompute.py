@@ -1,7 +1,7 @@
-"""Trading time for memory: layers that forget what they computed and compute it again for their gradient.
+"""Gradient checkpointing: layers keep only their input and recompute activations in the backward pass.
 
-https://arxiv.org/abs/1604.06174. Randomness (dropout) is replayed and mixed precision restored, so results are those
-without it to the last bit.
+https://arxiv.org/abs/1604.06174. The random state (dropout) and autocast are restored for recomputation, so that results
+are bit-identical.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import paddle
 
 
 def recompute_layers(model: paddle.nn.Layer, names: Iterable[str]) -> None:
-    """Makes the named layers keep their input alone while the model trains, in place.
+    """Makes the named layers recompute their activations in training, in place.
 
     Args:
-        model: The model; its state dict stays as it is.
-        names: Paths of layers whose first argument is the only one that a gradient goes to.
+        model: The model; its state dict does not change.
+        names: Paths of layers; only their first argument receives a gradient.
 
     Raises:
         ValueError: The model has no layer of that name.
@@ -27,25 +27,26 @@ def recompute_layers(model: paddle.nn.Layer, names: Iterable[str]) -> None:
     for name in names:
         if name not in layers:
             raise ValueError(f"the model has no layer {name!r}")
-        layers[name].forward = _forgetful(layers[name], layers[name].forward)
+        layers[name].forward = _recomputing(layers[name], layers[name].forward)
 
 
-def _forgetful(layer: paddle.nn.Layer, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _recomputing(layer: paddle.nn.Layer, forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(x: paddle.Tensor, *args: Any) -> paddle.Tensor:
         if not layer.training or not paddle.is_grad_enabled():
             return forward(x, *args)
-        # Without a tensor that wants a gradient, what stands on frozen inputs would be cut off from the loss.
+        # Without an input that requires a gradient, autograd would skip layers on frozen inputs.
         anchor = paddle.zeros([1], x.dtype)
         anchor.stop_gradient = False
-        return _Again.apply(x, anchor, lambda given: forward(given, *args))
+        return _Recompute.apply(x, anchor, lambda x_again: forward(x_again, *args))
 
     return run
 
 
-class _Again(paddle.autograd.PyLayer):
+class _Recompute(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx, x, anchor, run):
-        ctx.run, ctx.random, ctx.casting, ctx.wanted = run, paddle.get_rng_state(), _casting(), not x.stop_gradient
+        ctx.run, ctx.needs_grad = run, not x.stop_gradient
+        ctx.random, ctx.autocast = paddle.get_rng_state(), _autocast()
         ctx.save_for_backward(x, anchor)
         return run(x)
 
@@ -53,26 +54,26 @@ class _Again(paddle.autograd.PyLayer):
     def backward(ctx, grad):
         x, anchor = ctx.saved_tensor()
         x = x.detach()
-        x.stop_gradient = not ctx.wanted
+        x.stop_gradient = not ctx.needs_grad
         now = paddle.get_rng_state()
         paddle.set_rng_state(ctx.random)
-        with paddle.enable_grad(), _cast(*ctx.casting):
+        with paddle.enable_grad(), _autocast_as(*ctx.autocast):
             y = ctx.run(x)
         paddle.set_rng_state(now)
         paddle.autograd.backward([y], [grad])
-        return x.grad if ctx.wanted else None, paddle.zeros_like(anchor)
+        return x.grad if ctx.needs_grad else None, paddle.zeros_like(anchor)
 
 
-def _casting() -> tuple[Any, ...]:
-    """Mixed precision as it is now; a backward pass runs outside of the context that set it."""
+def _autocast() -> tuple[Any, ...]:
+    """The current autocast settings; a backward pass runs outside of the context that set them."""
     tracer = paddle.base.framework._dygraph_tracer()
     return tracer._amp_level, tracer._amp_dtype, tracer._get_amp_op_list()
 
 
 @contextlib.contextmanager
-def _cast(level: Any, dtype: str, lists: tuple[Any, Any]) -> Iterator[None]:
-    """A context with mixed precision as ``_casting`` told it."""
-    tracer, before = paddle.base.framework._dygraph_tracer(), _casting()
+def _autocast_as(level: Any, dtype: str, lists: tuple[Any, Any]) -> Iterator[None]:
+    """A context with the settings that ``_autocast`` returned."""
+    tracer, before = paddle.base.framework._dygraph_tracer(), _autocast()
     tracer._amp_level, tracer._amp_dtype = level, dtype
     tracer._set_amp_op_list(*lists)
     try:

@@ -1,4 +1,4 @@
-"""Replacing layers of a model by name: how adapters, quantisation and tensor parallelism change a model."""
+"""Replacing layers of a model by name, for adapters, quantisation and tensor parallelism."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Factory = Callable[[str, paddle.nn.Layer], paddle.nn.Layer]
 
 
 def replace_layers(model: paddle.nn.Layer, names: Iterable[str], factory: Factory) -> None:
-    """Puts ``factory(name, layer)`` in the place of each named layer, in place.
+    """Replaces each named layer with ``factory(name, layer)``, in place.
 
     Args:
         model: The model to change.
         names: Paths such as ``"decoder.layers.0.self_attn.q_proj"``.
-        factory: Makes the replacement from the path and the layer that stood there.
+        factory: Makes the replacement from the path and the present layer.
 
     Raises:
-        ValueError: The model has no layer of that name; no layer is replaced then.
+        ValueError: The model has no layer of that name; then no layer is replaced.
     """
     layers = dict(model.named_sublayers())
     names = list(names)

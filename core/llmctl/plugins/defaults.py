@@ -1,4 +1,4 @@
-"""Core's own implementations of the hooks, each a projection of a card. A plugin's implementation comes first."""
+"""Core's default implementations of the hooks, each derived from the card. A plugin's implementation takes precedence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.card.fill_decoder import fill_decoder
-from llmctl.card.sharding import Parallel, QuantTarget, Split, _split
+from llmctl.card.sharding import Parallel, QuantTarget, Split, split_of
 from llmctl.card.weight_map import WeightMapping, map_modules
 from llmctl.errors import PluginError, UnsupportedError
 from llmctl.plugins.hookspecs import hookimpl
@@ -38,7 +38,7 @@ def build_model(card: Family, dims: Dims, parallel: Parallel, dtype: str) -> Any
 def tensor_parallel_rules(card: Family, dims: Dims, degree: int) -> Mapping[str, Split]:
     if degree == 1:
         return {}
-    splits = {tensor.name: _split(tensor, dims, degree) for tensor in card.expand(dims)}
+    splits = {tensor.name: split_of(tensor, dims, degree) for tensor in card.expand(dims)}
     return {name: split for name, split in splits.items() if split}
 
 

@@ -1,1 +1,1 @@
-"""Quantised weights: block-wise codes and the linear layer over them."""
+"""Weight quantisation: block-wise codes and the linear layer that uses them."""

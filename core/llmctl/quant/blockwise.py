@@ -1,8 +1,8 @@
-"""Weights in 8 or 4 bits with a scale for every 64 inputs of an output: the codes, in numpy. The layer is in ``quantised``.
+"""Block-wise weight quantisation to 8 or 4 bits, with a scale for every 64 inputs of an output, in numpy.
 
-``int8`` and ``int4`` are whole numbers on either side of zero, ``nf4`` the 16 quantiles of a normal distribution of
-https://arxiv.org/abs/2305.14314, appendix E. A group's scale is its largest absolute value, as float32. Two 4-bit codes
-share a byte, the first in the lower half.
+``int8`` and ``int4`` are symmetric, ``nf4`` has the 16 quantiles of a normal distribution of
+https://arxiv.org/abs/2305.14314, appendix E. A group's scale is its largest absolute value, as float32. A byte holds two
+4-bit codes, the first in the low nibble. The layer is in ``linear``.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ LEVELS = {
     "int4": np.arange(-8, 8, dtype="<f4") / np.float32(7),
     "nf4": np.array(NF4, "<f4"),
 }
-"""What the 16 codes stand for, in units of the scale; int4 never uses its first."""
+"""Values of the 16 codes, in units of the scale; int4 never uses its first."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight [in, out] in codes.
+    """A quantised weight [in, out].
 
     Attributes:
-        codes: int8 [out, groups * GROUP], or uint8 [out, groups * GROUP / 2] with two codes in each; the last group is
-            filled up with zeros.
+        codes: int8 [out, groups * GROUP], or uint8 [out, groups * GROUP / 2] with two codes per byte; the last group is
+            padded with zeros.
         scales: float32 [out, groups].
-        inputs: Number of inputs, without what fills the last group.
+        inputs: Number of inputs, without the padding of the last group.
     """
 
     codes: NDArray[Any]
@@ -57,25 +57,25 @@ def quantise(weight: NDArray[Any], code: str) -> Packed:
     if code == "int4":
         index = (np.rint(normal * 7) + 8).astype("u1")
     else:
-        middles = (LEVELS[code][1:] + LEVELS[code][:-1]) / 2
-        index = np.searchsorted(middles, normal).astype("u1")
+        midpoints = (LEVELS[code][1:] + LEVELS[code][:-1]) / 2
+        index = np.searchsorted(midpoints, normal).astype("u1")
     return Packed(index[:, ::2] | index[:, 1::2] << 4, scales, inputs)
 
 
 def dequantise(packed: Packed, code: str) -> NDArray[Any]:
-    """The weight [in, out] that the codes stand for, as float32."""
+    """The weight [in, out] as float32."""
     outputs, groups = packed.scales.shape
-    values = packed.codes.astype("<f4") / np.float32(127) if code == "int8" else pairs(code)[packed.codes]
+    values = packed.codes.astype("<f4") / np.float32(127) if code == "int8" else byte_values(code)[packed.codes]
     grouped = values.reshape(outputs, groups, GROUP) * packed.scales[..., None]
     return np.ascontiguousarray(grouped.reshape(outputs, -1)[:, : packed.inputs].T)
 
 
-def pairs(code: str) -> NDArray[Any]:
-    """What each byte of two codes stands for, float32 [256, 2]."""
+def byte_values(code: str) -> NDArray[Any]:
+    """The two values of each byte, float32 [256, 2]."""
     byte = np.arange(256)
     return np.stack([LEVELS[code][byte & 15], LEVELS[code][byte >> 4]], axis=1)
 
 
 def round_trip(weight: NDArray[Any], code: str) -> NDArray[Any]:
-    """The weight [in, out] as it is after quantising, in its own type."""
+    """The weight [in, out] after quantisation and dequantisation, in its own dtype."""
     return dequantise(quantise(weight, code), code).astype(weight.dtype)

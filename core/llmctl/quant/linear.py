@@ -1,7 +1,6 @@
-"""A linear layer whose weight is held in 8 or 4 bits and does not move; gradients pass through it to its input.
+"""A linear layer with a frozen weight in 8 or 4 bits; gradients flow through it to its input (QLoRA).
 
-The weight is made floating again in every forward and again in every backward pass; neither keeps it. How it is coded is
-in ``blockwise``.
+The weight is dequantised in each forward and each backward pass and never kept. The codes are in ``blockwise``.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import paddle
 from paddle.autograd import PyLayer
 
 from llmctl.nn.arrays import to_numpy
-from llmctl.quant.blockwise import GROUP, pairs, quantise
+from llmctl.quant.blockwise import GROUP, byte_values, quantise
 
 
 class QuantisedLinear(paddle.nn.Layer):
-    """y = x W + b with W in codes.
+    """y = x W + b with a quantised W.
 
     Args:
-        linear: The layer that this one stands for; its bias is kept.
+        linear: The layer to quantise; its bias is kept.
         code: One of ``blockwise.CODES``.
     """
 
@@ -38,18 +37,18 @@ class QuantisedLinear(paddle.nn.Layer):
 
     @property
     def weight(self) -> paddle.Tensor:
-        """The weight that the codes stand for [in, out], made anew each time."""
-        return self.rows().t()
+        """The dequantised weight [in, out], computed at each access."""
+        return self.transposed().t()
 
     @paddle.no_grad()
-    def rows(self) -> paddle.Tensor:
-        """The same transposed [out, in], which is how it is stored."""
+    def transposed(self) -> paddle.Tensor:
+        """The dequantised weight [out, in], the layout of the codes."""
         outputs, groups = self.scales.shape
         if self.code == "int8":
             values = self.codes.astype("float32") / 127
         else:
             values = paddle.nn.functional.embedding(self.codes.astype("int32"), _table(self.code))
-        # Broadcasting over an inner axis is slow on the CPU; a column beside rows is not.
+        # Broadcasting over an inner axis is slow on the CPU; broadcasting a column is not.
         values = values.reshape([outputs * groups, GROUP]) * self.scales.reshape([-1, 1])
         return values.reshape([outputs, groups * GROUP])[:, : self.inputs].astype(self.dtype)
 
@@ -60,20 +59,20 @@ class QuantisedLinear(paddle.nn.Layer):
 
 @cache
 def _table(code: str) -> paddle.Tensor:
-    return paddle.to_tensor(pairs(code))
+    return paddle.to_tensor(byte_values(code))
 
 
 class _Frozen(PyLayer):
-    """x W, with a gradient for x alone. Nothing is kept but the layer: its codes stand still."""
+    """x W, with a gradient for x alone. The context keeps only the layer, whose codes are frozen."""
 
     @staticmethod
     def forward(ctx: Any, x: paddle.Tensor, layer: QuantisedLinear) -> paddle.Tensor:
         ctx.layer = layer
-        return paddle.matmul(x, layer.rows(), transpose_y=True)
+        return paddle.matmul(x, layer.transposed(), transpose_y=True)
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:
-        return paddle.matmul(grad, ctx.layer.rows())
+        return paddle.matmul(grad, ctx.layer.transposed())
 
 
 def weight_bytes(model: paddle.nn.Layer) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
-from llmctl.card.slots import place
+from llmctl.card.slots import base_slot
 from llmctl.nn.recompute import recompute_layers
 
 
@@ -28,7 +28,7 @@ def apply(model: Any, card: Family, dims: Dims, what: str, interval: int) -> Non
     for tensor in card.expand(dims):
         if tensor.layer is None or tensor.layer % interval:
             continue
-        slot = place(tensor.slot)
+        slot = base_slot(tensor.slot)
         if what == "full" and not balances:
             head, _, _ = tensor.name.partition(f".{tensor.layer}.")
             names[f"{head}.{tensor.layer}"] = None

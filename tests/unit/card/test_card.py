@@ -173,9 +173,9 @@ def test_dims_cannot_be_changed_or_misspelt():
 
 def test_validate_lists_every_problem():
     problems = validate(make_card(Param("a.{depth}.w", "hidden, latent"), Param("b", "hidden", when="not odd")))
-    assert any("'latent' is not among" in line for line in problems)
+    assert any("'latent' is not a field" in line for line in problems)
     assert any("unknown placeholder {depth}" in line for line in problems)
-    assert any("'odd' is not among" in line for line in problems)
+    assert any("'odd' is not a field" in line for line in problems)
 
 
 STANDARD = [
@@ -195,12 +195,18 @@ STANDARD = [
         (make_card(Param("{layer}", "hidden", slot="qkv.k")), "{layer}: slot='qkv.k' is unknown"),
         (make_card(Param("a", "hidden", slot="qkv")), "a: slot='qkv' is unknown outside the layers; known: embed, pos"),
         (make_card(Param("a", "hidden", slot="head.0")), "a: slot='head.0' is unknown outside the layers"),
-        (make_card(*STANDARD, Param("a", "hidden")), "a has no slot, so that the fused decoder would leave it out"),
+        (make_card(*STANDARD, Param("a", "hidden")), "a has no slot, so the fused decoder would ignore it"),
         (make_card(Param("a", "hidden"), norm="layer_norm"), "norm='layer_norm' is unknown; known: rmsnorm, layernorm"),
         (make_card(Param("a", "hidden"), activation="silu"), "activation='silu' is unknown; known: swiglu"),
         (make_card(Param("a", "hidden"), position="rope"), "position='rope' is unknown; known: rope-neox"),
-        (make_card(Param("a", "hidden"), claims={"loar": Unsupported("x")}), "claims: 'loar' is no method; known: pre"),
-        (make_card(*STANDARD, Param("layers.{layer}.o.bias", "hidden")), "layers.{layer}.o.bias has no slot, so that"),
+        (
+            make_card(Param("a", "hidden"), claims={"loar": Unsupported("x")}),
+            "claims: 'loar' is not a method; known: pre",
+        ),
+        (
+            make_card(*STANDARD, Param("layers.{layer}.o.bias", "hidden")),
+            "layers.{layer}.o.bias has no slot, so the fused",
+        ),
         (make_card(*STANDARD, Param("layers.{layer}.b", "hidden"), claims={"fused": Unsupported("odd")}), ""),
         (make_card(*STANDARD[1:], Param("layers.{layer}.b", "hidden")), ""),
     ],
@@ -213,7 +219,7 @@ def test_a_name_that_no_kernel_knows_and_a_tensor_that_fusing_would_lose_are_pro
 def test_a_family_with_a_norm_of_its_own_has_no_fused_path():
     assert fill_decoder.fill_decoder(make_card(*HF_DECODER_ROWS, position="none"), DIMS).kv_heads == 2
     card = make_card(*HF_DECODER_ROWS, position="none", norm="other")
-    with pytest.raises(UnsupportedError, match="x is no standard decoder: norm 'other' has no kernel"):
+    with pytest.raises(UnsupportedError, match="the fused decoder does not support x: norm 'other' has no kernel"):
         fill_decoder.fill_decoder(card, DIMS)
     assert state(card, "fused") == Unsupported("the fused decoder has no kernel for the family's norm")
 
@@ -295,7 +301,7 @@ def test_fused_graph_orders_the_parts_of_a_slot():
 
 def rows_with(**shapes):
     """The usual rows; those of the slots given have other shapes, or are left out."""
-    rows = [row for row in HF_DECODER_ROWS if slots.place(row.slot) not in shapes]
+    rows = [row for row in HF_DECODER_ROWS if slots.base_slot(row.slot) not in shapes]
     return rows + [Param("layers.{layer}." + slot, shape, slot=slot) for slot, shape in shapes.items() if shape]
 
 
@@ -310,20 +316,20 @@ SOME_EXPERTS = [*HF_DECODER_ROWS, Param("layers.{layer}.g", "hidden, experts", k
         (
             rows_with(qkv="hidden, kv_heads*5*head_dim"),
             {},
-            "'hidden, kv_heads*5*head_dim': queries, keys and values lie in",
+            "'hidden, kv_heads*5*head_dim' is an unknown layout of queries, keys and values",
         ),
-        (rows_with(ffn1="hidden, ffn*2"), {}, "'hidden, ffn*2': gate and up must lie one after the other"),
+        (rows_with(ffn1="hidden, ffn*2"), {}, "'hidden, ffn*2': gate and up must be concatenated"),
         (rows_with(ffn1="hidden, ffn"), {}, "ffn1 must have gate and up as wide as ffn2"),
         (HF_DECODER_ROWS, {"activation": "relu"}, "ffn1 must have outputs as wide as ffn2"),
         (
             [*HF_DECODER_ROWS, Param("layers.{layer}.b", "heads*head_dim", slot="qkv_bias.0")],
             {},
-            "qkv_bias does not go with",
+            "qkv_bias does not cover all outputs of qkv",
         ),
         (
             [*HF_DECODER_ROWS, Param("layers.{layer}.g", "hidden, experts", slot="gate")],
             {},
-            "it has routers, and its card no",
+            "it has routers, but its card has no moe=",
         ),
         (SOME_EXPERTS, {"moe": Moe("softmax-topk", 2)}, "only some of its layers are mixtures of experts"),
         (HF_DECODER_ROWS, {"position": "learned"}, "no tensor fills positions"),
@@ -333,7 +339,7 @@ SOME_EXPERTS = [*HF_DECODER_ROWS, Param("layers.{layer}.g", "hidden, experts", k
 )
 def test_what_is_no_standard_decoder_is_refused_with_what_is_in_the_way(rows, fields, why):
     card = make_card(*rows, **{"position": "none", **fields})
-    with pytest.raises(UnsupportedError, match=re.escape(f"x is no standard decoder: {why}")):
+    with pytest.raises(UnsupportedError, match=re.escape(f"the fused decoder does not support x: {why}")):
         fill_decoder.fill_decoder(card, DIMS.replace(some=(True, False)))
 
 
@@ -446,7 +452,7 @@ def test_values_that_a_family_cannot_even_read_are_refused():
         ("rope_scaling", "linear", "rope_scaling='linear' is not an object with a rope_type"),
         ("rope_scaling", {"type": "linear", "factor": 2.0, "mscale": 3}, "of type 'linear' does not know mscale"),
         ("sliding_window", 0, "sliding_window=0 must be a whole number above 0"),
-        ("num_experts_per_tok", 9, "a token cannot go to 9 of 8 experts"),
+        ("num_experts_per_tok", 9, "a token cannot be routed to 9 of 8 experts"),
     ):
         with pytest.raises(ConfigError, match=message):
             mixtral.dims_from_config({**config, key: value})

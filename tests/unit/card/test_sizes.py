@@ -48,4 +48,4 @@ def test_a_column_that_no_setting_has_is_a_problem_of_the_card(tmp_path):
     settings = tuple(ConfigField(name, name) for name in ("hidden", "eps", "tied", "kind"))
     card = Family("parrot", ("Parrot",), (Param("a", "hidden"),), settings, found, "parrot:Parrot")
     problems = validate(card)
-    assert problems == [f"size {name}: 'epps' is not among the card's settings" for name in ("small", "large")]
+    assert problems == [f"size {name}: 'epps' is not a field of the card" for name in ("small", "large")]

@@ -132,7 +132,7 @@ def test_invalid_card_lists_its_problems(fakes):
     fakes("bad_card")
     with pytest.raises(PluginError) as caught:
         plugins.load("badcard")
-    for part in ("'latent' is not among", "unknown placeholder {depth}", "modeling='nowhere'"):
+    for part in ("'latent' is not a field", "unknown placeholder {depth}", "modeling='nowhere'"):
         assert part in str(caught.value)
 
 
