@@ -1,4 +1,4 @@
-"""The hyperparameters of a model (as Hugging Face's config or LLaMA's ModelArgs), and which of them conflict.
+"""The hyperparameters of a model, as Hugging Face's ``config`` holds them, and which of them conflict.
 
 Single values are checked as they are read, in ``config_fields.py``. Nothing here imports paddle or numpy.
 """
