@@ -43,13 +43,13 @@ def our_step(options):
     from llmctl.data.preference import rows as pair_rows
     from llmctl.data.preference.encoding import Pair
     from llmctl.train.methods.dpo_loss import sigmoid
-    from llmctl.train.methods.dpo_reference import Live
+    from llmctl.train.methods.dpo_reference import ReferenceModel
     from llmctl.train.methods.dpo_task import DpoTask
 
     model, reference = our_model(), our_model()
     rows = pair_rows.rows_of([Pair(*row, f"pair:{i}") for i, row in enumerate(pairs())])
     task = DpoTask(rows, [], partial(pair_rows.collate, pad_id=0), partial(sigmoid, beta=BETA), BETA, PAIRS)
-    task.reference = Live(lambda: nullcontext(reference))
+    task.reference = ReferenceModel(lambda: nullcontext(reference))
     optimizer = our_optimizer(model)
     batch = task.micro_batches(1)[0]
     model.train()

@@ -53,18 +53,18 @@ def ours(options: argparse.Namespace, folder: Path) -> dict:
     job = preflight_pretrain.check(schema.build(PretrainConfig, sections), options.family)
 
     from llmctl.train import trainer
-    from llmctl.train.loop import Hook
+    from llmctl.train.callbacks.base import Callback
     from llmctl.train.methods import pretrain
 
-    class Kept(Hook):
+    class Kept(Callback):
         def __init__(self):
             self.updates = []
 
-        def on_update(self, update):
+        def on_step_end(self, update):
             self.updates.append(update)
 
     (folder / "initial").mkdir()
-    pretrain.load(job, None).write(folder / "initial", "float32")
+    pretrain.load(job, None).save(folder / "initial", "float32")
     task, kept = pretrain.prepare(job).task, Kept()
     rows = [batch.arrays for step in range(1, options.steps + 1) for batch in task.micro_batches(step)]
     valid = [task.valid[i] for i in range(len(task.valid))]
@@ -75,7 +75,7 @@ def ours(options: argparse.Namespace, folder: Path) -> dict:
         labels=np.stack([arrays["labels"] for arrays in rows]),
         valid_inputs=np.stack([sample.input_ids for sample in valid]),
         valid_labels=np.stack([sample.labels for sample in valid]),
-        rates=np.array([update.lr for update in kept.updates]),
+        lr_scales=np.array([update.lr for update in kept.updates]),
     )
     return {
         "losses": [update.loss for update in kept.updates],

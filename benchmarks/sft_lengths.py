@@ -86,7 +86,8 @@ def our_step(options):
 
     from llmctl.data import packing
     from llmctl.data.sft.encoding import EncodedExample
-    from llmctl.train.loop import Loop, Plan
+    from llmctl.train.callbacks.base import LoopSettings
+    from llmctl.train.loop import Loop
     from llmctl.train.methods.sft import SftTask
 
     with np.load(options.arrays) as arrays:
@@ -94,8 +95,8 @@ def our_step(options):
     rows = packing.pack(found, ROW, "best-fit")
     task = SftTask(rows, [], partial(packing.collate, pad_id=0), ROWS, -(-len(rows) // ROWS), shuffle=False)
     model = train_step.our_model()
-    loop = Loop(model, task, train_step.our_optimizer(model), lambda step: ADAMW["lr"], Plan(1, 1, 1))
-    return lambda: loop.update(1).loss, f"llmctl, paddle {paddle.__version__}, packed"
+    loop = Loop(model, task, train_step.our_optimizer(model), lambda step: ADAMW["lr"], LoopSettings(1, 1, 1))
+    return lambda: loop.train_step(1).loss, f"llmctl, paddle {paddle.__version__}, packed"
 
 
 def peer_step(options):

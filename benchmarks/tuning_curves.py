@@ -63,17 +63,17 @@ def ours(case: Case, options: argparse.Namespace, folder: Path) -> dict:
     from llmctl.config import schema
     from llmctl.jobs import registry
     from llmctl.train import trainer
-    from llmctl.train.loop import Hook
+    from llmctl.train.callbacks.base import Callback
     from llmctl.train.trainable import base
 
-    class Kept(Hook):
+    class Kept(Callback):
         def __init__(self):
             self.updates, self.evaluations = [], []
 
-        def on_update(self, update):
+        def on_step_end(self, update):
             self.updates.append(update)
 
-        def on_evaluation(self, step, epoch, metrics):
+        def on_evaluate(self, step, epoch, metrics):
             self.evaluations.append((step, metrics))
 
     command = registry.COMMANDS[case.command]
@@ -82,7 +82,7 @@ def ours(case: Case, options: argparse.Namespace, folder: Path) -> dict:
     runtime.import_paddle("the benchmark")
     prepare = registry.resolve(command.method).prepare
     (folder / "initial").mkdir()
-    base.load(job, None).write(folder / "initial", "float32")
+    base.load(job, None).save(folder / "initial", "float32")
     kept = Kept()
     info = trainer.run(job, [kept])
     steps, dev = TEXTS[case.command](job, prepare(job).task, len(kept.updates))

@@ -136,8 +136,9 @@ def train_base(folder: Path, steps: int) -> None:
     runtime.configure()
     from llmctl.checkpoint import save_weights
     from llmctl.checkpoint.build import build
-    from llmctl.train.callbacks.progress import Lines
-    from llmctl.train.loop import Loop, Plan
+    from llmctl.train.callbacks.base import LoopSettings
+    from llmctl.train.callbacks.progress import ProgressLines
+    from llmctl.train.loop import Loop
     from llmctl.train.optim.adamw import AdamW
     from llmctl.train.optim.schedules import schedule
 
@@ -152,7 +153,7 @@ def train_base(folder: Path, steps: int) -> None:
     adamw = AdamW(dict(model.named_parameters()), beta2=0.95, weight_decay=0.01, decays=_is_matrix(model), max_norm=1.0)
     rate = schedule("cosine", PEAK, steps, WARMUP, min_ratio=0.05)
     task = Documents(tokenizer, steps, ROWS)
-    Loop(model, task, adamw, rate, Plan(steps, steps, steps, BASE_SEED), [Lines(every=100)]).run()
+    Loop(model, task, adamw, rate, LoopSettings(steps, steps, steps, BASE_SEED), [ProgressLines(every=100)]).run()
     renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
     save_weights(folder, model, renames, dtype="bfloat16")
     special = {name: tokenizer.token_to_id(SPECIAL[i]) for i, name in enumerate(("pad", "bos", "eos"))}

@@ -92,7 +92,7 @@ def test_a_killed_run_continues_bit_equal(folder, whole):
     assert "Not finished" in report(folder / "killed")
     done = run(folder / "killed", "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"continuing from .*step-00000[46]", done.stdout)
+    assert re.search(r"resuming from .*step-00000[46]", done.stdout)
     assert "Finished after 12 steps" in report(folder / "killed")
     same(whole, folder / "killed")
 

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from llmctl.train import trainer
-from llmctl.train.loop import Hook
+from llmctl.train.callbacks.base import Callback
 
 
-class Crash(Hook):
+class Crash(Callback):
     """Ends a run when its first checkpoint is due and written."""
 
     def on_save(self, step):

@@ -2,33 +2,33 @@
 
 from kit.train_toys import collate, toy_rows
 
-from llmctl.train.loop import Hook
+from llmctl.train.callbacks.base import Callback
 from llmctl.train.methods.sft import SftTask
 
 ROWS = toy_rows(24)
 
 
-class Record(Hook):
+class Record(Callback):
     """Everything that happens, in order."""
 
     def __init__(self):
         self.events, self.losses, self.norms = [], [], []
 
-    def on_start(self, first, plan):
+    def on_train_begin(self, first, plan):
         self.events.append(("start", first))
 
-    def on_update(self, update):
+    def on_step_end(self, update):
         self.events.append(("update", update.step))
         self.losses.append(update.loss)
         self.norms.append(update.grad_norm)
 
-    def on_evaluation(self, step, epoch, metrics):
+    def on_evaluate(self, step, epoch, metrics):
         self.events.append(("evaluation", step))
 
     def on_save(self, step):
         self.events.append(("save", step))
 
-    def on_end(self):
+    def on_train_end(self):
         self.events.append(("end",))
 
 

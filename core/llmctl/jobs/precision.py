@@ -1,7 +1,7 @@
-"""The types of a run: what parameters are held in, what is computed in, what checkpoints are stored in. No paddle here.
+"""The dtypes of a run: of parameters, computation and checkpoints. No paddle here.
 
-A half type is computed in only on GPUs, always with float32 copies of the weights, which move and are part of the
-optimiser's state. On a CPU a half type is what is stored, and the run says so.
+Half types are computed in only on GPUs, always with FP32 master weights, which are part of the optimizer state. On a CPU a
+half type is that of checkpoints only, and the run says so.
 """
 
 from __future__ import annotations
@@ -20,74 +20,74 @@ HALF = ("float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Precision:
-    """The types of a run.
+    """The dtypes of a run.
 
     Attributes:
-        held: Of parameters in the model.
-        computed: Of products of matrices.
-        stored: Of weights in checkpoints.
-        note: One line on what differs from the configuration's words; empty = nothing.
+        params: Of the model's parameters.
+        compute: Of matrix products.
+        checkpoints: Of weights in checkpoints.
+        note: One line on what differs from what the configuration says; empty = nothing.
     """
 
-    held: str
-    computed: str
-    stored: str
+    params: str
+    compute: str
+    checkpoints: str
     note: str = ""
 
     @property
-    def keeps_weights(self) -> bool:
-        """Whether the optimiser's state must hold the weights, since checkpoints hold them rounded."""
-        return self.held in HALF or self.stored in HALF
+    def needs_masters(self) -> bool:
+        """Whether the optimizer state must hold the weights, since checkpoints hold them rounded."""
+        return self.params in HALF or self.checkpoints in HALF
 
     @property
-    def scales_losses(self) -> bool:
-        """Whether gradients may be too small for the type that they are computed in."""
-        return self.computed == "float16"
+    def needs_loss_scaling(self) -> bool:
+        """Whether gradients may underflow."""
+        return self.compute == "float16"
 
-    def computing(self) -> AbstractContextManager[Any]:
-        """A context in which products of matrices have the type, where parameters are held in another."""
-        if self.computed == self.held:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """A context in which matrix products are computed in ``compute``, where parameters have another dtype."""
+        if self.compute == self.params:
             return nullcontext()
         import paddle
 
-        context: AbstractContextManager[Any] = paddle.amp.auto_cast(level="O1", dtype=self.computed)
+        context: AbstractContextManager[Any] = paddle.amp.auto_cast(level="O1", dtype=self.compute)
         return context
 
     def record(self) -> dict[str, str]:
         """For ``run.json``."""
-        said = {"held": self.held, "computed": self.computed, "stored": self.stored}
-        return said | ({"note": self.note} if self.note else {})
+        dtypes = {"held": self.params, "computed": self.compute, "stored": self.checkpoints}
+        return dtypes | ({"note": self.note} if self.note else {})
 
 
 def check(dtype: str, train: CommonTrainConfig) -> None:
-    """Passes when the fields on types go together.
+    """Passes when the fields on dtypes go together.
 
     Args:
         dtype: ``model.dtype``.
-        train: The fields on updates.
+        train: The section ``train``.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: One has no effect, or they contradict each other.
     """
     chosen = changed_fields(train)
     if train.amp == "off" and "amp_dtype" in chosen:
         raise ConfigError(f"train.amp_dtype={train.amp_dtype} has no effect with train.amp=off; set train.amp=O1 or O2")
     if train.amp != "off" and dtype != "float32":
         raise ConfigError(
-            f"train.amp={train.amp} is for models of model.dtype=float32, not {dtype}; set one of the two back"
+            f"train.amp={train.amp} is for models of model.dtype=float32, not {dtype}; change one of the two"
         )
     half = dtype if train.amp == "off" else train.amp_dtype
     idle = [key for key in ("loss_scale", "loss_scale_every") if key in chosen]
     if half != "float16" and idle:
-        raise ConfigError(f"train.{idle[0]} has an effect where float16 is computed in only; leave it out")
+        raise ConfigError(f"train.{idle[0]} has an effect only where float16 is computed; leave it out")
 
 
 def of(dtype: str, train: CommonTrainConfig) -> Precision:
-    """The types of a run on this machine's device.
+    """The dtypes of a run on the device of this machine.
 
     Args:
         dtype: ``model.dtype``.
-        train: The fields on updates.
+        train: The section ``train``.
 
     Raises:
         ConfigError: Mixed precision is asked for where there is no GPU.
@@ -99,7 +99,7 @@ def of(dtype: str, train: CommonTrainConfig) -> Precision:
     if amp == "off" and device == "cpu":
         note = (
             f"model.dtype={dtype}: a CPU has no kernels for half types, so float32 is computed; checkpoints are stored in "
-            f"{dtype}, with float32 weights in the optimizer's state"
+            f"{dtype}, with FP32 master weights in the optimizer state"
         )
         return Precision("float32", "float32", dtype, note)
     if device == "cpu":
@@ -108,6 +108,6 @@ def of(dtype: str, train: CommonTrainConfig) -> Precision:
             f"{train.amp_dtype}, which stores checkpoints in it and computes in float32"
         )
     if amp == "O1":
-        return Precision("float32", train.amp_dtype, "float32", f"products of matrices in {train.amp_dtype}")
+        return Precision("float32", train.amp_dtype, "float32", f"matrix products in {train.amp_dtype}")
     half = dtype if amp == "off" else train.amp_dtype
-    return Precision(half, half, dtype, f"computing in {half}, with float32 weights in the optimizer's state")
+    return Precision(half, half, dtype, f"computing in {half}, with FP32 master weights in the optimizer state")

@@ -216,7 +216,7 @@ class FamilyConformance(
             loss, count, _ = next_token_loss(model, arrays)
             losses.append(float(loss) / count)
             loss.backward()
-            optimizer.normalize(count)
+            optimizer.clip_grads(count)
             optimizer.step(0.01)
         assert abs(losses[0] - math.log(dims.vocab)) < 0.5, "weights drawn by init_std know nothing yet"
         assert losses[-1] < losses[0] / 2

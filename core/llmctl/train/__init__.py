@@ -1,19 +1,19 @@
-"""Training: a loop that knows no method, and one module per method that feeds it.
+"""Training: a loop that knows no method, and one module per method.
 
-``run`` is a whole run of any method; ``loop`` runs steps over a ``task``; ``subject`` says what is trained and stored,
-``full`` is every parameter, ``lora`` adapters; ``optimizer`` and ``schedules`` move the weights; ``checkpoints`` keeps
-what was trained and continues it; ``journal``, ``record``, ``display`` and ``curve`` show it; ``evaluate`` measures it;
-``sft`` is supervised fine-tuning; ``logs`` hands metrics to TensorBoard and VisualDL.
+``trainer`` is a whole run of any method; ``loop`` runs steps over a ``task``. ``methods`` are supervised fine-tuning,
+preference optimisation and pretraining; ``trainable`` says what is trained and saved: all parameters, LoRA adapters or a
+prefix; ``optim`` is the optimizer; ``callbacks`` log metrics, save checkpoints, stop early. ``resume`` checks that a run may
+be resumed, ``console`` and ``summary`` print.
 
 An output folder holds::
 
     config.yaml                    the configuration of the run
-    run.json                       versions, seed, the metrics and samples before and after training, how it ended
+    run.json                       versions, seed, metrics and samples before and after training, outcome
     report.html                    all of this folder on one page
-    metrics.jsonl, curve.svg       a line per logged step and per evaluation; the learning curve
-    best.json                      which checkpoint is best, by what metric
-    checkpoints/step-000020/       a folder of the model or adapter, with optimizer.safetensors and trainer_state.json
-    model/                         the final model: weights, configuration, tokenizer, chat template; or its adapter
-    tensorboard/, visualdl/        the metrics once more, if train.log_to says so
+    metrics.jsonl, curve.svg       a row per logged step and per evaluation; the learning curve
+    best.json                      the best checkpoint and its metric
+    checkpoints/step-000020/       a model or adapter folder, with optimizer.safetensors and trainer_state.json
+    model/                         the final model: weights, configuration, tokenizer, chat template; or the adapter
+    tensorboard/, visualdl/        the metrics again, if train.log_to asks for them
     nan_step.json                  only after a step whose loss or gradient was not finite: its examples
 """

@@ -1,4 +1,4 @@
-"""Which layers of a family are computed again for their gradient, by the rows of its card."""
+"""Activation checkpointing: which layers of a family are recomputed in the backward pass, by the rows of its card."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def apply(model: Any, card: Family, dims: Dims, what: str, interval: int) -> Non
         card: Its family.
         dims: Its dims.
         what: ``none``, ``full`` (whole layers of the decoder) or ``attention``.
-        interval: Of so many layers, one is computed again.
+        interval: Every ``interval``-th layer is recomputed.
     """
     if what == "none":
         return
-    # What a router computed must stay: its balancing loss has a gradient of its own.
+    # The router scores must be kept: the balancing loss has a gradient of its own.
     balances = bool(getattr(model, "aux_loss", 0))
     names: dict[str, None] = {}
     for tensor in card.expand(dims):

@@ -1,11 +1,11 @@
-"""The training loop, neutral to the method: micro-batches, gradients, clipping, updates, evaluations, interruption.
+"""The training loop, independent of the method: micro-batches, gradients, clipping, optimizer steps, evaluations.
 
-What is trained on is a ``task``; what happens beside the updates (log lines, checkpoints, progress) are hooks. The
-gradient of an update is that of the sum of all items' losses divided by the number of items of the whole update, so that
-accumulation equals one big batch whatever the lengths.
+What is trained on is a ``task``; log lines, checkpoints and progress are callbacks. The gradient of a step is that of the
+sum of all items' losses divided by the number of items of the whole step, so that gradient accumulation equals one large
+batch whatever the lengths.
 
-Randomness is seeded anew from (seed, step) before each update. A run that continues at a step therefore draws the same
-numbers as one that never stopped, and no generator state has to be stored.
+The random generators are seeded from (seed, step) before each step: a resumed run draws the same numbers as one that was
+not interrupted, and no generator state is stored.
 """
 
 from __future__ import annotations
@@ -13,90 +13,28 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any
 
 from llmctl import runtime
 from llmctl.errors import LlmctlError
+from llmctl.train.callbacks.base import Callback, LoopSettings, StepMetrics
 from llmctl.train.optim.adamw import AdamW
 from llmctl.train.optim.schedules import Schedule
 from llmctl.train.task import Batch, Task
 
-SETTLING, RELEASE_EVERY = 3, 16
-"""Updates after which free memory goes back to the system: the first ones, which find their places, and now and then."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long to train, and how often to evaluate and save, in updates."""
-
-    steps: int
-    eval_every: int
-    save_every: int
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one update did.
-
-    Attributes:
-        step: Its number, from 1.
-        epoch: Passes over the data completed after it.
-        loss: Mean loss of an item.
-        lr: Learning rate.
-        grad_norm: Global norm of the gradient before clipping; 0 of an update that was left out because it overflowed.
-        tokens: Tokens that went through the model, without padding.
-        seconds: Time it took.
-        means: Further means over items, by name.
-    """
-
-    step: int
-    epoch: float
-    loss: float
-    lr: float
-    grad_norm: float
-    tokens: int
-    seconds: float
-    means: Mapping[str, float] = field(default_factory=dict)
-
-
-class Hook:
-    """Something that happens beside the updates; every method may be left out.
-
-    Attributes:
-        stop: The hook asks to end training after the present step, which is saved.
-    """
-
-    stop = False
-
-    def on_start(self, first: int, plan: Plan) -> None:
-        """Before update number ``first``."""
-
-    def on_gradients(self, step: int) -> None:
-        """Before an update moves the weights; gradients are those it will use."""
-
-    def on_update(self, update: Update) -> None:
-        """After each update."""
-
-    def on_evaluation(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
-        """After an evaluation; comes before ``on_save`` of the same step."""
-
-    def on_save(self, step: int) -> None:
-        """A checkpoint is due: by the plan, at the end, or because the user interrupts."""
-
-    def on_end(self) -> None:
-        """The loop is left, whether by its end or by an error."""
+WARMUP_STEPS, RELEASE_EVERY = 3, 16
+"""Freed memory is returned to the OS after each of the first steps (allocator warm-up), then every 16 steps."""
 
 
 class NonFiniteError(LlmctlError):
-    """The loss or gradient of an update is NaN or infinite; the weights are those before the update.
+    """The loss or gradient of a step is NaN or infinite; the weights are those before the step.
 
     Attributes:
-        report: Step, loss, gradient norm, learning rate and the examples of the update.
+        report: Step, loss, gradient norm, learning rate and the examples of the step.
     """
 
     def __init__(self, report: dict[str, Any]) -> None:
@@ -109,11 +47,15 @@ class NonFiniteError(LlmctlError):
         )
 
 
-class Interrupted(SystemExit):
-    """The user pressed Ctrl-C; the current step was finished and saved. Ends the process with status 130."""
+class Interrupted(KeyboardInterrupt):
+    """The user pressed Ctrl-C; the current step was finished and saved.
+
+    Attributes:
+        step: The step.
+    """
 
     def __init__(self, step: int) -> None:
-        super().__init__(130)
+        super().__init__(f"interrupted after step {step}")
         self.step = step
 
 
@@ -123,12 +65,12 @@ class Loop:
     Args:
         model: A layer.
         task: Batches, loss, evaluation.
-        optimizer: Moves the weights.
-        schedule: Update number -> learning rate.
-        plan: How long, and how often what.
-        hooks: Called in order at each occasion.
+        optimizer: Updates the weights.
+        schedule: Step -> learning rate.
+        settings: How many steps, and how often to evaluate and save.
+        callbacks: Called in order at each event.
         evaluating: A context in which the model is evaluated.
-        computing: A context in which losses and evaluations are computed.
+        autocast: A context in which losses and evaluations are computed.
     """
 
     def __init__(
@@ -137,86 +79,86 @@ class Loop:
         task: Task,
         optimizer: AdamW,
         schedule: Schedule,
-        plan: Plan,
-        hooks: Sequence[Hook] = (),
+        settings: LoopSettings,
+        callbacks: Sequence[Callback] = (),
         evaluating: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
-        computing: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
         self.model, self.task, self.optimizer = model, task, optimizer
-        self.schedule, self.plan, self.hooks = schedule, plan, hooks
-        self.evaluating, self.computing = evaluating, computing
+        self.schedule, self.settings, self.callbacks = schedule, settings, callbacks
+        self.evaluating, self.autocast = evaluating, autocast
 
     def run(self, done: int = 0) -> int:
-        """All updates after the first ``done``, or until a hook asks to stop; the number of the last one.
+        """All steps after the first ``done``, or until a callback asks to stop; returns the number of the last step.
 
         Raises:
             NonFiniteError: A loss or gradient is not finite.
-            Interrupted: Ctrl-C; a second one raises KeyboardInterrupt at once.
+            Interrupted: Ctrl-C in the main thread; a second one raises KeyboardInterrupt at once.
         """
         with _interruptible() as interrupted:
             try:
-                self._each("on_start", done + 1, self.plan)
-                while done < self.plan.steps and not self._stopped():
+                self._call("on_train_begin", done + 1, self.settings)
+                while done < self.settings.max_steps and not self._stopped():
                     done += 1
                     self._step(done, interrupted)
             finally:
-                self._each("on_end")
+                self._call("on_train_end")
         return done
 
     def _step(self, step: int, interrupted: Callable[[], bool]) -> None:
-        self._each("on_update", self.update(step))
-        if step <= SETTLING or step % RELEASE_EVERY == 0:
+        self._call("on_step_end", self.train_step(step))
+        if step <= WARMUP_STEPS or step % RELEASE_EVERY == 0:
             runtime.release_memory()
-        last = step == self.plan.steps
-        if last or step % self.plan.eval_every == 0:
+        last = step == self.settings.max_steps
+        if last or step % self.settings.eval_every == 0:
             metrics = self.evaluate()
             if metrics:
-                self._each("on_evaluation", step, step / self.task.steps_per_epoch, metrics)
+                self._call("on_evaluate", step, step / self.task.steps_per_epoch, metrics)
         last = last or self._stopped()
         stop = interrupted() and not last
-        if last or stop or step % self.plan.save_every == 0:
-            self._each("on_save", step)
+        if last or stop or step % self.settings.save_every == 0:
+            self._call("on_save", step)
         if stop:
             raise Interrupted(step)
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics of the model as it is evaluated."""
+        """Metrics of the model in evaluation mode."""
         self.model.eval()
-        with self.evaluating(), self.computing():
+        with self.evaluating(), self.autocast():
             return self.task.evaluate(self.model)
 
-    def update(self, step: int) -> Update:
-        """One update.
+    def train_step(self, step: int) -> StepMetrics:
+        """Forward and backward passes of one step, and its optimizer step.
 
         Raises:
             NonFiniteError: The loss or gradient is not finite; the weights are unchanged.
         """
         start = time.perf_counter()
-        runtime.seed(_seed_of(self.plan.seed, step))
+        runtime.seed(_seed_of(self.settings.seed, step))
         self.model.train()
         batches = self.task.micro_batches(step)
         total, items, sums = self._backward(batches)
         loss = total / items
-        norm = self.optimizer.normalize(items)
+        norm = self.optimizer.clip_grads(items)
         lr = self.schedule(step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.optimizer.clear()
+            self.optimizer.clear_grads()
             if math.isfinite(loss) and self._may_skip():
-                return self._done(step, start, batches, loss, lr, 0.0, {})
+                return self._metrics(step, start, batches, loss, lr, 0.0, {})
             examples = [source for batch in batches for source in batch.sources]
             report = {"step": step, "loss": str(loss), "grad_norm": str(norm), "lr": lr, "examples": examples}
             raise NonFiniteError(report)
-        self._each("on_gradients", step)
+        self._call("on_pre_optimizer_step", step)
         self.optimizer.step(lr)
         means = {name: value / items for name, value in sums.items()}
-        return self._done(step, start, batches, loss, lr, norm, means)
+        return self._metrics(step, start, batches, loss, lr, norm, means)
 
     def _may_skip(self) -> bool:
-        """Whether gradients that are not finite may be so because losses were multiplied by too much, which is mended."""
-        scaling = self.optimizer.scaling
-        return scaling is not None and scaling.overflowed()
+        """Whether the gradients may have overflowed because of the loss scale, which is lowered."""
+        scaler = self.optimizer.scaler
+        return scaler is not None and scaler.overflowed()
 
-    def _done(
+    def _metrics(
         self,
         step: int,
         start: float,
@@ -225,10 +167,10 @@ class Loop:
         lr: float,
         norm: float,
         means: Mapping[str, float],
-    ) -> Update:
-        scaling = self.optimizer.scaling
-        skipped = {} if scaling is None else {"skipped_updates": float(scaling.skipped)}
-        return Update(
+    ) -> StepMetrics:
+        scaler = self.optimizer.scaler
+        skipped = {} if scaler is None else {"skipped_updates": float(scaler.skipped)}
+        return StepMetrics(
             step=step,
             epoch=step / self.task.steps_per_epoch,
             loss=loss,
@@ -243,11 +185,11 @@ class Loop:
         """Gradients of the sum of all losses; that sum, the number of items, and the further sums."""
         losses = []
         for batch in batches:
-            with self.computing():
+            with self.autocast():
                 loss = self.task.loss(self.model, batch)
-            factor = self.optimizer.loss_factor
-            (loss.total if factor == 1.0 else loss.total * factor).backward()
-            self.optimizer.gather()
+            scale = self.optimizer.loss_scale
+            (loss.total if scale == 1.0 else loss.total * scale).backward()
+            self.optimizer.accumulate_grads()
             losses.append(loss._replace(total=loss.total.detach()))
         items = sum(loss.items for loss in losses)
         assert items > 0, "a step must hold at least one item with a loss"
@@ -256,11 +198,11 @@ class Loop:
         return sum(float(loss.total) for loss in losses), items, sums
 
     def _stopped(self) -> bool:
-        return any(hook.stop for hook in self.hooks)
+        return any(callback.stop for callback in self.callbacks)
 
-    def _each(self, occasion: str, *values: Any) -> None:
-        for hook in self.hooks:
-            getattr(hook, occasion)(*values)
+    def _call(self, event: str, *values: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(*values)
 
 
 def _seed_of(seed: int, step: int) -> int:
@@ -269,7 +211,10 @@ def _seed_of(seed: int, step: int) -> int:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets a flag instead of raising; pressed again, it raises. Does nothing outside the main thread."""
+    """Ctrl-C sets a flag instead of raising; pressed again, it raises. Outside the main thread nothing is changed.
+
+    The handler that was there before is put back. One that was not installed from Python cannot be, so it stays.
+    """
     pressed: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
@@ -277,11 +222,11 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         pressed.append(number)
 
-    try:
-        before = signal.signal(signal.SIGINT, handler)
-    except ValueError:
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
         yield lambda: False
         return
+    signal.signal(signal.SIGINT, handler)
     try:
         yield lambda: bool(pressed)
     finally:

@@ -1,4 +1,4 @@
-"""The output folder of a run: cleared or continued before training, so that nothing is written into it too early."""
+"""The output folder of a run: created, cleared or resumed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ LEFTOVERS = (
     "checkpoints",
     "model",
 )
-"""What a run leaves in its output folder, and what ``overwrite`` deletes there."""
+"""What a run writes into its output folder, and what ``overwrite`` deletes there."""
 
 
 def open_output(job: CheckedJob[Any], start: Path | None) -> None:
-    """Makes or clears the output folder.
+    """Creates the output folder, clears it for ``overwrite``, and writes the configuration.
 
     Raises:
         CheckpointError: It cannot be written.
@@ -50,5 +50,3 @@ def open_output(job: CheckedJob[Any], start: Path | None) -> None:
         if start is None:
             (output / "metrics.jsonl").unlink(missing_ok=True)
         (output / "config.yaml").write_text(schema.to_yaml(job.config, header), encoding="utf-8")
-    if start:
-        print(f"continuing from {start}", flush=True)

@@ -1,4 +1,4 @@
-"""What a run began with, as ``run.json`` says it, and what must be the same where it is continued."""
+"""Resuming a run: what ``run.json`` says of its beginning, and what may not change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmctl.errors import CheckpointError, ConfigError
 from llmctl.jobs.job import CheckedJob
 from llmctl.train.run_info import run_info
 
-FREE = (
+MAY_CHANGE_ON_RESUME = (
     "output.",
     "train.log_",
     "train.stats_every",
@@ -25,11 +25,11 @@ FREE = (
     "train.recompute",
     "data.index_",
 )
-"""Beginnings of the keys that may differ when a run is continued: they change no update."""
+"""Prefixes of the keys that may change when a run is resumed: they change no optimizer step."""
 
 
 def describe(job: CheckedJob[Any]) -> dict[str, Any]:
-    """The first content of ``run.json``."""
+    """The content of ``run.json`` at the beginning of a run."""
     plugin = job.model.plugin
     return {
         "family": plugin.card.name,
@@ -42,48 +42,50 @@ def describe(job: CheckedJob[Any]) -> dict[str, Any]:
 
 
 def read(job: CheckedJob[Any]) -> dict[str, Any]:
-    """What ``run.json`` says of the run that is continued.
+    """The ``run.json`` of the run to resume.
 
     Raises:
-        CheckpointError: It does not say with which configuration the run began.
+        CheckpointError: It has no configuration.
     """
     path = job.output / "run.json"
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         if all(isinstance(rows, dict) for rows in info["config"].values()):
             return dict(info)
-        reason = "its config holds no sections"
+        reason = "its config has no sections"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
     raise CheckpointError(
-        f"{path} does not say with which configuration the run began ({reason}), so it cannot be continued; put the file "
-        "back, or start anew with another output.dir or --overwrite"
+        f"{path} does not have the configuration that the run began with ({reason}), so the run cannot be resumed; restore "
+        "the file, or start a new run with another output.dir or --overwrite"
     )
 
 
 def check_unchanged(job: CheckedJob[Any], info: Mapping[str, Any], start: Path) -> None:
-    """Passes when configuration and model are those that the run began with, apart from what changes no update.
+    """Passes when configuration and model are those that the run began with, except for ``MAY_CHANGE_ON_RESUME``.
 
     Args:
         job: The run now.
         info: What `read` gave.
-        start: The checkpoint to continue, for messages.
+        start: The checkpoint to resume from, for messages.
 
     Raises:
         ConfigError: Names every key that differs, with both values.
     """
     before, now = (_flat(config) for config in (info["config"], schema.to_dict(job.config)))
-    changed = [key for key in now if key in before and before[key] != now[key] and not key.startswith(FREE)]
+    changed = [
+        key for key in now if key in before and before[key] != now[key] and not key.startswith(MAY_CHANGE_ON_RESUME)
+    ]
     if changed:
         lines = "\n  ".join(f"{key}: {before[key]!r} when the run began, {now[key]!r} now" for key in changed)
         raise ConfigError(
-            f"{start} cannot be continued with a changed configuration:\n  {lines}\nSet these back, or start anew with "
-            "another output.dir or --overwrite"
+            f"{start} cannot be resumed with a changed configuration:\n  {lines}\nChange these back, or start a new run "
+            "with another output.dir or --overwrite"
         )
     if "base" in info and job.base and not base_model.same(info["base"], job.base):
         raise ConfigError(
-            f"{start} cannot be continued: the weights in model.path={job.model.folder} are not those that the run began with; "
-            "put these back, or start anew with another output.dir or --overwrite"
+            f"{start} cannot be resumed: the weights in model.path={job.model.folder} are not those that the run began with; "
+            "restore them, or start a new run with another output.dir or --overwrite"
         )
 
 

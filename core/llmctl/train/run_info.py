@@ -1,4 +1,4 @@
-"""The content of ``run.json``: what made an output folder, enough to make it again."""
+"""The content of ``run.json``: how an output folder was made, so that it can be reproduced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME = "run.json"
 def run_info(
     config: Mapping[str, Any], card_hash: str, versions: Mapping[str, str], command: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """What ``run.json`` records, ready for JSON.
+    """The content of ``run.json`` that does not depend on the method, ready for JSON.
 
     Args:
         config: The whole configuration of the run, defaults included.

@@ -1,25 +1,25 @@
-"""What a run prints when it is done: metrics and answers before and after, and where everything is."""
+"""What a run prints at its end: metrics and answers before and after, and where its files are."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from llmctl.train.callbacks.progress import format_metric, table
+from llmctl.report.wording import format_metric
+from llmctl.train.console import Console
+
+LONGEST = 160
+"""Characters of a text in a table; of longer prompts the end is shown, which has the question."""
 
 
-def _end(text: str, longest: int = 160) -> str:
-    """The end of a text, where the question of a long prompt stands."""
-    return text if len(text) <= longest else "..." + text[-longest:]
-
-
-def show(output: Path, held_out: str, info: dict[str, Any]) -> None:
-    """Prints the end of a run.
+def show(output: Path, held_out: str, info: dict[str, Any], console: Console) -> None:
+    """Prints the summary of a run.
 
     Args:
-        output: Its folder.
-        held_out: What it was measured on.
-        info: The content of its ``run.json``.
+        output: The output folder.
+        held_out: What the metrics are measured on.
+        info: The content of ``run.json``.
+        console: Where to print.
     """
     before, after = info["before"], info["after"]
     if after["metrics"]:
@@ -27,14 +27,19 @@ def show(output: Path, held_out: str, info: dict[str, Any]) -> None:
             [name.replace("_", " "), format_metric(name, before["metrics"].get(name)), format_metric(name, value)]
             for name, value in after["metrics"].items()
         ]
-        table(held_out, ["metric", "before", "after"], rows)
+        console.table(held_out, ["metric", "before", "after"], rows)
     if after["samples"]:
         earlier = [sample["answer"] for sample in before["samples"]] or ["" for _ in after["samples"]]
         rows = [
             [_end(sample["prompt"]), _end(sample["expected"]), _end(old), _end(sample["answer"])]
             for sample, old in zip(after["samples"], earlier, strict=False)
         ]
-        table("answers to held-out examples", ["prompt", "expected", "before", "after"], rows)
-    model = output / "model"
-    print(f"model in {model}, learning curve in {output / 'curve.svg'}, all of it in {output / 'report.html'}")
-    print(f"try it: {info['next'][0]}", flush=True)
+        console.table("answers to held-out examples", ["prompt", "expected", "before", "after"], rows)
+    console.print(
+        f"model in {output / 'model'}, learning curve in {output / 'curve.svg'}, report in {output / 'report.html'}"
+    )
+    console.print(f"try it: {info['next'][0]}")
+
+
+def _end(text: str) -> str:
+    return text if len(text) <= LONGEST else "..." + text[-LONGEST:]

@@ -1,4 +1,4 @@
-"""What the loop asks of a method: batches, a loss, an evaluation. Supervised fine-tuning's answer is in ``sft_task``."""
+"""What the loop asks of a training method: batches, a loss, an evaluation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Batch:
     """Rows for one forward pass.
 
     Attributes:
-        arrays: What the task's loss needs, by name; the first axis is the rows.
-        sources: Where each row comes from, such as ``train.jsonl:12``.
+        arrays: Inputs of the loss, by name; the first axis is the rows.
+        sources: Origin of each row, such as ``train.jsonl:12``.
         tokens: Number of tokens that are not padding.
     """
 
@@ -29,8 +29,8 @@ class Loss(NamedTuple):
     """The loss of a batch.
 
     Attributes:
-        total: A scalar with a gradient: a sum over items (label tokens, pairs).
-        items: How many they are.
+        total: A scalar with a gradient: the sum over items (label tokens, pairs).
+        items: Number of items.
         sums: Further sums over items, by name, whose means are reported.
     """
 
@@ -40,21 +40,21 @@ class Loss(NamedTuple):
 
 
 class Task(Protocol):
-    """A method of training. Everything is a pure function of the step, so that any step can be resumed at."""
+    """What is trained on. Everything is a pure function of the step, so that a run can be resumed at any step."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates in one pass over the data."""
+        """Steps in one pass over the data."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the data, its order or the size of a step changes: checkpoints then do not fit."""
+        """Changes when the data, its order or the batch size changes: a run is then not resumed."""
 
     def micro_batches(self, step: int) -> Sequence[Batch]:
-        """The batches whose gradients are summed in this update; updates count from 1."""
+        """The batches whose gradients are accumulated in a step; steps count from 1."""
 
     def loss(self, model: Any, batch: Batch) -> Loss:
-        """The loss of a batch. The loop divides the gradient by the number of items of the whole update."""
+        """The loss of a batch. The loop divides the gradient by the number of items of the whole step."""
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """Metrics on held-out data by name; empty when there is none."""

@@ -1,7 +1,7 @@
-"""A run, whatever its method: from a checked job to an output folder with what was trained.
+"""A training run of any method: from a checked job to an output folder with the trained model.
 
-The steps are in ``run``, in order. What a method adds is a ``methods.base.Method``, what is trained a ``Subject``. What an
-output folder holds is in the package's docstring.
+``run`` has the stages in order. A ``methods.base.Method`` has what depends on the method, a ``Trainable`` what is trained. The
+package's docstring lists what the output folder holds.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from llmctl.jobs.precision import Precision
 from llmctl.runtime import operators
 from llmctl.train import activation_checkpointing, resume
 from llmctl.train.callbacks import checkpoints, metrics_log, scalar_writers
-from llmctl.train.callbacks.early_stopping import Patience
-from llmctl.train.callbacks.ema import Average
-from llmctl.train.callbacks.progress import display
-from llmctl.train.callbacks.run_record import Record, write_info
-from llmctl.train.callbacks.tensor_stats import Statistics
-from llmctl.train.loop import Hook, Interrupted, Loop, NonFiniteError, Plan
+from llmctl.train.callbacks.base import Callback, LoopSettings
+from llmctl.train.callbacks.early_stopping import EarlyStopping
+from llmctl.train.callbacks.ema import EMA
+from llmctl.train.callbacks.run_record import RunRecord, write_info
+from llmctl.train.callbacks.tensor_stats import TensorStats
+from llmctl.train.console import STDOUT, Console
+from llmctl.train.loop import Interrupted, Loop, NonFiniteError
 from llmctl.train.methods.base import Method, RunData
 from llmctl.train.optim.adamw import AdamW
-from llmctl.train.optim.loss_scaler import LossScale
+from llmctl.train.optim.loss_scaler import LossScaler
 from llmctl.train.optim.schedules import schedule
 from llmctl.train.output import open_output
 from llmctl.train.summary import show
-from llmctl.train.trainable.base import Subject, precision_of
+from llmctl.train.trainable.base import Trainable, precision_of
 
 
 @dataclass(frozen=True)
@@ -46,158 +47,160 @@ class Setup:
 
     Attributes:
         job: The checked job.
-        data: What it trains and is measured on.
-        subject: What it trains.
-        types: Types of parameters, computation and checkpoints.
-        adamw: The optimizer.
-        average: The averaged weights; None = none are kept.
+        data: What it is trained and evaluated on.
+        trainable: What it trains.
+        precision: Dtypes of parameters, computation and checkpoints.
+        optimizer: The optimizer.
+        ema: The averaged weights; None = none.
+        console: Where it prints.
     """
 
     job: CheckedJob[Any]
     data: RunData
-    subject: Subject
-    types: Precision
-    adamw: AdamW
-    average: Average | None
+    trainable: Trainable
+    precision: Precision
+    optimizer: AdamW
+    ema: EMA | None
+    console: Console
 
 
-def run(job: CheckedJob[Any], hooks: Sequence[Hook] = ()) -> dict[str, Any]:
-    """Trains, and writes the output folder; returns the content of its ``run.json``.
+def run(job: CheckedJob[Any], callbacks: Sequence[Callback] = (), console: Console = STDOUT) -> dict[str, Any]:
+    """Trains, and writes the output folder; returns the content of ``run.json``.
 
     Args:
-        job: A job that passed its checks.
-        hooks: Called after the run's own at each occasion.
+        job: The checked job.
+        callbacks: Called at each event, after the run's own callbacks.
+        console: Where the run prints.
 
     Raises:
-        LlmctlError: The model, tokenizer or data do not fit, or training met a loss that is not finite.
+        LlmctlError: The model, tokenizer or data do not fit, or a loss or gradient is not finite.
         Interrupted: Ctrl-C; a checkpoint was saved.
     """
     runtime.configure()
-    begun = time.monotonic()
+    began = time.monotonic()
     start = checkpoints.newest(job.output / "checkpoints") if job.config.output.resume else None
     before = resume.read(job) if start else None
     if start and before:
         resume.check_unchanged(job, before, start)
     method: Method = registry.resolve(registry.COMMANDS[job.command].method)
-    setup = _set_up(job, method, start)
+    setup = _set_up(job, method, start, console)
     open_output(job, start)
+    if start:
+        console.print(f"resuming from {start}")
     info = resume.describe(job) if before is None else before
-    record = Record(job.output, info)
-    loop, done = _loop(setup, start, [*hooks, record])
-    info.update(setup.subject.notes, precision=setup.types.record())
+    record = RunRecord(job.output, info)
+    loop, done = _loop(setup, start, [*callbacks, record])
+    info.update(setup.trainable.metadata, precision=setup.precision.record())
     if "before" not in info:
-        info["before"] = _measure(setup) if start is None else {"metrics": {}, "samples": []}
+        info["before"] = _evaluate(setup) if start is None else {"metrics": {}, "samples": []}
         write_info(job.output, info)
     with record:
         last = _train(setup, loop, done)
-        info["best"], metrics = _choose(setup, last)
-        info["after"] = _measure(setup, metrics)
-        info.update(method.finish(setup.subject.model, setup.data))
-        info.update(steps=last, seconds=round(time.monotonic() - begun, 1))
+        info["best"], metrics = _choose_final(setup, last)
+        info["after"] = _evaluate(setup, metrics)
+        info.update(method.finish(setup.trainable.model, setup.data, console))
+        info.update(steps=last, seconds=round(time.monotonic() - began, 1))
         with atomic_folder(job.output / "model", overwrite=True) as folder:
-            setup.subject.write(folder, job.config.output.save_dtype)
+            setup.trainable.save(folder, job.config.output.save_dtype)
         family = job.model.plugin.card.name
         info["next"] = [f"llmctl --model {family} generate {shlex.quote(str(job.output / 'model'))}"]
-    show(job.output, setup.data.held_out, info)
+    show(job.output, setup.data.held_out, info, console)
     return info
 
 
-def _set_up(job: CheckedJob[Any], method: Method, start: Path | None) -> Setup:
-    """Prepares the data, loads the model and makes the optimizer."""
-    train, types = job.config.train, precision_of(job)
-    if types.note:
-        print(types.note, flush=True)
-    if line := operators.note():
-        print(line, flush=True)
-    data = method.prepare(job)
-    subject = method.load(job, start)
-    method.bind(job, data, subject)
+def _set_up(job: CheckedJob[Any], method: Method, start: Path | None, console: Console) -> Setup:
+    """Prepares the data, loads the model and creates the optimizer."""
+    train, precision = job.config.train, precision_of(job)
+    for note in filter(None, (precision.note, operators.note())):
+        console.print(note)
+    data = method.prepare(job, console)
+    trainable = method.load(job, start)
+    method.bind(job, data, trainable, console)
     card, dims = job.model.plugin.card, job.model.dims
-    activation_checkpointing.apply(subject.model, card, dims, train.recompute, train.recompute_interval)
-    adamw = _optimizer(job, subject, types)
-    average = Average(adamw.parameters, train.ema_decay, adamw.moved) if train.ema_decay else None
-    return Setup(job, data, subject, types, adamw, average)
+    activation_checkpointing.apply(trainable.model, card, dims, train.recompute, train.recompute_interval)
+    optimizer = _optimizer(job, trainable, precision)
+    ema = EMA(optimizer.parameters, train.ema_decay, optimizer.masters) if train.ema_decay else None
+    return Setup(job, data, trainable, precision, optimizer, ema, console)
 
 
-def _optimizer(job: CheckedJob[Any], subject: Subject, types: Precision) -> AdamW:
-    settings = job.config.train
+def _optimizer(job: CheckedJob[Any], trainable: Trainable, precision: Precision) -> AdamW:
+    train = job.config.train
     return AdamW(
-        dict(subject.model.named_parameters()),
-        beta1=settings.adam_beta1,
-        beta2=settings.adam_beta2,
-        eps=settings.adam_eps,
-        weight_decay=settings.weight_decay,
-        decays=subject.decays,
-        rates=subject.rates,
-        max_norm=settings.max_grad_norm,
-        keeps_weights=types.keeps_weights,
-        scaling=LossScale(settings.loss_scale, settings.loss_scale_every) if types.scales_losses else None,
+        dict(trainable.model.named_parameters()),
+        beta1=train.adam_beta1,
+        beta2=train.adam_beta2,
+        eps=train.adam_eps,
+        weight_decay=train.weight_decay,
+        decays=trainable.decays,
+        lr_scales=trainable.lr_scales,
+        max_norm=train.max_grad_norm,
+        save_masters=precision.needs_masters,
+        scaler=LossScaler(train.loss_scale, train.loss_scale_every) if precision.needs_loss_scaling else None,
     )
 
 
-def _loop(setup: Setup, start: Path | None, hooks: Sequence[Hook]) -> tuple[Loop, int]:
-    """The loop with all its hooks, and the number of updates that are done already."""
-    job, task, adamw, average = setup.job, setup.data.task, setup.adamw, setup.average
-    settings = job.config.train
-    steps = settings.max_steps or max(1, round(settings.epochs * task.steps_per_epoch))
-    plan = Plan(
-        steps=steps,
-        eval_every=settings.eval_every or task.steps_per_epoch,
-        save_every=settings.save_every or task.steps_per_epoch,
-        seed=settings.seed,
+def _loop(setup: Setup, start: Path | None, callbacks: Sequence[Callback]) -> tuple[Loop, int]:
+    """The loop with all callbacks, and the number of steps that are done already."""
+    train, task, optimizer, ema = setup.job.config.train, setup.data.task, setup.optimizer, setup.ema
+    max_steps = train.max_steps or max(1, round(train.epochs * task.steps_per_epoch))
+    settings = LoopSettings(
+        max_steps=max_steps,
+        eval_every=train.eval_every or task.steps_per_epoch,
+        save_every=train.save_every or task.steps_per_epoch,
+        seed=train.seed,
     )
     fingerprint = task.fingerprint
-    done = checkpoints.restore(start, adamw, fingerprint, settings.seed) if start else 0
-    if start and average:
-        average.read(start)
-    rate = schedule(
-        settings.schedule,
-        settings.learning_rate,
-        settings.decay_steps or steps,
-        warmup_steps(steps, settings.warmup_steps, settings.warmup_ratio),
-        settings.min_lr_ratio,
+    done = checkpoints.restore(start, optimizer, fingerprint, train.seed) if start else 0
+    if start and ema:
+        ema.load(start)
+    lr = schedule(
+        train.schedule,
+        train.learning_rate,
+        train.decay_steps or max_steps,
+        warmup_steps(max_steps, train.warmup_steps, train.warmup_ratio),
+        train.min_lr_ratio,
     )
-    own = _own_hooks(setup, fingerprint)
-    evaluating = average.in_place if average else contextlib.nullcontext
-    model = setup.subject.model
-    return Loop(model, task, adamw, rate, plan, [*own, *hooks], evaluating, setup.types.computing), done
+    own = _own_callbacks(setup, fingerprint)
+    evaluating = ema.applied if ema else contextlib.nullcontext
+    model, autocast = setup.trainable.model, setup.precision.autocast
+    return Loop(model, task, optimizer, lr, settings, [*own, *callbacks], evaluating, autocast), done
 
 
-def _own_hooks(setup: Setup, fingerprint: str) -> list[Hook]:
-    """What a run does beside its updates, in order: later ones read what earlier ones wrote."""
-    job, average = setup.job, setup.average
-    settings, output = job.config.train, job.output
-    sinks = scalar_writers.scalars(settings.log_to, output)
-    saver = checkpoints.Checkpoints(
+def _own_callbacks(setup: Setup, fingerprint: str) -> list[Callback]:
+    """The callbacks of every run, in order: later ones read what earlier ones wrote."""
+    train, output, ema = setup.job.config.train, setup.job.output, setup.ema
+    writers = scalar_writers.scalar_writers(train.log_to, output)
+    saver = checkpoints.CheckpointSaver(
         output,
-        lambda folder: _write_checkpoint(setup, folder),
-        setup.adamw,
+        lambda folder: _save_checkpoint(setup, folder),
+        setup.optimizer,
         fingerprint,
-        settings.best_metric,
-        settings.save_total_limit,
-        STAGING if job.config.output.async_save else None,
+        train.best_metric,
+        train.save_total_limit,
+        STAGING if setup.job.config.output.async_save else None,
     )
-    own: list[Hook] = [average] if average else []
-    own += [*sinks, metrics_log.Journal(output, settings.log_every, sinks), display(settings.log_every), saver]
-    if settings.patience:
-        own.append(Patience(output / "metrics.jsonl", settings.best_metric, settings.patience))
-    if settings.stats_every:
-        own.append(Statistics(output, setup.adamw.moved, settings.stats_every))
+    own: list[Callback] = [ema] if ema else []
+    logger = metrics_log.MetricsLogger(output, train.log_every, writers)
+    own += [*writers, logger, setup.console.progress(train.log_every), saver]
+    if train.patience:
+        own.append(EarlyStopping(output / "metrics.jsonl", train.best_metric, train.patience))
+    if train.stats_every:
+        own.append(TensorStats(output, setup.optimizer.masters, train.stats_every))
     return own
 
 
-def _write_checkpoint(setup: Setup, folder: Path) -> None:
+def _save_checkpoint(setup: Setup, folder: Path) -> None:
     chosen = setup.job.config.output.checkpoint_dtype
     dtype = setup.job.config.model.dtype if chosen == "same" else chosen
-    setup.subject.write(folder, dtype)
-    setup.subject.write_more(folder, dtype)
-    if setup.average:
-        setup.average.write(folder)
+    setup.trainable.save(folder, dtype)
+    setup.trainable.save_extra(folder, dtype)
+    if setup.ema:
+        setup.ema.save(folder)
 
 
 def _train(setup: Setup, loop: Loop, done: int) -> int:
-    """Trains to the end; the number of the last step."""
-    job = setup.job
+    """Trains to the end; returns the number of the last step."""
+    job, console = setup.job, setup.console
     try:
         last = loop.run(done)
     except NonFiniteError as error:
@@ -206,39 +209,43 @@ def _train(setup: Setup, loop: Loop, done: int) -> int:
         raise
     except Interrupted as stop:
         saved = checkpoints.checkpoint_of(job.output, stop.step)
-        print(f"interrupted after step {stop.step}; saved {saved}. Run the same command with --resume to continue.")
+        console.print(
+            f"interrupted after step {stop.step}; saved {saved}. Run the same command with --resume to continue."
+        )
         raise
-    if last < loop.plan.steps:
-        print(f"stopped early after step {last}: no better evaluation in {job.config.train.patience}", flush=True)
+    if last < loop.settings.max_steps:
+        patience = job.config.train.patience
+        why = f": no better evaluation in {patience}" if patience else ""
+        console.print(f"stopped early after step {last}{why}")
     return last
 
 
-def _choose(setup: Setup, last: int) -> tuple[dict[str, Any] | None, dict[str, float]]:
-    """Makes the model the final one: the best checkpoint if that is wanted, averaged if weights are.
+def _choose_final(setup: Setup, last: int) -> tuple[dict[str, Any] | None, dict[str, float]]:
+    """Restores the best checkpoint if the configuration asks for it, and applies the averaged weights if there are any.
 
     Returns:
-        What is best, and the metrics of the model as it now is.
+        The best checkpoint, and the metrics of the final model.
     """
-    job, average = setup.job, setup.average
+    job, ema = setup.job, setup.ema
     best = checkpoints.read_best(job.output)
     step = last
     if best and job.config.output.load_best and best.step != last:
         step = best.step
         chosen = checkpoints.checkpoint_of(job.output, step)
-        setup.subject.read(chosen)
-        if average:
-            average.read(chosen)
-        print(f"the final model is the best checkpoint, of step {step}", flush=True)
-    if average:
-        average.keep()
+        setup.trainable.restore(chosen)
+        if ema:
+            ema.load(chosen)
+        setup.console.print(f"the final model is the best checkpoint, of step {step}")
+    if ema:
+        ema.copy_to_model()
     rows = [row for row in metrics_log.read(job.output / "metrics.jsonl") if row["step"] == step and "eval_loss" in row]
     metrics = {name: value for name, value in rows[-1].items() if name not in ("step", "epoch")} if rows else {}
     return asdict(best) if best else None, metrics
 
 
-def _measure(setup: Setup, metrics: dict[str, float] | None = None) -> dict[str, Any]:
-    """Metrics (those given, if any) and sample answers of the model as it is."""
-    model, data = setup.subject.model, setup.data
+def _evaluate(setup: Setup, metrics: dict[str, float] | None = None) -> dict[str, Any]:
+    """Metrics (those given, if any) and sample answers of the model."""
+    model, data = setup.trainable.model, setup.data
     model.eval()
-    with setup.types.computing():
+    with setup.precision.autocast():
         return {"metrics": metrics or data.task.evaluate(model), "samples": data.samples(model)}

@@ -1,4 +1,4 @@
-"""Half types: which of them is held, computed in and stored, float32 weights that move in their place, scaled losses."""
+"""Half types: which of them is held, computed in and stored, FP32 master weights, loss scaling."""
 
 import html
 import json
@@ -23,11 +23,12 @@ from llmctl.jobs import finetune as preflight
 from llmctl.jobs import precision
 from llmctl.nn import loss as nn_loss
 from llmctl.train import trainer
-from llmctl.train.callbacks.ema import Average
-from llmctl.train.loop import Loop, NonFiniteError, Plan
+from llmctl.train.callbacks.base import LoopSettings
+from llmctl.train.callbacks.ema import EMA
+from llmctl.train.loop import Loop, NonFiniteError
 from llmctl.train.optim.adamw import AdamW
-from llmctl.train.optim.loss_scaler import LEAST, LossScale
-from llmctl.train.optim.master_weights import Masters
+from llmctl.train.optim.loss_scaler import MIN_SCALE, LossScaler
+from llmctl.train.optim.master_weights import MasterWeights
 
 STARTER = Path(__file__).resolve().parents[3] / "plugins" / "llama" / "llmctl_llama" / "starter"
 
@@ -53,9 +54,9 @@ def test_types_follow_from_the_configuration_and_the_device(monkeypatch, device,
     settings = train(**fields)
     precision.check(dtype, settings)
     found = precision.of(dtype, settings)
-    assert (found.held, found.computed, found.stored) == types
-    assert found.keeps_weights == any(t in precision.HALF for t in (found.held, found.stored))
-    assert found.scales_losses == (found.computed == "float16")
+    assert (found.params, found.compute, found.checkpoints) == types
+    assert found.needs_masters == any(t in precision.HALF for t in (found.params, found.checkpoints))
+    assert found.needs_loss_scaling == (found.compute == "float16")
     assert bool(found.note) == any(t in precision.HALF for t in types)
 
 
@@ -64,8 +65,8 @@ def test_types_follow_from_the_configuration_and_the_device(monkeypatch, device,
     [
         ("float32", {"amp_dtype": "float16"}, "train.amp_dtype=float16 has no effect with train.amp=off"),
         ("bfloat16", {"amp": "O1"}, "train.amp=O1 is for models of model.dtype=float32, not bfloat16"),
-        ("bfloat16", {"loss_scale": 8.0}, "train.loss_scale has an effect where float16 is computed in only"),
-        ("float32", {"amp": "O2", "loss_scale_every": 5}, "train.loss_scale_every has an effect where float16"),
+        ("bfloat16", {"loss_scale": 8.0}, "train.loss_scale has an effect only where float16 is computed"),
+        ("float32", {"amp": "O2", "loss_scale_every": 5}, "train.loss_scale_every has an effect only where float16"),
     ],
 )
 def test_fields_without_effect_are_refused(dtype, fields, message):
@@ -83,8 +84,8 @@ def test_mixed_precision_without_a_gpu_is_refused_before_anything_is_loaded(tmp_
 def test_products_have_another_type_than_weights_in_o1_only(monkeypatch):
     asked = []
     monkeypatch.setattr(paddle.amp, "auto_cast", lambda **options: asked.append(options))
-    precision.Precision("float32", "float16", "float32").computing()
-    precision.Precision("bfloat16", "bfloat16", "bfloat16").computing()
+    precision.Precision("float32", "float16", "float32").autocast()
+    precision.Precision("bfloat16", "bfloat16", "bfloat16").autocast()
     assert asked == [{"level": "O1", "dtype": "float16"}]
 
 
@@ -106,7 +107,7 @@ def halves(steps, dtype, **options):
         "half": parameter(random.normal(size=(5, 4)), dtype),
         "whole": parameter(random.normal(size=3), "float32"),
     }
-    adamw = AdamW(params, 0.9, 0.95, weight_decay=0.1, max_norm=0.7, keeps_weights=True, **options)
+    adamw = AdamW(params, 0.9, 0.95, weight_decay=0.1, max_norm=0.7, save_masters=True, **options)
     advance(adamw, range(1, steps + 1))
     return params, adamw
 
@@ -118,8 +119,8 @@ def advance(adamw, steps):
                 random = np.random.default_rng([step, part, len(name)])
                 grad = paddle.to_tensor(random.normal(size=p.shape)).astype(p.dtype)
                 p.grad = grad if p.grad is None else p.grad + grad
-            adamw.gather()
-        adamw.normalize(3.0)
+            adamw.accumulate_grads()
+        adamw.clip_grads(3.0)
         adamw.step(1e-3)
 
 
@@ -136,7 +137,7 @@ def test_half_parameters_are_the_float32_update_rounded(dtype):
             parts = [np.random.default_rng([step, part, len(name)]).normal(size=p.shape) for part in (0, 1)]
             kind = dtype if name == "half" else "float32"
             p.grad = sum(paddle.to_tensor(part).astype(kind).astype("float32") for part in parts)
-        adamw.normalize(3.0)
+        adamw.clip_grads(3.0)
         adamw.step(1e-3)
     np.testing.assert_array_equal(as_floats(params["half"]), as_floats(twin["half"].astype(dtype)))
     np.testing.assert_array_equal(params["whole"].numpy(), twin["whole"].numpy())
@@ -161,28 +162,28 @@ def test_a_state_with_float32_weights_continues_bit_for_bit():
 
 def test_an_average_of_half_weights_is_kept_in_float32():
     p = parameter(np.ones(3), "bfloat16")
-    average = Average({"p": p}, 0.99)
+    average = EMA({"p": p}, 0.99)
     p.set_value(paddle.full([3], 1.5, "float32").astype("bfloat16"))
-    average.on_update(None)
-    with average.in_place():
+    average.on_step_end(None)
+    with average.applied():
         np.testing.assert_allclose(as_floats(p), 1.0078125)
     assert float(as_floats(p)[0]) == 1.5
-    average.on_update(None)
-    average.keep()
+    average.on_step_end(None)
+    average.copy_to_model()
     expected = 0.99 * (0.99 + 0.01 * 1.5) + 0.01 * 1.5
     np.testing.assert_allclose(average._average["p"].numpy(), expected, rtol=1e-6)
 
 
 def test_float32_weights_are_averaged_rather_than_the_half_ones_that_they_are_rounded_to():
     params = {"p": parameter(np.ones(3), "bfloat16")}
-    moved = Masters(params)
-    average = Average(params, 0.5, moved.tensors)
-    moved.tensors["p"].set_value(paddle.full([3], 1.001))
-    moved.round()
-    average.on_update(None)
+    masters = MasterWeights(params)
+    average = EMA(params, 0.5, masters.tensors)
+    masters.tensors["p"].set_value(paddle.full([3], 1.001))
+    masters.copy_to_model()
+    average.on_step_end(None)
     assert as_floats(params["p"]).tolist() == [1.0] * 3, "bfloat16 cannot tell 1.001 from 1"
     np.testing.assert_allclose(average._average["p"].numpy(), 1.0005, rtol=1e-7)
-    average.keep()
+    average.copy_to_model()
     assert as_floats(params["p"]).tolist() == [1.0] * 3
 
 
@@ -190,29 +191,29 @@ def test_the_factor_of_losses_follows_the_published_rule():
     """Halve at an overflow, double after so many good updates in a row."""
     random = np.random.default_rng(4)
     events = random.random(200) < 0.2
-    scale, factor, row, skipped = LossScale(16.0, 3), 16.0, 0, 0
+    scale, factor, row, skipped = LossScaler(16.0, 3), 16.0, 0, 0
     for bad in events:
         if bad:
             assert scale.overflowed()
             factor, row, skipped = factor / 2, 0, skipped + 1
         else:
-            scale.passed()
+            scale.succeeded()
             row += 1
             if row == 3:
                 factor, row = factor * 2, 0
-        assert (scale.factor, scale.skipped) == (factor, skipped)
-    copy = LossScale(1.0, 3)
+        assert (scale.scale, scale.skipped) == (factor, skipped)
+    copy = LossScaler(1.0, 3)
     copy.load(scale.state())
     for _ in range(3):
-        scale.passed()
-        copy.passed()
-    assert copy.factor == scale.factor != 1.0
+        scale.succeeded()
+        copy.succeeded()
+    assert copy.scale == scale.scale != 1.0
 
 
 def scaled(factor, every=2000, limit=np.inf):
     """Six updates of the toy whose gradients overflow where losses are multiplied by more than the limit."""
     model, record = ToyModel(), Record()
-    adamw = AdamW(dict(model.named_parameters()), max_norm=1.0, scaling=LossScale(factor, every) if factor else None)
+    adamw = AdamW(dict(model.named_parameters()), max_norm=1.0, scaler=LossScaler(factor, every) if factor else None)
     inner = task(accumulation=2)
 
     class Overflowing:
@@ -226,7 +227,7 @@ def scaled(factor, every=2000, limit=np.inf):
         def evaluate(self, model):
             return {}
 
-    Loop(model, Overflowing(), adamw, lambda step: 0.05, Plan(6, 99, 99, seed=5), [record]).run()
+    Loop(model, Overflowing(), adamw, lambda step: 0.05, LoopSettings(6, 99, 99, seed=5), [record]).run()
     return weights(model), record, adamw
 
 
@@ -239,7 +240,7 @@ def test_a_factor_of_losses_changes_nothing_where_nothing_overflows():
 def test_updates_that_overflow_are_left_out_and_counted():
     found, record, adamw = scaled(64.0, limit=20)
     assert record.norms[:2] == [0.0, 0.0] and all(record.norms[2:])
-    assert (adamw.scaling.skipped, adamw.scaling.factor) == (2, 16.0)
+    assert (adamw.scaler.skipped, adamw.scaler.scale) == (2, 16.0)
     assert adamw.state()["loss_scale"].tolist() == [16.0, 4.0, 2.0]
     start = weights(ToyModel())
     assert all(np.abs(found[name] - start[name]).max() > 0 for name in start)
@@ -247,7 +248,7 @@ def test_updates_that_overflow_are_left_out_and_counted():
 
 def test_gradients_that_no_factor_makes_finite_end_the_run():
     with pytest.raises(NonFiniteError, match="gradient norm"):
-        scaled(LEAST, limit=0)
+        scaled(MIN_SCALE, limit=0)
 
 
 def test_losses_are_computed_inside_the_context_and_gradients_outside():
@@ -273,7 +274,7 @@ def test_losses_are_computed_inside_the_context_and_gradients_outside():
     )  # fmt: skip
     model = ToyModel()
     adamw = AdamW(dict(model.named_parameters()))
-    Loop(model, watched, adamw, lambda step: 0.1, Plan(1, 1, 9), computing=computing).run()
+    Loop(model, watched, adamw, lambda step: 0.1, LoopSettings(1, 1, 9), autocast=computing).run()
     assert seen == [True, False, True]
 
 

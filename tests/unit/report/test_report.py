@@ -14,8 +14,9 @@ from llmctl.report.comparison import labels
 from llmctl.report.folder import open_run
 from llmctl.report.page import page
 from llmctl.report.write import write
-from llmctl.train.callbacks.run_record import Record, write_info
-from llmctl.train.loop import Interrupted, NonFiniteError, Plan
+from llmctl.train.callbacks.base import LoopSettings
+from llmctl.train.callbacks.run_record import RunRecord, write_info
+from llmctl.train.loop import Interrupted, NonFiniteError
 
 NASTY = '<script>alert(1)</script> & "引号" <img src=x onerror=y>'
 INFO = {
@@ -140,7 +141,7 @@ def test_values_of_many_magnitudes_get_a_logarithmic_axis():
     assert heights[3] - heights[4] == pytest.approx(heights[2] - heights[3], abs=0.2) and heights[3] < heights[2]
 
 
-PLAN = Plan(steps=9, eval_every=9, save_every=9)
+PLAN = LoopSettings(max_steps=9, eval_every=9, save_every=9)
 REPORT = {"step": 5, "loss": "nan", "grad_norm": "nan", "lr": 0.1, "examples": ["a.jsonl:3"]}
 
 
@@ -157,8 +158,8 @@ def test_the_page_says_how_the_run_ended_and_how_to_go_on(tmp_path, error, state
     path = folder(tmp_path / "run", {}, rows(5))
     info = {key: value for key, value in INFO.items() if key != "after"}
     ends = pytest.raises(type(error)) if error else contextlib.nullcontext()
-    with ends, Record(path, info) as record:
-        record.on_start(1, PLAN)
+    with ends, RunRecord(path, info) as record:
+        record.on_train_begin(1, PLAN)
         assert "Not finished" in Reader((path / "report.html").read_text()).text
         if error:
             raise error
@@ -171,8 +172,8 @@ def test_the_page_says_how_the_run_ended_and_how_to_go_on(tmp_path, error, state
 
 def test_steps_between_two_lines_of_metrics_count(tmp_path):
     path = folder(tmp_path / "run", {}, [{"step": 1, "loss": 2.0}])
-    with pytest.raises(Interrupted), Record(path, dict(INFO)) as record:
-        record.on_start(1, PLAN)
+    with pytest.raises(Interrupted), RunRecord(path, dict(INFO)) as record:
+        record.on_train_begin(1, PLAN)
         record.on_save(7)
         raise Interrupted(7)
     assert "Interrupted after step 7 of 9" in Reader((path / "report.html").read_text()).text
@@ -181,8 +182,8 @@ def test_steps_between_two_lines_of_metrics_count(tmp_path):
 def test_a_resumed_run_forgets_how_it_ended_before(tmp_path):
     path = folder(tmp_path / "run")
     info = {**INFO, "outcome": {"state": "failed", "message": "loss nan"}}
-    with Record(path, info) as record:
-        record.on_start(6, PLAN)
+    with RunRecord(path, info) as record:
+        record.on_train_begin(6, PLAN)
         shown = Reader((path / "report.html").read_text()).text
         assert "loss nan" not in shown and "Not finished" in shown and "after" not in info
 

@@ -15,42 +15,43 @@ from llmctl.errors import CheckpointError
 from llmctl.nn.recompute import recompute_layers
 from llmctl.train import activation_checkpointing
 from llmctl.train.callbacks import metrics_log
-from llmctl.train.callbacks.early_stopping import Patience
-from llmctl.train.callbacks.ema import Average
-from llmctl.train.callbacks.tensor_stats import FILE, Statistics
-from llmctl.train.loop import Hook, Loop, Plan
+from llmctl.train.callbacks.base import Callback, LoopSettings
+from llmctl.train.callbacks.early_stopping import EarlyStopping
+from llmctl.train.callbacks.ema import EMA
+from llmctl.train.callbacks.tensor_stats import FILE, TensorStats
+from llmctl.train.loop import Loop
 from llmctl.train.methods.sft import SftTask
 from llmctl.train.optim.adamw import AdamW
 
 ROWS = toy_rows(24)
 
 
-def make(steps, hooks, model, every=100, dev=(), evaluating=None):
+def make(steps, callbacks, model, every=100, dev=(), evaluating=None):
     adamw = AdamW(dict(model.named_parameters()), max_norm=1.0)
     more = {"evaluating": evaluating} if evaluating else {}
     task = SftTask(ROWS, dev, collate, 4, 1, eval_batch_size=3, seed=5)
-    return Loop(model, task, adamw, lambda step: 0.05, Plan(steps, every, every, seed=5), hooks, **more)
+    return Loop(model, task, adamw, lambda step: 0.05, LoopSettings(steps, every, every, seed=5), callbacks, **more)
 
 
 def weights(model):
     return {name: p.numpy().copy() for name, p in model.named_parameters()}
 
 
-class Seen(Hook):
+class Seen(Callback):
     def __init__(self, model):
         self.model, self.weights = model, []
 
-    def on_update(self, update):
+    def on_step_end(self, update):
         self.weights.append(weights(self.model))
 
 
 def test_averaged_weights_are_the_recursion_over_all_steps():
     model = ToyModel()
-    average, seen, expected = Average(dict(model.named_parameters()), 0.7), Seen(model), weights(model)
+    average, seen, expected = EMA(dict(model.named_parameters()), 0.7), Seen(model), weights(model)
     make(5, [average, seen], model).run()
     for step in seen.weights:
         expected = {name: 0.7 * value + 0.3 * step[name] for name, value in expected.items()}
-    with average.in_place():
+    with average.applied():
         for name, value in weights(model).items():
             np.testing.assert_allclose(value, expected[name], rtol=1e-12)
     assert all(np.array_equal(value, seen.weights[-1][name]) for name, value in weights(model).items())
@@ -58,13 +59,13 @@ def test_averaged_weights_are_the_recursion_over_all_steps():
 
 def test_averaging_changes_no_update_and_is_what_is_evaluated():
     plain, averaged = ToyModel(), ToyModel()
-    average = Average(dict(averaged.named_parameters()), 0.5)
+    average = EMA(dict(averaged.named_parameters()), 0.5)
     make(4, [], plain).run()
-    loop = make(4, [average], averaged, dev=ROWS[:6], evaluating=average.in_place)
+    loop = make(4, [average], averaged, dev=ROWS[:6], evaluating=average.applied)
     loop.run()
     assert all(np.array_equal(value, weights(plain)[name]) for name, value in weights(averaged).items())
     inside = loop.evaluate()["eval_loss"]
-    average.keep()
+    average.copy_to_model()
     assert (
         loop.task.evaluate(averaged)["eval_loss"] == inside != make(1, [], plain, dev=ROWS[:6]).evaluate()["eval_loss"]
     )
@@ -72,20 +73,20 @@ def test_averaging_changes_no_update_and_is_what_is_evaluated():
 
 def test_an_average_is_stored_and_read_back(tmp_path):
     model = ToyModel()
-    average = Average(dict(model.named_parameters()), 0.5)
+    average = EMA(dict(model.named_parameters()), 0.5)
     make(2, [average], model).run()
-    average.write(tmp_path)
-    other = Average(dict(model.named_parameters()), 0.5)
-    other.read(tmp_path)
-    with average.in_place():
+    average.save(tmp_path)
+    other = EMA(dict(model.named_parameters()), 0.5)
+    other.load(tmp_path)
+    with average.applied():
         expected = weights(model)
-    with other.in_place():
+    with other.applied():
         assert all(np.array_equal(value, expected[name]) for name, value in weights(model).items())
     with pytest.raises(CheckpointError, match="no averaged weights"):
-        other.read(tmp_path / "absent")
+        other.load(tmp_path / "absent")
     (tmp_path / "average.safetensors").write_bytes(b"cut")
-    with pytest.raises(CheckpointError, match="delete the checkpoint to continue from the one before"):
-        other.read(tmp_path)
+    with pytest.raises(CheckpointError, match="delete the checkpoint to resume from the one before"):
+        other.load(tmp_path)
 
 
 class Falls(SftTask):
@@ -102,9 +103,11 @@ class Falls(SftTask):
 def test_training_stops_when_evaluations_no_longer_get_better(tmp_path):
     def run(losses, done=0):
         model = ToyModel()
-        hooks = [metrics_log.Journal(tmp_path, 1), Patience(tmp_path / "metrics.jsonl", "eval_loss", 2)]
+        callbacks = [metrics_log.MetricsLogger(tmp_path, 1), EarlyStopping(tmp_path / "metrics.jsonl", "eval_loss", 2)]
         adamw = AdamW(dict(model.named_parameters()))
-        return Loop(model, Falls(losses), adamw, lambda step: 0.05, Plan(9, 1, 100, seed=5), hooks).run(done)
+        return Loop(model, Falls(losses), adamw, lambda step: 0.05, LoopSettings(9, 1, 100, seed=5), callbacks).run(
+            done
+        )
 
     assert run([3.0, 2.0, 2.5, 2.1, 1.0]) == 4
     assert run([], done=4) == 4, "a continued run counts what was evaluated before"
@@ -117,7 +120,7 @@ def test_training_stops_when_evaluations_no_longer_get_better(tmp_path):
 def test_statistics_are_norms_of_what_the_update_uses(tmp_path):
     model = ToyModel()
     before = weights(model)
-    make(2, [Statistics(tmp_path, dict(model.named_parameters()), 1)], model).run()
+    make(2, [TensorStats(tmp_path, dict(model.named_parameters()), 1)], model).run()
     rows = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     for name, value in before.items():
@@ -128,7 +131,7 @@ def test_statistics_are_norms_of_what_the_update_uses(tmp_path):
 def test_a_continued_run_makes_the_statistics_of_later_steps_anew(tmp_path):
     def steps_after(steps, done):
         model = ToyModel()
-        make(steps, [Statistics(tmp_path, dict(model.named_parameters()), 1)], model).run(done)
+        make(steps, [TensorStats(tmp_path, dict(model.named_parameters()), 1)], model).run(done)
         return [json.loads(line)["step"] for line in (tmp_path / FILE).read_text().splitlines()]
 
     assert steps_after(3, 0) == [1, 2, 3]

@@ -1,1 +1,1 @@
-"""What happens beside the updates: checkpoints, metrics, progress, early stopping, averages."""
+"""What happens beside the optimizer steps: checkpoints, metrics, progress, early stopping, EMA. The base class is in ``base``."""

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: writing them when due, keeping the best and the newest, and finding where to continue.
+"""Checkpoints of a run: saving them when due, keeping the best and the newest, and finding the one to resume from.
 
-A checkpoint is a model folder (weights in the type they are trained in) with the optimizer's state as safetensors and the
-position as JSON beside it; nothing is pickled. It is written under another name and renamed when complete, so a folder
-called ``step-...`` that has a ``trainer_state.json`` is whole, and a crash or a full disk leaves earlier ones intact.
+A checkpoint is a model folder (weights in the type they are trained in) with the optimizer state as safetensors and the
+position as JSON; nothing is pickled. It is written under another name and renamed when complete: a folder
+``step-...`` that has a ``trainer_state.json`` is complete, and a crash or a full disk leaves earlier ones intact.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.errors import CheckpointError, ConfigError, FileError
 from llmctl.io.background import Background
 from llmctl.train.callbacks import metrics_log
-from llmctl.train.loop import Hook, Plan
+from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.optim.adamw import AdamW
 
 LOWER_IS_BETTER = frozenset({"eval_loss", "perplexity"})
@@ -35,31 +35,31 @@ _STATE, _MOMENTS, _NAME = "trainer_state.json", "optimizer.safetensors", re.comp
 
 @dataclass(frozen=True)
 class Best:
-    """The best checkpoint so far, by what, and its value."""
+    """The best checkpoint so far: its step, the metric and its value."""
 
     metric: str
     value: float
     step: int
 
 
-class Checkpoints(Hook):
+class CheckpointSaver(Callback):
     """Saves checkpoints of a run into a folder.
 
     Args:
         folder: The output folder.
-        write_model: Writes the model's files into a given folder.
-        optimizer: Its state goes beside the model.
-        fingerprint: Of the task, so that other data cannot be continued on.
-        metric: What the best checkpoint is chosen by.
+        save_model: Writes the model's files into a given folder.
+        optimizer: Its state is saved with the model.
+        fingerprint: Of the task, so that a run is not resumed on other data.
+        metric: Chooses the best checkpoint.
         limit: Number of checkpoints kept besides the best; 0 = all.
-        staging: A folder in memory: checkpoints are written there and moved to the disk while training goes on.
-            None = training waits for the disk.
+        staging: A folder in memory: checkpoints are written there and moved to disk in the background. None = training
+            waits for the disk.
     """
 
     def __init__(
         self,
         folder: Path,
-        write_model: Callable[[Path], None],
+        save_model: Callable[[Path], None],
         optimizer: AdamW,
         fingerprint: str,
         metric: str = "eval_loss",
@@ -68,7 +68,7 @@ class Checkpoints(Hook):
     ) -> None:
         self.folder = folder / "checkpoints"
         self.best_file = folder / "best.json"
-        self._write_model, self._optimizer, self._fingerprint = write_model, optimizer, fingerprint
+        self._save_model, self._optimizer, self._fingerprint = save_model, optimizer, fingerprint
         self._metric, self._limit = metric, limit
         self._seed, self._staging, self._background = 0, staging, Background()
         if staging:
@@ -76,27 +76,27 @@ class Checkpoints(Hook):
 
     @property
     def best(self) -> Best | None:
-        """The best checkpoint, if an evaluation has chosen one; waits for one that is being moved."""
+        """The best checkpoint, if there was an evaluation; waits for one that is being moved to disk."""
         self._background.wait()
         return self._best()
 
     def _best(self) -> Best | None:
         return read_best(self.best_file.parent)
 
-    def on_start(self, first: int, plan: Plan) -> None:
-        self._seed = plan.seed
-        if first > 1:
-            self._settle(first - 1)
+    def on_train_begin(self, first_step: int, settings: LoopSettings) -> None:
+        self._seed = settings.seed
+        if first_step > 1:
+            self._finish_interrupted(first_step - 1)
 
-    def _settle(self, step: int) -> None:
-        """Does what is still to be done where a run was killed after the checkpoint of this step had its name."""
+    def _finish_interrupted(self, step: int) -> None:
+        """Chooses the best and prunes, where a run was killed after it renamed the checkpoint of this step."""
         for row in metrics_log.read(self.folder.parent / "metrics.jsonl"):
             if row["step"] == step and "loss" not in row:
-                self.on_evaluation(step, row["epoch"], row)
+                self.on_evaluate(step, row["epoch"], row)
         self._background.wait()
         self._prune()
 
-    def on_evaluation(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+    def on_evaluate(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         if self._metric not in metrics:
             return
         value, best = metrics[self._metric], self.best
@@ -107,15 +107,15 @@ class Checkpoints(Hook):
             self._save(step, Best(self._metric, value, step))
 
     def on_save(self, step: int) -> None:
-        """Writes the checkpoint of this step unless it is there, then deletes what is over the limit.
+        """Saves the checkpoint of this step unless it exists, then deletes those over the limit.
 
         Raises:
             CheckpointError: It cannot be written, e.g. because the disk is full.
         """
         self._save(step)
 
-    def on_end(self) -> None:
-        """Waits for a checkpoint that is being moved.
+    def on_train_end(self) -> None:
+        """Waits for a checkpoint that is being moved to disk.
 
         Raises:
             CheckpointError: It cannot be written.
@@ -123,7 +123,7 @@ class Checkpoints(Hook):
         self._background.wait()
 
     def _save(self, step: int, best: Best | None = None) -> None:
-        """Writes a checkpoint unless it is there, makes it the best if it is, and deletes what is over the limit."""
+        """Saves a checkpoint unless it exists, marks it as the best if it is, and deletes those over the limit."""
         self._background.wait()
         path = checkpoint_of(self.folder.parent, step)
         if self._staging is None or _complete(path):
@@ -131,7 +131,7 @@ class Checkpoints(Hook):
             return
         staged = Path(tempfile.mkdtemp(prefix=f"{_STAGED}{os.getpid()}-", dir=self._staging))
         try:
-            with self._explained(step):
+            with self._explain_errors(step):
                 self._write(staged, step)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
@@ -139,7 +139,7 @@ class Checkpoints(Hook):
         self._background.start(lambda: self._finish(path, step, staged, best))
 
     def _finish(self, path: Path, step: int, staged: Path | None, best: Best | None) -> None:
-        """The same for a checkpoint that is written now, or already stands in the staging folder."""
+        """As ``_save``, of a checkpoint that is written now or waits in the staging folder."""
         try:
             self._make(path, step, staged)
         finally:
@@ -153,15 +153,15 @@ class Checkpoints(Hook):
     def _make(self, path: Path, step: int, staged: Path | None) -> None:
         if _complete(path):
             return
-        with self._explained(step), atomic_folder(path, overwrite=True) as temporary:
+        with self._explain_errors(step), atomic_folder(path, overwrite=True) as temporary:
             if staged:
                 shutil.copytree(staged, temporary, dirs_exist_ok=True)
             else:
                 self._write(temporary, step)
 
     @contextlib.contextmanager
-    def _explained(self, step: int) -> Iterator[None]:
-        """Failures of writing say what is left and what to do."""
+    def _explain_errors(self, step: int) -> Iterator[None]:
+        """Errors say which checkpoint is intact and what to do."""
         from safetensors import SafetensorError
 
         try:
@@ -170,15 +170,15 @@ class Checkpoints(Hook):
             intact = newest(self.folder)
             remains = f"the earlier checkpoint {intact} is intact" if intact else "there was no earlier checkpoint"
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be saved: {error}; {remains}. Mend this and "
+                f"the checkpoint of step {step} could not be saved: {error}; {remains}. Fix this and "
                 "continue with --resume"
             ) from error
 
     def _write(self, folder: Path, step: int) -> None:
         from safetensors.numpy import save_file
 
-        self._write_model(folder)
-        # The writer of safetensors ignores strides: what is not contiguous would be stored wrongly.
+        self._save_model(folder)
+        # The writer of safetensors ignores strides: arrays that are not contiguous would be stored wrongly.
         state = {name: np.ascontiguousarray(value) for name, value in self._optimizer.state().items()}
         save_file(state, folder / _MOMENTS)
         position = {"step": step, "seed": self._seed, "fingerprint": self._fingerprint}
@@ -191,13 +191,13 @@ class Checkpoints(Hook):
         others = [path for path in _all(self.folder) if best is None or _step_of(path) != best.step]
         half_removed = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and not _complete(path)]
         for path in [*half_removed, *others[: -self._limit]]:
-            # First what says that it is whole: a process may be killed before the rest is gone.
+            # The file that marks it as complete goes first: the process may be killed before the rest is deleted.
             (path / _STATE).unlink(missing_ok=True)
             shutil.rmtree(path)
 
 
 def _remove_orphans(staging: Path) -> None:
-    """Deletes what runs that were killed left in memory."""
+    """Deletes checkpoints that killed runs left in memory."""
     for folder in staging.glob(_STAGED + "*"):
         process = folder.name.removeprefix(_STAGED).partition("-")[0]
         if process.isdigit() and not Path("/proc", process).exists():
@@ -210,15 +210,15 @@ def newest(folder: Path) -> Path | None:
 
 
 def checkpoint_of(output: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies in an output folder."""
+    """The folder of the checkpoint of a step."""
     return output / "checkpoints" / f"step-{step:06}"
 
 
 def restore(path: Path, optimizer: AdamW, fingerprint: str, seed: int) -> int:
-    """Gives a fresh optimizer the checkpoint's state; returns the number of updates done.
+    """Loads the optimizer state of a checkpoint into a fresh optimizer; returns the number of steps done.
 
     Raises:
-        ConfigError: The checkpoint belongs to other data, another seed or another size of a step.
+        ConfigError: The checkpoint belongs to other data, another seed or another batch size.
         CheckpointError: Its files are damaged.
     """
     from safetensors.numpy import load_file
@@ -229,12 +229,12 @@ def restore(path: Path, optimizer: AdamW, fingerprint: str, seed: int) -> int:
         state = load_file(path / _MOMENTS)
     except Exception as error:
         raise CheckpointError(
-            f"the checkpoint {path} cannot be continued: {error}; delete it to continue from the one before"
+            f"the checkpoint {path} cannot be resumed: {error}; delete it to resume from the one before"
         ) from error
     if saved != fingerprint or saved_seed != seed:
         what = "train.seed" if saved_seed != seed else "the data, the tokenizer, train.batch_size or grad_accumulation"
         raise ConfigError(
-            f"{path} cannot be continued: {what} is not as it was when the run began; set it back, or start anew with "
+            f"{path} cannot be resumed: {what} changed since the run began; change it back, or start a new run with "
             "another output.dir or --overwrite"
         )
     optimizer.load(state)
@@ -242,7 +242,7 @@ def restore(path: Path, optimizer: AdamW, fingerprint: str, seed: int) -> int:
 
 
 def read_best(output: Path) -> Best | None:
-    """The best checkpoint of an output folder, if one was chosen and is still there."""
+    """The best checkpoint of an output folder, if one was chosen and still exists."""
     try:
         best = Best(**json.loads((output / "best.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

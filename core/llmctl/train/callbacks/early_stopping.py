@@ -1,4 +1,4 @@
-"""Stopping early: when evaluations no longer get better."""
+"""Early stopping: training ends when evaluations no longer improve."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ import math
 from pathlib import Path
 
 from llmctl.train.callbacks import metrics_log
+from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.callbacks.checkpoints import better
-from llmctl.train.loop import Hook, Plan
 
 
-class Patience(Hook):
-    """Asks to stop after so many evaluations without a better one.
+class EarlyStopping(Callback):
+    """Asks to stop after ``patience`` evaluations without a better one.
 
-    It counts in ``metrics.jsonl``, so that a continued run counts on; the journal's hook comes first.
+    It counts in ``metrics.jsonl``, so that a resumed run counts the evaluations before it; the logger of that file must
+    come first.
 
     Args:
-        metrics: The file.
+        metrics_file: The file.
         metric: What is compared.
-        evaluations: How many to wait.
+        patience: Evaluations to wait.
     """
 
-    def __init__(self, metrics: Path, metric: str, evaluations: int) -> None:
-        self._metrics, self._metric, self._evaluations = metrics, metric, evaluations
+    def __init__(self, metrics_file: Path, metric: str, patience: int) -> None:
+        self._metrics_file, self._metric, self._patience = metrics_file, metric, patience
 
-    def on_start(self, first: int, plan: Plan) -> None:
+    def on_train_begin(self, first_step: int, settings: LoopSettings) -> None:
         self._count()
 
-    def on_evaluation(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+    def on_evaluate(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         self._count()
 
     def _count(self) -> None:
-        values = [row[self._metric] for row in metrics_log.read(self._metrics) if self._metric in row]
+        values = [row[self._metric] for row in metrics_log.read(self._metrics_file) if self._metric in row]
         best = 0
         for index, value in enumerate(values):
             if better(self._metric, value, values[best]) or math.isnan(values[best]):
                 best = index
-        self.stop = bool(values) and len(values) - 1 - best >= self._evaluations
+        self.stop = bool(values) and len(values) - 1 - best >= self._patience

@@ -1,4 +1,7 @@
-"""A moving average of the weights, which is evaluated and kept as the final model (https://arxiv.org/abs/1803.05407)."""
+"""An exponential moving average (EMA) of the weights, which is evaluated and kept as the final model.
+
+As in https://arxiv.org/abs/1803.05407, with exponential weights.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +14,38 @@ import numpy as np
 import paddle
 
 from llmctl.errors import CheckpointError
-from llmctl.train.loop import Hook, Update
+from llmctl.train.callbacks.base import Callback, StepMetrics
 
 FILE = "average.safetensors"
 
 
-class Average(Hook):
-    """average = decay * average + (1 - decay) * weights after each update, of the parameters that move.
+class EMA(Callback):
+    """average = decay * average + (1 - decay) * weights after each step, for the trainable parameters.
 
     Args:
         parameters: Name -> parameter.
-        decay: Part of the average that is kept.
-        moved: Name -> what is averaged in the parameter's place, which is that rounded; None = the parameters.
+        decay: Weight of the old average.
+        masters: Name -> FP32 master weights, averaged instead of the parameters; None = the parameters.
     """
 
     def __init__(
-        self, parameters: Mapping[str, paddle.Tensor], decay: float, moved: Mapping[str, paddle.Tensor] | None = None
+        self, parameters: Mapping[str, paddle.Tensor], decay: float, masters: Mapping[str, paddle.Tensor] | None = None
     ) -> None:
         self._parameters = {name: p for name, p in parameters.items() if not p.stop_gradient}
         self._decay = decay
-        self._moved = {name: (moved or parameters)[name] for name in self._parameters}
-        self._average = {name: _wide(weight) for name, weight in self._moved.items()}
+        self._weights = {name: (masters or parameters)[name] for name in self._parameters}
+        self._average = {name: _fp32_copy(weight) for name, weight in self._weights.items()}
 
     @paddle.no_grad()
-    def on_update(self, update: Update) -> None:
-        for name, weight in self._moved.items():
-            self._average[name].scale_(self._decay).add_(_wide(weight) * (1 - self._decay))
+    def on_step_end(self, metrics: StepMetrics) -> None:
+        for name, weight in self._weights.items():
+            self._average[name].scale_(self._decay).add_(_fp32_copy(weight) * (1 - self._decay))
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The model has the averaged weights inside."""
+    def applied(self) -> Iterator[None]:
+        """Context in which the model has the averaged weights."""
         own = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-        self.keep()
+        self.copy_to_model()
         try:
             yield
         finally:
@@ -51,19 +54,19 @@ class Average(Hook):
                     parameter.set_value(own[name])
 
     @paddle.no_grad()
-    def keep(self) -> None:
-        """The model has the averaged weights from now on."""
+    def copy_to_model(self) -> None:
+        """Replaces the model's weights by the averaged ones."""
         for name, parameter in self._parameters.items():
             parameter.set_value(self._average[name].astype(parameter.dtype))
 
-    def write(self, folder: Path) -> None:
-        """Writes the average beside a checkpoint."""
+    def save(self, folder: Path) -> None:
+        """Writes the average into a checkpoint."""
         from safetensors.numpy import save_file
 
         save_file({name: np.ascontiguousarray(value.numpy()) for name, value in self._average.items()}, folder / FILE)
 
-    def read(self, folder: Path) -> None:
-        """Takes over the average of a checkpoint.
+    def load(self, folder: Path) -> None:
+        """Reads the average of a checkpoint.
 
         Raises:
             CheckpointError: It has none, one that is damaged, or one of other parameters.
@@ -72,12 +75,12 @@ class Average(Hook):
         from safetensors.numpy import load_file
 
         if not (folder / FILE).is_file():
-            raise CheckpointError(f"{folder} holds no averaged weights; it cannot be continued with train.ema_decay")
+            raise CheckpointError(f"{folder} holds no averaged weights; it cannot be resumed with train.ema_decay")
         try:
             stored: dict[str, Any] = load_file(folder / FILE)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"{folder / FILE} cannot be read: {error}; delete the checkpoint to continue from the one before"
+                f"{folder / FILE} cannot be read: {error}; delete the checkpoint to resume from the one before"
             ) from None
         if stored.keys() != self._average.keys():
             odd = sorted(stored.keys() ^ self._average.keys())
@@ -86,7 +89,7 @@ class Average(Hook):
             self._average[name] = paddle.to_tensor(value)
 
 
-def _wide(parameter: paddle.Tensor) -> paddle.Tensor:
-    """A copy; of a half type in float32, which small parts of it can be added to."""
+def _fp32_copy(parameter: paddle.Tensor) -> paddle.Tensor:
+    """A copy; in float32 where the parameter is in a half type, which could not hold the small changes of an average."""
     half = parameter.dtype in (paddle.float16, paddle.bfloat16)
     return parameter.detach().astype("float32") if half else parameter.detach().clone()

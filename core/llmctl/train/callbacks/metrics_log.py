@@ -1,8 +1,8 @@
-"""What a run leaves in writing: ``metrics.jsonl``, a JSON object per line, and the learning curve drawn from it.
+"""``metrics.jsonl``, a JSON object per line, and the learning curve drawn from it.
 
-Two kinds of lines: an update (``step, epoch, loss, lr, grad_norm, tokens, tokens_per_second, seconds``; tokens and speed
-are those since the line before; the peaks of ``memory``; a method may add means such as ``rewards/margins``) and an
-evaluation (``step, epoch, eval_loss, ...``). The screen is in ``display``.
+Two kinds of rows: a step (``step, epoch, loss, lr, grad_norm, tokens, tokens_per_second, seconds``; tokens and speed since
+the row before; the peaks of ``runtime.memory``; a method may add means such as ``rewards/margins``) and an evaluation
+(``step, epoch, eval_loss, ...``).
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from llmctl.io.atomic import explain_os_errors
 from llmctl.report.curve import draw
 from llmctl.report.folder import read_rows as read
 from llmctl.runtime import memory
-from llmctl.train.callbacks.scalar_writers import Scalars
-from llmctl.train.loop import Hook, Plan, Update
+from llmctl.train.callbacks.base import Callback, LoopSettings, StepMetrics
+from llmctl.train.callbacks.scalar_writers import ScalarWriter
 
 
-class Journal(Hook):
-    """Writes ``metrics.jsonl`` and ``curve.svg`` into a folder; continues what is there.
+class MetricsLogger(Callback):
+    """Writes ``metrics.jsonl`` and ``curve.svg`` into a folder; a resumed run appends to what is there.
 
     Args:
         folder: The output folder.
-        every: Updates between two lines; the first and the last always have one.
-        sinks: Get every line too.
+        every: Steps between two rows; the first and the last step always have one.
+        writers: Get every row too.
     """
 
-    def __init__(self, folder: Path, every: int, sinks: Sequence[Scalars] = ()) -> None:
-        self._sinks = sinks
+    def __init__(self, folder: Path, every: int, writers: Sequence[ScalarWriter] = ()) -> None:
+        self._writers = writers
         self.metrics, self.curve, self.every = folder / "metrics.jsonl", folder / "curve.svg", every
-        self._tokens, self._seconds, self._first, self._last = 0, 0.0, 0, 0
+        self._tokens, self._seconds, self._last = 0, 0.0, 0
 
-    def on_start(self, first: int, plan: Plan) -> None:
-        truncate(self.metrics, first - 1)
-        self._first, self._last = first, plan.steps
+    def on_train_begin(self, first_step: int, settings: LoopSettings) -> None:
+        truncate(self.metrics, first_step - 1)
+        self._last = settings.max_steps
 
-    def on_update(self, update: Update) -> None:
-        self._tokens += update.tokens
-        self._seconds += update.seconds
-        if update.step % self.every and update.step not in (1, self._last):
+    def on_step_end(self, metrics: StepMetrics) -> None:
+        self._tokens += metrics.tokens
+        self._seconds += metrics.seconds
+        if metrics.step % self.every and metrics.step not in (1, self._last):
             return
         row = {
-            "step": update.step,
-            "epoch": round(update.epoch, 4),
-            "loss": update.loss,
-            "lr": update.lr,
-            "grad_norm": update.grad_norm,
-            **update.means,
+            "step": metrics.step,
+            "epoch": round(metrics.epoch, 4),
+            "loss": metrics.loss,
+            "lr": metrics.lr,
+            "grad_norm": metrics.grad_norm,
+            **metrics.means,
             "tokens": self._tokens,
             "tokens_per_second": round(self._tokens / max(self._seconds, 1e-9), 1),
             "seconds": round(self._seconds, 3),
@@ -60,19 +60,19 @@ class Journal(Hook):
         self._tokens, self._seconds = 0, 0.0
         self._append(row)
 
-    def on_evaluation(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+    def on_evaluate(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         self._append({"step": step, "epoch": round(epoch, 4), **metrics})
 
     def on_save(self, step: int) -> None:
         self._draw()
 
-    def on_end(self) -> None:
+    def on_train_end(self) -> None:
         self._draw()
 
     def _append(self, row: dict[str, Any]) -> None:
         append(self.metrics, row)
-        for sink in self._sinks:
-            sink.line(row)
+        for writer in self._writers:
+            writer.write(row)
 
     def _draw(self) -> None:
         try:
@@ -82,7 +82,7 @@ class Journal(Hook):
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds a line to a file of JSON lines.
+    """Appends a row to a file of JSON lines.
 
     Raises:
         CheckpointError: It cannot be written.
@@ -92,7 +92,7 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drops the rows of later steps, which a resumed run writes again."""
+    """Removes the rows of later steps, which a resumed run repeats."""
     if not path.exists():
         return
     kept = [row for row in read(path) if row["step"] <= step]

@@ -1,122 +1,98 @@
-"""What a run shows: a progress bar with loss, learning rate, speed and time left on a terminal, plain lines elsewhere."""
+"""The progress of training: a bar with loss, learning rate, speed and time left, or plain lines."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from llmctl.report.wording import clock, format_metric
-from llmctl.train.loop import Hook, Plan, Update
+from llmctl.train.callbacks.base import Callback, LoopSettings, StepMetrics
 
 
-def display(every: int, plain: bool | None = None) -> Display:
-    """The hook that fits standard output.
+class Progress(Callback):
+    """Shows steps and evaluations."""
 
-    Args:
-        every: Updates between two plain lines, or lines of further means above the bar.
-        plain: Lines instead of a bar; None = unless standard output is a terminal.
-    """
-    plain = not sys.stdout.isatty() if plain is None else plain
-    return Lines(every) if plain else Bar(every)
+    _last = 0
 
+    def on_train_begin(self, first_step: int, settings: LoopSettings) -> None:
+        self._last, self._first, self._began = settings.max_steps, first_step, time.monotonic()
 
-class Display(Hook):
-    """Shows updates and evaluations."""
+    def on_evaluate(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+        self.print(f"step {step:>5}/{self._last}  epoch {epoch:.2f}  " + format_metrics(metrics))
 
-    _steps = 0
-
-    def on_start(self, first: int, plan: Plan) -> None:
-        self._steps, self._first, self._began = plan.steps, first, time.monotonic()
-
-    def on_evaluation(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
-        self.show(f"step {step:>5}/{self._steps}  epoch {epoch:.2f}  " + format_metrics(metrics))
-
-    def show(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Prints a line."""
         print(line, flush=True)
 
 
-class Lines(Display):
-    """A line for every so many updates.
+class ProgressLines(Progress):
+    """A line every ``every`` steps.
 
     Args:
-        every: Updates between two lines.
+        every: Steps between two lines.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
         self._tokens, self._seconds = 0, 0.0
 
-    def on_update(self, update: Update) -> None:
-        self._tokens += update.tokens
-        self._seconds += update.seconds
-        if update.step % self.every and update.step not in (1, self._steps):
+    def on_step_end(self, metrics: StepMetrics) -> None:
+        self._tokens += metrics.tokens
+        self._seconds += metrics.seconds
+        if metrics.step % self.every and metrics.step not in (1, self._last):
             return
         speed = self._tokens / max(self._seconds, 1e-9)
         self._tokens, self._seconds = 0, 0.0
-        spent = (time.monotonic() - self._began) / (update.step - self._first + 1)
-        left = clock(spent * (self._steps - update.step))
-        self.show(
-            f"step {update.step:>5}/{self._steps}  epoch {update.epoch:.2f}  loss {update.loss:.4f}  lr {update.lr:.2e}  "
-            f"grad norm {update.grad_norm:.2f}  {format_metrics(update.means)}{'  ' if update.means else ''}"
-            f"{speed:,.0f} tokens/s  {left} left"
+        spent = (time.monotonic() - self._began) / (metrics.step - self._first + 1)
+        left = clock(spent * (self._last - metrics.step))
+        self.print(
+            f"step {metrics.step:>5}/{self._last}  epoch {metrics.epoch:.2f}  loss {metrics.loss:.4f}  "
+            f"lr {metrics.lr:.2e}  grad norm {metrics.grad_norm:.2f}  {format_metrics(metrics.means)}"
+            f"{'  ' if metrics.means else ''}{speed:,.0f} tokens/s  {left} left"
         )
 
 
-class Bar(Display):
+class ProgressBar(Progress):
     """A bar that is redrawn in place, with evaluations and further means printed above it.
 
     Args:
-        every: Updates between two lines of means.
+        every: Steps between two lines of means.
     """
 
     def __init__(self, every: int = 10) -> None:
         self.every = every
 
-    def on_start(self, first: int, plan: Plan) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def on_train_begin(self, first_step: int, settings: LoopSettings) -> None:
+        from rich import progress
 
-        super().on_start(first, plan)
+        super().on_train_begin(first_step, settings)
         self._speed = 0.0
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
+        self._bar = progress.Progress(
+            progress.TextColumn("training"),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[state]}"),
+            progress.TimeRemainingColumn(),
         )
-        self._task = self._bar.add_task("training", total=plan.steps, completed=first - 1, state="")
+        self._task = self._bar.add_task("training", total=settings.max_steps, completed=first_step - 1, state="")
         self._bar.start()
 
-    def on_update(self, update: Update) -> None:
-        speed = update.tokens / max(update.seconds, 1e-9)
+    def on_step_end(self, metrics: StepMetrics) -> None:
+        speed = metrics.tokens / max(metrics.seconds, 1e-9)
         self._speed = 0.9 * self._speed + 0.1 * speed if self._speed else speed
-        state = f"loss {update.loss:.4f}  lr {update.lr:.2e}  {self._speed:,.0f} tokens/s"
-        self._bar.update(self._task, completed=update.step, state=state)
-        if update.means and (update.step % self.every == 0 or update.step in (1, self._steps)):
-            self.show(f"step {update.step:>5}/{self._steps}  loss {update.loss:.4f}  {format_metrics(update.means)}")
+        state = f"loss {metrics.loss:.4f}  lr {metrics.lr:.2e}  {self._speed:,.0f} tokens/s"
+        self._bar.update(self._task, completed=metrics.step, state=state)
+        if metrics.means and (metrics.step % self.every == 0 or metrics.step in (1, self._last)):
+            self.print(f"step {metrics.step:>5}/{self._last}  loss {metrics.loss:.4f}  {format_metrics(metrics.means)}")
 
-    def show(self, line: str) -> None:
+    def print(self, line: str) -> None:
         self._bar.console.print(line, markup=False, highlight=False)
 
-    def on_end(self) -> None:
+    def on_train_end(self) -> None:
         self._bar.stop()
 
 
-def format_metrics(metrics: Mapping[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, Any]) -> str:
     """Metrics on one line; parts of a whole as percentages."""
     return "  ".join(f"{name.replace('_', ' ')} {format_metric(name, value)}" for name, value in metrics.items())
-
-
-def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Prints a table, fitted to the terminal or to 100 columns."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console: Any = Console(width=None if sys.stdout.isatty() else 100)
-    grid = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        grid.add_row(*row)
-    console.print(grid, markup=False)

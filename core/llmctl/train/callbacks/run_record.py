@@ -1,4 +1,4 @@
-"""How a run stands, kept in ``run.json`` and ``report.html`` from its first update to whatever ends it."""
+"""The state of a run, kept in ``run.json`` and ``report.html`` from its first step until it ends."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from llmctl.checkpoint import atomic_file
 from llmctl.errors import LlmctlError
 from llmctl.report.write import NAME, write
 from llmctl.runtime import memory
-from llmctl.train.loop import Hook, Interrupted, Plan
+from llmctl.train.callbacks.base import Callback, LoopSettings
 
 ENDS = ("after", "best", "steps", "seconds", "test", "next")
-"""What only a run that ended has."""
+"""Keys of ``run.json`` that only a finished run has."""
 
 
-class Record(Hook):
+class RunRecord(Callback):
     """Writes both files at each checkpoint, and when the block that it guards is entered and left.
 
     Args:
         folder: The output folder.
-        info: Content of ``run.json``, which the run goes on filling.
+        info: Content of ``run.json``, which the run keeps filling.
     """
 
     def __init__(self, folder: Path, info: dict[str, Any]) -> None:
         self._folder, self._info = folder, info
 
-    def __enter__(self) -> Record:
+    def __enter__(self) -> RunRecord:
         for key in ENDS:
             self._info.pop(key, None)
         self._info["outcome"] = {"state": "running"}
@@ -42,7 +42,7 @@ class Record(Hook):
             self._outcome("finished")
             self._write()
             return
-        if isinstance(error, Interrupted | KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt):
             self._outcome("interrupted")
         else:
             self._outcome(
@@ -53,8 +53,8 @@ class Record(Hook):
         except (LlmctlError, OSError) as second:
             warnings.warn(f"the report could not be written: {second}", UserWarning, stacklevel=2)
 
-    def on_start(self, first: int, plan: Plan) -> None:
-        self._info["outcome"]["steps_planned"] = plan.steps
+    def on_train_begin(self, first_step: int, settings: LoopSettings) -> None:
+        self._info["outcome"]["steps_planned"] = settings.max_steps
         self._write()
 
     def on_save(self, step: int) -> None:

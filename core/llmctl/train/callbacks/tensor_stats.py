@@ -7,33 +7,33 @@ from pathlib import Path
 
 import paddle
 
+from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.callbacks.metrics_log import append, truncate
-from llmctl.train.loop import Hook, Plan
 
 FILE = "statistics.jsonl"
 
 
-class Statistics(Hook):
-    """Writes a line to ``statistics.jsonl`` for every so many updates, before the weights move.
+class TensorStats(Callback):
+    """Appends a line to ``statistics.jsonl`` every ``every`` steps, before the optimizer step.
 
-    A line has ``step`` and ``tensors``: for each, the L2 norms of weight and gradient and the gradient's largest entry.
+    A line has ``step`` and ``tensors``: for each, the L2 norms of weight and gradient and the largest absolute gradient.
     Gradients are those of the mean loss, clipped.
 
     Args:
         folder: The output folder.
-        parameters: Name -> parameter; those that do not move are left out.
-        every: Updates between two lines.
+        parameters: Name -> parameter; frozen ones are left out.
+        every: Steps between two lines.
     """
 
     def __init__(self, folder: Path, parameters: Mapping[str, paddle.Tensor], every: int) -> None:
         self._file, self._every = folder / FILE, every
         self._parameters = {name: p for name, p in parameters.items() if not p.stop_gradient}
 
-    def on_start(self, first: int, plan: Plan) -> None:
-        truncate(self._file, first - 1)
+    def on_train_begin(self, first_step: int, settings: LoopSettings) -> None:
+        truncate(self._file, first_step - 1)
 
     @paddle.no_grad()
-    def on_gradients(self, step: int) -> None:
+    def on_pre_optimizer_step(self, step: int) -> None:
         if step % self._every:
             return
         rows = {name: _row(p, p.grad) for name, p in self._parameters.items() if p.grad is not None}

@@ -1,4 +1,4 @@
-"""What a run asks of a training method: its data, its model, and what is particular to it."""
+"""What a run asks of a training method: its data, its model, and what only this method does."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmctl.jobs.job import CheckedJob
+from llmctl.train.console import Console
 from llmctl.train.task import Task
 from llmctl.train.trainable import base
-from llmctl.train.trainable.base import Subject
+from llmctl.train.trainable.base import Trainable
 
 
 class RunData(Protocol):
-    """What a run trains and is measured on."""
+    """What a run is trained and evaluated on."""
 
     task: Task
     held_out: str
@@ -32,13 +33,13 @@ class Method:
     """A training method.
 
     Attributes:
-        prepare: Makes the data of a job.
-        load: Loads the model of a job, and the checkpoint to continue, if any.
-        bind: (job, data, trainable): gives the data what it needs of the model, before the first loss.
-        finish: (model, data): measures the final model once, for ``run.json``.
+        prepare: (job, console): makes the data.
+        load: (job, checkpoint to resume from or None): loads the trainable model.
+        bind: (job, data, trainable, console): gives the data what it needs of the model, before the first loss.
+        finish: (model, data, console): evaluates the final model once more, for ``run.json``.
     """
 
-    prepare: Callable[[Any], RunData]
-    load: Callable[[CheckedJob[Any], Path | None], Subject] = base.load
-    bind: Callable[[Any, Any, Subject], Any] = _nothing
-    finish: Callable[[Any, Any], Mapping[str, Any]] = _nothing
+    prepare: Callable[[Any, Console], RunData]
+    load: Callable[[CheckedJob[Any], Path | None], Trainable] = base.load
+    bind: Callable[[Any, Any, Trainable, Console], Any] = _nothing
+    finish: Callable[[Any, Any, Console], Mapping[str, Any]] = _nothing

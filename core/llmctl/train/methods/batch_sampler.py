@@ -1,4 +1,4 @@
-"""The order of rows over epochs and their division into updates and forward passes, whatever the rows are."""
+"""The order of rows over epochs, and their batches of each step."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from llmctl.train.task import Batch
 Collate = Callable[[Sequence[Any]], Mapping[str, np.ndarray]]
 
 
-class Batches:
-    """Rows in updates. Each has ``input_ids`` and ``source``.
+class BatchSampler:
+    """Batches of rows; each row has ``input_ids`` and ``source``.
 
     Args:
         rows: All rows to train on.
         collate: Rows -> arrays.
-        identity: Whole numbers that tell a row from others.
+        identity: Integers that identify the content of a row.
         batch_size: Rows of a forward pass.
-        grad_accumulation: Forward passes of an update.
-        seed: Of the order of rows.
-        shuffle: Whether each epoch has an order of its own.
+        grad_accumulation: Forward passes of a step.
+        seed: Of the shuffling.
+        shuffle: Whether each epoch is shuffled.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Batches:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the rows and of how they are divided into updates."""
+        """Hash of the rows and of their division into steps."""
         digest = hashlib.sha256(repr((self._batch_size, self._rows_per_step, self._shuffle)).encode())
         for row in self.rows:
             digest.update(np.asarray(self._identity(row), np.int64).tobytes())
         return digest.hexdigest()[:32]
 
-    def of_step(self, step: int) -> list[Batch]:
-        """The rows of update ``step`` (from 1); the last update of an epoch may have fewer."""
+    def micro_batches(self, step: int) -> list[Batch]:
+        """The batches of a step, from 1; the last step of an epoch may have fewer rows."""
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         chosen = self._epoch_order(epoch)[index * self._rows_per_step : (index + 1) * self._rows_per_step]
         rows = sorted((self.rows[i] for i in chosen), key=lambda row: len(row.input_ids))
@@ -71,6 +71,6 @@ class Batches:
 
 
 def by_length(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """Rows in groups of a size, those of like length together, which need less padding."""
+    """Rows in groups of a size, sorted by length for less padding."""
     ordered = sorted(rows, key=lambda row: len(row.input_ids))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]

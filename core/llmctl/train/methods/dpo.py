@@ -1,4 +1,4 @@
-"""Direct preference optimisation: encoded pairs, and what the model is measured against."""
+"""Direct preference optimisation (DPO): encoded pairs, and the reference model."""
 
 from __future__ import annotations
 
@@ -14,83 +14,84 @@ from llmctl.data.preference.examples import Preference
 from llmctl.errors import ConfigError, DataError
 from llmctl.jobs.dpo import DpoJob
 from llmctl.nn.dropout import disable_dropout
+from llmctl.train.console import STDOUT, Console
 from llmctl.train.methods import dpo_reference
 from llmctl.train.methods.base import Method
 from llmctl.train.methods.dpo_loss import LOSSES, Ratios
 from llmctl.train.methods.dpo_task import DpoTask, Reference
-from llmctl.train.methods.examples import ExamplesData, answers_of, sampling_of
-from llmctl.train.trainable.base import Subject
+from llmctl.train.methods.examples import ExamplesData, generator_of, sampling_of
+from llmctl.train.trainable.base import Trainable
 
 
-def prepare(job: DpoJob) -> ExamplesData:
-    """Encodes a job's preferences and prints what was cut or dropped.
+def prepare(job: DpoJob, console: Console = STDOUT) -> ExamplesData:
+    """Encodes the job's pairs and prints how many were cut or dropped.
 
     Raises:
-        DataError: Of no pair is a difference left.
+        DataError: In no pair is a difference between the answers left.
     """
     settings = job.config.data
     encoder = PairEncoder(job.tokenizer, settings.max_prompt_length, settings.max_length)
-    rows = _rows(job, _encode(encoder, job.train, "train"), settings.shuffle)
-    dev = _rows(job, _encode(encoder, job.dev, "dev"), False) if job.dev else []
+    rows = _rows(job, _encode(encoder, job.train, "train", console), settings.shuffle, console)
+    dev = _rows(job, _encode(encoder, job.dev, "dev", console), False, console) if job.dev else []
     collate = partial(pair_rows.collate, pad_id=job.tokenizer.pad_id, multiple=settings.pad_to_multiple_of)
     task = DpoTask(rows, dev, collate, loss_of(job.config.dpo), job.config.dpo.beta, **sampling_of(job))
     shown = job.dev[: job.config.output.samples]
-    return ExamplesData(task, answers_of(job, encoder), f"{len(job.dev)} held-out pairs", shown, _chosen)
+    return ExamplesData(task, generator_of(job, encoder), f"{len(job.dev)} held-out pairs", shown, _chosen)
 
 
-def bind(job: DpoJob, data: ExamplesData, trained: Subject) -> None:
-    """Gives the task the reference, which may be the model's own layers; neither has dropout."""
-    disable_dropout(trained.model)
-    data.task.reference = reference(job, trained, data.task)
+def bind(job: DpoJob, data: ExamplesData, trainable: Trainable, console: Console = STDOUT) -> None:
+    """Gives the task its reference. Dropout is switched off, since log-probabilities are compared."""
+    disable_dropout(trainable.model)
+    data.task.reference = reference(job, trainable, data.task, console)
 
 
 METHOD = Method(prepare, bind=bind)
 
 
-def reference(job: DpoJob, trained: Subject, task: DpoTask) -> Reference:
-    """What the job's model is measured against.
+def reference(job: DpoJob, trainable: Trainable, task: DpoTask, console: Console = STDOUT) -> Reference:
+    """The reference that the configuration asks for.
 
     Raises:
-        ConfigError: The way to train keeps no model as it was.
+        ConfigError: The training method cannot give the model as it was before training.
     """
     settings = job.config.dpo
     if settings.reference_free:
-        return dpo_reference.Free()
-    if trained.reference is None:
+        return dpo_reference.ReferenceFree()
+    if trainable.reference is None:
         raise ConfigError(
             f"method.name={job.config.method.name} keeps no reference model; choose another, or set "
             "dpo.reference_free=true"
         )
     if not settings.precompute_reference:
-        return dpo_reference.Live(trained.reference())
+        return dpo_reference.ReferenceModel(trainable.reference())
     key = dpo_reference.key_of(job.model.weights, task, job.config.model.dtype, job.config.method.base)
-    return dpo_reference.Precomputed(job.output / dpo_reference.FILE, key, task, trained.reference)
+    return dpo_reference.PrecomputedLogProbs(job.output / dpo_reference.FILE, key, task, trainable.reference, console)
 
 
 def loss_of(settings: DpoLossConfig) -> Callable[[Ratios], Any]:
-    """The loss of pairs that a configuration asks for."""
+    """The loss that a configuration asks for."""
     smoothing = {"smoothing": settings.label_smoothing} if settings.label_smoothing else {}
     return partial(LOSSES[settings.loss], beta=settings.beta, **smoothing)
 
 
-def _encode(encoder: PairEncoder, rows: Sequence[Preference], split: str) -> list[Pair]:
+def _encode(encoder: PairEncoder, rows: Sequence[Preference], split: str, console: Console) -> list[Pair]:
     pairs, counts = encoder.encode_all(rows)
     if not pairs:
         raise DataError(
             f"of none of the {counts.pairs} {split} pairs is a difference between the answers left within "
             f"data.max_length={encoder.max_length}; raise it, or lower data.max_prompt_length"
         )
-    print(_summary(split, counts), flush=True)
+    console.print(_summary(split, counts))
     return pairs
 
 
-def _rows(job: DpoJob, pairs: Sequence[Pair], mixed: bool) -> list[pair_rows.PairRow]:
+def _rows(job: DpoJob, pairs: Sequence[Pair], shuffle: bool, console: Console) -> list[pair_rows.PairRow]:
     settings = job.config.data
-    pairs = packing.shuffled(pairs, settings.packing, mixed, job.config.train.seed)
+    pairs = packing.shuffled(pairs, settings.packing, shuffle, job.config.train.seed)
     capacity = settings.packed_length or settings.max_length
     rows = pair_rows.rows_of(pairs, settings.packing, capacity, job.model.dims.get("window"))
     if settings.packing != "none":
-        print(packing.fill_summary(len(pairs), "pairs", rows, capacity), flush=True)
+        console.print(packing.fill_summary(len(pairs), "pairs", rows, capacity))
     return rows
 
 

@@ -16,13 +16,13 @@ from paddle.nn import functional as F
 
 @dataclass(frozen=True)
 class Ratios:
-    """Log-probabilities under the model minus those under the reference, of P pairs, and tokens of the answers.
+    """Log-ratios (log-probabilities under the model minus those under the reference) of P pairs, and token counts.
 
     Attributes:
-        chosen_P: Of the better answers.
-        rejected_P: Of the others.
-        chosen_tokens_P: Tokens of the better answers.
-        rejected_tokens_P: Tokens of the others.
+        chosen_P: Of the chosen answers.
+        rejected_P: Of the rejected answers.
+        chosen_tokens_P: Tokens of the chosen answers.
+        rejected_tokens_P: Tokens of the rejected answers.
     """
 
     chosen_P: Any
@@ -32,19 +32,19 @@ class Ratios:
 
 
 def sigmoid(ratios: Ratios, beta: float, smoothing: float = 0.0) -> Any:
-    """https://arxiv.org/abs/2305.18290, eq. 7; smoothing takes a part of the pairs to be labelled the wrong way round."""
+    """https://arxiv.org/abs/2305.18290, eq. 7; label smoothing is the probability that a label is swapped."""
     margin_P = beta * (ratios.chosen_P - ratios.rejected_P)
     loss_P = -(1 - smoothing) * F.log_sigmoid(margin_P)
     return loss_P - smoothing * F.log_sigmoid(-margin_P) if smoothing else loss_P
 
 
 def hinge(ratios: Ratios, beta: float) -> Any:
-    """https://arxiv.org/abs/2305.10425, with ratios for likelihoods."""
+    """https://arxiv.org/abs/2305.10425, with log-ratios instead of log-likelihoods."""
     return F.relu(1 - beta * (ratios.chosen_P - ratios.rejected_P))
 
 
 def ipo(ratios: Ratios, beta: float) -> Any:
-    """https://arxiv.org/abs/2310.12036, eq. 17, of means over tokens; beta is tau there."""
+    """https://arxiv.org/abs/2310.12036, eq. 17, with log-ratios averaged over tokens; beta is tau there."""
     margin_P = ratios.chosen_P / ratios.chosen_tokens_P - ratios.rejected_P / ratios.rejected_tokens_P
     return (margin_P - 1 / (2 * beta)) ** 2
 
@@ -52,7 +52,7 @@ def ipo(ratios: Ratios, beta: float) -> Any:
 def kto_pair(ratios: Ratios, beta: float) -> Any:
     """https://arxiv.org/abs/2402.01306, eq. 7, with the divergence estimated from the pairs of the same forward pass.
 
-    Each half is measured against the divergence of the other half; the mean of both is a pair's loss.
+    The chosen answers are compared with the divergence of the rejected ones and vice versa; a pair's loss is the mean.
     """
     chosen, rejected = ratios.chosen_P.mean().clip(min=0), ratios.rejected_P.mean().clip(min=0)
     better_P = 1 - F.sigmoid(beta * (ratios.chosen_P - rejected))
@@ -60,7 +60,7 @@ def kto_pair(ratios: Ratios, beta: float) -> Any:
 
 
 def sppo_hard(ratios: Ratios, beta: float) -> Any:
-    """https://arxiv.org/abs/2405.00675, eq. 4.7, where the better answer wins for certain."""
+    """https://arxiv.org/abs/2405.00675, eq. 4.7, with a win probability of 1 for the chosen answer."""
     return (ratios.chosen_P - 0.5 / beta) ** 2 + (ratios.rejected_P + 0.5 / beta) ** 2
 
 
@@ -78,17 +78,17 @@ LOSSES: Mapping[str, Callable[..., Any]] = {
     "sppo_hard": sppo_hard,
     "nca_pair": nca_pair,
 }
-"""(ratios, beta) -> loss of each pair, by the value of ``dpo.loss``; ``sigmoid`` takes the smoothing too."""
+"""(ratios, beta) -> loss of each pair, by the value of ``dpo.loss``; ``sigmoid`` also takes the label smoothing."""
 
 
 def sums(chosen_P: Any, rejected_P: Any, ratios: Ratios, beta: float) -> dict[str, Any]:
-    """Sums over pairs of what a run reports of them beside the loss.
+    """Sums over pairs of the metrics that a run reports besides the loss.
 
     Args:
-        chosen_P: Log-probabilities of the better answers under the model.
-        rejected_P: Those of the others.
+        chosen_P: Log-probabilities of the chosen answers under the model.
+        rejected_P: Those of the rejected answers.
         ratios: The ratios.
-        beta: Rewards are so many times the ratios.
+        beta: A reward is beta times the log-ratio.
     """
     chosen_reward_P, rejected_reward_P = beta * ratios.chosen_P.detach(), beta * ratios.rejected_P.detach()
     right_P = (chosen_reward_P > rejected_reward_P).astype(chosen_reward_P.dtype)

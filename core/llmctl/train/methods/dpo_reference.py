@@ -1,6 +1,4 @@
-"""What a model in preference optimisation is measured against: another model beside it, log-probabilities that such a
-model gave before training, or nothing.
-"""
+"""References of preference optimisation: a frozen model, its precomputed log-probabilities, or none."""
 
 from __future__ import annotations
 
@@ -17,63 +15,65 @@ import paddle
 
 from llmctl.checkpoint import WeightFolder, atomic_file
 from llmctl.nn.dropout import disable_dropout
+from llmctl.train.console import STDOUT, Console
 from llmctl.train.methods.batch_sampler import by_length
 from llmctl.train.methods.dpo_task import DpoTask, answer_log_probs, identity
-from llmctl.train.trainable.base import Reference as Making
+from llmctl.train.trainable.base import Reference as BuildReference
 
 Arrays = Mapping[str, np.ndarray]
 
 FILE = "reference.npz"
-"""What ``dpo.precompute_reference`` keeps in the output folder."""
+"""The file of ``dpo.precompute_reference`` in the output folder."""
 
 
-class Live:
-    """A model that is asked for every batch.
+class ReferenceModel:
+    """A frozen model that computes the log-probabilities of every batch.
 
     Args:
-        opened: Opens a context that gives the model.
+        opened: Opens a context with the model.
     """
 
     def __init__(self, opened: Callable[[], AbstractContextManager[Any]]) -> None:
         self._opened = opened
-        self._quiet = False
+        self._dropout_off = False
 
     @paddle.no_grad()
     def __call__(self, arrays: Arrays, training: bool) -> paddle.Tensor:
         with self._opened() as model:
             if model.training != training:
                 (model.train if training else model.eval)()
-            if not self._quiet:
+            if not self._dropout_off:
                 disable_dropout(model)
-                self._quiet = True
+                self._dropout_off = True
             return answer_log_probs(model, arrays).detach()
 
 
-class Free:
-    """The same log-probability, 0, for all answers."""
+class ReferenceFree:
+    """No reference: all log-probabilities are 0."""
 
     def __call__(self, arrays: Arrays, training: bool) -> float:
         return 0.0
 
 
-class Precomputed:
-    """Log-probabilities of all pairs, from a file, or computed at the first use and kept in that file.
+class PrecomputedLogProbs:
+    """Log-probabilities of all pairs, read from a file, or computed at the first use and saved there.
 
     Args:
-        file: The file; its content counts if it belongs to the same pairs and weights.
-        key: Tells which pairs and weights.
-        task: Whose pairs they are.
-        making: Makes the model, which is let go of afterwards.
+        file: The file; it is used if it has the same key.
+        key: Identifies the pairs and the weights.
+        task: The task with the pairs.
+        build: Loads the reference model, which is freed afterwards.
+        console: Where the run prints.
     """
 
-    def __init__(self, file: Path, key: str, task: DpoTask, making: Making) -> None:
-        self._file, self._key, self._task, self._making = file, key, task, making
+    def __init__(self, file: Path, key: str, task: DpoTask, build: BuildReference, console: Console = STDOUT) -> None:
+        self._file, self._key, self._task, self._build, self._console = file, key, task, build, console
         self._tables: dict[bool, np.ndarray] | None = None
 
     def __call__(self, arrays: Arrays, training: bool) -> paddle.Tensor:
         if self._tables is None:
             self._tables = self._read() or self._compute()
-        # Rows are trained on in training and evaluated on in evaluation alone, and each split has numbers of its own.
+        # The training rows are used only in training and the dev rows only in evaluation; pairs are numbered per split.
         return paddle.to_tensor(self._tables[training][arrays["pair"]].reshape(-1))
 
     def _read(self) -> dict[bool, np.ndarray] | None:
@@ -87,26 +87,26 @@ class Precomputed:
 
     def _compute(self) -> dict[bool, np.ndarray]:
         begun = time.monotonic()
-        live = Live(self._making())
+        reference = ReferenceModel(self._build())
         task, tables = self._task, {}
         for training, rows in ((True, task.train), (False, task.dev)):
             count = sum(len(row.numbers) for row in rows)
             found: list[tuple[np.ndarray, np.ndarray]] = []
             for group in by_length(rows, task.eval_batch_size):
                 arrays = task.collate(group)
-                found.append((arrays["pair"], live(arrays, training).numpy().reshape(-1, 2)))
+                found.append((arrays["pair"], reference(arrays, training).numpy().reshape(-1, 2)))
             tables[training] = np.zeros((count, 2), found[0][1].dtype if found else np.float32)
             for numbers, values in found:
                 tables[training][numbers] = values
         with atomic_file(self._file) as file, file.open("wb") as stream:
             np.savez(stream, key=self._key, train=tables[True], dev=tables[False])
         pairs = len(tables[True]) + len(tables[False])
-        print(f"reference: {pairs} pairs in {time.monotonic() - begun:.1f} s, kept in {self._file}", flush=True)
+        self._console.print(f"reference: {pairs} pairs in {time.monotonic() - begun:.1f} s, saved to {self._file}")
         return tables
 
 
 def key_of(weights: WeightFolder, task: DpoTask, *settings: str) -> str:
-    """Hash of a checkpoint's weights, of all pairs, and of settings that say how the model computes."""
+    """Hash of the weights of a checkpoint, of all pairs, and of settings that change log-probabilities."""
     digest = hashlib.sha256(repr(settings).encode())
     for rows in (task.train, task.dev):
         for row in rows:

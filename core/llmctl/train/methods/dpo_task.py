@@ -1,4 +1,4 @@
-"""Preference optimisation as a task of the loop: log-probabilities of answers, the loss on pairs, metrics."""
+"""The task of preference optimisation: log-probabilities of answers, the loss of pairs, metrics."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from llmctl.train.task import Batch, Loss
 
 
 class Reference(Protocol):
-    """What the model is measured against."""
+    """The reference that log-probabilities of the model are compared with."""
 
     def __call__(self, arrays: Mapping[str, np.ndarray], training: bool) -> Any:
-        """Log-probabilities of the answers of a batch [2P], chosen and rejected in turn; a constant for gradients.
+        """Log-probabilities of the answers of a batch [2P], chosen and rejected in turn, without gradients.
 
         Args:
             arrays: The batch.
-            training: Whether the model is in training, where some families compute positions in another way.
+            training: Whether the model is in training mode, in which some families compute positions differently.
         """
 
 
@@ -39,20 +39,20 @@ def answer_log_probs(model: Any, arrays: Mapping[str, np.ndarray]) -> paddle.Ten
 
 
 class DpoTask(ExamplesTask):
-    """Updates and loss of preference optimisation.
+    """Batches and loss of preference optimisation.
 
     Args:
         train: Rows to train on.
         dev: Rows to evaluate on; may be empty.
         collate: Rows -> arrays, as ``data.preference.rows`` does.
         loss: Ratios -> loss of each pair.
-        beta: Rewards are this multiple of the ratios.
+        beta: A reward is beta times the log-ratio.
         batch_size: Rows of a forward pass.
-        grad_accumulation: Forward passes of an update.
+        grad_accumulation: Forward passes of a step.
         **sampling: Further arguments of an ``ExamplesTask``.
 
     Attributes:
-        reference: What the model is measured against; set before the first loss.
+        reference: The reference; set before the first loss.
     """
 
     reference: Reference
@@ -72,7 +72,7 @@ class DpoTask(ExamplesTask):
         self._loss, self._beta = loss, beta
 
     def loss(self, model: Any, batch: Batch) -> Loss:
-        """Sum of the losses of all pairs, their number, and sums of what is reported beside it.
+        """Sum of the losses of all pairs, their number, and sums of the metrics of ``dpo_loss.sums``.
 
         An auxiliary loss of the model counts per pair.
         """
@@ -83,7 +83,7 @@ class DpoTask(ExamplesTask):
 
     @paddle.no_grad()
     def evaluate(self, model: Any) -> dict[str, float]:
-        """Mean over the pairs to evaluate on of the loss and of what is reported beside it."""
+        """Means of the loss and of the metrics over the dev pairs."""
         totals: dict[str, float] = {}
         count = 0
         for rows in by_length(self.dev, self.eval_batch_size):
@@ -94,8 +94,8 @@ class DpoTask(ExamplesTask):
         return {name: total / count for name, total in totals.items()}
 
     def _pairs(self, model: Any, arrays: Mapping[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:
-        """Losses of the pairs of a batch, and sums over them."""
-        # The reference comes first: it may be the same layers, which keep what an auxiliary loss is made of.
+        """Losses of the pairs of a batch, and sums of their metrics."""
+        # The reference goes first: it may be the same layers, which keep the router scores of an auxiliary loss.
         reference_A = self.reference(arrays, model.training)
         log_prob_A = answer_log_probs(model, arrays)
         ratio_P2 = (log_prob_A - reference_A).reshape([-1, 2])
@@ -107,6 +107,6 @@ class DpoTask(ExamplesTask):
 
 
 def identity(row: PairRow) -> list[int]:
-    """Whole numbers that tell a row of pairs from others."""
+    """Integers that identify the content of a row of pairs."""
     lengths = [len(row.input_ids), len(row.token)]
     return [*lengths, *row.input_ids, *row.packed.position_ids, *row.packed.ends, *row.column, *row.token, *row.answer]

@@ -1,4 +1,4 @@
-"""Answers generated to held-out questions, from prompts as in training."""
+"""Generating answers to held-out examples, from prompts as in training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmctl.tokenizers import Tokenizer
 
 
 class Prompts(Protocol):
-    """Makes prompts of examples."""
+    """Encodes prompts of examples."""
 
     tokenizer: Tokenizer
 
@@ -19,14 +19,14 @@ class Prompts(Protocol):
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Generates answers to the last question of examples, greedily.
+class EvalGenerator:
+    """Generates answers to the last prompt of examples, greedily.
 
     Attributes:
-        encoder: Makes prompts as in training.
+        encoder: Encodes prompts as in training.
         batch_size: Prompts of a forward pass.
         max_new_tokens: Longest answer, in tokens.
-        max_positions: The model's, so that prompt and answer fit.
+        max_positions: Positions of the model, which prompt and answer must fit into; 0 = no limit.
     """
 
     encoder: Prompts
@@ -35,7 +35,7 @@ class Answers:
     max_positions: int
 
     def __call__(self, model: Any, examples: Sequence[Any]) -> list[str]:
-        """The answers' texts, in order; empty where there is no prompt, or it leaves no position for an answer."""
+        """The answers in order; empty where the prompt is empty, or leaves no position for an answer."""
         from llmctl.infer.eager.generate import generate
         from llmctl.infer.sampling import SamplingParams
 
@@ -54,7 +54,7 @@ class Answers:
         return answers
 
     def _room(self, model: Any, prompt: Sequence[int]) -> int:
-        """Tokens that an answer to a prompt may have; below 1 if there can be none."""
+        """Longest answer to a prompt, in tokens; below 1 = none fits."""
         if not prompt or not self.max_positions:
             return self.max_new_tokens if prompt else 0
         return min(self.max_new_tokens, self.max_positions - getattr(model, "virtual_tokens", 0) - len(prompt))

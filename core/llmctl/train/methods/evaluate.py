@@ -1,7 +1,7 @@
-"""Metrics on held-out rows: loss and accuracy of the next token with the answer given, and exact answers by generation.
+"""Metrics on held-out rows: loss and accuracy of the next token (teacher forcing), and exact match of generated answers.
 
-A row has ``input_ids`` and ``labels`` of equal length; ``labels[t]`` is what position t must predict, -100 where nothing
-is asked.
+A row has ``input_ids`` and ``labels`` of equal length; ``labels[t]`` is the token that position t predicts, -100 = no
+label.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NO_LABEL = -100
 def label_logits(model: Any, arrays: Mapping[str, np.ndarray]) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Logits [N, V] at the N positions that have a label, and these labels [N].
 
-    Rows are padded on the right, where no real position looks under a causal mask: the model gets no mask. Rows of
+    Rows are padded on the right, which a causal mask hides from real positions: the model gets no mask. Rows of
     packed documents come with ``position_ids`` and ``document_end``. The head is computed at N positions only.
     """
     where = np.flatnonzero(arrays["labels"] != NO_LABEL)
@@ -31,7 +31,7 @@ def label_logits(model: Any, arrays: Mapping[str, np.ndarray]) -> tuple[paddle.T
 
 
 def hidden_states(model: Any, arrays: Mapping[str, np.ndarray]) -> paddle.Tensor:
-    """Hidden states [B, T, D] of a batch as it is collated, packed or not."""
+    """Hidden states [B, T, D] of a collated batch, packed or not."""
     ids = paddle.to_tensor(arrays["input_ids"])
     if "document_end" not in arrays:
         return model.hidden_states(ids)
@@ -41,7 +41,7 @@ def hidden_states(model: Any, arrays: Mapping[str, np.ndarray]) -> paddle.Tensor
 
 @paddle.no_grad()
 def token_metrics(model: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """``eval_loss`` (mean over labels, nats), ``perplexity`` and ``accuracy`` (labels that are the most likely token)."""
+    """``eval_loss`` (mean over labels, nats), ``perplexity`` and ``accuracy`` (labels that are the most probable token)."""
     loss, right, count = 0.0, 0, 0
     for arrays in batches:
         logits_NV, labels_N = label_logits(model, arrays)
@@ -54,7 +54,7 @@ def token_metrics(model: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> di
 
 def exact_match(answer: Callable[[Any, Sequence[Any]], Sequence[str]], model: Any, examples: Sequence[Any],
                 expected: Sequence[str]) -> float:  # fmt: skip
-    """Part of the examples whose generated answer is the expected text, apart from white space around it."""
+    """Fraction of the examples whose generated answer equals the expected text, up to surrounding white space."""
     answers = answer(model, examples)
-    right = sum(given.strip() == wanted.strip() for given, wanted in zip(answers, expected, strict=True))
+    right = sum(answer.strip() == text.strip() for answer, text in zip(answers, expected, strict=True))
     return right / len(expected)

@@ -1,4 +1,4 @@
-"""What training on examples shares, supervised or on pairs: updates of rows, and held-out examples to show."""
+"""What training on examples and on pairs share: batches of rows, and held-out examples to show."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmctl.train.methods.batch_sampler import Batches, Collate
-from llmctl.train.methods.eval_generate import Answers
+from llmctl.train.methods.batch_sampler import BatchSampler, Collate
+from llmctl.train.methods.eval_generate import EvalGenerator
 from llmctl.train.task import Batch, Task
 
 
 class ExamplesTask:
-    """Updates of encoded rows; what is left to a method is the loss and the evaluation.
+    """Batches of encoded rows; a method adds the loss and the evaluation.
 
     Args:
         train: Rows to train on.
         dev: Rows to evaluate on; may be empty.
         collate: Rows -> arrays.
-        identity: Whole numbers that tell a row from others.
+        identity: Integers that identify the content of a row.
         batch_size: Rows of a forward pass.
-        grad_accumulation: Forward passes of an update.
+        grad_accumulation: Forward passes of a step.
         eval_batch_size: Rows of a forward pass in an evaluation.
-        seed: Of the order of rows.
-        shuffle: Whether each epoch has an order of its own.
+        seed: Of the shuffling.
+        shuffle: Whether each epoch is shuffled.
     """
 
     def __init__(
@@ -38,23 +38,23 @@ class ExamplesTask:
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
-        self._batches = Batches(train, collate, identity, batch_size, grad_accumulation, seed, shuffle)
-        self.steps_per_epoch = self._batches.steps_per_epoch
+        self._sampler = BatchSampler(train, collate, identity, batch_size, grad_accumulation, seed, shuffle)
+        self.steps_per_epoch = self._sampler.steps_per_epoch
         self.dev, self.collate, self.eval_batch_size = dev, collate, eval_batch_size
 
     @property
     def train(self) -> Sequence[Any]:
         """The rows to train on."""
-        return self._batches.rows
+        return self._sampler.rows
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the rows to train on and of how they are divided into updates."""
-        return self._batches.fingerprint
+        """Hash of the rows to train on and of their division into steps."""
+        return self._sampler.fingerprint
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """The rows of update ``step`` (from 1); the last update of an epoch may have fewer."""
-        return self._batches.of_step(step)
+        """The batches of a step, from 1; the last step of an epoch may have fewer rows."""
+        return self._sampler.micro_batches(step)
 
 
 @dataclass(frozen=True)
@@ -62,41 +62,41 @@ class ExamplesData:
     """The task of a run, and the held-out examples to show.
 
     Attributes:
-        task: What the loop trains and evaluates on.
-        answers: Generates answers.
-        held_out: What the metrics are measured on, for a table's title.
+        task: What the loop trains and evaluates.
+        generator: Generates answers.
+        held_out: What the metrics are measured on, for the title of a table.
         shown: Examples whose answers are shown before and after training.
-        expected: The right answer of an example.
+        expected: The expected answer of an example.
     """
 
     task: Task
-    answers: Answers
+    generator: EvalGenerator
     held_out: str
     shown: Sequence[Any]
     expected: Callable[[Any], str]
 
     def samples(self, model: Any) -> list[dict[str, str]]:
-        """Prompt, expected and given answer of each example to show."""
-        given = self.answers(model, self.shown) if self.shown else []
+        """Prompt, expected and generated answer of each example to show."""
+        answers = self.generator(model, self.shown) if self.shown else []
         return [
             {"prompt": example.src[-1], "expected": self.expected(example), "answer": answer.strip()}
-            for example, answer in zip(self.shown, given, strict=True)
+            for example, answer in zip(self.shown, answers, strict=True)
         ]
 
 
-def answers_of(job: Any, encoder: Any) -> Answers:
-    """What generates answers to a job's held-out examples.
+def generator_of(job: Any, encoder: Any) -> EvalGenerator:
+    """Generates answers to a job's held-out examples.
 
     Args:
         job: The job.
-        encoder: Makes prompts as in training.
+        encoder: Encodes prompts as in training.
     """
     train, positions = job.config.train, job.model.dims.get("max_positions") or 0
-    return Answers(encoder, train.eval_batch_size, train.eval_max_new_tokens, positions)
+    return EvalGenerator(encoder, train.eval_batch_size, train.eval_max_new_tokens, positions)
 
 
 def sampling_of(job: Any) -> dict[str, Any]:
-    """How a job's rows are divided into updates: arguments of an ``ExamplesTask``."""
+    """The arguments of an ``ExamplesTask`` that are in the configuration."""
     train = job.config.train
     return {
         "batch_size": train.batch_size,

@@ -1,4 +1,4 @@
-"""What language models are trained on: the next token, at the positions that have a label."""
+"""The language-modelling loss: the next token, at the positions that have a label."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pretraining: a run over samples of corpora, of a checkpoint or of a new model with random weights."""
+"""Pretraining on samples of corpora, of a checkpoint or of a new model with random weights."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from llmctl.data.corpus.samples import Sample, Samples, SampleSpec, open_split
 from llmctl.data.sft.encoding import IGNORE_INDEX
 from llmctl.errors import DataError
 from llmctl.jobs.pretrain import PretrainJob
+from llmctl.report.wording import format_metric
 from llmctl.tokenizers import Tokenizer
-from llmctl.train.callbacks.progress import format_metric, table
+from llmctl.train.console import STDOUT, Console
 from llmctl.train.methods.base import Method
 from llmctl.train.methods.evaluate import token_metrics
 from llmctl.train.methods.loss import next_token_loss
 from llmctl.train.task import Batch, Loss
 from llmctl.train.trainable import full
-from llmctl.train.trainable.base import Subject, precision_of
+from llmctl.train.trainable.base import Trainable, precision_of
 
 SHOWN_TOKENS = 32
-"""Tokens of a prompt, and of its continuation, that are shown before and after training."""
+"""Tokens of a prompt, and of its continuation, shown before and after training."""
 
 
 @dataclass(frozen=True)
 class PretrainData:
-    """The task of a run, and what is measured beside it.
+    """The task of a run, and what else is evaluated.
 
     Attributes:
-        task: What the loop trains and evaluates on.
-        test: Samples to measure the final model on; None = none.
-        tokenizer: For the texts that are shown.
-        held_out: What the metrics are measured on, for a table's title.
-        shown: How many continuations are shown.
+        task: What the loop trains and evaluates.
+        test: Samples to evaluate the final model on; None = none.
+        tokenizer: Decodes the texts that are shown.
+        held_out: What the metrics are measured on, for the title of a table.
+        shown: Number of continuations to show.
     """
 
     task: PretrainTask
@@ -47,7 +48,7 @@ class PretrainData:
     shown: int
 
     def samples(self, model: Any) -> list[dict[str, str]]:
-        """Beginnings of valid samples, how the corpus goes on, and how the model does, greedily."""
+        """Beginnings of valid samples, their continuation in the corpus, and the model's, by greedy decoding."""
         from llmctl.infer.eager.generate import generate
         from llmctl.infer.sampling import SamplingParams
 
@@ -58,45 +59,45 @@ class PretrainData:
             return []
         rows = [valid[i].input_ids[: 2 * length].tolist() for i in range(count)]
         prompts = [row[:length] for row in rows]
-        made = generate(model, prompts, SamplingParams(max_new_tokens=length), (), self.tokenizer.pad_id)
+        generated = generate(model, prompts, SamplingParams(max_new_tokens=length), (), self.tokenizer.pad_id)
         texts = [[self.tokenizer.decode(ids) for ids in (row[:length], row[length:], answer.ids)]
-                 for row, answer in zip(rows, made, strict=True)]  # fmt: skip
+                 for row, answer in zip(rows, generated, strict=True)]  # fmt: skip
         return [dict(zip(("prompt", "expected", "answer"), text, strict=True)) for text in texts]
 
 
-def prepare(job: PretrainJob) -> PretrainData:
-    """Opens the samples of all splits, building indices where there are none.
+def prepare(job: PretrainJob, console: Console = STDOUT) -> PretrainData:
+    """Opens the samples of all splits, building indices that are missing.
 
     Raises:
-        DataError: A split has no documents, or another process is building an index for too long.
+        DataError: A split has no documents, or waiting for another process that builds an index timed out.
     """
     data, train = job.config.data, job.config.train
-    setting, wanted = SampleSpec.of(data), job.config.samples()
-    opened = {name: open_split(setting, name, count, job.model.dims.vocab) for name, count in wanted.items() if count}
+    setting, counts = SampleSpec.of(data), job.config.samples()
+    opened = {name: open_split(setting, name, count, job.model.dims.vocab) for name, count in counts.items() if count}
     for name, samples in opened.items():
-        print(f"{name}: {len(samples):,} samples of {data.seq_length} tokens", flush=True)
+        console.print(f"{name}: {len(samples):,} samples of {data.seq_length} tokens")
     tokens = sum(share.tokens_per_epoch for share in opened["train"].shares)
     task = PretrainTask(
         opened["train"], opened.get("valid"), train.batch_size, train.grad_accumulation, train.eval_batch_size, tokens
     )
     return PretrainData(
-        task, opened.get("test"), job.tokenizer, f"{wanted['valid']} valid samples", job.config.output.samples
+        task, opened.get("test"), job.tokenizer, f"{counts['valid']} valid samples", job.config.output.samples
     )
 
 
-def load(job: PretrainJob, start: Path | None) -> Subject:
-    """The job's model: a checkpoint, or a new one whose weights are drawn as the card's modeling code says."""
+def load(job: PretrainJob, start: Path | None) -> Trainable:
+    """Loads the job's model: a checkpoint, or a new model, whose weights are initialised by the modeling code."""
     runtime.seed(job.config.train.seed)
     model = job.model.at(start) if start else job.model
-    return full.whole(model.layer(precision_of(job).held), job)
+    return full.all_parameters(model.layer(precision_of(job).params), job)
 
 
-def _test(model: Any, data: Any) -> dict[str, Any]:
+def _test(model: Any, data: PretrainData, console: Console) -> dict[str, Any]:
     if data.test is None:
         return {}
     metrics = data.task.measure(model, data.test)
     rows = [[name.removeprefix("eval_"), format_metric(name, value)] for name, value in metrics.items()]
-    table(f"{len(data.test)} test samples", ["metric", "value"], rows)
+    console.table(f"{len(data.test)} test samples", ["metric", "value"], rows)
     return {"test": metrics}
 
 
@@ -107,10 +108,10 @@ class PretrainTask:
     """Batches and loss of pretraining.
 
     Args:
-        train: Samples to train on, as many as all updates take.
-        valid: Samples of an evaluation, always the same; None = there are no evaluations.
+        train: Samples to train on, enough for all steps.
+        valid: Samples of every evaluation; None = no evaluations.
         batch_size: Samples of a forward pass.
-        grad_accumulation: Forward passes of an update.
+        grad_accumulation: Forward passes of a step.
         eval_batch_size: Samples of a forward pass in an evaluation.
         tokens_per_pass: Tokens of one pass over all corpora.
     """
@@ -131,20 +132,20 @@ class PretrainTask:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the samples to train on and of how they are divided into updates."""
+        """Hash of the samples to train on and of their division into steps."""
         what = repr((self.train.fingerprint, self.batch_size, self.rows_per_step))
         return hashlib.sha256(what.encode()).hexdigest()[:32]
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """The samples of update ``step`` (from 1).
+        """The batches of a step, from 1.
 
         Raises:
-            DataError: They ask for no token, since each document in them has only one.
+            DataError: They have no label, since each of their documents has a single token.
         """
         first = (step - 1) * self.rows_per_step
         rows = [self.train[i] for i in range(first, first + self.rows_per_step)]
-        if not any(map(_asks, rows)):
-            raise _nothing_asked(rows[0], rows[-1])
+        if not any(map(_has_label, rows)):
+            raise _no_label(rows[0], rows[-1])
         return [self._batch(rows[i : i + self.batch_size]) for i in range(0, len(rows), self.batch_size)]
 
     def loss(self, model: Any, batch: Batch) -> Loss:
@@ -159,33 +160,33 @@ class PretrainTask:
         """Loss, perplexity and accuracy on samples.
 
         Raises:
-            DataError: As for an update.
+            DataError: As for `micro_batches`.
         """
         return token_metrics(model, self._batches(samples))
 
     def _batches(self, samples: Samples) -> Iterator[dict[str, np.ndarray]]:
-        asked = False
+        labelled = False
         for start in range(0, len(samples), self._eval_batch_size):
             stop = min(start + self._eval_batch_size, len(samples))
             rows = [samples[i] for i in range(start, stop)]
-            asked = asked or any(map(_asks, rows))
+            labelled = labelled or any(map(_has_label, rows))
             yield collate(rows, samples.separate)
-        if not asked:
-            raise _nothing_asked(samples[0], samples[len(samples) - 1])
+        if not labelled:
+            raise _no_label(samples[0], samples[len(samples) - 1])
 
     def _batch(self, rows: Sequence[Sample]) -> Batch:
         arrays = collate(rows, self.train.separate)
         return Batch(arrays, [row.source for row in rows], arrays["input_ids"].size)
 
 
-def _asks(row: Sample) -> bool:
+def _has_label(row: Sample) -> bool:
     return bool((row.labels != IGNORE_INDEX).any())
 
 
-def _nothing_asked(first: Sample, last: Sample) -> DataError:
+def _no_label(first: Sample, last: Sample) -> DataError:
     return DataError(
-        f"samples {first.source} to {last.source} ask for no token: each document in them has only one, and "
-        "data.separate_documents lets none be asked for by another; set it to false, or leave such documents out"
+        f"samples {first.source} to {last.source} have no label: each of their documents has a single token, and with "
+        "data.separate_documents no token is predicted from another document; set it to false, or remove such documents"
     )
 
 
@@ -199,7 +200,7 @@ def collate(rows: Sequence[Sample], separate: bool) -> dict[str, np.ndarray]:
 
 
 def _layout(starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions that restart with each document, and the column at which each token's document ends."""
+    """Positions that restart at each document, and the column at which the document of each token ends."""
     ends = np.append(starts[1:], length)
     sizes = ends - starts
     return np.arange(length) - np.repeat(starts, sizes), np.repeat(ends, sizes)

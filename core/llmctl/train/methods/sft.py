@@ -12,17 +12,18 @@ from llmctl.data.sft.encoding import Encoder, ExampleCounts
 from llmctl.data.sft.examples import Example
 from llmctl.errors import DataError
 from llmctl.jobs.finetune import FinetuneJob
+from llmctl.train.console import STDOUT, Console
 from llmctl.train.methods.base import Method
 from llmctl.train.methods.batch_sampler import Collate, by_length
-from llmctl.train.methods.eval_generate import Answers
+from llmctl.train.methods.eval_generate import EvalGenerator
 from llmctl.train.methods.evaluate import exact_match, token_metrics
-from llmctl.train.methods.examples import ExamplesData, ExamplesTask, answers_of, sampling_of
+from llmctl.train.methods.examples import ExamplesData, ExamplesTask, generator_of, sampling_of
 from llmctl.train.methods.loss import next_token_loss
 from llmctl.train.task import Batch, Loss
 
 
 class Row(Protocol):
-    """An encoded example: ids, labels already shifted, and the place it comes from."""
+    """An encoded example: ids, labels that are shifted already, and where it comes from."""
 
     input_ids: Sequence[int]
     labels: Sequence[int]
@@ -30,14 +31,14 @@ class Row(Protocol):
 
 
 class SftTask(ExamplesTask):
-    """Updates and loss of supervised fine-tuning.
+    """Batches and loss of supervised fine-tuning.
 
     Args:
         train: Encoded examples to train on, each with at least one label.
         dev: Encoded examples to evaluate on; may be empty.
         collate: Rows -> ``input_ids`` and ``labels``, padded on the right.
         batch_size: Rows of a forward pass.
-        grad_accumulation: Forward passes of an update.
+        grad_accumulation: Forward passes of a step.
         extra_metrics: Further metrics of an evaluation, from the model.
         **sampling: Further arguments of an ``ExamplesTask``.
     """
@@ -64,7 +65,7 @@ class SftTask(ExamplesTask):
         if not self.dev:
             return {}
         extra = self._extra_metrics(model) if self._extra_metrics else {}
-        # The metrics are sums and do not depend on the order.
+        # The metrics are sums: the order of the rows does not matter.
         return {**token_metrics(model, map(self.collate, by_length(self.dev, self.eval_batch_size))), **extra}
 
 
@@ -72,25 +73,25 @@ def _identity(row: Row) -> list[int]:
     return [len(row.input_ids), *row.input_ids, *row.labels]
 
 
-def prepare(job: FinetuneJob) -> ExamplesData:
-    """Encodes a job's examples and prints what was cut or dropped.
+def prepare(job: FinetuneJob, console: Console = STDOUT) -> ExamplesData:
+    """Encodes the job's examples and prints how many were cut or dropped.
 
     Raises:
         DataError: No example keeps an answer.
     """
     settings, train = job.config.data, job.config.train
     encoder = Encoder(job.tokenizer, settings.src_length, settings.max_length)
-    rows: Sequence[Any] = _encode(encoder, job.train, "train")
-    dev: Sequence[Any] = _encode(encoder, job.dev, "dev") if job.dev else []
+    rows: Sequence[Any] = _encode(encoder, job.train, "train", console)
+    dev: Sequence[Any] = _encode(encoder, job.dev, "dev", console) if job.dev else []
     collate = batching.collate
     if settings.packing != "none":
-        rows, dev, collate = _packed(job, rows), _packed(job, dev), packing.collate
+        rows, dev, collate = _pack(job, rows, console), _pack(job, dev, console), packing.collate
     collate = partial(collate, pad_id=job.tokenizer.pad_id, multiple=settings.pad_to_multiple_of)
-    answers = answers_of(job, encoder)
-    extra = partial(_exact_match, answers, job.dev) if train.eval_generate and job.dev else None
+    generator = generator_of(job, encoder)
+    extra = partial(_exact_match, generator, job.dev) if train.eval_generate and job.dev else None
     task = SftTask(rows, dev, collate, extra_metrics=extra, **sampling_of(job))
     shown = job.dev[: job.config.output.samples]
-    return ExamplesData(task, answers, f"{len(job.dev)} held-out examples", shown, _answer)
+    return ExamplesData(task, generator, f"{len(job.dev)} held-out examples", shown, _answer)
 
 
 METHOD = Method(prepare)
@@ -100,24 +101,24 @@ def _answer(example: Example) -> str:
     return example.tgt[-1]
 
 
-def _encode(encoder: Encoder, examples: Sequence[Example], split: str) -> list[Any]:
+def _encode(encoder: Encoder, examples: Sequence[Example], split: str, console: Console) -> list[Any]:
     rows, counts = encoder.encode_all(examples)
     if not rows:
         raise DataError(
             f"none of the {counts.examples} {split} examples keeps a token of its answer within "
             f"data.max_length={encoder.max_length}; raise data.max_length or lower data.src_length"
         )
-    print(_summary(split, counts), flush=True)
+    console.print(_summary(split, counts))
     return rows
 
 
-def _packed(job: FinetuneJob, rows: Sequence[Any]) -> list[packing.PackedRow]:
+def _pack(job: FinetuneJob, rows: Sequence[Any], console: Console) -> list[packing.PackedRow]:
     settings = job.config.data
     rows = packing.shuffled(rows, settings.packing, settings.shuffle, job.config.train.seed)
     capacity = settings.packed_length or settings.max_length
     packed = packing.pack(rows, capacity, settings.packing)
     if packed:
-        print(packing.fill_summary(len(rows), "examples", packed, capacity), flush=True)
+        console.print(packing.fill_summary(len(rows), "examples", packed, capacity))
     return packed
 
 
@@ -127,5 +128,5 @@ def _summary(split: str, counts: ExampleCounts) -> str:
     return f"{split}: {counts.examples} examples{cut}{dropped}"
 
 
-def _exact_match(answers: Answers, examples: Sequence[Example], model: Any) -> dict[str, float]:
-    return {"exact_match": exact_match(answers, model, examples, [_answer(example) for example in examples])}
+def _exact_match(generator: EvalGenerator, examples: Sequence[Example], model: Any) -> dict[str, float]:
+    return {"exact_match": exact_match(generator, model, examples, [_answer(example) for example in examples])}

@@ -1,8 +1,8 @@
-"""The AdamW update of named parameters, by paddle's kernel or by a compiled operator, with one form of state for both.
+"""The AdamW update of named parameters, by paddle's kernel or by a fused operator, with one form of state for both.
 
-The state has four arrays for each parameter that was moved: two moments, and the powers of the two betas for the next
-update, in double precision. Paddle's kernel keeps them in that of the parameters, where 1 - 0.999 is 1e-5 off: so are its
-first updates of float32. The compiled operator's are not.
+The state has four arrays for each parameter that was updated: two moments, and the powers of the two betas for the next
+step, in double precision. Paddle's kernel keeps the powers in the type of the parameters, where 1 - 0.999 has an error of
+1e-5 in float32: so have its first updates. Those of the fused operator have not.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from llmctl.nn import kernels
 SLOTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
 
 Parameters = Mapping[str, paddle.Tensor]
-Rates = Mapping[str, float]
+LrScales = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of AdamW, as ``optimizer.AdamW`` takes them."""
+class AdamWSettings:
+    """Settings of AdamW, as ``adamw.AdamW`` takes them."""
 
     beta1: float
     beta2: float
@@ -33,40 +33,44 @@ class Settings:
 
 
 class Update(Protocol):
-    """Moves parameters by their gradients."""
+    """Updates parameters from their gradients."""
 
     def step(self, lr: float) -> None:
-        """One update of every parameter that has a gradient."""
+        """Updates every parameter that has a gradient."""
 
     def state(self) -> dict[str, np.ndarray]:
         """The state as ``<slot>/<parameter>``."""
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Takes over a state."""
+        """Restores a state."""
 
 
-def update_of(parameters: Parameters, decayed: Collection[str], rates: Rates, settings: Settings) -> Update:
-    """The compiled update where all parameters suit it, else paddle's.
+def make_update(
+    parameters: Parameters, decayed: Collection[str], lr_scales: LrScales, settings: AdamWSettings
+) -> Update:
+    """The fused update where it supports all parameters, else paddle's.
 
     Args:
         parameters: Name -> parameter.
-        decayed: Names of those whose weights decay.
-        rates: Name -> factor of the learning rate.
-        settings: Betas, eps and decay.
+        decayed: Names of those with weight decay.
+        lr_scales: Name -> factor of the learning rate.
+        settings: Betas, eps and weight decay.
     """
     fused = kernels.compiled("adamw", *parameters.values())
     if fused is None:
-        return PaddleUpdate(parameters, decayed, rates, settings)
-    return CompiledUpdate(parameters, decayed, rates, settings, fused)
+        return PaddleAdamW(parameters, decayed, lr_scales, settings)
+    return FusedAdamW(parameters, decayed, lr_scales, settings, fused)
 
 
-class PaddleUpdate:
-    """The update by ``paddle.optimizer.AdamW``; arguments as for ``update_of``."""
+class PaddleAdamW:
+    """The update by ``paddle.optimizer.AdamW``; arguments as for ``make_update``."""
 
-    def __init__(self, parameters: Parameters, decayed: Collection[str], rates: Rates, settings: Settings) -> None:
+    def __init__(
+        self, parameters: Parameters, decayed: Collection[str], lr_scales: LrScales, settings: AdamWSettings
+    ) -> None:
         self._parameters = parameters
         for name, parameter in parameters.items():
-            parameter.optimize_attr["learning_rate"] = rates[name]
+            parameter.optimize_attr["learning_rate"] = lr_scales[name]
         inner = {parameters[name].name for name in decayed}
         self._inner = paddle.optimizer.AdamW(
             learning_rate=0.0,
@@ -104,8 +108,8 @@ def _is_power(name: str) -> bool:
     return name.partition("/")[0] in SLOTS[2:]
 
 
-class CompiledUpdate:
-    """The update by a compiled operator, in one pass over memory; arguments as for ``update_of``.
+class FusedAdamW:
+    """The update by a fused operator, in one pass over memory; arguments as for ``make_update``.
 
     Args:
         fused: ``llmctl_ops.adamw``.
@@ -115,11 +119,11 @@ class CompiledUpdate:
         self,
         parameters: Parameters,
         decayed: Collection[str],
-        rates: Rates,
-        settings: Settings,
+        lr_scales: LrScales,
+        settings: AdamWSettings,
         fused: Callable[..., None],
     ) -> None:
-        self._parameters, self._decayed, self._rates = parameters, decayed, rates
+        self._parameters, self._decayed, self._lr_scales = parameters, decayed, lr_scales
         self._settings, self._fused = settings, fused
         self._moments: dict[str, tuple[paddle.Tensor, paddle.Tensor]] = {}
         self._powers: dict[str, np.ndarray] = {}
@@ -140,7 +144,7 @@ class CompiledUpdate:
                 parameter,
                 grad,
                 *self._moments[name],
-                lr=lr * self._rates[name],
+                lr=lr * self._lr_scales[name],
                 powers=powers,
                 betas=(self._settings.beta1, self._settings.beta2),
                 eps=self._settings.eps,

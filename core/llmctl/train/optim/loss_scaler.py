@@ -1,48 +1,49 @@
-"""The factor of losses in float16, whose gradients would otherwise be too small for the type.
+"""Dynamic loss scaling for float16, whose gradients would otherwise underflow.
 
-It halves whenever a gradient overflows, and that update is left out; after many updates in a row without it doubles
-(https://arxiv.org/abs/1710.03740, section 3.2). Factors are powers of two times the first, so that they round nothing.
+The scale halves when a gradient overflows, and that step is skipped; after ``growth_interval`` steps in a row without an
+overflow it doubles (https://arxiv.org/abs/1710.03740, section 3.2). Scales are the first one times a power of two, so that
+they round nothing.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-LEAST = 2.0**-24
-"""A factor below this means that gradients are not finite for another reason."""
+MIN_SCALE = 2.0**-24
+"""Below this scale an overflow has another cause."""
 
 
-class LossScale:
-    """The factor, as updates succeed or overflow.
+class LossScaler:
+    """The loss scale, as steps succeed or overflow.
 
     Args:
-        factor: The first factor.
-        every: Updates in a row without an overflow after which it doubles.
+        scale: The first scale.
+        growth_interval: Steps in a row without an overflow after which the scale doubles.
 
     Attributes:
-        factor: The present one.
-        skipped: Updates that were left out.
+        scale: The current scale.
+        skipped: Number of skipped steps.
     """
 
-    def __init__(self, factor: float, every: int) -> None:
-        self.factor, self.skipped = factor, 0
-        self._every, self._row = every, 0
+    def __init__(self, scale: float, growth_interval: int) -> None:
+        self.scale, self.skipped = scale, 0
+        self._growth_interval, self._good_steps = growth_interval, 0
 
-    def passed(self) -> None:
-        """An update's gradients were finite."""
-        self._row += 1
-        if self._row == self._every:
-            self.factor, self._row = 2 * self.factor, 0
+    def succeeded(self) -> None:
+        """The gradients of a step were finite."""
+        self._good_steps += 1
+        if self._good_steps == self._growth_interval:
+            self.scale, self._good_steps = 2 * self.scale, 0
 
     def overflowed(self) -> bool:
-        """An update's gradients were not; whether a smaller factor may help."""
-        self.factor, self._row, self.skipped = self.factor / 2, 0, self.skipped + 1
-        return self.factor >= LEAST
+        """The gradients of a step were not finite; returns whether a smaller scale may help."""
+        self.scale, self._good_steps, self.skipped = self.scale / 2, 0, self.skipped + 1
+        return self.scale >= MIN_SCALE
 
     def state(self) -> np.ndarray:
-        """What a continued run needs."""
-        return np.array([self.factor, self._row, self.skipped], np.float64)
+        """What a resumed run needs."""
+        return np.array([self.scale, self._good_steps, self.skipped], np.float64)
 
     def load(self, state: np.ndarray) -> None:
-        """Takes over a state."""
-        self.factor, self._row, self.skipped = float(state[0]), int(state[1]), int(state[2])
+        """Restores a state."""
+        self.scale, self._good_steps, self.skipped = float(state[0]), int(state[1]), int(state[2])

@@ -1,1 +1,1 @@
-"""What is trained: the full model, LoRA adapters, a prefix."""
+"""What is trained: all parameters, LoRA adapters or a prefix; how it is loaded, saved and restored."""

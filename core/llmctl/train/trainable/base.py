@@ -1,7 +1,7 @@
-"""What a run trains: a model, which of its parameters move and how, and how what was trained is stored and read back.
+"""What a run trains: a model, which of its parameters are trainable, and how what was trained is saved and restored.
 
-A subject is made by one module for each way to train (``full`` trains every parameter) and is neutral to the method:
-supervised fine-tuning and preference optimisation train the same subjects. ``load`` finds the one a configuration names.
+There is one module for each value of ``method.name`` (``full`` trains every parameter); all are independent of the training
+method: supervised fine-tuning and preference optimisation train the same ones. ``load`` finds the one of a configuration.
 """
 
 from __future__ import annotations
@@ -19,58 +19,59 @@ from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.precision import Precision
 
 Reference = Callable[[], Callable[[], AbstractContextManager[Any]]]
+"""Loads the model as it was before training. The result opens a context that gives this model; outside of the context the
+trained model is unchanged."""
 
 
 @dataclass(frozen=True)
-class Subject:
+class Trainable:
     """A model to train.
 
     Attributes:
-        model: The layer; parameters that must not move have ``stop_gradient``.
-        write: Writes what was trained, in a type, into an existing folder.
-        read: Takes over what ``write`` wrote into a folder.
-        decays: Whether weight decay applies to the parameter of a name.
-        notes: Goes into ``run.json``: facts that the configuration does not say.
-        rates: What the learning rate is multiplied by for the parameter of a name.
-        reference: Makes the model ready as it was before any training. What it returns opens a context that gives that
-            model; outside of it the trained model is as it was. None = the method has no such model.
-        write_more: Writes what only a continued run needs, in a type, beside what ``write`` wrote into a checkpoint.
+        model: The layer; frozen parameters have ``stop_gradient``.
+        save: Writes what is trained, in a dtype, into an existing folder.
+        restore: Reads what ``save`` wrote into a folder.
+        decays: Whether the parameter of a name has weight decay.
+        metadata: Goes into ``run.json``: facts that the configuration does not say.
+        lr_scales: Factor of the learning rate for the parameter of a name.
+        reference: Loads the model as it was before training; None = it cannot be had.
+        save_extra: Adds to a checkpoint, in a dtype, what only a resumed run needs.
     """
 
     model: Any
-    write: Callable[[Path, str], None]
-    read: Callable[[Path], None]
+    save: Callable[[Path, str], None]
+    restore: Callable[[Path], None]
     decays: Callable[[str], bool]
-    notes: dict[str, Any]
-    rates: Callable[[str], float] = lambda name: 1.0
+    metadata: dict[str, Any]
+    lr_scales: Callable[[str], float] = lambda name: 1.0
     reference: Reference | None = None
-    write_more: Callable[[Path, str], None] = lambda folder, dtype: None
+    save_extra: Callable[[Path, str], None] = lambda folder, dtype: None
 
 
 def precision_of(job: CheckedJob[Any]) -> Precision:
-    """The types of the job's run."""
+    """The dtypes of the job's run."""
     return precision.of(job.config.model.dtype, job.config.train)
 
 
-def load(job: CheckedJob[Any], start: Path | None) -> Subject:
-    """The subject that the job's ``method.name`` names.
+def load(job: CheckedJob[Any], start: Path | None) -> Trainable:
+    """The trainable model that the job's ``method.name`` asks for.
 
     Args:
-        job: A job that passed its checks.
-        start: Checkpoint of an earlier run to continue; None = begin from the job's model.
+        job: The checked job.
+        start: Checkpoint to resume from; None = begin from the job's model.
 
     Raises:
-        LlmctlError: The model's tensors, or those of the checkpoint, do not fit.
+        LlmctlError: The tensors of the model or of the checkpoint do not fit.
     """
     method = job.config.method
-    subject: Subject = registry.resolve(registry.TRAINABLES[method.name])(job, start)
+    trainable: Trainable = registry.resolve(registry.TRAINABLES[method.name])(job, start)
     if method.neftune_alpha:
-        add_noise(subject.model, job.model.plugin.card, job.model.dims, method.neftune_alpha)
-    return subject
+        add_noise(trainable.model, job.model.plugin.card, job.model.dims, method.neftune_alpha)
+    return trainable
 
 
 def add_noise(model: Any, card: Family, dims: Dims, alpha: float) -> None:
-    """NEFTune on the card's table of vectors for tokens."""
+    """Adds NEFTune noise to the token embeddings."""
     from llmctl.nn import neftune
 
     tables = [tensor for tensor in card.expand(dims) if tensor.kind == "embed"]

@@ -1,8 +1,8 @@
-"""Training low-rank adapters beside layers that stand still. A checkpoint is an adapter's folder.
+"""LoRA: trainable low-rank adapters and a frozen base. A checkpoint is the folder of an adapter.
 
-PiSSA is stored as a plain adapter of twice the rank, [A, A0] and [B, -B0], so that whoever reads it needs the base as it
-is and nothing else: scale * (A B - A0 B0) is what the base has to be changed by. A checkpoint in a half type keeps A0 and B0
-beside it as they were taken out of the base, over whose rest the run goes on.
+PiSSA is saved as a plain adapter of twice the rank, [A, A0] and [B, -B0], which is used with the unchanged base: the weights
+change by scale * (A B - A0 B0). A checkpoint in a half type has A0 and B0 unrounded too, since the run resumes from the base
+without them.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from llmctl.jobs.precision import HALF
 from llmctl.nn.arrays import to_numpy
 from llmctl.nn.lora import pissa_init
 from llmctl.quant.linear import weight_bytes
-from llmctl.train.trainable.base import Reference, Subject, precision_of
+from llmctl.train.trainable.base import Reference, Trainable, precision_of
 
 FLOAT = "float"
-"""Value of ``method.base`` that leaves the base as it is."""
+"""Value of ``method.base`` for a base that is not quantised."""
 
 START = "start.safetensors"
-"""Holds A0 and B0 beside a checkpoint in a half type."""
+"""The file of A0 and B0 in a checkpoint in a half type."""
 
 Start = tuple[np.ndarray, np.ndarray]
-"""A0 and B0 of a layer that began as its base's principal part."""
+"""A0 and B0 of a layer whose adapter was initialised with the principal part of its base."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The adapters of a model in training.
+class LoraTraining:
+    """The trainable adapters of a model.
 
     Attributes:
         layers: Path -> ``nn.lora.LoraLinear``.
-        starts: Path -> what was taken out of the base; empty without PiSSA.
-        blank: An adapter without parts, with all else that is stored.
-        job: The run's.
+        starts: Path -> what was subtracted from the base; empty without PiSSA.
+        blank: The adapter to save, still without its matrices.
+        job: The job of the run.
     """
 
     layers: dict[str, Any]
@@ -58,7 +58,7 @@ class Trained:
     blank: Adapter
     job: CheckedJob[Any]
 
-    def write(self, folder: Path, dtype: str) -> None:
+    def save(self, folder: Path, dtype: str) -> None:
         """Writes the adapter and the tokenizer into an existing folder."""
         parts = {path: self._part(path, layer) for path, layer in self.layers.items()}
         adapter = Adapter(parts, self.blank.rank_stabilised, self.blank.dropout, self.blank.base, self.blank.record)
@@ -67,8 +67,8 @@ class Trained:
         self.job.tokenizer.save(folder)
         folders.copy_generation(model.folder, folder)
 
-    def write_more(self, folder: Path, dtype: str) -> None:
-        """Writes unrounded what was taken out of the base, where ``write`` wrote it rounded."""
+    def save_extra(self, folder: Path, dtype: str) -> None:
+        """Adds A0 and B0 unrounded to a checkpoint whose ``save`` rounded them."""
         if self.starts and dtype in HALF:
             arrays = {
                 f"{path}.{name}": array
@@ -78,23 +78,23 @@ class Trained:
             whole = {name: as_planned(name, array, array.dtype.name) for name, array in arrays.items()}
             safetensors.write_file(folder / START, whole)
 
-    def read(self, folder: Path) -> None:
-        """Takes over what ``write`` wrote."""
+    def restore(self, folder: Path) -> None:
+        """Reads what ``save`` wrote."""
         parts = _parts(folder, self.job)
         for path, layer in self.layers.items():
             part, rank = parts[path], layer.lora_A.shape[1]
             layer.set_weights(part.a[:, :rank], part.b[:rank], part.magnitude)
 
-    def at_rest(self, model: Any) -> Reference:
-        """Makes the same layers compute what they did before training, while it is asked for."""
+    def without_adapter(self, model: Any) -> Reference:
+        """The same layers with their adapters disabled, which serve as the reference of preference optimisation."""
 
-        def ready() -> Callable[[], AbstractContextManager[Any]]:
+        def prepare() -> Callable[[], AbstractContextManager[Any]]:
             for path, start in self.starts.items():
                 self.layers[path].initial = tuple(paddle.to_tensor(part) for part in start)
-            return opened
+            return disabled
 
         @contextmanager
-        def opened() -> Iterator[Any]:
+        def disabled() -> Iterator[Any]:
             for layer in self.layers.values():
                 layer.disabled = True
             try:
@@ -103,7 +103,7 @@ class Trained:
                 for layer in self.layers.values():
                     layer.disabled = False
 
-        return ready
+        return prepare
 
     def _part(self, path: str, layer: Any) -> Part:
         a, b = to_numpy(layer.lora_A), to_numpy(layer.lora_B)
@@ -114,10 +114,10 @@ class Trained:
         return Part(a, b, layer.scale, magnitude)
 
 
-def load(job: CheckedJob[Any], start: Path | None) -> Subject:
-    """The job's model with adapters in motion and all else at rest; see ``subject.load``."""
+def load(job: CheckedJob[Any], start: Path | None) -> Trainable:
+    """Loads the job's model with trainable adapters and a frozen base; see ``base.load``."""
     method, card, dims = job.config.method, job.model.plugin.card, job.model.dims
-    model = job.model.layer(precision_of(job).held)
+    model = job.model.layer(precision_of(job).params)
     paths = targets.choose(card, dims, method.targets)
     rank, alpha = method.rank, method.alpha or 2.0 * method.rank
     scale = scale_of(alpha, rank, method.rslora)
@@ -125,31 +125,31 @@ def load(job: CheckedJob[Any], start: Path | None) -> Subject:
         quantise(model, targets.linears(card, dims), method.base)
     runtime.seed(job.config.train.seed)
     layers = put(model, paths, rank, scale, method.dropout, method.dora)
-    _check_lengths(layers)
+    _check_magnitudes(layers)
     record = {"base": job.base, **({} if method.base == FLOAT else {"quantised": method.base})}
     blank = Adapter({}, method.rslora, method.dropout, str(job.model.folder.resolve()), record)
-    trained = Trained(layers, _principal(layers, start, job) if method.pissa else {}, blank, job)
+    training = LoraTraining(layers, _principal(layers, start, job) if method.pissa else {}, blank, job)
     if start:
-        trained.read(start)
-    moving = sum(p.size for p in model.parameters() if not p.stop_gradient)
-    return Subject(
+        training.restore(start)
+    trainable = sum(p.size for p in model.parameters() if not p.stop_gradient)
+    return Trainable(
         model=model,
-        write=trained.write,
-        read=trained.read,
+        save=training.save,
+        restore=training.restore,
         decays=lambda name: not name.endswith("lora_magnitude"),
-        notes={
-            "trained_parameters": int(moving),
+        metadata={
+            "trained_parameters": int(trainable),
             "trained_layers": len(paths),
             "weight_bytes": weight_bytes(model),
         },
-        rates=lambda name: method.lora_plus_ratio if name.endswith("lora_B") else 1.0,
-        reference=trained.at_rest(model),
-        write_more=trained.write_more,
+        lr_scales=lambda name: method.lora_plus_ratio if name.endswith("lora_B") else 1.0,
+        reference=training.without_adapter(model),
+        save_extra=training.save_extra,
     )
 
 
-def _check_lengths(layers: Mapping[str, Any]) -> None:
-    """Passes when no column of a weight whose lengths are learnt is zero: it has no direction that a length could scale.
+def _check_magnitudes(layers: Mapping[str, Any]) -> None:
+    """Passes when DoRA can learn the magnitudes of all columns: a column of zeros has no direction to scale.
 
     Raises:
         ConfigError: Names the layers that have such columns.
@@ -161,20 +161,20 @@ def _check_lengths(layers: Mapping[str, Any]) -> None:
     ]
     if empty:
         raise ConfigError(
-            f"method.dora: weights have columns of zeros, whose lengths cannot be learnt, in {', '.join(empty[:5])}"
+            f"method.dora: weights have columns of zeros, whose magnitudes cannot be learnt, in {', '.join(empty[:5])}"
             f"{f' and {len(empty) - 5} more' if len(empty) > 5 else ''}; leave these out of method.targets"
         )
 
 
 def _parts(folder: Path, job: CheckedJob[Any]) -> Mapping[str, Part]:
-    """The parts of the adapter in a checkpoint of this run."""
+    """The matrices of the adapter in a checkpoint of this run."""
     adapter = folders.read(folder, job.model.plugin, job.model.dims)
     assert isinstance(adapter, Adapter), "a checkpoint of this run is a low-rank adapter"
     return adapter.parts
 
 
 def _starts(folder: Path, job: CheckedJob[Any]) -> dict[str, Start]:
-    """What was taken out of the base when the run of a checkpoint began."""
+    """What was subtracted from the base when the run of a checkpoint began."""
     if (folder / START).is_file():
         tensors = {name: read_tensor(info) for name, info in safetensors.read_header(folder / START).items()}
         return {name[:-2]: (array, tensors[f"{name[:-2]}.b"]) for name, array in tensors.items() if name.endswith(".a")}
@@ -183,7 +183,7 @@ def _starts(folder: Path, job: CheckedJob[Any]) -> dict[str, Start]:
 
 
 def _principal(layers: dict[str, Any], start: Path | None, job: CheckedJob[Any]) -> dict[str, Start]:
-    """Puts the principal part of each base into its adapter, the rest stays; where a run began, when it is continued."""
+    """PiSSA: moves the principal part of each base into its adapter; a resumed run moves what it moved when it began."""
     before = _starts(start, job) if start else {}
     starts = {}
     for path, layer in layers.items():

@@ -1,4 +1,4 @@
-"""Writing a model folder as Hugging Face lays it out: weights, configuration, tokenizer, generation defaults."""
+"""Writing a model folder in the Hugging Face layout: weights, configuration, tokenizer, generation defaults."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ GENERATION = "generation_config.json"
 
 @dataclass(frozen=True)
 class ModelWriter:
-    """What a model folder is made of besides the weights.
+    """Writes the weights of a model, and the other files of a model folder.
 
     Attributes:
-        source: The model that training started from: its config.json, and its folder's defaults for generation if any.
+        source: The model that training started from; its config.json and generation defaults are written.
         tokenizer: Saved into the folder.
         max_shard_bytes: Largest weight file.
     """
@@ -30,7 +30,7 @@ class ModelWriter:
     max_shard_bytes: int
 
     def write(self, folder: Path, model: Any, dtype: str) -> None:
-        """Writes a layer's weights in a type, and everything beside them, into an existing folder."""
+        """Writes a layer's weights in a dtype, and the other files, into an existing folder."""
         plugin, home = self.source.plugin, self.source.folder
         renames = plugin.hooks.weight_map(card=plugin.card, dims=self.source.dims, source="torch")
         save_weights(folder, model, renames, dtype=dtype, max_shard_bytes=self.max_shard_bytes)

@@ -1,6 +1,6 @@
-"""Training virtual tokens before a model that stands still. A checkpoint is a prefix's folder.
+"""Prefix tuning: trainable virtual tokens before a frozen model. A checkpoint is the folder of a prefix.
 
-A projection is folded away in what is stored; a checkpoint keeps its parameters beside, from which the run goes on.
+The saved prefix is the output of the projection; a checkpoint also has the parameters of the projection, to resume from.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
 from llmctl.jobs.job import CheckedJob
 from llmctl.nn.arrays import to_numpy
-from llmctl.train.trainable.base import Subject, precision_of
+from llmctl.train.trainable.base import Trainable, precision_of
 
 PROJECTION = "projection.safetensors"
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The virtual tokens of a model in training.
+class PrefixTraining:
+    """The trainable virtual tokens of a model.
 
     Attributes:
         layer: The ``nn.prefix.Prefix``.
-        projected: Whether they come out of a projection.
-        job: The run's.
+        projected: Whether they are computed by a projection.
+        job: The job of the run.
     """
 
     layer: Any
     projected: bool
     job: CheckedJob[Any]
 
-    def write(self, folder: Path, dtype: str) -> None:
+    def save(self, folder: Path, dtype: str) -> None:
         """Writes the prefix and the tokenizer into an existing folder."""
         model = self.job.model
         prefix = Prefix(self.layer.values(), str(model.folder.resolve()), {"base": self.job.base})
@@ -49,8 +49,8 @@ class Trained:
         self.job.tokenizer.save(folder)
         folders.copy_generation(model.folder, folder)
 
-    def write_more(self, folder: Path, dtype: str) -> None:
-        """Writes the projection's parameters, which training goes on from, beside a checkpoint."""
+    def save_extra(self, folder: Path, dtype: str) -> None:
+        """Adds the parameters of the projection to a checkpoint."""
         from llmctl.adapters.peft_format import as_planned
 
         if self.projected:
@@ -58,8 +58,8 @@ class Trained:
             whole = {name: as_planned(name, np.ascontiguousarray(value), dtype) for name, value in values.items()}
             safetensors.write_file(folder / PROJECTION, whole)
 
-    def read(self, folder: Path) -> None:
-        """Takes over what a checkpoint holds.
+    def restore(self, folder: Path) -> None:
+        """Reads a checkpoint.
 
         Raises:
             CheckpointError: It holds no projection, or one of other parameters.
@@ -72,9 +72,7 @@ class Trained:
             self.layer.set_values(stored.values)
             return
         if not (folder / PROJECTION).is_file():
-            raise CheckpointError(
-                f"{folder} holds no {PROJECTION}; it cannot be continued with method.prefix_projection"
-            )
+            raise CheckpointError(f"{folder} holds no {PROJECTION}; it cannot be resumed with method.prefix_projection")
         tensors = safetensors.read_header(folder / PROJECTION)
         parameters = dict(self.layer.named_parameters())
         problems(folder, tensors, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
@@ -82,34 +80,34 @@ class Trained:
             parameter.set_value(load(tensors[name]))
 
 
-def load(job: CheckedJob[Any], start: Path | None) -> Subject:
-    """The job's model with virtual tokens in motion and all else at rest; see ``subject.load``."""
+def load(job: CheckedJob[Any], start: Path | None) -> Trainable:
+    """Loads the job's model with trainable virtual tokens and a frozen base; see ``base.load``."""
     method = job.config.method
-    model = job.model.layer(precision_of(job).held)
+    model = job.model.layer(precision_of(job).params)
     runtime.seed(job.config.train.seed)
     shape = shape_of(job.model.dims, method.virtual_tokens)
-    between = (method.projection_hidden or shape[3] * shape[4]) if method.prefix_projection else 0
-    layer = put_prefix(model, shape, between)
-    trained = Trained(layer, method.prefix_projection, job)
+    hidden = (method.projection_hidden or shape[3] * shape[4]) if method.prefix_projection else 0
+    layer = put_prefix(model, shape, hidden)
+    training = PrefixTraining(layer, method.prefix_projection, job)
     if start:
-        trained.read(start)
-    return Subject(
+        training.restore(start)
+    return Trainable(
         model=model,
-        write=trained.write,
-        read=trained.read,
+        save=training.save,
+        restore=training.restore,
         decays=lambda name: "bias" not in name,
-        notes={
+        metadata={
             "trained_parameters": int(sum(p.size for p in layer.parameters())),
             "virtual_tokens": method.virtual_tokens,
         },
-        write_more=trained.write_more,
+        save_extra=training.save_extra,
         reference=lambda: partial(_without, model),
     )
 
 
 @contextmanager
 def _without(model: Any) -> Iterator[Any]:
-    """The model without its virtual tokens, which is the base."""
+    """Context with the base model: the model without its virtual tokens."""
     prefix, model.prefix = model.prefix, None
     try:
         yield model

@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 
 from llmctl.errors import CheckpointError, ConfigError
 from llmctl.train.callbacks import checkpoints
-from llmctl.train.callbacks.checkpoints import Checkpoints
-from llmctl.train.loop import Loop, Plan
+from llmctl.train.callbacks.base import LoopSettings
+from llmctl.train.callbacks.checkpoints import CheckpointSaver
+from llmctl.train.loop import Loop
 from llmctl.train.methods.sft import SftTask
 from llmctl.train.optim.adamw import AdamW
 
@@ -36,8 +37,8 @@ STAGING = {}
 def saver(folder, metric="eval_loss", limit=0, model=None, write=None):
     adamw = AdamW(dict((model or ToyModel()).named_parameters()))
     write = write or (lambda where: (where / "weights").write_text("whole"))
-    one = Checkpoints(folder, write, adamw, "print", metric, limit, STAGING["folder"])
-    one.on_start(1, Plan(100, 10, 10, seed=4))
+    one = CheckpointSaver(folder, write, adamw, "print", metric, limit, STAGING["folder"])
+    one.on_train_begin(1, LoopSettings(100, 10, 10, seed=4))
     return Settled(one)
 
 
@@ -51,7 +52,7 @@ class Settled:
         found = getattr(self._inner, name)
         if not name.startswith("on_"):
             return found
-        return lambda *values: (found(*values), self._inner.on_end())
+        return lambda *values: (found(*values), self._inner.on_train_end())
 
 
 def test_the_newest_are_kept_up_to_the_limit(tmp_path):
@@ -98,7 +99,7 @@ def test_all_are_kept_without_a_limit(tmp_path):
 def test_the_best_is_never_deleted(tmp_path, metric, values, best):
     one = saver(tmp_path, metric=metric, limit=1)
     for index, value in enumerate(values, start=1):
-        one.on_evaluation(10 * index, index, {metric: value, "perplexity": 1.0})
+        one.on_evaluate(10 * index, index, {metric: value, "perplexity": 1.0})
         one.on_save(10 * index)
     assert checkpoints.read_best(tmp_path).step == best
     assert steps(tmp_path) == sorted({best, 50} if best != 50 else {40, 50})
@@ -106,8 +107,8 @@ def test_the_best_is_never_deleted(tmp_path, metric, values, best):
 
 def test_an_evaluation_that_is_best_is_saved_even_between_checkpoints(tmp_path):
     one = saver(tmp_path)
-    one.on_evaluation(7, 0.5, {"eval_loss": 1.0})
-    one.on_evaluation(8, 0.6, {"eval_loss": 2.0})
+    one.on_evaluate(7, 0.5, {"eval_loss": 1.0})
+    one.on_evaluate(8, 0.6, {"eval_loss": 2.0})
     assert steps(tmp_path) == [7]
 
 
@@ -117,19 +118,19 @@ def test_a_best_checkpoint_that_a_kill_left_unnamed_is_named_when_the_run_contin
 
     rows = [{"step": 20, "epoch": 1.0, "eval_loss": 1.0}, {"step": 20, "loss": 9.0, "eval_loss": 0.5}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    saver(tmp_path, limit=1).on_evaluation(10, 1.0, {"eval_loss": 2.0})
+    saver(tmp_path, limit=1).on_evaluate(10, 1.0, {"eval_loss": 2.0})
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(checkpoints, "atomic_file", killed)
-        saver(tmp_path, limit=1).on_evaluation(20, 2.0, {"eval_loss": 1.0})
+        saver(tmp_path, limit=1).on_evaluate(20, 2.0, {"eval_loss": 1.0})
     assert checkpoints.read_best(tmp_path).step == 10 and steps(tmp_path) == [10, 20]
-    saver(tmp_path, limit=1).on_start(21, Plan(100, 10, 10, seed=4))
+    saver(tmp_path, limit=1).on_train_begin(21, LoopSettings(100, 10, 10, seed=4))
     best = checkpoints.read_best(tmp_path)
     assert (best.step, best.value, steps(tmp_path)) == (20, 1.0, [10, 20])
 
 
 def test_the_metric_must_be_there_to_choose_by(tmp_path):
     one = saver(tmp_path, metric="exact_match")
-    one.on_evaluation(7, 0.5, {"eval_loss": 1.0})
+    one.on_evaluate(7, 0.5, {"eval_loss": 1.0})
     assert checkpoints.read_best(tmp_path) is None and not (tmp_path / "checkpoints").exists()
 
 
@@ -161,10 +162,10 @@ def trained(folder, done, steps_in_all, model=None):
     adamw = AdamW(dict(model.named_parameters()), max_norm=1.0)
     if done:
         assert checkpoints.restore(checkpoints.checkpoint_of(folder, done), adamw, task.fingerprint, 4) == done
-    one = Checkpoints(
+    one = CheckpointSaver(
         folder, lambda where: (where / "w").write_text(""), adamw, task.fingerprint, staging=STAGING["folder"]
     )
-    Loop(model, task, adamw, lambda step: 0.1 / step, Plan(steps_in_all, 100, 100, seed=4), [one]).run(done)
+    Loop(model, task, adamw, lambda step: 0.1 / step, LoopSettings(steps_in_all, 100, 100, seed=4), [one]).run(done)
     return model
 
 
@@ -212,17 +213,17 @@ def test_training_goes_on_while_a_checkpoint_is_moved(tmp_path, monkeypatch):
     copy = checkpoints.shutil.copytree
     monkeypatch.setattr(checkpoints.shutil, "copytree", lambda *a, **k: (free.wait(60), copy(*a, **k))[1])
     write = lambda where: (where / "weights").write_text(value[0])  # noqa: E731
-    one = Checkpoints(tmp_path, write, AdamW(dict(ToyModel().named_parameters())), "print", staging=tmp_path)
+    one = CheckpointSaver(tmp_path, write, AdamW(dict(ToyModel().named_parameters())), "print", staging=tmp_path)
     one.on_save(5)
     value[0] = "second"
     assert checkpoints.newest(tmp_path / "checkpoints") is None
     free.set()
-    one.on_end()
+    one.on_train_end()
     assert (checkpoints.checkpoint_of(tmp_path, 5) / "weights").read_text() == "first"
 
 
 def test_what_a_killed_run_left_in_memory_is_removed(tmp_path):
     for process in (2**22 + 5, os.getpid()):
         (tmp_path / f"llmctl-checkpoint-{process}-x").mkdir()
-    Checkpoints(tmp_path, lambda where: None, AdamW(dict(ToyModel().named_parameters())), "print", staging=tmp_path)
+    CheckpointSaver(tmp_path, lambda where: None, AdamW(dict(ToyModel().named_parameters())), "print", staging=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"llmctl-checkpoint-{os.getpid()}-x"]

@@ -1,25 +1,31 @@
 """What a run leaves in writing and shows: metrics lines, the learning curve, plain progress lines."""
 
 import errno
+import io
 import json
 import math
 import os
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import rich.console
 from kit.metric_logs import PLAN, play, update
 
 from llmctl.errors import FileError
 from llmctl.report.curve import draw
+from llmctl.report.wording import clock
+from llmctl.train import console
 from llmctl.train.callbacks import metrics_log
-from llmctl.train.callbacks.progress import Bar, Lines, clock, display, format_metrics
+from llmctl.train.callbacks.progress import ProgressBar, ProgressLines, format_metrics
+from llmctl.train.console import Console
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_updates_are_logged_at_the_first_each_third_and_the_last_step(tmp_path):
-    play(metrics_log.Journal(tmp_path, every=3))
+    play(metrics_log.MetricsLogger(tmp_path, every=3))
     rows = metrics_log.read(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 3, 4, 6, 7]
     keys = {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "peak_memory"}
@@ -30,24 +36,24 @@ def test_updates_are_logged_at_the_first_each_third_and_the_last_step(tmp_path):
 
 
 def test_lines_are_on_disk_while_the_run_goes_on(tmp_path):
-    one = metrics_log.Journal(tmp_path, every=1)
-    one.on_start(1, PLAN)
-    one.on_update(update(1))
+    one = metrics_log.MetricsLogger(tmp_path, every=1)
+    one.on_train_begin(1, PLAN)
+    one.on_step_end(update(1))
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_losses_are_written_with_all_their_digits(tmp_path):
-    one = metrics_log.Journal(tmp_path, every=1)
-    one.on_start(1, PLAN)
-    one.on_update(update(1, loss=math.pi))
+    one = metrics_log.MetricsLogger(tmp_path, every=1)
+    one.on_train_begin(1, PLAN)
+    one.on_step_end(update(1, loss=math.pi))
     assert metrics_log.read(tmp_path / "metrics.jsonl")[0]["loss"] == math.pi
 
 
 def test_a_continued_run_drops_later_lines_and_one_that_was_cut_off(tmp_path):
-    play(metrics_log.Journal(tmp_path, every=1), last=6)
+    play(metrics_log.MetricsLogger(tmp_path, every=1), last=6)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')
-    play(metrics_log.Journal(tmp_path, every=1), first=5)
+    play(metrics_log.MetricsLogger(tmp_path, every=1), first=5)
     rows = metrics_log.read(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 4, 5, 6, 7]
 
@@ -90,7 +96,7 @@ def test_a_curve_of_little_or_odd_data_is_still_a_document(rows):
 
 
 def test_the_curve_is_written_beside_the_metrics(tmp_path):
-    play(metrics_log.Journal(tmp_path, every=1))
+    play(metrics_log.MetricsLogger(tmp_path, every=1))
     assert ET.parse(tmp_path / "curve.svg").getroot().tag == f"{SVG}svg"
 
 
@@ -98,17 +104,17 @@ def test_a_full_disk_is_said_and_only_the_curve_is_done_without(tmp_path, monkey
     def full(self, *arguments, **settings):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    hook = metrics_log.Journal(tmp_path, every=1)
-    hook.on_start(1, PLAN)
+    logger = metrics_log.MetricsLogger(tmp_path, every=1)
+    logger.on_train_begin(1, PLAN)
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(FileError, match="disk full while writing .*metrics.jsonl"):
-        hook.on_update(update(1))
+        logger.on_step_end(update(1))
     with pytest.warns(UserWarning, match="curve.svg could not be written: .*No space left"):
-        hook.on_end()
+        logger.on_train_end()
 
 
 def test_plain_lines_tell_loss_rate_speed_and_time_left(capsys):
-    play(Lines(every=3))
+    play(ProgressLines(every=3))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     assert "3/7" in lines[1] and "loss 2.0000" in lines[1] and "lr 1.00e-03" in lines[1]
@@ -116,11 +122,34 @@ def test_plain_lines_tell_loss_rate_speed_and_time_left(capsys):
     assert "eval loss 1.5" in lines[2] and "accuracy 25.0 %" in lines[2]
 
 
-def test_a_bar_on_a_terminal_and_lines_elsewhere(capsys):
-    assert isinstance(display(1), Lines) and isinstance(display(1, plain=False), Bar)
-    play(display(1, plain=False))
+def test_a_bar_shows_steps_and_evaluations(capsys):
+    play(ProgressBar(1))
     out = capsys.readouterr().out
     assert "7/7" in out and "loss 2.0000" in out and "eval loss 1.5" in out
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_on_a_terminal_or_in_a_notebook_with_widgets_and_lines_elsewhere(monkeypatch):
+    assert isinstance(Console().progress(1), ProgressLines)
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    for widgets, kind in (("json", ProgressBar), ("a_module_that_nobody_has", ProgressLines)):
+        monkeypatch.setattr(console, "WIDGETS", widgets)
+        assert isinstance(Console().progress(1), kind)
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert isinstance(Console().progress(1), ProgressBar)
+
+
+def test_a_quiet_console_prints_nothing(capsys):
+    quiet = Console(quiet=True)
+    quiet.print("a line")
+    quiet.table("title", ["column"], [["cell"]])
+    play(quiet.progress(1))
+    assert capsys.readouterr() == ("", "")
 
 
 def test_times_and_metrics_read_well():
@@ -129,5 +158,5 @@ def test_times_and_metrics_read_well():
 
 
 def test_metrics_are_json_lines(tmp_path):
-    play(metrics_log.Journal(tmp_path, every=1))
+    play(metrics_log.MetricsLogger(tmp_path, every=1))
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())

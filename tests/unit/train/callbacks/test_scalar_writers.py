@@ -26,12 +26,12 @@ def events(folder):
 
 
 def run(folder, **steps):
-    sinks = scalar_writers.scalars(["tensorboard"], folder)
-    lines = metrics_log.Journal(folder, 1, sinks)
+    writers = scalar_writers.scalar_writers(["tensorboard"], folder)
+    logger = metrics_log.MetricsLogger(folder, 1, writers)
 
     class Both:
-        def __getattr__(self, occasion):
-            return lambda *values: [getattr(hook, occasion)(*values) for hook in [*sinks, lines]]
+        def __getattr__(self, event):
+            return lambda *values: [getattr(callback, event)(*values) for callback in [*writers, logger]]
 
     play(Both(), **steps)
 

@@ -19,10 +19,11 @@ from llmctl.jobs import dpo as preflight_dpo
 from llmctl.plugins import load as load_plugin
 from llmctl.testing.tiny import random_model
 from llmctl.train import trainer
-from llmctl.train.loop import Hook, NonFiniteError
+from llmctl.train.callbacks.base import Callback
+from llmctl.train.loop import NonFiniteError
 from llmctl.train.methods import dpo
 from llmctl.train.methods.dpo_loss import LOSSES
-from llmctl.train.methods.dpo_reference import Free, Live
+from llmctl.train.methods.dpo_reference import ReferenceFree, ReferenceModel
 from llmctl.train.methods.dpo_task import DpoTask, answer_log_probs
 from llmctl.train.trainable import base as subject
 
@@ -105,7 +106,7 @@ def test_a_run_begins_at_its_reference_and_learns_to_prefer(runs, method):
     assert info["after"]["samples"][0].keys() == {"prompt", "expected", "answer"}
 
 
-class Crash(Hook):
+class Crash(Callback):
     def on_save(self, step):
         raise RuntimeError("power cut")
 
@@ -164,7 +165,7 @@ def test_the_reference_stays_while_the_model_moves(data, tmp_path, method):
     one = job(data, tmp_path / "run", method, model={"dtype": "float64"})
     task, trained = dpo.prepare(one).task, subject.load(one, None)
     arrays = task.micro_batches(1)[0].arrays
-    reference = Live(trained.reference())
+    reference = ReferenceModel(trained.reference())
     base = subject.load(job(data, tmp_path / "base", "full", model={"dtype": "float64"}), None).model
     expected = answer_log_probs(base, arrays).numpy()
     np.testing.assert_allclose(reference(arrays, False).numpy(), expected, atol=1e-8)
@@ -196,7 +197,7 @@ def task_of(batch_size, accumulation=1, loss="sigmoid", how="none", dev=()):
     task = DpoTask(
         rows, dev, collate, partial(LOSSES[loss], beta=0.2), 0.2, batch_size, accumulation, eval_batch_size=2
     )
-    task.reference = Free()
+    task.reference = ReferenceFree()
     return task
 
 

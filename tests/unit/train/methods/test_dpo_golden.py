@@ -12,7 +12,7 @@ from llmctl.checkpoint.build import load_model
 from llmctl.data.preference import rows as pair_rows
 from llmctl.data.preference.encoding import Pair
 from llmctl.train.methods.dpo_loss import LOSSES
-from llmctl.train.methods.dpo_reference import Live
+from llmctl.train.methods.dpo_reference import ReferenceModel
 from llmctl.train.methods.dpo_task import DpoTask
 
 FOLDER = Path(__file__).resolve().parents[3] / "goldens" / "dpo"
@@ -51,7 +51,7 @@ def test_losses_and_gradients_are_those_of_trl(recorded, loss, how):
     expected, beta = CASE["losses"][loss], CASE["beta"]
     rows = pair_rows.rows_of(pairs, how, 40)
     task = DpoTask(rows, [], partial(pair_rows.collate, pad_id=0), partial(LOSSES[loss], beta=beta), beta, len(rows))
-    task.reference = Live(lambda: nullcontext(reference))
+    task.reference = ReferenceModel(lambda: nullcontext(reference))
     found = task.loss(model, task.micro_batches(1)[0])
     assert float(found.total) / found.items == pytest.approx(expected["loss"], rel=1e-4)
     assert {name: float(value) / found.items for name, value in found.sums.items()} == pytest.approx(

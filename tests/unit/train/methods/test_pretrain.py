@@ -20,7 +20,7 @@ from llmctl.data.sft.encoding import IGNORE_INDEX
 from llmctl.errors import ConfigError, DataError
 from llmctl.jobs import pretrain as preflight_pretrain
 from llmctl.train import trainer
-from llmctl.train.loop import Hook
+from llmctl.train.callbacks.base import Callback
 from llmctl.train.methods import pretrain
 from llmctl.train.methods.loss import next_token_loss
 from llmctl.train.methods.pretrain import collate
@@ -116,11 +116,11 @@ class Killed(Exception):
     """The end of a process, as far as a test in the same process can have it."""
 
 
-class KillAt(Hook):
+class KillAt(Callback):
     def __init__(self, step):
         self.step = step
 
-    def on_update(self, update):
+    def on_step_end(self, update):
         if update.step == self.step:
             raise Killed
 
@@ -212,10 +212,10 @@ def test_documents_of_one_token_leave_nothing_to_learn_apart(folder):
     loss.backward()
     assert not any(p.grad is not None and float(p.grad.abs().max()) for p in model.parameters())
     write(folder / "ones", [[7]] * 400)
-    with pytest.raises(DataError, match="ones#0 to .*ones#7 ask for no token"):
+    with pytest.raises(DataError, match="ones#0 to .*ones#7 have no label"):
         pretrain.prepare(job(folder, folder / "none", **{**asked, "data__corpora": [str(folder / "ones")]},
                              train__grad_accumulation=8)).task.micro_batches(1)  # fmt: skip
-    with pytest.raises(DataError, match="ask for no token"):
+    with pytest.raises(DataError, match="have no label"):
         task.measure(model, open_split(SampleSpec([str(folder / "ones")], "1", 8, separate=True), "train", 6))
 
 

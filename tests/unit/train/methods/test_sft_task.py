@@ -10,7 +10,7 @@ from kit.train_toys import ToyModel, collate, toy_rows
 from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
 from llmctl.testing.tiny import random_model
-from llmctl.train.methods.eval_generate import Answers
+from llmctl.train.methods.eval_generate import EvalGenerator
 from llmctl.train.methods.evaluate import exact_match, label_logits, token_metrics
 from llmctl.train.methods.sft import SftTask
 
@@ -123,6 +123,6 @@ def test_a_prompt_without_room_for_an_answer_gets_none_and_takes_none_from_other
     prompts = [[5, 6, 7], [], [*range(1, 17)], [*range(1, 14)], [*range(1, 40)], [9]]
     words = SimpleNamespace(eos_ids=(), pad_id=0, decode=lambda ids: " ".join(map(str, ids)))
     encoder = SimpleNamespace(tokenizer=words, prompt=lambda prompt: prompt)
-    found = Answers(encoder, 1, 6, 16)(model, prompts)
+    found = EvalGenerator(encoder, 1, 6, 16)(model, prompts)
     assert [len(answer.split()) for answer in found] == [6, 0, 0, 3, 0, 6]
-    assert Answers(encoder, 8, 6, 16)(model, [prompts[0], [], prompts[5]]) == [found[0], "", found[5]]
+    assert EvalGenerator(encoder, 8, 6, 16)(model, [prompts[0], [], prompts[5]]) == [found[0], "", found[5]]

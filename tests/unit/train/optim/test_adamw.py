@@ -6,7 +6,7 @@ import pytest
 
 from llmctl.nn import kernels
 from llmctl.train.optim.adamw import AdamW, global_norm
-from llmctl.train.optim.adamw_kernels import CompiledUpdate, PaddleUpdate
+from llmctl.train.optim.adamw_kernels import FusedAdamW, PaddleAdamW
 
 BETA1, BETA2, EPS, DECAY = 0.9, 0.95, 1e-8, 0.1
 
@@ -63,7 +63,7 @@ def test_updates_equal_the_twin_with_decay_on_weights_only(max_norm, items):
     adamw = optimizer(params, max_norm=max_norm)
     for step in range(1, 6):
         give(params, gradients(step))
-        adamw.normalize(items)
+        adamw.clip_grads(items)
         adamw.step(2.0**-step)
     expected = twin(start, 5, lambda step: 2.0**-step, max_norm, items)
     for name, p in params.items():
@@ -74,7 +74,7 @@ def test_updates_equal_the_twin_with_decay_on_weights_only(max_norm, items):
 def test_the_norm_is_that_of_all_gradients_before_clipping():
     params = parameters()
     give(params, gradients(3))
-    norm = optimizer(params, max_norm=0.25).normalize(2.0)
+    norm = optimizer(params, max_norm=0.25).clip_grads(2.0)
     expected = np.sqrt(sum((grad**2).sum() for grad in gradients(3).values())) / 2
     assert norm == pytest.approx(expected, rel=1e-12)
     clipped = np.sqrt(sum((p.grad.numpy() ** 2).sum() for p in params.values()))
@@ -84,7 +84,7 @@ def test_the_norm_is_that_of_all_gradients_before_clipping():
 def test_a_small_gradient_is_not_scaled_up():
     params = parameters()
     give(params, gradients(3))
-    optimizer(params, max_norm=1e6).normalize(1.0)
+    optimizer(params, max_norm=1e6).clip_grads(1.0)
     np.testing.assert_array_equal(params["bias"].grad.numpy(), gradients(3)["bias"])
 
 
@@ -93,7 +93,7 @@ def test_a_gradient_that_is_not_finite_is_reported():
     grads = gradients(1)
     grads["norm"][2] = np.inf
     give(params, grads)
-    assert not np.isfinite(optimizer(params, max_norm=1.0).normalize(1.0))
+    assert not np.isfinite(optimizer(params, max_norm=1.0).clip_grads(1.0))
 
 
 def test_parameters_that_need_no_gradient_stay():
@@ -132,11 +132,11 @@ def test_a_state_moves_between_paddles_update_and_the_compiled_one(monkeypatch):
     if kernels.compiled("adamw", paddle.zeros([1])) is None:
         pytest.skip("no compiled operators here")
     results = []
-    for first, second in ((PaddleUpdate, CompiledUpdate), (CompiledUpdate, PaddleUpdate)):
+    for first, second in ((PaddleAdamW, FusedAdamW), (FusedAdamW, PaddleAdamW)):
         params, state = parameters("float32"), {}
         for kind, steps in ((first, (1, 2, 3)), (second, (4, 5))):
             with monkeypatch.context() as patch:
-                if kind is PaddleUpdate:
+                if kind is PaddleAdamW:
                     patch.setattr(kernels, "compiled", lambda name, *tensors: None)
                 adamw = optimizer(params)
             assert type(adamw._update) is kind
@@ -184,10 +184,10 @@ def test_the_norm_of_nothing_is_zero():
 def test_rates_scale_the_step_and_the_decay_of_one_parameter():
     params = parameters()
     start = {name: p.numpy() for name, p in params.items()}
-    adamw = optimizer(params, rates={"weight": 4.0, "bias": 0.5, "norm": 1.0}.__getitem__)
+    adamw = optimizer(params, lr_scales={"weight": 4.0, "bias": 0.5, "norm": 1.0}.__getitem__)
     for step in range(1, 4):
         give(params, gradients(step))
-        adamw.normalize(1)
+        adamw.clip_grads(1)
         adamw.step(0.05)
     for name, rate in (("weight", 4.0), ("bias", 0.5), ("norm", 1.0)):
         expected = twin(start, 3, lambda step, rate=rate: 0.05 * rate)[name]

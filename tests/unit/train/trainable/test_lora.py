@@ -64,7 +64,7 @@ def test_a_run_that_was_cut_off_continues_bit_for_bit(runs, tmp_path, name):
 def test_what_is_stored_gives_what_was_trained(runs, tmp_path, name):
     """The model in memory at the end, base with the stored adapter, and the merged folder agree."""
     made = base.load(job(tmp_path / "unused", METHODS[name]), None)
-    made.read(runs(name) / "model")
+    made.restore(runs(name) / "model")
     stored, opened = load_adapted(runs(name) / "model")
     merge(opened, tmp_path / "merged", "float32")
     ids = paddle.to_tensor(np.random.default_rng(0).integers(3, 300, (2, 10)))
@@ -105,7 +105,7 @@ def test_the_folder_holds_an_adapter_and_a_tokenizer_and_no_model(runs):
 
 def test_base_tensors_keep_their_bits(runs, tmp_path):
     made = base.load(job(tmp_path / "unused", METHODS["plain"]), None)
-    made.read(runs("plain") / "model")
+    made.restore(runs("plain") / "model")
     plain = {name: value.numpy() for name, value in load_model(STARTER / "model")[0].state_dict().items()}
     state = {name.replace(".base.", "."): value.numpy() for name, value in made.model.state_dict().items()}
     assert all(np.array_equal(state[name], value) for name, value in plain.items())
@@ -203,7 +203,7 @@ def test_a_run_is_not_continued_without_its_configuration(runs, tmp_path, conten
     (tmp_path / "run" / "run.json").unlink()
     if content is not None:
         (tmp_path / "run" / "run.json").write_text(content)
-    with pytest.raises(llmctl.LlmctlError, match="does not say with which configuration the run began"):
+    with pytest.raises(llmctl.LlmctlError, match="does not have the configuration that the run began with"):
         trainer.run(job(tmp_path / "run", METHODS["dora"], resume=True, learning_rate=0.1))
 
 

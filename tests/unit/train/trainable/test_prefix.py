@@ -57,7 +57,7 @@ def test_a_run_that_was_cut_off_continues_bit_for_bit(runs, tmp_path, name):
 def test_what_is_stored_gives_what_was_trained_and_nothing_else(runs, tmp_path, name):
     checkpoint = runs(name) / "checkpoints" / "step-000004"
     made = subject.load(job(tmp_path / "unused", METHODS[name]), None)
-    made.read(checkpoint)
+    made.restore(checkpoint)
     stored, opened = load_adapted(runs(name) / "model")
     ids = paddle.to_tensor(np.random.default_rng(0).integers(3, 300, (2, 10)))
     plain = load_model(STARTER / "model")[0]
