@@ -38,11 +38,11 @@ def our_step(options):
     runtime.configure()
     import paddle
 
-    from llmctl.adapters.attach import put
+    from llmctl.adapters.attach import add_lora
 
     model = train_step.our_model()
     parts = {path.replace("model.", "llama.", 1): pair for path, pair in adapters().items()}
-    layers = put(model, parts, RANK, SCALE)
+    layers = add_lora(model, parts, RANK, SCALE)
     for path, (a, b) in parts.items():
         layers[path].set_weights(a.T.copy(), b.T.copy())
     step = train_step.our_update(model, train_step.our_optimizer(model))

@@ -139,9 +139,9 @@ def test_the_command_of_a_recipe_trains_what_it_says(models, stand_ins, output, 
     if name == "prefix":
         assert opened.adapter.tokens == 6
     else:
-        assert list(opened.adapter.parts) == list(targets.linears(plugin.card, dims))
-        assert all(part.rank == (16 if name == "qlora" else 8) for part in opened.adapter.parts.values())
-        assert all(part.b.any() for part in opened.adapter.parts.values())
+        assert list(opened.adapter.layers) == list(targets.linears(plugin.card, dims))
+        assert all(part.rank == (16 if name == "qlora" else 8) for part in opened.adapter.layers.values())
+        assert all(part.b.any() for part in opened.adapter.layers.values())
 
 
 @pytest.mark.parametrize(("command", "known"), [("finetune", "lora, prefix, qlora, sft"), ("dpo", "full, lora")])

@@ -1,10 +1,13 @@
-"""Low-rank adapters and prefixes beside a model: which layers they change, how they lie on disk, how they are merged.
+"""LoRA adapters and prefixes: target layers, formats on disk, attaching to a model, merging.
 
-``targets`` names the layers, ``adapter`` is an adapter in memory, ``folder`` reads and writes one in the format of the
-``peft`` library (``peft_format``) or of PaddleNLP (``nlp_format``), ``base`` tells whether a model is the one that an
-adapter was trained on, ``attach`` puts an adapter on a model, ``merge`` writes a model folder without adapters. The layer
-itself is ``nn.lora``; only ``attach`` imports paddle.
+``targets`` selects layers, ``adapter`` is a LoRA adapter in memory, ``prefix`` a prefix. ``folder`` reads and writes both,
+in the format of PEFT (``peft_config``, ``peft_format``, ``prefix_format``) or of PaddleNLP (``paddlenlp_lora``,
+``paddlenlp_prefix``); ``repack`` converts between layers that a file fuses and those of the card. ``base_model`` checks
+that a model is the base of an adapter, ``attach`` applies an adapter to a model, ``merge`` writes a merged model folder and
+``verify`` compares it. The layers are ``nn.lora`` and ``nn.prefix``, their training is in ``llmctl.train.trainable``.
 
-``prefix`` is a prefix, trained virtual tokens, in memory; ``prefix_format`` and ``nlp_prefix`` are its formats, and all the
-rest is shared. Its layer is ``nn.prefix``.
+Adapters are stored for the unchanged base model: a PiSSA adapter, whose training changes the base, is stored as the plain
+LoRA adapter [A, A0], [B, -B0] that has the same effect. A base model is recognized by the shapes of its tensors and by a
+corner of every linear weight rounded to bfloat16, so copies in another layout or data type are accepted, and models with
+other weights are not.
 """

@@ -1,14 +1,14 @@
-"""An adapter in memory: for each layer two small matrices, a scale and, for DoRA, a vector of lengths.
+"""A LoRA adapter in memory: for each layer A, B, a scale and, for DoRA, the magnitude vector.
 
 Everything is in paddle's layout: a weight is [in, out], A [in, rank], B [rank, out]. LoRA: https://arxiv.org/abs/2106.09685;
-rank-stabilised scale: https://arxiv.org/abs/2312.03732; DoRA: https://arxiv.org/abs/2402.09353.
+rsLoRA: https://arxiv.org/abs/2312.03732; DoRA: https://arxiv.org/abs/2402.09353.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 def scale_of(alpha: float, rank: int, rank_stabilised: bool) -> float:
-    """What the product A B is multiplied by."""
+    """The scale of A B: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
     return alpha / (math.sqrt(rank) if rank_stabilised else rank)
 
 
@@ -28,14 +28,14 @@ def alpha_of(scale: float, rank: int, rank_stabilised: bool) -> float:
 
 
 @dataclass(frozen=True)
-class Part:
+class LoraWeights:
     """The adapter of one layer.
 
     Attributes:
         a: A [in, rank].
         b: B [rank, out].
         scale: Factor of A B.
-        magnitude: Lengths of the columns of the adapted weight [out]; None = as they come out.
+        magnitude: Column norms of the adapted weight [out] (DoRA); None = plain LoRA.
     """
 
     a: Array
@@ -49,27 +49,31 @@ class Part:
         return int(self.a.shape[1])
 
     def merged(self, weight: Array) -> Array:
-        """The weight [in, out] that does alone what the base and this adapter do together."""
-        changed = weight + self.scale * (self.a.astype(weight.dtype) @ self.b.astype(weight.dtype))
+        """The weight [in, out] with the adapter merged into it."""
+        merged = weight + self.scale * (self.a.astype(weight.dtype) @ self.b.astype(weight.dtype))
         if self.magnitude is None:
-            return np.asarray(changed, weight.dtype)
-        return np.asarray(changed * (self.magnitude / np.linalg.norm(changed, axis=0)), weight.dtype)
+            return np.asarray(merged, weight.dtype)
+        return np.asarray(merged * (self.magnitude / np.linalg.norm(merged, axis=0)), weight.dtype)
+
+    def folded(self) -> LoraWeights:
+        """The same adapter with scale 1: the scale is multiplied into B."""
+        return replace(self, b=self.scale * self.b, scale=1.0)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The parts of an adapter by path of the layer, and what is known of its base.
+    """A LoRA adapter.
 
     Attributes:
-        parts: Path on the card -> part.
-        rank_stabilised: How ranks and alphas are written down; the scales of the parts are what counts.
-        dropout: Of the inputs while it was trained.
-        base: Path or name of the model it was trained on, as recorded; may be empty.
-        record: What llmctl noted about the base; empty for an adapter made elsewhere.
-        dtype: Of the tensors as they are stored.
+        layers: Path of the layer on the card -> its adapter.
+        rank_stabilised: Whether alpha is written for rsLoRA; the scales of the layers are what counts.
+        dropout: LoRA dropout of its training.
+        base: Path or name of its base model, as recorded; may be empty.
+        record: What llmctl recorded of the base; empty for an adapter from elsewhere.
+        dtype: Data type of the stored tensors.
     """
 
-    parts: Mapping[str, Part]
+    layers: Mapping[str, LoraWeights]
     rank_stabilised: bool = False
     dropout: float = 0.0
     base: str = ""
@@ -78,55 +82,57 @@ class Adapter:
 
     @property
     def summary(self) -> str:
-        """What it is, in a few words."""
-        return f"{len(self.parts)} layers"
+        """Size of the adapter, for messages."""
+        return f"{len(self.layers)} layers"
 
 
-def pack(parts: Sequence[Part | None], widths: Sequence[int]) -> Part:
-    """One part for a layer that is several side by side: the As beside each other, the Bs as blocks on the diagonal.
+def fuse(layers: Sequence[LoraWeights | None], widths: Sequence[int]) -> LoraWeights:
+    """The adapter of a fused layer, such as q, k and v in one: As are concatenated, Bs are blocks on the diagonal.
 
-    The rank is the sum of the ranks and the result exact.
+    The result is exact; its rank is the sum of the ranks.
 
     Args:
-        parts: For each layer in order; None = it has no adapter.
+        layers: Adapters of the fused layers, in order; None = no adapter.
         widths: Outputs of each layer.
 
     Raises:
-        ValueError: Some layers have lengths (DoRA) and others no adapter, or the scales differ.
+        ValueError: Some layers have DoRA and others do not, or the scales differ.
     """
-    there = [part for part in parts if part is not None]
-    with_lengths = [part.magnitude for part in there if part.magnitude is not None]
-    if with_lengths and len(with_lengths) != len(parts):
-        raise ValueError("DoRA needs adapters on all of the layers that are packed into one")
-    if len({part.scale for part in there}) != 1:
-        raise ValueError("the scales of layers that are packed into one differ")
-    b = np.zeros((sum(part.rank for part in there), sum(widths)), there[0].b.dtype)
+    adapted = [layer for layer in layers if layer is not None]
+    magnitudes = [layer.magnitude for layer in adapted if layer.magnitude is not None]
+    if magnitudes and len(magnitudes) != len(layers):
+        raise ValueError("DoRA needs adapters on all layers that are fused into one")
+    if len({layer.scale for layer in adapted}) != 1:
+        raise ValueError("the scales of layers that are fused into one differ")
+    b = np.zeros((sum(layer.rank for layer in adapted), sum(widths)), adapted[0].b.dtype)
     row = column = 0
-    for part, width in zip(parts, widths, strict=True):
-        if part is not None:
-            b[row : row + part.rank, column : column + width] = part.b
-            row += part.rank
+    for layer, width in zip(layers, widths, strict=True):
+        if layer is not None:
+            b[row : row + layer.rank, column : column + width] = layer.b
+            row += layer.rank
         column += width
-    a = np.concatenate([part.a for part in there], axis=1)
-    return Part(a, b, there[0].scale, np.concatenate(with_lengths) if with_lengths else None)
+    a = np.concatenate([layer.a for layer in adapted], axis=1)
+    return LoraWeights(a, b, adapted[0].scale, np.concatenate(magnitudes) if magnitudes else None)
 
 
-def unpack(packed: Part, widths: Sequence[int], ranks: Sequence[int] | None = None) -> list[Part | None]:
-    """The parts of layers that are side by side in one: each has its columns of B.
+def split_fused(
+    fused: LoraWeights, widths: Sequence[int], ranks: Sequence[int] | None = None
+) -> list[LoraWeights | None]:
+    """The adapters of the layers in a fused layer: each has its columns of B.
 
     Args:
-        packed: The part of the whole.
+        fused: The adapter of the fused layer.
         widths: Outputs of each layer.
-        ranks: How `pack` stacked them, 0 = no adapter; None = each layer has the whole A.
+        ranks: Ranks that ``fuse`` combined, 0 = no adapter; None = every layer has the whole A.
     """
-    parts: list[Part | None] = []
+    layers: list[LoraWeights | None] = []
     row = column = 0
     for index, width in enumerate(widths):
         columns = slice(column, column + width)
         column += width
-        low, high = (0, packed.rank) if ranks is None else (row, row + ranks[index])
+        low, high = (0, fused.rank) if ranks is None else (row, row + ranks[index])
         row = high
-        magnitude = None if packed.magnitude is None else packed.magnitude[columns]
-        part = Part(packed.a[:, low:high], packed.b[low:high, columns], packed.scale, magnitude)
-        parts.append(part if high > low else None)
-    return parts
+        magnitude = None if fused.magnitude is None else fused.magnitude[columns]
+        layer = LoraWeights(fused.a[:, low:high], fused.b[low:high, columns], fused.scale, magnitude)
+        layers.append(layer if high > low else None)
+    return layers

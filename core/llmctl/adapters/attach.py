@@ -1,4 +1,4 @@
-"""Adapters and prefixes put on a model in memory."""
+"""Applies adapters and prefixes to a model in memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.adapters import targets
-from llmctl.adapters.adapter import Part
-from llmctl.adapters.folder import Opened, open_adapter
+from llmctl.adapters.adapter import LoraWeights
+from llmctl.adapters.folder import OpenedAdapter, open_adapter
 from llmctl.adapters.prefix import Prefix
 from llmctl.checkpoint.build import load_model
 from llmctl.errors import UnsupportedError
@@ -16,18 +16,18 @@ from llmctl.nn.replace import replace_layers
 from llmctl.quant.blockwise import round_trip
 
 
-def put(
-    model: Any, paths: Iterable[str], rank: int, scale: float, dropout: float = 0.0, lengths: bool = False
+def add_lora(
+    model: Any, paths: Iterable[str], rank: int, scale: float, dropout: float = 0.0, dora: bool = False
 ) -> dict[str, Any]:
-    """Replaces the layers by ones with fresh adapters; path -> ``nn.lora.LoraLinear``. Nothing else of the model moves.
+    """Replaces layers by ``nn.lora.LoraLinear`` with new adapters, and freezes the model; returns path -> new layer.
 
     Args:
         model: The model to change.
-        paths: Of the layers.
-        rank: Of every adapter.
-        scale: Of every adapter.
-        dropout: In training.
-        lengths: Whether they learn the lengths of columns (DoRA).
+        paths: Paths of the layers.
+        rank: LoRA rank.
+        scale: Scale of A B.
+        dropout: LoRA dropout.
+        dora: Whether to train the magnitude of columns (DoRA).
     """
     from llmctl.nn.lora import LoraLinear
 
@@ -36,44 +36,50 @@ def put(
     made: dict[str, Any] = {}
 
     def replace(path: str, layer: Any) -> Any:
-        made[path] = LoraLinear(layer, rank, scale, dropout, lengths)
+        made[path] = LoraLinear(layer, rank, scale, dropout, dora)
         return made[path]
 
     replace_layers(model, paths, replace)
     return made
 
 
-def quantise(model: Any, paths: Iterable[str], code: str) -> None:
-    """Replaces the linears by ones whose weights are held in a code of ``nn.blockwise``."""
+def quantize_base(model: Any, paths: Iterable[str], code: str) -> None:
+    """Replaces linear layers by ones with quantized weights.
+
+    Args:
+        model: The model to change.
+        paths: Paths of the layers.
+        code: One of ``quant.blockwise.CODES``.
+    """
     from llmctl.quant.linear import QuantisedLinear
 
     replace_layers(model, paths, lambda path, layer: QuantisedLinear(layer, code))
 
 
-def attach(model: Any, parts: Mapping[str, Part]) -> None:
-    """Puts an adapter that has been read on a model, for inference."""
-    for path, part in parts.items():
-        layer = put(model, [path], part.rank, part.scale, lengths=part.magnitude is not None)[path]
-        layer.set_weights(part.a, part.b, part.magnitude)
+def attach(model: Any, layers: Mapping[str, LoraWeights]) -> None:
+    """Applies a LoRA adapter to a model, for inference."""
+    for path, weights in layers.items():
+        layer = add_lora(model, [path], weights.rank, weights.scale, dora=weights.magnitude is not None)[path]
+        layer.set_weights(weights.a, weights.b, weights.magnitude)
         layer.cache_magnitude()
 
 
-def put_prefix(model: Any, shape: tuple[int, int, int, int, int], projection: int = 0) -> Any:
-    """Puts fresh virtual tokens before everything the model sees; the ``nn.prefix.Prefix``. Nothing else of it moves.
+def add_prefix(model: Any, shape: tuple[int, int, int, int, int], projection: int = 0) -> Any:
+    """Adds a new prefix to a model and freezes the model; returns the ``nn.prefix.Prefix``.
 
     Args:
         model: The model to change.
-        shape: As `prefix.shape_of`.
-        projection: As for the layer.
+        shape: See ``prefix.shape_of``.
+        projection: Hidden width of the prefix MLP; 0 = none.
 
     Raises:
-        UnsupportedError: The model is not built on ``nn.causal_lm.CausalLM``, which is what looks for a prefix.
+        UnsupportedError: The model is not an ``nn.causal_lm.CausalLM``, which reads the prefix.
     """
     from llmctl.nn.causal_lm import CausalLM
     from llmctl.nn.prefix import Prefix as Layer
 
     if not isinstance(model, CausalLM):
-        raise UnsupportedError(f"{type(model).__name__} takes no virtual tokens: it is not an nn.causal_lm.CausalLM")
+        raise UnsupportedError(f"{type(model).__name__} does not support prefixes: it is not an nn.causal_lm.CausalLM")
     for parameter in model.parameters():
         parameter.stop_gradient = True
     model.prefix = Layer(shape, model.parameters()[0].dtype, projection)
@@ -82,56 +88,56 @@ def put_prefix(model: Any, shape: tuple[int, int, int, int, int], projection: in
 
 def load_adapted(
     folder: Path, base: Path | None = None, family: str = "auto", dtype: str = "float32", allow_other: bool = False
-) -> tuple[Any, Opened]:
-    """The model of an adapter's base with the adapter on it, and where both came from.
+) -> tuple[Any, OpenedAdapter]:
+    """Loads the base model of an adapter and applies the adapter; also returns the opened adapter.
 
     Args:
-        folder: The adapter's.
-        base: Folder of the base; None = the one that the adapter names.
-        family: Name of the base's family, or ``"auto"``.
-        dtype: Type to compute in.
-        allow_other: Whether the base may have other values than the one that was trained on.
+        folder: Folder of the adapter.
+        base: Folder of the base model; None = the one that the adapter records.
+        family: Model family, or ``"auto"``.
+        dtype: Data type of the computation.
+        allow_other: Whether to allow a base with other weights.
 
     Raises:
-        LlmctlError: As `folder.open_adapter` and `load_model`.
+        LlmctlError: See ``folder.open_adapter`` and ``checkpoint.build.load_model``.
     """
     opened = open_adapter(folder, base, family, allow_other)
     return adapted_model(opened, dtype), opened
 
 
-def adapted_model(opened: Opened, dtype: str = "float32") -> Any:
-    """The model of an opened adapter's base, quantised as in training, with the adapter on it.
+def adapted_model(opened: OpenedAdapter, dtype: str = "float32") -> Any:
+    """Loads the base model of an opened adapter, quantized as in training, and applies the adapter.
 
     Args:
         opened: The adapter.
-        dtype: Type to compute in.
+        dtype: Data type of the computation.
     """
     model, _, _ = load_model(opened.base, opened.plugin.card.name, dtype)
     if isinstance(opened.adapter, Prefix):
         values = opened.adapter.values
-        put_prefix(model, values.shape).set_values(values)
+        add_prefix(model, values.shape).set_values(values)
         return model
     if opened.quantised:
-        quantise(model, targets.linears(opened.plugin.card, opened.dims), opened.quantised)
-    attach(model, opened.adapter.parts)
+        quantize_base(model, targets.linears(opened.plugin.card, opened.dims), opened.quantised)
+    attach(model, opened.adapter.layers)
     return model
 
 
-def merged_model(opened: Opened, dtype: str = "float32") -> Any:
-    """``adapted_model`` whose low-rank adapter has become part of the weights; virtual tokens stay before the text.
+def merged_model(opened: OpenedAdapter, dtype: str = "float32") -> Any:
+    """Loads the base model of an opened adapter with a LoRA adapter merged into its weights; a prefix is applied.
 
     Args:
         opened: The adapter.
-        dtype: Type to compute in.
+        dtype: Data type of the computation.
     """
     if isinstance(opened.adapter, Prefix):
         return adapted_model(opened, dtype)
     model, _, _ = load_model(opened.base, opened.plugin.card.name, dtype)
-    state, parts = model.state_dict(), opened.adapter.parts
-    for path in targets.linears(opened.plugin.card, opened.dims) if opened.quantised else parts:
+    state, layers = model.state_dict(), opened.adapter.layers
+    for path in targets.linears(opened.plugin.card, opened.dims) if opened.quantised else layers:
         tensor = state[path + ".weight"]
         weight = tensor.numpy()
         if opened.quantised:
             weight = round_trip(weight, opened.quantised)
-        tensor.set_value((parts[path].merged(weight) if path in parts else weight).astype(weight.dtype))
+        tensor.set_value((layers[path].merged(weight) if path in layers else weight).astype(weight.dtype))
     return model

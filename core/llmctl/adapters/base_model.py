@@ -1,7 +1,7 @@
-"""The base of an adapter: where it lies, and whether it is the model that the adapter was trained on.
+"""The base model of an adapter: finding its folder, and checking that it is the model that the adapter was trained on.
 
-A base is recognised by the names and shapes of its tensors and by a few values of each linear, rounded to bfloat16, so
-that copies in another layout or a narrower type count as the same.
+A base is identified by the names and shapes of its tensors and by a few values of each linear weight, rounded to bfloat16;
+copies in another layout or a narrower data type therefore count as the same.
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ from llmctl.checkpoint.naming import recognise
 from llmctl.errors import CheckpointError
 
 CORNER = 4
-"""So many rows and columns of each linear are looked at."""
+"""Rows and columns of each linear weight that identify the base."""
 
 
 def record(base: Path, plugin: Any, dims: Dims, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What to note of a base: family, the card's hash, and hashes of its tensors' shapes and of some of its values.
+    """The identity of a base model: family, hash of the card, hashes of tensor shapes and of some values.
 
     Args:
-        base: Its folder.
-        plugin: Its family.
-        dims: Its dims.
-        state: Its tensors by their names on the card, where they are not those of the folder: anything with ``dtype`` and
-            ``numpy()``.
+        base: Folder of the model.
+        plugin: Plugin of its family.
+        dims: Dims of the model.
+        state: Name on the card -> tensor with ``dtype`` and ``numpy()``, if the folder does not hold the tensors.
     """
     if state is not None:
         return _record(base, plugin, dims, _state_hash(state, plugin, dims))
@@ -49,8 +48,8 @@ def record(base: Path, plugin: Any, dims: Dims, state: Mapping[str, Any] | None 
 
 
 def record_of(model: CheckedModel) -> dict[str, Any]:
-    """As `record`, of a model from a folder whose weights are opened already."""
-    assert model.weights, "a new model is the base of nothing"
+    """``record`` of a model whose weights are already opened."""
+    assert model.weights, "a new model cannot be a base"
     values = _values_hash(model.weights.tensors, model.renames, model.plugin, model.dims)
     return _record(model.weights.path, model.plugin, model.dims, values)
 
@@ -68,71 +67,72 @@ def _record(base: Path, plugin: Any, dims: Dims, values_hash: str) -> dict[str, 
 
 
 def check(
-    noted: Mapping[str, Any],
+    recorded: Mapping[str, Any],
     base: Path,
     plugin: Any,
     dims: Dims,
     allow_other: bool = False,
-    now: Mapping[str, Any] | None = None,
+    actual: Mapping[str, Any] | None = None,
 ) -> None:
-    """Passes when a folder is the base that was noted.
+    """Checks that a model is the recorded base.
 
     Args:
-        noted: From `record`; empty = nothing is known and everything passes.
-        base: The folder.
-        plugin: Its family.
-        dims: Its dims.
-        allow_other: Whether other values may stand in tensors of the same shapes.
-        now: From `record`, where the folder does not hold the tensors themselves; None = they are looked at.
+        recorded: Result of ``record`` at training; empty = unknown, every model passes.
+        base: Folder of the model.
+        plugin: Plugin of its family.
+        dims: Dims of the model.
+        allow_other: Whether to allow other values in tensors of the same shapes.
+        actual: Result of ``record`` for the model; None = computed from its folder.
 
     Raises:
-        CheckpointError: It is another family's, has other tensors, or other values.
+        CheckpointError: The model has another family, other tensors or other values.
     """
-    if not noted:
+    if not recorded:
         return
-    if noted.get("family") != plugin.card.name:
+    if recorded.get("family") != plugin.card.name:
         raise CheckpointError(
-            f"the adapter belongs to a model of {noted.get('family')}, {base} is of {plugin.card.name}"
+            f"the adapter was trained on a {recorded.get('family')} model, but {base} is a {plugin.card.name} model"
         )
-    now = record(base, plugin, dims) if now is None else now
-    if noted.get("shapes_hash") != now["shapes_hash"]:
+    actual = record(base, plugin, dims) if actual is None else actual
+    if recorded.get("shapes_hash") != actual["shapes_hash"]:
         raise CheckpointError(
-            f"{base} is not the adapter's base: it has {now['tensors']} tensors, shapes {now['shapes_hash']}; "
-            f"the base had {noted.get('tensors')}, shapes {noted.get('shapes_hash')}. Name the right one with --base"
+            f"{base} is not the adapter's base: it has {actual['tensors']} tensors, shapes {actual['shapes_hash']}; "
+            f"the base had {recorded.get('tensors')}, shapes {recorded.get('shapes_hash')}. Give the right one with --base"
         )
-    if noted.get("values_hash") != now["values_hash"] and not allow_other:
+    if recorded.get("values_hash") != actual["values_hash"] and not allow_other:
         raise CheckpointError(
-            f"{base} has the shapes of the adapter's base but other weights: values {now['values_hash']}, the base had "
-            f"{noted.get('values_hash')} and was {noted.get('path')}. Name the right one with --base, or use this one "
-            "knowingly with --allow-other-base"
+            f"{base} has the shapes of the adapter's base but other weights: values {actual['values_hash']}, the base had "
+            f"{recorded.get('values_hash')} and was {recorded.get('path')}. Give the right one with --base, or allow this "
+            "one with --allow-other-base"
         )
 
 
-def same(noted: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether two notes are of the same tensors with the same values, wherever they lie; both from `record`."""
-    return all(noted.get(key) == now[key] for key in ("shapes_hash", "values_hash"))
+def same(recorded: Mapping[str, Any], actual: Mapping[str, Any]) -> bool:
+    """Whether two results of ``record`` are of the same tensors with the same values, in any folder."""
+    return all(recorded.get(key) == actual[key] for key in ("shapes_hash", "values_hash"))
 
 
 def find(named: str, folder: Path, given: Path | None) -> Path:
-    """The folder of an adapter's base: the one given, else the one that the adapter names.
+    """The folder of an adapter's base: the given one, else the recorded one.
 
     Args:
-        named: What the adapter names; a relative path is looked for beside the adapter, then here.
-        folder: The adapter's folder.
-        given: From the command line.
+        named: Recorded base; a relative path is searched in the folder of the adapter, then in the current folder.
+        folder: Folder of the adapter.
+        given: Folder given by the user.
 
     Raises:
-        CheckpointError: It is not there.
+        CheckpointError: The base is not found.
     """
     if given is not None:
         return given
     for path in (folder / named, Path(named)) if named else ():
         if (path / CONFIG).is_file():
             return path
-    reason = (
-        f"its base {named} is not there; if it was moved, name it" if named else "it does not name its base; name it"
-    )
-    raise CheckpointError(f"{folder} is an adapter and {reason} with --base FOLDER")
+    if named:
+        raise CheckpointError(
+            f"{folder}: the base model {named} of this adapter is missing; give its folder with --base"
+        )
+    raise CheckpointError(f"{folder}: this adapter does not record its base model; give its folder with --base")
 
 
 def _values_hash(tensors: Mapping[str, TensorInfo], renames: Sequence[WeightMapping], plugin: Any, dims: Dims) -> str:
@@ -146,7 +146,7 @@ def _values_hash(tensors: Mapping[str, TensorInfo], renames: Sequence[WeightMapp
 
 
 def _state_hash(state: Mapping[str, Any], plugin: Any, dims: Dims) -> str:
-    """As `_values_hash`, of tensors that lie in no folder."""
+    """``_values_hash`` of tensors that are not in a folder."""
     digest = hashlib.sha256()
     for name in sorted(tensor.name for tensor in targets.linears(plugin.card, dims).values()):
         corner = cast(state[name].numpy()[:CORNER, :CORNER], state[name].dtype, "float32")
@@ -155,7 +155,7 @@ def _state_hash(state: Mapping[str, Any], plugin: Any, dims: Dims) -> str:
 
 
 def _corner(sources: list[slices.Source], shape: tuple[int, ...]) -> Any:
-    """The first inputs and outputs of a linear [CORNER, CORNER] as bfloat16."""
+    """The first inputs and outputs of a linear weight [CORNER, CORNER] as bfloat16."""
     info, rename = sources[0]
     if slices.in_rows(rename, len(info.shape)):
         rows = np.empty((min(CORNER, shape[int(rename.transpose)]), *info.shape[1:]), STORAGE["float32"])

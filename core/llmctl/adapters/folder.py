@@ -1,7 +1,7 @@
-"""An adapter's folder, whichever format it has: telling it from a model, reading it, writing it.
+"""Folders of adapters in any format: detecting, reading and writing them.
 
-``peft``'s two files are what we write, for low-rank adapters and for prefixes; ``llmctl.json`` beside them notes the base, the quantiser it was trained over, and
-how layers were packed. Nothing here imports paddle.
+LoRA adapters and prefixes are written in the format of PEFT by default. A third file, ``llmctl.json``, records the base
+model, its quantization in training, and the ranks within fused layers. Nothing here imports paddle.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ FORMATS = (peft_config.CONFIG, paddlenlp_lora.CONFIG, paddlenlp_prefix.CONFIG, p
 
 
 @dataclass(frozen=True)
-class Opened:
-    """An adapter and its base, checked against each other on the base's config.json and file headers."""
+class OpenedAdapter:
+    """An adapter and the folder of its base model, checked to fit together from config.json and file headers."""
 
     folder: Path
     adapter: Adapter | Prefix
@@ -43,12 +43,12 @@ class Opened:
 
     @property
     def quantised(self) -> str:
-        """Name of the code that the base was quantised with in training; empty = it was not."""
+        """Code that the base was quantized with in training; empty = not quantized."""
         return str(self.adapter.record.get("quantised", ""))
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter."""
+    """Whether a folder holds a LoRA adapter or a prefix."""
     return any((folder / name).is_file() for name in FORMATS)
 
 
@@ -57,37 +57,37 @@ def open_adapter(
     base: Path | None = None,
     family: str = "auto",
     allow_other: bool = False,
-    noted: Mapping[str, Any] | None = None,
-) -> Opened:
-    """The adapter of a folder with its base found and checked.
+    base_record: Mapping[str, Any] | None = None,
+) -> OpenedAdapter:
+    """Opens an adapter, finds its base model, and checks that they fit together.
 
     Args:
-        folder: The adapter's.
-        base: Folder of the base; None = the one that the adapter names.
-        family: Name of the base's family, or ``"auto"``.
-        allow_other: Whether the base may have other values than the one that was trained on.
-        noted: What ``base.record`` gave of the base, where its folder does not hold the tensors themselves.
+        folder: Folder of the adapter.
+        base: Folder of the base model; None = the one that the adapter records.
+        family: Model family, or ``"auto"``.
+        allow_other: Whether to allow a base with other weights.
+        base_record: ``base_model.record`` of the base, if its folder does not hold the tensors.
 
     Raises:
-        LlmctlError: The base is not there or another one, or the adapter's tensors do not fit it.
+        LlmctlError: The base is missing or another model, or the tensors of the adapter do not fit it.
     """
     if not is_adapter(folder):
-        raise CheckpointError(f"{folder} holds no adapter; looked for {' and '.join(FORMATS)}")
+        raise CheckpointError(f"{folder} holds no adapter: it has none of {', '.join(FORMATS)}")
     check_apart(folder)
     found = bases.find(base_name(folder), folder, base)
     config = read_config(found)
     plugin = plugins.resolve(family, config, str(found / "config.json"))
     dims = plugin.card.dims_from_config(config, str(found / "config.json"))
     adapter = read(folder, plugin, dims)
-    bases.check(adapter.record.get("base", {}), found, plugin, dims, allow_other, noted)
-    return Opened(folder, adapter, found, plugin, dims)
+    bases.check(adapter.record.get("base", {}), found, plugin, dims, allow_other, base_record)
+    return OpenedAdapter(folder, adapter, found, plugin, dims)
 
 
 def base_name(folder: Path) -> str:
-    """What the adapter names as its base; may be empty."""
-    noted = _record(folder).get("base", {}).get("path")
-    if noted:
-        return str(noted)
+    """The base model that the adapter records; may be empty."""
+    recorded = _record(folder).get("base", {}).get("path")
+    if recorded:
+        return str(recorded)
     name = next(name for name in FORMATS if (folder / name).is_file())
     if name == paddlenlp_prefix.CACHES:
         return ""
@@ -98,28 +98,28 @@ def base_name(folder: Path) -> str:
 
 
 def tokenizer_folder(folder: Path, base: Path) -> Path:
-    """Where the tokenizer of an adapter is: beside it, or with its base."""
+    """The folder with the tokenizer of an adapter: its own, or that of the base model."""
     return folder if any(next(folder.glob(pattern), None) for pattern in FILES) else base
 
 
 def copy_tokenizer(source: Path, target: Path, card: Family) -> None:
-    """Writes the tokenizer beside an adapter, if there is one, into another folder."""
+    """Copies the tokenizer of an adapter's folder, if it has one."""
     if tokenizer_folder(source, target) == source:
         tokenizers.load(source, card=card).save(target)
         copy_generation(source, target)
 
 
 def copy_generation(source: Path, target: Path) -> None:
-    """Copies the file of generation defaults, which some tokenizers and templates read, too."""
+    """Copies ``generation_config.json``, which some tokenizers and chat templates read."""
     if (source / GENERATION).is_file():
         shutil.copyfile(source / GENERATION, target / GENERATION)
 
 
 def read(folder: Path, plugin: Any, dims: Dims) -> Adapter | Prefix:
-    """The adapter of a folder, for a base of this family and these dims.
+    """Reads an adapter for a base model of this family and these dims.
 
     Raises:
-        CheckpointError: A setting is not supported, or tensors are missing, unexpected or of another shape.
+        CheckpointError: A setting is not supported, or tensors are missing, unexpected or have another shape.
     """
     record = _record(folder)
     adapter: Adapter | Prefix
@@ -140,12 +140,12 @@ def write(
     """Writes an adapter into an existing folder.
 
     Args:
-        folder: Where to write.
-        adapter: What to write; its record goes into ``llmctl.json``.
-        plugin: The family of the base.
-        dims: Of the base.
-        dtype: Of the tensors.
-        layout: ``"hf"`` for peft's format, ``"native"`` for PaddleNLP's.
+        folder: The folder.
+        adapter: The adapter; its record is written to ``llmctl.json``.
+        plugin: Plugin of the base model's family.
+        dims: Dims of the base model.
+        dtype: Data type of the tensors.
+        layout: ``"hf"`` for the format of PEFT, ``"native"`` for that of PaddleNLP.
 
     Raises:
         CheckpointError: The adapter cannot be expressed in the format.
@@ -170,13 +170,13 @@ def _record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     content = read_json(path)
     if not isinstance(content.get("base", {}), dict):
-        raise CheckpointError(f"{path} is not what llmctl writes; delete it to use the adapter without its notes")
+        raise CheckpointError(f"{path} was not written by llmctl; delete it to use the adapter without it")
     blocks = content.get("blocks", {})
     counted = isinstance(blocks, dict) and all(
         isinstance(ranks, dict) and all(isinstance(rank, int) for rank in ranks.values()) for ranks in blocks.values()
     )
     if not counted:
-        raise CheckpointError(f"{path}: blocks={blocks!r} must be ranks by layer; take the file as llmctl wrote it")
+        raise CheckpointError(f"{path}: blocks={blocks!r} must be layer -> ranks; restore the file that llmctl wrote")
     if content.get("quantised", "") not in ("", *CODES):
         raise CheckpointError(f"{path}: quantised={content['quantised']!r} is unknown; known: {', '.join(CODES)}")
     return content

@@ -1,7 +1,7 @@
-"""A model folder from a base and its adapter, tensor by tensor: W + scale * A B, columns set to their lengths for DoRA.
+"""Merges a LoRA adapter into its base model, tensor by tensor: W + scale * A B, with column norms set for DoRA.
 
-Sums are taken in float32 or better and rounded once. Over a quantised base it is the base as it was in training,
-dequantised, that the adapter is added to. Memory: the adapter and a few copies of one tensor. No model is built.
+Sums are computed in float32 or float64 and rounded once. If the base was quantized in training, the adapter is added to the
+dequantized weights. Memory: the adapter and a few copies of one tensor; no model is built.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from llmctl import plugins, tokenizers
 from llmctl.adapters import targets
-from llmctl.adapters.adapter import Adapter, Part
-from llmctl.adapters.folder import RECORD, Opened, tokenizer_folder
+from llmctl.adapters.adapter import Adapter, LoraWeights
+from llmctl.adapters.folder import RECORD, OpenedAdapter, tokenizer_folder
 from llmctl.checkpoint import convert
 from llmctl.checkpoint.convert import Progress, Stored
 from llmctl.checkpoint.formats.dtypes import cast
@@ -30,18 +30,18 @@ from llmctl.tokenizers.base import FILES
 
 
 @dataclass(frozen=True)
-class Merged:
-    """A linear's weight with its adapter; quacks as much like an array as writing needs.
+class MergedWeight:
+    """Lazy view of a linear weight with its adapter merged; has what writers use: ``shape``, ``dtype``, ``numpy()``.
 
     Attributes:
-        stored: The base's weight.
-        part: The adapter; None = none.
-        dtype: Of the result.
-        code: What the base was quantised with in training; empty = it was not.
+        stored: Weight of the base model.
+        lora: The adapter, or None.
+        dtype: Data type of the result.
+        code: Code that the base was quantized with in training; empty = not quantized.
     """
 
     stored: Stored
-    part: Part | None
+    lora: LoraWeights | None
     dtype: str
     code: str = ""
 
@@ -51,13 +51,13 @@ class Merged:
         return self.stored.shape
 
     def numpy(self) -> NDArray[Any]:
-        """The values in the storage of the dtype."""
+        """The merged values, in the storage type of ``dtype``."""
         compute = "float64" if self.stored.dtype == "float64" else "float32"
         weight = cast(self.stored.numpy(), self.stored.dtype, compute)
         if self.code:
             weight = round_trip(weight, self.code)
-        if self.part is not None:
-            weight = self.part.merged(weight)
+        if self.lora is not None:
+            weight = self.lora.merged(weight)
         try:
             return cast(weight, compute, self.dtype)
         except ValueError as error:
@@ -66,38 +66,38 @@ class Merged:
 
 
 def merge(
-    opened: Opened,
+    opened: OpenedAdapter,
     output: Path,
     dtype: str = KEEP,
     max_shard_bytes: int = 5_000_000_000,
     progress: Progress | None = None,
 ) -> int:
-    """Writes a model folder that needs no adapter; returns the number of layers that the adapter changed.
+    """Writes the merged model folder; returns the number of layers that the adapter changes.
 
     Args:
-        opened: The adapter and its base.
-        output: The folder to make.
-        dtype: Of floats: ``"keep"`` or one of ``save.DTYPES``.
-        max_shard_bytes: A file holds no more data than this, unless a single tensor is larger.
-        progress: Told of bytes written.
+        opened: The adapter and its base model.
+        output: Folder to write.
+        dtype: Data type of floating-point weights: ``"keep"`` or one of ``save.DTYPES``.
+        max_shard_bytes: Maximum size of a weight file, unless a single tensor is larger.
+        progress: Called with the number of bytes written.
 
     Raises:
-        CheckpointError: The adapter is a prefix, the folder is there already or cannot be written, or a value does not fit
-            into the dtype.
+        CheckpointError: The adapter is a prefix, or a value does not fit into the data type.
+        FileError: The folder exists or cannot be written.
     """
     if not isinstance(opened.adapter, Adapter):
         raise CheckpointError(
-            f"{opened.folder} holds a prefix, which cannot be merged: it is keys and values before the text, and no "
-            "weights of the model could stand for them. Use it as it is, e.g. llmctl generate"
+            f"{opened.folder} holds a prefix, which cannot be merged: its keys and values are not weights of a model. Use it "
+            "as it is, e.g. with llmctl generate"
         )
     source = convert.open_source(opened.base, opened.plugin, opened.dims)
     state: dict[str, Any] = dict(source.state)
-    parts = opened.adapter.parts
-    changed = targets.linears(opened.plugin.card, opened.dims) if opened.quantised else parts
+    layers = opened.adapter.layers
+    changed = targets.linears(opened.plugin.card, opened.dims) if opened.quantised else layers
     for path in changed:
-        stored, part = source.state[path + ".weight"], parts.get(path)
-        kept = stored.dtype if dtype == KEEP else dtype
-        state[path + ".weight"] = Merged(stored, part, kept, opened.quantised)
+        stored = source.state[path + ".weight"]
+        merged_dtype = stored.dtype if dtype == KEEP else dtype
+        state[path + ".weight"] = MergedWeight(stored, layers.get(path), merged_dtype, opened.quantised)
     shards = plan_shards(state, renames_for(HF, opened.plugin, opened.dims), dtype, max_shard_bytes)
     with atomic_folder(output) as work:
         for name, tensors in shards.items():
@@ -105,13 +105,13 @@ def merge(
         if len(shards) > 1:
             write_index(work, shards)
         convert.copy_rest(opened.base, work, dtype)
-        put_tokenizer(opened, work)
-        (work / RECORD).write_text(json.dumps(_record(opened, dtype, len(parts)), indent=2) + "\n", encoding="utf-8")
-    return len(parts)
+        replace_tokenizer(opened, work)
+        (work / RECORD).write_text(json.dumps(_record(opened, dtype, len(layers)), indent=2) + "\n", encoding="utf-8")
+    return len(layers)
 
 
-def put_tokenizer(opened: Opened, work: Path) -> None:
-    """Puts the adapter's tokenizer and chat template, where it has them, in place of the base's: it was trained with these."""
+def replace_tokenizer(opened: OpenedAdapter, work: Path) -> None:
+    """Replaces the base model's tokenizer and chat template by those that the adapter was trained with, if it has them."""
     folder = tokenizer_folder(opened.folder, opened.base)
     if folder == opened.base:
         return
@@ -122,7 +122,7 @@ def put_tokenizer(opened: Opened, work: Path) -> None:
     tokenizers.load(folder, card=opened.plugin.card).save(work)
 
 
-def _record(opened: Opened, dtype: str, layers: int) -> dict[str, Any]:
+def _record(opened: OpenedAdapter, dtype: str, layers: int) -> dict[str, Any]:
     return {
         "merged": {"base": str(opened.base.resolve()), "adapter": str(opened.folder.resolve()), "dtype": dtype},
         "layers": layers,

@@ -1,6 +1,7 @@
-"""PaddleNLP's adapter format: ``lora_config.json`` and ``lora_model_state.pdparams``.
+"""LoRA adapters in the format of PaddleNLP: ``lora_config.json`` and ``lora_model_state.pdparams``.
 
-Tensors are named ``<path>.lora_A`` [in, rank] and ``<path>.lora_B`` [rank, out]; paths and packing are PaddleNLP's.
+Tensors are ``<path>.lora_A`` [in, rank] and ``<path>.lora_B`` [rank, out], with the layer names of PaddleNLP, which fuses
+some layers.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.adapters import repack, targets
-from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
+from llmctl.adapters.adapter import Adapter, LoraWeights, alpha_of, scale_of
 from llmctl.adapters.config_values import check_values, is_count, is_number
-from llmctl.adapters.peft_format import as_stored, load, problems
+from llmctl.adapters.peft_format import as_stored, check_tensors, load
 from llmctl.card.dims import Dims
 from llmctl.card.weight_map import select_variant
 from llmctl.checkpoint.formats import pdparams
@@ -25,10 +26,10 @@ A, B = ".lora_A", ".lora_B"
 
 
 def read(folder: Path, plugin: Any, dims: Dims) -> Adapter:
-    """The adapter in a folder; which layers it has is told by its tensors, since targets are patterns there.
+    """Reads the adapter in a folder. Its layers follow from the tensors, because targets are patterns in this format.
 
     Raises:
-        CheckpointError: A setting is not supported, or tensors are missing, unexpected or of another shape.
+        CheckpointError: A setting is not supported, or tensors are missing, unexpected or have another shape.
     """
     config = _config(folder)
     if not (folder / WEIGHTS).is_file():
@@ -40,14 +41,14 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Adapter:
     renames = select_variant(renames, {f"{module}.weight" for module in named})
     sizes = {module: shape for module, shape in repack.shapes_in_file(renames, shapes).items() if module in named}
     if not sizes:
-        raise CheckpointError(f"{folder / WEIGHTS} holds no adapter of a linear layer of {plugin.card.name}")
+        raise CheckpointError(f"{folder / WEIGHTS} has no adapter for a linear layer of {plugin.card.name}")
     rank, stabilised = config["r"], bool(config.get("rslora", False))
     expected: dict[str, tuple[int, ...]] = {}
     for module, (inputs, outputs) in sizes.items():
         expected[module + A], expected[module + B] = (inputs, rank), (rank, outputs)
-    problems(folder, tensors, expected)
+    check_tensors(folder, tensors, expected)
     scale = scale_of(float(config.get("lora_alpha", 8)), rank, stabilised)
-    layers = {module: Part(load(tensors[module + A]), load(tensors[module + B]), scale) for module in sizes}
+    layers = {module: LoraWeights(load(tensors[module + A]), load(tensors[module + B]), scale) for module in sizes}
     return Adapter(
         repack.from_file(layers, renames, shapes),
         stabilised,
@@ -58,23 +59,23 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Adapter:
 
 
 def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -> None:
-    """Writes both files into an existing folder: one rank and one scale for all, smaller ranks filled up with zeros.
+    """Writes both files into an existing folder. All layers get the same rank, padded with zeros, and the same scale.
 
     Args:
-        folder: Where to write.
-        adapter: What to write.
-        plugin: The family of the base.
-        dims: Of the base.
-        dtype: Of the tensors.
+        folder: The folder.
+        adapter: The adapter.
+        plugin: Plugin of the base model's family.
+        dims: Dims of the base model.
+        dtype: Data type of the tensors.
 
     Raises:
-        CheckpointError: The adapter has lengths (DoRA), or a value does not fit.
+        CheckpointError: The adapter is a DoRA adapter, or a value does not fit into the data type.
     """
-    if any(part.magnitude is not None for part in adapter.parts.values()):
-        raise CheckpointError("PaddleNLP's format has no place for the lengths of DoRA; merge the adapter instead")
+    if any(part.magnitude is not None for part in adapter.layers.values()):
+        raise CheckpointError("the format of PaddleNLP does not support DoRA; merge the adapter instead")
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
     renames = repack.linear_renames(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
-    parts = repack.uniform(repack.to_file(adapter.parts, select_variant(renames, ()), shapes))
+    parts = repack.equalize_ranks(repack.to_file(adapter.layers, select_variant(renames, ()), shapes))
     arrays: dict[str, Any] = {}
     for path, part in parts.items():
         for ending, values in ((A, part.a), (B, part.b)):
@@ -102,8 +103,8 @@ def _config(folder: Path) -> Mapping[str, Any]:
     config = read_json(path, required=True)
     if config.get("pissa"):
         raise CheckpointError(
-            f"{path}: pissa=true takes the principal part out of the base, and the files do not say what that was; "
-            "merge it with PaddleNLP into the base that it was trained over"
+            f"{path}: pissa=true changes the base model, and the files do not hold the change; merge the adapter with "
+            "PaddleNLP instead"
         )
     used = [key for key in ("trainable_bias", "trainable_modules", "enable_lora_list", "do_qat") if config.get(key)]
     if used:

@@ -1,8 +1,7 @@
-"""PaddleNLP's prefix format: ``prefix_config.json``, ``prefix_model_state.pdparams``, and ``pre_caches.npy``.
+"""Prefixes in the format of PaddleNLP: ``prefix_config.json``, ``prefix_model_state.pdparams`` and ``pre_caches.npy``.
 
-The weights are ``0.weight`` [tokens, 2 * layers * heads * width], or an embedding and two linear layers where they are
-projected; all keys come before all values. ``pre_caches.npy`` is what inference is given: [layers, 2, heads, tokens,
-width]. Heads are those of keys and values.
+The weights are ``0.weight`` [tokens, 2 * layers * kv_heads * head_dim], or an embedding and two linear layers (the prefix
+MLP); all keys come before all values. ``pre_caches.npy`` is what inference reads: [layers, 2, kv_heads, tokens, head_dim].
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmctl.adapters.config_values import Rule, check_values, is_count
-from llmctl.adapters.peft_format import as_stored, load, problems
+from llmctl.adapters.peft_format import as_stored, check_tensors, load
 from llmctl.adapters.prefix import Array, Prefix, compare, from_stored, shape_of, to_stored
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.formats import pdparams
@@ -26,10 +25,10 @@ CONFIG, WEIGHTS, CACHES = "prefix_config.json", "prefix_model_state.pdparams", "
 
 
 def read(folder: Path, plugin: Any, dims: Dims) -> Prefix:
-    """The prefix in a folder: from its weights, else from what inference is given.
+    """Reads the prefix in a folder: from its weights, else from the caches for inference.
 
     Raises:
-        CheckpointError: Sizes or tensors do not fit the base, or a file cannot be read.
+        CheckpointError: Sizes or tensors do not fit the base model, or a file cannot be read.
     """
     if not (folder / WEIGHTS).is_file():
         return Prefix(from_stored(_caches(folder, dims), plugin.card))
@@ -51,7 +50,7 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Prefix:
             "3.weight": (between, flat),
             "3.bias": (flat,),
         }
-    problems(folder, tensors, expected)
+    check_tensors(folder, tensors, expected)
     arrays = [load(tensors[name]) for name in expected]
     values = arrays[0]
     if len(arrays) > 1:
@@ -65,7 +64,7 @@ def write(folder: Path, prefix: Prefix, plugin: Any, dims: Dims, dtype: str) -> 
     """Writes the three files into an existing folder.
 
     Raises:
-        CheckpointError: A value does not fit into the dtype.
+        CheckpointError: A value does not fit into the data type.
     """
     stored = to_stored(prefix.values, plugin.card)
     layers, _, tokens, heads, width = stored.shape
@@ -103,7 +102,7 @@ def _caches(folder: Path, dims: Dims) -> Array:
     path = folder / CACHES
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has {CONFIG} but neither {WEIGHTS} nor {CACHES}; parts of tensor-parallel ranks must be merged first"
+            f"{folder} has {CONFIG} but neither {WEIGHTS} nor {CACHES}; merge the files of tensor-parallel ranks first"
         )
     try:
         stored = np.load(path, allow_pickle=False)

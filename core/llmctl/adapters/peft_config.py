@@ -1,6 +1,6 @@
-"""``adapter_config.json`` of the ``peft`` library: what it says of an adapter, and what it may not say.
+"""``adapter_config.json`` of PEFT: reading it, checking for unsupported settings, writing it.
 
-The tensors are in ``peft_format``. Paths are those in the torch model.
+Tensors are read in ``peft_format``. Paths of layers are those in the torch model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.adapters import targets
-from llmctl.adapters.adapter import Adapter, Part, alpha_of, scale_of
+from llmctl.adapters.adapter import Adapter, LoraWeights, alpha_of, scale_of
 from llmctl.adapters.config_values import Rule, check_values, is_count, is_number
 from llmctl.card.dims import Dims
 from llmctl.errors import CheckpointError
@@ -36,18 +36,18 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "velora_config": (None,),
     "monteclora_config": (None,),
 }
-"""Settings that add something which is not read here, with the values under which they add nothing."""
+"""Unsupported settings, with the values that turn them off."""
 
 KNOWN = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
     "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights", "base_model_name_or_path",
 )  # fmt: skip
-WITHOUT_EFFECT = (
+NO_EFFECT = (
     "task_type", "inference_mode", "fan_in_fan_out", "auto_mapping", "revision", "peft_version", "runtime_config",
     "megatron_config", "megatron_core", "corda_config", "eva_config", "loftq_config", "lora_ga_config",
     "qalora_group_size", "ensure_weight_tying",
 )  # fmt: skip
-"""Settings that say where an adapter came from, or how it is run elsewhere."""
+"""Settings that only describe the training or other runtimes."""
 
 
 def _are_names(value: Any) -> bool:
@@ -64,7 +64,7 @@ def _is_pattern(text: str) -> bool:
     return True
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -74,14 +74,14 @@ def _by_pattern(value: Any, fits: Callable[[Any], bool]) -> bool:
     )
 
 
-FORMS: Mapping[str, Rule] = {
+RULES: Mapping[str, Rule] = {
     "r": (is_count, "an integer above 0"),
     "lora_alpha": (is_number, "a number"),
     "lora_dropout": (is_number, "a number"),
     "target_modules": (_are_names, "a list of names or a regular expression"),
     "exclude_modules": (_are_names, "a list of names or a regular expression"),
     "layers_to_transform": (
-        lambda value: value is None or _is_whole(value) or (isinstance(value, list) and all(map(_is_whole, value))),
+        lambda value: value is None or _is_integer(value) or (isinstance(value, list) and all(map(_is_integer, value))),
         "an integer or a list of them",
     ),
     "rank_pattern": (
@@ -90,40 +90,52 @@ FORMS: Mapping[str, Rule] = {
     ),
     "alpha_pattern": (lambda value: _by_pattern(value, is_number), "numbers by regular expression"),
 }
-"""Forms of settings whose values are computed with."""
+"""Valid values of the settings that are used."""
 
 UNCHANGED_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of ``init_lora_weights`` that leave the base as it is."""
+"""Values of ``init_lora_weights`` that do not change the base model."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of ``adapter_config.json``.
+    """Reads and checks ``adapter_config.json``.
 
     Raises:
-        CheckpointError: It cannot be read, or it asks for something that is not supported.
+        CheckpointError: A setting is not supported or not valid.
+        FileError: The file cannot be read.
     """
     path = folder / CONFIG
     config = read_json(path, required=True)
-    odd = [f"{key}={config[key]!r}" for key, values in NEUTRAL.items() if key in config and config[key] not in values]
-    odd += [f"{key}={value!r}" for key, value in config.items()
-            if value and key not in (*NEUTRAL, *KNOWN, *WITHOUT_EFFECT)]  # fmt: skip
-    if odd:
-        raise CheckpointError(f"{path}: {', '.join(odd)} is not supported; only LoRA and DoRA of linear layers are")
+    unsupported = [
+        f"{key}={config[key]!r}" for key, values in NEUTRAL.items() if key in config and config[key] not in values
+    ]
+    unsupported += [f"{key}={value!r}" for key, value in config.items()
+            if value and key not in (*NEUTRAL, *KNOWN, *NO_EFFECT)]  # fmt: skip
+    if unsupported:
+        raise CheckpointError(
+            f"{path}: {', '.join(unsupported)} is not supported; only LoRA and DoRA of linear layers are"
+        )
     start = config.get("init_lora_weights", True)
     if start not in UNCHANGED_BASE:
         raise CheckpointError(
-            f"{path}: init_lora_weights={start!r} changes the base, and the files do not say how; save it with "
-            "path_initial_model_for_weight_conversion, which makes a plain adapter of it"
+            f"{path}: init_lora_weights={start!r} changes the base model, and the files do not hold the change; save the "
+            "adapter with path_initial_model_for_weight_conversion, which converts it to plain LoRA"
         )
-    check_values(path, {"r": None, **config}, FORMS)
+    check_values(path, {"r": None, **config}, RULES)
     return config
 
 
-def make_config(whole: Mapping[str, Part], adapter: Adapter, plugin: Any, dims: Dims) -> dict[str, Any]:
-    """The content of the file for the parts of an adapter by path, with the base that it names."""
+def make_config(layers: Mapping[str, LoraWeights], adapter: Adapter, plugin: Any, dims: Dims) -> dict[str, Any]:
+    """The content of ``adapter_config.json``.
+
+    Args:
+        layers: Path in the torch model -> LoRA weights.
+        adapter: The adapter.
+        plugin: Plugin of the base model's family.
+        dims: Dims of the base model.
+    """
     rs = adapter.rank_stabilised
-    ranks = {torch: part.rank for torch, part in whole.items()}
-    alphas = {torch: alpha_of(part.scale, part.rank, rs) for torch, part in whole.items()}
+    ranks = {torch: part.rank for torch, part in layers.items()}
+    alphas = {torch: alpha_of(part.scale, part.rank, rs) for torch, part in layers.items()}
     (rank, _), (alpha, _) = Counter(ranks.values()).most_common(1)[0], Counter(alphas.values()).most_common(1)[0]
     return {
         "peft_type": "LORA",
@@ -133,11 +145,11 @@ def make_config(whole: Mapping[str, Part], adapter: Adapter, plugin: Any, dims: 
         "r": rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": adapter.dropout,
-        "target_modules": _target_modules(list(whole), plugin, dims),
+        "target_modules": _target_modules(list(layers), plugin, dims),
         "fan_in_fan_out": any(row.torch_layout == "same" for row in plugin.card.params),
         "bias": "none",
         "use_rslora": rs,
-        "use_dora": any(part.magnitude is not None for part in whole.values()),
+        "use_dora": any(part.magnitude is not None for part in layers.values()),
         "init_lora_weights": True,
         "modules_to_save": None,
         "rank_pattern": {torch: n for torch, n in ranks.items() if n != rank},
@@ -145,43 +157,43 @@ def make_config(whole: Mapping[str, Part], adapter: Adapter, plugin: Any, dims: 
     }
 
 
-def wanted(
+def selected_modules(
     config: Mapping[str, Any], known: Mapping[str, list[str]], plugin: Any, dims: Dims, folder: Path
 ) -> list[str]:
-    """Paths in the torch model of all layers that the configuration gives an adapter."""
+    """Paths in the torch model of the layers that the configuration selects."""
     names, excluded = config.get("target_modules"), config.get("exclude_modules") or []
     only = config.get("layers_to_transform")
     numbers = None if only is None else [only] if isinstance(only, int) else list(only)
     rows = targets.linears(plugin.card, dims)
-    chosen = [
+    selected_paths = [
         torch
         for torch, paths in known.items()
         if (names == "all-linear" or _named(torch, names))
         and not _named(torch, excluded)
         and (numbers is None or rows[paths[0]].layer in numbers)
     ]
-    if not chosen:
+    if not selected_paths:
         raise CheckpointError(
-            f"{folder / CONFIG}: target_modules={names!r} names no linear layer of {plugin.card.name}; "
-            "the adapter is of another model"
+            f"{folder / CONFIG}: target_modules={names!r} matches no linear layer of {plugin.card.name}; "
+            "the adapter belongs to another model"
         )
-    return chosen
+    return selected_paths
 
 
 def rank_and_scale(config: Mapping[str, Any], torch: str) -> tuple[int, float]:
-    """Rank and scale of the adapter of a layer."""
+    """Rank and scale of a layer."""
     rank = int(_pattern(config.get("rank_pattern"), torch, config["r"]))
     alpha = float(_pattern(config.get("alpha_pattern"), torch, config.get("lora_alpha", 8)))
     return rank, scale_of(alpha, rank, bool(config.get("use_rslora", False)))
 
 
-def _target_modules(chosen: list[str], plugin: Any, dims: Dims) -> list[str]:
-    """The last parts of the paths where those name exactly the chosen layers, else the whole paths."""
+def _target_modules(selected_paths: list[str], plugin: Any, dims: Dims) -> list[str]:
+    """The last components of the paths if they select exactly these layers, else the whole paths."""
     renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
-    layers = dict.fromkeys(targets.module_of(r.source) for r in renames if r.source.endswith(".weight"))
-    short = list(dict.fromkeys(path.rpartition(".")[2] for path in chosen))
-    meant = [path for path in layers if any(targets.matches(path, name) for name in short)]
-    return sorted(short) if set(meant) == set(chosen) else chosen
+    known = dict.fromkeys(targets.module_of(r.source) for r in renames if r.source.endswith(".weight"))
+    short = list(dict.fromkeys(path.rpartition(".")[2] for path in selected_paths))
+    selected = [path for path in known if any(targets.matches(path, name) for name in short)]
+    return sorted(short) if set(selected) == set(selected_paths) else selected_paths
 
 
 def _named(torch: str, names: Any) -> bool:
@@ -191,5 +203,5 @@ def _named(torch: str, names: Any) -> bool:
 
 
 def _pattern(patterns: Any, torch: str, default: Any) -> Any:
-    """The value of the first key that is the path's end, read as a regular expression as peft does."""
+    """The value of the first key that matches the end of the path; keys are regular expressions, as in PEFT."""
     return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", torch)), default)

@@ -1,8 +1,8 @@
-"""The adapter format of the ``peft`` library: ``adapter_model.safetensors`` and (``peft_config``) ``adapter_config.json``.
+"""LoRA adapters in the format of PEFT: ``adapter_model.safetensors``, and ``adapter_config.json`` (see ``peft_config``).
 
 Tensors are named ``base_model.model.<path in the torch model>.lora_A.weight`` [rank, in], ``.lora_B.weight`` [out, rank]
-and ``.lora_magnitude_vector`` [out]. Where torch packs layers that are split here, they are packed on the way out
-(``adapter.pack``, exact, with the ranks added up) and taken apart on the way in.
+and ``.lora_magnitude_vector`` [out]. Layers that are fused in the torch model and split in
+llmctl are fused when writing (``adapter.fuse``: exact, the ranks add up) and split when reading.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from llmctl.adapters import targets
-from llmctl.adapters.adapter import Adapter, Array, Part, pack, unpack
-from llmctl.adapters.peft_config import CONFIG, make_config, rank_and_scale, read_config, wanted
+from llmctl.adapters.adapter import Adapter, Array, LoraWeights, fuse, split_fused
+from llmctl.adapters.peft_config import CONFIG, make_config, rank_and_scale, read_config, selected_modules
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.formats import safetensors, torch_bin
 from llmctl.checkpoint.formats.dtypes import STORAGE, cast
@@ -29,36 +29,36 @@ PREFIX, A, B, MAGNITUDE = "base_model.model.", ".lora_A.weight", ".lora_B.weight
 
 
 def read(folder: Path, plugin: Any, dims: Dims, blocks: Mapping[str, Any]) -> Adapter:
-    """The adapter in a folder.
+    """Reads the adapter in a folder.
 
     Args:
-        folder: Holds the files.
-        plugin: The family of the base.
-        dims: Of the base.
-        blocks: For packed layers that `write` made: path in the torch model -> path here -> rank.
+        folder: The folder.
+        plugin: Plugin of the base model's family.
+        dims: Dims of the base model.
+        blocks: For fused layers that ``write`` wrote: path in the torch model -> path on the card -> rank.
 
     Raises:
-        CheckpointError: A setting is not supported, or tensors are missing, unexpected or of another shape.
+        CheckpointError: A setting is not supported, or tensors are missing, unexpected or have another shape.
     """
     config = read_config(folder)
     known = targets.torch_modules(plugin, dims)
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
-    layers = wanted(config, known, plugin, dims, folder)
+    layers = selected_modules(config, known, plugin, dims, folder)
     tensors = headers(folder)
     dora = bool(config.get("use_dora", False))
     _check(folder, tensors, {torch: _sizes(known[torch], shapes) for torch in layers}, config, dora)
-    parts: dict[str, Part] = {}
+    parts: dict[str, LoraWeights] = {}
     for torch in layers:
         rank, scale = rank_and_scale(config, torch)
-        packed = _read_part(tensors, torch, scale, dora)
+        packed = _read_layer(tensors, torch, scale, dora)
         paths = known[torch]
         ranks = [int(blocks[torch].get(path, 0)) for path in paths] if torch in blocks else None
         widths = [shapes[path][1] for path in paths]
         if ranks is not None and sum(ranks) != rank:
             raise CheckpointError(
-                f"{folder}: {torch} has rank {rank}, its parts have {ranks}; the files do not belong together"
+                f"{folder}: {torch} has rank {rank}, but llmctl.json says {ranks}; the files do not belong together"
             )
-        parts.update({p: part for p, part in zip(paths, unpack(packed, widths, ranks), strict=True) if part})
+        parts.update({p: part for p, part in zip(paths, split_fused(packed, widths, ranks), strict=True) if part})
     order = [path for path in shapes if path in parts]
     return Adapter(
         {path: parts[path] for path in order},
@@ -70,53 +70,53 @@ def read(folder: Path, plugin: Any, dims: Dims, blocks: Mapping[str, Any]) -> Ad
 
 
 def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -> dict[str, dict[str, int]]:
-    """Writes both files into an existing folder; returns the blocks of packed layers, as `read` takes them.
+    """Writes both files into an existing folder; returns ``blocks`` for ``read``.
 
     Args:
-        folder: Where to write.
-        adapter: What to write.
-        plugin: The family of the base.
-        dims: Of the base.
-        dtype: Of the tensors.
+        folder: The folder.
+        adapter: The adapter.
+        plugin: Plugin of the base model's family.
+        dims: Dims of the base model.
+        dtype: Data type of the tensors.
 
     Raises:
-        CheckpointError: The adapter cannot be expressed on the torch model's layers, or a value does not fit.
+        CheckpointError: The adapter cannot be expressed on the layers of the torch model, or a value does not fit.
     """
-    whole, blocks = _pack_all(adapter, plugin, dims)
+    fused, blocks = _fuse_all(adapter, plugin, dims)
     planned: dict[str, Planned] = {}
-    for torch, part in whole.items():
+    for torch, part in fused.items():
         rows = {A: part.a.T, B: part.b.T, **({} if part.magnitude is None else {MAGNITUDE: part.magnitude})}
         planned.update({name: as_planned(name, values, dtype)
                         for name, values in ((PREFIX + torch + ending, rows[ending]) for ending in rows)})  # fmt: skip
     safetensors.write_file(folder / WEIGHTS, planned)
-    config = make_config(whole, adapter, plugin, dims)
+    config = make_config(fused, adapter, plugin, dims)
     write_json(folder / CONFIG, config)
     return blocks
 
 
-def _pack_all(adapter: Adapter, plugin: Any, dims: Dims) -> tuple[dict[str, Part], dict[str, dict[str, int]]]:
-    """The parts by path in the torch model, and the ranks within those that were packed."""
+def _fuse_all(adapter: Adapter, plugin: Any, dims: Dims) -> tuple[dict[str, LoraWeights], dict[str, dict[str, int]]]:
+    """Path in the torch model -> LoRA weights, and the ranks within fused layers."""
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
-    whole: dict[str, Part] = {}
+    fused: dict[str, LoraWeights] = {}
     blocks: dict[str, dict[str, int]] = {}
     for torch, paths in targets.torch_modules(plugin, dims).items():
-        parts = {path: adapter.parts[path] for path in paths if path in adapter.parts}
+        parts = {path: adapter.layers[path] for path in paths if path in adapter.layers}
         if parts and len(paths) == 1:
-            whole[torch] = parts[paths[0]]
+            fused[torch] = parts[paths[0]]
         elif parts:
             try:
-                whole[torch] = pack([parts.get(path) for path in paths], [shapes[path][1] for path in paths])
+                fused[torch] = fuse([parts.get(path) for path in paths], [shapes[path][1] for path in paths])
             except ValueError as error:
                 raise CheckpointError(f"an adapter of {torch} cannot be written: {error}") from None
             blocks[torch] = {path: part.rank for path, part in parts.items()}
-    return whole, blocks
+    return fused, blocks
 
 
 def as_stored(name: str, values: Array, dtype: str) -> Array:
-    """The values in the storage of a type, C order.
+    """The values in the storage type of a data type, in C order.
 
     Raises:
-        CheckpointError: A value does not fit.
+        CheckpointError: A value does not fit into the data type.
     """
     try:
         return cast(np.ascontiguousarray(values), values.dtype.name, dtype).astype(STORAGE[dtype], copy=False)
@@ -125,10 +125,10 @@ def as_stored(name: str, values: Array, dtype: str) -> Array:
 
 
 def as_planned(name: str, values: Array, dtype: str) -> Planned:
-    """A tensor to be written in a type.
+    """A tensor to write in a data type.
 
     Raises:
-        CheckpointError: A value does not fit.
+        CheckpointError: A value does not fit into the data type.
     """
     stored = as_stored(name, values, dtype)
 
@@ -139,10 +139,10 @@ def as_planned(name: str, values: Array, dtype: str) -> Planned:
 
 
 def headers(folder: Path) -> dict[str, TensorInfo]:
-    """The tensors of an adapter's file by name, not yet read.
+    """Headers of the tensors in the weight file of an adapter.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is no weight file.
     """
     if (folder / WEIGHTS).is_file():
         return safetensors.read_header(folder / WEIGHTS)
@@ -168,36 +168,40 @@ def _check(
         expected[PREFIX + torch + A], expected[PREFIX + torch + B] = (rank, inputs), (outputs, rank)
         if dora:
             expected[PREFIX + torch + MAGNITUDE] = (outputs,)
-    problems(folder, tensors, expected)
+    check_tensors(folder, tensors, expected)
 
 
-def problems(folder: Path, tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Passes when exactly the expected tensors are there.
+def check_tensors(folder: Path, tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Checks that a file has exactly the expected tensors.
 
     Raises:
-        CheckpointError: Lists what is missing, unexpected or of another shape.
+        CheckpointError: Lists the tensors that are missing, unexpected or have another shape.
     """
     lines = [f"missing: {name}" for name in expected if name not in tensors]
     lines += [f"unexpected: {name} {list(tensors[name].shape)}" for name in tensors if name not in expected]
     lines += [
-        f"of another shape: {name} is {list(tensors[name].shape)}, expected {list(shape)}"
+        f"wrong shape: {name} is {list(tensors[name].shape)}, expected {list(shape)}"
         for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
     ]
     if lines:
         more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
-        raise CheckpointError("\n  ".join([f"the adapter in {folder} does not fit the base:", *lines[:10], *more]))
+        raise CheckpointError(
+            "\n  ".join([f"the adapter in {folder} does not fit the base model:", *lines[:10], *more])
+        )
 
 
-def _read_part(tensors: Mapping[str, TensorInfo], torch: str, scale: float, dora: bool) -> Part:
+def _read_layer(tensors: Mapping[str, TensorInfo], torch: str, scale: float, dora: bool) -> LoraWeights:
     def get(ending: str) -> Array:
         return load(tensors[PREFIX + torch + ending])
 
-    return Part(np.ascontiguousarray(get(A).T), np.ascontiguousarray(get(B).T), scale, get(MAGNITUDE) if dora else None)
+    return LoraWeights(
+        np.ascontiguousarray(get(A).T), np.ascontiguousarray(get(B).T), scale, get(MAGNITUDE) if dora else None
+    )
 
 
 def load(info: TensorInfo) -> Array:
-    """A tensor's values; half precision as float32."""
+    """Reads a tensor; half precision as float32."""
     dtype = info.dtype if info.dtype == "float64" else "float32"
     out = np.empty(info.shape, STORAGE[dtype])
     info.read_into(out, dtype)

@@ -1,4 +1,4 @@
-"""A prefix in memory: keys and values of virtual tokens for each layer, in the order in which models here keep them."""
+"""A prefix in memory: keys and values of virtual tokens for each layer, in the order of the KV cache."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Prefix:
-    """Trained virtual tokens.
+    """A prefix.
 
     Attributes:
-        values: Keys and values [layers, 2, tokens, key-value heads, width of a head].
-        base: Path or name of the model it was trained on, as recorded; may be empty.
-        record: What llmctl noted about the base; empty for a prefix made elsewhere.
-        dtype: Of the values as they are stored.
+        values: Keys and values [layers, 2, tokens, kv_heads, head_dim].
+        base: Path or name of its base model, as recorded; may be empty.
+        record: What llmctl recorded of the base; empty for a prefix from elsewhere.
+        dtype: Data type of the stored values.
     """
 
     values: Array
@@ -39,30 +39,30 @@ class Prefix:
 
     @property
     def summary(self) -> str:
-        """What it is, in a few words."""
+        """Size of the prefix, for messages."""
         return f"{self.tokens} virtual tokens"
 
 
 def shape_of(dims: Dims, tokens: int) -> tuple[int, int, int, int, int]:
-    """Shape of a prefix's values for a model of these dims. Heads are those of keys, which queries may share."""
+    """Shape of ``Prefix.values`` for a model of these dims."""
     return dims.layers, 2, tokens, dims.get("kv_heads") or dims.heads, dims.head_dim
 
 
 def to_stored(values: Array, card: Family) -> Array:
-    """The values with keys in the order of the original code, as files hold them."""
+    """The values with keys in the element order of the original implementation, as in files."""
     order = _key_order(card, values.shape[-1])
     return np.stack([values[:, 0][..., np.argsort(order)], values[:, 1]], axis=1)
 
 
 def from_stored(values: Array, card: Family) -> Array:
-    """The values with keys in the order of the models here."""
+    """The values with keys in the element order of llmctl's models."""
     return np.stack([values[:, 0][..., _key_order(card, values.shape[-1])], values[:, 1]], axis=1)
 
 
 def _key_order(card: Family, width: int) -> Array:
-    """Where each element of a key here stands in that of the original code.
+    """Index of each element of a key in the original implementation.
 
-    Pairs that rotate together stand side by side there, and half a turned part's width apart here.
+    RoPE rotates neighboring elements together there, and elements half the rotary dim apart here.
     """
     order = np.arange(width)
     if card.position == "rope-half-interleaved":
@@ -72,14 +72,14 @@ def _key_order(card: Family, width: int) -> Array:
 
 
 def compare(folder: Any, found: Mapping[str, Any], expected: Mapping[str, int]) -> None:
-    """Passes when a configuration's sizes are those of the base.
+    """Checks that the sizes in a configuration are those of the base model.
 
     Raises:
-        CheckpointError: Lists those that differ.
+        CheckpointError: Lists the sizes that differ.
     """
     lines = [
-        f"{key} is {found.get(key)!r}, the base has {value}" for key, value in expected.items()
+        f"{key}={found.get(key)!r}, but the base model has {value}" for key, value in expected.items()
         if found.get(key) != value
     ]  # fmt: skip
     if lines:
-        raise CheckpointError("\n  ".join([f"the prefix in {folder} does not fit the base:", *lines]))
+        raise CheckpointError("\n  ".join([f"the prefix in {folder} does not fit the base model:", *lines]))

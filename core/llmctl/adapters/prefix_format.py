@@ -1,7 +1,7 @@
-"""The prefix format of the ``peft`` library: ``adapter_config.json``, and ``adapter_model.safetensors`` with one tensor.
+"""Prefixes in the format of PEFT: ``adapter_config.json``, and ``adapter_model.safetensors`` with one tensor.
 
-``prompt_embeddings`` is [tokens, layers * 2 * key-value heads * width of a head]: what training's projection, if there
-was one, came to. The library's own names for sizes are those of keys and values, not of queries.
+``prompt_embeddings`` is [tokens, layers * 2 * kv_heads * head_dim]: the output of the projection, if training had one. The
+sizes in the configuration are those of keys and values, not of queries.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.adapters.peft_config import CONFIG, WITHOUT_EFFECT
-from llmctl.adapters.peft_format import WEIGHTS, as_planned, headers, load, problems
+from llmctl.adapters.peft_config import CONFIG, NO_EFFECT
+from llmctl.adapters.peft_format import WEIGHTS, as_planned, check_tensors, headers, load
 from llmctl.adapters.prefix import Prefix, compare, from_stored, shape_of, to_stored
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.formats import safetensors
@@ -26,11 +26,11 @@ KNOWN = (
     "peft_type", "task_type", "num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers",
     "base_model_name_or_path", "num_transformer_submodules", "encoder_hidden_size", "prefix_projection", "init_weights",
 )  # fmt: skip
-"""Settings that are read, or that only say how the prefix was trained."""
+"""Keys that are read, or that only describe the training."""
 
 
 def kind(folder: Path) -> str:
-    """``peft_type`` of a folder's configuration; empty if there is none that can be read."""
+    """``peft_type`` in the configuration of a folder; empty if it cannot be read."""
     try:
         return str(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type", ""))
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -38,10 +38,10 @@ def kind(folder: Path) -> str:
 
 
 def read(folder: Path, plugin: Any, dims: Dims) -> Prefix:
-    """The prefix in a folder.
+    """Reads the prefix in a folder.
 
     Raises:
-        CheckpointError: A setting is not supported, or sizes or tensors do not fit the base.
+        CheckpointError: A setting is not supported, or sizes or tensors do not fit the base model.
     """
     config = read_json(folder / CONFIG, required=True)
     tokens = config.get("num_virtual_tokens")
@@ -52,7 +52,7 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Prefix:
     layers, _, _, heads, width = shape
     compare(folder, config, {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * width})
     tensors = headers(folder)
-    problems(folder, tensors, {TENSOR: (tokens, layers * 2 * heads * width)})
+    check_tensors(folder, tensors, {TENSOR: (tokens, layers * 2 * heads * width)})
     values = load(tensors[TENSOR]).reshape(tokens, layers, 2, heads, width).transpose(1, 2, 0, 3, 4)
     base = str(config.get("base_model_name_or_path") or "")
     return Prefix(from_stored(values, plugin.card), base, dtype=tensors[TENSOR].dtype)
@@ -62,7 +62,7 @@ def write(folder: Path, prefix: Prefix, plugin: Any, dtype: str) -> None:
     """Writes both files into an existing folder.
 
     Raises:
-        CheckpointError: A value does not fit into the dtype.
+        CheckpointError: A value does not fit into the data type.
     """
     layers, _, tokens, heads, width = prefix.values.shape
     stored = to_stored(prefix.values, plugin.card).transpose(2, 0, 1, 3, 4).reshape(tokens, -1)
@@ -84,11 +84,11 @@ def write(folder: Path, prefix: Prefix, plugin: Any, dtype: str) -> None:
 
 
 def _check(folder: Path, config: Mapping[str, Any]) -> None:
-    odd = [
+    unsupported = [
         f"{key}={config[key]!r}"
         for key, allowed in (("task_type", ("CAUSAL_LM", None)), ("num_transformer_submodules", (1, None)))
         if config.get(key) not in allowed
     ]
-    odd += [f"{key}={value!r}" for key, value in config.items() if value and key not in (*KNOWN, *WITHOUT_EFFECT)]
-    if odd:
-        raise CheckpointError(f"{folder / CONFIG}: {', '.join(odd)} is not supported for a prefix")
+    unsupported += [f"{key}={value!r}" for key, value in config.items() if value and key not in (*KNOWN, *NO_EFFECT)]
+    if unsupported:
+        raise CheckpointError(f"{folder / CONFIG}: {', '.join(unsupported)} is not supported for prefixes")

@@ -1,7 +1,7 @@
-"""Adapters of layers that a file packs otherwise than a card: taken apart and put together, exactly.
+"""Converts adapters between the layers of a file and those of the card, where one fuses layers and the other does not.
 
-Renames of weights say how. Outputs of a layer are columns of B, so a share of a layer's outputs has the columns of that
-share and the same A; a layer made of several has their As side by side and their Bs in rows of their own.
+The weight mappings say which outputs correspond. Outputs of a layer are columns of B, so a slice of the outputs has the same
+A and those columns of B; a fused layer has the As concatenated, and the Bs in separate rows. Both are exact.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import replace
 
 import numpy as np
 
-from llmctl.adapters.adapter import Part
+from llmctl.adapters.adapter import LoraWeights
 from llmctl.adapters.targets import module_of
 from llmctl.card.weight_map import TensorSlice, WeightMapping
-from llmctl.checkpoint import slices as shares
+from llmctl.checkpoint import slices
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""[in, out] of each linear of the card."""
+"""Path on the card -> [in, out] of every linear layer."""
 
-Piece = tuple[Part, "TensorSlice | None", "TensorSlice | None"]
-"""An adapter, which share of its outputs is taken, and which share of the result's it becomes."""
+LoraSlice = tuple[LoraWeights, "TensorSlice | None", "TensorSlice | None"]
+"""(adapter, slice of its outputs, slice of the outputs of the result)."""
 
 
 def linear_renames(renames: Sequence[WeightMapping], shapes: Shapes) -> list[WeightMapping]:
-    """Those of the weights of linears, for matrices as paddle lays them out."""
+    """The mappings of the weights of linear layers, for matrices in paddle's layout."""
     return [
         replace(rename, transpose=False)
         for rename in renames
@@ -33,51 +33,55 @@ def linear_renames(renames: Sequence[WeightMapping], shapes: Shapes) -> list[Wei
 
 
 def shapes_in_file(renames: Sequence[WeightMapping], shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """[in, out] of each layer of the file."""
-    return {module_of(r.source): shares.source_shape(shapes[module_of(r.target)], r) for r in renames}
+    """Path in the file -> [in, out] of every layer."""
+    return {module_of(r.source): slices.source_shape(shapes[module_of(r.target)], r) for r in renames}
 
 
-def from_file(layers: Mapping[str, Part], renames: Sequence[WeightMapping], shapes: Shapes) -> dict[str, Part]:
-    """The adapters of the card's layers, from those of the file's."""
-    pieces: dict[str, list[Piece]] = {}
+def from_file(
+    layers: Mapping[str, LoraWeights], renames: Sequence[WeightMapping], shapes: Shapes
+) -> dict[str, LoraWeights]:
+    """Converts adapters of layers in a file to adapters of layers on the card."""
+    slices_of: dict[str, list[LoraSlice]] = {}
     for rename in renames:
         if module_of(rename.source) in layers:
             piece = layers[module_of(rename.source)], rename.src_slice, rename.dst_slice
-            pieces.setdefault(module_of(rename.target), []).append(piece)
-    return {path: _join(pieces[path], shapes[path][1]) for path in shapes if path in pieces}
+            slices_of.setdefault(module_of(rename.target), []).append(piece)
+    return {path: _join(slices_of[path], shapes[path][1]) for path in shapes if path in slices_of}
 
 
-def to_file(parts: Mapping[str, Part], renames: Sequence[WeightMapping], shapes: Shapes) -> dict[str, Part]:
-    """The adapters of the file's layers, from those of the card's."""
-    pieces: dict[str, list[Piece]] = {}
+def to_file(
+    parts: Mapping[str, LoraWeights], renames: Sequence[WeightMapping], shapes: Shapes
+) -> dict[str, LoraWeights]:
+    """Converts adapters of layers on the card to adapters of layers in a file."""
+    slices_of: dict[str, list[LoraSlice]] = {}
     for rename in renames:
         if module_of(rename.target) in parts:
             piece = parts[module_of(rename.target)], rename.dst_slice, rename.src_slice
-            pieces.setdefault(module_of(rename.source), []).append(piece)
+            slices_of.setdefault(module_of(rename.source), []).append(piece)
     widths = shapes_in_file(renames, shapes)
-    return {module: _join(rows, widths[module][1]) for module, rows in pieces.items()}
+    return {module: _join(rows, widths[module][1]) for module, rows in slices_of.items()}
 
 
-def uniform(parts: Mapping[str, Part]) -> dict[str, Part]:
-    """The same adapters with one rank, filled up with zeros, and one scale, the others' being taken into B."""
+def equalize_ranks(parts: Mapping[str, LoraWeights]) -> dict[str, LoraWeights]:
+    """The same adapters with equal ranks, padded with zeros, and equal scales, multiplied into B."""
     rank, scale = max(part.rank for part in parts.values()), next(iter(parts.values())).scale
-    made = {}
+    equal = {}
     for path, part in parts.items():
-        more = rank - part.rank
+        padding = rank - part.rank
         b = part.b if part.scale == scale else (part.b * (part.scale / scale)).astype(part.b.dtype)
-        made[path] = Part(np.pad(part.a, ((0, 0), (0, more))), np.pad(b, ((0, more), (0, 0))), scale)
-    return made
+        equal[path] = LoraWeights(np.pad(part.a, ((0, 0), (0, padding))), np.pad(b, ((0, padding), (0, 0))), scale)
+    return equal
 
 
-def _join(pieces: Sequence[Piece], width: int) -> Part:
-    """One adapter of so many outputs."""
-    if len(pieces) == 1 and pieces[0][1:] == (None, None):
-        return pieces[0][0]
-    first = pieces[0][0]
-    b = np.zeros((sum(part.rank for part, _, _ in pieces), width), first.b.dtype)
+def _join(lora_slices: Sequence[LoraSlice], width: int) -> LoraWeights:
+    """Joins slices to the adapter of a layer with ``width`` outputs."""
+    if len(lora_slices) == 1 and lora_slices[0][1:] == (None, None):
+        return lora_slices[0][0]
+    first = lora_slices[0][0]
+    b = np.zeros((sum(part.rank for part, _, _ in lora_slices), width), first.b.dtype)
     row = 0
-    for part, taken, place in pieces:
-        share = shares.view(part.b * np.asarray(part.scale / first.scale, part.b.dtype), taken)
-        shares.put(b[row : row + part.rank], share, place)
+    for part, src, dst in lora_slices:
+        values = slices.view(part.b * np.asarray(part.scale / first.scale, part.b.dtype), src)
+        slices.put(b[row : row + part.rank], values, dst)
         row += part.rank
-    return Part(np.concatenate([part.a for part, _, _ in pieces], axis=1), b, first.scale)
+    return LoraWeights(np.concatenate([part.a for part, _, _ in lora_slices], axis=1), b, first.scale)

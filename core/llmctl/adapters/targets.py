@@ -1,6 +1,6 @@
-"""Which layers of a family take adapters: the linears inside its layers, by the names on its card.
+"""Target modules of adapters: the linear layers inside the decoder layers of a family, by their names on its card.
 
-Router and head are left out. Names are paths in the state dict without ``.weight``.
+The router and the LM head are not among them. Names are paths in the state dict without ``.weight``.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ ALL = "all"
 
 
 def linears(card: Family, dims: Dims) -> dict[str, Tensor]:
-    """The linears inside the layers: path -> its weight's row of the table."""
-    rows = (tensor for tensor in card.expand(dims) if tensor.kind == "linear" and tensor.layer is not None)
-    return {module_of(tensor.name): tensor for tensor in rows}
+    """The linear layers inside the decoder layers: path -> weight on the card."""
+    named = (tensor for tensor in card.expand(dims) if tensor.kind == "linear" and tensor.layer is not None)
+    return {module_of(tensor.name): tensor for tensor in named}
 
 
 def module_of(weight: str) -> str:
-    """The path of the layer that holds a weight."""
+    """Path of the layer of a weight."""
     return weight.removesuffix(".weight")
 
 
 def matches(path: str, name: str) -> bool:
-    """Whether a path is the name or ends with it, part by part."""
+    """Whether a path is the name or ends with ``.name``."""
     return path == name or path.endswith("." + name)
 
 
 def choose(card: Family, dims: Dims, names: Sequence[str], key: str = "method.targets") -> list[str]:
-    """The paths of all linears that the names stand for, in the order of the table.
+    """Paths of the linear layers that the names select, in the order of the card.
 
     Args:
-        card: The family.
-        dims: The model's dims.
-        names: ``all``, or ends of paths such as ``q_proj`` or ``mlp.c_proj``.
-        key: Where the names come from, for messages.
+        card: Card of the family.
+        dims: Dims of the model.
+        names: ``all``, or suffixes of paths such as ``q_proj`` or ``mlp.c_proj``.
+        key: Field that the names come from, for messages.
 
     Raises:
-        ConfigError: A name matches no linear inside the layers, or there are no names.
+        ConfigError: A name matches no linear layer, or there are no names.
     """
     known = list(linears(card, dims))
     if not names:
-        raise ConfigError(f"{key} is empty; write all, or names such as {', '.join(_short(known)[:3])}")
+        raise ConfigError(f"{key} is empty; set it to all, or to names such as {', '.join(_short(known)[:3])}")
     for name in names:
         if name != ALL and not any(matches(path, name) for path in known):
             near = difflib.get_close_matches(name, [ALL, *_short(known)], 1)
@@ -56,46 +56,46 @@ def choose(card: Family, dims: Dims, names: Sequence[str], key: str = "method.ta
 
 
 def check_rank(card: Family, dims: Dims, paths: Collection[str], rank: int, principal: bool) -> None:
-    """Passes when matrices of a rank can stand beside these linears.
+    """Checks that a LoRA rank fits linear layers.
 
     Args:
-        card: The family.
-        dims: The model's dims.
-        paths: Of the linears.
-        rank: Of the matrices.
-        principal: Whether they begin as the principal parts of the weights (PiSSA), which have no more than their shorter
-            side.
+        card: Card of the family.
+        dims: Dims of the model.
+        paths: Paths of the layers.
+        rank: LoRA rank.
+        principal: Whether the adapter is initialized with singular vectors of the weights (PiSSA), which limits the rank to
+            the smaller side of each weight.
 
     Raises:
-        ConfigError: One has a side that is shorter, or all have.
+        ConfigError: The rank exceeds the larger side of all layers or, with ``principal``, the smaller side of one.
     """
     known = linears(card, dims)
     longest = max(max(known[path].shape) for path in paths)
     if rank > longest:
         raise ConfigError(
-            f"method.rank={rank} is over {longest}, the longest side of the layers, beyond which it adds nothing but memory"
+            f"method.rank={rank} is above {longest}, the largest side of the target layers; more adds nothing but memory"
         )
     least = min(paths, key=lambda path: min(known[path].shape))
     shape = known[least].shape
     if principal and rank > min(shape):
         raise ConfigError(
-            f"method.rank={rank}: with method.pissa the small matrices begin as parts of the weights, and {least} {list(shape)} "
-            f"has no more than {min(shape)}; set method.rank to that or less, or leave it out of method.targets"
+            f"method.rank={rank}: with method.pissa the rank is limited to the smaller side of each weight, and {least} is "
+            f"{list(shape)}; set method.rank to at most {min(shape)}, or leave that layer out of method.targets"
         )
 
 
 def _short(paths: Iterable[str]) -> list[str]:
-    """The last part of each path, once."""
+    """The distinct last components of paths."""
     return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
 
 
 def torch_modules(plugin: Any, dims: Dims) -> dict[str, list[str]]:
-    """Path in the torch model -> the linears that it holds, in order; several where torch packs what is split here."""
+    """Path in the torch model -> linear layers on the card, in order; several if the torch model fuses them."""
     known = linears(plugin.card, dims)
-    held: dict[str, list[tuple[int, str]]] = {}
+    layers: dict[str, list[tuple[int, str]]] = {}
     for rename in plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch"):
         path = module_of(rename.target)
         if path in known and rename.target.endswith(".weight"):
-            place = rename.src_slice.start if rename.src_slice else 0
-            held.setdefault(module_of(rename.source), []).append((place, path))
-    return {torch: [path for _, path in sorted(rows)] for torch, rows in held.items()}
+            offset = rename.src_slice.start if rename.src_slice else 0
+            layers.setdefault(module_of(rename.source), []).append((offset, path))
+    return {torch: [path for _, path in sorted(named)] for torch, named in layers.items()}

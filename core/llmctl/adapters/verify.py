@@ -1,4 +1,4 @@
-"""Whether a merged folder gives the logits of its base with the adapter, up to the rounding of its type."""
+"""Compares the logits of a merged model with those of the base model and adapter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from llmctl import tokenizers
 from llmctl.adapters.attach import adapted_model
-from llmctl.adapters.folder import Opened, tokenizer_folder
+from llmctl.adapters.folder import OpenedAdapter, tokenizer_folder
 from llmctl.checkpoint.build import load_model
 from llmctl.checkpoint.folder import open_folder
 from llmctl.data.sft.encoding import prompt_ids
@@ -21,20 +21,20 @@ TEXTS = (
     "1, 2, 3: count on, and do not stop before 20!",
 )
 ALLOWED = {"float64": 1e-5, "float32": 1e-5, "float16": 6e-3, "bfloat16": 5e-2}
-"""Largest length of the difference of the logits, as a part of the length of the logits, by type of the weights."""
+"""Data type of the weights -> largest relative difference (L2 norm) of the logits."""
 
 
-def verify(opened: Opened, merged: Path) -> tuple[float, float]:
-    """The relative difference of the logits of two fixed texts, and what is allowed.
+def verify(opened: OpenedAdapter, merged: Path) -> tuple[float, float]:
+    """Compares the logits of two fixed texts; returns the relative difference and the allowed one.
 
-    The models are held in memory one after the other.
+    The models are in memory one after the other.
 
     Args:
-        opened: The adapter and its base.
-        merged: The folder that was made of them.
+        opened: The adapter and its base model.
+        merged: Folder of the merged model.
 
     Raises:
-        CheckpointError: The difference is more than the type of the weights explains.
+        CheckpointError: The difference is larger than the rounding of the weights explains.
     """
     tokenizer = tokenizers.load(tokenizer_folder(opened.folder, opened.base), card=opened.plugin.card)
     rows = [prompt_ids(tokenizer, Conversation(((text, None),), None)) for text in TEXTS]
@@ -45,8 +45,8 @@ def verify(opened: Opened, merged: Path) -> tuple[float, float]:
     allowed = max(ALLOWED.get(name, 0.0) for name in types)
     if not difference <= allowed:
         raise CheckpointError(
-            f"{merged} does not give what base and adapter give: the logits differ by {difference:.2g} of their length, "
-            f"rounding explains {allowed:g}; do not use it, and try --dtype float32"
+            f"{merged} differs from base model and adapter: the relative difference of the logits is {difference:.2g}, "
+            f"{allowed:g} is allowed; do not use it, and try --dtype float32"
         )
     return difference, allowed
 

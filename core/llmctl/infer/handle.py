@@ -15,7 +15,7 @@ from llmctl.infer.options import EngineOptions
 from llmctl.runtime import operators
 
 if TYPE_CHECKING:
-    from llmctl.adapters.folder import Opened
+    from llmctl.adapters.folder import OpenedAdapter
     from llmctl.card.decoder_spec import PrefixLM
     from llmctl.card.dims import Dims
     from llmctl.card.family import Family
@@ -177,7 +177,7 @@ class FusedHandle(EngineHandle):
 
     engine: ClassVar[str] = "fused"
     source: ModelSource
-    named: Mapping[str, Opened] = field(default_factory=dict)
+    named: Mapping[str, OpenedAdapter] = field(default_factory=dict)
     max_stable_length: int | None = None
 
     def load(self, tokenizer: EndTokens, lengths: Sequence[int | None]) -> LoadedEngine:

@@ -19,7 +19,7 @@ from llmctl.infer.packed.model import PackedModel
 from llmctl.runtime.memory import free_memory
 
 if TYPE_CHECKING:
-    from llmctl.adapters.folder import Opened
+    from llmctl.adapters.folder import OpenedAdapter
     from llmctl.card.dims import Dims
     from llmctl.plugins import Plugin
 
@@ -45,8 +45,8 @@ def packed_model(
     plugin: Plugin,
     dims: Dims,
     packing: Packing,
-    adapted: Opened | None = None,
-    named: Mapping[str, Opened] | None = None,
+    adapted: OpenedAdapter | None = None,
+    named: Mapping[str, OpenedAdapter] | None = None,
 ) -> PackedModel:
     """The packed model of a checkpoint.
 
@@ -85,8 +85,8 @@ def put_adapters(
     model: PackedModel,
     plugin: Plugin,
     dims: Dims,
-    adapted: Opened | None = None,
-    named: Mapping[str, Opened] | None = None,
+    adapted: OpenedAdapter | None = None,
+    named: Mapping[str, OpenedAdapter] | None = None,
 ) -> PackedModel:
     """A model that was packed before, with adapters beside its weights, which stay as they are.
 
@@ -190,7 +190,7 @@ def _stored_kind(state: Mapping[str, Any], graph: Any) -> str:
     return "bfloat16" if all(state[name].dtype == "bfloat16" for name in names) else "float32"
 
 
-def _adapter(name: str, opened: Opened, graph: Any, widths: Mapping[str, int]) -> Any:
+def _adapter(name: str, opened: OpenedAdapter, graph: Any, widths: Mapping[str, int]) -> Any:
     from llmctl.infer.packed import adapters as packed_adapters
 
     if isinstance(opened.adapter, Prefix):

@@ -13,7 +13,7 @@ from llmctl.errors import ConfigError
 from llmctl.infer.options import EngineOptions
 
 if TYPE_CHECKING:
-    from llmctl.adapters.folder import Opened
+    from llmctl.adapters.folder import OpenedAdapter
     from llmctl.card.dims import Dims
     from llmctl.plugins import Plugin
 
@@ -32,7 +32,7 @@ class ModelSource:
     folder: Path
     plugin: Plugin
     dims: Dims
-    adapted: Opened | None
+    adapted: OpenedAdapter | None
 
     @property
     def tokenizer_folder(self) -> Path:

@@ -12,7 +12,7 @@ from llmctl.infer.model_source import ModelSource, open_model
 from llmctl.infer.options import EngineOptions
 
 if TYPE_CHECKING:
-    from llmctl.adapters.folder import Opened
+    from llmctl.adapters.folder import OpenedAdapter
     from llmctl.card.decoder_spec import DecoderSpec
 
 
@@ -171,7 +171,7 @@ def _check_packed(folder: Path, options: EngineOptions, adapter: Path | None) ->
 
 def _named_adapters(
     options: EngineOptions, folder: Path, family: str, record: Mapping[str, Any] | None = None
-) -> dict[str, Opened]:
+) -> dict[str, OpenedAdapter]:
     """The adapters by name, opened.
 
     Args:

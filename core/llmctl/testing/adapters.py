@@ -30,13 +30,13 @@ class AdapterConformance:
         import paddle
 
         from llmctl.adapters import targets
-        from llmctl.adapters.attach import put
+        from llmctl.adapters.attach import add_lora
 
         model = random_model(plugin, dims)
         ids = paddle.to_tensor(self.input_ids(dims, 4, 16))
         with paddle.no_grad():
             plain = model(ids).numpy()
-            put(model, targets.linears(card, dims), rank=2, scale=2.0)
+            add_lora(model, targets.linears(card, dims), rank=2, scale=2.0)
             assert np.array_equal(model(ids).numpy(), plain)
         before = {name: value.numpy().copy() for name, value in model.state_dict().items()}
         losses = descend(model, ids, dims.vocab, steps=3)
@@ -93,7 +93,7 @@ def _write_base_and_adapter(
     from llmctl.adapters import base_model as bases
     from llmctl.adapters import folder as folders
     from llmctl.adapters import targets
-    from llmctl.adapters.adapter import Adapter, Part
+    from llmctl.adapters.adapter import Adapter, LoraWeights
     from llmctl.checkpoint import save_weights
 
     for name in ("base", "adapter"):
@@ -106,7 +106,7 @@ def _write_base_and_adapter(
     for path, row in targets.linears(plugin.card, dims).items():
         inputs, outputs = row.shape
         a, b = rng.normal(0, 0.1, (inputs, 2)), rng.normal(0, 0.1, (2, outputs))
-        parts[path] = Part(a, b, 2.0, rng.uniform(0.5, 2, outputs) if lengths else None)
+        parts[path] = LoraWeights(a, b, 2.0, rng.uniform(0.5, 2, outputs) if lengths else None)
     record = {"base": bases.record(folder / "base", plugin, dims), "quantised": code}
     adapter = Adapter(parts, base=str(folder / "base"), record=record)
     folders.write(folder / "adapter", adapter, plugin, dims, "float64")

@@ -53,7 +53,7 @@ class BatchingConformance:
 
     @proves("fused-prefix")
     def test_requests_share_the_blocks_of_virtual_tokens(self, card: Family, dims: Dims, fused: Fused) -> None:
-        from llmctl.adapters.attach import put_prefix
+        from llmctl.adapters.attach import add_prefix
         from llmctl.adapters.prefix import Prefix, shape_of
         from llmctl.infer.packed.adapters import pack_prefix
 
@@ -61,7 +61,7 @@ class BatchingConformance:
             pytest.skip("the family takes no virtual tokens")
         values = np.random.default_rng(4).normal(size=shape_of(dims, VIRTUAL)).astype("float32")
         requests = self.requests(dims)
-        put_prefix(fused.layer, shape_of(dims, VIRTUAL)).set_values(values)
+        add_prefix(fused.layer, shape_of(dims, VIRTUAL)).set_values(values)
         try:
             wanted = _alone(fused.layer, requests)
         finally:

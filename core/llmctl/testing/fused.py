@@ -152,7 +152,7 @@ class FusedConformance:
         self, plugin: plugins.Plugin, dims: Dims, fused: Fused, name: str
     ) -> None:
         from llmctl.adapters.attach import attach
-        from llmctl.adapters.folder import Opened
+        from llmctl.adapters.folder import OpenedAdapter
         from llmctl.checkpoint.convert import open_source
         from llmctl.infer.packed.adapters import merged_state, pack_adapter, widths_of
         from llmctl.infer.packed.pack import Rounded, pack, state_of
@@ -165,10 +165,10 @@ class FusedConformance:
         wanted = [None, *expected(fused.layer, texts[1:2]), None]
         for row, adapter in ((2, adapters[0]), (0, adapters[1])):
             layer = single_layer(plugin, dims)
-            attach(layer, adapter.parts)
+            attach(layer, adapter.layers)
             wanted[row] = expected(layer, [texts[row]])[0]
         _near(found, wanted, LOGITS[name])
-        opened = Opened(fused.folder, adapters[0], fused.folder, plugin, dims)
+        opened = OpenedAdapter(fused.folder, adapters[0], fused.folder, plugin, dims)
         state = merged_state(open_source(fused.folder, plugin, dims).state, opened)
         merged = pack(graph, Rounded(state_of(state, graph)))
         _near(mixed(executor(name, merged), graph, texts)[2:], found[2:], LOGITS[name])
@@ -178,14 +178,14 @@ class FusedConformance:
     def test_virtual_tokens_in_the_cache_do_what_they_do_in_the_layer(
         self, card: Family, dims: Dims, fused: Fused, name: str
     ) -> None:
-        from llmctl.adapters.attach import put_prefix
+        from llmctl.adapters.attach import add_prefix
         from llmctl.adapters.prefix import Prefix, shape_of
         from llmctl.infer.packed.adapters import pack_prefix
 
         if isinstance(support.state(card, "prefix-tuning"), capabilities.Unsupported):
             pytest.skip("the family takes no virtual tokens")
         texts, values = self.texts(dims), np.random.default_rng(4).normal(size=shape_of(dims, VIRTUAL))
-        put_prefix(fused.layer, shape_of(dims, VIRTUAL)).set_values(values.astype("float32"))
+        add_prefix(fused.layer, shape_of(dims, VIRTUAL)).set_values(values.astype("float32"))
         try:
             wanted = expected(fused.layer, texts)
         finally:
@@ -270,12 +270,12 @@ def rounded_logits(
 def random_adapter(plugin: plugins.Plugin, dims: Dims, rank: int, every: int) -> Any:
     """An adapter of every so many of the linears, exact in float32."""
     from llmctl.adapters import targets
-    from llmctl.adapters.adapter import Adapter, Part
+    from llmctl.adapters.adapter import Adapter, LoraWeights
 
     rng, parts = np.random.default_rng(rank), {}
     for path, row in list(targets.linears(plugin.card, dims).items())[::every]:
         a, b = (rng.normal(0, 0.2, shape).astype("f4") for shape in ((row.shape[0], rank), (rank, row.shape[1])))
-        parts[path] = Part(a, b, 2.0)
+        parts[path] = LoraWeights(a, b, 2.0)
     return Adapter(parts)
 
 

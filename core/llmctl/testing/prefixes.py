@@ -44,7 +44,7 @@ class PrefixConformance:
         """A random model with virtual tokens made of a text's keys and values, the text, and the model's prefix."""
         import paddle
 
-        from llmctl.adapters.attach import put_prefix
+        from llmctl.adapters.attach import add_prefix
         from llmctl.adapters.prefix import shape_of
         from llmctl.nn.cache import KVCache
 
@@ -55,7 +55,7 @@ class PrefixConformance:
         with paddle.no_grad():
             model(text, cache=cache)
         kept = [[part[0].numpy() for part in cache.pair(layer)] for layer in range(dims.layers)]
-        prefix = put_prefix(model, shape_of(dims, TOKENS))
+        prefix = add_prefix(model, shape_of(dims, TOKENS))
         prefix.set_values(np.stack([np.stack(pair) for pair in kept]))
         yield SimpleNamespace(model=model, text=text, prefix=prefix)
 
@@ -127,12 +127,12 @@ class PrefixConformance:
     ) -> None:
         import paddle
 
-        from llmctl.adapters.attach import put_prefix
+        from llmctl.adapters.attach import add_prefix
         from llmctl.adapters.prefix import shape_of
 
         paddle.seed(3)
         model = random_model(plugin, dims)
-        put_prefix(model, shape_of(dims, TOKENS), projection)
+        add_prefix(model, shape_of(dims, TOKENS), projection)
         before = {name: value.numpy().copy() for name, value in model.state_dict().items()}
         losses = descend(model, paddle.to_tensor(self.input_ids(dims, 4, 16)), dims.vocab, steps=2)
         moved = {name for name, value in model.state_dict().items() if not np.array_equal(value.numpy(), before[name])}

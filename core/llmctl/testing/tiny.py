@@ -38,7 +38,7 @@ def write_adapter(folder: Path, base: Path, seed: int = 0, quantised: str = "") 
     from llmctl.adapters import base_model as bases
     from llmctl.adapters import folder as folders
     from llmctl.adapters import targets
-    from llmctl.adapters.adapter import Adapter, Part
+    from llmctl.adapters.adapter import Adapter, LoraWeights
     from llmctl.checkpoint.hf_config import read_config
 
     config, rng = read_config(base), np.random.default_rng(seed)
@@ -46,7 +46,7 @@ def write_adapter(folder: Path, base: Path, seed: int = 0, quantised: str = "") 
     dims, parts = plugin.card.dims_from_config(config), {}
     for path, tensor in targets.linears(plugin.card, dims).items():
         a, b = (rng.normal(0, 0.1, size).astype("float32") for size in ((tensor.shape[0], 2), (2, tensor.shape[1])))
-        parts[path] = Part(a, b, 0.5)
+        parts[path] = LoraWeights(a, b, 0.5)
     record = {"base": bases.record(base, plugin, dims), **({"quantised": quantised} if quantised else {})}
     folder.mkdir()
     folders.write(folder, Adapter(parts, base=str(base), record=record), plugin, dims)

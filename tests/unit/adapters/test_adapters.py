@@ -15,7 +15,7 @@ from llmctl import plugins
 from llmctl.adapters import base_model as bases
 from llmctl.adapters import folder as folders
 from llmctl.adapters import targets
-from llmctl.adapters.adapter import Adapter, Part
+from llmctl.adapters.adapter import Adapter, LoraWeights
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.card.tiny import tiny_dims
@@ -72,7 +72,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(adapter):
     tensors["surprise"] = tensors.pop(first)
     tensors[second] = np.zeros((3, 3), np.float32)
     save_file(tensors, file)
-    refused(adapter, f"missing: {first}", "unexpected: surprise", f"of another shape: {second} is [3, 3]")
+    refused(adapter, f"missing: {first}", "unexpected: surprise", f"wrong shape: {second} is [3, 3]")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(adapter):
         ({"a_later_idea": True}, "a_later_idea=True is not supported"),
         ({"init_lora_weights": "pissa"}, "changes the base"),
         ({"r": 0}, "r=0 must be an integer above 0"),
-        ({"target_modules": ["c_attn"]}, "names no linear layer of llama"),
+        ({"target_modules": ["c_attn"]}, "matches no linear layer of llama"),
         ({"r": 2}, "expected [2, 16]"),
         ({"lora_alpha": "16"}, "lora_alpha='16' must be a number"),
         ({"lora_dropout": None}, "lora_dropout=None must be a number"),
@@ -106,14 +106,14 @@ def test_settings_that_would_be_ignored_are_refused(adapter, changes, part):
 @pytest.mark.parametrize("blocks", [5, {"model.layers.0.self_attn.W_pack": {"q_proj": "4"}}])
 def test_notes_on_packed_layers_that_are_no_ranks_are_refused(adapter, blocks):
     (adapter / "llmctl.json").write_text(json.dumps({"blocks": blocks}))
-    refused(adapter, "must be ranks by layer")
+    refused(adapter, "must be layer -> ranks")
 
 
 def test_layers_may_be_chosen_by_number(adapter):
     edit(adapter / "adapter_config.json", layers_to_transform=[1])
     file = adapter / "adapter_model.safetensors"
     save_file({name: value for name, value in load_file(file).items() if ".layers.1." in name}, file)
-    assert {path.split(".")[2] for path in open_adapter(adapter).adapter.parts} == {"1"}
+    assert {path.split(".")[2] for path in open_adapter(adapter).adapter.layers} == {"1"}
 
 
 def with_record(adapter, llama):
@@ -122,7 +122,7 @@ def with_record(adapter, llama):
     record = {"base": bases.record(adapter.parent, plugin, dims)}
     made = adapter.parent.parent / "ours"
     made.mkdir()
-    folders.write(made, Adapter(read.parts, base=str(adapter.parent), record=record), plugin, dims)
+    folders.write(made, Adapter(read.layers, base=str(adapter.parent), record=record), plugin, dims)
     return made
 
 
@@ -145,7 +145,7 @@ def test_a_base_with_other_weights_is_refused_unless_allowed(adapter, llama, tmp
 def test_a_base_of_other_shapes_is_refused_whatever_is_allowed(adapter, llama, tmp_path):
     made = with_record(adapter, llama)
     shutil.copytree(CASE.parent / "qwen2_rslora", tmp_path / "qwen")
-    refused(made, "belongs to a model of llama", base=tmp_path / "qwen", allow_other=True)
+    refused(made, "was trained on a llama model", base=tmp_path / "qwen", allow_other=True)
     narrow = tmp_path / "narrow"
     shutil.copytree(CASE, narrow)
     edit(narrow / "config.json", intermediate_size=20)
@@ -154,9 +154,9 @@ def test_a_base_of_other_shapes_is_refused_whatever_is_allowed(adapter, llama, t
 
 def test_a_base_that_is_not_there_is_named(adapter):
     edit(adapter / "adapter_config.json", base_model_name_or_path="someone/somewhere")
-    refused(adapter, "someone/somewhere is not there", "--base")
+    refused(adapter, "the base model someone/somewhere of this adapter is missing", "--base")
     edit(adapter / "adapter_config.json", base_model_name_or_path=None)
-    refused(adapter, "does not name its base", "--base")
+    refused(adapter, "does not record its base model", "--base")
 
 
 def test_paddlenlp_reads_and_writes_the_same_adapter(adapter, llama, tmp_path):
@@ -174,19 +174,19 @@ def test_paddlenlp_reads_and_writes_the_same_adapter(adapter, llama, tmp_path):
     config = json.loads((target / "lora_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["rslora"]) == (4, 6, False)
     back = open_adapter(target, adapter.parent).adapter
-    assert back.parts.keys() == ours.parts.keys()
-    for path, part in ours.parts.items():
-        np.testing.assert_array_equal(back.parts[path].a, part.a)
-        np.testing.assert_array_equal(back.parts[path].b, part.b)
-        assert back.parts[path].scale == part.scale
+    assert back.layers.keys() == ours.layers.keys()
+    for path, part in ours.layers.items():
+        np.testing.assert_array_equal(back.layers[path].a, part.a)
+        np.testing.assert_array_equal(back.layers[path].b, part.b)
+        assert back.layers[path].scale == part.scale
 
 
 @pytest.mark.parametrize(
     ("config", "arrays", "part"),
     [
-        ({"r": 4, "pissa": True}, {}, "takes the principal part out of the base"),
+        ({"r": 4, "pissa": True}, {}, "pissa=true changes the base model"),
         ({"r": 4, "trainable_bias": "all"}, {}, "trainable_bias is not supported"),
-        ({"r": 4}, {}, "holds no adapter of a linear layer"),
+        ({"r": 4}, {}, "has no adapter for a linear layer"),
         ({"r": 4}, {"llama.layers.0.mlp.up_proj.lora_A": (16, 4)}, "missing: llama.layers.0.mlp.up_proj.lora_B"),
         ({}, {}, "r=None must be an integer above 0"),
         ({"r": 4, "lora_alpha": "8"}, {}, "lora_alpha='8' must be a number"),
@@ -201,8 +201,8 @@ def test_adapters_of_paddlenlp_that_cannot_be_used_say_why(tmp_path, config, arr
 
 def test_lengths_have_no_place_in_paddlenlp(llama, tmp_path):
     a, b = np.zeros((16, 2), np.float32), np.zeros((2, 16), np.float32)
-    parts = {"llama.layers.0.self_attn.q_proj": Part(a, b, 1.0, np.ones(16, np.float32))}
-    with pytest.raises(CheckpointError, match="lengths of DoRA"):
+    parts = {"llama.layers.0.self_attn.q_proj": LoraWeights(a, b, 1.0, np.ones(16, np.float32))}
+    with pytest.raises(CheckpointError, match="does not support DoRA"):
         folders.write(tmp_path, Adapter(parts), *llama, layout="native")
 
 
@@ -215,9 +215,9 @@ def test_every_family_goes_through_the_names_and_packing_of_paddlenlp(family, tm
     for number, (path, row) in enumerate(targets.linears(plugin.card, dims).items()):
         rank = 1 + number % 3
         shapes = (row.shape[0], rank), (rank, row.shape[1])
-        parts[path] = Part(*(rng.normal(size=shape) for shape in shapes), 1.0 + number % 2)
+        parts[path] = LoraWeights(*(rng.normal(size=shape) for shape in shapes), 1.0 + number % 2)
     folders.write(tmp_path, Adapter(parts), plugin, dims, "float64", "native")
-    back = folders.read(tmp_path, plugin, dims).parts
+    back = folders.read(tmp_path, plugin, dims).layers
     assert back.keys() == parts.keys()
     for path, part in parts.items():
         change = back[path].scale * back[path].a @ back[path].b
@@ -243,7 +243,7 @@ def test_separate_and_fused_projections_of_paddlenlp_are_read_alike(tmp_path):
         folder.mkdir()
         (folder / "lora_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 2}))
         (folder / "lora_model_state.pdparams").write_bytes(pickle.dumps(arrays))
-        part = folders.read(folder, plugin, dims).parts["gpt.h.0.attn.c_attn"]
+        part = folders.read(folder, plugin, dims).layers["gpt.h.0.attn.c_attn"]
         np.testing.assert_allclose(part.scale * part.a @ part.b, expected, atol=1e-12)
 
 
@@ -254,7 +254,9 @@ def test_merging_holds_a_few_tensors_at_a_time(tmp_path):
         (tmp_path / name).mkdir()
     write_model(tmp_path / "model", plugin, dims)
     rows = targets.linears(plugin.card, dims)
-    parts = {p: Part(np.ones((t.shape[0], 2), "f4"), np.ones((2, t.shape[1]), "f4"), 1.0) for p, t in rows.items()}
+    parts = {
+        p: LoraWeights(np.ones((t.shape[0], 2), "f4"), np.ones((2, t.shape[1]), "f4"), 1.0) for p, t in rows.items()
+    }
     folders.write(tmp_path / "adapter", Adapter(parts, base=str(tmp_path / "model")), plugin, dims)
     opened = open_adapter(tmp_path / "adapter")
     largest, whole = 4 * max(t.size for t in rows.values()), 4 * plugin.card.count(dims)
@@ -272,7 +274,7 @@ def test_merging_streams_shards_and_leaves_nothing_when_it_fails(adapter, tmp_pa
     assert len(shards) > 3 and json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float32"
     with pytest.raises(FileError, match="already exists"):
         merge(opened, tmp_path / "merged")
-    for part in opened.adapter.parts.values():
+    for part in opened.adapter.layers.values():
         part.b[:] = 1e30
     with pytest.raises(CheckpointError, match="does not fit into float16"):
         merge(opened, tmp_path / "half", "float16")

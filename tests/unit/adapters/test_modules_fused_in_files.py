@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from llmctl import plugins
 from llmctl.adapters import folder as folders
 from llmctl.adapters import targets
-from llmctl.adapters.adapter import Adapter, Part
+from llmctl.adapters.adapter import Adapter, LoraWeights
 from llmctl.card.tiny import tiny_dims
 from llmctl.config.common import MethodConfig
 from llmctl.errors import ConfigError
@@ -26,7 +26,7 @@ def baichuan():
 def made(plugin, dims, names):
     rng, rows = np.random.default_rng(1), targets.linears(plugin.card, dims)
     return {
-        path: Part(rng.normal(size=(rows[path].shape[0], 2)), rng.normal(size=(2, rows[path].shape[1])), 2.0)
+        path: LoraWeights(rng.normal(size=(rows[path].shape[0], 2)), rng.normal(size=(2, rows[path].shape[1])), 2.0)
         for path in targets.choose(plugin.card, dims, names)
     }
 
@@ -48,7 +48,7 @@ def test_the_packed_layer_gets_one_adapter_that_does_the_same(baichuan, tmp_path
         each = [parts.get(path + n) for n in ("q_proj", "k_proj", "v_proj")]
         expected = np.concatenate([zero if part is None else 2.0 * (part.a @ part.b).T for part in each])
         np.testing.assert_allclose(change, expected, atol=1e-12)
-    back = folders.read(tmp_path, plugin, dims).parts
+    back = folders.read(tmp_path, plugin, dims).layers
     assert back.keys() == parts.keys()
     assert all(
         np.array_equal(back[path].a, part.a) and np.array_equal(back[path].b, part.b) for path, part in parts.items()

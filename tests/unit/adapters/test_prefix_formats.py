@@ -135,9 +135,9 @@ def change(name, **values):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (change("adapter_config.json", num_layers=7), "num_layers is 7, the base has 2"),
-        (change("adapter_config.json", token_dim=16, num_attention_heads=4), "token_dim is 16, the base has 8"),
-        (change("adapter_config.json", num_virtual_tokens=9), "of another shape: prompt_embeddings"),
+        (change("adapter_config.json", num_layers=7), "num_layers=7, but the base model has 2"),
+        (change("adapter_config.json", token_dim=16, num_attention_heads=4), "token_dim=16, but the base model has 8"),
+        (change("adapter_config.json", num_virtual_tokens=9), "wrong shape: prompt_embeddings"),
         (change("adapter_config.json", num_virtual_tokens="5"), "must be an integer above 0"),
         (change("adapter_config.json", task_type="SEQ_2_SEQ_LM"), "task_type='SEQ_2_SEQ_LM' is not supported"),
         (change("adapter_config.json", new_trick=True), "new_trick=True is not supported"),
@@ -154,7 +154,7 @@ def test_a_prefix_that_does_not_fit_is_refused(tmp_path, spoil, message):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (change("prefix_config.json", multi_query_group_num=None), "heads is 4, the base has 2"),
+        (change("prefix_config.json", multi_query_group_num=None), "heads=4, but the base model has 2"),
         (change("prefix_config.json", num_prefix_tokens=None), "num_prefix_tokens=None must be an integer"),
         (change("prefix_config.json", hidden_size="wide"), "hidden_size='wide' must be null or an integer above 0"),
         (change("prefix_config.json", prefix_projection=True), "missing: 1.weight"),

@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from llmctl.adapters.adapter import Part, alpha_of, pack, scale_of, unpack
+from llmctl.adapters.adapter import LoraWeights, alpha_of, fuse, scale_of, split_fused
 from llmctl.nn.linear import Linear
 from llmctl.nn.lora import LoraLinear, pissa_init
 from llmctl.nn.neftune import add_noise
@@ -49,7 +49,7 @@ def test_the_layer_is_the_linear_of_its_merged_weight(rng, bias, magnitude):
     x = rng.normal(size=(2, 4, IN))
     expected = x @ changed + (base.bias.numpy() if bias else 0)
     np.testing.assert_allclose(layer(paddle.to_tensor(x)).numpy(), expected, atol=1e-12)
-    part = Part(a, b, 0.5, layer.lora_magnitude.numpy() if magnitude else None)
+    part = LoraWeights(a, b, 0.5, layer.lora_magnitude.numpy() if magnitude else None)
     np.testing.assert_allclose(part.merged(weight), changed, atol=1e-12)
 
 
@@ -87,7 +87,7 @@ def test_settled_lengths_are_those_of_the_present_matrices(rng):
     np.testing.assert_array_equal(layer(x).numpy(), fresh)
     layer.set_weights(layer.lora_A.numpy() * 2, layer.lora_B.numpy(), layer.lora_magnitude.numpy())
     other = layer(x).numpy()
-    part = Part(layer.lora_A.numpy(), layer.lora_B.numpy(), 0.5, layer.lora_magnitude.numpy())
+    part = LoraWeights(layer.lora_A.numpy(), layer.lora_B.numpy(), 0.5, layer.lora_magnitude.numpy())
     np.testing.assert_allclose(
         other, x.numpy() @ part.merged(layer.base.weight.numpy()) + layer.base.bias.numpy(), atol=1e-12
     )
@@ -121,15 +121,16 @@ def test_packing_is_exact_and_is_undone(rng):
     widths, scale = [4, 2, 3], 0.5
     weights = [rng.normal(size=(IN, width)) for width in widths]
     parts = [
-        Part(rng.normal(size=(IN, r)), rng.normal(size=(r, w)), scale) for r, w in zip([2, 3, 1], widths, strict=True)
+        LoraWeights(rng.normal(size=(IN, r)), rng.normal(size=(r, w)), scale)
+        for r, w in zip([2, 3, 1], widths, strict=True)
     ]
     for chosen in (parts, [parts[0], None, parts[2]]):
-        packed = pack(chosen, widths)
+        packed = fuse(chosen, widths)
         each = [w if p is None else p.merged(w) for p, w in zip(chosen, weights, strict=True)]
         np.testing.assert_allclose(
             packed.merged(np.concatenate(weights, axis=1)), np.concatenate(each, axis=1), atol=1e-12
         )
-        back = unpack(packed, widths, [p.rank if p else 0 for p in chosen])
+        back = split_fused(packed, widths, [p.rank if p else 0 for p in chosen])
         for part, original in zip(back, chosen, strict=True):
             assert (part is None) == (original is None)
             if part:
@@ -139,17 +140,17 @@ def test_packing_is_exact_and_is_undone(rng):
 
 def test_a_dense_packed_adapter_is_taken_apart_exactly(rng):
     widths = [4, 2, 3]
-    packed = Part(rng.normal(size=(IN, 2)), rng.normal(size=(2, 9)), 2.0, rng.uniform(1, 2, 9))
+    packed = LoraWeights(rng.normal(size=(IN, 2)), rng.normal(size=(2, 9)), 2.0, rng.uniform(1, 2, 9))
     weight = rng.normal(size=(IN, 9))
     columns = np.split(weight, np.cumsum(widths)[:-1], axis=1)
-    each = [part.merged(columns[i]) for i, part in enumerate(unpack(packed, widths))]
+    each = [part.merged(columns[i]) for i, part in enumerate(split_fused(packed, widths))]
     np.testing.assert_allclose(np.concatenate(each, axis=1), packed.merged(weight), atol=1e-12)
 
 
 def test_packed_lengths_need_all_layers(rng):
-    part = Part(rng.normal(size=(IN, 2)), rng.normal(size=(2, 3)), 1.0, np.ones(3))
+    part = LoraWeights(rng.normal(size=(IN, 2)), rng.normal(size=(2, 3)), 1.0, np.ones(3))
     with pytest.raises(ValueError, match="DoRA needs adapters on all"):
-        pack([part, None], [3, 3])
+        fuse([part, None], [3, 3])
 
 
 @pytest.mark.parametrize("rank_stabilised", [False, True])

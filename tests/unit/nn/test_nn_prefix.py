@@ -7,7 +7,7 @@ import paddle
 import pytest
 
 from llmctl import plugins
-from llmctl.adapters.attach import put_prefix
+from llmctl.adapters.attach import add_prefix
 from llmctl.adapters.prefix import shape_of
 from llmctl.card.tiny import tiny_dims
 from llmctl.data.packing import collate, join
@@ -31,7 +31,7 @@ def prefixed(family, changes):
     text, cache = paddle.to_tensor(RNG.integers(3, dims.vocab, (1, TOKENS))), KVCache(TOKENS)
     with paddle.no_grad():
         model(text, cache=cache)
-    prefix = put_prefix(model, shape_of(dims, TOKENS))
+    prefix = add_prefix(model, shape_of(dims, TOKENS))
     prefix.set_values(
         np.stack([np.stack([part[0].numpy() for part in cache.pair(layer)]) for layer in range(dims.layers)])
     )

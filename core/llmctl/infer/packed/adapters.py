@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from llmctl.adapters import targets
-from llmctl.adapters.adapter import Adapter, Part
-from llmctl.adapters.folder import Opened
-from llmctl.adapters.merge import Merged
+from llmctl.adapters.adapter import Adapter, LoraWeights, fuse
+from llmctl.adapters.folder import OpenedAdapter
+from llmctl.adapters.merge import MergedWeight
 from llmctl.adapters.prefix import Prefix
 from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.errors import CheckpointError, UnsupportedError
@@ -31,24 +31,23 @@ def pack_adapter(adapter: Adapter, graph: DecoderSpec, widths: Mapping[str, int]
         name: What the adapter is called.
 
     Raises:
-        UnsupportedError: It sets the lengths of columns (DoRA), which depend on the whole weight.
+        UnsupportedError: It is a DoRA adapter, whose magnitudes depend on the whole weight.
         CheckpointError: It changes a layer that the graph does not have.
     """
-    if long := [path for path, part in adapter.parts.items() if part.magnitude is not None]:
+    if dora := [path for path, layer in adapter.layers.items() if layer.magnitude is not None]:
         raise UnsupportedError(
-            f"the adapter {name} sets the lengths of columns (DoRA, {long[0]} and others), which a base of packed weights "
-            "cannot give at run time; merge it: llmctl merge, or while the model is packed: llmctl export --engine fused "
-            "--adapter FOLDER"
+            f"the adapter {name} is a DoRA adapter ({dora[0]} and others), which packed weights do not support at run time; "
+            "merge it with llmctl merge, or when packing: llmctl export --engine fused --adapter FOLDER"
         )
-    order, changes, left = qkv_order(graph), {}, set(adapter.parts)
+    order, changes, left = qkv_order(graph), {}, set(adapter.layers)
     for index, slots in enumerate(graph.layers):
         for slot, place in PLACES.items():
             experts = graph.experts.count if graph.experts and "gate" in slots and place in ("up", "down") else 1
             for expert, names in enumerate(chunks(slots[slot], experts)):
                 paths = [targets.module_of(weight) for weight in names]
-                parts = [adapter.parts.get(path) for path in paths]
-                if any(parts):
-                    change = _side_by_side(parts, [widths[weight] for weight in names])
+                layers = [adapter.layers.get(path) for path in paths]
+                if any(layers):
+                    change = _fused(layers, [widths[weight] for weight in names])
                     changes[index, place, expert] = _ordered(change, order) if place == "qkv" else change
                 left -= set(paths)
     if left:
@@ -74,7 +73,7 @@ def pack_prefix(prefix: Prefix, graph: DecoderSpec) -> Float:
     return values
 
 
-def merged_state(state: Mapping[str, Any], opened: Opened, adapter: bool = True) -> dict[str, Any]:
+def merged_state(state: Mapping[str, Any], opened: OpenedAdapter, adapter: bool = True) -> dict[str, Any]:
     """The tensors of an adapter's base as they are with it, or as it saw them: quantised where that was so in training.
 
     Args:
@@ -83,27 +82,19 @@ def merged_state(state: Mapping[str, Any], opened: Opened, adapter: bool = True)
         adapter: Whether the adapter is added.
     """
     assert isinstance(opened.adapter, Adapter)
-    parts = opened.adapter.parts if adapter else {}
+    parts = opened.adapter.layers if adapter else {}
     changed = dict(state)
     for path in targets.linears(opened.plugin.card, opened.dims):
         weight, part = path + ".weight", parts.get(path)
         if part is not None or opened.quantised:
-            changed[weight] = Merged(state[weight], part, "float32", opened.quantised)
+            changed[weight] = MergedWeight(state[weight], part, "float32", opened.quantised)
     return changed
 
 
-def _side_by_side(parts: Sequence[Part | None], widths: Sequence[int]) -> Adapted:
-    """The change of linears that are packed into one: the As beside each other, the Bs on the diagonal."""
-    there = [part for part in parts if part is not None]
-    b = np.zeros((sum(part.rank for part in there), sum(widths)), np.float32)
-    row = column = 0
-    for part, width in zip(parts, widths, strict=True):
-        if part is not None:
-            b[row : row + part.rank, column : column + width] = part.scale * part.b
-            row += part.rank
-        column += width
-    a = np.concatenate([part.a for part in there], axis=1)
-    return Adapted(np.ascontiguousarray(a, np.float32), b)
+def _fused(layers: Sequence[LoraWeights | None], widths: Sequence[int]) -> Adapted:
+    """A and B of a packed linear, which fuses several layers; the scales are multiplied into B."""
+    fused = fuse([layer.folded() if layer else None for layer in layers], widths)
+    return Adapted(np.ascontiguousarray(fused.a, np.float32), np.ascontiguousarray(fused.b, np.float32))
 
 
 def _ordered(change: Adapted, order: Order) -> Adapted:

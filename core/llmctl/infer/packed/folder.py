@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from llmctl import plugins
 from llmctl.adapters import base_model as bases
-from llmctl.adapters.folder import Opened
-from llmctl.adapters.merge import put_tokenizer
+from llmctl.adapters.folder import OpenedAdapter
+from llmctl.adapters.merge import replace_tokenizer
 from llmctl.adapters.prefix import Prefix
 from llmctl.checkpoint.convert import copy_rest, open_source
 from llmctl.checkpoint.hf_config import read_config
@@ -50,7 +50,7 @@ def save_packed(
     source: Path,
     plugin: Any,
     overwrite: bool = False,
-    adapted: Opened | None = None,
+    adapted: OpenedAdapter | None = None,
 ) -> None:
     """Writes a packed model, complete or not at all.
 
@@ -70,7 +70,7 @@ def save_packed(
     with atomic_folder(folder, overwrite) as work:
         copy_rest(source, work, "keep")
         if adapted is not None:
-            put_tokenizer(adapted, work)
+            replace_tokenizer(adapted, work)
         with open(work / WEIGHTS, "wb") as stream:
             rows = []
             for array in arrays:
@@ -153,7 +153,7 @@ def read_header(folder: Path) -> Mapping[str, Any]:
     return header
 
 
-def _base(source: Path, plugin: Any, adapted: Opened | None) -> dict[str, Any]:
+def _base(source: Path, plugin: Any, adapted: OpenedAdapter | None) -> dict[str, Any]:
     """What tells whether an adapter was trained on the weights that are packed."""
     dims = plugin.card.dims_from_config(read_config(source), str(source / "config.json"))
     if adapted is None or isinstance(adapted.adapter, Prefix):

@@ -19,8 +19,8 @@ import paddle
 from llmctl import runtime
 from llmctl.adapters import folder as folders
 from llmctl.adapters import targets
-from llmctl.adapters.adapter import Adapter, Part, scale_of
-from llmctl.adapters.attach import put, quantise
+from llmctl.adapters.adapter import Adapter, LoraWeights, scale_of
+from llmctl.adapters.attach import add_lora, quantize_base
 from llmctl.adapters.peft_format import as_planned
 from llmctl.adapters.peft_format import load as read_tensor
 from llmctl.checkpoint.formats import safetensors
@@ -105,13 +105,13 @@ class LoraTraining:
 
         return prepare
 
-    def _part(self, path: str, layer: Any) -> Part:
+    def _part(self, path: str, layer: Any) -> LoraWeights:
         a, b = to_numpy(layer.lora_A), to_numpy(layer.lora_B)
         if path in self.starts:
             a0, b0 = self.starts[path]
             a, b = np.concatenate([a, a0], axis=1), np.concatenate([b, -b0])
         magnitude = None if layer.lora_magnitude is None else to_numpy(layer.lora_magnitude)
-        return Part(a, b, layer.scale, magnitude)
+        return LoraWeights(a, b, layer.scale, magnitude)
 
 
 def load(job: CheckedJob[Any], start: Path | None) -> Trainable:
@@ -122,9 +122,9 @@ def load(job: CheckedJob[Any], start: Path | None) -> Trainable:
     rank, alpha = method.rank, method.alpha or 2.0 * method.rank
     scale = scale_of(alpha, rank, method.rslora)
     if method.base != FLOAT:
-        quantise(model, targets.linears(card, dims), method.base)
+        quantize_base(model, targets.linears(card, dims), method.base)
     runtime.seed(job.config.train.seed)
-    layers = put(model, paths, rank, scale, method.dropout, method.dora)
+    layers = add_lora(model, paths, rank, scale, method.dropout, method.dora)
     _check_magnitudes(layers)
     record = {"base": job.base, **({} if method.base == FLOAT else {"quantised": method.base})}
     blank = Adapter({}, method.rslora, method.dropout, str(job.model.folder.resolve()), record)
@@ -166,11 +166,11 @@ def _check_magnitudes(layers: Mapping[str, Any]) -> None:
         )
 
 
-def _parts(folder: Path, job: CheckedJob[Any]) -> Mapping[str, Part]:
+def _parts(folder: Path, job: CheckedJob[Any]) -> Mapping[str, LoraWeights]:
     """The matrices of the adapter in a checkpoint of this run."""
     adapter = folders.read(folder, job.model.plugin, job.model.dims)
     assert isinstance(adapter, Adapter), "a checkpoint of this run is a low-rank adapter"
-    return adapter.parts
+    return adapter.layers
 
 
 def _starts(folder: Path, job: CheckedJob[Any]) -> dict[str, Start]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from llmctl import runtime
 from llmctl.adapters import folder as folders
-from llmctl.adapters.attach import put_prefix
+from llmctl.adapters.attach import add_prefix
 from llmctl.adapters.prefix import Prefix, shape_of
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
@@ -64,7 +64,7 @@ class PrefixTraining:
         Raises:
             CheckpointError: It holds no projection, or one of other parameters.
         """
-        from llmctl.adapters.peft_format import load, problems
+        from llmctl.adapters.peft_format import check_tensors, load
 
         if not self.projected:
             stored = folders.read(folder, self.job.model.plugin, self.job.model.dims)
@@ -75,7 +75,7 @@ class PrefixTraining:
             raise CheckpointError(f"{folder} holds no {PROJECTION}; it cannot be resumed with method.prefix_projection")
         tensors = safetensors.read_header(folder / PROJECTION)
         parameters = dict(self.layer.named_parameters())
-        problems(folder, tensors, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
+        check_tensors(folder, tensors, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
         for name, parameter in parameters.items():
             parameter.set_value(load(tensors[name]))
 
@@ -87,7 +87,7 @@ def load(job: CheckedJob[Any], start: Path | None) -> Trainable:
     runtime.seed(job.config.train.seed)
     shape = shape_of(job.model.dims, method.virtual_tokens)
     hidden = (method.projection_hidden or shape[3] * shape[4]) if method.prefix_projection else 0
-    layer = put_prefix(model, shape, hidden)
+    layer = add_prefix(model, shape, hidden)
     training = PrefixTraining(layer, method.prefix_projection, job)
     if start:
         training.restore(start)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from llmctl.adapters import base_model as bases
-from llmctl.adapters.adapter import Adapter, Part
-from llmctl.adapters.folder import Opened, open_adapter
+from llmctl.adapters.adapter import Adapter, LoraWeights
+from llmctl.adapters.folder import OpenedAdapter, open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.formats.dtypes import cast
@@ -43,8 +43,8 @@ def test_an_adapter_of_peft_beside_packed_weights_gives_the_logits_of_peft(case)
     merged = pack(graph, Rounded(state_of(state, graph)))
     np.testing.assert_allclose(logits(merged, golden["input_ids"], -1), golden["logits"], atol=1e-4)
     assert np.abs(logits(base, golden["input_ids"], -1) - golden["logits"]).max() > 0.1
-    if any(part.magnitude is not None for part in opened.adapter.parts.values()):
-        with pytest.raises(UnsupportedError, match=r"the adapter one sets the lengths of columns \(DoRA, .*merge it"):
+    if any(part.magnitude is not None for part in opened.adapter.layers.values()):
+        with pytest.raises(UnsupportedError, match=r"the adapter one is a DoRA adapter .*merge it"):
             pack_adapter(opened.adapter, graph, widths_of(plugin, dims), "one")
         return
     packed = pack_adapter(opened.adapter, graph, widths_of(plugin, dims), "one")
@@ -67,10 +67,10 @@ def test_a_prefix_of_peft_in_the_cache_gives_the_logits_and_tokens_of_peft(case)
 
 def test_a_base_that_was_quantised_in_training_is_packed_as_the_adapter_saw_it():
     opened = open_adapter(GOLDENS / CASES[0] / "adapter")
-    path, part = next(iter(opened.adapter.parts.items()))
+    path, part = next(iter(opened.adapter.layers.items()))
     part = replace(part, magnitude=None)
     adapter = Adapter({path: part}, record={"quantised": "nf4"})
-    opened = Opened(opened.folder, adapter, opened.base, opened.plugin, opened.dims)
+    opened = OpenedAdapter(opened.folder, adapter, opened.base, opened.plugin, opened.dims)
     state = open_source(opened.base, opened.plugin, opened.dims).state
     weight = floats(state[path + ".weight"])
     seen = round_trip(weight, "nf4")
@@ -84,7 +84,7 @@ def test_a_base_that_was_quantised_in_training_is_packed_as_the_adapter_saw_it()
 
 def test_an_adapter_of_a_layer_that_is_not_there_is_refused():
     opened = open_adapter(GOLDENS / CASES[0] / "adapter")
-    odd = Adapter({"model.odd": Part(np.ones((4, 1)), np.ones((1, 4)), 1.0)})
+    odd = Adapter({"model.odd": LoraWeights(np.ones((4, 1)), np.ones((1, 4)), 1.0)})
     with pytest.raises(
         CheckpointError, match=r"the adapter one changes model\.odd, which is no linear of the fused decoder"
     ):
@@ -100,7 +100,7 @@ def folder_of(opened, path, kind="float32"):
 
 def over(path, folder):
     """An adapter's folder with a packed folder as its base."""
-    return open_adapter(folder, path, noted=read_header(path)["base"])
+    return open_adapter(folder, path, base_record=read_header(path)["base"])
 
 
 @pytest.mark.parametrize("case", ["gpt2_dora_rslora", "llama_patterns", "mixtral_experts", "qwen2_rslora"])
@@ -109,17 +109,17 @@ def test_a_packed_folder_takes_adapters_when_it_runs(case, tmp_path):
     golden, opened = np.load(GOLDENS / case / "golden.npz"), open_adapter(folder)
     plugin, dims, rows = opened.plugin, opened.dims, golden["input_ids"]
     path = folder_of(opened, tmp_path / "packed")
-    if any(part.magnitude is not None for part in opened.adapter.parts.values()):
+    if any(part.magnitude is not None for part in opened.adapter.layers.values()):
         with pytest.raises(
-            UnsupportedError, match=r"\(DoRA, .*llmctl merge, or .*llmctl export --engine fused --adapter"
+            UnsupportedError, match=r"is a DoRA adapter .*llmctl merge, or .*llmctl export --engine fused --adapter"
         ):
             put_adapters(open_packed(path), plugin, dims, over(path, folder))
         return
     adapted = put_adapters(open_packed(path), plugin, dims, over(path, folder))
     np.testing.assert_allclose(logits(adapted, rows, 0), golden["logits"], atol=1e-4)
     # Several in one batch over rounded weights: what packing at load gives, number for number.
-    parts = {name: replace(part, scale=-2 * part.scale) for name, part in opened.adapter.parts.items()}
-    named = {"one": opened, "two": replace(opened, adapter=replace(opened.adapter, parts=parts))}
+    parts = {name: replace(part, scale=-2 * part.scale) for name, part in opened.adapter.layers.items()}
+    named = {"one": opened, "two": replace(opened, adapter=replace(opened.adapter, layers=parts))}
     at_load = packed_model(opened.base, plugin, dims, Packing(kind="int8"), None, named)
     later = put_adapters(open_packed(folder_of(opened, tmp_path / "int8", "int8")), plugin, dims, None, named)
     chosen = [-1, 0, 1]

@@ -92,7 +92,7 @@ def test_verifying_finds_what_rounding_does_not_explain(runs, tmp_path, dtype):
     with open(file, "r+b") as stream:
         stream.seek(info.offset)
         stream.write(bytes(info.nbytes))
-    with pytest.raises(llmctl.LlmctlError, match="does not give what base and adapter give"):
+    with pytest.raises(llmctl.LlmctlError, match="differs from base model and adapter"):
         verify(opened, tmp_path / "merged")
 
 
@@ -122,8 +122,8 @@ def test_a_merged_quantised_base_is_dequantised(runs, tmp_path):
         weight = value.numpy()
         if ".layers." in name and weight.ndim == 2:
             weight = dequantise(quantise(weight, "nf4"), "nf4")
-        if path in opened.adapter.parts:
-            part = opened.adapter.parts[path]
+        if path in opened.adapter.layers:
+            part = opened.adapter.layers[path]
             weight = weight + part.scale * part.a @ part.b
         np.testing.assert_allclose(found[name].numpy(), weight, atol=1e-6, err_msg=name)
     assert json.loads((tmp_path / "merged" / "llmctl.json").read_text())["dequantised_from"] == "nf4"
@@ -169,7 +169,7 @@ def test_a_moved_base_is_named_and_another_is_refused(runs, tmp_path):
     for name in ("llmctl.json", "adapter_config.json"):
         text = (adapter / name).read_text().replace(str(STARTER / "model"), str(tmp_path / "gone"))
         (adapter / name).write_text(text)
-    with pytest.raises(llmctl.LlmctlError, match="gone is not there; if it was moved, name it with --base"):
+    with pytest.raises(llmctl.LlmctlError, match="gone of this adapter is missing; give its folder with --base"):
         open_adapter(adapter)
     assert open_adapter(adapter, STARTER / "model").base == STARTER / "model"
 

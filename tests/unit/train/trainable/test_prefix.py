@@ -11,7 +11,7 @@ from kit.tiny_tokenizers import write_json
 
 import llmctl
 from llmctl import plugins
-from llmctl.adapters.attach import load_adapted, put_prefix
+from llmctl.adapters.attach import add_prefix, load_adapted
 from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.card.tiny import tiny_dims
@@ -93,7 +93,7 @@ def test_recomputed_layers_give_virtual_tokens_the_same_gradients(what, projecti
     for how in ("none", what):
         model, dims, plugin = load_model(STARTER / "model", dtype="float64")
         paddle.seed(1)
-        prefix = put_prefix(model, (dims.layers, 2, 4, dims.kv_heads, dims.head_dim), projection)
+        prefix = add_prefix(model, (dims.layers, 2, 4, dims.kv_heads, dims.head_dim), projection)
         activation_checkpointing.apply(model, plugin.card, dims, how, 1)
         model.train()
         hidden = model.hidden_states(ids)[:, :-1].reshape([-1, dims.hidden])
@@ -175,8 +175,8 @@ def test_texts_that_share_a_row_and_outgrow_a_window_are_refused(tmp_path, build
 
 
 def test_a_model_that_looks_for_no_prefix_is_refused():
-    with pytest.raises(UnsupportedError, match="takes no virtual tokens"):
-        put_prefix(paddle.nn.Linear(2, 2), (1, 2, 3, 1, 2))
+    with pytest.raises(UnsupportedError, match="does not support prefixes"):
+        add_prefix(paddle.nn.Linear(2, 2), (1, 2, 3, 1, 2))
 
 
 def test_preferences_are_measured_against_the_base_without_virtual_tokens(tmp_path):
