@@ -85,7 +85,7 @@ def test_a_family_without_goldens_is_skipped_with_a_reason(request):
     class TestNothing(FamilyConformance):
         family = "nothing"
 
-    with pytest.raises(pytest.skip.Exception, match="nothing names no goldens"):
+    with pytest.raises(pytest.skip.Exception, match="nothing has no goldens"):
         TestNothing().test_recordings_of_the_original_code_are_repeated(request)
 
 

@@ -1,4 +1,4 @@
-"""``llmctl models``: what is installed, and what a card says. Plain text, so that nothing heavy is imported."""
+"""``llmctl models``: the installed families, and what a card says. Plain text, so that nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def command(
     """List the installed model families, or describe the family NAME."""
     if show_matrix or as_markdown or check or update:
         if name or explain or size or degree > 1:
-            raise click.UsageError("the matrix is about all families; leave out NAME, --explain, --size and --degree")
+            raise click.UsageError("the matrix covers all families; leave out NAME, --explain, --size and --degree")
         _matrix(as_json, check, update)
         return
     if name is None:
@@ -127,13 +127,13 @@ def _summary(plugin: plugins.Plugin, size: str | None) -> dict[str, Any]:
         note = found.reason if isinstance(found, Unsupported) else getattr(found, "note", "")
         label = {Unsupported: "no", Experimental: "experimental"}.get(type(found), "not refused by the card")
         states[method] = f"{label}: {note}" if note else label
-    return {"family": card.name, "distribution": str(plugin.found), "architectures": list(card.architectures),
+    return {"family": card.name, "distribution": str(plugin.installed), "architectures": list(card.architectures),
             "card": card.hash(), "sizes": sizes, "methods": states,
             "recipes": {name: list(recipes(plugin, name)) for name in PLACEHOLDERS}}  # fmt: skip
 
 
 def _card(plugin: plugins.Plugin, summary: dict[str, Any]) -> str:
-    doc = (importlib.import_module(plugin.found.module).__doc__ or "").strip().splitlines()
+    doc = (importlib.import_module(plugin.installed.module).__doc__ or "").strip().splitlines()
     lines = [*doc[:1], f"{summary['distribution']}, card {summary['card']}, {', '.join(summary['architectures'])}", ""]
     rows = [
         {**row, "parameters": f"{row['parameters']:,}", "published": f"{row['published']:,}"}
@@ -151,7 +151,7 @@ def _explain(plugin: plugins.Plugin, size: str | None, degree: int) -> list[dict
     dims = card.dims_of(size or next(iter(card.sizes)))
     if size:
         return _rows(plugin, dims, degree)
-    # Without a size every row of the table is shown once: one layer, sizes that the degree divides, all flags.
+    # Without a size every row of the table is shown once: one layer, sizes divisible by the degree, all flags.
     even = {symbol: max(degree, 2) * dims[symbol] for symbol in CUT_SYMBOLS if symbol in dims}
     one = dims.replace(**even, **{symbol: 1 for symbol in ("layers", "experts") if symbol in dims})
     flags = {param.when.removeprefix("not ") for param in card.params if param.when}
@@ -165,16 +165,16 @@ def _explain(plugin: plugins.Plugin, size: str | None, degree: int) -> list[dict
 
 def _rows(plugin: plugins.Plugin, dims: Dims, degree: int, symbolic: bool = False) -> list[dict[str, Any]]:
     card, hooks = plugin.card, plugin.hooks
-    renames = {rename.target: rename for rename in hooks.weight_map(card=card, dims=dims, source="torch")}
+    mappings = {mapping.target: mapping for mapping in hooks.weight_map(card=card, dims=dims, source="torch")}
     try:
         splits = hooks.tensor_parallel_rules(card=card, dims=dims, degree=degree)
     except ValueError as error:
         raise PluginError(str(error)) from None
-    return [_row(t, renames.get(t.name), splits.get(t.name), symbolic) for t in card.expand(dims)]
+    return [_row(t, mappings.get(t.name), splits.get(t.name), symbolic) for t in card.expand(dims)]
 
 
-def _row(tensor: Tensor, rename: WeightMapping | None, split: Split | None, symbolic: bool) -> dict[str, Any]:
-    name, torch = tensor.name, rename.source if rename else tensor.torch_name
+def _row(tensor: Tensor, mapping: WeightMapping | None, split: Split | None, symbolic: bool) -> dict[str, Any]:
+    name, torch = tensor.name, mapping.source if mapping else tensor.torch_name
     shape = "x".join(map(str, tensor.shape))
     if symbolic:
         shape = tensor.param.shape

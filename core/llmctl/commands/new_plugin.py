@@ -1,4 +1,4 @@
-"""``llmctl new-plugin``: the skeleton of a family's distribution, a decoder that passes the conformance suite."""
+"""``llmctl new-plugin``: writes the skeleton of a family's distribution, which passes the conformance suite."""
 
 from __future__ import annotations
 

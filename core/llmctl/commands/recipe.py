@@ -117,7 +117,7 @@ def read_recipe(plugin: plugins.Plugin, name: str, command: str = "finetune") ->
         raise ConfigError(
             f"the family {plugin.card.name} has no {kind}recipe {name!r}; it has {', '.join(known) or 'none'}"
         )
-    return known[name].content(), f"recipe {name} of {plugin.found}"
+    return known[name].content(), f"recipe {name} of {plugin.installed}"
 
 
 def find_source(

@@ -1,7 +1,7 @@
-"""Model families as plugins: hook specifications, core's answers to them, the registry of what is installed.
+"""Model families as plugins: hook specifications, default implementations, the registry of installed families.
 
-The names of ``registry`` and ``loading`` are found here on first use, so that a card that imports the hook specifications
-loads no more.
+The names of ``registry`` and ``loading`` are imported on first use, so that a card which imports the hook specifications
+loads nothing else.
 """
 
 from __future__ import annotations

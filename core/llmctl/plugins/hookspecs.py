@@ -1,8 +1,8 @@
 """The seven hooks of a family plugin.
 
-Every hook returns its first result that is not None and has no side effects; paddle is imported only inside
-`build_model` and `moe_routing`. Only `describe_family` must be implemented: core's defaults (``defaults.py``) answer
-the others from the card. An implementation may accept fewer arguments than the specification.
+The first result that is not None counts. Hooks have no side effects; paddle is imported only inside `build_model` and
+`moe_routing`. Only `describe_family` must be implemented: core's defaults (``defaults.py``) derive the others from the card.
+An implementation may accept fewer arguments than the specification.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from llmctl.card.sharding import Parallel, QuantTarget, Split
 from llmctl.card.weight_map import WeightMapping
 
 Router = Any
-"""A ``paddle.nn.Layer``: ``x_TD -> (weight_TK, expert_TK)``, as ``llmctl.nn.moe.SoftmaxTopK``."""
+"""A ``paddle.nn.Layer``: ``x_TD -> (weight_TK, expert_TK)``, as ``llmctl.nn.SoftmaxTopK``."""
 
 PROJECT = "llmctl"
 API = (0, 1)
-"""Hook API (major, minor). The major is part of the entry-point group, so a mismatch is known before any import."""
+"""Hook API (major, minor). The major is part of the entry-point group, so a mismatch is detected before any import."""
 GROUP = f"llmctl.family.v{API[0]}"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -37,7 +37,7 @@ def describe_family() -> Family:  # type: ignore[empty-body]
 
 @hookspec(firstresult=True)
 def build_model(card: Family, dims: Dims, parallel: Parallel, dtype: str) -> Any:
-    """A ``paddle.nn.Layer`` whose state dict is exactly ``card.expand(dims)``.
+    """A ``paddle.nn.Layer`` whose state dict matches ``card.expand(dims)`` exactly.
 
     Default: the class in ``card.modeling``, called with the dims.
     """
@@ -45,10 +45,10 @@ def build_model(card: Family, dims: Dims, parallel: Parallel, dtype: str) -> Any
 
 @hookspec(firstresult=True)
 def tensor_parallel_rules(card: Family, dims: Dims, degree: int) -> Mapping[str, Split]:  # type: ignore[empty-body]
-    """Tensor name -> Split; absent = replicated. Default: the axis of the shape that holds a cut symbol.
+    """Tensor name -> Split; absent = replicated. Default: the axis of the shape with a symbol that is split.
 
     Raises:
-        ValueError: A size does not divide; the message names symbol, size, degree and what divides.
+        ValueError: A size does not divide; the message names symbol, size, degree and the allowed degrees.
     """
 
 
@@ -59,18 +59,18 @@ def moe_routing(card: Family, dims: Dims) -> Router | None:
 
 @hookspec(firstresult=True)
 def weight_map(card: Family, dims: Dims, source: str) -> Sequence[WeightMapping]:  # type: ignore[empty-body]
-    """Renames that cover every tensor of the card once; where a packing of files varies, once in each ``way``.
+    """Mappings that cover every tensor of the card once; if the packing of files varies, once in each ``variant``.
 
-    ``source`` is ``"torch"`` (default: the card's torch names) or ``"paddlenlp"``, the names and packing of PaddleNLP's
-    own files (default: from the card's ``paddlenlp``).
+    ``source`` is ``"torch"`` (default: the card's torch names) or ``"paddlenlp"``, the names and packing of PaddleNLP's own
+    files (default: from the card's ``paddlenlp``).
     """
 
 
 @hookspec(firstresult=True)
 def quant_layers(card: Family, dims: Dims, method: str) -> Sequence[QuantTarget]:  # type: ignore[empty-body]
-    """Linears to quantise for ``ptq-a8w8``, ``weight-only-int8``, ``weight-only-int4`` or ``gptq``.
+    """Linears to quantise with ``ptq-a8w8``, ``weight-only-int8``, ``weight-only-int4`` or ``gptq``.
 
-    Default: every linear inside the layers; router and head are left out.
+    Default: every linear inside the layers, without router and head.
     """
 
 
@@ -78,7 +78,7 @@ def quant_layers(card: Family, dims: Dims, method: str) -> Sequence[QuantTarget]
 def fused_graph(card: Family, dims: Dims) -> DecoderSpec:  # type: ignore[empty-body]
     """What the fused engine computes for a model of these dims.
 
-    Default: ``llmctl.card.fill_decoder``, from the card's slots, kernels and ``decoder``.
+    Default: ``llmctl.fill_decoder``, from the card's slots, kernels and ``decoder``.
 
     Raises:
         UnsupportedError: It cannot; the message says why.

@@ -1,6 +1,6 @@
-"""Importing one family plugin: its entry point, its hooks checked against the specification, its card.
+"""Loading one family plugin: importing its entry point, checking its hooks and its card.
 
-Loading has no side effect beyond the import and may be repeated.
+Loading has no side effect besides the import and may be repeated.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class InstalledPlugin:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A loaded family: its card and its hooks, core's defaults behind the plugin's own."""
+    """A loaded family: its card and its hooks, the plugin's own before core's defaults."""
 
-    found: InstalledPlugin
+    installed: InstalledPlugin
     card: Family
     hooks: Any
 
     @property
     def folder(self) -> Path:
-        """The folder of the plugin's package, where its recipes and starter files lie."""
-        return package_folder(self.found)
+        """The folder of the plugin's package, with its recipes and starter files."""
+        return package_folder(self.installed)
 
 
 def package_folder(found: InstalledPlugin) -> Path:
@@ -126,12 +126,12 @@ def _misspelt(message: str) -> str:
 
 
 def _remedy(found: InstalledPlugin) -> str:
-    """What to do about a distribution that cannot be imported: one that is being written cannot be upgraded."""
+    """How to fix a distribution that cannot be imported: upgrade it, or edit it if it is an editable install."""
     try:
         origin = json.loads(metadata.distribution(found.distribution).read_text("direct_url.json") or "{}")
         editable, url = origin.get("dir_info", {}).get("editable", False), origin.get("url", "")
     except (metadata.PackageNotFoundError, ValueError, AttributeError):
         editable, url = False, ""
     if editable:
-        return f"It is installed from its sources: mend it in {url.removeprefix('file://')}"
+        return f"It is installed from its sources: fix it in {url.removeprefix('file://')}"
     return f"Try: pip install --upgrade {found.distribution}"

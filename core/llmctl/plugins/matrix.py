@@ -1,7 +1,7 @@
-"""The support matrix: what cards imply and claim, joined with evidence from tests. Nobody types it.
+"""The support matrix, generated from what cards imply and claim and from evidence of tests.
 
-Evidence is the file ``evidence.json`` in a plugin's package, written by ``llmctl.testing.plugin``. It counts for the
-versions of plugin and core that it was written with, and for the plugin's code as it was then.
+Evidence is the file ``evidence.json`` in a plugin's package, written by ``llmctl.testing.plugin``. It is valid for the
+versions of plugin and core and for the plugin's code with which it was written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llmctl.plugins.hookspecs import API
 
 EVIDENCE = "evidence.json"
 CODE = ("*.py", "*.csv")
-"""Files of a package that evidence belongs to: code, and the tables that a card reads."""
+"""Files of a package that evidence depends on: code, and tables that cards read."""
 COLUMNS = {
     "pretrain": "Pretrain",
     "sft": "SFT",
@@ -44,7 +44,7 @@ PENDING = {
     "quantize": NOT_YET,
     "tensor-parallel": "weights are split and merged exactly; running on several devices is not in this release",
 }
-"""Methods that no family can offer yet, whatever its card says. The one place to change when core learns one."""
+"""Methods that core does not have yet, so that no family supports them."""
 
 BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
 UPDATE = "llmctl models --update"
@@ -52,7 +52,7 @@ UPDATE = "llmctl models --update"
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: ``yes``, ``unverified``, ``experimental``, ``no``, ``not yet`` or ``broken``, and the reason or note."""
+    """A cell: ``yes``, ``unverified``, ``experimental``, ``no``, ``not yet`` or ``broken``, and its reason or note."""
 
     label: str
     note: str = ""
@@ -73,7 +73,7 @@ def rows() -> dict[str, dict[str, Cell]]:
 
 
 def markdown(table: dict[str, dict[str, Cell]]) -> str:
-    """The matrix as a table of Markdown with its notes below."""
+    """The matrix as a Markdown table, followed by its notes."""
     notes: list[str] = []
     lines = ["| family | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, cells in table.items():
@@ -82,7 +82,7 @@ def markdown(table: dict[str, dict[str, Cell]]) -> str:
 
 
 def as_json(table: dict[str, dict[str, Cell]]) -> dict[str, Any]:
-    """The matrix ready for JSON."""
+    """The matrix as JSON data."""
     return {
         name: {method: {"label": cell.label, "note": cell.note} for method, cell in cells.items()}
         for name, cells in table.items()
@@ -90,7 +90,7 @@ def as_json(table: dict[str, dict[str, Cell]]) -> dict[str, Any]:
 
 
 def check(file: Path) -> None:
-    """Passes when the text between the markers of a file is the matrix.
+    """Checks that the text between the markers of a file is the matrix.
 
     Raises:
         ConfigError: It is not, or there are no markers.
@@ -101,7 +101,7 @@ def check(file: Path) -> None:
 
 
 def update(file: Path) -> None:
-    """Puts the matrix between the markers of a file.
+    """Writes the matrix between the markers of a file.
 
     Raises:
         ConfigError: There are no markers.
@@ -111,7 +111,7 @@ def update(file: Path) -> None:
 
 
 def code_hash(folder: Path) -> str:
-    """First 16 hex digits of the SHA-256 of a package's code and tables: names and lines, in the order of names."""
+    """First 16 hex digits of the SHA-256 of a package's code and tables: names and lines, sorted by name."""
     digest = hashlib.sha256()
     files = (file for pattern in CODE for file in folder.rglob(pattern))
     for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in files):
@@ -130,7 +130,7 @@ def _cell(plugin: plugins.Plugin, method: str, evidence: dict[str, Any]) -> Cell
         return Cell("experimental", found.note)
     outcomes: Sequence[str] = list(evidence.get("outcomes", {}).get(method, {}).values())
     found_with = tuple(evidence.get(key) for key in ("version", "core", "code"))
-    current = found_with == (plugin.found.version, __version__, code_hash(plugin.folder))
+    current = found_with == (plugin.installed.version, __version__, code_hash(plugin.folder))
     current = current and str(evidence.get("api", "")).partition(".")[0] == str(API[0])
     if current and outcomes and all(outcome == "passed" for outcome in outcomes):
         return Cell("yes")
@@ -159,7 +159,7 @@ def _parts(file: Path) -> tuple[str, str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
     if BEGIN not in text or END not in text.partition(BEGIN)[2]:
-        raise ConfigError(f"{file} has no place for the matrix; put the lines {BEGIN} and {END} where it belongs")
+        raise ConfigError(f"{file} has no markers for the matrix; put the lines {BEGIN} and {END} where it should be")
     head, _, rest = text.partition(BEGIN)
     found, _, tail = rest.partition(END)
     return head, found, tail

@@ -1,4 +1,4 @@
-"""The installed family plugins: finding them by entry point, choosing the one of a name or of a checkpoint.
+"""The installed family plugins: listing entry points, selecting a family by name or by checkpoint.
 
 The entry point's name is the family, its group carries the hook API's major. A plugin is imported only when it is asked
 for: a broken one cannot harm another.
@@ -83,14 +83,14 @@ class Families:
         matches, broken = self._claimants(config)
         architectures = ", ".join(config["architectures"])
         if len(matches) > 1:
-            names = " and ".join(f"{plugin.card.name} ({plugin.found})" for plugin in matches)
+            names = " and ".join(f"{plugin.card.name} ({plugin.installed})" for plugin in matches)
             raise PluginError(
                 f"{where}: the architecture {architectures} is claimed by {names}; choose one with --model NAME"
             )
         if not matches:
             unusable = "".join(f"not usable: {reason}\n" for reason in broken.values())
             guess = _guess(architectures)
-            remedy = "Mend the one above" if guess in broken else f"Install its plugin, e.g. {_install(guess)}"
+            remedy = "Fix the one above" if guess in broken else f"Install its plugin, e.g. {_install(guess)}"
             raise PluginError(
                 f"{unusable}{where}: no installed family claims the architecture {architectures}; installed: "
                 f"{self._listed()}.\n{remedy}"
@@ -119,7 +119,7 @@ class Families:
     def card_of(self, folder: Path, name: str = "auto") -> Family | None:
         """The card of the family called ``name``, or for ``"auto"`` of the one that claims the folder's ``config.json``.
 
-        None where that file is absent or no installed family claims it: a tokenizer may stand alone.
+        None where that file is absent or no installed family claims it: a folder may hold only a tokenizer.
 
         Raises:
             PluginError: As `load`; or several families claim the architecture.
@@ -192,7 +192,7 @@ def versions(plugin: Plugin | None = None) -> Mapping[str, str]:
 
     rows = {"llmctl": __version__}
     if plugin:
-        rows[plugin.found.distribution] = plugin.found.version
+        rows[plugin.installed.distribution] = plugin.installed.version
     return rows
 
 
@@ -203,7 +203,7 @@ def _install(family: str) -> str:
 def _other_api(found: InstalledPlugin) -> str:
     have = hookspecs.API[0]
     remedy = f"pip install --upgrade {'llmctl' if found.api > have else found.distribution}"
-    return f"{found} provides {found.name!r} for hook API v{found.api}, this llmctl speaks v{have}. Try: {remedy}"
+    return f"{found} provides {found.name!r} for hook API v{found.api}, this llmctl has v{have}. Try: {remedy}"
 
 
 def _guess(architecture: str) -> str:

@@ -1,4 +1,4 @@
-"""What every family keeps about adapters; ``FamilyConformance`` inherits it."""
+"""LoRA and DoRA: what every family must satisfy; ``FamilyConformance`` inherits it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from llmctl.testing.tiny import descend, random_model
 
 
 class AdapterConformance:
-    """Tests on the fixtures of ``FamilyConformance``."""
+    """Tests that use the fixtures of ``FamilyConformance``."""
 
     def input_ids(self, dims: Dims, rows: int, length: int) -> Any:
-        """Token ids [rows, length] of the family."""
+        """As in ``FamilyConformance``."""
         raise NotImplementedError
 
     @proves("lora")
@@ -59,14 +59,14 @@ class AdapterConformance:
             assert np.array_equal(model(ids).numpy(), plain)
             model.train()
             for layer in model.sublayers():
-                # Dropout, where the family has it, would hide whether there is noise.
+                # Dropout would hide whether there is noise.
                 layer.training = layer is model or isinstance(layer, paddle.nn.Embedding)
             assert np.abs(model(ids).numpy() - plain).max() > 1e-3
 
     @proves("lora")
-    @pytest.mark.parametrize(("lengths", "code"), [(False, ""), (True, ""), (False, "nf4")])
+    @pytest.mark.parametrize(("dora", "code"), [(False, ""), (True, ""), (False, "nf4")])
     def test_a_merged_adapter_gives_what_base_and_adapter_give(
-        self, plugin: plugins.Plugin, card: Family, dims: Dims, model: Any, tmp_path: Path, lengths: bool, code: str
+        self, plugin: plugins.Plugin, card: Family, dims: Dims, model: Any, tmp_path: Path, dora: bool, code: str
     ) -> None:
         import paddle
 
@@ -74,7 +74,7 @@ class AdapterConformance:
         from llmctl.adapters.merge import merge
         from llmctl.checkpoint.build import load_model
 
-        _write_base_and_adapter(tmp_path, plugin, dims, model, lengths, code)
+        _write_base_and_adapter(tmp_path, plugin, dims, model, dora, code)
         adapted, opened = load_adapted(tmp_path / "adapter", dtype="float64")
         merge(opened, tmp_path / "merged")
         merged, _, _ = load_model(tmp_path / "merged", plugin.card.name, "float64")
@@ -87,9 +87,9 @@ class AdapterConformance:
 
 
 def _write_base_and_adapter(
-    folder: Path, plugin: plugins.Plugin, dims: Dims, model: Any, lengths: bool, code: str
+    folder: Path, plugin: plugins.Plugin, dims: Dims, model: Any, dora: bool, code: str
 ) -> None:
-    """A model folder ``base`` and a random adapter of all its linears in ``adapter``, both float64."""
+    """Writes a model folder ``base`` and a random adapter of all its linears, ``adapter``; both float64."""
     from llmctl.adapters import base_model as bases
     from llmctl.adapters import folder as folders
     from llmctl.adapters import targets
@@ -106,7 +106,7 @@ def _write_base_and_adapter(
     for path, row in targets.linears(plugin.card, dims).items():
         inputs, outputs = row.shape
         a, b = rng.normal(0, 0.1, (inputs, 2)), rng.normal(0, 0.1, (2, outputs))
-        parts[path] = LoraWeights(a, b, 2.0, rng.uniform(0.5, 2, outputs) if lengths else None)
+        parts[path] = LoraWeights(a, b, 2.0, rng.uniform(0.5, 2, outputs) if dora else None)
     record = {"base": bases.record(folder / "base", plugin, dims), "quantised": code}
     adapter = Adapter(parts, base=str(folder / "base"), record=record)
     folders.write(folder / "adapter", adapter, plugin, dims, "float64")

@@ -1,6 +1,6 @@
-"""What every family keeps about continuous batching; ``FamilyConformance`` inherits it.
+"""Continuous batching: what every family must satisfy; ``FamilyConformance`` inherits it.
 
-Requests beside each other, in a cache that is too small for all of them, get the tokens that the family's layer gives each
+Concurrent requests, in a cache that is too small for all of them, get the tokens that the family's layer generates for each
 of them alone.
 """
 
@@ -23,22 +23,22 @@ LENGTHS = (5, 9, 21, 17, 25)
 
 @pytest.mark.filterwarnings("ignore:.*experimental:UserWarning")
 class BatchingConformance:
-    """Tests on the fixtures of ``FusedConformance``."""
+    """Tests that use the fixtures of ``FusedConformance``."""
 
     def input_ids(self, dims: Dims, rows: int, length: int) -> Any:
-        """Token ids [rows, length] of the family."""
+        """As in ``FamilyConformance``."""
         raise NotImplementedError
 
     def requests(self, dims: Dims) -> list[Any]:
-        """Requests of several lengths, every other one drawn."""
+        """Requests of several lengths, every other one sampled."""
         from llmctl.infer.request import Request
         from llmctl.infer.sampling import SamplingParams
 
         greedy = SamplingParams(max_new_tokens=34)
-        drawn = replace(greedy, sample=True, temperature=1.5, top_k=20, top_p=0.9, repetition_penalty=1.2)
+        sampled = replace(greedy, sample=True, temperature=1.5, top_k=20, top_p=0.9, repetition_penalty=1.2)
         prompts = [self.input_ids(dims, 1, length)[0].tolist() for length in LENGTHS]
         return [
-            Request(prompt=prompt, options=drawn if index % 2 else greedy, index=index, draft=2 * (index == 2))
+            Request(prompt=prompt, options=sampled if index % 2 else greedy, index=index, draft=2 * (index == 2))
             for index, prompt in enumerate(prompts)
         ]
 
@@ -46,7 +46,7 @@ class BatchingConformance:
     def test_requests_beside_each_other_get_what_each_gets_alone(self, dims: Dims, fused: Fused) -> None:
         requests = self.requests(dims)
         engine = _engine(fused, blocks=7)
-        # The second time beginnings of the first are found.
+        # The second run finds cached prefixes of the first.
         for _ in range(2):
             assert engine.generate(requests) == _alone(fused.layer, requests)
         assert engine.statistics().preempted and not engine.statistics().used
@@ -58,16 +58,16 @@ class BatchingConformance:
         from llmctl.infer.packed.adapters import pack_prefix
 
         if isinstance(support.state(card, "prefix-tuning"), capabilities.Unsupported):
-            pytest.skip("the family takes no virtual tokens")
+            pytest.skip("the family does not support prefix tuning")
         values = np.random.default_rng(4).normal(size=shape_of(dims, VIRTUAL)).astype("float32")
         requests = self.requests(dims)
         add_prefix(fused.layer, shape_of(dims, VIRTUAL)).set_values(values)
         try:
-            wanted = _alone(fused.layer, requests)
+            expected = _alone(fused.layer, requests)
         finally:
             fused.layer.prefix = None
         engine = _engine(fused, blocks=9, prefix=pack_prefix(Prefix(values), fused.packed.graph))
-        assert engine.generate(requests) == wanted and engine.statistics().used == 1
+        assert engine.generate(requests) == expected and engine.statistics().used == 1
 
 
 def _engine(fused: Fused, **options: Any) -> Any:

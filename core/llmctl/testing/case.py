@@ -1,4 +1,4 @@
-"""What to record of a family's original code: which class, with which configuration, and what it can do."""
+"""A case to record: a class of a family's original code, its configuration, and what that code supports."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Case:
         config: Arguments of the model's configuration.
         about: What the case shows.
         file: The modeling file of a model repository; empty = the class is in transformers.
-        architectures: Written into config.json where published files name another class than the model's.
-        weights: Type of the weights in the file; they are computed with in float32.
-        tokens: Place in every row -> key of the configuration that holds the token which belongs there.
-        drawn: Tokens are drawn below this one.
-        padded: Whether the original takes rows padded on the left.
-        positions: Whether positions are passed with padded rows.
-        generate: Whether the original's own generation, with a cache, is recorded beside recomputing all of a row.
+        architectures: Written into config.json, if published files name another class than the model's.
+        weights: Dtype of the weights in the file; computation is in float32.
+        tokens: Column of every row -> key of the configuration with the token id for that column.
+        drawn: Random tokens are below this id.
+        padded: Whether the original supports left padding.
+        positions: Whether position ids are passed with padded rows.
+        generate: Whether the original's own generation, with a cache, is recorded besides recomputing the whole row.
         changing: Whether positions depend on the row's length, so that generation with a cache gives other tokens.
-        trains: Whether the loss is that of training mode, which differs from that of evaluation.
-        unused: Modules that the modeling file imports and the recorded path does not call; empty ones stand for them.
+        trains: Whether the loss is that of training mode, which differs from evaluation.
+        unused: Modules that the modeling file imports but the recorded path does not call; empty modules replace them.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""``FamilyConformance``: the tests that every family passes. Recordings of original code are checked in ``golden``.
+"""``FamilyConformance``: the tests that every family must pass. Recordings of original code are checked in ``golden``.
 
 Models are tiny and float64, so that identities hold to 1e-9; weights and tokens are random with fixed seeds.
 """
@@ -48,9 +48,9 @@ class FamilyConformance(
 
     Attributes:
         family: Name of the entry point.
-        changes: Settings of the tiny model that differ from what its card implies.
+        changes: Values of the tiny model that differ from what its card implies.
         goldens: Folders as described in ``llmctl.testing.golden``, relative to the test's file. Without any, the test of
-            recordings is skipped and no evidence.
+            recordings is skipped and gives no evidence.
     """
 
     family: ClassVar[str] = ""
@@ -58,7 +58,7 @@ class FamilyConformance(
     goldens: ClassVar[tuple[str, ...]] = ()
 
     def input_ids(self, dims: Dims, rows: int, length: int) -> Any:
-        """Random token ids [rows, length]; a family whose rows need special tokens puts them here."""
+        """Random token ids [rows, length]; override it if rows need special tokens."""
         return np.random.default_rng(7).integers(3, dims.vocab, (rows, length))
 
     @pytest.fixture(scope="class")
@@ -82,7 +82,7 @@ class FamilyConformance(
     @pytest.fixture(scope="class")
     @classmethod
     def model(cls, plugin: plugins.Plugin, dims: Dims) -> Any:
-        """The tiny model with random weights, not trained on."""
+        """The tiny model with random weights, for evaluation."""
         return random_model(plugin, dims)
 
     def test_card_is_valid(self, card: Family) -> None:
@@ -173,7 +173,7 @@ class FamilyConformance(
         together = _loss_and_gradients(model, collate([join(rows[:2]), join(rows[2:])], 0, multiple=4))
         np.testing.assert_allclose(together[0], sum(loss for loss, _ in apart), rtol=EXACT)
         for name, gradient in together[1].items():
-            # An expert that no token of a document chose has no gradient from it.
+            # A document gives no gradient to an expert that none of its tokens is routed to.
             expected = sum(gradients.get(name, 0.0) for _, gradients in apart)
             np.testing.assert_allclose(gradient, expected, atol=EXACT, err_msg=name)
         plain = model.hidden_states(paddle.to_tensor([ids[0]])).numpy()
@@ -218,7 +218,7 @@ class FamilyConformance(
             loss.backward()
             optimizer.clip_grads(count)
             optimizer.step(0.01)
-        assert abs(losses[0] - math.log(dims.vocab)) < 0.5, "weights drawn by init_std know nothing yet"
+        assert abs(losses[0] - math.log(dims.vocab)) < 0.5, "weights drawn with init_std must predict at chance"
         assert losses[-1] < losses[0] / 2
 
     def test_what_is_unsupported_is_refused_with_its_reason(self, card: Family) -> None:
@@ -238,7 +238,7 @@ class FamilyConformance(
         from llmctl.testing.golden import check_golden
 
         if not self.goldens:
-            pytest.skip(f"{self.family} names no goldens: nothing compares it with its original implementation")
+            pytest.skip(f"{self.family} has no goldens: nothing compares it with its original implementation")
         for golden in self.goldens:
             check_golden(request.path.parent / golden, self.family)
 

@@ -1,4 +1,4 @@
-"""What tests of families have in common: how exact float64 must be, and which column of the matrix a test proves."""
+"""Shared by the conformance tests: the tolerance in float64, and which column of the matrix a test proves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 EXACT = 1e-9
 
 KEY_BIAS = "qkv_bias.1"
-"""Slot of a tensor that softmax may not see: what is added to all scores of a query alike has no gradient."""
+"""Slot of a tensor whose gradient may be 0: softmax ignores what is added to all scores of a query."""
 
 
 def proves(method: str) -> Callable[[Any], Any]:

@@ -1,7 +1,7 @@
-"""What every family keeps about the fused engine; ``FamilyConformance`` inherits it.
+"""The fused engine: what every family must satisfy; ``FamilyConformance`` inherits it.
 
 The family's layer in float64 is the reference; every executor must compute the same from packed weights. ``twin`` is plain
-numpy, so that a fault of packing and one of an executor are told apart.
+numpy, which separates faults of packing from faults of an executor.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from llmctl.testing.evidence import proves
 from llmctl.testing.tiny import random_model
 
 LOGITS = {"twin": 1e-5, "native": 1e-4, "paddle": 1e-4}
-"""Executor -> how far its logits may be off."""
+"""Executor -> absolute tolerance of its logits."""
 
 GROUP = 32
 CODED = 3e-3
-"""How far logits over integer codes may be off, as a part of their length, where rows are rounded to 8 bits too: a value that
-lies between two codes may go either way."""
+"""Relative tolerance of the norm of logits over integer codes, if activations are rounded to 8 bits too: a value between two
+codes may be rounded either way."""
 
 VIRTUAL = 5
 
@@ -49,7 +49,7 @@ class Fused:
 
 
 def executor(name: str, model: Any) -> Any:
-    """The executor of a name over a packed model; the test is skipped where there is none."""
+    """The executor of this name for a packed model; skips the test if it is unavailable."""
     if name == "twin":
         from llmctl.infer.executors.reference import Twin
 
@@ -67,12 +67,12 @@ def executor(name: str, model: Any) -> Any:
 
 @pytest.mark.filterwarnings("ignore:.*experimental:UserWarning")
 class FusedConformance:
-    """Tests on the fixtures of ``FamilyConformance``."""
+    """Tests that use the fixtures of ``FamilyConformance``."""
 
     goldens: tuple[str, ...]
 
     def input_ids(self, dims: Dims, rows: int, length: int) -> Any:
-        """Token ids [rows, length] of the family."""
+        """As in ``FamilyConformance``."""
         raise NotImplementedError
 
     @pytest.fixture(scope="class")
@@ -90,7 +90,7 @@ class FusedConformance:
         return Fused(folder, layer, pack_model(folder, plugin, dims))
 
     def texts(self, dims: Dims) -> list[Any]:
-        """Sequences of several lengths, over the borders of blocks."""
+        """Sequences of several lengths, across block boundaries."""
         return [self.input_ids(dims, 1, length)[0] for length in (22, 7, 15)]
 
     @proves("fused")
@@ -139,9 +139,9 @@ class FusedConformance:
         graph = packed.graph
         found = mixed(executor(name, packed), graph, texts)
         if name == "native":
-            # Its rows are rounded too, as the twin's are when it is asked to.
-            wanted = np.concatenate(mixed(Twin(packed, rounding=True), graph, texts))
-            off = np.linalg.norm(np.concatenate(found) - wanted) / np.linalg.norm(wanted)
+            # It rounds activations too, as the twin does on request.
+            expected_logits = np.concatenate(mixed(Twin(packed, rounding=True), graph, texts))
+            off = np.linalg.norm(np.concatenate(found) - expected_logits) / np.linalg.norm(expected_logits)
             assert off <= CODED, f"off by {off:.3g} of the logits' length"
         else:
             _near(found, rounded_logits(plugin, dims, graph, texts, (kind, GROUP), ("int8", outer_group)), LOGITS[name])
@@ -162,12 +162,12 @@ class FusedConformance:
         packed = [pack_adapter(adapter, graph, widths, str(i)) for i, adapter in enumerate(adapters)]
         model = replace(fused.packed, adapters=packed)
         found = mixed(executor(name, model), graph, texts, (1, -1, 0))
-        wanted = [None, *expected(fused.layer, texts[1:2]), None]
+        expected_logits = [None, *expected(fused.layer, texts[1:2]), None]
         for row, adapter in ((2, adapters[0]), (0, adapters[1])):
             layer = single_layer(plugin, dims)
             attach(layer, adapter.layers)
-            wanted[row] = expected(layer, [texts[row]])[0]
-        _near(found, wanted, LOGITS[name])
+            expected_logits[row] = expected(layer, [texts[row]])[0]
+        _near(found, expected_logits, LOGITS[name])
         opened = OpenedAdapter(fused.folder, adapters[0], fused.folder, plugin, dims)
         state = merged_state(open_source(fused.folder, plugin, dims).state, opened)
         merged = pack(graph, Rounded(state_of(state, graph)))
@@ -183,16 +183,16 @@ class FusedConformance:
         from llmctl.infer.packed.adapters import pack_prefix
 
         if isinstance(support.state(card, "prefix-tuning"), capabilities.Unsupported):
-            pytest.skip("the family takes no virtual tokens")
+            pytest.skip("the family does not support prefix tuning")
         texts, values = self.texts(dims), np.random.default_rng(4).normal(size=shape_of(dims, VIRTUAL))
         add_prefix(fused.layer, shape_of(dims, VIRTUAL)).set_values(values.astype("float32"))
         try:
-            wanted = expected(fused.layer, texts)
+            expected_logits = expected(fused.layer, texts)
         finally:
             fused.layer.prefix = None
         graph = fused.packed.graph
         found = mixed(executor(name, fused.packed), graph, texts, prefix=pack_prefix(Prefix(values), graph))
-        _near(found, wanted, LOGITS[name])
+        _near(found, expected_logits, LOGITS[name])
 
     @proves("fused")
     @pytest.mark.parametrize("name", ["native", "paddle"])
@@ -224,7 +224,7 @@ def expected(layer: Any, texts: Sequence[Any]) -> list[Any]:
 def mixed(
     engine: Any, graph: Any, texts: Sequence[Any], adapters: Sequence[int] = (-1, -1, -1), prefix: Any = None
 ) -> list[Any]:
-    """Logits of three texts, prompts in pieces mixed with single tokens and with each other."""
+    """Logits of three texts in mixed steps: chunked prompts of several sequences together with single tokens."""
     stepping = _stepping(engine, graph, adapters, prefix)
     first, second, third = (len(ids) for ids in texts)
     schedule: tuple[dict[int, int], ...] = (
@@ -247,7 +247,7 @@ def rounded_logits(
     inner: tuple[str, int],
     outer: tuple[str, int],
 ) -> list[Any]:
-    """Logits of a layer with each linear's weight as its codes say, one tensor after the other; kinds and groups given."""
+    """Logits of a layer whose linears have quantised and dequantised weights, by (kind, group) inside and outside the layers."""
     import paddle
 
     from llmctl.infer.packed.linear import pack, unpack
@@ -268,7 +268,7 @@ def rounded_logits(
 
 
 def random_adapter(plugin: plugins.Plugin, dims: Dims, rank: int, every: int) -> Any:
-    """An adapter of every so many of the linears, exact in float32."""
+    """An adapter of every n-th linear (``every``), exact in float32."""
     from llmctl.adapters import targets
     from llmctl.adapters.adapter import Adapter, LoraWeights
 
@@ -280,9 +280,9 @@ def random_adapter(plugin: plugins.Plugin, dims: Dims, rank: int, every: int) ->
 
 
 def repeat(folder: Path, plugin: plugins.Plugin, name: str) -> None:
-    """Passes when an executor repeats the logits and the greedy tokens of a golden.
+    """Checks that an executor repeats the logits and the greedy tokens of a golden.
 
-    Rows longer than those that the rotations hold for are left out: no cache is right for them.
+    Rows longer than RoPE's stable length are skipped: no cache is valid for them.
     """
     from llmctl.checkpoint.hf_config import read_config
     from llmctl.infer.packed.pack import pack_model
@@ -303,7 +303,7 @@ def repeat(folder: Path, plugin: plugins.Plugin, name: str) -> None:
 
 
 def _rows(golden: Mapping[str, Any], most: int) -> Iterator[tuple[list[int], Any]]:
-    """Texts of a golden without their padding, and their logits; of batches whose longest text is within the limit."""
+    """Texts of a golden without padding, and their logits, if the longest text of the batch is within the limit."""
     if golden["input_ids_single"].shape[1] <= most:
         yield golden["input_ids_single"][0].tolist(), golden["logits_single"][0]
     if "logits" in golden and golden["attention_mask"].sum(axis=1).max() <= most:
@@ -318,6 +318,6 @@ def _stepping(engine: Any, graph: Any, adapters: Sequence[int] | int, prefix: An
     return Stepping(engine, graph, rows, longest, prefix)
 
 
-def _near(found: Sequence[Any], wanted: Sequence[Any], limit: float) -> None:
-    for row, (logits, right) in enumerate(zip(found, wanted, strict=True)):
+def _near(found: Sequence[Any], expected_logits: Sequence[Any], limit: float) -> None:
+    for row, (logits, right) in enumerate(zip(found, expected_logits, strict=True)):
         np.testing.assert_allclose(logits, right, atol=limit, rtol=0, err_msg=f"text {row}")

@@ -1,7 +1,7 @@
-"""A family against recordings of its original implementation: logits, loss, gradient norms, greedy tokens.
+"""Comparison of a family with recordings of its original implementation: logits, loss, gradient norms, greedy tokens.
 
-A golden is a model folder with a file ``golden.npz`` beside the weights. Its arrays, of which those of ``REQUIRED`` and a
-batch (``input_ids`` with ``attention_mask``, or ``input_ids_train``) must be there; others are checked where they are:
+A golden is a model folder with a file ``golden.npz``. These are its arrays; those of ``REQUIRED`` and a batch
+(``input_ids`` with ``attention_mask``, or ``input_ids_train``) are required, the others are checked if present:
 ``input_ids_single`` [1, P], ``logits_single``, ``greedy_ids`` (with a cache) and ``greedy_ids_nocache`` [1, P+N];
 ``input_ids``, ``attention_mask``, ``position_ids`` [B, L] padded on the left, ``logits``, ``greedy_ids_padded``;
 ``input_ids_train`` (default: the batch), ``labels`` (the tokens themselves, -100 = no loss), ``loss``, ``aux_loss`` and
@@ -22,11 +22,11 @@ LOGITS = 1e-4
 LOSS = 1e-5
 GRADIENT = 1e-3
 GRADIENT_FLOOR = 1e-6
-"""Absolute: a bias of keys has a gradient of zero, of which rounding leaves something."""
+"""Absolute tolerance: the gradient of a key bias is 0 up to rounding."""
 
 
 def check_golden(folder: Path, family: str = "auto") -> None:
-    """Passes when the model of the folder repeats what was recorded, within the limits above.
+    """Checks that the model of the folder repeats the recording, within the tolerances above.
 
     Raises:
         AssertionError: Something differs; the message says where, what and by how much.
@@ -46,9 +46,9 @@ def check_golden(folder: Path, family: str = "auto") -> None:
 
 
 def check_static(folder: Path, family: str, target: Path) -> None:
-    """As ``check_golden`` for the logits and tokens of the model as an exported program, made in ``target``.
+    """``check_golden`` for logits and tokens of the model as a static program, exported to ``target``.
 
-    A recording that is longer than the program takes, as its positions depend on the length, is passed over.
+    Recordings longer than the program's limit are skipped if positions depend on the length.
 
     Raises:
         AssertionError: Something differs; the message says where, what and by how much.
@@ -80,7 +80,7 @@ def read(folder: Path) -> dict[str, Any]:
     """The arrays of a golden.
 
     Raises:
-        AssertionError: There is no golden, or an array that every golden has is absent.
+        AssertionError: There is no golden, or a required array is missing.
     """
     file = folder / "golden.npz"
     beside = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/golden.npz"))) or "none"
@@ -92,7 +92,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def check_logits(model: Any, golden: Mapping[str, Any]) -> None:
-    """The row alone, and the padded batch with its positions given and counted."""
+    """Logits of the single row, and of the padded batch, with position ids given and derived."""
     import paddle
 
     with paddle.no_grad():
@@ -127,7 +127,7 @@ def check_greedy(model: Any, golden: Mapping[str, Any]) -> None:
 
 
 def check_loss(model: Any, golden: Mapping[str, Any], renames: Any) -> None:
-    """The mean loss over labels, and the gradient's norm of every tensor of the torch checkpoint."""
+    """The mean loss over labels, and the gradient norm of every tensor of the torch checkpoint."""
     import paddle
 
     from llmctl.nn.loss import token_loss
@@ -156,7 +156,7 @@ def check_loss(model: Any, golden: Mapping[str, Any], renames: Any) -> None:
 
 
 def _gradient_norms(model: Any, renames: Any) -> dict[str, float]:
-    """By source; a source that was taken apart has the root of its parts' squares."""
+    """By name in the torch checkpoint; the norm of a split tensor is that of all its slices."""
     parameters = dict(model.named_parameters())
     squares: dict[str, float] = {}
     for rename in renames:

@@ -1,8 +1,7 @@
-"""A plugin of pytest that writes evidence: ``pytest -p llmctl.testing.plugin --llmctl-evidence``.
+"""A pytest plugin that writes evidence: ``pytest -p llmctl.testing.plugin --llmctl-evidence``.
 
-For every family whose conformance class ran as a whole, the outcomes of its tests go into ``evidence.json`` in the
-plugin's package, where the support matrix finds them. Where only some of them ran, the file stays as it is and the run
-fails: a part would stand for the whole.
+For every family whose whole conformance class ran, the outcomes of its tests are written into ``evidence.json`` in the
+plugin's package, which the support matrix reads. If only some of the tests ran, the file is not changed and the run fails.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ _due: defaultdict[str, set[str]] = defaultdict(set)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the option that asks for the files."""
+    """Adds the option that writes the files."""
     parser.addoption("--llmctl-evidence", action="store_true", help="write evidence.json of every family tested")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notes which tests are evidence, before any is deselected: those collected, and others of the same classes."""
+    """Notes which tests are evidence before deselection: those collected, and the others of the same classes."""
     collected = [item for item in items if _proof(item)]
     for item in collected:
         family, _ = _proof(item)
@@ -43,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
-    """Keeps the outcome of a test that is evidence for a method; one that was skipped is none."""
+    """Keeps the outcome of a test that is evidence for a method; skipped tests are none."""
     report = yield
     family, method = _proof(item)
     if method:
@@ -65,7 +64,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Says which files were not written."""
+    """Reports which files were not written."""
     for family in sorted(_outcomes) if config.getoption("--llmctl-evidence") else ():
         if _due[family]:
             terminalreporter.write_line(
@@ -86,11 +85,11 @@ def _name(item: pytest.Item) -> str:
 
 
 def _write(family: str) -> None:
-    found = plugins.load(family).found
-    file = plugins.package_folder(found) / EVIDENCE
+    installed = plugins.load(family).installed
+    file = plugins.package_folder(installed) / EVIDENCE
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     content[family] = {
-        "version": found.version,
+        "version": installed.version,
         "api": ".".join(map(str, API)),
         "core": __version__,
         "code": code_hash(file.parent),

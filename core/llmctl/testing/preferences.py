@@ -1,4 +1,4 @@
-"""What every family keeps about preference optimisation; ``FamilyConformance`` inherits it."""
+"""DPO: what every family must satisfy; ``FamilyConformance`` inherits it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from llmctl.testing.evidence import EXACT, KEY_BIAS, proves
 from llmctl.testing.tiny import random_model
 
 ANSWERS = ((7, 4), (3, 6), (5, 5))
-"""Tokens of the chosen and of the rejected answer of each pair of a test."""
+"""Tokens of the chosen and of the rejected answer of each pair."""
 
 
 class PreferenceConformance:
-    """Tests on the fixtures of ``FamilyConformance``."""
+    """Tests that use the fixtures of ``FamilyConformance``."""
 
     def input_ids(self, dims: Dims, rows: int, length: int) -> Any:
-        """Token ids [rows, length] of the family."""
+        """As in ``FamilyConformance``."""
         raise NotImplementedError
 
     def pairs(self, dims: Dims) -> list[Any]:
-        """Pairs whose prompts hold what the family's rows begin with."""
+        """Pairs whose prompts begin with the special tokens of the family's rows."""
         from llmctl.data.preference.encoding import Pair
 
         ids = self.input_ids(dims, 2 * len(ANSWERS), 16).tolist()
@@ -119,7 +119,7 @@ class PreferenceConformance:
 
 
 def _task(pairs: list[Any], dims: Dims) -> Any:
-    """A task with all pairs in its only update."""
+    """A task with all pairs in one step."""
     from llmctl.data.preference import rows as pair_rows
     from llmctl.train.methods.dpo_loss import sigmoid
     from llmctl.train.methods.dpo_task import DpoTask

@@ -1,4 +1,4 @@
-"""What every family keeps about virtual tokens; ``FamilyConformance`` inherits it."""
+"""Prefix tuning: what every family must satisfy; ``FamilyConformance`` inherits it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ TOKENS = 5
 
 
 class PrefixConformance:
-    """Tests on the fixtures of ``FamilyConformance``."""
+    """Tests that use the fixtures of ``FamilyConformance``."""
 
     def input_ids(self, dims: Dims, rows: int, length: int) -> Any:
-        """Token ids [rows, length] of the family."""
+        """As in ``FamilyConformance``."""
         raise NotImplementedError
 
     def in_context(self, model: Any, first: Any, second: Any) -> Any:
@@ -49,7 +49,7 @@ class PrefixConformance:
         from llmctl.nn.cache import KVCache
 
         if isinstance(support.state(card, "prefix-tuning"), capabilities.Unsupported):
-            pytest.skip("the family takes no virtual tokens")
+            pytest.skip("the family does not support prefix tuning")
         model = random_model(plugin, dims)
         text, cache = paddle.to_tensor(self.input_ids(dims, 1, TOKENS)), KVCache(TOKENS)
         with paddle.no_grad():

@@ -1,4 +1,4 @@
-"""What reading a card imports, in a Python of its own: everything that is checked before work starts reads cards."""
+"""What loading a card imports, in a fresh Python: all checks before a run load cards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEAVY = ("paddle", "numpy", "rich")
 
 
 def heavy_imports(family: str) -> list[str]:
-    """Those of ``HEAVY`` that loading a family imports."""
+    """The modules of ``HEAVY`` that loading a family imports."""
     code = (
         f"import json, sys; from llmctl import plugins; plugins.load({family!r}); print(json.dumps(list(sys.modules)))"
     )

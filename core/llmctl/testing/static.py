@@ -1,4 +1,4 @@
-"""What every family keeps about exported programs; ``FamilyConformance`` inherits it."""
+"""Static export: what every family must satisfy; ``FamilyConformance`` inherits it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CLOSE = 1e-6
 
 
 class StaticConformance:
-    """Tests on the fixtures of ``FamilyConformance``."""
+    """Tests that use the fixtures of ``FamilyConformance``."""
 
     goldens: ClassVar[tuple[str, ...]] = ()
 
     def input_ids(self, dims: Dims, rows: int, length: int) -> Any:
-        """Token ids [rows, length] of the family."""
+        """As in ``FamilyConformance``."""
         raise NotImplementedError
 
     def prompts(self, dims: Dims) -> list[list[int]]:

@@ -1,7 +1,7 @@
-"""What every family keeps about tensor parallelism, without several processes; ``FamilyConformance`` inherits it.
+"""Tensor parallelism in one process: what every family must satisfy; ``FamilyConformance`` inherits it.
 
-Ranks are threads. Each has a model of its own whose tensors are the rank's parts; where a real run would communicate,
-the threads meet and add up or gather what they hold.
+Ranks are threads, each with a model of its own that holds the rank's shards; instead of collectives, threads exchange
+tensors at a barrier.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from llmctl.testing.evidence import EXACT, proves
 from llmctl.testing.tiny import random_model
 
 DEGREES = (2, 4)
-"""The second is more than there are key-value heads, where those are fewer than query heads; a rank has two of these."""
+"""The second exceeds the number of key-value heads in grouped-query attention; each rank has two query heads."""
 
 
 class TensorParallelConformance:
-    """Tests on the fixtures of ``FamilyConformance``."""
+    """Tests that use the fixtures of ``FamilyConformance``."""
 
     changes: ClassVar[Mapping[str, Any]] = {}
 
     def input_ids(self, dims: Dims, rows: int, length: int) -> Any:
-        """Token ids [rows, length] of the family."""
+        """As in ``FamilyConformance``."""
         raise NotImplementedError
 
     @proves("tensor-parallel")
@@ -68,31 +68,31 @@ class TensorParallelConformance:
         ids = self.input_ids(dims, 2, 12)
         whole = _logits(random_model(plugin, dims), ids)
         rules = plugin.hooks.tensor_parallel_rules(card=plugin.card, dims=dims, degree=degree)
-        meeting = Meeting(degree)
-        ranks = [_rank_model(plugin, dims, rules, meeting, rank) for rank in range(degree)]
+        group = ThreadGroup(degree)
+        ranks = [_rank_model(plugin, dims, rules, group, rank) for rank in range(degree)]
         with ThreadPoolExecutor(degree) as threads:
-            parts = list(threads.map(lambda rank: meeting.attend(lambda: _logits(rank, ids)), ranks))
+            parts = list(threads.map(lambda rank: group.run(lambda: _logits(rank, ids)), ranks))
         np.testing.assert_allclose(np.concatenate(parts, axis=-1), whole, atol=EXACT)
 
 
-class Meeting:
-    """Where the threads of all ranks exchange what they hold."""
+class ThreadGroup:
+    """Collectives among the threads of all ranks."""
 
     def __init__(self, degree: int) -> None:
         self.degree = degree
         self._held: list[Any] = [None] * degree
         self._barrier = threading.Barrier(degree, timeout=60)
 
-    def attend(self, work: Any) -> Any:
-        """The result of the work of one rank; if it fails, the others do not wait."""
+    def run(self, work: Any) -> Any:
+        """The result of one rank's work; if it fails, the others stop waiting."""
         try:
             return work()
         except Exception:
             self._barrier.abort()
             raise
 
-    def total(self, rank: int, value: Any) -> Any:
-        """The sum of what the ranks bring."""
+    def all_reduce(self, rank: int, value: Any) -> Any:
+        """The sum of the values of all ranks."""
         self._held[rank] = value
         self._barrier.wait()
         total = sum(self._held[1:], self._held[0])
@@ -100,9 +100,9 @@ class Meeting:
         return total
 
 
-def _rank_model(plugin: plugins.Plugin, dims: Dims, rules: Mapping[str, Split], meeting: Meeting, rank: int) -> Any:
-    """The random model with a rank's parts in place of its tensors; sums where layers are cut along their inputs."""
-    model, degree = random_model(plugin, dims), meeting.degree
+def _rank_model(plugin: plugins.Plugin, dims: Dims, rules: Mapping[str, Split], group: ThreadGroup, rank: int) -> Any:
+    """The random model with a rank's shards; row-parallel layers all-reduce their outputs."""
+    model, degree = random_model(plugin, dims), group.degree
     layers = dict(model.named_sublayers())
     for tensor in plugin.card.expand(dims):
         rule = rules.get(tensor.name)
@@ -112,10 +112,10 @@ def _rank_model(plugin: plugins.Plugin, dims: Dims, rules: Mapping[str, Split], 
         _replace(layers[path], key, rule, rank, degree)
         if rule.axis == 0 and len(tensor.shape) == 2:
             if tensor.kind == "embed":
-                _count_from(layers[path], rank * tensor.shape[0] // degree)
+                _vocab_parallel(layers[path], rank * tensor.shape[0] // degree)
             elif rank:
                 layers[path].bias = None
-            layers[path].register_forward_post_hook(lambda _, __, output: meeting.total(rank, output))
+            layers[path].register_forward_post_hook(lambda _, __, output: group.all_reduce(rank, output))
         if tensor.slot == "out":
             layers[path.rpartition(".")[0]].register_forward_pre_hook(lambda _, args: _own_slopes(args, rank, degree))
     return model
@@ -130,8 +130,8 @@ def _replace(layer: Any, key: str, rule: Split, rank: int, degree: int) -> None:
     setattr(layer, key, parameter)
 
 
-def _count_from(embedding: Any, first: int) -> None:
-    """Makes an embedding that holds some rows of a vocabulary give zeros for other tokens."""
+def _vocab_parallel(embedding: Any, first: int) -> None:
+    """Makes an embedding with a shard of the vocabulary return zeros for other tokens."""
     import paddle
 
     def forward(ids: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A tiny model of any family, from its card alone, in memory or in a folder."""
+"""Tiny models of any family, made from the card, in memory or in a folder."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def write_model(folder: Path, plugin: Any, dims: Dims, seed: int = 0) -> None:
 
 
 def write_adapter(folder: Path, base: Path, seed: int = 0, quantised: str = "") -> Path:
-    """Writes a random adapter of every linear of a model folder into a new folder; small, so that it makes few near ties.
+    """Writes a random adapter of every linear of a model folder into a new folder; its values are small, so that few
+    tokens are nearly tied.
 
     Args:
         folder: The folder to make.
-        base: The model.
-        seed: Of the values.
-        quantised: What the adapter says that its base was held in, if anything.
+        base: The model folder.
+        seed: Seed of the values.
+        quantised: The quantisation of the base that the adapter records, if any.
     """
     from llmctl.adapters import base_model as bases
     from llmctl.adapters import folder as folders
@@ -54,7 +55,7 @@ def write_adapter(folder: Path, base: Path, seed: int = 0, quantised: str = "") 
 
 
 def random_model(plugin: plugins.Plugin, dims: Dims) -> Any:
-    """A float64 model for evaluation, every tensor random: none at a value that hides a mistake."""
+    """A float64 model in eval mode with every tensor random, so that no value hides a mistake."""
     from llmctl import runtime
     from llmctl.checkpoint.build import build
 
@@ -68,7 +69,7 @@ def random_model(plugin: plugins.Plugin, dims: Dims) -> Any:
 
 
 def descend(model: Any, ids: Any, vocab: int, steps: int) -> list[float]:
-    """Steps down the gradient of the mean loss; the losses before each."""
+    """Gradient descent on the mean loss; returns the loss before each step."""
     import paddle
 
     from llmctl.nn.loss import token_loss

@@ -80,5 +80,5 @@ def test_a_file_is_updated_and_then_passes_the_check(tmp_path):
     matrix.check(file)
     assert file.read_text().startswith("before\n") and file.read_text().endswith("\nafter\n")
     file.write_text("no markers")
-    with pytest.raises(ConfigError, match="has no place for the matrix"):
+    with pytest.raises(ConfigError, match="has no markers for the matrix"):
         matrix.check(file)

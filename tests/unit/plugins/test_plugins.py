@@ -14,7 +14,7 @@ from llmctl.plugins.loading import load_installed
 def test_a_family_outside_the_repository_loads(fakes):
     fakes("third_party")
     plugin = plugins.load("parrot")
-    assert (plugin.found.distribution, plugin.found.version) == ("fake-parrot", "3.1.0")
+    assert (plugin.installed.distribution, plugin.installed.version) == ("fake-parrot", "3.1.0")
     dims = plugin.card.dims_of("tiny")
     assert plugin.card.count(dims) == plugin.card.sizes["tiny"].parameters
     renames = {r.target: r for r in plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")}
@@ -53,9 +53,7 @@ def test_misspelt_hook_is_refused_with_the_right_name(fakes):
 
 def test_other_api_is_refused_before_import(fakes):
     fakes("old_api")
-    with pytest.raises(
-        PluginError, match=r"fake-old 9.0.0 provides 'newfam' for hook API v7.*speaks v0.*upgrade llmctl"
-    ):
+    with pytest.raises(PluginError, match=r"fake-old 9.0.0 provides 'newfam' for hook API v7.*has v0.*upgrade llmctl"):
         plugins.load("newfam")
 
 
@@ -66,7 +64,7 @@ def test_a_plugin_installed_from_its_sources_is_to_be_mended_there(tmp_path, mon
     with pytest.raises(PluginError) as caught:
         plugins.load("wren")
     assert f"SyntaxError: invalid syntax ({package.name}, line 1)" in str(caught.value)
-    assert f"mend it in {tmp_path}" in str(caught.value) and "pip install" not in str(caught.value)
+    assert f"fix it in {tmp_path}" in str(caught.value) and "pip install" not in str(caught.value)
 
 
 WREN = """
