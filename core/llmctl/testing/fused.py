@@ -200,7 +200,7 @@ class FusedConformance:
         self, request: pytest.FixtureRequest, plugin: plugins.Plugin, fused: Fused, name: str
     ) -> None:
         if not self.goldens:
-            pytest.skip("the family names no goldens")
+            pytest.skip("the family has no goldens")
         for golden in self.goldens:
             repeat(request.path.parent / golden, plugin, name)
 

@@ -69,7 +69,7 @@ class StaticConformance:
         from llmctl.testing.golden import check_static
 
         if not self.goldens:
-            pytest.skip("the family names no goldens")
+            pytest.skip("the family has no goldens")
         for golden in self.goldens:
             check_static(request.path.parent / golden, plugin.card.name, tmp_path / Path(golden).name)
 
