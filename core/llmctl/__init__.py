@@ -5,6 +5,8 @@ This is the public API; importing it imports neither paddle nor numpy. What need
 For users:
     Text from a model: ``LLM``, ``SamplingParams``, ``TextOutput``, ``TokenLogprob``, ``TextScore``.
     A model's layer and tokenizer: ``load``.
+    Training: ``finetune``, ``dpo``, ``pretrain``, their configurations ``FinetuneConfig``, ``DpoConfig``, ``PretrainConfig``, and
+    ``Run``, ``Callback``.
 
 For the cards of plugins, which need nothing else of core but the layers in ``llmctl.nn`` (and ``llmctl.testing`` in tests):
     The card: ``Family``, ``Param``, ``Size``, ``Moe``, ``TokenFacts``, ``Dims``.
@@ -65,9 +67,15 @@ from llmctl.plugins.hookspecs import API, hookimpl
 if TYPE_CHECKING:
     from llmctl.api.inference import LLM
     from llmctl.api.loading import load
+    from llmctl.api.run import Run
+    from llmctl.api.training import dpo, finetune, pretrain
+    from llmctl.config.dpo import DpoConfig
+    from llmctl.config.finetune import FinetuneConfig
+    from llmctl.config.pretrain import PretrainConfig
     from llmctl.infer.sampling import SamplingParams, TokenLogprob
     from llmctl.infer.text.generator import TextOutput
     from llmctl.infer.text.score import TextScore
+    from llmctl.train.callbacks.base import Callback
 
 __all__ = [
     "API",
@@ -77,24 +85,29 @@ __all__ = [
     "REQUIRED",
     "ROPE_BY_WAVELENGTH",
     "ROPE_RULES",
+    "Callback",
     "ConfigError",
     "ConfigField",
     "DataError",
     "DecoderSpec",
     "Dims",
+    "DpoConfig",
     "Experimental",
     "Experts",
     "Family",
+    "FinetuneConfig",
     "LlmctlError",
     "ModuleMapping",
     "Moe",
     "Parallel",
     "Param",
     "PrefixLM",
+    "PretrainConfig",
     "QuantTarget",
     "Rope",
     "RopeParams",
     "RopeRule",
+    "Run",
     "SamplingParams",
     "Segment",
     "Setting",
@@ -114,7 +127,9 @@ __all__ = [
     "above_zero",
     "alibi_slopes",
     "contiguous_slices",
+    "dpo",
     "fill_decoder",
+    "finetune",
     "fixed_fields",
     "full_attention",
     "fused_or_split",
@@ -126,6 +141,7 @@ __all__ = [
     "load",
     "map_modules",
     "norm_rows",
+    "pretrain",
     "required_fields",
     "rope_frequencies",
     "rope_rule",
@@ -136,12 +152,20 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Callback": "llmctl.train.callbacks.base",
+    "DpoConfig": "llmctl.config.dpo",
+    "FinetuneConfig": "llmctl.config.finetune",
     "LLM": "llmctl.api.inference",
+    "PretrainConfig": "llmctl.config.pretrain",
+    "Run": "llmctl.api.run",
     "SamplingParams": "llmctl.infer.sampling",
     "TextOutput": "llmctl.infer.text.generator",
     "TextScore": "llmctl.infer.text.score",
     "TokenLogprob": "llmctl.infer.sampling",
+    "dpo": "llmctl.api.training",
+    "finetune": "llmctl.api.training",
     "load": "llmctl.api.loading",
+    "pretrain": "llmctl.api.training",
 }
 """Name -> module that it is in, imported on first use."""
 

@@ -1,12 +1,14 @@
 """All Python that docs/python.md shows runs as shown, in order, in one process."""
 
+import inspect
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-from kit.readme import ROOT, STARTER
+from kit.pages import lay_out
+from kit.readme import ROOT
 
+import llmctl
 from llmctl.testing.tiny import write_adapter
 
 PAGE = ROOT / "docs" / "python.md"
@@ -22,7 +24,7 @@ def code_of(section):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(STARTER / "model", Path("path") / "to" / "model")
+    lay_out(8)
     return tmp_path
 
 
@@ -40,3 +42,24 @@ def test_generating_works_as_shown(capsys):
     assert values["first"].usage.completion_tokens and values["likely"].total > values["unlikely"].total
     assert {values[name].finish_reason for name in ("plain", "formal", "short")} <= {"end", "length"}
     assert "kv has no effect with engine='dynamic'" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("folder")
+def test_training_works_as_shown(capsys):
+    values: dict = {}
+    blocks = code_of("Train from Python")
+    assert len(blocks) >= 5
+    for block in blocks:
+        exec(block, values)
+    assert len(values["losses"]) == 4 and len(values["evaluations"]) == 2
+    assert values["stopped"].info["steps"] == 2 and not values["layer"].training
+    assert (Path("runs/adapter/model") / "adapter_model.safetensors").is_file()
+    assert "did you mean train.learning_rate?" in capsys.readouterr().out
+
+
+def test_the_page_lists_every_event_and_its_arguments():
+    page = PAGE.read_text(encoding="utf-8")
+    for name, method in vars(llmctl.Callback).items():
+        if name.startswith("on_"):
+            given = ", ".join(list(inspect.signature(method).parameters)[1:])
+            assert f"| `{name}({given})` |" in page

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from llmctl import runtime
+from llmctl.api import training
 from llmctl.commands.recipe import NoStarter, output_settings, recipe_header
-from llmctl.config import file, schema
-from llmctl.jobs import registry
+from llmctl.config import schema
 from llmctl.plugins import Families
+from llmctl.train.interrupt import Interrupted
 
 Source = Callable[[Families, str, Path | None, str | None, bool], tuple[dict[str, Any], str]]
 """(families, family, file, recipe, allow_ignored) -> (configuration as it is written, where it came from)."""
@@ -45,20 +45,20 @@ def configured(name: str, doc: str, source: Source, what: str) -> click.Command:
                     raise
                 data, where = {}, "the command line"
         given = [*assignments, *output_settings(output, resume, overwrite)]
-        config = schema.build(registry.resolve(registry.COMMANDS[name].config), file.override(data, given), where)
+        config = training.make_config(name, data, given, where)
         if print_config:
             about = [] if config_file is not None else recipe_header(name, families, family, recipe)
             run = f"{'Or, with this file' if about else 'Run with'}: llmctl --model {family} {name} CONFIG"
             click.echo(schema.to_yaml(config, "\n".join([*about, run])), nl=False)
             return
-        job = registry.resolve(registry.COMMANDS[name].check)(config, family, families)
+        job = training.check_job(name, config, family, families)
         if check:
             click.echo(f"ok: {job.summary()}")
             return
-        runtime.import_paddle(f"llmctl {name}")
-        from llmctl.train import trainer
-
-        trainer.run(job)
+        try:
+            training.run_job(job)
+        except Interrupted:
+            ctx.exit(130)
 
     return click.Command(name, callback=click.pass_context(callback), params=_parameters(what), help=doc)
 

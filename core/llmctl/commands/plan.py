@@ -13,11 +13,11 @@ from typing import Any
 import click
 
 from llmctl import runtime
-from llmctl.commands.config_source import read_config_file
 from llmctl.config import file, schema
 from llmctl.errors import ConfigError
 from llmctl.io.sizes import parse_bytes
 from llmctl.jobs import memory_plan, registry
+from llmctl.migrate.config_file import read_config_file
 from llmctl.runtime.memory import host_memory
 
 

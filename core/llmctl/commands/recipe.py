@@ -18,9 +18,9 @@ from llmctl import plugins
 from llmctl.card.capabilities import Unsupported
 from llmctl.card.family import Family
 from llmctl.card.support import state
-from llmctl.commands.config_source import read_config_file
 from llmctl.config import file
 from llmctl.errors import ConfigError
+from llmctl.migrate.config_file import read_config_file
 
 CORE = Path(__file__).resolve().parents[1] / "recipes"
 METHODS = {

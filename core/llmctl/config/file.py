@@ -28,17 +28,22 @@ def read_file(path: Path) -> dict[str, Any]:
     return data
 
 
-def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+def override(data: dict[str, Any], assignments: Sequence[str], option: str = "--set ") -> dict[str, Any]:
     """A copy with ``a.b=c`` assignments applied; values are parsed as YAML.
+
+    Args:
+        data: Nested mappings; paths and numpy's numbers become text and Python's numbers.
+        assignments: The assignments.
+        option: What messages put before an assignment.
 
     Raises:
         ConfigError: An assignment has no ``=``, or descends into a value that is not a section.
     """
-    data = json.loads(json.dumps(data, default=str))
+    data = json.loads(json.dumps(data, default=_plain))
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path.strip():
-            raise ConfigError(f"--set {assignment!r}: expected a.b=value, e.g. --set train.learning_rate=1e-4")
+            raise ConfigError(f"{option}{assignment!r}: expected a.b=value, e.g. train.learning_rate=1e-4")
         *parents, last = path.strip().split(".")
         node = data
         for name in parents:
@@ -46,9 +51,14 @@ def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]
                 node[name] = {}
             node = node[name]
             if not isinstance(node, dict):
-                raise ConfigError(f"--set {assignment!r}: {name!r} is a value, not a section")
-        node[last] = _parse_yaml(Path("--set " + path), text)
+                raise ConfigError(f"{option}{assignment!r}: {name!r} is a value, not a section")
+        node[last] = _parse_yaml(Path(option + path), text)
     return data
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy as Python's, anything else as text."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _parse_json(path: Path, text: str) -> Any:

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from llmctl import runtime
 from llmctl.errors import LlmctlError
 from llmctl.train.callbacks.base import Callback, LoopSettings, StepMetrics
+from llmctl.train.interrupt import Interrupted, interruptible
 from llmctl.train.optim.adamw import AdamW
 from llmctl.train.optim.schedules import Schedule
 from llmctl.train.task import Batch, Task
@@ -45,18 +44,6 @@ class NonFiniteError(LlmctlError):
             f"learning rate {report['lr']:.3g}; the step's examples: {examples}. The weights were not updated and earlier "
             "checkpoints are intact. Look at these examples, or lower train.learning_rate and continue with --resume"
         )
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user pressed Ctrl-C; the current step was finished and saved.
-
-    Attributes:
-        step: The step.
-    """
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"interrupted after step {step}")
-        self.step = step
 
 
 class Loop:
@@ -95,7 +82,7 @@ class Loop:
             NonFiniteError: A loss or gradient is not finite.
             Interrupted: Ctrl-C in the main thread; a second one raises KeyboardInterrupt at once.
         """
-        with _interruptible() as interrupted:
+        with interruptible() as interrupted:
             try:
                 self._call("on_train_begin", done + 1, self.settings)
                 while done < self.settings.max_steps and not self._stopped():
@@ -207,27 +194,3 @@ class Loop:
 
 def _seed_of(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % 2**31
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets a flag instead of raising; pressed again, it raises. Outside the main thread nothing is changed.
-
-    The handler that was there before is put back. One that was not installed from Python cannot be, so it stays.
-    """
-    pressed: list[int] = []
-
-    def handler(number: int, frame: Any) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)

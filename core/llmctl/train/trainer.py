@@ -31,7 +31,8 @@ from llmctl.train.callbacks.ema import EMA
 from llmctl.train.callbacks.run_record import RunRecord, write_info
 from llmctl.train.callbacks.tensor_stats import TensorStats
 from llmctl.train.console import STDOUT, Console
-from llmctl.train.loop import Interrupted, Loop, NonFiniteError
+from llmctl.train.interrupt import Interrupted
+from llmctl.train.loop import Loop, NonFiniteError
 from llmctl.train.methods.base import Method, RunData
 from llmctl.train.optim.adamw import AdamW
 from llmctl.train.optim.loss_scaler import LossScaler
@@ -210,13 +211,11 @@ def _train(setup: Setup, loop: Loop, done: int) -> int:
     except Interrupted as stop:
         saved = checkpoints.checkpoint_of(job.output, stop.step)
         console.print(
-            f"interrupted after step {stop.step}; saved {saved}. Run the same command with --resume to continue."
+            f"interrupted after step {stop.step}; saved {saved}. To continue, run it again with --resume (output.resume=true)"
         )
         raise
     if last < loop.settings.max_steps:
-        patience = job.config.train.patience
-        why = f": no better evaluation in {patience}" if patience else ""
-        console.print(f"stopped early after step {last}{why}")
+        console.print(f"stopped early after step {last}")
     return last
 
 

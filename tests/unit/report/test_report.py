@@ -16,7 +16,8 @@ from llmctl.report.page import page
 from llmctl.report.write import write
 from llmctl.train.callbacks.base import LoopSettings
 from llmctl.train.callbacks.run_record import RunRecord, write_info
-from llmctl.train.loop import Interrupted, NonFiniteError
+from llmctl.train.interrupt import Interrupted
+from llmctl.train.loop import NonFiniteError
 
 NASTY = '<script>alert(1)</script> & "引号" <img src=x onerror=y>'
 INFO = {

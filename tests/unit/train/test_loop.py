@@ -10,7 +10,8 @@ from kit.loop_toys import ROWS, Record, task, weights
 from kit.train_toys import ToyModel, collate
 
 from llmctl.train.callbacks.base import Callback, LoopSettings
-from llmctl.train.loop import Interrupted, Loop, NonFiniteError
+from llmctl.train.interrupt import Interrupted
+from llmctl.train.loop import Loop, NonFiniteError
 from llmctl.train.methods.sft import SftTask
 from llmctl.train.optim.adamw import AdamW
 

@@ -1,4 +1,4 @@
-"""Reading a command's configuration file, whether it is ours or one of PaddleNLP's."""
+"""Reading a configuration file, of llmctl or of PaddleNLP."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from llmctl.errors import ConfigError
 
 
 def read_config_file(path: Path, command: str, allow_ignored: bool = False) -> dict[str, Any]:
-    """The configuration in a file for a command; what is left out of an old one is a warning.
+    """The configuration in a file; whatever a PaddleNLP file has that is not converted is a warning.
+
+    Args:
+        path: The file, in YAML or JSON.
+        command: The command that the configuration is for.
+        allow_ignored: With a PaddleNLP file: ignore features that are not supported.
 
     Raises:
-        LlmctlError: The file cannot be read, or is an old one that cannot be converted or is for another command.
+        LlmctlError: The file cannot be read or converted, or is for another command.
     """
     data = file.read_file(path)
     from llmctl.migrate.convert import is_old, migrate

@@ -1,0 +1,168 @@
+"""``llmctl.finetune``, ``llmctl.dpo`` and ``llmctl.pretrain``: training as the commands do it, from Python.
+
+The commands call ``make_config``, ``check_job`` and ``run_job``; the three functions are these in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmctl import runtime
+from llmctl.api.run import Run
+from llmctl.config import file, schema
+from llmctl.errors import ConfigError
+from llmctl.jobs.registry import COMMANDS, resolve
+from llmctl.train.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from llmctl.config.dpo import DpoConfig
+    from llmctl.config.finetune import FinetuneConfig
+    from llmctl.config.pretrain import PretrainConfig
+    from llmctl.jobs.job import CheckedJob
+    from llmctl.plugins import Families
+
+
+def finetune(
+    config: Mapping[str, Any] | str | Path | FinetuneConfig,
+    family: str = "auto",
+    *,
+    overrides: Sequence[str] = (),
+    callbacks: Iterable[Callback] = (),
+    quiet: bool = False,
+) -> Run:
+    """Fine-tunes a model on prompts and answers, as ``llmctl finetune`` does.
+
+    Args:
+        config: The configuration: nested mappings, a ``FinetuneConfig``, or the path of a YAML or JSON file.
+        family: Name of the model's family, or ``"auto"`` for the one that its config.json names.
+        overrides: Assignments such as ``"train.max_steps=100"`` on top, as for ``--set``.
+        callbacks: Called at each event, after the run's own callbacks.
+        quiet: Print nothing. Else a terminal or notebook shows a progress bar, and a pipe or file gets lines.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        LlmctlError: The configuration, model or data cannot be used, or a loss or gradient is not finite.
+        KeyboardInterrupt: Ctrl-C in the main thread; the current step was finished and a checkpoint saved.
+    """
+    return _train("finetune", config, family, overrides, callbacks, quiet)
+
+
+def dpo(
+    config: Mapping[str, Any] | str | Path | DpoConfig,
+    family: str = "auto",
+    *,
+    overrides: Sequence[str] = (),
+    callbacks: Iterable[Callback] = (),
+    quiet: bool = False,
+) -> Run:
+    """Trains a model to prefer the better of two answers, as ``llmctl dpo`` does; see ``finetune``.
+
+    Args:
+        config: The configuration: nested mappings, a ``DpoConfig``, or the path of a YAML or JSON file.
+        family: As for ``finetune``.
+        overrides: As for ``finetune``.
+        callbacks: As for ``finetune``.
+        quiet: As for ``finetune``.
+    """
+    return _train("dpo", config, family, overrides, callbacks, quiet)
+
+
+def pretrain(
+    config: Mapping[str, Any] | str | Path | PretrainConfig,
+    family: str = "auto",
+    *,
+    overrides: Sequence[str] = (),
+    callbacks: Iterable[Callback] = (),
+    quiet: bool = False,
+) -> Run:
+    """Trains a new model or a checkpoint on corpora of token ids, as ``llmctl pretrain`` does; see ``finetune``.
+
+    Args:
+        config: The configuration: nested mappings, a ``PretrainConfig``, or the path of a YAML or JSON file.
+        family: As for ``finetune``; a new model of ``model.size`` needs a name.
+        overrides: As for ``finetune``.
+        callbacks: As for ``finetune``.
+        quiet: As for ``finetune``.
+    """
+    return _train("pretrain", config, family, overrides, callbacks, quiet)
+
+
+def _train(
+    command: str, config: Any, family: str, overrides: Sequence[str], callbacks: Iterable[Callback], quiet: bool
+) -> Run:
+    data, where = _read(command, config)
+    callbacks = _instances(callbacks)
+    job = check_job(command, make_config(command, data, overrides, where, "overrides: "), family)
+    return run_job(job, callbacks, quiet)
+
+
+def make_config(
+    command: str, data: Mapping[str, Any], overrides: Sequence[str], where: str, option: str = "--set "
+) -> Any:
+    """The configuration of a command, an instance of its class.
+
+    Args:
+        command: The command.
+        data: The configuration as nested mappings.
+        overrides: Assignments on top.
+        where: Where the data come from, for messages.
+        option: What messages put before an assignment.
+
+    Raises:
+        ConfigError: Lists every unknown key, wrong type and value out of range at once.
+    """
+    return schema.build(resolve(COMMANDS[command].config), file.override(dict(data), overrides, option), where)
+
+
+def check_job(command: str, config: Any, family: str, families: Families | None = None) -> CheckedJob[Any]:
+    """The job of a configuration; arguments and errors as for ``jobs.job.Check``. Needs no paddle."""
+    job: CheckedJob[Any] = resolve(COMMANDS[command].check)(config, family, families)
+    return job
+
+
+def run_job(job: CheckedJob[Any], callbacks: Sequence[Callback] = (), quiet: bool = False) -> Run:
+    """Trains; arguments and errors as for ``finetune``.
+
+    Args:
+        job: The checked job.
+        callbacks: Called at each event.
+        quiet: Print nothing.
+    """
+    runtime.import_paddle(f"llmctl {job.command}")
+    from llmctl.train import trainer
+    from llmctl.train.console import Console
+
+    trainer.run(job, callbacks, Console(quiet))
+    return Run(job.output)
+
+
+def _read(command: str, config: Any) -> tuple[Mapping[str, Any], str]:
+    """The configuration as nested mappings, and where it comes from."""
+    cls = resolve(COMMANDS[command].config)
+    if isinstance(config, cls):
+        return schema.to_dict(config), cls.__name__
+    if isinstance(config, Mapping):
+        return config, "config"
+    if isinstance(config, str | Path):
+        from llmctl.migrate.config_file import read_config_file
+
+        return read_config_file(Path(config), command), str(config)
+    raise ConfigError(
+        f"llmctl.{command} takes a dict, a {cls.__name__} or the path of a file, not {type(config).__name__}"
+    )
+
+
+def _instances(callbacks: Iterable[Callback]) -> list[Callback]:
+    listed = list(callbacks)
+    for callback in listed:
+        if isinstance(callback, type) and issubclass(callback, Callback):
+            raise ConfigError(f"callbacks: {callback.__name__} is a class; give an instance, {callback.__name__}()")
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"callbacks: {callback!r} is not an llmctl.Callback; derive its class from llmctl.Callback"
+            )
+    return listed
