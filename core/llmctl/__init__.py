@@ -13,7 +13,7 @@ For the cards of plugins, which need nothing else of core but the layers in ``ll
     Fields of config.json: ``ConfigField`` (older name: ``Setting``), ``REQUIRED``, ``HF_DECODER``, ``required_fields``,
     ``fixed_fields``, ``above_zero``, ``full_attention``.
     Rows of tensors: ``HF_DECODER_ROWS``, ``linear_rows``, ``norm_rows``.
-    Data beside the card: ``sizes``, ``template``.
+    Data in files of the package: ``sizes``, ``template``.
     RoPE and ALiBi: ``ROPE_RULES``, ``ROPE_BY_WAVELENGTH``, ``RopeRule``, ``RopeParams``, ``rope_rule``,
     ``rope_frequencies``, ``alibi_slopes``.
     The fused decoder: ``DecoderSpec``, ``Rope``, ``Experts``, ``PrefixLM``, ``rope_spec``, ``fill_decoder``.

@@ -23,10 +23,10 @@ REQUIRED: Any = _Required()
 """Default of a field that ``config.json`` must have."""
 
 COUNTS = frozenset({"top_k", "window", "max_positions", "trained"})
-"""ConfigFields that are whole numbers although no shape holds them."""
+"""Fields that are whole numbers although no shape uses them."""
 
 ABOVE_ZERO = frozenset({"norm_eps", "rope_theta"})
-"""ConfigFields without which nothing is normalised or turned."""
+"""Fields that must be above 0."""
 
 DROPOUT = "dropout"
 """Suffix of the names of dropout rates."""

@@ -29,12 +29,12 @@ def fill_decoder(card: Family, dims: Dims) -> DecoderSpec:
         dims: The model's dims.
 
     Raises:
-        UnsupportedError: The fused engine does not support some of its tensors or its positions; the message says which.
+        UnsupportedError: The fused engine does not support some of its tensors or its positions; the message names them.
     """
     tensors = card.expand(dims)
     outer = {tensor.slot: tensor for tensor in tensors if tensor.layer is None and tensor.slot}
     layers = _slots(tensors, dims.layers)
-    said = dict(card.decoder(dims)) if card.decoder else {}
+    overrides = dict(card.decoder(dims)) if card.decoder else {}
     if others := support.without_kernel(card):
         raise _unfit(card, f"{' and '.join(others)} 'other' has no kernel")
     empty = [slot for slot in slots.NEEDED_OUTSIDE if slot not in outer]
@@ -43,7 +43,7 @@ def fill_decoder(card: Family, dims: Dims) -> DecoderSpec:
         raise _unfit(card, f"no tensor fills {', '.join(empty)}")
     for layer in layers:
         _check_biases(card, layer)
-    sizes, position = _sizes(card, dims, outer, layers), _position(card, dims, outer, said)
+    sizes, position = _sizes(card, dims, outer, layers), _position(card, dims, outer, overrides)
     made = {
         "outer": {slot: tensor.name for slot, tensor in outer.items()},
         "layers": tuple({slot: tuple(t.name for t in rows) for slot, rows in layer.items()} for layer in layers),
@@ -53,7 +53,7 @@ def fill_decoder(card: Family, dims: Dims) -> DecoderSpec:
         "window": dims.get("window"),
         "score_scales": (dims.head_dim**-0.5,) * dims.layers,
     }
-    return DecoderSpec(**{**made, **sizes, **position, **said})
+    return DecoderSpec(**{**made, **sizes, **position, **overrides})
 
 
 def rope_spec(
@@ -139,13 +139,13 @@ def _qkv_layout(axis: Axis) -> str | None:
     return "heads" if terms == [("heads", 3, "head_dim")] else None
 
 
-def _position(card: Family, dims: Dims, outer: Mapping[str, Tensor], said: Mapping[str, Any]) -> dict[str, Any]:
+def _position(card: Family, dims: Dims, outer: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The fields for the card's position encoding."""
     if card.position == "learned":
         if "positions" not in outer:
             raise _unfit(card, "no tensor fills positions")
         return {"max_positions": dims.max_positions}
-    if card.position == "none" or said.keys() & {"rope", "slopes"}:
+    if card.position == "none" or overrides.keys() & {"rope", "slopes"}:
         return {}
     if card.position == "alibi":
         return {"slopes": tuple(alibi_slopes(dims.heads))}

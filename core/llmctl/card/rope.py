@@ -64,14 +64,14 @@ def dynamic_ntk(params: RopeParams, scaling: Mapping[str, Any]) -> list[float]:
 
 
 def by_wavelength(params: RopeParams, scaling: Mapping[str, Any]) -> list[float]:
-    """High frequencies kept, low ones divided by ``factor``, a ramp between (https://arxiv.org/abs/2407.21783)."""
+    """High frequencies weight, low ones divided by ``factor``, a ramp between (https://arxiv.org/abs/2407.21783)."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     trained = scaling["original_max_position_embeddings"]
 
     def scaled(frequency: float) -> float:
-        turns = trained * frequency / (2 * math.pi)
-        kept = min(max((turns - low) / (high - low), 0.0), 1.0)
-        return float(kept * frequency + (1 - kept) * frequency / scaling["factor"])
+        rotations = trained * frequency / (2 * math.pi)
+        weight = min(max((rotations - low) / (high - low), 0.0), 1.0)
+        return float(weight * frequency + (1 - weight) * frequency / scaling["factor"])
 
     return [scaled(f) for f in rope_frequencies(params, scaling)]
 

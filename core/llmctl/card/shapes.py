@@ -30,7 +30,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Axis:
-    """A sum of terms, laid out one after another in memory."""
+    """A sum of terms, contiguous in memory."""
 
     terms: tuple[Term, ...]
 

@@ -51,7 +51,7 @@ def sizes(card_file: str, family: str) -> dict[str, Size]:
 
 
 def _typed(cell: str) -> Any:
-    """A whole number, a number, true, false or, where it is none of these, text."""
+    """A whole number, a number, true or false; else text."""
     try:
         return json.loads(cell)
     except ValueError:

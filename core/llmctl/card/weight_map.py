@@ -108,7 +108,7 @@ def contiguous_slices(*sizes: int) -> list[TensorSlice]:
 
 
 def fused_or_split(modules: Sequence[str], fused: str, slices: Sequence[TensorSlice], variant: str) -> ModuleTable:
-    """Rows for modules that files hold under their own names, or as slices of one fused module."""
+    """Rows for modules that files store under their own names, or as slices of one fused module."""
     return {
         module: (ModuleMapping(module), ModuleMapping(fused, part, variant=variant))
         for module, part in zip(modules, slices, strict=True)
@@ -118,7 +118,7 @@ def fused_or_split(modules: Sequence[str], fused: str, slices: Sequence[TensorSl
 def split_or_fused(
     fused: str, modules: Sequence[str], slices: Sequence[TensorSlice], variant: str = "split"
 ) -> ModuleTable:
-    """A row for a fused module that files hold under its own name, or split into modules that fill these slices."""
+    """A row for a fused module that files store under its own name, or split into modules that fill these slices."""
     rows = [
         ModuleMapping(module, dst_slice=part, variant=variant) for module, part in zip(modules, slices, strict=True)
     ]
@@ -126,7 +126,7 @@ def split_or_fused(
 
 
 def interleaved_or_contiguous(module: str, parts: int, length: int, variant: str = "split") -> ModuleTable:
-    """A row for a fused module whose parts of ``length`` columns files hold one after another, or column by column."""
+    """A row for a fused module whose ``parts`` of ``length`` columns are contiguous or interleaved column by column."""
     rows = [
         ModuleMapping(module, TensorSlice(index, index + 1, parts, length), part, variant)
         for index, part in enumerate(contiguous_slices(*[1] * parts))

@@ -70,10 +70,10 @@ class KVCache:
 
     def _grown(self, buffer: paddle.Tensor | None, new_BTKH: paddle.Tensor, end: int) -> paddle.Tensor:
         """The buffer if it has room for ``end`` positions, else one of at least twice its size."""
-        held = 0 if buffer is None else buffer.shape[1]
-        if end <= held:
+        allocated = 0 if buffer is None else buffer.shape[1]
+        if end <= allocated:
             return buffer
         batch, _, heads, width = new_BTKH.shape
-        more = min(self.max_length, max(end, 2 * held, FIRST)) - held
+        more = min(self.max_length, max(end, 2 * allocated, FIRST)) - allocated
         room = paddle.zeros([batch, more, heads, width], dtype=new_BTKH.dtype)
         return room if buffer is None else paddle.concat([buffer, room], axis=1)

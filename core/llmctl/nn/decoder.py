@@ -112,7 +112,7 @@ def decoder_of(
     residual: Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor] | None = None,
     **stack: Any,
 ) -> Decoder:
-    """A decoder whose blocks are all alike and whose norms are all of one kind.
+    """A decoder of identical blocks, with norms of one kind.
 
     Args:
         dims: ``layers``, ``hidden``, ``vocab``, ``norm_eps`` and ``init_std`` of the model.

@@ -185,7 +185,7 @@ class Layout:
             if int(self.position_BT.max()) >= window:
                 raise UnsupportedError(
                     f"documents packed after {self.past} past tokens do not fit a window of {window} positions, since each "
-                    "would attend to other past tokens; shorten them, or put each into a row of its own"
+                    "would attend to other past tokens; shorten them, or do not pack them"
                 )
             return paddle.where(column_S < self.past, paddle.full_like(column_S, self.total), column_S + window)
         if self.packed or self.real_BS is None:

@@ -1,7 +1,7 @@
 """The installed family plugins: listing entry points, selecting a family by name or by checkpoint.
 
-The entry point's name is the family, its group carries the hook API's major. A plugin is imported only when it is asked
-for: a broken one cannot harm another.
+The entry point's name is the family, its group carries the hook API's major. A plugin is imported only when it is loaded,
+so that a broken one cannot harm another.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def installed() -> list[InstalledPlugin]:
 
 
 class Families:
-    """The installed families, listed once and each loaded at most once, when it is first asked for.
+    """The installed families, listed once and each loaded at most once, on first use.
 
     A job makes one, so that all its checks get the same ``Plugin``. The functions below make a new one for each call.
     """

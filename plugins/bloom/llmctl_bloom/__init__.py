@@ -1,4 +1,4 @@
-"""Bloom: ALiBi, LayerNorm after the embedding, queries, keys and values interleaved by head, a tied head.
+"""Bloom: ALiBi, LayerNorm after the embedding, QKV interleaved per head, a tied output head.
 
 https://arxiv.org/abs/2211.05100
 """
@@ -10,7 +10,7 @@ HUB = "https://huggingface.co/bigscience/"
 
 
 def _other(key, older):
-    """Reads a size under the name that the first releases used."""
+    """Reads a size under its key in the first releases."""
 
     def read(config):
         if older not in config:
@@ -26,7 +26,7 @@ def _size(name, parameters, layers, hidden, heads):
 
 
 def _sizes():
-    """The sizes of Bloom, and of Bloomz, which was trained on from them."""
+    """The sizes of Bloom, and of Bloomz, which was fine-tuned from them."""
     rows = {
         "560m": (559_214_592, 24, 1024, 16),
         "1b1": (1_065_314_304, 24, 1536, 16),

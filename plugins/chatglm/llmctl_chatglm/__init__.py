@@ -71,8 +71,8 @@ CARD = Family(
         *required_fields(vocab="vocab_size", bos="bos_token_id", mask="mask_token_id", gmask="gmask_token_id"),
         *fixed_fields(True, two_dimensions="position_encoding_2d"),
     ),
-    # https://huggingface.co/THUDM/chatglm-6b/blob/main/tokenization_chatglm.py: pieces that stand for white space, ids of
-    # image tokens before those of text, two tokens between a prompt and its answer.
+    # https://huggingface.co/THUDM/chatglm-6b/blob/main/tokenization_chatglm.py: pieces for white space, ids of image
+    # tokens before those of text, two tokens between a prompt and its answer.
     tokens=TokenFacts(
         model="ice_text.model",
         written=(("\n", "<n>"), ("\t", "<|tab|>"), *BLANKS),

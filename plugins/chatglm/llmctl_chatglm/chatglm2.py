@@ -24,7 +24,7 @@ from llmctl import (
 from llmctl_chatglm import NAMES, SETTINGS, THETA
 
 L, A, M = "encoder.layers.{layer}.", "encoder.layers.{layer}.self_attention.", "encoder.layers.{layer}.mlp."
-# The layer's number is multiplied into scores and divided out again; the others choose kernels of the original.
+# The original multiplies the layer's number into scores and divides it out; the others select its kernels.
 INERT = (
     "apply_query_key_layer_scaling", "attention_softmax_in_fp32", "bias_dropout_fusion", "fp32_residual_connection",
     "vocab_size", "classifier_dropout",
@@ -81,7 +81,7 @@ CARD = Family(
         *fixed_fields(0, 0.0, hidden_dropout="hidden_dropout", attention_dropout="attention_dropout"),
     ),
     inert=INERT,
-    # https://huggingface.co/THUDM/chatglm3-6b/blob/main/tokenization_chatglm.py: names after those of the file.
+    # https://huggingface.co/THUDM/chatglm3-6b/blob/main/tokenization_chatglm.py: special tokens after those of the file.
     tokens=TokenFacts(
         appended=("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
         optional=("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),

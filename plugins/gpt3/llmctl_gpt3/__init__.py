@@ -1,4 +1,4 @@
-"""GPT-3, in the form of GPT-2's checkpoints: learned positions, a packed projection stored [in, out], a tied head.
+"""GPT-3, in the layout of GPT-2's checkpoints: learned positions, packed QKV stored [in, out], a tied output head.
 
 https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf and
 https://arxiv.org/abs/2005.14165
@@ -45,24 +45,24 @@ PADDLENLP = {
     M + "c_proj": D + "linear2",
     "ln_f": "decoder.norm",
 }
-"""Modules as PaddleNLP names them."""
+"""Names of modules in PaddleNLP."""
 
 
 def _paddlenlp(dims):
-    """Queries, keys and values lie apart, or side by side for each head."""
+    """Queries, keys and values are split, or fused and interleaved per head."""
     slices, fused = contiguous_slices(1, 1, 1), D + "self_attn.qkv_proj"
-    apart = [
+    split = [
         ModuleMapping(D + f"self_attn.{name}_proj", dst_slice=dst_slice)
         for name, dst_slice in zip("qkv", slices, strict=True)
     ]
     heads = [
         ModuleMapping(fused, *where, variant="fused") for where in zip(grouped_qkv_slices(dims), slices, strict=True)
     ]
-    return {**PADDLENLP, A + "c_attn": apart + heads}
+    return {**PADDLENLP, A + "c_attn": split + heads}
 
 
 def score_scale(dims, layer):
-    """Factor of a layer's scores: they may be divided by its number too, or not scaled."""
+    """Scale of a layer's attention scores; they may also be divided by the layer's number, or not scaled."""
     return (dims.head_dim**-0.5 if dims.scaled else 1.0) / (layer + 1 if dims.scaled_by_layer else 1)
 
 
@@ -95,7 +95,7 @@ CARD = Family(
         ConfigField("attention_dropout", "attn_pdrop", 0.1),
         ConfigField("residual_dropout", "resid_pdrop", 0.1),
     ),
-    # Scores are computed in float32 or better anyway; the summary head belongs to other models of the same code.
+    # Scores are always computed in float32 or better; the summary head belongs to other models of the original code.
     inert=(
         "reorder_and_upcast_attn",
         "n_ctx",

@@ -1,4 +1,4 @@
-"""LLaMA 1, 2, 3, 3.1 and 3.2 (text): RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+"""LLaMA 1, 2, 3, 3.1 and 3.2 (text): RMSNorm, RoPE, grouped-query attention, SwiGLU.
 
 https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2307.09288, https://arxiv.org/abs/2407.21783
 """

@@ -1,4 +1,4 @@
-"""Baichuan and Baichuan2: the 7B models with rotary positions, the 13B models with ALiBi; one packed projection in files.
+"""Baichuan and Baichuan2: the 7B models with RoPE, the 13B models with ALiBi; files have packed QKV.
 
 https://arxiv.org/abs/2309.10305 and https://github.com/baichuan-inc/Baichuan-7B
 """
@@ -32,7 +32,7 @@ SMALL2, LARGE2 = dict(SMALL, vocab=VOCAB2), dict(LARGE, vocab=VOCAB2)
 
 
 def _kind(config):
-    """Files with rotary positions state ``max_position_embeddings``, those with ALiBi ``model_max_length`` only."""
+    """Models with RoPE have the key ``max_position_embeddings``, those with ALiBi only ``model_max_length``."""
     return "rope" if config.get("max_position_embeddings") else "alibi"
 
 

@@ -31,7 +31,7 @@ class BaichuanForCausalLM(CausalLM):
 
 
 class NormHead(Linear):
-    """Scores of tokens whose vectors have length 1, whatever is stored."""
+    """An output head whose columns are normalised to length 1."""
 
     def forward(self, x):
         return paddle.matmul(x, self.weight / self.weight.norm(axis=0, keepdim=True).clip(min=1e-12))

@@ -1,4 +1,4 @@
-"""Mixtral: a decoder whose feed-forward layers are mixtures of experts, some experts per token.
+"""Mixtral: a decoder with mixtures of experts as feed-forward layers.
 
 https://arxiv.org/abs/2401.04088
 """

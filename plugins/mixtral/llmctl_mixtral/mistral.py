@@ -11,7 +11,7 @@ SMALL = dict(layers=32, hidden=4096, heads=32, kv_heads=8, ffn=14336, max_positi
 
 
 def _window(config):
-    """The first release left the key out where its window was meant; null means that there is none."""
+    """In the first release an absent key means a window of 4096; null means no window."""
     return None if "sliding_window" in config else 4096
 
 

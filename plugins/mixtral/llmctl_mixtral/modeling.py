@@ -22,7 +22,7 @@ from llmctl.nn import (
 
 
 class MixtralForCausalLM(CausalLM):
-    """Token ids to logits, through mixtures of experts.
+    """Token ids to logits, with mixtures of experts.
 
     Args:
         dims: What the card reads from ``config.json``.

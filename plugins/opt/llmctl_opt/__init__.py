@@ -1,4 +1,4 @@
-"""OPT: learned positions counted from 2, ReLU, a tied head; the 350M model has norms after the blocks' parts.
+"""OPT: learned positions that begin at 2, ReLU, a tied output head; the 350M model is post-norm.
 
 https://arxiv.org/abs/2205.01068
 """
@@ -21,7 +21,7 @@ from llmctl import (
 L, A = "layers.{layer}.", "layers.{layer}.self_attn."
 HUB = "https://huggingface.co/facebook/"
 FIRST_POSITION = 2
-"""Row of the position table that the first token takes; padding takes the row before it."""
+"""Row of the position table for the first token; padding uses the row before it."""
 
 
 def _size(name, parameters, layers, hidden, heads, **settings):
@@ -30,12 +30,12 @@ def _size(name, parameters, layers, hidden, heads, **settings):
 
 
 def _projected(config):
-    """Whether token vectors have a width of their own."""
+    """Whether token embeddings are narrower or wider than the hidden size."""
     return config.get("word_embed_proj_dim") not in (None, config["hidden_size"])
 
 
 def _final_norm(config):
-    """Norms before the parts need one more at the end, unless an early conversion took it away."""
+    """Pre-norm models have a final norm, unless an early conversion removed it."""
     return config.get("do_layer_norm_before", True) and not config.get("_remove_final_layer_norm", False)
 
 
@@ -52,11 +52,11 @@ PADDLENLP = {
     L + "final_layer_norm": D + "norm2",
     "final_layer_norm": "decoder.final_layer_norm",
 }
-"""Modules as PaddleNLP names them."""
+"""Names of modules in PaddleNLP."""
 
 
 def _paddlenlp(dims):
-    """Queries, keys and values lie apart, or side by side for each head."""
+    """Queries, keys and values are split, or fused and interleaved per head."""
     fused = zip("qkv", grouped_qkv_slices(dims), strict=True)
     qkv = {A + f"{name}_proj": (ModuleMapping(D + f"self_attn.{name}_proj"), ModuleMapping(D + "self_attn.qkv_proj", part, variant="fused"))
            for name, part in fused}  # fmt: skip

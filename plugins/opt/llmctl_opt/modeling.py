@@ -1,4 +1,4 @@
-"""The OPT decoder: its own block, on parts from ``llmctl.nn``. Letters as there."""
+"""The OPT decoder: a block of its own, on layers from ``llmctl.nn``. Letters as there."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class OPTDecoder(paddle.nn.Layer):
 
 
 class OPTBlock(paddle.nn.Layer):
-    """Attention and MLP with residuals; each has its norm before it or after the residual is added."""
+    """Attention and MLP with residuals, pre-norm or post-norm."""
 
     def __init__(self, dims) -> None:
         super().__init__()

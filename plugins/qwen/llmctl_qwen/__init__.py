@@ -1,4 +1,4 @@
-"""Qwen, the first generation: packed queries, keys and values with biases, contexts stretched when text is long.
+"""Qwen, the first generation: packed QKV with biases, NTK scaling of RoPE for long texts.
 
 https://arxiv.org/abs/2309.16609. Qwen2 and Qwen3 are cards of their own.
 """
@@ -27,18 +27,18 @@ from llmctl import (
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 FUSED = fused_or_split([M + "w2", M + "w1"], M + "gate_up_fused_proj", contiguous_slices(1, 1), "ffn")
 
-# https://huggingface.co/Qwen/Qwen-7B/blob/main/tokenization_qwen.py: how text is cut; names after those of the file.
+# https://huggingface.co/Qwen/Qwen-7B/blob/main/tokenization_qwen.py: the pre-tokenizer, and special tokens after those of the file.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CUT = dict(pattern=WORDS, normal_form="NFC", ends=("<|im_end|>",))
+TEXT = dict(pattern=WORDS, normal_form="NFC", ends=("<|im_end|>",))
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 CHATML = template(__file__, "chatml.jinja")
 HELPFUL = "{% set default_system = 'You are a helpful assistant.' %}" + CHATML
 
 
 def _ntk(rotation, scaling):
-    """A base that grows in steps each time the length doubles past the trained one."""
+    """NTK scaling: the base grows in steps, each time the length doubles beyond the trained length."""
     alpha = 1.0
     if rotation.length > rotation.max_positions:
         alpha = 2.0 ** math.ceil(math.log2(rotation.length / rotation.max_positions) + 1) - 1
@@ -81,7 +81,7 @@ CARD = Family(
         *fixed_fields(1, 1.0, rope_part="rotary_pct"),
         *fixed_fields(0, 0.0, attention_dropout="attn_dropout_prob", embedding_dropout="emb_dropout_prob"),
     ),
-    tokens=TokenFacts(**CUT, appended=SPECIAL, roles={"eos": SPECIAL[0]}),
+    tokens=TokenFacts(**TEXT, appended=SPECIAL, roles={"eos": SPECIAL[0]}),
     chat_template=HELPFUL,
     ignored_tensors=("*.rotary_emb.inv_freq", "*.attn.masked_bias"),
     paddlenlp=lambda dims: FUSED,

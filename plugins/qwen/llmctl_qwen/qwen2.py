@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: biases on queries, keys and values, grouped-query attention.
+"""Qwen2 and Qwen2.5: QKV biases, grouped-query attention.
 
 https://arxiv.org/abs/2407.10671
 """
@@ -17,7 +17,7 @@ from llmctl import (
     rope_rule,
     sizes,
 )
-from llmctl_qwen import CUT, HELPFUL
+from llmctl_qwen import HELPFUL, TEXT
 
 A = "layers.{layer}.self_attn."
 
@@ -42,7 +42,7 @@ CARD = Family(
     torch_prefix="model.",
     settings=(*HF_DECODER, *SETTINGS),
     inert=(*WINDOW_KEYS, "use_mrope"),
-    tokens=TokenFacts(**CUT),
+    tokens=TokenFacts(**TEXT),
     chat_template=HELPFUL,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     paddlenlp=hf_decoder_fused,

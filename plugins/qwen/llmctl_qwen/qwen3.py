@@ -1,10 +1,10 @@
-"""Qwen3 (dense): queries and keys normalised per head, no biases, a head width of its own.
+"""Qwen3 (dense): RMSNorm on each head of queries and keys, no biases, a head_dim of its own.
 
 https://arxiv.org/abs/2505.09388
 """
 
 from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Param, TokenFacts, hookimpl, sizes
-from llmctl_qwen import CHATML, CUT
+from llmctl_qwen import CHATML, TEXT
 from llmctl_qwen.qwen2 import SETTINGS, WINDOW_KEYS
 
 A = "layers.{layer}.self_attn."
@@ -18,7 +18,7 @@ CARD = Family(
     torch_prefix="model.",
     settings=(*HF_DECODER, *SETTINGS, ConfigField("attention_bias", "attention_bias", False, allowed=(False,))),
     inert=WINDOW_KEYS,
-    tokens=TokenFacts(**CUT),
+    tokens=TokenFacts(**TEXT),
     chat_template=CHATML,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes=sizes(__file__, "qwen3"),

@@ -22,11 +22,11 @@ from llmctl import (
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
 HUB = "https://huggingface.co/Qwen/"
-CUT = ("expert_ffn", "shared_ffn")
+SHARDED = ("expert_ffn", "shared_ffn")
 SMALL = dict(expert_ffn=1408, shared_ffn=5632, experts=60, top_k=4, max_positions=8192)
 LARGE = dict(expert_ffn=2560, shared_ffn=20480, experts=64, top_k=8, max_positions=131072)
 
-# https://huggingface.co/Qwen/Qwen2-57B-A14B/blob/main/tokenizer.json: how text is cut.
+# https://huggingface.co/Qwen/Qwen2-57B-A14B/blob/main/tokenizer.json: the pre-tokenizer.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -108,8 +108,8 @@ CARD = Family(
         Param("norm.weight", "hidden", kind="norm", slot="final_ln"),
         Param("/lm_head.weight", "hidden, vocab", slot="head", when="not tied"),
         Param(M + "gate.weight", "hidden, experts", kind="router", slot="gate", when="sparse"),
-        *_mlp(M + "experts.{expert}.", "expert_ffn", "sparse", shard=CUT),
-        *_mlp(M + "shared_expert.", "shared_ffn", "sparse", shard=CUT),
+        *_mlp(M + "experts.{expert}.", "expert_ffn", "sparse", shard=SHARDED),
+        *_mlp(M + "shared_expert.", "shared_ffn", "sparse", shard=SHARDED),
         Param(M + "shared_expert_gate.weight", "hidden, 1", kind="router", when="sparse"),
     ),
 )

@@ -21,7 +21,7 @@ from llmctl.nn import (
 
 
 class Qwen2MoeForCausalLM(CausalLM):
-    """Token ids to logits, through mixtures of experts in the layers that have them.
+    """Token ids to logits, with mixtures of experts in some or all layers.
 
     Args:
         dims: What the card reads from ``config.json``.
@@ -39,7 +39,7 @@ class Qwen2MoeForCausalLM(CausalLM):
 
 
 class SharedSparseMLP(SparseMLP):
-    """The chosen experts and, times a gate of its own, an expert that every token passes."""
+    """A mixture of experts plus a shared expert, which has a sigmoid gate."""
 
     def __init__(self, dims) -> None:
         moe = Moe("softmax-topk", dims.top_k, dims.renormalize)

@@ -1,4 +1,4 @@
-"""A plugin whose card uses a symbol that no setting gives."""
+"""A plugin whose card uses a symbol that is not a field of it."""
 
 from llmctl import HF_DECODER, Family, Param, hookimpl
 

@@ -1,4 +1,4 @@
-"""The parrot's layer: each position sees the mean of all earlier ones. Only paddle, none of llmctl's blocks."""
+"""The parrot's layer: each position gets the mean of all earlier ones. Only paddle, none of llmctl's blocks."""
 
 import paddle
 from paddle import nn
@@ -13,8 +13,8 @@ class Block(nn.Layer):
         self.up = nn.Linear(dims.hidden, dims.ffn)
         self.down = nn.Linear(dims.ffn, dims.hidden, bias_attr=False)
 
-    def forward(self, x, seen):
-        mean = paddle.cumsum(x * seen, axis=1) / paddle.clip(paddle.cumsum(seen, axis=1), min=1)
+    def forward(self, x, mask):
+        mean = paddle.cumsum(x * mask, axis=1) / paddle.clip(paddle.cumsum(mask, axis=1), min=1)
         h = mean * paddle.rsqrt((mean * mean).mean(-1, keepdim=True) + 1e-6) * self.norm.weight
         return x + self.down(F.gelu(self.up(h)))
 
@@ -35,10 +35,10 @@ class ParrotForCausalLM(nn.Layer):
 
     def hidden_states(self, input_ids, attention_mask=None, position_ids=None, cache=None):
         x = self.parrot.wte(input_ids)
-        seen = paddle.ones_like(input_ids) if attention_mask is None else attention_mask
-        seen = seen.astype(x.dtype).unsqueeze(-1)
+        mask = paddle.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = mask.astype(x.dtype).unsqueeze(-1)
         for block in self.parrot.blocks:
-            x = block(x, seen)
+            x = block(x, mask)
         return x
 
     def logits(self, hidden):
