@@ -5,13 +5,12 @@ Tensors are read in ``peft_format``. Paths of layers are those in the torch mode
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmctl.adapters import targets
+from llmctl.adapters import patterns, targets
 from llmctl.adapters.adapter import Adapter, LoraWeights, alpha_of, scale_of
 from llmctl.adapters.config_values import Rule, check_values, is_count, is_number
 from llmctl.card.dims import Dims
@@ -52,16 +51,8 @@ NO_EFFECT = (
 
 def _are_names(value: Any) -> bool:
     if isinstance(value, str):
-        return _is_pattern(value)
+        return patterns.is_pattern(value)
     return not value or (isinstance(value, list) and all(isinstance(name, str) for name in value))
-
-
-def _is_pattern(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
 
 
 def _is_integer(value: Any) -> bool:
@@ -70,7 +61,8 @@ def _is_integer(value: Any) -> bool:
 
 def _by_pattern(value: Any, fits: Callable[[Any], bool]) -> bool:
     return not value or (
-        isinstance(value, dict) and all(_is_pattern(key) and fits(number) for key, number in value.items())
+        isinstance(value, dict)
+        and all(patterns.is_pattern(_ending(key)) and fits(number) for key, number in value.items())
     )
 
 
@@ -198,10 +190,16 @@ def _target_modules(selected_paths: list[str], plugin: Any, dims: Dims) -> list[
 
 def _named(torch: str, names: Any) -> bool:
     if isinstance(names, str):
-        return re.fullmatch(names, torch) is not None
+        return patterns.matches(names, torch)
     return any(targets.matches(torch, name) for name in names or [])
 
 
-def _pattern(patterns: Any, torch: str, default: Any) -> Any:
-    """The value of the first key that matches the end of the path; keys are regular expressions, as in PEFT."""
-    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", torch)), default)
+def _pattern(by_pattern: Any, torch: str, default: Any) -> Any:
+    """The value of the first key that is the path's end, read as a regular expression as peft does."""
+    found = (value for key, value in (by_pattern or {}).items() if patterns.matches(_ending(key), torch, whole=False))
+    return next(found, default)
+
+
+def _ending(key: str) -> str:
+    """The expression of names that end in what a key of a pattern matches, as peft has it."""
+    return rf"(.*\.)?({key})$"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ConfigError
+from llmctl.io.limits import YAML_NODES
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -73,6 +74,10 @@ def _parse_json(path: Path, text: str) -> Any:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid JSON: nested too deeply") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
 
 
 def _parse_yaml(path: Path, text: str) -> Any:
@@ -85,6 +90,10 @@ def _parse_yaml(path: Path, text: str) -> Any:
         seen: list[Any] = []
         for key_node, _ in node.value:
             key = loader.construct_object(key_node, deep=True)
+            if not isinstance(key, (str, int, float)):
+                raise ConfigError(
+                    f"{path}:{key_node.start_mark.line + 1}: the key {key!r} is not text; put it in quotes"
+                )
             if key in seen:
                 raise ConfigError(f"{path}:{key_node.start_mark.line + 1}: the key {key!r} is given twice")
             seen.append(key)
@@ -92,6 +101,8 @@ def _parse_yaml(path: Path, text: str) -> Any:
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
+        if _size(yaml.compose(text, Loader)) > YAML_NODES:
+            raise ConfigError(f"{path}: its aliases stand for more than {YAML_NODES:,} values; write them out")
         return yaml.load(text, Loader)  # noqa: S506 - Loader derives from SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -99,3 +110,26 @@ def _parse_yaml(path: Path, text: str) -> Any:
         raise ConfigError(f"{path}{where}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: nested too deeply") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        # A value in the form of a number or a date that is none.
+        raise ConfigError(f"{path}: not valid YAML: {error}; put text in quotes") from None
+
+
+def _size(root: Any) -> int:
+    """Number of values below a node of YAML, those behind aliases counted each time, up to one above ``YAML_NODES``.
+
+    A value that holds itself has no end.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = YAML_NODES
+            below = node.value if isinstance(getattr(node, "value", None), list) else []
+            parts = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
+            sizes[id(node)] = min(1 + sum(size(part) for part in parts), YAML_NODES + 1)
+        return sizes[id(node)]
+
+    return size(root)

@@ -26,3 +26,12 @@ PICKLE_ALL_TEXT = 64 << 20
 
 PICKLE_INTEGER = 16
 """Bytes of a whole number in a pickle."""
+
+PATTERN_SECONDS = 2.0
+"""Time of matching a regular expression of an adapter against one name."""
+
+PATTERN_CHARACTERS = 100_000
+"""Length of a regular expression of an adapter."""
+
+YAML_NODES = 200_000
+"""Values of a YAML file, each alias counted with what it stands for."""

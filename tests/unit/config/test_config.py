@@ -6,7 +6,7 @@ import typing
 import pytest
 
 from llmctl.config import file, schema
-from llmctl.config.file import override
+from llmctl.config.file import override, read_file
 from llmctl.config.finetune import FinetuneConfig
 from llmctl.config.schema import build
 from llmctl.errors import ConfigError
@@ -106,3 +106,34 @@ def test_the_largest_weight_file_is_a_size_or_a_number_of_bytes(size):
     assert config.output.max_shard_bytes == size
     with pytest.raises(ConfigError, match="output.max_shard_bytes=0.5: expected a string or an integer"):
         build(FinetuneConfig, {"output": {"max_shard_bytes": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {seed: 0x_}", "not valid YAML"),
+        ("train: {seed: 2001-99-99}", "not valid YAML: month must be in 1..12; put text in quotes"),
+        ("train: {seed: " + "9" * 5000 + "}", "not valid YAML"),
+        ("train: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("2001-01-01: x", r"the key datetime.date\(2001, 1, 1\) is not text"),
+        ("a: &a [*a]", "its aliases stand for more than"),
+        (
+            "a: &a ["
+            + "x," * 9
+            + "]\n"
+            + "".join(f"{n}: &{n} [" + f"*{chr(ord(n) - 1)}," * 9 + "]\n" for n in "bcdef"),
+            "aliases",
+        ),
+    ],
+)
+def test_values_and_shapes_that_yaml_cannot_hold_are_refused_without_a_traceback(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_file(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 50000 + "1" + "}" * 50000, '{"train": {"seed": ' + "1" * 5000 + "}}"])
+def test_json_that_is_too_deep_or_too_long_is_refused_without_a_traceback(tmp_path, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(ConfigError, match="c.json: not valid JSON"):
+        read_file(tmp_path / "c.json")
