@@ -16,6 +16,8 @@ import click
 
 from llmctl._version import __version__
 from llmctl.errors import LlmctlError
+from llmctl.runtime import streams
+from llmctl.runtime.distributions import entry_points
 
 COMMANDS_GROUP = "llmctl.commands"
 COMMANDS = {
@@ -78,14 +80,22 @@ class LazyGroup(click.Group):
 
 
 def _added() -> dict[str, metadata.EntryPoint]:
-    return {entry.name: entry for entry in metadata.entry_points(group=COMMANDS_GROUP) if entry.name not in COMMANDS}
+    """Commands of other distributions; core's own names are not taken over."""
+    with warnings.catch_warnings():
+        # Damaged metadata is told of where families are listed; a list of commands works without it.
+        warnings.simplefilter("ignore")
+        return {
+            entry.point.name: entry.point
+            for entry in entry_points()
+            if entry.point.group == COMMANDS_GROUP and entry.point.name not in COMMANDS
+        }
 
 
 def _load_added(name: str) -> click.Command:
     entry = _added()[name]
     try:
         found: click.Command = entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if os.environ.get("LLMCTL_STRICT") == "1":
             raise
         owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
@@ -125,6 +135,7 @@ def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 success, 2 user error, 130 interrupted."""
+    streams.prepare()
     with warnings.catch_warnings():
         # On import, paddle warns that ccache is missing, which matters only for building extensions.
         warnings.filterwarnings("ignore", module=r"paddle")
@@ -141,10 +152,14 @@ def main(args: list[str] | None = None) -> None:
             click.echo("interrupted", err=True)
             code = 130
         except BrokenPipeError:
-            # The reader of stdout is gone; without this, Python reports a second error at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            streams.drop_output()
             code = 141
-    sys.exit(code if isinstance(code, int) else 0)
+        except OSError as error:
+            if not streams.is_output_error(error):
+                raise
+            code = streams.output_lost(error)
+        code = streams.flush(code if isinstance(code, int) else 0)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import difflib
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from llmctl.errors import PluginError
 from llmctl.io.json_object import read_json
 from llmctl.plugins import hookspecs
 from llmctl.plugins.loading import InstalledPlugin, Plugin, load_installed
+from llmctl.runtime.distributions import entry_points
 
 _ANY_GROUP = re.compile(r"llmctl\.family\.v(\d+)")
 
@@ -26,12 +26,10 @@ _ANY_GROUP = re.compile(r"llmctl\.family\.v(\d+)")
 def installed() -> list[InstalledPlugin]:
     """Every family entry point of every API major, by name; nothing is imported."""
     rows = []
-    for distribution in metadata.distributions():
-        for entry in distribution.entry_points:
-            match = _ANY_GROUP.fullmatch(entry.group)
-            if match:
-                name = distribution.metadata["Name"] or "unknown"
-                rows.append(InstalledPlugin(entry.name, entry.value, name, distribution.version, int(match[1])))
+    for entry, distribution, version in entry_points():
+        match = _ANY_GROUP.fullmatch(entry.group)
+        if match:
+            rows.append(InstalledPlugin(entry.name, entry.value, distribution, version, int(match[1])))
     return sorted(set(rows), key=lambda found: (found.name, found.distribution, found.version))
 
 
