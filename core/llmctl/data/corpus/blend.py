@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.corpus.indexed import idx_path, real_path, without_suffix
+from llmctl.data.corpus.corpus_files import idx_path
+from llmctl.data.corpus.indexed import real_path, without_suffix
 from llmctl.errors import DataError
 
 MAX_CORPORA = 2**15 - 1

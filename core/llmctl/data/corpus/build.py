@@ -5,6 +5,7 @@ The result does not depend on the number of processes: batches of documents retu
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from llmctl import plugins, tokenizers
 from llmctl.data.corpus.documents import DocumentFiles
 from llmctl.data.corpus.indexed import Corpus, new_corpus, real_path, token_dtype
 from llmctl.errors import DataError
+from llmctl.runtime.children import end_with_parent
 
 BATCH_BYTES = 1 << 18
 AHEAD = 4
@@ -164,7 +166,7 @@ def _pool(encoder: BatchEncoder, workers: int) -> Iterator[Callable[[Iterator[li
     if workers == 1:
         yield lambda batches: map(encoder, batches)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, encoder.arguments)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(), *encoder.arguments))
     try:
         yield lambda batches: _in_order(pool, batches, workers * AHEAD)
     except BrokenProcessPool:
@@ -186,9 +188,10 @@ def _in_order(pool: ProcessPoolExecutor, batches: Iterator[list[str]], ahead: in
 _worker: list[BatchEncoder] = []
 
 
-def _start_worker(folder: Path, append_eos: bool, family: str) -> None:
+def _start_worker(parent: int, folder: Path, append_eos: bool, family: str) -> None:
     # Ctrl-C is sent to all processes of the terminal; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(parent)
     _worker[:] = [BatchEncoder(folder, append_eos, family)]
 
 

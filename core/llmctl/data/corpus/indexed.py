@@ -20,7 +20,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.checkpoint import atomic_file
+from llmctl.data.corpus import corpus_files
+from llmctl.data.corpus.corpus_files import idx_path
 from llmctl.errors import DataError
 
 MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
@@ -29,16 +30,6 @@ DTYPES = {1: "u1", 2: "i1", 3: "i2", 4: "i4", 5: "i8", 6: "f8", 7: "f4", 8: "u2"
 _OLD_MAGIC = b"TNTIDX"
 _CHUNK = 1 << 20
 _COPY_CHUNK = 16 << 20
-
-
-def idx_path(prefix: str | Path) -> Path:
-    """Path of the ``.idx`` of a corpus."""
-    return Path(f"{prefix}.idx")
-
-
-def bin_path(prefix: str | Path) -> Path:
-    """Path of the ``.bin`` of a corpus."""
-    return Path(f"{prefix}.bin")
 
 
 def without_suffix(name: str | Path) -> str:
@@ -72,7 +63,7 @@ class Corpus:
 
     def __init__(self, prefix: str | Path):
         self.prefix = without_suffix(prefix)
-        index, ids = idx_path(self.prefix), bin_path(self.prefix)
+        index, ids = corpus_files.current(self.prefix)
         for path in (index, ids):
             if not path.is_file():
                 raise DataError(
@@ -227,14 +218,11 @@ def new_corpus(prefix: str | Path, dtype: np.dtype, overwrite: bool = False) -> 
         DataError: The corpus exists and ``overwrite`` is not set.
         FileError: A file cannot be written, or the disk is full.
     """
-    index, ids = idx_path(prefix), bin_path(prefix)
     check_free(prefix, overwrite)
-    with atomic_file(index) as new_index, atomic_file(ids) as new_ids, open(new_ids, "wb") as stream:
+    with corpus_files.replaced(prefix) as (new_index, new_ids), open(new_ids, "wb") as stream:
         writer = CorpusWriter(stream, dtype, str(prefix))
         yield writer
         writer.finish(new_index)
-        # The index is written last and an old one deleted first, so there never is an index with ids of another corpus.
-        index.unlink(missing_ok=True)
 
 
 def check_free(prefix: str | Path, overwrite: bool) -> None:
@@ -245,9 +233,11 @@ def check_free(prefix: str | Path, overwrite: bool) -> None:
     """
     if str(prefix).endswith("/"):
         raise DataError(f"{prefix} is a folder; give a prefix in it, such as {prefix}web")
-    found = [path for path in (idx_path(prefix), bin_path(prefix)) if path.exists()]
-    if found and not overwrite:
-        raise DataError(f"{found[0]} already exists; choose another prefix or allow overwriting it with --overwrite")
+    # Ids without an index are what a killed build left.
+    if idx_path(prefix).exists() and not overwrite:
+        raise DataError(
+            f"{idx_path(prefix)} already exists; choose another prefix or allow overwriting it with --overwrite"
+        )
 
 
 def _header(path: Path) -> tuple[np.dtype, int, int]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from llmctl import plugins, tokenizers
-from llmctl.data.corpus.indexed import Corpus, bin_path
+from llmctl.data.corpus.corpus_files import current
+from llmctl.data.corpus.indexed import Corpus
 from llmctl.errors import DataError
 
 
@@ -22,7 +23,7 @@ def summary(corpus: Corpus) -> dict[str, Any]:
         "documents": corpus.documents,
         "sequences": len(corpus),
         "tokens": corpus.tokens,
-        "bytes": bin_path(corpus.prefix).stat().st_size,
+        "bytes": current(corpus.prefix)[1].stat().st_size,
     }
     if len(lengths):
         shortest, longest = int(lengths.argmin()), int(lengths.argmax())

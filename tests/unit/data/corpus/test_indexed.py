@@ -9,7 +9,8 @@ import pytest
 from kit.corpora import DOCUMENTS, write
 
 from llmctl.data.corpus import build as corpora
-from llmctl.data.corpus.indexed import DTYPES, HEADER, Corpus, bin_path, idx_path, new_corpus, token_dtype
+from llmctl.data.corpus.corpus_files import bin_path, idx_path
+from llmctl.data.corpus.indexed import DTYPES, HEADER, Corpus, new_corpus, token_dtype
 from llmctl.errors import DataError
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[3] / "goldens" / "megatron_core.json").read_text())
