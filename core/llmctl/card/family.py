@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -19,7 +20,7 @@ from typing import Any
 from llmctl.card.capabilities import State
 from llmctl.card.config_fields import ConfigField
 from llmctl.card.dims import Dims, check_together
-from llmctl.card.inert_keys import unknown_keys
+from llmctl.card.inert_keys import passed_over, unknown_keys
 from llmctl.card.shapes import Axis, parse_shape
 from llmctl.card.tokens import TokenFacts
 from llmctl.errors import ConfigError
@@ -238,12 +239,18 @@ class Family:
         Raises:
             ConfigError: A required key is absent, a key is unknown, or a value is one that the family does not support.
         """
-        unknown = unknown_keys(config, frozenset({setting.key for setting in self.settings} | set(self.inert)))
+        known = frozenset({setting.key for setting in self.settings} | set(self.inert))
+        unknown = unknown_keys(config, known)
         if unknown:
             listed = ", ".join(f"{key}={config[key]!r}" for key in unknown)
             raise ConfigError(
                 f"{where}: {self.name} does not know {listed}; ignoring a key could change the results. "
                 "Remove it if it has no effect on the model"
+            )
+        if idle := passed_over(config, known):
+            listed = ", ".join(f"{key}={config[key]!r}" for key in idle)
+            warnings.warn(
+                f"{where}: {listed}: {self.name} has no such setting, and it is off", UserWarning, stacklevel=2
             )
         values: dict[str, Any] = {}
         symbols = self._symbols()

@@ -1,4 +1,7 @@
-"""Keys of ``config.json`` without effect on what a model computes; every other key must be on the card."""
+"""Keys of ``config.json`` without effect on what a model computes; every other key must be on the card.
+
+A key that no list has is accepted with a note where its value switches nothing on (null, false, 0, empty).
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,32 @@ architectures model_type torch_dtype dtype transformers_version _name_or_path na
 tokenizer_class use_cache bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id
 decoder_start_token_id task_specific_params finetuning_task problem_type id2label label2id num_labels return_dict
 output_attentions output_hidden_states torchscript use_bfloat16 tf_legacy_loss pretraining_tp gradient_checkpointing
-attn_implementation _attn_implementation _attn_implementation_autoset use_flash_attn paddlenlp_version bf16 fp16 fp32
+attn_implementation use_flash_attn paddlenlp_version bf16 fp16 fp32
 """
 _GENERATION = """
 max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature
 top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
 num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id suppress_tokens
-begin_suppress_tokens remove_invalid_values exponential_decay_length_penalty prefix
+begin_suppress_tokens remove_invalid_values exponential_decay_length_penalty prefix cache_implementation
 """
-INERT = frozenset(f"{_BOOK_KEEPING} {_GENERATION}".split())
+_ATTENTION = """
+use_flash_attention use_flash_attention_2 use_flash_attn_2 flash_attn flash_attention use_sdpa use_xformers
+use_memory_efficient_attention attn_impl fuse_attention_qkv fuse_attention_ffn use_fused_rms_norm use_fused_rope
+use_flash_attention_for_inference recompute_granularity
+"""
+"""Which kernel computes attention: of transformers, remote code and PaddleNLP."""
+
+_PUBLISHED = """
+is_llama_config predict_special_tokens output_past n_special summary_type summary_use_proj summary_activation
+summary_proj_to_labels summary_first_dropout max_sequence_length model_max_length tokenizer_model_max_length
+tokenizer_padding_side padding_side bos_token eos_token pad_token unk_token unsloth_version unsloth_fixed
+transformers.js_config tokenizer_name license language datasets tags
+"""
+"""In files of published models, read by no release of transformers for these families: SmolLM and SmolLM2
+(is_llama_config), gpt2-medium, -large and -xl (predict_special_tokens, output_past, summary_*), Vicuna
+(max_sequence_length), Unsloth's, and the web's (transformers.js_config)."""
+
+INERT = frozenset(f"{_BOOK_KEEPING} {_GENERATION} {_ATTENTION} {_PUBLISHED}".split())
 """Metadata, token ids, switches of other software, generation defaults."""
 
 NEUTRAL: Mapping[str, Any] = {
@@ -29,14 +49,27 @@ NEUTRAL: Mapping[str, Any] = {
     "chunk_size_feed_forward": 0,
     "pruned_heads": {},
     "tie_word_embeddings": False,
+    "rope_interleaved": False,
 }
 """Keys without effect as long as they have this value."""
 
+OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
+"""Values that switch nothing on."""
+
 
 def unknown_keys(config: Mapping[str, Any], known: frozenset[str]) -> list[str]:
-    """Keys that are neither known to a card nor without effect; null values have none."""
+    """Keys that are neither known to a card nor without effect."""
+    return [key for key in _others(config, known) if config[key] not in OFF]
+
+
+def passed_over(config: Mapping[str, Any], known: frozenset[str]) -> list[str]:
+    """Keys that no list has and whose values switch nothing on; null says nothing at all."""
+    return [key for key in _others(config, known) if config[key] in OFF and config[key] is not None]
+
+
+def _others(config: Mapping[str, Any], known: frozenset[str]) -> list[str]:
     return [
         key
         for key, value in config.items()
-        if value is not None and key not in known and key not in INERT and NEUTRAL.get(key, NEUTRAL) != value
+        if not (key in known or key in INERT or key.startswith("_") or NEUTRAL.get(key, NEUTRAL) == value)
     ]

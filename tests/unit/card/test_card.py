@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 
 import pytest
 
@@ -470,6 +471,15 @@ def test_a_key_that_no_setting_reads_is_named_and_a_null_one_is_not():
     config = card.config_from_dims(card.dims_of("llama2-7b"))
     known = {**config, "torch_dtype": "bfloat16", "is_encoder_decoder": False, "attn_window": None}
     assert card.dims_from_config(known) == card.dims_of("llama2-7b")
-    for key, value in (("quantization_config", {"bits": 4}), ("is_encoder_decoder", True), ("attn_window", 64)):
+    # Published models: SmolLM2, gpt2-xl, Vicuna, Unsloth, the web's; and names that begin with an underscore.
+    published = {"is_llama_config": True, "rope_interleaved": False, "output_past": True, "max_sequence_length": 2048,
+                 "unsloth_version": "2025.1", "transformers.js_config": {"dtype": "q4"}, "_anything": 3}  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert card.dims_from_config({**config, **published}) == card.dims_of("llama2-7b")
+    with pytest.warns(UserWarning, match="attn_window=0, odd={}: llama has no such setting, and it is off"):
+        card.dims_from_config({**config, "attn_window": 0, "odd": {}})
+    for key, value in (("quantization_config", {"bits": 4}), ("is_encoder_decoder", True), ("attn_window", 64),
+                       ("rope_interleaved", True)):  # fmt: skip
         with pytest.raises(ConfigError, match=f"llama does not know {key}="):
             card.dims_from_config({**config, key: value})
