@@ -7,7 +7,6 @@ model, its quantization in training, and the ranks within fused layers. Nothing 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from llmctl.card.family import Family
 from llmctl.checkpoint.folder import check_apart
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
+from llmctl.io.copying import copy_into
 from llmctl.io.json_object import read_json, write_json
 from llmctl.quant.blockwise import CODES
 from llmctl.tokenizers.base import FILES
@@ -112,7 +112,7 @@ def copy_tokenizer(source: Path, target: Path, card: Family) -> None:
 def copy_generation(source: Path, target: Path) -> None:
     """Copies ``generation_config.json``, which some tokenizers and chat templates read."""
     if (source / GENERATION).is_file():
-        shutil.copyfile(source / GENERATION, target / GENERATION)
+        copy_into(source / GENERATION, target)
 
 
 def read(folder: Path, plugin: Any, dims: Dims) -> Adapter | Prefix:

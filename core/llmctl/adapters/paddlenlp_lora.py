@@ -14,10 +14,10 @@ from typing import Any
 from llmctl.adapters import repack, targets
 from llmctl.adapters.adapter import Adapter, LoraWeights, alpha_of, scale_of
 from llmctl.adapters.config_values import check_values, is_count, is_number
+from llmctl.adapters.paddlenlp_weights import UNIFIED, read_weights
 from llmctl.adapters.peft_format import as_stored, check_tensors, load
 from llmctl.card.dims import Dims
 from llmctl.card.weight_map import select_variant
-from llmctl.checkpoint.formats import pdparams
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import read_json, write_json
 
@@ -32,16 +32,16 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Adapter:
         CheckpointError: A setting is not supported, or tensors are missing, unexpected or have another shape.
     """
     config = _config(folder)
-    if not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{folder} has {CONFIG} but no {WEIGHTS}")
-    tensors = pdparams.read_header(folder / WEIGHTS)
+    tensors = read_weights(folder, WEIGHTS)
+    if tensors is None:
+        raise CheckpointError(f"{folder} has {CONFIG} but neither {WEIGHTS} nor {UNIFIED}")
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
     renames = repack.linear_renames(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
     named = {name.removesuffix(A).removesuffix(B) for name in tensors}
     renames = select_variant(renames, {f"{module}.weight" for module in named})
     sizes = {module: shape for module, shape in repack.shapes_in_file(renames, shapes).items() if module in named}
     if not sizes:
-        raise CheckpointError(f"{folder / WEIGHTS} has no adapter for a linear layer of {plugin.card.name}")
+        raise CheckpointError(f"{folder} has no adapter for a linear layer of {plugin.card.name}")
     rank, stabilised = config["r"], bool(config.get("rslora", False))
     expected: dict[str, tuple[int, ...]] = {}
     for module, (inputs, outputs) in sizes.items():

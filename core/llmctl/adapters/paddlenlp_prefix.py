@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from llmctl.adapters.config_values import Rule, check_values, is_count
+from llmctl.adapters.paddlenlp_weights import read_weights
 from llmctl.adapters.peft_format import as_stored, check_tensors, load
 from llmctl.adapters.prefix import Array, Prefix, compare, from_stored, shape_of, to_stored
 from llmctl.card.dims import Dims
-from llmctl.checkpoint.formats import pdparams
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import read_json, write_json
 
@@ -30,7 +30,8 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Prefix:
     Raises:
         CheckpointError: Sizes or tensors do not fit the base model, or a file cannot be read.
     """
-    if not (folder / WEIGHTS).is_file():
+    tensors = read_weights(folder, WEIGHTS)
+    if tensors is None:
         return Prefix(from_stored(_caches(folder, dims), plugin.card))
     config = _config(folder)
     tokens = config["num_prefix_tokens"]
@@ -38,7 +39,6 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Prefix:
     named = {**config, "heads": config.get("multi_query_group_num") or config.get("num_attention_heads")}
     named["head_dim"] = (config.get("hidden_size") or 0) // (config.get("num_attention_heads") or 1)
     compare(folder, named, {"num_hidden_layers": layers, "heads": heads, "head_dim": width})
-    tensors = pdparams.read_header(folder / WEIGHTS)
     flat = 2 * layers * heads * width
     expected: dict[str, tuple[int, ...]] = {"0.weight": (tokens, flat)}
     if config.get("prefix_projection"):

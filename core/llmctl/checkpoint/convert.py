@@ -25,14 +25,16 @@ from llmctl.card.dims import Dims
 from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint import slices
 from llmctl.checkpoint.folder import WeightFolder, open_folder
-from llmctl.checkpoint.formats import pdparams
+from llmctl.checkpoint.formats import pdparams, torch_bin
 from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE, widen
 from llmctl.checkpoint.formats.safetensors import Planned, write_file
 from llmctl.checkpoint.load import Expected, by_target, check_weights
 from llmctl.checkpoint.merge_ranks import read_ranks
-from llmctl.checkpoint.naming import recognise, renames_for
+from llmctl.checkpoint.naming import NATIVE, recognise, renames_for
 from llmctl.checkpoint.save import plan_shards, write_index
 from llmctl.errors import CheckpointError, LlmctlError
+from llmctl.io.atomic import remove_leftovers
+from llmctl.io.copying import copy_into
 from llmctl.io.digest import sha256
 from llmctl.io.json_object import read_json, write_json
 
@@ -101,7 +103,8 @@ def verify(source: Source, progress: Progress | None = None) -> list[str]:
     """Reads every tensor; the names of those that hold values that are not finite.
 
     Raises:
-        CheckpointError: A file ends early, or is not the one that the folder's manifest describes.
+        CheckpointError: A file ends early, is not the one that the folder's manifest describes, or a record of torch's zip
+            has another checksum than it should.
     """
     for name, row in _manifest(source.folder.path).items():
         if (file := source.folder.path / name).is_file() and sha256(file) != row["sha256"]:
@@ -109,6 +112,7 @@ def verify(source: Source, progress: Progress | None = None) -> list[str]:
                 f"{file} is damaged or was changed: its SHA-256 is not that in {MANIFEST}; convert the model again, or "
                 f"remove {MANIFEST} if the change is meant"
             )
+    torch_bin.check_crc({info.file for info in source.folder.tensors.values()})
     odd = []
     for name, tensor in source.state.items():
         values = tensor.numpy()
@@ -141,7 +145,8 @@ def convert(
         progress: Told of bytes written.
 
     Raises:
-        CheckpointError: The target is something else, lies where the source is, or cannot be written.
+        CheckpointError: The target is something else, lies where the source is, or cannot be written; or a record of
+            torch's zip in the source is damaged.
     """
     made_from = _fingerprint(source, layout, dtype, max_shard_bytes)
     if target.resolve() == source.folder.path.resolve():
@@ -155,10 +160,11 @@ def convert(
             )
     renames = renames_for(layout, source.plugin, source.dims)
     shards = plan_shards(source.state, renames, dtype, max_shard_bytes)
+    torch_bin.check_crc({info.file for info in source.folder.tensors.values()})
     with _working_folder(target, made_from) as work:
         hashes = {}
         for name, tensors in shards.items():
-            hashes[name] = _write_shard(work, name, tensors, progress)
+            hashes[name] = _write_shard(work, name, tensors, progress, "np" if layout == NATIVE else "pt")
         if len(shards) > 1:
             hashes[write_index(work, shards)] = ""
         _write_rest(source, work, layout, dtype, made_from, hashes)
@@ -214,12 +220,12 @@ def _working_folder(target: Path, made_from: str) -> Iterator[Path]:
         raise CheckpointError(f"cannot write {target}: {error.strerror}; what is finished stays in {work}") from error
 
 
-def _write_shard(work: Path, name: str, tensors: Mapping[str, Planned], progress: Progress | None) -> str:
+def _write_shard(work: Path, name: str, tensors: Mapping[str, Planned], progress: Progress | None, form: str) -> str:
     """Writes one file unless it is there, whole, from an earlier run; its SHA-256."""
     note, partial = work / f".{name}.sha256", work / f".{name}.partial"
     size = sum(tensor.nbytes for tensor in tensors.values())
     if not (note.is_file() and (work / name).is_file()):
-        write_file(partial, tensors, progress)
+        write_file(partial, tensors, progress, form)
         os.replace(partial, work / name)
         note.write_text(sha256(work / name), encoding="ascii")
     elif progress:
@@ -251,7 +257,7 @@ def _write_rest(source: Source, work: Path, layout: str, dtype: str, made_from: 
 def copy_rest(source: Path, target: Path, dtype: str) -> None:
     """Copies what a model folder holds beside its weights; config.json names the dtype unless that is kept."""
     for file in _rest(source):
-        shutil.copyfile(file, target / file.name)
+        copy_into(file, target)
     if dtype != "keep":
         config = read_json(target / "config.json", required=True)
         config[("dtype" if "dtype" in config else "torch_dtype")] = dtype
@@ -280,6 +286,7 @@ def _replace(work: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(work, target)
+    remove_leftovers(target.parent, f".{target.name}.converting-")
 
 
 def shown(names: Sequence[str], limit: int = 10) -> str:

@@ -77,7 +77,7 @@ def open_folder(path: str | Path) -> WeightFolder:
         if (path / name).is_file():
             return WeightFolder(path, MappingProxyType(read_header(path / name)))
         if (path / (name + INDEX)).is_file():
-            return WeightFolder(path, MappingProxyType(_read_shards(path / (name + INDEX), read_header)))
+            return WeightFolder(path, MappingProxyType(read_shards(path / (name + INDEX), read_header)))
     raise CheckpointError(_no_weights(path))
 
 
@@ -107,7 +107,12 @@ def _no_weights(path: Path) -> str:
     return f"{path} holds {len(others)} weight files ({listed}), but nothing says how to read them: {expected}"
 
 
-def _read_shards(index: Path, read_header: Callable[[Path], Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
+def read_shards(index: Path, read_header: Callable[[Path], Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
+    """The tensors of the files that an index names.
+
+    Raises:
+        CheckpointError: A file is not there, or index and files contradict each other.
+    """
     weight_map = _read_index(index)
     absent = sorted({shard for shard in weight_map.values() if not (index.parent / shard).is_file()})
     if absent:

@@ -90,7 +90,7 @@ def _locked_sibling(path: Path) -> Iterator[Path]:
     temporary = path.parent / f"{prefix}{secrets.token_hex(4)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent, prefix)
+        remove_leftovers(path.parent, prefix)
         temporary.mkdir()
     except FileNotFoundError as error:
         raise FileError(f"cannot write {path}: {path.parent} cannot be created; choose another folder") from error
@@ -103,7 +103,8 @@ def _locked_sibling(path: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _remove_leftovers(parent: Path, prefix: str) -> None:
+def remove_leftovers(parent: Path, prefix: str) -> None:
+    """Removes folders of this prefix that no process holds a lock on any more."""
     for leftover in parent.glob(prefix.replace("[", "[[]") + "*"):
         with contextlib.suppress(OSError):
             lock = os.open(leftover, os.O_RDONLY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from llmctl.errors import TokenizerError
+from llmctl.io.copying import copy_into
 from llmctl.tokenizers import protect
 from llmctl.tokenizers.special import Special, without_template
 
@@ -168,7 +168,7 @@ class Tokenizer(ABC):
     def save(self, folder: Path) -> None:
         """Writes everything that loading again needs into an existing folder, the chosen chat template included."""
         for path in (path for pattern in FILES for path in self.folder.glob(pattern)):
-            shutil.copyfile(path, folder / path.name)
+            copy_into(path, folder)
         without_template(self.folder, folder)
         if self.chat_template:
             self.chat_template.save(folder)

@@ -173,7 +173,16 @@ def test_paddlenlp_reads_and_writes_the_same_adapter(adapter, llama, tmp_path):
     np.testing.assert_array_equal(arrays[path + ".lora_A"], theirs[name].T)
     config = json.loads((target / "lora_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["rslora"]) == (4, 6, False)
-    back = open_adapter(target, adapter.parent).adapter
+    same_parts(open_adapter(target, adapter.parent).adapter, ours)
+    # With unified checkpoints PaddleNLP writes safetensors with an index.
+    (target / "lora_model_state.pdparams").unlink()
+    save_file(arrays, target / "peft_model-00001-of-00001.safetensors", metadata={"format": "np"})
+    index = {"weight_map": dict.fromkeys(arrays, "peft_model-00001-of-00001.safetensors")}
+    (target / "peft_model.safetensors.index.json").write_text(json.dumps(index))
+    same_parts(open_adapter(target, adapter.parent).adapter, ours)
+
+
+def same_parts(back, ours):
     assert back.layers.keys() == ours.layers.keys()
     for path, part in ours.layers.items():
         np.testing.assert_array_equal(back.layers[path].a, part.a)

@@ -29,8 +29,12 @@ _CODES = {
     "I8": "int8",
     "U8": "uint8",
     "BOOL": "bool",
+    "U16": "bfloat16",
 }
-_CODE_OF = {name: code for code, name in _CODES.items()}
+"""Codes in headers; paddle hands bfloat16 to numpy as 16-bit integers, so PaddleNLP writes U16 and reads no BF16."""
+_CODE_OF = {name: code for code, name in _CODES.items() if code != "U16"}
+FORMATS = {"pt": _CODE_OF, "np": {**_CODE_OF, "bfloat16": "U16"}}
+"""``format`` in the metadata: of torch (transformers), and of numpy (PaddleNLP)."""
 _MAX_HEADER = 100_000_000
 
 
@@ -71,17 +75,26 @@ class Planned:
         return prod(self.shape) * STORAGE[self.dtype].itemsize
 
 
-def write_file(path: Path, tensors: Mapping[str, Planned], progress: Callable[[int], None] | None = None) -> None:
+def write_file(
+    path: Path,
+    tensors: Mapping[str, Planned],
+    progress: Callable[[int], None] | None = None,
+    form: str = "pt",
+) -> None:
     """Writes a file, one tensor after the other, and flushes it to disk. Wide elements come first, for alignment.
 
-    ``progress`` is told the bytes of each tensor that was written.
+    Args:
+        path: The file.
+        tensors: By name.
+        progress: Called with the bytes of each tensor that was written.
+        form: A key of ``FORMATS``.
     """
     order = sorted(tensors, key=lambda name: -STORAGE[tensors[name].dtype].itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": form}}
     end = 0
     for name in order:
         begin, end = end, end + tensors[name].nbytes
-        code = _CODE_OF[tensors[name].dtype]
+        code = FORMATS[form][tensors[name].dtype]
         header[name] = {"dtype": code, "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

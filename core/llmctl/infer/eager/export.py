@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from llmctl.infer.eager.exported import Exported
 from llmctl.infer.eager.layer import DynamicModel, max_positions
 from llmctl.infer.eager.program import PREFIX, StaticModel
 from llmctl.io.atomic import atomic_folder
+from llmctl.io.copying import copy_into
 
 TOLERANCE = 1e-4
 """Largest difference of logits that passes, as a part of the largest logit or of 1."""
@@ -165,7 +165,7 @@ def _rest(work: Path, plugin: plugins.Plugin, dims: Dims, source: Path | None, t
     """Configuration, defaults of generation, tokenizer and template."""
     for name in COPIED:
         if source is not None and (source / name).is_file():
-            shutil.copyfile(source / name, work / name)
+            copy_into(source / name, work)
     if source is None:
         config = json.dumps(plugin.card.config_from_dims(dims), indent=1)
         (work / "config.json").write_text(config + "\n", encoding="utf-8")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmctl.checkpoint import save_weights
 from llmctl.checkpoint.build import CheckedModel
+from llmctl.io.copying import copy_into
 from llmctl.tokenizers import Tokenizer
 
 GENERATION = "generation_config.json"
@@ -38,7 +38,7 @@ class ModelWriter:
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         self.tokenizer.save(folder)
         if home and (home / GENERATION).is_file():
-            shutil.copyfile(home / GENERATION, folder / GENERATION)
+            copy_into(home / GENERATION, folder)
         else:
             (folder / GENERATION).write_text(json.dumps(self._generation(), indent=2) + "\n", encoding="utf-8")
 

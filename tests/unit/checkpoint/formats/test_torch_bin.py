@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llmctl.checkpoint import open_folder
+from llmctl.checkpoint.formats import torch_bin
 from llmctl.checkpoint.formats.dtypes import round_bfloat16
 from llmctl.errors import CheckpointError
 
@@ -352,3 +353,28 @@ def test_files_that_torch_wrote_are_read(assets, case):
     for name, info in weights.tensors.items():
         assert np.isfinite(weights.read(name)).all()
         assert info.file.suffix == ".bin"
+
+
+def flipped(file, record):
+    content = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        content[content.find(archive.read(record)) + 3] ^= 0x40
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_is_found_by_the_checksum_of_its_record(tmp_path):
+    file = good(tmp_path) / "pytorch_model.bin"
+    torch_bin.check_crc([file])
+    flipped(file, "archive/data/0")
+    with pytest.raises(CheckpointError, match="the record archive/data/0 has another CRC-32 than the archive states"):
+        torch_bin.check_crc([file])
+
+
+def test_records_without_a_checksum_and_files_of_other_kinds_are_passed_over(tmp_path):
+    file = good(tmp_path) / "pytorch_model.bin"
+    content = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        crc = archive.getinfo("archive/data/0").CRC.to_bytes(4, "little")
+    file.write_bytes(content.replace(crc, bytes(4)))
+    (tmp_path / "other").write_bytes(b"text")
+    torch_bin.check_crc([file, tmp_path / "other"])
