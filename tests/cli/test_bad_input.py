@@ -88,7 +88,7 @@ def test_the_job_itself_is_valid(job):
         (["--resume", "--overwrite"], "exclude each other"),
         (["--set", "method.rank=4"], "method.rank has no effect with method.name=full"),
         (["--set", "method.name=lora", "--set", "method.rank=0"], "method.rank=0: must be at least 1"),
-        (["--set", "method.name=lora", "--set", "method.rank=100000000000"], "the longest side of the layers"),
+        (["--set", "method.name=lora", "--set", "method.rank=100000000000"], "the largest side of the target layers"),
         (["--set", "method.name=lora", "--set", "method.targets=q_poj"], "did you mean q_proj?"),
         (["--set", "method.name=lora", "--set", "method.targets=[]"], "method.targets is empty"),
         (
@@ -97,7 +97,7 @@ def test_the_job_itself_is_valid(job):
         ),
         (
             ["--set", "method.name=lora", "--set", "method.pissa=true", "--set", "method.rank=200"],
-            "has no more than 128; set method.rank to that or less",
+            "set method.rank to at most 128",
         ),
         (["--set", "method.name=lora", "--set", "method.base=nf5"], "did you mean nf4?"),
         (["--set", "method.name=lora", "--set", "output.max_shard_bytes=5MB"], "an adapter is one file"),

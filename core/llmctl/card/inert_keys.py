@@ -29,14 +29,11 @@ use_flash_attention_for_inference recompute_granularity
 """Which kernel computes attention: of transformers, remote code and PaddleNLP."""
 
 _PUBLISHED = """
-is_llama_config predict_special_tokens output_past n_special summary_type summary_use_proj summary_activation
-summary_proj_to_labels summary_first_dropout max_sequence_length model_max_length tokenizer_model_max_length
-tokenizer_padding_side padding_side bos_token eos_token pad_token unk_token unsloth_version unsloth_fixed
-transformers.js_config tokenizer_name license language datasets tags
+model_max_length tokenizer_model_max_length tokenizer_padding_side padding_side bos_token eos_token pad_token unk_token
+unsloth_version unsloth_fixed transformers.js_config tokenizer_name license language datasets tags
 """
-"""In files of published models, read by no release of transformers for these families: SmolLM and SmolLM2
-(is_llama_config), gpt2-medium, -large and -xl (predict_special_tokens, output_past, summary_*), Vicuna
-(max_sequence_length), Unsloth's, and the web's (transformers.js_config)."""
+"""In files of published models, read by no release of transformers: Unsloth's, the web's (transformers.js_config), notes
+on tokenizers and licences. What only one family's files have is on its card."""
 
 INERT = frozenset(f"{_BOOK_KEEPING} {_GENERATION} {_ATTENTION} {_PUBLISHED}".split())
 """Metadata, token ids, switches of other software, generation defaults."""

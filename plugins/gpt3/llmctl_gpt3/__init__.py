@@ -95,7 +95,8 @@ CARD = Family(
         ConfigField("attention_dropout", "attn_pdrop", 0.1),
         ConfigField("residual_dropout", "resid_pdrop", 0.1),
     ),
-    # Scores are always computed in float32 or better; the summary head belongs to other models of the original code.
+    # Scores are always computed in float32 or better; the summary head belongs to other models of the original code. The
+    # last three are in gpt2-medium, -large and -xl; no release of transformers reads them.
     inert=(
         "reorder_and_upcast_attn",
         "n_ctx",
@@ -104,6 +105,9 @@ CARD = Family(
         "summary_activation",
         "summary_proj_to_labels",
         "summary_first_dropout",
+        "predict_special_tokens",
+        "output_past",
+        "n_special",
     ),  # fmt: skip
     ignored_tensors=("*.attn.bias", "*.attn.masked_bias"),
     paddlenlp=_paddlenlp,

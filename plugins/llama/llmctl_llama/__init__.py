@@ -59,6 +59,8 @@ CARD = Family(
         ConfigField("activation", "hidden_act", "silu", allowed=("silu",)),
         ConfigField("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
     ),
+    # SmolLM and SmolLM2 have the first, Vicuna the second; no release of transformers reads either.
+    inert=("is_llama_config", "max_sequence_length"),
     tokens=TokenFacts(ends=("<|eot_id|>",)),
     chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),

@@ -472,7 +472,7 @@ def test_a_key_that_no_setting_reads_is_named_and_a_null_one_is_not():
     known = {**config, "torch_dtype": "bfloat16", "is_encoder_decoder": False, "attn_window": None}
     assert card.dims_from_config(known) == card.dims_of("llama2-7b")
     # Published models: SmolLM2, gpt2-xl, Vicuna, Unsloth, the web's; and names that begin with an underscore.
-    published = {"is_llama_config": True, "rope_interleaved": False, "output_past": True, "max_sequence_length": 2048,
+    published = {"is_llama_config": True, "rope_interleaved": False, "model_max_length": 9, "max_sequence_length": 2048,
                  "unsloth_version": "2025.1", "transformers.js_config": {"dtype": "q4"}, "_anything": 3}  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error")
