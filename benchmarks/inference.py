@@ -249,7 +249,7 @@ def our_side(options):
                 if event.done and event.done.finish_reason != "length":
                     raise SystemExit(f"a request failed: {event.done}")
             state = engine.statistics()
-            held.append((state.used, state.held))
+            held.append((state.used_blocks, state.used_positions))
         return 0.0
 
     work = prompt_of(engine) if options.work == "prefill" else generate

@@ -40,4 +40,9 @@ def prompts(count, seed=0, lengths=(3, 40)):
 def idle(engine, virtual=0):
     """Whether only virtual tokens are left in the cache."""
     state = engine.statistics()
-    return (state.used, state.held, state.running, state.waiting) == (-(-virtual // BLOCK), virtual, 0, 0)
+    return (state.used_blocks, state.used_positions, state.running, state.waiting) == (
+        -(-virtual // BLOCK),
+        virtual,
+        0,
+        0,
+    )

@@ -13,7 +13,7 @@ from llmctl.errors import LlmctlError
 from llmctl.infer.request import Event, Generation, Request
 
 if TYPE_CHECKING:
-    from llmctl.infer.engine.async_engine import Events, Ticket, Worker
+    from llmctl.infer.engine.async_engine import AsyncEngine, Events, Ticket
     from llmctl.infer.engine.engine import Engine
 
 
@@ -184,13 +184,13 @@ class AsyncBackend:
     """The fused engine in a background thread, for several threads.
 
     Args:
-        worker: Runs the engine.
+        engine: The engine.
         ahead: Most requests of one ``run`` that the engine holds, running or waiting.
         adapter: Index of the adapter of requests that name none; -1 = none.
     """
 
-    def __init__(self, worker: Worker, ahead: int = 128, adapter: int = -1) -> None:
-        self.worker, self.ahead, self.adapter = worker, ahead, adapter
+    def __init__(self, engine: AsyncEngine, ahead: int = 128, adapter: int = -1) -> None:
+        self.engine, self.ahead, self.adapter = engine, ahead, adapter
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generation]]:
         """As ``Backend``.
@@ -218,13 +218,13 @@ class AsyncBackend:
                     yield running.pop(event.id)[0], event.done
         finally:
             for _, ticket in running.values():
-                self.worker.cancel(ticket)
+                self.engine.cancel(ticket)
 
     def _submit(
         self, asked: list[tuple[int, Request]], events: Events, running: dict[int, tuple[int, Ticket]]
     ) -> Iterator[tuple[int, Generation]]:
         """Hands requests to the engine and notes them as running; index and reason of those that were refused."""
-        tickets = self.worker.submit_all([request for _, request in asked], events)
+        tickets = self.engine.submit_all([request for _, request in asked], events)
         for (index, _), ticket in zip(asked, tickets, strict=True):
             try:
                 running[ticket.number.result()] = index, ticket
@@ -237,24 +237,24 @@ class AsyncBackend:
         Raises:
             StoppedError: The engine stopped before the request had ended.
         """
-        ticket = self.worker.submit(_adapted(request, self.adapter))
+        ticket = self.engine.submit(_adapted(request, self.adapter))
         try:
             yield from ticket
         finally:
-            self.worker.cancel(ticket)
+            self.engine.cancel(ticket)
 
     def close(self) -> None:
         """As ``Backend``."""
-        self.worker.stop()
+        self.engine.stop()
 
 
 def thread_safe(backend: Backend) -> Backend:
     """A backend that several threads may use at the same time; the given one may not be used any more."""
     if not isinstance(backend, EngineBackend):
         return backend
-    from llmctl.infer.engine.async_engine import Worker
+    from llmctl.infer.engine.async_engine import AsyncEngine
 
-    return AsyncBackend(Worker(backend.engine), backend.ahead, backend.adapter)
+    return AsyncBackend(AsyncEngine(backend.engine), backend.ahead, backend.adapter)
 
 
 def _adapted(request: Request, adapter: int) -> Request:

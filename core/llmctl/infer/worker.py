@@ -1,5 +1,5 @@
-"""The former place of ``Worker``, which is now in ``llmctl.infer.engine.async_engine``."""
+"""The former place of ``Worker``, which is now ``llmctl.infer.engine.async_engine.AsyncEngine``."""
 
-from llmctl.infer.engine.async_engine import Worker
+from llmctl.infer.engine.async_engine import AsyncEngine as Worker
 
 __all__ = ["Worker"]

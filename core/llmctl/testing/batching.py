@@ -49,7 +49,7 @@ class BatchingConformance:
         # The second run finds cached prefixes of the first.
         for _ in range(2):
             assert engine.generate(requests) == _alone(fused.layer, requests)
-        assert engine.statistics().preempted and not engine.statistics().used
+        assert engine.statistics().preemptions and not engine.statistics().used_blocks
 
     @proves("fused-prefix")
     def test_requests_share_the_blocks_of_virtual_tokens(self, card: Family, dims: Dims, fused: Fused) -> None:
@@ -67,7 +67,7 @@ class BatchingConformance:
         finally:
             fused.layer.prefix = None
         engine = _engine(fused, blocks=9, prefix=pack_prefix(Prefix(values), fused.packed.graph))
-        assert engine.generate(requests) == expected and engine.statistics().used == 1
+        assert engine.generate(requests) == expected and engine.statistics().used_blocks == 1
 
 
 def _engine(fused: Fused, **options: Any) -> Any:

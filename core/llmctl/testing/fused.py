@@ -312,10 +312,10 @@ def _rows(golden: Mapping[str, Any], most: int) -> Iterator[tuple[list[int], Any
 
 
 def _stepping(engine: Any, graph: Any, adapters: Sequence[int] | int, prefix: Any = None, longest: int = 64) -> Any:
-    from llmctl.infer.engine.stepping import Stepping
+    from llmctl.infer.engine.feeder import SequenceFeeder
 
     rows = [-1] * adapters if isinstance(adapters, int) else adapters
-    return Stepping(engine, graph, rows, longest, prefix)
+    return SequenceFeeder(engine, graph, rows, longest, prefix)
 
 
 def _near(found: Sequence[Any], expected_logits: Sequence[Any], limit: float) -> None:

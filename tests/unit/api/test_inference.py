@@ -116,7 +116,7 @@ def test_closing_a_stream_cancels_its_request(models):
     stream = models["fused"].stream(PROMPTS[0], SamplingParams(max_new_tokens=400, min_new_tokens=400))
     next(stream)
     stream.close()
-    state = models["fused"]._generator.backend.worker.statistics
+    state = models["fused"]._generator.backend.engine.statistics
     deadline = time.monotonic() + 20
     while state().running and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -263,7 +263,7 @@ def test_a_model_that_cannot_be_opened_is_an_error(folder, options, part):
 def test_several_turns_need_a_chat_template():
     with LLM(STARTER, chat_template="none") as llm:
         assert llm.chat(TALK, GREEDY) == llm.generate(PROMPTS[0], GREEDY)
-        with pytest.raises(DataError, match="messages has 3 turns, .* name one with chat_template"):
+        with pytest.raises(DataError, match="messages has 3 turns, .* set one with chat_template"):
             llm.chat([*TALK, {"role": "assistant", "content": "x"}] * 2 + TALK)
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 
-from llmctl.infer.engine.engine import Engine, Statistics
+from llmctl.infer.engine.engine import Engine, EngineStats
 from llmctl.infer.request import Event, Generation, Request
 
 
@@ -56,7 +56,7 @@ class Ticket:
         return next(event.done for event in self if event.done)
 
 
-class Worker:
+class AsyncEngine:
     """Runs an engine until it is stopped.
 
     Args:
@@ -119,8 +119,8 @@ class Worker:
             self._wake.notify()
         self._thread.join()
 
-    def statistics(self) -> Statistics:
-        """State and sums, between two steps or during one."""
+    def statistics(self) -> EngineStats:
+        """State and counters, between two steps or during one."""
         return self._engine.statistics()
 
     @property

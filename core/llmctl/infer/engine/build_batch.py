@@ -1,4 +1,4 @@
-"""A step as executors take it, made of the parts that are to be computed."""
+"""The batch of a step, as executors take it, from the scheduled chunks."""
 
 from __future__ import annotations
 
@@ -6,48 +6,48 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmctl.infer.engine.positions import Places
-from llmctl.infer.engine.sequence import Part
+from llmctl.infer.engine.positions import PositionRule
+from llmctl.infer.engine.request_state import ScheduledChunk
 from llmctl.infer.executors.base import BLOCK, Batch
 
 
-def batch_of(parts: Sequence[Part], places: Places) -> Batch:
-    """The step. Logits are wanted of the last token of every row that is finished, and of guesses after it."""
+def build_batch(chunks: Sequence[ScheduledChunk], rule: PositionRule) -> Batch:
+    """The batch. Logits are computed for the last token of every completed sequence and for its draft tokens."""
     ids: list[int] = []
-    wanted: list[int] = []
-    place: list[int] = []
-    contexts = []
-    for part in parts:
-        start = part.row.computed
-        ids += part.row.ids[start : start + part.count]
-        if part.finishes:
-            wanted += range(len(ids) - 1, len(ids) + len(part.drafts))
-        ids += part.drafts
-        begin = len(place)
-        place += range(places.virtual + start, places.virtual + start + len(ids) - begin)
-        if part.row.context:
-            contexts.append((slice(begin, len(ids)), part.row.context))
-    place_T = np.asarray(place, np.int32)
-    position_T, second_T, begin_T, end_T = places.arrays(place_T, contexts)
+    logits_indices: list[int] = []
+    kv_positions: list[int] = []
+    prefixes = []
+    for chunk in chunks:
+        start = chunk.sequence.computed
+        ids += chunk.sequence.ids[start : start + chunk.count]
+        if chunk.needs_logits:
+            logits_indices += range(len(ids) - 1, len(ids) + len(chunk.draft))
+        ids += chunk.draft
+        begin = len(kv_positions)
+        kv_positions += range(rule.virtual_tokens + start, rule.virtual_tokens + start + len(ids) - begin)
+        if chunk.sequence.prefix:
+            prefixes.append((slice(begin, len(ids)), chunk.sequence.prefix))
+    kv_position_T = np.asarray(kv_positions, np.int32)
+    position_T, second_T, begin_T, end_T = rule.arrays(kv_position_T, prefixes)
     return Batch(
         ids_T=np.asarray(ids, np.int32),
-        row_T=np.repeat(np.arange(len(parts), dtype=np.int32), [part.count + len(part.drafts) for part in parts]),
-        place_T=place_T,
+        row_T=np.repeat(np.arange(len(chunks), dtype=np.int32), [chunk.count + len(chunk.draft) for chunk in chunks]),
+        place_T=kv_position_T,
         position_T=position_T,
         second_T=second_T,
         begin_T=begin_T,
         end_T=end_T,
-        blocks_RM=_blocks(parts, places.virtual),
-        adapter_R=np.asarray([part.row.adapter for part in parts], np.int32),
-        wanted_L=np.asarray(wanted, np.int32),
+        blocks_RM=_block_tables(chunks, rule.virtual_tokens),
+        adapter_R=np.asarray([chunk.sequence.adapter for chunk in chunks], np.int32),
+        wanted_L=np.asarray(logits_indices, np.int32),
     )
 
 
-def _blocks(parts: Sequence[Part], virtual: int) -> np.ndarray:
-    """Blocks of every part's row up to its last token [R, M]; 0 after them."""
-    ends = [virtual + part.row.computed + part.count + len(part.drafts) for part in parts]
-    blocks_RM = np.zeros((len(parts), -(-max(ends) // BLOCK)), np.int32)
-    for row, (part, end) in enumerate(zip(parts, ends, strict=True)):
+def _block_tables(chunks: Sequence[ScheduledChunk], virtual_tokens: int) -> np.ndarray:
+    """Block tables [R, M] up to the last token of each chunk, filled up with 0."""
+    ends = [virtual_tokens + chunk.sequence.computed + chunk.count + len(chunk.draft) for chunk in chunks]
+    tables_RM = np.zeros((len(chunks), -(-max(ends) // BLOCK)), np.int32)
+    for row, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
         count = -(-end // BLOCK)
-        blocks_RM[row, :count] = part.row.blocks[:count]
-    return blocks_RM
+        tables_RM[row, :count] = chunk.sequence.block_table[:count]
+    return tables_RM

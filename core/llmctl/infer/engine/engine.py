@@ -1,7 +1,7 @@
-"""Continuous batching: requests join and leave between steps, each with options and draws of its own.
+"""Continuous batching: requests join and leave between steps, each with parameters and random numbers of its own.
 
-What a request is answered does not depend on what else is running. Which tokens a step computes is decided in
-``scheduler``, where they lie in ``tables``, what a request makes of its logits in ``jobs``.
+The answer to a request does not depend on what else runs. ``scheduler`` decides which tokens a step computes,
+``block_manager`` where their keys and values are, ``request_state`` what a request makes of its logits.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import numpy as np
 
 from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.infer.engine.beam_search import Beams
-from llmctl.infer.engine.block_manager import Row, Tables
-from llmctl.infer.engine.build_batch import batch_of
+from llmctl.infer.engine import sequence
+from llmctl.infer.engine.beam_search import BeamSearchState
+from llmctl.infer.engine.block_manager import BlockManager
+from llmctl.infer.engine.build_batch import build_batch
+from llmctl.infer.engine.generation import GenerationState
 from llmctl.infer.engine.limits import Limits, step_tokens_for
-from llmctl.infer.engine.positions import Places
+from llmctl.infer.engine.positions import PositionRule
+from llmctl.infer.engine.request_state import ChunkOutput, RequestState, ScheduledChunk
 from llmctl.infer.engine.scheduler import Scheduler
-from llmctl.infer.engine.scoring import Scoring
-from llmctl.infer.engine.sequence import Answering, Found, Job, Part
+from llmctl.infer.engine.scoring import ScoringState
 from llmctl.infer.executors.base import Executor, Float
 from llmctl.infer.request import Event, Generation, Request
 from llmctl.infer.sampling.rows import FAULTS
@@ -28,48 +30,48 @@ from llmctl.infer.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """State and sums of an engine.
+class EngineStats:
+    """State and counters of an engine.
 
     Attributes:
         running: Requests that have blocks.
         waiting: Requests that have none.
-        blocks: Blocks of the cache.
-        used: Blocks that somebody holds, virtual tokens' among them.
-        held: Places in them that hold something.
+        blocks: Blocks of the KV cache.
+        used_blocks: Blocks with a reference, those of virtual tokens included.
+        used_positions: Positions in them that hold something.
         steps: Steps so far.
-        computed: Tokens that went through the model so far.
-        preempted: Times that a request gave up its blocks so far.
-        guessed: Tokens that were guessed so far.
-        accepted: Guesses that were right so far.
+        computed_tokens: Tokens that went through the model so far.
+        preemptions: How often a request gave up its blocks so far.
+        draft_tokens: Draft tokens so far.
+        accepted_tokens: Draft tokens that were accepted so far.
     """
 
     running: int
     waiting: int
     blocks: int
-    used: int
-    held: int
+    used_blocks: int
+    used_positions: int
     steps: int
-    computed: int
-    preempted: int
-    guessed: int
-    accepted: int
+    computed_tokens: int
+    preemptions: int
+    draft_tokens: int
+    accepted_tokens: int
 
 
 class Engine:
-    """Answers requests on an executor. Not for several threads at once: ``worker.Worker`` runs one for them.
+    """Answers requests on an executor. For one thread; ``async_engine.AsyncEngine`` serves several.
 
     Args:
         executor: Computes steps.
         graph: The model that it computes.
-        blocks: Blocks of the cache (``cache_size.blocks_for``).
+        blocks: Blocks of the KV cache (``kv_budget.blocks_for``).
         end_ids: Tokens that end an answer.
         prefix: Keys and values of virtual tokens before every sequence [layers, 2, P, K, H]; None = there are none.
         adapters: Number of adapters that requests may name.
         step_tokens: Most tokens of a step; a long prompt is computed over several steps. None = what the executor takes,
             or what is enough for the model (``limits.step_tokens_for``).
-        most_rows: Most rows (answers, or beams of them) that run together.
-        share: Whether equal beginnings of prompts share blocks.
+        most_rows: Most sequences (answers, or beams of them) that run together.
+        share: Whether prompts with equal first tokens share blocks (prefix caching).
 
     Raises:
         ConfigError: The numbers do not fit each other.
@@ -88,158 +90,159 @@ class Engine:
         most_rows: int = 64,
         share: bool = True,
     ) -> None:
-        most = executor.max_tokens
-        step_tokens = step_tokens or most or step_tokens_for(graph, most_rows)
-        if most is not None and step_tokens > most:
-            raise ConfigError(f"step_tokens={step_tokens} must be at most {most}, what the executor was made for")
+        limit = executor.max_tokens
+        step_tokens = step_tokens or limit or step_tokens_for(graph, most_rows)
+        if limit is not None and step_tokens > limit:
+            raise ConfigError(f"step_tokens={step_tokens} must be at most {limit}, what the executor was made for")
         if not 1 <= most_rows < step_tokens:
             raise ConfigError(
-                f"most_rows={most_rows} must be at least 1 and below step_tokens={step_tokens}, so that prompts go on too"
+                f"most_rows={most_rows} must be at least 1 and below step_tokens={step_tokens}, so that prompts progress too"
             )
         self._executor, self._end_ids = executor, frozenset(end_ids)
         self._sampler = Sampler(executor.vocab)
-        self._tables = Tables(executor, blocks, prefix, share)
-        self._places = Places(graph, self._tables.virtual)
-        self._scheduler = Scheduler(self._tables, step_tokens, most_rows)
-        self._limits = Limits(self._places, self._tables, adapters, step_tokens, most_rows)
-        self._jobs: dict[int, Job] = {}
-        self._untold: list[tuple[Job, Event]] = []
-        self._next = self._steps = self._computed = self._guessed = self._accepted = 0
+        self._manager = BlockManager(executor, blocks, prefix, share)
+        self._rule = PositionRule(graph, self._manager.virtual_tokens)
+        self._scheduler = Scheduler(self._manager, step_tokens, most_rows)
+        self._limits = Limits(self._rule, self._manager, adapters, step_tokens, most_rows)
+        self._states: dict[int, RequestState] = {}
+        self._pending_events: list[tuple[RequestState, Event]] = []
+        self._last_id = self._steps = self._computed = self._drafted = self._accepted = 0
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._jobs or self._untold)
+        return bool(self._states or self._pending_events)
 
     def add(self, request: Request) -> int:
         """The number under which the request is answered.
 
         Raises:
             ConfigError: It can never be answered.
-            DataError: The prompt lacks tokens that mark a context.
+            DataError: The prompt lacks the tokens that delimit a bidirectional prefix.
         """
-        context = self._limits.check(request)
-        row = Row([int(token) for token in request.prompt], request.adapter, context)
-        self._next += 1
-        kind = Beams if request.beams else Answering if request.score_from is None else Scoring
-        job = kind(self._next, request, row, self._tables, self._end_ids)
-        self._jobs[job.id] = job
-        self._scheduler.waiting.append(job)
-        return job.id
+        prefix = self._limits.check(request)
+        prompt = sequence.Sequence([int(token) for token in request.prompt], request.adapter, prefix)
+        self._last_id += 1
+        kind = BeamSearchState if request.beams else GenerationState if request.score_from is None else ScoringState
+        state = kind(self._last_id, request, prompt, self._manager, self._end_ids)
+        self._states[state.id] = state
+        self._scheduler.waiting.append(state)
+        return state.id
 
     def cancel(self, number: int) -> None:
-        """Ends a request; the next step tells so. Nothing happens if it has ended."""
-        job = self._jobs.get(number)
-        if job:
-            self._untold.append((job, Event(number, done=job.ended("cancelled", length=job.told))))
-            self._drop(job)
+        """Ends a request; the next step emits its last event. Nothing happens if it has ended."""
+        state = self._states.get(number)
+        if state:
+            done = state.result("cancelled", length=state.num_emitted)
+            self._pending_events.append((state, Event(number, done=done)))
+            self._drop(state)
 
     def step(self) -> list[Event]:
-        """Computes the next tokens, and tells what happened."""
-        events = [event for job, done in self._untold for event in self._told(job, [done])]
-        self._untold = []
-        parts = self._scheduler.plan()
-        if parts:
-            events += self._run(parts)
-        elif self._jobs:
-            raise RuntimeError(f"{len(self._jobs)} requests, and none of them can go on")
+        """Computes the next tokens; the events that follow."""
+        events = [event for state, pending in self._pending_events for event in self._emit(state, [pending])]
+        self._pending_events = []
+        chunks = self._scheduler.schedule()
+        if chunks:
+            events += self._run(chunks)
+        elif self._states:
+            raise RuntimeError(f"{len(self._states)} requests, and none of them can progress")
         return events
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Answers, in order. A request that cannot be answered has the reason ``error``; the others are answered.
+        """Answers, in order. A request that is refused has the finish reason ``error``; the others are answered.
 
         What a callback raises is raised, and ends all of them.
         """
         answers: dict[int, Generation] = {}
-        places: dict[int, int] = {}
-        for place, request in enumerate(requests):
+        indices: dict[int, int] = {}
+        for index, request in enumerate(requests):
             try:
-                places[self.add(request)] = place
+                indices[self.add(request)] = index
             except LlmctlError as error:
-                answers[place] = Generation([], "error", str(error))
+                answers[index] = Generation([], "error", str(error))
         try:
             while len(answers) < len(requests):
                 for event in self.step():
-                    if event.done and event.id in places:
+                    if event.done and event.id in indices:
                         if event.done.cause:
                             raise event.done.cause
-                        answers[places[event.id]] = event.done
+                        answers[indices[event.id]] = event.done
         finally:
-            for number in places:
+            for number in indices:
                 self.cancel(number)
-        return [answers[place] for place in range(len(requests))]
+        return [answers[index] for index in range(len(requests))]
 
-    def statistics(self) -> Statistics:
-        """State and sums."""
-        scheduler, blocks = self._scheduler, self._tables.blocks
-        rows = [row for job in scheduler.running for row in job.rows]
-        return Statistics(
+    def statistics(self) -> EngineStats:
+        """State and counters."""
+        scheduler, pool = self._scheduler, self._manager.pool
+        sequences = [one for state in scheduler.running for one in state.sequences]
+        return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
-            blocks=blocks.count,
-            used=blocks.used,
-            held=self._tables.held(rows),
+            blocks=pool.count,
+            used_blocks=pool.num_used,
+            used_positions=self._manager.used_positions(sequences),
             steps=self._steps,
-            computed=self._computed,
-            preempted=scheduler.preempted,
-            guessed=self._guessed,
-            accepted=self._accepted,
+            computed_tokens=self._computed,
+            preemptions=scheduler.preemptions,
+            draft_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )
 
-    def _run(self, parts: list[Part]) -> list[Event]:
-        batch = batch_of(parts, self._places)
+    def _run(self, chunks: list[ScheduledChunk]) -> list[Event]:
+        batch = build_batch(chunks, self._rule)
         logits_LV = self._executor.run(batch)
-        choices = [choice for part in parts if part.finishes for choice in part.job.choices(part)]
-        chosen = self._sampler.choose(np.ascontiguousarray(logits_LV, np.float32), choices)
-        found = Found(
-            logits_LV, chosen.token_L.tolist(), [FAULTS.get(status, "") for status in chosen.status_L.tolist()]
-        )
+        inputs = [row for chunk in chunks if chunk.needs_logits for row in chunk.state.sampler_inputs(chunk)]
+        chosen = self._sampler.choose(np.ascontiguousarray(logits_LV, np.float32), inputs)
+        tokens = chosen.token_L.tolist()
+        faults = [FAULTS.get(status, "") for status in chosen.status_L.tolist()]
         self._steps, self._computed = self._steps + 1, self._computed + len(batch.ids_T)
         events: list[Event] = []
         start = 0
-        for part in parts:
-            rows = slice(start, start + (1 + len(part.drafts) if part.finishes else 0))
+        for chunk in chunks:
+            rows = slice(start, start + (1 + len(chunk.draft) if chunk.needs_logits else 0))
             start = rows.stop
-            if part.job.id not in self._jobs:
+            if chunk.state.id not in self._states:
                 continue
-            self._tables.commit(part.row, part.count)
+            self._manager.commit(chunk.sequence, chunk.count)
             if rows.stop > rows.start:
-                events += self._advance(part, Found(logits_LV[rows], found.tokens[rows], found.faults[rows]))
+                events += self._process(chunk, ChunkOutput(logits_LV[rows], tokens[rows], faults[rows]))
         return events
 
-    def _advance(self, part: Part, found: Found) -> list[Event]:
-        before = part.row.computed
-        events = part.job.advance(part, found)
-        if part.drafts and part.job.request.score_from is None:
-            self._guessed += len(part.drafts)
-            self._accepted += part.row.computed - before
-        return self._told(part.job, events)
+    def _process(self, chunk: ScheduledChunk, output: ChunkOutput) -> list[Event]:
+        before = chunk.sequence.computed
+        events = chunk.state.process_output(chunk, output)
+        if chunk.draft and chunk.state.request.score_from is None:
+            self._drafted += len(chunk.draft)
+            self._accepted += chunk.sequence.computed - before
+        return self._emit(chunk.state, events)
 
-    def _told(self, job: Job, events: list[Event]) -> list[Event]:
-        """Tells the request's callback; returns what was told. Nothing is told after the end."""
-        told: list[Event] = []
+    def _emit(self, state: RequestState, events: list[Event]) -> list[Event]:
+        """Passes events to the request's callback; the events that were emitted. After the last one there is none."""
+        emitted: list[Event] = []
         for event in events:
-            told.append(event)
-            job.told += event.token is not None
+            emitted.append(event)
+            state.num_emitted += event.token is not None
             if event.done:
-                self._drop(job)
-            ended = self._call(job, event)
-            if event.done or job.id not in self._jobs:
+                self._drop(state)
+            ended = self._call(state, event)
+            if event.done or state.id not in self._states:
                 break
             if ended:
-                return told + self._told(job, [Event(job.id, done=ended)])
-        return told
+                return emitted + self._emit(state, [Event(state.id, done=ended)])
+        return emitted
 
-    def _call(self, job: Job, event: Event) -> Generation | None:
+    def _call(self, state: RequestState, event: Event) -> Generation | None:
         """Calls the request's callback; the answer, if that ends it."""
-        if not job.request.on_event:
+        if not state.request.on_event:
             return None
         try:
-            return job.ended("stop", length=job.told) if job.request.on_event(event) else None
+            stopped = state.request.on_event(event)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
-            return replace(job.ended("error", message, job.told), cause=error)
+            return replace(state.result("error", message, state.num_emitted), cause=error)
+        return state.result("stop", length=state.num_emitted) if stopped else None
 
-    def _drop(self, job: Job) -> None:
-        if self._jobs.pop(job.id, None):
-            self._scheduler.remove(job)
+    def _drop(self, state: RequestState) -> None:
+        if self._states.pop(state.id, None):
+            self._scheduler.remove(state)

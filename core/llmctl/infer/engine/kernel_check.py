@@ -1,4 +1,4 @@
-"""How far compiled products and choices of tokens are here from the same in numpy, for ``llmctl ops doctor``."""
+"""How far compiled matrix products and sampling are here from numpy's, for ``llmctl ops doctor``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ VOCAB = 1001
 
 
 def linear_difference() -> float:
-    """The largest difference of a product, as a part of the largest value or of 1: all kinds of weights, one row and several."""
+    """The largest difference of a product, relative to the largest value or to 1: all types of weights, one row and several."""
     x_TI, weight_IO, bias_O = _noise(7, 100), _noise(100, 37), _noise(37)
     errors = []
     for kind, group in (("float32", 0), ("bfloat16", 0), ("int8", 0), ("int8", 32), ("int4", 64)):
         packed = linear.pack(weight_IO, kind, group)
-        seen_TI = linear.rounded(x_TI) if kind in linear.LIMITS else x_TI
-        theirs_TO = seen_TI.astype(np.float64) @ linear.unpack(packed) + bias_O
+        rounded_TI = linear.rounded(x_TI) if kind in linear.LIMITS else x_TI
+        theirs_TO = rounded_TI.astype(np.float64) @ linear.unpack(packed) + bias_O
         for rows in (1, 7):
             apart = np.abs(native.product(x_TI[:rows], packed, bias_O) - theirs_TO[:rows]).max()
             errors.append(apart / max(1.0, np.abs(theirs_TO).max()))
@@ -33,11 +33,11 @@ def linear_difference() -> float:
 
 
 def sampling_difference(choose: Callable[[Float, Sequence[SamplerInput], bool], Any] | None = None) -> float:
-    """The largest difference of a log-probability from numpy's; infinite where another token or status comes out.
+    """The largest difference of a log-probability from numpy's; infinite where a token or status differs.
 
     Args:
-        choose: From logits, choices and whether log-probabilities are wanted to tokens, log-probabilities and statuses; None =
-            the kernels of this processor.
+        choose: From logits, sampler inputs and whether log-probabilities are requested to tokens, log-probabilities and statuses;
+            None = the kernels of this processor.
     """
     choose = choose or native.sampler(VOCAB).choose
     said = np.arange(0, 700, 3, dtype=np.int32)
@@ -57,6 +57,6 @@ def sampling_difference(choose: Callable[[Float, Sequence[SamplerInput], bool], 
 
 
 def _noise(*shape: int) -> Float:
-    """Values about 0 that are the same each time."""
-    place = np.arange(np.prod(shape), dtype=np.float64)
-    return (2 * np.sin(12.9898 * place + 78.233 * (place % 7))).astype(np.float32).reshape(shape)
+    """Values around 0 that are the same each time."""
+    index = np.arange(np.prod(shape), dtype=np.float64)
+    return (2 * np.sin(12.9898 * index + 78.233 * (index % 7))).astype(np.float32).reshape(shape)

@@ -1,4 +1,4 @@
-"""How many blocks a paged cache has: a limit in bytes, or a share of the memory that is free."""
+"""How many blocks the KV cache has: by a limit in bytes, or a share of the free memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def blocks_for(limit: str | int | float, block_bytes: int, tokens: int = 1, free
     Args:
         limit: Bytes or a share of the free memory, as ``parse_bytes_or_share`` reads them.
         block_bytes: Memory of a block, over all layers.
-        tokens: Places of the shortest sequence that must fit.
+        tokens: Positions of the shortest sequence that must fit.
         free: Free memory in bytes; None = what is free here.
 
     Raises:
-        ConfigError: The limit cannot be read, or not even such a sequence fits.
+        ConfigError: The limit is not a size, or not even such a sequence fits.
     """
     amount = parse_bytes_or_share(limit, "cache_memory=")
     share = isinstance(amount, float)

@@ -6,85 +6,93 @@ from dataclasses import dataclass
 
 from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.errors import ConfigError
-from llmctl.infer.engine.block_manager import Tables
-from llmctl.infer.engine.positions import Context, Places
+from llmctl.infer.engine.block_manager import BlockManager
+from llmctl.infer.engine.positions import BidirectionalPrefix, PositionRule
 from llmctl.infer.executors.base import BLOCK
 from llmctl.infer.request import Request
 
 
-def step_tokens_for(graph: DecoderSpec, most_rows: int = 64, enough: int = 512) -> int:
-    """Tokens of a step that are enough for a model: contexts that are read in both directions go into one step."""
-    if not graph.prefix_lm:
-        return max(enough, most_rows + 1)
-    return max(enough, (graph.max_positions or 2048) + most_rows)
+def step_tokens_for(spec: DecoderSpec, max_sequences: int = 64, enough: int = 512) -> int:
+    """Tokens of a step that are enough for a model: a bidirectional prefix is computed in one step."""
+    if not spec.prefix_lm:
+        return max(enough, max_sequences + 1)
+    return max(enough, (spec.max_positions or 2048) + max_sequences)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request must keep to.
+    """What every request has to respect.
 
     Attributes:
-        places: The model.
-        tables: The cache.
-        adapters: Adapters of the executor.
-        step_tokens: The most tokens of a step.
-        most_rows: Rows that run together.
+        rule: Positions of the model.
+        manager: The KV cache.
+        adapters: Number of adapters of the executor.
+        step_tokens: Most tokens of a step.
+        max_sequences: Most sequences that run together.
     """
 
-    places: Places
-    tables: Tables
+    rule: PositionRule
+    manager: BlockManager
     adapters: int
     step_tokens: int
-    most_rows: int
+    max_sequences: int
 
-    def check(self, request: Request) -> Context | None:
-        """The context of a request's prompt, when it can be answered.
+    def check(self, request: Request) -> BidirectionalPrefix | None:
+        """The bidirectional prefix of a request's prompt, if the request can be answered.
 
         Raises:
-            ConfigError: The prompt is empty, has ids that the model does not know or is too long, or an option asks for
-                what there is not.
-            DataError: The prompt lacks tokens that mark a context.
+            ConfigError: The prompt is empty, too long or not of the vocabulary, or an option asks for what there is not.
+            DataError: The prompt lacks the tokens that delimit a bidirectional prefix.
         """
-        graph, prompt = self.places.graph, request.prompt
+        vocab, prompt = self.rule.spec.vocab, request.prompt
         if not len(prompt):
             raise ConfigError("the prompt is empty, and the tokenizer has no token to begin with; write something")
-        strange = next((token for token in prompt if not 0 <= token < graph.vocab), None)
-        if strange is not None:
-            raise ConfigError(f"the prompt has the token {strange}; the model knows those from 0 to {graph.vocab - 1}")
+        unknown = next((token for token in prompt if not 0 <= token < vocab), None)
+        if unknown is not None:
+            raise ConfigError(f"the prompt has the token {unknown}; the model knows those from 0 to {vocab - 1}")
         if not -1 <= request.adapter < self.adapters:
-            raise ConfigError(f"adapter {request.adapter} is none of the {self.adapters} that are loaded; -1 is none")
+            raise ConfigError(
+                f"adapter index {request.adapter} is out of range: {self.adapters} are loaded; -1 is none"
+            )
         width = request.beams.beams if request.beams else 1
-        if width > self.most_rows:
-            raise ConfigError(f"beams={width} is more than the {self.most_rows} rows that run together; use fewer")
-        self._length(request, width)
-        context, room = self.places.context([*prompt]), self.step_tokens - self.most_rows + 1
-        if context and context.length > room:
-            raise ConfigError(
-                f"the prompt's context has {context.length} tokens; it is computed in one step, which has room for {room}. "
-                f"Shorten it, or set step_tokens to {self.step_tokens + context.length - room} or more"
-            )
-        if context and request.score_from is not None and request.score_from <= context.length:
-            raise ConfigError(
-                f"score_from={request.score_from} must be above {context.length}: tokens of the context see those after them"
-            )
-        return context
+        if width > self.max_sequences:
+            raise ConfigError(f"beams={width} is more than the {self.max_sequences} rows that run together; use fewer")
+        self._check_length(request, width)
+        prefix = self.rule.prefix([*prompt])
+        if prefix:
+            self._check_prefix(request, prefix)
+        return prefix
 
-    def _length(self, request: Request, width: int) -> None:
-        graph, virtual = self.places.graph, self.places.virtual
-        stable = graph.rope.max_stable_length if graph.rope else None
+    def _check_prefix(self, request: Request, prefix: BidirectionalPrefix) -> None:
+        room = self.step_tokens - self.max_sequences + 1
+        if prefix.length > room:
+            raise ConfigError(
+                f"the prompt's bidirectional prefix has {prefix.length} tokens; it is computed in one step, which has room for "
+                f"{room}. Shorten it, or set step_tokens to {self.step_tokens + prefix.length - room} or more"
+            )
+        if request.score_from is not None and request.score_from <= prefix.length:
+            raise ConfigError(
+                f"score_from={request.score_from} must be above {prefix.length}: tokens of the bidirectional prefix see those "
+                "after them"
+            )
+
+    def _check_length(self, request: Request, width: int) -> None:
+        spec, virtual = self.rule.spec, self.rule.virtual_tokens
+        stable = spec.rope.max_stable_length if spec.rope else None
         if stable is not None:
             other = "; longer sequences need the dynamic engine"
-            _within(request, stable - virtual, "positions for which the model's rotation is fixed", other)
-        elif graph.max_positions is not None:
-            _within(request, graph.max_positions - virtual, "positions of the model")
+            _within(request, stable - virtual, "positions for which the model's RoPE frequencies hold", other)
+        elif spec.max_positions is not None:
+            _within(request, spec.max_positions - virtual, "positions of the model")
         prompt, total = len(request.prompt), len(request.prompt) + _new(request) - 1
-        there = self.tables.blocks.count - -(-virtual // BLOCK)
-        needed = self.tables.most(total, prompt, width)
-        if needed > there:
+        available = self.manager.pool.count - -(-virtual // BLOCK)
+        needed = self.manager.max_blocks(total, prompt, width)
+        if needed > available:
             new = f"; with max_new_tokens={_new(request)}" if _new(request) else ";"
             raise ConfigError(
                 f"the prompt has {prompt} tokens{new}{f' and beams={width}' if width > 1 else ''} it needs {needed} blocks of "
-                f"{BLOCK} tokens, and the cache has {there}. Shorten it, lower max_new_tokens, or give the cache more memory"
+                f"{BLOCK} tokens, and the cache has {available}. Shorten it, lower max_new_tokens, or give the cache more "
+                "memory"
             )
 
 
@@ -96,7 +104,7 @@ def remedy(prompt: int, limit: int) -> str:
 
 
 def _within(request: Request, limit: int, what: str, other: str = "") -> None:
-    """Raises ConfigError where prompt and answer together are over a limit."""
+    """Raises ConfigError if prompt and answer together are over a limit."""
     prompt, new = len(request.prompt), _new(request)
     if prompt + new > limit and not new:
         raise ConfigError(f"the text has {prompt} tokens; that is over the {limit} {what}. Shorten it{other}")

@@ -1,6 +1,6 @@
-"""Where the tokens of a sequence stand and what each of them sees, from the card: causal, a window, contexts, virtual tokens.
+"""Positions and attention ranges of each token, from the card: causal, sliding window, prefix-LM, virtual tokens.
 
-Virtual tokens come first and count as places; everything sees them as long as the window reaches them.
+Virtual tokens come first in the KV sequence; every token attends to them as far as the window reaches.
 """
 
 from __future__ import annotations
@@ -16,68 +16,70 @@ from llmctl.infer.executors.base import Int
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """The tokens before the one that ends a context; they see each other in both directions.
+class BidirectionalPrefix:
+    """The tokens of a prompt, up to the one that ends it, which attend to each other in both directions (prefix-LM).
 
     Attributes:
         length: Their number.
-        mark: The position that the answer stands for.
+        mask_position: Position id of the mask token, which all tokens of the answer have.
     """
 
     length: int
-    mark: int
+    mask_position: int
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """What a model's tokens see.
+class PositionRule:
+    """Positions and attention ranges of a model's tokens.
 
     Attributes:
-        graph: The model.
-        virtual: Virtual tokens before every sequence.
+        spec: The model.
+        virtual_tokens: Their number before every sequence.
     """
 
-    graph: DecoderSpec
-    virtual: int = 0
+    spec: DecoderSpec
+    virtual_tokens: int = 0
 
-    def context(self, ids: Sequence[int]) -> Context | None:
-        """The sequence's context; None where all is causal.
+    def prefix(self, ids: Sequence[int]) -> BidirectionalPrefix | None:
+        """The bidirectional prefix of a prompt; None for a causal model.
 
         Raises:
-            DataError: The tokens that mark it are missing.
+            DataError: The tokens that delimit it are missing.
         """
-        rule = self.graph.prefix_lm
+        rule = self.spec.prefix_lm
         if rule is None:
             return None
         length = list(ids).index(rule.end) if rule.end in ids else -1
         before = list(ids[:length]) if length >= 0 else list(ids)
-        mark = next((token for token in rule.mask_ids if token in before), None)
-        if length < 0 or mark is None:
-            marks = " or ".join(str(token) for token in rule.mask_ids)
+        mask = next((token for token in rule.mask_ids if token in before), None)
+        if length < 0 or mask is None:
+            masks = " or ".join(str(token) for token in rule.mask_ids)
             raise DataError(
-                f"the prompt has no token {rule.end if length < 0 else marks}; prompts of this model end with "
-                f"{marks}, then {rule.end}"
+                f"the prompt has no token {rule.end if length < 0 else masks}; prompts of this model end with "
+                f"{masks}, then {rule.end}"
             )
-        return Context(length, before.index(mark))
+        return BidirectionalPrefix(length, before.index(mask))
 
-    def arrays(self, place_T: Int, contexts: Sequence[tuple[slice, Context]]) -> tuple[Int, Int | None, Int, Int]:
-        """For every token its position, its second position, the first place that it sees and the place after the last.
+    def arrays(
+        self, kv_position_T: Int, prefixes: Sequence[tuple[slice, BidirectionalPrefix]]
+    ) -> tuple[Int, Int | None, Int, Int]:
+        """Position id, second position id (2-D RoPE only), and begin and end of the attention range, of every token.
 
         Args:
-            place_T: Places.
-            contexts: For sequences with one: their part of T and the context.
+            kv_position_T: Positions in the KV sequence, virtual tokens included.
+            prefixes: For each sequence that has one: its slice of T and its bidirectional prefix.
         """
-        end_T = place_T + 1
-        window = self.graph.window
-        begin_T = np.zeros_like(place_T) if window is None else np.maximum(end_T - window, 0)
-        if not self.graph.prefix_lm:
-            return place_T, None, begin_T, end_T
-        position_T = place_T - self.virtual
-        second_T = np.zeros_like(place_T)
-        for part, context in contexts:
+        end_T = kv_position_T + 1
+        window = self.spec.window
+        begin_T = np.zeros_like(kv_position_T) if window is None else np.maximum(end_T - window, 0)
+        if not self.spec.prefix_lm:
+            return kv_position_T, None, begin_T, end_T
+        position_T = kv_position_T - self.virtual_tokens
+        second_T = np.zeros_like(kv_position_T)
+        for part, prefix in prefixes:
             own = position_T[part].copy()
-            inside = own < context.length
-            end_T[part] = np.where(inside, self.virtual + context.length, end_T[part])
-            position_T[part] = np.where(inside, own, context.mark)
-            second_T[part] = np.where(inside, 0, own - context.length + 1)
+            inside = own < prefix.length
+            end_T[part] = np.where(inside, self.virtual_tokens + prefix.length, end_T[part])
+            position_T[part] = np.where(inside, own, prefix.mask_position)
+            second_T[part] = np.where(inside, 0, own - prefix.length + 1)
         return position_T, second_T, begin_T, end_T

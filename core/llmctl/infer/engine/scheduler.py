@@ -1,128 +1,131 @@
 """Which tokens are computed in the next step.
 
-First come, first served. Each step first goes on with every answer, by a token; then with prompts that are under way, as
-far as the step's budget goes; then with new ones, while there are blocks for all of their prompt; what is left of the
-budget is for guesses. When blocks run out, whoever came last gives up all of its blocks and waits: its tokens are
-computed again later. The budget is larger than the number of rows, so prompts always go on too, and whoever came first
-can take blocks from all others, so it always comes to its end.
+First come, first served. Each step continues every answer by one token; then prompts in progress, as far as the step's
+token budget goes; then new prompts, while there are blocks for all of their tokens; the rest of the budget is for draft
+tokens. When blocks run out, the latest request is preempted: it gives up all of its blocks and waits, and its tokens are
+recomputed later. The budget is larger than the number of sequences, so prompts always progress, and the earliest request
+can take blocks from all others, so it always finishes.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-from llmctl.infer.engine.block_manager import Row, Tables
-from llmctl.infer.engine.sequence import Job, Part
+from llmctl.infer.engine.block_manager import BlockManager
+from llmctl.infer.engine.request_state import RequestState, ScheduledChunk
+from llmctl.infer.engine.sequence import Sequence
 from llmctl.infer.executors.base import BLOCK
 
 
 class Scheduler:
-    """Jobs that wait and jobs that run, both in the order of their arrival.
+    """Waiting and running requests, both in the order of arrival.
 
     Args:
-        tables: Blocks of the rows.
-        budget: Most tokens of a step; above ``most_rows``.
-        most_rows: Most rows that run.
+        manager: Blocks of the sequences.
+        budget: Most tokens of a step; above ``max_sequences``.
+        max_sequences: Most sequences that run together.
+
+    Attributes:
+        waiting: Requests without blocks.
+        running: Requests with blocks.
+        preemptions: How often a request gave up its blocks.
     """
 
-    def __init__(self, tables: Tables, budget: int, most_rows: int) -> None:
-        self.waiting: deque[Job] = deque()
-        self.running: list[Job] = []
-        self.preempted = 0
-        self._tables, self._budget, self._most_rows = tables, budget, most_rows
-        self._parts: dict[Row, Part] = {}
+    def __init__(self, manager: BlockManager, budget: int, max_sequences: int) -> None:
+        self.waiting: deque[RequestState] = deque()
+        self.running: list[RequestState] = []
+        self.preemptions = 0
+        self._manager, self._budget, self._max_sequences = manager, budget, max_sequences
+        self._chunks: dict[Sequence, ScheduledChunk] = {}
         self._left = 0
 
-    @property
-    def jobs(self) -> list[Job]:
-        """All, in the order of their arrival."""
-        return [*self.running, *self.waiting]
-
-    def remove(self, job: Job) -> None:
-        """Forgets a job and releases its blocks."""
-        if job in self.running:
-            self.running.remove(job)
+    def remove(self, state: RequestState) -> None:
+        """Drops a request and releases its blocks."""
+        if state in self.running:
+            self.running.remove(state)
         else:
-            self.waiting.remove(job)
-        for row in job.rows:
-            self._tables.close(row)
+            self.waiting.remove(state)
+        for sequence in state.sequences:
+            self._manager.free(sequence)
 
-    def plan(self) -> list[Part]:
+    def schedule(self) -> list[ScheduledChunk]:
         """The tokens of the next step; their blocks are reserved."""
-        self._parts, self._left = {}, self._budget
-        for job in [*self.running]:
-            for row in job.rows:
-                if row.pending == 1 and row.blocks and job in self.running:
-                    self._plan(job, row, 1)
-        for job in [*self.running]:
-            self._prompt(job)
+        self._chunks, self._left = {}, self._budget
+        for state in [*self.running]:
+            for sequence in state.sequences:
+                if sequence.pending == 1 and sequence.block_table and state in self.running:
+                    self._schedule(state, sequence, 1)
+        for state in [*self.running]:
+            self._schedule_prompt(state)
         while self.waiting and self._left > 0 and self._admit(self.waiting[0]):
             admitted = self.running[-1]
-            self._prompt(admitted)
+            self._schedule_prompt(admitted)
             if admitted not in self.running:
-                break  # its other rows found no blocks: it waits for a later step, not for this one
-        self._guess()
-        return list(self._parts.values())
+                break  # its other sequences found no blocks: it waits for a later step, not for this one
+        self._schedule_drafts()
+        return list(self._chunks.values())
 
-    def _plan(self, job: Job, row: Row, count: int) -> bool:
-        """Plans tokens, taking blocks from the latest if need be; False = the job itself was the latest."""
-        while not self._tables.reserve(row, count):
+    def _schedule(self, state: RequestState, sequence: Sequence, count: int) -> bool:
+        """Schedules tokens, preempting the latest requests if need be; False = the request itself was preempted."""
+        while not self._manager.reserve(sequence, count):
             latest = self.running[-1]
-            if latest is job and len(self.running) == 1:
-                raise RuntimeError(f"request {job.id} has the whole cache to itself and does not fit")
+            if latest is state and len(self.running) == 1:
+                raise RuntimeError(f"request {state.id} has the whole cache to itself and does not fit")
             self._preempt(latest)
-            if latest is job:
+            if latest is state:
                 return False
-        self._parts[row] = Part(job, row, count, [])
+        self._chunks[sequence] = ScheduledChunk(state, sequence, count, [])
         self._left -= count
         return True
 
-    def _prompt(self, job: Job) -> None:
-        """Plans the next tokens of the first row that has many to compute; the others may then share its blocks."""
-        for row in job.rows:
-            if job not in self.running or self._left <= 0:
+    def _schedule_prompt(self, state: RequestState) -> None:
+        """Schedules the next tokens of the first sequence that has many to compute; the others may then share its blocks."""
+        for sequence in state.sequences:
+            if state not in self.running or self._left <= 0:
                 return
-            if row in self._parts or not row.pending:
+            if sequence in self._chunks or not sequence.pending:
                 continue
-            if not row.blocks:
-                self._tables.open(row)
-            count = min(row.pending, self._left)
-            # A context sees itself as a whole, so it waits for a step that has room.
-            if row.context and row.context.length - row.computed > count:
+            if not sequence.block_table:
+                self._manager.start(sequence)
+            count = min(sequence.pending, self._left)
+            # A bidirectional prefix is computed as a whole, so it waits for a step that has room.
+            if sequence.prefix and sequence.prefix.length - sequence.computed > count:
                 return
-            if not self._plan(job, row, count) or row.pending > 1:
+            if not self._schedule(state, sequence, count) or sequence.pending > 1:
                 return
 
-    def _admit(self, job: Job) -> bool:
-        """Lets a job run if there are blocks for its first row, for what others still need for theirs, and one more for
-        each of these."""
-        rows = sum(other.width for other in self.running)
-        if rows + job.width > self._most_rows:
+    def _admit(self, state: RequestState) -> bool:
+        """Lets a request run if there are blocks for its first sequence, for what running ones still need for their tokens, and
+        one more for each of these."""
+        sequences = sum(other.max_sequences for other in self.running)
+        if sequences + state.max_sequences > self._max_sequences:
             return False
-        self._tables.open(job.rows[0])
-        promised = sum(self._tables.missing(row) + 1 for other in self.running for row in other.rows)
-        if self.running and self._tables.missing(job.rows[0]) + promised > self._tables.blocks.available:
-            self._tables.close(job.rows[0])
+        first = state.sequences[0]
+        self._manager.start(first)
+        needed = sum(self._manager.missing_blocks(one) + 1 for other in self.running for one in other.sequences)
+        if self.running and self._manager.missing_blocks(first) + needed > self._manager.pool.num_free:
+            self._manager.free(first)
             return False
         self.running.append(self.waiting.popleft())
         return True
 
-    def _preempt(self, job: Job) -> None:
-        self.preempted += 1
-        self.running.remove(job)
-        self.waiting.appendleft(job)
-        for row in job.rows:
-            part = self._parts.pop(row, None)
-            self._left += part.count if part else 0
-            self._tables.close(row)
+    def _preempt(self, state: RequestState) -> None:
+        self.preemptions += 1
+        self.running.remove(state)
+        self.waiting.appendleft(state)
+        for sequence in state.sequences:
+            chunk = self._chunks.pop(sequence, None)
+            self._left += chunk.count if chunk else 0
+            self._manager.free(sequence)
 
-    def _guess(self) -> None:
-        """Adds guesses of what follows to parts that end a row, as far as budget and blocks go."""
-        for row, part in self._parts.items():
-            if self._left <= 0 or not part.finishes or not part.job.drafting:
+    def _schedule_drafts(self) -> None:
+        """Adds draft tokens to chunks that complete a sequence, as far as budget and blocks go."""
+        virtual, pool = self._manager.virtual_tokens, self._manager.pool
+        for sequence, chunk in self._chunks.items():
+            if self._left <= 0 or not chunk.needs_logits or not chunk.state.may_draft:
                 continue
-            room = (-(row.computed + part.count + self._tables.virtual)) % BLOCK + BLOCK * self._tables.blocks.available
-            drafts = part.job.guess(min(self._left, room))
-            if drafts and self._tables.reserve(row, part.count + len(drafts)):
-                self._parts[row] = Part(part.job, row, part.count, drafts)
-                self._left -= len(drafts)
+            room = (-(sequence.computed + chunk.count + virtual)) % BLOCK + BLOCK * pool.num_free
+            draft = chunk.state.draft(min(self._left, room))
+            if draft and self._manager.reserve(sequence, chunk.count + len(draft)):
+                self._chunks[sequence] = ScheduledChunk(chunk.state, sequence, chunk.count, draft)
+                self._left -= len(draft)

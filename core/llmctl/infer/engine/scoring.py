@@ -4,62 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from llmctl.infer.engine.block_manager import Row, Tables
-from llmctl.infer.engine.sequence import Found, Part
+from llmctl.infer.engine.block_manager import BlockManager
+from llmctl.infer.engine.request_state import ChunkOutput, ScheduledChunk
+from llmctl.infer.engine.sequence import Sequence
 from llmctl.infer.request import Event, Generation, Request
-from llmctl.infer.sampling import TokenLogprob
 from llmctl.infer.sampling.logprobs import log_softmax
+from llmctl.infer.sampling.params import TokenLogprob
 from llmctl.infer.sampling.rows import SamplerInput
 
-ROWS = 64
+MAX_DRAFT = 64
 """Most draft tokens per step, each of which takes a row of logits."""
 
 
-class Scoring:
-    """Scores the tokens of a prompt from ``score_from`` on.
+class ScoringState:
+    """Log-probabilities of a prompt's tokens from ``score_from`` on.
 
-    Only the tokens before are the row at first, so that blocks which hold the others already are not found in the cache: their
-    logits would be missing.
+    At first the sequence is only the tokens before: blocks that hold the others already are not taken from the cache, since
+    their logits would be missing.
 
     Args:
         number: Of the request.
         request: The request.
-        row: The prompt.
-        tables: Holds the row's blocks.
+        sequence: The prompt.
+        manager: Holds the sequence's blocks.
         end_ids: Not used: an end token is scored as any other.
     """
 
-    def __init__(self, number: int, request: Request, row: Row, tables: Tables, end_ids: Collection[int]) -> None:
-        self.id, self.request, self.rows, self.width = number, request, [row], 1
-        self.told, self.drafting = 0, True
-        self._tables, self._ids = tables, row.ids
-        row.ids = row.ids[: request.score_from]
-        self._scores: list[TokenLogprob] = []
+    def __init__(
+        self, number: int, request: Request, sequence: Sequence, manager: BlockManager, end_ids: Collection[int]
+    ) -> None:
+        self.id, self.request, self.sequences, self.max_sequences = number, request, [sequence], 1
+        self.num_emitted, self.may_draft = 0, True
+        self._manager, self._ids = manager, sequence.ids
+        sequence.ids = sequence.ids[: request.score_from]
+        self._logprobs: list[TokenLogprob] = []
 
-    def guess(self, count: int) -> list[int]:
-        """The next tokens but one, which follows from the logits of the last."""
-        start = len(self.rows[0].ids)
-        return self._ids[start : min(start + min(count, ROWS), len(self._ids) - 1)]
+    def draft(self, count: int) -> list[int]:
+        """The next tokens, without the last one, after which nothing is scored."""
+        start = len(self.sequences[0].ids)
+        return self._ids[start : min(start + min(count, MAX_DRAFT), len(self._ids) - 1)]
 
-    def choices(self, part: Part) -> list[SamplerInput]:
+    def sampler_inputs(self, chunk: ScheduledChunk) -> list[SamplerInput]:
         """The likeliest token after each, only to know that the logits are finite."""
-        return [SamplerInput()] * (1 + len(part.drafts))
+        return [SamplerInput()] * (1 + len(chunk.draft))
 
-    def advance(self, part: Part, found: Found) -> list[Event]:
+    def process_output(self, chunk: ScheduledChunk, output: ChunkOutput) -> list[Event]:
         """Scores a token for each row of logits."""
-        row, drafts = part.row, len(part.drafts)
-        for index, (logits_V, fault) in enumerate(zip(found.logits_LV, found.faults, strict=True)):
+        sequence, drafted = chunk.sequence, len(chunk.draft)
+        for index, (logits_V, fault) in enumerate(zip(output.logits_LV, output.faults, strict=True)):
             if fault:
-                return [Event(self.id, done=self.ended("error", fault))]
-            token = self._ids[len(row.ids)]
-            self._scores.append(TokenLogprob(token, float(log_softmax(logits_V)[token])))
-            row.ids.append(token)
-            if len(row.ids) == len(self._ids):
-                return [Event(self.id, done=self.ended("scored"))]
-            if index < drafts:
-                self._tables.commit(row, 1)
+                return [Event(self.id, done=self.result("error", fault))]
+            token = self._ids[len(sequence.ids)]
+            self._logprobs.append(TokenLogprob(token, float(log_softmax(logits_V)[token])))
+            sequence.ids.append(token)
+            if len(sequence.ids) == len(self._ids):
+                return [Event(self.id, done=self.result("scored"))]
+            if index < drafted:
+                self._manager.commit(sequence, 1)
         return []
 
-    def ended(self, reason: str, error: str = "", length: int | None = None) -> Generation:
-        """The log-probabilities so far; a ``length`` is not asked for, as no tokens are emitted."""
-        return Generation([], reason, error, self._scores)
+    def result(self, reason: str, error: str = "", length: int | None = None) -> Generation:
+        """The log-probabilities so far; there is no ``length``, as no tokens are emitted."""
+        return Generation([], reason, error, self._logprobs)

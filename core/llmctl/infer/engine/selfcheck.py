@@ -1,4 +1,4 @@
-"""Whether compiled steps of the fused engine compute here what their twin does: a small model with an adapter, several steps."""
+"""Whether compiled steps of the fused engine compute here what the numpy reference does: a small model with an adapter."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ GRAPH = DecoderSpec(
 
 
 def step_difference() -> float:
-    """The largest difference of a logit, as a part of the largest or of 1: prompts side by side, then single tokens."""
-    from llmctl.infer.engine.stepping import Stepping
+    """The largest difference of a logit, relative to the largest or to 1: two prompts in one step, then single tokens."""
+    from llmctl.infer.engine.feeder import SequenceFeeder
     from llmctl.infer.executors.reference import Twin
 
     model = _model()
@@ -28,10 +28,12 @@ def step_difference() -> float:
             [
                 logits
                 for step in ([(0, first), (1, second)], [(0, [8]), (1, [9])], [(1, [3])])
-                for logits in stepping.feed(*step)
+                for logits in feeder.feed(*step)
             ]
         )
-        for stepping in (Stepping(executor, GRAPH, [-1, 0]) for executor in (NativeExecutor(model, 64), Twin(model)))
+        for feeder in (
+            SequenceFeeder(executor, GRAPH, [-1, 0]) for executor in (NativeExecutor(model, 64), Twin(model))
+        )
     )
     return float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
 

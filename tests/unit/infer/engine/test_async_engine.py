@@ -8,7 +8,7 @@ from kit.paged_toy import ToyExecutor, answer, graph
 
 from llmctl.errors import ConfigError
 from llmctl.infer.backend import AsyncBackend, BatchBackend, EngineBackend, thread_safe
-from llmctl.infer.engine.async_engine import StoppedError, Worker
+from llmctl.infer.engine.async_engine import AsyncEngine, StoppedError
 
 MODEL = graph()
 
@@ -47,30 +47,30 @@ def in_threads(calls):
 
 
 def test_threads_get_their_own_answers():
-    worker = Worker(engine_of(MODEL, ToyExecutor(), blocks=20))
+    engine = AsyncEngine(engine_of(MODEL, ToyExecutor(), blocks=20))
     requests = [ask(prompt, 15, index=i) for i, prompt in enumerate(prompts(12))]
     try:
-        found = in_threads([lambda request=request: worker.submit(request).result() for request in requests])
+        found = in_threads([lambda request=request: engine.submit(request).result() for request in requests])
         assert found == [answer(MODEL, request, END) for request in requests]
         with pytest.raises(ConfigError, match="prompt is empty"):
-            worker.submit(ask([]))
-        events = list(worker.submit(requests[0]))
+            engine.submit(ask([]))
+        events = list(engine.submit(requests[0]))
         assert [event.token for event in events] == [*found[0].ids, None] and events[-1].done == found[0]
-        assert worker.statistics().running == 0 and worker.alive
+        assert engine.statistics().running == 0 and engine.alive
     finally:
-        worker.stop()
+        engine.stop()
 
 
 def test_when_the_engine_dies_everyone_who_waits_learns_why_and_nobody_else_is_taken():
     executor = Held(MemoryError("no room for scores"))
-    worker = Worker(engine_of(MODEL, executor))
-    first = worker.submit(ask([5, 6]))
+    engine = AsyncEngine(engine_of(MODEL, executor))
+    first = engine.submit(ask([5, 6]))
     assert executor.entered.wait(20)
     late = [threading.Event() for _ in range(3)]
 
     def ask_late(event):
         event.set()
-        return worker.submit(ask([7, 8])).result()
+        return engine.submit(ask([7, 8])).result()
 
     threading.Thread(target=lambda: (all(event.wait(20) for event in late), executor.go.set())).start()
     results = in_threads([first.result, *(lambda event=event: ask_late(event) for event in late)])
@@ -78,65 +78,65 @@ def test_when_the_engine_dies_everyone_who_waits_learns_why_and_nobody_else_is_t
         assert isinstance(error, StoppedError) and "MemoryError: no room for scores" in str(error)
         assert isinstance(error.__cause__, MemoryError)
     with pytest.raises(StoppedError, match="no room for scores"):
-        worker.submit(ask([5]))
-    assert not worker.alive
-    worker.stop()
+        engine.submit(ask([5]))
+    assert not engine.alive
+    engine.stop()
 
 
 def test_a_stopped_engine_lets_nobody_wait():
     executor = Held()
-    worker = Worker(engine_of(MODEL, executor))
-    ticket = worker.submit(ask([5, 6], 200))
+    engine = AsyncEngine(engine_of(MODEL, executor))
+    ticket = engine.submit(ask([5, 6], 200))
     assert executor.entered.wait(20)
-    stopping = threading.Thread(target=worker.stop)
+    stopping = threading.Thread(target=engine.stop)
     stopping.start()
-    while worker.alive:
+    while engine.alive:
         pass
     executor.go.set()
     stopping.join(20)
     with pytest.raises(StoppedError, match="was stopped"):
         ticket.result()
     with pytest.raises(StoppedError, match="was stopped"):
-        worker.submit(ask([5]))
+        engine.submit(ask([5]))
 
 
 def test_a_request_is_cancelled_while_it_runs():
     executor = Held()
-    worker = Worker(engine_of(MODEL, executor))
-    ticket = worker.submit(ask([5, 6], 500, min_new_tokens=500))
+    engine = AsyncEngine(engine_of(MODEL, executor))
+    ticket = engine.submit(ask([5, 6], 500, min_new_tokens=500))
     assert executor.entered.wait(20)
-    worker.cancel(ticket)
+    engine.cancel(ticket)
     executor.go.set()
-    assert ticket.result().finish_reason == "cancelled" and worker.alive
-    worker.stop()
+    assert ticket.result().finish_reason == "cancelled" and engine.alive
+    engine.stop()
 
 
 def test_an_exception_of_a_callback_ends_only_its_request():
-    worker = Worker(engine_of(MODEL, ToyExecutor()))
+    engine = AsyncEngine(engine_of(MODEL, ToyExecutor()))
 
     def fail(event):
         raise KeyError("lost")
 
-    bad = worker.submit(ask([5, 6], on_event=fail)).result()
+    bad = engine.submit(ask([5, 6], on_event=fail)).result()
     assert bad.finish_reason == "error" and "lost" in bad.error
     good = ask([5, 6])
-    assert worker.submit(good).result() == answer(MODEL, good, END) and worker.alive
-    worker.stop()
+    assert engine.submit(good).result() == answer(MODEL, good, END) and engine.alive
+    engine.stop()
 
 
 def test_requests_that_are_submitted_together_are_taken_together():
     executor = Held()
-    worker = Worker(engine_of(MODEL, executor))
-    first = worker.submit(ask([5, 6], 3, min_new_tokens=3))
+    engine = AsyncEngine(engine_of(MODEL, executor))
+    first = engine.submit(ask([5, 6], 3, min_new_tokens=3))
     assert executor.entered.wait(20)
     executor.go.set()
-    tickets = worker.submit_all([ask([7, 8, 9], 4), ask([]), ask([8, 9], 4)])
+    tickets = engine.submit_all([ask([7, 8, 9], 4), ask([]), ask([8, 9], 4)])
     assert isinstance(tickets[1].number.exception(), ConfigError)
     expected = [answer(MODEL, ask(prompt, 4), END) for prompt in ([7, 8, 9], [8, 9])]
     assert [tickets[0].result(), tickets[2].result()] == expected and len(first.result().ids) == 3
     together = [len(step.blocks_RM) for step in executor.steps]
-    assert max(together) >= 2 and worker.submit_all([]) == []
-    worker.stop()
+    assert max(together) >= 2 and engine.submit_all([]) == []
+    engine.stop()
 
 
 @pytest.mark.parametrize("ahead", [2, 5, 40])
@@ -154,8 +154,8 @@ def test_threads_share_a_backend(ahead):
 
 
 def test_an_iterator_that_is_closed_cancels_what_has_not_ended():
-    worker = Worker(engine_of(MODEL, ToyExecutor()))
-    backend = AsyncBackend(worker)
+    engine = AsyncEngine(engine_of(MODEL, ToyExecutor()))
+    backend = AsyncBackend(engine)
     running = backend.run([ask([5, 6], 1, min_new_tokens=1), *[ask([7, 8], 500, min_new_tokens=500)] * 3])
     assert next(running)[0] == 0
     running.close()
@@ -164,8 +164,8 @@ def test_an_iterator_that_is_closed_cancels_what_has_not_ended():
     events.close()
     good = ask([5, 9], 4)
     assert [event.token for event in backend.stream(good)][:-1] == answer(MODEL, good, END).ids
-    assert worker.statistics().running == worker.statistics().waiting == 0
-    worker.stop()
+    assert engine.statistics().running == engine.statistics().waiting == 0
+    engine.stop()
 
 
 def test_an_engine_that_dies_ends_every_run_with_its_cause():

@@ -66,7 +66,7 @@ def test_beams_that_give_up_their_blocks_find_the_same_answers(share):
     executor = ToyExecutor()
     tight = engine_of(MODEL, executor, blocks=18, share=share)
     assert tight.generate(requests) == roomy.generate(requests)
-    assert tight.statistics().preempted > 0 and executor.copies > 0 and idle(tight)
+    assert tight.statistics().preemptions > 0 and executor.copies > 0 and idle(tight)
 
 
 @pytest.mark.parametrize("virtual", [0, 20])
@@ -79,17 +79,17 @@ def test_a_search_whose_other_beams_find_no_blocks_waits_for_a_later_step(virtua
     pairs = prefix(virtual) if virtual else None
     roomy = engine_of(MODEL, ToyExecutor(), blocks=200, virtual=pairs)
     tight = engine_of(MODEL, ToyExecutor(), blocks=8 if virtual else 7, virtual=pairs, step_tokens=15, most_rows=5)
-    original, given_up = tight._scheduler._preempt, []
+    original, preempted = tight._scheduler._preempt, []
 
-    def preempt(job):
-        given_up.append(job)
-        assert len(given_up) < 2000, "a job is admitted and gives up its blocks again and again"
-        original(job)
+    def preempt(state):
+        preempted.append(state)
+        assert len(preempted) < 2000, "a request is admitted and preempted again and again"
+        original(state)
 
     tight._scheduler._preempt = preempt
     assert tight.generate(requests) == roomy.generate(requests)
-    assert given_up and idle(tight, virtual)
-    assert (tight.statistics().guessed, tight.statistics().accepted) == (0, 0)
+    assert preempted and idle(tight, virtual)
+    assert (tight.statistics().draft_tokens, tight.statistics().accepted_tokens) == (0, 0)
 
 
 def test_as_many_blocks_as_beams_need_at_most_are_enough():

@@ -49,20 +49,20 @@ def runs(draw):
     return MODELS[kind], draw(st.booleans()), virtual, sizes, requests
 
 
-def first_always_goes_on(engine):
-    """Checks of every plan: whoever came first goes on, and so does every answer that keeps its blocks."""
+def first_always_progresses(engine):
+    """Checks every step: the first request progresses, and so does every answer that keeps its blocks."""
     scheduler = engine._scheduler
-    original = scheduler.plan
+    original = scheduler.schedule
 
-    def plan():
-        growing = [row for job in scheduler.running for row in job.rows if row.pending == 1 and row.blocks]
-        first = scheduler.jobs[0] if scheduler.jobs else None
-        parts = original()
-        assert first is None or first in [part.job for part in parts]
-        assert {row for row in growing if row.blocks} <= {part.row for part in parts}
-        return parts
+    def schedule():
+        growing = [one for s in scheduler.running for one in s.sequences if one.pending == 1 and one.block_table]
+        first = next(iter([*scheduler.running, *scheduler.waiting]), None)
+        chunks = original()
+        assert first is None or first in [chunk.state for chunk in chunks]
+        assert {one for one in growing if one.block_table} <= {chunk.sequence for chunk in chunks}
+        return chunks
 
-    scheduler.plan = plan
+    scheduler.schedule = schedule
 
 
 @settings(max_examples=80, deadline=None)
@@ -72,7 +72,7 @@ def test_answers_do_not_depend_on_what_else_runs(run):
     pairs = prefix(virtual) if virtual else None
     executor = ToyExecutor(forgetful=forgetful)
     engine = engine_of(model, executor, virtual=pairs, **sizes)
-    first_always_goes_on(engine)
+    first_always_progresses(engine)
     numbers, done, told, clock = {}, {}, {}, 0
     while clock < 9 or engine.busy:
         for place, (arrival, request, _) in enumerate(requests):
@@ -103,7 +103,7 @@ def test_answers_do_not_depend_on_what_else_runs(run):
         else:
             assert done[number] == alone
     state = engine.statistics()
-    event(f"preempted: {min(state.preempted, 3)}, accepted: {min(state.accepted, 3)}")
+    event(f"preempted: {min(state.preemptions, 3)}, accepted: {min(state.accepted_tokens, 3)}")
 
 
 def test_blocks_run_out_and_the_latest_is_computed_again():
@@ -112,7 +112,7 @@ def test_blocks_run_out_and_the_latest_is_computed_again():
     requests = [ask(prompt, 40, index=i, min_new_tokens=40) for i, prompt in enumerate(prompts(4, lengths=(10, 30)))]
     answers = engine.generate(requests)
     assert answers == [answer(model, request, END) for request in requests]
-    assert engine.statistics().preempted > 0 and idle(engine)
+    assert engine.statistics().preemptions > 0 and idle(engine)
 
 
 def test_memory_is_little_more_than_the_tokens_held():
@@ -126,8 +126,8 @@ def test_memory_is_little_more_than_the_tokens_held():
         engine.step()
         state = engine.statistics()
         if state.running == 32:
-            assert state.used * BLOCK <= 1.1 * state.held
-            most = max(most, state.held)
+            assert state.used_blocks * BLOCK <= 1.1 * state.used_positions
+            most = max(most, state.used_positions)
     assert most > sum(len(request.prompt) for request in requests) and idle(engine)
 
 
@@ -137,12 +137,12 @@ def test_equal_beginnings_are_computed_once():
     begin = prompts(1, lengths=(50, 51))[0]
     requests = [ask([*begin, *end], 5) for end in prompts(6, seed=2, lengths=(4, 9))]
     first = engine.generate(requests[:1])
-    computed = engine.statistics().computed
+    computed = engine.statistics().computed_tokens
     rest = engine.generate(requests[1:])
     assert first + rest == [answer(model, request, END) for request in requests]
     new = sum(len(request.prompt) - 48 + max(0, len(got.ids) - (got.finish_reason == "length"))
               for request, got in zip(requests[1:], rest, strict=True))  # fmt: skip
-    assert engine.statistics().computed - computed == new
+    assert engine.statistics().computed_tokens - computed == new
 
 
 def test_of_a_prompt_that_is_known_as_a_whole_its_last_token_is_computed():
@@ -159,9 +159,9 @@ def test_of_a_beginning_its_last_blocks_are_given_up_first():
     long, short = prompts(1, lengths=(81, 82))[0], prompts(1, seed=1, lengths=(30, 31))[0]
     for prompt in (long, short):
         engine.generate([ask(prompt, 1)])
-    before = engine.statistics().computed
+    before = engine.statistics().computed_tokens
     engine.generate([ask(long, 1)])
-    assert engine.statistics().computed - before == 81 - 64
+    assert engine.statistics().computed_tokens - before == 81 - 64
 
 
 @pytest.mark.parametrize("change", [dict(adapter=1), dict()], ids=["adapter", "context"])
@@ -173,7 +173,7 @@ def test_what_depends_on_more_than_the_tokens_before_is_not_shared(change):
     engine = engine_of(model, ToyExecutor())
     got = [engine.generate([request])[0] for request in pair]
     assert got == [answer(model, request, END) for request in pair] and got[0] != got[1]
-    assert engine.statistics().computed >= 2 * 43
+    assert engine.statistics().computed_tokens >= 2 * 43
 
 
 def test_the_longest_unused_beginning_is_given_up_first():
@@ -183,12 +183,12 @@ def test_the_longest_unused_beginning_is_given_up_first():
     for prompt in (old, new):
         engine.generate([ask(prompt, 1)])
     engine.generate([ask([*big, *big], 1)])
-    before = engine.statistics().computed
+    before = engine.statistics().computed_tokens
     engine.generate([ask(new, 1)])
-    assert engine.statistics().computed - before == 1
-    before = engine.statistics().computed
+    assert engine.statistics().computed_tokens - before == 1
+    before = engine.statistics().computed_tokens
     engine.generate([ask(old, 1)])
-    assert engine.statistics().computed - before > 1
+    assert engine.statistics().computed_tokens - before > 1
 
 
 def test_a_long_prompt_does_not_hold_up_answers_and_is_not_held_up():
@@ -198,7 +198,7 @@ def test_a_long_prompt_does_not_hold_up_answers_and_is_not_held_up():
     engine.step()
     long = engine.add(ask(prompts(1, lengths=(600, 601))[0], 2))
     steps, tokens = 0, dict.fromkeys(short, 0)
-    while long in [job.id for job in engine._scheduler.jobs] and steps < 200:
+    while long in [state.id for state in (*engine._scheduler.running, *engine._scheduler.waiting)] and steps < 200:
         for happened in engine.step():
             tokens[happened.id] = tokens.get(happened.id, 0) + (happened.token is not None)
         steps += 1
@@ -228,7 +228,7 @@ def test_a_request_with_broken_logits_fails_alone():
     [([], {}, "prompt is empty"), ([4, VOCAB], {}, "token 24; the model knows those from 0 to 23"),
      ([4] * 90, {}, "over the 100 positions of the model.* max_new_tokens to 10 or less"),
      ([4] * 85, {}, "needs 6 blocks of 16 tokens, and the cache has 5"),
-     ([4], dict(adapter=2), "adapter 2 is none of the 2")],
+     ([4], dict(adapter=2), "adapter index 2 is out of range: 2 are loaded; -1 is none")],
 )  # fmt: skip
 def test_what_can_never_be_answered_is_refused_at_once_and_others_are_answered(prompt, fields, message):
     model = graph(max_positions=100)
@@ -263,7 +263,9 @@ def test_a_context_waits_for_a_step_that_takes_it_whole_and_one_that_no_step_tak
     requests = [ask([*prompt, MARK, CLOSE, 5, 6, 7, 8, 9]) for prompt in prompts(3, lengths=(30, 36))]
     assert engine.generate(requests) == [answer(model, request, END) for request in requests]
     assert all(len(step.ids_T) <= 40 for step in executor.steps)
-    with pytest.raises(ConfigError, match="context has 38 tokens; .* room for 37. .* step_tokens to 41 or more"):
+    with pytest.raises(
+        ConfigError, match="bidirectional prefix has 38 tokens; .* room for 37. .* step_tokens to 41 or more"
+    ):
         engine.add(ask([*[4] * 37, MARK, CLOSE]))
 
 
@@ -318,7 +320,7 @@ def test_guesses_are_accepted_and_change_nothing():
     engine = engine_of(model, guessing)
     assert engine.generate([replace(request, draft=5) for request in requests]) == expected
     state = engine.statistics()
-    assert 0 < state.accepted <= state.guessed and len(guessing.steps) < 0.7 * len(plain.steps)
+    assert 0 < state.accepted_tokens <= state.draft_tokens and len(guessing.steps) < 0.7 * len(plain.steps)
 
 
 def test_a_stop_inside_accepted_guesses_leaves_out_the_rest():

@@ -77,7 +77,7 @@ def test_tokens_are_those_of_the_dynamic_layer(tiny, options, sizes):
     requests = [Request(prompt=prompt, options=options, index=i) for i, prompt in enumerate(asked)]
     assert engine.generate(requests) == expected
     assert engine.generate([replace(request, draft=4) for request in requests]) == expected
-    assert engine.statistics().used == 0
+    assert engine.statistics().used_blocks == 0
 
 
 def test_log_probabilities_are_those_of_the_dynamic_layer(tiny):
@@ -105,7 +105,7 @@ def test_a_trained_model_tells_its_authors_story_beside_other_requests(stories):
     engine = Engine(executor, graph, blocks=40)
     found = engine.generate([*others, story, replace(story, draft=5)])
     assert found[-1].ids == found[-2].ids == golden["greedy_ids"][1:]
-    assert engine.statistics().accepted > 20
+    assert engine.statistics().accepted_tokens > 20
 
 
 @pytest.mark.assets
@@ -137,4 +137,4 @@ def test_beam_searches_are_the_recorded(stories):
         every = [found, *found.others]
         assert [answer.ids for answer in every] == one["answers"], one["case"]
         np.testing.assert_allclose([answer.score for answer in every], one["scores"], atol=1e-4, rtol=1e-4)
-        assert engine.statistics().used == 0
+        assert engine.statistics().used_blocks == 0

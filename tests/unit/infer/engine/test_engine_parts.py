@@ -14,71 +14,74 @@ from llmctl import runtime
 from llmctl.errors import ConfigError
 from llmctl.infer import loader
 from llmctl.infer.backend import EngineBackend
-from llmctl.infer.engine.block_manager import Blocks, Row, Tables, first_key, next_key
+from llmctl.infer.engine.block_manager import BlockManager
+from llmctl.infer.engine.block_pool import BlockPool, block_hash, root_hash
+from llmctl.infer.engine.generation import GenerationState
 from llmctl.infer.engine.kv_budget import blocks_for
 from llmctl.infer.engine.limits import step_tokens_for
-from llmctl.infer.engine.positions import Context, Places
-from llmctl.infer.engine.prompt_lookup import LONGEST, Lookup
-from llmctl.infer.engine.sequence import Answering, Part
+from llmctl.infer.engine.positions import BidirectionalPrefix, PositionRule
+from llmctl.infer.engine.prompt_lookup import MAX_NGRAM, PromptLookup
+from llmctl.infer.engine.request_state import ScheduledChunk
+from llmctl.infer.engine.sequence import Sequence
 from llmctl.infer.sampling import SamplingParams
 from llmctl.infer.sampling.sampler import Sampler
 from llmctl.infer.sampling.single import choose, generator_for
 from llmctl.runtime.memory import free_memory
 
 
-@given(st.lists(st.tuples(st.sampled_from(["take", "hold", "release", "publish", "find"]), st.integers(0, 9))))
-def test_every_block_is_free_held_or_idle(actions):
-    blocks, holders, keys = Blocks(4), {}, {}
+@given(st.lists(st.tuples(st.sampled_from(["allocate", "acquire", "release", "cache", "find"]), st.integers(0, 9))))
+def test_every_block_is_free_cached_or_referred_to(actions):
+    pool, references, hashes = BlockPool(4), {}, {}
     for action, choice in actions:
-        held = sorted(holders)
+        held = sorted(references)
         block = held[choice % len(held)] if held else None
         key = bytes([choice])
-        if action == "take":
-            taken = blocks.take()
-            assert (taken is None) == (len(holders) == 4) and taken not in holders
+        if action == "allocate":
+            taken = pool.allocate()
+            assert (taken is None) == (len(references) == 4) and taken not in references
             if taken is not None:
-                holders[taken] = 1
-                keys = {key: kept for key, kept in keys.items() if kept != taken}
+                references[taken] = 1
+                hashes = {key: kept for key, kept in hashes.items() if kept != taken}
         elif action == "find":
-            found = blocks.find(key)
-            assert found == keys.get(key)
+            found = pool.find(key)
+            assert found == hashes.get(key)
             if found is not None:
-                holders[found] = holders.get(found, 0) + 1
+                references[found] = references.get(found, 0) + 1
         elif block is None:
             continue
-        elif action == "hold":
-            blocks.hold(block)
-            holders[block] += 1
-        elif action == "publish" and holders[block] == 1 and block not in keys.values():
-            kept = blocks.publish(block, key)
-            assert kept == keys.get(key, block)
-            keys[key] = kept
+        elif action == "acquire":
+            pool.acquire(block)
+            references[block] += 1
+        elif action == "cache" and references[block] == 1 and block not in hashes.values():
+            kept = pool.cache_block(block, key)
+            assert kept == hashes.get(key, block)
+            hashes[key] = kept
             if kept != block:
-                del holders[block]
-                holders[kept] = holders.get(kept, 0) + 1
+                del references[block]
+                references[kept] = references.get(kept, 0) + 1
         elif action == "release":
-            blocks.release(block)
-            holders[block] -= 1
-            holders = {block: count for block, count in holders.items() if count}
-        assert blocks.used == len(holders) and blocks.available == 4 - len(holders)
-        assert all(blocks.shared(block) == (count > 1) for block, count in holders.items())
+            pool.release(block)
+            references[block] -= 1
+            references = {block: count for block, count in references.items() if count}
+        assert pool.num_used == len(references) and pool.num_free == 4 - len(references)
+        assert all(pool.is_shared(block) == (count > 1) for block, count in references.items())
 
 
-def test_blocks_without_a_text_go_first_then_those_that_were_unused_longest():
-    blocks = Blocks(4)
-    one, two, three, four = (blocks.take() for _ in range(4))
+def test_blocks_without_a_hash_go_first_then_those_that_were_unused_longest():
+    pool = BlockPool(4)
+    one, two, three, four = (pool.allocate() for _ in range(4))
     for block, key in ((one, b"1"), (two, b"2"), (three, b"3")):
-        blocks.publish(block, key)
+        pool.cache_block(block, key)
     for block in (two, one, four, three):
-        blocks.release(block)
-    blocks.release(blocks.find(b"2"))
-    assert [blocks.take() for _ in range(5)] == [four, one, three, two, None]
-    assert [blocks.find(key) for key in (b"1", b"2", b"3")] == [None] * 3
+        pool.release(block)
+    pool.release(pool.find(b"2"))
+    assert [pool.allocate() for _ in range(5)] == [four, one, three, two, None]
+    assert [pool.find(key) for key in (b"1", b"2", b"3")] == [None] * 3
 
 
 def test_keys_depend_on_all_tokens_before_on_the_adapter_and_on_the_context():
     keys = {
-        next_key(next_key(first_key(adapter, context), before), [3, 4])
+        block_hash(block_hash(root_hash(adapter, context), before), [3, 4])
         for adapter in (-1, 0)
         for context in ((), (1,), (1, 2))
         for before in ([1, 2], [2, 1])
@@ -114,9 +117,9 @@ def test_virtual_tokens_that_the_cache_does_not_hold_are_refused():
         engine_of(MODELS["causal"], ToyExecutor(), blocks=2, virtual=prefix(33))
 
 
-def plain_guess(ids, count):
+def plain_lookup(ids, count):
     """The latest earlier place of the last tokens, by looking through all of it."""
-    for size in range(min(LONGEST, len(ids)), 0, -1):
+    for size in range(min(MAX_NGRAM, len(ids)), 0, -1):
         for end in range(len(ids) - 1, size - 1, -1):
             if ids[end - size : end] == ids[-size:]:
                 return ids[end : end + count]
@@ -124,28 +127,28 @@ def plain_guess(ids, count):
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 6), st.integers(1, 3))
-def test_guesses_are_what_followed_the_latest_earlier_place(ids, count, step):
+def test_draft_tokens_are_what_followed_the_latest_earlier_place(ids, count, step):
     growing = ids[:1]
-    lookup = Lookup(growing)
+    lookup = PromptLookup(growing)
     for start in range(1, len(ids), step):
-        assert lookup.guess(count) == plain_guess(growing, count)
+        assert lookup.propose(count) == plain_lookup(growing, count)
         growing += ids[start : start + step]
-    assert lookup.guess(count) == plain_guess(growing, count)
+    assert lookup.propose(count) == plain_lookup(growing, count)
 
 
 def test_tokens_see_what_comes_before_them_within_the_window():
     place_T = np.arange(3, 9, dtype=np.int32)
-    position, second, begin, end = Places(MODELS["window"], 2).arrays(place_T, [])
+    position, second, begin, end = PositionRule(MODELS["window"], 2).arrays(place_T, [])
     assert second is None and position.tolist() == place_T.tolist()
     assert begin.tolist() == [0, 0, 1, 2, 3, 4] and end.tolist() == [4, 5, 6, 7, 8, 9]
 
 
 def test_a_context_is_seen_as_a_whole_and_answers_stand_for_its_mark():
-    places = Places(MODELS["contexts"], 2)
+    rule = PositionRule(MODELS["contexts"], 2)
     ids = [9, MARK, 8, CLOSE, 7, 6]
-    assert places.context(ids) == Context(3, 1)
+    assert rule.prefix(ids) == BidirectionalPrefix(3, 1)
     place_T = np.arange(2, 8, dtype=np.int32)
-    position, second, begin, end = places.arrays(place_T, [(slice(0, 6), Context(3, 1))])
+    position, second, begin, end = rule.arrays(place_T, [(slice(0, 6), BidirectionalPrefix(3, 1))])
     assert position.tolist() == [0, 1, 2, 1, 1, 1] and second.tolist() == [0, 0, 0, 1, 2, 3]
     assert begin.tolist() == [0] * 6 and end.tolist() == [5, 5, 5, 6, 7, 8]
 
@@ -189,14 +192,16 @@ def test_requests_behind_many_that_are_refused_are_answered(refused):
     ),
 )  # fmt: skip
 def test_the_engine_chooses_as_batches_of_the_dynamic_layer_do(seed, options):
-    """With guesses: each row as if those before it had come true."""
+    """With draft tokens: each row as if those before it had been accepted."""
     draws = np.random.default_rng(seed)
     logits_LV = draws.normal(0, 2, (4, VOCAB)).astype(np.float32)
     prompt, drafts = draws.integers(0, VOCAB, 9).tolist(), draws.integers(0, VOCAB, 3).tolist()
-    tables = Tables(ToyExecutor(), 4)
-    job = Answering(1, ask(prompt, draft=3), Row([*prompt]), tables, END)
-    job.request = replace(job.request, options=options)
-    chosen = Sampler(VOCAB).choose(logits_LV, job.choices(Part(job, job.rows[0], 9, drafts)))
+    manager = BlockManager(ToyExecutor(), 4)
+    state = GenerationState(1, ask(prompt, draft=3), Sequence([*prompt]), manager, END)
+    state.request = replace(state.request, options=options)
+    chosen = Sampler(VOCAB).choose(
+        logits_LV, state.sampler_inputs(ScheduledChunk(state, state.sequences[0], 9, drafts))
+    )
     own, ids = generator_for(options, 0), [*prompt]
     for generated, logits_V in enumerate(logits_LV):
         assert chosen.token_L[generated] == choose(logits_V, ids, generated, options, END, own)
@@ -204,6 +209,6 @@ def test_the_engine_chooses_as_batches_of_the_dynamic_layer_do(seed, options):
 
 
 def test_steps_are_large_enough_for_contexts():
-    assert step_tokens_for(graph()) == 512 and step_tokens_for(graph(), most_rows=600) == 601
+    assert step_tokens_for(graph()) == 512 and step_tokens_for(graph(), max_sequences=600) == 601
     contexts = MODELS["contexts"].prefix_lm
     assert step_tokens_for(graph(prefix_lm=contexts, max_positions=1000)) == 1064

@@ -39,7 +39,7 @@ def test_scores_do_not_depend_on_what_else_runs(name, lengths, blocks, budget, v
     requests = []
     for number, length in enumerate(lengths):
         (ids,) = prompts(1, seed, (length, length + 1))
-        requests.append(Request(prompt=ids, score_from=1 + (length > 3) * number, adapter=number % 3 - 1))
+        requests.append(Request(prompt=ids, score_from=min(1 + number, length - 1), adapter=number % 3 - 1))
         requests.append(ask([*ids[:20], 9], 9, index=number, draft=number % 2 * 3))
     found = engine.generate(requests)
     for request, made in zip(requests, found, strict=True):
@@ -65,7 +65,9 @@ def test_what_follows_a_context_is_scored():
     model = MODELS["contexts"]
     request = Request(prompt=[9, 8, MARK, 11, CLOSE, 12, 13, 20], score_from=5)
     same(engine_of(model, ToyExecutor()).generate([request])[0], scored(model, request))
-    with pytest.raises(ConfigError, match="score_from=4 must be above 4: tokens of the context see those after them"):
+    with pytest.raises(
+        ConfigError, match="score_from=4 must be above 4: tokens of the bidirectional prefix see those after them"
+    ):
         engine_of(model, ToyExecutor()).add(Request(prompt=request.prompt, score_from=4))
 
 

@@ -13,7 +13,7 @@ from llmctl.adapters.merge import merge
 from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.formats.dtypes import cast
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
-from llmctl.infer.engine.stepping import Stepping
+from llmctl.infer.engine.feeder import SequenceFeeder
 from llmctl.infer.executors.reference import Twin
 from llmctl.infer.loader import Packing, packed_model, put_adapters
 from llmctl.infer.packed.adapters import merged_state, pack_adapter, pack_prefix, widths_of
@@ -27,7 +27,7 @@ CASES = sorted(path.name for path in GOLDENS.iterdir())
 
 
 def logits(model, rows, adapter):
-    return np.stack(Stepping(Twin(model), model.graph, [adapter] * len(rows)).feed(*enumerate(rows)))
+    return np.stack(SequenceFeeder(Twin(model), model.graph, [adapter] * len(rows)).feed(*enumerate(rows)))
 
 
 def floats(stored):
@@ -57,12 +57,12 @@ def test_a_prefix_of_peft_in_the_cache_gives_the_logits_and_tokens_of_peft(case)
     golden, opened = np.load(PREFIXES / case / "golden.npz"), open_adapter(PREFIXES / case / "adapter")
     model = pack_model(opened.base, opened.plugin, opened.dims)
     rows, prefix = golden["input_ids"], pack_prefix(opened.adapter, model.graph)
-    found = Stepping(Twin(model), model.graph, [-1] * len(rows), prefix=prefix).feed(*enumerate(rows))
+    found = SequenceFeeder(Twin(model), model.graph, [-1] * len(rows), prefix=prefix).feed(*enumerate(rows))
     np.testing.assert_allclose(np.stack(found), golden["logits"], atol=1e-4)
     expected = golden["greedy_ids"][0].tolist()
     prompt = rows[0].tolist()
-    stepping = Stepping(Twin(model), model.graph, [-1], prefix=prefix)
-    assert [*prompt, *stepping.greedy(0, prompt, len(expected) - len(prompt))] == expected
+    feeder = SequenceFeeder(Twin(model), model.graph, [-1], prefix=prefix)
+    assert [*prompt, *feeder.greedy(0, prompt, len(expected) - len(prompt))] == expected
 
 
 def test_a_base_that_was_quantised_in_training_is_packed_as_the_adapter_saw_it():
@@ -124,7 +124,7 @@ def test_a_packed_folder_takes_adapters_when_it_runs(case, tmp_path):
     later = put_adapters(open_packed(folder_of(opened, tmp_path / "int8", "int8")), plugin, dims, None, named)
     chosen = [-1, 0, 1]
     found = [
-        np.stack(Stepping(Twin(model), model.graph, chosen).feed(*((place, rows[0]) for place in range(3))))
+        np.stack(SequenceFeeder(Twin(model), model.graph, chosen).feed(*((place, rows[0]) for place in range(3))))
         for model in (at_load, later)
     ]
     np.testing.assert_array_equal(*found)
@@ -137,7 +137,7 @@ def test_a_packed_folder_takes_virtual_tokens_when_it_runs(case, tmp_path):
     golden, opened = np.load(PREFIXES / case / "golden.npz"), open_adapter(folder)
     path, rows = folder_of(opened, tmp_path / "packed"), golden["input_ids"]
     model = put_adapters(open_packed(path), opened.plugin, opened.dims, over(path, folder))
-    found = Stepping(Twin(model), model.graph, [-1] * len(rows), prefix=model.prefix).feed(*enumerate(rows))
+    found = SequenceFeeder(Twin(model), model.graph, [-1] * len(rows), prefix=model.prefix).feed(*enumerate(rows))
     np.testing.assert_allclose(np.stack(found), golden["logits"], atol=1e-4)
     for more in ((opened,), (None, {"one": opened})):
         with pytest.raises(UnsupportedError, match="virtual tokens were packed with the model"):
