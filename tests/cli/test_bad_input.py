@@ -70,8 +70,8 @@ def test_the_job_itself_is_valid(job):
         (["--set", "data.src_length=64"], "leaves no room for answers"),
         (["--set", "data.max_length=100000"], "set data.max_length to"),
         (["--set", "data.pad_to_multiple_of=1000"], "pads rows of data.max_length=64 to 1000 tokens"),
-        (["--set", "model.path=nowhere"], "model.path=nowhere: there is no such file or folder"),
-        (["--set", "data.train=nowhere.jsonl"], "data.train=nowhere.jsonl: there is no such file or folder"),
+        (["--set", "model.path=nowhere"], "model.path=nowhere does not exist"),
+        (["--set", "data.train=nowhere.jsonl"], "data.train=nowhere.jsonl does not exist"),
         (["--set", "data.chat_template=nowhere.json"], "data.chat_template=nowhere.json"),
         (["--set", "train.best_metric=exact_match"], "needs train.eval_generate=true"),
         (["--set", "train.best_metric=accuracy"], "needs held-out examples; set data.dev"),
@@ -93,7 +93,7 @@ def test_the_job_itself_is_valid(job):
         (["--set", "method.name=lora", "--set", "method.targets=[]"], "method.targets is empty"),
         (
             ["--set", "method.name=lora", "--set", "method.pissa=true", "--set", "method.base=nf4"],
-            "choose one of the two",
+            "use one of the two",
         ),
         (
             ["--set", "method.name=lora", "--set", "method.pissa=true", "--set", "method.rank=200"],
@@ -152,7 +152,7 @@ def test_output_folder_that_is_not_empty_is_refused(job):
 
 
 def test_overwriting_the_folder_that_holds_the_model_is_refused(job):
-    refused(job, "--overwrite", "--output", str(job), part=["lies in output.dir", "choose another"])
+    refused(job, "--overwrite", "--output", str(job), part=["is in output.dir", "choose another"])
 
 
 def test_an_adapter_is_no_model_to_start_from(job):

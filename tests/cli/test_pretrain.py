@@ -60,7 +60,7 @@ def test_the_printed_configuration_is_the_same_job(folder):
 
 
 REFUSALS = {
-    "nothing": (["model.size=''"], "no model is named; set model.path"),
+    "nothing": (["model.size=''"], "no model is set; set model.path"),
     "two-models": ([f"model.path={STARTER}"], "model.path and model.size exclude each other"),
     "changes-of-old": (
         ["model.size=''", f"model.path={STARTER}", "model.changes=[a=1]"],
@@ -73,12 +73,12 @@ REFUSALS = {
     "change": (["model.changes=[num_layers=3]"], "has no 'num_layers'; it has"),
     "change-form": (["model.changes=[layers]"], "'layers' is not of the form key=value"),
     "change-value": (["model.changes=[num_hidden_layers=0]"], "must be a whole number above 0"),
-    "positions": (["data.seq_length=100"], "data.seq_length=100 is over the 64 positions"),
+    "positions": (["data.seq_length=100"], "data.seq_length=100 exceeds the 64 positions"),
     "missing": (["data.corpora=absent"], "corpus absent does not exist"),
     "weights": (["data.corpora=0.5 corpus foreign"], "foreign has no weight, but others have"),
-    "negative": (["data.corpora=negative"], "negative holds the id -1, but the model has"),
+    "negative": (["data.corpora=negative"], "negative has the id -1, but the model has"),
     "numbers": (["data.corpora=numbers"], "numbers holds float32, not token ids"),
-    "foreign": (["data.corpora=foreign"], "foreign holds the id 5000, but the model has"),
+    "foreign": (["data.corpora=foreign"], "foreign has the id 5000, but the model has"),
     "split": (["data.split='0,1,1'"], "has no documents for train: data.split=0,1,1 of 4"),
     "small-split": (["data.split='98,1,1'"], "has no documents for valid: data.split=98,1,1 of 4 documents"),
     "no-split": (["data.split=most"], "split 'most': expected one to three weights"),
@@ -91,7 +91,7 @@ REFUSALS = {
     "constant": (["train.schedule=constant", "train.decay_steps=2"], "train.decay_steps has no effect with train.sch"),
     "constant-end": (["train.schedule=constant", "train.min_learning_rate=0"], "train.min_learning_rate has no effect"),
     "seed": (["train.seed=4294967296"], "train.seed=4294967296: must be at least 0, at most 4294967295"),
-    "vocabulary": (["model.changes=[vocab_size=many]"], "vocab_size='many' must be a whole number"),
+    "vocabulary": (["model.changes=[vocab_size=many]"], "vocab_size='many' must be an integer"),
     "small-vocabulary": (["model.changes=[vocab_size=10]"], r"vocab_size=10 is less than the \d+ ids of the tokenizer"),
     "multiple-of-old": (
         ["model.size=''", f"model.path={STARTER}", "model.vocab_multiple=64"],
@@ -100,7 +100,7 @@ REFUSALS = {
     "best": (["train.best_metric=accuracy"], "train.best_metric=accuracy has no effect without evaluations"),
     "decay": (["train.warmup_steps=9", "train.decay_steps=9"], "train.decay_steps=9 must be above the 9 warm-up steps"),
     "patience": (["train.patience=2"], "train.patience=2 has no effect without evaluations"),
-    "config": (["model.size=''", "model.config=config.yaml"], "is no config.json|is not valid JSON|no config.json"),
+    "config": (["model.size=''", "model.config=config.yaml"], "is not a config.json|is not valid JSON|no config.json"),
 }
 
 
@@ -122,7 +122,7 @@ def test_what_a_run_reads_is_not_overwritten(folder, key):
     changes = [f"model.{key}={folder / 'out' / 'model'}", *(["model.size=''"] if key == "config" else [])]
     given = [part for change in changes for part in ("--set", change)]
     said = run(folder / "config.yaml", "--overwrite", "--check", *given, code=2)
-    assert f"model.{key}={folder / 'out' / 'model'} lies in output.dir" in said
+    assert f"model.{key}={folder / 'out' / 'model'} is in output.dir" in said
 
 
 def test_a_family_is_needed_for_a_size_and_a_recipe(folder):

@@ -1,1 +1,1 @@
-"""A configuration that passed every check, before paddle is imported, and what can be told of its run."""
+"""Checked configurations: all checks that need no paddle, the jobs that they make, and the memory plan of a job."""

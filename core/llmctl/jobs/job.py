@@ -1,4 +1,4 @@
-"""What the checks of a configuration give: a job, which carries everything that they opened, read and found."""
+"""A checked job: a configuration with everything that its checks opened, read and loaded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CheckedJob(Generic[C]):
 
     @cached_property
     def base(self) -> dict[str, Any]:
-        """What tells the weights that training starts from apart from others; empty for a new model."""
+        """Identifies the weights that training starts from; empty for a new model."""
         return base_model.record_of(self.model) if self.model.weights else {}
 
     def summary(self) -> str:
@@ -71,7 +71,7 @@ class ExamplesJob(CheckedJob[C], Generic[C, E]):
 
 
 class Check(Protocol):
-    """The checks of a command: whatever can be known to be wrong without paddle is known here, before heavy work."""
+    """The checks of a command, before paddle is imported and anything is written."""
 
     def __call__(self, config: Any, family: str = "auto", families: Families | None = None) -> CheckedJob[Any]:
         """The job of a configuration.

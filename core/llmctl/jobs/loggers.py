@@ -1,4 +1,4 @@
-"""Programs that metrics can be handed to, by value of ``train.log_to``, and whether they are installed."""
+"""The metric loggers of ``train.log_to``, and whether their packages are installed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from llmctl.errors import ConfigError, MissingDependencyError
 
 PACKAGES = {"tensorboard": "tensorboardX", "visualdl": "visualdl"}
-"""Module by value of ``train.log_to``, which is also the name of its extra and of its folder in the output folder."""
+"""Value of ``train.log_to``, which is also the name of its extra and of its folder in the output folder -> module."""
 
 
 def check(names: Sequence[str]) -> None:
     """Passes when the packages of these values of ``train.log_to`` are installed.
 
     Raises:
-        ConfigError: ``none`` stands beside others.
+        ConfigError: ``none`` is combined with others.
         MissingDependencyError: A package is absent.
     """
     if "none" in names and len(set(names)) > 1:
-        raise ConfigError(f"train.log_to={list(names)}: none excludes the others; leave it out")
+        raise ConfigError(f"train.log_to={list(names)}: none cannot be combined with others; leave it out")
     for name in names:
         if name != "none" and importlib.util.find_spec(PACKAGES[name]) is None:
             raise MissingDependencyError(

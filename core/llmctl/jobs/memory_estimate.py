@@ -1,9 +1,8 @@
 """Memory of a training step, estimated from a family's card before anything is built. No paddle here.
 
-What a step holds at its peak: the process itself, weights, the optimizer's moments, what the layers keep for their
-gradients, and the larger of two that come one after the other: scores of the vocabulary with their gradient, or gradients
-and a layer that is computed again. Layers keep the input of each norm and linear and
-the outputs of their linears; attention keeps nothing of the size of its scores where the compiled operator computes it.
+The peak is the sum of the process, weights, optimizer moments, activations that layers keep for the backward pass, and the
+larger of two that do not coexist: logits with their gradient, or gradients and a recomputed layer. Layers keep the inputs of
+their norms and linears and the outputs of their linears; the compiled attention keeps no attention scores.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Step:
     Attributes:
         tokens: Tokens of all rows, padding included.
         length: Columns of a row.
-        labels: Positions whose scores of the vocabulary are computed.
+        labels: Positions whose logits are computed.
     """
 
     tokens: int
@@ -40,20 +39,20 @@ class Step:
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained, as far as memory goes.
+    """What of the training decides its memory.
 
     Attributes:
-        trained: Parameters that move.
-        method: ``full``, ``lora`` or another.
-        rank: Of adapters; 0 = none.
-        targets: Paths of the linears that have adapters.
-        base: Type of a frozen base's linears, ``float`` or a key of ``BASE_BITS``.
+        trained: Trainable parameters.
+        method: Value of ``method.name``.
+        rank: Rank of the adapters; 0 = none.
+        targets: Paths of the linears with adapters.
+        base: How the linears of a frozen base are stored: ``float`` or a key of ``BASE_BITS``.
         average: Whether averaged weights are kept.
-        reference: Whether a second model is held.
+        reference: Whether a reference model is kept.
         recompute: ``none``, ``full`` or ``attention``.
-        recompute_interval: Of so many layers one is recomputed.
+        recompute_interval: Every ``recompute_interval``-th layer is recomputed.
         width: Bytes of a value.
-        fused_attention: Whether scores are never held.
+        fused_attention: Whether attention scores are never stored.
     """
 
     trained: int
@@ -70,7 +69,7 @@ class Training:
 
 
 def estimate(card: Family, dims: Dims, training: Training, step: Step) -> dict[str, int]:
-    """Bytes by part, in the order in which they come; ``total`` of them is the peak.
+    """Bytes by part; ``peak`` adds them up.
 
     Args:
         card: The family.
@@ -78,24 +77,24 @@ def estimate(card: Family, dims: Dims, training: Training, step: Step) -> dict[s
         training: How it is trained.
         step: The largest forward pass.
     """
-    width, moved = training.width, training.trained
-    kept, again = _activations(card, dims, training, step)
+    width, trained = training.width, training.trained
+    kept, recomputed = _activations(card, dims, training, step)
     return {
         "process": PROCESS,
         "weights": _weights(card, dims, training),
-        "adapters": moved * width if training.method != "full" else 0,
+        "adapters": trained * width if training.method != "full" else 0,
         "reference model": card.count(dims) * width if training.reference else 0,
-        "optimizer": 2 * moved * width,
-        "averaged weights": moved * width if training.average else 0,
+        "optimizer": 2 * trained * width,
+        "averaged weights": trained * width if training.average else 0,
         "activations": kept * width,
         "scores": 2 * step.labels * int(dims.vocab) * width,
-        "gradients": moved * width,
-        "recomputed layer": again * width,
+        "gradients": trained * width,
+        "recomputed layer": recomputed * width,
     }
 
 
 def cache_bytes(card: Family, dims: Dims, tokens: int, width: int = FLOAT) -> int:
-    """Bytes of keys and values of so many tokens, in generation."""
+    """Bytes of the KV cache of ``tokens`` tokens, in generation."""
     return 2 * int(dims.layers) * int(dims.kv_heads) * int(dims.head_dim) * tokens * width
 
 
@@ -108,7 +107,7 @@ def _weights(card: Family, dims: Dims, training: Training) -> int:
 
 
 def _activations(card: Family, dims: Dims, training: Training, step: Step) -> tuple[int, int]:
-    """Values that the layers keep for their gradients, and those of the largest layer that is computed again."""
+    """Values that the layers keep for the backward pass, and those of the largest recomputed layer."""
     layers: dict[int, list[Tensor]] = {}
     for tensor in card.expand(dims):
         if tensor.layer is not None:
@@ -119,19 +118,19 @@ def _activations(card: Family, dims: Dims, training: Training, step: Step) -> tu
             int(part * step.tokens)
             for part in (_attention(card, dims, rows, training, step), _feed_forward(dims, rows, training))
         )
-        again = training.recompute if index % training.recompute_interval == 0 else "none"
-        held = {
+        recompute = training.recompute if index % training.recompute_interval == 0 else "none"
+        stored = {
             "none": attention + rest,
             "attention": rest + step.tokens * int(dims.hidden),
             "full": step.tokens * int(dims.hidden),
-        }[again]
-        kept += held
-        largest = max(largest, attention + rest - held)
+        }[recompute]
+        kept += stored
+        largest = max(largest, attention + rest - stored)
     return kept + 3 * step.tokens * int(dims.hidden), largest
 
 
 def _attention(card: Family, dims: Dims, rows: list[Tensor], training: Training, step: Step) -> float:
-    """Values per token: of the norm, the projections, positions, and scores where they are held."""
+    """Values per token of the norm, the projections, RoPE, and attention scores if they are stored."""
     values = _norms(rows, ("ln", "q_norm", "k_norm")) + _linears(rows, ("qkv", "out"), training)
     if card.position.startswith("rope"):
         values += sum(t.shape[-1] for t in rows if base_slot(t.slot) == "qkv") * 2 / 3
@@ -142,7 +141,7 @@ def _attention(card: Family, dims: Dims, rows: list[Tensor], training: Training,
 
 
 def _feed_forward(dims: Dims, rows: list[Tensor], training: Training) -> float:
-    """Values per token of the norm and the feed-forward layer; of experts, those that a token goes to."""
+    """Values per token of the norm and the feed-forward layer; with experts, of those that a token is routed to."""
     values = _norms(rows, ("ffn_ln",))
     plain = [t for t in rows if t.expert is None]
     experts = [t for t in rows if t.expert is not None]
@@ -160,7 +159,7 @@ def _feed_forward(dims: Dims, rows: list[Tensor], training: Training) -> float:
 
 
 def _norms(rows: list[Tensor], slots: tuple[str, ...]) -> float:
-    """The inputs of norms; those of heads are as wide as the projections that they follow."""
+    """Values per token of the inputs of norms; norms of heads are as wide as the projection before them."""
     values = 0.0
     for tensor in rows:
         if tensor.kind == "norm" and base_slot(tensor.slot) in slots:
@@ -171,7 +170,7 @@ def _norms(rows: list[Tensor], slots: tuple[str, ...]) -> float:
 
 
 def _linears(rows: list[Tensor], slots: tuple[str, ...], training: Training) -> float:
-    """Inputs, one for linears side by side, and outputs; of an adapter, its narrow product too."""
+    """Values per token of inputs, shared by parallel linears, and outputs; with an adapter, of its low-rank product."""
     inputs: dict[str, int] = {}
     outputs = 0.0
     for tensor in rows:
@@ -184,6 +183,6 @@ def _linears(rows: list[Tensor], slots: tuple[str, ...], training: Training) -> 
 
 
 def peak(parts: Mapping[str, int]) -> int:
-    """The peak, in bytes: scores are gone when gradients and recomputed layers come."""
+    """The peak in bytes: logits are freed before gradients and recomputed layers exist."""
     late = parts["gradients"] + parts["recomputed layer"]
     return sum(parts.values()) - min(parts["scores"], late)

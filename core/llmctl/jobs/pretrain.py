@@ -27,7 +27,7 @@ from llmctl.jobs.paths import find_path, output_folder
 from llmctl.plugins import Families, Plugin
 
 SCANNED = 256 << 20
-"""Bytes of a corpus whose ids are compared with the vocabulary before anything else happens."""
+"""Bytes of a corpus whose ids are compared with the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def check(config: PretrainConfig, family: str = "auto", families: Families | Non
     limit = dims.get("max_positions")
     if limit and config.data.seq_length > limit:
         raise ConfigError(
-            f"data.seq_length={config.data.seq_length} is over the {limit} positions of the model ({where}); lower it, "
+            f"data.seq_length={config.data.seq_length} exceeds the {limit} positions of the model ({where}); lower it, "
             "or give a new model more positions with model.changes"
         )
     output = output_folder(config.output, paths)
@@ -81,7 +81,7 @@ def check(config: PretrainConfig, family: str = "auto", families: Families | Non
 
 
 def _card_of_tokenizer(home: Path, named: Plugin | None, families: Families) -> Family | None:
-    """The card that says what the tokenizer's files do not; a model may use the tokenizer of another family."""
+    """The card of the tokenizer's family, which may be another than the model's."""
     config = read_json(home / NAME)
     if named and isinstance(config.get("architectures"), list) and named.card.claims_config(config):
         return named.card
@@ -89,50 +89,50 @@ def _card_of_tokenizer(home: Path, named: Plugin | None, families: Families) -> 
 
 
 def padded_vocab(ids: int, multiple: int) -> int:
-    """The smallest multiple that holds so many ids."""
+    """The smallest multiple of ``multiple`` that is at least ``ids``."""
     return -(-ids // multiple) * multiple
 
 
-def _combinations(settings: PretrainConfig) -> None:
-    model, train, output = settings.model, settings.train, settings.output
+def _combinations(config: PretrainConfig) -> None:
+    model, train, output = config.model, config.train, config.output
     given = [f"model.{name}" for name in ("path", "size", "config") if getattr(model, name)]
     if len(given) != 1:
-        what = f"{' and '.join(given)} exclude each other" if given else "no model is named"
+        what = f"{' and '.join(given)} exclude each other" if given else "no model is set"
         raise ConfigError(
-            f"{what}; set model.path to train a checkpoint further, or model.size or model.config for a new model"
+            f"{what}; set model.path to continue training a checkpoint, or model.size or model.config for a new model"
         )
     idle = [key for key in ("changes", "vocab_multiple") if key in changed_fields(model)]
     if model.path and idle:
         raise ConfigError(
-            f"model.{idle[0]} has no effect with model.path: a checkpoint's sizes are given; leave it out"
+            f"model.{idle[0]} has no effect with model.path: a checkpoint has its own config.json; leave it out"
         )
     if not model.path and not model.tokenizer:
-        raise ConfigError("model.tokenizer is not set; a new model needs the folder of the tokenizer of its corpora")
+        raise ConfigError("model.tokenizer is not set; a new model needs the tokenizer of its corpora")
     for part, key in (("data", "corpora"), ("output", "dir")):
-        if not getattr(getattr(settings, part), key):
-            raise ConfigError(f"{part}.{key} is not set; give it in the configuration or with --set {part}.{key}=...")
+        if not getattr(getattr(config, part), key):
+            raise ConfigError(f"{part}.{key} is not set; set it in the configuration or with --set {part}.{key}=...")
     if train.min_learning_rate > train.learning_rate:
         raise ConfigError(
             f"train.min_learning_rate={train.min_learning_rate} is above train.learning_rate={train.learning_rate}; lower it"
         )
     common.check_updates(train)
-    precision.check(settings.model.dtype, train)
-    precision.of(settings.model.dtype, train)
+    precision.check(config.model.dtype, train)
+    precision.of(config.model.dtype, train)
     loggers.check(train.log_to)
     unmeasured = [key for key in ("patience", "best_metric") if key in changed_fields(train)]
-    if unmeasured and not settings.samples()["valid"]:
+    if unmeasured and not config.samples()["valid"]:
         raise ConfigError(
-            f"train.{unmeasured[0]}={getattr(train, unmeasured[0])} has no effect without evaluations; set train.eval_iters and give "
-            "the valid part of data.split a weight"
+            f"train.{unmeasured[0]}={getattr(train, unmeasured[0])} has no effect without evaluations; set train.eval_iters, and a "
+            "weight above 0 for the valid part of data.split"
         )
     if output.resume and output.overwrite:
-        raise ConfigError("output.resume and output.overwrite exclude each other; choose one")
+        raise ConfigError("output.resume and output.overwrite exclude each other; set one")
 
 
 def _new_model(
     settings: PretrainModelConfig, path: Path | None, family: str, families: Families, ids: int
 ) -> tuple[Plugin, dict[str, Any], str]:
-    """Family, content of config.json and its origin, for a new model of that file or a size, with a vocabulary for ids."""
+    """Family, config.json and its origin, of a new model given by a file or a size, whose vocabulary has ``ids`` tokens."""
     multiple = settings.vocab_multiple
     if path:
         path = path / NAME if path.is_dir() else path
@@ -141,7 +141,7 @@ def _new_model(
     else:
         if family == "auto":
             raise ConfigError(
-                f"model.size={settings.size} is a size of a family; name it: llmctl --model FAMILY pretrain"
+                f"model.size={settings.size} is a size of a family; set the family: llmctl --model FAMILY pretrain"
             )
         plugin = families.load(family)
         where = f"size {settings.size} of {family}"
@@ -152,7 +152,7 @@ def _new_model(
     raw = _changed(raw, settings.changes, where)
     vocab = raw.get(key, ids)
     if not isinstance(vocab, int) or isinstance(vocab, bool):
-        raise ConfigError(f"{where}: {key}={vocab!r} must be a whole number")
+        raise ConfigError(f"{where}: {key}={vocab!r} must be an integer")
     if settings.size and vocab < ids:
         raise ConfigError(f"model.changes: {key}={vocab} is less than the {ids} ids of the tokenizer; leave it out")
     return plugin, {**raw, key: padded_vocab(max(ids, vocab), multiple)}, where
@@ -183,29 +183,29 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("architectures"), list):
-        raise ConfigError(f'{path} is no config.json: it needs "architectures": ["SomethingForCausalLM"]')
+        raise ConfigError(f'{path} is not a config.json: it needs "architectures": ["SomethingForCausalLM"]')
     return content
 
 
-def _corpora(settings: PretrainConfig, vocab: int) -> None:
-    """Passes when all corpora can be read, have documents for each split that is used, and no id is over the vocabulary."""
+def _corpora(config: PretrainConfig, vocab: int) -> None:
+    """Passes when all corpora can be read, have documents for each split that is used, and no id exceeds the vocabulary."""
     from llmctl.data.corpus import blend, sample_index
     from llmctl.data.corpus.samples import id_out_of_range, open_token_corpus
 
-    parts = config_pretrain.parse_split(settings.data.split)
-    used = [name for name, count in settings.samples().items() if count]
-    for prefix in blend.parse(settings.data.corpora).prefixes:
+    parts = config_pretrain.parse_split(config.data.split)
+    used = [name for name, count in config.samples().items() if count]
+    for prefix in blend.parse(config.data.corpora).prefixes:
         corpus = open_token_corpus(prefix)
         documents = dict(zip(config_pretrain.SPLITS, sample_index.split_documents(parts, len(corpus)), strict=True))
         empty = [name for name in ("train", *used) if not documents[name]]
         if empty:
             raise DataError(
-                f"{prefix} has no documents for {empty[0]}: data.split={settings.data.split} of {len(corpus)} documents; "
+                f"{prefix} has no documents for {empty[0]}: data.split={config.data.split} of {len(corpus)} documents; "
                 "change the weights or use more documents"
             )
         foreign = id_out_of_range(corpus.beginning(SCANNED), vocab)
         if foreign is not None:
             raise DataError(
-                f"{prefix} holds the id {foreign}, but the model has {vocab} tokens; make the corpus with the model's own "
-                "tokenizer, or name the tokenizer of the corpus in model.tokenizer for a new model"
+                f"{prefix} has the id {foreign}, but the model has {vocab} tokens; build the corpus with the model's "
+                "tokenizer, or set model.tokenizer to the tokenizer of the corpus for a new model"
             )

@@ -1,4 +1,4 @@
-"""Where the parts of the commands that train are. Each is imported when it is used: only training needs paddle."""
+"""The commands that train, and where their parts are. A part is imported when it is used: only training needs paddle."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TRAINABLES: Mapping[str, str] = {
 
 
 def command_of(data: Mapping[str, Any]) -> str:
-    """The command that a configuration is for, told by its sections.
+    """The command that a configuration is for, by its sections.
 
     Args:
         data: The configuration as it is written.

@@ -58,5 +58,5 @@ def test_the_packed_layer_gets_one_adapter_that_does_the_same(baichuan, tmp_path
 def test_lengths_of_a_part_of_the_packed_layer_are_refused(baichuan):
     method = MethodConfig(name="lora", dora=True, targets=["q_proj"])
     with pytest.raises(ConfigError, match=r"one layer model.layers.0.self_attn.W_pack.*add k_proj, v_proj to"):
-        common._method(method, *baichuan)
-    common._method(MethodConfig(name="lora", dora=True, targets=["q_proj", "k_proj", "v_proj"]), *baichuan)
+        common._check_method(method, *baichuan)
+    common._check_method(MethodConfig(name="lora", dora=True, targets=["q_proj", "k_proj", "v_proj"]), *baichuan)

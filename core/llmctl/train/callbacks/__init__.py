@@ -1,1 +1,1 @@
-"""What happens beside the optimizer steps: checkpoints, metrics, progress, early stopping, EMA. The base class is in ``base``."""
+"""What happens besides the optimizer steps: checkpoints, metrics, progress, early stopping, EMA. The base class is in ``base``."""

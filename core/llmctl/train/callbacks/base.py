@@ -1,4 +1,4 @@
-"""Callbacks: what happens beside the optimizer steps of a run. Nothing here imports paddle."""
+"""Callbacks: what happens besides the optimizer steps of a run. Nothing here imports paddle."""
 
 from __future__ import annotations
 

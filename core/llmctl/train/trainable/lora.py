@@ -183,7 +183,7 @@ def _starts(folder: Path, job: CheckedJob[Any]) -> dict[str, Start]:
 
 
 def _principal(layers: dict[str, Any], start: Path | None, job: CheckedJob[Any]) -> dict[str, Start]:
-    """PiSSA: moves the principal part of each base into its adapter; a resumed run moves what it moved when it began."""
+    """PiSSA: initialises adapters with the principal part of their base, which is subtracted; a resumed run subtracts what it did at its beginning."""
     before = _starts(start, job) if start else {}
     starts = {}
     for path, layer in layers.items():

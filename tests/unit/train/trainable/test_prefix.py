@@ -132,7 +132,7 @@ def test_a_prefix_cannot_be_merged(runs, tmp_path):
 @pytest.mark.parametrize(
     ("method", "data", "error"),
     [
-        ({"virtual_tokens": 4000}, {}, "over the .* positions"),
+        ({"virtual_tokens": 4000}, {}, "exceeds the .* positions"),
         ({"projection_hidden": 8}, {}, "no effect without method.prefix_projection"),
         ({"rank": 4}, {}, "method.rank has no effect with method.name=prefix"),
         ({"virtual_tokens": 0}, {}, "must be at least 1"),
@@ -170,7 +170,7 @@ def test_texts_that_share_a_row_and_outgrow_a_window_are_refused(tmp_path, build
     if part is None:
         assert check(schema.build(build, sections), "mistral").train
         return
-    with pytest.raises(ConfigError, match=f"is over the window of 16 positions.*set data.max_length to .*{part}"):
+    with pytest.raises(ConfigError, match=f"exceeds the attention window of 16 positions.*set data.max_length to .*{part}"):
         check(schema.build(build, sections), "mistral")
 
 
