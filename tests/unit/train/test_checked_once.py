@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from kit.corpora import write
 from kit.counting import count_calls
+from kit.pages import run
 
 from llmctl import plugins
 from llmctl.card.family import Family
@@ -118,3 +119,19 @@ def test_a_continued_run_opens_model_and_checkpoint_once_each(data, tmp_path, mo
     checkpoint = str(tmp_path / "run" / "checkpoints" / "step-000001")
     folders = {MODEL: 1, checkpoint: 1} if name == "full" else {MODEL: 1}
     assert work.opened == work.checked == folders and work.configs == {MODEL: 1}
+
+
+def test_the_command_shares_what_its_recipe_loaded_with_its_checks(tmp_path, monkeypatch):
+    """Without CONFIG, the family's starter recipe runs, for which the plugin is loaded before the checks."""
+    short = {
+        "train.max_steps": 1,
+        "train.eval_generate": "false",
+        "train.best_metric": "eval_loss",
+        "output.samples": 0,
+    }
+    given = [part for key, value in short.items() for part in ("--set", f"{key}={value}")]
+    work = Work(monkeypatch)
+    code, output = run(["--model", "llama", "finetune", "--output", str(tmp_path / "run"), *given])
+    assert code == 0, output
+    assert work.loaded == {"llama": 1} and work.expanded[next(iter(work.expanded))] == 1
+    assert list(work.opened.values()) == list(work.configs.values()) == list(work.checked.values()) == [1]

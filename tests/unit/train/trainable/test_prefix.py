@@ -170,7 +170,9 @@ def test_texts_that_share_a_row_and_outgrow_a_window_are_refused(tmp_path, build
     if part is None:
         assert check(schema.build(build, sections), "mistral").train
         return
-    with pytest.raises(ConfigError, match=f"exceeds the attention window of 16 positions.*set data.max_length to .*{part}"):
+    with pytest.raises(
+        ConfigError, match=f"exceeds the attention window of 16 positions.*set data.max_length to .*{part}"
+    ):
         check(schema.build(build, sections), "mistral")
 
 
