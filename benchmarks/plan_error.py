@@ -58,7 +58,7 @@ def make_model(family, changes, tokenizer, folder):
 
 
 def measure(case, options, home):
-    """Planned and measured bytes."""
+    """PlannedTensor and measured bytes."""
     family, changes, settings = CASES[case]
     model = home / family
     if not model.exists():

@@ -23,8 +23,8 @@ from llmctl.checkpoint.folder import open_folder
 from llmctl.checkpoint.formats.dtypes import STORAGE, cast, round_bfloat16
 from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.checkpoint.hf_config import NAME as CONFIG
-from llmctl.checkpoint.load import by_target
-from llmctl.checkpoint.naming import recognise
+from llmctl.checkpoint.load import group_by_target
+from llmctl.checkpoint.naming import detect_layout
 from llmctl.errors import CheckpointError
 
 CORNER = 4
@@ -43,14 +43,14 @@ def record(base: Path, plugin: Any, dims: Dims, state: Mapping[str, Any] | None 
     if state is not None:
         return _record(base, plugin, dims, _state_hash(state, plugin, dims))
     tensors = open_folder(base).tensors
-    _, renames = recognise(tensors, plugin, dims)
-    return _record(base, plugin, dims, _values_hash(tensors, renames, plugin, dims))
+    _, mappings = detect_layout(tensors, plugin, dims)
+    return _record(base, plugin, dims, _values_hash(tensors, mappings, plugin, dims))
 
 
 def record_of(model: CheckedModel) -> dict[str, Any]:
     """``record`` of a model whose weights are already opened."""
     assert model.weights, "a new model cannot be a base"
-    values = _values_hash(model.weights.tensors, model.renames, model.plugin, model.dims)
+    values = _values_hash(model.weights.tensors, model.mappings, model.plugin, model.dims)
     return _record(model.weights.path, model.plugin, model.dims, values)
 
 
@@ -135,10 +135,10 @@ def find(named: str, folder: Path, given: Path | None) -> Path:
     raise CheckpointError(f"{folder}: this adapter does not record its base model; give its folder with --base")
 
 
-def _values_hash(tensors: Mapping[str, TensorInfo], renames: Sequence[WeightMapping], plugin: Any, dims: Dims) -> str:
+def _values_hash(tensors: Mapping[str, TensorInfo], mappings: Sequence[WeightMapping], plugin: Any, dims: Dims) -> str:
     known = targets.linears(plugin.card, dims)
     digest = hashlib.sha256()
-    for target, sources in sorted(by_target(tensors, renames).items()):
+    for target, sources in sorted(group_by_target(tensors, mappings).items()):
         path = targets.module_of(target)
         if path in known:
             digest.update(_corner(sources, known[path].shape).tobytes())
@@ -154,13 +154,13 @@ def _state_hash(state: Mapping[str, Any], plugin: Any, dims: Dims) -> str:
     return digest.hexdigest()[:16]
 
 
-def _corner(sources: list[slices.Source], shape: tuple[int, ...]) -> Any:
+def _corner(sources: list[slices.MappedTensor], shape: tuple[int, ...]) -> Any:
     """The first inputs and outputs of a linear weight [CORNER, CORNER] as bfloat16."""
-    info, rename = sources[0]
-    if slices.in_rows(rename, len(info.shape)):
-        rows = np.empty((min(CORNER, shape[int(rename.transpose)]), *info.shape[1:]), STORAGE["float32"])
-        info.read_into(rows, "float32", start=slices.first_row(rename, shape))
-        corner = rows[:, :CORNER].T if rename.transpose else rows[:, :CORNER]
+    info, mapping = sources[0]
+    if slices.is_row_range(mapping, len(info.shape)):
+        rows = np.empty((min(CORNER, shape[int(mapping.transpose)]), *info.shape[1:]), STORAGE["float32"])
+        info.read_into(rows, "float32", start=slices.first_row(mapping, shape))
+        corner = rows[:, :CORNER].T if mapping.transpose else rows[:, :CORNER]
     else:
         whole = np.empty(shape, STORAGE["float32"])
         slices.fill(whole, sources, "float32")

@@ -19,7 +19,7 @@ from llmctl.adapters.adapter import Adapter
 from llmctl.adapters.prefix import Prefix
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
-from llmctl.checkpoint.folder import check_apart
+from llmctl.checkpoint.folder import check_no_adapter
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
 from llmctl.io.copying import copy_into
@@ -73,7 +73,7 @@ def open_adapter(
     """
     if not is_adapter(folder):
         raise CheckpointError(f"{folder} holds no adapter: it has none of {', '.join(FORMATS)}")
-    check_apart(folder)
+    check_no_adapter(folder)
     found = bases.find(base_name(folder), folder, base)
     config = read_config(found)
     plugin = plugins.resolve(family, config, str(found / "config.json"))

@@ -18,10 +18,10 @@ from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, LoraWeights
 from llmctl.adapters.folder import RECORD, OpenedAdapter, tokenizer_folder
 from llmctl.checkpoint import convert
-from llmctl.checkpoint.convert import Progress, Stored
+from llmctl.checkpoint.convert import LazyTensor, Progress
 from llmctl.checkpoint.formats.dtypes import cast
 from llmctl.checkpoint.formats.safetensors import write_file
-from llmctl.checkpoint.naming import HF, renames_for
+from llmctl.checkpoint.naming import HF, mappings_for
 from llmctl.checkpoint.save import KEEP, plan_shards, write_index
 from llmctl.errors import CheckpointError
 from llmctl.io.atomic import atomic_folder
@@ -40,7 +40,7 @@ class MergedWeight:
         code: Code that the base was quantized with in training; empty = not quantized.
     """
 
-    stored: Stored
+    stored: LazyTensor
     lora: LoraWeights | None
     dtype: str
     code: str = ""
@@ -98,13 +98,13 @@ def merge(
         stored = source.state[path + ".weight"]
         merged_dtype = stored.dtype if dtype == KEEP else dtype
         state[path + ".weight"] = MergedWeight(stored, layers.get(path), merged_dtype, opened.quantised)
-    shards = plan_shards(state, renames_for(HF, opened.plugin, opened.dims), dtype, max_shard_bytes)
+    shards = plan_shards(state, mappings_for(HF, opened.plugin, opened.dims), dtype, max_shard_bytes)
     with atomic_folder(output) as work:
         for name, tensors in shards.items():
             write_file(work / name, tensors, progress)
         if len(shards) > 1:
             write_index(work, shards)
-        convert.copy_rest(opened.base, work, dtype)
+        convert.copy_other_files(opened.base, work, dtype)
         replace_tokenizer(opened, work)
         (work / RECORD).write_text(json.dumps(_record(opened, dtype, len(layers)), indent=2) + "\n", encoding="utf-8")
     return len(layers)

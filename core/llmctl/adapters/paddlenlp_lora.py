@@ -36,10 +36,10 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Adapter:
     if tensors is None:
         raise CheckpointError(f"{folder} has {CONFIG} but neither {WEIGHTS} nor {UNIFIED}")
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
-    renames = repack.linear_renames(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
+    mappings = repack.linear_mappings(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
     named = {name.removesuffix(A).removesuffix(B) for name in tensors}
-    renames = select_variant(renames, {f"{module}.weight" for module in named})
-    sizes = {module: shape for module, shape in repack.shapes_in_file(renames, shapes).items() if module in named}
+    mappings = select_variant(mappings, {f"{module}.weight" for module in named})
+    sizes = {module: shape for module, shape in repack.shapes_in_file(mappings, shapes).items() if module in named}
     if not sizes:
         raise CheckpointError(f"{folder} has no adapter for a linear layer of {plugin.card.name}")
     rank, stabilised = config["r"], bool(config.get("rslora", False))
@@ -50,7 +50,7 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Adapter:
     scale = scale_of(float(config.get("lora_alpha", 8)), rank, stabilised)
     layers = {module: LoraWeights(load(tensors[module + A]), load(tensors[module + B]), scale) for module in sizes}
     return Adapter(
-        repack.from_file(layers, renames, shapes),
+        repack.from_file(layers, mappings, shapes),
         stabilised,
         float(config.get("lora_dropout", 0.0)),
         str(config.get("base_model_name_or_path") or ""),
@@ -74,8 +74,8 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
     if any(part.magnitude is not None for part in adapter.layers.values()):
         raise CheckpointError("the format of PaddleNLP does not support DoRA; merge the adapter instead")
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
-    renames = repack.linear_renames(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
-    parts = repack.equalize_ranks(repack.to_file(adapter.layers, select_variant(renames, ()), shapes))
+    mappings = repack.linear_mappings(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
+    parts = repack.equalize_ranks(repack.to_file(adapter.layers, select_variant(mappings, ()), shapes))
     arrays: dict[str, Any] = {}
     for path, part in parts.items():
         for ending, values in ((A, part.a), (B, part.b)):

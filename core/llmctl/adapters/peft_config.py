@@ -181,8 +181,8 @@ def rank_and_scale(config: Mapping[str, Any], torch: str) -> tuple[int, float]:
 
 def _target_modules(selected_paths: list[str], plugin: Any, dims: Dims) -> list[str]:
     """The last components of the paths if they select exactly these layers, else the whole paths."""
-    renames = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
-    known = dict.fromkeys(targets.module_of(r.source) for r in renames if r.source.endswith(".weight"))
+    mappings = plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch")
+    known = dict.fromkeys(targets.module_of(r.source) for r in mappings if r.source.endswith(".weight"))
     short = list(dict.fromkeys(path.rpartition(".")[2] for path in selected_paths))
     selected = [path for path in known if any(targets.matches(path, name) for name in short)]
     return sorted(short) if set(selected) == set(selected_paths) else selected_paths

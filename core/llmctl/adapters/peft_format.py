@@ -19,7 +19,7 @@ from llmctl.adapters.peft_config import CONFIG, make_config, rank_and_scale, rea
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.formats import safetensors, torch_bin
 from llmctl.checkpoint.formats.dtypes import STORAGE, cast
-from llmctl.checkpoint.formats.safetensors import Planned
+from llmctl.checkpoint.formats.safetensors import PlannedTensor
 from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import write_json
@@ -83,7 +83,7 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
         CheckpointError: The adapter cannot be expressed on the layers of the torch model, or a value does not fit.
     """
     fused, blocks = _fuse_all(adapter, plugin, dims)
-    planned: dict[str, Planned] = {}
+    planned: dict[str, PlannedTensor] = {}
     for torch, part in fused.items():
         rows = {A: part.a.T, B: part.b.T, **({} if part.magnitude is None else {MAGNITUDE: part.magnitude})}
         planned.update({name: as_planned(name, values, dtype)
@@ -124,7 +124,7 @@ def as_stored(name: str, values: Array, dtype: str) -> Array:
         raise CheckpointError(f"{name}: {error}; save with dtype float32 or bfloat16") from None
 
 
-def as_planned(name: str, values: Array, dtype: str) -> Planned:
+def as_planned(name: str, values: Array, dtype: str) -> PlannedTensor:
     """A tensor to write in a data type.
 
     Raises:
@@ -135,7 +135,7 @@ def as_planned(name: str, values: Array, dtype: str) -> Planned:
     def put(stream: BinaryIO) -> None:
         stream.write(stored.data)
 
-    return Planned(values.shape, dtype, put)
+    return PlannedTensor(values.shape, dtype, put)
 
 
 def headers(folder: Path) -> dict[str, TensorInfo]:

@@ -23,42 +23,42 @@ LoraSlice = tuple[LoraWeights, "TensorSlice | None", "TensorSlice | None"]
 """(adapter, slice of its outputs, slice of the outputs of the result)."""
 
 
-def linear_renames(renames: Sequence[WeightMapping], shapes: Shapes) -> list[WeightMapping]:
+def linear_mappings(mappings: Sequence[WeightMapping], shapes: Shapes) -> list[WeightMapping]:
     """The mappings of the weights of linear layers, for matrices in paddle's layout."""
     return [
-        replace(rename, transpose=False)
-        for rename in renames
-        if rename.target.endswith(".weight") and module_of(rename.target) in shapes
+        replace(mapping, transpose=False)
+        for mapping in mappings
+        if mapping.target.endswith(".weight") and module_of(mapping.target) in shapes
     ]
 
 
-def shapes_in_file(renames: Sequence[WeightMapping], shapes: Shapes) -> dict[str, tuple[int, ...]]:
+def shapes_in_file(mappings: Sequence[WeightMapping], shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """Path in the file -> [in, out] of every layer."""
-    return {module_of(r.source): slices.source_shape(shapes[module_of(r.target)], r) for r in renames}
+    return {module_of(r.source): slices.source_shape(shapes[module_of(r.target)], r) for r in mappings}
 
 
 def from_file(
-    layers: Mapping[str, LoraWeights], renames: Sequence[WeightMapping], shapes: Shapes
+    layers: Mapping[str, LoraWeights], mappings: Sequence[WeightMapping], shapes: Shapes
 ) -> dict[str, LoraWeights]:
     """Converts adapters of layers in a file to adapters of layers on the card."""
     slices_of: dict[str, list[LoraSlice]] = {}
-    for rename in renames:
-        if module_of(rename.source) in layers:
-            piece = layers[module_of(rename.source)], rename.src_slice, rename.dst_slice
-            slices_of.setdefault(module_of(rename.target), []).append(piece)
+    for mapping in mappings:
+        if module_of(mapping.source) in layers:
+            piece = layers[module_of(mapping.source)], mapping.src_slice, mapping.dst_slice
+            slices_of.setdefault(module_of(mapping.target), []).append(piece)
     return {path: _join(slices_of[path], shapes[path][1]) for path in shapes if path in slices_of}
 
 
 def to_file(
-    parts: Mapping[str, LoraWeights], renames: Sequence[WeightMapping], shapes: Shapes
+    parts: Mapping[str, LoraWeights], mappings: Sequence[WeightMapping], shapes: Shapes
 ) -> dict[str, LoraWeights]:
     """Converts adapters of layers on the card to adapters of layers in a file."""
     slices_of: dict[str, list[LoraSlice]] = {}
-    for rename in renames:
-        if module_of(rename.target) in parts:
-            piece = parts[module_of(rename.target)], rename.dst_slice, rename.src_slice
-            slices_of.setdefault(module_of(rename.source), []).append(piece)
-    widths = shapes_in_file(renames, shapes)
+    for mapping in mappings:
+        if module_of(mapping.target) in parts:
+            piece = parts[module_of(mapping.target)], mapping.dst_slice, mapping.src_slice
+            slices_of.setdefault(module_of(mapping.source), []).append(piece)
+    widths = shapes_in_file(mappings, shapes)
     return {module: _join(rows, widths[module][1]) for module, rows in slices_of.items()}
 
 
@@ -81,7 +81,7 @@ def _join(lora_slices: Sequence[LoraSlice], width: int) -> LoraWeights:
     b = np.zeros((sum(part.rank for part, _, _ in lora_slices), width), first.b.dtype)
     row = 0
     for part, src, dst in lora_slices:
-        values = slices.view(part.b * np.asarray(part.scale / first.scale, part.b.dtype), src)
-        slices.put(b[row : row + part.rank], values, dst)
+        values = slices.slice_view(part.b * np.asarray(part.scale / first.scale, part.b.dtype), src)
+        slices.write_slice(b[row : row + part.rank], values, dst)
         row += part.rank
     return LoraWeights(np.concatenate([part.a for part, _, _ in lora_slices], axis=1), b, first.scale)

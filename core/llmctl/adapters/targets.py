@@ -93,9 +93,9 @@ def torch_modules(plugin: Any, dims: Dims) -> dict[str, list[str]]:
     """Path in the torch model -> linear layers on the card, in order; several if the torch model fuses them."""
     known = linears(plugin.card, dims)
     layers: dict[str, list[tuple[int, str]]] = {}
-    for rename in plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch"):
-        path = module_of(rename.target)
-        if path in known and rename.target.endswith(".weight"):
-            offset = rename.src_slice.start if rename.src_slice else 0
-            layers.setdefault(module_of(rename.source), []).append((offset, path))
+    for mapping in plugin.hooks.weight_map(card=plugin.card, dims=dims, source="torch"):
+        path = module_of(mapping.target)
+        if path in known and mapping.target.endswith(".weight"):
+            offset = mapping.src_slice.start if mapping.src_slice else 0
+            layers.setdefault(module_of(mapping.source), []).append((offset, path))
     return {torch: [path for _, path in sorted(named)] for torch, named in layers.items()}

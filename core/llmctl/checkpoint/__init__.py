@@ -1,8 +1,14 @@
-"""Model folders on disk: reading, writing and describing them, without torch.
+"""Checkpoint folders: reading, checking, loading, saving and converting them, without torch.
 
-Reading: ``open_folder``, ``load_weights``, ``read_config`` (``config.json``). Writing: ``save_weights``,
-``atomic_folder``, ``atomic_file``. What ``run.json`` records is in ``run_json.py``; a model built from a folder is in
-``model.py``. The names here are resolved on first use, so that reading a config imports no numpy.
+``hf_config`` reads config.json, ``folder`` opens weights, ``formats`` parses their files, ``naming`` detects the layout,
+``load`` fills a layer, ``save`` writes a folder, ``build`` goes from a folder to a layer, ``convert`` from folder to folder;
+``slices`` splits fused tensors, ``shards`` and ``merge_ranks`` handle tensor-parallel ranks.
+
+Weights are stored in the layout of Hugging Face (``hf``, linears [out, in]) or of paddle (``native``, linears [in, out]),
+which are told apart by tensor names. Opening a folder reads headers only; all names and shapes are checked against the card
+before any tensor is loaded, and tensors are streamed one by one. Which tensor of a file becomes which tensor of the model
+is data: the weight mappings of ``llmctl.card.weight_map``. Names below are resolved on first use, so that reading a
+config.json imports no numpy.
 """
 
 from __future__ import annotations

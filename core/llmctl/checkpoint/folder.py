@@ -1,7 +1,6 @@
-"""A folder of weights as Hugging Face lays it out: one file or shards with an index, safetensors, torch's or paddle's.
+"""Folders of weights: a single file, or shards with an index, as safetensors, torch .bin or .pdparams.
 
-Opening a folder reads headers only and checks them against each other and the index. How tensors get into a layer is
-the matter of ``load.py``.
+Opening a folder reads headers only, and checks them against each other and the index; ``load`` reads the tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ SAFETENSORS = "model.safetensors"
 TORCH = "pytorch_model.bin"
 INDEX = ".index.json"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""Files that change what a model computes, where transformers finds them beside its weights."""
+"""Files of adapters, which transformers would apply if they are in the folder of a model."""
 
 _HEADER_READERS: dict[str, Callable[[Path], Mapping[str, TensorInfo]]] = {
     SAFETENSORS: safetensors.read_header,
@@ -36,21 +35,21 @@ _HEADER_READERS: dict[str, Callable[[Path], Mapping[str, TensorInfo]]] = {
 
 @dataclass(frozen=True)
 class WeightFolder:
-    """An opened folder: its tensors by name, none of them in memory."""
+    """An opened folder: name -> tensor, not in memory."""
 
     path: Path
     tensors: Mapping[str, TensorInfo]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors as stored."""
+        """Size of all stored tensors in bytes."""
         return sum(info.nbytes for info in self.tensors.values())
 
     def read(self, name: str) -> NDArray[Any]:
-        """A tensor in C order: half-precision floats as float32, every other dtype as it is.
+        """Reads a tensor: half types as float32, other data types unchanged.
 
         Raises:
-            CheckpointError: There is no such tensor, or its file ends early.
+            CheckpointError: There is no such tensor, or its file is truncated.
         """
         if name not in self.tensors:
             raise CheckpointError(f"{self.path} has no tensor {name}")
@@ -62,17 +61,17 @@ class WeightFolder:
 
 
 def open_folder(path: str | Path) -> WeightFolder:
-    """The weights of a folder; safetensors are preferred to ``.bin``, a single file to shards.
+    """Opens the weights of a folder; safetensors are preferred to .bin, a single file to shards.
 
     Raises:
-        CheckpointError: There are no weights, a shard is absent, files are damaged or contradict the index; or an
-            adapter lies beside them.
+        CheckpointError: The folder has no weights or also an adapter, a shard is missing, or files are damaged or contradict
+            the index.
     """
     path = Path(path)
     if not path.is_dir():
-        kind = "a file; give the folder that holds it" if path.exists() else "not there"
-        raise CheckpointError(f"the model folder {path} is {kind}")
-    check_apart(path)
+        reason = "is a file; give the folder that holds it" if path.exists() else "does not exist"
+        raise CheckpointError(f"the model folder {path} {reason}")
+    check_no_adapter(path)
     for name, read_header in _HEADER_READERS.items():
         if (path / name).is_file():
             return WeightFolder(path, MappingProxyType(read_header(path / name)))
@@ -81,8 +80,8 @@ def open_folder(path: str | Path) -> WeightFolder:
     raise CheckpointError(_no_weights(path))
 
 
-def check_apart(path: Path) -> None:
-    """Passes unless a folder holds a model and an adapter, of which it is not clear what they are together.
+def check_no_adapter(path: Path) -> None:
+    """Checks that a folder does not hold both a model and an adapter, which is ambiguous.
 
     Raises:
         CheckpointError: It holds both.
@@ -100,11 +99,11 @@ def _no_weights(path: Path) -> str:
     others = sorted(file.name for file in path.iterdir() if file.suffix in suffixes)
     expected = f"expected {SAFETENSORS}, {TORCH}, or shards with {SAFETENSORS}{INDEX} or {TORCH}{INDEX}"
     if any(pdparams.SHARD.fullmatch(name) for name in others):
-        return f"{path} holds shards of tensor-parallel ranks; llmctl convert puts them together"
+        return f"{path} holds shards of tensor-parallel ranks; merge them with llmctl convert"
     if not others:
         return f"{path} holds no weights: {expected}"
     listed = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-    return f"{path} holds {len(others)} weight files ({listed}), but nothing says how to read them: {expected}"
+    return f"{path} holds {len(others)} weight files ({listed}), but none with a known name: {expected}"
 
 
 def read_shards(index: Path, read_header: Callable[[Path], Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
@@ -116,7 +115,7 @@ def read_shards(index: Path, read_header: Callable[[Path], Mapping[str, TensorIn
     weight_map = _read_index(index)
     absent = sorted({shard for shard in weight_map.values() if not (index.parent / shard).is_file()})
     if absent:
-        raise CheckpointError(f"{index} names {len(absent)} files that are absent: {', '.join(absent[:5])}")
+        raise CheckpointError(f"{index} names {len(absent)} files that are missing: {', '.join(absent[:5])}")
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())):
         for name, info in read_header(index.parent / shard).items():
@@ -137,10 +136,10 @@ def _read_index(index: Path) -> dict[str, str]:
         weight_map = content["weight_map"]
         files = set(weight_map.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is no weight index: {type(error).__name__}: {error}") from None
+        raise CheckpointError(f"{index} is not a weight index: {type(error).__name__}: {error}") from None
     if not files:
         raise CheckpointError(f"{index} lists no tensors")
     for file in files:
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
-            raise CheckpointError(f"{index} names the file {file!r}; shards lie beside their index")
+            raise CheckpointError(f"{index} names the file {file!r}; shards must be in the folder of their index")
     return dict(weight_map)

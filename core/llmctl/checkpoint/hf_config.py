@@ -1,7 +1,6 @@
-"""``config.json`` of a model folder in one spelling, whichever release of transformers wrote it.
+"""Reads ``config.json`` of a model folder, with the key names of transformers 4 whichever release wrote it.
 
-The spelling is that of transformers 4: ``torch_dtype``, ``rope_theta`` and ``rope_scaling``. What the values mean for a
-family is the matter of its card.
+That is ``torch_dtype``, ``rope_theta`` and ``rope_scaling``. The card of the family gives the values their meaning.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ NAME = "config.json"
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The content of ``config.json``; ``architectures`` is a non-empty list of strings.
+    """Reads ``config.json``; ``architectures`` is a non-empty list of strings.
 
     Raises:
         CheckpointError: The file is missing, names no architecture or contradicts itself.
@@ -34,10 +33,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def normalise(config: dict[str, Any], where: str = NAME) -> dict[str, Any]:
-    """A copy with ``dtype`` and ``rope_parameters`` in the older spelling; other keys as they are.
+    """A copy with ``dtype`` and ``rope_parameters`` renamed to the keys of transformers 4.
 
     Raises:
-        CheckpointError: Both spellings are present and differ, or ``rope_parameters`` differ from layer to layer.
+        CheckpointError: Old and new keys are both present and differ, or ``rope_parameters`` differ between layers.
     """
     result = dict(config)
     if "dtype" in result:
@@ -58,19 +57,19 @@ def _rope_parameters(parameters: Any, where: str) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise CheckpointError(f"{where}: rope_parameters={parameters!r} is not an object")
     if any(isinstance(value, dict) for value in parameters.values()):
-        raise CheckpointError(f"{where}: rope_parameters that differ by kind of layer are not supported")
+        raise CheckpointError(f"{where}: rope_parameters that differ between kinds of layers are not supported")
     return dict(parameters)
 
 
 def _scaling(scaling: Any) -> Any:
-    """Rope scaling with its kind under ``rope_type``; None where nothing is scaled."""
+    """RoPE scaling with its kind under ``rope_type``; None if there is none."""
     if not isinstance(scaling, dict):
         return scaling
     kind = scaling.get("rope_type", scaling.get("type"))
-    rest = {key: value for key, value in scaling.items() if key not in ("rope_type", "type")}
-    if kind in ("default", None) and not rest:
+    options = {key: value for key, value in scaling.items() if key not in ("rope_type", "type")}
+    if kind in ("default", None) and not options:
         return None
-    return {"rope_type": kind, **rest} if kind is not None else rest
+    return {"rope_type": kind, **options} if kind is not None else options
 
 
 def _set(config: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -78,5 +77,7 @@ def _set(config: dict[str, Any], key: str, value: Any, where: str) -> None:
     if key == "rope_scaling":
         known = _scaling(known)
     if known is not None and known != value:
-        raise CheckpointError(f"{where} gives {key} twice, in the old and the new spelling: {known!r} and {value!r}")
+        raise CheckpointError(
+            f"{where} has {key} twice, under the old and the new key, with different values: {known!r} and {value!r}"
+        )
     config[key] = value

@@ -1,7 +1,7 @@
-"""Weights from a folder into a layer: everything is checked on headers first, then streamed tensor by tensor.
+"""Loads weights from a folder into a layer: checks all headers first, then streams tensor by tensor.
 
-Memory: the layer, plus the largest tensor in the layer's dtype. Which name goes where is given by renames (a family's
-``weight_map``); finding and parsing the files is the matter of ``folder.py``.
+Memory: the layer, plus its largest tensor. The weight mappings of a family (hook ``weight_map``) say which tensor goes
+where; ``folder`` finds and parses the files.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from llmctl.card.weight_map import TensorSlice, WeightMapping
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE
 from llmctl.checkpoint.formats.tensor_info import CHUNK_BYTES, TensorInfo
-from llmctl.checkpoint.slices import Source, complete, fill, source_shape
+from llmctl.checkpoint.slices import MappedTensor, covers_axis, fill, source_shape
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import read_json
 
-IGNORED = ("*.rotary_emb.inv_freq",)
-"""Tensors in torch files that hold no weights: tables that every model recomputes."""
+IGNORED_TENSORS = ("*.rotary_emb.inv_freq",)
+"""Patterns of tensors in torch files that are not weights: tables that models recompute."""
 
 TIED_HEADS = ("lm_head.weight", "lm_head.decoder_weight")
-"""Output heads that some files repeat although the model shares the input embedding."""
+"""LM heads that some files repeat although they are tied to the embedding."""
 
 TIED = "tie_word_embeddings"
 
@@ -36,7 +36,7 @@ _LISTED = 10
 
 @dataclass(frozen=True)
 class Expected:
-    """What a tensor has to be, for a check before there is one."""
+    """Expected shape and data type of a tensor, to check before there is a layer."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -45,119 +45,125 @@ class Expected:
 def load_weights(
     folder: WeightFolder | str | Path,
     layer: Any,
-    renames: Sequence[WeightMapping],
+    mappings: Sequence[WeightMapping],
     allow_missing: Iterable[str] = (),
     ignored: Iterable[str] = (),
 ) -> list[str]:
-    """Fills a ``paddle.nn.Layer`` from a folder, cast to each parameter's dtype.
+    """Loads a folder into a ``paddle.nn.Layer``, cast to the data type of each parameter.
 
     Args:
         folder: The weights, opened or not.
-        layer: The model; its state dict must be what ``renames`` cover.
-        renames: Source in the folder and target in the layer, one for every tensor of the layer.
-        allow_missing: Sources (names in the folder) that may be absent; their targets keep their initial values.
-        ignored: Patterns of tensors in the folder that are passed over, beside ``IGNORED``.
+        layer: The model.
+        mappings: Source in the folder and target in the layer, for every tensor in the state dict of the layer.
+        allow_missing: Sources (names in the folder) that may be missing; their targets keep their initial values.
+        ignored: Patterns of tensors in the folder to ignore, in addition to ``IGNORED_TENSORS``.
 
     Returns:
         The targets that kept their initial values.
 
     Raises:
-        CheckpointError: Tensors are missing, unexpected or have another shape; one message lists them all, and nothing
-            has been loaded. Or a file ends early.
-        ValueError: The renames do not cover the layer.
+        CheckpointError: Tensors are missing, unexpected or have another shape; the message lists all, and nothing was
+            loaded. Or a file is truncated.
+        ValueError: The mappings do not cover the layer.
     """
     folder = folder if isinstance(folder, WeightFolder) else open_folder(folder)
-    check_weights(folder, layer.state_dict(), renames, allow_missing, ignored)
-    return fill_layer(layer, folder.tensors, renames)
+    check_weights(folder, layer.state_dict(), mappings, allow_missing, ignored)
+    return fill_layer(layer, folder.tensors, mappings)
 
 
-def fill_layer(layer: Any, tensors: Mapping[str, TensorInfo], renames: Sequence[WeightMapping]) -> list[str]:
-    """Fills a ``paddle.nn.Layer`` from tensors that passed `check_weights`, cast to each parameter's dtype.
+def fill_layer(layer: Any, tensors: Mapping[str, TensorInfo], mappings: Sequence[WeightMapping]) -> list[str]:
+    """Loads tensors that passed ``check_weights`` into a ``paddle.nn.Layer``, cast to the data type of each parameter.
 
     Args:
         layer: The model.
-        tensors: Of an opened folder, by name.
-        renames: As for `load_weights`.
+        tensors: Tensors of an opened folder, by name.
+        mappings: See ``load_weights``.
 
     Returns:
-        The targets that kept their initial values, because a source is absent.
+        The targets that kept their initial values, because a source is missing.
 
     Raises:
-        CheckpointError: A file ends early.
+        CheckpointError: A file is truncated.
     """
     state = layer.state_dict()
-    kept = {rename.target for rename in renames if rename.source not in tensors}
-    for target, sources in by_target(tensors, renames).items():
-        if target not in kept:
+    missing = {mapping.target for mapping in mappings if mapping.source not in tensors}
+    for target, sources in group_by_target(tensors, mappings).items():
+        if target not in missing:
             dtype = dtype_name(state[target])
             values = np.empty(tuple(state[target].shape), STORAGE[dtype])
             fill(values, sources, dtype)
             state[target].set_value(values)
-    return [target for target in dict.fromkeys(rename.target for rename in renames) if target in kept]
+    return [target for target in dict.fromkeys(mapping.target for mapping in mappings) if target in missing]
 
 
-def by_target(tensors: Mapping[str, TensorInfo], renames: Sequence[WeightMapping]) -> dict[str, list[Source]]:
-    """For each target the tensors of a folder that it is filled from."""
-    found: dict[str, list[Source]] = {}
-    for rename in renames:
-        if rename.source in tensors:
-            found.setdefault(rename.target, []).append((tensors[rename.source], rename))
+def group_by_target(
+    tensors: Mapping[str, TensorInfo], mappings: Sequence[WeightMapping]
+) -> dict[str, list[MappedTensor]]:
+    """Target -> the tensors of a folder that it is filled from."""
+    found: dict[str, list[MappedTensor]] = {}
+    for mapping in mappings:
+        if mapping.source in tensors:
+            found.setdefault(mapping.target, []).append((tensors[mapping.source], mapping))
     return found
 
 
 def check_weights(
     folder: WeightFolder,
     expected: Mapping[str, Any],
-    renames: Sequence[WeightMapping],
+    mappings: Sequence[WeightMapping],
     allow_missing: Iterable[str] = (),
     ignored: Iterable[str] = (),
 ) -> None:
-    """Passes when `load_weights` can fill tensors of these shapes and dtypes; from headers, before there is a layer.
+    """Checks, from headers only, that ``load_weights`` can fill tensors of these shapes and data types.
 
     Args:
         folder: The weights.
-        expected: Target name -> anything with ``shape`` and ``dtype``.
-        renames: As for `load_weights`, which raises the same errors.
-        allow_missing: As for `load_weights`.
-        ignored: As for `load_weights`.
+        expected: Target -> anything with ``shape`` and ``dtype``.
+        mappings: See ``load_weights``.
+        allow_missing: See ``load_weights``.
+        ignored: See ``load_weights``.
 
     Raises:
-        CheckpointError: Tensors are missing, unexpected or have another shape or dtype.
-        ValueError: The renames do not cover the layer.
+        CheckpointError: Tensors are missing, unexpected or have another shape or data type.
+        ValueError: The mappings do not cover the layer.
     """
-    _check_cover(expected, renames)
+    _check_cover(expected, mappings)
     allowed = set(allow_missing)
     problems = [
-        *_unknown_allowed(allowed, renames),
-        *_missing(folder, renames, allowed),
-        *_unexpected(folder, renames, (*IGNORED, *ignored)),
-        *_misfits(folder, expected, renames),
+        *_unknown_allowed(allowed, mappings),
+        *_missing(folder, mappings, allowed),
+        *_unexpected(folder, mappings, (*IGNORED_TENSORS, *ignored)),
+        *_mismatches(folder, expected, mappings),
     ]
     if problems:
         raise CheckpointError("\n  ".join([f"the weights in {folder.path} do not fit the model:", *problems]))
 
 
 def dtype_name(tensor: Any) -> str:
-    """The dtype of a paddle tensor or numpy array as named in ``dtypes.STORAGE``."""
+    """Data type of a paddle tensor or numpy array, as named in ``dtypes.STORAGE``."""
     return str(tensor.dtype).rpartition(".")[2]
 
 
-def _check_cover(state: Mapping[str, Any], renames: Sequence[WeightMapping]) -> None:
-    places: dict[str, list[TensorSlice | None]] = {}
-    for rename in renames:
-        places.setdefault(rename.target, []).append(rename.dst_slice)
-    odd = sorted({*(set(places) ^ set(state)), *(name for name, parts in places.items() if not complete(parts))})
-    if odd:
-        raise ValueError(f"the renames do not cover the layer's tensors once each: {', '.join(odd[:_LISTED])}")
+def _check_cover(state: Mapping[str, Any], mappings: Sequence[WeightMapping]) -> None:
+    slices: dict[str, list[TensorSlice | None]] = {}
+    for mapping in mappings:
+        slices.setdefault(mapping.target, []).append(mapping.dst_slice)
+    uncovered = sorted(
+        {*(set(slices) ^ set(state)), *(name for name, parts in slices.items() if not covers_axis(parts))}
+    )
+    if uncovered:
+        raise ValueError(
+            f"the mappings do not cover each tensor of the layer exactly once: {', '.join(uncovered[:_LISTED])}"
+        )
 
 
-def _unknown_allowed(allowed: set[str], renames: Sequence[WeightMapping]) -> list[str]:
-    unknown = allowed - {rename.source for rename in renames}
-    return _listing("allowed to be missing, but not in the model's weight map", sorted(unknown))
+def _unknown_allowed(allowed: set[str], mappings: Sequence[WeightMapping]) -> list[str]:
+    unknown = allowed - {mapping.source for mapping in mappings}
+    return _listing("allowed to be missing, but not in the weight map of the model", sorted(unknown))
 
 
-def _missing(folder: WeightFolder, renames: Sequence[WeightMapping], allowed: set[str]) -> list[str]:
-    sources = dict.fromkeys(rename.source for rename in renames)
+def _missing(folder: WeightFolder, mappings: Sequence[WeightMapping], allowed: set[str]) -> list[str]:
+    sources = dict.fromkeys(mapping.source for mapping in mappings)
     missing = [name for name in sources if name not in folder.tensors and name not in allowed]
     return _listing("missing", [_why_expected(folder, name) for name in missing])
 
@@ -165,29 +171,31 @@ def _missing(folder: WeightFolder, renames: Sequence[WeightMapping], allowed: se
 def _why_expected(folder: WeightFolder, name: str) -> str:
     if name not in TIED_HEADS or TIED in read_json(folder.path / "config.json"):
         return name
-    return f"{name} (config.json has no {TIED}, which the family reads as false; set it to true if the head is the embedding)"
+    return f"{name} (config.json has no {TIED}, so the family takes false; set it to true if the LM head is tied to the embedding)"
 
 
-def _unexpected(folder: WeightFolder, renames: Sequence[WeightMapping], ignored: Sequence[str]) -> list[str]:
-    sources = {rename.source for rename in renames}
+def _unexpected(folder: WeightFolder, mappings: Sequence[WeightMapping], ignored: Sequence[str]) -> list[str]:
+    sources = {mapping.source for mapping in mappings}
     unexpected = [
         name
         for name in folder.tensors
         if name not in sources and not any(fnmatchcase(name, pattern) for pattern in ignored)
     ]
-    copies = [name for name in unexpected if name in TIED_HEADS and _repeats_embedding(folder, name, renames)]
+    copies = [name for name in unexpected if name in TIED_HEADS and _repeats_embedding(folder, name, mappings)]
     return _listing("unexpected", [_explain(name) for name in unexpected if name not in copies])
 
 
 def _explain(name: str) -> str:
     if name not in TIED_HEADS:
         return name
-    return f"{name} (the config ties the head to the embedding, but the two differ; set tie_word_embeddings to false)"
+    return (
+        f"{name} (config.json ties the LM head to the embedding, but the two differ; set tie_word_embeddings to false)"
+    )
 
 
-def _repeats_embedding(folder: WeightFolder, head: str, renames: Sequence[WeightMapping]) -> bool:
+def _repeats_embedding(folder: WeightFolder, head: str, mappings: Sequence[WeightMapping]) -> bool:
     info = folder.tensors[head]
-    sources = {r.source for r in renames if not r.transpose and not r.src_slice and r.source in folder.tensors}
+    sources = {r.source for r in mappings if not r.transpose and not r.src_slice and r.source in folder.tensors}
     candidates = (folder.tensors[name] for name in sorted(sources))
     return any(_equal(info, other) for other in candidates if (other.shape, other.dtype) == (info.shape, info.dtype))
 
@@ -205,19 +213,21 @@ def _equal(left: TensorInfo, right: TensorInfo) -> bool:
     return True
 
 
-def _misfits(folder: WeightFolder, state: Mapping[str, Any], renames: Sequence[WeightMapping]) -> list[str]:
+def _mismatches(folder: WeightFolder, state: Mapping[str, Any], mappings: Sequence[WeightMapping]) -> list[str]:
     shapes, dtypes = {}, {}
-    for rename in renames:
-        if rename.source not in folder.tensors:
+    for mapping in mappings:
+        if mapping.source not in folder.tensors:
             continue
-        info, parameter = folder.tensors[rename.source], state[rename.target]
-        expected = source_shape(tuple(parameter.shape), rename)
+        info, parameter = folder.tensors[mapping.source], state[mapping.target]
+        expected = source_shape(tuple(parameter.shape), mapping)
         if info.shape != expected:
-            shapes[rename.source] = f"{rename.source} is {list(info.shape)}, expected {list(expected)}"
+            shapes[mapping.source] = f"{mapping.source} is {list(info.shape)}, expected {list(expected)}"
         target = dtype_name(parameter)
         if info.dtype != target and (info.dtype not in FLOATS or target not in FLOATS):
-            dtypes[rename.source] = f"{rename.source} is {info.dtype}, expected {target}"
-    return _listing("of another shape", list(shapes.values())) + _listing("of another dtype", list(dtypes.values()))
+            dtypes[mapping.source] = f"{mapping.source} is {info.dtype}, expected {target}"
+    return _listing("with another shape", list(shapes.values())) + _listing(
+        "with another data type", list(dtypes.values())
+    )
 
 
 def _listing(what: str, rows: Sequence[str]) -> list[str]:

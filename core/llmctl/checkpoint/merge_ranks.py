@@ -1,7 +1,7 @@
-"""Files of tensor-parallel ranks put together: tensors of the card from what each rank holds of them.
+"""Merges the files of tensor-parallel ranks to the tensors of the card.
 
-A rank's file is that of a smaller model, so its names and packing are read as such, and what comes out is joined by the
-family's rules.
+The file of a rank is read as that of a smaller model, with its names and fused tensors; then the tensors of all ranks are
+merged by the tensor-parallel rules of the family.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from llmctl.card.family import Family
 from llmctl.card.shapes import CUT_SYMBOLS
 from llmctl.card.sharding import Split
 from llmctl.card.weight_map import WeightMapping
-from llmctl.checkpoint.formats.pdparams import HeldTensor, read_header
+from llmctl.checkpoint.formats.pdparams import InMemoryTensor, read_header
 from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.checkpoint.load import TIED_HEADS
-from llmctl.checkpoint.naming import HF, NATIVE, recognise, renames_for
+from llmctl.checkpoint.naming import HF, NATIVE, detect_layout, mappings_for
 from llmctl.checkpoint.shards import merge
-from llmctl.checkpoint.slices import piece_shape, put, taken
+from llmctl.checkpoint.slices import slice_shape, take_slice, write_slice
 from llmctl.errors import CheckpointError
 
-Rank = Mapping[str, TensorInfo]
+RankTensors = Mapping[str, TensorInfo]
 
 
 def read_ranks(files: Sequence[Path], plugin: Any, dims: Dims) -> dict[str, TensorInfo]:
-    """The whole tensors under the card's names; those that the card does not have keep their names and are not joined.
+    """The merged tensors, named as on the card; tensors that the card does not have keep their names and are not merged.
 
     Raises:
-        CheckpointError: The ranks do not fit each other or the rules.
+        CheckpointError: The ranks do not fit together or do not fit the rules.
     """
     folder, degree = files[0].parent, len(files)
     ranks = [read_header(file) for file in files]
     for name in ranks[0]:
-        held = sum(name in rank for rank in ranks)
-        if held != degree:
-            raise CheckpointError(f"{name} is in {held} of {degree} shards in {folder}")
+        present = sum(name in rank for rank in ranks)
+        if present != degree:
+            raise CheckpointError(f"{name} is in {present} of {degree} shards in {folder}")
     try:
         rules = plugin.hooks.tensor_parallel_rules(card=plugin.card, dims=dims, degree=degree)
     except ValueError as error:
         raise CheckpointError(f"{folder} has shards of {degree} ranks: {error}") from None
-    local, whole = (_renames(ranks[0], plugin, d) for d in (_local(plugin.card, dims, degree), dims))
+    local, whole = (_mappings(ranks[0], plugin, d) for d in (_local(plugin.card, dims, degree), dims))
     shapes = {tensor.name: tensor.shape for tensor in plugin.card.expand(dims)}
     tensors: dict[str, TensorInfo] = {}
     for ours, theirs in zip(whole, local, strict=True):
@@ -54,48 +54,48 @@ def read_ranks(files: Sequence[Path], plugin: Any, dims: Dims) -> dict[str, Tens
                 _add(tensors, ranks, theirs, ours, shapes[ours.target], rules.get(ours.target))
             except ValueError as error:
                 raise CheckpointError(f"{theirs.source} in {folder}: {error}") from None
-    read = {rename.source for rename in local}
+    read = {mapping.source for mapping in local}
     return {**tensors, **{n: t for n, t in ranks[0].items() if n not in read and not _tied_head(n, ranks)}}
 
 
 def _local(card: Family, dims: Dims, degree: int) -> Dims:
-    """Dims of what a rank holds; key-value heads fewer than ranks lie whole in each."""
+    """Dims of the model of a rank; fewer KV heads than ranks are replicated."""
     symbols = {*CUT_SYMBOLS, *(symbol for param in card.params for symbol in param.shard or ())}
     return dims.replace(**{s: dims[s] // degree for s in symbols if s in dims and dims[s] % degree == 0})
 
 
-def _renames(rank: Rank, plugin: Any, dims: Dims) -> list[WeightMapping]:
-    layout, renames = recognise(rank, plugin, dims)
-    return renames_for(NATIVE, plugin, dims) if layout == HF else renames
+def _mappings(rank: RankTensors, plugin: Any, dims: Dims) -> list[WeightMapping]:
+    layout, mappings = detect_layout(rank, plugin, dims)
+    return mappings_for(NATIVE, plugin, dims) if layout == HF else mappings
 
 
 def _add(
     tensors: dict[str, TensorInfo],
-    ranks: Sequence[Rank],
+    ranks: Sequence[RankTensors],
     theirs: WeightMapping,
     ours: WeightMapping,
     shape: tuple[int, ...],
     rule: Split | None,
 ) -> None:
-    """Joins what the ranks hold of a tensor, or of a part of it."""
+    """Merges a tensor, or a slice of it, from all ranks."""
     first = ranks[0][theirs.source]
-    parts = [taken(rank[theirs.source].read(), theirs) for rank in ranks]
-    values = _join(parts, piece_shape(shape, ours.dst_slice), rule if ours.dst_slice is None else None)
+    parts = [take_slice(rank[theirs.source].read(), theirs) for rank in ranks]
+    values = _join(parts, slice_shape(shape, ours.dst_slice), rule if ours.dst_slice is None else None)
     if ours.dst_slice is not None:
-        held = tensors.get(ours.target)
-        target = held.values if isinstance(held, HeldTensor) else np.empty(shape, values.dtype)
-        put(target, values, ours.dst_slice)
+        present = tensors.get(ours.target)
+        target = present.values if isinstance(present, InMemoryTensor) else np.empty(shape, values.dtype)
+        write_slice(target, values, ours.dst_slice)
         values = target
-    tensors[ours.target] = HeldTensor(values.shape, first.dtype, first.file, 0, values=values)
+    tensors[ours.target] = InMemoryTensor(values.shape, first.dtype, first.file, 0, values=values)
 
 
 def _join(parts: Sequence[NDArray[Any]], shape: tuple[int, ...], rule: Split | None) -> NDArray[Any]:
-    """By the rule; what each rank holds whole must be the same in all; anything else is cut along one axis."""
+    """Merges by the rule; a replicated tensor must be equal in all ranks, others without a rule are split along one axis."""
     if len({(part.shape, part.dtype) for part in parts}) > 1:
-        raise ValueError("the ranks hold tensors of different shapes or dtypes")
+        raise ValueError("the ranks have different shapes or data types")
     if parts[0].shape == shape:
         if any(not np.array_equal(part, parts[0]) for part in parts):
-            raise ValueError("the ranks hold different values of a tensor that is not divided")
+            raise ValueError("the ranks have different values of a replicated tensor")
         return parts[0]
     if rule is not None:
         return merge(parts, rule)
@@ -103,13 +103,13 @@ def _join(parts: Sequence[NDArray[Any]], shape: tuple[int, ...], rule: Split | N
         if (*shape[:axis], length // len(parts), *shape[axis + 1 :]) == parts[0].shape:
             return np.concatenate(parts, axis=axis)
     raise ValueError(
-        f"each of {len(parts)} ranks holds {list(parts[0].shape)}, but the whole is {list(shape)}; "
-        "is the shard of another rank absent?"
+        f"each of {len(parts)} ranks has {list(parts[0].shape)}, but the merged tensor is {list(shape)}; "
+        "is the file of a rank missing?"
     )
 
 
-def _tied_head(name: str, ranks: Sequence[Rank]) -> bool:
-    """Whether a head repeats another tensor in every rank, as the embedding that it shares."""
+def _tied_head(name: str, ranks: Sequence[RankTensors]) -> bool:
+    """Whether an LM head equals another tensor in every rank: it is tied to the embedding."""
     if name not in TIED_HEADS:
         return False
     others = [other for other in ranks[0] if other != name and ranks[0][other].shape == ranks[0][name].shape]

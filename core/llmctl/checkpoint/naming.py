@@ -1,8 +1,8 @@
-"""Which names and layout a folder of weights has, and the renames that read it.
+"""Layouts of weight folders, told apart by tensor names, and the weight mappings that read them.
 
-``hf``: torch's names, linears [out, in]. ``native``: the card's names, linears [in, out] as paddle computes with them.
-``paddlenlp``: PaddleNLP's names and packing, also [in, out]; read only, and ``native`` where they are the card's. Some
-releases leave the torch prefix away.
+``hf``: names of Hugging Face, linears [out, in]. ``native``: names of the card, linears [in, out] as in paddle.
+``paddlenlp``: names and fused tensors of PaddleNLP, linears [in, out]; can be read, not written, and counts as ``native``
+where its names are those of the card. Some releases omit the torch prefix.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ LAYOUTS = (HF, NATIVE)
 """Layouts that can be written."""
 
 
-def renames_for(layout: str, plugin: Any, dims: Dims) -> list[WeightMapping]:
-    """The renames that read a folder of this layout, in its full spelling; written files have the first packing.
+def mappings_for(layout: str, plugin: Any, dims: Dims) -> list[WeightMapping]:
+    """The mappings of a layout, with its full names; for writing, the first variant of fused tensors.
 
     Raises:
-        CheckpointError: The family's names are the same in both layouts, so that a folder could not be recognised.
+        CheckpointError: The family has the same names in both layouts, so the layout of a folder could not be detected.
     """
     torch = _from(plugin, dims, "torch")
     if layout == HF:
         return select_variant(torch, ())
     if _native_only(torch) == set():
         raise CheckpointError(f"{plugin.card.name} has the same names in both layouts; convert to {HF} only")
-    return [WeightMapping(target, target) for target in dict.fromkeys(rename.target for rename in torch)]
+    return [WeightMapping(target, target) for target in dict.fromkeys(mapping.target for mapping in torch)]
 
 
-def recognise(tensors: Collection[str], plugin: Any, dims: Dims) -> tuple[str, list[WeightMapping]]:
-    """The layout of a folder with these tensors, and the renames that read it.
+def detect_layout(tensors: Collection[str], plugin: Any, dims: Dims) -> tuple[str, list[WeightMapping]]:
+    """The layout of a folder with these tensors, and the mappings that read it.
 
-    A name that only one layout has decides. Without a sign of another layout the folder counts as torch's, so that what
-    is missing is named as there.
+    A name that only one layout has decides. Without one, the layout is ``hf``, so missing tensors are reported by those
+    names.
     """
     known, torch = set(tensors), _from(plugin, dims, "torch")
     paddlenlp = _from(plugin, dims, "paddlenlp")
-    elsewhere = {name for rename in torch for name in (rename.source, rename.target)}
-    if known & ({rename.source for rename in paddlenlp} - elsewhere):
+    elsewhere = {name for mapping in torch for name in (mapping.source, mapping.target)}
+    if known & ({mapping.source for mapping in paddlenlp} - elsewhere):
         return PADDLENLP, select_variant(paddlenlp, known)
     if _native_only(torch) & known:
-        return NATIVE, renames_for(NATIVE, plugin, dims)
+        return NATIVE, mappings_for(NATIVE, plugin, dims)
     bare = _without_prefix(torch, plugin.card.torch_prefix)
-    if not known & _sources(torch, plugin.card.torch_prefix) and known & {rename.source for rename in bare}:
+    if not known & _sources(torch, plugin.card.torch_prefix) and known & {mapping.source for mapping in bare}:
         return HF, select_variant(bare, known)
     return HF, select_variant(torch, known)
 
@@ -58,14 +58,14 @@ def _from(plugin: Any, dims: Dims, source: str) -> list[WeightMapping]:
 
 
 def _native_only(torch: Sequence[WeightMapping]) -> set[str]:
-    return {rename.target for rename in torch} - {rename.source for rename in torch}
+    return {mapping.target for mapping in torch} - {mapping.source for mapping in torch}
 
 
-def _sources(renames: Sequence[WeightMapping], prefix: str) -> set[str]:
-    return {rename.source for rename in renames if rename.source.startswith(prefix)}
+def _sources(mappings: Sequence[WeightMapping], prefix: str) -> set[str]:
+    return {mapping.source for mapping in mappings if mapping.source.startswith(prefix)}
 
 
-def _without_prefix(renames: Sequence[WeightMapping], prefix: str) -> list[WeightMapping]:
-    """Prefix ``model.decoder.`` may be missing as a whole or up to its last part."""
+def _without_prefix(mappings: Sequence[WeightMapping], prefix: str) -> list[WeightMapping]:
+    """Mappings without the first component of the torch prefix, such as ``model.`` of ``model.decoder.``."""
     first = prefix.partition(".")[0] + "." if prefix else ""
-    return [replace(rename, source=rename.source.removeprefix(first)) for rename in renames]
+    return [replace(mapping, source=mapping.source.removeprefix(first)) for mapping in mappings]

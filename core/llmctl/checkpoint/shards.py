@@ -1,4 +1,4 @@
-"""Dividing one tensor among tensor-parallel ranks, and putting it together again, as a family's rules say."""
+"""Splits a tensor among tensor-parallel ranks and merges it again, by the rules of a family."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmctl.card.sharding import Segment, Split
 
 
 def split(values: NDArray[Any], rule: Split, rank: int, degree: int) -> NDArray[Any]:
-    """The part of ``values`` that belongs to ``rank`` of ``degree``: of every segment the rank's units."""
+    """The shard of ``values`` of ``rank`` among ``degree`` ranks: its units of every segment."""
     moved = np.moveaxis(values, rule.axis, 0)
     parts, start = [], 0
     for segment in rule.segments:
@@ -26,10 +26,10 @@ def split(values: NDArray[Any], rule: Split, rank: int, degree: int) -> NDArray[
 
 
 def merge(parts: Sequence[NDArray[Any]], rule: Split) -> NDArray[Any]:
-    """The whole tensor from the parts of all ranks, in order.
+    """Merges the shards of all ranks, in order.
 
     Raises:
-        ValueError: Ranks that share a unit hold different values of it.
+        ValueError: Ranks that replicate a unit have different values of it.
     """
     degree, moved = len(parts), [np.moveaxis(part, rule.axis, 0) for part in parts]
     segments, start = [], 0
@@ -39,7 +39,7 @@ def merge(parts: Sequence[NDArray[Any]], rule: Split) -> NDArray[Any]:
         held = [part[start:stop].reshape(segment.outer, share, segment.inner, *part.shape[1:]) for part in moved]
         for rank, own in enumerate(held):
             if not np.array_equal(own, held[rank - rank % segment.replicas]):
-                raise ValueError(f"rank {rank} holds other values of {rule.symbol} than the rank it shares them with")
+                raise ValueError(f"rank {rank} has other values of {rule.symbol} than the rank that replicates them")
         whole = np.concatenate(held[:: segment.replicas], axis=1)
         segments.append(whole.reshape(-1, *moved[0].shape[1:]))
         start = stop

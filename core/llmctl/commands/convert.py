@@ -66,9 +66,9 @@ def command(
     what = f"{len(opened.state)} tensors, {plugin.card.count(dims):,} parameters, layout {opened.layout}"
     if check:
         with byte_bar("reading", opened.folder.nbytes) as progress:
-            odd = conversion.verify(opened, progress)
-        if odd:
-            click.echo(f"warning: values that are not finite in {conversion.shown(odd)}", err=True)
+            not_finite = conversion.verify(opened, progress)
+        if not_finite:
+            click.echo(f"warning: values that are not finite in {conversion.shown(not_finite)}", err=True)
         click.echo(f"{source} is a whole {plugin.card.name} model: {what}")
         return
     assert target is not None

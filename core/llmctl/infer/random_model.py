@@ -11,7 +11,7 @@ import numpy as np
 
 from llmctl import plugins
 from llmctl.card.dims import Dims
-from llmctl.checkpoint.formats.safetensors import Planned, write_file
+from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
 from llmctl.errors import ConfigError
 
 STD = 0.02
@@ -50,7 +50,7 @@ def write_random(folder: Path, plugin: plugins.Plugin, dims: Dims) -> None:
     write_file(folder / "model.safetensors", planned)
 
 
-def _drawn(shape: tuple[int, ...], ones: bool, seed: int) -> Planned:
+def _drawn(shape: tuple[int, ...], ones: bool, seed: int) -> PlannedTensor:
     def write(stream: BinaryIO) -> None:
         left, rng = prod(shape), np.random.default_rng(seed)
         while left:
@@ -59,4 +59,4 @@ def _drawn(shape: tuple[int, ...], ones: bool, seed: int) -> Planned:
             stream.write(values.tobytes())
             left -= count
 
-    return Planned(shape, "float32", write)
+    return PlannedTensor(shape, "float32", write)

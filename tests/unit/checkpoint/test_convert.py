@@ -186,7 +186,7 @@ def test_weights_that_do_not_fit_are_refused_before_a_layer_is_built(tmp_path):
 
 
 def test_the_source_is_not_its_own_target():
-    with pytest.raises(CheckpointError, match="is the folder to convert"):
+    with pytest.raises(CheckpointError, match="is both source and target"):
         conversion.convert(opened(STARTER), STARTER, "native", overwrite=True)
 
 

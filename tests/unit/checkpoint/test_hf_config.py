@@ -86,7 +86,7 @@ def test_both_spellings_mean_the_same(config, expected):
     [
         ({"dtype": "float32", "torch_dtype": "float16"}, "torch_dtype twice"),
         ({"rope_theta": 1.0, "rope_parameters": {"rope_theta": 2.0}}, "rope_theta twice"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ by kind of layer"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ between kinds of layers"),
         ({"rope_parameters": 3}, "not an object"),
     ],
 )

@@ -38,7 +38,7 @@ def test_fewer_key_heads_than_ranks_are_shared():
     assert parts[2][0].tolist() == [6, 7, 8, 15, 16, 17, 21, 22, 23]
     assert np.array_equal(merge(parts, rule(shape, 4)), whole)
     parts[1] = parts[1] + 1
-    with pytest.raises(ValueError, match="rank 1 holds other values of heads"):
+    with pytest.raises(ValueError, match="rank 1 has other values of heads"):
         merge(parts, rule(shape, 4))
 
 

@@ -103,8 +103,8 @@ def test_one_error_lists_all_that_does_not_fit_and_nothing_is_loaded(tmp_path):
     assert lines[0] == f"the weights in {tmp_path} do not fit the model:"
     assert lines[1] == "  1 tensor missing: model.norm"
     assert lines[2].startswith("  21 tensors unexpected: extra.") and lines[2].endswith("; and 11 more")
-    assert lines[3] == "  1 tensor of another shape: model.linear is [4, 6], expected [6, 4]"
-    assert lines[4] == "  1 tensor of another dtype: model.qkv is int32, expected float32"
+    assert lines[3] == "  1 tensor with another shape: model.linear is [4, 6], expected [6, 4]"
+    assert lines[4] == "  1 tensor with another data type: model.qkv is int32, expected float32"
     np.testing.assert_array_equal(layer.embed.numpy(), before)
 
 
@@ -120,7 +120,7 @@ def test_allowed_missing_tensors_keep_their_initial_values_and_are_reported(tmp_
     before = layer.q.numpy().copy()
     assert load_weights(folder_of(tmp_path, source), layer, RENAMES, ["model.qkv", "model.norm"]) == ["q", "k", "v"]
     np.testing.assert_array_equal(layer.q.numpy(), before)
-    with pytest.raises(CheckpointError, match="not in the model's weight map: model.qvk"):
+    with pytest.raises(CheckpointError, match="not in the weight map of the model: model.qvk"):
         load_weights(tmp_path, layer, RENAMES, ["model.qkv", "model.qvk"])
 
 
@@ -161,9 +161,9 @@ def test_a_folder_is_checked_without_a_layer(tmp_path):
 
 
 def test_incomplete_parts_cannot_be_saved(tmp_path):
-    with pytest.raises(CheckpointError, match="model.qkv cannot be written: its parts are incomplete"):
+    with pytest.raises(CheckpointError, match="model.qkv cannot be written: slices of it are missing"):
         save_weights(tmp_path, Toy(), [rename for rename in RENAMES if rename.target != "k"])
-    with pytest.raises(CheckpointError, match="model.embed cannot be written: there is no tensor embed"):
+    with pytest.raises(CheckpointError, match="model.embed cannot be written: embed is missing"):
         save_weights(tmp_path, {}, RENAMES)
 
 

@@ -1,6 +1,6 @@
-"""Element types of checkpoint files: their names, their storage in numpy, and exact casts between them.
+"""Data types of checkpoint files: names, numpy storage types, and casts.
 
-numpy has no bfloat16: it is stored as the upper 16 bits of a float32 in ``uint16``. Everything is little-endian.
+numpy has no bfloat16: it is stored as ``uint16``, the upper 16 bits of a float32. Everything is little-endian.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ STORAGE: dict[str, np.dtype[Any]] = {
     "uint8": np.dtype("u1"),
     "bool": np.dtype("?"),
 }
-"""Name -> numpy dtype that holds its bits."""
+"""Name -> numpy dtype of the stored bits."""
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 def cast(values: NDArray[Any], source: str, target: str) -> NDArray[Any]:
-    """The values of dtype ``source`` in the storage of dtype ``target``, rounded to nearest, ties to even.
+    """Casts values from data type ``source`` to the storage of ``target``, rounded to nearest, ties to even.
 
     Raises:
-        ValueError: The cast is not between floats, or a finite value does not fit into ``target``.
+        ValueError: The types are not both floating-point, or a finite value does not fit into ``target``.
     """
     if source == target:
         return values

@@ -1,9 +1,9 @@
-"""A pickle machine of our own that only builds plain values: it imports nothing, calls nothing and sets no attributes.
+"""A pickle interpreter that only builds plain values: it imports nothing, calls nothing and sets no attributes.
 
-Python's unpickler lets a file call what it is allowed to name and change the objects that come back. This one knows the
-opcodes that weights need. A global becomes a reader from a table that the caller gives, and a reader sees only values
-made here: None, numbers, strings, ``Bytes`` (a range of the file, not read), tuples, lists, dicts with keys of text or
-numbers, and what other readers returned. Work and memory are bounded by the number of opcodes and the file's size.
+Python's unpickler, even if restricted, lets a file call the globals that it may name and modify the results. This one
+supports only the opcodes that weight files need. A global is replaced by a function from a table of the caller, which gets
+only values built here: None, numbers, strings, ``Bytes`` (a range of the file, not read), tuples, lists, dicts with string
+or integer keys, and results of other such functions. Time and memory are bounded by the number of opcodes and the file size.
 
 References: the opcodes are described in Python's ``Lib/pickletools.py``.
 """
@@ -23,7 +23,7 @@ Reader = Callable[..., Any]
 
 
 class Bytes(NamedTuple):
-    """Bytes in the file: ``length`` of them at ``offset``. ``text`` where the pickle holds them as UTF-8."""
+    """A range of bytes in the file; ``text`` if the pickle stores them as a UTF-8 string."""
 
     offset: int
     length: int
@@ -31,15 +31,15 @@ class Bytes(NamedTuple):
 
 
 class Built:
-    """Base of what a reader returns for an object whose state follows; ``build`` takes it, once."""
+    """Base class of results whose state follows in the pickle; ``build`` receives it, once."""
 
     __slots__ = ()
 
     def build(self, state: Any) -> None:
-        """Takes the object's state.
+        """Receives the state of the object.
 
         Raises:
-            ValueError: It is not of the expected form.
+            ValueError: The state is not valid.
         """
         raise NotImplementedError
 
@@ -57,16 +57,16 @@ _MARK = _Mark()
 
 
 class Refused(ValueError):
-    """The pickle asks for something that no reader stands for."""
+    """The pickle names a global that is not allowed."""
 
 
 class Machine:
     """Reads one pickle.
 
     Args:
-        stream: Where it begins; left at its end.
-        globals_: By "module.name", what stands for a global: a value, or a reader of the arguments it is called with.
-        persistent: Reads a persistent id; None = there must be none.
+        stream: The stream, at the start of the pickle; left at its end.
+        globals_: ``module.name`` -> replacement of a global: a value, or a function of the arguments.
+        persistent: Function of a persistent id; None = not allowed.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Machine:
         self._text = 0
 
     def load(self) -> Any:
-        """The object of the pickle.
+        """Reads the object.
 
         Raises:
-            ValueError: The pickle is damaged, over a limit, or asks for something without a reader.
+            ValueError: The pickle is damaged, exceeds a limit, or names a global that is not allowed.
         """
         for _ in range(PICKLE_OPCODES):
             code = self._stream.read(1)
@@ -113,7 +113,7 @@ class Machine:
         return value
 
     def _range(self, form: str, text: bool = False) -> None:
-        """Pushes bytes that the file holds next; short text becomes a string."""
+        """Pushes the range of the next bytes; a short text becomes a string."""
         length, offset = self._number(form), self._stream.tell()
         if length > self._size - offset:
             raise ValueError("it is truncated")
@@ -233,7 +233,7 @@ class Machine:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in words; never the value, which can be large or nested without end."""
+    """Kind of a value, for messages; never the value, which can be huge."""
     return "a built object" if isinstance(value, Built) else f"a {type(value).__name__.lower().strip('_')}"
 
 
@@ -299,25 +299,25 @@ def load(
     globals_: Mapping[str, Any],
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The next pickled object of a stream.
+    """Reads the next pickled object of a stream.
 
     Args:
-        stream: Where the pickle begins; left at its end.
+        stream: The stream, at the start of the pickle; left at its end.
         path: The file, for messages.
         globals_: By "module.name", what stands for a global: a value, or a reader of the arguments it is called with.
         persistent: Reads a persistent id; None = there must be none.
 
     Raises:
-        CheckpointError: The pickle is damaged, over a limit, or asks for something without a reader.
+        CheckpointError: The pickle is damaged, exceeds a limit, or names a global that is not allowed.
     """
     try:
         return Machine(stream, globals_, persistent).load()
     except Refused as error:
         raise CheckpointError(
-            f"{path} is refused: it asks for {error}, which holds no weights and could run code. "
-            "Nothing of it was run. Use a safetensors version of the checkpoint."
+            f"{path} is refused: its pickle refers to {error}, which is not needed for weights and could execute code. "
+            "Nothing was executed. Use a safetensors version of the checkpoint."
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{path}: its pickle cannot be read: {error}") from None
     except MemoryError:
-        raise CheckpointError(f"{path}: its pickle is damaged or asks for more memory than there is") from None
+        raise CheckpointError(f"{path}: its pickle is damaged or needs more memory than is available") from None

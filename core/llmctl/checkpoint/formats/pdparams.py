@@ -1,7 +1,7 @@
-"""Paddle's ``.pdparams``: a pickle of names and numpy arrays, described without making any object that it asks for.
+"""Paddle's ``.pdparams``: a pickle of names and numpy arrays, read without executing anything of it.
 
-Arrays stay in the file, at offsets, as in the other formats. Only pickles of protocol 2, whose bytes are written as text,
-are read as a whole. Shards of tensor-parallel ranks are put together in ``ranks``.
+Arrays are described by their offset in the file, as in the other formats; only arrays of pickle protocol 2, which writes
+bytes as text, are decoded into memory. ``checkpoint.merge_ranks`` merges the files of tensor-parallel ranks.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ SHARD = re.compile(r"model_state\.tp(\d+)\.pdparams")
 _STRUCTURE = "StructuredToParameterName@@"
 _KINDS = {f"{dtype.kind}{dtype.itemsize}": name for name, dtype in STORAGE.items() if name != "bfloat16"}
 _KINDS |= {"u2": "bfloat16", "b1": "bool"}
-_MOST_AXES = 32
+_MAX_AXES = 32
 _PLAIN = (None, None, None, -1, -1, 0)
-"""What the state of a numpy dtype says after its byte order: no subtype, names or fields, no size or alignment, no flags."""
+"""State of a plain numpy dtype after its byte order: no subtype, names, fields, size, alignment or flags."""
 
 
 @dataclass(frozen=True)
-class HeldTensor(TensorInfo):
-    """A tensor whose values are in memory already."""
+class InMemoryTensor(TensorInfo):
+    """A tensor whose values are in memory."""
 
     values: NDArray[Any] = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
     def read(self) -> NDArray[Any]:
-        """The values as they are held."""
+        """The values in their data type."""
         return self.values
 
     def read_into(self, out: NDArray[Any], dtype: str, start: int = 0) -> None:
@@ -56,28 +56,28 @@ class HeldTensor(TensorInfo):
 
 
 class _DType(Built):
-    """Stands for ``numpy.dtype``: kind and size, for instance f4, and the byte order of its state."""
+    """Replaces ``numpy.dtype``: kind and size such as f4, and the byte order."""
 
     __slots__ = ("big_endian", "built", "name")
 
     def __init__(self, code: Any, align: Any = False, copy: Any = True) -> None:
         if type(code) is not str or align not in (0, False):
-            raise ValueError("an array's dtype has another form than numpy writes")
+            raise ValueError("a dtype is not as numpy writes it")
         self.name, self.big_endian, self.built = code.lstrip("<|=")[:8], code.startswith(">"), False
         self.name = self.name.removeprefix(">")
 
     def build(self, state: Any) -> None:
         if type(state) is not tuple or len(state) < 8 or self.built:
-            raise ValueError("an array's dtype has another form than numpy writes")
+            raise ValueError("a dtype is not as numpy writes it")
         version, order, *rest = state
         plain = all(type(value) is type(right) and value == right for value, right in zip(rest, _PLAIN, strict=False))
         if type(version) is not int or type(order) is not str or order not in "<>|=" or len(rest) != 6 or not plain:
-            raise ValueError("an array's dtype is not one of plain numbers")
+            raise ValueError("a dtype is not a plain number type")
         self.big_endian, self.built = order == ">", True
 
 
 class _Array(Built):
-    """Stands for ``numpy.ndarray``; its state says all of it."""
+    """Replaces ``numpy.ndarray``; its content is in its state."""
 
     __slots__ = ("data", "dtype", "fortran", "shape")
 
@@ -87,39 +87,39 @@ class _Array(Built):
 
     def build(self, state: Any) -> None:
         if type(state) is not tuple or len(state) != 5 or self.dtype is not None:
-            raise ValueError("an array has another form than numpy writes")
+            raise ValueError("an array is not as numpy writes it")
         _, shape, dtype, fortran, data = state
-        if type(shape) is not tuple or len(shape) > _MOST_AXES or any(type(n) is not int or n < 0 for n in shape):
-            raise ValueError("an array's shape is not made of whole numbers")
+        if type(shape) is not tuple or len(shape) > _MAX_AXES or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError("the shape of an array is not made of integers")
         if not isinstance(dtype, _DType) or type(fortran) is not bool or not isinstance(data, (Bytes, str)):
-            raise ValueError("an array is not made of a dtype and bytes; objects are not read")
+            raise ValueError("an array does not have a dtype and bytes; object arrays are not supported")
         self.shape, self.dtype, self.fortran, self.data = shape, dtype, fortran, data
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
-    """``numpy.core.multiarray._reconstruct``: an empty array, whose state follows."""
+    """Replaces ``numpy.core.multiarray._reconstruct``: an empty array, whose state follows."""
     if kind != "ndarray" or not isinstance(shape, tuple):
-        raise ValueError("an array has another form than numpy writes")
+        raise ValueError("an array is not as numpy writes it")
     return _Array()
 
 
 def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    """``numpy.core.numeric._frombuffer``, which protocol 5 uses."""
+    """Replaces ``numpy.core.numeric._frombuffer`` of pickle protocol 5."""
     array = _Array()
     array.build((1, shape, dtype, order == "F", data))
     return array
 
 
 def _encoded(text: Any, encoding: Any) -> Any:
-    """``_codecs.encode``: bytes that protocol 2 writes as text."""
+    """Replaces ``_codecs.encode``: bytes that pickle protocol 2 writes as text."""
     if encoding != "latin1" or not isinstance(text, (Bytes, str)):
-        raise ValueError("bytes are written in another encoding than latin1")
+        raise ValueError("bytes are not encoded as latin1")
     return text
 
 
 def _ordered_dict(*pairs: Any) -> dict[Any, Any]:
     if pairs:
-        raise ValueError("an OrderedDict is made of other objects")
+        raise ValueError("an OrderedDict is built from other objects")
     return {}
 
 
@@ -135,15 +135,15 @@ _GLOBALS: Mapping[str, Any] = {
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of a file, by name; 16-bit whole numbers are bfloat16, as paddle stores it.
+    """Reads the header: name -> tensor; uint16 is read as bfloat16, which paddle stores so.
 
     Raises:
-        CheckpointError: The file is damaged or holds anything but arrays.
+        CheckpointError: The file is damaged or holds other objects than arrays.
     """
     with open(path, "rb") as stream:
         content = inert_pickle.load(stream, path, _GLOBALS)
         if type(content) is not dict:
-            raise CheckpointError(f"{path} holds a {type(content).__name__}, not names and arrays")
+            raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of arrays")
         content.pop(_STRUCTURE, None)
         return {str(name): _info(path, stream, str(name)[:200], array) for name, array in content.items()}
 
@@ -152,17 +152,17 @@ def shards(folder: Path) -> list[Path]:
     """The files of tensor-parallel ranks, in order.
 
     Raises:
-        CheckpointError: A rank is absent.
+        CheckpointError: The file of a rank is missing.
     """
     found = {int(match[1]): file for file in folder.glob("*.pdparams") if (match := SHARD.fullmatch(file.name))}
     absent = sorted(set(range(max(found, default=-1) + 1)) - set(found))
     if absent:
-        raise CheckpointError(f"{folder} has shards of {len(found)} ranks; absent: {', '.join(map(str, absent))}")
+        raise CheckpointError(f"{folder} has shards of {len(found)} ranks; missing: {', '.join(map(str, absent))}")
     return [found[rank] for rank in sorted(found)]
 
 
 def _info(path: Path, stream: BinaryIO, name: str, array: Any) -> TensorInfo:
-    """Where an array lies; one whose bytes are text is decoded."""
+    """The description of an array; decodes it if its bytes are written as text."""
     if not isinstance(array, _Array) or array.dtype is None:
         raise CheckpointError(
             f"{path}: {name} is a {type(array).__name__.strip('_').lower()}, not an array with values"
@@ -172,18 +172,18 @@ def _info(path: Path, stream: BinaryIO, name: str, array: Any) -> TensorInfo:
         raise CheckpointError(f"{path}: {name} has the dtype {array.dtype.name}; supported: {', '.join(STORAGE)}")
     storage, count = STORAGE[dtype], prod(array.shape)
     data = array.data
-    held = _decoded(path, stream, name, data) if isinstance(data, str) or data.text else None
-    found = data.length if held is None else len(held)
+    decoded = _decoded(path, stream, name, data) if isinstance(data, str) or data.text else None
+    found = data.length if decoded is None else len(decoded)
     if count * storage.itemsize != found:
         raise CheckpointError(
             f"{path}: {name} has {found} bytes, its shape {list(array.shape)} of {dtype} needs {count * storage.itemsize}"
         )
     strides = _fortran_strides(array.shape) if array.fortran and len(array.shape) > 1 else None
-    if held is None:
+    if decoded is None:
         return TensorInfo(array.shape, dtype, path, data.offset, strides, array.dtype.big_endian)
-    stored = np.frombuffer(held, storage.newbyteorder(">") if array.dtype.big_endian else storage).astype(storage)
+    stored = np.frombuffer(decoded, storage.newbyteorder(">") if array.dtype.big_endian else storage).astype(storage)
     values = stored.reshape(array.shape, order="F" if array.fortran else "C")
-    return HeldTensor(array.shape, dtype, path, 0, values=values)
+    return InMemoryTensor(array.shape, dtype, path, 0, values=values)
 
 
 def _decoded(path: Path, stream: BinaryIO, name: str, data: Bytes | str) -> bytes:
@@ -193,7 +193,7 @@ def _decoded(path: Path, stream: BinaryIO, name: str, data: Bytes | str) -> byte
             data = stream.read(data.length).decode("utf-8")
         return data.encode("latin1")
     except UnicodeError:
-        raise CheckpointError(f"{path}: the bytes of {name} are not written as protocol 2 does") from None
+        raise CheckpointError(f"{path}: the bytes of {name} are not as pickle protocol 2 writes them") from None
 
 
 def _fortran_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

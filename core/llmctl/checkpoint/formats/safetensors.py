@@ -1,7 +1,7 @@
-"""The safetensors format (https://huggingface.co/docs/safetensors): reading a header, writing a file tensor by tensor.
+"""The safetensors format (https://huggingface.co/docs/safetensors): reading headers, writing files tensor by tensor.
 
-The ``safetensors`` package reads no bfloat16 into numpy and writes only whole models from memory, so the format, an
-eight-byte length, a JSON header and the data, is handled here. Which file holds what is the matter of ``folder.py``.
+A file is an eight-byte length, a JSON header and the data. The package ``safetensors`` does not read bfloat16 into numpy and
+writes only whole models from memory, so both are done here.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _MAX_HEADER = 100_000_000
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of a file, in the order of their data.
+    """Reads the header: name -> tensor, in the order of the data.
 
     Raises:
-        CheckpointError: The file is truncated, has bytes left over or a header that contradicts itself.
+        CheckpointError: The file is truncated or too long, or its header is not valid.
     """
     size = path.stat().st_size
     with open(path, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise CheckpointError(f"{path} is truncated inside its header, or is no safetensors file ({size} bytes)")
+            raise CheckpointError(f"{path} is truncated inside its header, or is not a safetensors file ({size} bytes)")
         text = stream.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_unique)
@@ -62,8 +62,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A tensor to be written: its shape, its dtype, and a function that writes its bytes to a stream."""
+class PlannedTensor:
+    """A tensor to write: shape, data type, and a function that writes its bytes to a stream."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -71,22 +71,22 @@ class Planned:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
+        """Size of its data in bytes."""
         return prod(self.shape) * STORAGE[self.dtype].itemsize
 
 
 def write_file(
     path: Path,
-    tensors: Mapping[str, Planned],
+    tensors: Mapping[str, PlannedTensor],
     progress: Callable[[int], None] | None = None,
     form: str = "pt",
 ) -> None:
-    """Writes a file, one tensor after the other, and flushes it to disk. Wide elements come first, for alignment.
+    """Writes a file tensor by tensor and syncs it to disk; wide data types come first, for alignment.
 
     Args:
         path: The file.
-        tensors: By name.
-        progress: Called with the bytes of each tensor that was written.
+        tensors: Name -> tensor.
+        progress: Called with the size in bytes of each tensor that was written.
         form: A key of ``FORMATS``.
     """
     order = sorted(tensors, key=lambda name: -STORAGE[tensors[name].dtype].itemsize)
@@ -114,7 +114,7 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:
-            raise ValueError(f"{name!r} stands in it twice")
+            raise ValueError(f"{name!r} is in it twice")
         result[name] = value
     return result
 

@@ -1,7 +1,4 @@
-"""Where one tensor lies in a file, and reading its rows without holding more than the result and a small chunk.
-
-Both file formats (``safetensors_file.py``, ``torch_file.py``) describe their tensors this way.
-"""
+"""Position of a tensor in a file, and reading its rows chunk by chunk; all file formats describe tensors this way."""
 
 from __future__ import annotations
 
@@ -24,11 +21,11 @@ class TensorInfo:
     """A tensor in a file.
 
     Attributes:
-        shape: Its shape as stored.
+        shape: Its stored shape.
         dtype: A name in ``dtypes.STORAGE``.
-        file: The file that holds it.
-        offset: Byte at which its first element lies.
-        strides: Steps per axis in elements; None = contiguous in C order.
+        file: The file.
+        offset: Byte offset of its first element.
+        strides: Strides in elements; None = contiguous, C order.
         big_endian: Whether the file was written on a big-endian machine.
     """
 
@@ -50,20 +47,20 @@ class TensorInfo:
         return self.size * STORAGE[self.dtype].itemsize
 
     def read(self) -> NDArray[Any]:
-        """All values as they are stored.
+        """Reads all values in their stored data type.
 
         Raises:
-            CheckpointError: The file ends early.
+            CheckpointError: The file is truncated.
         """
         out = np.empty(self.shape, STORAGE[self.dtype])
         self.read_into(out, self.dtype)
         return out
 
     def read_into(self, out: NDArray[Any], dtype: str, start: int = 0) -> None:
-        """Fills ``out`` (any strides; storage of ``dtype``) with rows from ``start`` on, cast chunk by chunk.
+        """Fills ``out`` (any strides, storage type of ``dtype``) with rows from ``start`` on, cast chunk by chunk.
 
         Raises:
-            CheckpointError: The file ends early, or a value does not fit into ``dtype``.
+            CheckpointError: The file is truncated, or a value does not fit into ``dtype``.
         """
         if not out.size:
             return

@@ -1,6 +1,6 @@
-"""torch's ``.bin`` files: where each tensor's bytes lie. Both the zip layout (since 1.6) and the older plain one.
+"""torch's ``.bin`` files: positions of all tensors, in the zip format (since torch 1.6) and the legacy one.
 
-The pickle inside is read by ``torch_pickle.py``, which runs nothing.
+``torch_pickle`` reads the pickle inside, without executing anything of it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from llmctl.errors import CheckpointError
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_START = b"\x80\x02\x8a\n" + _LEGACY_MAGIC.to_bytes(10, "little")
 _LOCAL_HEADER = 30
-_COMPRESSED = "the record {} is compressed, which torch does not do and is not supported; save it again"
+_COMPRESSED = "the record {} is compressed, which is not supported and not what torch writes; save the file again"
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of a file.
+    """Reads the header: name -> tensor.
 
     Raises:
-        CheckpointError: The file is truncated, damaged, of another format, or asks for anything but tensors.
+        CheckpointError: The file is truncated, damaged, has another format, or holds other objects than tensors.
     """
     with open(path, "rb") as stream:
         start = stream.read(len(_LEGACY_START))
@@ -37,7 +37,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         if start == _LEGACY_START:
             return _read_legacy(path, stream)
     raise CheckpointError(
-        f"{path} is no torch checkpoint: it begins with {start[:8]!r}, neither zip nor torch's pickle"
+        f"{path} is not a torch checkpoint: it starts with {start[:8]!r}, which is neither zip nor torch's pickle"
     )
 
 

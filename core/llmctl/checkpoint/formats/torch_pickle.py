@@ -1,6 +1,6 @@
-"""State dicts in torch's pickles, described without running anything: every global is an inert value or a reader here.
+"""State dicts in torch's pickles, read without executing anything: every global is replaced by a value or function here.
 
-The result describes tensors (which storage, offset, shape, strides); the bytes are the matter of ``torch_file.py``.
+The result describes tensors by storage, offset, shape and strides; ``torch_bin`` locates the bytes of storages.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16
 
 
 class StorageType(NamedTuple):
-    """Stands for ``torch.FloatStorage`` and its like."""
+    """Replaces ``torch.FloatStorage`` and similar classes."""
 
     dtype: str
 
 
 class Storage(NamedTuple):
-    """A storage that a file holds: dtype, key and number of elements."""
+    """A storage in the file: data type, key and number of elements."""
 
     dtype: str
     key: str
@@ -42,7 +42,7 @@ class Storage(NamedTuple):
 
 
 class PickledTensor(NamedTuple):
-    """Stands for a tensor: a view of a storage, offset and strides in elements."""
+    """Replaces a tensor: a view of a storage, with offset and strides in elements."""
 
     storage: Storage
     offset: int
@@ -53,7 +53,7 @@ class PickledTensor(NamedTuple):
 def _tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any, metadata: Any = None
 ) -> PickledTensor:
-    """``torch._utils._rebuild_tensor_v2``. Metadata say that the stored bytes are not the tensor's values."""
+    """Replaces ``torch._utils._rebuild_tensor_v2``; with metadata, the stored bytes would not be the values."""
     if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides) or len(shape) > 64:
         raise ValueError("a tensor's shape or strides are not valid")
     numbers = (offset, *shape, *strides)
@@ -64,28 +64,28 @@ def _tensor(
         raise ValueError(f"a tensor of shape {shape} reaches beyond its storage of {storage.size} elements")
     if type(requires_grad) is not bool or not _empty(hooks) or not _empty(metadata):
         named = f": {', '.join(map(str, list(metadata)[:3]))}" if isinstance(metadata, dict) else ""
-        raise ValueError(f"a tensor of shape {shape} has settings that are not read{named}; save plain tensors")
+        raise ValueError(f"a tensor of shape {shape} has unsupported attributes{named}; save plain tensors")
     return PickledTensor(storage, offset, shape, strides)
 
 
 def _parameter(data: Any, requires_grad: Any, hooks: Any) -> PickledTensor:
-    """``torch._utils._rebuild_parameter``."""
+    """Replaces ``torch._utils._rebuild_parameter``."""
     if not isinstance(data, PickledTensor) or type(requires_grad) is not bool or not _empty(hooks):
-        raise ValueError("a parameter has another form than torch writes")
+        raise ValueError("a parameter is not as torch writes it")
     return data
 
 
 def _size(values: Any) -> tuple[Any, ...]:
-    """``torch.Size``."""
+    """Replaces ``torch.Size``."""
     if type(values) not in (tuple, list):
         raise ValueError("a torch.Size is not made of numbers")
     return tuple(values)
 
 
 def _ordered_dict(*pairs: Any) -> dict[Any, Any]:
-    """``collections.OrderedDict``; its entries follow."""
+    """Replaces ``collections.OrderedDict``; its entries follow."""
     if pairs:
-        raise ValueError("an OrderedDict is made of other objects")
+        raise ValueError("an OrderedDict is built from other objects")
     return {}
 
 
@@ -104,36 +104,36 @@ GLOBALS: Mapping[str, Any] = {
 
 
 def _storage(pid: Any) -> Storage:
-    """The storage that a persistent id names."""
+    """The storage of a persistent id."""
     if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage" or pid[5:] not in ((), (None,)):
-        raise ValueError("a persistent id is no storage")
+        raise ValueError("a persistent id is not a storage")
     _, kind, key, _, size = pid[:5]
     if not isinstance(kind, StorageType) or type(key) is not str or type(size) is not int or size < 0:
-        raise ValueError("a persistent id is no storage")
+        raise ValueError("a persistent id is not a storage")
     return Storage(kind.dtype, key, size)
 
 
 def unpickle(stream: BinaryIO, path: Path) -> Any:
-    """The next pickled object of a stream, with descriptions in place of tensors.
+    """Reads the next pickled object of a stream, with ``PickledTensor`` for tensors.
 
     Raises:
-        CheckpointError: The pickle is damaged, or asks for anything but tensors.
+        CheckpointError: The pickle is damaged, or holds other objects than tensors.
     """
     return inert_pickle.load(stream, path, GLOBALS, _storage)
 
 
 def named_tensors(state: Any, path: Path) -> dict[str, PickledTensor]:
-    """The entries of an unpickled state dict.
+    """The tensors of an unpickled state dict.
 
     Raises:
-        CheckpointError: It is not a flat mapping of names to tensors.
+        CheckpointError: It is not a flat dict of tensors.
     """
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict (names with tensors)")
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, PickledTensor):
             raise CheckpointError(
                 f"{path}: the entry {name if isinstance(name, int) else name[:100]!r} is a {type(value).__name__}, not a tensor; "
-                "only plain state dicts are read, not training checkpoints that nest one"
+                "only plain state dicts are supported, not training checkpoints that contain one"
             )
     return state

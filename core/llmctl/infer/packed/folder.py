@@ -22,7 +22,7 @@ from llmctl.adapters import base_model as bases
 from llmctl.adapters.folder import OpenedAdapter
 from llmctl.adapters.merge import replace_tokenizer
 from llmctl.adapters.prefix import Prefix
-from llmctl.checkpoint.convert import copy_rest, open_source
+from llmctl.checkpoint.convert import copy_other_files, open_source
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
 from llmctl.infer.packed.adapters import merged_state
@@ -68,7 +68,7 @@ def save_packed(
     arrays: list[NDArray[Any]] = []
     tree = encode(model, arrays)
     with atomic_folder(folder, overwrite) as work:
-        copy_rest(source, work, "keep")
+        copy_other_files(source, work, "keep")
         if adapted is not None:
             replace_tokenizer(adapted, work)
         with open(work / WEIGHTS, "wb") as stream:

@@ -62,7 +62,7 @@ class Rounded:
     """Tensors as a checkpoint holds them, packed by rounding to nearest.
 
     Args:
-        state: Name -> anything with ``dtype`` and ``numpy()``, as ``checkpoint.convert.Stored``.
+        state: Name -> anything with ``dtype`` and ``numpy()``, as ``checkpoint.convert.LazyTensor``.
         kind: One of ``packed_linear.KINDS``.
         group: Inputs that share a scale; None = as ``GROUPS`` says; 0 = all of an output.
 

@@ -215,7 +215,7 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_by_name_and_does_not_ru
     else:
         parts = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
         file.write_bytes(b"".join(pickle.dumps(part, 2) for part in parts) + content)
-    with pytest.raises(CheckpointError, match="is refused: it asks for .*" + name.replace(".", r"\.")):
+    with pytest.raises(CheckpointError, match="is refused: its pickle refers to .*" + name.replace(".", r"\.")):
         open_folder(tmp_path)
     assert not (tmp_path / "ran").exists()
 

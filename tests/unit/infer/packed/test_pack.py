@@ -10,7 +10,7 @@ from llmctl.card.decoder_spec import DecoderSpec, Rope
 from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.convert import convert, open_source
 from llmctl.checkpoint.formats.dtypes import widen
-from llmctl.checkpoint.formats.safetensors import Planned, write_file
+from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
 from llmctl.infer.packed.linear import unpack
 from llmctl.infer.packed.pack import UnitColumns, element_order, graph_of, pack_model, qkv_order
@@ -66,7 +66,7 @@ def write(path, plugin, dims):
     for tensor in plugin.card.expand(dims):
         shape = tensor.shape[::-1] if tensor.transpose else tensor.shape
         values = rng.normal(size=shape).astype("f4")
-        planned[tensor.torch_name] = Planned(shape, "float32", values.tofile)
+        planned[tensor.torch_name] = PlannedTensor(shape, "float32", values.tofile)
     write_file(path / "model.safetensors", planned)
     return path
 
@@ -133,13 +133,13 @@ def test_a_tied_head_is_the_table_of_token_vectors(family, tmp_path):
 
 
 def test_a_head_of_unit_columns_is_normalised_once():
-    class Stored:
+    class LazyTensor:
         dtype = "float32"
 
         def numpy(self):
             return np.array([[3.0, 0.0], [4.0, 0.0]], "f4")
 
-    assert UnitColumns(Stored()).numpy().tolist() == [[np.float32(0.6), 0.0], [np.float32(0.8), 0.0]]
+    assert UnitColumns(LazyTensor()).numpy().tolist() == [[np.float32(0.6), 0.0], [np.float32(0.8), 0.0]]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ def checkpoint(tmp_path_factory):
     rng, planned = np.random.default_rng(3), {}
     for tensor in plugin.card.expand(dims):
         shape = tensor.shape[::-1] if tensor.transpose else tensor.shape
-        planned[tensor.torch_name] = safetensors.Planned(shape, "float32", rng.normal(size=shape).astype("f4").tofile)
+        planned[tensor.torch_name] = safetensors.PlannedTensor(
+            shape, "float32", rng.normal(size=shape).astype("f4").tofile
+        )
     safetensors.write_file(folder / "model.safetensors", planned)
     change = Adapted(np.ones((32, 2), "f4"), np.ones((2, 32), "f4"))
     extra = dict(adapters=[PackedAdapter("one", {(0, "out", 0): change})], prefix=np.ones((2, 2, 3, 4, 8), "f4"))
