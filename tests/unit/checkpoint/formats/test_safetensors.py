@@ -16,7 +16,7 @@ from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint import open_folder, save_weights
 from llmctl.checkpoint.formats import tensor_info as tensor_info_module
 from llmctl.checkpoint.formats.dtypes import cast, round_bfloat16, widen
-from llmctl.checkpoint.formats.safetensors import Planned, write_file
+from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
 from llmctl.errors import CheckpointError
 
 PLAIN = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
@@ -279,7 +279,7 @@ def test_paddlenlp_writes_bfloat16_as_16_bit_integers_and_reads_back_what_is_wri
     found = open_folder(tmp_path)
     assert found.tensors["a"].dtype == "bfloat16"
     np.testing.assert_array_equal(found.read("a"), widen(bits))
-    planned = {"a": Planned((2, 2), "bfloat16", lambda stream: stream.write(bits.tobytes()))}
+    planned = {"a": PlannedTensor((2, 2), "bfloat16", lambda stream: stream.write(bits.tobytes()))}
     write_file(tmp_path / "again.safetensors", planned, form="np")
     with safetensors.safe_open(tmp_path / "again.safetensors", "np") as file:
         assert file.metadata() == {"format": "np"} and np.array_equal(file.get_tensor("a"), bits)
