@@ -31,9 +31,9 @@ class PrefixConformance:
         raise NotImplementedError
 
     def in_context(self, model: Any, first: Any, second: Any) -> Any:
-        """Logits of the second text [B, T] where it follows the first, as virtual tokens of the first should give them.
+        """Logits of the second text [B, T] after the first, which virtual tokens made of the first should reproduce.
 
-        A family whose positions count from its own text says here what takes the place of one long text.
+        Override it for a family whose positions restart with its own text.
         """
         import paddle
 
@@ -41,7 +41,7 @@ class PrefixConformance:
 
     @pytest.fixture
     def prefixed(self, plugin: plugins.Plugin, card: Family, dims: Dims) -> Iterator[Any]:
-        """A random model with virtual tokens made of a text's keys and values, the text, and the model's prefix."""
+        """A random model whose virtual tokens are the keys and values of a text, that text, and the prefix."""
         import paddle
 
         from llmctl.adapters.attach import add_prefix

@@ -1,8 +1,8 @@
 """Records goldens: what the original implementation of a family computes with a tiny random checkpoint.
 
-``python -m llmctl.testing.record CASES.py --out FOLDER`` makes the checkpoint of each ``Case`` in the tuple ``CASES`` of a
-file, runs the original code in float32 on the CPU and writes the folders that ``llmctl.testing.golden`` describes. It
-needs torch and transformers, which nothing else here does, but not paddle.
+``python -m llmctl.testing.record CASES.py --out FOLDER`` makes a checkpoint for each ``Case`` in the tuple ``CASES`` of a
+file, runs the original code in float32 on the CPU and writes folders as described in ``llmctl.testing.golden``. Only this
+module needs torch and transformers; it does not need paddle.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ import numpy as np
 from llmctl.testing.case import Case
 
 LENGTHS = (12, 8, 5)
-"""Real tokens of the batch's rows."""
+"""Tokens of the batch's rows, without padding."""
 SINGLE, NEW = 10, 8
 FIRST = 5
-"""Tokens below are special in some family."""
+"""Smaller token ids are special in some family."""
 MARGIN, ROUTER_MARGIN, DISTINCT = 0.01, 1e-3, 3
-"""A greedy token leads the next best by this much, an expert chosen the next one; so many tokens of a text differ."""
+"""Smallest margins of a greedy token and of a selected expert over the next best; distinct tokens in a continuation."""
 SEEDS = 400
 STD = 0.3
 
 
 def record(case: Case, folder: Path, code: Path | None) -> dict[str, Any]:
-    """Writes the golden of a case, with the first seed that gives no near ties; returns its description.
+    """Writes the golden of a case, with the first seed without near ties; returns its description.
 
     Raises:
-        SystemExit: No seed does.
+        SystemExit: There is no such seed.
     """
     model_class, source = original(case, code)
     import torch
@@ -51,7 +51,7 @@ def record(case: Case, folder: Path, code: Path | None) -> dict[str, Any]:
         if not near and len(set(arrays["greedy_ids"][0, SINGLE:].tolist())) >= DISTINCT:
             break
     else:
-        sys.exit(f"{case.name}: none of {SEEDS} seeds gives tokens without near ties")
+        sys.exit(f"{case.name}: all of {SEEDS} seeds have near ties")
     about = {"name": case.name, "family": case.family, "about": case.about, "code": source, "seed": seed}
     about |= {"torch": torch.__version__, "transformers": transformers.__version__, **facts}
     write(case, model, arrays, about, folder)
@@ -59,17 +59,17 @@ def record(case: Case, folder: Path, code: Path | None) -> dict[str, Any]:
 
 
 def original(case: Case, code: Path | None) -> tuple[Any, str]:
-    """The class that is recorded and where it is from.
+    """The class to record and its origin.
 
     Raises:
-        SystemExit: The case needs a model repository and the folder is none.
+        SystemExit: The case needs a model repository, and ``code`` is not one.
     """
     if not case.file:
         return getattr(importlib.import_module("transformers"), case.model), f"transformers {case.model}"
     if code is None or not (code / case.file).is_file():
         sys.exit(f"{case.name}: --code must name a folder with {case.file} and the configuration_*.py beside it")
     for name in case.unused:
-        stand_in(name)
+        add_empty_module(name)
     package = types.ModuleType("original")
     package.__path__ = [str(code)]
     for name in [name for name in sys.modules if name.partition(".")[0] == "original"]:
@@ -80,8 +80,8 @@ def original(case: Case, code: Path | None) -> tuple[Any, str]:
     return getattr(module, case.model), f"{case.file} {case.model}, SHA-256 {digest}"
 
 
-def stand_in(name: str) -> None:
-    """Puts empty modules where a module is not installed."""
+def add_empty_module(name: str) -> None:
+    """Replaces a module that is not installed by empty ones."""
     try:
         importlib.import_module(name)
     except ImportError:
@@ -93,7 +93,7 @@ def stand_in(name: str) -> None:
 
 
 def build(case: Case, model_class: Any, rng: np.random.Generator) -> Any:
-    """The original's model, every weight random: none at a value that hides a mistake."""
+    """The original's model with every weight random, so that no value hides a mistake."""
     import torch
 
     config = model_class.config_class(**case.config)
