@@ -116,7 +116,7 @@ def build(form: dict, kind: str = "float32", seed: int = 0, **options) -> packed
     )
     for number in range(options.get("adapters", 0)):
         changes = {
-            (index, place, expert): packed.Adapted(
+            (index, place, expert): packed.LoraDelta(
                 noise(one.weight.inputs, 3, scale=0.2), noise(3, one.weight.outputs, scale=0.2)
             )
             for index, layer in enumerate(layers)
@@ -187,7 +187,7 @@ def expected(model: packed.PackedModel, text: Text) -> np.ndarray:
         x = _linear(model.project_in, x)
     if model.positions is not None:
         x = x + model.positions[at.position]
-    changes = model.adapters[text.adapter].changes if text.adapter >= 0 else {}
+    changes = model.adapters[text.adapter].deltas if text.adapter >= 0 else {}
     for index, layer in enumerate(model.layers):
         past = None if model.prefix is None else model.prefix[index].astype(np.float64)
 

@@ -76,16 +76,16 @@ class ToyExecutor:
     def run(self, batch):
         self._check(batch)
         self.steps.append(batch)
-        second_T = batch.position_T * 0 if batch.second_T is None else batch.second_T
+        second_position_T = batch.position_T * 0 if batch.second_position_T is None else batch.second_position_T
         position_T = batch.position_T * (not self.forgetful)
-        state_T = mixed(batch.ids_T, position_T, second_T, batch.adapter_R[batch.row_T] + 1)
-        blocks_T = batch.blocks_RM[batch.row_T, batch.place_T // BLOCK]
+        state_T = mixed(batch.ids_T, position_T, second_position_T, batch.adapter_R[batch.sequence_T] + 1)
+        blocks_T = batch.block_tables_RM[batch.sequence_T, batch.kv_position_T // BLOCK]
         for layer in range(LAYERS):
-            self.cache[layer, blocks_T, batch.place_T % BLOCK] = state_T
+            self.cache[layer, blocks_T, batch.kv_position_T % BLOCK] = state_T
             state_T = self._seen(layer, batch, state_T)
         logits_LV = (
-            np.asarray([logits(state_T[t]) for t in batch.wanted_L])
-            .reshape(len(batch.wanted_L), VOCAB)
+            np.asarray([logits(state_T[t]) for t in batch.logits_indices_L])
+            .reshape(len(batch.logits_indices_L), VOCAB)
             .astype(np.float32)
         )
         logits_LV[self.broken(batch)] = np.nan
@@ -93,19 +93,29 @@ class ToyExecutor:
 
     def _seen(self, layer, batch, state_T):
         """What tokens make of their own states and of the records that they see."""
-        places_TS = batch.begin_T[:, None] + np.arange((batch.end_T - batch.begin_T).max())
-        inside_TS = places_TS < batch.end_T[:, None]
-        places_TS = np.where(inside_TS, places_TS, batch.begin_T[:, None])
-        blocks_TS = batch.blocks_RM[batch.row_T[:, None], places_TS // BLOCK]
+        places_TS = batch.attend_begin_T[:, None] + np.arange((batch.attend_end_T - batch.attend_begin_T).max())
+        inside_TS = places_TS < batch.attend_end_T[:, None]
+        places_TS = np.where(inside_TS, places_TS, batch.attend_begin_T[:, None])
+        blocks_TS = batch.block_tables_RM[batch.sequence_T[:, None], places_TS // BLOCK]
         records_TS = self.cache[layer, blocks_TS, places_TS % BLOCK]
         mixed_TS = np.where(inside_TS, mixed(records_TS, places_TS * (not self.forgetful)), np.uint64(0))
         return mixed(state_T, mixed_TS.sum(axis=1, dtype=np.uint64))
 
     def _check(self, batch):
-        row_T, place_T = batch.row_T, batch.place_T
-        assert len(row_T) and (np.diff(row_T) >= 0).all() and (np.diff(place_T)[np.diff(row_T) == 0] == 1).all()
-        assert (np.diff(batch.wanted_L) > 0).all()
-        written = list(zip(batch.blocks_RM[row_T, place_T // BLOCK].tolist(), (place_T % BLOCK).tolist(), strict=True))
+        sequence_T, kv_position_T = batch.sequence_T, batch.kv_position_T
+        assert (
+            len(sequence_T)
+            and (np.diff(sequence_T) >= 0).all()
+            and (np.diff(kv_position_T)[np.diff(sequence_T) == 0] == 1).all()
+        )
+        assert (np.diff(batch.logits_indices_L) > 0).all()
+        written = list(
+            zip(
+                batch.block_tables_RM[sequence_T, kv_position_T // BLOCK].tolist(),
+                (kv_position_T % BLOCK).tolist(),
+                strict=True,
+            )
+        )
         assert len(set(written)) == len(written), "two tokens are written to one place"
 
 

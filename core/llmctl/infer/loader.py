@@ -32,7 +32,7 @@ class Packing:
     """How the layers' weights are held.
 
     Attributes:
-        kind: One of ``packed_linear.KINDS``; empty = as the checkpoint has them: bfloat16, else float32.
+        kind: One of ``packed.linear.KINDS``; empty = as the checkpoint has them: bfloat16, else float32.
         group: Inputs that share a scale; None = the kind's usual number.
     """
 
@@ -75,13 +75,13 @@ def packed_model(
         prefix = packed_adapters.pack_prefix(adapted.adapter, graph)
     elif adapted is not None:
         state = packed_adapters.merged_state(state, adapted)
-    model = packer.pack(graph, packer.Rounded(packer.state_of(state, graph), kind, packing.group))
+    model = packer.pack(graph, packer.RoundToNearest(packer.state_of(state, graph), kind, packing.group))
     widths = packed_adapters.widths_of(plugin, dims)
     adapters = [_adapter(name, opened, graph, widths) for name, opened in (named or {}).items()]
     return replace(model, prefix=prefix, adapters=adapters)
 
 
-def put_adapters(
+def add_adapters(
     model: PackedModel,
     plugin: Plugin,
     dims: Dims,

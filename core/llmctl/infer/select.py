@@ -127,7 +127,7 @@ def _packed(folder: Path, options: EngineOptions, adapter: Path | None) -> Packe
     from llmctl.adapters.folder import open_adapter, tokenizer_folder
     from llmctl.checkpoint.hf_config import read_config
     from llmctl.infer.eager.exported import HASHED
-    from llmctl.infer.loader import put_adapters
+    from llmctl.infer.loader import add_adapters
     from llmctl.infer.packed.folder import open_packed, read_header
 
     _check_packed(folder, options, adapter)
@@ -139,7 +139,7 @@ def _packed(folder: Path, options: EngineOptions, adapter: Path | None) -> Packe
     named = _named_adapters(options, folder, family, base)
     single = open_adapter(adapter, folder, family, options.allow_other_base, base) if adapter else None
     before = len(packed.adapters)
-    packed = put_adapters(packed, plugin, dims, single, named)
+    packed = add_adapters(packed, plugin, dims, single, named)
     # A low-rank adapter for every prompt has no name that requests may give; virtual tokens are no adapter of the list.
     default = before if single and len(packed.adapters) > before else -1
     return PackedHandle(

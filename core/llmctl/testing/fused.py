@@ -51,9 +51,9 @@ class Fused:
 def executor(name: str, model: Any) -> Any:
     """The executor of this name for a packed model; skips the test if it is unavailable."""
     if name == "twin":
-        from llmctl.infer.executors.reference import Twin
+        from llmctl.infer.executors.reference import ReferenceExecutor
 
-        return Twin(model)
+        return ReferenceExecutor(model)
     if name == "native":
         from llmctl.infer.executors.native import NativeExecutor, available
 
@@ -132,7 +132,7 @@ class FusedConformance:
     def _codes_stand_for_rounded_weights(
         self, plugin: plugins.Plugin, dims: Dims, fused: Fused, name: str, kind: str, outer_group: int
     ) -> None:
-        from llmctl.infer.executors.reference import Twin
+        from llmctl.infer.executors.reference import ReferenceExecutor
         from llmctl.infer.packed.pack import pack_model
 
         packed, texts = pack_model(fused.folder, plugin, dims, kind, GROUP), self.texts(dims)
@@ -140,7 +140,7 @@ class FusedConformance:
         found = mixed(executor(name, packed), graph, texts)
         if name == "native":
             # It rounds activations too, as the twin does on request.
-            expected_logits = np.concatenate(mixed(Twin(packed, rounding=True), graph, texts))
+            expected_logits = np.concatenate(mixed(ReferenceExecutor(packed, rounding=True), graph, texts))
             off = np.linalg.norm(np.concatenate(found) - expected_logits) / np.linalg.norm(expected_logits)
             assert off <= CODED, f"off by {off:.3g} of the logits' length"
         else:
@@ -155,7 +155,7 @@ class FusedConformance:
         from llmctl.adapters.folder import OpenedAdapter
         from llmctl.checkpoint.convert import open_source
         from llmctl.infer.packed.adapters import merged_state, pack_adapter, widths_of
-        from llmctl.infer.packed.pack import Rounded, pack, state_of
+        from llmctl.infer.packed.pack import RoundToNearest, pack, state_of
 
         graph, widths, texts = fused.packed.graph, widths_of(plugin, dims), self.texts(dims)
         adapters = [random_adapter(plugin, dims, rank=2, every=1), random_adapter(plugin, dims, rank=3, every=2)]
@@ -170,7 +170,7 @@ class FusedConformance:
         _near(found, expected_logits, LOGITS[name])
         opened = OpenedAdapter(fused.folder, adapters[0], fused.folder, plugin, dims)
         state = merged_state(open_source(fused.folder, plugin, dims).state, opened)
-        merged = pack(graph, Rounded(state_of(state, graph)))
+        merged = pack(graph, RoundToNearest(state_of(state, graph)))
         _near(mixed(executor(name, merged), graph, texts)[2:], found[2:], LOGITS[name])
 
     @proves("fused-prefix")

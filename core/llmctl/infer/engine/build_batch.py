@@ -28,18 +28,20 @@ def build_batch(chunks: Sequence[ScheduledChunk], rule: PositionRule) -> Batch:
         if chunk.sequence.prefix:
             prefixes.append((slice(begin, len(ids)), chunk.sequence.prefix))
     kv_position_T = np.asarray(kv_positions, np.int32)
-    position_T, second_T, begin_T, end_T = rule.arrays(kv_position_T, prefixes)
+    position_T, second_position_T, attend_begin_T, attend_end_T = rule.arrays(kv_position_T, prefixes)
     return Batch(
         ids_T=np.asarray(ids, np.int32),
-        row_T=np.repeat(np.arange(len(chunks), dtype=np.int32), [chunk.count + len(chunk.draft) for chunk in chunks]),
-        place_T=kv_position_T,
+        sequence_T=np.repeat(
+            np.arange(len(chunks), dtype=np.int32), [chunk.count + len(chunk.draft) for chunk in chunks]
+        ),
+        kv_position_T=kv_position_T,
         position_T=position_T,
-        second_T=second_T,
-        begin_T=begin_T,
-        end_T=end_T,
-        blocks_RM=_block_tables(chunks, rule.virtual_tokens),
+        second_position_T=second_position_T,
+        attend_begin_T=attend_begin_T,
+        attend_end_T=attend_end_T,
+        block_tables_RM=_block_tables(chunks, rule.virtual_tokens),
         adapter_R=np.asarray([chunk.sequence.adapter for chunk in chunks], np.int32),
-        wanted_L=np.asarray(logits_indices, np.int32),
+        logits_indices_L=np.asarray(logits_indices, np.int32),
     )
 
 

@@ -57,15 +57,15 @@ class SequenceFeeder:
         rows = [row for row, _ in chunks]
         batch = Batch(
             ids_T=np.concatenate([np.asarray(ids, np.int32) for _, ids in chunks]),
-            row_T=np.concatenate([np.full(len(ids), i, np.int32) for i, (_, ids) in enumerate(chunks)]),
-            place_T=kv_position,
+            sequence_T=np.concatenate([np.full(len(ids), i, np.int32) for i, (_, ids) in enumerate(chunks)]),
+            kv_position_T=kv_position,
             position_T=position,
-            second_T=second if self._spec.prefix_lm else None,
-            begin_T=begin,
-            end_T=end,
-            blocks_RM=np.ascontiguousarray(self._tables[rows]),
+            second_position_T=second if self._spec.prefix_lm else None,
+            attend_begin_T=begin,
+            attend_end_T=end,
+            block_tables_RM=np.ascontiguousarray(self._tables[rows]),
             adapter_R=self._adapters[rows],
-            wanted_L=np.arange(len(kv_position), dtype=np.int32),
+            logits_indices_L=np.arange(len(kv_position), dtype=np.int32),
         )
         logits = np.array(self._executor.run(batch))
         return np.split(logits, np.cumsum([len(ids) for _, ids in chunks])[:-1])

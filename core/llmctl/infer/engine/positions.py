@@ -69,17 +69,17 @@ class PositionRule:
             kv_position_T: Positions in the KV sequence, virtual tokens included.
             prefixes: For each sequence that has one: its slice of T and its bidirectional prefix.
         """
-        end_T = kv_position_T + 1
+        attend_end_T = kv_position_T + 1
         window = self.spec.window
-        begin_T = np.zeros_like(kv_position_T) if window is None else np.maximum(end_T - window, 0)
+        attend_begin_T = np.zeros_like(kv_position_T) if window is None else np.maximum(attend_end_T - window, 0)
         if not self.spec.prefix_lm:
-            return kv_position_T, None, begin_T, end_T
+            return kv_position_T, None, attend_begin_T, attend_end_T
         position_T = kv_position_T - self.virtual_tokens
-        second_T = np.zeros_like(kv_position_T)
+        second_position_T = np.zeros_like(kv_position_T)
         for part, prefix in prefixes:
             own = position_T[part].copy()
             inside = own < prefix.length
-            end_T[part] = np.where(inside, self.virtual_tokens + prefix.length, end_T[part])
+            attend_end_T[part] = np.where(inside, self.virtual_tokens + prefix.length, attend_end_T[part])
             position_T[part] = np.where(inside, own, prefix.mask_position)
-            second_T[part] = np.where(inside, 0, own - prefix.length + 1)
-        return position_T, second_T, begin_T, end_T
+            second_position_T[part] = np.where(inside, 0, own - prefix.length + 1)
+        return position_T, second_position_T, attend_begin_T, attend_end_T

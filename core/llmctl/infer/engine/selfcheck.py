@@ -7,7 +7,7 @@ import numpy as np
 from llmctl.card.decoder_spec import DecoderSpec, Rope
 from llmctl.infer.executors.native import NativeExecutor
 from llmctl.infer.packed.linear import pack
-from llmctl.infer.packed.model import Adapted, Float, Layer, Linear, Norm, PackedAdapter, PackedModel
+from llmctl.infer.packed.model import Float, Layer, Linear, LoraDelta, Norm, PackedAdapter, PackedModel
 
 GRAPH = DecoderSpec(
     outer={}, layers=({}, {}), hidden=48, embed=48, heads=4, kv_heads=2, head_dim=16, ffn=40, vocab=67, norm="rmsnorm",
@@ -19,7 +19,7 @@ GRAPH = DecoderSpec(
 def step_difference() -> float:
     """The largest difference of a logit, relative to the largest or to 1: two prompts in one step, then single tokens."""
     from llmctl.infer.engine.feeder import SequenceFeeder
-    from llmctl.infer.executors.reference import Twin
+    from llmctl.infer.executors.reference import ReferenceExecutor
 
     model = _model()
     first, second = [5, 60, 7, 7, 31], [(11 * i) % GRAPH.vocab for i in range(37)]
@@ -32,7 +32,8 @@ def step_difference() -> float:
             ]
         )
         for feeder in (
-            SequenceFeeder(executor, GRAPH, [-1, 0]) for executor in (NativeExecutor(model, 64), Twin(model))
+            SequenceFeeder(executor, GRAPH, [-1, 0])
+            for executor in (NativeExecutor(model, 64), ReferenceExecutor(model))
         )
     )
     return float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
@@ -57,8 +58,8 @@ def _model() -> PackedModel:
         for _ in GRAPH.layers
     )  # fmt: skip
     changes = {
-        (0, "qkv", 0): Adapted(noise(hidden, 3), noise(3, qkv)),
-        (1, "down", 0): Adapted(noise(40, 2), noise(2, hidden)),
+        (0, "qkv", 0): LoraDelta(noise(hidden, 3), noise(3, qkv)),
+        (1, "down", 0): LoraDelta(noise(40, 2), noise(2, hidden)),
     }
     return PackedModel(
         graph=GRAPH, embed=noise(GRAPH.vocab, hidden), head=linear(hidden, GRAPH.vocab), layers=layers, final_norm=norm,

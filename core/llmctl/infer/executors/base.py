@@ -1,7 +1,8 @@
-"""What an executor is asked to compute in one step: tokens of several sequences, side by side, over a paged cache.
+"""What an executor is asked to compute in one step: tokens of several sequences over a paged KV cache.
 
-A step mixes stretches of prompts with single tokens of answers; nothing is padded. Letters: T tokens of the step, R
-sequences (rows of the block table), L tokens whose logits are wanted, V vocabulary. No paddle here.
+A batch mixes chunks of prompts with single tokens of answers; nothing is padded. Letters in this package: T tokens of the
+step, R sequences (rows of the block tables), M blocks of a sequence, L tokens whose logits are computed, V vocabulary.
+No paddle here.
 """
 
 from __future__ import annotations
@@ -16,40 +17,40 @@ Int = NDArray[np.int32]
 Float = NDArray[np.float32]
 
 BLOCK = 16
-"""Places in a block of the cache."""
+"""KV positions of a cache block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step. A token's key and value are written at its place before any token of the step is attended to.
+    """One step. The keys and values of all its tokens are written before any of its tokens attends.
 
     Args:
         ids_T: Token ids.
-        row_T: The sequence of each token: its row of ``blocks_RM``. A sequence's tokens stand together, by place.
-        place_T: Place in the sequence, from 0; virtual tokens count.
-        position_T: Position of the first half of ``2d``, else as ``place_T`` (learned positions and rotation).
-        second_T: Position of the second half of ``2d``; None = not asked for.
-        begin_T: First place that the token sees.
-        end_T: Place after the last that it sees.
-        blocks_RM: Blocks of each sequence in the cache; place p lies in block ``blocks_RM[row, p // BLOCK]``.
+        sequence_T: The sequence of each token: its row of ``block_tables_RM``. A sequence's tokens are adjacent, in order.
+        kv_position_T: Position in the KV sequence, from 0; virtual tokens count.
+        position_T: Position id for learned positions and RoPE; of 2-D RoPE that of the first half.
+        second_position_T: Position id of the second half of 2-D RoPE; None = there is none.
+        attend_begin_T: First KV position that the token attends to.
+        attend_end_T: KV position after the last that it attends to.
+        block_tables_RM: Blocks of each sequence; KV position p is in block ``block_tables_RM[sequence, p // BLOCK]``.
         adapter_R: Adapter of each sequence; -1 = none.
-        wanted_L: The tokens (indices into T, ascending) whose logits are wanted.
+        logits_indices_L: Tokens (indices into T, ascending) whose logits are computed.
     """
 
     ids_T: Int
-    row_T: Int
-    place_T: Int
+    sequence_T: Int
+    kv_position_T: Int
     position_T: Int
-    second_T: Int | None
-    begin_T: Int
-    end_T: Int
-    blocks_RM: Int
+    second_position_T: Int | None
+    attend_begin_T: Int
+    attend_end_T: Int
+    block_tables_RM: Int
     adapter_R: Int
-    wanted_L: Int
+    logits_indices_L: Int
 
 
 class Executor(Protocol):
-    """Computes steps of one model and holds its cache of keys and values."""
+    """Computes steps of one model and holds its KV cache."""
 
     @property
     def vocab(self) -> int:
@@ -57,20 +58,20 @@ class Executor(Protocol):
 
     @property
     def max_tokens(self) -> int | None:
-        """The most tokens of a step; None = any number."""
+        """Most tokens of a step; None = any number."""
 
     @property
     def block_bytes(self) -> int:
-        """Memory that one block of the cache takes, over all layers."""
+        """Bytes of a cache block over all layers."""
 
     def allocate(self, blocks: int) -> None:
-        """Makes room for so many blocks; what the cache held is lost."""
+        """Allocates a cache of this many blocks; the contents of the previous one are lost."""
 
     def run(self, batch: Batch) -> Float:
         """Logits [L, V]; valid until the next call."""
 
     def copy(self, source: int, target: int) -> None:
-        """Copies a block of the cache."""
+        """Copies a block."""
 
     def put(self, blocks: Int, pairs: Float) -> None:
-        """Writes keys and values of places 0 to P [layers, 2, P, K, H] into the blocks: virtual tokens."""
+        """Writes keys and values of virtual tokens [layers, 2, P, K, H] to KV positions 0 to P in these blocks."""

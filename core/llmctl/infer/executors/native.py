@@ -1,8 +1,8 @@
-"""Steps in one native call each (``llmctl_ops.decoder``): the fused engine on a CPU, without paddle. The kernels of the
-distribution ``llmctl-ops`` come to the engine through here: ``available`` says whether there are any, ``missing`` why not.
+"""The executor on a CPU: one native call per step (``llmctl_ops.decoder``), without paddle.
 
-What a sequence yields does not depend on what else is in the step, to the last bit: rows are computed alike whatever their
-number, and keys are summed over in spans at fixed places.
+The engine uses the kernels of ``llmctl-ops`` only through this module: ``available`` says whether there are any, ``missing``
+why not. The logits of a sequence do not depend on what else is in the step, to the last bit: a row is computed the same way
+whatever the number of rows, and keys are summed in spans that begin at fixed positions.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 from llmctl.errors import ConfigError
 from llmctl.infer.executors.base import BLOCK, Batch, Float, Int
-from llmctl.infer.executors.rope_cache import Turning
+from llmctl.infer.executors.rope_cache import RopeCache
 from llmctl.infer.packed.linear import LAYOUT, PackedLinear
-from llmctl.infer.packed.model import Adapted, Linear, Norm, PackedModel
+from llmctl.infer.packed.model import Linear, LoraDelta, Norm, PackedModel
 from llmctl.runtime import operators
 
 try:
@@ -27,20 +27,19 @@ except ImportError as error:
     FAILURE = operators.MISSING if error.name == "llmctl_ops" else f"llmctl-ops cannot be imported ({error})"
 
 CACHES = ("float32", "int8")
-PLACES = ("qkv", "out", "up", "down")
 
 
 class NativeExecutor:
-    """Computes steps as ``batch.Executor`` says.
+    """Computes steps as ``base.Executor``.
 
     Args:
-        model: The model; its arrays are used where they lie.
-        max_tokens: The most tokens of a step.
-        kv: How keys and values are held: ``float32``, or ``int8`` with a scale for each place and head.
+        model: The model; its arrays are not copied.
+        max_tokens: Most tokens of a step.
+        kv: Type of the KV cache: ``float32``, or ``int8`` with a scale for each position and head.
 
     Raises:
-        ConfigError: There are no compiled kernels here, or an option has a value that is not allowed.
-        ValueError: Arrays of the model do not fit its graph.
+        ConfigError: There are no compiled kernels, or an option has a value that is not allowed.
+        ValueError: Arrays of the model do not fit its spec.
     """
 
     def __init__(self, model: PackedModel, max_tokens: int = 512, kv: str = "float32") -> None:
@@ -52,23 +51,23 @@ class NativeExecutor:
             raise ConfigError(f"kv={kv!r} must be {' or '.join(CACHES)}")
         if max_tokens < 1:
             raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
-        self._graph, self._most = model.graph, max_tokens
+        self._spec, self._max_tokens = model.graph, max_tokens
         owned = _Owned()
         described = _describe(model, kv, owned)
         self._decoder = decoder.Decoder(described, max_tokens, owned)
-        self._turning = Turning(model.graph)
+        self._rope = RopeCache(model.graph)
         self._logits = np.empty((0, model.graph.vocab), np.float32)
         self._step = structs.Step()
 
     @property
     def vocab(self) -> int:
         """As ``Executor``."""
-        return self._graph.vocab
+        return self._spec.vocab
 
     @property
     def max_tokens(self) -> int:
-        """The most tokens of a step."""
-        return self._most
+        """Most tokens of a step."""
+        return self._max_tokens
 
     @property
     def block_bytes(self) -> int:
@@ -91,27 +90,27 @@ class NativeExecutor:
         """As ``Executor``.
 
         Raises:
-            ValueError: The step names something that the model or the cache does not have, or is too large.
+            ValueError: An index of the step is out of range of the model or the cache, or the step is too large.
         """
-        wanted = len(batch.wanted_L)
+        count = len(batch.logits_indices_L)
         if not len(batch.ids_T):
             return self._logits[:0]
         step, held = self._step, _arrays(batch)
         for name, array in held.items():
             setattr(step, name, array.ctypes.data)
-        step.tokens, step.logits_count = len(batch.ids_T), wanted
+        step.tokens, step.logits_count = len(batch.ids_T), count
         step.sequences, step.max_blocks = held["block_tables"].shape
-        self._turning.reach(_furthest(batch), step.max_blocks * BLOCK)
-        self._turning.fill(step)
-        if wanted > len(self._logits):
-            self._logits = np.empty((max(wanted, 2 * len(self._logits)), self.vocab), np.float32)
+        self._rope.ensure(_last_position(batch), step.max_blocks * BLOCK)
+        self._rope.fill(step)
+        if count > len(self._logits):
+            self._logits = np.empty((max(count, 2 * len(self._logits)), self.vocab), np.float32)
         step.logits = self._logits.ctypes.data
         self._decoder.step(step)
-        return self._logits[:wanted]
+        return self._logits[:count]
 
 
 def available() -> bool:
-    """Whether there are compiled kernels here.
+    """Whether there are compiled kernels.
 
     Raises:
         ConfigError: ``LLMCTL_OPS`` has a value that is not allowed.
@@ -120,7 +119,7 @@ def available() -> bool:
 
 
 def missing() -> str:
-    """Why there are no compiled kernels here; empty = there are some.
+    """Why there are no compiled kernels; empty = there are some.
 
     Raises:
         ConfigError: ``LLMCTL_OPS`` has a value that is not allowed.
@@ -137,43 +136,49 @@ def missing() -> str:
 
 
 def sampler(vocab: int) -> Any:
-    """``llmctl_ops.sampling.Sampler`` of a vocabulary; None where there are no kernels."""
+    """``llmctl_ops.sampling.Sampler`` of a vocabulary; None if there are no kernels."""
     return sampling.Sampler(vocab) if available() else None
 
 
 def product(x_TI: Float, packed: PackedLinear, bias_O: Float | None = None) -> Float:
-    """As ``packed_linear.product``, by the kernels, which must be available."""
+    """As ``packed.linear.product``, by the kernels, which must be available."""
     return linear.product(x_TI, packed, bias_O)  # type: ignore[no-any-return]
 
 
-def _furthest(batch: Batch) -> int:
-    furthest = int(batch.position_T.max())
-    return furthest if batch.second_T is None else max(furthest, int(batch.second_T.max()))
+def _last_position(batch: Batch) -> int:
+    last = int(batch.position_T.max())
+    return last if batch.second_position_T is None else max(last, int(batch.second_position_T.max()))
 
 
 def _arrays(batch: Batch) -> dict[str, Int]:
-    """The arrays of a step by field, as the kernels take them.
+    """The arrays of a step by field of ``structs.Step``.
 
     Raises:
         ValueError: Their lengths do not fit each other.
     """
-    second = batch.position_T if batch.second_T is None else batch.second_T
+    second = batch.position_T if batch.second_position_T is None else batch.second_position_T
     tokens = {
-        "ids": batch.ids_T, "sequence": batch.row_T, "kv_position": batch.place_T, "position": batch.position_T,
-        "second_position": second, "attend_begin": batch.begin_T, "attend_end": batch.end_T,
+        "ids": batch.ids_T, "sequence": batch.sequence_T, "kv_position": batch.kv_position_T, "position": batch.position_T,
+        "second_position": second, "attend_begin": batch.attend_begin_T, "attend_end": batch.attend_end_T,
     }  # fmt: skip
-    others = {"block_tables": batch.blocks_RM, "adapter": batch.adapter_R, "logits_indices": batch.wanted_L}
+    others = {
+        "block_tables": batch.block_tables_RM,
+        "adapter": batch.adapter_R,
+        "logits_indices": batch.logits_indices_L,
+    }
     held = {name: np.ascontiguousarray(array, np.int32) for name, array in {**tokens, **others}.items()}
     if any(held[name].shape != held["ids"].shape or held[name].ndim != 1 for name in tokens):
         raise ValueError("the arrays of a step's tokens differ in length")
     tables, indices = held["block_tables"], held["logits_indices"]
     if tables.ndim != 2 or held["adapter"].shape != tables.shape[:1] or indices.ndim != 1:
-        raise ValueError("a step needs a row of blocks and an adapter for each sequence, and a list of wanted tokens")
+        raise ValueError(
+            "a step needs a block table and an adapter for each sequence, and a list of tokens whose logits are computed"
+        )
     return held
 
 
 class _Owned:
-    """Keeps arrays and structures alive for as long as there are pointers to them."""
+    """Keeps arrays and structures alive as long as there are pointers to them."""
 
     def __init__(self) -> None:
         self._kept: list[Any] = []
@@ -193,7 +198,7 @@ class _Owned:
         return int(kept.ctypes.data)
 
     def list(self, kind: type[ctypes.Structure], items: Sequence[ctypes.Structure]) -> int | None:
-        """The address of structures side by side; None for no items."""
+        """The address of an array of structures; None for no items."""
         if not items:
             return None
         kept = (kind * len(items))(*items)
@@ -201,63 +206,63 @@ class _Owned:
         return ctypes.addressof(kept)
 
     def keep(self, thing: Any) -> None:
-        """Keeps one thing more."""
+        """Keeps an object alive."""
         self._kept.append(thing)
 
 
 def _describe(model: PackedModel, kv: str, owned: _Owned) -> structs.Model:
-    graph = model.graph
+    spec = model.graph
     made = structs.Model()
-    if model.embed.shape != (graph.vocab, graph.embed) or model.embed.dtype not in (np.float32, np.uint16):
-        raise ValueError(f"embed is {model.embed.dtype} {list(model.embed.shape)}, not [{graph.vocab}, {graph.embed}]")
+    if model.embed.shape != (spec.vocab, spec.embed) or model.embed.dtype not in (np.float32, np.uint16):
+        raise ValueError(f"embed is {model.embed.dtype} {list(model.embed.shape)}, not [{spec.vocab}, {spec.embed}]")
     embed = np.ascontiguousarray(model.embed)
     owned.keep(embed)
     made.embed, made.embed_bf16 = embed.ctypes.data, embed.dtype == np.uint16
     if model.positions is not None:
         made.position_rows = len(model.positions)
-        made.positions = owned.array(model.positions, (len(model.positions), graph.hidden), "positions")
-    if graph.slopes:
-        made.alibi_slopes = owned.array(np.asarray(graph.slopes, np.float32), (graph.heads,), "slopes")
-    made.embed_norm = _norm(model.embed_norm, graph.embed, owned)
-    made.final_norm = _norm(model.final_norm, graph.hidden, owned)
-    made.project_in = _linear(model.project_in, graph.embed, graph.hidden, owned)
-    made.project_out = _linear(model.project_out, graph.hidden, graph.embed, owned)
-    made.head = _linear(model.head, graph.embed if model.project_out else graph.hidden, graph.vocab, owned)
+        made.positions = owned.array(model.positions, (len(model.positions), spec.hidden), "positions")
+    if spec.slopes:
+        made.alibi_slopes = owned.array(np.asarray(spec.slopes, np.float32), (spec.heads,), "slopes")
+    made.embed_norm = _norm(model.embed_norm, spec.embed, owned)
+    made.final_norm = _norm(model.final_norm, spec.hidden, owned)
+    made.project_in = _linear(model.project_in, spec.embed, spec.hidden, owned)
+    made.project_out = _linear(model.project_out, spec.hidden, spec.embed, owned)
+    made.head = _linear(model.head, spec.embed if model.project_out else spec.hidden, spec.vocab, owned)
     made.layer = owned.list(structs.Layer, [_layer(model, index, owned) for index in range(len(model.layers))])
-    made.layers, made.hidden, made.heads, made.kv_heads = len(model.layers), graph.hidden, graph.heads, graph.kv_heads
-    made.head_dim, made.ffn, made.vocab, made.embed_dim = graph.head_dim, graph.ffn, graph.vocab, graph.embed
-    made.rotary_dim, made.rope_2d = (graph.rope.rotary_dim, graph.rope.pairs == "2d") if graph.rope else (0, 0)
-    if graph.experts:
-        made.experts, made.top_k, made.renormalize = graph.experts.count, graph.experts.top_k, graph.experts.renormalize
-    made.adapters, made.eps, made.residual_scale = len(model.adapters), graph.norm_eps, graph.residual_scale
-    made.layer_norm, made.activation = graph.norm == "layernorm", decoder.ACTIVATIONS.index(graph.activation)
+    made.layers, made.hidden, made.heads, made.kv_heads = len(model.layers), spec.hidden, spec.heads, spec.kv_heads
+    made.head_dim, made.ffn, made.vocab, made.embed_dim = spec.head_dim, spec.ffn, spec.vocab, spec.embed
+    made.rotary_dim, made.rope_2d = (spec.rope.rotary_dim, spec.rope.pairs == "2d") if spec.rope else (0, 0)
+    if spec.experts:
+        made.experts, made.top_k, made.renormalize = spec.experts.count, spec.experts.top_k, spec.experts.renormalize
+    made.adapters, made.eps, made.residual_scale = len(model.adapters), spec.norm_eps, spec.residual_scale
+    made.layer_norm, made.activation = spec.norm == "layernorm", decoder.ACTIVATIONS.index(spec.activation)
     made.norm_after, made.residual_after_norm, made.cache_int8 = (
-        graph.norm_after,
-        graph.residual_after_norm,
+        spec.norm_after,
+        spec.residual_after_norm,
         kv == "int8",
     )
     return made
 
 
 def _layer(model: PackedModel, index: int, owned: _Owned) -> structs.Layer:
-    graph, layer = model.graph, model.layers[index]
-    heads, count = (graph.heads + 2 * graph.kv_heads) * graph.head_dim, graph.experts.count if graph.experts else 1
-    up = graph.ffn * (2 if graph.activation == "swiglu" else 1)
-    if len(layer.up) != count or len(layer.down) != count or (layer.router is None) != (graph.experts is None):
+    spec, layer = model.graph, model.layers[index]
+    heads, count = (spec.heads + 2 * spec.kv_heads) * spec.head_dim, spec.experts.count if spec.experts else 1
+    up = spec.ffn * (2 if spec.activation == "swiglu" else 1)
+    if len(layer.up) != count or len(layer.down) != count or (layer.router is None) != (spec.experts is None):
         raise ValueError(f"layer {index} has {len(layer.up)} feed-forward layers, not {count} with a router if more")
     made = structs.Layer()
-    made.norm, made.ffn_norm = (_norm(norm, graph.hidden, owned) for norm in (layer.norm, layer.ffn_norm))
-    made.qkv = _linear(layer.qkv, graph.hidden, heads, owned)
-    made.out = _linear(layer.out, graph.heads * graph.head_dim, graph.hidden, owned)
-    made.up = owned.list(structs.Linear, [_linear(one, graph.hidden, up, owned) for one in layer.up])
-    made.down = owned.list(structs.Linear, [_linear(one, graph.ffn, graph.hidden, owned) for one in layer.down])
-    made.router = owned.array(layer.router, (count, graph.hidden), f"router of layer {index}")
-    made.q_norm = owned.array(layer.q_norm, (graph.head_dim,), f"q_norm of layer {index}")
-    made.k_norm = owned.array(layer.k_norm, (graph.head_dim,), f"k_norm of layer {index}")
-    made.score_scale = graph.score_scales[index] if graph.score_scales else graph.head_dim**-0.5
+    made.norm, made.ffn_norm = (_norm(norm, spec.hidden, owned) for norm in (layer.norm, layer.ffn_norm))
+    made.qkv = _linear(layer.qkv, spec.hidden, heads, owned)
+    made.out = _linear(layer.out, spec.heads * spec.head_dim, spec.hidden, owned)
+    made.up = owned.list(structs.Linear, [_linear(one, spec.hidden, up, owned) for one in layer.up])
+    made.down = owned.list(structs.Linear, [_linear(one, spec.ffn, spec.hidden, owned) for one in layer.down])
+    made.router = owned.array(layer.router, (count, spec.hidden), f"router of layer {index}")
+    made.q_norm = owned.array(layer.q_norm, (spec.head_dim,), f"q_norm of layer {index}")
+    made.k_norm = owned.array(layer.k_norm, (spec.head_dim,), f"k_norm of layer {index}")
+    made.score_scale = spec.score_scales[index] if spec.score_scales else spec.head_dim**-0.5
     parts = {"qkv": (layer.qkv,), "out": (layer.out,), "up": layer.up, "down": layer.down}
-    for place, linears in parts.items():
-        setattr(made, f"{place}_lora", _changes(model, index, place, linears, owned))
+    for name, linears in parts.items():
+        setattr(made, f"{name}_lora", _lora_deltas(model, index, name, linears, owned))
     return made
 
 
@@ -277,26 +282,26 @@ def _linear(layer: Linear | None, inputs: int, outputs: int, owned: _Owned) -> A
     return linear.as_struct(weight, layer.bias)
 
 
-def _changes(model: PackedModel, index: int, place: str, linears: Sequence[Linear], owned: _Owned) -> int | None:
-    """A change for each expert and adapter."""
-    found = [adapter.changes.get((index, place, e)) for e in range(len(linears)) for adapter in model.adapters]
+def _lora_deltas(model: PackedModel, index: int, name: str, linears: Sequence[Linear], owned: _Owned) -> int | None:
+    """A LoRA delta for each expert and adapter."""
+    found = [adapter.deltas.get((index, name, e)) for e in range(len(linears)) for adapter in model.adapters]
     if not any(found):
         return None
     weights = [one.weight for one in linears for _ in model.adapters]
     return owned.list(
         structs.LoraDelta,
-        [_change(change, w.inputs, w.outputs, owned) for change, w in zip(found, weights, strict=True)],
+        [_lora_delta(delta, w.inputs, w.outputs, owned) for delta, w in zip(found, weights, strict=True)],
     )
 
 
-def _change(change: Adapted | None, inputs: int, outputs: int, owned: _Owned) -> structs.LoraDelta:
-    if change is None:
+def _lora_delta(delta: LoraDelta | None, inputs: int, outputs: int, owned: _Owned) -> structs.LoraDelta:
+    if delta is None:
         return structs.LoraDelta()
-    rank = change.a.shape[1]
-    if change.a.shape != (inputs, rank) or change.b.shape != (rank, outputs):
+    rank = delta.a.shape[1]
+    if delta.a.shape != (inputs, rank) or delta.b.shape != (rank, outputs):
         raise ValueError(
-            f"a change is {list(change.a.shape)} and {list(change.b.shape)}; the linear is [{inputs}, {outputs}]"
+            f"a LoRA delta is {list(delta.a.shape)} and {list(delta.b.shape)}; the linear is [{inputs}, {outputs}]"
         )
     a, b = (np.zeros((rows, -(-columns // 16) * 16), np.float32) for rows, columns in ((inputs, rank), (rank, outputs)))
-    a[:, :rank], b[:, :outputs] = change.a, change.b
+    a[:, :rank], b[:, :outputs] = delta.a, delta.b
     return structs.LoraDelta(owned.array(a, a.shape, "a"), owned.array(b, b.shape, "b"), rank)

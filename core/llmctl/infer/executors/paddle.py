@@ -1,8 +1,8 @@
-"""A step of the standard decoder from paddle's operations: where no library of kernels is compiled, and on GPUs.
+"""The executor on GPUs, and on a CPU without compiled kernels: a decoder step composed of paddle's operations.
 
-On a CPU it is the plain twin that the native executor is compared with. Which operation a device takes is one table,
-``forms``; the cache is in ``paged``, what tokens see in ``view``. Letters: T tokens of the step, D hidden, N heads, K
-key-value heads, H width of a head, E experts, C experts per token, L tokens whose logits are wanted.
+``paddle_ops`` chooses the operations for a device, ``paged_cache`` holds keys and values, ``attention_metadata`` says what is
+attended to. Letters: T tokens of the step, D hidden, N heads, K key-value heads, H head_dim, E experts, C experts per token,
+L tokens whose logits are computed.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from paddle.nn import functional as F
 
 from llmctl.card.decoder_spec import Rope
 from llmctl.errors import ConfigError
-from llmctl.infer.executors.attention_metadata import View
+from llmctl.infer.executors.attention_metadata import AttentionMetadata
 from llmctl.infer.executors.base import Batch, Float, Int
-from llmctl.infer.executors.paddle_ops import HALF, forms, tensor
+from llmctl.infer.executors.paddle_ops import HALF, operations, tensor
 from llmctl.infer.executors.paged_cache import PagedCache, slots
 from llmctl.infer.packed import model as packed_model
 from llmctl.infer.packed.model import PackedModel
 
 
 class PaddleExecutor:
-    """Computes steps as ``batch.Executor`` says.
+    """Computes steps as ``base.Executor``.
 
     Args:
-        model: The model; its weights are unpacked, or put into paddle's own codes where it has a kernel for these.
+        model: The model; its weights are unpacked, or quantized to paddle's own int8 codes if it has a kernel for them.
         dtype: Type to compute in; half types need a GPU.
-        kv: How keys and values are held: as ``dtype``, which None stands for too, or ``int8`` with a scale for each place and head.
-        device: As paddle names it; None = the one that is set.
+        kv: Type of the KV cache: None = ``dtype``, or ``int8`` with a scale for each position and head.
+        device: As paddle names it; None = the current one.
 
     Raises:
-        ConfigError: The device has no kernels for the type, or keys and values cannot be held so.
+        ConfigError: The device has no kernels for the type, or ``kv`` has a value that is not allowed.
     """
 
     def __init__(
@@ -48,21 +48,21 @@ class PaddleExecutor:
             raise ConfigError(f"kv={kv!r} must be {dtype} or int8")
         graph = model.graph
         self._model, self._graph, self._dtype = model, graph, dtype
-        self._forms = forms(device, dtype)
+        self._ops = operations(device, dtype)
         self._cache = PagedCache(len(model.layers), graph.kv_heads, graph.head_dim, dtype, kv == "int8")
-        self._layers = [_Layer(layer, self._forms.linear, dtype) for layer in model.layers]
-        self._head = self._forms.linear(model.head, dtype)
+        self._layers = [_Layer(layer, self._ops.linear, dtype) for layer in model.layers]
+        self._head = self._ops.linear(model.head, dtype)
         self._projections = [
-            None if part is None else self._forms.linear(part, dtype) for part in (model.project_in, model.project_out)
+            None if part is None else self._ops.linear(part, dtype) for part in (model.project_in, model.project_out)
         ]
         self._embed_norm, self._final_norm = _norm(model.embed_norm, dtype), _norm(model.final_norm, dtype)
         self._adapters = [
-            {key: (tensor(change.a, dtype), tensor(change.b, dtype)) for key, change in adapter.changes.items()}
+            {key: (tensor(delta.a, dtype), tensor(delta.b, dtype)) for key, delta in adapter.deltas.items()}
             for adapter in model.adapters
         ]
         scales = graph.score_scales or (graph.head_dim**-0.5,) * len(model.layers)
-        # What attends divides by the root of the width already.
-        self._factors = [scale * math.sqrt(graph.head_dim) for scale in scales]
+        # ``attention`` divides by sqrt(head_dim) itself.
+        self._query_scales = [scale * math.sqrt(graph.head_dim) for scale in scales]
 
     @property
     def vocab(self) -> int:
@@ -99,15 +99,15 @@ class PaddleExecutor:
     @paddle.no_grad()
     def run(self, batch: Batch) -> Float:
         """As ``Executor``."""
-        if not len(batch.wanted_L) and not len(batch.ids_T):
+        if not len(batch.logits_indices_L) and not len(batch.ids_T):
             return np.empty((0, self.vocab), np.float32)
-        step = _Step(batch, self._graph, self._dtype)
+        step = _StepTensors(batch, self._graph, self._dtype)
         x_TD = self._embed(batch)
         for index, layer in enumerate(self._layers):
             x_TD = self._block(index, layer, x_TD, step)
-        if not len(batch.wanted_L):
+        if not len(batch.logits_indices_L):
             return np.empty((0, self.vocab), np.float32)
-        x_LD = paddle.gather(x_TD, paddle.to_tensor(batch.wanted_L.astype(np.int64)))
+        x_LD = paddle.gather(x_TD, paddle.to_tensor(batch.logits_indices_L.astype(np.int64)))
         x_LD = self._normed(x_LD, self._final_norm)
         if self._projections[1] is not None:
             x_LD = self._projections[1](x_LD)
@@ -124,38 +124,38 @@ class PaddleExecutor:
             x_TD = x_TD + tensor(self._model.positions[batch.position_T], self._dtype)
         return x_TD
 
-    def _block(self, index: int, layer: _Layer, x_TD: paddle.Tensor, step: _Step) -> paddle.Tensor:
+    def _block(self, index: int, layer: _Layer, x_TD: paddle.Tensor, step: _StepTensors) -> paddle.Tensor:
         x_TD = self._add(x_TD, layer.norm, lambda x: self._attention(index, layer, x, step))
         feed_forward = self._feed_forward if layer.router is None else self._experts
         return self._add(x_TD, layer.ffn_norm, lambda x: feed_forward(index, layer, x, step.adapter_T))
 
     def _add(self, x_TD: paddle.Tensor, norm: Any, part: Callable[[paddle.Tensor], paddle.Tensor]) -> paddle.Tensor:
-        """What is carried past a part, with the part's output."""
+        """The residual plus the output of a part, attention or feed-forward, with its norm."""
         graph = self._graph
         inner = x_TD if graph.norm_after else self._normed(x_TD, norm)
-        carried = inner if graph.residual_after_norm else x_TD
-        y_TD = (carried if graph.residual_scale == 1.0 else carried * graph.residual_scale) + part(inner)
+        residual = inner if graph.residual_after_norm else x_TD
+        y_TD = (residual if graph.residual_scale == 1.0 else residual * graph.residual_scale) + part(inner)
         return self._normed(y_TD, norm) if graph.norm_after else y_TD
 
     def _normed(self, x: paddle.Tensor, norm: Any) -> paddle.Tensor:
-        return x if norm is None else getattr(self._forms, self._graph.norm)(x, *norm, self._graph.norm_eps)
+        return x if norm is None else getattr(self._ops, self._graph.norm)(x, *norm, self._graph.norm_eps)
 
-    def _attention(self, index: int, layer: _Layer, x_TD: paddle.Tensor, step: _Step) -> paddle.Tensor:
+    def _attention(self, index: int, layer: _Layer, x_TD: paddle.Tensor, step: _StepTensors) -> paddle.Tensor:
         graph = self._graph
         packed = self._linear(layer.qkv, (index, "qkv", 0), x_TD, step.adapter_T)
         heads = packed.reshape([packed.shape[0], -1, graph.head_dim])
         q, k, v = paddle.split(heads, [graph.heads, graph.kv_heads, graph.kv_heads], axis=1)
         if layer.q_norm is not None:
-            q = self._forms.rmsnorm(q, layer.q_norm, None, graph.norm_eps)
-            k = self._forms.rmsnorm(k, layer.k_norm, None, graph.norm_eps)
-        if step.angles is not None:
-            q, k = self._forms.turn(q, *step.angles), self._forms.turn(k, *step.angles)
+            q = self._ops.rmsnorm(q, layer.q_norm, None, graph.norm_eps)
+            k = self._ops.rmsnorm(k, layer.k_norm, None, graph.norm_eps)
+        if step.rope is not None:
+            q, k = self._ops.apply_rope(q, *step.rope), self._ops.apply_rope(k, *step.rope)
         if step.query_scale_T11 is not None:
             q = q * step.query_scale_T11
-        if not math.isclose(self._factors[index], 1.0):
-            q = q * self._factors[index]
-        self._cache.write(index, step.view.written_T, k, v)
-        mixed = self._forms.attend(q, *self._cache.read(index, step.view.slot_S), step.view)
+        if not math.isclose(self._query_scales[index], 1.0):
+            q = q * self._query_scales[index]
+        self._cache.write(index, step.metadata.write_slot_T, k, v)
+        mixed = self._ops.attention(q, *self._cache.read(index, step.metadata.slot_S), step.metadata)
         return self._linear(layer.out, (index, "out", 0), mixed, step.adapter_T)
 
     def _feed_forward(
@@ -163,25 +163,23 @@ class PaddleExecutor:
     ) -> paddle.Tensor:
         wide = self._linear(layer.up[expert], (index, "up", expert), x_TD, adapter_T)
         wide = (
-            self._forms.swiglu(wide)
-            if self._graph.activation == "swiglu"
-            else ACTIVATIONS[self._graph.activation](wide)
+            self._ops.swiglu(wide) if self._graph.activation == "swiglu" else ACTIVATIONS[self._graph.activation](wide)
         )
         return self._linear(layer.down[expert], (index, "down", expert), wide, adapter_T)
 
     def _experts(self, index: int, layer: _Layer, x_TD: paddle.Tensor, adapter_T: np.ndarray) -> paddle.Tensor:
-        """The weighted sum of the chosen experts' outputs; each expert sees the tokens that chose it."""
+        """The weighted sum of the outputs of each token's top experts; each expert computes the tokens that are routed to it."""
         routing = self._graph.experts
         assert routing is not None, "a router belongs to a mixture of experts"
         scores_TE = paddle.matmul(x_TD.astype("float32"), layer.router)
         weight_TC, expert_TC = paddle.topk(F.softmax(scores_TE, axis=-1), routing.top_k, axis=-1)
         if routing.renormalize:
             weight_TC = weight_TC / weight_TC.sum(axis=-1, keepdim=True)
-        chosen = expert_TC.numpy().reshape(-1)
-        order = np.argsort(chosen, kind="stable")
+        expert = expert_TC.numpy().reshape(-1)
+        order = np.argsort(expert, kind="stable")
         token = order // routing.top_k
         rows = paddle.gather(x_TD, paddle.to_tensor(token))
-        counts = np.bincount(chosen, minlength=routing.count)
+        counts = np.bincount(expert, minlength=routing.count)
         ends = np.cumsum(counts)
         outputs = [
             self._feed_forward(index, layer, rows[end - count : end], adapter_T[token[end - count : end]], expert)
@@ -196,14 +194,14 @@ class PaddleExecutor:
     def _linear(
         self, linear: Callable[[paddle.Tensor], paddle.Tensor], key: Any, x: paddle.Tensor, adapter_T: np.ndarray
     ) -> paddle.Tensor:
-        """A linear layer, with the change that each token's adapter makes to it."""
+        """A linear layer, with the LoRA delta of each token's adapter."""
         y = linear(x)
         for adapter in np.unique(adapter_T[adapter_T >= 0]):
             if key in self._adapters[adapter]:
                 a, b = self._adapters[adapter][key]
                 index = paddle.to_tensor(np.flatnonzero(adapter_T == adapter))
-                change = paddle.matmul(paddle.matmul(paddle.gather(x, index), a), b)
-                y = paddle.index_add(y, index, 0, change)
+                delta = paddle.matmul(paddle.matmul(paddle.gather(x, index), a), b)
+                y = paddle.index_add(y, index, 0, delta)
         return y
 
 
@@ -218,33 +216,33 @@ class _Layer:
         self.router = None if layer.router is None else paddle.to_tensor(layer.router.T.copy())
 
 
-class _Step:
-    """What all layers of a step share: the view, the adapter of each token, angles and factors of queries."""
+class _StepTensors:
+    """What all layers of a step share: attention metadata, the adapter of each token, RoPE cos and sin, the query scale."""
 
     def __init__(self, batch: Batch, graph: Any, dtype: str) -> None:
-        self.view = View(batch, graph.slopes)
-        self.adapter_T = batch.adapter_R[batch.row_T]
-        self.angles = None if graph.rope is None else _angles(batch, graph.rope, dtype)
+        self.metadata = AttentionMetadata(batch, graph.slopes)
+        self.adapter_T = batch.adapter_R[batch.sequence_T]
+        self.rope = None if graph.rope is None else _cos_sin(batch, graph.rope, dtype)
         base = graph.rope.log_base if graph.rope is not None else None
         self.query_scale_T11 = None
         if base is not None:
-            factor_T = np.log(np.maximum(batch.place_T + 1.0, base)) / math.log(base)
+            factor_T = np.log(np.maximum(batch.kv_position_T + 1.0, base)) / math.log(base)
             self.query_scale_T11 = tensor(factor_T.astype(np.float32), dtype).reshape([-1, 1, 1])
 
 
-def _angles(batch: Batch, rope: Rope, dtype: str) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Cosines and sines [T, width/2] of the angle of each pair."""
+def _cos_sin(batch: Batch, rope: Rope, dtype: str) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """cos and sin [T, rotary_dim/2] of each pair's angle."""
     frequencies = np.asarray(rope.frequencies)
     angle = np.outer(batch.position_T, frequencies)
     if rope.pairs == "2d":
-        assert batch.second_T is not None, "each half has positions of its own"
-        angle = np.concatenate([angle, np.outer(batch.second_T, frequencies)], axis=1)
+        assert batch.second_position_T is not None, "2-D RoPE needs second positions"
+        angle = np.concatenate([angle, np.outer(batch.second_position_T, frequencies)], axis=1)
     cos, sin = (tensor(values.astype(np.float32), dtype) for values in (np.cos(angle), np.sin(angle)))
     return cos, sin
 
 
 def _norm(norm: packed_model.Norm | None, dtype: str) -> tuple[Any, Any] | None:
-    """Weight and bias; None = no norm."""
+    """Weight and bias of a norm; None = there is none."""
     return None if norm is None else (tensor(norm.weight, dtype), tensor(norm.bias, dtype))
 
 

@@ -1,7 +1,7 @@
-"""What the composed executor computes with: for each operation a form from plain operations and one of paddle's GPU kernels.
+"""Operations of the paddle executor, each composed of basic operations and as a fused GPU kernel of paddle's.
 
-The plain forms are right on every device; paddle's fused kernels exist on GPUs alone (some end the process on a CPU) and
-take half types. Letters: T tokens, N heads, K key-value heads, H width of a head, S keys of all sequences.
+The composed ones are right on every device; the fused kernels exist on GPUs only (some end the process on a CPU) and take
+half types. Letters: T tokens, N heads, K key-value heads, H width of a head, S keys of all sequences.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 import paddle
 from paddle.nn import functional as F
 
-from llmctl.infer.executors.attention_metadata import View
+from llmctl.infer.executors.attention_metadata import AttentionMetadata
 from llmctl.infer.packed.linear import unpack
 from llmctl.infer.packed.model import Linear
 from llmctl.nn.attention import attend_dense
 
 HALF = ("float16", "bfloat16")
-FUSED_GROUPS, STEP = (0, 64, 128), 64
-"""Of paddle's product with weights in codes: inputs that may share a scale, 0 = all of them; what widths are multiples of."""
+FUSED_GROUPS, MULTIPLE = (0, 64, 128), 64
+"""Of paddle's weight-only linear: group sizes, 0 = one scale per output; what input and output sizes are multiples of."""
 
 
-def forms(device: str, dtype: str) -> SimpleNamespace:
-    """The operations for a device and a type to compute in: the fused forms on GPUs in half types, else the plain ones."""
+def operations(device: str, dtype: str) -> SimpleNamespace:
+    """The operations for a device and a type to compute in: fused on GPUs in half types, else composed."""
     fused = device.startswith("gpu") and dtype in HALF
-    return SimpleNamespace(**{name: pair[fused] for name, pair in FORMS.items()})
+    return SimpleNamespace(**{name: pair[fused] for name, pair in OPERATIONS.items()})
 
 
 def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: None, eps: float) -> paddle.Tensor:
@@ -37,13 +37,13 @@ def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: None, eps: float) ->
 
 
 def fused_rms_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: None, eps: float) -> paddle.Tensor:
-    """``rms_norm`` by paddle's kernel, which takes rows."""
+    """``rms_norm`` by paddle's kernel, which takes a matrix."""
     rows = x.reshape([-1, x.shape[-1]])
     return paddle.incubate.nn.functional.fused_rms_norm(rows, weight, None, eps, 1)[0].reshape(x.shape)
 
 
 def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None, eps: float) -> paddle.Tensor:
-    """The mean taken away, divided by the deviation, times weight, plus bias."""
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
     wide = x.astype("float32")
     wide = wide - wide.mean(axis=-1, keepdim=True)
     unit = wide * paddle.rsqrt((wide * wide).mean(axis=-1, keepdim=True) + eps)
@@ -58,8 +58,8 @@ def fused_layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tenso
     return paddle.incubate.nn.functional.fused_layer_norm(x, weight, bias, eps, begin_norm_axis=1)[0]
 
 
-def turn(x_TNH: paddle.Tensor, cos_TW: paddle.Tensor, sin_TW: paddle.Tensor) -> paddle.Tensor:
-    """The first 2W elements of each head turned, element i with element i + W."""
+def apply_rope(x_TNH: paddle.Tensor, cos_TW: paddle.Tensor, sin_TW: paddle.Tensor) -> paddle.Tensor:
+    """RoPE on the first 2W elements of each head, element i paired with element i + W."""
     width = cos_TW.shape[-1]
     cos, sin = cos_TW.unsqueeze(1), sin_TW.unsqueeze(1)
     low, high = x_TNH[..., :width], x_TNH[..., width : 2 * width]
@@ -69,24 +69,24 @@ def turn(x_TNH: paddle.Tensor, cos_TW: paddle.Tensor, sin_TW: paddle.Tensor) -> 
     return paddle.concat(parts, axis=-1)
 
 
-def fused_turn(x_TNH: paddle.Tensor, cos_TW: paddle.Tensor, sin_TW: paddle.Tensor) -> paddle.Tensor:
-    """``turn`` by paddle's kernel, which takes whole heads and an angle for each element."""
+def fused_apply_rope(x_TNH: paddle.Tensor, cos_TW: paddle.Tensor, sin_TW: paddle.Tensor) -> paddle.Tensor:
+    """``apply_rope`` by paddle's kernel, which takes whole heads and an angle for each element."""
     width = 2 * cos_TW.shape[-1]
     cos, sin = (paddle.concat([a, a], axis=-1).reshape([1, -1, 1, width]) for a in (cos_TW, sin_TW))
-    turned = paddle.incubate.nn.functional.fused_rotary_position_embedding(
+    rotated = paddle.incubate.nn.functional.fused_rotary_position_embedding(
         x_TNH[..., :width].unsqueeze(0), sin=sin, cos=cos, use_neox_rotary_style=False
     )[0].squeeze(0)
-    return turned if width == x_TNH.shape[-1] else paddle.concat([turned, x_TNH[..., width:]], axis=-1)
+    return rotated if width == x_TNH.shape[-1] else paddle.concat([rotated, x_TNH[..., width:]], axis=-1)
 
 
 def swiglu(x: paddle.Tensor) -> paddle.Tensor:
-    """silu of the first half of the last axis times the second half."""
+    """silu(first half of the last axis) * second half."""
     gate, up = paddle.split(x, 2, axis=-1)
     return F.silu(gate) * up
 
 
-class Dense:
-    """x W + b with the weight unpacked.
+class DenseLinear:
+    """x W + b with the unpacked weight.
 
     Args:
         linear: The packed layer.
@@ -102,10 +102,10 @@ class Dense:
         return y if self._bias is None else y + self._bias
 
 
-class Coded:
-    """``Dense`` with the weight in paddle's own codes of 8 bits, made anew from what the packed ones stand for.
+class Int8Linear:
+    """``DenseLinear`` with the weight quantized to paddle's own int8 codes, from the dequantized packed weight.
 
-    Codes of 4 bits go into 8, too: packed ones reach -8, paddle's end at -7.
+    int4 codes become int8, too: packed ones reach -8, paddle's end at -7.
     """
 
     def __init__(self, linear: Linear, dtype: str) -> None:
@@ -120,47 +120,51 @@ class Coded:
         )
 
 
-def fused_linear(linear: Linear, dtype: str) -> Dense | Coded:
-    """The weight in codes where paddle has a kernel for it, else unpacked."""
+def fused_linear(linear: Linear, dtype: str) -> DenseLinear | Int8Linear:
+    """The weight as int8 codes if paddle has a kernel for it, else unpacked."""
     packed = linear.weight
-    coded = packed.kind in ("int8", "int4") and packed.group in FUSED_GROUPS
-    whole = packed.inputs % max(packed.group, STEP) == 0 and packed.outputs % STEP == 0
-    return Coded(linear, dtype) if coded and whole else Dense(linear, dtype)
+    quantized = packed.kind in ("int8", "int4") and packed.group in FUSED_GROUPS
+    whole = packed.inputs % max(packed.group, MULTIPLE) == 0 and packed.outputs % MULTIPLE == 0
+    return Int8Linear(linear, dtype) if quantized and whole else DenseLinear(linear, dtype)
 
 
-def attend(q_TNH: paddle.Tensor, k_SKH: paddle.Tensor, v_SKH: paddle.Tensor, view: View) -> paddle.Tensor:
-    """softmax(q k^T / sqrt(H) + penalties) v [T, N*H], one sequence after another."""
+def attention(
+    q_TNH: paddle.Tensor, k_SKH: paddle.Tensor, v_SKH: paddle.Tensor, metadata: AttentionMetadata
+) -> paddle.Tensor:
+    """softmax(q k^T / sqrt(H) + bias) v [T, N*H], sequence by sequence."""
     parts = []
-    for sequence in view.sequences:
+    for sequence in metadata.sequences:
         q, k, v = q_TNH[sequence.queries], k_SKH[sequence.keys], v_SKH[sequence.keys]
         bias = sequence.bias(q_TNH.dtype)
         parts.append(attend_dense(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), bias).squeeze(0))
     return parts[0] if len(parts) == 1 else paddle.concat(parts)
 
 
-def fused_attend(q_TNH: paddle.Tensor, k_SKH: paddle.Tensor, v_SKH: paddle.Tensor, view: View) -> paddle.Tensor:
-    """``attend`` over all sequences at once by paddle's FlashMask kernel, which skips what no query of a tile sees.
+def fused_attention(
+    q_TNH: paddle.Tensor, k_SKH: paddle.Tensor, v_SKH: paddle.Tensor, metadata: AttentionMetadata
+) -> paddle.Tensor:
+    """``attention`` over all sequences at once by paddle's FlashMask kernel, which skips tiles without any attention.
 
-    Its block attention would read the cache in place, but takes only whole prompts and single tokens, and no window.
+    Paddle's block attention would read the cache in place, but takes only whole prompts and single tokens, and no window.
     """
-    if view.slopes or q_TNH.shape[-1] > 256 or q_TNH.shape[-1] % 8:
-        return attend(q_TNH, k_SKH, v_SKH, view)
-    bounds = view.bounds()
+    if metadata.slopes or q_TNH.shape[-1] > 256 or q_TNH.shape[-1] % 8:
+        return attention(q_TNH, k_SKH, v_SKH, metadata)
+    bounds = metadata.flashmask_bounds()
     mixed = F.flashmask_attention(q_TNH.unsqueeze(0), k_SKH.unsqueeze(0), v_SKH.unsqueeze(0), bounds, causal=False)
     return mixed.reshape([q_TNH.shape[0], -1])
 
 
 def tensor(array: Any, dtype: str) -> paddle.Tensor | None:
-    """An array as a tensor of a type; None stays None."""
+    """An array as a tensor of this type; None stays None."""
     return None if array is None else paddle.to_tensor(array).astype(dtype)
 
 
-FORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "rmsnorm": (rms_norm, fused_rms_norm),
     "layernorm": (layer_norm, fused_layer_norm),
-    "turn": (turn, fused_turn),
+    "apply_rope": (apply_rope, fused_apply_rope),
     "swiglu": (swiglu, F.swiglu),
-    "linear": (Dense, fused_linear),
-    "attend": (attend, fused_attend),
+    "linear": (DenseLinear, fused_linear),
+    "attention": (attention, fused_attention),
 }
-"""Operation -> its plain form, its form on a GPU."""
+"""Operation -> (composed, fused)."""

@@ -1,6 +1,7 @@
-"""Keys and values in blocks, as paddle tensors: the cache of the composed executor.
+"""The paged KV cache as paddle tensors.
 
-Letters: S places that are written or read, K key-value heads, H width of a head.
+A slot is an index into the cache's positions: block * BLOCK + offset. Letters: S slots that are written or read, K key-value
+heads, H head_dim.
 """
 
 from __future__ import annotations
@@ -15,65 +16,65 @@ try:
 except ImportError:  # without the distribution paddle's operations do the same
     cuda = None
 
-CODES = 127
-"""Largest code of a key or value that is held as int8; 1 / 127 of the head's largest entry is the unit."""
+MAX_CODE = 127
+"""Largest int8 code; the scale of a head is its largest magnitude / 127."""
 
-WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def slots(blocks_M: np.ndarray, place_S: np.ndarray) -> np.ndarray:
-    """Where the places of a sequence with these blocks lie in a layer's cache [S]."""
-    return blocks_M[place_S // BLOCK].astype(np.int64) * BLOCK + place_S % BLOCK
+def slots(block_table_M: np.ndarray, kv_position_S: np.ndarray) -> np.ndarray:
+    """The slots [S] of KV positions of a sequence with this block table."""
+    return block_table_M[kv_position_S // BLOCK].astype(np.int64) * BLOCK + kv_position_S % BLOCK
 
 
 class PagedCache:
-    """Keys and values of all layers, ``BLOCK`` places to a block.
+    """Keys and values of all layers.
 
     Args:
         layers: Their number.
         heads: K.
         head_dim: H.
         dtype: Type that keys and values are read in.
-        coded: Whether they are held as int8, with a scale for each head of each place.
+        int8: Whether they are stored as int8, with a scale for each head of each position.
     """
 
-    def __init__(self, layers: int, heads: int, head_dim: int, dtype: str, coded: bool = False) -> None:
-        self._layers, self._shape, self._dtype, self._coded = layers, [heads, head_dim], dtype, coded
-        self._held: list[tuple[_Held, _Held]] = []
+    def __init__(self, layers: int, heads: int, head_dim: int, dtype: str, int8: bool = False) -> None:
+        self._layers, self._shape, self._dtype, self._int8 = layers, [heads, head_dim], dtype, int8
+        self._stored: list[tuple[_Entries, _Entries]] = []
 
     @property
     def block_bytes(self) -> int:
-        """Memory of a block over all layers."""
-        heads, width = self._shape
-        bytes_of_head = width + WIDTHS["float32"] if self._coded else width * WIDTHS[self._dtype]
+        """Bytes of a block over all layers."""
+        heads, head_dim = self._shape
+        bytes_of_head = head_dim + BYTES["float32"] if self._int8 else head_dim * BYTES[self._dtype]
         return 2 * self._layers * BLOCK * heads * bytes_of_head
 
     def allocate(self, blocks: int) -> None:
-        """Makes room for so many blocks; what was held is lost."""
-        self._held = []
-        kind = _Coded if self._coded else _Plain
+        """Allocates this many blocks; the contents of the previous ones are lost."""
+        self._stored = []
+        kind = _Int8Entries if self._int8 else _FloatEntries
         for _ in range(self._layers):
-            self._held.append((kind(blocks, self._shape, self._dtype), kind(blocks, self._shape, self._dtype)))
+            self._stored.append((kind(blocks, self._shape, self._dtype), kind(blocks, self._shape, self._dtype)))
 
     def write(self, layer: int, slot_S: paddle.Tensor, k_SKH: paddle.Tensor, v_SKH: paddle.Tensor) -> None:
         """Writes keys and values to slots."""
-        for held, new in zip(self._held[layer], (k_SKH, v_SKH), strict=True):
-            held.write(slot_S, new)
+        for entries, new in zip(self._stored[layer], (k_SKH, v_SKH), strict=True):
+            entries.write(slot_S, new)
 
     def read(self, layer: int, slot_S: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Keys and values [S, K, H] in slots."""
-        keys, values = self._held[layer]
+        keys, values = self._stored[layer]
         return keys.read(slot_S), values.read(slot_S)
 
     def copy(self, source: int, target: int) -> None:
         """Copies a block."""
-        places = paddle.arange(BLOCK, dtype="int64")
-        for pair in self._held:
-            for held in pair:
-                held.copy(places + source * BLOCK, places + target * BLOCK)
+        offsets = paddle.arange(BLOCK, dtype="int64")
+        for pair in self._stored:
+            for entries in pair:
+                entries.copy(offsets + source * BLOCK, offsets + target * BLOCK)
 
 
-class _Plain:
+class _FloatEntries:
     """Entries in the type that they are read in."""
 
     def __init__(self, blocks: int, shape: list[int], dtype: str) -> None:
@@ -89,32 +90,32 @@ class _Plain:
         self.write(target_S, self.read(source_S))
 
 
-class _Coded:
-    """Entries as int8 in units of 1/127 of the largest of their head and place."""
+class _Int8Entries:
+    """Entries as int8 codes with a scale for each head of each position."""
 
     def __init__(self, blocks: int, shape: list[int], dtype: str) -> None:
         self._codes = paddle.zeros([blocks * BLOCK, *shape], "int8")
-        self._units = paddle.zeros([blocks * BLOCK, shape[0]], "float32")
+        self._scales = paddle.zeros([blocks * BLOCK, shape[0]], "float32")
         self._dtype = dtype
 
     def write(self, slot_S: paddle.Tensor, new_SKH: paddle.Tensor) -> None:
         if cuda is not None and cuda.serves(new_SKH):
-            cuda.quantize_kv(new_SKH, slot_S, self._codes, self._units)
+            cuda.quantize_kv(new_SKH, slot_S, self._codes, self._scales)
             return
         wide = new_SKH.astype("float32")
-        unit_SK = wide.abs().max(axis=-1) / CODES
-        # A head of zeros has no unit; any will do.
-        codes = paddle.round(wide / unit_SK.clip(min=1e-30).unsqueeze(-1)).astype("int8")
+        scale_SK = wide.abs().max(axis=-1) / MAX_CODE
+        # A head of zeros has scale 0; dividing by any number gives codes 0.
+        codes = paddle.round(wide / scale_SK.clip(min=1e-30).unsqueeze(-1)).astype("int8")
         paddle.index_put_(self._codes, (slot_S,), codes)
-        paddle.index_put_(self._units, (slot_S,), unit_SK)
+        paddle.index_put_(self._scales, (slot_S,), scale_SK)
 
     def read(self, slot_S: paddle.Tensor) -> paddle.Tensor:
-        codes, units = paddle.gather(self._codes, slot_S), paddle.gather(self._units, slot_S)
-        return (codes.astype("float32") * units.unsqueeze(-1)).astype(self._dtype)
+        codes, scales = paddle.gather(self._codes, slot_S), paddle.gather(self._scales, slot_S)
+        return (codes.astype("float32") * scales.unsqueeze(-1)).astype(self._dtype)
 
     def copy(self, source_S: paddle.Tensor, target_S: paddle.Tensor) -> None:
         paddle.index_put_(self._codes, (target_S,), paddle.gather(self._codes, source_S))
-        paddle.index_put_(self._units, (target_S,), paddle.gather(self._units, source_S))
+        paddle.index_put_(self._scales, (target_S,), paddle.gather(self._scales, source_S))
 
 
-_Held = _Plain | _Coded
+_Entries = _FloatEntries | _Int8Entries

@@ -1,7 +1,7 @@
-"""An executor in plain numpy and float64: slow, without compiled code, and independent of the executors that it is a twin of.
+"""A reference executor in numpy and float64: slow, without compiled code, and independent of the others.
 
-Letters as in ``infer.batch``; further N query heads, K key-value heads, G of the former to one of the latter, H width of a
-head, D hidden, S places that a token may see.
+Letters as in ``base``; further N query heads, K key-value heads, G query heads per key-value head, H head_dim, D hidden,
+S KV positions that a token attends to.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from llmctl.infer.packed import linear as packed_linear
 from llmctl.infer.packed.model import Layer, Linear, Norm, PackedModel
 
 Array = NDArray[Any]
-Change = Callable[[Array, str, int], Array]
-"""What adapters add to a linear's outputs: from its inputs, its place in the layer, and its expert."""
+LoraDeltas = Callable[[Array, str, int], Array]
+"""What adapters add to a linear's outputs: from its inputs, its name in the layer, and its expert."""
 
 
-class Twin:
-    """Computes steps as ``infer.batch.Executor`` says.
+class ReferenceExecutor:
+    """Computes steps as ``base.Executor``.
 
     Args:
         model: The model.
-        rounding: Whether rows that meet integer codes are rounded to 8 bits, as the kernels do.
+        rounding: Whether inputs of int8 and int4 linears are rounded to 8 bits, as by the kernels.
     """
 
     def __init__(self, model: PackedModel, rounding: bool = False) -> None:
@@ -44,16 +44,16 @@ class Twin:
 
     @property
     def max_tokens(self) -> int | None:
-        """The most tokens of a step; None = any number."""
+        """Most tokens of a step; None = any number."""
         return None
 
     @property
     def block_bytes(self) -> int:
-        """Memory that one block of the cache takes, over all layers."""
+        """Bytes of a cache block over all layers."""
         return len(self.graph.layers) * 2 * BLOCK * self.graph.kv_heads * self.graph.head_dim * 8
 
     def allocate(self, blocks: int) -> None:
-        """Makes room for so many blocks; what the cache held is lost."""
+        """Allocates a cache of this many blocks; the contents of the previous one are lost."""
         graph = self.graph
         self._cache = np.full((len(graph.layers), 2, blocks, BLOCK, graph.kv_heads, graph.head_dim), np.nan)
 
@@ -63,8 +63,8 @@ class Twin:
 
     def put(self, blocks: Array, pairs: Array) -> None:
         """Writes virtual tokens into the blocks."""
-        place = np.arange(pairs.shape[2])
-        self._cache[:, :, np.asarray(blocks)[place // BLOCK], place % BLOCK] = pairs
+        position = np.arange(pairs.shape[2])
+        self._cache[:, :, np.asarray(blocks)[position // BLOCK], position % BLOCK] = pairs
 
     def run(self, batch: Batch) -> Array:
         """Logits [L, V]."""
@@ -79,7 +79,7 @@ class Twin:
         for index, layer in enumerate(model.layers):
             x_TD = self._part(layer.norm, x_TD, lambda x, i=index: self._attention(i, x, batch))
             x_TD = self._part(layer.ffn_norm, x_TD, lambda x, i=index: self._feed_forward(i, x, batch))
-        x_LD = x_TD[batch.wanted_L]
+        x_LD = x_TD[batch.logits_indices_L]
         if model.final_norm:
             x_LD = norm(graph, model.final_norm, x_LD)
         if model.project_out:
@@ -94,39 +94,39 @@ class Twin:
         return (normed if graph.residual_after_norm else x_TD) * graph.residual_scale + part(normed)
 
     def _attention(self, index: int, x_TD: Array, batch: Batch) -> Array:
-        graph, layer, adapted = self.graph, self.model.layers[index], self._changes(index, batch)
-        packed = self._linear(layer.qkv, x_TD) + adapted(x_TD, "qkv", 0)
+        graph, layer, deltas = self.graph, self.model.layers[index], self._lora_deltas(index, batch)
+        packed = self._linear(layer.qkv, x_TD) + deltas(x_TD, "qkv", 0)
         heads = packed.reshape(len(x_TD), -1, graph.head_dim)
         q, k, v = np.split(heads, [graph.heads, graph.heads + graph.kv_heads], axis=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = (norm(graph, Norm(w), x) for w, x in ((layer.q_norm, q), (layer.k_norm, k)))
-        q, k = turned(graph, q, batch), turned(graph, k, batch)
+        q, k = apply_rope(graph, q, batch), apply_rope(graph, k, batch)
         if graph.rope and graph.rope.log_base:
-            place = np.maximum(batch.position_T + 1, graph.rope.log_base)
-            q = q * (np.log(place) / math.log(graph.rope.log_base))[:, None, None]
-        block_T = batch.blocks_RM[batch.row_T, batch.place_T // BLOCK]
-        self._cache[index, 0, block_T, batch.place_T % BLOCK] = k
-        self._cache[index, 1, block_T, batch.place_T % BLOCK] = v
-        mixed = np.stack([self._seen(index, q[t], t, batch) for t in range(len(q))])
+            counted = np.maximum(batch.position_T + 1, graph.rope.log_base)
+            q = q * (np.log(counted) / math.log(graph.rope.log_base))[:, None, None]
+        block_T = batch.block_tables_RM[batch.sequence_T, batch.kv_position_T // BLOCK]
+        self._cache[index, 0, block_T, batch.kv_position_T % BLOCK] = k
+        self._cache[index, 1, block_T, batch.kv_position_T % BLOCK] = v
+        mixed = np.stack([self._attend(index, q[t], t, batch) for t in range(len(q))])
         mixed = mixed.reshape(len(q), -1)
-        return self._linear(layer.out, mixed) + adapted(mixed, "out", 0)
+        return self._linear(layer.out, mixed) + deltas(mixed, "out", 0)
 
-    def _seen(self, index: int, q_NH: Array, token: int, batch: Batch) -> Array:
-        """Values weighted by what the queries of a token make of the keys it sees [N, H]."""
+    def _attend(self, index: int, q_NH: Array, token: int, batch: Batch) -> Array:
+        """Attention of one token [N, H]."""
         graph = self.graph
-        place_S = np.arange(batch.begin_T[token], batch.end_T[token])
-        block_S = batch.blocks_RM[batch.row_T[token], place_S // BLOCK]
-        k_SKH, v_SKH = self._cache[index][:, block_S, place_S % BLOCK]
+        position_S = np.arange(batch.attend_begin_T[token], batch.attend_end_T[token])
+        block_S = batch.block_tables_RM[batch.sequence_T[token], position_S // BLOCK]
+        k_SKH, v_SKH = self._cache[index][:, block_S, position_S % BLOCK]
         q_KGH = q_NH.reshape(graph.kv_heads, -1, graph.head_dim)
         scores_KGS = np.einsum("kgh,skh->kgs", q_KGH, k_SKH) * graph.score_scales[index]
         if graph.slopes:
-            scores_KGS = scores_KGS + np.reshape(graph.slopes, (graph.kv_heads, -1, 1)) * place_S
+            scores_KGS = scores_KGS + np.reshape(graph.slopes, (graph.kv_heads, -1, 1)) * position_S
         return np.einsum("kgs,skh->kgh", softmax(scores_KGS), v_SKH).reshape(q_NH.shape)
 
     def _feed_forward(self, index: int, x_TD: Array, batch: Batch) -> Array:
-        layer, adapted = self.model.layers[index], self._changes(index, batch)
+        layer, deltas = self.model.layers[index], self._lora_deltas(index, batch)
         if layer.router is None:
-            return self._expert(layer, 0, x_TD, adapted)
+            return self._expert(layer, 0, x_TD, deltas)
         routing = self.graph.experts
         assert routing is not None
         weight_TE = softmax(x_TD @ layer.router.T)
@@ -134,24 +134,24 @@ class Twin:
         weight_TE = np.where(weight_TE >= least_T1, weight_TE, 0)
         if routing.renormalize:
             weight_TE = weight_TE / weight_TE.sum(axis=-1, keepdims=True)
-        outputs = (weight_TE[:, e, None] * self._expert(layer, e, x_TD, adapted) for e in range(routing.count))
+        outputs = (weight_TE[:, e, None] * self._expert(layer, e, x_TD, deltas) for e in range(routing.count))
         return np.sum(np.stack(list(outputs)), axis=0)
 
-    def _expert(self, layer: Layer, expert: int, x_TD: Array, adapted: Change) -> Array:
-        up = self._linear(layer.up[expert], x_TD) + adapted(x_TD, "up", expert)
+    def _expert(self, layer: Layer, expert: int, x_TD: Array, deltas: LoraDeltas) -> Array:
+        up = self._linear(layer.up[expert], x_TD) + deltas(x_TD, "up", expert)
         inner = ACTIVATIONS[self.graph.activation](up)
-        return self._linear(layer.down[expert], inner) + adapted(inner, "down", expert)
+        return self._linear(layer.down[expert], inner) + deltas(inner, "down", expert)
 
-    def _changes(self, index: int, batch: Batch) -> Change:
-        def change(x: Array, where: str, expert: int) -> Array:
+    def _lora_deltas(self, index: int, batch: Batch) -> LoraDeltas:
+        def delta(x: Array, name: str, expert: int) -> Array:
             total: Any = 0.0
-            adapter_T = np.asarray(batch.adapter_R)[batch.row_T][:, None]
+            adapter_T = np.asarray(batch.adapter_R)[batch.sequence_T][:, None]
             for number, adapter in enumerate(self.model.adapters):
-                if found := adapter.changes.get((index, where, expert)):
+                if found := adapter.deltas.get((index, name, expert)):
                     total = total + np.where(adapter_T == number, x @ found.a.astype(float) @ found.b.astype(float), 0)
             return np.asarray(total)
 
-        return change
+        return delta
 
     def _linear(self, linear: Linear, x: Array) -> Array:
         weight = linear.weight
@@ -164,29 +164,29 @@ class Twin:
 
 
 def norm(graph: DecoderSpec, weights: Norm, x: Array) -> Array:
-    """x normalised over its last axis."""
+    """x normalized over the last axis."""
     if graph.norm == "layernorm":
         x = x - x.mean(axis=-1, keepdims=True)
     y = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + graph.norm_eps) * weights.weight
     return y if weights.bias is None else y + weights.bias
 
 
-def turned(graph: DecoderSpec, x_TNH: Array, batch: Batch) -> Array:
-    """Elements i and i + width/2 of every head turned by the angles of the tokens' positions."""
+def apply_rope(graph: DecoderSpec, x_TNH: Array, batch: Batch) -> Array:
+    """RoPE on elements i and i + rotary_dim/2 of every head."""
     rope = graph.rope
     if rope is None:
         return x_TNH
     angle = batch.position_T[:, None] * np.asarray(rope.frequencies)
     if rope.pairs == "2d":
-        assert batch.second_T is not None
-        angle = np.concatenate([angle, batch.second_T[:, None] * np.asarray(rope.frequencies)], axis=1)
+        assert batch.second_position_T is not None
+        angle = np.concatenate([angle, batch.second_position_T[:, None] * np.asarray(rope.frequencies)], axis=1)
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
     low, high, rest = np.split(x_TNH, [rope.rotary_dim // 2, rope.rotary_dim], axis=-1)
     return np.concatenate([low * cos - high * sin, high * cos + low * sin, rest], axis=-1)
 
 
 def softmax(scores: Array) -> Array:
-    """Over the last axis."""
+    """Softmax over the last axis."""
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 

@@ -1,4 +1,4 @@
-"""Adapters and virtual tokens in the order of a packed model. Paths of layers are those of the card."""
+"""Adapters and virtual tokens in the order of a packed model's elements. Paths of layers are those of the card."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from llmctl.adapters.merge import MergedWeight
 from llmctl.adapters.prefix import Prefix
 from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.errors import CheckpointError, UnsupportedError
-from llmctl.infer.packed.model import Adapted, Float, PackedAdapter
+from llmctl.infer.packed.model import Float, LoraDelta, PackedAdapter
 from llmctl.infer.packed.pack import Order, chunks, element_order, qkv_order
 
-PLACES = {"qkv": "qkv", "out": "out", "ffn1": "up", "ffn2": "down"}
-"""Slot -> name of the packed linear that its tensors make up."""
+PACKED_NAMES = {"qkv": "qkv", "out": "out", "ffn1": "up", "ffn2": "down"}
+"""Slot -> name of the packed linear that holds its tensors."""
 
 
 def pack_adapter(adapter: Adapter, graph: DecoderSpec, widths: Mapping[str, int], name: str) -> PackedAdapter:
-    """A low-rank adapter beside the packed weights, which it leaves as they are.
+    """A LoRA adapter that is applied at run time, unmerged.
 
     Args:
         adapter: The adapter.
-        graph: Of its base.
+        graph: Its base.
         widths: Name of every linear in the layers -> its outputs.
         name: What the adapter is called.
 
     Raises:
         UnsupportedError: It is a DoRA adapter, whose magnitudes depend on the whole weight.
-        CheckpointError: It changes a layer that the graph does not have.
+        CheckpointError: It has a layer that the base does not have.
     """
     if dora := [path for path, layer in adapter.layers.items() if layer.magnitude is not None]:
         raise UnsupportedError(
             f"the adapter {name} is a DoRA adapter ({dora[0]} and others), which packed weights do not support at run time; "
             "merge it with llmctl merge, or when packing: llmctl export --engine fused --adapter FOLDER"
         )
-    order, changes, left = qkv_order(graph), {}, set(adapter.layers)
+    order, deltas, left = qkv_order(graph), {}, set(adapter.layers)
     for index, slots in enumerate(graph.layers):
-        for slot, place in PLACES.items():
-            experts = graph.experts.count if graph.experts and "gate" in slots and place in ("up", "down") else 1
+        for slot, packed_name in PACKED_NAMES.items():
+            experts = graph.experts.count if graph.experts and "gate" in slots and packed_name in ("up", "down") else 1
             for expert, names in enumerate(chunks(slots[slot], experts)):
                 paths = [targets.module_of(weight) for weight in names]
                 layers = [adapter.layers.get(path) for path in paths]
                 if any(layers):
-                    change = _fused(layers, [widths[weight] for weight in names])
-                    changes[index, place, expert] = _ordered(change, order) if place == "qkv" else change
+                    delta = _fused(layers, [widths[weight] for weight in names])
+                    deltas[index, packed_name, expert] = _ordered(delta, order) if packed_name == "qkv" else delta
                 left -= set(paths)
     if left:
         raise CheckpointError(f"the adapter {name} changes {sorted(left)[0]}, which is no linear of the fused decoder")
-    return PackedAdapter(name, changes)
+    return PackedAdapter(name, deltas)
 
 
 def widths_of(plugin: Any, dims: Any) -> dict[str, int]:
@@ -62,10 +62,10 @@ def widths_of(plugin: Any, dims: Any) -> dict[str, int]:
 
 
 def pack_prefix(prefix: Prefix, graph: DecoderSpec) -> Float:
-    """Keys and values of virtual tokens [layers, 2, P, K, H], each head's keys in the order of packed ones.
+    """Keys and values of virtual tokens [layers, 2, P, K, H], keys in the order of the packed elements.
 
-    A prefix in memory holds keys as the family's layer caches them: turned already, and where neighbours are turned
-    together in the order of packed keys already.
+    A prefix in memory holds keys as the family's layer caches them: with RoPE applied, and for interleaved pairs in the packed
+    order already.
     """
     values = np.array(prefix.values, np.float32)
     if graph.rope is not None and graph.rope.pairs == "2d":
@@ -74,28 +74,28 @@ def pack_prefix(prefix: Prefix, graph: DecoderSpec) -> Float:
 
 
 def merged_state(state: Mapping[str, Any], opened: OpenedAdapter, adapter: bool = True) -> dict[str, Any]:
-    """The tensors of an adapter's base as they are with it, or as it saw them: quantised where that was so in training.
+    """The tensors of an adapter's base with the adapter merged, and quantised as in training.
 
     Args:
         state: Of the base, as ``checkpoint.convert.open_source`` gives it.
-        opened: A low-rank adapter and its base.
-        adapter: Whether the adapter is added.
+        opened: A LoRA adapter and its base.
+        adapter: Whether the adapter is merged; otherwise the base is only quantised.
     """
     assert isinstance(opened.adapter, Adapter)
-    parts = opened.adapter.layers if adapter else {}
-    changed = dict(state)
+    layers = opened.adapter.layers if adapter else {}
+    merged = dict(state)
     for path in targets.linears(opened.plugin.card, opened.dims):
-        weight, part = path + ".weight", parts.get(path)
-        if part is not None or opened.quantised:
-            changed[weight] = MergedWeight(state[weight], part, "float32", opened.quantised)
-    return changed
+        weight, lora = path + ".weight", layers.get(path)
+        if lora is not None or opened.quantised:
+            merged[weight] = MergedWeight(state[weight], lora, "float32", opened.quantised)
+    return merged
 
 
-def _fused(layers: Sequence[LoraWeights | None], widths: Sequence[int]) -> Adapted:
+def _fused(layers: Sequence[LoraWeights | None], widths: Sequence[int]) -> LoraDelta:
     """A and B of a packed linear, which fuses several layers; the scales are multiplied into B."""
     fused = fuse([layer.folded() if layer else None for layer in layers], widths)
-    return Adapted(np.ascontiguousarray(fused.a, np.float32), np.ascontiguousarray(fused.b, np.float32))
+    return LoraDelta(np.ascontiguousarray(fused.a, np.float32), np.ascontiguousarray(fused.b, np.float32))
 
 
-def _ordered(change: Adapted, order: Order) -> Adapted:
-    return Adapted(change.a, np.ascontiguousarray(change.b[:, order]))
+def _ordered(delta: LoraDelta, order: Order) -> LoraDelta:
+    return LoraDelta(delta.a, np.ascontiguousarray(delta.b[:, order]))

@@ -1,8 +1,8 @@
-"""Packed models on disk: a folder that is mapped into memory, so that opening it reads next to nothing and copies nothing.
+"""Packed models on disk: a folder that is mapped into memory, so that opening it reads little and copies nothing.
 
-``packed.json`` describes the model and every array (place, size, SHA-256), notes what adapters are checked against (``base``, as
-``adapters.base.record`` gives it of the floats that were packed) and holds a hash of itself; ``weights.packed`` holds
-the arrays, each at a multiple of ``ALIGNMENT`` bytes. The source's config.json and tokenizer lie beside them.
+``packed.json`` describes the model and every array (offset, size, SHA-256), records what adapters are checked against
+(``base``, by ``adapters.base_model.record`` from the floats that were packed) and holds a hash of itself; ``weights.packed``
+holds the arrays, each at a multiple of ``ALIGNMENT`` bytes. The source's config.json and tokenizer are copied.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def save_packed(
         source: The checkpoint that it was packed from; config.json, the tokenizer and other small files are copied.
         plugin: Its family.
         overwrite: Replace a folder that holds something.
-        adapted: The adapter that became part of the model, whose tokenizer goes before the checkpoint's.
+        adapted: The adapter that was merged, whose tokenizer replaces the checkpoint's.
 
     Raises:
         CheckpointError: The folder is there already or cannot be written.
@@ -127,7 +127,7 @@ def open_packed(folder: Path, verify: bool = False) -> PackedModel:
 
 
 def read_header(folder: Path) -> Mapping[str, Any]:
-    """What ``packed.json`` says, after a look at its version and hash.
+    """The content of ``packed.json``, with version and hash checked.
 
     Raises:
         CheckpointError: It is absent, of another version, or damaged.
@@ -154,7 +154,7 @@ def read_header(folder: Path) -> Mapping[str, Any]:
 
 
 def _base(source: Path, plugin: Any, adapted: OpenedAdapter | None) -> dict[str, Any]:
-    """What tells whether an adapter was trained on the weights that are packed."""
+    """Record of the packed weights, which tells whether an adapter was trained on them."""
     dims = plugin.card.dims_from_config(read_config(source), str(source / "config.json"))
     if adapted is None or isinstance(adapted.adapter, Prefix):
         return bases.record(source, plugin, dims)
@@ -174,7 +174,7 @@ def _array(mapped: NDArray[np.uint8], row: Mapping[str, Any], file: Path) -> NDA
     dtype, shape, begin = np.dtype(row["dtype"]), tuple(row["shape"]), row["offset"]
     end = begin + prod(shape) * dtype.itemsize
     if begin % ALIGNMENT or end > len(mapped):
-        raise CheckpointError(f"{file}: an array at bytes {begin} to {end} does not lie in the file; {_REMEDY}")
+        raise CheckpointError(f"{file}: an array at bytes {begin} to {end} is not within the file; {_REMEDY}")
     return np.asarray(mapped[begin:end]).view(dtype).reshape(shape)
 
 

@@ -1,9 +1,8 @@
 """Packed weights of linear layers: what they are, packing and unpacking them, and products with them, all in numpy.
 
-A weight [in, out] is cut into panels of ``PANEL`` outputs, as compiled kernels read it (``llmctl_ops.linear``); where each
-value lies is described in ops/csrc/cpu/linear.h. Without kernels, and in tests of them, ``product`` is what a product
-computes. No paddle here, so that a model can run without it. Letters: T rows, I inputs, O outputs, G groups of inputs that
-share a scale.
+A weight [in, out] is stored in panels of ``PANEL`` outputs, as compiled kernels read it (``llmctl_ops.linear``); the layout
+is described in ops/csrc/cpu/linear.h. ``product`` computes without kernels, and is what they are compared with. No paddle
+here, so that a model can run without it. Letters: T rows, I inputs, O outputs, G groups of inputs that share a scale.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from numpy.typing import NDArray
 Float = NDArray[np.float32]
 
 PANEL = 16
-"""Outputs that lie together; the last panel is filled up with zeros."""
+"""Outputs of a panel; the last panel is padded with zeros."""
 
 LAYOUT = 1
-"""Number of the layout of packed weights as files hold them; raised with every change of where a value lies."""
+"""Version of the layout of packed weights in files; raised with every change."""
 
 KINDS = ("float32", "bfloat16", "int8", "int4")
 
 STRETCH = 32
-"""Inputs that are rounded together where a row meets integer codes; groups are multiples of it."""
+"""Inputs of a row that share a scale when it is rounded to 8 bits; groups are multiples of it."""
 
 LEAST_TOP = np.float32(1e-30)
-"""Of a stretch with lesser magnitudes 127 / largest would not be a number; linear_rounding.h has the same."""
+"""Below this largest magnitude 127 / largest overflows; the kernels have the same limit."""
 
 STRIP = 16 * PANEL
 """Outputs that are packed at a time."""
@@ -44,11 +43,11 @@ class PackedLinear:
     Attributes:
         kind: One of ``KINDS``.
         inputs: in.
-        outputs: out, without what fills up the last panel.
-        group: Inputs that share a scale; 0 = all of them share one per output, or there are no scales.
-        data: The codes or values, uint8 bytes in the order of the kernels.
+        outputs: out, without padding.
+        group: Inputs that share a scale; 0 = one scale per output, or no scales.
+        data: The codes or values, as bytes in the order of the kernels.
         scales: float32, of integer kinds; None = none.
-        zeros: float32, what the code 0 stands for in units of the scale; None = 0 stands for 0.
+        zeros: float32 zero points: weight = (code + zero) * scale; None = all are 0.
     """
 
     kind: str
@@ -60,18 +59,18 @@ class PackedLinear:
     zeros: NDArray[np.float32] | None = None
 
 
-def pack(weight_IO: Float, kind: str, group: int = 0, shifted: bool = False) -> PackedLinear:
-    """A weight in panels; the integer kinds take the nearest code.
+def pack(weight_IO: Float, kind: str, group: int = 0, asymmetric: bool = False) -> PackedLinear:
+    """A weight in panels; integer kinds are rounded to the nearest code.
 
     Args:
         weight_IO: The weight.
         kind: One of ``KINDS``.
-        group: Inputs that share a scale, a multiple of 32; 0 = one scale for each output. Integer kinds only.
-        shifted: Codes stretch from the least weight of a group to its largest one, not from minus the largest magnitude to
-            it, and have zeros.
+        group: Inputs that share a scale, a multiple of 32; 0 = one scale per output. Integer kinds only.
+        asymmetric: The codes of a group cover the range from its smallest to its largest weight, with zero points; otherwise the
+            range is symmetric.
 
     Raises:
-        ValueError: No such kind or group, or the weight is no finite matrix.
+        ValueError: No such kind or group, or the weight is not a finite matrix.
     """
     weight_IO = np.asarray(weight_IO, np.float32)
     _check_kind(kind, group)
@@ -79,22 +78,22 @@ def pack(weight_IO: Float, kind: str, group: int = 0, shifted: bool = False) -> 
         raise ValueError(f"a weight must be a matrix [in, out] with elements, not {list(weight_IO.shape)}")
     inputs, outputs = weight_IO.shape
     if outputs > STRIP:
-        # Strips that fit the cache are packed in half the time of the whole, and without copies of it.
+        # Strips that fit the CPU cache take half the time, and no copies of the whole weight.
         strips = (weight_IO[:, start : start + STRIP] for start in range(0, outputs, STRIP))
-        return side_by_side([pack(strip, kind, group, shifted) for strip in strips])
+        return concat_outputs([pack(strip, kind, group, asymmetric) for strip in strips])
     if kind == "float32":
         return PackedLinear(kind, inputs, outputs, 0, _panels(weight_IO, inputs))
     if kind == "bfloat16":
         return PackedLinear(kind, inputs, outputs, 0, _panels(_bfloat16(weight_IO), inputs))
     if not np.isfinite(weight_IO).all():
         raise ValueError(f"a weight with values that are not finite cannot be packed as {kind}")
-    return pack_codes(*_nearest(weight_IO, kind, group, shifted), kind, group)
+    return pack_codes(*_nearest(weight_IO, kind, group, asymmetric), kind, group)
 
 
 def pack_codes(
     codes_IO: NDArray[np.integer], scales_GO: Float, zeros_GO: Float | None, kind: str, group: int
 ) -> PackedLinear:
-    """A weight whose codes are chosen already, in panels: weight = (code + zero) * scale.
+    """A weight of given codes in panels: weight = (code + zero) * scale.
 
     Args:
         codes_IO: int8: -127 to 127, int4: -8 to 7.
@@ -129,8 +128,8 @@ def pack_codes(
     return PackedLinear(kind, inputs, outputs, group, data, scales, zeros[0] if zeros else None)
 
 
-def side_by_side(parts: Sequence[PackedLinear]) -> PackedLinear:
-    """Weights with the same inputs as one; all but the last fill their panels.
+def concat_outputs(parts: Sequence[PackedLinear]) -> PackedLinear:
+    """Weights with the same inputs concatenated along their outputs; all but the last fill their panels.
 
     Raises:
         ValueError: They differ in more than their outputs, or a panel is not full.
@@ -169,7 +168,7 @@ def unpack(packed: PackedLinear) -> Float:
 
 
 def product(x_TI: Float, packed: PackedLinear, bias_O: Float | None = None) -> Float:
-    """x w + bias [T, O]; rows that meet integer codes are rounded to 8 bits in stretches of 32 (``rounded``).
+    """x w + bias [T, O]; for integer kinds rows are rounded to 8 bits (``rounded``).
 
     Raises:
         ValueError: The rows are not as wide as the weight.
@@ -182,8 +181,8 @@ def product(x_TI: Float, packed: PackedLinear, bias_O: Float | None = None) -> F
 
 
 def rounded(x_TI: Float) -> Float:
-    """Rows as they meet integer codes: each stretch of 32 values in units of its largest magnitude / 127, or zeros where that
-    is at most ``LEAST_TOP``."""
+    """Rows rounded to 8 bits as for integer kinds: every 32 values in units of their largest magnitude / 127, or zeros if that is
+    at most ``LEAST_TOP``."""
     rows, inputs = x_TI.shape
     padded = np.zeros((rows, _whole(inputs, STRETCH)), np.float32)
     padded[:, :inputs] = x_TI
@@ -196,7 +195,7 @@ def rounded(x_TI: Float) -> Float:
 
 
 def aligned(size: int) -> NDArray[np.uint8]:
-    """So many bytes that begin at a line of the cache, as kernels read them fastest."""
+    """This many bytes, aligned to a cache line, as kernels read them fastest."""
     memory = np.empty(size + 63, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size]
@@ -233,27 +232,27 @@ def _panels(values: NDArray[np.generic], steps: int) -> NDArray[np.uint8]:
 
 
 def _bfloat16(values: Float) -> NDArray[np.uint16]:
-    """The nearest bfloat16, the even one of two; what is no number stays none."""
+    """The nearest bfloat16, ties to even; NaN stays NaN."""
     bits = values.view(np.uint32)
     nearest = ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), nearest)
 
 
-def _nearest(weight_IO: Float, kind: str, group: int, shifted: bool) -> tuple[NDArray[np.int8], Float, Float | None]:
+def _nearest(weight_IO: Float, kind: str, group: int, asymmetric: bool) -> tuple[NDArray[np.int8], Float, Float | None]:
     """Codes, scales and zeros of each group and output."""
     inputs, outputs = weight_IO.shape
     group = group or inputs
-    # Repeating the last input fills up the last group without changing what is in it.
+    # Padding with the last input does not change the range of the last group.
     filled = np.pad(weight_IO, ((0, -inputs % group), (0, 0)), "edge").reshape(-1, group, outputs)
     low, high = filled.min(1), filled.max(1)
     least, most = LIMITS[kind]
-    if shifted:
+    if asymmetric:
         scales = (high - low) / (most - least)
         alike = scales <= 0
         scales = np.where(alike, np.where(low == 0, 1, np.abs(low)), scales).astype(np.float32)
         zeros = low / scales - np.where(alike, 0, least).astype(np.float32)
     elif kind == "int4":
-        # The largest magnitude becomes -8, whatever its sign is: there is one code more below 0 than above.
+        # The largest magnitude becomes -8 whatever its sign: there is one more negative code than positive ones.
         scales, zeros = np.where(-low > high, low, high) / least, None
     else:
         scales, zeros = np.maximum(-low, high) / most, None

@@ -1,6 +1,6 @@
-"""A model as executors take it: every linear packed (``packed_linear``), everything else float32 arrays.
+"""A model as executors take it: every linear packed (``linear.PackedLinear``), everything else float32 arrays.
 
-Made by ``packing.py``; where it comes from a packed folder the arrays are views of the mapped file.
+Made by ``pack``; the arrays of a packed folder are views of the mapped file.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ class Linear:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of the standard decoder.
+    """One layer of a decoder.
 
-    The outputs of ``qkv`` are all queries, then all keys, then all values, each head by head; within a head they lie so
-    that pairs which are turned together are element i and i + width/2 of the first ``rope.rotary_dim``. The score scale is
-    not in them. Of a gated layer ``up`` gives gate and then up.
+    The outputs of ``qkv`` are all queries, then all keys, then all values, head by head. Within a head RoPE pairs are elements
+    i and i + rotary_dim/2 of the first ``rope.rotary_dim``. The score scale is not folded into the weights. The outputs of
+    ``up`` of a gated layer are gate, then up.
 
     Attributes:
         up: One, or one for each expert.
         down: As ``up``.
         router: [experts, hidden]; None = one feed-forward layer.
-        q_norm: Weight of the norm of each head's queries [head_dim], in the order of the queries' elements; k_norm alike.
+        q_norm: Weight of the per-head norm of queries [head_dim], in the order of the packed elements.
+        k_norm: As ``q_norm``, of keys.
     """
 
     norm: Norm
@@ -59,8 +60,9 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """A low-rank change of one packed linear: y += (x a) b, its scale in ``b``; parts of a packed linear side by side in ``a``.
+class LoraDelta:
+    """The LoRA delta of a packed linear: y += (x a) b, with the scale folded into ``b``. Where a packed linear fuses several
+    layers, their A matrices are concatenated, and their B matrices are the blocks of a block-diagonal matrix.
 
     Attributes:
         a: [in, rank].
@@ -73,10 +75,15 @@ class Adapted:
 
 @dataclass(frozen=True)
 class PackedAdapter:
-    """An adapter for a packed model: (layer, ``qkv`` | ``out`` | ``up`` | ``down``, expert or 0) -> its change."""
+    """A LoRA adapter of a packed model.
+
+    Attributes:
+        name: What requests call it.
+        deltas: (layer, ``qkv`` | ``out`` | ``up`` | ``down``, expert or 0) -> its delta.
+    """
 
     name: str
-    changes: dict[tuple[int, str, int], Adapted]
+    deltas: dict[tuple[int, str, int], LoraDelta]
 
 
 @dataclass(frozen=True)
@@ -85,17 +92,17 @@ class PackedModel:
 
     Attributes:
         graph: What is computed.
-        embed: Token vectors [vocab, embed]; float32, or bfloat16 as uint16.
-        positions: Table of positions, row 0 = place 0 [max_positions, hidden]; None = none.
-        embed_norm: Norm of token vectors as they are looked up, before anything is added [embed].
+        embed: Token embeddings [vocab, embed]; float32, or bfloat16 as uint16.
+        positions: Position embeddings, row 0 = position 0 [max_positions, hidden]; None = none.
+        embed_norm: Norm of token embeddings, before anything is added [embed].
         project_in: [embed, hidden].
         project_out: [hidden, embed].
         final_norm: None = none.
         head: [hidden or embed, vocab].
         layers: In order.
-        adapters: That sequences may name by index.
-        prefix: Keys and values of virtual tokens [layers, 2, P, kv_heads, head_dim], keys in the order of the packed keys
-            and turned already; None = none.
+        adapters: Sequences choose among them by index.
+        prefix: Keys and values of virtual tokens [layers, 2, P, kv_heads, head_dim], keys with RoPE applied, in the order of the
+            packed elements; None = none.
     """
 
     graph: DecoderSpec

@@ -1,8 +1,8 @@
-"""From a model's tensors to a `PackedModel`: streamed tensor by tensor, brought into the one order that executors know.
+"""From a model's tensors to a ``PackedModel``: streamed tensor by tensor, in the order of elements that executors use.
 
-Nothing here imports paddle, and the model is never whole in memory as floats. Where weights come from is a `Weights`: the
-tensors of a checkpoint, rounded to nearest (`Rounded`), or another that gives the same tensors in codes of its own. Letters:
-I inputs, O outputs of a linear.
+Nothing here imports paddle, and the model is never in memory as floats as a whole. Weights come from a ``Weights``: the
+tensors of a checkpoint, quantized by rounding to nearest (``RoundToNearest``), or another source of codes. Letters: I inputs,
+O outputs of a linear.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from llmctl.infer.packed.linear import KINDS, PackedLinear
 from llmctl.infer.packed.model import Float, Layer, Linear, Norm, PackedModel
 
 GROUPS = {"int8": 128, "int4": 64}
-"""Inputs that share a scale, unless one says otherwise."""
+"""Inputs that share a scale by default."""
 
 OUTER_KINDS = {"int4": "int8"}
-"""Kind of the head and of projections of token vectors, where it is another than that of the layers."""
+"""Kind of the head and of embedding projections, if it differs from that of the layers."""
 
 WORKERS = 4
-"""Layers that are packed at a time, at most: each takes the memory of its floats."""
+"""Most layers that are packed at a time: each takes the memory of its floats."""
 
 PROJECTIONS = ("project_in", "project_out", "head")
 
@@ -49,22 +49,22 @@ class Weights(Protocol):
         """A tensor's values."""
 
     def table(self, name: str) -> NDArray[np.generic]:
-        """Rows to look up; float32, or bfloat16 as uint16."""
+        """Embeddings; float32, or bfloat16 as uint16."""
 
     def linear(self, names: Sequence[str], order: Order | None) -> PackedLinear:
-        """Weights of a layer side by side, packed with their outputs in this order; None = as they are."""
+        """Weights of a layer, concatenated along their outputs and packed with the outputs in this order; None = as they are."""
 
     def outer(self, name: str, transposed: bool) -> PackedLinear:
-        """A weight outside the layers; of a tied head the table of token vectors, transposed."""
+        """A weight outside the layers; of a tied head the token embeddings, transposed."""
 
 
-class Rounded:
-    """Tensors as a checkpoint holds them, packed by rounding to nearest.
+class RoundToNearest:
+    """Tensors of a checkpoint, packed by rounding to nearest.
 
     Args:
         state: Name -> anything with ``dtype`` and ``numpy()``, as ``checkpoint.convert.LazyTensor``.
-        kind: One of ``packed_linear.KINDS``.
-        group: Inputs that share a scale; None = as ``GROUPS`` says; 0 = all of an output.
+        kind: One of ``linear.KINDS``.
+        group: Inputs that share a scale; None = as in ``GROUPS``; 0 = one scale per output.
 
     Raises:
         ConfigError: There is no such kind or group.
@@ -88,7 +88,7 @@ class Rounded:
             raise CheckpointError(f"{name} cannot be computed with: {error}") from None
 
     def table(self, name: str) -> NDArray[np.generic]:
-        """As stored where that is bfloat16, else float32."""
+        """bfloat16 if it is stored so, else float32."""
         stored = self._state[name]
         return np.asarray(stored.numpy()) if stored.dtype == "bfloat16" else self.array(name)
 
@@ -99,7 +99,7 @@ class Rounded:
         return self._packed(weight_IO if order is None else weight_IO[:, order], self._kind, names)
 
     def outer(self, name: str, transposed: bool) -> PackedLinear:
-        """The nearest codes, of 8 bits where those of the layers have 4."""
+        """The nearest codes; int8 if the layers are int4."""
         weight = self.array(name)
         return self._packed(weight.T if transposed else weight, OUTER_KINDS.get(self._kind, self._kind), [name])
 
@@ -113,7 +113,7 @@ class Rounded:
 
 @dataclass(frozen=True)
 class UnitColumns:
-    """A stored weight [I, O] with columns of length 1; quacks as much like it as `Rounded` needs."""
+    """A stored weight [I, O] with its columns normalized to length 1, with the attributes that ``RoundToNearest`` reads."""
 
     stored: Any
     dtype: str = "float32"
@@ -133,8 +133,8 @@ def pack_model(
         folder: The checkpoint.
         plugin: Its family.
         dims: Its dims.
-        weights: Kind of the layers' weights, one of ``packed_linear.KINDS``.
-        group: Inputs that share a scale; None = as ``GROUPS`` says; 0 = all of an output.
+        weights: Kind of the layers' weights, one of ``linear.KINDS``.
+        group: Inputs that share a scale; None = as in ``GROUPS``; 0 = one scale per output.
 
     Raises:
         UnsupportedError: The family has no fused path.
@@ -142,7 +142,7 @@ def pack_model(
         ConfigError: There is no such kind or group.
     """
     graph = graph_of(plugin, dims)
-    return pack(graph, Rounded(state_of(open_source(folder, plugin, dims).state, graph), weights, group))
+    return pack(graph, RoundToNearest(state_of(open_source(folder, plugin, dims).state, graph), weights, group))
 
 
 def graph_of(plugin: Any, dims: Dims) -> DecoderSpec:
@@ -168,7 +168,7 @@ def state_of(state: Mapping[str, Any], graph: DecoderSpec) -> dict[str, Any]:
 
 
 def pack(graph: DecoderSpec, weights: Weights) -> PackedModel:
-    """The model in the form of executors.
+    """The model as executors take it.
 
     Args:
         graph: What is computed.
@@ -191,33 +191,33 @@ def pack(graph: DecoderSpec, weights: Weights) -> PackedModel:
 
 
 def element_order(graph: DecoderSpec) -> Order:
-    """For each element of a packed head, which element of the original head it is [head_dim].
+    """For each element of a packed head the index of the original element [head_dim].
 
-    Pairs that are turned together stand half of the turned width apart.
+    RoPE pairs of a packed head are elements i and i + rotary_dim/2.
     """
     order = np.arange(graph.head_dim)
     if graph.rope is None:
         return order
-    turned = order[: graph.rope.rotary_dim]
+    rotary = order[: graph.rope.rotary_dim]
     if graph.rope.pairs == "interleaved":
-        turned = turned.reshape(-1, 2).T
+        rotary = rotary.reshape(-1, 2).T
     elif graph.rope.pairs == "2d":
-        turned = turned.reshape(2, 2, -1).swapaxes(0, 1)
-    return np.concatenate([turned.reshape(-1), order[graph.rope.rotary_dim :]])
+        rotary = rotary.reshape(2, 2, -1).swapaxes(0, 1)
+    return np.concatenate([rotary.reshape(-1), order[graph.rope.rotary_dim :]])
 
 
 def qkv_order(graph: DecoderSpec) -> Order:
-    """For each output of a packed projection of queries, keys and values, which output of the original one it is."""
+    """For each output of a packed projection of queries, keys and values the index of the original output."""
     heads, kv_heads = graph.heads, graph.kv_heads
     rows = np.arange((heads + 2 * kv_heads) * graph.head_dim).reshape(-1, graph.head_dim)
     if graph.qkv == "heads":
         rows = rows.reshape(heads, 3, -1).swapaxes(0, 1).reshape(rows.shape)
-    turned = heads + kv_heads
-    return np.concatenate([rows[:turned, element_order(graph)], rows[turned:]]).reshape(-1)
+    rotary = heads + kv_heads
+    return np.concatenate([rows[:rotary, element_order(graph)], rows[rotary:]]).reshape(-1)
 
 
 def _layers(graph: DecoderSpec, weights: Weights) -> tuple[Layer, ...]:
-    """All layers, one for each processor at a time."""
+    """All layers, several at a time."""
     order = qkv_order(graph)
     kept = None if np.array_equal(order, np.arange(len(order))) else order
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:

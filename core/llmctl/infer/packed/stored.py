@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llmctl.card.decoder_spec import DecoderSpec, Experts, PrefixLM, Rope
 from llmctl.infer.packed.linear import PackedLinear
-from llmctl.infer.packed.model import Adapted, Layer, Linear, Norm, PackedAdapter, PackedModel
+from llmctl.infer.packed.model import Layer, Linear, LoraDelta, Norm, PackedAdapter, PackedModel
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Stored:
 
 
 STORED: Mapping[type, Stored] = {
-    Adapted: Stored("Adapted"),
+    LoraDelta: Stored("Adapted"),
     PrefixLM: Stored("Contexts", {"mask_ids": "marks"}),
     Experts: Stored("Experts"),
     DecoderSpec: Stored(
@@ -40,7 +40,7 @@ STORED: Mapping[type, Stored] = {
     Layer: Stored("Layer"),
     Linear: Stored("Linear"),
     Norm: Stored("Norm"),
-    PackedAdapter: Stored("PackedAdapter"),
+    PackedAdapter: Stored("PackedAdapter", {"deltas": "changes"}),
     PackedLinear: Stored("PackedLinear"),
     PackedModel: Stored("PackedModel"),
     Rope: Stored(

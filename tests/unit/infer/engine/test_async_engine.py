@@ -134,7 +134,7 @@ def test_requests_that_are_submitted_together_are_taken_together():
     assert isinstance(tickets[1].number.exception(), ConfigError)
     expected = [answer(MODEL, ask(prompt, 4), END) for prompt in ([7, 8, 9], [8, 9])]
     assert [tickets[0].result(), tickets[2].result()] == expected and len(first.result().ids) == 3
-    together = [len(step.blocks_RM) for step in executor.steps]
+    together = [len(step.block_tables_RM) for step in executor.steps]
     assert max(together) >= 2 and engine.submit_all([]) == []
     engine.stop()
 

@@ -109,7 +109,7 @@ def test_as_many_blocks_as_beams_need_at_most_are_enough():
 
 def test_broken_logits_end_a_search():
     request = replace(ask([5, 6, 7], 30), beams=BeamOptions(beams=3))
-    engine = engine_of(MODEL, ToyExecutor(lambda batch: [0] if batch.place_T.max() == 6 else []))
+    engine = engine_of(MODEL, ToyExecutor(lambda batch: [0] if batch.kv_position_T.max() == 6 else []))
     found = engine.generate([request])[0]
     assert found.finish_reason == "error" and "is not finite" in found.error and idle(engine)
 
@@ -118,7 +118,7 @@ def test_a_search_that_no_token_may_continue_ends_with_an_error_alone():
     class OnlyEnds(ToyExecutor):
         def run(self, batch):
             logits_LV = super().run(batch)
-            logits_LV[batch.row_T[batch.wanted_L] == 0, len(END) :] = -math.inf
+            logits_LV[batch.sequence_T[batch.logits_indices_L] == 0, len(END) :] = -math.inf
             return logits_LV
 
     asked = [ask(prompt, 30, min_new_tokens=2) for prompt in prompts(2)]

@@ -212,7 +212,9 @@ def test_a_request_with_broken_logits_fails_alone():
 
     def broken(batch):
         return [
-            i for i, t in enumerate(batch.wanted_L) if batch.place_T[t] == len(bad.prompt) + 1 and batch.row_T[t] == 0
+            i
+            for i, t in enumerate(batch.logits_indices_L)
+            if batch.kv_position_T[t] == len(bad.prompt) + 1 and batch.sequence_T[t] == 0
         ]
 
     engine = engine_of(model, ToyExecutor(broken))

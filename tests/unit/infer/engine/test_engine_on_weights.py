@@ -13,7 +13,7 @@ from llmctl.checkpoint.build import build, load_model
 from llmctl.infer.eager.generate import generate
 from llmctl.infer.engine.engine import Engine
 from llmctl.infer.executors.native import NativeExecutor, available
-from llmctl.infer.packed.pack import Rounded, graph_of, pack, pack_model, state_of
+from llmctl.infer.packed.pack import RoundToNearest, graph_of, pack, pack_model, state_of
 from llmctl.infer.request import BeamOptions, Request
 from llmctl.infer.sampling import SamplingParams
 
@@ -49,7 +49,7 @@ def tiny():
     paddle.seed(4)
     layer, graph = build(plugin, dims), graph_of(plugin, dims)
     state = state_of({name: Stored(tensor) for name, tensor in layer.state_dict().items()}, graph)
-    return layer, graph, NativeExecutor(pack(graph, Rounded(state, "float32")))
+    return layer, graph, NativeExecutor(pack(graph, RoundToNearest(state, "float32")))
 
 
 @pytest.fixture(scope="module")

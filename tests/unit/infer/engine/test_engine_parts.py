@@ -137,9 +137,9 @@ def test_draft_tokens_are_what_followed_the_latest_earlier_place(ids, count, ste
 
 
 def test_tokens_see_what_comes_before_them_within_the_window():
-    place_T = np.arange(3, 9, dtype=np.int32)
-    position, second, begin, end = PositionRule(MODELS["window"], 2).arrays(place_T, [])
-    assert second is None and position.tolist() == place_T.tolist()
+    kv_position_T = np.arange(3, 9, dtype=np.int32)
+    position, second, begin, end = PositionRule(MODELS["window"], 2).arrays(kv_position_T, [])
+    assert second is None and position.tolist() == kv_position_T.tolist()
     assert begin.tolist() == [0, 0, 1, 2, 3, 4] and end.tolist() == [4, 5, 6, 7, 8, 9]
 
 
@@ -147,8 +147,8 @@ def test_a_context_is_seen_as_a_whole_and_answers_stand_for_its_mark():
     rule = PositionRule(MODELS["contexts"], 2)
     ids = [9, MARK, 8, CLOSE, 7, 6]
     assert rule.prefix(ids) == BidirectionalPrefix(3, 1)
-    place_T = np.arange(2, 8, dtype=np.int32)
-    position, second, begin, end = rule.arrays(place_T, [(slice(0, 6), BidirectionalPrefix(3, 1))])
+    kv_position_T = np.arange(2, 8, dtype=np.int32)
+    position, second, begin, end = rule.arrays(kv_position_T, [(slice(0, 6), BidirectionalPrefix(3, 1))])
     assert position.tolist() == [0, 1, 2, 1, 1, 1] and second.tolist() == [0, 0, 0, 1, 2, 3]
     assert begin.tolist() == [0] * 6 and end.tolist() == [5, 5, 5, 6, 7, 8]
 

@@ -85,7 +85,9 @@ def test_a_text_may_fill_all_positions():
 
 
 def test_broken_logits_and_cancelling_end_a_score():
-    engine = engine_of(MODELS["causal"], ToyExecutor(broken=lambda batch: [1] if len(batch.wanted_L) > 1 else []))
+    engine = engine_of(
+        MODELS["causal"], ToyExecutor(broken=lambda batch: [1] if len(batch.logits_indices_L) > 1 else [])
+    )
     (made,) = engine.generate([Request(prompt=[5, 6, 7, 8], score_from=1)])
     assert made.finish_reason == "error" and "is not finite" in made.error and len(made.logprobs) == 1 and idle(engine)
     engine = engine_of(MODELS["causal"], ToyExecutor())

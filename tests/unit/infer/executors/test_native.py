@@ -145,7 +145,7 @@ def test_only_the_wanted_logits_are_given(level):
         executor.allocate(2)
         step = batch(model, [(text, 0, 21)], np.array([[0, 1]]))
         every = executor.run(step).copy()
-        some, none = (dataclasses.replace(step, wanted_L=np.array(w, np.int32)) for w in ([3, 20], []))
+        some, none = (dataclasses.replace(step, logits_indices_L=np.array(w, np.int32)) for w in ([3, 20], []))
         np.testing.assert_array_equal(executor.run(some), every[[3, 20]])
         assert executor.run(none).shape == (0, 37)
 
@@ -202,19 +202,19 @@ def test_blocks_that_a_window_has_left_may_be_gone(level):
 
 BAD = {
     "token 1: id is not in the vocabulary": {"ids_T": [0, 37]},
-    "token 1: sequence is not a row of the block tables": {"row_T": [0, 1]},
-    "token 1: kv_position is not in the blocks": {"place_T": [0, 32]},
-    "token 1: attention range is empty": {"begin_T": [0, 2]},
-    "not within the blocks of its sequence": {"end_T": [1, 33]},
-    "token 1: block index of its sequence is out of range": {"end_T": [1, 32]},
+    "token 1: sequence is not a row of the block tables": {"sequence_T": [0, 1]},
+    "token 1: kv_position is not in the blocks": {"kv_position_T": [0, 32]},
+    "token 1: attention range is empty": {"attend_begin_T": [0, 2]},
+    "not within the blocks of its sequence": {"attend_end_T": [1, 33]},
+    "token 1: block index of its sequence is out of range": {"attend_end_T": [1, 32]},
     "frequencies hold for 100": {"position_T": [0, 100]},
     "token 0: position is negative": {"position_T": [-1, 0]},
     "token 1: position is negative or beyond the table": {"position_T": [0, 2**31 - 1]},
     "sequence 0: adapter index out of range": {"adapter_R": [0]},
-    "logits index 0: not a token of the step": {"wanted_L": [2]},
-    "logits index 1: .* not greater than the previous": {"wanted_L": [1, 0]},
-    "differ in length": {"place_T": [0]},
-    "a row of blocks": {"adapter_R": [-1, -1]},
+    "logits index 0: not a token of the step": {"logits_indices_L": [2]},
+    "logits index 1: .* not greater than the previous": {"logits_indices_L": [1, 0]},
+    "differ in length": {"kv_position_T": [0]},
+    "a block table and an adapter": {"adapter_R": [-1, -1]},
 }
 
 
@@ -226,7 +226,7 @@ def test_blocks_between_what_two_tokens_of_a_sequence_see_must_be_there(begins):
     step = batch(model, [(Text([3] * 34), 32, 34)], np.array([[0, 2**30, 2]]))
     ends = np.array([begin + 1 for begin in begins], np.int32)
     with pytest.raises(ValueError, match="block index of its sequence is out of range"):
-        executor.run(dataclasses.replace(step, begin_T=np.array(begins, np.int32), end_T=ends))
+        executor.run(dataclasses.replace(step, attend_begin_T=np.array(begins, np.int32), attend_end_T=ends))
 
 
 @pytest.mark.parametrize("blocks", [2**44, 2**60, 2**64 + 1])

@@ -26,7 +26,7 @@ from llmctl.errors import ConfigError
 from llmctl.infer import loader
 from llmctl.infer.engine.engine import Engine
 from llmctl.infer.executors import native, paddle_ops
-from llmctl.infer.executors.attention_metadata import View
+from llmctl.infer.executors.attention_metadata import AttentionMetadata
 from llmctl.infer.executors.base import BLOCK
 from llmctl.infer.executors.native import NativeExecutor, available
 from llmctl.infer.executors.paddle import PaddleExecutor
@@ -106,8 +106,12 @@ def test_only_the_wanted_logits_are_given():
     executor.allocate(2)
     step = batch(model, [(text, 0, 21)], np.array([[0, 1]]))
     every = executor.run(step).copy()
-    some = type(step)(**{name: getattr(step, name) for name in step.__slots__} | {"wanted_L": np.array([3, 20])})
-    none = type(step)(**{name: getattr(step, name) for name in step.__slots__} | {"wanted_L": np.array([], np.int32)})
+    some = type(step)(
+        **{name: getattr(step, name) for name in step.__slots__} | {"logits_indices_L": np.array([3, 20])}
+    )
+    none = type(step)(
+        **{name: getattr(step, name) for name in step.__slots__} | {"logits_indices_L": np.array([], np.int32)}
+    )
     np.testing.assert_allclose(executor.run(some), every[[3, 20]], atol=1e-6)
     assert executor.run(none).shape == (0, 37)
 
@@ -259,12 +263,12 @@ def fused(monkeypatch):
     monkeypatch.setattr(quant, "weight_quantize", quantize)
     monkeypatch.setattr(quant, "weight_only_linear", product)
     monkeypatch.setattr(paddle_ops, "HALF", ("float32",))
-    return paddle_ops.forms("gpu:0", "float32")
+    return paddle_ops.operations("gpu:0", "float32")
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_the_forms_for_gpus_ask_paddles_kernels_for_the_same(name, fused, monkeypatch):
-    monkeypatch.setattr("llmctl.infer.executors.paddle.forms", lambda device, dtype: fused)
+    monkeypatch.setattr("llmctl.infer.executors.paddle.operations", lambda device, dtype: fused)
     model = build(FORMS[name])
     texts = several()
     if name == "two positions and contexts":
@@ -277,10 +281,10 @@ def test_the_forms_for_gpus_ask_paddles_kernels_for_the_same(name, fused, monkey
 def test_codes_become_paddles_codes_on_gpus(kind, group, fused):
     random = np.random.default_rng(3)
     weight = random.standard_normal([128, 64]).astype(np.float32)
-    packed = pack(weight, kind, group, shifted=kind == "int4")
+    packed = pack(weight, kind, group, asymmetric=kind == "int4")
     bias, x = random.standard_normal(64).astype(np.float32), random.standard_normal([3, 128]).astype(np.float32)
     made = fused.linear(Linear(packed, bias), "float32")
-    assert isinstance(made, paddle_ops.Coded)
+    assert isinstance(made, paddle_ops.Int8Linear)
     wanted = x @ unpack(packed) + bias
     # Codes of 8 bits come out as they went in; those of 4 are rounded once more, to an eighth of a code or less.
     tolerance = 1e-4 if kind == "int8" else 0.01 * np.abs(wanted).max()
@@ -289,28 +293,32 @@ def test_codes_become_paddles_codes_on_gpus(kind, group, fused):
 
 def test_widths_that_paddles_kernel_does_not_take_are_unpacked(fused):
     packed = pack(np.ones([96, 40], np.float32), "int8", 32)
-    assert isinstance(fused.linear(Linear(packed), "float32"), paddle_ops.Dense)
+    assert isinstance(fused.linear(Linear(packed), "float32"), paddle_ops.DenseLinear)
 
 
 def test_what_is_seen_is_one_interval_of_tokens_for_each_key():
     model = build(FORMS["windows"])
     texts = several()
     step = batch(model, [(texts[0], 3, 19), (texts[1], 8, 9), (texts[2], 0, 13)], blocks_for(3, 12))
-    below, above = View(step).bounds().numpy()[0, 0].T
+    below, above = AttentionMetadata(step).flashmask_bounds().numpy()[0, 0].T
     seen = [
-        [above[s] <= t < below[s] for one in View(step).sequences for s in range(one.keys.start, one.keys.stop)]
+        [
+            above[s] <= t < below[s]
+            for one in AttentionMetadata(step).sequences
+            for s in range(one.keys.start, one.keys.stop)
+        ]
         for t in range(len(step.ids_T))
     ]
-    place = np.concatenate([one.place_S for one in View(step).sequences])
-    row = np.concatenate([[n] * len(one.place_S) for n, one in enumerate(View(step).sequences)])
+    place = np.concatenate([one.kv_position_S for one in AttentionMetadata(step).sequences])
+    row = np.concatenate([[n] * len(one.kv_position_S) for n, one in enumerate(AttentionMetadata(step).sequences)])
     for t in range(len(step.ids_T)):
-        wanted = (row == step.row_T[t]) & (step.begin_T[t] <= place) & (place < step.end_T[t])
+        wanted = (row == step.sequence_T[t]) & (step.attend_begin_T[t] <= place) & (place < step.attend_end_T[t])
         np.testing.assert_array_equal(seen[t], wanted)
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu:0"])
 def test_fused_forms_are_for_gpus_and_half_types(device):
     for dtype in ("float32", "float16", "bfloat16"):
-        chosen = paddle_ops.forms(device, dtype)
+        chosen = paddle_ops.operations(device, dtype)
         fused = device != "cpu" and dtype != "float32"
         assert chosen.rmsnorm is (paddle_ops.fused_rms_norm if fused else paddle_ops.rms_norm)

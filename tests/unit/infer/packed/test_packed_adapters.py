@@ -14,11 +14,11 @@ from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.formats.dtypes import cast
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
 from llmctl.infer.engine.feeder import SequenceFeeder
-from llmctl.infer.executors.reference import Twin
-from llmctl.infer.loader import Packing, packed_model, put_adapters
+from llmctl.infer.executors.reference import ReferenceExecutor
+from llmctl.infer.loader import Packing, add_adapters, packed_model
 from llmctl.infer.packed.adapters import merged_state, pack_adapter, pack_prefix, widths_of
 from llmctl.infer.packed.folder import open_packed, read_header, save_packed
-from llmctl.infer.packed.pack import Rounded, graph_of, pack, pack_model, state_of
+from llmctl.infer.packed.pack import RoundToNearest, graph_of, pack, pack_model, state_of
 from llmctl.quant.blockwise import round_trip
 
 GOLDENS = Path(__file__).resolve().parents[3] / "goldens" / "adapters"
@@ -27,7 +27,7 @@ CASES = sorted(path.name for path in GOLDENS.iterdir())
 
 
 def logits(model, rows, adapter):
-    return np.stack(SequenceFeeder(Twin(model), model.graph, [adapter] * len(rows)).feed(*enumerate(rows)))
+    return np.stack(SequenceFeeder(ReferenceExecutor(model), model.graph, [adapter] * len(rows)).feed(*enumerate(rows)))
 
 
 def floats(stored):
@@ -40,7 +40,7 @@ def test_an_adapter_of_peft_beside_packed_weights_gives_the_logits_of_peft(case)
     plugin, dims = opened.plugin, opened.dims
     base, graph = pack_model(opened.base, plugin, dims), graph_of(plugin, dims)
     state = merged_state(open_source(opened.base, plugin, dims).state, opened)
-    merged = pack(graph, Rounded(state_of(state, graph)))
+    merged = pack(graph, RoundToNearest(state_of(state, graph)))
     np.testing.assert_allclose(logits(merged, golden["input_ids"], -1), golden["logits"], atol=1e-4)
     assert np.abs(logits(base, golden["input_ids"], -1) - golden["logits"]).max() > 0.1
     if any(part.magnitude is not None for part in opened.adapter.layers.values()):
@@ -57,11 +57,13 @@ def test_a_prefix_of_peft_in_the_cache_gives_the_logits_and_tokens_of_peft(case)
     golden, opened = np.load(PREFIXES / case / "golden.npz"), open_adapter(PREFIXES / case / "adapter")
     model = pack_model(opened.base, opened.plugin, opened.dims)
     rows, prefix = golden["input_ids"], pack_prefix(opened.adapter, model.graph)
-    found = SequenceFeeder(Twin(model), model.graph, [-1] * len(rows), prefix=prefix).feed(*enumerate(rows))
+    found = SequenceFeeder(ReferenceExecutor(model), model.graph, [-1] * len(rows), prefix=prefix).feed(
+        *enumerate(rows)
+    )
     np.testing.assert_allclose(np.stack(found), golden["logits"], atol=1e-4)
     expected = golden["greedy_ids"][0].tolist()
     prompt = rows[0].tolist()
-    feeder = SequenceFeeder(Twin(model), model.graph, [-1], prefix=prefix)
+    feeder = SequenceFeeder(ReferenceExecutor(model), model.graph, [-1], prefix=prefix)
     assert [*prompt, *feeder.greedy(0, prompt, len(expected) - len(prompt))] == expected
 
 
@@ -113,18 +115,22 @@ def test_a_packed_folder_takes_adapters_when_it_runs(case, tmp_path):
         with pytest.raises(
             UnsupportedError, match=r"is a DoRA adapter .*llmctl merge, or .*llmctl export --engine fused --adapter"
         ):
-            put_adapters(open_packed(path), plugin, dims, over(path, folder))
+            add_adapters(open_packed(path), plugin, dims, over(path, folder))
         return
-    adapted = put_adapters(open_packed(path), plugin, dims, over(path, folder))
+    adapted = add_adapters(open_packed(path), plugin, dims, over(path, folder))
     np.testing.assert_allclose(logits(adapted, rows, 0), golden["logits"], atol=1e-4)
     # Several in one batch over rounded weights: what packing at load gives, number for number.
     parts = {name: replace(part, scale=-2 * part.scale) for name, part in opened.adapter.layers.items()}
     named = {"one": opened, "two": replace(opened, adapter=replace(opened.adapter, layers=parts))}
     at_load = packed_model(opened.base, plugin, dims, Packing(kind="int8"), None, named)
-    later = put_adapters(open_packed(folder_of(opened, tmp_path / "int8", "int8")), plugin, dims, None, named)
+    later = add_adapters(open_packed(folder_of(opened, tmp_path / "int8", "int8")), plugin, dims, None, named)
     chosen = [-1, 0, 1]
     found = [
-        np.stack(SequenceFeeder(Twin(model), model.graph, chosen).feed(*((place, rows[0]) for place in range(3))))
+        np.stack(
+            SequenceFeeder(ReferenceExecutor(model), model.graph, chosen).feed(
+                *((place, rows[0]) for place in range(3))
+            )
+        )
         for model in (at_load, later)
     ]
     np.testing.assert_array_equal(*found)
@@ -136,14 +142,16 @@ def test_a_packed_folder_takes_virtual_tokens_when_it_runs(case, tmp_path):
     folder = PREFIXES / case / "adapter"
     golden, opened = np.load(PREFIXES / case / "golden.npz"), open_adapter(folder)
     path, rows = folder_of(opened, tmp_path / "packed"), golden["input_ids"]
-    model = put_adapters(open_packed(path), opened.plugin, opened.dims, over(path, folder))
-    found = SequenceFeeder(Twin(model), model.graph, [-1] * len(rows), prefix=model.prefix).feed(*enumerate(rows))
+    model = add_adapters(open_packed(path), opened.plugin, opened.dims, over(path, folder))
+    found = SequenceFeeder(ReferenceExecutor(model), model.graph, [-1] * len(rows), prefix=model.prefix).feed(
+        *enumerate(rows)
+    )
     np.testing.assert_allclose(np.stack(found), golden["logits"], atol=1e-4)
     for more in ((opened,), (None, {"one": opened})):
         with pytest.raises(UnsupportedError, match="virtual tokens were packed with the model"):
-            put_adapters(model, opened.plugin, opened.dims, *more)
+            add_adapters(model, opened.plugin, opened.dims, *more)
     with pytest.raises(UnsupportedError, match="--adapter one: virtual tokens stand before every sequence"):
-        put_adapters(open_packed(path), opened.plugin, opened.dims, None, {"one": opened})
+        add_adapters(open_packed(path), opened.plugin, opened.dims, None, {"one": opened})
 
 
 @pytest.mark.parametrize("case", ["bloom_dora", "gpt2_dora_rslora", "llama_plain", "mixtral_experts"])
@@ -171,6 +179,6 @@ def test_a_name_that_was_packed_with_the_model_cannot_be_given_again():
     opened = open_adapter(GOLDENS / "llama_plain" / "adapter")
     model = packed_model(opened.base, opened.plugin, opened.dims, Packing(), None, {"one": opened})
     with pytest.raises(ConfigError, match="--adapter one: an adapter of this name was packed with the model"):
-        put_adapters(model, opened.plugin, opened.dims, None, {"one": opened})
-    both = put_adapters(model, opened.plugin, opened.dims, opened)
+        add_adapters(model, opened.plugin, opened.dims, None, {"one": opened})
+    both = add_adapters(model, opened.plugin, opened.dims, opened)
     assert [adapter.name for adapter in both.adapters] == ["one", str(opened.folder)] and len(model.adapters) == 1

@@ -11,7 +11,7 @@ from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError, FileError
 from llmctl.infer.packed.folder import ALIGNMENT, HEADER, WEIGHTS, is_packed, open_packed, save_packed
-from llmctl.infer.packed.model import Adapted, PackedAdapter
+from llmctl.infer.packed.model import LoraDelta, PackedAdapter
 from llmctl.infer.packed.pack import pack_model
 
 
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory):
             shape, "float32", rng.normal(size=shape).astype("f4").tofile
         )
     safetensors.write_file(folder / "model.safetensors", planned)
-    change = Adapted(np.ones((32, 2), "f4"), np.ones((2, 32), "f4"))
+    change = LoraDelta(np.ones((32, 2), "f4"), np.ones((2, 32), "f4"))
     extra = dict(adapters=[PackedAdapter("one", {(0, "out", 0): change})], prefix=np.ones((2, 2, 3, 4, 8), "f4"))
     return folder, plugin, dataclasses.replace(pack_model(folder, plugin, dims, "int4", 32), **extra)
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from llmctl.infer.packed.linear import STRIP, aligned, pack, pack_codes, product, rounded, side_by_side, unpack
+from llmctl.infer.packed.linear import STRIP, aligned, concat_outputs, pack, pack_codes, product, rounded, unpack
 
 CASES = [
     ("float32", 0, False),
@@ -112,10 +112,10 @@ def test_a_weight_of_many_outputs_is_packed_in_strips_as_its_parts_are(kind, gro
 
 def test_weights_that_are_not_alike_do_not_join():
     whole, odd = pack(drawn(32, 16), "int8"), pack(drawn(32, 17), "int8")
-    np.testing.assert_array_equal(unpack(side_by_side([whole, odd]))[:, 16:], unpack(odd))
+    np.testing.assert_array_equal(unpack(concat_outputs([whole, odd]))[:, 16:], unpack(odd))
     for parts in ([odd, whole], [whole, pack(drawn(32, 16), "int4")], [whole, pack(drawn(64, 16), "int8")]):
         with pytest.raises(ValueError, match="do not join"):
-            side_by_side(parts)
+            concat_outputs(parts)
 
 
 def test_weights_codes_and_rows_that_do_not_fit_are_refused():
