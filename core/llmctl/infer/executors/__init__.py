@@ -1,1 +1,6 @@
-"""What computes a step of the engine: native kernels, paddle's operations, or the numpy reference."""
+"""Executors, which compute a batch of the engine: native kernels, paddle operators, and a numpy reference.
+
+``base`` is their interface. ``native`` runs a step in one call to ``llmctl_ops`` on a CPU, ``paddle`` runs it with paddle
+operators on a GPU or without kernels, ``reference`` is what both are tested against. Executors know the packed model and
+positions only; families, requests and sampling are elsewhere.
+"""
