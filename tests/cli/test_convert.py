@@ -14,7 +14,7 @@ def test_convert_and_check_need_neither_paddle_nor_torch(run_llmctl, tmp_path):
     again = run_llmctl("convert", str(STARTER), str(tmp_path / "own"))
     assert "already converted" in again.stdout
     checked = run_llmctl("convert", "--check", str(tmp_path / "own"))
-    assert "is a whole llama model" in checked.stdout and "layout native" in checked.stdout
+    assert "is a complete llama model" in checked.stdout and "layout native" in checked.stdout
 
 
 def test_a_shard_that_is_absent_is_named(run_llmctl, tmp_path):

@@ -1,4 +1,4 @@
-"""Commands that run a configuration: where it comes from, overrides, printing, checking, running."""
+"""The commands ``finetune``, ``dpo`` and ``pretrain``: read a configuration, apply overrides, then print, check or run it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from llmctl.config import schema
 from llmctl.plugins import Families
 from llmctl.train.interrupt import Interrupted
 
-Source = Callable[[Families, str, Path | None, str | None, bool], tuple[dict[str, Any], str]]
-"""(families, family, file, recipe, allow_ignored) -> (configuration as it is written, where it came from)."""
+ConfigSource = Callable[[Families, str, Path | None, str | None, bool], tuple[dict[str, Any], str]]
+"""(families, family, file, recipe, allow_ignored) -> (raw configuration, where it comes from, for messages)."""
 
 SET = "Override a field; may be repeated."
 
 
-def configured(name: str, doc: str, source: Source, what: str) -> click.Command:
-    """A command that reads and checks a configuration without paddle, then hands over to what runs it.
+def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> click.Command:
+    """A command that reads and checks a configuration without paddle, then trains.
 
     Args:
         name: Its name, one of ``jobs.registry.COMMANDS``.
-        doc: Its help.
+        doc: Its help text.
         source: Finds the configuration.
-        what: What a recipe is, for the help.
+        recipe_help: Help text of ``--recipe``.
     """
 
     def callback(
@@ -60,10 +60,10 @@ def configured(name: str, doc: str, source: Source, what: str) -> click.Command:
         except Interrupted:
             ctx.exit(130)
 
-    return click.Command(name, callback=click.pass_context(callback), params=_parameters(what), help=doc)
+    return click.Command(name, callback=click.pass_context(callback), params=_parameters(recipe_help), help=doc)
 
 
-def _parameters(what: str) -> list[click.Parameter]:
+def _parameters(recipe_help: str) -> list[click.Parameter]:
     switches = {
         "--resume": "Continue from the newest checkpoint in the output folder.",
         "--overwrite": "Delete the results of an earlier run in the output folder.",
@@ -73,7 +73,7 @@ def _parameters(what: str) -> list[click.Parameter]:
     }
     return [
         click.Argument(["config_file"], metavar="[CONFIG]", required=False, type=click.Path(path_type=Path)),
-        click.Option(["--recipe"], help=what),
+        click.Option(["--recipe"], help=recipe_help),
         click.Option(["--set", "assignments"], multiple=True, metavar="a.b=c", help=SET),
         click.Option(["--output"], help="Output folder; the same as --set output.dir=FOLDER."),
         *(click.Option([name], is_flag=True, help=text) for name, text in switches.items()),

@@ -1,4 +1,4 @@
-"""``llmctl convert``: a model folder into another layout, dtype or shard size, checked tensor by tensor."""
+"""``llmctl convert``: converts a model folder to another layout, data type or shard size."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def command(
     from llmctl.checkpoint.hf_config import read_config
 
     if target is None and not check:
-        raise click.UsageError("TARGET is missing; only --check does without it")
+        raise click.UsageError("TARGET is missing; it can be left out only with --check")
     shard_bytes = parse_bytes(max_shard_size, "--max-shard-size ")
     if is_adapter(source):
         if max_shard_size != "5GB":
-            raise click.UsageError("--max-shard-size has no effect on an adapter, which is one file")
+            raise click.UsageError("--max-shard-size has no effect on an adapter, which is a single file")
         _adapter(source, None if check else target, layout, dtype, base, ctx.obj["family"], overwrite)
         return
     if base:
-        raise click.UsageError(f"--base is for adapters; {source} holds none")
+        raise click.UsageError(f"--base has no effect: {source} is not an adapter; leave it out")
     config = read_config(source)
     where = str(source / "config.json")
     plugin = plugins.resolve(ctx.obj["family"], config, where)
@@ -68,8 +68,8 @@ def command(
         with byte_bar("reading", opened.folder.nbytes) as progress:
             not_finite = conversion.verify(opened, progress)
         if not_finite:
-            click.echo(f"warning: values that are not finite in {conversion.shown(not_finite)}", err=True)
-        click.echo(f"{source} is a whole {plugin.card.name} model: {what}")
+            click.echo(f"warning: values are not finite in {conversion.shown(not_finite)}", err=True)
+        click.echo(f"{source} is a complete {plugin.card.name} model: {what}")
         return
     assert target is not None
     with byte_bar("writing", opened.folder.nbytes) as progress:
@@ -80,14 +80,14 @@ def command(
 def _adapter(
     source: Path, target: Path | None, layout: str, dtype: str, base: Path | None, family: str, overwrite: bool
 ) -> None:
-    """Converts an adapter, or only checks it if there is no target."""
+    """Converts an adapter, or checks it if there is no target."""
     from llmctl.adapters import folder as folders
     from llmctl.checkpoint import atomic_folder
 
     opened = folders.open_adapter(source, base, family)
     what = f"{opened.adapter.summary} of {opened.plugin.card.name}"
     if target is None:
-        click.echo(f"{source} is a whole adapter: {what}, base {opened.base}")
+        click.echo(f"{source} is a complete adapter: {what}, base {opened.base}")
         return
     stored = opened.adapter.dtype if dtype == "keep" else dtype
     with atomic_folder(target, overwrite) as work:

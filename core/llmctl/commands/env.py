@@ -1,4 +1,4 @@
-"""``llmctl env``: versions and runtime settings, without importing what it reports."""
+"""``llmctl env``: versions and process settings, without importing the packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``llmctl merge``: an adapter and its base into a model folder of its own."""
+"""``llmctl merge``: merges an adapter into its base model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def command(
         changed = merge(opened, output, dtype, shard_bytes, progress)
     click.echo(f"{output} written: {opened.plugin.card.name} from {opened.base}, {changed} layers changed by {adapter}")
     if opened.quantised:
-        click.echo(f"the base was held in {opened.quantised} in training; what is written is that base, dequantised")
+        click.echo(
+            f"the base was quantized to {opened.quantised} in training; the merged model has its dequantized weights"
+        )
     if check:
         from llmctl import runtime
 
@@ -52,4 +54,4 @@ def command(
         from llmctl.adapters.verify import verify
 
         difference, allowed = verify(opened, output)
-        click.echo(f"verified: the logits differ by {difference:.2g} of their length; {allowed:g} is allowed")
+        click.echo(f"verified: the relative difference of the logits is {difference:.2g}; {allowed:g} is allowed")

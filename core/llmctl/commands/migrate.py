@@ -1,4 +1,4 @@
-"""``llmctl migrate``: a configuration of PaddleNLP's llm toolkit as a configuration of llmctl, on standard output."""
+"""``llmctl migrate``: converts a configuration of PaddleNLP's llm toolkit, and prints the result."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def command(ctx: click.Context, old: Path, allow_ignored: bool) -> None:
 
     data = file.read_file(old)
     if not is_old(data):
-        raise ConfigError(f"{old} is not a configuration of PaddleNLP's: it lacks model_name_or_path or output_dir")
+        raise ConfigError(f"{old} is not a PaddleNLP configuration: it has no model_name_or_path or no output_dir")
     click.echo(to_yaml(migrate(data, str(old), allow_ignored), ctx.obj["family"]), nl=False)

@@ -31,11 +31,11 @@ def command(name: str, into: Path) -> None:
     """Create the folder llmctl-NAME with a plugin for the model family NAME."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise PluginError(
-            f"NAME={name!r} must be lower-case letters and digits, in parts joined by '_', and begin with a letter"
+            f"NAME={name!r} must start with a letter and consist of lower-case letters, digits and single '_'"
         )
     taken = [str(found) for found in plugins.installed() if found.name == name]
     if taken:
-        raise PluginError(f"the family {name!r} is installed already, by {taken[0]}; choose another name")
+        raise PluginError(f"the family {name!r} is already installed by {taken[0]}; choose another name")
     dist = name.replace("_", "-")
     folder = into / f"llmctl-{dist}"
     if folder.exists():

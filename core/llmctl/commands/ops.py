@@ -1,4 +1,4 @@
-"""``llmctl ops``: the compiled operators. They are a distribution of their own, which need not be installed."""
+"""``llmctl ops``: checks the compiled operators of the optional distribution ``llmctl-ops``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def doctor(as_json: bool) -> None:
         from llmctl_ops.registry import Op
     except ImportError as error:
         what = "is not installed" if error.name == "llmctl_ops" else f"cannot be imported ({error})"
-        click.echo(f"llmctl-ops {what}: paddle's own operations are used. Try: pip install llmctl-ops")
+        click.echo(f"llmctl-ops {what}: paddle's own operators are used. Try: pip install llmctl-ops")
         return
     from llmctl.infer.engine.kernel_check import linear_difference, sampling_difference
     from llmctl.infer.engine.selfcheck import step_difference

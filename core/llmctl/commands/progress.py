@@ -1,4 +1,4 @@
-"""Progress bars of commands: on a terminal only."""
+"""Progress bars of commands, shown only on a terminal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def byte_bar(title: str, total: int) -> Iterator[Callable[[int], None] | None]:
-    """A function to call with bytes as they are done, or None where no terminal shows a bar.
+    """A function to call with the number of bytes processed, or None if there is no terminal.
 
     Args:
-        title: What is being done.
-        total: Bytes of all of it.
+        title: Label of the bar.
+        total: Total number of bytes.
     """
     if not sys.stderr.isatty():
         yield None

@@ -1,8 +1,8 @@
-"""Recipes: ready configurations. Core ships those that suit every family; a family's package ships those that differ.
+"""Recipes: ready configurations. Core ships those that suit every family, plugins those that differ.
 
-``llmctl/recipes`` holds ``NAME.yaml`` for fine-tuning and ``COMMAND/NAME.yaml`` for other commands; under ``moe`` are those
-for mixtures of experts. The folder ``recipes`` of a family's package has the same layout, and a recipe of the same name
-replaces core's; a package of several families keeps those of one of them in a subfolder FAMILY.
+``llmctl/recipes`` has ``NAME.yaml`` for fine-tuning and ``COMMAND/NAME.yaml`` for other commands, and under ``moe`` those for
+MoE models. The folder ``recipes`` of a plugin has the same layout, and its recipes replace those of core with the same name;
+a plugin with several families has recipes of one of them in a subfolder FAMILY.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ PLACEHOLDERS = {
     "dpo": {"model.path": "MODEL", "data.train": "PAIRS.jsonl"},
     "pretrain": {"data.corpora": "PREFIX", "model.tokenizer": "FOLDER"},
 }
-"""Command -> what a user must give with a recipe that does not set it, and the word for it in the header."""
+"""Command -> fields that a user must set if the recipe does not, with their placeholder in the header."""
 
 
 class NoStarter(ConfigError):
-    """Neither a file nor a recipe is given, and the family has no recipe that runs without."""
+    """No configuration and no recipe is given, and the family has no starter recipe."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Recipe:
     """A ready configuration of a family.
 
     Attributes:
-        name: The recipe.
+        name: Name of the recipe.
         command: The command that runs it: ``finetune``, ``dpo`` or ``pretrain``.
-        card: The family.
+        card: Card of the family.
         path: Its file.
     """
 
@@ -64,8 +64,8 @@ class Recipe:
     def content(self) -> dict[str, Any]:
         """The configuration.
 
-        Recipes of core name the sizes of a new model as cards do; here they have the family's keys of config.json, without
-        those that it does not have.
+        In recipes of core, ``model.changes`` has names of the card; they are replaced by the family's keys of config.json, and
+        dropped if the family has no such key.
         """
         data = file.read_file(self.path)
         if self.path.is_relative_to(CORE) and "changes" in data.get("model", {}):
@@ -75,13 +75,13 @@ class Recipe:
         return data
 
     def header(self) -> str:
-        """What the recipe is for, from the comment that its file begins with, and the command that runs it."""
+        """The comment at the top of its file, and the command that runs it."""
         lines = self.path.read_text(encoding="utf-8").splitlines()
         about = [line.removeprefix("#").strip() for line in lines[: _comments(lines)]]
         return "\n".join([*about, f"Run with: {self.command_line()}"])
 
     def command_line(self) -> str:
-        """The command that runs the recipe, with words in capitals for what the user must give."""
+        """The command that runs the recipe, with placeholders in capitals for what the user must give."""
         data = self.content()
         missing = {key: word for key, word in PLACEHOLDERS[self.command].items() if not _given(data, key)}
         sets = [f"--set {key}={word}" for key, word in missing.items()]
@@ -91,7 +91,7 @@ class Recipe:
 
 
 def recipes(plugin: plugins.Plugin, command: str = "finetune") -> dict[str, Recipe]:
-    """A family's recipes for a command by name, sorted; its own replace core's."""
+    """Name -> recipe of a family for a command, sorted; recipes of the plugin replace those of core."""
     kind = "" if command == "finetune" else command
     folders = [CORE / kind, *([CORE / "moe" / kind] if plugin.card.moe else [])]
     found = {
@@ -106,7 +106,7 @@ def recipes(plugin: plugins.Plugin, command: str = "finetune") -> dict[str, Reci
 
 
 def read_recipe(plugin: plugins.Plugin, name: str, command: str = "finetune") -> tuple[dict[str, Any], str]:
-    """The content of a family's recipe, and its origin for messages.
+    """The configuration of a recipe, and where it comes from, for messages.
 
     Raises:
         ConfigError: The family has no such recipe.
@@ -128,15 +128,15 @@ def find_source(
     recipe: str | None,
     allow_ignored: bool,
 ) -> tuple[dict[str, Any], str]:
-    """The configuration from a file, from a recipe of the family, or empty; and its origin for messages.
+    """The raw configuration from a file or a recipe, or an empty one, and where it comes from, for messages.
 
     Args:
         command: The command.
         families: The installed families.
-        family: Name of a family or ``"auto"``.
-        config_file: The file, if any.
-        recipe: The recipe, if any.
-        allow_ignored: With a file of PaddleNLP's, ignore features that llmctl does not support.
+        family: Name of a family, or ``"auto"``.
+        config_file: The file, if given.
+        recipe: The recipe, if given.
+        allow_ignored: With a PaddleNLP file, ignore features that llmctl does not support.
     """
     if config_file is not None and recipe is not None:
         raise click.UsageError("give CONFIG or --recipe, not both")
@@ -145,12 +145,12 @@ def find_source(
     if recipe is None:
         return {}, "the command line"
     if family == "auto":
-        raise click.UsageError(f"a recipe belongs to a family; name it: llmctl --model FAMILY {command} --recipe NAME")
+        raise click.UsageError(f"a recipe belongs to a family; give it: llmctl --model FAMILY {command} --recipe NAME")
     return read_recipe(families.load(family), recipe, command)
 
 
 def recipe_header(command: str, families: plugins.Families, family: str, recipe: str | None) -> list[str]:
-    """Lines on the recipe whose content is shown: what it is for and the command that runs it; empty without a recipe.
+    """Header lines for a printed recipe: its description and the command that runs it; empty without a recipe.
 
     Args:
         command: The command.
@@ -166,7 +166,7 @@ def recipe_header(command: str, families: plugins.Families, family: str, recipe:
 
 
 def output_settings(output: str | None, resume: bool, overwrite: bool) -> list[str]:
-    """The switches that every run has, as ``--set`` would say them."""
+    """The options --output, --resume and --overwrite as assignments of ``--set``."""
     switches = {"dir": output, "resume": resume or None, "overwrite": overwrite or None}
     return [f"output.{key}={json.dumps(value)}" for key, value in switches.items() if value is not None]
 
@@ -181,5 +181,5 @@ def _given(data: dict[str, Any], key: str) -> bool:
 
 
 def _comments(lines: list[str]) -> int:
-    """Number of lines before the first that is no comment."""
+    """Number of comment lines at the top."""
     return next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))

@@ -1,4 +1,4 @@
-"""``llmctl report``: the page of a run written anew from its folder, or several runs on one page."""
+"""``llmctl report``: writes the report of a run from its folder, or compares several runs."""
 
 from __future__ import annotations
 
