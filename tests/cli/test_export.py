@@ -41,7 +41,7 @@ def test_the_familys_chat_format_is_in_the_folder(program, monkeypatch):
     expected = tokenizers.load(STARTER, "family", plugins.load("llama").card)
     monkeypatch.setattr(plugins, "installed", lambda: [])
     from llmctl.infer.eager import exported
-    from llmctl.tokenizers.base import Conversation
+    from llmctl.tokenizers.conversation import Conversation
 
     found = tokenizers.load(program, "family", exported.read(program).wording)
     talk = Conversation((("Hello", None),), "Be brief.")

@@ -43,7 +43,7 @@ def test_the_line_of_data_that_the_page_shows_is_one():
     row = parse_preference(
         re.search(r"```json\n(.*?)```", (ROOT / PAGE).read_text(encoding="utf-8"), re.DOTALL)[1], "docs/dpo.md"
     )
-    assert (row.chosen, row.system) == ("In Italy.", "Be brief.")
+    assert (row.chosen.content, row.prompt.system) == ("In Italy.", "Be brief.")
 
 
 def test_mistakes_are_refused_before_anything_is_written(tmp_path, monkeypatch):

@@ -34,4 +34,4 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
 
 def test_the_lines_of_data_that_the_page_shows_are_some():
     lines = re.search(r"```json\n(.*?)```", (ROOT / PAGE).read_text(encoding="utf-8"), re.DOTALL)[1].splitlines()
-    assert [len(parse_example(line, "page").src) for line in lines] == [1, 2]
+    assert [len(parse_example(line, "page").conversation.turns) for line in lines] == [1, 2]

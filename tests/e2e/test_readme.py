@@ -68,7 +68,7 @@ def test_the_shown_data_lines_are_valid():
 
     text = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
     lines = re.search(r"```json\n(.*?)```", text, re.DOTALL)[1].splitlines()
-    assert [len(parse_example(line, "page").src) for line in lines] == [1, 2]
+    assert [len(parse_example(line, "page").conversation.turns) for line in lines] == [1, 2]
 
 
 def test_generated_pages_are_up_to_date():

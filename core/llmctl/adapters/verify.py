@@ -14,7 +14,7 @@ from llmctl.checkpoint.build import load_model
 from llmctl.checkpoint.folder import open_folder
 from llmctl.data.sft.encoding import prompt_ids
 from llmctl.errors import CheckpointError
-from llmctl.tokenizers.base import Conversation
+from llmctl.tokenizers.conversation import Conversation
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",

@@ -80,7 +80,7 @@ def _check_not_exported(model: Path) -> None:
 def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool) -> None:
     from llmctl import runtime
     from llmctl.data.sft.encoding import prompt_ids
-    from llmctl.tokenizers.base import Conversation
+    from llmctl.tokenizers.conversation import Conversation
 
     prompts = [prompt_ids(tokenizer, Conversation(((text, None),), None)) for text in TEXTS]
     runtime.import_paddle("llmctl export")

@@ -205,7 +205,7 @@ def _prompts(given: dict[str, Any], tokenizer: Tokenizer) -> tuple[list[PromptLi
     """Lines of the file, if there is one; token ids of all prompts."""
     from llmctl.data.sft.encoding import prompt_ids
     from llmctl.infer.text.prompt_file import read_prompts
-    from llmctl.tokenizers.base import Conversation
+    from llmctl.tokenizers.conversation import Conversation
 
     if given["input_file"]:
         lines = read_prompts(given["input_file"], given["system"])

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmctl.data.packing import PACKERS
-from llmctl.data.sft.encoding import IGNORE_INDEX, EncodedExample, Encoder, conversation, prompt_ids
+from llmctl.data.sft.encoding import IGNORE_INDEX, EncodedExample, Encoder, prompt_ids
 from llmctl.data.sft.examples import Example, parse_example, read_lines
 
 MANY_EQUAL = 3
@@ -79,7 +79,7 @@ def examine(files: Sequence[Path], encoder: Encoder) -> DoctorReport:
     report = DoctorReport(len(examples))
     report.add("bad-line", True, "lines that are not valid", broken)
     report.add("empty-answer", True, "empty answers", empty)
-    no_prompt = [example.source for example in examples if not example.src[-1].strip()]
+    no_prompt = [example.source for example in examples if not example.conversation.question.strip()]
     report.add("empty-question", False, "empty prompts", no_prompt)
     _duplicates(report, examples)
     if examples:
@@ -111,14 +111,14 @@ def _read(files: Sequence[Path]) -> tuple[list[Example], list[str], list[str]]:
 
 
 def _duplicates(report: DoctorReport, examples: Sequence[Example]) -> None:
-    first: dict[Example, str] = {}
+    first: dict[str, Example] = {}
     repeated = []
     for example in examples:
-        origin = first.setdefault(replace(example, source=""), example.source)
-        if origin != example.source:
-            repeated.append(f"{example.source} is {origin}")
+        origin = first.setdefault(repr(example.conversation), example)
+        if origin is not example:
+            repeated.append(f"{example.source} is {origin.source}")
     report.add("duplicate-example", False, "duplicate examples", repeated)
-    answers = Counter(example.tgt[-1].strip() for example in first)
+    answers = Counter(example.conversation.messages[-1].text.strip() for example in first.values())
     shared = [f"{count} times: {_short(answer)}" for answer, count in answers.most_common() if count >= MANY_EQUAL]
     report.add("duplicate-answer", False, f"answers that {MANY_EQUAL} or more different prompts share", shared)
 
@@ -184,11 +184,9 @@ def _prompts(report: DoctorReport, examples: Sequence[Example], encoder: Encoder
         if row.truncated:
             continue
         prompt = encoder.prompt(example)
-        chat = conversation(example)
-        chat = replace(chat, turns=(*chat.turns[:-1], (chat.turns[-1][0], None)))
         if row.input_ids[: len(prompt)] != prompt:
             differing.append(example.source)
-        if prompt_ids(encoder.tokenizer, chat) != prompt:
+        if prompt_ids(encoder.tokenizer, example.conversation) != prompt:
             other_in_generation.append(example.source)
     template = encoder.tokenizer.chat_template
     report.numbers["template"] = {

@@ -44,8 +44,8 @@ def _combinations(config: FinetuneConfig) -> None:
 
 
 def _check_turns(examples: list[Example], tokenizer: Tokenizer) -> None:
-    from llmctl.data.sft.encoding import check_plain, conversation
+    from llmctl.data.sft.encoding import check_plain
 
     if tokenizer.chat_template is None:
         for example in examples:
-            check_plain(conversation(example), example.source)
+            check_plain(example.conversation, example.source)

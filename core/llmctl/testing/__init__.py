@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from llmctl.testing.golden import check_golden
     from llmctl.testing.tiny import write_model
     from llmctl.tokenizers import load as load_tokenizer
-    from llmctl.tokenizers.base import Conversation
+    from llmctl.tokenizers.conversation import Conversation
 
 __all__ = [
     "IGNORE_INDEX",
@@ -59,7 +59,7 @@ __all__ = [
 _PLACES = {
     "IGNORE_INDEX": "llmctl.data.sft.encoding:IGNORE_INDEX",
     "Case": "llmctl.testing.case:Case",
-    "Conversation": "llmctl.tokenizers.base:Conversation",
+    "Conversation": "llmctl.tokenizers.conversation:Conversation",
     "Encoder": "llmctl.data.sft.encoding:Encoder",
     "Example": "llmctl.data.sft.examples:Example",
     "FamilyConformance": "llmctl.testing.conformance:FamilyConformance",

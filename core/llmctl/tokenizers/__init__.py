@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from llmctl.card.tokens import TokenFacts
 from llmctl.errors import MissingDependencyError, TokenizerError
-from llmctl.tokenizers.base import DecodeStream, Tokenizer
+from llmctl.tokenizers.base import Tokenizer
+from llmctl.tokenizers.stream import DecodeStream
 
 if TYPE_CHECKING:
     from llmctl.card.family import Family

@@ -1,12 +1,11 @@
-"""What every tokenizer offers, and decoding token by token."""
+"""What every tokenizer offers, and chat templates, which write conversations as token ids."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,9 @@ from pathlib import Path
 from llmctl.errors import TokenizerError
 from llmctl.io.copying import copy_into
 from llmctl.tokenizers import protect
+from llmctl.tokenizers.conversation import Conversation
 from llmctl.tokenizers.special import Special, without_template
+from llmctl.tokenizers.stream import DecodeStream
 
 FILES = (
     "tokenizer.json",
@@ -163,7 +164,7 @@ class Tokenizer(ABC):
 
     def stream(self, skip_special: bool = True) -> DecodeStream:
         """A decoder that takes ids one by one."""
-        return DecodeStream(self, skip_special)
+        return DecodeStream(lambda ids: self.decode(ids, skip_special))
 
     def save(self, folder: Path) -> None:
         """Writes everything that loading again needs into an existing folder, the chosen chat template included."""
@@ -175,81 +176,18 @@ class Tokenizer(ABC):
 
     @cached_property
     def _special_names(self) -> re.Pattern[str]:
-        return any_of(self.special.ids)
-
-
-def any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """A group that matches any of the names, the longest first."""
-    ordered = sorted(names, key=len, reverse=True)
-    return re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else re.compile("((?!))")
-
-
-def cut_inside(names: re.Pattern[str], text: str) -> list[str]:
-    """The text in parts, cut after the first character of every name, so that no part holds a whole name."""
-    ends = [match.start() + 1 for match in names.finditer(text)]
-    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
-
-
-class DecodeStream:
-    """Text piece by piece: no piece ends inside a UTF-8 character, and all pieces together are the decoded text.
-
-    Each id is decoded together with the few before it that the previous piece came from, so that the cost of an id does
-    not grow with the length of the text.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool):
-        self._decode = lambda ids: tokenizer.decode(ids, skip_special)
-        self._ids: list[int] = []
-        self._emitted = 0
-
-    def add(self, token: int) -> str:
-        """The text that this id completes; empty while a character is incomplete."""
-        self._ids.append(token)
-        known, text = self._texts()
-        if len(text) <= len(known) or text.endswith("\ufffd"):
-            return ""
-        self._ids = self._ids[self._emitted :]
-        self._emitted = len(self._ids)
-        return text[len(known) :]
-
-    def finish(self) -> str:
-        """What is left at the end; an incomplete character becomes U+FFFD."""
-        known, text = self._texts()
-        self._ids, self._emitted = [], 0
-        return text[len(known) :]
-
-    def _texts(self) -> tuple[str, str]:
-        return self._decode(self._ids[: self._emitted]), self._decode(self._ids)
-
-
-Turn = tuple[str, str | None]
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Turns of a user and a bot; the answer of the last turn is None where it is to be generated."""
-
-    turns: tuple[Turn, ...]
-    system: str | None = None
-
-    def before(self, count: int, answered: bool) -> Conversation:
-        """The first ``count`` turns, the last of them with its answer or without."""
-        turns = self.turns[:count]
-        return replace(self, turns=turns if answered else (*turns[:-1], (turns[-1][0], None)))
-
-    def map(self, change: Callable[[str], str]) -> Conversation:
-        """The conversation with every text changed."""
-        turns = tuple((change(user), None if answer is None else change(answer)) for user, answer in self.turns)
-        return Conversation(turns, None if self.system is None else change(self.system))
+        return protect.any_of(self.special.ids)
 
 
 Segment = tuple[list[int], bool]
 """Ids, and whether they are an answer, which carries loss."""
 
+Piece = tuple[str, int | None]
+"""Text, and the index of the message if it is an answer."""
 
 LAST_ONLY = (
     "the chat template writes earlier turns in another way once there are later ones, and marks no answers with "
-    "{% generation %}: of a conversation with several turns only the last answer carries loss"
+    "{% generation %}: of a conversation with several turns only the answers of the last turn carry loss"
 )
 
 
@@ -268,70 +206,114 @@ class ChatTemplate(ABC):
 
     @abstractmethod
     def text(self, conversation: Conversation) -> str:
-        """The whole text; where the last answer is None it ends right before that answer."""
+        """The whole text; where an answer is to be generated it ends right before that answer."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Writes the template into a model folder."""
 
-    def answers(self, conversation: Conversation) -> list[tuple[str, bool]] | None:
-        """The whole text in pieces, each with whether it is an answer, if the template itself marks answers."""
+    def answers(self, conversation: Conversation) -> list[Piece] | None:
+        """The whole text in pieces, if the template itself marks answers."""
         return None
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """Ids that a model continues with its answer to the last turn: the template is rendered once, over all turns."""
-        asked = conversation.before(len(conversation.turns), answered=False).map(self._tokenizer.protect)
-        pieces = None if self._tokenizer.encodes_whole else self._turn_by_turn(asked)
-        ids = self._tokenizer.encode_pieces([(text, False) for text, _ in pieces or [(self.text(asked), False)]])
+        """Ids that a model continues with its answer: the template is rendered once, over all messages.
+
+        Args:
+            conversation: What is to be answered; an answer that is its last message is left out.
+        """
+        asked = conversation.asked().map(self._tokenizer.protect)
+        pieces = None if self._tokenizer.encodes_whole else self._all_answers(asked)
+        ids = self._tokenizer.encode_pieces([(text, False) for text, _ in pieces or [(self.text(asked), None)]])
         return [*(token for run in ids for token in run), *self._tokenizer.special.bridge]
 
     def segments(self, conversation: Conversation) -> list[Segment]:
-        """Ids in order, each run with whether it is an answer (and so carries loss).
+        """Ids in order, each run with whether it carries loss: answers and tool calls do, where their message has ``train``.
 
-        Answers are found by the template's own marks (``{% generation %}``), else by rendering turn by turn. A template
+        Answers are found by the template's own marks (``{% generation %}``), else by rendering message by message. A template
         that writes earlier turns in another way once there are later ones, such as one that leaves out old thoughts,
-        gives the last answer only. Where a token
-        covers the border of an earlier answer it counts as the answer's.
+        gives the answers of the last turn only. Where a token covers the border of an earlier answer it counts as the
+        answer's.
 
         Raises:
             TokenizerError: The text before the last answer changes when the answer is added.
         """
         safe = conversation.map(self._tokenizer.protect)
         bridge = self._tokenizer.special.bridge
-        pieces = None if bridge else self.answers(safe) or self._turn_by_turn(safe)
+        pieces = None if bridge else self.answers(safe) or self._all_answers(safe)
         if pieces is None:
-            pieces = self._last_answer(safe)
-            if not bridge and len(safe.turns) > 1:
+            pieces = self._last_turn(safe, only_last=bool(bridge))
+            found = [index for _, index in pieces if index is not None]
+            if not bridge and any(m.is_answer and m.train for m in safe.messages[: min(found, default=0)]):
                 warnings.warn(LAST_ONLY, UserWarning, stacklevel=2)
+        marked = [(text, index is not None) for text, index in pieces]
         if bridge:  # the answer begins a text
-            encoded = [ids for piece in pieces for ids in self._tokenizer.encode_pieces([piece])]
+            encoded = [ids for piece in marked for ids in self._tokenizer.encode_pieces([piece])]
             encoded[0] += bridge
         else:
-            encoded = self._tokenizer.encode_pieces(pieces)
-        return [(ids, answer) for ids, (_, answer) in zip(encoded, pieces, strict=True)]
+            encoded = self._tokenizer.encode_pieces(marked)
+        return [
+            (ids, index is not None and safe.messages[index].train)
+            for ids, (_, index) in zip(encoded, pieces, strict=True)
+        ]
 
-    def _turn_by_turn(self, safe: Conversation) -> list[tuple[str, bool]] | None:
-        """Text of each turn's question and answer; None if a later turn changes earlier text."""
-        pieces: list[tuple[str, bool]] = []
+    def _all_answers(self, safe: Conversation) -> list[Piece] | None:
+        """Text before and of each answer; None if a later message changes earlier text.
+
+        An answer before any user message is no answer to a prompt, and part of the text.
+        """
+        pieces: list[Piece] = []
         done = ""
-        for count, (_, answer) in enumerate(safe.turns, 1):
-            for answered in (False, True) if answer is not None else (False,):
-                text = self.text(safe.before(count, answered))
+        for index in _answers(safe):
+            for part, answer in ((safe.before(index), None), (safe.through(index), index)):
+                text = self.text(part)
                 if not text.startswith(done):
                     return None
-                pieces.append((text[len(done) :], answered))
+                pieces.append((text[len(done) :], answer))
                 done = text
+        if not pieces or safe.add_generation_prompt:
+            text = self.text(safe)
+            if not text.startswith(done):
+                return None
+            pieces.append((text[len(done) :], None))
         return pieces
 
-    def _last_answer(self, safe: Conversation) -> list[tuple[str, bool]]:
-        """The text before the last answer, and the answer."""
-        asked = self.text(safe.before(len(safe.turns), answered=False))
-        if safe.turns[-1][1] is None:
-            return [(asked, False)]
-        whole = self.text(safe)
-        if not whole.startswith(asked):
-            raise TokenizerError(
-                "the chat template rewrites earlier text when an answer is added, so answers cannot be told from "
-                f"prompts: {asked[-60:]!r} became {whole[: len(asked)][-60:]!r}"
-            )
-        return [(asked, False), (whole[len(asked) :], True)]
+    def _last_turn(self, safe: Conversation, only_last: bool) -> list[Piece]:
+        """Text before and of the answers of the last turn; those before the last answer only where they are written alike.
+
+        Args:
+            safe: The conversation.
+            only_last: Whether to find the last answer only.
+        """
+        whole, answers = self.text(safe), [] if safe.add_generation_prompt else _answers(safe)
+        latest = answers[-1:] if only_last else [index for index in answers if index >= safe.turn_starts()[-1]]
+        spans: list[tuple[int, int, int]] = []
+        for index in reversed(latest):
+            before, through = self.text(safe.before(index)), self.text(safe.through(index))
+            alike = whole.startswith(through) and through.startswith(before)
+            if not alike and not spans:
+                raise TokenizerError(
+                    "the chat template rewrites earlier text when an answer is added, so answers cannot be told from "
+                    f"prompts: {before[-60:]!r} became {whole[: len(before)][-60:]!r}"
+                )
+            if not alike:
+                break
+            spans.insert(0, (len(before), len(through), index))
+        return _cut(whole, spans)
+
+
+def _answers(conversation: Conversation) -> list[int]:
+    """Index of every answer to a user message."""
+    messages = conversation.messages
+    first = next((index for index, message in enumerate(messages) if message.role == "user"), len(messages))
+    return [index for index, message in enumerate(messages) if message.is_answer and index > first]
+
+
+def _cut(text: str, spans: Sequence[tuple[int, int, int]]) -> list[Piece]:
+    """A text in pieces: around and inside spans, each with the index of its message."""
+    pieces: list[Piece] = []
+    done = 0
+    for low, high, index in spans:
+        pieces += [(text[done:low], None), (text[low:high], index)]
+        done = high
+    return [*pieces, (text[done:], None)] if done < len(text) or not pieces else pieces

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from llmctl.errors import TokenizerError
 from llmctl.io.json_object import read_json, write_json
 from llmctl.tokenizers import protect, sandbox
-from llmctl.tokenizers.base import ChatTemplate, Conversation, Tokenizer
+from llmctl.tokenizers.base import ChatTemplate, Piece, Tokenizer
+from llmctl.tokenizers.conversation import Conversation
 from llmctl.tokenizers.sandbox import CLOSE, OPEN
 from llmctl.tokenizers.special import CONFIG, TEMPLATE_KEY
 
@@ -44,13 +45,28 @@ class JinjaTemplate(ChatTemplate):
         """The rendered messages."""
         return self._render(self._template, conversation)
 
-    def answers(self, conversation: Conversation) -> list[tuple[str, bool]] | None:
-        """What the template puts into ``{% generation %}``, and what is around it; None if it has no such tag."""
+    def answers(self, conversation: Conversation) -> list[Piece] | None:
+        """What the template puts into ``{% generation %}``, and what is around it; None if it has no such tag.
+
+        Raises:
+            TokenizerError: Only some answers carry loss, and which ones the template marks cannot be seen.
+        """
         if not self._marked:
             return None
         text = self._render(self._marked, conversation.map(_without_marks))
-        pieces = [(piece, index % 2 == 1) for index, piece in enumerate(re.split(f"[{OPEN}{CLOSE}]", text)) if piece]
-        return pieces if any(answer for _, answer in pieces) else None
+        parts = re.split(f"[{OPEN}{CLOSE}]", text)
+        written = [index for index, message in enumerate(conversation.messages) if message.is_answer]
+        if len(parts) < 3 or not written:
+            return None
+        if len(parts) // 2 != len(written):
+            if not all(conversation.messages[index].train for index in written):
+                raise TokenizerError(
+                    f"{self._where}: the chat template marks {len(parts) // 2} texts of {len(written)} answers by "
+                    "{% generation %}, so it cannot be seen which of them carry loss; set data.train_on to all, and leave "
+                    "out weights of messages"
+                )
+            written = [written[-1]] * (len(parts) // 2)
+        return [(part, written[i // 2] if i % 2 else None) for i, part in enumerate(parts) if part]
 
     @cached_property
     def _marked(self) -> Any:
@@ -60,18 +76,13 @@ class JinjaTemplate(ChatTemplate):
         return sandbox.compile_template(self.source, self._where, marks=True)
 
     def _render(self, template: Any, conversation: Conversation) -> str:
-        messages = [] if conversation.system is None else [{"role": "system", "content": conversation.system}]
-        for user, answer in conversation.turns:
-            messages.append({"role": "user", "content": user})
-            if answer is not None:
-                messages.append({"role": "assistant", "content": answer})
         special = self._tokenizer.special
         values = {
             **special.named,
-            "messages": messages,
-            "tools": None,
+            "messages": [message.as_dict() for message in conversation.messages],
+            "tools": [*conversation.tools] or None,
             "documents": None,
-            "add_generation_prompt": conversation.turns[-1][1] is None,
+            "add_generation_prompt": conversation.add_generation_prompt,
             "special_tokens": list(special.ids),
         }
         return sandbox.render(template, self._where, values, self.now)
@@ -106,11 +117,22 @@ class TurnTemplate(ChatTemplate):
             )
 
     def text(self, conversation: Conversation) -> str:
-        """The system's text and all turns."""
-        context = {} if conversation.system is None else {"system": conversation.system}
+        """The system's text and all turns.
+
+        Raises:
+            TokenizerError: The conversation is more than a system prompt and turns of a user and an assistant.
+        """
+        beyond = conversation.beyond_turns()
+        if beyond:
+            raise TokenizerError(
+                f"{self._where}: a template of this kind writes a system prompt, user texts and an answer to each, and the "
+                f"conversation has {beyond}; use a jinja template"
+            )
+        system = conversation.system
+        context = {} if system is None else {"system": system}
         head = sandbox.render(self._system, self._where, context)
-        if conversation.system is not None and conversation.system not in head:
-            head = conversation.system
+        if system is not None and system not in head:
+            head = system
         parts = [head]
         for index, (user, answer) in enumerate(conversation.turns):
             if answer is None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from llmctl.card.tokens import TokenFacts
 from llmctl.errors import TokenizerError, require
 from llmctl.tokenizers import special
-from llmctl.tokenizers.base import Tokenizer, any_of, cut_inside
+from llmctl.tokenizers.base import Tokenizer
+from llmctl.tokenizers.protect import any_of, cut_inside
 
 
 class PaddleNLPTokenizer(Tokenizer):

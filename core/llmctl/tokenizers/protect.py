@@ -8,6 +8,7 @@ tokens is encoded.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 MARK = "\ue0f2"
 LENGTH = 3
@@ -15,6 +16,18 @@ LENGTH = 3
 
 _SHIFT = 0xF0000
 _MARKED = re.compile(MARK + "(.)(.)", re.DOTALL)
+
+
+def any_of(names: Iterable[str]) -> re.Pattern[str]:
+    """A group that matches any of the names, the longest first."""
+    ordered = sorted(names, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else re.compile("((?!))")
+
+
+def cut_inside(names: re.Pattern[str], text: str) -> list[str]:
+    """The text in parts, cut after the first character of every name, so that no part holds a whole name."""
+    ends = [match.start() + 1 for match in names.finditer(text)]
+    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
 
 
 def mark(text: str, names: re.Pattern[str]) -> str:

@@ -10,7 +10,8 @@ from llmctl.card.tokens import TokenFacts
 from llmctl.errors import TokenizerError, require
 from llmctl.io import json_object
 from llmctl.tokenizers import special
-from llmctl.tokenizers.base import Tokenizer, any_of, cut_inside
+from llmctl.tokenizers.base import Tokenizer
+from llmctl.tokenizers.protect import any_of, cut_inside
 
 SPACE = "\u2581"
 ANCHOR = "\n"

@@ -15,7 +15,7 @@ from llmctl.data.sft.encoding import prompt_ids
 from llmctl.errors import ConfigError, DataError, UnsupportedError
 from llmctl.infer.sampling.logprobs import log_softmax
 from llmctl.testing.tiny import write_adapter
-from llmctl.tokenizers.base import Conversation
+from llmctl.tokenizers.conversation import Conversation
 
 PROMPTS = ["Deny this: Tom lives in Rome.", "Ask about this: Mia has a red kite.", "The favourite food of Leo is"]
 TALK = [{"role": "user", "content": PROMPTS[0]}]

@@ -12,7 +12,7 @@ from kit.paths import GOLDENS
 from llmctl import tokenizers
 from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder
 from llmctl.data.sft.examples import Example
-from llmctl.tokenizers.base import Conversation
+from llmctl.tokenizers.conversation import Conversation
 
 CASES = sorted(path.name for path in (GOLDENS / "chat").iterdir())
 
@@ -46,9 +46,11 @@ def test_an_answered_conversation_has_the_ids_of_transformers_and_loss_on_what_t
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         runs = tokenizer.chat_template.segments(talk)
-    assert any("only the last answer" in str(w.message) for w in told) == (tokenizer.folder.name == "thinking")
+    assert any("only the answers of the last turn" in str(w.message) for w in told) == (
+        tokenizer.folder.name == "thinking"
+    )
     ids = [token for run, _ in runs for token in run]
-    asked = tokenizer.chat_template.prompt(talk.before(len(talk.turns), answered=False))
+    asked = tokenizer.chat_template.prompt(talk.asked())
     assert answered["mask"] or ids[: len(asked)] == asked
     if answered["mask"] or answered["ids"][: len(asked)] == asked:
         assert ids == answered["ids"]

@@ -9,7 +9,7 @@ from kit.tiny_tokenizers import KINDS, ROLES, write_json, write_sentencepiece
 
 from llmctl import TokenFacts, plugins, tokenizers
 from llmctl.errors import TokenizerError
-from llmctl.tokenizers.base import Conversation
+from llmctl.tokenizers.conversation import Conversation
 
 TURNS = {
     "system": "Be kind.\n",

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from llmctl import tokenizers
 from llmctl.errors import TokenizerError
-from llmctl.tokenizers.base import Conversation
+from llmctl.tokenizers.conversation import Conversation
 
 NAMES = ("<|user|>", "<|bot|>", "[INST]", "☃")
 TEMPLATE = (
@@ -81,7 +81,7 @@ def test_a_rendered_prompt_has_the_ids_of_the_library_on_the_whole_text(tmp_path
     ):
         return  # a name is written in another form, such as another case: see the next test
     talk = Conversation(tuple(zip(texts[::2], [*texts[1::2], None], strict=False))[: (len(texts) + 1) // 2])
-    talk = talk.before(len(talk.turns), answered=False)
+    talk = talk.asked()
     text = ours.chat_template.text(talk)
     assert ours.chat_template.prompt(talk) == library.encode(text, add_special_tokens=False).ids
     assert ours.encode(text, False, parse_special=True) == library.encode(text, add_special_tokens=False).ids

@@ -9,7 +9,7 @@ from kit.tiny_tokenizers import write_json
 from llmctl import tokenizers
 from llmctl.errors import TokenizerError
 from llmctl.tokenizers import template_limits
-from llmctl.tokenizers.base import Conversation
+from llmctl.tokenizers.conversation import Conversation
 
 ASKED = Conversation((("hello", None),))
 LOOP = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmctl.data.preference.examples import Preference
-from llmctl.data.sft.encoding import check_plain, last_answer, plain_prompt, prompt_ids, truncate_question, with_eos
-from llmctl.tokenizers.base import Conversation, Tokenizer
+from llmctl.data.sft.encoding import check_plain, plain_prompt, prompt_ids, truncate_question, with_eos
+from llmctl.tokenizers.base import Tokenizer
+from llmctl.tokenizers.conversation import Conversation
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ class PairEncoder:
         Raises:
             DataError: It needs a chat template and there is none.
         """
-        question, pair = self._last_turn(row)
-        left_out = len(row.tgt)
+        prompt, pair = self._last_turn(row)
+        left_out = len(prompt.turn_starts()) - 1
         while left_out:
-            longer = self._whole(row, left_out - 1, question)
+            longer = self._whole(row, prompt.without_turns(left_out - 1))
             if len(longer) > self.max_length:
                 break
             pair, left_out = replace(longer, truncated=pair.truncated), left_out - 1
@@ -91,48 +92,47 @@ class PairEncoder:
     def prompt(self, row: Preference) -> list[int]:
         """Token ids of everything before the answers, truncated as in training."""
         pair = self.encode(row)
-        return pair.prompt if pair else prompt_ids(self.tokenizer, row.conversation(first=len(row.tgt)), row.source)
+        return pair.prompt if pair else prompt_ids(self.tokenizer, _last_turn(row.prompt), row.source)
 
-    def _last_turn(self, row: Preference) -> tuple[str, Pair]:
-        """The last user text, truncated as needed, and the pair of the last turn alone."""
-        question, first = row.src[-1], len(row.tgt)
-        pair = self._whole(row, first, question)
+    def _last_turn(self, row: Preference) -> tuple[Conversation, Pair]:
+        """The prompt, its last user texts truncated as needed, and the pair of the last turn alone."""
+        prompt, last = row.prompt, _last_turn(row.prompt)
+        pair = self._whole(row, last)
         if len(pair) <= self.max_length:
-            return question, pair
+            return prompt, pair
         if len(pair.prompt) > self.max_prompt_length:
             if self.tokenizer.chat_template:
-                asked = row.conversation(first=first)
-                kept = truncate_question(self.tokenizer, self.tokenizer.chat_template, asked, self.max_prompt_length)
-                question = kept.turns[-1][0]
-                pair = self._whole(row, first, question)
+                last = truncate_question(self.tokenizer, self.tokenizer.chat_template, last, self.max_prompt_length)
+                prompt, pair = prompt.with_last_turn_of(last), self._whole(row, last)
             else:
-                pair = replace(pair, prompt=plain_prompt(self.tokenizer, question, self.max_prompt_length)[0])
+                shorter, _ = plain_prompt(self.tokenizer, last.question, self.max_prompt_length)
+                pair = replace(pair, prompt=shorter)
         room = max(self.max_length - len(pair.prompt), 0)
         answers = len(pair.chosen) + len(pair.rejected)
         if answers > room:
             chosen = room * len(pair.chosen) // answers
             pair = replace(pair, chosen=pair.chosen[:chosen], rejected=pair.rejected[: room - chosen])
-        return question, replace(pair, truncated=True)
+        return prompt, replace(pair, truncated=True)
 
-    def _whole(self, row: Preference, first: int, question: str) -> Pair:
-        """The pair of the conversation from turn ``first`` on, without truncation."""
-        prompt = prompt_ids(self.tokenizer, row.conversation(None, first, question), row.source)
-        chosen, rejected = (
-            self._answer(row.conversation(text, first, question)) for text in (row.chosen, row.rejected)
-        )
-        return Pair(prompt, chosen, rejected, row.source)
+    def _whole(self, row: Preference, prompt: Conversation) -> Pair:
+        """The pair of a prompt without truncation."""
+        ids = prompt_ids(self.tokenizer, prompt, row.source)
+        chosen, rejected = (self._answer(prompt.answered(answer)) for answer in (row.chosen, row.rejected))
+        return Pair(ids, chosen, rejected, row.source)
 
     def _answer(self, answered: Conversation) -> list[int]:
         """Token ids of the last answer."""
-        text = answered.turns[-1][1]
-        assert text is not None
         template = self.tokenizer.chat_template
         if template is None:
+            text = answered.messages[-1].content or ""
             return with_eos(self.tokenizer.encode(text, add_special=False), self.tokenizer.eos_ids)
         segments = template.segments(answered)
-        last = last_answer(segments)
-        assert last is not None
+        last = max(index for index, (_, answer) in enumerate(segments) if answer)
         return with_eos(segments[last][0], self.tokenizer.eos_ids)
+
+
+def _last_turn(prompt: Conversation) -> Conversation:
+    return prompt.without_turns(len(prompt.turn_starts()) - 1)
 
 
 def check_preference(row: Preference, tokenizer: Tokenizer) -> None:
@@ -142,4 +142,5 @@ def check_preference(row: Preference, tokenizer: Tokenizer) -> None:
         DataError: It needs a chat template and there is none.
     """
     if tokenizer.chat_template is None:
-        check_plain(row.conversation(), row.source)
+        for answer in (row.chosen, row.rejected):
+            check_plain(row.prompt.answered(answer), row.source)

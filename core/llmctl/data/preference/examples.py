@@ -10,34 +10,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmctl.data.sft.examples import parse_object, require_keys, system_text, turns
-from llmctl.tokenizers.base import Conversation, Turn
+from llmctl.tokenizers.conversation import Conversation, Message
 
 _REQUIRED = ("src", "tgt", "response", "sort")
 _KEYS = (*_REQUIRED, "context")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Preference:
-    """A conversation with a chosen and a rejected answer to the last turn, and its source (``file:line``)."""
+    """A conversation with two answers to it.
 
-    src: tuple[str, ...]
-    tgt: tuple[str, ...]
-    chosen: str
-    rejected: str
-    system: str | None
+    Attributes:
+        prompt: The conversation, whose answer is to be generated.
+        chosen: The better answer.
+        rejected: The other one.
+        source: ``file:line``.
+    """
+
+    prompt: Conversation
+    chosen: Message
+    rejected: Message
     source: str
 
-    def conversation(self, answer: str | None = None, first: int = 0, question: str | None = None) -> Conversation:
-        """The conversation, from turn ``first`` on.
-
-        Args:
-            answer: Answer to the last turn; None = to be generated.
-            first: Index of the oldest turn to keep.
-            question: Replaces the user text of the last turn.
-        """
-        asked = self.src[-1] if question is None else question
-        earlier: list[Turn] = list(zip(self.src[:-1], self.tgt, strict=True))
-        return Conversation((*earlier[first:], (asked, answer)), self.system)
+    @property
+    def question(self) -> str:
+        """The last user text."""
+        return self.prompt.question
 
 
 def parse_preference(text: str | None, source: str) -> Preference:
@@ -58,7 +56,8 @@ def parse_preference(text: str | None, source: str) -> Preference:
     if response[0].strip() == response[1].strip():
         raise ValueError("the two answers of 'response' are the same")
     better, other = _order(row["sort"])
-    return Preference(src, tgt, response[better], response[other], system_text(row.get("context")), source)
+    prompt = Conversation(zip(src, (*tgt, None), strict=True), system_text(row.get("context")))
+    return Preference(prompt, Message("assistant", response[better]), Message("assistant", response[other]), source)
 
 
 def _order(sort: Any) -> tuple[int, int]:

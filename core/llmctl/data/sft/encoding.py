@@ -6,15 +6,14 @@ Labels are shifted: ``labels[t]`` is the token that position t predicts, or ``IG
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmctl.data.sft.examples import Example
 from llmctl.errors import DataError
-from llmctl.tokenizers.base import ChatTemplate, Conversation, Tokenizer
+from llmctl.tokenizers.base import ChatTemplate, Segment, Tokenizer
+from llmctl.tokenizers.conversation import Conversation
 
 IGNORE_INDEX = -100
-Segment = tuple[list[int], bool]
-"""Consecutive token ids, and whether they belong to an answer."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,6 @@ class ExampleCounts:
     dropped: int
 
 
-def conversation(example: Example) -> Conversation:
-    """The conversation of an example, with all answers."""
-    return Conversation(tuple(zip(example.src, example.tgt, strict=True)), example.system)
-
-
 def prompt_ids(
     tokenizer: Tokenizer, chat: Conversation, where: str = "the prompt", option: str = "--chat-template"
 ) -> list[int]:
@@ -48,17 +42,17 @@ def prompt_ids(
 
     Args:
         tokenizer: The tokenizer, with its chat template if there is one.
-        chat: The conversation; its last answer is None.
+        chat: The conversation; an answer that is its last message is left out.
         where: Name of the prompt, for messages.
         option: Option that sets the template, for messages.
 
     Raises:
-        DataError: There is no chat template, and the conversation has several turns or a system prompt.
+        DataError: There is no chat template, and the conversation is more than one user text.
     """
     if tokenizer.chat_template:
         return tokenizer.chat_template.prompt(chat)
     check_plain(chat, where, option)
-    return text_ids(tokenizer, chat.turns[-1][0])
+    return text_ids(tokenizer, chat.question)
 
 
 def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -68,13 +62,16 @@ def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def check_plain(chat: Conversation, where: str, option: str = "data.chat_template") -> None:
-    """Checks that a conversation can be encoded without a chat template: it has one turn and no system prompt.
+    """Checks that a conversation can be encoded without a chat template: one user text, and an answer or none.
 
     Raises:
         DataError: It needs a chat template.
     """
-    if len(chat.turns) > 1 or chat.system is not None:
-        what = f"{len(chat.turns)} turns" if len(chat.turns) > 1 else "a system prompt"
+    turns = len(chat.turn_starts())
+    what = chat.beyond_turns() or (
+        f"{turns} turns" if turns > 1 else "a system prompt" if chat.system is not None else None
+    )
+    if what:
         raise DataError(
             f"{where} has {what}, which needs a chat template; set one with {option}, or use the family's with "
             f"{option} family"
@@ -90,30 +87,37 @@ def plain_prompt(tokenizer: Tokenizer, text: str, limit: int) -> tuple[list[int]
 
 
 def truncate_question(tokenizer: Tokenizer, template: ChatTemplate, chat: Conversation, limit: int) -> Conversation:
-    """Truncates the user text of a single turn from the left until everything before the answer has ``limit`` tokens.
+    """Truncates the user texts of a single turn from the left until everything before its first answer has ``limit`` tokens.
 
     Tokens that the template adds are kept, even if they alone exceed the limit.
     """
-    ((user, answer),) = chat.turns
-    words = tokenizer.encode(user, add_special=False)
+    for index, message in enumerate(chat.messages):
+        if message.role == "user":
+            chat, fits = _truncate_message(tokenizer, template, chat, index, limit)
+            if fits:
+                break
+    return chat
+
+
+def _truncate_message(
+    tokenizer: Tokenizer, template: ChatTemplate, chat: Conversation, index: int, limit: int
+) -> tuple[Conversation, bool]:
+    """The conversation with one message truncated from the left, and whether everything before the first answer fits."""
+    text = chat.messages[index].content or ""
+    words = tokenizer.encode(text, add_special=False)
     over = 0
     while True:
-        shorter = tokenizer.decode(words[over:]).lstrip("\ufffd") if over else user
-        kept = replace(chat, turns=((shorter, answer),))
+        shorter = tokenizer.decode(words[over:]).lstrip("\ufffd") if over else text
+        kept = chat.with_content(index, shorter)
         excess = len(template.segments(kept)[0][0]) - limit
         if excess <= 0 or over >= len(words):
-            return kept
+            return kept, excess <= 0
         over = min(over + excess, len(words))
 
 
 def with_eos(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
     """An answer with the EOS token appended, unless it contains one or the tokenizer has none."""
     return ids if not eos_ids or any(token in eos_ids for token in ids) else [*ids, eos_ids[0]]
-
-
-def last_answer(segments: Sequence[Segment]) -> int | None:
-    """Index of the last segment that is an answer, or None."""
-    return max((index for index, (_, answer) in enumerate(segments) if answer), default=None)
 
 
 class Encoder:
@@ -127,10 +131,11 @@ class Encoder:
         tokenizer: The tokenizer, with its chat template if there is one.
         src_length: Longest prompt, in tokens.
         max_length: Longest prompt and answer together, in tokens.
+        train_on: Which answers carry loss: ``all`` or ``last``.
     """
 
-    def __init__(self, tokenizer: Tokenizer, src_length: int, max_length: int):
-        self.tokenizer, self.src_length, self.max_length = tokenizer, src_length, max_length
+    def __init__(self, tokenizer: Tokenizer, src_length: int, max_length: int, train_on: str = "all"):
+        self.tokenizer, self.src_length, self.max_length, self.train_on = tokenizer, src_length, max_length, train_on
 
     def encode(self, example: Example) -> EncodedExample | None:
         """Encodes an example; None if no token of an answer is left.
@@ -138,8 +143,9 @@ class Encoder:
         Raises:
             DataError: The example needs a chat template and there is none.
         """
+        chat = example.conversation if self.train_on == "all" else example.conversation.last_answer_only()
         template = self.tokenizer.chat_template
-        segments, truncated = self._chat(template, conversation(example)) if template else self._plain(example)
+        segments, truncated = self._chat(template, chat) if template else self._plain(chat, example.source)
         ids = [token for segment, _ in segments for token in segment]
         targets = [token if answer else IGNORE_INDEX for segment, answer in segments for token in segment]
         labels = targets[1:] + [IGNORE_INDEX]
@@ -149,25 +155,24 @@ class Encoder:
 
     def prompt(self, example: Example) -> list[int]:
         """Token ids of everything before the last answer, truncated as in training."""
-        last = (example.src[-1], None)
-        chat = replace(conversation(example), turns=(*zip(example.src[:-1], example.tgt[:-1], strict=True), last))
+        asked = example.conversation.asked()
         if self.tokenizer.chat_template:
-            segments, _ = self._chat(self.tokenizer.chat_template, chat)
+            segments, _ = self._chat(self.tokenizer.chat_template, asked)
             return [token for segment, _ in segments for token in segment]
-        return self._source(example)[0]
+        return self._source(asked, example.source)[0]
 
     def encode_all(self, examples: Sequence[Example]) -> tuple[list[EncodedExample], ExampleCounts]:
         """Encodes all examples, without those that are dropped, and counts."""
         rows = [row for row in map(self.encode, examples) if row is not None]
         return rows, ExampleCounts(len(examples), sum(row.truncated for row in rows), len(examples) - len(rows))
 
-    def _source(self, example: Example) -> tuple[list[int], bool]:
-        check_plain(conversation(example), example.source)
-        return plain_prompt(self.tokenizer, example.src[-1], self.src_length)
+    def _source(self, chat: Conversation, where: str) -> tuple[list[int], bool]:
+        check_plain(chat, where)
+        return plain_prompt(self.tokenizer, chat.question, self.src_length)
 
-    def _plain(self, example: Example) -> tuple[list[Segment], bool]:
-        source, truncated = self._source(example)
-        answer = self.tokenizer.encode(example.tgt[-1], add_special=False)
+    def _plain(self, chat: Conversation, where: str) -> tuple[list[Segment], bool]:
+        source, truncated = self._source(chat, where)
+        answer = self.tokenizer.encode(chat.messages[-1].content or "", add_special=False)
         segment, answer_truncated = self._answer(answer, len(source))
         return [(source, False), segment], truncated or answer_truncated
 
@@ -185,28 +190,32 @@ class Encoder:
 
     def _chat(self, template: ChatTemplate, whole: Conversation) -> tuple[list[Segment], bool]:
         """Segments of a conversation without its oldest turns where it is too long; whether anything was left out."""
-        for first in range(len(whole.turns)):
-            kept = replace(whole, turns=whole.turns[first:])
+        turns = len(whole.turn_starts())
+        for first in range(turns):
+            kept = whole.without_turns(first)
             segments = template.segments(kept)
             fits = sum(len(ids) for ids, _ in segments) <= self.max_length
             # src_length limits a single turn; several turns are limited only by max_length.
-            if fits and (len(kept.turns) > 1 or len(segments[0][0]) <= self.src_length):
-                return self._end_answer(segments, first > 0)
+            if fits and (turns - first > 1 or len(segments[0][0]) <= self.src_length):
+                return self._end_answer(kept, segments, first > 0)
         # The last turn alone: truncate the user's text from the left to src_length, then the answer.
         shorter = truncate_question(self.tokenizer, template, kept, self.src_length)
-        return self._end_answer(template.segments(shorter), first > 0 or shorter != kept)
+        return self._end_answer(shorter, template.segments(shorter), first > 0 or shorter != kept)
 
-    def _end_answer(self, segments: list[Segment], truncated: bool) -> tuple[list[Segment], bool]:
-        """The segments with the last answer, if any, truncated or followed by EOS; whether anything was truncated."""
-        last = last_answer(segments)
-        if last is None:
+    def _end_answer(self, chat: Conversation, segments: list[Segment], truncated: bool) -> tuple[list[Segment], bool]:
+        """The segments, the last answer truncated or followed by EOS; whether anything was truncated.
+
+        Of the answers of one turn, those that begin beyond ``max_length`` are left out.
+        """
+        answers = [index for index, (_, answer) in enumerate(segments) if answer]
+        if chat.add_generation_prompt or not answers:
             return segments, truncated
-        before, after = sum(len(ids) for ids, _ in segments[:last]), segments[last + 1 :]
+        starts = [sum(len(ids) for ids, _ in segments[:index]) for index in answers]
+        number = max(sum(start < self.max_length for start in starts) - 1, 0)
+        last, before = answers[number], starts[number]
+        after = segments[last + 1 :]
         ended = any(token in self.tokenizer.eos_ids for ids, _ in after for token in ids)
         segment, answer_truncated = self._answer(segments[last][0], before, ended)
+        truncated = truncated or answer_truncated or last != answers[-1]
         fits = before + len(segment[0]) + sum(len(ids) for ids, _ in after) <= self.max_length
-        return [
-            *segments[:last],
-            segment,
-            *(after if fits and not answer_truncated else ()),
-        ], truncated or answer_truncated
+        return [*segments[:last], segment, *(after if fits and not answer_truncated else ())], truncated

@@ -10,11 +10,11 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llmctl.errors import DataError
+from llmctl.tokenizers.conversation import Conversation, messages_of
 
 MAX_LISTED = 30
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -26,14 +26,38 @@ Parse = Callable[[str | None, str], E]
 """(text of a line, or None if it is not UTF-8; ``file:line``) -> example. Raises ValueError with the reason."""
 
 
-@dataclass(frozen=True)
 class Example:
-    """A conversation: the user texts and answers of its turns, the system prompt, and its source (``file:line``)."""
+    """A conversation to train on, and its source (``file:line``).
 
-    src: tuple[str, ...]
-    tgt: tuple[str, ...]
-    system: str | None
-    source: str
+    Args:
+        src: User texts of the turns.
+        tgt: Answer to each.
+        system: System prompt, if any.
+        source: Where it comes from.
+    """
+
+    __slots__ = ("_messages", "_tools", "source")
+
+    def __init__(self, src: Sequence[str], tgt: Sequence[str], system: str | None = None, source: str = ""):
+        self._messages, self._tools = messages_of(zip(src, tgt, strict=True), system), ()
+        self.source = source
+
+    @classmethod
+    def of(cls, chat: Conversation, source: str) -> Example:
+        """The example of a conversation, which ends with an answer."""
+        example = cls((), (), source=source)
+        example._messages, example._tools = chat.messages, chat.tools
+        return example
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation, with all answers."""
+        return Conversation(messages=self._messages, tools=self._tools)
+
+    @property
+    def question(self) -> str:
+        """The last user text."""
+        return self.conversation.question
 
 
 def parse_example(text: str | None, source: str) -> Example:

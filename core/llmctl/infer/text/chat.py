@@ -8,7 +8,7 @@ from llmctl.data.sft.encoding import prompt_ids
 from llmctl.errors import ConfigError
 from llmctl.infer.sampling import SamplingParams
 from llmctl.infer.text.generator import TextGenerator, TextRequest
-from llmctl.tokenizers.base import Conversation
+from llmctl.tokenizers.conversation import Conversation
 
 
 class Chat:

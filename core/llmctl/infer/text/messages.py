@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmctl.errors import DataError
-from llmctl.tokenizers.base import Conversation
+from llmctl.tokenizers.conversation import Conversation
 
 Message = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from typing import Any
 from llmctl.data.sft.examples import MAX_LISTED, parse_object, read_lines
 from llmctl.errors import DataError
 from llmctl.infer.text.generator import TextGenerator, TextOutput, TextRequest
-from llmctl.tokenizers.base import Conversation
+from llmctl.tokenizers.conversation import Conversation
 
 
 @dataclass(frozen=True)

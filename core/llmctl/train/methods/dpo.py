@@ -103,4 +103,4 @@ def _summary(split: str, counts: PairCounts) -> str:
 
 
 def _chosen(row: Preference) -> str:
-    return row.chosen
+    return row.chosen.text

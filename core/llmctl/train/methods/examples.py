@@ -79,7 +79,7 @@ class ExamplesData:
         """Prompt, expected and generated answer of each example to show."""
         answers = self.generator(model, self.shown) if self.shown else []
         return [
-            {"prompt": example.src[-1], "expected": self.expected(example), "answer": answer.strip()}
+            {"prompt": example.question, "expected": self.expected(example), "answer": answer.strip()}
             for example, answer in zip(self.shown, answers, strict=True)
         ]
 

@@ -98,7 +98,7 @@ METHOD = Method(prepare)
 
 
 def _answer(example: Example) -> str:
-    return example.tgt[-1]
+    return example.conversation.messages[-1].text
 
 
 def _encode(encoder: Encoder, examples: Sequence[Example], split: str, console: Console) -> list[Any]:

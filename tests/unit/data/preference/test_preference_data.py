@@ -14,13 +14,15 @@ from llmctl.data.preference.examples import Preference, parse_preference
 from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder, prompt_ids
 from llmctl.data.sft.examples import Example, read_examples
 from llmctl.errors import DataError
+from llmctl.tokenizers.conversation import Conversation, Message
 
 GOOD = {"src": ["a"], "tgt": [], "response": ["b", "c"], "sort": [1, 0]}
 FOX = "the quick brown fox"
 
 
 def preference(chosen="hello world", rejected="over the lazy dog", src=(FOX,), tgt=(), system=None):
-    return Preference(tuple(src), tuple(tgt), chosen, rejected, system, "f:1")
+    prompt = Conversation(zip(src, (*tgt, None), strict=True), system)
+    return Preference(prompt, Message("assistant", chosen), Message("assistant", rejected), "f:1")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_broken_line_gives_its_reason(change, reason):
 def test_the_answer_with_the_larger_sort_is_chosen():
     for sort, chosen, rejected in (([1, 0], "b", "c"), ([0.5, 2], "c", "b")):
         row = parse_preference(json.dumps({**GOOD, "sort": sort, "context": {"system": "be brief"}}), "f:1")
-        assert (row.chosen, row.rejected, row.system) == (chosen, rejected, "be brief")
+        assert (row.chosen.content, row.rejected.content, row.prompt.system) == (chosen, rejected, "be brief")
 
 
 def test_all_broken_lines_are_listed(tmp_path):
@@ -82,9 +84,9 @@ def test_prompt_and_answers_are_those_of_fine_tuning_and_of_generation(plain, ch
     for tokenizer in (plain, chat):
         row = preference()
         pair = PairEncoder(tokenizer, 64, 128).encode(row)
-        assert pair.prompt == prompt_ids(tokenizer, row.conversation()) and not pair.truncated
+        assert pair.prompt == prompt_ids(tokenizer, row.prompt) and not pair.truncated
         for text, answer in ((row.chosen, pair.chosen), (row.rejected, pair.rejected)):
-            trained = Encoder(tokenizer, 64, 128).encode(Example(row.src, (text,), None, "f:1"))
+            trained = Encoder(tokenizer, 64, 128).encode(Example((row.question,), (text.content,), None, "f:1"))
             whole = pair.prompt + answer
             assert whole == trained.input_ids[: len(whole)] and tokenizer.eos_id == answer[-1]
             assert all(label == IGNORE_INDEX for label in trained.labels[len(whole) - 1 :])
@@ -113,7 +115,7 @@ def test_a_prompt_over_its_limit_is_whole_where_everything_fits(plain):
 def test_a_template_keeps_its_own_text_when_the_question_is_cut(chat):
     row = preference(src=["x " * 60 + FOX])
     pair = PairEncoder(chat, 20, 60).encode(row)
-    head, tail = (prompt_ids(chat, preference(src=[text]).conversation()) for text in ("", FOX))
+    head, tail = (prompt_ids(chat, preference(src=[text]).prompt) for text in ("", FOX))
     assert pair.truncated and len(pair.prompt) <= 20
     assert pair.prompt[0] == head[0] and pair.prompt[-3:] == tail[-3:] and chat.eos_id in pair.chosen
 
@@ -121,12 +123,12 @@ def test_a_template_keeps_its_own_text_when_the_question_is_cut(chat):
 def test_earlier_turns_come_back_newest_first_while_they_fit(chat):
     row = preference(src=("first", "second", "third"), tgt=("one", "two"), system="be brief")
     whole = PairEncoder(chat, 100, 1000).encode(row)
-    assert whole.dropped_turns == 0 and whole.prompt == prompt_ids(chat, row.conversation())
+    assert whole.dropped_turns == 0 and whole.prompt == prompt_ids(chat, row.prompt)
     shorter = PairEncoder(chat, 100, len(whole) - 1).encode(row)
     assert shorter.dropped_turns == 1 and not shorter.truncated
-    assert shorter.prompt == prompt_ids(chat, row.conversation(first=1))
+    assert shorter.prompt == prompt_ids(chat, row.prompt.without_turns(1))
     last = PairEncoder(chat, 100, len(shorter) - 1).encode(row)
-    assert last.dropped_turns == 2 and last.prompt == prompt_ids(chat, row.conversation(first=2))
+    assert last.dropped_turns == 2 and last.prompt == prompt_ids(chat, row.prompt.without_turns(2))
 
 
 def test_a_pair_without_a_difference_within_its_length_is_dropped_and_counted(plain):

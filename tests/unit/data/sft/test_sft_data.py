@@ -11,9 +11,10 @@ from kit.tiny_tokenizers import write_json
 
 from llmctl import tokenizers
 from llmctl.data.sft.collate import collate
-from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder, conversation, prompt_ids
+from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder, prompt_ids
 from llmctl.data.sft.examples import Example, parse_example, read_split
 from llmctl.errors import DataError
+from llmctl.tokenizers.conversation import Conversation
 
 
 def example(src="the quick brown fox", tgt="hello world", system=None):
@@ -148,8 +149,8 @@ def test_prompt_of_generation_is_the_training_prefix(plain, chat):
         assert row.input_ids[: len(prompt)] == prompt
         assert row.labels[len(prompt) - 1] == row.input_ids[len(prompt)]
         assert set(row.labels[: len(prompt) - 1]) == {IGNORE_INDEX}
-        asked = conversation(example())
-        assert prompt_ids(tokenizer, asked.__class__(((asked.turns[0][0], None),))) == prompt
+        asked = Conversation(((example().question, None),))
+        assert prompt_ids(tokenizer, asked) == prompt_ids(tokenizer, example().conversation) == prompt
 
 
 def test_oldest_turns_are_dropped_whole_and_the_system_text_stays(chat):
