@@ -307,7 +307,7 @@ class _Hashed:
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{f.name}={getattr(self._row, f.name)!r}" for f in fields(self._row) if f.repr)
-        return f"{HASHED_NAMES[type(self._row)]}({shown})"
+        return f"{HASHED_NAMES.get(type(self._row), type(self._row).__qualname__)}({shown})"
 
 
 HASHED_NAMES: Mapping[type, str] = {Param: "Param", ConfigField: "Setting"}
