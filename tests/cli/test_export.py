@@ -145,7 +145,7 @@ def test_a_model_of_broken_numbers_is_no_program(tmp_path):
     first = 8 + size + norm["data_offsets"][0]
     content[first : first + 2] = np.array([0x7FC0], "<u2").tobytes()
     file.write_bytes(content)
-    assert "no finite numbers" in llmctl("export", tmp_path / "model", "--out", tmp_path / "p", code=2)[1]
+    assert "are not finite" in llmctl("export", tmp_path / "model", "--out", tmp_path / "p", code=2)[1]
     assert not (tmp_path / "p").exists()
 
 

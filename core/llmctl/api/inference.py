@@ -60,7 +60,7 @@ class LLM:
         self.notes, self.adapters = (*handle.notes, *loaded.notes), handle.adapters
         self._inputs = Inputs(
             tokenizer=self.tokenizer, vocab=handle.vocab, max_positions=self.max_positions, adapters=self.adapters,
-            prefix_lm=handle.prefix_lm,
+            prefix_lm=handle.prefix_lm, causal=handle.causal,
         )  # fmt: skip
         backend = thread_safe(loaded.backend)
         self._generator: TextGenerator | None = generator_of(backend, self.max_positions, self.tokenizer, chosen)

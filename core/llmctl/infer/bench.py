@@ -1,7 +1,7 @@
-"""Measuring how fast an engine answers: prompts and answers apart, in tokens, never in characters.
+"""Speed of an engine: prefill and decoding separately, in tokens per second.
 
-Prompts are random tokens, other ones in each round, so that nothing is found in a cache. What is read of the clock: when
-each token was known. The prompts' time ends when the last prompt has its first token; the answers' tokens are those after.
+Prompts are random tokens, different in each round, so that no prefix is cached. The time of each token is recorded. Prefill
+ends when the last request has its first token; decoding is the tokens after that.
 """
 
 from __future__ import annotations

@@ -68,7 +68,8 @@ class EngineHandle(ABC):
         tokenizer_folder: Folder of the tokenizer.
         vocab: Rows of the embedding.
         adapters: Names of adapters that requests choose among; a request gives the index.
-        prefix_lm: Tokens that every prompt needs, of a family that reads prompts in both directions.
+        prefix_lm: Tokens that every prompt needs, of a family that reads prompts in both directions, where they are known.
+        causal: Whether tokens depend only on those before them.
         notes: Lines for the user: why not the fused engine.
     """
 
@@ -79,6 +80,7 @@ class EngineHandle(ABC):
     vocab: int
     adapters: tuple[str, ...] = ()
     prefix_lm: PrefixLM | None = None
+    causal: bool = True
     notes: tuple[str, ...] = ()
 
     @abstractmethod
@@ -274,7 +276,7 @@ def load_engine(
 
 
 def no_kernels() -> str:
-    """Why there are no compiled kernels. Where llmctl-ops is not installed, this says so, and the process not once more."""
+    """Why there are no compiled kernels. If llmctl-ops is not installed, this counts as the one notice of the process."""
     from llmctl.infer.executors import native
 
     operators.note()

@@ -1,5 +1,5 @@
-"""From a model folder to the fused engine: packed at load, or mapped from a packed folder. Nothing here imports paddle
-unless there is a GPU, or there are no compiled kernels.
+"""From a model folder to the fused engine: weights packed at load, or mapped from a packed folder. Paddle is imported only on a
+GPU, or without compiled kernels.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from llmctl.plugins import Plugin
 
 SHARE = 0.5
-"""Part of the free memory that the cache takes at most, unless it is told."""
+"""Share of the free memory that the KV cache takes at most by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How the layers' weights are held.
+    """Type of the layers' packed weights.
 
     Attributes:
-        kind: One of ``packed.linear.KINDS``; empty = as the checkpoint has them: bfloat16, else float32.
-        group: Inputs that share a scale; None = the kind's usual number.
+        kind: One of ``packed.linear.KINDS``; empty = as in the checkpoint: bfloat16, else float32.
+        group: Inputs that share a scale; None = the kind's default.
     """
 
     kind: str = ""
@@ -54,12 +54,12 @@ def packed_model(
         folder: The checkpoint.
         plugin: Its family.
         dims: Its dims.
-        packing: How weights are held.
-        adapted: An adapter that becomes part of the weights, or virtual tokens before every sequence.
-        named: Adapters that sequences may name, in order; their base is not quantised.
+        packing: Type of the packed weights.
+        adapted: An adapter that is merged into the weights, or virtual tokens before every sequence.
+        named: Adapters that requests choose among, in order; trained on a base that was not quantised.
 
     Raises:
-        LlmctlError: The family has no fused path, or tensors are not what they should be.
+        LlmctlError: The family has no fused path, or tensors do not fit the card.
     """
     from dataclasses import replace
 
@@ -88,17 +88,17 @@ def add_adapters(
     adapted: OpenedAdapter | None = None,
     named: Mapping[str, OpenedAdapter] | None = None,
 ) -> PackedModel:
-    """A model that was packed before, with adapters beside its weights, which stay as they are.
+    """A packed model with adapters that are applied at run time, unmerged.
 
     Args:
         model: The model.
         plugin: Its family.
         dims: Its dims.
-        adapted: An adapter for every sequence: the last of the model's, or virtual tokens.
-        named: Adapters that sequences may name, in order, after those that the model has.
+        adapted: An adapter for every request, which becomes the last of the model's; or virtual tokens.
+        named: Adapters that requests choose among, in order, after those that the model has.
 
     Raises:
-        LlmctlError: The weights would have to change for an adapter, or the model has virtual tokens or the name already.
+        LlmctlError: An adapter has to be merged, or the model has virtual tokens or an adapter of this name already.
     """
     from dataclasses import replace
 
@@ -107,10 +107,10 @@ def add_adapters(
     given = {} if named is None else dict(named)
     if model.prefix is not None and (adapted or given):
         raise UnsupportedError(
-            "virtual tokens were packed with the model, and adapters do not go beside them; pack the model without"
+            "virtual tokens were packed with the model, which takes no other adapter; pack the model without them"
         )
     if taken := sorted({adapter.name for adapter in model.adapters} & set(given)):
-        raise ConfigError(f"--adapter {taken[0]}: an adapter of this name was packed with the model; choose another")
+        raise ConfigError(f"an adapter named {taken[0]} was packed with the model; choose another name")
     if adapted is not None and isinstance(adapted.adapter, Prefix):
         return replace(model, prefix=packed_adapters.pack_prefix(adapted.adapter, model.graph))
     if adapted is not None:
@@ -121,11 +121,11 @@ def add_adapters(
 
 
 def executor_of(model: PackedModel, kv: str = "float32", step_tokens: int = 512) -> Executor:
-    """What computes the model here: a GPU if there is one, else the compiled kernels, or paddle's operations without these.
+    """The executor for this machine: paddle on a GPU, else the compiled kernels, or paddle's operations without them.
 
     Args:
         model: The model.
-        kv: How keys and values are held: ``float32`` or ``int8``.
+        kv: Type of the KV cache: ``float32`` or ``int8``.
         step_tokens: Most tokens of a step.
     """
     from llmctl import runtime
@@ -150,19 +150,18 @@ def engine_of(
     memory: str | None = None,
     rows: int = 64,
 ) -> Engine:
-    """An engine with a cache for what will be asked.
+    """An engine with a KV cache for the requests that will be made.
 
     Args:
         model: The model.
         end_ids: Tokens that end an answer.
         lengths: Tokens of prompt and answer of each request, at most.
         kv: As for ``executor_of``.
-        memory: Limit of the cache, as for ``cache_size``; None = as much as the requests need, up to half of the free
-            memory.
-        rows: Most requests that run together.
+        memory: Limit of the cache, as for ``kv_budget.blocks_for``; None = what the requests need, up to half of the free memory.
+        rows: Most sequences that run together.
 
     Raises:
-        ConfigError: The cache does not fit the machine, or not even one sequence fits the cache.
+        ConfigError: The cache does not fit the memory, or not even one sequence fits the cache.
     """
     step_tokens = step_tokens_for(model.graph, rows)
     executor = executor_of(model, kv, step_tokens)
@@ -194,11 +193,12 @@ def _adapter(name: str, opened: OpenedAdapter, graph: Any, widths: Mapping[str, 
     from llmctl.infer.packed import adapters as packed_adapters
 
     if isinstance(opened.adapter, Prefix):
-        raise UnsupportedError(f"--adapter {name}: virtual tokens stand before every sequence; leave out the name")
+        raise UnsupportedError(
+            f"the adapter {name} is virtual tokens, which go before every sequence; leave out the name"
+        )
     if opened.quantised:
         raise UnsupportedError(
-            f"--adapter {name} was trained over a base in {opened.quantised}, which packed weights are not; let it become "
-            "part of them: name it alone, without a name, beside the model itself, or pack them together: llmctl export "
-            "--engine fused --adapter FOLDER"
+            f"the adapter {name} was trained on a base in {opened.quantised}, so it has to be merged into the weights: give it "
+            "without a name on the model's own folder, or pack both together: llmctl export --engine fused --adapter FOLDER"
         )
     return packed_adapters.pack_adapter(opened.adapter, graph, widths, name)

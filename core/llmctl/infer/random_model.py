@@ -1,4 +1,4 @@
-"""A model folder with random weights, of a size on a family's card or of dims that are given: for measuring, not for answers."""
+"""A model folder with random weights, of a size on a family's card or of given dims, for benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what it tells: requests, events, answers. No paddle or numpy here."""
+"""Requests, events and answers in tokens. No paddle or numpy here."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Generation:
     """An answer.
 
     Attributes:
-        ids: Its tokens without the end token.
+        ids: Its tokens, without the end token.
         finish_reason: ``end``, ``length``, ``stop``, ``scored``, ``cancelled`` or ``error``.
         error: What went wrong.
-        logprobs: For each token, where the options ask for them.
-        score: Of a beam: the sum of its tokens' log-probabilities, by the length penalty.
+        logprobs: For each token, if the options ask for them.
+        score: Of a beam: the sum of its tokens' log-probabilities, with the length penalty.
         others: Of beam search: the next best answers.
         cause: The exception that an error comes from: a callback's, or why the request was refused.
     """
@@ -34,12 +34,12 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened to a request: a new token, or its end.
+    """A new token of a request, or its end.
 
     Attributes:
         id: The request.
         token: A token of the answer; None = the answer has ended.
-        score: Its log-probability, where the options ask for it.
+        score: Its log-probability, if the options ask for it.
         done: The whole answer, when it has ended.
     """
 
@@ -50,8 +50,8 @@ class Event:
 
 
 OnEvent = Callable[[Event], "bool | None"]
-"""Called for each event of a request by whoever runs the engine; True ends the answer with the reason ``stop``, an exception
-with ``error``."""
+"""Called for each event of a request, in the thread that runs the engine; True ends the answer with the reason ``stop``, an
+exception with ``error``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,10 @@ class BeamOptions:
     """Beam search, by the rules of transformers.
 
     Attributes:
-        beams: Answers that are followed side by side.
-        length_penalty: A finished answer's sum of log-probabilities is divided by its length to this power.
-        early_stopping: ``True`` ends when so many answers are finished; ``False`` when none that is under way would be
-            better at its present length; ``"never"`` when none could become better.
+        beams: Number of beams.
+        length_penalty: The sum of log-probabilities of a complete answer is divided by its length to this power.
+        early_stopping: ``True`` = end when this many answers are complete; ``False`` = when no beam would be better at its
+            current length; ``"never"`` = when no beam could become better.
         answers: How many are returned.
 
     Raises:
@@ -87,13 +87,13 @@ class BeamOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A prompt and how it is answered.
+    """A prompt and how to answer it.
 
     Attributes:
         prompt: Token ids, at least one.
         options: How tokens are chosen.
-        index: Place among all prompts, for the draws.
-        adapter: Adapter of the executor's; -1 = none.
+        index: Index among all prompts, for the random numbers.
+        adapter: Index of the adapter; -1 = none.
         draft: Most draft tokens per step, looked up in what was written before; 0 = none. Answers are the same.
         beams: Beam search; None = one answer, token by token.
         score_from: Nothing is generated; the answer has the log-probabilities of the prompt's tokens from this index on, at

@@ -83,7 +83,7 @@ def _spec_of(source: ModelSource) -> tuple[DecoderSpec | None, str]:
 def _common(source: ModelSource, options: EngineOptions, spec: DecoderSpec | None) -> dict[str, Any]:
     return {
         "options": options, "wording": source.plugin.card, "tokenizer_folder": source.tokenizer_folder,
-        "vocab": source.dims.vocab, "prefix_lm": spec.prefix_lm if spec else None,
+        "vocab": source.dims.vocab, "prefix_lm": spec.prefix_lm if spec else None, "causal": spec is None or spec.prefix_lm is None,
     }  # fmt: skip
 
 
@@ -105,14 +105,11 @@ def _static(folder: Path, options: EngineOptions) -> StaticHandle:
         )
     options.refuse_fused_only("static")
     about = exported.read(folder)
+    # Rows of a program's own are those of a model that looks for the end of its prompt.
     return StaticHandle(
-        options=options,
-        wording=about.wording,
-        tokenizer_folder=folder,
-        vocab=about.vocab,
-        folder=folder,
-        exported=about,
-    )
+        options=options, wording=about.wording, tokenizer_folder=folder, vocab=about.vocab, causal=not about.rows,
+        folder=folder, exported=about,
+    )  # fmt: skip
 
 
 def _packed(folder: Path, options: EngineOptions, adapter: Path | None) -> PackedHandle:
@@ -143,7 +140,7 @@ def _packed(folder: Path, options: EngineOptions, adapter: Path | None) -> Packe
     # A low-rank adapter for every prompt has no name that requests may give; virtual tokens are no adapter of the list.
     default = before if single and len(packed.adapters) > before else -1
     return PackedHandle(
-        options=options, wording=plugin.card, vocab=packed.graph.vocab, prefix_lm=packed.graph.prefix_lm,
+        options=options, wording=plugin.card, vocab=packed.graph.vocab, prefix_lm=packed.graph.prefix_lm, causal=packed.graph.prefix_lm is None,
         tokenizer_folder=tokenizer_folder(single.folder, folder) if single else folder,
         adapters=tuple(adapter.name for adapter in packed.adapters[: None if default < 0 else default]),
         model=packed, dims=dims, default_adapter=default,

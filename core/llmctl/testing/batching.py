@@ -81,4 +81,4 @@ def _engine(fused: Fused, **options: Any) -> Any:
 def _alone(layer: Any, requests: list[Any]) -> list[Any]:
     from llmctl.infer.eager.generate import generate
 
-    return [generate(layer, [r.prompt], r.options, [], 0, places=[r.index])[0] for r in requests]
+    return [generate(layer, [r.prompt], r.options, [], 0, indices=[r.index])[0] for r in requests]

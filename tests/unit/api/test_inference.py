@@ -312,3 +312,5 @@ def test_texts_of_a_model_that_reads_prompts_in_both_directions_need_their_promp
         inputs.score_requests(["a text"], None)
     (request,) = inputs.score_requests([[9, 6, 7, 11, 12]], None)
     assert request.score_from == 3
+    with pytest.raises(UnsupportedError, match="exported program reads prompts in both directions"):
+        replace(models["static"]._inputs, causal=False).score_requests([[9, 6, 7, 11, 12]], None)

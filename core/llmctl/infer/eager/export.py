@@ -1,4 +1,4 @@
-"""Writes a model as a static program, and compares it with the layer that it was made of before anything is kept."""
+"""Exports a model as a static program, which is compared with the layer before it is kept."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from llmctl.io.atomic import atomic_folder
 from llmctl.io.copying import copy_into
 
 TOLERANCE = 1e-4
-"""Largest difference of logits that passes, as a part of the largest logit or of 1."""
+"""Largest allowed difference of logits, relative to the largest logit or to 1."""
 
 STEPS = 3
-"""Tokens of an answer that are compared, after the prompt."""
+"""Tokens after the prompt that are compared."""
 
 COPIED = ("config.json", "generation_config.json")
 
@@ -41,20 +41,20 @@ def export(
     tokenizer: Any = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Writes the folder of a program; what its ``export.json`` says.
+    """Writes the folder of a program; the content of its ``export.json``.
 
     Args:
-        layer: The model, its adapter merged; virtual tokens may be before it.
+        layer: The model with its adapter merged; it may have virtual tokens.
         plugin: Its family.
         dims: Its dims.
         prompts: Token ids on which program and layer are compared, of different lengths.
         target: The folder to make.
-        source: Where ``config.json`` and defaults of generation are copied from; None = they are written from the dims.
+        source: Where ``config.json`` and generation defaults are copied from; None = they are written from the dims.
         tokenizer: Saved into the folder; None = there is none.
-        overwrite: Whether a folder that is there is replaced.
+        overwrite: Whether an existing folder is replaced.
 
     Raises:
-        LlmctlError: The target exists, the layer cannot be a program, or the program's logits are not the layer's.
+        LlmctlError: The target exists, the layer cannot be traced, or the program's logits differ from the layer's.
     """
     layer.eval()
     with atomic_folder(target, overwrite) as work:
@@ -87,9 +87,9 @@ def wording(plugin: plugins.Plugin) -> Wording:
 
 
 def compare(layer: Any, static: StaticModel, prompts: Sequence[Sequence[int]]) -> float:
-    """The largest difference of logits between layer and program, as a part of the largest or of 1.
+    """The largest difference of logits between layer and program, relative to the largest or to 1.
 
-    Prompts are asked one by one and together, padded on the left, whole and then token by token from the cache.
+    Prompts are computed one by one and as a batch padded on the left, first whole and then token by token with the cache.
 
     Raises:
         CheckpointError: It is more than ``TOLERANCE``.
@@ -104,8 +104,8 @@ def compare(layer: Any, static: StaticModel, prompts: Sequence[Sequence[int]]) -
         worst = max(worst, _answers(dynamic, static, ids_BT, mask_BT))
     if not np.isfinite(worst):
         raise CheckpointError(
-            "logits of the model or of the program are no finite numbers, so that they cannot be compared; nothing was "
-            "written. Look for NaN or infinity in the weights"
+            "logits of the model or of the program are not finite, so that they cannot be compared; nothing was written. Look for "
+            "NaN or infinity in the weights"
         )
     if worst > TOLERANCE:
         raise CheckpointError(
@@ -125,7 +125,7 @@ def padded(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[np.ndarray, 
 
 
 def _answers(dynamic: Any, static: Any, ids_BT: np.ndarray, mask_BT: np.ndarray) -> float:
-    """The difference over an answer, for which both are given the layer's likeliest tokens."""
+    """The difference over an answer; both are given the layer's likeliest tokens."""
     both = [model.begin(ids_BT.shape[1] + STEPS) for model in (static, dynamic)]
     worst = 0.0
     for _ in range(STEPS):
@@ -144,7 +144,7 @@ def _difference(found: np.ndarray, expected: np.ndarray, real: np.ndarray) -> fl
 
 
 def _save(layer: Any, prompt: Sequence[int], work: Path) -> tuple[trace.Signature, np.ndarray | None]:
-    """Writes program and virtual tokens; the signature, and the virtual tokens' keys and values."""
+    """Writes the program and virtual tokens; the signature, and the keys and values of virtual tokens."""
     prefix = getattr(layer, "prefix", None)
     if prefix is None:
         signature = trace.signature_of(layer, prompt)
@@ -162,7 +162,7 @@ def _save(layer: Any, prompt: Sequence[int], work: Path) -> tuple[trace.Signatur
 
 
 def _rest(work: Path, plugin: plugins.Plugin, dims: Dims, source: Path | None, tokenizer: Any) -> None:
-    """Configuration, defaults of generation, tokenizer and template."""
+    """Writes configuration, generation defaults, tokenizer and chat template."""
     for name in COPIED:
         if source is not None and (source / name).is_file():
             copy_into(source / name, work)

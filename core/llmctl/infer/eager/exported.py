@@ -1,6 +1,5 @@
-"""What stands in ``export.json`` of an exported folder: all that running a program needs to know beside its tensors.
-
-Nothing of the family's plugin is asked for again. No paddle here.
+"""``export.json`` of an exported folder: all that running a program needs besides its tensors, so that the family's plugin is
+not needed. No paddle here.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ NAME = "export.json"
 FORMAT = 1
 STATIC = "static"
 HASHED = 256_000_000
-"""Files of up to so many bytes are hashed each time they are used; of larger ones the size is compared."""
+"""Files up to this many bytes are hashed each time they are used; of larger ones the size is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +26,15 @@ class Exported:
     """An exported model.
 
     Attributes:
-        family: Name of the family that it was made with.
+        family: Name of its family.
         vocab: Number of logits.
         max_positions: Most tokens of prompt and answer; 0 = no limit.
-        virtual_tokens: Positions before every sequence whose keys and values are in ``prefix.npy``.
-        rows: Names of what the model keeps for each sequence.
-        heads: Key-value heads and their width, of each layer.
+        virtual_tokens: Positions before every sequence, whose keys and values are in ``prefix.npy``.
+        rows: Names of the model's own rows, one value per sequence.
+        heads: Key-value heads and head_dim of each layer.
         dtype: Of keys and values.
-        wording: What tokenizer and chat template need to know of the family.
-        difference: Largest difference of its logits from the layer's, when it was made.
+        wording: What the tokenizer and its chat template need to know of the family.
+        difference: Largest difference of its logits from the layer's, when it was exported.
         versions: Versions of llmctl, of the plugin and of paddle.
         files: Bytes and SHA-256 of the other files of the program.
     """
@@ -65,16 +64,16 @@ def write(folder: Path, exported: Exported) -> None:
 
 
 def read(folder: Path) -> Exported:
-    """What a folder's ``export.json`` says, after a look at its files.
+    """The content of a folder's ``export.json``, with the folder's files checked.
 
     Raises:
-        CheckpointError: It cannot be read, is of another format, or a file is absent or another one than was written.
+        CheckpointError: It cannot be read, is of another format, or a file is absent or was changed.
     """
     path = folder / NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if (content.pop("format"), content.pop("engine")) != (FORMAT, STATIC):
-            raise CheckpointError(f"{path} was written by another release of llmctl; export the model anew")
+            raise CheckpointError(f"{path} was written by another release of llmctl; export the model again")
         wording = dict(content.pop("wording"))
         tokens = TokenFacts.from_json(wording.pop("tokens"))
         heads = tuple((int(count), int(width)) for count, width in content.pop("heads"))
@@ -83,7 +82,7 @@ def read(folder: Path) -> Exported:
             raise ValueError("vocab, max_positions and virtual_tokens must be whole numbers")
         found = Exported(wording=Wording(tokens=tokens, **wording), heads=heads, rows=rows, **content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not what llmctl export writes: {error}; export the model anew") from None
+        raise CheckpointError(f"{path} is not what llmctl export writes: {error}; export the model again") from None
     _check(folder, found.files)
     return found
 
@@ -97,6 +96,6 @@ def _check(folder: Path, files: Mapping[str, Sequence[Any]]) -> None:
     for name, (size, digest) in files.items():
         file = folder / name
         if not file.is_file():
-            raise CheckpointError(f"{folder} has no {name}, which belongs to the program; export the model anew")
+            raise CheckpointError(f"{folder} has no {name}, which is part of the program; export the model again")
         if file.stat().st_size != size or (size <= HASHED and sha256(file) != digest):
-            raise CheckpointError(f"{file} is damaged: it is not what was written; export the model anew")
+            raise CheckpointError(f"{file} is damaged: its content was changed; export the model again")

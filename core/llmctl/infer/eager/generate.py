@@ -1,7 +1,7 @@
-"""Tokens for a batch of prompts, with a cache of keys and values.
+"""Generation for a batch of prompts with a KV cache.
 
-Rows are padded on the left. A row that is finished leaves the batch and costs nothing more. What a row yields does not
-depend on the rows beside it.
+Rows are padded on the left. A finished row leaves the batch and costs nothing more. The answer of a row does not depend on
+the other rows.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.infer.eager.model import Model, Steps
+from llmctl.infer.eager.model import EagerModel, Session
 from llmctl.infer.request import Generation
 from llmctl.infer.sampling import BrokenLogitsError, SamplingParams, TokenLogprob
 from llmctl.infer.sampling.logprobs import token_logprob
 from llmctl.infer.sampling.single import choose, generator_for
 
 OnToken = Callable[[int, int], bool | None]
-"""Called with the prompt's place and the new token; True ends the answer."""
+"""Called with the index of the prompt and the new token; True ends the answer."""
 
 
 @dataclass
@@ -41,26 +41,25 @@ def generate(
     pad_id: int,
     on_token: OnToken | None = None,
     use_cache: bool = True,
-    places: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
 ) -> list[Generation]:
     """Answers to prompts, in order.
 
     Args:
-        model: A layer with ``hidden_states`` and ``logits``, or a ``model.Model``. Where rows may outgrow its
-            ``max_stable_length``, it is run prompt by prompt without a cache, as keys of earlier steps do not fit later ones
-            then.
+        model: A layer with ``hidden_states`` and ``logits``, or a ``model.EagerModel``. If rows may outgrow its
+            ``max_stable_length``, it is run prompt by prompt without a KV cache, since cached keys become invalid.
         prompts: Token ids, at least one each.
         options: How tokens are chosen.
         end_ids: Tokens that end an answer.
         pad_id: Fills rows on the left; masked.
-        on_token: Called for every token that is kept.
+        on_token: Called for every token of an answer.
         use_cache: False computes every step from the beginning.
-        places: Place of each prompt among all prompts, for the draws; None = these are all.
+        indices: Index of each prompt among all prompts, for its random numbers; None = these are all prompts.
     """
-    places = range(len(prompts)) if places is None else places
+    indices = range(len(prompts)) if indices is None else indices
     rows = [
-        _Row(i, prompt, generator_for(options, place))
-        for i, (prompt, place) in enumerate(zip(prompts, places, strict=True))
+        _Row(i, prompt, generator_for(options, index))
+        for i, (prompt, index) in enumerate(zip(prompts, indices, strict=True))
     ]
     for row in rows:
         if not row.prompt:
@@ -69,7 +68,7 @@ def generate(
     longest = max((len(prompt) for prompt in prompts), default=0) + options.max_new_tokens
     changing = model.max_stable_length is not None and longest > model.max_stable_length
     for group in [[row] for row in rows] if changing else [rows]:
-        batch = _Batch(model, group, options.max_new_tokens, pad_id, use_cache and not changing)
+        batch = _RunningBatch(model, group, options.max_new_tokens, pad_id, use_cache and not changing)
         while batch.rows:
             logits_BV = batch.step()
             for row, logits_V in zip(batch.rows, logits_BV, strict=True):
@@ -78,8 +77,8 @@ def generate(
     return [Generation(row.ids, row.reason, row.error, row.scores) for row in rows]
 
 
-def as_model(model: Any) -> Model:
-    """A layer as the model of generation; a model as it is."""
+def as_model(model: Any) -> EagerModel:
+    """A layer as a model of generation; a model as it is."""
     if hasattr(model, "begin"):
         return model
     from llmctl.infer.eager.layer import DynamicModel
@@ -108,13 +107,13 @@ def _extend(
         row.reason = "length"
 
 
-class _Batch:
-    """Rows that are still being answered, with their padding mask."""
+class _RunningBatch:
+    """Unfinished rows with their padding mask."""
 
-    def __init__(self, model: Model, rows: list[_Row], new: int, pad_id: int, use_cache: bool) -> None:
+    def __init__(self, model: EagerModel, rows: list[_Row], new: int, pad_id: int, use_cache: bool) -> None:
         self.rows, self.pad_id = rows, pad_id
         self.longest = max((len(row.prompt) for row in rows), default=0)
-        self.steps: Steps = model.begin(self.longest + new, use_cache)
+        self.session: Session = model.begin(self.longest + new, use_cache)
         self.mask_BS = np.zeros((len(rows), self.longest), np.int64)
         for i, row in enumerate(rows):
             self.mask_BS[i, self.longest - len(row.prompt) :] = 1
@@ -123,7 +122,7 @@ class _Batch:
         """Logits [B, V] of the next token of every row."""
         width = self.longest + len(self.rows[0].ids)
         self.mask_BS = np.pad(self.mask_BS, ((0, 0), (0, width - self.mask_BS.shape[1])), constant_values=1)
-        return self.steps.step(self._unseen(width), self.mask_BS)
+        return self.session.step(self._new_ids(width), self.mask_BS)
 
     def keep_unfinished(self) -> None:
         """Drops finished rows."""
@@ -133,11 +132,11 @@ class _Batch:
         self.rows = [self.rows[i] for i in kept]
         self.mask_BS = self.mask_BS[kept]
         if kept:
-            self.steps.select(kept)
+            self.session.select(kept)
 
-    def _unseen(self, width: int) -> np.ndarray:
-        """Ids [B, T] that the model has not seen: all of them at first and without a cache, else the last."""
-        if self.steps.past:
+    def _new_ids(self, width: int) -> np.ndarray:
+        """Ids [B, T] that are not in the cache: all of them at first and without a cache, else the last."""
+        if self.session.past:
             return np.asarray([[row.ids[-1]] for row in self.rows], np.int64)
         ids_BT = np.full((len(self.rows), width), self.pad_id, np.int64)
         for i, row in enumerate(self.rows):

@@ -1,4 +1,4 @@
-"""The layer itself as the model of generation."""
+"""The family's layer as a model of batch generation."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class DynamicModel:
         changing = getattr(layer, "position_depends_on_length", False)
         self.max_stable_length: int | None = getattr(layer, "max_stable_length", 0) if changing else None
 
-    def begin(self, columns: int, use_cache: bool = True) -> DynamicSteps:
-        """A batch of new rows."""
-        return DynamicSteps(self.layer, KVCache(columns) if use_cache else None)
+    def begin(self, columns: int, use_cache: bool = True) -> DynamicSession:
+        """A session for new rows."""
+        return DynamicSession(self.layer, KVCache(columns) if use_cache else None)
 
 
-class DynamicSteps:
-    """Rows that the layer answers.
+class DynamicSession:
+    """Rows that the layer computes.
 
     Args:
         layer: The layer.
-        cache: Of keys and values; None = every step begins from nothing.
+        cache: The KV cache; None = every step computes all tokens.
     """
 
     def __init__(self, layer: Any, cache: KVCache | None) -> None:

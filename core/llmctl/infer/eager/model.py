@@ -1,4 +1,4 @@
-"""What generation asks of a model, whoever computes it: the dynamic layer (``dynamic``) or a saved program (``static``)."""
+"""What batch generation needs of a model: the family's layer (``layer``) or an exported program (``program``)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Steps(Protocol):
-    """Rows that are being answered together: the model with a cache of what they have seen.
+class Session(Protocol):
+    """Rows that are generated together, and their KV cache.
 
     Attributes:
-        past: Columns that the model has seen; 0 = the next step begins.
+        past: Columns in the cache; 0 = there are none yet, or no cache.
     """
 
     past: int
@@ -21,8 +21,8 @@ class Steps(Protocol):
         """Logits [B, V] after the last column.
 
         Args:
-            ids_BT: Tokens that the model has not seen.
-            mask_BS: 1 = real, 0 = padding, over past and new columns.
+            ids_BT: Tokens of the new columns.
+            mask_BS: 1 = token, 0 = padding, over past and new columns.
         """
 
     def columns(self, ids_BT: NDArray[np.int64], mask_BS: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -32,17 +32,17 @@ class Steps(Protocol):
         """Keeps these rows."""
 
 
-class Model(Protocol):
-    """Something that begins batches.
+class EagerModel(Protocol):
+    """A model of batch generation.
 
     Attributes:
-        max_stable_length: Longest rows whose cached keys stay right; None = any.
+        max_stable_length: Longest rows whose cached keys stay valid; None = any.
     """
 
     max_stable_length: int | None
 
-    def begin(self, columns: int, use_cache: bool = True) -> Steps:
-        """A batch of new rows.
+    def begin(self, columns: int, use_cache: bool = True) -> Session:
+        """A session for new rows.
 
         Args:
             columns: Most columns that it will have.

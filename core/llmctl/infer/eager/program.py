@@ -1,6 +1,6 @@
-"""A saved program as the model of generation: everything comes from the exported folder, nothing from a plugin.
+"""An exported program as a model of batch generation: everything comes from its folder, nothing from a plugin.
 
-``paddle.jit.load`` runs it, not a Predictor: keys and values stay tensors from step to step. Letters as in ``llmctl.nn``.
+It runs with ``paddle.jit.load``, not as a Predictor, so that keys and values stay tensors from step to step. Letters as in ``llmctl.nn``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class StaticModel:
 
     Args:
         folder: As ``llmctl export --engine static`` writes it.
-        about: What its ``export.json`` says; None = it is read.
+        about: The content of its ``export.json``; None = it is read.
 
     Raises:
         CheckpointError: The folder is damaged.
@@ -38,38 +38,38 @@ class StaticModel:
         self.signature = trace.Signature(self.about.rows, self.about.heads, self.about.dtype)
         self.prefix = np.load(folder / PREFIX) if self.about.virtual_tokens else None
 
-    def begin(self, columns: int, use_cache: bool = True) -> StaticSteps:
-        """A batch of new rows."""
-        return StaticSteps(self, use_cache)
+    def begin(self, columns: int, use_cache: bool = True) -> StaticSession:
+        """A session for new rows."""
+        return StaticSession(self, use_cache)
 
     def logits(self, ids_BT: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
         """Logits [B, T, V] of all columns of whole rows."""
-        return StaticSteps(self, False).run(ids_BT, mask_BT, ids_BT.shape[1])
+        return StaticSession(self, False).run(ids_BT, mask_BT, ids_BT.shape[1])
 
     def first(self, batch: int) -> list[Any]:
-        """Rows, keys and values of a batch that has seen nothing but virtual tokens."""
-        held = [paddle.to_tensor(rows) for rows in trace.first_rows(self.signature, batch)]
+        """Rows, keys and values of a batch that has computed nothing but virtual tokens."""
+        state = [paddle.to_tensor(rows) for rows in trace.first_rows(self.signature, batch)]
         for layer, (heads, width) in enumerate(self.signature.heads):
             for part in range(2):
                 if self.prefix is None:
-                    held.append(paddle.zeros([batch, 0, heads, width], self.signature.dtype))
+                    state.append(paddle.zeros([batch, 0, heads, width], self.signature.dtype))
                 else:
                     past = paddle.to_tensor(self.prefix[layer, part]).astype(self.signature.dtype)
-                    held.append(past.unsqueeze(0).expand([batch, *past.shape]))
-        return held
+                    state.append(past.unsqueeze(0).expand([batch, *past.shape]))
+        return state
 
 
-class StaticSteps:
-    """Rows that a program answers.
+class StaticSession:
+    """Rows that a program computes.
 
     Args:
         model: The program.
-        use_cache: False: every step begins from nothing.
+        use_cache: False: every step computes all tokens.
     """
 
     def __init__(self, model: StaticModel, use_cache: bool) -> None:
         self.model, self.use_cache, self.past = model, use_cache, 0
-        self._held: list[Any] = []
+        self._state: list[Any] = []
 
     def step(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
         """Logits [B, V] after the last column."""
@@ -79,33 +79,33 @@ class StaticSteps:
         """Logits [B, T, V] after each new column."""
         return self.run(ids_BT, mask_BS, ids_BT.shape[1])
 
-    def run(self, ids_BT: np.ndarray, mask_BS: np.ndarray, wanted: int) -> np.ndarray:
-        """Logits [B, wanted, V] after the last columns.
+    def run(self, ids_BT: np.ndarray, mask_BS: np.ndarray, count: int) -> np.ndarray:
+        """Logits [B, count, V] after the last columns.
 
         Raises:
-            DataError: A row lacks the tokens that the model finds its context by.
+            DataError: A row lacks the tokens that delimit its bidirectional prefix.
         """
         begins = not self.past
-        held = self.model.first(len(ids_BT)) if begins else self._held
+        state = self.model.first(len(ids_BT)) if begins else self._state
         virtual = np.ones((len(ids_BT), self.model.about.virtual_tokens), np.int64)
-        inputs = [ids_BT, np.concatenate([virtual, mask_BS], axis=1), np.array([wanted], np.int32)]
-        logits_BTV, *held = self.model.program(*map(paddle.to_tensor, inputs), *held)
+        inputs = [ids_BT, np.concatenate([virtual, mask_BS], axis=1), np.array([count], np.int32)]
+        logits_BTV, *state = self.model.program(*map(paddle.to_tensor, inputs), *state)
         if begins:
-            self._check(held)
+            self._check(state)
         if self.use_cache:
-            self._held, self.past = held, self.past + ids_BT.shape[1]
+            self._state, self.past = state, self.past + ids_BT.shape[1]
         return np.asarray(logits_BTV.numpy())
 
     def select(self, rows: list[int]) -> None:
         """Keeps these rows."""
         index = paddle.to_tensor(rows, dtype="int64")
-        self._held = [paddle.index_select(kept, index) for kept in self._held]
+        self._state = [paddle.index_select(kept, index) for kept in self._state]
 
-    def _check(self, held: list[Any]) -> None:
-        for name, row_B1 in zip(self.model.signature.rows, held, strict=False):
-            lost = np.flatnonzero(row_B1.numpy()[:, 0] < 0)
-            if len(lost):
+    def _check(self, state: list[Any]) -> None:
+        for name, row_B1 in zip(self.model.signature.rows, state, strict=False):
+            missing = np.flatnonzero(row_B1.numpy()[:, 0] < 0)
+            if len(missing):
                 raise DataError(
-                    f"prompt {lost[0] + 1} lacks the special tokens that mark the end of its prefix ({name}); use the model's chat "
+                    f"prompt {missing[0] + 1} lacks the special tokens that mark the end of its prefix ({name}); use the model's chat "
                     "template, or write these tokens"
                 )

@@ -35,12 +35,12 @@ def score(model: Any, ids: Sequence[int], first: int) -> Generation:
     while start < inputs:
         stop = inputs if whole else min(inputs, max(first, start + COLUMNS))
         logits_TV = steps.columns(ids_1T[:, start:stop], np.ones((1, stop), np.int64))[0]
-        for place in range(max(start, first - 1), min(stop, len(ids) - 1)):
+        for position in range(max(start, first - 1), min(stop, len(ids) - 1)):
             try:
-                check_finite(logits_TV[place - start])
+                check_finite(logits_TV[position - start])
             except BrokenLogitsError as error:
                 return Generation([], "error", str(error), scores)
-            token = int(ids[place + 1])
-            scores.append(TokenLogprob(token, float(log_softmax(logits_TV[place - start])[token])))
+            token = int(ids[position + 1])
+            scores.append(TokenLogprob(token, float(log_softmax(logits_TV[position - start])[token])))
         start = stop
     return Generation([], "scored", logprobs=scores)

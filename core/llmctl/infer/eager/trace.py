@@ -1,11 +1,11 @@
 """A model's step as a saved program: tokens, mask and past keys and values in; logits, keys and values out.
 
-The layer is run once on tensors whose batch, length and past are left open; nothing of its code is needed afterwards.
-Letters as in ``llmctl.nn``; P counts past positions, virtual tokens included, L layers.
+The layer is traced once with symbolic batch, length and past; its code is not needed afterwards. Letters as in
+``llmctl.nn``; P past positions, virtual tokens included, L layers.
 
-Inputs, in order: ``ids`` [B, T] and ``mask`` [B, P+T] int64, ``wanted`` [1] int32, how many of the last columns' logits are
-wanted; the rows that a model keeps for itself [B, 1] int64, -1 at first; then ``key_0, value_0, key_1, ...`` [B, P, K, H].
-Outputs: logits [B, wanted, V], then rows, keys and values as they came in, with the new positions.
+Inputs, in order: ``ids`` [B, T] and ``mask`` [B, P+T] int64; ``wanted`` [1] int32, the number of last columns whose logits are
+computed; the model's own rows [B, 1] int64, -1 at first; then ``key_0, value_0, key_1, ...`` [B, P, K, H].
+Outputs: logits [B, wanted, V], then rows, keys and values with the new positions.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ OPEN = None
 
 @dataclass(frozen=True)
 class Signature:
-    """What a program takes beside ids, mask and wanted.
+    """Inputs of a program besides ids, mask and the number of logits.
 
     Attributes:
-        rows: Names of the rows that the model keeps for itself.
+        rows: Names of the model's own rows.
         heads: Key-value heads and their width, of each layer.
         dtype: Of keys and values.
     """
@@ -57,11 +57,11 @@ def signature_of(layer: Any, prompt: Sequence[int]) -> Signature:
     return Signature(tuple(cache.rows), tuple((key.shape[2], key.shape[3]) for key in pairs), dtype)
 
 
-class Step(paddle.nn.Layer):
+class StepLayer(paddle.nn.Layer):
     """One step of a model as a function of tensors alone.
 
     Args:
-        layer: The model, without virtual tokens: they are past positions of the program.
+        layer: The model without virtual tokens, which are past positions of the program.
         signature: What its cache holds.
     """
 
@@ -69,46 +69,46 @@ class Step(paddle.nn.Layer):
         super().__init__()
         self.layer, self.signature = layer, signature
 
-    def forward(self, ids: paddle.Tensor, mask: paddle.Tensor, wanted: paddle.Tensor, held: list[paddle.Tensor]) -> Any:
+    def forward(self, ids: paddle.Tensor, mask: paddle.Tensor, count: paddle.Tensor, state: list[paddle.Tensor]) -> Any:
         """Logits, rows, keys and values."""
-        return _step(self.layer, self.signature, ids, mask, wanted, held)
+        return _step(self.layer, self.signature, ids, mask, count, state)
 
     def specs(self) -> list[Any]:
-        """Types and shapes of the inputs; open sizes are those of a program's runs."""
+        """Types and shapes of the inputs; open sizes are set by each run."""
         spec, found = paddle.static.InputSpec, self.signature
-        held = [spec([OPEN, 1], "int64", f"row_{name}") for name in found.rows]
+        state = [spec([OPEN, 1], "int64", f"row_{name}") for name in found.rows]
         for index, (heads, width) in enumerate(found.heads):
-            held += [spec([OPEN, OPEN, heads, width], found.dtype, f"{kind}_{index}") for kind in ("key", "value")]
+            state += [spec([OPEN, OPEN, heads, width], found.dtype, f"{kind}_{index}") for kind in ("key", "value")]
         first = [spec([OPEN, OPEN], "int64", "ids"), spec([OPEN, OPEN], "int64", "mask"), spec([1], "int32", "wanted")]
-        return [*first, held]
+        return [*first, state]
 
 
 @paddle.jit.not_to_static
-def _step(layer: Any, signature: Signature, ids: Any, mask: Any, wanted: Any, held: Sequence[Any]) -> Any:
-    """The layer on tensors of a program; its code runs as it is written, paddle does not rewrite it."""
-    cache = TracedCache(dict(zip(signature.rows, held, strict=False)), held[len(signature.rows) :])
+def _step(layer: Any, signature: Signature, ids: Any, mask: Any, count: Any, state: Sequence[Any]) -> Any:
+    """The layer on symbolic tensors; its code runs as written, paddle does not transform it."""
+    cache = TracedCache(dict(zip(signature.rows, state, strict=False)), state[len(signature.rows) :])
     hidden_BTD = layer.hidden_states(ids, mask, None, cache)
-    logits_BTV = layer.logits(hidden_BTD[:, size(ids, 1) - wanted :])
-    return logits_BTV, *(cache.rows[name] for name in signature.rows), *cache.held
+    logits_BTV = layer.logits(hidden_BTD[:, size(ids, 1) - count :])
+    return logits_BTV, *(cache.rows[name] for name in signature.rows), *cache.pairs
 
 
 class TracedCache:
-    """The cache of one step of a program: past keys and values come in, and go out with the new ones behind them.
+    """The KV cache of one step of a program: past keys and values come in, and go out with the new ones appended.
 
     Args:
-        rows: What the model keeps for itself.
-        held: Keys and values of each layer [B, P, K, H].
+        rows: The model's own rows.
+        pairs: Keys and values of each layer [B, P, K, H].
     """
 
-    def __init__(self, rows: dict[str, Any], held: Sequence[Any]) -> None:
-        self.rows, self.held = rows, list(held)
-        self.length = size(held[0], 1)
+    def __init__(self, rows: dict[str, Any], pairs: Sequence[Any]) -> None:
+        self.rows, self.pairs = rows, list(pairs)
+        self.length = size(pairs[0], 1)
 
     def update(self, layer: int, k_BTKH: Any, v_BTKH: Any) -> tuple[Any, Any]:
         """k_BSKH and v_BSKH: past and new."""
-        for place, new in ((2 * layer, k_BTKH), (2 * layer + 1, v_BTKH)):
-            self.held[place] = paddle.concat([self.held[place], new], axis=1)
-        return self.held[2 * layer], self.held[2 * layer + 1]
+        for index, new in ((2 * layer, k_BTKH), (2 * layer + 1, v_BTKH)):
+            self.pairs[index] = paddle.concat([self.pairs[index], new], axis=1)
+        return self.pairs[2 * layer], self.pairs[2 * layer + 1]
 
     def advance(self, new: Any) -> None:
         """Nothing: the cache ends with the step."""
@@ -118,13 +118,13 @@ def save(layer: Any, signature: Signature, folder: Path) -> None:
     """Writes the program and its weights into a folder.
 
     Raises:
-        UnsupportedError: The layer does what a program cannot hold.
+        UnsupportedError: The layer cannot be traced.
     """
-    step = Step(layer, signature)
+    step = StepLayer(layer, signature)
     step.eval()
     try:
         with paddle.no_grad(), warnings.catch_warnings():
-            # paddle asks traced tensors for a place, and warns that they have none.
+            # paddle asks symbolic tensors for their device, and warns that they have none.
             warnings.simplefilter("ignore")
             program = paddle.jit.to_static(step, input_spec=step.specs(), full_graph=True)
             paddle.jit.save(program, str(folder / NAME))

@@ -18,7 +18,7 @@ class SequenceFeeder:
     """Sequences, and how much of each an executor has computed.
 
     Args:
-        executor: As ``executors.base.Executor``; its cache is allocated anew.
+        executor: As ``executors.base.Executor``; its cache is allocated again.
         spec: Its model.
         adapters: Of each sequence; -1 = none.
         longest: Most tokens of a sequence.

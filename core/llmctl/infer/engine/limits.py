@@ -41,7 +41,7 @@ class Limits:
         """The bidirectional prefix of a request's prompt, if the request can be answered.
 
         Raises:
-            ConfigError: The prompt is empty, too long or not of the vocabulary, or an option asks for what there is not.
+            ConfigError: The prompt is empty, too long or not of the vocabulary, or an option is out of range.
             DataError: The prompt lacks the tokens that delimit a bidirectional prefix.
         """
         vocab, prompt = self.rule.spec.vocab, request.prompt

@@ -28,7 +28,8 @@ class Inputs:
         vocab: Number of its tokens.
         max_positions: Most tokens of prompt and answer together; 0 = no limit.
         adapters: Names of adapters that requests choose among.
-        prefix_lm: The marks of a prompt that is read in both directions; None = all is causal.
+        prefix_lm: The marks of a prompt that is read in both directions; None = there are none, or they are not known.
+        causal: Whether tokens depend only on those before them.
     """
 
     tokenizer: Tokenizer
@@ -36,6 +37,7 @@ class Inputs:
     max_positions: int
     adapters: tuple[str, ...] = ()
     prefix_lm: PrefixLM | None = None
+    causal: bool = True
 
     def prompt(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt that is continued as it is, without a chat template.
@@ -49,7 +51,7 @@ class Inputs:
         """Token ids of a conversation whose next answer is generated.
 
         Raises:
-            DataError: Roles or contents are not as they should be, or they need a chat template that there is not.
+            DataError: Roles or contents are not as they should be, or they need a chat template and there is none.
         """
         return prompt_ids(self.tokenizer, conversation_of(messages), "messages", "chat_template")
 
@@ -62,7 +64,7 @@ class Inputs:
             adapter: Name of the adapter, for all or one for each; None = none by name.
 
         Raises:
-            ConfigError: A parameter has no effect, an adapter is not loaded, or there is not one for each prompt.
+            ConfigError: A parameter has no effect, an adapter is not loaded, or a list does not have one entry for each prompt.
         """
         given = [*params] if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
         if len(given) != len(prompts):
@@ -96,6 +98,11 @@ class Inputs:
 
     def _score_request(self, ids: list[int], adapter: int) -> Request:
         rule = self.prefix_lm
+        if rule is None and not self.causal:
+            raise UnsupportedError(
+                "this exported program reads prompts in both directions and does not say where they end; score with the model's "
+                "own folder"
+            )
         if rule is not None and rule.end not in ids[:-1]:
             raise UnsupportedError(
                 "this model reads a prompt in both directions, so only what follows it has log-probabilities; give token ids: "

@@ -95,7 +95,7 @@ class ResumableOutput:
             what = "; ".join(f"{key}: {before.get(key)!r} then, {settings.get(key)!r} now" for key in changed)
             raise ConfigError(
                 f"{self.path} holds {len(rows)} answers of an interrupted run with other settings ({what}). Repeat that run to "
-                "finish it, or remove that file to begin anew"
+                "finish it, or remove that file to start again"
             )
 
     def _write(self, content: Any) -> None:

@@ -32,7 +32,7 @@ class StopFilter:
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """The text that was held back, since no stop string was completed."""
         held, self._held = self._held, ""
         return held
 

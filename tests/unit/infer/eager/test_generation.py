@@ -63,7 +63,7 @@ def test_cached_equals_uncached(model, options):
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_batched_equals_single(model, options):
     batched = ids(generate(model, PROMPTS, options, [], 0))
-    single = [ids(generate(model, [prompt], options, [], 0, places=[i]))[0] for i, prompt in enumerate(PROMPTS)]
+    single = [ids(generate(model, [prompt], options, [], 0, indices=[i]))[0] for i, prompt in enumerate(PROMPTS)]
     assert batched == single
 
 

@@ -150,7 +150,9 @@ def test_a_packed_folder_takes_virtual_tokens_when_it_runs(case, tmp_path):
     for more in ((opened,), (None, {"one": opened})):
         with pytest.raises(UnsupportedError, match="virtual tokens were packed with the model"):
             add_adapters(model, opened.plugin, opened.dims, *more)
-    with pytest.raises(UnsupportedError, match="--adapter one: virtual tokens stand before every sequence"):
+    with pytest.raises(
+        UnsupportedError, match="the adapter one is virtual tokens, which go before every sequence; leave out the name"
+    ):
         add_adapters(open_packed(path), opened.plugin, opened.dims, None, {"one": opened})
 
 
@@ -178,7 +180,7 @@ def test_a_merged_base_is_noted_as_the_folder_of_merged_weights_would_be(case, t
 def test_a_name_that_was_packed_with_the_model_cannot_be_given_again():
     opened = open_adapter(GOLDENS / "llama_plain" / "adapter")
     model = packed_model(opened.base, opened.plugin, opened.dims, Packing(), None, {"one": opened})
-    with pytest.raises(ConfigError, match="--adapter one: an adapter of this name was packed with the model"):
+    with pytest.raises(ConfigError, match="an adapter named one was packed with the model; choose another name"):
         add_adapters(model, opened.plugin, opened.dims, None, {"one": opened})
     both = add_adapters(model, opened.plugin, opened.dims, opened)
     assert [adapter.name for adapter in both.adapters] == ["one", str(opened.folder)] and len(model.adapters) == 1

@@ -43,7 +43,7 @@ def test_another_run_is_refused_with_what_changed(tmp_path):
     output = tmp_path / "out.jsonl"
     with ResumableOutput(output, SETTINGS) as resumed:
         resumed.add(0, {"output": "0"})
-    with pytest.raises(ConfigError, match=r"holds 1 answers .* \(temperature: 1.0 then, 0.5 now\).* begin anew"):
+    with pytest.raises(ConfigError, match=r"holds 1 answers .* \(temperature: 1.0 then, 0.5 now\).* start again"):
         ResumableOutput(output, {**SETTINGS, "temperature": 0.5})
     resumed.path.write_text('"nonsense"\n5\n')
     with pytest.raises(ConfigError, match="is not what llmctl writes"):
