@@ -5,7 +5,7 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 PACKAGES := core ops/llmctl_ops $(wildcard plugins/*/llmctl_*)
 
-.PHONY: help demo test lint format docs evidence constraints clean
+.PHONY: help demo test lint format docs evidence wheels constraints clean
 help:
 	@echo "make demo         fine-tune the bundled starter model into $(DEMO)"
 	@echo "make test         lint, then all tests"
@@ -13,7 +13,8 @@ help:
 	@echo "make format       format and fix what can be fixed"
 	@echo "make docs         write the generated parts of docs/ anew"
 	@echo "make evidence     run the families' tests; write their evidence and the README's support matrix"
-	@echo "make constraints  resolve the pinned versions anew, for Python 3.10, 3.11 and 3.12"
+	@echo "make wheels       build the wheels of core, operators and families into dist/"
+	@echo "make constraints  resolve the pinned versions anew, for Python 3.10 to 3.13"
 	@echo "make clean        delete the environment, caches and $(DEMO)"
 
 .PHONY: environment environment-dev
@@ -46,6 +47,9 @@ docs: environment-dev
 evidence: environment-dev
 	$(BIN)/python -m pytest -q $(wildcard plugins/*/tests/test_*_conformance.py) -p llmctl.testing.plugin --llmctl-evidence
 	$(BIN)/llmctl models --update README.md
+
+wheels: environment
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./ops $(patsubst %/,./%,$(dir $(wildcard plugins/*/pyproject.toml)))
 
 constraints:
 	$(PYTHON) tools/make_constraints.py

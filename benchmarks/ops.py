@@ -1,7 +1,7 @@
 """Each operator, forward and backward, three ways in one run: compiled, composed of paddle's operations, and in torch.
 
 The three are worker processes that take turns (``turns.py``); a figure is the median over rounds of a turn's best time, in
-milliseconds, on inputs of the same shapes. Composed is what core does without the distribution ``llmctl-ops``.
+milliseconds, on inputs of the same shapes. Composed is what core does without the distribution ``paddle-llmctl-ops``.
 
     python benchmarks/ops.py --peer-python /path/to/python/with/torch
 """

@@ -51,7 +51,7 @@ class BuildKernels(build_ext):
         except Exception as error:
             if os.environ.get("LLMCTL_OPS_BUILD") == "require":
                 raise
-            print(f"llmctl-ops: no kernels, the reference path is used: {error}", file=sys.stderr)
+            print(f"paddle-llmctl-ops: no kernels, the reference path is used: {error}", file=sys.stderr)
             # A library of an earlier build would not match the sources.
             Path("llmctl_ops", "libllmctl_ops.so").unlink(missing_ok=True)
             self.extensions = []

@@ -4,6 +4,7 @@ Run with: python tools/environment.py VENV EXTRA... ; extras are those of pyproj
 Only the standard library is needed, and even an unsupported Python must be able to say so: no newer syntax here.
 """
 
+import glob
 import hashlib
 import os
 import shutil
@@ -12,7 +13,7 @@ import sys
 import venv
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-OLDEST, NEWEST = (3, 10), (3, 12)
+OLDEST, NEWEST = (3, 10), (3, 13)
 
 
 def read(path):
@@ -65,12 +66,21 @@ def install(folder, extras, plugins, constraints):
     if not same or same.decode() != sys.version.strip():
         print("making the environment %s with Python %s" % (folder, sys.version.split()[0]), flush=True)
         venv.create(folder, with_pip=True, clear=True)
+    remove_former(folder, python)
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--constraint", constraints]
     subprocess.run(pip + ["setuptools"], check=True)
     editable = ["--editable", "%s[%s]" % (ROOT, ",".join(extras))]
     for plugin in plugins:
         editable += ["--editable", plugin]
     subprocess.run(pip + ["--no-build-isolation"] + editable, check=True, env=building())
+
+
+def remove_former(folder, python):
+    """Uninstalls distributions of this project under their former names, whose families would be there twice."""
+    found = glob.glob(os.path.join(folder, "lib", "python3*", "site-packages", "llmctl*.dist-info"))
+    names = sorted({os.path.basename(path).split("-")[0].replace("_", "-") for path in found})
+    if names:
+        subprocess.run([python, "-m", "pip", "uninstall", "--yes", "--quiet"] + names, check=True)
 
 
 if __name__ == "__main__":

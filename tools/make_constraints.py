@@ -1,6 +1,6 @@
 """Writes constraints/pyXYZ.txt: the exact versions that pip resolves for the extras cpu and dev on each Python.
 
-Run with: python tools/make_constraints.py [PYTHON...]; by default the commands python3.10, python3.11 and python3.12.
+Run with: python tools/make_constraints.py [PYTHON...]; by default the commands python3.10 to python3.13.
 Nothing is installed: pip only reports what it would install.
 """
 
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PYTHONS = ("python3.10", "python3.11", "python3.12")
+PYTHONS = ("python3.10", "python3.11", "python3.12", "python3.13")
 
 
 def resolve(python: str) -> list[str]:
@@ -24,7 +24,7 @@ def resolve(python: str) -> list[str]:
         subprocess.run(command, check=True)
         found = [row["metadata"] for row in json.loads(report.read_text(encoding="utf-8"))["install"]]
     names = {row["name"].lower(): f"{row['name']}=={row['version']}" for row in found}
-    return [line for name, line in sorted(names.items()) if name != "llmctl"]
+    return [line for name, line in sorted(names.items()) if name != "paddle-llmctl"]
 
 
 def main() -> None:

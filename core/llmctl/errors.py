@@ -5,6 +5,12 @@ Any other exception is a bug in llmctl and keeps its traceback.
 
 from types import ModuleType
 
+DISTRIBUTION = "paddle-llmctl"
+"""Name of core's distribution on package indexes, where ``llmctl`` is another project's."""
+
+OPERATORS_DISTRIBUTION = "paddle-llmctl-ops"
+"""The distribution of the compiled operators."""
+
 
 class LlmctlError(Exception):
     """Wrong input; the message says what is wrong, where, what is allowed and what to do."""
@@ -47,7 +53,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
 
     Args:
         module: Import name, e.g. ``"paddle"``.
-        extra: The extra of the distribution ``llmctl`` that installs it, e.g. ``"cpu"``.
+        extra: The extra of our distribution that installs it, e.g. ``"cpu"``.
         purpose: What needs it, for the message.
 
     Raises:
@@ -61,5 +67,5 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         if error.name is not None and error.name.partition(".")[0] != module.partition(".")[0]:
             raise
         raise MissingDependencyError(
-            f"{purpose} needs {module}, which is not installed. Run: pip install 'llmctl[{extra}]'"
+            f"{purpose} needs {module}, which is not installed. Run: pip install '{DISTRIBUTION}[{extra}]'"
         ) from None

@@ -60,5 +60,5 @@ def call(
         kernel.argtypes = [*[POINTER] * len(tensors), *[SIZE] * len(sizes), *[FLOAT] * len(factors)]
     status = kernel(*(x if x is None else x.data_ptr() for x in tensors), *sizes, *factors)
     if status == NO_MEMORY:
-        raise MemoryError(f"the kernel {name} of llmctl-ops could not allocate its buffers")
+        raise MemoryError(f"the kernel {name} of paddle-llmctl-ops could not allocate its buffers")
     return status

@@ -127,4 +127,4 @@ def _stream(tensor: Any) -> int | None:
 
 def _check(status: int) -> None:
     if status:
-        raise RuntimeError(f"a CUDA kernel of llmctl-ops could not be launched: CUDA error {status}")
+        raise RuntimeError(f"a CUDA kernel of paddle-llmctl-ops could not be launched: CUDA error {status}")

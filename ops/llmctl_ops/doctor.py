@@ -62,7 +62,7 @@ def _examine_cuda(sampling: Callable[[Choose], float] | None) -> Finding:
             why = f"{name} is of another version"
         except OSError as error:
             why = f"{name} cannot be loaded ({error})"
-        return Finding("cuda", "reference", f"{why}; reinstall llmctl-ops", None, "")
+        return Finding("cuda", "reference", f"{why}; reinstall paddle-llmctl-ops", None, "")
     if not paddle.is_compiled_with_cuda() or not paddle.device.cuda.device_count():
         return Finding("cuda", "cuda", f"{name} was built, but paddle finds no GPU", None, "")
     why = f"{name} for tensors on GPUs"

@@ -75,17 +75,17 @@ def open_library(file: Path, choice: str) -> Library:
     if choice == "reference":
         return _none("LLMCTL_OPS=reference")
     if not file.exists():
-        return _none("not compiled: there was no C++ compiler when llmctl-ops was installed")
+        return _none("not compiled: there was no C++ compiler when paddle-llmctl-ops was installed")
     try:
         handle = ctypes.CDLL(str(file))
         found, best = handle.llmctl_ops_interface(), handle.llmctl_ops_level()
         mismatch = "" if found != INTERFACE else _mismatch(handle)
     except (OSError, AttributeError) as error:
-        return _none(f"{file.name} cannot be loaded ({error}); reinstall llmctl-ops")
+        return _none(f"{file.name} cannot be loaded ({error}); reinstall paddle-llmctl-ops")
     if found != INTERFACE:
-        return _none(f"{file.name} has interface {found}, {INTERFACE} is needed; reinstall llmctl-ops")
+        return _none(f"{file.name} has interface {found}, {INTERFACE} is needed; reinstall paddle-llmctl-ops")
     if mismatch:
-        return _none(f"{file.name} has {mismatch}; reinstall llmctl-ops")
+        return _none(f"{file.name} has {mismatch}; reinstall paddle-llmctl-ops")
     threads = _share_threads(handle)
     level = LEVELS[best] if choice == "auto" else choice
     if LEVELS.index(level) > best:

@@ -195,4 +195,4 @@ def test_without_the_distribution_the_doctor_says_how_to_install_it(monkeypatch)
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "llmctl_ops", None)
     done = CliRunner().invoke(command, ["doctor"])
-    assert done.exit_code == 0 and "pip install llmctl-ops" in done.output
+    assert done.exit_code == 0 and "pip install paddle-llmctl-ops" in done.output

@@ -109,7 +109,7 @@ def test_bad_values_are_refused(job, arguments, part):
 
 
 def test_unknown_family_names_the_nearest_and_how_to_install(job):
-    refused(job, family="lama", part=["Did you mean 'llama'?", "pip install llmctl-lama"])
+    refused(job, family="lama", part=["Did you mean 'llama'?", "llmctl new-plugin lama"])
 
 
 def test_plugin_that_fails_to_import_is_named(job, fakes):
@@ -124,7 +124,11 @@ def test_checkpoint_of_another_family_is_refused(job, fakes):
 
 def test_architecture_that_nobody_claims_is_refused(job):
     edit_config(job, architectures=["FalconForCausalLM"])
-    refused(job, family="auto", part=["no installed family claims the architecture FalconForCausalLM", "llmctl-falcon"])
+    refused(
+        job,
+        family="auto",
+        part=["no installed family claims the architecture FalconForCausalLM", "llmctl new-plugin falcon"],
+    )
 
 
 def test_every_broken_line_is_listed_with_its_reason(job):
@@ -212,4 +216,4 @@ def test_index_that_names_an_absent_shard_is_refused(job):
 
 def test_a_missing_logger_is_refused_before_the_run(job, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    refused(job, "--set", "train.log_to=tensorboard", part=["tensorboardX", "pip install 'llmctl[tensorboard]'"])
+    refused(job, "--set", "train.log_to=tensorboard", part=["tensorboardX", "pip install 'paddle-llmctl[tensorboard]'"])

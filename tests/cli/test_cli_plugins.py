@@ -106,4 +106,4 @@ def test_misspelt_command_names_the_nearest(run_llmctl):
 def test_unknown_family_says_how_to_install_it(run_llmctl):
     done = run_llmctl("--model", "parrto", "finetune", fakes=["third_party"])
     assert done.returncode == 2
-    assert "Did you mean 'parrot'?" in done.stderr and "pip install llmctl-parrto" in done.stderr
+    assert "Did you mean 'parrot'?" in done.stderr and "llmctl new-plugin parrto" in done.stderr

@@ -1,4 +1,4 @@
-"""Every command without the optional distribution ``llmctl-ops``: the same answers, and one line that says what is missing.
+"""Every command without the optional distribution ``paddle-llmctl-ops``: the same answers, and one line that says what is missing.
 
 All commands run in one process in which ``llmctl_ops`` cannot be imported.
 """
@@ -17,7 +17,7 @@ from llmctl.infer.executors import native
 from llmctl.runtime import operators
 
 ASK = ["--prompt", "Deny this: Tom has a red kite.", "--max-new-tokens", "10", "--no-stream"]
-MISSING = "llmctl-ops is not installed"
+MISSING = "paddle-llmctl-ops is not installed"
 PROGRAM = """
 import contextlib, io, json, os, sys
 sys.modules["llmctl_ops"] = None
@@ -93,7 +93,7 @@ def found(tmp_path_factory):
 
 def test_every_command_works(found):
     assert {name for name, (code, *_) in found.items() if code} == set()
-    assert "pip install llmctl-ops" in found["doctor"][1]
+    assert "pip install paddle-llmctl-ops" in found["doctor"][1]
 
 
 def test_every_engine_answers_as_with_compiled_operators(found):
@@ -111,7 +111,7 @@ def test_one_line_of_a_run_says_what_is_missing_and_how_to_install_it(found, nam
     _, out, err = found[name]
     assert MISSING not in out
     (line,) = err.splitlines()
-    assert MISSING in line and "which are slower" in line and line.count("pip install llmctl-ops") == 1
+    assert MISSING in line and "which are slower" in line and line.count("pip install paddle-llmctl-ops") == 1
 
 
 @pytest.mark.parametrize("name", ["finetune", "dpo", "pretrain"])

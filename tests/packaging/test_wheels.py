@@ -47,13 +47,17 @@ def wheels(tmp_path_factory):
         shutil.copytree(source, folder / name, ignore=skip)
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
         run(*command, "--wheel-dir", folder, folder / name)
-    return {name: next(folder.glob(f"{name}-*.whl")) for name in SOURCES}
+    return {name: next(folder.glob(f"paddle_{name}-*.whl")) for name in SOURCES}
 
 
 def names_in(requirements, extra="none"):
     """The distributions that these lines name, with those of an extra."""
     wanted = [line for line in requirements if "extra ==" not in line or f'extra == "{extra}"' in line]
-    return [re.match(r"[\w.-]+", line)[0] for line in wanted]
+    own = [match[1] for line in wanted if (match := re.match(r"paddle-llmctl\[(\w+)\]", line))]
+    names = [re.match(r"[\w.-]+", line)[0] for line in wanted]
+    return [name for name in names if name != "paddle-llmctl"] + [
+        name for o in own for name in names_in(requirements, o)
+    ]
 
 
 def closure(names):
@@ -100,7 +104,7 @@ def core_and_family(wheels, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def paddle_without_operators(wheels, tmp_path_factory):
-    """An environment that never had llmctl-ops."""
+    """An environment that never had paddle-llmctl-ops."""
     return environment_with(tmp_path_factory.mktemp("paddle"), [wheels["llmctl"], wheels["llmctl_llama"]], "cpu")
 
 
@@ -108,7 +112,7 @@ def test_the_wheels_hold_code_data_and_licence_but_no_tests(wheels):
     names = {name: zipfile.ZipFile(wheel).namelist() for name, wheel in wheels.items()}
     for name, wheel in wheels.items():
         tops = {entry.partition("/")[0] for entry in names[name]}
-        assert tops == {name, f"{name}-{wheel.name.split('-')[1]}.dist-info"}
+        assert tops == {name, f"paddle_{name}-{wheel.name.split('-')[1]}.dist-info"}
         assert any(entry.endswith("LICENSE") for entry in names[name])
     assert "llmctl/py.typed" in names["llmctl"]
     packed = {name for entries in names.values() for name in entries}
@@ -128,7 +132,7 @@ def test_the_wheel_of_the_operators_holds_its_library_and_serves_every_python(wh
 def test_core_alone_helps_and_says_how_to_install_a_family(core_alone):
     assert "Usage: llmctl" in run(core_alone / "llmctl", "--help").stdout
     models = run(core_alone / "llmctl", "models", check=False)
-    assert "pip install llmctl-" in models.stdout + models.stderr
+    assert "pip install 'paddle-llmctl[NAME]'" in models.stdout + models.stderr
 
 
 def test_a_family_is_listed_without_paddle(core_and_family):
@@ -140,7 +144,7 @@ def test_without_paddle_finetuning_says_in_one_line_what_to_install(core_and_fam
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "pip install 'llmctl[cpu]'" in done.stderr
+    assert "pip install 'paddle-llmctl[cpu]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,14 +165,14 @@ def test_without_compiled_operators_every_command_runs_and_engines_answer_alike(
     for engine in ("auto", "dynamic", "fused"):
         done = run(llmctl, "generate", starter / "model", "--engine", engine, *ask)
         assert done.stdout == expected.stdout, engine
-        assert len(done.stderr.splitlines()) == 1 and "llmctl-ops is not installed" in done.stderr
+        assert len(done.stderr.splitlines()) == 1 and "paddle-llmctl-ops is not installed" in done.stderr
     run(llmctl, "export", starter / "model", "--engine", "fused", "--weights", "float32", "--out", tmp_path / "packed")
     assert run(llmctl, "generate", tmp_path / "packed", *ask).stdout == expected.stdout
     run(llmctl, "bench", tmp_path / "packed", "--rounds", "1", "--new-tokens", "4", "--prompt-tokens", "8")
     run(llmctl, "--model", "llama", "plan", "config.yaml", cwd=tmp_path)
     trained = run(llmctl, "--model", "llama", "finetune", "config.yaml", cwd=tmp_path)
-    assert trained.stdout.count("llmctl-ops is not installed") == 1 and (tmp_path / "run" / "model").is_dir()
-    assert "pip install llmctl-ops" in run(llmctl, "ops", "doctor").stdout
+    assert trained.stdout.count("paddle-llmctl-ops is not installed") == 1 and (tmp_path / "run" / "model").is_dir()
+    assert "pip install paddle-llmctl-ops" in run(llmctl, "ops", "doctor").stdout
 
 
 def test_the_version_of_the_wheel_is_that_of_the_package(core_alone, wheels):

@@ -19,7 +19,7 @@ from llmctl.card.sharding import Split
 from llmctl.card.support import state
 from llmctl.card.weight_map import WeightMapping
 from llmctl.commands.recipe import PLACEHOLDERS, recipes
-from llmctl.errors import PluginError
+from llmctl.errors import DISTRIBUTION, PluginError
 from llmctl.plugins import matrix
 from llmctl.plugins.hookspecs import GROUP
 
@@ -103,7 +103,7 @@ def _installed() -> list[dict[str, str]]:
 
 def _list(rows: Sequence[dict[str, str]]) -> str:
     if not rows:
-        return f"No family is installed (entry points {GROUP}). Try: pip install llmctl-NAME"
+        return f"No family is installed (entry points {GROUP}). Try: pip install '{DISTRIBUTION}[NAME]'"
     lines = []
     for row in rows:
         first, *more = row["note"].splitlines()

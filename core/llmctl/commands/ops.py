@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from llmctl import runtime
+from llmctl.errors import OPERATORS_DISTRIBUTION
 
 
 @click.group()
@@ -30,7 +31,9 @@ def doctor(as_json: bool) -> None:
         from llmctl_ops.registry import Op
     except ImportError as error:
         what = "is not installed" if error.name == "llmctl_ops" else f"cannot be imported ({error})"
-        click.echo(f"llmctl-ops {what}: paddle's own operators are used. Try: pip install llmctl-ops")
+        click.echo(
+            f"{OPERATORS_DISTRIBUTION} {what}: paddle's own operators are used. Try: pip install {OPERATORS_DISTRIBUTION}"
+        )
         return
     from llmctl.infer.engine.kernel_check import linear_difference, sampling_difference
     from llmctl.infer.engine.selfcheck import step_difference

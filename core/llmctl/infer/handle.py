@@ -276,7 +276,7 @@ def load_engine(
 
 
 def no_kernels() -> str:
-    """Why there are no compiled kernels. If llmctl-ops is not installed, this counts as the one notice of the process."""
+    """Why there are no compiled kernels. If paddle-llmctl-ops is not installed, this counts as the one notice of the process."""
     from llmctl.infer.executors import native
 
     operators.note()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
-from llmctl.errors import ConfigError, MissingDependencyError
+from llmctl.errors import DISTRIBUTION, ConfigError, MissingDependencyError
 
 PACKAGES = {"tensorboard": "tensorboardX", "visualdl": "visualdl"}
 """Value of ``train.log_to``, which is also the name of its extra and of its folder in the output folder -> module."""
@@ -23,5 +23,5 @@ def check(names: Sequence[str]) -> None:
     for name in names:
         if name != "none" and importlib.util.find_spec(PACKAGES[name]) is None:
             raise MissingDependencyError(
-                f"train.log_to={name} needs {PACKAGES[name]}, which is not installed. Run: pip install 'llmctl[{name}]'"
+                f"train.log_to={name} needs {PACKAGES[name]}, which is not installed. Run: pip install '{DISTRIBUTION}[{name}]'"
             )

@@ -1,4 +1,4 @@
-"""The compiled operators of the optional distribution ``llmctl-ops``; without it blocks use paddle's operations.
+"""The compiled operators of the optional distribution ``paddle-llmctl-ops``; without it blocks use paddle's operations.
 
 ``LLMCTL_OPS=reference`` disables compiled operators; ``llmctl ops doctor`` says which are in use and why.
 """

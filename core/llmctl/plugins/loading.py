@@ -20,7 +20,7 @@ import pluggy
 
 from llmctl.card.family import Family
 from llmctl.card.validate import misnamed_class, validate
-from llmctl.errors import PluginError
+from llmctl.errors import DISTRIBUTION, PluginError
 from llmctl.plugins import defaults, hookspecs
 
 
@@ -107,7 +107,9 @@ def _check_card(card: Family, found: InstalledPlugin) -> None:
         raise PluginError(f"{found}: describe_family returned {type(card).__name__}, not llmctl.Family")
     if card.needs_api[0] != hookspecs.API[0] or card.needs_api > hookspecs.API:
         need, have = (".".join(map(str, version)) for version in (card.needs_api, hookspecs.API))
-        raise PluginError(f"{found} needs hook API {need}, this llmctl offers {have}: pip install --upgrade llmctl")
+        raise PluginError(
+            f"{found} needs hook API {need}, this llmctl offers {have}: pip install --upgrade {DISTRIBUTION}"
+        )
     problems = validate(card) + misnamed_class(card, found.module, partial(package_folder, found))
     if card.name != found.name:
         problems.insert(0, f"the card is named {card.name!r}, the entry point {found.name!r}")

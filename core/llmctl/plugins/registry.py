@@ -10,11 +10,12 @@ import difflib
 import re
 from collections.abc import Mapping
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from llmctl.card.family import Family
-from llmctl.errors import PluginError
+from llmctl.errors import DISTRIBUTION, PluginError
 from llmctl.io.json_object import read_json
 from llmctl.plugins import hookspecs
 from llmctl.plugins.loading import InstalledPlugin, Plugin, load_installed
@@ -88,7 +89,7 @@ class Families:
         if not matches:
             unusable = "".join(f"not usable: {reason}\n" for reason in broken.values())
             guess = _guess(architectures)
-            remedy = "Fix the one above" if guess in broken else f"Install its plugin, e.g. {_install(guess)}"
+            remedy = "Fix the one above" if guess in broken else f"Try: {_install(guess)}"
             raise PluginError(
                 f"{unusable}{where}: no installed family claims the architecture {architectures}; installed: "
                 f"{self._listed()}.\n{remedy}"
@@ -158,7 +159,7 @@ class Families:
     def _not_installed(self, name: str) -> str:
         near = difflib.get_close_matches(name, self.names, 1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
-        return f"no family {name!r} is installed; installed: {self._listed()}. {hint}Otherwise try: {_install(name)}"
+        return f"no family {name!r} is installed; installed: {self._listed()}. {hint}Try: {_install(name)}"
 
     def _listed(self) -> str:
         return ", ".join(self.names) or "none"
@@ -195,12 +196,19 @@ def versions(plugin: Plugin | None = None) -> Mapping[str, str]:
 
 
 def _install(family: str) -> str:
-    return f"pip install llmctl-{family.replace('_', '-')}"
+    """How to get a family: by the extra of our distribution that names it, else by writing a plugin."""
+    try:
+        ours = metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
+    except Exception:  # the metadata of a source tree may be absent or damaged
+        ours = []
+    if family.replace("_", "-") in [name.replace("_", "-") for name in ours]:
+        return f"pip install '{DISTRIBUTION}[{family.replace('_', '-')}]'"
+    return f"llmctl new-plugin {family}, since none of llmctl's own distributions has it"
 
 
 def _other_api(found: InstalledPlugin) -> str:
     have = hookspecs.API[0]
-    remedy = f"pip install --upgrade {'llmctl' if found.api > have else found.distribution}"
+    remedy = f"pip install --upgrade {DISTRIBUTION if found.api > have else found.distribution}"
     return f"{found} provides {found.name!r} for hook API v{found.api}, this llmctl has v{have}. Try: {remedy}"
 
 

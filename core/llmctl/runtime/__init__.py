@@ -1,6 +1,6 @@
-"""This process: threads, allocator, device, memory use, and whether ``llmctl-ops`` is installed.
+"""This process: threads, allocator, device, memory use, and whether ``paddle-llmctl-ops`` is installed.
 
-``process`` applies settings before paddle is imported, ``memory`` measures, ``operators`` looks for ``llmctl-ops``.
+``process`` applies settings before paddle is imported, ``memory`` measures, ``operators`` looks for ``paddle-llmctl-ops``.
 """
 
 from llmctl.runtime.process import (

@@ -1,4 +1,4 @@
-"""Whether the optional distribution ``llmctl-ops`` is installed, and the notice when it is not.
+"""Whether the optional distribution ``paddle-llmctl-ops`` is installed, and the notice when it is not.
 
 It is looked up, not imported: nothing here needs paddle, numpy or the compiled library.
 """
@@ -9,10 +9,11 @@ import importlib.util
 import os
 
 from llmctl import runtime
+from llmctl.errors import OPERATORS_DISTRIBUTION
 
 MISSING = (
-    "llmctl-ops is not installed, so paddle's own operators are used, which are slower; to install it: "
-    "pip install llmctl-ops"
+    f"{OPERATORS_DISTRIBUTION} is not installed, so paddle's own operators are used, which are slower; to install it: "
+    f"pip install {OPERATORS_DISTRIBUTION}"
 )
 
 _noted = False
@@ -32,7 +33,7 @@ def turned_off() -> bool:
 
 
 def note() -> str:
-    """The notice that ``llmctl-ops`` is missing, once per process; empty afterwards, or where it would not be used.
+    """The notice that ``paddle-llmctl-ops`` is missing, once per process; empty afterwards, or where it would not be used.
 
     On a GPU it is not used: paddle has kernels of its own there.
     """

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llmctl.errors import ConfigError, require
+from llmctl.errors import OPERATORS_DISTRIBUTION, ConfigError, require
 
 MKL_AVX2 = "5"
 """Value of MKL_DEBUG_CPU_TYPE that selects AVX2 kernels; the MKL of 2019 in paddle does not use them on AMD CPUs."""
@@ -29,7 +29,7 @@ MALLOPT = {-3: 1 << 30, -1: 2**31 - 1, -2: 256 << 20}
 """glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, in bytes: memory of large tensors is reused, not unmapped."""
 
 OPERATORS = ("auto", "avx512vnni", "avx512", "avx2", "portable", "reference")
-"""Values of LLMCTL_OPS, which the distribution llmctl-ops reads."""
+"""Values of LLMCTL_OPS, which the distribution paddle-llmctl-ops reads."""
 
 DETERMINISTIC_FLAGS = ("FLAGS_cudnn_deterministic", "FLAGS_embedding_deterministic")
 
@@ -255,10 +255,10 @@ def _operators(environ: Mapping[str, str]) -> ProcessSetting:
     if choice != "auto":
         return ProcessSetting("operators", choice, "LLMCTL_OPS", override)
     try:
-        version = metadata.version("llmctl-ops")
+        version = metadata.version(OPERATORS_DISTRIBUTION)
     except metadata.PackageNotFoundError:
-        return ProcessSetting("operators", "paddle's own", "llmctl-ops is not installed", override)
-    return ProcessSetting("operators", "auto", f"llmctl-ops {version}; see llmctl ops doctor", override)
+        return ProcessSetting("operators", "paddle's own", f"{OPERATORS_DISTRIBUTION} is not installed", override)
+    return ProcessSetting("operators", "auto", f"{OPERATORS_DISTRIBUTION} {version}; see llmctl ops doctor", override)
 
 
 def _deterministic(environ: Mapping[str, str], asked: bool) -> ProcessSetting:

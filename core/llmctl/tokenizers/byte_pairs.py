@@ -23,7 +23,7 @@ def read_vocabulary(folder: Path, facts: TokenFacts) -> LibraryTokenizer:
     Raises:
         TokenizerError: A file cannot be read, or a merge names what is not in the vocabulary.
     """
-    library = require("tokenizers", "cpu", VOCABULARY)
+    library = require("tokenizers", "run", VOCABULARY)
     lines = _text(folder / MERGES).split("\n")
     merges = [tuple(line.rstrip("\r").split(" ")) for line in lines[lines[0].startswith("#version") :] if line.strip()]
     if any(len(pair) != 2 for pair in merges):
@@ -58,7 +58,7 @@ def read_ranks(folder: Path, path: Path, facts: TokenFacts) -> LibraryTokenizer:
         raise TokenizerError(
             f"{path} does not say how text is cut into words, nor does the family's card; use a family that knows the file"
         )
-    library = require("tokenizers", "cpu", path.name)
+    library = require("tokenizers", "run", path.name)
     try:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in map(str.split, _lines(path))}
     except ValueError as error:

@@ -59,7 +59,7 @@ class LibraryTokenizer(Tokenizer):
         self._inner, self._where = inner, folder / where
         self._inner.no_truncation()
         self._inner.no_padding()
-        self._library = require("tokenizers", "cpu", "the tokenizer")
+        self._library = require("tokenizers", "run", "the tokenizer")
         own: dict[bool, dict[str, int]] = {True: {}, False: {}}
         for token, row in self._inner.get_added_tokens_decoder().items():
             own[row.special][row.content] = token
@@ -252,7 +252,7 @@ def read_json(folder: Path, facts: TokenFacts) -> LibraryTokenizer:
         TokenizerError: The file cannot be read, or its rules could multiply a text.
     """
     path = folder / "tokenizer.json"
-    library = require("tokenizers", "cpu", path.name)
+    library = require("tokenizers", "run", path.name)
     try:
         content = path.read_text(encoding="utf-8")
         untrusted.check_before(content, path)

@@ -29,7 +29,7 @@ def compile_template(source: str, where: str, keep_trailing_newline: bool = Fals
     Raises:
         TokenizerError: It is not valid jinja.
     """
-    jinja2 = require("jinja2", "cpu", "a chat template")
+    jinja2 = require("jinja2", "run", "a chat template")
     try:
         return _environment(keep_trailing_newline, marks).from_string(source)
     except jinja2.TemplateSyntaxError as error:

@@ -26,7 +26,7 @@ class SentencePieceTokenizer(Tokenizer):
     """
 
     def __init__(self, folder: Path, facts: TokenFacts):
-        library = require("sentencepiece", "cpu", facts.model)
+        library = require("sentencepiece", "run", facts.model)
         path = folder / facts.model
         try:
             self._inner = library.SentencePieceProcessor(model_file=str(path))

@@ -24,7 +24,10 @@ def test_a_family_outside_the_repository_loads(fakes):
 
 def test_unknown_family_names_the_nearest_and_the_remedy(fakes):
     fakes("third_party")
-    with pytest.raises(PluginError, match=r"Did you mean 'parrot'\?.*pip install llmctl-parot"):
+    with pytest.raises(
+        PluginError,
+        match=r"Did you mean 'parrot'\?.*llmctl new-plugin parot, since none of llmctl's own distributions has it",
+    ):
         plugins.load("parot")
 
 
@@ -141,7 +144,7 @@ def test_family_is_found_by_the_architecture_of_a_checkpoint(fakes):
         plugins.resolve("auto", {"architectures": ["FalconForCausalLM"]}, "m/config.json")
     message = str(caught.value)
     assert "no installed family claims the architecture FalconForCausalLM" in message
-    assert "pip install llmctl-falcon" in message and "fake-broken 1.2.3" in message
+    assert "llmctl new-plugin falcon" in message and "fake-broken 1.2.3" in message
     with pytest.raises(PluginError, match="says FalconForCausalLM, which is not of the family parrot"):
         plugins.resolve("parrot", {"architectures": ["FalconForCausalLM"]}, "m/config.json")
 

@@ -98,5 +98,5 @@ def test_a_folder_that_the_class_cannot_read_is_named(folder, paddlenlp):
 
 @pytest.mark.skipif(importlib.util.find_spec("paddlenlp") is not None, reason="PaddleNLP is installed")
 def test_without_paddlenlp_the_extra_is_named(folder):
-    with pytest.raises(MissingDependencyError, match=r"WordTokenizer.*pip install 'llmctl\[paddlenlp\]'"):
+    with pytest.raises(MissingDependencyError, match=r"WordTokenizer.*pip install 'paddle-llmctl\[paddlenlp\]'"):
         tokenizers.load(folder)

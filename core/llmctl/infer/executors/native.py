@@ -1,6 +1,6 @@
 """The executor on a CPU: one native call per step (``llmctl_ops.decoder``), without paddle.
 
-The engine uses the kernels of ``llmctl-ops`` only through this module: ``available`` says whether there are any, ``missing``
+The engine uses the kernels of ``paddle-llmctl-ops`` only through this module: ``available`` says whether there are any, ``missing``
 why not. The logits of a sequence do not depend on what else is in the step, to the last bit: a row is computed the same way
 whatever the number of rows, and keys are summed in spans that begin at fixed positions.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.errors import ConfigError
+from llmctl.errors import OPERATORS_DISTRIBUTION, ConfigError
 from llmctl.infer.executors.base import BLOCK, Batch, Float, Int
 from llmctl.infer.executors.rope_cache import RopeCache
 from llmctl.infer.packed.linear import LAYOUT, PackedLinear
@@ -24,7 +24,9 @@ try:
     from llmctl_ops import decoder, library, linear, sampling, structs
 except ImportError as error:
     library = None
-    FAILURE = operators.MISSING if error.name == "llmctl_ops" else f"llmctl-ops cannot be imported ({error})"
+    FAILURE = (
+        operators.MISSING if error.name == "llmctl_ops" else f"{OPERATORS_DISTRIBUTION} cannot be imported ({error})"
+    )
 
 CACHES = ("float32", "int8")
 
@@ -45,7 +47,7 @@ class NativeExecutor:
     def __init__(self, model: PackedModel, max_tokens: int = 512, kv: str = "float32") -> None:
         if not available():
             raise ConfigError(
-                f"the native engine needs the compiled kernels of llmctl-ops, and there are none: {missing()}"
+                f"the native engine needs the compiled kernels of paddle-llmctl-ops, and there are none: {missing()}"
             )
         if kv not in CACHES:
             raise ConfigError(f"kv={kv!r} must be {' or '.join(CACHES)}")
@@ -131,7 +133,7 @@ def missing() -> str:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if found.handle is not None and linear.LAYOUT != LAYOUT:
-        return f"llmctl-ops reads packed weights of layout {linear.LAYOUT}, not {LAYOUT}; install one that fits llmctl"
+        return f"{OPERATORS_DISTRIBUTION} reads packed weights of layout {linear.LAYOUT}, not {LAYOUT}; install one that fits llmctl"
     return "" if found.handle is not None else str(found.why)
 
 

@@ -61,7 +61,7 @@ def test_a_continued_run_has_tensorboard_drop_later_steps(tmp_path):
 
 def test_a_package_that_is_absent_is_named_with_what_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "visualdl", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'llmctl\[visualdl\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'paddle-llmctl\[visualdl\]'"):
         loggers.check(["tensorboard", "visualdl"])
     loggers.check(["tensorboard"])
 
