@@ -1,4 +1,4 @@
-"""``llmctl ops``: checks the compiled operators of the optional distribution ``llmctl-ops``."""
+"""``llmctl ops``: checks the compiled operators of the optional distribution ``paddle-llmctl-ops``."""
 
 from __future__ import annotations
 
