@@ -66,6 +66,18 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] != module.partition(".")[0]:
             raise
-        raise MissingDependencyError(
-            f"{purpose} needs {module}, which is not installed. Run: pip install '{DISTRIBUTION}[{extra}]'"
-        ) from None
+        raise _missing(module, extra, purpose) from None
+
+
+def require_installed(module: str, extra: str, purpose: str) -> None:
+    """Checks that an optional package is installed, without importing it; arguments and errors as for ``require``."""
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        raise _missing(module, extra, purpose)
+
+
+def _missing(module: str, extra: str, purpose: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"{purpose} needs {module}, which is not installed. Run: pip install '{DISTRIBUTION}[{extra}]'"
+    )

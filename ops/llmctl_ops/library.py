@@ -104,7 +104,7 @@ def set_threads(count: int) -> int:
     """
     if count < 1:
         raise ValueError(f"threads={count} must be at least 1")
-    runtime = _openmp_of_paddle()
+    runtime = _openmp()
     if runtime is None:
         return 1
     before = int(runtime.omp_get_max_threads())
@@ -128,10 +128,10 @@ def _mismatch(handle: ctypes.CDLL) -> str:
 
 
 def _share_threads(handle: ctypes.CDLL) -> str:
-    """Gives the library the threads of paddle's OpenMP runtime; a second runtime would compete with it."""
-    runtime = _openmp_of_paddle()
+    """Gives the library the threads of the process's OpenMP runtime; a second runtime would compete with it."""
+    runtime = _openmp()
     if runtime is None:
-        return "none: paddle's OpenMP runtime was not found, kernels run on one thread"
+        return "none: no OpenMP runtime was found (libgomp.so.1), kernels run on one thread"
     pointers = [ctypes.cast(getattr(runtime, name), ctypes.c_void_p) for name in OPENMP]
     handle.llmctl_ops_use_threads.argtypes = [ctypes.c_void_p] * len(OPENMP)
     handle.llmctl_ops_use_threads.restype = None
@@ -140,12 +140,17 @@ def _share_threads(handle: ctypes.CDLL) -> str:
 
 
 @functools.cache
-def _openmp_of_paddle() -> ctypes.CDLL | None:
+def _openmp() -> ctypes.CDLL | None:
+    """Paddle's OpenMP runtime, which a process that trains has loaded; without paddle that of the system."""
     paddle = importlib.util.find_spec("paddle")
-    if paddle is None or paddle.origin is None:
-        return None
-    try:
-        runtime = ctypes.CDLL(str(Path(paddle.origin).parent / "libs" / "libiomp5.so"))
-    except OSError:
-        return None
-    return runtime if all(hasattr(runtime, name) for name in OPENMP) else None
+    files = ["libgomp.so.1"]
+    if paddle is not None and paddle.origin is not None:
+        files.insert(0, str(Path(paddle.origin).parent / "libs" / "libiomp5.so"))
+    for file in files:
+        try:
+            runtime = ctypes.CDLL(file)
+        except OSError:
+            continue
+        if all(hasattr(runtime, name) for name in OPENMP):
+            return runtime
+    return None

@@ -108,6 +108,12 @@ def paddle_without_operators(wheels, tmp_path_factory):
     return environment_with(tmp_path_factory.mktemp("paddle"), [wheels["llmctl"], wheels["llmctl_llama"]], "cpu")
 
 
+@pytest.fixture(scope="module")
+def run_without_paddle(wheels, tmp_path_factory):
+    own = [wheels["llmctl"], wheels["llmctl_llama"], wheels["llmctl_ops"]]
+    return environment_with(tmp_path_factory.mktemp("run"), own, "run")
+
+
 def test_the_wheels_hold_code_data_and_licence_but_no_tests(wheels):
     names = {name: zipfile.ZipFile(wheel).namelist() for name, wheel in wheels.items()}
     for name, wheel in wheels.items():
@@ -173,6 +179,18 @@ def test_without_compiled_operators_every_command_runs_and_engines_answer_alike(
     trained = run(llmctl, "--model", "llama", "finetune", "config.yaml", cwd=tmp_path)
     assert trained.stdout.count("paddle-llmctl-ops is not installed") == 1 and (tmp_path / "run" / "model").is_dir()
     assert "pip install paddle-llmctl-ops" in run(llmctl, "ops", "doctor").stdout
+
+
+def test_the_extra_run_generates_on_several_threads_without_paddle(run_without_paddle):
+    python, llmctl = run_without_paddle / "python", run_without_paddle / "llmctl"
+    assert "No module named 'paddle'" in run(python, "-c", "import paddle", check=False).stderr
+    model = SOURCES["llmctl_llama"] / "llmctl_llama" / "starter" / "model"
+    ask = ["--prompt", "Deny this: Tom has a red kite.", "--max-new-tokens", "12", "--no-stream"]
+    expected = run(sys.executable, "-m", "llmctl", "generate", model, *ask)
+    done = run(llmctl, "generate", model, *ask)
+    assert (done.stdout, done.stderr) == (expected.stdout, "")
+    set_threads = "from llmctl_ops import library; library.set_threads(2); print(library.set_threads(1))"
+    assert run(python, "-c", set_threads).stdout == "2\n"
 
 
 def test_the_version_of_the_wheel_is_that_of_the_package(core_alone, wheels):

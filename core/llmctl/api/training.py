@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl import runtime
 from llmctl.api.run import Run
 from llmctl.config import file, schema
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, require_installed
 from llmctl.jobs.registry import COMMANDS, resolve
 from llmctl.train.callbacks.base import Callback
 
@@ -96,6 +96,7 @@ def _train(
 ) -> Run:
     data, where = _read(command, config)
     callbacks = _instances(callbacks)
+    require_installed("paddle", "cpu", f"llmctl {command}")
     job = check_job(command, make_config(command, data, overrides, where, "overrides: "), family)
     return run_job(job, callbacks, quiet)
 

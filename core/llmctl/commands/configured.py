@@ -11,6 +11,7 @@ import click
 from llmctl.api import training
 from llmctl.commands.recipe import NoStarter, output_settings, recipe_header
 from llmctl.config import schema
+from llmctl.errors import require_installed
 from llmctl.plugins import Families
 from llmctl.train.interrupt import Interrupted
 
@@ -51,6 +52,8 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
             run = f"{'Or, with this file' if about else 'Run with'}: llmctl --model {family} {name} CONFIG"
             click.echo(schema.to_yaml(config, "\n".join([*about, run])), nl=False)
             return
+        if not check:
+            require_installed("paddle", "cpu", f"llmctl {name}")
         job = training.check_job(name, config, family, families)
         if check:
             click.echo(f"ok: {job.summary()}")

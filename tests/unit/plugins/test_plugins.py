@@ -56,7 +56,9 @@ def test_misspelt_hook_is_refused_with_the_right_name(fakes):
 
 def test_other_api_is_refused_before_import(fakes):
     fakes("old_api")
-    with pytest.raises(PluginError, match=r"fake-old 9.0.0 provides 'newfam' for hook API v7.*has v0.*upgrade paddle-llmctl"):
+    with pytest.raises(
+        PluginError, match=r"fake-old 9.0.0 provides 'newfam' for hook API v7.*has v0.*upgrade paddle-llmctl"
+    ):
         plugins.load("newfam")
 
 
