@@ -15,11 +15,14 @@ from kit.readme import ROOT, STARTER, shown
 PAGES = ("README.md", "docs/first-steps.md")
 BY_CI = {"make demo", "make test", ". .venv/bin/activate"}
 """Run by .ci/run, which calls make as a new user does."""
+BY_PACKAGING = ("make wheels", "pip install ")
+"""tests/packaging builds the wheels and installs them; a package index is not within reach of tests."""
 
 
 def test_ci_runs_the_make_targets_that_are_shown():
     targets = {line.removeprefix("make ") for page in PAGES for line in shown(page) if line.startswith("make ")}
-    assert targets == {"demo", "test"}
+    assert {target.partition(" ")[0] for target in targets} == {"demo", "test", "wheels"}
+    targets = {"demo", "test"}
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for target in targets:
         assert re.search(rf"make\b.*\b{target}\b", script), target
@@ -54,6 +57,7 @@ def run(arguments: list[str], folder: Path, stdin: str = "") -> subprocess.Compl
 
 def test_every_shown_command_works(workplace):
     commands = [line for page in PAGES for line in shown(page) if line not in BY_CI]
+    commands = [line for line in commands if not line.startswith(BY_PACKAGING)]
     assert len(commands) >= 6
     for line in commands:
         words = shlex.split(line)
@@ -61,6 +65,19 @@ def test_every_shown_command_works(workplace):
         done = run(words[1:], workplace, stdin="Who lives here?\n/quit\n" if "--chat" in words else "")
         assert done.stdout.strip(), line
     assert (workplace / "runs" / "mine" / "model" / "config.json").is_file()
+
+
+def test_the_shown_installations_name_folders_and_extras_that_exist():
+    section = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
+    extras = re.findall(r"^([\w-]+) = \[", section.partition("\n[")[0], re.MULTILINE)
+    lines = [shlex.split(line, comments=True) for line in shown("README.md") if line.startswith("pip install ")]
+    targets = [word for words in lines for word in words[2:] if not word.startswith("-") and word != "dist"]
+    assert len(lines) == 3 and len(targets) == 7
+    for target in targets:
+        name, _, given = target.partition("[")
+        assert name == "paddle-llmctl" or (ROOT / name / "pyproject.toml").is_file(), target
+        assert set(given.rstrip("]").split(",")) - {""} <= set(extras), target
+    assert re.search(r"^wheels:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def test_the_shown_data_lines_are_valid():
