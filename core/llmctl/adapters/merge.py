@@ -104,7 +104,8 @@ def merge(
             write_file(work / name, tensors, progress)
         if len(shards) > 1:
             write_index(work, shards)
-        convert.copy_other_files(opened.base, work, dtype)
+        convert.copy_other_files(opened.base, work)
+        convert.complete_config(work, dtype, opened.plugin.card, opened.dims)
         replace_tokenizer(opened, work)
         (work / RECORD).write_text(json.dumps(_record(opened, dtype, len(layers)), indent=2) + "\n", encoding="utf-8")
     return len(layers)

@@ -44,6 +44,8 @@ class ConfigField:
             as ``"hidden/heads"``, or a function of the content of config.json.
         allowed: The values that the family supports; any other is an error. ``()`` = any.
         check: Raises ConfigError for a value that the family does not support.
+        recorded: Whether config.json of a saved model has the key even where it was derived here, because what it is derived
+            from (such as the size of the vocabulary) may change.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ConfigField:
     derive: str | Callable[[Mapping[str, Any]], Any] = field(default="", repr=False)
     allowed: tuple[Any, ...] = ()
     check: Callable[[Any], object] | None = field(default=None, repr=False, compare=False)
+    recorded: bool = field(default=False, repr=False)
 
     def read(
         self, config: Mapping[str, Any], known: Mapping[str, Any], symbols: frozenset[str], family: str, where: str

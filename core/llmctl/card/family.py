@@ -265,6 +265,10 @@ class Family:
         config.update({s.key: dims[s.name] for s in self.settings if s.key})
         return config
 
+    def recorded(self, config: Mapping[str, Any], dims: Mapping[str, Any]) -> dict[str, Any]:
+        """The ``recorded`` fields that a config.json lacks: what its other keys imply, to be written into a saved model."""
+        return {s.key: dims[s.name] for s in self.settings if s.recorded and config.get(s.key) is None}
+
     def hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the table: equal hashes mean equal tensors, names and layouts."""
         derived = tuple(s.derive if isinstance(s.derive, str) else s.derive.__qualname__ for s in self.settings)

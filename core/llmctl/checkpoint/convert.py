@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from llmctl import plugins
 from llmctl.card.dims import Dims
+from llmctl.card.family import Family
 from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint import slices
 from llmctl.checkpoint.folder import WeightFolder, open_folder
@@ -242,7 +243,8 @@ def _write_other_files(
     source: SourceModel, work: Path, layout: str, dtype: str, made_from: str, hashes: Mapping[str, str]
 ) -> None:
     """Copies configuration, tokenizer and other small files, then writes the manifest."""
-    copy_other_files(source.folder.path, work, dtype)
+    copy_other_files(source.folder.path, work)
+    complete_config(work, dtype, source.plugin.card, source.dims)
     for digest_file in work.glob(".*.sha256"):
         digest_file.unlink()
     files = {name: {"bytes": (work / name).stat().st_size, "sha256": known or sha256(work / name)}
@@ -261,14 +263,20 @@ def _write_other_files(
     (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def copy_other_files(source: Path, target: Path, dtype: str) -> None:
-    """Copies the files of a model folder that are not weights, and sets the data type in config.json unless it is kept."""
+def copy_other_files(source: Path, target: Path) -> None:
+    """Copies the files of a model folder that are not weights."""
     for file in _other_files(source):
         copy_into(file, target)
+
+
+def complete_config(target: Path, dtype: str, card: Family, dims: Dims) -> None:
+    """Writes into a copied config.json its data type, unless it is kept, and the fields that the card records."""
+    config = read_json(target / "config.json", required=True)
+    facts = card.recorded(config, dims)
     if dtype != "keep":
-        config = read_json(target / "config.json", required=True)
-        config[("dtype" if "dtype" in config else "torch_dtype")] = dtype
-        write_json(target / "config.json", config)
+        facts["dtype" if "dtype" in config else "torch_dtype"] = dtype
+    if facts:
+        write_json(target / "config.json", {**config, **facts})
 
 
 def _other_files(source: Path) -> list[Path]:

@@ -27,13 +27,23 @@ CHAT = template(__file__, "baichuan.jinja")
 SMALL = dict(layers=32, hidden=4096, heads=32, ffn=11008, max_positions=4096, norm_eps=1e-6)
 LARGE = dict(layers=40, hidden=5120, heads=40, ffn=13696, trained=4096, norm_eps=1e-6)
 VOCAB2 = 125_696
-"""Vocabulary of the second generation, whose output heads have normalised rows."""
+"""Vocabulary of the second generation."""
 SMALL2, LARGE2 = dict(SMALL, vocab=VOCAB2), dict(LARGE, vocab=VOCAB2)
 
 
 def _kind(config):
     """Models with RoPE have the key ``max_position_embeddings``, those with ALiBi only ``model_max_length``."""
     return "rope" if config.get("max_position_embeddings") else "alibi"
+
+
+def _second_generation(config):
+    """Output heads of the second generation have normalised rows.
+
+    Its configuration class has ``z_loss_weight`` (https://huggingface.co/baichuan-inc/Baichuan2-13B-Chat), which the first
+    files on the hub lack; these have its vocabulary, or more if tokens were added.
+    """
+    first = "BaiChuanForCausalLM" in config.get("architectures", ())
+    return not first and ("z_loss_weight" in config or config["vocab_size"] >= VOCAB2)
 
 
 def _decoder(dims):
@@ -54,7 +64,7 @@ CARD = Family(
         ConfigField("trained", "model_max_length", None),
         ConfigField("max_positions", "max_position_embeddings", derive=lambda c: c.get("model_max_length") or 4096),
         ConfigField("position", "position_kind", derive=_kind, allowed=("rope", "alibi")),
-        ConfigField("norm_head", "norm_head", derive=lambda config: config["vocab_size"] == VOCAB2),
+        ConfigField("norm_head", "norm_head", derive=lambda config: _second_generation(config), recorded=True),
         ConfigField("norm_eps", "rms_norm_eps", 1e-6),
         ConfigField("rope_theta", "rope_theta", 10000.0),
         ConfigField("activation", "hidden_act", "silu", allowed=("silu",)),

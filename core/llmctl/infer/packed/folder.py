@@ -68,7 +68,7 @@ def save_packed(
     arrays: list[NDArray[Any]] = []
     tree = encode(model, arrays)
     with atomic_folder(folder, overwrite) as work:
-        copy_other_files(source, work, "keep")
+        copy_other_files(source, work)
         if adapted is not None:
             replace_tokenizer(adapted, work)
         with open(work / WEIGHTS, "wb") as stream:

@@ -34,7 +34,8 @@ class ModelWriter:
         plugin, home = self.source.plugin, self.source.folder
         renames = plugin.hooks.weight_map(card=plugin.card, dims=self.source.dims, source="torch")
         save_weights(folder, model, renames, dtype=dtype, max_shard_bytes=self.max_shard_bytes)
-        config = {**self.source.config, "torch_dtype": dtype}
+        facts = plugin.card.recorded(self.source.config, self.source.dims)
+        config = {**self.source.config, **facts, "torch_dtype": dtype}
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         self.tokenizer.save(folder)
         if home and (home / GENERATION).is_file():
