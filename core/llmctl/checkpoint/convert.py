@@ -6,7 +6,6 @@ conversion keeps finished shards in a hidden working folder next to the target a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -38,6 +37,7 @@ from llmctl.io.atomic import remove_leftovers
 from llmctl.io.copying import copy_into
 from llmctl.io.digest import sha256
 from llmctl.io.json_object import read_json, write_json
+from llmctl.io.lock import try_flock
 
 MANIFEST = "manifest.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".gguf", ".msgpack", ".h5", ".index.json")
@@ -214,10 +214,9 @@ def _working_folder(target: Path, made_from: str) -> Iterator[Path]:
         work.mkdir(parents=True, exist_ok=True)
         lock = os.open(work, os.O_RDONLY)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if try_flock(lock) is False:
+                raise CheckpointError(f"another process is writing {target}; wait for it to finish")
             yield work
-        except BlockingIOError:
-            raise CheckpointError(f"another process is writing {target}; wait for it to finish") from None
         finally:
             os.close(lock)
     except OSError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -19,6 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from llmctl.errors import FileError
+from llmctl.io.lock import try_flock
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
@@ -96,7 +96,7 @@ def _locked_sibling(path: Path) -> Iterator[Path]:
         raise FileError(f"cannot write {path}: {path.parent} cannot be created; choose another folder") from error
     lock = os.open(temporary, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try_flock(lock)
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -109,8 +109,8 @@ def remove_leftovers(parent: Path, prefix: str) -> None:
         with contextlib.suppress(OSError):
             lock = os.open(leftover, os.O_RDONLY)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(leftover, ignore_errors=True)
+                if try_flock(lock):
+                    shutil.rmtree(leftover, ignore_errors=True)
             finally:
                 os.close(lock)
 

@@ -7,12 +7,9 @@ process ends in any way; the lock file says which process holds it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import socket
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,11 +20,11 @@ import numpy as np
 
 from llmctl.checkpoint import atomic_folder
 from llmctl.errors import DataError, FileError
+from llmctl.io.lock import Busy, hold
 
 FOLDER, DESCRIPTION = "index-cache", "description.json"
 WAIT = 600.0
 """Seconds to wait for another process that builds the same entry."""
-_POLL = 0.2
 Arrays = dict[str, np.ndarray]
 
 
@@ -92,68 +89,26 @@ class Cache:
     @contextlib.contextmanager
     def _locked(self, entry: Path) -> Iterator[None]:
         path = entry.with_name(entry.name + ".lock")
-        handle = self._acquire(path)
-        try:
-            # The lock works without the holder's name, which cannot be written if the disk is full.
-            with contextlib.suppress(OSError):
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            os.close(handle)
 
-    def _acquire(self, path: Path) -> int:
-        """Opens and locks the file ``path``; returns its handle."""
-        began = time.monotonic()
-        notified = False
-        while True:
-            handle = _open(path)
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The holder deletes the file; a lock on a deleted file excludes nobody.
-                if _same(handle, path):
-                    return handle
-            holder = _holder(handle)
-            os.close(handle)
-            if time.monotonic() - began > self.wait:
+        def on_wait(holder: str) -> None:
+            self.notify(f"waiting up to {self.wait:g} seconds for the index that {holder} is building (lock: {path})")
+
+        with contextlib.ExitStack() as stack:
+            try:
+                entry.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold(path, self.wait, on_wait))
+            except Busy as busy:
                 raise DataError(
-                    f"the index {path.with_suffix('').name} is still being built by {holder} after {self.wait:g} seconds (lock: "
-                    f"{path}); wait for that process, or kill it if it hangs, which releases the lock"
-                )
-            if not notified:
-                self.notify(
-                    f"waiting up to {self.wait:g} seconds for the index that {holder} is building (lock: {path})"
-                )
-                notified = True
-            time.sleep(_POLL)
+                    f"the index {entry.name} is still being built by {busy} after {self.wait:g} seconds (lock: {path}); wait "
+                    "for that process, or kill it if it hangs, which releases the lock"
+                ) from None
+            except OSError as error:
+                raise _NotWritable(error.strerror or str(error)) from None
+            yield
 
 
 class _NotWritable(Exception):
     """The folder is not writable."""
-
-
-def _open(path: Path) -> int:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise _NotWritable(error.strerror or str(error)) from None
-
-
-def _same(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _holder(handle: int) -> str:
-    try:
-        who = json.loads(os.pread(handle, 4096, 0))
-        return f"process {who['pid']} on {who['host']}"
-    except (ValueError, KeyError):
-        return "another process"
 
 
 def _save(entry: Path, description: Mapping[str, Any], arrays: Arrays) -> None:

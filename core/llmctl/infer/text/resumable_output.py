@@ -6,7 +6,6 @@ line for each answer as it ends. Whatever ends the process, all lines but the la
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from llmctl.errors import ConfigError
 from llmctl.io.atomic import atomic_file
+from llmctl.io.lock import try_flock
 
 
 class ResumableOutput:
@@ -68,10 +68,8 @@ class ResumableOutput:
         self.path.unlink()
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{self.path} is in use: another run is writing {self.output}") from None
+        if try_flock(self._stream.fileno()) is False:
+            raise ConfigError(f"{self.path} is in use: another run is writing {self.output}")
 
     def _read(self, settings: dict[str, Any]) -> None:
         self._stream.seek(0)
