@@ -60,8 +60,8 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
             return
         try:
             training.run_job(job)
-        except Interrupted:
-            ctx.exit(130)
+        except Interrupted as stop:
+            ctx.exit(stop.exit_code)
 
     return click.Command(name, callback=click.pass_context(callback), params=_parameters(recipe_help), help=doc)
 

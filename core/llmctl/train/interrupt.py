@@ -1,4 +1,7 @@
-"""Ctrl-C during training: the current step is finished and saved. Nothing here imports paddle."""
+"""Signals that end a training run, such as Ctrl-C: the current step is finished and saved. Nothing here imports paddle.
+
+Schedulers send SIGTERM, a closed terminal SIGHUP, and Slurm SIGUSR1 before a deadline if it is told to.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +11,71 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
 
 class Interrupted(KeyboardInterrupt):
-    """The user pressed Ctrl-C; the current step was finished and saved.
+    """A signal ended the run.
 
     Attributes:
-        step: The step.
+        signal: Its number.
+        step: The step that was finished and saved; None = the run ended at once.
     """
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"interrupted after step {step}")
-        self.step = step
+    def __init__(self, number: int = signal.SIGINT, step: int | None = None) -> None:
+        after = "" if step is None else f" after step {step}"
+        super().__init__(f"interrupted{after} by {signal.Signals(number).name}")
+        self.signal, self.step = number, step
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a process that the signal ended."""
+        return 128 + self.signal
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets a flag instead of raising; pressed again, it raises. Outside the main thread nothing is changed.
-
-    The handler that was there before is put back. One that was not installed from Python cannot be, so it stays.
-    """
-    pressed: list[int] = []
+def ends_at_once() -> Iterator[None]:
+    """A signal raises ``Interrupted`` in the main thread."""
 
     def handler(number: int, frame: Any) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
+        raise Interrupted(number)
 
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, handler)
+    with _handled(handler):
+        yield
+
+
+@contextlib.contextmanager
+def ends_later() -> Iterator[Callable[[], int]]:
+    """A signal is only noted; another one raises ``Interrupted``.
+
+    Yields:
+        A function that gives the number of the signal, 0 if there was none.
+    """
+    noted: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if noted:
+            raise Interrupted(number)
+        noted.append(number)
+
+    with _handled(handler):
+        yield lambda: noted[0] if noted else 0
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Installs a handler and puts back those that were there. Outside the main thread nothing is changed.
+
+    Signals stay ignored that were, as by ``nohup``. A handler that was not installed from Python cannot be put back and stays.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+    changed = {number: old for number, old in before.items() if old not in (None, signal.SIG_IGN)}
     try:
-        yield lambda: bool(pressed)
+        for number in changed:
+            signal.signal(number, handler)
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, old in changed.items():
+            signal.signal(number, old)

@@ -20,7 +20,7 @@ from typing import Any
 from llmctl import runtime
 from llmctl.errors import LlmctlError
 from llmctl.train.callbacks.base import Callback, LoopSettings, StepMetrics
-from llmctl.train.interrupt import Interrupted, interruptible
+from llmctl.train.interrupt import Interrupted, ends_later
 from llmctl.train.optim.adamw import AdamW
 from llmctl.train.optim.schedules import Schedule
 from llmctl.train.task import Batch, Task
@@ -80,19 +80,19 @@ class Loop:
 
         Raises:
             NonFiniteError: A loss or gradient is not finite.
-            Interrupted: Ctrl-C in the main thread; a second one raises KeyboardInterrupt at once.
+            Interrupted: A signal such as Ctrl-C in the main thread, after its step is saved; a second one at once.
         """
-        with interruptible() as interrupted:
+        with ends_later() as signal:
             try:
                 self._call("on_train_begin", done + 1, self.settings)
                 while done < self.settings.max_steps and not self._stopped():
                     done += 1
-                    self._step(done, interrupted)
+                    self._step(done, signal)
             finally:
                 self._call("on_train_end")
         return done
 
-    def _step(self, step: int, interrupted: Callable[[], bool]) -> None:
+    def _step(self, step: int, signal: Callable[[], int]) -> None:
         self._call("on_step_end", self.train_step(step))
         if step <= WARMUP_STEPS or step % RELEASE_EVERY == 0:
             runtime.release_memory()
@@ -102,11 +102,11 @@ class Loop:
             if metrics:
                 self._call("on_evaluate", step, step / self.task.steps_per_epoch, metrics)
         last = last or self._stopped()
-        stop = interrupted() and not last
+        stop = 0 if last else signal()
         if last or stop or step % self.settings.save_every == 0:
             self._call("on_save", step)
         if stop:
-            raise Interrupted(step)
+            raise Interrupted(stop, step)
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the model in evaluation mode."""

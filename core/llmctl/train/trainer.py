@@ -31,7 +31,7 @@ from llmctl.train.callbacks.ema import EMA
 from llmctl.train.callbacks.run_record import RunRecord, write_info
 from llmctl.train.callbacks.tensor_stats import TensorStats
 from llmctl.train.console import STDOUT, Console
-from llmctl.train.interrupt import Interrupted
+from llmctl.train.interrupt import Interrupted, ends_at_once
 from llmctl.train.loop import Loop, NonFiniteError
 from llmctl.train.methods.base import Method, RunData
 from llmctl.train.optim.adamw import AdamW
@@ -75,9 +75,14 @@ def run(job: CheckedJob[Any], callbacks: Sequence[Callback] = (), console: Conso
 
     Raises:
         LlmctlError: The model, tokenizer or data do not fit, or a loss or gradient is not finite.
-        Interrupted: Ctrl-C; a checkpoint was saved.
+        Interrupted: A signal such as Ctrl-C; during training, a checkpoint was saved.
     """
     runtime.configure()
+    with ends_at_once():
+        return _run(job, callbacks, console)
+
+
+def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console) -> dict[str, Any]:
     began = time.monotonic()
     start = checkpoints.newest(job.output / "checkpoints") if job.config.output.resume else None
     before = resume.read(job) if start else None
@@ -209,10 +214,12 @@ def _train(setup: Setup, loop: Loop, done: int) -> int:
             file.write_text(json.dumps(error.report, indent=2) + "\n", encoding="utf-8")
         raise
     except Interrupted as stop:
-        saved = checkpoints.checkpoint_of(job.output, stop.step)
-        console.print(
-            f"interrupted after step {stop.step}; saved {saved}. To continue, run it again with --resume (output.resume=true)"
-        )
+        if stop.step is not None:
+            saved = checkpoints.checkpoint_of(job.output, stop.step)
+            console.print(
+                f"interrupted after step {stop.step}; saved {saved}. To continue, run it again with --resume "
+                "(output.resume=true)"
+            )
         raise
     if last < loop.settings.max_steps:
         console.print(f"stopped early after step {last}")

@@ -150,7 +150,7 @@ REPORT = {"step": 5, "loss": "nan", "grad_norm": "nan", "lr": 0.1, "examples": [
     "error, state, text",
     [
         (None, "finished", "Finished after 5 steps of 9"),
-        (Interrupted(5), "interrupted", "Interrupted after step 5 of 9"),
+        (Interrupted(step=5), "interrupted", "Interrupted after step 5 of 9"),
         (NonFiniteError(REPORT), "failed", "a.jsonl:3"),
         (MemoryError("no room"), "failed", "MemoryError: no room"),
     ],
@@ -176,7 +176,7 @@ def test_steps_between_two_lines_of_metrics_count(tmp_path):
     with pytest.raises(Interrupted), RunRecord(path, dict(INFO)) as record:
         record.on_train_begin(1, PLAN)
         record.on_save(7)
-        raise Interrupted(7)
+        raise Interrupted(step=7)
     assert "Interrupted after step 7 of 9" in Reader((path / "report.html").read_text()).text
 
 

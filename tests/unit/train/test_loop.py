@@ -125,27 +125,46 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_example
     assert len(caught.value.report["examples"]) == 4
 
 
-def test_ctrl_c_finishes_the_step_and_saves():
-    class Press(Callback):
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
+)
+def test_a_signal_finishes_the_step_and_saves(number, code):
+    class Send(Callback):
         def on_step_end(self, update):
             if update.step == 3:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
 
-    record, before = Record(), signal.getsignal(signal.SIGINT)
+    record, before = Record(), signal.getsignal(number)
     with pytest.raises(Interrupted) as caught:
-        loop(6, task(4), [Press(), record]).run()
-    assert isinstance(caught.value, KeyboardInterrupt) and caught.value.step == 3
+        loop(6, task(4), [Send(), record]).run()
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert (caught.value.step, caught.value.exit_code) == (3, code)
     assert record.events[-2:] == [("save", 3), ("end",)]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
 
 
-def test_a_second_ctrl_c_stops_at_once():
-    class Press(Callback):
+def test_signals_that_were_ignored_stay_ignored():
+    class Send(Callback):
+        def on_step_end(self, update):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert loop(2, task(4), [Send()]).run() == 2
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_stops_at_once():
+    class Send(Callback):
         def on_step_end(self, update):
             os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     record = Record()
-    with pytest.raises(KeyboardInterrupt):
-        loop(6, task(4), [Press(), record]).run()
+    with pytest.raises(Interrupted) as caught:
+        loop(6, task(4), [Send(), record]).run()
+    assert (caught.value.step, caught.value.exit_code) == (None, 143)
     assert not any(event[0] == "save" for event in record.events)
