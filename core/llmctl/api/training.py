@@ -13,6 +13,7 @@ from llmctl import runtime
 from llmctl.api.run import Run
 from llmctl.config import file, schema
 from llmctl.errors import ConfigError, require_installed
+from llmctl.jobs.paths import hold_output
 from llmctl.jobs.registry import COMMANDS, resolve
 from llmctl.train.callbacks.base import Callback
 
@@ -133,11 +134,12 @@ def run_job(job: CheckedJob[Any], callbacks: Sequence[Callback] = (), quiet: boo
         callbacks: Called at each event.
         quiet: Print nothing.
     """
-    runtime.import_paddle(f"llmctl {job.command}")
-    from llmctl.train import trainer
-    from llmctl.train.console import Console
+    with hold_output(job.output, job.config.output):
+        runtime.import_paddle(f"llmctl {job.command}")
+        from llmctl.train import trainer
+        from llmctl.train.console import Console
 
-    trainer.run(job, callbacks, Console(quiet))
+        trainer.run(job, callbacks, Console(quiet))
     return Run(job.output)
 
 

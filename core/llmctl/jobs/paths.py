@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from llmctl import plugins
 from llmctl.config import common
 from llmctl.errors import ConfigError
-from llmctl.io.atomic import check_writable
+from llmctl.io import lock
+from llmctl.io.atomic import check_writable, explain_os_errors
 from llmctl.io.sizes import parse_bytes
 
 STAGING = Path("/dev/shm")
 """A folder in memory, into which ``output.async_save`` writes checkpoints first."""
+LOCK = ".lock"
+"""The file in an output folder that says which process writes there; it exists during a run."""
 
 
 def find_path(text: str, key: str, plugin: plugins.Plugin | None) -> Path:
@@ -60,13 +64,58 @@ def output_folder(settings: common.OutputConfig, needed: Mapping[str, Path]) -> 
             raise ConfigError(
                 f"{key}={path} is in output.dir={folder}, which would be overwritten; choose another folder"
             )
-    filled = folder.is_dir() and any(folder.iterdir())
-    if filled and not (settings.resume or settings.overwrite):
+    _check_free(folder, settings)
+    if settings.resume and not _filled(folder):
+        warnings.warn(f"nothing to resume in {folder}; the run starts from the beginning", UserWarning, stacklevel=2)
+    check_writable(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def hold_output(folder: Path, settings: common.OutputConfig) -> Iterator[None]:
+    """Locks the output folder, creating it, so that no other run writes there during the block.
+
+    Args:
+        folder: The output folder.
+        settings: The section ``output``.
+
+    Raises:
+        ConfigError: Another run writes there, or has written there since the configuration was checked.
+        FileError: It cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        with explain_os_errors(folder):
+            for missing in _missing(folder):
+                missing.mkdir(exist_ok=True)
+                stack.callback(_remove_if_empty, missing)
+            try:
+                stack.enter_context(lock.hold(folder / LOCK))
+            except lock.Busy as busy:
+                raise ConfigError(
+                    f"the output folder {folder} is in use by {busy}; wait until that run ends, stop it, or choose another "
+                    "output.dir"
+                ) from None
+        _check_free(folder, settings)
+        yield
+
+
+def _check_free(folder: Path, settings: common.OutputConfig) -> None:
+    if _filled(folder) and not (settings.resume or settings.overwrite):
         raise ConfigError(
             f"the output folder {folder} is not empty; resume the run with --resume, replace it with "
             "--overwrite, or choose another folder"
         )
-    if settings.resume and not filled:
-        warnings.warn(f"nothing to resume in {folder}; the run starts from the beginning", UserWarning, stacklevel=2)
-    check_writable(folder)
-    return folder
+
+
+def _filled(folder: Path) -> bool:
+    return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folder and its parents that do not exist, outermost first."""
+    return [path for path in reversed((folder, *folder.parents)) if not path.exists()]
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
