@@ -22,6 +22,20 @@ LLAMA3_ROPE = dict(
     high_freq_factor=4.0,
     original_max_position_embeddings=32,
 )
+LITTLE = dict(
+    vocab_size=16,
+    hidden_size=8,
+    head_dim=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    intermediate_size=8,
+    initializer_range=0.2,
+    rms_norm_eps=1e-6,
+    rope_theta=100.0,
+)
+"""Goldens are 2 MB in all, so the newest are smaller."""
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=8, beta_fast=1.0, beta_slow=0.1)
 QWEN_EXPERTS = dict(
     GATED,
     hidden_size=16,
@@ -106,6 +120,13 @@ CASES = (
            rope_scaling=dict(rope_type="dynamic", factor=2.0)),
     _llama("rope_llama3", "frequencies kept, mixed and divided", head_dim=8, rope_theta=100.0,
            rope_scaling=LLAMA3_ROPE),
+    Case("llama_rope_yarn", "llama", "LlamaForCausalLM", dict(LITTLE, max_position_embeddings=32, rope_scaling=YARN),
+         "YaRN: frequencies kept, mixed and divided; cosines and sines times 0.1 ln 4 + 1", drawn=16, weights="bfloat16"),
+    Case("llama_rope_longrope", "llama", "LlamaForCausalLM",
+         dict(LITTLE, max_position_embeddings=24, rope_scaling=dict(
+             rope_type="longrope", original_max_position_embeddings=6, short_factor=[1.0, 1.5, 2.0, 2.5],
+             long_factor=[1.0, 3.0, 5.0, 9.0])),
+         "LongRoPE: rows longer than the trained length of 6", drawn=16, changing=True, weights="bfloat16"),
     Case("mistral_window", "mistral", "MistralForCausalLM", dict(MISTRAL, sliding_window=5),
          "a sliding window shorter than the row"),
     Case("mistral_whole", "mistral", "MistralForCausalLM", dict(MISTRAL, sliding_window=None, head_dim=8),

@@ -22,6 +22,7 @@ class Rope:
         max_stable_length: Longest sequence for which these frequencies hold; None = any.
         log_base: Queries at position p, counted from 1, beyond this one are multiplied by log(p) / log(log_base); None = no
             scaling.
+        attention_factor: Factor of cosines and sines (YaRN, LongRoPE).
     """
 
     rotary_dim: int
@@ -29,6 +30,7 @@ class Rope:
     frequencies: tuple[float, ...]
     max_stable_length: int | None = None
     log_base: int | None = None
+    attention_factor: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

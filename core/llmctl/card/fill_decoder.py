@@ -73,10 +73,14 @@ def rope_spec(
     """
     rotary_dim, axes = kind.pop("rotary_dim", dims.head_dim), 2 if kind.get("pairs") == "2d" else 1
     theta, trained = kind.pop("theta", None) or dims.rope_theta, kind.pop("trained", None) or dims.max_positions
-    rule = rope_rule(scaling, rules)
-    frequencies = rule.apply(RopeParams(rotary_dim // axes, theta, trained), dict(scaling or {}))
-    stable = trained if rule.by_length else None
-    return Rope(**{"rotary_dim": rotary_dim, "frequencies": tuple(frequencies), "max_stable_length": stable, **kind})
+    rule, given = rope_rule(scaling, rules), (RopeParams(rotary_dim // axes, theta, trained), dict(scaling or {}))
+    stable = rule.stable_length(*given) if rule.by_length else None
+    made = {
+        "frequencies": tuple(rule.apply(*given)),
+        "max_stable_length": stable,
+        "attention_factor": rule.factor(*given),
+    }
+    return Rope(**{"rotary_dim": rotary_dim, **made, **kind})
 
 
 def _slots(tensors: Sequence[Tensor], count: int) -> list[dict[str, list[Tensor]]]:

@@ -8,10 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llmctl.card.rope import TRAINED
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import read_json
 
 NAME = "config.json"
+WITHOUT_TRAINED = (None, "default", "linear", "dynamic")
+"""Kinds of RoPE scaling that do not read the trained length."""
+RENAMED = {"su": "longrope"}
+"""Kinds of RoPE scaling by their names in the first files."""
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -49,7 +54,7 @@ def normalise(config: dict[str, Any], where: str = NAME) -> dict[str, Any]:
         _set(result, "rope_scaling", _scaling(parameters), where)
     result.pop("rope_parameters", None)
     if "rope_scaling" in result:
-        result["rope_scaling"] = _scaling(result["rope_scaling"])
+        result["rope_scaling"] = _with_trained_length(_scaling(result["rope_scaling"]), result.pop(TRAINED, None))
     return result
 
 
@@ -66,10 +71,21 @@ def _scaling(scaling: Any) -> Any:
     if not isinstance(scaling, dict):
         return scaling
     kind = scaling.get("rope_type", scaling.get("type"))
+    kind = RENAMED.get(kind, kind) if isinstance(kind, str) else kind
     options = {key: value for key, value in scaling.items() if key not in ("rope_type", "type")}
     if kind in ("default", None) and not options:
         return None
     return {"rope_type": kind, **options} if kind is not None else options
+
+
+def _with_trained_length(scaling: Any, trained: Any) -> Any:
+    """RoPE scaling with the trained length that is outside of the object (Phi-3); there it has priority, as in transformers.
+
+    Other kinds of scaling do not read it.
+    """
+    if trained is None or not isinstance(scaling, dict) or scaling.get("rope_type") in WITHOUT_TRAINED:
+        return scaling
+    return {**scaling, TRAINED: trained}
 
 
 def _set(config: dict[str, Any], key: str, value: Any, where: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from llmctl.card.rope import context_length
 from llmctl.errors import ConfigError
 from llmctl.infer.backend import Backend, BatchBackend, EngineBackend
 from llmctl.infer.model_source import ModelSource
@@ -265,7 +266,7 @@ def load_engine(
         notes = (f"engine: fused, by paddle's operations ({no_kernels()})",)
     virtual = 0 if model.prefix is None else model.prefix.shape[2]
     stable = model.graph.rope.max_stable_length if model.graph.rope else None
-    limit = stable or int(dims.get("max_positions") or 0)
+    limit = stable or context_length(dims)
     limit = max(1, limit - virtual) if limit else 0
     asked = [limit or UNLIMITED if length is None else length for length in lengths for _ in range(width)]
     engine = engine_of(model, tokenizer.eos_ids, asked, options.kv or "float32", options.cache_memory, rows)

@@ -9,6 +9,7 @@ from llmctl import tokenizers
 from llmctl.adapters.folder import is_adapter
 from llmctl.card import support
 from llmctl.card.dims import Dims
+from llmctl.card.rope import context_length
 from llmctl.checkpoint.build import CheckedModel, open_model
 from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.hf_config import read_config
@@ -61,7 +62,7 @@ def _check_lengths(config: Any, dims: Dims, model: Path, packed: bool) -> None:
     """Passes when the longest example, with virtual tokens if any, fits into the model's positions and window."""
     virtual = config.method.virtual_tokens if config.method.name == "prefix" else 0
     extra = f" plus method.virtual_tokens={virtual}" if virtual else ""
-    longest, limit, window = config.data.max_length, dims.get("max_positions"), dims.get("window")
+    longest, limit, window = config.data.max_length, context_length(dims), dims.get("window")
     if limit and longest + virtual > limit:
         room = (
             f"set data.max_length to {limit - virtual} or less" if limit - virtual > 1 else "use fewer virtual tokens"

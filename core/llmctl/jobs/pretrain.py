@@ -12,6 +12,7 @@ from llmctl import tokenizers
 from llmctl.card import support
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
+from llmctl.card.rope import context_length
 from llmctl.checkpoint.build import CheckedModel, open_model
 from llmctl.checkpoint.hf_config import NAME, normalise, read_config
 from llmctl.config import common
@@ -69,7 +70,7 @@ def check(config: PretrainConfig, family: str = "auto", families: Families | Non
     dims = plugin.card.dims_from_config(raw, where)
     tokenizers.check_fits(tokenizer, dims.vocab, folder or home)
     model = open_model(folder, plugin, dims, raw) if folder else CheckedModel(plugin, dims, raw)
-    limit = dims.get("max_positions")
+    limit = context_length(dims)
     if limit and config.data.seq_length > limit:
         raise ConfigError(
             f"data.seq_length={config.data.seq_length} exceeds the {limit} positions of the model ({where}); lower it, "

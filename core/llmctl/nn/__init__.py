@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from llmctl.nn.norm import LayerNorm, RMSNorm, rms_norm
     from llmctl.nn.packed_attention import PackedAttention, concatenated_qkv, grouped_qkv, interleaved_qkv
     from llmctl.nn.prefix_lm import PrefixLMInputs, find_prefixes
-    from llmctl.nn.rotary import Rotary, apply_rope, apply_rope_2d, apply_rope_half_interleaved, positions
+    from llmctl.nn.rotary import (
+        Rotary,
+        apply_partial_rope,
+        apply_partial_rope_interleaved,
+        apply_rope,
+        apply_rope_2d,
+        apply_rope_half_interleaved,
+        apply_rope_qk,
+        positions,
+    )
 
 _MODULES = {
     "decoder": ("Decoder", "decoder_of", "embedding", "head_of", "run_layers"),
@@ -38,7 +47,16 @@ _MODULES = {
     "moe": ("SoftmaxTopK", "SparseMLP", "load_balancing_loss"),
     "norm": ("LayerNorm", "RMSNorm", "rms_norm"),
     "linear": ("Linear",),
-    "rotary": ("Rotary", "apply_rope", "apply_rope_2d", "apply_rope_half_interleaved", "positions"),
+    "rotary": (
+        "Rotary",
+        "apply_rope",
+        "apply_rope_qk",
+        "apply_partial_rope",
+        "apply_partial_rope_interleaved",
+        "apply_rope_2d",
+        "apply_rope_half_interleaved",
+        "positions",
+    ),
     "mask": ("Layout", "Mask"),
     "prefix_lm": ("PrefixLMInputs", "find_prefixes"),
     "cache": ("KVCache",),
@@ -66,9 +84,12 @@ __all__ = [
     "Rotary",
     "SoftmaxTopK",
     "SparseMLP",
+    "apply_partial_rope",
+    "apply_partial_rope_interleaved",
     "apply_rope",
     "apply_rope_2d",
     "apply_rope_half_interleaved",
+    "apply_rope_qk",
     "attend",
     "concatenated_qkv",
     "decoder_of",

@@ -6,6 +6,7 @@ Letters as in the package's docstring. RoPE is in ``rotary``, masks are in ``mas
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import paddle
@@ -16,7 +17,7 @@ from llmctl.nn.kernels import compiled
 from llmctl.nn.linear import Linear
 from llmctl.nn.mask import Mask
 from llmctl.nn.norm import RMSNorm
-from llmctl.nn.rotary import CosSin, apply_rope
+from llmctl.nn.rotary import ApplyRope, apply_rope_qk
 
 
 def attend(
@@ -129,6 +130,7 @@ class Attention(paddle.nn.Layer):
         norm_eps: Epsilon of an RMSNorm over each head of queries and keys; None = no such norm.
         out_name: Name of the output projection in the state dict.
         dropout: Dropout of the attention weights in training.
+        rope: Rotates queries and keys by cosines and sines, such as ``apply_partial_rope``.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class Attention(paddle.nn.Layer):
         norm_eps: float | None = None,
         out_name: str = "o_proj",
         dropout: float = 0.0,
+        rope: ApplyRope = apply_rope_qk,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
@@ -152,12 +155,12 @@ class Attention(paddle.nn.Layer):
         self.add_sublayer(out_name, Linear(heads * head_dim, hidden, bias if out_bias is None else out_bias, std))
         self.q_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps)
         self.k_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps)
-        self._out, self._dropout = out_name, dropout
+        self._out, self._dropout, self._rope = out_name, dropout, rope
 
     def forward(
         self,
         x_BTD: paddle.Tensor,
-        cos_sin: CosSin | None,
+        cos_sin: Any,
         mask: Mask | None,
         cache: KVCache | None = None,
         layer: int = 0,
@@ -166,7 +169,7 @@ class Attention(paddle.nn.Layer):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if cos_sin is not None:
-            q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
+            q, k = self._rope(q, k, cos_sin)
         if cache is not None:
             k, v = cache.update(layer, k, v)
         return getattr(self, self._out)(attend(q, k, v, mask, self._dropout if self.training else 0.0))

@@ -14,9 +14,9 @@ from llmctl.nn.attention import attend, split_heads
 from llmctl.nn.cache import KVCache
 from llmctl.nn.linear import Linear
 from llmctl.nn.mask import Mask
+from llmctl.nn.rotary import ApplyRope
 
 Unpack = Callable[[paddle.Tensor, int], tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]]
-ApplyRope = Callable[[paddle.Tensor, paddle.Tensor, Any], tuple[paddle.Tensor, paddle.Tensor]]
 
 
 def concatenated_qkv(packed_BTC: paddle.Tensor, head_dim: int) -> tuple[paddle.Tensor, ...]:

@@ -5,7 +5,8 @@ The frequencies of each kind of ``rope_scaling`` are in ``card/rope.py``. Letter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import paddle
@@ -16,6 +17,9 @@ from llmctl.nn import kernels
 CosSin = tuple[paddle.Tensor, paddle.Tensor]
 """Cosines and sines of the rotation angles, each [B, T, 1, H]."""
 
+ApplyRope = Callable[[paddle.Tensor, paddle.Tensor, Any], tuple[paddle.Tensor, paddle.Tensor]]
+"""(q_BTNH, k_BTKH, cos_sin) -> rotated q and k: how attention applies RoPE."""
+
 
 class Rotary:
     """Position ids to cosines and sines. It holds no tensors, so nothing enters a state dict.
@@ -24,7 +28,7 @@ class Rotary:
         head_dim: Rotated width of a head; even.
         theta: Base of the frequencies.
         scaling: HF's ``rope_scaling``; None = unscaled.
-        max_positions: Trained context length, in tokens.
+        max_positions: ``max_position_embeddings``: trained context length, in tokens, unless ``scaling`` has it.
         rules: Scaling rules by ``rope_type``.
 
     Raises:
@@ -33,6 +37,7 @@ class Rotary:
     Attributes:
         by_length: Whether the frequencies depend on the length of the sequence.
         max_stable_length: Longest sequence for which the frequencies are those of the trained length.
+        attention_factor: Factor of cosines and sines (YaRN, LongRoPE).
     """
 
     def __init__(
@@ -43,25 +48,29 @@ class Rotary:
         max_positions: int = 0,
         rules: Mapping[str, RopeRule] = ROPE_RULES,
     ) -> None:
-        self._params = (head_dim, theta, max_positions)
+        self._params = RopeParams(head_dim, theta, max_positions)
         self._scaling = dict(scaling or {})
         self._rule = rope_rule(scaling, rules)
         self.by_length = self._rule.by_length
-        self.max_stable_length = max_positions
+        self.max_stable_length = self._rule.stable_length(self._params, self._scaling)
+        self.attention_factor = self._rule.factor(self._params, self._scaling)
 
     def frequencies(self, length: int = 0) -> list[float]:
         """Radians per position of each pair, for sequences of ``length`` tokens."""
-        return self._rule.apply(RopeParams(*self._params, length), self._scaling)
+        return self._rule.apply(replace(self._params, length=length), self._scaling)
 
     def __call__(self, position_BT: paddle.Tensor, dtype: str) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """cos_BT1H and sin_BT1H, computed in float32, or in float64 if ``dtype`` is."""
+        """cos_BT1H and sin_BT1H times the attention factor, computed in float32, or in float64 if ``dtype`` is."""
         precision = "float64" if dtype in ("float64", paddle.float64) else "float32"
         # A program holds the frequencies of the trained length.
         length = int(position_BT.max()) + 1 if self.by_length and paddle.in_dynamic_mode() else 0
         frequency_H = paddle.to_tensor(self.frequencies(length), dtype=precision)
         angle_BTH = position_BT.astype(precision).unsqueeze(-1) * frequency_H
         angle_BT1H = paddle.concat([angle_BTH, angle_BTH], axis=-1).unsqueeze(2)
-        return angle_BT1H.cos().astype(dtype), angle_BT1H.sin().astype(dtype)
+        cos, sin = angle_BT1H.cos(), angle_BT1H.sin()
+        if self.attention_factor != 1.0:
+            cos, sin = cos * self.attention_factor, sin * self.attention_factor
+        return cos.astype(dtype), sin.astype(dtype)
 
 
 def apply_rope(x_BTNH: paddle.Tensor, cos_BT1H: paddle.Tensor, sin_BT1H: paddle.Tensor) -> paddle.Tensor:
@@ -76,21 +85,55 @@ def apply_rope(x_BTNH: paddle.Tensor, cos_BT1H: paddle.Tensor, sin_BT1H: paddle.
     return x_BTNH * cos_BT1H.expand(shape) + rotated_half_BTNH * sin_BT1H.expand(shape)
 
 
-def apply_rope_half_interleaved(
-    q_BTNH: paddle.Tensor, k_BTKH: paddle.Tensor, cos_sin: CosSin
-) -> tuple[paddle.Tensor, ...]:
-    """Queries and keys with the first half of each head rotated, in interleaved pairs 2i and 2i + 1 (GPT-J).
+def apply_rope_qk(q_BTNH: paddle.Tensor, k_BTKH: paddle.Tensor, cos_sin: CosSin) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Queries and keys with whole heads rotated, as ``apply_rope``."""
+    return apply_rope(q_BTNH, *cos_sin), apply_rope(k_BTKH, *cos_sin)
 
-    The rotated half comes out de-interleaved, which does not change the scores.
+
+def apply_partial_rope(
+    q_BTNH: paddle.Tensor, k_BTKH: paddle.Tensor, cos_sin: CosSin
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Queries and keys with the first elements of each head rotated, as many as there are angles (StableLM, Phi, GPT-NeoX)."""
+
+    def rotated(x_BTNH: paddle.Tensor) -> paddle.Tensor:
+        first, rest = _split_rotated(x_BTNH, cos_sin)
+        return paddle.concat([apply_rope(first, *cos_sin), rest], axis=-1)
+
+    return rotated(q_BTNH), rotated(k_BTKH)
+
+
+def apply_partial_rope_interleaved(
+    q_BTNH: paddle.Tensor, k_BTKH: paddle.Tensor, cos_sin: CosSin
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """As ``apply_partial_rope``, in interleaved pairs 2i and 2i + 1 (GPT-J, GLM-4).
+
+    The rotated elements come out de-interleaved, which does not change the scores.
     """
 
     def rotated(x_BTNH: paddle.Tensor) -> paddle.Tensor:
-        first, rest = paddle.split(x_BTNH, 2, axis=-1)
+        first, rest = _split_rotated(x_BTNH, cos_sin)
         pairs = first.reshape([0, 0, 0, first.shape[-1] // 2, 2])
         separated = paddle.concat([pairs[..., 0], pairs[..., 1]], axis=-1)
         return paddle.concat([apply_rope(separated, *cos_sin), rest], axis=-1)
 
     return rotated(q_BTNH), rotated(k_BTKH)
+
+
+def apply_rope_half_interleaved(
+    q_BTNH: paddle.Tensor, k_BTKH: paddle.Tensor, cos_sin: CosSin
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """``apply_partial_rope_interleaved`` by its older name, for half of each head."""
+    return apply_partial_rope_interleaved(q_BTNH, k_BTKH, cos_sin)
+
+
+def _split_rotated(x_BTNH: paddle.Tensor, cos_sin: CosSin) -> list[paddle.Tensor]:
+    """The elements of each head that are rotated, and the rest."""
+    width = cos_sin[0].shape[-1]
+    if width >= x_BTNH.shape[-1]:
+        raise ValueError(
+            f"partial RoPE of {width} elements needs wider heads than {x_BTNH.shape[-1]}; use apply_rope_qk"
+        )
+    return list(paddle.split(x_BTNH, [width, x_BTNH.shape[-1] - width], axis=-1))
 
 
 def apply_rope_2d(

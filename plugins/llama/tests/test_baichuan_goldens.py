@@ -2,21 +2,13 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import paddle
 import pytest
 
-from llmctl import plugins
-from llmctl.checkpoint import convert as conversion
-from llmctl.checkpoint.build import check_model
-from llmctl.checkpoint.hf_config import read_config
 from llmctl.testing import check_golden, load_model
-from llmctl.train.trainable.model_folder import ModelWriter
 from llmctl_llama.baichuan import CARD
-
-PLUGIN = plugins.load("baichuan")
 
 
 def test_positions_and_head_follow_the_release():
@@ -45,20 +37,6 @@ def test_the_generation_is_what_config_json_says_whatever_the_vocabulary(config,
     published = CARD.config_from_dims(CARD.dims_of("baichuan2-13b"))
     config = {key: value for key, value in published.items() if key not in ("norm_head", "z_loss_weight")} | config
     assert CARD.dims_from_config(config).norm_head is normalised
-
-
-@pytest.mark.assets
-def test_saved_models_say_whether_their_head_is_normalised(assets, tmp_path):
-    source = shutil.copytree(assets / "goldens_remote" / "baichuan2_13b_normhead", tmp_path / "source")
-    for layout in ("native", "hf"):
-        dims = CARD.dims_from_config(read_config(source))
-        conversion.convert(conversion.open_source(source, PLUGIN, dims), tmp_path / layout, layout)
-        assert json.loads((tmp_path / layout / "config.json").read_text())["norm_head"] is True
-    model = check_model(source)
-    (tmp_path / "saved").mkdir()
-    writer = ModelWriter(model, SimpleNamespace(save=lambda folder: None, bos_id=1, pad_id=0, eos_ids=(2,)), 10**9)
-    writer.write(tmp_path / "saved", model.layer(), "float32")
-    assert json.loads((tmp_path / "saved" / "config.json").read_text())["norm_head"] is True
 
 
 @pytest.mark.assets

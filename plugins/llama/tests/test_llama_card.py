@@ -42,8 +42,8 @@ def test_unsupported_activation_is_refused():
     ("scaling", "message"),
     [
         (
-            {"rope_type": "yarn", "factor": 4.0},
-            "type 'yarn' is not supported; supported: default, linear, dynamic, llama3",
+            {"rope_type": "proportional", "factor": 4.0},
+            "type 'proportional' is not supported; supported: default, linear, dynamic, yarn, longrope, llama3",
         ),
         ({"type": "linear"}, "factor=None must be a number above 0"),
         ({"rope_type": "llama3", "factor": 8.0}, "low_freq_factor=None must be a number above 0"),

@@ -11,6 +11,8 @@ class TestLlama(FamilyConformance):
         "goldens/llama_rope_linear",
         "goldens/llama_rope_dynamic",
         "goldens/llama_rope_llama3",
+        "goldens/llama_rope_yarn",
+        "goldens/llama_rope_longrope",
     )
 
 

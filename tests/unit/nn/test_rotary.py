@@ -28,8 +28,10 @@ def test_dynamic_scaling_raises_the_base_only_past_the_trained_length(length, gr
 
 
 def test_an_unknown_rule_is_an_error_that_names_the_allowed_ones():
-    with pytest.raises(ConfigError, match="'yarn' is not supported; supported: default, linear, dynamic"):
-        Rotary(16, 5000.0, {"rope_type": "yarn", "factor": 4.0})
+    with pytest.raises(
+        ConfigError, match="'ntk' is not supported; supported: default, linear, dynamic, yarn, longrope"
+    ):
+        Rotary(16, 5000.0, {"rope_type": "ntk", "factor": 4.0})
 
 
 @pytest.mark.parametrize("factor", [None, 0, -1.0, "4", True])
@@ -38,8 +40,8 @@ def test_a_rule_without_a_usable_factor_is_an_error(factor):
         rope_rule({"rope_type": "linear", "factor": factor})
 
 
-def test_only_dynamic_scaling_depends_on_the_length():
-    assert {name for name, rule in WITH_BANDS.items() if rule.by_length} == {"dynamic"}
+def test_only_dynamic_scaling_and_longrope_depend_on_the_length():
+    assert {name for name, rule in WITH_BANDS.items() if rule.by_length} == {"dynamic", "longrope"}
 
 
 def test_the_gradient_of_a_rotation_is_the_rotation_back():

@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 
 from llmctl.card.dims import Dims
+from llmctl.card.rope import context_length
 from llmctl.nn.arrays import to_numpy
 from llmctl.nn.cache import KVCache
 
@@ -67,5 +68,5 @@ class DynamicSession:
 
 def max_positions(layer: Any, dims: Dims) -> int:
     """Most tokens of prompt and answer that a layer takes; 0 = any number."""
-    limit = 0 if getattr(layer, "position_depends_on_length", False) else int(dims.get("max_positions") or 0)
+    limit = 0 if getattr(layer, "position_depends_on_length", False) else context_length(dims)
     return max(1, limit - getattr(layer, "virtual_tokens", 0)) if limit else 0

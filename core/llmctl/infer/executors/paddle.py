@@ -231,14 +231,14 @@ class _StepTensors:
 
 
 def _cos_sin(batch: Batch, rope: Rope, dtype: str) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """cos and sin [T, rotary_dim/2] of each pair's angle."""
+    """cos and sin [T, rotary_dim/2] of each pair's angle, times the attention factor."""
     frequencies = np.asarray(rope.frequencies)
     angle = np.outer(batch.position_T, frequencies)
     if rope.pairs == "2d":
         assert batch.second_position_T is not None, "2-D RoPE needs second positions"
         angle = np.concatenate([angle, np.outer(batch.second_position_T, frequencies)], axis=1)
-    cos, sin = (tensor(values.astype(np.float32), dtype) for values in (np.cos(angle), np.sin(angle)))
-    return cos, sin
+    cos, sin = (f(angle) * rope.attention_factor for f in (np.cos, np.sin))
+    return tensor(cos.astype(np.float32), dtype), tensor(sin.astype(np.float32), dtype)
 
 
 def _norm(norm: packed_model.Norm | None, dtype: str) -> tuple[Any, Any] | None:

@@ -180,7 +180,7 @@ def apply_rope(graph: DecoderSpec, x_TNH: Array, batch: Batch) -> Array:
     if rope.pairs == "2d":
         assert batch.second_position_T is not None
         angle = np.concatenate([angle, batch.second_position_T[:, None] * np.asarray(rope.frequencies)], axis=1)
-    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    cos, sin = (f(angle)[:, None] * rope.attention_factor for f in (np.cos, np.sin))
     low, high, rest = np.split(x_TNH, [rope.rotary_dim // 2, rope.rotary_dim], axis=-1)
     return np.concatenate([low * cos - high * sin, high * cos + low * sin, rest], axis=-1)
 

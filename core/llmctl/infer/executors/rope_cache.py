@@ -53,7 +53,8 @@ class RopeCache:
         rows = rows if stable is None else min(rows, stable)
         position_P = np.arange(rows, dtype=np.float64)
         angle_PF = np.outer(position_P, np.asarray(self._rope.frequencies, np.float64))
-        self._cosine, self._sine = (np.ascontiguousarray(f(angle_PF), np.float32) for f in (np.cos, np.sin))
+        factor = self._rope.attention_factor
+        self._cosine, self._sine = (np.ascontiguousarray(f(angle_PF) * factor, np.float32) for f in (np.cos, np.sin))
         self._scale = None
         if self._rope.log_base is not None:
             counted_P = np.maximum(position_P + 1, self._rope.log_base)

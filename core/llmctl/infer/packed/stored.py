@@ -22,11 +22,13 @@ class Stored:
         name: Of the class in the file.
         fields: Field here -> its name in the file, where they differ.
         values: Field here -> value here -> the value in the file, where they differ.
+        absent: Field here -> value that is not written, so that files without it are those of earlier releases.
     """
 
     name: str
     fields: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    absent: Mapping[str, Any] = field(default_factory=dict)
 
 
 STORED: Mapping[type, Stored] = {
@@ -47,6 +49,7 @@ STORED: Mapping[type, Stored] = {
         "Rope",
         {"rotary_dim": "width", "max_stable_length": "stable_length"},
         {"pairs": {"neox": "halves", "interleaved": "neighbours", "2d": "two-halves"}},
+        {"attention_factor": 1.0},
     ),
 }
 _CLASSES = {stored.name: cls for cls, stored in STORED.items()}
@@ -62,6 +65,8 @@ def encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
         row = {"is": stored.name}
         for name in (f.name for f in fields(value)):
             here = getattr(value, name)
+            if name in stored.absent and stored.absent[name] == here:
+                continue
             there = stored.values[name].get(here, here) if name in stored.values else here
             row[stored.fields.get(name, name)] = encode(there, arrays)
         return row

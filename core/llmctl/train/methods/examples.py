@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmctl.card.rope import context_length
 from llmctl.train.methods.batch_sampler import BatchSampler, Collate
 from llmctl.train.methods.eval_generate import EvalGenerator
 from llmctl.train.task import Batch, Task
@@ -91,7 +92,7 @@ def generator_of(job: Any, encoder: Any) -> EvalGenerator:
         job: The job.
         encoder: Encodes prompts as in training.
     """
-    train, positions = job.config.train, job.model.dims.get("max_positions") or 0
+    train, positions = job.config.train, context_length(job.model.dims)
     return EvalGenerator(encoder, train.eval_batch_size, train.eval_max_new_tokens, positions)
 
 

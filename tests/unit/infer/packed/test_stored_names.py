@@ -16,10 +16,10 @@ DECODER = [
 ROPE = {"is": "Rope", "width": 8, "frequencies": [1.0, 0.1, 0.01, 0.001], "stable_length": None, "log_base": None}
 
 
-def stored(family):
+def stored(family, **changes):
     """The graph of a tiny model of a family as a packed folder stores it."""
     plugin = plugins.load(family)
-    graph = plugin.hooks.fused_graph(card=plugin.card, dims=tiny_dims(plugin.card))
+    graph = plugin.hooks.fused_graph(card=plugin.card, dims=tiny_dims(plugin.card, changes))
     row = json.loads(json.dumps(encode(graph, [])))
     assert decode(row, []) == graph
     return row
@@ -41,6 +41,7 @@ def test_rotations_have_their_stored_names():
     row = stored("qwen3")["rope"]
     assert row == {**ROPE, "pairs": "halves", "frequencies": row["frequencies"]}
     assert stored("chatglm2")["rope"] == {**ROPE, "width": 4, "pairs": "neighbours", "frequencies": [1.0, 0.01]}
+    assert stored("qwen3", rope_scaling={"rope_type": "yarn", "factor": 4.0})["rope"]["attention_factor"] > 1.1
     row = stored("chatglm")["rope"]
     assert row == {**ROPE, "pairs": "two-halves", "frequencies": [1.0, pytest.approx(0.01, rel=1e-3)]}
 
