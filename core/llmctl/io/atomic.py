@@ -87,20 +87,33 @@ def _absolute(path: str | Path) -> Path:
 @contextlib.contextmanager
 def _locked_sibling(path: Path) -> Iterator[Path]:
     prefix = f".{path.name}.partial-"
-    temporary = path.parent / f"{prefix}{secrets.token_hex(4)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, prefix)
-        temporary.mkdir()
+        temporary, lock = locked_folder(path.parent, prefix)
     except FileNotFoundError as error:
         raise FileError(f"cannot write {path}: {path.parent} cannot be created; choose another folder") from error
-    lock = os.open(temporary, os.O_RDONLY)
     try:
-        try_flock(lock)
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(lock)
+
+
+def locked_folder(parent: Path, prefix: str, mode: int = 0o777) -> tuple[Path, int]:
+    """Creates a folder that ``remove_leftovers`` keeps as long as the process lives and the handle is open.
+
+    Returns:
+        The folder, and a handle to close when it is no longer needed.
+    """
+    while True:
+        folder = parent / f"{prefix}{secrets.token_hex(4)}"
+        folder.mkdir(mode)
+        handle = os.open(folder, os.O_RDONLY)
+        # Between the two calls, another process may have taken it for a leftover.
+        if try_flock(handle) is not False and folder.exists():
+            return folder, handle
+        os.close(handle)
 
 
 def remove_leftovers(parent: Path, prefix: str) -> None:

@@ -13,7 +13,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.errors import CheckpointError, ConfigError, FileError
+from llmctl.io.atomic import locked_folder, remove_leftovers
 from llmctl.io.background import Background
 from llmctl.train.callbacks import metrics_log
 from llmctl.train.callbacks.base import Callback, LoopSettings
@@ -71,8 +71,6 @@ class CheckpointSaver(Callback):
         self._save_model, self._optimizer, self._fingerprint = save_model, optimizer, fingerprint
         self._metric, self._limit = metric, limit
         self._seed, self._staging, self._background = 0, staging, Background()
-        if staging:
-            _remove_orphans(staging)
 
     @property
     def best(self) -> Best | None:
@@ -129,22 +127,25 @@ class CheckpointSaver(Callback):
         if self._staging is None or _complete(path):
             self._finish(path, step, None, best)
             return
-        staged = Path(tempfile.mkdtemp(prefix=f"{_STAGED}{os.getpid()}-", dir=self._staging))
-        try:
+        with contextlib.ExitStack() as stack:
             with self._explain_errors(step):
+                staged, lock = locked_folder(self._staging, _STAGED, 0o700)
+                stack.callback(os.close, lock)
+                stack.callback(shutil.rmtree, staged, ignore_errors=True)
                 self._write(staged, step)
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
-        self._background.start(lambda: self._finish(path, step, staged, best))
+            # The thread removes the folder; what fails before it starts removes it here.
+            kept = stack.pop_all()
+        self._background.start(lambda: self._finish_staged(kept, path, step, staged, best))
+
+    def _finish_staged(
+        self, stack: contextlib.ExitStack, path: Path, step: int, staged: Path, best: Best | None
+    ) -> None:
+        with stack:
+            self._finish(path, step, staged, best)
 
     def _finish(self, path: Path, step: int, staged: Path | None, best: Best | None) -> None:
         """As ``_save``, of a checkpoint that is written now or waits in the staging folder."""
-        try:
-            self._make(path, step, staged)
-        finally:
-            if staged:
-                shutil.rmtree(staged, ignore_errors=True)
+        self._make(path, step, staged)
         if best:
             with atomic_file(self.best_file) as file:
                 file.write_text(json.dumps(asdict(best), indent=2) + "\n", encoding="utf-8")
@@ -196,12 +197,9 @@ class CheckpointSaver(Callback):
             shutil.rmtree(path)
 
 
-def _remove_orphans(staging: Path) -> None:
-    """Deletes checkpoints that killed runs left in memory."""
-    for folder in staging.glob(_STAGED + "*"):
-        process = folder.name.removeprefix(_STAGED).partition("-")[0]
-        if process.isdigit() and not Path("/proc", process).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+def remove_staged(staging: Path) -> None:
+    """Deletes checkpoints that killed runs left in the staging folder."""
+    remove_leftovers(staging, _STAGED)
 
 
 def newest(folder: Path) -> Path | None:

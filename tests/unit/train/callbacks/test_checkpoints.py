@@ -10,6 +10,7 @@ from kit.train_toys import ToyModel, collate, toy_rows
 from safetensors import SafetensorError
 
 from llmctl.errors import CheckpointError, ConfigError
+from llmctl.io.atomic import locked_folder
 from llmctl.train.callbacks import checkpoints
 from llmctl.train.callbacks.base import LoopSettings
 from llmctl.train.callbacks.checkpoints import CheckpointSaver
@@ -223,7 +224,11 @@ def test_training_goes_on_while_a_checkpoint_is_moved(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_run_left_in_memory_is_removed(tmp_path):
-    for process in (2**22 + 5, os.getpid()):
-        (tmp_path / f"llmctl-checkpoint-{process}-x").mkdir()
-    CheckpointSaver(tmp_path, lambda where: None, AdamW(dict(ToyModel().named_parameters())), "print", staging=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [f"llmctl-checkpoint-{os.getpid()}-x"]
+    _, lock = locked_folder(tmp_path, "llmctl-checkpoint-")
+    kept = list(tmp_path.iterdir())
+    (tmp_path / "llmctl-checkpoint-4711-x").mkdir()
+    checkpoints.remove_staged(tmp_path)
+    assert list(tmp_path.iterdir()) == kept
+    os.close(lock)
+    checkpoints.remove_staged(tmp_path)
+    assert not list(tmp_path.iterdir())
