@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,15 @@ MAY_CHANGE_ON_RESUME = (
 """Prefixes of the keys that may change when a run is resumed: they change no optimizer step."""
 
 
-def describe(job: CheckedJob[Any]) -> dict[str, Any]:
-    """The content of ``run.json`` at the beginning of a run."""
+def describe(job: CheckedJob[Any], now: datetime | None) -> dict[str, Any]:
+    """The content of ``run.json`` at the beginning of a run; ``now`` is what chat templates take for the present."""
     plugin = job.model.plugin
     return {
         "family": plugin.card.name,
         "task": job.command,
         "parameters": plugin.card.count(job.model.dims),
         "chosen": schema.changed_keys(job.config),
+        **({"template_time": now.isoformat(timespec="seconds")} if now else {}),
         **({"base": job.base} if job.base else {}),
         **run_info(schema.to_dict(job.config), plugin.card.hash(), plugins.versions(plugin)),
     }
@@ -59,6 +61,14 @@ def read(job: CheckedJob[Any]) -> dict[str, Any]:
         f"{path} does not have the configuration that the run began with ({reason}), so the run cannot be resumed; restore "
         "the file, or start a new run with another output.dir or --overwrite"
     )
+
+
+def template_time(info: Mapping[str, Any]) -> datetime | None:
+    """What chat templates took for the present when the run began, in its local time; None if ``run.json`` does not say."""
+    try:
+        return datetime.fromisoformat(info["template_time"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def check_unchanged(job: CheckedJob[Any], info: Mapping[str, Any], start: Path) -> None:

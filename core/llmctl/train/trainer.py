@@ -12,6 +12,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,16 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console) 
     before = resume.read(job) if start else None
     if start and before:
         resume.check_unchanged(job, before, start)
+    checkpoints.remove_staged(STAGING)
+    now = datetime.now() if before is None else resume.template_time(before)
+    if job.tokenizer.chat_template:
+        job.tokenizer.chat_template.now = now
     method: Method = registry.resolve(registry.COMMANDS[job.command].method)
     setup = _set_up(job, method, start, console)
     open_output(job, start)
     if start:
         console.print(f"resuming from {start}")
-    info = resume.describe(job) if before is None else before
+    info = resume.describe(job, now) if before is None else before
     record = RunRecord(job.output, info)
     loop, done = _loop(setup, start, [*callbacks, record])
     info.update(setup.trainable.metadata, precision=setup.precision.record())

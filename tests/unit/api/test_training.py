@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import warnings
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +203,29 @@ def test_ctrl_c_saves_raises_a_keyboard_interrupt_and_the_run_can_be_resumed(tmp
     assert surroundings() == before and llmctl.Run(tmp_path / "run").state == "interrupted"
     run = llmctl.finetune(data, overrides=["output.resume=true"], quiet=True)
     assert run.state == "finished" and [row["step"] for row in run.history if "loss" in row] == [1, 2, 3, 4]
+
+
+def test_a_resumed_run_keeps_the_date_that_its_template_writes(tmp_path, monkeypatch):
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls):
+            return cls(2001, 2, 3)
+
+    (tmp_path / "dated.jinja").write_text(
+        "{{ strftime_now('%Y %d %B') }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    data = config(tmp_path / "run", max_steps=2, save_every=1)
+    data["data"]["chat_template"] = str(tmp_path / "dated.jinja")
+    with monkeypatch.context() as patch:
+        patch.setattr("llmctl.train.trainer.datetime", Yesterday)
+        whole = llmctl.finetune(data, quiet=True)
+    assert whole.info["template_time"] == "2001-02-03T00:00:00"
+    weights = (whole.model / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "model")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000002")
+    resumed = llmctl.finetune(data, overrides=["output.resume=true"], quiet=True)
+    assert (resumed.model / "model.safetensors").read_bytes() == weights
 
 
 def test_a_loss_that_is_not_finite_is_an_error_and_the_run_failed(tmp_path):
