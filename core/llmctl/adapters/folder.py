@@ -7,7 +7,7 @@ model, its quantization in training, and the ranks within fused layers. Nothing 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from llmctl.io.json_object import read_json, write_json
 from llmctl.quant.blockwise import CODES
 from llmctl.tokenizers.base import FILES
 
-RECORD, GENERATION = "llmctl.json", "generation_config.json"
+RECORD, GENERATION, IGNORED = "llmctl.json", "generation_config.json", "ignored_config_keys"
 FORMATS = (peft_config.CONFIG, paddlenlp_lora.CONFIG, paddlenlp_prefix.CONFIG, paddlenlp_prefix.CACHES)
 
 
@@ -77,6 +77,7 @@ def open_adapter(
     found = bases.find(base_name(folder), folder, base)
     config = read_config(found)
     plugin = plugins.resolve(family, config, str(found / "config.json"))
+    config = {key: value for key, value in config.items() if key not in ignored_keys(_record(folder))}
     dims = plugin.card.dims_from_config(config, str(found / "config.json"))
     adapter = read(folder, plugin, dims)
     bases.check(adapter.record.get("base", {}), found, plugin, dims, allow_other, base_record)
@@ -164,6 +165,12 @@ def write(
         paddlenlp_lora.write(folder, adapter, plugin, dims, dtype)
     record["versions"] = dict(plugins.versions(plugin))
     write_json(folder / RECORD, record)
+
+
+def ignored_keys(record: Mapping[str, Any]) -> Sequence[str]:
+    """Keys of the base's config.json that the adapter's training ignored (``model.ignore_config_keys``)."""
+    names = record.get(IGNORED, ())
+    return names if isinstance(names, list | tuple) else ()
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from llmctl import plugins, tokenizers
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, LoraWeights
-from llmctl.adapters.folder import RECORD, OpenedAdapter, tokenizer_folder
+from llmctl.adapters.folder import RECORD, OpenedAdapter, ignored_keys, tokenizer_folder
 from llmctl.checkpoint import convert
 from llmctl.checkpoint.convert import LazyTensor, Progress
 from llmctl.checkpoint.formats.dtypes import cast
@@ -105,7 +105,7 @@ def merge(
         if len(shards) > 1:
             write_index(work, shards)
         convert.copy_other_files(opened.base, work)
-        convert.complete_config(work, dtype, opened.plugin.card, opened.dims)
+        convert.complete_config(work, dtype, opened.plugin.card, opened.dims, ignored_keys(opened.adapter.record))
         replace_tokenizer(opened, work)
         (work / RECORD).write_text(json.dumps(_record(opened, dtype, len(layers)), indent=2) + "\n", encoding="utf-8")
     return len(layers)

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from math import prod
@@ -20,7 +20,7 @@ from typing import Any
 from llmctl.card.capabilities import State
 from llmctl.card.config_fields import ConfigField
 from llmctl.card.dims import Dims, check_together
-from llmctl.card.inert_keys import passed_over, unknown_keys
+from llmctl.card.inert_keys import passed_over, unknown_keys, without_keys
 from llmctl.card.shapes import Axis, parse_shape
 from llmctl.card.tokens import TokenFacts
 from llmctl.errors import ConfigError
@@ -244,8 +244,9 @@ class Family:
         if unknown:
             listed = ", ".join(f"{key}={config[key]!r}" for key in unknown)
             raise ConfigError(
-                f"{where}: {self.name} does not know {listed}; ignoring a key could change the results. "
-                "Remove it if it has no effect on the model"
+                f"{where}: {self.name} does not know {listed}; ignoring a key could change the results. If it has no effect "
+                "on what the model computes, remove it from the file, or train with model.ignore_config_keys: "
+                f"[{', '.join(unknown)}]"
             )
         if idle := passed_over(config, known):
             listed = ", ".join(f"{key}={config[key]!r}" for key in idle)
@@ -264,6 +265,11 @@ class Family:
         config: dict[str, Any] = {"architectures": list(self.architectures[:1]), "model_type": self.model_type}
         config.update({s.key: dims[s.name] for s in self.settings if s.key})
         return config
+
+    def without_keys(self, config: Mapping[str, Any], names: Sequence[str], where: str) -> dict[str, Any]:
+        """A config.json without keys that the user ignores; raises as ``inert_keys.without_keys``."""
+        fields = frozenset(setting.key for setting in self.settings if setting.key)
+        return without_keys(config, names, fields, self.name, where)
 
     def recorded(self, config: Mapping[str, Any], dims: Mapping[str, Any]) -> dict[str, Any]:
         """The ``recorded`` fields that a config.json lacks: what its other keys imply, to be written into a saved model."""

@@ -5,8 +5,11 @@ A key that no list has is accepted with a note where its value switches nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from llmctl.errors import ConfigError
 
 _BOOK_KEEPING = """
 architectures model_type torch_dtype dtype transformers_version _name_or_path name_or_path _commit_hash auto_map
@@ -62,6 +65,33 @@ def unknown_keys(config: Mapping[str, Any], known: frozenset[str]) -> list[str]:
 def passed_over(config: Mapping[str, Any], known: frozenset[str]) -> list[str]:
     """Keys that no list has and whose values switch nothing on; null says nothing at all."""
     return [key for key in _others(config, known) if config[key] in OFF and config[key] is not None]
+
+
+def without_keys(
+    config: Mapping[str, Any], names: Sequence[str], fields: frozenset[str], family: str, where: str
+) -> dict[str, Any]:
+    """A config.json without keys that the user says have no effect.
+
+    Args:
+        config: Content of the file.
+        names: The keys, as in ``model.ignore_config_keys``.
+        fields: Keys that the card reads, which cannot be ignored.
+        family: Name of the family, for messages.
+        where: The file, for messages.
+
+    Raises:
+        ConfigError: The file does not have a key, or the card reads it.
+    """
+    for name in names:
+        if name in fields:
+            raise ConfigError(
+                f"model.ignore_config_keys: {family} reads {name}={config.get(name)!r}, so it cannot be ignored; leave it out"
+            )
+        if name not in config:
+            close = difflib.get_close_matches(name, config, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else "; leave it out"
+            raise ConfigError(f"model.ignore_config_keys: {where} has no {name!r}{hint}")
+    return {key: value for key, value in config.items() if key not in names}
 
 
 def _others(config: Mapping[str, Any], known: frozenset[str]) -> list[str]:

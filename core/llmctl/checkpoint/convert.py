@@ -268,14 +268,15 @@ def copy_other_files(source: Path, target: Path) -> None:
         copy_into(file, target)
 
 
-def complete_config(target: Path, dtype: str, card: Family, dims: Dims) -> None:
-    """Writes into a copied config.json its data type, unless it is kept, and the fields that the card records."""
+def complete_config(target: Path, dtype: str, card: Family, dims: Dims, ignored: Sequence[str] = ()) -> None:
+    """Writes into a copied config.json its data type, unless it is kept, and the fields that the card records; drops ignored keys."""
     config = read_json(target / "config.json", required=True)
     facts = card.recorded(config, dims)
     if dtype != "keep":
         facts["dtype" if "dtype" in config else "torch_dtype"] = dtype
-    if facts:
-        write_json(target / "config.json", {**config, **facts})
+    kept = {key: value for key, value in config.items() if key not in ignored}
+    if facts or len(kept) < len(config):
+        write_json(target / "config.json", {**kept, **facts})
 
 
 def _other_files(source: Path) -> list[Path]:

@@ -20,12 +20,20 @@ def model_dtype() -> Any:
     )
 
 
+def ignored_config_keys() -> Any:
+    """The field ``ignore_config_keys`` of the section ``model``."""
+    return option(
+        [], "Keys of the model's config.json that llmctl does not know and that do not change what the model computes."
+    )
+
+
 @dataclass(kw_only=True)
 class ModelConfig:
     """The pretrained model."""
 
     path: str = option("", "Checkpoint folder; `plugin:NAME` is a folder in the plugin's package.")
     dtype: str = model_dtype()
+    ignore_config_keys: list[str] = ignored_config_keys()
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmctl.config.common import CommonTrainConfig, OutputConfig, model_dtype
+from llmctl.config.common import CommonTrainConfig, OutputConfig, ignored_config_keys, model_dtype
 from llmctl.config.schema import option, section
 from llmctl.errors import DataError
 
@@ -20,6 +20,7 @@ class PretrainModelConfig:
     tokenizer: str = option("", "Folder of the tokenizer that built the corpora; empty = that of `path`.")
     vocab_multiple: int = option(128, "New model: round its vocabulary size up to a multiple of this.", minimum=1)
     dtype: str = model_dtype()
+    ignore_config_keys: list[str] = ignored_config_keys()
 
 
 @dataclass(kw_only=True)

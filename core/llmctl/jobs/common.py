@@ -45,6 +45,7 @@ def find_model(config: Any, family: str, task: str, families: Families) -> tuple
     raw, where = read_config(folder), str(folder / CONFIG)
     plugin = families.resolve(family, raw, where)
     support.require(plugin.card, task)
+    raw = plugin.card.without_keys(raw, config.model.ignore_config_keys, where)
     dims = plugin.card.dims_from_config(raw, where)
     _check_method(config.method, plugin, dims)
     if config.method.name != "full" and config.output.max_shard_bytes != common.OutputConfig().max_shard_bytes:

@@ -67,6 +67,7 @@ def check(config: PretrainConfig, family: str = "auto", families: Families | Non
         tokenizer = tokenizers.load(home, card=_card_of_tokenizer(home, named, families))
         plugin, raw, where = _new_model(config.model, paths.get("model.config"), family, families, tokenizer.vocab_size)
     support.require(plugin.card, "pretrain")
+    raw = plugin.card.without_keys(raw, config.model.ignore_config_keys, where)
     dims = plugin.card.dims_from_config(raw, where)
     tokenizers.check_fits(tokenizer, dims.vocab, folder or home)
     model = open_model(folder, plugin, dims, raw) if folder else CheckedModel(plugin, dims, raw)

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from llmctl import plugins
 from llmctl.adapters import base_model as bases
-from llmctl.adapters.folder import OpenedAdapter
+from llmctl.adapters.folder import OpenedAdapter, ignored_keys
 from llmctl.adapters.merge import replace_tokenizer
 from llmctl.adapters.prefix import Prefix
-from llmctl.checkpoint.convert import copy_other_files, open_source
+from llmctl.card.dims import Dims
+from llmctl.checkpoint.convert import complete_config, copy_other_files, open_source
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
 from llmctl.infer.packed.adapters import merged_state
@@ -69,6 +70,10 @@ def save_packed(
     tree = encode(model, arrays)
     with atomic_folder(folder, overwrite) as work:
         copy_other_files(source, work)
+        dims = (
+            adapted.dims if adapted else plugin.card.dims_from_config(read_config(source), str(source / "config.json"))
+        )
+        complete_config(work, "keep", plugin.card, dims, ignored_keys(adapted.adapter.record) if adapted else ())
         if adapted is not None:
             replace_tokenizer(adapted, work)
         with open(work / WEIGHTS, "wb") as stream:
@@ -83,7 +88,7 @@ def save_packed(
             "layout": LAYOUT,
             "family": plugin.card.name,
             "card": plugin.card.hash(),
-            "base": _base(source, plugin, adapted),
+            "base": _base(source, plugin, dims, adapted),
             "versions": dict(plugins.versions(plugin)),
             "bytes": size,
             "arrays": rows,
@@ -153,9 +158,8 @@ def read_header(folder: Path) -> Mapping[str, Any]:
     return header
 
 
-def _base(source: Path, plugin: Any, adapted: OpenedAdapter | None) -> dict[str, Any]:
+def _base(source: Path, plugin: Any, dims: Dims, adapted: OpenedAdapter | None) -> dict[str, Any]:
     """Record of the packed weights, which tells whether an adapter was trained on them."""
-    dims = plugin.card.dims_from_config(read_config(source), str(source / "config.json"))
     if adapted is None or isinstance(adapted.adapter, Prefix):
         return bases.record(source, plugin, dims)
     return bases.record(source, plugin, dims, merged_state(open_source(source, plugin, dims).state, adapted))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmctl.adapters.folder import IGNORED
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.jobs import precision, registry
@@ -51,6 +52,12 @@ class Trainable:
 def precision_of(job: CheckedJob[Any]) -> Precision:
     """The dtypes of the job's run."""
     return precision.of(job.config.model.dtype, job.config.train)
+
+
+def base_record(job: CheckedJob[Any]) -> dict[str, Any]:
+    """What the folder of an adapter says of its base: its identity, and the keys of its config.json that were ignored."""
+    ignored = job.config.model.ignore_config_keys
+    return {"base": job.base, **({IGNORED: list(ignored)} if ignored else {})}
 
 
 def load(job: CheckedJob[Any], start: Path | None) -> Trainable:

@@ -30,7 +30,7 @@ from llmctl.jobs.precision import HALF
 from llmctl.nn.arrays import to_numpy
 from llmctl.nn.lora import pissa_init
 from llmctl.quant.linear import weight_bytes
-from llmctl.train.trainable.base import Reference, Trainable, precision_of
+from llmctl.train.trainable.base import Reference, Trainable, base_record, precision_of
 
 FLOAT = "float"
 """Value of ``method.base`` for a base that is not quantised."""
@@ -126,7 +126,7 @@ def load(job: CheckedJob[Any], start: Path | None) -> Trainable:
     runtime.seed(job.config.train.seed)
     layers = add_lora(model, paths, rank, scale, method.dropout, method.dora)
     _check_magnitudes(layers)
-    record = {"base": job.base, **({} if method.base == FLOAT else {"quantised": method.base})}
+    record = {**base_record(job), **({} if method.base == FLOAT else {"quantised": method.base})}
     blank = Adapter({}, method.rslora, method.dropout, str(job.model.folder.resolve()), record)
     training = LoraTraining(layers, _principal(layers, start, job) if method.pissa else {}, blank, job)
     if start:

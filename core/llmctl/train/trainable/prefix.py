@@ -22,7 +22,7 @@ from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
 from llmctl.jobs.job import CheckedJob
 from llmctl.nn.arrays import to_numpy
-from llmctl.train.trainable.base import Trainable, precision_of
+from llmctl.train.trainable.base import Trainable, base_record, precision_of
 
 PROJECTION = "projection.safetensors"
 
@@ -44,7 +44,7 @@ class PrefixTraining:
     def save(self, folder: Path, dtype: str) -> None:
         """Writes the prefix and the tokenizer into an existing folder."""
         model = self.job.model
-        prefix = Prefix(self.layer.values(), str(model.folder.resolve()), {"base": self.job.base})
+        prefix = Prefix(self.layer.values(), str(model.folder.resolve()), base_record(self.job))
         folders.write(folder, prefix, model.plugin, model.dims, dtype)
         self.job.tokenizer.save(folder)
         folders.copy_generation(model.folder, folder)
