@@ -1,4 +1,4 @@
-"""Bloom: ALiBi, LayerNorm after the embedding, QKV interleaved per head, a tied output head.
+"""Bloom: ALiBi, LayerNorm after the embedding, QKV interleaved per head, mostly a tied output head.
 
 https://arxiv.org/abs/2211.05100
 """
@@ -59,7 +59,7 @@ CARD = Family(
         ConfigField("ffn", "", derive="4*hidden"),
         ConfigField("vocab", "vocab_size"),
         ConfigField("max_positions", "seq_length", 2048),
-        ConfigField("tied", "tie_word_embeddings", True, allowed=(True,)),
+        ConfigField("tied", "tie_word_embeddings", True),
         ConfigField("init_std", "initializer_range", 0.02),
         ConfigField("norm_eps", "layer_norm_epsilon", 1e-5),
         ConfigField("post_norm_residual", "apply_residual_connection_post_layernorm", False),
@@ -91,6 +91,7 @@ CARD = Family(
         *linear_rows(M + "dense_h_to_4h", "hidden, ffn", "ffn1"),
         *linear_rows(M + "dense_4h_to_h", "ffn, hidden", "ffn2"),
         *norm_rows("ln_f", "final_ln"),
+        Param("/lm_head.weight", "hidden, vocab", slot="head", when="not tied"),
     ),
 )
 

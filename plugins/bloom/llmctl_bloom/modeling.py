@@ -13,6 +13,7 @@ from llmctl.nn import (
     PackedAttention,
     embedding,
     gelu_tanh,
+    head_of,
     interleaved_qkv,
     run_layers,
 )
@@ -28,7 +29,7 @@ class BloomForCausalLM(CausalLM):
     """
 
     def __init__(self, dims) -> None:
-        super().__init__("bloom", BloomDecoder(dims), None)
+        super().__init__("bloom", BloomDecoder(dims), head_of(dims))
 
 
 class BloomDecoder(paddle.nn.Layer):

@@ -1,4 +1,4 @@
-"""GPT-3, in the layout of GPT-2's checkpoints: learned positions, packed QKV stored [in, out], a tied output head.
+"""GPT-3, in the layout of GPT-2's checkpoints: learned positions, packed QKV stored [in, out], mostly a tied output head.
 
 https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf and
 https://arxiv.org/abs/2005.14165
@@ -85,7 +85,7 @@ CARD = Family(
         ConfigField("ffn", "n_inner", derive="4*hidden"),
         ConfigField("vocab", "vocab_size"),
         ConfigField("max_positions", "n_positions", 1024),
-        ConfigField("tied", "tie_word_embeddings", True, allowed=(True,)),
+        ConfigField("tied", "tie_word_embeddings", True),
         ConfigField("init_std", "initializer_range", 0.02),
         ConfigField("norm_eps", "layer_norm_epsilon", 1e-5),
         ConfigField("activation", "activation_function", "gelu_new", allowed=("gelu_new", "gelu_pytorch_tanh")),
@@ -132,6 +132,7 @@ CARD = Family(
         *linear_rows(M + "c_fc", "hidden, ffn", "ffn1", **CONV),
         *linear_rows(M + "c_proj", "ffn, hidden", "ffn2", **CONV),
         *norm_rows("ln_f", "final_ln"),
+        Param("/lm_head.weight", "hidden, vocab", slot="head", when="not tied"),
     ),
 )
 

@@ -13,6 +13,7 @@ from llmctl.nn import (
     concatenated_qkv,
     embedding,
     gelu_tanh,
+    head_of,
     run_layers,
 )
 from llmctl_gpt3 import score_scale
@@ -26,7 +27,7 @@ class GPTForCausalLM(CausalLM):
     """
 
     def __init__(self, dims) -> None:
-        super().__init__("gpt", GPTDecoder(dims), None)
+        super().__init__("gpt", GPTDecoder(dims), head_of(dims))
 
 
 class GPTDecoder(paddle.nn.Layer):

@@ -1,4 +1,4 @@
-"""OPT: learned positions that begin at 2, ReLU, a tied output head; the 350M model is post-norm.
+"""OPT: learned positions that begin at 2, ReLU, mostly a tied output head; the 350M model is post-norm.
 
 https://arxiv.org/abs/2205.01068
 """
@@ -87,10 +87,10 @@ CARD = Family(
         ConfigField("norm_before", "do_layer_norm_before", True),
         ConfigField("final_norm_removed", "_remove_final_layer_norm", False),
         ConfigField("final_norm", "", derive=_final_norm),
-        ConfigField("tied", "tie_word_embeddings", True, allowed=(True,)),
+        ConfigField("tied", "tie_word_embeddings", True),
         ConfigField("init_std", "init_std", 0.02),
         ConfigField("norm_affine", "layer_norm_elementwise_affine", True, allowed=(True,)),
-        ConfigField("bias", "enable_bias", True, allowed=(True,)),
+        ConfigField("bias", "enable_bias", True),
         ConfigField("activation", "activation_function", "relu", allowed=("relu",)),
         ConfigField("dropout", "dropout", 0.1),
         ConfigField("attention_dropout", "attention_dropout", 0.0),
@@ -117,15 +117,16 @@ CARD = Family(
         Param("embed_positions.weight", "max_positions + 2, hidden", kind="embed", slot="positions"),
         Param("project_in.weight", "embed, hidden", slot="project_in", when="projected"),
         Param("project_out.weight", "hidden, embed", slot="project_out", when="projected"),
-        *linear_rows(A + "q_proj", "hidden, heads*head_dim", "qkv.0"),
-        *linear_rows(A + "k_proj", "hidden, heads*head_dim", "qkv.1"),
-        *linear_rows(A + "v_proj", "hidden, heads*head_dim", "qkv.2"),
-        *linear_rows(A + "out_proj", "heads*head_dim, hidden", "out"),
+        *linear_rows(A + "q_proj", "hidden, heads*head_dim", "qkv.0", bias_when="bias"),
+        *linear_rows(A + "k_proj", "hidden, heads*head_dim", "qkv.1", bias_when="bias"),
+        *linear_rows(A + "v_proj", "hidden, heads*head_dim", "qkv.2", bias_when="bias"),
+        *linear_rows(A + "out_proj", "heads*head_dim, hidden", "out", bias_when="bias"),
         *norm_rows(L + "self_attn_layer_norm", "ln"),
-        *linear_rows(L + "fc1", "hidden, ffn", "ffn1"),
-        *linear_rows(L + "fc2", "ffn, hidden", "ffn2"),
+        *linear_rows(L + "fc1", "hidden, ffn", "ffn1", bias_when="bias"),
+        *linear_rows(L + "fc2", "ffn, hidden", "ffn2", bias_when="bias"),
         *norm_rows(L + "final_layer_norm", "ffn_ln"),
         *norm_rows("final_layer_norm", "final_ln", when="final_norm"),
+        Param("/lm_head.weight", "embed, vocab", slot="head", when="not tied"),
     ),
 )
 

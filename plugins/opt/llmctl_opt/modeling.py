@@ -16,7 +16,8 @@ class OPTForCausalLM(CausalLM):
     """
 
     def __init__(self, dims) -> None:
-        super().__init__("opt", OPTDecoder(dims), None)
+        head = None if dims.tied else Linear(dims.embed, dims.vocab, std=dims.init_std)
+        super().__init__("opt", OPTDecoder(dims), head)
 
 
 class OPTDecoder(paddle.nn.Layer):
@@ -54,12 +55,12 @@ class OPTBlock(paddle.nn.Layer):
     def __init__(self, dims) -> None:
         super().__init__()
         self.self_attn = Attention(
-            dims.hidden, dims.heads, dims.heads, dims.head_dim, True, dims.init_std,
+            dims.hidden, dims.heads, dims.heads, dims.head_dim, dims.bias, dims.init_std,
             out_name="out_proj", dropout=dims.attention_dropout,
         )  # fmt: skip
         self.self_attn_layer_norm = LayerNorm(dims.hidden)
-        self.fc1 = Linear(dims.hidden, dims.ffn, True, dims.init_std)
-        self.fc2 = Linear(dims.ffn, dims.hidden, True, dims.init_std)
+        self.fc1 = Linear(dims.hidden, dims.ffn, dims.bias, dims.init_std)
+        self.fc2 = Linear(dims.ffn, dims.hidden, dims.bias, dims.init_std)
         self.final_layer_norm = LayerNorm(dims.hidden)
         self.drop = paddle.nn.Dropout(dims.dropout)
         self._norm_before = dims.norm_before

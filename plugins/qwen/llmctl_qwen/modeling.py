@@ -73,7 +73,7 @@ class Qwen3ForCausalLM(CausalLM):
     """Token ids to logits, from what the card reads in ``config.json``."""
 
     def __init__(self, dims) -> None:
-        super().__init__("qwen3", _decoder(dims, norm_eps=dims.norm_eps), head_of(dims))
+        super().__init__("qwen3", _decoder(dims, bias=dims.attention_bias, norm_eps=dims.norm_eps), head_of(dims))
 
 
 def _decoder(dims, **attention):

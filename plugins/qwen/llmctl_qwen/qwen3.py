@@ -1,4 +1,4 @@
-"""Qwen3 (dense): RMSNorm on each head of queries and keys, no biases, a head_dim of its own.
+"""Qwen3 (dense): RMSNorm on each head of queries and keys, mostly no biases, a head_dim of its own.
 
 https://arxiv.org/abs/2505.09388
 """
@@ -16,7 +16,7 @@ CARD = Family(
     modeling="llmctl_qwen.modeling:Qwen3ForCausalLM",
     paddle_prefix="qwen3.",
     torch_prefix="model.",
-    settings=(*HF_DECODER, *SETTINGS, ConfigField("attention_bias", "attention_bias", False, allowed=(False,))),
+    settings=(*HF_DECODER, *SETTINGS, ConfigField("attention_bias", "attention_bias", False)),
     inert=WINDOW_KEYS,
     tokens=TokenFacts(**TEXT),
     chat_template=CHATML,
@@ -26,6 +26,10 @@ CARD = Family(
         *HF_DECODER_ROWS,
         Param(A + "q_norm.weight", "head_dim", kind="norm", slot="q_norm"),
         Param(A + "k_norm.weight", "head_dim", kind="norm", slot="k_norm"),
+        Param(A + "q_proj.bias", "heads*head_dim", slot="qkv_bias.0", when="attention_bias"),
+        Param(A + "k_proj.bias", "kv_heads*head_dim", slot="qkv_bias.1", when="attention_bias"),
+        Param(A + "v_proj.bias", "kv_heads*head_dim", slot="qkv_bias.2", when="attention_bias"),
+        Param(A + "o_proj.bias", "hidden", slot="out_bias", when="attention_bias"),
     ),
 )
 

@@ -16,4 +16,4 @@ class TestQwen2(FamilyConformance):
 
 class TestQwen3(FamilyConformance):
     family = "qwen3"
-    goldens = ("goldens/qwen3",)
+    goldens = ("goldens/qwen3", "goldens/qwen3_bias")

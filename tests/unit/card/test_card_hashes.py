@@ -7,18 +7,18 @@ from llmctl.card.family import HASHED_NAMES
 
 HASHES = {
     "baichuan": "21909b63b609a8b4",
-    "bloom": "4c7b7f8c6dcfd819",
+    "bloom": "a97b499f0ce37be8",
     "chatglm": "501829ab23d1e586",
     "chatglm2": "a0b2c6a3a7eb47be",
-    "gpt3": "e5491837cd4c074c",
+    "gpt3": "13b6484b3d75cdbd",
     "llama": "b24b708209ab3389",
     "mistral": "3515b3f7f1b70f9b",
     "mixtral": "8c5fff456becb6f3",
-    "opt": "ddea1f79c4b3d29f",
+    "opt": "6ce8394524063fa7",
     "qwen": "dc58e9309a6098f9",
     "qwen2": "dd5859f2b8657d03",
     "qwen2_moe": "f2576ac1cf78665a",
-    "qwen3": "a47119900ece8399",
+    "qwen3": "4ad466f241e9c068",
 }
 
 
