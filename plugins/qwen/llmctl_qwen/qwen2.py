@@ -21,6 +21,11 @@ from llmctl_qwen import HELPFUL, TEXT
 
 A = "layers.{layer}.self_attn."
 
+BIASES = (
+    Param(A + "q_proj.bias", "heads*head_dim", slot="qkv_bias.0"),
+    Param(A + "k_proj.bias", "kv_heads*head_dim", slot="qkv_bias.1"),
+    Param(A + "v_proj.bias", "kv_heads*head_dim", slot="qkv_bias.2"),
+)
 SETTINGS = (
     ConfigField("norm_eps", "rms_norm_eps", 1e-6),
     ConfigField("rope_theta", "rope_theta", 10000.0),
@@ -47,12 +52,7 @@ CARD = Family(
     ignored_tensors=("*.rotary_emb.inv_freq",),
     paddlenlp=hf_decoder_fused,
     sizes=sizes(__file__, "qwen2"),
-    params=(
-        *HF_DECODER_ROWS,
-        Param(A + "q_proj.bias", "heads*head_dim", slot="qkv_bias.0"),
-        Param(A + "k_proj.bias", "kv_heads*head_dim", slot="qkv_bias.1"),
-        Param(A + "v_proj.bias", "kv_heads*head_dim", slot="qkv_bias.2"),
-    ),
+    params=(*HF_DECODER_ROWS, *BIASES),
 )
 
 

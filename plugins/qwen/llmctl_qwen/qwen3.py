@@ -3,11 +3,11 @@
 https://arxiv.org/abs/2505.09388
 """
 
+from dataclasses import replace
+
 from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Param, TokenFacts, hookimpl, sizes
 from llmctl_qwen import CHATML, TEXT
-from llmctl_qwen.qwen2 import SETTINGS, WINDOW_KEYS
-
-A = "layers.{layer}.self_attn."
+from llmctl_qwen.qwen2 import BIASES, SETTINGS, WINDOW_KEYS, A
 
 CARD = Family(
     name="qwen3",
@@ -26,9 +26,7 @@ CARD = Family(
         *HF_DECODER_ROWS,
         Param(A + "q_norm.weight", "head_dim", kind="norm", slot="q_norm"),
         Param(A + "k_norm.weight", "head_dim", kind="norm", slot="k_norm"),
-        Param(A + "q_proj.bias", "heads*head_dim", slot="qkv_bias.0", when="attention_bias"),
-        Param(A + "k_proj.bias", "kv_heads*head_dim", slot="qkv_bias.1", when="attention_bias"),
-        Param(A + "v_proj.bias", "kv_heads*head_dim", slot="qkv_bias.2", when="attention_bias"),
+        *(replace(row, when="attention_bias") for row in BIASES),
         Param(A + "o_proj.bias", "hidden", slot="out_bias", when="attention_bias"),
     ),
 )
