@@ -25,6 +25,7 @@ from llmctl.checkpoint.naming import HF, mappings_for
 from llmctl.checkpoint.save import KEEP, plan_shards, write_index
 from llmctl.errors import CheckpointError
 from llmctl.io.atomic import atomic_folder
+from llmctl.io.checksums import write_manifest
 from llmctl.quant.blockwise import round_trip
 from llmctl.tokenizers.base import FILES
 
@@ -108,6 +109,7 @@ def merge(
         convert.complete_config(work, dtype, opened.plugin.card, opened.dims, ignored_keys(opened.adapter.record))
         replace_tokenizer(opened, work)
         (work / RECORD).write_text(json.dumps(_record(opened, dtype, len(layers)), indent=2) + "\n", encoding="utf-8")
+        write_manifest(work)
     return len(layers)
 
 

@@ -34,12 +34,12 @@ from llmctl.checkpoint.naming import NATIVE, detect_layout, mappings_for
 from llmctl.checkpoint.save import plan_shards, write_index
 from llmctl.errors import CheckpointError, LlmctlError
 from llmctl.io.atomic import remove_leftovers
+from llmctl.io.checksums import MANIFEST, find_damage
 from llmctl.io.copying import copy_into
 from llmctl.io.digest import sha256
 from llmctl.io.json_object import read_json, write_json
 from llmctl.io.lock import try_flock
 
-MANIFEST = "manifest.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".gguf", ".msgpack", ".h5", ".index.json")
 RECORDINGS = ("golden.npz", "case.json")
 """Test recordings in a model folder, which are not copied."""
@@ -110,12 +110,11 @@ def verify(source: SourceModel, progress: Progress | None = None) -> list[str]:
         CheckpointError: A file is truncated, differs from the manifest of the folder, or a record of torch's zip has another
             checksum.
     """
-    for name, row in _manifest(source.folder.path).items():
-        if (file := source.folder.path / name).is_file() and sha256(file) != row["sha256"]:
-            raise CheckpointError(
-                f"{file} is damaged or was changed: its SHA-256 is not that in {MANIFEST}; convert the model again, or "
-                f"delete {MANIFEST} if the change is intended"
-            )
+    if problems := find_damage(source.folder.path):
+        raise CheckpointError(
+            f"{source.folder.path} is damaged or was changed: {'; '.join(problems)}; write the model again, or delete "
+            f"{MANIFEST} if the change is intended"
+        )
     torch_bin.check_crc({info.file for info in source.folder.tensors.values()})
     not_finite = []
     for name, tensor in source.state.items():

@@ -19,6 +19,7 @@ from typing import Any
 from llmctl import runtime
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.config.common import warmup_steps
+from llmctl.io.checksums import write_manifest
 from llmctl.jobs import registry
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.paths import STAGING
@@ -89,6 +90,7 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console) 
     before = resume.read(job) if start else None
     if start and before:
         resume.check_unchanged(job, before, start)
+        checkpoints.check_files(start)
     checkpoints.remove_staged(STAGING)
     now = datetime.now() if before is None else resume.template_time(before)
     if job.tokenizer.chat_template:
@@ -113,6 +115,7 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console) 
         info.update(steps=last, seconds=round(time.monotonic() - began, 1))
         with atomic_folder(job.output / "model", overwrite=True) as folder:
             setup.trainable.save(folder, job.config.output.save_dtype)
+            write_manifest(folder)
         family = job.model.plugin.card.name
         info["next"] = [f"llmctl --model {family} generate {shlex.quote(str(job.output / 'model'))}"]
     show(job.output, setup.data.held_out, info, console)

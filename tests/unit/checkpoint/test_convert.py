@@ -163,7 +163,9 @@ def test_a_bit_that_flipped_after_the_conversion_is_found(tmp_path):
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(CheckpointError, match="model-00002.* is damaged or was changed"):
+    with pytest.raises(
+        CheckpointError, match="is damaged or was changed: the content of model-00002.* is not what was written"
+    ):
         conversion.verify(opened(tmp_path / "own"))
 
 

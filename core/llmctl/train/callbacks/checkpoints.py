@@ -24,6 +24,7 @@ from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.errors import CheckpointError, ConfigError, FileError
 from llmctl.io.atomic import locked_folder, remove_leftovers
 from llmctl.io.background import Background
+from llmctl.io.checksums import find_damage, write_manifest
 from llmctl.train.callbacks import metrics_log
 from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.optim.adamw import AdamW
@@ -156,9 +157,11 @@ class CheckpointSaver(Callback):
             return
         with self._explain_errors(step), atomic_folder(path, overwrite=True) as temporary:
             if staged:
+                write_manifest(staged)
                 shutil.copytree(staged, temporary, dirs_exist_ok=True)
             else:
                 self._write(temporary, step)
+                write_manifest(temporary)
 
     @contextlib.contextmanager
     def _explain_errors(self, step: int) -> Iterator[None]:
@@ -212,6 +215,23 @@ def checkpoint_of(output: Path, step: int) -> Path:
     return output / "checkpoints" / f"step-{step:06}"
 
 
+def check_files(path: Path) -> None:
+    """Checks the files of a checkpoint against its manifest; one without a manifest passes, as earlier versions wrote them.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
+    try:
+        problems = find_damage(path)
+    except FileError as error:
+        problems = [str(error)]
+    if problems:
+        raise CheckpointError(
+            f"the checkpoint {path} is damaged: {'; '.join(problems)}; restore it, or delete the folder to resume from the "
+            "checkpoint before"
+        )
+
+
 def restore(path: Path, optimizer: AdamW, fingerprint: str, seed: int) -> int:
     """Loads the optimizer state of a checkpoint into a fresh optimizer; returns the number of steps done.
 
@@ -224,6 +244,8 @@ def restore(path: Path, optimizer: AdamW, fingerprint: str, seed: int) -> int:
     try:
         position: Mapping[str, Any] = json.loads((path / _STATE).read_text(encoding="utf-8"))
         step, saved_seed, saved = int(position["step"]), position["seed"], position["fingerprint"]
+        if step != _step_of(path):
+            raise ValueError(f"{_STATE} is of step {step}")
         state = load_file(path / _MOMENTS)
     except Exception as error:
         raise CheckpointError(
@@ -235,7 +257,12 @@ def restore(path: Path, optimizer: AdamW, fingerprint: str, seed: int) -> int:
             f"{path} cannot be resumed: {what} changed since the run began; change it back, or start a new run with "
             "another output.dir or --overwrite"
         )
-    optimizer.load(state)
+    try:
+        optimizer.load(state)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path / _MOMENTS} does not fit the model: {error}; delete the checkpoint to resume from the one before"
+        ) from None
     return step
 
 

@@ -120,12 +120,9 @@ class AdamW:
         """Restores a state; must come before the first step.
 
         Raises:
-            ValueError: The state has names that are no trainable parameters.
+            ValueError: The state has names that are no trainable parameters, lacks a part of one, or has other shapes.
         """
-        known = {f"{slot}/{name}" for name in self.parameters for slot in (*SLOTS, WEIGHT)}
-        foreign = sorted(state.keys() - known - {SCALE})
-        if foreign:
-            raise ValueError(f"the optimizer state has {foreign[0]!r}, which is not trained here")
+        self._check(state)
         self._update.load({name: value for name, value in state.items() if name.partition("/")[0] in SLOTS})
         for name, weight in self.masters.items():
             if f"{WEIGHT}/{name}" in state:
@@ -133,6 +130,21 @@ class AdamW:
         self._master_weights.copy_to_model()
         if self.scaler is not None and SCALE in state:
             self.scaler.load(state[SCALE])
+
+    def _check(self, state: Mapping[str, np.ndarray]) -> None:
+        known = {f"{slot}/{name}" for name in self.parameters for slot in (*SLOTS, WEIGHT)}
+        foreign = sorted(state.keys() - known - {SCALE})
+        if foreign:
+            raise ValueError(f"the optimizer state has {foreign[0]!r}, which is not trained here")
+        for name, parameter in self.parameters.items():
+            held = [slot for slot in SLOTS if f"{slot}/{name}" in state]
+            if held and len(held) < len(SLOTS):
+                missing = next(slot for slot in SLOTS if slot not in held)
+                raise ValueError(f"the optimizer state has {held[0]}/{name} and lacks {missing}/{name}")
+            for slot in (*SLOTS[:2], WEIGHT):
+                array = state.get(f"{slot}/{name}")
+                if array is not None and array.shape != tuple(parameter.shape):
+                    raise ValueError(f"{slot}/{name} has shape {list(array.shape)}, the parameter {parameter.shape}")
 
 
 @paddle.no_grad()

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from kit.train_toys import ToyModel, collate, toy_rows
 from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from llmctl.errors import CheckpointError, ConfigError
 from llmctl.io.atomic import locked_folder
+from llmctl.io.checksums import read_manifest
 from llmctl.train.callbacks import checkpoints
 from llmctl.train.callbacks.base import LoopSettings
 from llmctl.train.callbacks.checkpoints import CheckpointSaver
@@ -184,8 +186,75 @@ def test_a_restored_optimizer_continues_bit_for_bit(tmp_path):
 def test_a_checkpoint_holds_no_pickle(tmp_path):
     trained(tmp_path, 0, 3)
     path = checkpoints.checkpoint_of(tmp_path, 3)
-    assert sorted(p.name for p in path.iterdir()) == ["optimizer.safetensors", "trainer_state.json", "w"]
+    names = ["optimizer.safetensors", "trainer_state.json", "w"]
+    assert sorted(p.name for p in path.iterdir()) == ["manifest.json", *names]
+    assert sorted(read_manifest(path)) == names
     assert json.loads((path / "trainer_state.json").read_text())["step"] == 3
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "trainer_state.json", "w"])
+def test_a_damaged_file_of_a_checkpoint_is_named(tmp_path, name):
+    trained(tmp_path, 0, 3)
+    path = checkpoints.checkpoint_of(tmp_path, 3)
+    checkpoints.check_files(path)
+    content = (path / name).read_bytes()
+    flipped = bytes([content[0] ^ 64]) + content[1:] if content else b"x"
+    (path / name).write_bytes(flipped)
+    with pytest.raises(CheckpointError, match=f"step-000003 is damaged: .*{name}.*; restore it, or delete the folder"):
+        checkpoints.check_files(path)
+    (path / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        checkpoints.check_files(path)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_manifest_and_passes(tmp_path):
+    trained(tmp_path, 0, 3)
+    path = checkpoints.checkpoint_of(tmp_path, 3)
+    (path / "manifest.json").unlink()
+    checkpoints.check_files(path)
+
+
+def change_state(change):
+    def apply(path):
+        file = path / "optimizer.safetensors"
+        state = load_file(file)
+        change(state)
+        save_file(state, file)
+
+    return apply
+
+
+def cut(state):
+    name = next(name for name in state if name.startswith("moment1/") and state[name].ndim)
+    state[name] = state[name].reshape(-1)[:1]
+
+
+def drop(state):
+    state.pop(next(name for name in state if name.startswith("moment2/")))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (change_state(cut), r"optimizer.safetensors does not fit the model: moment1/.* has shape \[1\], the parameter"),
+        (change_state(drop), "has moment1/.* and lacks moment2/"),
+        (
+            lambda path: (path / "trainer_state.json").write_text(
+                (path / "trainer_state.json").read_text().replace('"step": 3', '"step": 2')
+            ),
+            "trainer_state.json is of step 2",
+        ),
+    ],
+)
+def test_the_state_of_another_model_or_step_is_refused(tmp_path, damage, message):
+    trained(tmp_path, 0, 3)
+    path = checkpoints.checkpoint_of(tmp_path, 3)
+    damage(path)
+    model = ToyModel()
+    fresh = AdamW(dict(model.named_parameters()))
+    fingerprint = SftTask(toy_rows(12), [], collate, 3, seed=4).fingerprint
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.restore(path, fresh, fingerprint, 4)
 
 
 @pytest.mark.parametrize(("fingerprint", "seed", "what"), [("other", 4, "the data"), ("print", 5, "train.seed")])

@@ -1,0 +1,105 @@
+"""The manifest of a folder: size and checksum of each of its files, to find damaged ones.
+
+CRC-32 finds accidental damage, such as flipped bits and files cut short; it is no protection against forgery.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from llmctl.errors import FileError
+from llmctl.io.digest import sha256
+from llmctl.io.json_object import read_json, write_json
+
+MANIFEST = "manifest.json"
+WORKERS = 2
+"""Files that are read at a time; CRC-32 releases the GIL."""
+
+
+def crc32(file: Path) -> str:
+    """CRC-32 of the content of a file, in hexadecimal."""
+    value, buffer = 0, memoryview(bytearray(1 << 18))
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            value = zlib.crc32(buffer[:count], value)
+    return f"{value:08x}"
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes the manifest of all files that are in a folder now, and begins to flush them to disk meanwhile."""
+    names = list(_names(folder))
+    with ThreadPoolExecutor(2 * WORKERS) as pool:
+        for name in names:
+            pool.submit(_flush, folder / name)
+        checksums = list(pool.map(lambda name: crc32(folder / name), names))
+    rows = zip(names, checksums, strict=True)
+    files = {name: {"bytes": (folder / name).stat().st_size, "crc32": checksum} for name, checksum in rows}
+    write_json(folder / MANIFEST, {"files": files})
+
+
+def read_manifest(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """File -> its size in ``bytes`` and its ``crc32`` or ``sha256``; empty if there is no manifest or it names no files.
+
+    Raises:
+        FileError: The manifest is damaged.
+    """
+    files = read_json(folder / MANIFEST).get("files", {})
+    if not isinstance(files, dict) or not all(_is_row(name, row) for name, row in files.items()):
+        raise FileError(f"{folder / MANIFEST} is damaged: 'files' must give the bytes and a checksum of each file")
+    return files
+
+
+def find_damage(folder: Path) -> list[str]:
+    """Compares the files of a folder with its manifest.
+
+    Returns:
+        A sentence for each file that is missing or differs.
+
+    Raises:
+        FileError: The manifest is damaged, or a file cannot be read.
+    """
+    rows = read_manifest(folder)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return list(filter(None, pool.map(lambda name: _damage(folder, name, rows[name]), rows)))
+
+
+def _flush(file: Path) -> None:
+    """Writes a file from the page cache to disk; an error is found again when the folder is published."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _damage(folder: Path, name: str, row: Mapping[str, Any]) -> str:
+    file = folder / name
+    try:
+        if not file.is_file():
+            return f"{name} is missing"
+        if (size := file.stat().st_size) != row["bytes"]:
+            return f"{name} has {size} bytes, {row['bytes']} were written"
+        kind, checksum = next((kind, function) for kind, function in CHECKSUMS.items() if kind in row)
+        return "" if checksum(file) == row[kind] else f"the content of {name} is not what was written ({kind} differs)"
+    except OSError as error:
+        raise FileError(f"{file} cannot be read: {error.strerror}") from None
+
+
+CHECKSUMS = {"sha256": sha256, "crc32": crc32}
+
+
+def _is_row(name: str, row: Any) -> bool:
+    path = Path(name)
+    inside = not path.is_absolute() and ".." not in path.parts
+    return (
+        inside and isinstance(row, dict) and isinstance(row.get("bytes"), int) and bool(CHECKSUMS.keys() & row.keys())
+    )
+
+
+def _names(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / MANIFEST:
+            yield path.relative_to(folder).as_posix()
