@@ -34,6 +34,12 @@ class ModelConfig:
     path: str = option("", "Checkpoint folder; `plugin:NAME` is a folder in the plugin's package.")
     dtype: str = model_dtype()
     ignore_config_keys: list[str] = ignored_config_keys()
+    add_tokens: list[str] = option(
+        [], "Tokens to add to vocabulary, embedding and output head; their rows begin as the mean of the others."
+    )
+    add_special_tokens: list[str] = option(
+        [], "As `add_tokens`, for tokens that answers do not show and that text in the data does not give."
+    )
 
 
 @dataclass(kw_only=True)

@@ -16,8 +16,8 @@ from llmctl.checkpoint.hf_config import read_config
 from llmctl.config import common
 from llmctl.data.sft import examples
 from llmctl.errors import ConfigError
-from llmctl.jobs import loggers, precision
-from llmctl.jobs.paths import find_path, output_folder
+from llmctl.jobs import added_tokens, loggers, precision
+from llmctl.jobs.paths import find_path, output_folder, template_of
 from llmctl.plugins import Families, Plugin
 from llmctl.tokenizers import Tokenizer
 
@@ -56,7 +56,9 @@ def find_model(config: Any, family: str, task: str, families: Families) -> tuple
     _check_lengths(config, dims, folder, packed=task == "dpo" or config.data.packing != "none")
     model = open_model(folder, plugin, dims, raw)
     output = output_folder(config.output, {"model.path": folder})
-    return model, _tokenizer(config, plugin, folder, dims), output
+    tokenizer = _tokenizer(config, plugin, folder, dims)
+    added_tokens.check(config, model, tokenizer)
+    return model, tokenizer, output
 
 
 def _check_lengths(config: Any, dims: Dims, model: Path, packed: bool) -> None:
@@ -147,10 +149,7 @@ def check_common(config: Any) -> None:
 
 
 def _tokenizer(config: Any, plugin: Plugin, model: Path, dims: Dims) -> Tokenizer:
-    template = config.data.chat_template
-    if template not in ("auto", "family", "none"):
-        template = str(find_path(template, "data.chat_template", plugin))
-    tokenizer = tokenizers.load(model, template, plugin.card)
+    tokenizer = tokenizers.load(model, template_of(config.data.chat_template, plugin), plugin.card)
     tokenizers.check_fits(tokenizer, dims.vocab, model)
     return tokenizer
 

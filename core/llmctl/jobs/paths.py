@@ -42,6 +42,18 @@ def find_path(text: str, key: str, plugin: plugins.Plugin | None) -> Path:
     return path
 
 
+def template_of(choice: str, plugin: plugins.Plugin) -> str:
+    """``data.chat_template`` for ``tokenizers.load``; raises as ``find_path``.
+
+    Args:
+        choice: The value.
+        plugin: The family.
+    """
+    if choice in ("auto", "family", "none"):
+        return choice
+    return str(find_path(choice, "data.chat_template", plugin))
+
+
 def output_folder(settings: common.OutputConfig, needed: Mapping[str, Path]) -> Path:
     """The output folder, which must be empty unless a run is resumed or overwritten.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmctl.config import schema
 from llmctl.io.atomic import explain_os_errors
+from llmctl.jobs.added_tokens import BASE
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.loggers import PACKAGES
 from llmctl.train.callbacks.tensor_stats import FILE as STATISTICS
@@ -25,6 +26,7 @@ LEFTOVERS = (
     STATISTICS,
     REFERENCE,
     "checkpoints",
+    BASE,
     "model",
 )
 """What a run writes into its output folder, and what ``overwrite`` deletes there."""
@@ -43,6 +45,8 @@ def open_output(job: CheckedJob[Any], start: Path | None) -> None:
         if job.config.output.overwrite:
             for name in LEFTOVERS:
                 path = output / name
+                if path == job.model.folder:
+                    continue
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:

@@ -20,7 +20,7 @@ from llmctl import runtime
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.config.common import warmup_steps
 from llmctl.io.checksums import write_manifest
-from llmctl.jobs import registry
+from llmctl.jobs import added_tokens, registry
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.paths import STAGING
 from llmctl.jobs.precision import Precision
@@ -80,8 +80,8 @@ def run(job: CheckedJob[Any], callbacks: Sequence[Callback] = (), console: Conso
         Interrupted: A signal such as Ctrl-C; during training, a checkpoint was saved.
     """
     runtime.configure()
-    with ends_at_once():
-        return _run(job, callbacks, console)
+    with ends_at_once(), added_tokens.grown(job) as grown:
+        return _run(grown, callbacks, console)
 
 
 def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console) -> dict[str, Any]:
