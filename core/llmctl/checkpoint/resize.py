@@ -39,8 +39,8 @@ class Growth:
     """How a model grows.
 
     Attributes:
-        tokens: The tokens to add, with their ids.
-        known: Rows of tokens that the tokenizer has.
+        tokens: The tokens that get rows, with their ids.
+        known: Ids that the tokenizer has; the first new one.
         rows: Rows of the model afterwards.
     """
 
@@ -88,7 +88,7 @@ class GrownTensor:
 
 
 def plan(card: Family, dims: Dims, tokenizer: Tokenizer, texts: Sequence[str], special: Collection[str] = ()) -> Growth:
-    """How a model grows by tokens.
+    """How a model grows by tokens; one that the tokenizer has, but that has no row in the model, keeps its id.
 
     Args:
         card: The family.
@@ -98,24 +98,31 @@ def plan(card: Family, dims: Dims, tokenizer: Tokenizer, texts: Sequence[str], s
         special: Those that are special tokens, which decoding leaves out and text of persons does not give.
 
     Raises:
-        TokenizerError: A token is empty, given twice, or the tokenizer has it.
+        TokenizerError: A token is empty, given twice, or the model has it.
         CheckpointError: The family's card does not say how many rows the embedding has.
     """
     if not any(_axes(tensor) for tensor in card.expand(dims)):
         raise CheckpointError(f"{card.name}: no tensor has rows for the vocabulary, so no tokens can be added")
     first = tokenizer.vocab_size
     known = {**tokenizer.special.added, **tokenizer.special.ids}
+    without_row = {text: known[text] for text in texts if known.get(text, -1) >= dims[VOCAB]}
     for text in texts:
         if not text.strip() or texts.count(text) > 1:
             raise TokenizerError(
                 f"the token {text!r} cannot be added: it is {'given twice' if text.strip() else 'empty'}"
             )
-        if text in known or len(tokenizer.encode(text, add_special=False, parse_special=True)) == 1:
+        if text not in without_row and (text in known or len(_ids(tokenizer, text)) == 1):
             raise TokenizerError(
                 f"the token {text!r} cannot be added: the tokenizer in {tokenizer.folder} has it; leave it out"
             )
-    tokens = tuple(NewToken(text, first + index, text in special) for index, text in enumerate(texts))
-    return Growth(tokens, first, _rows(dims[VOCAB], first, first + len(texts)))
+    new = (text for text in texts if text not in without_row)
+    ids = {**without_row, **{text: first + index for index, text in enumerate(new)}}
+    tokens = tuple(NewToken(text, ids[text], text in special) for text in texts)
+    return Growth(tokens, first, _rows(dims[VOCAB], first, max(first, *(token + 1 for token in ids.values()))))
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special=False, parse_special=True)
 
 
 def _rows(old: int, known: int, needed: int) -> int:
@@ -159,7 +166,7 @@ def write(source: SourceModel, growth: Growth, work: Path, max_shard_bytes: int,
     convert.complete_config(work, KEEP, card, source.dims, ignored)
     key = next(setting.key for setting in card.settings if setting.name == VOCAB)
     write_json(work / "config.json", {**read_json(work / "config.json"), key: growth.rows})
-    add_to_files(work, growth.tokens)
+    add_to_files(work, [token for token in growth.tokens if token.id >= growth.known])
     _check_tokenizer(work, card, growth)
     return dims
 
@@ -171,7 +178,7 @@ def _axes(tensor: Tensor) -> tuple[int, ...]:
 def _check_tokenizer(folder: Path, card: Family, growth: Growth) -> None:
     tokenizer = tokenizers.load(folder, "none", card)
     for token in growth.tokens:
-        found = tokenizer.encode(token.text, add_special=False, parse_special=True)
+        found = _ids(tokenizer, token.text)
         if found != [token.id]:
             raise TokenizerError(
                 f"the token {token.text!r} cannot be added: the tokenizer encodes it as {found}, not as [{token.id}]"

@@ -149,7 +149,7 @@ class Tokenizer(ABC):
         name = next((name for name, i in {**self.special.added, **self.special.ids}.items() if i == token), str(token))
         raise TokenizerError(
             f"the text holds the token {name!r} with id {token}, and the model's embedding has only {self._rows} rows; "
-            "leave it out, or give the model more rows"
+            "leave it out, or train with the token in model.add_tokens, which gives the model a row for it"
         )
 
     def _parse(self, text: str, start: bool) -> list[int]:

@@ -151,3 +151,21 @@ def test_facts_that_were_derived_from_the_vocabulary_stay(tmp_path):
     assert json.loads((golden / "config.json").read_text())["norm_head"] is config["norm_head"] is True
     grow(tmp_path / "old", tmp_path / "new", plugin)
     assert check_model(tmp_path / "new").dims.norm_head is True
+
+
+def test_a_token_without_a_row_gets_one_under_its_own_id(tmp_path):
+    plugin = made(tmp_path / "old", "llama")
+    rows = check_model(tmp_path / "old").dims.vocab
+    add_to_files(tmp_path / "old", [NewToken("<pad>", rows, special=True), NewToken("Blorp", rows + 1)])
+    old = tokenizers.load(tmp_path / "old", "none")
+    growth = grow(tmp_path / "old", tmp_path / "new", plugin, ["Blorp", "<think>"])
+    assert [(token.text, token.id) for token in growth.tokens] == [("Blorp", rows + 1), ("<think>", rows + 2)]
+    new = check_model(tmp_path / "new")
+    before, after = (by_vocabulary(m.folder, plugin, m.dims) for m in (check_model(tmp_path / "old"), new))
+    for name, table in before.items():
+        np.testing.assert_allclose(
+            after[name][rows:], np.tile(table.astype("f8").mean(0), (3, 1)), rtol=1e-5, atol=1e-8
+        )
+    tokenizer = tokenizers.load(tmp_path / "new", "none")
+    assert new.dims.vocab == rows + 3 and tokenizer.vocab_size == rows + 3
+    assert tokenizer.encode("a Blorp") == old.encode("a Blorp")

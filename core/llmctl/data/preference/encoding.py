@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmctl.data.preference.examples import Preference
-from llmctl.data.sft.encoding import check_plain, plain_prompt, prompt_ids, truncate_question, with_eos
+from llmctl.data.sft.encoding import check_plain, encode_each, plain_prompt, prompt_ids, truncate_question, with_eos
 from llmctl.tokenizers.base import Tokenizer
 from llmctl.tokenizers.conversation import Conversation
 
@@ -83,7 +83,7 @@ class PairEncoder:
 
     def encode_all(self, rows: Sequence[Preference]) -> tuple[list[Pair], PairCounts]:
         """Encodes all preferences, without those that are dropped, and counts."""
-        pairs = [pair for pair in map(self.encode, rows) if pair is not None]
+        pairs = encode_each(self.encode, rows)
         truncated, shortened = (
             sum(map(bool, flags)) for flags in ([p.truncated for p in pairs], [p.dropped_turns for p in pairs])
         )

@@ -5,15 +5,28 @@ Labels are shifted: ``labels[t]`` is the token that position t predicts, or ``IG
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from llmctl.data.sft.examples import Example
-from llmctl.errors import DataError
+from llmctl.errors import DataError, TokenizerError
 from llmctl.tokenizers.base import ChatTemplate, Segment, Tokenizer
 from llmctl.tokenizers.conversation import Conversation
 
 IGNORE_INDEX = -100
+SHOWN = 10
+"""Rows that cannot be encoded are named up to this number."""
+
+
+class _Sourced(Protocol):
+    @property
+    def source(self) -> str:
+        """``file:line``."""
+
+
+S = TypeVar("S", bound=_Sourced)
+E = TypeVar("E")
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,30 @@ def with_eos(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
     return ids if not eos_ids or any(token in eos_ids for token in ids) else [*ids, eos_ids[0]]
 
 
+def encode_each(encode: Callable[[S], E | None], rows: Iterable[S]) -> list[E]:
+    """Encodes every row, without those that are dropped (None).
+
+    Args:
+        encode: Encodes a row.
+        rows: Rows with a ``source``.
+
+    Raises:
+        DataError: Names the rows that cannot be encoded, such as one with a token that has no row in the embedding.
+    """
+    encoded, problems = [], []
+    for row in rows:
+        try:
+            made = encode(row)
+        except TokenizerError as error:
+            problems.append(f"{row.source}: {error}")
+        else:
+            encoded += [] if made is None else [made]
+    if problems:
+        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise DataError("cannot encode\n  " + "\n  ".join(problems[:SHOWN]) + more)
+    return encoded
+
+
 class Encoder:
     """Encodes examples with a tokenizer and its chat template, if it has one.
 
@@ -163,7 +200,7 @@ class Encoder:
 
     def encode_all(self, examples: Sequence[Example]) -> tuple[list[EncodedExample], ExampleCounts]:
         """Encodes all examples, without those that are dropped, and counts."""
-        rows = [row for row in map(self.encode, examples) if row is not None]
+        rows = encode_each(self.encode, examples)
         return rows, ExampleCounts(len(examples), sum(row.truncated for row in rows), len(examples) - len(rows))
 
     def _source(self, chat: Conversation, where: str) -> tuple[list[int], bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmctl.data.sft.encoding import prompt_ids
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, LlmctlError
 from llmctl.infer.sampling import SamplingParams
 from llmctl.infer.text.generator import TextGenerator, TextRequest
 from llmctl.tokenizers.conversation import Conversation
@@ -49,7 +49,7 @@ class Chat:
             self.turns = []
         try:
             request = self._request(text)
-        except ConfigError as error:
+        except LlmctlError as error:  # too long, or a token without an embedding row
             self.show(f"{error}\n")
             return
         output = self.generator.generate([request], lambda _, piece: self.show(piece))[0]
