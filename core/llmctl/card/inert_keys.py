@@ -38,6 +38,20 @@ unsloth_version unsloth_fixed transformers.js_config tokenizer_name license lang
 """In files of published models, read by no release of transformers: Unsloth's, the web's (transformers.js_config), notes
 on tokenizers and licences. What only one family's files have is on its card."""
 
+_PADDLENLP = """
+use_fused_linear use_fused_dropout_add use_fused_linear_cross_entropy use_fast_layer_norm rope_fusion_level
+use_flash_attention_for_generation use_last_token_for_generation immediate_clear_past_key_value
+tensor_parallel_degree tensor_parallel_rank tensor_parallel_output pipeline_parallel_degree virtual_pp_degree mp_degree
+num_partitions sep_parallel_degree context_parallel_degree sequence_parallel fuse_sequence_parallel_allreduce use_dualpipev
+no_recompute_layers pp_recompute_interval recompute use_recompute recompute_use_reentrant refined_recompute
+offload_recompute_inputs seq_length dpo_config kto_config
+"""
+"""Kernels, parallelism and recomputation in files that PaddleNLP wrote, as its ``LlmMetaConfig`` and configuration classes
+name them (paddlenlp/transformers, 2.5 to 3.0); ``seq_length`` is that of its training, unless the card reads it."""
+
+PADDLENLP = frozenset(_PADDLENLP.split())
+"""Keys without effect where the file has ``paddlenlp_version``."""
+
 INERT = frozenset(f"{_BOOK_KEEPING} {_GENERATION} {_ATTENTION} {_PUBLISHED}".split())
 """Metadata, token ids, switches of other software, generation defaults."""
 
@@ -95,8 +109,9 @@ def without_keys(
 
 
 def _others(config: Mapping[str, Any], known: frozenset[str]) -> list[str]:
+    inert = INERT | PADDLENLP if "paddlenlp_version" in config else INERT
     return [
         key
         for key, value in config.items()
-        if not (key in known or key in INERT or key.startswith("_") or NEUTRAL.get(key, NEUTRAL) == value)
+        if not (key in known or key in inert or key.startswith("_") or NEUTRAL.get(key, NEUTRAL) == value)
     ]

@@ -28,6 +28,7 @@ from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.formats import pdparams, torch_bin
 from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE, widen
 from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
+from llmctl.checkpoint.hf_config import with_paddlenlp_scaling
 from llmctl.checkpoint.load import Expected, check_weights, group_by_target
 from llmctl.checkpoint.merge_ranks import read_ranks
 from llmctl.checkpoint.naming import NATIVE, detect_layout, mappings_for
@@ -243,6 +244,9 @@ def _write_other_files(
     """Copies configuration, tokenizer and other small files, then writes the manifest."""
     copy_other_files(source.folder.path, work)
     complete_config(work, dtype, source.plugin.card, source.dims)
+    config = read_json(work / "config.json", required=True)
+    if (spelled := with_paddlenlp_scaling(config)) != config:
+        write_json(work / "config.json", spelled)
     for digest_file in work.glob(".*.sha256"):
         digest_file.unlink()
     files = {name: {"bytes": (work / name).stat().st_size, "sha256": known or sha256(work / name)}

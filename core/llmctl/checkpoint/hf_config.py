@@ -5,6 +5,7 @@ That is ``torch_dtype``, ``rope_theta`` and ``rope_scaling``. The card of the fa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from llmctl.io.json_object import read_json
 NAME = "config.json"
 WITHOUT_TRAINED = (None, "default", "linear", "dynamic")
 """Kinds of RoPE scaling that do not read the trained length."""
+PADDLENLP_SCALING = {"linear": "linear", "dynamic_ntk": "dynamic"}
+"""Kinds of RoPE scaling in PaddleNLP's files -> in Hugging Face's."""
 RENAMED = {"su": "longrope"}
 """Kinds of RoPE scaling by their names in the first files."""
 
@@ -53,9 +56,32 @@ def normalise(config: dict[str, Any], where: str = NAME) -> dict[str, Any]:
                 _set(result, key, parameters.pop(key), where)
         _set(result, "rope_scaling", _scaling(parameters), where)
     result.pop("rope_parameters", None)
+    _read_paddlenlp_scaling(result, where)
     if "rope_scaling" in result:
         result["rope_scaling"] = _with_trained_length(_scaling(result["rope_scaling"]), result.pop(TRAINED, None))
     return result
+
+
+def _read_paddlenlp_scaling(config: dict[str, Any], where: str) -> None:
+    """Renames PaddleNLP's ``rope_scaling_type`` and ``rope_scaling_factor``; other kinds stay, and no card knows them."""
+    kind = config.get("rope_scaling_type")
+    if "rope_scaling_type" in config and (kind is None or kind in PADDLENLP_SCALING):
+        factor = config.pop("rope_scaling_factor", 1.0)
+        del config["rope_scaling_type"]
+        if kind is not None:
+            _set(config, "rope_scaling", {"rope_type": PADDLENLP_SCALING[kind], "factor": factor}, where)
+
+
+def with_paddlenlp_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json whose RoPE scaling transformers and PaddleNLP read: ``linear`` and ``dynamic`` in both spellings."""
+    read = dict(config)
+    _read_paddlenlp_scaling(read, NAME)
+    scaling = _scaling(read.get("rope_scaling"))
+    kinds = {there: here for here, there in PADDLENLP_SCALING.items()}
+    if not isinstance(scaling, dict) or scaling.get("rope_type") not in kinds:
+        return dict(config)
+    both = {"rope_scaling_type": kinds[scaling["rope_type"]], "rope_scaling_factor": scaling.get("factor", 1.0)}
+    return {**config, "rope_scaling": scaling, **both}
 
 
 def _rope_parameters(parameters: Any, where: str) -> dict[str, Any]:

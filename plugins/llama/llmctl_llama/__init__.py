@@ -59,8 +59,8 @@ CARD = Family(
         ConfigField("activation", "hidden_act", "silu", allowed=("silu",)),
         ConfigField("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
     ),
-    # SmolLM and SmolLM2 have the first, Vicuna the second; no release of transformers reads either.
-    inert=("is_llama_config", "max_sequence_length"),
+    # Of SmolLM and SmolLM2, of Vicuna, and of PaddleNLP's early files; no code reads them.
+    inert=("is_llama_config", "max_sequence_length", "attention_probs_dropout_prob", "hidden_dropout_prob"),
     tokens=TokenFacts(ends=("<|eot_id|>",)),
     chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),
