@@ -46,6 +46,7 @@ class ConfigField:
         check: Raises ConfigError for a value that the family does not support.
         recorded: Whether config.json of a saved model has the key even where it was derived here, because what it is derived
             from (such as the size of the vocabulary) may change.
+        aliases: Other keys of the same value, such as PaddleNLP's; they are read where ``key`` is absent or null.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ConfigField:
     allowed: tuple[Any, ...] = ()
     check: Callable[[Any], object] | None = field(default=None, repr=False, compare=False)
     recorded: bool = field(default=False, repr=False)
+    aliases: tuple[str, ...] = field(default=(), repr=False)
 
     def read(
         self, config: Mapping[str, Any], known: Mapping[str, Any], symbols: frozenset[str], family: str, where: str
@@ -71,7 +73,8 @@ class ConfigField:
         Raises:
             ConfigError: It is required and absent, not supported, or of the wrong type.
         """
-        value = config.get(self.key) if self.key else None
+        keys = (self.key, *self.aliases) if self.key else ()
+        value = next((config[key] for key in keys if config.get(key) is not None), None)
         if value is None:
             value = self._absent(config, known, family, where)
             if value is None or not self.derive:

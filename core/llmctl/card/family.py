@@ -239,7 +239,7 @@ class Family:
         Raises:
             ConfigError: A required key is absent, a key is unknown, or a value is one that the family does not support.
         """
-        known = frozenset({setting.key for setting in self.settings} | set(self.inert))
+        known = frozenset(key for setting in self.settings for key in (setting.key, *setting.aliases)) | {*self.inert}
         unknown = unknown_keys(config, known)
         if unknown:
             listed = ", ".join(f"{key}={config[key]!r}" for key in unknown)

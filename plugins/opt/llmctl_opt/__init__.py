@@ -36,7 +36,8 @@ def _projected(config):
 
 def _final_norm(config):
     """Pre-norm models have a final norm, unless an early conversion removed it."""
-    return config.get("do_layer_norm_before", True) and not config.get("_remove_final_layer_norm", False)
+    before = config.get("do_layer_norm_before", config.get("normalize_before", True))
+    return before and not config.get("_remove_final_layer_norm", False)
 
 
 D = "decoder.layers.{layer}."
@@ -79,25 +80,25 @@ CARD = Family(
         ConfigField("heads", "num_attention_heads"),
         ConfigField("kv_heads", "", derive="heads"),
         ConfigField("head_dim", "", derive="hidden/heads"),
-        ConfigField("ffn", "ffn_dim"),
+        ConfigField("ffn", "ffn_dim", aliases=("intermediate_size",)),
         ConfigField("vocab", "vocab_size"),
         ConfigField("max_positions", "max_position_embeddings", 2048),
         ConfigField("embed", "word_embed_proj_dim", derive="hidden"),
         ConfigField("projected", "", derive=_projected),
-        ConfigField("norm_before", "do_layer_norm_before", True),
+        ConfigField("norm_before", "do_layer_norm_before", True, aliases=("normalize_before",)),
         ConfigField("final_norm_removed", "_remove_final_layer_norm", False),
         ConfigField("final_norm", "", derive=_final_norm),
         ConfigField("tied", "tie_word_embeddings", True),
         ConfigField("init_std", "init_std", 0.02),
         ConfigField("norm_affine", "layer_norm_elementwise_affine", True, allowed=(True,)),
         ConfigField("bias", "enable_bias", True),
-        ConfigField("activation", "activation_function", "relu", allowed=("relu",)),
-        ConfigField("dropout", "dropout", 0.1),
-        ConfigField("attention_dropout", "attention_dropout", 0.0),
+        ConfigField("activation", "activation_function", "relu", allowed=("relu",), aliases=("hidden_act",)),
+        ConfigField("dropout", "dropout", 0.1, aliases=("hidden_dropout_prob",)),
+        ConfigField("attention_dropout", "attention_dropout", 0.0, aliases=("attention_probs_dropout_prob",)),
         ConfigField("activation_dropout", "activation_dropout", 0.0, allowed=(0, 0.0)),
         ConfigField("layer_drop", "layerdrop", 0.0, allowed=(0, 0.0)),
     ),
-    inert=("initializer_range",),
+    inert=("initializer_range", "type_vocab_size"),
     tokens=TokenFacts(prefix=("</s>",)),
     paddlenlp=_paddlenlp,
     decoder=lambda dims: {"position_offset": FIRST_POSITION, "norm_after": not dims.norm_before},

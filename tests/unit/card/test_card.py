@@ -483,3 +483,13 @@ def test_a_key_that_no_setting_reads_is_named_and_a_null_one_is_not():
                        ("rope_interleaved", True)):  # fmt: skip
         with pytest.raises(ConfigError, match=f"llama does not know {key}="):
             card.dims_from_config({**config, key: value})
+
+
+def test_a_field_is_read_under_another_key_where_its_own_is_absent():
+    card = make_card(
+        Param("a", "width"), settings=(ConfigField("width", "ffn_dim", 7, aliases=("intermediate_size",)),)
+    )
+    base = {"intermediate_size": 5}
+    assert card.dims_from_config(base).width == 5
+    assert card.dims_from_config({**base, "ffn_dim": 6}).width == 6
+    assert card.dims_from_config({**base, "ffn_dim": None}).width == 5
