@@ -44,7 +44,7 @@ def values(name, shape):
 
 
 def write_folder(folder: Path, size: str) -> Path:
-    """A folder as Hugging Face lays it out, in float32; the same as before if it is there."""
+    """A folder in Hugging Face's layout, in float32; the same as before if it is there."""
     if (folder / "config.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ class Packed(Protocol):
         outputs: O.
         group: Inputs that share a scale, a multiple of ``QUANT_BLOCK``; 0 = all inputs of an output, or no scales.
         data: The values or codes as bytes.
-        scales: float32, for integer kinds; None = none.
+        scales: float32, for integer kinds; None = floating-point weights.
         zeros: float32, added to a code before it is multiplied with the scale; None = 0.
     """
 

@@ -1,4 +1,4 @@
-"""Small packed models of every form that the standard decoder has, and what they compute, from its definition in float64.
+"""Small packed models of every form that ``DecoderSpec`` has, and what they compute, from its definition in float64.
 
 The twin knows no cache, no blocks and no steps: a sequence is computed whole, token by token and head by head.
 """

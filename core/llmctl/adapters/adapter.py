@@ -66,10 +66,10 @@ class Adapter:
 
     Attributes:
         layers: Path of the layer on the card -> its adapter.
-        rank_stabilised: Whether alpha is written for rsLoRA; the scales of the layers are what counts.
+        rank_stabilised: Whether the alpha in the file follows rsLoRA; computation uses the scales of the layers only.
         dropout: LoRA dropout of its training.
         base: Path or name of its base model, as recorded; may be empty.
-        record: What llmctl recorded of the base; empty for an adapter from elsewhere.
+        record: Identity of the base model (``base_model.record``); empty for an adapter that llmctl did not write.
         dtype: Data type of the stored tensors.
     """
 
@@ -93,7 +93,7 @@ def fuse(layers: Sequence[LoraWeights | None], widths: Sequence[int]) -> LoraWei
 
     Args:
         layers: Adapters of the fused layers, in order; None = no adapter.
-        widths: Outputs of each layer.
+        widths: Number of outputs of each layer.
 
     Raises:
         ValueError: Some layers have DoRA and others do not, or the scales differ.
@@ -122,7 +122,7 @@ def split_fused(
 
     Args:
         fused: The adapter of the fused layer.
-        widths: Outputs of each layer.
+        widths: Number of outputs of each layer.
         ranks: Ranks that ``fuse`` combined, 0 = no adapter; None = every layer has the whole A.
     """
     layers: list[LoraWeights | None] = []

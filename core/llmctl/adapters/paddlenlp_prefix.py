@@ -35,17 +35,17 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Prefix:
         return Prefix(from_stored(_caches(folder, dims), plugin.card))
     config = _config(folder)
     tokens = config["num_prefix_tokens"]
-    layers, _, _, heads, width = shape_of(dims, tokens)
+    layers, _, _, kv_heads, head_dim = shape_of(dims, tokens)
     named = {**config, "heads": config.get("multi_query_group_num") or config.get("num_attention_heads")}
     named["head_dim"] = (config.get("hidden_size") or 0) // (config.get("num_attention_heads") or 1)
-    compare(folder, named, {"num_hidden_layers": layers, "heads": heads, "head_dim": width})
-    flat = 2 * layers * heads * width
+    compare(folder, named, {"num_hidden_layers": layers, "heads": kv_heads, "head_dim": head_dim})
+    flat = 2 * layers * kv_heads * head_dim
     expected: dict[str, tuple[int, ...]] = {"0.weight": (tokens, flat)}
     if config.get("prefix_projection"):
         between = int(config.get("prefix_projection_hidden_size") or 0)
         expected = {
-            "0.weight": (tokens, heads * width),
-            "1.weight": (heads * width, between),
+            "0.weight": (tokens, kv_heads * head_dim),
+            "1.weight": (kv_heads * head_dim, between),
             "1.bias": (between,),
             "3.weight": (between, flat),
             "3.bias": (flat,),
@@ -55,7 +55,7 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Prefix:
     values = arrays[0]
     if len(arrays) > 1:
         values = np.tanh(values @ arrays[1] + arrays[2]) @ arrays[3] + arrays[4]
-    stored = values.reshape(tokens, 2, layers, heads, width).transpose(2, 1, 0, 3, 4)
+    stored = values.reshape(tokens, 2, layers, kv_heads, head_dim).transpose(2, 1, 0, 3, 4)
     base = str(config.get("base_model_name_or_path") or "")
     return Prefix(from_stored(stored, plugin.card), base, dtype=tensors["0.weight"].dtype)
 
@@ -67,7 +67,7 @@ def write(folder: Path, prefix: Prefix, plugin: Any, dims: Dims, dtype: str) -> 
         CheckpointError: A value does not fit into the data type.
     """
     stored = to_stored(prefix.values, plugin.card)
-    layers, _, tokens, heads, width = stored.shape
+    layers, _, tokens, kv_heads, head_dim = stored.shape
     flat = np.ascontiguousarray(stored.transpose(2, 1, 0, 3, 4).reshape(tokens, -1))
     with open(folder / WEIGHTS, "wb") as stream:
         pickle.dump({"0.weight": as_stored("0.weight", flat, dtype)}, stream, protocol=4)
@@ -76,9 +76,9 @@ def write(folder: Path, prefix: Prefix, plugin: Any, dims: Dims, dtype: str) -> 
         "base_model_name_or_path": prefix.base,
         "num_prefix_tokens": tokens,
         "num_attention_heads": dims.heads,
-        "multi_query_group_num": None if heads == dims.heads else heads,
+        "multi_query_group_num": None if kv_heads == dims.heads else kv_heads,
         "num_hidden_layers": layers,
-        "hidden_size": dims.heads * width,
+        "hidden_size": dims.heads * head_dim,
         "prefix_projection": False,
         "prefix_projection_hidden_size": None,
         "prefix_dropout": 0.0,
@@ -108,12 +108,12 @@ def _caches(folder: Path, dims: Dims) -> Array:
         stored = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    layers, _, _, heads, width = shape_of(dims, 0)
+    layers, _, _, kv_heads, head_dim = shape_of(dims, 0)
     found = tuple(stored.shape)
-    if len(found) != 5 or found[:3] != (layers, 2, heads) or found[3] < 1 or found[4] != width:
+    if len(found) != 5 or found[:3] != (layers, 2, kv_heads) or found[3] < 1 or found[4] != head_dim:
         raise CheckpointError(
             f"the prefix in {folder} does not fit the base:\n  {CACHES} is {list(found)}, expected "
-            f"[{layers}, 2, {heads}, tokens, {width}]"
+            f"[{layers}, 2, {kv_heads}, tokens, {head_dim}]"
         )
     if stored.dtype.kind != "f":
         raise CheckpointError(f"{path} holds {stored.dtype}, not floating-point numbers")

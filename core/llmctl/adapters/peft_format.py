@@ -35,7 +35,7 @@ def read(folder: Path, plugin: Any, dims: Dims, blocks: Mapping[str, Any]) -> Ad
         folder: The folder.
         plugin: Plugin of the base model's family.
         dims: Dims of the base model.
-        blocks: For fused layers that ``write`` wrote: path in the torch model -> path on the card -> rank.
+        blocks: What ``write`` returned: fused layer in the torch model -> layer on the card -> its rank in the fused adapter.
 
     Raises:
         CheckpointError: A setting is not supported, or tensors are missing, unexpected or have another shape.
@@ -95,7 +95,7 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
 
 
 def _fuse_all(adapter: Adapter, plugin: Any, dims: Dims) -> tuple[dict[str, LoraWeights], dict[str, dict[str, int]]]:
-    """Path in the torch model -> LoRA weights, and the ranks within fused layers."""
+    """Path in the torch model -> LoRA weights; and ``blocks``, the ranks in fused layers."""
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
     fused: dict[str, LoraWeights] = {}
     blocks: dict[str, dict[str, int]] = {}

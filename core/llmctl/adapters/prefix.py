@@ -23,7 +23,7 @@ class Prefix:
     Attributes:
         values: Keys and values [layers, 2, tokens, kv_heads, head_dim].
         base: Path or name of its base model, as recorded; may be empty.
-        record: What llmctl recorded of the base; empty for a prefix from elsewhere.
+        record: Identity of the base model (``base_model.record``); empty for a prefix that llmctl did not write.
         dtype: Data type of the stored values.
     """
 

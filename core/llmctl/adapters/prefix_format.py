@@ -49,11 +49,12 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Prefix:
         raise CheckpointError(f"{folder / CONFIG}: num_virtual_tokens={tokens!r} must be an integer above 0")
     _check(folder, config)
     shape = shape_of(dims, tokens)
-    layers, _, _, heads, width = shape
-    compare(folder, config, {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * width})
+    layers, _, _, kv_heads, head_dim = shape
+    sizes = {"num_layers": layers, "num_attention_heads": kv_heads, "token_dim": kv_heads * head_dim}
+    compare(folder, config, sizes)
     tensors = headers(folder)
-    check_tensors(folder, tensors, {TENSOR: (tokens, layers * 2 * heads * width)})
-    values = load(tensors[TENSOR]).reshape(tokens, layers, 2, heads, width).transpose(1, 2, 0, 3, 4)
+    check_tensors(folder, tensors, {TENSOR: (tokens, layers * 2 * kv_heads * head_dim)})
+    values = load(tensors[TENSOR]).reshape(tokens, layers, 2, kv_heads, head_dim).transpose(1, 2, 0, 3, 4)
     base = str(config.get("base_model_name_or_path") or "")
     return Prefix(from_stored(values, plugin.card), base, dtype=tensors[TENSOR].dtype)
 
@@ -64,7 +65,7 @@ def write(folder: Path, prefix: Prefix, plugin: Any, dtype: str) -> None:
     Raises:
         CheckpointError: A value does not fit into the data type.
     """
-    layers, _, tokens, heads, width = prefix.values.shape
+    layers, _, tokens, kv_heads, head_dim = prefix.values.shape
     stored = to_stored(prefix.values, plugin.card).transpose(2, 0, 1, 3, 4).reshape(tokens, -1)
     safetensors.write_file(folder / WEIGHTS, {TENSOR: as_planned(TENSOR, np.ascontiguousarray(stored), dtype)})
     config = {
@@ -73,11 +74,11 @@ def write(folder: Path, prefix: Prefix, plugin: Any, dtype: str) -> None:
         "base_model_name_or_path": prefix.base,
         "inference_mode": True,
         "num_virtual_tokens": tokens,
-        "token_dim": heads * width,
+        "token_dim": kv_heads * head_dim,
         "num_transformer_submodules": 1,
-        "num_attention_heads": heads,
+        "num_attention_heads": kv_heads,
         "num_layers": layers,
-        "encoder_hidden_size": heads * width,
+        "encoder_hidden_size": kv_heads * head_dim,
         "prefix_projection": False,
     }
     write_json(folder / CONFIG, config)

@@ -1,4 +1,4 @@
-"""``llmctl.load``: a model or adapter folder as a layer and its tokenizer, in two lines of Python."""
+"""``llmctl.load``: the model and tokenizer of a model or adapter folder, in two lines of Python."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def load(
     base: str | Path | None = None,
     tokenizer: bool = True,
 ) -> Any:
-    """The layer with its weights, ready for inference, and the tokenizer of a folder.
+    """Loads the model of a folder, in evaluation mode, and its tokenizer.
 
     Args:
-        folder: A model folder as Hugging Face lays it out, or one that ``llmctl convert`` wrote; or an adapter's.
+        folder: A model folder in Hugging Face's layout, or written by ``llmctl convert``; or an adapter folder.
         family: Name of a family, or ``"auto"`` for the one that claims the folder's architecture.
         dtype: ``"float32"`` or ``"float64"``, the type to compute in.
-        base: For an adapter's folder: the model it belongs to, where that is not the one that it names.
-        tokenizer: ``False`` loads the layer alone, also from a folder that has no tokenizer.
+        base: Folder of an adapter's base model; default: the one that the adapter names.
+        tokenizer: ``False`` loads the model alone, also from a folder that has no tokenizer.
 
     Returns:
         A ``paddle.nn.Layer`` that gives logits for token ids, and a tokenizer with ``encode`` and ``decode``; with

@@ -44,8 +44,8 @@ class ConfigField:
             as ``"hidden/heads"``, or a function of the content of config.json.
         allowed: The values that the family supports; any other is an error. ``()`` = any.
         check: Raises ConfigError for a value that the family does not support.
-        recorded: Whether config.json of a saved model has the key even where it was derived here, because what it is derived
-            from (such as the size of the vocabulary) may change.
+        recorded: Whether the config.json of a saved model gets the key although its value was derived, because the source
+            of the derivation (such as the vocabulary's size) may change.
         aliases: Other keys of the same value, such as PaddleNLP's; they are read where ``key`` is absent or null.
     """
 
@@ -104,7 +104,7 @@ class ConfigField:
         return self.default
 
     def _wrong_kind(self, value: Any, symbols: frozenset[str]) -> str:
-        """What the value must be, if it is not; else empty. Sizes are counts; other values are of their default's type."""
+        """Empty for a valid value, else what is valid. Sizes are counts; other values are of their default's type."""
         number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
         if self.name in COUNTS or self.name in symbols:
             return "" if number and isinstance(value, int) and value > 0 else "a whole number above 0"

@@ -74,10 +74,10 @@ class DecoderSpec:
         norm: One of ``slots.NORMS``.
         norm_eps: Added to the variance.
         activation: One of ``slots.ACTIVATIONS``.
-        rope: Rotary position embedding; None = none.
+        rope: Rotary position embedding; None = no RoPE.
         slopes: ALiBi slope of each head; empty = no ALiBi.
         position_offset: Row of the table ``positions`` for position 0.
-        window: Sliding window in tokens, the query's own included; None = none.
+        window: Sliding window in tokens, the query's own included; None = attention to all tokens before.
         score_scales: Factor of the attention scores in each layer.
         norm_after: Post-norm: norms come after the residual is added.
         residual_after_norm: The residual is the norm's output, not its input.

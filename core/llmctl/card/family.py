@@ -34,7 +34,7 @@ class Param:
     """One checkpoint tensor, or one per layer and expert if the name holds ``{layer}`` or ``{expert}``.
 
     Attributes:
-        name: Name in the layer's state dict without the family's prefix; a leading ``/`` means no prefix.
+        name: Name in the model's state dict without the family's prefix; a leading ``/`` means no prefix.
         shape: Symbolic shape as paddle stores it; a linear's weight is ``in, out``.
         torch: Name in the torch checkpoint, if it is not the same name under the torch prefix; a leading ``/`` as above.
         slot: Which tensor of the fused decoder it is, one of ``slots.SLOTS``; ``qkv.1`` is a part of a slot.
@@ -136,7 +136,7 @@ class Family:
         settings: The fields of config.json that the model depends on.
         sizes: Published checkpoints, and ``tiny`` for tests.
         modeling: ``"package.module:Class"``; the class is called with ``Dims`` and returns the layer.
-        paddle_prefix: Prefix of names in the layer's state dict.
+        paddle_prefix: Prefix of names in the model's state dict.
         torch_prefix: Prefix of names in torch checkpoints.
         model_type: ``model_type`` written into config.json.
         norm: Kernel of the normalisation, one of ``slots.NORMS``.
@@ -145,16 +145,17 @@ class Family:
         moe: Routing; None = a dense family.
         prefixes: Further prefixes that torch checkpoints of some releases put before ``torch_prefix``; they are dropped.
         ignored_tensors: Patterns of tensors in torch files that are not weights (RoPE tables).
-        tokens: What tokenizer files leave to the family's code.
+        tokens: Special tokens and rules that a family's own tokenizer code adds to its tokenizer files.
         chat_template: The published chat format as Jinja, used if ``family`` is selected as the template.
         prefix_cache: Whether prefix tuning may put virtual tokens into the KV cache.
         claims: Capability states that differ from what the table implies, by method.
         starter: Name of the recipe that ``finetune`` runs without a configuration file; empty = none.
         inert: Keys of config.json without effect on this family, besides those of ``inert_keys``.
         recognise: Whether a config.json with one of the architectures is this family's, if families share an architecture.
-        paddlenlp: From dims, where PaddleNLP's files hold modules: a table for ``map_modules``; None = under the same names.
+        paddlenlp: A function of dims: where PaddleNLP's files hold modules, a table for ``map_modules``; None = under the
+            same names.
         paddlenlp_prefix: Prefix of names in PaddleNLP's files; None = ``paddle_prefix``.
-        decoder: From dims, fields of ``DecoderSpec`` that slots cannot say; None = none.
+        decoder: A function of dims: the fields of ``DecoderSpec`` that do not follow from slots; None = there are none.
         needs_api: Lowest hook API (major, minor) that the card requires.
     """
 
@@ -289,11 +290,11 @@ class Family:
         return frozenset().union(PLACEHOLDERS.values(), re.findall(r"[a-z]\w*", " ".join(derived)), *shapes)
 
     def _expand(self, param: Param, dims: Mapping[str, Any]) -> Iterator[Tensor]:
-        holes = [hole for hole in PLACEHOLDERS if "{" + hole + "}" in param.name]
+        indexed = [name for name in PLACEHOLDERS if "{" + name + "}" in param.name]
         shape = tuple(axis.size(dims) for axis in param.axes)
         kind = param.resolved_kind
-        for indices in itertools.product(*(range(int(dims[PLACEHOLDERS[hole]])) for hole in holes)):
-            at = dict(zip(holes, indices, strict=True))
+        for indices in itertools.product(*(range(int(dims[PLACEHOLDERS[name]])) for name in indexed)):
+            at = dict(zip(indexed, indices, strict=True))
             if not param.present(dims, at.get("layer")):
                 continue
             yield Tensor(

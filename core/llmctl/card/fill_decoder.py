@@ -1,6 +1,6 @@
-"""From a card and dims to what the fused engine computes.
+"""Makes the ``DecoderSpec`` of a model, which the fused engine runs, from its card and dims.
 
-Slots and symbolic shapes say most of it; the card's ``decoder`` says what they cannot. No paddle or numpy here.
+Most fields follow from slots and symbolic shapes; the card's ``decoder`` gives the others. No paddle or numpy here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GATED = ("swiglu",)
 
 
 def fill_decoder(card: Family, dims: Dims) -> DecoderSpec:
-    """The decoder of a model.
+    """The decoder spec of a model.
 
     Args:
         card: The family.
@@ -44,7 +44,7 @@ def fill_decoder(card: Family, dims: Dims) -> DecoderSpec:
     for layer in layers:
         _check_biases(card, layer)
     sizes, position = _sizes(card, dims, outer, layers), _position(card, dims, outer, overrides)
-    made = {
+    derived = {
         "outer": {slot: tensor.name for slot, tensor in outer.items()},
         "layers": tuple({slot: tuple(t.name for t in rows) for slot, rows in layer.items()} for layer in layers),
         "norm": card.norm,
@@ -53,14 +53,14 @@ def fill_decoder(card: Family, dims: Dims) -> DecoderSpec:
         "window": dims.get("window"),
         "score_scales": (dims.head_dim**-0.5,) * dims.layers,
     }
-    return DecoderSpec(**{**made, **sizes, **position, **overrides})
+    return DecoderSpec(**{**derived, **sizes, **position, **overrides})
 
 
 def rope_spec(
     dims: Dims,
     scaling: Mapping[str, Any] | None = None,
     rules: Mapping[str, RopeRule] = ROPE_RULES,
-    **kind: Any,
+    **options: Any,
 ) -> Rope:
     """RoPE as ``llmctl.nn.Rotary`` computes it; frequencies that depend on the length are those of the trained length.
 
@@ -68,19 +68,19 @@ def rope_spec(
         dims: ``head_dim``; ``rope_theta`` unless ``theta`` is given.
         scaling: HF's ``rope_scaling``.
         rules: Scaling rules by ``rope_type``.
-        **kind: Fields of ``Rope`` (``rotary_dim`` is the whole head by default), ``theta``, and ``trained``, the trained
+        **options: Fields of ``Rope`` (``rotary_dim`` is the whole head by default), ``theta``, and ``trained``, the trained
             length (default: ``max_positions``).
     """
-    rotary_dim, axes = kind.pop("rotary_dim", dims.head_dim), 2 if kind.get("pairs") == "2d" else 1
-    theta, trained = kind.pop("theta", None) or dims.rope_theta, kind.pop("trained", None) or dims.max_positions
+    rotary_dim, axes = options.pop("rotary_dim", dims.head_dim), 2 if options.get("pairs") == "2d" else 1
+    theta, trained = options.pop("theta", None) or dims.rope_theta, options.pop("trained", None) or dims.max_positions
     rule, given = rope_rule(scaling, rules), (RopeParams(rotary_dim // axes, theta, trained), dict(scaling or {}))
     stable = rule.stable_length(*given) if rule.by_length else None
-    made = {
+    derived = {
         "frequencies": tuple(rule.apply(*given)),
         "max_stable_length": stable,
         "attention_factor": rule.factor(*given),
     }
-    return Rope(**{"rotary_dim": rotary_dim, **made, **kind})
+    return Rope(**{"rotary_dim": rotary_dim, **derived, **options})
 
 
 def _slots(tensors: Sequence[Tensor], count: int) -> list[dict[str, list[Tensor]]]:
@@ -136,7 +136,7 @@ def _sizes(
 
 
 def _qkv_layout(axis: Axis) -> str | None:
-    """Layout of queries, keys and values in the outputs of one projection; None = unknown."""
+    """Layout of queries, keys and values in the outputs of one projection, as ``DecoderSpec.qkv`` names it; None = unknown."""
     terms = [term.factors for term in axis.terms]
     if terms == [(3, "heads", "head_dim")] or [term[0] for term in terms] == ["heads", "kv_heads", "kv_heads"]:
         return "parts"

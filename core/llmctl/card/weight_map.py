@@ -38,7 +38,7 @@ class WeightMapping:
 
     Attributes:
         source: Name in the file.
-        target: Name in the layer's state dict.
+        target: Name in the model's state dict.
         transpose: The file stores ``[out, in]``, paddle ``[in, out]``.
         src_slice: Slice of the source; None = all of it.
         dst_slice: Slice of the target; None = all of it.

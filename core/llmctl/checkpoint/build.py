@@ -111,7 +111,7 @@ def open_model(folder: Path, plugin: Plugin, dims: Dims, config: Mapping[str, An
 
 
 def build(plugin: Plugin, dims: Dims, dtype: str = "float32") -> Any:
-    """Builds a layer with initial weights, and checks it against the card.
+    """Builds a model with initial weights, and checks it against the card.
 
     Raises:
         AssertionError: The modeling code and the card disagree, which is a bug in the plugin.
@@ -122,7 +122,7 @@ def build(plugin: Plugin, dims: Dims, dtype: str = "float32") -> Any:
 
 
 def assert_matches_card(model: Any, card: Family, dims: Dims) -> None:
-    """Checks that the names and shapes in a layer's state dict are exactly those of the card."""
+    """Checks that the names and shapes in a model's state dict are exactly those of the card."""
     built = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     stated = {tensor.name: tensor.shape for tensor in card.expand(dims)}
     if built == stated:

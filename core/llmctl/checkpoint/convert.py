@@ -226,7 +226,7 @@ def _working_folder(target: Path, made_from: str) -> Iterator[Path]:
 def _write_shard(
     work: Path, name: str, tensors: Mapping[str, PlannedTensor], progress: Progress | None, form: str
 ) -> str:
-    """Writes a file, unless an earlier run finished it; returns its SHA-256."""
+    """Writes a safetensors file, unless an earlier run finished it; returns its SHA-256. ``form``: ``pt`` or ``np``."""
     digest_file, partial = work / f".{name}.sha256", work / f".{name}.partial"
     size = sum(tensor.nbytes for tensor in tensors.values())
     if not (digest_file.is_file() and (work / name).is_file()):
@@ -245,8 +245,8 @@ def _write_other_files(
     copy_other_files(source.folder.path, work)
     complete_config(work, dtype, source.plugin.card, source.dims)
     config = read_json(work / "config.json", required=True)
-    if (spelled := with_paddlenlp_scaling(config)) != config:
-        write_json(work / "config.json", spelled)
+    if (scaled := with_paddlenlp_scaling(config)) != config:
+        write_json(work / "config.json", scaled)
     for digest_file in work.glob(".*.sha256"):
         digest_file.unlink()
     files = {name: {"bytes": (work / name).stat().st_size, "sha256": known or sha256(work / name)}
@@ -272,7 +272,7 @@ def copy_other_files(source: Path, target: Path) -> None:
 
 
 def complete_config(target: Path, dtype: str, card: Family, dims: Dims, ignored: Sequence[str] = ()) -> None:
-    """Writes into a copied config.json its data type, unless it is kept, and the fields that the card records; drops ignored keys."""
+    """Updates a copied config.json: sets ``dtype`` unless it is ``keep``, adds the card's ``recorded`` fields, drops ignored keys."""
     config = read_json(target / "config.json", required=True)
     facts = card.recorded(config, dims)
     if dtype != "keep":

@@ -1,6 +1,6 @@
 """Self-attention with grouped key-value heads.
 
-Letters as in the package's docstring. RoPE is in ``rotary``, masks are in ``mask``, the KV cache is in ``cache``.
+Shape suffixes as in the package's docstring. RoPE is in ``rotary``, masks are in ``mask``, the KV cache is in ``cache``.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def attend_dense(
     dropout: float = 0.0,
 ) -> paddle.Tensor:
     """``attend`` with the full score matrix; the bias broadcasts over batch and heads."""
-    batch, new, heads, width = q_BTNH.shape
+    batch, new, heads, head_dim = q_BTNH.shape
     total, groups = k_BSKH.shape[1], k_BSKH.shape[2]
-    q = (q_BTNH * width**-0.5).transpose([0, 2, 1, 3]).reshape([0, groups, -1, width])
+    q = (q_BTNH * head_dim**-0.5).transpose([0, 2, 1, 3]).reshape([0, groups, -1, head_dim])
     k, v = k_BSKH.transpose([0, 2, 1, 3]), v_BSKH.transpose([0, 2, 1, 3])
     scores_BNTS = paddle.matmul(q, k, transpose_y=True).reshape([0, heads, -1, 0])
     if bias_BNTS is not None:
@@ -71,15 +71,15 @@ def attend_dense(
     weights = softmax(scores_BNTS).reshape([0, groups, -1, 0])
     if dropout:
         weights = paddle.nn.functional.dropout(weights, dropout)
-    mixed_BNTH = paddle.matmul(weights, v).reshape([0, heads, -1, width])
-    return mixed_BNTH.transpose([0, 2, 1, 3]).reshape([0, 0, heads * width])
+    mixed_BNTH = paddle.matmul(weights, v).reshape([0, heads, -1, head_dim])
+    return mixed_BNTH.transpose([0, 2, 1, 3]).reshape([0, 0, heads * head_dim])
 
 
 def attend_by_document(
     q_BTNH: paddle.Tensor, k_BSKH: paddle.Tensor, v_BSKH: paddle.Tensor, mask: Mask, dropout: float = 0.0
 ) -> paddle.Tensor:
     """``attend`` over spans of queries, each with the keys from the first to the last that it attends to."""
-    batch, new, heads, width = q_BTNH.shape
+    batch, new, heads, head_dim = q_BTNH.shape
     first_BS, last_BS = (np.broadcast_to(m.numpy(), [batch, m.shape[1]]) for m in (mask.first_BS, mask.last_BS))
     rows = []
     for b in range(batch):
@@ -87,7 +87,7 @@ def attend_by_document(
         for start, stop in pairwise(_bounds(last_BS[b], mask.past, new)):
             attended = np.flatnonzero((first_BS[b] < mask.past + stop) & (last_BS[b] > mask.past + start))
             if not len(attended):
-                spans.append(paddle.zeros([1, stop - start, heads * width], q_BTNH.dtype))
+                spans.append(paddle.zeros([1, stop - start, heads * head_dim], q_BTNH.dtype))
                 continue
             one, queries, keys = slice(b, b + 1), slice(start, stop), slice(int(attended[0]), int(attended[-1]) + 1)
             bias = mask.bias_slice(one, queries, keys, q_BTNH.dtype)

@@ -1,6 +1,6 @@
 """A decoder with an output head: the interface of training, generation and conversion.
 
-Letters as in the package's docstring. The modeling files of families provide decoder and head.
+Shape suffixes as in the package's docstring. The modeling files of families provide decoder and head.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CausalLM(paddle.nn.Layer):
         aux_loss: Coefficient of the load-balancing loss of mixtures of experts in training; 0 = none.
 
     Attributes:
-        prefix: Virtual tokens before every sequence (prefix tuning); None = none.
+        prefix: Virtual tokens before every sequence (prefix tuning); None = no prefix.
     """
 
     prefix: Prefix | None

@@ -1,7 +1,7 @@
 """Attention on GPUs with paddle's FlashMask kernel, which skips tiles that are masked out.
 
 https://arxiv.org/abs/2410.01359. The kernel takes fp16 and bf16, no ALiBi, and head widths up to 256 that are multiples
-of 8, on GPUs of compute capability 8.0 or above. Letters as in the package's docstring.
+of 8, on GPUs of compute capability 8.0 or above. Shape suffixes as in the package's docstring.
 """
 
 from __future__ import annotations

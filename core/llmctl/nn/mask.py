@@ -2,7 +2,7 @@
 
 The mask is stored per key: key s is attended to by the query rows ``first <= row < last``. This one form covers causal
 order, padding, sliding windows, documents packed into a row, answers that share a prompt, and prefix-LM (the column-wise
-representation of FlashMask, https://arxiv.org/abs/2410.01359). Letters as in the package's docstring; rows and columns
+representation of FlashMask, https://arxiv.org/abs/2410.01359). Shape suffixes as in the package's docstring; rows and columns
 count past and new positions together.
 """
 

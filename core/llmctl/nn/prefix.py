@@ -1,6 +1,6 @@
 """Prefix tuning: trained keys and values of virtual tokens before the text, in every layer; the model itself is frozen.
 
-https://arxiv.org/abs/2101.00190. Letters as in the package's docstring; P counts virtual tokens. A ``CausalLM`` prepends
+https://arxiv.org/abs/2101.00190. Shape suffixes as in the package's docstring; P counts virtual tokens. A ``CausalLM`` prepends
 its ``prefix`` to every sequence; the masks, positions and caches of its callers do not count it.
 """
 

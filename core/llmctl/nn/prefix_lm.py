@@ -1,7 +1,7 @@
 """Prefix-LM: 2-D positions and mask of documents whose prefix has bidirectional attention (GLM).
 
 A document is ``... mask ... end answer``: everything before the end token is the prefix, and the answer fills the position
-of the mask token. Letters as in the package's docstring.
+of the mask token. Shape suffixes as in the package's docstring.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rotary position embedding (RoPE), and position ids from a padding mask.
 
-The frequencies of each kind of ``rope_scaling`` are in ``card/rope.py``. Letters as in the package's docstring.
+The frequencies of each kind of ``rope_scaling`` are in ``card/rope.py``. Shape suffixes as in the package's docstring.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def single_layer(plugin: plugins.Plugin, dims: Dims) -> Any:
 
 
 def expected(layer: Any, texts: Sequence[Any]) -> list[Any]:
-    """The layer's logits of each text alone."""
+    """The model's logits of each text alone."""
     import paddle
 
     with paddle.no_grad():

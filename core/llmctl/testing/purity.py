@@ -1,4 +1,4 @@
-"""What loading a card imports, in a fresh Python: all checks before a run load cards."""
+"""Which slow packages loading a card imports, in a fresh process: none, because ``--help`` and checks of jobs load cards."""
 
 from __future__ import annotations
 

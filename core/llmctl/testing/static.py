@@ -13,9 +13,13 @@ from llmctl.card.dims import Dims
 from llmctl.testing.evidence import proves
 
 NEW = 6
+"""Tokens to generate."""
+
 LENGTHS = (11, 7, 9)
+"""Lengths of the prompts in tokens."""
+
 CLOSE = 1e-6
-"""Programs hold factors such as 1/sqrt(head_dim) in float32."""
+"""Tolerance of logits: programs hold factors such as 1/sqrt(head_dim) in float32."""
 
 
 class StaticConformance:
@@ -81,7 +85,7 @@ def _opened(folder: Path) -> Any:
 
 
 def _whole(model: Any, ids: list[int]) -> Any:
-    """The layer's logits of a row."""
+    """The model's logits [T, V] of a row, computed without padding or cache."""
     import paddle
 
     with paddle.no_grad():

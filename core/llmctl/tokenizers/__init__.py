@@ -33,7 +33,7 @@ def load(folder: Path, chat_template: str = "auto", card: Family | Wording | Non
     """The tokenizer of a model folder.
 
     Args:
-        folder: A folder as Hugging Face lays it out.
+        folder: A folder in Hugging Face's layout.
         chat_template: ``"auto"`` = the folder's own if any, ``"family"`` = the card's, ``"none"``, or a file or folder
             with a template.
         card: The family's card, which may say what the files do not.

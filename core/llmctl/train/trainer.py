@@ -54,7 +54,7 @@ class Setup:
         trainable: What it trains.
         precision: Dtypes of parameters, computation and checkpoints.
         optimizer: The optimizer.
-        ema: The averaged weights; None = none.
+        ema: The averaged weights; None = no averaging.
         console: Where it prints.
     """
 

@@ -1,4 +1,4 @@
-"""The Bloom decoder, composed of blocks from ``llmctl.nn``; its tensors are those of the card. Letters as there."""
+"""The Bloom decoder, composed of blocks from ``llmctl.nn``; its tensors are those of the card. Shape suffixes as in ``llmctl.nn``."""
 
 from __future__ import annotations
 

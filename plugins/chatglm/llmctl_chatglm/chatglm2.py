@@ -24,7 +24,7 @@ from llmctl import (
 from llmctl_chatglm import NAMES, SETTINGS, THETA
 
 L, A, M = "encoder.layers.{layer}.", "encoder.layers.{layer}.self_attention.", "encoder.layers.{layer}.mlp."
-# The original multiplies the layer's number into scores and divides it out; the others select its kernels.
+# The original code scales attention scores by the layer's number and undoes it; the other keys select its kernels.
 INERT = (
     "apply_query_key_layer_scaling", "attention_softmax_in_fp32", "bias_dropout_fusion", "fp32_residual_connection",
     "vocab_size", "classifier_dropout",

@@ -1,4 +1,4 @@
-"""The ChatGLM decoders on parts from ``llmctl.nn``, the first of them a prefix-LM. Letters as there."""
+"""The ChatGLM decoders on parts from ``llmctl.nn``, the first of them a prefix-LM. Shape suffixes as there."""
 
 from llmctl.nn import (
     MLP,

@@ -1,4 +1,4 @@
-"""The GPT decoder, composed of blocks from ``llmctl.nn``; its tensors are those of the card. Letters as there."""
+"""The GPT decoder, composed of blocks from ``llmctl.nn``; its tensors are those of the card. Shape suffixes as in ``llmctl.nn``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OPT decoder: a block of its own, on layers from ``llmctl.nn``. Letters as there."""
+"""The OPT decoder: a block of its own, on layers from ``llmctl.nn``. Shape suffixes as there."""
 
 from __future__ import annotations
 

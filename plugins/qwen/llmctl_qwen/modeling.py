@@ -1,4 +1,4 @@
-"""The Qwen decoders, composed of blocks from ``llmctl.nn``; their tensors are those of the cards. Letters as there."""
+"""The Qwen decoders, composed of blocks from ``llmctl.nn``; their tensors are those of the cards. Shape suffixes as in ``llmctl.nn``."""
 
 import math
 

@@ -87,7 +87,7 @@ def write_file(
         path: The file.
         tensors: Name -> tensor.
         progress: Called with the size in bytes of each tensor that was written.
-        form: A key of ``FORMATS``.
+        form: ``format`` in the metadata, a key of ``FORMATS``.
     """
     order = sorted(tensors, key=lambda name: -STORAGE[tensors[name].dtype].itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": form}}

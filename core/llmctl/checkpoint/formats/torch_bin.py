@@ -66,7 +66,7 @@ def _read_zip(path: Path, stream: BinaryIO) -> dict[str, TensorInfo]:
             _check_size(path, name, storage, size)
             return offset
 
-        return _place(path, named_tensors(state, path), locate, big_endian=order.strip() == b"big")
+        return _tensor_infos(path, named_tensors(state, path), locate, big_endian=order.strip() == b"big")
 
 
 def _record(archive: zipfile.ZipFile, path: Path, info: zipfile.ZipInfo | None, default: bytes = b"") -> bytes:
@@ -95,12 +95,12 @@ def _data_range(path: Path, stream: BinaryIO, info: zipfile.ZipInfo) -> tuple[in
 
 
 def check_crc(files: Iterable[Path]) -> None:
-    """Passes when the records of torch's zips have the checksums that the archives state; other files are passed over.
+    """Checks the CRC-32 of every record in torch's zip files; skips other files.
 
-    torch can be told to compute none; 0 is stated then.
+    A stored CRC of 0 is not checked: torch writes it if it is set not to compute checksums.
 
     Raises:
-        CheckpointError: Names the first record that is damaged.
+        CheckpointError: A record is damaged; the message names the first one.
     """
     for path in sorted(files):
         with open(path, "rb") as stream:
@@ -140,7 +140,7 @@ def _read_legacy(path: Path, stream: BinaryIO) -> dict[str, TensorInfo]:
         _check_size(path, storage.key, storage, sizes[storage.key].size * STORAGE[sizes[storage.key].dtype].itemsize)
         return offsets[storage.key]
 
-    return _place(path, tensors, locate, big_endian)
+    return _tensor_infos(path, tensors, locate, big_endian)
 
 
 def _legacy_offsets(
@@ -165,16 +165,16 @@ def _check_size(path: Path, name: str, storage: Storage, size: int) -> None:
         raise CheckpointError(f"{path}: {name} has {size} bytes, its tensors need {need}")
 
 
-def _place(
+def _tensor_infos(
     path: Path, tensors: dict[str, PickledTensor], locate: Callable[[Storage], int], big_endian: bool
 ) -> dict[str, TensorInfo]:
-    placed = {}
+    infos = {}
     for name, tensor in tensors.items():
         dtype = tensor.storage.dtype
         offset = locate(tensor.storage) + tensor.offset * STORAGE[dtype].itemsize
         strides = None if _contiguous(tensor) else tensor.strides
-        placed[name] = TensorInfo(tensor.shape, dtype, path, offset, strides, big_endian)
-    return placed
+        infos[name] = TensorInfo(tensor.shape, dtype, path, offset, strides, big_endian)
+    return infos
 
 
 def _contiguous(tensor: PickledTensor) -> bool:

@@ -1,6 +1,6 @@
 """An exported program as a model of batch generation: everything comes from its folder, nothing from a plugin.
 
-It runs with ``paddle.jit.load``, not as a Predictor, so that keys and values stay tensors from step to step. Letters as in ``llmctl.nn``.
+It runs with ``paddle.jit.load``, not as a Predictor, so that keys and values stay tensors from step to step. Shape suffixes as in ``llmctl.nn``.
 """
 
 from __future__ import annotations

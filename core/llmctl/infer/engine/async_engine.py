@@ -12,20 +12,20 @@ from llmctl.infer.request import Event, Generation, Request
 
 
 class StoppedError(RuntimeError):
-    """The engine does not run any more; its cause says why, if it died."""
+    """The engine was stopped or failed; ``__cause__`` is the error that it failed with."""
 
 
 Events = queue.SimpleQueue["Event | StoppedError"]
 
 
 class Ticket:
-    """A request that was submitted: its events, as they happen, for one reader.
+    """A submitted request and the queue of its events. Only one thread may read them.
 
     Args:
-        events: Where its events go, maybe those of several requests; None = a queue of its own.
+        events: The queue of its events, which several tickets may share; None = a new queue.
 
     Attributes:
-        number: The engine's number of the request, once the engine has taken it.
+        number: The request's id in the engine, or the error why it was refused; set when the engine has seen the request.
         events: The queue.
     """
 
@@ -74,11 +74,11 @@ class AsyncEngine:
         self._thread.start()
 
     def submit(self, request: Request) -> Ticket:
-        """Events of a request; returns when the engine has taken it.
+        """Adds a request to the engine, and returns its ticket when it is accepted.
 
         Raises:
-            ConfigError: It can never be answered.
-            DataError: The prompt lacks tokens that mark a context.
+            ConfigError: The request can never be answered, such as a prompt longer than the KV cache.
+            DataError: The prompt lacks the tokens that delimit a bidirectional prefix.
             StoppedError: The engine does not run.
         """
         (ticket,) = self.submit_all([request])
@@ -86,13 +86,13 @@ class AsyncEngine:
         return ticket
 
     def submit_all(self, requests: Sequence[Request], events: Events | None = None) -> list[Ticket]:
-        """Tickets of several requests, which the engine takes between the same two steps; returns when it has.
+        """Adds several requests between the same two steps, and returns their tickets when the engine has seen all.
 
-        The number of a request that was refused raises why.
+        For a refused request, ``ticket.number.result()`` raises the reason.
 
         Args:
             requests: The requests.
-            events: Where the events of all go; None = a queue for each.
+            events: A common queue for their events; None = a queue for each.
 
         Raises:
             StoppedError: The engine does not run.
@@ -125,7 +125,7 @@ class AsyncEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken."""
+        """Whether the engine accepts requests."""
         return self._stopped is None
 
     def _run(self) -> None:

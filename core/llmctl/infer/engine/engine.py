@@ -114,10 +114,10 @@ class Engine:
         return bool(self._states or self._pending_events)
 
     def add(self, request: Request) -> int:
-        """The number under which the request is answered.
+        """Adds a request; returns its id, which its events carry.
 
         Raises:
-            ConfigError: It can never be answered.
+            ConfigError: The request can never be answered, such as a prompt longer than the KV cache.
             DataError: The prompt lacks the tokens that delimit a bidirectional prefix.
         """
         prefix = self._limits.check(request)

@@ -22,7 +22,7 @@ class SequenceFeeder:
         spec: Its model.
         adapters: Of each sequence; -1 = none.
         longest: Most tokens of a sequence.
-        prefix: Virtual tokens [layers, 2, P, K, H] before every sequence; None = none.
+        prefix: Virtual tokens [layers, 2, P, K, H] before every sequence; None = no prefix.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ class Sequence:
     Attributes:
         ids: Tokens, without virtual ones.
         adapter: Index of its adapter; -1 = none.
-        prefix: Tokens that attend in both directions; None = none.
+        prefix: Tokens that attend in both directions; None = causal.
         computed: Number of tokens whose keys and values are in the cache.
         block_table: Blocks in the order of positions; empty = it has none.
         block_hashes: Hashes of its full blocks, after the root hash.

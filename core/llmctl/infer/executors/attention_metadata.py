@@ -2,7 +2,7 @@
 
 A token attends to the KV positions from ``attend_begin`` to ``attend_end`` of its sequence. Neither decreases from token to
 token, so that the tokens which attend to a key are a range, and the mask of all sequences is two numbers per key (FlashMask,
-as in ``nn.mask``). Letters as in ``base``; S keys of all sequences, N heads.
+as in ``nn.mask``). Shape suffixes as in ``base``; S keys of all sequences, N heads.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A reference executor in numpy and float64: slow, without compiled code, and independent of the others.
 
-Letters as in ``base``; further N query heads, K key-value heads, G query heads per key-value head, H head_dim, D hidden,
+Shape suffixes as in ``base``; further N query heads, K key-value heads, G query heads per key-value head, H head_dim, D hidden,
 S KV positions that a token attends to.
 """
 

@@ -46,7 +46,7 @@ class PackedLinear:
         outputs: out, without padding.
         group: Inputs that share a scale; 0 = one scale per output, or no scales.
         data: The codes or values, as bytes in the order of the kernels.
-        scales: float32, of integer kinds; None = none.
+        scales: float32, for integer kinds; None = floating-point weights.
         zeros: float32 zero points: weight = (code + zero) * scale; None = all are 0.
     """
 

@@ -93,16 +93,16 @@ class PackedModel:
     Attributes:
         graph: What is computed.
         embed: Token embeddings [vocab, embed]; float32, or bfloat16 as uint16.
-        positions: Position embeddings, row 0 = position 0 [max_positions, hidden]; None = none.
+        positions: Position embeddings, row 0 = position 0 [max_positions, hidden]; None = no such table.
         embed_norm: Norm of token embeddings, before anything is added [embed].
         project_in: [embed, hidden].
         project_out: [hidden, embed].
-        final_norm: None = none.
+        final_norm: The norm after the layers; None = no such norm.
         head: [hidden or embed, vocab].
         layers: In order.
         adapters: Sequences choose among them by index.
         prefix: Keys and values of virtual tokens [layers, 2, P, kv_heads, head_dim], keys with RoPE applied, in the order of the
-            packed elements; None = none.
+            packed elements; None = no prefix.
     """
 
     graph: DecoderSpec

@@ -61,7 +61,7 @@ class Inputs:
         Args:
             prompts: Token ids.
             params: How tokens are chosen, for all or one for each; None = the defaults.
-            adapter: Name of the adapter, for all or one for each; None = none by name.
+            adapter: Name of the adapter, for all or one for each; None = no adapter by name.
 
         Raises:
             ConfigError: A parameter has no effect, an adapter is not loaded, or a list does not have one entry for each prompt.

@@ -35,7 +35,7 @@ class PretrainData:
 
     Attributes:
         task: What the loop trains and evaluates.
-        test: Samples to evaluate the final model on; None = none.
+        test: Samples to evaluate the final model on; None = no such evaluation.
         tokenizer: Decodes the texts that are shown.
         held_out: What the metrics are measured on, for the title of a table.
         shown: Number of continuations to show.

@@ -23,7 +23,7 @@ from llmctl.train.task import Batch, Loss
 
 
 class Row(Protocol):
-    """An encoded example: ids, labels that are shifted already, and where it comes from."""
+    """An encoded example: ids, labels (``labels[t]`` is the token after ``input_ids[t]``), and where it comes from."""
 
     input_ids: Sequence[int]
     labels: Sequence[int]
@@ -70,6 +70,7 @@ class SftTask(ExamplesTask):
 
 
 def _identity(row: Row) -> list[int]:
+    """The integers that identify a row when a run is resumed."""
     return [len(row.input_ids), *row.input_ids, *row.labels]
 
 

@@ -34,7 +34,7 @@ class AdamW:
         max_norm: Gradients are clipped to this global L2 norm; 0 = never.
         lr_scales: Factor of the learning rate, by name of the parameter.
         save_masters: Whether the state holds the master weights, since checkpoints hold them rounded.
-        scaler: Loss scaling for float16; None = none.
+        scaler: Loss scaling for float16; None = no scaling.
 
     Attributes:
         parameters: The trainable parameters.

@@ -30,7 +30,7 @@ class ModelWriter:
     max_shard_bytes: int
 
     def write(self, folder: Path, model: Any, dtype: str) -> None:
-        """Writes a layer's weights in a dtype, and the other files, into an existing folder."""
+        """Writes a model's weights in a dtype, and the other files, into an existing folder."""
         plugin, home = self.source.plugin, self.source.folder
         renames = plugin.hooks.weight_map(card=plugin.card, dims=self.source.dims, source="torch")
         save_weights(folder, model, renames, dtype=dtype, max_shard_bytes=self.max_shard_bytes)
