@@ -1,4 +1,4 @@
-"""What a card says about tokenizers: what their files leave to the family's code, and chat templates in files of the package."""
+"""What a card says about tokenizers: facts that tokenizer files do not contain, and chat templates in files of the package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TokenFacts:
         bridge: Tokens between a prompt and its answer, instead of bos before the prompt.
         ends: Tokens that end an answer besides eos, if the tokenizer has them.
         offset: Key in ``tokenizer_config.json``, and default, of the number of ids before those of the sentencepiece file.
-        written: (text, piece that encodes it), replaced in this order.
+        written: Replacements in a text before encoding, in this order: (text, piece of the vocabulary), such as newline and ``<n>``.
         paddlenlp: Class in ``paddlenlp.transformers`` to use instead of the readers here.
     """
 
@@ -49,7 +49,7 @@ class TokenFacts:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TokenFacts:
-        """Facts from JSON that ``dataclasses.asdict`` was written to.
+        """Facts from the JSON form of their ``dataclasses.asdict``.
 
         Raises:
             TypeError: There is an unknown name.
@@ -77,11 +77,11 @@ class TokenFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
-    """What a tokenizer and its chat template take from a card, for folders that are used without the plugin.
+    """What a tokenizer and its chat template need of a card, for folders that are used without the plugin.
 
     Attributes:
         name: The family's name.
-        tokens: What tokenizer files leave to the family's code.
+        tokens: Facts that tokenizer files do not contain.
         chat_template: The family's own format, or None.
     """
 

@@ -95,7 +95,7 @@ def plan(card: Family, dims: Dims, tokenizer: Tokenizer, texts: Sequence[str], s
         dims: Dims of the model.
         tokenizer: Its tokenizer.
         texts: The tokens.
-        special: Those that are special tokens, which decoding leaves out and text of persons does not give.
+        special: Those that are special tokens, which decoding leaves out and a user's text does not produce.
 
     Raises:
         TokenizerError: A token is empty, given twice, or the model has it.

@@ -1,6 +1,6 @@
 """Checks of fine-tuning data as the model sees it: lines, lengths, labels, EOS, templates, duplicates.
 
-An error is what would make training go wrong: a line that cannot be read, an answer of which no token is left, an answer
+An error is what would make training go wrong: a line that cannot be read, an answer whose tokens were all cut, an answer
 without EOS, a prompt that generation would encode differently. Everything else is a warning or a statistic.
 """
 

@@ -51,7 +51,7 @@ def load(folder: Path, chat_template: str = "auto", card: Family | Wording | Non
 
 
 def check_fits(tokenizer: Tokenizer, rows: int, model: Path) -> None:
-    """Passes when every id of the vocabulary has a row in the model's embedding.
+    """Checks that every id of the vocabulary has a row in the model's embedding.
 
     Added tokens without a row are named in a warning; they are an error once a text holds one.
 

@@ -20,7 +20,7 @@ class NewToken:
     Attributes:
         text: Its text.
         id: Its id.
-        special: Whether decoding leaves it out and text of persons does not give it.
+        special: Whether it is a special token: left out by decoding, and not produced by a user's text.
     """
 
     text: str

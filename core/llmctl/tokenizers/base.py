@@ -135,7 +135,7 @@ class Tokenizer(ABC):
         return found
 
     def protect(self, text: str) -> str:
-        """A person's text with marks in the names of special tokens, which thus stay text where it is encoded."""
+        """A user's text with marks in the names of special tokens, so that encoding treats them as text."""
         return protect.mark(text, self._special_names)
 
     def limit_rows(self, rows: int) -> None:
@@ -180,14 +180,14 @@ class Tokenizer(ABC):
 
 
 Segment = tuple[list[int], bool]
-"""Ids, and whether they are an answer, which carries loss."""
+"""(ids, whether they contribute to the loss)."""
 
 Piece = tuple[str, int | None]
 """Text, and the index of the message if it is an answer."""
 
 LAST_ONLY = (
     "the chat template writes earlier turns in another way once there are later ones, and marks no answers with "
-    "{% generation %}: of a conversation with several turns only the answers of the last turn carry loss"
+    "{% generation %}: of a conversation with several turns only the answers of the last turn are trained on"
 )
 
 
@@ -228,7 +228,7 @@ class ChatTemplate(ABC):
         return [*(token for run in ids for token in run), *self._tokenizer.special.bridge]
 
     def segments(self, conversation: Conversation) -> list[Segment]:
-        """Ids in order, each run with whether it carries loss: answers and tool calls do, where their message has ``train``.
+        """Ids in order, each run with whether it is trained on: answers and tool calls are, where their message has ``train``.
 
         Answers are found by the template's own marks (``{% generation %}``), else by rendering message by message. A template
         that writes earlier turns in another way once there are later ones, such as one that leaves out old thoughts,

@@ -2,7 +2,7 @@
 
 Two kinds exist: Hugging Face's jinja text over a list of messages, and PaddleNLP's ``chat_template.json``. Both are
 reduced to one question, the text up to and including a turn; everything else is shared. Rendering is sandboxed: a
-template comes with a checkpoint and is not trusted. A special token's name inside what a person wrote stays text.
+template comes with a checkpoint and is not trusted. The name of a special token in a user's text stays text.
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ class JinjaTemplate(ChatTemplate):
         return self._render(self._template, conversation)
 
     def answers(self, conversation: Conversation) -> list[Piece] | None:
-        """What the template puts into ``{% generation %}``, and what is around it; None if it has no such tag.
+        """The rendered text in pieces: those inside ``{% generation %}`` with the index of their message, the others with None.
+
+        None if the template has no such tag.
 
         Raises:
-            TokenizerError: Only some answers carry loss, and which ones the template marks cannot be seen.
+            TokenizerError: Only some answers are trained on, and it is unclear which ones the template marks.
         """
         if not self._marked:
             return None
@@ -62,7 +64,7 @@ class JinjaTemplate(ChatTemplate):
             if not all(conversation.messages[index].train for index in written):
                 raise TokenizerError(
                     f"{self._where}: the chat template marks {len(parts) // 2} texts of {len(written)} answers by "
-                    "{% generation %}, so it cannot be seen which of them carry loss; set data.train_on to all, and leave "
+                    "{% generation %}, so it is unclear which of them are trained on; set data.train_on to all, and leave "
                     "out weights of messages"
                 )
             written = [written[-1]] * (len(parts) // 2)
@@ -163,7 +165,7 @@ def load_template(
         card: The family's card.
 
     Raises:
-        TokenizerError: The template is absent where one is named, is not valid, or reaches for what is forbidden.
+        TokenizerError: The named template does not exist, is not valid, or uses what the sandbox forbids.
     """
     if choice == "none":
         return None
@@ -219,5 +221,5 @@ def _named(sources: Sequence[Any], path: Path) -> str:
 
 
 def _without_marks(text: str) -> str:
-    """A person's text whose own characters for private use are not taken for marks of answers."""
+    """A user's text with its private-use characters escaped, so that they are not read as marks of answers."""
     return re.sub(f"[{OPEN}{CLOSE}]", lambda match: protect.marked(match[0]), text)

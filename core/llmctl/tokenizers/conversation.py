@@ -21,7 +21,7 @@ class Message(NamedTuple):
         role: ``system``, ``user``, ``assistant`` or ``tool``.
         content: Its text; None where it has none, such as with tool calls.
         more: Further keys that templates read: ``tool_calls``, ``tool_call_id``, ``name``, ``reasoning_content``.
-        train: Whether it carries loss, if it is an assistant's.
+        train: Whether it is trained on, if it is an assistant's.
     """
 
     role: str
@@ -186,7 +186,7 @@ class Conversation:
         return replace(self, messages=(*self.messages[:index], changed, *self.messages[index + 1 :]))
 
     def last_answer_only(self) -> Conversation:
-        """The conversation in which only the last answer carries loss."""
+        """The conversation in which only the last answer is trained on."""
         last = max((index for index, message in enumerate(self.messages) if message.is_answer), default=None)
         kept = (
             message._replace(train=message.train and index == last) if message.is_answer else message

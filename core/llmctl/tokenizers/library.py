@@ -2,7 +2,7 @@
 
 A rendered text is encoded by the library in one go, special tokens included, so that all flags of its tokens (lstrip,
 rstrip, single_word, normalized) and of its pre-tokenizer hold as in transformers. Two things differ from transformers:
-a name of a special token that a person wrote stays text (``protect``), and so does every name in a text that is encoded
+a name of a special token in a user's text stays text (``protect``), and so does every name in a text that is encoded
 without special tokens.
 """
 
@@ -20,11 +20,11 @@ from llmctl.tokenizers import protect, special, untrusted
 from llmctl.tokenizers.base import Tokenizer
 
 ANCHOR = "\n"
-"""Text that stands for what went before, where text continues; tokenizers that begin a text with a space never join it
+"""A stand-in for the text before, where text continues; tokenizers that begin a text with a space never join it
 to what follows."""
 
 AFTER = "\ue0f3\ue0f2\ue0f3"
-"""A token that stands for a special token, after which text is encoded apart; persons cannot write it, as it holds a mark."""
+"""A stand-in for a special token, after which text is encoded separately; users cannot write it, as it contains a mark."""
 
 
 class Piece(NamedTuple):
@@ -273,7 +273,7 @@ def _failure(path: Path, error: BaseException) -> BaseException:
 
 
 def _units(marked: str) -> Iterator[str]:
-    """The characters of a marked text, a mark with what it stands for as one."""
+    """The characters of a marked text, a mark and the character that it encodes as one."""
     index = 0
     while index < len(marked):
         length = protect.LENGTH if marked[index] == protect.MARK else 1

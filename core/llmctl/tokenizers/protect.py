@@ -1,4 +1,4 @@
-"""Names of special tokens in a person's text stay text: they are marked before a template renders them.
+"""Names of special tokens in a user's text stay text: they are marked before a template renders them.
 
 A name's first character is replaced by a mark and two characters for private use that stand for it, so that no tokenizer
 finds the name, whatever its rules for spaces and words are. Marks are taken out again where the text between special
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 MARK = "\ue0f2"
 LENGTH = 3
-"""Characters of a mark with what it stands for."""
+"""Characters of an escape: the mark and two that encode the original character."""
 
 _SHIFT = 0xF0000
 _MARKED = re.compile(MARK + "(.)(.)", re.DOTALL)
@@ -41,7 +41,7 @@ def mark(text: str, names: re.Pattern[str]) -> str:
 
 
 def marked(character: str) -> str:
-    """What stands for a character."""
+    """The escape of a character."""
     code = ord(character)
     return MARK + chr(_SHIFT + (code >> 8)) + chr(_SHIFT + (code & 0xFF))
 
@@ -52,7 +52,7 @@ def is_marked(text: str) -> bool:
 
 
 def unmark(text: str) -> str:
-    """The text as the person wrote it."""
+    """The text as the user wrote it."""
     return _MARKED.sub(_restored, text) if MARK in text else text
 
 

@@ -48,7 +48,7 @@ def render(template: Any, where: str, values: Mapping[str, Any], now: datetime |
         now: What ``strftime_now`` writes; None = the present.
 
     Raises:
-        TokenizerError: The template refuses the conversation, fails, goes beyond a limit, or reaches for what is forbidden.
+        TokenizerError: The template refuses the conversation, fails, goes beyond a limit, or uses what the sandbox forbids.
     """
     import jinja2
 

@@ -15,7 +15,7 @@ from llmctl.tokenizers.protect import any_of, cut_inside
 
 SPACE = "\u2581"
 ANCHOR = "\n"
-"""Text that stands for what went before, where text continues; sentencepiece has no piece that joins it to others."""
+"""A stand-in for the text before, where text continues; sentencepiece has no piece that joins it to others."""
 
 
 class SentencePieceTokenizer(Tokenizer):

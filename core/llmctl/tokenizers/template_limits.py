@@ -69,7 +69,7 @@ def look() -> None:
 
 
 def room(characters: float) -> None:
-    """Passes where a text of this length may be made.
+    """Checks that a text of this length may be made.
 
     Raises:
         LimitError: It may not.
@@ -80,7 +80,7 @@ def room(characters: float) -> None:
 
 
 def items(count: float) -> None:
-    """Passes where a list of this length, or a number of so many bits, may be made.
+    """Checks that a list of this length, or a number of so many bits, may be made.
 
     Raises:
         LimitError: It may not.
@@ -160,12 +160,12 @@ def join(values: Iterable[Any], between: str = "") -> str:
 
 
 def replaced(value: str, old: str, new: str) -> None:
-    """Passes where a replacement may be made."""
+    """Checks that a replacement may be made."""
     room(len(value) + (value.count(old) if old else len(value) + 1) * len(new))
 
 
 def formatted(pattern: str, values: Any) -> None:
-    """Passes where values may be formatted."""
+    """Checks that values may be formatted."""
     if _WIDTH.search(pattern):
         raise LimitError("it formats text with a long width, or one that is a value")
     given = values if isinstance(values, (list, tuple, dict)) else [values]
@@ -318,7 +318,7 @@ class WatchedEnvironment(ImmutableSandboxedEnvironment):
 
 
 def _check_method(owner: str, name: str, args: tuple[Any, ...]) -> None:
-    """Passes where a method of a text may be called."""
+    """Checks that a method of a text may be called."""
     if name == "replace" and len(args) >= 2 and all(isinstance(arg, str) for arg in args[:2]):
         replaced(owner, args[0], args[1])
     elif name == "join" and args and isinstance(args[0], (list, tuple)):

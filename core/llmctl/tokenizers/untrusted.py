@@ -12,7 +12,7 @@ from llmctl.io.limits import TOKENIZER_GROWTH
 
 
 def check_before(content: str, path: Path) -> None:
-    """Passes if the library can read the file without an abort.
+    """Checks that the library can read the file without an abort.
 
     Raises:
         TokenizerError: A table of characters in it is damaged.
@@ -36,7 +36,7 @@ def check_before(content: str, path: Path) -> None:
 
 
 def check(inner: Any, path: Path) -> None:
-    """Passes if the tokenizer is one that texts can be given to.
+    """Checks that the tokenizer is one that texts can be given to.
 
     Args:
         inner: The library's object.

@@ -1,4 +1,4 @@
-"""One reading of special tokens: the library's, whatever flags, pre-tokenizers and texts are; persons cannot forge them."""
+"""One reading of special tokens: the library's, whatever flags, pre-tokenizers and texts are; users cannot forge them."""
 
 import functools
 import json

@@ -27,7 +27,7 @@ from llmctl.runtime.children import end_with_parent
 
 BATCH_BYTES = 1 << 18
 AHEAD = 4
-"""Most batches queued per process; bounds memory if reading is faster than tokenizing."""
+"""Maximum number of batches queued per process; bounds memory if reading is faster than tokenizing."""
 
 Encoded = tuple[NDArray, NDArray[np.int32], int]
 """Token ids of a batch of documents, tokens of each document, and number of empty documents."""

@@ -233,7 +233,7 @@ def check_free(prefix: str | Path, overwrite: bool) -> None:
     """
     if str(prefix).endswith("/"):
         raise DataError(f"{prefix} is a folder; give a prefix in it, such as {prefix}web")
-    # Ids without an index are what a killed build left.
+    # A .bin without an .idx is left over from a killed build.
     if idx_path(prefix).exists() and not overwrite:
         raise DataError(
             f"{idx_path(prefix)} already exists; choose another prefix or allow overwriting it with --overwrite"

@@ -1,4 +1,4 @@
-"""Reading preference data: JSON lines of conversations with two answers to the last user turn, of which one is better.
+"""Reading preference data: JSON lines of conversations with two answers to the last user turn: a chosen and a rejected one.
 
 A line is ``{"src": [...], "tgt": [...], "response": [a, b], "sort": [x, y], "context": {"system": text}}``: ``tgt`` holds
 the answers of all turns but the last, ``response`` the two for the last; the one with the larger ``sort`` is chosen.

@@ -168,7 +168,7 @@ class Encoder:
         tokenizer: The tokenizer, with its chat template if there is one.
         src_length: Longest prompt, in tokens.
         max_length: Longest prompt and answer together, in tokens.
-        train_on: Which answers carry loss: ``all`` or ``last``.
+        train_on: Which answers are trained on: ``all`` or ``last``.
     """
 
     def __init__(self, tokenizer: Tokenizer, src_length: int, max_length: int, train_on: str = "all"):
@@ -226,7 +226,7 @@ class Encoder:
         return (ended_ids[:room], True), len(ended_ids) > room
 
     def _chat(self, template: ChatTemplate, whole: Conversation) -> tuple[list[Segment], bool]:
-        """Segments of a conversation without its oldest turns where it is too long; whether anything was left out."""
+        """(segments of a conversation, without its oldest turns if it is too long; whether anything was left out)."""
         turns = len(whole.turn_starts())
         for first in range(turns):
             kept = whole.without_turns(first)

@@ -1,4 +1,4 @@
-"""Conversations with a person at a terminal."""
+"""Conversations with a user at a terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Chat:
         self.turns: list[tuple[str, str | None]] = []
 
     def run(self) -> None:
-        """Answers until the person leaves."""
+        """Answers until the user leaves."""
         while (line := self.ask()) is not None:
             text = line.strip()
             if text in ("/quit", "/exit"):
