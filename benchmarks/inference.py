@@ -92,7 +92,7 @@ class Llama:
     """llama.cpp through its C interface: tokens of several sequences in one call.
 
     Args:
-        options: Of the command line.
+        options: Options of the command line.
         room: Places in the cache.
         sequences: Most sequences at once.
     """

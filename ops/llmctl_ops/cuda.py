@@ -1,6 +1,6 @@
 """Our own CUDA kernels, where paddle has none; built only on request (LLMCTL_OPS_CUDA=1) and always optional.
 
-They take paddle tensors on the GPU and run on paddle's stream. Letters: L rows, V vocabulary, S tokens, K key-value heads, H
+They take paddle tensors on the GPU and run on paddle's stream. Shape suffixes: L rows, V vocabulary, S tokens, K key-value heads, H
 head_dim.
 """
 

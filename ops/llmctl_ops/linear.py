@@ -1,6 +1,6 @@
 """Products of rows with packed weights, by compiled kernels. No paddle here.
 
-Callers pack the weights; kernels read the attributes of ``Packed``, in the layout that csrc/cpu/linear.h describes. Letters:
+Callers pack the weights; kernels read the attributes of ``Packed``, in the layout that csrc/cpu/linear.h describes. Shape suffixes:
 T rows, I inputs, O outputs.
 """
 

@@ -26,7 +26,7 @@ class Op:
     """One operator.
 
     Args:
-        name: As in ``llmctl_ops``, or of another part of the library.
+        name: Name in ``llmctl_ops``, or of another kernel of the library.
         compare: Runs the operator in float32 and its reference in float64, forward and backward; returns the largest
             difference of a result or gradient, relative to the largest value or to 1.
     """

@@ -1,7 +1,7 @@
 """The compiled sampler: chooses the tokens of many rows of logits at once. No paddle here.
 
 The order is that of transformers' logits processors: repetition penalty, presence and frequency penalty, excluded tokens,
-temperature, top-k, top-p, min-p, then a draw. All in double precision. Letters: L rows, V vocabulary.
+temperature, top-k, top-p, min-p, then a draw. All in double precision. Shape suffixes: L rows, V vocabulary.
 """
 
 from __future__ import annotations

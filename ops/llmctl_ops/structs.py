@@ -1,7 +1,7 @@
 """The structs that callers of the kernels fill, as ctypes: the mirror of csrc/cpu/structs.h and csrc/cpu/sampler_row.h, with the
 same fields in the same order. ``library`` compares their sizes with the library's when it loads it.
 
-Letters: T tokens of a step, R sequences, M blocks of a sequence, L tokens that get logits, V vocabulary.
+Shape suffixes: T tokens of a step, R sequences, M blocks of a sequence, L tokens that get logits, V vocabulary.
 """
 
 from __future__ import annotations

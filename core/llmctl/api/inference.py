@@ -41,7 +41,7 @@ class LLM:
         engine: ``dynamic``, ``static`` or ``fused``.
         notes: Why this engine was chosen, and what would make it faster; may be empty.
         tokenizer: The model's.
-        max_positions: Most tokens of prompt and answer together; 0 = no limit.
+        max_positions: Maximum number of tokens of prompt and answer together; 0 = no limit.
         adapters: Names of adapters that requests choose among.
 
     Raises:

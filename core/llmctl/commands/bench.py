@@ -107,16 +107,16 @@ def _folder(model: Path | None, random: str | None, family: str) -> Iterator[Pat
         yield Path(folder)
 
 
-def _ending(handle: EngineHandle, drawn: bool) -> tuple[int, ...]:
+def _ending(handle: EngineHandle, is_random: bool) -> tuple[int, ...]:
     """Tokens that every prompt of the model needs at its end.
 
     Args:
         handle: The engine.
-        drawn: Whether the model has random weights, and no tokenizer.
+        is_random: Whether the model has random weights, and no tokenizer.
     """
     if handle.prefix_lm is not None:
         return (handle.prefix_lm.mask_ids[0], handle.prefix_lm.end)
-    if drawn:
+    if is_random:
         return ()
     from llmctl.errors import FileError, TokenizerError
 
@@ -131,7 +131,7 @@ def _show(found: dict[str, Any], load: Load, warm: list[Round], counted: list[Ro
     from rich.table import Table
 
     table = Table(title=f"{found['engine']}: {load.requests} x {load.prompt} + {load.new} tokens")
-    for column in ("round", "prompts, tokens/s", "answers, tokens/s", "whole, tokens/s", "first token, ms"):
+    for column in ("round", "prompts, tokens/s", "answers, tokens/s", "total, tokens/s", "first token, ms"):
         table.add_column(column, justify="left" if column == "round" else "right")
     for name, rows in (("warm-up", warm), ("round", counted)):
         for number, row in enumerate(rows, 1):

@@ -45,7 +45,7 @@ class BatchBackend:
         model: As for ``generate.generate``.
         end_ids: Tokens that end an answer.
         pad_id: Fills rows on the left.
-        size: Most requests of a batch.
+        size: Maximum number of requests of a batch.
         use_cache: False computes every step from the beginning.
     """
 
@@ -134,7 +134,7 @@ class EngineBackend:
 
     Args:
         engine: The engine.
-        ahead: Most requests that the engine holds, running or waiting.
+        ahead: Maximum number of requests that the engine holds, running or waiting.
         adapter: Index of the adapter of requests that name none; -1 = none.
     """
 
@@ -185,7 +185,7 @@ class AsyncBackend:
 
     Args:
         engine: The engine.
-        ahead: Most requests of one ``run`` that the engine holds, running or waiting.
+        ahead: Maximum number of requests of one ``run`` that the engine holds, running or waiting.
         adapter: Index of the adapter of requests that name none; -1 = none.
     """
 

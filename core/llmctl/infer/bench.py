@@ -28,7 +28,7 @@ class Round:
     """What one round of requests took.
 
     Attributes:
-        seconds: Of the whole round.
+        seconds: Time of the whole round.
         prefill: Prompt tokens per second, until the last prompt had its first token.
         decode: Answer tokens per second after that; 0 = there were none.
         whole: Answer tokens per second of the whole round.
@@ -122,7 +122,7 @@ def as_json(row: Round) -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Most bytes that this process has held in memory."""
+    """Peak memory of this process in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

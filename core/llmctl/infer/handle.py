@@ -48,7 +48,7 @@ class LoadedEngine:
     Attributes:
         engine: ``dynamic``, ``static`` or ``fused``.
         backend: Answers requests.
-        max_positions: Most tokens of prompt and answer; 0 = no limit.
+        max_positions: Maximum number of tokens of prompt and answer; 0 = no limit.
         notes: Lines for the user: why this engine computes, and what would make it faster.
     """
 
@@ -245,7 +245,7 @@ def load_engine(
         dims: Its dims.
         tokenizer: As for ``EngineHandle.load``.
         lengths: As for ``EngineHandle.load``.
-        options: Of the engine.
+        options: Options of the engine.
         default_adapter: Index of the adapter of requests that name none; -1 = none.
 
     Raises:

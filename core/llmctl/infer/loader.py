@@ -126,7 +126,7 @@ def executor_of(model: PackedModel, kv: str = "float32", step_tokens: int = 512)
     Args:
         model: The model.
         kv: Type of the KV cache: ``float32`` or ``int8``.
-        step_tokens: Most tokens of a step.
+        step_tokens: Maximum number of tokens of a step.
     """
     from llmctl import runtime
     from llmctl.infer.executors import native
@@ -158,7 +158,7 @@ def engine_of(
         lengths: Tokens of prompt and answer of each request, at most.
         kv: As for ``executor_of``.
         memory: Limit of the cache, as for ``kv_budget.blocks_for``; None = what the requests need, up to half of the free memory.
-        rows: Most sequences that run together.
+        rows: Maximum number of sequences that run together.
 
     Raises:
         ConfigError: The cache does not fit the memory, or not even one sequence fits the cache.

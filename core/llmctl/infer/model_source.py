@@ -23,7 +23,7 @@ class ModelSource:
     """A model that was checked, not loaded.
 
     Attributes:
-        folder: Of the checkpoint; of an adapter, of its base.
+        folder: Folder of the checkpoint; for an adapter, that of its base.
         plugin: Its family.
         dims: Its dims.
         adapted: The adapter, or None.

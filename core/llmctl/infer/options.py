@@ -35,8 +35,8 @@ class EngineOptions:
         kv: Type of the KV cache, one of ``KV``; None = float32.
         cache_memory: Limit of the KV cache: bytes (``2GB``), or a share of the free memory (``0.5``, ``50%``); None = what the
             requests need, up to half of the free memory.
-        batch_size: Most sequences computed together; None = as ``BATCH_SIZE`` says.
-        speculate: Most draft tokens per step, looked up in the text so far; None = no speculative decoding.
+        batch_size: Maximum number of sequences computed together; None = as ``BATCH_SIZE`` says.
+        speculate: Maximum number of draft tokens per step, looked up in the text so far; None = no speculative decoding.
         beams: Width of beam search; None = no beam search.
         length_penalty: Exponent of the length in a beam's score; None = 1.0.
         adapter: Folder of an adapter for every prompt, or name -> folder of adapters that requests choose among.
@@ -101,7 +101,7 @@ class EngineOptions:
         return {name: Path(folder) for name, folder in named.items()}
 
     def rows(self, engine: str) -> int:
-        """Most sequences that an engine computes together."""
+        """Maximum number of sequences that an engine computes together."""
         return self.batch_size or BATCH_SIZE[engine]
 
     @property
@@ -111,7 +111,7 @@ class EngineOptions:
         return given + [self.spell("adapter", self.adapter)] * bool(self.named_adapters)
 
     def refuse_fused_only(self, engine: str) -> None:
-        """Passes when nothing was given that only the fused engine has.
+        """Checks that nothing was given that only the fused engine has.
 
         Raises:
             ConfigError: Names the options that ``engine`` does not have.
@@ -123,7 +123,7 @@ class EngineOptions:
             )
 
     def refuse_without_fused(self, reason: str) -> None:
-        """Passes when nothing was given that needs the fused engine, which cannot run the model.
+        """Checks that nothing was given that needs the fused engine, which cannot run the model.
 
         Args:
             reason: Why it cannot.

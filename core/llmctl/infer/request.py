@@ -18,7 +18,7 @@ class Generation:
         finish_reason: ``end``, ``length``, ``stop``, ``scored``, ``cancelled`` or ``error``.
         error: What went wrong.
         logprobs: For each token, if the options ask for them.
-        score: Of a beam: the sum of its tokens' log-probabilities, with the length penalty.
+        score: Score of a beam: the sum of its tokens' log-probabilities, with the length penalty.
         others: Of beam search: the next best answers.
         cause: The exception that an error comes from: a callback's, or why the request was refused.
     """
@@ -94,7 +94,7 @@ class Request:
         options: How tokens are chosen.
         index: Index among all prompts, for the random numbers.
         adapter: Index of the adapter; -1 = none.
-        draft: Most draft tokens per step, looked up in what was written before; 0 = none. Answers are the same.
+        draft: Maximum number of draft tokens per step, looked up in what was written before; 0 = none. Answers are the same.
         beams: Beam search; None = one answer, token by token.
         score_from: Nothing is generated; the answer has the log-probabilities of the prompt's tokens from this index on, at
             least 1. None = the prompt is answered.

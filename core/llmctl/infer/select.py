@@ -22,7 +22,7 @@ def open_backend(folder: Path, family: str = "auto", options: EngineOptions | No
     Args:
         folder: A checkpoint, an adapter that names its base, an exported program, or a packed folder.
         family: Name of a family, or ``"auto"`` for the one that the folder names.
-        options: Of the engine; None = the defaults.
+        options: Options of the engine; None = the defaults.
 
     Raises:
         LlmctlError: The model cannot be opened, the engine cannot run it, or an option has no effect on it.
@@ -117,7 +117,7 @@ def _packed(folder: Path, options: EngineOptions, adapter: Path | None) -> Packe
 
     Args:
         folder: The folder.
-        options: Of the engine.
+        options: Options of the engine.
         adapter: The adapter for every prompt.
     """
     from llmctl import plugins
@@ -172,7 +172,7 @@ def _named_adapters(
     """The adapters by name, opened.
 
     Args:
-        options: Of the engine.
+        options: Options of the engine.
         folder: Their base.
         family: Its family.
         record: What the adapters' records are compared with, where the folder does not hold the tensors themselves.

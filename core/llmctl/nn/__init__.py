@@ -4,7 +4,7 @@ This is the public path of every block: ``from llmctl.nn import Attention``. Imp
 is imported, and paddle with it, on first use. How a family composes blocks, and its names in the state dict, is in its
 plugin. Blocks know no training method; the load-balancing loss of MoE routers is over all layers, so ``CausalLM`` computes it.
 
-Letters in tensor names, one per axis: B batch, T new positions, S past and new positions, D hidden, F ffn, N query
+Shape suffixes of tensor names, one letter per axis: B batch, T new positions, S past and new positions, D hidden, F ffn, N query
 heads, K key-value heads, G query heads per key-value head, H head_dim, V vocabulary. ``x_BTD`` has three axes.
 """
 

@@ -26,7 +26,7 @@ class Prefix(paddle.nn.Layer):
 
     Args:
         shape: Layers, 2, P, key-value heads, head_dim.
-        dtype: Of the parameters.
+        dtype: Data type of the parameters.
         projection: Hidden width of the MLP; 0 = no MLP, the keys and values are the parameters.
     """
 

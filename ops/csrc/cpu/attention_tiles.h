@@ -1,7 +1,7 @@
 // The arguments of attention, and which queries attend to a tile of keys.
 //
 // Query t attends to key j if first[j] <= past + t < last[j] (FlashMask). A tile of keys to which no query attends is
-// skipped; one to which only some queries attend is narrowed to them. Letters: B batch, T queries, S keys, N query
+// skipped; one to which only some queries attend is narrowed to them. Shape suffixes: B batch, T queries, S keys, N query
 // heads, K key-value heads, H head_dim.
 
 #pragma once

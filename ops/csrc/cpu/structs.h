@@ -2,7 +2,7 @@
 // llmctl_ops/structs.py have the same fields in the same order, and their sizes are compared when the library is
 // loaded.
 //
-// Letters: T tokens of the step, R sequences, M blocks of a sequence, L tokens that get logits, V vocabulary.
+// Shape suffixes: T tokens of the step, R sequences, M blocks of a sequence, L tokens that get logits, V vocabulary.
 
 #pragma once
 

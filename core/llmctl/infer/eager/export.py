@@ -1,4 +1,4 @@
-"""Exports a model as a static program, which is compared with the layer before it is kept."""
+"""Exports a model as a static program, which is compared with the model before it is kept."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def export(
     tokenizer: Any = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Writes the folder of a program; the content of its ``export.json``.
+    """Writes the folder of a program; returns the content of its ``export.json``.
 
     Args:
         layer: The model with its adapter merged; it may have virtual tokens.
@@ -74,7 +74,7 @@ def export(
 
 
 def program_positions(layer: Any, dims: Dims) -> int:
-    """Most tokens of prompt and answer: the model's, or as far as its positions do not depend on the length; 0 = any."""
+    """Maximum length of prompt and answer: the model's, or the longest at which RoPE does not depend on it; 0 = no limit."""
     if getattr(layer, "position_depends_on_length", False):
         return max(1, int(layer.max_stable_length))
     return max_positions(layer, dims)
@@ -144,7 +144,7 @@ def _difference(found: np.ndarray, expected: np.ndarray, real: np.ndarray) -> fl
 
 
 def _save(layer: Any, prompt: Sequence[int], work: Path) -> tuple[trace.Signature, np.ndarray | None]:
-    """Writes the program and virtual tokens; the signature, and the keys and values of virtual tokens."""
+    """Writes program and virtual tokens; returns the signature, and the keys and values of the virtual tokens."""
     prefix = getattr(layer, "prefix", None)
     if prefix is None:
         signature = trace.signature_of(layer, prompt)

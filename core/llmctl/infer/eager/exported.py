@@ -29,7 +29,7 @@ class Exported:
     Attributes:
         family: Name of its family.
         vocab: Number of logits.
-        max_positions: Most tokens of prompt and answer; 0 = no limit.
+        max_positions: Maximum number of tokens of prompt and answer; 0 = no limit.
         virtual_tokens: Positions before every sequence, whose keys and values are in ``prefix.npy``.
         rows: Names of the model's own rows, one value per sequence.
         heads: Key-value heads and head_dim of each layer.

@@ -67,6 +67,6 @@ class DynamicSession:
 
 
 def max_positions(layer: Any, dims: Dims) -> int:
-    """Most tokens of prompt and answer that a layer takes; 0 = any number."""
+    """Maximum number of tokens of prompt and answer that a layer takes; 0 = any number."""
     limit = 0 if getattr(layer, "position_depends_on_length", False) else context_length(dims)
     return max(1, limit - getattr(layer, "virtual_tokens", 0)) if limit else 0

@@ -45,6 +45,6 @@ class EagerModel(Protocol):
         """A session for new rows.
 
         Args:
-            columns: Most columns that it will have.
+            columns: Maximum number of columns that it will have.
             use_cache: False: every step is given all tokens.
         """

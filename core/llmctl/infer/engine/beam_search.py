@@ -41,7 +41,7 @@ class BeamSearchState:
     """An answer by beam search.
 
     Args:
-        number: Of the request.
+        number: Id of the request.
         request: The request.
         sequence: The prompt.
         manager: Holds the sequences' blocks.

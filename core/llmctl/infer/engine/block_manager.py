@@ -47,7 +47,7 @@ class BlockManager:
             executor.put(np.asarray(self._virtual_blocks, np.int32), prefix)
 
     def max_blocks(self, length: int, prompt: int, width: int = 1) -> int:
-        """Most blocks that ``width`` sequences of ``length`` tokens take, besides those of the virtual tokens, if their first
+        """Maximum number of blocks that ``width`` sequences of ``length`` tokens take, besides those of the virtual tokens, if their first
         ``prompt`` tokens are equal."""
         whole, virtual = self._blocks_for(length), self.virtual_tokens // BLOCK
         equal = (self.virtual_tokens + prompt) // BLOCK if self.share else virtual

@@ -68,9 +68,9 @@ class Engine:
         end_ids: Tokens that end an answer.
         prefix: Keys and values of virtual tokens before every sequence [layers, 2, P, K, H]; None = there are none.
         adapters: Number of adapters that requests may name.
-        step_tokens: Most tokens of a step; a long prompt is computed over several steps. None = what the executor takes,
+        step_tokens: Maximum number of tokens of a step; a long prompt is computed over several steps. None = what the executor takes,
             or what is enough for the model (``limits.step_tokens_for``).
-        most_rows: Most sequences (answers, or beams of them) that run together.
+        most_rows: Maximum number of sequences (answers, or beams of them) that run together.
         share: Whether prompts with equal first tokens share blocks (prefix caching).
 
     Raises:
@@ -138,7 +138,7 @@ class Engine:
             self._drop(state)
 
     def step(self) -> list[Event]:
-        """Computes the next tokens; the events that follow."""
+        """Runs one step; returns its events."""
         events = [event for state, pending in self._pending_events for event in self._emit(state, [pending])]
         self._pending_events = []
         chunks = self._scheduler.schedule()
@@ -218,7 +218,7 @@ class Engine:
         return self._emit(chunk.state, events)
 
     def _emit(self, state: RequestState, events: list[Event]) -> list[Event]:
-        """Passes events to the request's callback; the events that were emitted. After the last one there is none."""
+        """Passes events to the request's callback; returns those that were emitted, up to the last event of the request."""
         emitted: list[Event] = []
         for event in events:
             emitted.append(event)
@@ -233,7 +233,7 @@ class Engine:
         return emitted
 
     def _call(self, state: RequestState, event: Event) -> Generation | None:
-        """Calls the request's callback; the answer, if that ends it."""
+        """Calls the request's callback; returns the answer, if the callback ends it."""
         if not state.request.on_event:
             return None
         try:

@@ -21,7 +21,7 @@ class SequenceFeeder:
         executor: As ``executors.base.Executor``; its cache is allocated again.
         spec: Its model.
         adapters: Of each sequence; -1 = none.
-        longest: Most tokens of a sequence.
+        longest: Maximum number of tokens of a sequence.
         prefix: Virtual tokens [layers, 2, P, K, H] before every sequence; None = no prefix.
     """
 

@@ -19,7 +19,7 @@ class GenerationState:
     """The answer of one sequence.
 
     Args:
-        number: Of the request.
+        number: Id of the request.
         request: The request.
         sequence: The prompt.
         manager: Holds the sequence's blocks.
@@ -47,7 +47,7 @@ class GenerationState:
         return self._lookup.propose(min(count, self.request.draft, room))
 
     def sampler_inputs(self, chunk: ScheduledChunk) -> list[SamplerInput]:
-        """As the request asks, each with a random number; those of rejected draft tokens are kept for the next step."""
+        """Inputs for the next token and after each draft token; unused random numbers are kept for the next step."""
         params, count = self.request.options, 1 + len(chunk.draft)
         while params.sample and len(self._draws) < count:
             self._draws.append(self._random.random())
@@ -59,7 +59,7 @@ class GenerationState:
         return inputs
 
     def process_output(self, chunk: ScheduledChunk, output: ChunkOutput) -> list[Event]:
-        """Accepts draft tokens as long as they are the chosen ones, and one token more."""
+        """Accepts draft tokens as long as they equal the sampled tokens, and one sampled token more."""
         sequence, params, events = chunk.sequence, self.request.options, list[Event]()
         rows = zip(output.logits_LV, output.tokens, output.faults, [*chunk.draft, None], strict=True)
         for logits_V, token, fault, drafted in rows:

@@ -27,8 +27,8 @@ class Limits:
         rule: Positions of the model.
         manager: The KV cache.
         adapters: Number of adapters of the executor.
-        step_tokens: Most tokens of a step.
-        max_sequences: Most sequences that run together.
+        step_tokens: Maximum number of tokens of a step.
+        max_sequences: Maximum number of sequences that run together.
     """
 
     rule: PositionRule
@@ -116,5 +116,5 @@ def _within(request: Request, limit: int, what: str, other: str = "") -> None:
 
 
 def _new(request: Request) -> int:
-    """Most tokens that are generated."""
+    """Maximum number of tokens that are generated."""
     return 0 if request.score_from is not None else request.options.max_new_tokens

@@ -55,10 +55,10 @@ class RequestState(Protocol):
     """A request in progress.
 
     Attributes:
-        id: Of the request.
+        id: Id of the request.
         request: The request.
         sequences: Its sequences; their blocks belong to the block manager.
-        max_sequences: Most sequences that it will have.
+        max_sequences: Maximum number of sequences that it will have.
         num_emitted: Tokens of its answer whose events were emitted.
         may_draft: Whether it may have draft tokens.
     """
@@ -77,7 +77,7 @@ class RequestState(Protocol):
         """How a token is chosen after the chunk's last token and after each draft token, should it be accepted."""
 
     def process_output(self, chunk: ScheduledChunk, output: ChunkOutput) -> list[Event]:
-        """Takes what a step computed; the events that follow."""
+        """Takes the output of a step; returns the events that it causes."""
 
     def result(self, reason: str, error: str = "", length: int | None = None) -> Generation:
         """The answer so far, or its first ``length`` tokens, that ends for this reason."""

@@ -22,8 +22,8 @@ class Scheduler:
 
     Args:
         manager: Blocks of the sequences.
-        budget: Most tokens of a step; above ``max_sequences``.
-        max_sequences: Most sequences that run together.
+        budget: Maximum number of tokens of a step; above ``max_sequences``.
+        max_sequences: Maximum number of sequences that run together.
 
     Attributes:
         waiting: Requests without blocks.

@@ -13,7 +13,7 @@ from llmctl.infer.sampling.params import TokenLogprob
 from llmctl.infer.sampling.rows import SamplerInput
 
 MAX_DRAFT = 64
-"""Most draft tokens per step, each of which takes a row of logits."""
+"""Maximum number of draft tokens per step, each of which takes a row of logits."""
 
 
 class ScoringState:
@@ -23,7 +23,7 @@ class ScoringState:
     their logits would be missing.
 
     Args:
-        number: Of the request.
+        number: Id of the request.
         request: The request.
         sequence: The prompt.
         manager: Holds the sequence's blocks.

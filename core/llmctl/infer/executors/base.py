@@ -58,7 +58,7 @@ class Executor(Protocol):
 
     @property
     def max_tokens(self) -> int | None:
-        """Most tokens of a step; None = any number."""
+        """Maximum number of tokens of a step; None = any number."""
 
     @property
     def block_bytes(self) -> int:

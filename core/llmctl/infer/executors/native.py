@@ -36,7 +36,7 @@ class NativeExecutor:
 
     Args:
         model: The model; its arrays are not copied.
-        max_tokens: Most tokens of a step.
+        max_tokens: Maximum number of tokens of a step.
         kv: Type of the KV cache: ``float32``, or ``int8`` with a scale for each position and head.
 
     Raises:
@@ -68,7 +68,7 @@ class NativeExecutor:
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens of a step."""
+        """Maximum number of tokens of a step."""
         return self._max_tokens
 
     @property

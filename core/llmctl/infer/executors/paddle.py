@@ -1,7 +1,7 @@
 """The executor on GPUs, and on a CPU without compiled kernels: a decoder step composed of paddle's operations.
 
 ``paddle_ops`` chooses the operations for a device, ``paged_cache`` holds keys and values, ``attention_metadata`` says what is
-attended to. Letters: T tokens of the step, D hidden, N heads, K key-value heads, H head_dim, E experts, C experts per token,
+attended to. Shape suffixes: T tokens of the step, D hidden, N heads, K key-value heads, H head_dim, E experts, C experts per token,
 L tokens whose logits are computed.
 """
 

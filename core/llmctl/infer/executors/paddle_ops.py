@@ -1,7 +1,7 @@
 """Operations of the paddle executor, each composed of basic operations and as a fused GPU kernel of paddle's.
 
 The composed ones are right on every device; the fused kernels exist on GPUs only (some end the process on a CPU) and take
-half types. Letters: T tokens, N heads, K key-value heads, H width of a head, S keys of all sequences.
+half types. Shape suffixes: T tokens, N heads, K key-value heads, H width of a head, S keys of all sequences.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The paged KV cache as paddle tensors.
 
-A slot is an index into the cache's positions: block * BLOCK + offset. Letters: S slots that are written or read, K key-value
+A slot is an index into the cache's positions: block * BLOCK + offset. Shape suffixes: S slots that are written or read, K key-value
 heads, H head_dim.
 """
 

@@ -44,7 +44,7 @@ class ReferenceExecutor:
 
     @property
     def max_tokens(self) -> int | None:
-        """Most tokens of a step; None = any number."""
+        """Maximum number of tokens of a step; None = any number."""
         return None
 
     @property

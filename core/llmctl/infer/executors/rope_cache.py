@@ -1,6 +1,6 @@
 """RoPE cos/sin tables and the log-n query scale, one row per position.
 
-Computed in float64 and held as float32. The tables grow with the positions that are used. Letters: P positions, F pairs.
+Computed in float64 and held as float32. The tables grow with the positions that are used. Shape suffixes: P positions, F pairs.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def merged_state(state: Mapping[str, Any], opened: OpenedAdapter, adapter: bool 
     """The tensors of an adapter's base with the adapter merged, and quantised as in training.
 
     Args:
-        state: Of the base, as ``checkpoint.convert.open_source`` gives it.
+        state: Tensors of the base, as ``checkpoint.convert.open_source`` gives it.
         opened: A LoRA adapter and its base.
         adapter: Whether the adapter is merged; otherwise the base is only quantised.
     """

@@ -2,7 +2,7 @@
 
 A weight [in, out] is stored in panels of ``PANEL`` outputs, as compiled kernels read it (``llmctl_ops.linear``); the layout
 is described in ops/csrc/cpu/linear.h. ``product`` computes without kernels, and is what they are compared with. No paddle
-here, so that a model can run without it. Letters: T rows, I inputs, O outputs, G groups of inputs that share a scale.
+here, so that a model can run without it. Shape suffixes: T rows, I inputs, O outputs, G groups of inputs that share a scale.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a model's tensors to a ``PackedModel``: streamed tensor by tensor, in the order of elements that executors use.
 
 Nothing here imports paddle, and the model is never in memory as floats as a whole. Weights come from a ``Weights``: the
-tensors of a checkpoint, quantized by rounding to nearest (``RoundToNearest``), or another source of codes. Letters: I inputs,
+tensors of a checkpoint, quantized by rounding to nearest (``RoundToNearest``), or another source of codes. Shape suffixes: I inputs,
 O outputs of a linear.
 """
 
@@ -34,7 +34,7 @@ OUTER_KINDS = {"int4": "int8"}
 """Kind of the head and of embedding projections, if it differs from that of the layers."""
 
 WORKERS = 4
-"""Most layers that are packed at a time: each takes the memory of its floats."""
+"""Maximum number of layers that are packed at a time: each takes the memory of its floats."""
 
 PROJECTIONS = ("project_in", "project_out", "head")
 

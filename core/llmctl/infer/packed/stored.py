@@ -19,7 +19,7 @@ class Stored:
     """How a dataclass is stored.
 
     Attributes:
-        name: Of the class in the file.
+        name: Name of the class in the file.
         fields: Field here -> its name in the file, where they differ.
         values: Field here -> value here -> the value in the file, where they differ.
         absent: Field here -> value that is not written, so that files without it are those of earlier releases.

@@ -17,7 +17,7 @@ class SamplingParams:
     """How tokens are chosen, and what ends an answer.
 
     Attributes:
-        max_new_tokens: Most tokens generated for a prompt.
+        max_new_tokens: Maximum number of tokens generated for a prompt.
         min_new_tokens: No end token is chosen before this many tokens.
         sample: Draw from the distribution; otherwise the likeliest token is taken (greedy).
         temperature: Divides the logits; below 1 sharpens.
@@ -27,7 +27,7 @@ class SamplingParams:
         repetition_penalty: Above 1 makes tokens of the prompt and the answer less likely (arXiv:1909.05858).
         presence_penalty: Subtracted from the logits of tokens of the answer.
         frequency_penalty: Subtracted from them once for each time that they occur in the answer.
-        seed: Of the draws; each prompt has draws of its own.
+        seed: Seed of random sampling; each prompt has its own random numbers.
         logprobs: Number of likeliest tokens whose log-probabilities are returned at each position, besides that of the chosen
             token; None = no log-probabilities. They are the model's: before penalties and temperature.
         stop: Strings that end an answer and are left out of it; one may be given as text.

@@ -35,7 +35,7 @@ def choose(
         generated: Number of tokens of the answer so far.
         params: How to choose.
         end_ids: Tokens that end an answer.
-        draws: Random numbers, one per token if it is drawn.
+        draws: Random generator; each sampled token uses one number.
 
     Raises:
         BrokenLogitsError: A score is NaN or infinite, or a penalty makes it so, or none is finite; or a token that is
@@ -52,7 +52,7 @@ def choose(
 
 
 def check_finite(logits_V: np.ndarray) -> None:
-    """Passes when a token can be chosen; minus infinity excludes one.
+    """Checks that a token can be chosen; minus infinity excludes one.
 
     Raises:
         BrokenLogitsError: A logit is NaN or infinite, or none is finite.

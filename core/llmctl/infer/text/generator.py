@@ -89,8 +89,8 @@ class TextGenerator:
     Attributes:
         backend: Gives the tokens.
         tokenizer: The model's.
-        max_positions: Most tokens of prompt and answer together; 0 = no limit.
-        draft: Most draft tokens per step; 0 = no speculative decoding.
+        max_positions: Maximum number of tokens of prompt and answer together; 0 = no limit.
+        draft: Maximum number of draft tokens per step; 0 = no speculative decoding.
         beams: Beam search; None = token by token.
     """
 
@@ -177,11 +177,11 @@ class TextGenerator:
             stream.finish()
 
     def check(self, request: TextRequest, name: str = "the prompt") -> None:
-        """Passes when the prompt holds something and leaves room for its answer.
+        """Checks that the prompt holds something and leaves room for its answer.
 
         Args:
             request: The request.
-            name: Of the prompt in a message.
+            name: Name of the prompt in messages.
 
         Raises:
             ConfigError: It does not.
@@ -219,13 +219,13 @@ def _output(request: TextRequest, made: Generation, text: str = "", **changes: A
 
 
 def check_length(prompt: Sequence[int], params: SamplingParams, max_positions: int, name: str) -> None:
-    """Passes when a prompt holds something and leaves room for its answer.
+    """Checks that a prompt holds something and leaves room for its answer.
 
     Args:
         prompt: Token ids.
-        params: Of the request.
-        max_positions: Most tokens of prompt and answer together; 0 = no limit.
-        name: Of the prompt in a message.
+        params: Sampling parameters of the request.
+        max_positions: Maximum number of tokens of prompt and answer together; 0 = no limit.
+        name: Name of the prompt in messages.
 
     Raises:
         ConfigError: The prompt is empty or too long.

@@ -26,7 +26,7 @@ class Inputs:
     Attributes:
         tokenizer: The model's.
         vocab: Number of its tokens.
-        max_positions: Most tokens of prompt and answer together; 0 = no limit.
+        max_positions: Maximum number of tokens of prompt and answer together; 0 = no limit.
         adapters: Names of adapters that requests choose among.
         prefix_lm: The marks of a prompt that is read in both directions; None = there are none, or they are not known.
         causal: Whether tokens depend only on those before them.

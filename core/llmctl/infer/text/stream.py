@@ -67,7 +67,7 @@ class TextStream:
         return self._filter.stopped
 
     def finish(self) -> bool:
-        """Takes what was held back; whether a stop string ended the text."""
+        """Takes what was held back; returns whether a stop string ended the text."""
         if not self._filter.stopped:
             self._add(self._filter.add(self._pieces.finish()))
             self._add("" if self._filter.stopped else self._filter.finish())
