@@ -200,7 +200,7 @@ def render(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes or checks every page; the number of stale pages when checking."""
+    """Writes or checks every page; returns the number of stale pages when checking."""
     stale = []
     for page in sorted(DOCS.glob("*.md")):
         text = page.read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ This is the public API; importing it imports neither paddle nor numpy. What need
 
 For users:
     Text from a model: ``LLM``, ``SamplingParams``, ``TextOutput``, ``TokenLogprob``, ``TextScore``.
-    A model's layer and tokenizer: ``load``.
+    A model and its tokenizer: ``load``.
     Training: ``finetune``, ``dpo``, ``pretrain``, their configurations ``FinetuneConfig``, ``DpoConfig``, ``PretrainConfig``, and
     ``Run``, ``Callback``.
 

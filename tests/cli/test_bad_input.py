@@ -32,7 +32,7 @@ def job(tmp_path):
 
 
 def refused(job, *arguments, family="llama", part=()):
-    """Runs finetune in this process and checks the refusal; the message."""
+    """Runs finetune in this process and checks that it is refused; returns the message."""
     from llmctl.cli import main
 
     before = {path: path.stat().st_mtime_ns for path in job.rglob("*")}

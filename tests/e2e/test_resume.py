@@ -39,7 +39,7 @@ def run(output: Path, *more: str) -> subprocess.CompletedProcess:
 
 
 def stop_at(output: Path, step: int, how: signal.Signals) -> tuple[int, str]:
-    """Starts a run and sends it a signal when it reports a step; its exit code and output."""
+    """Starts a run and sends it a signal when it reports a step; returns its exit code and output."""
     process = subprocess.Popen(
         command(output), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},

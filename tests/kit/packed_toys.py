@@ -64,7 +64,7 @@ def build(form: dict, kind: str = "float32", seed: int = 0, **options) -> packed
     Args:
         form: Fields of the graph, and ``positions``, ``embed_norm``, ``final_norm``, ``head_norms``, ``bias``.
         kind: How linears are packed.
-        seed: Of the weights.
+        seed: Seed of the weights.
         options: ``adapters``, their number, and ``prefix``, virtual tokens.
     """
     random = np.random.default_rng(seed)
@@ -326,6 +326,6 @@ def in_pieces(texts: list[Text]) -> list[list[tuple[int, int, int]]]:
 
 
 def assert_defined(found: list, texts: list[Text], model: packed.PackedModel, tolerance: float = 2e-5) -> None:
-    """Passes when logits are what the definition gives."""
+    """Checks that logits are what the definition gives."""
     for logits, text in zip(found, texts, strict=True):
         np.testing.assert_allclose(logits, expected(model, text), atol=tolerance, rtol=tolerance)

@@ -26,7 +26,7 @@ def matches(pattern: str, name: str, whole: bool = True) -> bool:
 
     Args:
         pattern: A regular expression.
-        name: Of a layer.
+        name: Name of a layer.
         whole: False = the beginning is enough.
 
     Raises:

@@ -56,8 +56,8 @@ def linear_rows(
 
     Args:
         name: The layer, without ``.weight``.
-        shape: Of the weight; its last axis is the bias's.
-        slot: Of the weight; the bias of ``qkv.1`` gets ``qkv_bias.1``.
+        shape: Shape of the weight; its last axis is the bias's.
+        slot: Slot of the weight; the bias of ``qkv.1`` gets ``qkv_bias.1``.
         when: The field that must be true for the layer to exist.
         bias_when: The field that must be true for the bias to exist, if that differs.
         torch_layout: As in ``Param``.
@@ -73,7 +73,7 @@ def norm_rows(name: str, slot: str = "", width: str = "hidden", when: str = "") 
 
     Args:
         name: The layer, without ``.weight``.
-        slot: Of the weight; the bias of ``ln`` gets ``ln_bias``.
+        slot: Slot of the weight; the bias of ``ln`` gets ``ln_bias``.
         width: Symbolic size of both.
         when: The field that must be true for the layer to exist.
     """

@@ -76,7 +76,7 @@ def map_modules(
 
     Args:
         card: The family.
-        dims: Of the model.
+        dims: Dims of the model.
         table: Where modules are stored; those that are not listed have the same name in the file.
         prefix: Put before names in the file unless they begin with ``/``; None = the card's own.
     """

@@ -12,7 +12,7 @@ from llmctl.card.sharding import Segment, Split
 
 
 def split(values: NDArray[Any], rule: Split, rank: int, degree: int) -> NDArray[Any]:
-    """The shard of ``values`` of ``rank`` among ``degree`` ranks: its units of every segment."""
+    """The shard of ``values`` of ``rank`` among ``degree`` ranks: its units of every ``Segment``."""
     moved = np.moveaxis(values, rule.axis, 0)
     parts, start = [], 0
     for segment in rule.segments:

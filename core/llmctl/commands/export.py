@@ -52,7 +52,7 @@ def command(ctx: click.Context, /, model: Path, target: Path, overwrite: bool, *
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
-    """Passes where a folder can be made, or one replaced that this command wrote."""
+    """Checks that a folder can be made, or one replaced that this command wrote."""
     from llmctl.infer.eager.exported import is_exported
     from llmctl.infer.packed.folder import is_packed
 

@@ -231,7 +231,7 @@ def _checked(text: str, where: str) -> str:
 
 
 def _show(generator: TextGenerator, texts: tuple[str, ...], requests: list[TextRequest], stream: bool) -> int:
-    """Prints the answers; the exit code."""
+    """Prints the answers; returns the exit code."""
     if len(requests) == 1 and stream and not generator.beams:
         outputs = generator.generate(requests, lambda _, piece: click.echo(piece, nl=False))
         click.echo()
@@ -248,7 +248,7 @@ def _show(generator: TextGenerator, texts: tuple[str, ...], requests: list[TextR
 def _file(
     generator: TextGenerator, lines: list[PromptLine], requests: list[TextRequest], output: ResumableOutput | None
 ) -> int:
-    """Writes a line for each line of the file, in order; the exit code."""
+    """Writes a line for each line of the file, in order; returns the exit code."""
     from llmctl.infer.text.prompt_file import answer_rows
     from llmctl.infer.text.resumable_output import line
 

@@ -15,8 +15,8 @@ from llmctl.io.checksums import MANIFEST, find_damage, read_manifest
 def command(folders: tuple[Path, ...]) -> None:
     """Compare all files with the checksums that were stored when they were written.
 
-    FOLDER is a trained, merged, converted, packed or exported model, a checkpoint, or the output folder of a run, of which the
-    model and all checkpoints are checked.
+    FOLDER is a trained, merged, converted, packed or exported model, a checkpoint, or the output folder of a run
+    (its model and all checkpoints).
     """
     problems = []
     for folder in folders:

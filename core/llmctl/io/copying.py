@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def copy_into(file: Path, target: Path) -> bool:
-    """Copies a file of a folder into another folder, under its name; False with a warning if it is a link elsewhere.
+    """Copies a file of a folder into another folder, under its name; False with a warning if it is a link to a file outside.
 
     Links into the folder itself, and into the ``blobs`` of a Hugging Face cache that it belongs to, are followed.
     """

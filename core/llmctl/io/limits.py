@@ -1,6 +1,6 @@
-"""Limits of what files that are not trusted may ask for: time, memory, size, depth.
+"""Limits on the time, memory, size and depth that untrusted files may use.
 
-A file that reaches one is refused with its name and the limit.
+A file that exceeds one is refused; the message names the file and the limit.
 """
 
 TEMPLATE_SECONDS = 10.0
@@ -34,4 +34,4 @@ PATTERN_CHARACTERS = 100_000
 """Length of a regular expression of an adapter."""
 
 YAML_NODES = 200_000
-"""Values of a YAML file, each alias counted with what it stands for."""
+"""Values of a YAML file, an alias counts as the values that it refers to."""

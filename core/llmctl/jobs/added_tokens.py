@@ -42,7 +42,7 @@ def plan(config: Any, model: CheckedModel, tokenizer: Tokenizer) -> Growth | Non
 
 
 def check(config: Any, model: CheckedModel, tokenizer: Tokenizer) -> None:
-    """Passes when the tokens of a configuration can be added; raises as ``plan``."""
+    """Checks that the tokens of a configuration can be added; raises as ``plan``."""
     if plan(config, model, tokenizer) and config.method.name != "full":
         warnings.warn(
             f"model.add_tokens with method.name={config.method.name}: the rows of new tokens are the mean of the others and are "

@@ -62,7 +62,7 @@ def find_model(config: Any, family: str, task: str, families: Families) -> tuple
 
 
 def _check_lengths(config: Any, dims: Dims, model: Path, packed: bool) -> None:
-    """Passes when the longest example, with virtual tokens if any, fits into the model's positions and window."""
+    """Checks that the longest example, with virtual tokens if any, fits into the model's positions and window."""
     virtual = config.method.virtual_tokens if config.method.name == "prefix" else 0
     extra = f" plus method.virtual_tokens={virtual}" if virtual else ""
     longest, limit, window = config.data.max_length, context_length(dims), dims.get("window")
@@ -90,7 +90,7 @@ def _check_lengths(config: Any, dims: Dims, model: Path, packed: bool) -> None:
 
 
 def _check_method(method: common.MethodConfig, plugin: Plugin, dims: Dims) -> None:
-    """Passes when the family supports the training method, and ``method.targets`` match layers."""
+    """Checks that the family supports the training method, and ``method.targets`` match layers."""
     if method.name == "prefix":
         support.require(plugin.card, "prefix-tuning")
         if method.projection_hidden and not method.prefix_projection:
@@ -113,7 +113,7 @@ def _check_method(method: common.MethodConfig, plugin: Plugin, dims: Dims) -> No
 
 
 def check_common(config: Any) -> None:
-    """Passes when the sections of all jobs on examples do not conflict.
+    """Checks that the sections of all jobs on examples do not conflict.
 
     Args:
         config: The configuration.

@@ -12,7 +12,7 @@ PACKAGES = {"tensorboard": "tensorboardX", "visualdl": "visualdl"}
 
 
 def check(names: Sequence[str]) -> None:
-    """Passes when the packages of these values of ``train.log_to`` are installed.
+    """Checks that the packages of these values of ``train.log_to`` are installed.
 
     Raises:
         ConfigError: ``none`` is combined with others.

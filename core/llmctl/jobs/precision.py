@@ -23,9 +23,9 @@ class Precision:
     """The dtypes of a run.
 
     Attributes:
-        params: Of the model's parameters.
-        compute: Of matrix products.
-        checkpoints: Of weights in checkpoints.
+        params: Dtype of the model's parameters.
+        compute: Dtype of matrix products.
+        checkpoints: Dtype of weights in checkpoints.
         note: One line on what differs from what the configuration says; empty = nothing.
     """
 
@@ -60,7 +60,7 @@ class Precision:
 
 
 def check(dtype: str, train: CommonTrainConfig) -> None:
-    """Passes when the fields on dtypes go together.
+    """Checks that the fields on dtypes go together.
 
     Args:
         dtype: ``model.dtype``.

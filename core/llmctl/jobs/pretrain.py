@@ -190,7 +190,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _corpora(config: PretrainConfig, vocab: int) -> None:
-    """Passes when all corpora can be read, have documents for each split that is used, and no id exceeds the vocabulary."""
+    """Checks that all corpora can be read, have documents for each split that is used, and no id exceeds the vocabulary."""
     from llmctl.data.corpus import blend, sample_index
     from llmctl.data.corpus.samples import id_out_of_range, open_token_corpus
 

@@ -1,4 +1,4 @@
-"""The commands that train, and where their parts are. A part is imported when it is used: only training needs paddle."""
+"""The training commands: import paths of their configurations, checks and methods, imported on use; only methods need paddle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Command(NamedTuple):
-    """The parts of a command, each as ``module:name``.
+    """A training command; each value is ``module:name``.
 
     Attributes:
         config: The class of its configuration.

@@ -15,7 +15,7 @@ from llmctl.report.curve import ticks
 from llmctl.report.folder import Points
 
 MAX_POINTS = 240
-"""Most points of a drawn line; longer series are binned."""
+"""Maximum number of points of a drawn line; longer series are binned."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 34
 
 

@@ -45,7 +45,7 @@ def drop_output() -> None:
 
 
 def flush(code: int) -> int:
-    """Writes what is left; the exit code, another one if it cannot be written."""
+    """Writes what is buffered; returns the exit code, another one if writing fails."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

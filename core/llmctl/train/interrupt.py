@@ -66,7 +66,8 @@ def ends_later() -> Iterator[Callable[[], int]]:
 def _handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
     """Installs a handler and puts back those that were there. Outside the main thread nothing is changed.
 
-    Signals stay ignored that were, as by ``nohup``. A handler that was not installed from Python cannot be put back and stays.
+    Signals that were ignored before, as under ``nohup``, stay ignored. Handlers not installed from Python are left in place,
+    since they could not be put back.
     """
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

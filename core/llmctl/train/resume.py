@@ -72,7 +72,7 @@ def template_time(info: Mapping[str, Any]) -> datetime | None:
 
 
 def check_unchanged(job: CheckedJob[Any], info: Mapping[str, Any], start: Path) -> None:
-    """Passes when configuration and model are those that the run began with, except for ``MAY_CHANGE_ON_RESUME``.
+    """Checks that configuration and model are those that the run began with, except for ``MAY_CHANGE_ON_RESUME``.
 
     Args:
         job: The run now.

@@ -58,7 +58,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{path}: the header is not valid: {error}") from None
     header.pop("__metadata__", None)
     entries = {name: _parse(path, name, entry) for name, entry in header.items()}
-    return _place(path, entries, 8 + length, size)
+    return _tensor_infos(path, entries, 8 + length, size)
 
 
 @dataclass(frozen=True)
@@ -138,19 +138,19 @@ def _parse(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int
     return _CODES[code], tuple(shape), begin, end
 
 
-def _place(
+def _tensor_infos(
     path: Path, entries: Mapping[str, tuple[str, tuple[int, ...], int, int]], base: int, size: int
 ) -> dict[str, TensorInfo]:
-    placed, expected = {}, 0
+    infos, expected = {}, 0
     for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != expected:
             fault = "overlaps the tensor before it" if begin < expected else "leaves a gap before it"
             raise CheckpointError(f"{path}: {name} begins at byte {begin} of the data and {fault}, at {expected}")
-        placed[name] = TensorInfo(shape, dtype, path, base + begin)
+        infos[name] = TensorInfo(shape, dtype, path, base + begin)
         expected = end
     if base + expected > size:
         missing = base + expected - size
         raise CheckpointError(f"{path} is truncated: its header describes {missing} bytes more than the file has")
     if base + expected < size:
         raise CheckpointError(f"{path} has {size - base - expected} bytes after its last tensor; it is damaged")
-    return placed
+    return infos

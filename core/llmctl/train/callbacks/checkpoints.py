@@ -50,7 +50,7 @@ class CheckpointSaver(Callback):
         folder: The output folder.
         save_model: Writes the model's files into a given folder.
         optimizer: Its state is saved with the model.
-        fingerprint: Of the task, so that a run is not resumed on other data.
+        fingerprint: Hash of the task's data, so that a run is not resumed on other data.
         metric: Chooses the best checkpoint.
         limit: Number of checkpoints kept besides the best; 0 = all.
         staging: A folder in memory: checkpoints are written there and moved to disk in the background. None = training

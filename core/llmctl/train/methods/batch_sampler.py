@@ -23,7 +23,7 @@ class BatchSampler:
         identity: Integers that identify the content of a row.
         batch_size: Rows of a forward pass.
         grad_accumulation: Forward passes of a step.
-        seed: Of the shuffling.
+        seed: Seed of the shuffling.
         shuffle: Whether each epoch is shuffled.
     """
 

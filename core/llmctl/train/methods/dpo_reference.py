@@ -30,7 +30,7 @@ class ReferenceModel:
     """A frozen model that computes the log-probabilities of every batch.
 
     Args:
-        opened: Opens a context with the model.
+        opened: Returns a context manager that yields the model.
     """
 
     def __init__(self, opened: Callable[[], AbstractContextManager[Any]]) -> None:

@@ -23,7 +23,7 @@ class ExamplesTask:
         batch_size: Rows of a forward pass.
         grad_accumulation: Forward passes of a step.
         eval_batch_size: Rows of a forward pass in an evaluation.
-        seed: Of the shuffling.
+        seed: Seed of the shuffling.
         shuffle: Whether each epoch is shuffled.
     """
 

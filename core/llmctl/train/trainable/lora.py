@@ -149,7 +149,7 @@ def load(job: CheckedJob[Any], start: Path | None) -> Trainable:
 
 
 def _check_magnitudes(layers: Mapping[str, Any]) -> None:
-    """Passes when DoRA can learn the magnitudes of all columns: a column of zeros has no direction to scale.
+    """Checks that DoRA can learn the magnitudes of all columns: a column of zeros has no direction to scale.
 
     Raises:
         ConfigError: Names the layers that have such columns.
