@@ -18,18 +18,23 @@ decoder_start_token_id task_specific_params finetuning_task problem_type id2labe
 output_attentions output_hidden_states torchscript use_bfloat16 tf_legacy_loss pretraining_tp gradient_checkpointing
 attn_implementation use_flash_attn paddlenlp_version bf16 fp16 fp32
 """
+"""Metadata, token ids and output formats: ``PretrainedConfig`` of transformers, 4 and 5 (configuration_utils.py), and the
+switches of authors' code on the hub (configuration_*.py)."""
+
 _GENERATION = """
 max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature
 top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
 num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id suppress_tokens
 begin_suppress_tokens remove_invalid_values exponential_decay_length_penalty prefix cache_implementation
 """
+"""Generation defaults, which transformers before 4.41 kept in config.json (``PretrainedConfig._get_global_generation_defaults``)."""
+
 _ATTENTION = """
 use_flash_attention use_flash_attention_2 use_flash_attn_2 flash_attn flash_attention use_sdpa use_xformers
 use_memory_efficient_attention attn_impl fuse_attention_qkv fuse_attention_ffn use_fused_rms_norm use_fused_rope
 use_flash_attention_for_inference recompute_granularity
 """
-"""Which kernel computes attention: of transformers, remote code and PaddleNLP."""
+"""Which kernel computes attention: of transformers (modeling_utils.py), authors' code and PaddleNLP (``LlmMetaConfig``)."""
 
 _PUBLISHED = """
 model_max_length tokenizer_model_max_length tokenizer_padding_side padding_side bos_token eos_token pad_token unk_token
@@ -53,7 +58,7 @@ PADDLENLP = frozenset(_PADDLENLP.split())
 """Keys without effect where the file has ``paddlenlp_version``."""
 
 INERT = frozenset(f"{_BOOK_KEEPING} {_GENERATION} {_ATTENTION} {_PUBLISHED}".split())
-"""Metadata, token ids, switches of other software, generation defaults."""
+"""Keys without effect in every file."""
 
 NEUTRAL: Mapping[str, Any] = {
     "is_decoder": False,
@@ -64,8 +69,13 @@ NEUTRAL: Mapping[str, Any] = {
     "pruned_heads": {},
     "tie_word_embeddings": False,
     "rope_interleaved": False,
+    "partial_rotary_factor": 1.0,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
 }
-"""Keys without effect as long as they have this value."""
+"""Keys without effect as long as they have this value: defaults of ``PretrainedConfig``, of ``rope_parameters`` in transformers
+5, of SmolLM (rope_interleaved), and factors of 1 in models that were converted (Granite's)."""
 
 OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 """Values that switch nothing on."""

@@ -473,14 +473,14 @@ def test_a_key_that_no_setting_reads_is_named_and_a_null_one_is_not():
     assert card.dims_from_config(known) == card.dims_of("llama2-7b")
     # Published models: SmolLM2, gpt2-xl, Vicuna, Unsloth, the web's; and names that begin with an underscore.
     published = {"is_llama_config": True, "rope_interleaved": False, "model_max_length": 9, "max_sequence_length": 2048,
-                 "unsloth_version": "2025.1", "transformers.js_config": {"dtype": "q4"}, "_anything": 3}  # fmt: skip
+                 "partial_rotary_factor": 1.0, "logits_scaling": 1, "unsloth_version": "2025.1", "transformers.js_config": {"dtype": "q4"}, "_anything": 3}  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert card.dims_from_config({**config, **published}) == card.dims_of("llama2-7b")
     with pytest.warns(UserWarning, match="attn_window=0, odd={}: llama has no such setting, and it is off"):
         card.dims_from_config({**config, "attn_window": 0, "odd": {}})
     for key, value in (("quantization_config", {"bits": 4}), ("is_encoder_decoder", True), ("attn_window", 64),
-                       ("rope_interleaved", True)):  # fmt: skip
+                       ("rope_interleaved", True), ("partial_rotary_factor", 0.5), ("logits_scaling", 8.0)):  # fmt: skip
         with pytest.raises(ConfigError, match=f"llama does not know {key}="):
             card.dims_from_config({**config, key: value})
 
