@@ -113,3 +113,27 @@ def test_compiled_operators_are_imported_in_four_modules_and_import_nothing_of_c
     assert not [file for file, names in imported(CORE.parent / "plugins").items()
                 if "llmctl_ops" in names and "/tests/" not in file]  # fmt: skip
     assert not [file for file, names in imported(CORE.parent / "ops" / "llmctl_ops").items() if "llmctl" in names]
+
+
+DESIGN = (CORE.parent / "docs" / "design.md").read_text(encoding="utf-8")
+BASES = ("", "core/llmctl", "core/llmctl/infer", "ops", "plugins/*/llmctl_*")
+OF_A_RUN = {"model/"}
+"""Folders in the output of a run, which the architecture page names too."""
+
+
+@pytest.mark.parametrize("paragraph", [text for text in DESIGN.split("\n\n") if "`" in text])
+def test_every_file_and_folder_on_the_architecture_page_exists(paragraph):
+    root = CORE.parent
+    named = [
+        name.replace("<family>", "*")
+        for name in re.findall(r"`([\w<>./-]+(?:/|\.py|\.h|\.md))`", paragraph)
+        if name not in OF_A_RUN
+    ]
+    # A name may be relative to a folder that the paragraph names before.
+    bases, absent = [*BASES], []
+    for name in named:
+        found = [path for base in bases for path in root.glob(f"{base}/{name}".strip("/"))]
+        if not found:
+            absent.append(name)
+        bases += {str(folder.relative_to(root)) for path in found for folder in (path, path.parent) if folder.is_dir()}
+    assert not absent, absent
