@@ -35,10 +35,10 @@ class ModelConfig:
     dtype: str = model_dtype()
     ignore_config_keys: list[str] = ignored_config_keys()
     add_tokens: list[str] = option(
-        [], "Tokens to add to vocabulary, embedding and output head; their rows begin as the mean of the others."
+        [], "Tokens to add to vocabulary, embedding and output head; new rows are initialized to the mean."
     )
     add_special_tokens: list[str] = option(
-        [], "As `add_tokens`, for tokens that answers do not show and that text in the data does not give."
+        [], "As `add_tokens`, for special tokens: left out of answers, and not produced by text in the data."
     )
 
 

@@ -34,7 +34,7 @@ def option(
     Args:
         default: Default value.
         doc: Help text, one line.
-        choices: Allowed values; of a list, of each of its items. Empty = all.
+        choices: Allowed values, for a list those of its items; empty = all.
         minimum: Smallest allowed number.
         maximum: Largest allowed number.
         above: The number must be greater than this.
