@@ -115,7 +115,7 @@ def pack(documents: Sequence[Packable], capacity: int, how: str) -> list[PackedR
 
 
 def join(documents: Sequence[Packable]) -> PackedRow:
-    """Concatenates documents to a row."""
+    """Concatenates documents into a row."""
     ids: list[int] = []
     labels: list[int] = []
     positions: list[int] = []

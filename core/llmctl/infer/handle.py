@@ -175,7 +175,7 @@ class FusedHandle(EngineHandle):
     Attributes:
         source: The model.
         named: The adapters by name.
-        max_stable_length: Longest sequence that the model's RoPE frequencies hold for; None = any.
+        max_stable_length: Longest sequence for which the model's RoPE frequencies are valid; None = any.
     """
 
     engine: ClassVar[str] = "fused"

@@ -17,9 +17,9 @@ class Generation:
         ids: Its tokens, without the end token.
         finish_reason: ``end``, ``length``, ``stop``, ``scored``, ``cancelled`` or ``error``.
         error: What went wrong.
-        logprobs: For each token, if the options ask for them.
+        logprobs: Log-probabilities of each token, if the options ask for them.
         score: Score of a beam: the sum of its tokens' log-probabilities, with the length penalty.
-        others: Of beam search: the next best answers.
+        others: The next best answers of beam search.
         cause: The exception that an error comes from: a callback's, or why the request was refused.
     """
 

@@ -73,7 +73,7 @@ class KVCache:
         allocated = 0 if buffer is None else buffer.shape[1]
         if end <= allocated:
             return buffer
-        batch, _, heads, width = new_BTKH.shape
+        batch, _, kv_heads, head_dim = new_BTKH.shape
         more = min(self.max_length, max(end, 2 * allocated, FIRST)) - allocated
-        room = paddle.zeros([batch, more, heads, width], dtype=new_BTKH.dtype)
+        room = paddle.zeros([batch, more, kv_heads, head_dim], dtype=new_BTKH.dtype)
         return room if buffer is None else paddle.concat([buffer, room], axis=1)

@@ -32,8 +32,8 @@ class Prefix(paddle.nn.Layer):
 
     def __init__(self, shape: tuple[int, int, int, int, int], dtype: str, projection: int = 0) -> None:
         super().__init__()
-        self.layers, _, self.length, heads, width = shape
-        self._layer_shape = [2, self.length, heads, width]
+        self.layers, _, self.length, kv_heads, head_dim = shape
+        self._layer_shape, width = [2, self.length, kv_heads, head_dim], kv_heads * head_dim
         self._projection = projection
 
         def add(name: str, size: list[int], bound: float) -> None:
@@ -41,13 +41,13 @@ class Prefix(paddle.nn.Layer):
             self.add_parameter(name, self.create_parameter(size, dtype=dtype, default_initializer=init))
 
         if projection:
-            add("embedding", [self.length, heads * width], 0.0)
-            add("hidden_weight", [heads * width, projection], (heads * width) ** -0.5)
-            add("hidden_bias", [projection], (heads * width) ** -0.5)
+            add("embedding", [self.length, width], 0.0)
+            add("hidden_weight", [width, projection], width**-0.5)
+            add("hidden_bias", [projection], width**-0.5)
         for layer in range(self.layers):
             if projection:
-                add(f"out_weight_{layer}", [projection, 2 * heads * width], projection**-0.5)
-                add(f"out_bias_{layer}", [2 * heads * width], projection**-0.5)
+                add(f"out_weight_{layer}", [projection, 2 * width], projection**-0.5)
+                add(f"out_bias_{layer}", [2 * width], projection**-0.5)
             else:
                 add(f"pair_{layer}", self._layer_shape, 0.0)
 

@@ -56,8 +56,8 @@ class Loop:
         schedule: Step -> learning rate.
         settings: How many steps, and how often to evaluate and save.
         callbacks: Called in order at each event.
-        evaluating: A context in which the model is evaluated.
-        autocast: A context in which losses and evaluations are computed.
+        evaluating: Returns a context manager for evaluations, such as EMA weights.
+        autocast: Returns a context manager for losses and evaluations.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Loop:
         self.evaluating, self.autocast = evaluating, autocast
 
     def run(self, done: int = 0) -> int:
-        """All steps after the first ``done``, or until a callback asks to stop; returns the number of the last step.
+        """Runs the steps after step ``done``, until ``max_steps`` or a callback's ``stop``; returns the number of the last step.
 
         Raises:
             NonFiniteError: A loss or gradient is not finite.
-            Interrupted: A signal such as Ctrl-C in the main thread, after its step is saved; a second one at once.
+            Interrupted: A signal such as Ctrl-C in the main thread, once the current step is saved; a second signal raises at once.
         """
         with ends_later() as signal:
             try:
@@ -141,7 +141,7 @@ class Loop:
         return self._metrics(step, start, batches, loss, lr, norm, means)
 
     def _may_skip(self) -> bool:
-        """Whether the gradients may have overflowed because of the loss scale, which is lowered."""
+        """Whether the gradients may have overflowed because of the loss scale; if so, lowers the scale."""
         scaler = self.optimizer.scaler
         return scaler is not None and scaler.overflowed()
 
@@ -169,7 +169,7 @@ class Loop:
         )
 
     def _backward(self, batches: Sequence[Batch]) -> tuple[float, int, dict[str, float]]:
-        """Gradients of the sum of all losses; that sum, the number of items, and the further sums."""
+        """Computes the gradients of the sum of all losses; returns that sum, the number of items, and the other sums."""
         losses = []
         for batch in batches:
             with self.autocast():

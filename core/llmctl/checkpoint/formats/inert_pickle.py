@@ -304,8 +304,8 @@ def load(
     Args:
         stream: The stream, at the start of the pickle; left at its end.
         path: The file, for messages.
-        globals_: By "module.name", what stands for a global: a value, or a reader of the arguments it is called with.
-        persistent: Reads a persistent id; None = there must be none.
+        globals_: ``module.name`` -> replacement of a global: a value, or a function of the arguments.
+        persistent: Function of a persistent id; None = not allowed.
 
     Raises:
         CheckpointError: The pickle is damaged, exceeds a limit, or names a global that is not allowed.

@@ -34,7 +34,7 @@ def parse(items: Sequence[str]) -> Blend:
     """Parses a blend.
 
     Args:
-        items: Prefixes, folders, or ``weight prefix`` pairs, in one string or several. A folder stands for all corpora in
+        items: Prefixes, folders, or ``weight prefix`` pairs, in one string or several. A folder means all corpora in
             it, which share its weight. Without weights, every corpus has weight 1; a corpus of weight 0 is left out.
 
     Raises:

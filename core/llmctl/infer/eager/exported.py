@@ -31,11 +31,11 @@ class Exported:
         vocab: Number of logits.
         max_positions: Maximum number of tokens of prompt and answer; 0 = no limit.
         virtual_tokens: Positions before every sequence, whose keys and values are in ``prefix.npy``.
-        rows: Names of the model's own rows, one value per sequence.
-        heads: Key-value heads and head_dim of each layer.
-        dtype: Of keys and values.
+        rows: Names of the tensors that the model keeps per sequence (``KVCache.rows``).
+        heads: (key-value heads, head_dim) of each layer.
+        dtype: Data type of keys and values.
         wording: What the tokenizer and its chat template need to know of the family.
-        difference: Largest difference of its logits from the layer's, when it was exported.
+        difference: Largest difference of its logits from the model's, when it was exported.
         versions: Versions of llmctl, of the plugin and of paddle.
         files: Bytes and SHA-256 of the other files of the program.
     """

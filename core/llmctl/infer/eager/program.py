@@ -49,10 +49,10 @@ class StaticModel:
     def first(self, batch: int) -> list[Any]:
         """Rows, keys and values of a batch that has computed nothing but virtual tokens."""
         state = [paddle.to_tensor(rows) for rows in trace.first_rows(self.signature, batch)]
-        for layer, (heads, width) in enumerate(self.signature.heads):
+        for layer, (kv_heads, head_dim) in enumerate(self.signature.heads):
             for part in range(2):
                 if self.prefix is None:
-                    state.append(paddle.zeros([batch, 0, heads, width], self.signature.dtype))
+                    state.append(paddle.zeros([batch, 0, kv_heads, head_dim], self.signature.dtype))
                 else:
                     past = paddle.to_tensor(self.prefix[layer, part]).astype(self.signature.dtype)
                     state.append(past.unsqueeze(0).expand([batch, *past.shape]))

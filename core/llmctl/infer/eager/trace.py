@@ -32,9 +32,9 @@ class Signature:
     """Inputs of a program besides ids, mask and the number of logits.
 
     Attributes:
-        rows: Names of the model's own rows.
+        rows: Names of the tensors that the model keeps per sequence (``KVCache.rows``).
         heads: Key-value heads and their width, of each layer.
-        dtype: Of keys and values.
+        dtype: Data type of keys and values.
     """
 
     rows: tuple[str, ...]
@@ -77,8 +77,10 @@ class StepLayer(paddle.nn.Layer):
         """Types and shapes of the inputs; open sizes are set by each run."""
         spec, found = paddle.static.InputSpec, self.signature
         state = [spec([OPEN, 1], "int64", f"row_{name}") for name in found.rows]
-        for index, (heads, width) in enumerate(found.heads):
-            state += [spec([OPEN, OPEN, heads, width], found.dtype, f"{kind}_{index}") for kind in ("key", "value")]
+        for index, (kv_heads, head_dim) in enumerate(found.heads):
+            state += [
+                spec([OPEN, OPEN, kv_heads, head_dim], found.dtype, f"{kind}_{index}") for kind in ("key", "value")
+            ]
         first = [spec([OPEN, OPEN], "int64", "ids"), spec([OPEN, OPEN], "int64", "mask"), spec([1], "int32", "wanted")]
         return [*first, state]
 

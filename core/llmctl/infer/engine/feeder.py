@@ -20,7 +20,7 @@ class SequenceFeeder:
     Args:
         executor: As ``executors.base.Executor``; its cache is allocated again.
         spec: Its model.
-        adapters: Of each sequence; -1 = none.
+        adapters: Index of each sequence's adapter; -1 = none.
         longest: Maximum number of tokens of a sequence.
         prefix: Virtual tokens [layers, 2, P, K, H] before every sequence; None = no prefix.
     """

@@ -19,8 +19,8 @@ MAX_DRAFT = 64
 class ScoringState:
     """Log-probabilities of a prompt's tokens from ``score_from`` on.
 
-    At first the sequence is only the tokens before: blocks that hold the others already are not taken from the cache, since
-    their logits would be missing.
+    The sequence starts with the tokens before ``score_from`` only, so that the prefix cache cannot supply the scored tokens,
+    whose logits are needed.
 
     Args:
         number: Id of the request.
@@ -45,7 +45,7 @@ class ScoringState:
         return self._ids[start : min(start + min(count, MAX_DRAFT), len(self._ids) - 1)]
 
     def sampler_inputs(self, chunk: ScheduledChunk) -> list[SamplerInput]:
-        """The likeliest token after each, only to know that the logits are finite."""
+        """Greedy inputs; the sampler's only use here is its check that the logits are finite."""
         return [SamplerInput()] * (1 + len(chunk.draft))
 
     def process_output(self, chunk: ScheduledChunk, output: ChunkOutput) -> list[Event]:

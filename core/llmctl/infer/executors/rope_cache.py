@@ -13,7 +13,7 @@ import numpy as np
 from llmctl.card.decoder_spec import DecoderSpec
 
 MIN_ROWS = 256
-"""Positions that the tables hold at least."""
+"""Minimum number of rows of the tables."""
 
 
 class RopeCache:
@@ -41,7 +41,7 @@ class RopeCache:
         """Grows the tables so that a position below ``limit`` has its row.
 
         Raises:
-            ValueError: The frequencies do not hold for the position.
+            ValueError: The frequencies are not valid for the position (RoPE scaling by length).
         """
         if self._rope is None or position < self._rows:
             return

@@ -44,8 +44,8 @@ class TextOutput:
         finish_reason: Why it ended: ``end`` (the model's end token), ``length`` (of ``max_new_tokens``), ``stop`` (a stop string),
             ``cancelled`` or ``error``.
         prompt_token_ids: Tokens of the prompt.
-        logprobs: For each token, where the request asks for them.
-        others: Of beam search: the next best texts.
+        logprobs: Log-probabilities of each token, if the request asks for them.
+        others: The next best texts of beam search.
         error: What went wrong.
         cause: The exception that an error comes from.
     """

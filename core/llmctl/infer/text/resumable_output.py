@@ -1,7 +1,7 @@
 """Answers to a file that survive an interruption: the same command continues after the last answer that was written.
 
 Until all answers are there they are in ``.NAME.answers`` next to the output NAME: a line on the input and the options, then a
-line for each answer as it ends. Whatever ends the process, all lines but the last are whole.
+line for each answer as it ends. However the process ends, all lines but the last are complete.
 """
 
 from __future__ import annotations

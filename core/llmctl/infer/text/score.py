@@ -16,8 +16,8 @@ class TextScore:
 
     Attributes:
         token_ids: Its tokens, with those that the tokenizer puts before a text.
-        logprobs: Of each token given those before it; None for tokens that have none: the first, or a prompt that the model reads
-            in both directions.
+        logprobs: Log-probability of each token given those before it; None for the first token, and for a prompt that the model
+            reads in both directions.
     """
 
     token_ids: list[int]

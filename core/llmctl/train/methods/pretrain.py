@@ -1,4 +1,4 @@
-"""Pretraining on samples of corpora, of a checkpoint or of a new model with random weights."""
+"""Pretraining on samples of corpora, from a checkpoint or from random weights."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def prepare(job: PretrainJob, console: Console = STDOUT) -> PretrainData:
         DataError: A split has no documents, or waiting for another process that builds an index timed out.
     """
     data, train = job.config.data, job.config.train
-    setting, counts = SampleSpec.of(data), job.config.samples()
-    opened = {name: open_split(setting, name, count, job.model.dims.vocab) for name, count in counts.items() if count}
+    spec, counts = SampleSpec.of(data), job.config.samples()
+    opened = {name: open_split(spec, name, count, job.model.dims.vocab) for name, count in counts.items() if count}
     for name, samples in opened.items():
         console.print(f"{name}: {len(samples):,} samples of {data.seq_length} tokens")
     tokens = sum(share.tokens_per_epoch for share in opened["train"].shares)

@@ -22,7 +22,7 @@ WEIGHT, SCALE = "weight", "loss_scale"
 
 
 class AdamW:
-    """Updates the trainable ones of the parameters.
+    """Updates the trainable parameters.
 
     Args:
         parameters: Name -> parameter, e.g. from ``model.named_parameters()``.
