@@ -83,7 +83,7 @@ class LazyGroup(click.Group):
 def _added() -> dict[str, metadata.EntryPoint]:
     """Commands of other distributions; core's own names are not taken over."""
     with warnings.catch_warnings():
-        # Damaged metadata is told of where families are listed; a list of commands works without it.
+        # Damaged metadata is reported where families are listed; a list of commands works without it.
         warnings.simplefilter("ignore")
         return {
             entry.point.name: entry.point

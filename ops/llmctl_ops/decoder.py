@@ -70,7 +70,7 @@ class Decoder:
 
         Raises:
             ValueError: Fewer than one block.
-            MemoryError: No memory for so many.
+            MemoryError: No memory for this many.
         """
         if blocks < 1:
             raise ValueError(f"blocks={blocks} must be at least 1")

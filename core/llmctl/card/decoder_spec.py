@@ -1,6 +1,6 @@
 """A decoder as data: what the fused engine computes for a model, and from which tensors.
 
-A card's slots say where its tensors go; the other fields say what slots cannot: RoPE, ALiBi, the residual. Returned by the
+A card's slots name its tensors; the other fields describe the rest: RoPE, ALiBi, the residual. Returned by the
 hook ``fused_graph``, packed by ``infer/packed/pack.py``, computed by ``infer/executors``. No paddle or numpy here.
 """
 
@@ -19,7 +19,7 @@ class Rope:
         pairs: Which elements form a pair: ``neox`` pairs i with i + rotary_dim/2; ``interleaved`` (GPT-J) pairs 2i with
             2i + 1; ``2d`` rotates each half of rotary_dim as ``neox``, the second half by a position of its own.
         frequencies: Radians per position of each pair: rotary_dim/2 values, for ``2d`` rotary_dim/4.
-        max_stable_length: Longest sequence for which these frequencies hold; None = any.
+        max_stable_length: Longest sequence for which these frequencies are valid; None = any.
         log_base: Queries at position p, counted from 1, beyond this one are multiplied by log(p) / log(log_base); None = no
             scaling.
         attention_factor: Factor of cosines and sines (YaRN, LongRoPE).
@@ -65,7 +65,7 @@ class DecoderSpec:
         hidden: Hidden size.
         heads: Query heads.
         kv_heads: Key-value heads.
-        head_dim: Width of a head.
+        head_dim: Elements of a head.
         ffn: Intermediate size of the feed-forward layer, of one expert.
         vocab: Rows of the embedding.
         embed: Width of token embeddings; differs from ``hidden`` where they are projected.

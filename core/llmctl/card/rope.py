@@ -18,7 +18,7 @@ class RopeParams:
     """What the frequencies depend on.
 
     Attributes:
-        head_dim: Rotated width of a head.
+        head_dim: Elements of a head that are rotated.
         theta: Base of the frequencies.
         max_positions: ``max_position_embeddings``, in most checkpoints the trained length.
         length: Length of the sequences at hand; 0 = the trained length.
@@ -112,7 +112,7 @@ def yarn(params: RopeParams, scaling: Mapping[str, Any]) -> list[float]:
     trained, factor = trained_length(params, scaling), extension(params, scaling)
 
     def pair_of(rotations: float) -> float:
-        """The pair that makes so many rotations within the trained length."""
+        """The pair that makes this many rotations within the trained length."""
         return params.head_dim * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(params.theta))
 
     low, high = pair_of(scaling.get("beta_fast") or 32), pair_of(scaling.get("beta_slow") or 1)

@@ -5,7 +5,7 @@
 ``slices`` splits fused tensors, ``shards`` and ``merge_ranks`` handle tensor-parallel ranks.
 
 Weights are stored in the layout of Hugging Face (``hf``, linears [out, in]) or of paddle (``native``, linears [in, out]),
-which are told apart by tensor names. Opening a folder reads headers only; all names and shapes are checked against the card
+which are distinguished by tensor names. Opening a folder reads headers only; all names and shapes are checked against the card
 before any tensor is loaded, and tensors are streamed one by one. Which tensor of a file becomes which tensor of the model
 is data: the weight mappings of ``llmctl.card.weight_map``. Names below are resolved on first use, so that reading a
 config.json imports no numpy.

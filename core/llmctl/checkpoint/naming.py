@@ -1,4 +1,4 @@
-"""Layouts of weight folders, told apart by tensor names, and the weight mappings that read them.
+"""Layouts of weight folders, distinguished by tensor names, and the weight mappings that read them.
 
 ``hf``: names of Hugging Face, linears [out, in]. ``native``: names of the card, linears [in, out] as in paddle.
 ``paddlenlp``: names and fused tensors of PaddleNLP, linears [in, out]; can be read, not written, and counts as ``native``

@@ -2,5 +2,5 @@
 turns prompts into text.
 
 Engines are ``engine`` (continuous batching) over ``executors`` and ``packed`` weights, and ``eager`` (the training layers, and
-exported programs). Options are checked without numpy or paddle, so that a mistake is known at once.
+exported programs). Options are checked without numpy or paddle, so that mistakes are reported at once.
 """

@@ -144,7 +144,7 @@ class StaticHandle(EngineHandle):
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicHandle(EngineHandle):
-    """The family's layer.
+    """The family's paddle model.
 
     Attributes:
         source: The model.

@@ -25,10 +25,10 @@ Folder = str | Path
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How a model is run. None stands for the default, so that an option without effect can be refused.
+    """How a model is run. None means the default, so that an option without effect can be refused.
 
     Attributes:
-        engine: ``fused`` (packed weights, paged KV cache), ``dynamic`` (the family's layer), ``static`` (an exported program), or
+        engine: ``fused`` (packed weights, paged KV cache), ``dynamic`` (the family's paddle model), ``static`` (an exported program), or
             ``auto``: what the folder was exported for, else the fused engine if it can run the model, else the layer.
         weights: Type of the packed weights, one of ``WEIGHTS``; None = as exactly as the checkpoint has them.
         group: Inputs that share a scale in int8 and int4 weights: a multiple of 32, or 0 for one scale per output.

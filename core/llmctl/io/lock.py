@@ -1,7 +1,7 @@
 """One process at a time: a lock file says which process holds a folder or file.
 
 The lock is ``flock``, which the OS releases when the process ends in any way; the content of the file is for messages. Where
-a file system has no ``flock``, as some network file systems, whoever creates the file holds the lock, and after a crash the
+a file system has no ``flock``, as some network file systems, the process that creates the file holds the lock, and after a crash the
 file has to be deleted by hand.
 """
 

@@ -1,7 +1,7 @@
 """The dtypes of a run: of parameters, computation and checkpoints. No paddle here.
 
-Half types are computed in only on GPUs, always with FP32 master weights, which are part of the optimizer state. On a CPU a
-half type is that of checkpoints only, and the run says so.
+Only GPUs compute in half types, always with FP32 master weights, which are part of the optimizer state. On a CPU a
+half type applies to checkpoints only, and the run prints this.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def of(dtype: str, train: CommonTrainConfig) -> Precision:
         train: The section ``train``.
 
     Raises:
-        ConfigError: Mixed precision is asked for where there is no GPU.
+        ConfigError: The configuration has mixed precision, and there is no GPU.
     """
     amp = train.amp
     if amp == "off" and dtype not in HALF:

@@ -123,7 +123,7 @@ class Attention(paddle.nn.Layer):
         hidden: Hidden size.
         heads: Query heads.
         kv_heads: Key-value heads; a divisor of ``heads``.
-        head_dim: Width of a head.
+        head_dim: Elements of a head.
         bias: Whether the projections of queries, keys and values have biases.
         std: Standard deviation of the initial weights.
         out_bias: Whether the output projection has a bias; None = as the others.

@@ -25,7 +25,7 @@ class Rotary:
     """Position ids to cosines and sines. It holds no tensors, so nothing enters a state dict.
 
     Args:
-        head_dim: Rotated width of a head; even.
+        head_dim: Elements of a head that are rotated; even.
         theta: Base of the frequencies.
         scaling: HF's ``rope_scaling``; None = unscaled.
         max_positions: ``max_position_embeddings``: trained context length, in tokens, unless ``scaling`` has it.

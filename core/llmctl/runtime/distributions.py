@@ -1,4 +1,4 @@
-"""Entry points of the distributions on the path, read one distribution at a time: damaged metadata harms no other.
+"""Entry points of the distributions on the path, read one distribution at a time: damaged metadata does not affect others.
 
 ``importlib.metadata.entry_points`` raises for all of them where one has a file that cannot be read.
 """
@@ -20,7 +20,7 @@ class Entry(NamedTuple):
 
 
 def entry_points() -> Iterator[Entry]:
-    """All entry points; a distribution whose metadata is damaged is named in a warning and passed over."""
+    """All entry points; a distribution whose metadata is damaged is named in a warning and skipped."""
     for distribution in metadata.distributions():
         try:
             points = [point for point in distribution.entry_points if point.group.startswith("llmctl.")]
@@ -29,7 +29,7 @@ def entry_points() -> Iterator[Entry]:
         except Exception as error:  # whatever a damaged file makes the library raise
             where = getattr(distribution, "_path", "a distribution")
             warnings.warn(
-                f"the metadata of {where} is damaged and is passed over ({type(error).__name__}); reinstall or remove it",
+                f"the metadata of {where} is damaged and is skipped ({type(error).__name__}); reinstall or remove it",
                 UserWarning,
                 stacklevel=2,
             )

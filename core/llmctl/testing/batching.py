@@ -1,6 +1,6 @@
 """Continuous batching: what every family must satisfy; ``FamilyConformance`` inherits it.
 
-Concurrent requests, in a cache that is too small for all of them, get the tokens that the family's layer generates for each
+Concurrent requests, in a cache that is too small for all of them, get the tokens that the family's model generates for each
 of them alone.
 """
 

@@ -1,6 +1,6 @@
 """The fused engine: what every family must satisfy; ``FamilyConformance`` inherits it.
 
-The family's layer in float64 is the reference; every executor must compute the same from packed weights. ``twin`` is plain
+The family's model in float64 is the reference; every executor must compute the same from packed weights. ``twin`` is plain
 numpy, which separates faults of packing from faults of an executor.
 """
 

@@ -25,10 +25,11 @@ from llmctl.testing.case import Case
 LENGTHS = (12, 8, 5)
 """Tokens of the batch's rows, without padding."""
 SINGLE, NEW = 10, 8
+"""Tokens of the single prompt, and of its continuation."""
 FIRST = 5
 """Smaller token ids are special in some family."""
 MARGIN, ROUTER_MARGIN, DISTINCT = 0.01, 1e-3, 3
-"""Smallest margins of a greedy token and of a selected expert over the next best; distinct tokens in a continuation."""
+"""Minimum lead of a greedy token, and of a selected expert, over the next best; minimum of distinct tokens in a continuation."""
 SEEDS = 400
 STD = 0.3
 
@@ -67,7 +68,7 @@ def original(case: Case, code: Path | None) -> tuple[Any, str]:
     if not case.file:
         return getattr(importlib.import_module("transformers"), case.model), f"transformers {case.model}"
     if code is None or not (code / case.file).is_file():
-        sys.exit(f"{case.name}: --code must name a folder with {case.file} and the configuration_*.py beside it")
+        sys.exit(f"{case.name}: --code must name a folder with {case.file} and the its configuration_*.py")
     for name in case.unused:
         add_empty_module(name)
     package = types.ModuleType("original")

@@ -112,7 +112,7 @@ class Tokenizer(ABC):
         return [*special.prefix, *ids, *special.bridge, *special.suffix] if add_special else ids
 
     encodes_whole = False
-    """Whether a rendered text is encoded in one go; otherwise each of its pieces is encoded apart."""
+    """Whether a rendered text is encoded in one go; otherwise each of its pieces is encoded separately."""
 
     def encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> list[list[int]]:
         """Ids of a rendered text that is given in pieces, each piece's ids in a list of its own.
@@ -293,7 +293,7 @@ class ChatTemplate(ABC):
             alike = whole.startswith(through) and through.startswith(before)
             if not alike and not spans:
                 raise TokenizerError(
-                    "the chat template rewrites earlier text when an answer is added, so answers cannot be told from "
+                    "the chat template rewrites earlier text when an answer is added, so answers cannot be distinguished from "
                     f"prompts: {before[-60:]!r} became {whole[: len(before)][-60:]!r}"
                 )
             if not alike:

@@ -97,7 +97,7 @@ def _merges(ranks: dict[bytes, int], names: dict[bytes, str]) -> list[tuple[str,
 
 
 def _characters() -> list[str]:
-    """The character that stands for each byte in ByteLevel's vocabularies: itself where it can be seen, else 256 on."""
+    """The character that represents each byte in ByteLevel's vocabularies: itself where it can be seen, else 256 on."""
     seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
     unseen = (byte for byte in range(256) if byte not in seen)
     shown = {**{byte: chr(byte) for byte in seen}, **{byte: chr(256 + i) for i, byte in enumerate(unseen)}}

@@ -24,7 +24,7 @@ def compile_template(source: str, where: str, keep_trailing_newline: bool = Fals
         source: Jinja text.
         where: Its file, for messages.
         keep_trailing_newline: Whether a newline that ends the source is text.
-        marks: Whether what stands in ``{% generation %}`` is written between ``OPEN`` and ``CLOSE``.
+        marks: Whether the text in ``{% generation %}`` is written between ``OPEN`` and ``CLOSE``.
 
     Raises:
         TokenizerError: It is not valid jinja.

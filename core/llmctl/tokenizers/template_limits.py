@@ -80,7 +80,7 @@ def room(characters: float) -> None:
 
 
 def items(count: float) -> None:
-    """Checks that a list of this length, or a number of so many bits, may be made.
+    """Checks that a list of this length, or a number of this many bits, may be made.
 
     Raises:
         LimitError: It may not.

@@ -36,7 +36,7 @@ def check_before(content: str, path: Path) -> None:
 
 
 def check(inner: Any, path: Path) -> None:
-    """Checks that the tokenizer is one that texts can be given to.
+    """Checks that the tokenizer can encode texts safely.
 
     Args:
         inner: The library's object.

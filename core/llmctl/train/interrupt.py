@@ -1,6 +1,6 @@
 """Signals that end a training run, such as Ctrl-C: the current step is finished and saved. Nothing here imports paddle.
 
-Schedulers send SIGTERM, a closed terminal SIGHUP, and Slurm SIGUSR1 before a deadline if it is told to.
+Schedulers send SIGTERM, a closed terminal SIGHUP, and Slurm SIGUSR1 before a deadline if `--signal` asks for it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def damaged(request, tmp_path, monkeypatch):
 def test_families_are_listed_and_the_distribution_is_named(damaged, recwarn):
     names = {found.name for found in plugins.installed()}
     assert "llama" in names
-    told = [str(w.message) for w in recwarn if "fake_x-1.0.dist-info is damaged and is passed over" in str(w.message)]
+    told = [str(w.message) for w in recwarn if "fake_x-1.0.dist-info is damaged and is skipped" in str(w.message)]
     assert told or "xfam" in names
 
 

@@ -1,6 +1,6 @@
 """The two files of a corpus, replaced together: at each moment there are the old two or the new two.
 
-New files are written into a folder beside the corpus, which is then renamed to ``.NAME.committed``: from there on they are
+New files are written into a folder next to the corpus, which is then renamed to ``.NAME.committed``: from there on they are
 the corpus. They are moved to their places one after the other; readers look in the folder first, and the next build moves
 what a killed one left there.
 """
@@ -57,7 +57,7 @@ def _settle(prefix: str | Path, moved: bool = False) -> None:
     if not waiting.is_dir():
         return
     if moved or index.exists():
-        # Ids first: an index beside a corpus's ids makes it one.
+        # Ids first: a corpus exists once its index is next to its ids.
         for path in (ids, index):
             with suppress(FileNotFoundError):
                 os.replace(waiting / path.name, path)

@@ -54,7 +54,7 @@ def export(
         overwrite: Whether an existing folder is replaced.
 
     Raises:
-        LlmctlError: The target exists, the layer cannot be traced, or the program's logits differ from the layer's.
+        LlmctlError: The target exists, the model cannot be traced, or the program's logits differ from the model's.
     """
     layer.eval()
     with atomic_folder(target, overwrite) as work:
@@ -87,7 +87,7 @@ def wording(plugin: plugins.Plugin) -> Wording:
 
 
 def compare(layer: Any, static: StaticModel, prompts: Sequence[Sequence[int]]) -> float:
-    """The largest difference of logits between layer and program, relative to the largest or to 1.
+    """The largest difference of logits between model and program, relative to the largest or to 1.
 
     Prompts are computed one by one and as a batch padded on the left, first whole and then token by token with the cache.
 
@@ -125,7 +125,7 @@ def padded(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[np.ndarray, 
 
 
 def _answers(dynamic: Any, static: Any, ids_BT: np.ndarray, mask_BT: np.ndarray) -> float:
-    """The difference over an answer; both are given the layer's likeliest tokens."""
+    """The difference over an answer; both are given the model's likeliest tokens."""
     both = [model.begin(ids_BT.shape[1] + STEPS) for model in (static, dynamic)]
     worst = 0.0
     for _ in range(STEPS):

@@ -1,4 +1,4 @@
-"""The family's layer as a model of batch generation."""
+"""The family's paddle model in batch generation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DynamicModel:
 
 
 class DynamicSession:
-    """Rows that the layer computes.
+    """Rows that the paddle model computes.
 
     Args:
         layer: The layer.

@@ -1,4 +1,4 @@
-"""What batch generation needs of a model: the family's layer (``layer``) or an exported program (``program``)."""
+"""What batch generation needs of a model: the family's paddle model (``layer``) or an exported program (``program``)."""
 
 from __future__ import annotations
 

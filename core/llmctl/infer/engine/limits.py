@@ -81,7 +81,7 @@ class Limits:
         stable = spec.rope.max_stable_length if spec.rope else None
         if stable is not None:
             other = "; longer sequences need the dynamic engine"
-            _within(request, stable - virtual, "positions for which the model's RoPE frequencies hold", other)
+            _within(request, stable - virtual, "positions for which the model's RoPE frequencies are valid", other)
         elif spec.max_positions is not None:
             _within(request, spec.max_positions - virtual, "positions of the model")
         prompt, total = len(request.prompt), len(request.prompt) + _new(request) - 1

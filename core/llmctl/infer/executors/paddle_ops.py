@@ -1,7 +1,7 @@
-"""Operations of the paddle executor, each composed of basic operations and as a fused GPU kernel of paddle's.
+"""Operations of the paddle executor, each in two forms: composed of basic operations, and paddle's fused GPU kernel.
 
 The composed ones are right on every device; the fused kernels exist on GPUs only (some end the process on a CPU) and take
-half types. Shape suffixes: T tokens, N heads, K key-value heads, H width of a head, S keys of all sequences.
+half types. Shape suffixes: T tokens, N heads, K key-value heads, H head_dim, S keys of all sequences.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llmctl.nn.attention import attend_dense
 
 HALF = ("float16", "bfloat16")
 FUSED_GROUPS, MULTIPLE = (0, 64, 128), 64
-"""Of paddle's weight-only linear: group sizes, 0 = one scale per output; what input and output sizes are multiples of."""
+"""Limits of paddle's weight-only linear: its group sizes (0 = one scale per output), and the divisor of inputs and outputs."""
 
 
 def operations(device: str, dtype: str) -> SimpleNamespace:

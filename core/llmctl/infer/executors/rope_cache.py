@@ -47,7 +47,7 @@ class RopeCache:
             return
         stable = self._rope.max_stable_length
         if stable is not None and position >= stable:
-            raise ValueError(f"position {position}: the model's RoPE frequencies hold for {stable} positions")
+            raise ValueError(f"position {position}: the model's RoPE frequencies are valid for {stable} positions")
         # A position at or above the limit is refused by the kernel; the tables do not grow for it.
         rows = max(MIN_ROWS, 2 * self._rows, min(position + 1, limit))
         rows = rows if stable is None else min(rows, stable)

@@ -64,7 +64,7 @@ def widths_of(plugin: Any, dims: Any) -> dict[str, int]:
 def pack_prefix(prefix: Prefix, graph: DecoderSpec) -> Float:
     """Keys and values of virtual tokens [layers, 2, P, K, H], keys in the order of the packed elements.
 
-    A prefix in memory holds keys as the family's layer caches them: with RoPE applied, and for interleaved pairs in the packed
+    A prefix in memory holds keys as the family's model caches them: with RoPE applied, and for interleaved pairs in the packed
     order already.
     """
     values = np.array(prefix.values, np.float32)

@@ -207,7 +207,7 @@ BAD = {
     "token 1: attention range is empty": {"attend_begin_T": [0, 2]},
     "not within the blocks of its sequence": {"attend_end_T": [1, 33]},
     "token 1: block index of its sequence is out of range": {"attend_end_T": [1, 32]},
-    "frequencies hold for 100": {"position_T": [0, 100]},
+    "frequencies are valid for 100": {"position_T": [0, 100]},
     "token 0: position is negative": {"position_T": [-1, 0]},
     "token 1: position is negative or beyond the table": {"position_T": [0, 2**31 - 1]},
     "sequence 0: adapter index out of range": {"adapter_R": [0]},
