@@ -28,7 +28,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 CORE = DOCS.parent / "core" / "llmctl"
 HELPERS = {
     "card/presets.py": "Fields and rows",
-    "card/sizes.py": "Data beside the card",
+    "card/sizes.py": "Data next to the card",
     "card/tokens.py": "",
     "card/rope.py": "RoPE and ALiBi",
     "card/alibi.py": "",

@@ -135,7 +135,7 @@ class Family:
         params: The table of tensors.
         settings: The fields of config.json that the model depends on.
         sizes: Published checkpoints, and ``tiny`` for tests.
-        modeling: ``"package.module:Class"``; the class is called with ``Dims`` and returns the layer.
+        modeling: ``"package.module:Class"``; the class is called with ``Dims`` and returns the model.
         paddle_prefix: Prefix of names in the model's state dict.
         torch_prefix: Prefix of names in torch checkpoints.
         model_type: ``model_type`` written into config.json.

@@ -27,7 +27,7 @@ class Mask:
         slopes: ALiBi: ``slopes[n] * position`` is added to the scores of head n; empty = no ALiBi.
         key_position_BS: Position of each key in its document; required with slopes.
         packed: Whether rows hold several documents, which are worth computing one by one.
-        causal: Whether each key is attended to from its own row on, and by no row before it.
+        causal: Whether the first row that attends to each key is the key's own (causal attention).
     """
 
     def __init__(

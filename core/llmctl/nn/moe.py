@@ -1,6 +1,6 @@
 """A mixture of experts as a feed-forward layer, and its router.
 
-Shape legend: T tokens, D hidden, E experts, K experts per token.
+Shape suffixes: T tokens, D hidden, E experts, K experts per token.
 """
 
 from __future__ import annotations

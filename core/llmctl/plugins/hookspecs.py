@@ -81,5 +81,5 @@ def fused_graph(card: Family, dims: Dims) -> DecoderSpec:  # type: ignore[empty-
     Default: ``llmctl.fill_decoder``, from the card's slots, kernels and ``decoder``.
 
     Raises:
-        UnsupportedError: It cannot; the message says why.
+        UnsupportedError: The fused engine does not support the model; the message says why.
     """

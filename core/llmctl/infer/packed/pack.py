@@ -149,7 +149,7 @@ def graph_of(plugin: Any, dims: Dims) -> DecoderSpec:
     """What the fused engine computes for a model.
 
     Raises:
-        UnsupportedError: It cannot; the message says why.
+        UnsupportedError: The fused engine does not support the model; the message says why.
     """
     require(plugin.card, "fused")
     return plugin.hooks.fused_graph(card=plugin.card, dims=dims)  # type: ignore[no-any-return]
