@@ -34,7 +34,7 @@ from llmctl.checkpoint.merge_ranks import read_ranks
 from llmctl.checkpoint.naming import NATIVE, detect_layout, mappings_for
 from llmctl.checkpoint.save import plan_shards, write_index
 from llmctl.errors import CheckpointError, LlmctlError
-from llmctl.io.atomic import remove_leftovers
+from llmctl.io.atomic import publish_folder, remove_leftovers
 from llmctl.io.checksums import MANIFEST, find_damage
 from llmctl.io.copying import copy_into
 from llmctl.io.digest import sha256
@@ -157,6 +157,7 @@ def convert(
         raise CheckpointError(f"{target} is both source and target; choose another target")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         if _made_from(target) == made_from:
+            _remove_working_folders(target)
             return False
         if not overwrite:
             raise CheckpointError(
@@ -172,7 +173,8 @@ def convert(
         if len(shards) > 1:
             hashes[write_index(work, shards)] = ""
         _write_other_files(source, work, layout, dtype, made_from, hashes)
-        _replace(work, target)
+        publish_folder(work, target)
+    _remove_working_folders(target)
     return True
 
 
@@ -209,18 +211,40 @@ def _manifest(folder: Path) -> Mapping[str, Mapping[str, Any]]:
 @contextmanager
 def _working_folder(target: Path, made_from: str) -> Iterator[Path]:
     """A working folder next to the target, which a later run of the same conversion continues."""
-    work = target.with_name(f".{target.name}.converting-{made_from[:12]}")
+    work = target.with_name(f"{_working_name(target)}{made_from[:12]}")
     try:
         work.mkdir(parents=True, exist_ok=True)
         lock = os.open(work, os.O_RDONLY)
         try:
             if try_flock(lock) is False:
                 raise CheckpointError(f"another process is writing {target}; wait for it to finish")
+            _keep_finished_shards(work)
             yield work
         finally:
             os.close(lock)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror}; finished files are kept in {work}") from error
+
+
+def _keep_finished_shards(work: Path) -> None:
+    """Removes all but finished shards: an interrupted exchange may have left the target's previous content here."""
+    digests = [file for file in work.glob(".*.sha256") if file.is_file()]
+    kept = {name for file in digests for name in (file.name, file.name[1:].removesuffix(".sha256"))}
+    for path in work.iterdir():
+        if path.name in kept:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _remove_working_folders(target: Path) -> None:
+    remove_leftovers(target.parent, _working_name(target))
+
+
+def _working_name(target: Path) -> str:
+    return f".{target.name}.converting-"
 
 
 def _write_shard(
@@ -293,18 +317,6 @@ def _other_files(source: Path) -> list[Path]:
         and not file.name.startswith(".")
         and file.name not in skipped
     ]
-
-
-def _replace(work: Path, target: Path) -> None:
-    if target.exists():
-        old = target.with_name(f".{target.name}.replaced")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(target, old)
-        os.replace(work, target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(work, target)
-    remove_leftovers(target.parent, f".{target.name}.converting-")
 
 
 def shown(names: Sequence[str], limit: int = 10) -> str:

@@ -21,7 +21,6 @@ from llmctl.errors import FileError
 from llmctl.io.lock import try_flock
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -42,10 +41,7 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         raise FileError(f"{path} already exists; choose another folder, delete it, or allow overwriting it")
     with _explain(path), _locked_sibling(path) as temporary:
         yield temporary
-        for file in temporary.rglob("*"):
-            _sync(file)
-        _sync(temporary)
-        _replace_folder(temporary, path)
+        publish_folder(temporary, path)
 
 
 @contextlib.contextmanager
@@ -128,12 +124,28 @@ def remove_leftovers(parent: Path, prefix: str) -> None:
                 os.close(lock)
 
 
-def _replace_folder(temporary: Path, path: Path) -> None:
-    if path.exists() and any(path.iterdir()):
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Syncs a complete folder to disk, then puts it in the place of ``path`` in one step; what was there is removed.
+
+    A process that is killed in between leaves the previous content at ``path``, or under the name ``temporary``.
+    """
+    _recover(path)
+    for file in temporary.rglob("*"):
+        _sync(file)
+    _sync(temporary)
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
         _exchange(temporary, path)
     else:
         os.replace(temporary, path)
     _sync(path.parent)
+    _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _exchange(temporary: Path, path: Path) -> None:
@@ -144,7 +156,7 @@ def _exchange(temporary: Path, path: Path) -> None:
         return
     os.replace(path, _previous(path))
     os.replace(temporary, path)
-    shutil.rmtree(_previous(path), ignore_errors=True)
+    _remove(_previous(path))
 
 
 def _previous(path: Path) -> Path:
@@ -155,7 +167,7 @@ def _recover(path: Path) -> None:
     """Restores or removes the previous folder that an interrupted ``_exchange`` in two renames left."""
     if _previous(path).exists():
         if path.exists():
-            shutil.rmtree(_previous(path), ignore_errors=True)
+            _remove(_previous(path))
         else:
             os.replace(_previous(path), path)
 
@@ -167,7 +179,9 @@ def _explain(path: Path) -> AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def explain_os_errors(path: str | Path, outcome: str = "") -> Iterator[None]:
-    """Context manager that turns a full disk or missing permissions into a ``FileError``.
+    """Context manager that turns errors of the operating system, such as a full disk, into a ``FileError``.
+
+    A missing file keeps its type, because the block may look for one that it reads; so does a closed pipe or connection.
 
     Args:
         path: The file or folder that the block writes.
@@ -178,12 +192,13 @@ def explain_os_errors(path: str | Path, outcome: str = "") -> Iterator[None]:
     """
     try:
         yield
+    except (FileNotFoundError, ConnectionError):
+        raise
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise FileError(f"disk full while writing {path}{outcome}") from error
-        if error.errno in _NOT_WRITABLE:
-            raise FileError(f"cannot write {path}: {error.strerror}: {error.filename}{outcome}") from error
-        raise
+        file = "" if error.filename is None else f": {error.filename}"
+        raise FileError(f"cannot write {path}: {error.strerror or error}{file}{outcome}") from error
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Conversion between layouts: bit-equal there and back, strict, resumable; and the Python call that loads either."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from llmctl import plugins
 from llmctl.checkpoint import convert as conversion
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError, ConfigError
+from llmctl.io import atomic
 
 STARTER = plugins.load("llama").folder / "starter" / "model"
 
@@ -215,3 +217,42 @@ def test_a_head_that_is_tied_without_saying_so_is_explained(tmp_path):
     (tmp_path / "tied" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     with pytest.raises(CheckpointError, match=r"1 tensor missing: lm_head\.weight$"):
         opened(tmp_path / "tied")
+
+
+class Killed(BaseException):
+    """Ends a conversion where ``kill -9`` would."""
+
+
+@pytest.mark.parametrize("moment", ["os.replace", "_exchange", "_remove", "_sync"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_killed_overwrite_leaves_the_old_or_the_new_model_and_can_be_repeated(tmp_path, monkeypatch, moment, when):
+    target = tmp_path / "target"
+    conversion.convert(opened(STARTER), target, "native", max_shard_bytes=300_000)
+    (target / "old.txt").write_text("of the old model")
+    old = tensors(target)
+    owner, name = (os, "replace") if moment == "os.replace" else (atomic, moment)
+    real = getattr(owner, name)
+
+    def killing(*arguments):
+        if when == "after":
+            real(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(owner, name, killing)
+        conversion.convert(opened(STARTER), target, "hf", overwrite=True)
+    assert tensors(target) in (old, tensors(STARTER))
+    conversion.convert(opened(STARTER), target, "hf", overwrite=True)
+    assert tensors(target) == tensors(STARTER) and not (target / "old.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_conversion_takes_nothing_from_the_previous_model_that_a_killed_one_left(tmp_path):
+    target = tmp_path / "target"
+    work = tmp_path / f".target.converting-{conversion._fingerprint(opened(STARTER), 'hf', 'keep', 5_000_000_000)[:12]}"
+    (work / "folder").mkdir(parents=True)
+    (work / "old.txt").write_text("of the old model")
+    (work / "model.safetensors").write_bytes(b"of the old model")
+    conversion.convert(opened(STARTER), target, "hf")
+    assert tensors(target) == tensors(STARTER)
+    assert not (target / "old.txt").exists() and not (target / "folder").exists()

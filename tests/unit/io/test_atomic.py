@@ -180,3 +180,50 @@ def test_trying_a_place_leaves_nothing_there(tmp_path):
     atomic.check_writable(tmp_path / "runs" / "one")
     atomic.check_writable(tmp_path)
     assert not listing(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.EFBIG, "File too large"),
+        OSError(errno.ENOLCK, "No locks available"),
+        PermissionError(errno.EACCES, "Permission denied", "a.txt"),
+        OSError("12 requested and 0 written"),
+    ],
+)
+def test_every_error_of_the_system_names_what_was_written(tmp_path, error):
+    text = error.strerror or str(error)
+    with pytest.raises(FileError, match=f"cannot write {tmp_path / 'one'}: {text}.*; nothing was written"):
+        with atomic_folder(tmp_path / "one"):
+            raise error
+    assert listing(tmp_path) == []
+
+
+def test_a_closed_pipe_keeps_its_type(tmp_path):
+    with pytest.raises(BrokenPipeError), atomic_file(tmp_path / "a"):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("kind", ["file", "link", "folder", "empty", "absent"])
+def test_a_published_folder_takes_the_place_of_whatever_was_there(tmp_path, monkeypatch, exchange, kind):
+    if not exchange:
+        monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *_, **__: object())
+    target, work, other = tmp_path / "one", tmp_path / ".one.work", tmp_path / "other"
+    work.mkdir()
+    other.mkdir()
+    write(work, "new")
+    write(other, "other")
+    if kind == "file":
+        target.write_text("old")
+    elif kind == "link":
+        target.symlink_to(other)
+    elif kind != "absent":
+        target.mkdir()
+    if kind == "folder":
+        write(target, "old")
+    atomic.publish_folder(work, target)
+    assert not target.is_symlink() and (target / "a.txt").read_text() == "new"
+    assert (other / "a.txt").read_text() == "other"
+    assert listing(tmp_path) == ["one", "other"]
