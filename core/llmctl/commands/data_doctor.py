@@ -39,7 +39,7 @@ def command(
     show: int,
     as_json: bool,
 ) -> None:
-    """Check fine-tuning data: JSON lines with src and tgt.
+    """Check fine-tuning data, in any format that llmctl reads.
 
     Exits with 1 if there are errors, with 0 if there are only warnings.
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmctl.commands.engine_options import adapters_of, engine_options, options_of, search_options, show_notes
-from llmctl.errors import ConfigError, DataError
+from llmctl.errors import ConfigError, DataError, LlmctlError, TokenizerError
 from llmctl.infer.options import EngineOptions
 from llmctl.infer.sampling import SAMPLE_ONLY, SamplingParams
 from llmctl.infer.select import open_backend
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 )
 @click.option("--allow-other-base", is_flag=True, help="Allow an adapter on a model that it was not trained on.")
 @click.option("--prompt", "prompts", multiple=True, help="Prompt; may be repeated. - reads standard input.")
-@click.option("--input", "input_file", type=click.Path(path_type=Path), help="JSON lines file of prompts (key src).")
+@click.option(
+    "--input", "input_file", type=click.Path(path_type=Path), help="File of prompts, in any format of examples."
+)
 @click.option("--output", "output_file", type=click.Path(path_type=Path), help="File for the answers to --input.")
 @click.option("--chat", is_flag=True, help="Chat in the terminal: /reset clears the history, /quit exits.")
 @click.option("--system", help="System prompt.")
@@ -112,7 +114,7 @@ def _generator(
     """The engine, loaded, with a cache for the requests; without requests for a conversation of any length."""
     from llmctl.infer.text.generator import generator_of
 
-    lengths = [len(request.prompt) + request.params.max_new_tokens for request in requests]
+    lengths = [len(request.prompt) + request.params.max_new_tokens for request in requests if not request.refused]
     loaded = handle.load(tokenizer, lengths or [None])
     show_notes(loaded.notes)
     return generator_of(loaded.backend, loaded.max_positions, tokenizer, options)
@@ -135,7 +137,7 @@ def _output(model: Path, given: dict[str, Any], count: int) -> AbstractContextMa
 
 
 def _requests(
-    lines: list[PromptLine], prompts: list[list[int]], params: SamplingParams, handle: EngineHandle
+    lines: list[PromptLine], prompts: list[list[int] | LlmctlError], params: SamplingParams, handle: EngineHandle
 ) -> list[TextRequest]:
     """A request for each prompt.
 
@@ -151,7 +153,12 @@ def _requests(
             known = ", ".join(handle.adapters) or "none"
             raise DataError(f"{line.source} asks for the adapter {name!r}; given are: {known} (--adapter NAME=FOLDER)")
         adapters[index] = -1 if name is None else handle.adapters.index(name)
-    return [TextRequest(prompt, params, index, adapters[index]) for index, prompt in enumerate(prompts)]
+    return [
+        TextRequest([], params, index, adapters[index], str(prompt))
+        if isinstance(prompt, LlmctlError)
+        else TextRequest(prompt, params, index, adapters[index])
+        for index, prompt in enumerate(prompts)
+    ]
 
 
 def _check_sources(given: dict[str, Any]) -> None:
@@ -201,18 +208,28 @@ def _params(given: dict[str, Any]) -> SamplingParams:
     return SamplingParams(**values, stop=given["stops"])
 
 
-def _prompts(given: dict[str, Any], tokenizer: Tokenizer) -> tuple[list[PromptLine], list[list[int]]]:
-    """Lines of the file, if there is one; token ids of all prompts."""
+def _prompts(given: dict[str, Any], tokenizer: Tokenizer) -> tuple[list[PromptLine], list[list[int] | LlmctlError]]:
+    """Lines of the file, if there is one; token ids of all prompts, or why a line has none."""
     from llmctl.data.sft.encoding import prompt_ids
     from llmctl.infer.text.prompt_file import read_prompts
     from llmctl.tokenizers.conversation import Conversation
 
     if given["input_file"]:
         lines = read_prompts(given["input_file"], given["system"])
-        return lines, [prompt_ids(tokenizer, line.conversation, line.source) for line in lines]
+        return lines, [_line_ids(tokenizer, line) for line in lines]
     texts = [_read_stdin() if text == "-" else _checked(text, "--prompt") for text in given["prompts"]]
     talks = [Conversation(((text, None),), given["system"]) for text in texts]
     return [], [prompt_ids(tokenizer, talk) for talk in talks]
+
+
+def _line_ids(tokenizer: Tokenizer, line: PromptLine) -> list[int] | LlmctlError:
+    """Token ids of a line, or why its chat template refuses it."""
+    from llmctl.data.sft.encoding import prompt_ids
+
+    try:
+        return prompt_ids(tokenizer, line.conversation, line.source)
+    except TokenizerError as error:
+        return error
 
 
 def _read_stdin() -> str:

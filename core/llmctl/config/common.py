@@ -85,9 +85,9 @@ class MethodConfig:
 
 @dataclass(kw_only=True)
 class JsonlDataConfig:
-    """JSON lines files, and how examples become batches."""
+    """Files of examples, and how examples become batches."""
 
-    train: list[str] = option([], "Files, or folders with train.json(l) and dev.json(l).")
+    train: list[str] = option([], "Files, patterns such as `data/*.jsonl`, or folders with train and dev files.")
     dev: list[str] = option([], "Files to evaluate on; empty = the dev files in the folders of `train`, if any.")
     chat_template: str = option(
         "auto",

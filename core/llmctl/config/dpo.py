@@ -12,7 +12,7 @@ LOSSES = ("sigmoid", "hinge", "ipo", "kto_pair", "sppo_hard", "nca_pair")
 
 @dataclass(kw_only=True)
 class DpoDataConfig(JsonlDataConfig):
-    """Preference pairs: JSON lines with `src`, `tgt`, `response` and `sort`."""
+    """Preference pairs, in any format of docs/data.md."""
 
     max_prompt_length: int = option(
         1024,

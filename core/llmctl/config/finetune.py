@@ -10,7 +10,7 @@ from llmctl.config.schema import option, section
 
 @dataclass(kw_only=True)
 class FinetuneDataConfig(JsonlDataConfig):
-    """Prompts and answers: JSON lines with `src` and `tgt`."""
+    """Prompts and answers, in any format of docs/data.md."""
 
     src_length: int = option(1024, "Longest prompt (`src`) in tokens; truncated from the left.", minimum=1)
     max_length: int = option(

@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmctl.data.files import records
 from llmctl.data.packing import PACKERS
 from llmctl.data.sft.encoding import IGNORE_INDEX, EncodedExample, Encoder, prompt_ids
-from llmctl.data.sft.examples import Example, parse_example, read_lines
+from llmctl.data.sft.examples import Example, ExampleReader
 
 MANY_EQUAL = 3
 """Number of prompts with the same answer that is worth a warning."""
+
+EMPTY_ANSWERS = ("'tgt' is empty", "'output' is empty", "'completion' is empty", "an answer is empty")
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,18 @@ def examine(files: Sequence[Path], encoder: Encoder) -> DoctorReport:
     """Reads, encodes and checks every line.
 
     Args:
-        files: JSON lines files.
+        files: Files of examples.
         encoder: Encoder with the tokenizer, chat template and lengths of training.
 
     Raises:
         DataError: An example needs a chat template and there is none.
     """
-    examples, broken, empty = _read(files)
+    reader = ExampleReader()
+    examples, broken, empty = _read(files, reader)
     report = DoctorReport(len(examples))
+    report.numbers["formats"] = dict(reader.found)
+    for key, places in reader.unread.items():
+        report.add("unread-key", False, f"lines whose key {key!r} holds text that is not read", places)
     report.add("bad-line", True, "lines that are not valid", broken)
     report.add("empty-answer", True, "empty answers", empty)
     no_prompt = [example.source for example in examples if not example.conversation.question.strip()]
@@ -94,16 +101,15 @@ def examine(files: Sequence[Path], encoder: Encoder) -> DoctorReport:
     return report
 
 
-def _read(files: Sequence[Path]) -> tuple[list[Example], list[str], list[str]]:
+def _read(files: Sequence[Path], reader: ExampleReader) -> tuple[list[Example], list[str], list[str]]:
     """Valid examples, errors of the other lines, and places of empty answers."""
     examples, broken, empty = [], [], []
     for file in files:
-        for number, line in read_lines(file):
-            where = f"{file}:{number}"
+        for where, line in records(file):
             try:
-                examples.append(parse_example(line, where))
+                examples.append(reader(line, where))
             except ValueError as error:
-                if str(error) == "'tgt' is empty":
+                if str(error) in EMPTY_ANSWERS:
                     empty.append(where)
                 else:
                     broken.append(f"{where}: {error}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from llmctl import tokenizers
 from llmctl.adapters.folder import is_adapter
@@ -17,11 +19,24 @@ from llmctl.config import common
 from llmctl.data.sft import examples
 from llmctl.errors import ConfigError
 from llmctl.jobs import added_tokens, loggers, precision
-from llmctl.jobs.paths import find_path, output_folder, template_of
+from llmctl.jobs.paths import find_path, find_paths, output_folder, template_of
 from llmctl.plugins import Families, Plugin
 from llmctl.tokenizers import Tokenizer
 
 E = TypeVar("E")
+R = TypeVar("R", covariant=True)
+
+
+class ExamplesReader(Protocol[R]):
+    """Parses lines, and notes what it saw."""
+
+    def __call__(self, text: str | None, source: str, /) -> R:
+        """The example in a line; see ``examples.Parse``."""
+        ...
+
+    def warnings(self) -> list[str]:
+        """Warnings of keys that are not read."""
+        ...
 
 
 def find_model(config: Any, family: str, task: str, families: Families) -> tuple[CheckedModel, Tokenizer, Path]:
@@ -154,27 +169,31 @@ def _tokenizer(config: Any, plugin: Plugin, model: Path, dims: Dims) -> Tokenize
     return tokenizer
 
 
-def read_data(config: Any, plugin: Plugin, parse: examples.Parse[E]) -> tuple[list[E], list[E]]:
+def read_data(config: Any, plugin: Plugin, make_reader: Callable[[], ExamplesReader[E]]) -> tuple[list[E], list[E]]:
     """Examples to train on and to evaluate on, from ``data.train`` and ``data.dev``.
+
+    Keys with text that is not read are named in a warning.
 
     Args:
         config: The configuration.
         plugin: The family.
-        parse: Parses a line.
+        make_reader: Makes what parses lines.
 
     Raises:
         DataError: Lists every line that cannot be parsed.
         ConfigError: A key of ``train`` needs held-out examples, and there are none.
     """
-
-    def paths(entries: list[str], key: str) -> list[Path]:
-        return [find_path(entry, key, plugin) for entry in entries]
-
-    train = examples.read_examples(paths(config.data.train, "data.train"), "train", parse)
+    reader = make_reader()
+    folders = [path for entry in config.data.train for path in find_paths(entry, "data.train", plugin)]
+    train = examples.read_examples(folders, "train", reader)
     if config.data.dev:
-        return train, examples.read_examples(paths(config.data.dev, "data.dev"), "dev", parse)
-    folders = [path for path in paths(config.data.train, "data.train") if path.is_dir()]
-    dev = examples.read_examples(folders, "dev", parse, optional=True)
+        files = [path for entry in config.data.dev for path in find_paths(entry, "data.dev", plugin)]
+        dev = examples.read_examples(files, "dev", reader)
+    else:
+        inside = [path for path in folders if path.is_dir()]
+        dev = examples.read_examples(inside, "dev", reader, optional=True)
+    for warning in reader.warnings():
+        warnings.warn(warning, UserWarning, stacklevel=2)
     for key, idle in (("best_metric", "eval_loss"), ("patience", 0), ("eval_generate", False)):
         value = getattr(config.train, key, idle)
         if not dev and value != idle:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from llmctl.config.dpo import DpoConfig
 from llmctl.data.preference.encoding import check_preference
-from llmctl.data.preference.examples import Preference, parse_preference
+from llmctl.data.preference.examples import Preference, PreferenceReader
 from llmctl.errors import ConfigError
 from llmctl.jobs.common import check_common, find_model, read_data
 from llmctl.jobs.job import ExamplesJob
@@ -26,7 +26,7 @@ def check(config: DpoConfig, family: str = "auto", families: Families | None = N
     """The job of a configuration; see ``job.Check``."""
     _combinations(config)
     model, tokenizer, output = find_model(config, family, "dpo", families or Families())
-    train, dev = read_data(config, model.plugin, parse_preference)
+    train, dev = read_data(config, model.plugin, PreferenceReader)
     for row in (*train, *dev):
         check_preference(row, tokenizer)
     return DpoJob(config, model, tokenizer, output, train, dev)

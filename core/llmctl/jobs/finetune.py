@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llmctl.config.finetune import FinetuneConfig
-from llmctl.data.sft.examples import Example, parse_example
+from llmctl.data.sft.examples import Example, ExampleReader
 from llmctl.errors import ConfigError
 from llmctl.jobs.common import check_common, find_model, read_data
 from llmctl.jobs.job import ExamplesJob
@@ -26,7 +26,7 @@ def check(config: FinetuneConfig, family: str = "auto", families: Families | Non
     """The job of a configuration; see ``job.Check``."""
     _combinations(config)
     model, tokenizer, output = find_model(config, family, "sft", families or Families())
-    train, dev = read_data(config, model.plugin, parse_example)
+    train, dev = read_data(config, model.plugin, ExampleReader)
     _check_turns([*train, *dev], tokenizer)
     return FinetuneJob(config, model, tokenizer, output, train, dev)
 

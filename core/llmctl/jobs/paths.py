@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,6 +41,26 @@ def find_path(text: str, key: str, plugin: plugins.Plugin | None) -> Path:
     if not path.exists():
         raise ConfigError(f"{key}={text} does not exist")
     return path
+
+
+def find_paths(text: str, key: str, plugin: plugins.Plugin | None) -> list[Path]:
+    """The files of a pattern such as ``data/*.jsonl``, in order of names, or the file or folder of a value.
+
+    Args:
+        text: The value.
+        key: Its key, for messages.
+        plugin: The family, if it is known.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    pattern = Path(text).expanduser()
+    if not any(mark in text for mark in "*?[") or pattern.exists():
+        return [find_path(text, key, plugin)]
+    found = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
+    if not found:
+        raise ConfigError(f"{key}={text} matches no file")
+    return found
 
 
 def template_of(choice: str, plugin: plugins.Plugin) -> str:

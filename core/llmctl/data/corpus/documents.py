@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.data.sft.examples import MAX_LISTED, parse_object, read_lines
+from llmctl.data.files import read_lines
+from llmctl.data.rows import parse_object
+from llmctl.data.sft.examples import MAX_LISTED
 from llmctl.errors import DataError
 
 FORMATS = {"text": (".txt", ".text", ".md"), "jsonl": (".jsonl", ".json")}

@@ -74,12 +74,14 @@ class TextRequest:
         params: How tokens are chosen, and stop strings.
         index: Place among all prompts, for the draws.
         adapter: Index of its adapter; -1 = none.
+        refused: Why it has no prompt and is answered with this error; empty if it has one.
     """
 
     prompt: Sequence[int]
     params: SamplingParams = SamplingParams()
     index: int = 0
     adapter: int = -1
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,10 @@ class TextGenerator:
             name: Name of the prompt in messages.
 
         Raises:
-            ConfigError: It does not.
+            ConfigError: It does not, or the request was refused before.
         """
+        if request.refused:
+            raise ConfigError(request.refused)
         check_length(request.prompt, request.params, self.max_positions, name)
 
     def _request(self, request: TextRequest, on_event: OnEvent | None = None) -> Request:

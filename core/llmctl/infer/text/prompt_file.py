@@ -1,4 +1,4 @@
-"""Files of prompts: a JSON object per line with ``src``, and the rows of their answers."""
+"""Files of prompts, in any format of examples with or without answers, and the rows of their answers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl.data.sft.examples import MAX_LISTED, parse_object, read_lines
+from llmctl.data.files import records
+from llmctl.data.formats import PROMPT_KEYS, asked, system_of
+from llmctl.data.rows import parse_object
+from llmctl.data.sft.examples import listing
 from llmctl.errors import DataError
 from llmctl.infer.text.generator import TextGenerator, TextOutput, TextRequest
-from llmctl.tokenizers.conversation import Conversation
+from llmctl.tokenizers.conversation import Conversation, Message
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class PromptLine:
 
 
 def read_prompts(path: Path, system: str | None = None) -> list[PromptLine]:
-    """The prompts of a file of JSON lines with ``src``; answers of earlier turns are taken from ``tgt``.
+    """The prompts of a file: of ``src`` with the earlier answers of ``tgt``, or of another format without its last answer.
 
     Args:
         path: The file.
@@ -39,16 +42,14 @@ def read_prompts(path: Path, system: str | None = None) -> list[PromptLine]:
         DataError: The file holds no prompts, or lines are broken: all are listed.
     """
     lines, problems = [], []
-    for number, text in read_lines(path):
-        source = f"{path}:{number}"
+    for source, text in records(path):
         try:
             row = parse_object(text)
             lines.append(PromptLine(_conversation(row, system), row, source))
         except ValueError as error:
-            problems.append(f"{source}: {error}")
+            problems.append((source, str(error)))
     if problems:
-        more = f"\n  and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        raise DataError("\n  ".join([f"{len(problems)} lines cannot be used:", *problems[:MAX_LISTED]]) + more)
+        raise DataError(listing(problems, "lines cannot be used:"))
     if not lines:
         raise DataError(f"{path} holds no prompts")
     return lines
@@ -73,14 +74,15 @@ def answer_rows(
 
 
 def answer_row(line: Mapping[str, Any], output: TextOutput) -> dict[str, Any]:
-    """What is written for an answer.
+    """What is written for an answer; ``output`` is None where there is none.
 
     Args:
         line: The line's object.
         output: The answer.
     """
-    row = {key: line[key] for key in ("src", "tgt", "adapter") if key in line}
-    row["output"] = output.text
+    row = {key: line[key] for key in ("src", "tgt", *PROMPT_KEYS, "adapter") if key in line}
+    failed = output.finish_reason == "error"
+    row["output"] = None if failed and not output.text else output.text
     if output.others:
         row["others"] = list(output.others)
     if output.logprobs:
@@ -88,22 +90,23 @@ def answer_row(line: Mapping[str, Any], output: TextOutput) -> dict[str, Any]:
             {"token": scored.token, "logprob": scored.logprob, "top": [list(pair) for pair in scored.top]}
             for scored in output.logprobs
         ]
-    return row | ({"error": output.error} if output.finish_reason == "error" else {})
+    return row | ({"error": output.error} if failed else {})
 
 
 def _conversation(row: dict[str, Any], system: str | None) -> Conversation:
-    if "src" not in row:
-        raise ValueError("no 'src'")
-    asked, answered = (_texts(key, row.get(key, [])) for key in ("src", "tgt"))
-    if not asked:
+    chat = _turns(row) if "src" in row else asked(row)
+    if system is None or (chat.messages and chat.messages[0].role == "system"):
+        return chat
+    return Conversation(messages=[Message("system", system), *chat.messages], tools=chat.tools)
+
+
+def _turns(row: dict[str, Any]) -> Conversation:
+    src, tgt = (_texts(key, row.get(key, [])) for key in ("src", "tgt"))
+    if not src:
         raise ValueError("'src' is an empty list")
-    if len(answered) < len(asked) - 1:
-        raise ValueError(f"'src' has {len(asked)} turns, so 'tgt' must have the first {len(asked) - 1} answers")
-    context = row.get("context") or {}
-    if not isinstance(context, dict) or not isinstance(context.get("system", ""), str):
-        raise ValueError("'context' must be an object whose 'system' is text")
-    earlier = zip(asked[:-1], answered, strict=False)
-    return Conversation((*earlier, (asked[-1], None)), context.get("system", system))
+    if len(tgt) < len(src) - 1:
+        raise ValueError(f"'src' has {len(src)} turns, so 'tgt' must have the first {len(src) - 1} answers")
+    return Conversation((*zip(src[:-1], tgt, strict=False), (src[-1], None)), system_of(row))
 
 
 def _texts(key: str, value: Any) -> list[str]:

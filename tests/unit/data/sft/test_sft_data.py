@@ -78,9 +78,17 @@ def test_all_broken_lines_of_all_files_are_reported_at_once(tmp_path):
 
 
 def test_long_listings_are_capped_with_their_count(tmp_path):
-    (tmp_path / "a.jsonl").write_text("x\n" * 50)
-    with pytest.raises(DataError, match=r"50 problems(.|\n)*and 20 more"):
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"src": "a", "tgt": {[1] * number}}}\n' for number in range(2, 52)))
+    with pytest.raises(
+        DataError, match=r"50 problems(.|\n)*50 lines: 'tgt' must be .*a.jsonl:1, .*a.jsonl:2, .*a.jsonl:3 "
+    ) as caught:
         read_split([tmp_path / "a.jsonl"], "train")
+    assert str(caught.value).count("\n") == 1
+    (tmp_path / "b.jsonl").write_text(
+        "".join(json.dumps({"src": "a", "tgt": ["b"] * number}) + "\n" for number in range(2, 52))
+    )
+    with pytest.raises(DataError, match=r"50 problems(.|\n)*and 20 more"):
+        read_split([tmp_path / "b.jsonl"], "train")
 
 
 def test_files_folders_and_sub_folders_are_found(tmp_path):

@@ -1,0 +1,137 @@
+"""Messages of a conversation as files spell them: OpenAI's roles, ShareGPT's from and value, tools and tool calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmctl.data.rows import kind
+from llmctl.tokenizers.conversation import Message
+
+ROLES = {
+    "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
+    "function_call": "assistant", "tool": "tool", "observation": "tool", "function": "tool",
+}  # fmt: skip
+"""What a file calls a speaker -> role in chat templates."""
+_MORE = ("tool_calls", "tool_call_id", "name", "reasoning_content")
+
+
+def text_of(key: str, value: Any) -> str:
+    """A text.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} must be a string, not {kind(value)}")
+    return value
+
+
+def messages(key: str, value: Any) -> list[Message]:
+    """The messages of a list; OpenAI's and ShareGPT's spelling.
+
+    Raises:
+        ValueError: It is no list of messages.
+    """
+    if not isinstance(value, list):
+        raise ValueError(f"{key!r} must be a list of messages, not {kind(value)}")
+    if not value:
+        raise ValueError(f"{key!r} is an empty list")
+    return [message(f"{key}[{index}]", item) for index, item in enumerate(value)]
+
+
+def message(where: str, item: Any) -> Message:
+    """A message.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(item, dict):
+        raise ValueError(f"{where!r} must be an object with role and content, not {kind(item)}")
+    speaker, text = ("from", "value") if "from" in item and "role" not in item else ("role", "content")
+    name = item.get(speaker)
+    if not isinstance(name, str) or name not in ROLES:
+        raise ValueError(f"{where}.{speaker} is {name!r}; known are {', '.join(ROLES)}")
+    known = (speaker, text, "weight", "label", *_MORE)
+    odd = next((key for key, part in item.items() if key not in known and has_text(part)), None)
+    if odd is not None:
+        raise ValueError(f"{where} has the key {odd!r}, which would not be read; remove it")
+    content = _content(f"{where}.{text}", item.get(text))
+    more = {key: item[key] for key in _MORE if item.get(key) is not None}
+    if name == "function_call":
+        content, more = None, {"tool_calls": _json(f"{where}.{text}", content)}
+    if "tool_calls" in more:
+        more["tool_calls"] = _calls(f"{where}.tool_calls", more["tool_calls"])
+    if content is None and "tool_calls" not in more:
+        raise ValueError(f"{where!r} has no {text!r}")
+    train = all(bool(item[key]) for key in ("weight", "label") if item.get(key) is not None)
+    return Message(ROLES[name], content, more or None, train)
+
+
+def tools(value: Any) -> list[Mapping[str, Any]]:
+    """Schemas of tools: a list, or JSON text of one; a bare function gets what OpenAI puts around it.
+
+    Raises:
+        ValueError: It is no list of objects.
+    """
+    if isinstance(value, str):
+        value = _json("tools", value) if value.strip() else []
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise ValueError("'tools' must be a list of function schemas")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in value]
+
+
+def labelled(found: Sequence[Message], label: Any) -> list[Message]:
+    """The messages, of whose answers those with 0 in ``label`` are not trained on.
+
+    Raises:
+        ValueError: ``label`` has not a number for each answer.
+    """
+    answers = sum(item.is_answer for item in found)
+    marks = label if isinstance(label, list) else [label] * answers
+    if len(marks) != answers or not all(mark in (0, 1) for mark in marks):
+        raise ValueError(f"'label' must have 0 or 1 for each of the {answers} answers")
+    left = iter(marks)
+    return [item._replace(train=item.train and bool(next(left))) if item.is_answer else item for item in found]
+
+
+def has_text(value: Any) -> bool:
+    """Whether a JSON value has text in it."""
+    if isinstance(value, dict):
+        return any(map(has_text, value.values()))
+    return any(map(has_text, value)) if isinstance(value, list) else isinstance(value, str) and bool(value.strip())
+
+
+def _content(where: str, value: Any) -> str | None:
+    """A text; parts of the type text are joined."""
+    if isinstance(value, list):
+        parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in value]
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"{where} has a part that is no text; only texts can be trained on")
+        return "".join(map(str, parts))
+    return None if value is None else text_of(where, value)
+
+
+def _calls(where: str, value: Any) -> list[dict[str, Any]]:
+    """Tool calls as templates get them: arguments as an object, where OpenAI has its JSON text."""
+    found = []
+    for call in value if isinstance(value, list) else [value]:
+        inner = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+            raise ValueError(f"{where} must have a name and arguments for each call")
+        arguments = inner.get("arguments", {})
+        arguments = _json(f"{where}.arguments", arguments) if isinstance(arguments, str) else arguments
+        function = {"name": inner["name"], "arguments": arguments}
+        outer = {"id": call["id"]} if "id" in call else {}
+        found.append({**outer, "type": "function", "function": function})
+    return found
+
+
+def _json(where: str, text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, json.JSONDecodeError, RecursionError):
+        raise ValueError(f"{where} must be JSON text") from None

@@ -1,0 +1,101 @@
+"""A line of data: its JSON object, and checks of its values."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def parse_object(text: str | None) -> dict[str, Any]:
+    """Parses the JSON object in a line.
+
+    Raises:
+        ValueError: The line is not a JSON object; the message is the reason.
+    """
+    if text is None:
+        raise ValueError("not valid UTF-8")
+    try:
+        row = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("not valid JSON: nested too deeply") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object, got {kind(row)}")
+    half = _HALF_PAIR.search(json.dumps(row, ensure_ascii=False)) if _SURROGATE.search(text) else None
+    if half:
+        raise ValueError(f"\\u{ord(half[0]):04x} is half of a surrogate pair, not a character")
+    return row
+
+
+def require_keys(row: dict[str, Any], keys: Sequence[str], known: Sequence[str]) -> None:
+    """Checks that a row has all keys.
+
+    Raises:
+        ValueError: A key is missing; the message suggests a similar one.
+    """
+    for key in keys:
+        if key not in row:
+            near = difflib.get_close_matches(key, [name for name in row if name not in known], 1, cutoff=0.5)
+            raise ValueError(f"missing key {key!r}" + (f" (found {near[0]!r})" if near else ""))
+
+
+def turns(key: str, value: Any) -> tuple[str, ...]:
+    """The texts of a key, a string or a list of strings; answers must not be empty.
+
+    Raises:
+        ValueError: A text is not a string, or an answer is empty.
+    """
+    texts = value if isinstance(value, list) else [value]
+    if not texts:
+        raise ValueError(f"{key!r} is an empty list")
+    for turn in texts:
+        if not isinstance(turn, str):
+            raise ValueError(f"{key!r} must be a string or a list of strings, not {kind(turn)}")
+        if key != "src" and not turn.strip():
+            raise ValueError(f"{key!r} is empty")
+    return tuple(texts)
+
+
+def system_text(context: Any) -> str | None:
+    """The system prompt in the ``context`` of a row.
+
+    Raises:
+        ValueError: The context is not valid.
+    """
+    if context is None:
+        return None
+    if not isinstance(context, dict):
+        raise ValueError(f"'context' must be an object, not {kind(context)}")
+    system = context.get("system")
+    if system is not None and not isinstance(system, str):
+        raise ValueError(f"'context.system' must be a string, not {kind(system)}")
+    unknown = sorted(set(context) - {"system"})
+    if unknown:
+        raise ValueError(f"'context' allows only the key 'system', not {unknown[0]!r}")
+    return system
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of pairs, for ``json.loads``.
+
+    Raises:
+        ValueError: A key is given twice.
+    """
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return row
+
+
+def kind(value: Any) -> str:
+    """The JSON type of a value, for messages."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

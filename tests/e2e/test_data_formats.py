@@ -1,0 +1,34 @@
+"""A step of training from every format that docs/data.md shows, in this process."""
+
+import re
+
+import pytest
+from kit.pages import ROOT, SHORT, STARTER, quick, run
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+TABLES = re.findall(
+    r"\| format \| a line \|\n\|---\|---\|\n((?:\|.*\n)+)", (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize(("command", "table"), [*zip(("finetune", "dpo"), TABLES, strict=True)])
+def test_a_step_is_trained_from_every_format(tmp_path, command, table):
+    (tmp_path / "template.jinja").write_text(TEMPLATE)
+    lines = re.findall(r"`(\{.*\})`", table)
+    assert len(lines) == 5
+    settings = {
+        **SHORT,
+        "train.max_steps": 1,
+        "model.path": STARTER / "model",
+        "data.chat_template": tmp_path / "template.jinja",
+    }
+    if command == "dpo":
+        del settings["data.src_length"], settings["output.samples"]
+        settings["data.max_prompt_length"] = 64
+    for number, line in enumerate(lines):
+        (tmp_path / f"{number}.jsonl").write_text(line + "\n")
+    (tmp_path / "empty.yaml").write_text("{}\n")
+    for data, output in [(f"{tmp_path}/{number}.jsonl", str(number)) for number in range(5)]:
+        given = quick({**settings, "data.train": f"[{data}]", "output.dir": tmp_path / output})
+        code, text = run([command, str(tmp_path / "empty.yaml"), *given])
+        assert code == 0, text

@@ -1,0 +1,284 @@
+"""Formats of examples: recognised by their keys, the same conversation from each, what is not read is named."""
+
+import csv
+import gzip
+import json
+import re
+
+import pytest
+from kit.paths import ROOT
+from kit.tiny_tokenizers import write_json
+
+from llmctl import tokenizers
+from llmctl.data.files import records
+from llmctl.data.formats import DPO, SFT
+from llmctl.data.preference.examples import PreferenceReader
+from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder
+from llmctl.data.sft.examples import ExampleReader, parse_example, read_split
+from llmctl.errors import DataError
+from llmctl.infer.text.prompt_file import read_prompts
+
+ASKED, ANSWER = "Name a colour.", "Blue."
+CALL = {"name": "paint", "arguments": {"colour": "blue"}}
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.tool_calls | tojson if m.tool_calls else m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def examples_of_page():
+    """(name, line) of all formats in the tables of docs/data.md, for fine-tuning and for dpo."""
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    tables = re.findall(r"\| format \| a line \|\n\|---\|---\|\n((?:\|.*\n)+)", text)
+    return [re.findall(r"^\| (\S+) \| `(.*)` \|$", table, re.MULTILINE) for table in tables]
+
+
+def read(row):
+    return parse_example(json.dumps(row), "f:1").conversation
+
+
+def spoken(chat):
+    return [(message.role, message.content) for message in chat.messages]
+
+
+def test_the_page_has_a_line_of_every_format_which_is_recognised():
+    for rows, formats, make in zip(examples_of_page(), (SFT, DPO), (ExampleReader, PreferenceReader), strict=True):
+        assert [name for name, _ in rows] == [form.name for form in formats]
+        for name, line in rows:
+            reader = make()
+            reader(line, "page:1")
+            assert list(reader.found) == [name] and not reader.warnings()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"src": ASKED, "tgt": ANSWER, "system": "Short."},
+        {"src": [ASKED], "tgt": [ANSWER], "context": {"system": "Short."}},
+        {"instruction": "Name", "input": "a colour.", "output": ANSWER, "system": "Short."},
+        {"instruction": ASKED, "input": None, "output": ANSWER, "system": "Short.", "history": None},
+        {"conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": ANSWER}], "system": "Short."},
+        {"messages": [{"role": "developer", "content": "Short."}, {"role": "user", "content": [{"type": "text", "text": ASKED}]},
+                      {"role": "assistant", "content": ANSWER}]},
+        {"prompt": ASKED, "completion": ANSWER, "system": "Short."},
+        {"prompt": [{"role": "system", "content": "Short."}, {"role": "user", "content": ASKED}],
+         "completion": [{"role": "assistant", "content": ANSWER}]},
+    ],
+)  # fmt: skip
+def test_every_format_gives_the_same_conversation(row):
+    found = [(role, " ".join(text.split())) for role, text in spoken(read(row))]
+    assert found == [("system", "Short."), ("user", ASKED), ("assistant", ANSWER)]
+
+
+def test_history_comes_before_the_instruction():
+    row = {"instruction": "c", "input": "d", "output": "e", "history": [["a", "b"]]}
+    assert spoken(read(row)) == [("user", "a"), ("assistant", "b"), ("user", "c\nd"), ("assistant", "e")]
+
+
+def test_tool_calls_of_both_spellings_are_the_same_and_have_loss_but_results_have_none(tmp_path):
+    folder = write_json(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    tools = [{"name": "paint", "parameters": {}}]
+    sharegpt = {
+        "conversations": [
+            {"from": "human", "value": "the fox"}, {"from": "function_call", "value": json.dumps(CALL)},
+            {"from": "observation", "value": "the dog"}, {"from": "gpt", "value": "hello"},
+        ],
+        "tools": json.dumps(tools),
+    }  # fmt: skip
+    called = {"id": "1", "type": "function", "function": {**CALL, "arguments": json.dumps(CALL["arguments"])}}
+    openai = {
+        "messages": [
+            {"role": "user", "content": "the fox"}, {"role": "assistant", "content": None, "tool_calls": [called]},
+            {"role": "tool", "content": "the dog", "tool_call_id": "1"}, {"role": "assistant", "content": "hello"},
+        ],
+        "tools": [{"type": "function", "function": tools[0]}],
+    }  # fmt: skip
+    first, second = read(sharegpt), read(openai)
+    assert first.tools == second.tools == ({"type": "function", "function": tools[0]},)
+    functions = [chat.messages[1].more["tool_calls"][0]["function"] for chat in (first, second)]
+    assert functions == [CALL, CALL]
+    tokenizer = tokenizers.load(folder)
+    row = Encoder(tokenizer, 1000, 1000).encode(parse_example(json.dumps(sharegpt), "f:1"))
+    trained = tokenizer.decode([label for label in row.labels if label != IGNORE_INDEX])
+    assert "paint" in trained and "hello" in trained and "dog" not in trained and "fox" not in trained
+
+
+def test_answers_with_weight_or_label_zero_are_not_trained_on():
+    def trained(row):
+        return [message.train for message in read(row).messages if message.is_answer]
+
+    turns = {"src": ["a", "b"], "tgt": ["c", "d"]}
+    assert trained({**turns, "label": [0, 1]}) == [False, True]
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}] * 2
+    said[-1] = {"role": "assistant", "content": "d", "label": 1}
+    assert trained({"messages": said}) == [False, True]
+    before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    assert trained({"prompt": before, "completion": "d"}) == [False, True]
+    for label, reason in (([0, 0], "no answer is trained on"), ([1], "0 or 1 for each of the 2 answers")):
+        with pytest.raises(ValueError, match=reason):
+            read({**turns, "label": label})
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"instruction": "a", "response": "b"}, "looks like Alpaca, but: missing key 'output'"),
+        ({"text": "a"}, "the line has 'text', known formats are llmctl .src, tgt."),
+        ({"messages": [{"role": "user", "content": "a"}]}, "the last message is of the role user"),
+        ({"messages": [{"role": "bot", "content": "a"}]}, r"messages\[0\].role is 'bot'; known are system"),
+        ({"messages": [{"role": "user", "content": "a", "txt": "b"}]}, "has the key 'txt', which would not be read"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a part that is no text"),
+        ({"conversations": "a"}, "must be a list of messages, not a string"),
+        ({"conversations": [{"from": "function_call", "value": "x"}]}, "must be JSON text"),
+        ({"src": "a", "tgt": "b", "system": "c", "context": {"system": "d"}}, "differ; keep one"),
+        ({"src": "a", "tgt": "b", "system": ["c"]}, "'system' must be a string, not a list"),
+        ({"instruction": "a", "output": "b", "history": "c"}, "'history' must be a list of .question, answer."),
+        ({"prompt": "a", "completion": " "}, "'completion' is empty"),
+    ],
+)
+def test_a_wrong_line_says_what_it_looks_like_and_what_is_wrong(row, reason):
+    with pytest.raises(ValueError, match=reason):
+        read(row)
+
+
+def test_keys_with_text_that_is_not_read_are_named_once():
+    reader = ExampleReader()
+    for number in range(3):
+        reader(json.dumps({"src": "a", "tgt": "b", "persona": "c", "id": "d", "score": 1}), f"f:{number}")
+    assert reader.summary == "llmctl (3 lines)"
+    (warning,) = reader.warnings()
+    assert "'persona'" in warning and "3 lines, first in f:0" in warning
+
+
+def test_pairs_of_every_format_are_the_same():
+    user, good, bad = (
+        {"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("assistant", "c"))
+    )
+    rows = [
+        {"src": ["a"], "tgt": [], "response": ["c", "b"], "sort": [0, 1]},
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": [user], "chosen": [good], "rejected": [bad]},
+        {"chosen": [user, good], "rejected": [user, bad]},
+        {"prompt": "a", "chosen": [user, good], "rejected": [user, bad]},
+        {"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"},
+         "rejected": {"from": "gpt", "value": "c"}},
+        {"messages": [user], "chosen_response": [good], "rejected_response": "c"},
+        {"instruction": "a", "input": "", "chosen": "b", "rejected": "c"},
+    ]  # fmt: skip
+    found = [PreferenceReader()(json.dumps(row), "f:1") for row in rows]
+    assert {(spoken(pair.prompt)[0], pair.chosen.content, pair.rejected.content) for pair in found} == {
+        (("user", "a"), "b", "c")
+    }
+    for row, reason in (
+        ({"prompt": "a", "chosen": "b", "rejected": "b "}, "are the same"),
+        ({"chosen": "b", "rejected": "c"}, "missing key 'prompt'"),
+        ({"chosen": [user, good], "rejected": [good, bad]}, "differ before their last message"),
+        (
+            {"messages": [user, good], "chosen_response": "b", "rejected_response": "c"},
+            "the prompt ends with an answer",
+        ),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            PreferenceReader()(json.dumps(row), "f:1")
+
+
+ROWS = [{"instruction": f"a{number}", "output": 'b,\n"c"'} for number in range(3)]
+
+
+def write_list(path):
+    path.write_text(json.dumps(ROWS, indent=1))
+
+
+def write_line_list(path):
+    path.write_text(json.dumps(ROWS))
+
+
+def write_gzip(path):
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, ROWS)).encode()))
+
+
+def write_csv(path):
+    with open(path, "w", newline="") as stream:
+        writer = csv.DictWriter(
+            stream, ["instruction", "output", "input"], delimiter="\t" if path.suffix == ".tsv" else ","
+        )
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+
+def write_parquet(path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(ROWS), path)
+
+
+def write_arrow(path):
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_pylist(ROWS)
+    with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.json", write_list), ("a.jsonl", write_line_list), ("a.jsonl.gz", write_gzip), ("a.csv", write_csv),
+     ("a.tsv", write_csv), ("a.parquet", write_parquet), ("a.arrow", write_arrow)],
+)  # fmt: skip
+def test_every_kind_of_file_is_read(tmp_path, name, write):
+    write(tmp_path / name)
+    for path in (tmp_path / name, tmp_path):
+        found = read_split([path], "train")
+        assert [spoken(example.conversation) for example in found] == [
+            [("user", row["instruction"]), ("assistant", row["output"])] for row in ROWS
+        ]
+        assert len({example.source for example in found}) == 3
+
+
+def test_shards_are_found_in_folders_of_hubs_and_of_datasets(tmp_path):
+    lines = "\n".join(map(json.dumps, ROWS[:1]))
+    for folder, name in (
+        ("data", "train-00000-of-00002.json"),
+        ("data", "train-00001-of-00002.json"),
+        ("data", "test-0.json"),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_text(lines)
+    assert len(read_split([tmp_path], "train")) == 2
+
+
+def test_a_broken_file_is_one_error(tmp_path):
+    (tmp_path / "a.json").write_text('[\n{"src": "a"},\n{"src": oops}\n]\n')
+    with pytest.raises(DataError, match="begins as a JSON list and is not a valid one: .*line 3"):
+        list(records(tmp_path / "a.json"))
+    (tmp_path / "a.jsonl.gz").write_text("no gzip")
+    with pytest.raises(DataError, match="cannot be read"):
+        list(records(tmp_path / "a.jsonl.gz"))
+    (tmp_path / "a.csv").write_text("instruction,output\na\n")
+    with pytest.raises(DataError, match="row 1 has not the 2 cells"):
+        list(records(tmp_path / "a.csv"))
+
+
+def test_missing_pyarrow_is_said_with_the_extra_that_has_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match=r"pip install 'paddle-llmctl\[data\]'"):
+        list(records(tmp_path / "a.parquet"))
+
+
+def test_prompts_of_every_format_are_read_without_their_last_answer(tmp_path):
+    rows = [json.loads(line) for _, line in examples_of_page()[0][1:]]
+    bare = [{"instruction": ASKED}, {"prompt": ASKED}, {"src": ASKED, "system": "Short."}]
+    (tmp_path / "in.json").write_text(json.dumps([*rows, *bare]))
+    found = read_prompts(tmp_path / "in.json", "Long.")
+    assert all(
+        line.conversation.add_generation_prompt and line.conversation.question.startswith(ASKED) for line in found
+    )
+    assert [line.conversation.system for line in found] == [
+        "Be brief.",
+        "Long.",
+        "Be brief.",
+        "Long.",
+        "Long.",
+        "Long.",
+        "Short.",
+    ]
