@@ -51,12 +51,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise CheckpointError(f"{path} is truncated inside its header, or is not a safetensors file ({size} bytes)")
         text = stream.read(length)
     try:
-        header = json.loads(text, object_pairs_hook=_unique)
-        if not isinstance(header, dict):
-            raise ValueError("it is not an object")
+        header = _load(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the header is not valid: {error}") from None
-    header.pop("__metadata__", None)
     entries = {name: _parse(path, name, entry) for name, entry in header.items()}
     return _tensor_infos(path, entries, 8 + length, size)
 
@@ -110,11 +107,35 @@ def write_file(
             raise AssertionError(f"{path}: wrote {stream.tell()} bytes, planned {8 + len(text) + end}")
 
 
+def _load(text: bytes) -> dict[str, Any]:
+    """Parses a header without its metadata; what is accepted here the package ``safetensors`` accepts too."""
+    header = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_constant, parse_int=_integer)
+    if not isinstance(header, dict):
+        raise ValueError("it is not an object")
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
+        raise ValueError("__metadata__ must be an object of texts")
+    return header
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _integer(text: str) -> int | float:
+    """The number as the reference parser reads it: -0 and what does not fit into 64 bits are not integers."""
+    number = int(text)
+    return float(number) if text == "-0" or number >= 1 << 64 else number
+
+
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:
             raise ValueError(f"{name!r} is in it twice")
+        for part in (name, value):
+            if isinstance(part, str):
+                part.encode()
         result[name] = value
     return result
 

@@ -16,7 +16,7 @@ from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint import open_folder, save_weights
 from llmctl.checkpoint.formats import tensor_info as tensor_info_module
 from llmctl.checkpoint.formats.dtypes import cast, round_bfloat16, widen
-from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
+from llmctl.checkpoint.formats.safetensors import PlannedTensor, read_header, write_file
 from llmctl.errors import CheckpointError
 
 PLAIN = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
@@ -161,6 +161,17 @@ GOOD = {"a": entry(0, 8, [2]), "b": entry(8, 16, [2])}
         (b"\xff\xfe", b"", "header is not valid"),
         (b"[" * 100_000, b"", "header is not valid"),
         (b'{"a": {}, "a": {}}', b"", "'a' is in it twice"),
+        (b"\xef\xbb\xbf" + json.dumps(GOOD).encode(), bytes(16), "header is not valid: Unexpected UTF-8 BOM"),
+        (json.dumps(GOOD).encode("utf-16"), bytes(16), "header is not valid: 'utf-8' codec"),
+        (json.dumps(GOOD).encode("utf-16-le"), bytes(16), "header is not valid"),
+        (json.dumps(GOOD).encode("utf-32"), bytes(16), "header is not valid: 'utf-8' codec"),
+        ({"__metadata__": {"step": 1}, **GOOD}, bytes(16), "__metadata__ must be an object of texts"),
+        ({"__metadata__": ["pt"], **GOOD}, bytes(16), "__metadata__ must be an object of texts"),
+        ({"__metadata__": "pt", **GOOD}, bytes(16), "__metadata__ must be an object of texts"),
+        ({"a": {**entry(0, 8, [2]), "scale": float("nan")}}, bytes(8), "NaN is not JSON"),
+        (b'{"\\ud800": {}}', b"", "surrogates not allowed"),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-0, 8]}}', bytes(8), "entry for a is not valid"),
+        ({"a": entry(0, 0, [0, 1 << 64])}, b"", "entry for a is not valid"),
     ],
 )
 def test_damaged_files_are_refused_with_file_and_cause(tmp_path, header, data, message):
@@ -168,6 +179,49 @@ def test_damaged_files_are_refused_with_file_and_cause(tmp_path, header, data, m
     with pytest.raises(CheckpointError, match=message) as caught:
         open_folder(folder)
     assert str(tmp_path / "model.safetensors") in str(caught.value)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 1 << 65) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@st.composite
+def damaged_headers(draw):
+    """Bytes of a header: one that is right, then fields, keys, encoding or bytes of it changed."""
+    header = {"__metadata__": {"format": "pt"}, "a": entry(0, 8, [2]), "b": entry(8, 16, [1, 2])}
+    for _ in range(draw(st.integers(0, 2))):
+        name = draw(st.sampled_from(["__metadata__", "a", "b", "c"]))
+        inside = draw(st.sampled_from(["dtype", "shape", "data_offsets", "format", "other"]))
+        if draw(st.booleans()) and isinstance(header.get(name), dict):
+            header[name][inside] = draw(VALUES | st.lists(st.integers(0, 16), max_size=3))
+        else:
+            header[name] = draw(VALUES)
+    text = json.dumps(header, ensure_ascii=draw(st.booleans()))
+    encoding = draw(st.sampled_from(["utf-8"] * 6 + ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1"]))
+    content = bytearray(text.encode(encoding, "replace" if encoding == "latin-1" else "surrogatepass"))
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.integers(0, len(content) - 1))
+        content[place : place + draw(st.integers(0, 2))] = draw(st.binary(max_size=2))
+    return bytes(content)
+
+
+@settings(deadline=None, max_examples=600)
+@given(damaged_headers())
+def test_no_header_is_read_that_the_safetensors_package_refuses(content):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.safetensors"
+        header_file(file, content, bytes(16))
+        try:
+            ours = read_header(file)
+        except CheckpointError:
+            return
+        with safetensors.safe_open(file, "np") as theirs:
+            assert sorted(theirs.keys()) == sorted(ours)
+            for name, info in ours.items():
+                assert tuple(theirs.get_slice(name).get_shape()) == info.shape
 
 
 @pytest.mark.parametrize("length", [0, 5, 8, 20])
