@@ -113,7 +113,7 @@ def locked_folder(parent: Path, prefix: str, mode: int = 0o777) -> tuple[Path, i
 
 
 def remove_leftovers(parent: Path, prefix: str) -> None:
-    """Removes folders of this prefix that no process holds a lock on any more."""
+    """Removes folders of this prefix, which may have wildcards, that no process holds a lock on any more."""
     for leftover in parent.glob(prefix.replace("[", "[[]") + "*"):
         with contextlib.suppress(OSError):
             lock = os.open(leftover, os.O_RDONLY)
@@ -130,6 +130,8 @@ def publish_folder(temporary: Path, path: Path) -> None:
     A process that is killed in between leaves the previous content at ``path``, or under the name ``temporary``.
     """
     _recover(path)
+    # A writer of a file in it may have failed to remove its own temporary.
+    remove_leftovers(temporary, ".*.partial-")
     for file in temporary.rglob("*"):
         _sync(file)
     _sync(temporary)
