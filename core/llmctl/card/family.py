@@ -242,6 +242,12 @@ class Family:
         """
         known = frozenset(key for setting in self.settings for key in (setting.key, *setting.aliases)) | {*self.inert}
         unknown = unknown_keys(config, known)
+        if "quantization_config" in unknown:
+            raise ConfigError(
+                f"{where}: {self.name} does not know quantization_config={config['quantization_config']!r} here: the model is "
+                "quantized, and this needs the float model. llmctl generate and llmctl bench run GPTQ, AWQ and compressed-tensors "
+                "checkpoints"
+            )
         if unknown:
             listed = ", ".join(f"{key}={config[key]!r}" for key in unknown)
             raise ConfigError(

@@ -75,14 +75,20 @@ class SourceModel:
     state: Mapping[str, LazyTensor]
 
 
-def open_source(path: Path, plugin: plugins.Plugin, dims: Dims) -> SourceModel:
+def open_source(path: Path, plugin: plugins.Plugin, dims: Dims, opened: WeightFolder | None = None) -> SourceModel:
     """Opens a model folder and checks names, shapes and data types of all tensors.
+
+    Args:
+        path: The folder.
+        plugin: Its family.
+        dims: Its dims.
+        opened: Its weights, where they are opened already.
 
     Raises:
         CheckpointError: The folder also holds an adapter, or its tensors are not exactly those of the card.
     """
-    ranks = pdparams.shards(path) if path.is_dir() else []
-    folder = WeightFolder(path, read_ranks(ranks, plugin, dims)) if ranks else open_folder(path)
+    ranks = pdparams.shards(path) if path.is_dir() and opened is None else []
+    folder = opened or (WeightFolder(path, read_ranks(ranks, plugin, dims)) if ranks else open_folder(path))
     layout, mappings = detect_layout(folder.tensors, plugin, dims)
     shapes = {tensor.name: tensor.shape for tensor in plugin.card.expand(dims)}
     expected = {r.target: Expected(shapes[r.target], _dtype(folder, r)) for r in mappings}

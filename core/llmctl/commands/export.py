@@ -37,6 +37,11 @@ def command(ctx: click.Context, /, model: Path, target: Path, overwrite: bool, *
         options.refuse_fused_only("static")
     _check_not_exported(model)
     source = open_model(model, ctx.obj["family"], options)
+    if source.scheme is not None:
+        raise ConfigError(
+            f"{model} is quantized already ({source.scheme.method}), and export packs float models; run the folder itself: llmctl "
+            f"generate {model}"
+        )
     for part in filter(None, (source.folder, model, options.single_adapter)):
         if target.resolve() == part.resolve():
             raise ConfigError(f"--out {target} is the model itself; choose another folder")

@@ -195,7 +195,9 @@ class FusedHandle(EngineHandle):
             return self._layer(tokenizer, lengths, reason)
         packing = Packing(kind=options.weights or "", group=options.group)
         source = self.source
-        model = packed_model(source.folder, source.plugin, source.dims, packing, source.adapted, self.named)
+        model = packed_model(
+            source.folder, source.plugin, source.dims, packing, source.adapted, self.named, source.scheme
+        )
         return load_engine(model, source.dims, tokenizer, lengths, options)
 
     def _layer(self, tokenizer: EndTokens, lengths: Sequence[int | None], reason: str) -> LoadedEngine:

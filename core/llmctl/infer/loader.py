@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmctl.adapters.folder import OpenedAdapter
     from llmctl.card.dims import Dims
     from llmctl.plugins import Plugin
+    from llmctl.quant.formats.config import Scheme
 
 SHARE = 0.5
 """Share of the free memory that the KV cache takes at most by default."""
@@ -47,6 +48,7 @@ def packed_model(
     packing: Packing,
     adapted: OpenedAdapter | None = None,
     named: Mapping[str, OpenedAdapter] | None = None,
+    scheme: Scheme | None = None,
 ) -> PackedModel:
     """The packed model of a checkpoint.
 
@@ -57,6 +59,7 @@ def packed_model(
         packing: Type of the packed weights.
         adapted: An adapter that is merged into the weights, or virtual tokens before every sequence.
         named: Adapters that requests choose among, in order; trained on a base that was not quantised.
+        scheme: How the checkpoint is quantized; None = it holds floats. Its codes are packed as they are.
 
     Raises:
         LlmctlError: The family has no fused path, or tensors do not fit the card.
@@ -68,6 +71,8 @@ def packed_model(
     from llmctl.infer.packed import pack as packer
 
     graph = packer.graph_of(plugin, dims)
+    if scheme is not None:
+        return _with_stored_codes(folder, plugin, dims, packing, scheme)
     state: Mapping[str, Any] = open_source(folder, plugin, dims).state
     kind = packing.kind or _stored_kind(state, graph)
     prefix = None
@@ -181,6 +186,28 @@ def engine_of(
         raise ConfigError(
             f"this machine has no room for a cache of {blocks * executor.block_bytes} bytes; give it less"
         ) from None
+
+
+def _with_stored_codes(folder: Path, plugin: Plugin, dims: Dims, packing: Packing, scheme: Scheme) -> PackedModel:
+    """The packed model of a quantized checkpoint."""
+    from llmctl.checkpoint.convert import open_source
+    from llmctl.checkpoint.quantized import open_quantized
+    from llmctl.infer.packed import pack as packer
+    from llmctl.infer.packed.stored_codes import StoredCodes
+
+    if packing.kind or packing.group is not None:
+        raise ConfigError(
+            f"{folder} is quantized already ({scheme.method}, {scheme.bits} bits), and its codes are used as they are; leave out "
+            "the type and group of the weights, or give the float model"
+        )
+    graph = packer.graph_of(plugin, dims)
+    if graph.unit_head:
+        raise UnsupportedError(
+            f"{folder} is quantized ({scheme.method}), and {plugin.card.name} normalizes its head, which is only supported for float "
+            "models"
+        )
+    state = open_source(folder, plugin, dims, open_quantized(folder, scheme)).state
+    return packer.pack(graph, StoredCodes(packer.state_of(state, graph)))
 
 
 def _stored_kind(state: Mapping[str, Any], graph: Any) -> str:

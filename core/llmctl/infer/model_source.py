@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.infer.options import EngineOptions
 
 if TYPE_CHECKING:
     from llmctl.adapters.folder import OpenedAdapter
     from llmctl.card.dims import Dims
     from llmctl.plugins import Plugin
+    from llmctl.quant.formats.config import Scheme
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class ModelSource:
         plugin: Its family.
         dims: Its dims.
         adapted: The adapter, or None.
+        scheme: How the checkpoint is quantized; None = it holds floats.
     """
 
     folder: Path
     plugin: Plugin
     dims: Dims
     adapted: OpenedAdapter | None
+    scheme: Scheme | None = None
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -46,7 +49,15 @@ class ModelSource:
 
         Args:
             merged: A low-rank adapter becomes part of the weights.
+
+        Raises:
+            UnsupportedError: The checkpoint is quantized.
         """
+        if self.scheme is not None:
+            raise UnsupportedError(
+                f"{self.folder} is quantized ({self.scheme.method}, {self.scheme.bits} bits), which only the fused engine runs, with a "
+                "KV cache and within the length of its RoPE; give the float model"
+            )
         if self.adapted is not None:
             from llmctl.adapters.attach import adapted_model, merged_model
 
@@ -70,6 +81,8 @@ def open_model(folder: Path, family: str, options: EngineOptions) -> ModelSource
     from llmctl import plugins
     from llmctl.adapters.folder import is_adapter, open_adapter
     from llmctl.checkpoint.hf_config import read_config
+    from llmctl.checkpoint.quantized import scheme_of
+    from llmctl.quant.formats.config import KEY
 
     adapter = options.single_adapter
     allow_other_base = options.allow_other_base and not options.named_adapters
@@ -90,4 +103,6 @@ def open_model(folder: Path, family: str, options: EngineOptions) -> ModelSource
     config = read_config(folder)
     where = str(folder / "config.json")
     plugin = plugins.resolve(family, config, where)
-    return ModelSource(folder, plugin, plugin.card.dims_from_config(config, where), None)
+    scheme = scheme_of(folder, config)
+    config.pop(KEY, None)
+    return ModelSource(folder, plugin, plugin.card.dims_from_config(config, where), None, scheme)

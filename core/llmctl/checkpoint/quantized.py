@@ -1,0 +1,151 @@
+"""Checkpoints with quantized weights (GPTQ, AWQ, compressed-tensors): their tensors under the names of the float model.
+
+The formats are in ``llmctl.quant.formats``. A linear's tensors become one ``QuantizedTensor``, which reads as float32 values or as
+codes; other tensors stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.checkpoint.folder import WeightFolder, open_folder
+from llmctl.checkpoint.formats.dtypes import cast, widen
+from llmctl.checkpoint.formats.tensor_info import TensorInfo
+from llmctl.errors import CheckpointError
+from llmctl.io.json_object import read_json
+from llmctl.quant.formats import awq, compressed, gptq
+from llmctl.quant.formats.codes import Codes
+from llmctl.quant.formats.config import KEY, Scheme, read_scheme
+
+OLD = "quantize_config.json"
+"""Where AutoGPTQ wrote the settings before config.json had them."""
+
+
+@dataclass(frozen=True)
+class QuantizedTensor(TensorInfo):
+    """A weight [out, in] that is stored as codes, with the values of the float32 tensor that it stands for.
+
+    Attributes:
+        name: The linear.
+        scheme: How it is quantized.
+        parts: Its stored tensors, by the last part of their names.
+    """
+
+    name: str = ""
+    scheme: Scheme = field(default_factory=lambda: Scheme("gptq", 4))
+    parts: Mapping[str, TensorInfo] = field(default_factory=dict)
+
+    def codes(self) -> Codes:
+        """The codes, scales and zero points.
+
+        Raises:
+            CheckpointError: The tensors contradict each other, or a file is truncated.
+        """
+        arrays = {key: _read(info) for key, info in self.parts.items()}
+        scheme = self.scheme
+        try:
+            if scheme.method == "gptq":
+                return gptq.read(arrays, scheme.bits, scheme.group, scheme.v2, scheme.symmetric, self.name)
+            if scheme.method == "awq":
+                return awq.read(arrays, scheme.group)
+            return compressed.read(arrays, scheme.bits)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.file}: {self.name} does not fit quantization as {scheme.method} with {scheme.bits} bits and groups of "
+                f"{scheme.group}: {error}; compare it with the model's {KEY}"
+            ) from None
+
+    def read_into(self, out: NDArray[Any], dtype: str, start: int = 0) -> None:
+        """As ``TensorInfo.read_into``; the whole weight is unpacked."""
+        out[...] = cast(self.codes().values()[start : start + len(out)], "float32", dtype)
+
+
+def scheme_of(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
+    """How the weights of a folder are quantized; None = they are not.
+
+    Args:
+        folder: The folder.
+        config: Content of its config.json.
+
+    Raises:
+        ConfigError: The format is not one that is read.
+    """
+    if config.get(KEY):
+        return read_scheme(config[KEY], str(folder / "config.json"))
+    if (folder / OLD).is_file():
+        return read_scheme(read_json(folder / OLD), str(folder / OLD))
+    return None
+
+
+def open_quantized(folder: Path, scheme: Scheme) -> WeightFolder:
+    """The weights of a folder under the names of the float model.
+
+    Raises:
+        CheckpointError: The folder is damaged, or a linear lacks a tensor.
+    """
+    opened = open_folder(folder)
+    tensors, left = {}, dict(opened.tensors)
+    for linear, parts in _linears(opened.tensors, scheme).items():
+        for part in parts:
+            del left[f"{linear}.{part}"]
+        shape = _shape(linear, parts, scheme)
+        file = next(iter(parts.values())).file
+        tensors[f"{linear}.weight"] = QuantizedTensor(
+            shape, "float32", file, 0, name=linear, scheme=scheme, parts=parts
+        )
+    if doubled := sorted(tensors.keys() & left.keys()):
+        raise CheckpointError(f"{folder} holds {doubled[0]} as floats and as codes; delete one")
+    return WeightFolder(opened.path, {**left, **tensors})
+
+
+def _linears(tensors: Mapping[str, TensorInfo], scheme: Scheme) -> dict[str, dict[str, TensorInfo]]:
+    """Name of each quantized linear -> its tensors."""
+    required, optional = _names(tensors, scheme)
+    linears: dict[str, dict[str, TensorInfo]] = {}
+    marker = "weight_scale" if scheme.method == "compressed-tensors" else "qweight"
+    for name in tensors:
+        linear, _, last = name.rpartition(".")
+        if last != marker:
+            continue
+        if absent := [part for part in required if f"{linear}.{part}" not in tensors]:
+            raise CheckpointError(f"{tensors[name].file}: {linear} has {marker}, but no {' and '.join(absent)}")
+        found = (part for part in (*required, *optional) if f"{linear}.{part}" in tensors)
+        linears[linear] = {part: tensors[f"{linear}.{part}"] for part in found}
+    return linears
+
+
+def _names(tensors: Mapping[str, TensorInfo], scheme: Scheme) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if scheme.method == "gptq":
+        return gptq.PARTS, gptq.OPTIONAL
+    if scheme.method == "awq":
+        return awq.PARTS, ()
+    packed = any(name.endswith(".weight_packed") for name in tensors)
+    return compressed.PACKED if packed else compressed.PLAIN, compressed.OPTIONAL
+
+
+def _shape(linear: str, parts: Mapping[str, TensorInfo], scheme: Scheme) -> tuple[int, int]:
+    """The weight's outputs and inputs."""
+    if "weight_shape" in parts:
+        outputs, inputs = (int(size) for size in _read(parts["weight_shape"]).reshape(-1)[:2])
+        return outputs, inputs
+    first = parts["weight" if "weight" in parts else "qweight"]
+    if len(first.shape) != 2:
+        raise CheckpointError(f"{first.file}: {linear} is {list(first.shape)}, expected a matrix")
+    shapes = {"qweight": first.shape}
+    readers: Mapping[str, Callable[[], tuple[int, int]]] = {
+        "gptq": lambda: gptq.shape(shapes, scheme.bits),
+        "awq": lambda: awq.shape(shapes),
+        "compressed-tensors": lambda: (first.shape[0], first.shape[1]),
+    }
+    return readers[scheme.method]()
+
+
+def _read(info: TensorInfo) -> NDArray[Any]:
+    values = info.read()
+    return np.asarray(widen(values) if info.dtype == "bfloat16" else values)

@@ -1,0 +1,51 @@
+"""AWQ checkpoints in the GEMM layout: AutoAWQ's and those of transformers.
+
+qweight int32 [I, O/8] and qzeros int32 [G, O/8] have eight outputs in a word, in the order 0 2 4 6 1 3 5 7; scales [G, O].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.quant.formats.codes import Codes, check_scales, check_shape, consecutive, unpack_words
+
+PARTS = ("qweight", "qzeros", "scales")
+BITS = 4
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """The weight's outputs and inputs."""
+    inputs, words = shapes["qweight"]
+    return words * len(ORDER), inputs
+
+
+def read(parts: Mapping[str, NDArray[Any]], group: int) -> Codes:
+    """The codes of one linear.
+
+    Args:
+        parts: Its tensors, by the names in ``PARTS``.
+        group: Inputs of a group; -1 = one group.
+
+    Raises:
+        ValueError: The tensors contradict each other.
+    """
+    outputs, inputs = shape({"qweight": parts["qweight"].shape})
+    groups = -(-inputs // group) if group > 0 else 1
+    check_shape("scales", parts["scales"], (groups, outputs))
+    check_shape("qzeros", parts["qzeros"], (groups, outputs // len(ORDER)))
+    half = 2 ** (BITS - 1)
+    codes_OI = np.ascontiguousarray((_in_order(parts["qweight"]) - half).T, np.int16)
+    zeros_OG = np.ascontiguousarray(half - _in_order(parts["qzeros"]).T, np.float32)
+    return Codes(BITS, codes_OI, check_scales("scales", parts["scales"].T), zeros_OG, consecutive(inputs, group))
+
+
+def _in_order(words: NDArray[Any]) -> NDArray[np.int16]:
+    fields = unpack_words(words, BITS, 1).reshape(len(words), -1, len(ORDER))
+    values = np.empty_like(fields)
+    values[:, :, ORDER] = fields
+    return values.reshape(len(words), -1)

@@ -1,0 +1,82 @@
+"""Integer codes of a weight with scales and zero points, and words that hold several codes.
+
+Shape suffixes: I inputs, O outputs of a linear, G groups of inputs that share a scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WORD = 32
+"""Bits of a word."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A weight [out, in]: (code + zero) * scale.
+
+    Attributes:
+        bits: Codes are -2^(bits-1) to 2^(bits-1) - 1.
+        codes_OI: The codes.
+        scales_OG: float32.
+        zeros_OG: float32 whole numbers.
+        group_I: The group of each input.
+    """
+
+    bits: int
+    codes_OI: NDArray[np.int16]
+    scales_OG: NDArray[np.float32]
+    zeros_OG: NDArray[np.float32]
+    group_I: NDArray[np.int64]
+
+    @property
+    def group_size(self) -> int | None:
+        """Inputs of a group; 0 = one group; None = groups are not consecutive inputs of this number."""
+        inputs, groups = len(self.group_I), self.scales_OG.shape[1]
+        if groups == 1:
+            return 0
+        size = -(-inputs // groups) if self.group_I[0] else int((self.group_I == 0).sum())
+        return size if size and np.array_equal(self.group_I, np.arange(inputs) // size) else None
+
+    def values(self) -> NDArray[np.float32]:
+        """The weight [O, I]."""
+        return (self.codes_OI + self.zeros_OG[:, self.group_I]) * self.scales_OG[:, self.group_I]
+
+
+def unpack_words(words: NDArray[Any], bits: int, axis: int) -> NDArray[np.int16]:
+    """The unsigned values of little-endian words along an axis, lowest bits first; of 3 bits, values 10 and 21 of 32 span words."""
+    rows = np.moveaxis(words.astype(np.int32, copy=False).view(np.uint32), axis, -1)
+    stream = np.unpackbits(np.ascontiguousarray(rows, "<u4").view(np.uint8), axis=-1, bitorder="little")
+    fields = stream.reshape(*stream.shape[:-1], -1, bits).astype(np.int16)
+    return np.moveaxis(fields @ (1 << np.arange(bits)).astype(np.int16), -1, axis)
+
+
+def consecutive(inputs: int, size: int) -> NDArray[np.int64]:
+    """The group of each input, of groups of ``size`` consecutive inputs; 0 or less = one group."""
+    return np.arange(inputs) // (size if size > 0 else inputs)
+
+
+def check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Checks the shape of a tensor.
+
+    Raises:
+        ValueError: It has another.
+    """
+    if array.shape != shape:
+        raise ValueError(f"{name} is {list(array.shape)}, expected {list(shape)}")
+
+
+def check_scales(name: str, scales: NDArray[Any]) -> NDArray[np.float32]:
+    """Scales as float32.
+
+    Raises:
+        ValueError: A scale is not finite.
+    """
+    values = np.ascontiguousarray(scales, np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} has values that are not finite")
+    return values

@@ -1,0 +1,66 @@
+"""compressed-tensors checkpoints with integer weights: llm-compressor's.
+
+``pack-quantized``: weight_packed int32 [O, I*b/32] has codes along the inputs, plus 2^(b-1); weight_shape [2]. ``int-quantized``:
+weight int8 [O, I]. Both: weight_scale [O, G]; weight_zero_point int8 [O, G], or int32 [O*b/32, G]; weight_g_idx int32 [I].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.quant.formats.codes import WORD, Codes, check_scales, check_shape, consecutive, unpack_words
+
+PACKED = ("weight_packed", "weight_scale", "weight_shape")
+PLAIN = ("weight", "weight_scale")
+OPTIONAL = ("weight_zero_point", "weight_g_idx")
+
+
+def read(parts: Mapping[str, NDArray[Any]], bits: int) -> Codes:
+    """The codes of one linear.
+
+    Args:
+        parts: Its tensors, by the names in ``PACKED`` or ``PLAIN``, and ``OPTIONAL``.
+        bits: Bits of a code.
+
+    Raises:
+        ValueError: The tensors contradict each other.
+    """
+    half = 2 ** (bits - 1)
+    if "weight_packed" in parts:
+        outputs, inputs = (int(size) for size in parts["weight_shape"])
+        words = -(-inputs // (WORD // bits))
+        check_shape("weight_packed", parts["weight_packed"], (outputs, words))
+        codes_OI = unpack_words(parts["weight_packed"], bits, 1)[:, :inputs] - np.int16(half)
+    else:
+        codes_OI = parts["weight"].astype(np.int16)
+        outputs, inputs = codes_OI.shape
+    scales = check_scales("weight_scale", parts["weight_scale"])
+    scales = np.broadcast_to(scales.reshape(1, 1), (outputs, 1)) if scales.size == 1 else scales
+    groups = scales.shape[1] if scales.ndim == 2 else 0
+    if not groups or inputs % groups:
+        raise ValueError(f"weight_scale is {list(scales.shape)} for a weight of {outputs} outputs and {inputs} inputs")
+    check_shape("weight_scale", scales, (outputs, groups))
+    group_I = consecutive(inputs, inputs // groups)
+    if "weight_g_idx" in parts:
+        check_shape("weight_g_idx", parts["weight_g_idx"], (inputs,))
+        group_I = parts["weight_g_idx"].astype(np.int64)
+        if group_I.min() < 0 or group_I.max() >= groups:
+            raise ValueError(f"weight_g_idx names groups {group_I.min()} to {group_I.max()} of {groups}")
+    zeros = _zeros(parts.get("weight_zero_point"), bits, outputs, groups)
+    return Codes(bits, np.ascontiguousarray(codes_OI), np.ascontiguousarray(scales), zeros, group_I)
+
+
+def _zeros(stored: NDArray[Any] | None, bits: int, outputs: int, groups: int) -> NDArray[np.float32]:
+    if stored is None:
+        return np.zeros((outputs, groups), np.float32)
+    if stored.dtype == np.int8:
+        values = np.broadcast_to(stored.reshape(1, 1), (outputs, 1)) if stored.size == 1 else stored
+    else:
+        check_shape("weight_zero_point", stored, (-(-outputs // (WORD // bits)), groups))
+        values = unpack_words(stored, bits, 0)[:outputs] - np.int16(2 ** (bits - 1))
+    check_shape("weight_zero_point", values, (outputs, groups))
+    return -np.ascontiguousarray(values, np.float32)

@@ -1,0 +1,114 @@
+"""``quantization_config`` of config.json: which format a checkpoint has, or why it cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmctl.errors import ConfigError
+
+KEY = "quantization_config"
+READ = "gptq (2, 3, 4 and 8 bits), awq (4 bits, gemm) and compressed-tensors (pack-quantized, int-quantized)"
+GPTQ_FORMATS = {"gptq": False, "gptq_v2": True}
+"""Name -> whether zero points are stored as they are."""
+
+INTEGER = ("pack-quantized", "int-quantized")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the linears of a checkpoint are quantized.
+
+    Attributes:
+        method: ``gptq``, ``awq`` or ``compressed-tensors``.
+        bits: Bits of a code.
+        group: Inputs of a group; -1 = one group, or as the tensors say (compressed-tensors).
+        symmetric: Whether zero points are all the middle of the range.
+        v2: Of gptq: zero points are stored as they are.
+    """
+
+    method: str
+    bits: int
+    group: int = -1
+    symmetric: bool = True
+    v2: bool = False
+
+
+def read_scheme(config: Any, where: str) -> Scheme:
+    """The scheme that a ``quantization_config`` describes.
+
+    Args:
+        config: The object.
+        where: Its file, for messages.
+
+    Raises:
+        ConfigError: It is not one of those in ``READ``.
+    """
+    if not isinstance(config, dict):
+        raise ConfigError(f"{where}: {KEY}={config!r} is not an object")
+    method = config.get("quant_method", "gptq" if "bits" in config and "desc_act" in config else None)
+    readers = {"gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed}
+    if method not in readers:
+        raise _unknown(where, f"quant_method={method!r}")
+    return readers[method](config, where)
+
+
+def _gptq(config: Mapping[str, Any], where: str) -> Scheme:
+    form = config.get("checkpoint_format") or config.get("format") or "gptq"
+    if form not in GPTQ_FORMATS:
+        raise _unknown(where, f"gptq with checkpoint_format={form!r}")
+    if config.get("dynamic"):
+        raise _unknown(where, "gptq with dynamic, settings of single layers")
+    bits = _number(config, "bits", (2, 3, 4, 8), where)
+    return Scheme("gptq", bits, _group(config, where), bool(config.get("sym", True)), GPTQ_FORMATS[form])
+
+
+def _awq(config: Mapping[str, Any], where: str) -> Scheme:
+    version = str(config.get("version", "gemm")).lower()
+    if version != "gemm":
+        raise _unknown(where, f"awq with version={version!r}")
+    return Scheme("awq", _number(config, "bits", (4,), where), _group(config, where), False)
+
+
+def _compressed(config: Mapping[str, Any], where: str) -> Scheme:
+    form = config.get("format")
+    if form not in INTEGER:
+        raise _unknown(where, f"compressed-tensors with format={form!r}")
+    for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
+        if config.get(key):
+            raise _unknown(where, f"compressed-tensors with {key}")
+    groups = config.get("config_groups")
+    rows = (
+        [group.get("weights") for group in groups.values() if isinstance(group, dict)]
+        if isinstance(groups, dict)
+        else []
+    )
+    found = {(row.get("num_bits"), row.get("type", "int")) for row in rows if isinstance(row, dict)}
+    if len(found) != 1:
+        raise _unknown(where, f"compressed-tensors with {len(found)} kinds of weights")
+    bits, kind = found.pop()
+    if kind != "int" or bits not in ((4, 8) if form == "pack-quantized" else (8,)):
+        raise _unknown(where, f"compressed-tensors with format={form!r} and weights of {bits} bits, type {kind!r}")
+    return Scheme("compressed-tensors", bits)
+
+
+def _number(config: Mapping[str, Any], key: str, allowed: tuple[int, ...], where: str) -> int:
+    value = config.get(key)
+    if value not in allowed or isinstance(value, bool):
+        raise _unknown(where, f"{config.get('quant_method', 'gptq')} with {key}={value!r}")
+    return int(value)
+
+
+def _group(config: Mapping[str, Any], where: str) -> int:
+    value = config.get("group_size", -1)
+    if not isinstance(value, int) or isinstance(value, bool) or (value < 1 and value != -1):
+        raise ConfigError(f"{where}: group_size={value!r} must be a number of inputs above 0, or -1")
+    return value
+
+
+def _unknown(where: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"{where}: the model is quantized as {what}, which llmctl does not read. It reads {READ}; use the float model, or a "
+        "checkpoint of it in one of these formats"
+    )

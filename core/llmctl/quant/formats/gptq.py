@@ -1,0 +1,65 @@
+"""GPTQ checkpoints: AutoGPTQ's, GPTQModel's and those of transformers.
+
+qweight int32 [I*b/32, O] has codes along the inputs, qzeros int32 [G, O*b/32] along the outputs, scales [G, O], g_idx int32 [I]
+the group of each input. ``gptq`` (v1) stores zero - 1 modulo 2^b, ``gptq_v2`` stores zero.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.quant.formats.codes import WORD, Codes, check_scales, check_shape, consecutive, unpack_words
+
+PARTS = ("qweight", "qzeros", "scales")
+OPTIONAL = ("g_idx",)
+
+
+def shape(shapes: Mapping[str, tuple[int, ...]], bits: int) -> tuple[int, int]:
+    """The weight's outputs and inputs."""
+    rows, outputs = shapes["qweight"]
+    return outputs, rows * WORD // bits
+
+
+def read(parts: Mapping[str, NDArray[Any]], bits: int, group: int, v2: bool, symmetric: bool, name: str) -> Codes:
+    """The codes of one linear.
+
+    Args:
+        parts: Its tensors, by the names in ``PARTS`` and ``OPTIONAL``.
+        bits: 2, 3, 4 or 8.
+        group: Inputs of a group; -1 = one group.
+        v2: Whether zero points are stored as they are.
+        symmetric: Whether zero points are all 2^(bits-1).
+        name: The linear, for warnings.
+
+    Raises:
+        ValueError: The tensors contradict each other.
+    """
+    words, qzeros = parts["qweight"], parts["qzeros"]
+    outputs, inputs = shape({"qweight": words.shape}, bits)
+    groups = -(-inputs // group) if group > 0 else 1
+    check_shape("scales", parts["scales"], (groups, outputs))
+    check_shape("qzeros", qzeros, (groups, -(-outputs * bits // WORD)))
+    group_I = consecutive(inputs, group)
+    if "g_idx" in parts:
+        check_shape("g_idx", parts["g_idx"], (inputs,))
+        group_I = parts["g_idx"].astype(np.int64)
+        if group_I.min() < 0 or group_I.max() >= groups:
+            raise ValueError(f"g_idx names groups {group_I.min()} to {group_I.max()} of {groups}")
+    zeros_GO = unpack_words(qzeros, bits, 1)[:, :outputs]
+    if not v2:
+        if not symmetric and (unclear := int((zeros_GO == 2**bits - 1).sum())):
+            warnings.warn(
+                f"{name} has {unclear} zero points that gptq (v1) files store ambiguously; they are read as 0, other tools may "
+                f"read {2**bits}. Check the model's output, or quantize it again with checkpoint_format gptq_v2",
+                UserWarning, stacklevel=2,
+            )  # fmt: skip
+        zeros_GO = (zeros_GO + 1) & (2**bits - 1)
+    half = 2 ** (bits - 1)
+    codes_OI = np.ascontiguousarray((unpack_words(words, bits, 0) - half).T, np.int16)
+    scales_OG = check_scales("scales", parts["scales"].T)
+    return Codes(bits, codes_OI, scales_OG, np.ascontiguousarray(half - zeros_GO.T, np.float32), group_I)

@@ -1,0 +1,296 @@
+"""GPTQ, AWQ and compressed-tensors checkpoints in the fused engine: values as independent numpy statements have them, no rounding."""
+
+import json
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from llmctl import plugins
+from llmctl.card.tiny import tiny_dims
+from llmctl.checkpoint.folder import open_folder
+from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
+from llmctl.errors import CheckpointError, ConfigError, LlmctlError, UnsupportedError
+from llmctl.infer.loader import Packing, packed_model
+from llmctl.infer.model_source import open_model
+from llmctl.infer.options import EngineOptions
+from llmctl.infer.packed.linear import unpack
+from llmctl.infer.select import open_backend
+
+AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def words(values, bits, axis):
+    """Values as little-endian words along an axis, bit by bit."""
+    moved = np.moveaxis(np.asarray(values, np.int64), axis, -1)
+    bit = ((moved[..., None] >> np.arange(bits)) & 1).reshape(*moved.shape[:-1], -1, 32)
+    packed = (bit.astype(np.uint64) << np.arange(32, dtype=np.uint64)).sum(-1).astype(np.uint32).view(np.int32)
+    return np.ascontiguousarray(np.moveaxis(packed, -1, axis))
+
+
+class Quantized:
+    """Writes a model folder with random codes, and has the weights [in, out] that they stand for."""
+
+    def __init__(self, folder, config, tensors_of):
+        plugin = plugins.load("llama")
+        dims = tiny_dims(plugin.card, {"kv_heads": 2, "hidden": 64, "heads": 4, "head_dim": 16, "ffn": 96, "vocab": 64})
+        self.folder, self.weights, planned = folder, {}, {}
+        self.rng = np.random.default_rng(5)
+        folder.mkdir()
+        content = {**plugin.card.config_from_dims(dims), "quantization_config": config}
+        (folder / "config.json").write_text(json.dumps(content))
+        for tensor in plugin.card.expand(dims):
+            shape = tensor.shape[::-1] if tensor.transpose else tensor.shape
+            found = {tensor.torch_name: self.rng.normal(size=shape).astype("f4")}
+            if "proj" in tensor.torch_name:
+                linear = tensor.torch_name.removesuffix(".weight")
+                parts, self.weights[tensor.torch_name] = tensors_of(self.rng, *shape[::-1])
+                found = {f"{linear}.{part}": values for part, values in parts.items()}
+            for name, values in found.items():
+                planned[name] = PlannedTensor(values.shape, str(values.dtype), values.tofile)
+        write_file(folder / "model.safetensors", planned)
+
+    def model(self):
+        source = open_model(self.folder, "auto", EngineOptions())
+        return packed_model(source.folder, source.plugin, source.dims, Packing(), scheme=source.scheme)
+
+    def check(self):
+        """The packed model has exactly these weights; returns the kinds of its linears."""
+        return check(self.model(), self.weights)
+
+
+def check(model, weights):
+    kinds = set()
+    for index, layer in enumerate(model.layers):
+        at = f"model.layers.{index}."
+        for packed, names in (
+            (layer.qkv, ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+            (layer.out, ["self_attn.o_proj"]),
+            (layer.up[0], ["mlp.gate_proj", "mlp.up_proj"]),
+            (layer.down[0], ["mlp.down_proj"]),
+        ):
+            expected = np.concatenate([weights[f"{at}{name}.weight"] for name in names], axis=1)
+            np.testing.assert_array_equal(unpack(packed.weight), expected)
+            kinds.add(packed.weight.kind)
+    return kinds
+
+
+def gptq(bits, group=32, v2=False, symmetric=False, order=None):
+    def tensors(rng, inputs, outputs):
+        groups = inputs // group
+        codes = rng.integers(0, 2**bits, (inputs, outputs))
+        # Zero 0 is ambiguous in v1.
+        zeros = (
+            np.full((groups, outputs), 2 ** (bits - 1)) if symmetric else rng.integers(1, 2**bits, (groups, outputs))
+        )
+        scales = rng.uniform(0.01, 0.1, (groups, outputs)).astype("f2")
+        g_idx = np.arange(inputs) // group if order is None else order(rng, inputs) // group
+        stored = zeros if v2 else zeros - 1
+        parts = {"qweight": words(codes, bits, 0), "qzeros": words(stored, bits, 1), "scales": scales,
+                 "g_idx": g_idx.astype("i4")}  # fmt: skip
+        return parts, ((codes - zeros[g_idx]) * scales.astype("f4")[g_idx]).astype("f4")
+
+    settings = {
+        "quant_method": "gptq",
+        "bits": bits,
+        "group_size": group,
+        "sym": symmetric,
+        "desc_act": order is not None,
+    }
+    return {**settings, "checkpoint_format": "gptq_v2" if v2 else "gptq"}, tensors
+
+
+@pytest.mark.parametrize("v2", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_gptq_codes_of_2_to_4_bits_become_int4(tmp_path, bits, symmetric, v2):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Quantized(tmp_path / "m", *gptq(bits, v2=v2, symmetric=symmetric)).check() == {"int4"}
+
+
+def test_gptq_with_shuffled_inputs_or_small_groups_keeps_its_values_as_floats(tmp_path):
+    assert Quantized(tmp_path / "a", *gptq(4, order=lambda rng, n: rng.permutation(n))).check() == {"float32"}
+    assert Quantized(tmp_path / "b", *gptq(4, group=16)).check() == {"float32"}
+
+
+def test_gptq_of_8_bits_has_exact_values(tmp_path):
+    assert Quantized(tmp_path / "m", *gptq(8)).check() <= {"int8", "float32"}
+
+
+def test_zero_points_that_v1_files_store_ambiguously_are_counted(tmp_path):
+    config, tensors = gptq(4)
+
+    def with_unclear(rng, inputs, outputs):
+        parts, weights = tensors(rng, inputs, outputs)
+        parts["qzeros"][0, 0] = -1
+        return parts, weights
+
+    quantized = Quantized(tmp_path / "m", config, with_unclear)
+    with pytest.warns(UserWarning, match="q_proj has 8 zero points that gptq .v1. files store ambiguously"):
+        quantized.model()
+
+
+def awq(group=32):
+    def pack(values):
+        return words(values.reshape(len(values), -1, 8)[:, :, AWQ_ORDER].reshape(len(values), -1), 4, 1)
+
+    def tensors(rng, inputs, outputs):
+        groups = inputs // group
+        codes, zeros = rng.integers(0, 16, (inputs, outputs)), rng.integers(0, 16, (groups, outputs))
+        scales = rng.uniform(0.01, 0.1, (groups, outputs)).astype("f2")
+        g = np.arange(inputs) // group
+        weight = ((codes - zeros[g]) * scales.astype("f4")[g]).astype("f4")
+        return {"qweight": pack(codes), "qzeros": pack(zeros), "scales": scales}, weight
+
+    return {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "GEMM"}, tensors
+
+
+def test_awq_codes_become_int4(tmp_path):
+    assert Quantized(tmp_path / "m", *awq()).check() == {"int4"}
+
+
+def compressed(form, bits, group=32, zeros=None):
+    """``zeros``: how zero points are stored, ``packed`` or ``int8``; None = symmetric."""
+
+    def tensors(rng, inputs, outputs):
+        half, groups = 2 ** (bits - 1), inputs // group if group else 1
+        codes = rng.integers(-half + (bits == 8), half, (outputs, inputs))
+        scales = rng.uniform(0.01, 0.1, (outputs, groups)).astype("f4")
+        parts = {"weight_scale": scales}
+        points = np.zeros((outputs, groups), int)
+        if zeros:
+            points = rng.integers(-half, half, (outputs, groups))
+            parts["weight_zero_point"] = points.astype("i1") if zeros == "int8" else words(points + half, bits, 0)
+        if form == "int-quantized":
+            parts["weight"] = codes.astype("i1")
+        else:
+            parts["weight_packed"] = words(codes + half, bits, 1)
+            parts["weight_shape"] = np.array([outputs, inputs], "i8")
+        g = np.arange(inputs) // (group or inputs)
+        return parts, ((codes - points[:, g]) * scales[:, g]).astype("f4").T
+
+    weights = {"num_bits": bits, "type": "int", "symmetric": not zeros, "strategy": "group" if group else "channel"}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "config_groups": groups,
+        "ignore": ["lm_head"],
+    }, tensors
+
+
+@pytest.mark.parametrize(
+    ("form", "bits", "group", "zeros", "kind"),
+    [
+        ("pack-quantized", 4, 32, None, "int4"),
+        ("pack-quantized", 4, 32, "packed", "int4"),
+        ("pack-quantized", 4, 32, "int8", "int4"),
+        ("pack-quantized", 8, 0, None, "int8"),
+        ("int-quantized", 8, 0, None, "int8"),
+    ],
+)
+def test_compressed_tensors_become_int4_and_int8(tmp_path, form, bits, group, zeros, kind):
+    assert Quantized(tmp_path / "m", *compressed(form, bits, group, zeros)).check() == {kind}
+
+
+def test_the_code_that_the_layout_lacks_moves_into_the_zero_point(tmp_path):
+    config, tensors = compressed("int-quantized", 8, 0)
+
+    def with_least(rng, inputs, outputs):
+        parts, weight = tensors(rng, inputs, outputs)
+        codes = parts["weight"].clip(-128, 126)
+        codes[:, 0], codes[3, -1] = -128, 127
+        return {**parts, "weight": codes}, (codes * parts["weight_scale"]).astype("f4").T
+
+    assert Quantized(tmp_path / "m", config, with_least).check() == {"int8"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"quant_method": "bitsandbytes"},
+            "quantized as quant_method='bitsandbytes', which llmctl does not read. It reads gptq",
+        ),
+        ({"quant_method": "awq", "version": "gemv"}, "awq with version='gemv'"),
+        ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "format='nvfp4-pack-quantized'"),
+        ({"bits": 5}, "gptq with bits=5"),
+        ({"checkpoint_format": "marlin"}, "checkpoint_format='marlin'"),
+        ({"dynamic": {"-:.*": {}}}, "gptq with dynamic"),
+        ({"group_size": 0}, "group_size=0 must be a number of inputs above 0, or -1"),
+    ],
+)
+def test_other_formats_are_refused_by_name(tmp_path, change, message):
+    config, tensors = gptq(4)
+    folder = Quantized(tmp_path / "m", {**config, **change}, tensors).folder
+    with pytest.raises(ConfigError, match=message):
+        open_model(folder, "auto", EngineOptions())
+
+
+def test_settings_that_do_not_fit_the_tensors_are_refused(tmp_path):
+    config, tensors = gptq(4)
+    with pytest.raises(CheckpointError, match="q_proj does not fit quantization as gptq .* scales is"):
+        Quantized(tmp_path / "a", {**config, "group_size": 64}, tensors).model()
+
+    def without_zeros(rng, inputs, outputs):
+        parts, weights = tensors(rng, inputs, outputs)
+        return {key: value for key, value in parts.items() if key != "qzeros"}, weights
+
+    with pytest.raises(CheckpointError, match="has qweight, but no .*qzeros"):
+        Quantized(tmp_path / "b", config, without_zeros).model()
+
+    def infinite(rng, inputs, outputs):
+        parts, weights = tensors(rng, inputs, outputs)
+        parts["scales"][0, 0] = np.inf
+        return parts, weights
+
+    with pytest.raises(CheckpointError, match="scales has values that are not finite"):
+        Quantized(tmp_path / "c", config, infinite).model()
+
+
+def test_old_settings_beside_config_json_are_read(tmp_path):
+    config, tensors = gptq(4, v2=False)
+    quantized = Quantized(tmp_path / "m", config, tensors)
+    content = json.loads((quantized.folder / "config.json").read_text())
+    old = content.pop("quantization_config")
+    (quantized.folder / "config.json").write_text(json.dumps(content))
+    (quantized.folder / "quantize_config.json").write_text(
+        json.dumps({k: v for k, v in old.items() if k != "quant_method"})
+    )
+    assert quantized.check() == {"int4"}
+
+
+def test_what_needs_floats_says_so(tmp_path):
+    folder = Quantized(tmp_path / "m", *gptq(4)).folder
+    source = open_model(folder, "auto", EngineOptions())
+    with pytest.raises(UnsupportedError, match="quantized .gptq, 4 bits., which only the fused engine runs"):
+        source.layer()
+    with pytest.raises(ConfigError, match="quantized already .gptq, 4 bits."):
+        packed_model(source.folder, source.plugin, source.dims, Packing(kind="int8"), scheme=source.scheme)
+    with pytest.raises(LlmctlError, match="the model is quantized, and this needs the float model"):
+        source.plugin.card.dims_from_config(json.loads((folder / "config.json").read_text()))
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("name", ["gptq_v1_sym", "gptq_v2_asym", "awq_gemm", "ct_int8_w8a8"])
+def test_checkpoints_of_other_tools_have_the_values_of_the_independent_statements(assets, tmp_path, name, monkeypatch):
+    folder = assets.parent / "quant" / "fixtures" / name
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(str(assets.parent / "quant"))
+    formats = __import__("formats")
+    raw, weights = open_folder(folder).tensors, {}
+    for linear in {key.rpartition(".")[0] for key in raw if "proj" in key}:
+        part = {key.rpartition(".")[2]: info.read() for key, info in raw.items() if key.startswith(linear + ".")}
+        if name.startswith("gptq"):
+            weight = formats.gptq(**part, bits=4, group=64, v2="v2" in name)
+        elif name.startswith("awq"):
+            weight = formats.awq(**part, group=64)
+        else:
+            weight = (part["weight"].astype("f8") * part["weight_scale"]).T.astype("f4")
+        weights[linear + ".weight"] = weight
+    source = open_model(folder, "auto", EngineOptions())
+    model = packed_model(source.folder, source.plugin, source.dims, Packing(), scheme=source.scheme)
+    assert check(model, weights) <= ({"int8", "float32"} if name.startswith("ct") else {"int4"})
+    assert open_backend(folder).engine == "fused"
