@@ -6,7 +6,7 @@ codes; other tensors stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,13 @@ def scheme_of(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
     return None
 
 
-def open_quantized(folder: Path, scheme: Scheme) -> WeightFolder:
+def open_quantized(folder: Path, scheme: Scheme, names: Collection[str]) -> WeightFolder:
     """The weights of a folder under the names of the float model.
+
+    Args:
+        folder: The folder.
+        scheme: How it is quantized.
+        names: Tensors of the float model. AutoGPTQ adds a bias of zeros to every linear, which is left out where it is not one.
 
     Raises:
         CheckpointError: The folder is damaged, or a linear lacks a tensor.
@@ -92,6 +97,9 @@ def open_quantized(folder: Path, scheme: Scheme) -> WeightFolder:
     opened = open_folder(folder)
     tensors, left = {}, dict(opened.tensors)
     for linear, parts in _linears(opened.tensors, scheme).items():
+        bias = f"{linear}.bias"
+        if bias in left and bias not in names and not _read(left[bias]).any():
+            del left[bias]
         for part in parts:
             del left[f"{linear}.{part}"]
         shape = _shape(linear, parts, scheme)

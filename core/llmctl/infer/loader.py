@@ -206,7 +206,8 @@ def _with_stored_codes(folder: Path, plugin: Plugin, dims: Dims, packing: Packin
             f"{folder} is quantized ({scheme.method}), and {plugin.card.name} normalizes its head, which is only supported for float "
             "models"
         )
-    state = open_source(folder, plugin, dims, open_quantized(folder, scheme)).state
+    names = {tensor.torch_name for tensor in plugin.card.expand(dims)}
+    state = open_source(folder, plugin, dims, open_quantized(folder, scheme, names)).state
     return packer.pack(graph, StoredCodes(packer.state_of(state, graph)))
 
 

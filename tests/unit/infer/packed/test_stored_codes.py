@@ -262,6 +262,21 @@ def test_old_settings_beside_config_json_are_read(tmp_path):
     assert quantized.check() == {"int4"}
 
 
+def test_a_bias_of_zeros_that_the_family_does_not_have_is_left_out(tmp_path):
+    config, tensors = gptq(4)
+
+    def with_bias(value):
+        def made(rng, inputs, outputs):
+            parts, weights = tensors(rng, inputs, outputs)
+            return {**parts, "bias": np.full(outputs, value, "f2")}, weights
+
+        return made
+
+    assert Quantized(tmp_path / "a", config, with_bias(0)).check() == {"int4"}
+    with pytest.raises(CheckpointError, match="q_proj.bias"):
+        Quantized(tmp_path / "b", config, with_bias(1)).model()
+
+
 def test_what_needs_floats_says_so(tmp_path):
     folder = Quantized(tmp_path / "m", *gptq(4)).folder
     source = open_model(folder, "auto", EngineOptions())
