@@ -32,3 +32,20 @@ def test_a_step_is_trained_from_every_format(tmp_path, command, table):
         given = quick({**settings, "data.train": f"[{data}]", "output.dir": tmp_path / output})
         code, text = run([command, str(tmp_path / "empty.yaml"), *given])
         assert code == 0, text
+
+
+def test_a_run_holds_out_examples_and_reads_keys_of_other_names(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "Name a colour.", "answer": "Blue."}\n' * 10)
+    (tmp_path / "empty.yaml").write_text("{}\n")
+    given = {
+        **SHORT,
+        "model.path": STARTER / "model",
+        "data.train": f"[{tmp_path}/a.jsonl]",
+        "data.columns": "[question=instruction, answer=output]",
+        "data.dev_size": 0.2,
+        "data.train_on": "last",
+        "output.dir": tmp_path / "out",
+    }
+    code, text = run(["finetune", str(tmp_path / "empty.yaml"), "--check", *quick(given)])
+    assert code == 0 and "8 examples to train on, 2 held out" in text, text
+    assert run(["finetune", str(tmp_path / "empty.yaml"), *quick({**given, "train.max_steps": 1})])[0] == 0

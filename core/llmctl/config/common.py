@@ -89,6 +89,14 @@ class JsonlDataConfig:
 
     train: list[str] = option([], "Files, patterns such as `data/*.jsonl`, or folders with train and dev files.")
     dev: list[str] = option([], "Files to evaluate on; empty = the dev files in the folders of `train`, if any.")
+    dev_size: float = option(
+        0.0,
+        "Held out of `train` at random, by `train.seed`: a share below 1, or a number of examples; 0 = none.",
+        minimum=0,
+    )
+    columns: list[str] = option(
+        [], "Names of keys in the data that are others than in the format: `[question=instruction]`."
+    )
     chat_template: str = option(
         "auto",
         "`auto` = the checkpoint's own, `family` = the one of the family's card, `none`, or a file or folder that has one.",

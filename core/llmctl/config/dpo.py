@@ -14,6 +14,11 @@ LOSSES = ("sigmoid", "hinge", "ipo", "kto_pair", "sppo_hard", "nca_pair")
 class DpoDataConfig(JsonlDataConfig):
     """Preference pairs, in any format of docs/data.md."""
 
+    format: str = option(
+        "auto",
+        "Format of the lines; `auto` = recognised by their keys.",
+        choices=("auto", "llmctl", "ShareGPT", "PaddleFormers", "Alpaca", "prompt-chosen-rejected"),
+    )
     max_prompt_length: int = option(
         1024,
         "Longest prompt in tokens, where prompt and answers exceed max_length; truncated from the left.",

@@ -12,6 +12,12 @@ from llmctl.config.schema import option, section
 class FinetuneDataConfig(JsonlDataConfig):
     """Prompts and answers, in any format of docs/data.md."""
 
+    format: str = option(
+        "auto",
+        "Format of the lines; `auto` = recognised by their keys.",
+        choices=("auto", "llmctl", "ShareGPT", "messages", "Alpaca", "prompt-completion"),
+    )
+    train_on: str = option("all", "Answers of a conversation that have loss.", choices=("all", "last"))
     src_length: int = option(1024, "Longest prompt (`src`) in tokens; truncated from the left.", minimum=1)
     max_length: int = option(
         2048, "Longest prompt and answer together, in tokens; the answer is truncated from the right.", minimum=2

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from llmctl.data.messages import has_text, labelled, message, messages, text_of, tools
 from llmctl.data.rows import parse_object, require_keys, system_text, turns
+from llmctl.errors import ConfigError
 from llmctl.tokenizers.conversation import Conversation, Message, messages_of
 
 T = TypeVar("T")
@@ -61,11 +62,13 @@ class Reader(Generic[T]):
 
     Attributes:
         formats: The table; the first one is assumed where a row fits none.
+        columns: Name of a key in the data -> its name in the format.
         found: Name of a format -> rows.
         unread: Key with text that is not read -> places.
     """
 
     formats: Sequence[Format[T]]
+    columns: Mapping[str, str] = field(default_factory=dict)
     found: Counter[str] = field(default_factory=Counter)
     unread: dict[str, list[str]] = field(default_factory=dict)
 
@@ -75,7 +78,7 @@ class Reader(Generic[T]):
         Raises:
             ValueError: The line is not valid; the message is the reason.
         """
-        row = parse_object(text)
+        row = _renamed(parse_object(text), self.columns)
         # Columns of tables have every key in every row.
         row = {key: value for key, value in row.items() if value is not None or key in ("src", "tgt")}
         form = recognise(row, self.formats)
@@ -97,6 +100,31 @@ class Reader(Generic[T]):
     def summary(self) -> str:
         """The formats that were found, with the number of lines of each."""
         return ", ".join(f"{name} ({count} lines)" for name, count in self.found.items())
+
+
+def chosen_formats(formats: Sequence[Format[T]], name: str) -> Sequence[Format[T]]:
+    """The format of a name alone, or all for ``auto``."""
+    return formats if name == "auto" else [form for form in formats if form.name == name]
+
+
+def columns_of(entries: Sequence[str]) -> dict[str, str]:
+    """Name of a key in the data -> its name in the format, of entries ``theirs=ours``.
+
+    Raises:
+        ConfigError: An entry is none.
+    """
+    pairs = [entry.partition("=")[::2] for entry in entries]
+    wrong = next((entry for entry, pair in zip(entries, pairs, strict=True) if not all(pair)), None)
+    if wrong is not None:
+        raise ConfigError(f"data.columns={wrong!r}: write the key in the data, =, and the key of the format")
+    return dict(pairs)
+
+
+def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    twice = next((name for name in columns if name in row and columns[name] in row), None)
+    if twice is not None:
+        raise ValueError(f"data.columns renames {twice!r} to {columns[twice]!r}, which the line has too")
+    return {columns.get(key, key): value for key, value in row.items()}
 
 
 def recognise(row: Row, formats: Sequence[Format[T]]) -> Format[T]:

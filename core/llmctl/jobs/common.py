@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -148,6 +149,10 @@ def check_common(config: Any) -> None:
                 f"{section}.{key} is not set; set it in the configuration or with --set {section}.{key}=..."
             )
     data, output = config.data, config.output
+    if data.dev and data.dev_size:
+        raise ConfigError("data.dev and data.dev_size exclude each other; leave out one")
+    if data.dev_size > 1 and data.dev_size != int(data.dev_size):
+        raise ConfigError(f"data.dev_size={data.dev_size} is neither a share below 1 nor a whole number of examples")
     if data.packed_length and data.packing == "none":
         raise ConfigError("data.packed_length has no effect with data.packing=none; choose first-come or best-fit")
     if 0 < data.packed_length < data.max_length:
@@ -169,7 +174,9 @@ def _tokenizer(config: Any, plugin: Plugin, model: Path, dims: Dims) -> Tokenize
     return tokenizer
 
 
-def read_data(config: Any, plugin: Plugin, make_reader: Callable[[], ExamplesReader[E]]) -> tuple[list[E], list[E]]:
+def read_data(
+    config: Any, plugin: Plugin, make_reader: Callable[[str, Sequence[str]], ExamplesReader[E]]
+) -> tuple[list[E], list[E]]:
     """Examples to train on and to evaluate on, from ``data.train`` and ``data.dev``.
 
     Keys with text that is not read are named in a warning.
@@ -177,18 +184,20 @@ def read_data(config: Any, plugin: Plugin, make_reader: Callable[[], ExamplesRea
     Args:
         config: The configuration.
         plugin: The family.
-        make_reader: Makes what parses lines.
+        make_reader: Makes what parses lines, of ``data.format`` and ``data.columns``.
 
     Raises:
         DataError: Lists every line that cannot be parsed.
         ConfigError: A key of ``train`` needs held-out examples, and there are none.
     """
-    reader = make_reader()
+    reader = make_reader(config.data.format, config.data.columns)
     folders = [path for entry in config.data.train for path in find_paths(entry, "data.train", plugin)]
     train = examples.read_examples(folders, "train", reader)
     if config.data.dev:
         files = [path for entry in config.data.dev for path in find_paths(entry, "data.dev", plugin)]
         dev = examples.read_examples(files, "dev", reader)
+    elif config.data.dev_size:
+        train, dev = _held_out(train, config.data.dev_size, config.train.seed)
     else:
         inside = [path for path in folders if path.is_dir()]
         dev = examples.read_examples(inside, "dev", reader, optional=True)
@@ -199,3 +208,14 @@ def read_data(config: Any, plugin: Plugin, make_reader: Callable[[], ExamplesRea
         if not dev and value != idle:
             raise ConfigError(f"train.{key}={value} needs held-out examples; set data.dev")
     return train, dev
+
+
+def _held_out(train: list[E], size: float, seed: int) -> tuple[list[E], list[E]]:
+    """The examples without those that are held out at random, and these; both in their order."""
+    count = round(size * len(train)) if size < 1 else int(size)
+    if not 0 < count < len(train):
+        raise ConfigError(
+            f"data.dev_size={size:g} holds out {count} of {len(train)} examples; some must be left on either side"
+        )
+    chosen = set(random.Random(seed).sample(range(len(train)), count))
+    return [row for index, row in enumerate(train) if index not in chosen], [train[index] for index in sorted(chosen)]

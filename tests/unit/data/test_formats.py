@@ -4,19 +4,23 @@ import csv
 import gzip
 import json
 import re
+from dataclasses import fields
 
 import pytest
 from kit.paths import ROOT
 from kit.tiny_tokenizers import write_json
 
 from llmctl import tokenizers
+from llmctl.config.dpo import DpoDataConfig
+from llmctl.config.finetune import FinetuneDataConfig
 from llmctl.data.files import records
 from llmctl.data.formats import DPO, SFT
 from llmctl.data.preference.examples import PreferenceReader
 from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder
 from llmctl.data.sft.examples import ExampleReader, parse_example, read_split
-from llmctl.errors import DataError
+from llmctl.errors import ConfigError, DataError
 from llmctl.infer.text.prompt_file import read_prompts
+from llmctl.jobs.common import _held_out
 
 ASKED, ANSWER = "Name a colour.", "Blue."
 CALL = {"name": "paint", "arguments": {"colour": "blue"}}
@@ -282,3 +286,32 @@ def test_prompts_of_every_format_are_read_without_their_last_answer(tmp_path):
         "Long.",
         "Short.",
     ]
+
+
+def test_a_format_can_be_chosen_and_keys_renamed():
+    row = json.dumps({"question": "a", "answer": "b", "src": "c", "tgt": "d"})
+    reader = ExampleReader("Alpaca", ["question=instruction", "answer=output"])
+    assert spoken(reader(row, "f:1").conversation) == [("user", "a"), ("assistant", "b")]
+    with pytest.raises(ValueError, match="missing key 'output'"):
+        ExampleReader("Alpaca", ["question=instruction"])(row, "f:1")
+    with pytest.raises(ValueError, match="renames 'answer' to 'tgt', which the line has too"):
+        ExampleReader(columns=["answer=tgt"])(row, "f:1")
+    with pytest.raises(ConfigError, match="data.columns='answer'"):
+        ExampleReader(columns=["answer"])
+
+
+def test_configurations_know_the_names_of_all_formats():
+    for config, formats in ((FinetuneDataConfig, SFT), (DpoDataConfig, DPO)):
+        (field,) = (field for field in fields(config) if field.name == "format")
+        assert field.metadata["choices"] == ("auto", *(form.name for form in formats))
+
+
+def test_held_out_examples_are_some_of_the_data_and_the_same_for_a_seed():
+    rows = list(range(20))
+    for size, count in ((0.1, 2), (5, 5)):
+        train, dev = _held_out(rows, size, 1)
+        assert len(dev) == count and sorted(train + dev) == rows and (train, dev) == _held_out(rows, size, 1)
+    assert _held_out(rows, 5, 1) != _held_out(rows, 5, 2)
+    for size in (0.01, 20):
+        with pytest.raises(ConfigError, match="some must be left"):
+            _held_out(rows, size, 1)

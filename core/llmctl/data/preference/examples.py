@@ -6,9 +6,10 @@ the answers of all turns but the last, ``response`` the two for the last; the on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmctl.data.formats import DPO, Choice, Reader
+from llmctl.data.formats import DPO, Choice, Reader, chosen_formats, columns_of
 from llmctl.tokenizers.conversation import Conversation, Message
 
 
@@ -46,8 +47,17 @@ def parse_preference(text: str | None, source: str) -> Preference:
 class PreferenceReader(Reader[Choice]):
     """Parses the preferences of lines, and counts formats and keys that are not read."""
 
-    def __init__(self) -> None:
-        super().__init__(DPO)
+    def __init__(self, form: str = "auto", columns: Sequence[str] = ()) -> None:
+        """A reader of the table DPO.
+
+        Args:
+            form: Name of the only format, or ``auto``.
+            columns: Names of keys, as ``theirs=ours``.
+
+        Raises:
+            ConfigError: A name of ``columns`` is not valid.
+        """
+        super().__init__(chosen_formats(DPO, form), columns_of(columns))
 
     def __call__(self, text: str | None, source: str) -> Preference:
         """Parses the preference in a line; see ``Reader.read``."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from llmctl.data.files import find_files, records
-from llmctl.data.formats import SFT, Reader
+from llmctl.data.formats import SFT, Reader, chosen_formats, columns_of
 from llmctl.errors import DataError
 from llmctl.tokenizers.conversation import Conversation, messages_of
 
@@ -68,8 +68,17 @@ def parse_example(text: str | None, source: str) -> Example:
 class ExampleReader(Reader[Conversation]):
     """Parses the examples of lines, and counts formats and keys that are not read."""
 
-    def __init__(self) -> None:
-        super().__init__(SFT)
+    def __init__(self, form: str = "auto", columns: Sequence[str] = ()) -> None:
+        """A reader of the table SFT.
+
+        Args:
+            form: Name of the only format, or ``auto``.
+            columns: Names of keys, as ``theirs=ours``.
+
+        Raises:
+            ConfigError: A name of ``columns`` is not valid.
+        """
+        super().__init__(chosen_formats(SFT, form), columns_of(columns))
 
     def __call__(self, text: str | None, source: str) -> Example:
         """Parses the example in a line; see ``Reader.read``."""

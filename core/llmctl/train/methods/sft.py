@@ -81,7 +81,7 @@ def prepare(job: FinetuneJob, console: Console = STDOUT) -> ExamplesData:
         DataError: No example keeps an answer.
     """
     settings, train = job.config.data, job.config.train
-    encoder = Encoder(job.tokenizer, settings.src_length, settings.max_length)
+    encoder = Encoder(job.tokenizer, settings.src_length, settings.max_length, settings.train_on)
     rows: Sequence[Any] = _encode(encoder, job.train, "train", console)
     dev: Sequence[Any] = _encode(encoder, job.dev, "dev", console) if job.dev else []
     collate = batching.collate
