@@ -65,6 +65,10 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of ids; bytes that are not valid UTF-8 become U+FFFD."""
 
+    @abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token adds to a text, its leading space among them; of a special token its name."""
+
     @property
     def bos_id(self) -> int | None:
         """Id that begins a text."""

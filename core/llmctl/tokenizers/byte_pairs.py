@@ -13,6 +13,7 @@ from llmctl.errors import TokenizerError, require
 from llmctl.io.json_object import read_json
 from llmctl.tokenizers.library import LibraryTokenizer
 from llmctl.tokenizers.special import CONFIG, added_tokens
+from llmctl.tokenizers.token_names import CHARACTERS
 
 VOCABULARY, MERGES, RANKS = "vocab.json", "merges.txt", "*.tiktoken"
 
@@ -65,7 +66,7 @@ def read_ranks(folder: Path, path: Path, facts: TokenFacts) -> LibraryTokenizer:
         raise TokenizerError(f"{path} must hold a token in base64 and its rank in each line: {error}") from None
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise TokenizerError(f"{path} must hold each rank from 0 to {len(ranks) - 1} once")
-    names = {token: "".join(map(_CHARACTERS.__getitem__, token)) for token in ranks}
+    names = {token: "".join(map(CHARACTERS.__getitem__, token)) for token in ranks}
     vocabulary = {names[token]: rank for token, rank in ranks.items()}
     model = library.models.BPE(vocabulary, _merges(ranks, names), ignore_merges=True)
     inner = _byte_level(library, model, facts, False)
@@ -94,17 +95,6 @@ def _merges(ranks: dict[bytes, int], names: dict[bytes, str]) -> list[tuple[str,
         found = [(ranks[left], ranks[right], left, right) for left, right in parts if left in ranks and right in ranks]
         merges += [(names[left], names[right]) for _, _, left, right in sorted(found)]
     return merges
-
-
-def _characters() -> list[str]:
-    """The character that represents each byte in ByteLevel's vocabularies: itself where it can be seen, else 256 on."""
-    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    unseen = (byte for byte in range(256) if byte not in seen)
-    shown = {**{byte: chr(byte) for byte in seen}, **{byte: chr(256 + i) for i, byte in enumerate(unseen)}}
-    return [shown[byte] for byte in range(256)]
-
-
-_CHARACTERS = _characters()
 
 
 def _lines(path: Path) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from llmctl.card.tokens import TokenFacts
 from llmctl.errors import TokenizerError, require
-from llmctl.tokenizers import protect, special, untrusted
+from llmctl.tokenizers import protect, special, token_names, untrusted
 from llmctl.tokenizers.base import Tokenizer
 
 ANCHOR = "\n"
@@ -88,6 +88,18 @@ class LibraryTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of ids."""
         return str(self._inner.decode(list(ids), skip_special_tokens=skip_special))
+
+    def token_bytes(self, token: int) -> bytes:
+        """As `Tokenizer.token_bytes`."""
+        name = self._inner.id_to_token(token)
+        if name is None:
+            return b""
+        return str(name).encode() if token in self._added_ids else token_names.bytes_of(str(name), self._byte_level)
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        """Whether characters of the vocabulary stand for bytes."""
+        return token_names.is_byte_level(self._inner.to_str())
 
     encodes_whole = True
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmctl.card.tokens import TokenFacts
 from llmctl.errors import TokenizerError, require
-from llmctl.tokenizers import special
+from llmctl.tokenizers import special, token_names
 from llmctl.tokenizers.base import Tokenizer
 from llmctl.tokenizers.protect import any_of, cut_inside
 
@@ -53,6 +53,14 @@ class PaddleNLPTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of ids."""
         return str(self._inner.decode(list(ids), skip_special_tokens=skip_special))
+
+    def token_bytes(self, token: int) -> bytes:
+        """As `Tokenizer.token_bytes`."""
+        name = self._name_of(token)
+        if name is None:
+            return b""
+        known = token in self.special.ids.values()
+        return name.encode() if known else token_names.bytes_of(name, hasattr(self._inner, "byte_encoder"))
 
     def save(self, folder: Path) -> None:
         """Writes the files that the class itself writes, and the chat template."""

@@ -65,6 +65,13 @@ class SentencePieceTokenizer(Tokenizer):
                 parts.append(self._bytes(token - self._offset, first=not parts))
         return b"".join(parts).decode("utf-8", errors="replace")
 
+    def token_bytes(self, token: int) -> bytes:
+        """As `Tokenizer.token_bytes`."""
+        if token in self._names:
+            return self._names[token].encode()
+        piece = token - self._offset
+        return self._bytes(piece, first=False) if 0 <= piece < self._size else b""
+
     def _encode(self, text: str, start: bool) -> list[int]:
         ids: list[int] = []
         for index, part in enumerate(self._added.split(text)):
