@@ -35,7 +35,7 @@ class LLM:
         chat_template: ``"auto"`` = the folder's own if any, ``"family"`` = the family's, ``"none"``, or a file or folder with a
             template.
         **options: Fields of ``llmctl.infer.options.EngineOptions``: engine, weights, group, kv, cache_memory, batch_size,
-            speculate, beams, length_penalty, adapter, base, allow_other_base, no_cache.
+            step_tokens, speculate, beams, length_penalty, adapter, base, allow_other_base, no_cache.
 
     Attributes:
         engine: ``dynamic``, ``static`` or ``fused``.

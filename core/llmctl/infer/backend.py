@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmctl.errors import LlmctlError
+from llmctl.errors import LlmctlError, UnsupportedError
 from llmctl.infer.request import Event, Generation, Request
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ class BatchBackend:
         end_ids, pad_id, use_cache = self._fixed
         if batch[0].score_from is not None:
             return [score(self.model, request.prompt, request.score_from or 1) for request in batch]
+        if batch[0].options.logit_bias:
+            raise UnsupportedError("logit_bias needs the fused engine; leave it out, or use engine='fused'")
         prompts, draws = [request.prompt for request in batch], [request.index for request in batch]
         return generate(self.model, prompts, batch[0].options, end_ids, pad_id, on_token, use_cache, draws)
 

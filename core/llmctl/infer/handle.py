@@ -271,7 +271,8 @@ def load_engine(
     limit = stable or context_length(dims)
     limit = max(1, limit - virtual) if limit else 0
     asked = [limit or UNLIMITED if length is None else length for length in lengths for _ in range(width)]
-    engine = engine_of(model, tokenizer.eos_ids, asked, options.kv or "float32", options.cache_memory, rows)
+    engine = engine_of(model, tokenizer.eos_ids, asked, options.kv or "float32", options.cache_memory, rows,
+                       options.step_tokens or 512)  # fmt: skip
     if None in lengths:
         limit = min(limit or UNLIMITED, engine.statistics().blocks * BLOCK - virtual - BLOCK)
     backend = EngineBackend(engine, 2 * rows, default_adapter)

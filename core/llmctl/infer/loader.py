@@ -154,6 +154,7 @@ def engine_of(
     kv: str = "float32",
     memory: str | None = None,
     rows: int = 64,
+    enough: int = 512,
 ) -> Engine:
     """An engine with a KV cache for the requests that will be made.
 
@@ -164,11 +165,12 @@ def engine_of(
         kv: As for ``executor_of``.
         memory: Limit of the cache, as for ``kv_budget.blocks_for``; None = what the requests need, up to half of the free memory.
         rows: Maximum number of sequences that run together.
+        enough: Tokens of a step, as for ``limits.step_tokens_for``.
 
     Raises:
         ConfigError: The cache does not fit the memory, or not even one sequence fits the cache.
     """
-    step_tokens = step_tokens_for(model.graph, rows)
+    step_tokens = step_tokens_for(model.graph, rows, enough)
     executor = executor_of(model, kv, step_tokens)
     virtual = 0 if model.prefix is None else model.prefix.shape[2]
     if memory is None:

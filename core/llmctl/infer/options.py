@@ -14,7 +14,7 @@ ENGINES = ("auto", "dynamic", "static", "fused")
 WEIGHTS = ("float32", "bfloat16", "int8", "int4")
 KV = ("float32", "int8")
 
-FUSED_ONLY = ("weights", "group", "kv", "cache_memory", "speculate", "beams", "length_penalty")
+FUSED_ONLY = ("weights", "group", "kv", "cache_memory", "step_tokens", "speculate", "beams", "length_penalty")
 """Options that only the fused engine has."""
 
 BATCH_SIZE = {"dynamic": 8, "static": 8, "fused": 64}
@@ -36,6 +36,8 @@ class EngineOptions:
         cache_memory: Limit of the KV cache: bytes (``2GB``), or a share of the free memory (``0.5``, ``50%``); None = what the
             requests need, up to half of the free memory.
         batch_size: Maximum number of sequences computed together; None = as ``BATCH_SIZE`` says.
+        step_tokens: Maximum number of tokens computed in one step, above ``batch_size``; with fewer, running answers wait less for
+            long prompts; None = 512.
         speculate: Maximum number of draft tokens per step, looked up in the text so far; None = no speculative decoding.
         beams: Width of beam search; None = no beam search.
         length_penalty: Exponent of the length in a beam's score; None = 1.0.
@@ -54,6 +56,7 @@ class EngineOptions:
     kv: str | None = None
     cache_memory: str | int | float | None = None
     batch_size: int | None = None
+    step_tokens: int | None = None
     speculate: int | None = None
     beams: int | None = None
     length_penalty: float | None = None
@@ -69,6 +72,7 @@ class EngineOptions:
             ("group", self.group is None or (self.group >= 0 and self.group % 32 == 0), "a multiple of 32, or 0"),
             ("kv", self.kv in (None, *KV), _either(KV)),
             ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1"),
+            ("step_tokens", self.step_tokens is None or self.step_tokens >= 2, "at least 2"),
             ("speculate", self.speculate is None or self.speculate >= 1, "at least 1"),
             ("beams", self.beams is None or self.beams >= 2, "at least 2"),
             ("length_penalty", math.isfinite(self.length_penalty or 0.0), "a finite number"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from llmctl.errors import ConfigError
 from llmctl.infer.sampling import SamplingParams, TokenLogprob
+from llmctl.infer.sampling.number_types import check_types, is_integer
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Generation:
         score: Score of a beam: the sum of its tokens' log-probabilities, with the length penalty.
         others: The next best answers of beam search.
         cause: The exception that an error comes from: a callback's, or why the request was refused.
+        cached_tokens: Tokens of the prompt that were found in the KV cache.
     """
 
     ids: list[int]
@@ -30,6 +32,7 @@ class Generation:
     score: float | None = None
     others: tuple[Generation, ...] = ()
     cause: Exception | None = field(default=None, compare=False, repr=False)
+    cached_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ class Request:
         on_event: Called for each event.
 
     Raises:
-        ConfigError: Options exclude each other or are out of range.
+        ConfigError: Options exclude each other, are out of range or of another type.
     """
 
     prompt: Sequence[int]
@@ -114,6 +117,12 @@ class Request:
     on_event: OnEvent | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, ("index", "adapter", "draft"), optional=("score_from",))
+        for kind in set(map(type, self.prompt)):
+            if kind is not int and not is_integer(token := next(one for one in self.prompt if type(one) is kind)):
+                raise ConfigError(f"the prompt has {token!r}; it must be a list of token ids")
+        if self.index < 0:
+            raise ConfigError(f"index={self.index} must be at least 0")
         if self.draft < 0:
             raise ConfigError(f"draft={self.draft} must be at least 0")
         if self.beams and (self.options.sample or self.draft or self.options.logprobs is not None):

@@ -64,7 +64,7 @@ def generate(
     for row in rows:
         if not row.prompt:
             raise ValueError(f"prompt {row.index} is empty")
-    model = as_model(model)
+    model, end_ids = as_model(model), options.ends(end_ids)
     longest = max((len(prompt) for prompt in prompts), default=0) + options.max_new_tokens
     changing = model.max_stable_length is not None and longest > model.max_stable_length
     for group in [[row] for row in rows] if changing else [rows]:

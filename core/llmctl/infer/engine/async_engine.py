@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from typing import Any, Protocol
 
 from llmctl.infer.engine.engine import Engine, EngineStats
 from llmctl.infer.request import Event, Generation, Request
@@ -18,20 +19,29 @@ class StoppedError(RuntimeError):
 Events = queue.SimpleQueue["Event | StoppedError"]
 
 
+class Sink(Protocol):
+    """Takes the events of a request, in the engine's thread; must not wait."""
+
+    def put(self, event: Event | StoppedError, /) -> Any:
+        """Takes an event."""
+
+
 class Ticket:
     """A submitted request and the queue of its events. Only one thread may read them.
 
     Args:
-        events: The queue of its events, which several tickets may share; None = a new queue.
+        sink: Where its events go, which several tickets may share; None = a new queue.
 
     Attributes:
         number: The request's id in the engine, or the error why it was refused; set when the engine has seen the request.
-        events: The queue.
+        events: The queue; empty if the events go to another sink.
+        sink: Where its events go.
     """
 
-    def __init__(self, events: Events | None = None) -> None:
+    def __init__(self, sink: Sink | None = None) -> None:
         self.number: Future[int] = Future()
-        self.events: Events = queue.SimpleQueue() if events is None else events
+        self.events: Events = queue.SimpleQueue()
+        self.sink: Sink = self.events if sink is None else sink
 
     def __iter__(self) -> Iterator[Event]:
         """Events up to the end.
@@ -61,28 +71,34 @@ class AsyncEngine:
 
     Args:
         engine: Nobody else may use it.
+        after_step: Called in the engine's thread when the events of a step were handed out; must not wait.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, after_step: Callable[[], None] | None = None) -> None:
+        self._engine, self._after_step = engine, after_step or (lambda: None)
         self._wake = threading.Condition()
         self._asked: list[tuple[Request, Ticket]] = []
-        self._cancelled: list[int] = []
+        self._cancelled: list[Ticket] = []
         self._tickets: dict[int, Ticket] = {}
         self._stopped: StoppedError | None = None
         self._thread = threading.Thread(target=self._run, name="llmctl-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request) -> Ticket:
-        """Adds a request to the engine, and returns its ticket when it is accepted.
+    def submit(self, request: Request, sink: Sink | None = None) -> Ticket:
+        """Checks a request and returns its ticket at once; the engine sees it before the next step.
+
+        Args:
+            request: The request.
+            sink: Where its events go; None = a new queue.
 
         Raises:
             ConfigError: The request can never be answered, such as a prompt longer than the KV cache.
             DataError: The prompt lacks the tokens that delimit a bidirectional prefix.
             StoppedError: The engine does not run.
         """
-        (ticket,) = self.submit_all([request])
-        ticket.number.result()
+        self._engine.check(request)
+        ticket = Ticket(sink)
+        self._ask([(request, ticket)])
         return ticket
 
     def submit_all(self, requests: Sequence[Request], events: Events | None = None) -> list[Ticket]:
@@ -98,18 +114,14 @@ class AsyncEngine:
             StoppedError: The engine does not run.
         """
         tickets = [Ticket(events) for _ in requests]
-        with self._wake:
-            if self._stopped:
-                raise self._error()
-            self._asked += zip(requests, tickets, strict=True)
-            self._wake.notify()
+        self._ask(list(zip(requests, tickets, strict=True)))
         wait([ticket.number for ticket in tickets])
         return tickets
 
     def cancel(self, ticket: Ticket) -> None:
         """Ends a request, which gets the finish reason ``cancelled``. Nothing happens if it has ended."""
         with self._wake:
-            self._cancelled.append(ticket.number.result())
+            self._cancelled.append(ticket)
             self._wake.notify()
 
     def stop(self) -> None:
@@ -134,6 +146,7 @@ class AsyncEngine:
             while self._take():
                 for event in self._engine.step():
                     self._hand_out(event)
+                self._after_step()
         except BaseException as error:
             # What this thread raises would be lost; the waiting callers raise it instead.
             cause = error
@@ -145,7 +158,15 @@ class AsyncEngine:
         for ticket in waiting:
             if not ticket.number.done():
                 ticket.number.set_exception(self._error())
-            ticket.events.put(self._error())
+            ticket.sink.put(self._error())
+        self._after_step()
+
+    def _ask(self, asked: list[tuple[Request, Ticket]]) -> None:
+        with self._wake:
+            if self._stopped:
+                raise self._error()
+            self._asked += asked
+            self._wake.notify()
 
     def _take(self) -> bool:
         """Waits for work and takes new requests and cancellations; False = the engine was stopped."""
@@ -164,13 +185,15 @@ class AsyncEngine:
                 continue
             self._tickets[number] = ticket
             ticket.number.set_result(number)
-        for number in cancelled:
-            self._engine.cancel(number)
+        for ticket in cancelled:
+            # Requests are taken before cancellations, so every number is known or refused.
+            if ticket.number.exception() is None:
+                self._engine.cancel(ticket.number.result())
         return True
 
     def _hand_out(self, event: Event) -> None:
         ticket = self._tickets.pop(event.id) if event.done else self._tickets[event.id]
-        ticket.events.put(event)
+        ticket.sink.put(event)
 
     def _error(self) -> StoppedError:
         """A new exception for each waiting caller, so that their tracebacks do not mix."""

@@ -54,6 +54,7 @@ class BeamSearchState:
         assert request.beams
         self.id, self.request, self.sequences = number, request, [sequence]
         self.num_emitted, self.max_sequences, self.may_draft = 0, request.beams.beams, False
+        self.cached_tokens: int | None = None
         self._options: BeamOptions = request.beams
         self._manager, self._end_ids = manager, end_ids
         self._prompt = len(sequence.ids)

@@ -19,13 +19,13 @@ from llmctl.infer.engine.block_manager import BlockManager
 from llmctl.infer.engine.build_batch import build_batch
 from llmctl.infer.engine.generation import GenerationState
 from llmctl.infer.engine.limits import Limits, step_tokens_for
-from llmctl.infer.engine.positions import PositionRule
+from llmctl.infer.engine.positions import BidirectionalPrefix, PositionRule
 from llmctl.infer.engine.request_state import ChunkOutput, RequestState, ScheduledChunk
 from llmctl.infer.engine.scheduler import Scheduler
 from llmctl.infer.engine.scoring import ScoringState
 from llmctl.infer.executors.base import Executor, Float
 from llmctl.infer.request import Event, Generation, Request
-from llmctl.infer.sampling.rows import FAULTS
+from llmctl.infer.sampling.rows import FAULTS, SamplerInput, SamplerOutput
 from llmctl.infer.sampling.sampler import Sampler
 
 
@@ -113,6 +113,18 @@ class Engine:
         """Whether a step would do anything."""
         return bool(self._states or self._pending_events)
 
+    def check(self, request: Request) -> BidirectionalPrefix | None:
+        """Passes when a request can be answered; for any thread.
+
+        Returns:
+            The bidirectional prefix of its prompt, if the model has such.
+
+        Raises:
+            ConfigError: It can never be answered.
+            DataError: The prompt lacks the tokens that delimit a bidirectional prefix.
+        """
+        return self._limits.check(request)
+
     def add(self, request: Request) -> int:
         """Adds a request; returns its id, which its events carry.
 
@@ -120,7 +132,7 @@ class Engine:
             ConfigError: The request can never be answered, such as a prompt longer than the KV cache.
             DataError: The prompt lacks the tokens that delimit a bidirectional prefix.
         """
-        prefix = self._limits.check(request)
+        prefix = self.check(request)
         prompt = sequence.Sequence([int(token) for token in request.prompt], request.adapter, prefix)
         self._last_id += 1
         kind = BeamSearchState if request.beams else GenerationState if request.score_from is None else ScoringState
@@ -192,9 +204,8 @@ class Engine:
     def _run(self, chunks: list[ScheduledChunk]) -> list[Event]:
         batch = build_batch(chunks, self._rule)
         logits_LV = self._executor.run(batch)
-        inputs = [row for chunk in chunks if chunk.needs_logits for row in chunk.state.sampler_inputs(chunk)]
-        chosen = self._sampler.choose(np.ascontiguousarray(logits_LV, np.float32), inputs)
-        tokens = chosen.token_L.tolist()
+        broken, chosen = self._choose(chunks, np.ascontiguousarray(logits_LV, np.float32))
+        tokens, logprobs = chosen.token_L.tolist(), chosen.logprob_L.tolist()
         faults = [FAULTS.get(status, "") for status in chosen.status_L.tolist()]
         self._steps, self._computed = self._steps + 1, self._computed + len(batch.ids_T)
         events: list[Event] = []
@@ -206,12 +217,41 @@ class Engine:
                 continue
             self._manager.commit(chunk.sequence, chunk.count)
             if rows.stop > rows.start:
-                events += self._process(chunk, ChunkOutput(logits_LV[rows], tokens[rows], faults[rows]))
+                output = ChunkOutput(logits_LV[rows], tokens[rows], logprobs[rows], faults[rows])
+                events += self._process(chunk, output, broken.get(chunk.state.id))
         return events
 
-    def _process(self, chunk: ScheduledChunk, output: ChunkOutput) -> list[Event]:
+    def _choose(self, chunks: list[ScheduledChunk], logits_LV: Float) -> tuple[dict[int, Exception], SamplerOutput]:
+        """What went wrong with requests, by id, and the tokens of all rows."""
+        inputs: list[SamplerInput] = []
+        broken: dict[int, Exception] = {}
+        scores_LV = logits_LV
+        for chunk in (chunk for chunk in chunks if chunk.needs_logits):
+            count, start = 1 + len(chunk.draft), len(inputs)
+            try:
+                inputs += chunk.state.sampler_inputs(chunk)
+            except Exception as error:  # of this request only
+                broken[chunk.state.id] = error
+                inputs += [SamplerInput()] * count
+            if chunk.state.request.options.logit_bias:
+                scores_LV = logits_LV.copy() if scores_LV is logits_LV else scores_LV
+                for token, bias in chunk.state.request.options.logit_bias:
+                    scores_LV[start : start + count, token] += bias
+        asked = any(chunk.state.request.options.logprobs is not None for chunk in chunks)
+        return broken, self._sampler.choose(scores_LV, inputs, asked)
+
+    def _process(self, chunk: ScheduledChunk, output: ChunkOutput, error: Exception | None) -> list[Event]:
         before = chunk.sequence.computed
-        events = chunk.state.process_output(chunk, output)
+        events: list[Event] = []
+        if error is None:
+            try:
+                events = chunk.state.process_output(chunk, output)
+            except Exception as raised:  # of this request only
+                error = raised
+        if error is not None:
+            state = chunk.state
+            failed = state.result("error", f"{type(error).__name__}: {error}", state.num_emitted)
+            return self._emit(state, [Event(state.id, done=failed)])
         if chunk.draft and chunk.state.request.score_from is None:
             self._drafted += len(chunk.draft)
             self._accepted += chunk.sequence.computed - before

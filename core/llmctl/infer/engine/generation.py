@@ -30,8 +30,8 @@ class GenerationState:
         self, number: int, request: Request, sequence: Sequence, manager: BlockManager, end_ids: Collection[int]
     ) -> None:
         self.id, self.request, self.sequences, self.max_sequences = number, request, [sequence], 1
-        self.num_emitted, self.may_draft = 0, request.draft > 0
-        self._manager, self._end_ids = manager, end_ids
+        self.num_emitted, self.may_draft, self.cached_tokens = 0, request.draft > 0, None
+        self._manager, self._end_ids = manager, request.options.ends(end_ids)
         self._random = generator_for(request.options, request.index)
         self._draws: list[float] = []
         self._lookup = PromptLookup(sequence.ids) if request.draft else None
@@ -61,15 +61,15 @@ class GenerationState:
     def process_output(self, chunk: ScheduledChunk, output: ChunkOutput) -> list[Event]:
         """Accepts draft tokens as long as they equal the sampled tokens, and one sampled token more."""
         sequence, params, events = chunk.sequence, self.request.options, list[Event]()
-        rows = zip(output.logits_LV, output.tokens, output.faults, [*chunk.draft, None], strict=True)
-        for logits_V, token, fault, drafted in rows:
+        rows = zip(output.logits_LV, output.tokens, output.logprobs, output.faults, [*chunk.draft, None], strict=True)
+        for logits_V, token, chosen_logprob, fault, drafted in rows:
             if fault:
                 return [*events, Event(self.id, done=self.result("error", fault))]
             if token in self._end_ids:
                 return [*events, Event(self.id, done=self.result("end"))]
             sequence.ids.append(token)
             del self._draws[:1]
-            logprob = token_logprob(logits_V, token, params)
+            logprob = token_logprob(logits_V, token, params, None if params.logit_bias else chosen_logprob)
             if logprob:
                 self._logprobs.append(logprob)
             events.append(Event(self.id, token, logprob))
@@ -82,7 +82,8 @@ class GenerationState:
 
     def result(self, reason: str, error: str = "", length: int | None = None) -> Generation:
         """The answer so far, or its first ``length`` tokens."""
-        return Generation(self.sequences[0].ids[self._prompt :][:length], reason, error, self._logprobs[:length])
+        ids, scores = self.sequences[0].ids[self._prompt :][:length], self._logprobs[:length]
+        return Generation(ids, reason, error, scores, cached_tokens=self.cached_tokens or 0)
 
     @property
     def _generated(self) -> int:

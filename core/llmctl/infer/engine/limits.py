@@ -13,7 +13,13 @@ from llmctl.infer.request import Request
 
 
 def step_tokens_for(spec: DecoderSpec, max_sequences: int = 64, enough: int = 512) -> int:
-    """Tokens of a step that are enough for a model: a bidirectional prefix is computed in one step."""
+    """Tokens of a step that are enough for a model: a bidirectional prefix is computed in one step.
+
+    Args:
+        spec: The model.
+        max_sequences: Most sequences that run together.
+        enough: Tokens that make a step efficient; fewer let running answers wait less for prompts.
+    """
     if not spec.prefix_lm:
         return max(enough, max_sequences + 1)
     return max(enough, (spec.max_positions or 2048) + max_sequences)
@@ -50,6 +56,12 @@ class Limits:
         unknown = next((token for token in prompt if not 0 <= token < vocab), None)
         if unknown is not None:
             raise ConfigError(f"the prompt has the token {unknown}; the model knows those from 0 to {vocab - 1}")
+        named = (*request.options.stop_token_ids, *(token for token, _ in request.options.logit_bias))
+        unknown = next((token for token in named if not 0 <= token < vocab), None)
+        if unknown is not None:
+            raise ConfigError(
+                f"stop_token_ids or logit_bias names the token {unknown}; the model knows those from 0 to {vocab - 1}"
+            )
         if not -1 <= request.adapter < self.adapters:
             raise ConfigError(
                 f"adapter index {request.adapter} is out of range: {self.adapters} are loaded; -1 is none"

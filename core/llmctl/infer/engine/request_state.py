@@ -43,11 +43,13 @@ class ChunkOutput:
     Attributes:
         logits_LV: Logits.
         tokens: The token that was chosen after each.
+        logprobs: Its log-probability, if any request of the step asks for some; else 0.
         faults: Why no token could be chosen; empty = one was.
     """
 
     logits_LV: Float
     tokens: list[int]
+    logprobs: list[float]
     faults: list[str]
 
 
@@ -61,6 +63,7 @@ class RequestState(Protocol):
         max_sequences: Maximum number of sequences that it will have.
         num_emitted: Tokens of its answer whose events were emitted.
         may_draft: Whether it may have draft tokens.
+        cached_tokens: Tokens of the prompt that were in the KV cache when it first ran; None = it has not run.
     """
 
     id: int
@@ -69,6 +72,7 @@ class RequestState(Protocol):
     max_sequences: int
     num_emitted: int
     may_draft: bool
+    cached_tokens: int | None
 
     def draft(self, count: int) -> list[int]:
         """At most this many draft tokens after the only sequence."""

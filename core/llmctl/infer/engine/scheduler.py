@@ -106,6 +106,8 @@ class Scheduler:
         if self.running and self._manager.missing_blocks(first) + needed > self._manager.pool.num_free:
             self._manager.free(first)
             return False
+        if state.cached_tokens is None:
+            state.cached_tokens = first.computed
         self.running.append(self.waiting.popleft())
         return True
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from llmctl.infer.engine.block_manager import BlockManager
 from llmctl.infer.engine.request_state import ChunkOutput, ScheduledChunk
 from llmctl.infer.engine.sequence import Sequence
 from llmctl.infer.request import Event, Generation, Request
-from llmctl.infer.sampling.logprobs import log_softmax
+from llmctl.infer.sampling.logprobs import token_logprob
 from llmctl.infer.sampling.params import TokenLogprob
 from llmctl.infer.sampling.rows import SamplerInput
 
@@ -34,9 +35,12 @@ class ScoringState:
         self, number: int, request: Request, sequence: Sequence, manager: BlockManager, end_ids: Collection[int]
     ) -> None:
         self.id, self.request, self.sequences, self.max_sequences = number, request, [sequence], 1
-        self.num_emitted, self.may_draft = 0, True
+        self.num_emitted, self.may_draft, self.cached_tokens = 0, True, None
         self._manager, self._ids = manager, sequence.ids
         sequence.ids = sequence.ids[: request.score_from]
+        self._params = request.options
+        if self._params.logprobs is None:
+            self._params = replace(self._params, logprobs=0)
         self._logprobs: list[TokenLogprob] = []
 
     def draft(self, count: int) -> list[int]:
@@ -55,7 +59,9 @@ class ScoringState:
             if fault:
                 return [Event(self.id, done=self.result("error", fault))]
             token = self._ids[len(sequence.ids)]
-            self._logprobs.append(TokenLogprob(token, float(log_softmax(logits_V)[token])))
+            logprob = token_logprob(logits_V, token, self._params)
+            assert logprob is not None
+            self._logprobs.append(logprob)
             sequence.ids.append(token)
             if len(sequence.ids) == len(self._ids):
                 return [Event(self.id, done=self.result("scored"))]
@@ -65,4 +71,4 @@ class ScoringState:
 
     def result(self, reason: str, error: str = "", length: int | None = None) -> Generation:
         """The log-probabilities so far; there is no ``length``, as no tokens are emitted."""
-        return Generation([], reason, error, self._logprobs)
+        return Generation([], reason, error, self._logprobs, cached_tokens=self.cached_tokens or 0)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from llmctl.errors import ConfigError
+from llmctl.infer.sampling.number_types import check_types, is_integer, is_number
 
 SAMPLE_ONLY = ("temperature", "top_k", "top_p", "min_p")
 """Parameters that have no effect where the likeliest token is taken."""
+
+INTEGERS = ("max_new_tokens", "min_new_tokens", "top_k", "seed")
+NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +35,12 @@ class SamplingParams:
         logprobs: Number of likeliest tokens whose log-probabilities are returned at each position, besides that of the chosen
             token; None = no log-probabilities. They are the model's: before penalties and temperature.
         stop: Strings that end an answer and are left out of it; one may be given as text.
+        stop_token_ids: Tokens that end an answer, besides those of the model.
+        ignore_eos: The model's own end tokens end no answer.
+        logit_bias: Token -> what is added to its logit before the token is chosen; -100 excludes it in practice (fused).
 
     Raises:
-        ConfigError: A value is out of range.
+        ConfigError: A value is out of range or of another type.
     """
 
     max_new_tokens: int = 128
@@ -49,8 +56,15 @@ class SamplingParams:
     seed: int = 0
     logprobs: int | None = None
     stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
 
     def __post_init__(self) -> None:
+        check_types(self, INTEGERS, NUMBERS, ("sample", "ignore_eos"), ("logprobs",))
+        biases = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias
+        object.__setattr__(self, "logit_bias", tuple((token, bias) for token, bias in biases))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         rules = (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
@@ -64,11 +78,23 @@ class SamplingParams:
             ("frequency_penalty", abs(self.frequency_penalty) < math.inf, "a finite number"),
             ("seed", self.seed >= 0, "at least 0"),
             ("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0"),
+            ("stop_token_ids", all(is_integer(token) for token in self.stop_token_ids), "token ids"),
+            (
+                "logit_bias",
+                all(is_integer(token) and is_number(bias) and abs(bias) < math.inf for token, bias in self.logit_bias),
+                "finite numbers by token id",
+            ),
             ("stop", all(isinstance(text, str) and text for text in self.stop), "texts that are not empty"),
         )
         for name, good, allowed in rules:
             if not good:
                 raise ConfigError(f"{name}={getattr(self, name)} must be {allowed}")
+
+    def ends(self, end_ids: Collection[int]) -> Collection[int]:
+        """Tokens that end an answer, from those of the model."""
+        if not self.stop_token_ids and not self.ignore_eos:
+            return end_ids
+        return {*self.stop_token_ids, *(() if self.ignore_eos else end_ids)}
 
     @property
     def without_effect(self) -> list[str]:
