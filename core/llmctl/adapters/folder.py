@@ -6,7 +6,6 @@ model, its quantization in training, and the ranks within fused layers. Nothing 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from llmctl.checkpoint.folder import check_no_adapter
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.errors import CheckpointError
 from llmctl.io.copying import copy_into
-from llmctl.io.json_object import read_json, write_json
+from llmctl.io.json_object import parse_json, read_json, write_json
 from llmctl.quant.blockwise import CODES
 from llmctl.tokenizers.base import FILES
 
@@ -93,7 +92,7 @@ def base_name(folder: Path) -> str:
     if name == paddlenlp_prefix.CACHES:
         return ""
     try:
-        return str(json.loads((folder / name).read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+        return str(parse_json((folder / name).read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
     except (OSError, ValueError, AttributeError):
         return ""
 

@@ -6,7 +6,6 @@ sizes in the configuration are those of keys and values, not of queries.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from llmctl.adapters.prefix import Prefix, compare, from_stored, shape_of, to_st
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
-from llmctl.io.json_object import read_json, write_json
+from llmctl.io.json_object import parse_json, read_json, write_json
 
 KIND, TENSOR = "PREFIX_TUNING", "prompt_embeddings"
 KNOWN = (
@@ -32,8 +31,8 @@ KNOWN = (
 def kind(folder: Path) -> str:
     """``peft_type`` in the configuration of a folder; empty if it cannot be read."""
     try:
-        return str(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type", ""))
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return str(parse_json((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type", ""))
+    except (OSError, ValueError, AttributeError):
         return ""
 
 

@@ -5,7 +5,6 @@ Opening a folder reads headers only, and checks them against each other and the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from llmctl.checkpoint.formats import pdparams, safetensors, torch_bin
 from llmctl.checkpoint.formats.dtypes import STORAGE
 from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
+from llmctl.io.json_object import parse_json
 
 SAFETENSORS = "model.safetensors"
 TORCH = "pytorch_model.bin"
@@ -132,7 +132,7 @@ def read_shards(index: Path, read_header: Callable[[Path], Mapping[str, TensorIn
 
 def _read_index(index: Path) -> dict[str, str]:
     try:
-        content: Any = json.loads(index.read_text(encoding="utf-8"))
+        content: Any = parse_json(index.read_text(encoding="utf-8"))
         weight_map = content["weight_map"]
         files = set(weight_map.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -10,6 +10,18 @@ from typing import Any
 from llmctl.errors import FileError
 
 
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: It is not valid JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path, required: bool = False) -> dict[str, Any]:
     """Reads the object in a JSON file.
 
@@ -23,12 +35,12 @@ def read_json(path: Path, required: bool = False) -> dict[str, Any]:
     if not required and not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileError(f"{path} does not exist") from None
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise FileError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise FileError(f"{path} must be a JSON object, not a {type(content).__name__}")

@@ -7,7 +7,6 @@ versions of plugin and core and for the plugin's code with which it was written.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from llmctl._version import __version__
 from llmctl.card.capabilities import Experimental, Unsupported
 from llmctl.card.support import state
 from llmctl.errors import ConfigError, PluginError
+from llmctl.io.json_object import parse_json
 from llmctl.plugins.hookspecs import API
 
 EVIDENCE = "evidence.json"
@@ -139,7 +139,7 @@ def _cell(plugin: plugins.Plugin, method: str, evidence: dict[str, Any]) -> Cell
 
 def _evidence(plugin: plugins.Plugin) -> dict[str, Any]:
     try:
-        content = json.loads((plugin.folder / EVIDENCE).read_text(encoding="utf-8"))
+        content = parse_json((plugin.folder / EVIDENCE).read_text(encoding="utf-8"))
         return dict(content.get(plugin.card.name, {}))
     except (OSError, ValueError, AttributeError, TypeError):
         return {}

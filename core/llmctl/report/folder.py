@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ConfigError
-from llmctl.io.json_object import read_json
+from llmctl.io.json_object import parse_json, read_json
 
 METRICS, INFO = "metrics.jsonl", "run.json"
 BOOKKEEPING = frozenset({"step", "epoch"})
@@ -82,8 +81,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            rows.append(parse_json(line))
+        except ValueError:
             break
     return [row for row in rows if isinstance(row, dict) and _is_number(row.get("step"))]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ from llmctl import plugins
 from llmctl.adapters import base_model
 from llmctl.config import schema
 from llmctl.errors import CheckpointError, ConfigError
+from llmctl.io.json_object import parse_json
 from llmctl.jobs.job import CheckedJob
 from llmctl.train.run_info import run_info
 
@@ -51,7 +51,7 @@ def read(job: CheckedJob[Any]) -> dict[str, Any]:
     """
     path = job.output / "run.json"
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = parse_json(path.read_text(encoding="utf-8"))
         if all(isinstance(rows, dict) for rows in info["config"].values()):
             return dict(info)
         reason = "its config has no sections"

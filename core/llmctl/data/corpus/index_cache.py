@@ -20,6 +20,7 @@ import numpy as np
 
 from llmctl.checkpoint import atomic_folder
 from llmctl.errors import DataError, FileError
+from llmctl.io.json_object import parse_json
 from llmctl.io.lock import Busy, hold
 
 FOLDER, DESCRIPTION = "index-cache", "description.json"
@@ -125,7 +126,7 @@ def _save(entry: Path, description: Mapping[str, Any], arrays: Arrays) -> None:
 def _load(entry: Path) -> Arrays | None:
     """The arrays of an entry; None if it does not exist, or an array is missing or damaged."""
     try:
-        names = json.loads((entry / DESCRIPTION).read_text(encoding="utf-8"))["arrays"]
+        names = parse_json((entry / DESCRIPTION).read_text(encoding="utf-8"))["arrays"]
         return {name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
-    except (ValueError, KeyError, OSError, EOFError):
+    except (ValueError, KeyError, TypeError, OSError, EOFError):
         return None

@@ -14,6 +14,7 @@ from typing import Any
 from llmctl.card.tokens import TokenFacts, Wording
 from llmctl.errors import CheckpointError
 from llmctl.io.digest import sha256
+from llmctl.io.json_object import parse_json
 
 NAME = "export.json"
 FORMAT = 1
@@ -76,7 +77,7 @@ def read(folder: Path, verify: bool = False) -> Exported:
     """
     path = folder / NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if (content.pop("format"), content.pop("engine")) != (FORMAT, STATIC):
             raise CheckpointError(f"{path} was written by another release of llmctl; export the model again")
         wording = dict(content.pop("wording"))

@@ -25,6 +25,7 @@ from llmctl.errors import CheckpointError, ConfigError, FileError
 from llmctl.io.atomic import locked_folder, remove_leftovers
 from llmctl.io.background import Background
 from llmctl.io.checksums import find_damage, write_manifest
+from llmctl.io.json_object import parse_json
 from llmctl.train.callbacks import metrics_log
 from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.optim.adamw import AdamW
@@ -242,7 +243,7 @@ def restore(path: Path, optimizer: AdamW, fingerprint: str, seed: int) -> int:
     from safetensors.numpy import load_file
 
     try:
-        position: Mapping[str, Any] = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        position: Mapping[str, Any] = parse_json((path / _STATE).read_text(encoding="utf-8"))
         step, saved_seed, saved = int(position["step"]), position["seed"], position["fingerprint"]
         if step != _step_of(path):
             raise ValueError(f"{_STATE} is of step {step}")
@@ -269,7 +270,7 @@ def restore(path: Path, optimizer: AdamW, fingerprint: str, seed: int) -> int:
 def read_best(output: Path) -> Best | None:
     """The best checkpoint of an output folder, if one was chosen and still exists."""
     try:
-        best = Best(**json.loads((output / "best.json").read_text(encoding="utf-8")))
+        best = Best(**parse_json((output / "best.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     return best if _complete(checkpoint_of(output, best.step)) else None
