@@ -83,7 +83,7 @@ def test_the_job_itself_is_valid(job):
             "no effect with train.schedule=constant",
         ),
         (["--set", "output.dir=''"], "output.dir is not set"),
-        (["--set", "output.dir="], "output.dir=None: expected a string"),
+        (["--set", "output.dir="], "output.dir is not set"),
         (["--set", "output.max_shard_bytes=5TB"], "'5TB' is not a size"),
         (["--resume", "--overwrite"], "exclude each other"),
         (["--set", "method.rank=4"], "method.rank has no effect with method.name=full"),

@@ -50,6 +50,32 @@ def test_a_sound_job_is_described(folder):
     assert not (folder / "out").exists()
 
 
+@pytest.mark.parametrize(("documents", "left_out"), [(4, "valid and test"), (20, "test"), (1000, "")])
+def test_the_default_split_leaves_out_parts_for_which_there_are_too_few_documents(folder, documents, left_out):
+    with new_corpus(folder / "more", np.uint16) as writer:
+        writer.add(np.arange(10 * documents) % 90, np.full(documents, 10))
+    said = run(
+        folder / "config.yaml", "--set", f"data.corpora={folder / 'more'}", "--set", "data.split=null", "--check"
+    )
+    assert (f"too few documents for {left_out}, which is left out" in said) if left_out else "too few" not in said
+
+
+def test_indices_are_built_in_advance_for_the_split_of_the_run(folder):
+    run(folder / "config.yaml", "--set", "data.split=null", "--check")
+    config = json.loads((folder / "config.yaml").read_text())
+    del config["data"]["split"]
+    (folder / "config.yaml").write_text(json.dumps(config))
+    with CliRunner().isolation() as streams, pytest.raises(SystemExit) as stopped:
+        main(["data", "index", str(folder / "config.yaml")])
+    said = streams[0].getvalue().decode()
+    assert stopped.value.code == 0 and "train: 4 samples" in said and "valid" not in said
+
+
+def test_null_is_as_if_the_key_were_not_there(folder):
+    checkpoint = ["--set", f"model.path={STARTER}", "--set", "model.size=null"]
+    assert "parameters from " in run(folder / "config.yaml", *checkpoint, "--check")
+
+
 def test_a_constant_learning_rate_may_be_any(folder):
     run(folder / "config.yaml", "--check", "--set", "train.schedule=constant", "--set", "train.learning_rate=0.01")
 

@@ -134,7 +134,9 @@ def inspect(ctx: click.Context, prefix: str, number: int | None, tokenizer: Path
 @click.argument("config_file", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path))
 @click.option("--corpora", "-c", multiple=True,
               help='Prefixes or folders of corpora, optionally with weights: "0.3 a 0.7 b". May be repeated.')  # fmt: skip
-@click.option("--split", help="Weights of the splits train, valid and test. [default: 949,50,1]")
+@click.option(
+    "--split", help="Weights of the splits train, valid and test. [default: 949,50,1 if there are enough documents]"
+)
 @click.option("--seq-length", type=click.IntRange(2), help="Tokens in a sample. [default: 1024]")
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), help="Random seed of the order of documents and samples. [default: 42]"
@@ -161,10 +163,11 @@ def index(
     CONFIG is a configuration of llmctl pretrain; options override it. Without CONFIG, only the splits given by --train,
     --valid and --test are indexed, or one epoch of train if none is given.
     """
-    from llmctl.data.corpus.samples import SampleSpec
+    from llmctl.data.corpus.samples import SampleSpec, with_split
 
     config = _configured(config_file, corpora=list(corpora), split=split, seq_length=seq_length, seed=seed,
                          index_cache=cache)  # fmt: skip
+    config.data = with_split(config.data)
     asked = {name: count for name, count in (("train", train), ("valid", valid), ("test", test)) if count is not None}
     planned = {name: count for name, count in config.samples().items() if count} if config_file else {"train": 0}
     for name, count in (asked or planned).items():

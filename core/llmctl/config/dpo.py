@@ -20,11 +20,16 @@ class DpoDataConfig(JsonlDataConfig):
         choices=("auto", "llmctl", "ShareGPT", "PaddleFormers", "Alpaca", "prompt-chosen-rejected"),
     )
     max_prompt_length: int = option(
-        1024,
-        "Longest prompt in tokens, where prompt and answers exceed max_length; truncated from the left.",
-        minimum=1,
+        0,
+        "Longest prompt in tokens, where prompt and answers exceed max_length; truncated from the left. "
+        "0 = half of max_length, up to 1024.",
+        minimum=0,
     )
-    max_length: int = option(2048, "Longest prompt and both answers together, in tokens.", minimum=3)
+    max_length: int = option(
+        0,
+        "Longest prompt and both answers together, in tokens; 0 = 2048, or fewer if the model has fewer positions.",
+        minimum=0,
+    )
 
 
 @dataclass(kw_only=True)

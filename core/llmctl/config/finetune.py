@@ -18,9 +18,14 @@ class FinetuneDataConfig(JsonlDataConfig):
         choices=("auto", "llmctl", "ShareGPT", "messages", "Alpaca", "prompt-completion"),
     )
     train_on: str = option("all", "Answers of a conversation that have loss.", choices=("all", "last"))
-    src_length: int = option(1024, "Longest prompt (`src`) in tokens; truncated from the left.", minimum=1)
+    src_length: int = option(
+        0, "Longest prompt in tokens; truncated from the left. 0 = half of max_length, up to 1024.", minimum=0
+    )
     max_length: int = option(
-        2048, "Longest prompt and answer together, in tokens; the answer is truncated from the right.", minimum=2
+        0,
+        "Longest prompt and answer together, in tokens; the answer is truncated from the right. "
+        "0 = 2048, or fewer if the model has fewer positions.",
+        minimum=0,
     )
 
 

@@ -30,7 +30,11 @@ class PretrainDataConfig:
     corpora: list[str] = option(
         [], "Prefixes of .bin/.idx files or folders of them, optionally with a weight before each: `0.3 web 0.7 books`."
     )
-    split: str = option("949,50,1", "Weights of the splits train, valid and test.")
+    split: str = option(
+        "",
+        "Weights of the splits train, valid and test; empty = 949,50,1, or without test, or also without valid, if a corpus "
+        "has too few documents.",
+    )
     seq_length: int = option(1024, "Sequence length: tokens in a sample.", minimum=2)
     seed: int = option(42, "Random seed of the order of documents and samples.", minimum=0, maximum=2**32 - 1)
     separate_documents: bool = option(
@@ -79,7 +83,7 @@ class PretrainConfig:
         Raises:
             DataError: ``data.split`` is not valid.
         """
-        weights = parse_split(self.data.split)
+        weights = parse_split(self.data.split or DEFAULT_SPLITS[0])
         train = self.train
         counts = {
             "train": train.max_steps * train.batch_size * train.grad_accumulation,
@@ -90,6 +94,8 @@ class PretrainConfig:
 
 
 SPLITS = ("train", "valid", "test")
+DEFAULT_SPLITS = ("949,50,1", "949,50,0", "1,0,0")
+"""Default weights of the splits: the first ones for which every corpus has enough documents."""
 
 
 def parse_split(text: str) -> tuple[float, float, float]:

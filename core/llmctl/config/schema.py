@@ -141,7 +141,7 @@ def _build(cls: type, data: Mapping[str, Any], prefix: str, problems: list[str])
                 values[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.", problems)
             elif value is not None:
                 problems.append(f"{prefix}{key}={value!r}: expected a section (a mapping of keys)")
-        else:
+        elif value is not None:  # null is as if the key were not there
             values[key] = _check(prefix + key, value, hints[key], fields[key].metadata, problems)
     return cls(**values)
 

@@ -12,20 +12,23 @@ from llmctl import tokenizers
 from llmctl.adapters.folder import is_adapter
 from llmctl.card import support
 from llmctl.card.dims import Dims
-from llmctl.card.rope import context_length
 from llmctl.checkpoint.build import CheckedModel, open_model
 from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.config import common
 from llmctl.data.sft import examples
 from llmctl.errors import ConfigError
-from llmctl.jobs import added_tokens, loggers, precision
+from llmctl.jobs import added_tokens, lengths, loggers, precision
 from llmctl.jobs.paths import find_path, find_paths, output_folder, template_of
 from llmctl.plugins import Families, Plugin
 from llmctl.tokenizers import Tokenizer
 
+C = TypeVar("C", bound=Any)
 E = TypeVar("E")
 R = TypeVar("R", covariant=True)
+
+ANSWER_TOKENS = {"sft": 1, "dpo": 2}
+"""Fewest tokens of the answers of an example, by task."""
 
 
 class ExamplesReader(Protocol[R]):
@@ -40,8 +43,8 @@ class ExamplesReader(Protocol[R]):
         ...
 
 
-def find_model(config: Any, family: str, task: str, families: Families) -> tuple[CheckedModel, Tokenizer, Path]:
-    """The model, tokenizer and output folder of a job on examples, checked.
+def find_model(config: C, family: str, task: str, families: Families) -> tuple[C, CheckedModel, Tokenizer, Path]:
+    """The configuration with lengths that fit, and the model, tokenizer and output folder of a job on examples, checked.
 
     Args:
         config: The configuration.
@@ -69,40 +72,13 @@ def find_model(config: Any, family: str, task: str, families: Families) -> tuple
             f"output.max_shard_bytes has no effect with method.name={config.method.name}: an adapter is one file; "
             "leave it out"
         )
-    _check_lengths(config, dims, folder, packed=task == "dpo" or config.data.packing != "none")
+    packed = task == "dpo" or config.data.packing != "none"
+    config = lengths.fitted(config, dims, folder, ANSWER_TOKENS[task], packed)
     model = open_model(folder, plugin, dims, raw)
     output = output_folder(config.output, {"model.path": folder})
     tokenizer = _tokenizer(config, plugin, folder, dims)
     added_tokens.check(config, model, tokenizer)
-    return model, tokenizer, output
-
-
-def _check_lengths(config: Any, dims: Dims, model: Path, packed: bool) -> None:
-    """Checks that the longest example, with virtual tokens if any, fits into the model's positions and window."""
-    virtual = config.method.virtual_tokens if config.method.name == "prefix" else 0
-    extra = f" plus method.virtual_tokens={virtual}" if virtual else ""
-    longest, limit, window = config.data.max_length, context_length(dims), dims.get("window")
-    if limit and longest + virtual > limit:
-        room = (
-            f"set data.max_length to {limit - virtual} or less" if limit - virtual > 1 else "use fewer virtual tokens"
-        )
-        raise ConfigError(f"data.max_length={longest}{extra} exceeds the {limit} positions of {model}; {room}")
-    multiple = config.data.pad_to_multiple_of
-    padded = longest if packed else -(-longest // multiple) * multiple
-    if limit and padded + virtual > limit:
-        raise ConfigError(
-            f"data.pad_to_multiple_of={multiple} pads rows of data.max_length={longest} to {padded} tokens, which{extra} "
-            f"exceeds the {limit} positions of {model}; make one of them smaller"
-        )
-    if virtual and window and packed and longest + virtual > window:
-        fits = (
-            f"set data.max_length to {window - virtual} or less" if window - virtual > 1 else "use fewer virtual tokens"
-        )
-        raise ConfigError(
-            f"data.max_length={longest}{extra} exceeds the attention window of {window} positions, and virtual tokens "
-            f"cannot leave the window in rows of several texts; {fits}"
-            f"{', or data.packing to none' if config.data.packing != 'none' else ''}"
-        )
+    return config, model, tokenizer, output
 
 
 def _check_method(method: common.MethodConfig, plugin: Plugin, dims: Dims) -> None:
@@ -155,11 +131,6 @@ def check_common(config: Any) -> None:
         raise ConfigError(f"data.dev_size={data.dev_size} is neither a share below 1 nor a whole number of examples")
     if data.packed_length and data.packing == "none":
         raise ConfigError("data.packed_length has no effect with data.packing=none; choose first-come or best-fit")
-    if 0 < data.packed_length < data.max_length:
-        raise ConfigError(
-            f"data.packed_length={data.packed_length} is less than data.max_length={data.max_length}; "
-            "make it at least that"
-        )
     common.check_updates(config.train)
     precision.check(config.model.dtype, config.train)
     precision.of(config.model.dtype, config.train)

@@ -25,7 +25,7 @@ class DpoJob(ExamplesJob[DpoConfig, Preference]):
 def check(config: DpoConfig, family: str = "auto", families: Families | None = None) -> DpoJob:
     """The job of a configuration; see ``job.Check``."""
     _combinations(config)
-    model, tokenizer, output = find_model(config, family, "dpo", families or Families())
+    config, model, tokenizer, output = find_model(config, family, "dpo", families or Families())
     train, dev = read_data(config, model.plugin, PreferenceReader)
     for row in (*train, *dev):
         check_preference(row, tokenizer)
@@ -34,12 +34,7 @@ def check(config: DpoConfig, family: str = "auto", families: Families | None = N
 
 def _combinations(config: DpoConfig) -> None:
     check_common(config)
-    data, dpo, method = config.data, config.dpo, config.method
-    if data.max_prompt_length > data.max_length - 2:
-        raise ConfigError(
-            f"data.max_prompt_length={data.max_prompt_length} leaves no room for two answers in "
-            f"data.max_length={data.max_length}; make max_prompt_length smaller"
-        )
+    dpo, method = config.dpo, config.method
     if dpo.label_smoothing and dpo.loss != "sigmoid":
         raise ConfigError(
             f"dpo.label_smoothing has no effect with dpo.loss={dpo.loss}; it is defined for sigmoid alone"

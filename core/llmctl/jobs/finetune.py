@@ -25,7 +25,7 @@ class FinetuneJob(ExamplesJob[FinetuneConfig, Example]):
 def check(config: FinetuneConfig, family: str = "auto", families: Families | None = None) -> FinetuneJob:
     """The job of a configuration; see ``job.Check``."""
     _combinations(config)
-    model, tokenizer, output = find_model(config, family, "sft", families or Families())
+    config, model, tokenizer, output = find_model(config, family, "sft", families or Families())
     train, dev = read_data(config, model.plugin, ExampleReader)
     _check_turns([*train, *dev], tokenizer)
     return FinetuneJob(config, model, tokenizer, output, train, dev)
@@ -33,12 +33,7 @@ def check(config: FinetuneConfig, family: str = "auto", families: Families | Non
 
 def _combinations(config: FinetuneConfig) -> None:
     check_common(config)
-    data, train = config.data, config.train
-    if data.src_length >= data.max_length:
-        raise ConfigError(
-            f"data.src_length={data.src_length} leaves no room for answers in data.max_length={data.max_length}; "
-            "make src_length smaller"
-        )
+    train = config.train
     if train.best_metric == "exact_match" and not train.eval_generate:
         raise ConfigError("train.best_metric=exact_match needs train.eval_generate=true")
 

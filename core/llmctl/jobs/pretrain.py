@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +78,7 @@ def check(config: PretrainConfig, family: str = "auto", families: Families | Non
             "or give a new model more positions with model.changes"
         )
     output = output_folder(config.output, paths)
+    config = _with_split(config)
     _corpora(config, dims.vocab)
     return PretrainJob(config, model, tokenizer, output)
 
@@ -120,14 +122,36 @@ def _combinations(config: PretrainConfig) -> None:
     precision.check(config.model.dtype, train)
     precision.of(config.model.dtype, train)
     loggers.check(train.log_to)
+    if output.resume and output.overwrite:
+        raise ConfigError("output.resume and output.overwrite exclude each other; set one")
+
+
+def _with_split(config: PretrainConfig) -> PretrainConfig:
+    """The configuration with the weights of the splits; warns where a default is left out."""
+    from llmctl.data.corpus.samples import with_split
+
+    made = replace(config, data=with_split(config.data))
+    absent = [name for name, count in config.samples().items() if count and not made.samples()[name]]
+    if absent:
+        warnings.warn(
+            f"a corpus has too few documents for {' and '.join(absent)}, which is left out; data.split sets the weights of "
+            "train, valid and test",
+            UserWarning,
+            stacklevel=2,
+        )
+    _check_measured(made)
+    return made
+
+
+def _check_measured(config: PretrainConfig) -> None:
+    """Checks that what needs evaluations has them."""
+    train = config.train
     unmeasured = [key for key in ("patience", "best_metric") if key in changed_fields(train)]
     if unmeasured and not config.samples()["valid"]:
         raise ConfigError(
             f"train.{unmeasured[0]}={getattr(train, unmeasured[0])} has no effect without evaluations; set train.eval_iters, and a "
             "weight above 0 for the valid part of data.split"
         )
-    if output.resume and output.overwrite:
-        raise ConfigError("output.resume and output.overwrite exclude each other; set one")
 
 
 def _new_model(

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.config import pretrain
-from llmctl.config.pretrain import SPLITS, PretrainDataConfig
+from llmctl.config.pretrain import DEFAULT_SPLITS, SPLITS, PretrainDataConfig
 from llmctl.data.corpus import blend as blending
 from llmctl.data.corpus import sample_index
 from llmctl.data.corpus.index_cache import WAIT, Cache
@@ -44,7 +44,7 @@ class SampleSpec:
     """
 
     corpora: Sequence[str]
-    split: str = "949,50,1"
+    split: str = DEFAULT_SPLITS[0]
     seq_length: int = 1024
     seed: int = 42
     cache: Path | None = None
@@ -53,7 +53,7 @@ class SampleSpec:
 
     @classmethod
     def of(cls, data: PretrainDataConfig) -> SampleSpec:
-        """The specification in the section ``data`` of a pretraining configuration."""
+        """The specification in the section ``data`` of a pretraining configuration; see ``with_split`` for an empty split."""
         cache = Path(data.index_cache).expanduser() if data.index_cache else None
         return cls(
             data.corpora, data.split, data.seq_length, data.seed, cache, data.index_wait, data.separate_documents
@@ -216,6 +216,32 @@ def open_token_corpus(prefix: str) -> Corpus:
     if corpus.dtype.kind not in "iu":
         raise DataError(f"{prefix} holds {corpus.dtype.name}, not token ids")
     return corpus
+
+
+def with_split(data: PretrainDataConfig) -> PretrainDataConfig:
+    """The section with ``split`` in place of an empty one: the first default for which every corpus has documents.
+
+    Raises:
+        DataError: A corpus cannot be read.
+    """
+    if data.split:
+        return data
+    corpora = [open_token_corpus(prefix) for prefix in blending.parse(data.corpora).prefixes]
+    counts = [len(corpus) for corpus in corpora]
+    return replace(
+        data, split=next(split for split in DEFAULT_SPLITS if _suffices(split, counts) or split == DEFAULT_SPLITS[-1])
+    )
+
+
+def _suffices(split: str, counts: Sequence[int]) -> bool:
+    """Whether corpora of so many documents have some for each part with a weight."""
+    parts = pretrain.parse_split(split)
+    return all(
+        documents
+        for count in counts
+        for part, documents in zip(parts, sample_index.split_documents(parts, count), strict=True)
+        if part
+    )
 
 
 def id_out_of_range(ids: NDArray, vocab: int) -> int | None:
