@@ -10,6 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent
 FAKES = ROOT / "tests" / "plugins"
 
+# A path that is missing may look like the name of a model; no test asks a server for it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 
 @pytest.fixture(scope="session")
 def assets() -> Path:

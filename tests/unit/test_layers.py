@@ -9,7 +9,7 @@ from kit.imports import CORE, MODULES, circles, imports
 FLOORS = (
     ("errors", "_version"),
     ("io", "runtime"),
-    ("card",),
+    ("card", "hub"),
     ("config", "tokenizers", "nn", "report"),
     ("plugins", "quant"),
     ("checkpoint",),

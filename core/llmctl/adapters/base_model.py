@@ -24,8 +24,12 @@ from llmctl.checkpoint.formats.dtypes import STORAGE, cast, round_bfloat16
 from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.load import group_by_target
+from llmctl.checkpoint.locate import locate
 from llmctl.checkpoint.naming import detect_layout
-from llmctl.errors import CheckpointError
+from llmctl.errors import CheckpointError, LlmctlError
+from llmctl.hub.find import model_folder
+from llmctl.hub.name import parse
+from llmctl.hub.origin import origin
 
 CORNER = 4
 """Rows and columns of each linear weight that identify the base."""
@@ -59,7 +63,7 @@ def _record(base: Path, plugin: Any, dims: Dims, values_hash: str) -> dict[str, 
     return {
         "family": plugin.card.name,
         "card_hash": plugin.card.hash(),
-        "path": str(base.resolve()),
+        "path": name_of(base),
         "tensors": len(shapes),
         "shapes_hash": _digest(json.dumps(sorted(shapes.items())).encode()),
         "values_hash": values_hash,
@@ -112,22 +116,41 @@ def same(recorded: Mapping[str, Any], actual: Mapping[str, Any]) -> bool:
     return all(recorded.get(key) == actual[key] for key in ("shapes_hash", "values_hash"))
 
 
+def name_of(base: Path) -> str:
+    """What an adapter calls its base model: its name and commit on a hub that it was downloaded from, else its folder."""
+    return str(origin(base) or base.resolve())
+
+
+def short_name(base: Path) -> str:
+    """What PEFT calls the base model, which has no place for a commit: its name on a hub, else its folder."""
+    found = origin(base)
+    return found.repo if found else str(base.resolve())
+
+
 def find(named: str, folder: Path, given: Path | None) -> Path:
     """The folder of an adapter's base: the given one, else the recorded one.
 
     Args:
-        named: Recorded base; a relative path is searched in the folder of the adapter, then in the current folder.
+        named: Recorded base; a relative path is searched in the folder of the adapter, then in the current folder, then on a
+            hub.
         folder: Folder of the adapter.
-        given: Folder given by the user.
+        given: Folder or name given by the user.
 
     Raises:
-        CheckpointError: The base is not found.
+        LlmctlError: The base is not found, or cannot be downloaded.
     """
     if given is not None:
-        return given
+        return locate(given)
     for path in (folder / named, Path(named)) if named else ():
         if (path / CONFIG).is_file():
             return path
+    if named and parse(named):
+        try:
+            return model_folder(named)
+        except LlmctlError as error:
+            raise CheckpointError(
+                f"{folder}: the base model {named} of this adapter is missing: {error}. Or give its folder with --base"
+            ) from error
     if named:
         raise CheckpointError(
             f"{folder}: the base model {named} of this adapter is missing; give its folder with --base"

@@ -20,6 +20,7 @@ from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.checkpoint.folder import check_no_adapter
 from llmctl.checkpoint.hf_config import read_config
+from llmctl.checkpoint.locate import locate
 from llmctl.errors import CheckpointError
 from llmctl.io.copying import copy_into
 from llmctl.io.json_object import parse_json, read_json, write_json
@@ -61,8 +62,8 @@ def open_adapter(
     """Opens an adapter, finds its base model, and checks that they fit together.
 
     Args:
-        folder: Folder of the adapter.
-        base: Folder of the base model; None = the one that the adapter records.
+        folder: Folder of the adapter, or its name on a hub.
+        base: Folder of the base model, or its name on a hub; None = the one that the adapter records.
         family: Model family, or ``"auto"``.
         allow_other: Whether to allow a base with other weights.
         base_record: ``base_model.record`` of the base, if its folder does not hold the tensors.
@@ -70,6 +71,7 @@ def open_adapter(
     Raises:
         LlmctlError: The base is missing or another model, or the tensors of the adapter do not fit it.
     """
+    folder = locate(folder)
     if not is_adapter(folder):
         raise CheckpointError(f"{folder} holds no adapter: it has none of {', '.join(FORMATS)}")
     check_no_adapter(folder)

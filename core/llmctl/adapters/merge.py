@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from llmctl import plugins, tokenizers
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, LoraWeights
+from llmctl.adapters.base_model import name_of
 from llmctl.adapters.folder import RECORD, OpenedAdapter, ignored_keys, tokenizer_folder
 from llmctl.checkpoint import convert
 from llmctl.checkpoint.convert import LazyTensor, Progress
@@ -127,7 +128,7 @@ def replace_tokenizer(opened: OpenedAdapter, work: Path) -> None:
 
 def _record(opened: OpenedAdapter, dtype: str, layers: int) -> dict[str, Any]:
     return {
-        "merged": {"base": str(opened.base.resolve()), "adapter": str(opened.folder.resolve()), "dtype": dtype},
+        "merged": {"base": name_of(opened.base), "adapter": str(opened.folder.resolve()), "dtype": dtype},
         "layers": layers,
         "dequantised_from": opened.quantised or None,
         "card_hash": opened.plugin.card.hash(),

@@ -43,7 +43,8 @@ def load(
     """Loads the model of a folder, in evaluation mode, and its tokenizer.
 
     Args:
-        folder: A model folder in Hugging Face's layout, or written by ``llmctl convert``; or an adapter folder.
+        folder: A model folder in Hugging Face's layout, or written by ``llmctl convert``; an adapter folder; or a name on a
+            hub, ``"owner/name"``.
         family: Name of a family, or ``"auto"`` for the one that claims the folder's architecture.
         dtype: ``"float32"`` or ``"float64"``, the type to compute in.
         base: Folder of an adapter's base model; default: the one that the adapter names.
@@ -57,11 +58,12 @@ def load(
         LlmctlError: No family fits, tensors are not exactly the card's, or there is no tokenizer.
     """
     from llmctl.adapters.folder import is_adapter
+    from llmctl.checkpoint.locate import locate
     from llmctl.errors import ConfigError
 
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r} is not supported; choose {' or '.join(DTYPES)}")
-    folder = Path(folder)
+    folder = locate(folder)
     if is_adapter(folder):
         return _adapted(folder, Path(base) if base else None, family, dtype, tokenizer)
     if base is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from llmctl import plugins
+from llmctl.checkpoint.locate import locate
 from llmctl.commands.progress import byte_bar
 from llmctl.io.sizes import parse_bytes
 
@@ -48,6 +49,7 @@ def command(
     if target is None and not check:
         raise click.UsageError("TARGET is missing; it can be left out only with --check")
     shard_bytes = parse_bytes(max_shard_size, "--max-shard-size ")
+    source = locate(source)
     if is_adapter(source):
         if max_shard_size != "5GB":
             raise click.UsageError("--max-shard-size has no effect on an adapter, which is a single file")

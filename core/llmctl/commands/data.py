@@ -11,6 +11,7 @@ import click
 
 from llmctl.commands.data_doctor import command as doctor
 from llmctl.commands.progress import byte_bar
+from llmctl.commands.tokenizer_folder import TokenizerFolder
 
 if TYPE_CHECKING:
     from llmctl.config.pretrain import PretrainConfig
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 SINGLE_PROCESS_BELOW = 4 << 20
 """Inputs below this size, in bytes, are tokenized in this process: starting others takes longer."""
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.group()
@@ -32,7 +32,9 @@ group.add_command(doctor)
 @group.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", "prefix", required=True, metavar="PREFIX", help="Writes PREFIX.bin and PREFIX.idx.")
-@click.option("--tokenizer", required=True, type=FOLDER, help="Model folder with the tokenizer.")
+@click.option(
+    "--tokenizer", required=True, type=TokenizerFolder(), help="Model folder, or name on a hub, with the tokenizer."
+)
 @click.option("--format", "kind", type=click.Choice(["auto", "text", "jsonl"]), default="auto", show_default=True,
               help="Which files of a folder to read; auto = both.")  # fmt: skip
 @click.option("--documents", type=click.Choice(["blank-lines", "files"]), default="blank-lines", show_default=True,
@@ -110,7 +112,9 @@ def merge(prefixes: tuple[str, ...], target: str, overwrite: bool) -> None:
 @click.argument("prefix")
 @click.option("--doc", "number", type=click.IntRange(0), metavar="N", help="Show document N, counting from 0.")
 @click.option(
-    "--tokenizer", type=FOLDER, help="Model folder with a tokenizer, to show the document as text instead of ids."
+    "--tokenizer",
+    type=TokenizerFolder(),
+    help="Model folder with a tokenizer, to show the document as text instead of ids.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmctl.commands.tokenizer_folder import TokenizerFolder
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 
 @click.command(name="doctor")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--model-folder", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Model folder with the tokenizer and chat template.")  # fmt: skip
+@click.option("--model-folder", required=True, type=TokenizerFolder(),
+              help="Model folder, or name on a hub, with the tokenizer and chat template.")  # fmt: skip
 @click.option("--src-length", type=click.IntRange(1), default=1024, show_default=True, help="As data.src_length.")
 @click.option("--max-length", type=click.IntRange(2), default=2048, show_default=True, help="As data.max_length.")
 @click.option("--chat-template", default="auto", show_default=True, help="As data.chat_template.")

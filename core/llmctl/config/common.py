@@ -20,6 +20,13 @@ def model_dtype() -> Any:
     )
 
 
+def model_revision() -> Any:
+    """The field ``revision`` of the section ``model``."""
+    return option(
+        "", "Branch, tag or commit of a `path` on a hub; empty = the one after `@` in `path`, else the newest."
+    )
+
+
 def ignored_config_keys() -> Any:
     """The field ``ignore_config_keys`` of the section ``model``."""
     return option(
@@ -31,7 +38,12 @@ def ignored_config_keys() -> Any:
 class ModelConfig:
     """The pretrained model."""
 
-    path: str = option("", "Checkpoint folder; `plugin:NAME` is a folder in the plugin's package.")
+    path: str = option(
+        "",
+        "Checkpoint folder, or a name on the Hugging Face Hub (`OWNER/NAME`, `hf:NAME`) or ModelScope "
+        "(`modelscope:OWNER/NAME`); `plugin:NAME` is a folder in the plugin's package.",
+    )
+    revision: str = model_revision()
     dtype: str = model_dtype()
     ignore_config_keys: list[str] = ignored_config_keys()
     add_tokens: list[str] = option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmctl.config.common import CommonTrainConfig, OutputConfig, ignored_config_keys, model_dtype
+from llmctl.config.common import CommonTrainConfig, OutputConfig, ignored_config_keys, model_dtype, model_revision
 from llmctl.config.schema import option, section
 from llmctl.errors import DataError
 
@@ -13,11 +13,16 @@ from llmctl.errors import DataError
 class PretrainModelConfig:
     """The model: a checkpoint to continue from, or a new model with random weights."""
 
-    path: str = option("", "Checkpoint folder to continue from; empty = a new model given by `size` or `config`.")
+    path: str = option(
+        "", "Checkpoint folder or name on a hub to continue from; empty = a new model given by `size` or `config`."
+    )
+    revision: str = model_revision()
     size: str = option("", "New model: name of a size on the family's card, or `tiny`.")
-    config: str = option("", "New model: a config.json, or a folder that has one.")
+    config: str = option("", "New model: a config.json, or a folder or name on a hub that has one.")
     changes: list[str] = option([], "New model: overrides of its config.json, such as num_hidden_layers=4.")
-    tokenizer: str = option("", "Folder of the tokenizer that built the corpora; empty = that of `path`.")
+    tokenizer: str = option(
+        "", "Folder or name on a hub of the tokenizer that built the corpora; empty = that of `path`."
+    )
     vocab_multiple: int = option(128, "New model: round its vocabulary size up to a multiple of this.", minimum=1)
     dtype: str = model_dtype()
     ignore_config_keys: list[str] = ignored_config_keys()

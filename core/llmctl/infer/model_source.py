@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmctl.checkpoint.locate import locate
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.infer.options import EngineOptions
 
@@ -71,7 +72,7 @@ def open_model(folder: Path, family: str, options: EngineOptions) -> ModelSource
     """The model in a folder, with the adapter for every prompt that the options name.
 
     Args:
-        folder: A checkpoint or an adapter.
+        folder: A checkpoint or an adapter, or a name on a hub.
         family: Name of a family, or ``"auto"``.
         options: ``adapter``, ``base`` and ``allow_other_base`` are read; adapters by name are not.
 
@@ -84,6 +85,7 @@ def open_model(folder: Path, family: str, options: EngineOptions) -> ModelSource
     from llmctl.checkpoint.quantized import scheme_of
     from llmctl.quant.formats.config import KEY
 
+    folder = locate(folder)
     adapter = options.single_adapter
     allow_other_base = options.allow_other_base and not options.named_adapters
     if is_adapter(folder):

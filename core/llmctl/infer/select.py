@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmctl.checkpoint.locate import locate
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.infer.handle import DynamicHandle, EngineHandle, FusedHandle, PackedHandle, StaticHandle, no_kernels
 from llmctl.infer.model_source import ModelSource, open_model
@@ -20,7 +21,7 @@ def open_backend(folder: Path, family: str = "auto", options: EngineOptions | No
     """The engine for a model folder, which is checked but not loaded.
 
     Args:
-        folder: A checkpoint, an adapter that names its base, an exported program, or a packed folder.
+        folder: A checkpoint, an adapter that names its base, an exported program, or a packed folder; or a name on a hub.
         family: Name of a family, or ``"auto"`` for the one that the folder names.
         options: Options of the engine; None = the defaults.
 
@@ -32,6 +33,7 @@ def open_backend(folder: Path, family: str = "auto", options: EngineOptions | No
     from llmctl.infer.packed.folder import is_packed
 
     options = options or EngineOptions()
+    folder = locate(folder)
     if exported.is_exported(folder):
         return _static(folder, options)
     if is_packed(folder):

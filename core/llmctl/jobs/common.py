@@ -19,7 +19,7 @@ from llmctl.config import common
 from llmctl.data.sft import examples
 from llmctl.errors import ConfigError
 from llmctl.jobs import added_tokens, lengths, loggers, precision
-from llmctl.jobs.paths import find_path, find_paths, output_folder, template_of
+from llmctl.jobs.paths import find_model_folder, find_paths, output_folder, template_of
 from llmctl.plugins import Families, Plugin
 from llmctl.tokenizers import Tokenizer
 
@@ -56,7 +56,7 @@ def find_model(config: C, family: str, task: str, families: Families) -> tuple[C
         LlmctlError: The first check that fails; nothing has been written.
     """
     named = families.load(family) if family != "auto" else None
-    folder = find_path(config.model.path, "model.path", named)
+    folder = find_model_folder(config.model.path, "model.path", named, config.model.revision)
     if is_adapter(folder):
         raise ConfigError(
             f"model.path={folder} holds an adapter; make a model of it with llmctl merge, or name its base"

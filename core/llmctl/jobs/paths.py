@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from llmctl import plugins
+from llmctl.checkpoint.locate import locate
 from llmctl.config import common
 from llmctl.errors import ConfigError
 from llmctl.io import lock
@@ -41,6 +42,31 @@ def find_path(text: str, key: str, plugin: plugins.Plugin | None) -> Path:
     if not path.exists():
         raise ConfigError(f"{key}={text} does not exist")
     return path
+
+
+def find_model_folder(
+    text: str, key: str, plugin: plugins.Plugin | None, revision: str = "", weights: bool = True
+) -> Path:
+    """The folder of a model, downloaded if the value is a name on a hub; else as ``find_path``.
+
+    Args:
+        text: The value.
+        key: Its key, for messages.
+        plugin: The family, if it is known.
+        revision: Branch, tag or commit of a name on a hub.
+        weights: False downloads configuration and tokenizer only.
+
+    Raises:
+        LlmctlError: It does not exist, or cannot be downloaded.
+    """
+    if text.startswith("plugin:"):
+        return find_path(text, key, plugin)
+    folder = locate(text, revision, weights)
+    if not folder.exists():
+        raise ConfigError(
+            f"{key}={text} does not exist; a model on the Hugging Face Hub is named OWNER/NAME or hf:NAME"
+        )
+    return folder
 
 
 def find_paths(text: str, key: str, plugin: plugins.Plugin | None) -> list[Path]:

@@ -24,7 +24,7 @@ from llmctl.errors import ConfigError, DataError
 from llmctl.io.json_object import parse_json, read_json
 from llmctl.jobs import loggers, precision
 from llmctl.jobs.job import CheckedJob
-from llmctl.jobs.paths import find_path, output_folder
+from llmctl.jobs.paths import find_model_folder, output_folder
 from llmctl.plugins import Families, Plugin
 
 SCANNED = 256 << 20
@@ -54,7 +54,10 @@ def check(config: PretrainConfig, family: str = "auto", families: Families | Non
     families = families or Families()
     named = families.load(family) if family != "auto" else None
     given = {f"model.{key}": getattr(config.model, key) for key in ("path", "tokenizer", "config")}
-    paths = {key: find_path(text, key, named) for key, text in given.items() if text}
+    paths = {
+        key: find_model_folder(text, key, named, config.model.revision if key == "model.path" else "", key == "model.path")
+        for key, text in given.items() if text
+    }  # fmt: skip
     folder = paths.get("model.path")
     home = paths.get("model.tokenizer", folder)
     assert home is not None
@@ -104,6 +107,8 @@ def _combinations(config: PretrainConfig) -> None:
         raise ConfigError(
             f"{what}; set model.path to continue training a checkpoint, or model.size or model.config for a new model"
         )
+    if model.revision and not model.path:
+        raise ConfigError("model.revision has no effect without model.path; leave it out")
     idle = [key for key in ("changes", "vocab_multiple") if key in changed_fields(model)]
     if model.path and idle:
         raise ConfigError(

@@ -21,6 +21,7 @@ from llmctl.adapters import folder as folders
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, LoraWeights, scale_of
 from llmctl.adapters.attach import add_lora, quantize_base
+from llmctl.adapters.base_model import short_name
 from llmctl.adapters.peft_format import as_planned
 from llmctl.adapters.peft_format import load as read_tensor
 from llmctl.checkpoint.formats import safetensors
@@ -127,7 +128,7 @@ def load(job: CheckedJob[Any], start: Path | None) -> Trainable:
     layers = add_lora(model, paths, rank, scale, method.dropout, method.dora)
     _check_magnitudes(layers)
     record = {**base_record(job), **({} if method.base == FLOAT else {"quantised": method.base})}
-    blank = Adapter({}, method.rslora, method.dropout, str(job.model.folder.resolve()), record)
+    blank = Adapter({}, method.rslora, method.dropout, short_name(job.model.folder), record)
     training = LoraTraining(layers, _principal(layers, start, job) if method.pissa else {}, blank, job)
     if start:
         training.restore(start)

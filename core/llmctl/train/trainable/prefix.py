@@ -17,6 +17,7 @@ import numpy as np
 from llmctl import runtime
 from llmctl.adapters import folder as folders
 from llmctl.adapters.attach import add_prefix
+from llmctl.adapters.base_model import short_name
 from llmctl.adapters.prefix import Prefix, shape_of
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError
@@ -44,7 +45,7 @@ class PrefixTraining:
     def save(self, folder: Path, dtype: str) -> None:
         """Writes the prefix and the tokenizer into an existing folder."""
         model = self.job.model
-        prefix = Prefix(self.layer.values(), str(model.folder.resolve()), base_record(self.job))
+        prefix = Prefix(self.layer.values(), short_name(model.folder), base_record(self.job))
         folders.write(folder, prefix, model.plugin, model.dims, dtype)
         self.job.tokenizer.save(folder)
         folders.copy_generation(model.folder, folder)

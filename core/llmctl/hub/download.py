@@ -1,0 +1,129 @@
+"""Downloads what is read of a model, and nothing that is in the cache already."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from llmctl.errors import CheckpointError, FileError, LlmctlError
+from llmctl.hub import files
+from llmctl.hub.client import Client, Listing, Refused, Unreachable
+from llmctl.hub.name import HubName
+
+MARGIN = 64 << 20
+"""Bytes of a disk that a download leaves free."""
+
+
+def download(client: Client, name: HubName, weights: bool = True) -> Path:
+    """The folder of a model, complete: from the cache, or downloaded.
+
+    Args:
+        client: The hub.
+        name: The model.
+        weights: False leaves the weights out.
+
+    Raises:
+        LlmctlError: There is no such model or revision, it may not be read, the hub cannot be reached, the model holds
+            nothing that is read, or the disk is full.
+    """
+    if (client.offline or _is_commit(name.revision)) and (there := _cached(client, name, weights)):
+        return there
+    try:
+        return _download(client, name, weights)
+    except (Unreachable, Refused) as error:
+        if there := _cached(client, name, weights):
+            warnings.warn(f"{error}. The copy of {name} in {there} is used", UserWarning, stacklevel=2)
+            return there
+        if isinstance(error, Refused):
+            raise
+        raise _elsewhere(client, name, error) from error
+
+
+def _download(client: Client, name: HubName, weights: bool) -> Path:
+    listing = client.listing(name)
+    names = sorted(listing.sizes)
+    index = files.index_of(names)
+    wanted = files.small(names)
+    if not any(file.endswith("config.json") for file in wanted if file != "generation_config.json"):
+        raise CheckpointError(_nothing_read(client, name, names))
+    if weights:
+        chosen = files.weights(names, lambda it: (client.fetch(name, [it]) / it).read_bytes())
+        if not chosen:
+            raise CheckpointError(_nothing_read(client, name, names))
+        absent = [file for file in chosen if file not in listing.sizes]
+        if absent:
+            raise CheckpointError(
+                f"{name}: {index} names {len(absent)} files that are missing: {', '.join(absent[:5])}"
+            )
+        wanted += chosen
+    there = client.cached(replace(name, revision=listing.commit or name.revision))
+    missing = [file for file in wanted if there is None or not (there / file).exists()]
+    if there and not missing and there == client.cached(name):
+        return there
+    if missing:
+        _announce(client, name, listing, missing)
+    return client.fetch(name, wanted)
+
+
+def _announce(client: Client, name: HubName, listing: Listing, missing: Sequence[str]) -> None:
+    """Says what is downloaded, if there is room for it."""
+    size = sum(listing.sizes[file] for file in missing)
+    free = _free(client.cache)
+    if size + MARGIN > free:
+        raise FileError(
+            f"{name} needs {_shown(size)} in {client.cache}, where {_shown(free)} are free; free some, or name a folder on "
+            "another disk with HF_HOME (ModelScope: MODELSCOPE_CACHE)"
+        )
+    commit = f" at {listing.commit[:12]}" if listing.commit else ""
+    print(
+        f"downloading {name.repo}{commit} from the {client.title}: {len(missing)} files, {_shown(size)}, into {client.cache}",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+
+
+def _cached(client: Client, name: HubName, weights: bool) -> Path | None:
+    """The folder of a model in the cache, if it is complete."""
+    folder = client.cached(name)
+    if folder is None:
+        return None
+    names = [path.name for path in folder.iterdir()]
+    try:
+        wanted = files.weights(names, lambda index: (folder / index).read_bytes())
+    except LlmctlError:
+        return None
+    complete = bool(wanted) and all((folder / file).exists() for file in wanted)
+    return folder if complete or (not weights and files.small(names)) else None
+
+
+def _elsewhere(client: Client, name: HubName, error: Unreachable) -> Unreachable:
+    folder = name.repo.rpartition("/")[2]
+    return Unreachable(
+        f"{name} is neither a folder here nor complete in {client.cache}, and it cannot be downloaded: {error}. On a machine "
+        f"with a connection run: {client.elsewhere(name, folder)}; then copy the folder {folder} here and give its path"
+    )
+
+
+def _nothing_read(client: Client, name: HubName, names: Sequence[str]) -> str:
+    kinds = sorted({file.rpartition(".")[2] for file in names if "." in file.strip(".")})
+    return (
+        f"{name} on the {client.title} holds no model that llmctl reads: it needs config.json and {files.MODELS[0]}, "
+        f"{files.MODELS[1]}, {files.MODELS[2]} or shards with an index; there are {len(names)} files ({', '.join(kinds[:6])})"
+    )
+
+
+def _is_commit(revision: str) -> bool:
+    return len(revision) == 40 and all(digit in "0123456789abcdef" for digit in revision)
+
+
+def _free(folder: Path) -> int:
+    """Free bytes of the disk that a folder is or will be on."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

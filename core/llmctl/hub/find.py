@@ -1,0 +1,40 @@
+"""The folder of a model that is named by a path or a name on a hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmctl.errors import ConfigError
+from llmctl.hub.name import HF, parse
+
+
+def model_folder(value: str | Path, revision: str = "", *, weights: bool = True) -> Path:
+    """The folder of a model, downloaded if it is named by a hub's name and not in the cache.
+
+    Args:
+        value: A path, which goes first if it exists; else a name: ``owner/name``, ``hf:name`` or
+            ``modelscope:owner/name``, each with ``@revision`` or without.
+        revision: Branch, tag or commit, if the value has none.
+        weights: False downloads configuration and tokenizer only.
+
+    Returns:
+        The folder; a path that does not exist is returned as it is.
+
+    Raises:
+        LlmctlError: The model cannot be downloaded, or a revision is given for a path.
+    """
+    name = parse(value, revision)
+    if name is None:
+        if revision:
+            raise ConfigError(f"revision={revision} has no effect on {value}, which is a path; leave it out")
+        return Path(value).expanduser()
+    from llmctl.hub.download import download
+
+    here = "" if str(value).startswith(f"{name.hub}:") else f"{value} is no folder here, and "
+    if name.hub == HF:
+        from llmctl.hub.hugging_face import HuggingFace
+
+        return download(HuggingFace(f"{here}downloading from the Hugging Face Hub"), name, weights)
+    from llmctl.hub.model_scope import ModelScope
+
+    return download(ModelScope("downloading from ModelScope"), name, weights)
