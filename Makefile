@@ -5,14 +5,15 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 PACKAGES := core ops/llmctl_ops $(wildcard plugins/*/llmctl_*)
 
-.PHONY: help demo test lint format docs evidence wheels constraints clean
+.PHONY: help demo test lint format docs site evidence wheels constraints clean
 help:
 	@echo "make demo         fine-tune the bundled starter model into $(DEMO)"
 	@echo "make test         lint, then all tests"
 	@echo "make lint         checks only, changes nothing"
 	@echo "make format       format and fix what can be fixed"
 	@echo "make docs         write the generated parts of docs/ anew"
-	@echo "make evidence     run the families' tests; write their evidence and the README's support matrix"
+	@echo "make site         build docs/ as a site in English and Chinese into build/site"
+	@echo "make evidence     run the families' tests; write their evidence and the support matrix of README"
 	@echo "make wheels       build the wheels of core, operators and families into dist/"
 	@echo "make constraints  resolve the pinned versions anew, for Python 3.10 to 3.13"
 	@echo "make clean        delete the environment, caches and $(DEMO)"
@@ -44,9 +45,15 @@ format: environment-dev
 docs: environment-dev
 	$(BIN)/python tools/make_docs.py
 
+site: environment-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file mkdocs.zh.yml
+	@echo "built; read it with: $(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site"
+
 evidence: environment-dev
 	$(BIN)/python -m pytest -q $(wildcard plugins/*/tests/test_*_conformance.py) -p llmctl.testing.plugin --llmctl-evidence
 	$(BIN)/llmctl models --update README.md
+	$(BIN)/llmctl models --update README.zh.md
 
 wheels: environment
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./ops $(patsubst %/,./%,$(dir $(wildcard plugins/*/pyproject.toml)))
