@@ -137,6 +137,10 @@ def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
 def main(args: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 success, 2 user error, 130 interrupted."""
     streams.prepare()
+    if "_LLMCTL_COMPLETE" in os.environ:
+        from llmctl.commands import completion
+
+        completion.register()
     with warnings.catch_warnings():
         # On import, paddle warns that ccache is missing, which matters only for building extensions.
         warnings.filterwarnings("ignore", module=r"paddle")

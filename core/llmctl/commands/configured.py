@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from llmctl.api import training
+from llmctl.commands.completion import complete_recipe, complete_setting
 from llmctl.commands.recipe import NoStarter, output_settings, recipe_header
 from llmctl.config import schema
 from llmctl.errors import require_installed
@@ -76,8 +77,10 @@ def _parameters(recipe_help: str) -> list[click.Parameter]:
     }
     return [
         click.Argument(["config_file"], metavar="[CONFIG]", required=False, type=click.Path(path_type=Path)),
-        click.Option(["--recipe"], help=recipe_help),
-        click.Option(["--set", "assignments"], multiple=True, metavar="a.b=c", help=SET),
+        click.Option(["--recipe"], shell_complete=complete_recipe, help=recipe_help),
+        click.Option(
+            ["--set", "assignments"], multiple=True, metavar="a.b=c", shell_complete=complete_setting, help=SET
+        ),
         click.Option(["--output"], help="Output folder; the same as --set output.dir=FOLDER."),
         *(click.Option([name], is_flag=True, help=text) for name, text in switches.items()),
     ]

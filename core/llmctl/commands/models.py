@@ -18,6 +18,7 @@ from llmctl.card.shapes import CUT_SYMBOLS
 from llmctl.card.sharding import Split
 from llmctl.card.support import state
 from llmctl.card.weight_map import WeightMapping
+from llmctl.commands.completion import complete_family
 from llmctl.commands.recipe import PLACEHOLDERS, recipes
 from llmctl.errors import DISTRIBUTION, PluginError
 from llmctl.plugins import matrix
@@ -25,7 +26,7 @@ from llmctl.plugins.hookspecs import GROUP
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_family)
 @click.option(
     "--explain",
     is_flag=True,

@@ -13,17 +13,19 @@ from typing import Any
 import click
 
 from llmctl import runtime
+from llmctl.commands.completion import complete_setting
 from llmctl.config import file, schema
 from llmctl.errors import ConfigError
 from llmctl.io.sizes import parse_bytes
-from llmctl.jobs import memory_plan, registry
+from llmctl.jobs import registry
 from llmctl.migrate.config_file import read_config_file
 from llmctl.runtime.memory import host_memory
 
 
 @click.command()
 @click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
-@click.option("--set", "assignments", multiple=True, metavar="a.b=c", help="Override a field; may be repeated.")
+@click.option("--set", "assignments", multiple=True, metavar="a.b=c", shell_complete=complete_setting,
+              help="Override a field; may be repeated.")  # fmt: skip
 @click.option("--memory", help="Memory of the device, e.g. 24GB. [default: free memory of this machine]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -35,6 +37,8 @@ def command(
     CONFIG is a configuration of finetune, dpo or pretrain. Batches are built as in the run, so lengths, padding and
     packing are those of the data. The estimate is for the CPU; a GPU needs more for its context and kernels.
     """
+    from llmctl.jobs import memory_plan
+
     limit = parse_bytes(memory, "--memory ") if memory else _free()
     data = file.override(read_config_file(config_file, "finetune", False), list(assignments))
     command = registry.COMMANDS[registry.command_of(data)]

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from llmctl.config.aliases import ALIASES, Alias
 from llmctl.errors import ConfigError
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         ConfigError: Lists all unknown keys, wrong types and values out of range.
     """
     problems: list[str] = []
-    config = _build(cls, data, "", problems)
+    config = _build(cls, data, "", problems, cls)
     if problems:
         head = f"{where}: " if where else ""
         raise ConfigError(f"{head}the configuration is not valid:\n  " + "\n  ".join(problems))
@@ -129,16 +130,16 @@ def describe(cls: type) -> Iterator[tuple[str, str, str, str, str]]:
             )
 
 
-def _build(cls: type, data: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
+def _build(cls: type, data: Mapping[str, Any], prefix: str, problems: list[str], root: type) -> Any:
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key not in fields:
-            problems.append(_unknown(str(key), prefix, list(fields)))
+            problems.append(_unknown(str(key), prefix, list(fields), root))
         elif dataclasses.is_dataclass(hints[key]):
             if isinstance(value, Mapping):
-                values[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.", problems)
+                values[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.", problems, root)
             elif value is not None:
                 problems.append(f"{prefix}{key}={value!r}: expected a section (a mapping of keys)")
         elif value is not None:  # null is as if the key were not there
@@ -205,9 +206,20 @@ def _allowed(rules: Mapping[str, Any]) -> str:
     return f" ({text})" if text else ""
 
 
-def _unknown(key: str, prefix: str, known: list[str]) -> str:
+def _unknown(key: str, prefix: str, known: list[str], root: type) -> str:
+    """What to say of a key: what it is called here or in which section it is, else the nearest one, else all."""
+    keys = [row[0] for row in describe(root)]
+    alias = ALIASES.get(key, Alias(()))
+    ours = [name for name in alias.keys if name in keys] or [name for name in keys if name.endswith(f".{key}")]
     near = difflib.get_close_matches(key, known, 1)
-    hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
+    if ours:
+        hint = f"did you mean {ours[0]}?{f' ({alias.hint})' if alias.hint else ''}"
+    elif alias.hint:
+        hint = alias.hint
+    elif near:
+        hint = f"did you mean {prefix}{near[0]}?"
+    else:
+        hint = f"known: {', '.join(known)}"
     return f"unknown key {prefix}{key}; {hint}"
 
 
