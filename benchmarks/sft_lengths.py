@@ -43,11 +43,12 @@ def encoded(options) -> Iterator[list[str]]:
 
     from llmctl import tokenizers
     from llmctl.data.packing import best_fit
+    from llmctl.data.reading import read_split
     from llmctl.data.sft.encoding import Encoder
-    from llmctl.data.sft.examples import read_split
+    from llmctl.data.sft.examples import parse_example
 
     tokenizer = tokenizers.load(options.tokenizer, "none")
-    examples = read_split([options.data], "train")[: options.examples]
+    examples = read_split([options.data], "train", parse_example)[: options.examples]
     rows, counts = Encoder(tokenizer, ROW // 2, ROW).encode_all(examples)
     ids, labels = (np.concatenate([getattr(row, name) for row in rows]) for name in ("input_ids", "labels"))
     if ids.max() >= VOCAB:

@@ -1,12 +1,15 @@
 """``llmctl data``: corpora from texts, whatever the number of processes; joined, inspected, indexed; clear refusals."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 from kit.data_cli import run
+from kit.data_files import WRITERS
 
 from llmctl import tokenizers
+from llmctl.data.corpus import documents
 from llmctl.data.corpus.indexed import Corpus
 
 MODEL = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter" / "model"
@@ -77,7 +80,7 @@ def test_bad_lines_are_listed_before_anything_is_written(tmp_path):
     said = build(tmp_path / "a.jsonl", "--output", tmp_path / "a", code=2)
     for part in (
         "5 problems",
-        "a.jsonl:2: 'text' must be a string, not int",
+        "a.jsonl:2: 'text' must be a string, not a number",
         "a.jsonl:3: no key 'text'; did you mean 'txet'?",
         "a.jsonl:4: not valid UTF-8",
         "a.jsonl:5: not valid JSON",
@@ -107,8 +110,8 @@ def test_a_corpus_has_a_name(tmp_path):
     ("files", "arguments", "message"),
     [
         ({}, ["missing"], "missing does not exist"),
-        ({"a.csv": "x"}, ["a.csv"], "the suffix must be one of .txt"),
-        ({"in/a.csv": "x"}, ["in"], "in has no file with the suffix"),
+        ({"a.log": "x"}, ["a.log"], "the suffix must be one of .jsonl"),
+        ({"in/a.log": "x"}, ["in"], "in has no file with the suffix"),
         ({"a.txt": "x"}, ["a.txt", "a.txt"], "a.txt is given twice"),
         ({"a.txt": " \n"}, ["a.txt"], "all documents are empty"),
         ({"a.txt": "x", "out.idx": ""}, ["a.txt"], "out.idx already exists"),
@@ -178,3 +181,19 @@ def test_building_does_not_need_paddle(tmp_path, run_llmctl):
     done = run_llmctl("data", "build", "a.txt", "--output", "a", "--tokenizer", str(MODEL), cwd=tmp_path,
                       probe="assert 'paddle' not in sys.modules")  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name not in ("no-suffix", "lines.txt")])
+def test_documents_of_every_kind_of_file_are_the_same(tmp_path, name):
+    rows = [{"title": f"Mia {number}", "text": "Mia likes pears.\nTom does not."} for number in range(3)]
+    (tmp_path / "a").mkdir()
+    WRITERS[name](tmp_path / "a" / name, rows)
+    found = documents.DocumentFiles(documents.find([tmp_path / "a"]), ("title", "text"))
+    assert [document.text for document in found.documents()] == [f"{row['title']}\n\n{row['text']}" for row in rows]
+    assert not documents.check(found) and found.nbytes > 0
+
+
+def test_texts_may_be_compressed_and_begin_as_json_does(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"[Mia] likes pears.\n\nTom does not.\n"))
+    found = documents.DocumentFiles(documents.find([tmp_path]))
+    assert [document.text for document in found.documents()] == ["[Mia] likes pears.", "Tom does not."]

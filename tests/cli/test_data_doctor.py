@@ -136,3 +136,55 @@ def test_packing_says_how_full_rows_would_be(tmp_path, model):
     assert report["packing"] == {
         "none": {"rows": 3, "fill": round(3 * 5 / 42, 4)}, "first-come": packed, "best-fit": packed
     }  # fmt: skip
+
+
+def test_tables_folders_and_keys_of_other_names_are_checked(tmp_path, model):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").write_text("question,answer,mood\nthe fox,hello,glad\nthe dog,hello world,\n")
+    (tmp_path / "data" / "test.csv").write_text("question,answer\n")
+    columns = ["--column", "question=src", "--column", "answer=tgt"]
+    said = run("doctor", tmp_path / "data", "--model-folder", model, *columns, "--json")
+    assert "not trained on" in said and "test.csv; give it as an argument" in said
+    report = json.JSONDecoder().raw_decode(said, said.index("{"))[0]
+    assert report["examples"] == 2 and report["formats"] == {"llmctl": 2}
+    assert [finding["message"] for finding in report["findings"]] == [
+        "lines whose key 'mood' holds text that is not read"
+    ]
+    report = json.loads(run("doctor", f"{tmp_path}/data/a*.csv", "--model-folder", model, *columns, "--json"))
+    assert report["examples"] == 2
+    assert "matches no file" in run("doctor", f"{tmp_path}/b*.csv", "--model-folder", model, code=2)
+
+
+def test_mistakes_of_a_kind_are_one_line_with_their_number(tmp_path, model):
+    report = examine(tmp_path, [{"instruction": "a", "response": "b"}] * 40, model, code=1)
+    (finding,) = report["findings"]
+    assert finding["count"] == 40 and len(finding["places"]) == 1
+    assert "data.jsonl:3 ...): looks like Alpaca" in finding["places"][0]
+
+
+def test_only_the_last_answer_has_loss_where_training_does_so(tmp_path):
+    folder = write_json(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    rows = [{"src": ["the fox", "the dog"], "tgt": ["hello", "world"]}]
+    for how, expected in (("all", "hello</s>world</s>"), ("last", "world</s>")):
+        report = examine(tmp_path, rows, folder, "--train-on", how)
+        assert "".join(token["text"] for token in report["shown"][0]["tokens"] if token["loss"]) == expected
+
+
+def test_pairs_are_recognised_and_checked(tmp_path, model):
+    rows = [
+        {"prompt": "the fox", "chosen": "hello", "rejected": "world"},
+        {"prompt": "the fox", "chosen": "hello", "rejected": "world"},
+        {"prompt": "the dog", "chosen": "hello", "rejected": "hello"},
+    ]
+    report = examine(tmp_path, rows, model, code=1)
+    assert report["examples"] == 2 and report["formats"] == {"prompt-chosen-rejected": 2}
+    shown = {row["source"].rpartition(":")[2]: "".join(token["text"] for token in row["tokens"] if token["loss"])
+             for row in report["shown"]}  # fmt: skip
+    assert shown == {"1 (chosen)": "hello</s>", "1 (rejected)": "world</s>"}
+    assert [finding["kind"] for finding in report["findings"]] == ["bad-line", "duplicate-example"]
+    long = [{"prompt": "the fox " * 9, "chosen": "hello " * 9, "rejected": "world"}]
+    report = examine(tmp_path, long, model, "--max-prompt-length", "8", "--max-length", "12")
+    assert report["truncation"]["truncated"] == 1 and kinds(report).keys() == {"truncated", "cut-answer"}
+    said = run("doctor", tmp_path / "data.jsonl", "--model-folder", model, "--train-on", "last", code=2)
+    assert "--train-on is for data of finetune" in said

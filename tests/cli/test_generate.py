@@ -78,3 +78,22 @@ def test_several_turns_without_a_template_name_the_line_and_the_option(run_llmct
     (tmp_path / "in.jsonl").write_text('{"src": ["a", "b"], "tgt": ["c"]}\n')
     done = run_llmctl("generate", str(STARTER), "--raw", "--input", "in.jsonl", cwd=tmp_path)
     assert done.returncode == 2 and "in.jsonl:1 has 2 turns" in done.stderr and "--chat-template" in done.stderr
+
+
+def test_standard_input_is_a_file_of_prompts_in_any_format(run_llmctl):
+    rows = [
+        {"instruction": "Deny this:", "input": "Tom has a red kite.", "mood": "glad"},
+        {"prompt": "Ask about this: x"},
+    ]
+    command = ["generate", str(STARTER), "--input", "-", "--max-new-tokens", "4"]
+    done = run_llmctl(*command, stdin=json.dumps(rows, indent=1))
+    assert done.returncode == 0, done.stderr
+    assert [set(json.loads(line)) for line in done.stdout.splitlines()] == [
+        {"instruction", "input", "output"},
+        {"prompt", "output"},
+    ]
+    assert "data format: Alpaca in 1 line and prompt-completion in 1 line (standard input)" in done.stderr
+    assert "warning: the key 'mood' holds text that is not read, in 1 line (standard input:item 1)" in done.stderr
+    done = run_llmctl(*command, "--format", "messages", stdin='{"src": "a"}\n' * 5)
+    assert done.returncode == 2 and "5 lines (standard input:1, standard input:2, standard input:3 ...)" in done.stderr
+    assert done.stderr.count("looks like messages") == 1 and "--column theirs=ours" in done.stderr

@@ -14,7 +14,7 @@ from llmctl.cli import main
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """What the page speaks of: texts, pages.jsonl, a model and data for fine-tuning."""
+    """What the page speaks of: texts, pages.jsonl, a model, data for fine-tuning and pairs."""
     shutil.copytree(STARTER / "model", tmp_path / "path" / "to" / "model")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("".join(f"Mia likes to eat {n} pears.\n\n" for n in range(200)))
@@ -22,12 +22,14 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "pages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("train", "dev"):
         shutil.copy(STARTER / "data" / f"{name}.jsonl", tmp_path)
+    pairs = ({"prompt": f"Name {n}.", "chosen": f"It is {n}.", "rejected": "No."} for n in range(4))
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_every_shown_command_works(workplace):
-    follow("docs/data.md", 8)
+    follow("docs/data.md", 9)
     assert list((workplace / "corpora" / "index-cache").rglob("*.npy"))
 
 

@@ -57,7 +57,7 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
             require_installed("paddle", "cpu", f"llmctl {name}")
         job = training.check_job(name, config, family, families)
         if check:
-            click.echo(f"ok: {job.summary()}")
+            click.echo("\n".join([*job.notes, f"ok: {job.summary()}"]))
             return
         try:
             training.run_job(job)

@@ -35,12 +35,12 @@ group.add_command(doctor)
 @click.option(
     "--tokenizer", required=True, type=TokenizerFolder(), help="Model folder, or name on a hub, with the tokenizer."
 )
-@click.option("--format", "kind", type=click.Choice(["auto", "text", "jsonl"]), default="auto", show_default=True,
-              help="Which files of a folder to read; auto = both.")  # fmt: skip
+@click.option("--format", "kind", type=click.Choice(["auto", "text", "jsonl", "csv", "parquet", "arrow"]), default="auto", show_default=True,
+              help="Which files of a folder to read; auto = all.")  # fmt: skip
 @click.option("--documents", type=click.Choice(["blank-lines", "files"]), default="blank-lines", show_default=True,
               help="What separates documents in text files.")  # fmt: skip
 @click.option("--key", "keys", multiple=True, default=["text"], show_default=True,
-              help="JSON key of the text; with several, a document is their texts joined by a blank line.")  # fmt: skip
+              help="Key or column of the text; with several, a document is their texts joined by a blank line.")  # fmt: skip
 @click.option("--append-eos", is_flag=True, help="Append the EOS token to each document.")
 @click.option("--workers", type=click.IntRange(0), default=0, metavar="N",
               help="Number of processes; 0 (the default) = chosen by the size of the input. The corpus does not depend on it.")  # fmt: skip
@@ -62,7 +62,8 @@ def build(
 ) -> None:
     """Tokenize texts into a corpus in Megatron's format (.bin and .idx).
 
-    INPUTS are files of text (.txt) or JSON lines (.jsonl), or folders of them.
+    INPUTS are files of text, JSON, CSV or TSV, which may be compressed (.gz, .zst), Parquet or Arrow files, or folders of
+    them.
     """
     from llmctl.data.corpus import build as corpus
     from llmctl.data.corpus import documents as reading

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
+import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmctl.commands.engine_options import adapters_of, engine_options, options_of, search_options, show_notes
+from llmctl.config.finetune import FORMATS
 from llmctl.errors import ConfigError, DataError, LlmctlError, TokenizerError
 from llmctl.infer.options import EngineOptions
 from llmctl.infer.sampling import SAMPLE_ONLY, SamplingParams
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
     from llmctl.infer.text.prompt_file import PromptLine
     from llmctl.infer.text.resumable_output import ResumableOutput
     from llmctl.tokenizers import Tokenizer
+
+STDIN = Path("-")
+"""The file of ``--input`` that is standard input."""
 
 
 @click.command()
@@ -37,7 +44,25 @@ if TYPE_CHECKING:
 @click.option("--allow-other-base", is_flag=True, help="Allow an adapter on a model that it was not trained on.")
 @click.option("--prompt", "prompts", multiple=True, help="Prompt; may be repeated. - reads standard input.")
 @click.option(
-    "--input", "input_file", type=click.Path(path_type=Path), help="File of prompts, in any format of examples."
+    "--input",
+    "input_file",
+    type=click.Path(path_type=Path),
+    help="File of prompts, in any format of examples. - reads standard input.",
+)
+@click.option(
+    "--format",
+    "data_format",
+    type=click.Choice(FORMATS),
+    default="auto",
+    show_default=True,
+    help="Format of --input; auto = recognised by the keys of each line.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="THEIRS=OURS",
+    help="A key of --input that has another name in the format; may be repeated.",
 )
 @click.option("--output", "output_file", type=click.Path(path_type=Path), help="File for the answers to --input.")
 @click.option("--chat", is_flag=True, help="Chat in the terminal: /reset clears the history, /quit exits.")
@@ -87,6 +112,7 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
     MODEL may also hold an adapter, which is applied to its base model, or the result of llmctl export.
     """
     _check_sources(given)
+    name = None
     params = _params(given)
     options = options_of(given, adapter=adapters_of(given["adapters"]))
     handle = open_backend(model, ctx.obj["family"], options)
@@ -96,7 +122,10 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
         raise ConfigError("--system needs a chat template; name one with --chat-template")
     if options.named_adapters and not given["input_file"]:
         raise ConfigError("--adapter NAME=FOLDER needs --input, whose lines choose; for one adapter leave out its name")
-    lines, prompts = _prompts(given, tokenizer)
+    if given["input_file"] == STDIN:
+        given["input_file"] = ctx.with_resource(_stdin_file())
+        name = "standard input"
+    lines, prompts = _prompts(given, tokenizer, name)
     requests = _requests(lines, prompts, params, handle)
     with _output(model, given, len(prompts)) as output:
         generator = _generator(handle, tokenizer, requests, options)
@@ -176,12 +205,15 @@ def _check_sources(given: dict[str, Any]) -> None:
         raise click.UsageError("standard input can be only one prompt; give --prompt - once")
     if given["logprobs"] is not None and not given["input_file"]:
         raise click.UsageError("--logprobs needs --input, whose answers have a place for them")
+    if (given["columns"] or given["data_format"] != "auto") and not given["input_file"]:
+        raise click.UsageError("--format and --column need --input")
     beamless = [name for name in ("sample", "speculate", "stops", "chat") if given[name]]
     if given["beams"] and (beamless or given["logprobs"] is not None):
         raise click.UsageError("--beams goes without --sample, --speculate, --stop, --logprobs and --chat")
 
 
 def _check_files(source: Path | None, target: Path | None) -> None:
+    source = None if source == STDIN else source
     if target and target.is_dir():
         raise ConfigError(f"--output {target} is a folder; name a file")
     if target and target.exists() and not target.is_file():
@@ -208,14 +240,20 @@ def _params(given: dict[str, Any]) -> SamplingParams:
     return SamplingParams(**values, stop=given["stops"])
 
 
-def _prompts(given: dict[str, Any], tokenizer: Tokenizer) -> tuple[list[PromptLine], list[list[int] | LlmctlError]]:
+def _prompts(
+    given: dict[str, Any], tokenizer: Tokenizer, name: str | None
+) -> tuple[list[PromptLine], list[list[int] | LlmctlError]]:
     """Lines of the file, if there is one; token ids of all prompts, or why a line has none."""
+    from llmctl.data.formats import PROMPTS, Reader, chosen_formats, columns_of
     from llmctl.data.sft.encoding import prompt_ids
     from llmctl.infer.text.prompt_file import read_prompts
     from llmctl.tokenizers.conversation import Conversation
 
     if given["input_file"]:
-        lines = read_prompts(given["input_file"], given["system"])
+        reader = Reader(chosen_formats(PROMPTS, given["data_format"]), columns_of(given["columns"], "--column"))
+        lines = read_prompts(given["input_file"], given["system"], reader, name)
+        for note in (reader.summary(), *(f"warning: {warning}" for warning in reader.warnings())):
+            click.echo(note, err=True)
         return lines, [_line_ids(tokenizer, line) for line in lines]
     texts = [_read_stdin() if text == "-" else _checked(text, "--prompt") for text in given["prompts"]]
     talks = [Conversation(((text, None),), given["system"]) for text in texts]
@@ -230,6 +268,16 @@ def _line_ids(tokenizer: Tokenizer, line: PromptLine) -> list[int] | LlmctlError
         return prompt_ids(tokenizer, line.conversation, line.source)
     except TokenizerError as error:
         return error
+
+
+@contextmanager
+def _stdin_file() -> Iterator[Path]:
+    """A file with the bytes of standard input."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stdin"
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield path
 
 
 def _read_stdin() -> str:

@@ -8,6 +8,8 @@ from llmctl.config.common import EpochTrainConfig, JsonlDataConfig, MethodConfig
 from llmctl.config.schema import option, section
 
 LOSSES = ("sigmoid", "hinge", "ipo", "kto_pair", "sppo_hard", "nca_pair")
+FORMATS = ("auto", "llmctl", "ShareGPT", "PaddleFormers", "Alpaca", "prompt-chosen-rejected")
+"""Names of the formats of preferences; ``auto`` = recognised by the keys of each line."""
 
 
 @dataclass(kw_only=True)
@@ -17,7 +19,7 @@ class DpoDataConfig(JsonlDataConfig):
     format: str = option(
         "auto",
         "Format of the lines; `auto` = recognised by their keys.",
-        choices=("auto", "llmctl", "ShareGPT", "PaddleFormers", "Alpaca", "prompt-chosen-rejected"),
+        choices=FORMATS,
     )
     max_prompt_length: int = option(
         0,

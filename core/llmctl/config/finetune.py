@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from llmctl.config.common import EpochTrainConfig, JsonlDataConfig, MethodConfig, ModelConfig, OutputConfig
 from llmctl.config.schema import option, section
 
+FORMATS = ("auto", "llmctl", "ShareGPT", "messages", "Alpaca", "prompt-completion")
+"""Names of the formats of examples and prompts; ``auto`` = recognised by the keys of each line."""
+
 
 @dataclass(kw_only=True)
 class FinetuneDataConfig(JsonlDataConfig):
@@ -15,7 +18,7 @@ class FinetuneDataConfig(JsonlDataConfig):
     format: str = option(
         "auto",
         "Format of the lines; `auto` = recognised by their keys.",
-        choices=("auto", "llmctl", "ShareGPT", "messages", "Alpaca", "prompt-completion"),
+        choices=FORMATS,
     )
     train_on: str = option("all", "Answers of a conversation that have loss.", choices=("all", "last"))
     src_length: int = option(

@@ -16,8 +16,10 @@ from llmctl.checkpoint.build import CheckedModel, open_model
 from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.config import common
-from llmctl.data.sft import examples
+from llmctl.data import reading
+from llmctl.data.files import find_files, note_of
 from llmctl.errors import ConfigError
+from llmctl.io.progress import Progress
 from llmctl.jobs import added_tokens, lengths, loggers, precision
 from llmctl.jobs.paths import find_model_folder, find_paths, output_folder, template_of
 from llmctl.plugins import Families, Plugin
@@ -35,7 +37,11 @@ class ExamplesReader(Protocol[R]):
     """Parses lines, and notes what it saw."""
 
     def __call__(self, text: str | None, source: str, /) -> R:
-        """The example in a line; see ``examples.Parse``."""
+        """The example in a line; see ``reading.Parse``."""
+        ...
+
+    def summary(self) -> str:
+        """The formats that were found."""
         ...
 
     def warnings(self) -> list[str]:
@@ -147,8 +153,8 @@ def _tokenizer(config: Any, plugin: Plugin, model: Path, dims: Dims) -> Tokenize
 
 def read_data(
     config: Any, plugin: Plugin, make_reader: Callable[[str, Sequence[str]], ExamplesReader[E]]
-) -> tuple[list[E], list[E]]:
-    """Examples to train on and to evaluate on, from ``data.train`` and ``data.dev``.
+) -> tuple[list[E], list[E], tuple[str, ...]]:
+    """Examples to train on and to evaluate on, from ``data.train`` and ``data.dev``, and notes on what was found.
 
     Keys with text that is not read are named in a warning.
 
@@ -158,27 +164,36 @@ def read_data(
         make_reader: Makes what parses lines, of ``data.format`` and ``data.columns``.
 
     Raises:
-        DataError: Lists every line that cannot be parsed.
+        DataError: Names every kind of mistake that lines have.
         ConfigError: A key of ``train`` needs held-out examples, and there are none.
     """
     reader = make_reader(config.data.format, config.data.columns)
-    folders = [path for entry in config.data.train for path in find_paths(entry, "data.train", plugin)]
-    train = examples.read_examples(folders, "train", reader)
+    entries = [path for entry in config.data.train for path in find_paths(entry, "data.train", plugin)]
+    found = [find_files(path, "train") for path in entries]
     if config.data.dev:
-        files = [path for entry in config.data.dev for path in find_paths(entry, "data.dev", plugin)]
-        dev = examples.read_examples(files, "dev", reader)
+        paths = [path for entry in config.data.dev for path in find_paths(entry, "data.dev", plugin)]
+        dev_files = [file for path in paths for file in find_files(path, "dev").files]
     elif config.data.dev_size:
-        train, dev = _held_out(train, config.data.dev_size, config.train.seed)
+        dev_files = []
     else:
-        inside = [path for path in folders if path.is_dir()]
-        dev = examples.read_examples(inside, "dev", reader, optional=True)
+        dev_files = [file for path in entries if path.is_dir() for file in find_files(path, "dev", True).files]
+    train = _read([file for files in found for file in files.files], "train", reader)
+    dev = _read(dev_files, "dev", reader)
+    if config.data.dev_size:
+        train, dev = _held_out(train, config.data.dev_size, config.train.seed)
     for warning in reader.warnings():
         warnings.warn(warning, UserWarning, stacklevel=2)
     for key, idle in (("best_metric", "eval_loss"), ("patience", 0), ("eval_generate", False)):
         value = getattr(config.train, key, idle)
         if not dev and value != idle:
             raise ConfigError(f"train.{key}={value} needs held-out examples; set data.dev")
-    return train, dev
+    left_out = note_of([path for files in found for path in files.left_out if path not in dev_files])
+    return train, dev, (reader.summary(), *([left_out] if left_out else []))
+
+
+def _read(files: Sequence[Path], split: str, reader: ExamplesReader[E]) -> list[E]:
+    with Progress(f"reading the {split} data", sum(file.stat().st_size for file in files)) as progress:
+        return reading.read_files(files, reader, split, progress)
 
 
 def _held_out(train: list[E], size: float, seed: int) -> tuple[list[E], list[E]]:

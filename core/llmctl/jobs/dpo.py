@@ -26,10 +26,10 @@ def check(config: DpoConfig, family: str = "auto", families: Families | None = N
     """The job of a configuration; see ``job.Check``."""
     _combinations(config)
     config, model, tokenizer, output = find_model(config, family, "dpo", families or Families())
-    train, dev = read_data(config, model.plugin, PreferenceReader)
+    train, dev, found = read_data(config, model.plugin, PreferenceReader)
     for row in (*train, *dev):
         check_preference(row, tokenizer)
-    return DpoJob(config, model, tokenizer, output, train, dev)
+    return DpoJob(config, model, tokenizer, output, train, dev, found)
 
 
 def _combinations(config: DpoConfig) -> None:

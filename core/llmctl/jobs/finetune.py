@@ -26,9 +26,9 @@ def check(config: FinetuneConfig, family: str = "auto", families: Families | Non
     """The job of a configuration; see ``job.Check``."""
     _combinations(config)
     config, model, tokenizer, output = find_model(config, family, "sft", families or Families())
-    train, dev = read_data(config, model.plugin, ExampleReader)
+    train, dev, found = read_data(config, model.plugin, ExampleReader)
     _check_turns([*train, *dev], tokenizer)
-    return FinetuneJob(config, model, tokenizer, output, train, dev)
+    return FinetuneJob(config, model, tokenizer, output, train, dev, found)
 
 
 def _combinations(config: FinetuneConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,11 @@ class CheckedJob(Generic[C]):
         """Identifies the weights that training starts from; empty for a new model."""
         return base_model.record_of(self.model) if self.model.weights else {}
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """Lines on what the checks found, for the beginning of the run."""
+        return ()
+
     def summary(self) -> str:
         """One line on what would run."""
         raise NotImplementedError
@@ -55,11 +61,18 @@ class ExamplesJob(CheckedJob[C], Generic[C, E]):
         noun: What its examples are called.
         train: Examples to train on.
         dev: Held-out examples to evaluate on; may be empty.
+        found: The formats of the files, and what was left out of them.
     """
 
     noun: ClassVar[str]
     train: list[E]
     dev: list[E]
+    found: tuple[str, ...]
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was found in the files."""
+        return self.found
 
     def summary(self) -> str:
         """One line on what would run."""

@@ -125,7 +125,7 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console) 
 def _set_up(job: CheckedJob[Any], method: Method, start: Path | None, console: Console) -> Setup:
     """Prepares the data, loads the model and creates the optimizer."""
     train, precision = job.config.train, precision_of(job)
-    for note in filter(None, (precision.note, operators.note())):
+    for note in filter(None, (*job.notes, precision.note, operators.note())):
         console.print(note)
     data = method.prepare(job, console)
     trainable = method.load(job, start)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -68,19 +68,16 @@ def build(
         encoder: Tokenizes batches of texts.
         workers: Number of processes.
         overwrite: Whether to replace an existing corpus.
-        progress: Called with the number of input bytes that were processed.
+        progress: Called with the number of input bytes that were read.
 
     Raises:
         DataError: All documents are empty, the corpus exists, or a process was killed.
     """
     empty = 0
     with new_corpus(prefix, encoder.dtype, overwrite) as writer, _pool(encoder, workers) as encode_all:
-        batches, sizes = _batches(source), deque()
-        for ids, lengths, skipped in encode_all(_record_sizes(batches, sizes)):
+        for ids, lengths, skipped in encode_all(_batches(source, progress)):
             writer.add(ids, lengths)
             empty += skipped
-            if progress:
-                progress(sizes.popleft())
         if not writer.tokens:
             raise DataError(f"all documents are empty: {', '.join(map(str, source.files[:3]))}")
     return BuildResult(writer.documents, writer.tokens, empty, encoder.dtype.name, encoder.vocab_size)
@@ -139,24 +136,18 @@ class BatchEncoder:
         return ids, lengths, len(texts) - len(rows)
 
 
-def _batches(source: DocumentFiles) -> Iterator[tuple[list[str], int]]:
-    """Batches of whole documents of about ``BATCH_BYTES``, and the number of input bytes of each."""
+def _batches(source: DocumentFiles, read: Callable[[int], None] | None) -> Iterator[list[str]]:
+    """Batches of whole documents of about ``BATCH_BYTES``."""
     texts: list[str] = []
     nbytes = 0
-    for document in source:
+    for document in source.documents(read):
         nbytes += document.nbytes
         if not document.problem:
             texts.append(document.text)
         if nbytes >= BATCH_BYTES:
-            yield texts, nbytes
+            yield texts
             texts, nbytes = [], 0
     if texts:
-        yield texts, nbytes
-
-
-def _record_sizes(batches: Iterable[tuple[list[str], int]], sizes: deque[int]) -> Iterator[list[str]]:
-    for texts, nbytes in batches:
-        sizes.append(nbytes)
         yield texts
 
 

@@ -1,4 +1,4 @@
-"""Reading the documents of a corpus from text files and JSON lines, with their sources and errors.
+"""Reading the documents of a corpus from texts and from files of records, with their sources and errors.
 
 Nothing here needs numpy or a tokenizer, so all files are checked before tokenizing starts.
 """
@@ -6,16 +6,19 @@ Nothing here needs numpy or a tokenizer, so all files are checked before tokeniz
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmctl.data.files import read_lines
-from llmctl.data.rows import parse_object
-from llmctl.data.sft.examples import MAX_LISTED
+from llmctl.data.files import ReadBytes, open_lines, records
+from llmctl.data.files.contents import SUFFIXES, kind_of, open_bytes, suffix_of
+from llmctl.data.formats import Problems
+from llmctl.data.formats.rows import kind as row_kind
+from llmctl.data.formats.rows import parse_object
 from llmctl.errors import DataError
 
-FORMATS = {"text": (".txt", ".text", ".md"), "jsonl": (".jsonl", ".json")}
+FORMATS = {"text": ("text",), "jsonl": ("lines", "list"), "csv": ("csv",), "parquet": ("parquet",), "arrow": ("arrow",)}
+"""Value of ``--format`` -> kinds of files."""
 JOINT = "\n\n"
 """Separator of the texts of several keys in a document."""
 
@@ -26,7 +29,7 @@ class DocumentFiles:
 
     Attributes:
         files: The files, in order.
-        keys: Keys of a JSON line whose texts form its document.
+        keys: Keys or columns of a row whose texts form its document.
         whole_files: Whether a text file is one document; else blank lines separate documents.
     """
 
@@ -34,20 +37,22 @@ class DocumentFiles:
     keys: Sequence[str] = ("text",)
     whole_files: bool = False
 
-    def __iter__(self) -> Iterator[Document]:
-        """All documents, including invalid ones."""
+    def documents(self, read: ReadBytes | None = None) -> Iterator[Document]:
+        """All documents, including invalid ones.
+
+        Args:
+            read: Called with the bytes that were read.
+        """
         for file in self.files:
-            yield from self._of(file)
+            if _kind(file) != "text":
+                yield from _rows(file, self.keys, read)
+            else:
+                yield from _whole(file, read) if self.whole_files else _paragraphs(file, read)
 
     @property
     def nbytes(self) -> int:
         """Size of all files in bytes."""
         return sum(file.stat().st_size for file in self.files)
-
-    def _of(self, file: Path) -> Iterator[Document]:
-        if file.suffix in FORMATS["jsonl"]:
-            return _json_lines(file, self.keys)
-        return _whole(file) if self.whole_files else _paragraphs(file)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Document:
     Attributes:
         text: Its text; empty if it is not valid.
         where: ``file:line`` of its start.
-        nbytes: Its size in the file, in bytes.
+        nbytes: Size of its text in bytes.
         problem: Why it is not valid, or None.
     """
 
@@ -72,22 +77,27 @@ def find(paths: Sequence[Path], kind: str = "auto") -> list[Path]:
 
     Args:
         paths: Files and folders.
-        kind: ``"text"``, ``"jsonl"``, or ``"auto"`` for both, by suffix.
+        kind: A key of ``FORMATS``, or ``"auto"`` for all. Files of a folder are chosen by suffix, others are told by content too.
 
     Raises:
-        DataError: A path does not exist, a folder has no such file, or the suffix of a file is unknown.
+        DataError: A path does not exist, a folder has no such file, or a file is of no such kind.
     """
-    suffixes = FORMATS[kind] if kind in FORMATS else (*FORMATS["text"], *FORMATS["jsonl"])
+    kinds = FORMATS.get(kind, tuple(name for names in FORMATS.values() for name in names))
+    suffixes = [suffix for suffix, name in SUFFIXES.items() if name in kinds]
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in suffixes)
+            inside = sorted(file for file in path.rglob("*") if file.is_file() and suffix_of(file) in suffixes)
             if not inside:
-                raise DataError(f"{path} has no file with the suffix {', '.join(suffixes)}")
+                raise DataError(
+                    f"{path} has no file with the suffix {', '.join(suffixes)}, nor one of them before .gz or .zst"
+                )
             found += inside
         elif not path.is_file():
-            raise DataError(f"{path} does not exist; give text or JSON lines files, or a folder of them")
-        elif path.suffix not in suffixes:
+            raise DataError(
+                f"{path} does not exist; give text, JSON lines, CSV, Parquet or Arrow files, or a folder of them"
+            )
+        elif _kind(path) not in kinds or _kind(path) == "text" and suffix_of(path) not in SUFFIXES:
             raise DataError(
                 f"{path}: the suffix must be one of {', '.join(suffixes)}, which give the format; rename the file"
             )
@@ -101,34 +111,35 @@ def find(paths: Sequence[Path], kind: str = "auto") -> list[Path]:
     return found
 
 
-def check(source: DocumentFiles, progress: Callable[[int], None] | None = None) -> list[str]:
-    """Reads all documents and returns their errors as ``file:line: reason``; tokenizes nothing.
+def check(source: DocumentFiles, read: ReadBytes | None = None) -> Problems:
+    """Reads all documents and returns their errors; tokenizes nothing.
 
     Args:
         source: The files.
-        progress: Called with the size in bytes of each document.
+        read: Called with the bytes that were read.
     """
-    problems = []
-    for document in source:
+    problems = Problems()
+    for document in source.documents(read):
         if document.problem:
-            problems.append(f"{document.where}: {document.problem}")
-        if progress:
-            progress(document.nbytes)
+            problems.add(document.where, document.problem)
     return problems
 
 
-def format_problems(problems: Sequence[str]) -> str:
-    """A message with the first problems, one per line."""
-    more = f"\n  and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-    head = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the documents:"
-    return "\n  ".join([head, *problems[:MAX_LISTED]]) + more
+def format_problems(problems: Problems) -> str:
+    """A message with a line for each kind of problem."""
+    return problems.message(f"problem{'s' if problems.count > 1 else ''} in the documents:")
 
 
-def _json_lines(file: Path, keys: Sequence[str]) -> Iterator[Document]:
-    for number, line in read_lines(file):
-        where, nbytes = f"{file}:{number}", len(line.encode()) if line else 0
+def _kind(file: Path) -> str:
+    """The kind of a file; a text may begin as JSON does."""
+    return "text" if SUFFIXES.get(suffix_of(file)) == "text" else kind_of(file)
+
+
+def _rows(file: Path, keys: Sequence[str], read: ReadBytes | None) -> Iterator[Document]:
+    for where, text in records(file, read):
+        nbytes = len(text.encode("utf-8", "replace")) if text else 0
         try:
-            yield Document(_joined(line, keys), where, nbytes)
+            yield Document(_joined(text, keys), where, nbytes)
         except ValueError as error:
             yield Document("", where, nbytes, str(error))
 
@@ -141,15 +152,15 @@ def _joined(line: str | None, keys: Sequence[str]) -> str:
             shown = ", ".join(map(repr, list(row)[:8]))
             raise ValueError(f"no key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"it has {shown}"))
         if not isinstance(row[key], str):
-            raise ValueError(f"{key!r} must be a string, not {type(row[key]).__name__}")
+            raise ValueError(f"{key!r} must be a string, not {row_kind(row[key])}")
     return JOINT.join(row[key] for key in keys if row[key].strip())
 
 
-def _paragraphs(file: Path) -> Iterator[Document]:
+def _paragraphs(file: Path, read: ReadBytes | None) -> Iterator[Document]:
     """Documents separated by blank lines, without the line break at the end."""
     lines: list[str] = []
     first = before = 0
-    for number, text in read_lines(file):
+    for number, text in open_lines(file, read):
         if text is None:
             yield Document("", f"{file}:{number}", 0, "not valid UTF-8")
             continue
@@ -169,8 +180,9 @@ def _paragraph(file: Path, first: int, lines: Sequence[str]) -> Document:
     return Document(text.removesuffix("\n").removesuffix("\r"), f"{file}:{first}", len(text.encode()))
 
 
-def _whole(file: Path) -> Iterator[Document]:
-    raw = file.read_bytes()
+def _whole(file: Path, read: ReadBytes | None) -> Iterator[Document]:
+    with open_bytes(file, read) as stream:
+        raw = stream.read()
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

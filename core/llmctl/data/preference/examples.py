@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmctl.data.formats import DPO, Choice, Reader, chosen_formats, columns_of
+from llmctl.data.formats import DPO, SFT, TEXT, Choice, Reader, chosen_formats, columns_of
 from llmctl.tokenizers.conversation import Conversation, Message
 
 
@@ -57,7 +57,8 @@ class PreferenceReader(Reader[Choice]):
         Raises:
             ConfigError: A name of ``columns`` is not valid.
         """
-        super().__init__(chosen_formats(DPO, form), columns_of(columns))
+        elsewhere = {"finetune": SFT, "data build": TEXT}
+        super().__init__(chosen_formats(DPO, form), columns_of(columns), elsewhere)
 
     def __call__(self, text: str | None, source: str) -> Preference:
         """Parses the preference in a line; see ``Reader.read``."""

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.data.files import records
-from llmctl.data.formats import PROMPT_KEYS, asked, system_of
-from llmctl.data.rows import parse_object
-from llmctl.data.sft.examples import listing
+from llmctl.data.formats import PROMPT_KEYS, PROMPTS, Problems, Reader
 from llmctl.errors import DataError
 from llmctl.infer.text.generator import TextGenerator, TextOutput, TextRequest
+from llmctl.io.progress import Progress
 from llmctl.tokenizers.conversation import Conversation, Message
+
+WAY_OUT = (
+    "correct or remove them; keys of other names are read with --column theirs=ours, --format names one format, and docs/data.md "
+    "shows a line of each"
+)
 
 
 @dataclass(frozen=True)
@@ -31,27 +35,32 @@ class PromptLine:
     source: str
 
 
-def read_prompts(path: Path, system: str | None = None) -> list[PromptLine]:
+def read_prompts(
+    path: Path, system: str | None = None, reader: Reader[Conversation] | None = None, name: str | None = None
+) -> list[PromptLine]:
     """The prompts of a file: of ``src`` with the earlier answers of ``tgt``, or of another format without its last answer.
 
     Args:
         path: The file.
         system: System text of lines that have none.
+        reader: Parses lines and counts what it saw.
+        name: Name of the file in messages, if not its path.
 
     Raises:
-        DataError: The file holds no prompts, or lines are broken: all are listed.
+        DataError: The file holds no prompts, or lines are broken: each kind of mistake is named once.
     """
-    lines, problems = [], []
-    for source, text in records(path):
-        try:
-            row = parse_object(text)
-            lines.append(PromptLine(_conversation(row, system), row, source))
-        except ValueError as error:
-            problems.append((source, str(error)))
+    reader, lines, problems = reader or Reader(PROMPTS), [], Problems()
+    with Progress(f"reading {name or path}", path.stat().st_size) as progress:
+        for source, text in records(path, progress, name):
+            try:
+                chat, row = reader.row(text, source)
+                lines.append(PromptLine(_with_system(chat, system), row, source))
+            except ValueError as error:
+                problems.add(source, str(error))
     if problems:
-        raise DataError(listing(problems, "lines cannot be used:"))
+        raise DataError(problems.message("lines cannot be used:", WAY_OUT))
     if not lines:
-        raise DataError(f"{path} holds no prompts")
+        raise DataError(f"{name or path} holds no prompts")
     return lines
 
 
@@ -93,24 +102,7 @@ def answer_row(line: Mapping[str, Any], output: TextOutput) -> dict[str, Any]:
     return row | ({"error": output.error} if failed else {})
 
 
-def _conversation(row: dict[str, Any], system: str | None) -> Conversation:
-    chat = _turns(row) if "src" in row else asked(row)
+def _with_system(chat: Conversation, system: str | None) -> Conversation:
     if system is None or (chat.messages and chat.messages[0].role == "system"):
         return chat
     return Conversation(messages=[Message("system", system), *chat.messages], tools=chat.tools)
-
-
-def _turns(row: dict[str, Any]) -> Conversation:
-    src, tgt = (_texts(key, row.get(key, [])) for key in ("src", "tgt"))
-    if not src:
-        raise ValueError("'src' is an empty list")
-    if len(tgt) < len(src) - 1:
-        raise ValueError(f"'src' has {len(src)} turns, so 'tgt' must have the first {len(src) - 1} answers")
-    return Conversation((*zip(src[:-1], tgt, strict=False), (src[-1], None)), system_of(row))
-
-
-def _texts(key: str, value: Any) -> list[str]:
-    texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{key!r} must be text or a list of texts")
-    return texts

@@ -11,8 +11,9 @@ from llmctl import tokenizers
 from llmctl.data.preference import rows as pair_rows
 from llmctl.data.preference.encoding import Pair, PairEncoder, check_preference
 from llmctl.data.preference.examples import Preference, parse_preference
+from llmctl.data.reading import read_split
 from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder, prompt_ids
-from llmctl.data.sft.examples import Example, read_examples
+from llmctl.data.sft.examples import Example
 from llmctl.errors import DataError
 from llmctl.tokenizers.conversation import Conversation, Message
 
@@ -74,7 +75,7 @@ def test_all_broken_lines_are_listed(tmp_path):
     lines = [GOOD, {**GOOD, "sort": [0, 0]}, GOOD, {**GOOD, "response": ["b"]}]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n[1]\n")
     with pytest.raises(DataError) as caught:
-        read_examples([tmp_path], "train", parse_preference)
+        read_split([tmp_path], "train", parse_preference)
     message = str(caught.value)
     assert message.startswith("3 problems in the train data:")
     assert all(f"train.jsonl:{line}: " in message for line in (2, 4, 5))

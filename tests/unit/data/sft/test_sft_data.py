@@ -10,9 +10,11 @@ from kit.chat_templates import JINJA
 from kit.tiny_tokenizers import write_json
 
 from llmctl import tokenizers
+from llmctl.data.files import find_files
+from llmctl.data.reading import read_split
 from llmctl.data.sft.collate import collate
 from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder, prompt_ids
-from llmctl.data.sft.examples import Example, parse_example, read_split
+from llmctl.data.sft.examples import Example, parse_example
 from llmctl.errors import DataError
 from llmctl.tokenizers.conversation import Conversation
 
@@ -65,7 +67,7 @@ def test_all_broken_lines_of_all_files_are_reported_at_once(tmp_path):
     (tmp_path / "b.jsonl").write_text("oops\n")
     (tmp_path / "c.jsonl").write_text("\n")
     with pytest.raises(DataError) as caught:
-        read_split([tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")], "train")
+        read_split([tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")], "train", parse_example)
     message = str(caught.value)
     assert message.startswith("4 problems in the train data:")
     for part in (
@@ -80,15 +82,15 @@ def test_all_broken_lines_of_all_files_are_reported_at_once(tmp_path):
 def test_long_listings_are_capped_with_their_count(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(f'{{"src": "a", "tgt": {[1] * number}}}\n' for number in range(2, 52)))
     with pytest.raises(
-        DataError, match=r"50 problems(.|\n)*50 lines: 'tgt' must be .*a.jsonl:1, .*a.jsonl:2, .*a.jsonl:3 "
+        DataError, match=r"50 problems(.|\n)*50 lines \(.*a.jsonl:1, .*a.jsonl:2, .*a.jsonl:3 ...\): 'tgt' must be "
     ) as caught:
-        read_split([tmp_path / "a.jsonl"], "train")
-    assert str(caught.value).count("\n") == 1
+        read_split([tmp_path / "a.jsonl"], "train", parse_example)
+    assert str(caught.value).count("\n") == 2
     (tmp_path / "b.jsonl").write_text(
         "".join(json.dumps({"src": "a", "tgt": ["b"] * number}) + "\n" for number in range(2, 52))
     )
-    with pytest.raises(DataError, match=r"50 problems(.|\n)*and 20 more"):
-        read_split([tmp_path / "b.jsonl"], "train")
+    with pytest.raises(DataError, match=r"50 lines .*: 'src' has 1 turns, 'tgt' has 2"):
+        read_split([tmp_path / "b.jsonl"], "train", parse_example)
 
 
 def test_files_folders_and_sub_folders_are_found(tmp_path):
@@ -98,12 +100,15 @@ def test_files_folders_and_sub_folders_are_found(tmp_path):
     for name in ("y.jsonl", "x.json", "notes.txt"):
         (tmp_path / "one" / "dev" / name).write_text(row)
     (tmp_path / "more.jsonl").write_text(row * 2)
-    train = read_split([tmp_path / "one", tmp_path / "more.jsonl"], "train")
+    train = read_split([tmp_path / "one", tmp_path / "more.jsonl"], "train", parse_example)
     assert [e.source.rpartition("/")[2] for e in train] == ["train.json:1", "more.jsonl:1", "more.jsonl:2"]
-    assert [e.source.rpartition("/")[2] for e in read_split([tmp_path / "one"], "dev")] == ["x.json:1", "y.jsonl:1"]
-    with pytest.raises(DataError, match="has no test data: looked for test.jsonl, test.json"):
-        read_split([tmp_path / "one"], "test")
-    assert read_split([tmp_path / "one"], "test", optional=True) == []
+    assert [e.source.rpartition("/")[2] for e in read_split([tmp_path / "one"], "dev", parse_example)] == [
+        "x.json:1",
+        "y.jsonl:1",
+    ]
+    with pytest.raises(DataError, match="has no dev data: looked for dev.jsonl, dev-"):
+        read_split([tmp_path], "dev", parse_example)
+    assert not find_files(tmp_path, "dev", optional=True).files
 
 
 def test_reading_needs_neither_numpy_nor_paddle():

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmctl.data.rows import kind
+from llmctl.data.formats.rows import kind
 from llmctl.tokenizers.conversation import Message
 
 ROLES = {
@@ -14,6 +14,10 @@ ROLES = {
     "function_call": "assistant", "tool": "tool", "observation": "tool", "function": "tool",
 }  # fmt: skip
 """What a file calls a speaker -> role in chat templates."""
+METADATA = (
+    "id", "uuid", "source", "dataset", "category", "type", "task", "language", "lang", "split", "url", "license",
+)  # fmt: skip
+"""Keys with text that is about an example or message and no part of it."""
 _MORE = ("tool_calls", "tool_call_id", "name", "reasoning_content")
 
 
@@ -29,11 +33,12 @@ def text_of(key: str, value: Any) -> str:
 
 
 def messages(key: str, value: Any) -> list[Message]:
-    """The messages of a list; OpenAI's and ShareGPT's spelling.
+    """The messages of a list, or of JSON text of one; OpenAI's and ShareGPT's spelling.
 
     Raises:
         ValueError: It is no list of messages.
     """
+    value = from_json(key, value)
     if not isinstance(value, list):
         raise ValueError(f"{key!r} must be a list of messages, not {kind(value)}")
     if not value:
@@ -53,12 +58,12 @@ def message(where: str, item: Any) -> Message:
     name = item.get(speaker)
     if not isinstance(name, str) or name not in ROLES:
         raise ValueError(f"{where}.{speaker} is {name!r}; known are {', '.join(ROLES)}")
-    known = (speaker, text, "weight", "label", *_MORE)
+    known = (speaker, text, "weight", "label", *_MORE, *METADATA)
     odd = next((key for key, part in item.items() if key not in known and has_text(part)), None)
     if odd is not None:
         raise ValueError(f"{where} has the key {odd!r}, which would not be read; remove it")
     content = _content(f"{where}.{text}", item.get(text))
-    more = {key: item[key] for key in _MORE if item.get(key) is not None}
+    more = {key: item[key] for key in _MORE if item.get(key) not in (None, "", [])}
     if name == "function_call":
         content, more = None, {"tool_calls": _json(f"{where}.{text}", content)}
     if "tool_calls" in more:
@@ -75,9 +80,8 @@ def tools(value: Any) -> list[Mapping[str, Any]]:
     Raises:
         ValueError: It is no list of objects.
     """
-    if isinstance(value, str):
-        value = _json("tools", value) if value.strip() else []
-    if value is None:
+    value = from_json("tools", value)
+    if value is None or isinstance(value, str) and not value.strip():
         return []
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise ValueError("'tools' must be a list of function schemas")
@@ -90,12 +94,22 @@ def labelled(found: Sequence[Message], label: Any) -> list[Message]:
     Raises:
         ValueError: ``label`` has not a number for each answer.
     """
-    answers = sum(item.is_answer for item in found)
+    answers, label = sum(item.is_answer for item in found), from_json("label", label)
     marks = label if isinstance(label, list) else [label] * answers
     if len(marks) != answers or not all(mark in (0, 1) for mark in marks):
         raise ValueError(f"'label' must have 0 or 1 for each of the {answers} answers")
     left = iter(marks)
     return [item._replace(train=item.train and bool(next(left))) if item.is_answer else item for item in found]
+
+
+def from_json(key: str, value: Any) -> Any:
+    """A value, or that of its JSON text: cells of tables hold lists as text.
+
+    Raises:
+        ValueError: Text begins as a list and is no JSON.
+    """
+    begins = isinstance(value, str) and value.strip()[:1]
+    return _json(key, value) if begins and begins in "[01" else value
 
 
 def has_text(value: Any) -> bool:

@@ -1,0 +1,57 @@
+"""Reads all examples of files; everything that is wrong with any line is one error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from llmctl.data.files import ReadBytes, find_files, records
+from llmctl.data.formats import Problems
+from llmctl.errors import DataError
+
+E = TypeVar("E")
+Parse = Callable[[str | None, str], E]
+"""(text of a line, or None if it is not UTF-8; ``file:line``) -> example. Raises ValueError with the reason."""
+WAY_OUT = (
+    "correct or remove them; keys of other names are read with data.columns=[theirs=ours], data.format names one format, and "
+    "docs/data.md shows a line of each"
+)
+
+
+def read_files(files: Sequence[Path], parse: Parse[E], split: str = "train", read: ReadBytes | None = None) -> list[E]:
+    """Reads all examples, in the order of files and lines.
+
+    Args:
+        files: The files.
+        parse: Parses a line.
+        split: What the data is for, for messages.
+        read: Called with the bytes that were read.
+
+    Raises:
+        DataError: A file has no examples, or lines are not valid: each kind of mistake is named once, with its places.
+    """
+    examples: list[E] = []
+    problems = Problems()
+    for file in files:
+        before = len(examples) + problems.count
+        for source, text in records(file, read):
+            try:
+                examples.append(parse(text, source))
+            except ValueError as error:
+                problems.add(source, str(error))
+        if len(examples) + problems.count == before:
+            problems.add(str(file), "the file has no examples")
+    check(problems, split)
+    return examples
+
+
+def check(problems: Problems, split: str) -> None:
+    """Raises a DataError of problems, if there are any."""
+    if problems:
+        raise DataError(problems.message(f"problem{'s' if problems.count > 1 else ''} in the {split} data:", WAY_OUT))
+
+
+def read_split(paths: Sequence[Path], split: str, parse: Parse[E]) -> list[E]:
+    """Reads all examples of a split; see ``find_files`` and ``read_files``."""
+    return read_files([file for path in paths for file in find_files(path, split).files], parse, split)

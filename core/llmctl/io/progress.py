@@ -1,0 +1,57 @@
+"""Says on standard error how far something is that takes long; nothing about what ends soon."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+
+PATIENCE = 2.0
+"""Seconds without a word."""
+REDRAW, LINE = 0.5, 10.0
+"""Seconds between two words: on a terminal, where a line is redrawn, and elsewhere."""
+
+
+class Progress:
+    """A line with the share that is done, redrawn on a terminal; lines where none can be redrawn.
+
+    Args:
+        title: What is being done.
+        total: Amount of all that is to be done, in any unit; 0 = not known.
+        quiet: Say nothing.
+    """
+
+    def __init__(self, title: str, total: int = 0, quiet: bool = False) -> None:
+        self._title, self._total, self._quiet = title, total, quiet
+        self._redraws = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._began = time.monotonic()
+        self._next, self._done, self._shown = self._began + PATIENCE, 0, False
+
+    def __call__(self, amount: int) -> None:
+        """So much more is done."""
+        self._done += amount
+        now = time.monotonic()
+        if self._quiet or now < self._next:
+            return
+        self._next, self._shown = now + (REDRAW if self._redraws else LINE), True
+        text = self._text(now - self._began)
+        print(
+            f"\r\x1b[K{text}" if self._redraws else text, end="" if self._redraws else "\n", file=sys.stderr, flush=True
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shown and self._redraws:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def _text(self, seconds: float) -> str:
+        if not self._total:
+            return f"{self._title}: {self._done:,} in {seconds:.0f} s"
+        share = min(self._done / self._total, 1.0)
+        left = seconds * (1 - share) / share if share else 0.0
+        return f"{self._title}: {share:.0%}, {left:.0f} s left"
