@@ -1,0 +1,85 @@
+"""Every command, option and key that a page names exists, and every command in a block is run by a test."""
+
+import re
+
+import pytest
+from kit.readme import ROOT, shown
+from kit.shown_options import unknown_in_command, wrong_key
+
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for path in (*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if path.name != "CHANGELOG.md"
+]
+"""All but the change log, which also names what was there once."""
+
+RUN = {
+    "README.md": "tests/e2e/test_readme.py",
+    "docs/coming-from.md": "tests/e2e/test_coming_from_page.py",
+    "docs/data.md": "tests/e2e/test_data_page.py",
+    "docs/dpo.md": "tests/e2e/test_dpo_page.py",
+    "docs/finetune.md": "tests/e2e/test_finetune_page.py",
+    "docs/first-steps.md": "tests/e2e/test_readme.py",
+    "docs/gpu.md": "tests/e2e/test_shown_names.py",
+    "docs/hub.md": "tests/e2e/test_hub.py",
+    "docs/inference.md": "tests/e2e/test_inference_page.py",
+    "docs/lora.md": "tests/e2e/test_lora_page.py",
+    "docs/migrating.md": "tests/e2e/test_migrating_page.py",
+    "docs/operators.md": "ops/tests/test_ops_page.py",
+    "docs/prefix.md": "tests/e2e/test_prefix_page.py",
+    "docs/pretraining.md": "tests/e2e/test_data_page.py",
+}
+"""Page -> the test that runs the commands in its shell blocks, in order."""
+
+NOT_RUN = {
+    "CONTRIBUTING.md": "they are what runs the tests",
+    "docs/goldens.md": "recording needs torch and the authors' code; tests compare with what was recorded",
+}
+"""Page -> why the commands in its shell blocks are not run by a test."""
+
+
+def text(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def in_backticks(page):
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```$", "", text(page), flags=re.MULTILINE | re.DOTALL))
+
+
+def test_the_commands_of_every_page_are_run_by_a_test_or_listed_with_a_reason():
+    # The blocks of a translation are those of the English page: test_translations.py.
+    with_blocks = {page for page in PAGES if "```sh\n" in text(page) and "zh" not in page}
+    assert with_blocks == {*RUN, *NOT_RUN}
+    for page, test in RUN.items():
+        source = (ROOT / test).read_text(encoding="utf-8")
+        name = page.rpartition("/")[2].removesuffix(".md")
+        assert name in source and re.search(r"\b(shown|follow)\(", source), f"{test} does not run {page}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_and_option_that_a_page_names_exists(page):
+    blocks = [line for line in shown(page) if line.startswith("llmctl ")]
+    for line in [*blocks, *(code for code in in_backticks(page) if code.startswith("llmctl "))]:
+        assert not unknown_in_command(line), f"{page}: {line}: unknown {unknown_in_command(line)}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_key_that_a_page_names_exists_and_takes_the_value_that_it_shows(page):
+    wrong = {code: wrong_key(code) for code in in_backticks(page) if wrong_key(code)}
+    assert not wrong, f"{page}: {wrong}"
+
+
+def test_what_is_not_there_is_found():
+    assert unknown_in_command("llmctl finetun x") == ["finetun"]
+    assert unknown_in_command("llmctl --model llama finetune x --set a.b=c --lr 3") == ["--lr"]
+    assert unknown_in_command("llmctl data build x --output y --nothing") == ["--nothing"]
+    assert not unknown_in_command("llmctl generate x --prompt --chat - # --nothing")
+    assert "no configuration" in wrong_key("train.lr") and "no configuration" in wrong_key("data.lr: 3")
+    assert wrong_key("train.schedule: none") and wrong_key("data.packing=best")
+    assert not any(map(wrong_key, ("train.schedule: cosine", "train.jsonl", "train.epochs=2", "data.train", "a.b")))
+
+
+def test_the_shown_check_of_a_gpu_works(run_llmctl):
+    for line in shown("docs/gpu.md"):
+        done = run_llmctl(*line.split()[1:])
+        assert done.returncode == 0 and "paddle" in done.stdout
