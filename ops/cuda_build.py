@@ -2,18 +2,20 @@
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 ARCHITECTURES = (80, 90)
 """Compute capabilities to compile for: A100, H100."""
 
 
-def build(sources: Path, target: Path) -> Path:
+def build(sources: Path, target: Path, architectures: Sequence[int] = ARCHITECTURES) -> Path:
     """Compiles a folder's .cu files into a library.
 
     Args:
         sources: The folder.
         target: The library.
+        architectures: Compute capabilities, ten times: 86 is 8.6.
 
     Raises:
         RuntimeError: There is no nvcc, or it failed; the message has its output.
@@ -21,7 +23,7 @@ def build(sources: Path, target: Path) -> Path:
     compiler = shutil.which("nvcc")
     if compiler is None:
         raise RuntimeError("LLMCTL_OPS_CUDA=1 builds the CUDA kernels, which needs nvcc on the path")
-    codes = [part for a in ARCHITECTURES for part in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
+    codes = [part for a in architectures for part in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
     hidden = ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
     files = [str(file) for file in sorted(sources.glob("*.cu"))]
     command = [compiler, "-O3", "-std=c++17", *codes, "-shared", *hidden, "-o", str(target), *files]

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from llmctl_ops.sampling import NONE, SamplerInput, SamplerOutput, fill, read_output
+from llmctl_ops.sampling import SamplerInput, SamplerOutput, fill, read_output
 from llmctl_ops.structs import FLAG, POINTER, SIZE, SamplerRow
 
 FILE = Path(__file__).with_name("libllmctl_ops_cuda.so")
@@ -99,13 +100,9 @@ def choose(logits_LV: Any, inputs: Sequence[SamplerInput], logprobs: bool = Fals
     assert library is not None, "only where serves() is true"
     logits_LV = logits_LV.contiguous()
     place, (rows, vocab) = logits_LV.place, logits_LV.shape
-    structs = (SamplerRow * rows)()
-    lists = [array for row, given in zip(structs, inputs, strict=True) for array in fill(row, given)]
-    tokens = paddle.to_tensor(np.concatenate([*lists, NONE, np.zeros(1, np.int32)]), place=place)
-    address = tokens.data_ptr()
-    for row, context, excluded in zip(structs, lists[::2], lists[1::2], strict=True):
-        row.context, row.excluded = address, address + context.nbytes
-        address += context.nbytes + excluded.nbytes
+    structs, tokens = lay_out(inputs)
+    tokens = paddle.to_tensor(tokens, place=place)
+    move(structs, tokens.data_ptr())
     on_gpu = paddle.to_tensor(np.frombuffer(structs, np.uint8), place=place)
     buffer = paddle.empty([library.llmctl_ops_cuda_choose_bytes(rows, vocab) // 8], "float64")
     _check(
@@ -114,6 +111,29 @@ def choose(logits_LV: Any, inputs: Sequence[SamplerInput], logprobs: bool = Fals
         )
     )
     return read_output(on_gpu.numpy().tobytes(), rows)
+
+
+def lay_out(inputs: Sequence[SamplerInput]) -> tuple[Any, NDArray[np.int32]]:
+    """The structs of all rows, and one array of the tokens that they point to.
+
+    Returns:
+        The structs, which hold offsets in bytes for addresses until ``move``, and the tokens.
+    """
+    structs = (SamplerRow * len(inputs))()
+    arrays, offset = [], 0
+    for row, given in zip(structs, inputs, strict=True):
+        context, excluded = fill(row, given)
+        row.context, row.excluded = offset, offset + context.nbytes
+        offset += context.nbytes + excluded.nbytes
+        arrays += [context, excluded]
+    # One more, since an array of nothing has no address.
+    return structs, np.concatenate([*arrays, np.zeros(1, np.int32)])
+
+
+def move(structs: Any, address: int) -> None:
+    """Makes structs of ``lay_out`` point to the tokens' address on the GPU."""
+    for row in structs:
+        row.context, row.excluded = (row.context or 0) + address, (row.excluded or 0) + address
 
 
 def _stream(tensor: Any) -> int | None:

@@ -1,8 +1,15 @@
-"""Every instruction set of this processor, one after the other."""
+"""Every instruction set of this processor, one after the other, and CUDA kernels on its threads."""
+
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from llmctl_ops import library
+from llmctl_ops import cuda, library
+
+FOLDER = Path(__file__).parent
+SOURCES = sorted((FOLDER.parent / "csrc" / "cuda").glob("*.cu"))
 
 
 def levels():
@@ -35,3 +42,18 @@ def seeded():
         return tensor
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """The library of CUDA kernels compiled for threads of this CPU."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler here")
+    file = tmp_path_factory.mktemp("cuda") / "library.so"
+    given = [part for source in SOURCES for part in ("-x", "c++", str(source))]
+    header = str(FOLDER / "cuda_on_cpu.h")
+    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-pthread", "-include", header, "-o", str(file)]
+    made = subprocess.run([compiler, *flags, *given], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return cuda.open_library(file)

@@ -20,23 +20,7 @@ from llmctl.infer.sampling.rows import SamplerInput, SamplerOutput
 from llmctl_ops import cuda
 
 FOLDER = Path(__file__).parent
-SOURCES = sorted((FOLDER.parent / "csrc" / "cuda").glob("*.cu"))
 ROWS, VOCAB = 5, 701
-
-
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    """The library compiled for threads of this CPU."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler here")
-    file = tmp_path_factory.mktemp("cuda") / "library.so"
-    given = [part for source in SOURCES for part in ("-x", "c++", str(source))]
-    header = str(FOLDER / "cuda_on_cpu.h")
-    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-pthread", "-include", header, "-o", str(file)]
-    made = subprocess.run([compiler, *flags, *given], capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    return cuda.open_library(file)
 
 
 @pytest.fixture(params=["threads of a cpu", "gpu"])
