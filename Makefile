@@ -55,8 +55,14 @@ evidence: environment-dev
 	$(BIN)/llmctl models --update README.md
 	$(BIN)/llmctl models --update README.zh.md
 
-wheels: environment
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./ops $(patsubst %/,./%,$(dir $(wildcard plugins/*/pyproject.toml)))
+wheels:
+	@$(PYTHON) tools/environment.py $(VENV) cpu wheels
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . $(patsubst %/,./%,$(dir $(wildcard plugins/*/pyproject.toml)))
+	rm -rf build/wheels
+	LLMCTL_OPS_BUILD=require $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheels ./ops
+	if [ "$$(uname)" = Linux ]; \
+	then PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --wheel-dir dist build/wheels/*.whl; \
+	else cp build/wheels/*.whl dist; fi
 
 constraints:
 	$(PYTHON) tools/make_constraints.py

@@ -5,6 +5,7 @@ No network: the few dependencies of core are linked from the environment that ru
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -133,6 +134,21 @@ def test_the_wheel_of_the_operators_holds_its_library_and_serves_every_python(wh
         pytest.skip("no C++ compiler")
     assert "llmctl_ops/libllmctl_ops.so" in zipfile.ZipFile(wheels["llmctl_ops"]).namelist()
     assert "-py3-none-" in wheels["llmctl_ops"].name
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc", reason="symbols of x86-64 glibc"
+)
+def test_the_wheel_of_the_operators_runs_on_linux_of_2014(wheels, tmp_path):
+    if not shutil.which(os.environ.get("CXX", "g++").split()[0]):
+        pytest.skip("no C++ compiler")
+    beside = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", tmp_path, wheels["llmctl_ops"]]
+    made = subprocess.run(command, env=os.environ | beside, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert re.search(
+        r"-py3-none-manylinux_2_(5|12|17)_x86_64\.|manylinux2014_x86_64\.", next(tmp_path.glob("*.whl")).name
+    )
 
 
 def test_core_alone_helps_and_says_how_to_install_a_family(core_alone):

@@ -7,6 +7,8 @@
 #define NAME(name) JOINED(name, LEVEL)
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+#include "glibc.h"
+
 #include "attention.h"
 #include "decoder_api.h"
 #include "elementwise.h"
