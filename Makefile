@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PACKAGES := core ops/llmctl_ops $(wildcard plugins/*/llmctl_*)
 
 .PHONY: help demo test lint format docs site evidence wheels constraints clean
 help:
 	@echo "make demo         fine-tune the bundled starter model into $(DEMO)"
-	@echo "make test         lint, then all tests"
+	@echo "make test         lint, then all tests, in WORKERS=2 processes"
 	@echo "make lint         checks only, changes nothing"
 	@echo "make format       format and fix what can be fixed"
 	@echo "make docs         write the generated parts of docs/ anew"
@@ -28,7 +29,7 @@ demo: environment
 	$(BIN)/llmctl --model llama finetune --output $(DEMO) --overwrite
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: environment-dev
 	$(BIN)/ruff check .
