@@ -78,11 +78,13 @@ def test_the_lists_of_readme_name_every_page():
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_lists_are_written_so_that_every_markdown_reads_them(name):
+def test_pages_are_written_so_that_every_markdown_reads_them(name):
     # Markdown on the site needs four spaces for blocks inside of an item, and a blank line before a list.
     lines = prose(PAGES[name]).splitlines()
     for before, line in zip(lines, lines[1:], strict=False):
         assert before or not re.match(r" {1,3}\S", line), f"{name}: indent by four: {line}"
+        html = re.search(r"<(?!a id=|/a>|https?://)[a-z/]\S*", re.sub(r"`[^`]*`", "", line))
+        assert not html, f"{name}: {html[0]} is taken for HTML: {line}"
         starts = re.match(r"(- |\d+\. )", line) and not re.match(r"(- |\d+\. |  )", before)
         assert not (starts and before), f"{name}: blank line before {line}"
 

@@ -78,7 +78,7 @@ def markdown(table: dict[str, dict[str, Cell]]) -> str:
     lines = ["| family | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, cells in table.items():
         lines.append(f"| {name} | " + " | ".join(_text(cells[method], notes) for method in COLUMNS) + " |")
-    return "\n".join([*lines, "", *(f"{number}. {note}" for number, note in enumerate(notes, 1))])
+    return "\n".join([*lines, "", *(f"{number}. {note.replace('<', '&lt;')}" for number, note in enumerate(notes, 1))])
 
 
 def as_json(table: dict[str, dict[str, Cell]]) -> dict[str, Any]:
