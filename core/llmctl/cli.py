@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from llmctl._version import __version__
+from llmctl.commands.model_option import model_option
 from llmctl.errors import LlmctlError
 from llmctl.runtime import streams
 from llmctl.runtime.distributions import entry_points
@@ -106,28 +107,14 @@ def _load_added(name: str) -> click.Command:
     return found
 
 
-def _complete_family(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from llmctl import plugins
-
-    return [
-        name for name in ["auto", *sorted({found.name for found in plugins.installed()})] if name.startswith(incomplete)
-    ]
-
-
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--model",
-    "family",
-    metavar="FAMILY",
-    default="auto",
-    shell_complete=_complete_family,
-    help="Model family, as listed by `llmctl models`; auto (the default) = from the checkpoint's config.json.",
+@model_option(
+    "The model: a folder, a name on a hub, or a family as listed by `llmctl models`; also after the command. [default: the family of the "
+    "model's config.json]"
 )
 @click.version_option(__version__, "--version", prog_name="llmctl")
-@click.pass_context
-def cli(ctx: click.Context, family: str) -> None:
+def cli() -> None:
     """LLM toolkit for PaddlePaddle: train and run language models; each model family is a plugin."""
-    ctx.obj = {"family": family}
 
 
 def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:

@@ -153,7 +153,7 @@ def test_what_a_run_reads_is_not_overwritten(folder, key):
 
 def test_a_family_is_needed_for_a_size_and_a_recipe(folder):
     assert "llmctl --model FAMILY pretrain" in run(folder / "config.yaml", family="auto", code=2)
-    assert "give it: llmctl --model FAMILY" in run("--recipe", "small", family="auto", code=2)
+    assert "name it: llmctl --model FAMILY" in run("--recipe", "small", family="auto", code=2)
     assert "no pretrain recipe 'x'; it has small" in run("--recipe", "x", code=2)
 
 

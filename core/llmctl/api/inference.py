@@ -30,8 +30,8 @@ class LLM:
     Close it, or use it in a ``with`` statement, to free its memory.
 
     Args:
-        folder: A model folder, an adapter's folder, an exported program or a packed folder; or a name on a hub,
-            ``"owner/name"``.
+        folder: A model folder, an adapter's folder, an exported program, a packed folder or the output folder of a run;
+            or a name on a hub, ``"owner/name"``.
         family: Name of a family, or ``"auto"`` for the one that the folder names.
         chat_template: ``"auto"`` = the folder's own if any, ``"family"`` = the family's, ``"none"``, or a file or folder with a
             template.

@@ -43,8 +43,8 @@ def load(
     """Loads the model of a folder, in evaluation mode, and its tokenizer.
 
     Args:
-        folder: A model folder in Hugging Face's layout, or written by ``llmctl convert``; an adapter folder; or a name on a
-            hub, ``"owner/name"``.
+        folder: A model folder in Hugging Face's layout, or written by ``llmctl convert``; an adapter folder; the output folder
+            of a run; or a name on a hub, ``"owner/name"``.
         family: Name of a family, or ``"auto"`` for the one that claims the folder's architecture.
         dtype: ``"float32"`` or ``"float64"``, the type to compute in.
         base: Folder of an adapter's base model; default: the one that the adapter names.
@@ -65,7 +65,7 @@ def load(
         raise ConfigError(f"dtype={dtype!r} is not supported; choose {' or '.join(DTYPES)}")
     folder = locate(folder)
     if is_adapter(folder):
-        return _adapted(folder, Path(base) if base else None, family, dtype, tokenizer)
+        return _adapted(folder, locate(base) if base else None, family, dtype, tokenizer)
     if base is not None:
         raise ConfigError(f"base={base} has no effect: {folder} holds no adapter")
     from llmctl.checkpoint.build import check_model

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmctl.commands.engine_options import adapter_options, engine_options, options_of, show_notes
+from llmctl.commands.model_option import model_option
 from llmctl.errors import ConfigError
 from llmctl.infer.select import open_backend
 
@@ -32,6 +33,7 @@ class NoEnd:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
+@model_option("The same as MODEL; or the family of the model.")
 @engine_options
 @adapter_options
 @click.option("--random", metavar="SIZE",
@@ -50,12 +52,15 @@ class NoEnd:
 @click.pass_context
 def command(ctx: click.Context, /, model: Path | None, random: str | None, file: Path | None, **given: Any) -> None:
     """Benchmark prefill and decoding of the model in the folder MODEL, or of one with random weights."""
-    if (model is None) == (random is None):
-        raise click.UsageError("give MODEL or --random")
+    chosen: Path | None = None
+    if (model is None and not ctx.obj.names_folder) == (random is None):
+        raise click.UsageError("give MODEL or --random, and not both")
+    if random is None:
+        chosen = ctx.obj.folder_or(model)
     if file is not None and file.exists() and not file.is_file():
         raise ConfigError(f"--json {file} is a folder, a device or a pipe; name a file")
-    with _folder(model, random, ctx.obj["family"]) as folder:
-        handle = open_backend(folder, ctx.obj["family"], options_of(given, batch_size=given["requests"]))
+    with _folder(chosen, random, ctx.obj.family) as folder:
+        handle = open_backend(folder, ctx.obj.family, options_of(given, batch_size=given["requests"]))
         show_notes(handle.notes)
         from llmctl.infer.bench import Load, measure, peak_memory, summary
 
@@ -78,7 +83,7 @@ def command(ctx: click.Context, /, model: Path | None, random: str | None, file:
         rounds = [measure(loaded.backend, load, seed) for seed in range(given["warm_up"] + given["rounds"])]
         warm, counted = rounds[: given["warm_up"]], rounds[given["warm_up"] :]
     found = {
-        "model": str(model) if model else f"random {random}", "engine": loaded.engine,
+        "model": str(chosen) if chosen else f"random {random}", "engine": loaded.engine,
         **{name: given[name] for name in ("weights", "group", "kv")}, "prompt_tokens": load.prompt,
         "new_tokens": load.new, "requests": load.requests, "seconds_to_load": loading, "peak_bytes": peak_memory(),
         **summary(counted),

@@ -100,20 +100,14 @@ def _values(row: tuple[str, str, str, str, str] | None) -> list[str]:
 
 
 def _plugins(ctx: click.Context) -> Iterator[Any]:
+    from llmctl.commands.model_option import ModelOption
     from llmctl.errors import LlmctlError
     from llmctl.plugins import Families
 
     families = Families()
-    named = next((it.params["family"] for it in _contexts(ctx) if it.params.get("family")), "auto")
+    named = (ctx.find_object(ModelOption) or ModelOption()).family
     for name in [named] if named in families.names else families.names:
         try:
             yield families.load(name)
         except LlmctlError:
             continue
-
-
-def _contexts(ctx: click.Context) -> Iterator[click.Context]:
-    current: click.Context | None = ctx
-    while current is not None:
-        yield current
-        current = current.parent

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from llmctl.api import training
+from llmctl.checkpoint.hf_config import NAME as CONFIG
+from llmctl.checkpoint.hf_config import read_config
+from llmctl.checkpoint.locate import locate
 from llmctl.commands.completion import complete_recipe, complete_setting
-from llmctl.commands.recipe import NoStarter, output_settings, recipe_header
-from llmctl.config import schema
+from llmctl.commands.model_option import ModelOption, model_option
+from llmctl.commands.recipe import NoStarter, of_checkpoint, output_settings, recipe_header
+from llmctl.config import file, schema
 from llmctl.errors import require_installed
+from llmctl.jobs import lengths
 from llmctl.plugins import Families
 from llmctl.train.interrupt import Interrupted
 
-ConfigSource = Callable[[Families, str, Path | None, str | None, bool], tuple[dict[str, Any], str]]
-"""(families, family, file, recipe, allow_ignored) -> (raw configuration, where it comes from, for messages)."""
+ConfigSource = Callable[[Families, str, bool, Path | None, str | None, bool], tuple[dict[str, Any], str]]
+"""(families, family, whether a model is named, file, recipe, allow_ignored) -> (raw configuration, where it comes from, for
+messages)."""
 
 SET = "Override a field; may be repeated."
 
@@ -36,21 +43,29 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
         ctx: click.Context, config_file: Path | None, recipe: str | None, assignments: tuple[str, ...],
         output: str | None, resume: bool, overwrite: bool, print_config: bool, check: bool, allow_ignored: bool,
     ) -> None:  # fmt: skip
-        family, families = ctx.obj["family"], Families()
+        families, model = Families(), _model_settings(ctx.obj, assignments)
+        given = [*assignments, *output_settings(output, resume, overwrite), *model]
+        path = _value(given, "model", "path")
+        family = ctx.obj.family if recipe is None else _family(ctx.obj, families, path)
         if print_config and config_file is None and recipe is None and family == "auto":
             data, where = dict[str, Any](), "the command line"
         else:
             try:
-                data, where = source(families, family, config_file, recipe, allow_ignored)
+                data, where = source(families, family, bool(path), config_file, recipe, allow_ignored)
             except NoStarter:
                 if not print_config:
                     raise
                 data, where = {}, "the command line"
-        given = [*assignments, *output_settings(output, resume, overwrite)]
+        from_recipe = config_file is None and bool(data)
+        if from_recipe and path:
+            data = of_checkpoint(data)
         config = training.make_config(name, data, given, where)
+        if from_recipe:
+            config = _suit_model(config, data, given, family, families)
         if print_config:
-            about = [] if config_file is not None else recipe_header(name, families, family, recipe)
-            run = f"{'Or, with this file' if about else 'Run with'}: llmctl --model {family} {name} CONFIG"
+            about = recipe_header(name, families, family, recipe) if from_recipe else []
+            chosen = "" if family == "auto" or (model and not from_recipe) else f"--model {family} "
+            run = f"{'Or, with this file' if about else 'Run with'}: llmctl {chosen}{name} CONFIG"
             click.echo(schema.to_yaml(config, "\n".join([*about, run])), nl=False)
             return
         if not check:
@@ -64,7 +79,52 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
         except Interrupted as stop:
             ctx.exit(stop.exit_code)
 
-    return click.Command(name, callback=click.pass_context(callback), params=_parameters(recipe_help), help=doc)
+    made = click.Command(name, callback=click.pass_context(callback), params=_parameters(recipe_help), help=doc)
+    found: click.Command = model_option(
+        "Family, or the model: a folder or a name on a hub, the same as --set model.path=MODEL."
+    )(made)
+    return found
+
+
+def _model_settings(option: ModelOption, assignments: Sequence[str]) -> list[str]:
+    """A model given by ``--model`` as an assignment of ``--set``.
+
+    Raises:
+        click.UsageError: ``--set`` has another one.
+    """
+    if not option.names_folder:
+        return []
+    given = _value(assignments, "model", "path")
+    if given not in (None, option.text):
+        raise click.UsageError(f"--model is {option.text} and --set model.path is {given}; give one of them")
+    return [f"model.path={json.dumps(option.text)}"]
+
+
+def _value(assignments: Sequence[str], section: str, key: str) -> Any:
+    """The value of ``section.key`` in assignments; None if they have none."""
+    return file.override({}, assignments).get(section, {}).get(key)
+
+
+def _family(option: ModelOption, families: Families, path: Any) -> str:
+    """The family of a recipe: the one that is named, else that of the model's config.json, else ``auto``."""
+    if option.family != "auto" or not isinstance(path, str) or not path:
+        return option.family
+    folder = locate(path, weights=False)
+    if not (folder / CONFIG).is_file():
+        return option.family
+    return families.load_for(read_config(folder), str(folder / CONFIG)).card.name
+
+
+def _suit_model(
+    config: Any, recipe: dict[str, Any], assignments: Sequence[str], family: str, families: Families
+) -> Any:
+    """The configuration with lengths of a recipe that fit the model and what was set; prints what it changed."""
+    chosen = file.override({}, assignments).get("data", {})
+    loose = [key for key in recipe.get("data", {}) if key not in chosen]
+    made, note = lengths.loosened(config, loose, family, families)
+    if note:
+        click.echo(note, err=True)
+    return made
 
 
 def _parameters(recipe_help: str) -> list[click.Parameter]:

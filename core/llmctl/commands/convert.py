@@ -7,14 +7,15 @@ from pathlib import Path
 import click
 
 from llmctl import plugins
-from llmctl.checkpoint.locate import locate
+from llmctl.commands.model_option import model_option
 from llmctl.commands.progress import byte_bar
 from llmctl.io.sizes import parse_bytes
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=click.Path(path_type=Path), required=False)
 @click.argument("target", type=click.Path(path_type=Path), required=False)
+@model_option("The same as SOURCE; or the family of the model.")
 @click.option("--to", "layout", type=click.Choice(["hf", "native"]), default="native", show_default=True,
               help="hf: names and layout of Hugging Face; native: those of paddle.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16"]), default="keep",
@@ -30,7 +31,7 @@ from llmctl.io.sizes import parse_bytes
 @click.pass_context
 def command(
     ctx: click.Context,
-    source: Path,
+    source: Path | None,
     target: Path | None,
     layout: str,
     dtype: str,
@@ -46,32 +47,34 @@ def command(
     from llmctl.adapters.folder import is_adapter
     from llmctl.checkpoint.hf_config import read_config
 
+    if target is None and not check and ctx.obj.names_folder:
+        source, target = None, source
+    folder = ctx.obj.folder_or(source, "SOURCE")
     if target is None and not check:
         raise click.UsageError("TARGET is missing; it can be left out only with --check")
     shard_bytes = parse_bytes(max_shard_size, "--max-shard-size ")
-    source = locate(source)
-    if is_adapter(source):
+    if is_adapter(folder):
         if max_shard_size != "5GB":
             raise click.UsageError("--max-shard-size has no effect on an adapter, which is a single file")
-        _adapter(source, None if check else target, layout, dtype, base, ctx.obj["family"], overwrite)
+        _adapter(folder, None if check else target, layout, dtype, base, ctx.obj.family, overwrite)
         return
     if base:
-        raise click.UsageError(f"--base has no effect: {source} is not an adapter; leave it out")
-    config = read_config(source)
-    where = str(source / "config.json")
-    plugin = plugins.resolve(ctx.obj["family"], config, where)
+        raise click.UsageError(f"--base has no effect: {folder} is not an adapter; leave it out")
+    config = read_config(folder)
+    where = str(folder / "config.json")
+    plugin = plugins.resolve(ctx.obj.family, config, where)
     dims = plugin.card.dims_from_config(config, where)
 
     from llmctl.checkpoint import convert as conversion
 
-    opened = conversion.open_source(source, plugin, dims)
+    opened = conversion.open_source(folder, plugin, dims)
     what = f"{len(opened.state)} tensors, {plugin.card.count(dims):,} parameters, layout {opened.layout}"
     if check:
         with byte_bar("reading", opened.folder.nbytes) as progress:
             not_finite = conversion.verify(opened, progress)
         if not_finite:
             click.echo(f"warning: values are not finite in {conversion.shown(not_finite)}", err=True)
-        click.echo(f"{source} is a complete {plugin.card.name} model: {what}")
+        click.echo(f"{folder} is a complete {plugin.card.name} model: {what}")
         return
     assert target is not None
     with byte_bar("writing", opened.folder.nbytes) as progress:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmctl.commands.data_doctor import command as doctor
+from llmctl.commands.model_option import model_option
 from llmctl.commands.progress import byte_bar
 from llmctl.commands.tokenizer_folder import TokenizerFolder
 
@@ -32,9 +33,8 @@ group.add_command(doctor)
 @group.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", "prefix", required=True, metavar="PREFIX", help="Writes PREFIX.bin and PREFIX.idx.")
-@click.option(
-    "--tokenizer", required=True, type=TokenizerFolder(), help="Model folder, or name on a hub, with the tokenizer."
-)
+@model_option("Model whose tokenizer is used: a folder, or a name on a hub.")
+@click.option("--tokenizer", type=TokenizerFolder(), help="Folder of the tokenizer; the same as --model FOLDER.")
 @click.option("--format", "kind", type=click.Choice(["auto", "text", "jsonl", "csv", "parquet", "arrow"]), default="auto", show_default=True,
               help="Which files of a folder to read; auto = all.")  # fmt: skip
 @click.option("--documents", type=click.Choice(["blank-lines", "files"]), default="blank-lines", show_default=True,
@@ -51,7 +51,7 @@ def build(
     ctx: click.Context,
     inputs: tuple[Path, ...],
     prefix: str,
-    tokenizer: Path,
+    tokenizer: Path | None,
     kind: str,
     documents: str,
     keys: tuple[str, ...],
@@ -70,9 +70,10 @@ def build(
     from llmctl.data.corpus import indexed
     from llmctl.errors import DataError
 
+    folder = ctx.obj.folder_or(tokenizer, "--tokenizer", weights=False)
     prefix = indexed.without_suffix(prefix)
     indexed.check_free(prefix, overwrite)
-    encoder = corpus.BatchEncoder(tokenizer, append_eos, ctx.obj["family"])
+    encoder = corpus.BatchEncoder(folder, append_eos, ctx.obj.family)
     source = reading.DocumentFiles(reading.find(inputs, kind), keys, documents == "files")
     with byte_bar("checking", source.nbytes) as progress:
         problems = reading.check(source, progress)
@@ -111,24 +112,27 @@ def merge(prefixes: tuple[str, ...], target: str, overwrite: bool) -> None:
 
 @group.command()
 @click.argument("prefix")
+@model_option("Model whose tokenizer shows the document as text: a folder.")
 @click.option("--doc", "number", type=click.IntRange(0), metavar="N", help="Show document N, counting from 0.")
 @click.option(
     "--tokenizer",
     type=TokenizerFolder(),
-    help="Model folder with a tokenizer, to show the document as text instead of ids.",
+    help="Folder of a tokenizer, to show the document as text; the same as --model FOLDER.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def inspect(ctx: click.Context, prefix: str, number: int | None, tokenizer: Path | None, as_json: bool) -> None:
     """Show statistics of the corpus PREFIX, or one of its documents."""
-    if tokenizer is not None and number is None:
-        raise click.UsageError("--tokenizer needs --doc, the document to show")
+    named = tokenizer is not None or ctx.obj.names_folder
+    folder = ctx.obj.folder_or(tokenizer, "--tokenizer", weights=False) if named else None
+    if folder is not None and number is None:
+        raise click.UsageError("--tokenizer and --model FOLDER need --doc, the document to show")
     from llmctl.data.corpus.indexed import Corpus
     from llmctl.data.corpus.inspect import document, summary, summary_text
 
     corpus = Corpus(prefix)
     if number is not None:
-        shown = document(corpus, number, tokenizer, ctx.obj["family"])
+        shown = document(corpus, number, folder, ctx.obj.family)
         click.echo(_json(shown) if as_json else shown.get("text", " ".join(map(str, shown["ids"]))))
         return
     facts = summary(corpus)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmctl.commands.model_option import model_option
 from llmctl.commands.tokenizer_folder import TokenizerFolder
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ LENGTH = 1024
 
 @click.command(name="doctor")
 @click.argument("files", nargs=-1, required=True)
-@click.option("--model-folder", required=True, type=TokenizerFolder(),
-              help="Model folder, or name on a hub, with the tokenizer and chat template.")  # fmt: skip
+@model_option("Model whose tokenizer and chat template are used: a folder, or a name on a hub.")
+@click.option("--model-folder", hidden=True, type=TokenizerFolder(), help="The same as --model.")
 @click.option("--task", type=click.Choice(["auto", "finetune", "dpo"]), default="auto", show_default=True,
               help="What the data is for; auto = as the first line looks.")  # fmt: skip
 @click.option("--format", "data_format", default="auto", show_default=True, help="As data.format.")
@@ -42,7 +43,7 @@ LENGTH = 1024
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def command(ctx: click.Context, /, files: tuple[str, ...], model_folder: Path, **given: Any) -> None:
+def command(ctx: click.Context, /, files: tuple[str, ...], model_folder: Path | None, **given: Any) -> None:
     """Check fine-tuning or preference data, in any format that llmctl reads.
 
     FILES are files, patterns, or folders with files to train on. Exits with 1 if there are errors, with 0 if there are only
@@ -53,7 +54,8 @@ def command(ctx: click.Context, /, files: tuple[str, ...], model_folder: Path, *
     paths = _files(files)
     task = given["task"] if given["task"] != "auto" else _task(paths[0], given["columns"])
     _check_options(task, given)
-    tokenizer = tokenizers.load(model_folder, given["chat_template"], plugins.card_of(model_folder, ctx.obj["family"]))
+    folder = ctx.obj.folder_or(model_folder, "--model", weights=False)
+    tokenizer = tokenizers.load(folder, given["chat_template"], plugins.card_of(folder, ctx.obj.family))
     report = _examine(task, paths, tokenizer, given)
     if given["as_json"]:
         click.echo(_json(report, tokenizer, given["show"]))

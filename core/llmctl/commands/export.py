@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from llmctl.commands.engine_options import GROUP_HELP, WEIGHTS_HELP, adapter_options, options_of
+from llmctl.commands.model_option import model_option
 from llmctl.errors import ConfigError
 from llmctl.infer.model_source import ModelSource, open_model
 from llmctl.infer.options import WEIGHTS, EngineOptions
@@ -21,7 +22,8 @@ TEXTS = (
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@model_option("The same as MODEL; or the family of the model.")
 @click.option("--engine", type=click.Choice(["static", "fused"]), default="static", show_default=True,
               help="static: a paddle inference program; fused: packed weights for the fused engine.")  # fmt: skip
 @click.option("--out", "target", required=True, type=click.Path(path_type=Path), help="Folder to write.")
@@ -30,19 +32,20 @@ TEXTS = (
 @click.option("--overwrite", is_flag=True, help="Replace an existing export.")
 @adapter_options
 @click.pass_context
-def command(ctx: click.Context, /, model: Path, target: Path, overwrite: bool, **given: Any) -> None:
+def command(ctx: click.Context, /, model: Path | None, target: Path, overwrite: bool, **given: Any) -> None:
     """Export the model in the folder MODEL, or an adapter merged into its base, for llmctl generate."""
+    folder = ctx.obj.folder_or(model)
     options = options_of(given)
     if options.engine == "static":
         options.refuse_fused_only("static")
-    _check_not_exported(model)
-    source = open_model(model, ctx.obj["family"], options)
+    _check_not_exported(folder)
+    source = open_model(folder, ctx.obj.family, options)
     if source.scheme is not None:
         raise ConfigError(
-            f"{model} is quantized already ({source.scheme.method}), and export packs float models; run the folder itself: llmctl "
-            f"generate {model}"
+            f"{folder} is quantized already ({source.scheme.method}), and export packs float models; run the folder itself: llmctl "
+            f"generate {folder}"
         )
-    for part in filter(None, (source.folder, model, options.single_adapter)):
+    for part in filter(None, (source.folder, folder, options.single_adapter)):
         if target.resolve() == part.resolve():
             raise ConfigError(f"--out {target} is the model itself; choose another folder")
     _check_target(target, overwrite)

@@ -13,12 +13,20 @@ from llmctl.commands.recipe import NoStarter, find_source, read_recipe, recipes
 
 
 def _source(
-    families: plugins.Families, family: str, config_file: Path | None, recipe: str | None, allow_ignored: bool
+    families: plugins.Families,
+    family: str,
+    has_model: bool,
+    config_file: Path | None,
+    recipe: str | None,
+    allow_ignored: bool,
 ) -> tuple[dict[str, Any], str]:
-    if config_file is not None or recipe is not None:
-        return find_source("finetune", families, family, config_file, recipe, allow_ignored)
+    if config_file is not None or recipe is not None or (family == "auto" and has_model):
+        return find_source("finetune", families, family, has_model, config_file, recipe, allow_ignored)
     if family == "auto":
-        raise click.UsageError("without CONFIG, name a family: llmctl --model FAMILY finetune runs its starter recipe")
+        raise click.UsageError(
+            "without CONFIG, name a model: llmctl finetune --model FOLDER --set data.train=FILE; or a family: llmctl --model "
+            "FAMILY finetune runs its starter recipe"
+        )
     plugin = families.load(family)
     if not plugin.card.starter:
         known = ", ".join(recipes(plugin))

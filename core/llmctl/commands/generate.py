@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmctl.commands.engine_options import adapters_of, engine_options, options_of, search_options, show_notes
+from llmctl.commands.model_option import model_option
 from llmctl.config.finetune import FORMATS
 from llmctl.errors import ConfigError, DataError, LlmctlError, TokenizerError
 from llmctl.infer.options import EngineOptions
@@ -33,7 +34,8 @@ STDIN = Path("-")
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@model_option("The same as MODEL; or the family of the model.")
 @engine_options
 @search_options
 @click.option("--adapter", "adapters", multiple=True, metavar="[NAME=]FOLDER",
@@ -106,16 +108,18 @@ STDIN = Path("-")
 @click.option("--stream/--no-stream", default=True, help="Print the answer as it is generated (with a single prompt).")
 @click.option("--no-cache", is_flag=True, help="Do not use the KV cache: recompute all tokens at every step.")
 @click.pass_context
-def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
+def command(ctx: click.Context, /, model: Path | None, **given: Any) -> None:
     """Generate text with the model in the folder MODEL.
 
-    MODEL may also hold an adapter, which is applied to its base model, or the result of llmctl export.
+    MODEL may also be the output folder of a training run, hold an adapter, which is applied to its base model, or be the result of
+    llmctl export.
     """
+    folder = ctx.obj.folder_or(model)
     _check_sources(given)
     name = None
     params = _params(given)
     options = options_of(given, adapter=adapters_of(given["adapters"]))
-    handle = open_backend(model, ctx.obj["family"], options)
+    handle = open_backend(folder, ctx.obj.family, options)
     show_notes(handle.notes)
     tokenizer = handle.tokenizer("none" if given["raw"] else given["chat_template"])
     if tokenizer.chat_template is None and given["system"] is not None:
@@ -127,7 +131,7 @@ def command(ctx: click.Context, /, model: Path, **given: Any) -> None:
         name = "standard input"
     lines, prompts = _prompts(given, tokenizer, name)
     requests = _requests(lines, prompts, params, handle)
-    with _output(model, given, len(prompts)) as output:
+    with _output(folder, given, len(prompts)) as output:
         generator = _generator(handle, tokenizer, requests, options)
         if given["chat"]:
             _chat(generator, params, given["system"])

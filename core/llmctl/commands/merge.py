@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from llmctl.commands.model_option import model_option
 from llmctl.commands.progress import byte_bar
 from llmctl.errors import ConfigError
 from llmctl.io.sizes import parse_bytes
@@ -13,8 +14,13 @@ from llmctl.io.sizes import parse_bytes
 
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
+@model_option("Base model of the adapter, or its family.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write the merged model to.")
-@click.option("--base", type=click.Path(path_type=Path), help="Folder of the base model, if it has moved.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="Folder of the base model, if it has moved; the same as --model FOLDER.",
+)
 @click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16"]), default="keep",
               show_default=True, help="Data type of the weights; keep = that of the base model.")  # fmt: skip
 @click.option("--max-shard-size", default="5GB", show_default=True, help="Maximum size of a weight file, e.g. 500MB.")
@@ -37,8 +43,11 @@ def command(
         raise ConfigError(f"--output {output} already exists; choose another folder")
     from llmctl.adapters.folder import open_adapter
     from llmctl.adapters.merge import merge
+    from llmctl.checkpoint.locate import locate
 
-    opened = open_adapter(adapter, base, ctx.obj["family"], allow_other_base)
+    adapter = locate(adapter)
+    given = ctx.obj.folder_or(base, "--base") if base or ctx.obj.names_folder else None
+    opened = open_adapter(adapter, given, ctx.obj.family, allow_other_base)
     total = opened.plugin.card.count(opened.dims) * (2 if dtype in ("float16", "bfloat16") else 4)
     with byte_bar("writing", total) as progress:
         changed = merge(opened, output, dtype, shard_bytes, progress)

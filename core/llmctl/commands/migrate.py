@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from llmctl.commands.model_option import model_option
 from llmctl.config import file
 from llmctl.errors import ConfigError
 
@@ -15,6 +16,7 @@ from llmctl.errors import ConfigError
 @click.option(
     "--allow-ignored", is_flag=True, help="Leave out features that llmctl does not support; comments list them."
 )
+@model_option("The family, as listed by `llmctl models`.")
 @click.pass_context
 def command(ctx: click.Context, old: Path, allow_ignored: bool) -> None:
     """Convert PaddleNLP's *_argument.json and print the result.
@@ -26,4 +28,4 @@ def command(ctx: click.Context, old: Path, allow_ignored: bool) -> None:
     data = file.read_file(old)
     if not is_old(data):
         raise ConfigError(f"{old} is not a PaddleNLP configuration: it has no model_name_or_path or no output_dir")
-    click.echo(to_yaml(migrate(data, str(old), allow_ignored), ctx.obj["family"]), nl=False)
+    click.echo(to_yaml(migrate(data, str(old), allow_ignored), ctx.obj.family), nl=False)

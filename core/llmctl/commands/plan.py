@@ -46,7 +46,7 @@ def command(
     # Nothing is written, so what is in the run's folder is no obstacle.
     with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(sys.stderr):
         output = dataclasses.replace(config.output, dir=unused, resume=False, overwrite=False)
-        job = registry.resolve(command.check)(dataclasses.replace(config, output=output), ctx.obj["family"])
+        job = registry.resolve(command.check)(dataclasses.replace(config, output=output), ctx.obj.family)
         runtime.import_paddle("llmctl plan")
         task = registry.resolve(command.method).prepare(job).task
     answer = memory_plan.plan_memory(job, task, limit)

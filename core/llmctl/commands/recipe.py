@@ -8,6 +8,7 @@ a plugin with several families has recipes of one of them in a subfolder FAMILY.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,10 @@ PLACEHOLDERS = {
 """Command -> fields that a user must set if the recipe does not, with their placeholder in the header."""
 
 
+NEW_MODEL = ("size", "config", "changes", "vocab_multiple")
+"""Keys of the section ``model`` that are about a new model."""
+
+
 class NoStarter(ConfigError):
     """No configuration and no recipe is given, and the family has no starter recipe."""
 
@@ -52,13 +57,13 @@ class Recipe:
     Attributes:
         name: Name of the recipe.
         command: The command that runs it: ``finetune``, ``dpo`` or ``pretrain``.
-        card: Card of the family.
+        card: Card of the family; None = any.
         path: Its file.
     """
 
     name: str
     command: str
-    card: Family
+    card: Family | None
     path: Path
 
     def content(self) -> dict[str, Any]:
@@ -66,8 +71,18 @@ class Recipe:
 
         In recipes of core, ``model.changes`` has names of the card; they are replaced by the family's keys of config.json, and
         dropped if the family has no such key.
+
+        Raises:
+            ConfigError: It makes a new model, and there is no family.
         """
         data = file.read_file(self.path)
+        if self.card is None:
+            if "size" in data.get("model", {}):
+                raise ConfigError(
+                    f"the recipe {self.name} makes a new model of a family; name it: llmctl --model FAMILY {self.command} "
+                    f"--recipe {self.name}"
+                )
+            return data
         if self.path.is_relative_to(CORE) and "changes" in data.get("model", {}):
             keys = {row.name: row.key for row in self.card.settings if row.key}
             pairs = [change.split("=", 1) for change in data["model"]["changes"]]
@@ -84,15 +99,23 @@ class Recipe:
         """The command that runs the recipe, with placeholders in capitals for what the user must give."""
         data = self.content()
         missing = {key: word for key, word in PLACEHOLDERS[self.command].items() if not _given(data, key)}
-        sets = [f"--set {key}={word}" for key, word in missing.items()]
-        name = [] if self.name == self.card.starter else ["--recipe", self.name]
+        model = "MODEL" if self.card is None else self.card.name
+        sets = [f"--set {key}={word}" for key, word in missing.items() if self.card or key != "model.path"]
+        name = [] if self.card and self.name == self.card.starter else ["--recipe", self.name]
         output = ["--output RUN"] if sets else []
-        return " ".join(["llmctl --model", self.card.name, self.command, *name, *sets, *output])
+        return " ".join(["llmctl --model", model, self.command, *name, *sets, *output])
 
 
-def recipes(plugin: plugins.Plugin, command: str = "finetune") -> dict[str, Recipe]:
-    """Name -> recipe of a family for a command, sorted; recipes of the plugin replace those of core."""
+def recipes(plugin: plugins.Plugin | None, command: str = "finetune") -> dict[str, Recipe]:
+    """Name -> recipe of a family for a command, sorted; recipes of the plugin replace those of core.
+
+    Args:
+        plugin: The family; None = any, which has the recipes of core.
+        command: The command.
+    """
     kind = "" if command == "finetune" else command
+    if plugin is None:
+        return {path.stem: Recipe(path.stem, command, None, path) for path in sorted((CORE / kind).glob("*.yaml"))}
     folders = [CORE / kind, *([CORE / "moe" / kind] if plugin.card.moe else [])]
     found = {
         path.stem: path
@@ -105,13 +128,25 @@ def recipes(plugin: plugins.Plugin, command: str = "finetune") -> dict[str, Reci
     return {name: Recipe(name, command, plugin.card, found[name]) for name in sorted(found)}
 
 
-def read_recipe(plugin: plugins.Plugin, name: str, command: str = "finetune") -> tuple[dict[str, Any], str]:
+def read_recipe(plugin: plugins.Plugin | None, name: str, command: str = "finetune") -> tuple[dict[str, Any], str]:
     """The configuration of a recipe, and where it comes from, for messages.
 
+    Args:
+        plugin: The family; None = any.
+        name: Name of the recipe.
+        command: The command.
+
     Raises:
-        ConfigError: The family has no such recipe.
+        ConfigError: The family has no such recipe, or it makes a new model and there is no family.
     """
     known = recipes(plugin, command)
+    if plugin is None:
+        if name not in known:
+            raise ConfigError(
+                f"there is no {command} recipe {name!r} for every family; there are {', '.join(known)}. Families have more: "
+                "llmctl models FAMILY"
+            )
+        return known[name].content(), f"recipe {name}"
     if name not in known:
         kind = "" if command == "finetune" else f"{command} "
         raise ConfigError(
@@ -124,6 +159,7 @@ def find_source(
     command: str,
     families: plugins.Families,
     family: str,
+    has_model: bool,
     config_file: Path | None,
     recipe: str | None,
     allow_ignored: bool,
@@ -134,6 +170,7 @@ def find_source(
         command: The command.
         families: The installed families.
         family: Name of a family, or ``"auto"``.
+        has_model: Whether the command line names a model; it makes no difference here.
         config_file: The file, if given.
         recipe: The recipe, if given.
         allow_ignored: With a PaddleNLP file, ignore features that llmctl does not support.
@@ -144,9 +181,7 @@ def find_source(
         return read_config_file(config_file, command, allow_ignored), str(config_file)
     if recipe is None:
         return {}, "the command line"
-    if family == "auto":
-        raise click.UsageError(f"a recipe belongs to a family; give it: llmctl --model FAMILY {command} --recipe NAME")
-    return read_recipe(families.load(family), recipe, command)
+    return read_recipe(None if family == "auto" else families.load(family), recipe, command)
 
 
 def recipe_header(command: str, families: plugins.Families, family: str, recipe: str | None) -> list[str]:
@@ -158,11 +193,15 @@ def recipe_header(command: str, families: plugins.Families, family: str, recipe:
         family: Name of a family or ``"auto"``.
         recipe: The recipe; None = the starter of ``finetune``, if the family has one.
     """
-    if family == "auto":
-        return []
-    plugin = families.load(family)
-    name = recipe or (plugin.card.starter if command == "finetune" else "")
+    plugin = None if family == "auto" else families.load(family)
+    name = recipe or (plugin.card.starter if plugin and command == "finetune" else "")
     return recipes(plugin, command)[name].header().splitlines() if name else []
+
+
+def of_checkpoint(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe for a checkpoint: without what it says about a new model."""
+    model = {key: value for key, value in recipe.get("model", {}).items() if key not in NEW_MODEL}
+    return {**recipe, "model": model}
 
 
 def output_settings(output: str | None, resume: bool, overwrite: bool) -> list[str]:

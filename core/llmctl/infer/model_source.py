@@ -93,7 +93,7 @@ def open_model(folder: Path, family: str, options: EngineOptions) -> ModelSource
             raise ConfigError(
                 f"{folder} holds an adapter itself; leave out {options.spell('adapter')}, or name a model's folder"
             )
-        opened = open_adapter(folder, Path(options.base) if options.base else None, family, allow_other_base)
+        opened = open_adapter(folder, locate(options.base) if options.base else None, family, allow_other_base)
         return ModelSource(opened.base, opened.plugin, opened.dims, opened)
     if options.base or (allow_other_base and not adapter):
         raise ConfigError(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmctl.checkpoint.locate import locate
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.io.sizes import parse_bytes_or_share
 
@@ -86,8 +87,8 @@ class EngineOptions:
             raise ConfigError(f"{self.spell('length_penalty')} has no effect without {self.spell('beams')}")
         if self.beams is not None and self.speculate is not None:
             raise ConfigError(f"{self.spell('beams')} excludes {self.spell('speculate')}; leave one out")
-        if "" in self.named_adapters:
-            raise ConfigError(f"{self.spell('adapter')}: the name of {self.named_adapters['']} is missing")
+        if isinstance(self.adapter, Mapping) and "" in self.adapter:
+            raise ConfigError(f"{self.spell('adapter')}: the name of {self.adapter['']} is missing")
 
     def spell(self, name: str, value: object = None) -> str:
         """An option in a message, with its value unless that is None. The command line has a spelling of its own."""
@@ -96,13 +97,13 @@ class EngineOptions:
     @property
     def single_adapter(self) -> Path | None:
         """The adapter for every prompt."""
-        return None if self.adapter is None or isinstance(self.adapter, Mapping) else Path(self.adapter)
+        return None if self.adapter is None or isinstance(self.adapter, Mapping) else locate(self.adapter)
 
     @property
     def named_adapters(self) -> dict[str, Path]:
         """Adapters that requests choose among."""
         named = self.adapter if isinstance(self.adapter, Mapping) else {}
-        return {name: Path(folder) for name, folder in named.items()}
+        return {name: locate(folder) for name, folder in named.items()}
 
     def rows(self, engine: str) -> int:
         """Maximum number of sequences that an engine computes together."""

@@ -21,7 +21,8 @@ def open_backend(folder: Path, family: str = "auto", options: EngineOptions | No
     """The engine for a model folder, which is checked but not loaded.
 
     Args:
-        folder: A checkpoint, an adapter that names its base, an exported program, or a packed folder; or a name on a hub.
+        folder: A checkpoint, an adapter that names its base, an exported program, or a packed folder; the output folder of a
+            run; or a name on a hub.
         family: Name of a family, or ``"auto"`` for the one that the folder names.
         options: Options of the engine; None = the defaults.
 
@@ -38,8 +39,8 @@ def open_backend(folder: Path, family: str = "auto", options: EngineOptions | No
         return _static(folder, options)
     if is_packed(folder):
         return _packed(folder, options, options.single_adapter)
-    if options.base and options.adapter is None and is_adapter(folder) and is_packed(Path(options.base)):
-        return _packed(Path(options.base), options, folder)
+    if options.base and options.adapter is None and is_adapter(folder) and is_packed(locate(options.base)):
+        return _packed(locate(options.base), options, folder)
     if options.engine == "static":
         raise ConfigError(
             f"{options.spell('engine', 'static')}: {folder} holds no exported program; make one: llmctl export {folder} "

@@ -29,9 +29,6 @@ C = TypeVar("C", bound=Any)
 E = TypeVar("E")
 R = TypeVar("R", covariant=True)
 
-ANSWER_TOKENS = {"sft": 1, "dpo": 2}
-"""Fewest tokens of the answers of an example, by task."""
-
 
 class ExamplesReader(Protocol[R]):
     """Parses lines, and notes what it saw."""
@@ -78,8 +75,7 @@ def find_model(config: C, family: str, task: str, families: Families) -> tuple[C
             f"output.max_shard_bytes has no effect with method.name={config.method.name}: an adapter is one file; "
             "leave it out"
         )
-    packed = task == "dpo" or config.data.packing != "none"
-    config = lengths.fitted(config, dims, folder, ANSWER_TOKENS[task], packed)
+    config = lengths.fitted(config, dims, folder)
     model = open_model(folder, plugin, dims, raw)
     output = output_folder(config.output, {"model.path": folder})
     tokenizer = _tokenizer(config, plugin, folder, dims)

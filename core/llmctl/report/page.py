@@ -10,6 +10,7 @@ from typing import Any
 from llmctl.report import markup
 from llmctl.report.chart import Series, figure
 from llmctl.report.folder import RunFolder
+from llmctl.report.next_commands import report_line, resume_line, try_line
 from llmctl.report.wording import clock, count, label, metric, setting, size
 
 PANELS = (
@@ -170,16 +171,8 @@ def _origin(info: Mapping[str, Any]) -> str:
 
 
 def _next(run: RunFolder) -> list[str]:
-    path = str(run.path)
-    lines = [str(line) for line in run.info.get("next", [])]
+    folder = run.path.resolve()  # Whoever opens the page may be anywhere.
+    lines = [try_line(folder, run.info)] if run.info.get("next") else []
     if state(run) != "finished" and run.info.get("task"):
-        words = [
-            "llmctl",
-            "--model",
-            run.info.get("family", "auto"),
-            run.info["task"],
-            f"{path}/config.yaml",
-            "--resume",
-        ]
-        lines.append(shlex.join(map(str, words)))
-    return [*lines, shlex.join(["llmctl", "report", path])]
+        lines.append(resume_line(folder, run.info))
+    return [*lines, report_line(folder)]

@@ -9,7 +9,7 @@ from llmctl.report.wording import format_metric
 from llmctl.train.console import Console
 
 LONGEST = 160
-"""Characters of a text in a table; of longer prompts the end is shown, which has the question."""
+"""Characters of a text in a table; of a longer prompt the end is shown, which has the question, of an answer the beginning."""
 
 
 def show(output: Path, held_out: str, info: dict[str, Any], console: Console) -> None:
@@ -31,7 +31,7 @@ def show(output: Path, held_out: str, info: dict[str, Any], console: Console) ->
     if after["samples"]:
         earlier = [sample["answer"] for sample in before["samples"]] or ["" for _ in after["samples"]]
         rows = [
-            [_end(sample["prompt"]), _end(sample["expected"]), _end(old), _end(sample["answer"])]
+            [_end(sample["prompt"]), *(_beginning(text) for text in (sample["expected"], old, sample["answer"]))]
             for sample, old in zip(after["samples"], earlier, strict=False)
         ]
         console.table("answers to held-out examples", ["prompt", "expected", "before", "after"], rows)
@@ -39,6 +39,10 @@ def show(output: Path, held_out: str, info: dict[str, Any], console: Console) ->
         f"model in {output / 'model'}, learning curve in {output / 'curve.svg'}, report in {output / 'report.html'}"
     )
     console.print(f"try it: {info['next'][0]}")
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= LONGEST else text[:LONGEST] + "..."
 
 
 def _end(text: str) -> str:

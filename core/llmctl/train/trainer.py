@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from llmctl.jobs import added_tokens, registry
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.paths import STAGING
 from llmctl.jobs.precision import Precision
+from llmctl.report.next_commands import try_line
 from llmctl.runtime import operators
 from llmctl.train import activation_checkpointing, resume
 from llmctl.train.callbacks import checkpoints, metrics_log, scalar_writers
@@ -116,8 +116,7 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console) 
         with atomic_folder(job.output / "model", overwrite=True) as folder:
             setup.trainable.save(folder, job.config.output.save_dtype)
             write_manifest(folder)
-        family = job.model.plugin.card.name
-        info["next"] = [f"llmctl --model {family} generate {shlex.quote(str(job.output / 'model'))}"]
+        info["next"] = [try_line(job.output, info)]
     show(job.output, setup.data.held_out, info, console)
     return info
 

@@ -17,14 +17,14 @@ def dims(positions=512, **changes):
     return card.dims_of("llama2-7b").replace(max_positions=positions, **changes)
 
 
-def sft(positions=512, packed=False, method=None, **data):
+def sft(positions=512, method=None, **data):
     config = schema.build(FinetuneConfig, {"data": data, "method": method or {}})
-    made = fitted(config, dims(positions), Path("model"), 1, packed).data
+    made = fitted(config, dims(positions), Path("model")).data
     return made.src_length, made.max_length
 
 
 def dpo(positions=512, **data):
-    made = fitted(schema.build(DpoConfig, {"data": data}), dims(positions), Path("model"), 2, True).data
+    made = fitted(schema.build(DpoConfig, {"data": data}), dims(positions), Path("model")).data
     return made.max_prompt_length, made.max_length
 
 
