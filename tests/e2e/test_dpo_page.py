@@ -57,7 +57,7 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
     Path("broken.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     Path("turns.jsonl").write_text(json.dumps(lines[2]) + "\n")
     for more, part in (
-        ([], "data.max_length=2048 exceeds the 512 positions"),
+        (quick(data__max_length=2048), "data.max_length=2048 exceeds the 512 positions"),
         ([*lengths, *quick(data__train="broken.jsonl")], "2 problems in the train data"),
         ([*lengths, *quick(data__train="turns.jsonl", data__chat_template="none")], "needs a chat template"),
         ([*lengths, *quick(train__best_metric="rewards/accuracies")], "needs held-out examples; set data.dev"),
