@@ -33,6 +33,17 @@ STEP_ERRORS = {
 }
 """Status of a step -> what is wrong; 0 = done, 1 = no memory."""
 
+MODEL_ERRORS = {
+    32: "a size is less than 1 or too large",
+    33: "heads is no multiple of kv_heads, or heads of this size are too many",
+    34: "rotary_dim is no multiple of the pairs, or more than head_dim",
+    35: "top_k is not from 1 to the number of experts",
+    36: "a linear does not have the shape, kind or scales that the model needs",
+    37: "a norm, router, LoRA delta or table that the model needs is absent, or one that it does not need is there",
+    38: "a number is not finite, or the activation is unknown",
+}
+"""Status of a model -> what is wrong."""
+
 
 class Decoder:
     """An open decoder.
@@ -44,6 +55,7 @@ class Decoder:
 
     Raises:
         RuntimeError: There is no compiled library.
+        ValueError: The model's sizes, parts or numbers are impossible.
         MemoryError: No memory for its buffers.
     """
 
@@ -54,7 +66,12 @@ class Decoder:
         self._step = _kernel("step", POINTER, POINTER, POINTER)
         self._where, self._address = ctypes.c_int64(), 0
         opened = ctypes.c_void_p()
-        _check(_kernel("open", POINTER, SIZE, POINTER)(ctypes.addressof(model), tokens, ctypes.addressof(opened)))
+        # ctypes would truncate a larger number to 64 bits.
+        tokens = min(tokens, 2**62)
+        status = _kernel("open", POINTER, SIZE, POINTER)(ctypes.addressof(model), tokens, ctypes.addressof(opened))
+        if status in MODEL_ERRORS:
+            raise ValueError(f"the model cannot be computed: {MODEL_ERRORS[status]}")
+        _check(status)
         self._address = opened.value
         self._where_address = ctypes.addressof(self._where)
 

@@ -100,8 +100,8 @@ def test_mistakes_are_refused_and_nothing_is_written(program, tmp_path, monkeypa
         ("program.pdiparams", lambda data: data[:-4] + b"\1\2\3\4", "is damaged"),
         ("program.pdiparams", lambda data: None, "has no program.pdiparams"),
         ("export.json", lambda data: data[:99], "is not what llmctl export writes"),
-        ("export.json", lambda data: data.replace(b'"vocab": ', b'"vocab": 0.'), "must be whole numbers"),
-        ("export.json", lambda data: data.replace(b'"format": 1', b'"format": 9'), "written by another release"),
+        ("export.json", lambda data: data.replace(b'"vocab": ', b'"vocab": 0.'), "does not have the hash"),
+        ("export.json", lambda data: data.replace(b'"format": 2', b'"format": 9'), "written by another release"),
     ],
 )
 def test_a_damaged_program_is_refused(program, tmp_path, name, change, part):

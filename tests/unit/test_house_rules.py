@@ -123,6 +123,23 @@ OF_A_RUN = {"model/"}
 """Folders in the output of a run, which the architecture page names too."""
 
 
+JSON_READERS = {
+    "io/json_object.py": "the reader",
+    "checkpoint/formats/safetensors.py": "keys, numbers and constants as the package reads them",
+    "config/file.py": "copies its own values",
+    "infer/text/resumable_output.py": "copies its own values",
+}
+
+
+def test_json_has_one_reader_so_that_no_damage_escapes_it():
+    found = {
+        path.relative_to(CORE / "llmctl").as_posix()
+        for path in (CORE / "llmctl").rglob("*.py")
+        if re.search(r"json\.loads?\(", path.read_text(encoding="utf-8")) and "testing" not in path.parts
+    }
+    assert found == JSON_READERS.keys()
+
+
 @pytest.mark.parametrize("paragraph", [text for text in DESIGN.split("\n\n") if "`" in text])
 def test_every_file_and_folder_on_the_architecture_page_exists(paragraph):
     root = CORE.parent

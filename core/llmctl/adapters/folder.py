@@ -21,9 +21,9 @@ from llmctl.card.family import Family
 from llmctl.checkpoint.folder import check_no_adapter
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.checkpoint.locate import locate
-from llmctl.errors import CheckpointError
+from llmctl.errors import CheckpointError, FileError
 from llmctl.io.copying import copy_into
-from llmctl.io.json_object import parse_json, read_json, write_json
+from llmctl.io.json_object import read_json, write_json
 from llmctl.quant.blockwise import CODES
 from llmctl.tokenizers.base import FILES
 
@@ -94,8 +94,8 @@ def base_name(folder: Path) -> str:
     if name == paddlenlp_prefix.CACHES:
         return ""
     try:
-        return str(parse_json((folder / name).read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError):
+        return str(read_json(folder / name).get("base_model_name_or_path") or "")
+    except FileError:
         return ""
 
 

@@ -17,8 +17,8 @@ from llmctl.adapters.peft_format import WEIGHTS, as_planned, check_tensors, head
 from llmctl.adapters.prefix import Prefix, compare, from_stored, shape_of, to_stored
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.formats import safetensors
-from llmctl.errors import CheckpointError
-from llmctl.io.json_object import parse_json, read_json, write_json
+from llmctl.errors import CheckpointError, FileError
+from llmctl.io.json_object import read_json, write_json
 
 KIND, TENSOR = "PREFIX_TUNING", "prompt_embeddings"
 KNOWN = (
@@ -31,8 +31,8 @@ KNOWN = (
 def kind(folder: Path) -> str:
     """``peft_type`` in the configuration of a folder; empty if it cannot be read."""
     try:
-        return str(parse_json((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type", ""))
-    except (OSError, ValueError, AttributeError):
+        return str(read_json(folder / CONFIG).get("peft_type", ""))
+    except FileError:
         return ""
 
 

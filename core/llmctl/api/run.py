@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ConfigError
-from llmctl.io.json_object import read_json
-from llmctl.report.folder import INFO, METRICS, read_rows
+from llmctl.report.folder import INFO, METRICS, read_info, read_rows
 
 
 class Run:
@@ -34,7 +33,7 @@ class Run:
     @property
     def info(self) -> dict[str, Any]:
         """The content of ``run.json``: versions, configuration, metrics and samples before and after training."""
-        return read_json(self.folder / INFO, required=True)
+        return read_info(self.folder / INFO, required=True)
 
     @property
     def state(self) -> str:

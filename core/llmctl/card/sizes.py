@@ -4,12 +4,12 @@ Nothing here imports paddle or numpy.
 """
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 from llmctl.card.family import Size
 from llmctl.errors import ConfigError
+from llmctl.io.json_object import parse_json
 
 FILE = "sizes.csv"
 _ABOUT = ("family", "name", "source", "parameters")
@@ -53,6 +53,6 @@ def sizes(card_file: str, family: str) -> dict[str, Size]:
 def _typed(cell: str) -> Any:
     """A whole number, a number, true or false; else text."""
     try:
-        return json.loads(cell)
+        return parse_json(cell)
     except ValueError:
         return cell

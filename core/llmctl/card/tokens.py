@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from llmctl.io.typed import check_type
 
 NAMING = ("special_tokens_map.json", "added_tokens.json", "tokenization_*.py")
 """Files of a folder that may mention tokens, besides tokenizer_config.json; code is read as text and never run."""
@@ -53,12 +55,13 @@ class TokenFacts:
 
         Raises:
             TypeError: There is an unknown name.
+            ValueError: A value is of another type.
         """
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
         }
-        written = tuple((str(text), str(piece)) for text, piece in values.pop("written", ()))
-        return cls(**values, written=written)
+        check_type(facts := cls(**values), cls)
+        return replace(facts, written=tuple((text, piece) for text, piece in facts.written))
 
     def names_after(self, folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
         """The special tokens whose ids follow those of the file, for this folder.

@@ -40,6 +40,7 @@ from llmctl.io.copying import copy_into
 from llmctl.io.digest import sha256
 from llmctl.io.json_object import read_json, write_json
 from llmctl.io.lock import try_flock
+from llmctl.io.written import Manifest, read_written
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".gguf", ".msgpack", ".h5", ".index.json")
 RECORDINGS = ("golden.npz", "case.json")
@@ -201,17 +202,12 @@ def _fingerprint(source: SourceModel, layout: str, dtype: str, max_shard_bytes: 
 def _made_from(target: Path) -> str | None:
     """The fingerprint in the manifest of a folder, if its files have the recorded sizes; else None."""
     try:
-        complete = all((target / name).stat().st_size == row["bytes"] for name, row in _manifest(target).items())
-        return str(read_json(target / MANIFEST)["made_from"]) if complete else None
+        manifest = read_written(target / MANIFEST, Manifest, "", required=True)
+        rows = manifest.get("files", {}).items()
+        complete = all((target / name).stat().st_size == row["bytes"] for name, row in rows)
+        return str(manifest["made_from"]) if complete else None
     except (OSError, KeyError, LlmctlError):
         return None
-
-
-def _manifest(folder: Path) -> Mapping[str, Mapping[str, Any]]:
-    """File -> size and hash, as a conversion recorded them; empty for other folders."""
-    files = read_json(folder / MANIFEST).get("files")
-    rows = files.items() if isinstance(files, dict) else ()
-    return {name: row for name, row in rows if isinstance(row, dict) and {"bytes", "sha256"} <= row.keys()}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ConfigError
+from llmctl.io.json_object import parse_json
 from llmctl.io.limits import YAML_NODES
 
 
@@ -63,19 +64,10 @@ def _plain(value: Any) -> Any:
 
 
 def _parse_json(path: Path, text: str) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"{path}: the key {key!r} is given twice")
-        return dict(pairs)
-
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return parse_json(text, unique=True)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: not valid JSON: nested too deeply") from None
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Callable, Iterable
+from pathlib import PurePosixPath
 
 from llmctl.errors import CheckpointError
+from llmctl.io.json_object import parse_json
 
 SMALL = (
     "config.json", "generation_config.json",
@@ -64,6 +65,9 @@ def weights(names: Iterable[str], read_index: Callable[[str], bytes]) -> list[st
 
 def _shards(index: str, content: bytes) -> list[str]:
     try:
-        return sorted(set(json.loads(content)["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        found = sorted(set(parse_json(content)["weight_map"].values()))
+        if outside := [name for name in found if PurePosixPath(name).name != name]:
+            raise ValueError(f"{outside[0]!r} is no file of the folder")
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a weight index: {type(error).__name__}: {error}") from None

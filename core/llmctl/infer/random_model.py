@@ -13,6 +13,7 @@ from llmctl import plugins
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
 from llmctl.errors import ConfigError
+from llmctl.io.json_object import parse_json
 
 STD = 0.02
 CHUNK = 1 << 22
@@ -33,7 +34,7 @@ def dims_of(plugin: plugins.Plugin, size: str) -> Dims:
         if key not in known:
             raise ConfigError(f"--random: {plugin.card.name} has no setting {key!r}; it has {', '.join(sorted(known))}")
         try:
-            values[key] = json.loads(value)
+            values[key] = parse_json(value)
         except ValueError:
             raise ConfigError(f"--random: {key}={value!r} is no number, true or false") from None
     return plugin.card.dims_of(name, **values)

@@ -15,7 +15,8 @@ from typing import Any
 
 from llmctl.errors import FileError
 from llmctl.io.digest import sha256
-from llmctl.io.json_object import read_json, write_json
+from llmctl.io.json_object import write_json
+from llmctl.io.written import FileSum, Manifest, read_written
 
 MANIFEST = "manifest.json"
 WORKERS = 2
@@ -31,27 +32,32 @@ def crc32(file: Path) -> str:
     return f"{value:08x}"
 
 
+def file_sum(file: Path) -> FileSum:
+    """Size and checksum of a file."""
+    return {"bytes": file.stat().st_size, "crc32": crc32(file)}
+
+
 def write_manifest(folder: Path) -> None:
     """Writes the manifest of all files that are in a folder now, and begins to flush them to disk meanwhile."""
     names = list(_names(folder))
     with ThreadPoolExecutor(2 * WORKERS) as pool:
         for name in names:
             pool.submit(_flush, folder / name)
-        checksums = list(pool.map(lambda name: crc32(folder / name), names))
-    rows = zip(names, checksums, strict=True)
-    files = {name: {"bytes": (folder / name).stat().st_size, "crc32": checksum} for name, checksum in rows}
-    write_json(folder / MANIFEST, {"files": files})
+        sums = list(pool.map(lambda name: file_sum(folder / name), names))
+    write_json(folder / MANIFEST, {"files": dict(zip(names, sums, strict=True))})
 
 
-def read_manifest(folder: Path) -> dict[str, Mapping[str, Any]]:
+def read_manifest(folder: Path) -> dict[str, FileSum]:
     """File -> its size in ``bytes`` and its ``crc32`` or ``sha256``; empty if there is no manifest or it names no files.
 
     Raises:
         FileError: The manifest is damaged.
     """
-    files = read_json(folder / MANIFEST).get("files", {})
-    if not isinstance(files, dict) or not all(_is_row(name, row) for name, row in files.items()):
-        raise FileError(f"{folder / MANIFEST} is damaged: 'files' must give the bytes and a checksum of each file")
+    files: dict[str, FileSum] = read_written(folder / MANIFEST, Manifest, "restore the folder").get("files", {})
+    for name, row in files.items():
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or not CHECKSUMS.keys() & row.keys():
+            raise FileError(f"{folder / MANIFEST} is damaged: {name!r} is no file of the folder with a checksum")
     return files
 
 
@@ -89,14 +95,6 @@ def _damage(folder: Path, name: str, row: Mapping[str, Any]) -> str:
 
 
 CHECKSUMS = {"sha256": sha256, "crc32": crc32}
-
-
-def _is_row(name: str, row: Any) -> bool:
-    path = Path(name)
-    inside = not path.is_absolute() and ".." not in path.parts
-    return (
-        inside and isinstance(row, dict) and isinstance(row.get("bytes"), int) and bool(CHECKSUMS.keys() & row.keys())
-    )
 
 
 def _names(folder: Path) -> Iterator[str]:

@@ -10,14 +10,19 @@ from typing import Any
 from llmctl.errors import FileError
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str | bytes, unique: bool = False) -> Any:
     """The value of a JSON text.
 
+    Args:
+        text: The text, or its bytes in UTF-8.
+        unique: Whether a key that an object has twice is an error; else the last one counts.
+
     Raises:
-        ValueError: It is not valid JSON, or is nested too deeply.
+        ValueError: It is not valid JSON, or is nested too deeply; a ``JSONDecodeError`` where its line is known.
     """
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -45,6 +50,15 @@ def read_json(path: Path, required: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FileError(f"{path} must be a JSON object, not a {type(content).__name__}")
     return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is given twice")
+        found[key] = value
+    return found
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

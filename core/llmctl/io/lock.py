@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from llmctl.io.written import Holder, parse_written
+
 POLL = 0.2
 """Seconds between two tries."""
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -117,7 +119,7 @@ def _this_process() -> dict[str, str | int]:
 
 def _holder(handle: int) -> str:
     try:
-        who = json.loads(os.pread(handle, 4096, 0))
+        who = parse_written(os.pread(handle, 4096, 0), Holder)
         return f"process {who['pid']} on {who['host']} (since {who['started']}: {who['command']})"
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, OSError):
         return "another process"

@@ -21,7 +21,7 @@ from llmctl.config.file import override
 from llmctl.config.pretrain import PretrainConfig, PretrainModelConfig
 from llmctl.config.schema import changed_fields
 from llmctl.errors import ConfigError, DataError
-from llmctl.io.json_object import parse_json, read_json
+from llmctl.io.json_object import read_json
 from llmctl.jobs import loggers, precision
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.paths import find_model_folder, output_folder
@@ -208,11 +208,8 @@ def _changed(raw: dict[str, Any], changes: Sequence[str], where: str) -> dict[st
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("architectures"), list):
+    content = read_json(path, required=True)
+    if not isinstance(content.get("architectures"), list):
         raise ConfigError(f'{path} is not a config.json: it needs "architectures": ["SomethingForCausalLM"]')
     return content
 

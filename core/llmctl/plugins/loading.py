@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import pluggy
 from llmctl.card.family import Family
 from llmctl.card.validate import misnamed_class, validate
 from llmctl.errors import DISTRIBUTION, PluginError
+from llmctl.io.json_object import parse_json
 from llmctl.plugins import defaults, hookspecs
 
 
@@ -130,7 +130,7 @@ def _misspelt(message: str) -> str:
 def _remedy(found: InstalledPlugin) -> str:
     """How to fix a distribution that cannot be imported: upgrade it, or edit it if it is an editable install."""
     try:
-        origin = json.loads(metadata.distribution(found.distribution).read_text("direct_url.json") or "{}")
+        origin = parse_json(metadata.distribution(found.distribution).read_text("direct_url.json") or "{}")
         editable, url = origin.get("dir_info", {}).get("editable", False), origin.get("url", "")
     except (metadata.PackageNotFoundError, ValueError, AttributeError):
         editable, url = False, ""

@@ -16,8 +16,8 @@ from llmctl import plugins
 from llmctl._version import __version__
 from llmctl.card.capabilities import Experimental, Unsupported
 from llmctl.card.support import state
-from llmctl.errors import ConfigError, PluginError
-from llmctl.io.json_object import parse_json
+from llmctl.errors import ConfigError, FileError, PluginError
+from llmctl.io.written import FamilyEvidence, read_written
 from llmctl.plugins.hookspecs import API
 
 EVIDENCE = "evidence.json"
@@ -120,7 +120,7 @@ def code_hash(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _cell(plugin: plugins.Plugin, method: str, evidence: dict[str, Any]) -> Cell:
+def _cell(plugin: plugins.Plugin, method: str, evidence: dict[str, Any] | str) -> Cell:
     found = state(plugin.card, method)
     if isinstance(found, Unsupported):
         return Cell("no", found.reason)
@@ -128,6 +128,8 @@ def _cell(plugin: plugins.Plugin, method: str, evidence: dict[str, Any]) -> Cell
         return Cell("not yet", PENDING[method])
     if isinstance(found, Experimental):
         return Cell("experimental", found.note)
+    if isinstance(evidence, str):
+        return Cell("unverified", evidence)
     outcomes: Sequence[str] = list(evidence.get("outcomes", {}).get(method, {}).values())
     found_with = tuple(evidence.get(key) for key in ("version", "core", "code"))
     current = found_with == (plugin.installed.version, __version__, code_hash(plugin.folder))
@@ -137,12 +139,14 @@ def _cell(plugin: plugins.Plugin, method: str, evidence: dict[str, Any]) -> Cell
     return Cell("unverified", "no passing evidence for the installed versions and the plugin's code")
 
 
-def _evidence(plugin: plugins.Plugin) -> dict[str, Any]:
+def _evidence(plugin: plugins.Plugin) -> dict[str, Any] | str:
+    """The evidence of a family; or why there is none."""
     try:
-        content = parse_json((plugin.folder / EVIDENCE).read_text(encoding="utf-8"))
+        path = plugin.folder / EVIDENCE
+        content = read_written(path, dict[str, FamilyEvidence], "run the plugin's tests again")
         return dict(content.get(plugin.card.name, {}))
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
+    except FileError as error:
+        return str(error)
 
 
 def _text(cell: Cell, notes: list[str]) -> str:

@@ -85,8 +85,9 @@ def _x_of(step: float, last: float) -> float:
 
 def ticks(low: float, high: float) -> list[float]:
     """Four to nine round numbers from at or below ``low`` to at or above ``high``."""
-    if high <= low:
-        high = low + 1
+    if high - low <= 1e-9 * abs(low):
+        # Floats of this size have no round numbers between them.
+        high = low + max(1.0, abs(low))
     rough = (high - low) / 5
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl.errors import ConfigError
-from llmctl.io.json_object import parse_json, read_json
+from llmctl.errors import ConfigError, FileError
+from llmctl.io.written import MetricsRow, Run, parse_written, read_written
 
 METRICS, INFO = "metrics.jsonl", "run.json"
 BOOKKEEPING = frozenset({"step", "epoch"})
 """Keys of an evaluation's row that are not metrics."""
+
+LARGEST = 1e30
+"""Larger numbers are not drawn: sums of them are not finite."""
 
 Rows = Sequence[Mapping[str, Any]]
 Points = list[tuple[float, float]]
@@ -40,8 +43,9 @@ class RunFolder:
         return int(max([0, *(row["step"] for row in self.rows), *filter(_is_number, recorded)]))
 
     def points(self, key: str) -> Points:
-        """(step, value) of every row with a finite number under this key."""
-        return [(float(row["step"]), float(row[key])) for row in self.rows if _is_number(row.get(key))]
+        """(step, value) of every row with a finite number under this key that can be drawn."""
+        found = [(float(row["step"]), float(row[key])) for row in self.rows if _is_number(row.get(key))]
+        return [(step, value) for step, value in found if abs(value) < LARGEST]
 
     def evaluated(self) -> list[str]:
         """Names of the evaluation metrics, in order of appearance."""
@@ -68,24 +72,44 @@ def open_run(path: Path) -> RunFolder:
     """
     if not path.is_dir():
         raise ConfigError(f"{path} does not exist; give the output folder of a run")
-    info, rows = read_json(path / INFO), read_rows(path / METRICS)
+    info, rows = read_info(path / INFO), read_rows(path / METRICS)
     if not rows and not (path / INFO).exists():
         raise ConfigError(f"{path} is not the output folder of a run: it has neither {INFO} nor {METRICS}")
     return RunFolder(path, info, rows)
 
 
+def read_info(path: Path, required: bool = False) -> dict[str, Any]:
+    """The content of a run's ``run.json``; empty if it does not exist and is not required.
+
+    Raises:
+        FileError: It is damaged, cannot be read, or does not exist though it is required.
+    """
+    return read_written(path, Run, "restore the file, or start a new run", required)
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, up to a line that a crash truncated; empty if the file does not exist."""
+    """The rows of a metrics file, without a last line that a crash truncated; empty if the file does not exist.
+
+    Raises:
+        FileError: The file cannot be read, or another line is damaged.
+    """
     if not path.exists():
         return []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from None
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(parse_json(line))
-        except ValueError:
-            break
-    return [row for row in rows if isinstance(row, dict) and _is_number(row.get("step"))]
+            rows.append(parse_written(line.decode("utf-8"), MetricsRow))
+        except ValueError as error:
+            if number < len(lines):
+                raise FileError(f"{path}:{number} is damaged: {error}; restore the file, or delete the line") from None
+    return rows
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < LARGEST
+    return isinstance(value, float) and math.isfinite(value)

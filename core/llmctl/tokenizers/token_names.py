@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
+
+from llmctl.io.json_object import parse_json
 
 SPACE = "\u2581"
 """Stands for a space in vocabularies of sentencepiece's kind."""
@@ -26,7 +27,7 @@ def bytes_of(name: str, byte_level: bool) -> bytes:
 
 def is_byte_level(tokenizer_json: str) -> bool:
     """Whether the decoder of a ``tokenizer.json`` reads characters as bytes."""
-    decoder = json.loads(tokenizer_json).get("decoder") or {}
+    decoder = parse_json(tokenizer_json).get("decoder") or {}
     parts = [decoder, *(decoder.get("decoders") or [])]
     return any(part.get("type") == "ByteLevel" for part in parts)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 from pathlib import Path
 from typing import Any
 
 from llmctl.errors import TokenizerError
+from llmctl.io.json_object import parse_json
 from llmctl.io.limits import TOKENIZER_GROWTH
 
 
@@ -20,8 +20,8 @@ def check_before(content: str, path: Path) -> None:
     if "precompiled_charsmap" not in content:
         return
     try:
-        description = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        description = parse_json(content)
+    except ValueError as error:
         raise TokenizerError(f"{path} is not valid JSON: {error}") from None
     for part in _parts(description.get("normalizer") if isinstance(description, dict) else None):
         table = part.get("precompiled_charsmap")
@@ -50,7 +50,7 @@ def check(inner: Any, path: Path) -> None:
     if inner.normalizer is None:
         return
     growth = 1.0
-    for part in _parts(json.loads(inner.normalizer.__getstate__())):
+    for part in _parts(parse_json(inner.normalizer.__getstate__())):
         growth *= _growth(part)
     if growth > TOKENIZER_GROWTH:
         raise TokenizerError(

@@ -10,9 +10,9 @@ from typing import Any
 from llmctl import plugins
 from llmctl.adapters import base_model
 from llmctl.config import schema
-from llmctl.errors import CheckpointError, ConfigError
-from llmctl.io.json_object import parse_json
+from llmctl.errors import CheckpointError, ConfigError, FileError
 from llmctl.jobs.job import CheckedJob
+from llmctl.report.folder import read_info
 from llmctl.train.run_info import run_info
 
 MAY_CHANGE_ON_RESUME = (
@@ -51,15 +51,15 @@ def read(job: CheckedJob[Any]) -> dict[str, Any]:
     """
     path = job.output / "run.json"
     try:
-        info = parse_json(path.read_text(encoding="utf-8"))
-        if all(isinstance(rows, dict) for rows in info["config"].values()):
-            return dict(info)
-        reason = "its config has no sections"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        info = read_info(path, required=True)
+        if "config" in info:
+            return info
+        reason = f"{path} has no config"
+    except FileError as error:
+        reason = str(error)
     raise CheckpointError(
-        f"{path} does not have the configuration that the run began with ({reason}), so the run cannot be resumed; restore "
-        "the file, or start a new run with another output.dir or --overwrite"
+        f"the run cannot be resumed without the configuration that it began with: {reason}; restore the file, or start a new "
+        "run with another output.dir or --overwrite"
     )
 
 

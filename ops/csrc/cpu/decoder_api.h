@@ -9,6 +9,7 @@
 #include "decoder.h"
 #include "kv_cache.h"
 #include "memory.h"
+#include "model_check.h"
 #include "parallel.h"
 #include "step_check.h"
 #include "structs.h"
@@ -16,9 +17,10 @@
 #include "workspace.h"
 
 // Opens a decoder for steps of at most `tokens` tokens; the arrays of the Model must outlive it. 0 = done, 1 = no
-// memory.
+// memory, else a ModelStatus.
 EXPORT int NAME(decoder_open)(const void* described, int64_t tokens, void** opened) {
   const Model* model = (const Model*)described;
+  if (ModelStatus status = check_model(*model, tokens)) return status;
   Decoder* d = (Decoder*)calloc(1, sizeof(Decoder));
   if (!d) return NO_MEMORY;
   d->model = *model;

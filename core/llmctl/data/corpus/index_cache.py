@@ -1,6 +1,6 @@
 """A cache of arrays on disk, under a hash of what they depend on; one process builds an entry, others wait.
 
-An entry is a folder of ``.npy`` files, written atomically. Its builder holds a file lock, which the OS releases when the
+An entry is a folder of ``.npy`` files, written atomically with their checksums; a damaged one is built again. Its builder holds a file lock, which the OS releases when the
 process ends in any way; the lock file says which process holds it.
 """
 
@@ -20,8 +20,9 @@ import numpy as np
 
 from llmctl.checkpoint import atomic_folder
 from llmctl.errors import DataError, FileError
-from llmctl.io.json_object import parse_json
+from llmctl.io.checksums import file_sum
 from llmctl.io.lock import Busy, hold
+from llmctl.io.written import Description, read_written
 
 FOLDER, DESCRIPTION = "index-cache", "description.json"
 WAIT = 600.0
@@ -117,7 +118,8 @@ def _save(entry: Path, description: Mapping[str, Any], arrays: Arrays) -> None:
         with atomic_folder(entry, overwrite=True) as folder:
             for name, array in arrays.items():
                 np.save(folder / f"{name}.npy", array, allow_pickle=False)
-            content = {**description, "arrays": sorted(arrays)}
+            sums = {name: file_sum(folder / f"{name}.npy") for name in sorted(arrays)}
+            content = {**description, "arrays": sums}
             (folder / DESCRIPTION).write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
     except (FileError, OSError) as error:
         raise _NotWritable(str(error)) from None
@@ -126,7 +128,10 @@ def _save(entry: Path, description: Mapping[str, Any], arrays: Arrays) -> None:
 def _load(entry: Path) -> Arrays | None:
     """The arrays of an entry; None if it does not exist, or an array is missing or damaged."""
     try:
-        names = parse_json((entry / DESCRIPTION).read_text(encoding="utf-8"))["arrays"]
-        return {name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
-    except (ValueError, KeyError, TypeError, OSError, EOFError):
+        sums = read_written(entry / DESCRIPTION, Description, "", required=True)["arrays"]
+        files = {file.stem: file for file in entry.glob("*.npy")}
+        if {name: file_sum(file) for name, file in files.items()} != sums:
+            return None
+        return {name: np.load(file, mmap_mode="r", allow_pickle=False) for name, file in files.items()}
+    except (FileError, ValueError, OSError, EOFError):
         return None

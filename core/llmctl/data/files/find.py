@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.data.files.contents import COMPRESSED, SUFFIXES, suffix_of
-from llmctl.errors import DataError
+from llmctl.errors import DataError, FileError
+from llmctl.io.json_object import read_json
 
 HELD_OUT = ("dev", "validation", "valid", "val", "eval", "test")
 """Words in names of files and folders that are not to train on."""
@@ -86,7 +86,11 @@ def _of_datasets(path: Path, split: str) -> Files | None:
 
 
 def _named(folder: Path) -> list[Path]:
-    files = [folder / str(row.get("filename")) for row in _read(folder / "state.json", "_data_files")]
+    rows = _read(folder / "state.json", "_data_files")
+    names = [str(row.get("filename")) if isinstance(row, dict) else "" for row in rows]
+    if outside := [name for name in names if Path(name).name != name]:
+        raise DataError(f"{folder / 'state.json'} names {outside[0]!r}, which is no file of the folder")
+    files = [folder / name for name in names]
     absent = next((file for file in files if not file.is_file()), None)
     if absent is not None:
         raise DataError(f"{absent} is missing, which {folder / 'state.json'} names; copy the whole folder")
@@ -95,8 +99,8 @@ def _named(folder: Path) -> list[Path]:
 
 def _read(path: Path, key: str) -> list:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))[key]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = read_json(path, required=True).get(key)
+    except FileError:
         found = None
     if not isinstance(found, list) or not found:
         raise DataError(f"{path} has no {key}, so this is no complete folder of datasets; write or download it again")

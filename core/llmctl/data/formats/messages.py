@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmctl.data.formats.rows import kind
+from llmctl.io.json_object import parse_json
 from llmctl.tokenizers.conversation import Message
 
 ROLES = {
@@ -146,6 +146,6 @@ def _calls(where: str, value: Any) -> list[dict[str, Any]]:
 
 def _json(where: str, text: Any) -> Any:
     try:
-        return json.loads(text)
-    except (TypeError, json.JSONDecodeError, RecursionError):
+        return parse_json(text)
+    except (TypeError, ValueError):
         raise ValueError(f"{where} must be JSON text") from None

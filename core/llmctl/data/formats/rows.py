@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from llmctl.io.json_object import parse_json
+
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
@@ -21,11 +23,9 @@ def parse_object(text: str | None) -> dict[str, Any]:
     if text is None:
         raise ValueError("not valid UTF-8")
     try:
-        row = json.loads(text, object_pairs_hook=unique)
+        row = parse_json(text, unique=True)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise ValueError("not valid JSON: nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {kind(row)}")
     half = _HALF_PAIR.search(json.dumps(row, ensure_ascii=False)) if _SURROGATE.search(text) else None
@@ -80,19 +80,6 @@ def system_text(context: Any) -> str | None:
     if unknown:
         raise ValueError(f"'context' allows only the key 'system', not {unknown[0]!r}")
     return system
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of pairs, for ``json.loads``.
-
-    Raises:
-        ValueError: A key is given twice.
-    """
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
-    return row
 
 
 def kind(value: Any) -> str:

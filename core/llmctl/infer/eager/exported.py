@@ -4,9 +4,10 @@ not needed. No paddle here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from llmctl.card.tokens import TokenFacts, Wording
 from llmctl.errors import CheckpointError
 from llmctl.io.digest import sha256
 from llmctl.io.json_object import parse_json
+from llmctl.io.typed import Count, Positive, check_type
 
 NAME = "export.json"
-FORMAT = 1
+FORMAT = 2
 STATIC = "static"
 HASHED = 256_000_000
 """Files up to this many bytes are hashed each time they are used; of larger ones the size is compared."""
@@ -42,16 +44,16 @@ class Exported:
     """
 
     family: str
-    vocab: int
-    max_positions: int
-    virtual_tokens: int
+    vocab: Positive
+    max_positions: Count
+    virtual_tokens: Count
     rows: tuple[str, ...]
-    heads: tuple[tuple[int, int], ...]
+    heads: tuple[tuple[Positive, Positive], ...]
     dtype: str
     wording: Wording
     difference: float
     versions: Mapping[str, str]
-    files: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    files: Mapping[str, tuple[Count, str]] = field(default_factory=dict)
 
 
 def is_exported(folder: Path) -> bool:
@@ -62,6 +64,7 @@ def is_exported(folder: Path) -> bool:
 def write(folder: Path, exported: Exported) -> None:
     """Writes ``export.json`` into a folder."""
     content = {"format": FORMAT, "engine": STATIC, **asdict(exported)}
+    content["sha256"] = _digest(content)
     (folder / NAME).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -77,16 +80,18 @@ def read(folder: Path, verify: bool = False) -> Exported:
     """
     path = folder / NAME
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-        if (content.pop("format"), content.pop("engine")) != (FORMAT, STATIC):
+        content = parse_json(path.read_bytes())
+        if (content["format"], content["engine"]) != (FORMAT, STATIC):
             raise CheckpointError(f"{path} was written by another release of llmctl; export the model again")
+        if content.pop("sha256") != _digest(content):
+            raise ValueError("its content does not have the hash that it names")
+        del content["format"], content["engine"]
         wording = dict(content.pop("wording"))
         tokens = TokenFacts.from_json(wording.pop("tokens"))
-        heads = tuple((int(count), int(width)) for count, width in content.pop("heads"))
+        heads = tuple((count, width) for count, width in content.pop("heads"))
         rows = tuple(content.pop("rows"))
-        if not all(isinstance(content[name], int) for name in ("vocab", "max_positions", "virtual_tokens")):
-            raise ValueError("vocab, max_positions and virtual_tokens must be whole numbers")
         found = Exported(wording=Wording(tokens=tokens, **wording), heads=heads, rows=rows, **content)
+        check_type(found, Exported)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not what llmctl export writes: {error}; export the model again") from None
     _check(folder, found.files, sys.maxsize if verify else HASHED)
@@ -98,10 +103,17 @@ def listed(folder: Path) -> dict[str, tuple[int, str]]:
     return {file.name: (file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
 
 
-def _check(folder: Path, files: Mapping[str, Sequence[Any]], hashed: int) -> None:
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check(folder: Path, files: Mapping[str, tuple[int, str]], hashed: int) -> None:
     for name, (size, digest) in files.items():
         file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"{folder} has no {name}, which is part of the program; export the model again")
-        if file.stat().st_size != size or (size <= hashed and sha256(file) != digest):
-            raise CheckpointError(f"{file} is damaged: its content was changed; export the model again")
+        try:
+            if Path(name).name != name or not file.is_file():
+                raise CheckpointError(f"{folder} has no {name}, which is part of the program; export the model again")
+            if file.stat().st_size != size or (size <= hashed and sha256(file) != digest):
+                raise CheckpointError(f"{file} is damaged: its content was changed; export the model again")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder} cannot be read: {error}") from None

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import paddle
 
-from llmctl.errors import DataError
+from llmctl.errors import CheckpointError, DataError
 from llmctl.infer.eager import trace
 from llmctl.infer.eager.exported import Exported, read
 
 PREFIX = "prefix.npy"
+_REMEDY = "export the model again"
 
 
 class StaticModel:
@@ -33,10 +34,22 @@ class StaticModel:
 
     def __init__(self, folder: Path, about: Exported | None = None) -> None:
         self.about = about or read(folder)
-        self.program = paddle.jit.load(str(folder / trace.NAME))
-        self.program.eval()
+        try:
+            self.program = paddle.jit.load(str(folder / trace.NAME))
+            self.program.eval()
+            self.prefix = np.load(folder / PREFIX) if self.about.virtual_tokens else None
+        except (OSError, ValueError, RuntimeError, EOFError) as error:
+            raise CheckpointError(f"{folder} holds no program that paddle can load: {error}; {_REMEDY}") from None
         self.signature = trace.Signature(self.about.rows, self.about.heads, self.about.dtype)
-        self.prefix = np.load(folder / PREFIX) if self.about.virtual_tokens else None
+        self._check_prefix(folder / PREFIX)
+
+    def _check_prefix(self, file: Path) -> None:
+        if self.prefix is None:
+            return
+        layers, widths = len(self.signature.heads), set(self.signature.heads)
+        fits = self.prefix.dtype.kind == "f" and self.prefix.ndim == 5 and len(widths) == 1
+        if not fits or self.prefix.shape != (layers, 2, self.about.virtual_tokens, *widths.pop()):
+            raise CheckpointError(f"{file} does not hold the virtual tokens of the program; {_REMEDY}")
 
     def begin(self, columns: int, use_cache: bool = True) -> StaticSession:
         """A session for new rows."""
@@ -89,7 +102,15 @@ class StaticSession:
         state = self.model.first(len(ids_BT)) if begins else self._state
         virtual = np.ones((len(ids_BT), self.model.about.virtual_tokens), np.int64)
         inputs = [ids_BT, np.concatenate([virtual, mask_BS], axis=1), np.array([count], np.int32)]
-        logits_BTV, *state = self.model.program(*map(paddle.to_tensor, inputs), *state)
+        try:
+            logits_BTV, *state = self.model.program(*map(paddle.to_tensor, inputs), *state)
+        except (ValueError, RuntimeError, TypeError) as error:
+            if not begins:
+                raise
+            reason = str(error).strip().splitlines()[-1]
+            raise CheckpointError(
+                f"the program does not compute what its export.json says ({reason}); {_REMEDY}"
+            ) from None
         if begins:
             self._check(state)
         if self.use_cache:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,10 @@ from llmctl.infer.packed.adapters import merged_state
 from llmctl.infer.packed.linear import LAYOUT
 from llmctl.infer.packed.model import PackedModel
 from llmctl.infer.packed.stored import decode, encode
+from llmctl.infer.packed.validate import validate
 from llmctl.io.atomic import atomic_folder
+from llmctl.io.json_object import parse_json
+from llmctl.io.typed import Count, check_type
 
 HEADER, WEIGHTS = "packed.json", "weights.packed"
 FORMAT = 2
@@ -38,6 +41,29 @@ FORMAT = 2
 
 ALIGNMENT = 64
 _REMEDY = "pack the model again"
+
+
+class StoredArray(TypedDict):
+    """Where an array is in the file."""
+
+    dtype: Literal["<f4", "<u2", "|u1"]
+    shape: list[Count]
+    offset: Count
+    sha256: str
+
+
+class Header(TypedDict):
+    """``packed.json`` without its hash."""
+
+    format: int
+    layout: int
+    family: str
+    card: str
+    base: dict[str, Any]
+    versions: dict[str, str]
+    bytes: Count
+    arrays: list[StoredArray]
+    model: dict[str, Any]
 
 
 def is_packed(folder: Path) -> bool:
@@ -116,7 +142,10 @@ def open_packed(folder: Path, verify: bool = False) -> PackedModel:
     if size != header["bytes"]:
         state = "is absent" if size < 0 else f"has {size} bytes, {HEADER} describes {header['bytes']}"
         raise CheckpointError(f"{file} {state}; it is truncated or belongs to another header: {_REMEDY}")
-    mapped = np.memmap(file, np.uint8, "r") if size else np.zeros(0, np.uint8)
+    try:
+        mapped = np.memmap(file, np.uint8, "r") if size else np.zeros(0, np.uint8)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     arrays = [_array(mapped, row, file) for row in header["arrays"]]
     if verify:
         for number, damaged in _damaged(arrays, header["arrays"]):
@@ -125,10 +154,10 @@ def open_packed(folder: Path, verify: bool = False) -> PackedModel:
             )
     try:
         model = decode(header["model"], arrays)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+        validate(model)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / HEADER} does not describe a model ({error}): {_REMEDY}") from None
-    assert isinstance(model, PackedModel)
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def read_header(folder: Path) -> Mapping[str, Any]:
@@ -141,20 +170,26 @@ def read_header(folder: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no packed model: it has no {HEADER}")
     try:
-        header = dict(json.loads(path.read_text(encoding="utf-8")))
+        header = dict(parse_json(path.read_bytes()))
         noted = header.pop("sha256", None)
-    except (ValueError, TypeError, RecursionError):
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError):
         header, noted = {}, None
     if noted is None or noted != _digest(header):
         raise CheckpointError(
             f"{path} is damaged or was edited: its content does not have the hash that it names; {_REMEDY}"
         )
-    found = header["format"], header["layout"]
+    found = header.get("format"), header.get("layout")
     if found != (FORMAT, LAYOUT):
         raise CheckpointError(
             f"{path} has format {found[0]} with layout {found[1]}, this llmctl reads format {FORMAT} with layout {LAYOUT}: "
             f"{_REMEDY}"
         )
+    try:
+        check_type(header, Header)
+    except ValueError as error:
+        raise CheckpointError(f"{path} does not describe a model ({error}): {_REMEDY}") from None
     return header
 
 
@@ -177,12 +212,12 @@ def _row(array: NDArray[Any], offset: int) -> dict[str, Any]:
 def _array(mapped: NDArray[np.uint8], row: Mapping[str, Any], file: Path) -> NDArray[Any]:
     dtype, shape, begin = np.dtype(row["dtype"]), tuple(row["shape"]), row["offset"]
     end = begin + prod(shape) * dtype.itemsize
-    if begin % ALIGNMENT or end > len(mapped):
+    if begin % ALIGNMENT or end > len(mapped) or max(shape, default=0) > len(mapped):
         raise CheckpointError(f"{file}: an array at bytes {begin} to {end} is not within the file; {_REMEDY}")
     return np.asarray(mapped[begin:end]).view(dtype).reshape(shape)
 
 
-def _damaged(arrays: list[NDArray[Any]], rows: list[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _damaged(arrays: list[NDArray[Any]], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, (array, row) in enumerate(zip(arrays, rows, strict=True)):
         if _row(array, row["offset"]) != row:
             yield number, row

@@ -21,7 +21,10 @@ PANEL = 16
 LAYOUT = 1
 """Version of the layout of packed weights in files; raised with every change."""
 
-KINDS = ("float32", "bfloat16", "int8", "int4")
+BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
+"""Kind -> bits of a weight."""
+
+KINDS = tuple(BITS)
 
 STRETCH = 32
 """Inputs of a row that share a scale when it is rounded to 8 bits; groups are multiples of it."""
@@ -147,6 +150,22 @@ def concat_outputs(parts: Sequence[PackedLinear]) -> PackedLinear:
         whole = aligned(sum(array.nbytes for array in arrays)).view(arrays[0].dtype)
         joined.append(np.concatenate(arrays, out=whole))
     return PackedLinear(first.kind, first.inputs, sum(part.outputs for part in parts), first.group, *joined)
+
+
+def array_sizes(packed: PackedLinear) -> list[tuple[str, int | None, type[np.generic]]]:
+    """Name, elements and type of each array of a weight; None = its kind has no such array. ``zeros`` may be absent.
+
+    Raises:
+        ValueError: There is no such kind, group or shape.
+    """
+    _check_kind(packed.kind, packed.group)
+    if packed.inputs < 1 or packed.outputs < 1:
+        raise ValueError(f"a weight [{packed.inputs}, {packed.outputs}] has no elements")
+    panels, codes = -(-packed.outputs // PANEL), packed.kind in LIMITS
+    padded = _whole(packed.inputs, STRETCH) if codes else packed.inputs
+    scales = panels * _groups(packed.inputs, packed.group) * PANEL if codes else None
+    data = panels * padded * PANEL * BITS[packed.kind] // 8
+    return [("data", data, np.uint8), ("scales", scales, np.float32), ("zeros", scales, np.float32)]
 
 
 def unpack(packed: PackedLinear) -> Float:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from llmctl.card.decoder_spec import DecoderSpec, Experts, PrefixLM, Rope
 from llmctl.infer.packed.linear import PackedLinear
 from llmctl.infer.packed.model import Layer, Linear, LoraDelta, Norm, PackedAdapter, PackedModel
+from llmctl.io.typed import Count, check_type
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,17 @@ def encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
 
 
 def decode(value: Any, arrays: list[NDArray[Any]]) -> Any:
-    """The part of a model that JSON describes. Sequences are tuples, except for adapters, since more may be added."""
+    """The part of a model that JSON describes. Sequences are tuples, except for adapters, since more may be added.
+
+    Raises:
+        Exception: A TypeError, ValueError, LookupError, AttributeError or RecursionError: it does not describe one.
+    """
     if isinstance(value, list):
         return tuple(decode(row, arrays) for row in value)
     if not isinstance(value, dict):
         return value
     if "array" in value:
+        check_type(value["array"], Count, "array")
         return arrays[value["array"]]
     if "rows" in value:
         return {decode(key, arrays): decode(row, arrays) for key, row in value["rows"]}

@@ -15,6 +15,8 @@ from typing import Any
 from llmctl.errors import ConfigError
 from llmctl.io.atomic import atomic_file
 from llmctl.io.lock import try_flock
+from llmctl.io.typed import Count
+from llmctl.io.written import parse_written
 
 
 class ResumableOutput:
@@ -81,11 +83,15 @@ class ResumableOutput:
             self._write(settings)
             return
         try:
-            before, *rows = map(json.loads, whole.splitlines())
-            self.rows = {int(index): dict(row) for index, row in rows}
+            before, *lines = whole.decode("utf-8").splitlines()
+            before = parse_written(before, dict[str, Any])
+            rows = [parse_written(line, tuple[Count, dict[str, Any]]) for line in lines]
+            self.rows = {index: row for index, row in rows}
             changed = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
-        except (ValueError, TypeError, AttributeError):
-            raise ConfigError(f"{self.path} is not what llmctl writes; remove it, or name another --output") from None
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.path} is not what llmctl writes ({error}); remove it, or name another --output"
+            ) from None
         if changed and not rows:
             self._stream.truncate(0)
             self._write(settings)

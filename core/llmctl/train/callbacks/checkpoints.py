@@ -13,19 +13,19 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.errors import CheckpointError, ConfigError, FileError
+from llmctl.io import written
 from llmctl.io.atomic import locked_folder, remove_leftovers
 from llmctl.io.background import Background
 from llmctl.io.checksums import find_damage, write_manifest
-from llmctl.io.json_object import parse_json
+from llmctl.io.written import read_written
 from llmctl.train.callbacks import metrics_log
 from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.optim.adamw import AdamW
@@ -243,8 +243,8 @@ def restore(path: Path, optimizer: AdamW, fingerprint: str, seed: int) -> int:
     from safetensors.numpy import load_file
 
     try:
-        position: Mapping[str, Any] = parse_json((path / _STATE).read_text(encoding="utf-8"))
-        step, saved_seed, saved = int(position["step"]), position["seed"], position["fingerprint"]
+        position = read_written(path / _STATE, written.TrainerState, "restore it", required=True)
+        step, saved_seed, saved = position["step"], position["seed"], position["fingerprint"]
         if step != _step_of(path):
             raise ValueError(f"{_STATE} is of step {step}")
         state = load_file(path / _MOMENTS)
@@ -270,9 +270,10 @@ def restore(path: Path, optimizer: AdamW, fingerprint: str, seed: int) -> int:
 def read_best(output: Path) -> Best | None:
     """The best checkpoint of an output folder, if one was chosen and still exists."""
     try:
-        best = Best(**parse_json((output / "best.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        content = read_written(output / "best.json", written.Best, "", required=True)
+    except FileError:
         return None
+    best = Best(content["metric"], content["value"], content["step"])
     return best if _complete(checkpoint_of(output, best.step)) else None
 
 

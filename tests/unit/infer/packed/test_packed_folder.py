@@ -5,11 +5,15 @@ import json
 
 import numpy as np
 import pytest
+from kit import damage
 
 from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import CheckpointError, FileError
+from llmctl.infer.executors import native
+from llmctl.infer.executors.base import Batch
+from llmctl.infer.packed import folder as packed_folder
 from llmctl.infer.packed.folder import ALIGNMENT, HEADER, WEIGHTS, is_packed, open_packed, save_packed
 from llmctl.infer.packed.model import LoraDelta, PackedAdapter
 from llmctl.infer.packed.pack import pack_model
@@ -30,7 +34,7 @@ def checkpoint(tmp_path_factory):
         )
     safetensors.write_file(folder / "model.safetensors", planned)
     change = LoraDelta(np.ones((32, 2), "f4"), np.ones((2, 32), "f4"))
-    extra = dict(adapters=[PackedAdapter("one", {(0, "out", 0): change})], prefix=np.ones((2, 2, 3, 4, 8), "f4"))
+    extra = dict(adapters=[PackedAdapter("one", {(0, "out", 0): change})], prefix=np.ones((2, 2, 3, 2, 8), "f4"))
     return folder, plugin, dataclasses.replace(pack_model(folder, plugin, dims, "int4", 32), **extra)
 
 
@@ -137,3 +141,63 @@ def test_nothing_is_written_over_unless_asked(checkpoint, packed):
         save_packed(model, packed, folder, plugin)
     save_packed(model, packed, folder, plugin, overwrite=True)
     open_packed(packed, verify=True)
+
+
+@pytest.mark.robust
+def test_damaged_headers_that_are_signed_anew_end_in_a_message(packed):
+    """Whoever edits a header can also compute its hash; kernels must not fail on what it says."""
+    whole = json.loads((packed / HEADER).read_text())
+    del whole["sha256"]
+
+    def place(header):
+        noted = packed_folder._digest(header) if isinstance(header, dict) else ""
+        header = {**header, "sha256": noted} if isinstance(header, dict) else header
+        (packed / HEADER).write_text(json.dumps(header))
+
+    def read():
+        model = open_packed(packed, verify=True)
+        executor = native.NativeExecutor(model, 8)
+        executor.allocate(2)
+        executor.run(step())
+
+    place(whole)
+    read()
+    inputs = (
+        (f"seed {seed}", lambda seed=seed: place(damage.json_value(whole, seed)))
+        for seed in range(damage.budget(250, 8000))
+    )
+    damage.try_all("packed.json, signed anew", inputs, read)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header: header["arrays"][0].update(dtype="O"), r"arrays\[0\].dtype must be '<f4' or"),
+        (lambda header: header["arrays"][0].update(shape=[-1]), r"arrays\[0\].shape\[0\] must be at least 0"),
+        (lambda header: header["model"]["graph"].update(kv_heads=0), "kv_heads=0, not 1 to"),
+        (lambda header: header["model"]["graph"]["experts"].update(top_k=-3), "experts.top_k=-3"),
+        (lambda header: header["model"]["graph"].update(window=2**40), "window=1099511627776, not 1 to"),
+        (lambda header: header["model"]["graph"].update(ffn=7), r"layers\[0\].up\[0\] is \[32, "),
+        (lambda header: header["model"]["layers"][0].update(router=None), r"layers\[0\].router and experts"),
+        (lambda header: header["model"]["layers"].pop(), "1 layers, 2 in the graph"),
+        (lambda header: header["model"]["embed"].update(array=-1), "array must be at least 0"),
+        (lambda header: header.update(bytes="9"), "bytes must be a whole number"),
+    ],
+)
+def test_an_edited_header_is_refused_by_what_it_says(packed, change, message):
+    header = json.loads((packed / HEADER).read_text())
+    del header["sha256"]
+    change(header)
+    (packed / HEADER).write_text(json.dumps({**header, "sha256": packed_folder._digest(header)}))
+    with pytest.raises(CheckpointError, match=f"{HEADER} does not describe a model .*{message}"):
+        open_packed(packed)
+
+
+def step():
+    """A step of two tokens."""
+    tokens = np.arange(2, dtype=np.int32)
+    return Batch(
+        ids_T=tokens, sequence_T=tokens * 0, kv_position_T=tokens, position_T=tokens, second_position_T=None,
+        attend_begin_T=tokens * 0, attend_end_T=tokens + 1, block_tables_RM=np.zeros((1, 1), np.int32),
+        adapter_R=np.array([-1], np.int32), logits_indices_L=np.array([1], np.int32),
+    )  # fmt: skip

@@ -203,7 +203,7 @@ def test_a_run_is_not_continued_without_its_configuration(runs, tmp_path, conten
     (tmp_path / "run" / "run.json").unlink()
     if content is not None:
         (tmp_path / "run" / "run.json").write_text(content)
-    with pytest.raises(llmctl.LlmctlError, match="does not have the configuration that the run began with"):
+    with pytest.raises(llmctl.LlmctlError, match="cannot be resumed without the configuration that it began with"):
         trainer.run(job(tmp_path / "run", METHODS["dora"], resume=True, learning_rate=0.1))
 
 
