@@ -31,7 +31,7 @@ COMMANDS = {
     "finetune": ("llmctl.commands.finetune:command", "Fine-tune a model on prompts and answers (SFT)."),
     "generate": ("llmctl.commands.generate:command", "Generate text: prompts, files, chat."),
     "merge": ("llmctl.commands.merge:command", "Merge an adapter into its base model."),
-    "migrate": ("llmctl.commands.migrate:command", "Convert a configuration of PaddleNLP's llm toolkit."),
+    "migrate": ("llmctl.commands.migrate:command", "Convert a configuration of PaddleNLP or LLaMA-Factory."),
     "models": (
         "llmctl.commands.models:command",
         "List installed model families, describe one, or show the support matrix.",

@@ -133,7 +133,7 @@ def _parameters(recipe_help: str) -> list[click.Parameter]:
         "--overwrite": "Delete the results of an earlier run in the output folder.",
         "--print-config": "Print the complete configuration with a comment on every field, and exit.",
         "--check": "Check the configuration, model and data, and exit.",
-        "--allow-ignored": "With a PaddleNLP file: ignore features that llmctl does not support.",
+        "--allow-ignored": "With a file of PaddleNLP or LLaMA-Factory: ignore features that llmctl does not support.",
     }
     return [
         click.Argument(["config_file"], metavar="[CONFIG]", required=False, type=click.Path(path_type=Path)),

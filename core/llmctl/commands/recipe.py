@@ -173,7 +173,7 @@ def find_source(
         has_model: Whether the command line names a model; it makes no difference here.
         config_file: The file, if given.
         recipe: The recipe, if given.
-        allow_ignored: With a PaddleNLP file, ignore features that llmctl does not support.
+        allow_ignored: With a file of another program, ignore features that llmctl does not support.
     """
     if config_file is not None and recipe is not None:
         raise click.UsageError("give CONFIG or --recipe, not both")

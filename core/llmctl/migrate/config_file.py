@@ -1,4 +1,4 @@
-"""Reading a configuration file, of llmctl or of PaddleNLP."""
+"""Reading a configuration file, of llmctl or of another program."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from llmctl.errors import ConfigError
 
 
 def read_config_file(path: Path, command: str, allow_ignored: bool = False) -> dict[str, Any]:
-    """The configuration in a file; whatever a PaddleNLP file has that is not converted is a warning.
+    """The configuration in a file; whatever a file of another program has that is not converted is a warning.
 
     Args:
         path: The file, in YAML or JSON.
         command: The command that the configuration is for.
-        allow_ignored: With a PaddleNLP file: ignore features that are not supported.
+        allow_ignored: With a file of another program: ignore features that are not supported.
 
     Raises:
         LlmctlError: The file cannot be read or converted, or is for another command.
     """
     data = file.read_file(path)
-    from llmctl.migrate.convert import is_old, migrate
+    from llmctl.migrate.convert import migrate
+    from llmctl.migrate.dialects import dialect_of
 
-    if not is_old(data):
+    if dialect_of(data) is None:
         return data
     migrated = migrate(data, str(path), allow_ignored)
     if migrated.command != command:

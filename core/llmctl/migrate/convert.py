@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -13,9 +14,11 @@ from typing import Any
 
 from llmctl.config import schema
 from llmctl.errors import ConfigError, UnsupportedError
+from llmctl.hub.name import parse
 from llmctl.jobs import registry
-from llmctl.migrate import derived
-from llmctl.migrate.table import table
+from llmctl.migrate.dialect import Dialect
+from llmctl.migrate.dialects import DIALECTS, dialect_of
+from llmctl.migrate.table import Table
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Migrated:
     Attributes:
         command: The command that runs it.
         values: New configuration, nested, without fields that have their default.
-        no_effect: Reason -> old keys without effect.
+        no_effect: Reason -> old keys without effect, or with another.
         ignored: Unsupported features that were left out, one line each.
     """
 
@@ -37,23 +40,18 @@ class Migrated:
     def notes(self) -> list[str]:
         """One line for each thing that was left out or must be changed."""
         lines = [f"left out, not supported: {line}" for line in self.ignored]
-        lines += [f"no effect: {', '.join(keys)}; {reason}" for reason, keys in self.no_effect.items()]
+        lines += [f"{', '.join(keys)}: {reason}" for reason, keys in self.no_effect.items()]
         path = self.values["model"].get("path") or self.values["model"].get("config", "")
-        if not Path(path).expanduser().exists():
+        if not Path(path).expanduser().exists() and not parse(path):
             lines.append(f"the model {path} must be a folder on this machine; download it, or change the path")
         return lines
-
-
-def is_old(data: Mapping[str, Any]) -> bool:
-    """Whether a configuration is one of PaddleNLP: flat, with a model and an output folder."""
-    return "output_dir" in data and any(key.endswith("model_name_or_path") for key in data)
 
 
 def migrate(data: Mapping[str, Any], where: str, allow_ignored: bool = False) -> Migrated:
     """Converts an old configuration.
 
     Args:
-        data: The old keys.
+        data: The old keys, of one of the dialects.
         where: Name of the file, for messages.
         allow_ignored: Leave out unsupported features instead of raising.
 
@@ -61,17 +59,22 @@ def migrate(data: Mapping[str, Any], where: str, allow_ignored: bool = False) ->
         ConfigError: Lists all unknown keys, invalid values and unsupported features.
         UnsupportedError: The command or method of the file is not in this release.
     """
-    keys = table()
-    old = _resolve_aliases(data, where)
-    command = derived.command(old)
-    cls = _class(command, where)
-    inactive = _inactive(old)
-    no_effect = _no_effect(old, inactive)
+    dialect = dialect_of(data)
+    if dialect is None:
+        raise ConfigError(f"{where} is a configuration of none of {', '.join(it.name for it in DIALECTS)}")
+    keys = dialect.table
+    old = _resolve_aliases(data, where, keys)
+    command = dialect.command(old)
+    cls = _class(command, where, dialect)
+    inactive = _inactive(old, dialect)
+    no_effect = _no_effect(old, {**keys.no_effect, **inactive})
+    for key, effect in dialect.effects(old, command).items():
+        no_effect.setdefault(effect, []).append(key)
     old = {key: value for key, value in old.items() if key not in inactive}
-    problems = [_unknown(key) for key in old if key not in keys.names]
-    unsupported = _unsupported(old, command)
-    values = dict(derived.OLD_DEFAULTS[command])
-    for rule in derived.RULES:
+    problems = [_unknown(key, keys) for key in old if key not in keys.names]
+    unsupported = _unsupported(old, command, keys)
+    values = dict(dialect.defaults[command])
+    for rule in dialect.rules:
         try:
             values.update(rule(old, command))
         except ValueError as error:
@@ -91,7 +94,8 @@ def migrate(data: Mapping[str, Any], where: str, allow_ignored: bool = False) ->
 
 def to_yaml(migrated: Migrated, family: str) -> str:
     """The new file: a header with the command and notes, then the fields that differ from their defaults."""
-    header = [f"Run with: llmctl --model {family} {migrated.command} THIS_FILE", *migrated.notes()]
+    chosen = "" if family == "auto" else f"--model {family} "
+    header = [f"Run with: llmctl {chosen}{migrated.command} THIS_FILE", *migrated.notes()]
     lines = [f"# {line}" for line in header]
     for section, rows in migrated.values.items():
         lines.append(f"{section}:")
@@ -99,7 +103,7 @@ def to_yaml(migrated: Migrated, family: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _resolve_aliases(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _resolve_aliases(data: Mapping[str, Any], where: str, keys: Table) -> dict[str, Any]:
     """The old keys with aliases replaced, without those that are null.
 
     Raises:
@@ -107,7 +111,7 @@ def _resolve_aliases(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     old: dict[str, Any] = {}
     for given, value in data.items():
-        key = table().aliases.get(given, given)
+        key = keys.aliases.get(given, given)
         if value is not None and old.setdefault(key, value) != value:
             raise ConfigError(
                 f"{where}: {given}={value!r} contradicts {key}={old[key]!r}, of which it is an alias; leave one out"
@@ -115,17 +119,16 @@ def _resolve_aliases(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     return old
 
 
-def _class(command: str, where: str) -> Any:
-    if command in derived.REFUSED:
-        raise UnsupportedError(f"{where} {derived.REFUSED[command]}")
+def _class(command: str, where: str, dialect: Dialect) -> Any:
+    if command in dialect.refused:
+        raise UnsupportedError(f"{where} {dialect.refused[command]}")
     if command not in registry.COMMANDS:
         raise UnsupportedError(f"{where} is for {command}, which is not in this release")
     return registry.resolve(registry.COMMANDS[command].config)
 
 
-def _unsupported(old: Mapping[str, Any], command: str) -> list[str]:
+def _unsupported(old: Mapping[str, Any], command: str, keys: Table) -> list[str]:
     """Unsupported features that are on, and keys of other commands, one line each."""
-    keys = table()
     lines = []
     for key, value in old.items():
         if key in keys.unsupported and not keys.unsupported[key].is_off(value):
@@ -135,28 +138,22 @@ def _unsupported(old: Mapping[str, Any], command: str) -> list[str]:
     return lines
 
 
-def _inactive(old: Mapping[str, Any]) -> dict[str, str]:
+def _inactive(old: Mapping[str, Any], dialect: Dialect) -> dict[str, str]:
     """Key -> why it had no effect: its feature is off in this file."""
-    return {key: reason for reason, is_on, keys in derived.INACTIVE if not is_on(old) for key in keys if key in old}
+    return {key: reason for reason, is_on, keys in dialect.inactive if not is_on(old) for key in keys if key in old}
 
 
-def _no_effect(old: Mapping[str, Any], inactive: Mapping[str, str]) -> dict[str, list[str]]:
+def _no_effect(old: Mapping[str, Any], reason_of: Mapping[str, str]) -> dict[str, list[str]]:
     """Reason -> keys that have no effect."""
     reasons: dict[str, list[str]] = {}
-    reason_of = {**table().no_effect, **inactive}
     for key, value in old.items():
         if key in reason_of and value:
             reasons.setdefault(reason_of[key], []).append(key)
-    if old.get("bf16") or old.get("fp16"):
-        kind = "bf16" if old.get("bf16") else "fp16"
-        reasons.setdefault("training computes in float32; with O2 it sets the type of the final weights", []).append(
-            kind
-        )
     return reasons
 
 
-def _unknown(key: str) -> str:
-    near = difflib.get_close_matches(key, table().names, 1)
+def _unknown(key: str, keys: Table) -> str:
+    near = difflib.get_close_matches(key, keys.names, 1)
     return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
 
 
@@ -181,7 +178,7 @@ def _fields(cls: Any, section: str) -> dict[str, dataclasses.Field[Any]]:
 
 
 def _nested(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """``section.key`` -> value as nested sections, in the order of the classes; 0 and 1 become booleans where expected."""
+    """``section.key`` -> value as nested sections, in the order of the classes, with values as these expect them."""
     nested: dict[str, Any] = {}
     for part in dataclasses.fields(cls):
         hints = typing.get_type_hints(typing.get_type_hints(cls)[part.name])
@@ -189,8 +186,15 @@ def _nested(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         keys = [key.partition(".")[2] for key in values if key.startswith(f"{part.name}.")]
         rows = {name: values[f"{part.name}.{name}"] for name in [*ordered, *(n for n in keys if n not in hints)]}
         if rows:
-            nested[part.name] = {
-                name: bool(value) if hints.get(name) is bool and value in (0, 1) else value
-                for name, value in rows.items()
-            }
+            nested[part.name] = {name: _as(hints.get(name), value) for name, value in rows.items()}
     return nested
+
+
+def _as(hint: Any, value: Any) -> Any:
+    """0 and 1 as booleans, and a number that YAML reads as text, such as 1e-4, as one, where they are expected."""
+    if hint is bool and value in (0, 1):
+        return bool(value)
+    if hint is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value

@@ -1,8 +1,7 @@
-"""Reads ``keys.yaml``."""
+"""Reads a ``keys.yaml``."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +52,9 @@ class Table:
         return [*self.aliases, *self.same, *self.derived, *self.no_effect, *self.unsupported]
 
 
-@functools.cache
-def table() -> Table:
-    """The table of ``keys.yaml``."""
-    data = read_file(Path(__file__).with_name("keys.yaml"))
+def read_table(path: Path) -> Table:
+    """The table in a ``keys.yaml``."""
+    data = read_file(path)
     return Table(
         aliases=data["aliases"],
         same={

@@ -28,7 +28,11 @@ def test_every_alias_leads_to_keys_that_there_are_or_says_why_not(alias):
         ("finetune", {"per_device_train_batch_size": 4}, "per_device_train_batch_size; did you mean train.batch_size?"),
         ("finetune", {"train": {"lr": 1}}, "train.lr; did you mean train.learning_rate?"),
         ("finetune", {"method": {"r": 8}}, "method.r; did you mean method.rank?"),
-        ("finetune", {"bf16": True}, "bf16; did you mean train.amp? (`O1`, on GPUs, with train.amp_dtype=bfloat16)"),
+        (
+            "finetune",
+            {"bf16": True},
+            "bf16; did you mean model.dtype? (`bfloat16`; mixed precision on GPUs is train.amp=O1)",
+        ),
         ("finetune", {"cutoff_len": 9}, "cutoff_len; did you mean data.max_length?"),
         ("pretrain", {"cutoff_len": 9}, "cutoff_len; did you mean data.seq_length?"),
         ("dpo", {"pref_beta": 0.1}, "pref_beta; did you mean dpo.beta?"),

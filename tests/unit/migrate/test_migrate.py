@@ -12,9 +12,10 @@ from llmctl.config.file import read_file
 from llmctl.config.pretrain import PretrainConfig
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.jobs import registry
-from llmctl.migrate import derived
-from llmctl.migrate.convert import is_old, migrate, to_yaml
-from llmctl.migrate.table import table
+from llmctl.migrate.convert import migrate, to_yaml
+from llmctl.migrate.dialects import DIALECTS, dialect_of
+from llmctl.migrate.paddlenlp import rules as derived
+from llmctl.migrate.paddlenlp.rules import DIALECT
 
 SFT = {
     "model_name_or_path": "hub/name",
@@ -206,10 +207,10 @@ def test_virtual_tokens_and_preferences_have_rules_of_their_own():
 
 
 def test_keys_without_effect_are_named_with_the_reason():
-    notes = "\n".join(migrate(SFT, "old.json").notes())
+    notes = "\n".join(migrate({**SFT, "model_name_or_path": "from/hub/name"}, "old.json").notes())
     for key in ("sharding", "use_flash_attention", "disable_tqdm", "eval_accumulation_steps", "bf16"):
         assert key in notes
-    assert "sequence_parallel" not in notes and "hub/name must be a folder" in notes
+    assert "sequence_parallel" not in notes and "from/hub/name must be a folder" in notes
 
 
 @pytest.mark.parametrize(
@@ -252,12 +253,13 @@ def test_the_new_file_is_read_back_as_the_same_configuration(tmp_path):
 
 
 def test_our_own_files_are_not_taken_for_old_ones():
-    assert is_old(SFT) and is_old(PRETRAIN)
-    assert not is_old(schema.to_dict(finetune.FinetuneConfig()))
+    assert dialect_of(SFT) is DIALECT and dialect_of(PRETRAIN) is DIALECT
+    assert dialect_of(schema.to_dict(finetune.FinetuneConfig())) is None
 
 
-def test_the_table_names_each_key_once_and_only_fields_that_exist():
-    found = table()
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_the_table_names_each_key_once_and_only_fields_that_exist(dialect):
+    found = dialect.table
     assert len(found.names) == len(set(found.names))
     assert set(found.aliases.values()) <= set(found.names)
     for targets in found.same.values():

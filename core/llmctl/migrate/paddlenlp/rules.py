@@ -6,11 +6,11 @@ of PaddleNLP's argument classes, not of its documentation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-Old = Mapping[str, Any]
-Values = dict[str, Any]
+from llmctl.migrate.dialect import Dialect, Old, Rule, Values
 
 NEVER = 10**9
 """An interval in steps that no run reaches."""
@@ -290,6 +290,23 @@ def _number(old: Old, key: str, default: float) -> Any:
     return value
 
 
-RULES: tuple[Callable[[Old, str], Values], ...] = (
+RULES: tuple[Rule, ...] = (
     method, noise, data, template, model, evaluation, saving, length, rate, best, recompute, precision, seed, logs,
+)  # fmt: skip
+
+
+def _is_old(data: Old) -> bool:
+    """Whether a file is flat, with a model and an output folder."""
+    return "output_dir" in data and any(key.endswith("model_name_or_path") for key in data)
+
+
+def _effects(old: Old, command: str) -> dict[str, str]:
+    """The half types, which mean less here."""
+    kind = "bf16" if old.get("bf16") else "fp16" if old.get("fp16") else ""
+    return {kind: "training computes in float32; with O2 it sets the type of the final weights"} if kind else {}
+
+
+DIALECT = Dialect(
+    name="PaddleNLP", keys=Path(__file__).with_name("keys.yaml"), recognise=_is_old, command=command, refused=REFUSED,
+    defaults=OLD_DEFAULTS, inactive=INACTIVE, rules=RULES, effects=_effects,
 )  # fmt: skip

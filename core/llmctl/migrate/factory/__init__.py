@@ -1,0 +1,1 @@
+"""LLaMA-Factory: flat YAML, with ``dataset_info.json`` beside the data."""

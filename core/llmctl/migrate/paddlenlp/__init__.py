@@ -1,0 +1,1 @@
+"""PaddleNLP's ``llm`` toolkit: flat JSON, ``*_argument.json``."""
