@@ -52,7 +52,20 @@ def test_a_translation_is_that_of_the_page_as_it_is(english):
 
 
 def test_the_first_steps_and_what_follows_them_are_translated():
-    pages = ("first-steps", "finetune", "data", "migrating", "inference", "gpu", "hub", "coming-from")
+    pages = (
+        "first-steps",
+        "finetune",
+        "lora",
+        "prefix",
+        "dpo",
+        "pretraining",
+        "data",
+        "migrating",
+        "inference",
+        "gpu",
+        "hub",
+        "coming-from",
+    )
     assert {"README.md", *(f"docs/{page}.md" for page in pages)} <= set(PAIRS)
 
 
