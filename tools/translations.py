@@ -5,6 +5,7 @@ and line breaks. A test compares it with the English page as it is.
 
     python tools/translations.py                 the pages that are behind
     python tools/translations.py diff PAGE       what has changed in an English page since its translation
+    python tools/translations.py blocks PAGE...  copy changed commands and configurations into the translation
     python tools/translations.py renew PAGE...   after updating a translation: write the state of the English page into it
 
 PAGE is the English page, such as docs/data.md.
@@ -22,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"<!-- translation of (\S+), state ([0-9a-f]{12}) -->\n")
 
 GENERATED = re.compile(r"<!-- (generated: \w+|matrix:begin) -->.*?<!-- (end|matrix:end) -->", re.DOTALL)
+
+BLOCK = re.compile(r"^```(?!text\b)(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+"""A fenced block whose text is the same in all languages but for comments."""
 
 
 def read(page: str) -> str:
@@ -81,16 +85,37 @@ def difference(english: str, chinese: str) -> str:
     return "".join(difflib.unified_diff(*texts, f"{english} (translated)", english))
 
 
+def with_blocks(chinese: str, english: str) -> str:
+    """A Chinese page with the blocks of the English one; a block that differs only in comments stays.
+
+    Raises:
+        ValueError: The pages have different numbers of blocks.
+    """
+    theirs = list(BLOCK.finditer(english))
+    if len(theirs) != len(BLOCK.findall(chinese)):
+        raise ValueError("the pages have different numbers of blocks: add or remove one in the Chinese page first")
+    new = iter(theirs)
+
+    def replace(match: re.Match) -> str:
+        other = next(new)
+        bare = [re.sub(r"\s*(?<!\S)#.*", "", body) for body in (match[2], other[2])]
+        return match[0] if bare[0] == bare[1] else other[0]
+
+    return BLOCK.sub(replace, chinese)
+
+
 def main(arguments: list[str]) -> int:
     """Runs a command line; returns its exit code."""
     pairs = translations()
     unknown = [page for page in arguments[1:] if page not in pairs]
-    if unknown or arguments[:1] not in ([], ["diff"], ["renew"]) or len(arguments) == 1:
+    if unknown or arguments[:1] not in ([], ["diff"], ["blocks"], ["renew"]) or len(arguments) == 1:
         print(f"no translation of {unknown[0]}; there are {', '.join(pairs)}" if unknown else __doc__)
         return 2
     for page in arguments[1:]:
         if arguments[0] == "diff":
             print(difference(page, pairs[page]), end="")
+        elif arguments[0] == "blocks":
+            (ROOT / pairs[page]).write_text(with_blocks(read(pairs[page]), read(page)), encoding="utf-8")
         else:
             line = f"<!-- translation of {page}, state {state(read(page))} -->\n"
             (ROOT / pairs[page]).write_text(MARK.sub(line, read(pairs[page]), count=1), encoding="utf-8")

@@ -25,6 +25,7 @@ RUN = {
     "docs/inference.md": "tests/e2e/test_inference_page.py",
     "docs/lora.md": "tests/e2e/test_lora_page.py",
     "docs/migrating.md": "tests/e2e/test_migrating_page.py",
+    "docs/migrating-llama-factory.md": "tests/e2e/test_migrating_page.py",
     "docs/operators.md": "ops/tests/test_ops_page.py",
     "docs/prefix.md": "tests/e2e/test_prefix_page.py",
     "docs/pretraining.md": "tests/e2e/test_data_page.py",

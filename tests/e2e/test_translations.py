@@ -51,22 +51,11 @@ def test_a_translation_is_that_of_the_page_as_it_is(english):
     assert not missing, f"{chinese} does not name {missing}"
 
 
-def test_the_first_steps_and_what_follows_them_are_translated():
-    pages = (
-        "first-steps",
-        "finetune",
-        "lora",
-        "prefix",
-        "dpo",
-        "pretraining",
-        "data",
-        "migrating",
-        "inference",
-        "gpu",
-        "hub",
-        "coming-from",
-    )
-    assert {"README.md", *(f"docs/{page}.md" for page in pages)} <= set(PAIRS)
+NEEDED = "first-steps finetune lora prefix dpo pretraining data inference gpu hub coming-from migrating migrating-llama-factory"
+
+
+def test_all_that_a_user_needs_first_is_translated():
+    assert {"README.md", *(f"docs/{page}.md" for page in NEEDED.split())} <= set(PAIRS)
 
 
 @pytest.fixture
@@ -98,6 +87,14 @@ def test_the_tool_names_what_is_behind_shows_what_changed_and_renews(clone, caps
         translations.main(["renew", "docs/none.md"]) == 2
         and "no translation of docs/none.md" in capsys.readouterr().out
     )
+
+
+def test_changed_commands_are_copied_and_translated_comments_stay():
+    old = "一\n\n```sh\na --b  # 说明\n```\n\n```yaml\nc: 1\n```\n\n```text\n二\n```\n"
+    new = "One\n\n```sh\na --b  # note\n```\n\n```yaml\nc: 2\n```\n\n```text\nTwo\n```\n"
+    assert translations.with_blocks(old, new) == old.replace("c: 1", "c: 2")
+    with pytest.raises(ValueError, match="different numbers of blocks"):
+        translations.with_blocks(old, new + "\n```sh\nd\n```\n")
 
 
 def test_line_breaks_and_generated_parts_are_no_change():
