@@ -1,10 +1,12 @@
 """Every command, option and key that a page names exists, and every command in a block is run by a test."""
 
+import ast
+import importlib
 import re
 
 import pytest
 from kit.readme import ROOT, shown
-from kit.shown_options import unknown_in_command, wrong_key
+from kit.shown_options import unknown_in_command, wrong_config, wrong_key
 
 PAGES = [
     path.relative_to(ROOT).as_posix()
@@ -70,12 +72,36 @@ def test_every_key_that_a_page_names_exists_and_takes_the_value_that_it_shows(pa
     assert not wrong, f"{page}: {wrong}"
 
 
+def blocks(page, language):
+    """The page's blocks that are written by hand, without the indentation that they have in lists."""
+    written = re.sub(r"<!-- generated: \w+ -->.*?<!-- end -->", "", text(page), flags=re.DOTALL)
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", written, re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", body, flags=re.MULTILINE) for indent, body in found]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")])
+def test_every_configuration_that_a_page_shows_is_valid(page):
+    for body in blocks(page, "yaml"):
+        assert not wrong_config(body), f"{page}: {wrong_config(body)}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_every_import_that_a_page_shows_exists(page):
+    nodes = [node for body in blocks(page, "python") for node in ast.walk(ast.parse(body))]
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("llmctl"):
+            module = importlib.import_module(node.module)
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert not missing, f"{page}: {node.module} has no {missing}"
+
+
 def test_what_is_not_there_is_found():
     assert unknown_in_command("llmctl finetun x") == ["finetun"]
     assert unknown_in_command("llmctl --model llama finetune x --set a.b=c --lr 3") == ["--lr"]
     assert unknown_in_command("llmctl data build x --output y --nothing") == ["--nothing"]
     assert not unknown_in_command("llmctl generate x --prompt --chat - # --nothing")
     assert "no configuration" in wrong_key("train.lr") and "no configuration" in wrong_key("data.lr: 3")
+    assert wrong_config("train: {lr: 1}") and not wrong_config("dpo: {beta: 0.2}")
     assert wrong_key("train.schedule: none") and wrong_key("data.packing=best")
     assert not any(map(wrong_key, ("train.schedule: cosine", "train.jsonl", "train.epochs=2", "data.train", "a.b")))
 

@@ -71,3 +71,15 @@ def wrong_key(text: str) -> str:
         except LlmctlError as error:
             wrong = str(error)
     return wrong
+
+
+def wrong_config(text: str) -> str:
+    """What is wrong with a configuration that a page shows, whole or in part; empty = one of the commands takes it."""
+    wrong = []
+    for cls in CONFIGS:
+        try:
+            schema.build(cls, yaml.safe_load(text))
+            return ""
+        except LlmctlError as error:
+            wrong.append(str(error))
+    return "\n".join(wrong)
