@@ -82,7 +82,7 @@ def test_pages_are_written_so_that_every_markdown_reads_them(name):
     # Markdown on the site needs four spaces for blocks inside of an item, and a blank line before a list.
     lines = prose(PAGES[name]).splitlines()
     for before, line in zip(lines, lines[1:], strict=False):
-        assert before or not re.match(r" {1,3}\S", line), f"{name}: indent by four: {line}"
+        assert not re.match(r" {1,3}(- |\d+\. )" if before else r" {1,3}\S", line), f"{name}: indent by four: {line}"
         html = re.search(r"<(?!a id=|/a>|https?://)[a-z/]\S*", re.sub(r"`[^`]*`", "", line))
         assert not html, f"{name}: {html[0]} is taken for HTML: {line}"
         starts = re.match(r"(- |\d+\. )", line) and not re.match(r"(- |\d+\. |  )", before)
