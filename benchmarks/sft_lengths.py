@@ -42,6 +42,7 @@ def encoded(options) -> Iterator[list[str]]:
     import numpy as np
 
     from llmctl import tokenizers
+    from llmctl.data.encoded import encode
     from llmctl.data.packing import best_fit
     from llmctl.data.reading import read_split
     from llmctl.data.sft.encoding import Encoder
@@ -49,7 +50,8 @@ def encoded(options) -> Iterator[list[str]]:
 
     tokenizer = tokenizers.load(options.tokenizer, "none")
     examples = read_split([options.data], "train", parse_example)[: options.examples]
-    rows, counts = Encoder(tokenizer, ROW // 2, ROW).encode_all(examples)
+    found = encode(examples, Encoder(tokenizer, ROW // 2, ROW).coder)
+    rows = found.rows
     ids, labels = (np.concatenate([getattr(row, name) for row in rows]) for name in ("input_ids", "labels"))
     if ids.max() >= VOCAB:
         raise SystemExit(f"the tokenizer gives the id {ids.max()}; the model knows {VOCAB}: use a smaller one")
@@ -57,7 +59,7 @@ def encoded(options) -> Iterator[list[str]]:
     packed = sorted(best_fit(lengths, ROW), key=lambda row: sum(lengths[index] for index in row))
     width = [max(lengths[at : at + PADDED]) * len(lengths[at : at + PADDED]) for at in range(0, len(rows), PADDED)]
     print(
-        f"{len(rows)} examples ({counts.truncated} cut, {counts.dropped} dropped) of {min(lengths)} to {max(lengths)} "
+        f"{len(rows)} examples ({found.truncated} cut, {found.dropped} dropped) of {min(lengths)} to {max(lengths)} "
         f"tokens, {len(ids)} in all, {(labels != NO_LABEL).sum()} with a label; "
         f"packed: {len(packed)} rows of {ROW}; padded: {sum(width)} positions",
         flush=True,

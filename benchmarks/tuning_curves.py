@@ -123,6 +123,7 @@ def sections(case: Case, options: argparse.Namespace, folder: Path) -> dict:
 
 def examples(job, task, count: int) -> tuple[list, list]:
     """Ids and labels (as long, not shifted) of the texts of each update, and of the dev file."""
+    from llmctl.data.encoded import encode
     from llmctl.data.sft.encoding import Encoder
 
     def texts(batch) -> list:
@@ -140,19 +141,20 @@ def examples(job, task, count: int) -> tuple[list, list]:
         [text for batch in task.micro_batches(step) for text in texts(batch.arrays)] for step in range(1, count + 1)
     ]
     encoder = Encoder(job.tokenizer, job.config.data.src_length, job.config.data.max_length)
-    held_out = encoder.encode_all(job.dev)[0]
+    held_out = encode(job.dev, encoder.coder).rows
     return steps, [{"ids": row.input_ids, "labels": [-100, *row.labels[:-1]]} for row in held_out]
 
 
 def pairs(job, task, count: int) -> tuple[list, list]:
     """Prompt, chosen and rejected answer of the pairs of each update, and of the dev file."""
+    from llmctl.data.encoded import encode
     from llmctl.data.preference.encoding import PairEncoder
 
     encoder = PairEncoder(job.tokenizer, job.config.data.max_prompt_length, job.config.data.max_length)
     train, dev = (
         [
             {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-            for pair in encoder.encode_all(rows)[0]
+            for pair in encode(rows, encoder.coder()).rows
         ]
         for rows in (job.train, job.dev)
     )

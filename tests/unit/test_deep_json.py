@@ -6,7 +6,7 @@ import pytest
 
 from llmctl.adapters import prefix_format
 from llmctl.checkpoint import open_folder
-from llmctl.data.corpus import index_cache
+from llmctl.data import index_cache
 from llmctl.errors import CheckpointError, FileError
 from llmctl.infer.eager import exported
 from llmctl.io.json_object import parse_json, read_json

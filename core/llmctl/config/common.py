@@ -100,12 +100,19 @@ class JsonlDataConfig:
     """Files of examples, and how examples become batches."""
 
     train: list[str] = option([], "Files, patterns such as `data/*.jsonl`, or folders with train and dev files.")
+    weights: list[float] = option(
+        [], "Share of each entry of `train` in an epoch, as weights; empty = every example once.", above=0
+    )
     dev: list[str] = option([], "Files to evaluate on; empty = the dev files in the folders of `train`, if any.")
     dev_size: float = option(
         0.0,
         "Held out of `train` at random, by `train.seed`: a share below 1, or a number of examples; 0 = none.",
         minimum=0,
     )
+    streaming: bool = option(
+        False, "For files larger than memory: read and encode examples when they are needed; the batches are the same."
+    )
+    index_cache: str = option("", "Folder for the indices of `streaming`; empty = `index-cache` next to each file.")
     columns: list[str] = option(
         [], "Names of keys in the data that are others than in the format: `[question=instruction]`."
     )

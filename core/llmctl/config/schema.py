@@ -158,7 +158,9 @@ def _check(name: str, value: Any, hint: Any, rules: Mapping[str, Any], problems:
         near = difflib.get_close_matches(str(wrong[0]), [str(c) for c in rules["choices"]], 1)
         hint_text = f"; did you mean {near[0]}?" if near else ""
         problems.append(f"{name}={value!r}: allowed are {', '.join(map(str, rules['choices']))}{hint_text}")
-    elif isinstance(value, (int, float)) and not isinstance(value, bool) and not _in_range(value, rules):
+    elif any(
+        isinstance(item, (int, float)) and not isinstance(item, bool) and not _in_range(item, rules) for item in items
+    ):
         problems.append(f"{name}={value!r}: must be{_allowed(rules).replace('(', '').replace(')', '')}")
     return value
 
@@ -180,9 +182,10 @@ def _convert(value: Any, hint: Any) -> tuple[Any, bool]:
     if hint is str:
         return value, isinstance(value, str)
     if typing.get_origin(hint) is list:
-        if isinstance(value, str):
-            return [value], True
-        return value, isinstance(value, list) and all(isinstance(item, str) for item in value)
+        (kind,) = typing.get_args(hint)
+        found = [_convert(item, kind) for item in (value if isinstance(value, list) else [value])]
+        fits = all(good for _, good in found)
+        return [item for item, _ in found] if fits else value, fits
     if isinstance(hint, types.UnionType):
         return value, any(_convert(value, part)[1] for part in typing.get_args(hint) if part is not type(None))
     raise TypeError(f"no rule for fields of type {hint}")
@@ -226,5 +229,6 @@ def _unknown(key: str, prefix: str, known: list[str], root: type) -> str:
 def _type_name(hint: Any) -> str:
     names = {
         bool: "true or false", int: "an integer", float: "a number", str: "a string", str | int: "a string or an integer",
+        list[float]: "a number or a list of numbers",
     }  # fmt: skip
     return names.get(hint, "a string or a list of strings")

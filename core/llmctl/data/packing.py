@@ -7,16 +7,16 @@ count from the start of the document. Which documents share a row follows from t
 from __future__ import annotations
 
 import bisect
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.data.sft.encoding import IGNORE_INDEX
-
-D = TypeVar("D")
+from llmctl.data.lazy_rows import LazyRows
+from llmctl.data.sft.encoding import IGNORE_INDEX, identity
 
 
 class Packable(Protocol):
@@ -88,14 +88,50 @@ PACKERS: Mapping[str, Callable[[Sequence[int], int], list[list[int]]]] = {
 """Value of ``data.packing`` -> algorithm."""
 
 
-def shuffled(documents: Sequence[D], how: str, shuffle: bool, seed: int) -> Sequence[D]:
-    """The documents in packing order: shuffled for ``first-come``, which keeps the order, unless ``shuffle`` is off."""
-    if not shuffle or how != "first-come":
-        return documents
-    return [documents[index] for index in np.random.default_rng(seed).permutation(len(documents))]
+@dataclass(frozen=True)
+class Layout:
+    """Which documents are in which row.
+
+    Attributes:
+        rows: Indices of the documents of each row.
+        parts: Number of rows of each part.
+    """
+
+    rows: Sequence[Sequence[int]]
+    parts: Sequence[int]
+
+    @property
+    def digest(self) -> str:
+        """Hash of the layout."""
+        return hashlib.sha256(repr([list(map(int, row)) for row in self.rows]).encode()).hexdigest()
 
 
-def fill_summary(count: int, what: str, rows: Sequence[Any], capacity: int) -> str:
+def layout(
+    lengths: Sequence[int], capacity: int, how: str, parts: Sequence[int] | None = None, seed: int | None = None
+) -> Layout:
+    """Decides which documents share a row, from their lengths alone.
+
+    Args:
+        lengths: Tokens of each document.
+        capacity: Tokens that fit into a row; a longer document gets a row of its own.
+        how: ``none``, or a key of ``PACKERS``.
+        parts: Number of documents of each part, one after another, whose rows have no documents of others; None = one part.
+        seed: Seed of the order in which ``first-come`` takes documents; None = as given.
+    """
+    rows: list[Sequence[int]] = []
+    sizes, start = [], 0
+    for number, count in enumerate([len(lengths)] if parts is None else parts):
+        order = np.arange(start, start + count)
+        if seed is not None and how == "first-come":
+            order = order[np.random.default_rng([seed, number] if number else seed).permutation(count)]
+        chosen = [[i] for i in range(count)] if how == "none" else PACKERS[how]([lengths[i] for i in order], capacity)
+        rows += [[int(order[index]) for index in row] for row in chosen]
+        sizes.append(len(chosen))
+        start += count
+    return Layout(rows, sizes)
+
+
+def fill_summary(count: int, what: str, rows: LazyRows[Any], capacity: int) -> str:
     """A line on how full the rows are.
 
     Args:
@@ -104,14 +140,23 @@ def fill_summary(count: int, what: str, rows: Sequence[Any], capacity: int) -> s
         rows: The packed rows.
         capacity: Tokens that fit into a row.
     """
-    filled = sum(len(row.input_ids) for row in rows) / (len(rows) * capacity)
+    filled = int(rows.lengths.sum()) / (len(rows) * capacity)
     return f"packed: {count} {what} in {len(rows)} rows of {capacity} tokens, {filled:.1%} filled"
 
 
-def pack(documents: Sequence[Packable], capacity: int, how: str) -> list[PackedRow]:
+def packed(documents: LazyRows[Any], placed: Layout) -> LazyRows[PackedRow]:
+    """The rows of a layout; each is concatenated when it is asked for."""
+    return LazyRows(
+        lambda index: join([documents[number] for number in placed.rows[index]]),
+        [int(documents.lengths[list(row)].sum()) for row in placed.rows],
+        lambda: documents.digest + placed.digest,
+    )
+
+
+def pack(documents: Sequence[Packable], capacity: int, how: str) -> LazyRows[PackedRow]:
     """Packs all documents into rows of at most ``capacity`` tokens; a longer document gets a row of its own."""
-    lengths = [len(document.input_ids) for document in documents]
-    return [join([documents[index] for index in row]) for row in PACKERS[how](lengths, capacity)]
+    found = LazyRows.of(documents, identity)
+    return packed(found, layout([int(length) for length in found.lengths], capacity, how))
 
 
 def join(documents: Sequence[Packable]) -> PackedRow:

@@ -19,8 +19,10 @@ WAY_OUT = (
 )
 
 
-def read_files(files: Sequence[Path], parse: Parse[E], split: str = "train", read: ReadBytes | None = None) -> list[E]:
-    """Reads all examples, in the order of files and lines.
+def read_files(
+    files: Sequence[Path], parse: Parse[E], split: str = "train", read: ReadBytes | None = None
+) -> tuple[list[E], list[int]]:
+    """All examples, in the order of files and lines, and how many each file has.
 
     Args:
         files: The files.
@@ -32,6 +34,7 @@ def read_files(files: Sequence[Path], parse: Parse[E], split: str = "train", rea
         DataError: A file has no examples, or lines are not valid: each kind of mistake is named once, with its places.
     """
     examples: list[E] = []
+    counts: list[int] = []
     problems = Problems()
     for file in files:
         before = len(examples) + problems.count
@@ -42,8 +45,9 @@ def read_files(files: Sequence[Path], parse: Parse[E], split: str = "train", rea
                 problems.add(source, str(error))
         if len(examples) + problems.count == before:
             problems.add(str(file), "the file has no examples")
+        counts.append(len(examples) - sum(counts))
     check(problems, split)
-    return examples
+    return examples, counts
 
 
 def check(problems: Problems, split: str) -> None:
@@ -54,4 +58,4 @@ def check(problems: Problems, split: str) -> None:
 
 def read_split(paths: Sequence[Path], split: str, parse: Parse[E]) -> list[E]:
     """Reads all examples of a split; see ``find_files`` and ``read_files``."""
-    return read_files([file for path in paths for file in find_files(path, split).files], parse, split)
+    return read_files([file for path in paths for file in find_files(path, split).files], parse, split)[0]

@@ -116,6 +116,41 @@ class Description(TypedDict):
     arrays: dict[str, FileSum]
 
 
+class WrittenEntry(Description):
+    """The same, of an entry that is larger than memory: sizes of its other files, and what was found."""
+
+    others: dict[str, Count]
+    result: dict[str, Any]
+
+
+class Places(TypedDict):
+    """``result`` of the index of a file: what is before the numbers of its records."""
+
+    label: str
+
+
+class UnreadKey(TypedDict):
+    """A key with text that is not read: how many records have it, and the numbers of the first."""
+
+    count: Count
+    places: list[str]
+
+
+class Seen(TypedDict):
+    """``result`` of checking a file: format -> records, key -> where it is not read."""
+
+    formats: dict[str, Count]
+    unread: dict[str, UnreadKey]
+
+
+class Lengths(TypedDict):
+    """``result`` of encoding a split."""
+
+    truncated: Count
+    shortened: Count
+    digest: str
+
+
 class FamilyEvidence(TypedDict, total=False):
     """Tests of a family that passed, in ``evidence.json`` of its plugin."""
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import random
-import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from llmctl import tokenizers
 from llmctl.adapters.folder import is_adapter
@@ -16,34 +13,13 @@ from llmctl.checkpoint.build import CheckedModel, open_model
 from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.config import common
-from llmctl.data import reading
-from llmctl.data.files import find_files, note_of
 from llmctl.errors import ConfigError
-from llmctl.io.progress import Progress
 from llmctl.jobs import added_tokens, lengths, loggers, precision
-from llmctl.jobs.paths import find_model_folder, find_paths, output_folder, template_of
+from llmctl.jobs.paths import find_model_folder, output_folder, template_of
 from llmctl.plugins import Families, Plugin
 from llmctl.tokenizers import Tokenizer
 
 C = TypeVar("C", bound=Any)
-E = TypeVar("E")
-R = TypeVar("R", covariant=True)
-
-
-class ExamplesReader(Protocol[R]):
-    """Parses lines, and notes what it saw."""
-
-    def __call__(self, text: str | None, source: str, /) -> R:
-        """The example in a line; see ``reading.Parse``."""
-        ...
-
-    def summary(self) -> str:
-        """The formats that were found."""
-        ...
-
-    def warnings(self) -> list[str]:
-        """Warnings of keys that are not read."""
-        ...
 
 
 def find_model(config: C, family: str, task: str, families: Families) -> tuple[C, CheckedModel, Tokenizer, Path]:
@@ -127,6 +103,10 @@ def check_common(config: Any) -> None:
                 f"{section}.{key} is not set; set it in the configuration or with --set {section}.{key}=..."
             )
     data, output = config.data, config.output
+    if data.weights and len(data.weights) != len(data.train):
+        raise ConfigError(
+            f"data.weights has {len(data.weights)} numbers for the {len(data.train)} entries of data.train; give one for each"
+        )
     if data.dev and data.dev_size:
         raise ConfigError("data.dev and data.dev_size exclude each other; leave out one")
     if data.dev_size > 1 and data.dev_size != int(data.dev_size):
@@ -145,59 +125,3 @@ def _tokenizer(config: Any, plugin: Plugin, model: Path, dims: Dims) -> Tokenize
     tokenizer = tokenizers.load(model, template_of(config.data.chat_template, plugin), plugin.card)
     tokenizers.check_fits(tokenizer, dims.vocab, model)
     return tokenizer
-
-
-def read_data(
-    config: Any, plugin: Plugin, make_reader: Callable[[str, Sequence[str]], ExamplesReader[E]]
-) -> tuple[list[E], list[E], tuple[str, ...]]:
-    """Examples to train on and to evaluate on, from ``data.train`` and ``data.dev``, and notes on what was found.
-
-    Keys with text that is not read are named in a warning.
-
-    Args:
-        config: The configuration.
-        plugin: The family.
-        make_reader: Makes what parses lines, of ``data.format`` and ``data.columns``.
-
-    Raises:
-        DataError: Names every kind of mistake that lines have.
-        ConfigError: A key of ``train`` needs held-out examples, and there are none.
-    """
-    reader = make_reader(config.data.format, config.data.columns)
-    entries = [path for entry in config.data.train for path in find_paths(entry, "data.train", plugin)]
-    found = [find_files(path, "train") for path in entries]
-    if config.data.dev:
-        paths = [path for entry in config.data.dev for path in find_paths(entry, "data.dev", plugin)]
-        dev_files = [file for path in paths for file in find_files(path, "dev").files]
-    elif config.data.dev_size:
-        dev_files = []
-    else:
-        dev_files = [file for path in entries if path.is_dir() for file in find_files(path, "dev", True).files]
-    train = _read([file for files in found for file in files.files], "train", reader)
-    dev = _read(dev_files, "dev", reader)
-    if config.data.dev_size:
-        train, dev = _held_out(train, config.data.dev_size, config.train.seed)
-    for warning in reader.warnings():
-        warnings.warn(warning, UserWarning, stacklevel=2)
-    for key, idle in (("best_metric", "eval_loss"), ("patience", 0), ("eval_generate", False)):
-        value = getattr(config.train, key, idle)
-        if not dev and value != idle:
-            raise ConfigError(f"train.{key}={value} needs held-out examples; set data.dev")
-    left_out = note_of([path for files in found for path in files.left_out if path not in dev_files])
-    return train, dev, (reader.summary(), *([left_out] if left_out else []))
-
-
-def _read(files: Sequence[Path], split: str, reader: ExamplesReader[E]) -> list[E]:
-    with Progress(f"reading the {split} data", sum(file.stat().st_size for file in files)) as progress:
-        return reading.read_files(files, reader, split, progress)
-
-
-def _held_out(train: list[E], size: float, seed: int) -> tuple[list[E], list[E]]:
-    """The examples without those that are held out at random, and these; both in their order."""
-    count = round(size * len(train)) if size < 1 else int(size)
-    if not 0 < count < len(train):
-        raise ConfigError(
-            f"data.dev_size={size:g} holds out {count} of {len(train)} examples; some must be left on either side"
-        )
-    chosen = set(random.Random(seed).sample(range(len(train)), count))
-    return [row for index, row in enumerate(train) if index not in chosen], [train[index] for index in sorted(chosen)]

@@ -9,7 +9,8 @@ from llmctl.config.dpo import DpoConfig
 from llmctl.data.preference.encoding import check_preference
 from llmctl.data.preference.examples import Preference, PreferenceReader
 from llmctl.errors import ConfigError
-from llmctl.jobs.common import check_common, find_model, read_data
+from llmctl.jobs.common import check_common, find_model
+from llmctl.jobs.examples import read_data
 from llmctl.jobs.job import ExamplesJob
 from llmctl.plugins import Families
 
@@ -26,10 +27,10 @@ def check(config: DpoConfig, family: str = "auto", families: Families | None = N
     """The job of a configuration; see ``job.Check``."""
     _combinations(config)
     config, model, tokenizer, output = find_model(config, family, "dpo", families or Families())
-    train, dev, found = read_data(config, model.plugin, PreferenceReader)
-    for row in (*train, *dev):
+    examples = read_data(config, model.plugin, PreferenceReader)
+    for row in (*examples.train, *examples.dev):
         check_preference(row, tokenizer)
-    return DpoJob(config, model, tokenizer, output, train, dev, found)
+    return DpoJob(config, model, tokenizer, output, examples)
 
 
 def _combinations(config: DpoConfig) -> None:

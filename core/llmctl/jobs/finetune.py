@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from llmctl.config.finetune import FinetuneConfig
 from llmctl.data.sft.examples import Example, ExampleReader
 from llmctl.errors import ConfigError
-from llmctl.jobs.common import check_common, find_model, read_data
+from llmctl.jobs.common import check_common, find_model
+from llmctl.jobs.examples import read_data
 from llmctl.jobs.job import ExamplesJob
 from llmctl.plugins import Families
 from llmctl.tokenizers import Tokenizer
@@ -26,9 +28,9 @@ def check(config: FinetuneConfig, family: str = "auto", families: Families | Non
     """The job of a configuration; see ``job.Check``."""
     _combinations(config)
     config, model, tokenizer, output = find_model(config, family, "sft", families or Families())
-    train, dev, found = read_data(config, model.plugin, ExampleReader)
-    _check_turns([*train, *dev], tokenizer)
-    return FinetuneJob(config, model, tokenizer, output, train, dev, found)
+    examples = read_data(config, model.plugin, ExampleReader)
+    _check_turns((*examples.train, *examples.dev), tokenizer)
+    return FinetuneJob(config, model, tokenizer, output, examples)
 
 
 def _combinations(config: FinetuneConfig) -> None:
@@ -38,7 +40,7 @@ def _combinations(config: FinetuneConfig) -> None:
         raise ConfigError("train.best_metric=exact_match needs train.eval_generate=true")
 
 
-def _check_turns(examples: list[Example], tokenizer: Tokenizer) -> None:
+def _check_turns(examples: Iterable[Example], tokenizer: Tokenizer) -> None:
     from llmctl.data.sft.encoding import check_plain
 
     if tokenizer.chat_template is None:

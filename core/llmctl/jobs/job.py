@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from llmctl.adapters import base_model
 from llmctl.checkpoint.build import CheckedModel
+from llmctl.jobs.examples import Examples
 from llmctl.plugins import Families
 from llmctl.tokenizers import Tokenizer
 
@@ -59,20 +60,26 @@ class ExamplesJob(CheckedJob[C], Generic[C, E]):
 
     Attributes:
         noun: What its examples are called.
-        train: Examples to train on.
-        dev: Held-out examples to evaluate on; may be empty.
-        found: The formats of the files, and what was left out of them.
+        examples: The examples.
     """
 
     noun: ClassVar[str]
-    train: list[E]
-    dev: list[E]
-    found: tuple[str, ...]
+    examples: Examples[E]
+
+    @property
+    def train(self) -> Sequence[E]:
+        """Examples to train on."""
+        return self.examples.train
+
+    @property
+    def dev(self) -> Sequence[E]:
+        """Held-out examples to evaluate on; may be empty."""
+        return self.examples.dev
 
     @property
     def notes(self) -> Sequence[str]:
-        """What was found in the files."""
-        return self.found
+        """The formats of the files, and what was left out of them."""
+        return self.examples.notes
 
     def summary(self) -> str:
         """One line on what would run."""

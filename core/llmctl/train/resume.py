@@ -25,6 +25,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.test_iters",
     "train.recompute",
     "data.index_",
+    "data.streaming",
 )
 """Prefixes of the keys that may change when a run is resumed: they change no optimizer step."""
 

@@ -17,7 +17,7 @@ from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder
 from llmctl.data.sft.examples import ExampleReader, parse_example
 from llmctl.errors import ConfigError
 from llmctl.infer.text.prompt_file import read_prompts
-from llmctl.jobs.common import _held_out
+from llmctl.jobs.examples import _held_out
 
 ASKED, ANSWER = "Name a colour.", "Blue."
 CALL = {"name": "paint", "arguments": {"colour": "blue"}}
@@ -230,9 +230,11 @@ def test_configurations_know_the_names_of_all_formats():
 def test_held_out_examples_are_some_of_the_data_and_the_same_for_a_seed():
     rows = list(range(20))
     for size, count in ((0.1, 2), (5, 5)):
-        train, dev = _held_out(rows, size, 1)
-        assert len(dev) == count and sorted(train + dev) == rows and (train, dev) == _held_out(rows, size, 1)
-    assert _held_out(rows, 5, 1) != _held_out(rows, 5, 2)
+        train, dev, parts = _held_out(rows, [15, 5], size, 1)
+        assert len(dev) == count and sorted(train + dev) == rows
+        assert parts == [sum(row < 15 for row in train), sum(row >= 15 for row in train)]
+        assert (train, dev, parts) == _held_out(rows, [15, 5], size, 1)
+    assert _held_out(rows, [20], 5, 1) != _held_out(rows, [20], 5, 2)
     for size in (0.01, 20):
         with pytest.raises(ConfigError, match="some must be left"):
-            _held_out(rows, size, 1)
+            _held_out(rows, [20], size, 1)

@@ -8,7 +8,9 @@ import pytest
 from kit import damage
 
 from llmctl import plugins
-from llmctl.data.corpus.index_cache import DESCRIPTION, Cache
+from llmctl.data.index_cache import DESCRIPTION, Cache
+from llmctl.data.sft.examples import ExampleReader
+from llmctl.data.streaming import open_examples
 from llmctl.errors import FileError
 from llmctl.infer.text.resumable_output import ResumableOutput
 from llmctl.io import lock
@@ -90,6 +92,20 @@ def index_description(folder):
     return entry / DESCRIPTION, made, read
 
 
+def streamed_data(folder):
+    data = folder / "a.jsonl"
+    data.write_text('{"src": "a", "tgt": "b", "mood": "c"}\n' * 3)
+
+    def read():
+        reader = ExampleReader()
+        found = open_examples([data], ExampleReader, reader, "train", folder / "cache")
+        assert len(found) == 3 and found[1].question == "a" and reader.summary() and reader.warnings()
+
+    read()
+    (path,) = (file for file in (folder / "cache").glob(f"*/{DESCRIPTION}") if "seen in" in file.read_text())
+    return path, json.loads(path.read_text()), read
+
+
 def evidence(folder):
     plugin = plugins.load("llama")
     content = json.loads((plugin.folder / matrix.EVIDENCE).read_text())
@@ -112,7 +128,7 @@ def lock_file(folder):
     return path, lock._this_process(), read
 
 
-FILES = (run_json, metrics_row, best, trainer_state, manifest, index_description, evidence, lock_file)
+FILES = (run_json, metrics_row, best, trainer_state, manifest, index_description, streamed_data, evidence, lock_file)
 
 
 @pytest.mark.parametrize("make", FILES, ids=lambda make: make.__name__)

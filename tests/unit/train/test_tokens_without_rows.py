@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import llmctl
-from llmctl.data.sft.encoding import encode_each
+from llmctl.data.encoded import Coder, encode
 from llmctl.errors import DataError, TokenizerError
 from llmctl.infer.backend import BatchBackend
 from llmctl.infer.eager.layer import DynamicModel
@@ -52,7 +52,7 @@ def test_training_takes_the_model_and_names_the_lines_that_hold_the_token(tmp_pa
     made = config(tmp_path, model, [*rows, {"src": "A Blorp?", "tgt": "Yes"}, {"src": "Is it?", "tgt": "A Blorp"}])
     made["data"]["src_length"], made["output"]["dir"] = 32, str(tmp_path / "other")
     with pytest.raises(
-        DataError, match=r"(?s)train\.jsonl:3: .*'Blorp' with id .*\n.*train\.jsonl:4: .*model\.add_tokens"
+        DataError, match=r"2 lines \(.*train\.jsonl:3, .*train\.jsonl:4\): .*'Blorp' with id .*model\.add_tokens"
     ):
         llmctl.finetune(made, quiet=True)
 
@@ -79,9 +79,11 @@ def test_many_rows_that_cannot_be_encoded_are_counted():
         raise TokenizerError("no")
 
     rows = [SimpleNamespace(source=f"f:{i}") for i in range(12)]
-    with pytest.raises(DataError, match=r"(?s)f:0: no.*f:9: no\n  and 2 more$"):
-        encode_each(fail, rows)
-    assert encode_each(lambda row: None if row == rows[0] else 1, rows) == [1] * 11
+    with pytest.raises(DataError, match=r"12 examples cannot be encoded:\n  12 lines \(f:0, f:1, f:2 ...\): no$"):
+        encode(rows, Coder(fail, len, list))
+    kept = SimpleNamespace(truncated=False)
+    found = encode(rows, Coder(lambda row: None if row in rows[:2] else kept, lambda row: 3, list))
+    assert (found.dropped, found.kept[0], found.parts([3, 9])) == (2, 2, [1, 9])
 
 
 def test_a_chat_continues_after_a_message_with_the_token(model):

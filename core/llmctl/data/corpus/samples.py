@@ -19,9 +19,9 @@ from llmctl.config import pretrain
 from llmctl.config.pretrain import DEFAULT_SPLITS, SPLITS, PretrainDataConfig
 from llmctl.data.corpus import blend as blending
 from llmctl.data.corpus import sample_index
-from llmctl.data.corpus.index_cache import WAIT, Cache
 from llmctl.data.corpus.indexed import Corpus
 from llmctl.data.corpus.sample_index import SampleIndex
+from llmctl.data.index_cache import WAIT, Cache
 from llmctl.data.sft.encoding import IGNORE_INDEX
 from llmctl.errors import DataError
 
@@ -263,7 +263,7 @@ def _documents(corpus: Corpus, spec: SampleSpec, split: str) -> range:
 def _assigned(blend: blending.Blend, samples: int, spec: SampleSpec) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
     if len(blend.weights) == 1:
         return blending.assign(blend.weights, samples)
-    cache = Cache.for_corpus(blend.prefixes[0], spec.cache, wait=spec.wait)
+    cache = Cache.near(blend.prefixes[0], spec.cache, wait=spec.wait)
 
     def build() -> dict[str, NDArray]:
         chosen, within = blending.assign(blend.weights, samples)
@@ -293,6 +293,6 @@ def _share(corpus: Corpus, documents: range, samples: int, spec: SampleSpec, spl
         made = sample_index.build(corpus.sizes, documents, samples, spec.seq_length, spec.seed)
         return {"documents": made.documents, "starts": made.starts, "order": made.order}
 
-    arrays, cached = Cache.for_corpus(corpus.prefix, spec.cache, wait=spec.wait).get_or_build(description, build)
+    arrays, cached = Cache.near(corpus.prefix, spec.cache, wait=spec.wait).get_or_build(description, build)
     index = SampleIndex(arrays["documents"], arrays["starts"], arrays["order"])
     return CorpusShare(corpus, documents, samples or epochs.samples, index, cached)

@@ -6,11 +6,11 @@ both answers from the right, in proportion to their lengths. Earlier turns are k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from llmctl.data.encoded import Coder
 from llmctl.data.preference.examples import Preference
-from llmctl.data.sft.encoding import check_plain, encode_each, plain_prompt, prompt_ids, truncate_question, with_eos
+from llmctl.data.sft.encoding import check_plain, plain_prompt, prompt_ids, truncate_question, with_eos
 from llmctl.tokenizers.base import Tokenizer
 from llmctl.tokenizers.conversation import Conversation
 
@@ -39,17 +39,26 @@ class Pair:
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
-@dataclass(frozen=True)
-class PairCounts:
-    """Number of pairs, of those truncated, of those that lost earlier turns, and of those dropped.
+def row_length(pair: Pair, window: int | None) -> int:
+    """Tokens of a pair in a row.
 
-    A pair is dropped if, after truncation, an answer is empty or both are equal.
+    Args:
+        pair: The pair.
+        window: Sliding window of the model's attention, in tokens; a longer pair becomes two documents, because after the
+            chosen answer the rejected one would see less of the prompt than on its own.
     """
+    return len(pair) + (0 if is_shared(pair, window) else len(pair.prompt))
 
-    pairs: int
-    truncated: int
-    shortened: int
-    dropped: int
+
+def is_shared(pair: Pair, window: int | None) -> bool:
+    """Whether both answers of a pair are in one document, after one prompt; see ``row_length``."""
+    return window is None or len(pair) <= window
+
+
+def identity(pair: Pair) -> list[int]:
+    """Integers that identify the content of a pair."""
+    parts = (pair.prompt, pair.chosen, pair.rejected)
+    return [*map(len, parts), *(token for part in parts for token in part)]
 
 
 class PairEncoder:
@@ -81,13 +90,13 @@ class PairEncoder:
             return None
         return replace(pair, dropped_turns=left_out)
 
-    def encode_all(self, rows: Sequence[Preference]) -> tuple[list[Pair], PairCounts]:
-        """Encodes all preferences, without those that are dropped, and counts."""
-        pairs = encode_each(self.encode, rows)
-        truncated, shortened = (
-            sum(map(bool, flags)) for flags in ([p.truncated for p in pairs], [p.dropped_turns for p in pairs])
-        )
-        return pairs, PairCounts(len(rows), truncated, shortened, len(rows) - len(pairs))
+    def coder(self, window: int | None = None) -> Coder[Pair]:
+        """How pairs become rows, for ``data.encoded``.
+
+        Args:
+            window: Sliding window of the model's attention, in tokens; see ``row_length``.
+        """
+        return Coder(self.encode, lambda pair: row_length(pair, window), identity)
 
     def prompt(self, row: Preference) -> list[int]:
         """Token ids of everything before the answers, truncated as in training."""

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.data import packing
-from llmctl.data.preference.encoding import Pair
+from llmctl.data.lazy_rows import LazyRows, digest_of
+from llmctl.data.preference.encoding import Pair, identity, is_shared, row_length
 from llmctl.data.sft.encoding import IGNORE_INDEX
 
 CHOSEN, REJECTED = 0, 1
@@ -60,20 +61,31 @@ class PairRow:
         return self.packed.source
 
 
-def rows_of(pairs: Sequence[Pair], how: str = "none", capacity: int = 0, window: int | None = None) -> list[PairRow]:
-    """Lays out all pairs in rows, one per row or packed.
+def rows_of(
+    pairs: Sequence[Pair], how: str = "none", capacity: int = 0, window: int | None = None
+) -> LazyRows[PairRow]:
+    """Lays out all pairs in rows, one per row or packed; see ``packed``."""
+    lengths = [row_length(pair, window) for pair in pairs]
+    return packed(
+        LazyRows(pairs.__getitem__, lengths, lambda: digest_of(pairs, identity)),
+        packing.layout(lengths, capacity, how),
+        window,
+    )
+
+
+def packed(pairs: LazyRows[Pair], placed: packing.Layout, window: int | None) -> LazyRows[PairRow]:
+    """The rows of a layout; each is made when it is asked for.
 
     Args:
-        pairs: The pairs.
-        how: ``none``, or an algorithm of ``data.packing``.
-        capacity: Tokens in a packed row.
-        window: Sliding window of the model's attention, in tokens; a longer pair becomes two documents, because after the
-            chosen answer the rejected one would see less of the prompt than on its own.
+        pairs: The pairs; their lengths are those of ``row_length``.
+        placed: Which of them are in which row.
+        window: As for ``row_length``.
     """
-    packed = [_documents(pair, window is None or len(pair) <= window) for pair in pairs]
-    lengths = [sum(len(document.input_ids) for document in documents) for documents in packed]
-    chosen = [[i] for i in range(len(pairs))] if how == "none" else packing.PACKERS[how](lengths, capacity)
-    return [_row(pairs, packed, row) for row in chosen]
+    return LazyRows(
+        lambda index: _row([pairs[number] for number in placed.rows[index]], placed.rows[index], window),
+        [int(pairs.lengths[list(row)].sum()) for row in placed.rows],
+        lambda: pairs.digest + placed.digest,
+    )
 
 
 def collate(rows: Sequence[PairRow], pad_id: int, multiple: int = 1) -> dict[str, NDArray[np.int64]]:
@@ -116,24 +128,25 @@ def _document(pair: Pair, ids: list[int], positions: list[int], ends: list[int])
     return PairDocument(ids, [IGNORE_INDEX] * len(ids), positions, ends, pair.source)
 
 
-def _row(pairs: Sequence[Pair], packed: Sequence[list[PairDocument]], numbers: list[int]) -> PairRow:
+def _row(pairs: Sequence[Pair], numbers: Sequence[int], window: int | None) -> PairRow:
     columns: list[int] = []
     tokens: list[int] = []
     answers: list[int] = []
+    documents: list[PairDocument] = []
     start = 0
-    for place, number in enumerate(numbers):
-        pair = pairs[number]
+    for place, pair in enumerate(pairs):
+        shared = is_shared(pair, window)
         p, c = len(pair.prompt), len(pair.chosen)
         # End of the prompt that precedes the rejected answer, and start of that answer.
-        prompt_end, begin = (p, p + c) if len(packed[number]) == 1 else (p + c + p, p + c + p)
+        prompt_end, begin = (p, p + c) if shared else (p + c + p, p + c + p)
         for side, first, answer, after in ((CHOSEN, p, pair.chosen, p), (REJECTED, begin, pair.rejected, prompt_end)):
             columns += [start + after - 1, *range(start + first, start + first + len(answer) - 1)]
             tokens += answer
             answers += [2 * place + side] * len(answer)
-        start += sum(len(document.input_ids) for document in packed[number])
-    documents = [document for number in numbers for document in packed[number]]
+        documents += _documents(pair, shared)
+        start += row_length(pair, window)
     joined = packing.join(documents)
     # Each pair is listed once as a source, even if it is two documents.
-    source = ", ".join(pairs[number].source for number in numbers)
+    source = ", ".join(pair.source for pair in pairs)
     row = packing.PackedRow(joined.input_ids, joined.labels, joined.position_ids, joined.ends, source, len(documents))
-    return PairRow(list(numbers), row, columns, tokens, answers)
+    return PairRow([int(number) for number in numbers], row, columns, tokens, answers)

@@ -5,28 +5,17 @@ Labels are shifted: ``labels[t]`` is the token that position t predicts, or ``IG
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any
 
+from llmctl.data.encoded import Coder
 from llmctl.data.sft.examples import Example
-from llmctl.errors import DataError, TokenizerError
+from llmctl.errors import DataError
 from llmctl.tokenizers.base import ChatTemplate, Segment, Tokenizer
 from llmctl.tokenizers.conversation import Conversation
 
 IGNORE_INDEX = -100
-SHOWN = 10
-"""Rows that cannot be encoded are named up to this number."""
-
-
-class _Sourced(Protocol):
-    @property
-    def source(self) -> str:
-        """``file:line``."""
-
-
-S = TypeVar("S", bound=_Sourced)
-E = TypeVar("E")
 
 
 @dataclass(frozen=True)
@@ -37,15 +26,6 @@ class EncodedExample:
     labels: list[int]
     source: str
     truncated: bool
-
-
-@dataclass(frozen=True)
-class ExampleCounts:
-    """Number of examples, of those truncated, and of those dropped because no token of an answer was left."""
-
-    examples: int
-    truncated: int
-    dropped: int
 
 
 def prompt_ids(
@@ -133,28 +113,9 @@ def with_eos(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
     return ids if not eos_ids or any(token in eos_ids for token in ids) else [*ids, eos_ids[0]]
 
 
-def encode_each(encode: Callable[[S], E | None], rows: Iterable[S]) -> list[E]:
-    """Encodes every row, without those that are dropped (None).
-
-    Args:
-        encode: Encodes a row.
-        rows: Rows with a ``source``.
-
-    Raises:
-        DataError: Names the rows that cannot be encoded, such as one with a token that has no row in the embedding.
-    """
-    encoded, problems = [], []
-    for row in rows:
-        try:
-            made = encode(row)
-        except TokenizerError as error:
-            problems.append(f"{row.source}: {error}")
-        else:
-            encoded += [] if made is None else [made]
-    if problems:
-        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise DataError("cannot encode\n  " + "\n  ".join(problems[:SHOWN]) + more)
-    return encoded
+def identity(row: Any) -> list[int]:
+    """Integers that identify the content of a row with ids and labels."""
+    return [len(row.input_ids), *row.input_ids, *row.labels]
 
 
 class Encoder:
@@ -198,10 +159,10 @@ class Encoder:
             return [token for segment, _ in segments for token in segment]
         return self._source(asked, example.source)[0]
 
-    def encode_all(self, examples: Sequence[Example]) -> tuple[list[EncodedExample], ExampleCounts]:
-        """Encodes all examples, without those that are dropped, and counts."""
-        rows = encode_each(self.encode, examples)
-        return rows, ExampleCounts(len(examples), sum(row.truncated for row in rows), len(examples) - len(rows))
+    @property
+    def coder(self) -> Coder[EncodedExample]:
+        """How examples become rows, for ``data.encoded``."""
+        return Coder(self.encode, lambda row: len(row.input_ids), identity)
 
     def _source(self, chat: Conversation, where: str) -> tuple[list[int], bool]:
         check_plain(chat, where)

@@ -8,8 +8,10 @@ from typing import Any
 
 from llmctl.config.dpo import DpoLossConfig
 from llmctl.data import packing
+from llmctl.data.encoded import Encoded
+from llmctl.data.lazy_rows import LazyRows
 from llmctl.data.preference import rows as pair_rows
-from llmctl.data.preference.encoding import Pair, PairCounts, PairEncoder
+from llmctl.data.preference.encoding import Pair, PairEncoder
 from llmctl.data.preference.examples import Preference
 from llmctl.errors import ConfigError, DataError
 from llmctl.jobs.dpo import DpoJob
@@ -19,7 +21,14 @@ from llmctl.train.methods import dpo_reference
 from llmctl.train.methods.base import Method
 from llmctl.train.methods.dpo_loss import LOSSES, Ratios
 from llmctl.train.methods.dpo_task import DpoTask, Reference
-from llmctl.train.methods.examples import ExamplesData, generator_of, sampling_of
+from llmctl.train.methods.examples import (
+    ExamplesData,
+    encoded,
+    generator_of,
+    mixture_of,
+    parts_of,
+    sampling_of,
+)
 from llmctl.train.trainable.base import Trainable
 
 
@@ -28,13 +37,18 @@ def prepare(job: DpoJob, console: Console = STDOUT) -> ExamplesData:
 
     Raises:
         DataError: In no pair is a difference between the answers left.
+        ConfigError: The share of a file is too small.
     """
     settings = job.config.data
     encoder = PairEncoder(job.tokenizer, settings.max_prompt_length, settings.max_length)
-    rows = _rows(job, _encode(encoder, job.train, "train", console), settings.shuffle, console)
-    dev = _rows(job, _encode(encoder, job.dev, "dev", console), False, console) if job.dev else []
+    found = _encode(job, encoder, job.train, "train", console)
+    rows, parts = _rows(job, found.rows, parts_of(job, found), settings.shuffle, console)
+    dev: Sequence[Any] = []
+    if job.dev:
+        dev, _ = _rows(job, _encode(job, encoder, job.dev, "dev", console).rows, None, False, console)
     collate = partial(pair_rows.collate, pad_id=job.tokenizer.pad_id, multiple=settings.pad_to_multiple_of)
-    task = DpoTask(rows, dev, collate, loss_of(job.config.dpo), job.config.dpo.beta, **sampling_of(job))
+    sampling = {"mixture": mixture_of(job, parts), **sampling_of(job)}
+    task = DpoTask(rows, dev, collate, loss_of(job.config.dpo), job.config.dpo.beta, **sampling)
     shown = job.dev[: job.config.output.samples]
     return ExamplesData(task, generator_of(job, encoder), f"{len(job.dev)} held-out pairs", shown, _chosen)
 
@@ -74,32 +88,38 @@ def loss_of(settings: DpoLossConfig) -> Callable[[Ratios], Any]:
     return partial(LOSSES[settings.loss], beta=settings.beta, **smoothing)
 
 
-def _encode(encoder: PairEncoder, rows: Sequence[Preference], split: str, console: Console) -> list[Pair]:
-    pairs, counts = encoder.encode_all(rows)
-    if not pairs:
+def _encode(
+    job: DpoJob, encoder: PairEncoder, pairs: Sequence[Preference], split: str, console: Console
+) -> Encoded[Pair]:
+    found = encoded(job, pairs, encoder.coder(job.model.dims.get("window")), split, console)
+    if not len(found.rows):
         raise DataError(
-            f"of none of the {counts.pairs} {split} pairs is a difference between the answers left within "
+            f"of none of the {found.examples} {split} pairs is a difference between the answers left within "
             f"data.max_length={encoder.max_length}; raise it, or lower data.max_prompt_length"
         )
-    console.print(_summary(split, counts))
-    return pairs
+    console.print(_summary(split, found))
+    return found
 
 
-def _rows(job: DpoJob, pairs: Sequence[Pair], shuffle: bool, console: Console) -> list[pair_rows.PairRow]:
+def _rows(
+    job: DpoJob, pairs: LazyRows[Pair], parts: Sequence[int] | None, shuffle: bool, console: Console
+) -> tuple[LazyRows[pair_rows.PairRow], Sequence[int]]:
+    """The rows, packed if the configuration asks for it, and the number of those of each part."""
     settings = job.config.data
-    pairs = packing.shuffled(pairs, settings.packing, shuffle, job.config.train.seed)
     capacity = settings.packed_length or settings.max_length
-    rows = pair_rows.rows_of(pairs, settings.packing, capacity, job.model.dims.get("window"))
+    seed = job.config.train.seed if shuffle else None
+    placed = packing.layout(pairs.lengths.tolist(), capacity, settings.packing, parts, seed)
+    rows = pair_rows.packed(pairs, placed, job.model.dims.get("window"))
     if settings.packing != "none":
         console.print(packing.fill_summary(len(pairs), "pairs", rows, capacity))
-    return rows
+    return rows, placed.parts
 
 
-def _summary(split: str, counts: PairCounts) -> str:
-    cut = f", {counts.truncated} cut to length" if counts.truncated else ""
-    shortened = f", {counts.shortened} without their oldest turns" if counts.shortened else ""
+def _summary(split: str, found: Encoded[Pair]) -> str:
+    cut = f", {found.truncated} cut to length" if found.truncated else ""
+    shortened = f", {found.shortened} without their oldest turns" if found.shortened else ""
     why = "dropped because an answer was empty or both were the same within the length"
-    return f"{split}: {counts.pairs} pairs{cut}{shortened}{f', {counts.dropped} {why}' if counts.dropped else ''}"
+    return f"{split}: {found.examples} pairs{cut}{shortened}{f', {found.dropped} {why}' if found.dropped else ''}"
 
 
 def _chosen(row: Preference) -> str:

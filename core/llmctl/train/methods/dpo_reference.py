@@ -14,9 +14,9 @@ import numpy as np
 import paddle
 
 from llmctl.checkpoint import WeightFolder, atomic_file
+from llmctl.data.lazy_rows import by_length
 from llmctl.nn.dropout import disable_dropout
 from llmctl.train.console import STDOUT, Console
-from llmctl.train.methods.batch_sampler import by_length
 from llmctl.train.methods.dpo_task import DpoTask, answer_log_probs, identity
 from llmctl.train.trainable.base import Reference as BuildReference
 

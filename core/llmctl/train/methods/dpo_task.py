@@ -8,9 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 import paddle
 
+from llmctl.data.lazy_rows import by_length
 from llmctl.data.preference.rows import PairRow
 from llmctl.nn.loss import token_log_probs
-from llmctl.train.methods.batch_sampler import Collate, by_length
+from llmctl.train.methods.batch_sampler import Collate
 from llmctl.train.methods.dpo_loss import Ratios, sums
 from llmctl.train.methods.evaluate import hidden_states
 from llmctl.train.methods.examples import ExamplesTask

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llmctl.card.rope import context_length
+from llmctl.data.encoded import Coder, Encoded, encode
+from llmctl.data.lazy_rows import Identity
+from llmctl.data.mixing import Mixture
+from llmctl.data.streaming import StreamedExamples, encode_streamed
+from llmctl.io.digest import sha256_of_files
+from llmctl.io.progress import Progress
+from llmctl.train.console import Console
 from llmctl.train.methods.batch_sampler import BatchSampler, Collate
 from llmctl.train.methods.eval_generate import EvalGenerator
 from llmctl.train.task import Batch, Task
+
+TOKENIZER_FILES = (".json", ".jinja", ".model", ".tiktoken", ".txt")
+"""Suffixes of the files of a model folder that say how texts are encoded."""
 
 
 class ExamplesTask:
@@ -19,12 +30,13 @@ class ExamplesTask:
         train: Rows to train on.
         dev: Rows to evaluate on; may be empty.
         collate: Rows -> arrays.
-        identity: Integers that identify the content of a row.
+        identity: Integers that identify the content of a row, where the rows have no digest.
         batch_size: Rows of a forward pass.
         grad_accumulation: Forward passes of a step.
         eval_batch_size: Rows of a forward pass in an evaluation.
         seed: Seed of the shuffling.
         shuffle: Whether each epoch is shuffled.
+        mixture: Which rows an epoch has; None = all.
     """
 
     def __init__(
@@ -32,14 +44,15 @@ class ExamplesTask:
         train: Sequence[Any],
         dev: Sequence[Any],
         collate: Collate,
-        identity: Callable[[Any], Sequence[int]],
+        identity: Identity,
         batch_size: int,
         grad_accumulation: int = 1,
         eval_batch_size: int = 8,
         seed: int = 0,
         shuffle: bool = True,
+        mixture: Mixture | None = None,
     ) -> None:
-        self._sampler = BatchSampler(train, collate, identity, batch_size, grad_accumulation, seed, shuffle)
+        self._sampler = BatchSampler(train, collate, identity, batch_size, grad_accumulation, seed, shuffle, mixture)
         self.steps_per_epoch = self._sampler.steps_per_epoch
         self.dev, self.collate, self.eval_batch_size = dev, collate, eval_batch_size
 
@@ -94,6 +107,54 @@ def generator_of(job: Any, encoder: Any) -> EvalGenerator:
     """
     train, positions = job.config.train, context_length(job.model.dims)
     return EvalGenerator(encoder, train.eval_batch_size, train.eval_max_new_tokens, positions)
+
+
+def encoded(job: Any, examples: Sequence[Any], coder: Coder[Any], split: str, console: Console) -> Encoded[Any]:
+    """The examples of a split, encoded.
+
+    Args:
+        job: The job.
+        examples: Its examples.
+        coder: How they become rows.
+        split: ``"train"`` or ``"dev"``.
+        console: Where the run prints.
+    """
+    data, model = job.config.data, job.config.model
+    with Progress(f"encoding the {split} data", len(examples), console.quiet) as progress:
+        if not isinstance(examples, StreamedExamples):
+            return encode(examples, coder, True, progress)
+        names = ("src_length", "max_prompt_length", "max_length", "train_on", "chat_template")
+        settings = {
+            **{name: getattr(data, name) for name in names if hasattr(data, name)},
+            "command": job.command,
+            "card": job.model.plugin.card.hash(),
+            "tokenizer": sha256_of_files(job.model.folder, TOKENIZER_FILES),
+            "added": [model.add_tokens, model.add_special_tokens],
+        }
+        cache = Path(data.index_cache).expanduser() if data.index_cache else None
+        return encode_streamed(examples, coder, settings, cache, progress)
+
+
+def parts_of(job: Any, found: Encoded[Any]) -> list[int] | None:
+    """Number of encoded examples of each entry of ``data.train``, where they have weights; None where they are one."""
+    return found.parts(job.examples.parts) if job.config.data.weights else None
+
+
+def mixture_of(job: Any, parts: Sequence[int]) -> Mixture | None:
+    """The mixture that the configuration asks for.
+
+    Args:
+        job: The job.
+        parts: Rows of each entry of ``data.train``.
+
+    Raises:
+        ConfigError: The share of an entry is too small.
+    """
+    if not job.config.data.weights:
+        return None
+    mixture = Mixture(parts, job.config.data.weights)
+    mixture.check(job.config.data.train)
+    return mixture
 
 
 def sampling_of(job: Any) -> dict[str, Any]:

@@ -7,17 +7,27 @@ from functools import partial
 from typing import Any, Protocol
 
 from llmctl.data import packing
+from llmctl.data.encoded import Encoded
+from llmctl.data.lazy_rows import LazyRows, by_length
 from llmctl.data.sft import collate as batching
-from llmctl.data.sft.encoding import Encoder, ExampleCounts
+from llmctl.data.sft.encoding import Encoder, identity
 from llmctl.data.sft.examples import Example
 from llmctl.errors import DataError
 from llmctl.jobs.finetune import FinetuneJob
 from llmctl.train.console import STDOUT, Console
 from llmctl.train.methods.base import Method
-from llmctl.train.methods.batch_sampler import Collate, by_length
+from llmctl.train.methods.batch_sampler import Collate
 from llmctl.train.methods.eval_generate import EvalGenerator
 from llmctl.train.methods.evaluate import exact_match, token_metrics
-from llmctl.train.methods.examples import ExamplesData, ExamplesTask, generator_of, sampling_of
+from llmctl.train.methods.examples import (
+    ExamplesData,
+    ExamplesTask,
+    encoded,
+    generator_of,
+    mixture_of,
+    parts_of,
+    sampling_of,
+)
 from llmctl.train.methods.loss import next_token_loss
 from llmctl.train.task import Batch, Loss
 
@@ -53,7 +63,7 @@ class SftTask(ExamplesTask):
         extra_metrics: Callable[[Any], dict[str, float]] | None = None,
         **sampling: Any,
     ) -> None:
-        super().__init__(train, dev, collate, _identity, batch_size, grad_accumulation, **sampling)
+        super().__init__(train, dev, collate, identity, batch_size, grad_accumulation, **sampling)
         self._extra_metrics = extra_metrics
 
     def loss(self, model: Any, batch: Batch) -> Loss:
@@ -69,28 +79,27 @@ class SftTask(ExamplesTask):
         return {**token_metrics(model, map(self.collate, by_length(self.dev, self.eval_batch_size))), **extra}
 
 
-def _identity(row: Row) -> list[int]:
-    """The integers that identify a row when a run is resumed."""
-    return [len(row.input_ids), *row.input_ids, *row.labels]
-
-
 def prepare(job: FinetuneJob, console: Console = STDOUT) -> ExamplesData:
     """Encodes the job's examples and prints how many were cut or dropped.
 
     Raises:
         DataError: No example keeps an answer.
+        ConfigError: The share of a file is too small.
     """
     settings, train = job.config.data, job.config.train
     encoder = Encoder(job.tokenizer, settings.src_length, settings.max_length, settings.train_on)
-    rows: Sequence[Any] = _encode(encoder, job.train, "train", console)
-    dev: Sequence[Any] = _encode(encoder, job.dev, "dev", console) if job.dev else []
+    found = _encode(job, encoder, job.train, "train", console)
+    parts = parts_of(job, found)
+    rows: LazyRows[Any] = found.rows
+    dev: Sequence[Any] = _encode(job, encoder, job.dev, "dev", console).rows if job.dev else []
     collate = batching.collate
     if settings.packing != "none":
-        rows, dev, collate = _pack(job, rows, console), _pack(job, dev, console), packing.collate
+        rows, parts = _pack(job, rows, parts, console)
+        dev, collate = _pack(job, dev, None, console)[0] if job.dev else [], packing.collate
     collate = partial(collate, pad_id=job.tokenizer.pad_id, multiple=settings.pad_to_multiple_of)
     generator = generator_of(job, encoder)
     extra = partial(_exact_match, generator, job.dev) if train.eval_generate and job.dev else None
-    task = SftTask(rows, dev, collate, extra_metrics=extra, **sampling_of(job))
+    task = SftTask(rows, dev, collate, extra_metrics=extra, mixture=mixture_of(job, parts or ()), **sampling_of(job))
     shown = job.dev[: job.config.output.samples]
     return ExamplesData(task, generator, f"{len(job.dev)} held-out examples", shown, _answer)
 
@@ -102,31 +111,36 @@ def _answer(example: Example) -> str:
     return example.conversation.messages[-1].text
 
 
-def _encode(encoder: Encoder, examples: Sequence[Example], split: str, console: Console) -> list[Any]:
-    rows, counts = encoder.encode_all(examples)
-    if not rows:
+def _encode(
+    job: FinetuneJob, encoder: Encoder, examples: Sequence[Example], split: str, console: Console
+) -> Encoded[Any]:
+    found = encoded(job, examples, encoder.coder, split, console)
+    if not len(found.rows):
         raise DataError(
-            f"none of the {counts.examples} {split} examples keeps a token of its answer within "
+            f"none of the {found.examples} {split} examples keeps a token of its answer within "
             f"data.max_length={encoder.max_length}; raise data.max_length or lower data.src_length"
         )
-    console.print(_summary(split, counts))
-    return rows
+    console.print(_summary(split, found))
+    return found
 
 
-def _pack(job: FinetuneJob, rows: Sequence[Any], console: Console) -> list[packing.PackedRow]:
+def _pack(
+    job: FinetuneJob, rows: LazyRows[Any], parts: Sequence[int] | None, console: Console
+) -> tuple[LazyRows[packing.PackedRow], Sequence[int]]:
+    """The packed rows, and the number of those of each part."""
     settings = job.config.data
-    rows = packing.shuffled(rows, settings.packing, settings.shuffle, job.config.train.seed)
     capacity = settings.packed_length or settings.max_length
-    packed = packing.pack(rows, capacity, settings.packing)
-    if packed:
-        console.print(packing.fill_summary(len(rows), "examples", packed, capacity))
-    return packed
+    seed = job.config.train.seed if settings.shuffle else None
+    placed = packing.layout(rows.lengths.tolist(), capacity, settings.packing, parts, seed)
+    packed = packing.packed(rows, placed)
+    console.print(packing.fill_summary(len(rows), "examples", packed, capacity))
+    return packed, placed.parts
 
 
-def _summary(split: str, counts: ExampleCounts) -> str:
-    cut = f", {counts.truncated} cut to length" if counts.truncated else ""
-    dropped = f", {counts.dropped} dropped because no answer was left" if counts.dropped else ""
-    return f"{split}: {counts.examples} examples{cut}{dropped}"
+def _summary(split: str, found: Encoded[Any]) -> str:
+    cut = f", {found.truncated} cut to length" if found.truncated else ""
+    dropped = f", {found.dropped} dropped because no answer was left" if found.dropped else ""
+    return f"{split}: {found.examples} examples{cut}{dropped}"
 
 
 def _exact_match(generator: EvalGenerator, examples: Sequence[Example], model: Any) -> dict[str, float]:

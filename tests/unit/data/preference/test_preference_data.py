@@ -8,6 +8,7 @@ from kit.chat_templates import JINJA
 from kit.tiny_tokenizers import write_json
 
 from llmctl import tokenizers
+from llmctl.data.encoded import encode
 from llmctl.data.preference import rows as pair_rows
 from llmctl.data.preference.encoding import Pair, PairEncoder, check_preference
 from llmctl.data.preference.examples import Preference, parse_preference
@@ -135,8 +136,8 @@ def test_earlier_turns_come_back_newest_first_while_they_fit(chat):
 def test_a_pair_without_a_difference_within_its_length_is_dropped_and_counted(plain):
     alike = preference("hello world one", "hello world two", ["x " * 30])
     nothing = preference("b", "a " * 200, ["x " * 30])
-    pairs, counts = PairEncoder(plain, 8, 12).encode_all([preference("b", "c"), alike, nothing, nothing])
-    assert len(pairs) == 1 and (counts.pairs, counts.truncated, counts.dropped) == (4, 1, 3)
+    found = encode([preference("b", "c"), alike, nothing, nothing], PairEncoder(plain, 8, 12).coder())
+    assert len(found.rows) == 1 and (found.examples, found.truncated, found.dropped) == (4, 1, 3)
 
 
 SHORT = Pair([1, 2, 3], [4, 5], [6, 7, 8], "f:1")

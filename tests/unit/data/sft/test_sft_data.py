@@ -10,6 +10,7 @@ from kit.chat_templates import JINJA
 from kit.tiny_tokenizers import write_json
 
 from llmctl import tokenizers
+from llmctl.data.encoded import encode
 from llmctl.data.files import find_files
 from llmctl.data.reading import read_split
 from llmctl.data.sft.collate import collate
@@ -151,8 +152,8 @@ def test_what_a_template_alone_makes_too_long_is_not_cut(chat):
 
 
 def test_an_example_without_room_for_an_answer_is_dropped_and_counted(plain):
-    rows, counts = Encoder(plain, 9, 9).encode_all([example("a", "b"), example("the quick brown fox " * 9, "b")])
-    assert len(rows) == 1 and (counts.examples, counts.dropped) == (2, 1)
+    found = encode([example("a", "b"), example("the quick brown fox " * 9, "b")], Encoder(plain, 9, 9).coder)
+    assert len(found.rows) == 1 and (found.examples, found.dropped) == (2, 1)
 
 
 def test_prompt_of_generation_is_the_training_prefix(plain, chat):
@@ -205,7 +206,7 @@ def test_an_answer_without_an_end_token_gets_one(tmp_path):
 
 
 def test_batches_are_padded_on_the_right_to_the_multiple(plain):
-    rows, _ = Encoder(plain, 32, 64).encode_all([example("a", "b"), example()])
+    rows = encode([example("a", "b"), example()], Encoder(plain, 32, 64).coder).rows
     batch = collate(rows, plain.pad_id, multiple=8)
     assert batch["input_ids"].shape[1] % 8 == 0
     for i, row in enumerate(rows):

@@ -10,7 +10,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from llmctl.data.corpus.index_cache import DESCRIPTION, Cache
+from llmctl.data.index_cache import DESCRIPTION, Cache
 from llmctl.errors import DataError
 
 KEY = {"seed": 1}
@@ -87,7 +87,7 @@ def builder(tmp_path):
     program = textwrap.dedent(f"""
         import sys, numpy as np
         from pathlib import Path
-        from llmctl.data.corpus.index_cache import Cache
+        from llmctl.data.index_cache import Cache
 
         def build():
             print("building", flush=True)

@@ -1,0 +1,142 @@
+"""The examples of a job: files of every entry, read or indexed, and what is held out."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from llmctl.data import reading
+from llmctl.data.files import Files, find_files, note_of
+from llmctl.errors import ConfigError
+from llmctl.io.progress import Progress
+from llmctl.jobs.paths import find_paths
+from llmctl.plugins import Plugin
+
+E = TypeVar("E")
+
+
+@dataclass(frozen=True)
+class Examples(Generic[E]):
+    """The examples of a job.
+
+    Attributes:
+        train: Examples to train on, those of each entry of ``data.train`` after another.
+        dev: Held-out examples to evaluate on; may be empty.
+        parts: Number of examples of each entry.
+        notes: The formats of the files, and what was left out of them.
+    """
+
+    train: Sequence[E]
+    dev: Sequence[E]
+    parts: Sequence[int]
+    notes: Sequence[str]
+
+
+def read_data(config: Any, plugin: Plugin, make_reader: Callable[[str, Sequence[str]], Any]) -> Examples[Any]:
+    """Examples to train on and to evaluate on, from ``data.train`` and ``data.dev``.
+
+    Keys with text that is not read are named in a warning.
+
+    Args:
+        config: The configuration.
+        plugin: The family.
+        make_reader: Makes what parses lines, of ``data.format`` and ``data.columns``.
+
+    Raises:
+        DataError: Names every kind of mistake that lines have.
+        ConfigError: A key of ``train`` needs held-out examples, and there are none.
+    """
+    data = config.data
+    found = [[find_files(path, "train") for path in find_paths(entry, "data.train", plugin)] for entry in data.train]
+    dev_files = _dev_files(data, plugin)
+
+    def make() -> Any:
+        return make_reader(data.format, data.columns)
+
+    reader = make()
+    files = [[file for one in entry for file in one.files] for entry in found]
+    train, parts = _read(data, files, "train", make, reader)
+    dev, _ = _read(data, [dev_files], "dev", make, reader) if dev_files else ([], [])
+    if data.dev_size:
+        train, dev, parts = _held_out(train, parts, data.dev_size, config.train.seed)
+    for warning in reader.warnings():
+        warnings.warn(warning, UserWarning, stacklevel=2)
+    for key, idle in (("best_metric", "eval_loss"), ("patience", 0), ("eval_generate", False)):
+        value = getattr(config.train, key, idle)
+        if not dev and value != idle:
+            raise ConfigError(f"train.{key}={value} needs held-out examples; set data.dev")
+    left_out = _left_out([one for entry in found for one in entry], dev_files)
+    return Examples(train, dev, parts, [reader.summary(), *([left_out] if left_out else [])])
+
+
+def _dev_files(data: Any, plugin: Plugin) -> list[Path]:
+    """The files of ``data.dev``, or those in folders of ``data.train``."""
+    if data.dev_size:
+        return []
+    entries, optional = (data.dev, False) if data.dev else (data.train, True)
+    paths = [path for entry in entries for path in find_paths(entry, f"data.{'train' if optional else 'dev'}", plugin)]
+    return [file for path in paths if not optional or path.is_dir() for file in find_files(path, "dev", optional).files]
+
+
+def _left_out(found: Sequence[Files], dev_files: Sequence[Path]) -> str | None:
+    """A note on files that are neither trained nor evaluated on."""
+    used = {parent for file in dev_files for parent in (file.resolve(), file.resolve().parent)}
+    return note_of([path for files in found for path in files.left_out if path.resolve() not in used])
+
+
+def _read(
+    data: Any, files: Sequence[Sequence[Path]], split: str, make: Callable[[], Any], reader: Any
+) -> tuple[Sequence[Any], list[int]]:
+    """The examples of files, and how many each entry has.
+
+    Args:
+        data: The section ``data``.
+        files: The files of each entry.
+        split: What they are for.
+        make: Makes what parses lines.
+        reader: Parses lines, and gets what is seen in them.
+    """
+    paths = [file for entry in files for file in entry]
+    with Progress(f"reading the {split} data", sum(file.stat().st_size for file in paths)) as progress:
+        if data.streaming:
+            from llmctl.data.streaming import open_examples
+
+            cache = Path(data.index_cache).expanduser() if data.index_cache else None
+            streamed = open_examples(paths, make, reader, split, cache, progress)
+            counts = iter([len(file) for file in streamed.files])
+            return streamed, [sum(next(counts) for _ in entry) for entry in files]
+        read, counted = reading.read_files(paths, reader, split, progress)
+    counts = iter(counted)
+    return read, [sum(next(counts) for _ in entry) for entry in files]
+
+
+def _held_out(
+    train: Sequence[E], parts: Sequence[int], size: float, seed: int
+) -> tuple[Sequence[E], Sequence[E], list[int]]:
+    """The examples without those that are held out at random, these, and how many are left of each part."""
+    count = round(size * len(train)) if size < 1 else int(size)
+    if not 0 < count < len(train):
+        raise ConfigError(
+            f"data.dev_size={size:g} holds out {count} of {len(train)} examples; some must be left on either side"
+        )
+    chosen = set(random.Random(seed).sample(range(len(train)), count))
+    kept = array("q", (index for index in range(len(train)) if index not in chosen))
+    left, start = [], 0
+    for part in parts:
+        left.append(part - sum(start <= index < start + part for index in chosen))
+        start += part
+    return _some(train, kept), _some(train, sorted(chosen)), left
+
+
+def _some(rows: Sequence[E], numbers: Sequence[int]) -> Sequence[E]:
+    if isinstance(rows, list):
+        return [rows[number] for number in numbers]
+    import numpy as np
+
+    chosen: Sequence[E] = rows.choose(np.array(numbers, np.int64))  # type: ignore[attr-defined]
+    return chosen
