@@ -76,7 +76,7 @@ class Reader(Generic[T]):
         files: dict[str, list[str]] = {}
         for file, formats in self.found.items():
             counted = " and ".join(f"{name} in {_lines(count)}" for name, count in formats.items())
-            files.setdefault(counted if len(formats) > 1 else next(iter(formats)), []).append(file)
+            files.setdefault(counted if len(formats) > 1 else "".join(formats), []).append(file)
         return "data format: " + "; ".join(
             f"{what} ({', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''})"
             for what, names in files.items()
