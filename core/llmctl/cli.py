@@ -23,6 +23,10 @@ from llmctl.runtime.distributions import entry_points
 COMMANDS_GROUP = "llmctl.commands"
 COMMANDS = {
     "bench": ("llmctl.commands.bench:command", "Benchmark inference on this machine: throughput, latency, memory."),
+    "config-schema": (
+        "llmctl.commands.config_schema:command",
+        "Print the JSON Schema of configurations, for editors.",
+    ),
     "convert": ("llmctl.commands.convert:command", "Convert a model folder to another layout or dtype."),
     "data": ("llmctl.commands.data:group", "Build, check and inspect training data."),
     "dpo": ("llmctl.commands.dpo:command", "Train a model on preference pairs (DPO)."),
