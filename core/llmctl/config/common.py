@@ -164,8 +164,12 @@ class CommonTrainConfig:
     seed: int = option(42, "Random seed of initialization, data order and dropout.", minimum=0, maximum=2**32 - 1)
     log_every: int = option(10, "Log metrics every N steps.", minimum=1)
     log_to: list[str] = option(
-        ["none"], "Where to log metrics, in addition to metrics.jsonl.", choices=("none", "tensorboard", "visualdl")
+        ["none"],
+        "Where to log metrics, in addition to metrics.jsonl.",
+        choices=("none", "tensorboard", "visualdl", "wandb", "swanlab", "mlflow"),
     )
+    project: str = option("llmctl", "Project of `wandb` and `swanlab`, experiment of `mlflow`.")
+    run_name: str = option("", "Name of the run there; empty = that of the output folder.")
     save_total_limit: int = option(2, "Newest checkpoints to keep, in addition to the best one; 0 = all.", minimum=0)
     recompute: str = option(
         "none",

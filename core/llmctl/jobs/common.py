@@ -116,7 +116,7 @@ def check_common(config: Any) -> None:
     common.check_updates(config.train)
     precision.check(config.model.dtype, config.train)
     precision.of(config.model.dtype, config.train)
-    loggers.check(config.train.log_to)
+    loggers.check(config.train)
     if output.resume and output.overwrite:
         raise ConfigError("output.resume and output.overwrite exclude each other; set one")
 

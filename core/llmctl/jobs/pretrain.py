@@ -126,7 +126,7 @@ def _combinations(config: PretrainConfig) -> None:
     common.check_updates(train)
     precision.check(config.model.dtype, train)
     precision.of(config.model.dtype, train)
-    loggers.check(train.log_to)
+    loggers.check(train)
     if output.resume and output.overwrite:
         raise ConfigError("output.resume and output.overwrite exclude each other; set one")
 

@@ -14,6 +14,6 @@ An output folder holds::
     best.json                      the best checkpoint and its metric
     checkpoints/step-000020/       a model or adapter folder, with optimizer.safetensors and trainer_state.json
     model/                         the final model: weights, configuration, tokenizer, chat template; or the adapter
-    tensorboard/, visualdl/        the metrics again, if train.log_to asks for them
+    tensorboard/, wandb/ ...       the metrics again, if train.log_to asks for them
     nan_step.json                  only after a step whose loss or gradient was not finite: its examples
 """

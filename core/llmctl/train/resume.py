@@ -18,6 +18,8 @@ from llmctl.train.run_info import run_info
 MAY_CHANGE_ON_RESUME = (
     "output.",
     "train.log_",
+    "train.project",
+    "train.run_name",
     "train.stats_every",
     "train.save",
     "train.eval_batch_size",

@@ -17,6 +17,7 @@ from typing import Any
 
 from llmctl import runtime
 from llmctl.checkpoint import atomic_file, atomic_folder
+from llmctl.config import schema
 from llmctl.config.common import warmup_steps
 from llmctl.io.checksums import write_manifest
 from llmctl.jobs import added_tokens, registry
@@ -26,12 +27,14 @@ from llmctl.jobs.precision import Precision
 from llmctl.report.next_commands import try_line
 from llmctl.runtime import operators
 from llmctl.train import activation_checkpointing, resume
-from llmctl.train.callbacks import checkpoints, metrics_log, scalar_writers
+from llmctl.train.callbacks import checkpoints, metrics_log
 from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.callbacks.early_stopping import EarlyStopping
 from llmctl.train.callbacks.ema import EMA
 from llmctl.train.callbacks.run_record import RunRecord, write_info
 from llmctl.train.callbacks.tensor_stats import TensorStats
+from llmctl.train.callbacks.tracker_writer import RunFacts
+from llmctl.train.callbacks.writers import writers_of
 from llmctl.train.console import STDOUT, Console
 from llmctl.train.interrupt import Interrupted, ends_at_once
 from llmctl.train.loop import Loop, NonFiniteError
@@ -182,7 +185,8 @@ def _loop(setup: Setup, start: Path | None, callbacks: Sequence[Callback]) -> tu
 def _own_callbacks(setup: Setup, fingerprint: str) -> list[Callback]:
     """The callbacks of every run, in order: later ones read what earlier ones wrote."""
     train, output, ema = setup.job.config.train, setup.job.output, setup.ema
-    writers = scalar_writers.scalar_writers(train.log_to, output)
+    facts = RunFacts(train.project, train.run_name or output.resolve().name, schema.to_dict(setup.job.config))
+    writers = writers_of(train.log_to, output, facts)
     saver = checkpoints.CheckpointSaver(
         output,
         lambda folder: _save_checkpoint(setup, folder),

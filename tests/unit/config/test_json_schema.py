@@ -117,7 +117,10 @@ def test_the_command_of_the_page_prints_it(capsys):
     (line,) = shown("docs/configuration.md")
     with pytest.raises(SystemExit) as end:
         main(line.split()[1:])
-    assert end.value.code == 0 and json.loads(capsys.readouterr().out) == {**SCHEMAS["finetune"], "title": "llmctl finetune"}
+    assert end.value.code == 0 and json.loads(capsys.readouterr().out) == {
+        **SCHEMAS["finetune"],
+        "title": "llmctl finetune",
+    }
 
 
 def test_what_is_printed_as_a_configuration_is_valid(tmp_path):

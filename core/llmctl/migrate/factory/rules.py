@@ -16,6 +16,7 @@ from llmctl.migrate.factory import datasets
 NEVER = 10**9
 """An interval in steps that no run reaches."""
 
+LOGGERS = ("tensorboard", "wandb", "swanlab", "mlflow")
 OWN = ("stage", "finetuning_type", "cutoff_len", "template", "dataset", "lora_target")
 """Keys that no other program's files have."""
 
@@ -259,15 +260,28 @@ def the_rest(old: Old, command: str) -> Values:
         raise ValueError(f"resume_from_checkpoint={resume}: set output_dir to the folder of the run, and true")
     if resume and str(resume).lower() == "true":
         values["output.resume"] = True
-    return {**values, "train.log_to": _loggers(old)}
+    return {**values, "train.log_to": _loggers(old), **_run_names(old)}
 
 
 def _loggers(old: Old) -> list[str]:
-    names = datasets.names_of(old.get("report_to") or "none")
-    unknown = [name for name in names if name not in ("none", "tensorboard")]
-    if unknown or old.get("use_swanlab"):
-        raise ValueError(f"report_to={', '.join(unknown) or 'swanlab'} is not supported; use tensorboard")
-    return names
+    names = [name for name in datasets.names_of(old.get("report_to")) if name != "none"]
+    names += ["swanlab"] if old.get("use_swanlab") and "swanlab" not in names else []
+    unknown = [name for name in names if name not in LOGGERS]
+    if unknown:
+        raise ValueError(f"report_to={', '.join(unknown)} is not supported; use {', '.join(LOGGERS)}")
+    return names or ["none"]
+
+
+def _run_names(old: Old) -> Values:
+    """Names that services show."""
+    if not set(_loggers(old)) & {"wandb", "swanlab", "mlflow"}:
+        return {}
+    swanlab = bool(old.get("use_swanlab"))
+    names = {
+        "train.project": (swanlab and old.get("swanlab_project")) or old.get("project"),
+        "train.run_name": (swanlab and old.get("swanlab_run_name")) or old.get("run_name"),
+    }
+    return {key: value for key, value in names.items() if value}
 
 
 def effects(old: Old, command: str) -> dict[str, str]:

@@ -266,9 +266,9 @@ def logs(old: Old, command: str) -> Values:
     """Where metrics are logged."""
     value = old.get("report_to") or "none"
     names = [value] if isinstance(value, str) else list(value)
-    unknown = [name for name in names if name not in ("none", "visualdl", "tensorboard", "all")]
+    unknown = [name for name in names if name not in ("none", "visualdl", "tensorboard", "wandb", "all")]
     if unknown:
-        raise ValueError(f"report_to={unknown[0]} is not supported; use visualdl or tensorboard")
+        raise ValueError(f"report_to={unknown[0]} is not supported; use visualdl, tensorboard or wandb")
     return {"train.log_to": ["tensorboard", "visualdl"] if "all" in names else names}
 
 

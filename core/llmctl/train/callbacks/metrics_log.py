@@ -11,7 +11,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llmctl.checkpoint import atomic_file
 from llmctl.io.atomic import explain_os_errors
@@ -19,7 +19,14 @@ from llmctl.report.curve import draw
 from llmctl.report.folder import read_rows as read
 from llmctl.runtime import memory
 from llmctl.train.callbacks.base import Callback, LoopSettings, StepMetrics
-from llmctl.train.callbacks.scalar_writers import ScalarWriter
+
+
+class RowWriter(Protocol):
+    """Where rows go besides."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Writes a row."""
+        ...
 
 
 class MetricsLogger(Callback):
@@ -31,7 +38,7 @@ class MetricsLogger(Callback):
         writers: Get every row too.
     """
 
-    def __init__(self, folder: Path, every: int, writers: Sequence[ScalarWriter] = ()) -> None:
+    def __init__(self, folder: Path, every: int, writers: Sequence[RowWriter] = ()) -> None:
         self._writers = writers
         self.metrics, self.curve, self.every = folder / "metrics.jsonl", folder / "curve.svg", every
         self._tokens, self._seconds, self._last = 0, 0.0, 0

@@ -6,7 +6,7 @@ A number of a step is ``train/NAME``, one of an evaluation ``evaluation/NAME``.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,6 @@ class ScalarWriter(Callback):
 
     def on_train_end(self) -> None:
         self._writer.close()
-
-
-def scalar_writers(names: Sequence[str], folder: Path) -> list[ScalarWriter]:
-    """The writers of these values of ``train.log_to``."""
-    return [ScalarWriter(name, folder) for name in dict.fromkeys(names) if name != "none"]
 
 
 def _writer(name: str, folder: Path, first_step: int) -> Any:

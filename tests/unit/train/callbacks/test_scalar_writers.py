@@ -7,10 +7,16 @@ import pytest
 from kit.metric_logs import play
 from tensorboardX.proto.event_pb2 import Event
 
-from llmctl.config import finetune, schema
+from llmctl.config import common, finetune, schema
 from llmctl.errors import ConfigError, MissingDependencyError
 from llmctl.jobs import loggers
-from llmctl.train.callbacks import metrics_log, scalar_writers
+from llmctl.train.callbacks import metrics_log
+from llmctl.train.callbacks.tracker_writer import RunFacts
+from llmctl.train.callbacks.writers import writers_of
+
+
+def logging_to(*names):
+    return common.CommonTrainConfig(log_to=list(names))
 
 
 def events(folder):
@@ -26,7 +32,7 @@ def events(folder):
 
 
 def run(folder, **steps):
-    writers = scalar_writers.scalar_writers(["tensorboard"], folder)
+    writers = writers_of(["none", "tensorboard"], folder, RunFacts("project", "run", {}))
     logger = metrics_log.MetricsLogger(folder, 1, writers)
 
     class Both:
@@ -62,14 +68,14 @@ def test_a_continued_run_has_tensorboard_drop_later_steps(tmp_path):
 def test_a_package_that_is_absent_is_named_with_what_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "visualdl", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'paddle-llmctl\[visualdl\]'"):
-        loggers.check(["tensorboard", "visualdl"])
-    loggers.check(["tensorboard"])
+        loggers.check(logging_to("tensorboard", "visualdl"))
+    loggers.check(logging_to("tensorboard"))
 
 
 def test_one_name_or_a_list_but_not_none_with_others():
     made = schema.build(finetune.FinetuneConfig, {"train": {"log_to": "tensorboard"}})
     assert made.train.log_to == ["tensorboard"]
     with pytest.raises(ConfigError, match="none cannot be combined"):
-        loggers.check(["none", "tensorboard"])
+        loggers.check(logging_to("none", "tensorboard"))
     with pytest.raises(ConfigError, match="did you mean tensorboard"):
         schema.build(finetune.FinetuneConfig, {"train": {"log_to": ["tensorbord"]}})
