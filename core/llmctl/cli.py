@@ -30,7 +30,7 @@ COMMANDS = {
     "convert": ("llmctl.commands.convert:command", "Convert a model folder to another layout or dtype."),
     "data": ("llmctl.commands.data:group", "Build, check and inspect training data."),
     "dpo": ("llmctl.commands.dpo:command", "Train a model on preference pairs (DPO)."),
-    "env": ("llmctl.commands.env:command", "Show versions, threads and other settings of this machine."),
+    "env": ("llmctl.commands.env:command", "Show processor, memory, GPUs, versions, paths and settings."),
     "export": ("llmctl.commands.export:command", "Export a model as a static program or as packed weights."),
     "finetune": ("llmctl.commands.finetune:command", "Fine-tune a model on prompts and answers (SFT)."),
     "generate": ("llmctl.commands.generate:command", "Generate text: prompts, files, chat."),
