@@ -15,25 +15,6 @@ PAGES = [
 ]
 """All but the change log, which also names what was there once."""
 
-RUN = {
-    "README.md": "tests/e2e/test_readme.py",
-    "docs/coming-from.md": "tests/e2e/test_coming_from_page.py",
-    "docs/data.md": "tests/e2e/test_data_page.py",
-    "docs/dpo.md": "tests/e2e/test_dpo_page.py",
-    "docs/finetune.md": "tests/e2e/test_finetune_page.py",
-    "docs/first-steps.md": "tests/e2e/test_readme.py",
-    "docs/gpu.md": "tests/e2e/test_shown_names.py",
-    "docs/hub.md": "tests/e2e/test_hub.py",
-    "docs/inference.md": "tests/e2e/test_inference_page.py",
-    "docs/lora.md": "tests/e2e/test_lora_page.py",
-    "docs/migrating.md": "tests/e2e/test_migrating_page.py",
-    "docs/migrating-llama-factory.md": "tests/e2e/test_migrating_page.py",
-    "docs/operators.md": "ops/tests/test_ops_page.py",
-    "docs/prefix.md": "tests/e2e/test_prefix_page.py",
-    "docs/pretraining.md": "tests/e2e/test_data_page.py",
-}
-"""Page -> the test that runs the commands in its shell blocks, in order."""
-
 NOT_RUN = {
     "CONTRIBUTING.md": "they are what runs the tests",
     "docs/goldens.md": "recording needs torch and the authors' code; tests compare with what was recorded",
@@ -49,14 +30,24 @@ def in_backticks(page):
     return re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```$", "", text(page), flags=re.MULTILINE | re.DOTALL))
 
 
-def test_the_commands_of_every_page_are_run_by_a_test_or_listed_with_a_reason():
-    # The blocks of a translation are those of the English page: test_translations.py.
-    with_blocks = {page for page in PAGES if "```sh\n" in text(page) and "zh" not in page}
-    assert with_blocks == {*RUN, *NOT_RUN}
-    for page, test in RUN.items():
-        source = (ROOT / test).read_text(encoding="utf-8")
-        name = page.rpartition("/")[2].removesuffix(".md")
-        assert name in source and re.search(r"\b(shown|follow)\(", source), f"{test} does not run {page}"
+TESTS = [*sorted((ROOT / "tests").rglob("test_*.py")), *sorted((ROOT / "ops" / "tests").glob("test_*.py"))]
+
+# The blocks of a translation are those of the English page: test_translations.py.
+WITH_COMMANDS = [page for page in PAGES if "```sh\n" in text(page) and "zh" not in page]
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS)
+def test_the_commands_of_a_page_are_run_by_a_test_or_listed_with_a_reason(page):
+    if page in NOT_RUN:
+        return
+    name = page.rpartition("/")[2]
+    naming = [test for test in TESTS if re.search(rf'"(docs/)?{re.escape(name)}"', test.read_text(encoding="utf-8"))]
+    running = [test for test in naming if re.search(r"\b(shown|follow)\(", test.read_text(encoding="utf-8"))]
+    assert running, f"no test runs the commands of {page}, by shown() or follow() of tests/kit"
+
+
+def test_pages_that_are_not_run_show_commands():
+    assert set(NOT_RUN) <= set(WITH_COMMANDS)
 
 
 @pytest.mark.parametrize("page", PAGES)
