@@ -78,7 +78,7 @@ def wrong_config(text: str) -> str:
     wrong = []
     for cls in CONFIGS:
         try:
-            schema.build(cls, yaml.safe_load(text))
+            schema.build(cls, yaml.safe_load(text) or {})
             return ""
         except LlmctlError as error:
             wrong.append(str(error))
