@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "tools" / "site"))
 from pages import LINK, OUTSIDE, address, anchors, prose
 
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (
-    *OUTSIDE, "README.zh.md", *(f"docs/{path.relative_to(ROOT / 'docs').as_posix()}" for path in (ROOT / "docs").rglob("*.md"))
+    *OUTSIDE, "README.zh.md", *(f"docs/{path.relative_to(ROOT / 'docs').as_posix()}" for path in sorted((ROOT / "docs").rglob("*.md")))
 )}  # fmt: skip
 """Path in the repository -> text."""
 
