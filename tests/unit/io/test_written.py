@@ -99,7 +99,7 @@ def streamed_data(folder):
     def read():
         reader = ExampleReader()
         found = open_examples([data], ExampleReader, reader, "train", folder / "cache")
-        assert len(found) == 3 and found[1].question == "a" and reader.summary() and reader.warnings()
+        assert len(found) == 3 and found[1].question == "a" and (reader.summary(), reader.warnings())
 
     read()
     (path,) = (file for file in (folder / "cache").glob(f"*/{DESCRIPTION}") if "seen in" in file.read_text())
