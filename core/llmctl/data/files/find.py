@@ -56,7 +56,8 @@ def find_files(path: Path, split: str, optional: bool = False) -> Files:
     """
     if path.is_file():
         return Files([path])
-    found = _of_datasets(path, split) or _of_folder(path, SPLITS[split][:1] if optional else SPLITS[split])
+    names = SPLITS[split][:1] if optional else SPLITS[split]
+    found = _of_datasets(path, split, names, optional) or _of_folder(path, names)
     if found is None and split == "train":
         inside = [*_data_files(path), *_data_files(path / "data")]
         found = _divided(inside) if _divided(inside).files else None
@@ -69,15 +70,17 @@ def find_files(path: Path, split: str, optional: bool = False) -> Files:
     return found or Files([])
 
 
-def _of_datasets(path: Path, split: str) -> Files | None:
+def _of_datasets(path: Path, split: str, names: Sequence[str], optional: bool) -> Files | None:
     """What ``save_to_disk`` wrote: a dataset, or a dictionary of them."""
     if (path / "state.json").is_file():
         return Files(_named(path)) if split == "train" else None
     if not (path / "dataset_dict.json").is_file():
         return None
     folders = {name: path / name for name in _read(path / "dataset_dict.json", "splits")}
-    chosen = next((name for name in SPLITS[split] if name in folders), None)
+    chosen = next((name for name in names if name in folders), None)
     if chosen is None:
+        if optional:
+            return None
         raise DataError(
             f"{path} has no split {split}; it has {', '.join(folders) or 'none'}. Name the folder of one, such as "
             f"{path / next(iter(folders), split)}"

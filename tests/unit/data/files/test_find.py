@@ -64,6 +64,7 @@ def test_folders_of_datasets_are_read(tmp_path):
     write_datasets(tmp_path / "more", {"train": [ROW], "test": [ROW]})
     assert found(tmp_path / "more") == (["train/data-00000-of-00001.arrow"], ["test"])
     assert found(tmp_path / "more", "dev")[0] == ["test/data-00000-of-00001.arrow"]
+    assert not find_files(tmp_path / "more", "dev", optional=True).files
     assert len(read_split([tmp_path / "one", tmp_path / "more"], "train", parse_example)) == 3
     assert [json.loads(text) for _, text in records(tmp_path / "one" / "data-00000-of-00001.arrow")] == [ROW] * 2
 
