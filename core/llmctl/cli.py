@@ -23,6 +23,7 @@ from llmctl.runtime.distributions import entry_points
 COMMANDS_GROUP = "llmctl.commands"
 COMMANDS = {
     "bench": ("llmctl.commands.bench:command", "Benchmark inference on this machine: throughput, latency, memory."),
+    "chat": ("llmctl.commands.chat:command", "Chat with a model in the terminal."),
     "config-schema": (
         "llmctl.commands.config_schema:command",
         "Print the JSON Schema of configurations, for editors.",

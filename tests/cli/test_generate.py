@@ -17,7 +17,10 @@ PROBE = "print('PADDLE', 'paddle' in sys.modules)"
     [
         ([], "give one of --prompt, --input and --chat"),
         (["--prompt", "a", "--chat"], "give one of --prompt, --input and --chat"),
-        (["--prompt", "a", "--top-k", "3", "--top-p", "0.5"], "--top-k, --top-p has no effect without --sample"),
+        (
+            ["--prompt", "a", "--greedy", "--top-k", "3", "--top-p", "0.5"],
+            "--top-k, --top-p has no effect with --greedy",
+        ),
         (["--prompt", "a", "--sample", "--temperature", "0"], "temperature=0.0 must be above 0"),
         (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens=0 must be at least 1"),
         (["--prompt", "a", "--output", "x"], "--output needs --input"),

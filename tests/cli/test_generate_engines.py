@@ -36,11 +36,10 @@ def test_engines_and_ways_of_computing_give_the_same_answers(tmp_path):
             assert llmctl("generate", STARTER, *more, *options)[0] == expected, more
 
 
-def test_a_conversation_is_the_same_by_every_engine(monkeypatch, tmp_path):
+def test_a_conversation_is_the_same_by_every_engine():
     def talk(*words):
-        lines = iter(["Deny this: Tom lives in Rome.", "Ask about this: Mia has a red kite.", "/quit"])
-        monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-        return llmctl("generate", STARTER, "--chat", "--max-new-tokens", "8", *words)[0]
+        lines = "Deny this: Tom lives in Rome.\nAsk about this: Mia has a red kite.\n/quit\n"
+        return llmctl("chat", STARTER, "--max-new-tokens", "8", *words, stdin=lines)[0]
 
     assert len(talk()) > 20 and talk() == talk("--engine", "dynamic")
     # A cache without room for both turns forgets the first, and the second is answered all the same.
@@ -83,7 +82,7 @@ def test_rows_that_outgrow_a_fixed_rotation_go_to_the_layer(tmp_path):
         (["--cache-memory", "lots"], "--cache-memory: 'lots' is not a size; write 2GB"),
         (["--cache-memory", "1B"], "has room for 0 tokens"),
         (["--cache-memory", "99999999999999GB"], "this machine has no room for a cache of"),
-        (["--min-p", "0.1"], "--min-p has no effect without --sample"),
+        (["--min-p", "0.1", "--beams", "2"], "--min-p has no effect with --beams"),
         (["--logprobs", "2"], "--logprobs needs --input"),
         (["--beams", "2", "--stop", "x"], "--beams goes without"),
         (["--beams", "4", "--batch-size", "3"], "--beams 4 is more than the 3 rows"),
@@ -119,7 +118,7 @@ def test_a_message_that_is_no_text_ends_no_conversation():
     done = subprocess.run([sys.executable, "-m", "llmctl", "generate", str(STARTER), "--chat", "--max-new-tokens", "4"],
                           input=b"caf\xe9\nDeny this: Tom sings.\n", capture_output=True)  # fmt: skip
     assert done.returncode == 0 and b"the message is not valid UTF-8" in done.stderr
-    assert done.stdout.count(b"> ") == 3 and len(done.stdout) > 20
+    assert done.stdout.count(b"\n") == 1 and len(done.stdout) > 10
 
 
 def test_a_prompt_without_room_for_one_token_is_to_be_shortened():

@@ -26,7 +26,7 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
     ]
     Path("by-adapter.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
     said = follow(PAGE, "finetune", {}, 14)
-    assert all(said.values())
+    assert said.pop("llmctl chat path/to/model") == "" and all(said.values())
     answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
     assert [row["src"] for row in answers] == [row["src"] for row in questions]
     plain = said['llmctl generate path/to/model --prompt "Deny this: Tom lives in Rome." --engine dynamic']

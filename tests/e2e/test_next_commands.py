@@ -41,10 +41,10 @@ def test_what_a_run_suggests_can_be_pasted(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("prompts", "expected"),
     [
-        ([], "llmctl --model opt generate 'my run' --chat"),
+        ([], "llmctl --model opt chat 'my run'"),
         (["What's new?"], "llmctl --model opt generate 'my run' --prompt 'What'\"'\"'s new?'"),
         (["--help"], "llmctl --model opt generate 'my run' --prompt=--help"),
-        (["-", "two\nlines", "x" * 200], "llmctl --model opt generate 'my run' --chat"),
+        (["-", "two\nlines", "x" * 200], "llmctl --model opt chat 'my run'"),
         (["x" * 200, "short"], "llmctl --model opt generate 'my run' --prompt short"),
     ],
 )

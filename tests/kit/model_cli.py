@@ -14,9 +14,9 @@ STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_ll
 ASK = ["--prompt", "Deny this: Tom has a red kite.", "--max-new-tokens", "12", "--no-stream"]
 
 
-def llmctl(*words, code=0):
+def llmctl(*words, code=0, stdin=None):
     """Standard output and error of a command."""
-    with CliRunner().isolation() as streams, pytest.raises(SystemExit) as stopped:
+    with CliRunner().isolation(input=stdin) as streams, pytest.raises(SystemExit) as stopped:
         main(list(map(str, words)))
     out, err = (stream.getvalue().decode() for stream in streams[:2])
     assert stopped.value.code == code and "Traceback" not in err, out + err

@@ -44,6 +44,8 @@ class LLM:
         tokenizer: The model's.
         max_positions: Maximum number of tokens of prompt and answer together; 0 = no limit.
         adapters: Names of adapters that requests choose among.
+        default_params: How tokens are chosen where ``params`` is None: by the model's generation_config.json, else greedily.
+            ``dataclasses.replace`` makes others of it.
 
     Raises:
         LlmctlError: The folder cannot be opened, or an option is unknown, out of range or without effect.
@@ -59,9 +61,10 @@ class LLM:
         loaded = handle.load(self.tokenizer, [None] * chosen.rows(handle.engine))
         self.engine, self.max_positions = loaded.engine, loaded.max_positions
         self.notes, self.adapters = (*handle.notes, *loaded.notes), handle.adapters
+        self.default_params = handle.sampling_defaults().params()
         self._inputs = Inputs(
             tokenizer=self.tokenizer, vocab=handle.vocab, max_positions=self.max_positions, adapters=self.adapters,
-            prefix_lm=handle.prefix_lm, causal=handle.causal,
+            prefix_lm=handle.prefix_lm, causal=handle.causal, default_params=self.default_params,
         )  # fmt: skip
         backend = thread_safe(loaded.backend)
         self._generator: TextGenerator | None = generator_of(backend, self.max_positions, self.tokenizer, chosen)
@@ -91,7 +94,7 @@ class LLM:
 
         Args:
             prompts: A text or its token ids, or a list of them.
-            params: How tokens are chosen, for all prompts or one for each; None = the defaults.
+            params: How tokens are chosen, for all prompts or one for each; None = ``default_params``.
             adapter: Name of the adapter, for all prompts or one for each; None = the one for every prompt, if any.
 
         Returns:
@@ -139,7 +142,7 @@ class LLM:
 
         Args:
             prompt: A text or its token ids, as for ``generate``, or messages, as for ``chat``.
-            params: How tokens are chosen; None = the defaults.
+            params: How tokens are chosen; None = ``default_params``.
             adapter: Name of the adapter.
 
         Raises:

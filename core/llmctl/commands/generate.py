@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import sys
 import tempfile
@@ -14,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmctl.commands.engine_options import adapters_of, engine_options, options_of, search_options, show_notes
+from llmctl.commands.chat import check_system, run_chat
+from llmctl.commands.engine_options import adapters_of, engine_options, options_of, search_options
+from llmctl.commands.messages import Messages, messages, verbosity
 from llmctl.commands.model_option import model_option
+from llmctl.commands.sampling_options import NAMES, choose_params, given_params, sampling_options
+from llmctl.commands.terminal import checked
 from llmctl.config.finetune import FORMATS
 from llmctl.errors import ConfigError, DataError, LlmctlError, TokenizerError
 from llmctl.infer.options import EngineOptions
-from llmctl.infer.sampling import SAMPLE_ONLY, SamplingParams
+from llmctl.infer.sampling import SamplingParams
 from llmctl.infer.select import open_backend
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 STDIN = Path("-")
 """The file of ``--input`` that is standard input."""
+
+SHORT = 128
+"""Tokens of an answer that is worth it to stay within the positions for which RoPE is the same for all lengths."""
 
 
 @click.command()
@@ -67,7 +73,7 @@ STDIN = Path("-")
     help="A key of --input that has another name in the format; may be repeated.",
 )
 @click.option("--output", "output_file", type=click.Path(path_type=Path), help="File for the answers to --input.")
-@click.option("--chat", is_flag=True, help="Chat in the terminal: /reset clears the history, /quit exits.")
+@click.option("--chat", is_flag=True, help="Chat in the terminal, as llmctl chat does.")
 @click.option("--system", help="System prompt.")
 @click.option(
     "--chat-template",
@@ -76,37 +82,13 @@ STDIN = Path("-")
     help="auto (the model's own), family, none, or a file or folder.",
 )
 @click.option("--raw", is_flag=True, help="Do not apply the chat template: continue the prompt as text.")
-@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Maximum number of new tokens.")
-@click.option("--min-new-tokens", type=int, default=0, show_default=True, help="Minimum number of new tokens.")
-@click.option("--sample/--greedy", default=False, help="Sample, or greedy decoding (the default).")
-@click.option("--temperature", type=float, help="With --sample: softmax temperature. [default: 1.0]")
-@click.option("--top-k", type=int, help="With --sample: keep the k most likely tokens. [default: 0, all]")
-@click.option("--top-p", type=float, help="With --sample: nucleus sampling with this probability mass. [default: 1.0]")
-@click.option("--min-p", type=float,
-              help="With --sample: drop tokens below this fraction of the highest probability. [default: 0]")  # fmt: skip
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True,
-              help="Above 1: makes tokens of prompt and answer less likely.")  # fmt: skip
-@click.option(
-    "--presence-penalty",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Subtracted from the logits of tokens that the answer contains.",
-)
-@click.option(
-    "--frequency-penalty",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Subtracted from the logits of tokens for each time that the answer contains them.",
-)
+@sampling_options
 @click.option("--logprobs", type=click.IntRange(0), metavar="N",
               help="With --input: return log-probabilities of each token and of the N most likely ones.")  # fmt: skip
-@click.option("--stop", "stops", multiple=True, help="Stop string; may be repeated.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of sampling.")
 @click.option("--batch-size", type=click.IntRange(1), help="Prompts in a batch. [default: 8; fused 64]")
 @click.option("--stream/--no-stream", default=True, help="Print the answer as it is generated (with a single prompt).")
 @click.option("--no-cache", is_flag=True, help="Do not use the KV cache: recompute all tokens at every step.")
+@verbosity
 @click.pass_context
 def command(ctx: click.Context, /, model: Path | None, **given: Any) -> None:
     """Generate text with the model in the folder MODEL.
@@ -114,53 +96,58 @@ def command(ctx: click.Context, /, model: Path | None, **given: Any) -> None:
     MODEL may also be the output folder of a training run, hold an adapter, which is applied to its base model, or be the result of
     llmctl export.
     """
-    folder = ctx.obj.folder_or(model)
+    folder, say = ctx.obj.folder_or(model), messages(ctx)
     _check_sources(given)
-    name = None
-    params = _params(given)
+    name, chosen = None, given_params(given)
     options = options_of(given, adapter=adapters_of(given["adapters"]))
     handle = open_backend(folder, ctx.obj.family, options)
-    show_notes(handle.notes)
+    say.notes(handle.notes)
     tokenizer = handle.tokenizer("none" if given["raw"] else given["chat_template"])
-    if tokenizer.chat_template is None and given["system"] is not None:
-        raise ConfigError("--system needs a chat template; name one with --chat-template")
+    if given["chat"]:
+        run_chat(handle, tokenizer, given["system"], chosen, say)
+        return
+    check_system(tokenizer, given["system"])
     if options.named_adapters and not given["input_file"]:
         raise ConfigError("--adapter NAME=FOLDER needs --input, whose lines choose; for one adapter leave out its name")
     if given["input_file"] == STDIN:
         given["input_file"] = ctx.with_resource(_stdin_file())
         name = "standard input"
-    lines, prompts = _prompts(given, tokenizer, name)
-    requests = _requests(lines, prompts, params, handle)
-    with _output(folder, given, len(prompts)) as output:
-        generator = _generator(handle, tokenizer, requests, options)
-        if given["chat"]:
-            _chat(generator, params, given["system"])
-        elif lines:
-            ctx.exit(_file(generator, lines, requests, output))
+    params = choose_params(handle.sampling_defaults(), chosen, say)
+    lines, prompts = _prompts(given, tokenizer, name, say)
+    requests = _requests(lines, prompts, params, handle, "max_new_tokens" in chosen)
+    with _output(folder, given, params, len(prompts)) as output:
+        generator = _generator(handle, tokenizer, requests, options, say)
+        if lines:
+            ctx.exit(_file(generator, lines, requests, output, say))
         else:
             ctx.exit(_show(generator, given["prompts"], requests, given["stream"]))
 
 
 def _generator(
-    handle: EngineHandle, tokenizer: Tokenizer, requests: list[TextRequest], options: EngineOptions
+    handle: EngineHandle, tokenizer: Tokenizer, requests: list[TextRequest], options: EngineOptions, say: Messages
 ) -> TextGenerator:
-    """The engine, loaded, with a cache for the requests; without requests for a conversation of any length."""
+    """The engine, loaded, with a cache for the requests."""
     from llmctl.infer.text.generator import generator_of
 
     lengths = [len(request.prompt) + request.params.max_new_tokens for request in requests if not request.refused]
     loaded = handle.load(tokenizer, lengths or [None])
-    show_notes(loaded.notes)
+    say.notes(loaded.notes)
     return generator_of(loaded.backend, loaded.max_positions, tokenizer, options)
 
 
-def _output(model: Path, given: dict[str, Any], count: int) -> AbstractContextManager[ResumableOutput | None]:
+def _output(
+    model: Path, given: dict[str, Any], params: SamplingParams, count: int
+) -> AbstractContextManager[ResumableOutput | None]:
     """Where answers to a file are kept until all are there; None where they are not written to a file."""
     if not given["output_file"]:
         return nullcontext()
     from llmctl.infer.text.resumable_output import ResumableOutput
     from llmctl.io.digest import sha256
 
-    shown = {name: value for name, value in given.items() if name not in ("output_file", "input_file", "stream")}
+    shown = {
+        name: value for name, value in given.items() if name not in ("output_file", "input_file", "stream", *NAMES)
+    }
+    shown |= {name: getattr(params, name) for name in NAMES}
     settings = {
         "model": str(model.resolve()), "input": sha256(given["input_file"]), "questions": count,
         **{name: [str(part) for part in value] if isinstance(value, tuple) else value if value is None else str(value)
@@ -170,9 +157,20 @@ def _output(model: Path, given: dict[str, Any], count: int) -> AbstractContextMa
 
 
 def _requests(
-    lines: list[PromptLine], prompts: list[list[int] | LlmctlError], params: SamplingParams, handle: EngineHandle
+    lines: list[PromptLine],
+    prompts: list[list[int] | LlmctlError],
+    params: SamplingParams,
+    handle: EngineHandle,
+    exact: bool,
 ) -> list[TextRequest]:
     """A request for each prompt.
+
+    Args:
+        lines: The lines of a file, if there is one.
+        prompts: Token ids of the prompts, or why there are none.
+        params: How tokens are chosen.
+        handle: The engine.
+        exact: Whether the length of answers was given; else it is what prompts leave of the model's positions, at most.
 
     Raises:
         DataError: A line names an adapter that was not given.
@@ -189,9 +187,17 @@ def _requests(
     return [
         TextRequest([], params, index, adapters[index], str(prompt))
         if isinstance(prompt, LlmctlError)
-        else TextRequest(prompt, params, index, adapters[index])
+        else TextRequest(prompt, params if exact else _shortened(params, len(prompt), handle), index, adapters[index])
         for index, prompt in enumerate(prompts)
     ]
+
+
+def _shortened(params: SamplingParams, prompt: int, handle: EngineHandle) -> SamplingParams:
+    """Parameters of an answer that the model has positions for, and whose RoPE the fused engine has, if it is not too short."""
+    from llmctl.infer.sampling.defaults import shortened
+
+    fitted, stable = shortened(params, prompt, handle.positions), getattr(handle, "max_stable_length", None)
+    return shortened(fitted, prompt, stable) if stable and stable - prompt >= SHORT else fitted
 
 
 def _check_sources(given: dict[str, Any]) -> None:
@@ -211,7 +217,7 @@ def _check_sources(given: dict[str, Any]) -> None:
         raise click.UsageError("--logprobs needs --input, whose answers have a place for them")
     if (given["columns"] or given["data_format"] != "auto") and not given["input_file"]:
         raise click.UsageError("--format and --column need --input")
-    beamless = [name for name in ("sample", "speculate", "stops", "chat") if given[name]]
+    beamless = [name for name in ("sample", "speculate", "stop", "chat") if given[name]]
     if given["beams"] and (beamless or given["logprobs"] is not None):
         raise click.UsageError("--beams goes without --sample, --speculate, --stop, --logprobs and --chat")
 
@@ -230,22 +236,8 @@ def _check_files(source: Path | None, target: Path | None) -> None:
         raise ConfigError(f"--output {target} is the file of --input, which would be lost; name another file")
 
 
-def _params(given: dict[str, Any]) -> SamplingParams:
-    idle = [f"--{name.replace('_', '-')}" for name in SAMPLE_ONLY if given[name] is not None and not given["sample"]]
-    if idle:
-        raise ConfigError(f"{', '.join(idle)} has no effect without --sample; add it, or leave it out")
-    if "" in given["stops"]:
-        raise ConfigError("--stop must not be empty")
-    names = (
-        "max_new_tokens", "min_new_tokens", "sample", "repetition_penalty", "presence_penalty", "frequency_penalty",
-        "seed", "logprobs", *SAMPLE_ONLY,
-    )  # fmt: skip
-    values = {name: given[name] for name in names if given[name] is not None}
-    return SamplingParams(**values, stop=given["stops"])
-
-
 def _prompts(
-    given: dict[str, Any], tokenizer: Tokenizer, name: str | None
+    given: dict[str, Any], tokenizer: Tokenizer, name: str | None, say: Messages
 ) -> tuple[list[PromptLine], list[list[int] | LlmctlError]]:
     """Lines of the file, if there is one; token ids of all prompts, or why a line has none."""
     from llmctl.data.formats import PROMPTS, Reader, chosen_formats, columns_of
@@ -256,10 +248,11 @@ def _prompts(
     if given["input_file"]:
         reader = Reader(chosen_formats(PROMPTS, given["data_format"]), columns_of(given["columns"], "--column"))
         lines = read_prompts(given["input_file"], given["system"], reader, name)
-        for note in (reader.summary(), *(f"warning: {warning}" for warning in reader.warnings())):
-            click.echo(note, err=True)
+        say.note(reader.summary())
+        for warning in reader.warnings():
+            click.echo(f"warning: {warning}", err=True)
         return lines, [_line_ids(tokenizer, line) for line in lines]
-    texts = [_read_stdin() if text == "-" else _checked(text, "--prompt") for text in given["prompts"]]
+    texts = [_read_stdin() if text == "-" else checked(text, "--prompt") for text in given["prompts"]]
     talks = [Conversation(((text, None),), given["system"]) for text in texts]
     return [], [prompt_ids(tokenizer, talk) for talk in talks]
 
@@ -287,16 +280,7 @@ def _stdin_file() -> Iterator[Path]:
 def _read_stdin() -> str:
     """Standard input without its last line break."""
     text = sys.stdin.buffer.read().decode("utf-8", errors="surrogateescape")
-    return _checked(text, "standard input").removesuffix("\n")
-
-
-def _checked(text: str, where: str) -> str:
-    """The text, if its bytes were valid UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(f"{where} is not valid UTF-8; convert it, e.g. with iconv") from None
-    return text
+    return checked(text, "standard input").removesuffix("\n")
 
 
 def _show(generator: TextGenerator, texts: tuple[str, ...], requests: list[TextRequest], stream: bool) -> int:
@@ -315,7 +299,11 @@ def _show(generator: TextGenerator, texts: tuple[str, ...], requests: list[TextR
 
 
 def _file(
-    generator: TextGenerator, lines: list[PromptLine], requests: list[TextRequest], output: ResumableOutput | None
+    generator: TextGenerator,
+    lines: list[PromptLine],
+    requests: list[TextRequest],
+    output: ResumableOutput | None,
+    say: Messages,
 ) -> int:
     """Writes a line for each line of the file, in order; returns the exit code."""
     from llmctl.infer.text.prompt_file import answer_rows
@@ -323,8 +311,8 @@ def _file(
 
     rows: dict[int, dict[str, Any]] = {} if output is None else output.rows
     if output is not None and rows:
-        click.echo(f"continuing after {len(rows)} of {len(lines)} answers ({output.path})", err=True)
-    progress, shown = Progress(len(lines), len(rows)), 0
+        say.note(f"continuing after {len(rows)} of {len(lines)} answers ({output.path})")
+    progress, shown = Progress(len(lines), len(rows), say), 0
     for index, row in answer_rows(generator, lines, requests, set(rows)):
         if output is not None:
             output.add(index, row)
@@ -336,7 +324,7 @@ def _file(
     failed = sum("error" in row for row in rows.values())
     if output is not None:
         output.finish()
-        click.echo(f"{len(lines)} answers in {output.output}")
+        say.note(f"{len(lines)} answers in {output.output}")
     if failed:
         click.echo(f"{failed} of {len(lines)} could not be answered; their lines have the field error", err=True)
     return 1 if failed else 0
@@ -348,10 +336,11 @@ class Progress:
     Args:
         total: Prompts.
         done: Answers so far.
+        say: Prints notes.
     """
 
-    def __init__(self, total: int, done: int) -> None:
-        self.total, self.done, self._next = total, done, 0.0
+    def __init__(self, total: int, done: int, say: Messages) -> None:
+        self.total, self.done, self._say, self._next = total, done, say, 0.0
 
     def add(self) -> None:
         """One more."""
@@ -359,26 +348,4 @@ class Progress:
         now = time.monotonic()
         if now >= self._next or self.done == self.total:
             self._next = now + 1
-            click.echo(f"{self.done}/{self.total} answered", err=True)
-
-
-def _chat(generator: TextGenerator, params: SamplingParams, system: str | None) -> None:
-    from llmctl.infer.text.chat import Chat
-
-    if generator.tokenizer.chat_template is None:
-        click.echo("The model has no chat template: each message is answered without the ones before it.", err=True)
-
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        # So that bytes which are no text are seen by _checked.
-        sys.stdin.reconfigure(errors="surrogateescape")
-
-    def ask() -> str | None:
-        while True:
-            try:
-                return _checked(input("> "), "the message")
-            except EOFError:
-                return None
-            except DataError as error:
-                click.echo(error, err=True)
-
-    Chat(generator, params, system, ask, lambda piece: click.echo(piece, nl=False)).run()
+            self._say.note(f"{self.done}/{self.total} answered")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llmctl.card.tokens import Wording
     from llmctl.infer.eager.exported import Exported
     from llmctl.infer.packed.model import PackedModel
+    from llmctl.infer.sampling.defaults import SamplingDefaults
     from llmctl.tokenizers import Tokenizer
 
 UNLIMITED = 8192
@@ -71,6 +72,8 @@ class EngineHandle(ABC):
         adapters: Names of adapters that requests choose among; a request gives the index.
         prefix_lm: Tokens that every prompt needs, of a family that reads prompts in both directions, where they are known.
         causal: Whether tokens depend only on those before them.
+        positions: Maximum number of tokens of prompt and answer together, before the engine is loaded; 0 = any.
+        model_folder: Folder of the model; for an adapter, that of its base.
         notes: Lines for the user: why not the fused engine.
     """
 
@@ -82,6 +85,8 @@ class EngineHandle(ABC):
     adapters: tuple[str, ...] = ()
     prefix_lm: PrefixLM | None = None
     causal: bool = True
+    positions: int = 0
+    model_folder: Path | None = None
     notes: tuple[str, ...] = ()
 
     @abstractmethod
@@ -111,6 +116,16 @@ class EngineHandle(ABC):
         tokenizer = tokenizers.load(self.tokenizer_folder, chat_template, self.wording)
         tokenizers.check_fits(tokenizer, self.vocab, self.tokenizer_folder)
         return tokenizer
+
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What the generation_config.json of adapter or model says.
+
+        Raises:
+            FileError: It is not valid JSON.
+        """
+        from llmctl.infer.sampling.defaults import read_defaults
+
+        return read_defaults(self.tokenizer_folder, self.model_folder or self.tokenizer_folder)
 
     def _batches(self, model: Any, tokenizer: EndTokens) -> BatchBackend:
         options = self.options
@@ -203,7 +218,7 @@ class FusedHandle(EngineHandle):
     def _layer(self, tokenizer: EndTokens, lengths: Sequence[int | None], reason: str) -> LoadedEngine:
         handle = DynamicHandle(
             options=self.options, wording=self.wording, tokenizer_folder=self.tokenizer_folder, vocab=self.vocab,
-            source=self.source,
+            positions=self.positions, model_folder=self.model_folder, source=self.source,
         )  # fmt: skip
         loaded = handle.load(tokenizer, lengths)
         return LoadedEngine(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmctl.card.rope import context_length
 from llmctl.checkpoint.locate import locate
 from llmctl.errors import ConfigError, LlmctlError
 from llmctl.infer.handle import DynamicHandle, EngineHandle, FusedHandle, PackedHandle, StaticHandle, no_kernels
@@ -15,6 +16,7 @@ from llmctl.infer.options import EngineOptions
 if TYPE_CHECKING:
     from llmctl.adapters.folder import OpenedAdapter
     from llmctl.card.decoder_spec import DecoderSpec
+    from llmctl.card.dims import Dims
 
 
 def open_backend(folder: Path, family: str = "auto", options: EngineOptions | None = None) -> EngineHandle:
@@ -86,8 +88,18 @@ def _spec_of(source: ModelSource) -> tuple[DecoderSpec | None, str]:
 def _common(source: ModelSource, options: EngineOptions, spec: DecoderSpec | None) -> dict[str, Any]:
     return {
         "options": options, "wording": source.plugin.card, "tokenizer_folder": source.tokenizer_folder,
-        "vocab": source.dims.vocab, "prefix_lm": spec.prefix_lm if spec else None, "causal": spec is None or spec.prefix_lm is None,
+        "vocab": source.dims.vocab, "positions": _positions(source.dims, source.adapted), "model_folder": source.folder,
+        "prefix_lm": spec.prefix_lm if spec else None, "causal": spec is None or spec.prefix_lm is None,
     }  # fmt: skip
+
+
+def _positions(dims: Dims, adapted: OpenedAdapter | None) -> int:
+    """Tokens of prompt and answer that the model has positions for, besides virtual tokens; 0 = any."""
+    from llmctl.adapters.prefix import Prefix
+
+    limit = context_length(dims)
+    virtual = adapted.adapter.tokens if adapted and isinstance(adapted.adapter, Prefix) else 0
+    return max(1, limit - virtual) if limit else 0
 
 
 def _dynamic(source: ModelSource, options: EngineOptions, *notes: str) -> DynamicHandle:
@@ -111,7 +123,7 @@ def _static(folder: Path, options: EngineOptions) -> StaticHandle:
     # Rows of a program's own are those of a model that looks for the end of its prompt.
     return StaticHandle(
         options=options, wording=about.wording, tokenizer_folder=folder, vocab=about.vocab, causal=not about.rows,
-        folder=folder, exported=about,
+        folder=folder, exported=about, positions=about.max_positions,
     )  # fmt: skip
 
 
@@ -146,7 +158,7 @@ def _packed(folder: Path, options: EngineOptions, adapter: Path | None) -> Packe
         options=options, wording=plugin.card, vocab=packed.graph.vocab, prefix_lm=packed.graph.prefix_lm, causal=packed.graph.prefix_lm is None,
         tokenizer_folder=tokenizer_folder(single.folder, folder) if single else folder,
         adapters=tuple(adapter.name for adapter in packed.adapters[: None if default < 0 else default]),
-        model=packed, dims=dims, default_adapter=default,
+        model=packed, dims=dims, default_adapter=default, positions=_positions(dims, single), model_folder=folder,
     )  # fmt: skip
 
 

@@ -20,8 +20,11 @@ def try_line(folder: Path, info: Mapping[str, Any]) -> str:
     """
     prompts = [str(sample.get("prompt", "")) for sample in info.get("after", {}).get("samples", [])]
     short = next((text for text in prompts if text.isprintable() and 0 < len(text) <= LONGEST and text != "-"), None)
-    asked = ["--chat"] if short is None else [f"--prompt={short}"] if short.startswith("-") else ["--prompt", short]
-    return shlex.join(["llmctl", *_family(info), "generate", str(folder), *asked])
+    if short is None:
+        asked = ["chat", str(folder)]
+    else:
+        asked = ["generate", str(folder), *([f"--prompt={short}"] if short.startswith("-") else ["--prompt", short])]
+    return shlex.join(["llmctl", *_family(info), *asked])
 
 
 def resume_line(folder: Path, info: Mapping[str, Any]) -> str:

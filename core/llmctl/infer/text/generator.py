@@ -12,7 +12,7 @@ from llmctl.errors import ConfigError, LlmctlError
 from llmctl.infer.backend import Backend
 from llmctl.infer.engine.limits import remedy
 from llmctl.infer.options import EngineOptions
-from llmctl.infer.request import BeamOptions, Generation, OnEvent, Request
+from llmctl.infer.request import BeamOptions, Event, Generation, OnEvent, Request
 from llmctl.infer.sampling import SamplingParams, TokenLogprob
 from llmctl.infer.text.stream import TextStream
 from llmctl.tokenizers import Tokenizer
@@ -102,29 +102,39 @@ class TextGenerator:
     draft: int = 0
     beams: BeamOptions | None = None
 
-    def generate(self, requests: Sequence[TextRequest], on_text: OnText | None = None) -> list[TextOutput]:
+    def generate(
+        self,
+        requests: Sequence[TextRequest],
+        on_text: OnText | None = None,
+        stopped: Callable[[], bool] | None = None,
+    ) -> list[TextOutput]:
         """Answers, in the order of the requests.
 
         Args:
             requests: What to answer.
             on_text: Called with pieces of text as they are known.
+            stopped: Asked after each token whether all answers shall end here.
 
         Raises:
             ConfigError: A prompt is empty or too long; nothing is computed then.
         """
         for number, request in enumerate(requests, 1):
             self.check(request, f"prompt {number}" if len(requests) > 1 else "the prompt")
-        found = dict(self.outputs(requests, on_text))
+        found = dict(self.outputs(requests, on_text, stopped))
         return [found[index] for index in range(len(requests))]
 
     def outputs(
-        self, requests: Sequence[TextRequest], on_text: OnText | None = None
+        self,
+        requests: Sequence[TextRequest],
+        on_text: OnText | None = None,
+        stopped: Callable[[], bool] | None = None,
     ) -> Iterator[tuple[int, TextOutput]]:
         """Each request's index and its answer, in the order in which answers end. What is wrong with one is its output.
 
         Args:
             requests: What to answer.
             on_text: Called with pieces of text as they are known.
+            stopped: As for ``generate``.
         """
         streams: dict[int, TextStream] = {}
         checked: list[int] = []
@@ -140,7 +150,8 @@ class TextGenerator:
                 request = requests[index]
                 show = partial(on_text, index) if on_text else lambda piece: None
                 streams[index] = TextStream(self.tokenizer, request.params.stop, show)
-                yield self._request(request, streams[index].on_event)
+                on_event = streams[index].on_event
+                yield self._request(request, partial(_stoppable, on_event, stopped) if stopped else on_event)
 
         for number, made in self.backend.run(started()):
             index = checked[number]
@@ -215,6 +226,12 @@ def generator_of(backend: Backend, max_positions: int, tokenizer: Tokenizer, opt
         penalty = 1.0 if options.length_penalty is None else options.length_penalty
         beams = BeamOptions(beams=options.beams, length_penalty=penalty)
     return TextGenerator(backend, tokenizer, max_positions, options.speculate or 0, beams)
+
+
+def _stoppable(on_event: OnEvent, stopped: Callable[[], bool], event: Event) -> bool:
+    """Takes a token; True = the answer ends here."""
+    ended = on_event(event)
+    return bool(ended or stopped())
 
 
 def _output(request: TextRequest, made: Generation, text: str = "", **changes: Any) -> TextOutput:

@@ -10,6 +10,7 @@ from llmctl.data.sft.encoding import prompt_ids, text_ids
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.infer.request import Request
 from llmctl.infer.sampling import SamplingParams
+from llmctl.infer.sampling.defaults import shortened
 from llmctl.infer.text.generator import TextRequest
 from llmctl.infer.text.messages import Message, conversation_of
 from llmctl.tokenizers import Tokenizer
@@ -30,6 +31,7 @@ class Inputs:
         adapters: Names of adapters that requests choose among.
         prefix_lm: The marks of a prompt that is read in both directions; None = there are none, or they are not known.
         causal: Whether tokens depend only on those before them.
+        default_params: How tokens are chosen where it is not said; answers end where the model's positions end.
     """
 
     tokenizer: Tokenizer
@@ -38,6 +40,7 @@ class Inputs:
     adapters: tuple[str, ...] = ()
     prefix_lm: PrefixLM | None = None
     causal: bool = True
+    default_params: SamplingParams = SamplingParams()
 
     def prompt(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt that is continued as it is, without a chat template.
@@ -66,7 +69,7 @@ class Inputs:
         Raises:
             ConfigError: A parameter has no effect, an adapter is not loaded, or a list does not have one entry for each prompt.
         """
-        given = [*params] if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
+        given = [*params] if isinstance(params, Sequence) else [params or self._default(prompt) for prompt in prompts]
         if len(given) != len(prompts):
             raise ConfigError(f"params has {len(given)} entries for {len(prompts)} prompts; give one, or one for each")
         for one in given:
@@ -76,6 +79,9 @@ class Inputs:
                 )
         rows = zip(prompts, given, self._adapters(adapter, len(prompts)), strict=True)
         return [TextRequest(prompt, one, index, number) for index, (prompt, one, number) in enumerate(rows)]
+
+    def _default(self, prompt: Sequence[int]) -> SamplingParams:
+        return shortened(self.default_params, len(prompt), self.max_positions)
 
     def score_requests(self, texts: Sequence[Prompt], adapter: Adapter) -> list[Request]:
         """A request for the log-probabilities of each text.
