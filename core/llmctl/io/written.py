@@ -53,6 +53,7 @@ class Run(TypedDict, total=False):
     family: str
     task: str
     parameters: Count
+    trained_parameters: Count
     chosen: list[str]
     template_time: str
     base: dict[str, Any]

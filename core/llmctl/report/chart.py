@@ -1,7 +1,8 @@
 """Line charts as inline SVG; colors come from the page's style sheet, which has a light and a dark mode.
 
 A long series is binned by step: the line shows the mean of each bin, a band its minimum and maximum, so outliers stay
-visible. If values differ by orders of magnitude, the axis is logarithmic.
+visible. If values differ by orders of magnitude, the axis is logarithmic. Steps and values are also attributes of each line, for
+the script in ``hover``.
 """
 
 from __future__ import annotations
@@ -98,7 +99,12 @@ def _line(
     line: Series, to_pixels: Callable[[float, float], tuple[float, float]], show: Callable[[float], str]
 ) -> list[str]:
     lows, means, highs = summary(line.points)
-    parts = []
+    steps, values = (
+        "|".join(texts) for texts in ([f"{step:,.0f}" for step, _ in means], [show(value) for _, value in means])
+    )
+    parts = [
+        f'<g data-name="{escape(line.name)}" data-tone="t{line.tone}" data-steps="{escape(steps)}" data-values="{escape(values)}">'
+    ]
     if len(line.points) > len(means):
         outline = [to_pixels(*point) for point in [*highs, *reversed(lows)]]
         parts.append(f'<path class="band t{line.tone}" d="{_path(outline)}Z"/>')
@@ -110,7 +116,7 @@ def _line(
             x, y = to_pixels(step, value)
             hint = f"<title>{escape(line.name)}, step {step:,.0f}: {escape(show(value))}</title>"
             parts.append(f'<circle class="dot t{line.tone}" cx="{x:.1f}" cy="{y:.1f}" r="2.5">{hint}</circle>')
-    return parts
+    return [*parts, "</g>"]
 
 
 def summary(points: Points, bins: int = MAX_POINTS) -> tuple[Points, Points, Points]:

@@ -44,6 +44,7 @@ def _results(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
     reached = [run.info.get("after", {}).get("metrics") or run.last_evaluation() for run in runs]
     rows = [["state", *map(state, runs)], ["steps", *(f"{run.last_step:,}" for run in runs)]]
     rows.append(["training time", *(clock(sum(value for _, value in run.points("seconds"))) for run in runs)])
+    rows.append(["tokens seen", *(f"{run.tokens():,}" if run.tokens() else "-" for run in runs)])
     for key in dict.fromkeys(name for found in reached for name in found):
         rows.append([label(key), *(metric(key, found.get(key)) for found in reached)])
     rows.append(["last training loss", *(_last(run, "loss", lambda v: f"{v:.4g}") for run in runs)])
@@ -60,7 +61,7 @@ def _charts(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
     loss = [Series(name, run.points("loss"), tone) for run, name, tone in every]
     charts = [figure("training loss", loss, count, wide=True)]
     for key in dict.fromkeys(name for run in runs for name in run.evaluated()):
-        series = [Series(name, run.points(key), tone, dashed=key == "eval_loss") for run, name, tone in every]
+        series = [Series(name, run.evaluations(key), tone, dashed=key == "eval_loss") for run, name, tone in every]
         charts.append(figure(label(key), series, lambda value, k=key: metric(k, value)))  # type: ignore[misc]
     for title, keys, show in PANELS:
         lines = [Series(name, run.points(keys[-1]) or run.points(keys[0]), tone) for run, name, tone in every]

@@ -47,6 +47,17 @@ class RunFolder:
         found = [(float(row["step"]), float(row[key])) for row in self.rows if _is_number(row.get(key))]
         return [(step, value) for step, value in found if abs(value) < LARGEST]
 
+    def evaluations(self, key: str) -> Points:
+        """As ``points``, of an evaluation metric: before the first step too, where that was measured."""
+        before = self.info.get("before", {}).get("metrics", {}).get(key)
+        found = self.points(key)
+        measured = _is_number(before) and abs(before) < LARGEST and not (found and found[0][0] == 0)
+        return [(0.0, float(before)), *found] if measured else found
+
+    def tokens(self) -> int:
+        """Tokens that went through the model until the last row."""
+        return int(sum(value for _, value in self.points("tokens")))
+
     def evaluated(self) -> list[str]:
         """Names of the evaluation metrics, in order of appearance."""
         names: dict[str, None] = {}

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from llmctl._version import __version__
+from llmctl.report.hover import SCRIPT
 from llmctl.report.style import STYLE
 
 GENERATOR = '<meta name="generator" content="llmctl report'
@@ -25,6 +26,7 @@ def document(title: str, body: Sequence[str]) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
         f'{GENERATOR} {__version__}">\n<title>{escape(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n'
         + "\n".join(part for part in body if part)
+        + (f"\n<script>{SCRIPT}</script>" if any("data-values" in part for part in body) else "")
         + "\n</body>\n</html>\n"
     )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import PurePath
 from typing import Any
 
 from llmctl.report import markup
 from llmctl.report.chart import Series, figure
 from llmctl.report.folder import RunFolder
 from llmctl.report.next_commands import report_line, resume_line, try_line
-from llmctl.report.wording import clock, count, label, metric, setting, size
+from llmctl.report.wording import clock, count, label, metric, moment, setting, size
 
 PANELS = (
     ("learning rate", ("lr",), count),
@@ -31,7 +32,8 @@ def page(run: RunFolder) -> str:
             f"<h1>{escape(title)}</h1>",
             f'<p class="soft">{escape(_facts(run))}</p>',
             _outcome(run),
-            markup.section("Held-out examples" if _held_out(run) else "Metrics", _metrics(run)),
+            markup.section("Held-out examples", _metrics(run)),
+            markup.section("Training", _training(run)),
             markup.section("Learning curve", _charts(run)),
             markup.section("Answers before and after", _samples(run)),
             markup.section("Configuration", _configuration(run.info)),
@@ -59,13 +61,22 @@ def state(run: RunFolder) -> str:
 
 def _facts(run: RunFolder) -> str:
     info = run.info
-    parameters = f"{info['parameters']:,} parameters" if isinstance(info.get("parameters"), int) else ""
     path = info.get("config", {}).get("model", {}).get("path")
     peaks = info.get("peak_memory", {})
     memory = ", ".join(f"peak {label(key).removeprefix('peak ')} {size(value)}" for key, value in peaks.items())
     note = info.get("precision", {}).get("note", "")
-    created = f"started {info['created']}" if "created" in info else ""
-    return " · ".join(filter(None, [parameters, f"from {path}" if path else "", memory, note, created]))
+    created = f"started {moment(str(info['created']))}" if "created" in info else ""
+    return " · ".join(filter(None, [_parameters(info), f"from {path}" if path else "", memory, note, created]))
+
+
+def _parameters(info: Mapping[str, Any]) -> str:
+    """How many parameters the model has, and how many of them were trained."""
+    every, trained = info.get("parameters"), info.get("trained_parameters")
+    if not isinstance(every, int):
+        return ""
+    if not isinstance(trained, int) or not every:
+        return f"{every:,} parameters, all trained"
+    return f"{every:,} parameters, {trained:,} trained ({100 * trained / every:.2g} %)"
 
 
 def _outcome(run: RunFolder) -> str:
@@ -95,31 +106,46 @@ def _outcome(run: RunFolder) -> str:
     return "\n".join(lines)
 
 
-def _held_out(run: RunFolder) -> bool:
-    return bool(run.evaluated() or run.info.get("before", {}).get("metrics"))
-
-
 def _metrics(run: RunFolder) -> str:
     before = run.info.get("before", {}).get("metrics", {})
     ended = run.info.get("after", {}).get("metrics")
     after, column = (ended, "after") if ended else (run.last_evaluation(), "last evaluation")
     names = list(dict.fromkeys([*before, *after]))
     rows = [[label(name), metric(name, before.get(name)), metric(name, after.get(name))] for name in names]
-    losses = run.points("loss")
-    if losses:
-        rows.append(["training loss", f"{losses[0][1]:.4g}", f"{losses[-1][1]:.4g}"])
     tested = run.info.get("test", {})
     rows += [[f"test {label(name.removeprefix('eval_'))}", "-", metric(name, value)] for name, value in tested.items()]
     return markup.table(["", "before", column], rows, numbers=True)
 
 
+def _training(run: RunFolder) -> str:
+    """What was trained on, how fast, and the loss of the first and of the last logged step."""
+    losses, speeds = run.points("loss"), sorted(value for _, value in run.points("tokens_per_second"))
+    rows = []
+    if losses:
+        (first, begin), (last, end) = losses[0], losses[-1]
+        rows.append(["training loss", f"{begin:.4g} at step {first:,.0f}, {end:.4g} at step {last:,.0f}"])
+    if run.tokens():
+        rows.append(["tokens seen", f"{run.tokens():,}"])
+    if speeds:
+        rows.append(
+            ["tokens per second", f"{count(speeds[len(speeds) // 2])} in the middle, {count(speeds[-1])} at best"]
+        )
+    epochs = run.points("epoch")
+    if epochs and run.info.get("task") != "pretrain":
+        rows.append(["epochs", f"{epochs[-1][1]:.3g}"])
+    return markup.table(["", ""], rows)
+
+
 def _charts(run: RunFolder) -> str:
-    loss = [Series("training loss", run.points("loss"), 0), Series("evaluation loss", run.points("eval_loss"), 1, True)]
+    loss = [
+        Series("training loss", run.points("loss"), 0),
+        Series("evaluation loss", run.evaluations("eval_loss"), 1, True),
+    ]
     charts = [figure("loss", loss, count, wide=True)]
     for name in run.evaluated():
         if name != "eval_loss":
             charts.append(
-                figure(label(name), [Series(label(name), run.points(name), 1)], lambda v, n=name: metric(n, v))  # type: ignore[misc]
+                figure(label(name), [Series(label(name), run.evaluations(name), 1)], lambda v, n=name: metric(n, v))  # type: ignore[misc]
             )
     for index, (title, keys, show) in enumerate(PANELS):
         series = [Series(label(key), run.points(key), 2 + index + place) for place, key in enumerate(keys)]
@@ -166,8 +192,15 @@ def _origin(info: Mapping[str, Any]) -> str:
     versions = [[str(name), str(version)] for name, version in info.get("versions", {}).items()]
     card = [["card", str(info["card_hash"])]] if "card_hash" in info else []
     command = info.get("command")
-    line = markup.commands([shlex.join(map(str, command))]) if isinstance(command, Sequence) else ""
+    line = markup.commands([shlex.join(_program(command))]) if isinstance(command, Sequence) else ""
     return line + markup.fold("versions", markup.table(["", ""], versions + card))
+
+
+def _program(command: Sequence[Any]) -> list[str]:
+    """A command line as it is typed, where it was recorded with the path of the program."""
+    words = [str(word) for word in command]
+    ours = bool(words) and PurePath(words[0]).name in ("llmctl", "__main__.py")
+    return ["llmctl", *words[1:]] if ours else words
 
 
 def _next(run: RunFolder) -> list[str]:

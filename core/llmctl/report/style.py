@@ -42,7 +42,7 @@ td.number,th.number{text-align:right;font-variant-numeric:tabular-nums;white-spa
 code,pre{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.875rem}
 pre{background:var(--card);padding:.7rem .9rem;margin:.4rem 0;white-space:pre-wrap;overflow-wrap:anywhere;border-radius:.3rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:1.5rem}
-.chart{margin:0;min-width:0}.chart.wide{grid-column:1/-1}
+.chart{margin:0;min-width:0;position:relative}.chart.wide{grid-column:1/-1}
 .large{display:none}
 @media(min-width:46rem){.large{display:block}.large+.small{display:none}}
 figcaption{font-weight:600}
@@ -53,6 +53,11 @@ svg text{fill:var(--soft);font-size:12px}
 .grid{stroke:var(--rule);fill:none}
 .line{stroke:var(--tone);fill:none;stroke-width:1.75;stroke-linejoin:round}
 .dashed{stroke-dasharray:5 3}
+.chart svg[role=img]{touch-action:pan-y}
+.rule{stroke:var(--soft);stroke-width:1;fill:none}
+.tip{position:absolute;pointer-events:none;background:var(--card);border:1px solid var(--rule);border-radius:.3rem;
+padding:.3rem .6rem;font-size:.875rem;white-space:nowrap;box-shadow:0 1px 4px #0003}
+.tip[hidden]{display:none}
 .dot{fill:var(--tone)}.band{fill:var(--tone);opacity:.2}
 .sample{border:1px solid var(--rule);border-radius:.4rem;padding:.2rem .9rem .7rem;margin:0 0 1rem}
 .sample dt{font-size:.875rem;color:var(--soft);margin-top:.5rem}

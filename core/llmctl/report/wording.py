@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 PERCENTAGES = ("accuracy", "exact_match", "rewards/accuracies")
@@ -13,7 +14,17 @@ def format_metric(name: str, value: float | None) -> str:
     """A value in the unit of its metric; a dash for None."""
     if value is None:
         return "-"
-    return f"{100 * value:.1f} %" if name in PERCENTAGES else f"{value:.4g}"
+    if name in PERCENTAGES:
+        return f"{100 * value:.1f} %"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 10**9 else f"{value:.4g}"
+
+
+def moment(text: str) -> str:
+    """A moment in the form of ISO 8601, to the minute; other texts as they are."""
+    try:
+        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return text
 
 
 def clock(seconds: float) -> str:

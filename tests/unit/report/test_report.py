@@ -12,6 +12,7 @@ from llmctl.errors import ConfigError, FileError
 from llmctl.report.chart import Series, figure, summary
 from llmctl.report.comparison import labels
 from llmctl.report.folder import open_run
+from llmctl.report.hover import SCRIPT
 from llmctl.report.page import page
 from llmctl.report.write import write
 from llmctl.train.callbacks.base import LoopSettings
@@ -24,6 +25,7 @@ INFO = {
     "family": "parrot",
     "task": "finetune",
     "parameters": 1234567,
+    "created": "2026-11-29T09:55:54+00:00",
     "chosen": ["train.epochs"],
     "command": ["llmctl", "finetune", "a b.yaml"],
     "versions": {"llmctl": "9.9"},
@@ -39,7 +41,7 @@ class Reader(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.stack, self.tags, self.texts = [], [], []
+        self.stack, self.tags, self.texts, self.scripts = [], [], [], []
         self.feed(text)
         assert not self.stack
 
@@ -52,7 +54,9 @@ class Reader(HTMLParser):
         assert self.stack.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.stack:
+        if "script" in self.stack:
+            self.scripts.append(data)
+        elif "style" not in self.stack:
             self.texts.append(data)
 
     @property
@@ -84,8 +88,13 @@ def test_the_page_tells_outcome_metrics_curves_answers_configuration_and_version
     shown = read(folder(tmp_path / "run"))
     text = shown.text
     assert "parrot finetune (full)" in text and "1,234,567 parameters" in text
+    assert "1,234,567 parameters, all trained" in text and "started 2026-11-29 09:55 UTC" in text
     assert "Finished after 30 steps, 0:15 of training." in text
-    assert "eval loss 8.25 0.5" in text and "accuracy 12.5 % 87.5 %" in text
+    assert (
+        "eval loss 8.25 0.5" in text
+        and "accuracy 12.5 % 87.5 % Training training loss 9 at step 1, 0.3 at step 30" in text
+    )
+    assert "tokens seen 270 tokens per second 450 in the middle, 450 at best epochs 3" in text
     for title in ("loss", "learning rate", "gradient norm before clipping", "tokens per second", "peak memory"):
         assert ("svg", title) in [(tag, attrs.get("aria-label")) for tag, attrs in shown.tags], title
     assert "what differs from the defaults (1)" in text and "train.epochs 7.0" in text and "train.seed 42" in text
@@ -97,14 +106,16 @@ def test_no_text_of_a_run_becomes_markup(tmp_path):
         open_run(folder(tmp_path / NASTY.replace("/", "_"), {**INFO, "outcome": {"state": "failed", "message": NASTY}}))
     )
     shown = Reader(text)
-    assert not {"script", "img"} & {tag for tag, _ in shown.tags}
+    assert "img" not in {tag for tag, _ in shown.tags} and shown.scripts == [SCRIPT]
     assert shown.text.count("<script>alert(1)</script>") >= 4
 
 
 def test_the_page_loads_nothing(tmp_path):
     text = page(open_run(folder(tmp_path / "run")))
-    loading = {"script", "link", "img", "iframe", "object", "image", "use"}
-    assert not loading & {tag for tag, _ in Reader(text).tags}
+    shown = Reader(text)
+    assert [attrs for tag, attrs in shown.tags if tag == "script"] == [{}] and shown.scripts == [SCRIPT]
+    loading = {"link", "img", "iframe", "object", "image", "use"}
+    assert not loading & {tag for tag, _ in shown.tags}
     assert not re.search(r"https?:|url\(|@import", text)
 
 
@@ -121,6 +132,40 @@ def points_of(svg, kind):
     """Heights of the points of a drawn path."""
     path = next(part for part in ET.fromstring(svg).iter("path") if part.get("class").split()[0] == kind)
     return [float(pair.split()[1]) for pair in re.findall(r"[\d.]+ [\d.]+", path.get("d"))]
+
+
+def series_of(shown, chart):
+    """Name of a line -> {step: value as text} of the large picture of a chart, as the script reads them."""
+    found, inside = {}, False
+    for tag, attrs in shown.tags:
+        inside = attrs.get("aria-label") == chart if tag == "svg" and "aria-label" in attrs else inside
+        if tag == "g" and inside:
+            pairs = zip(attrs["data-steps"].split("|"), attrs["data-values"].split("|"), strict=True)
+            found.setdefault(attrs["data-name"], dict(pairs))
+    return found
+
+
+def test_the_evaluation_before_training_is_a_point_at_step_0(tmp_path):
+    shown = read(folder(tmp_path / "run"))
+    assert series_of(shown, "loss")["evaluation loss"] == {"0": "8.25", "30": "0.5"}
+    assert series_of(shown, "accuracy") == {"accuracy": {"0": "12.5 %", "30": "87.5 %"}}
+    later = read(folder(tmp_path / "later", {**INFO, "before": {"metrics": {}, "samples": []}}))
+    assert series_of(later, "accuracy") == {"accuracy": {"30": "87.5 %"}}
+
+
+def test_values_under_the_pointer_are_those_of_the_rows(tmp_path):
+    shown = series_of(read(folder(tmp_path / "run")), "loss")["training loss"]
+    assert shown == {str(row["step"]): f"{row['loss']:.3g}" for row in rows() if "loss" in row}
+
+
+def test_an_adapter_says_how_many_parameters_were_trained(tmp_path):
+    text = read(folder(tmp_path / "run", {**INFO, "trained_parameters": 12345})).text
+    assert "1,234,567 parameters, 12,345 trained (1 %)" in text
+
+
+def test_the_command_is_shown_as_it_was_typed(tmp_path):
+    info = {**INFO, "command": ["/somewhere/llmctl/__main__.py", "finetune", "a.yaml"]}
+    assert "llmctl finetune a.yaml" in read(folder(tmp_path / "run", info)).text
 
 
 def test_a_long_series_keeps_its_extremes_in_a_band():
