@@ -8,7 +8,7 @@ import click
 
 from llmctl import plugins
 from llmctl.commands.model_option import model_option
-from llmctl.commands.progress import byte_bar
+from llmctl.io.progress import Progress
 from llmctl.io.sizes import parse_bytes
 
 
@@ -70,14 +70,14 @@ def command(
     opened = conversion.open_source(folder, plugin, dims)
     what = f"{len(opened.state)} tensors, {plugin.card.count(dims):,} parameters, layout {opened.layout}"
     if check:
-        with byte_bar("reading", opened.folder.nbytes) as progress:
+        with Progress("reading", opened.folder.nbytes) as progress:
             not_finite = conversion.verify(opened, progress)
         if not_finite:
             click.echo(f"warning: values are not finite in {conversion.shown(not_finite)}", err=True)
         click.echo(f"{folder} is a complete {plugin.card.name} model: {what}")
         return
     assert target is not None
-    with byte_bar("writing", opened.folder.nbytes) as progress:
+    with Progress("writing", opened.folder.nbytes) as progress:
         made = conversion.convert(opened, target, layout, dtype, shard_bytes, overwrite, progress)
     click.echo(f"{target} {'written' if made else 'is already converted'}: {what} -> {layout}")
 

@@ -11,8 +11,8 @@ import click
 
 from llmctl.commands.data_doctor import command as doctor
 from llmctl.commands.model_option import model_option
-from llmctl.commands.progress import byte_bar
 from llmctl.commands.tokenizer_folder import TokenizerFolder
+from llmctl.io.progress import Progress
 
 if TYPE_CHECKING:
     from llmctl.config.pretrain import PretrainConfig
@@ -75,7 +75,7 @@ def build(
     indexed.check_free(prefix, overwrite)
     encoder = corpus.BatchEncoder(folder, append_eos, ctx.obj.family)
     source = reading.DocumentFiles(reading.find(inputs, kind), keys, documents == "files")
-    with byte_bar("checking", source.nbytes) as progress:
+    with Progress("checking", source.nbytes) as progress:
         problems = reading.check(source, progress)
     if problems and not skip_bad:
         raise DataError(f"{reading.format_problems(problems)}\nfix them, or leave them out with --skip-bad")
@@ -83,7 +83,7 @@ def build(
         click.echo(f"warning: left out: {reading.format_problems(problems)}", err=True)
     workers = workers or (1 if source.nbytes < SINGLE_PROCESS_BELOW else len(os.sched_getaffinity(0)))
     began = time.perf_counter()
-    with byte_bar("tokenizing", source.nbytes) as progress:
+    with Progress("tokenizing", source.nbytes) as progress:
         made = corpus.build(source, prefix, encoder, workers, overwrite, progress)
     seconds = time.perf_counter() - began
     click.echo(

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from llmctl.commands.model_option import model_option
-from llmctl.commands.progress import byte_bar
 from llmctl.errors import ConfigError
+from llmctl.io.progress import Progress
 from llmctl.io.sizes import parse_bytes
 
 
@@ -49,7 +49,7 @@ def command(
     given = ctx.obj.folder_or(base, "--base") if base or ctx.obj.names_folder else None
     opened = open_adapter(adapter, given, ctx.obj.family, allow_other_base)
     total = opened.plugin.card.count(opened.dims) * (2 if dtype in ("float16", "bfloat16") else 4)
-    with byte_bar("writing", total) as progress:
+    with Progress("writing", total) as progress:
         changed = merge(opened, output, dtype, shard_bytes, progress)
     click.echo(f"{output} written: {opened.plugin.card.name} from {opened.base}, {changed} layers changed by {adapter}")
     if opened.quantised:
