@@ -15,6 +15,12 @@ from llmctl.errors import ConfigError
 T = TypeVar("T")
 SHOWN = 3
 """Files that a line on formats names."""
+OTHER_NAMES = {
+    "question": "instruction", "query": "instruction", "problem": "instruction", "answer": "output", "response": "output",
+    "solution": "output", "reply": "output", "conversation": "conversations", "dialog": "conversations",
+    "accepted": "chosen", "positive": "chosen", "negative": "rejected",
+}  # fmt: skip
+"""What keys are called in some files -> in a format, to propose it."""
 
 
 @dataclass
@@ -50,7 +56,7 @@ class Reader(Generic[T]):
             form = recognise(row, self.formats)
             value = form.read(row)
         except ValueError as error:
-            raise ValueError(f"{error}{self._for_another(row)}") from None
+            raise ValueError(f"{error}{self._renaming(row) or self._for_another(row)}") from None
         self.found.setdefault(source.rpartition(":")[0], Counter())[form.name] += 1
         for key in row:
             if key not in form.known and key not in METADATA and has_text(row[key]):
@@ -81,6 +87,16 @@ class Reader(Generic[T]):
             f"{what} ({', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''})"
             for what, names in files.items()
         )
+
+    def _renaming(self, row: Mapping[str, Any]) -> str:
+        """The columns with which a row would be of a format."""
+        given = {key: ours for key, ours in OTHER_NAMES.items() if row.get(key) is not None and ours not in row}
+        renamed = {given.get(key, key): value for key, value in row.items()}
+        form = next((form for form in self.formats if form.fits(renamed)), None)
+        if form is None or form.fits(row):
+            return ""
+        used = ", ".join(f"{key}={ours}" for key, ours in given.items() if ours in form.known)
+        return f"; with the columns {used} it would be {form.name}"
 
     def _for_another(self, row: Mapping[str, Any]) -> str:
         fitting = (
