@@ -22,13 +22,13 @@ class Progress:
         quiet: Say nothing.
     """
 
-    def __init__(self, title: str, total: int = 0, quiet: bool = False) -> None:
+    def __init__(self, title: str, total: float = 0, quiet: bool = False) -> None:
         self._title, self._total, self._quiet = title, total, quiet
         self._redraws = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._began = time.monotonic()
-        self._next, self._done, self._shown = self._began + PATIENCE, 0, False
+        self._next, self._done, self._shown = self._began + PATIENCE, 0.0, False
 
-    def __call__(self, amount: int) -> None:
+    def __call__(self, amount: float) -> None:
         """So much more is done."""
         self._done += amount
         now = time.monotonic()
@@ -51,7 +51,7 @@ class Progress:
 
     def _text(self, seconds: float) -> str:
         if not self._total:
-            return f"{self._title}: {self._done:,} in {seconds:.0f} s"
+            return f"{self._title}: {self._done:,.0f} in {seconds:.0f} s"
         share = min(self._done / self._total, 1.0)
         left = seconds * (1 - share) / share if share else 0.0
         return f"{self._title}: {share:.0%}, {left:.0f} s left"

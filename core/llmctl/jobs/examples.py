@@ -102,7 +102,8 @@ def _read(
         reader: Parses lines, and gets what is seen in them.
     """
     paths = [file for entry in files for file in entry]
-    with Progress(f"reading the {split} data", sum(file.stat().st_size for file in paths)) as progress:
+    passes = 2 if data.streaming else 1
+    with Progress(f"reading the {split} data", passes * sum(file.stat().st_size for file in paths)) as progress:
         if data.streaming:
             from llmctl.data.streaming import open_examples
 

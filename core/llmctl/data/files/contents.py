@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from llmctl.errors import DISTRIBUTION, DataError
 
-ReadBytes = Callable[[int], Any]
+ReadBytes = Callable[[float], Any]
 """Called with the number of bytes that were read from a file since the last call."""
 
 COMPRESSED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}

@@ -83,7 +83,7 @@ def open_examples(
         reader: Gets what is seen in all lines: formats, and keys that are not read.
         split: What the data is for, for messages.
         chosen_cache: Folder for the indices; None = next to each file.
-        read: Called with the bytes that were read.
+        read: Called with the bytes that were read, those of each file twice.
 
     Raises:
         DataError: A file has no examples, or lines are not valid: each kind of mistake is named once, with its places.
@@ -97,7 +97,7 @@ def open_examples(
         if not len(index):
             problems.add(str(path), "the file has no examples")
             continue
-        _add_seen(reader, path, _seen(index, cache, make_reader(), problems))
+        _add_seen(reader, path, _seen(index, cache, make_reader(), problems, read))
     check(problems, split)
     return StreamedExamples(indices, make_reader())
 
@@ -106,12 +106,16 @@ class _Invalid(Exception):
     """A file has lines that are not valid."""
 
 
-def _seen(index: FileIndex, cache: Cache, reader: Reader[Any], problems: Problems) -> dict[str, Any]:
+def _seen(
+    index: FileIndex, cache: Cache, reader: Reader[Any], problems: Problems, read: ReadBytes | None
+) -> dict[str, Any]:
     """Formats, and keys that are not read, of a file whose lines are valid; the others are added to the problems."""
 
     def write(_: Path) -> Seen:
-        before = problems.count
+        before, share = problems.count, index.facts["size"] / len(index)
         for place, text in index:
+            if read:
+                read(share)
             try:
                 reader(text, place)
             except ValueError as error:

@@ -6,6 +6,7 @@ into the cache as they are read once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from array import array
@@ -72,8 +73,18 @@ class FileIndex:
         Raises:
             DataError: The file has changed.
         """
-        place = f"{self.path}:{self.label}{self.numbers[index]}"
-        begin, end = int(self.starts[index]), int(self.starts[index + 1])
+        with self._opened() as stream:
+            stream.seek(int(self.starts[index]))
+            return self._next(stream, index)
+
+    def __iter__(self) -> Iterator[Record]:
+        with self._opened() as stream:
+            stream.seek(int(self.starts[0]))
+            for index in range(len(self)):
+                yield self._next(stream, index)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
         with self.texts.open("rb") as stream:
             state = os.fstat(stream.fileno())
             if self.texts == self.path and (state.st_size, state.st_mtime_ns) != (
@@ -81,15 +92,16 @@ class FileIndex:
                 self.facts["changed"],
             ):
                 raise DataError(f"{self.path} has changed since the run began; start the run again")
-            stream.seek(begin)
-            raw = stream.read(end - begin)
+            yield stream
+
+    def _next(self, stream: IO[bytes], index: int) -> Record:
+        begin, end = int(self.starts[index]), int(self.starts[index + 1])
+        raw = stream.read(end - begin)
+        place = f"{self.path}:{self.label}{self.numbers[index]}"
         try:
             return place, raw.decode("utf-8-sig" if begin == 0 else "utf-8")
         except UnicodeDecodeError:
             return place, None
-
-    def __iter__(self) -> Iterator[Record]:
-        return map(self.record, range(len(self)))
 
 
 def open_index(path: Path, cache: Cache, read: ReadBytes | None = None) -> FileIndex:
