@@ -13,6 +13,7 @@ from llmctl import runtime
 from llmctl.api.run import Run
 from llmctl.config import file, schema
 from llmctl.errors import ConfigError, require_installed
+from llmctl.io.progress import silent
 from llmctl.jobs.paths import hold_output
 from llmctl.jobs.registry import COMMANDS, resolve
 from llmctl.train.callbacks.base import Callback
@@ -98,8 +99,9 @@ def _train(
     data, where = _read(command, config)
     callbacks = _instances(callbacks)
     require_installed("paddle", "cpu", f"llmctl {command}")
-    job = check_job(command, make_config(command, data, overrides, where, "overrides: "), family)
-    return run_job(job, callbacks, quiet)
+    with silent(quiet):
+        job = check_job(command, make_config(command, data, overrides, where, "overrides: "), family)
+        return run_job(job, callbacks, quiet)
 
 
 def make_config(

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from llmctl.io import progress
+
 Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
 
 KEY = "llmctl.messages"
@@ -49,6 +51,8 @@ def messages(ctx: click.Context) -> Messages:
 
 def _keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.meta[f"{KEY}.{param.name}"] = value
+    if value and param.name == "quiet":
+        ctx.with_resource(progress.silent())
     if messages(ctx) == Messages(True, True):
         raise click.UsageError("--quiet and --verbose exclude each other; give one", ctx)
 

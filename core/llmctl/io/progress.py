@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from types import TracebackType
 
 PATIENCE = 2.0
 """Seconds without a word."""
 REDRAW, LINE = 0.5, 10.0
 """Seconds between two words: on a terminal, where a line is redrawn, and elsewhere."""
+
+_SILENT: ContextVar[bool] = ContextVar("silent", default=False)
+
+
+@contextlib.contextmanager
+def silent(active: bool = True) -> Iterator[None]:
+    """Within the block, nothing is said of any progress.
+
+    Args:
+        active: Whether this is so.
+    """
+    token = _SILENT.set(active or _SILENT.get())
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
 
 
 class Progress:
@@ -19,11 +38,10 @@ class Progress:
     Args:
         title: What is being done.
         total: Amount of all that is to be done, in any unit; 0 = not known.
-        quiet: Say nothing.
     """
 
-    def __init__(self, title: str, total: float = 0, quiet: bool = False) -> None:
-        self._title, self._total, self._quiet = title, total, quiet
+    def __init__(self, title: str, total: float = 0) -> None:
+        self._title, self._total, self._quiet = title, total, _SILENT.get()
         self._redraws = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._began = time.monotonic()
         self._next, self._done, self._shown = self._began + PATIENCE, 0.0, False

@@ -19,16 +19,16 @@ class Console:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+        self._quiet = quiet
 
     def print(self, line: str) -> None:
         """Prints a line."""
-        if not self.quiet:
+        if not self._quiet:
             print(line, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Prints a table, fitted to the terminal or to 100 columns."""
-        if self.quiet:
+        if self._quiet:
             return
         from rich.console import Console as RichConsole
         from rich.table import Table
@@ -45,7 +45,7 @@ class Console:
         Args:
             every: Steps between two lines, or between two lines of further means above a bar.
         """
-        if self.quiet:
+        if self._quiet:
             return Callback()
         return ProgressBar(every) if _can_redraw() else ProgressLines(every)
 

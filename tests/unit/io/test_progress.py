@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from llmctl.io.progress import Progress
+from llmctl.io.progress import Progress, silent
 
 
 class Terminal(io.StringIO):
@@ -25,7 +25,7 @@ def said(monkeypatch, clock, stream, total, term="xterm", quiet=False):
     """What is said of ten steps that take 15 seconds."""
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setenv("TERM", term)
-    with Progress("reading a.jsonl", total, quiet) as progress:
+    with silent(quiet), Progress("reading a.jsonl", total) as progress:
         for _ in range(10):
             clock[0] += 1.5
             progress(100)

@@ -91,7 +91,7 @@ def loss_of(settings: DpoLossConfig) -> Callable[[Ratios], Any]:
 def _encode(
     job: DpoJob, encoder: PairEncoder, pairs: Sequence[Preference], split: str, console: Console
 ) -> Encoded[Pair]:
-    found = encoded(job, pairs, encoder.coder(job.model.dims.get("window")), split, console)
+    found = encoded(job, pairs, encoder.coder(job.model.dims.get("window")), split)
     if not len(found.rows):
         raise DataError(
             f"of none of the {found.examples} {split} pairs is a difference between the answers left within "

@@ -14,7 +14,6 @@ from llmctl.data.mixing import Mixture
 from llmctl.data.streaming import StreamedExamples, encode_streamed
 from llmctl.io.digest import sha256_of_files
 from llmctl.io.progress import Progress
-from llmctl.train.console import Console
 from llmctl.train.methods.batch_sampler import BatchSampler, Collate
 from llmctl.train.methods.eval_generate import EvalGenerator
 from llmctl.train.task import Batch, Task
@@ -109,7 +108,7 @@ def generator_of(job: Any, encoder: Any) -> EvalGenerator:
     return EvalGenerator(encoder, train.eval_batch_size, train.eval_max_new_tokens, positions)
 
 
-def encoded(job: Any, examples: Sequence[Any], coder: Coder[Any], split: str, console: Console) -> Encoded[Any]:
+def encoded(job: Any, examples: Sequence[Any], coder: Coder[Any], split: str) -> Encoded[Any]:
     """The examples of a split, encoded.
 
     Args:
@@ -117,10 +116,9 @@ def encoded(job: Any, examples: Sequence[Any], coder: Coder[Any], split: str, co
         examples: Its examples.
         coder: How they become rows.
         split: ``"train"`` or ``"dev"``.
-        console: Where the run prints.
     """
     data, model = job.config.data, job.config.model
-    with Progress(f"encoding the {split} data", len(examples), console.quiet) as progress:
+    with Progress(f"encoding the {split} data", len(examples)) as progress:
         if not isinstance(examples, StreamedExamples):
             return encode(examples, coder, True, progress)
         names = ("src_length", "max_prompt_length", "max_length", "train_on", "chat_template")

@@ -114,7 +114,7 @@ def _answer(example: Example) -> str:
 def _encode(
     job: FinetuneJob, encoder: Encoder, examples: Sequence[Example], split: str, console: Console
 ) -> Encoded[Any]:
-    found = encoded(job, examples, encoder.coder, split, console)
+    found = encoded(job, examples, encoder.coder, split)
     if not len(found.rows):
         raise DataError(
             f"none of the {found.examples} {split} examples keeps a token of its answer within "
