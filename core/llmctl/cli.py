@@ -126,6 +126,15 @@ def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
     click.echo(f"warning: {message}", err=True)
 
 
+def _system_error(error: OSError) -> int:
+    """Tells an error that no command explained; ``LLMCTL_STRICT=1`` shows where it came from."""
+    if os.environ.get("LLMCTL_STRICT") == "1":
+        raise error
+    file = f"{error.filename}: " if error.filename is not None else ""
+    click.echo(f"error: {file}{error.strerror or error}", err=True)
+    return 2
+
+
 def main(args: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 success, 2 user error, 130 interrupted."""
     streams.prepare()
@@ -152,9 +161,10 @@ def main(args: list[str] | None = None) -> None:
             streams.drop_output()
             code = 141
         except OSError as error:
-            if not streams.is_output_error(error):
-                raise
-            code = streams.output_lost(error)
+            code = streams.output_lost(error) if streams.is_output_error(error) else _system_error(error)
+        except MemoryError as error:
+            click.echo(f"error: not enough memory{f': {error}' if str(error) else ''}", err=True)
+            code = 2
         code = streams.flush(code if isinstance(code, int) else 0)
     sys.exit(code)
 

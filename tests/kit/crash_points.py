@@ -32,14 +32,27 @@ def with_fault(job, folder, point, error=None):
         Whether the job got that far, and how it ended: ``-signal.SIGKILL``, ``DONE``, ``REFUSED`` with an ``LlmctlError``, or
         ``WRONG`` with another exception.
     """
+    said, code = _forked(job, folder, point, error)
+    return said.startswith(b"!"), code
+
+
+def operations(job, folder):
+    """How many operations a job has that ends well."""
+    said, code = _forked(job, folder, 0, None)
+    assert code == DONE
+    return int(said)
+
+
+def _forked(job, folder, point, error):
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os._exit(_run(job, os.path.realpath(folder), point, error, write))
     os.close(write)
-    reached = os.read(read, 1) == b"!"
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    said = os.read(read, 100)
     os.close(read)
-    return reached, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return said, code
 
 
 def _run(job, folder, point, error, reached):
@@ -60,7 +73,8 @@ def _run(job, folder, point, error, reached):
         writes = opened and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if writes or event in _CHANGES:
             # Cleaning up names files relative to an open folder.
-            names = [os.fsdecode(name) for name in arguments[:2] if isinstance(name, str | bytes | os.PathLike)]
+            paths = arguments[: 1 if opened else 2]
+            names = [os.fsdecode(name) for name in paths if isinstance(name, str | bytes | os.PathLike)]
             if any(not os.path.isabs(name) or name.startswith(folder + "/") for name in names):
                 tick()
 
@@ -79,4 +93,6 @@ def _run(job, folder, point, error, reached):
     except BaseException:
         traceback.print_exc()
         return WRONG
+    finally:
+        os.write(reached, str(count).encode())
     return DONE

@@ -8,7 +8,9 @@ import copy
 import json
 import os
 import random
+import traceback
 import warnings
+from pathlib import Path
 
 from llmctl.errors import LlmctlError
 
@@ -90,6 +92,7 @@ def try_all(kind, inputs, read):
         read: Reads it; an ``LlmctlError`` is right, any other exception is not.
     """
     accepted = refused = 0
+    wrong = {}
     for name, place in inputs:
         place()
         try:
@@ -101,8 +104,12 @@ def try_all(kind, inputs, read):
             assert str(error).strip(), name
             refused += 1
         except Exception as error:
-            raise AssertionError(f"{kind}, {name}: {type(error).__name__}: {error}") from error
-    record(kind, inputs=accepted + refused, refused=refused, failures=0)
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
+            wrong.setdefault(where, []).append(f"{name}: {str(error)[:200]}")
+    failures = sum(map(len, wrong.values()))
+    record(kind, inputs=accepted + refused + failures, refused=refused, failures=failures)
+    assert not wrong, "".join(f"\n{kind}: {len(found)} x {where}, {found[0]}" for where, found in wrong.items())
     return accepted, refused
 
 
@@ -123,3 +130,25 @@ def _other(value, draw):
     if isinstance(value, str) and draw.random() < 0.3:
         return draw.choice((value[:-1], value + "x", value.upper(), value * 3, value[::-1]))
     return copy.deepcopy(draw.choice(VALUES))
+
+
+def in_fork(job, seconds=600, memory=8 << 30):
+    """Runs a job in a fork, so that a signal is a failure of the test and not its end, within limits of time and memory."""
+    import resource
+    import signal
+
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            signal.alarm(seconds)
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + memory,) * 2)
+            job()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == 0, f"ended with {code}"

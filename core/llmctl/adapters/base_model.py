@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,8 @@ def find(named: str, folder: Path, given: Path | None) -> Path:
     if given is not None:
         return locate(given)
     for path in (folder / named, Path(named)) if named else ():
-        if (path / CONFIG).is_file():
+        # A name that no file can have is one that does not exist.
+        if os.path.isfile(path / CONFIG):
             return path
     if named and parse(named):
         try:

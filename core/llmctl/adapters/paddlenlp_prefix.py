@@ -18,6 +18,7 @@ from llmctl.adapters.paddlenlp_weights import read_weights
 from llmctl.adapters.peft_format import as_stored, check_tensors, load
 from llmctl.adapters.prefix import Array, Prefix, compare, from_stored, shape_of, to_stored
 from llmctl.card.dims import Dims
+from llmctl.checkpoint.formats.npy import read_npy
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import read_json, write_json
 
@@ -104,10 +105,7 @@ def _caches(folder: Path, dims: Dims) -> Array:
         raise CheckpointError(
             f"{folder} has {CONFIG} but neither {WEIGHTS} nor {CACHES}; merge the files of tensor-parallel ranks first"
         )
-    try:
-        stored = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    stored = read_npy(path)
     layers, _, _, kv_heads, head_dim = shape_of(dims, 0)
     found = tuple(stored.shape)
     if len(found) != 5 or found[:3] != (layers, 2, kv_heads) or found[3] < 1 or found[4] != head_dim:

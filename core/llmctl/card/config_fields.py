@@ -87,7 +87,7 @@ class ConfigField:
                 self.check(value)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError) as error:
             raise ConfigError(f"{where}: {self._shown(value)} is of the wrong kind: {error}") from error
         if problem := self._wrong_kind(value, symbols):
             raise ConfigError(f"{where}: {self._shown(value)} must be {problem}")
@@ -97,7 +97,7 @@ class ConfigField:
         if self.derive:
             try:
                 return evaluate(self.derive, known) if isinstance(self.derive, str) else self.derive(config)
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
                 raise ConfigError(f"{where}: {self.key or self.name}: {error}") from error
         if self.default is REQUIRED:
             raise ConfigError(f"{where} has no {self.key!r}, which the family {family} needs")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -206,7 +207,7 @@ def _made_from(target: Path) -> str | None:
         rows = manifest.get("files", {}).items()
         complete = all((target / name).stat().st_size == row["bytes"] for name, row in rows)
         return str(manifest["made_from"]) if complete else None
-    except (OSError, KeyError, LlmctlError):
+    except (OSError, KeyError, ValueError, LlmctlError):
         return None
 
 
@@ -255,13 +256,17 @@ def _write_shard(
     """Writes a safetensors file, unless an earlier run finished it; returns its SHA-256. ``form``: ``pt`` or ``np``."""
     digest_file, partial = work / f".{name}.sha256", work / f".{name}.partial"
     size = sum(tensor.nbytes for tensor in tensors.values())
-    if not (digest_file.is_file() and (work / name).is_file()):
+    if not (_is_digest(digest_file) and (work / name).is_file()):
         write_file(partial, tensors, progress, form)
         os.replace(partial, work / name)
         digest_file.write_text(sha256(work / name), encoding="ascii")
     elif progress:
         progress(size)
     return digest_file.read_text(encoding="ascii")
+
+
+def _is_digest(file: Path) -> bool:
+    return file.is_file() and re.fullmatch(rb"[0-9a-f]{64}", file.read_bytes()) is not None
 
 
 def _write_other_files(

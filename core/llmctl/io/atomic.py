@@ -59,7 +59,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         yield file
         _sync(file)
         os.replace(file, path)
-        _sync(path.parent)
+        _sync_parent(path)
 
 
 def check_writable(folder: str | Path) -> None:
@@ -139,7 +139,7 @@ def publish_folder(temporary: Path, path: Path) -> None:
         _exchange(temporary, path)
     else:
         os.replace(temporary, path)
-    _sync(path.parent)
+    _sync_parent(path)
     _remove(temporary)
 
 
@@ -201,6 +201,11 @@ def explain_os_errors(path: str | Path, outcome: str = "") -> Iterator[None]:
             raise FileError(f"disk full while writing {path}{outcome}") from error
         file = "" if error.filename is None else f": {error.filename}"
         raise FileError(f"cannot write {path}: {error.strerror or error}{file}{outcome}") from error
+
+
+def _sync_parent(path: Path) -> None:
+    with explain_os_errors(path, "; it is complete, but a power failure now could undo it"):
+        _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llmctl.errors import FileError
 
+_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
-def parse_json(text: str | bytes, unique: bool = False) -> Any:
+
+def parse_json(text: str | bytes, unique: bool = False, bounded: bool = False) -> Any:
     """The value of a JSON text.
 
     Args:
         text: The text, or its bytes in UTF-8.
         unique: Whether a key that an object has twice is an error; else the last one counts.
+        bounded: Whether a whole number of more than 64 bits is an error.
 
     Raises:
-        ValueError: It is not valid JSON, or is nested too deeply; a ``JSONDecodeError`` where its line is known.
+        ValueError: It is not valid JSON, is nested too deeply, or has half of a surrogate pair, which no file can hold; a
+            ``JSONDecodeError`` where its line is known.
     """
     text = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
-        return json.loads(text, object_pairs_hook=_unique if unique else None)
+        value = json.loads(text, object_pairs_hook=_unique if unique else None, parse_int=_integer if bounded else None)
+        half = _HALF_PAIR.search(json.dumps(value, ensure_ascii=False)) if _ESCAPED.search(text) else None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if half:
+        raise ValueError(f"\\u{ord(half[0]):04x} is half of a surrogate pair, not a character")
+    return value
 
 
 def read_json(path: Path, required: bool = False) -> dict[str, Any]:
@@ -35,12 +45,13 @@ def read_json(path: Path, required: bool = False) -> dict[str, Any]:
         required: Whether it must exist; else a missing file reads as an empty object.
 
     Raises:
-        FileError: The file is required and missing, cannot be read, or is not a JSON object.
+        FileError: The file is required and missing, cannot be read, is not a JSON object, or holds a whole number of more than
+            64 bits.
     """
     if not required and not path.is_file():
         return {}
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"), bounded=True)
     except FileNotFoundError:
         raise FileError(f"{path} does not exist") from None
     except OSError as error:
@@ -50,6 +61,13 @@ def read_json(path: Path, required: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FileError(f"{path} must be a JSON object, not a {type(content).__name__}")
     return content
+
+
+def _integer(text: str) -> int:
+    """A whole number of at most 64 bits, more than any file of a model or run needs."""
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise ValueError(f"{text[:20]}... does not fit into 64 bits")
+    return int(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -33,5 +33,8 @@ PATTERN_SECONDS = 2.0
 PATTERN_CHARACTERS = 100_000
 """Length of a regular expression of an adapter."""
 
+LINE_BYTES = 1 << 28
+"""Bytes of a line of data, decompressed."""
+
 YAML_NODES = 200_000
 """Values of a YAML file, an alias counts as the values that it refers to."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.card.tokens import TokenFacts
-from llmctl.errors import TokenizerError, require
+from llmctl.errors import FileError, TokenizerError, require
 from llmctl.io.json_object import read_json
+from llmctl.io.text import read_text
 from llmctl.tokenizers.library import LibraryTokenizer
 from llmctl.tokenizers.special import CONFIG, added_tokens
 from llmctl.tokenizers.token_names import CHARACTERS
@@ -103,6 +104,6 @@ def _lines(path: Path) -> list[str]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path} is not valid UTF-8: {error}") from None
+        return read_text(path)
+    except FileError as error:
+        raise TokenizerError(str(error)) from None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import TokenizerError
 from llmctl.io.json_object import read_json, write_json
+from llmctl.io.text import read_text
 from llmctl.tokenizers import protect, sandbox
 from llmctl.tokenizers.base import ChatTemplate, Piece, Tokenizer
 from llmctl.tokenizers.conversation import Conversation
@@ -203,18 +204,20 @@ def _from_file(path: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     if not path.is_file():
         raise TokenizerError(f"there is no chat template {path}")
     if path.suffix != ".json":
-        return JinjaTemplate(path.read_text(encoding="utf-8"), tokenizer, str(path))
+        return JinjaTemplate(read_text(path), tokenizer, str(path))
     content = read_json(path)
     if "conversation" in content:
         return TurnTemplate(content, tokenizer, str(path))
     source = content.get(TEMPLATE_KEY)
     if isinstance(source, list):
         source = _named(source, path)
+    if source and not isinstance(source, str):
+        raise TokenizerError(f"{path}: {TEMPLATE_KEY} must be text, not a {type(source).__name__}")
     return JinjaTemplate(source, tokenizer, str(path)) if source else None
 
 
 def _named(sources: Sequence[Any], path: Path) -> str:
-    by_name = {row.get("name"): row.get("template") for row in sources if isinstance(row, dict)}
+    by_name = {str(row.get("name")): row.get("template") for row in sources if isinstance(row, dict)}
     if not isinstance(by_name.get("default"), str):
         raise TokenizerError(f"{path} has chat templates {json.dumps(list(by_name))}, but none called 'default'")
     return str(by_name["default"])

@@ -36,6 +36,9 @@ def compile_template(source: str, where: str, keep_trailing_newline: bool = Fals
         raise TokenizerError(f"{where}: the chat template is not valid jinja, line {error.lineno}: {error}") from None
     except (RecursionError, MemoryError):
         raise TokenizerError(f"{where}: the chat template is nested too deeply") from None
+    except Exception as error:
+        # Some mistakes are only found when Python code is made of the template, by whatever fails first.
+        raise TokenizerError(f"{where}: the chat template is not valid jinja: {str(error)[:500]}") from None
 
 
 def render(template: Any, where: str, values: Mapping[str, Any], now: datetime | None = None) -> str:

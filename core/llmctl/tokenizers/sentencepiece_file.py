@@ -9,7 +9,7 @@ from typing import Any
 from llmctl.card.tokens import TokenFacts
 from llmctl.errors import TokenizerError, require
 from llmctl.io import json_object
-from llmctl.tokenizers import special
+from llmctl.tokenizers import special, token_names
 from llmctl.tokenizers.base import Tokenizer
 from llmctl.tokenizers.protect import any_of, cut_inside
 
@@ -30,9 +30,15 @@ class SentencePieceTokenizer(Tokenizer):
         path = folder / facts.model
         try:
             self._inner = library.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError) as error:
+            self._size = self._inner.get_piece_size()
+            self._spaced = self._inner.encode("a", out_type=str)[0].startswith(SPACE)
+            pieces = [self._inner.id_to_piece(token) for token in range(self._size)]
+            if wrong := [
+                p for i, p in enumerate(pieces) if self._inner.is_byte(i) and not token_names.BYTE.fullmatch(p)
+            ]:
+                raise ValueError(f"{wrong[0]!r} is no byte")
+        except (RuntimeError, OSError, ValueError, IndexError) as error:
             raise TokenizerError(f"{path} is no sentencepiece model: {error}") from None
-        self._size = self._inner.get_piece_size()
         config = json_object.read_json(folder / special.CONFIG)
         self._offset = _offset(folder, config, facts)
         self._written = facts.written
@@ -43,7 +49,6 @@ class SentencePieceTokenizer(Tokenizer):
         own = {self._inner.id_to_piece(i): self._offset + i for i in range(self._size) if self._is_control(i)}
         vocabulary = special.Vocabulary(self._id_of, self._name_of, {**own, **self._appended})
         super().__init__(folder, special.read(folder, vocabulary, facts))
-        self._spaced = self._inner.encode("a", out_type=str)[0].startswith(SPACE)
         self._names = {token: name for name, token in {**self.special.added, **self.special.ids}.items()}
         self._special_ids = frozenset(self.special.ids.values())
         self._added = any_of(self.special.added)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.config import schema
-from llmctl.io.atomic import explain_os_errors
+from llmctl.io.atomic import atomic_file, explain_os_errors, remove_leftovers
 from llmctl.jobs.added_tokens import BASE
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.loggers import PACKAGES
@@ -42,6 +42,8 @@ def open_output(job: CheckedJob[Any], start: Path | None) -> None:
     header = f"Run with: llmctl --model {job.model.plugin.card.name} {job.command} config.yaml"
     with explain_os_errors(output):
         output.mkdir(parents=True, exist_ok=True)
+        for folder in (output, output / "checkpoints"):
+            remove_leftovers(folder, ".*.partial-")
         if job.config.output.overwrite:
             for name in LEFTOVERS:
                 path = output / name
@@ -53,4 +55,5 @@ def open_output(job: CheckedJob[Any], start: Path | None) -> None:
                     path.unlink(missing_ok=True)
         if start is None:
             (output / "metrics.jsonl").unlink(missing_ok=True)
-        (output / "config.yaml").write_text(schema.to_yaml(job.config, header), encoding="utf-8")
+        with atomic_file(output / "config.yaml") as file:
+            file.write_text(schema.to_yaml(job.config, header), encoding="utf-8")

@@ -125,7 +125,7 @@ def _constant(name: str) -> None:
 def _integer(text: str) -> int | float:
     """The number as the reference parser reads it: -0 and what does not fit into 64 bits are not integers."""
     number = int(text)
-    return float(number) if text == "-0" or number >= 1 << 64 else number
+    return float(min(number, 1 << 64)) if text == "-0" or number >= 1 << 64 else number
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from llmctl.errors import DISTRIBUTION, DataError
+from llmctl.io.limits import LINE_BYTES
 
 ReadBytes = Callable[[float], Any]
 """Called with the number of bytes that were read from a file since the last call."""
@@ -83,7 +85,7 @@ def open_bytes(path: Path, read: ReadBytes | None = None) -> Iterator[IO[bytes]]
         try:
             with gzip.GzipFile(fileobj=raw) if how == ".gz" else _zstandard(path, raw) as stream:
                 yield stream
-        except (gzip.BadGzipFile, EOFError, OSError) as error:
+        except (gzip.BadGzipFile, EOFError, OSError, zlib.error) as error:
             # What the file system says has a number.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -101,7 +103,9 @@ def open_lines(path: Path, read: ReadBytes | None = None) -> Iterator[tuple[int,
         DataError: The compressed data is damaged, or its library is not installed.
     """
     with open_bytes(path, read) as stream:
-        for number, raw in enumerate(stream, 1):
+        for number, raw in enumerate(iter(lambda: stream.readline(LINE_BYTES), b""), 1):
+            if len(raw) == LINE_BYTES:
+                raise DataError(f"{path}:{number} is longer than {LINE_BYTES} bytes; divide it, or decompress the file")
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:

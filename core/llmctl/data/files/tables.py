@@ -64,7 +64,7 @@ def parquet_rows(path: Path, read: ReadBytes | None = None) -> Iterator[tuple[st
         with pyarrow.parquet.ParquetFile(path) as file:
             share = path.stat().st_size / max(file.metadata.num_rows, 1)
             yield from _rows(path, file.iter_batches(ROWS), read, lambda batch: int(share * batch.num_rows))
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError, ArithmeticError) as error:
         raise _damaged(path, error) from None
 
 
@@ -84,7 +84,7 @@ def arrow_rows(path: Path, read: ReadBytes | None = None) -> Iterator[tuple[str,
                 source.seek(0)
                 batches = iter(arrow.ipc.open_stream(source))
             yield from _rows(path, batches, read, lambda batch: batch.nbytes)
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError, ArithmeticError) as error:
         raise _damaged(path, error) from None
 
 
@@ -97,6 +97,8 @@ def _rows(path: Path, batches: Iterator[Any], read: ReadBytes | None, size: Any)
     """The rows of Arrow batches; keys without a value are left out at depth, as columns have all keys of all rows."""
     number = 0
     for batch in batches:
+        # Readers trust offsets inside of a batch, which a damaged file may have anywhere.
+        batch.validate(full=True)
         for row in batch.to_pylist():
             number += 1
             yield f"{path}:row {number}", _text({key: _without_null(value) for key, value in row.items()})

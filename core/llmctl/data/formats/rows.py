@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from llmctl.io.json_object import parse_json
-
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def parse_object(text: str | None) -> dict[str, Any]:
@@ -28,9 +24,6 @@ def parse_object(text: str | None) -> dict[str, Any]:
         raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {kind(row)}")
-    half = _HALF_PAIR.search(json.dumps(row, ensure_ascii=False)) if _SURROGATE.search(text) else None
-    if half:
-        raise ValueError(f"\\u{ord(half[0]):04x} is half of a surrogate pair, not a character")
     return row
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import paddle
 
+from llmctl.checkpoint.formats.npy import read_npy
 from llmctl.errors import CheckpointError, DataError
 from llmctl.infer.eager import trace
 from llmctl.infer.eager.exported import Exported, read
@@ -37,9 +38,9 @@ class StaticModel:
         try:
             self.program = paddle.jit.load(str(folder / trace.NAME))
             self.program.eval()
-            self.prefix = np.load(folder / PREFIX) if self.about.virtual_tokens else None
-        except (OSError, ValueError, RuntimeError, EOFError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder} holds no program that paddle can load: {error}; {_REMEDY}") from None
+        self.prefix = read_npy(folder / PREFIX) if self.about.virtual_tokens else None
         self.signature = trace.Signature(self.about.rows, self.about.heads, self.about.dtype)
         self._check_prefix(folder / PREFIX)
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from llmctl.errors import ConfigError
-from llmctl.io.atomic import atomic_file
+from llmctl.io.atomic import atomic_file, explain_os_errors
 from llmctl.io.lock import try_flock
 from llmctl.io.typed import Count
 from llmctl.io.written import parse_written
@@ -31,6 +31,7 @@ class ResumableOutput:
 
     Raises:
         ConfigError: There are answers of another input or other options, the file of answers is damaged, or it is in use.
+        FileError: It cannot be written.
     """
 
     def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
@@ -38,14 +39,16 @@ class ResumableOutput:
         self.rows: dict[int, dict[str, Any]] = {}
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self.path.open("a+b")
+            # Unbuffered, so that what could not be written does not fail again when it is closed.
+            self._stream = self.path.open("a+b", buffering=0)
         except OSError as error:
             raise ConfigError(
                 f"--output {output}: {error.filename} cannot be written: {error.strerror}; name another file"
             ) from None
         try:
-            self._lock()
-            self._read(json.loads(json.dumps(dict(settings))))
+            with explain_os_errors(self.path):
+                self._lock()
+                self._read(json.loads(json.dumps(dict(settings))))
         except BaseException:
             self._stream.close()
             raise
@@ -59,12 +62,23 @@ class ResumableOutput:
         self._stream.close()
 
     def add(self, index: int, row: dict[str, Any]) -> None:
-        """Keeps the answer to a prompt."""
+        """Keeps the answer to a prompt.
+
+        Raises:
+            FileError: It cannot be written.
+        """
         self.rows[index] = row
-        self._write([index, row])
+        with explain_os_errors(
+            self.path, f"; the {len(self.rows) - 1} answers before are kept, repeat the command to continue"
+        ):
+            self._write([index, row])
 
     def finish(self) -> None:
-        """Writes the output in the order of the prompts, and removes the file of answers so far."""
+        """Writes the output in the order of the prompts, and removes the file of answers so far.
+
+        Raises:
+            FileError: It cannot be written.
+        """
         with atomic_file(self.output) as path, path.open("w", encoding="utf-8") as stream:
             stream.writelines(line(self.rows[index]) for index in sorted(self.rows))
         self.path.unlink()
@@ -103,8 +117,9 @@ class ResumableOutput:
             )
 
     def _write(self, content: Any) -> None:
-        self._stream.write(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
-        self._stream.flush()
+        left = memoryview(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        while left:
+            left = left[self._stream.write(left) :]
 
 
 def line(row: Mapping[str, Any]) -> str:

@@ -49,14 +49,14 @@ def read_scheme(config: Any, where: str) -> Scheme:
         raise ConfigError(f"{where}: {KEY}={config!r} is not an object")
     method = config.get("quant_method", "gptq" if "bits" in config and "desc_act" in config else None)
     readers = {"gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed}
-    if method not in readers:
+    if not isinstance(method, str) or method not in readers:
         raise _unknown(where, f"quant_method={method!r}")
     return readers[method](config, where)
 
 
 def _gptq(config: Mapping[str, Any], where: str) -> Scheme:
     form = config.get("checkpoint_format") or config.get("format") or "gptq"
-    if form not in GPTQ_FORMATS:
+    if not isinstance(form, str) or form not in GPTQ_FORMATS:
         raise _unknown(where, f"gptq with checkpoint_format={form!r}")
     if config.get("dynamic"):
         raise _unknown(where, "gptq with dynamic, settings of single layers")
@@ -73,7 +73,7 @@ def _awq(config: Mapping[str, Any], where: str) -> Scheme:
 
 def _compressed(config: Mapping[str, Any], where: str) -> Scheme:
     form = config.get("format")
-    if form not in INTEGER:
+    if not isinstance(form, str) or form not in INTEGER:
         raise _unknown(where, f"compressed-tensors with format={form!r}")
     for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
         if config.get(key):
@@ -84,13 +84,13 @@ def _compressed(config: Mapping[str, Any], where: str) -> Scheme:
         if isinstance(groups, dict)
         else []
     )
-    found = {(row.get("num_bits"), row.get("type", "int")) for row in rows if isinstance(row, dict)}
-    if len(found) != 1:
+    found = [(row.get("num_bits"), row.get("type", "int")) for row in rows if isinstance(row, dict)]
+    if not found or any(row != found[0] for row in found):
         raise _unknown(where, f"compressed-tensors with {len(found)} kinds of weights")
-    bits, kind = found.pop()
+    bits, kind = found[0]
     if kind != "int" or bits not in ((4, 8) if form == "pack-quantized" else (8,)):
         raise _unknown(where, f"compressed-tensors with format={form!r} and weights of {bits} bits, type {kind!r}")
-    return Scheme("compressed-tensors", bits)
+    return Scheme("compressed-tensors", int(bits))
 
 
 def _number(config: Mapping[str, Any], key: str, allowed: tuple[int, ...], where: str) -> int:

@@ -134,10 +134,13 @@ class CheckpointSaver(Callback):
                 staged, lock = locked_folder(self._staging, _STAGED, 0o700)
                 stack.callback(os.close, lock)
                 stack.callback(shutil.rmtree, staged, ignore_errors=True)
-                self._write(staged, step)
+                # Nobody else may read the folder in memory; the one on disk has the usual permissions.
+                content = staged / "checkpoint"
+                content.mkdir()
+                self._write(content, step)
             # The thread removes the folder; what fails before it starts removes it here.
             kept = stack.pop_all()
-        self._background.start(lambda: self._finish_staged(kept, path, step, staged, best))
+        self._background.start(lambda: self._finish_staged(kept, path, step, content, best))
 
     def _finish_staged(
         self, stack: contextlib.ExitStack, path: Path, step: int, staged: Path, best: Best | None

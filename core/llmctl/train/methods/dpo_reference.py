@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,10 @@ class PrecomputedLogProbs:
             with np.load(self._file) as stored:
                 if str(stored["key"]) != self._key:
                     return None
-                return {True: stored["train"], False: stored["dev"]}
+                tables = {True: stored["train"], False: stored["dev"]}
+            counts = {True: _pairs(self._task.train), False: _pairs(self._task.dev)}
+            whole = all(tables[split].shape == (count, 2) for split, count in counts.items())
+            return tables if whole and all(table.dtype.kind == "f" for table in tables.values()) else None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
@@ -90,7 +93,7 @@ class PrecomputedLogProbs:
         reference = ReferenceModel(self._build())
         task, tables = self._task, {}
         for training, rows in ((True, task.train), (False, task.dev)):
-            count = sum(len(row.numbers) for row in rows)
+            count = _pairs(rows)
             found: list[tuple[np.ndarray, np.ndarray]] = []
             for group in by_length(rows, task.eval_batch_size):
                 arrays = task.collate(group)
@@ -103,6 +106,10 @@ class PrecomputedLogProbs:
         pairs = len(tables[True]) + len(tables[False])
         self._console.print(f"reference: {pairs} pairs in {time.monotonic() - begun:.1f} s, saved to {self._file}")
         return tables
+
+
+def _pairs(rows: Sequence[Any]) -> int:
+    return sum(len(row.numbers) for row in rows)
 
 
 def key_of(weights: WeightFolder, task: DpoTask, *settings: str) -> str:

@@ -301,3 +301,10 @@ def test_what_a_killed_run_left_in_memory_is_removed(tmp_path):
     os.close(lock)
     checkpoints.remove_staged(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_have_the_usual_permissions(tmp_path):
+    saver(tmp_path).on_save(5)
+    path = checkpoints.checkpoint_of(tmp_path, 5)
+    (tmp_path / "like").mkdir()
+    assert path.stat().st_mode == (tmp_path / "like").stat().st_mode
