@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,23 +30,59 @@ if TYPE_CHECKING:
     from llmctl.card.tokens import Wording
 
 JINJA_FILE, JSON_FILE = "chat_template.jinja", "chat_template.json"
+TOOL_USE, MORE_TEMPLATES = "tool_use", "additional_chat_templates"
+"""Name of the template of conversations with tools, and folder of templates beside ``chat_template.jinja``."""
 
 
 class JinjaTemplate(ChatTemplate):
     """Hugging Face's kind: jinja over ``messages``, with the variables that transformers gives.
 
     Templates of cards may also ask which names are in ``special_tokens``.
+
+    Args:
+        source: The template.
+        tokenizer: The tokenizer.
+        where: Its file, for messages.
+        tool_use: The template of conversations with tools, if another; transformers calls it so.
     """
 
-    def __init__(self, source: str, tokenizer: Tokenizer, where: str):
+    def __init__(self, source: str, tokenizer: Tokenizer, where: str, tool_use: str | None = None):
         super().__init__(tokenizer)
-        self.source = source
+        self.source, self.tool_use = source, tool_use
         self._where = where
         self._template = sandbox.compile_template(source, where)
+        self._tool_use = JinjaTemplate(tool_use, tokenizer, where) if tool_use else None
 
     def text(self, conversation: Conversation) -> str:
-        """The rendered messages."""
-        return self._render(self._template, conversation)
+        """The rendered messages.
+
+        Raises:
+            TokenizerError: The template fails, or does not write the calls of tools.
+        """
+        return self._for(conversation)._render(False, conversation, self.now)
+
+    def _for(self, conversation: Conversation) -> JinjaTemplate:
+        """The template of a conversation; what it never writes is named."""
+        chosen = self._tool_use if self._tool_use and conversation.tools else self
+        has = {key for message in conversation.messages for key in message.more or ()}
+        if "tool_calls" in has and not chosen._reads("tool_calls"):
+            raise TokenizerError(
+                f"{self._where}: the chat template does not write tool calls, which would be lost; choose a template that does "
+                "with data.chat_template or --chat-template, or leave them out"
+            )
+        lost = {"tools": bool(conversation.tools), "reasoning_content": "reasoning_content" in has}
+        for key, given in lost.items():
+            if given and not chosen._reads(key):
+                warnings.warn(
+                    f"{self._where}: the chat template does not write {key!r} of the data, so the model does not see it",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        return chosen
+
+    def _reads(self, name: str) -> bool:
+        """Whether the template asks for a name, or writes messages whole."""
+        return name in self.source or bool(re.search(r"\bm\w*\s*\|\s*tojson", self.source))
 
     def answers(self, conversation: Conversation) -> list[Piece] | None:
         """The rendered text in pieces: those inside ``{% generation %}`` with the index of their message, the others with None.
@@ -54,9 +92,10 @@ class JinjaTemplate(ChatTemplate):
         Raises:
             TokenizerError: Only some answers are trained on, and it is unclear which ones the template marks.
         """
-        if not self._marked:
+        chosen = self._for(conversation)
+        if not chosen._marked:
             return None
-        text = self._render(self._marked, conversation.map(_without_marks))
+        text = chosen._render(True, conversation.map(_without_marks), self.now)
         parts = re.split(f"[{OPEN}{CLOSE}]", text)
         written = [index for index, message in enumerate(conversation.messages) if message.is_answer]
         if len(parts) < 3 or not written:
@@ -78,7 +117,7 @@ class JinjaTemplate(ChatTemplate):
             return None
         return sandbox.compile_template(self.source, self._where, marks=True)
 
-    def _render(self, template: Any, conversation: Conversation) -> str:
+    def _render(self, marked: bool, conversation: Conversation, now: datetime | None) -> str:
         special = self._tokenizer.special
         values = {
             **special.named,
@@ -88,11 +127,15 @@ class JinjaTemplate(ChatTemplate):
             "add_generation_prompt": conversation.add_generation_prompt,
             "special_tokens": list(special.ids),
         }
-        return sandbox.render(template, self._where, values, self.now)
+        return sandbox.render(self._marked if marked else self._template, self._where, values, now)
 
     def save(self, folder: Path) -> None:
-        """Puts the template into ``tokenizer_config.json``."""
-        write_json(folder / CONFIG, {**read_json(folder / CONFIG), TEMPLATE_KEY: self.source})
+        """Puts the template into ``tokenizer_config.json``, or both if there are two."""
+        named = {"default": self.source, TOOL_USE: self.tool_use}
+        both = [{"name": name, "template": source} for name, source in named.items()]
+        write_json(
+            folder / CONFIG, {**read_json(folder / CONFIG), TEMPLATE_KEY: both if self.tool_use else self.source}
+        )
 
 
 class TurnTemplate(ChatTemplate):
@@ -204,23 +247,26 @@ def _from_file(path: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     if not path.is_file():
         raise TokenizerError(f"there is no chat template {path}")
     if path.suffix != ".json":
-        return JinjaTemplate(read_text(path), tokenizer, str(path))
+        beside = path.parent / MORE_TEMPLATES / f"{TOOL_USE}.jinja"
+        tool_use = read_text(beside) if path.name == JINJA_FILE and beside.is_file() else None
+        return JinjaTemplate(read_text(path), tokenizer, str(path), tool_use)
     content = read_json(path)
     if "conversation" in content:
         return TurnTemplate(content, tokenizer, str(path))
     source = content.get(TEMPLATE_KEY)
-    if isinstance(source, list):
-        source = _named(source, path)
-    if source and not isinstance(source, str):
-        raise TokenizerError(f"{path}: {TEMPLATE_KEY} must be text, not a {type(source).__name__}")
-    return JinjaTemplate(source, tokenizer, str(path)) if source else None
+    default, tool_use = _named(source, path) if isinstance(source, list) else (source, None)
+    if default and not isinstance(default, str):
+        raise TokenizerError(f"{path}: {TEMPLATE_KEY} must be text, not a {type(default).__name__}")
+    return JinjaTemplate(default, tokenizer, str(path), tool_use) if default else None
 
 
-def _named(sources: Sequence[Any], path: Path) -> str:
+def _named(sources: Sequence[Any], path: Path) -> tuple[str, str | None]:
+    """The template called ``default``, and that of conversations with tools, if there is one."""
     by_name = {str(row.get("name")): row.get("template") for row in sources if isinstance(row, dict)}
     if not isinstance(by_name.get("default"), str):
         raise TokenizerError(f"{path} has chat templates {json.dumps(list(by_name))}, but none called 'default'")
-    return str(by_name["default"])
+    tool_use = by_name.get(TOOL_USE)
+    return str(by_name["default"]), tool_use if isinstance(tool_use, str) else None
 
 
 def _without_marks(text: str) -> str:

@@ -144,6 +144,10 @@ def test_answers_with_weight_or_label_zero_are_not_trained_on():
         ({"messages": [{"role": "bot", "content": "a"}]}, r"messages\[0\].role is 'bot'; known are system"),
         ({"messages": [{"role": "user", "content": "a", "txt": "b"}]}, "has the key 'txt', which would not be read"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a part that is no text"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]},
+            r"messages\[1\].weight is 0.5; it must be 0 or 1",
+        ),
         ({"conversations": "a"}, "must be a list of messages, not a string"),
         ({"conversations": [{"from": "function_call", "value": "x"}]}, "must be JSON text"),
         ({"src": "a", "tgt": "b", "system": "c", "context": {"system": "d"}}, "differ; keep one"),

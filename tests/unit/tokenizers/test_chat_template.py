@@ -9,7 +9,7 @@ from kit.tiny_tokenizers import KINDS, ROLES, write_json, write_sentencepiece
 
 from llmctl import TokenFacts, plugins, tokenizers
 from llmctl.errors import TokenizerError
-from llmctl.tokenizers.conversation import Conversation
+from llmctl.tokenizers.conversation import Conversation, Message
 
 TURNS = {
     "system": "Be kind.\n",
@@ -167,3 +167,43 @@ def test_text_after_a_special_token_begins_anew_in_an_answer_too(tmp_path):
         tokenizer.chat_template.text(Conversation((("hello", "world"),))), False, parse_special=True
     )
     assert flat(runs) == whole
+
+
+TOOLS = [{"type": "function", "function": {"name": "paint", "parameters": {}}}]
+PLAIN, WITH_TOOLS = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}",
+    "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}",
+)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_conversation_with_tools_is_written_by_the_template_for_it(tmp_path, beside):
+    # As in transformers: the template called tool_use, where there are tools and such a template.
+    folder = write_json(tmp_path / "model")
+    if beside:
+        (folder / "chat_template.jinja").write_text(PLAIN)
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool_use.jinja").write_text(WITH_TOOLS)
+    else:
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        both = [{"name": "default", "template": PLAIN}, {"name": "tool_use", "template": WITH_TOOLS}]
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": both}))
+    (tmp_path / "saved").mkdir()
+    tokenizers.load(folder).save(tmp_path / "saved")
+    for place in (folder, tmp_path / "saved"):
+        template = tokenizers.load(place).chat_template
+        assert template.text(Conversation((("a", "b"),))) == "ab"
+        assert template.text(Conversation((("a", "b"),), tools=TOOLS)) == f"{json.dumps(TOOLS)}ab"
+
+
+def test_what_a_template_never_writes_is_named_and_lost_calls_are_refused(tmp_path):
+    folder = write_json(tmp_path)
+    (folder / "chat_template.jinja").write_text(PLAIN)
+    template = tokenizers.load(folder).chat_template
+    with pytest.warns(UserWarning, match="does not write 'tools' of the data"):
+        template.text(Conversation((("a", "b"),), tools=TOOLS))
+    asked = Message("user", "a")
+    with pytest.warns(UserWarning, match="does not write 'reasoning_content' of the data"):
+        template.text(Conversation(messages=[asked, Message("assistant", "b", {"reasoning_content": "c"})]))
+    with pytest.raises(TokenizerError, match="does not write tool calls, which would be lost"):
+        template.text(Conversation(messages=[asked, Message("assistant", None, {"tool_calls": [{"function": {}}]})]))

@@ -70,7 +70,11 @@ def message(where: str, item: Any) -> Message:
         more["tool_calls"] = _calls(f"{where}.tool_calls", more["tool_calls"])
     if content is None and "tool_calls" not in more:
         raise ValueError(f"{where!r} has no {text!r}")
-    train = all(bool(item[key]) for key in ("weight", "label") if item.get(key) is not None)
+    marks = {key: item[key] for key in ("weight", "label") if item.get(key) is not None}
+    for key, mark in marks.items():
+        if mark not in (0, 1):
+            raise ValueError(f"{where}.{key} is {mark!r}; it must be 0 or 1, whether the message is trained on")
+    train = all(marks.values())
     return Message(ROLES[name], content, more or None, train)
 
 
