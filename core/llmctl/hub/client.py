@@ -33,9 +33,15 @@ class Refused(CheckpointError):
 
 
 class Client(Protocol):
-    """A hub, by way of its library. Every method raises ``LlmctlError`` for what a user can fix."""
+    """A hub, by way of its library. Every method raises ``LlmctlError`` for what a user can fix.
+
+    Attributes:
+        title: Its name.
+        cache_variable: The environment variable that names another cache.
+    """
 
     title: str
+    cache_variable: str
 
     @property
     def offline(self) -> bool:

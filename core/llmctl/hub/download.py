@@ -62,7 +62,8 @@ def _download(client: Client, name: HubName, weights: bool) -> Path:
         wanted += chosen
     there = client.cached(replace(name, revision=listing.commit or name.revision))
     missing = [file for file in wanted if there is None or not (there / file).exists()]
-    if there and not missing and there == client.cached(name):
+    # Without a commit, the folder may be that of an earlier state of the branch; the library compares the files.
+    if there and listing.commit and not missing and there == client.cached(name):
         return there
     if missing:
         _announce(client, name, listing, missing)
@@ -75,12 +76,12 @@ def _announce(client: Client, name: HubName, listing: Listing, missing: Sequence
     free = _free(client.cache)
     if size + MARGIN > free:
         raise FileError(
-            f"{name} needs {_shown(size)} in {client.cache}, where {_shown(free)} are free; free some, or name a folder on "
-            "another disk with HF_HOME (ModelScope: MODELSCOPE_CACHE)"
+            f"{name} needs {_shown(size)} in {client.cache}, where {_shown(free)} are free; free some, or set "
+            f"{client.cache_variable} to a folder on another disk"
         )
     commit = f" at {listing.commit[:12]}" if listing.commit else ""
     print(
-        f"downloading {name.repo}{commit} from the {client.title}: {len(missing)} files, {_shown(size)}, into {client.cache}",
+        f"downloading {name.repo}{commit} from {client.title}: {len(missing)} files, {_shown(size)}, into {client.cache}",
         file=sys.stderr, flush=True,
     )  # fmt: skip
 
@@ -110,7 +111,7 @@ def _elsewhere(client: Client, name: HubName, error: Unreachable) -> Unreachable
 def _nothing_read(client: Client, name: HubName, names: Sequence[str]) -> str:
     kinds = sorted({file.rpartition(".")[2] for file in names if "." in file.strip(".")})
     return (
-        f"{name} on the {client.title} holds no model that llmctl reads: it needs config.json and {files.MODELS[0]}, "
+        f"{name} on {client.title} holds no model that llmctl reads: it needs config.json and {files.MODELS[0]}, "
         f"{files.MODELS[1]}, {files.MODELS[2]} or shards with an index; there are {len(names)} files ({', '.join(kinds[:6])})"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -17,6 +18,18 @@ from llmctl.hub.name import HubName
 
 TRANSPORTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 """Packages whose errors are of the connection; which of them it is depends on the release of the library."""
+
+BROKEN_OFF = (
+    "ChunkedEncodingError",
+    "RemoteProtocolError",
+    "ReadError",
+    "ReadTimeout",
+    "IncompleteRead",
+    "ProtocolError",
+)
+"""Errors of a connection that broke off in the middle of a file."""
+PAUSES = (0.0, 1.0, 4.0)
+"""Seconds to wait before each further attempt."""
 
 
 @contextmanager
@@ -36,7 +49,8 @@ def bars_on_terminals() -> Iterator[None]:
 class HuggingFace:
     """See ``client.Client``."""
 
-    title = "Hugging Face Hub"
+    title = "the Hugging Face Hub"
+    cache_variable = "HF_HOME"
 
     def __init__(self, purpose: str) -> None:
         self._library: Any = require("huggingface_hub", "hub", purpose)
@@ -58,12 +72,21 @@ class HuggingFace:
         return Listing(info.sha or "", {file.rfilename: file.size or 0 for file in info.siblings or ()})
 
     def fetch(self, name: HubName, files: Sequence[str]) -> Path:
+        patterns = [glob.escape(file) for file in files]
         with self._explained(name), bars_on_terminals():
-            return Path(
-                self._library.snapshot_download(
-                    name.repo, revision=name.revision or None, allow_patterns=[glob.escape(file) for file in files]
-                )
-            )
+            for wait in (*PAUSES, None):
+                try:
+                    return Path(
+                        self._library.snapshot_download(
+                            name.repo, revision=name.revision or None, allow_patterns=patterns
+                        )
+                    )
+                except Exception as error:
+                    # Only some releases of the library try again by themselves; all continue where it broke off.
+                    if wait is None or type(error).__name__ not in BROKEN_OFF:
+                        raise
+                    time.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
 
     def cached(self, name: HubName) -> Path | None:
         try:
@@ -95,7 +118,7 @@ class HuggingFace:
             ) from error
         except errors.RepositoryNotFoundError as error:
             raise Refused(
-                f"the {self.title} has no model {name.repo} that you may read ({where}); check its name, or, if it is "
+                f"{self.title} has no model {name.repo} that you may read ({where}); check its name, or, if it is "
                 "private, log in with hf auth login or set HF_TOKEN"
             ) from error
         except errors.RevisionNotFoundError as error:
@@ -110,21 +133,21 @@ class HuggingFace:
             status = getattr(error.response, "status_code", 0)
             if status in (401, 403):
                 raise Refused(
-                    f"the {self.title} refuses {name.repo} ({status}); check the token: hf auth whoami, HF_TOKEN"
+                    f"{self.title} refuses {name.repo} ({status}); check the token: hf auth whoami, HF_TOKEN"
                 ) from error
             raise Unreachable(f"{where} answers {status}: {first_line(error)}") from error
-        except OSError as error:
-            if is_disk_full(error):
-                raise FileError(no_space(name, self.cache, "HF_HOME")) from error
-            if type(error).__module__.partition(".")[0] in TRANSPORTS:
-                raise self._unreachable(error) from error
-            raise FileError(f"{name} cannot be downloaded into {self.cache}: {error}") from error
         except Exception as error:
+            if is_disk_full(error):
+                raise FileError(no_space(name, self.cache, self.cache_variable)) from error
             if type(error).__module__.partition(".")[0] in TRANSPORTS:
                 raise self._unreachable(error) from error
+            if isinstance(error, OSError):
+                raise FileError(f"{name} cannot be downloaded into {self.cache}: {error}") from error
             raise
 
     def _unreachable(self, error: BaseException) -> Unreachable:
         if self.offline:
             return Unreachable("HF_HUB_OFFLINE is set")
-        return Unreachable(f"{self._constants.ENDPOINT} cannot be reached ({first_line(error.__cause__ or error)})")
+        what = "breaks off" if type(error).__name__ in BROKEN_OFF else "cannot be reached"
+        kept = "; what has been downloaded is kept, so try again" if what == "breaks off" else ""
+        return Unreachable(f"{self._constants.ENDPOINT} {what} ({first_line(error.__cause__ or error)}){kept}")

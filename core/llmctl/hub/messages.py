@@ -7,6 +7,9 @@ from pathlib import Path
 
 from llmctl.hub.name import HubName
 
+LONGEST = 160
+"""Characters of a library's message."""
+
 
 def no_space(name: HubName, cache: Path, variable: str) -> str:
     """The message for a disk that is full.
@@ -32,6 +35,6 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """The beginning of an error's message, or its kind."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= LONGEST else f"{lines[0][:LONGEST]}..."

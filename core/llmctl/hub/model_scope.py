@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,36 @@ from llmctl.hub.client import Listing, Refused, Unreachable
 from llmctl.hub.messages import first_line, is_disk_full, no_space
 from llmctl.hub.name import HubName
 
+VARIABLE = "TQDM_DISABLE"
+"""What the library's progress bars read when they are imported."""
 OFFLINE = "HF_HUB_OFFLINE"
 """The variable that forbids downloads; ModelScope's library has none of its own."""
+
+
+@contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """Imports of the block show no progress bars later, where standard error is no terminal."""
+    if sys.stderr.isatty() or VARIABLE in os.environ:
+        yield
+        return
+    os.environ[VARIABLE] = "1"
+    try:
+        with suppress(ImportError):
+            import_module("tqdm.auto")
+        yield
+    finally:
+        del os.environ[VARIABLE]
 
 
 class ModelScope:
     """See ``client.Client``."""
 
     title = "ModelScope"
+    cache_variable = "MODELSCOPE_CACHE"
 
     def __init__(self, purpose: str) -> None:
-        require("modelscope", "modelscope", purpose)
+        with _bars_on_terminals():
+            require("modelscope", "modelscope", purpose)
 
     @property
     def offline(self) -> bool:
@@ -70,7 +91,7 @@ class ModelScope:
         except Exception as error:
             status = _status(error)
             if is_disk_full(error):
-                raise FileError(no_space(name, self.cache, "MODELSCOPE_CACHE")) from error
+                raise FileError(no_space(name, self.cache, self.cache_variable)) from error
             if status in (401, 403):
                 raise Refused(
                     f"{self.title} refuses {name.repo} ({status}); log in with modelscope login, or set MODELSCOPE_API_TOKEN"

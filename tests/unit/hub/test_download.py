@@ -1,12 +1,16 @@
+import errno
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from llmctl.errors import CheckpointError, FileError
+from llmctl.errors import CheckpointError, FileError, MissingDependencyError
 from llmctl.hub.client import Listing, Refused, Unreachable
 from llmctl.hub.download import download
+from llmctl.hub.find import model_folder
+from llmctl.hub.hugging_face import HuggingFace
 from llmctl.hub.name import HubName
 
 NAME = HubName("hf", "owner/name")
@@ -16,7 +20,8 @@ COMMIT = "0123456789" * 4
 class Toy:
     """A hub in a folder."""
 
-    title = "Toy Hub"
+    title = "the Toy Hub"
+    cache_variable = "TOY_HOME"
 
     def __init__(self, folder, names, commit=COMMIT):
         self.cache, self.names, self.commit = folder, list(names), commit
@@ -118,8 +123,29 @@ def test_a_disk_without_room_is_named_before_the_download(tmp_path, monkeypatch)
     hub = Toy(tmp_path, WHOLE)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 20))
-    with pytest.raises(
-        FileError, match="needs 0.0 MB in .*, where 0.0 MB are free; free some, or name a folder on another"
-    ):
+    with pytest.raises(FileError, match="needs 0.0 MB in .*, where 0.0 MB are free; free some, or set TOY_HOME to a"):
         download(hub, NAME)
     assert not hub.fetched
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_is_named(number):
+    client = HuggingFace("a test")
+    with pytest.raises(
+        FileError, match="no space left in .*; free some, or set HF_HOME to .* What has been downloaded is kept"
+    ):
+        with client._explained(NAME):
+            try:
+                raise OSError(number, "full")
+            except OSError as error:
+                raise RuntimeError("the library's") from error
+
+
+def test_a_package_that_is_absent_is_named_with_what_installs_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    with pytest.raises(MissingDependencyError, match=r"^a/b is no folder here, .*pip install 'paddle-llmctl\[hub\]'"):
+        model_folder("a/b")
+    with pytest.raises(MissingDependencyError, match=r"^downloading from ModelScope .*'paddle-llmctl\[modelscope\]'"):
+        model_folder("modelscope:a/b")
