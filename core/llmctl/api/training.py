@@ -5,6 +5,7 @@ The commands call ``make_config``, ``check_job`` and ``run_job``; the three func
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from llmctl.errors import ConfigError, require_installed
 from llmctl.io.progress import silent
 from llmctl.jobs.paths import hold_output
 from llmctl.jobs.registry import COMMANDS, resolve
+from llmctl.parallel.rank import Rank, from_environment
+from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.train.callbacks.base import Callback
 
 if TYPE_CHECKING:
@@ -131,18 +134,32 @@ def check_job(command: str, config: Any, family: str, families: Families | None 
 def run_job(job: CheckedJob[Any], callbacks: Sequence[Callback] = (), quiet: bool = False) -> Run:
     """Trains; arguments and errors as for ``finetune``.
 
+    In a process of a launcher this is one of the ranks, and rank 0 writes.
+
     Args:
         job: The checked job.
         callbacks: Called at each event.
         quiet: Print nothing.
     """
-    with hold_output(job.output, job.config.output):
+    rank = from_environment()
+    with contextlib.ExitStack() as stack:
+        if rank is None or rank.number == 0:
+            stack.enter_context(hold_output(job.output, job.config.output))
         runtime.import_paddle(f"llmctl {job.command}")
         from llmctl.train import trainer
         from llmctl.train.console import Console
 
-        trainer.run(job, callbacks, Console(quiet))
+        trainer.run(job, callbacks, Console(quiet), _ranks(rank))
     return Run(job.output)
+
+
+def _ranks(rank: Rank | None) -> Ranks:
+    """The processes that train together; they are connected when this returns."""
+    if rank is None:
+        return ALONE
+    from llmctl.parallel.data_ranks import DataRanks
+
+    return DataRanks(rank)
 
 
 def _read(command: str, config: Any) -> tuple[Mapping[str, Any], str]:

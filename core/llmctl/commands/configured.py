@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,9 @@ from llmctl.commands.recipe import NoStarter, of_checkpoint, output_settings, re
 from llmctl.config import file, schema
 from llmctl.errors import require_installed
 from llmctl.jobs import lengths
+from llmctl.jobs.job import CheckedJob
+from llmctl.jobs.paths import LOGS
+from llmctl.parallel import launch, rank
 from llmctl.plugins import Families
 from llmctl.train.interrupt import Interrupted
 
@@ -42,6 +48,7 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
     def callback(
         ctx: click.Context, config_file: Path | None, recipe: str | None, assignments: tuple[str, ...],
         output: str | None, resume: bool, overwrite: bool, print_config: bool, check: bool, allow_ignored: bool,
+        devices: str | None, max_restarts: int,
     ) -> None:  # fmt: skip
         families, model = Families(), _model_settings(ctx.obj, assignments)
         given = [*assignments, *output_settings(output, resume, overwrite), *model]
@@ -70,20 +77,50 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
             return
         if not check:
             require_installed("paddle", "cpu", f"llmctl {name}")
-        job = training.check_job(name, config, family, families)
+        processes = launch.parse_devices(devices) if devices else launch.Devices(1)
+        launch.check_passes(config.train.grad_accumulation, config.train.batch_size, processes.count)
+        with _without_warnings() if processes.count > 1 and not check else contextlib.nullcontext():
+            job = training.check_job(name, config, family, families)
         if check:
             click.echo("\n".join([*job.notes, f"ok: {job.summary()}"]))
             return
-        try:
-            training.run_job(job)
-        except Interrupted as stop:
-            ctx.exit(stop.exit_code)
+        ctx.exit(_launch(job, processes, max_restarts) if processes.count > 1 else _train(job))
 
     made = click.Command(name, callback=click.pass_context(callback), params=_parameters(recipe_help), help=doc)
     found: click.Command = model_option(
         "Family, or the model: a folder or a name on a hub, the same as --set model.path=MODEL."
     )(made)
     return found
+
+
+def _train(job: CheckedJob[Any]) -> int:
+    """Trains in this process, which may be one of several; returns the exit code."""
+    this = rank.from_environment()
+    with rank.reporting(this) if this else contextlib.nullcontext():
+        try:
+            training.run_job(job)
+            code = 0
+        except Interrupted as stop:
+            code = stop.exit_code
+    if this:
+        rank.leave(code)
+    return code
+
+
+def _launch(job: CheckedJob[Any], processes: launch.Devices, restarts: int) -> int:
+    """Trains by several processes, which check the job once more and say what there is to say; returns the exit code."""
+    with tempfile.TemporaryDirectory(prefix="llmctl-") as folder:
+        file = Path(folder, "config.yaml")
+        file.write_text(schema.to_yaml(job.config, ""), encoding="utf-8")
+        command = ["--model", job.model.plugin.card.name, job.command, str(file)]
+        return launch.run(command, processes, job.output / LOGS, restarts)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _model_settings(option: ModelOption, assignments: Sequence[str]) -> list[str]:
@@ -143,4 +180,16 @@ def _parameters(recipe_help: str) -> list[click.Parameter]:
         ),
         click.Option(["--output"], help="Output folder; the same as --set output.dir=FOLDER."),
         *(click.Option([name], is_flag=True, help=text) for name, text in switches.items()),
+        click.Option(
+            ["--devices"],
+            metavar="N",
+            help="Train by N processes of this machine, one for each GPU (or sharing the CPU); 0,2 = on these GPUs.",
+        ),
+        click.Option(
+            ["--max-restarts"],
+            metavar="N",
+            type=click.IntRange(min=0),
+            default=0,
+            help="With --devices: start all processes again, from the newest checkpoint, up to N times after one failed.",
+        ),
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,9 @@ def check(config: Any, model: CheckedModel, tokenizer: Tokenizer) -> None:
 
 
 @contextlib.contextmanager
-def grown(job: CheckedJob[Any]) -> Iterator[CheckedJob[Any]]:
+def grown(
+    job: CheckedJob[Any], writes: bool = True, wait: Callable[[], None] = lambda: None
+) -> Iterator[CheckedJob[Any]]:
     """The job on its model with the new tokens, if it has any.
 
     The folder is removed if the block raises before a run began, and at the end where every parameter was trained; a resumed
@@ -61,6 +63,8 @@ def grown(job: CheckedJob[Any]) -> Iterator[CheckedJob[Any]]:
 
     Args:
         job: The checked job.
+        writes: Whether this process writes the folder; another one that trains with it does otherwise.
+        wait: Returns when the folder is written.
 
     Raises:
         LlmctlError: The model cannot be written.
@@ -69,16 +73,17 @@ def grown(job: CheckedJob[Any]) -> Iterator[CheckedJob[Any]]:
     if growth is None:
         yield job
         return
-    made = not (job.config.output.resume and folder.is_dir())
+    made = writes and not (job.config.output.resume and folder.is_dir())
     if made:
         _write(job, growth, folder)
+    wait()
     try:
         yield _on(job, growth, folder)
     except BaseException:
         if made and not (job.output / "config.yaml").is_file():
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    if job.config.method.name == "full":
+    if writes and job.config.method.name == "full":
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -20,6 +20,8 @@ STAGING = Path("/dev/shm")
 """A folder in memory, into which ``output.async_save`` writes checkpoints first."""
 LOCK = ".lock"
 """The file in an output folder that says which process writes there; it exists during a run."""
+LOGS = "logs"
+"""The folder in an output folder that has what ranks other than 0 print."""
 
 
 def find_path(text: str, key: str, plugin: plugins.Plugin | None) -> Path:
@@ -167,7 +169,7 @@ def _check_free(folder: Path, settings: common.OutputConfig) -> None:
 
 
 def _filled(folder: Path) -> bool:
-    return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
+    return folder.is_dir() and any(path.name not in (LOCK, LOGS) for path in folder.iterdir())
 
 
 def _missing(folder: Path) -> list[Path]:

@@ -1,17 +1,13 @@
-"""Signals that end a training run, such as Ctrl-C: the current step is finished and saved. Nothing here imports paddle.
-
-Schedulers send SIGTERM, a closed terminal SIGHUP, and Slurm SIGUSR1 before a deadline if `--signal` asks for it.
-"""
+"""Signals that end a training run, such as Ctrl-C: the current step is finished and saved. Nothing here imports paddle."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+from llmctl.runtime.signals import handled
 
 
 class Interrupted(KeyboardInterrupt):
@@ -40,7 +36,7 @@ def ends_at_once() -> Iterator[None]:
     def handler(number: int, frame: Any) -> None:
         raise Interrupted(number)
 
-    with _handled(handler):
+    with handled(handler):
         yield
 
 
@@ -58,25 +54,5 @@ def ends_later() -> Iterator[Callable[[], int]]:
             raise Interrupted(number)
         noted.append(number)
 
-    with _handled(handler):
+    with handled(handler):
         yield lambda: noted[0] if noted else 0
-
-
-@contextlib.contextmanager
-def _handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Installs a handler and puts back those that were there. Outside the main thread nothing is changed.
-
-    Signals that were ignored before, as under ``nohup``, stay ignored. Handlers not installed from Python are left in place,
-    since they could not be put back.
-    """
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-    changed = {number: old for number, old in before.items() if old not in (None, signal.SIG_IGN)}
-    try:
-        for number in changed:
-            signal.signal(number, handler)
-        yield
-    finally:
-        for number, old in changed.items():
-            signal.signal(number, old)

@@ -4,8 +4,11 @@ What is trained on is a ``task``; log lines, checkpoints and progress are callba
 sum of all items' losses divided by the number of items of the whole step, so that gradient accumulation equals one large
 batch whatever the lengths.
 
-The random generators are seeded from (seed, step) before each step: a resumed run draws the same numbers as one that was
-not interrupted, and no generator state is stored.
+The random generators are seeded from (seed, step, number of the pass) before each forward pass: a resumed run draws the same
+numbers as one that was not interrupted, whichever rank has the pass, and no generator state is stored.
+
+Several ranks share the forward passes of a step; their gradients, losses and items are summed. Rank 0 evaluates, and what it or
+a signal decides is agreed on, so that all ranks do the same steps.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from typing import Any
 
 from llmctl import runtime
 from llmctl.errors import LlmctlError
+from llmctl.parallel.ranks import ALONE, Ranks
+from llmctl.runtime.signals import SIGNALS
 from llmctl.train.callbacks.base import Callback, LoopSettings, StepMetrics
 from llmctl.train.interrupt import Interrupted, ends_later
 from llmctl.train.optim.adamw import AdamW
@@ -58,6 +63,7 @@ class Loop:
         callbacks: Called in order at each event.
         evaluating: Returns a context manager for evaluations, such as EMA weights.
         autocast: Returns a context manager for losses and evaluations.
+        ranks: The processes that train together.
     """
 
     def __init__(
@@ -70,10 +76,11 @@ class Loop:
         callbacks: Sequence[Callback] = (),
         evaluating: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
         autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.task, self.optimizer = model, task, optimizer
         self.schedule, self.settings, self.callbacks = schedule, settings, callbacks
-        self.evaluating, self.autocast = evaluating, autocast
+        self.evaluating, self.autocast, self.ranks = evaluating, autocast, ranks
 
     def run(self, done: int = 0) -> int:
         """Runs the steps after step ``done``, until ``max_steps`` or a callback's ``stop``; returns the number of the last step.
@@ -98,15 +105,21 @@ class Loop:
             runtime.release_memory()
         last = step == self.settings.max_steps
         if last or step % self.settings.eval_every == 0:
-            metrics = self.evaluate()
-            if metrics:
-                self._call("on_evaluate", step, step / self.task.steps_per_epoch, metrics)
+            if self.ranks.main:
+                self._evaluate(step)
+            self.ranks.wait()
         last = last or self._stopped()
-        stop = 0 if last else signal()
+        stop = 0 if last else self._agreed(signal())
         if last or stop or step % self.settings.save_every == 0:
             self._call("on_save", step)
+            self.ranks.wait()
         if stop:
             raise Interrupted(stop, step)
+
+    def _evaluate(self, step: int) -> None:
+        metrics = self.evaluate()
+        if metrics:
+            self._call("on_evaluate", step, step / self.task.steps_per_epoch, metrics)
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the model in evaluation mode."""
@@ -121,10 +134,9 @@ class Loop:
             NonFiniteError: The loss or gradient is not finite; the weights are unchanged.
         """
         start = time.perf_counter()
-        runtime.seed(_seed_of(self.settings.seed, step))
         self.model.train()
         batches = self.task.micro_batches(step)
-        total, items, sums = self._backward(batches)
+        total, items, sums = self._backward(step, batches)
         loss = total / items
         norm = self.optimizer.clip_grads(items)
         lr = self.schedule(step)
@@ -168,29 +180,55 @@ class Loop:
             means={**means, **skipped},
         )
 
-    def _backward(self, batches: Sequence[Batch]) -> tuple[float, int, dict[str, float]]:
+    def _backward(self, step: int, batches: Sequence[Batch]) -> tuple[float, float, dict[str, float]]:
         """Computes the gradients of the sum of all losses; returns that sum, the number of items, and the other sums."""
         losses = []
-        for batch in batches:
+        for number, weight in own_passes(len(batches), self.ranks.number, self.ranks.size):
+            runtime.seed(_seed_of(self.settings.seed, step, number))
             with self.autocast():
-                loss = self.task.loss(self.model, batch)
-            scale = self.optimizer.loss_scale
+                loss = self.task.loss(self.model, batches[number])
+            scale = self.optimizer.loss_scale * weight
             (loss.total if scale == 1.0 else loss.total * scale).backward()
             self.optimizer.accumulate_grads()
-            losses.append(loss._replace(total=loss.total.detach()))
-        items = sum(loss.items for loss in losses)
+            losses.append((weight, loss._replace(total=loss.total.detach())))
+        names = list(losses[0][1].sums)
+        own = [
+            sum(weight * float(loss.total) for weight, loss in losses),
+            sum(weight * loss.items for weight, loss in losses),
+            *(sum(weight * float(loss.sums[name]) for weight, loss in losses) for name in names),
+        ]
+        total, items, *sums = self.ranks.total(own)
         assert items > 0, "a step must hold at least one item with a loss"
-        names = losses[0].sums
-        sums = {name: sum(float(loss.sums[name]) for loss in losses) for name in names}
-        return sum(float(loss.total) for loss in losses), items, sums
+        self.ranks.sum_grads(self.optimizer.masters.values())
+        return total, items, dict(zip(names, sums, strict=True))
 
     def _stopped(self) -> bool:
-        return any(callback.stop for callback in self.callbacks)
+        return bool(self.ranks.total([any(callback.stop for callback in self.callbacks)])[0])
+
+    def _agreed(self, signal: int) -> int:
+        """The signal that any rank got; 0 = none."""
+        got = self.ranks.total([signal == one for one in SIGNALS])
+        return next((int(one) for one, count in zip(SIGNALS, got, strict=True) if count), 0)
 
     def _call(self, event: str, *values: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(*values)
 
 
-def _seed_of(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step) % 2**31
+def own_passes(count: int, rank: int, size: int) -> list[tuple[int, float]]:
+    """The forward passes of a rank, as (number, weight): every ``size``-th one.
+
+    All ranks have as many, since they wait for each other inside of passes too: where none is left, one is repeated without
+    weight.
+
+    Args:
+        count: Passes of the step.
+        rank: The rank.
+        size: Number of ranks.
+    """
+    numbers = range(rank, math.ceil(count / size) * size, size)
+    return [(number, 1.0) if number < count else (number % count, 0.0) for number in numbers]
+
+
+def _seed_of(seed: int, step: int, number: int) -> int:
+    return (seed * 1_000_003 + step + number * 7_368_787) % 2**31

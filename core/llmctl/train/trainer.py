@@ -24,6 +24,7 @@ from llmctl.jobs import added_tokens, registry
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.paths import STAGING
 from llmctl.jobs.precision import Precision
+from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.report.next_commands import try_line
 from llmctl.runtime import operators
 from llmctl.train import activation_checkpointing, resume
@@ -59,6 +60,7 @@ class Setup:
         optimizer: The optimizer.
         ema: The averaged weights; None = no averaging.
         console: Where it prints.
+        ranks: The processes that train together.
     """
 
     job: CheckedJob[Any]
@@ -68,48 +70,87 @@ class Setup:
     optimizer: AdamW
     ema: EMA | None
     console: Console
+    ranks: Ranks
 
 
-def run(job: CheckedJob[Any], callbacks: Sequence[Callback] = (), console: Console = STDOUT) -> dict[str, Any]:
-    """Trains, and writes the output folder; returns the content of ``run.json``.
+def run(
+    job: CheckedJob[Any], callbacks: Sequence[Callback] = (), console: Console = STDOUT, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """Trains, and writes the output folder; returns the content of ``run.json``, which is empty on ranks other than 0.
 
     Args:
         job: The checked job.
-        callbacks: Called at each event, after the run's own callbacks.
-        console: Where the run prints.
+        callbacks: Called at each event on rank 0, after the run's own callbacks.
+        console: Where rank 0 prints.
+        ranks: The processes that train together.
 
     Raises:
         LlmctlError: The model, tokenizer or data do not fit, or a loss or gradient is not finite.
         Interrupted: A signal such as Ctrl-C; during training, a checkpoint was saved.
     """
     runtime.configure()
-    with ends_at_once(), added_tokens.grown(job) as grown:
-        return _run(grown, callbacks, console)
+    with ends_at_once(), added_tokens.grown(job, ranks.main, ranks.wait) as grown:
+        info = _run(grown, callbacks, console, ranks) if ranks.main else _follow(grown, ranks)
+        ranks.close()
+    return info
 
 
-def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console) -> dict[str, Any]:
-    began = time.monotonic()
+@dataclass(frozen=True)
+class _Start:
+    """Where a run begins.
+
+    Attributes:
+        checkpoint: The checkpoint that it continues from; None = it begins anew.
+        before: ``run.json`` of the run that it continues.
+        now: What chat templates take for the present.
+    """
+
+    checkpoint: Path | None
+    before: dict[str, Any] | None
+    now: datetime | None
+
+
+def _start(job: CheckedJob[Any], ranks: Ranks) -> _Start:
+    """Where the run begins, as rank 0 finds it in the output folder."""
+    found = _find_start(job) if ranks.main else _Start(None, None, None)
+    checkpoint, now = ranks.tell([str(found.checkpoint or ""), found.now.isoformat() if found.now else ""])
+    start = _Start(Path(checkpoint) if checkpoint else None, found.before, datetime.fromisoformat(now) if now else None)
+    if job.tokenizer.chat_template:
+        job.tokenizer.chat_template.now = start.now
+    return start
+
+
+def _find_start(job: CheckedJob[Any]) -> _Start:
+    """Where the run begins; a checkpoint to continue from is checked."""
     start = checkpoints.newest(job.output / "checkpoints") if job.config.output.resume else None
     before = resume.read(job) if start else None
     if start and before:
         resume.check_unchanged(job, before, start)
         checkpoints.check_files(start)
     checkpoints.remove_staged(STAGING)
-    now = datetime.now() if before is None else resume.template_time(before)
-    if job.tokenizer.chat_template:
-        job.tokenizer.chat_template.now = now
+    return _Start(start, before, datetime.now() if before is None else resume.template_time(before))
+
+
+def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console, ranks: Ranks = ALONE) -> dict[str, Any]:
+    began = time.monotonic()
+    start = _start(job, ranks)
     method: Method = registry.resolve(registry.COMMANDS[job.command].method)
-    setup = _set_up(job, method, start, console)
-    open_output(job, start)
-    if start:
-        console.print(f"resuming from {start}")
-    info = resume.describe(job, now) if before is None else before
+    setup = _set_up(job, method, start.checkpoint, console, ranks)
+    open_output(job, start.checkpoint)
+    if start.checkpoint:
+        console.print(f"resuming from {start.checkpoint}")
+    if ranks.size > 1:
+        console.print(f"data parallel: {ranks.size} processes share the forward passes of each step")
+    method.start(setup.data)
+    ranks.wait()
+    info = resume.describe(job, start.now) if start.before is None else start.before
     record = RunRecord(job.output, info)
-    loop, done = _loop(setup, start, [*callbacks, record])
-    info.update(setup.trainable.metadata, precision=setup.precision.record())
+    loop, done = _loop(setup, start.checkpoint, [*callbacks, record])
+    info.update(setup.trainable.metadata, precision=setup.precision.record(), processes=ranks.size)
     if "before" not in info:
-        info["before"] = _evaluate(setup) if start is None else {"metrics": {}, "samples": []}
+        info["before"] = _evaluate(setup) if start.checkpoint is None else {"metrics": {}, "samples": []}
         write_info(job.output, info)
+    ranks.wait()
     with record:
         last = _train(setup, loop, done)
         info["best"], metrics = _choose_final(setup, last)
@@ -124,7 +165,20 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console) 
     return info
 
 
-def _set_up(job: CheckedJob[Any], method: Method, start: Path | None, console: Console) -> Setup:
+def _follow(job: CheckedJob[Any], ranks: Ranks) -> dict[str, Any]:
+    """What ranks other than 0 do: their forward passes of each step, nothing else."""
+    start = _start(job, ranks)
+    method: Method = registry.resolve(registry.COMMANDS[job.command].method)
+    setup = _set_up(job, method, start.checkpoint, Console(quiet=True), ranks)
+    ranks.wait()
+    method.start(setup.data)
+    loop, done = _loop(setup, start.checkpoint, ())
+    ranks.wait()
+    loop.run(done)
+    return {}
+
+
+def _set_up(job: CheckedJob[Any], method: Method, start: Path | None, console: Console, ranks: Ranks = ALONE) -> Setup:
     """Prepares the data, loads the model and creates the optimizer."""
     train, precision = job.config.train, precision_of(job)
     for note in filter(None, (*job.notes, precision.note, operators.note())):
@@ -135,8 +189,10 @@ def _set_up(job: CheckedJob[Any], method: Method, start: Path | None, console: C
     card, dims = job.model.plugin.card, job.model.dims
     activation_checkpointing.apply(trainable.model, card, dims, train.recompute, train.recompute_interval)
     optimizer = _optimizer(job, trainable, precision)
-    ema = EMA(optimizer.parameters, train.ema_decay, optimizer.masters) if train.ema_decay else None
-    return Setup(job, data, trainable, precision, optimizer, ema, console)
+    averages = train.ema_decay and ranks.main
+    ema = EMA(optimizer.parameters, train.ema_decay, optimizer.masters) if averages else None
+    ranks.check_equal(optimizer.masters.values())
+    return Setup(job, data, trainable, precision, optimizer, ema, console, ranks)
 
 
 def _optimizer(job: CheckedJob[Any], trainable: Trainable, precision: Precision) -> AdamW:
@@ -176,10 +232,11 @@ def _loop(setup: Setup, start: Path | None, callbacks: Sequence[Callback]) -> tu
         warmup_steps(max_steps, train.warmup_steps, train.warmup_ratio),
         train.min_lr_ratio,
     )
-    own = _own_callbacks(setup, fingerprint)
+    own = _own_callbacks(setup, fingerprint) if setup.ranks.main else []
     evaluating = ema.applied if ema else contextlib.nullcontext
     model, autocast = setup.trainable.model, setup.precision.autocast
-    return Loop(model, task, optimizer, lr, settings, [*own, *callbacks], evaluating, autocast), done
+    loop = Loop(model, task, optimizer, lr, settings, [*own, *callbacks], evaluating, autocast, setup.ranks)
+    return loop, done
 
 
 def _own_callbacks(setup: Setup, fingerprint: str) -> list[Callback]:

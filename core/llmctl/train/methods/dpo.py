@@ -59,7 +59,13 @@ def bind(job: DpoJob, data: ExamplesData, trainable: Trainable, console: Console
     data.task.reference = reference(job, trainable, data.task, console)
 
 
-METHOD = Method(prepare, bind=bind)
+def start(data: ExamplesData) -> None:
+    """Computes the log-probabilities of the reference, or reads them, where the configuration asks for them in advance."""
+    if isinstance(data.task.reference, dpo_reference.PrecomputedLogProbs):
+        data.task.reference.prepare()
+
+
+METHOD = Method(prepare, bind=bind, start=start)
 
 
 def reference(job: DpoJob, trainable: Trainable, task: DpoTask, console: Console = STDOUT) -> Reference:

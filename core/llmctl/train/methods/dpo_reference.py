@@ -70,11 +70,15 @@ class PrecomputedLogProbs:
         self._file, self._key, self._task, self._build, self._console = file, key, task, build, console
         self._tables: dict[bool, np.ndarray] | None = None
 
-    def __call__(self, arrays: Arrays, training: bool) -> paddle.Tensor:
+    def prepare(self) -> dict[bool, np.ndarray]:
+        """The log-probabilities [pairs, 2] of the training pairs (True) and the dev pairs (False)."""
         if self._tables is None:
             self._tables = self._read() or self._compute()
+        return self._tables
+
+    def __call__(self, arrays: Arrays, training: bool) -> paddle.Tensor:
         # The training rows are used only in training and the dev rows only in evaluation; pairs are numbered per split.
-        return paddle.to_tensor(self._tables[training][arrays["pair"]].reshape(-1))
+        return paddle.to_tensor(self.prepare()[training][arrays["pair"]].reshape(-1))
 
     def _read(self) -> dict[bool, np.ndarray] | None:
         try:

@@ -1,0 +1,131 @@
+"""Which of the ranks this process is, as its environment says, and what it reports when it fails. Nothing here imports paddle."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmctl.errors import ConfigError, LlmctlError
+from llmctl.io.atomic import atomic_file
+from llmctl.io.json_object import parse_json
+from llmctl.runtime import children, streams
+
+NUMBER, SIZE = "PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"
+"""Environment variables that paddle's distributed runtime reads as well."""
+
+LAUNCHER, REPORTS, RESTARTS = "LLMCTL_LAUNCHER", "LLMCTL_REPORTS", "LLMCTL_RESTARTS"
+"""Environment variables of our launcher: its process, the folder of reports, and how often the ranks were started again."""
+
+
+WHERE = signal.SIGUSR2
+"""The signal that makes a rank print where it is."""
+
+
+class PeerLost(RuntimeError):
+    """Another rank failed or left, so that this one cannot go on."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of the processes that train together.
+
+    Attributes:
+        number: From 0.
+        size: How many there are.
+    """
+
+    number: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Why a rank failed.
+
+    Attributes:
+        rank: Its number.
+        text: A traceback, or the message of an error that the user can fix.
+        code: Its exit code.
+        peer_lost: Whether it failed because another one did.
+        time: When, in seconds since the epoch.
+    """
+
+    rank: int
+    text: str
+    code: int
+    peer_lost: bool
+    time: float
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> Rank | None:
+    """The rank of this process; None = it trains alone.
+
+    Args:
+        environ: The environment.
+
+    Raises:
+        ConfigError: A variable is not a number, or out of range.
+    """
+    if environ.get(SIZE, "1") == "1":
+        return None
+    try:
+        rank = Rank(int(environ[NUMBER]), int(environ[SIZE]))
+    except (KeyError, ValueError):
+        rank = Rank(-1, 0)
+    if not 0 <= rank.number < rank.size:
+        raise ConfigError(
+            f"the environment has {SIZE}={environ[SIZE]!r} and {NUMBER}={environ.get(NUMBER)!r}: both must be numbers, the "
+            "second below the first; unset them to train in one process"
+        )
+    return rank
+
+
+@contextlib.contextmanager
+def reporting(rank: Rank) -> Iterator[None]:
+    """In a process of our launcher, what is raised is written for the launcher, which shows it once, and ends the process.
+
+    Such a process also ends when the launcher does.
+
+    Args:
+        rank: That of this process.
+    """
+    if LAUNCHER not in os.environ:
+        yield
+        return
+    children.end_with_parent(int(os.environ[LAUNCHER]))
+    faulthandler.register(WHERE, all_threads=False)
+    try:
+        yield
+    except Exception as error:
+        own = isinstance(error, LlmctlError)
+        text = f"error: {error}" if own else "".join(traceback.format_exception(error)).rstrip()
+        code = 2 if own else 1
+        _write(Path(os.environ[REPORTS]), Report(rank.number, text, code, isinstance(error, PeerLost), time.time()))
+        leave(code)
+
+
+def leave(code: int) -> None:
+    """Ends this process at once: paddle's teardown waits for ranks that are gone."""
+    streams.flush(code)
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _write(folder: Path, report: Report) -> None:
+    with atomic_file(folder / f"{report.rank}.json") as file:
+        file.write_text(json.dumps(vars(report)), encoding="utf-8")
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """The reports in a folder: first those of ranks that failed by themselves, the earliest first."""
+    reports = [Report(**parse_json(file.read_text(encoding="utf-8"))) for file in folder.glob("*.json")]
+    return sorted(reports, key=lambda report: (report.peer_lost, report.time))

@@ -1,0 +1,76 @@
+"""What training asks of its ranks, and the answer of a process that trains alone. Nothing here imports paddle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Ranks(Protocol):
+    """The processes that train together. All of them call the same methods in the same order.
+
+    Attributes:
+        number: The number of this process, from 0.
+        size: How many there are.
+    """
+
+    @property
+    def number(self) -> int:
+        """The number of this process, from 0."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0, which evaluates, prints and writes."""
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sums over all ranks, in float64."""
+
+    def sum_grads(self, parameters: Iterable[Any]) -> None:
+        """Replaces the gradients by their sums over all ranks; a gradient that no rank has stays absent."""
+
+    def wait(self) -> None:
+        """Returns when all ranks have come here, however long that takes."""
+
+    def tell(self, value: T) -> T:
+        """The value of rank 0, of types that JSON has; what others pass is ignored. Waits like ``wait``."""
+
+    def close(self) -> None:
+        """Waits for all ranks for the last time."""
+
+    def check_equal(self, tensors: Iterable[Any]) -> None:
+        """Raises if the ranks' values of these tensors differ."""
+
+
+class Alone:
+    """One process, with nothing to wait for or to sum."""
+
+    number, size, main = 0, 1, True
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """The values."""
+        return list(values)
+
+    def sum_grads(self, parameters: Iterable[Any]) -> None:
+        """Nothing."""
+
+    def wait(self) -> None:
+        """Nothing."""
+
+    def tell(self, value: T) -> T:
+        """The value."""
+        return value
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def check_equal(self, tensors: Iterable[Any]) -> None:
+        """Nothing."""
+
+
+ALONE = Alone()

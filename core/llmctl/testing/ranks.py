@@ -1,0 +1,83 @@
+"""Ranks for tests: forks of this process, which has imported paddle already."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from llmctl.parallel.data_ranks import DataRanks
+from llmctl.parallel.launch import Devices, free_ports, rank_environments
+from llmctl.parallel.rank import from_environment
+
+
+def run_ranks(size: int, job: Callable[..., Any], *args: Any, seconds: float = 120.0) -> list[Any]:
+    """What a job returns in each of several ranks.
+
+    Args:
+        size: Number of ranks.
+        job: Called with the connected ``DataRanks`` and the arguments; returns what can be pickled.
+        *args: Further arguments.
+        seconds: Limit for all.
+
+    Raises:
+        AssertionError: A rank failed, or took too long; the message has the traceback of the first.
+    """
+    context = multiprocessing.get_context("fork")
+    environments = rank_environments(Devices(size), os.environ, free_ports(size + 1))
+    pipes, processes = [], []
+    with _all_ended(processes):
+        for environment in environments:
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_child, args=(theirs, environment, job, args), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            pipes.append(ours)
+        results = [_receive(pipe, number, seconds) for number, pipe in enumerate(pipes)]
+    failures = [result for result in results if isinstance(result, _Failure)]
+    # A rank that lost another one is not the first to fail.
+    failures.sort(key=lambda failure: "PeerLost" in failure)
+    assert not failures, failures[0]
+    return results
+
+
+class _Failure(str):
+    """A traceback."""
+
+
+def _receive(pipe: Any, number: int, seconds: float) -> Any:
+    if not pipe.poll(seconds):
+        return _Failure(f"rank {number} did not answer in {seconds} s")
+    try:
+        return pipe.recv()
+    except EOFError:
+        return _Failure(f"rank {number} ended without an answer")
+
+
+def _child(pipe: Any, environment: dict[str, str], job: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        rank = from_environment()
+        assert rank
+        ranks = DataRanks(rank)
+        result = job(ranks, *args)
+        ranks.close()
+    except BaseException:
+        result = _Failure(traceback.format_exc())
+    pipe.send(result)
+    os._exit(0)
+
+
+@contextlib.contextmanager
+def _all_ended(processes: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()

@@ -1,0 +1,160 @@
+"""Runs of several processes: the same model, losses and checkpoints as one process, for every method."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kit.corpora import write
+from safetensors.numpy import load_file
+
+from llmctl.config import schema
+from llmctl.jobs.registry import COMMANDS, resolve
+from llmctl.parallel.ranks import ALONE
+from llmctl.testing.ranks import run_ranks
+from llmctl.train import trainer
+from llmctl.train.callbacks.base import Callback
+from llmctl.train.console import Console
+
+STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
+TRAIN = {
+    "max_steps": 3,
+    "batch_size": 2,
+    "grad_accumulation": 3,
+    "eval_batch_size": 16,
+    "save_every": 1,
+    "log_every": 1,
+}
+RUNS = {
+    "full": ("finetune", {"train": {"ema_decay": 0.9}}),
+    "lora": ("finetune", {"method": {"name": "lora", "dropout": 0.1}, "data": {"packing": "best-fit"}}),
+    "prefix": ("finetune", {"method": {"name": "prefix"}}),
+    "new tokens": ("finetune", {"model": {"add_tokens": ["Blorp"]}}),
+    "dpo": ("dpo", {"dpo": {"precompute_reference": True}}),
+    "pretrain": ("pretrain", {"train": {"eval_iters": 1}}),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Questions of the starter's task, pairs of answers to them, and a corpus."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = [json.loads(line) for line in (STARTER / "data" / "dev.jsonl").read_text().splitlines()[:17]]
+    pairs = [
+        {"src": [row["src"]], "tgt": [], "response": [other["tgt"], row["tgt"]], "sort": [0, 1]}
+        for row, other in zip(rows, rows[1:] + rows[:1], strict=True)
+    ]
+    for kind, lines in (("finetune", rows), ("dpo", pairs)):
+        for name, some in (("train", lines), ("dev", lines[:4])):
+            (folder / f"{kind}-{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
+    write(folder / "corpus", [np.random.default_rng(i).integers(4, 60, 40) for i in range(40)])
+    return folder
+
+
+def job_of(name, data, output, **options):
+    """The checked job of a run."""
+    command, sections = RUNS[name]
+    settings = {
+        "model": {"path": str(STARTER / "model")},
+        "train": TRAIN,
+        "output": {"dir": str(output), "samples": 1, **options},
+    }
+    if command == "pretrain":
+        settings["data"] = {"corpora": [str(data / "corpus")], "split": "8,1,1", "seq_length": 16}
+    else:
+        files = {split: str(data / f"{command}-{split}.jsonl") for split in ("train", "dev")}
+        settings["data"] = {**files, "max_length": 160}
+    for section, values in sections.items():
+        settings[section] = {**settings.get(section, {}), **values}
+    config = schema.build(resolve(COMMANDS[command].config), settings)
+    return resolve(COMMANDS[command].check)(config, "auto", None)
+
+
+def _train(ranks, name, data, output):
+    job = job_of(name, data, output)
+    # As in the command, all have checked the output folder before one writes there.
+    ranks.wait()
+    trainer.run(job, (), Console(quiet=True), ranks)
+
+
+def losses_of(output):
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [row.get("loss", row.get("eval_loss")) for row in rows]
+
+
+def tensors_of(folder):
+    (file,) = [
+        path for path in folder.glob("*.safetensors") if "optimizer" not in path.name and "average" not in path.name
+    ]
+    return load_file(file)
+
+
+def assert_alike(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(other[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_train_the_model_of_one(name, data, tmp_path):
+    _train(ALONE, name, data, tmp_path / "one")
+    run_ranks(2, _train, name, data, tmp_path / "two")
+    one, two = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    assert len(one) >= 3
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+    assert_alike(tensors_of(tmp_path / "one" / "model"), tensors_of(tmp_path / "two" / "model"))
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+class _Cut(Callback):
+    def on_save(self, step):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _interrupted(ranks, data, output):
+    job = job_of("full", data, output)
+    ranks.wait()
+    try:
+        trainer.run(job, [_Cut()] if ranks.main else (), Console(quiet=True), ranks)
+    except trainer.Interrupted as stop:
+        return stop.signal, stop.step
+
+
+def _resumed(ranks, data, output):
+    job = job_of("full", data, output, resume=True)
+    trainer.run(job, (), Console(quiet=True), ranks)
+
+
+def test_a_signal_to_one_rank_stops_all_and_another_number_of_processes_goes_on(data, tmp_path):
+    _train(ALONE, "full", data, tmp_path / "whole")
+    assert run_ranks(3, _interrupted, data, tmp_path / "cut") == [(signal.SIGTERM, 2)] * 3
+    run_ranks(2, _resumed, data, tmp_path / "cut")
+    np.testing.assert_allclose(losses_of(tmp_path / "cut"), losses_of(tmp_path / "whole"), rtol=1e-5)
+    assert_alike(tensors_of(tmp_path / "whole" / "model"), tensors_of(tmp_path / "cut" / "model"))
+
+
+def llmctl(*words, cwd):
+    command = [sys.executable, "-m", "llmctl", *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "LLMCTL_THREADS": "1"})
+
+
+def test_the_command_trains_by_two_processes_and_prints_once(data, tmp_path):
+    settings = ["train.max_steps=2", "train.grad_accumulation=2", "train.batch_size=2", "train.eval_generate=false",
+                "train.best_metric=eval_loss", "output.samples=0", f"data.dev=[{data / 'finetune-dev.jsonl'}]"]  # fmt: skip
+    assignments = [word for setting in settings for word in ("--set", setting)]
+    done = llmctl("--model", "llama", "finetune", "--output", "out", "--devices", "2", *assignments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("data parallel: 2 processes") == 1 and done.stdout.count("train: 4000 examples") == 1
+    assert (tmp_path / "out" / "model" / "config.json").is_file() and (
+        tmp_path / "out" / "logs" / "rank-1.log"
+    ).is_file()
+    again = llmctl("--model", "llama", "finetune", "--output", "out", "--devices", "2", *assignments, cwd=tmp_path)
+    assert again.returncode == 2 and "is not empty" in again.stderr
+    refused = llmctl("--model", "llama", "finetune", "--output", "new", "--devices", "3", *assignments, cwd=tmp_path)
+    assert refused.returncode == 2 and "train.grad_accumulation=3" in refused.stderr and not (tmp_path / "new").exists()
