@@ -43,6 +43,8 @@ ALIASES: Mapping[str, Alias] = {
     "train_dataset": Alias(("data.train", "data.corpora"), "a file, folder or pattern"),
     "validation_file": Alias(("data.dev",)),
     "eval_dataset": Alias(("data.dev",), "a file, folder or pattern"),
+    "max_samples": Alias(("data.max_examples",), "of each entry of data.train"),
+    "max_train_samples": Alias(("data.max_examples",), "of each entry of data.train"),
     "val_size": Alias(("data.dev_size",)),
     "cutoff_len": LENGTH,
     "max_seq_length": LENGTH,

@@ -61,6 +61,8 @@ def read_data(config: Any, plugin: Plugin, make_reader: Callable[[str, Sequence[
     reader = make()
     files = [[file for one in entry for file in one.files] for entry in found]
     train, parts = _read(data, files, "train", make, reader)
+    if data.max_examples:
+        train, parts = _first(train, parts, data.max_examples)
     dev, _ = _read(data, [dev_files], "dev", make, reader) if dev_files else ([], [])
     if data.dev_size:
         train, dev, parts = _held_out(train, parts, data.dev_size, config.train.seed)
@@ -114,6 +116,15 @@ def _read(
         read, counted = reading.read_files(paths, reader, split, progress)
     counts = iter(counted)
     return read, [sum(next(counts) for _ in entry) for entry in files]
+
+
+def _first(train: Sequence[E], parts: Sequence[int], most: int) -> tuple[Sequence[E], list[int]]:
+    """The first examples of each part, and how many of each there are."""
+    kept, start = array("q"), 0
+    for part in parts:
+        kept.extend(range(start, start + min(part, most)))
+        start += part
+    return _some(train, kept), [min(part, most) for part in parts]
 
 
 def _held_out(

@@ -126,6 +126,7 @@ def test_every_setting_of_the_usual_example_keeps_its_meaning():
         ({"template": "empty"}, "data.chat_template", "none"),
         ({"template": None}, "data.chat_template", "none"),
         ({"mask_history": True}, "data.train_on", "last"),
+        ({"max_samples": 1000}, "data.max_examples", 1000),
         ({"neat_packing": True}, "data.packing", "best-fit"),
         ({"disable_shuffling": True}, "data.shuffle", False),
         ({"dataset": "plain,plain"}, "data.train", ["data/plain.json", "data/plain.json"]),
@@ -184,7 +185,6 @@ def test_pretraining_says_how_its_corpus_is_built():
         ({"dataset": "plain,named"}, "convert them one by one"),
         ({"dataset_dir": "elsewhere"}, "there is no elsewhere/dataset_info.json here"),
         ({"dataset": None}, "dataset is missing"),
-        ({"max_samples": 1000}, "max_samples=1000: all examples of a file are used; shorten the file"),
         ({"train_on_prompt": True}, "train_on_prompt=True: loss is on answers only"),
         ({"mix_strategy": "interleave_under"}, "set the share of each entry of data.train with data.weights"),
         ({"use_galore": True}, "the only optimizer is AdamW"),
@@ -220,8 +220,8 @@ def test_pretraining_with_adapters_or_epochs_is_refused():
 
 
 def test_features_can_be_left_out_knowingly():
-    made = migrate({**SFT, "max_samples": 10}, "old.yaml", allow_ignored=True)
-    assert made.notes()[0].startswith("left out, not supported: max_samples=10: all examples")
+    made = migrate({**SFT, "train_on_prompt": True}, "old.yaml", allow_ignored=True)
+    assert made.notes()[0].startswith("left out, not supported: train_on_prompt=True: loss is on answers only")
 
 
 @pytest.mark.parametrize("old", [SFT, DPO, PT], ids=["sft", "dpo", "pt"])
