@@ -14,12 +14,13 @@ from llmctl import runtime
 from llmctl.api.run import Run
 from llmctl.config import file, schema
 from llmctl.errors import ConfigError, require_installed
-from llmctl.io.progress import silent
+from llmctl.io.progress import silent, waiting
 from llmctl.jobs.paths import hold_output
 from llmctl.jobs.registry import COMMANDS, resolve
 from llmctl.parallel.rank import Rank, from_environment
 from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.train.callbacks.base import Callback
+from llmctl.train.console import Console
 
 if TYPE_CHECKING:
     from llmctl.config.dpo import DpoConfig
@@ -131,7 +132,9 @@ def check_job(command: str, config: Any, family: str, families: Families | None 
     return job
 
 
-def run_job(job: CheckedJob[Any], callbacks: Sequence[Callback] = (), quiet: bool = False) -> Run:
+def run_job(
+    job: CheckedJob[Any], callbacks: Sequence[Callback] = (), quiet: bool = False, console: Console | None = None
+) -> Run:
     """Trains; arguments and errors as for ``finetune``.
 
     In a process of a launcher this is one of the ranks, and rank 0 writes.
@@ -140,16 +143,16 @@ def run_job(job: CheckedJob[Any], callbacks: Sequence[Callback] = (), quiet: boo
         job: The checked job.
         callbacks: Called at each event.
         quiet: Print nothing.
+        console: Where it prints instead.
     """
-    rank = from_environment()
+    rank, console = from_environment(), console or Console(quiet)
     with contextlib.ExitStack() as stack:
         if rank is None or rank.number == 0:
             stack.enter_context(hold_output(job.output, job.config.output))
-        runtime.import_paddle(f"llmctl {job.command}")
-        from llmctl.train import trainer
-        from llmctl.train.console import Console
-
-        trainer.run(job, callbacks, Console(quiet), _ranks(rank))
+        with silent() if console.quiet else waiting("importing paddle"):
+            runtime.import_paddle(f"llmctl {job.command}")
+            from llmctl.train import trainer
+        trainer.run(job, callbacks, console, _ranks(rank))
     return Run(job.output)
 
 

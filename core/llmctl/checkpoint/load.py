@@ -22,6 +22,7 @@ from llmctl.checkpoint.formats.tensor_info import CHUNK_BYTES, TensorInfo
 from llmctl.checkpoint.slices import MappedTensor, covers_axis, fill, source_shape
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import read_json
+from llmctl.io.progress import Progress
 
 IGNORED_TENSORS = ("*.rotary_emb.inv_freq",)
 """Patterns of tensors in torch files that are not weights: tables that models recompute."""
@@ -87,12 +88,17 @@ def fill_layer(layer: Any, tensors: Mapping[str, TensorInfo], mappings: Sequence
     """
     state = layer.state_dict()
     missing = {mapping.target for mapping in mappings if mapping.source not in tensors}
-    for target, sources in group_by_target(tensors, mappings).items():
-        if target not in missing:
-            dtype = dtype_name(state[target])
-            values = np.empty(tuple(state[target].shape), STORAGE[dtype])
-            fill(values, sources, dtype)
-            state[target].set_value(values)
+    groups = group_by_target(tensors, mappings)
+    with Progress(
+        "loading the weights", sum(prod(state[target].shape) for target in groups if target in state)
+    ) as done:
+        for target, sources in groups.items():
+            if target not in missing:
+                dtype = dtype_name(state[target])
+                values = np.empty(tuple(state[target].shape), STORAGE[dtype])
+                fill(values, sources, dtype)
+                state[target].set_value(values)
+                done(values.size)
     return [target for target in dict.fromkeys(mapping.target for mapping in mappings) if target in missing]
 
 

@@ -17,6 +17,7 @@ from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.checkpoint.locate import locate
 from llmctl.commands.completion import complete_recipe, complete_setting
+from llmctl.commands.messages import Messages, messages, verbosity
 from llmctl.commands.model_option import ModelOption, model_option
 from llmctl.commands.recipe import NoStarter, of_checkpoint, output_settings, recipe_header
 from llmctl.config import file, schema
@@ -26,12 +27,15 @@ from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.paths import LOGS
 from llmctl.parallel import launch, rank
 from llmctl.plugins import Families
+from llmctl.train.console import Console, JsonConsole
 from llmctl.train.interrupt import Interrupted
 
 ConfigSource = Callable[[Families, str, bool, Path | None, str | None, bool], tuple[dict[str, Any], str]]
 """(families, family, whether a model is named, file, recipe, allow_ignored) -> (raw configuration, where it comes from, for
 messages)."""
 
+MODEL = "Family, or the model: a folder or a name on a hub, the same as --set model.path=MODEL."
+JSON = "Print JSON lines to standard output, an object for each event, instead of words."
 SET = "Override a field; may be repeated."
 
 
@@ -48,9 +52,9 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
     def callback(
         ctx: click.Context, config_file: Path | None, recipe: str | None, assignments: tuple[str, ...],
         output: str | None, resume: bool, overwrite: bool, print_config: bool, check: bool, allow_ignored: bool,
-        devices: str | None, max_restarts: int,
+        devices: str | None, max_restarts: int, as_json: bool,
     ) -> None:  # fmt: skip
-        families, model = Families(), _model_settings(ctx.obj, assignments)
+        families, model, say = Families(), _model_settings(ctx.obj, assignments), messages(ctx)
         given = [*assignments, *output_settings(output, resume, overwrite), *model]
         path = _value(given, "model", "path")
         family = ctx.obj.family if recipe is None else _family(ctx.obj, families, path)
@@ -68,7 +72,7 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
             data = of_checkpoint(data)
         config = training.make_config(name, data, given, where)
         if from_recipe:
-            config = _suit_model(config, data, given, family, families)
+            config = _suit_model(config, data, given, family, families, say)
         if print_config:
             about = recipe_header(name, families, family, recipe) if from_recipe else []
             chosen = "" if family == "auto" or (model and not from_recipe) else f"--model {family} "
@@ -82,23 +86,22 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
         with _without_warnings() if processes.count > 1 and not check else contextlib.nullcontext():
             job = training.check_job(name, config, family, families)
         if check:
-            click.echo("\n".join([*job.notes, f"ok: {job.summary()}"]))
+            _say_checked(job, as_json, say)
             return
-        ctx.exit(_launch(job, processes, max_restarts) if processes.count > 1 else _train(job))
+        if processes.count > 1:
+            ctx.exit(_launch(job, processes, max_restarts, as_json, say))
+        ctx.exit(_train(job, (JsonConsole if as_json else Console)(say.quiet, say.verbose)))
 
     made = click.Command(name, callback=click.pass_context(callback), params=_parameters(recipe_help), help=doc)
-    found: click.Command = model_option(
-        "Family, or the model: a folder or a name on a hub, the same as --set model.path=MODEL."
-    )(made)
-    return found
+    return verbosity(model_option(MODEL)(made))
 
 
-def _train(job: CheckedJob[Any]) -> int:
+def _train(job: CheckedJob[Any], console: Console) -> int:
     """Trains in this process, which may be one of several; returns the exit code."""
     this = rank.from_environment()
     with rank.reporting(this) if this else contextlib.nullcontext():
         try:
-            training.run_job(job)
+            training.run_job(job, console=console)
             code = 0
         except Interrupted as stop:
             code = stop.exit_code
@@ -107,12 +110,14 @@ def _train(job: CheckedJob[Any]) -> int:
     return code
 
 
-def _launch(job: CheckedJob[Any], processes: launch.Devices, restarts: int) -> int:
+def _launch(job: CheckedJob[Any], processes: launch.Devices, restarts: int, as_json: bool, say: Messages) -> int:
     """Trains by several processes, which check the job once more and say what there is to say; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="llmctl-") as folder:
         file = Path(folder, "config.yaml")
         file.write_text(schema.to_yaml(job.config, ""), encoding="utf-8")
-        command = ["--model", job.model.plugin.card.name, job.command, str(file)]
+        given = {"--json": as_json, "--quiet": say.quiet, "--verbose": say.verbose}
+        options = [name for name, is_set in given.items() if is_set]
+        command = ["--model", job.model.plugin.card.name, job.command, str(file), *options]
         return launch.run(command, processes, job.output / LOGS, restarts)
 
 
@@ -153,15 +158,22 @@ def _family(option: ModelOption, families: Families, path: Any) -> str:
 
 
 def _suit_model(
-    config: Any, recipe: dict[str, Any], assignments: Sequence[str], family: str, families: Families
+    config: Any, recipe: dict[str, Any], assignments: Sequence[str], family: str, families: Families, say: Messages
 ) -> Any:
     """The configuration with lengths of a recipe that fit the model and what was set; prints what it changed."""
     chosen = file.override({}, assignments).get("data", {})
     loose = [key for key in recipe.get("data", {}) if key not in chosen]
     made, note = lengths.loosened(config, loose, family, families)
     if note:
-        click.echo(note, err=True)
+        say.note(note)
     return made
+
+
+def _say_checked(job: CheckedJob[Any], as_json: bool, say: Messages) -> None:
+    if as_json:
+        click.echo(json.dumps({"event": "check", "ok": True, "summary": job.summary(), "notes": list(job.notes)}))
+    elif not say.quiet:
+        click.echo("\n".join([*job.notes, f"ok: {job.summary()}"]))
 
 
 def _parameters(recipe_help: str) -> list[click.Parameter]:
@@ -192,4 +204,5 @@ def _parameters(recipe_help: str) -> list[click.Parameter]:
             default=0,
             help="With --devices: start all processes again, from the newest checkpoint, up to N times after one failed.",
         ),
+        click.Option(["--json", "as_json"], is_flag=True, help=JSON),
     ]

@@ -70,14 +70,14 @@ def command(
     opened = conversion.open_source(folder, plugin, dims)
     what = f"{len(opened.state)} tensors, {plugin.card.count(dims):,} parameters, layout {opened.layout}"
     if check:
-        with Progress("reading", opened.folder.nbytes) as progress:
+        with Progress("reading the model", opened.folder.nbytes) as progress:
             not_finite = conversion.verify(opened, progress)
         if not_finite:
             click.echo(f"warning: values are not finite in {conversion.shown(not_finite)}", err=True)
         click.echo(f"{folder} is a complete {plugin.card.name} model: {what}")
         return
     assert target is not None
-    with Progress("writing", opened.folder.nbytes) as progress:
+    with Progress("writing the model", opened.folder.nbytes) as progress:
         made = conversion.convert(opened, target, layout, dtype, shard_bytes, overwrite, progress)
     click.echo(f"{target} {'written' if made else 'is already converted'}: {what} -> {layout}")
 

@@ -12,6 +12,7 @@ from llmctl.commands.model_option import model_option
 from llmctl.errors import ConfigError
 from llmctl.infer.model_source import ModelSource, open_model
 from llmctl.infer.options import WEIGHTS, EngineOptions
+from llmctl.io.progress import waiting
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -91,12 +92,13 @@ def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool)
     from llmctl.tokenizers.conversation import Conversation
 
     prompts = [prompt_ids(tokenizer, Conversation(((text, None),), None)) for text in TEXTS]
-    runtime.import_paddle("llmctl export")
-    from llmctl.infer.eager.export import TOLERANCE, export
+    with waiting("importing paddle"):
+        runtime.import_paddle("llmctl export")
+        from llmctl.infer.eager.export import TOLERANCE, export
 
-    about = export(
-        source.layer(merged=True), source.plugin, source.dims, prompts, target, source.folder, tokenizer, overwrite
-    )
+    layer = source.layer(merged=True)
+    with waiting("tracing the program and comparing it with the model"):
+        about = export(layer, source.plugin, source.dims, prompts, target, source.folder, tokenizer, overwrite)
     limit = f", up to {about.max_positions} tokens" if about.max_positions else ""
     click.echo(f"compared on {len(prompts)} prompts: logits differ by {about.difference:.2g} of the largest at most; "
                f"{TOLERANCE:g} is allowed")  # fmt: skip

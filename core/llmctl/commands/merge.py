@@ -8,7 +8,7 @@ import click
 
 from llmctl.commands.model_option import model_option
 from llmctl.errors import ConfigError
-from llmctl.io.progress import Progress
+from llmctl.io.progress import Progress, waiting
 from llmctl.io.sizes import parse_bytes
 
 
@@ -49,7 +49,7 @@ def command(
     given = ctx.obj.folder_or(base, "--base") if base or ctx.obj.names_folder else None
     opened = open_adapter(adapter, given, ctx.obj.family, allow_other_base)
     total = opened.plugin.card.count(opened.dims) * (2 if dtype in ("float16", "bfloat16") else 4)
-    with Progress("writing", total) as progress:
+    with Progress("writing the model", total) as progress:
         changed = merge(opened, output, dtype, shard_bytes, progress)
     click.echo(f"{output} written: {opened.plugin.card.name} from {opened.base}, {changed} layers changed by {adapter}")
     if opened.quantised:
@@ -59,8 +59,10 @@ def command(
     if check:
         from llmctl import runtime
 
-        runtime.import_paddle("llmctl merge --verify")
-        from llmctl.adapters.verify import verify
+        with waiting("importing paddle"):
+            runtime.import_paddle("llmctl merge --verify")
+            from llmctl.adapters.verify import verify
 
-        difference, allowed = verify(opened, output)
+        with waiting("comparing the merged model with base and adapter"):
+            difference, allowed = verify(opened, output)
         click.echo(f"verified: the relative difference of the logits is {difference:.2g}; {allowed:g} is allowed")

@@ -163,6 +163,7 @@ class CommonTrainConfig:
     )
     loss_scale_every: int = option(2000, "Steps without overflow after which the loss scale doubles.", minimum=1)
     seed: int = option(42, "Random seed of initialization, data order and dropout.", minimum=0, maximum=2**32 - 1)
+    eval_before: bool = option(True, "Evaluate the model before training too, and show its answers.")
     log_every: int = option(10, "Log metrics every N steps.", minimum=1)
     log_to: list[str] = option(
         ["none"],

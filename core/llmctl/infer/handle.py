@@ -13,6 +13,7 @@ from llmctl.errors import ConfigError
 from llmctl.infer.backend import Backend, BatchBackend, EngineBackend
 from llmctl.infer.model_source import ModelSource
 from llmctl.infer.options import EngineOptions
+from llmctl.io.progress import waiting
 from llmctl.runtime import operators
 
 if TYPE_CHECKING:
@@ -150,10 +151,12 @@ class StaticHandle(EngineHandle):
         """As ``EngineHandle``."""
         from llmctl import runtime
 
-        runtime.import_paddle(self.options.spell("engine", self.engine))
+        with waiting("importing paddle"):
+            runtime.import_paddle(self.options.spell("engine", self.engine))
         from llmctl.infer.eager.program import StaticModel
 
-        backend = self._batches(StaticModel(self.folder, self.exported), tokenizer)
+        with waiting("loading the program"):
+            backend = self._batches(StaticModel(self.folder, self.exported), tokenizer)
         return LoadedEngine(engine=self.engine, backend=backend, max_positions=self.exported.max_positions)
 
 
@@ -172,7 +175,8 @@ class DynamicHandle(EngineHandle):
         """As ``EngineHandle``."""
         from llmctl import runtime
 
-        runtime.import_paddle(self.options.spell("engine", self.engine))
+        with waiting("importing paddle"):
+            runtime.import_paddle(self.options.spell("engine", self.engine))
         from llmctl.infer.eager.layer import max_positions
 
         missing = operators.note()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from types import TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 PATIENCE = 2.0
 """Seconds without a word."""
@@ -32,6 +36,50 @@ def silent(active: bool = True) -> Iterator[None]:
         _SILENT.reset(token)
 
 
+def can_redraw() -> bool:
+    """Whether standard error is a terminal on which a line can be redrawn."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+@contextlib.contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """Says what is being done, once, if the block takes long and its progress is not known.
+
+    Args:
+        title: What is being done.
+    """
+    redraws, stream, shown = can_redraw(), sys.stderr, threading.Event()
+
+    def say() -> None:
+        shown.set()
+        print(f"{title} ...", end="" if redraws else "\n", file=stream, flush=True)
+
+    timer = threading.Timer(PATIENCE, say)
+    timer.daemon = True
+    if not _SILENT.get():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if shown.is_set() and redraws:
+            print("\r\x1b[K", end="", file=stream, flush=True)
+
+
+def tracked(parts: Iterable[T], title: str, total: int) -> Iterator[T]:
+    """The parts, one by one, with their progress.
+
+    Args:
+        parts: What is being done.
+        title: As for ``Progress``.
+        total: Number of parts; 0 = not known.
+    """
+    with Progress(title, total) as progress:
+        for part in parts:
+            yield part
+            progress(1)
+
+
 class Progress:
     """A line with the share that is done, redrawn on a terminal; lines where none can be redrawn.
 
@@ -42,7 +90,7 @@ class Progress:
 
     def __init__(self, title: str, total: float = 0) -> None:
         self._title, self._total, self._quiet = title, total, _SILENT.get()
-        self._redraws = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._redraws = can_redraw()
         self._began = time.monotonic()
         self._next, self._done, self._shown = self._began + PATIENCE, 0.0, False
 

@@ -6,7 +6,7 @@ What a step holds is estimated in ``memory_estimate``, from the family's card; t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from llmctl.adapters import targets
@@ -43,7 +43,9 @@ def plan_memory(job: CheckedJob[Any], steps: Steps, limit: int) -> dict[str, Any
     """
     card, dims = job.model.plugin.card, job.model.dims
     note = precision.of(job.config.model.dtype, job.config.train).note
-    step, training = _largest_step(job, steps), _training(job)
+    count = min(steps.steps_per_epoch, job.config.train.max_steps or MEASURED_STEPS, MEASURED_STEPS)
+    batches = (batch for number in range(1, count + 1) for batch in steps.micro_batches(number))
+    step, training = _largest_step(job, batches), _training(job)
     parts = memory_estimate.estimate(card, dims, training, step)
     return {
         "command": job.command,
@@ -57,15 +59,25 @@ def plan_memory(job: CheckedJob[Any], steps: Steps, limit: int) -> dict[str, Any
     }
 
 
-def _largest_step(job: CheckedJob[Any], steps: Steps) -> Step:
-    """The forward pass of the first steps that needs most."""
+def memory_of(job: CheckedJob[Any], batches: Iterable[Any]) -> tuple[dict[str, int], int]:
+    """Bytes by part, and at the peak, of the largest of some forward passes.
+
+    Args:
+        job: The job.
+        batches: The batches, at least one.
+    """
+    card, dims = job.model.plugin.card, job.model.dims
+    parts = memory_estimate.estimate(card, dims, _training(job), _largest_step(job, batches))
+    return {name: size for name, size in parts.items() if size}, memory_estimate.peak(parts)
+
+
+def _largest_step(job: CheckedJob[Any], batches: Iterable[Any]) -> Step:
+    """The forward pass that needs most."""
     passes: dict[Step, None] = {}
-    count = min(steps.steps_per_epoch, job.config.train.max_steps or MEASURED_STEPS, MEASURED_STEPS)
-    for number in range(1, count + 1):
-        for batch in steps.micro_batches(number):
-            rows, length = batch.arrays["input_ids"].shape
-            labels = int((batch.arrays["labels"] != -100).sum()) if "labels" in batch.arrays else rows * length
-            passes[Step(rows * length, length, labels)] = None
+    for batch in batches:
+        rows, length = batch.arrays["input_ids"].shape
+        labels = int((batch.arrays["labels"] != -100).sum()) if "labels" in batch.arrays else rows * length
+        passes[Step(rows * length, length, labels)] = None
 
     def weight(step: Step) -> int:
         parts = memory_estimate.estimate(job.model.plugin.card, job.model.dims, Training(0), step)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmctl.train.callbacks.base import Callback
+from llmctl.train.callbacks.json_events import JsonEvents
 from llmctl.train.callbacks.progress import ProgressBar, ProgressLines
 
 
@@ -16,19 +19,24 @@ class Console:
 
     Args:
         quiet: Print nothing.
+        verbose: Print details.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._quiet = quiet
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
+        self.quiet, self.verbose = quiet, verbose
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> bool:
+        """Takes an event of a run where events are printed as such; False = it is to be printed in words."""
+        return self.quiet
 
     def print(self, line: str) -> None:
         """Prints a line."""
-        if not self._quiet:
+        if not self.quiet:
             print(line, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Prints a table, fitted to the terminal or to 100 columns."""
-        if self._quiet:
+        if self.quiet:
             return
         from rich.console import Console as RichConsole
         from rich.table import Table
@@ -43,11 +51,36 @@ class Console:
         """The callback that shows the progress of training.
 
         Args:
-            every: Steps between two lines, or between two lines of further means above a bar.
+            every: Steps between two lines, which are printed above a bar.
         """
-        if self._quiet:
+        if self.quiet:
             return Callback()
         return ProgressBar(every) if _can_redraw() else ProgressLines(every)
+
+
+class JsonConsole(Console):
+    """Prints JSON lines to standard output, an object for each event, and no words.
+
+    Args:
+        quiet: No progress on standard error.
+    """
+
+    def print(self, line: str) -> None:
+        """Prints an event ``note``."""
+        self.event("note", {"text": line})
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Prints an event ``table``."""
+        self.event("table", {"title": title, "rows": [dict(zip(columns, row, strict=True)) for row in rows]})
+
+    def progress(self, every: int) -> Callback:
+        """The callback that prints events ``step``, ``evaluate`` and ``save``."""
+        return JsonEvents(lambda kind, **values: self.event(kind, values), every)
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> bool:
+        """Prints an event."""
+        print(json.dumps({"event": kind, **values}, ensure_ascii=False, default=str), flush=True)
+        return True
 
 
 WIDGETS = "ipywidgets"
@@ -60,7 +93,7 @@ STDOUT = Console()
 def _can_redraw() -> bool:
     """Whether standard output is a terminal, or a notebook that has the widgets which rich draws in."""
     if sys.stdout.isatty():
-        return True
+        return os.environ.get("TERM") != "dumb"
     from rich.console import Console as RichConsole
 
     return RichConsole().is_jupyter and importlib.util.find_spec(WIDGETS) is not None

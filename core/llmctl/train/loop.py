@@ -106,6 +106,7 @@ class Loop:
         last = step == self.settings.max_steps
         if last or step % self.settings.eval_every == 0:
             if self.ranks.main:
+                self._call("on_evaluate_begin", step)
                 self._evaluate(step)
             self.ranks.wait()
         last = last or self._stopped()

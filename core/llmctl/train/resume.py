@@ -23,6 +23,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.stats_every",
     "train.save",
     "train.eval_batch_size",
+    "train.eval_before",
     "train.eval_iters",
     "train.test_iters",
     "train.recompute",

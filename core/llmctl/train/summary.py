@@ -9,7 +9,7 @@ from llmctl.report.wording import format_metric
 from llmctl.train.console import Console
 
 LONGEST = 160
-"""Characters of a text in a table; of a longer prompt the end is shown, which has the question, of an answer the beginning."""
+"""Characters of a text; of a longer prompt the end is shown, which has the question, of an answer the beginning."""
 
 
 def show(output: Path, held_out: str, info: dict[str, Any], console: Console) -> None:
@@ -22,22 +22,26 @@ def show(output: Path, held_out: str, info: dict[str, Any], console: Console) ->
         console: Where to print.
     """
     before, after = info["before"], info["after"]
+    earlier = before["metrics"]
     if after["metrics"]:
         rows = [
-            [name.replace("_", " "), format_metric(name, before["metrics"].get(name)), format_metric(name, value)]
+            [
+                name.replace("_", " "),
+                *([format_metric(name, earlier.get(name))] if earlier else []),
+                format_metric(name, value),
+            ]
             for name, value in after["metrics"].items()
         ]
-        console.table(held_out, ["metric", "before", "after"], rows)
-    if after["samples"]:
-        earlier = [sample["answer"] for sample in before["samples"]] or ["" for _ in after["samples"]]
-        rows = [
-            [_end(sample["prompt"]), *(_beginning(text) for text in (sample["expected"], old, sample["answer"]))]
-            for sample, old in zip(after["samples"], earlier, strict=False)
-        ]
-        console.table("answers to held-out examples", ["prompt", "expected", "before", "after"], rows)
-    console.print(
-        f"model in {output / 'model'}, learning curve in {output / 'curve.svg'}, report in {output / 'report.html'}"
-    )
+        console.table(held_out, ["metric", *(["before"] if earlier else []), "after"], rows)
+    old = [[sample["answer"]] for sample in before["samples"]] or [[] for _ in after["samples"]]
+    for number, (sample, first) in enumerate(zip(after["samples"], old, strict=False), 1):
+        names = ("prompt", "expected", *("before" for _ in first), "after")
+        texts = (_end(sample["prompt"]), *(_beginning(text) for text in (sample["expected"], *first, sample["answer"])))
+        console.print(f"held-out example {number}")
+        for name, text in zip(names, texts, strict=True):
+            console.print(f"  {name:<10}{' '.join(text.split())}")
+    console.print(f"model in {output / 'model'}")
+    console.print(f"report in {output / 'report.html'}, learning curve in {output / 'curve.svg'}")
     console.print(f"try it: {info['next'][0]}")
 
 

@@ -27,7 +27,7 @@ from llmctl.jobs.precision import Precision
 from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.report.next_commands import try_line
 from llmctl.runtime import operators
-from llmctl.train import activation_checkpointing, resume
+from llmctl.train import activation_checkpointing, banner, resume
 from llmctl.train.callbacks import checkpoints, metrics_log
 from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.callbacks.early_stopping import EarlyStopping
@@ -46,6 +46,9 @@ from llmctl.train.optim.schedules import schedule
 from llmctl.train.output import open_output
 from llmctl.train.summary import show
 from llmctl.train.trainable.base import Trainable, precision_of
+
+END = ("steps", "seconds", "best", "before", "after", "next")
+"""Keys of ``run.json`` in the event at the end of a run."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,13 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console, 
     record = RunRecord(job.output, info)
     loop, done = _loop(setup, start.checkpoint, [*callbacks, record])
     info.update(setup.trainable.metadata, precision=setup.precision.record(), processes=ranks.size)
+    found = banner.facts(job, setup.trainable.model, setup.data.task, loop.settings, setup.precision, done)
+    if not console.event("start", found):
+        for line in banner.lines(found, console.verbose):
+            console.print(line)
     if "before" not in info:
-        info["before"] = _evaluate(setup) if start.checkpoint is None else {"metrics": {}, "samples": []}
+        wanted = start.checkpoint is None and job.config.train.eval_before
+        info["before"] = _evaluate(setup) if wanted else {"metrics": {}, "samples": []}
         write_info(job.output, info)
     ranks.wait()
     with record:
@@ -161,7 +169,9 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console, 
             setup.trainable.save(folder, job.config.output.save_dtype)
             write_manifest(folder)
         info["next"] = [try_line(job.output, info)]
-    show(job.output, setup.data.held_out, info, console)
+    ended = {"output": str(job.output), "model": str(job.output / "model"), **{key: info[key] for key in END}}
+    if not console.event("end", ended):
+        show(job.output, setup.data.held_out, info, console)
     return info
 
 

@@ -26,6 +26,7 @@ from llmctl.errors import CheckpointError, ConfigError
 from llmctl.infer.packed import linear as packed_linear
 from llmctl.infer.packed.linear import KINDS, PackedLinear
 from llmctl.infer.packed.model import Float, Layer, Linear, Norm, PackedModel
+from llmctl.io.progress import tracked
 
 GROUPS = {"int8": 128, "int4": 64}
 """Inputs that share a scale by default."""
@@ -221,7 +222,8 @@ def _layers(graph: DecoderSpec, weights: Weights) -> tuple[Layer, ...]:
     order = qkv_order(graph)
     kept = None if np.array_equal(order, np.arange(len(order))) else order
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-        return tuple(pool.map(lambda slots: _layer(graph, slots, weights, kept), graph.layers))
+        layers = pool.map(lambda slots: _layer(graph, slots, weights, kept), graph.layers)
+        return tuple(tracked(layers, "packing the weights", len(graph.layers)))
 
 
 def _layer(graph: DecoderSpec, slots: Mapping[str, Names], weights: Weights, order: Order | None) -> Layer:

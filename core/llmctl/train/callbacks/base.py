@@ -59,6 +59,9 @@ class Callback:
     def on_step_end(self, metrics: StepMetrics) -> None:
         """After each optimizer step."""
 
+    def on_evaluate_begin(self, step: int) -> None:
+        """Before an evaluation."""
+
     def on_evaluate(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         """After an evaluation; comes before ``on_save`` of the same step."""
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from llmctl.io.progress import silent
 from llmctl.report.wording import clock, format_metric
 from llmctl.train.callbacks.base import Callback, LoopSettings, StepMetrics
 
@@ -54,10 +55,10 @@ class ProgressLines(Progress):
 
 
 class ProgressBar(Progress):
-    """A bar that is redrawn in place, with evaluations and further means printed above it.
+    """A bar that is redrawn in place, with lines on steps and evaluations above it. Both fit 80 columns.
 
     Args:
-        every: Steps between two lines of means.
+        every: Steps between two lines.
     """
 
     def __init__(self, every: int = 10) -> None:
@@ -68,12 +69,15 @@ class ProgressBar(Progress):
 
         super().on_train_begin(first_step, settings)
         self._speed = 0.0
+        # What else says how far it is would draw over the bar.
+        self._silence = silent()
+        self._silence.__enter__()
         self._bar = progress.Progress(
-            progress.TextColumn("training"),
-            progress.BarColumn(bar_width=24),
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=16),
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[state]}"),
-            progress.TimeRemainingColumn(),
+            progress.TimeRemainingColumn(compact=True),
         )
         self._task = self._bar.add_task("training", total=settings.max_steps, completed=first_step - 1, state="")
         self._bar.start()
@@ -81,16 +85,27 @@ class ProgressBar(Progress):
     def on_step_end(self, metrics: StepMetrics) -> None:
         speed = metrics.tokens / max(metrics.seconds, 1e-9)
         self._speed = 0.9 * self._speed + 0.1 * speed if self._speed else speed
-        state = f"loss {metrics.loss:.4f}  lr {metrics.lr:.2e}  {self._speed:,.0f} tokens/s"
-        self._bar.update(self._task, completed=metrics.step, state=state)
-        if metrics.means and (metrics.step % self.every == 0 or metrics.step in (1, self._last)):
-            self.print(f"step {metrics.step:>5}/{self._last}  loss {metrics.loss:.4f}  {format_metrics(metrics.means)}")
+        state = f"loss {metrics.loss:.4f}  {self._speed:,.0f} tokens/s"
+        self._bar.update(self._task, completed=metrics.step, state=state, description="training")
+        if metrics.step % self.every == 0 or metrics.step in (1, self._last):
+            means = f"  {format_metrics(metrics.means)}" if metrics.means else ""
+            self.print(
+                f"step {metrics.step:>5}/{self._last}  epoch {metrics.epoch:.2f}  loss {metrics.loss:.4f}  "
+                f"lr {metrics.lr:.2e}  grad norm {metrics.grad_norm:.2f}{means}"
+            )
+
+    def on_evaluate_begin(self, step: int) -> None:
+        self._bar.update(self._task, description="evaluating")
+
+    def on_save(self, step: int) -> None:
+        self._bar.update(self._task, description="training")
 
     def print(self, line: str) -> None:
         self._bar.console.print(line, markup=False, highlight=False)
 
     def on_train_end(self) -> None:
         self._bar.stop()
+        self._silence.__exit__(None, None, None)
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ import paddle
 
 from llmctl.checkpoint import WeightFolder, atomic_file
 from llmctl.data.lazy_rows import by_length
+from llmctl.io.progress import tracked
 from llmctl.nn.dropout import disable_dropout
 from llmctl.train.console import STDOUT, Console
 from llmctl.train.methods.dpo_task import DpoTask, answer_log_probs, identity
@@ -99,7 +100,8 @@ class PrecomputedLogProbs:
         for training, rows in ((True, task.train), (False, task.dev)):
             count = _pairs(rows)
             found: list[tuple[np.ndarray, np.ndarray]] = []
-            for group in by_length(rows, task.eval_batch_size):
+            batches = by_length(rows, task.eval_batch_size)
+            for group in tracked(batches, "computing the reference", -(-len(rows) // task.eval_batch_size)):
                 arrays = task.collate(group)
                 found.append((arrays["pair"], reference(arrays, training).numpy().reshape(-1, 2)))
             tables[training] = np.zeros((count, 2), found[0][1].dtype if found else np.float32)

@@ -10,6 +10,7 @@ import paddle
 
 from llmctl.data.lazy_rows import by_length
 from llmctl.data.preference.rows import PairRow
+from llmctl.io.progress import tracked
 from llmctl.nn.loss import token_log_probs
 from llmctl.train.methods.batch_sampler import Collate
 from llmctl.train.methods.dpo_loss import Ratios, sums
@@ -87,7 +88,8 @@ class DpoTask(ExamplesTask):
         """Means of the loss and of the metrics over the dev pairs."""
         totals: dict[str, float] = {}
         count = 0
-        for rows in by_length(self.dev, self.eval_batch_size):
+        batches = by_length(self.dev, self.eval_batch_size)
+        for rows in tracked(batches, "evaluating", -(-len(self.dev) // self.eval_batch_size)):
             losses_P, reported = self._pairs(model, self.collate(rows))
             count += losses_P.shape[0]
             for name, value in {"eval_loss": losses_P.sum(), **reported}.items():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from llmctl.io.progress import tracked
 from llmctl.tokenizers import Tokenizer
 
 
@@ -44,7 +45,8 @@ class EvalGenerator:
         rooms = [self._room(model, prompt) for prompt in prompts]
         fitting = [number for number, room in enumerate(rooms) if room > 0]
         answers = [""] * len(prompts)
-        for start in range(0, len(fitting), self.batch_size):
+        starts = range(0, len(fitting), self.batch_size)
+        for start in tracked(starts, "answering held-out prompts", len(starts)):
             numbers = fitting[start : start + self.batch_size]
             options = SamplingParams(max_new_tokens=min(rooms[number] for number in numbers))
             batch = [prompts[number] for number in numbers]

@@ -14,6 +14,7 @@ from llmctl import runtime
 from llmctl.data.corpus.samples import Sample, Samples, SampleSpec, open_split
 from llmctl.data.sft.encoding import IGNORE_INDEX
 from llmctl.errors import DataError
+from llmctl.io.progress import tracked
 from llmctl.jobs.pretrain import PretrainJob
 from llmctl.report.wording import format_metric
 from llmctl.tokenizers import Tokenizer
@@ -166,7 +167,8 @@ class PretrainTask:
 
     def _batches(self, samples: Samples) -> Iterator[dict[str, np.ndarray]]:
         labelled = False
-        for start in range(0, len(samples), self._eval_batch_size):
+        starts = range(0, len(samples), self._eval_batch_size)
+        for start in tracked(starts, "evaluating", len(starts)):
             stop = min(start + self._eval_batch_size, len(samples))
             rows = [samples[i] for i in range(start, stop)]
             labelled = labelled or any(map(_has_label, rows))

@@ -13,6 +13,7 @@ from llmctl.data.sft import collate as batching
 from llmctl.data.sft.encoding import Encoder, identity
 from llmctl.data.sft.examples import Example
 from llmctl.errors import DataError
+from llmctl.io.progress import tracked
 from llmctl.jobs.finetune import FinetuneJob
 from llmctl.train.console import STDOUT, Console
 from llmctl.train.methods.base import Method
@@ -76,7 +77,10 @@ class SftTask(ExamplesTask):
             return {}
         extra = self._extra_metrics(model) if self._extra_metrics else {}
         # The metrics are sums: the order of the rows does not matter.
-        return {**token_metrics(model, map(self.collate, by_length(self.dev, self.eval_batch_size))), **extra}
+        rows = tracked(
+            by_length(self.dev, self.eval_batch_size), "evaluating", -(-len(self.dev) // self.eval_batch_size)
+        )
+        return {**token_metrics(model, map(self.collate, rows)), **extra}
 
 
 def prepare(job: FinetuneJob, console: Console = STDOUT) -> ExamplesData:
