@@ -114,8 +114,8 @@ ALIASES: Mapping[str, Alias] = {
     "use_liger_kernel": KERNELS,
     "enable_liger_kernel": KERNELS,
     "use_unsloth": KERNELS,
-    "deepspeed": Alias((), "training runs on one device; leave it out"),
-    "ddp_timeout": Alias((), "training runs on one device; leave it out"),
+    "deepspeed": Alias((), "--devices N trains on several devices, without further settings; leave it out"),
+    "ddp_timeout": Alias((), "--devices N trains on several devices, without further settings; leave it out"),
     # preferences
     "pref_beta": Alias(("dpo.beta",)),
     "dpo_beta": Alias(("dpo.beta",)),

@@ -42,7 +42,7 @@ COLUMNS = {
 NOT_YET = "core does not have this method in this release"
 PENDING = {
     "quantize": NOT_YET,
-    "tensor-parallel": "weights are split and merged exactly; running on several devices is not in this release",
+    "tensor-parallel": "weights are split and merged exactly; tensor-parallel runs are not in this release",
 }
 """Methods that core does not have yet, so that no family supports them."""
 

@@ -38,7 +38,11 @@ def test_every_alias_leads_to_keys_that_there_are_or_says_why_not(alias):
         ("dpo", {"pref_beta": 0.1}, "pref_beta; did you mean dpo.beta?"),
         ("finetune", {"warmup_ratio": 0.1}, "warmup_ratio; did you mean train.warmup_ratio?"),
         ("finetune", {"train": {"max_length": 9}}, "train.max_length; did you mean data.max_length?"),
-        ("finetune", {"deepspeed": "x"}, "deepspeed; training runs on one device; leave it out"),
+        (
+            "finetune",
+            {"deepspeed": "x"},
+            "deepspeed; --devices N trains on several devices, without further settings; leave it out",
+        ),
         ("pretrain", {"lora_rank": 8}, "lora_rank; known: model, data, train, output"),
     ],
 )
