@@ -64,10 +64,18 @@ def find_files(path: Path, split: str, optional: bool = False) -> Files:
     if found is None and not optional:
         what = "does not exist" if not path.exists() else (
             f"has no {split} data: looked for {split}.jsonl, {split}-* and {split}/*, also in data/, of the types "
-            f"{', '.join(_types())}"
+            f"{', '.join(_types())}{_inside(path)}"
         )  # fmt: skip
         raise DataError(f"{path} {what}")
     return found or Files([])
+
+
+def _inside(path: Path) -> str:
+    """Folders of a folder that have data, such as the configurations of a dataset on a hub."""
+    if not path.is_dir():
+        return ""
+    found = sorted(folder.name for folder in path.iterdir() if _data_files(folder) or _data_files(folder / "train"))
+    return f"; it has the folders {', '.join(found[:8])}, name one" if found else ""
 
 
 def _of_datasets(path: Path, split: str, names: Sequence[str], optional: bool) -> Files | None:

@@ -177,12 +177,14 @@ class _Column:
     def __enter__(self) -> _Column:
         self._stream = self._path.open("wb")
         self._header()
+        self._start = self._stream.tell()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._flush()
         self._stream.seek(0)
         self._header()
+        assert self._stream.tell() == self._start
         self._stream.close()
 
     def add(self, value: int) -> None:

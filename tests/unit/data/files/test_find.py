@@ -74,6 +74,9 @@ def test_folders_without_data_say_what_was_looked_for(tmp_path):
         find_files(tmp_path / "absent", "train")
     with pytest.raises(DataError, match=r"has no train data: looked for train.jsonl, .*\.parquet, .*\.jsonl\.zst"):
         find_files(tmp_path, "train")
+    write(tmp_path, "hub/main/train-0.parquet", "hub/socratic/train-0.parquet")
+    with pytest.raises(DataError, match="it has the folders main, socratic, name one"):
+        find_files(tmp_path / "hub", "train")
     write_datasets(tmp_path / "more", {"test": [ROW]})
     with pytest.raises(DataError, match="has no split train; it has test. Name the folder of one, such as .*more/test"):
         find_files(tmp_path / "more", "train")
