@@ -58,7 +58,11 @@ class Client(Protocol):
         ...
 
     def fetch(self, name: HubName, files: Sequence[str]) -> Path:
-        """Downloads files that are not in the cache, shows progress on a terminal; returns the folder of all; raises as ``listing``."""
+        """Downloads files that are not in the cache; returns the folder of all; raises as ``listing``."""
+        ...
+
+    def store(self, name: HubName) -> Path:
+        """The folder below which the files of a model arrive."""
         ...
 
     def cached(self, name: HubName) -> Path | None:

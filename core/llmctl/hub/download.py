@@ -13,6 +13,7 @@ from llmctl.errors import CheckpointError, FileError, LlmctlError
 from llmctl.hub import files
 from llmctl.hub.client import Client, Listing, Refused, Unreachable
 from llmctl.hub.name import HubName
+from llmctl.hub.watch import watched
 
 MARGIN = 64 << 20
 """Bytes of a disk that a download leaves free."""
@@ -65,13 +66,15 @@ def _download(client: Client, name: HubName, weights: bool) -> Path:
     # Without a commit, the folder may be that of an earlier state of the branch; the library compares the files.
     if there and listing.commit and not missing and there == client.cached(name):
         return there
-    if missing:
-        _announce(client, name, listing, missing)
-    return client.fetch(name, wanted)
+    if not missing:
+        return client.fetch(name, wanted)
+    size = _announce(client, name, listing, missing)
+    with watched(f"downloading {name.repo} ({_shown(size)})", size, client.store(name)):
+        return client.fetch(name, wanted)
 
 
-def _announce(client: Client, name: HubName, listing: Listing, missing: Sequence[str]) -> None:
-    """Says what is downloaded, if there is room for it."""
+def _announce(client: Client, name: HubName, listing: Listing, missing: Sequence[str]) -> int:
+    """Says what is downloaded, if there is room for it; returns its size in bytes."""
     size = sum(listing.sizes[file] for file in missing)
     free = _free(client.cache)
     if size + MARGIN > free:
@@ -84,6 +87,7 @@ def _announce(client: Client, name: HubName, listing: Listing, missing: Sequence
         f"downloading {name.repo}{commit} from {client.title}: {len(missing)} files, {_shown(size)}, into {client.cache}",
         file=sys.stderr, flush=True,
     )  # fmt: skip
+    return size
 
 
 def _cached(client: Client, name: HubName, weights: bool) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,10 +32,10 @@ PAUSES = (0.0, 1.0, 4.0)
 
 
 @contextmanager
-def bars_on_terminals() -> Iterator[None]:
-    """Leaves out the library's progress bars where standard error is no terminal."""
+def _without_bars() -> Iterator[None]:
+    """Leaves out the library's progress bars."""
     utils: Any = import_module("huggingface_hub.utils")
-    if sys.stderr.isatty() or utils.are_progress_bars_disabled():
+    if utils.are_progress_bars_disabled():
         yield
         return
     utils.disable_progress_bars()
@@ -73,7 +72,7 @@ class HuggingFace:
 
     def fetch(self, name: HubName, files: Sequence[str]) -> Path:
         patterns = [glob.escape(file) for file in files]
-        with self._explained(name), bars_on_terminals():
+        with self._explained(name), _without_bars():
             for wait in (*PAUSES, None):
                 try:
                     return Path(
@@ -87,6 +86,9 @@ class HuggingFace:
                         raise
                     time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
+
+    def store(self, name: HubName) -> Path:
+        return self.cache / f"models--{name.repo.replace('/', '--')}"
 
     def cached(self, name: HubName) -> Path | None:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -22,9 +21,9 @@ OFFLINE = "HF_HUB_OFFLINE"
 
 
 @contextmanager
-def _bars_on_terminals() -> Iterator[None]:
-    """Imports of the block show no progress bars later, where standard error is no terminal."""
-    if sys.stderr.isatty() or VARIABLE in os.environ:
+def _without_bars() -> Iterator[None]:
+    """Imports of the block show no progress bars later."""
+    if VARIABLE in os.environ:
         yield
         return
     os.environ[VARIABLE] = "1"
@@ -43,7 +42,7 @@ class ModelScope:
     cache_variable = "MODELSCOPE_CACHE"
 
     def __init__(self, purpose: str) -> None:
-        with _bars_on_terminals():
+        with _without_bars():
             require("modelscope", "modelscope", purpose)
 
     @property
@@ -64,6 +63,9 @@ class ModelScope:
     def fetch(self, name: HubName, files: Sequence[str]) -> Path:
         with self._explained(name):
             return self._snapshot(name, allow_patterns=list(files))
+
+    def store(self, name: HubName) -> Path:
+        return self.cache / "models" / name.repo.replace("/", "--")
 
     def cached(self, name: HubName) -> Path | None:
         try:

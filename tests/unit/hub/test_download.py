@@ -40,6 +40,9 @@ class Toy:
         self.fetched += files
         return folder
 
+    def store(self, name):
+        return self.cache
+
     def cached(self, name):
         return self._folder(name) if self._folder(name).is_dir() else None
 
