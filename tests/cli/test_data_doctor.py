@@ -85,8 +85,8 @@ def test_a_template_that_generation_renders_otherwise_is_an_error(tmp_path):
         "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}"
         "{% if not loop.last %} {% endif %}<|bot|>{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
     )
-    said = run("doctor", _one(tmp_path), "--model-folder", model, code=2)
-    assert "rewrites earlier text" in said
+    said = run("doctor", _one(tmp_path), "--model-folder", model, code=1)
+    assert "error not-encoded" in said and "rewrites earlier text" in said
 
 
 def _one(folder):
@@ -188,3 +188,16 @@ def test_pairs_are_recognised_and_checked(tmp_path, model):
     assert report["truncation"]["truncated"] == 1 and kinds(report).keys() == {"truncated", "cut-answer"}
     said = run("doctor", tmp_path / "data.jsonl", "--model-folder", model, "--train-on", "last", code=2)
     assert "--train-on is for data of finetune" in said
+
+
+def test_lines_that_the_template_refuses_are_named_and_the_others_checked(tmp_path):
+    folder = write_json(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "paint", "arguments": {}}}]}
+    rows = [ask("the fox"), {"messages": [{"role": "user", "content": "a"}, call]}]
+    report = examine(tmp_path, rows, folder, code=1)
+    (finding,) = report["findings"]
+    assert finding["kind"] == "not-encoded" and "data.jsonl:2: " in finding["places"][0]
+    assert "does not write tool calls" in finding["places"][0] and report["labels"]["tokens"] > 2
+    pair = {"messages": [{"role": "user", "content": "a"}], "chosen_response": call, "rejected_response": "b"}
+    assert examine(tmp_path, [pair], folder, code=1)["findings"][0]["kind"] == "not-encoded"

@@ -120,9 +120,13 @@ def _examine(task: str, files: list[Path], tokenizer: Tokenizer, given: dict[str
     with Progress("reading", sum(file.stat().st_size for file in files)) as progress:
         read = read_lines(files, reader, progress)
     longest = given["max_length"]
-    if task == "dpo":
-        return preference.examine(read, PairEncoder(tokenizer, given["max_prompt_length"] or LENGTH, longest))
-    return sft.examine(read, Encoder(tokenizer, given["src_length"] or LENGTH, longest, given["train_on"] or "all"))
+    with Progress("checking", len(read.examples)) as progress:
+        if task == "dpo":
+            encoder = PairEncoder(tokenizer, given["max_prompt_length"] or LENGTH, longest)
+            return preference.examine(read, encoder, progress)
+        return sft.examine(
+            read, Encoder(tokenizer, given["src_length"] or LENGTH, longest, given["train_on"] or "all"), progress
+        )
 
 
 def _json(report: DoctorReport, tokenizer: Tokenizer, show: int) -> str:

@@ -24,6 +24,7 @@ from llmctl.errors import ConfigError, DataError, LlmctlError, TokenizerError
 from llmctl.infer.options import EngineOptions
 from llmctl.infer.sampling import SamplingParams
 from llmctl.infer.select import open_backend
+from llmctl.io import progress
 
 if TYPE_CHECKING:
     from llmctl.infer.handle import EngineHandle
@@ -251,16 +252,18 @@ def _prompts(
         say.note(reader.summary())
         for warning in reader.warnings():
             click.echo(f"warning: {warning}", err=True)
-        return lines, [_line_ids(tokenizer, line) for line in lines]
+        with progress.Progress("encoding prompts", len(lines)) as done:
+            return lines, [_line_ids(tokenizer, line, done) for line in lines]
     texts = [_read_stdin() if text == "-" else checked(text, "--prompt") for text in given["prompts"]]
     talks = [Conversation(((text, None),), given["system"]) for text in texts]
     return [], [prompt_ids(tokenizer, talk) for talk in talks]
 
 
-def _line_ids(tokenizer: Tokenizer, line: PromptLine) -> list[int] | LlmctlError:
+def _line_ids(tokenizer: Tokenizer, line: PromptLine, done: progress.Progress) -> list[int] | LlmctlError:
     """Token ids of a line, or why its chat template refuses it."""
     from llmctl.data.sft.encoding import prompt_ids
 
+    done(1)
     try:
         return prompt_ids(tokenizer, line.conversation, line.source)
     except TokenizerError as error:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from llmctl.data.doctor.report import DoctorReport, Lines, add_duplicates, add_endings, add_lines, spread
+from llmctl.data.doctor.report import DoctorReport, Lines, add_duplicates, add_endings, add_lines, encode_each, spread
 from llmctl.data.preference.encoding import Pair, PairEncoder
 from llmctl.data.sft.encoding import IGNORE_INDEX, EncodedExample
 
 
-def examine(read: Lines, encoder: PairEncoder) -> DoctorReport:
+def examine(read: Lines, encoder: PairEncoder, progress: Callable[[int], Any] | None = None) -> DoctorReport:
     """Encodes and checks every pair; the rows of the report are the two answers of each, with their prompts.
 
     Args:
         read: The lines, each parsed.
         encoder: Encoder with the tokenizer, chat template and lengths of training.
+        progress: Called with 1 for each pair.
 
     Raises:
         DataError: A pair needs a chat template and there is none.
@@ -25,9 +27,9 @@ def examine(read: Lines, encoder: PairEncoder) -> DoctorReport:
     report.add("empty-question", False, "empty prompts", [pair.source for pair in pairs if not pair.question.strip()])
     talks = ((pair.source, repr((pair.prompt, pair.chosen, pair.rejected)), pair.chosen.text) for pair in pairs)
     add_duplicates(report, talks)
+    pairs, found = encode_each(report, pairs, encoder.encode, progress)
     if not pairs:
         return report
-    found = [encoder.encode(pair) for pair in pairs]
     kept = [pair for pair in found if pair is not None]
     lost = [pair.source for pair, row in zip(pairs, found, strict=True) if row is None]
     report.rows = [row for pair in kept for row in _rows(pair)]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmctl.data.files import ReadBytes, records
 from llmctl.data.formats import Problems, Reader
 from llmctl.data.sft.encoding import IGNORE_INDEX, EncodedExample
+from llmctl.errors import TokenizerError
+
+E = TypeVar("E")
+R = TypeVar("R")
 
 EMPTY_ANSWERS = tuple(
     f"{key!r} is empty" for key in ("tgt", "output", "completion", "chosen", "rejected", "response")
@@ -112,6 +116,32 @@ def read_lines(files: Sequence[Path], reader: Reader[Any], read: ReadBytes | Non
                 else:
                     problems.add(place, str(error))
     return Lines(reader, examples, problems, empty)
+
+
+def encode_each(
+    report: DoctorReport, examples: Sequence[E], encode: Callable[[E], R | None], progress: Callable[[int], Any] | None
+) -> tuple[list[E], list[R | None]]:
+    """The examples that can be encoded, and the row of each, None if it is dropped; the others are added to the report.
+
+    Args:
+        report: Where errors are added.
+        examples: Examples with a ``source``.
+        encode: Encodes one.
+        progress: Called with 1 for each example.
+    """
+    problems = Problems()
+    kept: list[E] = []
+    rows: list[R | None] = []
+    for example in examples:
+        try:
+            rows.append(encode(example))
+            kept.append(example)
+        except TokenizerError as error:
+            problems.add(example.source, str(error))
+        if progress:
+            progress(1)
+    report.add("not-encoded", True, "lines that cannot be encoded", problems.lines(), problems.count)
+    return kept, rows
 
 
 def add_lines(report: DoctorReport, read: Lines) -> None:

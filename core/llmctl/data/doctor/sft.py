@@ -6,21 +6,22 @@ without EOS, a prompt that generation would encode differently. Everything else 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from llmctl.data.doctor.report import DoctorReport, Lines, add_duplicates, add_endings, add_lines, spread
+from llmctl.data.doctor.report import DoctorReport, Lines, add_duplicates, add_endings, add_lines, encode_each, spread
 from llmctl.data.packing import PACKERS
 from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder, prompt_ids
 from llmctl.data.sft.examples import Example
 
 
-def examine(read: Lines, encoder: Encoder) -> DoctorReport:
+def examine(read: Lines, encoder: Encoder, progress: Callable[[int], Any] | None = None) -> DoctorReport:
     """Encodes and checks every line.
 
     Args:
         read: The lines, each parsed.
         encoder: Encoder with the tokenizer, chat template and lengths of training.
+        progress: Called with 1 for each example.
 
     Raises:
         DataError: An example needs a chat template and there is none.
@@ -32,8 +33,8 @@ def examine(read: Lines, encoder: Encoder) -> DoctorReport:
     report.add("empty-question", False, "empty prompts", no_prompt)
     talks = ((row.source, repr(row.conversation), row.conversation.messages[-1].text) for row in examples)
     add_duplicates(report, talks)
+    examples, rows = encode_each(report, examples, encoder.encode, progress)
     if examples:
-        rows = [encoder.encode(example) for example in examples]
         report.rows = [row for row in rows if row is not None]
         dropped = [example.source for example, row in zip(examples, rows, strict=True) if row is None]
         report.add("no-label", True, "examples whose answers are truncated to nothing", dropped)
