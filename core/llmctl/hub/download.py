@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from llmctl.hub import files
 from llmctl.hub.client import Client, Listing, Refused, Unreachable
 from llmctl.hub.name import HubName
 from llmctl.hub.watch import watched
+from llmctl.io.progress import note
 
 MARGIN = 64 << 20
 """Bytes of a disk that a download leaves free."""
@@ -83,10 +83,9 @@ def _announce(client: Client, name: HubName, listing: Listing, missing: Sequence
             f"{client.cache_variable} to a folder on another disk"
         )
     commit = f" at {listing.commit[:12]}" if listing.commit else ""
-    print(
-        f"downloading {name.repo}{commit} from {client.title}: {len(missing)} files, {_shown(size)}, into {client.cache}",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+    note(
+        f"downloading {name.repo}{commit} from {client.title}: {len(missing)} files, {_shown(size)}, into {client.cache}"
+    )
     return size
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmctl.errors import ConfigError
-from llmctl.hub.name import HF, parse
+from llmctl.hub.client import Refused
+from llmctl.hub.name import MODELSCOPE, parse
 
 
 def model_folder(value: str | Path, revision: str = "", *, weights: bool = True) -> Path:
@@ -31,10 +32,13 @@ def model_folder(value: str | Path, revision: str = "", *, weights: bool = True)
     from llmctl.hub.download import download
 
     here = "" if str(value).startswith(f"{name.hub}:") else f"{value} is no folder here, and "
-    if name.hub == HF:
-        from llmctl.hub.hugging_face import HuggingFace
+    if name.hub == MODELSCOPE:
+        from llmctl.hub.model_scope import ModelScope
 
+        return download(ModelScope("downloading from ModelScope"), name, weights)
+    from llmctl.hub.hugging_face import HuggingFace
+
+    try:
         return download(HuggingFace(f"{here}downloading from the Hugging Face Hub"), name, weights)
-    from llmctl.hub.model_scope import ModelScope
-
-    return download(ModelScope("downloading from ModelScope"), name, weights)
+    except Refused as error:
+        raise Refused(f"{here}{error}") from error

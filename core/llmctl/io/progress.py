@@ -36,6 +36,16 @@ def silent(active: bool = True) -> Iterator[None]:
         _SILENT.reset(token)
 
 
+def note(text: str) -> None:
+    """Says at once what takes long from now on, a line on standard error.
+
+    Args:
+        text: The line.
+    """
+    if not _SILENT.get():
+        print(text, file=sys.stderr, flush=True)
+
+
 def can_redraw() -> bool:
     """Whether standard error is a terminal on which a line can be redrawn."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

@@ -12,6 +12,7 @@ from llmctl.hub.download import download
 from llmctl.hub.find import model_folder
 from llmctl.hub.hugging_face import HuggingFace
 from llmctl.hub.name import HubName
+from llmctl.io.progress import silent
 
 NAME = HubName("hf", "owner/name")
 COMMIT = "0123456789" * 4
@@ -64,6 +65,12 @@ def test_only_what_is_read_is_fetched_and_only_once(tmp_path, capsys):
     assert "downloading owner/name at 012345678901 from the Toy Hub: 3 files, 0.0 MB" in capsys.readouterr().err
     hub.fetched.clear()
     assert download(hub, NAME) == folder and not hub.fetched
+    assert capsys.readouterr().err == ""
+
+
+def test_quiet_programs_hear_nothing(tmp_path, capsys):
+    with silent():
+        download(Toy(tmp_path, WHOLE), NAME)
     assert capsys.readouterr().err == ""
 
 
