@@ -1,11 +1,13 @@
 """``llmctl plan``: for every kind of training configuration, without training or writing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from kit.model_cli import llmctl
 
 from llmctl.cli import main
 from llmctl.data.corpus.indexed import new_corpus
@@ -18,7 +20,7 @@ def run(*arguments, code=0):
         main(["--model", "llama", "plan", *map(str, arguments)])
     out, err = (stream.getvalue().decode() for stream in streams[:2])
     assert stopped.value.code == code and "Traceback" not in out + err, out + err
-    return out if code == 0 else err
+    return out if code in (0, 1) else err
 
 
 @pytest.fixture
@@ -34,8 +36,10 @@ def config(tmp_path):
     return file
 
 
-def planned(*arguments):
-    return json.loads(run(*arguments, "--json"))
+def planned(*arguments, code=0):
+    found = json.loads(run(*arguments, "--json", code=code))
+    assert found["fits"] == (code == 0)
+    return found
 
 
 def test_parts_add_up_and_nothing_is_written(config):
@@ -58,11 +62,51 @@ def test_the_largest_batch_is_the_last_that_fits(config):
     """Rows of a larger batch are longer in the middle: a tenth is left for that."""
     largest = planned(config, "--memory", "400MB")["largest_batch"]
     fits, over = (
-        planned(config, "--memory", "400MB", "--set", f"train.batch_size={size}")["peak"]
-        for size in (largest, largest * 3 // 2)
+        planned(config, "--memory", "400MB", "--set", f"train.batch_size={size}", code=code)["peak"]
+        for size, code in ((largest, 0), (largest * 3 // 2, 1))
     )
     assert 4 < largest < 130 and fits <= 400e6 < over
-    assert planned(config, "--memory", "100MB")["largest_batch"] == 0
+    assert planned(config, "--memory", "100MB", code=1)["largest_batch"] == 0
+
+
+def test_no_batch_is_planned_that_is_larger_than_the_data(config):
+    found = planned(config, "--memory", "64GB")
+    assert found["largest_batch"] == found["rows_of_the_data"] == 200
+    assert "largest train.batch_size that fits: 200, all rows of the data" in run(config, "--memory", "64GB")
+    few = config.parent / "few.jsonl"
+    few.write_text((STARTER / "data" / "dev.jsonl").read_text().split("\n", 1)[0] + "\n")
+    one = planned(config, "--memory", "64GB", "--set", f"data.train={few}", "--set", "train.batch_size=64")
+    assert one["largest_batch"] == one["rows_of_the_data"] == 1 and one["tokens_of_a_pass"] < 128
+
+
+def test_what_does_not_fit_is_said_with_settings_that_do(config):
+    settings = ["--set", "data.packing=best-fit", "--set", "train.batch_size=64", "--memory", "450MB"]
+    text = run(config, *settings, code=1)
+    assert ": does not fit" in text and "it fits with one of" in text
+    for change in planned(config, *settings, code=1)["changes"]:
+        sets = [word for one in change["set"] for word in ("--set", one)]
+        found = planned(config, *settings, *sets)
+        assert found["peak"] <= 450e6 and abs(found["peak"] - change["peak"]) < 0.1 * found["peak"], change
+    assert "take a smaller model" in run(config, "--memory", "50MB", code=1)
+
+
+def test_config_json_alone_is_enough(tmp_path, config):
+    (tmp_path / "model").mkdir()
+    shutil.copy(STARTER / "model" / "config.json", tmp_path / "model")
+    alone = ["plan", "--model", str(tmp_path / "model"), "--memory", "2GB"]
+    found = json.loads(llmctl(*alone, "--json")[0])
+    assert found["tokens_of_a_pass"] == 8 * 512 and found["rows_of_the_data"] is None
+    for more in (["--set", "method.name=lora"], ["--set", "dpo.beta=0.1", "--set", "train.batch_size=2"]):
+        assert ": fits" in llmctl(*alone, *more)[0]
+    assert ": fits" in llmctl(*alone, "--set", "data.corpora=", "--set", "data.seq_length=64")[0]
+    for name in ("model.safetensors",):
+        folder = tmp_path / "without"
+        shutil.copytree(STARTER / "model", folder)
+        (folder / name).unlink()
+        without = planned(config, "--set", f"model.path={folder}", "--memory", "2GB")
+        assert without == planned(config, "--memory", "2GB")
+    assert "give CONFIG, or --model" in llmctl("plan", code=2)[1]
+    assert "needs the config.json of a model" in llmctl("plan", "--set", "train.batch_size=2", code=2)[1]
 
 
 def test_packing_adapters_and_recomputation_are_seen(config):

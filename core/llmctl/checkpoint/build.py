@@ -30,8 +30,9 @@ class CheckedModel:
         plugin: Plugin of its family.
         dims: Dims of the model.
         config: Content of its config.json.
-        weights: Opened weights, checked against the card; None = a new model.
+        weights: Opened weights, checked against the card; None = a new model, or one whose weights are not needed.
         mappings: Weight mappings from the folder to the model.
+        home: Folder of config.json of a model whose weights are not needed; None = a new model.
     """
 
     plugin: Plugin
@@ -39,11 +40,12 @@ class CheckedModel:
     config: Mapping[str, Any]
     weights: WeightFolder | None = None
     mappings: Sequence[WeightMapping] = ()
+    home: Path | None = None
 
     @property
     def folder(self) -> Path | None:
         """The checkpoint folder; None = a new model."""
-        return self.weights.path if self.weights else None
+        return self.weights.path if self.weights else self.home
 
     def at(self, folder: Path) -> CheckedModel:
         """The same model with the weights of another folder, such as a checkpoint; raises as ``open_model``."""

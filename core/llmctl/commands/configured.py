@@ -54,7 +54,7 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
         output: str | None, resume: bool, overwrite: bool, print_config: bool, check: bool, allow_ignored: bool,
         devices: str | None, max_restarts: int, as_json: bool,
     ) -> None:  # fmt: skip
-        families, model, say = Families(), _model_settings(ctx.obj, assignments), messages(ctx)
+        families, model, say = Families(), model_settings(ctx.obj, assignments), messages(ctx)
         given = [*assignments, *output_settings(output, resume, overwrite), *model]
         path = _value(given, "model", "path")
         family = ctx.obj.family if recipe is None else _family(ctx.obj, families, path)
@@ -128,8 +128,12 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _model_settings(option: ModelOption, assignments: Sequence[str]) -> list[str]:
-    """A model given by ``--model`` as an assignment of ``--set``.
+def model_settings(option: ModelOption, assignments: Sequence[str]) -> list[str]:
+    """A model given by ``--model`` as an assignment of ``--set``; empty without one.
+
+    Args:
+        option: The option.
+        assignments: What ``--set`` gives.
 
     Raises:
         click.UsageError: ``--set`` has another one.

@@ -8,49 +8,88 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmctl import runtime
 from llmctl.commands.completion import complete_setting
+from llmctl.commands.configured import MODEL, model_settings
+from llmctl.commands.messages import verbosity
+from llmctl.commands.model_option import model_option
 from llmctl.config import file, schema
 from llmctl.errors import ConfigError
+from llmctl.io.progress import waiting
 from llmctl.io.sizes import parse_bytes
 from llmctl.jobs import registry
 from llmctl.migrate.config_file import read_config_file
+from llmctl.plugins import Families
 from llmctl.runtime.memory import host_memory
+
+if TYPE_CHECKING:
+    from llmctl.jobs.memory_estimate import Step
+    from llmctl.jobs.memory_plan import Outline
 
 
 @click.command()
-@click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
+@click.argument("config_file", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path))
+@model_option(MODEL)
 @click.option("--set", "assignments", multiple=True, metavar="a.b=c", shell_complete=complete_setting,
               help="Override a field; may be repeated.")  # fmt: skip
-@click.option("--memory", help="Memory of the device, e.g. 24GB. [default: free memory of this machine]")
+@click.option(
+    "--memory", metavar="SIZE", help="Memory of the device, e.g. 24GB. [default: free memory of this machine]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@verbosity
 @click.pass_context
 def command(
-    ctx: click.Context, config_file: Path, assignments: tuple[str, ...], memory: str | None, as_json: bool
+    ctx: click.Context, config_file: Path | None, assignments: tuple[str, ...], memory: str | None, as_json: bool
 ) -> None:
-    """Estimate the peak memory of a training run, by part, without training.
+    """Estimate the peak memory of a training run, by part, and say whether it fits.
 
-    CONFIG is a configuration of finetune, dpo or pretrain. Batches are built as in the run, so lengths, padding and
-    packing are those of the data. The estimate is for the CPU; a GPU needs more for its context and kernels.
+    CONFIG is a configuration of finetune, dpo or pretrain; without it, finetune's defaults for --model. Batches are built as in the
+    run, so lengths, padding and packing are those of the data; without data or tokenizer, rows are as long as they may be.
+    The weights are not needed, config.json is. The estimate is for the CPU; a GPU needs more for its context and kernels.
+
+    Exits with 1 if it does not fit.
     """
     from llmctl.jobs import memory_plan
 
     limit = parse_bytes(memory, "--memory ") if memory else _free()
-    data = file.override(read_config_file(config_file, "finetune", False), list(assignments))
-    command = registry.COMMANDS[registry.command_of(data)]
-    config = schema.build(registry.resolve(command.config), data, str(config_file))
+    given = [*assignments, *model_settings(ctx.obj, assignments)]
+    if config_file is None and not given:
+        raise click.UsageError("give CONFIG, or --model")
+    read = read_config_file(config_file, "finetune", False) if config_file else {}
+    data = file.override(read, given)
+    name, families = registry.command_of(data), Families()
+    config = schema.build(
+        registry.resolve(registry.COMMANDS[name].config), data, str(config_file or "the command line")
+    )
+    job, step, available = _largest_pass(name, config, ctx.obj.family, families)
+    answer = memory_plan.plan_memory(job, step, available, limit)
+    click.echo(json.dumps(answer, indent=2) if as_json else _table(answer))
+    ctx.exit(0 if answer["fits"] else 1)
+
+
+def _largest_pass(name: str, config: Any, family: str, families: Families) -> tuple[Outline, Step, int]:
+    """The job, its largest forward pass, and the rows of its data, 0 if they are not known."""
+    from llmctl.jobs import memory_plan
+    from llmctl.jobs.outline import is_complete, outline
+
+    if not is_complete(config, family, families):
+        job = outline(name, config, family, families)
+        return job, memory_plan.full_step(job), 0
+    command = registry.COMMANDS[name]
     # Nothing is written, so what is in the run's folder is no obstacle.
     with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(sys.stderr):
         output = dataclasses.replace(config.output, dir=unused, resume=False, overwrite=False)
-        job = registry.resolve(command.check)(dataclasses.replace(config, output=output), ctx.obj.family)
-        runtime.import_paddle("llmctl plan")
-        task = registry.resolve(command.method).prepare(job).task
-    answer = memory_plan.plan_memory(job, task, limit)
-    click.echo(json.dumps(answer, indent=2) if as_json else _table(answer))
+        checked = registry.resolve(command.check)(dataclasses.replace(config, output=output), family, families, False)
+        with waiting("importing paddle"):
+            runtime.import_paddle("llmctl plan")
+            method = registry.resolve(command.method)
+        task = method.prepare(checked).task
+        job = memory_plan.Outline(name, checked.config, checked.model)
+        return job, memory_plan.measured_step(job, task), len(task.train)
 
 
 def _free() -> int:
@@ -62,14 +101,23 @@ def _free() -> int:
 
 def _table(answer: dict[str, Any]) -> str:
     rows = [f"{name:<18}{_size(size):>12}" for name, size in answer["parts"].items()]
-    fits = answer["largest_batch"]
+    largest, available = answer["largest_batch"], answer["rows_of_the_data"]
+    all_rows = ", all rows of the data" if largest and largest == available else ""
+    verdict = "fits" if answer["fits"] else "does not fit"
+    changes = [f"  {' '.join(f'--set {one}' for one in way['set'])}: {_size(way['peak'])}" for way in answer["changes"]]
     return "\n".join(
         [
             *rows,
-            f"{'peak':<18}{_size(answer['peak']):>12}   of {_size(answer['memory'])}",
-            f"largest pass: {answer['tokens_of_a_pass']:,} tokens; largest train.batch_size that fits: {fits or 'none'}",
+            f"{'peak':<18}{_size(answer['peak']):>12}   of {_size(answer['memory'])}: {verdict}",
+            f"largest pass: {answer['tokens_of_a_pass']:,} tokens; largest train.batch_size that fits: {largest or 'none'}{all_rows}",
             *([answer["precision"]] if "precision" in answer else []),
             f"in generation, 1,000 tokens of keys and values: {_size(answer['kv_cache_of_1000_tokens'])}",
+            *(["it fits with one of" if len(changes) > 1 else "it fits with", *changes] if changes else []),
+            *(
+                ["take a smaller model, shorter data.max_length, or more memory"]
+                if not answer["fits"] and not changes
+                else []
+            ),
         ]
     )
 

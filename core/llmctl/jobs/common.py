@@ -22,7 +22,9 @@ from llmctl.tokenizers import Tokenizer
 C = TypeVar("C", bound=Any)
 
 
-def find_model(config: C, family: str, task: str, families: Families) -> tuple[C, CheckedModel, Tokenizer, Path]:
+def find_model(
+    config: C, family: str, task: str, families: Families, weights: bool = True
+) -> tuple[C, CheckedModel, Tokenizer, Path]:
     """The configuration with lengths that fit, and the model, tokenizer and output folder of a job on examples, checked.
 
     Args:
@@ -30,12 +32,13 @@ def find_model(config: C, family: str, task: str, families: Families) -> tuple[C
         family: Name of a family or ``"auto"``.
         task: What the family must support, besides the training method.
         families: The installed families.
+        weights: As for ``job.Check``.
 
     Raises:
         LlmctlError: The first check that fails; nothing has been written.
     """
     named = families.load(family) if family != "auto" else None
-    folder = find_model_folder(config.model.path, "model.path", named, config.model.revision)
+    folder = find_model_folder(config.model.path, "model.path", named, config.model.revision, weights)
     if is_adapter(folder):
         raise ConfigError(
             f"model.path={folder} holds an adapter; make a model of it with llmctl merge, or name its base"
@@ -52,7 +55,7 @@ def find_model(config: C, family: str, task: str, families: Families) -> tuple[C
             "leave it out"
         )
     config = lengths.fitted(config, dims, folder)
-    model = open_model(folder, plugin, dims, raw)
+    model = open_model(folder, plugin, dims, raw) if weights else CheckedModel(plugin, dims, raw, home=folder)
     output = output_folder(config.output, {"model.path": folder})
     tokenizer = _tokenizer(config, plugin, folder, dims)
     added_tokens.check(config, model, tokenizer)

@@ -23,10 +23,10 @@ class DpoJob(ExamplesJob[DpoConfig, Preference]):
     noun: ClassVar[str] = "pairs"
 
 
-def check(config: DpoConfig, family: str = "auto", families: Families | None = None) -> DpoJob:
+def check(config: DpoConfig, family: str = "auto", families: Families | None = None, weights: bool = True) -> DpoJob:
     """The job of a configuration; see ``job.Check``."""
     _combinations(config)
-    config, model, tokenizer, output = find_model(config, family, "dpo", families or Families())
+    config, model, tokenizer, output = find_model(config, family, "dpo", families or Families(), weights)
     examples = read_data(config, model.plugin, PreferenceReader)
     for row in (*examples.train, *examples.dev):
         check_preference(row, tokenizer)

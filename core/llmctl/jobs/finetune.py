@@ -24,10 +24,12 @@ class FinetuneJob(ExamplesJob[FinetuneConfig, Example]):
     noun: ClassVar[str] = "examples"
 
 
-def check(config: FinetuneConfig, family: str = "auto", families: Families | None = None) -> FinetuneJob:
+def check(
+    config: FinetuneConfig, family: str = "auto", families: Families | None = None, weights: bool = True
+) -> FinetuneJob:
     """The job of a configuration; see ``job.Check``."""
     _combinations(config)
-    config, model, tokenizer, output = find_model(config, family, "sft", families or Families())
+    config, model, tokenizer, output = find_model(config, family, "sft", families or Families(), weights)
     examples = read_data(config, model.plugin, ExampleReader)
     _check_turns((*examples.train, *examples.dev), tokenizer)
     return FinetuneJob(config, model, tokenizer, output, examples)

@@ -93,13 +93,16 @@ class ExamplesJob(CheckedJob[C], Generic[C, E]):
 class Check(Protocol):
     """The checks of a command, before paddle is imported and anything is written."""
 
-    def __call__(self, config: Any, family: str = "auto", families: Families | None = None) -> CheckedJob[Any]:
+    def __call__(
+        self, config: Any, family: str = "auto", families: Families | None = None, weights: bool = True
+    ) -> CheckedJob[Any]:
         """The job of a configuration.
 
         Args:
             config: The configuration.
             family: Name of a family, or ``"auto"`` for the one that claims the model's architecture.
             families: The installed families, where the caller has loaded some already.
+            weights: Whether the job needs the weights of its model; False neither downloads nor opens them.
 
         Raises:
             LlmctlError: The first check that fails; nothing has been written.

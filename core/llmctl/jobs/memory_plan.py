@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from llmctl.adapters import targets
+from llmctl.card.capabilities import Unsupported
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
+from llmctl.card.support import state
+from llmctl.checkpoint.build import CheckedModel
+from llmctl.config import schema
 from llmctl.config.common import MethodConfig
+from llmctl.config.file import override
 from llmctl.jobs import memory_estimate, precision
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.memory_estimate import Step, Training
@@ -29,37 +35,79 @@ class Steps(Protocol):
     def steps_per_epoch(self) -> int:
         """Steps in one pass over the data."""
 
+    @property
+    def train(self) -> Sequence[Any]:
+        """The rows."""
+
     def micro_batches(self, step: int) -> Sequence[Any]:
         """The batches of a step, from 1."""
 
 
-def plan_memory(job: CheckedJob[Any], steps: Steps, limit: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Outline:
+    """What a plan needs of a job.
+
+    Attributes:
+        command: Name of the command that runs it.
+        config: The configuration, with lengths that fit the model.
+        model: The model; its weights are not needed.
+    """
+
+    command: str
+    config: Any
+    model: CheckedModel
+
+
+def plan_memory(job: Outline, step: Step, available: int, limit: int) -> dict[str, Any]:
     """The plan as ``llmctl plan --json`` prints it; sizes are in bytes.
 
     Args:
         job: The job.
-        steps: What it trains on.
+        step: Its largest forward pass.
+        available: Rows of the data, above which no batch is planned; 0 = not known.
         limit: Memory of the device.
     """
     card, dims = job.model.plugin.card, job.model.dims
     note = precision.of(job.config.model.dtype, job.config.train).note
-    count = min(steps.steps_per_epoch, job.config.train.max_steps or MEASURED_STEPS, MEASURED_STEPS)
-    batches = (batch for number in range(1, count + 1) for batch in steps.micro_batches(number))
-    step, training = _largest_step(job, batches), _training(job)
+    training = _training(job)
     parts = memory_estimate.estimate(card, dims, training, step)
+    peak = memory_estimate.peak(parts)
+    largest = _largest_batch(job, training, step, limit, available)
     return {
         "command": job.command,
+        "fits": peak <= limit,
         "parts": {name: size for name, size in parts.items() if size},
-        "peak": memory_estimate.peak(parts),
+        "peak": peak,
         **({"precision": note} if note else {}),
         "tokens_of_a_pass": step.tokens,
+        "rows_of_the_data": available or None,
         "memory": limit,
-        "largest_batch": _largest_batch(job, training, step, limit),
+        "largest_batch": largest,
+        "changes": [] if peak <= limit else _changes(job, step, largest, limit),
         "kv_cache_of_1000_tokens": memory_estimate.cache_bytes(card, dims, 1000),
     }
 
 
-def memory_of(job: CheckedJob[Any], batches: Iterable[Any]) -> tuple[dict[str, int], int]:
+def measured_step(job: Outline, steps: Steps) -> Step:
+    """The largest forward pass at the beginning of a run.
+
+    Args:
+        job: The job.
+        steps: What it trains on.
+    """
+    count = min(steps.steps_per_epoch, job.config.train.max_steps or MEASURED_STEPS, MEASURED_STEPS)
+    return _largest_step(job, (batch for number in range(1, count + 1) for batch in steps.micro_batches(number)))
+
+
+def full_step(job: Outline) -> Step:
+    """The largest forward pass where the data is not known: rows as long as they may be, every token with a label."""
+    data = job.config.data
+    length = data.seq_length if hasattr(data, "seq_length") else data.packed_length or data.max_length
+    tokens = job.config.train.batch_size * length
+    return Step(tokens, length, tokens)
+
+
+def memory_of(job: Outline | CheckedJob[Any], batches: Iterable[Any]) -> tuple[dict[str, int], int]:
     """Bytes by part, and at the peak, of the largest of some forward passes.
 
     Args:
@@ -71,7 +119,7 @@ def memory_of(job: CheckedJob[Any], batches: Iterable[Any]) -> tuple[dict[str, i
     return {name: size for name, size in parts.items() if size}, memory_estimate.peak(parts)
 
 
-def _largest_step(job: CheckedJob[Any], batches: Iterable[Any]) -> Step:
+def _largest_step(job: Outline | CheckedJob[Any], batches: Iterable[Any]) -> Step:
     """The forward pass that needs most."""
     passes: dict[Step, None] = {}
     for batch in batches:
@@ -86,7 +134,7 @@ def _largest_step(job: CheckedJob[Any], batches: Iterable[Any]) -> Step:
     return max(passes, key=weight)
 
 
-def _training(job: CheckedJob[Any]) -> Training:
+def _training(job: Outline | CheckedJob[Any]) -> Training:
     config, card, dims = job.config, job.model.plugin.card, job.model.dims
     method: MethodConfig = getattr(config, "method", None) or MethodConfig()
     lora, dpo = method.name == "lora", getattr(config, "dpo", None)
@@ -120,19 +168,83 @@ def _trainable_parameters(card: Family, dims: Dims, method: MethodConfig, chosen
     return tokens * width + (width + 1) * hidden + (hidden + 1) * keys
 
 
-def _largest_batch(job: CheckedJob[Any], training: Training, step: Step, limit: int) -> int:
+def _largest_batch(job: Outline, training: Training, step: Step, limit: int, available: int) -> int:
     """The largest batch size whose peak is within the limit, rows being as long as the longest now; 0 = not even one."""
-    size = max(1, job.config.train.batch_size)
 
-    def peak(rows: int) -> int:
-        scaled = dataclasses.replace(step, tokens=step.tokens * rows // size, labels=step.labels * rows // size)
-        parts = memory_estimate.estimate(job.model.plugin.card, job.model.dims, training, scaled)
-        return memory_estimate.peak(parts)
+    def fits(rows: int) -> bool:
+        parts = memory_estimate.estimate(job.model.plugin.card, job.model.dims, training, _scaled(step, rows))
+        return memory_estimate.peak(parts) <= limit
 
-    low, high = 0, 1
-    while high < 1 << 20 and peak(high) <= limit:
+    low, high, most = 0, 1, available or 1 << 20
+    while high <= most and fits(high):
         low, high = high, 2 * high
+    high = min(high, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if peak(middle) <= limit else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def _scaled(step: Step, rows: int) -> Step:
+    """A forward pass with another number of rows."""
+    now = max(1, step.tokens // step.length)
+    return dataclasses.replace(step, tokens=step.tokens * rows // now, labels=step.labels * rows // now)
+
+
+def _changes(job: Outline, step: Step, largest: int, limit: int) -> list[dict[str, Any]]:
+    """Settings with which the job fits, each with its peak: single ones, or the fewest of those that are tried in a row."""
+    train = job.config.train
+    size = min(max(1, largest), train.batch_size)
+    batch = [
+        f"train.batch_size={size}",
+        f"train.grad_accumulation={-(-train.batch_size * train.grad_accumulation // size)}",
+    ]
+    ways = [
+        *([batch] if size < train.batch_size else []),
+        *([["train.recompute=full"]] if train.recompute == "none" else []),
+        *([["dpo.precompute_reference=true"]] if _keeps_reference(job.config) else []),
+        *([["method.name=lora"]] if _may_be_lora(job) else []),
+        *([["method.name=lora", "method.base=nf4"]] if _may_be_lora(job) or _is_lora(job.config) else []),
+    ]
+    found = [(way, _peak_with(job, step, way)) for way in ways]
+    fitting = [(way, peak) for way, peak in found if peak <= limit]
+    together: list[str] = []
+    for way in ways if not fitting else ():
+        together = [*(one for one in together if one not in way), *way]
+        peak = _peak_with(job, step, together)
+        if peak <= limit:
+            fitting = [(together, peak)]
+            break
+    return [{"set": way, "peak": peak} for way, peak in fitting]
+
+
+def _peak_with(job: Outline, step: Step, assignments: Sequence[str]) -> int:
+    config = job.config
+    changed = schema.build(type(config), override(schema.to_dict(config), assignments))
+    other = dataclasses.replace(job, config=changed)
+    rows = max(1, step.tokens // step.length)
+    scaled = _scaled(step, min(rows, changed.train.batch_size))
+    return memory_estimate.peak(
+        memory_estimate.estimate(job.model.plugin.card, job.model.dims, _training(other), scaled)
+    )
+
+
+def _keeps_reference(config: Any) -> bool:
+    settings = getattr(config, "dpo", None)
+    if settings is None or config.method.name != "full":
+        return False
+    return not (settings.precompute_reference or settings.reference_free)
+
+
+def _is_lora(config: Any) -> bool:
+    method = getattr(config, "method", None)
+    return method is not None and method.name == "lora" and method.base == "float"
+
+
+def _may_be_lora(job: Outline) -> bool:
+    method = getattr(job.config, "method", None)
+    return (
+        method is not None
+        and method.name == "full"
+        and not isinstance(state(job.model.plugin.card, "lora"), Unsupported)
+    )

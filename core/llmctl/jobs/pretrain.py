@@ -48,14 +48,16 @@ class PretrainJob(CheckedJob[PretrainConfig]):
         )
 
 
-def check(config: PretrainConfig, family: str = "auto", families: Families | None = None) -> PretrainJob:
+def check(
+    config: PretrainConfig, family: str = "auto", families: Families | None = None, weights: bool = True
+) -> PretrainJob:
     """The job of a configuration; see ``job.Check``."""
     _combinations(config)
     families = families or Families()
     named = families.load(family) if family != "auto" else None
     given = {f"model.{key}": getattr(config.model, key) for key in ("path", "tokenizer", "config")}
     paths = {
-        key: find_model_folder(text, key, named, config.model.revision if key == "model.path" else "", key == "model.path")
+        key: find_model_folder(text, key, named, config.model.revision if key == "model.path" else "", weights and key == "model.path")
         for key, text in given.items() if text
     }  # fmt: skip
     folder = paths.get("model.path")
@@ -73,7 +75,9 @@ def check(config: PretrainConfig, family: str = "auto", families: Families | Non
     raw = plugin.card.without_keys(raw, config.model.ignore_config_keys, where)
     dims = plugin.card.dims_from_config(raw, where)
     tokenizers.check_fits(tokenizer, dims.vocab, folder or home)
-    model = open_model(folder, plugin, dims, raw) if folder else CheckedModel(plugin, dims, raw)
+    model = (
+        open_model(folder, plugin, dims, raw) if folder and weights else CheckedModel(plugin, dims, raw, home=folder)
+    )
     limit = context_length(dims)
     if limit and config.data.seq_length > limit:
         raise ConfigError(
