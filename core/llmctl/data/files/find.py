@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmctl.data.files.contents import COMPRESSED, SUFFIXES, suffix_of
 from llmctl.errors import DataError, FileError
@@ -84,7 +85,8 @@ def _of_datasets(path: Path, split: str, names: Sequence[str], optional: bool) -
         return Files(_named(path)) if split == "train" else None
     if not (path / "dataset_dict.json").is_file():
         return None
-    folders = {name: path / name for name in _read(path / "dataset_dict.json", "splits")}
+    splits = _inner(path / "dataset_dict.json", _read(path / "dataset_dict.json", "splits"))
+    folders = {name: path / name for name in splits}
     chosen = next((name for name in names if name in folders), None)
     if chosen is None:
         if optional:
@@ -98,17 +100,23 @@ def _of_datasets(path: Path, split: str, names: Sequence[str], optional: bool) -
 
 def _named(folder: Path) -> list[Path]:
     rows = _read(folder / "state.json", "_data_files")
-    names = [str(row.get("filename")) if isinstance(row, dict) else "" for row in rows]
-    if outside := [name for name in names if Path(name).name != name]:
-        raise DataError(f"{folder / 'state.json'} names {outside[0]!r}, which is no file of the folder")
-    files = [folder / name for name in names]
+    names = [row.get("filename") if isinstance(row, dict) else row for row in rows]
+    files = [folder / name for name in _inner(folder / "state.json", names)]
     absent = next((file for file in files if not file.is_file()), None)
     if absent is not None:
         raise DataError(f"{absent} is missing, which {folder / 'state.json'} names; copy the whole folder")
     return files
 
 
-def _read(path: Path, key: str) -> list:
+def _inner(path: Path, names: Sequence[Any]) -> list[str]:
+    """Names in a file that are those of something in its folder."""
+    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if outside:
+        raise DataError(f"{path} names {outside[0]!r}, which is nothing in its folder")
+    return list(names)
+
+
+def _read(path: Path, key: str) -> list[Any]:
     try:
         found = read_json(path, required=True).get(key)
     except FileError:
