@@ -178,7 +178,10 @@ def test_pretraining_says_how_its_corpus_is_built():
     "changes, text",
     [
         ({"finetuning_type": "freeze"}, "finetuning_type=freeze is not supported; use lora or full"),
-        ({"dataset": "remote"}, "dataset=remote is at hf_hub_url='owner/data'; download it"),
+        (
+            {"dataset": "remote"},
+            "download it: hf download owner/data --repo-type dataset --local-dir data/remote, and set file_name instead",
+        ),
         ({"dataset": "nowhere"}, "dataset=nowhere is not in data/dataset_info.json, which has plain, named"),
         ({"dataset": "odd"}, "rename these keys of its messages to from and value"),
         ({"dataset": "pictures"}, "has images, which llmctl does not train on"),

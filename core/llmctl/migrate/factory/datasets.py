@@ -93,8 +93,11 @@ def _row(name: str, info: Mapping[str, Any], where: Path) -> Mapping[str, Any]:
         )
     remote = next((key for key in REMOTE if row.get(key)), None)
     if remote:
+        get = (
+            f": hf download {row[remote]} --repo-type dataset --local-dir {where / name}" if remote == REMOTE[0] else ""
+        )
         raise ValueError(
-            f"dataset={name} is at {remote}={row[remote]!r}; download it, and set file_name in {where / NAME}"
+            f"dataset={name} is at {remote}={row[remote]!r}; download it{get}, and set file_name instead in {where / NAME}"
         )
     if not isinstance(row.get("file_name"), str):
         raise ValueError(f"dataset={name} has no file_name in {where / NAME}")
