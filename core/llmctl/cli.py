@@ -32,6 +32,7 @@ COMMANDS = {
     "data": ("llmctl.commands.data:group", "Build, check and inspect training data."),
     "dpo": ("llmctl.commands.dpo:command", "Train a model on preference pairs (DPO)."),
     "env": ("llmctl.commands.env:command", "Show processor, memory, GPUs, versions, paths and settings."),
+    "eval": ("llmctl.commands.eval:command", "Measure perplexity on text or answers, and compare models."),
     "export": ("llmctl.commands.export:command", "Export a model as a static program or as packed weights."),
     "finetune": ("llmctl.commands.finetune:command", "Fine-tune a model on prompts and answers (SFT)."),
     "generate": ("llmctl.commands.generate:command", "Generate text: prompts, files, chat."),

@@ -25,13 +25,16 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
         {**row, **more} for row, more in zip(questions, ({}, {"adapter": "formal"}, {"adapter": "short"}), strict=True)
     ]
     Path("by-adapter.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
-    said = follow(PAGE, "finetune", {}, 14)
+    Path("held-out.txt").write_text("Tom lives in Rome. The cat sleeps on the mat. " * 5)
+    shutil.copy(STARTER / "data" / "dev.jsonl", "questions-and-answers.jsonl")
+    said = follow(PAGE, "finetune", {}, 16)
     assert said.pop("llmctl chat path/to/model") == "" and all(said.values())
     answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
     assert [row["src"] for row in answers] == [row["src"] for row in questions]
     plain = said['llmctl generate path/to/model --prompt "Deny this: Tom lives in Rome." --engine dynamic']
     assert said['llmctl generate program --prompt "Deny this: Tom lives in Rome."'] == plain
     assert said['llmctl generate path/to/model --prompt "Deny this: Tom lives in Rome."'] == plain
+    assert said["llmctl eval path/to/model packed --data questions-and-answers.jsonl"].count("│") > 10
     assert json.loads(Path("bench.json").read_text())["requests"] == 4
 
 

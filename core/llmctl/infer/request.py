@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from llmctl.errors import ConfigError
 from llmctl.infer.sampling import SamplingParams, TokenLogprob
@@ -102,6 +103,8 @@ class Request:
         score_from: Nothing is generated; the answer has the log-probabilities of the prompt's tokens from this index on, at
             least 1. None = the prompt is answered.
         on_event: Called for each event.
+        on_logits: With ``score_from``: called with the index of each scored token and the logits [V] that predict it, which are
+            valid during the call.
 
     Raises:
         ConfigError: Options exclude each other, are out of range or of another type.
@@ -115,6 +118,7 @@ class Request:
     beams: BeamOptions | None = None
     score_from: int | None = None
     on_event: OnEvent | None = None
+    on_logits: Callable[[int, Any], None] | None = None
 
     def __post_init__(self) -> None:
         check_types(self, ("index", "adapter", "draft"), optional=("score_from",))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,16 @@ COLUMNS = 128
 """Tokens whose logits are in memory at a time."""
 
 
-def score(model: Any, ids: Sequence[int], first: int) -> Generation:
+def score(
+    model: Any, ids: Sequence[int], first: int, on_logits: Callable[[int, Any], None] | None = None
+) -> Generation:
     """The log-probabilities of ``ids[first:]``, each given all tokens before it, as ``logprobs`` of an answer without tokens.
 
     Args:
         model: As for ``generate.generate``.
         ids: The tokens.
         first: Index of the first token that is scored, at least 1.
+        on_logits: Called with the index of each scored token and the logits [V] that predict it.
     """
     model = as_model(model)
     # Where frequencies depend on the length, the whole sequence is computed at once with those of its length.
@@ -41,6 +44,8 @@ def score(model: Any, ids: Sequence[int], first: int) -> Generation:
             except BrokenLogitsError as error:
                 return Generation([], "error", str(error), scores)
             token = int(ids[position + 1])
+            if on_logits:
+                on_logits(position + 1, logits_TV[position - start])
             scores.append(TokenLogprob(token, float(log_softmax(logits_TV[position - start])[token])))
         start = stop
     return Generation([], "scored", logprobs=scores)

@@ -59,6 +59,8 @@ class ScoringState:
             if fault:
                 return [Event(self.id, done=self.result("error", fault))]
             token = self._ids[len(sequence.ids)]
+            if self.request.on_logits:
+                self.request.on_logits(len(sequence.ids), logits_V)
             logprob = token_logprob(logits_V, token, self._params)
             assert logprob is not None
             self._logprobs.append(logprob)
