@@ -43,14 +43,20 @@ class Mixture:
         return [int(count) for count in counts]
 
     def check(self, names: Sequence[str]) -> None:
-        """Checks that an epoch has a row of every file.
+        """Checks that there are rows of every file, and an epoch has some of each.
 
         Args:
             names: What the files are called.
 
         Raises:
-            ConfigError: A share is too small.
+            ConfigError: A file has none, or its share is too small.
         """
+        unused = next((name for name, size in zip(names, self.sizes, strict=True) if not size), None)
+        if unused is not None:
+            raise ConfigError(
+                f"no example of {unused} is left to train on, as all are held out or dropped; leave it out of data.train and "
+                "data.weights"
+            )
         empty = next((name for name, count in zip(names, self.counts, strict=True) if not count), None)
         if empty is not None:
             raise ConfigError(

@@ -48,5 +48,7 @@ def test_an_order_depends_on_the_seed():
 
 def test_a_file_without_any_row_in_an_epoch_is_named():
     Mixture([5, 5], [1, 9]).check(["a", "b"])
+    with pytest.raises(ConfigError, match="no example of b is left to train on"):
+        Mixture([5, 0], [1, 1]).check(["a", "b"])
     with pytest.raises(ConfigError, match="gives a none of the 10 rows of an epoch"):
         Mixture([5, 5], [1, 99]).check(["a", "b"])
