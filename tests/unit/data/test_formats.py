@@ -250,3 +250,23 @@ def test_held_out_examples_are_some_of_the_data_and_the_same_for_a_seed():
     for size in (0.01, 20):
         with pytest.raises(ConfigError, match="some must be left"):
             _held_out(rows, [20], size, 1)
+
+
+def test_tools_are_read_in_every_format_and_keys_of_others_are_not():
+    tools = [{"name": "paint", "parameters": {}}]
+    for _, line in examples_of_page()[0]:
+        row = {**json.loads(line), "tools": json.dumps(tools)}
+        assert read(row).tools == ({"type": "function", "function": tools[0]},)
+    for _, line in examples_of_page()[1]:
+        pair = PreferenceReader()(json.dumps({**json.loads(line), "tools": tools}), "f:1")
+        assert pair.prompt.tools == ({"type": "function", "function": tools[0]},)
+    reader = ExampleReader()
+    reader(json.dumps({"instruction": ASKED, "output": ANSWER, "context": "A hint."}), "f:1")
+    assert "'context' holds text that is not read" in reader.warnings()[0]
+
+
+def test_a_label_of_zero_is_seen_in_every_format():
+    for _, line in examples_of_page()[0]:
+        answers = sum(message.is_answer for message in read(json.loads(line)).messages)
+        with pytest.raises(ValueError, match="no answer is trained on"):
+            read({**json.loads(line), "label": [0] * answers})

@@ -71,12 +71,12 @@ def _chosen(row: Row) -> Choice:
 
 
 DPO: Sequence[Format[Choice]] = (
-    Format("llmctl", ("src", "tgt", "response", "sort"), ("context", "system"), _src_response),
+    Format("llmctl", ("src", "tgt", "response", "sort"), ("context", "tools", "system"), _src_response),
     Format("ShareGPT", ("conversations", "chosen", "rejected"), ("tools", "system"),
            lambda row: _choice(row, messages("conversations", row["conversations"]), "chosen", "rejected")),
     Format("PaddleFormers", ("messages", "chosen_response", "rejected_response"), ("tools", "system"),
            lambda row: _choice(row, messages("messages", row["messages"]), "chosen_response", "rejected_response")),
-    Format("Alpaca", ("instruction", "chosen", "rejected"), ("input", "system", "history"),
+    Format("Alpaca", ("instruction", "chosen", "rejected"), ("input", "history", "tools", "system"),
            lambda row: _choice(row, alpaca_prompt(row), "chosen", "rejected")),
     Format("prompt-chosen-rejected", ("chosen", "rejected"), ("prompt", "tools", "system"), _chosen),
 )  # fmt: skip

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmctl.data.formats.conversations import Row, alpaca_prompt, system_of, talk, texts_or_messages
+from llmctl.data.formats.conversations import Row, alpaca_prompt, talk, texts_or_messages
 from llmctl.data.formats.format import Format
 from llmctl.data.formats.rows import kind
-from llmctl.tokenizers.conversation import Conversation, Message
+from llmctl.tokenizers.conversation import Conversation, Message, messages_of
 
 ANSWERS = (
     "tgt", "output", "completion", "chosen", "rejected", "chosen_response", "rejected_response", "response", "answer",
@@ -23,7 +23,7 @@ def _turns(row: Row) -> Conversation:
         raise ValueError("'src' is an empty list")
     if len(tgt) < len(src) - 1:
         raise ValueError(f"'src' has {len(src)} turns, so 'tgt' must have the first {len(src) - 1} answers")
-    return Conversation((*zip(src[:-1], tgt, strict=False), (src[-1], None)), system_of(row))
+    return talk({**row, "label": None}, messages_of([*zip(src[:-1], tgt, strict=False), (src[-1], None)]))
 
 
 def _texts(key: str, value: Any) -> list[str]:
@@ -38,7 +38,7 @@ def _asked(row: Row, key: str, found: Sequence[Message]) -> Conversation:
         found = found[:-1]
     if not found:
         raise ValueError(f"{key!r} has no message to answer")
-    return talk({name: value for name, value in row.items() if name != "label"}, found)
+    return talk({**row, "label": None}, found)
 
 
 def _messages(name: str, key: str) -> Format[Conversation]:
@@ -48,10 +48,10 @@ def _messages(name: str, key: str) -> Format[Conversation]:
 
 
 PROMPTS: Sequence[Format[Conversation]] = (
-    Format("llmctl", ("src",), ("context", "system", *ANSWERS), _turns),
+    Format("llmctl", ("src",), ("context", "tools", "system", *ANSWERS), _turns),
     _messages("ShareGPT", "conversations"),
     _messages("messages", "messages"),
-    Format("Alpaca", ("instruction",), ("input", "system", "history", *ANSWERS),
+    Format("Alpaca", ("instruction",), ("input", "history", "tools", "system", *ANSWERS),
            lambda row: _asked(row, "instruction", alpaca_prompt(row))),
     _messages("prompt-completion", "prompt"),
 )  # fmt: skip

@@ -16,7 +16,8 @@ T = TypeVar("T")
 SHOWN = 3
 """Files that a line on formats names."""
 OTHER_NAMES = {
-    "question": "instruction", "query": "instruction", "problem": "instruction", "answer": "output", "response": "output",
+    "question": "instruction", "query": "instruction", "problem": "instruction", "context": "input", "answer": "output",
+    "response": "output",
     "solution": "output", "reply": "output", "conversation": "conversations", "dialog": "conversations",
     "accepted": "chosen", "positive": "chosen", "negative": "rejected",
 }  # fmt: skip
@@ -54,7 +55,7 @@ class Reader(Generic[T]):
         row = _renamed(parse_object(text), self.columns)
         try:
             form = recognise(row, self.formats)
-            value = form.read(row)
+            value = form.read({key: row[key] for key in form.known if key in row})
         except ValueError as error:
             raise ValueError(f"{error}{self._renaming(row) or self._for_another(row)}") from None
         self.found.setdefault(source.rpartition(":")[0], Counter())[form.name] += 1

@@ -43,13 +43,13 @@ def _completion(row: Row) -> Conversation:
     return _answered(row, [*asked, *answers])
 
 
-_SRC = ("context", "system", "label")
+_ANY = ("tools", "system", "label")
 SFT: Sequence[Format[Conversation]] = (
-    Format("llmctl", ("src", "tgt"), _SRC, _src_tgt),
-    Format("ShareGPT", ("conversations",), ("tools", "system", "label"),
+    Format("llmctl", ("src", "tgt"), ("context", *_ANY), _src_tgt),
+    Format("ShareGPT", ("conversations",), _ANY,
            lambda row: _answered(row, messages("conversations", row["conversations"]))),
-    Format("messages", ("messages",), ("tools", "system", "label"),
+    Format("messages", ("messages",), _ANY,
            lambda row: _answered(row, messages("messages", row["messages"]))),
-    Format("Alpaca", ("instruction", "output"), ("input", "system", "history"), _alpaca),
-    Format("prompt-completion", ("prompt", "completion"), ("tools", "system"), _completion),
+    Format("Alpaca", ("instruction", "output"), ("input", "history", *_ANY), _alpaca),
+    Format("prompt-completion", ("prompt", "completion"), _ANY, _completion),
 )  # fmt: skip
