@@ -11,12 +11,15 @@ from llmctl import plugins
 from llmctl.adapters import base_model
 from llmctl.config import schema
 from llmctl.errors import CheckpointError, ConfigError, FileError
+from llmctl.hub.name import parse
 from llmctl.jobs.job import CheckedJob
 from llmctl.report.folder import read_info
 from llmctl.train.run_info import run_info
 
 MAY_CHANGE_ON_RESUME = (
     "output.",
+    # Weights are compared themselves.
+    "model.revision",
     "train.log_",
     "train.project",
     "train.run_name",
@@ -99,8 +102,14 @@ def check_unchanged(job: CheckedJob[Any], info: Mapping[str, Any], start: Path) 
     if "base" in info and job.base and not base_model.same(info["base"], job.base):
         raise ConfigError(
             f"{start} cannot be resumed: the weights in model.path={job.model.folder} are not those that the run began with; "
-            "restore them, or start a new run with another output.dir or --overwrite"
+            f"{_way_back(info['base'])}, or start a new run with another output.dir or --overwrite"
         )
+
+
+def _way_back(base: Mapping[str, Any]) -> str:
+    """How to get the weights that a run began with."""
+    name = parse(str(base.get("path", "")))
+    return f"that commit is --set model.revision={name.revision}" if name and name.revision else "restore them"
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -134,6 +134,36 @@ def test_no_failure_ends_the_run(service, name, tmp_path, fails):
     assert len(service.rows) > 5 if fails == "finish" else not service.rows
 
 
+def test_mlflow_gets_parameters_once_and_metrics_by_step(monkeypatch, tmp_path):
+    batches, runs = [], []
+    client = types.SimpleNamespace(
+        get_experiment_by_name=lambda name: None,
+        create_experiment=lambda name, **where: f"{name} in {where['artifact_location']}",
+        search_runs=lambda experiments, tag: [run for run in runs if f"'{run.tag}'" in tag],
+        create_run=lambda experiment, run_name, tags: runs.append(
+            types.SimpleNamespace(info=types.SimpleNamespace(run_id=run_name), tag=tags["llmctl_run"])
+        ) or runs[-1],
+        log_batch=lambda run, **rows: batches.append(rows),
+        set_terminated=lambda run: batches.append("end"),
+    )  # fmt: skip
+    made = []
+    module = types.SimpleNamespace(
+        MlflowClient=lambda tracking_uri: made.append(tracking_uri) or client,
+        entities=types.SimpleNamespace(Metric=lambda *row: row, Param=lambda *row: row),
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", module)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.warns(UserWarning, match="to upload or see it: mlflow server --backend-store-uri sqlite:///"):
+        rows = run(tmp_path, "mlflow", last=6)
+    run(tmp_path, "mlflow", first=5)
+    assert made == [f"sqlite:///{tmp_path}/mlflow/mlflow.db"] * 2 and len(runs) == 1
+    assert [row["params"] for row in batches if "params" in row] == [
+        [("train.max_steps", "6"), ("model.path", "x" * 500)]
+    ]
+    sent = {(metric[0], metric[3]) for row in batches if "metrics" in row for metric in row["metrics"]}
+    assert {("train/loss", row["step"]) for row in rows if "loss" in row} <= sent and batches.count("end") == 2
+
+
 def test_projects_and_names_need_a_service():
     with pytest.raises(ConfigError, match="train.run_name has no effect without train.log_to wandb, swanlab, mlflow"):
         loggers.check(common.CommonTrainConfig(run_name="first", log_to=["tensorboard"]))
