@@ -62,7 +62,7 @@ def test_every_shown_command_works(workplace):
     for line in commands:
         words = shlex.split(line)
         assert words[0] == "llmctl", line
-        done = run(words[1:], workplace, stdin="Who lives here?\n/quit\n" if "--chat" in words else "")
+        done = run(words[1:], workplace, stdin="Who lives here?\n/quit\n" if {"--chat", "chat"} & {*words} else "")
         assert done.stdout.strip(), line
     assert (workplace / "runs" / "mine" / "model" / "config.json").is_file()
 
