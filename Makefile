@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PACKAGES := core ops/llmctl_ops $(wildcard plugins/*/llmctl_*)
 
-.PHONY: help demo test lint format docs site evidence wheels constraints clean
+.PHONY: help demo test lint format docs site evidence sanitize wheels constraints clean
 help:
 	@echo "make demo         fine-tune the bundled starter model into $(DEMO)"
 	@echo "make test         lint, then all tests, in WORKERS=2 processes"
@@ -14,6 +14,7 @@ help:
 	@echo "make format       format and fix what can be fixed"
 	@echo "make docs         write the generated parts of docs/ anew"
 	@echo "make site         build docs/ as a site in English and Chinese into build/site"
+	@echo "make sanitize     build the operators with AddressSanitizer and UndefinedBehaviorSanitizer, and run their tests"
 	@echo "make evidence     run the families' tests; write their evidence and the support matrix of README"
 	@echo "make wheels       build the wheels of core, operators and families into dist/"
 	@echo "make constraints  resolve the pinned versions anew, for Python 3.10 to 3.13"
@@ -55,6 +56,9 @@ evidence: environment-dev
 	$(BIN)/python -m pytest -q $(wildcard plugins/*/tests/test_*_conformance.py) -p llmctl.testing.plugin --llmctl-evidence
 	$(BIN)/llmctl models --update README.md
 	$(BIN)/llmctl models --update README.zh.md
+
+sanitize: environment-dev
+	$(BIN)/python tools/sanitize.py
 
 wheels:
 	@$(PYTHON) tools/environment.py $(VENV) cpu wheels

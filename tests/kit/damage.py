@@ -1,7 +1,7 @@
 """Damaged files: each seed gives another one, the same on every machine.
 
-``LLMCTL_ROBUST=full`` makes tests marked ``robust`` try many more; ``LLMCTL_ROBUST_FIGURES=FILE`` appends what each tried,
-which ``tools/reliability.py`` makes a table of.
+``LLMCTL_ROBUST=N`` makes tests marked ``robust`` try N times as many inputs, ``LLMCTL_ROBUST=full`` thousands of each kind.
+``LLMCTL_ROBUST_FIGURES=FILE`` appends what each tried, which ``tools/reliability.py`` makes a table of.
 """
 
 import copy
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from llmctl.errors import LlmctlError
 
-FULL = os.environ.get("LLMCTL_ROBUST") == "full"
+TIMES = os.environ.get("LLMCTL_ROBUST", "1")
+FULL = TIMES == "full"
 FIGURES = os.environ.get("LLMCTL_ROBUST_FIGURES")
 VALUES = (
     None, True, False, -1, 0, 1, 2, 3, 7, 1.5, -0.0, float("nan"), float("inf"), 1e308, 2**31, 2**40, 2**63, -(2**63), 10**400,
@@ -24,7 +25,7 @@ VALUES = (
 
 def budget(few, many):
     """How many inputs a test tries."""
-    return many if FULL else few
+    return many if FULL else few * int(TIMES)
 
 
 def record(kind, **outcomes):

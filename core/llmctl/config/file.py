@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmctl.errors import ConfigError
 from llmctl.io.json_object import parse_json
-from llmctl.io.limits import YAML_NODES
+from llmctl.io.limits import YAML_DEPTH, YAML_NODES
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -91,6 +92,8 @@ def _parse_yaml(path: Path, text: str) -> Any:
             seen.append(key)
         return loader.construct_mapping(node, deep=True)
 
+    if _depth(text) > YAML_DEPTH:
+        raise ConfigError(f"{path}: not valid YAML: nested too deeply, in more than {YAML_DEPTH} brackets")
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
         if _size(yaml.compose(text, Loader)) > YAML_NODES:
@@ -107,6 +110,15 @@ def _parse_yaml(path: Path, text: str) -> Any:
     except (ValueError, TypeError, OverflowError) as error:
         # A value in the form of a number or a date that is none.
         raise ConfigError(f"{path}: not valid YAML: {error}; put text in quotes") from None
+
+
+def _depth(text: str) -> int:
+    """The most brackets that are open at once; the parser's time grows with their square."""
+    depth = most = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        most = max(most, depth)
+    return most
 
 
 def _size(root: Any) -> int:

@@ -36,5 +36,8 @@ PATTERN_CHARACTERS = 100_000
 LINE_BYTES = 1 << 28
 """Bytes of a line of data, decompressed."""
 
+YAML_DEPTH = 200
+"""Brackets of a YAML text that are open at once."""
+
 YAML_NODES = 200_000
 """Values of a YAML file, an alias counts as the values that it refers to."""

@@ -26,6 +26,7 @@ struct Decoder {
   KVCache cache;
   Workspace work;
   char *memory, *blocks;
+  TeamSize team_size;
 };
 
 // A step in progress; each thread has its own copy.

@@ -106,6 +106,6 @@ EXPORT int NAME(decoder_step)(void* decoder, const void* described, int64_t* whe
   make_query_tiles(run);
   int64_t tasks = run.tiles * d->model.kv_heads;
   run.split_kv = run.splits > 1 && tasks < 4 * d->work.threads && tasks * run.splits <= MAX_PARTIALS;
-  parallel_region(d->work.threads, [&](Team& team) { compute(team, run); });
+  d->team_size.run(d->work.threads, [&](Team& team) { compute(team, run); });
   return STEP_OK;
 }

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -44,7 +45,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 def _read_zip(path: Path, stream: BinaryIO) -> dict[str, TensorInfo]:
     try:
         archive = zipfile.ZipFile(stream)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, struct.error) as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from None
     with archive:
         records = {info.filename: info for info in archive.infolist()}
