@@ -216,6 +216,10 @@ class ChatTemplate(ABC):
     def save(self, folder: Path) -> None:
         """Writes the template into a model folder."""
 
+    def reads(self, name: str) -> bool:
+        """Whether the template has a place for a value of this name."""
+        return False
+
     def answers(self, conversation: Conversation) -> list[Piece] | None:
         """The whole text in pieces, if the template itself marks answers."""
         return None

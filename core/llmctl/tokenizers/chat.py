@@ -80,6 +80,10 @@ class JinjaTemplate(ChatTemplate):
                 )
         return chosen
 
+    def reads(self, name: str) -> bool:
+        """As ``ChatTemplate``."""
+        return any(re.search(rf"\b{re.escape(name)}\b", source) for source in (self.source, self.tool_use or ""))
+
     def _reads(self, name: str) -> bool:
         """Whether the template asks for a name, or writes messages whole."""
         return name in self.source or bool(re.search(r"\bm\w*\s*\|\s*tojson", self.source))
@@ -120,6 +124,7 @@ class JinjaTemplate(ChatTemplate):
     def _render(self, marked: bool, conversation: Conversation, now: datetime | None) -> str:
         special = self._tokenizer.special
         values = {
+            **conversation.variables,
             **special.named,
             "messages": [message.as_dict() for message in conversation.messages],
             "tools": [*conversation.tools] or None,

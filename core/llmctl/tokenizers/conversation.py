@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 Turn = tuple[str, str | None]
@@ -58,11 +58,13 @@ class Conversation:
         messages: The messages, in order.
         tools: Schemas of the tools.
         add_generation_prompt: Whether an answer to the messages is to be generated.
+        variables: Further names that a template reads, such as ``enable_thinking``, with their values.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...]
     add_generation_prompt: bool
+    variables: Mapping[str, Any] = field(hash=False)
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class Conversation:
         messages: Iterable[Message] | None = None,
         tools: Tools = (),
         add_generation_prompt: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         """A conversation of turns in text, or of messages.
 
@@ -81,10 +84,17 @@ class Conversation:
             messages: The messages, instead of turns.
             tools: Schemas of the tools.
             add_generation_prompt: Whether an answer is to be generated; None = where no answer is last.
+            variables: Further names for the template; None = none.
         """
         found = messages_of(turns, system) if messages is None else tuple(messages)
         ask = not (found and found[-1].is_answer) if add_generation_prompt is None else add_generation_prompt
-        for name, value in (("messages", found), ("tools", tuple(tools)), ("add_generation_prompt", ask)):
+        named = {
+            "messages": found,
+            "tools": tuple(tools),
+            "add_generation_prompt": ask,
+            "variables": dict(variables or {}),
+        }
+        for name, value in named.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -197,7 +207,9 @@ class Conversation:
     def map(self, change: Callable[[str], str]) -> Conversation:
         """The conversation with every text changed, those in tool calls and schemas of tools among them."""
         messages = tuple(message.map(change) for message in self.messages)
-        return replace(self, messages=messages, tools=tuple(_map(tool, change) for tool in self.tools))
+        variables = {name: _map(value, change) for name, value in self.variables.items()}
+        tools = tuple(_map(tool, change) for tool in self.tools)
+        return replace(self, messages=messages, tools=tools, variables=variables)
 
     @property
     def _body(self) -> tuple[Message, ...]:
