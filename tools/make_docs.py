@@ -22,7 +22,9 @@ from llmctl.config.dpo import DpoConfig
 from llmctl.config.finetune import FinetuneConfig
 from llmctl.config.pretrain import PretrainConfig
 from llmctl.config.schema import describe
+from llmctl.config.serve import ServeConfig
 from llmctl.plugins import hookspecs
+from llmctl.serve import fields
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CORE = DOCS.parent / "core" / "llmctl"
@@ -177,6 +179,21 @@ def preferences() -> str:
     return configuration(DpoConfig, set(describe(FinetuneConfig)))
 
 
+def chat_fields() -> str:
+    """The fields of chat completions, and what the server does with them."""
+    return fields.table(fields.CHAT)
+
+
+def completion_fields() -> str:
+    """The fields of completions."""
+    return fields.table(fields.COMPLETIONS)
+
+
+def serving() -> str:
+    """The tables of the server's configuration."""
+    return configuration(ServeConfig)
+
+
 PARTS = {
     "configuration": configuration,
     "pretraining": pretraining,
@@ -187,6 +204,9 @@ PARTS = {
     "names": names,
     "blocks": blocks,
     "helpers": helpers,
+    "chat_fields": chat_fields,
+    "completion_fields": completion_fields,
+    "serving": serving,
 }
 
 

@@ -47,6 +47,7 @@ COMMANDS = {
     "pretrain": ("llmctl.commands.pretrain:command", "Pretrain a model on tokenized corpora."),
     "plan": ("llmctl.commands.plan:command", "Estimate the memory of a training run."),
     "report": ("llmctl.commands.report:command", "Write the HTML report of a run, or compare several runs."),
+    "serve": ("llmctl.commands.serve:command", "Serve a model over HTTP: OpenAI's API."),
     "verify": ("llmctl.commands.verify:command", "Compare the files of a model or run with their checksums."),
 }
 """Core's own commands: name -> (``module:attribute``, line in the help)."""

@@ -7,10 +7,10 @@ import click
 import yaml
 
 from llmctl.cli import cli
-from llmctl.config import dpo, finetune, pretrain, schema
+from llmctl.config import dpo, finetune, pretrain, schema, serve
 from llmctl.errors import LlmctlError
 
-CONFIGS = (finetune.FinetuneConfig, dpo.DpoConfig, pretrain.PretrainConfig)
+CONFIGS = (finetune.FinetuneConfig, dpo.DpoConfig, pretrain.PretrainConfig, serve.ServeConfig)
 
 FIELDS = {cls: {row[0] for row in schema.describe(cls)} for cls in CONFIGS}
 

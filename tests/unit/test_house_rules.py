@@ -12,8 +12,8 @@ from llmctl.card import slots
 
 CORE = Path(__file__).resolve().parents[2] / "core"
 FAMILIES = ("llama", "baichuan", "qwen", "mixtral", "mistral", "chatglm", "bloom", "gpt2", "gpt3", "gpt-2", "gpt-3")
-PROGRAM = re.compile("LLaMA-Factory|use_llama_pro")
-"""Another program and a key of its files, not a family."""
+PROGRAM = re.compile("LLaMA-Factory|use_llama_pro|Ollama")
+"""Other programs and a key of their files, no families."""
 TEXT = (".py", ".yaml", ".yml", ".json", ".jinja", ".toml", ".md", ".txt", ".csv", ".tmpl", ".css", ".js", ".html", "")
 
 

@@ -1,0 +1,183 @@
+"""The routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llmctl.serve import openai_api, paddlenlp_api
+from llmctl.serve.fields import DETOKENIZE, TOKENIZE, read
+from llmctl.serve.guard import BODY, App, Guard
+from llmctl.serve.keys import Keys
+from llmctl.serve.problems import Problem
+from llmctl.serve.replies import PADDLENLP_PATH, events, json_reply, ndjson, problem_reply, while_there
+from llmctl.serve.service import Service
+
+
+def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = (), body_bytes: int = 8 << 20) -> App:
+    """The whole application.
+
+    Args:
+        service: Answers.
+        keys: Who may ask.
+        hosts: As for ``Guard``.
+        body_bytes: Largest body of a request.
+    """
+    routes = Routes(service)
+    table: dict[str, tuple[str, Callable[[Request], Any]]] = {
+        "/v1/chat/completions": ("POST", routes.chat),
+        "/v1/completions": ("POST", routes.completions),
+        "/v1/models": ("GET", routes.models),
+        "/v1/models/{name:path}": ("GET", routes.model),
+        "/tokenize": ("POST", routes.tokenize),
+        "/detokenize": ("POST", routes.detokenize),
+        PADDLENLP_PATH: ("POST", routes.paddlenlp),
+        "/healthz": ("GET", routes.healthz),
+        "/readyz": ("GET", routes.readyz),
+        "/metrics": ("GET", routes.metrics),
+    }
+
+    async def on_problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Problem)
+        return problem_reply(error, request.url.path)
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        what = f"{request.method} is not answered here" if error.status_code == 405 else "there is no such path"
+        paths = ", ".join(f"{method} {path}" for path, (method, _) in table.items())
+        return problem_reply(Problem(f"{what}; there are: {paths}", error.status_code), request.url.path)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        service.bridge.start()
+        yield
+        service.bridge.stop()
+
+    app = Starlette(
+        lifespan=lifespan,
+        routes=[Route(path, run, methods=[method]) for path, (method, run) in table.items()],
+        exception_handlers={Problem: on_problem, HTTPException: on_http},
+    )
+    return Guard(app, keys, hosts, body_bytes, service.metrics, tuple(table))
+
+
+class Routes:
+    """What each path does.
+
+    Args:
+        service: Answers.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def chat(self, request: Request) -> Response:
+        """A chat completion."""
+        return await self._openai(request, openai_api.understand_chat, True)
+
+    async def completions(self, request: Request) -> Response:
+        """A completion."""
+        return await self._openai(request, openai_api.understand_completion, False)
+
+    async def _openai(self, request: Request, understand: Callable[..., openai_api.Asked], chat: bool) -> Response:
+        service = self._service
+        service.check_open()
+        asked = await run_in_threadpool(understand, request.scope[BODY], service)
+        form = await while_there(request.receive, openai_api.form_of(asked, service, chat))
+        if not asked.stream:
+            return json_reply(await while_there(request.receive, openai_api.whole(form, service)))
+        return events(*await _begun(request, openai_api.chunks(form, service)))
+
+    async def paddlenlp(self, request: Request) -> Response:
+        """An answer as PaddleNLP's server gives it."""
+        self._service.check_open()
+        job = await run_in_threadpool(paddlenlp_api.understand, request.scope[BODY], self._service)
+        return ndjson(*await _begun(request, paddlenlp_api.lines(job, self._service)))
+
+    async def models(self, request: Request) -> Response:
+        """The model and its adapters."""
+        return json_reply({"object": "list", "data": [self._model(name) for name in self._service.model.names]})
+
+    async def model(self, request: Request) -> Response:
+        """One of them."""
+        name = request.path_params["name"]
+        self._service.model.adapter(name)
+        return json_reply(self._model(name))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        model = self._service.model
+        more = {} if name == model.name else {"parent": model.name}
+        return {
+            "id": name, "object": "model", "created": model.created, "owned_by": "llmctl",
+            "max_model_len": model.max_positions or None, **more,
+        }  # fmt: skip
+
+    async def tokenize(self, request: Request) -> Response:
+        """Token ids of a text or a conversation."""
+        return json_reply(await run_in_threadpool(self._tokenize, request.scope[BODY]))
+
+    def _tokenize(self, body: Any) -> dict[str, Any]:
+        values, model = read(body, TOKENIZE), self._service.model
+        model.adapter(values.get("model"))
+        given = [name for name in ("prompt", "content", "messages") if name in values]
+        if len(given) != 1:
+            raise Problem("give one of prompt, content and messages")
+        special = values.get("add_special_tokens", values.get("add_special", True))
+        if "messages" in values:
+            ids = model.conversation(values)
+        elif special:
+            ids = model.text_prompt(values[given[0]])
+        else:
+            ids = model.plain(values[given[0]])
+        return {"tokens": ids, "count": len(ids), "max_model_len": model.max_positions or None}
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of token ids."""
+        values, model = read(request.scope[BODY], DETOKENIZE), self._service.model
+        model.adapter(values.get("model"))
+        if "tokens" not in values:
+            raise Problem("tokens is missing", param="tokens", code="missing_field")
+        ids = model.known(values["tokens"], "tokens")
+        text = await run_in_threadpool(model.tokenizer.decode, ids, False)
+        return json_reply({"prompt": text, "content": text})
+
+    async def healthz(self, request: Request) -> Response:
+        """Whether the process should be left running."""
+        alive = self._service.bridge.alive
+        return json_reply({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
+
+    async def readyz(self, request: Request) -> Response:
+        """Whether requests should be sent here."""
+        self._service.check_open()
+        return json_reply({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Counters."""
+        service = self._service
+        gauges = {
+            **service.bridge.gauges(), "engine_up": float(service.bridge.alive),
+            "answers_held": service.admission.held, "waiting_prompt_tokens": service.admission.waiting,
+        }  # fmt: skip
+        return Response(service.metrics.text(gauges), media_type="text/plain; version=0.0.4")
+
+
+async def _begun(request: Request, pieces: AsyncGenerator[Any, None]) -> tuple[Any, AsyncGenerator[Any, None]]:
+    """The first piece, None if there is none, and the others."""
+
+    async def next_piece() -> Any:
+        return await anext(pieces, None)
+
+    try:
+        first = await while_there(request.receive, next_piece())
+    except BaseException:
+        await pieces.aclose()
+        raise
+    return first, pieces

@@ -1,0 +1,290 @@
+"""The model that is served: names, tokenizer, prompts from texts and conversations, sampling parameters from bodies."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from llmctl.card.decoder_spec import PrefixLM
+from llmctl.data.sft.encoding import prompt_ids, text_ids
+from llmctl.errors import LlmctlError
+from llmctl.infer.sampling import SAMPLE_ONLY, SamplingParams
+from llmctl.infer.sampling.defaults import SamplingDefaults
+from llmctl.io.json_object import parse_json
+from llmctl.serve.problems import Problem, shown
+from llmctl.tokenizers import Tokenizer
+from llmctl.tokenizers.conversation import Conversation, Message
+
+T = TypeVar("T")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MESSAGES, TOOLS, STOPS, STOP_TEXT, BIASES, STOP_IDS = 4096, 128, 16, 256, 1024, 64
+"""How many of each a body may have."""
+
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "special_tokens")
+"""Names of a chat template that a request may not give."""
+
+UNBOUNDED = 1024
+"""Tokens of an answer where neither the request nor the model has a limit."""
+
+GREEDY = 1e-4
+"""A temperature below this takes the likeliest token; dividing by it would overflow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model and what is needed to ask it.
+
+    Attributes:
+        name: Its name.
+        adapters: Names of its adapters.
+        tokenizer: Its tokenizer.
+        vocab: Number of its tokens.
+        max_positions: Tokens of prompt and answer together; 0 = any.
+        defaults: What generation_config.json says.
+        prefix_lm: Marks of prompts that are read in both directions; None = there are none.
+        causal: Whether tokens depend only on those before them.
+        fused: Whether the fused engine computes it.
+        created: When the server started, in seconds since 1970.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    vocab: int
+    max_positions: int
+    defaults: SamplingDefaults
+    adapters: tuple[str, ...] = ()
+    prefix_lm: PrefixLM | None = None
+    causal: bool = True
+    fused: bool = True
+    created: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that a request may give."""
+        return (self.name, *self.adapters)
+
+    def adapter(self, name: str | None) -> int:
+        """The index of the adapter that a request names; -1 = the model itself.
+
+        Raises:
+            Problem: There is no model of this name.
+        """
+        if name is None or name == self.name:
+            return -1
+        if name not in self.adapters:
+            raise Problem(
+                f"there is no model {shown(name)}; there are: {', '.join(self.names)}",
+                404, param="model", code="model_not_found",
+            )  # fmt: skip
+        return self.adapters.index(name)
+
+    def text_prompt(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a text or of ids.
+
+        Raises:
+            Problem: An id is not of the vocabulary, or the text has a token without a row.
+        """
+        if isinstance(prompt, str):
+            return _good(lambda: text_ids(self.tokenizer, prompt), "prompt")
+        return self.known(prompt, "prompt")
+
+    def plain(self, text: str) -> list[int]:
+        """Token ids of a text alone, without those that begin a prompt.
+
+        Raises:
+            Problem: It has a token without a row.
+        """
+        return _good(lambda: self.tokenizer.encode(text, add_special=False), "prompt")
+
+    def known(self, ids: Sequence[int], field: str) -> list[int]:
+        """The ids.
+
+        Raises:
+            Problem: One is not of the vocabulary.
+        """
+        strange = next((token for token in ids if not 0 <= token < self.vocab), None)
+        if strange is not None:
+            raise Problem(
+                f"{field} has the token {strange}; the model knows those from 0 to {self.vocab - 1}", param=field
+            )
+        return [*ids]
+
+    def conversation(self, values: Mapping[str, Any]) -> list[int]:
+        """Token ids of a conversation whose answer is generated.
+
+        Args:
+            values: ``messages``, and maybe ``tools``, ``tool_choice`` and ``chat_template_kwargs``.
+
+        Raises:
+            Problem: Messages are not as they should be, or the chat template cannot write them.
+        """
+        messages = values["messages"]
+        if not 1 <= len(messages) <= MESSAGES:
+            raise Problem(f"messages has {len(messages)} entries; allowed are 1 to {MESSAGES}", param="messages")
+        tools = [] if values.get("tool_choice") == "none" else values.get("tools") or []
+        if len(tools) > TOOLS or not all(isinstance(tool, dict) for tool in tools):
+            raise Problem(f"tools must be at most {TOOLS} objects", param="tools")
+        if tools:
+            self._check_reads("tools", "tools")
+        given = values.get("chat_template_kwargs") or {}
+        for name in given:
+            if name in RESERVED or name in self.tokenizer.special.named:
+                raise Problem(f"chat_template_kwargs: {name} is set by the server", param="chat_template_kwargs")
+            self._check_reads(name, "chat_template_kwargs")
+        talk = Conversation(
+            messages=[_message(message, f"messages[{index}]") for index, message in enumerate(messages)],
+            tools=tools, add_generation_prompt=True, variables=given,
+        )  # fmt: skip
+        return _good(lambda: prompt_ids(self.tokenizer, talk, "messages", "--chat-template"), "messages")
+
+    def _check_reads(self, name: str, param: str) -> None:
+        template = self.tokenizer.chat_template
+        if template is None or not template.reads(name):
+            raise Problem(
+                f"{param}: the chat template of {self.name} does not read {shown(name)}; leave it out", param=param
+            )
+
+    def params(self, values: Mapping[str, Any], prompt: Sequence[int], longest: int | None) -> SamplingParams:
+        """How tokens are chosen after a prompt.
+
+        Args:
+            values: Of the body.
+            prompt: Token ids.
+            longest: Tokens of the answer, at most; None = as many as there is room for.
+
+        Raises:
+            Problem: A value is out of range, or the answer does not fit.
+        """
+        names = ("top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "ignore_eos")
+        given = {name: values[name] for name in names if name in values}
+        given["temperature"] = values.get("temperature", self.defaults.values.get("temperature", 1.0))
+        given["temperature"] = 0 if given["temperature"] < GREEDY else given["temperature"]
+        if self.defaults.values.get("sample") is False and not any(name in values for name in SAMPLE_ONLY):
+            given["temperature"] = 0
+        if "top_p" in given:
+            given["top_p"] = max(given["top_p"], 1e-9)
+        if "top_k" in values:
+            given["top_k"] = max(0, values["top_k"])
+        given["seed"] = values["seed"] & (2**63 - 1) if "seed" in values else secrets.randbits(62)
+        given["stop"] = _stops(values.get("stop", ()))
+        given["stop_token_ids"] = self.known(values.get("stop_token_ids", ()), "stop_token_ids")
+        if len(given["stop_token_ids"]) > STOP_IDS:
+            raise Problem(f"stop_token_ids has more than {STOP_IDS} tokens", param="stop_token_ids")
+        given["logit_bias"] = self._biases(values.get("logit_bias", {}))
+        given["max_new_tokens"] = self._room(prompt, longest)
+        given["min_new_tokens"] = values.get("min_tokens", 0)
+        if given["min_new_tokens"] > given["max_new_tokens"]:
+            raise Problem(
+                f"min_tokens={given['min_new_tokens']} is more than the {given['max_new_tokens']} tokens that the answer may have",
+                param="min_tokens",
+            )
+        return _good(lambda: self.defaults.params(given), None)
+
+    def _room(self, prompt: Sequence[int], longest: int | None) -> int:
+        """Tokens that an answer may have.
+
+        Raises:
+            Problem: There is not so much room.
+        """
+        room = self.max_positions - len(prompt) if self.max_positions else longest or UNBOUNDED
+        if room < (longest or 1):
+            wanted = f"and {longest} for the answer " if longest else ""
+            raise Problem(
+                f"the prompt has {len(prompt)} tokens {wanted}and the model has room for {self.max_positions} of both; "
+                f"shorten it{f', or set max_tokens to {room} or less' if room > 0 else ''}",
+                code="context_length_exceeded", param="max_tokens" if room > 0 else None,
+            )  # fmt: skip
+        if longest is not None:
+            return longest
+        said = self.defaults.values.get("max_new_tokens")
+        return min(room, said) if said else room
+
+    def _biases(self, biases: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
+        if len(biases) > BIASES:
+            raise Problem(f"logit_bias has more than {BIASES} tokens", param="logit_bias")
+        found = []
+        for token, bias in biases.items():
+            if not token.isascii() or not token.isdigit() or len(token) > 9:
+                raise Problem(f"logit_bias has the key {shown(token)}; keys are token ids", param="logit_bias")
+            if type(bias) not in (int, float) or not -100 <= bias <= 100:
+                raise Problem(
+                    f"logit_bias of {token} is {shown(bias)}; allowed are numbers from -100 to 100", param="logit_bias"
+                )
+            found.append((int(token), float(bias)))
+        self.known([token for token, _ in found], "logit_bias")
+        return tuple(found)
+
+    def echo(self, ids: Sequence[int], prompt: str | Sequence[int]) -> str:
+        """The text of a prompt."""
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
+
+    def why_no_prompt_scores(self) -> str:
+        """Why tokens of a prompt have no log-probabilities; empty = they have."""
+        if self.prefix_lm is not None or not self.causal:
+            return "this model reads a prompt in both directions, so its tokens have no log-probabilities"
+        return "" if self.fused else "log-probabilities of the prompt need the fused engine"
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    texts = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(texts) > STOPS or not all(0 < len(text) <= STOP_TEXT for text in texts):
+        raise Problem(f"stop must be at most {STOPS} texts of 1 to {STOP_TEXT} characters", param="stop")
+    return texts
+
+
+def _message(message: Any, where: str) -> Message:
+    role = message.get("role") if isinstance(message, dict) else None
+    if role not in ROLES:
+        raise Problem(f"{where}: role is {shown(role)}; allowed are {', '.join(ROLES)}", param="messages")
+    more = {key: message[key] for key in ("name", "tool_call_id", "reasoning_content") if message.get(key) is not None}
+    for key, value in more.items():
+        if not isinstance(value, str):
+            raise Problem(f"{where}: {key} must be text", param="messages")
+    if message.get("tool_calls"):
+        more["tool_calls"] = _calls(message["tool_calls"], where)
+    content = _content(message.get("content"), where)
+    if content is None and "tool_calls" not in more:
+        raise Problem(f"{where}: content is missing", param="messages")
+    return Message("system" if role == "developer" else role, content, more or None)
+
+
+def _content(content: Any, where: str) -> str | None:
+    """Text, or the texts of several parts one after another."""
+    if content is None or isinstance(content, str):
+        return content
+    texts = []
+    for part in content if isinstance(content, list) else [content]:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise Problem(
+                f"{where}: content has a part of type {shown(kind)}; the model reads text only", param="messages"
+            )
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    """Tool calls, whose arguments templates get as objects."""
+    found = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise Problem(f"{where}: a tool call must have a function with a name", param="messages")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            try:
+                arguments = parse_json(arguments or "{}", bounded=True)
+            except ValueError:
+                raise Problem(f"{where}: the arguments of a tool call are not valid JSON", param="messages") from None
+        found.append({**call, "function": {**function, "arguments": arguments}})
+    return found
+
+
+def _good(make: Callable[[], T], param: str | None) -> T:
+    """What is made, or the problem that it ends with."""
+    try:
+        return make()
+    except LlmctlError as error:
+        raise Problem(str(error), param=param) from None

@@ -1,0 +1,123 @@
+"""Responses: JSON, streams that end when their client leaves, and errors in the form of the API that was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+
+from llmctl.serve.paddlenlp_api import failure
+from llmctl.serve.problems import Problem
+
+T = TypeVar("T")
+PADDLENLP_PATH = "/api/chat"
+
+
+class Gone(Exception):
+    """The client has left."""
+
+
+def as_json(content: Any) -> bytes:
+    """Compact JSON."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+
+
+def json_reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A response of JSON."""
+    return Response(as_json(content), status, headers, "application/json")
+
+
+def problem_reply(problem: Problem, path: str) -> Response:
+    """The response that says why there is no answer."""
+    body = failure(problem) if path == PADDLENLP_PATH else problem.body()
+    return json_reply(body, problem.status, problem.headers)
+
+
+async def while_there(receive: Any, work: Awaitable[T]) -> T:
+    """What work results in; it is ended when the client leaves.
+
+    Raises:
+        Gone: The client has left.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Gone
+        return task.result()
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _left(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class StreamReply(Response):
+    """A response in pieces, each of which is sent as it comes.
+
+    Args:
+        first: The first piece, so that what goes wrong before it has a status of its own.
+        rest: The others.
+        write: A piece as bytes.
+        fail: What is sent for a problem after the first piece.
+        end: What is sent at the end.
+        media_type: Type of the whole.
+    """
+
+    def __init__(
+        self,
+        first: Any,
+        rest: AsyncGenerator[Any, None],
+        write: Callable[[Any], bytes],
+        fail: Callable[[Problem], bytes],
+        end: bytes,
+        media_type: str,
+    ) -> None:
+        super().__init__(None, 200, {"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type)
+        del self.headers["content-length"]
+        self._first, self._rest, self._write, self._fail, self._end = first, rest, write, fail, end
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Sends the pieces."""
+        try:
+            await while_there(receive, self._run(send))
+        finally:
+            await self._rest.aclose()
+
+    async def _run(self, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        if self._first is not None:
+            await send({"type": "http.response.body", "body": self._write(self._first), "more_body": True})
+        try:
+            async for piece in self._rest:
+                await send({"type": "http.response.body", "body": self._write(piece), "more_body": True})
+        except Problem as problem:
+            await send({"type": "http.response.body", "body": self._fail(problem), "more_body": True})
+        await send({"type": "http.response.body", "body": self._end, "more_body": False})
+
+
+def events(first: Any, rest: AsyncGenerator[Any, None]) -> StreamReply:
+    """Server-sent events as OpenAI sends them."""
+
+    def write(piece: Any) -> bytes:
+        return b"data: " + as_json(piece) + b"\n\n"
+
+    return StreamReply(
+        first, rest, write, lambda problem: write(problem.body()), b"data: [DONE]\n\n", "text/event-stream"
+    )
+
+
+def ndjson(first: Any, rest: AsyncGenerator[Any, None]) -> StreamReply:
+    """Lines of JSON as PaddleNLP sends them."""
+
+    def write(piece: Any) -> bytes:
+        return as_json(piece) + b"\n"
+
+    return StreamReply(first, rest, write, lambda problem: write(failure(problem)), b"", "application/x-ndjson")

@@ -1,0 +1,209 @@
+"""Runs the application until a signal: running answers may end, and then it is over with exit code 0."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from llmctl.config.serve import ServeConfig
+from llmctl.errors import ConfigError
+from llmctl.infer.handle import EngineHandle
+from llmctl.infer.options import EngineOptions
+from llmctl.serve.admission import Admission
+from llmctl.serve.app import make_app
+from llmctl.serve.bridge import Bridge, bridge_of
+from llmctl.serve.keys import Keys
+from llmctl.serve.metrics import Metrics
+from llmctl.serve.model import ServedModel
+from llmctl.serve.service import Service
+
+HEAD_SECONDS = 20.0
+"""Longest time in which the head of a request must have come."""
+
+HEAD_BYTES = 32 << 10
+PROMPT_TOKENS = 64
+"""Tokens of prompts in a step besides those of running answers, which wait for it."""
+
+SWITCH_SECONDS = 0.0005
+"""How soon a thread gets the interpreter from another: the engine's thread needs it once per step."""
+
+
+def load(handle: EngineHandle, config: ServeConfig) -> tuple[ServedModel, Bridge, tuple[str, ...]]:
+    """The model in memory, its engine, and notes for the user.
+
+    Args:
+        handle: The model.
+        config: The configuration.
+
+    Raises:
+        LlmctlError: It cannot be loaded.
+    """
+    options = handle.options
+    rows = options.rows(handle.engine)
+    if handle.engine == "fused" and options.step_tokens is None:
+        handle = replace(handle, options=_with_steps(options, rows + PROMPT_TOKENS))
+    tokenizer = handle.tokenizer(config.model.chat_template)
+    loaded = handle.load(tokenizer, [None] * rows)
+    model = ServedModel(
+        name=config.model.name or Path(config.model.path).resolve().name, tokenizer=tokenizer, vocab=handle.vocab,
+        max_positions=loaded.max_positions, defaults=handle.sampling_defaults(), adapters=handle.adapters,
+        prefix_lm=handle.prefix_lm, causal=handle.causal, fused=loaded.engine == "fused", created=int(time.time()),
+    )  # fmt: skip
+    if model.name in model.adapters:
+        raise ConfigError(
+            f"the model and an adapter are both called {model.name}; give the model another name with --name"
+        )
+    return model, bridge_of(loaded.backend, options.speculate or 0), (*handle.notes, *loaded.notes)
+
+
+def _with_steps(options: EngineOptions, step_tokens: int) -> EngineOptions:
+    return replace(options, step_tokens=step_tokens)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        ConfigError: The address cannot be used, or the port is taken.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(1024)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}; choose others with --host and --port"
+        ) from None
+    return bound
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def run(
+    model: ServedModel, bridge: Bridge, config: ServeConfig, keys: Keys, bound: socket.socket, ready: Callable[[], None]
+) -> None:
+    """Serves until SIGTERM or Ctrl-C; a second one ends it at once.
+
+    Args:
+        model: The model.
+        bridge: Its engine.
+        config: The configuration.
+        keys: Who may ask.
+        bound: Where it listens.
+        ready: Called when requests are answered.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
+    limits = config.limits
+    service = Service(
+        model, bridge, Admission(limits.requests, limits.waiting_tokens), Metrics(), limits.seconds
+    )  # fmt: skip
+    hosts = (*config.server.allowed_hosts, config.server.host)
+    app = make_app(service, keys, hosts, limits.body_bytes)
+    grace = config.server.grace_seconds
+    server = _Server(
+        uvicorn.Config(
+            app, http=HeadInTime, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+            proxy_headers=False, timeout_keep_alive=75, h11_max_incomplete_event_size=HEAD_BYTES,
+            timeout_graceful_shutdown=int(grace) + 2,
+        ),
+        service, grace, ready)  # fmt: skip
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, server.end)
+        await server.serve([bound])
+
+    asyncio.run(serve())
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's server, with signals of our own.
+
+    Args:
+        config: Uvicorn's.
+        service: Told that the server is stopping.
+        grace: Seconds that running answers have left then.
+        ready: Called when requests are answered.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, grace: float, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service, self._grace, self._ready = service, grace, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to answer."""
+        await super().startup(sockets)
+        self._ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are those of ``run``: uvicorn would end by them."""
+        yield
+
+    def end(self) -> None:
+        """Ends the server: first when answers have ended, the second time at once."""
+        if self._service.stopping:
+            self._service.abandon()
+            self.force_exit = True
+            return
+        self._service.stopping = self.should_exit = True
+        asyncio.get_running_loop().call_later(self._grace, self._service.abandon)
+
+
+class HeadInTime(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """Uvicorn's protocol, which ends connections on which a request was begun and does not go on."""
+
+    _cut: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begins to wait for a request."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Takes a part of a request; what begins one has to go on."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the wait."""
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._unwatch()
+        elif self._cut is None:
+            self._cut = self.loop.call_later(HEAD_SECONDS, self._late)
+
+    def _unwatch(self) -> None:
+        if self._cut is not None:
+            self._cut.cancel()
+            self._cut = None
+
+    def _late(self) -> None:
+        self._cut = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()

@@ -1,0 +1,208 @@
+"""``llmctl serve`` as a process of its own on the loopback interface, asked by OpenAI's client."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from kit.model_cli import STARTER, llmctl
+from kit.served import QUESTION
+
+GREEDY = {"temperature": 0, "max_tokens": 40}
+LONG = {"temperature": 0, "max_tokens": 480, "extra_body": {"ignore_eos": True}}
+
+
+class Server:
+    """A running server.
+
+    Attributes:
+        url: Its address.
+        log: Lines that it has written.
+    """
+
+    def __init__(self, *words):
+        command = [sys.executable, "-m", "llmctl", "serve", STARTER, "--port", "0", "--name", "starter", *words]
+        self.process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+        self.log = []
+        for line in self.process.stderr:
+            self.log.append(line)
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+                self.port, self.url = int(found[1]), found[0]
+                break
+        else:
+            raise AssertionError("".join(self.log))
+        # What nobody reads would stop the server.
+        self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
+        self._reader.start()
+
+    def end(self):
+        """The exit code after SIGTERM."""
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(30)
+        self._reader.join(10)
+        return code
+
+    def metrics(self):
+        rows = (line.rsplit(" ", 1) for line in httpx.get(f"{self.url}/metrics").text.splitlines() if line[0] != "#")
+        return {name.removeprefix("llmctl_"): float(value) for name, value in rows}
+
+
+@contextmanager
+def running(*words):
+    server = Server(*words)
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running() as found:
+        yield found
+
+
+@pytest.fixture
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+def ask(client, text=QUESTION, **more):
+    return client.chat.completions.create(
+        model="starter", messages=[{"role": "user", "content": text}], **{**GREEDY, **more}
+    )
+
+
+def test_openai_s_client_gets_what_the_command_line_answers(client):
+    said, _ = llmctl("generate", STARTER, "--prompt", QUESTION, "--max-new-tokens", 40, "--greedy", "--no-stream")
+    made = ask(client)
+    assert made.choices[0].message.content + "\n" == said and [one.id for one in client.models.list()] == ["starter"]
+    assert "".join(one.choices[0].delta.content or "" for one in ask(client, stream=True)) + "\n" == said
+    with pytest.raises(openai.BadRequestError, match="did you mean temperature"):
+        ask(client, extra_body={"temprature": 1})
+    with pytest.raises(openai.NotFoundError, match="there are: starter"):
+        client.completions.create(model="other", prompt="Hi")
+
+
+def test_answers_in_a_crowd_are_those_given_alone(client):
+    texts = [
+        f"Deny this: {name} {what}."
+        for name in ("Tom", "Mia", "Leo", "Ida")
+        for what in ("has a red kite", "likes tea", "lives in Rome", "is old")
+    ]
+    options = [{}, {"temperature": 0.9, "seed": 4}]
+    alone = [ask(client, text, **options[index % 2]).choices[0].message.content for index, text in enumerate(texts)]
+    with ThreadPoolExecutor(16) as pool:
+        crowd = [
+            *pool.map(
+                lambda row: ask(client, row[1], **options[row[0] % 2]).choices[0].message.content, enumerate(texts)
+            )
+        ]
+    assert crowd == alone and len(set(alone)) > 8
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_its_answers(server, stream):
+    before = server.metrics()["engine_computed_tokens_total"]
+    body = json.dumps({"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 480, "ignore_eos": True,
+                       "n": 16, "stream": stream}).encode()  # fmt: skip
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as link:
+        link.sendall(head.encode() + body)
+        if stream:
+            assert link.recv(100).startswith(b"HTTP/1.1 200")
+        while not server.metrics()["engine_running"]:
+            pass
+    while server.metrics()["answers_held"]:
+        pass
+    after = server.metrics()
+    assert after["engine_running"] <= 16 and after["engine_computed_tokens_total"] - before < 16 * 400
+
+
+def test_sigterm_lets_answers_end_and_exits_with_0(server):
+    with running() as other, openai.OpenAI(base_url=f"{other.url}/v1", api_key="none", max_retries=0) as client:
+        stream = ask(client, **LONG, stream=True)
+        first = next(stream)
+        other.process.send_signal(signal.SIGTERM)
+        rest = [one.choices[0] for one in stream]
+        assert first.choices and rest[-1].finish_reason == "length"
+        assert other.process.wait(30) == 0
+        with pytest.raises(openai.APIConnectionError):
+            ask(client)
+        assert not [line for line in other.log if "Traceback" in line]
+
+
+def test_answers_that_outlive_the_grace_end_with_an_error():
+    with (
+        running("--grace", "0.0") as other,
+        openai.OpenAI(base_url=f"{other.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        stream = ask(client, **LONG, n=16, stream=True)
+        next(stream)
+        other.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="stopping"):
+            list(stream)
+        assert other.process.wait(30) == 0
+
+
+def test_the_log_has_no_prompts_and_no_keys_and_paddle_is_not_loaded(tmp_path):
+    (tmp_path / "keys").write_text("# keys\nsecret-key\n")
+    (tmp_path / "serve.yaml").write_text(f"server: {{api_key_file: {tmp_path / 'keys'}}}\nlimits: {{requests: 5}}\n")
+    with running("--config", tmp_path / "serve.yaml") as other:
+        assert "libpaddle" not in Path(f"/proc/{other.process.pid}/maps").read_text()
+        with pytest.raises(openai.AuthenticationError):
+            ask(openai.OpenAI(base_url=f"{other.url}/v1", api_key="wrong-key"))
+        client = openai.OpenAI(base_url=f"{other.url}/v1", api_key="secret-key", max_retries=0)
+        assert ask(client, "Deny this: Xaverl is old.").choices
+        with pytest.raises(openai.BadRequestError, match="answers 5 at a time"):
+            ask(client, n=6)
+        assert other.end() == 0
+    text = "".join(other.log)
+    assert "POST /v1/chat/completions 200" in text and "POST /v1/chat/completions 401" in text
+    assert not [word for word in ("Xaverl", "secret-key", "wrong-key") if word in text]
+
+
+def test_the_help_imports_neither_the_server_nor_numpy():
+    code = (
+        "import sys; from llmctl.cli import cli; cli(['serve', '--help'], standalone_mode=False); "
+        "sys.exit(bool({'starlette', 'uvicorn', 'numpy', 'paddle'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--api-key-file" in done.stdout
+
+
+@pytest.mark.parametrize("words, part", [
+    (["--config", "none.yaml"], "does not exist"), (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"), (["--api-key-file", "none.txt"], "none.txt cannot be read"),
+])  # fmt: skip
+def test_what_cannot_be_served_is_an_error_at_once(words, part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert part in llmctl("serve", STARTER, *words, code=2)[1]
+
+
+def test_an_unknown_key_of_the_configuration_is_an_error(tmp_path):
+    (tmp_path / "serve.yaml").write_text("server: {prot: 8000}\n")
+    assert "did you mean server.port?" in llmctl("serve", STARTER, "--config", tmp_path / "serve.yaml", code=2)[1]
+
+
+def test_adapters_are_asked_for_by_name(tmp_path):
+    from llmctl.testing.tiny import write_adapter
+
+    write_adapter(tmp_path / "formal", STARTER, 1)
+    with running("--adapter", f"formal={tmp_path / 'formal'}") as other:
+        client = openai.OpenAI(base_url=f"{other.url}/v1", api_key="none", max_retries=0)
+        assert [one.id for one in client.models.list()] == ["starter", "formal"]
+        made = client.completions.create(model="formal", prompt="Tom has", temperature=0)
+        assert made.model == "formal" and made.choices[0].text
+        with pytest.raises(openai.NotFoundError, match="starter, formal"):
+            client.models.retrieve("other")

@@ -1,0 +1,37 @@
+"""The starter model behind the server's application, in this process."""
+
+import contextlib
+
+from kit.paths import STARTER
+from starlette.testclient import TestClient
+
+from llmctl.config.serve import ServeConfig
+from llmctl.infer.options import EngineOptions
+from llmctl.infer.select import open_backend
+from llmctl.serve.admission import Admission
+from llmctl.serve.app import make_app
+from llmctl.serve.keys import Keys
+from llmctl.serve.metrics import Metrics
+from llmctl.serve.server import load
+from llmctl.serve.service import Service
+
+QUESTION = "Deny this: Tom has a red kite."
+
+
+@contextlib.contextmanager
+def served(keys=(), requests=256, tokens=1_000_000, seconds=0.0, body_bytes=1 << 20, **options):
+    """A client of the application, with its service as ``service``."""
+    config = ServeConfig()
+    config.model.path, config.model.name = str(STARTER / "model"), "starter"
+    model, bridge, _ = load(open_backend(STARTER / "model", "auto", EngineOptions(**options)), config)
+    service = Service(model, bridge, Admission(requests, tokens), Metrics(), seconds)
+    app = make_app(service, Keys(keys), body_bytes=body_bytes)
+    with TestClient(app, base_url="http://localhost") as client:
+        client.service = service
+        yield client
+
+
+def chat(client, text=QUESTION, **more):
+    """The response to a user's text."""
+    body = {"messages": [{"role": "user", "content": text}], **more}
+    return client.post("/v1/chat/completions", json=body)
