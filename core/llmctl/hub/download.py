@@ -84,7 +84,7 @@ def _announce(client: Client, name: HubName, listing: Listing, missing: Sequence
         )
     commit = f" at {listing.commit[:12]}" if listing.commit else ""
     note(
-        f"downloading {name.repo}{commit} from {client.title}: {len(missing)} files, {_shown(size)}, into {client.cache}"
+        f"downloading {name.repo}{commit} from {client.title}: {len(missing)} file{'s' * (len(missing) > 1)}, {_shown(size)}, into {client.cache}"
     )
     return size
 
@@ -130,4 +130,7 @@ def _free(folder: Path) -> int:
 
 
 def _shown(size: int) -> str:
-    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+    for unit, factor, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 0)):
+        if size >= factor:
+            return f"{size / factor:,.{digits}f} {unit}"
+    return f"{size} B"

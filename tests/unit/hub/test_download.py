@@ -62,7 +62,7 @@ def test_only_what_is_read_is_fetched_and_only_once(tmp_path, capsys):
     hub = Toy(tmp_path, WHOLE)
     folder = download(hub, NAME)
     assert sorted(hub.fetched) == ["config.json", "model.safetensors", "tokenizer.json"]
-    assert "downloading owner/name at 012345678901 from the Toy Hub: 3 files, 0.0 MB" in capsys.readouterr().err
+    assert "downloading owner/name at 012345678901 from the Toy Hub: 3 files, 30 B" in capsys.readouterr().err
     hub.fetched.clear()
     assert download(hub, NAME) == folder and not hub.fetched
     assert capsys.readouterr().err == ""
@@ -133,7 +133,7 @@ def test_a_disk_without_room_is_named_before_the_download(tmp_path, monkeypatch)
     hub = Toy(tmp_path, WHOLE)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 20))
-    with pytest.raises(FileError, match="needs 0.0 MB in .*, where 0.0 MB are free; free some, or set TOY_HOME to a"):
+    with pytest.raises(FileError, match="needs 30 B in .*, where 20 B are free; free some, or set TOY_HOME to a"):
         download(hub, NAME)
     assert not hub.fetched
 
