@@ -222,11 +222,11 @@ def render(text: str) -> str:
 def main(arguments: list[str]) -> int:
     """Writes or checks every page; returns the number of stale pages when checking."""
     stale = []
-    for page in sorted(DOCS.glob("*.md")):
+    for page in sorted(DOCS.rglob("*.md")):
         text = page.read_text(encoding="utf-8")
         made = render(text)
         if made != text:
-            stale.append(page.name)
+            stale.append(page.relative_to(DOCS).as_posix())
             if "--check" not in arguments:
                 page.write_text(made, encoding="utf-8")
     for name in stale:

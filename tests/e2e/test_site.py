@@ -65,6 +65,8 @@ def test_links_between_translations_lead_to_the_anchors_of_the_originals():
         for target, anchor in links(name):
             page = next((page for page, there in TRANSLATIONS.items() if there == target), target)
             assert not anchor or anchor in anchors(PAGES[page]), f"{name}: {page} has no #{anchor}"
+            on_github = not anchor or anchor in anchors(PAGES[target])
+            assert on_github, f"{name}: {target} has no <a id> for #{anchor}"
         assert set(re.findall(r'<a id="([^"]+)">', PAGES[name])) <= anchors(PAGES[original]), name
 
 

@@ -51,7 +51,7 @@ def test_a_translation_is_that_of_the_page_as_it_is(english):
     assert not missing, f"{chinese} does not name {missing}"
 
 
-NEEDED = "first-steps finetune lora prefix dpo pretraining distributed data inference python operators gpu hub coming-from migrating migrating-llama-factory"
+NEEDED = "first-steps finetune lora prefix dpo pretraining distributed data inference serving python operators gpu hub coming-from migrating migrating-llama-factory"
 
 
 def test_all_that_a_user_needs_first_is_translated():
