@@ -54,8 +54,8 @@ site: environment-dev
 
 evidence: environment-dev
 	$(BIN)/python -m pytest -q $(wildcard plugins/*/tests/test_*_conformance.py) -p llmctl.testing.plugin --llmctl-evidence
-	$(BIN)/llmctl models --update README.md
-	$(BIN)/llmctl models --update README.zh.md
+	$(BIN)/llmctl models --update-matrix README.md
+	$(BIN)/llmctl models --update-matrix README.zh.md
 
 sanitize: environment-dev
 	$(BIN)/python tools/sanitize.py

@@ -137,6 +137,17 @@ def _system_error(error: OSError) -> int:
     return 2
 
 
+def _message(error: click.ClickException) -> str:
+    """An error of click in the form of all others, with the command whose help lists the options."""
+    text = error.format_message().rstrip(".")
+    words = text.split(" ", 1)
+    if words[0].istitle() or words[0] == "Got":
+        text = text[0].lower() + text[1:]
+    ctx = getattr(error, "ctx", None)
+    hint = f"\n{ctx.command_path} --help lists arguments and options" if ctx else ""
+    return f"error: {text}{hint}"
+
+
 def main(args: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 success, 2 user error, 130 interrupted."""
     streams.prepare()
@@ -154,7 +165,7 @@ def main(args: list[str] | None = None) -> None:
             click.echo(f"error: {error}", err=True)
             code = 2
         except click.ClickException as error:
-            error.show()
+            click.echo(_message(error), err=True)
             code = error.exit_code
         except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted", err=True)

@@ -57,7 +57,7 @@ def test_prompts_are_tokens_of_the_vocabulary_and_differ_between_rounds():
 
 @pytest.mark.parametrize("engine", ["fused", "dynamic"])
 def test_a_model_is_measured_and_everything_written(tmp_path, engine):
-    out, _ = llmctl("bench", STARTER, "--engine", engine, *QUICK, "--json", tmp_path / "b.json")
+    out, _ = llmctl("bench", STARTER, "--engine", engine, *QUICK, "--output", tmp_path / "b.json")
     assert "warm-up 1" in out and "round 2" in out and "medians: prompts" in out
     found = json.loads((tmp_path / "b.json").read_text())
     assert (found["engine"], found["requests"], found["prompt_tokens"]) == (engine, 3, 12)
@@ -102,7 +102,7 @@ def test_a_random_model_is_a_checkpoint_of_its_family(tmp_path, name):
         (["bench", STARTER, "--prompt-tokens", "500"], "are over the 512 positions"),
         (["bench", STARTER, "--engine", "static"], "holds no exported program"),
         (["bench", STARTER, "--engine", "dynamic", "--kv", "int8"], "--kv has no effect with --engine dynamic"),
-        (["bench", STARTER, "--json", STARTER], "is a folder"),
+        (["bench", STARTER, "--output", STARTER], "is a folder"),
     ],
 )
 def test_mistakes_are_refused(words, part):

@@ -15,7 +15,7 @@ from llmctl.testing.tiny import write_adapter
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "program"
-    out, _ = llmctl("export", STARTER, "--out", folder)
+    out, _ = llmctl("export", STARTER, "--output", folder)
     assert "compared on 3 prompts: logits differ by" in out and "up to 512 tokens" in out
     return folder
 
@@ -62,24 +62,24 @@ def test_what_a_tokenizer_needs_of_a_card_survives_the_file(name):
     ("words", "part"),
     [
         (["generate", "program", "--prompt", "a", "--engine", "dynamic"], "holds an exported program"),
-        (["generate", "model", "--prompt", "a", "--engine", "static"], "make one: llmctl export model --out FOLDER"),
+        (["generate", "model", "--prompt", "a", "--engine", "static"], "make one: llmctl export model --output FOLDER"),
         (["generate", "program", "--prompt", "a", "--adapter", "model"], "takes no adapter"),
         (["generate", "program", "--prompt", "a", "--max-new-tokens", "600"], "over the 512 positions"),
-        (["export", "model"], "Missing option '--out'"),
-        (["export", "model", "--out", "program"], "already exists; choose another folder, or add --overwrite"),
-        (["export", "model", "--out", "model", "--overwrite"], "is the model itself"),
-        (["export", "model", "--out", ".", "--overwrite"], "holds other things than an exported model"),
-        (["export", "program", "--out", "new"], "name the model that it was made from"),
-        (["export", "program/export.json", "--out", "new"], "is not a folder"),
-        (["export", "model", "--out", "program/export.json", "--overwrite"], "is a file"),
-        (["export", "model", "--out", "new", "--base", "model"], "are for adapters"),
-        (["export", "model", "--out", "new", "--weights", "int8"], "--weights has no effect with --engine static"),
+        (["export", "model"], "missing option '--output'"),
+        (["export", "model", "--output", "program"], "already exists; choose another folder, or add --overwrite"),
+        (["export", "model", "--output", "model", "--overwrite"], "is the model itself"),
+        (["export", "model", "--output", ".", "--overwrite"], "holds other things than an exported model"),
+        (["export", "program", "--output", "new"], "name the model that it was made from"),
+        (["export", "program/export.json", "--output", "new"], "is not a folder"),
+        (["export", "model", "--output", "program/export.json", "--overwrite"], "is a file"),
+        (["export", "model", "--output", "new", "--base", "model"], "are for adapters"),
+        (["export", "model", "--output", "new", "--weights", "int8"], "--weights has no effect with --engine static"),
         (
-            ["export", "model", "--out", "new", "--engine", "fused", "--group", "3"],
+            ["export", "model", "--output", "new", "--engine", "fused", "--group", "3"],
             "--group 3 must be a multiple of 32, or 0",
         ),
         (
-            ["export", "model", "--out", "new", "--engine", "fused", "--group", "32"],
+            ["export", "model", "--output", "new", "--engine", "fused", "--group", "32"],
             "group=32 is for weights of int8 and int4",
         ),
     ],
@@ -113,7 +113,7 @@ def test_a_damaged_program_is_refused(program, tmp_path, name, change, part):
 
 def test_only_what_was_exported_is_replaced(program, tmp_path):
     shutil.copytree(STARTER, tmp_path / "models" / "starter")
-    pack = ["export", tmp_path / "models" / "starter", "--engine", "fused", "--overwrite", "--out"]
+    pack = ["export", tmp_path / "models" / "starter", "--engine", "fused", "--overwrite", "--output"]
     before = sorted(tmp_path.rglob("*"))
     for name in ("models", "."):
         assert "--overwrite would delete them" in llmctl(*pack, tmp_path / name, code=2)[1]
@@ -127,7 +127,7 @@ def test_only_what_was_exported_is_replaced(program, tmp_path):
 
 def test_damaged_weights_of_a_packed_folder_give_no_answer(tmp_path):
     packed = tmp_path / "packed"
-    llmctl("export", STARTER, "--engine", "fused", "--out", packed)
+    llmctl("export", STARTER, "--engine", "fused", "--output", packed)
     assert llmctl("generate", packed, *ASK)[0] == llmctl("generate", STARTER, *ASK)[0]
     with open(packed / "weights.packed", "r+b") as stream:
         stream.seek(500_000)
@@ -145,7 +145,7 @@ def test_a_model_of_broken_numbers_is_no_program(tmp_path):
     first = 8 + size + norm["data_offsets"][0]
     content[first : first + 2] = np.array([0x7FC0], "<u2").tobytes()
     file.write_bytes(content)
-    assert "are not finite" in llmctl("export", tmp_path / "model", "--out", tmp_path / "p", code=2)[1]
+    assert "are not finite" in llmctl("export", tmp_path / "model", "--output", tmp_path / "p", code=2)[1]
     assert not (tmp_path / "p").exists()
 
 
@@ -154,7 +154,7 @@ def test_a_program_that_computes_something_else_is_not_kept(tmp_path, monkeypatc
 
     original = export.StaticModel.logits
     monkeypatch.setattr(export.StaticModel, "logits", lambda self, *given: original(self, *given) + 0.5)
-    err = llmctl("export", STARTER, "--out", tmp_path / "p", code=2)[1]
+    err = llmctl("export", STARTER, "--output", tmp_path / "p", code=2)[1]
     assert "the program does not compute what the model does" in err and not list(tmp_path.iterdir())
 
 
@@ -209,18 +209,18 @@ def test_an_adapter_is_merged_into_what_is_exported(program, tmp_path):
         model.eval()
         with paddle.no_grad():
             expected = model(paddle.to_tensor(ids)).numpy()
-        llmctl("export", adapter, "--out", tmp_path / f"program{code}")
+        llmctl("export", adapter, "--output", tmp_path / f"program{code}")
         found = StaticModel(tmp_path / f"program{code}").logits(ids, np.ones_like(ids))
         np.testing.assert_allclose(found, expected, atol=1e-4)
         assert np.abs(found - base).max() > 0.1
-        llmctl("export", adapter, "--engine", "fused", "--out", tmp_path / f"packed{code}")
+        llmctl("export", adapter, "--engine", "fused", "--output", tmp_path / f"packed{code}")
         answers = [llmctl("generate", tmp_path / f"{name}{code}", *ASK)[0] for name in ("adapter", "program", "packed")]
         assert answers[0] == answers[1] == answers[2]
 
 
 @pytest.mark.parametrize("weights", ["float32", "int8", "int4"])
 def test_a_packed_folder_answers_as_the_model_packed_at_load(tmp_path, weights):
-    out, _ = llmctl("export", STARTER, "--engine", "fused", "--weights", weights, "--out", tmp_path / "packed")
+    out, _ = llmctl("export", STARTER, "--engine", "fused", "--weights", weights, "--output", tmp_path / "packed")
     assert f"packed as {weights}" in out
     expected = llmctl("generate", STARTER, "--weights", weights, *ASK)[0]
     assert llmctl("generate", tmp_path / "packed", *ASK)[0] == expected
@@ -236,7 +236,9 @@ def test_a_packed_folder_answers_as_the_model_packed_at_load(tmp_path, weights):
         assert part in llmctl("generate", tmp_path / "packed", *ASK, *words, code=2)[1]
     assert (
         "already exists"
-        in llmctl("export", STARTER, "--engine", "fused", "--weights", weights, "--out", tmp_path / "packed", code=2)[1]
+        in llmctl(
+            "export", STARTER, "--engine", "fused", "--weights", weights, "--output", tmp_path / "packed", code=2
+        )[1]
     )
     data = bytearray((tmp_path / "packed" / "weights.packed").read_bytes())
     (tmp_path / "packed" / "weights.packed").write_bytes(data[:-64])

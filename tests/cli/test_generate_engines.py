@@ -223,7 +223,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
 @pytest.mark.assets
 def test_the_recorded_story_is_told_by_every_engine(assets, tmp_path):
     folder, golden = story_model(assets, tmp_path / "model")
-    llmctl("export", folder, "--out", tmp_path / "program")
+    llmctl("export", folder, "--output", tmp_path / "program")
     words = ["--prompt", "", "--max-new-tokens", golden["new_tokens"], "--no-stream"]
     assert len(golden["text"]) > 400
     for model, more in ((folder, ["--engine", "dynamic"]), (tmp_path / "program", []), (folder, []),

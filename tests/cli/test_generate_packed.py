@@ -21,7 +21,7 @@ from llmctl.testing.tiny import write_adapter
 def packed(tmp_path_factory):
     """The starter in 8 bits."""
     folder = tmp_path_factory.mktemp("packed") / "int8"
-    llmctl("export", STARTER, "--engine", "fused", "--weights", "int8", "--out", folder)
+    llmctl("export", STARTER, "--engine", "fused", "--weights", "int8", "--output", folder)
     return folder
 
 

@@ -47,7 +47,7 @@ def test_details_say_where_values_come_from(folder):
 
 
 def test_an_exported_model_keeps_the_file(folder, tmp_path):
-    llmctl("export", folder, "--engine", "fused", "--out", tmp_path / "packed")
+    llmctl("export", folder, "--engine", "fused", "--output", tmp_path / "packed")
     assert answer(tmp_path / "packed") == answer(folder)
 
 

@@ -116,7 +116,7 @@ def test_the_output_folder_of_a_run_stands_for_its_model(run_folder, tmp_path, a
     llmctl("convert", run_folder, tmp_path / "hf", "--to", "hf")
     llmctl("--model", run_folder, "convert", tmp_path / "again", "--to", "hf")
     assert (tmp_path / "hf" / "model.safetensors").is_file() and (tmp_path / "again" / "model.safetensors").is_file()
-    llmctl("export", run_folder, "--engine", "fused", "--out", tmp_path / "packed")
+    llmctl("export", run_folder, "--engine", "fused", "--output", tmp_path / "packed")
     assert llmctl(*ASKED, tmp_path / "packed")[0] == answer
     with library.LLM(run_folder) as model:
         assert model.tokenizer.vocab_size == 757

@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_matrix_of_the_readme_is_up_to_date(run_llmctl):
     probe = "print(sorted({'paddle', 'numpy', 'rich'} & set(sys.modules)), file=sys.stderr)"
-    done = run_llmctl("models", "--check", str(ROOT / "README.md"), probe=probe)
+    done = run_llmctl("models", "--check-matrix", str(ROOT / "README.md"), probe=probe)
     assert (done.returncode, done.stderr.strip()) == (0, "[]"), done.stderr
 
 
@@ -22,6 +22,6 @@ def test_the_matrix_as_json_has_all_families(run_llmctl):
 def test_a_stale_file_fails_with_the_remedy(run_llmctl, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- matrix:begin -->\n<!-- matrix:end -->\n")
-    done = run_llmctl("models", "--check", str(page))
+    done = run_llmctl("models", "--check-matrix", str(page))
     assert done.returncode == 2 and "llmctl models --update" in done.stderr and "Traceback" not in done.stderr
     assert run_llmctl("models", "--matrix", "llama").returncode == 2

@@ -58,7 +58,7 @@ def test_all_damaged_files_of_a_run_are_named(run_folder):
 def test_converted_and_packed_models_are_checked(tmp_path):
     for arguments in (
         ["convert", str(STARTER), str(tmp_path / "native")],
-        ["export", str(STARTER), "--engine", "fused", "--weights", "int8", "--out", str(tmp_path / "packed")],
+        ["export", str(STARTER), "--engine", "fused", "--weights", "int8", "--output", str(tmp_path / "packed")],
     ):
         assert CliRunner().invoke(cli, ["--model", "llama", *arguments]).exit_code == 0
     assert verify(tmp_path / "native", tmp_path / "packed").count(": ok") == 2

@@ -46,7 +46,9 @@ def test_a_translation_is_that_of_the_page_as_it_is(english):
     assert blocks(ours) == blocks(theirs), "commands, configurations and data lines are those of the English page"
     assert levels(ours) == levels(theirs), "headings"
     parts = [[match[0] for match in translations.GENERATED.finditer(text)] for text in (ours, theirs)]
-    assert parts[0] == parts[1], f"generated parts differ; for the support matrix: llmctl models --update {chinese}"
+    assert parts[0] == parts[1], (
+        f"generated parts differ; for the support matrix: llmctl models --update-matrix {chinese}"
+    )
     missing = [name for name in names(theirs) if f"`{name}`" not in ours]
     assert not missing, f"{chinese} does not name {missing}"
 

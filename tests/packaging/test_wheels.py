@@ -188,7 +188,17 @@ def test_without_compiled_operators_every_command_runs_and_engines_answer_alike(
         done = run(llmctl, "generate", starter / "model", "--engine", engine, *ask)
         assert done.stdout == expected.stdout, engine
         assert len(done.stderr.splitlines()) == 1 and "paddle-llmctl-ops is not installed" in done.stderr
-    run(llmctl, "export", starter / "model", "--engine", "fused", "--weights", "float32", "--out", tmp_path / "packed")
+    run(
+        llmctl,
+        "export",
+        starter / "model",
+        "--engine",
+        "fused",
+        "--weights",
+        "float32",
+        "--output",
+        tmp_path / "packed",
+    )
     assert run(llmctl, "generate", tmp_path / "packed", *ask).stdout == expected.stdout
     run(llmctl, "bench", tmp_path / "packed", "--rounds", "1", "--new-tokens", "4", "--prompt-tokens", "8")
     run(llmctl, "--model", "llama", "plan", "config.yaml", cwd=tmp_path)

@@ -73,6 +73,7 @@ def merge(
     dtype: str = KEEP,
     max_shard_bytes: int = 5_000_000_000,
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Writes the merged model folder; returns the number of layers that the adapter changes.
 
@@ -82,6 +83,7 @@ def merge(
         dtype: Data type of floating-point weights: ``"keep"`` or one of ``save.DTYPES``.
         max_shard_bytes: Maximum size of a weight file, unless a single tensor is larger.
         progress: Called with the number of bytes written.
+        overwrite: Replace the folder if it exists.
 
     Raises:
         CheckpointError: The adapter is a prefix, or a value does not fit into the data type.
@@ -101,7 +103,7 @@ def merge(
         merged_dtype = stored.dtype if dtype == KEEP else dtype
         state[path + ".weight"] = MergedWeight(stored, layers.get(path), merged_dtype, opened.quantised)
     shards = plan_shards(state, mappings_for(HF, opened.plugin, opened.dims), dtype, max_shard_bytes)
-    with atomic_folder(output) as work:
+    with atomic_folder(output, overwrite) as work:
         for name, tensors in shards.items():
             write_file(work / name, tensors, progress)
         if len(shards) > 1:

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmctl.commands.engine_options import adapter_options, engine_options, options_of, show_notes
+from llmctl.commands.engine_options import adapter_options, engine_options, options_of
+from llmctl.commands.messages import messages, results
 from llmctl.commands.model_option import model_option
 from llmctl.errors import ConfigError
 from llmctl.infer.select import open_backend
+from llmctl.io.atomic import atomic_file
+from llmctl.io.progress import tracked
 
 if TYPE_CHECKING:
     from llmctl.infer.bench import Load, Round
@@ -48,20 +51,21 @@ class NoEnd:
 @click.option(
     "--warm-up", type=click.IntRange(0), default=1, show_default=True, help="Warm-up rounds, reported separately."
 )
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Write all measurements to this file.")
+@click.option("--output", "file", type=click.Path(path_type=Path), help="File of JSON for all measurements.")
+@results
 @click.pass_context
 def command(ctx: click.Context, /, model: Path | None, random: str | None, file: Path | None, **given: Any) -> None:
     """Benchmark prefill and decoding of the model in the folder MODEL, or of one with random weights."""
-    chosen: Path | None = None
+    chosen, say = None, messages(ctx)
     if (model is None and not ctx.obj.names_folder) == (random is None):
         raise click.UsageError("give MODEL or --random, and not both")
     if random is None:
         chosen = ctx.obj.folder_or(model)
     if file is not None and file.exists() and not file.is_file():
-        raise ConfigError(f"--json {file} is a folder, a device or a pipe; name a file")
+        raise ConfigError(f"--output {file} is a folder, a device or a pipe; name a file")
     with _folder(chosen, random, ctx.obj.family) as folder:
         handle = open_backend(folder, ctx.obj.family, options_of(given, batch_size=given["requests"]))
-        show_notes(handle.notes)
+        say.notes(handle.notes)
         from llmctl.infer.bench import Load, measure, peak_memory, summary
 
         ending = _ending(handle, random is not None)
@@ -74,13 +78,14 @@ def command(ctx: click.Context, /, model: Path | None, random: str | None, file:
         begin = time.perf_counter()
         loaded = handle.load(NoEnd(), [load.prompt + load.new] * load.requests)
         loading = time.perf_counter() - begin
-        show_notes(loaded.notes)
+        say.notes(loaded.notes)
         if loaded.max_positions and load.prompt + load.new > loaded.max_positions:
             raise ConfigError(
                 f"--prompt-tokens {load.prompt} and --new-tokens {load.new} are over the {loaded.max_positions} positions of "
                 "the model"
             )
-        rounds = [measure(loaded.backend, load, seed) for seed in range(given["warm_up"] + given["rounds"])]
+        seeds = range(given["warm_up"] + given["rounds"])
+        rounds = [measure(loaded.backend, load, seed) for seed in tracked(seeds, "measuring", len(seeds))]
         warm, counted = rounds[: given["warm_up"]], rounds[given["warm_up"] :]
     found = {
         "model": str(chosen) if chosen else f"random {random}", "engine": loaded.engine,
@@ -88,9 +93,13 @@ def command(ctx: click.Context, /, model: Path | None, random: str | None, file:
         "new_tokens": load.new, "requests": load.requests, "seconds_to_load": loading, "peak_bytes": peak_memory(),
         **summary(counted),
     }  # fmt: skip
-    _show(found, load, warm, counted)
+    if say.json:
+        say.result("", **_content(found, warm, counted))
+    elif not say.quiet:
+        _show(found, load, warm, counted)
     if file is not None:
-        _write(file, found, warm, counted)
+        with atomic_file(file) as path:
+            path.write_text(json.dumps(_content(found, warm, counted), indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -159,15 +168,13 @@ def _show(found: dict[str, Any], load: Load, warm: list[Round], counted: list[Ro
     )  # fmt: skip
 
 
-def _write(file: Path, found: dict[str, Any], warm: list[Round], counted: list[Round]) -> None:
+def _content(found: dict[str, Any], warm: list[Round], counted: list[Round]) -> dict[str, Any]:
+    """All measurements, and what they depend on."""
     from llmctl import plugins, runtime
     from llmctl.infer.bench import as_json
-    from llmctl.io.atomic import atomic_file
 
     settings = {row[0]: row[1] for row in runtime.describe()}
-    content = {
+    return {
         **found, "versions": dict(plugins.versions()), "runtime": settings,
         "warm_up": [as_json(row) for row in warm], "rounds": [as_json(row) for row in counted],
     }  # fmt: skip
-    with atomic_file(file) as path:
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,15 +20,18 @@ from llmctl.commands.completion import complete_recipe, complete_setting
 from llmctl.commands.messages import Messages, messages, verbosity
 from llmctl.commands.model_option import ModelOption, model_option
 from llmctl.commands.recipe import NoStarter, of_checkpoint, output_settings, recipe_header
+from llmctl.commands.renamed import Renamed
 from llmctl.config import file, schema
 from llmctl.errors import require_installed
 from llmctl.jobs import lengths
-from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.paths import LOGS
 from llmctl.parallel import launch, rank
 from llmctl.plugins import Families
 from llmctl.train.console import Console, JsonConsole
 from llmctl.train.interrupt import Interrupted
+
+if TYPE_CHECKING:
+    from llmctl.jobs.job import CheckedJob
 
 ConfigSource = Callable[[Families, str, bool, Path | None, str | None, bool], tuple[dict[str, Any], str]]
 """(families, family, whether a model is named, file, recipe, allow_ignored) -> (raw configuration, where it comes from, for
@@ -36,6 +39,8 @@ messages)."""
 
 MODEL = "Family, or the model: a folder or a name on a hub, the same as --set model.path=MODEL."
 JSON = "Print JSON lines to standard output, an object for each event, instead of words."
+FORMER = {"--check": ("--dry-run",)}
+"""Option -> other names that it is known by."""
 SET = "Override a field; may be repeated."
 
 
@@ -195,7 +200,7 @@ def _parameters(recipe_help: str) -> list[click.Parameter]:
             ["--set", "assignments"], multiple=True, metavar="a.b=c", shell_complete=complete_setting, help=SET
         ),
         click.Option(["--output"], help="Output folder; the same as --set output.dir=FOLDER."),
-        *(click.Option([name], is_flag=True, help=text) for name, text in switches.items()),
+        *(Renamed([name], former=FORMER.get(name, ()), is_flag=True, help=text) for name, text in switches.items()),
         click.Option(
             ["--devices"],
             metavar="N",

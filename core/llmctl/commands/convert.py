@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from llmctl import plugins
+from llmctl.commands.messages import Messages, messages, results
 from llmctl.commands.model_option import model_option
+from llmctl.commands.renamed import Renamed
 from llmctl.io.progress import Progress
 from llmctl.io.sizes import parse_bytes
 
@@ -26,8 +29,16 @@ from llmctl.io.sizes import parse_bytes
     type=click.Path(path_type=Path),
     help="If SOURCE is an adapter: folder of its base model, if it has moved.",
 )
-@click.option("--check", is_flag=True, help="Read and check every tensor, write nothing; TARGET is not needed.")
+@click.option("--output", type=click.Path(path_type=Path), help="The same as TARGET.")
+@click.option(
+    "--check",
+    cls=Renamed,
+    former=["--dry-run"],
+    is_flag=True,
+    help="Read and check every tensor, write nothing; TARGET is not needed.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing TARGET.")
+@results
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -37,6 +48,7 @@ def command(
     dtype: str,
     max_shard_size: str,
     base: Path | None,
+    output: Path | None,
     check: bool,
     overwrite: bool,
 ) -> None:
@@ -47,6 +59,10 @@ def command(
     from llmctl.adapters.folder import is_adapter
     from llmctl.checkpoint.hf_config import read_config
 
+    say = messages(ctx)
+    if target is not None and output is not None:
+        raise click.UsageError("TARGET and --output are the same; give one of them")
+    target = target or output
     if target is None and not check and ctx.obj.names_folder:
         source, target = None, source
     folder = ctx.obj.folder_or(source, "SOURCE")
@@ -56,7 +72,7 @@ def command(
     if is_adapter(folder):
         if max_shard_size != "5GB":
             raise click.UsageError("--max-shard-size has no effect on an adapter, which is a single file")
-        _adapter(folder, None if check else target, layout, dtype, base, ctx.obj.family, overwrite)
+        _adapter(folder, None if check else target, layout, dtype, base, ctx.obj.family, overwrite, say)
         return
     if base:
         raise click.UsageError(f"--base has no effect: {folder} is not an adapter; leave it out")
@@ -68,22 +84,38 @@ def command(
     from llmctl.checkpoint import convert as conversion
 
     opened = conversion.open_source(folder, plugin, dims)
+    facts: dict[str, Any] = {
+        "family": plugin.card.name,
+        "tensors": len(opened.state),
+        "parameters": plugin.card.count(dims),
+        "layout": opened.layout,
+    }
     what = f"{len(opened.state)} tensors, {plugin.card.count(dims):,} parameters, layout {opened.layout}"
     if check:
         with Progress("reading the model", opened.folder.nbytes) as progress:
             not_finite = conversion.verify(opened, progress)
         if not_finite:
             click.echo(f"warning: values are not finite in {conversion.shown(not_finite)}", err=True)
-        click.echo(f"{folder} is a complete {plugin.card.name} model: {what}")
+        say.result(
+            f"{folder} is a complete {plugin.card.name} model: {what}", model=folder, finite=not not_finite, **facts
+        )
         return
     assert target is not None
     with Progress("writing the model", opened.folder.nbytes) as progress:
         made = conversion.convert(opened, target, layout, dtype, shard_bytes, overwrite, progress)
-    click.echo(f"{target} {'written' if made else 'is already converted'}: {what} -> {layout}")
+    done = "written" if made else "is already converted"
+    say.result(f"{target} {done}: {what} -> {layout}", output=target, written=bool(made), to=layout, **facts)
 
 
 def _adapter(
-    source: Path, target: Path | None, layout: str, dtype: str, base: Path | None, family: str, overwrite: bool
+    source: Path,
+    target: Path | None,
+    layout: str,
+    dtype: str,
+    base: Path | None,
+    family: str,
+    overwrite: bool,
+    say: Messages,
 ) -> None:
     """Converts an adapter, or checks it if there is no target."""
     from llmctl.adapters import folder as folders
@@ -92,10 +124,10 @@ def _adapter(
     opened = folders.open_adapter(source, base, family)
     what = f"{opened.adapter.summary} of {opened.plugin.card.name}"
     if target is None:
-        click.echo(f"{source} is a complete adapter: {what}, base {opened.base}")
+        say.result(f"{source} is a complete adapter: {what}, base {opened.base}", adapter=source, base=opened.base)
         return
     stored = opened.adapter.dtype if dtype == "keep" else dtype
     with atomic_folder(target, overwrite) as work:
         folders.write(work, opened.adapter, opened.plugin, opened.dims, stored, layout)
         folders.copy_tokenizer(source, work, opened.plugin.card)
-    click.echo(f"{target} written: {what} -> {layout}")
+    say.result(f"{target} written: {what} -> {layout}", output=target, to=layout, base=opened.base)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmctl.commands.data_doctor import command as doctor
+from llmctl.commands.messages import messages, results
 from llmctl.commands.model_option import model_option
+from llmctl.commands.renamed import Renamed
 from llmctl.commands.tokenizer_folder import TokenizerFolder
 from llmctl.io.progress import Progress
 
@@ -35,7 +37,7 @@ group.add_command(doctor)
 @click.option("--output", "prefix", required=True, metavar="PREFIX", help="Writes PREFIX.bin and PREFIX.idx.")
 @model_option("Model whose tokenizer is used: a folder, or a name on a hub.")
 @click.option("--tokenizer", type=TokenizerFolder(), help="Folder of the tokenizer; the same as --model FOLDER.")
-@click.option("--format", "kind", type=click.Choice(["auto", "text", "jsonl", "csv", "parquet", "arrow"]), default="auto", show_default=True,
+@click.option("--files", "kind", cls=Renamed, former=["--format"], type=click.Choice(["auto", "text", "jsonl", "csv", "parquet", "arrow"]), default="auto", show_default=True,
               help="Which files of a folder to read; auto = all.")  # fmt: skip
 @click.option("--documents", type=click.Choice(["blank-lines", "files"]), default="blank-lines", show_default=True,
               help="What separates documents in text files.")  # fmt: skip
@@ -46,6 +48,7 @@ group.add_command(doctor)
               help="Number of processes; 0 (the default) = chosen by the size of the input. The corpus does not depend on it.")  # fmt: skip
 @click.option("--skip-bad", is_flag=True, help="Skip malformed lines instead of failing.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing corpus.")
+@results
 @click.pass_context
 def build(
     ctx: click.Context,
@@ -86,14 +89,17 @@ def build(
     with Progress("tokenizing", source.nbytes) as progress:
         made = corpus.build(source, prefix, encoder, workers, overwrite, progress)
     seconds = time.perf_counter() - began
-    click.echo(
+    say = messages(ctx)
+    say.result(
         f"{prefix}.bin and .idx: {made.documents:,} documents, {made.tokens:,} tokens as {made.dtype} "
-        f"({made.vocab_size:,} ids), {made.tokens / seconds:,.0f} tokens/s"
-    )
+        f"({made.vocab_size:,} ids), {made.tokens / seconds:,.0f} tokens/s",
+        output=prefix, documents=made.documents, tokens=made.tokens, dtype=str(made.dtype), vocab_size=made.vocab_size,
+        empty=made.empty, seconds=round(seconds, 3),
+    )  # fmt: skip
     if made.empty:
-        click.echo(f"{made.empty:,} empty documents left out")
+        say.note(f"{made.empty:,} empty documents left out")
     if not append_eos:
-        click.echo("documents do not end with EOS; --append-eos appends it")
+        say.note("documents do not end with EOS; --append-eos appends it")
 
 
 @group.command()
@@ -155,7 +161,8 @@ def inspect(ctx: click.Context, prefix: str, number: int | None, tokenizer: Path
 )
 @click.option("--valid", type=click.IntRange(0), metavar="N", help="Number of samples of the split valid.")
 @click.option("--test", type=click.IntRange(0), metavar="N", help="Number of samples of the split test.")
-@click.option("--cache", help="Folder for the indices. [default: index-cache next to each corpus]")
+@click.option("--index-cache", "cache", cls=Renamed, former=["--cache"], metavar="FOLDER",
+              help="Folder for the indices, as data.index_cache. [default: index-cache next to each corpus]")  # fmt: skip
 def index(
     config_file: Path | None,
     corpora: tuple[str, ...],

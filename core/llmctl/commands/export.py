@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from llmctl.commands.engine_options import GROUP_HELP, WEIGHTS_HELP, adapter_options, options_of
+from llmctl.commands.messages import Messages, messages, results
 from llmctl.commands.model_option import model_option
+from llmctl.commands.renamed import Renamed
 from llmctl.errors import ConfigError
 from llmctl.infer.model_source import ModelSource, open_model
 from llmctl.infer.options import WEIGHTS, EngineOptions
@@ -27,15 +29,17 @@ TEXTS = (
 @model_option("The same as MODEL; or the family of the model.")
 @click.option("--engine", type=click.Choice(["static", "fused"]), default="static", show_default=True,
               help="static: a paddle inference program; fused: packed weights for the fused engine.")  # fmt: skip
-@click.option("--out", "target", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--output", "target", cls=Renamed, former=["--out"], required=True, type=click.Path(path_type=Path),
+              help="Folder to write.")  # fmt: skip
 @click.option("--weights", type=click.Choice(WEIGHTS), help=WEIGHTS_HELP)
 @click.option("--group", type=int, metavar="N", help=GROUP_HELP)
 @click.option("--overwrite", is_flag=True, help="Replace an existing export.")
 @adapter_options
+@results
 @click.pass_context
 def command(ctx: click.Context, /, model: Path | None, target: Path, overwrite: bool, **given: Any) -> None:
     """Export the model in the folder MODEL, or an adapter merged into its base, for llmctl generate."""
-    folder = ctx.obj.folder_or(model)
+    folder, say = ctx.obj.folder_or(model), messages(ctx)
     options = options_of(given)
     if options.engine == "static":
         options.refuse_fused_only("static")
@@ -48,16 +52,16 @@ def command(ctx: click.Context, /, model: Path | None, target: Path, overwrite: 
         )
     for part in filter(None, (source.folder, folder, options.single_adapter)):
         if target.resolve() == part.resolve():
-            raise ConfigError(f"--out {target} is the model itself; choose another folder")
+            raise ConfigError(f"--output {target} is the model itself; choose another folder")
     _check_target(target, overwrite)
     from llmctl import tokenizers
 
     tokenizer = tokenizers.load(source.tokenizer_folder, card=source.plugin.card)
     tokenizers.check_fits(tokenizer, source.dims.vocab, source.tokenizer_folder)
     if options.engine == "fused":
-        _packed(source, target, options, overwrite)
+        _packed(source, target, options, overwrite, say)
     else:
-        _program(source, tokenizer, target, overwrite)
+        _program(source, tokenizer, target, overwrite, say)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -68,12 +72,12 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
-        raise ConfigError(f"--out {target} already exists; choose another folder, or add --overwrite")
+        raise ConfigError(f"--output {target} already exists; choose another folder, or add --overwrite")
     if not target.is_dir():
-        raise ConfigError(f"--out {target} is a file; name a folder")
+        raise ConfigError(f"--output {target} is a file; name a folder")
     if not (is_exported(target) or is_packed(target)) or any(path.is_dir() for path in target.iterdir()):
         raise ConfigError(
-            f"--out {target} holds other things than an exported model, and --overwrite would delete them; choose another "
+            f"--output {target} holds other things than an exported model, and --overwrite would delete them; choose another "
             "folder"
         )
 
@@ -86,7 +90,7 @@ def _check_not_exported(model: Path) -> None:
         raise ConfigError(f"{model} is what llmctl export made; name the model that it was made from")
 
 
-def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool) -> None:
+def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool, say: Messages) -> None:
     from llmctl import runtime
     from llmctl.data.sft.encoding import prompt_ids
     from llmctl.tokenizers.conversation import Conversation
@@ -100,12 +104,14 @@ def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool)
     with waiting("tracing the program and comparing it with the model"):
         about = export(layer, source.plugin, source.dims, prompts, target, source.folder, tokenizer, overwrite)
     limit = f", up to {about.max_positions} tokens" if about.max_positions else ""
-    click.echo(f"compared on {len(prompts)} prompts: logits differ by {about.difference:.2g} of the largest at most; "
-               f"{TOLERANCE:g} is allowed")  # fmt: skip
-    click.echo(f"{target} written: a static program of {about.family}{limit}")
+    say.result(
+        f"compared on {len(prompts)} prompts: logits differ by {about.difference:.2g} of the largest at most; {TOLERANCE:g} is "
+        f"allowed\n{target} written: a static program of {about.family}{limit}",
+        output=target, engine="static", family=about.family, max_positions=about.max_positions, difference=about.difference,
+    )  # fmt: skip
 
 
-def _packed(source: ModelSource, target: Path, options: EngineOptions, overwrite: bool) -> None:
+def _packed(source: ModelSource, target: Path, options: EngineOptions, overwrite: bool, say: Messages) -> None:
     from llmctl.infer.loader import Packing, packed_model
     from llmctl.infer.packed.folder import WEIGHTS, save_packed
 
@@ -113,6 +119,8 @@ def _packed(source: ModelSource, target: Path, options: EngineOptions, overwrite
     model = packed_model(source.folder, source.plugin, source.dims, packing, source.adapted)
     save_packed(model, target, source.folder, source.plugin, overwrite, source.adapted)
     size = (target / WEIGHTS).stat().st_size
-    click.echo(
-        f"{target} written: {source.plugin.card.name} packed as {model.layers[0].qkv.weight.kind}, {size / 1e6:,.1f} MB"
-    )
+    family, kind = source.plugin.card.name, model.layers[0].qkv.weight.kind
+    say.result(
+        f"{target} written: {family} packed as {kind}, {size / 1e6:,.1f} MB",
+        output=target, engine="fused", family=family, weights=kind, bytes=size,
+    )  # fmt: skip

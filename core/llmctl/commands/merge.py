@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from llmctl.commands.messages import messages, results
 from llmctl.commands.model_option import model_option
 from llmctl.errors import ConfigError
 from llmctl.io.progress import Progress, waiting
@@ -24,8 +25,10 @@ from llmctl.io.sizes import parse_bytes
 @click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16"]), default="keep",
               show_default=True, help="Data type of the weights; keep = that of the base model.")  # fmt: skip
 @click.option("--max-shard-size", default="5GB", show_default=True, help="Maximum size of a weight file, e.g. 500MB.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing model in the folder.")
 @click.option("--verify", "check", is_flag=True, help="Compare the logits of the merged model with base + adapter.")
 @click.option("--allow-other-base", is_flag=True, help="Allow a base model that the adapter was not trained on.")
+@results
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -34,13 +37,14 @@ def command(
     base: Path | None,
     dtype: str,
     max_shard_size: str,
+    overwrite: bool,
     check: bool,
     allow_other_base: bool,
 ) -> None:
     """Merge the adapter in the folder ADAPTER into its base model."""
     shard_bytes = parse_bytes(max_shard_size, "--max-shard-size ")
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ConfigError(f"--output {output} already exists; choose another folder")
+    say = messages(ctx)
+    _check_target(output, overwrite)
     from llmctl.adapters.folder import open_adapter
     from llmctl.adapters.merge import merge
     from llmctl.checkpoint.locate import locate
@@ -48,12 +52,19 @@ def command(
     adapter = locate(adapter)
     given = ctx.obj.folder_or(base, "--base") if base or ctx.obj.names_folder else None
     opened = open_adapter(adapter, given, ctx.obj.family, allow_other_base)
+    for part in (opened.base, adapter):
+        if output.resolve() == part.resolve():
+            raise ConfigError(f"--output {output} is what is merged; choose another folder")
     total = opened.plugin.card.count(opened.dims) * (2 if dtype in ("float16", "bfloat16") else 4)
     with Progress("writing the model", total) as progress:
-        changed = merge(opened, output, dtype, shard_bytes, progress)
-    click.echo(f"{output} written: {opened.plugin.card.name} from {opened.base}, {changed} layers changed by {adapter}")
+        changed = merge(opened, output, dtype, shard_bytes, progress, overwrite)
+    family = opened.plugin.card.name
+    say.result(
+        f"{output} written: {family} from {opened.base}, {changed} layers changed by {adapter}",
+        output=output, family=family, base=opened.base, adapter=adapter, layers_changed=changed,
+    )  # fmt: skip
     if opened.quantised:
-        click.echo(
+        say.note(
             f"the base was quantized to {opened.quantised} in training; the merged model has its dequantized weights"
         )
     if check:
@@ -65,4 +76,19 @@ def command(
 
         with waiting("comparing the merged model with base and adapter"):
             difference, allowed = verify(opened, output)
-        click.echo(f"verified: the relative difference of the logits is {difference:.2g}; {allowed:g} is allowed")
+        say.result(
+            f"verified: the relative difference of the logits is {difference:.2g}; {allowed:g} is allowed",
+            "verify", difference=difference, allowed=allowed,
+        )  # fmt: skip
+
+
+def _check_target(output: Path, overwrite: bool) -> None:
+    """Checks that a folder can be made, or a model replaced."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise ConfigError(f"--output {output} already exists; choose another folder, or add --overwrite")
+    if not output.is_dir() or not (output / "config.json").is_file() or any(path.is_dir() for path in output.iterdir()):
+        raise ConfigError(
+            f"--output {output} holds other things than a model, and --overwrite would delete them; choose another folder"
+        )

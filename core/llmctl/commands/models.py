@@ -20,6 +20,7 @@ from llmctl.card.support import state
 from llmctl.card.weight_map import WeightMapping
 from llmctl.commands.completion import complete_family
 from llmctl.commands.recipe import PLACEHOLDERS, recipes
+from llmctl.commands.renamed import Renamed
 from llmctl.errors import DISTRIBUTION, PluginError
 from llmctl.plugins import matrix
 from llmctl.plugins.hookspecs import GROUP
@@ -41,10 +42,10 @@ from llmctl.plugins.hookspecs import GROUP
     help="Show the support matrix: what each family supports, as its tests prove.",
 )
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the support matrix as Markdown.")
-@click.option(
-    "--check", type=click.Path(path_type=Path), help="Fail if the support matrix in this file is out of date."
-)
-@click.option("--update", type=click.Path(path_type=Path), help="Update the support matrix in this file.")
+@click.option("--check-matrix", "check", cls=Renamed, former=["--check"], metavar="FILE", type=click.Path(path_type=Path),
+              help="Fail if the support matrix in this file is out of date.")  # fmt: skip
+@click.option("--update-matrix", "update", cls=Renamed, former=["--update"], metavar="FILE", type=click.Path(path_type=Path),
+              help="Update the support matrix in this file.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     name: str | None,

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import click
 
+from llmctl.commands.messages import messages, results
 from llmctl.errors import FileError
 from llmctl.io.checksums import MANIFEST, find_damage, read_manifest
 
 
 @click.command()
 @click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
-def command(folders: tuple[Path, ...]) -> None:
+@results
+@click.pass_context
+def command(ctx: click.Context, folders: tuple[Path, ...]) -> None:
     """Compare all files with the checksums that were stored when they were written.
 
     FOLDER is a trained, merged, converted, packed or exported model, a checkpoint, or the output folder of a run
@@ -22,7 +25,7 @@ def command(folders: tuple[Path, ...]) -> None:
     for folder in folders:
         for part in _parts(folder):
             found = _check(part)
-            click.echo(f"{part}: {'damaged' if found else 'ok'}")
+            messages(ctx).result(f"{part}: {'damaged' if found else 'ok'}", "verify", folder=part, ok=not found)
             problems += [f"{part}: {problem}" for problem in found]
     if problems:
         raise FileError(

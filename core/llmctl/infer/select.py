@@ -46,7 +46,7 @@ def open_backend(folder: Path, family: str = "auto", options: EngineOptions | No
     if options.engine == "static":
         raise ConfigError(
             f"{options.spell('engine', 'static')}: {folder} holds no exported program; make one: llmctl export {folder} "
-            "--out FOLDER"
+            "--output FOLDER"
         )
     source = open_model(folder, family, options)
     if options.engine == "dynamic":

@@ -53,7 +53,7 @@ def can_redraw() -> bool:
 
 @contextlib.contextmanager
 def waiting(title: str) -> Iterator[None]:
-    """Says what is being done, once, if the block takes long and its progress is not known.
+    """Says what is being done, once, if the block takes long and its progress is not known; longest where nothing is redrawn.
 
     Args:
         title: What is being done.
@@ -64,7 +64,7 @@ def waiting(title: str) -> Iterator[None]:
         shown.set()
         print(f"{title} ...", end="" if redraws else "\n", file=stream, flush=True)
 
-    timer = threading.Timer(PATIENCE, say)
+    timer = threading.Timer(PATIENCE if redraws else LINE, say)
     timer.daemon = True
     if not _SILENT.get():
         timer.start()

@@ -47,7 +47,7 @@ PENDING = {
 """Methods that core does not have yet, so that no family supports them."""
 
 BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
-UPDATE = "llmctl models --update"
+UPDATE = "llmctl models --update-matrix"
 
 
 @dataclass(frozen=True)

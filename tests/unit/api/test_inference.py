@@ -28,8 +28,8 @@ LONG = "The favourite food of Tom is beans. Rome is the home of Mia. " * 12
 def folders(tmp_path_factory):
     """The starter for each engine."""
     folder = tmp_path_factory.mktemp("exported")
-    llmctl("export", STARTER, "--out", folder / "program")
-    llmctl("export", STARTER, "--engine", "fused", "--out", folder / "packed")
+    llmctl("export", STARTER, "--output", folder / "program")
+    llmctl("export", STARTER, "--engine", "fused", "--output", folder / "packed")
     return {"fused": STARTER, "dynamic": STARTER, "static": folder / "program", "packed": folder / "packed"}
 
 

@@ -66,6 +66,7 @@ def test_an_unknown_total_is_counted_and_a_quiet_run_says_nothing(monkeypatch, c
 @pytest.fixture
 def standard_error(monkeypatch):
     """Makes a stream of a kind standard error; there is no patience."""
+    monkeypatch.setattr(progress, "LINE", 0.0)
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     monkeypatch.setenv("TERM", "xterm")
 
@@ -113,6 +114,7 @@ def test_nothing_is_said_of_what_ends_soon_or_where_it_is_not_wanted(standard_er
     with progress.silent():
         list(progress.tracked([1, 2], "doing", 2))
     monkeypatch.setattr(progress, "PATIENCE", 60.0)
+    monkeypatch.setattr(progress, "LINE", 60.0)
     list(progress.tracked([1, 2], "doing", 2))
     with progress.waiting("thinking"):
         pass

@@ -67,7 +67,7 @@ def test_an_adapter_remembers_the_key_of_its_base(odd, tmp_path):
     run = llmctl.finetune(config(odd, tmp_path / "run", name="lora", rank=2), quiet=True)
     assert open_adapter(run.model).base == odd
     for target, command in (("merged", ["merge", str(run.model), "--output", str(tmp_path / "merged")]),
-                            ("packed", ["export", str(odd), "--engine", "fused", "--adapter", str(run.model), "--out",
+                            ("packed", ["export", str(odd), "--engine", "fused", "--adapter", str(run.model), "--output",
                                         str(tmp_path / "packed")])):  # fmt: skip
         done = CliRunner().invoke(cli, command)
         assert done.exit_code == 0, done.output
