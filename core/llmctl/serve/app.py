@@ -55,6 +55,9 @@ def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = (), body_byt
         paths = ", ".join(f"{method} {path}" for path, (method, _) in table.items())
         return problem_reply(Problem(f"{what}; there are: {paths}", error.status_code), request.url.path)
 
+    async def on_fault(request: Request, error: Exception) -> Response:
+        return problem_reply(Problem("an error in the server; see its log", 500), request.url.path)
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         service.bridge.start()
@@ -64,7 +67,7 @@ def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = (), body_byt
     app = Starlette(
         lifespan=lifespan,
         routes=[Route(path, run, methods=[method]) for path, (method, run) in table.items()],
-        exception_handlers={Problem: on_problem, HTTPException: on_http},
+        exception_handlers={Problem: on_problem, HTTPException: on_http, Exception: on_fault},
     )
     return Guard(app, keys, hosts, body_bytes, service.metrics, tuple(table))
 

@@ -6,6 +6,7 @@ Nothing else here touches the engine.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +16,9 @@ from llmctl.errors import LlmctlError
 from llmctl.infer.backend import Backend, BatchBackend, EngineBackend
 from llmctl.infer.request import Event, Generation, Request
 from llmctl.serve.problems import Problem
+
+STALLED_SECONDS = 120.0
+"""An engine that has work and takes longer for a step than this counts as failed."""
 
 DOWN = "the engine has stopped; the server must be started again"
 
@@ -96,7 +100,7 @@ class Bridge(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether the engine takes requests."""
+        """Whether the engine takes requests and progresses."""
 
     def gauges(self) -> dict[str, float]:
         """State of the engine, by name of the metric."""
@@ -117,6 +121,7 @@ class EngineBridge:
         self._backend, self._draft = backend, draft
         self._pending: list[tuple[Stream, Numbered | Problem]] = []
         self._engine: Any = None
+        self._moved = 0.0
 
     def start(self) -> None:
         """As ``Bridge``."""
@@ -135,13 +140,17 @@ class EngineBridge:
             ticket = self._engine.submit(replace(request, adapter=adapter, draft=draft), _Sink(self, stream, number))
         except StoppedError:
             raise Problem(DOWN, 503) from None
+        if not self._backend.engine.busy:
+            self._moved = time.monotonic()
         ticket.number.add_done_callback(lambda future: self._refused(future, stream, number))
         stream.opened(number, lambda: self._engine.cancel(ticket))
 
     @property
     def alive(self) -> bool:
         """As ``Bridge``."""
-        return self._engine is not None and bool(self._engine.alive)
+        if self._engine is None or not self._engine.alive:
+            return False
+        return not self._backend.engine.busy or time.monotonic() - self._moved < STALLED_SECONDS
 
     def gauges(self) -> dict[str, float]:
         """As ``Bridge``."""
@@ -168,6 +177,7 @@ class EngineBridge:
             self.take(stream, (number, Event(0, done=Generation([], "error", str(error), cause=error))))
 
     def _after_step(self) -> None:
+        self._moved = time.monotonic()
         pending, self._pending = self._pending, []
         if pending and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_hand_out, pending)

@@ -168,18 +168,21 @@ class ServedModel:
         if "top_k" in values:
             given["top_k"] = max(0, values["top_k"])
         given["seed"] = values["seed"] & (2**63 - 1) if "seed" in values else secrets.randbits(62)
-        given["stop"] = _stops(values.get("stop", ()))
+        if "stop" in values:
+            given["stop"] = _stops(values["stop"])
         given["stop_token_ids"] = self.known(values.get("stop_token_ids", ()), "stop_token_ids")
         if len(given["stop_token_ids"]) > STOP_IDS:
             raise Problem(f"stop_token_ids has more than {STOP_IDS} tokens", param="stop_token_ids")
         given["logit_bias"] = self._biases(values.get("logit_bias", {}))
         given["max_new_tokens"] = self._room(prompt, longest)
-        given["min_new_tokens"] = values.get("min_tokens", 0)
-        if given["min_new_tokens"] > given["max_new_tokens"]:
+        least = values.get("min_tokens", 0)
+        if least > given["max_new_tokens"]:
             raise Problem(
-                f"min_tokens={given['min_new_tokens']} is more than the {given['max_new_tokens']} tokens that the answer may have",
+                f"min_tokens={least} is more than the {given['max_new_tokens']} tokens that the answer may have",
                 param="min_tokens",
             )
+        if "min_tokens" in values:
+            given["min_new_tokens"] = least
         return _good(lambda: self.defaults.params(given), None)
 
     def _room(self, prompt: Sequence[int], longest: int | None) -> int:

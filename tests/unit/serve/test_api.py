@@ -388,3 +388,10 @@ def test_a_layer_is_served_one_request_at_a_time(engine):
             "need the fused engine",
             "echo",
         )
+
+
+def test_a_fault_of_the_server_is_told_in_the_same_form(monkeypatch):
+    with served() as client:
+        monkeypatch.setattr(type(client.service), "pieces", None)
+        refused(chat(client), 500, "see its log")
+        assert client.get("/readyz").status_code == 200

@@ -1,0 +1,110 @@
+"""Connections on which a request does not go on, the load that is admitted, and the text of metrics."""
+
+import asyncio
+import time
+
+import pytest
+import uvicorn
+
+from llmctl.serve import guard, server
+from llmctl.serve.admission import Admission
+from llmctl.serve.guard import Guard
+from llmctl.serve.keys import Keys
+from llmctl.serve.metrics import Metrics
+from llmctl.serve.problems import Problem
+
+
+async def hello(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"hi"})
+
+
+async def talk(app, *parts):
+    """What a client gets for parts of a request, until the server ends the connection."""
+    bound = server.listen("127.0.0.1", 0)
+    config = uvicorn.Config(app, http=server.HeadInTime, ws="none", lifespan="off", log_config=None)
+    running = server._Server(config, None, 0, lambda: None)
+    task = asyncio.ensure_future(running.serve([bound]))
+    try:
+        reader, writer = await asyncio.open_connection(*bound.getsockname())
+        writer.write(b"".join(parts))
+        return await asyncio.wait_for(reader.read(), 10)
+    finally:
+        writer.close()
+        running.should_exit = True
+        await task
+
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize("parts", [[], [b"GET / HT"], [GET, b"GET / HTTP/1.1\r\nHost"]])
+def test_a_request_whose_head_does_not_come_is_cut(monkeypatch, parts):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.05)
+    got = asyncio.run(talk(hello, *parts))
+    assert got.endswith(b"hi") if parts[:1] == [GET] else got == b""
+
+
+def test_a_request_whose_body_does_not_come_is_refused(monkeypatch):
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
+    app = Guard(hello, Keys(), (), 100, Metrics(), ())
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    got = asyncio.run(talk(app, head))
+    assert got.startswith(b"HTTP/1.1 408") and b"has not come within" in got
+
+
+def test_what_fails_in_the_server_is_told_without_what_the_user_wrote(caplog):
+    async def broken(scope, receive, send):
+        raise ValueError(scope["path"])
+
+    app = Guard(broken, Keys(), (), 100, Metrics(), ())
+    got = asyncio.run(talk(app, b"GET /secret HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
+    assert got.startswith(b"HTTP/1.1 500") and b"req-" in got
+    assert "ValueError" in caplog.text and "secret" not in caplog.text
+
+
+def test_the_port_must_be_free():
+    with server.listen("127.0.0.1", 0) as bound, pytest.raises(Exception, match="choose others with --host and --port"):
+        server.listen("127.0.0.1", bound.getsockname()[1])
+
+
+def test_admission_counts_answers_and_waiting_tokens():
+    admission = Admission(answers=4, tokens=100)
+    admission.enter(3, 500)
+    with pytest.raises(Problem, match="3 answers are before") as busy:
+        admission.enter(2, 1)
+    assert (busy.value.status, busy.value.headers) == (429, {"retry-after": "1"})
+    with pytest.raises(Problem, match="500 tokens of prompts"):
+        admission.enter(1, 1)
+    admission.begun(500)
+    admission.enter(1, 90)
+    for _ in range(200):
+        admission.held += 1
+        admission.leave(1, 1000.0)
+    assert admission.wait() == 60 and (admission.held, admission.waiting) == (4, 90)
+
+
+def test_metrics_are_in_the_text_format_of_prometheus():
+    metrics = Metrics()
+    metrics.count("requests_total", 'path="/x",status="200"', 2)
+    for seconds in (0.005, 0.2, 1000):
+        metrics.time("request_seconds", seconds)
+    lines = metrics.text({"answers_held": 3}).splitlines()
+    assert (
+        "# TYPE llmctl_requests_total counter" in lines and 'llmctl_requests_total{path="/x",status="200"} 2' in lines
+    )
+    assert "# TYPE llmctl_answers_held gauge" in lines and "llmctl_answers_held 3" in lines
+    counts = [int(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("llmctl_request_seconds_bucket")]
+    assert counts == sorted(counts) and counts[0] == 1 and counts[-1] == 3 and "llmctl_request_seconds_count 3" in lines
+
+
+def test_an_engine_without_progress_is_not_ready(monkeypatch):
+    from kit.served import served
+
+    with served() as client:
+        engine = client.service.bridge._backend.engine
+        monkeypatch.setattr(type(engine), "busy", property(lambda self: True))
+        client.service.bridge._moved = time.monotonic() - 1000
+        assert client.get("/readyz").status_code == 503 and client.get("/healthz").status_code == 503
+        monkeypatch.undo()
+        assert client.get("/readyz").status_code == 200

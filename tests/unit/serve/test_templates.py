@@ -1,0 +1,66 @@
+"""Conversations with tools and arguments of the chat template, against the template of transformers' kind itself."""
+
+import json
+import shutil
+
+import jinja2
+import pytest
+from kit.paths import STARTER
+from kit.served import served
+
+TEMPLATE = (
+    "{% if tools %}{{ tools | map(attribute='function') | map(attribute='name') | join(' ') }} {% endif %}"
+    "{% if enable_thinking %}think {% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content or '' }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name }} {{ call.function.arguments.city }}{% endfor %} {% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": json.dumps({"city": "Rome"})}}
+MESSAGES = [
+    {"role": "user", "content": "Tom lives in Rome."},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "1", "content": "The red kite."},
+]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "model"
+    shutil.copytree(STARTER / "model", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATE}))
+    with served(folder=folder) as client:
+        yield client
+
+
+def prompt(client, **more):
+    tokens = client.post("/tokenize", json={"messages": MESSAGES, **more}).json()["tokens"]
+    return client.post("/detokenize", json={"tokens": tokens}).json()["prompt"]
+
+
+@pytest.mark.parametrize("more", [{}, {"tools": TOOLS}, {"chat_template_kwargs": {"enable_thinking": True}}])
+def test_the_template_writes_tools_calls_and_arguments(client, more):
+    call = {"function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    messages = [MESSAGES[0], {"role": "assistant", "tool_calls": [call]}, MESSAGES[2]]
+    given = {"tools": more.get("tools"), **more.get("chat_template_kwargs", {})}
+    expected = jinja2.Template(TEMPLATE).render(messages=messages, add_generation_prompt=True, **given)
+    assert prompt(client, **more).split() == expected.split()
+
+
+def test_tool_choice_none_leaves_tools_out(client):
+    body = {"messages": MESSAGES, "tools": TOOLS, "max_tokens": 2}
+    sizes = {
+        choice: client.post("/v1/chat/completions", json={**body, "tool_choice": choice}).json()["usage"][
+            "prompt_tokens"
+        ]
+        for choice in ("auto", "none")
+    }
+    assert sizes["auto"] > sizes["none"]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_calls_that_must_be_made_are_refused(client, choice):
+    body = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": choice}
+    response = client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400 and response.json()["error"]["param"] == "tool_choice"
