@@ -17,6 +17,7 @@ from llmctl.serve import openai_api, paddlenlp_api
 from llmctl.serve.fields import DETOKENIZE, TOKENIZE, read
 from llmctl.serve.guard import BODY, App, Guard
 from llmctl.serve.keys import Keys
+from llmctl.serve.page import page
 from llmctl.serve.problems import Problem
 from llmctl.serve.replies import PADDLENLP_PATH, events, json_reply, ndjson, problem_reply, while_there
 from llmctl.serve.service import Service
@@ -33,6 +34,7 @@ def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = (), body_byt
     """
     routes = Routes(service)
     table: dict[str, tuple[str, Callable[[Request], Any]]] = {
+        "/": ("GET", routes.page),
         "/v1/chat/completions": ("POST", routes.chat),
         "/v1/completions": ("POST", routes.completions),
         "/v1/models": ("GET", routes.models),
@@ -151,6 +153,10 @@ class Routes:
         ids = model.known(values["tokens"], "tokens")
         text = await run_in_threadpool(model.tokenizer.decode, ids, False)
         return json_reply({"prompt": text, "content": text})
+
+    async def page(self, request: Request) -> Response:
+        """A page to chat."""
+        return page()
 
     async def healthz(self, request: Request) -> Response:
         """Whether the process should be left running."""

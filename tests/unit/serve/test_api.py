@@ -1,6 +1,9 @@
 """The HTTP API over the starter model: what OpenAI's client expects, against the engine used directly."""
 
+import base64
 import json
+import re
+from hashlib import sha256
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -395,3 +398,16 @@ def test_a_fault_of_the_server_is_told_in_the_same_form(monkeypatch):
         monkeypatch.setattr(type(client.service), "pieces", None)
         refused(chat(client), 500, "see its log")
         assert client.get("/readyz").status_code == 200
+
+
+def test_the_page_is_small_and_loads_nothing_else(client):
+    response = client.get("/")
+    assert response.headers["content-type"].startswith("text/html") and len(response.content) <= 20_000
+    assert not re.search(r"https?:|src=|href=|@import|url\(|innerHTML", response.text)
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "unsafe" not in policy
+    script = re.search(r"<script>(.*?)</script>", response.text, re.DOTALL)[1]
+    assert base64.b64encode(sha256(script.encode()).digest()).decode() in policy
+    assert not re.search(r" on[a-z]+=| style=", response.text), "the policy forbids them"
+    for path in re.findall(r'fetch\("([^"]+)"', script):
+        assert f"/{path}" in client.get("/nothing").json()["error"]["message"]
