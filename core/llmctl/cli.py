@@ -15,7 +15,8 @@ from typing import Any
 import click
 
 from llmctl._version import __version__
-from llmctl.commands.model_option import model_option
+from llmctl.commands.model_option import NAME as MODEL_OPTION
+from llmctl.commands.model_option import ModelOption, model_option
 from llmctl.errors import LlmctlError
 from llmctl.runtime import streams
 from llmctl.runtime.distributions import entry_points
@@ -65,6 +66,7 @@ class LazyGroup(click.Group):
         if cmd_name in COMMANDS:
             module, _, attribute = COMMANDS[cmd_name][0].partition(":")
             found: click.Command = getattr(importlib.import_module(module), attribute)
+            _refuse_idle_model(ctx, cmd_name, found)
             return found
         if cmd_name in _added():
             return _load_added(cmd_name)
@@ -86,6 +88,14 @@ class LazyGroup(click.Group):
                 for name in self.list_commands(ctx)]  # fmt: skip
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+def _refuse_idle_model(ctx: click.Context, name: str, command: click.Command) -> None:
+    """Raises a usage error if ``--model`` stands before a command of core that has no use for it."""
+    given = ctx.find_object(ModelOption)
+    takes = isinstance(command, click.Group) or any(param.name == MODEL_OPTION for param in command.params)
+    if given is not None and given.text and not takes:
+        raise click.UsageError(f"--model has no effect on llmctl {name}; leave it out", ctx)
 
 
 def _added() -> dict[str, metadata.EntryPoint]:

@@ -46,6 +46,7 @@ def test_a_model_is_named_before_the_command_or_after_it(where, answer):
         ([*ASKED, "--model", "./absent"], "absent"),
         (["bench", "--random", "tiny", "--model", STARTER], "give MODEL or --random, and not both"),
         (["finetune", "--model", STARTER, "--set", "model.path=other"], "--model is .* and --set model.path is other"),
+        (["--model", "llama", "env"], "--model has no effect on llmctl env; leave it out"),
         (["finetune"], "without CONFIG, name a model: llmctl finetune --model FOLDER"),
     ],
 )

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
+NAME = "chosen_model"
+"""Name of the option among the parameters of a command."""
+
 Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
 
 
@@ -90,7 +93,7 @@ def model_option(
     """
     return click.option(
         "--model",
-        "chosen_model",
+        NAME,
         metavar="MODEL",
         expose_value=False,
         callback=_take,

@@ -17,9 +17,10 @@ from llmctl.tokenizers.conversation import Conversation
 HELP = """\
 /reset          forget the conversation
 /system TEXT    set the system prompt; without TEXT remove it
-/save FILE      write the conversation to a file of JSON lines, which finetune and generate --input read
+/save FILE      write the conversation as JSON lines, as finetune reads them
 /exit           end the chat, as Ctrl-D does
-Ctrl-C stops an answer. A message of several lines stands between two \"\"\", or has \\ at the ends of its lines."""
+Ctrl-C stops an answer.
+A message of several lines stands between two \"\"\", or has \\ at line ends."""
 
 ROOM = 256
 """Tokens that are left for an answer before the oldest turns are dropped, where answers may be longer."""
