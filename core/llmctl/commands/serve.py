@@ -82,7 +82,7 @@ def command(
     require("starlette", "serve", "llmctl serve")
     require("uvicorn", "serve", "llmctl serve")
     _set_threads(config.model.threads)
-    _serve(config, config.model.family if ctx.obj.family == "auto" else ctx.obj.family, api_key, say)
+    ctx.exit(_serve(config, config.model.family if ctx.obj.family == "auto" else ctx.obj.family, api_key, say))
 
 
 def _config(path: Path | None, chosen: Mapping[str, Any]) -> ServeConfig:
@@ -109,7 +109,8 @@ def _set_threads(threads: int) -> None:
         os.environ["LLMCTL_THREADS"] = str(max(1, process.available_cores() - 1))
 
 
-def _serve(config: ServeConfig, family: str, api_key: str | None, say: Messages) -> None:
+def _serve(config: ServeConfig, family: str, api_key: str | None, say: Messages) -> int:
+    """Loads the model and serves it; returns the exit code."""
     from llmctl.serve import server
     from llmctl.serve.keys import Keys, read_keys
 
@@ -133,4 +134,4 @@ def _serve(config: ServeConfig, family: str, api_key: str | None, say: Messages)
         def ready() -> None:
             say.note(f"serving {', '.join(model.names)} at {address}/v1; Ctrl-C ends it")
 
-        server.run(model, bridge, config, keys, bound, ready)
+        return server.run(model, bridge, config, keys, bound, ready)

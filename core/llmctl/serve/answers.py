@@ -48,6 +48,7 @@ class Answer:
         tokens: How many tokens it has, those of a stop string among them.
         cached: Tokens of its prompt that were found in the KV cache.
         done: Whether it has ended.
+        closed: Whether the engine has ended it too.
     """
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams, ends: Collection[int] = ()) -> None:
@@ -55,7 +56,7 @@ class Answer:
         self._seen = self._shown = 0
         self._held: list[tuple[int, TokenLogprob]] = []
         self.tokens = self.cached = 0
-        self.done = False
+        self.done = self.closed = False
 
     def take(self, event: Event) -> Piece:
         """What an event adds.
@@ -63,6 +64,10 @@ class Answer:
         Raises:
             Problem: The answer has failed.
         """
+        if event.done is not None:
+            self.closed, self.cached = True, event.done.cached_tokens
+        if self.done:
+            return Piece()
         if event.done is not None:
             return self._end(event.done)
         assert event.token is not None
@@ -78,7 +83,6 @@ class Answer:
         return Piece(text, self._release())
 
     def _end(self, made: Generation) -> Piece:
-        self.cached = made.cached_tokens
         if made.finish_reason == "error":
             self.done = True
             if made.cause is not None:

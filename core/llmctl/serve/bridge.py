@@ -102,6 +102,10 @@ class Bridge(Protocol):
     def alive(self) -> bool:
         """Whether the engine takes requests and progresses."""
 
+    @property
+    def dead(self) -> bool:
+        """Whether the engine has ended by an error."""
+
     def gauges(self) -> dict[str, float]:
         """State of the engine, by name of the metric."""
 
@@ -148,9 +152,14 @@ class EngineBridge:
     @property
     def alive(self) -> bool:
         """As ``Bridge``."""
-        if self._engine is None or not self._engine.alive:
+        if self._engine is None or self.dead:
             return False
         return not self._backend.engine.busy or time.monotonic() - self._moved < STALLED_SECONDS
+
+    @property
+    def dead(self) -> bool:
+        """As ``Bridge``."""
+        return self._engine is not None and not self._engine.alive
 
     def gauges(self) -> dict[str, float]:
         """As ``Bridge``."""
@@ -226,6 +235,11 @@ class BatchBridge:
     def alive(self) -> bool:
         """As ``Bridge``."""
         return True
+
+    @property
+    def dead(self) -> bool:
+        """As ``Bridge``."""
+        return False
 
     def gauges(self) -> dict[str, float]:
         """As ``Bridge``."""

@@ -29,6 +29,9 @@ LOG = logging.getLogger("llmctl.serve")
 BODY_SECONDS = 20.0
 """Longest time in which a body must have come."""
 
+LONG = 1 << 16
+"""Bytes of a body that is not parsed in the event loop."""
+
 OPEN_PATHS = ("/", "/healthz", "/readyz")
 """Paths that need no key: they tell nothing that is not in the program."""
 
@@ -75,6 +78,8 @@ class Guard:
         except Gone:
             status = status or 499
         except Problem as problem:
+            if scope["method"] == "POST" and BODY not in scope:
+                problem.headers["connection"] = "close"  # what is left of the body is not read
             await problem_reply(problem, scope["path"])(scope, receive, noted)
         except Exception as error:
             # The message may hold what a user wrote.
@@ -113,17 +118,18 @@ class Guard:
 
     async def _body(self, headers: dict[str, str], receive: Receive) -> Any:
         length = headers.get("content-length", "")
-        close = {"connection": "close"}
         if length.isdigit() and int(length) > self._body_bytes:
-            raise self._too_large(close)
+            raise self._too_large()
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise Problem("the body must be JSON: send the header content-type: application/json", 415, headers=close)
+            raise Problem("the body must be JSON: send the header content-type: application/json", 415)
         try:
             data = await asyncio.wait_for(self._read(receive), BODY_SECONDS)
         except asyncio.TimeoutError:
-            raise Problem(f"the body has not come within {BODY_SECONDS:g} seconds", 408, headers=close) from None
+            raise Problem(f"the body has not come within {BODY_SECONDS:g} seconds", 408) from None
         try:
-            return parse_json(data, bounded=True)
+            if len(data) < LONG:
+                return parse_json(data, bounded=True)
+            return await asyncio.to_thread(parse_json, data, bounded=True)
         except ValueError as error:
             raise Problem(f"the body is not valid JSON: {error}", code="invalid_json") from None
 
@@ -137,11 +143,11 @@ class Guard:
             parts.append(part)
             size += len(part)
             if size > self._body_bytes:
-                raise self._too_large({"connection": "close"})
+                raise self._too_large()
         return b"".join(parts)
 
-    def _too_large(self, headers: dict[str, str]) -> Problem:
-        return Problem(f"the body has more than {self._body_bytes} bytes", 413, code="body_too_large", headers=headers)
+    def _too_large(self) -> Problem:
+        return Problem(f"the body has more than {self._body_bytes} bytes", 413, code="body_too_large")
 
 
 def _name(host: str) -> str:

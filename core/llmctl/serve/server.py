@@ -23,6 +23,7 @@ from llmctl.infer.options import EngineOptions
 from llmctl.serve.admission import Admission
 from llmctl.serve.app import make_app
 from llmctl.serve.bridge import Bridge, bridge_of
+from llmctl.serve.guard import LOG
 from llmctl.serve.keys import Keys
 from llmctl.serve.metrics import Metrics
 from llmctl.serve.model import ServedModel
@@ -35,6 +36,7 @@ HEAD_BYTES = 32 << 10
 PROMPT_TOKENS = 64
 """Tokens of prompts in a step besides those of running answers, which wait for it."""
 
+WATCH_SECONDS = 1.0
 SWITCH_SECONDS = 0.0005
 """How soon a thread gets the interpreter from another: the engine's thread needs it once per step."""
 
@@ -102,7 +104,7 @@ def is_local(host: str) -> bool:
 
 def run(
     model: ServedModel, bridge: Bridge, config: ServeConfig, keys: Keys, bound: socket.socket, ready: Callable[[], None]
-) -> None:
+) -> int:
     """Serves until SIGTERM or Ctrl-C; a second one ends it at once.
 
     Args:
@@ -112,6 +114,9 @@ def run(
         keys: Who may ask.
         bound: Where it listens.
         ready: Called when requests are answered.
+
+    Returns:
+        The exit code: 1 = the engine has failed.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     limits = config.limits
@@ -133,9 +138,12 @@ def run(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.end)
+        watch = asyncio.ensure_future(server.watch(bridge))
         await server.serve([bound])
+        watch.cancel()
 
     asyncio.run(serve())
+    return server.code
 
 
 class _Server(uvicorn.Server):
@@ -151,6 +159,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service, grace: float, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._service, self._grace, self._ready = service, grace, ready
+        self.code = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to answer."""
@@ -161,6 +170,15 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals are those of ``run``: uvicorn would end by them."""
         yield
+
+    async def watch(self, bridge: Bridge) -> None:
+        """Ends the server with exit code 1 when its engine has failed, so that whatever runs it starts it again."""
+        while not bridge.dead:
+            await asyncio.sleep(WATCH_SECONDS)
+        if not self._service.stopping:
+            LOG.error("the engine has failed; the server ends")
+            self.code = 1
+            self.end()
 
     def end(self) -> None:
         """Ends the server: first when answers have ended, the second time at once."""

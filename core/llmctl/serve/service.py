@@ -122,14 +122,10 @@ class Service:
             _request(prompt=ask.prompt, options=ask.params, index=ask.index, adapter=job.adapter) for ask in job.asks
         ]
         async with self._asked(job, requests) as running:
-            while not all(answer.done for answer in job.answers):
+            while not all(answer.closed for answer in job.answers):
                 grown: dict[int, Piece] = {}
                 for number, event in await running.bundle():
-                    answer = job.answers[number]
-                    if answer.done:
-                        answer.cached = event.done.cached_tokens if event.done else answer.cached
-                        continue
-                    piece = answer.take(event)
+                    piece = job.answers[number].take(event)
                     if piece.finish:
                         running.stream.cancel(number)
                         self.metrics.count("answers_total", f'reason="{piece.finish}"')

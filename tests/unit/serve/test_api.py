@@ -393,6 +393,24 @@ def test_a_layer_is_served_one_request_at_a_time(engine):
         )
 
 
+def test_cached_tokens_are_told_however_an_answer_ends(client):
+    text = "Deny this: " + "Tom has a red kite. " * 12
+    first = chat(client, text, **GREEDY).json()
+    whole = first["choices"][0]["message"]["content"]
+    for more in ({}, {"stop": whole[4:9]}):
+        usage = chat(client, text, **GREEDY, **more).json()["usage"]
+        assert 16 <= usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
+
+
+def test_an_engine_that_fails_answers_503(monkeypatch):
+    with served() as client:
+        monkeypatch.setattr(client.service.bridge._backend.engine, "step", lambda: 1 / 0)
+        refused(chat(client), 503, "started again")
+        refused(chat(client, stream=True), 503, "started again")
+        assert client.get("/healthz").status_code == 503 and client.service.bridge.dead
+        assert client.service.admission.held == 0
+
+
 def test_a_fault_of_the_server_is_told_in_the_same_form(monkeypatch):
     with served() as client:
         monkeypatch.setattr(type(client.service), "pieces", None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
@@ -66,6 +67,19 @@ def test_what_fails_in_the_server_is_told_without_what_the_user_wrote(caplog):
 def test_the_port_must_be_free():
     with server.listen("127.0.0.1", 0) as bound, pytest.raises(Exception, match="choose others with --host and --port"):
         server.listen("127.0.0.1", bound.getsockname()[1])
+
+
+def test_a_failed_engine_ends_the_server_with_code_1(caplog):
+    async def run():
+        service = SimpleNamespace(stopping=False, abandon=lambda: None)
+        config = uvicorn.Config(hello, ws="none", lifespan="off", log_config=None)
+        running = server._Server(config, service, 0, lambda: None)
+        watch = asyncio.ensure_future(running.watch(SimpleNamespace(dead=True)))
+        await asyncio.wait_for(running.serve([server.listen("127.0.0.1", 0)]), 10)
+        await watch
+        return running.code
+
+    assert asyncio.run(run()) == 1 and "the engine has failed" in caplog.text
 
 
 def test_admission_counts_answers_and_waiting_tokens():
