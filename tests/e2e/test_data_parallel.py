@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from llmctl.config import schema
 from llmctl.jobs.registry import COMMANDS, resolve
+from llmctl.parallel.launch import free_ports
 from llmctl.parallel.ranks import ALONE
 from llmctl.testing.ranks import run_ranks
 from llmctl.train import trainer
@@ -158,3 +159,33 @@ def test_the_command_trains_by_two_processes_and_prints_once(data, tmp_path):
     assert again.returncode == 2 and "is not empty" in again.stderr
     refused = llmctl("--model", "llama", "finetune", "--output", "new", "--devices", "3", *assignments, cwd=tmp_path)
     assert refused.returncode == 2 and "train.grad_accumulation=3" in refused.stderr and not (tmp_path / "new").exists()
+
+
+def _two_machines(tmp_path, *more):
+    """Exit code and output of two launchers on this machine."""
+    (port,) = free_ports(1)
+    settings = ["train.max_steps=2", "train.grad_accumulation=2", "train.batch_size=2", "train.eval_generate=false",
+                "train.best_metric=eval_loss", "output.samples=0"]  # fmt: skip
+    words = ["--nnodes", "2", "--master", f"127.0.0.1:{port}", *(w for one in settings for w in ("--set", one))]
+    command = [sys.executable, "-m", "llmctl", "finetune", "--model", "llama", "--output", "out", *words]
+    environment = {**os.environ, "LLMCTL_THREADS": "1"}
+    started = [
+        subprocess.Popen([*command, "--node-rank", str(number), *(more if number else ())], cwd=tmp_path, env=environment,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for number in range(2)
+    ]  # fmt: skip
+    return [(one.communicate(timeout=240)[0], one.returncode) for one in started]
+
+
+def test_two_launchers_train_together(tmp_path):
+    (first, code), (second, other) = _two_machines(tmp_path)
+    assert (code, other) == (0, 0), first + second
+    assert "data parallel: 2 processes" in first and "step" not in second
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["processes"] == 2
+
+
+def test_launchers_with_unlike_configurations_end_at_once_and_name_the_key(tmp_path):
+    (first, code), (second, other) = _two_machines(tmp_path, "--set", "train.learning_rate=0.5")
+    assert (code, other) == (1, 2), first + second
+    for said in (first, second):
+        assert "train.learning_rate: 0.002 on rank 0, 0.5 here" in said and "Traceback" not in said

@@ -26,6 +26,7 @@ from llmctl.errors import require_installed
 from llmctl.jobs import lengths
 from llmctl.jobs.paths import LOGS
 from llmctl.parallel import launch, rank
+from llmctl.parallel.nodes import Nodes, make_nodes
 from llmctl.plugins import Families
 from llmctl.train.console import Console, JsonConsole
 from llmctl.train.interrupt import Interrupted
@@ -57,7 +58,8 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
     def callback(
         ctx: click.Context, config_file: Path | None, recipe: str | None, assignments: tuple[str, ...],
         output: str | None, resume: bool, overwrite: bool, print_config: bool, check: bool, allow_ignored: bool,
-        devices: str | None, max_restarts: int, as_json: bool,
+        devices: str | None, nnodes: int, node_rank: int | None, master: str | None, interface: str | None,
+        max_restarts: int, as_json: bool,
     ) -> None:  # fmt: skip
         families, model, say = Families(), model_settings(ctx.obj, assignments), messages(ctx)
         given = [*assignments, *output_settings(output, resume, overwrite), *model]
@@ -87,14 +89,16 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
         if not check:
             require_installed("paddle", "cpu", f"llmctl {name}")
         processes = launch.parse_devices(devices) if devices else launch.Devices(1)
-        launch.check_passes(config.train.grad_accumulation, config.train.batch_size, processes.count)
-        with _without_warnings() if processes.count > 1 and not check else contextlib.nullcontext():
+        nodes = make_nodes(nnodes, node_rank, master, interface)
+        size = processes.count * nodes.count
+        launch.check_passes(config.train.grad_accumulation, config.train.batch_size, size)
+        with _without_warnings() if size > 1 and not check else contextlib.nullcontext():
             job = training.check_job(name, config, family, families)
         if check:
             _say_checked(job, as_json, say)
             return
-        if processes.count > 1:
-            ctx.exit(_launch(job, processes, max_restarts, as_json, say))
+        if size > 1:
+            ctx.exit(_launch(job, processes, nodes, max_restarts, as_json, say))
         ctx.exit(_train(job, (JsonConsole if as_json else Console)(say.quiet, say.verbose)))
 
     made = click.Command(name, callback=click.pass_context(callback), params=_parameters(recipe_help), help=doc)
@@ -115,7 +119,9 @@ def _train(job: CheckedJob[Any], console: Console) -> int:
     return code
 
 
-def _launch(job: CheckedJob[Any], processes: launch.Devices, restarts: int, as_json: bool, say: Messages) -> int:
+def _launch(
+    job: CheckedJob[Any], processes: launch.Devices, nodes: Nodes, restarts: int, as_json: bool, say: Messages
+) -> int:
     """Trains by several processes, which check the job once more and say what there is to say; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="llmctl-") as folder:
         file = Path(folder, "config.yaml")
@@ -123,7 +129,7 @@ def _launch(job: CheckedJob[Any], processes: launch.Devices, restarts: int, as_j
         given = {"--json": as_json, "--quiet": say.quiet, "--verbose": say.verbose}
         options = [name for name, is_set in given.items() if is_set]
         command = ["--model", job.model.plugin.card.name, job.command, str(file), *options]
-        return launch.run(command, processes, job.output / LOGS, restarts)
+        return launch.run(command, processes, job.output / LOGS, restarts, nodes)
 
 
 @contextlib.contextmanager
@@ -207,11 +213,30 @@ def _parameters(recipe_help: str) -> list[click.Parameter]:
             help="Train by N processes of this machine, one for each GPU (or sharing the CPU); 0,2 = on these GPUs.",
         ),
         click.Option(
+            ["--nnodes"],
+            metavar="N",
+            type=click.IntRange(min=1),
+            default=1,
+            help="Train by N machines that share the output folder; run the command on each of them.",
+        ),
+        click.Option(
+            ["--node-rank"],
+            metavar="N",
+            type=click.IntRange(min=0),
+            help="Number of this machine, from 0; with --nnodes.",
+        ),
+        click.Option(
+            ["--master"], metavar="HOST:PORT", help="Address of machine 0 and a free port there; with --nnodes."
+        ),
+        click.Option(
+            ["--interface"], metavar="NAME", help="Network interface of this machine, such as eth0; with --nnodes."
+        ),
+        click.Option(
             ["--max-restarts"],
             metavar="N",
             type=click.IntRange(min=0),
             default=0,
-            help="With --devices: start all processes again, from the newest checkpoint, up to N times after one failed.",
+            help="With several processes: start all processes again, from the newest checkpoint, up to N times after one failed.",
         ),
         click.Option(["--json", "as_json"], is_flag=True, help=JSON),
     ]

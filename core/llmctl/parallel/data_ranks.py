@@ -16,12 +16,16 @@ from paddle import distributed
 from paddle.base import core
 
 from llmctl.io.json_object import parse_json
-from llmctl.parallel.rank import PeerLost, Rank
+from llmctl.parallel import heartbeat
+from llmctl.parallel.rank import ON_FAILURE, PeerLost, Rank
 
 T = TypeVar("T")
 
 BUCKET = 32 << 20
 """Bytes of gradients that are summed by one call."""
+
+FAILED, REASON = "llmctl/failed", "llmctl/reason"
+"""Keys of the store: how many ranks failed, and why the first did."""
 
 POLL = 0.02
 """Seconds between two looks at the store while other ranks are waited for."""
@@ -49,7 +53,9 @@ class DataRanks:
         ):
             distributed.init_parallel_env()
             self._store = core.create_or_get_global_tcp_store()
-        self._meetings = 0
+        self._meetings, self._closed = 0, False
+        ON_FAILURE.append(self._tell_failure)
+        heartbeat.start(self._new_connection, self.number)
 
     @property
     def main(self) -> bool:
@@ -87,7 +93,10 @@ class DataRanks:
             self._meet(f"llmctl/meeting/{self._meetings}", self.size)
 
     def close(self) -> None:
-        """Waits for all ranks for the last time; rank 0, which holds the store, leaves last."""
+        """Waits for all ranks for the last time; rank 0, which holds the store, leaves last. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         self.wait()
         if self.main:
             self._meet("llmctl/left", self.size)
@@ -97,12 +106,30 @@ class DataRanks:
                 self._store.add("llmctl/left", 1)
 
     def _meet(self, key: str, count: int) -> None:
-        """Counts this rank and waits until as many are counted."""
+        """Counts this rank and waits until as many are counted.
+
+        Raises:
+            PeerLost: Another rank failed, or gives no sign of life.
+        """
         # The store answers at once, where a collective of gloo breaks after 30 seconds.
         here = self._store.add(key, 1)
+        signs = heartbeat.Signs(self._store, self.number, self.size)
         while here < count:
             time.sleep(POLL)
+            signs.check()
+            if self._store.add(FAILED, 0):
+                raise PeerLost(bytes(self._store.get(REASON)).decode())
             here = self._store.add(key, 0)
+
+    def _tell_failure(self, reason: str) -> None:
+        """Makes ranks on other machines, which another launcher follows, stop waiting."""
+        if not self._store.add(FAILED, 0):
+            self._store.set(REASON, f"rank {self.number} failed: {reason}".encode())
+            self._store.add(FAILED, 1)
+
+    def _new_connection(self) -> Any:
+        host, _, port = os.environ["PADDLE_MASTER"].rpartition(":")
+        return core.TCPStore(host, int(port), False, 1, 900)
 
     def tell(self, value: T) -> T:
         """The value of rank 0, of types that JSON has; what others pass is ignored."""
@@ -154,6 +181,8 @@ def _other_ranks(what: str) -> Iterator[None]:
     """What fails while others are waited for comes from them."""
     try:
         yield
+    except PeerLost:
+        raise
     except Exception as error:
         text = str(error).strip().splitlines()
         raise PeerLost(f"another rank did not come to {what}: {text[-1] if text else type(error).__name__}") from error

@@ -18,11 +18,15 @@ from typing import IO, Any
 from llmctl.errors import ConfigError
 from llmctl.io.atomic import explain_os_errors
 from llmctl.parallel import rank as ranks
+from llmctl.parallel.nodes import Nodes, check_master, own_address
 from llmctl.runtime import process
 from llmctl.runtime.signals import handled
 
 POLL, GRACE = 0.05, 2.0
 """Seconds between two looks at the ranks, and from the failure of one until the others are killed."""
+
+ALONE = Nodes()
+"""This machine alone."""
 
 USER_ERROR = 2
 """Exit code of a mistake in the configuration, which another start would not mend."""
@@ -73,7 +77,7 @@ def check_passes(grad_accumulation: int, batch_size: int, size: int) -> None:
         )
 
 
-def run(command: Sequence[str], devices: Devices, logs: Path, restarts: int = 0) -> int:
+def run(command: Sequence[str], devices: Devices, logs: Path, restarts: int = 0, nodes: Nodes = ALONE) -> int:
     """Runs a command of llmctl as ranks, rank 0 on this terminal and the others with logs; returns the exit code.
 
     Args:
@@ -81,10 +85,11 @@ def run(command: Sequence[str], devices: Devices, logs: Path, restarts: int = 0)
         devices: The processes.
         logs: Folder of the files ``rank-N.log``.
         restarts: How often all ranks are started again, from the newest checkpoint, after one failed.
+        nodes: The machines; each has a launcher.
     """
     for done in range(restarts + 1):
         again = ["--set", "output.resume=true", "--set", "output.overwrite=false"] if done else []
-        with Launch([*command, *again], devices, logs, done) as launch:
+        with Launch([*command, *again], devices, logs, done, nodes) as launch:
             code = launch.follow()
             if code in (0, USER_ERROR) or launch.signalled or done == restarts:
                 return code
@@ -100,6 +105,10 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
         devices: The processes.
         logs: Folder of logs.
         restarts: How often the ranks have been started again.
+        nodes: The machines.
+
+    Raises:
+        ConfigError: The machines cannot meet.
 
     Attributes:
         signalled: The signal that this process got; 0 = none.
@@ -107,9 +116,12 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
 
     PROGRAM = (sys.executable, "-m", "llmctl")
 
-    def __init__(self, command: Sequence[str], devices: Devices, logs: Path, restarts: int) -> None:
+    def __init__(
+        self, command: Sequence[str], devices: Devices, logs: Path, restarts: int, nodes: Nodes = ALONE
+    ) -> None:
         self._command = [*self.PROGRAM, *command]
-        self._devices, self._logs, self._restarts = devices, logs, restarts
+        self._devices, self._logs, self._restarts, self._nodes = devices, logs, restarts, nodes
+        self._first = nodes.number * devices.count
         self.signalled = 0
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ended: dict[int, int] = {}
@@ -120,16 +132,19 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
             self._reports = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmctl-ranks-")))
             stack.callback(self._kill)
             stack.enter_context(handled(self._signal))
-            environments = rank_environments(self._devices, os.environ, free_ports(self._devices.count + 1))
+            check_master(self._nodes)
+            ports = free_ports(self._devices.count + 1)
+            environments = rank_environments(self._devices, os.environ, ports, self._nodes)
             with explain_os_errors(self._logs):
                 self._logs.mkdir(parents=True, exist_ok=True)
-                outputs = [stack.enter_context(_log(self._logs, n)) for n in range(1, self._devices.count)]
+                numbers = range(self._first, self._first + self._devices.count)
+                outputs = [stack.enter_context(_log(self._logs, n)) if n else None for n in numbers]
             own = {
                 ranks.LAUNCHER: str(os.getpid()),
                 ranks.REPORTS: str(self._reports),
                 ranks.RESTARTS: str(self._restarts),
             }
-            for environment, output in zip(environments, [None, *outputs], strict=True):
+            for environment, output in zip(environments, outputs, strict=True):
                 self._processes.append(
                     subprocess.Popen(
                         self._command,
@@ -152,16 +167,17 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
         failed_at = 0.0
         while len(self._ended) < len(self._processes):
             for number, one in enumerate(self._processes):
-                if number not in self._ended and one.poll() is not None:
-                    self._ended[number] = one.returncode
+                if self._first + number not in self._ended and one.poll() is not None:
+                    self._ended[self._first + number] = one.returncode
             if not failed_at and any(self._ended.values()):
                 failed_at = time.monotonic()
             if failed_at and not self.signalled and time.monotonic() - failed_at > GRACE:
                 break
             time.sleep(POLL)
-        hanging = [number for number, one in enumerate(self._processes) if one.poll() is None]
-        for number in hanging:
-            self._processes[number].send_signal(ranks.WHERE)
+        running = {self._first + at: one for at, one in enumerate(self._processes) if one.poll() is None}
+        for one in running.values():
+            one.send_signal(ranks.WHERE)
+        hanging = list(running)
         if hanging:
             time.sleep(POLL)
         self._kill()
@@ -225,35 +241,42 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
 
 
 def rank_environments(
-    devices: Devices, environ: Mapping[str, str], ports: Sequence[int], host: str = "127.0.0.1"
+    devices: Devices, environ: Mapping[str, str], ports: Sequence[int], nodes: Nodes = ALONE
 ) -> list[dict[str, str]]:
-    """The environment of each rank.
+    """The environment of each rank of this machine.
 
     Args:
-        devices: The processes.
+        devices: The processes of each machine.
         environ: The environment of this process.
-        ports: A free port for each process and one for the meeting place.
-        host: The address of this machine.
+        ports: A free port for each process and one for rank 0.
+        nodes: The machines.
     """
+    host, first = own_address(nodes), nodes.number * devices.count
+    master = f"{nodes.host}:{nodes.port}" if nodes.host else f"{host}:{ports[devices.count]}"
     places = [f"{host}:{port}" for port in ports[: devices.count]]
+    # Paddle asks for the addresses of all, and uses that of rank 0 only.
+    everywhere = [master] * (nodes.count * devices.count)
+    everywhere[first : first + devices.count] = places
     threads = max(1, process.available_cores() // devices.count)
     gpus = list(devices.gpus) or list(range(devices.count))
     shared = {
-        ranks.SIZE: str(devices.count),
-        "PADDLE_TRAINER_ENDPOINTS": ",".join(places),
-        "PADDLE_MASTER": f"{host}:{ports[devices.count]}",
+        ranks.SIZE: str(len(everywhere)),
+        "PADDLE_TRAINER_ENDPOINTS": ",".join(everywhere),
+        "PADDLE_MASTER": master,
+        **({ranks.NODES: str(nodes.count)} if nodes.count > 1 else {}),
+        **({"GLOO_SOCKET_IFNAME": nodes.interface, "NCCL_SOCKET_IFNAME": nodes.interface} if nodes.interface else {}),
         **({} if "LLMCTL_THREADS" in environ or "OMP_NUM_THREADS" in environ else {"LLMCTL_THREADS": str(threads)}),
     }
     return [
         {
             **environ,
             **shared,
-            ranks.NUMBER: str(number),
+            ranks.NUMBER: str(first + local),
             "PADDLE_CURRENT_ENDPOINT": place,
-            "PADDLE_LOCAL_RANK": str(number),
+            "PADDLE_LOCAL_RANK": str(local),
             "FLAGS_selected_gpus": str(gpu),
         }
-        for number, (place, gpu) in enumerate(zip(places, gpus, strict=True))
+        for local, (place, gpu) in enumerate(zip(places, gpus, strict=True))
     ]
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,13 @@ from llmctl.runtime import children, streams
 NUMBER, SIZE = "PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"
 """Environment variables that paddle's distributed runtime reads as well."""
 
-LAUNCHER, REPORTS, RESTARTS = "LLMCTL_LAUNCHER", "LLMCTL_REPORTS", "LLMCTL_RESTARTS"
-"""Environment variables of our launcher: its process, the folder of reports, and how often the ranks were started again."""
+LAUNCHER, REPORTS, RESTARTS, NODES = "LLMCTL_LAUNCHER", "LLMCTL_REPORTS", "LLMCTL_RESTARTS", "LLMCTL_NODES"
+"""Environment variables of our launcher: its process, the folder of reports, how often the ranks were started again, and the
+number of machines if there are several."""
 
+
+ON_FAILURE: list[Callable[[str], object]] = []
+"""Called with the reason before a rank ends because of an error."""
 
 WHERE = signal.SIGUSR2
 """The signal that makes a rank print where it is."""
@@ -107,8 +111,12 @@ def reporting(rank: Rank) -> Iterator[None]:
         yield
     except Exception as error:
         own = isinstance(error, LlmctlError)
-        text = f"error: {error}" if own else "".join(traceback.format_exception(error)).rstrip()
+        short = own or isinstance(error, PeerLost)
+        text = f"error: {error}" if short else "".join(traceback.format_exception(error)).rstrip()
         code = 2 if own else 1
+        for tell in ON_FAILURE:
+            with contextlib.suppress(Exception):
+                tell(f"{error}" if short else text.splitlines()[-1])
         _write(Path(os.environ[REPORTS]), Report(rank.number, text, code, isinstance(error, PeerLost), time.time()))
         leave(code)
 

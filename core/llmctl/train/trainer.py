@@ -27,7 +27,7 @@ from llmctl.jobs.precision import Precision
 from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.report.next_commands import try_line
 from llmctl.runtime import operators
-from llmctl.train import activation_checkpointing, banner, resume
+from llmctl.train import activation_checkpointing, alike, banner, resume
 from llmctl.train.callbacks import checkpoints, metrics_log
 from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.callbacks.early_stopping import EarlyStopping
@@ -116,8 +116,20 @@ class _Start:
 def _start(job: CheckedJob[Any], ranks: Ranks) -> _Start:
     """Where the run begins, as rank 0 finds it in the output folder."""
     found = _find_start(job) if ranks.main else _Start(None, None, None)
-    checkpoint, now = ranks.tell([str(found.checkpoint or ""), found.now.isoformat() if found.now else ""])
-    start = _Start(Path(checkpoint) if checkpoint else None, found.before, datetime.fromisoformat(now) if now else None)
+    told = ranks.tell(
+        {
+            "checkpoint": str(found.checkpoint or ""),
+            "now": found.now.isoformat() if found.now else "",
+            "facts": alike.facts(job) if ranks.size > 1 else {},
+        }
+    )
+    if not ranks.main:
+        alike.check(job, told["facts"])
+    start = _Start(
+        Path(told["checkpoint"]) if told["checkpoint"] else None,
+        found.before,
+        datetime.fromisoformat(told["now"]) if told["now"] else None,
+    )
     if job.tokenizer.chat_template:
         job.tokenizer.chat_template.now = start.now
     return start

@@ -7,6 +7,7 @@ from kit.loop_toys import ROWS, Record, task, weights
 from kit.train_toys import ToyModel
 
 from llmctl.parallel import data_ranks
+from llmctl.parallel.rank import PeerLost
 from llmctl.parallel.ranks import ALONE
 from llmctl.testing.ranks import run_ranks
 from llmctl.train.callbacks.base import Callback, LoopSettings
@@ -63,6 +64,31 @@ def _fails(ranks):
 def test_a_rank_whose_peer_is_gone_says_so_and_not_the_peers_error():
     with pytest.raises(AssertionError, match="ValueError: boom"):
         run_ranks(2, _fails)
+
+
+def _told(ranks):
+    if ranks.number == 1:
+        ranks._tell_failure("ValueError: boom")
+        return "told"
+    try:
+        ranks.wait()
+    except PeerLost as error:
+        return str(error)
+
+
+def test_a_rank_that_waits_hears_that_another_one_failed():
+    said = run_ranks(2, _told_and_left)
+    assert said == ["rank 1 failed: ValueError: boom", "told"]
+
+
+def _told_and_left(ranks):
+    said = _told(ranks)
+    ranks.close = lambda: None
+    # Rank 0 holds the store, so that it leaves last.
+    ranks._store.add("left", 1)
+    while ranks._store.add("left", 0) < 2 and ranks.main:
+        pass
+    return said
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (4, 2), (7, 3), (2, 3), (1, 4), (8, 3)])

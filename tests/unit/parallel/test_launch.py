@@ -11,6 +11,7 @@ import pytest
 from llmctl.errors import ConfigError
 from llmctl.parallel import launch
 from llmctl.parallel.launch import Devices, Launch, check_passes, parse_devices, rank_environments
+from llmctl.parallel.nodes import Nodes
 
 REPORT = """
 import os, time
@@ -57,6 +58,16 @@ def test_each_rank_has_its_number_its_gpu_and_its_share_of_the_cores(monkeypatch
     assert first["LLMCTL_THREADS"] == "4" and first["A"] == "b"
     assert first["PADDLE_MASTER"] == second["PADDLE_MASTER"] == "127.0.0.1:3"
     assert "LLMCTL_THREADS" not in rank_environments(Devices(2), {"OMP_NUM_THREADS": "1"}, [1, 2, 3])[0]
+
+
+def test_on_several_machines_ranks_are_numbered_through_and_meet_at_machine_0():
+    nodes = Nodes(3, 1, "127.0.0.1", 6170, "lo")
+    first, second = rank_environments(Devices(2), {}, [1, 2, 3], nodes)
+    assert [one["PADDLE_TRAINER_ID"] for one in (first, second)] == ["2", "3"]
+    assert [one["PADDLE_LOCAL_RANK"] for one in (first, second)] == ["0", "1"]
+    assert first["PADDLE_TRAINERS_NUM"] == "6" and first["PADDLE_MASTER"] == "127.0.0.1:6170"
+    assert len(first["PADDLE_TRAINER_ENDPOINTS"].split(",")) == 6 and first["GLOO_SOCKET_IFNAME"] == "lo"
+    assert first["LLMCTL_NODES"] == "3" and "LLMCTL_NODES" not in rank_environments(Devices(2), {}, [1, 2, 3])[0]
 
 
 def test_the_rank_that_failed_first_is_shown_once_and_the_others_are_ended(tmp_path, monkeypatch, capfd):

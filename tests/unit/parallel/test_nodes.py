@@ -1,0 +1,50 @@
+"""Several machines: their options, and where they meet."""
+
+import socket
+
+import pytest
+
+from llmctl.errors import ConfigError
+from llmctl.parallel.nodes import Nodes, check_master, make_nodes, own_address
+
+
+def test_one_machine_needs_nothing():
+    assert make_nodes(1, None, None, None) == Nodes() and own_address(Nodes()) == "127.0.0.1"
+    check_master(Nodes())
+
+
+def test_options_make_the_machines():
+    assert make_nodes(2, 1, "10.0.0.1:6170", "eth0") == Nodes(2, 1, "10.0.0.1", 6170, "eth0")
+    assert own_address(Nodes(2, 1, "127.0.0.1", 6170)) == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((1, 1, None, None), "--node-rank has no effect on one machine; add --nnodes"),
+        ((1, None, "a:1", None), "--master has no effect"),
+        ((2, None, "a:1", None), "--nnodes 2 needs --node-rank, the number of this machine from 0 to 1"),
+        ((2, 2, "a:1", None), "from 0 to 1, not 2"),
+        ((2, 0, None, None), "needs --master HOST:PORT"),
+        ((2, 0, "a", None), "needs --master HOST:PORT, .* not a$"),
+        ((2, 0, "a:0", None), "not a:0"),
+        ((2, 0, ":70", None), "not :70"),
+        ((2, 0, "a:99999", None), "not a:99999"),
+    ],
+)
+def test_options_that_fit_no_machines_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_nodes(*options)
+
+
+def test_machine_0_needs_a_free_port_and_others_an_answer_there():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: the port is in use"):
+            check_master(Nodes(2, 0, "127.0.0.1", port))
+        check_master(Nodes(2, 1, "127.0.0.1", port), wait=0.0)
+    with pytest.raises(ConfigError, match=f"127.0.0.1:{port} does not answer after 0 s .*--node-rank 0"):
+        check_master(Nodes(2, 1, "127.0.0.1", port), wait=0.0)
+    check_master(Nodes(2, 0, "127.0.0.1", port))
