@@ -7,6 +7,7 @@ undefined arithmetic, ends the tests.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import runpy
 import shutil
@@ -39,11 +40,26 @@ def main() -> int:
     sources = (*OPS.glob("csrc/cpu/*"), Path(__file__))
     if not library.exists() or library.stat().st_mtime < max(file.stat().st_mtime for file in sources):
         build(library, CHECKS)
-    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    # Python is no C++ program: without its library the sanitizer finds no function that throws, and ends where paddle throws.
+    runtimes = [_path_of("libasan.so"), _path_of("libstdc++.so.6")]
+    # The sanitizer opens libraries in paddle's place, and knows none of its folders.
+    home = Path(next(iter(importlib.util.find_spec("paddle").submodule_search_locations)))
     paths = [str(package.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    settings = {"LD_PRELOAD": runtime.stdout.strip(), "PYTHONPATH": os.pathsep.join(paths), **OPTIONS}
+    settings = {
+        "LD_PRELOAD": " ".join(runtimes),
+        "LD_LIBRARY_PATH": str(home / "libs"),
+        "PYTHONPATH": os.pathsep.join(paths),
+        **OPTIONS,
+    }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *given.tests, *more]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, check=False).returncode
+    for report in package.parent.glob("report.*"):
+        report.unlink()
+    # pytest captures what the sanitizers say where they end the process.
+    settings |= {name: f"{settings[name]}:log_path={package.parent / 'report'}" for name in OPTIONS}
+    code = subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, check=False).returncode
+    for report in package.parent.glob("report.*"):
+        print(report.read_text(encoding="utf-8", errors="replace"))
+    return code
 
 
 def build(library: Path, checks: tuple[str, ...]) -> None:
@@ -66,6 +82,11 @@ def build(library: Path, checks: tuple[str, ...]) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_unit, units))
     subprocess.run(["g++", "-shared", *checks, *objects, "-o", str(library)], check=True)
+
+
+def _path_of(library: str) -> str:
+    command = ["g++", f"-print-file-name={library}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _settings() -> tuple[list[str], list[str]]:

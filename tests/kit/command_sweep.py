@@ -24,6 +24,7 @@ from pathlib import Path
 from kit.crash_points import DONE, ERRORS, REFUSED, WRONG, operations, with_fault
 
 from llmctl import plugins
+from llmctl.data.corpus.indexed import Corpus
 from llmctl.errors import LlmctlError
 
 STARTER = plugins.load("llama").folder / "starter"
@@ -138,10 +139,13 @@ class Sweep:
         if self.target == "run":
             return self._run()
         if self.target == "c":
-            files = sorted(self.place.glob("c.*"))
-        else:
-            top = self.place / self.target
-            files = sorted(file for file in top.rglob("*") if file.is_file()) if top.is_dir() else [top] * top.exists()
+            try:
+                corpus = Corpus(self.place / "c")
+            except LlmctlError:
+                return None
+            return [corpus.document(number).tolist() for number in range(corpus.documents)]
+        top = self.place / self.target
+        files = sorted(file for file in top.rglob("*") if file.is_file()) if top.is_dir() else [top] * top.exists()
         digest = {}
         for file in files:
             name = str(file.relative_to(self.place))

@@ -24,6 +24,7 @@ from llmctl.card.inert_keys import passed_over, unknown_keys, without_keys
 from llmctl.card.shapes import Axis, parse_shape
 from llmctl.card.tokens import TokenFacts
 from llmctl.errors import ConfigError
+from llmctl.io.limits import MODEL_PARTS
 
 PLACEHOLDERS = {"layer": "layers", "expert": "experts"}
 """Placeholder in the names of rows -> the field that holds its count."""
@@ -265,6 +266,10 @@ class Family:
         for setting in self.settings:
             values[setting.name] = setting.read(config, values, symbols, self.name, where)
         check_together(values, self.position, where)
+        parts = {name: values[name] for name in PLACEHOLDERS.values() if isinstance(values.get(name), int)}
+        if prod(parts.values()) > MODEL_PARTS:
+            listed = " x ".join(f"{name}={value}" for name, value in parts.items())
+            raise ConfigError(f"{where}: {listed} are more than {MODEL_PARTS:,} parts of a model; is the file damaged?")
         return Dims(**values)
 
     def config_from_dims(self, dims: Mapping[str, Any]) -> dict[str, Any]:

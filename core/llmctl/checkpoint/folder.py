@@ -5,6 +5,7 @@ Opening a folder reads headers only, and checks them against each other and the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,9 +114,10 @@ def read_shards(index: Path, read_header: Callable[[Path], Mapping[str, TensorIn
         CheckpointError: A file is not there, or index and files contradict each other.
     """
     weight_map = _read_index(index)
-    absent = sorted({shard for shard in weight_map.values() if not (index.parent / shard).is_file()})
+    absent = sorted({shard for shard in weight_map.values() if not os.path.isfile(index.parent / shard)})
     if absent:
-        raise CheckpointError(f"{index} names {len(absent)} files that are missing: {', '.join(absent[:5])}")
+        shown = ", ".join(name[:100] for name in absent[:5])
+        raise CheckpointError(f"{index} names {len(absent)} files that are missing: {shown}")
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())):
         for name, info in read_header(index.parent / shard).items():

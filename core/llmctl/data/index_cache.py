@@ -84,6 +84,7 @@ class Cache:
         for folder in self.folders:
             found = _load(folder / name)
             if found is not None:
+                _remove_lock(folder / name)
                 return found, folder / name
         problems = []
         for folder in self.folders:
@@ -141,7 +142,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _locked(self, entry: Path) -> Iterator[None]:
-        path = entry.with_name(entry.name + ".lock")
+        path = _lock_of(entry)
 
         def on_wait(holder: str) -> None:
             self.notify(f"waiting up to {self.wait:g} seconds for the index that {holder} is building (lock: {path})")
@@ -192,6 +193,18 @@ def _load_entry(entry: Path, kind: Any) -> Entry | None:
     except (FileError, ValueError, OSError):
         return None
     return Entry(entry, arrays, content["result"]) if sizes == content["others"] else None
+
+
+def _lock_of(entry: Path) -> Path:
+    return entry.with_name(entry.name + ".lock")
+
+
+def _remove_lock(entry: Path) -> None:
+    """Removes the lock file that a builder left which was killed after all was written."""
+    path = _lock_of(entry)
+    if path.exists():
+        with contextlib.suppress(Busy, OSError), hold(path):
+            pass
 
 
 def _save(entry: Path, description: Mapping[str, Any], arrays: Arrays) -> None:

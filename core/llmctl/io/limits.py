@@ -33,6 +33,9 @@ PATTERN_SECONDS = 2.0
 PATTERN_CHARACTERS = 100_000
 """Length of a regular expression of an adapter."""
 
+MODEL_PARTS = 100_000
+"""Layers times experts of a config.json; each has tensors of its own."""
+
 LINE_BYTES = 1 << 28
 """Bytes of a line of data, decompressed."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ def check_before(content: str, path: Path) -> None:
     Raises:
         TokenizerError: A table of characters in it is damaged.
     """
-    if "precompiled_charsmap" not in content:
+    if not re.search(r'"precompiled_charsmap"|"continuing_subword_prefix"\s*:\s*"[^"]', content):
         return
     try:
         description = parse_json(content)
     except ValueError as error:
         raise TokenizerError(f"{path} is not valid JSON: {error}") from None
+    _check_prefix(description.get("model") if isinstance(description, dict) else None, path)
     for part in _parts(description.get("normalizer") if isinstance(description, dict) else None):
         table = part.get("precompiled_charsmap")
         if isinstance(table, str):
@@ -33,6 +35,25 @@ def check_before(content: str, path: Path) -> None:
             size = int.from_bytes(raw[:4], "little")
             if len(raw) < 4 or size % 4 or size > len(raw) - 4:
                 raise TokenizerError(f"{path} cannot be read: its precompiled_charsmap is damaged")
+
+
+def _check_prefix(model: Any, path: Path) -> None:
+    """The library cuts the prefix off the second part of each merge, and ends the process where there is none."""
+    if not isinstance(model, dict) or not isinstance(prefix := model.get("continuing_subword_prefix"), str):
+        return
+    merges = model.get("merges")
+    for merge in merges if isinstance(merges, list) else []:
+        second = (
+            str(merge).split(" ", 1)[-1]
+            if isinstance(merge, str)
+            else merge[-1]
+            if isinstance(merge, list) and merge
+            else ""
+        )
+        if not isinstance(second, str) or not second.startswith(prefix):
+            raise TokenizerError(
+                f"{path} cannot be read: the merge {merge!r} lacks continuing_subword_prefix={prefix!r}"
+            )
 
 
 def check(inner: Any, path: Path) -> None:

@@ -201,8 +201,7 @@ inline int backward_all(const Attention& a, const Gradients& g) {
   BackwardBuffers* buffers = aligned<BackwardBuffers>(threads);
   float* split_grads = aligned<float>(2 * size * (splits - 1));
   if (!buffers || !split_grads) return free(buffers), free(split_grads), 1;
-  memset(g.k, 0, (size_t)size * sizeof(float));
-  memset(g.v, 0, (size_t)size * sizeof(float));
+  if (size) memset(g.k, 0, (size_t)size * sizeof(float)), memset(g.v, 0, (size_t)size * sizeof(float));
   memset(split_grads, 0, (size_t)(2 * size * (splits - 1)) * sizeof(float));
   parallel(kv_rows * splits, [&](int64_t task, int thread) {
     int64_t split = task % splits, b = task / splits / a.kv_heads, k = task / splits % a.kv_heads;

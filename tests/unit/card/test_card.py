@@ -18,6 +18,7 @@ from llmctl import (
     Unsupported,
     linear_rows,
     norm_rows,
+    plugins,
 )
 from llmctl.card import fill_decoder, slots
 from llmctl.card.capabilities import Supported
@@ -493,3 +494,12 @@ def test_a_field_is_read_under_another_key_where_its_own_is_absent():
     assert card.dims_from_config(base).width == 5
     assert card.dims_from_config({**base, "ffn_dim": 6}).width == 6
     assert card.dims_from_config({**base, "ffn_dim": None}).width == 5
+
+
+def test_a_config_of_endless_parts_is_refused():
+    """A list of the tensors of 2^40 layers would take all memory."""
+    card = plugins.load("mixtral").card
+    config = card.config_from_dims(card.dims_of("8x7b"))
+    key = next(setting.key for setting in card.settings if setting.name == "experts")
+    with pytest.raises(ConfigError, match="layers=32 x experts=1099511627776 are more than 100,000 parts"):
+        card.dims_from_config({**config, key: 2**40})
