@@ -39,7 +39,7 @@ class Server:
                 self.port, self.url = int(found[1]), found[0]
                 break
         else:
-            raise AssertionError("".join(self.log))
+            raise AssertionError(f"exit code {self.process.wait()}: {self.log}")
         # What nobody reads would stop the server.
         self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
         self._reader.start()

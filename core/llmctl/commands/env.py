@@ -29,6 +29,8 @@ OPTIONAL = (
     "huggingface_hub",
     "modelscope",
     "pyarrow",
+    "starlette",
+    "uvicorn",
     "tensorboardX",
     "visualdl",
     "wandb",

@@ -134,15 +134,7 @@ def run(
         ),
         service, grace, ready)  # fmt: skip
 
-    async def serve() -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, server.end)
-        watch = asyncio.ensure_future(server.watch(bridge))
-        await server.serve([bound])
-        watch.cancel()
-
-    asyncio.run(serve())
+    server.run([bound])
     return server.code
 
 
@@ -168,12 +160,17 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are those of ``run``: uvicorn would end by them."""
+        """Watches signals and the engine while the server runs; uvicorn itself would end by a signal."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.end)
+        watch = loop.create_task(self._watch())
         yield
+        watch.cancel()
 
-    async def watch(self, bridge: Bridge) -> None:
+    async def _watch(self) -> None:
         """Ends the server with exit code 1 when its engine has failed, so that whatever runs it starts it again."""
-        while not bridge.dead:
+        while not self._service.bridge.dead:
             await asyncio.sleep(WATCH_SECONDS)
         if not self._service.stopping:
             LOG.error("the engine has failed; the server ends")

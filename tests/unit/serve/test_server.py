@@ -21,15 +21,19 @@ async def hello(scope, receive, send):
 
 
 async def talk(app, *parts):
-    """What a client gets for parts of a request, until the server ends the connection."""
+    """What a client gets for parts of requests, until the server ends the connection."""
     bound = server.listen("127.0.0.1", 0)
     config = uvicorn.Config(app, http=server.HeadInTime, ws="none", lifespan="off", log_config=None)
-    running = server._Server(config, None, 0, lambda: None)
+    running = server._Server(config, SimpleNamespace(bridge=SimpleNamespace(dead=False)), 0, lambda: None)
     task = asyncio.ensure_future(running.serve([bound]))
     try:
         reader, writer = await asyncio.open_connection(*bound.getsockname())
-        writer.write(b"".join(parts))
-        return await asyncio.wait_for(reader.read(), 10)
+        got = b""
+        for part in parts:
+            writer.write(part)
+            if part == GET:
+                got += await reader.readuntil(b"hi")
+        return got + await asyncio.wait_for(reader.read(), 4)
     finally:
         writer.close()
         running.should_exit = True
@@ -71,12 +75,11 @@ def test_the_port_must_be_free():
 
 def test_a_failed_engine_ends_the_server_with_code_1(caplog):
     async def run():
-        service = SimpleNamespace(stopping=False, abandon=lambda: None)
+        bridge = SimpleNamespace(dead=True)
+        service = SimpleNamespace(stopping=False, abandon=lambda: None, bridge=bridge)
         config = uvicorn.Config(hello, ws="none", lifespan="off", log_config=None)
         running = server._Server(config, service, 0, lambda: None)
-        watch = asyncio.ensure_future(running.watch(SimpleNamespace(dead=True)))
         await asyncio.wait_for(running.serve([server.listen("127.0.0.1", 0)]), 10)
-        await watch
         return running.code
 
     assert asyncio.run(run()) == 1 and "the engine has failed" in caplog.text
