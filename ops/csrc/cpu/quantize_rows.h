@@ -45,7 +45,12 @@ INLINE float quantize_block(const float* x, int64_t count, int32_t* codes) {
     zeros += v * broadcast(0.0f);
   }
   float top = reduce_max(max), nan = reduce_sum(zeros);
-  float inverse = nan == 0.0f && top > MIN_MAX ? 127.0f / top : 0.0f;
+  if (nan != 0.0f) {
+    // The integer that a NaN becomes has no magnitude.
+    memset(codes, 0, QUANT_BLOCK * sizeof *codes);
+    return nan;
+  }
+  float inverse = top > MIN_MAX ? 127.0f / top : 0.0f;
   for (int64_t i = 0; i < QUANT_BLOCK; i += WIDTH) {
     Int code = round_even(load(x + i) * broadcast(inverse));
     memcpy(codes + i, &code, sizeof code);
