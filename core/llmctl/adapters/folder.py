@@ -180,10 +180,10 @@ def _record(folder: Path) -> dict[str, Any]:
     if not isinstance(content.get("base", {}), dict):
         raise CheckpointError(f"{path} was not written by llmctl; delete it to use the adapter without it")
     blocks = content.get("blocks", {})
-    counted = isinstance(blocks, dict) and all(
+    valid = isinstance(blocks, dict) and all(
         isinstance(ranks, dict) and all(isinstance(rank, int) for rank in ranks.values()) for ranks in blocks.values()
     )
-    if not counted:
+    if not valid:
         raise CheckpointError(f"{path}: blocks={blocks!r} must be layer -> ranks; restore the file that llmctl wrote")
     if content.get("quantised", "") not in ("", *CODES):
         raise CheckpointError(f"{path}: quantised={content['quantised']!r} is unknown; known: {', '.join(CODES)}")

@@ -157,10 +157,10 @@ def inspect(ctx: click.Context, prefix: str, number: int | None, tokenizer: Path
     "--seed", type=click.IntRange(0, 2**32 - 1), help="Random seed of the order of documents and samples. [default: 42]"
 )
 @click.option(
-    "--train", type=click.IntRange(0), metavar="N", help="Number of samples of the split train; 0 = one epoch."
+    "--train", type=click.IntRange(0), metavar="N", help="Number of samples of the train split; 0 = one epoch."
 )
-@click.option("--valid", type=click.IntRange(0), metavar="N", help="Number of samples of the split valid.")
-@click.option("--test", type=click.IntRange(0), metavar="N", help="Number of samples of the split test.")
+@click.option("--valid", type=click.IntRange(0), metavar="N", help="Number of samples of the valid split.")
+@click.option("--test", type=click.IntRange(0), metavar="N", help="Number of samples of the test split.")
 @click.option("--index-cache", "cache", cls=Renamed, former=["--cache"], metavar="FOLDER",
               help="Folder for the indices, as data.index_cache. [default: index-cache next to each corpus]")  # fmt: skip
 def index(

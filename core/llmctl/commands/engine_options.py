@@ -33,7 +33,7 @@ def options_of(given: Mapping[str, Any], **more: Any) -> CommandLineOptions:
     """Engine options from the values of a command's options.
 
     Args:
-        given: Values by parameter; those that are no engine options are left out.
+        given: Values by parameter; others than engine options are left out.
         **more: Values that override those.
     """
     names = {row.name for row in fields(EngineOptions)}
@@ -60,7 +60,7 @@ def adapters_of(texts: Sequence[str]) -> Path | dict[str, Path] | None:
 
 
 def show_notes(notes: Sequence[str]) -> None:
-    """Prints what an engine has to say on standard error."""
+    """Prints the notes of an engine on standard error."""
     for note in notes:
         click.echo(note, err=True)
 

@@ -10,10 +10,10 @@ from llmctl.hub.name import MODELSCOPE, parse
 
 
 def model_folder(value: str | Path, revision: str = "", *, weights: bool = True) -> Path:
-    """The folder of a model, downloaded if it is named by a hub's name and not in the cache.
+    """The folder of a model, downloaded if it is a name on a hub and not in the cache.
 
     Args:
-        value: A path, which goes first if it exists; else a name: ``owner/name``, ``hf:name`` or
+        value: A path, which takes precedence if it exists; else a name: ``owner/name``, ``hf:name`` or
             ``modelscope:owner/name``, each with ``@revision`` or without.
         revision: Branch, tag or commit, if the value has none.
         weights: False downloads configuration and tokenizer only.
@@ -31,7 +31,7 @@ def model_folder(value: str | Path, revision: str = "", *, weights: bool = True)
         return Path(value).expanduser()
     from llmctl.hub.download import download
 
-    here = "" if str(value).startswith(f"{name.hub}:") else f"{value} is no folder here, and "
+    not_a_path = "" if str(value).startswith(f"{name.hub}:") else f"{value} is no folder here, and "
     if name.hub == MODELSCOPE:
         from llmctl.hub.model_scope import ModelScope
 
@@ -39,6 +39,6 @@ def model_folder(value: str | Path, revision: str = "", *, weights: bool = True)
     from llmctl.hub.hugging_face import HuggingFace
 
     try:
-        return download(HuggingFace(f"{here}downloading from the Hugging Face Hub"), name, weights)
+        return download(HuggingFace(f"{not_a_path}downloading from the Hugging Face Hub"), name, weights)
     except Refused as error:
-        raise Refused(f"{here}{error}") from error
+        raise Refused(f"{not_a_path}{error}") from error

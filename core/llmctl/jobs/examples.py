@@ -1,4 +1,4 @@
-"""The examples of a job: files of every entry, read or indexed, and what is held out."""
+"""The examples of a job: those of every entry of ``data.train``, read or indexed, and those held out."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Examples(Generic[E]):
     """The examples of a job.
 
     Attributes:
-        train: Examples to train on, those of each entry of ``data.train`` after another.
+        train: Examples to train on, one entry of ``data.train`` after another.
         dev: Held-out examples to evaluate on; may be empty.
-        parts: Number of examples of each entry.
+        parts: Number of examples of each entry of ``data.train``, in order.
         notes: The formats of the files, and what was left out of them.
     """
 
@@ -45,10 +45,10 @@ def read_data(config: Any, plugin: Plugin, make_reader: Callable[[str, Sequence[
     Args:
         config: The configuration.
         plugin: The family.
-        make_reader: Makes what parses lines, of ``data.format`` and ``data.columns``.
+        make_reader: Makes a reader, which parses lines, from ``data.format`` and ``data.columns``.
 
     Raises:
-        DataError: Names every kind of mistake that lines have.
+        DataError: Lines are malformed; every kind of mistake is named.
         ConfigError: A key of ``train`` needs held-out examples, and there are none.
     """
     data = config.data
@@ -68,9 +68,9 @@ def read_data(config: Any, plugin: Plugin, make_reader: Callable[[str, Sequence[
         train, dev, parts = _held_out(train, parts, data.dev_size, config.train.seed)
     for warning in reader.warnings():
         warnings.warn(warning, UserWarning, stacklevel=2)
-    for key, idle in (("best_metric", "eval_loss"), ("patience", 0), ("eval_generate", False)):
-        value = getattr(config.train, key, idle)
-        if not dev and value != idle:
+    for key, off in (("best_metric", "eval_loss"), ("patience", 0), ("eval_generate", False)):
+        value = getattr(config.train, key, off)
+        if not dev and value != off:
             raise ConfigError(f"train.{key}={value} needs held-out examples; set data.dev")
     left_out = _left_out([one for entry in found for one in entry], dev_files)
     return Examples(train, dev, parts, [reader.summary(), *([left_out] if left_out else [])])
@@ -86,7 +86,7 @@ def _dev_files(data: Any, plugin: Plugin) -> list[Path]:
 
 
 def _left_out(found: Sequence[Files], dev_files: Sequence[Path]) -> str | None:
-    """A note on files that are neither trained nor evaluated on."""
+    """A note on files that are used neither for training nor for evaluation."""
     used = {parent for file in dev_files for parent in (file.resolve(), file.resolve().parent)}
     return note_of([path for files in found for path in files.left_out if path.resolve() not in used])
 
@@ -99,9 +99,9 @@ def _read(
     Args:
         data: The section ``data``.
         files: The files of each entry.
-        split: What they are for.
-        make: Makes what parses lines.
-        reader: Parses lines, and gets what is seen in them.
+        split: ``train`` or ``dev``.
+        make: Makes another reader.
+        reader: Parses lines, and counts what its summary and warnings report.
     """
     paths = [file for entry in files for file in entry]
     passes = 2 if data.streaming else 1
@@ -118,19 +118,19 @@ def _read(
     return read, [sum(next(counts) for _ in entry) for entry in files]
 
 
-def _first(train: Sequence[E], parts: Sequence[int], most: int) -> tuple[Sequence[E], list[int]]:
+def _first(train: Sequence[E], parts: Sequence[int], limit: int) -> tuple[Sequence[E], list[int]]:
     """The first examples of each part, and how many of each there are."""
     kept, start = array("q"), 0
     for part in parts:
-        kept.extend(range(start, start + min(part, most)))
+        kept.extend(range(start, start + min(part, limit)))
         start += part
-    return _some(train, kept), [min(part, most) for part in parts]
+    return _take(train, kept), [min(part, limit) for part in parts]
 
 
 def _held_out(
     train: Sequence[E], parts: Sequence[int], size: float, seed: int
 ) -> tuple[Sequence[E], Sequence[E], list[int]]:
-    """The examples without those that are held out at random, these, and how many are left of each part."""
+    """The examples that are left, those held out at random, and how many are left of each part."""
     count = round(size * len(train)) if size < 1 else int(size)
     if not 0 < count < len(train):
         raise ConfigError(
@@ -142,13 +142,13 @@ def _held_out(
     for part in parts:
         left.append(part - sum(start <= index < start + part for index in chosen))
         start += part
-    return _some(train, kept), _some(train, sorted(chosen)), left
+    return _take(train, kept), _take(train, sorted(chosen)), left
 
 
-def _some(rows: Sequence[E], numbers: Sequence[int]) -> Sequence[E]:
+def _take(rows: Sequence[E], indices: Sequence[int]) -> Sequence[E]:
     if isinstance(rows, list):
-        return [rows[number] for number in numbers]
+        return [rows[index] for index in indices]
     import numpy as np
 
-    chosen: Sequence[E] = rows.choose(np.array(numbers, np.int64))  # type: ignore[attr-defined]
+    chosen: Sequence[E] = rows.choose(np.array(indices, np.int64))  # type: ignore[attr-defined]
     return chosen

@@ -1,7 +1,7 @@
 """Memory of a training step, estimated from a family's card before anything is built. No paddle here.
 
 The peak is the sum of the process, weights, optimizer moments, activations that layers keep for the backward pass, and the
-larger of two that do not coexist: logits with their gradient, or gradients and a recomputed layer. Layers keep the inputs of
+larger of two that never exist together: logits with their gradient, or gradients and a recomputed layer. Layers keep the inputs of
 their norms and linears and the outputs of their linears; the compiled attention keeps no attention scores.
 """
 
@@ -19,7 +19,7 @@ PROCESS = 300 << 20
 
 FLOAT = 4
 BASE_BITS = {"int8": 8.5, "int4": 4.5, "nf4": 4.5}
-"""Bits of a weight of a quantised base, scales included, by ``method.base``."""
+"""Bits of a weight of a quantized base, scales included, by ``method.base``."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Training:
-    """What of the training decides its memory.
+    """The settings of a training that determine its memory.
 
     Attributes:
         trained: Trainable parameters.
@@ -51,7 +51,7 @@ class Training:
         reference: Whether a reference model is kept.
         recompute: ``none``, ``full`` or ``attention``.
         recompute_interval: Every ``recompute_interval``-th layer is recomputed.
-        width: Bytes of a value.
+        width: Bytes of a value (activation, weight, moment).
         fused_attention: Whether attention scores are never stored.
     """
 
@@ -147,14 +147,14 @@ def _feed_forward(dims: Dims, rows: list[Tensor], training: Training) -> float:
     experts = [t for t in rows if t.expert is not None]
     values += _linears(plain, ("ffn1", "ffn2"), training)
     if experts:
-        chosen = int(dims.get("top_k") or 2)
+        top_k = int(dims.get("top_k") or 2)
         count = len({t.expert for t in experts})
         values += (
-            chosen
+            top_k
             / count
             * sum(_linears([t for t in experts if t.expert == e], ("ffn1", "ffn2"), training) for e in range(count))
         )
-        values += 2 * chosen * int(dims.hidden)
+        values += 2 * top_k * int(dims.hidden)
     return values
 
 
@@ -164,8 +164,8 @@ def _norms(rows: list[Tensor], slots: tuple[str, ...]) -> float:
     for tensor in rows:
         if tensor.kind == "norm" and base_slot(tensor.slot) in slots:
             of_heads = {"q_norm": ".0", "k_norm": ".1"}.get(base_slot(tensor.slot))
-            wide = next((t.shape[-1] for t in rows if of_heads and t.slot == "qkv" + of_heads), tensor.shape[0])
-            values += wide
+            inputs = next((t.shape[-1] for t in rows if of_heads and t.slot == "qkv" + of_heads), tensor.shape[0])
+            values += inputs
     return values
 
 

@@ -1,6 +1,6 @@
 """A linear layer with a LoRA adapter, DoRA's magnitude and PiSSA's initial values.
 
-Adapters on disk are in ``llmctl.adapters``. The base may be any layer with ``weight`` [in, out] and ``bias``, quantised
+Adapters on disk are in ``llmctl.adapters``. The base may be any layer with ``weight`` [in, out] and ``bias``, quantized
 ones included.
 """
 
@@ -16,7 +16,7 @@ from llmctl.nn.arrays import assign, to_numpy
 
 class LoraLinear(paddle.nn.Layer):
     """base(x) + scale * dropout(x) A B, with a frozen base; with a magnitude, DoRA: each column of the adapted weight is
-    normalised to its magnitude.
+    normalized to its magnitude.
 
     A is uniform within 1/sqrt(inputs) and B zero, so that the layer computes what its base does before training.
 
@@ -24,7 +24,7 @@ class LoraLinear(paddle.nn.Layer):
         base: The layer to adapt; its parameters are frozen.
         rank: Columns of A.
         scale: Factor of A B.
-        dropout: LoRA dropout: of the adapter's input, in training.
+        dropout: Probability of dropout on the adapter's input, in training.
         magnitude: Whether there is a magnitude (DoRA), a vector that begins as the column norms of the base.
 
     Attributes:
@@ -78,7 +78,7 @@ class LoraLinear(paddle.nn.Layer):
         return _column_norms(self.base.weight + paddle.matmul(self.lora_A, self.lora_B) * self.scale)
 
     def cache_magnitude(self) -> None:
-        """Caches DoRA's column norms for inference; valid until `set_weights`, as A, B and the base do not change."""
+        """Caches DoRA's column norms for inference; valid until ``set_weights``, while A, B and the base do not change."""
         if self.lora_magnitude is not None:
             self._cached_norms = self._column_norms()
 

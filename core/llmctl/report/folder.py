@@ -55,7 +55,7 @@ class RunFolder:
         return [(0.0, float(before)), *found] if measured else found
 
     def tokens(self) -> int:
-        """Tokens that went through the model until the last row."""
+        """Tokens seen in training, up to the last row."""
         return int(sum(value for _, value in self.points("tokens")))
 
     def evaluated(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""How many answers may run and wait. More are refused at once, with when to try again."""
+"""Admission control: how many answers may run or wait. Further requests are refused at once, with a time to retry after."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from llmctl.serve.problems import Problem
 
 
 class Admission:
-    """Counts answers and the tokens of prompts that wait.
+    """Counts answers that run or wait, and the tokens of waiting prompts.
 
     Args:
-        answers: Most answers that run or wait.
-        tokens: Most tokens of prompts that wait; a single request may have more.
+        answers: Maximum number of answers that run or wait.
+        tokens: Maximum number of tokens of waiting prompts; a request may have more if no other waits.
 
     Attributes:
         held: Answers that run or wait.
-        waiting: Tokens of prompts that have no first token yet.
+        waiting: Tokens of prompts whose answers have no first token yet.
     """
 
     def __init__(self, answers: int, tokens: int) -> None:
         self._answers, self._tokens = answers, tokens
         self.held = self.waiting = 0
-        self._seconds = 1.0
+        self._average_seconds = 1.0
 
     def enter(self, answers: int, tokens: int) -> None:
         """Lets a request in.
 
         Args:
-            answers: How many it asks for.
+            answers: Number of answers that it asks for.
             tokens: Tokens of their prompts.
 
         Raises:
-            Problem: There are too many.
+            Problem: There are too many answers, or tokens of waiting prompts.
         """
         if answers > self._answers:
             raise Problem(f"the request asks for {answers} answers; the server answers {self._answers} at a time")
@@ -47,14 +47,14 @@ class Admission:
         self.waiting += tokens
 
     def begun(self, tokens: int) -> None:
-        """A prompt of so many tokens has its first token."""
+        """Prompts of this many tokens wait no longer: their answers have a first token."""
         self.waiting -= tokens
 
     def leave(self, answers: int, seconds: float) -> None:
-        """Answers have ended, after so long."""
+        """Answers have ended, after this many seconds."""
         self.held -= answers
-        self._seconds += 0.1 * (seconds - self._seconds)
+        self._average_seconds += 0.1 * (seconds - self._average_seconds)
 
     def wait(self) -> int:
-        """Seconds after which there may be room: half of what an answer takes, from 1 to 60."""
-        return min(60, max(1, math.ceil(self._seconds / 2)))
+        """Seconds after which there may be room: half the average time of an answer, from 1 to 60."""
+        return min(60, max(1, math.ceil(self._average_seconds / 2)))

@@ -12,7 +12,7 @@ class Case:
     """A model to record.
 
     Attributes:
-        name: Folder of the golden.
+        name: Folder of the golden, the recorded results.
         family: Family whose conformance class names the golden.
         model: Class of the original code.
         config: Arguments of the model's configuration.
@@ -21,11 +21,11 @@ class Case:
         architectures: Written into config.json, if published files name another class than the model's.
         weights: Dtype of the weights in the file; computation is in float32.
         tokens: Column of every row -> key of the configuration with the token id for that column.
-        drawn: Random tokens are below this id.
+        drawn: Random token ids are drawn below this one.
         padded: Whether the original supports left padding.
         positions: Whether position ids are passed with padded rows.
-        generate: Whether the original's own generation, with a cache, is recorded besides recomputing the whole row.
-        changing: Whether positions depend on the row's length, so that generation with a cache gives other tokens.
+        generate: Whether the original's own generation with a KV cache is recorded, besides generation that recomputes each row.
+        changing: Whether positions depend on the row's length, so that generation with a KV cache gives other tokens.
         trains: Whether the loss is that of training mode, which differs from evaluation.
         unused: Modules that the modeling file imports but the recorded path does not call; empty modules replace them.
     """

@@ -30,19 +30,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notes which tests are evidence before deselection: those collected, and the others of the same classes."""
+    """Before deselection, notes which tests are evidence: those collected, and the rest of their classes."""
     collected = [item for item in items if _proof(item)]
     for item in collected:
         family, _ = _proof(item)
         _due[family].add(_name(item))
         names = {one.function.__name__ for one in collected if one.cls is item.cls}  # type: ignore[attr-defined]
-        absent = {name for name in dir(item.cls) if hasattr(getattr(item.cls, name), "llmctl_proves")} - names  # type: ignore[attr-defined]
-        _due[family].update(f"{item.cls.__name__}::{name}" for name in absent)  # type: ignore[attr-defined]
+        uncollected = {name for name in dir(item.cls) if hasattr(getattr(item.cls, name), "llmctl_proves")} - names  # type: ignore[attr-defined]
+        _due[family].update(f"{item.cls.__name__}::{name}" for name in uncollected)  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
-    """Keeps the outcome of a test that is evidence for a method; skipped tests are none."""
+    """Keeps the outcome of a test that is evidence for a method; skipped tests do not count."""
     report = yield
     family, method = _proof(item)
     if method:

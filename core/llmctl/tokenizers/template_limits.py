@@ -1,8 +1,8 @@
-"""Limits of a chat template that is being rendered: a clock for everything that repeats, sizes for everything that grows.
+"""Limits of a chat template that is being rendered: a time limit for what repeats, size limits for what grows.
 
-Loops, joined texts, filters and literals of lists are compiled as calls of filters of ours; operators and calls go through
-the environment. Each looks at the clock and refuses a result that would be too large before it is made. The numbers are in
-``io.limits``.
+Loops, concatenations and literals of lists, tuples and dicts are compiled with a filter of this module around them; operators,
+filters and calls are intercepted by the environment. Each checks the time, and refuses a result that would be too large before
+it is made. The limits are in ``io.limits``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ REMOVED = ("urlize", "wordwrap", "striptags", "pprint", "xmlattr", "random", "fi
 """Filters that chat templates do not need, and whose time or size is not bounded by that of their input."""
 
 UNSAFE_METHODS = ("translate", "to_bytes", "from_bytes", "expandtabs")
-WRITTEN = (str, int, float, bool, type(None), Undefined)
+SCALARS = (str, int, float, bool, type(None), Undefined)
 _WIDTH = re.compile(r"\d{5,}|\*|:[^{}]*\{")
-"""What makes a format's result much longer than its values: long widths, and widths that are values."""
+"""What can make a formatted text much longer than its values: long widths, and widths that are themselves values."""
 
 
 class LimitError(Exception):
-    """A template goes beyond a limit."""
+    """A template exceeds a limit."""
 
 
 class _Active(threading.local):
@@ -43,7 +43,7 @@ _ACTIVE = _Active()
 
 
 class Watch:
-    """The clock of a rendering in this thread; ``with`` starts it."""
+    """The time limit of a rendering in this thread; ``with`` starts it."""
 
     def __enter__(self) -> Watch:
         _ACTIVE.deadlines.append(time.monotonic() + TEMPLATE_SECONDS)
@@ -53,57 +53,57 @@ class Watch:
         _ACTIVE.deadlines.pop()
 
     def joined(self, parts: Iterable[str]) -> str:
-        """The text of a rendering."""
+        """The text of a rendering, from its parts."""
         return join(watched(parts))
 
 
-def look() -> None:
-    """Looks at the clock.
+def check_time() -> None:
+    """Checks the time of the rendering.
 
     Raises:
-        LimitError: The time is over.
+        LimitError: It takes too long.
     """
     deadlines = _ACTIVE.deadlines
     if deadlines and time.monotonic() > deadlines[-1]:
         raise LimitError(f"it takes longer than {TEMPLATE_SECONDS:g} seconds")
 
 
-def room(characters: float) -> None:
+def check_length(characters: float) -> None:
     """Checks that a text of this length may be made.
 
     Raises:
         LimitError: It may not.
     """
-    look()
+    check_time()
     if characters > TEMPLATE_CHARACTERS:
         raise LimitError(f"it makes a text of more than {TEMPLATE_CHARACTERS:,} characters")
 
 
-def items(count: float) -> None:
+def check_items(count: float) -> None:
     """Checks that a list of this length, or a number of this many bits, may be made.
 
     Raises:
         LimitError: It may not.
     """
-    look()
+    check_time()
     if count > TEMPLATE_ITEMS:
         raise LimitError(f"it makes a list or number of more than {TEMPLATE_ITEMS:,} items")
 
 
 def watched(values: Iterable[Any]) -> Iterator[Any]:
-    """The values, with a look at the clock before each."""
+    """The values, with a check of the time before each."""
     for value in values:
-        look()
+        check_time()
         yield value
 
 
 def bounded(value: Any) -> Any:
-    """A value whose items, those of lists inside too and each as often as it is there, are not too many.
+    """Returns the value, after a check that it has not too many items: nested ones count too, each time they occur.
 
     Raises:
-        LimitError: They are.
+        LimitError: It has too many.
     """
-    look()
+    check_time()
     count, todo = 0, [value]
     while todo:
         part = todo.pop()
@@ -113,19 +113,19 @@ def bounded(value: Any) -> Any:
             todo += part
         count += 1
         if count > TEMPLATE_ITEMS or len(todo) > TEMPLATE_ITEMS:
-            items(TEMPLATE_ITEMS + 1)
+            check_items(TEMPLATE_ITEMS + 1)
     return value
 
 
 def text(value: Any) -> str:
-    """A value as text; only what JSON has can be written.
+    """A value as text; inside lists and dicts, only values that JSON has are allowed.
 
     Raises:
-        LimitError: It would be too long.
+        LimitError: It would be too long, or holds another value.
     """
     if isinstance(value, str):
         return value
-    if isinstance(value, WRITTEN):
+    if isinstance(value, SCALARS):
         return str(value)
     if not isinstance(value, (list, tuple, dict)):
         return f"<{type(value).__name__}>"
@@ -136,16 +136,16 @@ def text(value: Any) -> str:
             todo += [*part, *part.values()]
         elif isinstance(part, (list, tuple)):
             todo += part
-        elif not isinstance(part, WRITTEN):
+        elif not isinstance(part, SCALARS):
             raise LimitError(f"it writes a {type(part).__name__} inside a list")
         length += 4 + (len(part) if isinstance(part, str) else 0)
         if length > TEMPLATE_CHARACTERS or len(todo) > TEMPLATE_ITEMS:
-            room(TEMPLATE_CHARACTERS + 1)
+            check_length(TEMPLATE_CHARACTERS + 1)
     return str(value)
 
 
 def join(values: Iterable[Any], between: str = "") -> str:
-    """The texts of values one after another.
+    """The texts of values, concatenated.
 
     Raises:
         LimitError: They are too long.
@@ -155,21 +155,23 @@ def join(values: Iterable[Any], between: str = "") -> str:
     for value in values:
         parts.append(text(value))
         length += len(parts[-1]) + len(between)
-        room(length)
+        check_length(length)
     return between.join(parts)
 
 
-def replaced(value: str, old: str, new: str) -> None:
+def check_replace(value: str, old: str, new: str) -> None:
     """Checks that a replacement may be made."""
-    room(len(value) + (value.count(old) if old else len(value) + 1) * len(new))
+    check_length(len(value) + (value.count(old) if old else len(value) + 1) * len(new))
 
 
-def formatted(pattern: str, values: Any) -> None:
+def check_format(pattern: str, values: Any) -> None:
     """Checks that values may be formatted."""
     if _WIDTH.search(pattern):
         raise LimitError("it formats text with a long width, or one that is a value")
     given = values if isinstance(values, (list, tuple, dict)) else [values]
-    room(len(pattern) + len(text(list(given.values()) if isinstance(given, dict) else list(given))) * len(pattern))
+    check_length(
+        len(pattern) + len(text(list(given.values()) if isinstance(given, dict) else list(given))) * len(pattern)
+    )
 
 
 def tojson(
@@ -179,18 +181,18 @@ def tojson(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as transformers writes it in templates.
+    """JSON, as the ``tojson`` of transformers' templates.
 
     Raises:
         LimitError: It would be too long.
     """
     bounded(value)
     wide = len(indent) if isinstance(indent, str) else indent or 0
-    items(0 if wide <= 64 else TEMPLATE_ITEMS + 1)
+    check_items(0 if wide <= 64 else TEMPLATE_ITEMS + 1)
     made = json.dumps(
         value, indent=indent, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys, default=_unknown
     )
-    room(len(made))
+    check_length(len(made))
     return made
 
 
@@ -199,9 +201,9 @@ def _unknown(value: Any) -> Any:
 
 
 def power(base: Any, exponent: Any) -> Any:
-    """A power whose bits are not too many."""
+    """A power, after a check of its number of bits."""
     if isinstance(base, int) and isinstance(exponent, int):
-        items(max(1, base.bit_length()) * max(0, exponent))
+        check_items(max(1, base.bit_length()) * max(0, exponent))
     return base**exponent
 
 
@@ -209,27 +211,27 @@ def times(left: Any, right: Any) -> Any:
     """A product of numbers, or a text or list repeated."""
     for many, count in ((left, right), (right, left)):
         if isinstance(many, str) and isinstance(count, int):
-            room(len(many) * max(count, 0))
+            check_length(len(many) * max(count, 0))
         elif isinstance(many, (list, tuple)) and isinstance(count, int):
-            items(len(many) * max(count, 0))
+            check_items(len(many) * max(count, 0))
     if isinstance(left, int) and isinstance(right, int):
-        items(left.bit_length() + right.bit_length())
+        check_items(left.bit_length() + right.bit_length())
     return bounded(left * right)
 
 
 def plus(left: Any, right: Any) -> Any:
-    """A sum, or two texts or lists as one."""
+    """A sum, or two texts or lists concatenated."""
     if isinstance(left, str) and isinstance(right, str):
-        room(len(left) + len(right))
+        check_length(len(left) + len(right))
     elif isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
-        items(len(left) + len(right))
+        check_items(len(left) + len(right))
     return left + right
 
 
 def modulo(left: Any, right: Any) -> Any:
     """A remainder, or values formatted."""
     if isinstance(left, str):
-        formatted(left, right)
+        check_format(left, right)
     return left % right
 
 
@@ -241,8 +243,8 @@ def total(values: Iterable[Any], attribute: Any = None, start: Any = 0) -> Any:
     return found
 
 
-class _Watching(NodeTransformer):
-    """Puts a filter of ours around what can repeat or grow."""
+class _LimitInserter(NodeTransformer):
+    """Puts a limiting filter around each node that can repeat or grow."""
 
     def _around(self, node: Any, name: str) -> Any:
         self.generic_visit(node)
@@ -271,7 +273,7 @@ class _Watching(NodeTransformer):
 
 
 class WatchedEnvironment(ImmutableSandboxedEnvironment):
-    """A sandbox with limits; jinja's optimizer is off, since it computes constants before any limit is looked at."""
+    """A sandbox with limits; jinja's optimizer is off, since it computes constants without any limit."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
@@ -289,11 +291,11 @@ class WatchedEnvironment(ImmutableSandboxedEnvironment):
         self.concat = join  # type: ignore[assignment]
 
     def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
-        return super()._generate(_Watching().visit(source), *args, **options)
+        return super()._generate(_LimitInserter().visit(source), *args, **options)
 
     def call(self, context: Any, function: Any, *args: Any, **options: Any) -> Any:  # type: ignore[override]
         """Calls a function of a template within the limits."""
-        look()
+        check_time()
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if name in UNSAFE_METHODS:
             raise LimitError(f"it calls {name}, which chat templates do not need")
@@ -311,7 +313,7 @@ class WatchedEnvironment(ImmutableSandboxedEnvironment):
 
         @wraps(wrapper)
         def limited(*args: Any, **options: Any) -> str:
-            formatted(value.__self__, [*args, *options.values()])
+            check_format(value.__self__, [*args, *options.values()])
             return str(wrapper(*args, **options))
 
         return limited
@@ -320,28 +322,28 @@ class WatchedEnvironment(ImmutableSandboxedEnvironment):
 def _check_method(owner: str, name: str, args: tuple[Any, ...]) -> None:
     """Checks that a method of a text may be called."""
     if name == "replace" and len(args) >= 2 and all(isinstance(arg, str) for arg in args[:2]):
-        replaced(owner, args[0], args[1])
+        check_replace(owner, args[0], args[1])
     elif name == "join" and args and isinstance(args[0], (list, tuple)):
-        room(sum(len(part) + len(owner) for part in args[0] if isinstance(part, str)))
+        check_length(sum(len(part) + len(owner) for part in args[0] if isinstance(part, str)))
     for arg in args:
         if isinstance(arg, int):
-            room(len(owner) + abs(arg))
+            check_length(len(owner) + abs(arg))
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that looks at the clock, takes no large numbers, and whose text is not too long."""
+    """The filter, with checks of the time, of numbers among its arguments and of the length of its text."""
 
     @wraps(function)
     def guarded(*args: Any, **options: Any) -> Any:
-        look()
+        check_time()
         numbers = [abs(arg) for arg in (*args, *options.values()) if isinstance(arg, int)]
         texts = [len(arg) for arg in args if isinstance(arg, str)]
         if numbers:
-            items(max(numbers))
-            room((max(numbers) + 1) * (max(texts) + 1) if texts and max(numbers) > 64 else 0)
+            check_items(max(numbers))
+            check_length((max(numbers) + 1) * (max(texts) + 1) if texts and max(numbers) > 64 else 0)
         made = function(*args, **options)
         if isinstance(made, str):
-            room(len(made))
+            check_length(len(made))
         return made
 
     return guarded
@@ -361,11 +363,11 @@ def _attribute(value: Any, name: Any) -> Any:
 
 def _replace_filter(value: Any, old: Any, new: Any, count: int | None = None) -> str:
     whole, old, new = text(value), text(old), text(new)
-    replaced(whole, old, new)
+    check_replace(whole, old, new)
     return whole.replace(old, new, -1 if count is None else count)
 
 
 def _format_filter(pattern: Any, *args: Any, **options: Any) -> str:
     values = options or args
-    formatted(text(pattern), values)
+    check_format(text(pattern), values)
     return str(text(pattern) % values)

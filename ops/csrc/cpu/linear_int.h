@@ -1,4 +1,4 @@
-// Products of quantized rows with int8 and int4 weights, summed as integers over each block of inputs.
+// Products of quantized rows with int8 and int4 weights, summed as integers over each block of QUANT_BLOCK inputs.
 
 #pragma once
 
@@ -27,8 +27,8 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef float UnalignedFloats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t UnalignedInts __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-// Sums over one block for H rows and V vectors of outputs. Without VNNI, int4 sums are of 16 bits: eight products of a
-// 4-bit with two 8-bit codes do not overflow them.
+// Sums over one block for H rows and V vectors of outputs. Without VNNI, an int4 sum has 16 bits, and
+// room for its sixteen products of a 4-bit and an 8-bit code.
 template <int KIND, int H, int V>
 struct BlockSums {
   Ints total[H][V];

@@ -23,11 +23,11 @@ class DynamicModel:
     def __init__(self, layer: Any) -> None:
         layer.eval()
         self.layer = layer
-        changing = getattr(layer, "position_depends_on_length", False)
-        self.max_stable_length: int | None = getattr(layer, "max_stable_length", 0) if changing else None
+        length_dependent = getattr(layer, "position_depends_on_length", False)
+        self.max_stable_length: int | None = getattr(layer, "max_stable_length", 0) if length_dependent else None
 
     def begin(self, columns: int, use_cache: bool = True) -> DynamicSession:
-        """A session for new rows."""
+        """A session for new rows; with a cache, it has room for this many columns (tokens of a row, padding included)."""
         return DynamicSession(self.layer, KVCache(columns) if use_cache else None)
 
 

@@ -1,4 +1,4 @@
-"""Feeds sequences to an executor as an engine would: chunks of several in one step, over blocks in no order."""
+"""Feeds sequences to an executor as an engine would: chunks of several sequences in one step, in scattered blocks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class SequenceFeeder:
     """Sequences, and how much of each an executor has computed.
 
     Args:
-        executor: As ``executors.base.Executor``; its cache is allocated again.
-        spec: Its model.
+        executor: An ``executors.base.Executor``; its KV cache is allocated anew.
+        spec: Shape and rules of its model.
         adapters: Index of each sequence's adapter; -1 = none.
         longest: Maximum number of tokens of a sequence.
         prefix: Virtual tokens [layers, 2, P, K, H] before every sequence; None = no prefix.
@@ -36,10 +36,10 @@ class SequenceFeeder:
         self._executor, self._spec = executor, spec
         self._virtual = 0 if prefix is None else prefix.shape[2]
         self._adapters = np.asarray(adapters, np.int32)
-        count, each = len(adapters), -(-(longest + self._virtual) // BLOCK)
-        executor.allocate(count * each)
-        # Blocks of a sequence are neither adjacent nor ascending, so that an executor that assumes so fails.
-        self._tables = np.arange(count * each, dtype=np.int32).reshape(each, count).T[:, ::-1].copy()
+        count, blocks_each = len(adapters), -(-(longest + self._virtual) // BLOCK)
+        executor.allocate(count * blocks_each)
+        # Blocks of a sequence are neither adjacent nor ascending, so that an executor that assumes either fails.
+        self._tables = np.arange(count * blocks_each, dtype=np.int32).reshape(blocks_each, count).T[:, ::-1].copy()
         self._ids: list[list[int]] = [[] for _ in adapters]
         for table in self._tables if prefix is not None else ():
             executor.put(table, np.ascontiguousarray(prefix, np.float32))
@@ -71,7 +71,7 @@ class SequenceFeeder:
         return np.split(logits, np.cumsum([len(ids) for _, ids in chunks])[:-1])
 
     def greedy(self, row: int, prompt: Sequence[int], new: int) -> list[int]:
-        """The likeliest tokens after a prompt, one step for each."""
+        """The tokens of greedy decoding after a prompt, one step for each."""
         made: list[int] = []
         ids = list(prompt)
         for _ in range(new):
@@ -82,14 +82,14 @@ class SequenceFeeder:
 
 def _positions(spec: DecoderSpec, ids: Sequence[int], virtual: int) -> Array:
     """KV position, position id, second position id, begin and end of the attention range, of every token [5, T]."""
-    own = np.arange(len(ids))
-    kv_position, second = own + virtual, np.zeros_like(own)
-    begin = np.zeros_like(own) if spec.window is None else np.maximum(kv_position + 1 - spec.window, 0)
+    index = np.arange(len(ids))
+    kv_position, second = index + virtual, np.zeros_like(index)
+    begin = np.zeros_like(index) if spec.window is None else np.maximum(kv_position + 1 - spec.window, 0)
     end, position = kv_position + 1, kv_position
     if spec.prefix_lm:
         length = list(ids).index(spec.prefix_lm.end)
         mask = next(ids.index(token) for token in spec.prefix_lm.mask_ids if token in ids[:length])
-        inside = own < length
+        inside = index < length
         end = np.where(inside, virtual + length, end)
-        position, second = np.where(inside, own, mask), np.where(inside, 0, own - length + 1)
+        position, second = np.where(inside, index, mask), np.where(inside, 0, index - length + 1)
     return np.stack([kv_position, position, second, begin, end])

@@ -95,10 +95,10 @@ class Scheduler:
                 return
 
     def _admit(self, state: RequestState) -> bool:
-        """Lets a request run if there are blocks for its first sequence, for what running ones still need for their tokens, and
-        one more for each of these."""
-        sequences = sum(other.max_sequences for other in self.running)
-        if sequences + state.max_sequences > self._max_sequences:
+        """Lets a request run if there are blocks for its first sequence, for the tokens that running sequences still have to compute,
+        and one more for each of these sequences."""
+        running_sequences = sum(other.max_sequences for other in self.running)
+        if running_sequences + state.max_sequences > self._max_sequences:
             return False
         first = state.sequences[0]
         self._manager.start(first)
@@ -126,8 +126,8 @@ class Scheduler:
         for sequence, chunk in self._chunks.items():
             if self._left <= 0 or not chunk.needs_logits or not chunk.state.may_draft:
                 continue
-            room = (-(sequence.computed + chunk.count + virtual)) % BLOCK + BLOCK * pool.num_free
-            draft = chunk.state.draft(min(self._left, room))
+            free_positions = (-(sequence.computed + chunk.count + virtual)) % BLOCK + BLOCK * pool.num_free
+            draft = chunk.state.draft(min(self._left, free_positions))
             if draft and self._manager.reserve(sequence, chunk.count + len(draft)):
                 self._chunks[sequence] = ScheduledChunk(chunk.state, sequence, chunk.count, draft)
                 self._left -= len(draft)

@@ -2,7 +2,7 @@
 
 ``paddle_ops`` chooses the operations for a device, ``paged_cache`` holds keys and values, ``attention_metadata`` says what is
 attended to. Shape suffixes: T tokens of the step, D hidden, N heads, K key-value heads, H head_dim, E experts, C experts per token,
-L tokens whose logits are computed.
+L tokens whose logits are computed, S keys of all sequences, P positions of a prefix.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PaddleExecutor:
 
     Args:
         model: The model; its weights are unpacked, or quantized to paddle's own int8 codes if it has a kernel for them.
-        dtype: Type to compute in; half types need a GPU.
+        dtype: Type to compute in; half-precision types need a GPU.
         kv: Type of the KV cache: None = ``dtype``, or ``int8`` with a scale for each position and head.
         device: As paddle names it; None = the current one.
 
@@ -115,7 +115,7 @@ class PaddleExecutor:
 
     def _embed(self, batch: Batch) -> paddle.Tensor:
         rows = self._model.embed[batch.ids_T]
-        if rows.dtype == np.uint16:
+        if rows.dtype == np.uint16:  # the bits of bfloat16
             rows = (rows.astype(np.uint32) << 16).view(np.float32)
         x_TD = self._normed(tensor(rows, self._dtype), self._embed_norm)
         if self._projections[0] is not None:
@@ -129,12 +129,12 @@ class PaddleExecutor:
         feed_forward = self._feed_forward if layer.router is None else self._experts
         return self._add(x_TD, layer.ffn_norm, lambda x: feed_forward(index, layer, x, step.adapter_T))
 
-    def _add(self, x_TD: paddle.Tensor, norm: Any, part: Callable[[paddle.Tensor], paddle.Tensor]) -> paddle.Tensor:
-        """The residual plus the output of a part, attention or feed-forward, with its norm."""
+    def _add(self, x_TD: paddle.Tensor, norm: Any, sublayer: Callable[[paddle.Tensor], paddle.Tensor]) -> paddle.Tensor:
+        """The residual plus the output of a sublayer, attention or feed-forward, with its norm."""
         graph = self._graph
         inner = x_TD if graph.norm_after else self._normed(x_TD, norm)
         residual = inner if graph.residual_after_norm else x_TD
-        y_TD = (residual if graph.residual_scale == 1.0 else residual * graph.residual_scale) + part(inner)
+        y_TD = (residual if graph.residual_scale == 1.0 else residual * graph.residual_scale) + sublayer(inner)
         return self._normed(y_TD, norm) if graph.norm_after else y_TD
 
     def _normed(self, x: paddle.Tensor, norm: Any) -> paddle.Tensor:
@@ -155,8 +155,8 @@ class PaddleExecutor:
         if not math.isclose(self._query_scales[index], 1.0):
             q = q * self._query_scales[index]
         self._cache.write(index, step.metadata.write_slot_T, k, v)
-        mixed = self._ops.attention(q, *self._cache.read(index, step.metadata.slot_S), step.metadata)
-        return self._linear(layer.out, (index, "out", 0), mixed, step.adapter_T)
+        attended = self._ops.attention(q, *self._cache.read(index, step.metadata.slot_S), step.metadata)
+        return self._linear(layer.out, (index, "out", 0), attended, step.adapter_T)
 
     def _feed_forward(
         self, index: int, layer: _Layer, x_TD: paddle.Tensor, adapter_T: np.ndarray, expert: int = 0
@@ -186,8 +186,8 @@ class PaddleExecutor:
             for expert, (count, end) in enumerate(zip(counts.tolist(), ends.tolist(), strict=True))
             if count
         ]
-        back = np.argsort(order)
-        routed = paddle.gather(paddle.concat(outputs), paddle.to_tensor(back))
+        inverse = np.argsort(order)
+        routed = paddle.gather(paddle.concat(outputs), paddle.to_tensor(inverse))
         routed_TCD = routed.reshape([-1, routing.top_k, x_TD.shape[-1]])
         return paddle.matmul(weight_TC.astype(self._dtype).unsqueeze(1), routed_TCD).squeeze(1)
 

@@ -1,7 +1,8 @@
 """Operations of the paddle executor, each in two forms: composed of basic operations, and paddle's fused GPU kernel.
 
-The composed ones are right on every device; the fused kernels exist on GPUs only (some end the process on a CPU) and take
-half types. Shape suffixes: T tokens, N heads, K key-value heads, H head_dim, S keys of all sequences.
+The composed ones are right on every device; the fused kernels exist on GPUs only (some crash the process on a CPU) and take
+half-precision types. Shape suffixes: T tokens, N heads, K key-value heads, H head_dim, S keys of all sequences, W rotated
+pairs of a head.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ FUSED_GROUPS, MULTIPLE = (0, 64, 128), 64
 
 
 def operations(device: str, dtype: str) -> SimpleNamespace:
-    """The operations for a device and a type to compute in: fused on GPUs in half types, else composed."""
+    """The operations for a device and a type to compute in: fused on GPUs in half precision, else composed."""
     fused = device.startswith("gpu") and dtype in HALF
     return SimpleNamespace(**{name: pair[fused] for name, pair in OPERATIONS.items()})
 
 
 def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: None, eps: float) -> paddle.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
-    wide = x.astype("float32")
-    unit = wide * paddle.rsqrt((wide * wide).mean(axis=-1, keepdim=True) + eps)
-    return (unit * weight.astype("float32")).astype(x.dtype)
+    x_float = x.astype("float32")
+    normalized = x_float * paddle.rsqrt((x_float * x_float).mean(axis=-1, keepdim=True) + eps)
+    return (normalized * weight.astype("float32")).astype(x.dtype)
 
 
 def fused_rms_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: None, eps: float) -> paddle.Tensor:
@@ -44,10 +45,10 @@ def fused_rms_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: None, eps: flo
 
 def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None, eps: float) -> paddle.Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
-    wide = x.astype("float32")
-    wide = wide - wide.mean(axis=-1, keepdim=True)
-    unit = wide * paddle.rsqrt((wide * wide).mean(axis=-1, keepdim=True) + eps)
-    y = unit * weight.astype("float32")
+    x_float = x.astype("float32")
+    x_float = x_float - x_float.mean(axis=-1, keepdim=True)
+    normalized = x_float * paddle.rsqrt((x_float * x_float).mean(axis=-1, keepdim=True) + eps)
+    y = normalized * weight.astype("float32")
     return (y if bias is None else y + bias.astype("float32")).astype(x.dtype)
 
 
@@ -60,23 +61,23 @@ def fused_layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tenso
 
 def apply_rope(x_TNH: paddle.Tensor, cos_TW: paddle.Tensor, sin_TW: paddle.Tensor) -> paddle.Tensor:
     """RoPE on the first 2W elements of each head, element i paired with element i + W."""
-    width = cos_TW.shape[-1]
+    pairs = cos_TW.shape[-1]
     cos, sin = cos_TW.unsqueeze(1), sin_TW.unsqueeze(1)
-    low, high = x_TNH[..., :width], x_TNH[..., width : 2 * width]
+    low, high = x_TNH[..., :pairs], x_TNH[..., pairs : 2 * pairs]
     parts = [low * cos - high * sin, high * cos + low * sin]
-    if 2 * width < x_TNH.shape[-1]:
-        parts.append(x_TNH[..., 2 * width :])
+    if 2 * pairs < x_TNH.shape[-1]:
+        parts.append(x_TNH[..., 2 * pairs :])
     return paddle.concat(parts, axis=-1)
 
 
 def fused_apply_rope(x_TNH: paddle.Tensor, cos_TW: paddle.Tensor, sin_TW: paddle.Tensor) -> paddle.Tensor:
-    """``apply_rope`` by paddle's kernel, which takes whole heads and an angle for each element."""
-    width = 2 * cos_TW.shape[-1]
-    cos, sin = (paddle.concat([a, a], axis=-1).reshape([1, -1, 1, width]) for a in (cos_TW, sin_TW))
+    """``apply_rope`` by paddle's kernel, which rotates all of a head and takes an angle for each element."""
+    rotary_dim = 2 * cos_TW.shape[-1]
+    cos, sin = (paddle.concat([a, a], axis=-1).reshape([1, -1, 1, rotary_dim]) for a in (cos_TW, sin_TW))
     rotated = paddle.incubate.nn.functional.fused_rotary_position_embedding(
-        x_TNH[..., :width].unsqueeze(0), sin=sin, cos=cos, use_neox_rotary_style=False
+        x_TNH[..., :rotary_dim].unsqueeze(0), sin=sin, cos=cos, use_neox_rotary_style=False
     )[0].squeeze(0)
-    return rotated if width == x_TNH.shape[-1] else paddle.concat([rotated, x_TNH[..., width:]], axis=-1)
+    return rotated if rotary_dim == x_TNH.shape[-1] else paddle.concat([rotated, x_TNH[..., rotary_dim:]], axis=-1)
 
 
 def swiglu(x: paddle.Tensor) -> paddle.Tensor:
@@ -124,8 +125,8 @@ def fused_linear(linear: Linear, dtype: str) -> DenseLinear | Int8Linear:
     """The weight as int8 codes if paddle has a kernel for it, else unpacked."""
     packed = linear.weight
     quantized = packed.kind in ("int8", "int4") and packed.group in FUSED_GROUPS
-    whole = packed.inputs % max(packed.group, MULTIPLE) == 0 and packed.outputs % MULTIPLE == 0
-    return Int8Linear(linear, dtype) if quantized and whole else DenseLinear(linear, dtype)
+    divisible = packed.inputs % max(packed.group, MULTIPLE) == 0 and packed.outputs % MULTIPLE == 0
+    return Int8Linear(linear, dtype) if quantized and divisible else DenseLinear(linear, dtype)
 
 
 def attention(
@@ -150,8 +151,8 @@ def fused_attention(
     if metadata.slopes or q_TNH.shape[-1] > 256 or q_TNH.shape[-1] % 8:
         return attention(q_TNH, k_SKH, v_SKH, metadata)
     bounds = metadata.flashmask_bounds()
-    mixed = F.flashmask_attention(q_TNH.unsqueeze(0), k_SKH.unsqueeze(0), v_SKH.unsqueeze(0), bounds, causal=False)
-    return mixed.reshape([q_TNH.shape[0], -1])
+    attended = F.flashmask_attention(q_TNH.unsqueeze(0), k_SKH.unsqueeze(0), v_SKH.unsqueeze(0), bounds, causal=False)
+    return attended.reshape([q_TNH.shape[0], -1])
 
 
 def tensor(array: Any, dtype: str) -> paddle.Tensor | None:
