@@ -35,7 +35,7 @@ class Rope:
 
 @dataclass(frozen=True, kw_only=True)
 class Experts:
-    """Routing of a mixture of experts: softmax over all experts, then the top ``top_k``, renormalised to sum to 1 or not."""
+    """Routing of a mixture of experts: softmax over all experts, then the top ``top_k``, renormalized to sum to 1 or not."""
 
     count: int
     top_k: int
@@ -83,7 +83,7 @@ class DecoderSpec:
         residual_after_norm: The residual is the norm's output, not its input.
         residual_scale: Factor of the residual (DeepNorm's alpha).
         experts: Routing; None = one feed-forward layer.
-        unit_head: Columns of the output head are normalised to length 1.
+        unit_head: Columns of the output head are normalized to length 1.
         prefix_lm: Prefixes with bidirectional attention; None = causal.
         max_positions: Longest sequence; None = any.
     """

@@ -2,7 +2,7 @@
 
 Here are the rows (``Param``, ``Size``, ``Moe``), the card (``Family``) and what it expands to (``Tensor``). Fields of
 config.json are in ``config_fields.py``, their values in ``dims.py``; what core derives from a card (weight mappings, splits,
-quantisation targets, the fused decoder) is in ``plugins/defaults.py``. Nothing here imports paddle or numpy.
+quantization targets, the fused decoder) is in ``plugins/defaults.py``. Nothing here imports paddle or numpy.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Moe:
     Attributes:
         router: Kind of router: ``softmax-topk``.
         top_k: Experts per token.
-        renormalize: Whether the weights of a token's experts are renormalised to sum to 1.
+        renormalize: Whether the weights of a token's experts are renormalized to sum to 1.
     """
 
     router: str
@@ -140,7 +140,7 @@ class Family:
         paddle_prefix: Prefix of names in the model's state dict.
         torch_prefix: Prefix of names in torch checkpoints.
         model_type: ``model_type`` written into config.json.
-        norm: Kernel of the normalisation, one of ``slots.NORMS``.
+        norm: Kernel of the normalization, one of ``slots.NORMS``.
         activation: Kernel of the feed-forward's activation, one of ``slots.ACTIVATIONS``.
         position: Kernel of the position encoding, one of ``slots.POSITIONS``.
         moe: Routing; None = a dense family.

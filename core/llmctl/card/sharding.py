@@ -1,4 +1,4 @@
-"""How tensors are split over tensor-parallel ranks, and the type of a quantisation target."""
+"""How tensors are split over tensor-parallel ranks, and the type of a quantization target."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class TokenFacts:
     Attributes:
         model: Name of the sentencepiece file.
         pattern: Regular expression of the pre-tokenizer, which splits text before BPE merges; empty = ByteLevel's.
-        normal_form: Unicode normalisation of text before that, such as ``"NFC"``.
+        normal_form: Unicode normalization of text before that, such as ``"NFC"``.
         appended: Special tokens whose ids follow those of a sentencepiece or rank file, in order.
         optional: Special tokens that follow these, if a file of the folder mentions them.
         roles: Names of the tokens ``bos``, ``eos``, ``pad``, ``unk``; they override the folder's.

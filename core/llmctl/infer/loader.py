@@ -58,7 +58,7 @@ def packed_model(
         dims: Its dims.
         packing: Type of the packed weights.
         adapted: An adapter that is merged into the weights, or virtual tokens before every sequence.
-        named: Adapters that requests choose among, in order; trained on a base that was not quantised.
+        named: Adapters that requests choose among, in order; trained on a base that was not quantized.
         scheme: How the checkpoint is quantized; None = it holds floats. Its codes are packed as they are.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The KV cache of the layers, for generation. Paged and quantised caches are in ``infer``."""
+"""The KV cache of the layers, for generation. Paged and quantized caches are in ``infer``."""
 
 from __future__ import annotations
 

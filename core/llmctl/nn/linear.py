@@ -1,4 +1,4 @@
-"""A linear layer with paddle's weight layout [in, out]: the one that adapters, quantisation and splits replace.
+"""A linear layer with paddle's weight layout [in, out]: the one that adapters, quantization and splits replace.
 
 ``paddle.nn.Linear`` takes three times as long per call on small inputs.
 """

@@ -67,7 +67,7 @@ class SparseMLP(paddle.nn.Layer):
 
 
 class SoftmaxTopK(nn.Layer):
-    """Router: softmax over all experts in float32 or better, the top K of them, renormalised if the card says so.
+    """Router: softmax over all experts in float32 or better, the top K of them, renormalized if the card says so.
 
     In training ``logits_TE`` holds the router logits of the last forward, for ``load_balancing_loss``.
 

@@ -1,4 +1,4 @@
-"""Replacing layers of a model by name, for adapters, quantisation and tensor parallelism."""
+"""Replacing layers of a model by name, for adapters, quantization and tensor parallelism."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block-wise weight quantisation to 8 or 4 bits, with a scale for every 64 inputs of an output, in numpy.
+"""Block-wise weight quantization to 8 or 4 bits, with a scale for every 64 inputs of an output, in numpy.
 
 ``int8`` and ``int4`` are symmetric, ``nf4`` has the 16 quantiles of a normal distribution of
 https://arxiv.org/abs/2305.14314, appendix E. A group's scale is its largest absolute value, as float32. A byte holds two
@@ -29,7 +29,7 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Packed:
-    """A quantised weight [in, out].
+    """A quantized weight [in, out].
 
     Attributes:
         codes: int8 [out, groups * GROUP], or uint8 [out, groups * GROUP / 2] with two codes per byte; the last group is
@@ -77,5 +77,5 @@ def byte_values(code: str) -> NDArray[Any]:
 
 
 def round_trip(weight: NDArray[Any], code: str) -> NDArray[Any]:
-    """The weight [in, out] after quantisation and dequantisation, in its own dtype."""
+    """The weight [in, out] after quantization and dequantization, in its own dtype."""
     return dequantise(quantise(weight, code), code).astype(weight.dtype)

@@ -1,6 +1,6 @@
 """A linear layer with a frozen weight in 8 or 4 bits; gradients flow through it to its input (QLoRA).
 
-The weight is dequantised in each forward and each backward pass and never kept. The codes are in ``blockwise``.
+The weight is dequantized in each forward and each backward pass and never kept. The codes are in ``blockwise``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmctl.quant.blockwise import GROUP, byte_values, quantise
 
 
 class QuantisedLinear(paddle.nn.Layer):
-    """y = x W + b with a quantised W.
+    """y = x W + b with a quantized W.
 
     Args:
         linear: The layer to quantise; its bias is kept.
@@ -37,12 +37,12 @@ class QuantisedLinear(paddle.nn.Layer):
 
     @property
     def weight(self) -> paddle.Tensor:
-        """The dequantised weight [in, out], computed at each access."""
+        """The dequantized weight [in, out], computed at each access."""
         return self.transposed().t()
 
     @paddle.no_grad()
     def transposed(self) -> paddle.Tensor:
-        """The dequantised weight [out, in], the layout of the codes."""
+        """The dequantized weight [out, in], the layout of the codes."""
         outputs, groups = self.scales.shape
         if self.code == "int8":
             values = self.codes.astype("float32") / 127

@@ -38,7 +38,7 @@ class Admission:
             raise Problem(f"the request asks for {answers} answers; the server answers {self._answers} at a time")
         full = self.held + answers > self._answers
         if full or (self.waiting and self.waiting + tokens > self._tokens):
-            what = f"{self.held} answers" if full else f"{self.waiting} tokens of prompts"
+            what = f"{self.held} answers" if full else f"{self.waiting} prompt tokens"
             raise Problem(
                 f"the server is busy: {what} are before this request; try again later",
                 429, code="server_busy", headers={"retry-after": str(self.wait())},

@@ -247,7 +247,7 @@ def rounded_logits(
     inner: tuple[str, int],
     outer: tuple[str, int],
 ) -> list[Any]:
-    """Logits of a layer whose linears have quantised and dequantised weights, by (kind, group) inside and outside the layers."""
+    """Logits of a layer whose linears have quantized and dequantized weights, by (kind, group) inside and outside the layers."""
     import paddle
 
     from llmctl.infer.packed.linear import pack, unpack

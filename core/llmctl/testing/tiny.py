@@ -34,7 +34,7 @@ def write_adapter(folder: Path, base: Path, seed: int = 0, quantised: str = "") 
         folder: The folder to make.
         base: The model folder.
         seed: Seed of the values.
-        quantised: The quantisation of the base that the adapter records, if any.
+        quantised: The quantization of the base that the adapter records, if any.
     """
     from llmctl.adapters import base_model as bases
     from llmctl.adapters import folder as folders

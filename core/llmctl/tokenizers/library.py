@@ -137,7 +137,7 @@ class LibraryTokenizer(Tokenizer):
         return [*alone, *moved]
 
     def protect(self, text: str) -> str:
-        """As `Tokenizer.protect`; special tokens that are found in normalised text too."""
+        """As `Tokenizer.protect`; special tokens that are found in normalized text too."""
         text = super().protect(text)
         while self._normalised:
             places = [place for piece in self._read(text) if (place := self._begin(text, piece)) is not None]

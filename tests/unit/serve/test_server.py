@@ -91,7 +91,7 @@ def test_admission_counts_answers_and_waiting_tokens():
     with pytest.raises(Problem, match="3 answers are before") as busy:
         admission.enter(2, 1)
     assert (busy.value.status, busy.value.headers) == (429, {"retry-after": "1"})
-    with pytest.raises(Problem, match="500 tokens of prompts"):
+    with pytest.raises(Problem, match="500 prompt tokens"):
         admission.enter(1, 1)
     admission.begun(500)
     admission.enter(1, 90)

@@ -74,12 +74,12 @@ def pack_prefix(prefix: Prefix, graph: DecoderSpec) -> Float:
 
 
 def merged_state(state: Mapping[str, Any], opened: OpenedAdapter, adapter: bool = True) -> dict[str, Any]:
-    """The tensors of an adapter's base with the adapter merged, and quantised as in training.
+    """The tensors of an adapter's base with the adapter merged, and quantized as in training.
 
     Args:
         state: Tensors of the base, as ``checkpoint.convert.open_source`` gives it.
         opened: A LoRA adapter and its base.
-        adapter: Whether the adapter is merged; otherwise the base is only quantised.
+        adapter: Whether the adapter is merged; otherwise the base is only quantized.
     """
     assert isinstance(opened.adapter, Adapter)
     layers = opened.adapter.layers if adapter else {}

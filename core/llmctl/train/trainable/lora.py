@@ -34,7 +34,7 @@ from llmctl.quant.linear import weight_bytes
 from llmctl.train.trainable.base import Reference, Trainable, base_record, precision_of
 
 FLOAT = "float"
-"""Value of ``method.base`` for a base that is not quantised."""
+"""Value of ``method.base`` for a base that is not quantized."""
 
 START = "start.safetensors"
 """The file of A0 and B0 in a checkpoint in a half type."""
