@@ -25,7 +25,7 @@ from llmctl.data.corpus.indexed import Corpus
 from llmctl.data.reading import read_files
 from llmctl.data.sft.examples import ExampleReader
 from llmctl.errors import LlmctlError
-from llmctl.tokenizers import chat, template_limits
+from llmctl.tokenizers import chat, sandbox
 from llmctl.tokenizers.conversation import Conversation
 
 pytestmark = pytest.mark.robust
@@ -184,7 +184,7 @@ WORDS = ("{%", "%}", "{{", "}}", "for", "endfor", "in", "range(10**9)", "* 10**8
 
 def test_chat_templates(tmp_path, monkeypatch):
     tokenizer = tokenizers.load(tiny_tokenizers.write_json(tmp_path / "t"))
-    monkeypatch.setattr(template_limits, "TEMPLATE_SECONDS", 0.5)
+    monkeypatch.setattr(sandbox, "TEMPLATE_SECONDS", 0.5)
     path = tmp_path / "template.jinja"
 
     def read():

@@ -10,8 +10,16 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from llmctl.errors import TokenizerError, require
+from llmctl.io.limits import TEMPLATE_SECONDS
+
+TEMPLATE_SECONDS_AGAIN, MAX_TIMEOUTS = 1.0, 5
+"""Limit of a template that took too long before, and how often it may: a file has many conversations."""
+
+_TIMEOUTS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""How often a template took too long."""
 
 OPEN, CLOSE = "\ue0f4", "\ue0f5"
 """Characters for private use around what a template marks by ``{% generation %}``."""
@@ -55,13 +63,20 @@ def render(template: Any, where: str, values: Mapping[str, Any], now: datetime |
     """
     import jinja2
 
-    from llmctl.tokenizers.template_limits import LimitError, Watch
+    from llmctl.tokenizers.template_limits import LimitError, TimeLimitError, Watch
 
-    watch = Watch()
+    seconds = TEMPLATE_SECONDS if template not in _TIMEOUTS else TEMPLATE_SECONDS_AGAIN
+    too_long = f"{where}: the chat template is refused: it takes longer than {TEMPLATE_SECONDS:g} seconds"
+    if _TIMEOUTS.get(template, 0) == MAX_TIMEOUTS:
+        raise TokenizerError(too_long)
+    watch = Watch(seconds)
     context = {**values, "strftime_now": (now or datetime.now()).strftime}
     try:
         with watch:
             return watch.joined(template.root_render_func(template.new_context(context)))
+    except TimeLimitError:
+        _TIMEOUTS[template] = _TIMEOUTS.get(template, 0) + 1
+        raise TokenizerError(too_long) from None
     except (jinja2.exceptions.SecurityError, LimitError) as error:
         raise TokenizerError(f"{where}: the chat template is refused: {error}") from None
     except (RecursionError, MemoryError):

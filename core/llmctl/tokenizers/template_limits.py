@@ -19,7 +19,7 @@ from jinja2 import Undefined, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from llmctl.io.limits import TEMPLATE_CHARACTERS, TEMPLATE_ITEMS, TEMPLATE_SECONDS
+from llmctl.io.limits import TEMPLATE_CHARACTERS, TEMPLATE_ITEMS
 
 REMOVED = ("urlize", "wordwrap", "striptags", "pprint", "xmlattr", "random", "filesizeformat", "forceescape")
 """Filters that chat templates do not need, and whose time or size is not bounded by that of their input."""
@@ -34,6 +34,10 @@ class LimitError(Exception):
     """A template exceeds a limit."""
 
 
+class TimeLimitError(LimitError):
+    """A template takes too long."""
+
+
 class _Active(threading.local):
     def __init__(self) -> None:
         self.deadlines: list[float] = []
@@ -43,10 +47,17 @@ _ACTIVE = _Active()
 
 
 class Watch:
-    """The time limit of a rendering in this thread; ``with`` starts it."""
+    """The time limit of a rendering in this thread; ``with`` starts it.
+
+    Args:
+        seconds: The limit.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
 
     def __enter__(self) -> Watch:
-        _ACTIVE.deadlines.append(time.monotonic() + TEMPLATE_SECONDS)
+        _ACTIVE.deadlines.append(time.monotonic() + self._seconds)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -65,7 +76,7 @@ def check_time() -> None:
     """
     deadlines = _ACTIVE.deadlines
     if deadlines and time.monotonic() > deadlines[-1]:
-        raise LimitError(f"it takes longer than {TEMPLATE_SECONDS:g} seconds")
+        raise TimeLimitError("it takes too long")
 
 
 def check_length(characters: float) -> None:

@@ -8,7 +8,7 @@ from kit.tiny_tokenizers import write_json
 
 from llmctl import tokenizers
 from llmctl.errors import TokenizerError
-from llmctl.tokenizers import template_limits
+from llmctl.tokenizers import sandbox
 from llmctl.tokenizers.conversation import Conversation
 
 ASKED = Conversation((("hello", None),))
@@ -57,7 +57,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_is_refused_within_bounds(tmp_path, monkeypatch, bomb):
-    monkeypatch.setattr(template_limits, "TEMPLATE_SECONDS", 2.0)
+    monkeypatch.setattr(sandbox, "TEMPLATE_SECONDS", 2.0)
     (write_json(tmp_path) / "chat_template.jinja").write_text(BOMBS[bomb])
     begun = time.process_time()
     tracemalloc.start()
@@ -82,3 +82,15 @@ def test_a_template_of_the_usual_kind_is_not_touched(tmp_path):
     assert tokenizers.load(tmp_path).chat_template.text(Conversation((("x ", "b"), ("c", None)))) == (
         "<user>y, <assistant>b, <user>c6ababuser-assistant-user{'a': [1, (2, 3)]}x|3a1bNoneTrue1.5338"
     )
+
+
+def test_a_template_that_takes_too_long_costs_a_file_of_conversations_no_more_than_a_few_limits(tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox, "TEMPLATE_SECONDS", 0.4)
+    monkeypatch.setattr(sandbox, "TEMPLATE_SECONDS_AGAIN", 0.2)
+    (write_json(tmp_path) / "chat_template.jinja").write_text(LOOP)
+    template = tokenizers.load(tmp_path).chat_template
+    begun = time.process_time()
+    for _ in range(200):
+        with pytest.raises(TokenizerError, match="it takes longer than 0.4 seconds"):
+            template.prompt(ASKED)
+    assert 1.0 < time.process_time() - begun < 10
