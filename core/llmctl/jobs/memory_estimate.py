@@ -87,7 +87,7 @@ def estimate(card: Family, dims: Dims, training: Training, step: Step) -> dict[s
         "optimizer": 2 * trained * width,
         "averaged weights": trained * width if training.average else 0,
         "activations": kept * width,
-        "scores": 2 * step.labels * int(dims.vocab) * width,
+        "logits": 2 * step.labels * int(dims.vocab) * width,
         "gradients": trained * width,
         "recomputed layer": recomputed * width,
     }
@@ -185,4 +185,4 @@ def _linears(rows: list[Tensor], slots: tuple[str, ...], training: Training) -> 
 def peak(parts: Mapping[str, int]) -> int:
     """The peak in bytes: logits are freed before gradients and recomputed layers exist."""
     late = parts["gradients"] + parts["recomputed layer"]
-    return sum(parts.values()) - min(parts["scores"], late)
+    return sum(parts.values()) - min(parts["logits"], late)

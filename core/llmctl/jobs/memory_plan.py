@@ -129,7 +129,7 @@ def _largest_step(job: Outline | CheckedJob[Any], batches: Iterable[Any]) -> Ste
 
     def weight(step: Step) -> int:
         parts = memory_estimate.estimate(job.model.plugin.card, job.model.dims, Training(0), step)
-        return parts["activations"] + parts["scores"]
+        return parts["activations"] + parts["logits"]
 
     return max(passes, key=weight)
 

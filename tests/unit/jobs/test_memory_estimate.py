@@ -20,9 +20,9 @@ def parts(training=FULL, step=STEP, dims=DIMS, card=CARD):
 def test_weights_gradients_and_moments_are_counted_in_bytes():
     found, count = parts(), CARD.count(DIMS)
     assert (found["weights"], found["gradients"], found["optimizer"]) == (4 * count, 4 * count, 8 * count)
-    assert found["scores"] == 2 * 17 * 96 * 4 and found["process"] == PROCESS
+    assert found["logits"] == 2 * 17 * 96 * 4 and found["process"] == PROCESS
     late = found["gradients"] + found["recomputed layer"]
-    assert peak(found) == sum(found.values()) - min(found["scores"], late)
+    assert peak(found) == sum(found.values()) - min(found["logits"], late)
 
 
 def test_layers_keep_inputs_and_outputs_of_linears_and_inputs_of_norms():
