@@ -53,7 +53,8 @@ def main() -> int:
         "PYTHONPATH": os.pathsep.join(paths),
         **OPTIONS,
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *given.tests, *more]
+    # nvcc does not run with the sanitizers loaded into it.
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not cuda", *given.tests, *more]
     for report in package.parent.glob("report.*"):
         report.unlink()
     # pytest captures what the sanitizers say where they end the process.
