@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmctl.data.sft.encoding import EncodedExample
+from llmctl.data.sft.encoding import IGNORE_INDEX, EncodedExample
 from llmctl.errors import DataError
 from llmctl.tokenizers import Tokenizer
-
-NO_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,7 @@ def text_windows(tokenizer: Tokenizer, text: str, length: int, stride: int) -> P
         windows.append(Window(ids[start:stop], range(done - start, stop - start)))
         done = stop
     # Without a token before it the first one is not predicted, nor are its bytes.
-    known = tokenizer.special.prefix or not ids
-    first = 0 if known else len(tokenizer.decode(ids[:1]).encode())
+    first = 0 if tokenizer.special.prefix else len(tokenizer.decode(ids[:1]).encode())
     return Passage(windows, len(text.encode()) - first)
 
 
@@ -72,7 +69,7 @@ def answer_windows(rows: Sequence[EncodedExample]) -> Passage:
 
 def _answers(row: EncodedExample) -> Window:
     # labels[t] is the token at t + 1.
-    scored = [at + 1 for at, label in enumerate(row.labels) if label != NO_LABEL]
+    scored = [at + 1 for at, label in enumerate(row.labels) if label != IGNORE_INDEX]
     last = scored[-1]
     ids = [*row.input_ids[: last + 1]]
     return Window(ids if last < len(ids) else [*ids, row.labels[last - 1]], scored)
