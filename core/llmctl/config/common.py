@@ -103,7 +103,9 @@ class JsonlDataConfig:
     weights: list[float] = option(
         [], "Share of each entry of `train` in an epoch, as weights; empty = every example once.", above=0
     )
-    max_examples: int = option(0, "Only the first so many examples of each entry of `train`; 0 = all.", minimum=0)
+    max_examples: int = option(
+        0, "Maximum number of examples of each entry of `train`, the first ones; 0 = all.", minimum=0
+    )
     dev: list[str] = option([], "Files to evaluate on; empty = the dev files in the folders of `train`, if any.")
     dev_size: float = option(
         0.0,

@@ -1,4 +1,4 @@
-"""Rows that are made when they are asked for, and of which the lengths are known before."""
+"""Rows that are encoded on access; their lengths are known in advance."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def with_split(data: PretrainDataConfig) -> PretrainDataConfig:
 
 
 def _suffices(split: str, counts: Sequence[int]) -> bool:
-    """Whether corpora of so many documents have some for each part with a weight."""
+    """Whether corpora with these numbers of documents have at least one for each part with a weight."""
     parts = pretrain.parse_split(split)
     return all(
         documents

@@ -34,7 +34,7 @@ def lines(path: Path, read: ReadBytes | None = None) -> Iterator[tuple[str, str 
 
 
 def items(path: Path, read: ReadBytes | None = None) -> Iterator[tuple[str, str | None]]:
-    """The records of a JSON list, of which a part is in memory at a time.
+    """The records of a JSON list, read in chunks, so that it need not fit into memory.
 
     Raises:
         DataError: It is no valid list.

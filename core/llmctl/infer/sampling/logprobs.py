@@ -9,7 +9,7 @@ import numpy as np
 from llmctl.infer.sampling.params import SamplingParams, TokenLogprob
 
 SPAN = 128
-"""Logits of which only the highest is looked at first."""
+"""Number of adjacent logits that are first compared by their maximum only."""
 
 
 def token_logprob(

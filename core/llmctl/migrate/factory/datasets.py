@@ -112,7 +112,7 @@ def _columns(name: str, row: Mapping[str, Any]) -> Iterable[str]:
     """Entries of ``data.columns``, for names that are not ours.
 
     Raises:
-        ValueError: A column or speaker is none of ours.
+        ValueError: A column or speaker has no equivalent in llmctl.
     """
     given = dict(row.get("columns") or {})
     wrong = next((key for key in given if key in FOREIGN), None)
