@@ -6,10 +6,11 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PACKAGES := core ops/llmctl_ops $(wildcard plugins/*/llmctl_*)
 
-.PHONY: help demo test lint format docs site evidence sanitize wheels constraints clean
+.PHONY: help demo test parallel lint format docs site evidence sanitize wheels constraints clean
 help:
 	@echo "make demo         fine-tune the bundled starter model into $(DEMO)"
 	@echo "make test         lint, then all tests, in WORKERS=2 processes"
+	@echo "make parallel     tests of distributed training that test leaves out, a few minutes"
 	@echo "make lint         checks only, changes nothing"
 	@echo "make format       format and fix what can be fixed"
 	@echo "make docs         write the generated parts of docs/ anew"
@@ -31,6 +32,9 @@ demo: environment
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+parallel: environment-dev
+	$(BIN)/python -m pytest -m parallel --numprocesses $(WORKERS) --dist loadfile
 
 lint: environment-dev
 	$(BIN)/ruff check .

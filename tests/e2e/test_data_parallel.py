@@ -39,6 +39,8 @@ RUNS = {
     "pretrain": ("pretrain", {"train": {"eval_iters": 1}}),
 }
 
+SLOW = {"prefix", "new tokens", "dpo"}
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -100,7 +102,7 @@ def assert_alike(one, other):
         np.testing.assert_allclose(other[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.parallel] * (name in SLOW)) for name in RUNS])
 def test_two_processes_train_the_model_of_one(name, data, tmp_path):
     _train(ALONE, name, data, tmp_path / "one")
     run_ranks(2, _train, name, data, tmp_path / "two")

@@ -1,0 +1,67 @@
+"""The arrangement of ranks is that of paddle's fleet."""
+
+import itertools
+
+import pytest
+
+from llmctl.parallel.topology import AXES, Coordinates, Topology
+
+SHAPES = [
+    Topology(),
+    Topology(data=4),
+    Topology(tensor=2, pipeline=2),
+    Topology(data=2, tensor=2, pipeline=2),
+    Topology(data=2, tensor=2, sharding=2),
+    Topology(data=2, tensor=3, pipeline=4, sharding=2, expert=4),
+]
+
+
+@pytest.mark.parametrize("topology", SHAPES, ids=str)
+def test_fleet_has_the_same_ranks(topology):
+    from paddle.distributed.fleet.base.topology import CommunicateTopology
+
+    fleet = CommunicateTopology(list(AXES), [getattr(topology, name) for name in AXES])
+    assert topology.size == fleet.world_size()
+    for rank in range(topology.size):
+        assert tuple(topology.coordinates(rank)) == tuple(fleet.get_coord(rank))
+    for axis in AXES:
+        assert topology.groups(axis) == sorted(tuple(group) for group in fleet.get_comm_list(axis))
+
+
+@pytest.mark.parametrize("topology", SHAPES, ids=str)
+def test_places_and_ranks_belong_to_each_other(topology):
+    ranks = range(topology.size)
+    assert [topology.rank(topology.coordinates(rank)) for rank in ranks] == list(ranks)
+    for axis, rank in itertools.product((*AXES, "batch", "expert", "copies"), ranks):
+        peers = topology.peers(axis, rank)
+        assert rank in peers and all(topology.peers(axis, other) == peers for other in peers)
+
+
+def test_experts_are_shared_by_ranks_with_different_rows():
+    topology = Topology(data=2, sharding=2, tensor=2, expert=2)
+    assert topology.peers("batch", 3) == (1, 3, 5, 7)
+    assert [topology.batch_number(rank) for rank in (1, 3, 5, 7)] == [0, 1, 2, 3]
+    assert topology.peers("expert", 3) == (1, 3) and topology.peers("expert", 5) == (5, 7)
+    assert topology.peers("copies", 3) == (3, 7) and topology.peers("copies", 1) == (1, 5)
+
+
+@pytest.mark.parametrize(
+    "degrees, text",
+    [
+        ({"tensor": 0}, "tensor must be 1 or more, not 0"),
+        ({"data": 2, "sharding": 3, "expert": 4}, "expert=4 does not divide the 6 ranks of data x sharding"),
+    ],
+)
+def test_impossible_degrees(degrees, text):
+    with pytest.raises(ValueError, match=text):
+        Topology(**degrees)
+
+
+def test_no_such_rank_place_or_axis():
+    topology = Topology(tensor=2)
+    with pytest.raises(ValueError, match="no rank 2 among 2"):
+        topology.coordinates(2)
+    with pytest.raises(ValueError, match="no place 1 among the 1 of data"):
+        topology.rank(Coordinates(0, 1, 0, 0))
+    with pytest.raises(ValueError, match="there is no axis sep"):
+        topology.peers("sep", 0)
