@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from llmctl.nn.block import Block
     from llmctl.nn.cache import KVCache
     from llmctl.nn.causal_lm import CausalLM
-    from llmctl.nn.decoder import Decoder, decoder_of, embedding, head_of, run_layers
+    from llmctl.nn.decoder import Decoder, Stack, decoder_of, embedding, head_of, run_layers
     from llmctl.nn.linear import Linear
     from llmctl.nn.loss import token_log_probs, token_loss
     from llmctl.nn.mask import Layout, Mask
     from llmctl.nn.mlp import MLP, GatedMLP, PackedGatedMLP, gelu_tanh, swiglu
-    from llmctl.nn.moe import SoftmaxTopK, SparseMLP, load_balancing_loss
+    from llmctl.nn.moe import SoftmaxTopK, SparseMLP, balancing_loss, router_sums
     from llmctl.nn.norm import LayerNorm, RMSNorm, rms_norm
     from llmctl.nn.packed_attention import PackedAttention, concatenated_qkv, grouped_qkv, interleaved_qkv
     from llmctl.nn.prefix_lm import PrefixLMInputs, find_prefixes
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     )
 
 _MODULES = {
-    "decoder": ("Decoder", "decoder_of", "embedding", "head_of", "run_layers"),
+    "decoder": ("Decoder", "Stack", "decoder_of", "embedding", "head_of", "run_layers"),
     "block": ("Block",),
     "attention": ("Attention", "attend", "softmax", "split_heads"),
     "packed_attention": ("PackedAttention", "concatenated_qkv", "grouped_qkv", "interleaved_qkv"),
     "mlp": ("MLP", "GatedMLP", "PackedGatedMLP", "gelu_tanh", "swiglu"),
-    "moe": ("SoftmaxTopK", "SparseMLP", "load_balancing_loss"),
+    "moe": ("SoftmaxTopK", "SparseMLP", "balancing_loss", "router_sums"),
     "norm": ("LayerNorm", "RMSNorm", "rms_norm"),
     "linear": ("Linear",),
     "rotary": (
@@ -84,6 +84,7 @@ __all__ = [
     "Rotary",
     "SoftmaxTopK",
     "SparseMLP",
+    "Stack",
     "apply_partial_rope",
     "apply_partial_rope_interleaved",
     "apply_rope",
@@ -91,6 +92,7 @@ __all__ = [
     "apply_rope_half_interleaved",
     "apply_rope_qk",
     "attend",
+    "balancing_loss",
     "concatenated_qkv",
     "decoder_of",
     "embedding",
@@ -99,9 +101,9 @@ __all__ = [
     "grouped_qkv",
     "head_of",
     "interleaved_qkv",
-    "load_balancing_loss",
     "positions",
     "rms_norm",
+    "router_sums",
     "run_layers",
     "softmax",
     "split_heads",

@@ -5,14 +5,14 @@ Shape suffixes as in the package's docstring. The modeling files of families pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import paddle
 
 from llmctl.nn.cache import KVCache
 from llmctl.nn.mask import Layout
-from llmctl.nn.moe import SparseMLP, load_balancing_loss
+from llmctl.nn.moe import SparseMLP, balancing_loss, router_sums
 from llmctl.nn.prefix import Prefix
 from llmctl.nn.symbolic import size
 
@@ -106,16 +106,26 @@ class CausalLM(paddle.nn.Layer):
         """Logits [B, T, V] of every position; arguments as for ``hidden_states``."""
         return self.logits(self.hidden_states(input_ids_BT, attention_mask_BS, position_ids_BT, cache))
 
-    def auxiliary_loss(self, arrays: Mapping[str, Any]) -> paddle.Tensor | None:
-        """The load-balancing loss of the last forward in training, times its coefficient; None without one.
+    def auxiliary_sums(self, arrays: Mapping[str, Any]) -> tuple[paddle.Tensor, ...]:
+        """What ``auxiliary_loss`` needs of the last forward in training: the sums of ``router_sums``; empty without such a loss.
 
         Args:
             arrays: The batch; tokens with an ``attention_mask`` of 0 do not count.
         """
-        routers = [layer.gate for layer in self.sublayers() if isinstance(layer, SparseMLP)]
+        routers = self._routers()
         if not self.aux_loss or not routers:
-            return None
-        logits = [router.logits_TE for router in routers]
+            return ()
         mask = arrays.get("attention_mask")
         mask_BS = None if mask is None else paddle.to_tensor(mask)
-        return self.aux_loss * load_balancing_loss(logits, routers[0].moe.top_k, mask_BS)
+        return router_sums([router.logits_TE for router in routers], routers[0].moe.top_k, mask_BS)
+
+    def auxiliary_loss(self, sums: Sequence[paddle.Tensor]) -> paddle.Tensor:
+        """The load-balancing loss, times its coefficient.
+
+        Args:
+            sums: As ``auxiliary_sums`` returns them, not empty.
+        """
+        return self.aux_loss * balancing_loss(*sums, self._routers()[0].moe.top_k)
+
+    def _routers(self) -> list[Any]:
+        return [layer.gate for layer in self.sublayers() if isinstance(layer, SparseMLP)]

@@ -41,7 +41,40 @@ def run_layers(
     return x_BTD
 
 
-class Decoder(paddle.nn.Layer):
+class Stack(paddle.nn.Layer):
+    """Token ids to hidden states in three parts: ``begin``, ``blocks``, ``end``.
+
+    A family whose decoder is not a ``Decoder`` writes these three and ``embedding_weight``, the embedding table [V, D];
+    ``inputs`` too, where its blocks need more than the mask.
+    """
+
+    embedding_weight: paddle.Tensor
+
+    def begin(self, input_ids_BT: paddle.Tensor, layout: Layout) -> paddle.Tensor:
+        """The input of the first block."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> paddle.nn.LayerList:
+        """The blocks in order, called as ``Block``."""
+        raise NotImplementedError
+
+    def end(self, x_BTD: paddle.Tensor) -> paddle.Tensor:
+        """Hidden states from the output of the last block."""
+        raise NotImplementedError
+
+    def inputs(
+        self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None, dtype: str
+    ) -> tuple[Any, Mask | None]:
+        """What every block is given besides x: (cos_sin, mask)."""
+        return None, layout.mask()
+
+    def forward(self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None = None) -> paddle.Tensor:
+        x_BTD = self.begin(input_ids_BT, layout)
+        return self.end(run_layers(self.blocks, x_BTD, *self.inputs(input_ids_BT, layout, cache, x_BTD.dtype), cache))
+
+
+class Decoder(Stack):
     """Token ids to hidden states after the final norm.
 
     Args:
@@ -74,21 +107,34 @@ class Decoder(paddle.nn.Layer):
         self._attention_inputs = attention_inputs
 
     @property
-    def embedding_weight(self) -> paddle.Tensor:
+    def embedding_weight(self) -> paddle.Tensor:  # type: ignore[override]
         """The embedding table [V, D]."""
         return self._sublayers(self)[0].weight
 
-    def forward(self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None = None) -> paddle.Tensor:
-        embed, layers, norm = self._sublayers(self)
-        x_BTD = embed(input_ids_BT)
+    @property
+    def blocks(self) -> paddle.nn.LayerList:
+        """The blocks in order."""
+        return self._sublayers(self)[1]
+
+    def begin(self, input_ids_BT: paddle.Tensor, layout: Layout) -> paddle.Tensor:
+        """The embeddings, with dropout in training."""
+        x_BTD = self._sublayers(self)[0](input_ids_BT)
         if self._dropout and self.training:
             x_BTD = paddle.nn.functional.dropout(x_BTD, self._dropout)
-        inputs = self._attention_inputs or self._from_positions
-        return norm(run_layers(layers, x_BTD, *inputs(input_ids_BT, layout, cache, x_BTD.dtype), cache))
+        return x_BTD
 
-    def _from_positions(self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None, dtype: str) -> Any:
+    def inputs(
+        self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None, dtype: str
+    ) -> tuple[Any, Mask | None]:
+        """Cosines and sines of the positions, and the mask; or what ``attention_inputs`` returns."""
+        if self._attention_inputs is not None:
+            return self._attention_inputs(input_ids_BT, layout, cache, dtype)
         cos_sin = None if self.rotary is None else self.rotary(layout.position_BT, dtype)
         return cos_sin, self.mask(layout)
+
+    def end(self, x_BTD: paddle.Tensor) -> paddle.Tensor:
+        """The final norm."""
+        return self._sublayers(self)[2](x_BTD)
 
 
 def _add_nested(layer: paddle.nn.Layer, path: str, sublayer: paddle.nn.Layer) -> None:

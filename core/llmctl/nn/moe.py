@@ -69,7 +69,7 @@ class SparseMLP(paddle.nn.Layer):
 class SoftmaxTopK(nn.Layer):
     """Router: softmax over all experts in float32 or better, the top K of them, renormalized if the card says so.
 
-    In training ``logits_TE`` holds the router logits of the last forward, for ``load_balancing_loss``.
+    In training ``logits_TE`` holds the router logits of the last forward, for ``router_sums``.
 
     Args:
         hidden: D.
@@ -98,12 +98,10 @@ class SoftmaxTopK(nn.Layer):
         return weight_TK.astype(x_TD.dtype), expert_TK
 
 
-def load_balancing_loss(
+def router_sums(
     logits: Sequence[paddle.Tensor], top_k: int, mask_BS: paddle.Tensor | None = None
-) -> paddle.Tensor:
-    """E x sum over experts of (fraction of tokens routed to it) x (mean router probability of it).
-
-    The means are over the tokens of all layers together (https://arxiv.org/abs/2101.03961, section 2.2, for K choices).
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Sums over tokens and layers, for ``balancing_loss``: how often each expert was chosen [E], and its probability [E].
 
     Args:
         logits: Router logits [B*S, E] of each layer.
@@ -111,14 +109,26 @@ def load_balancing_loss(
         mask_BS: 0 = padding, which does not count; None = all tokens count.
     """
     probability_TE = _probabilities(paddle.concat(list(logits)))
-    experts = probability_TE.shape[-1]
     _, expert_TK = paddle.topk(probability_TE, top_k, axis=-1)
-    chosen_TE = F.one_hot(expert_TK, experts).astype(probability_TE.dtype).sum(axis=1)
-    count = paddle.ones([1, probability_TE.shape[0]], probability_TE.dtype)
-    if mask_BS is not None:
-        count = paddle.tile(mask_BS.reshape([1, -1]).astype(count.dtype), [1, len(logits)])
-    weight_1T = count / count.sum()
-    return experts * (paddle.matmul(weight_1T, chosen_TE) * paddle.matmul(weight_1T, probability_TE)).sum()
+    chosen_TE = F.one_hot(expert_TK, probability_TE.shape[-1]).astype(probability_TE.dtype).sum(axis=1)
+    if mask_BS is None:
+        return chosen_TE.sum(axis=0), probability_TE.sum(axis=0)
+    count_T = paddle.tile(mask_BS.reshape([-1]).astype(chosen_TE.dtype), [len(logits)])
+    return paddle.matmul(count_T, chosen_TE), paddle.matmul(count_T, probability_TE)
+
+
+def balancing_loss(chosen_E: paddle.Tensor, probability_E: paddle.Tensor, top_k: int) -> paddle.Tensor:
+    """E x sum over experts of (fraction of tokens routed to it) x (mean router probability of it).
+
+    The means are over the tokens of all layers together (https://arxiv.org/abs/2101.03961, section 2.2, for K choices).
+
+    Args:
+        chosen_E: How often each expert was chosen, over all layers, as ``router_sums`` returns it.
+        probability_E: Sums of its probabilities.
+        top_k: K.
+    """
+    tokens = chosen_E.sum() / top_k
+    return chosen_E.shape[0] * (chosen_E / tokens * (probability_E / tokens)).sum()
 
 
 def _probabilities(logits_TE: paddle.Tensor) -> paddle.Tensor:

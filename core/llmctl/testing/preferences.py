@@ -73,11 +73,12 @@ class PreferenceConformance:
 
         with paddle.no_grad():
             before_A = answer_log_probs(model, arrays)
-        task.reference = lambda arrays, training: before_A
+        task.reference = _Given(before_A)
         state = {name: value.numpy().copy() for name, value in model.state_dict().items()}
         found = []
         for _ in range(2):
-            loss = task.loss(model, task.micro_batches(1)[0])
+            batch = task.micro_batches(1)[0]
+            loss = task.loss(model, batch, task.hidden(model, batch))
             found.append((float(loss.total) / loss.items, float(loss.sums["rewards/margins"])))
             loss.total.backward()
             with paddle.no_grad():
@@ -145,3 +146,18 @@ def _weighted(model: Any, values_A: Any, weight_A: Any) -> tuple[Any, Mapping[st
     (values_A * paddle.to_tensor(weight_A)).sum().backward()
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}
     return values_A.numpy(), {name: grad.numpy() for name, grad in grads.items() if grad is not None}
+
+
+class _Given:
+    """A reference with these log-probabilities."""
+
+    states = 0
+
+    def __init__(self, log_prob_A: Any) -> None:
+        self._log_prob_A = log_prob_A
+
+    def hidden(self, arrays: Any, training: bool) -> tuple[()]:
+        return ()
+
+    def log_probs(self, arrays: Any, training: bool, hidden: Any) -> Any:
+        return self._log_prob_A

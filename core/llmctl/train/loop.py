@@ -187,7 +187,8 @@ class Loop:
         for number, weight in own_passes(len(batches), self.ranks.number, self.ranks.size):
             runtime.seed(_seed_of(self.settings.seed, step, number))
             with self.autocast():
-                loss = self.task.loss(self.model, batches[number])
+                batch = batches[number]
+                loss = self.task.loss(self.model, batch, self.task.hidden(self.model, batch))
             scale = self.optimizer.loss_scale * weight
             (loss.total if scale == 1.0 else loss.total * scale).backward()
             self.optimizer.accumulate_grads()

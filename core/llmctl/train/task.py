@@ -53,8 +53,17 @@ class Task(Protocol):
     def micro_batches(self, step: int) -> Sequence[Batch]:
         """The batches whose gradients are accumulated in a step; steps count from 1."""
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
-        """The loss of a batch. The loop divides the gradient by the number of items of the whole step."""
+    def hidden(self, model: Any, batch: Batch) -> tuple[Any, ...]:
+        """What the loss needs of the layers of the model: hidden states, and sums over layers."""
+
+    def loss(self, model: Any, batch: Batch, hidden: tuple[Any, ...]) -> Loss:
+        """The loss of a batch. The loop divides the gradient by the number of items of the whole step.
+
+        Args:
+            model: The model, of which only the output head is used.
+            batch: The batch.
+            hidden: What ``hidden`` returned for it.
+        """
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """Metrics on held-out data by name; empty when there is none."""

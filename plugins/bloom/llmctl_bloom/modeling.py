@@ -11,11 +11,11 @@ from llmctl.nn import (
     CausalLM,
     LayerNorm,
     PackedAttention,
+    Stack,
     embedding,
     gelu_tanh,
     head_of,
     interleaved_qkv,
-    run_layers,
 )
 
 NAMES = ("self_attention", "mlp", "input_layernorm", "post_attention_layernorm")
@@ -32,7 +32,7 @@ class BloomForCausalLM(CausalLM):
         super().__init__("bloom", BloomDecoder(dims), head_of(dims))
 
 
-class BloomDecoder(paddle.nn.Layer):
+class BloomDecoder(Stack):
     """Token ids to hidden states after the final norm; embeddings are normalised, positions enter as ALiBi."""
 
     def __init__(self, dims) -> None:
@@ -48,9 +48,22 @@ class BloomDecoder(paddle.nn.Layer):
         """The embedding table [V, D]."""
         return self.word_embeddings.weight
 
-    def forward(self, input_ids_BT, layout, cache=None):
-        x_BTD = self.word_embeddings_layernorm(self.word_embeddings(input_ids_BT))
-        return self.ln_f(run_layers(self.h, x_BTD, None, layout.mask(slopes=self._slopes), cache))
+    @property
+    def blocks(self) -> paddle.nn.LayerList:
+        """The blocks in order."""
+        return self.h
+
+    def begin(self, input_ids_BT, layout):
+        """The normalised embeddings."""
+        return self.word_embeddings_layernorm(self.word_embeddings(input_ids_BT))
+
+    def inputs(self, input_ids_BT, layout, cache, dtype):
+        """The mask with the slopes of the heads."""
+        return None, layout.mask(slopes=self._slopes)
+
+    def end(self, x_BTD):
+        """The final norm."""
+        return self.ln_f(x_BTD)
 
 
 def _block(dims) -> Block:

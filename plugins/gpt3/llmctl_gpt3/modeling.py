@@ -10,11 +10,11 @@ from llmctl.nn import (
     CausalLM,
     LayerNorm,
     PackedAttention,
+    Stack,
     concatenated_qkv,
     embedding,
     gelu_tanh,
     head_of,
-    run_layers,
 )
 from llmctl_gpt3 import score_scale
 
@@ -30,7 +30,7 @@ class GPTForCausalLM(CausalLM):
         super().__init__("gpt", GPTDecoder(dims), head_of(dims))
 
 
-class GPTDecoder(paddle.nn.Layer):
+class GPTDecoder(Stack):
     """Token ids to hidden states after the final norm; position embeddings are added to token embeddings."""
 
     def __init__(self, dims) -> None:
@@ -46,9 +46,18 @@ class GPTDecoder(paddle.nn.Layer):
         """The embedding table [V, D]."""
         return self.wte.weight
 
-    def forward(self, input_ids_BT, layout, cache=None):
-        x_BTD = self.drop(self.wte(input_ids_BT) + self.wpe(layout.position_BT))
-        return self.ln_f(run_layers(self.h, x_BTD, None, layout.mask(), cache))
+    @property
+    def blocks(self) -> paddle.nn.LayerList:
+        """The blocks in order."""
+        return self.h
+
+    def begin(self, input_ids_BT, layout):
+        """The embeddings of tokens and positions, with dropout in training."""
+        return self.drop(self.wte(input_ids_BT) + self.wpe(layout.position_BT))
+
+    def end(self, x_BTD):
+        """The final norm."""
+        return self.ln_f(x_BTD)
 
 
 def _block(dims, layer: int) -> Block:

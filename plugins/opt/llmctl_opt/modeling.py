@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import paddle
 
-from llmctl.nn import Attention, CausalLM, LayerNorm, Linear, embedding, run_layers
+from llmctl.nn import Attention, CausalLM, LayerNorm, Linear, Stack, embedding
 from llmctl_opt import FIRST_POSITION
 
 
@@ -20,7 +20,7 @@ class OPTForCausalLM(CausalLM):
         super().__init__("opt", OPTDecoder(dims), head)
 
 
-class OPTDecoder(paddle.nn.Layer):
+class OPTDecoder(Stack):
     """Token ids to hidden states of the embedding's width."""
 
     def __init__(self, dims) -> None:
@@ -38,12 +38,20 @@ class OPTDecoder(paddle.nn.Layer):
         """The embedding table [V, D]."""
         return self.embed_tokens.weight
 
-    def forward(self, input_ids_BT, layout, cache=None):
+    @property
+    def blocks(self) -> paddle.nn.LayerList:
+        """The blocks in order."""
+        return self.layers
+
+    def begin(self, input_ids_BT, layout):
+        """The embeddings of tokens and positions, with dropout in training."""
         x_BTD = self.embed_tokens(input_ids_BT)
         if self.project_in is not None:
             x_BTD = self.project_in(x_BTD)
-        x_BTD = self.drop(x_BTD + self.embed_positions(layout.position_BT + FIRST_POSITION))
-        x_BTD = run_layers(self.layers, x_BTD, None, layout.mask(), cache)
+        return self.drop(x_BTD + self.embed_positions(layout.position_BT + FIRST_POSITION))
+
+    def end(self, x_BTD):
+        """The final norm and the projection to the embedding's width, where the model has them."""
         if self.final_layer_norm is not None:
             x_BTD = self.final_layer_norm(x_BTD)
         return x_BTD if self.project_out is None else self.project_out(x_BTD)

@@ -358,13 +358,13 @@ def test_softmax_topk_router_equals_numpy():
     import numpy as np
     import paddle
 
-    from llmctl.nn.moe import SoftmaxTopK, load_balancing_loss
+    from llmctl.nn.moe import SoftmaxTopK, balancing_loss, router_sums
 
     paddle.seed(0)
     router = SoftmaxTopK(6, 4, Moe("softmax-topk", top_k=2)).to(dtype="float64")
     x_TD = np.random.default_rng(0).normal(size=(7, 6))
     weight, expert = (value.numpy() for value in router(paddle.to_tensor(x_TD)))
-    aux = load_balancing_loss([router.logits_TE], 2)
+    aux = balancing_loss(*router_sums([router.logits_TE], 2), 2)
     logits = x_TD @ router.weight.numpy()
     probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     best = np.argsort(-probability, axis=-1)[:, :2]

@@ -217,10 +217,10 @@ def scaled(factor, every=2000, limit=np.inf):
     inner = task(accumulation=2)
 
     class Overflowing:
-        steps_per_epoch, micro_batches = inner.steps_per_epoch, inner.micro_batches
+        steps_per_epoch, micro_batches, hidden = inner.steps_per_epoch, inner.micro_batches, inner.hidden
 
-        def loss(self, model, batch):
-            found = inner.loss(model, batch)
+        def loss(self, model, batch, hidden):
+            found = inner.loss(model, batch, hidden)
             found.total.register_hook(lambda grad: grad * float("inf") if float(grad) > limit else grad)
             return found
 
@@ -262,14 +262,14 @@ def test_losses_are_computed_inside_the_context_and_gradients_outside():
 
     inner = task()
 
-    def loss(model, batch):
-        found = inner.loss(model, batch)
+    def loss(model, batch, hidden):
+        found = inner.loss(model, batch, hidden)
         seen.append(bool(inside))
         found.total.register_hook(lambda grad: seen.append(bool(inside)))
         return found
 
     watched = SimpleNamespace(
-        steps_per_epoch=inner.steps_per_epoch, micro_batches=inner.micro_batches, loss=loss,
+        steps_per_epoch=inner.steps_per_epoch, micro_batches=inner.micro_batches, hidden=inner.hidden, loss=loss,
         evaluate=lambda model: {"inside": seen.append(bool(inside))},
     )  # fmt: skip
     model = ToyModel()

@@ -28,11 +28,12 @@ def test_accumulated_gradients_equal_the_big_batch(batch_size, accumulation):
     rows = ROWS[: batch_size * accumulation]
     big, small = ToyModel(), ToyModel()
     whole, parts = task(len(rows), 1, rows=rows), task(batch_size, accumulation, rows=rows)
-    loss, count, _ = whole.loss(big, whole.micro_batches(1)[0])
+    (batch,) = whole.micro_batches(1)
+    loss, count, _ = whole.loss(big, batch, whole.hidden(big, batch))
     (loss / count).backward()
     counts = []
     for batch in parts.micro_batches(1):
-        loss, items, _ = parts.loss(small, batch)
+        loss, items, _ = parts.loss(small, batch, parts.hidden(small, batch))
         loss.backward()
         counts.append(items)
     assert len(set(counts)) > 1 and len(counts) == accumulation
@@ -110,8 +111,8 @@ def test_evaluation_does_not_change_what_is_trained():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_examples(bad):
     class Poisoned(SftTask):
-        def loss(self, model, batch):
-            loss = super().loss(model, batch)
+        def loss(self, model, batch, hidden):
+            loss = super().loss(model, batch, hidden)
             return loss._replace(total=loss.total * bad) if "toy.jsonl:7" in batch.sources else loss
 
     record = Record()

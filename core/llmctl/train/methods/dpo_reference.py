@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from llmctl.io.progress import tracked
 from llmctl.nn.dropout import disable_dropout
 from llmctl.train.console import STDOUT, Console
 from llmctl.train.methods.dpo_task import DpoTask, answer_log_probs, identity
+from llmctl.train.methods.evaluate import hidden_states
 from llmctl.train.trainable.base import Reference as BuildReference
 
 Arrays = Mapping[str, np.ndarray]
@@ -34,25 +35,46 @@ class ReferenceModel:
         opened: Returns a context manager that yields the model.
     """
 
+    states = 1
+
     def __init__(self, opened: Callable[[], AbstractContextManager[Any]]) -> None:
         self._opened = opened
         self._dropout_off = False
 
     @paddle.no_grad()
-    def __call__(self, arrays: Arrays, training: bool) -> paddle.Tensor:
+    def hidden(self, arrays: Arrays, training: bool) -> tuple[paddle.Tensor]:
+        """Hidden states [B, T, D]."""
+        with self._ready(training) as model:
+            return (hidden_states(model, arrays).detach(),)
+
+    @paddle.no_grad()
+    def log_probs(self, arrays: Arrays, training: bool, hidden: Sequence[Any]) -> paddle.Tensor:
+        """Log-probabilities of the answers [2P]."""
+        with self._ready(training) as model:
+            return answer_log_probs(model, arrays, *hidden).detach()
+
+    @contextmanager
+    def _ready(self, training: bool) -> Iterator[Any]:
         with self._opened() as model:
             if model.training != training:
                 (model.train if training else model.eval)()
             if not self._dropout_off:
                 disable_dropout(model)
                 self._dropout_off = True
-            return answer_log_probs(model, arrays).detach()
+            yield model
 
 
 class ReferenceFree:
     """No reference: all log-probabilities are 0."""
 
-    def __call__(self, arrays: Arrays, training: bool) -> float:
+    states = 0
+
+    def hidden(self, arrays: Arrays, training: bool) -> tuple[()]:
+        """Nothing."""
+        return ()
+
+    def log_probs(self, arrays: Arrays, training: bool, hidden: Sequence[Any]) -> float:
+        """0."""
         return 0.0
 
 
@@ -67,6 +89,8 @@ class PrecomputedLogProbs:
         console: Where the run prints.
     """
 
+    states = 0
+
     def __init__(self, file: Path, key: str, task: DpoTask, build: BuildReference, console: Console = STDOUT) -> None:
         self._file, self._key, self._task, self._build, self._console = file, key, task, build, console
         self._tables: dict[bool, np.ndarray] | None = None
@@ -77,7 +101,12 @@ class PrecomputedLogProbs:
             self._tables = self._read() or self._compute()
         return self._tables
 
-    def __call__(self, arrays: Arrays, training: bool) -> paddle.Tensor:
+    def hidden(self, arrays: Arrays, training: bool) -> tuple[()]:
+        """Nothing."""
+        return ()
+
+    def log_probs(self, arrays: Arrays, training: bool, hidden: Sequence[Any]) -> paddle.Tensor:
+        """Log-probabilities of the answers [2P]."""
         # The training rows are used only in training and the dev rows only in evaluation; pairs are numbered per split.
         return paddle.to_tensor(self.prepare()[training][arrays["pair"]].reshape(-1))
 
@@ -103,7 +132,8 @@ class PrecomputedLogProbs:
             batches = by_length(rows, task.eval_batch_size)
             for group in tracked(batches, "computing the reference", -(-len(rows) // task.eval_batch_size)):
                 arrays = task.collate(group)
-                found.append((arrays["pair"], reference(arrays, training).numpy().reshape(-1, 2)))
+                log_probs = reference.log_probs(arrays, training, reference.hidden(arrays, training))
+                found.append((arrays["pair"], log_probs.numpy().reshape(-1, 2)))
             tables[training] = np.zeros((count, 2), found[0][1].dtype if found else np.float32)
             for numbers, values in found:
                 tables[training][numbers] = values

@@ -16,24 +16,47 @@ from llmctl.train.methods.batch_sampler import Collate
 from llmctl.train.methods.dpo_loss import Ratios, sums
 from llmctl.train.methods.evaluate import hidden_states
 from llmctl.train.methods.examples import ExamplesTask
+from llmctl.train.methods.loss import auxiliary_sums, with_auxiliary
 from llmctl.train.task import Batch, Loss
 
 
 class Reference(Protocol):
-    """The reference that log-probabilities of the model are compared with."""
+    """The reference that log-probabilities of the model are compared with.
 
-    def __call__(self, arrays: Mapping[str, np.ndarray], training: bool) -> Any:
-        """Log-probabilities of the answers of a batch [2P], chosen and rejected in turn, without gradients.
+    Attributes:
+        states: Number of tensors that ``hidden`` returns.
+    """
+
+    states: int
+
+    def hidden(self, arrays: Mapping[str, np.ndarray], training: bool) -> tuple[Any, ...]:
+        """Hidden states of a batch, without gradients; none where the reference is not a model.
 
         Args:
             arrays: The batch.
             training: Whether the model is in training mode, in which some families compute positions differently.
         """
 
+    def log_probs(self, arrays: Mapping[str, np.ndarray], training: bool, hidden: Sequence[Any]) -> Any:
+        """Log-probabilities of the answers of a batch [2P], chosen and rejected in turn, without gradients.
 
-def answer_log_probs(model: Any, arrays: Mapping[str, np.ndarray]) -> paddle.Tensor:
-    """Log-probability of each answer of collated pairs [2P], chosen and rejected in turn: sums over its tokens."""
-    hidden_BTD = hidden_states(model, arrays)
+        Args:
+            arrays: The batch.
+            training: As in ``hidden``.
+            hidden: What ``hidden`` returned.
+        """
+
+
+def answer_log_probs(model: Any, arrays: Mapping[str, np.ndarray], hidden_BTD: Any = None) -> paddle.Tensor:
+    """Log-probability of each answer of collated pairs [2P], chosen and rejected in turn: sums over its tokens.
+
+    Args:
+        model: The model.
+        arrays: The pairs.
+        hidden_BTD: Their hidden states; None = they are computed.
+    """
+    if hidden_BTD is None:
+        hidden_BTD = hidden_states(model, arrays)
     hidden_ND = paddle.gather(hidden_BTD.reshape([-1, hidden_BTD.shape[-1]]), paddle.to_tensor(arrays["column"]))
     log_prob_N = token_log_probs(model.logits(hidden_ND), paddle.to_tensor(arrays["token"]))
     belongs_AN = arrays["answer"] == np.arange(2 * len(arrays["pair"]))[:, None]
@@ -73,15 +96,18 @@ class DpoTask(ExamplesTask):
         super().__init__(train, dev, collate, identity, batch_size, grad_accumulation, **sampling)
         self._loss, self._beta = loss, beta
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
+    def hidden(self, model: Any, batch: Batch) -> tuple[Any, ...]:
+        """Hidden states of the reference and of the model, and the sums for an auxiliary loss of the model."""
+        return self._hidden(model, batch.arrays)
+
+    def loss(self, model: Any, batch: Batch, hidden: tuple[Any, ...]) -> Loss:
         """Sum of the losses of all pairs, their number, and sums of the metrics of ``dpo_loss.sums``.
 
         An auxiliary loss of the model counts per pair.
         """
-        losses_P, reported = self._pairs(model, batch.arrays)
-        total, count = losses_P.sum(), losses_P.shape[0]
-        extra = getattr(model, "auxiliary_loss", lambda arrays: None)(batch.arrays)
-        return Loss(total if extra is None else total + extra * count, count, reported)
+        losses_P, reported, sums = self._pairs(model, batch.arrays, hidden)
+        count = losses_P.shape[0]
+        return Loss(with_auxiliary(model, losses_P.sum(), count, sums), count, reported)
 
     @paddle.no_grad()
     def evaluate(self, model: Any) -> dict[str, float]:
@@ -90,23 +116,33 @@ class DpoTask(ExamplesTask):
         count = 0
         batches = by_length(self.dev, self.eval_batch_size)
         for rows in tracked(batches, "evaluating", -(-len(self.dev) // self.eval_batch_size)):
-            losses_P, reported = self._pairs(model, self.collate(rows))
+            arrays = self.collate(rows)
+            losses_P, reported, _ = self._pairs(model, arrays, self._hidden(model, arrays))
             count += losses_P.shape[0]
             for name, value in {"eval_loss": losses_P.sum(), **reported}.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         return {name: total / count for name, total in totals.items()}
 
-    def _pairs(self, model: Any, arrays: Mapping[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:
-        """Losses of the pairs of a batch, and sums of their metrics."""
+    def _hidden(self, model: Any, arrays: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
         # The reference goes first: it may be the same layers, which keep the router scores of an auxiliary loss.
-        reference_A = self.reference(arrays, model.training)
-        log_prob_A = answer_log_probs(model, arrays)
+        reference = self.reference.hidden(arrays, model.training)
+        return *reference, hidden_states(model, arrays), *auxiliary_sums(model, arrays)
+
+    def _pairs(
+        self, model: Any, arrays: Mapping[str, np.ndarray], hidden: tuple[Any, ...]
+    ) -> tuple[Any, dict[str, Any], Sequence[Any]]:
+        """Losses of the pairs of a batch, sums of their metrics, and the sums for an auxiliary loss."""
+        states = self.reference.states
+        hidden_BTD, *auxiliary = hidden[states:]
+        reference_A = self.reference.log_probs(arrays, model.training, hidden[:states])
+        log_prob_A = answer_log_probs(model, arrays, hidden_BTD)
         ratio_P2 = (log_prob_A - reference_A).reshape([-1, 2])
         tokens_A = np.bincount(arrays["answer"], minlength=log_prob_A.shape[0])
         tokens_P2 = paddle.to_tensor(tokens_A.reshape(-1, 2)).astype(log_prob_A.dtype)
         ratios = Ratios(ratio_P2[:, 0], ratio_P2[:, 1], tokens_P2[:, 0], tokens_P2[:, 1])
         log_prob_P2 = log_prob_A.reshape([-1, 2])
-        return self._loss(ratios), sums(log_prob_P2[:, 0], log_prob_P2[:, 1], ratios, self._beta)
+        reported = sums(log_prob_P2[:, 0], log_prob_P2[:, 1], ratios, self._beta)
+        return self._loss(ratios), reported, auxiliary
 
 
 def identity(row: PairRow) -> list[int]:

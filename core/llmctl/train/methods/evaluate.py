@@ -24,8 +24,14 @@ def label_logits(model: Any, arrays: Mapping[str, np.ndarray]) -> tuple[paddle.T
     Rows are padded on the right, which a causal mask hides from real positions: the model gets no mask. Rows of
     packed documents come with ``position_ids`` and ``document_end``. The head is computed at N positions only.
     """
+    return at_labels(model, arrays, hidden_states(model, arrays))
+
+
+def at_labels(
+    model: Any, arrays: Mapping[str, np.ndarray], hidden_BTD: paddle.Tensor
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """As ``label_logits``, from the hidden states of the batch."""
     where = np.flatnonzero(arrays["labels"] != NO_LABEL)
-    hidden_BTD = hidden_states(model, arrays)
     hidden_ND = paddle.gather(hidden_BTD.reshape([-1, hidden_BTD.shape[-1]]), paddle.to_tensor(where))
     return model.logits(hidden_ND), paddle.to_tensor(arrays["labels"].reshape(-1)[where])
 

@@ -21,7 +21,7 @@ from llmctl.tokenizers import Tokenizer
 from llmctl.train.console import STDOUT, Console
 from llmctl.train.methods.base import Method
 from llmctl.train.methods.evaluate import token_metrics
-from llmctl.train.methods.loss import next_token_loss
+from llmctl.train.methods.loss import next_token_hidden, next_token_loss
 from llmctl.train.task import Batch, Loss
 from llmctl.train.trainable import full
 from llmctl.train.trainable.base import Trainable, precision_of
@@ -149,9 +149,13 @@ class PretrainTask:
             raise _no_label(rows[0], rows[-1])
         return [self._batch(rows[i : i + self.batch_size]) for i in range(0, len(rows), self.batch_size)]
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
+    def hidden(self, model: Any, batch: Batch) -> tuple[Any, ...]:
+        """Hidden states, and the sums for an auxiliary loss of the model."""
+        return next_token_hidden(model, batch.arrays)
+
+    def loss(self, model: Any, batch: Batch, hidden: tuple[Any, ...]) -> Loss:
         """Sum of the cross entropies of all labels, and their number."""
-        return next_token_loss(model, batch.arrays)
+        return next_token_loss(model, batch.arrays, hidden)
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """Loss, perplexity and accuracy on the samples of the valid split."""

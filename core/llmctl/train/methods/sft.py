@@ -29,7 +29,7 @@ from llmctl.train.methods.examples import (
     parts_of,
     sampling_of,
 )
-from llmctl.train.methods.loss import next_token_loss
+from llmctl.train.methods.loss import next_token_hidden, next_token_loss
 from llmctl.train.task import Batch, Loss
 
 
@@ -67,9 +67,13 @@ class SftTask(ExamplesTask):
         super().__init__(train, dev, collate, identity, batch_size, grad_accumulation, **sampling)
         self._extra_metrics = extra_metrics
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
+    def hidden(self, model: Any, batch: Batch) -> tuple[Any, ...]:
+        """Hidden states, and the sums for an auxiliary loss of the model."""
+        return next_token_hidden(model, batch.arrays)
+
+    def loss(self, model: Any, batch: Batch, hidden: tuple[Any, ...]) -> Loss:
         """Sum of the cross entropies of all labels, and their number."""
-        return next_token_loss(model, batch.arrays)
+        return next_token_loss(model, batch.arrays, hidden)
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """Loss, perplexity, accuracy and the further metrics on the rows to evaluate on."""

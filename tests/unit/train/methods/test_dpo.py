@@ -136,6 +136,10 @@ def test_log_probabilities_computed_before_training_give_the_same_run(data, runs
         assert tables["train"].shape == (12, 2) and tables["dev"].shape == (4, 2)
 
 
+def log_probs_of(reference, arrays, training):
+    return reference.log_probs(arrays, training, reference.hidden(arrays, training))
+
+
 def test_stored_log_probabilities_of_other_pairs_are_computed_anew(data, runs, tmp_path, capsys):
     stored = (runs("full", precompute_reference=True)[0] / "reference.npz").read_bytes()
     (tmp_path / "run").mkdir()
@@ -145,7 +149,7 @@ def test_stored_log_probabilities_of_other_pairs_are_computed_anew(data, runs, t
         task = dpo.prepare(one).task
         task.reference = dpo.reference(one, subject.load(one, None), task)
         capsys.readouterr()
-        task.reference(task.micro_batches(1)[0].arrays, training=True)
+        log_probs_of(task.reference, task.micro_batches(1)[0].arrays, True)
         assert capsys.readouterr().out.count("reference: ") == computed
 
 
@@ -156,7 +160,7 @@ def test_damaged_log_probabilities_are_computed_anew(data, tmp_path, capsys, con
     (one.output / "reference.npz").write_bytes(content)
     task = dpo.prepare(one).task
     task.reference = dpo.reference(one, subject.load(one, None), task)
-    task.reference(task.micro_batches(1)[0].arrays, training=True)
+    log_probs_of(task.reference, task.micro_batches(1)[0].arrays, True)
     assert "reference: 16 pairs" in capsys.readouterr().out
 
 
@@ -168,13 +172,13 @@ def test_the_reference_stays_while_the_model_moves(data, tmp_path, method):
     reference = ReferenceModel(trained.reference())
     base = subject.load(job(data, tmp_path / "base", "full", model={"dtype": "float64"}), None).model
     expected = answer_log_probs(base, arrays).numpy()
-    np.testing.assert_allclose(reference(arrays, False).numpy(), expected, atol=1e-8)
+    np.testing.assert_allclose(log_probs_of(reference, arrays, False).numpy(), expected, atol=1e-8)
     with paddle.no_grad():
         for parameter in trained.model.parameters():
             if not parameter.stop_gradient:
                 parameter.set_value(parameter + 0.05)
     moved = answer_log_probs(trained.model, arrays)
-    np.testing.assert_allclose(reference(arrays, False).numpy(), expected, atol=1e-8)
+    np.testing.assert_allclose(log_probs_of(reference, arrays, False).numpy(), expected, atol=1e-8)
     np.testing.assert_array_equal(answer_log_probs(trained.model, arrays).numpy(), moved.numpy())
     assert np.abs(moved.numpy() - expected).max() > 0.1
 
@@ -203,7 +207,7 @@ def task_of(batch_size, accumulation=1, loss="sigmoid", how="none", dev=()):
 
 def gradients(model, task):
     model.clear_gradients()
-    losses = [task.loss(model, batch) for batch in task.micro_batches(1)]
+    losses = [task.loss(model, batch, task.hidden(model, batch)) for batch in task.micro_batches(1)]
     for loss in losses:
         loss.total.backward()
     items = sum(loss.items for loss in losses)

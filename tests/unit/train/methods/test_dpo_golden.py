@@ -52,7 +52,8 @@ def test_losses_and_gradients_are_those_of_trl(recorded, loss, how):
     rows = pair_rows.rows_of(pairs, how, 40)
     task = DpoTask(rows, [], partial(pair_rows.collate, pad_id=0), partial(LOSSES[loss], beta=beta), beta, len(rows))
     task.reference = ReferenceModel(lambda: nullcontext(reference))
-    found = task.loss(model, task.micro_batches(1)[0])
+    batch = task.micro_batches(1)[0]
+    found = task.loss(model, batch, task.hidden(model, batch))
     assert float(found.total) / found.items == pytest.approx(expected["loss"], rel=1e-4)
     assert {name: float(value) / found.items for name, value in found.sums.items()} == pytest.approx(
         expected["means"], rel=1e-4, abs=1e-4

@@ -87,7 +87,8 @@ def numpy_metrics(model):
 def test_the_loss_is_the_sum_of_cross_entropies():
     model = ToyModel()
     task = SftTask(ROWS, [], collate, len(ROWS))
-    loss, count, _ = task.loss(model, task.micro_batches(1)[0])
+    batch = task.micro_batches(1)[0]
+    loss, count, _ = task.loss(model, batch, task.hidden(model, batch))
     total, number, _ = numpy_metrics(model)
     assert (float(loss), count) == (pytest.approx(total, rel=1e-12), number)
 
