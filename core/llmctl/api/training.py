@@ -17,8 +17,10 @@ from llmctl.errors import ConfigError, require_installed
 from llmctl.io.progress import silent, waiting
 from llmctl.jobs.paths import hold_output
 from llmctl.jobs.registry import COMMANDS, resolve
+from llmctl.parallel.arrangement import arrange, check_passes
 from llmctl.parallel.rank import Rank, from_environment
 from llmctl.parallel.ranks import ALONE, Ranks
+from llmctl.parallel.topology import Topology
 from llmctl.train.callbacks.base import Callback
 from llmctl.train.console import Console
 
@@ -132,6 +134,21 @@ def check_job(command: str, config: Any, family: str, families: Families | None 
     return job
 
 
+def check_devices(config: Any, size: int) -> Topology:
+    """How a number of devices shares the steps of a run.
+
+    Args:
+        config: The configuration.
+        size: The number.
+
+    Raises:
+        ConfigError: The degrees of ``parallel`` do not fit the number, or a device would have nothing to do in a step.
+    """
+    topology, train = arrange(config.parallel, size), config.train
+    check_passes(train.grad_accumulation, train.batch_size, topology, config.parallel.chunks)
+    return topology
+
+
 def run_job(
     job: CheckedJob[Any], callbacks: Sequence[Callback] = (), quiet: bool = False, console: Console | None = None
 ) -> Run:
@@ -146,6 +163,7 @@ def run_job(
         console: Where it prints instead.
     """
     rank, console = from_environment(), console or Console(quiet)
+    check_devices(job.config, rank.size if rank else 1)
     with contextlib.ExitStack() as stack:
         if rank is None or rank.number == 0:
             stack.enter_context(hold_output(job.output, job.config.output))

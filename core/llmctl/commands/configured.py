@@ -26,6 +26,7 @@ from llmctl.errors import require_installed
 from llmctl.jobs import lengths
 from llmctl.jobs.paths import LOGS
 from llmctl.parallel import launch, rank
+from llmctl.parallel.arrangement import least_size
 from llmctl.parallel.nodes import Nodes, make_nodes
 from llmctl.plugins import Families
 from llmctl.train.console import Console, JsonConsole
@@ -91,7 +92,9 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
         processes = launch.parse_devices(devices) if devices else launch.Devices(1)
         nodes = make_nodes(nnodes, node_rank, master, interface)
         size = processes.count * nodes.count
-        launch.check_passes(config.train.grad_accumulation, config.train.batch_size, size)
+        this = rank.from_environment()
+        devices_of_all = this.size if this else size if devices or not check else least_size(config.parallel)
+        training.check_devices(config, devices_of_all)
         with _without_warnings() if size > 1 and not check else contextlib.nullcontext():
             job = training.check_job(name, config, family, families)
         if check:

@@ -23,6 +23,7 @@ class Alias(NamedTuple):
 
 LENGTH = Alias(("data.max_length", "data.seq_length"))
 BITS = Alias(("method.base",), "`nf4` or `int4` for 4 bits, `int8` for 8, with method.name=lora")
+ZERO = Alias(("parallel.sharding",), "a number of devices; the stage of ZeRO is parallel.sharding_stage")
 KERNELS = Alias((), "the fastest kernels are always used; leave it out")
 
 ALIASES: Mapping[str, Alias] = {
@@ -114,8 +115,22 @@ ALIASES: Mapping[str, Alias] = {
     "use_liger_kernel": KERNELS,
     "enable_liger_kernel": KERNELS,
     "use_unsloth": KERNELS,
-    "deepspeed": Alias((), "--devices N trains on several devices, without further settings; leave it out"),
-    "ddp_timeout": Alias((), "--devices N trains on several devices, without further settings; leave it out"),
+    "ddp_timeout": Alias(("parallel.hang_seconds",), "after it only a report is printed"),
+    # several devices
+    "deepspeed": ZERO,
+    "fsdp": ZERO,
+    "tensor_parallel_degree": Alias(("parallel.tensor",)),
+    "tensor_model_parallel_size": Alias(("parallel.tensor",)),
+    "tp_size": Alias(("parallel.tensor",)),
+    "sequence_parallel": Alias(("parallel.sequence",)),
+    "pipeline_parallel_degree": Alias(("parallel.pipeline",)),
+    "pipeline_model_parallel_size": Alias(("parallel.pipeline",)),
+    "pp_size": Alias(("parallel.pipeline",)),
+    "virtual_pp_degree": Alias(("parallel.chunks",)),
+    "sharding_parallel_degree": Alias(("parallel.sharding",)),
+    "expert_parallel_degree": Alias(("parallel.expert",)),
+    "expert_model_parallel_size": Alias(("parallel.expert",)),
+    "ep_size": Alias(("parallel.expert",)),
     # preferences
     "pref_beta": Alias(("dpo.beta",)),
     "dpo_beta": Alias(("dpo.beta",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmctl.config.common import EpochTrainConfig, JsonlDataConfig, MethodConfig, ModelConfig, OutputConfig
+from llmctl.config.parallel import ParallelConfig
 from llmctl.config.schema import option, section
 
 LOSSES = ("sigmoid", "hinge", "ipo", "kto_pair", "sppo_hard", "nca_pair")
@@ -67,4 +68,5 @@ class DpoConfig:
     data: DpoDataConfig = section(DpoDataConfig)
     dpo: DpoLossConfig = section(DpoLossConfig)
     train: DpoTrainConfig = section(DpoTrainConfig)
+    parallel: ParallelConfig = section(ParallelConfig)
     output: OutputConfig = section(OutputConfig)

@@ -1,10 +1,12 @@
-"""The configuration of ``llmctl finetune``: sections ``model``, ``method``, ``data``, ``train`` and ``output``."""
+"""The configuration of ``llmctl finetune``: sections ``model``, ``method``, ``data``, ``train``, ``parallel``
+and ``output``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from llmctl.config.common import EpochTrainConfig, JsonlDataConfig, MethodConfig, ModelConfig, OutputConfig
+from llmctl.config.parallel import ParallelConfig
 from llmctl.config.schema import option, section
 
 FORMATS = ("auto", "llmctl", "ShareGPT", "messages", "Alpaca", "prompt-completion")
@@ -50,4 +52,5 @@ class FinetuneConfig:
     method: MethodConfig = section(MethodConfig)
     data: FinetuneDataConfig = section(FinetuneDataConfig)
     train: FinetuneTrainConfig = section(FinetuneTrainConfig)
+    parallel: ParallelConfig = section(ParallelConfig)
     output: OutputConfig = section(OutputConfig)

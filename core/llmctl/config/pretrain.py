@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmctl.config.common import CommonTrainConfig, OutputConfig, ignored_config_keys, model_dtype, model_revision
+from llmctl.config.parallel import ParallelConfig
 from llmctl.config.schema import option, section
 from llmctl.errors import DataError
 
@@ -80,6 +81,7 @@ class PretrainConfig:
     model: PretrainModelConfig = section(PretrainModelConfig)
     data: PretrainDataConfig = section(PretrainDataConfig)
     train: PretrainTrainConfig = section(PretrainTrainConfig)
+    parallel: ParallelConfig = section(ParallelConfig)
     output: OutputConfig = section(OutputConfig)
 
     def samples(self) -> dict[str, int]:

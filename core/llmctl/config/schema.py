@@ -229,6 +229,6 @@ def _unknown(key: str, prefix: str, known: list[str], root: type) -> str:
 def _type_name(hint: Any) -> str:
     names = {
         bool: "true or false", int: "an integer", float: "a number", str: "a string", str | int: "a string or an integer",
-        list[float]: "a number or a list of numbers",
+        list[float]: "a number or a list of numbers", list[int]: "an integer or a list of integers",
     }  # fmt: skip
     return names.get(hint, "a string or a list of strings")

@@ -12,9 +12,9 @@ from llmctl.card.dims import Dims
 from llmctl.checkpoint.build import CheckedModel, open_model
 from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.hf_config import read_config
-from llmctl.config import common
+from llmctl.config import common, parallel
 from llmctl.errors import ConfigError
-from llmctl.jobs import added_tokens, lengths, loggers, precision
+from llmctl.jobs import added_tokens, degrees, lengths, loggers, precision
 from llmctl.jobs.paths import find_model_folder, output_folder, template_of
 from llmctl.plugins import Families, Plugin
 from llmctl.tokenizers import Tokenizer
@@ -49,6 +49,7 @@ def find_model(
     raw = plugin.card.without_keys(raw, config.model.ignore_config_keys, where)
     dims = plugin.card.dims_from_config(raw, where)
     _check_method(config.method, plugin, dims)
+    degrees.check(config.parallel, config.method, plugin.card, dims)
     if config.method.name != "full" and config.output.max_shard_bytes != common.OutputConfig().max_shard_bytes:
         raise ConfigError(
             f"output.max_shard_bytes has no effect with method.name={config.method.name}: an adapter is one file; "
@@ -117,6 +118,7 @@ def check_common(config: Any) -> None:
     if data.packed_length and data.packing == "none":
         raise ConfigError("data.packed_length has no effect with data.packing=none; choose first-come or best-fit")
     common.check_updates(config.train)
+    parallel.check(config.parallel, config.train)
     precision.check(config.model.dtype, config.train)
     precision.of(config.model.dtype, config.train)
     loggers.check(config.train)

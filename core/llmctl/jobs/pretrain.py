@@ -15,14 +15,14 @@ from llmctl.card.family import Family
 from llmctl.card.rope import context_length
 from llmctl.checkpoint.build import CheckedModel, open_model
 from llmctl.checkpoint.hf_config import NAME, normalise, read_config
-from llmctl.config import common
+from llmctl.config import common, parallel
 from llmctl.config import pretrain as config_pretrain
 from llmctl.config.file import override
 from llmctl.config.pretrain import PretrainConfig, PretrainModelConfig
 from llmctl.config.schema import changed_fields
 from llmctl.errors import ConfigError, DataError
 from llmctl.io.json_object import read_json
-from llmctl.jobs import loggers, precision
+from llmctl.jobs import degrees, loggers, precision
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.paths import find_model_folder, output_folder
 from llmctl.plugins import Families, Plugin
@@ -75,6 +75,7 @@ def check(
     raw = plugin.card.without_keys(raw, config.model.ignore_config_keys, where)
     dims = plugin.card.dims_from_config(raw, where)
     tokenizers.check_fits(tokenizer, dims.vocab, folder or home)
+    degrees.check(config.parallel, None, plugin.card, dims)
     model = (
         open_model(folder, plugin, dims, raw) if folder and weights else CheckedModel(plugin, dims, raw, home=folder)
     )
@@ -128,6 +129,7 @@ def _combinations(config: PretrainConfig) -> None:
             f"train.min_learning_rate={train.min_learning_rate} is above train.learning_rate={train.learning_rate}; lower it"
         )
     common.check_updates(train)
+    parallel.check(config.parallel, train)
     precision.check(config.model.dtype, train)
     precision.of(config.model.dtype, train)
     loggers.check(train)

@@ -62,21 +62,6 @@ def parse_devices(text: str) -> Devices:
     return Devices(len(numbers), numbers)
 
 
-def check_passes(grad_accumulation: int, batch_size: int, size: int) -> None:
-    """Checks that each rank has a forward pass in every step.
-
-    Raises:
-        ConfigError: There are more ranks than passes.
-    """
-    if size > grad_accumulation:
-        smaller = max(1, batch_size * grad_accumulation // size)
-        raise ConfigError(
-            f"{size} devices share the train.grad_accumulation={grad_accumulation} forward passes of a step, and each needs at "
-            f"least one; set train.grad_accumulation={size} or a multiple of it (with train.batch_size={smaller} a step has as "
-            "many rows as before)"
-        )
-
-
 def run(command: Sequence[str], devices: Devices, logs: Path, restarts: int = 0, nodes: Nodes = ALONE) -> int:
     """Runs a command of llmctl as ranks, rank 0 on this terminal and the others with logs; returns the exit code.
 

@@ -3,3 +3,6 @@
 A quantized base is one more linear layer under the LoRA layer, and neither knows the other: the layer dequantizes its weight
 on request, so DoRA and merging work over it. Packed weights of the inference engine are in ``llmctl.infer.packed``.
 """
+
+GROUP = 64
+"""Inputs of an output that have a scale together, in a quantized base."""

@@ -12,7 +12,8 @@ import paddle
 from paddle.autograd import PyLayer
 
 from llmctl.nn.arrays import to_numpy
-from llmctl.quant.blockwise import GROUP, byte_values, quantise
+from llmctl.quant import GROUP
+from llmctl.quant.blockwise import byte_values, quantise
 
 
 class QuantisedLinear(paddle.nn.Layer):

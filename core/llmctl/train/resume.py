@@ -32,6 +32,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.recompute",
     "data.index_",
     "data.streaming",
+    "parallel.",
 )
 """Prefixes of the keys that may change when a run is resumed: they change no optimizer step."""
 

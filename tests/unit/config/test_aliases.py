@@ -41,9 +41,14 @@ def test_every_alias_leads_to_keys_that_there_are_or_says_why_not(alias):
         (
             "finetune",
             {"deepspeed": "x"},
-            "deepspeed; --devices N trains on several devices, without further settings; leave it out",
+            "deepspeed; did you mean parallel.sharding? (a number of devices; the stage of ZeRO is parallel.sharding_stage)",
         ),
-        ("pretrain", {"lora_rank": 8}, "lora_rank; known: model, data, train, output"),
+        (
+            "pretrain",
+            {"train": {"tensor_parallel_degree": 2}},
+            "train.tensor_parallel_degree; did you mean parallel.tensor?",
+        ),
+        ("pretrain", {"lora_rank": 8}, "lora_rank; known: model, data, train, parallel, output"),
     ],
 )
 def test_keys_of_other_programs_and_sections_are_known(command, data, answer):

@@ -1,0 +1,122 @@
+"""The section ``parallel`` of every training command: how several devices share a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmctl.config.schema import changed_fields, option
+from llmctl.errors import ConfigError
+from llmctl.io.sizes import parse_bytes
+
+
+@dataclass(kw_only=True)
+class ParallelConfig:
+    """How several devices share the work of a step; its rows and results are those of one device."""
+
+    data: int = option(
+        0,
+        "Data parallel: groups of devices with a copy of the model each; 0 = as many as the devices allow.",
+        minimum=0,
+    )
+    tensor: int = option(1, "Tensor parallel: devices that share each layer, by heads and columns.", minimum=1)
+    sequence: bool = option(False, "Sequence parallel: they share the rest of a layer too, by positions.")
+    pipeline: int = option(1, "Pipeline parallel: stages that the layers are divided into.", minimum=1)
+    stages: list[int] = option([], "Layers of each stage; empty = balanced by their cost.", minimum=1)
+    chunks: int = option(1, "Parts of each stage (interleaved schedule).", minimum=1)
+    sharding: int = option(
+        1, "Devices with different rows that share what `sharding_stage` says instead of having copies.", minimum=1
+    )
+    sharding_stage: int = option(
+        1,
+        "What they share: 1 = states of the optimizer, 2 = gradients too, 3 = and weights (ZeRO, FSDP).",
+        choices=(1, 2, 3),
+    )
+    expert: int = option(
+        1, "Expert parallel: devices that share the experts of a mixture; divides `data` x `sharding`.", minimum=1
+    )
+    offload: bool = option(False, "Keep the states of the optimizer in main memory and update there.")
+    bucket: str | int = option("100MB", "Gradients or weights that are communicated together, such as 100MB.")
+    hang_seconds: int = option(
+        600, "Seconds of waiting for other devices after which it is printed who waits for whom.", minimum=1
+    )
+
+
+NOT_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("tensor", (), "tensor parallelism"),
+    ("sequence", (), "sequence parallelism"),
+    ("expert", (), "expert parallelism"),
+    ("pipeline", (), "pipeline parallelism"),
+    ("stages", (), "pipeline parallelism"),
+    ("chunks", (), "the interleaved schedule of pipelines"),
+    ("sharding", (), "sharding"),
+    ("sharding_stage", (), "sharding"),
+    ("offload", (), "optimizer states in main memory"),
+    ("bucket", (), "another size of buckets"),
+    ("hang_seconds", (), "another limit of waiting"),
+)
+"""(key, values, what it is): with one of these values, none = any but the default, this release does not train."""
+
+
+def check(parallel: ParallelConfig, train: Any) -> None:
+    """Checks that the keys of the section fit each other, whatever the model and the number of devices.
+
+    Args:
+        parallel: The section.
+        train: The section ``train``.
+
+    Raises:
+        ConfigError: They do not, or have no effect, or this release does not have what they ask for.
+    """
+    changed = set(changed_fields(parallel))
+    needs = (
+        ("sequence", "tensor", "parallel.sequence shares what the devices of parallel.tensor leave whole"),
+        ("stages", "pipeline", "parallel.stages divides the layers among the stages of parallel.pipeline"),
+        ("chunks", "pipeline", "parallel.chunks divides the stages of parallel.pipeline"),
+        ("sharding_stage", "sharding", "parallel.sharding_stage says what the devices of parallel.sharding share"),
+    )
+    for key, other, why in needs:
+        if key in changed and other not in changed:
+            value = _shown(getattr(parallel, key))
+            raise ConfigError(f"parallel.{key}={value} needs parallel.{other} above 1: {why}; set both, or neither")
+    if parallel.stages and len(parallel.stages) != parallel.pipeline:
+        raise ConfigError(
+            f"parallel.stages={parallel.stages} has {len(parallel.stages)} numbers for parallel.pipeline={parallel.pipeline}; give "
+            "the layers of each stage"
+        )
+    if parallel.chunks > 1:
+        _check_chunks(parallel, train.grad_accumulation)
+    parse_bytes(parallel.bucket, "parallel.bucket=")
+    for key, values, what in NOT_YET:
+        value = getattr(parallel, key)
+        if key in changed and (value in values or not values):
+            raise ConfigError(f"parallel.{key}={_shown(value)}: {what} is not in this release; leave it out")
+
+
+def _check_chunks(parallel: ParallelConfig, passes: int) -> None:
+    given = f"parallel.chunks={parallel.chunks}"
+    if parallel.pipeline < 3:
+        raise ConfigError(
+            f"{given} needs parallel.pipeline of at least 3, not {parallel.pipeline}: with fewer stages nothing is "
+            "gained; set it, or leave out parallel.chunks"
+        )
+    if passes < 2 * parallel.pipeline:
+        raise ConfigError(
+            f"{given} needs at least 2 x parallel.pipeline={2 * parallel.pipeline} forward passes in a step, and there are "
+            f"train.grad_accumulation={passes}; raise it (and lower train.batch_size for the same rows)"
+        )
+    if parallel.stages:
+        raise ConfigError(f"{given}: parts of stages are balanced by their cost; leave out parallel.stages")
+    if parallel.sharding_stage == 3:
+        raise ConfigError(f"{given} does not combine with parallel.sharding_stage=3; use stage 1 or 2, or no chunks")
+
+
+def _shown(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def degrees(parallel: ParallelConfig) -> Mapping[str, int]:
+    """The degrees of the section that are above 1, in the order of the axes: key -> degree."""
+    keys = ("pipeline", "data", "sharding", "tensor")
+    return {key: getattr(parallel, key) for key in keys if getattr(parallel, key) > 1}

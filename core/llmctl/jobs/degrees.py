@@ -1,0 +1,105 @@
+"""Whether a model can be divided as the section ``parallel`` asks. Nothing here imports paddle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family, Tensor
+from llmctl.card.shapes import CUT_SYMBOLS
+from llmctl.config.parallel import ParallelConfig
+from llmctl.errors import ConfigError
+from llmctl.quant import GROUP
+
+
+def check(parallel: ParallelConfig, method: Any, card: Family, dims: Dims) -> None:
+    """Checks that the degrees divide the model.
+
+    Args:
+        parallel: The section of the configuration.
+        method: The section ``method``; None = all parameters are trained.
+        card: The family.
+        dims: The model's dims.
+
+    Raises:
+        ConfigError: One does not; the message has the key, what it does not divide, and what is allowed.
+    """
+    _check_tensor(parallel.tensor, card, dims)
+    if method is not None and method.base != "float" and parallel.tensor > 1:
+        _check_groups(parallel.tensor, method.base, card, dims)
+    _check_layers(parallel, dims)
+    _check_experts(parallel.expert, card, dims)
+
+
+def _check_tensor(degree: int, card: Family, dims: Dims) -> None:
+    problem = _indivisible(card, dims, degree)
+    if problem:
+        allowed = [n for n in range(1, int(dims.heads) + 1) if not _indivisible(card, dims, n)]
+        raise ConfigError(f"parallel.tensor={degree} does not divide {problem} of the model; use {_one_of(allowed)}")
+
+
+def _indivisible(card: Family, dims: Dims, degree: int) -> str:
+    """A size that a degree does not divide, as ``heads=6``; empty if there is none."""
+    for tensor in _kinds(card, dims):
+        for symbol in sorted(_divided(tensor) - {"vocab"}):
+            count = int(dims[symbol])
+            shared = symbol == "kv_heads" and degree > count and degree % count == 0
+            if count % degree and not shared:
+                return f"{symbol}={count}"
+    return ""
+
+
+def _kinds(card: Family, dims: Dims) -> list[Tensor]:
+    """A tensor of each row of the table."""
+    return list({id(tensor.param): tensor for tensor in card.expand(dims)}.values())
+
+
+def _divided(tensor: Tensor) -> frozenset[str]:
+    """The symbols of a tensor that ranks share."""
+    symbols = CUT_SYMBOLS if tensor.param.shard is None else tensor.param.shard
+    axes = (axis.symbols & frozenset(symbols) for axis in tensor.param.axes)
+    return next(filter(None, axes), frozenset())
+
+
+def _check_groups(degree: int, base: str, card: Family, dims: Dims) -> None:
+    """A quantized base has a scale for each group of inputs, which ranks cannot share."""
+    for tensor in _kinds(card, dims):
+        inputs = tensor.shape[0]
+        by_inputs = bool(tensor.param.axes[0].symbols & _divided(tensor))
+        if tensor.kind == "linear" and tensor.layer is not None and by_inputs and inputs // degree % GROUP:
+            allowed = [n for n in range(1, inputs // GROUP + 1) if inputs % n == 0 and inputs // n % GROUP == 0]
+            raise ConfigError(
+                f"parallel.tensor={degree} cuts the {inputs} inputs of {tensor.name} inside the groups of {GROUP} that "
+                f"method.base={base} has a scale for; use {_one_of([1, *allowed[1:]])}, or method.base=float"
+            )
+
+
+def _one_of(numbers: Sequence[int]) -> str:
+    return f"one of {', '.join(map(str, numbers))}" if len(numbers) > 1 else f"{numbers[0]}"
+
+
+def _check_layers(parallel: ParallelConfig, dims: Dims) -> None:
+    layers = int(dims.layers)
+    if parallel.stages and sum(parallel.stages) != layers:
+        raise ConfigError(
+            f"parallel.stages={parallel.stages} have {sum(parallel.stages)} layers together, and the model has {layers}"
+        )
+    if parallel.pipeline * parallel.chunks > layers:
+        parts = f"parallel.pipeline={parallel.pipeline}"
+        if parallel.chunks > 1:
+            parts += f" x parallel.chunks={parallel.chunks} = {parallel.pipeline * parallel.chunks} parts"
+        raise ConfigError(f"{parts} for a model of {layers} layers; use at most {layers}")
+
+
+def _check_experts(degree: int, card: Family, dims: Dims) -> None:
+    if degree == 1:
+        return
+    experts = {tensor.expert for tensor in card.expand(dims)} - {None}
+    if not experts:
+        raise ConfigError(f"parallel.expert={degree} has no effect: the model has no experts; leave it out")
+    if len(experts) % degree:
+        allowed = [n for n in range(1, len(experts) + 1) if len(experts) % n == 0]
+        raise ConfigError(
+            f"parallel.expert={degree} does not divide the {len(experts)} experts of the model; use {_one_of(allowed)}"
+        )

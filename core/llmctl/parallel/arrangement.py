@@ -1,0 +1,70 @@
+"""Which arrangement of devices a configuration asks for, and whether each has something to do. Nothing here imports paddle."""
+
+from __future__ import annotations
+
+import math
+
+from llmctl.config.parallel import ParallelConfig, degrees
+from llmctl.errors import ConfigError
+from llmctl.parallel.topology import Topology
+
+
+def least_size(parallel: ParallelConfig) -> int:
+    """The smallest number of devices that a configuration can be trained on."""
+    return math.prod(degrees(parallel).values())
+
+
+def arrange(parallel: ParallelConfig, size: int) -> Topology:
+    """The arrangement of some devices; ``parallel.data: 0`` takes what the other degrees leave.
+
+    Args:
+        parallel: The section of the configuration.
+        size: Number of devices.
+
+    Raises:
+        ConfigError: The degrees do not fit the number of devices.
+    """
+    asked, least = degrees(parallel), least_size(parallel)
+    product = " x ".join(f"parallel.{key}={degree}" for key, degree in asked.items())
+    if size % least or (parallel.data and size != least):
+        allowed = f"{least}" if parallel.data else f"{least} or a multiple of it"
+        there = f"there {'is' if size == 1 else 'are'} {size}"
+        filled = "; with parallel.data=0 there are as many copies as the devices allow" if parallel.data > 1 else ""
+        raise ConfigError(
+            f"{product or 'parallel.data=1'} needs {allowed} devices, and {there}; start as many with --devices and --nnodes, or "
+            f"change the degrees{filled}"
+        )
+    data = size // least * max(1, parallel.data)
+    batch = data * parallel.sharding
+    if batch % parallel.expert:
+        divisors = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
+        raise ConfigError(
+            f"parallel.expert={parallel.expert} does not divide the {batch} ranks of data x sharding that have different rows; use "
+            f"one of {divisors}"
+        )
+    return Topology(data, parallel.tensor, parallel.pipeline, parallel.sharding, parallel.expert)
+
+
+def check_passes(grad_accumulation: int, batch_size: int, topology: Topology, chunks: int = 1) -> None:
+    """Checks that each rank with rows of its own has enough forward passes in every step.
+
+    Args:
+        grad_accumulation: Forward passes of a step.
+        batch_size: Rows of each.
+        topology: The devices.
+        chunks: Parts of each stage of a pipeline.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    each = 2 * topology.pipeline if chunks > 1 else 1
+    least = topology.batch * each
+    if grad_accumulation < least:
+        smaller = max(1, batch_size * grad_accumulation // least)
+        inside = topology.size // topology.batch
+        who = f"{topology.size} devices" if inside == 1 else f"{topology.batch} groups of {inside} devices"
+        raise ConfigError(
+            f"{who} share the train.grad_accumulation={grad_accumulation} forward passes of a step, and each needs at "
+            f"least {'one' if each == 1 else each}; set train.grad_accumulation={least} or a multiple of it (with "
+            f"train.batch_size={smaller} a step has as many rows as before)"
+        )
