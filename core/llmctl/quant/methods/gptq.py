@@ -1,0 +1,144 @@
+"""GPTQ (https://arxiv.org/abs/2210.17323): rounds a weight input by input, the most active first, each error made good by the
+inputs that follow.
+
+With H = V V^T of the inputs in this order, V upper triangular, the error of a weight is |V^T (w - q)|^2, so the weight that an input
+is rounded to follows from the errors before it without an inverse of H. Groups are those of the grid, fixed before: the order needs
+no permutation when the weight is used. Shape suffixes: I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.quant.methods.grids import Grid, nearest
+
+Array = NDArray[Any]
+
+BLOCK = 128
+"""Inputs whose errors are passed on one by one; those of earlier blocks come by a matrix product."""
+
+LEAST_DAMPING = 0.01
+FEW_TOKENS = 0.15
+"""Damping of as many tokens as inputs; fewer tokens need more."""
+
+MOST_DAMPING = 1e4
+"""A Gram matrix that is not positive definite with this much is not one."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A factored Gram matrix.
+
+    Attributes:
+        order_I: Inputs, the most active first.
+        upper_II: V, in this order.
+        damping: What was added to the diagonal, as a share of its mean.
+        dead_I: Inputs that were always zero.
+    """
+
+    order_I: Array
+    upper_II: Array
+    damping: float
+    dead_I: Array
+
+
+def damping_for(inputs: int, tokens: float) -> float:
+    """The damping for a weight of so many inputs that saw so many tokens."""
+    return max(LEAST_DAMPING, FEW_TOKENS * inputs / max(tokens, 1.0))
+
+
+def factor(gram_II: Array, damping: float = LEAST_DAMPING, by_activity: bool = True) -> Factor:
+    """Factors a Gram matrix; the damping grows tenfold until that succeeds.
+
+    Args:
+        gram_II: Sum of x x^T over the tokens.
+        damping: Added to the diagonal, as a share of its mean.
+        by_activity: Whether the most active inputs come first; otherwise they stay in order.
+
+    Raises:
+        ValueError: The matrix is not finite, or never positive definite.
+    """
+    gram_II = np.asarray(gram_II, np.float64)
+    diagonal_I = np.diag(gram_II)
+    if not np.isfinite(gram_II).all():
+        raise ValueError("the inputs are not finite")
+    order_I = np.argsort(-diagonal_I, kind="stable") if by_activity else np.arange(len(gram_II))
+    dead_I = diagonal_I <= 0
+    mean = float(diagonal_I.mean())
+    # The flipped matrix: numpy's factor is lower triangular.
+    turned = order_I[::-1]
+    flipped_II = gram_II[np.ix_(turned, turned)]
+    places = np.arange(len(gram_II))
+    own_I = np.where(dead_I, max(mean, 1.0), diagonal_I)[turned]
+    while damping <= MOST_DAMPING:
+        flipped_II[places, places] = own_I + damping * mean
+        try:
+            return Factor(order_I, np.linalg.cholesky(flipped_II)[::-1, ::-1], damping, dead_I)
+        except np.linalg.LinAlgError:
+            damping *= 10
+    raise ValueError("the Gram matrix of the inputs is not positive definite, whatever is added to its diagonal")
+
+
+def round_weight(weight_IO: Array, grid: Grid, factored: Factor) -> NDArray[np.int16]:
+    """The codes of a weight [I, O].
+
+    Args:
+        weight_IO: The weight.
+        grid: Its grid.
+        factored: The Gram matrix of its inputs.
+    """
+    order_I, upper_II = factored.order_I, factored.upper_II
+    inputs, outputs = weight_IO.shape
+    weight_IO = np.asarray(weight_IO, np.float64)[order_I]
+    diagonal_I = np.diag(upper_II)
+    codes_IO = np.empty((inputs, outputs), np.int16)
+    error_IO = np.empty((inputs, outputs))
+    for start in range(0, inputs, BLOCK):
+        stop = min(start + BLOCK, inputs)
+        carried = upper_II[:start, start:stop].T @ error_IO[:start]
+        for at in range(start, stop):
+            aim_O = weight_IO[at] + carried[at - start] / diagonal_I[at]
+            scales_O, zeros_O = grid.rows(order_I[at])
+            codes_IO[at] = nearest(aim_O, scales_O, zeros_O, grid.bits)
+            error_IO[at] = weight_IO[at] - (codes_IO[at] + zeros_O) * scales_O
+            carried[at - start + 1 :] += np.outer(upper_II[at, at + 1 : stop], error_IO[at])
+    inverse = np.empty_like(order_I)
+    inverse[order_I] = np.arange(inputs)
+    return codes_IO[inverse]
+
+
+def correct(weight_IO: Array, missing_IO: Array, factored: Factor, strength: float) -> NDArray[np.float64]:
+    """The weight that makes good a part of the error of its inputs (https://arxiv.org/abs/2504.02692).
+
+    Args:
+        weight_IO: The weight.
+        missing_IO: X^T (Y - X W): X the inputs that the quantized layers before give, Y the outputs for float inputs.
+        factored: X^T X.
+        strength: 1 = the weight of least squares, 0 = the weight itself.
+    """
+    order_I = factored.order_I
+    solved = solve_upper(factored.upper_II, np.asarray(missing_IO, np.float64)[order_I])
+    solved = solve_upper(factored.upper_II, solved, transposed=True)
+    corrected_IO = np.array(weight_IO, np.float64)
+    corrected_IO[order_I] += strength * solved
+    corrected_IO[factored.dead_I] = np.asarray(weight_IO)[factored.dead_I]
+    return corrected_IO
+
+
+def solve_upper(upper_II: Array, right_IO: Array, transposed: bool = False) -> Array:
+    """U^-1 B or U^-T B of an upper triangular U, block by block."""
+    solved_IO, inputs = right_IO.copy(), len(upper_II)
+    starts = range(0, inputs, BLOCK)
+    for start in starts if transposed else reversed(starts):
+        stop = min(start + BLOCK, inputs)
+        own = upper_II[start:stop, start:stop]
+        if transposed:
+            rest = upper_II[:start, start:stop].T @ solved_IO[:start]
+        else:
+            rest = upper_II[start:stop, stop:] @ solved_IO[stop:]
+        solved_IO[start:stop] = np.linalg.solve(own.T if transposed else own, solved_IO[start:stop] - rest)
+    return solved_IO
