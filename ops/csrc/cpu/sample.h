@@ -63,9 +63,12 @@ INLINE int32_t first_index(const float* logits, int64_t vocab, float value) {
 // log(sum(exp(logit - max))).
 INLINE double log_sum_exp_double(const float* logits, int64_t vocab, float max) {
   Doubles total = {};
-  for (int64_t i = 0; i < vocab; i += DOUBLES) {
+  const int64_t whole = vocab / DOUBLES * DOUBLES;
+  for (int64_t i = 0; i < whole; i += DOUBLES)
+    total += exp_below(__builtin_convertvector(*(const UnalignedHalf*)(logits + i), Doubles) - (double)max);
+  if (whole < vocab) {
     Doubles x = Doubles{} - 1000.0;
-    for (int lane = 0; lane < DOUBLES && i + lane < vocab; ++lane) x[lane] = (double)logits[i + lane] - (double)max;
+    for (int lane = 0; whole + lane < vocab; ++lane) x[lane] = (double)logits[whole + lane] - (double)max;
     total += exp_below(x);
   }
   double all = 0.0;

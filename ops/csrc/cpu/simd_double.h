@@ -12,6 +12,7 @@ const int DOUBLES = WIDTH / 2;  // doubles in a vector
 
 typedef double Doubles __attribute__((vector_size(4 * WIDTH)));
 typedef double UnalignedDoubles __attribute__((vector_size(4 * WIDTH), aligned(8), may_alias));
+typedef float UnalignedHalf __attribute__((vector_size(2 * WIDTH), aligned(4), may_alias));
 typedef int64_t Longs __attribute__((vector_size(4 * WIDTH)));
 
 // e^x for x <= 0 to 2 ulp; 0 below -700.

@@ -55,13 +55,14 @@ class ScoringState:
     def process_output(self, chunk: ScheduledChunk, output: ChunkOutput) -> list[Event]:
         """Scores a token for each row of logits."""
         sequence, drafted = chunk.sequence, len(chunk.draft)
-        for index, (logits_V, fault) in enumerate(zip(output.logits_LV, output.faults, strict=True)):
+        rows = zip(output.logits_LV, output.tokens, output.logprobs, output.faults, strict=True)
+        for index, (logits_V, likeliest, its_logprob, fault) in enumerate(rows):
             if fault:
                 return [Event(self.id, done=self.result("error", fault))]
             token = self._ids[len(sequence.ids)]
             if self.request.on_logits:
                 self.request.on_logits(len(sequence.ids), logits_V)
-            logprob = token_logprob(logits_V, token, self._params)
+            logprob = token_logprob(logits_V, token, self._params, (likeliest, its_logprob))
             assert logprob is not None
             self._logprobs.append(logprob)
             sequence.ids.append(token)

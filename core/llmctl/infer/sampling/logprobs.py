@@ -8,12 +8,12 @@ import numpy as np
 
 from llmctl.infer.sampling.params import SamplingParams, TokenLogprob
 
-SPAN = 128
-"""Number of adjacent logits that are first compared by their maximum only."""
+GROUP = 64
+"""Logits of a group, of which first only the highest is compared."""
 
 
 def token_logprob(
-    logits_V: np.ndarray, token: int, params: SamplingParams, logprob: float | None = None
+    logits_V: np.ndarray, token: int, params: SamplingParams, known: tuple[int, float] | None = None
 ) -> TokenLogprob | None:
     """The log-probability of a token, with those of the likeliest, as far as the parameters ask for them; None = not at all.
 
@@ -21,15 +21,15 @@ def token_logprob(
         logits_V: Logits.
         token: The token.
         params: Of the request.
-        logprob: The token's log-probability where it is known.
+        known: A token and its log-probability, if those of any are known.
     """
     if params.logprobs is None:
         return None
-    if logprob is None:
+    if known is None:
         highest = float(logits_V.max())
         total = highest + math.log(np.exp(logits_V.astype(np.float64) - highest).sum())
     else:
-        total = float(logits_V[token]) - logprob
+        total = float(logits_V[known[0]]) - known[1]
     top = tuple((int(one), float(logits_V[one]) - total) for one in likeliest(logits_V, params.logprobs))
     return TokenLogprob(token, float(logits_V[token]) - total, top)
 
@@ -37,17 +37,20 @@ def token_logprob(
 def likeliest(logits_V: np.ndarray, count: int) -> np.ndarray:
     """The tokens with the highest logits, the highest first; ties are in the order of ids, as in greedy decoding.
 
-    The highest of each span are compared first: at least ``count`` logits reach the ``count``-th highest of these.
+    The highest of each group are compared first: at least ``count`` logits reach the ``count``-th highest of these.
     """
     count, vocab = min(count, len(logits_V)), len(logits_V)
     if count == 0:
         return np.empty(0, np.int64)
-    spans = vocab // SPAN
-    if count > spans:
+    groups = vocab // GROUP
+    if count > groups:
         candidates = np.arange(vocab)
     else:
-        highest = logits_V[: spans * SPAN].reshape(spans, SPAN).max(axis=1)
-        candidates = np.flatnonzero(logits_V >= np.partition(highest, spans - count)[spans - count])
+        # The logits of a group are ``groups`` apart, so that maxima of adjacent ones are taken at once.
+        highest = logits_V[: groups * GROUP].reshape(GROUP, groups).max(axis=0)
+        reach = np.flatnonzero(highest >= np.partition(highest, groups - count)[groups - count])
+        within = (reach + np.arange(0, groups * GROUP, groups)[:, None]).ravel()
+        candidates = np.concatenate([within, np.arange(groups * GROUP, vocab)])
     return candidates[np.argsort(-logits_V[candidates], kind="stable")[:count]]
 
 
