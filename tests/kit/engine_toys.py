@@ -28,7 +28,8 @@ def engine_of(model, executor, blocks=64, virtual=None, **options):
 
 
 def ask(prompt, new=12, **options):
-    fields = {name: options.pop(name) for name in ("index", "adapter", "draft", "on_event") if name in options}
+    own = ("index", "adapter", "draft", "constraint", "on_event")
+    fields = {name: options.pop(name) for name in own if name in options}
     return Request(prompt=prompt, options=SamplingParams(max_new_tokens=new, **options), **fields)
 
 

@@ -125,8 +125,9 @@ class BatchBackend:
         end_ids, pad_id, use_cache = self._fixed
         if batch[0].score_from is not None:
             return [score(self.model, one.prompt, one.score_from or 1, one.on_logits) for one in batch]
-        if batch[0].options.logit_bias:
-            raise UnsupportedError("logit_bias needs the fused engine; leave it out, or use engine='fused'")
+        for name, given in (("logit_bias", batch[0].options.logit_bias), ("a constraint", batch[0].constraint)):
+            if given:
+                raise UnsupportedError(f"{name} needs the fused engine; leave it out, or use engine='fused'")
         prompts, draws = [request.prompt for request in batch], [request.index for request in batch]
         return generate(self.model, prompts, batch[0].options, end_ids, pad_id, on_token, use_cache, draws)
 

@@ -81,6 +81,11 @@ class EngineOptions:
         for name, good, allowed in rules:
             if not good:
                 raise ConfigError(f"{self.spell(name, getattr(self, name))} must be {allowed}")
+        if self.step_tokens is not None and self.step_tokens <= self.rows("fused"):
+            raise ConfigError(
+                f"{self.spell('step_tokens', self.step_tokens)} must be above {self.spell('batch_size', self.rows('fused'))}, so "
+                "that prompts progress besides answers; raise it, or lower the other"
+            )
         if self.cache_memory is not None:
             parse_bytes_or_share(self.cache_memory, f"{self.spell('cache_memory')}: ")
         if self.length_penalty is not None and self.beams is None:

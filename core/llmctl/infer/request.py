@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmctl.errors import ConfigError
 from llmctl.infer.sampling import SamplingParams, TokenLogprob
 from llmctl.infer.sampling.number_types import check_types, is_integer
+
+if TYPE_CHECKING:
+    from llmctl.infer.sampling.constraint import Constraint
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Request:
         adapter: Index of the adapter; -1 = none.
         draft: Maximum number of draft tokens per step, looked up in what was written before; 0 = none. Answers are the same.
         beams: Beam search; None = one answer, token by token.
+        constraint: The form of the answer; end tokens of the model must be among its own. None = any.
         score_from: Nothing is generated; the answer has the log-probabilities of the prompt's tokens from this index on, at
             least 1. None = the prompt is answered.
         on_event: Called for each event.
@@ -116,6 +120,7 @@ class Request:
     adapter: int = -1
     draft: int = 0
     beams: BeamOptions | None = None
+    constraint: Constraint | None = None
     score_from: int | None = None
     on_event: OnEvent | None = None
     on_logits: Callable[[int, Any], None] | None = None
@@ -131,7 +136,14 @@ class Request:
             raise ConfigError(f"draft={self.draft} must be at least 0")
         if self.beams and (self.options.sample or self.draft or self.options.logprobs is not None):
             raise ConfigError("beam search goes without sampling, speculative decoding and log-probabilities of tokens")
+        if self.constraint is not None and (self.beams or self.score_from is not None):
+            raise ConfigError("a constraint goes without beam search and scoring")
         if self.score_from is not None and (self.beams or not 1 <= self.score_from < len(self.prompt)):
             raise ConfigError(
                 f"score_from={self.score_from} must be between 1 and {len(self.prompt) - 1}, without beam search"
             )
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether log-probabilities of tokens are asked for."""
+        return self.options.logprobs is not None or self.score_from is not None

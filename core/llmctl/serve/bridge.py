@@ -20,6 +20,9 @@ from llmctl.serve.problems import Problem
 STALLED_SECONDS = 120.0
 """An engine that has work and takes longer for a step than this counts as failed."""
 
+RESTARTS = 2
+"""How many steps one after another may fail before the engine counts as failed."""
+
 DOWN = "the engine has stopped; the server must be started again"
 
 Numbered = tuple[int, Event]
@@ -132,7 +135,7 @@ class EngineBridge:
         from llmctl.infer.engine.async_engine import AsyncEngine
 
         self._loop = asyncio.get_running_loop()
-        self._engine = AsyncEngine(self._backend.engine, self._after_step)
+        self._engine = AsyncEngine(self._backend.engine, self._after_step, RESTARTS)
 
     def submit(self, request: Request, stream: Stream, number: int) -> None:
         """As ``Bridge``."""
@@ -168,6 +171,7 @@ class EngineBridge:
             "engine_running": state.running, "engine_waiting": state.waiting,
             "kv_cache_usage_ratio": state.used_blocks / max(1, state.blocks), "engine_steps_total": state.steps,
             "engine_computed_tokens_total": state.computed_tokens, "engine_preemptions_total": state.preemptions,
+            "engine_restarts_total": state.restarts,
         }  # fmt: skip
 
     def stop(self) -> None:

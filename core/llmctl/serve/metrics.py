@@ -22,6 +22,7 @@ HELP = {
     "engine_steps_total": "Steps of the engine.",
     "engine_computed_tokens_total": "Tokens that went through the model.",
     "engine_preemptions_total": "How often an answer gave up its blocks.",
+    "engine_restarts_total": "How often a step failed and the engine began anew.",
     "kv_cache_usage_ratio": "Share of the KV cache's blocks that are used.",
     "engine_up": "Whether the engine takes requests.",
 }

@@ -25,6 +25,7 @@ MISTAKES = [
     ({"length_penalty": 2.0}, "length_penalty has no effect without beams", "--length-penalty has no effect without --beams"),
     ({"beams": 2, "speculate": 3}, "beams excludes speculate", "--beams excludes --speculate"),
     ({"cache_memory": "lots"}, "cache_memory: 'lots' is not a size", "--cache-memory: 'lots' is not a size"),
+    ({"step_tokens": 64}, "step_tokens=64 must be above batch_size=64", "--step-tokens 64 must be above --batch-size 64"),
     ({"adapter": {"": "a"}}, "adapter: the name of a is missing", "--adapter: the name of a is missing"),
 ]  # fmt: skip
 

@@ -404,7 +404,14 @@ def test_cached_tokens_are_told_however_an_answer_ends(client):
 
 def test_an_engine_that_fails_answers_503(monkeypatch):
     with served() as client:
-        monkeypatch.setattr(client.service.bridge._backend.engine, "step", lambda: 1 / 0)
+        engine = client.service.bridge._backend.engine
+        step, faults = engine._run, iter([True, False])
+        monkeypatch.setattr(engine, "_run", lambda chunks: 1 / 0 if next(faults, False) else step(chunks))
+        refused(chat(client), 500, "a step of the engine failed")
+        assert chat(client, **GREEDY).status_code == 200 and client.get("/healthz").status_code == 200
+        assert "llmctl_engine_restarts_total 1\n" in client.get("/metrics").text
+        monkeypatch.setattr(engine, "_run", lambda chunks: 1 / 0)
+        assert [chat(client).status_code for _ in range(2)] == [500, 500]
         refused(chat(client), 503, "started again")
         refused(chat(client, stream=True), 503, "started again")
         assert client.get("/healthz").status_code == 503 and client.service.bridge.dead

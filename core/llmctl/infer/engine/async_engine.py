@@ -1,7 +1,12 @@
-"""Runs the engine in a background thread for many callers. If it fails, every waiting request gets the exception."""
+"""Runs the engine in a background thread for many callers.
+
+A step that fails ends the requests that ran, and the engine begins anew with those that wait, as often as it may. Then, every
+waiting request gets the exception.
+"""
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +15,8 @@ from typing import Any, Protocol
 
 from llmctl.infer.engine.engine import Engine, EngineStats
 from llmctl.infer.request import Event, Generation, Request
+
+LOG = logging.getLogger("llmctl.serve")
 
 
 class StoppedError(RuntimeError):
@@ -72,15 +79,17 @@ class AsyncEngine:
     Args:
         engine: Nobody else may use it.
         after_step: Called in the engine's thread when the events of a step were handed out; must not wait.
+        restarts: How many steps one after another may fail.
     """
 
-    def __init__(self, engine: Engine, after_step: Callable[[], None] | None = None) -> None:
+    def __init__(self, engine: Engine, after_step: Callable[[], None] | None = None, restarts: int = 0) -> None:
         self._engine, self._after_step = engine, after_step or (lambda: None)
         self._wake = threading.Condition()
         self._asked: list[tuple[Request, Ticket]] = []
         self._cancelled: list[Ticket] = []
         self._tickets: dict[int, Ticket] = {}
         self._stopped: StoppedError | None = None
+        self._failures, self._restarts = 0, restarts
         self._thread = threading.Thread(target=self._run, name="llmctl-engine", daemon=True)
         self._thread.start()
 
@@ -144,7 +153,7 @@ class AsyncEngine:
         cause: BaseException | None = None
         try:
             while self._take():
-                for event in self._engine.step():
+                for event in self._step():
                     self._hand_out(event)
                 self._after_step()
         except BaseException as error:
@@ -160,6 +169,19 @@ class AsyncEngine:
                 ticket.number.set_exception(self._error())
             ticket.sink.put(self._error())
         self._after_step()
+
+    def _step(self) -> list[Event]:
+        """The events of a step, or of a new beginning after one that failed."""
+        try:
+            events = self._engine.step()
+        except Exception as error:
+            self._failures += 1
+            if self._failures > self._restarts:
+                raise
+            LOG.error("a step of the engine failed and it begins anew: %s", type(error).__name__)
+            return self._engine.restart(error)
+        self._failures = 0
+        return events
 
     def _ask(self, asked: list[tuple[Request, Ticket]]) -> None:
         with self._wake:

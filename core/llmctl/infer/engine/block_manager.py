@@ -32,10 +32,20 @@ class BlockManager:
     """
 
     def __init__(self, executor: Executor, blocks: int, prefix: Float | None = None, share: bool = True) -> None:
-        executor.allocate(blocks)
-        self.pool, self.share = BlockPool(blocks), share
+        self._executor, self._blocks, self._prefix, self.share = executor, blocks, prefix, share
         self.virtual_tokens = 0 if prefix is None else prefix.shape[2]
         self._copy = executor.copy
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins with an empty cache; no sequence may have blocks.
+
+        Raises:
+            ConfigError: The cache does not hold the virtual tokens.
+        """
+        blocks, prefix = self._blocks, self._prefix
+        self._executor.allocate(blocks)
+        self.pool = BlockPool(blocks)
         allocated = [self.pool.allocate() for _ in range(-(-self.virtual_tokens // BLOCK))]
         self._virtual_blocks = [block for block in allocated if block is not None]
         if len(self._virtual_blocks) < len(allocated):
@@ -44,7 +54,7 @@ class BlockManager:
                 "give it more memory"
             )
         if prefix is not None:
-            executor.put(np.asarray(self._virtual_blocks, np.int32), prefix)
+            self._executor.put(np.asarray(self._virtual_blocks, np.int32), prefix)
 
     def max_blocks(self, length: int, prompt: int, width: int = 1) -> int:
         """Maximum number of blocks that ``width`` sequences of ``length`` tokens take, besides those of the virtual tokens, if their first

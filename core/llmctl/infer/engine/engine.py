@@ -44,6 +44,7 @@ class EngineStats:
         preemptions: How often a request gave up its blocks so far.
         draft_tokens: Draft tokens so far.
         accepted_tokens: Draft tokens that were accepted so far.
+        restarts: How often a step failed and the engine began anew so far.
     """
 
     running: int
@@ -56,6 +57,7 @@ class EngineStats:
     preemptions: int
     draft_tokens: int
     accepted_tokens: int
+    restarts: int
 
 
 class Engine:
@@ -107,6 +109,7 @@ class Engine:
         self._states: dict[int, RequestState] = {}
         self._pending_events: list[tuple[RequestState, Event]] = []
         self._last_id = self._steps = self._computed = self._drafted = self._accepted = 0
+        self._restarts = 0
 
     @property
     def busy(self) -> bool:
@@ -160,6 +163,27 @@ class Engine:
             raise RuntimeError(f"{len(self._states)} requests, and none of them can progress")
         return events
 
+    def restart(self, error: Exception) -> list[Event]:
+        """Begins anew after a step that failed: the cache is empty, and waiting requests go on waiting.
+
+        Args:
+            error: What the step raised, which ends the requests that ran.
+
+        Returns:
+            The last events of these.
+        """
+        self._restarts += 1
+        message = f"a step of the engine failed: {type(error).__name__}: {error}"
+        failed = self._scheduler.drop_running()
+        self._manager.reset()
+        events: list[Event] = []
+        for state in failed:
+            self._states.pop(state.id, None)
+            done = state.result("error", message, state.num_emitted)
+            events.append(Event(state.id, done=done))
+            self._call(state, events[-1])
+        return events
+
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Answers, in order. A request that is refused has the finish reason ``error``; the others are answered.
 
@@ -199,6 +223,7 @@ class Engine:
             preemptions=scheduler.preemptions,
             draft_tokens=self._drafted,
             accepted_tokens=self._accepted,
+            restarts=self._restarts,
         )
 
     def _run(self, chunks: list[ScheduledChunk]) -> list[Event]:
@@ -225,20 +250,15 @@ class Engine:
         """What went wrong with requests, by id, and the tokens of all rows."""
         inputs: list[SamplerInput] = []
         broken: dict[int, Exception] = {}
-        scores_LV = logits_LV
         for chunk in (chunk for chunk in chunks if chunk.needs_logits):
-            count, start = 1 + len(chunk.draft), len(inputs)
+            count = 1 + len(chunk.draft)
             try:
                 inputs += chunk.state.sampler_inputs(chunk)
             except Exception as error:  # of this request only
                 broken[chunk.state.id] = error
                 inputs += [SamplerInput()] * count
-            if chunk.state.request.options.logit_bias:
-                scores_LV = logits_LV.copy() if scores_LV is logits_LV else scores_LV
-                for token, bias in chunk.state.request.options.logit_bias:
-                    scores_LV[start : start + count, token] += bias
-        asked = any(chunk.state.request.options.logprobs is not None for chunk in chunks)
-        return broken, self._sampler.choose(scores_LV, inputs, asked)
+        asked = any(chunk.state.request.wants_logprobs for chunk in chunks)
+        return broken, self._sampler.choose(logits_LV, inputs, asked)
 
     def _process(self, chunk: ScheduledChunk, output: ChunkOutput, error: Exception | None) -> list[Event]:
         before = chunk.sequence.computed

@@ -48,6 +48,11 @@ class Scheduler:
         for sequence in state.sequences:
             self._manager.free(sequence)
 
+    def drop_running(self) -> list[RequestState]:
+        """Drops the requests that have blocks, without releasing these; returns them."""
+        dropped, self.running = self.running, []
+        return dropped
+
     def schedule(self) -> list[ScheduledChunk]:
         """The tokens of the next step; their blocks are reserved."""
         self._chunks, self._left = {}, self._budget

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.infer.sampling.constraint import Words, allow
 from llmctl.infer.sampling.params import SamplingParams
 
 Float = NDArray[np.float32]
@@ -41,6 +42,8 @@ class SamplerInput:
         repetition: Penalty of every token of the context; 1 = none.
         presence: Subtracted from the score of every token of the answer.
         frequency: Subtracted once per occurrence in the answer.
+        biases: Tokens, and what is added to their logits before everything else.
+        allowed: The tokens that may be chosen; None = all.
     """
 
     context: Int = field(default_factory=lambda: NONE)
@@ -55,6 +58,20 @@ class SamplerInput:
     repetition: float = 1.0
     presence: float = 0.0
     frequency: float = 0.0
+    biases: Sequence[tuple[int, float]] = ()
+    allowed: Words | None = None
+
+    @property
+    def adjusted(self) -> bool:
+        """Whether the logits change before everything else."""
+        return bool(self.biases) or self.allowed is not None
+
+    def adjust(self, logits_V: Float) -> Float:
+        """The logits with biases, minus infinity where a token is not allowed; in memory of their own."""
+        found_V = logits_V.copy() if self.allowed is None else allow(logits_V, self.allowed)
+        for token, bias in self.biases:
+            found_V[token] += bias
+        return found_V
 
     @property
     def penalised(self) -> bool:
@@ -89,7 +106,7 @@ def sampler_input(
         end_ids: Tokens that end an answer, excluded before its minimum length.
         draw: As of ``SamplerInput``.
     """
-    row = SamplerInput(sample=params.sample)
+    row = SamplerInput(sample=params.sample, biases=params.logit_bias)
     if params.penalised:
         row.context, row.generated = np.asarray(context, np.int32), generated
         row.repetition = params.repetition_penalty

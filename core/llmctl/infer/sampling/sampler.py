@@ -1,6 +1,6 @@
 """Choosing tokens from many rows of logits at once: by a compiled kernel if there is one, otherwise in numpy.
 
-The order is that of transformers' logits processors: repetition penalty, presence and frequency penalty, excluded tokens,
+Biases and the tokens that a constraint allows come first. Then the order is that of transformers' logits processors: repetition penalty, presence and frequency penalty, excluded tokens,
 temperature, top-k, top-p, min-p, then a draw. All in double precision. No paddle here.
 """
 
@@ -38,6 +38,21 @@ class Sampler:
         Raises:
             ValueError: The logits have another shape or type.
         """
+        adjusted = [index for index, row in enumerate(inputs) if row.adjusted]
+        if not adjusted:
+            return self._choose(logits_LV, inputs, logprobs)
+        # The likeliest tokens of these rows first, since log-probabilities are those of the logits as they are.
+        plain = self._choose(logits_LV, [SamplerInput() if row.adjusted else row for row in inputs], logprobs)
+        scores_LV = np.stack([inputs[index].adjust(logits_LV[index]) for index in adjusted])
+        chosen = self._choose(scores_LV, [inputs[index] for index in adjusted], False)
+        for row, index in enumerate(adjusted):
+            token, status = int(chosen.token_L[row]), int(plain.status_L[index] or chosen.status_L[row])
+            if logprobs and not status:
+                plain.logprob_L[index] += float(logits_LV[index, token]) - float(logits_LV[index, plain.token_L[index]])
+            plain.token_L[index], plain.status_L[index] = token, status
+        return plain
+
+    def _choose(self, logits_LV: Float, inputs: Sequence[SamplerInput], logprobs: bool) -> SamplerOutput:
         if self._compiled is not None:
             return SamplerOutput(*self._compiled.choose(logits_LV, inputs, logprobs))
         rows = len(inputs)

@@ -83,6 +83,44 @@ def test_when_the_engine_dies_everyone_who_waits_learns_why_and_nobody_else_is_t
     engine.stop()
 
 
+class Failing(ToyExecutor):
+    """Fails in some of its steps, after it has spoiled its cache."""
+
+    def __init__(self, faults):
+        super().__init__()
+        self.faults, self.count = faults, 0
+
+    def run(self, batch):
+        logits = super().run(batch)
+        self.count += 1
+        if self.count in self.faults:
+            self.allocate(1)
+            raise RuntimeError("a fault")
+        return logits
+
+
+def test_an_engine_begins_anew_after_a_fault_and_answers_those_who_wait():
+    engine = engine_of(MODEL, Failing([4, 9, 10]), blocks=40, step_tokens=9, most_rows=2)
+    requests = [ask(prompt, 6, index=i) for i, prompt in enumerate(prompts(8))]
+    queue = AsyncEngine(engine, restarts=2)
+    found = [ticket.result() for ticket in queue.submit_all(requests)]
+    failed = [made for made in found if made.finish_reason == "error"]
+    assert all(made.error == "a step of the engine failed: RuntimeError: a fault" for made in failed)
+    assert 2 <= len(failed) <= 6 and queue.alive and queue.statistics().restarts == 3
+    for request, made in zip(requests, found, strict=True):
+        assert made.finish_reason == "error" or made == answer(MODEL, request, END)
+    queue.stop()
+
+
+def test_an_engine_that_fails_again_and_again_is_dead():
+    queue = AsyncEngine(engine_of(MODEL, Failing(range(1, 99)), step_tokens=9, most_rows=1), restarts=2)
+    *others, last = queue.submit_all([ask(prompt, 6) for prompt in prompts(3)])
+    assert [ticket.result().finish_reason for ticket in others] == ["error"] * 2
+    with pytest.raises(StoppedError, match="a fault"):
+        last.result()
+    assert not queue.alive
+
+
 def test_a_stopped_engine_lets_nobody_wait():
     executor = Held()
     engine = AsyncEngine(engine_of(MODEL, executor))
