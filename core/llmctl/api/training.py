@@ -178,9 +178,10 @@ def _ranks(rank: Rank | None) -> Ranks:
     """The processes that train together; they are connected when this returns."""
     if rank is None:
         return ALONE
-    from llmctl.parallel.data_ranks import DataRanks
+    from llmctl.parallel.mesh import Mesh
+    from llmctl.parallel.topology import Topology
 
-    return DataRanks(rank)
+    return Mesh(Topology(data=rank.size), rank)
 
 
 def _read(command: str, config: Any) -> tuple[Mapping[str, Any], str]:

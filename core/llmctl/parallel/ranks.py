@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from llmctl.parallel.rank import Rank
+
 T = TypeVar("T")
 
 
@@ -12,27 +14,35 @@ class Ranks(Protocol):
     """The processes that train together. All of them call the same methods in the same order.
 
     Attributes:
-        number: The number of this process, from 0.
-        size: How many there are.
+        rank: Which one of them this process is.
+        number: The number of this process among those with different rows, from 0.
+        size: How many of these there are.
     """
 
     @property
+    def rank(self) -> Rank:
+        """Which one of them this process is."""
+
+    @property
     def number(self) -> int:
-        """The number of this process, from 0."""
+        """The number of this process among those with different rows, from 0."""
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """How many of these there are."""
 
     @property
     def main(self) -> bool:
         """Whether this is rank 0, which evaluates, prints and writes."""
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """Sums over all ranks, in float64."""
+        """Sums over the ranks with different rows, in float64."""
+
+    def any(self, flags: Sequence[bool]) -> list[bool]:
+        """For each flag, whether any rank has set it."""
 
     def sum_grads(self, parameters: Iterable[Any]) -> None:
-        """Replaces the gradients by their sums over all ranks; a gradient that no rank has stays absent."""
+        """Replaces gradients by their sums over the ranks that hold the same; one that none of them has stays absent."""
 
     def wait(self) -> None:
         """Returns when all ranks have come here, however long that takes."""
@@ -50,11 +60,15 @@ class Ranks(Protocol):
 class Alone:
     """One process, with nothing to wait for or to sum."""
 
-    number, size, main = 0, 1, True
+    rank, number, size, main = Rank(0, 1), 0, 1, True
 
     def total(self, values: Sequence[float]) -> list[float]:
         """The values."""
         return list(values)
+
+    def any(self, flags: Sequence[bool]) -> list[bool]:
+        """The flags."""
+        return list(flags)
 
     def sum_grads(self, parameters: Iterable[Any]) -> None:
         """Nothing."""

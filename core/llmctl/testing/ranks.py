@@ -5,22 +5,27 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llmctl.parallel.data_ranks import DataRanks
 from llmctl.parallel.launch import Devices, free_ports, rank_environments
+from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.rank import from_environment
+from llmctl.parallel.topology import Topology
 
 
-def run_ranks(size: int, job: Callable[..., Any], *args: Any, seconds: float = 120.0) -> list[Any]:
+def run_ranks(
+    size: int, job: Callable[..., Any], *args: Any, topology: Topology | None = None, seconds: float = 120.0
+) -> list[Any]:
     """What a job returns in each of several ranks.
 
     Args:
         size: Number of ranks.
-        job: Called with the connected ``DataRanks`` and the arguments; returns what can be pickled.
+        job: Called with the connected ``Mesh`` and the arguments; returns what can be pickled.
         *args: Further arguments.
+        topology: How the ranks are arranged; None = all along the data axis.
         seconds: Limit for all.
 
     Raises:
@@ -32,12 +37,15 @@ def run_ranks(size: int, job: Callable[..., Any], *args: Any, seconds: float = 1
     with _all_ended(processes):
         for environment in environments:
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(theirs, environment, job, args), daemon=True)
+            process = context.Process(
+                target=_child, args=(theirs, environment, topology or Topology(data=size), job, args), daemon=True
+            )
             process.start()
             theirs.close()
             processes.append(process)
             pipes.append(ours)
-        results = [_receive(pipe, number, seconds) for number, pipe in enumerate(pipes)]
+        until = time.monotonic() + seconds
+        results = [_receive(pipe, number, until) for number, pipe in enumerate(pipes)]
     failures = [result for result in results if isinstance(result, _Failure)]
     # A rank that lost another one is not the first to fail.
     failures.sort(key=lambda failure: "PeerLost" in failure)
@@ -49,22 +57,24 @@ class _Failure(str):
     """A traceback."""
 
 
-def _receive(pipe: Any, number: int, seconds: float) -> Any:
-    if not pipe.poll(seconds):
-        return _Failure(f"rank {number} did not answer in {seconds} s")
+def _receive(pipe: Any, number: int, until: float) -> Any:
+    if not pipe.poll(max(0.0, until - time.monotonic())):
+        return _Failure(f"rank {number} did not answer in time")
     try:
         return pipe.recv()
     except EOFError:
         return _Failure(f"rank {number} ended without an answer")
 
 
-def _child(pipe: Any, environment: dict[str, str], job: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _child(
+    pipe: Any, environment: dict[str, str], topology: Topology, job: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     os.environ.clear()
     os.environ.update(environment)
     try:
         rank = from_environment()
         assert rank
-        ranks = DataRanks(rank)
+        ranks = Mesh(topology, rank)
         result = job(ranks, *args)
         ranks.close()
     except BaseException:

@@ -92,14 +92,16 @@ class Loop:
         with ends_later() as signal:
             try:
                 self._call("on_train_begin", done + 1, self.settings)
-                while done < self.settings.max_steps and not self._stopped():
+                stopped = self._agreed()[0]
+                while done < self.settings.max_steps and not stopped:
                     done += 1
-                    self._step(done, signal)
+                    stopped = self._step(done, signal)
             finally:
                 self._call("on_train_end")
         return done
 
-    def _step(self, step: int, signal: Callable[[], int]) -> None:
+    def _step(self, step: int, signal: Callable[[], int]) -> bool:
+        """One step with all that follows it; returns whether a callback wants no further ones."""
         self._call("on_step_end", self.train_step(step))
         if step <= WARMUP_STEPS or step % RELEASE_EVERY == 0:
             runtime.release_memory()
@@ -109,13 +111,15 @@ class Loop:
                 self._call("on_evaluate_begin", step)
                 self._evaluate(step)
             self.ranks.wait()
-        last = last or self._stopped()
-        stop = 0 if last else self._agreed(signal())
-        if last or stop or step % self.settings.save_every == 0:
+        stopped, got = self._agreed(signal())
+        last = last or stopped
+        if last or got or step % self.settings.save_every == 0:
             self._call("on_save", step)
             self.ranks.wait()
-        if stop:
-            raise Interrupted(stop, step)
+            stopped = self._agreed()[0]
+        if got and not last:
+            raise Interrupted(got, step)
+        return stopped
 
     def _evaluate(self, step: int) -> None:
         metrics = self.evaluate()
@@ -204,13 +208,11 @@ class Loop:
         self.ranks.sum_grads(self.optimizer.masters.values())
         return total, items, dict(zip(names, sums, strict=True))
 
-    def _stopped(self) -> bool:
-        return bool(self.ranks.total([any(callback.stop for callback in self.callbacks)])[0])
-
-    def _agreed(self, signal: int) -> int:
-        """The signal that any rank got; 0 = none."""
-        got = self.ranks.total([signal == one for one in SIGNALS])
-        return next((int(one) for one, count in zip(SIGNALS, got, strict=True) if count), 0)
+    def _agreed(self, signal: int = 0) -> tuple[bool, int]:
+        """Whether a callback of any rank wants to stop, and the signal that any rank got; 0 = none."""
+        stop = any(callback.stop for callback in self.callbacks)
+        stopped, *got = self.ranks.any([stop, *(signal == one for one in SIGNALS)])
+        return stopped, next((int(one) for one, found in zip(SIGNALS, got, strict=True) if found), 0)
 
     def _call(self, event: str, *values: Any) -> None:
         for callback in self.callbacks:

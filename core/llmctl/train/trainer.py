@@ -120,7 +120,7 @@ def _start(job: CheckedJob[Any], ranks: Ranks) -> _Start:
         {
             "checkpoint": str(found.checkpoint or ""),
             "now": found.now.isoformat() if found.now else "",
-            "facts": alike.facts(job) if ranks.size > 1 else {},
+            "facts": alike.facts(job) if ranks.rank.size > 1 else {},
         }
     )
     if not ranks.main:
@@ -154,14 +154,14 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console, 
     open_output(job, start.checkpoint)
     if start.checkpoint:
         console.print(f"resuming from {start.checkpoint}")
-    if ranks.size > 1:
-        console.print(f"data parallel: {ranks.size} processes share the forward passes of each step")
+    if ranks.rank.size > 1:
+        console.print(f"data parallel: {ranks.rank.size} processes share the forward passes of each step")
     method.start(setup.data)
     ranks.wait()
     info = resume.describe(job, start.now) if start.before is None else start.before
     record = RunRecord(job.output, info)
     loop, done = _loop(setup, start.checkpoint, [*callbacks, record])
-    info.update(setup.trainable.metadata, precision=setup.precision.record(), processes=ranks.size)
+    info.update(setup.trainable.metadata, precision=setup.precision.record(), processes=ranks.rank.size)
     found = banner.facts(job, setup.trainable.model, setup.data.task, loop.settings, setup.precision, done)
     if not console.event("start", found):
         for line in banner.lines(found, console.verbose):

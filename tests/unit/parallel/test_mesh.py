@@ -6,9 +6,10 @@ import pytest
 from kit.loop_toys import ROWS, Record, task, weights
 from kit.train_toys import ToyModel
 
-from llmctl.parallel import data_ranks
-from llmctl.parallel.rank import PeerLost
+from llmctl.parallel import mesh
+from llmctl.parallel.rank import PeerLost, Rank
 from llmctl.parallel.ranks import ALONE
+from llmctl.parallel.topology import Topology
 from llmctl.testing.ranks import run_ranks
 from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.loop import Loop, own_passes
@@ -25,7 +26,7 @@ def _parameter(value, grad, dtype="float64"):
 
 def _calls(ranks):
     """What the methods give, in one start of the ranks."""
-    data_ranks.BUCKET = 24
+    mesh.BUCKET = 24
     one = ranks.number + 1.0
     grads = [
         _parameter([0, 0], [one, 2 * one]),
@@ -53,6 +54,37 @@ def test_all_ranks_get_the_same_sums_messages_and_verdicts():
         assert grads == [[6.0, 12.0], [2.0], None, [6.0] * 3, [60.0] * 5]
         assert told == {"a": [1, "ü", None]}
         assert "unlike weights" in unlike
+
+
+def _axes(mesh):
+    """The sum of the ranks along each axis, by its group, and what ``total`` and ``any`` make of the numbers of ranks."""
+    sums = {}
+    for name in ("pipeline", "data", "sharding", "tensor", "batch", "copies"):
+        axis, number = mesh.axis(name), paddle.to_tensor([float(mesh.rank.number)])
+        assert (axis.group is None) == (axis.size == 1)
+        if axis.group:
+            assert axis.group.rank == axis.rank and axis.group.nranks == axis.size
+            paddle.distributed.all_reduce(number, group=axis.group)
+        sums[name] = number.item()
+    return sums, mesh.total([mesh.rank.number]), mesh.any([mesh.rank.number == 2, False]), mesh.main
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [Topology(data=2, tensor=2), Topology(sharding=2, pipeline=2), Topology(data=2, sharding=2)],
+    ids=["data-tensor", "sharding-pipeline", "data-sharding"],
+)
+def test_each_axis_connects_its_ranks(topology):
+    lasts = [rank for rank in range(4) if topology.coordinates(rank).pipeline == topology.pipeline - 1]
+    with_loss = [rank for rank in lasts if topology.coordinates(rank).tensor == 0]
+    for rank, (sums, total, flags, main) in enumerate(run_ranks(4, _axes, topology=topology)):
+        assert sums == {name: sum(topology.peers(name, rank)) for name in sums}
+        assert total == [sum(with_loss)] and flags == [True, False] and main == (rank == 0)
+
+
+def test_a_topology_of_another_number_of_ranks_is_refused():
+    with pytest.raises(ValueError, match="the topology has 4 ranks, the run 2"):
+        mesh.Mesh(Topology(data=2, tensor=2), Rank(0, 2))
 
 
 def _fails(ranks):

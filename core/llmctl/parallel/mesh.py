@@ -1,0 +1,303 @@
+"""The ranks of a run, connected: groups along the axes of a topology, waits, sums over the rows of a step.
+
+Collectives are Paddle's. Where ranks wait for unequal work, such as an evaluation or a checkpoint, they look at the common store
+instead: on CPUs a collective breaks after 30 seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import paddle
+from paddle import distributed
+from paddle.base import core
+
+from llmctl.io.json_object import parse_json
+from llmctl.parallel import gloo, heartbeat
+from llmctl.parallel.rank import ON_FAILURE, PeerLost, Rank
+from llmctl.parallel.topology import AXES, Topology
+
+T = TypeVar("T")
+
+BUCKET = 32 << 20
+"""Bytes of gradients that are summed by one call."""
+
+FAILED, REASON = "llmctl/failed", "llmctl/reason"
+"""Keys of the store: how many ranks failed, and why the first did."""
+
+POLL = 0.02
+"""Seconds between two looks at the store while other ranks are waited for."""
+
+FLEET = {"pipeline": "pp", "data": "dp", "sharding": "sharding", "tensor": "mp"}
+"""Paddle's names of the axes."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The ranks that one rank shares with along an axis, itself among them.
+
+    Attributes:
+        name: Of the axis.
+        rank: The place of this rank, from 0.
+        size: How many they are.
+        group: Paddle's group of them; None = the rank is alone, and nothing is communicated.
+    """
+
+    name: str
+    rank: int
+    size: int
+    group: Any = None
+
+
+class Mesh:
+    """Connects this process with the others; as ``parallel.ranks.Ranks``.
+
+    Args:
+        topology: How the ranks are arranged.
+        rank: Which one this is; ``parallel.rank.from_environment`` reads it from the environment, where Paddle looks too.
+
+    Attributes:
+        topology: As given.
+        rank: As given.
+        place: The coordinates of this rank.
+        number: Which ones of the step's rows are this rank's: its number among the ranks with different rows.
+        size: How many of these there are.
+
+    Raises:
+        PeerLost: Another rank does not come.
+        ValueError: The topology is of another number of ranks.
+    """
+
+    def __init__(self, topology: Topology, rank: Rank) -> None:
+        if topology.size != rank.size:
+            raise ValueError(f"the topology has {topology.size} ranks, the run {rank.size}")
+        self.topology, self.rank = topology, rank
+        self.place = topology.coordinates(rank.number)
+        self.number, self.size = topology.batch_number(rank.number), topology.batch
+        self._meetings, self._closed, self._axes = 0, False, dict[str, Axis]()
+        if not paddle.is_compiled_with_cuda():
+            gloo.install()
+        with _other_ranks("the start"), _silent():
+            distributed.init_parallel_env()
+            self._store = core.create_or_get_global_tcp_store()
+        ON_FAILURE.append(self._tell_failure)
+        heartbeat.start(gloo.common_store, rank.number)
+        with _other_ranks("the start"), _silent():
+            for name in AXES:
+                self.axis(name)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0 of all, which prints and writes."""
+        return self.rank.number == 0
+
+    @property
+    def world(self) -> Axis:
+        """All ranks."""
+        everyone = distributed.get_group(0) if self.rank.size > 1 else None
+        return Axis("world", self.rank.number, self.rank.size, everyone)
+
+    @property
+    def tensor(self) -> Axis:
+        """The ranks that share each layer."""
+        return self.axis("tensor")
+
+    @property
+    def pipeline(self) -> Axis:
+        """The stages of one copy of the model."""
+        return self.axis("pipeline")
+
+    @property
+    def data(self) -> Axis:
+        """The ranks that hold the same, and train on different rows."""
+        return self.axis("data")
+
+    @property
+    def sharding(self) -> Axis:
+        """The ranks that share the state of the optimizer, and train on different rows."""
+        return self.axis("sharding")
+
+    def axis(self, name: str) -> Axis:
+        """One of the axes of ``Topology.peers``. The first call for a name must be made by all ranks, in the same order."""
+        if name not in self._axes:
+            self._axes[name] = self._connect(name)
+        return self._axes[name]
+
+    @cached_property
+    def hybrid(self) -> Any:
+        """Paddle's ``HybridCommunicateGroup``, which its pipelines ask for; the first call must be made by all ranks."""
+        from paddle.distributed import fleet
+
+        strategy = fleet.DistributedStrategy()
+        degrees = {f"{FLEET[name]}_degree": getattr(self.topology, name) for name in AXES}
+        order = [FLEET[name] for name in AXES]
+        strategy.hybrid_configs = {**degrees, "order": [*order[:-1], "sep", order[-1]]}
+        with _silent():
+            fleet.init(is_collective=True, strategy=strategy)
+        return fleet.get_hybrid_communicate_group()
+
+    def _connect(self, name: str) -> Axis:
+        peers = self.topology.peers(name, self.rank.number)
+        place = peers.index(self.rank.number)
+        if len(peers) == 1:
+            return Axis(name, place, 1)
+        if len(peers) == self.rank.size:
+            return Axis(name, place, len(peers), self.world.group)
+        if self.topology.pipeline > 1 and name in AXES:
+            kind = {"pipeline": "pipe", "tensor": "model"}.get(name, name)
+            return Axis(name, place, len(peers), getattr(self.hybrid, f"get_{kind}_parallel_group")())
+        groups = [distributed.new_group(list(ranks)) for ranks in self.topology.groups(name)]
+        return Axis(name, place, len(peers), next(group for group in groups if self.rank.number in group.ranks))
+
+    @paddle.no_grad()
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sums over the ranks with different rows, in float64, of what those with the loss give: the last stages."""
+        last = self.place.pipeline == self.topology.pipeline - 1
+        counts = last and self.place.tensor == 0
+        return self._sum([float(value) if counts else 0.0 for value in values], "a sum of numbers")
+
+    def any(self, flags: Sequence[bool]) -> list[bool]:
+        """For each flag, whether any rank has set it."""
+        return [count > 0 for count in self._sum([float(flag) for flag in flags], "an agreement")]
+
+    def _sum(self, values: Sequence[float], what: str) -> list[float]:
+        summed = paddle.to_tensor(np.asarray(values, np.float64))
+        with _other_ranks(what):
+            distributed.all_reduce(summed)
+        return [float(value) for value in summed.numpy()]
+
+    @paddle.no_grad()
+    def sum_grads(self, parameters: Iterable[Any]) -> None:
+        """Replaces gradients by their sums over the ranks of the data axis; one that none of them has stays absent."""
+        axis = self.data
+        if axis.size == 1:
+            return
+        parameters = list(parameters)
+        anywhere = paddle.to_tensor([float(p.grad is not None) for p in parameters])
+        with _other_ranks("the sum of gradients"):
+            distributed.all_reduce(anywhere, group=axis.group)
+        found = [p for p, count in zip(parameters, anywhere.tolist(), strict=True) if count]
+        for bucket in _buckets(found):
+            grads = [paddle.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+            flat = paddle.concat([grad.reshape([-1]) for grad in grads])
+            with _other_ranks("the sum of gradients"):
+                distributed.all_reduce(flat, group=axis.group)
+            parts = paddle.split(flat, [grad.size for grad in grads])
+            for parameter, grad, part in zip(bucket, grads, parts, strict=True):
+                if parameter.grad is None:
+                    parameter.grad = part.reshape(grad.shape)
+                else:
+                    paddle.assign(part.reshape(grad.shape), output=parameter.grad)
+
+    def wait(self) -> None:
+        """Returns when all ranks have come here, however long that takes."""
+        self._meetings += 1
+        with _other_ranks("a meeting"):
+            self._meet(f"llmctl/meeting/{self._meetings}", self.rank.size)
+
+    def close(self) -> None:
+        """Waits for all ranks for the last time; rank 0, which holds the store, leaves last. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self.wait()
+        if self.main:
+            self._meet("llmctl/left", self.rank.size)
+        else:
+            # Rank 0 may be gone before its answer is read.
+            with contextlib.suppress(Exception):
+                self._store.add("llmctl/left", 1)
+
+    def _meet(self, key: str, count: int) -> None:
+        """Counts this rank and waits until as many are counted.
+
+        Raises:
+            PeerLost: Another rank failed, or gives no sign of life.
+        """
+        here = self._store.add(key, 1)
+        signs = heartbeat.Signs(self._store, self.rank.number, self.rank.size)
+        while here < count:
+            time.sleep(POLL)
+            signs.check()
+            if self._store.add(FAILED, 0):
+                raise PeerLost(bytes(self._store.get(REASON)).decode())
+            here = self._store.add(key, 0)
+
+    def _tell_failure(self, reason: str) -> None:
+        """Makes ranks on other machines, which another launcher follows, stop waiting."""
+        if not self._store.add(FAILED, 0):
+            self._store.set(REASON, f"rank {self.rank.number} failed: {reason}".encode())
+            self._store.add(FAILED, 1)
+
+    def tell(self, value: T) -> T:
+        """The value of rank 0, of types that JSON has; what others pass is ignored."""
+        key = f"llmctl/told/{self._meetings}"
+        if self.main:
+            self._store.set(key, json.dumps(value).encode())
+        self.wait()
+        if self.main:
+            return value
+        with _other_ranks("a message of rank 0"):
+            told: T = parse_json(bytes(self._store.get(key)))
+        return told
+
+    @paddle.no_grad()
+    def check_equal(self, tensors: Iterable[Any]) -> None:
+        """Raises if these tensors differ between ranks of the data axis, or of the sharding axis.
+
+        Raises:
+            RuntimeError: They differ.
+        """
+        self.wait()
+        sums = [float(tensor.astype("float64").sum()) for tensor in tensors]
+        apart = False
+        for axis in (self.data, self.sharding):
+            if axis.size > 1:
+                summed = paddle.to_tensor(np.asarray(sums, np.float64))
+                with _other_ranks("a comparison"):
+                    distributed.all_reduce(summed, group=axis.group)
+                means = summed.numpy() / axis.size
+                apart |= any(m != own and abs(m - own) > 1e-9 * abs(own) for m, own in zip(means, sums, strict=True))
+        if self.any([apart])[0]:
+            raise RuntimeError("the ranks began with unlike weights; are model.path and llmctl the same on all nodes?")
+
+
+def _buckets(parameters: Sequence[Any]) -> Iterator[list[Any]]:
+    """Parameters of one type each, in order, of about ``BUCKET`` bytes."""
+    bucket: list[Any] = []
+    held = 0
+    for parameter in parameters:
+        if bucket and (parameter.dtype != bucket[0].dtype or held >= BUCKET):
+            yield bucket
+            bucket, held = [], 0
+        bucket.append(parameter)
+        held += parameter.size * parameter.element_size()
+    if bucket:
+        yield bucket
+
+
+@contextlib.contextmanager
+def _other_ranks(what: str) -> Iterator[None]:
+    """What fails while others are waited for comes from them."""
+    try:
+        yield
+    except PeerLost:
+        raise
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        raise PeerLost(f"another rank did not come to {what}: {text[-1] if text else type(error).__name__}") from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without Paddle's notes on flags and topologies."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
