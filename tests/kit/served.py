@@ -1,6 +1,7 @@
 """The starter model behind the server's application, in this process."""
 
 import contextlib
+import json
 
 from kit.paths import STARTER
 from starlette.testclient import TestClient
@@ -37,3 +38,18 @@ def chat(client, text=QUESTION, **more):
     """The response to a user's text."""
     body = {"messages": [{"role": "user", "content": text}], **more}
     return client.post("/v1/chat/completions", json=body)
+
+
+def chunks(response):
+    """The chunks of a stream, whose last line is [DONE]."""
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert lines[-1] == "data: [DONE]" and all(line.startswith("data: ") for line in lines)
+    return [json.loads(line[6:]) for line in lines[:-1]]
+
+
+def refused(response, status, part, param=None):
+    """Passes when a response refuses in OpenAI's form."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert part in error["message"] and error["param"] == param and set(error) == {"message", "type", "param", "code"}

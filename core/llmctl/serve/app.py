@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -63,8 +64,12 @@ def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = (), body_byt
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         service.bridge.start()
+        grammars = service.model.grammars
+        prepared = asyncio.create_task(asyncio.to_thread(grammars.prepare)) if grammars else None
         yield
         service.bridge.stop()
+        if prepared:
+            await prepared
 
     app = Starlette(
         lifespan=lifespan,

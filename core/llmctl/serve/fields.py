@@ -86,6 +86,9 @@ def _sampling() -> list[Field]:
         Field("logit_bias", "object", "token id -> number from -100 to 100, up to 1024 tokens (fused engine)"),
         Field("seed", "integer", "the same answer alone, among others, streamed or whole; left out = random",
               low=-(2**63), high=2**63 - 1),
+        Field("response_format", "object", "`text`, `json_object`, `json_schema`, or `regex` with `pattern`, `grammar` with `grammar` and "
+              "`syntax` (`lark` or `gbnf`)"),
+        Field("structured_outputs", "object", "the same as vLLM has it: one of `json`, `regex`, `choice`, `grammar`, `json_object`"),
         Field("stop", "texts", "up to 16 texts of up to 256 characters; they may begin and end inside tokens"),
         Field("n", "integer", "answers per prompt", low=1, high=16),
         Field("stream", "boolean", "server-sent events"),
@@ -118,7 +121,6 @@ CHAT = [
     Field("tool_choice", "any", "`auto` and `none` work; others are not: " + NO_GRAMMAR, REFUSED,
           harmless=("auto", "none")),
     Field("parallel_tool_calls", "boolean", "calls are not bound to a form", IGNORED),
-    Field("response_format", "any", NO_GRAMMAR, REFUSED, harmless=({"type": "text"},)),
     Field("functions", "any", "the older form of `tools`; use that", REFUSED, harmless=([],)),
     Field("function_call", "any", "the older form of `tool_choice`; use that", REFUSED, harmless=("none", "auto")),
     Field("audio", "any", TEXT_ONLY, REFUSED),
@@ -187,6 +189,9 @@ NAMES = {
     "max_length": "max_tokens", "max_new_tokens": "max_tokens", "num_predict": "max_tokens", "n_predict": "max_tokens",
     "max_output_tokens": "max_completion_tokens", "min_length": "min_tokens", "min_new_tokens": "min_tokens",
     "src_length": "max_tokens, and keep the prompt short: it is never cut", "repeat_penalty": "repetition_penalty",
+    "guided_json": "structured_outputs, and there json", "guided_regex": "structured_outputs, and there regex",
+    "guided_choice": "structured_outputs, and there choice", "guided_grammar": "structured_outputs, and there grammar",
+    "grammar": "response_format with the type grammar", "json_schema": "response_format with the type json_schema",
     "input": "messages or prompt", "do_sample": "temperature",
 }  # fmt: skip
 """Field of another program -> ours."""

@@ -11,8 +11,11 @@ from llmctl.card.decoder_spec import PrefixLM
 from llmctl.data.sft.encoding import prompt_ids, text_ids
 from llmctl.errors import LlmctlError
 from llmctl.infer.sampling import SAMPLE_ONLY, SamplingParams
+from llmctl.infer.sampling.constraint import Constraint
 from llmctl.infer.sampling.defaults import SamplingDefaults
 from llmctl.io.json_object import parse_json
+from llmctl.serve.formats import Grammar, grammar_of
+from llmctl.serve.grammars import Grammars
 from llmctl.serve.problems import Problem, shown
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.conversation import Conversation, Message
@@ -47,6 +50,7 @@ class ServedModel:
         causal: Whether tokens depend only on those before them.
         fused: Whether the fused engine computes it.
         created: When the server started, in seconds since 1970.
+        grammars: Compiles forms of answers; None = there is no grammar engine.
     """
 
     name: str
@@ -59,6 +63,7 @@ class ServedModel:
     causal: bool = True
     fused: bool = True
     created: int = 0
+    grammars: Grammars | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -218,6 +223,26 @@ class ServedModel:
             found.append((int(token), float(bias)))
         self.known([token for token, _ in found], "logit_bias")
         return tuple(found)
+
+    def constraint(self, values: Mapping[str, Any]) -> Constraint | None:
+        """The form of the answers that a body asks for; None = any. Compiles: not for the event loop.
+
+        Raises:
+            Problem: The form cannot be used, or there is no grammar engine.
+        """
+        found = grammar_of(values)
+        return None if found is None else self.compiled(*found)
+
+    def compiled(self, grammar: Grammar, param: str) -> Constraint:
+        """The constraint of a grammar that a field gives.
+
+        Raises:
+            Problem: It cannot be used, or there is no grammar engine.
+        """
+        if self.grammars is None:
+            reason = "the server has no llguidance" if self.fused else "it needs the fused engine"
+            raise Problem(f"{param} is not supported here: {reason}", param=param, code="unsupported_field")
+        return self.grammars.compiled(*grammar, param)
 
     def echo(self, ids: Sequence[int], prompt: str | Sequence[int]) -> str:
         """The text of a prompt."""

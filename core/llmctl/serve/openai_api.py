@@ -147,10 +147,12 @@ def _job(
     service: Service, values: Mapping[str, Any], prompts: Sequence[Sequence[int]], longest: int | None, top: int | None,
     adapter: int, ends: tuple[int, ...] = (),
 ) -> Job:  # fmt: skip
-    asks = []
+    asks, constraint = [], service.model.constraint(values)
     for prompt in prompts:
         params = replace(service.model.params(values, prompt, longest), logprobs=top)
-        asks += [Ask(prompt=prompt, params=params, index=index) for index in range(values.get("n", 1))]
+        asks += [
+            Ask(prompt=prompt, params=params, index=index, constraint=constraint) for index in range(values.get("n", 1))
+        ]
     return Job(
         asks=asks, adapter=adapter, prompts=len(prompts), seconds=service.seconds(values.get("timeout")), ends=ends
     )

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import uvicorn
@@ -23,6 +24,7 @@ from llmctl.infer.options import EngineOptions
 from llmctl.serve.admission import Admission
 from llmctl.serve.app import make_app
 from llmctl.serve.bridge import Bridge, bridge_of
+from llmctl.serve.grammars import Grammars
 from llmctl.serve.guard import LOG
 from llmctl.serve.keys import Keys
 from llmctl.serve.metrics import Metrics
@@ -61,6 +63,7 @@ def load(handle: EngineHandle, config: ServeConfig) -> tuple[ServedModel, Bridge
         name=config.model.name or Path(config.model.path).resolve().name, tokenizer=tokenizer, vocab=handle.vocab,
         max_positions=loaded.max_positions, defaults=handle.sampling_defaults(), adapters=handle.adapters,
         prefix_lm=handle.prefix_lm, causal=handle.causal, fused=loaded.engine == "fused", created=int(time.time()),
+        grammars=Grammars(tokenizer, handle.vocab) if loaded.engine == "fused" and find_spec("llguidance") else None,
     )  # fmt: skip
     if model.name in model.adapters:
         raise ConfigError(

@@ -12,6 +12,7 @@ from typing import Any
 from llmctl.errors import LlmctlError
 from llmctl.infer.request import Request
 from llmctl.infer.sampling import SamplingParams, TokenLogprob
+from llmctl.infer.sampling.constraint import Constraint
 from llmctl.serve.admission import Admission
 from llmctl.serve.answers import Answer, Piece
 from llmctl.serve.bridge import Bridge, Numbered, Stream
@@ -28,11 +29,13 @@ class Ask:
         prompt: Token ids.
         params: How tokens are chosen.
         index: Its number among the answers of its prompt, for the random numbers.
+        constraint: Its form; None = any.
     """
 
     prompt: Sequence[int]
     params: SamplingParams
     index: int = 0
+    constraint: Constraint | None = None
 
 
 @dataclass(kw_only=True)
@@ -119,7 +122,10 @@ class Service:
         """
         job.answers = [Answer(self.model.tokenizer, ask.params, job.ends) for ask in job.asks]
         requests = [
-            _request(prompt=ask.prompt, options=ask.params, index=ask.index, adapter=job.adapter) for ask in job.asks
+            _request(
+                prompt=ask.prompt, options=ask.params, index=ask.index, adapter=job.adapter, constraint=ask.constraint
+            )
+            for ask in job.asks
         ]
         async with self._asked(job, requests) as running:
             while not all(answer.closed for answer in job.answers):

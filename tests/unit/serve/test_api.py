@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.paths import STARTER
-from kit.served import QUESTION, chat, served
+from kit.served import QUESTION, chat, chunks, refused, served
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
@@ -29,20 +29,6 @@ def client():
 def direct():
     with LLM(STARTER / "model", engine="fused") as llm:
         yield llm
-
-
-def chunks(response):
-    """The chunks of a stream, whose last line is [DONE]."""
-    lines = [line for line in response.text.split("\n\n") if line]
-    assert response.headers["content-type"].startswith("text/event-stream")
-    assert lines[-1] == "data: [DONE]" and all(line.startswith("data: ") for line in lines)
-    return [json.loads(line[6:]) for line in lines[:-1]]
-
-
-def refused(response, status, part, param=None):
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert part in error["message"] and error["param"] == param and set(error) == {"message", "type", "param", "code"}
 
 
 def test_a_chat_completion_is_what_the_engine_answers(client, direct):
@@ -199,7 +185,7 @@ def test_tokens_and_texts(client):
     ({"logit_bias": {"5": 101}}, "-100 to 100", "logit_bias"), ({"stop_token_ids": [-1]}, "0 to 756", "stop_token_ids"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "does not read 'tools'", "tools"), ({"tool_choice": "required"}, "no grammar engine", "tool_choice"),
     ({"chat_template_kwargs": {"enable_thinking": True}}, "does not read 'enable_thinking'", "chat_template_kwargs"),
-    ({"chat_template_kwargs": {"messages": []}}, "set by the server", "chat_template_kwargs"), ({"response_format": {"type": "json_object"}}, "no grammar engine", "response_format"),
+    ({"chat_template_kwargs": {"messages": []}}, "set by the server", "chat_template_kwargs"),
     ({"messages": []}, "1 to 4096", "messages"), ({"messages": [{"role": "bot", "content": "x"}]}, "allowed are system", "messages"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text only", "messages"), ({"messages": [{"role": "user"}]}, "content is missing", "messages"),
 ])  # fmt: skip

@@ -271,6 +271,7 @@ class Engine:
         if error is not None:
             state = chunk.state
             failed = state.result("error", f"{type(error).__name__}: {error}", state.num_emitted)
+            failed = replace(failed, cause=error if isinstance(error, LlmctlError) else None)
             return self._emit(state, [Event(state.id, done=failed)])
         if chunk.draft and chunk.state.request.score_from is None:
             self._drafted += len(chunk.draft)

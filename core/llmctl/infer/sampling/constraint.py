@@ -23,7 +23,7 @@ class Matcher(Protocol):
         """The tokens that may come next, among them end tokens where the answer may end.
 
         Raises:
-            ValueError: The grammar has become too complex.
+            ConfigError: The grammar has become too complex.
         """
 
     def accept(self, tokens: Sequence[int]) -> int:
