@@ -5,7 +5,7 @@ Shape suffixes as in the package's docstring. The modeling files of families pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import paddle
@@ -107,13 +107,24 @@ class CausalLM(paddle.nn.Layer):
         return self.logits(self.hidden_states(input_ids_BT, attention_mask_BS, position_ids_BT, cache))
 
     def auxiliary_sums(self, arrays: Mapping[str, Any]) -> tuple[paddle.Tensor, ...]:
-        """What ``auxiliary_loss`` needs of the last forward in training: the sums of ``router_sums``; empty without such a loss.
+        """What ``auxiliary_loss`` needs of the last forward: the sums of ``router_sums``; empty without such a loss, and in evaluation.
 
         Args:
             arrays: The batch; tokens with an ``attention_mask`` of 0 do not count.
         """
-        routers = self._routers()
-        if not self.aux_loss or not routers:
+        return self.auxiliary_sums_of(self.sublayers(), arrays) if self.training and self.aux_loss else ()
+
+    def auxiliary_sums_of(
+        self, layers: Iterable[paddle.nn.Layer], arrays: Mapping[str, Any]
+    ) -> tuple[paddle.Tensor, ...]:
+        """The part of ``auxiliary_sums`` that some of the model's layers have; empty if no router is among them.
+
+        Args:
+            layers: All of them, also those inside others.
+            arrays: As for ``auxiliary_sums``.
+        """
+        routers: list[Any] = [layer.gate for layer in layers if isinstance(layer, SparseMLP)]
+        if not routers:
             return ()
         mask = arrays.get("attention_mask")
         mask_BS = None if mask is None else paddle.to_tensor(mask)
@@ -125,7 +136,4 @@ class CausalLM(paddle.nn.Layer):
         Args:
             sums: As ``auxiliary_sums`` returns them, not empty.
         """
-        return self.aux_loss * balancing_loss(*sums, self._routers()[0].moe.top_k)
-
-    def _routers(self) -> list[Any]:
-        return [layer.gate for layer in self.sublayers() if isinstance(layer, SparseMLP)]
+        return self.aux_loss * balancing_loss(*sums)

@@ -71,7 +71,11 @@ class Stack(paddle.nn.Layer):
 
     def forward(self, input_ids_BT: paddle.Tensor, layout: Layout, cache: KVCache | None = None) -> paddle.Tensor:
         x_BTD = self.begin(input_ids_BT, layout)
-        return self.end(run_layers(self.blocks, x_BTD, *self.inputs(input_ids_BT, layout, cache, x_BTD.dtype), cache))
+        return self.end(self.run_blocks(x_BTD, *self.inputs(input_ids_BT, layout, cache, x_BTD.dtype), cache))
+
+    def run_blocks(self, x_BTD: paddle.Tensor, cos_sin: Any, mask: Mask | None, cache: KVCache | None) -> paddle.Tensor:
+        """x through the blocks."""
+        return run_layers(self.blocks, x_BTD, cos_sin, mask, cache)
 
 
 class Decoder(Stack):

@@ -117,17 +117,16 @@ def router_sums(
     return paddle.matmul(count_T, chosen_TE), paddle.matmul(count_T, probability_TE)
 
 
-def balancing_loss(chosen_E: paddle.Tensor, probability_E: paddle.Tensor, top_k: int) -> paddle.Tensor:
+def balancing_loss(chosen_E: paddle.Tensor, probability_E: paddle.Tensor) -> paddle.Tensor:
     """E x sum over experts of (fraction of tokens routed to it) x (mean router probability of it).
 
     The means are over the tokens of all layers together (https://arxiv.org/abs/2101.03961, section 2.2, for K choices).
 
     Args:
         chosen_E: How often each expert was chosen, over all layers, as ``router_sums`` returns it.
-        probability_E: Sums of its probabilities.
-        top_k: K.
+        probability_E: Sums of its probabilities; those of a token are 1 together.
     """
-    tokens = chosen_E.sum() / top_k
+    tokens = probability_E.detach().sum()
     return chosen_E.shape[0] * (chosen_E / tokens * (probability_E / tokens)).sum()
 
 

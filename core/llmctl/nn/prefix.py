@@ -6,6 +6,7 @@ its ``prefix`` to every sequence; the masks, positions and caches of its callers
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,17 @@ class Prefix(paddle.nn.Layer):
         shape: Layers, 2, P, key-value heads, head_dim.
         dtype: Data type of the parameters.
         projection: Hidden width of the MLP; 0 = no MLP, the keys and values are the parameters.
+
+    Attributes:
+        held: The layers whose keys and values this has.
     """
+
+    held: Sequence[int]
 
     def __init__(self, shape: tuple[int, int, int, int, int], dtype: str, projection: int = 0) -> None:
         super().__init__()
         self.layers, _, self.length, kv_heads, head_dim = shape
+        self.held = range(self.layers)
         self._layer_shape, width = [2, self.length, kv_heads, head_dim], kv_heads * head_dim
         self._projection = projection
 
@@ -51,6 +58,14 @@ class Prefix(paddle.nn.Layer):
             else:
                 add(f"pair_{layer}", self._layer_shape, 0.0)
 
+    def keep(self, layers: Iterable[int]) -> None:
+        """Drops the keys and values of all other layers."""
+        self.held = sorted(layers)
+        for layer in range(self.layers):
+            if layer not in self.held:
+                for name in (f"pair_{layer}", f"out_weight_{layer}", f"out_bias_{layer}"):
+                    self._parameters.pop(name, None)
+
     def pair(self, layer: int) -> Pair:
         """Keys and values of a layer [P, K, H].
 
@@ -67,15 +82,15 @@ class Prefix(paddle.nn.Layer):
 
     @paddle.no_grad()
     def values(self) -> np.ndarray:
-        """All keys and values [layers, 2, P, K, H]."""
-        return np.stack([np.stack([to_numpy(part) for part in self.pair(layer)]) for layer in range(self.layers)])
+        """The keys and values of the layers it has [layers, 2, P, K, H]."""
+        return np.stack([np.stack([to_numpy(part) for part in self.pair(layer)]) for layer in self.held])
 
     @paddle.no_grad()
     def set_values(self, values: Any) -> None:
-        """Sets keys and values [layers, 2, P, K, H]; for a prefix without projection."""
-        for layer, both in enumerate(values):
+        """Sets its keys and values from those of all layers [layers, 2, P, K, H]; for a prefix without projection."""
+        for layer in self.held:
             parameter = getattr(self, f"pair_{layer}")
-            parameter.set_value(paddle.to_tensor(both).astype(parameter.dtype))
+            parameter.set_value(paddle.to_tensor(values[layer]).astype(parameter.dtype))
 
     def prepend(
         self,
@@ -103,7 +118,7 @@ class Prefix(paddle.nn.Layer):
     @paddle.no_grad()
     def _fill(self, cache: KVCache, batch: int) -> None:
         cache.max_length += self.length
-        for layer in range(self.layers):
+        for layer in self.held:
             cache.update(layer, *(expand_to_batch(part, batch) for part in self.pair(layer)))
         cache.advance(self.length)
 

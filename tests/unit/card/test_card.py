@@ -364,7 +364,7 @@ def test_softmax_topk_router_equals_numpy():
     router = SoftmaxTopK(6, 4, Moe("softmax-topk", top_k=2)).to(dtype="float64")
     x_TD = np.random.default_rng(0).normal(size=(7, 6))
     weight, expert = (value.numpy() for value in router(paddle.to_tensor(x_TD)))
-    aux = balancing_loss(*router_sums([router.logits_TE], 2), 2)
+    aux = balancing_loss(*router_sums([router.logits_TE], 2))
     logits = x_TD @ router.weight.numpy()
     probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     best = np.argsort(-probability, axis=-1)[:, :2]
