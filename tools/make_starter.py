@@ -107,11 +107,10 @@ class Documents:
         return [Batch({"input_ids": ids, "labels": labels}, [], sum(map(len, rows)))]
 
     def loss(self, model: Any, batch: Any) -> tuple[Any, int]:
-        from llmctl.nn.loss import token_loss
-        from llmctl.train.methods.evaluate import label_logits
+        from llmctl.train.methods.evaluate import label_states
 
-        logits_NV, labels_N = label_logits(model, batch.arrays)
-        return token_loss(logits_NV, labels_N), labels_N.shape[0]
+        hidden_ND, labels_N = label_states(model, batch.arrays)
+        return model.vocabulary.loss(hidden_ND, labels_N), labels_N.shape[0]
 
     def evaluate(self, model: Any) -> dict[str, float]:
         return {}

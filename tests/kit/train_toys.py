@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
+from llmctl.nn.vocabulary import Vocabulary
+
 VOCAB, HIDDEN = 13, 6
 
 
@@ -39,6 +41,10 @@ class ToyModel(paddle.nn.Layer):
 
     def logits(self, hidden):
         return paddle.matmul(hidden, self.head)
+
+    @property
+    def vocabulary(self):
+        return Vocabulary(self.logits)
 
 
 def toy_rows(count: int, seed: int = 0) -> list[ToyRow]:

@@ -15,6 +15,7 @@ from llmctl.nn.mask import Layout
 from llmctl.nn.moe import SparseMLP, balancing_loss, router_sums
 from llmctl.nn.prefix import Prefix
 from llmctl.nn.symbolic import size
+from llmctl.nn.vocabulary import Vocabulary
 
 
 class CausalLM(paddle.nn.Layer):
@@ -29,9 +30,11 @@ class CausalLM(paddle.nn.Layer):
 
     Attributes:
         prefix: Virtual tokens before every sequence (prefix tuning); None = no prefix.
+        vocabulary: Losses and logits of hidden states.
     """
 
     prefix: Prefix | None
+    vocabulary: Vocabulary
 
     def __init__(
         self, name: str, decoder: paddle.nn.Layer, head: paddle.nn.Layer | None, aux_loss: float = 0.0
@@ -42,6 +45,7 @@ class CausalLM(paddle.nn.Layer):
         self.lm_head = head
         self.aux_loss = aux_loss
         self.prefix = None
+        self.vocabulary = Vocabulary(self.scores)
 
     @property
     def virtual_tokens(self) -> int:
@@ -92,6 +96,10 @@ class CausalLM(paddle.nn.Layer):
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Logits over the vocabulary, for hidden states of any leading shape."""
+        return self.vocabulary.logits(hidden)
+
+    def scores(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """Logits of the tokens whose rows this model holds, which are all unless it is divided among ranks."""
         if self.lm_head is None:
             return paddle.matmul(hidden, self.decoder.embedding_weight, transpose_y=True)
         return self.lm_head(hidden)

@@ -20,7 +20,7 @@ def token_loss(logits_NV: paddle.Tensor, labels_N: paddle.Tensor, overwrite: boo
         labels_N: Token ids; all of them count.
         overwrite: Whether the backward pass may overwrite the logits with their gradient.
     """
-    logits_NV = _wide(logits_NV)
+    logits_NV = wide(logits_NV)
     fused = kernels.compiled("cross_entropy", logits_NV)
     if fused is not None:
         return fused(logits_NV, labels_N, overwrite)
@@ -29,7 +29,7 @@ def token_loss(logits_NV: paddle.Tensor, labels_N: paddle.Tensor, overwrite: boo
 
 def token_log_probs(logits_NV: paddle.Tensor, labels_N: paddle.Tensor) -> paddle.Tensor:
     """Log-probability of each of N tokens [N], in nats."""
-    logits_NV = _wide(logits_NV)
+    logits_NV = wide(logits_NV)
     loss_N = paddle.nn.functional.cross_entropy(logits_NV, labels_N, reduction="none").reshape([-1])
     if float(loss_N.max()) < CAP:
         return -loss_N
@@ -37,6 +37,6 @@ def token_log_probs(logits_NV: paddle.Tensor, labels_N: paddle.Tensor) -> paddle
     return chosen_N - paddle.logsumexp(logits_NV, axis=1)
 
 
-def _wide(logits: paddle.Tensor) -> paddle.Tensor:
+def wide(logits: paddle.Tensor) -> paddle.Tensor:
     """Logits in float32 if they are fp16 or bf16, in which a sum over tokens overflows."""
     return logits.astype("float32") if logits.dtype in (paddle.float16, paddle.bfloat16) else logits

@@ -48,6 +48,18 @@ class Mask:
         self.past = size(first_BS, 1) - new
         self._bias: dict[str, paddle.Tensor] = {}
         self._alibi: tuple[paddle.Tensor, paddle.Tensor] | None = None
+        self._part: Mask | None = None
+
+    def of_heads(self, part: int, parts: int) -> Mask:
+        """The mask of one of several equal parts of the heads, always the same one; it differs by its slopes alone."""
+        if not self.slopes:
+            return self
+        if self._part is None:
+            count = len(self.slopes) // parts
+            own = self.slopes[part * count : (part + 1) * count]
+            bounds = self.first_BS, self.last_BS
+            self._part = Mask(*bounds, self.new, own, self.key_position_BS, self.packed, self.causal)
+        return self._part
 
     def bias(self, dtype: str) -> paddle.Tensor:
         """The bias of the scores [B or 1, N or 1, T, S]: ALiBi where a query attends, else the dtype's lowest number.

@@ -253,12 +253,11 @@ def _packed_inputs(arrays: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _loss_and_gradients(model: Any, arrays: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
     """The sum of the losses of all labels, and the gradient of every parameter."""
-    from llmctl.nn.loss import token_loss
-    from llmctl.train.methods.evaluate import label_logits
+    from llmctl.train.methods.evaluate import label_states
 
     model.eval()
     model.clear_gradients()
-    loss = token_loss(*label_logits(model, arrays))
+    loss = model.vocabulary.loss(*label_states(model, arrays))
     loss.backward()
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}
     return float(loss), {name: grad.numpy() for name, grad in grads.items() if grad is not None}

@@ -96,15 +96,14 @@ class PrefixConformance:
     def test_packed_documents_see_the_virtual_tokens_alike(self, dims: Dims, prefixed: Any) -> None:
         """Or are refused, where a window leaves each of them other virtual tokens."""
         from llmctl.data.packing import collate, join
-        from llmctl.nn.loss import token_loss
-        from llmctl.train.methods.evaluate import label_logits
+        from llmctl.train.methods.evaluate import label_states
 
         rows = [self.input_ids(dims, 1, length)[0].tolist() for length in (11, 7, 9)]
         documents = [SimpleNamespace(input_ids=ids, labels=[*ids[1:], -100], source="") for ids in rows]
 
         def run(arrays: Any) -> tuple[float, list[Any]]:
             prefixed.model.clear_gradients()
-            loss = token_loss(*label_logits(prefixed.model, arrays))
+            loss = prefixed.model.vocabulary.loss(*label_states(prefixed.model, arrays))
             loss.backward()
             return float(loss), [parameter.grad.numpy() for parameter in prefixed.prefix.parameters()]
 

@@ -11,7 +11,6 @@ import paddle
 from llmctl.data.lazy_rows import by_length
 from llmctl.data.preference.rows import PairRow
 from llmctl.io.progress import tracked
-from llmctl.nn.loss import token_log_probs
 from llmctl.train.methods.batch_sampler import Collate
 from llmctl.train.methods.dpo_loss import Ratios, sums
 from llmctl.train.methods.evaluate import hidden_states
@@ -58,7 +57,7 @@ def answer_log_probs(model: Any, arrays: Mapping[str, np.ndarray], hidden_BTD: A
     if hidden_BTD is None:
         hidden_BTD = hidden_states(model, arrays)
     hidden_ND = paddle.gather(hidden_BTD.reshape([-1, hidden_BTD.shape[-1]]), paddle.to_tensor(arrays["column"]))
-    log_prob_N = token_log_probs(model.logits(hidden_ND), paddle.to_tensor(arrays["token"]))
+    log_prob_N = model.vocabulary.log_probs(hidden_ND, paddle.to_tensor(arrays["token"]))
     belongs_AN = arrays["answer"] == np.arange(2 * len(arrays["pair"]))[:, None]
     return paddle.matmul(paddle.to_tensor(belongs_AN).astype(log_prob_N.dtype), log_prob_N)
 

@@ -13,27 +13,23 @@ from typing import Any
 import numpy as np
 import paddle
 
-from llmctl.nn.loss import token_loss
-
 NO_LABEL = -100
 
 
-def label_logits(model: Any, arrays: Mapping[str, np.ndarray]) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Logits [N, V] at the N positions that have a label, and these labels [N].
+def label_states(model: Any, arrays: Mapping[str, np.ndarray]) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Hidden states [N, D] at the N positions that have a label, and these labels [N].
 
     Rows are padded on the right, which a causal mask hides from real positions: the model gets no mask. Rows of
-    packed documents come with ``position_ids`` and ``document_end``. The head is computed at N positions only.
+    packed documents come with ``position_ids`` and ``document_end``.
     """
-    return at_labels(model, arrays, hidden_states(model, arrays))
+    return at_labels(arrays, hidden_states(model, arrays))
 
 
-def at_labels(
-    model: Any, arrays: Mapping[str, np.ndarray], hidden_BTD: paddle.Tensor
-) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """As ``label_logits``, from the hidden states of the batch."""
+def at_labels(arrays: Mapping[str, np.ndarray], hidden_BTD: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """As ``label_states``, from the hidden states of the batch."""
     where = np.flatnonzero(arrays["labels"] != NO_LABEL)
     hidden_ND = paddle.gather(hidden_BTD.reshape([-1, hidden_BTD.shape[-1]]), paddle.to_tensor(where))
-    return model.logits(hidden_ND), paddle.to_tensor(arrays["labels"].reshape(-1)[where])
+    return hidden_ND, paddle.to_tensor(arrays["labels"].reshape(-1)[where])
 
 
 def hidden_states(model: Any, arrays: Mapping[str, np.ndarray]) -> paddle.Tensor:
@@ -50,9 +46,9 @@ def token_metrics(model: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> di
     """``eval_loss`` (mean over labels, nats), ``perplexity`` and ``accuracy`` (labels that are the most probable token)."""
     loss, right, count = 0.0, 0, 0
     for arrays in batches:
-        logits_NV, labels_N = label_logits(model, arrays)
-        loss += float(token_loss(logits_NV, labels_N))
-        right += int((logits_NV.argmax(axis=-1) == labels_N).sum())
+        hidden_ND, labels_N = label_states(model, arrays)
+        found = model.vocabulary.graded(hidden_ND, labels_N)
+        loss, right = loss + found[0], right + found[1]
         count += labels_N.shape[0]
     mean = loss / count
     return {"eval_loss": mean, "perplexity": math.exp(min(mean, 700.0)), "accuracy": right / count}

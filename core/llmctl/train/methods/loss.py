@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.nn.loss import token_loss
 from llmctl.train.methods.evaluate import at_labels, hidden_states
 from llmctl.train.task import Loss
 
@@ -26,8 +25,8 @@ def next_token_loss(model: Any, arrays: Mapping[str, np.ndarray], hidden: tuple[
         hidden: What ``next_token_hidden`` returned for it; None = it is computed.
     """
     hidden_BTD, *sums = next_token_hidden(model, arrays) if hidden is None else hidden
-    logits_NV, labels_N = at_labels(model, arrays, hidden_BTD)
-    total, count = token_loss(logits_NV, labels_N, overwrite=True), labels_N.shape[0]
+    hidden_ND, labels_N = at_labels(arrays, hidden_BTD)
+    total, count = model.vocabulary.loss(hidden_ND, labels_N), labels_N.shape[0]
     return Loss(with_auxiliary(model, total, count, sums), count)
 
 

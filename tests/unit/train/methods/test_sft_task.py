@@ -11,7 +11,7 @@ from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
 from llmctl.testing.tiny import random_model
 from llmctl.train.methods.eval_generate import EvalGenerator
-from llmctl.train.methods.evaluate import exact_match, label_logits, token_metrics
+from llmctl.train.methods.evaluate import exact_match, label_states, token_metrics
 from llmctl.train.methods.sft import SftTask
 
 ROWS = toy_rows(11)
@@ -60,9 +60,10 @@ def test_the_fingerprint_changes_with_data_and_division():
     assert make().fingerprint == make().fingerprint
 
 
-def test_logits_are_those_of_labelled_positions_and_padding_changes_nothing():
+def test_states_are_those_of_labelled_positions_and_padding_changes_nothing():
     model = ToyModel()
-    logits, labels = label_logits(model, collate(ROWS))
+    hidden, labels = label_states(model, collate(ROWS))
+    logits = model.vocabulary.logits(hidden)
     expected, wanted = [], []
     for row in ROWS:
         full = model.logits(model.hidden_states(paddle.to_tensor([row.input_ids]))).numpy()[0]
