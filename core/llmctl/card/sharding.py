@@ -9,6 +9,9 @@ from llmctl.card.dims import Dims
 from llmctl.card.family import Tensor
 from llmctl.card.shapes import CUT_SYMBOLS, Axis, Term
 
+UNEVEN = "vocab"
+"""The symbol whose units need not divide among ranks: vocabularies have any size."""
+
 
 @dataclass(frozen=True)
 class Parallel:
@@ -33,6 +36,13 @@ class Segment:
     count: int
     inner: int
     replicas: int = 1
+
+    def held(self, rank: int, degree: int) -> range:
+        """The units of a rank; where their number does not divide, the first ranks hold one more."""
+        place = rank // self.replicas
+        share, more = divmod(self.count, degree // self.replicas)
+        first = place * share + min(place, more)
+        return range(first, first + share + (place < more))
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ def _segment(term: Term, axis: Axis, symbols: Sequence[str], dims: Dims, degree:
     inner = Term(term.factors[where + 1 :]).size(dims)
     if symbol == "kv_heads" and degree > count and degree % count == 0:
         return Segment(outer, count, inner, replicas=degree // count)
-    if count % degree:
+    if count % degree and symbol != UNEVEN:
         divisors = [str(d) for d in range(1, count + 1) if count % d == 0]
         allowed = ", ".join(divisors[:12])
         raise ValueError(f"{symbol}={count} is not divisible by tensor_parallel_degree={degree}; use one of {allowed}")

@@ -19,6 +19,7 @@ from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.hf_config import NAME, read_config
 from llmctl.checkpoint.load import Expected, check_weights, fill_layer
 from llmctl.checkpoint.naming import detect_layout
+from llmctl.checkpoint.partial import WHOLE, Cut
 from llmctl.plugins import Families, Plugin
 
 
@@ -51,24 +52,30 @@ class CheckedModel:
         """The same model with the weights of another folder, such as a checkpoint; raises as ``open_model``."""
         return open_model(folder, self.plugin, self.dims, self.config)
 
-    def layer(self, dtype: str = "float32") -> Any:
+    def layer(self, dtype: str = "float32", cut: Cut = WHOLE, seed: int = 0) -> Any:
         """A ``paddle.nn.Layer`` with the weights of the folder, or with the initial weights of a new model.
 
         Args:
             dtype: Data type of the parameters: ``"float32"``, ``"float64"`` or a half type.
+            cut: How it is cut among ranks; the layer has this rank's parts, and never holds the whole model.
+            seed: Seed of the initial weights. Each tensor is drawn for itself, so that they do not depend on the cut.
 
         Raises:
             CheckpointError: A file of the folder ends early.
         """
         runtime.import_paddle("a model")
-        model = build(self.plugin, self.dims, dtype)
-        self.fill(model)
+        import paddle
+
+        with paddle.LazyGuard():
+            model = build(self.plugin, self.dims, dtype)
+        cut.apply(model, None if self.weights else seed)
+        self.fill(model, cut)
         return model
 
-    def fill(self, layer: Any) -> None:
+    def fill(self, layer: Any, cut: Cut = WHOLE) -> None:
         """Loads the weights of the folder, if there is one, into a layer of this model; raises as ``layer``."""
         if self.weights:
-            fill_layer(layer, self.weights.tensors, self.mappings)
+            fill_layer(layer, self.weights.tensors, self.mappings, cut)
 
 
 def load_model(folder: Path, family: str = "auto", dtype: str = "float32") -> tuple[Any, Dims, Plugin]:

@@ -19,6 +19,7 @@ from llmctl.card.weight_map import TensorSlice, WeightMapping
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE
 from llmctl.checkpoint.formats.tensor_info import CHUNK_BYTES, TensorInfo
+from llmctl.checkpoint.partial import WHOLE, Cut
 from llmctl.checkpoint.slices import MappedTensor, covers_axis, fill, source_shape
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import read_json
@@ -72,13 +73,16 @@ def load_weights(
     return fill_layer(layer, folder.tensors, mappings)
 
 
-def fill_layer(layer: Any, tensors: Mapping[str, TensorInfo], mappings: Sequence[WeightMapping]) -> list[str]:
+def fill_layer(
+    layer: Any, tensors: Mapping[str, TensorInfo], mappings: Sequence[WeightMapping], cut: Cut = WHOLE
+) -> list[str]:
     """Loads tensors that passed ``check_weights`` into a ``paddle.nn.Layer``, cast to the data type of each parameter.
 
     Args:
-        layer: The model.
+        layer: The model; targets that it lacks are left out.
         tensors: Tensors of an opened folder, by name.
         mappings: See ``load_weights``.
+        cut: How the model is cut among ranks.
 
     Returns:
         The targets that kept their initial values, because a source is missing.
@@ -93,11 +97,11 @@ def fill_layer(layer: Any, tensors: Mapping[str, TensorInfo], mappings: Sequence
         "loading the weights", sum(prod(state[target].shape) for target in groups if target in state)
     ) as done:
         for target, sources in groups.items():
-            if target not in missing:
+            if target not in missing and target in state:
                 dtype = dtype_name(state[target])
-                values = np.empty(tuple(state[target].shape), STORAGE[dtype])
+                values = np.empty(cut.whole_shape(target, state[target].shape), STORAGE[dtype])
                 fill(values, sources, dtype)
-                state[target].set_value(values)
+                state[target].set_value(cut.part(target, values))
                 done(values.size)
     return [target for target in dict.fromkeys(mapping.target for mapping in mappings) if target in missing]
 

@@ -18,9 +18,8 @@ def split(values: NDArray[Any], rule: Split, rank: int, degree: int) -> NDArray[
     for segment in rule.segments:
         stop = start + _length(segment)
         units = moved[start:stop].reshape(segment.outer, segment.count, segment.inner, *moved.shape[1:])
-        share = segment.count * segment.replicas // degree
-        first = rank // segment.replicas * share
-        parts.append(units[:, first : first + share].reshape(-1, *moved.shape[1:]))
+        held = segment.held(rank, degree)
+        parts.append(units[:, held.start : held.stop].reshape(-1, *moved.shape[1:]))
         start = stop
     return np.ascontiguousarray(np.moveaxis(np.concatenate(parts), 0, rule.axis))
 
@@ -32,18 +31,30 @@ def merge(parts: Sequence[NDArray[Any]], rule: Split) -> NDArray[Any]:
         ValueError: Ranks that replicate a unit have different values of it.
     """
     degree, moved = len(parts), [np.moveaxis(part, rule.axis, 0) for part in parts]
-    segments, start = [], 0
+    segments, starts = [], [0] * degree
     for segment in rule.segments:
-        share = segment.count * segment.replicas // degree
-        stop = start + segment.outer * share * segment.inner
-        held = [part[start:stop].reshape(segment.outer, share, segment.inner, *part.shape[1:]) for part in moved]
-        for rank, own in enumerate(held):
-            if not np.array_equal(own, held[rank - rank % segment.replicas]):
+        held = []
+        for rank, part in enumerate(moved):
+            units = len(segment.held(rank, degree))
+            stop = starts[rank] + segment.outer * units * segment.inner
+            held.append(part[starts[rank] : stop].reshape(segment.outer, units, segment.inner, *part.shape[1:]))
+            starts[rank] = stop
+            if not np.array_equal(held[rank], held[rank - rank % segment.replicas]):
                 raise ValueError(f"rank {rank} has other values of {rule.symbol} than the rank that replicates them")
         whole = np.concatenate(held[:: segment.replicas], axis=1)
         segments.append(whole.reshape(-1, *moved[0].shape[1:]))
-        start = stop
     return np.ascontiguousarray(np.moveaxis(np.concatenate(segments), 0, rule.axis))
+
+
+def part_shape(shape: Sequence[int], rule: Split, rank: int, degree: int) -> tuple[int, ...]:
+    """The shape of the shard of ``rank`` of a tensor."""
+    length = sum(s.outer * len(s.held(rank, degree)) * s.inner for s in rule.segments)
+    return (*shape[: rule.axis], length, *shape[rule.axis + 1 :])
+
+
+def whole_shape(shape: Sequence[int], rule: Split) -> tuple[int, ...]:
+    """The shape of a tensor of which some rank's shard has a shape."""
+    return (*shape[: rule.axis], sum(map(_length, rule.segments)), *shape[rule.axis + 1 :])
 
 
 def _length(segment: Segment) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from llmctl import runtime
 from llmctl.data.corpus.samples import Sample, Samples, SampleSpec, open_split
 from llmctl.data.sft.encoding import IGNORE_INDEX
 from llmctl.errors import DataError
@@ -88,9 +87,8 @@ def prepare(job: PretrainJob, console: Console = STDOUT) -> PretrainData:
 
 def load(job: PretrainJob, start: Path | None) -> Trainable:
     """Loads the job's model: a checkpoint, or a new model, whose weights are initialised by the modeling code."""
-    runtime.seed(job.config.train.seed)
     model = job.model.at(start) if start else job.model
-    return full.all_parameters(model.layer(precision_of(job).params), job)
+    return full.all_parameters(model.layer(precision_of(job).params, seed=job.config.train.seed), job)
 
 
 def _test(model: Any, data: PretrainData, console: Console) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""A model that holds one rank's parts of its tensors: how it is cut, and its initial weights, which do not depend on the cut."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmctl import runtime
+from llmctl.card.dims import Dims
+from llmctl.card.sharding import Parallel, Split
+from llmctl.checkpoint.shards import part_shape, split, whole_shape
+from llmctl.plugins import Plugin
+
+
+@dataclass
+class Cut:
+    """How the parameters of a model are cut among tensor-parallel ranks.
+
+    Attributes:
+        parallel: The degree, and the rank whose parts the model holds.
+        splits: How parameters are cut, by name; others are whole on every rank.
+        first_only: Parameters that only the first rank has: biases of linears whose inputs are cut, since the ranks'
+            outputs are summed.
+    """
+
+    parallel: Parallel = Parallel()
+    splits: dict[str, Split] = field(default_factory=dict)
+    first_only: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, plugin: Plugin, dims: Dims, parallel: Parallel) -> Cut:
+        """How the rules of a family cut a model.
+
+        Raises:
+            ValueError: A size does not divide.
+        """
+        if parallel.degree == 1:
+            return cls(parallel)
+        rules = plugin.hooks.tensor_parallel_rules(card=plugin.card, dims=dims, degree=parallel.degree)
+        inputs = {name.rpartition(".")[0] for name, rule in rules.items() if rule.axis == 0}
+        biases = {
+            tensor.name
+            for tensor in plugin.card.expand(dims)
+            if tensor.name not in rules and tensor.kind == "bias" and tensor.name.rpartition(".")[0] in inputs
+        }
+        return cls(parallel, dict(rules), biases)
+
+    def part(self, name: str, values: Any) -> Any:
+        """This rank's part of the values of a parameter."""
+        rule = self.splits.get(name)
+        return values if rule is None else split(values, rule, self.parallel.rank, self.parallel.degree)
+
+    def whole_shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a parameter of which this rank's part has a shape."""
+        rule = self.splits.get(name)
+        return tuple(shape) if rule is None else whole_shape(shape, rule)
+
+    def apply(self, model: Any, seed: int | None = None) -> None:
+        """Replaces the parameters of a model, which take no memory yet, by this rank's parts.
+
+        Args:
+            model: The model, built under ``paddle.LazyGuard``.
+            seed: Seed of its initial weights, of which one tensor at a time is drawn whole; None = they stay without values.
+        """
+        layers = dict(model.named_sublayers())
+        for name, whole in model.state_dict().items():
+            path, _, key = name.rpartition(".")
+            if seed is not None:
+                draw(name, whole, seed)
+            if name in self.first_only and self.parallel.rank:
+                setattr(layers[path], key, None)
+            elif name in self.splits:
+                setattr(layers[path], key, self._smaller(layers[path], name, whole))
+
+    def _smaller(self, layer: Any, name: str, whole: Any) -> Any:
+        import paddle
+
+        shape = part_shape(whole.shape, self.splits[name], self.parallel.rank, self.parallel.degree)
+        with paddle.LazyGuard():
+            part = layer.create_parameter(list(shape), dtype=whole.dtype)
+        if whole._is_initialized():
+            part.set_value(self.part(name, whole.numpy()))
+        return part
+
+
+WHOLE = Cut()
+"""A model that holds all of its tensors."""
+
+
+def draw(name: str, parameter: Any, seed: int) -> None:
+    """Gives a parameter without values its initial ones, which depend on its name and the seed alone."""
+    if not parameter._is_initialized():
+        runtime.seed(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "little") >> 1)
+        parameter.initialize()
