@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from kit.model_cli import llmctl
 
 from llmctl.cli import main
+from llmctl.config import parallel
 from llmctl.data.corpus.indexed import new_corpus
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
@@ -144,3 +145,43 @@ def test_a_half_type_takes_the_memory_of_what_is_computed_and_says_so(config):
     assert half["parts"] == plain["parts"] and "precision" not in plain
     assert "float32 is computed" in half["precision"]
     assert half["precision"] in run(config, "--set", "model.dtype=bfloat16")
+
+
+def test_of_several_devices_the_one_that_needs_most_is_planned(config, monkeypatch):
+    monkeypatch.setattr(parallel, "NOT_YET", ())
+    whole = planned(config, "--memory", "2GB")
+    shared = planned(config, "--memory", "2GB", "--set", "parallel.tensor=2", "--set", "parallel.sharding=2",
+                     "--set", "train.grad_accumulation=2")  # fmt: skip
+    assert (whole["devices"], shared["devices"]) == (1, 4)
+    assert shared["parts"]["optimizer"] < whole["parts"]["optimizer"] / 3 and shared["peak"] < whole["peak"]
+    text = run(config, "--memory", "2GB", "--devices", "4", "--set", "train.grad_accumulation=4")
+    assert "each of 4 devices, the one that needs most" in text
+    assert "needs 2 or a multiple of it devices, and there are 3" in run(
+        config, "--memory", "2GB", "--devices", "3", "--set", "parallel.tensor=2", code=2
+    )
+
+
+NEW = ["--set", "model.size=llama3-8b", "--set", "model.dtype=bfloat16", "--set", "data.seq_length=4096",
+       "--set", "train.grad_accumulation=64"]  # fmt: skip
+
+
+def test_arrangements_are_proposed_in_two_seconds_without_paddle(run_llmctl):
+    probe = "import time; print('paddle' in sys.modules, time.process_time())"
+    done = run_llmctl("--model", "llama", "plan", "--devices", "64", "--propose", "--json", *NEW, probe=probe)
+    text, _, last = done.stdout.rstrip().rpartition("\n")
+    paddle, seconds = last.split()
+    assert paddle == "False" and float(seconds) < 4, last
+    first = json.loads(text)["proposals"][0]
+    assert first["fits"] and first["peak"] <= first["memory"] and first["seconds"]["total"] > 0
+
+
+def test_a_proposal_is_settings_memory_and_seconds(tmp_path):
+    text = run("--devices", "8", "--propose", *NEW)
+    assert "--set parallel.sharding" in text and "of each device: fits" in text and "estimated, not measured" in text
+    assert "next:" in text
+    (tmp_path / "slow.json").write_text(json.dumps({"inside": {"bandwidth": 1e6, "latency": 1.0}}))
+    slow = run("--devices", "8", "--propose", *NEW, "--measured", tmp_path / "slow.json", code=0)
+    assert slow != text
+    small = run("--devices", "1", "--propose", "--memory", "8GB", *NEW, code=1)
+    assert "does not fit; this needs least" in small
+    assert "--propose needs --devices N" in run("--propose", *NEW, code=2)

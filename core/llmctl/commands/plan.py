@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,15 @@ from llmctl.io.progress import waiting
 from llmctl.io.sizes import parse_bytes
 from llmctl.jobs import registry
 from llmctl.migrate.config_file import read_config_file
+from llmctl.parallel.costs import EFFICIENCY
+from llmctl.parallel.hardware import DEFAULT, HARDWARE, calibrated, find
 from llmctl.plugins import Families
 from llmctl.runtime.memory import host_memory
 
 if TYPE_CHECKING:
     from llmctl.jobs.memory_estimate import Step
     from llmctl.jobs.memory_plan import Outline
+    from llmctl.jobs.proposals import Planner
 
 
 @click.command()
@@ -39,23 +43,50 @@ if TYPE_CHECKING:
 @click.option(
     "--memory", metavar="SIZE", help="Memory of the device, e.g. 24GB. [default: free memory of this machine]"
 )
+@click.option(
+    "--devices",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Devices that train; the plan is for the one that needs most. [default: as few as `parallel` needs]",
+)
+@click.option(
+    "--propose",
+    is_flag=True,
+    help="Propose how that many GPUs share a step: the fastest arrangements that fit, with memory and seconds.",
+)
+@click.option(
+    "--hardware",
+    type=click.Choice(list(HARDWARE)),
+    default=DEFAULT,
+    show_default=True,
+    help="GPUs of --propose, eight in a machine.",
+)
+@click.option(
+    "--measured",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Speed of connections as llmctl bench comm measured it, for --propose.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @verbosity
 @click.pass_context
 def command(
-    ctx: click.Context, config_file: Path | None, assignments: tuple[str, ...], memory: str | None, as_json: bool
-) -> None:
+    ctx: click.Context, config_file: Path | None, assignments: tuple[str, ...], memory: str | None, devices: int | None,
+    propose: bool, hardware: str, measured: Path | None, as_json: bool,
+) -> None:  # fmt: skip
     """Estimate the peak memory of a training run, by part, and say whether it fits.
 
     CONFIG is a configuration of finetune, dpo or pretrain; without it, finetune's defaults for --model. Batches are built as in the
     run, so lengths, padding and packing are those of the data; without data or tokenizer, rows are as long as they may be.
     The weights are not needed, config.json is. The estimate is for the CPU; a GPU needs more for its context and kernels.
 
+    With --devices N --propose it is for N GPUs: all degrees of `parallel` that the model allows are compared, a step keeping its
+    rows. Seconds are those of a model of costs, from data sheets and an assumed efficiency, not measured.
+
     Exits with 1 if it does not fit.
     """
     from llmctl.jobs import memory_plan
 
-    limit = parse_bytes(memory, "--memory ") if memory else _free()
     given = [*assignments, *model_settings(ctx.obj, assignments)]
     if config_file is None and not given:
         raise click.UsageError("give CONFIG, or --model")
@@ -65,10 +96,79 @@ def command(
     config = schema.build(
         registry.resolve(registry.COMMANDS[name].config), data, str(config_file or "the command line")
     )
+    if propose:
+        ctx.exit(_propose(name, config, ctx.obj.family, families, devices, memory, hardware, measured, as_json))
+    limit = parse_bytes(memory, "--memory ") if memory else _free()
     job, step, available = _largest_pass(name, config, ctx.obj.family, families)
+    job = dataclasses.replace(job, devices=devices or 0)
     answer = memory_plan.plan_memory(job, step, available, limit)
     click.echo(json.dumps(answer, indent=2) if as_json else _table(answer))
     ctx.exit(0 if answer["fits"] else 1)
+
+
+def _propose(
+    name: str, config: Any, family: str, families: Families, devices: int | None, memory: str | None, hardware: str,
+    measured: Path | None, as_json: bool,
+) -> int:  # fmt: skip
+    """Prints proposals; returns the exit code."""
+    from llmctl.jobs.outline import outline
+    from llmctl.jobs.proposals import Planner, settings_of
+
+    if devices is None:
+        raise click.UsageError("--propose needs --devices N, the number of GPUs")
+    device = find(hardware)
+    if measured:
+        device = calibrated(device, measured)
+    if memory:
+        device = dataclasses.replace(device, memory=parse_bytes(memory, "--memory "))
+    # What the configuration says of parallelism is what is looked for.
+    free = dataclasses.replace(config, parallel=type(config.parallel)())
+    planner = Planner(outline(name, free, family, families), device)
+    found = planner.best(devices)
+    answers: list[dict[str, Any]] = [
+        {
+            "set": settings_of(one, planner.step),
+            "fits": one.fits,
+            "parts": dict(one.parts),
+            "peak": one.peak,
+            "memory": one.limit,
+            "host_memory": one.host,
+            "seconds": {**dataclasses.asdict(one.seconds), "total": one.seconds.total},
+            "tokens_per_second_and_device": round(planner.step * planner.length / one.seconds.total / devices, 1),
+        }
+        for one in found
+    ]
+    if as_json:
+        click.echo(json.dumps({"devices": devices, "hardware": hardware, "proposals": answers}, indent=2))
+    else:
+        click.echo(_proposals(answers, devices, hardware, planner))
+    return 0 if found[0].fits else 1
+
+
+def _proposals(answers: Sequence[dict[str, Any]], devices: int, hardware: str, planner: Planner) -> str:
+    first = answers[0]
+    verdict = "fits" if first["fits"] else "does not fit; this needs least"
+    seconds, host = first["seconds"], first["host_memory"]
+    times = ", ".join(f"{name} {seconds[name]:.2f}" for name in ("compute", "communication", "bubble", "update"))
+    rows = [f"{name:<18}{_size(size):>12}" for name, size in first["parts"].items()]
+    others = [
+        f"  {one['seconds']['total']:8.2f} s  {_size(one['peak']):>10}  {' '.join(one['set'])}"
+        for one in answers[1:]
+        if one["fits"] == first["fits"]
+    ]
+    return "\n".join(
+        [
+            f"{devices} x {hardware}, a step of {planner.step} rows of {planner.length} tokens",
+            *(f"  --set {setting}" for setting in first["set"]),
+            *rows,
+            f"{'peak':<18}{_size(first['peak']):>12}   of {_size(first['memory'])} of each device: {verdict}",
+            *([f"{'main memory':<18}{_size(host):>12}   for each device"] if host else []),
+            f"{'a step':<18}{seconds['total']:>10.2f} s   {times}",
+            f"{first['tokens_per_second_and_device']:,.0f} tokens per second and device, by data sheets and an assumed efficiency of "
+            f"{EFFICIENCY:.0%}: estimated, not measured",
+            *(["next:", *others] if others else []),
+        ]
+    )
 
 
 def _largest_pass(name: str, config: Any, family: str, families: Families) -> tuple[Outline, Step, int]:
@@ -107,6 +207,7 @@ def _table(answer: dict[str, Any]) -> str:
     changes = [f"  {' '.join(f'--set {one}' for one in way['set'])}: {_size(way['peak'])}" for way in answer["changes"]]
     return "\n".join(
         [
+            *([f"each of {answer['devices']} devices, the one that needs most"] if answer["devices"] > 1 else []),
             *rows,
             f"{'peak':<18}{_size(answer['peak']):>12}   of {_size(answer['memory'])}: {verdict}",
             f"largest pass: {answer['tokens_of_a_pass']:,} tokens; largest train.batch_size that fits: {largest or 'none'}{all_rows}",

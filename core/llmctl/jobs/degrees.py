@@ -7,9 +7,9 @@ from typing import Any
 
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family, Tensor
-from llmctl.card.shapes import CUT_SYMBOLS
 from llmctl.config.parallel import ParallelConfig
 from llmctl.errors import ConfigError
+from llmctl.jobs.shares import by_inputs, divided
 from llmctl.quant import GROUP
 
 
@@ -33,16 +33,16 @@ def check(parallel: ParallelConfig, method: Any, card: Family, dims: Dims) -> No
 
 
 def _check_tensor(degree: int, card: Family, dims: Dims) -> None:
-    problem = _indivisible(card, dims, degree)
+    problem = indivisible(card, dims, degree)
     if problem:
-        allowed = [n for n in range(1, int(dims.heads) + 1) if not _indivisible(card, dims, n)]
+        allowed = [n for n in range(1, int(dims.heads) + 1) if not indivisible(card, dims, n)]
         raise ConfigError(f"parallel.tensor={degree} does not divide {problem} of the model; use {_one_of(allowed)}")
 
 
-def _indivisible(card: Family, dims: Dims, degree: int) -> str:
+def indivisible(card: Family, dims: Dims, degree: int) -> str:
     """A size that a degree does not divide, as ``heads=6``; empty if there is none."""
     for tensor in _kinds(card, dims):
-        for symbol in sorted(_divided(tensor) - {"vocab"}):
+        for symbol in sorted(divided(tensor) - {"vocab"}):
             count = int(dims[symbol])
             shared = symbol == "kv_heads" and degree > count and degree % count == 0
             if count % degree and not shared:
@@ -55,19 +55,11 @@ def _kinds(card: Family, dims: Dims) -> list[Tensor]:
     return list({id(tensor.param): tensor for tensor in card.expand(dims)}.values())
 
 
-def _divided(tensor: Tensor) -> frozenset[str]:
-    """The symbols of a tensor that ranks share."""
-    symbols = CUT_SYMBOLS if tensor.param.shard is None else tensor.param.shard
-    axes = (axis.symbols & frozenset(symbols) for axis in tensor.param.axes)
-    return next(filter(None, axes), frozenset())
-
-
 def _check_groups(degree: int, base: str, card: Family, dims: Dims) -> None:
     """A quantized base has a scale for each group of inputs, which ranks cannot share."""
     for tensor in _kinds(card, dims):
         inputs = tensor.shape[0]
-        by_inputs = bool(tensor.param.axes[0].symbols & _divided(tensor))
-        if tensor.kind == "linear" and tensor.layer is not None and by_inputs and inputs // degree % GROUP:
+        if tensor.layer is not None and by_inputs(tensor) and inputs // degree % GROUP:
             allowed = [n for n in range(1, inputs // GROUP + 1) if inputs % n == 0 and inputs // n % GROUP == 0]
             raise ConfigError(
                 f"parallel.tensor={degree} cuts the {inputs} inputs of {tensor.name} inside the groups of {GROUP} that "

@@ -2,7 +2,8 @@
 
 The peak is the sum of the process, weights, optimizer moments, activations that layers keep for the backward pass, and the
 larger of two that never exist together: logits with their gradient, or gradients and a recomputed layer. Layers keep the inputs of
-their norms and linears and the outputs of their linears; the compiled attention keeps no attention scores.
+their norms and linears and the outputs of their linears; the compiled attention keeps no attention scores. Of several ranks one
+is estimated, by its ``Share``.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from dataclasses import dataclass
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family, Tensor
 from llmctl.card.slots import base_slot
+from llmctl.jobs.shares import Share, by_inputs, tensors_of
 
 PROCESS = 300 << 20
 """Bytes of a process that has imported paddle and this package, without a model."""
 
 FLOAT = 4
+WHOLE = Share()
+"""One rank has everything."""
 BASE_BITS = {"int8": 8.5, "int4": 4.5, "nf4": 4.5}
 """Bits of a weight of a quantized base, scales included, by ``method.base``."""
 
@@ -51,7 +55,8 @@ class Training:
         reference: Whether a reference model is kept.
         recompute: ``none``, ``full`` or ``attention``.
         recompute_interval: Every ``recompute_interval``-th layer is recomputed.
-        width: Bytes of a value (activation, weight, moment).
+        width: Bytes of a value (activation, weight; without master weights also gradient and moment).
+        masters: Whether the weights are copies, in a half type, of FP32 master weights that gradients are added up for.
         fused_attention: Whether attention scores are never stored.
     """
 
@@ -65,10 +70,45 @@ class Training:
     recompute: str = "none"
     recompute_interval: int = 1
     width: int = FLOAT
+    masters: bool = False
     fused_attention: bool = True
 
 
-def estimate(card: Family, dims: Dims, training: Training, step: Step) -> dict[str, int]:
+@dataclass(frozen=True)
+class RankModel:
+    """What a rank has of a model, whatever the size of its batches.
+
+    Attributes:
+        held: Parameters.
+        weights: Their bytes.
+        kept: Values that layers keep for the backward pass, for each token.
+        recomputed: Values of the largest recomputed layer, for each token.
+        unit: Parameters of the largest layer.
+    """
+
+    held: int
+    weights: int
+    kept: float
+    recomputed: float
+    unit: int
+
+
+def of_rank(card: Family, dims: Dims, training: Training, length: int, share: Share = WHOLE) -> RankModel:
+    """What a rank has of a model.
+
+    Args:
+        card: The family.
+        dims: The model's dims.
+        training: How it is trained.
+        length: Columns of a row.
+        share: What the rank has of the model.
+    """
+    rows = tensors_of(card, dims, share)
+    kept, recomputed, unit = _activations(card, dims, training, length, rows, share)
+    return RankModel(sum(t.size for t in rows), _weights(rows, training), kept, recomputed, unit)
+
+
+def estimate(card: Family, dims: Dims, training: Training, step: Step, share: Share = WHOLE) -> dict[str, int]:
     """Bytes by part; ``peak`` adds them up.
 
     Args:
@@ -76,21 +116,53 @@ def estimate(card: Family, dims: Dims, training: Training, step: Step) -> dict[s
         dims: The model's dims.
         training: How it is trained.
         step: The largest forward pass.
+        share: What the rank has of the model and of the step.
     """
-    width, trained = training.width, training.trained
-    kept, recomputed = _activations(card, dims, training, step)
+    model = of_rank(card, dims, training, step.length, share)
+    return parts_of(model, card.count(dims), int(dims.vocab), training, step, share)
+
+
+def parts_of(
+    model: RankModel, parameters: int, vocab: int, training: Training, step: Step, share: Share
+) -> dict[str, int]:
+    """Bytes by part.
+
+    Args:
+        model: What the rank has of the model.
+        parameters: Parameters of the whole model.
+        vocab: Rows of its embedding.
+        training: How it is trained.
+        step: The largest forward pass.
+        share: What the rank has of the model and of the step.
+    """
+    width, held, weights = training.width, model.held, model.weights
+    trained = held if training.method == "full" else -(-training.trained * held // parameters)
+    own = -(-trained // share.sharding)
+    if share.stage == 3 and share.sharding > 1:
+        weights = -(-weights // share.sharding) + 2 * model.unit * width
+    states = own * (3 * FLOAT if training.masters else 2 * width)
     return {
         "process": PROCESS,
-        "weights": _weights(card, dims, training),
+        "weights": weights,
         "adapters": trained * width if training.method != "full" else 0,
-        "reference model": card.count(dims) * width if training.reference else 0,
-        "optimizer": 2 * trained * width,
+        "reference model": held * width if training.reference else 0,
+        "optimizer": 0 if share.offload else states,
         "averaged weights": trained * width if training.average else 0,
-        "activations": kept * width,
-        "logits": 2 * step.labels * int(dims.vocab) * width,
-        "gradients": trained * width,
-        "recomputed layer": recomputed * width,
+        "activations": int(model.kept * step.tokens * share.passes) * width,
+        "logits": 2 * step.labels * -(-vocab // share.tensor) * width if share.last else 0,
+        "gradients": _gradients(training, share, trained, own, model.unit),
+        "recomputed layer": int(model.recomputed * step.tokens) * width,
+        "buckets": 2 * min(share.bucket, trained * width),
     }
+
+
+def _gradients(training: Training, share: Share, trained: int, own: int, unit: int) -> int:
+    """Bytes of gradients: those of a pass, and where they differ those that are added up over the passes of a step."""
+    sharded = share.sharding > 1 and share.stage > 1
+    of_pass = min(trained, 2 * unit) if sharded and share.stage == 3 else trained
+    if training.masters:
+        return of_pass * training.width + (own if sharded else trained) * FLOAT
+    return of_pass * training.width + (own * training.width if sharded else 0)
 
 
 def cache_bytes(card: Family, dims: Dims, tokens: int, width: int = FLOAT) -> int:
@@ -98,62 +170,68 @@ def cache_bytes(card: Family, dims: Dims, tokens: int, width: int = FLOAT) -> in
     return 2 * int(dims.layers) * int(dims.kv_heads) * int(dims.head_dim) * tokens * width
 
 
-def _weights(card: Family, dims: Dims, training: Training) -> int:
-    total = card.count(dims) * training.width
+def _weights(rows: list[Tensor], training: Training) -> int:
+    total = sum(t.size for t in rows) * training.width
     if training.base not in BASE_BITS:
         return total
-    packed = sum(t.size for t in card.expand(dims) if t.kind == "linear" and t.layer is not None)
+    packed = sum(t.size for t in rows if t.kind == "linear" and t.layer is not None)
     return total - packed * training.width + int(packed * BASE_BITS[training.base] / 8)
 
 
-def _activations(card: Family, dims: Dims, training: Training, step: Step) -> tuple[int, int]:
-    """Values that the layers keep for the backward pass, and those of the largest recomputed layer."""
+def _activations(
+    card: Family, dims: Dims, training: Training, length: int, tensors: list[Tensor], share: Share
+) -> tuple[float, float, int]:
+    """For each token the values that layers keep for the backward pass and those of the largest recomputed layer; the largest
+    layer's weights.
+    """
     layers: dict[int, list[Tensor]] = {}
-    for tensor in card.expand(dims):
+    for tensor in tensors:
         if tensor.layer is not None:
             layers.setdefault(tensor.layer, []).append(tensor)
-    kept = largest = 0
+    kept = largest = 0.0
+    unit = 0
+    shared = share.tensor if share.sequence else 1
+    hidden = int(dims.hidden) / shared
+    seen: dict[tuple[int, ...], tuple[float, float]] = {}
     for index, rows in layers.items():
-        attention, rest = (
-            int(part * step.tokens)
-            for part in (_attention(card, dims, rows, training, step), _feed_forward(dims, rows, training))
-        )
+        # Layers with the same rows of the table keep the same.
+        alike = tuple(id(t.param) for t in rows)
+        if alike not in seen:
+            attention = _attention(card, dims, rows, training, length, share)
+            seen[alike] = attention, _feed_forward(dims, rows, training, shared)
+        attention, rest = seen[alike]
         recompute = training.recompute if index % training.recompute_interval == 0 else "none"
-        stored = {
-            "none": attention + rest,
-            "attention": rest + step.tokens * int(dims.hidden),
-            "full": step.tokens * int(dims.hidden),
-        }[recompute]
+        stored = {"none": attention + rest, "attention": rest + hidden, "full": hidden}[recompute]
         kept += stored
         largest = max(largest, attention + rest - stored)
-    return kept + 3 * step.tokens * int(dims.hidden), largest
+        unit = max(unit, sum(t.size for t in rows))
+    return kept + (3 if share.last else 1) * hidden, largest, unit
 
 
-def _attention(card: Family, dims: Dims, rows: list[Tensor], training: Training, step: Step) -> float:
+def _attention(card: Family, dims: Dims, rows: list[Tensor], training: Training, length: int, share: Share) -> float:
     """Values per token of the norm, the projections, RoPE, and attention scores if they are stored."""
-    values = _norms(rows, ("ln", "q_norm", "k_norm")) + _linears(rows, ("qkv", "out"), training)
+    shared = share.tensor if share.sequence else 1
+    values = _norms(rows, ("ln",)) / shared + _norms(rows, ("q_norm", "k_norm"))
+    values += _linears(rows, ("qkv", "out"), training, shared)
     if card.position.startswith("rope"):
         values += sum(t.shape[-1] for t in rows if base_slot(t.slot) == "qkv") * 2 / 3
     dropout = any(dims.get(name) for name in ("attention_dropout", "dropout"))
     if dropout or not training.fused_attention:
-        values += (4 if dropout else 3) * int(dims.heads) * step.length
+        values += (4 if dropout else 3) * int(dims.heads) / share.tensor * length
     return values
 
 
-def _feed_forward(dims: Dims, rows: list[Tensor], training: Training) -> float:
+def _feed_forward(dims: Dims, rows: list[Tensor], training: Training, shared: int) -> float:
     """Values per token of the norm and the feed-forward layer; with experts, of those that a token is routed to."""
-    values = _norms(rows, ("ffn_ln",))
+    values = _norms(rows, ("ffn_ln",)) / shared
     plain = [t for t in rows if t.expert is None]
     experts = [t for t in rows if t.expert is not None]
-    values += _linears(plain, ("ffn1", "ffn2"), training)
+    values += _linears(plain, ("ffn1", "ffn2"), training, shared)
     if experts:
         top_k = int(dims.get("top_k") or 2)
-        count = len({t.expert for t in experts})
-        values += (
-            top_k
-            / count
-            * sum(_linears([t for t in experts if t.expert == e], ("ffn1", "ffn2"), training) for e in range(count))
-        )
+        numbers = sorted({t.expert for t in experts if t.expert is not None})
+        each = (_linears([t for t in experts if t.expert == e], ("ffn1", "ffn2"), training, shared) for e in numbers)
+        values += top_k / len(numbers) * sum(each)
         values += 2 * top_k * int(dims.hidden)
     return values
 
@@ -169,14 +247,17 @@ def _norms(rows: list[Tensor], slots: tuple[str, ...]) -> float:
     return values
 
 
-def _linears(rows: list[Tensor], slots: tuple[str, ...], training: Training) -> float:
-    """Values per token of inputs, shared by parallel linears, and outputs; with an adapter, of its low-rank product."""
+def _linears(rows: list[Tensor], slots: tuple[str, ...], training: Training, shared: int) -> float:
+    """Values per token of inputs, shared by parallel linears, and outputs; with an adapter, of its low-rank product.
+
+    With sequence parallelism each of ``shared`` ranks keeps a part of the outputs that are added up over ranks.
+    """
     inputs: dict[str, int] = {}
     outputs = 0.0
     for tensor in rows:
         if tensor.kind == "linear" and base_slot(tensor.slot) in slots:
             inputs[base_slot(tensor.slot)] = tensor.shape[0]
-            outputs += tensor.shape[1]
+            outputs += tensor.shape[1] / (shared if by_inputs(tensor) else 1)
             if tensor.name.removesuffix(".weight") in training.targets:
                 outputs += training.rank
     return sum(inputs.values()) + outputs

@@ -22,6 +22,9 @@ from llmctl.config.file import override
 from llmctl.jobs import memory_estimate, precision
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.memory_estimate import Step, Training
+from llmctl.jobs.shares import of_ranks
+from llmctl.parallel.arrangement import arrange, least_size
+from llmctl.parallel.topology import Topology
 from llmctl.runtime import operators
 
 MEASURED_STEPS = 200
@@ -51,11 +54,13 @@ class Outline:
         command: Name of the command that runs it.
         config: The configuration, with lengths that fit the model.
         model: The model; its weights are not needed.
+        devices: How many devices train; 0 = as few as the section ``parallel`` needs.
     """
 
     command: str
     config: Any
     model: CheckedModel
+    devices: int = 0
 
 
 def plan_memory(job: Outline, step: Step, available: int, limit: int) -> dict[str, Any]:
@@ -69,12 +74,13 @@ def plan_memory(job: Outline, step: Step, available: int, limit: int) -> dict[st
     """
     card, dims = job.model.plugin.card, job.model.dims
     note = precision.of(job.config.model.dtype, job.config.train).note
-    training = _training(job)
-    parts = memory_estimate.estimate(card, dims, training, step)
+    training = training_of(job)
+    parts = _estimate(job, training, step)
     peak = memory_estimate.peak(parts)
     largest = _largest_batch(job, training, step, limit, available)
     return {
         "command": job.command,
+        "devices": topology_of(job).size,
         "fits": peak <= limit,
         "parts": {name: size for name, size in parts.items() if size},
         "peak": peak,
@@ -108,15 +114,36 @@ def full_step(job: Outline) -> Step:
 
 
 def memory_of(job: Outline | CheckedJob[Any], batches: Iterable[Any]) -> tuple[dict[str, int], int]:
-    """Bytes by part, and at the peak, of the largest of some forward passes.
+    """Bytes by part, and at the peak, of the largest of some forward passes, on the rank that needs most.
 
     Args:
         job: The job.
         batches: The batches, at least one.
     """
-    card, dims = job.model.plugin.card, job.model.dims
-    parts = memory_estimate.estimate(card, dims, _training(job), _largest_step(job, batches))
+    parts = _estimate(job, training_of(job), _largest_step(job, batches))
     return {name: size for name, size in parts.items() if size}, memory_estimate.peak(parts)
+
+
+def topology_of(job: Outline | CheckedJob[Any]) -> Topology:
+    """The ranks of a job.
+
+    Raises:
+        ConfigError: The degrees do not fit the number of devices.
+    """
+    parallel = job.config.parallel
+    return arrange(parallel, getattr(job, "devices", 0) or least_size(parallel))
+
+
+def _estimate(job: Outline | CheckedJob[Any], training: Training, step: Step) -> dict[str, int]:
+    """Bytes by part, on the rank that needs most."""
+    card, dims, config = job.model.plugin.card, job.model.dims, job.config
+    topology = topology_of(job)
+    shares = of_ranks(config.parallel, topology, int(dims.layers), config.train.grad_accumulation)
+    # Inner stages differ by the passes that they hold, of which the second stage has most.
+    chosen = [*shares[:2], shares[-1]]
+    return max(
+        (memory_estimate.estimate(card, dims, training, step, share) for share in chosen), key=memory_estimate.peak
+    )
 
 
 def _largest_step(job: Outline | CheckedJob[Any], batches: Iterable[Any]) -> Step:
@@ -134,7 +161,8 @@ def _largest_step(job: Outline | CheckedJob[Any], batches: Iterable[Any]) -> Ste
     return max(passes, key=weight)
 
 
-def _training(job: Outline | CheckedJob[Any]) -> Training:
+def training_of(job: Outline | CheckedJob[Any]) -> Training:
+    """The settings of a job that determine its memory on a CPU."""
     config, card, dims = job.config, job.model.plugin.card, job.model.dims
     method: MethodConfig = getattr(config, "method", None) or MethodConfig()
     lora, dpo = method.name == "lora", getattr(config, "dpo", None)
@@ -172,7 +200,7 @@ def _largest_batch(job: Outline, training: Training, step: Step, limit: int, ava
     """The largest batch size whose peak is within the limit, rows being as long as the longest now; 0 = not even one."""
 
     def fits(rows: int) -> bool:
-        parts = memory_estimate.estimate(job.model.plugin.card, job.model.dims, training, _scaled(step, rows))
+        parts = _estimate(job, training, _scaled(step, rows))
         return memory_estimate.peak(parts) <= limit
 
     low, high, most = 0, 1, available or 1 << 20
@@ -224,9 +252,7 @@ def _peak_with(job: Outline, step: Step, assignments: Sequence[str]) -> int:
     other = dataclasses.replace(job, config=changed)
     rows = max(1, step.tokens // step.length)
     scaled = _scaled(step, min(rows, changed.train.batch_size))
-    return memory_estimate.peak(
-        memory_estimate.estimate(job.model.plugin.card, job.model.dims, _training(other), scaled)
-    )
+    return memory_estimate.peak(_estimate(other, training_of(other), scaled))
 
 
 def _keeps_reference(config: Any) -> bool:

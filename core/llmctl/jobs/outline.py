@@ -8,11 +8,12 @@ from typing import Any
 from llmctl.card import support
 from llmctl.checkpoint.build import CheckedModel
 from llmctl.checkpoint.hf_config import NAME, read_config
-from llmctl.config import common
+from llmctl.config import common, parallel
 from llmctl.errors import ConfigError
-from llmctl.jobs import lengths
+from llmctl.jobs import degrees, lengths
 from llmctl.jobs.memory_plan import Outline
 from llmctl.jobs.paths import find_model_folder
+from llmctl.jobs.pretrain import new_config
 from llmctl.plugins import Families
 from llmctl.tokenizers.base import FILES
 
@@ -49,6 +50,9 @@ def outline(command: str, config: Any, family: str, families: Families) -> Outli
     Raises:
         LlmctlError: The config.json is missing or cannot be used, or lengths contradict it.
     """
+    size = getattr(config.model, "size", "")
+    if size and not config.model.path:
+        return _of_size(config, size, family, families)
     if not config.model.path:
         raise ConfigError(
             "without data and tokenizer a plan needs the config.json of a model: name its folder with --model or model.path"
@@ -62,7 +66,23 @@ def outline(command: str, config: Any, family: str, families: Families) -> Outli
     if command != "pretrain":
         common.check_method(config.method)
         config = lengths.fitted(config, dims, folder)
-    return Outline(command, config, CheckedModel(plugin, dims, raw, home=folder))
+    return _checked(command, config, CheckedModel(plugin, dims, raw, home=folder))
+
+
+def _of_size(config: Any, size: str, family: str, families: Families) -> Outline:
+    """The job of a new model of a size on a card, with the size's own vocabulary."""
+    if family == "auto":
+        raise ConfigError(f"model.size={size} is a size of a family; set the family: llmctl --model FAMILY plan")
+    card = (plugin := families.load(family)).card
+    support.require(card, "pretrain")
+    raw, where = new_config(config.model, plugin)
+    return _checked("pretrain", config, CheckedModel(plugin, card.dims_from_config(raw, where), raw))
+
+
+def _checked(command: str, config: Any, model: CheckedModel) -> Outline:
+    parallel.check(config.parallel, config.train)
+    degrees.check(config.parallel, getattr(config, "method", None), model.plugin.card, model.dims)
+    return Outline(command, config, model)
 
 
 def _folder(text: str, revision: str, family: str, families: Families) -> Path:

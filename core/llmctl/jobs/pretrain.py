@@ -194,6 +194,21 @@ def _new_model(
     return plugin, {**raw, key: padded_vocab(max(ids, vocab), multiple)}, where
 
 
+def new_config(settings: PretrainModelConfig, plugin: Plugin) -> tuple[dict[str, Any], str]:
+    """The config.json of a new model of a size, with the size's own vocabulary, and its origin.
+
+    Args:
+        settings: The section ``model``.
+        plugin: The family.
+
+    Raises:
+        ConfigError: The card has no such size, or the changes do not fit.
+    """
+    where = f"size {settings.size} of {plugin.card.name}"
+    raw = plugin.card.config_from_dims(_size(plugin, settings.size))
+    return _changed(raw, settings.changes, where), where
+
+
 def _size(plugin: Plugin, size: str) -> Dims:
     if size == "tiny" and size not in plugin.card.sizes:
         from llmctl.card.tiny import tiny_dims

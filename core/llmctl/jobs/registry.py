@@ -47,7 +47,8 @@ def command_of(data: Mapping[str, Any]) -> str:
     """
     if "dpo" in data:
         return "dpo"
-    return "pretrain" if "corpora" in (data.get("data") or {}) else "finetune"
+    model, rows = (data.get(part) or {} for part in ("model", "data"))
+    return "pretrain" if "corpora" in rows or {"size", "config"} & set(model) else "finetune"
 
 
 def resolve(where: str) -> Any:

@@ -1,0 +1,241 @@
+"""What a step costs a rank: messages, their bytes, and seconds. Nothing here imports paddle.
+
+Bytes are those of the whole tensor of a collective: what is reduced, the result of a gather, the input of a scatter. What a ring
+sends for it is a factor of them (``FACTORS``).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from llmctl.parallel.hardware import Hardware, Link
+from llmctl.parallel.topology import Topology
+
+EFFICIENCY = 0.5
+"""Assumed share of the data sheet's operations per second that a whole model reaches."""
+
+UPDATE = 28
+"""Bytes that the update of a parameter reads and writes: gradient, two moments and the weight in float32."""
+
+FACTORS: Mapping[str, float] = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1, "send": 1}
+"""Bytes sent by each of n ranks of a ring for a byte of the whole tensor, in units of (n - 1) / n; a message is one."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step as one rank sees it.
+
+    Attributes:
+        passes: Forward passes of the rank.
+        tokens: Rows x columns of a pass.
+        labels: Positions with logits of a pass.
+        hidden: Width of the hidden states.
+        layers: Layers of the rank's stage.
+        mixtures: Layers of it with experts.
+        top_k: Experts of a token.
+        width: Bytes of an activation or weight.
+        parameters: Trained parameters of the rank, after tensor and pipeline cuts.
+        held: All parameters of the rank.
+        flops: Operations of a forward pass on the rank.
+        recomputed: Whether layers are computed again in the backward pass.
+    """
+
+    passes: int
+    tokens: int
+    labels: int
+    hidden: int
+    layers: int
+    mixtures: int
+    top_k: int
+    width: int
+    parameters: int
+    held: int
+    flops: float
+    recomputed: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How ranks share a step.
+
+    Attributes:
+        topology: The ranks.
+        sequence: Sequence parallel.
+        stage: Stage of sharding.
+        chunks: Parts of a stage.
+        offload: Whether the optimizer is in main memory.
+    """
+
+    topology: Topology
+    sequence: bool = False
+    stage: int = 1
+    chunks: int = 1
+    offload: bool = False
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Calls of a collective.
+
+    Attributes:
+        axis: An axis of the topology.
+        op: A key of ``FACTORS``.
+        calls: How many in a step.
+        size: Bytes of the whole tensor of each.
+    """
+
+    axis: str
+    op: str
+    calls: int
+    size: int
+
+
+def in_passes(work: Work, plan: Plan, first: bool, last: bool) -> list[Traffic]:
+    """What a rank communicates in its forward and backward passes of a step.
+
+    Args:
+        work: The step.
+        plan: How it is shared.
+        first: Whether the rank is in the first stage.
+        last: Whether it is in the last one.
+    """
+    topology, m = plan.topology, work.passes
+    states = work.tokens * work.hidden * work.width
+    found: list[Traffic] = []
+    if topology.tensor > 1:
+        # The ends of attention and feed-forward layer, forward and backward; again forward if it is recomputed.
+        ends = 4 * work.layers
+        again = 2 * work.layers if work.recomputed else 0
+        if plan.sequence:
+            found += [
+                Traffic("tensor", "all_gather", m * (ends + again + first + last), states),
+                Traffic("tensor", "reduce_scatter", m * (ends + again), states),
+            ]
+            found += [Traffic("tensor", "all_reduce", m, states)] * first
+        else:
+            found.append(Traffic("tensor", "all_reduce", m * (ends + again + first), states))
+        if last:
+            found += [
+                Traffic("tensor", "all_reduce", m, work.labels * work.hidden * work.width),
+                Traffic("tensor", "all_reduce", 3 * m, work.labels * 4),
+            ]
+    if topology.pipeline > 1:
+        sent = states // (topology.tensor if plan.sequence else 1)
+        ends = 2 - first - last + (2 if plan.chunks > 1 and (first or last) else 0)
+        inner = 2 * (plan.chunks - 1)
+        found.append(Traffic("pipeline", "send", m * (ends + inner), sent))
+    if topology.expert > 1 and work.mixtures:
+        routed = work.tokens * work.top_k * work.hidden * work.width
+        found.append(Traffic("expert", "all_to_all", m * work.mixtures * (6 if work.recomputed else 4), routed))
+    if topology.sharding > 1 and plan.stage == 3:
+        found.append(Traffic("sharding", "all_gather", 2 * m, work.held * work.width))
+        found.append(Traffic("sharding", "reduce_scatter", m, work.parameters * work.width))
+    if topology.sharding > 1 and plan.stage == 2:
+        found.append(Traffic("sharding", "reduce_scatter", m, work.parameters * work.width))
+    return found
+
+
+def in_update(work: Work, plan: Plan) -> list[Traffic]:
+    """What a rank communicates once in a step.
+
+    Args:
+        work: The step.
+        plan: How it is shared.
+    """
+    topology, found = plan.topology, []
+    shard = -(-work.parameters // topology.sharding)
+    if topology.data > 1:
+        found.append(Traffic("data", "all_reduce", 1, shard * 4))
+    if topology.sharding > 1:
+        if plan.stage == 1:
+            found.append(Traffic("sharding", "reduce_scatter", 1, work.parameters * 4))
+        if plan.stage < 3:
+            found.append(Traffic("sharding", "all_gather", 1, work.parameters * work.width))
+    return found
+
+
+def bubble(topology: Topology, passes: int, chunks: int = 1) -> float:
+    """Share of the time that a pipeline waits, (p - 1) / (v m + p - 1).
+
+    Args:
+        topology: The ranks.
+        passes: Forward passes of each pipeline in a step.
+        chunks: Parts of a stage.
+    """
+    waits = topology.pipeline - 1
+    return waits / (chunks * passes + waits)
+
+
+def seconds_of(traffic: Iterable[Traffic], topology: Topology, hardware: Hardware) -> float:
+    """Seconds of collectives that nothing overlaps.
+
+    Args:
+        traffic: The collectives.
+        topology: The ranks.
+        hardware: The devices.
+    """
+    return sum(one.calls * _seconds(one, topology, hardware) for one in traffic)
+
+
+def _seconds(one: Traffic, topology: Topology, hardware: Hardware) -> float:
+    ranks, link = link_of(one.axis, topology, hardware)
+    if one.op == "send":
+        return link.latency + one.size / link.bandwidth
+    steps = (ranks - 1) * FACTORS[one.op]
+    return steps * (link.latency + one.size / ranks / link.bandwidth)
+
+
+@functools.lru_cache(maxsize=4096)
+def link_of(axis: str, topology: Topology, hardware: Hardware) -> tuple[int, Link]:
+    """Size of the groups of an axis, and the slowest connection between two of a group."""
+    group = topology.peers(axis, 0)
+    width = (group[1] - group[0]) * len(group) if len(group) > 1 else 1
+    inside = topology.size <= hardware.node or hardware.node % width == 0
+    return len(group), hardware.inside if inside else hardware.between
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Seconds of a step.
+
+    Attributes:
+        compute: Forward and backward passes.
+        communication: Collectives in passes and update.
+        bubble: Waiting for the pipeline to fill and to drain.
+        update: The update of weights.
+    """
+
+    compute: float
+    communication: float
+    bubble: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.compute + self.communication + self.bubble + self.update
+
+
+def seconds(work: Work, plan: Plan, hardware: Hardware, first: bool, last: bool) -> Seconds:
+    """Seconds of a step on a rank.
+
+    Args:
+        work: The step.
+        plan: How it is shared.
+        hardware: The devices.
+        first: Whether the rank is in the first stage of a pipeline.
+        last: Whether it is in the last one.
+    """
+    topology = plan.topology
+    speed = (hardware.half if work.width == 2 else hardware.single) * EFFICIENCY
+    compute = work.passes * work.flops * (4 if work.recomputed else 3) / speed
+    talk = seconds_of(in_passes(work, plan, first, last), topology, hardware)
+    waits = bubble(topology, work.passes, plan.chunks)
+    own = -(-work.parameters // topology.sharding)
+    update = own * UPDATE / (hardware.host_bandwidth if plan.offload else hardware.memory_bandwidth)
+    if plan.offload:
+        update += own * (4 + work.width) / hardware.host_link
+    after = seconds_of(in_update(work, plan), topology, hardware)
+    return Seconds(compute, talk + after, (compute + talk) * waits / (1 - waits), update)

@@ -1,0 +1,83 @@
+"""Proposals fit by their own plan, and no neighbour is faster."""
+
+import time
+
+import pytest
+
+from llmctl import plugins
+from llmctl.checkpoint.build import CheckedModel
+from llmctl.config import schema
+from llmctl.config.file import override
+from llmctl.config.pretrain import PretrainConfig
+from llmctl.errors import ConfigError
+from llmctl.jobs import degrees
+from llmctl.jobs.memory_plan import Outline
+from llmctl.jobs.proposals import Planner, neighbours, settings_of
+from llmctl.parallel.arrangement import arrange, check_passes
+from llmctl.parallel.hardware import find
+
+
+def planner(family, size, rows, length=4096, hardware="h100-80", dtype="bfloat16"):
+    plugin = plugins.load(family)
+    dims = plugin.card.dims_of(size)
+    sections = {
+        "model": {"dtype": dtype},
+        "data": {"seq_length": length},
+        "train": {"batch_size": 1, "grad_accumulation": rows},
+    }
+    config = schema.build(PretrainConfig, sections)
+    model = CheckedModel(plugin, dims, plugin.card.config_from_dims(dims))
+    return Planner(Outline("pretrain", config, model), find(hardware))
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "rows", "devices"),
+    [("llama", "llama3-70b", 64, 8), ("llama", "llama3.1-405b", 256, 128), ("mixtral", "8x7b", 128, 32)],
+)
+def test_the_proposal_fits_and_beats_every_neighbour(family, size, rows, devices):
+    plan = planner(family, size, rows)
+    began = time.process_time()
+    best = plan.best(devices)[0]
+    assert time.process_time() - began < 5
+    assert best.fits and best.peak <= plan.hardware.memory
+    assert best.arrangement.plan.topology.size == devices
+    others = 0
+    for neighbour in neighbours(best.arrangement.plan):
+        topology = neighbour.topology
+        if degrees.indivisible(plan.card, plan.dims, topology.tensor) or topology.pipeline > int(plan.dims.layers):
+            continue
+        other = plan.of_plan(neighbour)
+        if other is not None:
+            others += 1
+            assert not other.fits or other.seconds.total >= best.seconds.total, neighbour
+    assert others > 3
+
+
+def test_the_settings_are_a_valid_configuration_of_the_same_rows():
+    plan = planner("mixtral", "8x7b", 128)
+    for proposal in plan.best(32):
+        config = schema.build(
+            PretrainConfig, override(schema.to_dict(plan.job.config), settings_of(proposal, plan.step))
+        )
+        assert config.train.batch_size * config.train.grad_accumulation == 128
+        topology = arrange(config.parallel, 32)
+        assert topology == proposal.arrangement.plan.topology
+        check_passes(config.train.grad_accumulation, config.train.batch_size, topology)
+        degrees.check(config.parallel, None, plan.card, plan.dims)
+
+
+def test_a_small_model_is_copied_and_not_divided():
+    best = planner("llama", "llama3.2-1b", 64, 1024).best(8)[0]
+    topology = best.arrangement.plan.topology
+    assert (topology.tensor, topology.pipeline, topology.batch) == (1, 1, 8)
+
+
+def test_what_does_not_fit_says_so_and_what_needs_least():
+    best = planner("llama", "llama3.1-405b", 8, hardware="a100-40").best(8)
+    assert not any(one.fits for one in best)
+    assert best[0].peak / best[0].limit <= best[-1].peak / best[-1].limit
+
+
+def test_fewer_rows_than_devices_can_share_are_refused():
+    with pytest.raises(ConfigError, match=r"77 devices cannot share steps of 1 rows of this model; raise"):
+        planner("mixtral", "8x7b", 1).best(7 * 11)
