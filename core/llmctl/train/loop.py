@@ -28,7 +28,8 @@ from llmctl.train.callbacks.base import Callback, LoopSettings, StepMetrics
 from llmctl.train.interrupt import Interrupted, ends_later
 from llmctl.train.optim.adamw import AdamW
 from llmctl.train.optim.schedules import Schedule
-from llmctl.train.task import Batch, Task
+from llmctl.train.passes import IN_TURN, Passes
+from llmctl.train.task import Batch, Loss, Task
 
 WARMUP_STEPS, RELEASE_EVERY = 3, 16
 """Freed memory is returned to the OS after each of the first steps (allocator warm-up), then every 16 steps."""
@@ -64,6 +65,7 @@ class Loop:
         evaluating: Returns a context manager for evaluations, such as EMA weights.
         autocast: Returns a context manager for losses and evaluations.
         ranks: The processes that train together.
+        passes: Runs the forward and backward passes of a step.
     """
 
     def __init__(
@@ -77,10 +79,11 @@ class Loop:
         evaluating: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
         autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
         ranks: Ranks = ALONE,
+        passes: Passes = IN_TURN,
     ) -> None:
         self.model, self.task, self.optimizer = model, task, optimizer
         self.schedule, self.settings, self.callbacks = schedule, settings, callbacks
-        self.evaluating, self.autocast, self.ranks = evaluating, autocast, ranks
+        self.evaluating, self.autocast, self.ranks, self.passes = evaluating, autocast, ranks, passes
 
     def run(self, done: int = 0) -> int:
         """Runs the steps after step ``done``, until ``max_steps`` or a callback's ``stop``; returns the number of the last step.
@@ -187,17 +190,25 @@ class Loop:
 
     def _backward(self, step: int, batches: Sequence[Batch]) -> tuple[float, float, dict[str, float]]:
         """Computes the gradients of the sum of all losses; returns that sum, the number of items, and the other sums."""
-        losses = []
-        for number, weight in own_passes(len(batches), self.ranks.number, self.ranks.size):
+        own_numbers = own_passes(len(batches), self.ranks.number, self.ranks.size)
+        losses: list[tuple[float, Loss]] = []
+
+        def hidden(index: int) -> tuple[Any, ...]:
+            number, _ = own_numbers[index]
             runtime.seed(_seed_of(self.settings.seed, step, number))
             with self.autocast():
-                batch = batches[number]
-                loss = self.task.loss(self.model, batch, self.task.hidden(self.model, batch))
+                return self.task.hidden(self.model, batches[number])
+
+        def loss(index: int, hidden: tuple[Any, ...]) -> Any:
+            number, weight = own_numbers[index]
+            with self.autocast():
+                found = self.task.loss(self.model, batches[number], hidden)
+            losses.append((weight, found._replace(total=found.total.detach())))
             scale = self.optimizer.loss_scale * weight
-            (loss.total if scale == 1.0 else loss.total * scale).backward()
-            self.optimizer.accumulate_grads()
-            losses.append((weight, loss._replace(total=loss.total.detach())))
-        names = list(losses[0][1].sums)
+            return found.total if scale == 1.0 else found.total * scale
+
+        self.passes.run(len(own_numbers), hidden, loss, self.optimizer.accumulate_grads)
+        names = self.task.reported
         own = [
             sum(weight * float(loss.total) for weight, loss in losses),
             sum(weight * loss.items for weight, loss in losses),

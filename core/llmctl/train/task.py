@@ -43,6 +43,10 @@ class Task(Protocol):
     """What is trained on. Everything is a pure function of the step, so that a run can be resumed at any step."""
 
     @property
+    def reported(self) -> Sequence[str]:
+        """Names of the ``sums`` of its losses, in the order in which they are reported."""
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps in one pass over the data."""
 

@@ -218,6 +218,7 @@ def scaled(factor, every=2000, limit=np.inf):
 
     class Overflowing:
         steps_per_epoch, micro_batches, hidden = inner.steps_per_epoch, inner.micro_batches, inner.hidden
+        reported = ()
 
         def loss(self, model, batch, hidden):
             found = inner.loss(model, batch, hidden)
@@ -269,7 +270,7 @@ def test_losses_are_computed_inside_the_context_and_gradients_outside():
         return found
 
     watched = SimpleNamespace(
-        steps_per_epoch=inner.steps_per_epoch, micro_batches=inner.micro_batches, hidden=inner.hidden, loss=loss,
+        steps_per_epoch=inner.steps_per_epoch, micro_batches=inner.micro_batches, hidden=inner.hidden, loss=loss, reported=(),
         evaluate=lambda model: {"inside": seen.append(bool(inside))},
     )  # fmt: skip
     model = ToyModel()

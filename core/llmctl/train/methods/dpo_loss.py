@@ -81,8 +81,19 @@ LOSSES: Mapping[str, Callable[..., Any]] = {
 """(ratios, beta) -> loss of each pair, by the value of ``dpo.loss``; ``sigmoid`` also takes the label smoothing."""
 
 
+REPORTED = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+"""Names of ``sums``."""
+
+
 def sums(chosen_P: Any, rejected_P: Any, ratios: Ratios, beta: float) -> dict[str, Any]:
-    """Sums over pairs of the metrics that a run reports besides the loss.
+    """Sums over pairs of the metrics that a run reports besides the loss, by the names of ``REPORTED``.
 
     Args:
         chosen_P: Log-probabilities of the chosen answers under the model.
@@ -92,12 +103,6 @@ def sums(chosen_P: Any, rejected_P: Any, ratios: Ratios, beta: float) -> dict[st
     """
     chosen_reward_P, rejected_reward_P = beta * ratios.chosen_P.detach(), beta * ratios.rejected_P.detach()
     right_P = (chosen_reward_P > rejected_reward_P).astype(chosen_reward_P.dtype)
-    rows = {
-        "rewards/chosen": chosen_reward_P,
-        "rewards/rejected": rejected_reward_P,
-        "rewards/accuracies": right_P,
-        "rewards/margins": chosen_reward_P - rejected_reward_P,
-        "logps/chosen": chosen_P.detach(),
-        "logps/rejected": rejected_P.detach(),
-    }
-    return {name: value.sum() for name, value in rows.items()}
+    margin_P = chosen_reward_P - rejected_reward_P
+    rows = chosen_reward_P, rejected_reward_P, right_P, margin_P, chosen_P.detach(), rejected_P.detach()
+    return {name: value.sum() for name, value in zip(REPORTED, rows, strict=True)}

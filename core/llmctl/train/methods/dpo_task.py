@@ -12,7 +12,7 @@ from llmctl.data.lazy_rows import by_length
 from llmctl.data.preference.rows import PairRow
 from llmctl.io.progress import tracked
 from llmctl.train.methods.batch_sampler import Collate
-from llmctl.train.methods.dpo_loss import Ratios, sums
+from llmctl.train.methods.dpo_loss import REPORTED, Ratios, sums
 from llmctl.train.methods.evaluate import hidden_states
 from llmctl.train.methods.examples import ExamplesTask
 from llmctl.train.methods.loss import auxiliary_sums, with_auxiliary
@@ -80,6 +80,7 @@ class DpoTask(ExamplesTask):
     """
 
     reference: Reference
+    reported = REPORTED
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ TOKENIZER_FILES = (".json", ".jinja", ".model", ".tiktoken", ".txt")
 
 
 class ExamplesTask:
-    """Batches of encoded rows; a method adds the loss and the evaluation.
+    """Batches of encoded rows; a method adds the loss and the evaluation, and ``reported``, if its losses have further sums.
 
     Args:
         train: Rows to train on.
@@ -37,6 +37,8 @@ class ExamplesTask:
         shuffle: Whether each epoch is shuffled.
         mixture: Which rows an epoch has; None = all.
     """
+
+    reported: Sequence[str] = ()
 
     def __init__(
         self,

@@ -115,6 +115,8 @@ class PretrainTask:
         tokens_per_pass: Tokens of one pass over all corpora.
     """
 
+    reported: Sequence[str] = ()
+
     def __init__(
         self,
         train: Samples,
