@@ -205,10 +205,12 @@ class Gloo:
 
     def recv_partial(self, tensor: paddle.Tensor, src: int, parts: int, part: int, sync_op: bool = True) -> Done:
         """Receives one of equal parts of a tensor."""
-        stretch = _part(tensor, parts, part)
-        received = stretch.clone()
+        flat = tensor.detach().flatten()
+        rows = flat.shape[0] // parts
+        received = flat[part * rows : (part + 1) * rows].clone()
         self.recv(received, src).wait()
-        _write(stretch, received)
+        whole = paddle.concat([flat[: part * rows], received, flat[(part + 1) * rows :]])
+        _write(tensor, whole.reshape(tensor.shape))
         return Done()
 
     def _direction(self, sender: int, receiver: int) -> Direction:
@@ -333,15 +335,14 @@ class Gloo:
 
 
 def _part(tensor: paddle.Tensor, parts: int, part: int) -> paddle.Tensor:
-    """One of equal parts of a tensor, in its memory."""
-    rows = tensor.size // parts
-    return tensor.detach().flatten()._slice(part * rows, (part + 1) * rows)
+    """One of equal parts of a tensor."""
+    return paddle.split(tensor.detach().flatten(), parts)[part]
 
 
 def _cut(tensor: paddle.Tensor, rows: Sequence[int]) -> list[paddle.Tensor]:
-    """Stretches of rows of a tensor, in its memory."""
+    """Stretches of rows of a tensor, in its memory, also where Paddle's slices are copies."""
     starts = [sum(rows[:index]) for index in range(len(rows))]
-    return [tensor.detach()[start : start + count] for start, count in zip(starts, rows, strict=True)]
+    return [tensor.detach()._slice(start, start + count) for start, count in zip(starts, rows, strict=True)]
 
 
 @paddle.no_grad()

@@ -11,7 +11,6 @@ import io
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -22,6 +21,7 @@ from paddle.base import core
 
 from llmctl.io.json_object import parse_json
 from llmctl.parallel import gloo, heartbeat
+from llmctl.parallel.axis import Axis
 from llmctl.parallel.rank import ON_FAILURE, PeerLost, Rank
 from llmctl.parallel.topology import AXES, Topology
 
@@ -38,23 +38,6 @@ POLL = 0.02
 
 FLEET = {"pipeline": "pp", "data": "dp", "sharding": "sharding", "tensor": "mp"}
 """Paddle's names of the axes."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The ranks that one rank shares with along an axis, itself among them.
-
-    Attributes:
-        name: Of the axis.
-        rank: The place of this rank, from 0.
-        size: How many they are.
-        group: Paddle's group of them; None = the rank is alone, and nothing is communicated.
-    """
-
-    name: str
-    rank: int
-    size: int
-    group: Any = None
 
 
 class Mesh:
@@ -98,11 +81,6 @@ class Mesh:
     def main(self) -> bool:
         """Whether this is rank 0 of all, which prints and writes."""
         return self.rank.number == 0
-
-    @property
-    def evaluates(self) -> bool:
-        """Whether this rank has parts of the same copy of the model as rank 0, which is evaluated."""
-        return self.place.data == 0 and self.place.sharding == 0
 
     @property
     def world(self) -> Axis:
@@ -168,6 +146,10 @@ class Mesh:
         last = self.place.pipeline == self.topology.pipeline - 1
         counts = last and self.place.tensor == 0
         return self._sum([float(value) if counts else 0.0 for value in values], "a sum of numbers")
+
+    def sum_all(self, values: Sequence[float]) -> list[float]:
+        """Sums over all ranks, in float64."""
+        return self._sum([float(value) for value in values], "a sum of numbers")
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
         """For each flag, whether any rank has set it."""

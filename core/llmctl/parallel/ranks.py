@@ -33,14 +33,13 @@ class Ranks(Protocol):
 
     @property
     def main(self) -> bool:
-        """Whether this is rank 0, which prints and writes."""
-
-    @property
-    def evaluates(self) -> bool:
-        """Whether this rank evaluates: it is rank 0, or has other parts of its copy of the model."""
+        """Whether this is rank 0, which evaluates, prints and writes."""
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums over the ranks with different rows, in float64."""
+
+    def sum_all(self, values: Sequence[float]) -> list[float]:
+        """Sums over all ranks, in float64."""
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
         """For each flag, whether any rank has set it."""
@@ -64,9 +63,13 @@ class Ranks(Protocol):
 class Alone:
     """One process, with nothing to wait for or to sum."""
 
-    rank, number, size, main, evaluates = Rank(0, 1), 0, 1, True, True
+    rank, number, size, main = Rank(0, 1), 0, 1, True
 
     def total(self, values: Sequence[float]) -> list[float]:
+        """The values."""
+        return list(values)
+
+    def sum_all(self, values: Sequence[float]) -> list[float]:
         """The values."""
         return list(values)
 

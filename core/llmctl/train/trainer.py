@@ -40,8 +40,9 @@ from llmctl.train.console import STDOUT, Console
 from llmctl.train.interrupt import Interrupted, ends_at_once
 from llmctl.train.loop import Loop, NonFiniteError
 from llmctl.train.methods.base import Method, RunData
-from llmctl.train.optim.adamw import AdamW
+from llmctl.train.optim.adamw import AdamW, trained
 from llmctl.train.optim.loss_scaler import LossScaler
+from llmctl.train.optim.master_weights import MasterWeights
 from llmctl.train.optim.schedules import schedule
 from llmctl.train.output import open_output
 from llmctl.train.summary import show
@@ -156,8 +157,8 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console, 
         console.print(f"resuming from {start.checkpoint}")
     if ranks.rank.size > 1:
         console.print(f"data parallel: {ranks.rank.size} processes share the forward passes of each step")
+    method.start(setup.data)
     ranks.wait()
-    method.start(setup.data, ranks)
     info = resume.describe(job, start.now) if start.before is None else start.before
     record = RunRecord(job.output, info)
     loop, done = _loop(setup, start.checkpoint, [*callbacks, record])
@@ -193,7 +194,7 @@ def _follow(job: CheckedJob[Any], ranks: Ranks) -> dict[str, Any]:
     method: Method = registry.resolve(registry.COMMANDS[job.command].method)
     setup = _set_up(job, method, start.checkpoint, Console(quiet=True), ranks)
     ranks.wait()
-    method.start(setup.data, ranks)
+    method.start(setup.data)
     loop, done = _loop(setup, start.checkpoint, ())
     ranks.wait()
     loop.run(done)
@@ -210,17 +211,17 @@ def _set_up(job: CheckedJob[Any], method: Method, start: Path | None, console: C
     method.bind(job, data, trainable, console)
     card, dims = job.model.plugin.card, job.model.dims
     activation_checkpointing.apply(trainable.model, card, dims, train.recompute, train.recompute_interval)
-    optimizer = _optimizer(job, trainable, precision)
+    optimizer = _optimizer(job, trainable, precision, ranks)
     averages = train.ema_decay and ranks.main
     ema = EMA(optimizer.parameters, train.ema_decay, optimizer.masters) if averages else None
     ranks.check_equal(optimizer.masters.values())
     return Setup(job, data, trainable, precision, optimizer, ema, console, ranks)
 
 
-def _optimizer(job: CheckedJob[Any], trainable: Trainable, precision: Precision) -> AdamW:
-    train = job.config.train
+def _optimizer(job: CheckedJob[Any], trainable: Trainable, precision: Precision, ranks: Ranks) -> AdamW:
+    train, parameters = job.config.train, trained(dict(trainable.model.named_parameters()))
     return AdamW(
-        dict(trainable.model.named_parameters()),
+        parameters,
         beta1=train.adam_beta1,
         beta2=train.adam_beta2,
         eps=train.adam_eps,
@@ -230,6 +231,7 @@ def _optimizer(job: CheckedJob[Any], trainable: Trainable, precision: Precision)
         max_norm=train.max_grad_norm,
         save_masters=precision.needs_masters,
         scaler=LossScaler(train.loss_scale, train.loss_scale_every) if precision.needs_loss_scaling else None,
+        weights=MasterWeights(parameters, ranks),
     )
 
 

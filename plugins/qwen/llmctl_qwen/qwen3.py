@@ -18,7 +18,7 @@ CARD = Family(
     torch_prefix="model.",
     settings=(*HF_DECODER, *SETTINGS, ConfigField("attention_bias", "attention_bias", False)),
     inert=WINDOW_KEYS,
-    tokens=TokenFacts(**TEXT, thoughts=("<think>", "</think>")),
+    tokens=TokenFacts(**TEXT),
     chat_template=CHATML,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes=sizes(__file__, "qwen3"),

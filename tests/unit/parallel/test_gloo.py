@@ -27,6 +27,8 @@ def _list(tensor):
 
 def _operations(mesh):
     """What each operation gives, by name, on the ranks of a group that is not the first."""
+    # As in training: slices are copies.
+    paddle.set_flags({"FLAGS_use_stride_kernel": False})
     rank, group = mesh.rank.number, distributed.new_group(list(range(SIZE)))
     found = {}
 
@@ -52,7 +54,7 @@ def _operations(mesh):
 
     # The result is a stretch of another tensor.
     held = paddle.full([3], float("nan"), "float64")
-    distributed.reduce_scatter(held[1:2], [_tensor([part * 10.0 + rank]) for part in range(SIZE)], group=group)
+    distributed.reduce_scatter(held._slice(1, 2), [_tensor([part * 10.0 + rank]) for part in range(SIZE)], group=group)
     found["reduce_scatter"] = held[1].item()
     out = paddle.empty([2], "float64")
     whole = paddle.arange(2.0 * SIZE, dtype="float64") + rank
@@ -94,7 +96,13 @@ def _messages(rank, group):
     pair = [(distributed.isend, tensor), (distributed.irecv, batched)]
     for task in distributed.batch_isend_irecv([distributed.P2POp(op, one, rank ^ 2, group) for op, one in pair]):
         task.wait()
-    return [chain[0].item(), neighbour[0].item(), batched[0].item()]
+    # The second of two equal parts, then both joined.
+    partial = paddle.full([4], float(rank), "float64")
+    group.process_group.send_partial(partial, rank ^ 1, 2, 1)
+    group.process_group.recv_partial(partial, rank ^ 1, 2, 1)
+    joined = paddle.empty([2 * SIZE], "float64")
+    group.process_group.all_gather_partial(joined, partial, 2, 1)
+    return [chain[0].item(), neighbour[0].item(), batched[0].item(), _list(partial), _list(joined)]
 
 
 def test_every_operation_is_right_on_every_rank():
@@ -113,7 +121,13 @@ def test_every_operation_is_right_on_every_rank():
             "all_to_all single": [sender * 10.0 + rank for sender in range(SIZE)],
             "all_to_all unequal": [sender * 10.0 + rank for sender in range(SIZE) for _ in range(sender)],
             "broadcast": [3.0, 3.0],
-            "messages": [float(rank), float(rank ^ 1), float(rank ^ 2)],
+            "messages": [
+                float(rank),
+                float(rank ^ 1),
+                float(rank ^ 2),
+                [float(rank)] * 2 + [float(rank ^ 1)] * 2,
+                [1.0, 1.0, 0.0, 0.0, 3.0, 3.0, 2.0, 2.0],
+            ],
             "sum after messages": [4.0],
         }
 

@@ -14,6 +14,7 @@ from llmctl.testing.ranks import run_ranks
 from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.loop import Loop, own_passes
 from llmctl.train.optim.adamw import AdamW
+from llmctl.train.optim.master_weights import MasterWeights
 
 
 def _parameter(value, grad, dtype="float64"):
@@ -145,7 +146,8 @@ class _Noisy(ToyModel):
 
 def _train(ranks, accumulation):
     model, record = _Noisy(), Record()
-    adamw = AdamW(dict(model.named_parameters()), max_norm=0.05, weight_decay=0.1)
+    parameters = dict(model.named_parameters())
+    adamw = AdamW(parameters, max_norm=0.05, weight_decay=0.1, weights=MasterWeights(parameters, ranks))
     settings = LoopSettings(20, 3, 4, seed=5)
     callbacks = [record, _Stopper()] if ranks.main else []
     # 23 rows: the last step of an epoch has fewer passes.

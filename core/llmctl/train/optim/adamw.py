@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import paddle
 
-from llmctl.nn import kernels
 from llmctl.nn.arrays import assign, to_numpy
 from llmctl.train.optim.adamw_kernels import SLOTS, AdamWSettings, make_update
 from llmctl.train.optim.loss_scaler import LossScaler
@@ -19,6 +18,11 @@ from llmctl.train.optim.master_weights import MasterWeights
 
 WEIGHT, SCALE = "weight", "loss_scale"
 """Names in the state: of master weights, and of the state of the loss scaler."""
+
+
+def trained(parameters: Mapping[str, paddle.Tensor]) -> dict[str, paddle.Tensor]:
+    """Those that have gradients."""
+    return {name: p for name, p in parameters.items() if not p.stop_gradient}
 
 
 class AdamW:
@@ -35,9 +39,11 @@ class AdamW:
         lr_scales: Factor of the learning rate, by name of the parameter.
         save_masters: Whether the state holds the master weights, since checkpoints hold them rounded.
         scaler: Loss scaling for float16; None = no scaling.
+        weights: What is updated, of the trainable ones of these parameters; None = all of them on this rank.
 
     Attributes:
         parameters: The trainable parameters.
+        weights: As given.
         masters: What is updated: FP32 master weights of parameters in half types, other parameters themselves.
     """
 
@@ -53,11 +59,12 @@ class AdamW:
         lr_scales: Callable[[str], float] = lambda name: 1.0,
         save_masters: bool = False,
         scaler: LossScaler | None = None,
+        weights: MasterWeights | None = None,
     ) -> None:
-        self.parameters = {name: p for name, p in parameters.items() if not p.stop_gradient}
+        self.parameters = trained(parameters)
         self.max_norm, self.scaler, self._save_masters = max_norm, scaler, save_masters
-        self._master_weights = MasterWeights(self.parameters)
-        self.masters: Mapping[str, paddle.Tensor] = self._master_weights.tensors
+        self.weights = MasterWeights(self.parameters) if weights is None else weights
+        self.masters: Mapping[str, paddle.Tensor] = self.weights.tensors
         decayed = {name for name in self.parameters if decays(name)}
         scales = {name: lr_scales(name) for name in self.parameters}
         self._update = make_update(self.masters, decayed, scales, AdamWSettings(beta1, beta2, eps, weight_decay))
@@ -69,7 +76,12 @@ class AdamW:
 
     def accumulate_grads(self) -> None:
         """Accumulates gradients of half types in FP32; to be called after each backward pass."""
-        self._master_weights.accumulate_grads()
+        self.weights.accumulate_grads()
+
+    def sum_grads(self) -> None:
+        """Sums gradients over the rows of all ranks; to be called after the last backward pass of a step."""
+        self.accumulate_grads()
+        self.weights.sum_grads()
 
     def clip_grads(self, items: float) -> float:
         """Divides the accumulated gradients by the number of items and clips them; returns their norm before clipping.
@@ -79,7 +91,7 @@ class AdamW:
         self.accumulate_grads()
         grads = [p.grad for p in self.masters.values() if p.grad is not None]
         items *= self.loss_scale
-        norm = global_norm(grads) / items
+        norm = self.weights.norm() / items
         if not math.isfinite(norm):
             return norm
         scale = 1 / items
@@ -94,20 +106,19 @@ class AdamW:
         """One optimizer step with the accumulated gradients, which are then cleared."""
         self.accumulate_grads()
         self._update.step(lr)
-        self._master_weights.copy_to_model()
+        self.weights.copy_to_model()
         if self.scaler is not None:
             self.scaler.succeeded()
         self.clear_grads()
 
     def clear_grads(self) -> None:
         """Clears the gradients."""
-        for parameter in (*self.parameters.values(), *self.masters.values()):
-            parameter.clear_gradient(False)
+        self.weights.clear_grads()
 
     def state(self) -> dict[str, np.ndarray]:
         """Moments and powers of the betas as ``moment1/<parameter>``, absent for parameters that were never updated.
 
-        Where checkpoints hold weights rounded, ``weight/<parameter>`` too.
+        Of parameters that ranks share these are this rank's parts. Where checkpoints hold weights rounded, ``weight/<parameter>`` too.
         """
         state = self._update.state()
         if self._save_masters:
@@ -117,44 +128,32 @@ class AdamW:
         return state
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Restores a state; must come before the first step.
+        """Restores a state of whole arrays, of which this rank takes its parts; must come before the first step.
 
         Raises:
             ValueError: The state has names that are no trainable parameters, lacks a part of one, or has other shapes.
         """
         self._check(state)
-        self._update.load({name: value for name, value in state.items() if name.partition("/")[0] in SLOTS})
+        own = {name: self._own(name, state[name]) for name in state if name != SCALE}
+        self._update.load({name: value for name, value in own.items() if name.partition("/")[0] in SLOTS})
         for name, weight in self.masters.items():
-            if f"{WEIGHT}/{name}" in state:
-                assign(weight, state[f"{WEIGHT}/{name}"])
-        self._master_weights.copy_to_model()
+            if f"{WEIGHT}/{name}" in own:
+                assign(weight, own[f"{WEIGHT}/{name}"])
+        self.weights.copy_to_model()
         if self.scaler is not None and SCALE in state:
             self.scaler.load(state[SCALE])
+
+    def _own(self, name: str, array: np.ndarray) -> np.ndarray:
+        slot, _, parameter = name.partition("/")
+        return array if slot in SLOTS[2:] else self.weights.local(parameter, array, name)
 
     def _check(self, state: Mapping[str, np.ndarray]) -> None:
         known = {f"{slot}/{name}" for name in self.parameters for slot in (*SLOTS, WEIGHT)}
         foreign = sorted(state.keys() - known - {SCALE})
         if foreign:
             raise ValueError(f"the optimizer state has {foreign[0]!r}, which is not trained here")
-        for name, parameter in self.parameters.items():
+        for name in self.parameters:
             held = [slot for slot in SLOTS if f"{slot}/{name}" in state]
             if held and len(held) < len(SLOTS):
                 missing = next(slot for slot in SLOTS if slot not in held)
                 raise ValueError(f"the optimizer state has {held[0]}/{name} and lacks {missing}/{name}")
-            for slot in (*SLOTS[:2], WEIGHT):
-                array = state.get(f"{slot}/{name}")
-                if array is not None and array.shape != tuple(parameter.shape):
-                    raise ValueError(f"{slot}/{name} has shape {list(array.shape)}, the parameter {parameter.shape}")
-
-
-@paddle.no_grad()
-def global_norm(tensors: list[paddle.Tensor]) -> float:
-    """L2 norm of all tensors together; 0.0 for no tensors."""
-    if not tensors:
-        return 0.0
-    fused = kernels.compiled("sum_squares", *tensors)
-    if fused is not None:
-        return math.sqrt(fused(tensors))
-    # A product of a row and a column is the fastest sum of squares here: a third of the time of (t * t).sum().
-    squares = [paddle.matmul(t.reshape([1, -1]), t.reshape([-1, 1])).astype("float64") for t in tensors]
-    return float(paddle.concat(squares).sum().sqrt())

@@ -1,1 +1,0 @@
-"""Who may ask what: the guard before every route, and keys."""

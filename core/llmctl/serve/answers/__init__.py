@@ -1,1 +1,0 @@
-"""Answers: their text while it grows, thoughts and calls of functions in it, and the form that they are bound to."""

@@ -1,0 +1,210 @@
+"""Sharding of the optimizer over ranks (ZeRO, https://arxiv.org/abs/1910.02054): each updates a slice of every parameter.
+
+With stage 1 the ranks share master weights and moments: gradients are summed into slices before the update, and what was
+updated is gathered. With stage 2 they share gradients too: these are summed into slices after each backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+
+from llmctl.parallel.collectives import all_gather, all_reduce, reduce_scatter
+from llmctl.parallel.mesh import Mesh
+from llmctl.parallel.placement import Placement
+from llmctl.train.optim.master_weights import HALF, Complete, MasterWeights, sum_squares
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """How a parameter is divided into slices of one length; the last one is filled up with zeros.
+
+    Attributes:
+        shape: Of the parameter.
+        count: Number of slices.
+    """
+
+    shape: tuple[int, ...]
+    count: int
+
+    @property
+    def size(self) -> int:
+        """Elements of the parameter."""
+        return math.prod(self.shape)
+
+    @property
+    def length(self) -> int:
+        """Elements of a slice."""
+        return -(-self.size // self.count)
+
+    def rows(self, tensor: paddle.Tensor) -> paddle.Tensor:
+        """All slices, [count, length]."""
+        flat = tensor.reshape([-1])
+        missing = self.length * self.count - self.size
+        if missing:
+            flat = paddle.concat([flat, paddle.zeros([missing], flat.dtype)])
+        return flat.reshape([self.count, self.length])
+
+    def whole(self, rows: paddle.Tensor) -> paddle.Tensor:
+        """The parameter, from all slices."""
+        return rows.reshape([-1])[: self.size].reshape(self.shape)
+
+
+class Shards(MasterWeights):
+    """Slices of parameters, in FP32 or better.
+
+    Args:
+        parameters: Name -> parameter.
+        mesh: The ranks; those of the sharding axis share.
+        stage: 1 or 2.
+        placement: Where parameters are that other axes share; None = no other axis shares any.
+        complete: As for ``MasterWeights``.
+        bucket: Bytes of gradients or weights that are communicated together.
+
+    Attributes:
+        tensors: Name -> this rank's slice.
+        slicing: Name -> how the parameter is sliced.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, paddle.Tensor],
+        mesh: Mesh,
+        stage: int = 1,
+        placement: Placement | None = None,
+        complete: Complete | None = None,
+        bucket: int = 100 << 20,
+    ) -> None:
+        self._parameters, self._ranks, self._axis = parameters, mesh, mesh.sharding
+        self._stage, self._complete = stage, complete
+        self.placement = placement or Placement(mesh.topology, mesh.place)
+        self.slicing = {name: Slicing(tuple(p.shape), self._axis.size) for name, p in parameters.items()}
+        self.tensors = {name: self._slice_of(name, p) for name, p in parameters.items()}
+        self._counted = {name: self._counted_slice(name) for name in parameters}
+        self._buckets = self._divided(bucket)
+        self._half = {name: p for name, p in parameters.items() if p.dtype in HALF}
+        # What backward passes gave and is not summed yet, and which parameters any of them reached.
+        self._held = {name: SimpleNamespace(grad=None) if name in self._half else p for name, p in parameters.items()}
+        self._reached: set[str] = set()
+
+    def _divided(self, limit: int) -> list[list[str]]:
+        """Names in buckets of one type each."""
+        buckets: list[list[str]] = []
+        held, kind = 0, None
+        for name, parameter in self._parameters.items():
+            if not buckets or held >= limit or parameter.dtype != kind:
+                buckets.append([])
+                held, kind = 0, parameter.dtype
+            buckets[-1].append(name)
+            held += self.slicing[name].length * self._axis.size * self.tensors[name].element_size()
+        return buckets
+
+    @paddle.no_grad()
+    def _slice_of(self, name: str, parameter: paddle.Tensor) -> paddle.Tensor:
+        own = self._own(name, parameter.detach())
+        wide = own.astype("float32") if own.dtype in HALF else own.clone()
+        return paddle.create_parameter(
+            wide.shape, wide.dtype, default_initializer=paddle.nn.initializer.Assign(wide)
+        )  # fmt: skip
+
+    def _own(self, name: str, tensor: paddle.Tensor) -> paddle.Tensor:
+        return self.slicing[name].rows(tensor)[self._axis.rank]
+
+    def _counted_slice(self, name: str) -> bool | paddle.Tensor:
+        shape = self._parameters[name].shape
+        counted = self.placement.counted(name, shape)
+        if isinstance(counted, np.ndarray):
+            return self._own(name, paddle.to_tensor(np.broadcast_to(counted, shape).astype(np.float32)))
+        return counted
+
+    @paddle.no_grad()
+    def accumulate_grads(self) -> None:
+        """Takes the gradients of a backward pass from the parameters; with stage 2 they are summed into slices at once."""
+        for name, parameter in self._half.items():
+            if parameter.grad is not None:
+                held, grad = self._held[name], parameter.grad.astype("float32")
+                held.grad = grad if held.grad is None else held.grad + grad
+                parameter.clear_gradient(False)
+        if self._stage > 1 and any(held.grad is not None for held in self._held.values()):
+            self._reduce()
+
+    @paddle.no_grad()
+    def sum_grads(self) -> None:
+        """Sums the gradients over the rows of all ranks, into slices."""
+        if self._stage == 1:
+            self._reduce()
+        names = list(self._parameters)
+        reached = paddle.to_tensor([float(name in self._reached) for name in names])
+        all_reduce(reached, self._axis, "max")
+        for name, anywhere in zip(names, reached.tolist(), strict=True):
+            if not anywhere:
+                self.tensors[name].clear_gradient(False)
+        self._reached.clear()
+        self._ranks.sum_grads(self.tensors.values())
+
+    def _reduce(self) -> None:
+        """Adds what is held to the gradients of slices."""
+        self._reached |= {name for name, held in self._held.items() if held.grad is not None}
+        if self._complete:
+            self._complete(self._held)
+        for names in self._buckets:
+            rows = paddle.concat([self._rows_of_grad(name) for name in names], axis=1)
+            summed = reduce_scatter(rows.reshape([-1]), self._axis)
+            for name, grad in zip(names, paddle.split(summed, [self.slicing[n].length for n in names]), strict=True):
+                tensor = self.tensors[name]
+                tensor.grad = grad if tensor.grad is None else tensor.grad + grad
+                self._release(name)
+
+    def _release(self, name: str) -> None:
+        """Frees the gradient that is held of a parameter."""
+        if name in self._half:
+            self._held[name].grad = None
+        else:
+            self._parameters[name].clear_gradient(False)
+
+    def _rows_of_grad(self, name: str) -> paddle.Tensor:
+        grad, slicing = self._held[name].grad, self.slicing[name]
+        if grad is None:
+            return paddle.zeros([slicing.count, slicing.length], self.tensors[name].dtype)
+        return slicing.rows(grad)
+
+    def norm(self) -> float:
+        """As ``MasterWeights.norm``."""
+        grads = {name: tensor.grad for name, tensor in self.tensors.items() if tensor.grad is not None}
+        parts = []
+        for name, grad in grads.items():
+            counted = self._counted[name]
+            if isinstance(counted, bool):
+                parts.append(grad if counted else None)
+            else:
+                parts.append(grad * counted.astype(grad.dtype))
+        return math.sqrt(self._ranks.sum_all([sum_squares(parts)])[0])
+
+    @paddle.no_grad()
+    def copy_to_model(self, values: Mapping[str, paddle.Tensor] | None = None) -> None:
+        """Gathers the slices, or other values of them, into the parameters, rounded to their types."""
+        source = self.tensors if values is None else values
+        for names in self._buckets:
+            kind = self._parameters[names[0]].dtype
+            own = paddle.concat([source[name].astype(kind) for name in names])
+            rows = all_gather(own, self._axis).reshape([self._axis.size, -1])
+            starts = np.cumsum([0, *(self.slicing[name].length for name in names)])
+            for name, start, stop in zip(names, starts[:-1], starts[1:], strict=True):
+                self._parameters[name].set_value(self.slicing[name].whole(rows[:, int(start) : int(stop)]))
+
+    def clear_grads(self) -> None:
+        """As ``MasterWeights.clear_grads``."""
+        super().clear_grads()
+        self._reached.clear()
+        for name in self._parameters:
+            self._release(name)
+
+    def local(self, name: str, whole: np.ndarray, what: str) -> np.ndarray:
+        """As ``MasterWeights.local``: this rank's slice of its part."""
+        part = super().local(name, whole, what)
+        return self._own(name, paddle.to_tensor(part)).numpy()
