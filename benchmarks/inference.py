@@ -2,7 +2,7 @@
 
     python benchmarks/inference.py --work decode --size 58m --weights int8 --peer llama.cpp --peer-python PYTHON
 
-Works: ``decode``, 64 tokens after a prompt of 8, one sequence; ``prefill``, 512 tokens; ``throughput``, 32 requests of
+Works: ``decode``, 64 tokens after a prompt of 8 or of ``--context`` that was computed before, one sequence; ``prefill``, 512 tokens; ``throughput``, 32 requests of
 mixed lengths at once; ``start``, a new process from its beginning to the first token of a model that was packed before.
 llama.cpp holds int8 as Q8_0 and int4 as Q4_0, made by its own tool; the peer's python needs the packages llama-cpp-python
 and gguf, or torch and transformers. Models are written to ``--models`` once. That all
@@ -20,6 +20,8 @@ from pathlib import Path
 from lib import random_llama, turns
 
 PROMPT, NEW, LONG = 8, 64, 512
+CACHES = {"float32": 0, "float16": 1, "int8": 8}
+"""llama.cpp's types of the KV cache."""
 PADDED = 8
 """Rows of a batch of the peer that pads."""
 
@@ -74,7 +76,7 @@ def transformers_side(options):
         return 0.0
 
     works = {
-        "decode": lambda: generate([ids(PROMPT)], NEW),
+        "decode": lambda: generate([ids(options.context)], NEW),
         "prefill": lambda: float(model(torch.tensor([ids(LONG)]), logits_to_keep=1).logits.max()),
         "throughput": throughput,
     }
@@ -112,15 +114,15 @@ class Llama:
         settings.n_threads = settings.n_threads_batch = options.threads
         # Each sequence has a cache of its own, so that it does not look through those of others.
         settings.kv_unified = False
-        # The cache of keys and values is float32 here as well.
-        settings.type_k = settings.type_v = 0
+        settings.type_k = settings.type_v = CACHES[options.kv]
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
         if not self.context:
             raise SystemExit("llama.cpp made no context")
-        self.batch = llama_cpp.llama_batch_init(LONG, 0, 1)
+        self.batch, self.prompt = llama_cpp.llama_batch_init(LONG, 0, 1), []
 
     def forget(self):
         """Empties the cache."""
+        self.prompt = []
         self.c.llama_memory_clear(self.c.llama_get_memory(self.context), False)
 
     def run(self, tokens):
@@ -141,14 +143,27 @@ class Llama:
         return np.ctypeslib.as_array(self.c.llama_get_logits_ith(self.context, i), shape=(self.vocab,))
 
     def generate(self, prompt, new):
-        """Greedy tokens of one sequence; the largest logit of the last."""
-        self.forget()
-        self.run([(token, i, 0, i == len(prompt) - 1) for i, token in enumerate(prompt)])
-        row = self.logits(len(prompt) - 1)
+        """Greedy tokens of one sequence; the largest logit of the last. All but the last token of the prompt of the call before are
+        kept."""
+        last = len(prompt) - 1
+        if prompt != self.prompt:
+            self.forget()
+            for start in range(0, last, LONG):
+                self.run([(token, i, 0, False) for i, token in enumerate(prompt[:last])][start : start + LONG])
+            self.prompt = prompt
+        self.c.llama_memory_seq_rm(self.c.llama_get_memory(self.context), 0, last, -1)
+        self.run([(prompt[last], last, 0, True)])
+        row = self.logits(0)
         for i in range(new - 1):
             self.run([(int(row.argmax()), len(prompt) + i, 0, True)])
             row = self.logits(0)
         return float(row.max())
+
+    def prefill(self, prompt):
+        """The largest logit after a prompt."""
+        self.forget()
+        self.run([(token, i, 0, i == len(prompt) - 1) for i, token in enumerate(prompt)])
+        return float(self.logits(len(prompt) - 1).max())
 
     def serve(self, asked):
         """All requests at once: one token of each answer, and stretches of prompts up to the size of a batch."""
@@ -181,7 +196,7 @@ def llama_side(options):
     """llama.cpp."""
     asked = requests()
     longest = (max(len(prompt) + new for prompt, new in asked) + 255) // 256 * 256
-    room = len(asked) * longest if options.work == "throughput" else 1024
+    room = len(asked) * longest if options.work == "throughput" else options.context + 256
     import llama_cpp
 
     name = f"llama.cpp of llama-cpp-python {llama_cpp.__version__}"
@@ -189,8 +204,8 @@ def llama_side(options):
         return lambda: first_token(options, "llama.cpp"), name
     llama = Llama(options, room, len(asked) if options.work == "throughput" else 1)
     works = {
-        "decode": lambda: llama.generate(ids(PROMPT), NEW),
-        "prefill": lambda: llama.generate(ids(LONG), 1),
+        "decode": lambda: llama.generate(ids(options.context), NEW),
+        "prefill": lambda: llama.prefill(ids(LONG)),
         "throughput": lambda: llama.serve(asked),
     }
     return works[options.work], name
@@ -225,7 +240,7 @@ def our_engine(options, lengths):
     from llmctl.infer.loader import engine_of
     from llmctl.infer.packed.folder import open_packed
 
-    return engine_of(open_packed(packed_folder(options)), [], lengths)
+    return engine_of(open_packed(packed_folder(options)), [], lengths, options.kv)
 
 
 def our_side(options):
@@ -237,7 +252,7 @@ def our_side(options):
     if options.work == "start":
         packed_folder(options)
         return lambda: first_token(options, "ours"), name
-    asked = requests() if options.work == "throughput" else [(ids(PROMPT), NEW)]
+    asked = requests() if options.work == "throughput" else [(ids(options.context), NEW)]
     engine = our_engine(options, [len(prompt) + new for prompt, new in asked] + [LONG + 1])
     held = []
 
@@ -308,6 +323,8 @@ def arguments(parser):
     parser.add_argument("--work", choices=("decode", "prefill", "throughput", "start"), required=True)
     parser.add_argument("--size", choices=tuple(random_llama.SIZES), default="58m")
     parser.add_argument("--weights", choices=("float32", "int8", "int4"), default="float32")
+    parser.add_argument("--kv", choices=tuple(CACHES), default="float16", help="type of the KV cache of both sides")
+    parser.add_argument("--context", type=int, default=PROMPT, help="tokens before those of decode")
     parser.add_argument("--peer", choices=tuple(PEERS), default="llama.cpp")
     parser.add_argument("--models", default="runs/models", help="where models are written, and found again")
     parser.add_argument("--first-token", choices=tuple(FIRST), help="only: run up to the first token")

@@ -24,7 +24,7 @@ from llmctl.config.pretrain import PretrainConfig
 from llmctl.config.schema import describe
 from llmctl.config.serve import ServeConfig
 from llmctl.plugins import hookspecs
-from llmctl.serve import fields
+from llmctl.serve.apis import fields
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CORE = DOCS.parent / "core" / "llmctl"

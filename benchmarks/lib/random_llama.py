@@ -10,6 +10,7 @@ from pathlib import Path
 
 SIZES = {
     "58m": dict(layers=8, hidden=512, heads=8, kv_heads=8, ffn=1376, vocab=32000),
+    "134m": dict(layers=30, hidden=576, heads=9, kv_heads=3, ffn=1536, vocab=49152),
     "1b": dict(layers=22, hidden=2048, heads=32, kv_heads=4, ffn=5632, vocab=32000),
 }
 CONTEXT, EPS, THETA = 2048, 1e-6, 10000.0

@@ -17,6 +17,9 @@ from llmctl_ops.structs import POINTER, SIZE, Model, Step
 
 ACTIVATIONS = ("swiglu", "gelu", "gelu-tanh", "relu")
 
+CACHES = ("float32", "float16", "int8")
+"""Types of the KV cache; int8 has a scale for each position and head."""
+
 BLOCK = 16
 """KV positions of a cache block."""
 
@@ -40,7 +43,7 @@ MODEL_ERRORS = {
     35: "top_k is not from 1 to the number of experts",
     36: "a linear does not have the shape, kind or scales that the model needs",
     37: "a norm, router, LoRA delta or table that the model needs is absent, or one that it does not need is there",
-    38: "a number is not finite, or the activation is unknown",
+    38: "a number is not finite, or the activation or type of the cache is unknown",
 }
 """Status of a model -> what is wrong."""
 

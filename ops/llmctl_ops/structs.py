@@ -60,7 +60,8 @@ class Layer(Struct):
 
 
 class Model(Struct):
-    """A decoder. ``rotary_dim`` elements of a head are rotated; with ``rope_2d`` their second half has positions of its own."""
+    """A decoder. ``rotary_dim`` elements of a head are rotated; with ``rope_2d`` their second half has positions of its own.
+    ``cache_kind`` is an index into ``decoder.CACHES``."""
 
     __slots__ = ()
     _fields_ = (
@@ -72,7 +73,7 @@ class Model(Struct):
         *((name, SIZE) for name in ("position_rows", "rotary_dim", "experts", "top_k", "adapters")),
         *((name, FLOAT) for name in ("eps", "residual_scale")),
         *((name, FLAG) for name in ("embed_bf16", "layer_norm", "activation", "norm_after", "residual_after_norm")),
-        *((name, FLAG) for name in ("rope_2d", "renormalize", "cache_int8")),
+        *((name, FLAG) for name in ("rope_2d", "renormalize", "cache_kind")),
     )
 
 

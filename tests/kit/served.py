@@ -9,9 +9,9 @@ from starlette.testclient import TestClient
 from llmctl.config.serve import ServeConfig
 from llmctl.infer.options import EngineOptions
 from llmctl.infer.select import open_backend
+from llmctl.serve.access.keys import Keys
 from llmctl.serve.admission import Admission
 from llmctl.serve.app import make_app
-from llmctl.serve.keys import Keys
 from llmctl.serve.metrics import Metrics
 from llmctl.serve.server import load
 from llmctl.serve.service import Service

@@ -9,6 +9,8 @@ import paddle
 
 from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
+from llmctl.infer.eager.generate import generate
+from llmctl.infer.sampling import SamplingParams
 from llmctl.nn.dropout import disable_dropout
 from llmctl.nn.prefix import Prefix
 from llmctl.nn.recompute import recompute_layers
@@ -17,6 +19,7 @@ from llmctl.parallel.pipeline import Pipeline
 from llmctl.parallel.stage import Stage
 from llmctl.testing.tiny import random_model
 from llmctl.train.methods.dpo_reference import ReferenceModel
+from llmctl.train.methods.evaluate import token_metrics
 from llmctl.train.methods.loss import next_token_hidden, next_token_loss
 
 
@@ -138,3 +141,19 @@ def staged(mesh, family, changes, count, kind="", stages=(), chunks=1):
 
         pipeline.run(passes, hidden, kept, lambda: done.append(1))
     return losses, gradients(model), len(done)
+
+
+def answered(mesh, family, changes, stages=(), chunks=1):
+    """Metrics and answers of a model in the stages of a pipeline; of a whole one without a mesh."""
+    plugin, dims, model = made(family, changes)
+    if mesh is not None:
+        stage = Stage(cut(plugin.card, dims, mesh.pipeline.size, stages, chunks), mesh.pipeline.rank)
+        stage.attach(model)
+        Pipeline(stage, mesh.hybrid, mesh.pipeline)
+    model.eval()
+    metrics = token_metrics(model, batches_of(dims, 3))
+    prompts = [[5, 6, 7], [8, 9, 10, 11, 12], [4]]
+    cached, again = (
+        generate(model, prompts, SamplingParams(max_new_tokens=6), (), 0, use_cache=use) for use in (True, False)
+    )
+    return metrics, [row.ids for row in cached], [row.ids for row in again]

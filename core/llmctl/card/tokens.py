@@ -32,6 +32,8 @@ class TokenFacts:
         ends: Tokens that end an answer besides eos, if the tokenizer has them.
         offset: Key in ``tokenizer_config.json``, and default, of the number of ids before those of the sentencepiece file.
         written: Replacements in a text before encoding, in this order: (text, piece of the vocabulary), such as newline and ``<n>``.
+        calls: How calls of functions are written, one of ``answers.CALL_FORMS``; empty = in no form of the family's own.
+        thoughts: Text before and after a model's thoughts; empty = there are no such marks.
         paddlenlp: Class in ``paddlenlp.transformers`` to use instead of the readers here.
     """
 
@@ -47,6 +49,8 @@ class TokenFacts:
     ends: tuple[str, ...] = ()
     offset: tuple[str, int] = ("", 0)
     written: tuple[tuple[str, str], ...] = ()
+    calls: str = ""
+    thoughts: tuple[str, ...] = ()
     paddlenlp: str = ""
 
     @classmethod

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from llmctl.infer.perplexity.measure import Measures
     from llmctl.infer.perplexity.windows import Passage
     from llmctl.tokenizers import Tokenizer
+
+EXACT = "float32"
+"""Type of the KV cache, so that differences of models are none of the cache."""
 
 WINDOW = 1024
 """Tokens of a window, where the model has as many positions."""
@@ -58,7 +61,7 @@ class Candidate:
 @click.option("--weights", type=click.Choice(WEIGHTS), multiple=True,
               help="Data type of the weights (fused); may be repeated, to compare them. [default: that of the checkpoint]")  # fmt: skip
 @click.option("--group", type=int, metavar="N", help="Quantization group size of int8 and int4 weights (fused).")
-@click.option("--kv", type=click.Choice(KV), help="Data type of the KV cache (fused).")
+@click.option("--kv", type=click.Choice(KV), help=f"Data type of the KV cache (fused). [default: {EXACT}]")
 @click.option("--adapter", type=click.Path(path_type=Path), help="Folder of a LoRA adapter or prefix for every MODEL.")
 @click.option("--chat-template", default="auto", show_default=True, help="As data.chat_template.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -102,6 +105,8 @@ def _candidate(
     names = ("engine", "group", "kv", "adapter")
     options = CommandLineOptions(weights=kind, batch_size=1, **{name: given[name] for name in names})
     handle = open_backend(folder, family, options)
+    if handle.engine == "fused" and not given["kv"]:
+        handle = replace(handle, options=replace(handle.options, kv=EXACT))
     show_notes(handle.notes)
     if given["text_file"] and (handle.prefix_lm is not None or not handle.causal):
         raise UnsupportedError(

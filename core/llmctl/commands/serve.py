@@ -112,7 +112,7 @@ def _set_threads(threads: int) -> None:
 def _serve(config: ServeConfig, family: str, api_key: str | None, say: Messages) -> int:
     """Loads the model and serves it; returns the exit code."""
     from llmctl.serve import server
-    from llmctl.serve.keys import Keys, read_keys
+    from llmctl.serve.access.keys import Keys, read_keys
 
     part, where = config.model, config.server
     keys = Keys([*([api_key] if api_key else []), *(read_keys(Path(where.api_key_file)) if where.api_key_file else [])])

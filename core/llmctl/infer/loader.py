@@ -15,6 +15,7 @@ from llmctl.infer.engine.engine import Engine
 from llmctl.infer.engine.kv_budget import blocks_for
 from llmctl.infer.engine.limits import step_tokens_for
 from llmctl.infer.executors.base import BLOCK, Executor
+from llmctl.infer.options import KV
 from llmctl.infer.packed.model import PackedModel
 from llmctl.runtime.memory import free_memory
 
@@ -125,12 +126,12 @@ def add_adapters(
     return replace(model, adapters=[*model.adapters, *new])
 
 
-def executor_of(model: PackedModel, kv: str = "float32", step_tokens: int = 512) -> Executor:
+def executor_of(model: PackedModel, kv: str = KV[0], step_tokens: int = 512) -> Executor:
     """The executor for this machine: paddle on a GPU, else the compiled kernels, or paddle's operations without them.
 
     Args:
         model: The model.
-        kv: Type of the KV cache: ``float32`` or ``int8``.
+        kv: Type of the KV cache, one of ``options.KV``; a GPU keeps keys and values in the type that it computes in, or as int8.
         step_tokens: Maximum number of tokens of a step.
     """
     from llmctl import runtime
@@ -151,7 +152,7 @@ def engine_of(
     model: PackedModel,
     end_ids: Collection[int],
     lengths: Sequence[int],
-    kv: str = "float32",
+    kv: str = KV[0],
     memory: str | None = None,
     rows: int = 64,
     enough: int = 512,

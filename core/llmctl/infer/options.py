@@ -13,7 +13,8 @@ from llmctl.io.sizes import parse_bytes_or_share
 
 ENGINES = ("auto", "dynamic", "static", "fused")
 WEIGHTS = ("float32", "bfloat16", "int8", "int4")
-KV = ("float32", "int8")
+KV = ("float16", "float32", "int8")
+"""Types of the KV cache; the first is the default."""
 
 FUSED_ONLY = ("weights", "group", "kv", "cache_memory", "step_tokens", "speculate", "beams", "length_penalty")
 """Options that only the fused engine has."""
@@ -33,7 +34,7 @@ class EngineOptions:
             ``auto``: what the folder was exported for, else the fused engine if it can run the model, else the layer.
         weights: Type of the packed weights, one of ``WEIGHTS``; None = as exactly as the checkpoint has them.
         group: Inputs that share a scale in int8 and int4 weights: a multiple of 32, or 0 for one scale per output.
-        kv: Type of the KV cache, one of ``KV``; None = float32.
+        kv: Type of the KV cache, one of ``KV``; None = the first.
         cache_memory: Limit of the KV cache: bytes (``2GB``), or a share of the free memory (``0.5``, ``50%``); None = what the
             requests need, up to half of the free memory.
         batch_size: Maximum number of sequences computed together; None = as ``BATCH_SIZE`` says.

@@ -19,7 +19,7 @@ from llmctl.jobs.shares import Share, by_inputs, tensors_of
 PROCESS = 300 << 20
 """Bytes of a process that has imported paddle and this package, without a model."""
 
-FLOAT = 4
+FLOAT, HALF = 4, 2
 WHOLE = Share()
 """One rank has everything."""
 BASE_BITS = {"int8": 8.5, "int4": 4.5, "nf4": 4.5}
@@ -165,8 +165,8 @@ def _gradients(training: Training, share: Share, trained: int, own: int, unit: i
     return of_pass * training.width + (own * training.width if sharded else 0)
 
 
-def cache_bytes(card: Family, dims: Dims, tokens: int, width: int = FLOAT) -> int:
-    """Bytes of the KV cache of ``tokens`` tokens, in generation."""
+def cache_bytes(card: Family, dims: Dims, tokens: int, width: int = HALF) -> int:
+    """Bytes of the KV cache of ``tokens`` tokens, in generation; ``width`` is that of a value, by default of float16."""
     return 2 * int(dims.layers) * int(dims.kv_heads) * int(dims.head_dim) * tokens * width
 
 

@@ -83,6 +83,11 @@ class Mesh:
         return self.rank.number == 0
 
     @property
+    def evaluates(self) -> bool:
+        """Whether this rank has parts of the same copy of the model as rank 0, which is evaluated."""
+        return self.place.data == 0 and self.place.sharding == 0
+
+    @property
     def world(self) -> Axis:
         """All ranks."""
         everyone = distributed.get_group(0) if self.rank.size > 1 else None

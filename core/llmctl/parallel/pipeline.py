@@ -10,8 +10,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import paddle
-from paddle import distributed
 from paddle.distributed import fleet
 from paddle.distributed.fleet.meta_parallel import (
     PipelineLayer,
@@ -20,8 +20,13 @@ from paddle.distributed.fleet.meta_parallel import (
 )
 from paddle.distributed.fleet.utils.log_util import set_log_level
 
-from llmctl.parallel.mesh import Axis
+from llmctl.nn.arrays import to_numpy
+from llmctl.parallel import collectives
+from llmctl.parallel.axis import Axis
 from llmctl.parallel.stage import Stage
+
+DTYPES, MOST_AXES = ("float32", "float64", "int64"), 3
+"""What a stage can tell the others."""
 
 Hidden = Callable[[int], tuple[Any, ...]]
 """(number of a pass) -> what the layers give to the loss."""
@@ -46,6 +51,7 @@ class Pipeline:
         self._loss: NewLoss = lambda number, hidden: paddle.zeros([])
         self._done: Callable[[], None] = lambda: None
         self._fleet = self._schedule(hybrid)
+        stage.pipeline = self
         # Both are of this instance alone: the loss is a sum that the caller knows how to weigh, and half gradients are
         # added up between passes.
         self._fleet._broadcast_final_loss = lambda *_: None
@@ -111,11 +117,18 @@ class Pipeline:
                 helper.send_forward(_as_sent(sent), False, batch_p2p_comm=False)
         return found
 
-    def told(self, values: Any) -> Any:
-        """Numbers of the last stage, on every stage; the others pass zeros of the same shape and type."""
-        last = self._axis.group.ranks[-1]
-        distributed.broadcast(values, last, group=self._axis.group)
-        return values
+    def tell(self, array: np.ndarray | None) -> np.ndarray:
+        """An array of the last stage, on every stage; what the others pass is ignored."""
+        last = self._axis.size - 1
+        own = self._axis.rank == last
+        head = np.zeros(MOST_AXES + 2, np.int64)
+        if own:
+            assert array is not None
+            head[: array.ndim + 2] = DTYPES.index(array.dtype.name), array.ndim, *array.shape
+        kind, axes, *shape = collectives.broadcast(paddle.to_tensor(head), self._axis, last).tolist()
+        empty = paddle.empty(shape[:axes], DTYPES[kind])
+        value = paddle.to_tensor(array) if own else empty
+        return to_numpy(collectives.broadcast(value, self._axis, last))
 
     def _function(self, part: int) -> Callable[[Any], Any]:
         last = part == len(self._stage.cuts.layers) - 1

@@ -33,7 +33,11 @@ class Ranks(Protocol):
 
     @property
     def main(self) -> bool:
-        """Whether this is rank 0, which evaluates, prints and writes."""
+        """Whether this is rank 0, which prints and writes."""
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether this rank evaluates: it is rank 0, or has other parts of its copy of the model."""
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums over the ranks with different rows, in float64."""
@@ -63,7 +67,7 @@ class Ranks(Protocol):
 class Alone:
     """One process, with nothing to wait for or to sum."""
 
-    rank, number, size, main = Rank(0, 1), 0, 1, True
+    rank, number, size, main, evaluates = Rank(0, 1), 0, 1, True, True
 
     def total(self, values: Sequence[float]) -> list[float]:
         """The values."""

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import paddle
 
 from llmctl.nn.symbolic import size
@@ -29,11 +30,15 @@ class Stage:
     Args:
         cuts: The parts of all stages.
         number: The number of the stage.
+
+    Attributes:
+        pipeline: The ``Pipeline`` that passes what is computed from stage to stage, once there is one.
     """
 
     def __init__(self, cuts: Cuts, number: int) -> None:
         self.cuts, self.number, self.parts = cuts, number, cuts.parts(number)
         self._part, self._received = self.parts[0], deque[paddle.Tensor]()
+        self.pipeline: Any = None
 
     def attach(self, model: Any) -> None:
         """Cuts a model to this stage, in place: other layers and their parameters are dropped, and its layers keep their numbers.
@@ -80,6 +85,16 @@ class Stage:
         found = hidden()
         assert not self._received, "the parts of a pipeline must send as many tensors as the next ones take"
         return found
+
+    def forward(self, hidden: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...] | None:
+        """One pass through all stages without gradients, as ``Pipeline.forward``."""
+        found: tuple[Any, ...] | None = self.pipeline.forward(hidden)
+        return found
+
+    def tell(self, array: np.ndarray | None) -> np.ndarray:
+        """An array of the last stage, on every stage; what the others pass is ignored."""
+        told: np.ndarray = self.pipeline.tell(array)
+        return told
 
     def _run_blocks(self, blocks: Any, x_BTD: paddle.Tensor, cos_sin: Any, mask: Any, cache: Any) -> paddle.Tensor:
         new = size(x_BTD, 1)

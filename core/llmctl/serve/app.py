@@ -14,13 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llmctl.serve import openai_api, paddlenlp_api
-from llmctl.serve.fields import DETOKENIZE, TOKENIZE, read
-from llmctl.serve.guard import BODY, App, Guard
-from llmctl.serve.keys import Keys
+from llmctl.serve.access.guard import BODY, App, Guard
+from llmctl.serve.access.keys import Keys
+from llmctl.serve.apis import openai, paddlenlp
+from llmctl.serve.apis.fields import DETOKENIZE, TOKENIZE, read
+from llmctl.serve.apis.replies import PADDLENLP_PATH, events, json_reply, ndjson, problem_reply, while_there
 from llmctl.serve.page import page
 from llmctl.serve.problems import Problem
-from llmctl.serve.replies import PADDLENLP_PATH, events, json_reply, ndjson, problem_reply, while_there
 from llmctl.serve.service import Service
 
 
@@ -91,26 +91,26 @@ class Routes:
 
     async def chat(self, request: Request) -> Response:
         """A chat completion."""
-        return await self._openai(request, openai_api.understand_chat, True)
+        return await self._openai(request, openai.understand_chat, True)
 
     async def completions(self, request: Request) -> Response:
         """A completion."""
-        return await self._openai(request, openai_api.understand_completion, False)
+        return await self._openai(request, openai.understand_completion, False)
 
-    async def _openai(self, request: Request, understand: Callable[..., openai_api.Asked], chat: bool) -> Response:
+    async def _openai(self, request: Request, understand: Callable[..., openai.Asked], chat: bool) -> Response:
         service = self._service
         service.check_open()
         asked = await run_in_threadpool(understand, request.scope[BODY], service)
-        form = await while_there(request.receive, openai_api.form_of(asked, service, chat))
+        form = await while_there(request.receive, openai.form_of(asked, service, chat))
         if not asked.stream:
-            return json_reply(await while_there(request.receive, openai_api.whole(form, service)))
-        return events(*await _begun(request, openai_api.chunks(form, service)))
+            return json_reply(await while_there(request.receive, openai.whole(form, service)))
+        return events(*await _begun(request, openai.chunks(form, service)))
 
     async def paddlenlp(self, request: Request) -> Response:
         """An answer as PaddleNLP's server gives it."""
         self._service.check_open()
-        job = await run_in_threadpool(paddlenlp_api.understand, request.scope[BODY], self._service)
-        return ndjson(*await _begun(request, paddlenlp_api.lines(job, self._service)))
+        job = await run_in_threadpool(paddlenlp.understand, request.scope[BODY], self._service)
+        return ndjson(*await _begun(request, paddlenlp.lines(job, self._service)))
 
     async def models(self, request: Request) -> Response:
         """The model and its adapters."""

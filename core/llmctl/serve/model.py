@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
+from llmctl.card.answers import CallForm
 from llmctl.card.decoder_spec import PrefixLM
 from llmctl.data.sft.encoding import prompt_ids, text_ids
 from llmctl.errors import LlmctlError
@@ -14,15 +16,17 @@ from llmctl.infer.sampling import SAMPLE_ONLY, SamplingParams
 from llmctl.infer.sampling.constraint import Constraint
 from llmctl.infer.sampling.defaults import SamplingDefaults
 from llmctl.io.json_object import parse_json
-from llmctl.serve.formats import Grammar, grammar_of
-from llmctl.serve.grammars import Grammars
+from llmctl.serve.answers.formats import Grammar, grammar_of
+from llmctl.serve.answers.grammars import Grammars
+from llmctl.serve.answers.parts import PartsReader
+from llmctl.serve.answers.tools import PLAIN, grammar_of_calls, mark_of, told, tools_of
 from llmctl.serve.problems import Problem, shown
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.conversation import Conversation, Message
 
 T = TypeVar("T")
 ROLES = ("system", "developer", "user", "assistant", "tool")
-MESSAGES, TOOLS, STOPS, STOP_TEXT, BIASES, STOP_IDS = 4096, 128, 16, 256, 1024, 64
+MESSAGES, STOPS, STOP_TEXT, BIASES, STOP_IDS = 4096, 16, 256, 1024, 64
 """How many of each a body may have."""
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "special_tokens")
@@ -50,6 +54,8 @@ class ServedModel:
         causal: Whether tokens depend only on those before them.
         fused: Whether the fused engine computes it.
         created: When the server started, in seconds since 1970.
+        calls: How the family writes calls of functions; None = in no form of its own.
+        thoughts: Text before and after thoughts; empty = there are no marks.
         grammars: Compiles forms of answers; None = there is no grammar engine.
     """
 
@@ -63,7 +69,32 @@ class ServedModel:
     causal: bool = True
     fused: bool = True
     created: int = 0
+    calls: CallForm | None = None
+    thoughts: tuple[str, ...] = ()
     grammars: Grammars | None = None
+
+    @cached_property
+    def marks(self) -> dict[int, str]:
+        """Special tokens around calls and thoughts that decoding leaves out, with their names."""
+        forms = (self.calls or PLAIN, PLAIN)
+        texts = [*(text for form in forms for text in (form.begin, form.end)), *self.thoughts]
+        ids = {
+            self.tokenizer.special.ids[text.strip()]: text.strip()
+            for text in texts
+            if text.strip() in self.tokenizer.special.ids
+        }
+        return {token: name for token, name in ids.items() if not self.tokenizer.decode([token])}
+
+    @property
+    def reads_tools(self) -> bool:
+        """Whether the chat template has a place for functions."""
+        template = self.tokenizer.chat_template
+        return template is not None and template.reads("tools")
+
+    @property
+    def form(self) -> CallForm:
+        """How calls of functions are written: as the family does where its template tells of them, else as the prompt says."""
+        return self.calls or PLAIN if self.reads_tools else PLAIN
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -120,7 +151,7 @@ class ServedModel:
         """Token ids of a conversation whose answer is generated.
 
         Args:
-            values: ``messages``, and maybe ``tools``, ``tool_choice`` and ``chat_template_kwargs``.
+            values: ``messages``, and maybe ``tools`` with their choice, and ``chat_template_kwargs``.
 
         Raises:
             Problem: Messages are not as they should be, or the chat template cannot write them.
@@ -128,19 +159,16 @@ class ServedModel:
         messages = values["messages"]
         if not 1 <= len(messages) <= MESSAGES:
             raise Problem(f"messages has {len(messages)} entries; allowed are 1 to {MESSAGES}", param="messages")
-        tools = [] if values.get("tool_choice") == "none" else values.get("tools") or []
-        if len(tools) > TOOLS or not all(isinstance(tool, dict) for tool in tools):
-            raise Problem(f"tools must be at most {TOOLS} objects", param="tools")
-        if tools:
-            self._check_reads("tools", "tools")
+        tools = tools_of(values)
         given = values.get("chat_template_kwargs") or {}
         for name in given:
             if name in RESERVED or name in self.tokenizer.special.named:
                 raise Problem(f"chat_template_kwargs: {name} is set by the server", param="chat_template_kwargs")
             self._check_reads(name, "chat_template_kwargs")
+        found = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
         talk = Conversation(
-            messages=[_message(message, f"messages[{index}]") for index, message in enumerate(messages)],
-            tools=tools, add_generation_prompt=True, variables=given,
+            messages=found if self.reads_tools else told(tools, found),
+            tools=tools.rows if tools and self.reads_tools else (), add_generation_prompt=True, variables=given,
         )  # fmt: skip
         return _good(lambda: prompt_ids(self.tokenizer, talk, "messages", "--chat-template"), "messages")
 
@@ -230,8 +258,30 @@ class ServedModel:
         Raises:
             Problem: The form cannot be used, or there is no grammar engine.
         """
-        found = grammar_of(values)
+        found, tools = grammar_of(values), tools_of(values) if "messages" in values else None
+        if tools is not None and tools.required:
+            if found:
+                raise Problem(f"{found[1]} goes without a tool_choice that asks for calls", param=found[1])
+            source = grammar_of_calls(tools, self.form, mark_of(self.tokenizer.special.ids))
+            found = ("lark", source), "tools"
         return None if found is None else self.compiled(*found)
+
+    def reader(self, values: Mapping[str, Any], prompt: Sequence[int], bound: bool) -> Callable[[], PartsReader] | None:
+        """Makes what finds thoughts and calls in an answer of a conversation; None = there are none.
+
+        Args:
+            values: Of the body.
+            prompt: Token ids.
+            bound: Whether the answer has a form, and so no thoughts.
+        """
+        tools = tools_of(values)
+        marks = () if bound else self.thoughts
+        if tools is None and not marks:
+            return None
+        tail = self.tokenizer.decode(prompt[-8:], False).rstrip() if marks else ""
+        form, names = (self.form, tools.names) if tools else (None, ())
+        thinking = bool(marks) and tail.endswith(marks[0])
+        return lambda: PartsReader(form, names, marks, thinking)
 
     def compiled(self, grammar: Grammar, param: str) -> Constraint:
         """The constraint of a grammar that a field gives.

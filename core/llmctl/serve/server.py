@@ -17,16 +17,17 @@ from pathlib import Path
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from llmctl.card.answers import CALL_FORMS
 from llmctl.config.serve import ServeConfig
 from llmctl.errors import ConfigError
 from llmctl.infer.handle import EngineHandle
 from llmctl.infer.options import EngineOptions
+from llmctl.serve.access.guard import LOG
+from llmctl.serve.access.keys import Keys
 from llmctl.serve.admission import Admission
+from llmctl.serve.answers.grammars import Grammars
 from llmctl.serve.app import make_app
 from llmctl.serve.bridge import Bridge, bridge_of
-from llmctl.serve.grammars import Grammars
-from llmctl.serve.guard import LOG
-from llmctl.serve.keys import Keys
 from llmctl.serve.metrics import Metrics
 from llmctl.serve.model import ServedModel
 from llmctl.serve.service import Service
@@ -63,6 +64,7 @@ def load(handle: EngineHandle, config: ServeConfig) -> tuple[ServedModel, Bridge
         name=config.model.name or Path(config.model.path).resolve().name, tokenizer=tokenizer, vocab=handle.vocab,
         max_positions=loaded.max_positions, defaults=handle.sampling_defaults(), adapters=handle.adapters,
         prefix_lm=handle.prefix_lm, causal=handle.causal, fused=loaded.engine == "fused", created=int(time.time()),
+        calls=CALL_FORMS.get(handle.wording.tokens.calls), thoughts=handle.wording.tokens.thoughts,
         grammars=Grammars(tokenizer, handle.vocab) if loaded.engine == "fused" and find_spec("llguidance") else None,
     )  # fmt: skip
     if model.name in model.adapters:

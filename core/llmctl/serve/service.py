@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,8 @@ from llmctl.infer.request import Request
 from llmctl.infer.sampling import SamplingParams, TokenLogprob
 from llmctl.infer.sampling.constraint import Constraint
 from llmctl.serve.admission import Admission
-from llmctl.serve.answers import Answer, Piece
+from llmctl.serve.answers.answer import Answer, Piece
+from llmctl.serve.answers.parts import PartsReader
 from llmctl.serve.bridge import Bridge, Numbered, Stream
 from llmctl.serve.metrics import Metrics
 from llmctl.serve.model import ServedModel
@@ -30,12 +31,14 @@ class Ask:
         params: How tokens are chosen.
         index: Its number among the answers of its prompt, for the random numbers.
         constraint: Its form; None = any.
+        reader: Makes what finds thoughts and calls in it; None = all of it is said.
     """
 
     prompt: Sequence[int]
     params: SamplingParams
     index: int = 0
     constraint: Constraint | None = None
+    reader: Callable[[], PartsReader] | None = None
 
 
 @dataclass(kw_only=True)
@@ -120,7 +123,10 @@ class Service:
         Raises:
             Problem: The server is busy, an answer can never be given, fails or takes too long.
         """
-        job.answers = [Answer(self.model.tokenizer, ask.params, job.ends) for ask in job.asks]
+        job.answers = [
+            Answer(self.model.tokenizer, ask.params, job.ends, ask.reader and ask.reader(), self.model.marks)
+            for ask in job.asks
+        ]
         requests = [
             _request(
                 prompt=ask.prompt, options=ask.params, index=ask.index, adapter=job.adapter, constraint=ask.constraint
@@ -136,7 +142,7 @@ class Service:
                         running.stream.cancel(number)
                         self.metrics.count("answers_total", f'reason="{piece.finish}"')
                     grown.setdefault(number, Piece()).add(piece)
-                found = [(number, one) for number, one in grown.items() if one.text or one.scores or one.finish]
+                found = [(number, one) for number, one in grown.items() if one]
                 if found:
                     yield found
         self._count(job)

@@ -7,8 +7,8 @@ batch whatever the lengths.
 The random generators are seeded from (seed, step, number of the pass) before each forward pass: a resumed run draws the same
 numbers as one that was not interrupted, whichever rank has the pass, and no generator state is stored.
 
-Several ranks share the forward passes of a step; their gradients, losses and items are summed. Rank 0 evaluates, and what it or
-a signal decides is agreed on, so that all ranks do the same steps.
+Several ranks share the forward passes of a step; their gradients, losses and items are summed. The ranks of
+one copy of the model evaluate, and what one or a signal decides is agreed on, so that all ranks do the same steps.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Loop:
             runtime.release_memory()
         last = step == self.settings.max_steps
         if last or step % self.settings.eval_every == 0:
-            if self.ranks.main:
+            if self.ranks.evaluates:
                 self._call("on_evaluate_begin", step)
                 self._evaluate(step)
             self.ranks.wait()

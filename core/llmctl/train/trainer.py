@@ -157,8 +157,8 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console, 
         console.print(f"resuming from {start.checkpoint}")
     if ranks.rank.size > 1:
         console.print(f"data parallel: {ranks.rank.size} processes share the forward passes of each step")
-    method.start(setup.data)
     ranks.wait()
+    method.start(setup.data, ranks)
     info = resume.describe(job, start.now) if start.before is None else start.before
     record = RunRecord(job.output, info)
     loop, done = _loop(setup, start.checkpoint, [*callbacks, record])
@@ -194,7 +194,7 @@ def _follow(job: CheckedJob[Any], ranks: Ranks) -> dict[str, Any]:
     method: Method = registry.resolve(registry.COMMANDS[job.command].method)
     setup = _set_up(job, method, start.checkpoint, Console(quiet=True), ranks)
     ranks.wait()
-    method.start(setup.data)
+    method.start(setup.data, ranks)
     loop, done = _loop(setup, start.checkpoint, ())
     ranks.wait()
     loop.run(done)

@@ -24,7 +24,7 @@ EXPORT int NAME(decoder_open)(const void* described, int64_t tokens, void** open
   Decoder* d = (Decoder*)calloc(1, sizeof(Decoder));
   if (!d) return NO_MEMORY;
   d->model = *model;
-  d->cache = KVCache{nullptr, 0, model->kv_heads, model->head_dim, model->layers, model->cache_int8 != 0};
+  d->cache = KVCache{nullptr, 0, model->kv_heads, model->head_dim, model->layers, model->cache_kind};
   int64_t threads = threads_for(INT64_MAX);
   Arena arena = {nullptr, 0};
   lay_out(d->model, tokens, threads, d->work, arena);

@@ -14,7 +14,7 @@ struct Threads llmctl_ops_threads = {0, 0, 0, 0};
 }
 
 // Version of the exported functions and their signatures; the loader refuses any other.
-EXPORT int llmctl_ops_interface() { return 6; }
+EXPORT int llmctl_ops_interface() { return 7; }
 
 // sizeof of a struct that callers fill, by name; 0 = there is no such struct. The loader compares it with its ctypes
 // mirror.
@@ -34,7 +34,9 @@ EXPORT int64_t llmctl_ops_struct_size(const char* name) {
 EXPORT int llmctl_ops_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+      !__builtin_cpu_supports("f16c"))
+    return 0;
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return 1;

@@ -68,7 +68,9 @@ inline ModelStatus check_model(const Model& m, int64_t tokens) {
   if (!within(m.rotary_dim, 0, m.head_dim) || m.rotary_dim % (m.rope_2d ? 4 : 2)) return BAD_ROTARY;
   if (m.experts && !within(m.top_k, 1, m.experts < MAX_TOP_K ? m.experts : MAX_TOP_K)) return BAD_ROUTING;
   if (!m.layer || !m.embed || !m.positions != !m.position_rows) return BAD_PART;
-  if (!finite(m.eps) || !finite(m.residual_scale) || !within(m.activation, SWIGLU, RELU)) return BAD_NUMBER;
+  if (!finite(m.eps) || !finite(m.residual_scale) || !within(m.activation, SWIGLU, RELU) ||
+      !within(m.cache_kind, CACHE_F32, CACHE_INT8))
+    return BAD_NUMBER;
   bool in = m.project_in.data, out = m.project_out.data;
   if ((!in && m.embed_dim != m.hidden) || (in && !fits(m.project_in, m.embed_dim, m.hidden)) ||
       (out && !fits(m.project_out, m.hidden, m.embed_dim)) || !fits(m.head, out ? m.embed_dim : m.hidden, m.vocab))

@@ -249,6 +249,7 @@ inline void attend_split(const PagedAttention& p, const QueryTile& tile, int64_t
                          AttentionScratch& scratch, PartialOutput split) {
   int count = (int)(tile.last_row - tile.first_row);
   int64_t head_dim = p.model->head_dim, padded_dim = p.cache.padded_dim();
+  const bool int8 = sizeof(T) == 1;
   memset(split.acc, 0, (size_t)(count * padded_dim) * sizeof(float));
   memset(scratch.lane_sums, 0, (size_t)(count * WIDTH) * sizeof(float));
   for (int r = 0; r < count; ++r) split.row_max[r] = MASKED;
@@ -265,7 +266,7 @@ inline void attend_split(const PagedAttention& p, const QueryTile& tile, int64_t
       next[b] = next_position < to ? (const T*)p.cache.head(p.layer, table[next_position / BLOCK], k) : (const T*)head;
       keys[b] = (const T*)head;
       values[b] = (const T*)head + BLOCK * head_dim;
-      if (p.cache.int8) {
+      if (int8) {
         const float* scales = p.cache.scales(head);
         memcpy(key_scales + b * BLOCK, scales, BLOCK * sizeof(float));
         memcpy(value_scales + b * BLOCK, scales + BLOCK, BLOCK * sizeof(float));
@@ -275,8 +276,8 @@ inline void attend_split(const PagedAttention& p, const QueryTile& tile, int64_t
     STRIPS(count, QK)
 #undef QK
     for (int r = 0; r < count; ++r)
-      online_softmax_row(scratch, r, start, tile_keys, p.cache.int8 ? key_scales : nullptr,
-                         p.cache.int8 ? value_scales : nullptr, p.model->alibi_slopes != nullptr, split, padded_dim);
+      online_softmax_row(scratch, r, start, tile_keys, int8 ? key_scales : nullptr, int8 ? value_scales : nullptr,
+                         p.model->alibi_slopes != nullptr, split, padded_dim);
 #define PV(R) \
   pv_strip<R, T>(scratch.score + r * TILE_KEYS, tile_keys, values, next, padded_dim, split.acc + r * padded_dim)
     STRIPS(count, PV)
@@ -316,8 +317,10 @@ INLINE void attend_split_any(const PagedAttention& p, const QueryTile& tile, int
   int64_t from = s * SPLIT_KEYS, to = from + SPLIT_KEYS;
   from = from < tile.kv_begin ? tile.kv_begin : from;
   to = to > tile.kv_end ? tile.kv_end : to;
-  if (p.cache.int8)
+  if (p.cache.kind == CACHE_INT8)
     attend_split<int8_t>(p, tile, k, from, to, scratch, split);
+  else if (p.cache.kind == CACHE_F16)
+    attend_split<Half>(p, tile, k, from, to, scratch, split);
   else
     attend_split<float>(p, tile, k, from, to, scratch, split);
 }

@@ -12,6 +12,8 @@ namespace {
 
 enum WeightKind : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
 
+enum CacheKind : int32_t { CACHE_F32 = 0, CACHE_F16 = 1, CACHE_INT8 = 2 };
+
 // A weight packed in panels (see linear.h for the layouts). A weight is (code + zero) * scale; `group` inputs share a
 // scale, 0 = all inputs of an output share one.
 struct Linear {
@@ -59,7 +61,7 @@ struct Model {
   float eps, residual_scale;
   int32_t embed_bf16, layer_norm, activation, norm_after, residual_after_norm;
   int32_t rope_2d;  // the second half of the rotary elements has positions of its own
-  int32_t renormalize, cache_int8;
+  int32_t renormalize, cache_kind;         // CacheKind
 };
 
 struct Step {

@@ -61,7 +61,7 @@ CARD = Family(
     ),
     # Of SmolLM and SmolLM2, of Vicuna, and of PaddleNLP's early files; no code reads them.
     inert=("is_llama_config", "max_sequence_length", "attention_probs_dropout_prob", "hidden_dropout_prob"),
-    tokens=TokenFacts(ends=("<|eot_id|>",)),
+    tokens=TokenFacts(ends=("<|eot_id|>",), calls="object"),
     chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     starter="starter",

@@ -3,7 +3,7 @@
 https://arxiv.org/abs/2310.06825
 """
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Size, hookimpl, rope_rule
+from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Size, TokenFacts, hookimpl, rope_rule
 from llmctl_mixtral import CHAT
 
 MISTRALAI = "https://huggingface.co/mistralai/"
@@ -31,6 +31,7 @@ CARD = Family(
         ConfigField("activation", "hidden_act", "silu", allowed=("silu",)),
         ConfigField("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
     ),
+    tokens=TokenFacts(calls="listed"),
     chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes={

@@ -31,7 +31,7 @@ FUSED = fused_or_split([M + "w2", M + "w1"], M + "gate_up_fused_proj", contiguou
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-TEXT = dict(pattern=WORDS, normal_form="NFC", ends=("<|im_end|>",))
+TEXT = dict(pattern=WORDS, normal_form="NFC", ends=("<|im_end|>",), calls="tagged")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 CHATML = template(__file__, "chatml.jinja")
 HELPFUL = "{% set default_system = 'You are a helpful assistant.' %}" + CHATML

@@ -18,7 +18,7 @@ CARD = Family(
     torch_prefix="model.",
     settings=(*HF_DECODER, *SETTINGS, ConfigField("attention_bias", "attention_bias", False)),
     inert=WINDOW_KEYS,
-    tokens=TokenFacts(**TEXT),
+    tokens=TokenFacts(**TEXT, thoughts=("<think>", "</think>")),
     chat_template=CHATML,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes=sizes(__file__, "qwen3"),

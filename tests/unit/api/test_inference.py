@@ -36,7 +36,8 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(folders):
     engines = {"fused": "fused", "dynamic": "dynamic", "static": "auto", "packed": "auto"}
-    made = {name: LLM(folder, engine=engines[name]) for name, folder in folders.items()}
+    exact = {"fused": {"kv": "float32"}, "packed": {"kv": "float32"}}
+    made = {name: LLM(folder, engine=engines[name], **exact.get(name, {})) for name, folder in folders.items()}
     yield made
     for llm in made.values():
         llm.close()
@@ -246,7 +247,7 @@ def test_mistakes_are_errors_that_say_what_to_do(models, engine, call, kind, par
     ("folder", "options", "part"),
     [
         (STARTER, {"kvs": "int8"}, "LLM has no option 'kvs'; did you mean kv?"),
-        (STARTER, {"kv": "int4"}, "kv='int4' must be float32 or int8"),
+        (STARTER, {"kv": "int4"}, "kv='int4' must be float16, float32 or int8"),
         (STARTER, {"engine": "dynamic", "kv": "int8"}, "kv has no effect with engine='dynamic'"),
         (STARTER, {"engine": "static"}, "holds no exported program"),
         (STARTER, {"cache_memory": "1B"}, "has room for 0 tokens"),

@@ -84,4 +84,4 @@ def test_reference_and_average_are_whole_models():
 
 
 def test_keys_and_values_follow_the_key_value_heads():
-    assert cache_bytes(CARD, DIMS, 1000) == 2 * 3 * 2 * 8 * 1000 * 4
+    assert cache_bytes(CARD, DIMS, 1000) == 2 * 3 * 2 * 8 * 1000 * 2

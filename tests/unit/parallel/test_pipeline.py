@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
-from kit.staged import staged, whole
+from kit.staged import answered, staged, whole
 from paddle.distributed.fleet.meta_parallel import PipelineLayer, PipelineParallel, PipelineParallelWithInterleave
 from paddle.distributed.fleet.meta_parallel.pp_utils.p2p_communication import P2pHelper
 
@@ -40,6 +40,19 @@ def check(pipeline, *cases):
     return [[rank[case][1].keys() for rank in ranks] for case in range(len(cases))]
 
 
+def check_answers(pipeline, *cases):
+    ranks = run_ranks(pipeline, _answers, cases, topology=Topology(pipeline=pipeline))
+    for case, *found in zip(cases, *ranks, strict=True):
+        metrics, cached, again = answered(None, *case[:2])
+        for rank in found:
+            assert rank[0] == pytest.approx(metrics, rel=EXACT), case
+            assert rank[1:] == (cached, again), case
+
+
+def _answers(mesh, cases):
+    return [answered(mesh, *case) for case in cases]
+
+
 DEFAULTS = (5, "", (), 1)
 """Of what follows family and changes: passes, kind, layers of the stages, parts of each."""
 
@@ -48,6 +61,15 @@ def test_two_stages_give_the_losses_and_gradients_of_one_process():
     plain, tied = check(2, ("llama", {"kv_heads": 2, "layers": 4}), ("llama", {"layers": 2, "tied": True}, 3))
     assert not plain[0] & plain[1]
     assert tied[0] & tied[1] == {"llama.embed_tokens.weight"}
+
+
+def test_every_stage_gets_the_metrics_and_answers_of_one_process():
+    check_answers(2, ("llama", {"kv_heads": 2, "layers": 3}))
+
+
+@pytest.mark.parallel
+def test_answers_of_three_stages_and_of_several_parts():
+    check_answers(3, ("llama", {"layers": 4}), ("llama", {"layers": 7, "tied": True}, (), 2), ("opt", {"layers": 3}))
 
 
 @pytest.mark.parallel

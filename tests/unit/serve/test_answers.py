@@ -4,7 +4,7 @@ import pytest
 
 from llmctl.infer.request import Event, Generation
 from llmctl.infer.sampling import SamplingParams, TokenLogprob
-from llmctl.serve.answers import Answer, Piece
+from llmctl.serve.answers.answer import Answer, Piece
 from llmctl.serve.problems import Problem
 from llmctl.tokenizers.stream import DecodeStream
 

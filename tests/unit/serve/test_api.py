@@ -14,7 +14,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from llmctl import LLM, SamplingParams
-from llmctl.serve.fields import CHAT, COMPLETIONS, DETOKENIZE, PADDLENLP, TOKENIZE
+from llmctl.serve.apis.fields import CHAT, COMPLETIONS, DETOKENIZE, PADDLENLP, TOKENIZE
 
 GREEDY = {"temperature": 0, "max_tokens": 24}
 
@@ -183,7 +183,13 @@ def test_tokens_and_texts(client):
     ({"stream_options": {"include_usage": True}}, "needs stream", "stream_options"), ({"stop": [""]}, "1 to 256", "stop"),
     ({"stop": ["a"] * 17}, "at most 16", "stop"), ({"logit_bias": {"x": 1}}, "token ids", "logit_bias"), ({"logit_bias": {"9999": 1}}, "0 to 756", "logit_bias"),
     ({"logit_bias": {"5": 101}}, "-100 to 100", "logit_bias"), ({"stop_token_ids": [-1]}, "0 to 756", "stop_token_ids"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "does not read 'tools'", "tools"), ({"tool_choice": "required"}, "no grammar engine", "tool_choice"),
+    ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "up to 64 letters", "tools"), ({"tool_choice": "required"}, "needs tools", "tool_choice"),
+    ({"tools": [{"name": "f"}]}, "with type function", "tools"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "f twice", "tools"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "some"}, "none, auto, required", "tool_choice"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tools has f", "tool_choice"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "what"}}}], "tool_choice": "required"}, "cannot be used", "tools"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required", "response_format": {"type": "json_object"}}, "goes without a tool_choice", "response_format"),
     ({"chat_template_kwargs": {"enable_thinking": True}}, "does not read 'enable_thinking'", "chat_template_kwargs"),
     ({"chat_template_kwargs": {"messages": []}}, "set by the server", "chat_template_kwargs"),
     ({"messages": []}, "1 to 4096", "messages"), ({"messages": [{"role": "bot", "content": "x"}]}, "allowed are system", "messages"),

@@ -4,7 +4,7 @@ import pytest
 from openai.types import completion_create_params as completions
 from openai.types.chat import completion_create_params as chats
 
-from llmctl.serve.fields import CHAT, COMPLETIONS, IGNORED, KINDS, REFUSED, TOKENIZE, WORKS, Field, read
+from llmctl.serve.apis.fields import CHAT, COMPLETIONS, IGNORED, KINDS, REFUSED, TOKENIZE, WORKS, Field, read
 from llmctl.serve.problems import Problem
 
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.served import chat, chunks, refused, served
 
-from llmctl.serve.fields import CHAT, COMPLETIONS
-from llmctl.serve.grammars import KEPT, Grammars
+from llmctl.serve.answers.grammars import KEPT, Grammars
+from llmctl.serve.apis.fields import CHAT, COMPLETIONS
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_forms_that_cannot_be_used_are_refused_with_the_reason(client, more, par
 
 
 def test_a_grammar_that_becomes_too_complex_ends_its_request_only(client, monkeypatch):
-    monkeypatch.setattr("llmctl.serve.grammars.LIMITS", {"max_lexer_states": 40})
+    monkeypatch.setattr("llmctl.serve.answers.grammars.LIMITS", {"max_lexer_states": 40})
     asked = {"response_format": {"type": "regex", "pattern": "(a|b)*a(a|b){500}c"}, "temperature": 0}
     refused(chat(client, **asked), 400, "too complex", None)
     assert said(client, temperature=0, max_tokens=3)[1] == "length"
@@ -159,7 +159,7 @@ def test_compiled_grammars_are_kept_up_to_a_limit(client):
 
 
 def test_every_type_of_a_form_is_told():
-    from llmctl.serve.formats import FIELDS, TYPES
+    from llmctl.serve.answers.formats import FIELDS, TYPES
 
     for fields in (CHAT, COMPLETIONS):
         rows = {row.name: row.note for row in fields}

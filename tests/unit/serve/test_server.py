@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
-from llmctl.serve import guard, server
+from llmctl.serve import server
+from llmctl.serve.access import guard
+from llmctl.serve.access.guard import Guard
+from llmctl.serve.access.keys import Keys
 from llmctl.serve.admission import Admission
-from llmctl.serve.guard import Guard
-from llmctl.serve.keys import Keys
 from llmctl.serve.metrics import Metrics
 from llmctl.serve.problems import Problem
 

@@ -8,6 +8,8 @@ import pytest
 from kit.paths import STARTER
 from kit.served import served
 
+from llmctl.card.answers import CALL_FORMS
+
 TEMPLATE = (
     "{% if tools %}{{ tools | map(attribute='function') | map(attribute='name') | join(' ') }} {% endif %}"
     "{% if enable_thinking %}think {% endif %}"
@@ -60,7 +62,14 @@ def test_tool_choice_none_leaves_tools_out(client):
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
-def test_calls_that_must_be_made_are_refused(client, choice):
-    body = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": choice}
-    response = client.post("/v1/chat/completions", json=body)
-    assert response.status_code == 400 and response.json()["error"]["param"] == "tool_choice"
+def test_calls_that_must_be_made_are_in_the_form_of_the_card(client, choice):
+    body = {
+        "messages": MESSAGES,
+        "tools": TOOLS,
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "max_tokens": 200,
+    }
+    made = client.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert client.service.model.form == CALL_FORMS["object"] == client.service.model.calls
+    assert made["finish_reason"] == "length" or made["message"]["tool_calls"][0]["function"]["name"] == "weather"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,20 +46,26 @@ class DynamicSession:
     @paddle.no_grad()
     def step(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
         """Logits [B, V] after the last column."""
-        return to_numpy(self.layer.logits(self._hidden(ids_BT, mask_BS)[:, -1]))
+        return self._logits(ids_BT, mask_BS, lambda hidden_BTD: hidden_BTD[:, -1])
 
     @paddle.no_grad()
     def columns(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
         """Logits [B, T, V] after each new column."""
-        return to_numpy(self.layer.logits(self._hidden(ids_BT, mask_BS)))
+        return self._logits(ids_BT, mask_BS, lambda hidden_BTD: hidden_BTD)
 
-    def _hidden(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> paddle.Tensor:
-        """Hidden states [B, T, D] of the new columns."""
+    def _logits(self, ids_BT: np.ndarray, mask_BS: np.ndarray, of: Callable[[Any], Any]) -> np.ndarray:
+        """Logits of a part of the hidden states of the new columns; of a model in stages every stage gets them."""
         mask = None if mask_BS.all() else paddle.to_tensor(mask_BS)
-        hidden_BTD = self.layer.hidden_states(paddle.to_tensor(ids_BT), mask, None, self.cache)
+
+        def hidden() -> tuple[paddle.Tensor]:
+            return (self.layer.hidden_states(paddle.to_tensor(ids_BT), mask, None, self.cache),)
+
+        stage = getattr(self.layer, "stage", None)
+        found = hidden() if stage is None else stage.forward(hidden)
         if self.cache is not None:
             self.past += ids_BT.shape[1]
-        return hidden_BTD
+        logits = None if found is None else to_numpy(self.layer.logits(of(*found)))
+        return logits if stage is None else stage.tell(logits)
 
     def select(self, rows: list[int]) -> None:
         """Keeps these rows."""

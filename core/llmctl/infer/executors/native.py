@@ -28,7 +28,7 @@ except ImportError as error:
         operators.MISSING if error.name == "llmctl_ops" else f"{OPERATORS_DISTRIBUTION} cannot be imported ({error})"
     )
 
-CACHES = ("float32", "int8")
+CACHES = ("float16", "float32", "int8")
 
 
 class NativeExecutor:
@@ -37,7 +37,7 @@ class NativeExecutor:
     Args:
         model: The model; its arrays are not copied.
         max_tokens: Maximum number of tokens of a step.
-        kv: Type of the KV cache: ``float32``, or ``int8`` with a scale for each position and head.
+        kv: Type of the KV cache: ``float16``, ``float32``, or ``int8`` with a scale for each position and head.
 
     Raises:
         ConfigError: There are no compiled kernels, or an option has a value that is not allowed.
@@ -50,7 +50,7 @@ class NativeExecutor:
                 f"the native engine needs the compiled kernels of paddle-llmctl-ops, and there are none: {missing()}"
             )
         if kv not in CACHES:
-            raise ConfigError(f"kv={kv!r} must be {' or '.join(CACHES)}")
+            raise ConfigError(f"kv={kv!r} must be one of {', '.join(CACHES)}")
         if max_tokens < 1:
             raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
         self._spec, self._max_tokens = model.graph, max_tokens
@@ -238,11 +238,8 @@ def _describe(model: PackedModel, kv: str, owned: _Owned) -> structs.Model:
         made.experts, made.top_k, made.renormalize = spec.experts.count, spec.experts.top_k, spec.experts.renormalize
     made.adapters, made.eps, made.residual_scale = len(model.adapters), spec.norm_eps, spec.residual_scale
     made.layer_norm, made.activation = spec.norm == "layernorm", decoder.ACTIVATIONS.index(spec.activation)
-    made.norm_after, made.residual_after_norm, made.cache_int8 = (
-        spec.norm_after,
-        spec.residual_after_norm,
-        kv == "int8",
-    )
+    made.norm_after, made.residual_after_norm = spec.norm_after, spec.residual_after_norm
+    made.cache_kind = decoder.CACHES.index(kv)
     return made
 
 

@@ -31,7 +31,7 @@ class PaddleExecutor:
     Args:
         model: The model; its weights are unpacked, or quantized to paddle's own int8 codes if it has a kernel for them.
         dtype: Type to compute in; half-precision types need a GPU.
-        kv: Type of the KV cache: None = ``dtype``, or ``int8`` with a scale for each position and head.
+        kv: Type of the KV cache: None = ``dtype``, ``float16``, or ``int8`` with a scale for each position and head.
         device: As paddle names it; None = the current one.
 
     Raises:
@@ -44,12 +44,12 @@ class PaddleExecutor:
         device = device or paddle.get_device()
         if dtype in HALF and not device.startswith("gpu"):
             raise ConfigError(f"dtype={dtype}: on {device} there are no kernels for half types; compute in float32")
-        if kv not in (None, dtype, "int8"):
-            raise ConfigError(f"kv={kv!r} must be {dtype} or int8")
+        if kv not in (None, dtype, "float16", "int8"):
+            raise ConfigError(f"kv={kv!r} must be {dtype}, float16 or int8")
         graph = model.graph
         self._model, self._graph, self._dtype = model, graph, dtype
         self._ops = operations(device, dtype)
-        self._cache = PagedCache(len(model.layers), graph.kv_heads, graph.head_dim, dtype, kv == "int8")
+        self._cache = PagedCache(len(model.layers), graph.kv_heads, graph.head_dim, dtype, kv or dtype)
         self._layers = [_Layer(layer, self._ops.linear, dtype) for layer in model.layers]
         self._head = self._ops.linear(model.head, dtype)
         self._projections = [

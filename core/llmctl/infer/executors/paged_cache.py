@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import paddle
+from paddle.nn import functional as F
 
 from llmctl.infer.executors.base import BLOCK
 
@@ -18,6 +19,9 @@ except ImportError:  # without the distribution paddle's operations do the same
 
 MAX_CODE = 127
 """Largest int8 code; the scale of a head is its largest magnitude / 127."""
+
+LARGEST_HALF = 65504.0
+"""Of float16; larger finite values are stored as this."""
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -35,24 +39,25 @@ class PagedCache:
         heads: K.
         head_dim: H.
         dtype: Type that keys and values are read in.
-        int8: Whether they are stored as int8, with a scale for each head of each position.
+        kv: Type that they are stored in: ``dtype``, ``float16``, or ``int8`` with a scale for each head of each position.
     """
 
-    def __init__(self, layers: int, heads: int, head_dim: int, dtype: str, int8: bool = False) -> None:
-        self._layers, self._shape, self._dtype, self._int8 = layers, [heads, head_dim], dtype, int8
+    def __init__(self, layers: int, heads: int, head_dim: int, dtype: str, kv: str) -> None:
+        self._layers, self._shape, self._dtype, self._kv = layers, [heads, head_dim], dtype, kv
         self._stored: list[tuple[_Entries, _Entries]] = []
 
     @property
     def block_bytes(self) -> int:
         """Bytes of a block over all layers."""
         heads, head_dim = self._shape
-        bytes_of_head = head_dim + BYTES["float32"] if self._int8 else head_dim * BYTES[self._dtype]
+        bytes_of_head = head_dim + BYTES["float32"] if self._kv == "int8" else head_dim * BYTES[self._kv]
         return 2 * self._layers * BLOCK * heads * bytes_of_head
 
     def allocate(self, blocks: int) -> None:
         """Allocates this many blocks; the contents of the previous ones are lost."""
         self._stored = []
-        kind = _Int8Entries if self._int8 else _FloatEntries
+        kinds = {"int8": _Int8Entries, self._dtype: _FloatEntries}
+        kind = kinds.get(self._kv, _HalfEntries)
         for _ in range(self._layers):
             self._stored.append((kind(blocks, self._shape, self._dtype), kind(blocks, self._shape, self._dtype)))
 
@@ -90,6 +95,24 @@ class _FloatEntries:
         self.write(target_S, self.read(source_S))
 
 
+class _HalfEntries:
+    """Entries as float16 that are read in a wider type, each as one row: paddle looks up rows of float16 on a CPU, but gathers none."""
+
+    def __init__(self, blocks: int, shape: list[int], dtype: str) -> None:
+        self._rows = paddle.zeros([blocks * BLOCK, shape[0] * shape[1]], "float16")
+        self._shape, self._dtype = shape, dtype
+
+    def write(self, slot_S: paddle.Tensor, new_SKH: paddle.Tensor) -> None:
+        within = paddle.where(paddle.isfinite(new_SKH), new_SKH.clip(-LARGEST_HALF, LARGEST_HALF), new_SKH)
+        paddle.index_put_(self._rows, (slot_S,), within.astype("float16").reshape([len(slot_S), -1]))
+
+    def read(self, slot_S: paddle.Tensor) -> paddle.Tensor:
+        return F.embedding(slot_S, self._rows).astype(self._dtype).reshape([len(slot_S), *self._shape])
+
+    def copy(self, source_S: paddle.Tensor, target_S: paddle.Tensor) -> None:
+        paddle.index_put_(self._rows, (target_S,), F.embedding(source_S, self._rows))
+
+
 class _Int8Entries:
     """Entries as int8 codes with a scale for each head of each position."""
 
@@ -118,4 +141,4 @@ class _Int8Entries:
         paddle.index_put_(self._scales, (target_S,), paddle.gather(self._scales, source_S))
 
 
-_Entries = _FloatEntries | _Int8Entries
+_Entries = _FloatEntries | _HalfEntries | _Int8Entries

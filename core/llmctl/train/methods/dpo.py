@@ -16,6 +16,7 @@ from llmctl.data.preference.examples import Preference
 from llmctl.errors import ConfigError, DataError
 from llmctl.jobs.dpo import DpoJob
 from llmctl.nn.dropout import disable_dropout
+from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.train.console import STDOUT, Console
 from llmctl.train.methods import dpo_reference
 from llmctl.train.methods.base import Method
@@ -59,10 +60,10 @@ def bind(job: DpoJob, data: ExamplesData, trainable: Trainable, console: Console
     data.task.reference = reference(job, trainable, data.task, console)
 
 
-def start(data: ExamplesData) -> None:
+def start(data: ExamplesData, ranks: Ranks = ALONE) -> None:
     """Computes the log-probabilities of the reference, or reads them, where the configuration asks for them in advance."""
     if isinstance(data.task.reference, dpo_reference.PrecomputedLogProbs):
-        data.task.reference.prepare()
+        data.task.reference.prepare(ranks)
 
 
 METHOD = Method(prepare, bind=bind, start=start)

@@ -17,9 +17,10 @@ from llmctl.checkpoint import WeightFolder, atomic_file
 from llmctl.data.lazy_rows import by_length
 from llmctl.io.progress import tracked
 from llmctl.nn.dropout import disable_dropout
+from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.train.console import STDOUT, Console
 from llmctl.train.methods.dpo_task import DpoTask, answer_log_probs, identity
-from llmctl.train.methods.evaluate import hidden_states
+from llmctl.train.methods.evaluate import hidden_states, of_last_stage
 from llmctl.train.trainable.base import Reference as BuildReference
 
 Arrays = Mapping[str, np.ndarray]
@@ -52,6 +53,16 @@ class ReferenceModel:
         """Log-probabilities of the answers [2P]."""
         with self._ready(training) as model:
             return answer_log_probs(model, arrays, *hidden).detach()
+
+    @paddle.no_grad()
+    def measured(self, arrays: Arrays, training: bool) -> np.ndarray:
+        """Log-probabilities of the answers of a batch [2P]. Of a model in stages, all stages call this."""
+        with self._ready(training) as model:
+            return of_last_stage(
+                model,
+                lambda: (hidden_states(model, arrays),),
+                lambda hidden: answer_log_probs(model, arrays, *hidden).numpy(),
+            )
 
     @contextmanager
     def _ready(self, training: bool) -> Iterator[Any]:
@@ -95,10 +106,20 @@ class PrecomputedLogProbs:
         self._file, self._key, self._task, self._build, self._console = file, key, task, build, console
         self._tables: dict[bool, np.ndarray] | None = None
 
-    def prepare(self) -> dict[bool, np.ndarray]:
-        """The log-probabilities [pairs, 2] of the training pairs (True) and the dev pairs (False)."""
+    def prepare(self, ranks: Ranks = ALONE) -> dict[bool, np.ndarray]:
+        """The log-probabilities [pairs, 2] of the training pairs (True) and the dev pairs (False).
+
+        Args:
+            ranks: The processes that train together: those that evaluate compute them, and rank 0 saves them for the others.
+        """
         if self._tables is None:
-            self._tables = self._read() or self._compute()
+            found = self._read() if ranks.main else None
+            stored = ranks.tell(found is not None)
+            if not stored and ranks.evaluates:
+                found = self._compute(ranks.main)
+            ranks.wait()
+            self._tables = found or self._read()
+            assert self._tables is not None, f"{self._file} was written and cannot be read"
         return self._tables
 
     def hidden(self, arrays: Arrays, training: bool) -> tuple[()]:
@@ -122,7 +143,7 @@ class PrecomputedLogProbs:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
-    def _compute(self) -> dict[bool, np.ndarray]:
+    def _compute(self, saves: bool) -> dict[bool, np.ndarray]:
         begun = time.monotonic()
         reference = ReferenceModel(self._build())
         task, tables = self._task, {}
@@ -132,11 +153,12 @@ class PrecomputedLogProbs:
             batches = by_length(rows, task.eval_batch_size)
             for group in tracked(batches, "computing the reference", -(-len(rows) // task.eval_batch_size)):
                 arrays = task.collate(group)
-                log_probs = reference.log_probs(arrays, training, reference.hidden(arrays, training))
-                found.append((arrays["pair"], log_probs.numpy().reshape(-1, 2)))
+                found.append((arrays["pair"], reference.measured(arrays, training).reshape(-1, 2)))
             tables[training] = np.zeros((count, 2), found[0][1].dtype if found else np.float32)
             for numbers, values in found:
                 tables[training][numbers] = values
+        if not saves:
+            return tables
         with atomic_file(self._file) as file, file.open("wb") as stream:
             np.savez(stream, key=self._key, train=tables[True], dev=tables[False])
         pairs = len(tables[True]) + len(tables[False])

@@ -13,7 +13,7 @@ from llmctl.data.preference.rows import PairRow
 from llmctl.io.progress import tracked
 from llmctl.train.methods.batch_sampler import Collate
 from llmctl.train.methods.dpo_loss import REPORTED, Ratios, sums
-from llmctl.train.methods.evaluate import hidden_states
+from llmctl.train.methods.evaluate import hidden_states, summed
 from llmctl.train.methods.examples import ExamplesTask
 from llmctl.train.methods.loss import auxiliary_sums, with_auxiliary
 from llmctl.train.task import Batch, Loss
@@ -109,19 +109,21 @@ class DpoTask(ExamplesTask):
         count = losses_P.shape[0]
         return Loss(with_auxiliary(model, losses_P.sum(), count, sums), count, reported)
 
-    @paddle.no_grad()
     def evaluate(self, model: Any) -> dict[str, float]:
-        """Means of the loss and of the metrics over the dev pairs."""
-        totals: dict[str, float] = {}
-        count = 0
-        batches = by_length(self.dev, self.eval_batch_size)
-        for rows in tracked(batches, "evaluating", -(-len(self.dev) // self.eval_batch_size)):
-            arrays = self.collate(rows)
-            losses_P, reported, _ = self._pairs(model, arrays, self._hidden(model, arrays))
-            count += losses_P.shape[0]
-            for name, value in {"eval_loss": losses_P.sum(), **reported}.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-        return {name: total / count for name, total in totals.items()}
+        """Means of the loss and of the metrics over the dev pairs; empty without dev pairs."""
+        if not self.dev:
+            return {}
+
+        def numbers(arrays: Mapping[str, np.ndarray], hidden: tuple[Any, ...]) -> list[float]:
+            losses_P, reported, _ = self._pairs(model, arrays, hidden)
+            values = losses_P.sum(), *(reported[name] for name in self.reported)
+            return [losses_P.shape[0], *(float(value) for value in values)]
+
+        rows = by_length(self.dev, self.eval_batch_size)
+        batches = map(self.collate, tracked(rows, "evaluating", -(-len(self.dev) // self.eval_batch_size)))
+        names = "eval_loss", *self.reported
+        count, *totals = summed(model, batches, lambda arrays: self._hidden(model, arrays), numbers, 1 + len(names))
+        return {name: total / count for name, total in zip(names, totals, strict=True)}
 
     def _hidden(self, model: Any, arrays: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
         # The reference goes first: it may be the same layers, which keep the router scores of an auxiliary loss.

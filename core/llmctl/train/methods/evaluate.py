@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,64 @@ def hidden_states(model: Any, arrays: Mapping[str, np.ndarray]) -> paddle.Tensor
     return model.hidden_states(ids, None, positions, None, ends)
 
 
-@paddle.no_grad()
+def stage_of(model: Any) -> Any:
+    """The ``parallel.stage.Stage`` of a model in stages; None = it has all layers."""
+    return getattr(model, "stage", None)
+
+
+def of_last_stage(
+    model: Any, hidden: Callable[[], tuple[Any, ...]], array: Callable[[tuple[Any, ...]], np.ndarray]
+) -> np.ndarray:
+    """An array that is computed from hidden states. Of a model in stages, all stages call this and get it.
+
+    Args:
+        model: The model.
+        hidden: Computes what the layers give.
+        array: Computes the array from that.
+    """
+    stage = stage_of(model)
+    if stage is None:
+        return array(hidden())
+    found = stage.forward(hidden)
+    told: np.ndarray = stage.tell(None if found is None else array(found))
+    return told
+
+
+def summed(
+    model: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    hidden: Callable[[Mapping[str, np.ndarray]], tuple[Any, ...]],
+    numbers: Callable[[Mapping[str, np.ndarray], tuple[Any, ...]], Sequence[float]],
+    count: int,
+) -> list[float]:
+    """Sums over batches of numbers that are computed from hidden states, without gradients.
+
+    Args:
+        model: The model. Of one in stages, all stages call this, and all get the sums.
+        batches: The batches.
+        hidden: Computes what the layers give.
+        numbers: Computes the numbers from that.
+        count: How many numbers there are.
+    """
+    stage = stage_of(model)
+    totals = np.zeros(count)
+    with paddle.no_grad():
+        for arrays in batches:
+            found = hidden(arrays) if stage is None else stage.forward(partial(hidden, arrays))
+            if found is not None:
+                totals += numbers(arrays, found)
+    totals = totals if stage is None else stage.tell(totals)
+    return [float(total) for total in totals]
+
+
 def token_metrics(model: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """``eval_loss`` (mean over labels, nats), ``perplexity`` and ``accuracy`` (labels that are the most probable token)."""
-    loss, right, count = 0.0, 0, 0
-    for arrays in batches:
-        hidden_ND, labels_N = label_states(model, arrays)
-        found = model.vocabulary.graded(hidden_ND, labels_N)
-        loss, right = loss + found[0], right + found[1]
-        count += labels_N.shape[0]
+
+    def numbers(arrays: Mapping[str, np.ndarray], hidden: tuple[Any, ...]) -> tuple[float, int, int]:
+        hidden_ND, labels_N = at_labels(arrays, *hidden)
+        return *model.vocabulary.graded(hidden_ND, labels_N), labels_N.shape[0]
+
+    loss, right, count = summed(model, batches, lambda arrays: (hidden_states(model, arrays),), numbers, 3)
     mean = loss / count
     return {"eval_loss": mean, "perplexity": math.exp(min(mean, 700.0)), "accuracy": right / count}
 

@@ -22,7 +22,7 @@ from kit.packed_toys import (
 
 from llmctl.errors import ConfigError
 from llmctl.infer.executors.base import BLOCK
-from llmctl.infer.executors.native import NativeExecutor, available
+from llmctl.infer.executors.native import CACHES, NativeExecutor, available
 from llmctl_ops import library
 
 pytestmark = pytest.mark.skipif(not available(), reason="no compiled kernels here")
@@ -60,11 +60,12 @@ def test_heads_of_any_number_and_width(heads, kv_heads, width, monkeypatch, leve
     texts = several()
     texts[2].adapter = 0
     assert_defined(run(NativeExecutor(model, 64), model, texts, in_pieces(texts)), texts, model, 5e-5)
-    for logits, text in zip(run(NativeExecutor(model, 64, "int8"), model, texts, in_pieces(texts)), texts, strict=True):
-        assert np.abs(logits - expected(model, text)).max() < 0.1
+    for kv, tolerance in (("float16", 1e-2), ("int8", 0.1)):
+        found = run(NativeExecutor(model, 64, kv), model, texts, in_pieces(texts))
+        assert_defined(found, texts, model, tolerance)
 
 
-@pytest.mark.parametrize("kv", ["float32", "int8"])
+@pytest.mark.parametrize("kv", CACHES)
 @pytest.mark.parametrize("name", ["rope and shared heads", "penalties", "windows", "experts"])
 def test_what_a_sequence_yields_depends_on_nothing_else_in_its_steps(name, kv, level):
     model = build(FORMS[name], adapters=2)
@@ -123,8 +124,47 @@ def test_keys_and_values_in_8_bits_change_little(level):
         assert 0 < np.abs(logits - wanted).max() < 0.03 * np.abs(wanted).max()
 
 
+def test_keys_and_values_in_16_bits_count_as_the_nearest_halves(level):
+    model = build(ROPE_FORM)
+    texts = several()
+    found = run(NativeExecutor(model, 64, "float16"), model, texts, in_pieces(texts))
+    for logits, text in zip(found, texts, strict=True):
+        wanted = expected(model, text)
+        assert 0 < np.abs(logits - wanted).max() < 5e-4 * np.abs(wanted).max()
+
+
+# Values of every size: ties, less than the least normal half and half of the least one, and beyond the largest.
+SIZES = np.array([1, 2049, 4098 / 4096, 4099 / 4096, -65504, 65519.9, 1e6, -3e38, 6e-5, 6.1e-5, 2.0**-24, 2.0**-25, 1.1 * 2.0**-25,
+                  -1e-9, 0, 5.960464477539063e-8 * 2.5], np.float32)  # fmt: skip
+
+
+def test_virtual_tokens_are_kept_as_the_nearest_halves(level):
+    """A token that sees one position takes its value as it is."""
+    model = build(ROPE_FORM)
+    model = dataclasses.replace(
+        model, layers=model.layers[:1], graph=dataclasses.replace(model.graph, layers=({},), score_scales=())
+    )
+    pairs = np.zeros((1, 2, 1, KV_HEADS, WIDTH), np.float32)
+    pairs[0, 1, 0].flat = np.resize(SIZES, KV_HEADS * WIDTH)
+    nearest = np.clip(pairs, -65504, 65504).astype(np.float16).astype(np.float32)
+    found = []
+    for kv, values in (("float16", pairs), ("float32", nearest)):
+        executor = NativeExecutor(model, 4, kv)
+        executor.allocate(2)
+        executor.put(np.array([0]), values)
+        step = batch(model, [(Text([3, 4]), 1, 2)], np.array([[0, 1]]))
+        found.append(
+            executor.run(
+                dataclasses.replace(step, attend_begin_T=np.array([0], np.int32), attend_end_T=np.array([1], np.int32))
+            ).copy()
+        )
+    np.testing.assert_array_equal(*found)
+
+
 # Values are filled up to 16 elements; 8 bits take a scale for each key and value.
-@pytest.mark.parametrize(("kv", "bytes_of_place"), [("float32", 4 * (WIDTH + 16)), ("int8", WIDTH + 16 + 8)])
+@pytest.mark.parametrize(
+    ("kv", "bytes_of_place"), [("float32", 4 * (WIDTH + 16)), ("float16", 2 * (WIDTH + 16)), ("int8", WIDTH + 16 + 8)]
+)
 def test_a_copied_block_stands_for_its_source(kv, bytes_of_place, level):
     model = build(ROPE_FORM)
     executor, (text,) = NativeExecutor(model, 64, kv), several(1)
@@ -178,7 +218,7 @@ def test_long_texts_are_cut_into_spans_of_keys_alike_by_any_number_of_threads(na
     np.testing.assert_allclose(one[rows], expected(model, text)[rows], atol=5e-5, rtol=5e-5)
 
 
-@pytest.mark.parametrize("kv", ["float32", "int8"])
+@pytest.mark.parametrize("kv", CACHES)
 def test_what_was_left_in_a_block_touches_nobody(kv, level):
     model = build(ROPE_FORM)
     executor, (text,) = NativeExecutor(model, 64, kv), several(1)
@@ -283,7 +323,7 @@ def test_models_that_do_not_fit_their_graph_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"kv": "int3"}, "float32 or int8"), ({"max_tokens": 0}, "at least 1")]
+    ("options", "message"), [({"kv": "int3"}, "one of float16, float32, int8"), ({"max_tokens": 0}, "at least 1")]
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
@@ -296,7 +336,7 @@ def test_without_kernels_the_error_says_why(monkeypatch):
         NativeExecutor(build(ROPE_FORM))
 
 
-@pytest.mark.parametrize("kv", ["float32", "int8"])
+@pytest.mark.parametrize("kv", CACHES)
 def test_a_number_that_is_none_stays_in_its_sequence(kv, level):
     model = build(ROPE_FORM)
     embed = model.embed.copy()

@@ -77,16 +77,17 @@ def test_token_vectors_may_be_bfloat16():
     assert_defined(run(PaddleExecutor(stored), stored, texts, [[(0, 0, 21)]]), texts, meant)
 
 
-def test_keys_and_values_in_8_bits_change_little():
+@pytest.mark.parametrize(("kv", "share"), [("float16", 5e-4), ("int8", 0.03)])
+def test_keys_and_values_in_fewer_bits_change_little(kv, share):
     model = build(FORMS["rope and shared heads"])
     texts = several()
-    found = run(PaddleExecutor(model, kv="int8"), model, texts, in_pieces(texts))
+    found = run(PaddleExecutor(model, kv=kv), model, texts, in_pieces(texts))
     for logits, text in zip(found, texts, strict=True):
         wanted = expected(model, text)
-        assert 0 < np.abs(logits - wanted).max() < 0.03 * np.abs(wanted).max()
+        assert 0 < np.abs(logits - wanted).max() < share * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize(("kv", "bytes_of_head"), [("float32", 4 * WIDTH), ("int8", WIDTH + 4)])
+@pytest.mark.parametrize(("kv", "bytes_of_head"), [("float32", 4 * WIDTH), ("float16", 2 * WIDTH), ("int8", WIDTH + 4)])
 def test_a_copied_block_stands_for_its_source(kv, bytes_of_head):
     model = build(FORMS["rope and shared heads"])
     executor, (text,) = PaddleExecutor(model, kv=kv), several(1)
@@ -143,7 +144,7 @@ def test_keys_in_8_bits_are_written_by_the_kernel_where_there_is_one(monkeypatch
 
 
 def test_a_type_that_keys_cannot_be_held_in_is_refused():
-    with pytest.raises(ConfigError, match="kv='int4' must be float32 or int8"):
+    with pytest.raises(ConfigError, match="kv='int4' must be float32, float16 or int8"):
         PaddleExecutor(build(FORMS["rope and shared heads"]), kv="int4")
 
 
@@ -165,7 +166,7 @@ def test_native_steps_give_the_same(name, kind):
         np.testing.assert_allclose(others, logits, atol=(3e-5 if kind == "float32" else 0.05) * scale)
 
 
-@pytest.mark.parametrize("kv", ["float32", "int8"])
+@pytest.mark.parametrize("kv", ["float16", "float32", "int8"])
 def test_an_engine_without_compiled_kernels_answers_by_paddles_operations(monkeypatch, kv):
     model = build(FORMS["rope and shared heads"])
     answers = {}
@@ -184,9 +185,9 @@ def test_an_engine_computes_on_the_gpu_where_there_is_one(monkeypatch):
     made = []
     monkeypatch.setattr(runtime, "device", lambda: "gpu")
     monkeypatch.setattr("llmctl.infer.executors.paddle.PaddleExecutor", lambda *arguments: made.append(arguments[1:]))
-    for kv in ("float32", "int8"):
+    for kv in ("float16", "float32", "int8"):
         loader.executor_of(build(FORMS["rope and shared heads"]), kv)
-    assert made == [("bfloat16", None), ("bfloat16", "int8")]
+    assert made == [("bfloat16", None), ("bfloat16", None), ("bfloat16", "int8")]
 
 
 def _as(real):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from llmctl.infer.request import Event, Generation
 from llmctl.infer.sampling import SamplingParams, TokenLogprob
 from llmctl.infer.text.stream import StopFilter
+from llmctl.serve.answers.parts import Call, PartsReader
 from llmctl.serve.problems import Problem
 from llmctl.tokenizers import Tokenizer
 
@@ -21,17 +22,26 @@ class Piece:
 
     Attributes:
         text: Text that may be shown.
+        thoughts: Text of its thoughts.
+        calls: Calls of functions.
         scores: Log-probabilities of its tokens, each with where its token begins in the text of the answer.
         finish: Why the answer has ended; empty = it has not.
     """
 
     text: str = ""
+    thoughts: str = ""
+    calls: list[Call] = field(default_factory=list)
     scores: list[tuple[int, TokenLogprob]] = field(default_factory=list)
     finish: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.thoughts or self.calls or self.scores or self.finish)
 
     def add(self, other: Piece) -> None:
         """Adds what follows."""
         self.text += other.text
+        self.thoughts += other.thoughts
+        self.calls += other.calls
         self.scores += other.scores
         self.finish = other.finish or self.finish
 
@@ -43,6 +53,8 @@ class Answer:
         tokenizer: The model's.
         params: How its tokens are chosen.
         ends: Tokens that end it here, and whose log-probabilities count, instead of in the engine.
+        reader: Finds thoughts and calls in its text; None = all of it is said.
+        marks: Special tokens that this reads, with their names.
 
     Attributes:
         tokens: How many tokens it has, those of a stop string among them.
@@ -51,8 +63,16 @@ class Answer:
         closed: Whether the engine has ended it too.
     """
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, ends: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        ends: Collection[int] = (),
+        reader: PartsReader | None = None,
+        marks: Mapping[int, str] | None = None,
+    ) -> None:
         self._decoder, self._filter, self._ends = tokenizer.stream(), StopFilter(tuple(params.stop)), ends
+        self._reader, self._marks = reader, marks or {}
         self._seen = self._shown = 0
         self._held: list[tuple[int, TokenLogprob]] = []
         self.tokens = self.cached = 0
@@ -76,11 +96,12 @@ class Answer:
             self._held.append((self._seen, event.score))
         if event.token in self._ends:
             return self._finish("stop")
-        text = self._pass(self._decoder.add(event.token))
+        mark = self._marks.get(event.token)
+        text = self._pass(self._decoder.finish() + mark if mark else self._decoder.add(event.token))
         if self._filter.stopped:
             self.done = True
-            return Piece(text, self._release(), "stop")
-        return Piece(text, self._release())
+            return self._piece(text, "stop")
+        return self._piece(text)
 
     def _end(self, made: Generation) -> Piece:
         if made.finish_reason == "error":
@@ -100,7 +121,18 @@ class Answer:
             self._shown += len(rest)
             text += rest
         self.done = True
-        return Piece(text, self._release(), reason)
+        return self._piece(text, reason)
+
+    def _piece(self, text: str, finish: str = "") -> Piece:
+        """What text adds, with log-probabilities of tokens."""
+        if self._reader is None:
+            return Piece(text, scores=self._release(), finish=finish)
+        parts = self._reader.add(text)
+        piece = Piece(parts.content, parts.thoughts, parts.calls, self._release(), finish)
+        if finish:
+            rest = self._reader.finish()
+            piece.add(Piece(rest.content, rest.thoughts, rest.calls))
+        return piece
 
     def _pass(self, text: str) -> str:
         self._seen += len(text)

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from llmctl.io.json_object import parse_json
-from llmctl.serve.fields import PADDLENLP, read
+from llmctl.serve.apis.fields import PADDLENLP, read
 from llmctl.serve.problems import Problem, shown
 from llmctl.serve.service import Ask, Job, Service
 

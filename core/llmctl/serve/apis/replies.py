@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from starlette.responses import Response
 
-from llmctl.serve.paddlenlp_api import failure
+from llmctl.serve.apis.paddlenlp import failure
 from llmctl.serve.problems import Problem
 
 T = TypeVar("T")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -11,8 +12,10 @@ from itertools import accumulate
 from typing import Any
 
 from llmctl.infer.sampling import TokenLogprob
-from llmctl.serve.answers import Piece
-from llmctl.serve.fields import CHAT, COMPLETIONS, read
+from llmctl.serve.answers.answer import Piece
+from llmctl.serve.answers.parts import Call
+from llmctl.serve.answers.tools import tools_of
+from llmctl.serve.apis.fields import CHAT, COMPLETIONS, read
 from llmctl.serve.model import ServedModel
 from llmctl.serve.problems import Problem
 from llmctl.serve.service import Ask, Job, Service
@@ -35,6 +38,7 @@ class Asked:
         top: Number of likeliest tokens with log-probabilities; None = no log-probabilities.
         echo: Texts of the prompts that go before answers; empty = none.
         no_answer: Whether only prompts are wanted.
+        named: Whether the function to call was named, so that a call is no reason of its own to end.
         id: Its id.
         created: When it came, in seconds since 1970.
     """
@@ -48,6 +52,7 @@ class Asked:
     top: int | None = None
     echo: tuple[str, ...] = ()
     no_answer: bool = False
+    named: bool = False
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -61,15 +66,15 @@ def understand_chat(body: Any, service: Service) -> Asked:
     values, model = read(body, CHAT), service.model
     _need(values, "messages")
     adapter = model.adapter(values.get("model"))
-    if "tool_choice" in values and "tools" not in values and values["tool_choice"] != "none":
-        raise Problem("tool_choice needs tools", param="tool_choice")
     longest = _same(values, "max_completion_tokens", "max_tokens")
     if "top_logprobs" in values and not values.get("logprobs"):
         raise Problem("top_logprobs needs logprobs: true", param="top_logprobs")
     top = values.get("top_logprobs", 0) if values.get("logprobs") else None
     stream = _stream(values)
     prompt = model.conversation(values)
-    job = _job(service, values, [prompt], longest, top, adapter)
+    job = _job(service, values, [prompt], longest, top, adapter, chat=True)
+    tools = tools_of(values)
+    stream["named"] = bool(tools and tools.named)
     return Asked(model, job, values.get("model", model.name), top=top, **stream)
 
 
@@ -145,13 +150,15 @@ def _prompts(prompt: Any) -> list[Any]:
 
 def _job(
     service: Service, values: Mapping[str, Any], prompts: Sequence[Sequence[int]], longest: int | None, top: int | None,
-    adapter: int, ends: tuple[int, ...] = (),
+    adapter: int, ends: tuple[int, ...] = (), chat: bool = False,
 ) -> Job:  # fmt: skip
     asks, constraint = [], service.model.constraint(values)
     for prompt in prompts:
         params = replace(service.model.params(values, prompt, longest), logprobs=top)
+        reader = service.model.reader(values, prompt, constraint is not None) if chat else None
         asks += [
-            Ask(prompt=prompt, params=params, index=index, constraint=constraint) for index in range(values.get("n", 1))
+            Ask(prompt=prompt, params=params, index=index, constraint=constraint, reader=reader)
+            for index in range(values.get("n", 1))
         ]
     return Job(
         asks=asks, adapter=adapter, prompts=len(prompts), seconds=service.seconds(values.get("timeout")), ends=ends
@@ -170,6 +177,7 @@ class ChatForm:
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
         self.id = f"chatcmpl-{asked.id}"
+        self._calls: Counter[int] = Counter()
 
     def first(self, number: int) -> dict[str, Any] | None:
         """The choice that begins a streamed answer."""
@@ -178,18 +186,33 @@ class ChatForm:
     def choice(self, number: int, piece: Piece) -> list[dict[str, Any]]:
         """The choices of chunks for a piece; why it ended stands in one of its own."""
         found = []
+        if piece.thoughts:
+            found.append(self._delta(number, {"reasoning_content": piece.thoughts}))
         if piece.text or piece.scores:
             found.append(self._delta(number, {"content": piece.text}, self._logprobs(piece)))
+        for call in piece.calls:
+            row = {"index": self._calls[number], **_call(call)}
+            found.append(self._delta(number, {"tool_calls": [row]}))
+            self._calls[number] += 1
         if piece.finish:
-            found.append(self._delta(number, {}, finish=piece.finish))
+            found.append(self._delta(number, {}, finish=self._finish(piece, self._calls[number])))
         return found
 
     def whole(self, number: int, piece: Piece) -> dict[str, Any]:
         """The choice of a whole answer."""
+        message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
+        if piece.thoughts:
+            message["reasoning_content"] = piece.thoughts
+        if piece.calls:
+            message.update(content=piece.text or None, tool_calls=[_call(call) for call in piece.calls])
         return {
-            "index": number, "message": {"role": "assistant", "content": piece.text, "refusal": None},
-            "logprobs": self._logprobs(piece), "finish_reason": piece.finish,
+            "index": number, "message": message, "logprobs": self._logprobs(piece),
+            "finish_reason": self._finish(piece, len(piece.calls)),
         }  # fmt: skip
+
+    def _finish(self, piece: Piece, calls: int) -> str:
+        """Why an answer with so many calls has ended."""
+        return "tool_calls" if piece.finish == "stop" and calls and not self.asked.named else piece.finish
 
     def _delta(
         self, number: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None
@@ -208,6 +231,10 @@ class ChatForm:
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         data = self.asked.model.tokenizer.token_bytes(token)
         return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 class CompletionForm:

@@ -14,10 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmctl.io.json_object import parse_json
-from llmctl.serve.keys import Keys
+from llmctl.serve.access.keys import Keys
+from llmctl.serve.apis.replies import Gone, problem_reply
 from llmctl.serve.metrics import Metrics
 from llmctl.serve.problems import Problem
-from llmctl.serve.replies import Gone, problem_reply
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -72,7 +72,6 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 """Kind -> how messages call it, and the check."""
 
-NO_GRAMMAR = "answers are not bound to a form: there is no grammar engine yet; ask for the form in the prompt and check the answer"
 NO_STORE = "nothing is stored"
 TEXT_ONLY = "the model reads and writes text only"
 
@@ -116,11 +115,9 @@ CHAT = [
     Field("max_tokens", "integer", "the older name of `max_completion_tokens`", low=1, high=2**31),
     Field("logprobs", "boolean", "those of the model, before penalties and temperature"),
     Field("top_logprobs", "integer", "needs `logprobs`", low=0, high=20),
-    Field("tools", "list", "written into the prompt by the chat template, if it has a place for them; calls are in `content`, as "
-          "the model writes them"),
-    Field("tool_choice", "any", "`auto` and `none` work; others are not: " + NO_GRAMMAR, REFUSED,
-          harmless=("auto", "none")),
-    Field("parallel_tool_calls", "boolean", "calls are not bound to a form", IGNORED),
+    Field("tools", "list", "functions; written into the prompt by the chat template, else by a system message; calls are in `tool_calls`"),
+    Field("tool_choice", "any", "`auto`, `none`, `required`, or a function by name; of the last two answers are bound to valid calls"),
+    Field("parallel_tool_calls", "boolean", "whether an answer that is bound to calls may have several, up to 16; default true"),
     Field("functions", "any", "the older form of `tools`; use that", REFUSED, harmless=([],)),
     Field("function_call", "any", "the older form of `tool_choice`; use that", REFUSED, harmless=("none", "auto")),
     Field("audio", "any", TEXT_ONLY, REFUSED),

@@ -1,0 +1,1 @@
+"""Who may ask what: the guard before every route, and keys."""

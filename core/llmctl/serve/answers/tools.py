@@ -1,0 +1,189 @@
+"""Functions that a model may call: their check, the grammar of their calls, and how a prompt tells of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmctl.card.answers import CallForm
+from llmctl.serve.answers.formats import schema_text
+from llmctl.serve.answers.grammars import WHITESPACE
+from llmctl.serve.problems import Problem, shown
+from llmctl.tokenizers.conversation import Message
+
+TOOLS = 128
+CALLS = 16
+"""Most calls of an answer that is bound to calls."""
+
+PLAIN = CallForm(begin="<tool_call>\n", end="\n</tool_call>")
+"""The form of models whose card has none; the prompt tells of it."""
+
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+"""Parameters of a function that says none."""
+
+TOLD = """You may call these functions:
+{functions}
+To call one, write its name and arguments as JSON between marks, and nothing else:
+<tool_call>
+{{"name": "NAME", "arguments": {{...}}}}
+</tool_call>"""
+"""What a system message says where the chat template has no place for functions."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The functions of a request.
+
+    Attributes:
+        rows: As the body has them.
+        required: Whether the answer must be calls.
+        named: The one function that must be called; empty = any.
+        many: Whether an answer may have several calls.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+    required: bool = False
+    named: str = ""
+    many: bool = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the functions."""
+        return tuple(row["function"]["name"] for row in self.rows)
+
+
+def tools_of(values: Mapping[str, Any]) -> Tools | None:
+    """The functions of a body; None = there are none, or none may be called.
+
+    Raises:
+        Problem: One is not as it should be, or the choice names none of them.
+    """
+    rows, choice = values.get("tools") or [], values.get("tool_choice", "auto")
+    if len(rows) > TOOLS:
+        raise Problem(f"tools has {len(rows)} entries; allowed are {TOOLS}", param="tools")
+    for index, row in enumerate(rows):
+        _check(row, f"tools[{index}]")
+    names = [row["function"]["name"] for row in rows]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise Problem(f"tools has the function {twice} twice", param="tools")
+    if choice != "none" and not rows and "tool_choice" in values:
+        raise Problem("tool_choice needs tools", param="tool_choice")
+    many = values.get("parallel_tool_calls", True)
+    if choice == "none" or not rows:
+        return None
+    if choice in ("auto", "required"):
+        return Tools(tuple(rows), choice == "required", "", many)
+    return Tools(tuple(rows), True, _named(choice, names), False)
+
+
+def _named(choice: Any, names: Sequence[str]) -> str:
+    function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str):
+        raise Problem(
+            "tool_choice must be none, auto, required, or an object with type function and a function with a name",
+            param="tool_choice",
+        )
+    if name not in names:
+        raise Problem(f"tool_choice names {shown(name)}; tools has {', '.join(names)}", param="tool_choice")
+    return name
+
+
+def _check(row: Any, where: str) -> None:
+    function = row.get("function") if isinstance(row, dict) and row.get("type") == "function" else None
+    if not isinstance(function, dict):
+        raise Problem(f"{where} must be an object with type function and a function", param="tools")
+    name, text = function.get("name"), function.get("description", "")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII):
+        raise Problem(
+            f"{where}: name is {shown(name)}; allowed are up to 64 letters, digits, _, . and -", param="tools"
+        )
+    if not isinstance(text, str | None):
+        raise Problem(f"{where}: description must be text", param="tools")
+    schema_text(function.get("parameters") or {}, f"tools.{name}.parameters")
+
+
+def grammar_of_calls(tools: Tools, form: CallForm, mark: Callable[[str], str]) -> str:
+    """The Lark grammar of answers that consist of calls.
+
+    Args:
+        tools: The functions.
+        form: How calls are written.
+        mark: Text of a mark -> how the grammar writes it.
+    """
+    rows = [row["function"] for row in tools.rows if tools.named in ("", row["function"]["name"])]
+    more = f"{{0,{CALLS - 1}}}"
+    if form.listed:
+        calls = f'"[" call (", " call){more} "]"' if tools.many else '"[" call "]"'
+        lines = [f"start: {mark(form.begin)} {calls} {mark(form.end)}", "call: object"]
+    else:
+        several = tools.many and form.begin
+        lines = [f"start: call ({_quoted(form.between)} call){more}" if several else "start: call"]
+        lines += [f"call: {mark(form.begin)} object {mark(form.end)}"]
+    lines.append("object: " + " | ".join(f"object_{index}" for index in range(len(rows))))
+    for index, row in enumerate(rows):
+        head = f'{{"{form.name}": {json.dumps(row["name"])}, "{form.arguments}": '
+        schema = {**(row.get("parameters") or NOTHING), "x-guidance": {"whitespace_pattern": WHITESPACE}}
+        lines.append(f"object_{index}: {_quoted(head)} arguments_{index} {_quoted('}')}")
+        lines.append(f"arguments_{index}: %json {json.dumps(schema, ensure_ascii=False)}")
+    return "\n".join(lines)
+
+
+def mark_of(special: Mapping[str, int]) -> Callable[[str], str]:
+    """How a grammar writes the text of a mark, which may be a special token with spaces around it.
+
+    Args:
+        special: Name -> id of special tokens.
+    """
+
+    def written(text: str) -> str:
+        name = text.strip()
+        if name not in special:
+            return _quoted(text)
+        before, _, after = text.partition(name)
+        return f"{_quoted(before)} <[{special[name]}]> {_quoted(after)}"
+
+    return written
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if text else ""
+
+
+def told(tools: Tools | None, messages: Sequence[Message]) -> list[Message]:
+    """Messages for a chat template without a place for functions: a system message tells of them, and calls and their results
+    are text.
+
+    Args:
+        tools: The functions; None = there are none.
+        messages: As the body has them.
+    """
+    found: list[Message] = []
+    for message in messages:
+        calls = (message.more or {}).get("tool_calls", ())
+        if message.role == "tool":
+            result = f"<tool_response>\n{message.content or ''}\n</tool_response>"
+            if found and found[-1].role == "user" and (found[-1].content or "").endswith("</tool_response>"):
+                found[-1] = found[-1]._replace(content=f"{found[-1].content}\n{result}")
+            else:
+                found.append(Message("user", result))
+        elif calls:
+            texts = [message.content] * bool(message.content) + [_written(call["function"]) for call in calls]
+            found.append(Message("assistant", "\n".join(map(str, texts))))
+        else:
+            found.append(message)
+    if tools is None:
+        return found
+    text = TOLD.format(functions="\n".join(json.dumps(row["function"], ensure_ascii=False) for row in tools.rows))
+    if found and found[0].role == "system":
+        return [found[0]._replace(content=f"{found[0].content}\n\n{text}"), *found[1:]]
+    return [Message("system", text), *found]
+
+
+def _written(function: Mapping[str, Any]) -> str:
+    body = {"name": function["name"], "arguments": function.get("arguments", {})}
+    return f"{PLAIN.begin}{json.dumps(body, ensure_ascii=False)}{PLAIN.end}"

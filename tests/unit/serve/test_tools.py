@@ -1,0 +1,186 @@
+"""Calls of functions and thoughts: found in any division of an answer's text, bound by grammar on any model."""
+
+import json
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit.served import chat, chunks, refused, served
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from llmctl.card.answers import CALL_FORMS
+from llmctl.serve.answers.parts import Parts, PartsReader
+from llmctl.serve.answers.tools import PLAIN, TOLD, told, tools_of
+from llmctl.tokenizers.conversation import Message
+
+LISTED, OBJECT = CALL_FORMS["listed"], CALL_FORMS["object"]
+THOUGHTS = ("<think>", "</think>")
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"$ref": "#/$defs/name"}, "days": {"type": "integer", "minimum": 1, "maximum": 7}},
+            "required": ["city", "days"], "additionalProperties": False,
+            "$defs": {"name": {"type": "string", "pattern": "^[A-Z][a-z]{1,8}$"}},
+        },
+    },
+}  # fmt: skip
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+
+
+def read(pieces, form=PLAIN, marks=THOUGHTS, thinking=False):
+    reader, found = PartsReader(form, ("weather", "clock"), marks, thinking), Parts()
+    for parts in [*map(reader.add, pieces), reader.finish()]:
+        found.content += parts.content
+        found.thoughts += parts.thoughts
+        found.calls += parts.calls
+    return found.content, found.thoughts, [(call.name, json.loads(call.arguments)) for call in found.calls]
+
+
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+TEXTS = [
+    ("plain  text\n", PLAIN, ("plain  text\n", "", [])),
+    ("  two a < b <tool", PLAIN, ("two a < b <tool", "", [])),
+    (f"<think>\nHm, so.\n</think>\n\nYes.\n{CALL}\n{CALL}\n", PLAIN,
+     ("Yes.", "Hm, so.", [("weather", {"city": "Rome"})] * 2)),
+    ("<think>never ends", PLAIN, ("", "never ends", [])),
+    (f"{CALL}", PLAIN, ("", "", [("weather", {"city": "Rome"})])),
+    (CALL.replace("weather", "other"), PLAIN, (CALL.replace("weather", "other"), "", [])),
+    ("<tool_call>{oops}</tool_call> more", PLAIN, ("<tool_call>{oops}</tool_call> more", "", [])),
+    ('<tool_call>\n{"name": "clock", "arguments": {}}', PLAIN, ("", "", [("clock", {})])),
+    ('<tool_call>\n{"name": "clock", "argu', PLAIN, ('<tool_call>\n{"name": "clock", "argu', "", [])),
+    ('Well. [TOOL_CALLS] [{"name": "clock", "arguments": {}}, {"name": "weather", "arguments": {"a": "[1]"}}]', LISTED,
+     ("Well.", "", [("clock", {}), ("weather", {"a": "[1]"})])),
+    ('{"name": "weather", "parameters": {"city": "Rome"}}', OBJECT, ("", "", [("weather", {"city": "Rome"})])),
+    ('{"name": 1}', OBJECT, ('{"name": 1}', "", [])),
+    ('Say {"name": "clock"}', OBJECT, ('Say {"name": "clock"}', "", [])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, form, expected", TEXTS)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_parts_are_found_however_the_text_is_divided(text, form, expected, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    pieces = [text[low:high] for low, high in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert read(pieces, form) == read([*text], form) == expected
+
+
+def test_an_answer_may_begin_within_thoughts():
+    assert read(["so it is</th", "ink>\nYes"], thinking=True) == ("Yes", "so it is", [])
+    assert read(["<think>no marks</think>"], marks=())[0] == "<think>no marks</think>"
+
+
+@pytest.fixture(scope="module")
+def client():
+    # The starter model has room for few tokens.
+    with pytest.MonkeyPatch.context() as patch, served() as client:
+        patch.setattr("llmctl.serve.answers.tools.TOLD", "Call.")
+        yield client
+
+
+def ask(client, **more):
+    asked = {"tools": [WEATHER, CLOCK], "temperature": 1.3, "max_tokens": 300, **more}
+    response = chat(client, "How is Rome?", **asked)
+    assert response.status_code == 200, response.text
+    made = ChatCompletion.model_validate_json(response.content, strict=True).choices[0]
+    found = [
+        ChatCompletionChunk.model_validate(one).choices[0]
+        for one in chunks(chat(client, "How is Rome?", **asked, stream=True))
+    ]
+    rows = [row for one in found for row in one.delta.tool_calls or ()]
+    whole = made.message.tool_calls or ()
+    assert [row.index for row in rows] == [*range(len(rows))]
+    assert [(row.function.name, row.function.arguments) for row in rows] == [
+        (row.function.name, row.function.arguments) for row in whole
+    ]
+    assert "".join(one.delta.content or "" for one in found) == (made.message.content or "")
+    assert found[-1].finish_reason == made.finish_reason
+    return made
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_required_calls_are_valid_on_any_model(client, seed):
+    made = ask(client, tool_choice="required", seed=seed)
+    if made.finish_reason == "length":
+        return
+    assert made.finish_reason == "tool_calls" and made.message.content is None
+    assert 1 <= len(made.message.tool_calls) <= 16
+    for call in made.message.tool_calls:
+        assert len(call.id) == 9 and call.function.name in ("weather", "clock")
+        if call.function.name == "weather":
+            jsonschema.validate(json.loads(call.function.arguments), WEATHER["function"]["parameters"])
+
+
+@pytest.mark.parametrize("more, most", [({"tool_choice": "required", "parallel_tool_calls": False}, 1),
+                                        ({"tool_choice": {"type": "function", "function": {"name": "weather"}}}, 1)])  # fmt: skip
+def test_one_call_of_a_named_function(client, more, most):
+    for seed in range(3):
+        made = ask(client, seed=seed, **more)
+        assert len(made.message.tool_calls) == most
+        if isinstance(more["tool_choice"], dict):
+            assert made.finish_reason == "stop" and made.message.tool_calls[0].function.name == "weather"
+
+
+@pytest.mark.parametrize("form, written", [
+    (None, "Well.\n" + CALL), (LISTED, 'Well. [TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Rome"}}]'),
+    (OBJECT, '{"name": "weather", "parameters": {"city": "Rome"}}'),
+])  # fmt: skip
+def test_calls_that_a_model_chooses_to_write(client, monkeypatch, form, written):
+    monkeypatch.setattr(type(client.service.model), "form", form or PLAIN)
+    made = ask(client, structured_outputs={"choice": [written]})
+    assert [call.function.name for call in made.message.tool_calls] == ["weather"]
+    assert made.message.content == ("Well." if "Well" in written else None) and made.finish_reason == "tool_calls"
+    plain = ask(client, structured_outputs={"choice": [written]}, tool_choice="none")
+    assert plain.message.content == written and plain.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("form", [LISTED, OBJECT])
+def test_the_forms_of_cards_bind_too(client, monkeypatch, form):
+    monkeypatch.setattr(type(client.service.model), "form", form)
+    made = ask(client, tool_choice="required", parallel_tool_calls=False, seed=1)
+    assert len(made.message.tool_calls) == 1 and made.message.content is None
+
+
+def test_results_go_on_in_the_conversation(client):
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    messages = [
+        {"role": "user", "content": "How is Rome?"}, {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "abcdefghi", "content": "sunny"},
+    ]  # fmt: skip
+    body = {"messages": messages, "tools": [WEATHER], "temperature": 0, "max_tokens": 5}
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
+    messages[1]["tool_calls"][0]["function"]["arguments"] = "{"
+    refused(client.post("/v1/chat/completions", json=body), 400, "not valid JSON", "messages")
+
+
+def test_without_a_place_in_the_template_a_message_tells_of_functions(monkeypatch):
+    monkeypatch.setattr("llmctl.serve.answers.tools.TOLD", TOLD)
+    calls = [{"function": {"name": "clock", "arguments": {}}}]
+    messages = [
+        Message("user", "Hi"),
+        Message("assistant", None, {"tool_calls": calls}),
+        Message("tool", "3"),
+        Message("tool", "4"),
+    ]
+    found = told(None, messages)
+    assert [message.role for message in found] == ["user", "assistant", "user"]
+    assert found[1].content == '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+    assert found[2].content.count("<tool_response>") == 2
+    tools = tools_of({"tools": [WEATHER]})
+    assert '"name": "weather"' in told(tools, messages)[0].content
+    assert told(tools, [Message("system", "Be brief."), *messages])[0].content.startswith("Be brief.\n\nYou may call")
+
+
+def test_thoughts_of_a_model_whose_card_has_marks():
+    with served() as client:
+        object.__setattr__(client.service.model, "thoughts", THOUGHTS)
+        form = {"choice": ["<think>\nHm.\n</think>\n\nYes."]}
+        # A form leaves no room for thoughts, so all of it is content.
+        assert ask(client, tools=[], structured_outputs=form).message.content == form["choice"][0]
+        reader = client.service.model.reader({}, client.service.model.plain("Hi <think>\n"), False)()
+        assert (reader.add("Hm.</think> Yes").thoughts, reader.finish().content) == ("Hm.", "")
