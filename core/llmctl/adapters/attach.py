@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from llmctl.adapters import targets
@@ -17,7 +18,13 @@ from llmctl.quant.blockwise import round_trip
 
 
 def add_lora(
-    model: Any, paths: Iterable[str], rank: int, scale: float, dropout: float = 0.0, dora: bool = False
+    model: Any,
+    paths: Iterable[str],
+    rank: int,
+    scale: float,
+    dropout: float = 0.0,
+    dora: bool = False,
+    totals: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Replaces layers by ``nn.lora.LoraLinear`` with new adapters, and freezes the model; returns path -> new layer.
 
@@ -28,6 +35,7 @@ def add_lora(
         scale: Scale of A B.
         dropout: LoRA dropout.
         dora: Whether to train the magnitude of columns (DoRA).
+        totals: Path -> ``total`` of the layer, where the model has only some of its inputs.
     """
     from llmctl.nn.lora import LoraLinear
 
@@ -36,7 +44,7 @@ def add_lora(
     made: dict[str, Any] = {}
 
     def replace(path: str, layer: Any) -> Any:
-        made[path] = LoraLinear(layer, rank, scale, dropout, dora)
+        made[path] = LoraLinear(layer, rank, scale, dropout, dora, totals.get(path))
         return made[path]
 
     replace_layers(model, paths, replace)

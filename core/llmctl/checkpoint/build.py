@@ -5,7 +5,7 @@ A ``CheckedModel`` keeps the results of its checks, so a job that checks first a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,20 @@ class CheckedModel:
         """The same model with the weights of another folder, such as a checkpoint; raises as ``open_model``."""
         return open_model(folder, self.plugin, self.dims, self.config)
 
-    def layer(self, dtype: str = "float32", cut: Cut = WHOLE, seed: int = 0) -> Any:
+    def layer(
+        self,
+        dtype: str = "float32",
+        cut: Cut = WHOLE,
+        seed: int = 0,
+        prepare: Callable[[Any], object] = lambda model: None,
+    ) -> Any:
         """A ``paddle.nn.Layer`` with the weights of the folder, or with the initial weights of a new model.
 
         Args:
             dtype: Data type of the parameters: ``"float32"``, ``"float64"`` or a half type.
             cut: How it is cut among ranks; the layer has this rank's parts, and never holds the whole model.
             seed: Seed of the initial weights. Each tensor is drawn for itself, so that they do not depend on the cut.
+            prepare: Called with the layer before its tensors have memory; may drop layers.
 
         Raises:
             CheckpointError: A file of the folder ends early.
@@ -68,6 +75,7 @@ class CheckedModel:
 
         with paddle.LazyGuard():
             model = build(self.plugin, self.dims, dtype)
+        prepare(model)
         cut.apply(model, None if self.weights else seed)
         self.fill(model, cut)
         return model

@@ -57,16 +57,18 @@ class Cut:
         rule = self.splits.get(name)
         return tuple(shape) if rule is None else whole_shape(shape, rule)
 
-    def apply(self, model: Any, seed: int | None = None) -> None:
+    def apply(self, model: Any, seed: int | None = None, prefix: str = "") -> None:
         """Replaces the parameters of a model, which take no memory yet, by this rank's parts.
 
         Args:
-            model: The model, built under ``paddle.LazyGuard``.
+            model: The model, or one of its layers, built under ``paddle.LazyGuard``.
             seed: Seed of its initial weights, of which one tensor at a time is drawn whole; None = they stay without values.
+            prefix: What the names of a layer's parameters begin with in the model.
         """
-        layers = dict(model.named_sublayers())
-        for name, whole in model.state_dict().items():
-            path, _, key = name.rpartition(".")
+        layers = dict(model.named_sublayers(include_self=True))
+        for inner, whole in model.state_dict().items():
+            path, _, key = inner.rpartition(".")
+            name = prefix + inner
             if seed is not None:
                 draw(name, whole, seed)
             if name in self.first_only and self.parallel.rank:
@@ -92,5 +94,10 @@ WHOLE = Cut()
 def draw(name: str, parameter: Any, seed: int) -> None:
     """Gives a parameter without values its initial ones, which depend on its name and the seed alone."""
     if not parameter._is_initialized():
-        runtime.seed(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "little") >> 1)
+        seed_by_name(seed, name)
         parameter.initialize()
+
+
+def seed_by_name(seed: int, name: str) -> None:
+    """Seeds the generators for the initial values of one parameter."""
+    runtime.seed(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "little") >> 1)

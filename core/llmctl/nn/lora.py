@@ -6,12 +6,16 @@ ones included.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import paddle
 from paddle.nn import functional as F
 from paddle.nn.initializer import Constant, Uniform
 
 from llmctl.nn.arrays import assign, to_numpy
+
+Total = Callable[[paddle.Tensor], paddle.Tensor]
 
 
 class LoraLinear(paddle.nn.Layer):
@@ -26,36 +30,44 @@ class LoraLinear(paddle.nn.Layer):
         scale: Factor of A B.
         dropout: Probability of dropout on the adapter's input, in training.
         magnitude: Whether there is a magnitude (DoRA), a vector that begins as the column norms of the base.
+        total: Completes sums over inputs where the base has only some of them; None = it has all.
 
     Attributes:
         disabled: Whether the adapter is disabled, so that the layer computes what it did before training.
-        initial: A and B that were subtracted from the base before training (PiSSA); None = nothing was.
+        initial_A: A that was subtracted from the base before training (PiSSA); None = nothing was.
+        initial_B: B that was subtracted.
     """
 
     disabled = False
-    initial: tuple[paddle.Tensor, paddle.Tensor] | None = None
 
     def __init__(
-        self, base: paddle.nn.Layer, rank: int, scale: float, dropout: float = 0.0, magnitude: bool = False
+        self,
+        base: paddle.nn.Layer,
+        rank: int,
+        scale: float,
+        dropout: float = 0.0,
+        magnitude: bool = False,
+        total: Total | None = None,
     ) -> None:
         super().__init__()
+        self._total = total
         self.base, self.scale, self.dropout = base, scale, dropout
         weight = base.weight
         (inputs, outputs), dtype = weight.shape, weight.dtype
         for parameter in base.parameters():
             parameter.stop_gradient = True
-        bound = inputs**-0.5
-        self.lora_A = self.create_parameter([inputs, rank], dtype=dtype, default_initializer=Uniform(-bound, bound))
+        self.lora_A = self.create_parameter([inputs, rank], dtype=dtype, default_initializer=first_a(inputs))
         self.lora_B = self.create_parameter([rank, outputs], dtype=dtype, default_initializer=Constant(0.0))
-        self.lora_magnitude = None
+        self.lora_magnitude = self.initial_A = self.initial_B = None
         self._cached_norms: paddle.Tensor | None = None
         if magnitude:
             self.lora_magnitude = self.create_parameter([outputs], dtype=dtype, default_initializer=Constant(1.0))
-            self.lora_magnitude.set_value(_column_norms(weight))
+            self.lora_magnitude.set_value(self._norms_of(weight))
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         if self.disabled:
-            return self.base(x) if self.initial is None else self.base(x) + self._delta(x, *self.initial)
+            y = self.base(x)
+            return y if self.initial_A is None else y + self._delta(x, self.initial_A, self.initial_B)
         dropped = F.dropout(x, self.dropout, training=self.training) if self.dropout else x
         delta = self._delta(dropped, self.lora_A, self.lora_B)
         y = self.base(x)
@@ -75,7 +87,12 @@ class LoraLinear(paddle.nn.Layer):
         """Column norms of the adapted weight, a constant for gradients (https://arxiv.org/abs/2402.09353, 4.3)."""
         if self._cached_norms is not None and not self.training:
             return self._cached_norms
-        return _column_norms(self.base.weight + paddle.matmul(self.lora_A, self.lora_B) * self.scale)
+        return self._norms_of(self.base.weight + paddle.matmul(self.lora_A, self.lora_B) * self.scale)
+
+    @paddle.no_grad()
+    def _norms_of(self, weight: paddle.Tensor) -> paddle.Tensor:
+        squares = (weight * weight).sum(axis=0)
+        return (squares if self._total is None else self._total(squares)).sqrt()
 
     def cache_magnitude(self) -> None:
         """Caches DoRA's column norms for inference; valid until ``set_weights``, while A, B and the base do not change."""
@@ -94,13 +111,22 @@ class LoraLinear(paddle.nn.Layer):
 
     @paddle.no_grad()
     def subtract_from_base(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Subtracts scale * A B from the base's weight."""
+        """Subtracts scale * A B from the base's weight, and keeps both unrounded."""
         weight = self.base.weight
-        assign(weight, to_numpy(weight) - self.scale * (a @ b))
+        values = to_numpy(weight)
+        assign(weight, values - self.scale * (a @ b))
+        self.initial_A, self.initial_B = (self._frozen(part.astype(values.dtype)) for part in (a, b))
+
+    def _frozen(self, values: np.ndarray) -> paddle.Tensor:
+        made = self.create_parameter(values.shape, dtype=values.dtype.name, default_initializer=Constant(0.0))
+        made.set_value(values)
+        made.stop_gradient = True
+        return made
 
 
-def _column_norms(weight: paddle.Tensor) -> paddle.Tensor:
-    return (weight * weight).sum(axis=0).sqrt()
+def first_a(inputs: int) -> Uniform:
+    """The initial values of A for a layer with a number of inputs: uniform within 1/sqrt(inputs)."""
+    return Uniform(-(inputs**-0.5), inputs**-0.5)
 
 
 def pissa_init(weight: np.ndarray, rank: int, scale: float) -> tuple[np.ndarray, np.ndarray]:

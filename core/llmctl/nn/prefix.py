@@ -40,7 +40,7 @@ class Prefix(paddle.nn.Layer):
         super().__init__()
         self.layers, _, self.length, kv_heads, head_dim = shape
         self.held = range(self.layers)
-        self._layer_shape, width = [2, self.length, kv_heads, head_dim], kv_heads * head_dim
+        self._head_dim, width = head_dim, kv_heads * head_dim
         self._projection = projection
 
         def add(name: str, size: list[int], bound: float) -> None:
@@ -56,7 +56,7 @@ class Prefix(paddle.nn.Layer):
                 add(f"out_weight_{layer}", [projection, 2 * width], projection**-0.5)
                 add(f"out_bias_{layer}", [2 * width], projection**-0.5)
             else:
-                add(f"pair_{layer}", self._layer_shape, 0.0)
+                add(f"pair_{layer}", [2, self.length, kv_heads, head_dim], 0.0)
 
     def keep(self, layers: Iterable[int]) -> None:
         """Drops the keys and values of all other layers."""
@@ -77,7 +77,8 @@ class Prefix(paddle.nn.Layer):
         else:
             hidden = paddle.tanh(paddle.matmul(self.embedding, self.hidden_weight) + self.hidden_bias)
             out = paddle.matmul(hidden, getattr(self, f"out_weight_{layer}")) + getattr(self, f"out_bias_{layer}")
-            both = out.reshape([self.length, *(self._layer_shape[i] for i in (0, 2, 3))]).transpose([1, 0, 2, 3])
+            # Of several ranks each has some of the heads.
+            both = out.reshape([self.length, 2, -1, self._head_dim]).transpose([1, 0, 2, 3])
         return both[0], both[1]
 
     @paddle.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from llmctl.parallel.axis import Axis
 from llmctl.parallel.rank import Rank
 
 T = TypeVar("T")
@@ -30,6 +31,10 @@ class Ranks(Protocol):
     @property
     def size(self) -> int:
         """How many of these there are."""
+
+    @property
+    def tensor(self) -> Axis:
+        """The ranks that share each layer."""
 
     @property
     def main(self) -> bool:
@@ -68,6 +73,7 @@ class Alone:
     """One process, with nothing to wait for or to sum."""
 
     rank, number, size, main, evaluates = Rank(0, 1), 0, 1, True, True
+    tensor = Axis("tensor", 0, 1)
 
     def total(self, values: Sequence[float]) -> list[float]:
         """The values."""

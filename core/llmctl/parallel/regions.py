@@ -46,7 +46,7 @@ def connect(model: Any, card: Family, dims: Dims, cut: Cut, axis: Axis, sequence
         sequence: Whether tokens are divided between regions, in training.
     """
     layers, splits = dict(model.named_sublayers()), cut.splits
-    tensors = [tensor for tensor in card.expand(dims) if parent(tensor.name) in layers or _adapted(tensor, layers)]
+    tensors = [tensor for tensor in card.expand(dims) if parent(tensor.name) in layers]
     blocks = blocks_of(card.expand(dims))
     regions = regions_of(tensors, splits)
     for path, ends in regions.items():
@@ -54,17 +54,14 @@ def connect(model: Any, card: Family, dims: Dims, cut: Cut, axis: Axis, sequence
     if sequence:
         _divide_tokens([layers.get(path) for path in (blocks[0], blocks[-1])], axis)
     _divide_vocabulary(model, layers, card.expand(dims), splits, axis)
-    partial = (*regions, *blocks) if sequence else tuple(regions)
+    # Keys and values of virtual tokens are read by this rank's heads alone.
+    partial = (*regions, *(blocks if sequence else ()), "prefix")
     model.complete_grads = _completing(cut, tuple(f"{path}." for path in partial), axis)
 
 
 def parent(name: str) -> str:
     """Path of the layer that holds a parameter."""
     return name.rpartition(".")[0]
-
-
-def _adapted(tensor: Tensor, layers: Mapping[str, Any]) -> bool:
-    return parent(parent(tensor.name)) in layers
 
 
 def blocks_of(tensors: Iterable[Tensor]) -> list[str]:

@@ -45,15 +45,17 @@ class Result(NamedTuple):
     cut: Cut
 
 
-def alone(case: Case, change: Callable[[Any, Cut], Any] = lambda model, cut: None) -> Result:
+def alone(case: Case, change: Callable[[Any, Any], Any] = lambda model, place: None) -> Result:
     """The result of one process."""
+    from llmctl.train.place import HERE
+
     model = random_model(plugins.load(case.family), case.dims)
-    change(model, WHOLE)
+    change(model, HERE)
     return _step(model, case, WHOLE)
 
 
 def shared(
-    mesh: Any, case: Case, sequence: bool, change: Callable[[Any, Cut], Any] = lambda model, cut: None
+    mesh: Any, case: Case, sequence: bool, change: Callable[[Any, Any], Any] = lambda model, place: None
 ) -> Result:
     """The result of a rank that shares the model with the others of the tensor axis.
 
@@ -61,15 +63,16 @@ def shared(
         mesh: The ranks.
         case: The model and the batch, the same on all of them.
         sequence: Whether tokens are divided between regions.
-        change: Called with the cut model and its cut before the ranks are connected: adds adapters.
+        change: Called with the cut model and the place of the rank before the ranks are connected: adds adapters.
     """
     from llmctl.parallel import regions
+    from llmctl.train.place import Place
 
     plugin = plugins.load(case.family)
     model = random_model(plugin, case.dims)
     cut = Cut.of(plugin, case.dims, Parallel(mesh.tensor.size, mesh.tensor.rank))
     cut.apply(model)
-    change(model, cut)
+    change(model, Place(cut, mesh.tensor, sequence))
     regions.connect(model, plugin.card, case.dims, cut, mesh.tensor, sequence)
     return _step(model, case, cut)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -45,6 +45,7 @@ from llmctl.train.optim.loss_scaler import LossScaler
 from llmctl.train.optim.master_weights import MasterWeights
 from llmctl.train.optim.schedules import schedule
 from llmctl.train.output import open_output
+from llmctl.train.place import Place
 from llmctl.train.summary import show
 from llmctl.train.trainable.base import Trainable, precision_of
 
@@ -179,7 +180,7 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console, 
         info.update(method.finish(setup.trainable.model, setup.data, console))
         info.update(steps=last, seconds=round(time.monotonic() - began, 1))
         with atomic_folder(job.output / "model", overwrite=True) as folder:
-            setup.trainable.save(folder, job.config.output.save_dtype)
+            setup.trainable.save(folder, job.config.output.save_dtype, _state(setup))
             write_manifest(folder)
         info["next"] = [try_line(job.output, info)]
     ended = {"output": str(job.output), "model": str(job.output / "model"), **{key: info[key] for key in END}}
@@ -207,7 +208,7 @@ def _set_up(job: CheckedJob[Any], method: Method, start: Path | None, console: C
     for note in filter(None, (*job.notes, precision.note, operators.note())):
         console.print(note)
     data = method.prepare(job, console)
-    trainable = method.load(job, start)
+    trainable = method.load(job, start, Place.of(job, ranks))
     method.bind(job, data, trainable, console)
     card, dims = job.model.plugin.card, job.model.dims
     activation_checkpointing.apply(trainable.model, card, dims, train.recompute, train.recompute_interval)
@@ -290,10 +291,16 @@ def _own_callbacks(setup: Setup, fingerprint: str) -> list[Callback]:
 def _save_checkpoint(setup: Setup, folder: Path) -> None:
     chosen = setup.job.config.output.checkpoint_dtype
     dtype = setup.job.config.model.dtype if chosen == "same" else chosen
-    setup.trainable.save(folder, dtype)
-    setup.trainable.save_extra(folder, dtype)
+    setup.trainable.save(folder, dtype, _state(setup))
+    setup.trainable.save_extra(folder, dtype, _state(setup))
     if setup.ema:
         setup.ema.save(folder)
+
+
+def _state(setup: Setup) -> Mapping[str, Any]:
+    """The tensors that are saved, by name."""
+    state: Mapping[str, Any] = setup.trainable.model.state_dict()
+    return state
 
 
 def _train(setup: Setup, loop: Loop, done: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from llmctl.jobs.job import CheckedJob
 from llmctl.parallel.ranks import Ranks
 from llmctl.train.console import Console
+from llmctl.train.place import Place
 from llmctl.train.task import Task
 from llmctl.train.trainable import base
 from llmctl.train.trainable.base import Trainable
@@ -35,14 +36,14 @@ class Method:
 
     Attributes:
         prepare: (job, console): makes the data.
-        load: (job, checkpoint to resume from or None): loads the trainable model.
+        load: (job, checkpoint to resume from or None, place): loads the trainable model.
         bind: (job, data, trainable, console): gives the data what it needs of the model, before the first loss.
         start: (data, ranks): computes or reads what is kept in the output folder, once that is open; all ranks call it together.
         finish: (model, data, console): evaluates the final model once more, for ``run.json``.
     """
 
     prepare: Callable[[Any, Console], RunData]
-    load: Callable[[CheckedJob[Any], Path | None], Trainable] = base.load
+    load: Callable[[CheckedJob[Any], Path | None, Place], Trainable] = base.load
     bind: Callable[[Any, Any, Trainable, Console], Any] = _nothing
     start: Callable[[Any, Ranks], Any] = _nothing
     finish: Callable[[Any, Any, Console], Mapping[str, Any]] = _nothing

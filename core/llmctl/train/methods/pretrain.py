@@ -21,6 +21,7 @@ from llmctl.train.console import STDOUT, Console
 from llmctl.train.methods.base import Method
 from llmctl.train.methods.evaluate import token_metrics
 from llmctl.train.methods.loss import next_token_hidden, next_token_loss
+from llmctl.train.place import HERE, Place
 from llmctl.train.task import Batch, Loss
 from llmctl.train.trainable import full
 from llmctl.train.trainable.base import Trainable, precision_of
@@ -85,10 +86,12 @@ def prepare(job: PretrainJob, console: Console = STDOUT) -> PretrainData:
     )
 
 
-def load(job: PretrainJob, start: Path | None) -> Trainable:
+def load(job: PretrainJob, start: Path | None, place: Place = HERE) -> Trainable:
     """Loads the job's model: a checkpoint, or a new model, whose weights are initialised by the modeling code."""
     model = job.model.at(start) if start else job.model
-    return full.all_parameters(model.layer(precision_of(job).params, seed=job.config.train.seed), job)
+    layer = place.layer(model, precision_of(job).params, job.config.train.seed)
+    place.connect(layer, job.model)
+    return full.all_parameters(layer, job, place)
 
 
 def _test(model: Any, data: PretrainData, console: Console) -> dict[str, Any]:

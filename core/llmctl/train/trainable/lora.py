@@ -7,16 +7,14 @@ without them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 
-from llmctl import runtime
 from llmctl.adapters import folder as folders
 from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, LoraWeights, scale_of
@@ -24,23 +22,26 @@ from llmctl.adapters.attach import add_lora, quantize_base
 from llmctl.adapters.base_model import short_name
 from llmctl.adapters.peft_format import as_planned
 from llmctl.adapters.peft_format import load as read_tensor
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
 from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import ConfigError
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.precision import HALF
 from llmctl.nn.arrays import to_numpy
-from llmctl.nn.lora import pissa_init
+from llmctl.nn.lora import first_a, pissa_init
 from llmctl.quant.linear import weight_bytes
-from llmctl.train.trainable.base import Reference, Trainable, base_record, precision_of
+from llmctl.train.place import HERE, Place
+from llmctl.train.trainable.base import Reference, State, Trainable, base_record, precision_of
 
 FLOAT = "float"
 """Value of ``method.base`` for a base that is not quantized."""
 
+INITIAL = ("initial_A", "initial_B")
+"""Parameters of a layer that hold A0 and B0."""
+
 START = "start.safetensors"
 """The file of A0 and B0 in a checkpoint in a half type."""
-
-Start = tuple[np.ndarray, np.ndarray]
-"""A0 and B0 of a layer whose adapter was initialised with the principal part of its base."""
 
 
 @dataclass(frozen=True)
@@ -48,33 +49,37 @@ class LoraTraining:
     """The trainable adapters of a model.
 
     Attributes:
-        layers: Path -> ``nn.lora.LoraLinear``.
-        starts: Path -> what was subtracted from the base; empty without PiSSA.
+        paths: Paths of all layers that have one.
+        layers: Path -> ``nn.lora.LoraLinear``, of those that this rank has.
+        scale: Scale of A B.
         blank: The adapter to save, still without its matrices.
         job: The job of the run.
+        place: Which part of the model this rank has.
     """
 
+    paths: Sequence[str]
     layers: dict[str, Any]
-    starts: dict[str, Start]
+    scale: float
     blank: Adapter
     job: CheckedJob[Any]
+    place: Place
 
-    def save(self, folder: Path, dtype: str) -> None:
+    def save(self, folder: Path, dtype: str, state: State) -> None:
         """Writes the adapter and the tokenizer into an existing folder."""
-        parts = {path: self._part(path, layer) for path, layer in self.layers.items()}
+        parts = {path: self._part(path, state) for path in self.paths}
         adapter = Adapter(parts, self.blank.rank_stabilised, self.blank.dropout, self.blank.base, self.blank.record)
         model = self.job.model
         folders.write(folder, adapter, model.plugin, model.dims, dtype)
         self.job.tokenizer.save(folder)
         folders.copy_generation(model.folder, folder)
 
-    def save_extra(self, folder: Path, dtype: str) -> None:
+    def save_extra(self, folder: Path, dtype: str, state: State) -> None:
         """Adds A0 and B0 unrounded to a checkpoint whose ``save`` rounded them."""
-        if self.starts and dtype in HALF:
+        if self.job.config.method.pissa and dtype in HALF:
             arrays = {
-                f"{path}.{name}": array
-                for path, start in self.starts.items()
-                for name, array in zip("ab", start, strict=True)
+                f"{path}.{name}": to_numpy(state[f"{path}.{parameter}"])
+                for path in self.paths
+                for name, parameter in zip("ab", INITIAL, strict=True)
             }
             whole = {name: as_planned(name, array, array.dtype.name) for name, array in arrays.items()}
             safetensors.write_file(folder / START, whole)
@@ -84,14 +89,18 @@ class LoraTraining:
         parts = _parts(folder, self.job)
         for path, layer in self.layers.items():
             part, rank = parts[path], layer.lora_A.shape[1]
-            layer.set_weights(part.a[:, :rank], part.b[:rank], part.magnitude)
+            self._set(path, layer, part.a[:, :rank], part.b[:rank], part.magnitude)
+
+    def _set(self, path: str, layer: Any, a: np.ndarray, b: np.ndarray, magnitude: np.ndarray | None) -> None:
+        """Sets this rank's parts of whole matrices."""
+        cut = self.place.cut
+        own = None if magnitude is None else cut.part(f"{path}.lora_magnitude", magnitude)
+        layer.set_weights(cut.part(f"{path}.lora_A", a), cut.part(f"{path}.lora_B", b), own)
 
     def without_adapter(self, model: Any) -> Reference:
         """The same layers with their adapters disabled, which serve as the reference of preference optimisation."""
 
         def prepare() -> Callable[[], AbstractContextManager[Any]]:
-            for path, start in self.starts.items():
-                self.layers[path].initial = tuple(paddle.to_tensor(part) for part in start)
             return disabled
 
         @contextmanager
@@ -106,47 +115,104 @@ class LoraTraining:
 
         return prepare
 
-    def _part(self, path: str, layer: Any) -> LoraWeights:
-        a, b = to_numpy(layer.lora_A), to_numpy(layer.lora_B)
-        if path in self.starts:
-            a0, b0 = self.starts[path]
+    def _part(self, path: str, state: State) -> LoraWeights:
+        def read(name: str) -> np.ndarray:
+            return to_numpy(state[f"{path}.{name}"])
+
+        a, b = read("lora_A"), read("lora_B")
+        if self.job.config.method.pissa:
+            a0, b0 = map(read, INITIAL)
             a, b = np.concatenate([a, a0], axis=1), np.concatenate([b, -b0])
-        magnitude = None if layer.lora_magnitude is None else to_numpy(layer.lora_magnitude)
-        return LoraWeights(a, b, layer.scale, magnitude)
+        return LoraWeights(a, b, self.scale, read("lora_magnitude") if self.job.config.method.dora else None)
+
+    def begin(self, start: Path | None) -> None:
+        """Gives the adapters their initial values, or those of the checkpoint that the run continues from."""
+        seed = self.job.config.train.seed
+        for path, layer in self.layers.items():
+            name = f"{path}.lora_A"
+            inputs = self.place.cut.whole_shape(name, layer.lora_A.shape)[0]
+            self.place.draw(name, layer.lora_A, first_a(inputs), seed)
+        if self.job.config.method.pissa:
+            self._subtract(_starts(start, self.job) if start else self._principal())
+        if start:
+            self.restore(start)
+
+    def _principal(self) -> dict[str, Start]:
+        """Path -> A and B of the principal part of its base. Of the ranks that share a layer one at a time computes them."""
+        found: dict[str, Start] = {}
+        size = self.place.tensor.size
+        for group in batched(self.layers.items(), size):
+            weights = {path: self.place.whole(f"{path}.weight", layer.base.weight) for path, layer in group}
+            for owner, (path, layer) in enumerate(group):
+                weight, rank = weights[path], layer.lora_A.shape[1]
+                if owner == self.place.tensor.rank:
+                    found[path] = pissa_init(weight, rank, self.scale)
+                else:
+                    found[path] = np.zeros((len(weight), rank)), np.zeros((rank, weight.shape[1]))
+            for owner, (path, _) in enumerate(group):
+                a, b = (np.ascontiguousarray(x, weights[path].dtype) for x in found[path])
+                found[path] = self.place.sent(a, owner), self.place.sent(b, owner)
+        return found
+
+    def _subtract(self, starts: Mapping[str, Start]) -> None:
+        """PiSSA: adapters begin as a part of their base, which is subtracted from it."""
+        cut = self.place.cut
+        for path, layer in self.layers.items():
+            a, b = starts[path]
+            layer.subtract_from_base(cut.part(f"{path}.lora_A", a), cut.part(f"{path}.lora_B", b))
+            magnitude = None if layer.lora_magnitude is None else to_numpy(layer.lora_magnitude)
+            layer.set_weights(to_numpy(layer.initial_A), to_numpy(layer.initial_B), magnitude)
 
 
-def load(job: CheckedJob[Any], start: Path | None) -> Trainable:
+Start = tuple[np.ndarray, np.ndarray]
+"""A0 and B0 of a layer whose adapter was initialised with the principal part of its base."""
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """The items, so many at a time."""
+    items = list(items)
+    return (items[first : first + size] for first in range(0, len(items), size))
+
+
+def load(job: CheckedJob[Any], start: Path | None, place: Place = HERE) -> Trainable:
     """Loads the job's model with trainable adapters and a frozen base; see ``base.load``."""
     method, card, dims = job.config.method, job.model.plugin.card, job.model.dims
-    model = job.model.layer(precision_of(job).params)
+    model = place.layer(job.model, precision_of(job).params)
     paths = targets.choose(card, dims, method.targets)
     rank, alpha = method.rank, method.alpha or 2.0 * method.rank
     scale = scale_of(alpha, rank, method.rslora)
+    here = dict(model.named_sublayers())
     if method.base != FLOAT:
-        quantize_base(model, targets.linears(card, dims), method.base)
-    runtime.seed(job.config.train.seed)
-    layers = add_lora(model, paths, rank, scale, method.dropout, method.dora)
+        quantize_base(model, filter(here.__contains__, targets.linears(card, dims)), method.base)
+    place.cut_adapters(paths)
+    held = [path for path in paths if path in here]
+    layers = add_lora(model, held, rank, scale, method.dropout, method.dora, place.totals(held))
     _check_magnitudes(layers)
     record = {**base_record(job), **({} if method.base == FLOAT else {"quantised": method.base})}
     blank = Adapter({}, method.rslora, method.dropout, short_name(job.model.folder), record)
-    training = LoraTraining(layers, _principal(layers, start, job) if method.pissa else {}, blank, job)
-    if start:
-        training.restore(start)
-    trainable = sum(p.size for p in model.parameters() if not p.stop_gradient)
+    training = LoraTraining(paths, layers, scale, blank, job, place)
+    training.begin(start)
     return Trainable(
         model=model,
         save=training.save,
         restore=training.restore,
         decays=lambda name: not name.endswith("lora_magnitude"),
         metadata={
-            "trained_parameters": int(trainable),
+            "trained_parameters": _trained(card, dims, paths, rank, method.dora),
             "trained_layers": len(paths),
             "weight_bytes": weight_bytes(model),
         },
         lr_scales=lambda name: method.lora_plus_ratio if name.endswith("lora_B") else 1.0,
         reference=training.without_adapter(model),
         save_extra=training.save_extra,
+        place=place,
     )
+
+
+def _trained(card: Family, dims: Dims, paths: Iterable[str], rank: int, dora: bool) -> int:
+    """Number of trained parameters of all ranks together."""
+    shapes = [targets.linears(card, dims)[path].shape for path in paths]
+    return sum(rank * (inputs + outputs) + dora * outputs for inputs, outputs in shapes)
 
 
 def _check_magnitudes(layers: Mapping[str, Any]) -> None:
@@ -181,21 +247,3 @@ def _starts(folder: Path, job: CheckedJob[Any]) -> dict[str, Start]:
         return {name[:-2]: (array, tensors[f"{name[:-2]}.b"]) for name, array in tensors.items() if name.endswith(".a")}
     rank = job.config.method.rank
     return {path: (part.a[:, rank:], -part.b[rank:]) for path, part in _parts(folder, job).items()}
-
-
-def _principal(layers: dict[str, Any], start: Path | None, job: CheckedJob[Any]) -> dict[str, Start]:
-    """PiSSA: initialises adapters with the principal part of their base, which is subtracted; a resumed run subtracts what it did at its beginning."""
-    before = _starts(start, job) if start else {}
-    starts = {}
-    for path, layer in layers.items():
-        rank = layer.lora_A.shape[1]
-        if path in before:
-            a0, b0 = before[path]
-        else:
-            weight = to_numpy(layer.base.weight)
-            a0, b0 = (x.astype(weight.dtype) for x in pissa_init(weight, rank, layer.scale))
-        layer.subtract_from_base(a0, b0)
-        magnitude = None if layer.lora_magnitude is None else to_numpy(layer.lora_magnitude)
-        layer.set_weights(a0, b0, magnitude)
-        starts[path] = a0, b0
-    return starts

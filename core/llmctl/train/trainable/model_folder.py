@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,11 @@ class ModelWriter:
     tokenizer: Tokenizer
     max_shard_bytes: int
 
-    def write(self, folder: Path, model: Any, dtype: str) -> None:
-        """Writes a model's weights in a dtype, and the other files, into an existing folder."""
+    def write(self, folder: Path, state: Mapping[str, Any], dtype: str) -> None:
+        """Writes the weights of a state in a dtype, and the other files, into an existing folder."""
         plugin, home = self.source.plugin, self.source.folder
         renames = plugin.hooks.weight_map(card=plugin.card, dims=self.source.dims, source="torch")
-        save_weights(folder, model, renames, dtype=dtype, max_shard_bytes=self.max_shard_bytes)
+        save_weights(folder, state, renames, dtype=dtype, max_shard_bytes=self.max_shard_bytes)
         facts = plugin.card.recorded(self.source.config, self.source.dims)
         config = {**self.source.config, **facts, "torch_dtype": dtype}
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,111 @@
+"""Which part of a model this rank holds, and how it computes with the ranks that hold the other parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import paddle
+
+from llmctl.adapters.targets import module_of
+from llmctl.card.sharding import Parallel, Segment, Split
+from llmctl.checkpoint.build import CheckedModel
+from llmctl.checkpoint.partial import WHOLE, Cut, seed_by_name
+from llmctl.checkpoint.shards import merge
+from llmctl.jobs.job import CheckedJob
+from llmctl.nn.arrays import assign, to_numpy
+from llmctl.parallel import regions
+from llmctl.parallel.axis import Axis
+from llmctl.parallel.collectives import all_gather, all_reduce, broadcast
+from llmctl.parallel.ranks import ALONE, Ranks
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of this rank in a run.
+
+    Attributes:
+        cut: How the parameters of the model are cut; those of adapters are added to it.
+        tensor: The ranks that share each layer.
+        sequence: Whether they divide the tokens between regions too.
+    """
+
+    cut: Cut
+    tensor: Axis = ALONE.tensor
+    sequence: bool = False
+
+    @classmethod
+    def of(cls, job: CheckedJob[Any], ranks: Ranks) -> Place:
+        """The place of a rank in the run of a job."""
+        parallel = Parallel(ranks.tensor.size, ranks.tensor.rank)
+        cut = Cut.of(job.model.plugin, job.model.dims, parallel)
+        return cls(cut, ranks.tensor, job.config.parallel.sequence)
+
+    def layer(self, model: CheckedModel, dtype: str, seed: int = 0) -> Any:
+        """This rank's part of a model; arguments and errors as for ``CheckedModel.layer``."""
+        return model.layer(dtype, self.cut, seed)
+
+    def connect(self, layer: Any, model: CheckedModel) -> None:
+        """Makes a layer of ``layer`` compute with those of the other ranks; after adapters, and once."""
+        if self.tensor.size > 1:
+            regions.connect(layer, model.plugin.card, model.dims, self.cut, self.tensor, self.sequence)
+
+    def cut_adapters(self, paths: Iterable[str]) -> None:
+        """Cuts the matrices of adapters as the weights of their linears are: A with inputs, B and magnitudes with outputs."""
+        splits = self.cut.splits
+        rules = {module_of(name): rule for name, rule in splits.items()}
+        for path in paths:
+            rule = rules.get(path)
+            if rule is not None and rule.axis == regions.ROWS:
+                splits.update(dict.fromkeys((f"{path}.lora_A", f"{path}.initial_A"), rule))
+            elif rule is not None:
+                splits.update(dict.fromkeys((f"{path}.lora_B", f"{path}.initial_B"), rule))
+                splits[f"{path}.lora_magnitude"] = replace(rule, axis=0)
+
+    def totals(self, paths: Iterable[str]) -> dict[str, Callable[[Any], Any]]:
+        """Path -> what completes sums over the inputs of a linear of which each rank has some."""
+        cut = (path for path in paths if f"{path}.lora_A" in self.cut.splits)
+        return dict.fromkeys(cut, lambda sums: all_reduce(sums, self.tensor))
+
+    def cut_prefix(self, kv_heads: int, head_dim: int, layers: int) -> None:
+        """Cuts the virtual tokens of a prefix by key-value heads."""
+        degree = self.tensor.size
+        if degree == 1:
+            return
+        replicas = max(1, degree // kv_heads)
+        one, both = Segment(1, kv_heads, 1, replicas), Segment(2, kv_heads, head_dim, replicas)
+        for layer in range(layers):
+            self.cut.splits[f"prefix.pair_{layer}"] = Split(2, "kv_heads", (one,))
+            self.cut.splits[f"prefix.out_weight_{layer}"] = Split(1, "kv_heads", (both,))
+            self.cut.splits[f"prefix.out_bias_{layer}"] = Split(0, "kv_heads", (both,))
+
+    def draw(self, name: str, parameter: Any, initializer: Callable[[Any], Any], seed: int) -> None:
+        """Gives a parameter this rank's part of its initial values, which are drawn whole by name."""
+        with paddle.LazyGuard():
+            shape = list(self.cut.whole_shape(name, parameter.shape))
+            whole = paddle.create_parameter(shape, parameter.dtype, default_initializer=initializer)
+        seed_by_name(seed, name)
+        whole.initialize()
+        parameter.set_value(self.cut.part(name, whole.numpy()))
+
+    def set(self, name: str, parameter: Any, whole: np.ndarray) -> None:
+        """Gives a parameter this rank's part of whole values."""
+        assign(parameter, self.cut.part(name, whole))
+
+    def whole(self, name: str, parameter: Any) -> np.ndarray:
+        """The whole values of a parameter, of which each rank has a part of the same size; all ranks call it."""
+        rule = self.cut.splits.get(name)
+        if rule is None:
+            return to_numpy(parameter)
+        parts = all_gather(paddle.to_tensor(to_numpy(parameter)).unsqueeze(0), self.tensor)
+        return merge(list(parts.numpy()), rule)
+
+    def sent(self, array: np.ndarray, owner: int) -> np.ndarray:
+        """The array of one of the ranks; the others give one of its shape and type."""
+        return broadcast(paddle.to_tensor(array), self.tensor, owner).numpy() if self.tensor.size > 1 else array
+
+
+HERE = Place(WHOLE)
+"""The place of a process that trains alone."""
