@@ -188,6 +188,6 @@ def test_two_launchers_train_together(tmp_path):
 
 def test_launchers_with_unlike_configurations_end_at_once_and_name_the_key(tmp_path):
     (first, code), (second, other) = _two_machines(tmp_path, "--set", "train.learning_rate=0.5")
-    assert (code, other) == (1, 2), first + second
+    assert (code, other) == (2, 2), first + second
     for said in (first, second):
-        assert "train.learning_rate: 0.002 on rank 0, 0.5 here" in said and "Traceback" not in said
+        assert "train.learning_rate: 0.002 on machine 0, 0.5 on machine 1" in said and "Traceback" not in said

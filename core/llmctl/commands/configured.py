@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,8 @@ from llmctl.jobs import lengths
 from llmctl.jobs.paths import LOGS
 from llmctl.parallel import launch, rank
 from llmctl.parallel.arrangement import least_size
-from llmctl.parallel.nodes import Nodes, make_nodes
+from llmctl.parallel.machines.clusters import CLUSTERS
+from llmctl.parallel.machines.start import Options, Start, decide
 from llmctl.plugins import Families
 from llmctl.train.console import Console, JsonConsole
 from llmctl.train.interrupt import Interrupted
@@ -59,8 +61,8 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
     def callback(
         ctx: click.Context, config_file: Path | None, recipe: str | None, assignments: tuple[str, ...],
         output: str | None, resume: bool, overwrite: bool, print_config: bool, check: bool, allow_ignored: bool,
-        devices: str | None, nnodes: int, node_rank: int | None, master: str | None, interface: str | None,
-        max_restarts: int, as_json: bool,
+        devices: str | None, nnodes: int | None, node_rank: int | None, master: str | None, interface: str | None,
+        cluster: str, max_restarts: int, as_json: bool,
     ) -> None:  # fmt: skip
         families, model, say = Families(), model_settings(ctx.obj, assignments), messages(ctx)
         given = [*assignments, *output_settings(output, resume, overwrite), *model]
@@ -89,19 +91,17 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
             return
         if not check:
             require_installed("paddle", "cpu", f"llmctl {name}")
-        processes = launch.parse_devices(devices) if devices else launch.Devices(1)
-        nodes = make_nodes(nnodes, node_rank, master, interface)
-        size = processes.count * nodes.count
-        this = rank.from_environment()
-        devices_of_all = this.size if this else size if devices or not check else least_size(config.parallel)
-        training.check_devices(config, devices_of_all)
-        with _without_warnings() if size > 1 and not check else contextlib.nullcontext():
+        start = decide(Options(devices, nnodes, node_rank, master, interface, cluster), os.environ)
+        counted = start.size > 1 or devices or not check
+        training.check_devices(config, start.size if counted else least_size(config.parallel))
+        with _without_warnings() if start.launches and not check else contextlib.nullcontext():
             job = training.check_job(name, config, family, families)
         if check:
             _say_checked(job, as_json, say)
             return
-        if size > 1:
-            ctx.exit(_launch(job, processes, nodes, max_restarts, as_json, say))
+        if start.launches:
+            ctx.exit(_launch(job, start, max_restarts, as_json, say))
+        os.environ.update(start.variables)
         ctx.exit(_train(job, (JsonConsole if as_json else Console)(say.quiet, say.verbose)))
 
     made = click.Command(name, callback=click.pass_context(callback), params=_parameters(recipe_help), help=doc)
@@ -122,17 +122,17 @@ def _train(job: CheckedJob[Any], console: Console) -> int:
     return code
 
 
-def _launch(
-    job: CheckedJob[Any], processes: launch.Devices, nodes: Nodes, restarts: int, as_json: bool, say: Messages
-) -> int:
+def _launch(job: CheckedJob[Any], start: Start, restarts: int, as_json: bool, say: Messages) -> int:
     """Trains by several processes, which check the job once more and say what there is to say; returns the exit code."""
+    from llmctl.train import alike
+
     with tempfile.TemporaryDirectory(prefix="llmctl-") as folder:
         file = Path(folder, "config.yaml")
         file.write_text(schema.to_yaml(job.config, ""), encoding="utf-8")
         given = {"--json": as_json, "--quiet": say.quiet, "--verbose": say.verbose}
         options = [name for name, is_set in given.items() if is_set]
         command = ["--model", job.model.plugin.card.name, job.command, str(file), *options]
-        return launch.run(command, processes, job.output / LOGS, restarts, nodes)
+        return launch.run(command, start.devices, job.output / LOGS, restarts, start.nodes, alike.named(job))
 
 
 @contextlib.contextmanager
@@ -219,7 +219,6 @@ def _parameters(recipe_help: str) -> list[click.Parameter]:
             ["--nnodes"],
             metavar="N",
             type=click.IntRange(min=1),
-            default=1,
             help="Train by N machines that share the output folder; run the command on each of them.",
         ),
         click.Option(
@@ -233,6 +232,13 @@ def _parameters(recipe_help: str) -> list[click.Parameter]:
         ),
         click.Option(
             ["--interface"], metavar="NAME", help="Network interface of this machine, such as eth0; with --nnodes."
+        ),
+        click.Option(
+            ["--cluster"],
+            type=click.Choice(["auto", "none", *CLUSTERS]),
+            default="auto",
+            show_default=True,
+            help="Whose environment says how many processes or machines there are, where the options above do not.",
         ),
         click.Option(
             ["--max-restarts"],

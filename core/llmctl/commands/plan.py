@@ -24,8 +24,8 @@ from llmctl.io.progress import waiting
 from llmctl.io.sizes import parse_bytes
 from llmctl.jobs import registry
 from llmctl.migrate.config_file import read_config_file
-from llmctl.parallel.costs import EFFICIENCY
-from llmctl.parallel.hardware import DEFAULT, HARDWARE, calibrated, find
+from llmctl.parallel.costs.hardware import DEFAULT, HARDWARE, calibrated, find
+from llmctl.parallel.costs.step import EFFICIENCY
 from llmctl.plugins import Families
 from llmctl.runtime.memory import host_memory
 

@@ -20,9 +20,9 @@ from llmctl.jobs import degrees, memory_estimate, memory_plan
 from llmctl.jobs.memory_estimate import Step, Training
 from llmctl.jobs.memory_plan import Outline
 from llmctl.jobs.shares import Share, balanced, in_flight, tensors_of
-from llmctl.parallel import costs
-from llmctl.parallel.costs import Plan, Seconds, Work
-from llmctl.parallel.hardware import Hardware
+from llmctl.parallel.costs import step as costs
+from llmctl.parallel.costs.hardware import Hardware
+from llmctl.parallel.costs.step import Plan, Seconds, Work
 from llmctl.parallel.topology import Topology
 
 MARGIN = 0.94

@@ -18,15 +18,21 @@ from typing import IO, Any
 from llmctl.errors import ConfigError
 from llmctl.io.atomic import explain_os_errors
 from llmctl.parallel import rank as ranks
-from llmctl.parallel.nodes import Nodes, check_master, own_address
+from llmctl.parallel.machines import meeting
+from llmctl.parallel.machines.nodes import Nodes, own_address
 from llmctl.runtime import process
-from llmctl.runtime.signals import handled
+from llmctl.runtime.signals import SIGNALS, handled
 
 POLL, GRACE = 0.05, 2.0
 """Seconds between two looks at the ranks, and from the failure of one until the others are killed."""
 
 ALONE = Nodes()
 """This machine alone."""
+
+NO_FACTS: Mapping[str, str] = {}
+
+INTERRUPTED = frozenset(128 + number for number in SIGNALS)
+"""Exit codes of a run that a signal ended, perhaps on another machine: it is saved."""
 
 USER_ERROR = 2
 """Exit code of a mistake in the configuration, which another start would not mend."""
@@ -62,7 +68,14 @@ def parse_devices(text: str) -> Devices:
     return Devices(len(numbers), numbers)
 
 
-def run(command: Sequence[str], devices: Devices, logs: Path, restarts: int = 0, nodes: Nodes = ALONE) -> int:
+def run(
+    command: Sequence[str],
+    devices: Devices,
+    logs: Path,
+    restarts: int = 0,
+    nodes: Nodes = ALONE,
+    facts: Mapping[str, str] = NO_FACTS,
+) -> int:
     """Runs a command of llmctl as ranks, rank 0 on this terminal and the others with logs; returns the exit code.
 
     Args:
@@ -71,12 +84,16 @@ def run(command: Sequence[str], devices: Devices, logs: Path, restarts: int = 0,
         logs: Folder of the files ``rank-N.log``.
         restarts: How often all ranks are started again, from the newest checkpoint, after one failed.
         nodes: The machines; each has a launcher.
+        facts: What must be the same on all machines, by name.
+
+    Raises:
+        ConfigError: The machines do not meet, or differ.
     """
     for done in range(restarts + 1):
         again = ["--set", "output.resume=true", "--set", "output.overwrite=false"] if done else []
-        with Launch([*command, *again], devices, logs, done, nodes) as launch:
+        with Launch([*command, *again], devices, logs, done, nodes, facts) as launch:
             code = launch.follow()
-            if code in (0, USER_ERROR) or launch.signalled or done == restarts:
+            if code in (0, USER_ERROR) or code in INTERRUPTED or launch.signalled or done == restarts:
                 return code
         print(f"restart {done + 1} of {restarts}", file=sys.stderr, flush=True)
     raise AssertionError("the last round returns")
@@ -91,9 +108,10 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
         logs: Folder of logs.
         restarts: How often the ranks have been started again.
         nodes: The machines.
+        facts: What must be the same on all machines, by name.
 
     Raises:
-        ConfigError: The machines cannot meet.
+        ConfigError: The machines cannot meet, or differ.
 
     Attributes:
         signalled: The signal that this process got; 0 = none.
@@ -102,10 +120,17 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
     PROGRAM = (sys.executable, "-m", "llmctl")
 
     def __init__(
-        self, command: Sequence[str], devices: Devices, logs: Path, restarts: int, nodes: Nodes = ALONE
+        self,
+        command: Sequence[str],
+        devices: Devices,
+        logs: Path,
+        restarts: int,
+        nodes: Nodes = ALONE,
+        facts: Mapping[str, str] = NO_FACTS,
     ) -> None:
         self._command = [*self.PROGRAM, *command]
         self._devices, self._logs, self._restarts, self._nodes = devices, logs, restarts, nodes
+        self._facts = {**facts, "--nnodes": str(nodes.count), "--devices": str(devices.count)}
         self._first = nodes.number * devices.count
         self.signalled = 0
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -117,7 +142,12 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
             self._reports = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmctl-ranks-")))
             stack.callback(self._kill)
             stack.enter_context(handled(self._signal))
-            check_master(self._nodes)
+            try:
+                if self._nodes.count > 1:
+                    meeting.meet(self._nodes, self._facts, lambda: bool(self.signalled))
+            except meeting.Stopped:
+                self._stack = stack.pop_all()
+                return self
             ports = free_ports(self._devices.count + 1)
             environments = rank_environments(self._devices, os.environ, ports, self._nodes)
             with explain_os_errors(self._logs):
@@ -175,7 +205,7 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
             hanging: The ranks that neither failed nor ended.
         """
         if not any(self._ended.values()):
-            return 0
+            return 128 + self.signalled if self.signalled and not self._processes else 0
         reports = ranks.read_reports(self._reports)
         killed = [(number, -code) for number, code in self._ended.items() if code < 0]
         if reports and not reports[0].peer_lost:
@@ -194,6 +224,8 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
                 return reports[0].code
             return self._say(reports[0])
         number, code = next((number, code) for number, code in self._ended.items() if code)
+        if code in INTERRUPTED:
+            return code
         print(f"error: rank {number} ended with exit code {code}{self._log_of(number)}", file=sys.stderr, flush=True)
         return code
 

@@ -103,7 +103,11 @@ def reporting(rank: Rank) -> Iterator[None]:
         rank: That of this process.
     """
     if LAUNCHER not in os.environ:
-        yield
+        try:
+            yield
+        except Exception as error:
+            _tell(f"{type(error).__name__}: {error}")
+            raise
         return
     children.end_with_parent(int(os.environ[LAUNCHER]))
     faulthandler.register(WHERE, all_threads=False)
@@ -114,11 +118,16 @@ def reporting(rank: Rank) -> Iterator[None]:
         short = own or isinstance(error, PeerLost)
         text = f"error: {error}" if short else "".join(traceback.format_exception(error)).rstrip()
         code = 2 if own else 1
-        for tell in ON_FAILURE:
-            with contextlib.suppress(Exception):
-                tell(f"{error}" if short else text.splitlines()[-1])
+        _tell(f"{error}" if short else text.splitlines()[-1])
         _write(Path(os.environ[REPORTS]), Report(rank.number, text, code, isinstance(error, PeerLost), time.time()))
         leave(code)
+
+
+def _tell(reason: str) -> None:
+    """Makes the other ranks stop waiting for this one."""
+    for tell in ON_FAILURE:
+        with contextlib.suppress(Exception):
+            tell(reason)
 
 
 def leave(code: int) -> None:

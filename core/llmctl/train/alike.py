@@ -15,6 +15,12 @@ MAY_DIFFER = ("output.resume", "output.overwrite")
 """Keys that only rank 0 follows."""
 
 
+def named(job: CheckedJob[Any]) -> dict[str, str]:
+    """What launchers of several machines must have alike, text by name."""
+    own = facts(job)
+    return {"llmctl": own["llmctl"], "family": own["family"], **own["config"]}
+
+
 def facts(job: CheckedJob[Any]) -> dict[str, Any]:
     """What all ranks must have alike, of types that JSON has."""
     sections = schema.to_dict(job.config)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from llmctl.parallel.rank import LAUNCHER
 from llmctl.runtime.signals import handled
 
 
@@ -44,13 +46,16 @@ def ends_at_once() -> Iterator[None]:
 def ends_later() -> Iterator[Callable[[], int]]:
     """A signal is only noted; another one raises ``Interrupted``.
 
+    In a process of our launcher further signals do nothing: a cluster may send the first to all processes, and the launcher hands
+    it on; at a second one the launcher ends its processes.
+
     Yields:
         A function that gives the number of the signal, 0 if there was none.
     """
     noted: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
-        if noted:
+        if noted and LAUNCHER not in os.environ:
             raise Interrupted(number)
         noted.append(number)
 

@@ -14,7 +14,7 @@ from llmctl.jobs import degrees
 from llmctl.jobs.memory_plan import Outline
 from llmctl.jobs.proposals import Planner, neighbours, settings_of
 from llmctl.parallel.arrangement import arrange, check_passes
-from llmctl.parallel.hardware import find
+from llmctl.parallel.costs.hardware import find
 
 
 def planner(family, size, rows, length=4096, hardware="h100-80", dtype="bfloat16"):

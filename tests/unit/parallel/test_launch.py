@@ -11,7 +11,7 @@ import pytest
 from llmctl.errors import ConfigError
 from llmctl.parallel import launch
 from llmctl.parallel.launch import Devices, Launch, parse_devices, rank_environments
-from llmctl.parallel.nodes import Nodes
+from llmctl.parallel.machines.nodes import Nodes
 
 REPORT = """
 import os, time

@@ -1,16 +1,13 @@
 """Several machines: their options, and where they meet."""
 
-import socket
-
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.parallel.nodes import Nodes, check_master, make_nodes, own_address
+from llmctl.parallel.machines.nodes import Nodes, make_nodes, own_address
 
 
 def test_one_machine_needs_nothing():
     assert make_nodes(1, None, None, None) == Nodes() and own_address(Nodes()) == "127.0.0.1"
-    check_master(Nodes())
 
 
 def test_options_make_the_machines():
@@ -35,16 +32,3 @@ def test_options_make_the_machines():
 def test_options_that_fit_no_machines_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         make_nodes(*options)
-
-
-def test_machine_0_needs_a_free_port_and_others_an_answer_there():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: the port is in use"):
-            check_master(Nodes(2, 0, "127.0.0.1", port))
-        check_master(Nodes(2, 1, "127.0.0.1", port), wait=0.0)
-    with pytest.raises(ConfigError, match=f"127.0.0.1:{port} does not answer after 0 s .*--node-rank 0"):
-        check_master(Nodes(2, 1, "127.0.0.1", port), wait=0.0)
-    check_master(Nodes(2, 0, "127.0.0.1", port))

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.parallel import costs
-from llmctl.parallel.costs import Plan, Traffic, Work, bubble, in_passes, in_update, link_of
-from llmctl.parallel.hardware import DEFAULT, HARDWARE, Link, calibrated, find, to_json
+from llmctl.parallel.costs import step as costs
+from llmctl.parallel.costs.hardware import DEFAULT, HARDWARE, Link, calibrated, find, to_json
+from llmctl.parallel.costs.step import Plan, Traffic, Work, bubble, in_passes, in_update, link_of
 from llmctl.parallel.topology import Topology
 
 WORK = Work(passes=3, tokens=10, labels=7, hidden=4, layers=2, mixtures=0, top_k=2, width=8, parameters=100, held=120,

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from llmctl.parallel.hardware import Hardware, Link
+from llmctl.parallel.costs.hardware import Hardware, Link
 from llmctl.parallel.topology import Topology
 
 EFFICIENCY = 0.5

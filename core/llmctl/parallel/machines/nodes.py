@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import socket
-import time
 from dataclasses import dataclass
 
 from llmctl.errors import ConfigError
-
-WAIT, POLL = 300.0, 0.5
-"""Seconds that a machine waits for rank 0 to be reachable, and between two tries."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +25,11 @@ class Nodes:
     host: str = ""
     port: int = 0
     interface: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where the machines meet, HOST:PORT."""
+        return f"{self.host}:{self.port}"
 
 
 def make_nodes(count: int, number: int | None, master: str | None, interface: str | None) -> Nodes:
@@ -56,13 +56,25 @@ def make_nodes(count: int, number: int | None, master: str | None, interface: st
             f"--nnodes {count} needs --node-rank, the number of this machine from 0 to {count - 1}"
             f"{'' if number is None else f', not {number}'}"
         )
-    host, _, port = (master or "").rpartition(":")
+    host, port = parse_master(master or "", f"--nnodes {count} needs --master")
+    return Nodes(count, number, host, port, interface or "")
+
+
+def parse_master(text: str, where: str) -> tuple[str, int]:
+    """Host and port.
+
+    Args:
+        text: HOST:PORT.
+        where: What asks for it, for messages.
+
+    Raises:
+        ConfigError: It is not that.
+    """
+    host, _, port = text.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(
-            f"--nnodes {count} needs --master HOST:PORT, the address of machine 0 and a free port there"
-            f"{f', not {master}' if master else ''}"
-        )
-    return Nodes(count, number, host, int(port), interface or "")
+        given = f", not {text}" if text else ""
+        raise ConfigError(f"{where} HOST:PORT, the address of machine 0 and a free port there{given}")
+    return host, int(port)
 
 
 def own_address(nodes: Nodes) -> str:
@@ -82,41 +94,3 @@ def own_address(nodes: Nodes) -> str:
         raise ConfigError(
             f"--master {nodes.host}:{nodes.port}: {error.strerror or error}; give another address"
         ) from None
-
-
-def check_master(nodes: Nodes, wait: float = WAIT) -> None:
-    """On machine 0, that the port is free; on others, that rank 0 answers there, for which they wait.
-
-    Args:
-        nodes: The machines.
-        wait: Seconds.
-
-    Raises:
-        ConfigError: It is not so.
-    """
-    if nodes.count == 1:
-        return
-    place = f"{nodes.host}:{nodes.port}"
-    if nodes.number == 0:
-        try:
-            with socket.socket() as one:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                one.bind(("", nodes.port))
-        except OSError as error:
-            taken = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-            raise ConfigError(
-                f"--master {place}: the port {taken} on this machine; choose another, on all machines"
-            ) from None
-        return
-    until = time.monotonic() + wait
-    while True:
-        try:
-            socket.create_connection((nodes.host, nodes.port), timeout=POLL * 10).close()
-            return
-        except OSError as error:
-            if time.monotonic() > until:
-                raise ConfigError(
-                    f"--master {place} does not answer after {wait:.0f} s ({error.strerror or error}); start llmctl with --node-rank 0 "
-                    "there, or check address, port and firewall"
-                ) from None
-        time.sleep(POLL)

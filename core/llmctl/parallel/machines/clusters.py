@@ -1,0 +1,243 @@
+"""What a cluster's program says of the processes that it started: Slurm, Open MPI, Paddle's operator. No paddle here.
+
+Each task is either a launcher of the processes of its machine, where ``--devices`` is given, or a rank itself.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from llmctl.errors import ConfigError
+from llmctl.parallel import rank as ranks
+from llmctl.parallel.machines.nodes import Nodes, own_address, parse_master
+from llmctl.runtime import process
+
+PORTS = range(20000, 30000)
+"""Ports that a job gets by its number, below those that the system gives to connections."""
+
+MASTER, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"
+"""Variables by which users give the address of rank 0, where a cluster does not."""
+
+INDEX = "JOB_COMPLETION_INDEX"
+"""The number of a pod of a Kubernetes Job in Indexed mode, which does not say how many there are."""
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The processes that a cluster's program started.
+
+    Attributes:
+        name: Of the cluster.
+        number: Which one this is, from 0.
+        size: How many they are.
+        local: Which one this is on its machine.
+        local_size: How many are on its machine.
+        node: Which machine this is.
+        nodes: How many machines there are.
+        host: The machine of task 0; empty = not known.
+        port: A port for the job there.
+    """
+
+    name: str
+    number: int
+    size: int
+    local: int
+    local_size: int
+    node: int
+    nodes: int
+    host: str
+    port: int
+
+
+def recognise(environ: Mapping[str, str], chosen: str = "auto") -> Tasks | None:
+    """The tasks that this process is one of; None = it was started alone.
+
+    Args:
+        environ: The environment.
+        chosen: A key of ``CLUSTERS``, ``auto`` or ``none``.
+
+    Raises:
+        ConfigError: The environment is that of several clusters, or variables of one are missing or no numbers.
+    """
+    if chosen == "none":
+        return None
+    found = {
+        name: tasks
+        for name, read in CLUSTERS.items()
+        if chosen in ("auto", name) and (tasks := _read(name, read, environ))
+    }
+    if chosen != "auto" and not found:
+        raise ConfigError(f"--cluster {chosen}: its variables are not in the environment; leave it out")
+    if "openmpi" in found:
+        # In an allocation of Slurm, mpirun starts the processes.
+        slurm = found.pop("slurm", None)
+        if slurm and not found["openmpi"].host:
+            found["openmpi"] = replace(found["openmpi"], host=slurm.host)
+    if len(found) > 1:
+        raise ConfigError(
+            f"the environment is that of {' and of '.join(found)}; choose one with --cluster, or --cluster none"
+        )
+    tasks = next(iter(found.values()), None)
+    if tasks is None or tasks.size == 1:
+        return None
+    host = environ.get(MASTER, tasks.host)
+    port = environ.get(MASTER_PORT, str(tasks.port))
+    return replace(tasks, host=parse_master(f"{host}:{port}", MASTER)[0], port=int(port)) if host else tasks
+
+
+def as_nodes(tasks: Tasks, master: str | None, interface: str | None) -> Nodes:
+    """The machines, each with one task that starts the processes there.
+
+    Args:
+        tasks: The tasks.
+        master: ``--master``; None = as the cluster says.
+        interface: ``--interface``.
+
+    Raises:
+        ConfigError: A machine has several tasks, or the address of machine 0 is not known.
+    """
+    if tasks.size > tasks.nodes:
+        raise ConfigError(
+            f"{tasks.name} started {tasks.size} tasks on {tasks.nodes} machines, and --devices would start more processes in each; "
+            "start one task for each machine, or leave --devices out: then each task is a process of the run"
+        )
+    if tasks.nodes == 1:
+        return Nodes()
+    host, port = _master(tasks, master)
+    return Nodes(tasks.nodes, tasks.node, host, port, interface or "")
+
+
+def as_rank(tasks: Tasks, environ: Mapping[str, str], master: str | None, interface: str | None) -> dict[str, str]:
+    """Variables that make a task a rank.
+
+    Args:
+        tasks: The tasks.
+        environ: The environment.
+        master: ``--master``; None = as the cluster says.
+        interface: ``--interface``.
+
+    Raises:
+        ConfigError: The address of task 0 is not known.
+    """
+    host, port = _master(tasks, master)
+    nodes = Nodes(tasks.nodes, tasks.node, host, port, interface or "")
+    with socket.socket() as one:
+        one.bind(("", 0))
+        place = f"{own_address(nodes)}:{port if tasks.number == 0 else one.getsockname()[1]}"
+    endpoints = [f"{host}:{port}"] * tasks.size
+    endpoints[tasks.number] = place
+    visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    cores = int(environ.get("SLURM_CPUS_PER_TASK", "0")) or max(1, process.available_cores() // tasks.local_size)
+    own_threads = {"LLMCTL_THREADS", "OMP_NUM_THREADS"} & set(environ)
+    return {
+        ranks.NUMBER: str(tasks.number),
+        ranks.SIZE: str(tasks.size),
+        "PADDLE_MASTER": f"{host}:{port}",
+        "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+        "PADDLE_CURRENT_ENDPOINT": place,
+        "PADDLE_LOCAL_RANK": str(tasks.local),
+        "FLAGS_selected_gpus": str(tasks.local % len(visible) if visible else tasks.local),
+        **({ranks.NODES: str(tasks.nodes)} if tasks.nodes > 1 else {}),
+        **({} if own_threads else {"LLMCTL_THREADS": str(cores)}),
+        **({"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}),
+    }
+
+
+def _master(tasks: Tasks, master: str | None) -> tuple[str, int]:
+    if master:
+        return parse_master(master, "--master")
+    if tasks.host:
+        return tasks.host, tasks.port
+    if tasks.nodes == 1:
+        return "127.0.0.1", tasks.port
+    raise ConfigError(
+        f"{tasks.name} started {tasks.size} tasks on {tasks.nodes} machines, and the environment does not say which has task 0; give its "
+        f"address with --master HOST:PORT, or in the variable {MASTER}"
+    )
+
+
+def _read(name: str, read: Callable[[Mapping[str, str]], Tasks | None], environ: Mapping[str, str]) -> Tasks | None:
+    try:
+        tasks = read(environ)
+    except (KeyError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"the variables of {name} in the environment do not fit each other ({type(error).__name__}: {error}); "
+            "use --cluster none with --nnodes, --node-rank and --master"
+        ) from None
+    if tasks and not (0 <= tasks.number < tasks.size and 0 <= tasks.node < tasks.nodes):
+        raise ConfigError(f"the variables of {name} say task {tasks.number} of {tasks.size}; use --cluster none")
+    return tasks
+
+
+def _slurm(environ: Mapping[str, str]) -> Tasks | None:
+    # A batch script has SLURM_PROCID too; a step, which srun starts, has a number.
+    if "SLURM_STEP_ID" not in environ:
+        return None
+    node = int(environ["SLURM_NODEID"])
+    job, step = int(environ["SLURM_JOB_ID"]), int(environ["SLURM_STEP_ID"])
+    return Tasks(
+        "Slurm",
+        int(environ["SLURM_PROCID"]),
+        int(environ["SLURM_STEP_NUM_TASKS"]),
+        int(environ["SLURM_LOCALID"]),
+        tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])[node],
+        node,
+        int(environ["SLURM_STEP_NUM_NODES"]),
+        first_host(environ["SLURM_STEP_NODELIST"]),
+        PORTS[(job * 64 + step) % len(PORTS)],
+    )
+
+
+def _open_mpi(environ: Mapping[str, str]) -> Tasks | None:
+    if "OMPI_COMM_WORLD_RANK" not in environ:
+        return None
+    number, size = int(environ["OMPI_COMM_WORLD_RANK"]), int(environ["OMPI_COMM_WORLD_SIZE"])
+    local, local_size = int(environ["OMPI_COMM_WORLD_LOCAL_RANK"]), int(environ["OMPI_COMM_WORLD_LOCAL_SIZE"])
+    job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid", "")
+    # By slots, the default, tasks of a machine are neighbours and machines have as many.
+    node = number // local_size
+    return Tasks(
+        "Open MPI", number, size, local, local_size, node, -(-size // local_size), "",
+        PORTS[zlib.crc32(job.encode()) % len(PORTS)],
+    )  # fmt: skip
+
+
+def _paddlejob(environ: Mapping[str, str]) -> Tasks | None:
+    # Paddle's launcher, which a pod may run, sets the address of each rank too.
+    if "PADDLE_TRAINERS" not in environ or "PADDLE_CURRENT_ENDPOINT" in environ:
+        return None
+    number, size = int(environ[ranks.NUMBER]), int(environ[ranks.SIZE])
+    hosts = environ["PADDLE_TRAINERS"].split(",")
+    return Tasks("PaddleJob", number, size, 0, 1, number, size, hosts[0], int(environ["PADDLE_PORT"]))
+
+
+CLUSTERS: Mapping[str, Callable[[Mapping[str, str]], Tasks | None]] = {
+    "slurm": _slurm,
+    "openmpi": _open_mpi,
+    "paddlejob": _paddlejob,
+}
+"""Name -> how its variables are read; None = they are not there."""
+
+
+def first_host(nodelist: str) -> str:
+    """The first machine of a list such as ``gpu[03-05,09],login1``, as Slurm writes it."""
+    depth = 0
+    for index, letter in enumerate(nodelist):
+        depth += {"[": 1, "]": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            nodelist = nodelist[:index]
+            break
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodelist)
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Tasks of each machine, from ``8(x2),4``."""
+    found = []
+    for part in text.split(","):
+        count, _, times = part.partition("(x")
+        found += [int(count)] * int(times.rstrip(")") or 1)
+    return found

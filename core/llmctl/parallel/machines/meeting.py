@@ -1,0 +1,199 @@
+"""Before machines train together: their launchers meet at machine 0, and compare what they are about to run. No paddle here.
+
+Machine 0 listens at the port where its rank 0 will. It speaks first, so that a machine that comes while something else listens
+there, such as a run that is ending, sends nothing to it. The others come with their facts and wait for the verdict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llmctl.errors import ConfigError
+from llmctl.io.json_object import parse_json
+from llmctl.parallel.machines.nodes import Nodes
+
+WAIT, POLL, TURN = 300.0, 0.2, 5.0
+"""Seconds that machines wait for each other, between two looks at signals, and for an answer of one that is there."""
+
+GREETING = b"llmctl meeting\n"
+LARGEST = 1 << 20
+"""Most bytes of a message."""
+
+
+class Stopped(Exception):
+    """A signal ended the waiting."""
+
+
+def meet(nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], wait: float = WAIT) -> None:
+    """Returns when all machines are there and have the same facts.
+
+    Args:
+        nodes: The machines, more than one.
+        facts: What must be the same on all, text by name.
+        stopped: Whether a signal came.
+        wait: Seconds.
+
+    Raises:
+        ConfigError: A machine did not come or cannot be reached, the port is in use, or facts differ.
+        Stopped: A signal came.
+    """
+    deadline = time.monotonic() + wait
+    if nodes.number == 0:
+        _receive_all(nodes, facts, stopped, deadline, wait)
+    else:
+        _come(nodes, facts, stopped, deadline, wait)
+
+
+def _receive_all(
+    nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], deadline: float, wait: float
+) -> None:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", nodes.port))
+        except OSError as error:
+            taken = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+            raise ConfigError(
+                f"--master {nodes.place}: the port {taken} on this machine; choose another, on all machines"
+            ) from None
+        listener.listen(nodes.count)
+        listener.settimeout(POLL)
+        came: dict[int, socket.socket] = {}
+        guests: list[socket.socket] = []
+        problem = ""
+        while len(came) < nodes.count - 1 and not problem:
+            missing = sorted(set(range(1, nodes.count)) - set(came))
+            if stopped():
+                raise Stopped
+            if time.monotonic() > deadline:
+                names = ", ".join(map(str, missing))
+                machine = "machine" if len(missing) == 1 else "machines"
+                problem = (
+                    f"{machine} {names} of {nodes.count} did not come to --master {nodes.place} within {wait:.0f} s; start llmctl "
+                    "there too, or check address, port and firewall"
+                )
+                break
+            try:
+                guest, _ = listener.accept()
+            except TimeoutError:
+                continue
+            stack.callback(guest.close)
+            guests.append(guest)
+            problem = _welcome(guest, came, nodes, facts)
+        verdict = json.dumps({"problem": problem}).encode() + b"\n"
+        for guest in guests:
+            with contextlib.suppress(OSError):
+                guest.settimeout(TURN)
+                guest.sendall(verdict)
+        for guest in guests:
+            # The other side closes first: a port whose connections this side closed could not be taken by rank 0 at once.
+            with contextlib.suppress(OSError):
+                guest.recv(1)
+        if problem:
+            raise ConfigError(problem)
+
+
+def _welcome(guest: socket.socket, came: dict[int, socket.socket], nodes: Nodes, facts: Mapping[str, Any]) -> str:
+    """Takes a machine's facts; returns what is wrong with them, empty if nothing is."""
+    guest.settimeout(TURN)
+    try:
+        guest.sendall(GREETING)
+        told = parse_json(_line(guest))
+        number, theirs = int(told["number"]), dict(told["facts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # Not one of us, or gone again.
+    before = came.get(number)
+    came[number] = guest
+    if not 0 < number < nodes.count or (before and not _gone(before)):
+        return f"two machines have --node-rank {number}, or a number that is not below --nnodes {nodes.count}"
+    return differences(facts, theirs, number)
+
+
+def differences(facts: Mapping[str, Any], theirs: Mapping[str, Any], number: int) -> str:
+    """What differs between machine 0 and another one; empty if nothing does.
+
+    Args:
+        facts: Those of machine 0.
+        theirs: Those of the other.
+        number: The other's number.
+    """
+    apart = [key for key in sorted({**facts, **theirs}) if facts.get(key) != theirs.get(key)]
+    if not apart:
+        return ""
+    lines = [f"{key}: {facts.get(key)} on machine 0, {theirs.get(key)} on machine {number}" for key in apart]
+    return "the machines do not train the same; start all with one version and one configuration:\n  " + "\n  ".join(
+        lines
+    )
+
+
+def _come(nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], deadline: float, wait: float) -> None:
+    message = json.dumps({"number": nodes.number, "facts": dict(facts)}).encode() + b"\n"
+    reason, tried = "no answer", False
+    while True:
+        if stopped():
+            raise Stopped
+        if tried and time.monotonic() > deadline:
+            raise ConfigError(
+                f"--master {nodes.place} does not answer after {wait:.0f} s ({reason}); start llmctl with --node-rank 0 there, or check "
+                "address, port and firewall"
+            )
+        try:
+            with socket.create_connection((nodes.host, nodes.port), timeout=TURN) as host:
+                host.settimeout(TURN)
+                if _line(host) + b"\n" == GREETING:
+                    host.sendall(message)
+                    problem = parse_json(_wait_for_line(host, stopped, deadline))["problem"]
+                    if problem:
+                        raise ConfigError(problem)
+                    return
+                reason = "something else listens there"
+        except (OSError, ValueError) as error:
+            reason = str(getattr(error, "strerror", None) or error or type(error).__name__)
+        tried = True
+        time.sleep(POLL)
+
+
+def _wait_for_line(host: socket.socket, stopped: Callable[[], bool], deadline: float) -> bytes:
+    host.settimeout(POLL)
+    read = b""
+    # Machine 0 gives up at its own deadline, which may be later than this one's.
+    while not read.endswith(b"\n"):
+        if stopped():
+            raise Stopped
+        if time.monotonic() > deadline + TURN:
+            raise TimeoutError("the other machines did not come")
+        with contextlib.suppress(TimeoutError):
+            part = host.recv(1 << 16)
+            if not part:
+                raise ConnectionError("machine 0 has gone")
+            read += part
+    return read
+
+
+def _line(one: socket.socket) -> bytes:
+    """The next line, without its end."""
+    read = b""
+    while not read.endswith(b"\n"):
+        part = one.recv(1 << 16)
+        if not part or len(read) > LARGEST:
+            raise ConnectionError("the connection ended")
+        read += part
+    return read[:-1]
+
+
+def _gone(one: socket.socket) -> bool:
+    """Whether the other side of a connection has closed it."""
+    one.settimeout(0)
+    try:
+        return one.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
