@@ -47,6 +47,7 @@ COMMANDS = {
     "new-plugin": ("llmctl.commands.new_plugin:command", "Create the skeleton of a plugin for a new model family."),
     "pretrain": ("llmctl.commands.pretrain:command", "Pretrain a model on tokenized corpora."),
     "plan": ("llmctl.commands.plan:command", "Estimate the memory of a training run."),
+    "quantize": ("llmctl.commands.quantize:command", "Quantize a model to 4 or 8 bits."),
     "report": ("llmctl.commands.report:command", "Write the HTML report of a run, or compare several runs."),
     "serve": ("llmctl.commands.serve:command", "Serve a model over HTTP: OpenAI's API."),
     "verify": ("llmctl.commands.verify:command", "Compare the files of a model or run with their checksums."),

@@ -118,12 +118,14 @@ def add_adapters(
     if taken := sorted({adapter.name for adapter in model.adapters} & set(given)):
         raise ConfigError(f"an adapter named {taken[0]} was packed with the model; choose another name")
     if adapted is not None and isinstance(adapted.adapter, Prefix):
-        return replace(model, prefix=packed_adapters.pack_prefix(adapted.adapter, model.graph))
+        prefix = packed_adapters.pack_prefix(adapted.adapter, model.graph)
+        return replace(model, prefix=packed_adapters.fold_prefix(prefix, model))
     if adapted is not None:
         given[str(adapted.folder)] = adapted
     widths = packed_adapters.widths_of(plugin, dims)
     new = [_adapter(name, opened, model.graph, widths) for name, opened in given.items()]
-    return replace(model, adapters=[*model.adapters, *new])
+    folded = [packed_adapters.fold_adapter(adapter, model) for adapter in new] if model.folds else new
+    return replace(model, adapters=[*model.adapters, *folded])
 
 
 def executor_of(model: PackedModel, kv: str = KV[0], step_tokens: int = 512) -> Executor:

@@ -63,7 +63,7 @@ def weight_map(card: Family, dims: Dims, source: str) -> Sequence[WeightMapping]
 
 @hookimpl(trylast=True)
 def quant_layers(card: Family, dims: Dims, method: str) -> Sequence[QuantTarget]:
-    known = ("ptq-a8w8", "weight-only-int8", "weight-only-int4", "gptq")
+    known = ("ptq-a8w8", "weight-only-int8", "weight-only-int4", "gptq", "awq")
     if method not in known:
         raise ValueError(f"method={method!r} is unknown; known: {', '.join(known)}")
     return [QuantTarget(t.name, *t.shape) for t in card.expand(dims) if t.kind == "linear" and t.layer is not None]

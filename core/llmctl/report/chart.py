@@ -38,7 +38,12 @@ class Series:
 
 
 def figure(
-    title: str, series: Sequence[Series], show: Callable[[float], str], wide: bool = False, zero: bool = False
+    title: str,
+    series: Sequence[Series],
+    show: Callable[[float], str],
+    wide: bool = False,
+    zero: bool = False,
+    axis: str = "step",
 ) -> str:
     """A chart with title and legend, as HTML; empty if no series has a point.
 
@@ -48,6 +53,7 @@ def figure(
         show: Formats a value of the y axis.
         wide: Whether it takes the full width of the page on a large screen.
         zero: Whether the y axis starts at 0.
+        axis: What the x axis counts.
     """
     drawn = [line for line in series if line.points]
     if not drawn:
@@ -58,15 +64,21 @@ def figure(
         for line in drawn
     )
     names = f'<div class="legend">{legend}</div>' if len(drawn) > 1 else ""
-    pictures = f'<div class="small">{_svg(title, drawn, show, zero, 420, 230)}</div>'
+    pictures = f'<div class="small">{_svg(title, drawn, show, zero, 420, 230, axis)}</div>'
     if wide:
-        pictures = f'<div class="large">{_svg(title, drawn, show, zero, 900, 320)}</div>{pictures}'
+        pictures = f'<div class="large">{_svg(title, drawn, show, zero, 900, 320, axis)}</div>{pictures}'
     kind = "chart wide" if wide else "chart"
     return f'<figure class="{kind}"><figcaption>{escape(title)}</figcaption>{names}{pictures}</figure>'
 
 
 def _svg(
-    title: str, series: Sequence[Series], show: Callable[[float], str], zero: bool, width: int, height: int
+    title: str,
+    series: Sequence[Series],
+    show: Callable[[float], str],
+    zero: bool,
+    width: int,
+    height: int,
+    axis: str = "step",
 ) -> str:
     values = [value for line in series for _, value in line.points]
     marks, scale = _axis(values, zero)
@@ -77,7 +89,8 @@ def _svg(
         x = _LEFT + step / last * (width - _LEFT - _RIGHT)
         return x, height - _BOTTOM - (scale(value) - low) / (high - low) * (height - _TOP - _BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
+    axis_name = "" if axis == "step" else f' data-axis="{escape(axis)}"'
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"{axis_name}>']
     for mark in marks:
         y = to_pixels(0, mark)[1]
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{width - _RIGHT}"/>')
@@ -89,14 +102,14 @@ def _svg(
         parts.append(
             f'<text x="{x + (_RIGHT - 2) * (anchor == "end"):.1f}" y="{height - 18}" text-anchor="{anchor}">{int(mark):,}</text>'
         )
-    parts.append(f'<text x="{(width + _LEFT) / 2:.0f}" y="{height - 4}" text-anchor="middle">step</text>')
+    parts.append(f'<text x="{(width + _LEFT) / 2:.0f}" y="{height - 4}" text-anchor="middle">{axis}</text>')
     for line in series:
-        parts += _line(line, to_pixels, show)
+        parts += _line(line, to_pixels, show, axis)
     return "".join([*parts, "</svg>"])
 
 
 def _line(
-    line: Series, to_pixels: Callable[[float, float], tuple[float, float]], show: Callable[[float], str]
+    line: Series, to_pixels: Callable[[float, float], tuple[float, float]], show: Callable[[float], str], axis: str
 ) -> list[str]:
     lows, means, highs = summary(line.points)
     steps, values = (
@@ -114,7 +127,7 @@ def _line(
     if len(means) <= 40:
         for step, value in means:
             x, y = to_pixels(step, value)
-            hint = f"<title>{escape(line.name)}, step {step:,.0f}: {escape(show(value))}</title>"
+            hint = f"<title>{escape(line.name)}, {axis} {step:,.0f}: {escape(show(value))}</title>"
             parts.append(f'<circle class="dot t{line.tone}" cx="{x:.1f}" cy="{y:.1f}" r="2.5">{hint}</circle>')
     return [*parts, "</g>"]
 

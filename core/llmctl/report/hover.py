@@ -32,7 +32,7 @@ for (const svg of document.querySelectorAll(".chart svg[role=img]")) {
         for (const [key, value] of [["class", `dot ${line.tone}`], ["cx", point.x], ["cy", point.y], ["r", 4.5]]) dot.setAttribute(key, value)
         rows.push([line.name, point.value])
       }
-    tip.replaceChildren(`step ${near.step}`, ...rows.map(([name, value]) => {
+    tip.replaceChildren(`${svg.dataset.axis || "step"} ${near.step}`, ...rows.map(([name, value]) => {
       const row = document.createElement("div"), strong = document.createElement("strong")
       strong.textContent = value
       row.append(`${name} `, strong)

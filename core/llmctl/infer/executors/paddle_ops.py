@@ -30,17 +30,19 @@ def operations(device: str, dtype: str) -> SimpleNamespace:
     return SimpleNamespace(**{name: pair[fused] for name, pair in OPERATIONS.items()})
 
 
-def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: None, eps: float) -> paddle.Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None, eps: float) -> paddle.Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, plus a bias where offsets were folded into the norm."""
     x_float = x.astype("float32")
     normalized = x_float * paddle.rsqrt((x_float * x_float).mean(axis=-1, keepdim=True) + eps)
-    return (normalized * weight.astype("float32")).astype(x.dtype)
+    y = normalized * weight.astype("float32")
+    return (y if bias is None else y + bias.astype("float32")).astype(x.dtype)
 
 
-def fused_rms_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: None, eps: float) -> paddle.Tensor:
+def fused_rms_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None, eps: float) -> paddle.Tensor:
     """``rms_norm`` by paddle's kernel, which takes a matrix."""
     rows = x.reshape([-1, x.shape[-1]])
-    return paddle.incubate.nn.functional.fused_rms_norm(rows, weight, None, eps, 1)[0].reshape(x.shape)
+    y = paddle.incubate.nn.functional.fused_rms_norm(rows, weight, None, eps, 1)[0].reshape(x.shape)
+    return y if bias is None else y + bias
 
 
 def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None, eps: float) -> paddle.Tensor:

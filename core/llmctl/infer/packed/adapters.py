@@ -14,7 +14,7 @@ from llmctl.adapters.merge import MergedWeight
 from llmctl.adapters.prefix import Prefix
 from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.errors import CheckpointError, UnsupportedError
-from llmctl.infer.packed.model import Float, LoraDelta, PackedAdapter
+from llmctl.infer.packed.model import Float, LoraDelta, PackedAdapter, PackedModel
 from llmctl.infer.packed.pack import Order, chunks, element_order, qkv_order
 
 PACKED_NAMES = {"qkv": "qkv", "out": "out", "ffn1": "up", "ffn2": "down"}
@@ -71,6 +71,66 @@ def pack_prefix(prefix: Prefix, graph: DecoderSpec) -> Float:
     if graph.rope is not None and graph.rope.pairs == "2d":
         values[:, 0] = values[:, 0][..., element_order(graph)]
     return values
+
+
+def fold_adapter(adapter: PackedAdapter, model: PackedModel) -> PackedAdapter:
+    """An adapter of the float model for one whose layers have scales folded into them.
+
+    Args:
+        adapter: The adapter, packed for the float model.
+        model: The model.
+
+    Raises:
+        UnsupportedError: Offsets were folded into what the adapter reads, which makes a constant that no low-rank matrix holds.
+    """
+    folds = {(fold.layer, fold.stage, fold.expert): fold for fold in model.folds}
+    graph, deltas = model.graph, dict[tuple[int, str, int], LoraDelta]()
+    values = slice((graph.heads + graph.kv_heads) * graph.head_dim, None)
+    wide = slice(graph.ffn if graph.activation == "swiglu" else 0, None)
+    for (layer, name, expert), delta in adapter.deltas.items():
+        a, b = delta.a, delta.b
+        read = folds.get((layer, name, expert if name == "down" else 0))
+        if read is not None:
+            if read.offset is not None:
+                raise UnsupportedError(
+                    f"the adapter {adapter.name} changes {name} of layer {layer}, whose inputs were shifted when the model was "
+                    "quantized; quantize it with --set quantize.shift=false, or merge the adapter before"
+                )
+            a = a * read.scale[:, None]
+        if name == "qkv" and (layer, "out", 0) in folds:
+            b = _divided(b, values, _of_values(folds[layer, "out", 0].scale, graph))
+        if name == "up" and (layer, "down", expert) in folds:
+            b = _divided(b, wide, folds[layer, "down", expert].scale)
+        deltas[layer, name, expert] = LoraDelta(a, b)
+    return PackedAdapter(adapter.name, deltas)
+
+
+def fold_prefix(prefix: Float, model: PackedModel) -> Float:
+    """Virtual tokens of the float model for one whose layers have scales and offsets folded into them.
+
+    Args:
+        prefix: Keys and values, packed for the float model.
+        model: The model.
+    """
+    graph, changed = model.graph, prefix.copy()
+    for fold in model.folds:
+        if fold.stage == "out":
+            offset = 0 if fold.offset is None else _of_values(fold.offset, graph).reshape(graph.kv_heads, -1)
+            scale = _of_values(fold.scale, graph).reshape(graph.kv_heads, -1)
+            changed[fold.layer, 1] = (changed[fold.layer, 1] - offset) / scale
+    return changed
+
+
+def _of_values(inputs: Float, graph: DecoderSpec) -> Float:
+    """What query heads share, of each value [K * H]."""
+    by_head = inputs.reshape(graph.kv_heads, graph.heads // graph.kv_heads, graph.head_dim)
+    return np.asarray(by_head[:, 0].reshape(-1))
+
+
+def _divided(b: Float, part: slice, scale: Float) -> Float:
+    changed = b.copy()
+    changed[:, part] /= scale
+    return changed
 
 
 def merged_state(state: Mapping[str, Any], opened: OpenedAdapter, adapter: bool = True) -> dict[str, Any]:

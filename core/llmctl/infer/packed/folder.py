@@ -78,6 +78,7 @@ def save_packed(
     plugin: Any,
     overwrite: bool = False,
     adapted: OpenedAdapter | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a packed model, complete or not at all.
 
@@ -88,6 +89,7 @@ def save_packed(
         plugin: Its family.
         overwrite: Replace a folder that holds something.
         adapted: The adapter that was merged, whose tokenizer replaces the checkpoint's.
+        files: Name -> text of other files in the folder.
 
     Raises:
         CheckpointError: The folder is there already or cannot be written.
@@ -102,6 +104,8 @@ def save_packed(
         complete_config(work, "keep", plugin.card, dims, ignored_keys(adapted.adapter.record) if adapted else ())
         if adapted is not None:
             replace_tokenizer(adapted, work)
+        for name, text in (files or {}).items():
+            (work / name).write_text(text, encoding="utf-8")
         with open(work / WEIGHTS, "wb") as stream:
             rows = []
             for array in arrays:

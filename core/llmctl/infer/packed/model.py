@@ -87,6 +87,25 @@ class PackedAdapter:
 
 
 @dataclass(frozen=True)
+class StageFold:
+    """Scales and offsets that became part of a layer when it was quantized: a stage reads (x - offset) / scale.
+
+    Attributes:
+        layer: Number of the layer.
+        stage: The linear that reads it: ``qkv``, ``out``, ``up`` or ``down``.
+        expert: Of ``down``; 0 otherwise.
+        scale: [in].
+        offset: [in]; None = no offsets.
+    """
+
+    layer: int
+    stage: str
+    expert: int
+    scale: Float
+    offset: Float | None = None
+
+
+@dataclass(frozen=True)
 class PackedModel:
     """The whole model.
 
@@ -103,6 +122,7 @@ class PackedModel:
         adapters: Sequences choose among them by index.
         prefix: Keys and values of virtual tokens [layers, 2, P, kv_heads, head_dim], keys with RoPE applied, in the order of the
             packed elements; None = no prefix.
+        folds: What was folded into the layers; adapters of the float model are changed accordingly.
     """
 
     graph: DecoderSpec
@@ -116,3 +136,4 @@ class PackedModel:
     project_out: Linear | None = None
     adapters: list[PackedAdapter] = field(default_factory=list)
     prefix: Float | None = None
+    folds: tuple[StageFold, ...] = ()

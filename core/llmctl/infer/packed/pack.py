@@ -191,6 +191,17 @@ def pack(graph: DecoderSpec, weights: Weights) -> PackedModel:
     )
 
 
+def pack_layer(graph: DecoderSpec, index: int, weights: Weights) -> Layer:
+    """One layer as executors take it.
+
+    Args:
+        graph: What is computed.
+        index: Number of the layer.
+        weights: The model's tensors.
+    """
+    return _layer(graph, graph.layers[index], weights, _kept_order(graph))
+
+
 def element_order(graph: DecoderSpec) -> Order:
     """For each element of a packed head the index of the original element [head_dim].
 
@@ -219,11 +230,16 @@ def qkv_order(graph: DecoderSpec) -> Order:
 
 def _layers(graph: DecoderSpec, weights: Weights) -> tuple[Layer, ...]:
     """All layers, several at a time."""
-    order = qkv_order(graph)
-    kept = None if np.array_equal(order, np.arange(len(order))) else order
+    kept = _kept_order(graph)
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
         layers = pool.map(lambda slots: _layer(graph, slots, weights, kept), graph.layers)
         return tuple(tracked(layers, "packing the weights", len(graph.layers)))
+
+
+def _kept_order(graph: DecoderSpec) -> Order | None:
+    """The order of queries, keys and values; None = as they are."""
+    order = qkv_order(graph)
+    return None if np.array_equal(order, np.arange(len(order))) else order
 
 
 def _layer(graph: DecoderSpec, slots: Mapping[str, Names], weights: Weights, order: Order | None) -> Layer:

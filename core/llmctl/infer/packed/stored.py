@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llmctl.card.decoder_spec import DecoderSpec, Experts, PrefixLM, Rope
 from llmctl.infer.packed.linear import PackedLinear
-from llmctl.infer.packed.model import Layer, Linear, LoraDelta, Norm, PackedAdapter, PackedModel
+from llmctl.infer.packed.model import Layer, Linear, LoraDelta, Norm, PackedAdapter, PackedModel, StageFold
 from llmctl.io.typed import Count, check_type
 
 
@@ -45,7 +45,8 @@ STORED: Mapping[type, Stored] = {
     Norm: Stored("Norm"),
     PackedAdapter: Stored("PackedAdapter", {"deltas": "changes"}),
     PackedLinear: Stored("PackedLinear"),
-    PackedModel: Stored("PackedModel"),
+    PackedModel: Stored("PackedModel", absent={"folds": ()}),
+    StageFold: Stored("StageFold"),
     Rope: Stored(
         "Rope",
         {"rotary_dim": "width", "max_stable_length": "stable_length"},

@@ -14,7 +14,7 @@ import numpy as np
 from llmctl.card.decoder_spec import DecoderSpec, Rope
 from llmctl.card.slots import ACTIVATIONS, NORMS, OTHER
 from llmctl.infer.packed import linear as packed
-from llmctl.infer.packed.model import Layer, Linear, LoraDelta, Norm, PackedModel
+from llmctl.infer.packed.model import Layer, Linear, LoraDelta, Norm, PackedModel, StageFold
 from llmctl.io.typed import check_type
 
 LARGEST = 1 << 31
@@ -41,6 +41,8 @@ def validate(model: PackedModel) -> None:
     for adapter in model.adapters:
         for key, delta in adapter.deltas.items():
             _check_delta(f"adapter {adapter.name} {key}", delta, _adapted(model, *key))
+    for fold in model.folds:
+        _check_fold(model, fold)
     if model.prefix is not None:
         keys = (spec.kv_heads, spec.head_dim)
         _require(model.prefix.ndim == 5 and 0 < model.prefix.shape[2] < LARGEST, "prefix has no virtual tokens")
@@ -151,12 +153,21 @@ def _linear(where: str, layer: Linear, inputs: int, outputs: int) -> None:
 
 def _adapted(model: PackedModel, index: int, part: str, expert: int) -> Linear:
     """The linear that a delta changes."""
-    _require(0 <= index < len(model.layers), f"an adapter changes layer {index}")
-    _require(part in ("qkv", "out", "up", "down"), f"an adapter changes {part!r}")
+    _require(0 <= index < len(model.layers), f"a fold or an adapter changes layer {index}")
+    _require(part in ("qkv", "out", "up", "down"), f"a fold or an adapter changes {part!r}")
     linears = getattr(model.layers[index], part)
     linears = linears if isinstance(linears, tuple) else (linears,)
-    _require(0 <= expert < len(linears), f"an adapter changes expert {expert}")
+    _require(0 <= expert < len(linears), f"a fold or an adapter changes expert {expert}")
     return linears[expert]  # type: ignore[no-any-return]
+
+
+def _check_fold(model: PackedModel, fold: StageFold) -> None:
+    where = f"fold of {fold.stage} of layer {fold.layer}"
+    inputs = _adapted(model, fold.layer, fold.stage, fold.expert).weight.inputs
+    _array(where, fold.scale, (inputs,))
+    _require(bool((np.isfinite(fold.scale) & (fold.scale > 0)).all()), f"{where} has scales that are not above 0")
+    if fold.offset is not None:
+        _array(where, fold.offset, (inputs,))
 
 
 def _check_delta(where: str, delta: LoraDelta, linear: Linear) -> None:

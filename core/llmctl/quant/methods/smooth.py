@@ -37,8 +37,16 @@ def smooth_scale(largest_I: Array, weight_largest_I: Array, alpha: float) -> NDA
     return scale_I
 
 
-def w8a8_loss(x_TI: Array, weight_IO: Array, scale_I: Array, bits: int = 8) -> float:
-    """Mean squared error of the outputs, of inputs with one scale and weights with a scale for each output."""
+def w8a8_loss(x_TI: Array, weight_IO: Array, scale_I: Array, bits: int = 8, wanted_TO: Array | None = None) -> float:
+    """Mean squared error of the outputs, of inputs with one scale and weights with a scale for each output.
+
+    Args:
+        x_TI: The inputs.
+        weight_IO: The weight.
+        scale_I: What inputs are divided by.
+        bits: Of both.
+        wanted_TO: x W, where it is known.
+    """
     most = 2 ** (bits - 1) - 1
     x = x_TI / scale_I
     w = weight_IO * scale_I[:, None]
@@ -47,7 +55,8 @@ def w8a8_loss(x_TI: Array, weight_IO: Array, scale_I: Array, bits: int = 8) -> f
     w_unit = np.where(w_unit == 0, 1e-8, w_unit)
     x = np.clip(np.rint(x / x_unit * most), -most - 1, most) / most * x_unit
     w = np.clip(np.rint(w / w_unit * most), -most - 1, most) / most * w_unit
-    return float(((x_TI @ weight_IO - x @ w) ** 2).mean())
+    wanted_TO = x_TI @ weight_IO if wanted_TO is None else wanted_TO
+    return float(((wanted_TO - x @ w) ** 2).mean())
 
 
 def candidates() -> list[float]:

@@ -1,0 +1,70 @@
+"""What quantizing will take: memory from the sizes of a model, time from a matrix product that is measured here."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from llmctl.card.decoder_spec import DecoderSpec
+from llmctl.infer.quantize.settings import Settings
+
+PASSES = 8
+"""Products with each weight for a token: both streams, most of them twice, and what the streams differ by."""
+
+ELEMENTWISE = 2.0
+"""The time of everything is that of the products times this."""
+
+SIDE, PASSES_MEASURED = 1024, 3
+
+
+@dataclass(frozen=True)
+class Costs:
+    """An estimate.
+
+    Attributes:
+        memory: Bytes at the peak, besides the model's files.
+        seconds: Duration.
+    """
+
+    memory: int
+    seconds: float
+
+
+def estimate(graph: DecoderSpec, settings: Settings, tokens: int) -> Costs:
+    """What quantizing a model will take.
+
+    Args:
+        graph: The model.
+        settings: How it is quantized.
+        tokens: Tokens that it is calibrated on.
+    """
+    width, experts = graph.heads * graph.head_dim, graph.experts.count if graph.experts else 1
+    gated = 2 if graph.activation == "swiglu" else 1
+    linears = [
+        (graph.hidden, width + 2 * graph.kv_heads * graph.head_dim, 1), (width, graph.hidden, 1),
+        (graph.hidden, graph.ffn * gated, experts), (graph.ffn, graph.hidden, experts),
+    ]  # fmt: skip
+    block = sum(inputs * outputs * count for inputs, outputs, count in linears)
+    head = graph.vocab * graph.embed
+    memory = max(4 * block * 5, 4 * head * 2)
+    products = 0.0
+    if settings.observes:
+        most = max(inputs for inputs, _, _ in linears)
+        memory = max(4 * block * 4 + 4 * 8 * most**2 + 8 * 3 * max(i * o for i, o, _ in linears), 4 * head * 2)
+        memory += 4 * tokens * 2 * (graph.hidden + width)
+        products = 2.0 * PASSES * tokens * block
+        products += sum(2.0 * tokens * i**2 + (2.0 * i**2 * o + i**3) * count for i, o, count in linears)
+    seconds = ELEMENTWISE * products * len(graph.layers) / _rate() + 2e-8 * block * len(graph.layers)
+    return Costs(int(memory), seconds)
+
+
+def _rate() -> float:
+    """Operations a second of a matrix product in float32."""
+    import numpy as np
+
+    one = np.ones((SIDE, SIDE), np.float32)
+    one @ one
+    began = time.perf_counter()
+    for _ in range(PASSES_MEASURED):
+        one @ one
+    return 2.0 * SIDE**3 * PASSES_MEASURED / (time.perf_counter() - began)

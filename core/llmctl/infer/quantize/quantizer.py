@@ -1,0 +1,172 @@
+"""Chooses the codes of a layer's linears, one after the other, as the streams show their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmctl.errors import DataError
+from llmctl.infer.packed.linear import pack_codes
+from llmctl.infer.packed.model import Layer, Linear
+from llmctl.infer.quantize import folds
+from llmctl.infer.quantize.block import Block, Matrix
+from llmctl.infer.quantize.folds import Fold
+from llmctl.infer.quantize.scales import Found, search_layer
+from llmctl.infer.quantize.settings import Settings
+from llmctl.infer.quantize.streams import CALIBRATE, HOLD, Pairs, Streams
+from llmctl.quant.methods.choose import Chosen, Inputs, Recipe, choose
+from llmctl.quant.methods.statistics import HeldRows, InputStatistics
+
+Folds = list[tuple[str, int, Fold]]
+"""Stage, expert, and what the inputs of the stage become, in the order in which they were applied."""
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """A layer that is done.
+
+    Attributes:
+        layer: The layer, packed.
+        folds: Scales and offsets in it.
+        rows: What is reported of each linear and stage: JSON.
+    """
+
+    layer: Layer
+    folds: Folds
+    rows: list[dict[str, Any]]
+
+
+def quantize_layer(streams: Streams, index: int, block: Block, settings: Settings) -> QuantizedLayer:
+    """Quantizes a layer; the streams move on behind it.
+
+    Raises:
+        DataError: Weights or inputs are not finite.
+    """
+    _check_weights(index, block)
+    where = f"layer {index}"
+    try:
+        found: dict[tuple[str, int], Found] = {}
+        if settings.observes and (settings.scales or settings.offsets):
+            block, found = search_layer(streams, index, block, settings)
+        rows = [_scales_row(index, stage, expert, one) for (stage, expert), one in found.items()]
+
+        def pack(stage: str, expert: int, linear: Matrix, pairs: Callable[[], Pairs]) -> Linear:
+            nonlocal where
+            where = f"layer {index}, {stage}" + (f" of expert {expert}" if len(block.up) > 1 else "")
+            recipe = recipe_of(settings, stage)
+            inputs = _inputs(linear, pairs, recipe) if settings.observes else Inputs(0)
+            chosen = choose(linear.weight, inputs, recipe)
+            rows.append(_linear_row(index, stage, expert, recipe, inputs.tokens, chosen))
+            return packed(chosen, linear.bias, recipe)
+
+        layer = streams.walk(index, block, pack)
+    except ValueError as error:
+        raise DataError(f"{where} cannot be quantized: {error}") from None
+    return QuantizedLayer(layer, [(*key, one.fold) for key, one in found.items() if one.fold is not None], rows)
+
+
+def quantize_unseen(index: int, block: Block, settings: Settings) -> QuantizedLayer:
+    """Quantizes a layer without any inputs.
+
+    Raises:
+        DataError: Weights are not finite.
+    """
+    _check_weights(index, block)
+    rows: list[dict[str, Any]] = []
+
+    def pack(stage: str, expert: int, linear: Matrix) -> Linear:
+        recipe = recipe_of(settings, stage)
+        chosen = choose(linear.weight, Inputs(0), recipe)
+        rows.append(_linear_row(index, stage, expert, recipe, 0, chosen))
+        return packed(chosen, linear.bias, recipe)
+
+    layer = Layer(
+        block.norm, pack("qkv", 0, block.qkv), pack("out", 0, block.out), block.ffn_norm,
+        tuple(pack("up", expert, linear) for expert, linear in enumerate(block.up)),
+        tuple(pack("down", expert, linear) for expert, linear in enumerate(block.down)),
+        block.router, block.q_norm, block.k_norm,
+    )  # fmt: skip
+    return QuantizedLayer(layer, [], rows)
+
+
+def replay_layer(streams: Streams, index: int, block: Block, done: QuantizedLayer) -> None:
+    """Moves the streams on behind a layer that was quantized by an earlier run."""
+    for stage, expert, fold in done.folds:
+        block = folds.apply(streams.graph, block, stage, fold, expert)
+
+    def pack(stage: str, expert: int, linear: Matrix, pairs: Callable[[], Pairs]) -> Linear:
+        part = getattr(done.layer, stage)
+        return part[expert] if isinstance(part, tuple) else part  # type: ignore[no-any-return]
+
+    streams.walk(index, block, pack)
+
+
+def recipe_of(settings: Settings, stage: str) -> Recipe:
+    """How codes of a stage are chosen."""
+    bits = settings.qkv_bits if stage == "qkv" else settings.bits
+    form = "symmetric" if bits == 8 and settings.form == "signed" else settings.form
+    observed = settings.observes
+    return Recipe(
+        bits, settings.group, form, search=observed and settings.method != "ptq-a8w8", gptq=settings.method == "gptq",
+        correction=settings.correction, damping=settings.damping or None,
+    )  # fmt: skip
+
+
+def packed(chosen: Chosen, bias: Any, recipe: Recipe) -> Linear:
+    """The codes in panels."""
+    grid = chosen.grid
+    zeros = grid.zeros_GO if grid.zeros_GO.any() else None
+    kind = "int8" if recipe.bits == 8 else "int4"
+    inputs = len(chosen.codes_IO)
+    group = 0 if not recipe.group or recipe.group >= inputs else recipe.group
+    return Linear(pack_codes(chosen.codes_IO, grid.scales_GO, zeros, kind, group), bias)
+
+
+def _check_weights(index: int, block: Block) -> None:
+    for stage in folds.STAGES:
+        part = getattr(block, stage)
+        for expert, linear in enumerate(part if isinstance(part, tuple) else (part,)):
+            if not np.isfinite(linear.weight).all():
+                row, column = np.argwhere(~np.isfinite(linear.weight))[0]
+                of = f" of expert {expert}" if len(block.up) > 1 and stage in ("up", "down") else ""
+                raise DataError(
+                    f"layer {index}, {stage}{of} cannot be quantized: the weight from input {row} to output {column} is not finite"
+                )
+
+
+def _inputs(linear: Matrix, pairs: Callable[[], Pairs], recipe: Recipe) -> Inputs:
+    """What the calibration shows of the inputs of a linear."""
+    weight = linear.weight
+    collected = InputStatistics(len(weight))
+    missing = np.zeros(weight.shape) if recipe.gptq and recipe.correction else None
+    held = HeldRows()
+    for exact_TI, quantized_TI, role_T in pairs():
+        rows = role_T == CALIBRATE
+        collected.add(quantized_TI[rows])
+        if missing is not None and rows.any():
+            missing += quantized_TI[rows].T @ ((exact_TI[rows] - quantized_TI[rows]) @ weight)
+        held.add(quantized_TI[role_T == HOLD], exact_TI[role_T == HOLD])
+    quantized_TI, exact_TI = held.arrays(2)
+    wanted = exact_TI @ weight if len(exact_TI) else np.zeros((0, weight.shape[1]), np.float32)
+    return Inputs(collected.tokens, collected.gram_II, missing, quantized_TI, wanted)
+
+
+def _linear_row(index: int, stage: str, expert: int, recipe: Recipe, tokens: int, chosen: Chosen) -> dict[str, Any]:
+    return {
+        "layer": index, "stage": stage, "expert": expert, "bits": recipe.bits, "how": chosen.how, "tokens": tokens,
+        "damping": _number(chosen.damping), "rounded_error": _number(chosen.rounded_error), "error": _number(chosen.error),
+    }  # fmt: skip
+
+
+def _scales_row(index: int, stage: str, expert: int, found: Found) -> dict[str, Any]:
+    return {
+        "layer": index, "stage": stage, "expert": expert, "scales": found.choice or None, "reason": found.reason,
+        "before": _number(found.before), "after": _number(found.after), "spread": [_number(value) for value in found.spread],
+    }  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    return float(f"{value:.6g}") if np.isfinite(value) else None

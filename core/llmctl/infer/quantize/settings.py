@@ -1,0 +1,82 @@
+"""How a model is quantized: what the configuration comes down to. No numpy here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmctl.config.quantize import QuantizeConfig
+from llmctl.errors import ConfigError
+
+BITS = {"gptq": 4, "awq": 4, "ptq-a8w8": 8, "weight-only-int8": 8, "weight-only-int4": 4}
+GROUPS = {"gptq": 64, "awq": 64, "ptq-a8w8": 0, "weight-only-int8": 128, "weight-only-int4": 64}
+"""Method -> inputs that share a scale by default; 0 = all."""
+
+NEEDS_DATA = ("gptq", "awq", "ptq-a8w8")
+"""Methods that look at inputs; the others round to nearest."""
+
+WITHOUT_EFFECT = {
+    "correction": ("gptq",), "damping": ("gptq",), "pieces": ("ptq-a8w8",), "shift": ("ptq-a8w8",),
+    "scales": NEEDS_DATA,
+}  # fmt: skip
+"""Field -> methods that look at it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is quantized.
+
+    Attributes:
+        method: A key of ``BITS``.
+        bits: Of the weights.
+        group: Inputs that share a scale; 0 = all.
+        form: One of ``methods.grids.FORMS``.
+        qkv_bits: Of the projections of queries, keys and values.
+        scales: Whether scales of input channels are searched.
+        offsets: Whether offsets are.
+        pieces: Pieces of the input channels that are searched one by one, of ``ptq-a8w8``.
+        correction: How much of the error of the inputs is made good.
+        damping: Of GPTQ; 0 = by the number of tokens.
+    """
+
+    method: str
+    bits: int
+    group: int
+    form: str = "signed"
+    qkv_bits: int = 4
+    scales: bool = True
+    offsets: bool = False
+    pieces: int = 3
+    correction: float = 0.5
+    damping: float = 0.0
+
+    @property
+    def observes(self) -> bool:
+        """Whether inputs of linears are collected."""
+        return self.method in NEEDS_DATA
+
+
+def settings_of(config: QuantizeConfig) -> Settings:
+    """The settings of a configuration.
+
+    Raises:
+        ConfigError: A value has no effect with the method, or contradicts another.
+    """
+    part, default = config.quantize, QuantizeConfig().quantize
+    for name, methods in WITHOUT_EFFECT.items():
+        if part.method not in methods and getattr(part, name) != getattr(default, name):
+            raise ConfigError(
+                f"quantize.{name} has no effect with quantize.method={part.method}, only with {' and '.join(methods)}; leave it out"
+            )
+    if part.group > 0 and part.group % 32:
+        raise ConfigError(f"quantize.group={part.group} must be 0 (a scale for each output) or a multiple of 32")
+    bits = BITS[part.method]
+    qkv_bits = int(part.qkv[3:]) if part.qkv else bits
+    if qkv_bits < bits:
+        raise ConfigError(f"quantize.qkv={part.qkv} has fewer bits than quantize.method={part.method}; leave it out")
+    group = GROUPS[part.method] if part.group < 0 else part.group
+    form = "asymmetric" if part.asymmetric else "signed"
+    packed = config.output.format == "packed"
+    return Settings(
+        part.method, bits, group, form, qkv_bits, part.scales, part.method == "ptq-a8w8" and part.shift and packed,
+        part.pieces, part.correction, part.damping,
+    )  # fmt: skip

@@ -1,0 +1,98 @@
+"""A layer in numpy beside the definition of every form of decoder, and scales and offsets that change nothing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from kit import packed_toys
+from kit.packed_toys import FORMS
+
+from llmctl.card.decoder_spec import PrefixLM
+from llmctl.infer.engine.positions import PositionRule
+from llmctl.infer.executors.base import Batch
+from llmctl.infer.executors.reference import ReferenceExecutor
+from llmctl.infer.packed.linear import pack
+from llmctl.infer.packed.model import Linear
+from llmctl.infer.quantize import folds
+from llmctl.infer.quantize.block import block_of
+from llmctl.infer.quantize.folds import Fold
+from llmctl.infer.quantize.quality import _Head
+from llmctl.infer.quantize.streams import Streams, Tokens
+
+RNG = np.random.default_rng(4)
+CAUSAL = [name for name in FORMS if name != "two positions and contexts"]
+
+
+def as_floats(stage, expert, linear, pairs):
+    return Linear(pack(linear.weight, "float32"), linear.bias)
+
+
+def logits(model, windows, change=lambda block: block):
+    """Logits of all tokens by the quantized stream, with linears packed as floats."""
+    streams = Streams(model.graph, Tokens(windows, [0] * len(windows)))
+    streams.embed(model, model)
+    for index, layer in enumerate(model.layers):
+        streams.walk(index, change(block_of(layer)), as_floats)
+    assert np.abs(streams.float_TD - streams.quantized_TD).max() < 1e-4
+    return _Head(streams, model)(streams.quantized_TD, False)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_layers_compute_what_they_are_defined_to(name):
+    model, texts = packed_toys.build(FORMS[name]), packed_toys.several()
+    found = logits(model, [text.ids for text in texts])
+    expected = np.concatenate([packed_toys.expected(model, text) for text in texts])
+    assert np.abs(found - expected).max() < 3e-4
+
+
+def test_prompts_that_are_read_in_both_directions_are_so_here():
+    model = packed_toys.build(FORMS["two positions and contexts"])
+    graph = dataclasses.replace(model.graph, prefix_lm=PrefixLM(end=3, mask_ids=(2,)))
+    model = dataclasses.replace(model, graph=graph)
+    ids = [9, 8, 7, 2, 3, 11, 12, 13]
+    rule, zeros = PositionRule(graph), np.zeros(len(ids), np.int32)
+    place = np.arange(len(ids), dtype=np.int32)
+    position, second, begin, end = rule.arrays(place, [(slice(0, len(ids)), rule.prefix(ids))])
+    executor = ReferenceExecutor(model)
+    executor.allocate(1)
+    batch = Batch(np.array(ids, np.int32), zeros, place, position, second, begin, end, np.zeros((1, 1), np.int32),
+                  np.array([-1], np.int32), place)  # fmt: skip
+    assert np.abs(logits(model, [ids]) - executor.run(batch)).max() < 3e-4
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("with_offsets", [False, True])
+def test_scales_and_offsets_leave_the_model_as_it_is(name, with_offsets):
+    model, texts = packed_toys.build(FORMS[name]), packed_toys.several()
+    graph, stages = model.graph, []
+
+    def change(block):
+        for stage in folds.STAGES:
+            if folds.no_scale(graph, stage):
+                continue
+            for expert in range(len(block.down) if stage == "down" else 1):
+                pool = folds.pooled(graph, stage)
+                scale = RNG.uniform(0.2, 5, pool.max() + 1).astype(np.float32)[pool]
+                offset = None
+                if with_offsets and not folds.no_offset(graph, stage):
+                    offset = RNG.normal(size=pool.max() + 1).astype(np.float32)[pool]
+                stages.append(stage)
+                block = folds.apply(graph, block, stage, Fold(scale, offset), expert)
+        return block
+
+    ids = [text.ids for text in texts]
+    assert np.abs(logits(model, ids, change) - logits(model, ids)).max() < 5e-4
+    assert "out" in stages
+
+
+def test_what_cannot_take_scales_says_why():
+    reasons = {
+        name: [folds.no_scale(packed_toys.build(form).graph, s) for s in folds.STAGES] for name, form in FORMS.items()
+    }
+    assert reasons["rope and shared heads"] == [""] * 4
+    assert reasons["norms carried"][0] == "the residual takes the output of the norm"
+    assert reasons["norms after and projections"][2] == "the output of the norm is the residual"
+    assert reasons["learned positions"][3] == "gelu of a scaled input is not the scaled gelu"
+    mixture = packed_toys.build(FORMS["experts"]).graph
+    assert folds.no_offset(mixture, "up") == "the router reads the same inputs and has no bias"
+    assert folds.no_offset(mixture, "qkv") == ""

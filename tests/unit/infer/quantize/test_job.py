@@ -1,0 +1,231 @@
+"""Quantizing a model: what is chosen, that nothing is worse than rounding, that an interrupted run gives the same bytes."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+from kit import packed_toys
+from kit.model_cli import STARTER, llmctl
+from safetensors.numpy import load_file, save_file
+
+from llmctl.errors import DataError
+from llmctl.infer.packed.folder import open_packed
+from llmctl.infer.packed.linear import unpack
+from llmctl.infer.quantize import job as quantizing
+from llmctl.infer.quantize.block import block_of
+from llmctl.infer.quantize.quantizer import quantize_layer
+from llmctl.infer.quantize.settings import Settings
+from llmctl.infer.quantize.streams import Streams, Tokens
+
+MODEL = []
+TEXT = "".join(f"{name} has a {color} {thing}. The {thing} is {color}.\n" for name in ("Tom", "Mia", "Leo", "Ida", "Max")
+               for color in ("red", "blue", "green", "black") for thing in ("kite", "ball", "hat", "boat", "cup", "cat"))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    file = tmp_path_factory.mktemp("text") / "calibration.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module", autouse=True)
+def model(tmp_path_factory):
+    """The first two layers of the starter model in float32."""
+    MODEL.append(tmp_path_factory.mktemp("model") / "float")
+    llmctl("convert", STARTER, MODEL[0], "--dtype", "float32")
+    (file,) = MODEL[0].glob("*.safetensors")
+    kept = {name: value for name, value in load_file(file).items() if "layers.2" not in name and "layers.3" not in name}
+    save_file(kept, file, {"format": "pt"})
+    config = json.loads((MODEL[0] / "config.json").read_text())
+    (MODEL[0] / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    yield MODEL[0]
+    MODEL.clear()
+
+
+def quantize(text, output, *words, code=0, model=None):
+    few = ("--tokens", "1000", "--window", "64")
+    return llmctl("quantize", model or MODEL[0], "--calibration", text, "--output", output, *few, *words, code=code)
+
+
+def digests(folder):
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "ptq-a8w8"])
+def test_no_linear_is_worse_than_rounding_on_held_out_text(method, text, tmp_path):
+    quantize(text, tmp_path / "out", "--method", method, "--max-kl", "100")
+    report = json.loads((tmp_path / "out" / "quantization.json").read_text())
+    assert {row["stage"] for row in report["linears"]} == {"qkv", "out", "up", "down"}
+    for row in report["linears"]:
+        assert row["error"] <= row["rounded_error"] * (1 + 1e-9)
+    kinds = {layer.qkv.weight.kind for layer in open_packed(tmp_path / "out", verify=True).layers}
+    assert kinds == {"int8" if method == "ptq-a8w8" else "int4"}
+    assert "largest input of down over the median" in (tmp_path / "out" / "quantization.html").read_text()
+
+
+def test_gptq_is_nearer_to_the_float_model_than_rounding(text, tmp_path):
+    found = {}
+    for method in ("gptq", "weight-only-int4"):
+        quantize(text, tmp_path / method, "--method", method, "--max-kl", "100")
+        found[method] = json.loads((tmp_path / method / "quantization.json").read_text())["quality"]["kl"]
+    assert found["gptq"] < 0.75 * found["weight-only-int4"]
+
+
+def test_the_folder_predicts_as_the_report_says(text, tmp_path):
+    quantize(text, tmp_path / "out", "--qkv", "int8")
+    out, _ = llmctl("eval", MODEL[0], tmp_path / "out", "--text", text, "--json")
+    kl = json.loads(out)[1]["kl"]
+    quality = json.loads((tmp_path / "out" / "quantization.json").read_text())["quality"]
+    assert quality["tokens"] > 40
+    # Other tokens of the same text.
+    assert quality["kl"] / 3 < kl < quality["kl"] * 3
+    kinds = [layer.qkv.weight.kind + layer.up[0].weight.kind for layer in open_packed(tmp_path / "out").layers]
+    assert set(kinds) == {"int8int4"}
+
+
+def test_a_run_that_was_stopped_continues_to_the_same_bytes(text, tmp_path, monkeypatch):
+    quantize(text, tmp_path / "whole")
+    from llmctl.infer.quantize import quantizer
+
+    real, done = quantizer.quantize_layer, []
+
+    def stopping(streams, index, block, settings):
+        done.append(index)
+        if done == [0, 1]:
+            raise KeyboardInterrupt
+        return real(streams, index, block, settings)
+
+    monkeypatch.setattr(quantizer, "quantize_layer", stopping)
+    quantize(text, tmp_path / "out", code=130)
+    assert not (tmp_path / "out").exists()
+    quantize(text, tmp_path / "out", "--resume")
+    assert done == [0, 1, 1]
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_layers_of_another_configuration_are_not_used(text, tmp_path, monkeypatch):
+    from llmctl.infer.quantize import quantizer
+
+    real, done = quantizer.quantize_layer, []
+
+    def stopping(streams, index, block, settings):
+        done.append(index)
+        if done == [0, 1]:
+            raise KeyboardInterrupt
+        return real(streams, index, block, settings)
+
+    monkeypatch.setattr(quantizer, "quantize_layer", stopping)
+    quantize(text, tmp_path / "out", code=130)
+    quantize(text, tmp_path / "out", "--resume", "--group", "32")
+    assert done == [0, 1, 0, 1]
+
+
+def test_a_model_too_far_from_the_float_one_is_not_kept(text, tmp_path):
+    _, said = quantize(text, tmp_path / "out", "--max-kl", "1e-9", code=1)
+    assert "above 1e-09, so" in said and "was not written" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rounding_needs_no_text(tmp_path):
+    out, _ = llmctl("quantize", MODEL[0], "--method", "weight-only-int8", "--output", tmp_path / "out")
+    assert "not compared with the float model: no --calibration" in out
+    exported = tmp_path / "exported"
+    llmctl("export", MODEL[0], "--engine", "fused", "--weights", "int8", "--output", exported)
+    for ours, theirs in zip(open_packed(tmp_path / "out").layers, open_packed(exported).layers, strict=True):
+        # Scales are rounded to float16, which moves a few values to the next code.
+        off = np.abs(unpack(ours.down[0].weight) - unpack(theirs.down[0].weight))
+        assert off.max() <= 1.01 * ours.down[0].weight.scales.max()
+        assert off.mean() < 3e-2 * ours.down[0].weight.scales.mean()
+
+
+def test_a_weight_that_is_not_finite_is_named(text, tmp_path):
+    shutil.copytree(MODEL[0], tmp_path / "model")
+    (file,) = (tmp_path / "model").glob("*.safetensors")
+    weights = {name: value.copy() for name, value in load_file(file).items()}
+    name = next(name for name in weights if "layers.1" in name and "down_proj" in name)
+    weights[name][3, 5] = np.nan
+    save_file(weights, file, {"format": "pt"})
+    _, said = quantize(text, tmp_path / "out", model=tmp_path / "model", code=2)
+    assert "layer 1, down cannot be quantized: the weight from input 3 to output 5 is not finite" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "gptq"], "give a text, examples or a corpus with --calibration FILE"),
+        (["--method", "weight-only-int8", "--set", "quantize.correction=1"], "has no effect with quantize.method=weight-only-int8"),
+        (["--calibration", "nowhere.txt"], "calibration.file=nowhere.txt does not exist"),
+        (["--calibration", "SHORT"], "is too short to calibrate on"),
+        (["--calibration", "FULL", "--group", "48"], "must be 0 (a scale for each output) or a multiple of 32"),
+        (["--calibration", "FULL", "--set", "quantize.groups=32"], "quantize.groups"),
+        (["--calibration", "TURNS", "--set", "calibration.chat_template=none"], "needs a chat template"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_any_work(words, message, text, tmp_path):
+    (tmp_path / "short.txt").write_text("A word. " * 20)
+    turn = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    (tmp_path / "turns.jsonl").write_text(json.dumps({"messages": turn * 2}) + "\n")
+    files = {"SHORT": tmp_path / "short.txt", "FULL": text, "TURNS": tmp_path / "turns.jsonl"}
+    given = [files.get(word, word) for word in words]
+    _, said = llmctl("quantize", MODEL[0], "--output", tmp_path / "out", *given, code=2)
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_check_writes_nothing(text, tmp_path):
+    out, said = quantize(text, tmp_path / "out", "--check")
+    assert "ok: gptq: " in out and "of memory" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_and_a_file_make_the_same_configuration(text, tmp_path):
+    words = ["--method", "awq", "--group", "32", "--output", tmp_path / "out", "--calibration", text]
+    printed, _ = llmctl("quantize", MODEL[0], *words, "--print-config")
+    (tmp_path / "config.yaml").write_text(printed)
+    again, _ = llmctl("quantize", "--config", tmp_path / "config.yaml", "--print-config")
+    assert again == printed and 'method: "awq"' in printed
+    llmctl("quantize", "--config", tmp_path / "config.yaml", "--check")
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 40])
+def test_experts_with_few_tokens_are_rounded_and_never_zero(tokens):
+    model = packed_toys.build(packed_toys.FORMS["experts"])
+    ids = np.random.default_rng(0).integers(0, packed_toys.VOCAB, tokens).tolist()
+    streams = Streams(model.graph, Tokens([ids, [1, 2, 3]], [0, 1]))
+    streams.embed(model, model)
+    block = block_of(model.layers[0])
+    done = quantize_layer(streams, 0, block, Settings("gptq", 4, 32))
+    for ours, linear in zip(done.layer.down, block.down, strict=True):
+        weight = unpack(ours.weight)
+        assert np.abs(weight - linear.weight).max() < 0.3 * np.abs(linear.weight).max()
+    assert {row["how"] for row in done.rows if "how" in row} == {"rounded (few tokens)"}
+
+
+def test_inputs_that_are_not_finite_are_named():
+    model = packed_toys.build(packed_toys.FORMS["rope and shared heads"])
+    streams = Streams(model.graph, Tokens([[1, 2, 3, 4]], [0]))
+    streams.embed(model, model)
+    streams.float_TD[2, 7] = streams.quantized_TD[2, 7] = np.inf
+    with (
+        pytest.raises(DataError, match="layer 0 cannot be quantized: input .* is not finite"),
+        np.errstate(all="ignore"),
+    ):
+        quantize_layer(streams, 0, block_of(model.layers[0]), Settings("gptq", 4, 32))
+
+
+def test_the_settings_are_those_of_the_configuration():
+    from llmctl.config.quantize import QuantizeConfig
+    from llmctl.infer.quantize.settings import BITS, settings_of
+
+    for method, bits in BITS.items():
+        config = QuantizeConfig()
+        config.quantize.method = method
+        settings = settings_of(config)
+        assert (settings.bits, settings.qkv_bits) == (bits, bits)
+        assert settings.offsets == (method == "ptq-a8w8")
+    assert quantizing.REPORT == "quantization.json"
