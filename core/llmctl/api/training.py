@@ -163,25 +163,24 @@ def run_job(
         console: Where it prints instead.
     """
     rank, console = from_environment(), console or Console(quiet)
-    check_devices(job.config, rank.size if rank else 1)
+    topology = check_devices(job.config, rank.size if rank else 1)
     with contextlib.ExitStack() as stack:
         if rank is None or rank.number == 0:
             stack.enter_context(hold_output(job.output, job.config.output))
         with silent() if console.quiet else waiting("importing paddle"):
             runtime.import_paddle(f"llmctl {job.command}")
             from llmctl.train import trainer
-        trainer.run(job, callbacks, console, _ranks(rank))
+        trainer.run(job, callbacks, console, _ranks(rank, topology, job.config.parallel.hang_seconds))
     return Run(job.output)
 
 
-def _ranks(rank: Rank | None) -> Ranks:
+def _ranks(rank: Rank | None, topology: Topology, hang_seconds: float) -> Ranks:
     """The processes that train together; they are connected when this returns."""
     if rank is None:
         return ALONE
     from llmctl.parallel.mesh import Mesh
-    from llmctl.parallel.topology import Topology
 
-    return Mesh(Topology(data=rank.size), rank)
+    return Mesh(topology, rank, hang_seconds)
 
 
 def _read(command: str, config: Any) -> tuple[Mapping[str, Any], str]:

@@ -54,7 +54,6 @@ NOT_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("sharding_stage", (), "sharding"),
     ("offload", (), "optimizer states in main memory"),
     ("bucket", (), "another size of buckets"),
-    ("hang_seconds", (), "another limit of waiting"),
 )
 """(key, values, what it is): with one of these values, none = any but the default, this release does not train."""
 

@@ -16,6 +16,7 @@ from paddle.autograd import PyLayer
 from paddle.distributed import ReduceOp, stream
 
 from llmctl.parallel.axis import Axis
+from llmctl.parallel.watch import waiting
 
 BUCKET = 32 << 20
 """Bytes of small tensors that are sent together."""
@@ -24,19 +25,17 @@ OPS = {"sum": ReduceOp.SUM, "max": ReduceOp.MAX}
 
 
 class Traffic:
-    """What this rank has sent, and where it waits.
+    """What this rank has sent.
 
     Attributes:
         calls: Number of calls, by (axis, operation).
         bytes: Bytes of the whole tensors, by (axis, operation): what is summed, the result of a gather, the rows that are
             sent. An algorithm sends a multiple of it.
-        waiting: The operation that has not ended, such as ``all_reduce no. 17 over tensor``; None = there is none.
     """
 
     def __init__(self) -> None:
         self.calls: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
-        self.waiting: str | None = None
 
     @contextlib.contextmanager
     def call(self, operation: str, axis: Axis, whole: int) -> Iterator[None]:
@@ -44,9 +43,8 @@ class Traffic:
         key = axis.name, operation
         self.calls[key] += 1
         self.bytes[key] += whole
-        self.waiting = f"{operation} no. {self.calls[key]} over {axis.name}"
-        yield
-        self.waiting = None
+        with waiting(f"{operation} no. {self.calls[key]} over {axis.name}"):
+            yield
 
     def clear(self) -> None:
         """Counts from zero."""

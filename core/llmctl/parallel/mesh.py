@@ -20,7 +20,7 @@ from paddle import distributed
 from paddle.base import core
 
 from llmctl.io.json_object import parse_json
-from llmctl.parallel import gloo, heartbeat
+from llmctl.parallel import gloo, heartbeat, watch
 from llmctl.parallel.axis import Axis
 from llmctl.parallel.rank import ON_FAILURE, PeerLost, Rank
 from llmctl.parallel.topology import AXES, Topology
@@ -32,6 +32,9 @@ BUCKET = 32 << 20
 
 FAILED, REASON = "llmctl/failed", "llmctl/reason"
 """Keys of the store: how many ranks failed, and why the first did."""
+
+HANG_ON_CPUS = 25.0
+"""Longest wait in a collective on CPUs without a report; after 30 seconds it breaks."""
 
 POLL = 0.02
 """Seconds between two looks at the store while other ranks are waited for."""
@@ -46,6 +49,7 @@ class Mesh:
     Args:
         topology: How the ranks are arranged.
         rank: Which one this is; ``parallel.rank.from_environment`` reads it from the environment, where Paddle looks too.
+        hang_seconds: After waiting as long in a collective, rank 0 prints who waits for whom; on CPUs after ``HANG_ON_CPUS`` at most.
 
     Attributes:
         topology: As given.
@@ -59,7 +63,7 @@ class Mesh:
         ValueError: The topology is of another number of ranks.
     """
 
-    def __init__(self, topology: Topology, rank: Rank) -> None:
+    def __init__(self, topology: Topology, rank: Rank, hang_seconds: float = 600.0) -> None:
         if topology.size != rank.size:
             raise ValueError(f"the topology has {topology.size} ranks, the run {rank.size}")
         self.topology, self.rank = topology, rank
@@ -73,6 +77,8 @@ class Mesh:
             self._store = core.create_or_get_global_tcp_store()
         ON_FAILURE.append(self._tell_failure)
         heartbeat.start(gloo.common_store, rank.number)
+        seconds = hang_seconds if paddle.is_compiled_with_cuda() else min(hang_seconds, HANG_ON_CPUS)
+        watch.start(gloo.common_store, rank.number, rank.size, seconds)
         with _other_ranks("the start"), _silent():
             for name in AXES:
                 self.axis(name)
@@ -162,7 +168,7 @@ class Mesh:
 
     def _sum(self, values: Sequence[float], what: str) -> list[float]:
         summed = paddle.to_tensor(np.asarray(values, np.float64))
-        with _other_ranks(what):
+        with _other_ranks(what), watch.waiting(f"{what} over world"):
             distributed.all_reduce(summed)
         return [float(value) for value in summed.numpy()]
 
@@ -174,13 +180,13 @@ class Mesh:
             return
         parameters = list(parameters)
         anywhere = paddle.to_tensor([float(p.grad is not None) for p in parameters])
-        with _other_ranks("the sum of gradients"):
+        with _other_ranks("the sum of gradients"), watch.waiting("the sum of gradients over data"):
             distributed.all_reduce(anywhere, group=axis.group)
         found = [p for p, count in zip(parameters, anywhere.tolist(), strict=True) if count]
         for bucket in _buckets(found):
             grads = [paddle.zeros_like(p) if p.grad is None else p.grad for p in bucket]
             flat = paddle.concat([grad.reshape([-1]) for grad in grads])
-            with _other_ranks("the sum of gradients"):
+            with _other_ranks("the sum of gradients"), watch.waiting("the sum of gradients over data"):
                 distributed.all_reduce(flat, group=axis.group)
             parts = paddle.split(flat, [grad.size for grad in grads])
             for parameter, grad, part in zip(bucket, grads, parts, strict=True):
@@ -192,7 +198,7 @@ class Mesh:
     def wait(self) -> None:
         """Returns when all ranks have come here, however long that takes."""
         self._meetings += 1
-        with _other_ranks("a meeting"):
+        with _other_ranks("a meeting"), watch.waiting("a meeting of all ranks", unlimited=True):
             self._meet(f"llmctl/meeting/{self._meetings}", self.rank.size)
 
     def close(self) -> None:
@@ -254,7 +260,7 @@ class Mesh:
         for axis in (self.data, self.sharding):
             if axis.size > 1:
                 summed = paddle.to_tensor(np.asarray(sums, np.float64))
-                with _other_ranks("a comparison"):
+                with _other_ranks("a comparison"), watch.waiting(f"a comparison over {axis.name}"):
                     distributed.all_reduce(summed, group=axis.group)
                 means = summed.numpy() / axis.size
                 apart |= any(m != own and abs(m - own) > 1e-9 * abs(own) for m, own in zip(means, sums, strict=True))

@@ -6,6 +6,7 @@ functions of ours. Each stage has the batches of the step, so that positions and
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from llmctl.nn.arrays import to_numpy
 from llmctl.parallel import collectives
 from llmctl.parallel.axis import Axis
 from llmctl.parallel.stage import Stage
+from llmctl.parallel.watch import waiting
 
 DTYPES, MOST_AXES = ("float32", "float64", "int64"), 3
 """What a stage can tell the others."""
@@ -51,6 +53,7 @@ class Pipeline:
         self._loss: NewLoss = lambda number, hidden: paddle.zeros([])
         self._done: Callable[[], None] = lambda: None
         self._fleet = self._schedule(hybrid)
+        self._count_messages(self._fleet._p2p_helper)
         stage.pipeline = self
         # Both are of this instance alone: the loss is a sum that the caller knows how to weigh, and half gradients are
         # added up between passes.
@@ -79,6 +82,25 @@ class Pipeline:
         options |= {"seg_method": f"layer:{_Part.__name__}", "num_virtual_pipeline_stages": len(self._stage.parts)}
         layers = [_Part(function) for function in functions]
         return PipelineParallelWithInterleave(PipelineLayer(layers=layers, **options), hybrid, strategy)
+
+    def _count_messages(self, helper: Any) -> None:
+        """Tells ``TRAFFIC`` what fleet sends, and what it waits in."""
+
+        def told(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **options: Any) -> Any:
+                # A first or last stage, whose flag is set, sends nothing.
+                flagged = len(args) > 1 and args[1] is True and name in ("send_forward", "send_backward")
+                with contextlib.ExitStack() as stack:
+                    for sent in () if flagged else filter(None, map(_bytes_of, args)):
+                        stack.enter_context(collectives.TRAFFIC.call("send", self._axis, sent))
+                    stack.enter_context(waiting(f"{name} over {self._axis.name}"))
+                    return call(*args, **options)
+
+            return run
+
+        for name in dir(type(helper)):
+            if name.startswith(("send_", "recv_")):
+                setattr(helper, name, told(name, getattr(helper, name)))
 
     def run(self, count: int, hidden: Hidden, loss: NewLoss, done: Callable[[], None]) -> None:
         """Runs all passes, forward and backward.
@@ -176,6 +198,13 @@ def _nothing_of(hidden: Sequence[paddle.Tensor]) -> paddle.Tensor:
 def _no_data() -> Iterator[Any]:
     nothing = paddle.zeros([1])
     return itertools.repeat((nothing, nothing))
+
+
+def _bytes_of(sent: Any) -> int:
+    """Bytes of a tensor or several; 0 of anything else."""
+    if isinstance(sent, (tuple, list)):
+        return sum(map(_bytes_of, sent))
+    return collectives.size_of(sent) if isinstance(sent, paddle.Tensor) else 0
 
 
 def _as_tuple(received: Any) -> tuple[Any, ...]:
