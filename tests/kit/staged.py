@@ -123,11 +123,10 @@ def staged(mesh, family, changes, count, kind="", stages=(), chunks=1):
     stage = Stage(cuts, mesh.pipeline.rank)
     stage.attach(model)
     if kind == "recompute":
-        held = [layer for part in stage.parts for layer in cuts.layers[part]]
-        recompute_layers(model, [f"llama.layers.{layer}" for layer in held])
+        recompute_layers(model, [f"llama.layers.{layer}" for layer in stage.held])
     freeze(model, dims, kind)
     if model.prefix is not None:
-        model.prefix.keep(layer for part in stage.parts for layer in cuts.layers[part])
+        model.prefix.keep(stage.held)
     reference = Reference(family, changes, stage) if kind == "reference" else None
     pipeline = Pipeline(stage, mesh.hybrid, mesh.pipeline)
     losses, done = [], []

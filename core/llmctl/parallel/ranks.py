@@ -37,6 +37,17 @@ class Ranks(Protocol):
         """The ranks that share each layer."""
 
     @property
+    def pipeline(self) -> Axis:
+        """The stages of one copy of the model."""
+
+    @property
+    def hybrid(self) -> Any:
+        """Paddle's ``HybridCommunicateGroup``, which its pipelines ask for."""
+
+    def axis(self, name: str) -> Axis:
+        """One of the axes of ``Topology.peers``; the first call for a name must be made by all ranks, in the same order."""
+
+    @property
     def main(self) -> bool:
         """Whether this is rank 0, which prints and writes."""
 
@@ -73,7 +84,11 @@ class Alone:
     """One process, with nothing to wait for or to sum."""
 
     rank, number, size, main, evaluates = Rank(0, 1), 0, 1, True, True
-    tensor = Axis("tensor", 0, 1)
+    tensor, pipeline, hybrid = Axis("tensor", 0, 1), Axis("pipeline", 0, 1), None
+
+    def axis(self, name: str) -> Axis:
+        """This process alone."""
+        return Axis(name, 0, 1)
 
     def total(self, values: Sequence[float]) -> list[float]:
         """The values."""

@@ -47,7 +47,7 @@ class Stage:
             model: A ``CausalLM``; several may be attached, such as the reference of DPO.
         """
         decoder, names = model.decoder, self.cuts.names(self.number)
-        blocks, held = decoder.blocks, {layer for part in self.parts for layer in self.cuts.layers[part]}
+        blocks, held = decoder.blocks, self.held
         for layer in range(len(blocks)):
             if layer not in held:
                 blocks[layer] = Elsewhere()
@@ -57,9 +57,12 @@ class Stage:
         decoder.end = lambda x: end(x) if self.last else x
         decoder.run_blocks = lambda *inputs: self._run_blocks(blocks, *inputs)
         model.auxiliary_sums = lambda arrays: self._add_sums(model, blocks, arrays)
-        if model.prefix is not None:
-            model.prefix.keep(held)
         model.stage = self
+
+    @property
+    def held(self) -> list[int]:
+        """Numbers of its layers."""
+        return [layer for part in self.parts for layer in self.cuts.layers[part]]
 
     @property
     def first(self) -> bool:

@@ -14,7 +14,7 @@ def apply(model: Any, card: Family, dims: Dims, what: str, interval: int) -> Non
     """Sets up ``train.recompute`` on a model.
 
     Args:
-        model: The model; adapters may have replaced its linears.
+        model: The model; adapters may have replaced its linears, and it may lack layers that other ranks have.
         card: Its family.
         dims: Its dims.
         what: ``none``, ``full`` (whole layers of the decoder) or ``attention``.
@@ -34,4 +34,5 @@ def apply(model: Any, card: Family, dims: Dims, what: str, interval: int) -> Non
             names[f"{head}.{tensor.layer}"] = None
         elif slot == "qkv" or (what == "full" and slot == "ffn1" and tensor.expert is not None):
             names[tensor.name.rsplit(".", 2)[0]] = None
-    recompute_layers(model, names)
+    here = dict(model.named_sublayers())
+    recompute_layers(model, filter(here.__contains__, names))

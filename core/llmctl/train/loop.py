@@ -4,11 +4,11 @@ What is trained on is a ``task``; log lines, checkpoints and progress are callba
 sum of all items' losses divided by the number of items of the whole step, so that gradient accumulation equals one large
 batch whatever the lengths.
 
-The random generators are seeded from (seed, step, number of the pass) before each forward pass: a resumed run draws the same
-numbers as one that was not interrupted, whichever rank has the pass, and no generator state is stored.
+The random generators are seeded from (seed, step, number of the pass, stage of a pipeline) before each forward pass: a resumed
+run draws the same numbers as one that was not interrupted, whichever rank has the pass, and no generator state is stored.
 
-Several ranks share the forward passes of a step; their gradients, losses and items are summed. The ranks of
-one copy of the model evaluate, and what one or a signal decides is agreed on, so that all ranks do the same steps.
+Several ranks share the forward passes of a step; their gradients, losses and items are summed. The ranks of one copy of the
+model evaluate, and what one or a signal decides is agreed on, so that all ranks do the same steps.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class Loop:
 
         def hidden(index: int) -> tuple[Any, ...]:
             number, _ = own_numbers[index]
-            runtime.seed(_seed_of(self.settings.seed, step, number))
+            runtime.seed(_seed_of(self.settings.seed, step, number, self.ranks.pipeline.rank))
             with self.autocast():
                 return self.task.hidden(self.model, batches[number])
 
@@ -245,5 +245,5 @@ def own_passes(count: int, rank: int, size: int) -> list[tuple[int, float]]:
     return [(number, 1.0) if number < count else (number % count, 0.0) for number in numbers]
 
 
-def _seed_of(seed: int, step: int, number: int) -> int:
-    return (seed * 1_000_003 + step + number * 7_368_787) % 2**31
+def _seed_of(seed: int, step: int, number: int, stage: int) -> int:
+    return (seed * 1_000_003 + step + number * 7_368_787 + stage * 104_395_301) % 2**31

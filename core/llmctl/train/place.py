@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,11 @@ from llmctl.nn.arrays import assign, to_numpy
 from llmctl.parallel import regions
 from llmctl.parallel.axis import Axis
 from llmctl.parallel.collectives import all_gather, all_reduce, broadcast
+from llmctl.parallel.cuts import cut as cut_layers
+from llmctl.parallel.pipeline import Pipeline
 from llmctl.parallel.ranks import ALONE, Ranks
+from llmctl.parallel.stage import Stage
+from llmctl.train.passes import IN_TURN, Passes
 
 
 @dataclass(frozen=True)
@@ -30,22 +35,39 @@ class Place:
         cut: How the parameters of the model are cut; those of adapters are added to it.
         tensor: The ranks that share each layer.
         sequence: Whether they divide the tokens between regions too.
+        stage: The layers that this rank has; None = all.
+        passes: Runs the passes of a step through all layers.
+        complete: Completes the gradients of what several stages have.
     """
 
     cut: Cut
     tensor: Axis = ALONE.tensor
     sequence: bool = False
+    stage: Stage | None = None
+    passes: Passes = IN_TURN
+    complete: Callable[[Mapping[str, Any]], None] | None = None
 
     @classmethod
     def of(cls, job: CheckedJob[Any], ranks: Ranks) -> Place:
         """The place of a rank in the run of a job."""
         parallel = Parallel(ranks.tensor.size, ranks.tensor.rank)
         cut = Cut.of(job.model.plugin, job.model.dims, parallel)
-        return cls(cut, ranks.tensor, job.config.parallel.sequence)
+        place = cls(cut, ranks.tensor, job.config.parallel.sequence)
+        if ranks.pipeline.size == 1:
+            return place
+        stages, chunks = job.config.parallel.stages, job.config.parallel.chunks
+        parts = cut_layers(job.model.plugin.card, job.model.dims, ranks.pipeline.size, stages, chunks)
+        stage = Stage(parts, ranks.pipeline.rank)
+        complete = partial(stage.sum_over_stages, stages=ranks.pipeline, ends=ranks.axis("ends"))
+        return replace(place, stage=stage, passes=Pipeline(stage, ranks.hybrid, ranks.pipeline), complete=complete)
 
     def layer(self, model: CheckedModel, dtype: str, seed: int = 0) -> Any:
         """This rank's part of a model; arguments and errors as for ``CheckedModel.layer``."""
-        return model.layer(dtype, self.cut, seed)
+        if self.stage is None:
+            return model.layer(dtype, self.cut, seed)
+        layer = model.layer(dtype, self.cut, seed, self.stage.attach)
+        layer.sum_stages = self.complete
+        return layer
 
     def connect(self, layer: Any, model: CheckedModel) -> None:
         """Makes a layer of ``layer`` compute with those of the other ranks; after adapters, and once."""

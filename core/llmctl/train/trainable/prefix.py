@@ -103,6 +103,8 @@ def load(job: CheckedJob[Any], start: Path | None, place: Place = HERE) -> Train
     hidden = (method.projection_hidden or shape[3] * shape[4]) if method.prefix_projection else 0
     with paddle.LazyGuard():
         layer = add_prefix(model, shape, hidden)
+    if place.stage is not None:
+        layer.keep(place.stage.held)
     place.cut_prefix(*shape[3:], layers=shape[0])
     place.cut.apply(layer, job.config.train.seed, PREFIX)
     make = partial(_lazy, shape, layer.parameters()[0].dtype, hidden)
