@@ -26,7 +26,7 @@ def workplace(tmp_path, monkeypatch):
         "lora": True, "lora_rank": 2, "disable_tqdm": True,
     }  # fmt: skip
     (tmp_path / "old_argument.json").write_text(json.dumps(old))
-    (tmp_path / "large_argument.json").write_text(json.dumps({**old, "tensor_parallel_degree": 8}))
+    (tmp_path / "large_argument.json").write_text(json.dumps({**old, "sep_parallel_degree": 8}))
     _write_factory_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -26,7 +26,9 @@ class ParallelConfig:
     stages: list[int] = option([], "Layers of each stage; empty = balanced by their cost.", minimum=1)
     chunks: int = option(1, "Parts of each stage (interleaved schedule).", minimum=1)
     sharding: int = option(
-        1, "Devices with different rows that share what `sharding_stage` says instead of having copies.", minimum=1
+        1,
+        "Devices with different rows that share what `sharding_stage` says instead of having copies; 0 = as many as the devices allow.",
+        minimum=0,
     )
     sharding_stage: int = option(
         1,
@@ -78,7 +80,10 @@ def check(parallel: ParallelConfig, train: Any) -> None:
     for key, other, why in needs:
         if key in changed and other not in changed:
             value = _shown(getattr(parallel, key))
-            raise ConfigError(f"parallel.{key}={value} needs parallel.{other} above 1: {why}; set both, or neither")
+            more = " (or 0, all devices)" if other == "sharding" else ""
+            raise ConfigError(
+                f"parallel.{key}={value} needs parallel.{other} above 1{more}: {why}; set both, or neither"
+            )
     if parallel.stages and len(parallel.stages) != parallel.pipeline:
         raise ConfigError(
             f"parallel.stages={parallel.stages} has {len(parallel.stages)} numbers for parallel.pipeline={parallel.pipeline}; give "

@@ -15,7 +15,7 @@ def least_size(parallel: ParallelConfig) -> int:
 
 
 def arrange(parallel: ParallelConfig, size: int) -> Topology:
-    """The arrangement of some devices; ``parallel.data: 0`` takes what the other degrees leave.
+    """The arrangement of some devices; ``parallel.sharding: 0``, else ``parallel.data: 0``, takes what the other degrees leave.
 
     Args:
         parallel: The section of the configuration.
@@ -26,23 +26,26 @@ def arrange(parallel: ParallelConfig, size: int) -> Topology:
     """
     asked, least = degrees(parallel), least_size(parallel)
     product = " x ".join(f"parallel.{key}={degree}" for key, degree in asked.items())
-    if size % least or (parallel.data and size != least):
-        allowed = f"{least}" if parallel.data else f"{least} or a multiple of it"
+    fixed = parallel.data and parallel.sharding
+    if size % least or (fixed and size != least):
+        allowed = f"{least}" if fixed else f"{least} or a multiple of it"
         there = f"there {'is' if size == 1 else 'are'} {size}"
         filled = "; with parallel.data=0 there are as many copies as the devices allow" if parallel.data > 1 else ""
         raise ConfigError(
             f"{product or 'parallel.data=1'} needs {allowed} devices, and {there}; start as many with --devices and --nnodes, or "
             f"change the degrees{filled}"
         )
-    data = size // least * max(1, parallel.data)
-    batch = data * parallel.sharding
+    left = size // least
+    sharding = parallel.sharding or left
+    data = max(1, parallel.data) * (left if parallel.sharding else 1)
+    batch = data * sharding
     if batch % parallel.expert:
         divisors = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
         raise ConfigError(
             f"parallel.expert={parallel.expert} does not divide the {batch} ranks of data x sharding that have different rows; use "
             f"one of {divisors}"
         )
-    return Topology(data, parallel.tensor, parallel.pipeline, parallel.sharding, parallel.expert)
+    return Topology(data, parallel.tensor, parallel.pipeline, sharding, parallel.expert)
 
 
 def check_passes(grad_accumulation: int, batch_size: int, topology: Topology, chunks: int = 1) -> None:

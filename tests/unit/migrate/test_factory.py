@@ -231,3 +231,45 @@ def test_features_can_be_left_out_knowingly():
 def test_the_new_configuration_is_valid(old):
     made = converted(old)
     schema.build(registry.resolve(registry.COMMANDS[made.command].config), made.values)
+
+
+ZERO = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"deepspeed": "examples/deepspeed/ds_z3_config.json"}, {"sharding": 0, "sharding_stage": 3}),
+        ({"deepspeed": "ds_z2_offload_config.json"}, {"sharding": 0, "sharding_stage": 2, "offload": True}),
+        ({"deepspeed": "ds_z0_config.json"}, {}),
+        ({"deepspeed": ZERO}, {"sharding": 0, "sharding_stage": 2, "offload": True}),
+        ({"deepspeed": "own.json"}, {"sharding": 0, "sharding_stage": 2, "offload": True}),
+        ({"fsdp": "full_shard auto_wrap"}, {"sharding": 0, "sharding_stage": 3}),
+        ({"fsdp": ["shard_grad_op", "offload"]}, {"sharding": 0, "sharding_stage": 2, "offload": True}),
+        ({"fsdp": ""}, {}),
+        (
+            {"use_mca": True, "tensor_model_parallel_size": 2, "sequence_parallel": True,
+             "pipeline_model_parallel_size": 4, "virtual_pipeline_model_parallel_size": 2, "expert_model_parallel_size": 2},
+            {"tensor": 2, "sequence": True, "pipeline": 4, "chunks": 2, "expert": 2},
+        ),
+    ],
+)  # fmt: skip
+def test_what_shares_a_step_over_devices_becomes_the_section_parallel(changes, expected, tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps(ZERO))
+    made = converted(SFT, **changes)
+    assert made.values.get("parallel", {}) == expected
+    assert ("multiply" in "\n".join(made.notes())) or expected.get("sharding", 1) != 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"deepspeed": "absent.json"}, "deepspeed=absent.json: the file cannot be read"),
+        ({"deepspeed": {"zero_optimization": {"stage": 5}}}, "zero_optimization.stage must be 0, 1, 2 or 3"),
+        ({"fsdp": "hybrid_shard"}, "hybrid_shard is not supported"),
+        ({"fsdp": "full_shard", "deepspeed": "ds_z3_config.json"}, "exclude each other"),
+        ({"context_parallel_size": 2}, "sequence_parallel and tensor_model_parallel_size only"),
+    ],
+)
+def test_sharing_that_cannot_be_kept_is_refused(changes, text):
+    assert text in refusal(SFT, **changes)

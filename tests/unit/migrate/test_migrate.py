@@ -147,10 +147,13 @@ def test_pretraining_goes_on_from_a_checkpoint_or_begins_anew():
     [
         ({"lerning_rate": 1e-3}, ["unknown key lerning_rate", "did you mean learning_rate"]),
         (
-            {"tensor_parallel_degree": 8, "hidden_dropout_prob": 0.1},
-            ["tensor_parallel_degree=8", "hidden_dropout_prob=0.1"],
+            {"sep_parallel_degree": 8, "hidden_dropout_prob": 0.1},
+            ["sep_parallel_degree=8", "hidden_dropout_prob=0.1"],
         ),
-        ({"use_expert_parallel": True}, ["use_expert_parallel"]),
+        ({"use_expert_parallel": True}, ["use_expert_parallel", "set expert_parallel_degree"]),
+        ({"sharding": "stage4"}, ["sharding=stage4: allowed are stage1, stage2 and stage3"]),
+        ({"sharding": "offload"}, ["sharding=offload: allowed are"]),
+        ({"tensor_parallel_degree": "many"}, ["tensor_parallel_degree='many': expected a number"]),
         ({"metric_for_best_model": "rougel"}, ["rougel", "exact_match"]),
         ({"lr_scheduler_type": "cosine_with_restarts"}, ["cosine_with_restarts", "polynomial"]),
         ({"num_cycles": 3, "lr_scheduler_type": "cosine"}, ["num_cycles=3"]),
@@ -174,10 +177,31 @@ def test_what_cannot_be_kept_is_refused_by_name(changes, texts):
 
 
 def test_features_can_be_left_out_knowingly_but_unknown_keys_cannot():
-    made = migrate({**SFT, "tensor_parallel_degree": 8}, "old.json", allow_ignored=True)
-    assert any("tensor_parallel_degree=8" in line for line in made.notes())
+    made = migrate({**SFT, "sep_parallel_degree": 8}, "old.json", allow_ignored=True)
+    assert any("sep_parallel_degree=8" in line for line in made.notes())
     with pytest.raises(ConfigError, match="nonsense"):
         migrate({**SFT, "nonsense": 1}, "old.json", allow_ignored=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sharding": None}, {}),
+        ({"tensor_parallel_degree": 8, "sequence_parallel": 1}, {"tensor": 8, "sequence": True}),
+        ({"pipeline_parallel_degree": 4, "virtual_pp_degree": 2}, {"pipeline": 4, "chunks": 2}),
+        ({"virtual_pp_degree": 2}, {}),
+        ({"sharding": "stage1"}, {"sharding": 0}),
+        ({"sharding": "stage2", "sharding_parallel_degree": 1}, {}),
+        ({"sharding": "stage3 offload", "sharding_parallel_degree": 8},
+         {"sharding": 8, "sharding_stage": 3, "offload": True}),
+        ({"sharding": ["stage2", "offload"], "sharding_parallel_degree": -1},
+         {"sharding": 0, "sharding_stage": 2, "offload": True}),
+        ({"data_parallel_degree": 2, "expert_parallel_degree": 2, "use_expert_parallel": True}, {"data": 2, "expert": 2}),
+    ],
+)  # fmt: skip
+def test_degrees_become_the_section_parallel(changes, expected):
+    made = built({**SFT, "sharding": None}, **changes)
+    assert {name: getattr(made.parallel, name) for name in schema.changed_fields(made.parallel)} == expected
 
 
 @pytest.mark.parametrize("changes, text", [({"do_ptq": True}, "quantizes"), ({"do_gptq": True}, "quantizes"),

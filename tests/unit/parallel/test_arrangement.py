@@ -16,10 +16,13 @@ from llmctl.parallel.topology import Topology
         ({"tensor": 2, "pipeline": 2}, 8, Topology(data=2, tensor=2, pipeline=2)),
         ({"sharding": 4}, 4, Topology(sharding=4)),
         ({"data": 2, "tensor": 2}, 4, Topology(data=2, tensor=2)),
+        ({"sharding": 0}, 4, Topology(sharding=4)),
+        ({"sharding": 0, "data": 2, "tensor": 2}, 12, Topology(data=2, tensor=2, sharding=3)),
+        ({"sharding": 0}, 1, Topology()),
         ({"expert": 4, "sharding": 2}, 8, Topology(data=4, sharding=2, expert=4)),
     ],
 )
-def test_data_parallel_takes_what_the_other_degrees_leave(keys, size, expected):
+def test_data_parallel_or_sharding_takes_what_the_other_degrees_leave(keys, size, expected):
     assert arrange(ParallelConfig(**keys), size) == expected
 
 

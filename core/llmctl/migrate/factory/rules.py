@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.migrate.dialect import Dialect, Old, Rule, Values
-from llmctl.migrate.factory import datasets
+from llmctl.migrate.factory import datasets, degrees
 
 NEVER = 10**9
 """An interval in steps that no run reaches."""
@@ -299,6 +299,12 @@ def effects(old: Old, command: str) -> dict[str, str]:
         found["template"] = (
             f"the chat template of the model's tokenizer is used, not {old['template']} of LLaMA-Factory"
         )
+    with contextlib.suppress(ValueError):
+        if degrees.sharding(old):
+            found["gradient_accumulation_steps"] = (
+                "devices share the forward passes of a step; to keep the old global batch size, multiply "
+                "train.grad_accumulation by their number"
+            )
     if old.get("packing") or old.get("neat_packing"):
         found["packing"] = "examples in a row never attend to each other"
     if not old.get("disable_gradient_checkpointing") and not old.get("gradient_checkpointing"):
@@ -356,7 +362,7 @@ INACTIVE = (
 )  # fmt: skip
 
 RULES: tuple[Rule, ...] = (
-    method, model, precision, data, texts, preferences, length, rate, evaluation, the_rest,
+    method, model, precision, data, texts, preferences, length, rate, evaluation, degrees.parallel, the_rest,
 )  # fmt: skip
 
 DIALECT = Dialect(

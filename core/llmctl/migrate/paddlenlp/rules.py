@@ -6,6 +6,7 @@ of PaddleNLP's argument classes, not of its documentation.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,9 @@ def constant(old: Old) -> bool:
     return str(old.get("lr_scheduler_type", "")).rpartition(".")[2].lower().startswith("constant")
 
 
+OFF = (None, False, 0, 1, -1)
+"""Degrees of what is not shared."""
+
 INACTIVE: tuple[tuple[str, Callable[[Old], Any], tuple[str, ...]], ...] = (
     (
         "lora is off",
@@ -98,6 +102,17 @@ INACTIVE: tuple[tuple[str, Callable[[Old], Any], tuple[str, ...]], ...] = (
     ),
     ("prefix_tuning is off", lambda old: old.get("prefix_tuning"), ("num_prefix_tokens",)),
     ("neftune is off", lambda old: old.get("neftune"), ("neftune_noise_alpha",)),
+    (
+        "tensor_parallel_degree is off",
+        lambda old: old.get("tensor_parallel_degree") not in OFF,
+        ("sequence_parallel",),
+    ),
+    (
+        "pipeline_parallel_degree is off",
+        lambda old: old.get("pipeline_parallel_degree") not in OFF,
+        ("virtual_pp_degree",),
+    ),
+    ("sharding is off", lambda old: old.get("sharding"), ("sharding_parallel_degree",)),
     ("recompute is off", lambda old: old.get("recompute"), ("recompute_granularity",)),
     (
         "evaluation is off",
@@ -255,6 +270,45 @@ def precision(old: Old, command: str) -> Values:
     return {"output.save_dtype": half if half and level == "O2" else "float32"}
 
 
+DEGREES = {
+    "tensor_parallel_degree": "parallel.tensor",
+    "pipeline_parallel_degree": "parallel.pipeline",
+    "data_parallel_degree": "parallel.data",
+    "expert_parallel_degree": "parallel.expert",
+}
+"""Old degree -> new key; -1, 0 and 1 are off."""
+
+
+def parallel(old: Old, command: str) -> Values:
+    """How devices share a step."""
+    found: Values = {new: int(old[key]) for key, new in DEGREES.items() if _number(old, key, 1) > 1}
+    if old.get("use_expert_parallel") and "parallel.expert" not in found:
+        raise ValueError(
+            "use_expert_parallel shares experts over all data ranks; set expert_parallel_degree to their number"
+        )
+    if old.get("sequence_parallel") and "parallel.tensor" in found:
+        found["parallel.sequence"] = True
+    if "parallel.pipeline" in found and _number(old, "virtual_pp_degree", 1) > 1:
+        found["parallel.chunks"] = int(old["virtual_pp_degree"])
+    return {**found, **_sharding(old)}
+
+
+def _sharding(old: Old) -> Values:
+    """The stage and the devices that share; without a degree all that are left share."""
+    value = old.get("sharding") or ""
+    words = {word for part in (value if isinstance(value, list) else [value]) for word in str(part).split()}
+    unknown = words - {"stage1", "stage2", "stage3", "offload"}
+    stages = sorted(words - {"offload"} - unknown)
+    if unknown or len(stages) > 1 or words == {"offload"}:
+        raise ValueError(f"sharding={value}: allowed are stage1, stage2 and stage3, with offload or without")
+    degree = _number(old, "sharding_parallel_degree", -1)
+    if not stages or degree in (0, 1):
+        return {}
+    stage = {"parallel.sharding_stage": int(stages[0][-1])} if stages[0] != "stage1" else {}
+    offload = {"parallel.offload": True} if "offload" in words else {}
+    return {"parallel.sharding": int(max(0, degree)), **stage, **offload}
+
+
 def seed(old: Old, command: str) -> Values:
     """Random seed, in pretraining also that of the data order."""
     if "seed" not in old:
@@ -291,7 +345,7 @@ def _number(old: Old, key: str, default: float) -> Any:
 
 
 RULES: tuple[Rule, ...] = (
-    method, noise, data, template, model, evaluation, saving, length, rate, best, recompute, precision, seed, logs,
+    method, noise, data, template, model, evaluation, saving, length, rate, best, recompute, precision, parallel, seed, logs,
 )  # fmt: skip
 
 
@@ -301,9 +355,19 @@ def _is_old(data: Old) -> bool:
 
 
 def _effects(old: Old, command: str) -> dict[str, str]:
-    """The half types, which mean less here."""
+    """The half types, which mean less here, and passes, which devices share."""
     kind = "bf16" if old.get("bf16") else "fp16" if old.get("fp16") else ""
-    return {kind: "training computes in float32; with O2 it sets the type of the final weights"} if kind else {}
+    found = {kind: "training computes in float32; with O2 it sets the type of the final weights"} if kind else {}
+    shared: Any = False
+    with contextlib.suppress(ValueError):
+        shared = _sharding(old) or _number(old, "data_parallel_degree", 1) > 1
+    return {**found, "gradient_accumulation_steps": PASSES} if shared else found
+
+
+PASSES = (
+    "devices share the forward passes of a step; to keep the old global batch size, multiply train.grad_accumulation by the "
+    "number of data parallel and sharding ranks"
+)
 
 
 DIALECT = Dialect(
