@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,6 +154,12 @@ def virtual_tokens(config: Any) -> int:
     return config.method.virtual_tokens if config.method.name == "prefix" else 0
 
 
+def multiple_of(config: Any) -> int:
+    """What the number of columns of a batch is a multiple of: devices that divide the tokens get equally many."""
+    parallel = config.parallel
+    return math.lcm(config.data.pad_to_multiple_of, parallel.tensor if parallel.sequence else 1)
+
+
 def _room(config: Any, dims: Dims) -> int | None:
     """Most tokens of an example; None = any number."""
     packed = _rows(config).packed
@@ -163,7 +170,14 @@ def _room(config: Any, dims: Dims) -> int | None:
     if not limits:
         return None
     room = min(limits) - virtual
-    return room if packed else room - room % config.data.pad_to_multiple_of
+    return room if packed else room - room % multiple_of(config)
+
+
+def _padding(config: Any) -> str:
+    """The keys that rows are padded for."""
+    given = f"data.pad_to_multiple_of={config.data.pad_to_multiple_of}"
+    parallel = config.parallel
+    return f"{given} with parallel.sequence and parallel.tensor={parallel.tensor}" if parallel.sequence else given
 
 
 def _check_positions(config: Any, dims: Dims, model: Path, packed: bool) -> None:
@@ -176,11 +190,11 @@ def _check_positions(config: Any, dims: Dims, model: Path, packed: bool) -> None
             f"set data.max_length to {limit - virtual} or less" if limit - virtual > 1 else "use fewer virtual tokens"
         )
         raise ConfigError(f"data.max_length={longest}{extra} exceeds the {limit} positions of {model}; {room}")
-    multiple = config.data.pad_to_multiple_of
+    multiple = multiple_of(config)
     padded = longest if packed else -(-longest // multiple) * multiple
     if limit and padded + virtual > limit:
         raise ConfigError(
-            f"data.pad_to_multiple_of={multiple} pads rows of data.max_length={longest} to {padded} tokens, which{extra} "
+            f"{_padding(config)} pads rows of data.max_length={longest} to {padded} tokens, which{extra} "
             f"exceeds the {limit} positions of {model}; make one of them smaller"
         )
     if virtual and window and packed and longest + virtual > window:

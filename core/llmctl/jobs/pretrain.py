@@ -85,6 +85,11 @@ def check(
             f"data.seq_length={config.data.seq_length} exceeds the {limit} positions of the model ({where}); lower it, "
             "or give a new model more positions with model.changes"
         )
+    if config.parallel.sequence and config.data.seq_length % config.parallel.tensor:
+        raise ConfigError(
+            f"parallel.sequence divides data.seq_length={config.data.seq_length} among parallel.tensor={config.parallel.tensor} devices, "
+            "which does not go; make it a multiple, or leave out parallel.sequence"
+        )
     output = output_folder(config.output, paths)
     config = _with_split(config)
     _corpora(config, dims.vocab)

@@ -9,7 +9,7 @@ from llmctl.config import schema
 from llmctl.config.dpo import DpoConfig
 from llmctl.config.finetune import FinetuneConfig
 from llmctl.errors import ConfigError
-from llmctl.jobs.lengths import fitted
+from llmctl.jobs.lengths import fitted, multiple_of
 
 
 def dims(positions=512, **changes):
@@ -44,6 +44,19 @@ def dpo(positions=512, **data):
 )
 def test_what_is_not_set_suits_what_is_set_and_the_model(positions, given, expected):
     assert sft(positions, **given) == expected
+
+
+def test_devices_that_divide_the_tokens_get_equally_many():
+    sections = {"data": {"pad_to_multiple_of": 12}, "parallel": {"tensor": 8, "sequence": True}}
+    config = schema.build(FinetuneConfig, sections)
+    assert multiple_of(config) == 24 and fitted(config, dims(100), Path("model")).data.max_length == 96
+    config.data.max_length = 98
+    with pytest.raises(
+        ConfigError, match="=12 with parallel.sequence and parallel.tensor=8 pads rows .* to 120 tokens"
+    ):
+        fitted(config, dims(100), Path("model"))
+    config.parallel.sequence = False
+    assert multiple_of(config) == 12
 
 
 def test_virtual_tokens_are_left_room_for():

@@ -14,6 +14,7 @@ from llmctl.data.preference import rows as pair_rows
 from llmctl.data.preference.encoding import Pair, PairEncoder
 from llmctl.data.preference.examples import Preference
 from llmctl.errors import ConfigError, DataError
+from llmctl.jobs import lengths
 from llmctl.jobs.dpo import DpoJob
 from llmctl.nn.dropout import disable_dropout
 from llmctl.parallel.ranks import ALONE, Ranks
@@ -47,7 +48,7 @@ def prepare(job: DpoJob, console: Console = STDOUT) -> ExamplesData:
     dev: Sequence[Any] = []
     if job.dev:
         dev, _ = _rows(job, _encode(job, encoder, job.dev, "dev", console).rows, None, False, console)
-    collate = partial(pair_rows.collate, pad_id=job.tokenizer.pad_id, multiple=settings.pad_to_multiple_of)
+    collate = partial(pair_rows.collate, pad_id=job.tokenizer.pad_id, multiple=lengths.multiple_of(job.config))
     sampling = {"mixture": mixture_of(job, parts), **sampling_of(job)}
     task = DpoTask(rows, dev, collate, loss_of(job.config.dpo), job.config.dpo.beta, **sampling)
     shown = job.dev[: job.config.output.samples]

@@ -14,6 +14,7 @@ from llmctl.data.sft.encoding import Encoder, identity
 from llmctl.data.sft.examples import Example
 from llmctl.errors import DataError
 from llmctl.io.progress import tracked
+from llmctl.jobs import lengths
 from llmctl.jobs.finetune import FinetuneJob
 from llmctl.train.console import STDOUT, Console
 from llmctl.train.methods.base import Method
@@ -104,7 +105,7 @@ def prepare(job: FinetuneJob, console: Console = STDOUT) -> ExamplesData:
     if settings.packing != "none":
         rows, parts = _pack(job, rows, parts, console)
         dev, collate = _pack(job, dev, None, console)[0] if job.dev else [], packing.collate
-    collate = partial(collate, pad_id=job.tokenizer.pad_id, multiple=settings.pad_to_multiple_of)
+    collate = partial(collate, pad_id=job.tokenizer.pad_id, multiple=lengths.multiple_of(job.config))
     generator = generator_of(job, encoder)
     extra = partial(_exact_match, generator, job.dev) if train.eval_generate and job.dev else None
     task = SftTask(rows, dev, collate, extra_metrics=extra, mixture=mixture_of(job, parts or ()), **sampling_of(job))
