@@ -66,16 +66,31 @@ def plan_shards(
     Raises:
         CheckpointError: See ``save_weights``.
     """
-    if dtype not in (*DTYPES, KEEP):
-        raise CheckpointError(f"weights cannot be saved as {dtype!r}; choose one of {', '.join(DTYPES)}")
-    shards = _shards(_plan(state, mappings, dtype), max_shard_bytes)
+    return shards_of(plan_tensors(state, mappings, dtype), max_shard_bytes)
+
+
+def shards_of(planned: Mapping[str, PlannedTensor], max_shard_bytes: int) -> dict[str, dict[str, PlannedTensor]]:
+    """File name -> its tensors.
+
+    Args:
+        planned: Name -> tensor.
+        max_shard_bytes: As for ``save_weights``.
+    """
+    shards = _shards(planned, max_shard_bytes)
     if len(shards) == 1:
         return {SAFETENSORS: shards[0]}
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     return dict(zip(names, shards, strict=True))
 
 
-def _plan(state: Mapping[str, Any], mappings: Sequence[WeightMapping], dtype: str) -> dict[str, PlannedTensor]:
+def plan_tensors(state: Mapping[str, Any], mappings: Sequence[WeightMapping], dtype: str) -> dict[str, PlannedTensor]:
+    """Name in the file -> the tensor to write, not yet read; arguments as for ``save_weights``.
+
+    Raises:
+        CheckpointError: See ``save_weights``.
+    """
+    if dtype not in (*DTYPES, KEEP):
+        raise CheckpointError(f"weights cannot be saved as {dtype!r}; choose one of {', '.join(DTYPES)}")
     sources: dict[str, list[WeightMapping]] = {}
     for mapping in mappings:
         sources.setdefault(mapping.source, []).append(mapping)

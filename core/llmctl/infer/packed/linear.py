@@ -186,6 +186,22 @@ def unpack(packed: PackedLinear) -> Float:
     return np.ascontiguousarray(values.transpose(1, 0, 2).reshape(inputs, -1)[:, :outputs])
 
 
+def codes_of(packed: PackedLinear) -> tuple[NDArray[np.int8], Float, Float]:
+    """Codes [I, O], scales [G, O] and zero points [G, O] of an integer weight, as ``pack_codes`` takes them."""
+    inputs, outputs, panels = packed.inputs, packed.outputs, -(-packed.outputs // PANEL)
+
+    def whole(values: NDArray[np.generic], rows: int) -> NDArray[np.generic]:
+        return np.ascontiguousarray(values.transpose(1, 0, 2).reshape(rows, -1)[:, :outputs])
+
+    assert packed.scales is not None, "only integer weights have codes"
+    groups = _groups(inputs, packed.group)
+    scales = whole(packed.scales.reshape(panels, groups, PANEL), groups).astype(np.float32)
+    zeros = np.zeros_like(scales)
+    if packed.zeros is not None:
+        zeros = whole(packed.zeros.reshape(panels, groups, PANEL), groups).astype(np.float32)
+    return whole(_codes(packed, panels), inputs).astype(np.int8), scales, zeros
+
+
 def product(x_TI: Float, packed: PackedLinear, bias_O: Float | None = None) -> Float:
     """x w + bias [T, O]; for integer kinds rows are rounded to 8 bits (``rounded``).
 

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.quant.formats.codes import Codes, check_scales, check_shape, consecutive, unpack_words
+from llmctl.quant.formats.codes import (
+    Codes,
+    check_scales,
+    check_shape,
+    consecutive,
+    half_scales,
+    pack_words,
+    unpack_words,
+)
 
 PARTS = ("qweight", "qzeros", "scales")
 BITS = 4
@@ -42,6 +50,25 @@ def read(parts: Mapping[str, NDArray[Any]], group: int) -> Codes:
     codes_OI = np.ascontiguousarray((_in_order(parts["qweight"]) - half).T, np.int16)
     zeros_OG = np.ascontiguousarray(half - _in_order(parts["qzeros"]).T, np.float32)
     return Codes(BITS, codes_OI, check_scales("scales", parts["scales"].T), zeros_OG, consecutive(inputs, group))
+
+
+def write(codes: Codes) -> dict[str, NDArray[Any]]:
+    """The tensors of one linear, whose codes fill words.
+
+    Raises:
+        ValueError: Scales are no values of float16.
+    """
+    half = 2 ** (BITS - 1)
+    return {
+        "qweight": _in_words((codes.codes_OI.T + half).astype(np.uint8)),
+        "qzeros": _in_words((half - codes.zeros_OG.T).astype(np.uint8)),
+        "scales": half_scales(np.ascontiguousarray(codes.scales_OG.T)),
+    }
+
+
+def _in_words(values: NDArray[np.uint8]) -> NDArray[np.int32]:
+    rows = values.reshape(len(values), -1, len(ORDER))
+    return pack_words(rows[:, :, ORDER].reshape(len(values), -1), BITS, 1)
 
 
 def _in_order(words: NDArray[Any]) -> NDArray[np.int16]:

@@ -55,6 +55,37 @@ def unpack_words(words: NDArray[Any], bits: int, axis: int) -> NDArray[np.int16]
     return np.moveaxis(fields @ (1 << np.arange(bits)).astype(np.int16), -1, axis)
 
 
+def pack_words(values: NDArray[Any], bits: int, axis: int) -> NDArray[np.int32]:
+    """Little-endian words of unsigned values along an axis, as ``unpack_words`` reads them; their number is a multiple of a word's."""
+    rows = np.moveaxis(np.asarray(values, np.uint8), axis, -1)
+    fields = (rows[..., None] >> np.arange(bits, dtype=np.uint8)) & 1
+    stream = np.packbits(fields.reshape(*rows.shape[:-1], -1), axis=-1, bitorder="little")
+    words = np.ascontiguousarray(stream).view("<i4").astype(np.int32)
+    return np.ascontiguousarray(np.moveaxis(words, -1, axis))
+
+
+def whole_words(inputs: int, outputs: int, bits: int) -> str:
+    """Why codes do not fill words along both axes; empty = they do."""
+    unit = WORD // bits
+    for name, size in (("inputs", inputs), ("outputs", outputs)):
+        if size % unit:
+            return f"{size} {name} are no multiple of {unit}"
+    return ""
+
+
+def half_scales(scales: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Scales in float16.
+
+    Raises:
+        ValueError: One is not a value of float16.
+    """
+    with np.errstate(over="ignore"):
+        halves = scales.astype(np.float16)
+    if not np.array_equal(halves.astype(np.float32), scales):
+        raise ValueError("it has scales that float16 does not hold")
+    return halves
+
+
 def consecutive(inputs: int, size: int) -> NDArray[np.int64]:
     """The group of each input, of groups of ``size`` consecutive inputs; 0 or less = one group."""
     return np.arange(inputs) // (size if size > 0 else inputs)

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.quant.formats.codes import WORD, Codes, check_scales, check_shape, consecutive, unpack_words
+from llmctl.quant.formats.codes import (
+    WORD,
+    Codes,
+    check_scales,
+    check_shape,
+    consecutive,
+    half_scales,
+    pack_words,
+    unpack_words,
+)
 
 PACKED = ("weight_packed", "weight_scale", "weight_shape")
 PLAIN = ("weight", "weight_scale")
@@ -52,6 +61,30 @@ def read(parts: Mapping[str, NDArray[Any]], bits: int) -> Codes:
             raise ValueError(f"weight_g_idx names groups {group_I.min()} to {group_I.max()} of {groups}")
     zeros = _zeros(parts.get("weight_zero_point"), bits, outputs, groups)
     return Codes(bits, np.ascontiguousarray(codes_OI), np.ascontiguousarray(scales), zeros, group_I)
+
+
+def write(codes: Codes, packed: bool) -> dict[str, NDArray[Any]]:
+    """The tensors of one linear.
+
+    Args:
+        codes: Its codes, of groups of one size.
+        packed: Whether codes are packed into words (``pack-quantized``), or int8 (``int-quantized``).
+
+    Raises:
+        ValueError: Scales are no values of float16.
+    """
+    parts: dict[str, NDArray[Any]] = {"weight_scale": half_scales(codes.scales_OG)}
+    if not packed:
+        return {"weight": codes.codes_OI.astype(np.int8), **parts}
+    half, unit = 2 ** (codes.bits - 1), WORD // codes.bits
+    outputs, inputs = codes.codes_OI.shape
+    filled = np.pad(codes.codes_OI + half, ((0, 0), (0, -inputs % unit)))
+    parts["weight_packed"] = pack_words(filled.astype(np.uint8), codes.bits, 1)
+    parts["weight_shape"] = np.array([outputs, inputs], np.int64)
+    if codes.zeros_OG.any():
+        zeros = np.pad(half - codes.zeros_OG, ((0, -outputs % unit), (0, 0)))
+        parts["weight_zero_point"] = pack_words(zeros.astype(np.uint8), codes.bits, 0)
+    return parts
 
 
 def _zeros(stored: NDArray[Any] | None, bits: int, outputs: int, groups: int) -> NDArray[np.float32]:

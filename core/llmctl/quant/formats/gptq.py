@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.quant.formats.codes import WORD, Codes, check_scales, check_shape, consecutive, unpack_words
+from llmctl.quant.formats.codes import (
+    WORD,
+    Codes,
+    check_scales,
+    check_shape,
+    consecutive,
+    half_scales,
+    pack_words,
+    unpack_words,
+)
 
 PARTS = ("qweight", "qzeros", "scales")
 OPTIONAL = ("g_idx",)
@@ -63,3 +72,25 @@ def read(parts: Mapping[str, NDArray[Any]], bits: int, group: int, v2: bool, sym
     codes_OI = np.ascontiguousarray((unpack_words(words, bits, 0) - half).T, np.int16)
     scales_OG = check_scales("scales", parts["scales"].T)
     return Codes(bits, codes_OI, scales_OG, np.ascontiguousarray(half - zeros_GO.T, np.float32), group_I)
+
+
+def write(codes: Codes, v2: bool) -> dict[str, NDArray[Any]]:
+    """The tensors of one linear.
+
+    Args:
+        codes: Its codes, which fill words.
+        v2: Whether zero points are stored as they are.
+
+    Raises:
+        ValueError: Scales are no values of float16, or v1 cannot hold a zero point of 0.
+    """
+    half = 2 ** (codes.bits - 1)
+    zeros_GO = (half - codes.zeros_OG.T).astype(np.int16)
+    if not v2 and zeros_GO.min() < 1:
+        raise ValueError("it has zero points of 0, which gptq (v1) files store ambiguously")
+    return {
+        "qweight": pack_words((codes.codes_OI.T + half).astype(np.uint8), codes.bits, 0),
+        "qzeros": pack_words((zeros_GO if v2 else zeros_GO - 1).astype(np.uint8), codes.bits, 1),
+        "scales": half_scales(np.ascontiguousarray(codes.scales_OG.T)),
+        "g_idx": codes.group_I.astype(np.int32),
+    }
