@@ -139,6 +139,7 @@ def staged(mesh, family, changes, count, kind="", stages=(), chunks=1):
             return total
 
         pipeline.run(passes, hidden, kept, lambda: done.append(1))
+    stage.sum_over_stages(dict(model.named_parameters()), mesh.pipeline, mesh.axis("ends"))
     return losses, gradients(model), len(done)
 
 

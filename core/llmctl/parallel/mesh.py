@@ -141,15 +141,17 @@ class Mesh:
     def _connect(self, name: str) -> Axis:
         peers = self.topology.peers(name, self.rank.number)
         place = peers.index(self.rank.number)
-        if len(peers) == 1:
+        groups = [ranks for ranks in self.topology.groups(name) if len(ranks) > 1]
+        if not groups:
             return Axis(name, place, 1)
         if len(peers) == self.rank.size:
             return Axis(name, place, len(peers), self.world.group)
         if self.topology.pipeline > 1 and name in AXES:
             kind = {"pipeline": "pipe", "tensor": "model"}.get(name, name)
             return Axis(name, place, len(peers), getattr(self.hybrid, f"get_{kind}_parallel_group")())
-        groups = [distributed.new_group(list(ranks)) for ranks in self.topology.groups(name)]
-        return Axis(name, place, len(peers), next(group for group in groups if self.rank.number in group.ranks))
+        # Paddle numbers groups as they are made: also those that this rank is not in.
+        made = {ranks: distributed.new_group(list(ranks)) for ranks in groups}
+        return Axis(name, place, len(peers), made.get(peers))
 
     @paddle.no_grad()
     def total(self, values: Sequence[float]) -> list[float]:

@@ -14,7 +14,12 @@ import numpy as np
 import paddle
 
 from llmctl.nn.symbolic import size
+from llmctl.parallel import collectives
+from llmctl.parallel.axis import Axis
 from llmctl.parallel.cuts import Cuts
+
+SHARED_BY_PREFIX = ("prefix.embedding", "prefix.hidden_weight", "prefix.hidden_bias")
+"""Parameters of a prefix with a projection that all its layers use."""
 
 
 class Elsewhere(paddle.nn.Layer):
@@ -98,6 +103,22 @@ class Stage:
         """An array of the last stage, on every stage; what the others pass is ignored."""
         told: np.ndarray = self.pipeline.tell(array)
         return told
+
+    def sum_over_stages(self, weights: Mapping[str, Any], stages: Axis, ends: Axis) -> None:
+        """Completes gradients of tensors that several stages have, in place; all stages call it after their last backward pass.
+
+        Args:
+            weights: Name -> tensor, or the same part of it on all of these stages.
+            stages: All stages.
+            ends: The first and the last one.
+        """
+        for names, axis in ((self.cuts.shared, ends), (SHARED_BY_PREFIX, stages)):
+            here = [weights[name] for name in names if name in weights]
+            if here and axis.size > 1:
+                for weight in here:
+                    if weight.grad is None:
+                        weight.grad = paddle.zeros_like(weight)
+                collectives.all_reduce_all([weight.grad for weight in here], axis)
 
     def _run_blocks(self, blocks: Any, x_BTD: paddle.Tensor, cos_sin: Any, mask: Any, cache: Any) -> paddle.Tensor:
         new = size(x_BTD, 1)

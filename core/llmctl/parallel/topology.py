@@ -95,7 +95,8 @@ class Topology:
 
         Args:
             axis: One of ``AXES``; or ``batch``, over data and sharding; or ``expert``, those that share a set of experts; or
-                ``copies``, those that hold the same experts.
+                ``copies``, those that hold the same experts; or ``ends``, the first and the last stage of a pipeline, of which
+                those between have none.
             rank: The rank.
 
         Raises:
@@ -105,6 +106,11 @@ class Topology:
         if axis in AXES:
             places = range(getattr(self, axis))
             return tuple(self.rank(here._replace(**{axis: place})) for place in places)
+        if axis == "ends":
+            ends = sorted({0, self.pipeline - 1})
+            return (
+                tuple(self.rank(here._replace(pipeline=stage)) for stage in ends) if here.pipeline in ends else (rank,)
+            )
         rows = itertools.product(range(self.data), range(self.sharding))
         batch = [self.rank(here._replace(data=data, sharding=sharding)) for data, sharding in rows]
         group, place = divmod(self.batch_number(rank), self.expert)
@@ -114,7 +120,7 @@ class Topology:
             return tuple(batch[group * self.expert : (group + 1) * self.expert])
         if axis == "copies":
             return tuple(batch[place :: self.expert])
-        raise ValueError(f"there is no axis {axis}; there are {', '.join(AXES)}, batch, expert and copies")
+        raise ValueError(f"there is no axis {axis}; there are {', '.join(AXES)}, batch, expert, copies and ends")
 
     def groups(self, axis: str) -> list[tuple[int, ...]]:
         """All groups of ranks along an axis, by their first rank."""

@@ -65,3 +65,9 @@ def test_no_such_rank_place_or_axis():
         topology.rank(Coordinates(0, 1, 0, 0))
     with pytest.raises(ValueError, match="there is no axis sep"):
         topology.peers("sep", 0)
+
+
+def test_the_ends_of_a_pipeline_have_a_group_of_their_own():
+    three = Topology(pipeline=3, tensor=2)
+    assert [three.peers("ends", rank) for rank in range(6)] == [(0, 4), (1, 5), (2,), (3,), (0, 4), (1, 5)]
+    assert Topology(pipeline=2).peers("ends", 1) == (0, 1) and Topology(data=2).peers("ends", 1) == (1,)
