@@ -20,7 +20,7 @@ from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE
 from llmctl.checkpoint.formats.tensor_info import CHUNK_BYTES, TensorInfo
 from llmctl.checkpoint.partial import WHOLE, Cut
-from llmctl.checkpoint.slices import MappedTensor, covers_axis, fill, source_shape
+from llmctl.checkpoint.slices import MappedTensor, covers_axis, source_shape
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import read_json
 from llmctl.io.progress import Progress
@@ -99,9 +99,8 @@ def fill_layer(
         for target, sources in groups.items():
             if target not in missing and target in state:
                 dtype = dtype_name(state[target])
-                values = np.empty(cut.whole_shape(target, state[target].shape), STORAGE[dtype])
-                fill(values, sources, dtype)
-                state[target].set_value(cut.part(target, values))
+                values = cut.read(target, tuple(state[target].shape), sources, dtype)
+                state[target].set_value(values)
                 done(values.size)
     return [target for target in dict.fromkeys(mapping.target for mapping in mappings) if target in missing]
 

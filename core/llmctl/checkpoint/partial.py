@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from llmctl import runtime
 from llmctl.card.dims import Dims
 from llmctl.card.sharding import Parallel, Split
-from llmctl.checkpoint.shards import part_shape, split, whole_shape
+from llmctl.checkpoint.formats.dtypes import STORAGE
+from llmctl.checkpoint.shards import part_shape, split, stretches, whole_shape
+from llmctl.checkpoint.slices import MappedTensor, fill, fill_part
 from llmctl.plugins import Plugin
 
 
@@ -56,6 +60,28 @@ class Cut:
         """The shape of a parameter of which this rank's part has a shape."""
         rule = self.splits.get(name)
         return tuple(shape) if rule is None else whole_shape(shape, rule)
+
+    def read(self, name: str, shape: tuple[int, ...], sources: Sequence[MappedTensor], dtype: str) -> Any:
+        """This rank's part of a parameter from stored tensors; where these allow it, nothing else is read.
+
+        Args:
+            name: Name of the parameter.
+            shape: Shape of the part.
+            sources: What the whole parameter is filled from.
+            dtype: Data type of the parameter.
+
+        Raises:
+            CheckpointError: A file is truncated, or a value does not fit into ``dtype``.
+        """
+        whole, rule, storage = self.whole_shape(name, shape), self.splits.get(name), STORAGE[dtype]
+        if rule is not None:
+            part = np.empty(shape, storage)
+            places = stretches(rule, self.parallel.rank, self.parallel.degree)
+            if fill_part(part, sources, dtype, rule.axis, places, whole):
+                return part
+        values = np.empty(whole, storage)
+        fill(values, sources, dtype)
+        return self.part(name, values)
 
     def apply(self, model: Any, seed: int | None = None, prefix: str = "") -> None:
         """Replaces the parameters of a model, which take no memory yet, by this rank's parts.

@@ -46,6 +46,17 @@ def merge(parts: Sequence[NDArray[Any]], rule: Split) -> NDArray[Any]:
     return np.ascontiguousarray(np.moveaxis(np.concatenate(segments), 0, rule.axis))
 
 
+def stretches(rule: Split, rank: int, degree: int) -> list[range]:
+    """The places along the split axis that a rank has, in the order of its shard."""
+    found, first = [], 0
+    for segment in rule.segments:
+        held, block = segment.held(rank, degree), segment.count * segment.inner
+        for start in range(first, first + segment.outer * block, block):
+            found.append(range(start + held.start * segment.inner, start + held.stop * segment.inner))
+        first += segment.outer * block
+    return found
+
+
 def part_shape(shape: Sequence[int], rule: Split, rank: int, degree: int) -> tuple[int, ...]:
     """The shape of the shard of ``rank`` of a tensor."""
     length = sum(s.outer * len(s.held(rank, degree)) * s.inner for s in rule.segments)

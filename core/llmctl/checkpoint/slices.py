@@ -52,6 +52,38 @@ def fill(values: NDArray[Any], sources: Iterable[MappedTensor], dtype: str) -> N
         write_slice(values, take_slice(source, mapping), mapping.dst_slice)
 
 
+def fill_part(
+    values: NDArray[Any],
+    sources: Sequence[MappedTensor],
+    dtype: str,
+    axis: int,
+    stretches: Sequence[range],
+    whole: tuple[int, ...],
+) -> bool:
+    """Fills a part of a tensor of the card, as ``fill`` does the whole, if it is made of rows of one stored tensor.
+
+    Args:
+        values: The part.
+        sources: What the whole tensor is filled from.
+        dtype: As for ``fill``.
+        axis: The axis of which the part has some.
+        stretches: The places along this axis that it has, in order.
+        whole: The shape of the whole tensor.
+
+    Returns:
+        Whether it is; otherwise nothing is read.
+    """
+    (info, mapping), *others = sources
+    by_rows = axis == (values.ndim - 1 if mapping.transpose else 0)
+    if others or not by_rows or not is_row_range(mapping, len(info.shape)):
+        return False
+    rows, first, at = values.T if mapping.transpose else values, first_row(mapping, whole), 0
+    for stretch in stretches:
+        info.read_into(rows[at : at + len(stretch)], dtype, first + stretch.start)
+        at += len(stretch)
+    return True
+
+
 def source_shape(target_shape: tuple[int, ...], mapping: WeightMapping) -> tuple[int, ...]:
     """Shape of the source of a mapping for a target of this shape."""
     shape = slice_shape(target_shape, mapping.dst_slice)

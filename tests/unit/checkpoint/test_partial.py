@@ -7,6 +7,7 @@ from llmctl import plugins
 from llmctl.card.sharding import Parallel, Segment
 from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.build import CheckedModel, check_model
+from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.checkpoint.partial import Cut
 from llmctl.checkpoint.shards import merge, part_shape, split, whole_shape
 from llmctl.testing.tiny import write_model
@@ -78,6 +79,29 @@ def test_a_vocabulary_of_any_size_is_divided():
         for rank, part in enumerate(parts):
             assert part_shape(whole.shape, rules[name], rank, degree) == part.shape
             assert whole_shape(part.shape, rules[name]) == whole.shape
+
+
+def test_a_rank_reads_only_the_rows_it_needs(tmp_path, monkeypatch):
+    model = new_model("llama", {})
+    write_model(tmp_path, model.plugin, model.dims)
+    opened, read = check_model(tmp_path), []
+    original = TensorInfo.read_into
+
+    def watched(info, out, dtype, start=0):
+        read.append(out.size)
+        original(info, out, dtype, start)
+
+    monkeypatch.setattr(TensorInfo, "read_into", watched)
+    opened.layer()
+    whole = sum(read)
+    read.clear()
+    cut = Cut.of(opened.plugin, opened.dims, Parallel(2, 1))
+    opened.layer(cut=cut)
+    # Files hold a linear by outputs: of those whose inputs are divided everything is read.
+    by_inputs = sum(t.size for t in opened.plugin.card.expand(opened.dims)
+                    if t.name in cut.splits and t.slot in ("out", "ffn2"))  # fmt: skip
+    undivided = sum(t.size for t in opened.plugin.card.expand(opened.dims) if t.name not in cut.splits)
+    assert sum(read) == undivided + by_inputs + (whole - undivided - by_inputs) / 2
 
 
 def test_the_first_ranks_hold_one_more_and_ranks_share_what_there_is_too_little_of():
