@@ -17,7 +17,7 @@ from llmctl_ops.structs import POINTER, SIZE, Linear
 
 Float = NDArray[np.float32]
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of the layout that the kernels read; raised with every change of it."""
 
 PANEL = 16
@@ -26,7 +26,7 @@ PANEL = 16
 QUANT_BLOCK = 32
 """Inputs of a row that are quantized with one scale, for integer kinds; a group is a multiple of it."""
 
-KINDS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
+KINDS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
 """Kind -> bits of a weight; the order is that of the kernels' enum."""
 
 CODES = ("int8", "int4")
@@ -42,8 +42,10 @@ class Packed(Protocol):
         outputs: O.
         group: Inputs that share a scale, a multiple of ``QUANT_BLOCK``; 0 = all inputs of an output, or no scales.
         data: The values or codes as bytes.
-        scales: float32, for integer kinds; None = floating-point weights.
-        zeros: float32, added to a code before it is multiplied with the scale; None = 0.
+        scales: float32 or float16, for integer kinds; None = floating-point weights.
+        zeros: As scales, added to a code before it is multiplied with the scale; None = 0.
+        order: int32, for integer kinds: input i of the weight is element order[i] of a row [I]; None = i.
+        factors: float32, for integer kinds: multiplied with the inputs of the weight [I]; None = 1.
     """
 
     kind: str
@@ -51,8 +53,10 @@ class Packed(Protocol):
     outputs: int
     group: int
     data: NDArray[np.uint8]
-    scales: Float | None
-    zeros: Float | None
+    scales: NDArray[np.float32] | NDArray[np.float16] | None
+    zeros: NDArray[np.float32] | NDArray[np.float16] | None
+    order: NDArray[np.int32] | None
+    factors: Float | None
 
 
 def product(x_TI: Float, packed: Packed, bias_O: Float | None = None) -> Float:
@@ -87,11 +91,15 @@ def as_struct(packed: Packed, bias_O: Float | None = None) -> Linear:
     panels, integer = -(-packed.outputs // PANEL), packed.kind in CODES
     padded = -(-packed.inputs // QUANT_BLOCK) * QUANT_BLOCK if integer else packed.inputs
     groups = panels * (-(-packed.inputs // packed.group) if packed.group else 1) * PANEL
+    half = packed.scales is not None and packed.scales.dtype == np.float16
+    scale_type = np.float16 if half else np.float32
     arrays = [
         ("data", packed.data, panels * padded * PANEL * KINDS[packed.kind] // 8, np.uint8, True),
-        ("scales", packed.scales, groups, np.float32, integer),
-        ("zeros", packed.zeros, groups, np.float32, False),
+        ("scales", packed.scales, groups, scale_type, integer),
+        ("zeros", packed.zeros, groups, scale_type, False),
         ("bias", bias_O, packed.outputs, np.float32, False),
+        ("order", packed.order, packed.inputs, np.int32, False),
+        ("factors", packed.factors, packed.inputs, np.float32, False),
     ]
     for name, array, size, dtype, needed in arrays:
         if array is None and not needed:
@@ -101,7 +109,11 @@ def as_struct(packed: Packed, bias_O: Float | None = None) -> Linear:
                 f"{name} of a {packed.kind} weight [{packed.inputs}, {packed.outputs}] must be {size} x {dtype.__name__}"
             )
     pointers = [None if array is None else array.ctypes.data for _, array, *_ in arrays]
-    return Linear(*pointers, packed.inputs, packed.outputs, packed.group, [*KINDS].index(packed.kind))
+    if packed.order is not None and not 0 <= packed.order.min() <= packed.order.max() < packed.inputs:
+        raise ValueError(f"order of a weight of {packed.inputs} inputs has other indices")
+    if not integer and not (packed.order is None and packed.factors is None):
+        raise ValueError(f"a {packed.kind} weight takes neither order nor factors")
+    return Linear(*pointers, packed.inputs, packed.outputs, packed.group, [*KINDS].index(packed.kind), half)
 
 
 def _check_kind(kind: str, group: int) -> None:

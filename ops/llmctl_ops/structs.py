@@ -19,13 +19,13 @@ class Struct(ctypes.Structure):
 
 
 class Linear(Struct):
-    """A packed weight; no data = none. ``kind`` is an index into ``linear.KINDS``."""
+    """A packed weight; no data = none. ``kind`` is an index into ``linear.KINDS``; scales and zeros of ``half`` are float16."""
 
     __slots__ = ()
     _fields_ = (
-        *((name, POINTER) for name in ("data", "scales", "zeros", "bias")),
+        *((name, POINTER) for name in ("data", "scales", "zeros", "bias", "order", "factors")),
         *((name, SIZE) for name in ("inputs", "outputs", "group")),
-        ("kind", FLAG),
+        *((name, FLAG) for name in ("kind", "half")),
     )
 
 
@@ -61,6 +61,7 @@ class Layer(Struct):
 
 class Model(Struct):
     """A decoder. ``rotary_dim`` elements of a head are rotated; with ``rope_2d`` their second half has positions of its own.
+    ``embed`` is a table of ``embed_kind``, an index into ``linear.KINDS``, or none if token vectors are outputs of ``embed_linear``.
     ``cache_kind`` is an index into ``decoder.CACHES``."""
 
     __slots__ = ()
@@ -68,11 +69,11 @@ class Model(Struct):
         *((name, POINTER) for name in ("layer", "embed", "positions", "alibi_slopes")),
         ("embed_norm", Norm),
         ("final_norm", Norm),
-        *((name, Linear) for name in ("project_in", "project_out", "head")),
+        *((name, Linear) for name in ("embed_linear", "project_in", "project_out", "head")),
         *((name, SIZE) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "embed_dim")),
         *((name, SIZE) for name in ("position_rows", "rotary_dim", "experts", "top_k", "adapters")),
         *((name, FLOAT) for name in ("eps", "residual_scale")),
-        *((name, FLAG) for name in ("embed_bf16", "layer_norm", "activation", "norm_after", "residual_after_norm")),
+        *((name, FLAG) for name in ("embed_kind", "layer_norm", "activation", "norm_after", "residual_after_norm")),
         *((name, FLAG) for name in ("rope_2d", "renormalize", "cache_kind")),
     )
 

@@ -15,6 +15,7 @@ from llmctl_ops.linear import as_struct, product
 CASES = [
     ("float32", 0, False),
     ("bfloat16", 0, False),
+    ("float16", 0, False),
     ("int8", 0, False),
     ("int8", 0, True),
     ("int8", 64, False),
@@ -79,23 +80,50 @@ def test_products_are_those_of_the_unpacked_weight(level, threads, kind, group, 
 
 @pytest.mark.parametrize(("kind", "group"), [("int8", 0), ("int8", 64), ("int4", 32), ("int4", 0)])
 @pytest.mark.parametrize("with_zeros", [False, True])
-def test_codes_chosen_elsewhere_keep_their_meaning(level, kind, group, with_zeros):
+@pytest.mark.parametrize("scale_type", [np.float16, np.float32])
+def test_codes_chosen_elsewhere_keep_their_meaning(level, kind, group, with_zeros, scale_type):
     random, inputs, outputs = np.random.default_rng(3), 160, 23
-    least, most = {"int8": (-127, 127), "int4": (-8, 7)}[kind]
+    least, most = {"int8": (-128, 127), "int4": (-8, 7)}[kind]
     codes = random.integers(least, most + 1, (inputs, outputs))
     codes[0], codes[1] = least, most
     shape = (-(-inputs // group) if group else 1, outputs)
-    scales = random.uniform(0.1, 1, shape).astype(np.float32)
+    scales = random.uniform(0.1, 1, shape).astype(scale_type)
     zeros = random.integers(-5, 6, shape).astype(np.float32) if with_zeros else None
     at = np.arange(inputs) // (group or inputs)
     weight = (codes + (zeros[at] if with_zeros else 0)) * scales[at].astype(np.float64)
     packed = pack_codes(codes, scales if group else scales[0], zeros, kind, group)
+    assert packed.scales.dtype == scale_type
     np.testing.assert_allclose(unpack(packed), weight, rtol=1e-6)
     # Whole numbers up to 127 of which each stretch has one at 127 are not rounded: only the sums are.
     x = random.integers(-127, 128, (9, inputs)).astype(np.float32)
     x[:, ::32] = -127
     for rows in (1, 9):
         bounded(product(x[:rows], packed), *expected(x[:rows].astype(np.float64), weight, 0.0, with_zeros))
+
+
+@pytest.mark.parametrize(("kind", "group"), [("int8", 0), ("int8", 32), ("int4", 64)])
+@pytest.mark.parametrize("parts", ["order", "factors", "both"])
+def test_inputs_are_ordered_and_multiplied_before_rows_are_rounded(level, threads, kind, group, parts):
+    random, inputs = np.random.default_rng(4), 110
+    codes = random.integers(-8, 8, (inputs, 37))
+    scales = random.uniform(0.1, 1, (-(-inputs // group) if group else 1, 37)).astype(np.float16)
+    order = None if parts == "factors" else random.permutation(inputs)
+    factors = None if parts == "order" else random.uniform(0.5, 2, inputs).astype(np.float32)
+    packed = pack_codes(codes, scales, None, kind, group, order, factors)
+    x = drawn(30, inputs)
+    right, allowed = expected(packed_linear.seen(x, packed).astype(np.float64), packed_linear.unpack_codes(packed))
+    for rows in (1, 3, 30):
+        bounded(product(x[:rows], packed), right[:rows], allowed[:rows])
+
+
+def test_order_and_factors_that_do_not_fit_are_refused():
+    packed = pack(drawn(64, 32), "int8")
+    far = np.full(64, 64, np.int32)
+    for part, value in (("order", far), ("order", far[:5]), ("factors", drawn(63))):
+        with pytest.raises(ValueError, match=part):
+            as_struct(dataclasses.replace(packed, **{part: value}))
+    with pytest.raises(ValueError, match="takes neither order nor factors"):
+        as_struct(dataclasses.replace(pack(drawn(64, 32), "float32"), factors=drawn(64)))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +142,7 @@ def test_rounding_rows_adds_little_to_what_rounding_weights_costs(level, kind, g
     assert error(product(x, packed)) < factor * rounding
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "int8", "int4"])
 def test_what_is_no_number_stays_none_and_leaves_other_rows_alone(level, kind):
     packed, x = pack(drawn(96, 40), kind), drawn(5, 96, seed=1)
     x[1, 50], x[3, 7] = np.nan, np.inf
@@ -129,7 +157,9 @@ def test_rows_of_zeros_and_no_rows_at_all(level, kind):
     assert product(np.zeros((0, 40), np.float32), packed, bias).shape == (0, 20)
 
 
-@pytest.mark.parametrize(("kind", "group"), [("float32", 0), ("bfloat16", 0), ("int8", 0), ("int4", 64)])
+@pytest.mark.parametrize(
+    ("kind", "group"), [("float32", 0), ("bfloat16", 0), ("float16", 0), ("int8", 0), ("int4", 64)]
+)
 @pytest.mark.parametrize("outputs", [90, 160])
 def test_a_row_gives_the_same_to_the_last_bit_alone_and_among_others(level, kind, group, outputs):
     packed, x, bias = pack(drawn(1300, outputs), kind, group), drawn(270, 1300, seed=1), drawn(outputs, seed=2)
@@ -159,7 +189,7 @@ def test_weights_and_calls_that_do_not_fit_are_refused():
             as_struct(dataclasses.replace(packed, **{part: value}))
     with pytest.raises(ValueError, match="bias"):
         as_struct(packed, drawn(31))
-    for part, value, message in (("kind", "float16", "float16"), ("group", 48, "multiple of 32")):
+    for part, value, message in (("kind", "float8", "float8"), ("group", 48, "multiple of 32")):
         with pytest.raises(ValueError, match=message):
             as_struct(dataclasses.replace(packed, **{part: value}))
 

@@ -34,7 +34,7 @@ class Packing:
     """Type of the layers' packed weights.
 
     Attributes:
-        kind: One of ``packed.linear.KINDS``; empty = as in the checkpoint: bfloat16, else float32.
+        kind: One of ``packed.linear.KINDS``; empty = as in the checkpoint: bfloat16 or float16, else float32.
         group: Inputs that share a scale; None = the kind's default.
     """
 
@@ -219,7 +219,8 @@ def _with_stored_codes(folder: Path, plugin: Plugin, dims: Dims, packing: Packin
 def _stored_kind(state: Mapping[str, Any], graph: Any) -> str:
     """The kind that holds the layers' weights exactly."""
     names = [name for slots in graph.layers for slot in ("qkv", "out", "ffn1", "ffn2") for name in slots[slot]]
-    return "bfloat16" if all(state[name].dtype == "bfloat16" for name in names) else "float32"
+    kinds = {state[name].dtype for name in names}
+    return kinds.pop() if kinds in ({"bfloat16"}, {"float16"}) else "float32"
 
 
 def _adapter(name: str, opened: OpenedAdapter, graph: Any, widths: Mapping[str, int]) -> Any:

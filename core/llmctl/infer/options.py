@@ -12,7 +12,7 @@ from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.io.sizes import parse_bytes_or_share
 
 ENGINES = ("auto", "dynamic", "static", "fused")
-WEIGHTS = ("float32", "bfloat16", "int8", "int4")
+WEIGHTS = ("float32", "bfloat16", "float16", "int8", "int4")
 KV = ("float16", "float32", "int8")
 """Types of the KV cache; the first is the default."""
 

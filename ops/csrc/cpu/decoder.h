@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "embedding.h"
 #include "kv_cache.h"
 #include "linear.h"
 #include "lora.h"
@@ -59,14 +60,7 @@ inline void embed(Team& team, const StepRun& run) {
   int64_t row = projected ? w.embed_row : w.hidden_row, pairs = m.rotary_dim / 2, begin, end;
   team.range(run.tokens, 1, &begin, &end);
   for (int64_t t = begin; t < end; ++t) {
-    int64_t from = run.s.ids[t] * m.embed_dim;
-    if (m.embed_bf16)
-      for (int64_t i = 0; i < m.embed_dim; ++i) {
-        uint32_t bits = (uint32_t)((const uint16_t*)m.embed)[from + i] << 16;
-        memcpy(to + t * row + i, &bits, 4);
-      }
-    else
-      memcpy(to + t * row, (const float*)m.embed + from, (size_t)m.embed_dim * sizeof(float));
+    embed_token(m, run.s.ids[t], to + t * row);
     if (m.embed_norm.weight) norm_row(m.embed_norm, m.layer_norm, m.eps, to + t * row, m.embed_dim, to + t * row);
     for (int64_t half = 0; pairs && half < (m.rope_2d ? 2 : 1); ++half) {
       int64_t part = m.rope_2d ? pairs / 2 : pairs, at = (half ? run.s.second_position[t] : run.s.position[t]) * part;

@@ -1,9 +1,11 @@
 // Products with packed weights. Weights are packed in panels of 16 outputs (llmctl/infer/packed/linear.py packs them);
 // the layout is the same for every instruction set.
 //
-// float32 and bfloat16: [panel][in][16]. int8: [panel][in / 4][16][4]. int4: [panel][in / 8][16][4], where the low
+// float32, bfloat16 and float16: [panel][in][16]. int8: [panel][in / 4][16][4]. int4: [panel][in / 8][16][4], where the low
 // halves of four bytes are the codes + 8 of the first four of eight inputs and the high halves those of the other four.
-// The inputs of the integer kinds are padded with codes 0 to a multiple of 32. Scales and zeros: [panel][group][16].
+// The inputs of the integer kinds are padded with codes 0 to a multiple of 32. Scales and zeros, in float32 or float16:
+// [panel][group][16]. Inputs of the integer kinds may have an order and factors, which are applied where rows are
+// quantized.
 //
 // For the integer kinds the rows are quantized too: each block of 32 values to int8 with a scale of max |x| / 127. The
 // result of a row is therefore bit-identical whatever other rows are in the batch.
@@ -109,7 +111,7 @@ INLINE void bands(Team& team, const Linear& w, const float* x, int64_t rows, int
   for (int64_t first = 0; first < rows; first += BAND) {
     int64_t count = rows - first < BAND ? rows - first : BAND;
     RowTiles band(count, w, scratch);
-    band.fill(team, x + first * x_row, x_row, w.in);
+    band.fill(team, x + first * x_row, x_row, w);
     team.wait();
     DispatchHeight<RowTiles, RowTiles::HEIGHT>::run(team, w, band, y + first * y_row, y_row);
     team.wait();
@@ -125,6 +127,9 @@ inline void linear(Team& team, const Linear& w, const float* x, int64_t rows, in
     team.wait();
   } else if (rows == 1 && w.kind == BF16) {
     linear_row<uint16_t>(team, w, x, y);
+    team.wait();
+  } else if (rows == 1 && w.kind == F16) {
+    linear_row<Half>(team, w, x, y);
     team.wait();
 #if WIDTH > 4
   } else if (w.kind == INT8) {

@@ -1,4 +1,4 @@
-// Products with weights as floats: float32, bfloat16, and the integer kinds where there are no integer kernels.
+// Products with weights as floats: float32, bfloat16, float16, and the integer kinds where there are no integer kernels.
 
 #pragma once
 
@@ -60,11 +60,12 @@ INLINE void dequantize_word(Int word, Vec zero, Vec scale, float* to) {
   }
 }
 
-// Inputs [from, from + n) of a panel as floats [n][16]; for integer kinds n is rounded up to a multiple of QUANT_BLOCK.
+// Inputs [from, from + n) of a panel of 16 bits or codes as floats [n][16]; for integer kinds n is rounded up to a multiple of QUANT_BLOCK.
 INLINE void dequantize_panel(const Linear& w, int64_t panel, int64_t from, int64_t n, float* to) {
-  if (w.kind == BF16) {
+  if (!has_codes(w)) {
     const uint16_t* data = (const uint16_t*)w.data + (panel * w.in + from) * PANEL;
-    for (int64_t i = 0; i < n * PANEL; i += WIDTH) store(to + i, to_float(data + i));
+    for (int64_t i = 0; i < n * PANEL; i += WIDTH)
+      store(to + i, w.kind == BF16 ? to_float(data + i) : to_float((const Half*)(data + i)));
     return;
   }
   int64_t each = w.kind == INT4 ? 8 : 4, in = round_up(w.in, QUANT_BLOCK);
@@ -72,7 +73,7 @@ INLINE void dequantize_panel(const Linear& w, int64_t panel, int64_t from, int64
     const int32_t* words = (const int32_t*)w.data + (panel * in + i) / each * PANEL;
     int64_t at = scales_at(w, panel) + (w.group ? i / w.group * PANEL : 0);
     for (int64_t lane = 0; lane < PANEL; lane += WIDTH) {
-      Vec scale = load(w.scales + at + lane), zero = w.zeros ? load(w.zeros + at + lane) : Vec{};
+      Vec scale = scale_vector(w, w.scales, at + lane), zero = w.zeros ? scale_vector(w, w.zeros, at + lane) : Vec{};
       if (w.kind == INT4)
         dequantize_word<INT4>(load_int(words + lane), zero, scale, to + lane);
       else
@@ -101,10 +102,10 @@ struct FloatRows {
       : count(count_),
         height(tile_height(count_, HEIGHT)),
         in(w.in),
-        quantize(w.kind >= INT8),
+        quantize(has_codes(w)),
         tiles((float*)round_up((int64_t)scratch, 64)) {}
 
-  void fill(Team& team, const float* x, int64_t x_row, int64_t) const {
+  void fill(Team& team, const float* x, int64_t x_row, const Linear& w) const {
     int64_t begin, end;
     team.range(round_up(count, height), 1, &begin, &end);
     for (int64_t r = begin; r < end; ++r) {
@@ -112,8 +113,9 @@ struct FloatRows {
       if (r < count && quantize)
         for (int64_t i = 0; i < in; i += QUANT_BLOCK) {
           int32_t codes[QUANT_BLOCK];
+          float part[QUANT_BLOCK];
           int64_t n = in - i < QUANT_BLOCK ? in - i : QUANT_BLOCK;
-          float scale = quantize_block(x + r * x_row + i, n, codes);
+          float scale = quantize_block(inputs_of(w, x + r * x_row, i, n, part), n, codes);
           for (int64_t j = 0; j < n; ++j) to[(i + j) * height] = (float)codes[j] * scale;
         }
       else if (r < count)
@@ -126,7 +128,7 @@ struct FloatRows {
   // Weights of PANELS panels; if there is no second panel it repeats the first.
   struct Chunk {
     const void *first, *second;
-    bool bf16;  // points into the bfloat16 weight, which a single tile converts only once; otherwise floats
+    bool direct;  // points into a weight of 16 bits, which a single tile converts only once; otherwise floats
     // What to prefetch, and how many bytes with each input: every tile prefetches an equal share of the next chunk. For
     // a single tile, which is bound by reading memory, this is the current chunk: the hardware prefetcher does better.
     const char *next, *next_second;
@@ -134,17 +136,17 @@ struct FloatRows {
     alignas(64) float floats[CHUNK * PANEL * PANELS];
   };
 
-  int64_t inputs_of_chunk(const Linear& w) const { return w.kind <= BF16 && count <= height ? w.in : CHUNK; }
+  int64_t inputs_of_chunk(const Linear& w) const { return !has_codes(w) && count <= height ? w.in : CHUNK; }
 
   INLINE void read(const Linear& w, int64_t panel, int64_t from, int64_t n, Chunk* chunk) const {
     bool pair = PANELS == 2 && (panel + 1) * PANEL < w.out;
-    int64_t bytes = w.kind == F32 ? 4 : w.kind == BF16 ? 2 : 0, tiles = (count + height - 1) / height;
+    int64_t bytes = w.kind == F32 ? 4 : has_codes(w) ? 0 : 2, tiles = (count + height - 1) / height;
     const char* data = (const char*)w.data + (panel * in + from) * PANEL * bytes;
-    chunk->bf16 = w.kind == BF16 && tiles == 1;
+    chunk->direct = bytes == 2 && tiles == 1;
     chunk->next = data + (tiles == 1 ? 0 : n * PANEL * bytes);
     chunk->next_second = pair ? chunk->next + in * PANEL * bytes : chunk->next;
     chunk->step = PANEL * bytes / tiles;
-    if (w.kind == F32 || chunk->bf16) {
+    if (w.kind == F32 || chunk->direct) {
       chunk->first = data;
       chunk->second = pair ? data + in * PANEL * bytes : data;
       return;
@@ -157,14 +159,16 @@ struct FloatRows {
   }
 
   template <int H>
-  INLINE void multiply(const Linear&, const Chunk& chunk, int64_t, int64_t tile, int64_t from, int64_t n, float* y,
+  INLINE void multiply(const Linear& w, const Chunk& chunk, int64_t, int64_t tile, int64_t from, int64_t n, float* y,
                        int64_t y_row) const {
     const float* x = tiles + (tile * in + from) * H;
     int64_t skipped = tile * n * chunk.step, step = chunk.step;
     const char *next = chunk.next + skipped, *next_second = chunk.next_second + skipped;
-    if (chunk.bf16)
+    if (chunk.direct && w.kind == BF16)
       accumulate<H>(x, (const uint16_t*)chunk.first, (const uint16_t*)chunk.second, n, next, next_second, step, y,
                     y_row);
+    else if (chunk.direct)
+      accumulate<H>(x, (const Half*)chunk.first, (const Half*)chunk.second, n, next, next_second, step, y, y_row);
     else
       accumulate<H>(x, (const float*)chunk.first, (const float*)chunk.second, n, next, next_second, step, y, y_row);
   }

@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 
+#include "packed_weight.h"
 #include "structs.h"
 
 namespace {
@@ -29,9 +30,9 @@ inline bool within(int64_t value, int64_t least, int64_t most) { return value >=
 inline bool finite(float value) { return value - value == 0.0f; }
 
 inline bool fits(const Linear& w, int64_t in, int64_t out) {
-  bool integer = w.kind == INT8 || w.kind == INT4;
-  return w.data && w.in == in && w.out == out && within(w.kind, F32, INT4) && (!integer || w.scales) &&
-         within(w.group, 0, INT32_MAX) && w.group % 32 == 0;
+  bool codes = has_codes(w);
+  return w.data && w.in == in && w.out == out && within(w.kind, F32, INT4) && (!codes || w.scales) &&
+         (codes || (!w.order && !w.factors)) && within(w.group, 0, INT32_MAX) && w.group % 32 == 0;
 }
 
 inline bool fits(const LoraDelta* deltas, int64_t count) {
@@ -67,10 +68,14 @@ inline ModelStatus check_model(const Model& m, int64_t tokens) {
   if (m.heads % m.kv_heads || 3 * m.heads * m.head_dim > MAX_WIDTH) return BAD_HEADS;
   if (!within(m.rotary_dim, 0, m.head_dim) || m.rotary_dim % (m.rope_2d ? 4 : 2)) return BAD_ROTARY;
   if (m.experts && !within(m.top_k, 1, m.experts < MAX_TOP_K ? m.experts : MAX_TOP_K)) return BAD_ROUTING;
-  if (!m.layer || !m.embed || !m.positions != !m.position_rows) return BAD_PART;
+  if (!m.layer || !m.embed == !m.embed_linear.data || !m.positions != !m.position_rows) return BAD_PART;
   if (!finite(m.eps) || !finite(m.residual_scale) || !within(m.activation, SWIGLU, RELU) ||
-      !within(m.cache_kind, CACHE_F32, CACHE_INT8))
+      !within(m.cache_kind, CACHE_F32, CACHE_INT8) ||
+      !within(m.embed_kind, F32, F16))
     return BAD_NUMBER;
+  if (m.embed_linear.data &&
+      (!fits(m.embed_linear, m.embed_dim, m.vocab) || m.embed_linear.order || m.embed_linear.factors))
+    return BAD_LINEAR;
   bool in = m.project_in.data, out = m.project_out.data;
   if ((!in && m.embed_dim != m.hidden) || (in && !fits(m.project_in, m.embed_dim, m.hidden)) ||
       (out && !fits(m.project_out, m.hidden, m.embed_dim)) || !fits(m.head, out ? m.embed_dim : m.hidden, m.vocab))

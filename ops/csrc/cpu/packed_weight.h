@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "convert.h"
 #include "simd.h"
 #include "structs.h"
 
@@ -16,6 +17,21 @@ const int PREFETCH_AHEAD = 2048;  // bytes
 // The index of the first scale (and zero) of a panel.
 INLINE int64_t scales_at(const Linear& w, int64_t panel) {
   return panel * PANEL * (w.group ? (w.in + w.group - 1) / w.group : 1);
+}
+
+// Whether weights are codes with scales.
+INLINE bool has_codes(const Linear& w) { return w.kind == INT8 || w.kind == INT4; }
+
+// WIDTH scales or zeros from an index on.
+INLINE Vec scale_vector(const Linear& w, const void* scales, int64_t at) {
+  return w.half ? to_float((const Half*)scales + at) : load((const float*)scales + at);
+}
+
+// One of them.
+INLINE float scale_of(const Linear& w, const void* scales, int64_t at) {
+  if (!w.half) return ((const float*)scales)[at];
+  Half alone[WIDTH] = {((const Half*)scales)[at]};
+  return to_float(alone)[0];
 }
 
 // Rows per tile, at most `max_height`, so that all tiles have about the same height.

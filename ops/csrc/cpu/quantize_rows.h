@@ -8,6 +8,7 @@
 
 #include "packed_weight.h"
 #include "simd.h"
+#include "structs.h"
 #if WIDTH > 4
 #include <immintrin.h>
 #endif
@@ -56,6 +57,16 @@ INLINE float quantize_block(const float* x, int64_t count, int32_t* codes) {
     memcpy(codes + i, &code, sizeof code);
   }
   return top / 127.0f + nan;
+}
+
+// Inputs [from, from + n) of the weight in a row, which are in `part` if they have an order or factors.
+INLINE const float* inputs_of(const Linear& w, const float* row, int64_t from, int64_t n, float* part) {
+  if (!w.order && !w.factors) return row + from;
+  for (int64_t i = 0; i < n; ++i) {
+    float value = row[w.order ? w.order[from + i] : from + i];
+    part[i] = w.factors ? value * w.factors[from + i] : value;
+  }
+  return part;
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 
 namespace {
 
-enum WeightKind : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
+enum WeightKind : int32_t { F32 = 0, BF16 = 1, F16 = 2, INT8 = 3, INT4 = 4 };
 
 enum CacheKind : int32_t { CACHE_F32 = 0, CACHE_F16 = 1, CACHE_INT8 = 2 };
 
@@ -18,11 +18,14 @@ enum CacheKind : int32_t { CACHE_F32 = 0, CACHE_F16 = 1, CACHE_INT8 = 2 };
 // scale, 0 = all inputs of an output share one.
 struct Linear {
   const void* data;
-  const float* scales;  // integer kinds only
-  const float* zeros;   // or null
-  const float* bias;    // or null
+  const void* scales;    // integer kinds only; float, or Half
+  const void* zeros;     // as scales, or null
+  const float* bias;     // or null
+  const int32_t* order;  // [in]: input i of the weight is element order[i] of a row; null = i. Integer kinds only
+  const float* factors;  // [in]: multiplied with the inputs of the weight; null = 1. Integer kinds only
   int64_t in, out, group;
   int32_t kind;  // WeightKind
+  int32_t half;  // scales and zeros are Half
 };
 
 struct Norm {
@@ -50,16 +53,18 @@ enum Activation : int32_t { SWIGLU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
 
 struct Model {
   const Layer* layer;
-  const void* embed;          // [V, embed_dim]
+  const void* embed;          // [V, embed_dim]; null = the outputs of embed_linear
   const float* positions;     // learned positions [position_rows, hidden]; null = none
   const float* alibi_slopes;  // [heads]; null = none
   Norm embed_norm, final_norm;
+  Linear embed_linear;                   // [embed_dim, V]; no data = none
   Linear project_in, project_out, head;  // no data = none
   int64_t layers, hidden, heads, kv_heads, head_dim, ffn, vocab, embed_dim, position_rows;
   int64_t rotary_dim;  // elements of a head that RoPE rotates
   int64_t experts, top_k, adapters;
   float eps, residual_scale;
-  int32_t embed_bf16, layer_norm, activation, norm_after, residual_after_norm;
+  int32_t embed_kind, layer_norm, activation, norm_after, residual_after_norm;
+  // embed_kind: F32, BF16 or F16
   int32_t rope_2d;  // the second half of the rotary elements has positions of its own
   int32_t renormalize, cache_kind;         // CacheKind
 };

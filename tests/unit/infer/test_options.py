@@ -15,7 +15,7 @@ from llmctl.infer.packed.linear import KINDS
 
 MISTAKES = [
     ({"engine": "quick"}, "engine='quick' must be auto, dynamic, static or fused", "--engine quick must be auto"),
-    ({"weights": "int2"}, "weights='int2' must be float32, bfloat16, int8 or int4", "--weights int2 must be"),
+    ({"weights": "int2"}, "weights='int2' must be float32, bfloat16, float16, int8 or int4", "--weights int2 must be"),
     ({"group": 33}, "group=33 must be a multiple of 32, or 0", "--group 33 must be"),
     ({"kv": "int4"}, "kv='int4' must be float16, float32 or int8", "--kv int4 must be"),
     ({"batch_size": 0}, "batch_size=0 must be at least 1", "--batch-size 0 must be"),

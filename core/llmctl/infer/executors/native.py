@@ -28,6 +28,9 @@ except ImportError as error:
         operators.MISSING if error.name == "llmctl_ops" else f"{OPERATORS_DISTRIBUTION} cannot be imported ({error})"
     )
 
+EMBEDDINGS = {"float32": "float32", "uint16": "bfloat16", "float16": "float16"}
+"""Type of an array of token embeddings -> kind of its values."""
+
 CACHES = ("float16", "float32", "int8")
 
 
@@ -215,11 +218,16 @@ class _Owned:
 def _describe(model: PackedModel, kv: str, owned: _Owned) -> structs.Model:
     spec = model.graph
     made = structs.Model()
-    if model.embed.shape != (spec.vocab, spec.embed) or model.embed.dtype not in (np.float32, np.uint16):
-        raise ValueError(f"embed is {model.embed.dtype} {list(model.embed.shape)}, not [{spec.vocab}, {spec.embed}]")
-    embed = np.ascontiguousarray(model.embed)
-    owned.keep(embed)
-    made.embed, made.embed_bf16 = embed.ctypes.data, embed.dtype == np.uint16
+    if isinstance(model.embed, PackedLinear):
+        made.embed_linear = _linear(Linear(model.embed), spec.embed, spec.vocab, owned)
+    else:
+        if model.embed.shape != (spec.vocab, spec.embed) or model.embed.dtype.name not in EMBEDDINGS:
+            raise ValueError(
+                f"embed is {model.embed.dtype} {list(model.embed.shape)}, not [{spec.vocab}, {spec.embed}]"
+            )
+        embed = np.ascontiguousarray(model.embed)
+        owned.keep(embed)
+        made.embed, made.embed_kind = embed.ctypes.data, [*linear.KINDS].index(EMBEDDINGS[embed.dtype.name])
     if model.positions is not None:
         made.position_rows = len(model.positions)
         made.positions = owned.array(model.positions, (len(model.positions), spec.hidden), "positions")

@@ -114,10 +114,7 @@ class PaddleExecutor:
         return self._head(x_LD).astype("float32").numpy()
 
     def _embed(self, batch: Batch) -> paddle.Tensor:
-        rows = self._model.embed[batch.ids_T]
-        if rows.dtype == np.uint16:  # the bits of bfloat16
-            rows = (rows.astype(np.uint32) << 16).view(np.float32)
-        x_TD = self._normed(tensor(rows, self._dtype), self._embed_norm)
+        x_TD = self._normed(tensor(self._model.token_vectors(batch.ids_T), self._dtype), self._embed_norm)
         if self._projections[0] is not None:
             x_TD = self._projections[0](x_TD)
         if self._model.positions is not None:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.card.decoder_spec import DecoderSpec
-from llmctl.checkpoint.formats.dtypes import widen
 from llmctl.infer.executors.base import BLOCK, Batch
 from llmctl.infer.packed import linear as packed_linear
 from llmctl.infer.packed.model import Layer, Linear, Norm, PackedModel
@@ -69,7 +68,7 @@ class ReferenceExecutor:
     def run(self, batch: Batch) -> Array:
         """Logits [L, V]."""
         model, graph = self.model, self.graph
-        x_TD = _values(model.embed)[batch.ids_T]
+        x_TD = model.token_vectors(batch.ids_T).astype(float)
         if model.embed_norm:
             x_TD = norm(graph, model.embed_norm, x_TD)
         if model.project_in:
@@ -155,10 +154,12 @@ class ReferenceExecutor:
 
     def _linear(self, linear: Linear, x: Array) -> Array:
         weight = linear.weight
+        rounding = self._rounding and weight.kind in packed_linear.LIMITS
         if id(weight) not in self._unpacked:
-            self._unpacked[id(weight)] = packed_linear.unpack(weight).astype(float)
-        if self._rounding and weight.kind in packed_linear.LIMITS:
-            x = packed_linear.rounded(x.astype(np.float32)).astype(float)
+            values = packed_linear.unpack_codes(weight) if rounding else packed_linear.unpack(weight)
+            self._unpacked[id(weight)] = values.astype(float)
+        if rounding:
+            x = packed_linear.seen(x.astype(np.float32), weight).astype(float)
         y = x @ self._unpacked[id(weight)]
         return y if linear.bias is None else y + linear.bias
 
@@ -210,7 +211,3 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu-tanh": _gelu_tanh,
     "relu": lambda up: np.maximum(up, 0),
 }
-
-
-def _values(table: Array) -> Array:
-    return widen(table) if table.dtype == np.uint16 else table

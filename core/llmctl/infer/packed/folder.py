@@ -39,6 +39,9 @@ HEADER, WEIGHTS = "packed.json", "weights.packed"
 FORMAT = 2
 """Of the header; raised when an older reader would misread it."""
 
+LAYOUTS = (1, LAYOUT)
+"""Layouts that are read: all of layout 1 is as it was."""
+
 ALIGNMENT = 64
 _REMEDY = "pack the model again"
 
@@ -46,7 +49,7 @@ _REMEDY = "pack the model again"
 class StoredArray(TypedDict):
     """Where an array is in the file."""
 
-    dtype: Literal["<f4", "<u2", "|u1"]
+    dtype: Literal["<f4", "<f2", "<i4", "<u2", "|u1"]
     shape: list[Count]
     offset: Count
     sha256: str
@@ -185,10 +188,10 @@ def read_header(folder: Path) -> Mapping[str, Any]:
             f"{path} is damaged or was edited: its content does not have the hash that it names; {_REMEDY}"
         )
     found = header.get("format"), header.get("layout")
-    if found != (FORMAT, LAYOUT):
+    if found not in [(FORMAT, layout) for layout in LAYOUTS]:
         raise CheckpointError(
-            f"{path} has format {found[0]} with layout {found[1]}, this llmctl reads format {FORMAT} with layout {LAYOUT}: "
-            f"{_REMEDY}"
+            f"{path} has format {found[0]} with layout {found[1]}, this llmctl reads format {FORMAT} with layout "
+            f"{' or '.join(map(str, LAYOUTS))}: {_REMEDY}"
         )
     try:
         check_type(header, Header)

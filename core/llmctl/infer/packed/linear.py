@@ -8,7 +8,7 @@ here, so that a model can run without it. Shape suffixes: T rows, I inputs, O ou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,10 @@ Float = NDArray[np.float32]
 PANEL = 16
 """Outputs of a panel; the last panel is padded with zeros."""
 
-LAYOUT = 1
-"""Version of the layout of packed weights in files; raised with every change."""
+LAYOUT = 2
+"""Version of the layout of packed weights in files; raised with every change. Layout 1 had scales in float32 only."""
 
-BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
+BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
 """Kind -> bits of a weight."""
 
 KINDS = tuple(BITS)
@@ -35,8 +35,16 @@ LEAST_TOP = np.float32(1e-30)
 STRIP = 16 * PANEL
 """Outputs that are packed at a time."""
 
-LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}
+LIMITS = {"int8": (-128, 127), "int4": (-8, 7)}
 """The codes of each integer kind."""
+
+LEAST_NORMAL, LARGEST = 2.0**-14, 65504.0
+"""Of float16."""
+
+MOST_ZERO = 256
+"""Zero points up to this are within 1/16 of a code as float16."""
+
+Scales = NDArray[np.float32] | NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,10 @@ class PackedLinear:
         outputs: out, without padding.
         group: Inputs that share a scale; 0 = one scale per output, or no scales.
         data: The codes or values, as bytes in the order of the kernels.
-        scales: float32, for integer kinds; None = floating-point weights.
-        zeros: float32 zero points: weight = (code + zero) * scale; None = all are 0.
+        scales: For integer kinds; float16, or float32 where that does not hold them. None = floating-point weights.
+        zeros: Zero points in the type of the scales: weight = (code + zero) * scale; None = all are 0.
+        order: For integer kinds: input i of the weight is element order[i] of a row; None = i.
+        factors: For integer kinds: what the inputs of the weight, in its order, are multiplied with; None = 1.
     """
 
     kind: str
@@ -58,8 +68,10 @@ class PackedLinear:
     outputs: int
     group: int
     data: NDArray[np.uint8]
-    scales: NDArray[np.float32] | None = None
-    zeros: NDArray[np.float32] | None = None
+    scales: Scales | None = None
+    zeros: Scales | None = None
+    order: NDArray[np.int32] | None = None
+    factors: NDArray[np.float32] | None = None
 
 
 def pack(weight_IO: Float, kind: str, group: int = 0, asymmetric: bool = False) -> PackedLinear:
@@ -88,22 +100,32 @@ def pack(weight_IO: Float, kind: str, group: int = 0, asymmetric: bool = False) 
         return PackedLinear(kind, inputs, outputs, 0, _panels(weight_IO, inputs))
     if kind == "bfloat16":
         return PackedLinear(kind, inputs, outputs, 0, _panels(_bfloat16(weight_IO), inputs))
+    if kind == "float16":
+        return PackedLinear(kind, inputs, outputs, 0, _panels(float16(weight_IO), inputs))
     if not np.isfinite(weight_IO).all():
         raise ValueError(f"a weight with values that are not finite cannot be packed as {kind}")
     return pack_codes(*_nearest(weight_IO, kind, group, asymmetric), kind, group)
 
 
 def pack_codes(
-    codes_IO: NDArray[np.integer], scales_GO: Float, zeros_GO: Float | None, kind: str, group: int
+    codes_IO: NDArray[np.integer],
+    scales_GO: Float,
+    zeros_GO: Float | None,
+    kind: str,
+    group: int,
+    order_I: NDArray[np.integer] | None = None,
+    factors_I: Float | None = None,
 ) -> PackedLinear:
     """A weight of given codes in panels: weight = (code + zero) * scale.
 
     Args:
-        codes_IO: int8: -127 to 127, int4: -8 to 7.
-        scales_GO: One for each group and output; [O] if ``group`` is 0.
+        codes_IO: int8: -128 to 127, int4: -8 to 7.
+        scales_GO: One for each group and output; [O] if ``group`` is 0. They are kept as float16 if that changes none, nor a zero.
         zeros_GO: As ``scales_GO``; None = all are 0.
         kind: ``int8`` or ``int4``.
         group: As in ``pack``.
+        order_I: As in ``PackedLinear``.
+        factors_I: As in ``PackedLinear``.
 
     Raises:
         ValueError: A code outside its limits, or shapes that do not fit.
@@ -127,8 +149,19 @@ def pack_codes(
     else:
         halves = (codes + 8).astype(np.uint8).reshape(-1, 2, 4, outputs)
         data = _panels((halves[:, 0] | halves[:, 1] << 4).transpose(0, 2, 1), padded // 8)
-    scales, *zeros = (_panels(x, shape[0]).view(np.float32) for x in found)
-    return PackedLinear(kind, inputs, outputs, group, data, scales, zeros[0] if zeros else None)
+    with np.errstate(over="ignore"):
+        halves = [x.astype(np.float16) for x in found]
+    if all(np.array_equal(half, x) for half, x in zip(halves, found, strict=True)):
+        found = halves
+    scales, *zeros = (_panels(x, shape[0]).view(x.dtype) for x in found)
+    order = None if order_I is None else np.ascontiguousarray(order_I, np.int32)
+    factors = None if factors_I is None else np.ascontiguousarray(factors_I, np.float32)
+    for name, array in (("order", order), ("factors", factors)):
+        if array is not None and array.shape != (inputs,):
+            raise ValueError(f"{name} of a weight of {inputs} inputs is {list(array.shape)}")
+    if order is not None and not np.array_equal(np.sort(order), np.arange(inputs)):
+        raise ValueError(f"order is not one of the {inputs} inputs")
+    return PackedLinear(kind, inputs, outputs, group, data, scales, zeros[0] if zeros else None, order, factors)
 
 
 def concat_outputs(parts: Sequence[PackedLinear]) -> PackedLinear:
@@ -139,6 +172,10 @@ def concat_outputs(parts: Sequence[PackedLinear]) -> PackedLinear:
     """
     first = parts[0]
     kinds = {(part.kind, part.inputs, part.group, part.zeros is None) for part in parts}
+    for name in ("order", "factors"):
+        own = getattr(first, name)
+        if any(not np.array_equal(getattr(part, name), own) for part in parts):
+            raise ValueError(f"weights whose {name} differ do not join")
     if len(kinds) > 1 or any(part.outputs % PANEL for part in parts[:-1]):
         raise ValueError(f"weights of kinds {sorted(kinds)} and {[part.outputs for part in parts]} outputs do not join")
     joined = []
@@ -147,13 +184,17 @@ def concat_outputs(parts: Sequence[PackedLinear]) -> PackedLinear:
         if arrays[0] is None:
             joined.append(None)
             continue
+        if name != "data":
+            # Types differ where float16 did not hold the scales of one.
+            arrays = [array.astype(np.result_type(*(part.scales for part in parts)), copy=False) for array in arrays]
         whole = aligned(sum(array.nbytes for array in arrays)).view(arrays[0].dtype)
         joined.append(np.concatenate(arrays, out=whole))
-    return PackedLinear(first.kind, first.inputs, sum(part.outputs for part in parts), first.group, *joined)
+    outputs = sum(part.outputs for part in parts)
+    return PackedLinear(first.kind, first.inputs, outputs, first.group, *joined, first.order, first.factors)
 
 
 def array_sizes(packed: PackedLinear) -> list[tuple[str, int | None, type[np.generic]]]:
-    """Name, elements and type of each array of a weight; None = its kind has no such array. ``zeros`` may be absent.
+    """Name, elements and type of each array of a weight; None = its kind has no such array. All but data and scales may be absent.
 
     Raises:
         ValueError: There is no such kind, group or shape.
@@ -165,14 +206,53 @@ def array_sizes(packed: PackedLinear) -> list[tuple[str, int | None, type[np.gen
     padded = _whole(packed.inputs, STRETCH) if codes else packed.inputs
     scales = panels * _groups(packed.inputs, packed.group) * PANEL if codes else None
     data = panels * padded * PANEL * BITS[packed.kind] // 8
-    return [("data", data, np.uint8), ("scales", scales, np.float32), ("zeros", scales, np.float32)]
+    half = packed.scales is not None and packed.scales.dtype == np.float16
+    scale_type: type[np.generic] = np.float16 if half else np.float32
+    inputs = packed.inputs if codes else None
+    return [
+        ("data", data, np.uint8),
+        ("scales", scales, scale_type),
+        ("zeros", scales, scale_type),
+        ("order", inputs, np.int32),
+        ("factors", inputs, np.float32),
+    ]
 
 
 def unpack(packed: PackedLinear) -> Float:
-    """The weight [I, O] that ``product`` multiplies with."""
+    """The weight [I, O] for rows as they are: order and factors are part of it."""
+    weight_IO = unpack_codes(packed)
+    if packed.factors is not None:
+        weight_IO *= packed.factors[:, None]
+    if packed.order is None:
+        return weight_IO
+    ordered = np.empty_like(weight_IO)
+    ordered[packed.order] = weight_IO
+    return ordered
+
+
+def rows(packed: PackedLinear, outputs: NDArray[np.integer]) -> Float:
+    """The weights of these outputs, each as a row of inputs [T, I]."""
+    if not len(outputs):
+        return np.empty((0, packed.inputs), np.float32)
+    panel, lane = np.divmod(np.asarray(outputs), PANEL)
+    chosen, index = np.unique(panel, return_inverse=True)
+    parts = {name: getattr(packed, name) for name in ("data", "scales", "zeros")}
+    panels = -(-packed.outputs // PANEL)
+    of_panels = {
+        name: None if array is None else np.ascontiguousarray(array.reshape(panels, -1)[chosen]).reshape(-1)
+        for name, array in parts.items()
+    }
+    weight_IO = unpack(replace(packed, outputs=len(chosen) * PANEL, **of_panels))
+    return np.ascontiguousarray(weight_IO[:, index * PANEL + lane].T)
+
+
+def unpack_codes(packed: PackedLinear) -> Float:
+    """The weight [I, O] for rows that ``seen`` gives: in the order of its own inputs, without factors."""
     inputs, outputs, panels = packed.inputs, packed.outputs, -(-packed.outputs // PANEL)
     if packed.kind == "float32":
         values = packed.data.view(np.float32).reshape(panels, inputs, PANEL)
+    elif packed.kind == "float16":
+        values = packed.data.view(np.float16).reshape(panels, inputs, PANEL).astype(np.float32)
     elif packed.kind == "bfloat16":
         values = packed.data.view(np.uint16).reshape(panels, inputs, PANEL).astype(np.uint32) << 16
         values = values.view(np.float32)
@@ -180,7 +260,8 @@ def unpack(packed: PackedLinear) -> Float:
         values = _codes(packed, panels).astype(np.float32)
         groups = np.arange(inputs) // (packed.group or inputs)
         scales, zeros = (
-            None if x is None else x.reshape(panels, -1, PANEL)[:, groups] for x in (packed.scales, packed.zeros)
+            None if x is None else x.reshape(panels, -1, PANEL)[:, groups].astype(np.float32)
+            for x in (packed.scales, packed.zeros)
         )
         values = (values if zeros is None else values + zeros) * scales
     return np.ascontiguousarray(values.transpose(1, 0, 2).reshape(inputs, -1)[:, :outputs])
@@ -211,8 +292,31 @@ def product(x_TI: Float, packed: PackedLinear, bias_O: Float | None = None) -> F
     if x_TI.ndim != 2 or x_TI.shape[1] != packed.inputs:
         raise ValueError(f"rows {list(x_TI.shape)} do not fit a weight of {packed.inputs} inputs")
     x_TI = np.asarray(x_TI, np.float32)
-    y_TO = (rounded(x_TI) if packed.kind in LIMITS else x_TI) @ unpack(packed)
+    y_TO = seen(x_TI, packed) @ unpack_codes(packed)
     return y_TO if bias_O is None else y_TO + bias_O
+
+
+def seen(x_TI: Float, packed: PackedLinear) -> Float:
+    """Rows as the codes of a weight meet them: in its order, times its factors, rounded; rows of other kinds as they are."""
+    if packed.kind not in LIMITS:
+        return x_TI
+    x_TI = x_TI if packed.order is None else x_TI[:, packed.order]
+    return rounded(x_TI if packed.factors is None else x_TI * packed.factors)
+
+
+def float16(values: Float) -> NDArray[np.float16]:
+    """The nearest float16, ties to even.
+
+    Raises:
+        ValueError: A finite value is beyond its range.
+    """
+    with np.errstate(over="ignore"):
+        nearest = values.astype(np.float16)
+    if (np.isinf(nearest) & np.isfinite(values)).any():
+        raise ValueError(
+            f"float16 ends at {LARGEST:g}, and a value of {np.abs(values[np.isfinite(values)]).max():g} is beyond"
+        )
+    return nearest
 
 
 def rounded(x_TI: Float) -> Float:
@@ -285,16 +389,27 @@ def _nearest(weight_IO: Float, kind: str, group: int, asymmetric: bool) -> tuple
         scales = (high - low) / (most - least)
         alike = scales <= 0
         scales = np.where(alike, np.where(low == 0, 1, np.abs(low)), scales).astype(np.float32)
-        zeros = low / scales - np.where(alike, 0, least).astype(np.float32)
+        scales = half_scales(scales, None)[0]
+        zeros = low / np.where(scales == 0, 1, scales) - np.where(alike, 0, least).astype(np.float32)
     elif kind == "int4":
         # The largest magnitude becomes -8 whatever its sign: there is one more negative code than positive ones.
         scales, zeros = np.where(-low > high, low, high) / least, None
     else:
         scales, zeros = np.maximum(-low, high) / most, None
+    scales, zeros = half_scales(scales.astype(np.float32), zeros)
     units = np.where(scales == 0, 1, scales)[:, None]
     codes = np.rint(filled / units - (0 if zeros is None else zeros[:, None]))
     codes = codes.clip(least, most).astype(np.int8).reshape(-1, outputs)[:inputs]
-    return codes, scales.astype(np.float32), zeros
+    return codes, scales, zeros
+
+
+def half_scales(scales: Float, zeros: Float | None) -> tuple[Float, Float | None]:
+    """Scales and zero points rounded to float16; as they are where the largest scale is not one of its normal values, or a zero point
+    is over ``MOST_ZERO``."""
+    most = np.abs(scales).max()
+    if not LEAST_NORMAL <= most <= LARGEST or (zeros is not None and np.abs(zeros).max() > MOST_ZERO):
+        return scales, zeros
+    return tuple(None if x is None else x.astype(np.float16).astype(np.float32) for x in (scales, zeros))  # type: ignore[return-value]
 
 
 def _codes(packed: PackedLinear, panels: int) -> NDArray[np.int8]:

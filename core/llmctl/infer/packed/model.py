@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.card.decoder_spec import DecoderSpec
-from llmctl.infer.packed.linear import PackedLinear
+from llmctl.checkpoint.formats.dtypes import widen
+from llmctl.infer.packed.linear import PackedLinear, rows
 
 Float = NDArray[np.float32]
 
@@ -111,7 +112,8 @@ class PackedModel:
 
     Attributes:
         graph: What is computed.
-        embed: Token embeddings [vocab, embed]; float32, or bfloat16 as uint16.
+        embed: Token embeddings: an array [vocab, embed] of float32, float16, or bfloat16 as uint16; or a packed weight [embed, vocab],
+            whose outputs are the tokens. That of a tied head is the same object.
         positions: Position embeddings, row 0 = position 0 [max_positions, hidden]; None = no such table.
         embed_norm: Norm of token embeddings, before anything is added [embed].
         project_in: [embed, hidden].
@@ -126,7 +128,7 @@ class PackedModel:
     """
 
     graph: DecoderSpec
-    embed: NDArray[np.generic]
+    embed: NDArray[np.generic] | PackedLinear
     head: Linear
     layers: tuple[Layer, ...]
     final_norm: Norm | None
@@ -137,3 +139,10 @@ class PackedModel:
     adapters: list[PackedAdapter] = field(default_factory=list)
     prefix: Float | None = None
     folds: tuple[StageFold, ...] = ()
+
+    def token_vectors(self, ids_T: NDArray[np.integer]) -> Float:
+        """The embeddings of tokens [T, embed]."""
+        if isinstance(self.embed, PackedLinear):
+            return rows(self.embed, ids_T)
+        found = self.embed[ids_T]
+        return widen(found) if found.dtype == np.uint16 else found.astype(np.float32)

@@ -32,7 +32,9 @@ GROUPS = {"int8": 128, "int4": 64}
 """Inputs that share a scale by default."""
 
 OUTER_KINDS = {"int4": "int8"}
-"""Kind of the head and of embedding projections, if it differs from that of the layers."""
+"""Kind of the head, of embeddings and of their projections, if it differs from that of the layers."""
+
+HALF = ("bfloat16", "float16")
 
 WORKERS = 4
 """Maximum number of layers that are packed at a time: each takes the memory of its floats."""
@@ -49,8 +51,8 @@ class Weights(Protocol):
     def array(self, name: str) -> Float:
         """A tensor's values."""
 
-    def table(self, name: str) -> NDArray[np.generic]:
-        """Embeddings; float32, or bfloat16 as uint16."""
+    def table(self, name: str) -> NDArray[np.generic] | PackedLinear:
+        """Embeddings of tokens that are no head, as ``PackedModel`` has them."""
 
     def linear(self, names: Sequence[str], order: Order | None) -> PackedLinear:
         """Weights of a layer, concatenated along their outputs and packed with the outputs in this order; None = as they are."""
@@ -88,21 +90,27 @@ class RoundToNearest:
         except ValueError as error:
             raise CheckpointError(f"{name} cannot be computed with: {error}") from None
 
-    def table(self, name: str) -> NDArray[np.generic]:
-        """bfloat16 if it is stored so, else float32."""
+    def table(self, name: str) -> NDArray[np.generic] | PackedLinear:
+        """Nearest int8 codes for weights of codes; else 16 bits if it is stored so, or float32."""
+        if self._kind in GROUPS:
+            return self.outer(name, True)
         stored = self._state[name]
-        return np.asarray(stored.numpy()) if stored.dtype == "bfloat16" else self.array(name)
+        return np.asarray(stored.numpy()) if stored.dtype in HALF else self.array(name)
 
     def linear(self, names: Sequence[str], order: Order | None) -> PackedLinear:
         """The nearest codes."""
         weights = [self.array(name) for name in names]
         weight_IO = weights[0] if len(weights) == 1 else np.concatenate(weights, axis=1)
-        return self._packed(weight_IO if order is None else weight_IO[:, order], self._kind, names)
+        return self._packed(weight_IO if order is None else weight_IO[:, order], self._kind_of(names), names)
 
     def outer(self, name: str, transposed: bool) -> PackedLinear:
         """The nearest codes; int8 if the layers are int4."""
-        weight = self.array(name)
-        return self._packed(weight.T if transposed else weight, OUTER_KINDS.get(self._kind, self._kind), [name])
+        weight, kind = self.array(name), self._kind_of([name])
+        return self._packed(weight.T if transposed else weight, OUTER_KINDS.get(kind, kind), [name])
+
+    def _kind_of(self, names: Sequence[str]) -> str:
+        """Kind of the packed weight of these tensors."""
+        return self._kind
 
     def _packed(self, weight_IO: Float, kind: str, names: Sequence[str]) -> PackedLinear:
         group = GROUPS.get(kind, 0) if self._group is None or kind != self._kind else self._group
@@ -177,11 +185,16 @@ def pack(graph: DecoderSpec, weights: Weights) -> PackedModel:
     """
     outer = graph.outer
     linears = {slot: Linear(weights.outer(outer[slot], False)) for slot in PROJECTIONS if slot in outer}
-    head = linears.pop("head", None) or Linear(weights.outer(outer["embed"], True))
+    head = linears.pop("head", None)
+    if head is None:
+        head = Linear(weights.outer(outer["embed"], True))
+        embed: NDArray[np.generic] | PackedLinear = head.weight
+    else:
+        embed = weights.table(outer["embed"])
     positions = weights.array(outer["positions"])[graph.position_offset :] if "positions" in outer else None
     return PackedModel(
         graph=graph,
-        embed=weights.table(outer["embed"]),
+        embed=embed,
         head=head,
         layers=_layers(graph, weights),
         final_norm=_norm(outer, "final_ln", weights),

@@ -44,7 +44,7 @@ STORED: Mapping[type, Stored] = {
     Linear: Stored("Linear"),
     Norm: Stored("Norm"),
     PackedAdapter: Stored("PackedAdapter", {"deltas": "changes"}),
-    PackedLinear: Stored("PackedLinear"),
+    PackedLinear: Stored("PackedLinear", absent={"order": None, "factors": None}),
     PackedModel: Stored("PackedModel", absent={"folds": ()}),
     StageFold: Stored("StageFold"),
     Rope: Stored(
@@ -60,14 +60,17 @@ _CLASSES = {stored.name: cls for cls, stored in STORED.items()}
 def encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
     """A part of a model as JSON; its arrays are appended to ``arrays`` and stored as their numbers."""
     if isinstance(value, np.ndarray):
-        arrays.append(np.ascontiguousarray(value))
-        return {"array": len(arrays) - 1}
+        # That of a tied head is stored once.
+        known = next((number for number, array in enumerate(arrays) if array is value), len(arrays))
+        if known == len(arrays):
+            arrays.append(np.ascontiguousarray(value))
+        return {"array": known}
     if is_dataclass(value):
         stored = STORED[type(value)]
         row = {"is": stored.name}
         for name in (f.name for f in fields(value)):
             here = getattr(value, name)
-            if name in stored.absent and stored.absent[name] == here:
+            if name in stored.absent and not isinstance(here, np.ndarray) and stored.absent[name] == here:
                 continue
             there = stored.values[name].get(here, here) if name in stored.values else here
             row[stored.fields.get(name, name)] = encode(there, arrays)

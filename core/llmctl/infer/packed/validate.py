@@ -89,8 +89,12 @@ def _check_rope(rope: Rope, head_dim: int) -> None:
 
 def _check_outer(model: PackedModel) -> None:
     spec = model.graph
-    _require(model.embed.dtype in (np.float32, np.uint16), f"embed is {model.embed.dtype}")
-    _shape("embed", model.embed, (spec.vocab, spec.embed))
+    if isinstance(model.embed, packed.PackedLinear):
+        _linear("embed", Linear(model.embed), spec.embed, spec.vocab)
+        _require(model.embed.order is None and model.embed.factors is None, "embed has an order or factors")
+    else:
+        _require(model.embed.dtype in (np.float32, np.float16, np.uint16), f"embed is {model.embed.dtype}")
+        _shape("embed", model.embed, (spec.vocab, spec.embed))
     if model.positions is not None:
         rows = len(model.positions) if model.positions.ndim else 0
         _array("positions", model.positions, (rows, spec.hidden))
@@ -144,9 +148,11 @@ def _linear(where: str, layer: Linear, inputs: int, outputs: int) -> None:
         array = getattr(weight, name)
         if size is None:
             _require(array is None, f"{where}.{name} of {weight.kind}")
-        elif array is not None or name != "zeros":
+        elif array is not None or name in ("data", "scales"):
             _require(array is not None and array.dtype == dtype, f"{where}.{name} is not {np.dtype(dtype)}")
             _shape(f"{where}.{name}", array, (size,))
+    if weight.order is not None:
+        _require(np.array_equal(np.sort(weight.order), np.arange(inputs)), f"{where}.order is not one of its inputs")
     if layer.bias is not None:
         _array(f"{where}.bias", layer.bias, (outputs,))
 

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.card.decoder_spec import DecoderSpec
-from llmctl.checkpoint.formats.dtypes import widen
 from llmctl.infer.engine.positions import BidirectionalPrefix, PositionRule
 from llmctl.infer.packed.model import Layer, Linear, PackedModel
 from llmctl.infer.quantize import block as blocks
@@ -133,9 +132,7 @@ class Streams:
         embedded = np.empty((len(self.ids_T), self.graph.hidden), np.float32)
         into = None if model.project_in is None else blocks.matrix(model.project_in)
         for chunk in self.chunks:
-            rows = model.embed[self.ids_T[chunk.rows]]
-            rows = widen(rows) if rows.dtype == np.uint16 else rows
-            rows = blocks.normed(self.graph, model.embed_norm, rows)
+            rows = blocks.normed(self.graph, model.embed_norm, model.token_vectors(self.ids_T[chunk.rows]))
             rows = rows if into is None else into(rows, chunk.rounds_T)
             embedded[chunk.rows] = rows if model.positions is None else rows + model.positions[chunk.position_T]
         return embedded

@@ -23,6 +23,7 @@ from kit.packed_toys import (
 from llmctl.errors import ConfigError
 from llmctl.infer.executors.base import BLOCK
 from llmctl.infer.executors.native import CACHES, NativeExecutor, available
+from llmctl.infer.packed.linear import pack, unpack
 from llmctl_ops import library
 
 pytestmark = pytest.mark.skipif(not available(), reason="no compiled kernels here")
@@ -106,13 +107,14 @@ def _schedule_of_one():
     return [[(0, 0, 7)], [(0, 7, 21)]]
 
 
-def test_token_vectors_may_be_bfloat16():
+def test_token_vectors_may_have_16_bits():
     model = build(ROPE_FORM)
-    half = (model.embed.view(np.uint32) >> 16).astype(np.uint16)
-    wide = (half.astype(np.uint32) << 16).view(np.float32)
-    stored, meant = (dataclasses.replace(model, embed=table) for table in (half, wide))
-    texts = several(1)
-    assert_defined(run(NativeExecutor(stored, 64), stored, texts, _schedule_of_one()), texts, meant)
+    bits = (model.embed.view(np.uint32) >> 16).astype(np.uint16)
+    half = model.embed.astype(np.float16)
+    for table, wide in ((bits, (bits.astype(np.uint32) << 16).view(np.float32)), (half, half.astype(np.float32))):
+        stored, meant = (dataclasses.replace(model, embed=values) for values in (table, wide))
+        texts = several(1)
+        assert_defined(run(NativeExecutor(stored, 64), stored, texts, _schedule_of_one()), texts, meant)
 
 
 def test_keys_and_values_in_8_bits_change_little(level):
@@ -122,6 +124,18 @@ def test_keys_and_values_in_8_bits_change_little(level):
     for logits, text in zip(found, texts, strict=True):
         wanted = expected(model, text)
         assert 0 < np.abs(logits - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["rope and shared heads", "norms after and projections"])
+def test_token_vectors_may_be_outputs_of_a_packed_weight(kind, name, level):
+    model = build(FORMS[name])
+    tied = dataclasses.replace(model, embed=pack(model.embed.T, kind, 32 if kind == "int4" else 0))
+    meant = dataclasses.replace(model, embed=np.ascontiguousarray(unpack(tied.embed).T))
+    texts = several(1)
+    found = run(NativeExecutor(tied, 64), tied, texts, _schedule_of_one())
+    assert_defined(found, texts, meant)
+    np.testing.assert_array_equal(found[0], run(NativeExecutor(meant, 64), meant, texts, _schedule_of_one())[0])
 
 
 def test_keys_and_values_in_16_bits_count_as_the_nearest_halves(level):

@@ -77,6 +77,14 @@ def test_token_vectors_may_be_bfloat16():
     assert_defined(run(PaddleExecutor(stored), stored, texts, [[(0, 0, 21)]]), texts, meant)
 
 
+def test_token_vectors_may_be_outputs_of_a_packed_weight():
+    model = build(FORMS["rope and shared heads"])
+    tied = type(model)(**{**vars(model), "embed": pack(model.embed.T, "int8")})
+    meant = type(model)(**{**vars(model), "embed": np.ascontiguousarray(unpack(tied.embed).T)})
+    texts = several(1)
+    assert_defined(run(PaddleExecutor(tied), tied, texts, [[(0, 0, 21)]]), texts, meant)
+
+
 @pytest.mark.parametrize(("kv", "share"), [("float16", 5e-4), ("int8", 0.03)])
 def test_keys_and_values_in_fewer_bits_change_little(kv, share):
     model = build(FORMS["rope and shared heads"])

@@ -9,7 +9,6 @@ from llmctl import plugins
 from llmctl.card.decoder_spec import DecoderSpec, Rope
 from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.convert import convert, open_source
-from llmctl.checkpoint.formats.dtypes import widen
 from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
 from llmctl.errors import CheckpointError, ConfigError, UnsupportedError
 from llmctl.infer.packed.linear import unpack
@@ -73,7 +72,11 @@ def write(path, plugin, dims):
 
 def arrays(model):
     """Everything that a packed model holds, unpacked, by a name."""
-    found = {"embed": model.embed, "head": unpack(model.head.weight), "norm": model.final_norm.weight}
+    found = {
+        "embed": model.token_vectors(np.arange(model.graph.vocab)),
+        "head": unpack(model.head.weight),
+        "norm": model.final_norm.weight,
+    }
     for i, layer in enumerate(model.layers):
         linears = {"qkv": layer.qkv, "out": layer.out, "up": layer.up[0], "down": layer.down[0]}
         found |= {f"{i}.{name}": unpack(linear.weight) for name, linear in linears.items()}
@@ -103,15 +106,15 @@ def test_every_layout_and_type_of_files_gives_the_same(family, folder, tmp_path,
     one, other = (pack_model(tmp_path / layout / "m", plugin, dims) for layout in ("hf", "native"))
     exact = arrays(pack_model(folder, plugin, dims))
     step = {"keep": 0, "bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
-    assert one.embed.dtype == ("uint16" if dtype == "bfloat16" else "float32")
+    assert one.embed.dtype == {"bfloat16": "uint16", "float16": "float16"}.get(dtype, "float32")
     for (name, values), (_, others) in zip(arrays(one).items(), arrays(other).items(), strict=True):
         assert np.array_equal(values, others)
-        values = widen(values) if values.dtype == "uint16" else values
         np.testing.assert_allclose(values, exact[name], rtol=step, atol=step * 1e-3)
 
 
 @pytest.mark.parametrize(
-    ("kind", "head", "step"), [("bfloat16", "bfloat16", 0.02), ("int8", "int8", 0.03), ("int4", "int8", 0.5)]
+    ("kind", "head", "step"),
+    [("bfloat16", "bfloat16", 0.02), ("float16", "float16", 0.003), ("int8", "int8", 0.03), ("int4", "int8", 0.5)],
 )
 def test_kinds_of_weights_and_of_the_head(family, folder, kind, head, step):
     plugin, dims = family
@@ -121,15 +124,18 @@ def test_kinds_of_weights_and_of_the_head(family, folder, kind, head, step):
     for name, values in found.items():
         error = np.abs(values - exact[name]).max()
         assert error < step, name
-        assert (error > 0) == (values.ndim == 2 and name != "embed"), name
+        assert (error > 0) == (values.ndim == 2 and (name != "embed" or kind.startswith("int"))), name
 
 
 def test_a_tied_head_is_the_table_of_token_vectors(family, tmp_path):
     plugin, dims = family
     tied = dims.replace(tied=True)
-    model = pack_model(write(tmp_path / "tied", plugin, tied), plugin, tied)
-    assert "head" not in model.graph.outer
-    assert np.array_equal(unpack(model.head.weight), model.embed.T)
+    folder = write(tmp_path / "tied", plugin, tied)
+    for kind in ("float32", "int4"):
+        model = pack_model(folder, plugin, tied, kind)
+        assert "head" not in model.graph.outer
+        assert model.embed is model.head.weight
+        np.testing.assert_array_equal(unpack(model.head.weight), model.token_vectors(np.arange(tied.vocab)).T)
 
 
 def test_a_head_of_unit_columns_is_normalised_once():
@@ -145,7 +151,7 @@ def test_a_head_of_unit_columns_is_normalised_once():
 @pytest.mark.parametrize(
     ("kind", "group", "message"),
     [
-        ("fp8", None, "weights='fp8' is unknown; known: float32, bfloat16, int8, int4"),
+        ("fp8", None, "weights='fp8' is unknown; known: float32, bfloat16, float16, int8, int4"),
         ("int4", 48, "group=48 must be 0 .a scale for each output. or a multiple of 32"),
         ("float32", 64, "group=64 is for weights of int8 and int4; these are float32"),
     ],

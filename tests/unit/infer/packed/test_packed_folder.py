@@ -125,9 +125,61 @@ def test_a_damaged_header_is_found_at_once(packed, change):
 
 
 def test_a_folder_of_another_layout_is_refused(packed, monkeypatch):
-    monkeypatch.setattr("llmctl.infer.packed.folder.LAYOUT", 99)
-    with pytest.raises(CheckpointError, match="this llmctl reads format 2 with layout 99: pack the model again"):
+    monkeypatch.setattr("llmctl.infer.packed.folder.LAYOUTS", (98, 99))
+    with pytest.raises(CheckpointError, match="this llmctl reads format 2 with layout 98 or 99: pack the model again"):
         open_packed(packed)
+
+
+def test_a_folder_of_the_first_layout_is_read(checkpoint, tmp_path, monkeypatch):
+    """It has scales in float32, and an array of token vectors."""
+    folder, plugin, model = checkpoint
+    embed = model.token_vectors(np.arange(model.graph.vocab))
+    scales = model.head.weight.scales.astype(np.float32)
+    head = dataclasses.replace(model.head, weight=dataclasses.replace(model.head.weight, scales=scales))
+    monkeypatch.setattr("llmctl.infer.packed.folder.LAYOUT", 1)
+    save_packed(dataclasses.replace(model, embed=embed, head=head), tmp_path / "old", folder, plugin)
+    found = open_packed(tmp_path / "old", verify=True)
+    np.testing.assert_array_equal(found.embed, embed)
+    np.testing.assert_array_equal(found.head.weight.scales, scales)
+
+
+def test_order_and_factors_come_back(checkpoint, tmp_path):
+    folder, plugin, model = checkpoint
+    order = np.random.default_rng(0).permutation(model.head.weight.inputs).astype(np.int32)
+    factors = np.linspace(1, 2, len(order), dtype=np.float32)
+    weight = dataclasses.replace(model.head.weight, order=order, factors=factors)
+    save_packed(
+        dataclasses.replace(model, head=dataclasses.replace(model.head, weight=weight)), tmp_path / "a", folder, plugin
+    )
+    found = open_packed(tmp_path / "a").head.weight
+    np.testing.assert_array_equal(found.order, order)
+    np.testing.assert_array_equal(found.factors, factors)
+    wrong = dataclasses.replace(weight, order=np.zeros_like(order))
+    save_packed(
+        dataclasses.replace(model, head=dataclasses.replace(model.head, weight=wrong)), tmp_path / "b", folder, plugin
+    )
+    with pytest.raises(CheckpointError, match="head.order is not one of its inputs"):
+        open_packed(tmp_path / "b")
+
+
+def test_a_tied_table_is_stored_once(tmp_path):
+    plugin = plugins.load("llama")
+    dims, folder = tiny_dims(plugin.card).replace(tied=True), tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(plugin.card.config_from_dims(dims)))
+    planned = {
+        tensor.torch_name: safetensors.PlannedTensor(
+            shape := tensor.shape[::-1] if tensor.transpose else tensor.shape, "float32", np.ones(shape, "f4").tofile
+        )
+        for tensor in plugin.card.expand(dims)
+    }
+    safetensors.write_file(folder / "model.safetensors", planned)
+    save_packed(pack_model(folder, plugin, dims, "int8"), tmp_path / "packed", folder, plugin)
+    found = open_packed(tmp_path / "packed")
+    assert np.shares_memory(found.embed.data, found.head.weight.data)
+    assert len({row["offset"] for row in json.loads((tmp_path / "packed" / HEADER).read_text())["arrays"]}) == len(
+        json.loads((tmp_path / "packed" / HEADER).read_text())["arrays"]
+    )
 
 
 def test_a_folder_without_a_packed_model_is_refused(tmp_path):

@@ -6,11 +6,23 @@ import sys
 import numpy as np
 import pytest
 
-from llmctl.infer.packed.linear import STRIP, aligned, concat_outputs, pack, pack_codes, product, rounded, unpack
+from llmctl.infer.packed.linear import (
+    STRIP,
+    aligned,
+    concat_outputs,
+    pack,
+    pack_codes,
+    product,
+    rounded,
+    rows,
+    unpack,
+    unpack_codes,
+)
 
 CASES = [
     ("float32", 0, False),
     ("bfloat16", 0, False),
+    ("float16", 0, False),
     ("int8", 0, False),
     ("int8", 0, True),
     ("int8", 64, False),
@@ -71,13 +83,13 @@ def test_float32_is_kept_and_bfloat16_is_the_nearest(outputs):
     np.testing.assert_array_equal(unpack(pack(odd, "bfloat16")), expected)
 
 
-@pytest.mark.parametrize(("kind", "group", "shifted"), CASES[2:])
+@pytest.mark.parametrize(("kind", "group", "shifted"), CASES[3:])
 def test_a_code_is_the_nearest_one(kind, group, shifted):
     weight = drawn(200, 21) + (3 if shifted else 0)
     packed = pack(weight, kind, group, shifted)
     scales = packed.scales.reshape(2, -1, 16)[:, np.arange(200) // (group or 200)].transpose(1, 0, 2).reshape(200, -1)
-    # Of 4 bits symmetric, the largest magnitude of one sign may lie half a code further off: there is no code 8.
-    most = 1.0 if kind == "int4" and not shifted else 0.501
+    # Of 4 bits symmetric, the largest magnitude of one sign may lie half a code further off (and the scale is rounded): there is no code 8.
+    most = 1.01 if kind == "int4" and not shifted else 0.501
     assert (np.abs(unpack(packed) - weight) <= most * np.abs(scales[:, :21]) + 1e-6).all()
     again = pack(unpack(packed), kind, group, shifted)
     np.testing.assert_allclose(unpack(again), unpack(packed), rtol=1e-5, atol=1e-6)
@@ -87,7 +99,7 @@ def test_a_code_is_the_nearest_one(kind, group, shifted):
 @pytest.mark.parametrize("with_zeros", [False, True])
 def test_codes_chosen_elsewhere_keep_their_meaning(kind, group, with_zeros):
     random, inputs, outputs = np.random.default_rng(3), 160, 23
-    least, most = {"int8": (-127, 127), "int4": (-8, 7)}[kind]
+    least, most = {"int8": (-128, 127), "int4": (-8, 7)}[kind]
     codes = random.integers(least, most + 1, (inputs, outputs))
     codes[0], codes[1] = least, most
     shape = (-(-inputs // group) if group else 1, outputs)
@@ -110,6 +122,47 @@ def test_a_weight_of_many_outputs_is_packed_in_strips_as_its_parts_are(kind, gro
     assert packed.data.ctypes.data % 64 == 0
 
 
+@pytest.mark.parametrize(("kind", "group"), [("int8", 0), ("int4", 32)])
+def test_inputs_of_codes_have_an_order_and_factors(kind, group):
+    random = np.random.default_rng(4)
+    codes = random.integers(-8, 8, (100, 40))
+    scales = random.uniform(0.1, 1, (4 if group else 1, 40)).astype(np.float16)
+    order, factors = random.permutation(100), random.uniform(0.5, 2, 100).astype(np.float32)
+    packed = pack_codes(codes, scales, None, kind, group, order, factors)
+    plain = unpack(pack_codes(codes, scales, None, kind, group))
+    weight = np.empty_like(plain)
+    weight[order] = plain * factors[:, None]
+    np.testing.assert_allclose(unpack(packed), weight, rtol=1e-6)
+    np.testing.assert_array_equal(unpack_codes(packed), plain)
+    x = drawn(5, 100)
+    np.testing.assert_allclose(product(x, packed), rounded(x[:, order] * factors) @ plain, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="factors differ"):
+        concat_outputs([pack_codes(codes[:, :32], scales[:, :32], None, kind, group, order), packed])
+
+
+def test_scales_are_halves_where_these_hold_them():
+    codes, scales = drawn(64, 16).round().astype(int), np.full((2, 16), 0.1, np.float32)
+    exact = pack_codes(codes, scales, None, "int4", 32)
+    assert exact.scales.dtype == np.float32 and (exact.scales == np.float32(0.1)).all()
+    near = pack_codes(codes, scales.astype(np.float16), scales * 0 + 3, "int4", 32)
+    assert near.scales.dtype == near.zeros.dtype == np.float16
+    assert pack_codes(codes, scales.astype(np.float16), scales, "int4", 32).scales.dtype == np.float32
+    for factor, dtype in ((1, np.float16), (1e-5, np.float32), (1e7, np.float32)):
+        packed = pack(drawn(64, 16) * factor, "int4", 32)
+        assert packed.scales.dtype == dtype
+        assert np.abs(unpack(packed) - drawn(64, 16) * factor).max() < 0.4 * factor
+    shifted = pack(np.linspace(1000, 1001, 64, dtype=np.float32)[:, None], "int8", 0, True)
+    assert shifted.zeros.dtype == np.float32 and np.ptp(unpack(shifted)) > 0.99
+
+
+def test_outputs_are_read_one_by_one():
+    for kind, group, shifted in CASES:
+        packed = pack(drawn(70, 50), kind, group, shifted)
+        chosen = np.array([49, 3, 3, 17])
+        np.testing.assert_array_equal(rows(packed, chosen), unpack(packed)[:, chosen].T)
+    assert rows(packed, chosen[:0]).shape == (0, 70)
+
+
 def test_weights_that_are_not_alike_do_not_join():
     whole, odd = pack(drawn(32, 16), "int8"), pack(drawn(32, 17), "int8")
     np.testing.assert_array_equal(unpack(concat_outputs([whole, odd]))[:, 16:], unpack(odd))
@@ -120,8 +173,15 @@ def test_weights_that_are_not_alike_do_not_join():
 
 def test_weights_codes_and_rows_that_do_not_fit_are_refused():
     weight = drawn(64, 32)
-    with pytest.raises(ValueError, match="float16"):
-        pack(weight, "float16")
+    with pytest.raises(ValueError, match="float8"):
+        pack(weight, "float8")
+    with pytest.raises(ValueError, match="float16 ends at 65504, and a value of .* is beyond"):
+        pack(weight * 1e6, "float16")
+    for order in (np.zeros(64, int), np.arange(63)):
+        with pytest.raises(ValueError, match="order"):
+            pack_codes(np.zeros((64, 16), int), np.ones(16), None, "int8", 0, order)
+    with pytest.raises(ValueError, match="factors of a weight of 64 inputs"):
+        pack_codes(np.zeros((64, 16), int), np.ones(16), None, "int8", 0, None, np.ones(63))
     with pytest.raises(ValueError, match="multiple of 32"):
         pack(weight, "int4", 48)
     with pytest.raises(ValueError, match="group"):
@@ -130,8 +190,8 @@ def test_weights_codes_and_rows_that_do_not_fit_are_refused():
         pack(weight[0], "float32")
     with pytest.raises(ValueError, match="not finite"):
         pack(weight * np.inf, "int8")
-    with pytest.raises(ValueError, match="-127 to 127"):
-        pack_codes(np.full((32, 16), -128), np.ones(16), None, "int8", 0)
+    with pytest.raises(ValueError, match="-128 to 127"):
+        pack_codes(np.full((32, 16), -129), np.ones(16), None, "int8", 0)
     with pytest.raises(ValueError, match="takes scales"):
         pack_codes(np.zeros((64, 16), int), np.ones(16), None, "int4", 32)
     with pytest.raises(ValueError, match="has no codes"):

@@ -25,13 +25,21 @@ def test_gptq_codes_of_2_to_4_bits_become_int4(tmp_path, bits, symmetric, v2):
         assert Quantized(tmp_path / "m", *gptq(bits, v2=v2, symmetric=symmetric)).check() == {"int4"}
 
 
-def test_gptq_with_shuffled_inputs_or_small_groups_keeps_its_values_as_floats(tmp_path):
-    assert Quantized(tmp_path / "a", *gptq(4, order=lambda rng, n: rng.permutation(n))).check() == {"float32"}
-    assert Quantized(tmp_path / "b", *gptq(4, group=16)).check() == {"float32"}
+def test_gptq_with_shuffled_inputs_has_an_order(tmp_path):
+    """Linears of the same inputs share it; those that are packed as one and do not, stay floats."""
+    alike = Quantized(tmp_path / "a", *gptq(4, order=lambda rng, n: np.random.default_rng(n).permutation(n)))
+    assert alike.check() == {"int4"}
+    layer = alike.model().layers[1]
+    assert all(part.weight.order is not None for part in (layer.qkv, layer.out, layer.up[0], layer.down[0]))
+    assert Quantized(tmp_path / "b", *gptq(4, order=lambda rng, n: rng.permutation(n))).check() == {"float32", "int4"}
+
+
+def test_gptq_with_small_groups_keeps_its_values_as_floats(tmp_path):
+    assert Quantized(tmp_path / "m", *gptq(4, group=16)).check() == {"float32"}
 
 
 def test_gptq_of_8_bits_has_exact_values(tmp_path):
-    assert Quantized(tmp_path / "m", *gptq(8)).check() <= {"int8", "float32"}
+    assert Quantized(tmp_path / "m", *gptq(8)).check() == {"int8"}
 
 
 def test_zero_points_that_v1_files_store_ambiguously_are_counted(tmp_path):
@@ -65,13 +73,13 @@ def test_compressed_tensors_become_int4_and_int8(tmp_path, form, bits, group, ze
     assert Quantized(tmp_path / "m", *compressed(form, bits, group, zeros)).check() == {kind}
 
 
-def test_the_code_that_the_layout_lacks_moves_into_the_zero_point(tmp_path):
+def test_the_least_code_of_8_bits_is_kept(tmp_path):
     config, tensors = compressed("int-quantized", 8, 0)
 
     def with_least(rng, inputs, outputs):
         parts, weight = tensors(rng, inputs, outputs)
-        codes = parts["weight"].clip(-128, 126)
-        codes[:, 0], codes[3, -1] = -128, 127
+        codes = parts["weight"]
+        codes[:, 0], codes[3, 1] = -128, 127
         return {**parts, "weight": codes}, (codes * parts["weight_scale"]).astype("f4").T
 
     assert Quantized(tmp_path / "m", config, with_least).check() == {"int8"}
