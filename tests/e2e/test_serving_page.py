@@ -65,11 +65,12 @@ def test_the_commands_and_the_code_work(folder):
     lines = shown(PAGE)
     servers = [line for line in lines if line.startswith("llmctl serve")]
     requests = [line for line in lines if line.startswith("curl ")]
-    assert len(lines) == len(servers) + len(requests) and len(servers) == 4 and len(requests) == 5
+    assert len(lines) == len(servers) + len(requests) and len(servers) == 4 and len(requests) == 6
     with started(servers[0]) as address:
-        models, chat, form, call, paddlenlp = (curl(line, address) for line in requests)
+        models, chat, form, call, message, paddlenlp = (curl(line, address) for line in requests)
         assert [row["id"] for row in models.json()["data"]] == ["model"]
         text = chat.json()["choices"][0]["message"]["content"]
+        assert text.startswith(message.json()["content"][0]["text"])
         assert call.json()["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "clock"
         person = json.loads(form.json()["choices"][0]["message"]["content"])
         assert set(person) == {"name", "age"} and 0 <= person["age"] <= 99

@@ -67,9 +67,14 @@ def rows() -> dict[str, dict[str, Cell]]:
         except PluginError as error:
             table[name] = {method: Cell("broken", str(error).splitlines()[0]) for method in COLUMNS}
             continue
-        evidence = _evidence(plugin)
-        table[name] = {method: _cell(plugin, method, evidence) for method in COLUMNS}
+        table[name] = row(plugin)
     return table
+
+
+def row(plugin: plugins.Plugin) -> dict[str, Cell]:
+    """Method -> cell of one family."""
+    evidence = _evidence(plugin)
+    return {method: _cell(plugin, method, evidence) for method in COLUMNS}
 
 
 def markdown(table: dict[str, dict[str, Cell]]) -> str:

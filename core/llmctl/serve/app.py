@@ -16,10 +16,19 @@ from starlette.routing import Route
 
 from llmctl.serve.access.guard import BODY, App, Guard
 from llmctl.serve.access.keys import Keys
-from llmctl.serve.apis import openai, paddlenlp
+from llmctl.serve.apis import anthropic, openai, openapi, paddlenlp, responses
+from llmctl.serve.apis.capabilities import capabilities
 from llmctl.serve.apis.fields import DETOKENIZE, TOKENIZE, read
-from llmctl.serve.apis.replies import PADDLENLP_PATH, events, json_reply, ndjson, problem_reply, while_there
-from llmctl.serve.page import page
+from llmctl.serve.apis.replies import (
+    PADDLENLP_PATH,
+    events,
+    json_reply,
+    ndjson,
+    problem_reply,
+    typed_events,
+    while_there,
+)
+from llmctl.serve.page import page, page_of
 from llmctl.serve.problems import Problem
 from llmctl.serve.service import Service
 
@@ -38,11 +47,18 @@ def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = (), body_byt
         "/": ("GET", routes.page),
         "/v1/chat/completions": ("POST", routes.chat),
         "/v1/completions": ("POST", routes.completions),
+        responses.PATH: ("POST", routes.responses),
+        anthropic.PATH: ("POST", routes.messages),
+        anthropic.COUNT_PATH: ("POST", routes.count_tokens),
+        "/v1/embeddings": ("POST", routes.embeddings),
         "/v1/models": ("GET", routes.models),
         "/v1/models/{name:path}": ("GET", routes.model),
         "/tokenize": ("POST", routes.tokenize),
         "/detokenize": ("POST", routes.detokenize),
         PADDLENLP_PATH: ("POST", routes.paddlenlp),
+        "/v1/capabilities": ("GET", routes.capabilities),
+        "/openapi.json": ("GET", routes.openapi),
+        "/docs": ("GET", routes.docs),
         "/healthz": ("GET", routes.healthz),
         "/readyz": ("GET", routes.readyz),
         "/metrics": ("GET", routes.metrics),
@@ -106,6 +122,38 @@ class Routes:
             return json_reply(await while_there(request.receive, openai.whole(form, service)))
         return events(*await _begun(request, openai.chunks(form, service)))
 
+    async def responses(self, request: Request) -> Response:
+        """A response, which is not stored."""
+        service = self._service
+        service.check_open()
+        asked = await run_in_threadpool(responses.understand, request.scope[BODY], service)
+        if not asked.asked.stream:
+            return json_reply(await while_there(request.receive, responses.whole(asked, service)))
+        first, rest = await _begun(request, responses.events(asked, service))
+        return typed_events(
+            first, rest, lambda problem: asked.event("error", **problem.body()["error"]) | {"type": "error"}
+        )
+
+    async def messages(self, request: Request) -> Response:
+        """A message as Anthropic has it."""
+        service = self._service
+        service.check_open()
+        asked = await run_in_threadpool(anthropic.understand, request.scope[BODY], service)
+        if not asked.stream:
+            return json_reply(await while_there(request.receive, anthropic.whole(asked, service)))
+        return typed_events(*await _begun(request, anthropic.events(asked, service)), anthropic.failure)
+
+    async def count_tokens(self, request: Request) -> Response:
+        """How many tokens a prompt has."""
+        return json_reply(await run_in_threadpool(anthropic.count, request.scope[BODY], self._service))
+
+    async def embeddings(self, request: Request) -> Response:
+        """Why there are none."""
+        raise Problem(
+            "the engine gives tokens and their log-probabilities, no embeddings; serve an embedding model elsewhere",
+            501,
+        )
+
     async def paddlenlp(self, request: Request) -> Response:
         """An answer as PaddleNLP's server gives it."""
         self._service.check_open()
@@ -162,6 +210,18 @@ class Routes:
     async def page(self, request: Request) -> Response:
         """A page to chat."""
         return page()
+
+    async def capabilities(self, request: Request) -> Response:
+        """What the model can do here."""
+        return json_reply(await run_in_threadpool(capabilities, self._service.model))
+
+    async def openapi(self, request: Request) -> Response:
+        """The description of the API."""
+        return json_reply(openapi.document())
+
+    async def docs(self, request: Request) -> Response:
+        """The same for people."""
+        return page_of(openapi.page())
 
     async def healthz(self, request: Request) -> Response:
         """Whether the process should be left running."""

@@ -53,6 +53,7 @@ class ServedModel:
         prefix_lm: Marks of prompts that are read in both directions; None = there are none.
         causal: Whether tokens depend only on those before them.
         fused: Whether the fused engine computes it.
+        family: Name of its family.
         created: When the server started, in seconds since 1970.
         calls: How the family writes calls of functions; None = in no form of its own.
         thoughts: Text before and after thoughts; empty = there are no marks.
@@ -68,6 +69,7 @@ class ServedModel:
     prefix_lm: PrefixLM | None = None
     causal: bool = True
     fused: bool = True
+    family: str = ""
     created: int = 0
     calls: CallForm | None = None
     thoughts: tuple[str, ...] = ()
@@ -166,10 +168,14 @@ class ServedModel:
                 raise Problem(f"chat_template_kwargs: {name} is set by the server", param="chat_template_kwargs")
             self._check_reads(name, "chat_template_kwargs")
         found = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+        more = _continued(values, found)
         talk = Conversation(
             messages=found if self.reads_tools else told(tools, found),
-            tools=tools.rows if tools and self.reads_tools else (), add_generation_prompt=True, variables=given,
+            tools=tools.rows if tools and self.reads_tools else (), add_generation_prompt=not more, variables=given,
         )  # fmt: skip
+        template = self.tokenizer.chat_template
+        if more and template is not None:
+            return _good(lambda: template.prefill(talk), "messages")
         return _good(lambda: prompt_ids(self.tokenizer, talk, "messages", "--chat-template"), "messages")
 
     def _check_reads(self, name: str, param: str) -> None:
@@ -303,6 +309,23 @@ class ServedModel:
         if self.prefix_lm is not None or not self.causal:
             return "this model reads a prompt in both directions, so its tokens have no log-probabilities"
         return "" if self.fused else "log-probabilities of the prompt need the fused engine"
+
+
+def _continued(values: Mapping[str, Any], messages: Sequence[Message]) -> bool:
+    """Whether the last message is an answer that goes on.
+
+    Raises:
+        Problem: It should be, and is none.
+    """
+    more = bool(values.get("continue_final_message"))
+    if values.get("add_generation_prompt", not more) is more:
+        raise Problem(
+            "add_generation_prompt is false with continue_final_message, else true", param="add_generation_prompt"
+        )
+    last = messages[-1]
+    if more and (last.role != "assistant" or not last.content or "tool_calls" in (last.more or {})):
+        raise Problem("continue_final_message needs an assistant's text as the last message", param="messages")
+    return more
 
 
 def _stops(stop: Any) -> tuple[str, ...]:

@@ -9,16 +9,21 @@ from pathlib import Path
 
 from starlette.responses import Response
 
+NONE = "'none'"
 FILE = Path(__file__).with_name("page.html")
 
 
 def page() -> Response:
-    """The page; the browser runs no script but its own and asks no other server."""
-    text = FILE.read_text(encoding="utf-8")
+    """The page to chat."""
+    return page_of(FILE.read_text(encoding="utf-8"))
+
+
+def page_of(text: str) -> Response:
+    """A page; the browser runs no script but its own and asks no other server."""
     allowed = {tag: " ".join(_hash(part) for part in re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL))
                for tag in ("script", "style")}  # fmt: skip
     policy = (
-        f"default-src 'none'; script-src {allowed['script']}; style-src {allowed['style']}; connect-src 'self'; "
+        f"default-src 'none'; script-src {allowed['script'] or NONE}; style-src {allowed['style']}; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     headers = {"content-security-policy": policy, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}

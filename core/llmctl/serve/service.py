@@ -13,6 +13,7 @@ from llmctl.errors import LlmctlError
 from llmctl.infer.request import Request
 from llmctl.infer.sampling import SamplingParams, TokenLogprob
 from llmctl.infer.sampling.constraint import Constraint
+from llmctl.serve.access.keys import ASKING
 from llmctl.serve.admission import Admission
 from llmctl.serve.answers.answer import Answer, Piece
 from llmctl.serve.answers.parts import PartsReader
@@ -147,8 +148,13 @@ class Service:
                     yield found
         self._count(job)
 
-    async def prompt_scores(self, job: Job, top: int) -> list[list[TokenLogprob]]:
+    async def prompt_scores(self, job: Job, top: int, part: bool = False) -> list[list[TokenLogprob]]:
         """Log-probabilities of every prompt's tokens from the second on, with those of the likeliest.
+
+        Args:
+            job: What is asked for.
+            top: Number of likeliest tokens.
+            part: Whether answers to the same prompts follow.
 
         Raises:
             Problem: As for ``pieces``.
@@ -164,7 +170,7 @@ class Service:
             _request(prompt=prompts[number], options=params, adapter=job.adapter, score_from=1) for number in asked
         ]
         done = 0
-        async with self._asked(job, requests) as running:
+        async with self._asked(job, requests, part) as running:
             while done < len(asked):
                 for number, event in await running.bundle():
                     if event.done is None:
@@ -176,10 +182,16 @@ class Service:
         return scores
 
     @asynccontextmanager
-    async def _asked(self, job: Job, requests: Sequence[Request]) -> AsyncIterator[_Running]:
-        """Requests that run until the end of the block."""
+    async def _asked(self, job: Job, requests: Sequence[Request], part: bool = False) -> AsyncIterator[_Running]:
+        """Requests that run until the end of the block; those of a part count as no request of their key."""
         self.check_open()
-        self.admission.enter(len(requests), sum(len(request.prompt) for request in requests))
+        allowance = ASKING.get().allowance
+        allowance.enter(len(requests), not part)
+        try:
+            self.admission.enter(len(requests), sum(len(request.prompt) for request in requests))
+        except Problem:
+            allowance.leave(len(requests), 0)
+            raise
         running = _Running(self, job, requests)
         timer = None
         if job.seconds:
@@ -201,6 +213,7 @@ class Service:
             running.stream.close()
             self.admission.begun(sum(running.waiting.values()))
             self.admission.leave(len(requests), time.monotonic() - job.started)
+            allowance.leave(len(requests), 0 if part else int(str(job.usage()["total_tokens"])))
 
     def _count(self, job: Job) -> None:
         usage = job.usage()
@@ -216,10 +229,15 @@ class _Running:
     def __init__(self, service: Service, job: Job, requests: Sequence[Request]) -> None:
         self._service, self._job, self.stream = service, job, Stream()
         self.waiting = {number: len(request.prompt) for number, request in enumerate(requests)}
+        self._count, self._last = len(requests), time.monotonic()
 
     async def bundle(self) -> list[Numbered]:
         """The next events; see ``Stream.bundle``."""
         bundle = await self.stream.bundle()
+        now = time.monotonic()
+        if len(self.waiting) < self._count:
+            self._service.metrics.time("inter_token_seconds", now - self._last)
+        self._last = now
         for number, _ in bundle:
             tokens = self.waiting.pop(number, None)
             if tokens is not None:

@@ -235,6 +235,26 @@ class ChatTemplate(ABC):
         ids = self._tokenizer.encode_pieces([(text, False) for text, _ in pieces or [(self.text(asked), None)]])
         return [*(token for run in ids for token in run), *self._tokenizer.special.bridge]
 
+    def prefill(self, conversation: Conversation) -> list[int]:
+        """Ids that a model continues within the conversation's last answer.
+
+        Args:
+            conversation: Its last message is an answer with a text.
+
+        Raises:
+            TokenizerError: The template does not write that text as it is.
+        """
+        safe = conversation.through(len(conversation.messages) - 1).map(self._tokenizer.protect)
+        begun = safe.messages[-1].content or ""
+        if self._tokenizer.special.bridge:  # the answer begins a text
+            return [*self.prompt(conversation), *self._tokenizer.encode_pieces([(begun, False)])[0]]
+        whole = self.text(safe)
+        place = whole.rfind(begun)
+        if not begun or place < 0:
+            raise TokenizerError("the chat template does not write the last answer as it is, so it cannot be continued")
+        ids = self._tokenizer.encode_pieces([(whole[: place + len(begun)], False)])
+        return [token for run in ids for token in run]
+
     def segments(self, conversation: Conversation) -> list[Segment]:
         """Ids in order, each run with whether it is trained on: answers and tool calls are, where their message has ``train``.
 

@@ -13,20 +13,25 @@ class StopFilter:
 
     Args:
         stops: The stop strings.
+
+    Attributes:
+        stopped: Whether one has appeared.
+        stop: Which one.
     """
 
     def __init__(self, stops: Sequence[str]):
         self._stops = [stop for stop in stops if stop]
-        self._held = ""
+        self._held = self.stop = ""
         self.stopped = False
 
     def add(self, piece: str) -> str:
         """What may be shown after this piece."""
         text = self._held + piece
-        found = [text.index(stop) for stop in self._stops if stop in text]
+        found = [(text.index(stop), stop) for stop in self._stops if stop in text]
         if found:
+            place, self.stop = min(found)
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[:place]
         keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -78,6 +78,11 @@ class Answer:
         self.tokens = self.cached = 0
         self.done = self.closed = False
 
+    @property
+    def stop_text(self) -> str:
+        """The stop string that ended it; empty = none did."""
+        return self._filter.stop
+
     def take(self, event: Event) -> Piece:
         """What an event adds.
 

@@ -48,6 +48,10 @@ def _texts(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
+def _text_or_objects(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, dict) for item in value))
+
+
 def _integers(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int for item in value)
 
@@ -68,6 +72,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "prompt": ("text, token ids, or a list of either", _prompt),
     "object": ("an object", lambda value: isinstance(value, dict)),
     "list": ("a list", lambda value: isinstance(value, list)),
+    "texts or objects": ("text or a list of objects", _text_or_objects),
     "any": ("anything", lambda value: True),
 }
 """Kind -> how messages call it, and the check."""
@@ -137,8 +142,8 @@ CHAT = [
     Field("service_tier", "any", "there is one tier", IGNORED),
     *OURS,
     Field("chat_template_kwargs", "object", "values for names that the chat template reads, such as `enable_thinking`"),
-    Field("continue_final_message", "boolean", "an answer cannot be continued yet; use /v1/completions", REFUSED,
-          harmless=(False,)),
+    Field("continue_final_message", "boolean", "the answer goes on within the last message, an assistant's; only what is new comes back"),
+    Field("add_generation_prompt", "boolean", "false with `continue_final_message`, else true"),
 ]  # fmt: skip
 
 COMPLETIONS = [
@@ -168,6 +173,70 @@ DETOKENIZE = [
     Field("tokens", "integers", "token ids"),
     Field("model", "text", "the model; left out = the model"),
 ]
+
+MESSAGES = [
+    Field("model", "text", "the model or one of its adapters; left out = the model"),
+    Field("messages", "list", "roles user and assistant; blocks of the types text, tool_use and tool_result; an assistant's last message goes on"),
+    Field("max_tokens", "integer", "longest answer; needed", low=1, high=2**31),
+    Field("system", "any", "text, or blocks of text"),
+    Field("temperature", "number", "0 takes the likeliest token", low=0, high=1),
+    Field("top_p", "number", low=0, high=1),
+    Field("top_k", "integer", "only the k likeliest tokens", low=0, high=2**31),
+    Field("stop_sequences", "texts", "up to 16 texts of up to 256 characters"),
+    Field("stream", "boolean", "server-sent events"),
+    Field("tools", "list", "functions with `name` and `input_schema`"),
+    Field("tool_choice", "object", "types `auto`, `any`, `tool` and `none`; `disable_parallel_tool_use`"),
+    Field("metadata", "any", NO_STORE, IGNORED),
+    Field("service_tier", "any", "there is one tier", IGNORED),
+    Field("thinking", "object", "use `chat_template_kwargs`, if the template has a name for it; thoughts come as blocks in any case",
+          REFUSED, harmless=({"type": "disabled"},)),
+    Field("container", "any", "the server has no tools of its own", REFUSED),
+    Field("mcp_servers", "any", "the server asks no other", REFUSED, harmless=([],)),
+    Field("timeout", "number", "seconds for the request, waiting included", low=0.001),
+    Field("chat_template_kwargs", "object", "values for names that the chat template reads"),
+]  # fmt: skip
+"""Anthropic's fields."""
+
+COUNT_TOKENS = [
+    row for row in MESSAGES if row.name in ("model", "messages", "system", "tools", "tool_choice", "thinking")
+]
+
+RESPONSES = [
+    Field("model", "text", "the model or one of its adapters; left out = the model"),
+    Field("input", "texts or objects", "a text, or messages, calls of functions and their outputs"),
+    Field("instructions", "text", "a system message"),
+    Field("max_output_tokens", "integer", "left out = as many as the model has room for", low=1, high=2**31),
+    Field("temperature", "number", "0 takes the likeliest token", low=0, high=2),
+    Field("top_p", "number", low=0, high=1),
+    Field("text", "object", "its `format`: `text`, `json_object`, or `json_schema` with `schema`"),
+    Field("tools", "list", "of type `function`"),
+    Field("tool_choice", "any", "as for chat completions"),
+    Field("parallel_tool_calls", "boolean", "as for chat completions"),
+    Field("stream", "boolean", "server-sent events"),
+    Field("stream_options", "any", "every stream ends with the usage", IGNORED),
+    Field("metadata", "object", "comes back with the response"),
+    Field("user", "text", "comes back with the response"),
+    Field("store", "any", NO_STORE + ", whatever this says", IGNORED),
+    Field("previous_response_id", "any", NO_STORE + "; send the conversation in `input`", REFUSED),
+    Field("conversation", "any", NO_STORE + "; send the conversation in `input`", REFUSED),
+    Field("prompt", "any", NO_STORE, REFUSED),
+    Field("background", "boolean", NO_STORE, REFUSED, harmless=(False,)),
+    Field("include", "list", "there is nothing more to include", REFUSED, harmless=([], ["reasoning.encrypted_content"])),
+    Field("truncation", "text", "prompts are never cut", REFUSED, harmless=("disabled",)),
+    Field("reasoning", "object", "use `chat_template_kwargs`, if the template has a name for it", REFUSED,
+          harmless=({"effort": None, "summary": None}, {})),
+    Field("max_tool_calls", "any", "the server has no tools of its own", IGNORED),
+    Field("top_logprobs", "integer", "ask chat completions for log-probabilities", REFUSED, harmless=(0,)),
+    Field("prompt_cache_key", "any", "equal beginnings of prompts share the cache without it", IGNORED),
+    Field("prompt_cache_retention", "any", "the cache keeps what it has room for", IGNORED),
+    Field("safety_identifier", "any", "users are not told apart", IGNORED),
+    Field("service_tier", "any", "there is one tier", IGNORED),
+    Field("seed", "integer", "the same answer again", low=-(2**63), high=2**63 - 1),
+    *(row for row in OURS if row.name in ("top_k", "min_p", "timeout")),
+    Field("stop", "texts", "up to 16 texts of up to 256 characters"),
+    Field("chat_template_kwargs", "object", "values for names that the chat template reads"),
+]  # fmt: skip
+"""Those of OpenAI's responses, and some of ours."""
 
 PADDLENLP = [
     Field("context", "text", "what the user says"),
@@ -219,6 +288,17 @@ def read(body: Any, fields: list[Field]) -> dict[str, Any]:
             raise Problem(f"{name}={shown(value)} is not supported: {row.note}", param=name, code="unsupported_field")
         values[name] = _checked(row, value)
     return values
+
+
+def need(values: Mapping[str, Any], *names: str) -> None:
+    """Passes when fields were given.
+
+    Raises:
+        Problem: One was not.
+    """
+    for name in names:
+        if name not in values:
+            raise Problem(f"{name} is missing", param=name, code="missing_field")
 
 
 def _checked(row: Field, value: Any) -> Any:

@@ -15,7 +15,7 @@ from llmctl.infer.sampling import TokenLogprob
 from llmctl.serve.answers.answer import Piece
 from llmctl.serve.answers.parts import Call
 from llmctl.serve.answers.tools import tools_of
-from llmctl.serve.apis.fields import CHAT, COMPLETIONS, read
+from llmctl.serve.apis.fields import CHAT, COMPLETIONS, need, read
 from llmctl.serve.model import ServedModel
 from llmctl.serve.problems import Problem
 from llmctl.serve.service import Ask, Job, Service
@@ -64,7 +64,7 @@ def understand_chat(body: Any, service: Service) -> Asked:
         Problem: The body cannot be answered.
     """
     values, model = read(body, CHAT), service.model
-    _need(values, "messages")
+    need(values, "messages")
     adapter = model.adapter(values.get("model"))
     longest = _same(values, "max_completion_tokens", "max_tokens")
     if "top_logprobs" in values and not values.get("logprobs"):
@@ -85,7 +85,7 @@ def understand_completion(body: Any, service: Service) -> Asked:
         Problem: The body cannot be answered.
     """
     values, model = read(body, COMPLETIONS), service.model
-    _need(values, "prompt")
+    need(values, "prompt")
     adapter = model.adapter(values.get("model"))
     prompts = _prompts(values["prompt"])
     top, echo = values.get("logprobs"), bool(values.get("echo"))
@@ -106,11 +106,6 @@ def understand_completion(body: Any, service: Service) -> Asked:
     job = _job(service, values, ids, max(1, longest), top, adapter, ends)
     texts = tuple(model.echo(one, prompt) for one, prompt in zip(ids, prompts, strict=True)) if echo else ()
     return Asked(model, job, values.get("model", model.name), top=top, echo=texts, no_answer=longest == 0, **stream)
-
-
-def _need(values: Mapping[str, Any], name: str) -> None:
-    if name not in values:
-        raise Problem(f"{name} is missing", param=name, code="missing_field")
 
 
 def _same(values: Mapping[str, Any], *names: str) -> int | None:
@@ -323,7 +318,9 @@ async def form_of(asked: Asked, service: Service, chat: bool) -> Form:
     if chat:
         return ChatForm(asked)
     scores = asked.echo and asked.top is not None
-    return CompletionForm(asked, await service.prompt_scores(asked.job, asked.top or 0) if scores else ())
+    return CompletionForm(
+        asked, await service.prompt_scores(asked.job, asked.top or 0, not asked.no_answer) if scores else ()
+    )
 
 
 async def whole(form: Form, service: Service) -> dict[str, Any]:

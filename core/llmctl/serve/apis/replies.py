@@ -9,11 +9,15 @@ from typing import Any, TypeVar
 
 from starlette.responses import Response
 
+from llmctl.serve.apis import anthropic
 from llmctl.serve.apis.paddlenlp import failure
 from llmctl.serve.problems import Problem
 
 T = TypeVar("T")
 PADDLENLP_PATH = "/api/chat"
+
+FAILURES = {PADDLENLP_PATH: failure, anthropic.PATH: anthropic.failure, anthropic.COUNT_PATH: anthropic.failure}
+"""Path -> how errors are written there."""
 
 
 class Gone(Exception):
@@ -32,7 +36,7 @@ def json_reply(content: Any, status: int = 200, headers: dict[str, str] | None =
 
 def problem_reply(problem: Problem, path: str) -> Response:
     """The response that says why there is no answer."""
-    body = failure(problem) if path == PADDLENLP_PATH else problem.body()
+    body = FAILURES.get(path, Problem.body)(problem)
     return json_reply(body, problem.status, problem.headers)
 
 
@@ -112,6 +116,15 @@ def events(first: Any, rest: AsyncGenerator[Any, None]) -> StreamReply:
     return StreamReply(
         first, rest, write, lambda problem: write(problem.body()), b"data: [DONE]\n\n", "text/event-stream"
     )
+
+
+def typed_events(first: Any, rest: AsyncGenerator[Any, None], fail: Callable[[Problem], dict[str, Any]]) -> StreamReply:
+    """Server-sent events with names, which are their types."""
+
+    def write(piece: Any) -> bytes:
+        return b"event: %s\ndata: %s\n\n" % (piece["type"].encode(), as_json(piece))
+
+    return StreamReply(first, rest, write, lambda problem: write(fail(problem)), b"", "text/event-stream")
 
 
 def ndjson(first: Any, rest: AsyncGenerator[Any, None]) -> StreamReply:
