@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -35,8 +36,9 @@ class Server:
         self.log = []
         for line in self.process.stderr:
             self.log.append(line)
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
-                self.port, self.url = int(found[1]), found[0]
+            if "serving" in line:
+                found = re.search(r"https?://127\.0\.0\.1:(\d+)", line)
+                self.port, self.url = (int(found[1]), found[0]) if found else (0, "")
                 break
         else:
             raise AssertionError(f"exit code {self.process.wait()}: {self.log}")
@@ -171,6 +173,45 @@ def test_the_log_has_no_prompts_and_no_keys_and_paddle_is_not_loaded(tmp_path):
     text = "".join(other.log)
     assert "POST /v1/chat/completions 200" in text and "POST /v1/chat/completions 401" in text
     assert not [word for word in ("Xaverl", "secret-key", "wrong-key") if word in text]
+
+
+def test_https_and_keys_that_are_read_again(tmp_path):
+    files = [tmp_path / "cert.pem", tmp_path / "key.pem"]
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost",
+                    "-addext", "subjectAltName=IP:127.0.0.1", "-out", files[0], "-keyout", files[1]], check=True, capture_output=True)  # fmt: skip
+    keys = tmp_path / "keys"
+    keys.write_text("old-key\n")
+    with running("--tls-certificate", files[0], "--tls-key", files[1], "--api-key-file", keys) as other:
+        context = ssl.create_default_context(cafile=files[0])
+        with httpx.Client(base_url=other.url, verify=context) as client:
+
+            def status(key):
+                return client.get("/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+
+            assert (status("old-key"), status("new-key")) == (200, 401)
+            keys.write_text("new-key\n")
+            other.process.send_signal(signal.SIGHUP)
+            while status("new-key") != 200:
+                pass
+            assert status("old-key") == 401
+            keys.write_text("new-key nobody\n")
+            other.process.send_signal(signal.SIGHUP)
+            while not any("stay as they were" in line for line in other.log):
+                pass
+            assert status("new-key") == 200
+
+
+def test_a_socket_in_the_file_system_and_a_notice_for_systemd(tmp_path, monkeypatch):
+    path, told = tmp_path / "llmctl.sock", socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(str(tmp_path / "notify"))
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    (tmp_path / "serve.yaml").write_text("server: {log: json}\n")
+    with told, running("--unix-socket", path, "--config", tmp_path / "serve.yaml") as other:
+        assert told.recv(99) == b"READY=1" and path.stat().st_mode & 0o777 == 0o660
+        with httpx.Client(base_url="http://localhost", transport=httpx.HTTPTransport(uds=str(path))) as client:
+            assert client.get("/v1/models").json()["data"][0]["id"] == "starter"
+        assert other.end() == 0 and told.recv(99) == b"STOPPING=1"
+        assert any(json.loads(line).get("path") == "/v1/models" for line in other.log if line[0] == "{")
 
 
 def test_the_help_imports_neither_the_server_nor_numpy():

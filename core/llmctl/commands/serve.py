@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,8 @@ from llmctl.infer.select import open_backend
 SECTIONS = {
     "name": "model", "adapters": "model", "chat_template": "model", "engine": "model", "weights": "model", "group": "model",
     "kv": "model", "cache_memory": "model", "batch_size": "model", "step_tokens": "model", "speculate": "model",
-    "threads": "model", "host": "server", "port": "server", "allowed_hosts": "server", "api_key_file": "server",
+    "threads": "model", "host": "server", "port": "server", "unix_socket": "server", "tls_certificate": "server",
+    "tls_key": "server", "allowed_hosts": "server", "api_key_file": "server",
     "grace_seconds": "server",
 }  # fmt: skip
 """Option -> section of the configuration with the key of its name."""
@@ -35,6 +35,14 @@ SECTIONS = {
               help="Configuration (serve.yaml); options override its keys.")  # fmt: skip
 @click.option("--host", metavar="ADDRESS", help="Address to listen on. [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port; 0 is a free one. [default: 8000]")
+@click.option(
+    "--unix-socket",
+    type=click.Path(),
+    metavar="FILE",
+    help="Socket in the file system to listen on, instead of an address.",
+)
+@click.option("--tls-certificate", type=click.Path(), metavar="FILE", help="Certificate for HTTPS, as PEM.")
+@click.option("--tls-key", type=click.Path(), metavar="FILE", help="Its private key, as PEM.")
 @click.option("--name", help="Name by which clients ask for the model. [default: that of its folder]")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of the kernels. [default: cores - 1]")
 @engine_options
@@ -111,27 +119,27 @@ def _set_threads(threads: int) -> None:
 
 def _serve(config: ServeConfig, family: str, api_key: str | None, say: Messages) -> int:
     """Loads the model and serves it; returns the exit code."""
-    from llmctl.serve import server
-    from llmctl.serve.access.keys import Keys, read_keys
+    from llmctl.serve import log, server
+    from llmctl.serve.access.allowance import Limits
+    from llmctl.serve.access.keys import Keys
 
     part, where = config.model, config.server
-    keys = Keys([*([api_key] if api_key else []), *(read_keys(Path(where.api_key_file)) if where.api_key_file else [])])
+    limits = Limits(config.limits.key_requests, config.limits.key_tokens, config.limits.key_parallel)
+    keys = Keys([api_key] if api_key else [], Path(where.api_key_file) if where.api_key_file else None, limits)
+    server.check_tls(where)
     adapter = adapters_of(part.adapters)
     names = ("engine", "weights", "kv", "cache_memory", "batch_size", "step_tokens", "speculate")
     wanted = {name: getattr(part, name) or None for name in names}
     options = options_of({**wanted, "group": None if part.group < 0 else part.group}, adapter=adapter)
     handle = open_backend(Path(part.path), family, options)
-    with server.listen(where.host, where.port) as bound:
+    with server.listen_unix(where.unix_socket) if where.unix_socket else server.listen(where.host, where.port) as bound:
         model, bridge, notes = server.load(handle, config)
         say.notes(notes)
-        if not keys and not server.is_local(where.host):
+        if not keys and not where.unix_socket and not server.is_local(where.host):
             click.echo(f"warning: everybody who reaches {where.host} can use the model; see --api-key-file", err=True)
-        logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-        logging.getLogger("llmctl.serve").setLevel(logging.WARNING if say.quiet else logging.INFO)
-        host, port = bound.getsockname()[:2]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        log.set_up(where.log, say.quiet)
 
         def ready() -> None:
-            say.note(f"serving {', '.join(model.names)} at {address}/v1; Ctrl-C ends it")
+            say.note(f"serving {', '.join(model.names)} at {server.address_of(bound, where)}; Ctrl-C ends it")
 
         return server.run(model, bridge, config, keys, bound, ready)

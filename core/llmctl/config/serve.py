@@ -38,7 +38,12 @@ class ServerConfig:
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8000, "Port; 0 = a free one.", minimum=0, maximum=65535)
     allowed_hosts: list[str] = option([], "Names in the header `Host`, besides localhost and addresses in numbers.")
-    api_key_file: str = option("", "File of API keys, one a line, as they are or as `sha256:` and their hash.")
+    unix_socket: str = option("", "Socket in the file system to listen on instead of an address.")
+    tls_certificate: str = option("", "Certificate for HTTPS, with those between it and the root, as PEM.")
+    tls_key: str = option("", "Its private key, as PEM.")
+    api_key_file: str = option("", "File of API keys, one a line, as they are or as `sha256:` and their hash; then maybe `admin`, `name=` and limits.")  # fmt: skip
+    log: str = option("text", "Form of the log on standard error.", choices=("text", "json"))
+    metrics: str = option("llmctl", "Names of metrics; `vllm` adds those of vLLM, which its boards show.", choices=("llmctl", "vllm"))  # fmt: skip
     grace_seconds: float = option(30.0, "How long running answers may go on after SIGTERM.", minimum=0.0)
 
 
@@ -49,6 +54,9 @@ class LimitsConfig:
     requests: int = option(256, "Answers that run or wait; more are refused with 429.", minimum=1)
     waiting_tokens: int = option(1_000_000, "Tokens of prompts that wait; more are refused with 429.", minimum=1)
     seconds: float = option(600.0, "Longest time of a request, waiting included; 0 = any.", minimum=0.0)
+    key_requests: int = option(0, "Requests per minute of an API key that has no `requests=` of its own; 0 = any.", minimum=0)  # fmt: skip
+    key_tokens: int = option(0, "Tokens of prompts and answers per minute of a key, likewise `tokens=`; 0 = any.", minimum=0)  # fmt: skip
+    key_parallel: int = option(0, "Answers at a time of a key, likewise `parallel=`; 0 = any.", minimum=0)
     body_bytes: int = option(8 << 20, "Largest body of a request.", minimum=1024)
 
 

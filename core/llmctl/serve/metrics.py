@@ -5,7 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
+from itertools import accumulate
 
+QUOTE = '"'
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 HELP = {
     "requests_total": "Requests by path and status.",
@@ -14,6 +16,7 @@ HELP = {
     "cached_tokens_total": "Tokens of prompts that were found in the KV cache.",
     "generated_tokens_total": "Tokens of answers.",
     "time_to_first_token_seconds": "From the arrival of a request to the first token of an answer.",
+    "inter_token_seconds": "From a token of a request to the next, those of a step together.",
     "request_seconds": "From the arrival of a request to the end of its answers.",
     "answers_held": "Answers that run or wait.",
     "waiting_prompt_tokens": "Tokens of prompts that have no first token yet.",
@@ -29,10 +32,29 @@ HELP = {
 """Metric without ``llmctl_`` -> what it says; the type follows from the name."""
 
 
-class Metrics:
-    """What is counted while the server runs; for the event loop."""
+VLLM = {
+    "engine_running": "num_requests_running", "engine_waiting": "num_requests_waiting",
+    "kv_cache_usage_ratio": "kv_cache_usage_perc", "engine_preemptions_total": "num_preemptions_total",
+    "prompt_tokens_total": "prompt_tokens_total", "generated_tokens_total": "generation_tokens_total",
+    "cached_tokens_total": "prefix_cache_hits_total", "answers_total": "request_success_total",
+    "time_to_first_token_seconds": "time_to_first_token_seconds", "inter_token_seconds": "inter_token_latency_seconds",
+    "request_seconds": "e2e_request_latency_seconds",
+}  # fmt: skip
+"""Metric -> vLLM's name for it, without ``vllm:``; its boards show them."""
 
-    def __init__(self) -> None:
+NAMES = ("llmctl", "vllm")
+
+
+class Metrics:
+    """What is counted while the server runs; for the event loop.
+
+    Args:
+        names: One of ``NAMES``; those of vLLM are added to ours.
+        model: Name of the model, a label of vLLM's metrics.
+    """
+
+    def __init__(self, names: str = "llmctl", model: str = "") -> None:
+        self._vllm, self._model = names == "vllm", model
         self._counts: Counter[tuple[str, str]] = Counter()
         self._times: dict[str, list[int]] = {}
         self._sums: Counter[str] = Counter()
@@ -55,18 +77,35 @@ class Metrics:
 
     def text(self, gauges: Mapping[str, float]) -> str:
         """Everything, with the present values of gauges by name."""
+        counts: dict[str, dict[str, float]] = {}
+        for (name, labels), value in [*self._counts.items(), *(((name, ""), value) for name, value in gauges.items())]:
+            counts.setdefault(name, {})[labels] = value
         lines: list[str] = []
-        rows = [*self._counts.items(), *(((name, ""), value) for name, value in gauges.items())]
-        for name in sorted({name for (name, _), _ in rows}):
+        for name in sorted(counts):
             kind = "counter" if name.endswith("_total") else "gauge"
-            lines += [f"# HELP llmctl_{name} {HELP[name]}", f"# TYPE llmctl_{name} {kind}"]
-            lines += [f"llmctl_{name}{{{labels}}} {value:g}" if labels else f"llmctl_{name} {value:.12g}"
-                      for (other, labels), value in sorted(rows) if other == name]  # fmt: skip
+            for shown, add in self._names(name):
+                rows = [f"{shown}{_braces(add, labels)} {value:.12g}" for labels, value in sorted(counts[name].items())]
+                lines += [f"# HELP {shown} {HELP[name]}", f"# TYPE {shown} {kind}", *rows]
         for name, buckets in sorted(self._times.items()):
-            lines += [f"# HELP llmctl_{name} {HELP[name]}", f"# TYPE llmctl_{name} histogram"]
-            total = 0
-            for bound, count in zip([*map(str, SECONDS), "+Inf"], buckets, strict=True):
-                total += count
-                lines.append(f'llmctl_{name}_bucket{{le="{bound}"}} {total}')
-            lines += [f"llmctl_{name}_sum {self._sums[name]:.6f}", f"llmctl_{name}_count {total}"]
+            for shown, add in self._names(name):
+                lines += [f"# HELP {shown} {HELP[name]}", f"# TYPE {shown} histogram"]
+                for bound, total in zip([*map(str, SECONDS), "+Inf"], accumulate(buckets), strict=True):
+                    lines.append(f"{shown}_bucket{_braces(add, f'le={QUOTE}{bound}{QUOTE}')} {total}")
+                lines += [
+                    f"{shown}_sum{_braces(add)} {self._sums[name]:.6f}",
+                    f"{shown}_count{_braces(add)} {sum(buckets)}",
+                ]
         return "\n".join(lines) + "\n"
+
+    def _names(self, name: str) -> list[tuple[str, str]]:
+        """Names of a metric, each with labels that go with it."""
+        found = [(f"llmctl_{name}", "")]
+        if self._vllm and name in VLLM:
+            found.append((f"vllm:{VLLM[name]}", f'model_name="{self._model}"'))
+        return found
+
+
+def _braces(*labels: str) -> str:
+    """Labels as they are written."""
+    given = [one for one in labels if one]
+    return f"{{{','.join(given)}}}" if given else ""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
+import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +21,8 @@ import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from llmctl.card.answers import CALL_FORMS
-from llmctl.config.serve import ServeConfig
-from llmctl.errors import ConfigError
+from llmctl.config.serve import ServeConfig, ServerConfig
+from llmctl.errors import ConfigError, FileError
 from llmctl.infer.handle import EngineHandle
 from llmctl.infer.options import EngineOptions
 from llmctl.serve.access.guard import LOG
@@ -64,7 +67,7 @@ def load(handle: EngineHandle, config: ServeConfig) -> tuple[ServedModel, Bridge
         name=config.model.name or Path(config.model.path).resolve().name, tokenizer=tokenizer, vocab=handle.vocab,
         max_positions=loaded.max_positions, defaults=handle.sampling_defaults(), adapters=handle.adapters,
         prefix_lm=handle.prefix_lm, causal=handle.causal, fused=loaded.engine == "fused", created=int(time.time()),
-        calls=CALL_FORMS.get(handle.wording.tokens.calls), thoughts=handle.wording.tokens.thoughts,
+        family=handle.wording.name, calls=CALL_FORMS.get(handle.wording.tokens.calls), thoughts=handle.wording.tokens.thoughts,
         grammars=Grammars(tokenizer, handle.vocab) if loaded.engine == "fused" and find_spec("llguidance") else None,
     )  # fmt: skip
     if model.name in model.adapters:
@@ -97,6 +100,66 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
+def listen_unix(path: str) -> socket.socket:
+    """A socket in the file system that listens; only its owner and group may connect.
+
+    Raises:
+        ConfigError: It cannot be made, or another server listens there.
+    """
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+            try:
+                other.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)  # left by a server that was killed
+            else:
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        bound.bind(path)
+        os.chmod(path, 0o660)
+        bound.listen(1024)
+    except OSError as error:
+        bound.close()
+        raise ConfigError(
+            f"cannot listen on {path}: {error.strerror or error}; choose another with --unix-socket"
+        ) from None
+    return bound
+
+
+def check_tls(config: ServerConfig) -> None:
+    """Passes when certificate and key are there and belong together, or neither is asked for.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    if bool(config.tls_certificate) != bool(config.tls_key):
+        raise ConfigError("HTTPS needs both a certificate and its key: server.tls_certificate and server.tls_key")
+    if config.tls_key:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.tls_certificate, config.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"{config.tls_certificate} and {config.tls_key} cannot be used for HTTPS: {error}"
+            ) from None
+
+
+def address_of(bound: socket.socket, config: ServerConfig) -> str:
+    """Where clients reach the server, for people."""
+    if config.unix_socket:
+        return config.unix_socket
+    host, port = bound.getsockname()[:2]
+    return f"http{'s' if config.tls_key else ''}://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+
+def notify(state: str) -> None:
+    """Tells systemd a state such as ``READY=1``, if it has started the server (Type=notify)."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+            link.connect("\0" + path[1:] if path.startswith("@") else path)
+            link.sendall(state.encode())
+
+
 def is_local(host: str) -> bool:
     """Whether only this machine can reach an address."""
     if host == "localhost":
@@ -126,7 +189,7 @@ def run(
     sys.setswitchinterval(SWITCH_SECONDS)
     limits = config.limits
     service = Service(
-        model, bridge, Admission(limits.requests, limits.waiting_tokens), Metrics(), limits.seconds
+        model, bridge, Admission(limits.requests, limits.waiting_tokens), Metrics(config.server.metrics, model.name), limits.seconds
     )  # fmt: skip
     hosts = (*config.server.allowed_hosts, config.server.host)
     app = make_app(service, keys, hosts, limits.body_bytes)
@@ -135,9 +198,10 @@ def run(
         uvicorn.Config(
             app, http=HeadInTime, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
             proxy_headers=False, timeout_keep_alive=75, h11_max_incomplete_event_size=HEAD_BYTES,
-            timeout_graceful_shutdown=int(grace) + 2,
+            timeout_graceful_shutdown=int(grace) + 2, ssl_certfile=config.server.tls_certificate or None,
+            ssl_keyfile=config.server.tls_key or None,
         ),
-        service, grace, ready)  # fmt: skip
+        service, grace, ready, keys)  # fmt: skip
 
     server.run([bound])
     return server.code
@@ -151,17 +215,26 @@ class _Server(uvicorn.Server):
         service: Told that the server is stopping.
         grace: Seconds that running answers have left then.
         ready: Called when requests are answered.
+        keys: Read again on SIGHUP.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, grace: float, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        grace: float,
+        ready: Callable[[], None],
+        keys: Keys | None = None,
+    ) -> None:
         super().__init__(config)
-        self._service, self._grace, self._ready = service, grace, ready
+        self._service, self._grace, self._ready, self._keys = service, grace, ready, keys
         self.code = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to answer."""
         await super().startup(sockets)
         self._ready()
+        notify("READY=1")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -169,9 +242,19 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.end)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         watch = loop.create_task(self._watch())
         yield
         watch.cancel()
+
+    def _reload(self) -> None:
+        """Reads the keys again; after an error the old ones stay."""
+        try:
+            if self._keys is not None:
+                self._keys.reload()
+            LOG.info("the keys were read again")
+        except FileError as error:
+            LOG.error("the keys stay as they were: %s", error)
 
     async def _watch(self) -> None:
         """Ends the server with exit code 1 when its engine has failed, so that whatever runs it starts it again."""
@@ -188,6 +271,7 @@ class _Server(uvicorn.Server):
             self._service.abandon()
             self.force_exit = True
             return
+        notify("STOPPING=1")
         self._service.stopping = self.should_exit = True
         asyncio.get_running_loop().call_later(self._grace, self._service.abandon)
 

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmctl.io.json_object import parse_json
-from llmctl.serve.access.keys import Keys
+from llmctl.serve.access.keys import ANYONE, ASKING, Keys
 from llmctl.serve.apis.replies import Gone, problem_reply
 from llmctl.serve.metrics import Metrics
 from llmctl.serve.problems import Problem
@@ -32,7 +32,7 @@ BODY_SECONDS = 20.0
 LONG = 1 << 16
 """Bytes of a body that is not parsed in the event loop."""
 
-OPEN_PATHS = ("/", "/healthz", "/readyz")
+OPEN_PATHS = ("/", "/docs", "/healthz", "/openapi.json", "/readyz")
 """Paths that need no key: they tell nothing that is not in the program."""
 
 BODY = "llmctl.body"
@@ -65,6 +65,7 @@ class Guard:
         given = headers.get("x-request-id", "")
         request_id = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else f"req-{secrets.token_hex(8)}"
         started, status = time.monotonic(), 0
+        ASKING.set(ANYONE)
 
         async def noted(message: Message) -> None:
             nonlocal status
@@ -92,14 +93,16 @@ class Guard:
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.count("requests_total", f'path="{path}",status="{status}"')
-            LOG.info(
-                "%s %s %d %.0fms %s", scope["method"], path, status, 1000 * (time.monotonic() - started), request_id
-            )
+            ms, name = round(1000 * (time.monotonic() - started)), ASKING.get().name
+            row = {"method": scope["method"], "path": path, "status": status, "ms": ms, "id": request_id, "key": name}
+            LOG.info("%(method)s %(path)s %(status)d %(ms)dms %(id)s %(key)s", row, extra={"row": row})
 
     async def _answer(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
         self._check_host(headers)
         if scope["path"] not in OPEN_PATHS:
-            self._keys.check(headers.get("authorization", ""))
+            # Anthropic's clients send the key in a header of their own.
+            key = self._keys.check(headers.get("authorization") or f"Bearer {headers.get('x-api-key', '')}")
+            ASKING.set(key)
         if scope["method"] == "POST":
             scope[BODY] = await self._body(headers, receive)
         await self._app(scope, receive, send)
