@@ -24,6 +24,7 @@ from llmctl.runtime.distributions import entry_points
 COMMANDS_GROUP = "llmctl.commands"
 COMMANDS = {
     "bench": ("llmctl.commands.bench:command", "Benchmark inference on this machine: throughput, latency, memory."),
+    "bench comm": ("llmctl.commands.bench_comm:command", "Measure how fast devices exchange tensors."),
     "chat": ("llmctl.commands.chat:command", "Chat with a model in the terminal."),
     "config-schema": (
         "llmctl.commands.config_schema:command",
@@ -77,6 +78,9 @@ class LazyGroup(click.Group):
         """The command that the arguments name, or an error that suggests the nearest name."""
         import difflib
 
+        two = " ".join(args[:2])
+        if two in COMMANDS:
+            return two, self.get_command(ctx, two), args[2:]
         if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
             hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(self.list_commands(ctx))}"

@@ -6,7 +6,7 @@ import shlex
 import click
 import yaml
 
-from llmctl.cli import cli
+from llmctl.cli import COMMANDS, cli
 from llmctl.config import dpo, finetune, pretrain, schema, serve
 from llmctl.errors import LlmctlError
 
@@ -36,14 +36,17 @@ def options_of(command: click.Command) -> dict[str, bool]:
 def unknown_in_command(line: str) -> list[str]:
     """Commands and options that a command line names and llmctl does not have."""
     command, known = cli, options_of(cli)
-    words = iter(shlex.split(line, comments=True)[1:])
+    given = shlex.split(line, comments=True)[1:]
+    # The name of a command may be two words.
+    given = [" ".join(given[:2]), *given[2:]] if " ".join(given[:2]) in COMMANDS else given
+    words = iter(given)
     unknown = []
     for word in words:
         if word.startswith("-") and word != "-":
-            name, given, _ = word.partition("=")
+            name, value, _ = word.partition("=")
             if name not in known:
                 unknown.append(word)
-            elif known[name] and not given:
+            elif known[name] and not value:
                 next(words, None)
         elif isinstance(command, click.Group):
             found = command.get_command(click.Context(cli), word)

@@ -18,6 +18,7 @@ from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.checkpoint.locate import locate
 from llmctl.commands.completion import complete_recipe, complete_setting
+from llmctl.commands.device_options import device_options
 from llmctl.commands.messages import Messages, messages, verbosity
 from llmctl.commands.model_option import ModelOption, model_option
 from llmctl.commands.recipe import NoStarter, of_checkpoint, output_settings, recipe_header
@@ -28,7 +29,6 @@ from llmctl.jobs import lengths
 from llmctl.jobs.paths import LOGS
 from llmctl.parallel import launch, rank
 from llmctl.parallel.arrangement import least_size
-from llmctl.parallel.machines.clusters import CLUSTERS
 from llmctl.parallel.machines.start import Options, Start, decide
 from llmctl.plugins import Families
 from llmctl.train.console import Console, JsonConsole
@@ -210,36 +210,7 @@ def _parameters(recipe_help: str) -> list[click.Parameter]:
         ),
         click.Option(["--output"], help="Output folder; the same as --set output.dir=FOLDER."),
         *(Renamed([name], former=FORMER.get(name, ()), is_flag=True, help=text) for name, text in switches.items()),
-        click.Option(
-            ["--devices"],
-            metavar="N",
-            help="Train by N processes of this machine, one for each GPU (or sharing the CPU); 0,2 = on these GPUs.",
-        ),
-        click.Option(
-            ["--nnodes"],
-            metavar="N",
-            type=click.IntRange(min=1),
-            help="Train by N machines that share the output folder; run the command on each of them.",
-        ),
-        click.Option(
-            ["--node-rank"],
-            metavar="N",
-            type=click.IntRange(min=0),
-            help="Number of this machine, from 0; with --nnodes.",
-        ),
-        click.Option(
-            ["--master"], metavar="HOST:PORT", help="Address of machine 0 and a free port there; with --nnodes."
-        ),
-        click.Option(
-            ["--interface"], metavar="NAME", help="Network interface of this machine, such as eth0; with --nnodes."
-        ),
-        click.Option(
-            ["--cluster"],
-            type=click.Choice(["auto", "none", *CLUSTERS]),
-            default="auto",
-            show_default=True,
-            help="Whose environment says how many processes or machines there are, where the options above do not.",
-        ),
+        *device_options(),
         click.Option(
             ["--max-restarts"],
             metavar="N",

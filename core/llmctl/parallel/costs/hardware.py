@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,3 +116,24 @@ def calibrated(hardware: Hardware, measured: Path, devices_in_node: int = 0) -> 
 def to_json(links: Mapping[str, Link]) -> str:
     """The content of a file for ``calibrated``."""
     return json.dumps({name: dataclasses.asdict(link) for name, link in links.items()}, indent=2) + "\n"
+
+
+def fitted(points: Sequence[tuple[float, float, float]]) -> Link:
+    """The connection that explains measurements best, each with the same relative weight.
+
+    Args:
+        points: (steps of the ring, bytes of a step, seconds).
+    """
+    # seconds / seconds = steps x latency / seconds + steps x bytes / bandwidth / seconds
+    a = [steps / seconds for steps, _, seconds in points]
+    b = [steps * size / seconds for steps, size, seconds in points]
+    aa, ab, bb = (sum(x * y for x, y in zip(*pair, strict=True)) for pair in ((a, a), (a, b), (b, b)))
+    whole = aa * bb - ab * ab
+    latency = (sum(a) * bb - sum(b) * ab) / whole if whole else 0.0
+    inverse = (sum(b) * aa - sum(a) * ab) / whole if whole else 0.0
+    if latency <= 0:
+        latency, inverse = 0.0, sum(b) / bb
+    if inverse <= 0:
+        # All took as long whatever their size: the bandwidth is at least the fastest that was seen.
+        return Link(max(steps * size / seconds for steps, size, seconds in points), sum(a) / aa)
+    return Link(1 / inverse, latency)

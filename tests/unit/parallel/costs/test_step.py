@@ -7,7 +7,7 @@ import pytest
 
 from llmctl.errors import ConfigError
 from llmctl.parallel.costs import step as costs
-from llmctl.parallel.costs.hardware import DEFAULT, HARDWARE, Link, calibrated, find, to_json
+from llmctl.parallel.costs.hardware import DEFAULT, HARDWARE, Link, calibrated, find, fitted, to_json
 from llmctl.parallel.costs.step import Plan, Traffic, Work, bubble, in_passes, in_update, link_of
 from llmctl.parallel.topology import Topology
 
@@ -101,6 +101,18 @@ def test_groups_within_a_machine_are_on_its_connection():
     assert link_of("data", topology, device) == (2, device.between)
     assert link_of("data", Topology(data=2, tensor=4), device) == (2, device.inside)
     assert link_of("tensor", Topology(data=4, tensor=3), device) == (3, device.between)
+
+
+def test_the_connection_that_explains_measurements_is_found():
+    link = Link(2e9, 3e-5)
+    points = [
+        (steps, size, steps * (link.latency + size / link.bandwidth)) for steps in (1, 6) for size in (1e3, 1e5, 1e7)
+    ]
+    found = fitted(points)
+    assert found.latency == pytest.approx(link.latency) and found.bandwidth == pytest.approx(link.bandwidth)
+    assert fitted([(1, 1e6, 1e-3), (1, 2e6, 1e-3)]) == Link(2e9, pytest.approx(1e-3))
+    only = fitted([(1, 1e6, 1e-3), (1, 3e6, 9e-3)])
+    assert only.latency == 0 and 3e8 < only.bandwidth < 1e9
 
 
 def test_measured_connections_take_the_place_of_assumed_ones(tmp_path):
