@@ -5,15 +5,14 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import yaml
 from kit.pages import config_of, lay_out, quick
 from kit.readme import ROOT
+from kit.started import LLMCTL, children, ended, lines_until, losses, start
 
 from llmctl.parallel.launch import free_ports
 
@@ -38,7 +37,7 @@ def command(words):
     words = list(map(str, words[words.index("llmctl") + 1 :]))
     if "--devices" in words:
         words[words.index("--devices") + 1] = "1"
-    return [sys.executable, "-m", "llmctl", *words]
+    return [*LLMCTL, *words]
 
 
 def of_script(text):
@@ -99,39 +98,11 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def start(words, environment, settings=SHORT):
-    """Two processes of a command, each with its environment; their output is read in threads."""
+def start_two(words, environment, settings=SHORT):
+    """Two processes of a command, each with its environment."""
     (port,) = free_ports(1)
     words = [word.replace("llmctl-0.llmctl:6170", f"127.0.0.1:{port}") for word in words]
-    started = []
-    for number in range(2):
-        variables = {**os.environ, "LLMCTL_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment(number, port)}
-        started.append(
-            subprocess.Popen(
-                [*words, *quick(settings)],
-                env=variables,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-        )
-    return started
-
-
-def ended(started, seconds=240):
-    """Exit codes and outputs."""
-    outputs = [""] * len(started)
-
-    def read(number):
-        outputs[number] += started[number].communicate(timeout=seconds)[0]
-
-    threads = [threading.Thread(target=read, args=(number,)) for number in range(len(started))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [one.returncode for one in started], outputs
+    return [start([*words, *quick(settings)], **environment(number, port)) for number in range(2)]
 
 
 CASES = {
@@ -153,61 +124,39 @@ def test_every_command_of_the_page_is_a_case():
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_together_without_flags(name, place):
-    codes, outputs = ended(start(*CASES[name]))
+    codes, outputs = ended(*start_two(*CASES[name]))
     assert codes == [0, 0], outputs
     assert json.loads(Path("runs/cluster/run.json").read_text())["processes"] == 2
     assert not re.search("traceback", "".join(outputs), re.IGNORECASE)
-
-
-def steps_of_run():
-    """The steps that are in the log of the run with a loss, in order."""
-    rows = map(json.loads, Path("runs/cluster/metrics.jsonl").read_text().splitlines())
-    return [row["step"] for row in rows if "loss" in row]
-
-
-def lines_until(process, what):
-    """The lines of a process up to one that has the text."""
-    read = []
-    for line in process.stdout:
-        read.append(line)
-        if what in line:
-            return read
-    raise AssertionError("".join(read))
-
-
-def children(process):
-    """Processes that a process started."""
-    tasks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(task) for task in tasks]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
 def test_sigterm_to_all_processes_of_a_job_saves_and_the_next_job_continues(place):
     long = {**SHORT, "train.max_steps": 60, "train.save_every": 60, "train.eval_every": 60}
     words, environment = CASES["slurm, a task for each machine"]
-    started = start(words, environment, long)
+    started = start_two(words, environment, long)
     lines_until(started[0], " 2/60 ")
     # Slurm sends it to every process of a step, launchers and ranks.
     everyone = [pid for one in started for pid in (one.pid, *children(one))]
     assert len(everyone) == 4
     for pid in everyone:
         os.kill(pid, signal.SIGTERM)
-    codes, outputs = ended(started)
+    codes, outputs = ended(*started)
     assert codes == [143, 143], outputs
     assert "interrupted after step" in outputs[0] and "error:" not in "".join(outputs)
-    codes, outputs = ended(start(words, environment, long))
+    codes, outputs = ended(*start_two(words, environment, long))
     assert codes == [0, 0] and "resuming from runs/cluster/checkpoints" in outputs[0], outputs
-    assert steps_of_run() == list(range(1, 61))
+    assert list(losses("runs/cluster")) == list(range(1, 61))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
 def test_after_a_rank_is_killed_all_machines_continue_from_the_newest_checkpoint(place):
     words, environment = CASES["slurm, a task for each machine"]
-    started = start(words, environment, {**SHORT, "train.max_steps": 12})
+    started = start_two(words, environment, {**SHORT, "train.max_steps": 12})
     lines_until(started[0], " 3/12 ")
     os.kill(children(started[1])[0], signal.SIGKILL)
-    codes, outputs = ended(started)
+    codes, outputs = ended(*started)
     assert codes == [0, 0], outputs
     assert "rank 1 was ended by signal 9 (SIGKILL)" in outputs[1] and "restart 1 of 3" in outputs[0]
     assert "resuming from runs/cluster/checkpoints" in outputs[0]
-    assert steps_of_run() == list(range(1, 13))
+    assert list(losses("runs/cluster")) == list(range(1, 13))

@@ -142,9 +142,13 @@ def test_a_signal_to_one_rank_stops_all_and_another_number_of_processes_goes_on(
     assert_alike(tensors_of(tmp_path / "whole" / "model"), tensors_of(tmp_path / "cut" / "model"))
 
 
+SECRET = "a-value-of-the-environment"
+
+
 def llmctl(*words, cwd):
     command = [sys.executable, "-m", "llmctl", *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "LLMCTL_THREADS": "1"})
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, "LLMCTL_THREADS": "1", "LLMCTL_TEST_SECRET": SECRET})  # fmt: skip
 
 
 def test_the_command_trains_by_two_processes_and_prints_once(data, tmp_path):
@@ -157,6 +161,8 @@ def test_the_command_trains_by_two_processes_and_prints_once(data, tmp_path):
     assert (tmp_path / "out" / "model" / "config.json").is_file() and (
         tmp_path / "out" / "logs" / "rank-1.log"
     ).is_file()
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(written) > 10 and not [path for path in written if SECRET.encode() in path.read_bytes()]
     again = llmctl("--model", "llama", "finetune", "--output", "out", "--devices", "2", *assignments, cwd=tmp_path)
     assert again.returncode == 2 and "is not empty" in again.stderr
     refused = llmctl("--model", "llama", "finetune", "--output", "new", "--devices", "3", *assignments, cwd=tmp_path)
