@@ -45,7 +45,7 @@ def curl(line, address):
     """The response to a command of curl."""
     _, url, *rest = shlex.split(line)
     given = dict(zip(rest[::2], rest[1::2], strict=True))
-    headers = dict([given["-H"].split(": ")]) if "-H" in given else {}
+    headers = dict(rest[place + 1].split(": ") for place in range(0, len(rest), 2) if rest[place] == "-H")
     url = url.replace("http://localhost:8000", address)
     return httpx.post(url, content=given["-d"], headers=headers) if "-d" in given else httpx.get(url)
 
@@ -65,9 +65,9 @@ def test_the_commands_and_the_code_work(folder):
     lines = shown(PAGE)
     servers = [line for line in lines if line.startswith("llmctl serve")]
     requests = [line for line in lines if line.startswith("curl ")]
-    assert len(lines) == len(servers) + len(requests) and len(servers) == 4 and len(requests) == 6
+    assert len(lines) == len(servers) + len(requests) and len(servers) == 4 and len(requests) == 8
     with started(servers[0]) as address:
-        models, chat, form, call, message, paddlenlp = (curl(line, address) for line in requests)
+        models, chat, form, call, message, paddlenlp = (curl(line, address) for line in requests if "lora" not in line)
         assert [row["id"] for row in models.json()["data"]] == ["model"]
         text = chat.json()["choices"][0]["message"]["content"]
         assert text.startswith(message.json()["content"][0]["text"])
@@ -81,6 +81,11 @@ def test_the_commands_and_the_code_work(folder):
         assert printed.getvalue() == text
     with started(servers[1]) as address:
         assert [row["id"] for row in httpx.get(f"{address}/v1/models").json()["data"]] == ["model", "formal", "short"]
+    (keys,) = re.findall(r"```text\n(# one key.*?)```", (ROOT / PAGE).read_text(encoding="utf-8"), re.DOTALL)
+    Path("keys.txt").write_text(f"{keys}admin-key admin\n")
+    with started(f"{servers[0]} --api-key-file keys.txt") as address:
+        load, unload = (curl(line, address) for line in requests if "lora" in line)
+        assert load.json()["id"] == "brief" and unload.json()["deleted"]
     with started(servers[2]) as address:
         assert (
             httpx.get(f"{address}/v1/models", headers={"host": "models.example.org"}).json()["data"][0]["id"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from llmctl.card.rope import context_length
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.infer.backend import Backend, BatchBackend, EngineBackend
 from llmctl.infer.model_source import ModelSource
 from llmctl.infer.options import KV, EngineOptions
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmctl.card.family import Family
     from llmctl.card.tokens import Wording
     from llmctl.infer.eager.exported import Exported
-    from llmctl.infer.packed.model import PackedModel
+    from llmctl.infer.packed.model import PackedAdapter, PackedModel
     from llmctl.infer.sampling.defaults import SamplingDefaults
     from llmctl.tokenizers import Tokenizer
 
@@ -102,6 +102,18 @@ class EngineHandle(ABC):
         Raises:
             LlmctlError: The weights cannot be read, or the KV cache does not fit the memory.
         """
+
+    def pack_adapter(self, name: str, folder: Path) -> PackedAdapter:
+        """An adapter in a folder, for a loaded engine.
+
+        Args:
+            name: What requests call it.
+            folder: The adapter.
+
+        Raises:
+            LlmctlError: It was trained on another model, or the engine takes none.
+        """
+        raise UnsupportedError("adapters need the fused engine")
 
     def tokenizer(self, chat_template: str = "auto") -> Tokenizer:
         """The model's tokenizer.
@@ -219,6 +231,15 @@ class FusedHandle(EngineHandle):
         )
         return load_engine(model, source.dims, tokenizer, lengths, options)
 
+    def pack_adapter(self, name: str, folder: Path) -> PackedAdapter:
+        """As ``EngineHandle``."""
+        from llmctl.adapters.folder import open_adapter
+        from llmctl.infer.loader import packed_adapter
+
+        source = self.source
+        opened = open_adapter(folder, source.folder, source.plugin.card.name, self.options.allow_other_base)
+        return packed_adapter(name, opened, source.plugin, source.dims)
+
     def _layer(self, tokenizer: EndTokens, lengths: Sequence[int | None], reason: str) -> LoadedEngine:
         handle = DynamicHandle(
             options=self.options, wording=self.wording, tokenizer_folder=self.tokenizer_folder, vocab=self.vocab,
@@ -249,6 +270,20 @@ class PackedHandle(EngineHandle):
     def load(self, tokenizer: EndTokens, lengths: Sequence[int | None]) -> LoadedEngine:
         """As ``EngineHandle``."""
         return load_engine(self.model, self.dims, tokenizer, lengths, self.options, self.default_adapter)
+
+    def pack_adapter(self, name: str, folder: Path) -> PackedAdapter:
+        """As ``EngineHandle``."""
+        from llmctl import plugins
+        from llmctl.adapters.folder import open_adapter
+        from llmctl.infer.loader import packed_adapter
+        from llmctl.infer.packed.folder import read_header
+
+        if self.model.prefix is not None:
+            raise UnsupportedError("virtual tokens were packed with the model, which takes no other adapter")
+        packed = self.tokenizer_folder if self.model_folder is None else self.model_folder
+        base = read_header(packed)["base"]
+        opened = open_adapter(folder, packed, self.wording.name, self.options.allow_other_base, base)
+        return packed_adapter(name, opened, plugins.load(self.wording.name), self.dims)
 
 
 def load_engine(

@@ -16,7 +16,7 @@ from llmctl.infer.engine.kv_budget import blocks_for
 from llmctl.infer.engine.limits import step_tokens_for
 from llmctl.infer.executors.base import BLOCK, Executor
 from llmctl.infer.options import KV
-from llmctl.infer.packed.model import PackedModel
+from llmctl.infer.packed.model import PackedAdapter, PackedModel
 from llmctl.runtime.memory import free_memory
 
 if TYPE_CHECKING:
@@ -126,6 +126,27 @@ def add_adapters(
     new = [_adapter(name, opened, model.graph, widths) for name, opened in given.items()]
     folded = [packed_adapters.fold_adapter(adapter, model) for adapter in new] if model.folds else new
     return replace(model, adapters=[*model.adapters, *folded])
+
+
+def packed_adapter(name: str, opened: OpenedAdapter, plugin: Plugin, dims: Dims) -> PackedAdapter:
+    """An adapter for packed weights of a model, unmerged.
+
+    Args:
+        name: What requests call it.
+        opened: The adapter.
+        plugin: The model's family.
+        dims: Its dims.
+
+    Raises:
+        LlmctlError: It has to be merged, or does not fit.
+    """
+    from llmctl.infer.packed import adapters as packed_adapters
+    from llmctl.infer.packed import pack as packer
+
+    found: PackedAdapter = _adapter(
+        name, opened, packer.graph_of(plugin, dims), packed_adapters.widths_of(plugin, dims)
+    )
+    return found
 
 
 def executor_of(model: PackedModel, kv: str = KV[0], step_tokens: int = 512) -> Executor:

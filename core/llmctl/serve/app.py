@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,11 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from llmctl.errors import LlmctlError
 from llmctl.serve.access.guard import BODY, App, Guard
-from llmctl.serve.access.keys import Keys
+from llmctl.serve.access.keys import ASKING, Keys
 from llmctl.serve.apis import anthropic, openai, openapi, paddlenlp, responses
 from llmctl.serve.apis.capabilities import capabilities
-from llmctl.serve.apis.fields import DETOKENIZE, TOKENIZE, read
+from llmctl.serve.apis.fields import DETOKENIZE, LOAD_ADAPTER, TOKENIZE, UNLOAD_ADAPTER, need, read
 from llmctl.serve.apis.replies import (
     PADDLENLP_PATH,
     events,
@@ -53,6 +55,8 @@ def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = (), body_byt
         "/v1/embeddings": ("POST", routes.embeddings),
         "/v1/models": ("GET", routes.models),
         "/v1/models/{name:path}": ("GET", routes.model),
+        "/v1/load_lora_adapter": ("POST", routes.load_adapter),
+        "/v1/unload_lora_adapter": ("POST", routes.unload_adapter),
         "/tokenize": ("POST", routes.tokenize),
         "/detokenize": ("POST", routes.detokenize),
         PADDLENLP_PATH: ("POST", routes.paddlenlp),
@@ -177,6 +181,28 @@ class Routes:
             "id": name, "object": "model", "created": model.created, "owned_by": "llmctl",
             "max_model_len": model.max_positions or None, **more,
         }  # fmt: skip
+
+    async def load_adapter(self, request: Request) -> Response:
+        """Loads an adapter, for an admin."""
+        ASKING.get().check_admin()
+        values, service = read(request.scope[BODY], LOAD_ADAPTER), self._service
+        need(values, "lora_name", "lora_path")
+        name, folder = values["lora_name"], Path(values["lora_path"])
+        if name in service.model.names or not name:
+            raise Problem(f"lora_name is {name[:80]!r}; choose a name that there is not", param="lora_name")
+        try:
+            await run_in_threadpool(service.model.adapters.load, name, folder, service.bridge.between_steps)
+        except LlmctlError as error:
+            raise Problem(str(error), param="lora_path") from None
+        return json_reply(self._model(name))
+
+    async def unload_adapter(self, request: Request) -> Response:
+        """Unloads an adapter, for an admin."""
+        ASKING.get().check_admin()
+        values = read(request.scope[BODY], UNLOAD_ADAPTER)
+        need(values, "lora_name")
+        self._service.model.adapters.unload(values["lora_name"])
+        return json_reply({"id": values["lora_name"], "object": "model", "deleted": True})
 
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a text or a conversation."""

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from llmctl.errors import LlmctlError
 from llmctl.infer.backend import Backend, BatchBackend, EngineBackend
 from llmctl.infer.request import Event, Generation, Request
 from llmctl.serve.problems import Problem
 
+T = TypeVar("T")
 STALLED_SECONDS = 120.0
 """An engine that has work and takes longer for a step than this counts as failed."""
 
@@ -109,6 +110,13 @@ class Bridge(Protocol):
     def dead(self) -> bool:
         """Whether the engine has ended by an error."""
 
+    def between_steps(self, call: Callable[[Any], T]) -> T:
+        """The result of a function that is called with the engine between two steps; not for the event loop.
+
+        Raises:
+            Problem: The engine has stopped, or cannot be reached so.
+        """
+
     def gauges(self) -> dict[str, float]:
         """State of the engine, by name of the metric."""
 
@@ -163,6 +171,16 @@ class EngineBridge:
     def dead(self) -> bool:
         """As ``Bridge``."""
         return self._engine is not None and not self._engine.alive
+
+    def between_steps(self, call: Callable[[Any], T]) -> T:
+        """As ``Bridge``."""
+        from llmctl.infer.engine.async_engine import StoppedError
+
+        try:
+            found: Future[T] = self._engine.between_steps(call)
+        except StoppedError:
+            raise Problem(DOWN, 503) from None
+        return found.result()
 
     def gauges(self) -> dict[str, float]:
         """As ``Bridge``."""
@@ -244,6 +262,10 @@ class BatchBridge:
     def dead(self) -> bool:
         """As ``Bridge``."""
         return False
+
+    def between_steps(self, call: Callable[[Any], T]) -> T:
+        """As ``Bridge``."""
+        raise Problem("the engine of this model does not change while it runs")
 
     def gauges(self) -> dict[str, float]:
         """As ``Bridge``."""

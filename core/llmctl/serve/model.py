@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from llmctl.infer.sampling import SAMPLE_ONLY, SamplingParams
 from llmctl.infer.sampling.constraint import Constraint
 from llmctl.infer.sampling.defaults import SamplingDefaults
 from llmctl.io.json_object import parse_json
+from llmctl.serve.adapters import Adapters
 from llmctl.serve.answers.formats import Grammar, grammar_of
 from llmctl.serve.answers.grammars import Grammars
 from llmctl.serve.answers.parts import PartsReader
@@ -45,7 +46,7 @@ class ServedModel:
 
     Attributes:
         name: Its name.
-        adapters: Names of its adapters.
+        adapters: Its adapters.
         tokenizer: Its tokenizer.
         vocab: Number of its tokens.
         max_positions: Tokens of prompt and answer together; 0 = any.
@@ -65,7 +66,7 @@ class ServedModel:
     vocab: int
     max_positions: int
     defaults: SamplingDefaults
-    adapters: tuple[str, ...] = ()
+    adapters: Adapters = field(default_factory=Adapters)
     prefix_lm: PrefixLM | None = None
     causal: bool = True
     fused: bool = True
@@ -101,22 +102,22 @@ class ServedModel:
     @property
     def names(self) -> tuple[str, ...]:
         """All names that a request may give."""
-        return (self.name, *self.adapters)
+        return (self.name, *self.adapters.names)
 
-    def adapter(self, name: str | None) -> int:
-        """The index of the adapter that a request names; -1 = the model itself.
+    def adapter(self, name: str | None) -> str:
+        """The adapter that a request names; empty = the model itself.
 
         Raises:
             Problem: There is no model of this name.
         """
         if name is None or name == self.name:
-            return -1
-        if name not in self.adapters:
+            return ""
+        if self.adapters.place(name) is None:
             raise Problem(
                 f"there is no model {shown(name)}; there are: {', '.join(self.names)}",
                 404, param="model", code="model_not_found",
             )  # fmt: skip
-        return self.adapters.index(name)
+        return name
 
     def text_prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a text or of ids.

@@ -23,10 +23,12 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from llmctl.card.answers import CALL_FORMS
 from llmctl.config.serve import ServeConfig, ServerConfig
 from llmctl.errors import ConfigError, FileError
+from llmctl.infer.backend import EngineBackend
 from llmctl.infer.handle import EngineHandle
 from llmctl.infer.options import EngineOptions
 from llmctl.serve.access.guard import LOG
 from llmctl.serve.access.keys import Keys
+from llmctl.serve.adapters import Adapters
 from llmctl.serve.admission import Admission
 from llmctl.serve.answers.grammars import Grammars
 from llmctl.serve.app import make_app
@@ -63,14 +65,15 @@ def load(handle: EngineHandle, config: ServeConfig) -> tuple[ServedModel, Bridge
         handle = replace(handle, options=_with_steps(options, rows + PROMPT_TOKENS))
     tokenizer = handle.tokenizer(config.model.chat_template)
     loaded = handle.load(tokenizer, [None] * rows)
+    default = loaded.backend.adapter if isinstance(loaded.backend, EngineBackend) else -1
     model = ServedModel(
         name=config.model.name or Path(config.model.path).resolve().name, tokenizer=tokenizer, vocab=handle.vocab,
-        max_positions=loaded.max_positions, defaults=handle.sampling_defaults(), adapters=handle.adapters,
+        max_positions=loaded.max_positions, defaults=handle.sampling_defaults(), adapters=Adapters(handle.adapters, default, handle.pack_adapter if loaded.engine == "fused" else None),
         prefix_lm=handle.prefix_lm, causal=handle.causal, fused=loaded.engine == "fused", created=int(time.time()),
         family=handle.wording.name, calls=CALL_FORMS.get(handle.wording.tokens.calls), thoughts=handle.wording.tokens.thoughts,
         grammars=Grammars(tokenizer, handle.vocab) if loaded.engine == "fused" and find_spec("llguidance") else None,
     )  # fmt: skip
-    if model.name in model.adapters:
+    if model.name in handle.adapters:
         raise ConfigError(
             f"the model and an adapter are both called {model.name}; give the model another name with --name"
         )

@@ -48,7 +48,7 @@ class Job:
 
     Attributes:
         asks: The answers.
-        adapter: Index of the adapter; -1 = none.
+        adapter: Name of the adapter; empty = none.
         prompts: How many prompts there are; each has as many answers as the others.
         seconds: How long it may take; 0 = for ever.
         ends: As for ``Answer``.
@@ -57,7 +57,7 @@ class Job:
     """
 
     asks: list[Ask]
-    adapter: int = -1
+    adapter: str = ""
     prompts: int = 1
     seconds: float = 0.0
     ends: tuple[int, ...] = ()
@@ -130,7 +130,11 @@ class Service:
         ]
         requests = [
             _request(
-                prompt=ask.prompt, options=ask.params, index=ask.index, adapter=job.adapter, constraint=ask.constraint
+                prompt=ask.prompt,
+                options=ask.params,
+                index=ask.index,
+                adapter=self._place(job.adapter),
+                constraint=ask.constraint,
             )
             for ask in job.asks
         ]
@@ -167,7 +171,8 @@ class Service:
             return scores
         params = SamplingParams(logprobs=top)
         requests = [
-            _request(prompt=prompts[number], options=params, adapter=job.adapter, score_from=1) for number in asked
+            _request(prompt=prompts[number], options=params, adapter=self._place(job.adapter), score_from=1)
+            for number in asked
         ]
         done = 0
         async with self._asked(job, requests, part) as running:
@@ -180,6 +185,13 @@ class Service:
                         raise Problem(str(cause or event.done.error), 400 if cause else 500)
                     scores[asked[number]], done = event.done.logprobs, done + 1
         return scores
+
+    def _place(self, adapter: str) -> int:
+        """Where the engine has an adapter, which may have been unloaded since the body was read; -1 = none is asked for."""
+        place = self.model.adapters.place(adapter) if adapter else -1
+        if place is None:
+            raise Problem(f"the adapter {adapter} was unloaded", 404, param="model", code="model_not_found")
+        return place
 
     @asynccontextmanager
     async def _asked(self, job: Job, requests: Sequence[Request], part: bool = False) -> AsyncIterator[_Running]:

@@ -130,7 +130,7 @@ def test_vllm_s_names_of_metrics_are_added():
 
 def test_every_gauge_of_the_server_is_explained():
     with served() as client:
-        chat(client, QUESTION, max_tokens=2)
+        chat(client, QUESTION, max_tokens=300, ignore_eos=True)
         text = client.get("/metrics").text
     names = set(re.findall(r"^llmctl_(\w+?)(?:_bucket|_sum|_count)?[ {]", text, re.MULTILINE))
     assert {name for name in names if name not in HELP} == set()

@@ -11,11 +11,12 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from llmctl.infer.engine.engine import Engine, EngineStats
 from llmctl.infer.request import Event, Generation, Request
 
+T = TypeVar("T")
 LOG = logging.getLogger("llmctl.serve")
 
 
@@ -87,6 +88,7 @@ class AsyncEngine:
         self._wake = threading.Condition()
         self._asked: list[tuple[Request, Ticket]] = []
         self._cancelled: list[Ticket] = []
+        self._calls: list[Callable[[], None]] = []
         self._tickets: dict[int, Ticket] = {}
         self._stopped: StoppedError | None = None
         self._failures, self._restarts = 0, restarts
@@ -132,6 +134,30 @@ class AsyncEngine:
         with self._wake:
             self._cancelled.append(ticket)
             self._wake.notify()
+
+    def between_steps(self, call: Callable[[Engine], T]) -> Future[T]:
+        """Calls a function with the engine, in its thread and between two steps.
+
+        Returns:
+            The result, or the exception that was raised.
+
+        Raises:
+            StoppedError: The engine does not run.
+        """
+        result: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                result.set_result(call(self._engine))
+            except Exception as error:  # of the caller, who gets it
+                result.set_exception(error)
+
+        with self._wake:
+            if self._stopped:
+                raise self._error()
+            self._calls.append(run)
+            self._wake.notify()
+        return result
 
     def stop(self) -> None:
         """Ends the thread after the current step. Requests that have not ended get ``StoppedError``."""
@@ -193,11 +219,13 @@ class AsyncEngine:
     def _take(self) -> bool:
         """Waits for work and takes new requests and cancellations; False = the engine was stopped."""
         with self._wake:
-            self._wake.wait_for(lambda: self._asked or self._cancelled or self._stopped or self._engine.busy)
+            self._wake.wait_for(
+                lambda: self._asked or self._cancelled or self._calls or self._stopped or self._engine.busy
+            )
             if self._stopped:
                 return False
-            asked, cancelled = self._asked, self._cancelled
-            self._asked, self._cancelled = [], []
+            asked, cancelled, calls = self._asked, self._cancelled, self._calls
+            self._asked, self._cancelled, self._calls = [], [], []
         for request, ticket in asked:
             try:
                 number = self._engine.add(request)
@@ -211,6 +239,8 @@ class AsyncEngine:
             # Requests are taken before cancellations, so every number is known or refused.
             if ticket.number.exception() is None:
                 self._engine.cancel(ticket.number.result())
+        for run in calls:
+            run()
         return True
 
     def _hand_out(self, event: Event) -> None:

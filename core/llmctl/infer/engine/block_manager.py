@@ -37,12 +37,17 @@ class BlockManager:
         self._copy = executor.copy
         self.reset()
 
-    def reset(self) -> None:
+    def reset(self, executor: Executor | None = None) -> None:
         """Begins with an empty cache; no sequence may have blocks.
+
+        Args:
+            executor: One that holds the cache from now on; None = the same as before.
 
         Raises:
             ConfigError: The cache does not hold the virtual tokens.
         """
+        if executor is not None:
+            self._executor, self._copy = executor, executor.copy
         blocks, prefix = self._blocks, self._prefix
         self._executor.allocate(blocks)
         self.pool = BlockPool(blocks)

@@ -184,6 +184,29 @@ class Engine:
             self._call(state, events[-1])
         return events
 
+    @property
+    def executor(self) -> Executor:
+        """What computes the steps."""
+        return self._executor
+
+    def uses(self, adapter: int) -> bool:
+        """Whether a request that has not ended names this adapter."""
+        return any(state.request.adapter == adapter for state in self._states.values())
+
+    def replace_executor(self, executor: Executor, adapters: int) -> None:
+        """Goes on with another executor of the same model, such as one with other adapters.
+
+        Requests that run are computed again from their tokens, and their answers go on.
+
+        Args:
+            executor: Takes steps of as many tokens as the one before.
+            adapters: Number of its adapters.
+        """
+        self._scheduler.preempt_all()
+        self._executor = executor
+        self._manager.reset(executor)
+        self._limits = replace(self._limits, adapters=adapters)
+
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Answers, in order. A request that is refused has the finish reason ``error``; the others are answered.
 

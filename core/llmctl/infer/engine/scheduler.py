@@ -53,6 +53,12 @@ class Scheduler:
         dropped, self.running = self.running, []
         return dropped
 
+    def preempt_all(self) -> None:
+        """Takes the blocks of all requests, which wait again in the order of their arrival."""
+        self._chunks = {}
+        for state in reversed([*self.running]):
+            self._preempt(state)
+
     def schedule(self) -> list[ScheduledChunk]:
         """The tokens of the next step; their blocks are reserved."""
         self._chunks, self._left = {}, self._budget

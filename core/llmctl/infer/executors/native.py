@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from llmctl.errors import OPERATORS_DISTRIBUTION, ConfigError
 from llmctl.infer.executors.base import BLOCK, Batch, Float, Int
 from llmctl.infer.executors.rope_cache import RopeCache
 from llmctl.infer.packed.linear import LAYOUT, PackedLinear
-from llmctl.infer.packed.model import Linear, LoraDelta, Norm, PackedModel
+from llmctl.infer.packed.model import Linear, LoraDelta, Norm, PackedAdapter, PackedModel
 from llmctl.runtime import operators
 
 try:
@@ -57,6 +58,7 @@ class NativeExecutor:
         if max_tokens < 1:
             raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
         self._spec, self._max_tokens = model.graph, max_tokens
+        self.model, self._kv = model, kv
         owned = _Owned()
         described = _describe(model, kv, owned)
         self._decoder = decoder.Decoder(described, max_tokens, owned)
@@ -78,6 +80,10 @@ class NativeExecutor:
     def block_bytes(self) -> int:
         """As ``Executor``."""
         return self._decoder.block_bytes
+
+    def with_adapters(self, adapters: Sequence[PackedAdapter]) -> NativeExecutor:
+        """The executor of the same model with other adapters, and a cache of its own."""
+        return NativeExecutor(replace(self.model, adapters=[*adapters]), self._max_tokens, self._kv)
 
     def allocate(self, blocks: int) -> None:
         """As ``Executor``."""

@@ -13,7 +13,7 @@ def capabilities(model: ServedModel) -> dict[str, Any]:
     """What a model can do. Reads the family's evidence: not for the event loop."""
     template = model.tokenizer.chat_template
     return {
-        "object": "capabilities", "id": model.name, "adapters": [*model.adapters], "family": model.family,
+        "object": "capabilities", "id": model.name, "adapters": [*model.adapters.names], "family": model.family,
         "max_model_len": model.max_positions or None, "vocab_size": model.vocab,
         "several_answers_at_once": model.fused,
         "chat": {

@@ -238,6 +238,12 @@ RESPONSES = [
 ]  # fmt: skip
 """Those of OpenAI's responses, and some of ours."""
 
+LOAD_ADAPTER = [
+    Field("lora_name", "text", "by which requests will ask for it"),
+    Field("lora_path", "text", "folder of the adapter, on the server"),
+]
+UNLOAD_ADAPTER = [Field("lora_name", "text", "the adapter")]
+
 PADDLENLP = [
     Field("context", "text", "what the user says"),
     Field("history", "any", "texts by turns, or objects with `utterance`, or either as JSON text; an even number"),

@@ -145,7 +145,7 @@ def _prompts(prompt: Any) -> list[Any]:
 
 def _job(
     service: Service, values: Mapping[str, Any], prompts: Sequence[Sequence[int]], longest: int | None, top: int | None,
-    adapter: int, ends: tuple[int, ...] = (), chat: bool = False,
+    adapter: str, ends: tuple[int, ...] = (), chat: bool = False,
 ) -> Job:  # fmt: skip
     asks, constraint = [], service.model.constraint(values)
     for prompt in prompts:

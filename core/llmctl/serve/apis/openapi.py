@@ -16,6 +16,12 @@ BODIES = {
     "/v1/responses": ("A response, which is not stored.", fields.RESPONSES, ("input",)),
     "/v1/messages": ("A message as Anthropic has it.", fields.MESSAGES, ("messages", "max_tokens")),
     "/v1/messages/count_tokens": ("Tokens of a prompt of messages.", fields.COUNT_TOKENS, ("messages",)),
+    "/v1/load_lora_adapter": (
+        "Loads an adapter; needs a key of the class admin.",
+        fields.LOAD_ADAPTER,
+        ("lora_name", "lora_path"),
+    ),
+    "/v1/unload_lora_adapter": ("Unloads one; likewise.", fields.UNLOAD_ADAPTER, ("lora_name",)),
     "/tokenize": ("Token ids of a text or a conversation.", fields.TOKENIZE, ()),
     "/detokenize": ("The text of token ids.", fields.DETOKENIZE, ("tokens",)),
     "/api/chat": ("An answer as PaddleNLP's server gives it.", fields.PADDLENLP, ("context",)),
