@@ -39,20 +39,21 @@ class SparseMLP(paddle.nn.Layer):
         order = np.argsort(chosen, kind="stable")
         counts = np.bincount(chosen, minlength=len(self.experts))
         slots = paddle.to_tensor(order, dtype="int64")
-        rows = paddle.gather(x_TD, slots // choices)
-        outputs = [
-            self.experts[expert](part)
-            for expert, part in zip(
-                np.flatnonzero(counts), paddle.split(rows, counts[counts > 0].tolist()), strict=True
-            )
-        ]
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        routed_TKD = paddle.gather(paddle.concat(outputs), paddle.to_tensor(back, dtype="int64")).reshape(
-            [-1, choices, x_TD.shape[-1]]
-        )
+        outputs = self.run_experts(paddle.gather(x_TD, slots // choices), counts)
+        back = paddle.to_tensor(inverse(order), dtype="int64")
+        routed_TKD = paddle.gather(outputs, back).reshape([-1, choices, x_TD.shape[-1]])
         mixed_TD = paddle.matmul(weight_TK.unsqueeze(1), routed_TKD).squeeze(1)
         return mixed_TD.reshape(x_BTD.shape)
+
+    def run_experts(self, rows: paddle.Tensor, counts: np.ndarray) -> paddle.Tensor:
+        """The outputs of the experts.
+
+        Args:
+            rows: Inputs [sum(counts), D], those of the first expert first.
+            counts: Number of rows of each expert; not all are 0.
+        """
+        parts = zip(np.flatnonzero(counts), paddle.split(rows, counts[counts > 0].tolist()), strict=True)
+        return paddle.concat([self.experts[expert](part) for expert, part in parts])
 
     def _traced(self, x_TD: paddle.Tensor, weight_TK: paddle.Tensor, expert_TK: paddle.Tensor) -> paddle.Tensor:
         """The same as operators of a program, which runs every expert, some on no tokens."""
@@ -64,6 +65,13 @@ class SparseMLP(paddle.nn.Layer):
             part = expert(paddle.gather_nd(x_TD, rows)) * paddle.gather_nd(weight_T1, rows)
             mixed_TD = paddle.scatter_nd_add(mixed_TD, rows, part)
         return mixed_TD
+
+
+def inverse(order: np.ndarray) -> np.ndarray:
+    """The permutation that undoes another."""
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return back
 
 
 class SoftmaxTopK(nn.Layer):
