@@ -36,7 +36,7 @@ METHODS = {
     "lora": "LoRA",
     "prefix-tuning": "prefix tuning",
     "dpo": "DPO",
-    "quantize": "quantisation",
+    "quantize": "quantization",
     "convert": "weight conversion",
     "fused": "fused inference",
     "fused-lora": "LoRA in the fused engine",
@@ -50,6 +50,7 @@ METHODS = {
 
 FUSED = {
     "fused": (),
+    "quantize": ("fused",),
     "fused-lora": ("fused", "lora"),
     "fused-prefix": ("fused", "prefix-tuning"),
     "wint8": ("fused",),

@@ -39,9 +39,7 @@ COLUMNS = {
     "static": "Static export",
     "tensor-parallel": "Tensor parallel",
 }
-NOT_YET = "core does not have this method in this release"
 PENDING = {
-    "quantize": NOT_YET,
     "tensor-parallel": "weights are split and merged exactly; tensor-parallel runs are not in this release",
 }
 """Methods that core does not have yet, so that no family supports them."""

@@ -30,6 +30,7 @@ from llmctl.testing.fused import FusedConformance
 from llmctl.testing.preferences import PreferenceConformance
 from llmctl.testing.prefixes import PrefixConformance
 from llmctl.testing.purity import heavy_imports
+from llmctl.testing.quantization import QuantizationConformance
 from llmctl.testing.static import StaticConformance
 from llmctl.testing.tensor_parallel import TensorParallelConformance
 from llmctl.testing.tiny import descend, random_model
@@ -41,6 +42,7 @@ class FamilyConformance(
     FusedConformance,
     PreferenceConformance,
     PrefixConformance,
+    QuantizationConformance,
     StaticConformance,
     TensorParallelConformance,
 ):

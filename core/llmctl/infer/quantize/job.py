@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmctl.card.support import require
 from llmctl.checkpoint.locate import locate
 from llmctl.config.quantize import QuantizeConfig
 from llmctl.errors import ConfigError, UnsupportedError
@@ -102,6 +103,7 @@ def check(config: QuantizeConfig, family: str = "auto") -> QuantizeJob:
         raise ConfigError(
             f"{folder} is an adapter; merge it first, and quantize the result: llmctl merge {folder} --output FOLDER"
         )
+    require(source.plugin.card, "quantize")
     graph = graph_of(source.plugin, source.dims)
     _check_hook(source, settings)
     output = _check_output(config, source)
