@@ -117,9 +117,14 @@ class Pipeline:
         self._passes = {part: iter([*range(count), *[None] * (total - count)]) for part in self._stage.parts}
         self._fleet.accumulate_steps = total
         self._fleet._init_user_hooks()
-        # What was told about shapes holds for the step before.
-        getattr(self._fleet._p2p_helper, "_send_recv_meta_list", {}).clear()
+        self._forget_shapes()
         self._fleet.forward_backward_pipeline(_no_data(), None)
+
+    def _forget_shapes(self) -> None:
+        """What was told about shapes holds for the tensors before, message by message."""
+        helper = self._fleet._p2p_helper
+        helper._send_recv_meta_list.clear()
+        helper._dynamic_cnt = 0
 
     @paddle.no_grad()
     def forward(self, hidden: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...] | None:
@@ -128,6 +133,7 @@ class Pipeline:
         Args:
             hidden: Computes what the layers give; called on every stage, for each of its parts.
         """
+        self._forget_shapes()
         helper, found = self._fleet._p2p_helper, None
         for part in self._stage.parts:
             first, last = part == 0, part == len(self._stage.cuts.layers) - 1
