@@ -50,6 +50,7 @@ COMMANDS = {
     "plan": ("llmctl.commands.plan:command", "Estimate the memory of a training run."),
     "quantize": ("llmctl.commands.quantize:command", "Quantize a model to 4 or 8 bits."),
     "report": ("llmctl.commands.report:command", "Write the HTML report of a run, or compare several runs."),
+    "request": ("llmctl.commands.request:command", "Ask a server with OpenAI's API."),
     "serve": ("llmctl.commands.serve:command", "Serve a model over HTTP: OpenAI's API."),
     "verify": ("llmctl.commands.verify:command", "Compare the files of a model or run with their checksums."),
 }

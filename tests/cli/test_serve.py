@@ -97,6 +97,16 @@ def test_openai_s_client_gets_what_the_command_line_answers(client):
         client.completions.create(model="other", prompt="Hi")
 
 
+def test_llmctl_request_prints_what_the_server_answers(server, client, monkeypatch):
+    expected = ask(client).choices[0].message.content + "\n"
+    words = ["request", QUESTION, "--url", server.url, "--temperature", 0, "--max-new-tokens", 40]
+    assert llmctl(*words)[0] == expected == llmctl(*words, "--no-stream")[0]
+    assert json.loads(llmctl(*words, "--json", "--system", "Be brief.")[0])["choices"]
+    assert "refuses (404): there is no model 'other'" in llmctl(*words, "--name", "other", code=2)[1]
+    assert "nobody answers" in llmctl("request", "Hi", "--url", "http://127.0.0.1:9", code=2)[1]
+    assert "is no address" in llmctl("request", "Hi", "--url", "localhost:8000", code=2)[1]
+
+
 def test_answers_in_a_crowd_are_those_given_alone(client):
     texts = [
         f"Deny this: {name} {what}."

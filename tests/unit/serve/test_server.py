@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import uvicorn
+from kit.served import served
 
 from llmctl.serve import server
 from llmctl.serve.access import guard
@@ -126,3 +127,12 @@ def test_an_engine_without_progress_is_not_ready(monkeypatch):
         assert client.get("/readyz").status_code == 503 and client.get("/healthz").status_code == 503
         monkeypatch.undo()
         assert client.get("/readyz").status_code == 200
+
+
+def test_a_client_whose_small_body_is_refused_reads_the_answer_on_the_same_connection():
+    with served(keys=["secret"]) as client:
+        for more in ({"content": b"x" * 60_000}, {"content": (b"y" * 100 for _ in range(50))}):
+            refused = client.post("/tokenize", headers={"content-type": "text/plain"}, **more)
+            assert refused.status_code == 401 and "connection" not in refused.headers
+        large = client.post("/tokenize", content=b"x" * 100_000)
+        assert large.status_code == 401 and large.headers["connection"] == "close"

@@ -29,6 +29,9 @@ LOG = logging.getLogger("llmctl.serve")
 BODY_SECONDS = 20.0
 """Longest time in which a body must have come."""
 
+DRAIN_SECONDS = 1.0
+"""Longest time in which a part of a body that nobody wants must come."""
+
 LONG = 1 << 16
 """Bytes of a body that is not parsed in the event loop."""
 
@@ -79,8 +82,9 @@ class Guard:
         except Gone:
             status = status or 499
         except Problem as problem:
-            if scope["method"] == "POST" and BODY not in scope:
-                problem.headers["connection"] = "close"  # what is left of the body is not read
+            unread = scope["method"] == "POST" and BODY not in scope
+            if unread and not await self._drained(headers, receive):
+                problem.headers["connection"] = "close"
             await problem_reply(problem, scope["path"])(scope, receive, noted)
         except Exception as error:
             # The message may hold what a user wrote.
@@ -135,6 +139,20 @@ class Guard:
             return await asyncio.to_thread(parse_json, data, bounded=True)
         except ValueError as error:
             raise Problem(f"the body is not valid JSON: {error}", code="invalid_json") from None
+
+    async def _drained(self, headers: dict[str, str], receive: Receive) -> bool:
+        """Whether a small body that nobody wants was read, so that its client reads the answer instead of a broken connection."""
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > LONG:
+            return False
+        size, more = 0, True
+        try:
+            while more and size <= LONG:
+                message = await asyncio.wait_for(receive(), DRAIN_SECONDS)
+                size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+        except asyncio.TimeoutError:
+            return False
+        return not more
 
     async def _read(self, receive: Receive) -> bytes:
         parts, size, more = [], 0, True
