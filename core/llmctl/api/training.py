@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from llmctl import runtime
 from llmctl.api.run import Run
 from llmctl.config import file, schema
+from llmctl.config.parallel import ParallelConfig
 from llmctl.errors import ConfigError, require_installed
 from llmctl.io.progress import silent, waiting
+from llmctl.io.sizes import parse_bytes
 from llmctl.jobs.paths import hold_output
 from llmctl.jobs.registry import COMMANDS, resolve
 from llmctl.parallel.arrangement import arrange, check_passes
@@ -170,17 +172,18 @@ def run_job(
         with silent() if console.quiet else waiting("importing paddle"):
             runtime.import_paddle(f"llmctl {job.command}")
             from llmctl.train import trainer
-        trainer.run(job, callbacks, console, _ranks(rank, topology, job.config.parallel.hang_seconds))
+        trainer.run(job, callbacks, console, _ranks(rank, topology, job.config.parallel))
     return Run(job.output)
 
 
-def _ranks(rank: Rank | None, topology: Topology, hang_seconds: float) -> Ranks:
+def _ranks(rank: Rank | None, topology: Topology, parallel: ParallelConfig) -> Ranks:
     """The processes that train together; they are connected when this returns."""
     if rank is None:
         return ALONE
     from llmctl.parallel.mesh import Mesh
 
-    return Mesh(topology, rank, hang_seconds)
+    bucket = parse_bytes(parallel.bucket, "parallel.bucket=")
+    return Mesh(topology, rank, parallel.hang_seconds, bucket)
 
 
 def _read(command: str, config: Any) -> tuple[Mapping[str, Any], str]:

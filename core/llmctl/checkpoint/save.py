@@ -58,6 +58,25 @@ def save_weights(
         write_index(Path(folder), shards)
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Writes tensors under their own names and in their own types into one file, which does not depend on their order.
+
+    Args:
+        path: The file.
+        tensors: Name -> paddle tensor, numpy array or what has ``shape``, ``dtype`` and ``numpy()``; one at a time is read.
+    """
+    planned = {
+        name: PlannedTensor(tuple(tensor.shape), dtype_name(tensor), partial(_write_whole, tensor))
+        for name, tensor in sorted(tensors.items())
+    }
+    write_file(path, planned)
+
+
+def _write_whole(tensor: Any, stream: BinaryIO) -> None:
+    values = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+    stream.write(np.ascontiguousarray(values).data)
+
+
 def plan_shards(
     state: Mapping[str, Any], mappings: Sequence[WeightMapping], dtype: str, max_shard_bytes: int
 ) -> dict[str, dict[str, PlannedTensor]]:

@@ -10,7 +10,8 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -27,8 +28,8 @@ from llmctl.parallel.topology import AXES, Topology
 
 T = TypeVar("T")
 
-BUCKET = 32 << 20
-"""Bytes of gradients that are summed by one call."""
+BUCKET = 100 << 20
+"""Bytes of gradients or weights that are communicated by one call."""
 
 FAILED, REASON = "llmctl/failed", "llmctl/reason"
 """Keys of the store: how many ranks failed, and why the first did."""
@@ -50,10 +51,12 @@ class Mesh:
         topology: How the ranks are arranged.
         rank: Which one this is; ``parallel.rank.from_environment`` reads it from the environment, where Paddle looks too.
         hang_seconds: After waiting as long in a collective, rank 0 prints who waits for whom; on CPUs after ``HANG_ON_CPUS`` at most.
+        bucket: Bytes of gradients or weights that are communicated by one call.
 
     Attributes:
         topology: As given.
         rank: As given.
+        bucket: As given.
         place: The coordinates of this rank.
         number: Which ones of the step's rows are this rank's: its number among the ranks with different rows.
         size: How many of these there are.
@@ -63,13 +66,15 @@ class Mesh:
         ValueError: The topology is of another number of ranks.
     """
 
-    def __init__(self, topology: Topology, rank: Rank, hang_seconds: float = 600.0) -> None:
+    def __init__(self, topology: Topology, rank: Rank, hang_seconds: float = 600.0, bucket: int = BUCKET) -> None:
         if topology.size != rank.size:
             raise ValueError(f"the topology has {topology.size} ranks, the run {rank.size}")
-        self.topology, self.rank = topology, rank
+        self.topology, self.rank, self.bucket = topology, rank, bucket
         self.place = topology.coordinates(rank.number)
         self.number, self.size = topology.batch_number(rank.number), topology.batch
         self._meetings, self._closed, self._axes = 0, False, dict[str, Axis]()
+        self._asking: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        self._answer: Callable[[], object] = lambda: None
         if not paddle.is_compiled_with_cuda():
             gloo.install()
         with _other_ranks("the start"), _silent():
@@ -185,7 +190,7 @@ class Mesh:
         with _other_ranks("the sum of gradients"), watch.waiting("the sum of gradients over data"):
             distributed.all_reduce(anywhere, group=axis.group)
         found = [p for p, count in zip(parameters, anywhere.tolist(), strict=True) if count]
-        for bucket in _buckets(found):
+        for bucket in _buckets(found, self.bucket):
             grads = [paddle.zeros_like(p) if p.grad is None else p.grad for p in bucket]
             flat = paddle.concat([grad.reshape([-1]) for grad in grads])
             with _other_ranks("the sum of gradients"), watch.waiting("the sum of gradients over data"):
@@ -196,6 +201,28 @@ class Mesh:
                     parameter.grad = part.reshape(grad.shape)
                 else:
                     paddle.assign(part.reshape(grad.shape), output=parameter.grad)
+
+    def lead_by(self, asking: Callable[[], AbstractContextManager[None]], answer: Callable[[], object]) -> None:
+        """Sets how rank 0 asks the others for what it needs in ``lead``: its context, and what the others do meanwhile."""
+        self._asking, self._answer = asking, answer
+
+    def lead(self, work: Callable[[], object]) -> None:
+        """Does the work on rank 0, however long that takes, while the others answer what it asks for."""
+        self.wait()
+        if self.main:
+            with self._asking():
+                work()
+        else:
+            with _other_ranks("an answer to rank 0"):
+                self._answer()
+        self.wait()
+
+    def collect(self, value: T) -> list[T]:
+        """The values of all ranks, of types that JSON has."""
+        values: list[T] = []
+        with _other_ranks("an exchange of values"):
+            distributed.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         """Returns when all ranks have come here, however long that takes."""
@@ -270,12 +297,12 @@ class Mesh:
             raise RuntimeError("the ranks began with unlike weights; are model.path and llmctl the same on all nodes?")
 
 
-def _buckets(parameters: Sequence[Any]) -> Iterator[list[Any]]:
-    """Parameters of one type each, in order, of about ``BUCKET`` bytes."""
+def _buckets(parameters: Sequence[Any], limit: int) -> Iterator[list[Any]]:
+    """Parameters of one type each, in order, of about ``limit`` bytes."""
     bucket: list[Any] = []
     held = 0
     for parameter in parameters:
-        if bucket and (parameter.dtype != bucket[0].dtype or held >= BUCKET):
+        if bucket and (parameter.dtype != bucket[0].dtype or held >= limit):
             yield bucket
             bucket, held = [], 0
         bucket.append(parameter)

@@ -5,7 +5,7 @@ The one table that saving, loading and clipping read. Nothing here imports paddl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.card.sharding import Split
-from llmctl.checkpoint.shards import merge, split
+from llmctl.checkpoint.shards import split, whole_shape
 from llmctl.parallel.topology import Coordinates, Topology
 
 ONE = Topology()
@@ -43,20 +43,12 @@ class Placement:
     def whole_shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of a whole tensor, from that of this rank's part."""
         rule = self.splits.get(name)
-        if rule is None:
-            return tuple(shape)
-        length = sum(segment.outer * segment.count * segment.inner for segment in rule.segments)
-        return *shape[: rule.axis], length, *shape[rule.axis + 1 :]
+        return tuple(shape) if rule is None else whole_shape(shape, rule)
 
     def part(self, name: str, whole: NDArray[Any]) -> NDArray[Any]:
         """This rank's part of a whole tensor."""
         rule = self.splits.get(name)
         return whole if rule is None else split(whole, rule, self.place.tensor, self.topology.tensor)
-
-    def join(self, name: str, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """The whole tensor, from the parts of all tensor ranks."""
-        rule = self.splits.get(name)
-        return parts[0] if rule is None else merge(parts, rule)
 
     def counted(self, name: str, shape: Sequence[int]) -> bool | NDArray[np.bool_]:
         """Whether this rank counts its part of a tensor in a sum over all ranks, which has every element once.
@@ -86,12 +78,3 @@ class Placement:
 
 WHOLE = Placement()
 """Everything is on one rank."""
-
-
-def stages_of(held: Sequence[Iterable[str]]) -> dict[str, tuple[int, ...]]:
-    """Name -> the stages that hold it, from the names of each stage."""
-    found: dict[str, tuple[int, ...]] = {}
-    for stage, names in enumerate(held):
-        for name in names:
-            found[name] = (*found.get(name, ()), stage)
-    return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from llmctl.parallel.axis import Axis
 from llmctl.parallel.rank import Rank
+from llmctl.parallel.topology import Coordinates, Topology
 
 T = TypeVar("T")
 
@@ -23,6 +24,14 @@ class Ranks(Protocol):
     @property
     def rank(self) -> Rank:
         """Which one of them this process is."""
+
+    @property
+    def topology(self) -> Topology:
+        """How they are arranged."""
+
+    @property
+    def place(self) -> Coordinates:
+        """Where this process is among them."""
 
     @property
     def number(self) -> int:
@@ -67,6 +76,12 @@ class Ranks(Protocol):
     def sum_grads(self, parameters: Iterable[Any]) -> None:
         """Replaces gradients by their sums over the ranks that hold the same; one that none of them has stays absent."""
 
+    def lead(self, work: Callable[[], object]) -> None:
+        """Does the work on rank 0, however long that takes, while the others answer what it asks for."""
+
+    def collect(self, value: T) -> list[T]:
+        """The values of all ranks, of types that JSON has."""
+
     def wait(self) -> None:
         """Returns when all ranks have come here, however long that takes."""
 
@@ -83,6 +98,7 @@ class Ranks(Protocol):
 class Alone:
     """One process, with nothing to wait for or to sum."""
 
+    topology, place = Topology(), Coordinates(0, 0, 0, 0)
     rank, number, size, main, evaluates = Rank(0, 1), 0, 1, True, True
     tensor, pipeline, hybrid = Axis("tensor", 0, 1), Axis("pipeline", 0, 1), None
 
@@ -104,6 +120,14 @@ class Alone:
 
     def sum_grads(self, parameters: Iterable[Any]) -> None:
         """Nothing."""
+
+    def lead(self, work: Callable[[], object]) -> None:
+        """Does the work."""
+        work()
+
+    def collect(self, value: T) -> list[T]:
+        """The value."""
+        return [value]
 
     def wait(self) -> None:
         """Nothing."""

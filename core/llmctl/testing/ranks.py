@@ -8,6 +8,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing import connection
 from typing import Any
 
 from llmctl.parallel.launch import Devices, free_ports, rank_environments
@@ -44,26 +45,39 @@ def run_ranks(
             theirs.close()
             processes.append(process)
             pipes.append(ours)
-        until = time.monotonic() + seconds
-        results = [_receive(pipe, number, until) for number, pipe in enumerate(pipes)]
-    failures = [result for result in results if isinstance(result, _Failure)]
+        results = _receive(pipes, time.monotonic() + seconds)
+    failures = [result for result in results.values() if isinstance(result, _Failure)]
     # A rank that lost another one is not the first to fail.
     failures.sort(key=lambda failure: "PeerLost" in failure)
     assert not failures, failures[0]
-    return results
+    return [results[number] for number in range(size)]
+
+
+GRACE = 5.0
+"""Seconds that ranks have to answer after another one failed."""
 
 
 class _Failure(str):
     """A traceback."""
 
 
-def _receive(pipe: Any, number: int, until: float) -> Any:
-    if not pipe.poll(max(0.0, until - time.monotonic())):
-        return _Failure(f"rank {number} did not answer in time")
-    try:
-        return pipe.recv()
-    except EOFError:
-        return _Failure(f"rank {number} ended without an answer")
+def _receive(pipes: list[Any], until: float) -> dict[int, Any]:
+    """What the ranks answer, by number; after a failure the others have ``GRACE`` seconds."""
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        left = {pipe: number for number, pipe in enumerate(pipes) if number not in results}
+        answered = connection.wait(list(left), max(0.0, until - time.monotonic()))
+        if not answered:
+            late = ", ".join(str(number) for number in left.values())
+            results.update(dict.fromkeys(left.values(), _Failure(f"PeerLost, or no answer in time: ranks {late}")))
+        for pipe in answered:
+            try:
+                results[left[pipe]] = pipe.recv()
+            except EOFError:
+                results[left[pipe]] = _Failure(f"rank {left[pipe]} ended without an answer")
+            if isinstance(results[left[pipe]], _Failure):
+                until = min(until, time.monotonic() + GRACE)
+    return results
 
 
 def _child(

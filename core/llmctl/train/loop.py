@@ -110,30 +110,27 @@ class Loop:
             runtime.release_memory()
         last = step == self.settings.max_steps
         if last or step % self.settings.eval_every == 0:
-            if self.ranks.evaluates:
-                self._call("on_evaluate_begin", step)
-                self._evaluate(step)
-            self.ranks.wait()
+            self._evaluate(step)
         stopped, got = self._agreed(signal())
         last = last or stopped
         if last or got or step % self.settings.save_every == 0:
-            self._call("on_save", step)
-            self.ranks.wait()
+            self.ranks.lead(lambda: self._call("on_save", step))
             stopped = self._agreed()[0]
         if got and not last:
             raise Interrupted(got, step)
         return stopped
 
     def _evaluate(self, step: int) -> None:
+        self._call("on_evaluate_begin", step)
         metrics = self.evaluate()
-        if metrics:
-            self._call("on_evaluate", step, step / self.task.steps_per_epoch, metrics)
+        epoch = step / self.task.steps_per_epoch
+        self.ranks.lead(lambda: metrics and self._call("on_evaluate", step, epoch, metrics))
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics of the model in evaluation mode."""
+        """Metrics of the model in evaluation mode; none on ranks that do not evaluate."""
         self.model.eval()
         with self.evaluating(), self.autocast():
-            return self.task.evaluate(self.model)
+            return self.task.evaluate(self.model) if self.ranks.evaluates else {}
 
     def train_step(self, step: int) -> StepMetrics:
         """Forward and backward passes of one step, and its optimizer step.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,16 +19,21 @@ from llmctl import runtime
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.config import schema
 from llmctl.config.common import warmup_steps
+from llmctl.config.parallel import ParallelConfig
 from llmctl.io.checksums import write_manifest
 from llmctl.jobs import added_tokens, registry
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.paths import STAGING
 from llmctl.jobs.precision import Precision
+from llmctl.parallel.mesh import Mesh
+from llmctl.parallel.placement import Placement
 from llmctl.parallel.ranks import ALONE, Ranks
+from llmctl.parallel.topology import AXES
 from llmctl.report.next_commands import try_line
 from llmctl.runtime import operators
 from llmctl.train import activation_checkpointing, alike, banner, resume
 from llmctl.train.callbacks import checkpoints, metrics_log
+from llmctl.train.callbacks import ema as averages
 from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.callbacks.early_stopping import EarlyStopping
 from llmctl.train.callbacks.ema import EMA
@@ -44,13 +49,21 @@ from llmctl.train.optim.adamw import AdamW, trained
 from llmctl.train.optim.loss_scaler import LossScaler
 from llmctl.train.optim.master_weights import MasterWeights
 from llmctl.train.optim.schedules import schedule
+from llmctl.train.optim.shards import Shards
 from llmctl.train.output import open_output
 from llmctl.train.place import Place
 from llmctl.train.summary import show
 from llmctl.train.trainable.base import Trainable, precision_of
+from llmctl.train.whole import Part, Whole
 
 END = ("steps", "seconds", "best", "before", "after", "next")
 """Keys of ``run.json`` in the event at the end of a run."""
+
+
+MODEL, OPTIMIZER, AVERAGE = "model", "optimizer", "average"
+"""The parts of the state of a run."""
+
+State = Callable[[str], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ class Setup:
         ema: The averaged weights; None = no averaging.
         console: Where it prints.
         ranks: The processes that train together.
+        state: Gives the tensors of a part of the run's state by name: ``MODEL``, ``OPTIMIZER`` or ``AVERAGE``.
     """
 
     job: CheckedJob[Any]
@@ -76,12 +90,13 @@ class Setup:
     ema: EMA | None
     console: Console
     ranks: Ranks
+    state: State
 
 
 def run(
     job: CheckedJob[Any], callbacks: Sequence[Callback] = (), console: Console = STDOUT, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
-    """Trains, and writes the output folder; returns the content of ``run.json``, which is empty on ranks other than 0.
+    """Trains, and writes the output folder; returns the content of ``run.json``, on rank 0.
 
     Args:
         job: The checked job.
@@ -95,7 +110,7 @@ def run(
     """
     runtime.configure()
     with ends_at_once(), added_tokens.grown(job, ranks.main, ranks.wait) as grown:
-        info = _run(grown, callbacks, console, ranks) if ranks.main else _follow(grown, ranks)
+        info = _run(grown, callbacks, console if ranks.main else Console(quiet=True), ranks)
         ranks.close()
     return info
 
@@ -149,57 +164,69 @@ def _find_start(job: CheckedJob[Any]) -> _Start:
 
 
 def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """All ranks do the same; what is printed and written is so by rank 0 alone."""
     began = time.monotonic()
     start = _start(job, ranks)
     method: Method = registry.resolve(registry.COMMANDS[job.command].method)
     setup = _set_up(job, method, start.checkpoint, console, ranks)
-    open_output(job, start.checkpoint)
+    info: dict[str, Any] = {}
+    if ranks.main:
+        open_output(job, start.checkpoint)
+        info.update(resume.describe(job, start.now) if start.before is None else start.before)
     if start.checkpoint:
         console.print(f"resuming from {start.checkpoint}")
     if ranks.rank.size > 1:
-        console.print(f"data parallel: {ranks.rank.size} processes share the forward passes of each step")
+        console.print(_arrangement(ranks))
     ranks.wait()
     method.start(setup.data, ranks)
-    info = resume.describe(job, start.now) if start.before is None else start.before
-    record = RunRecord(job.output, info)
-    loop, done = _loop(setup, start.checkpoint, [*callbacks, record])
-    info.update(setup.trainable.metadata, precision=setup.precision.record(), processes=ranks.rank.size)
-    found = banner.facts(job, setup.trainable.model, setup.data.task, loop.settings, setup.precision, done)
-    if not console.event("start", found):
-        for line in banner.lines(found, console.verbose):
-            console.print(line)
-    if "before" not in info:
+    record = RunRecord(job.output, info) if ranks.main else None
+    loop, done = _loop(setup, start.checkpoint, [*callbacks, record] if record else [])
+    if ranks.main:
+        info.update(setup.trainable.metadata, precision=setup.precision.record(), processes=ranks.rank.size)
+        _show_start(setup, loop, done)
+    if ranks.tell("before" not in info):
         wanted = start.checkpoint is None and job.config.train.eval_before
         info["before"] = _evaluate(setup) if wanted else {"metrics": {}, "samples": []}
-        write_info(job.output, info)
+        if ranks.main:
+            write_info(job.output, info)
     ranks.wait()
-    with record:
+    with record or contextlib.nullcontext():
         last = _train(setup, loop, done)
         info["best"], metrics = _choose_final(setup, last)
         info["after"] = _evaluate(setup, metrics)
-        info.update(method.finish(setup.trainable.model, setup.data, console))
+        if ranks.evaluates:
+            info.update(method.finish(setup.trainable.model, setup.data, console))
         info.update(steps=last, seconds=round(time.monotonic() - began, 1))
-        with atomic_folder(job.output / "model", overwrite=True) as folder:
-            setup.trainable.save(folder, job.config.output.save_dtype, _state(setup))
-            write_manifest(folder)
-        info["next"] = [try_line(job.output, info)]
-    ended = {"output": str(job.output), "model": str(job.output / "model"), **{key: info[key] for key in END}}
-    if not console.event("end", ended):
-        show(job.output, setup.data.held_out, info, console)
+        ranks.lead(lambda: _save_model(setup))
+        if ranks.main:
+            info["next"] = [try_line(job.output, info)]
+    if ranks.main:
+        _show_end(setup, info)
     return info
 
 
-def _follow(job: CheckedJob[Any], ranks: Ranks) -> dict[str, Any]:
-    """What ranks other than 0 do: their forward passes of each step, nothing else."""
-    start = _start(job, ranks)
-    method: Method = registry.resolve(registry.COMMANDS[job.command].method)
-    setup = _set_up(job, method, start.checkpoint, Console(quiet=True), ranks)
-    ranks.wait()
-    method.start(setup.data, ranks)
-    loop, done = _loop(setup, start.checkpoint, ())
-    ranks.wait()
-    loop.run(done)
-    return {}
+def _show_end(setup: Setup, info: dict[str, Any]) -> None:
+    output = setup.job.output
+    ended = {"output": str(output), "model": str(output / "model"), **{key: info[key] for key in END}}
+    if not setup.console.event("end", ended):
+        show(output, setup.data.held_out, info, setup.console)
+
+
+def _arrangement(ranks: Ranks) -> str:
+    """How the processes are arranged, for people."""
+    topology = ranks.topology
+    if topology.data == ranks.rank.size:
+        return f"data parallel: {topology.data} processes share the forward passes of each step"
+    degrees = ", ".join(f"{name} {getattr(topology, name)}" for name in AXES if getattr(topology, name) > 1)
+    return f"{ranks.rank.size} processes: {degrees}"
+
+
+def _show_start(setup: Setup, loop: Loop, done: int) -> None:
+    model, task, console = setup.trainable.model, setup.data.task, setup.console
+    found = banner.facts(setup.job, model, task, loop.settings, setup.precision, done)
+    if not console.event("start", found):
+        for line in banner.lines(found, console.verbose):
+            console.print(line)
 
 
 def _set_up(job: CheckedJob[Any], method: Method, start: Path | None, console: Console, ranks: Ranks = ALONE) -> Setup:
@@ -212,17 +239,53 @@ def _set_up(job: CheckedJob[Any], method: Method, start: Path | None, console: C
     method.bind(job, data, trainable, console)
     card, dims = job.model.plugin.card, job.model.dims
     activation_checkpointing.apply(trainable.model, card, dims, train.recompute, train.recompute_interval)
-    optimizer = _optimizer(job, trainable, precision, ranks)
-    averages = train.ema_decay and ranks.main
-    ema = EMA(optimizer.parameters, train.ema_decay, optimizer.masters) if averages else None
-    ranks.check_equal(optimizer.masters.values())
-    return Setup(job, data, trainable, precision, optimizer, ema, console, ranks)
+    weights = _weights(trainable, ranks, job.config.parallel)
+    optimizer = _optimizer(job, trainable, precision, weights)
+    ema = EMA(weights, train.ema_decay) if train.ema_decay else None
+    ranks.check_equal(optimizer.parameters.values())
+    state = _state(trainable, optimizer, ema, ranks)
+    return Setup(job, data, trainable, precision, optimizer, ema, console, ranks, state)
 
 
-def _optimizer(job: CheckedJob[Any], trainable: Trainable, precision: Precision, ranks: Ranks) -> AdamW:
-    train, parameters = job.config.train, trained(dict(trainable.model.named_parameters()))
+def _weights(trainable: Trainable, ranks: Ranks, parallel: ParallelConfig) -> MasterWeights:
+    """What the optimizer updates on this rank."""
+    model = trainable.model
+    parameters = trained(dict(model.named_parameters()))
+    placement = Placement(ranks.topology, ranks.place, trainable.place.cut.splits, _stages(ranks, parameters))
+    complete, sum_stages = (getattr(model, name, None) for name in ("complete_grads", "sum_stages"))
+    if not isinstance(ranks, Mesh) or ranks.sharding.size == 1:
+        return MasterWeights(parameters, ranks, placement, complete, sum_stages)
+    return Shards(parameters, ranks, parallel.sharding_stage, placement, complete, sum_stages)
+
+
+def _stages(ranks: Ranks, names: Iterable[str]) -> dict[str, list[int]]:
+    """Name -> the stages that have a parameter, where there are several stages."""
+    found: dict[str, list[int]] = {}
+    if ranks.topology.pipeline > 1:
+        for stage, held in sorted(ranks.collect((ranks.place.pipeline, list(names)))):
+            for name in held:
+                if stage not in found.setdefault(name, []):
+                    found[name].append(stage)
+    return found
+
+
+def _state(trainable: Trainable, optimizer: AdamW, ema: EMA | None, ranks: Ranks) -> State:
+    """Reads the parts of the state of the run."""
+    parts = {
+        MODEL: Part(trainable.model.state_dict, lambda name: name, sliced=False),
+        OPTIMIZER: Part(optimizer.state, optimizer.parameter_of, sliced=True),
+    }
+    if ema:
+        parts[AVERAGE] = Part(lambda: ema.average, lambda name: name, sliced=True)
+    if isinstance(ranks, Mesh):
+        return Whole(ranks, optimizer.weights.placement, optimizer.weights.slicing, parts).state
+    return lambda part: parts[part].read()
+
+
+def _optimizer(job: CheckedJob[Any], trainable: Trainable, precision: Precision, weights: MasterWeights) -> AdamW:
+    train = job.config.train
     return AdamW(
-        parameters,
+        weights.parameters,
         beta1=train.adam_beta1,
         beta2=train.adam_beta2,
         eps=train.adam_eps,
@@ -232,7 +295,7 @@ def _optimizer(job: CheckedJob[Any], trainable: Trainable, precision: Precision,
         max_norm=train.max_grad_norm,
         save_masters=precision.needs_masters,
         scaler=LossScaler(train.loss_scale, train.loss_scale_every) if precision.needs_loss_scaling else None,
-        weights=MasterWeights(parameters, ranks),
+        weights=weights,
     )
 
 
@@ -258,49 +321,51 @@ def _loop(setup: Setup, start: Path | None, callbacks: Sequence[Callback]) -> tu
         train.min_lr_ratio,
     )
     own = _own_callbacks(setup, fingerprint) if setup.ranks.main else []
+    shared: list[Callback] = [ema] if ema else []
+    if train.stats_every:
+        shared.append(TensorStats(setup.job.output, optimizer.weights, train.stats_every, setup.ranks))
     evaluating = ema.applied if ema else contextlib.nullcontext
     model, autocast = setup.trainable.model, setup.precision.autocast
-    loop = Loop(model, task, optimizer, lr, settings, [*own, *callbacks], evaluating, autocast, setup.ranks)
+    every, passes = [*shared, *own, *callbacks], setup.trainable.place.passes
+    loop = Loop(model, task, optimizer, lr, settings, every, evaluating, autocast, setup.ranks, passes)
     return loop, done
 
 
 def _own_callbacks(setup: Setup, fingerprint: str) -> list[Callback]:
-    """The callbacks of every run, in order: later ones read what earlier ones wrote."""
-    train, output, ema = setup.job.config.train, setup.job.output, setup.ema
+    """The callbacks of rank 0 in every run, in order: later ones read what earlier ones wrote."""
+    train, output = setup.job.config.train, setup.job.output
     facts = RunFacts(train.project, train.run_name or output.resolve().name, schema.to_dict(setup.job.config))
     writers = writers_of(train.log_to, output, facts)
     saver = checkpoints.CheckpointSaver(
         output,
         lambda folder: _save_checkpoint(setup, folder),
-        setup.optimizer,
+        lambda: setup.state(OPTIMIZER),
         fingerprint,
         train.best_metric,
         train.save_total_limit,
         STAGING if setup.job.config.output.async_save else None,
     )
-    own: list[Callback] = [ema] if ema else []
     logger = metrics_log.MetricsLogger(output, train.log_every, writers)
-    own += [*writers, logger, setup.console.progress(train.log_every), saver]
+    own: list[Callback] = [*writers, logger, setup.console.progress(train.log_every), saver]
     if train.patience:
         own.append(EarlyStopping(output / "metrics.jsonl", train.best_metric, train.patience))
-    if train.stats_every:
-        own.append(TensorStats(output, setup.optimizer.masters, train.stats_every))
     return own
 
 
 def _save_checkpoint(setup: Setup, folder: Path) -> None:
     chosen = setup.job.config.output.checkpoint_dtype
     dtype = setup.job.config.model.dtype if chosen == "same" else chosen
-    setup.trainable.save(folder, dtype, _state(setup))
-    setup.trainable.save_extra(folder, dtype, _state(setup))
+    state = setup.state(MODEL)
+    setup.trainable.save(folder, dtype, state)
+    setup.trainable.save_extra(folder, dtype, state)
     if setup.ema:
-        setup.ema.save(folder)
+        averages.save(folder, setup.state(AVERAGE))
 
 
-def _state(setup: Setup) -> Mapping[str, Any]:
-    """The tensors that are saved, by name."""
-    state: Mapping[str, Any] = setup.trainable.model.state_dict()
-    return state
+def _save_model(setup: Setup) -> None:
+    with atomic_folder(setup.job.output / "model", overwrite=True) as folder:
+        setup.trainable.save(folder, setup.job.config.output.save_dtype, setup.state(MODEL))
+        write_manifest(folder)
 
 
 def _train(setup: Setup, loop: Loop, done: int) -> int:
@@ -309,6 +374,8 @@ def _train(setup: Setup, loop: Loop, done: int) -> int:
     try:
         last = loop.run(done)
     except NonFiniteError as error:
+        if not setup.ranks.main:
+            raise
         with atomic_file(job.output / "nan_step.json") as file:
             file.write_text(json.dumps(error.report, indent=2) + "\n", encoding="utf-8")
         raise
@@ -331,11 +398,11 @@ def _choose_final(setup: Setup, last: int) -> tuple[dict[str, Any] | None, dict[
     Returns:
         The best checkpoint, and the metrics of the final model.
     """
-    job, ema = setup.job, setup.ema
-    best = checkpoints.read_best(job.output)
-    step = last
-    if best and job.config.output.load_best and best.step != last:
-        step = best.step
+    job, ema, ranks = setup.job, setup.ema, setup.ranks
+    best = checkpoints.read_best(job.output) if ranks.main else None
+    wanted = best is not None and job.config.output.load_best and best.step != last
+    step = ranks.tell(best.step if best and wanted else last)
+    if step != last:
         chosen = checkpoints.checkpoint_of(job.output, step)
         setup.trainable.restore(chosen)
         if ema:
@@ -343,14 +410,18 @@ def _choose_final(setup: Setup, last: int) -> tuple[dict[str, Any] | None, dict[
         setup.console.print(f"the final model is the best checkpoint, of step {step}")
     if ema:
         ema.copy_to_model()
-    rows = [row for row in metrics_log.read(job.output / "metrics.jsonl") if row["step"] == step and "eval_loss" in row]
+    written = metrics_log.read(job.output / "metrics.jsonl") if ranks.main else []
+    rows = [row for row in written if row["step"] == step and "eval_loss" in row]
     metrics = {name: value for name, value in rows[-1].items() if name not in ("step", "epoch")} if rows else {}
     return asdict(best) if best else None, metrics
 
 
 def _evaluate(setup: Setup, metrics: dict[str, float] | None = None) -> dict[str, Any]:
-    """Metrics (those given, if any) and sample answers of the model."""
+    """Metrics (those given to rank 0, if any) and sample answers of the model; on ranks that do not evaluate nothing."""
     model, data = setup.trainable.model, setup.data
+    known = setup.ranks.tell(bool(metrics))
+    if not setup.ranks.evaluates:
+        return {}
     model.eval()
     with setup.precision.autocast():
-        return {"metrics": metrics or data.task.evaluate(model), "samples": data.samples(model)}
+        return {"metrics": metrics if known else data.task.evaluate(model), "samples": data.samples(model)}

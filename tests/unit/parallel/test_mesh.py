@@ -27,7 +27,7 @@ def _parameter(value, grad, dtype="float64"):
 
 def _calls(ranks):
     """What the methods give, in one start of the ranks."""
-    mesh.BUCKET = 24
+    ranks.bucket = 24
     one = ranks.number + 1.0
     grads = [
         _parameter([0, 0], [one, 2 * one]),

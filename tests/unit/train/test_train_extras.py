@@ -14,7 +14,7 @@ from llmctl.checkpoint.build import build
 from llmctl.errors import CheckpointError
 from llmctl.nn.recompute import recompute_layers
 from llmctl.train import activation_checkpointing
-from llmctl.train.callbacks import metrics_log
+from llmctl.train.callbacks import ema, metrics_log
 from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.callbacks.early_stopping import EarlyStopping
 from llmctl.train.callbacks.ema import EMA
@@ -22,6 +22,7 @@ from llmctl.train.callbacks.tensor_stats import FILE, TensorStats
 from llmctl.train.loop import Loop
 from llmctl.train.methods.sft import SftTask
 from llmctl.train.optim.adamw import AdamW
+from llmctl.train.optim.master_weights import MasterWeights
 
 ROWS = toy_rows(24)
 
@@ -47,7 +48,7 @@ class Seen(Callback):
 
 def test_averaged_weights_are_the_recursion_over_all_steps():
     model = ToyModel()
-    average, seen, expected = EMA(dict(model.named_parameters()), 0.7), Seen(model), weights(model)
+    average, seen, expected = EMA(MasterWeights(dict(model.named_parameters())), 0.7), Seen(model), weights(model)
     make(5, [average, seen], model).run()
     for step in seen.weights:
         expected = {name: 0.7 * value + 0.3 * step[name] for name, value in expected.items()}
@@ -59,7 +60,7 @@ def test_averaged_weights_are_the_recursion_over_all_steps():
 
 def test_averaging_changes_no_update_and_is_what_is_evaluated():
     plain, averaged = ToyModel(), ToyModel()
-    average = EMA(dict(averaged.named_parameters()), 0.5)
+    average = EMA(MasterWeights(dict(averaged.named_parameters())), 0.5)
     make(4, [], plain).run()
     loop = make(4, [average], averaged, dev=ROWS[:6], evaluating=average.applied)
     loop.run()
@@ -73,10 +74,10 @@ def test_averaging_changes_no_update_and_is_what_is_evaluated():
 
 def test_an_average_is_stored_and_read_back(tmp_path):
     model = ToyModel()
-    average = EMA(dict(model.named_parameters()), 0.5)
+    average = EMA(MasterWeights(dict(model.named_parameters())), 0.5)
     make(2, [average], model).run()
-    average.save(tmp_path)
-    other = EMA(dict(model.named_parameters()), 0.5)
+    ema.save(tmp_path, average.average)
+    other = EMA(MasterWeights(dict(model.named_parameters())), 0.5)
     other.load(tmp_path)
     with average.applied():
         expected = weights(model)
@@ -120,7 +121,7 @@ def test_training_stops_when_evaluations_no_longer_get_better(tmp_path):
 def test_statistics_are_norms_of_what_the_update_uses(tmp_path):
     model = ToyModel()
     before = weights(model)
-    make(2, [TensorStats(tmp_path, dict(model.named_parameters()), 1)], model).run()
+    make(2, [TensorStats(tmp_path, MasterWeights(dict(model.named_parameters())), 1)], model).run()
     rows = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     for name, value in before.items():
@@ -131,7 +132,7 @@ def test_statistics_are_norms_of_what_the_update_uses(tmp_path):
 def test_a_continued_run_makes_the_statistics_of_later_steps_anew(tmp_path):
     def steps_after(steps, done):
         model = ToyModel()
-        make(steps, [TensorStats(tmp_path, dict(model.named_parameters()), 1)], model).run(done)
+        make(steps, [TensorStats(tmp_path, MasterWeights(dict(model.named_parameters())), 1)], model).run(done)
         return [json.loads(line)["step"] for line in (tmp_path / FILE).read_text().splitlines()]
 
     assert steps_after(3, 0) == [1, 2, 3]

@@ -13,13 +13,15 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from llmctl.checkpoint import atomic_file, atomic_folder
+from llmctl.checkpoint.save import save_tensors
 from llmctl.errors import CheckpointError, ConfigError, FileError
 from llmctl.io import written
 from llmctl.io.atomic import locked_folder, remove_leftovers
@@ -50,7 +52,7 @@ class CheckpointSaver(Callback):
     Args:
         folder: The output folder.
         save_model: Writes the model's files into a given folder.
-        optimizer: Its state is saved with the model.
+        state: Gives the state of the optimizer, by name, which is saved with the model.
         fingerprint: Hash of the task's data, so that a run is not resumed on other data.
         metric: Chooses the best checkpoint.
         limit: Number of checkpoints kept besides the best; 0 = all.
@@ -62,7 +64,7 @@ class CheckpointSaver(Callback):
         self,
         folder: Path,
         save_model: Callable[[Path], None],
-        optimizer: AdamW,
+        state: Callable[[], Mapping[str, Any]],
         fingerprint: str,
         metric: str = "eval_loss",
         limit: int = 0,
@@ -70,7 +72,7 @@ class CheckpointSaver(Callback):
     ) -> None:
         self.folder = folder / "checkpoints"
         self.best_file = folder / "best.json"
-        self._save_model, self._optimizer, self._fingerprint = save_model, optimizer, fingerprint
+        self._save_model, self._state, self._fingerprint = save_model, state, fingerprint
         self._metric, self._limit = metric, limit
         self._seed, self._staging, self._background = 0, staging, Background()
 
@@ -183,12 +185,8 @@ class CheckpointSaver(Callback):
             ) from error
 
     def _write(self, folder: Path, step: int) -> None:
-        from safetensors.numpy import save_file
-
         self._save_model(folder)
-        # The writer of safetensors ignores strides: arrays that are not contiguous would be stored wrongly.
-        state = {name: np.ascontiguousarray(value) for name, value in self._optimizer.state().items()}
-        save_file(state, folder / _MOMENTS)
+        save_tensors(folder / _MOMENTS, self._state())
         position = {"step": step, "seed": self._seed, "fingerprint": self._fingerprint}
         (folder / _STATE).write_text(json.dumps(position, indent=2) + "\n", encoding="utf-8")
 
@@ -243,14 +241,14 @@ def restore(path: Path, optimizer: AdamW, fingerprint: str, seed: int) -> int:
         ConfigError: The checkpoint belongs to other data, another seed or another batch size.
         CheckpointError: Its files are damaged.
     """
-    from safetensors.numpy import load_file
+    from safetensors import safe_open
 
     try:
         position = read_written(path / _STATE, written.TrainerState, "restore it", required=True)
         step, saved_seed, saved = position["step"], position["seed"], position["fingerprint"]
         if step != _step_of(path):
             raise ValueError(f"{_STATE} is of step {step}")
-        state = load_file(path / _MOMENTS)
+        state = _Stored(safe_open(path / _MOMENTS, framework="np"))
     except Exception as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be resumed: {error}; delete it to resume from the one before"
@@ -268,6 +266,26 @@ def restore(path: Path, optimizer: AdamW, fingerprint: str, seed: int) -> int:
             f"{path / _MOMENTS} does not fit the model: {error}; delete the checkpoint to resume from the one before"
         ) from None
     return step
+
+
+class _Stored(Mapping[str, np.ndarray]):
+    """The arrays of a file, read one at a time."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._names = file, dict.fromkeys(file.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array: np.ndarray = self._file.get_tensor(name)
+        return array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def read_best(output: Path) -> Best | None:

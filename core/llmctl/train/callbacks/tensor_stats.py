@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from pathlib import Path
 
 import paddle
 
+from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.train.callbacks.base import Callback, LoopSettings
 from llmctl.train.callbacks.metrics_log import append, truncate
+from llmctl.train.optim.master_weights import MasterWeights, sum_squares
 
 FILE = "statistics.jsonl"
 
@@ -20,29 +22,40 @@ class TensorStats(Callback):
     Gradients are those of the mean loss, clipped.
 
     Args:
-        folder: The output folder.
-        parameters: Name -> parameter; frozen ones are left out.
+        folder: The output folder, in which rank 0 writes.
+        weights: What the optimizer updates.
         every: Steps between two lines.
+        ranks: The processes that train together; all of them have this callback.
     """
 
-    def __init__(self, folder: Path, parameters: Mapping[str, paddle.Tensor], every: int) -> None:
-        self._file, self._every = folder / FILE, every
-        self._parameters = {name: p for name, p in parameters.items() if not p.stop_gradient}
+    def __init__(self, folder: Path, weights: MasterWeights, every: int, ranks: Ranks = ALONE) -> None:
+        self._file, self._weights, self._every, self._ranks = folder / FILE, weights, every, ranks
 
     def on_train_begin(self, first_step: int, settings: LoopSettings) -> None:
-        truncate(self._file, first_step - 1)
+        if self._ranks.main:
+            truncate(self._file, first_step - 1)
 
     @paddle.no_grad()
     def on_pre_optimizer_step(self, step: int) -> None:
         if step % self._every:
             return
-        rows = {name: _row(p, p.grad) for name, p in self._parameters.items() if p.grad is not None}
-        append(self._file, {"step": step, "tensors": rows})
+        rows: dict[str, dict[str, float]] = {}
+        for own in self._ranks.collect(self._sums()):
+            for name, (weight, gradient, most) in own.items():
+                row = rows.setdefault(name, {"weight": 0.0, "gradient": 0.0, "gradient_max": 0.0})
+                row["weight"] = math.hypot(row["weight"], weight)
+                row["gradient"] = math.hypot(row["gradient"], gradient)
+                row["gradient_max"] = max(row["gradient_max"], most)
+        if self._ranks.main:
+            append(self._file, {"step": step, "tensors": rows})
 
-
-def _row(weight: paddle.Tensor, gradient: paddle.Tensor) -> dict[str, float]:
-    return {
-        "weight": float(weight.norm()),
-        "gradient": float(gradient.norm()),
-        "gradient_max": float(gradient.abs().max()),
-    }
+    def _sums(self) -> dict[str, tuple[float, float, float]]:
+        """Name -> norm of the weight, norm and largest element of the gradient, of what this rank counts."""
+        found = {}
+        for name, tensor in self._weights.tensors.items():
+            grad = None if tensor.grad is None else self._weights.counted(name, tensor.grad)
+            if grad is not None:
+                weight = self._weights.counted(name, tensor)
+                norms = (math.sqrt(sum_squares([part])) for part in (weight, grad))
+                found[name] = (*norms, float(grad.abs().max()))
+        return found

@@ -127,6 +127,11 @@ class AdamW:
             state[SCALE] = self.scaler.state()
         return state
 
+    def parameter_of(self, name: str) -> str | None:
+        """The parameter that an array of the state is shaped like; None = it is like none."""
+        slot, _, parameter = name.partition("/")
+        return parameter if slot in (*SLOTS[:2], WEIGHT) else None
+
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """Restores a state of whole arrays, of which this rank takes its parts; must come before the first step.
 
@@ -134,7 +139,8 @@ class AdamW:
             ValueError: The state has names that are no trainable parameters, lacks a part of one, or has other shapes.
         """
         self._check(state)
-        own = {name: self._own(name, state[name]) for name in state if name != SCALE}
+        here = [name for name in state if name.partition("/")[2] in self.parameters]
+        own = {name: self._own(name, state[name]) for name in here}
         self._update.load({name: value for name, value in own.items() if name.partition("/")[0] in SLOTS})
         for name, weight in self.masters.items():
             if f"{WEIGHT}/{name}" in own:
@@ -144,13 +150,13 @@ class AdamW:
             self.scaler.load(state[SCALE])
 
     def _own(self, name: str, array: np.ndarray) -> np.ndarray:
-        slot, _, parameter = name.partition("/")
-        return array if slot in SLOTS[2:] else self.weights.local(parameter, array, name)
+        parameter = self.parameter_of(name)
+        return array if parameter is None else self.weights.local(parameter, array, name)
 
     def _check(self, state: Mapping[str, np.ndarray]) -> None:
         known = {f"{slot}/{name}" for name in self.parameters for slot in (*SLOTS, WEIGHT)}
         foreign = sorted(state.keys() - known - {SCALE})
-        if foreign:
+        if foreign and self.weights.placement.topology.pipeline == 1:
             raise ValueError(f"the optimizer state has {foreign[0]!r}, which is not trained here")
         for name in self.parameters:
             held = [slot for slot in SLOTS if f"{slot}/{name}" in state]

@@ -6,7 +6,8 @@ An update is often smaller than the precision of a half type (https://arxiv.org/
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import paddle
 from llmctl.nn import kernels
 from llmctl.parallel.placement import WHOLE, Placement
 from llmctl.parallel.ranks import ALONE, Ranks
+from llmctl.parallel.slicing import Slicing
 
 HALF = (paddle.float16, paddle.bfloat16)
 
@@ -30,11 +32,17 @@ class MasterWeights:
         ranks: The processes that train together.
         placement: Where parameters are that several of these share.
         complete: Called before gradients are summed over the rows of all ranks; None = gradients are whole.
+        sum_stages: Called once a step with ``tensors``, whose gradients are summed over the stages that have them; None = no
+            two stages have the same.
 
     Attributes:
+        parameters: As given.
         tensors: Name -> the FP32 master weight of a parameter in a half type; other parameters themselves.
         placement: As given.
+        slicing: Name -> how a parameter is divided into slices, of which ``tensors`` has one; empty = they are not.
     """
+
+    slicing: Mapping[str, Slicing] = MappingProxyType({})
 
     def __init__(
         self,
@@ -42,13 +50,26 @@ class MasterWeights:
         ranks: Ranks = ALONE,
         placement: Placement = WHOLE,
         complete: Complete | None = None,
+        sum_stages: Complete | None = None,
     ) -> None:
-        self._parameters, self._ranks, self.placement, self._complete = parameters, ranks, placement, complete
+        self.parameters, self.placement = parameters, placement
+        self._ranks, self._complete, self._sum_stages = ranks, complete, sum_stages
         self._half = {name: p for name, p in parameters.items() if p.dtype in HALF}
         self.tensors: Mapping[str, paddle.Tensor] = {
             name: _fp32(p) if name in self._half else p for name, p in parameters.items()
         }
-        self._counted = {name: _counted(placement, name, p) for name, p in parameters.items()}
+        self._counted = {name: self._counts(name) for name in parameters}
+
+    @property
+    def _divided(self) -> bool:
+        """Whether ranks have parts of the weights."""
+        topology = self.placement.topology
+        return topology.tensor * topology.pipeline * topology.sharding > 1
+
+    def _counts(self, name: str) -> bool | paddle.Tensor:
+        """As ``Placement.counted``, with a tensor instead of an array."""
+        counted = self.placement.counted(name, self.parameters[name].shape)
+        return counted if isinstance(counted, bool) else paddle.to_tensor(counted)
 
     @paddle.no_grad()
     def accumulate_grads(self) -> None:
@@ -67,26 +88,50 @@ class MasterWeights:
         """Sums the gradients over the rows of all ranks; to be called after the last backward pass of a step."""
         if self._complete:
             self._complete(self.tensors)
+        self._sum_copies()
+
+    def _sum_copies(self) -> None:
+        """Sums gradients over stages, and over ranks, that hold the same."""
+        if self._sum_stages:
+            self._sum_stages(self.tensors)
         self._ranks.sum_grads(self.tensors.values())
 
     def norm(self) -> float:
         """L2 norm of all gradients together, over all ranks."""
-        shared = self.placement.topology.tensor * self.placement.topology.pipeline > 1
-        counted = self._counted if shared else {}
         grads = {name: tensor.grad for name, tensor in self.tensors.items() if tensor.grad is not None}
-        squares = sum_squares([_part(grad, counted.get(name, True)) for name, grad in grads.items()])
-        return math.sqrt(self._ranks.sum_all([squares])[0] if shared else squares)
+        if not self._divided:
+            return math.sqrt(sum_squares(list(grads.values())))
+        counted = [self.counted(name, grad) for name, grad in grads.items()]
+        return math.sqrt(self._ranks.sum_all([sum_squares([grad for grad in counted if grad is not None])])[0])
+
+    def counted(self, name: str, tensor: paddle.Tensor) -> paddle.Tensor | None:
+        """What this rank counts in a sum over all ranks, which has every element once; None = nothing.
+
+        Args:
+            name: Of a parameter.
+            tensor: A tensor like that of ``tensors``, such as its gradient.
+        """
+        counted = self._counted[name]
+        if isinstance(counted, bool):
+            return tensor if counted else None
+        return tensor * counted.astype(tensor.dtype)
 
     @paddle.no_grad()
     def copy_to_model(self, values: Mapping[str, paddle.Tensor] | None = None) -> None:
         """Rounds the master weights, or other values of these tensors, into the parameters."""
-        for name, parameter in (self._half if values is None else self._parameters).items():
+        for name, parameter in (self._half if values is None else self.parameters).items():
             parameter.set_value((values or self.tensors)[name].astype(parameter.dtype))
 
     def clear_grads(self) -> None:
         """Clears the gradients."""
-        for parameter in (*self._parameters.values(), *self.tensors.values()):
+        for parameter in (*self.parameters.values(), *self.tensors.values()):
             parameter.clear_gradient(False)
+
+    def unlike(self, names: Iterable[str]) -> set[str]:
+        """What is in one and not in the other: the parameters of this rank, and names of those of all ranks."""
+        here = self.parameters.keys()
+        foreign = set() if self.placement.topology.pipeline > 1 else set(names) - here
+        return foreign | (here - set(names))
 
     def local(self, name: str, whole: np.ndarray, what: str) -> np.ndarray:
         """This rank's part of a whole tensor that belongs to a parameter.
@@ -99,7 +144,7 @@ class MasterWeights:
         Raises:
             ValueError: They have another shape.
         """
-        shape = self.placement.whole_shape(name, self._parameters[name].shape)
+        shape = self.placement.whole_shape(name, self.parameters[name].shape)
         if whole.shape != shape:
             raise ValueError(f"{what} has shape {list(whole.shape)}, the parameter {list(shape)}")
         return self.placement.part(name, whole)
@@ -110,27 +155,14 @@ def _fp32(parameter: paddle.Tensor) -> paddle.Tensor:
     return paddle.create_parameter(parameter.shape, "float32", default_initializer=value)
 
 
-def _counted(placement: Placement, name: str, parameter: paddle.Tensor) -> Any:
-    """As ``Placement.counted``, with a tensor instead of an array."""
-    counted = placement.counted(name, parameter.shape)
-    return paddle.to_tensor(counted) if isinstance(counted, np.ndarray) else counted
-
-
-def _part(grad: paddle.Tensor, counted: Any) -> paddle.Tensor | None:
-    if isinstance(counted, bool):
-        return grad if counted else None
-    return grad * counted.astype(grad.dtype)
-
-
 @paddle.no_grad()
-def sum_squares(tensors: list[paddle.Tensor | None]) -> float:
-    """The sum of the squares of all elements; those that are None are left out."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    if not present:
+def sum_squares(tensors: list[paddle.Tensor]) -> float:
+    """The sum of the squares of all elements."""
+    if not tensors:
         return 0.0
-    fused = kernels.compiled("sum_squares", *present)
+    fused = kernels.compiled("sum_squares", *tensors)
     if fused is not None:
-        return float(fused(present))
+        return float(fused(tensors))
     # A product of a row and a column is the fastest sum of squares here: a third of the time of (t * t).sum().
-    squares = [paddle.matmul(t.reshape([1, -1]), t.reshape([-1, 1])).astype("float64") for t in present]
+    squares = [paddle.matmul(t.reshape([1, -1]), t.reshape([-1, 1])).astype("float64") for t in tensors]
     return float(paddle.concat(squares).sum())

@@ -6,9 +6,7 @@ updated is gathered. With stage 2 they share gradients too: these are summed int
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,42 +15,8 @@ import paddle
 from llmctl.parallel.collectives import all_gather, all_reduce, reduce_scatter
 from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.placement import Placement
-from llmctl.train.optim.master_weights import HALF, Complete, MasterWeights, sum_squares
-
-
-@dataclass(frozen=True)
-class Slicing:
-    """How a parameter is divided into slices of one length; the last one is filled up with zeros.
-
-    Attributes:
-        shape: Of the parameter.
-        count: Number of slices.
-    """
-
-    shape: tuple[int, ...]
-    count: int
-
-    @property
-    def size(self) -> int:
-        """Elements of the parameter."""
-        return math.prod(self.shape)
-
-    @property
-    def length(self) -> int:
-        """Elements of a slice."""
-        return -(-self.size // self.count)
-
-    def rows(self, tensor: paddle.Tensor) -> paddle.Tensor:
-        """All slices, [count, length]."""
-        flat = tensor.reshape([-1])
-        missing = self.length * self.count - self.size
-        if missing:
-            flat = paddle.concat([flat, paddle.zeros([missing], flat.dtype)])
-        return flat.reshape([self.count, self.length])
-
-    def whole(self, rows: paddle.Tensor) -> paddle.Tensor:
-        """The parameter, from all slices."""
-        return rows.reshape([-1])[: self.size].reshape(self.shape)
+from llmctl.parallel.slicing import Slicing
+from llmctl.train.optim.master_weights import HALF, Complete, MasterWeights
 
 
 class Shards(MasterWeights):
@@ -64,11 +28,10 @@ class Shards(MasterWeights):
         stage: 1 or 2.
         placement: Where parameters are that other axes share; None = no other axis shares any.
         complete: As for ``MasterWeights``.
-        bucket: Bytes of gradients or weights that are communicated together.
+        sum_stages: As for ``MasterWeights``.
 
     Attributes:
         tensors: Name -> this rank's slice.
-        slicing: Name -> how the parameter is sliced.
     """
 
     def __init__(
@@ -78,25 +41,25 @@ class Shards(MasterWeights):
         stage: int = 1,
         placement: Placement | None = None,
         complete: Complete | None = None,
-        bucket: int = 100 << 20,
+        sum_stages: Complete | None = None,
     ) -> None:
-        self._parameters, self._ranks, self._axis = parameters, mesh, mesh.sharding
-        self._stage, self._complete = stage, complete
+        self.parameters, self._ranks, self._axis = parameters, mesh, mesh.sharding
+        self._stage, self._complete, self._sum_stages = stage, complete, sum_stages
         self.placement = placement or Placement(mesh.topology, mesh.place)
         self.slicing = {name: Slicing(tuple(p.shape), self._axis.size) for name, p in parameters.items()}
         self.tensors = {name: self._slice_of(name, p) for name, p in parameters.items()}
-        self._counted = {name: self._counted_slice(name) for name in parameters}
-        self._buckets = self._divided(bucket)
+        self._counted = {name: self._counts(name) for name in parameters}
+        self._buckets = self._in_buckets(mesh.bucket)
         self._half = {name: p for name, p in parameters.items() if p.dtype in HALF}
         # What backward passes gave and is not summed yet, and which parameters any of them reached.
         self._held = {name: SimpleNamespace(grad=None) if name in self._half else p for name, p in parameters.items()}
         self._reached: set[str] = set()
 
-    def _divided(self, limit: int) -> list[list[str]]:
+    def _in_buckets(self, limit: int) -> list[list[str]]:
         """Names in buckets of one type each."""
         buckets: list[list[str]] = []
         held, kind = 0, None
-        for name, parameter in self._parameters.items():
+        for name, parameter in self.parameters.items():
             if not buckets or held >= limit or parameter.dtype != kind:
                 buckets.append([])
                 held, kind = 0, parameter.dtype
@@ -115,12 +78,9 @@ class Shards(MasterWeights):
     def _own(self, name: str, tensor: paddle.Tensor) -> paddle.Tensor:
         return self.slicing[name].rows(tensor)[self._axis.rank]
 
-    def _counted_slice(self, name: str) -> bool | paddle.Tensor:
-        shape = self._parameters[name].shape
-        counted = self.placement.counted(name, shape)
-        if isinstance(counted, np.ndarray):
-            return self._own(name, paddle.to_tensor(np.broadcast_to(counted, shape).astype(np.float32)))
-        return counted
+    def _counts(self, name: str) -> bool | paddle.Tensor:
+        counted, shape = super()._counts(name), self.parameters[name].shape
+        return counted if isinstance(counted, bool) else self._own(name, counted.astype("float32").expand(shape))
 
     @paddle.no_grad()
     def accumulate_grads(self) -> None:
@@ -138,14 +98,14 @@ class Shards(MasterWeights):
         """Sums the gradients over the rows of all ranks, into slices."""
         if self._stage == 1:
             self._reduce()
-        names = list(self._parameters)
+        names = list(self.parameters)
         reached = paddle.to_tensor([float(name in self._reached) for name in names])
         all_reduce(reached, self._axis, "max")
         for name, anywhere in zip(names, reached.tolist(), strict=True):
             if not anywhere:
                 self.tensors[name].clear_gradient(False)
         self._reached.clear()
-        self._ranks.sum_grads(self.tensors.values())
+        self._sum_copies()
 
     def _reduce(self) -> None:
         """Adds what is held to the gradients of slices."""
@@ -165,7 +125,7 @@ class Shards(MasterWeights):
         if name in self._half:
             self._held[name].grad = None
         else:
-            self._parameters[name].clear_gradient(False)
+            self.parameters[name].clear_gradient(False)
 
     def _rows_of_grad(self, name: str) -> paddle.Tensor:
         grad, slicing = self._held[name].grad, self.slicing[name]
@@ -173,35 +133,23 @@ class Shards(MasterWeights):
             return paddle.zeros([slicing.count, slicing.length], self.tensors[name].dtype)
         return slicing.rows(grad)
 
-    def norm(self) -> float:
-        """As ``MasterWeights.norm``."""
-        grads = {name: tensor.grad for name, tensor in self.tensors.items() if tensor.grad is not None}
-        parts = []
-        for name, grad in grads.items():
-            counted = self._counted[name]
-            if isinstance(counted, bool):
-                parts.append(grad if counted else None)
-            else:
-                parts.append(grad * counted.astype(grad.dtype))
-        return math.sqrt(self._ranks.sum_all([sum_squares(parts)])[0])
-
     @paddle.no_grad()
     def copy_to_model(self, values: Mapping[str, paddle.Tensor] | None = None) -> None:
         """Gathers the slices, or other values of them, into the parameters, rounded to their types."""
         source = self.tensors if values is None else values
         for names in self._buckets:
-            kind = self._parameters[names[0]].dtype
+            kind = self.parameters[names[0]].dtype
             own = paddle.concat([source[name].astype(kind) for name in names])
             rows = all_gather(own, self._axis).reshape([self._axis.size, -1])
             starts = np.cumsum([0, *(self.slicing[name].length for name in names)])
             for name, start, stop in zip(names, starts[:-1], starts[1:], strict=True):
-                self._parameters[name].set_value(self.slicing[name].whole(rows[:, int(start) : int(stop)]))
+                self.parameters[name].set_value(self.slicing[name].whole(rows[:, int(start) : int(stop)]))
 
     def clear_grads(self) -> None:
         """As ``MasterWeights.clear_grads``."""
         super().clear_grads()
         self._reached.clear()
-        for name in self._parameters:
+        for name in self.parameters:
             self._release(name)
 
     def local(self, name: str, whole: np.ndarray, what: str) -> np.ndarray:

@@ -40,7 +40,7 @@ STAGING = {}
 def saver(folder, metric="eval_loss", limit=0, model=None, write=None):
     adamw = AdamW(dict((model or ToyModel()).named_parameters()))
     write = write or (lambda where: (where / "weights").write_text("whole"))
-    one = CheckpointSaver(folder, write, adamw, "print", metric, limit, STAGING["folder"])
+    one = CheckpointSaver(folder, write, adamw.state, "print", metric, limit, STAGING["folder"])
     one.on_train_begin(1, LoopSettings(100, 10, 10, seed=4))
     return Settled(one)
 
@@ -166,7 +166,7 @@ def trained(folder, done, steps_in_all, model=None):
     if done:
         assert checkpoints.restore(checkpoints.checkpoint_of(folder, done), adamw, task.fingerprint, 4) == done
     one = CheckpointSaver(
-        folder, lambda where: (where / "w").write_text(""), adamw, task.fingerprint, staging=STAGING["folder"]
+        folder, lambda where: (where / "w").write_text(""), adamw.state, task.fingerprint, staging=STAGING["folder"]
     )
     Loop(model, task, adamw, lambda step: 0.1 / step, LoopSettings(steps_in_all, 100, 100, seed=4), [one]).run(done)
     return model
@@ -262,7 +262,9 @@ def test_other_data_or_another_seed_cannot_be_continued(tmp_path, fingerprint, s
     one = saver(tmp_path)
     one.on_save(5)
     with pytest.raises(ConfigError, match=what):
-        checkpoints.restore(checkpoints.checkpoint_of(tmp_path, 5), one._optimizer, fingerprint, seed)
+        checkpoints.restore(
+            checkpoints.checkpoint_of(tmp_path, 5), AdamW(dict(ToyModel().named_parameters())), fingerprint, seed
+        )
 
 
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "trainer_state.json"])
@@ -272,7 +274,7 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path, name):
     path = checkpoints.checkpoint_of(tmp_path, 5)
     (path / name).write_bytes(b"{")
     with pytest.raises(CheckpointError, match="delete it"):
-        checkpoints.restore(path, one._optimizer, "print", 4)
+        checkpoints.restore(path, AdamW(dict(ToyModel().named_parameters())), "print", 4)
 
 
 def test_training_goes_on_while_a_checkpoint_is_moved(tmp_path, monkeypatch):
@@ -283,7 +285,7 @@ def test_training_goes_on_while_a_checkpoint_is_moved(tmp_path, monkeypatch):
     copy = checkpoints.shutil.copytree
     monkeypatch.setattr(checkpoints.shutil, "copytree", lambda *a, **k: (free.wait(60), copy(*a, **k))[1])
     write = lambda where: (where / "weights").write_text(value[0])  # noqa: E731
-    one = CheckpointSaver(tmp_path, write, AdamW(dict(ToyModel().named_parameters())), "print", staging=tmp_path)
+    one = CheckpointSaver(tmp_path, write, AdamW(dict(ToyModel().named_parameters())).state, "print", staging=tmp_path)
     one.on_save(5)
     value[0] = "second"
     assert checkpoints.newest(tmp_path / "checkpoints") is None

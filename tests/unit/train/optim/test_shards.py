@@ -36,8 +36,8 @@ class _Idle(ToyModel):
 
 def _train(ranks, stage, dtype, accumulation, state=None):
     model, record = _Idle(dtype), Record()
-    parameters = trained(dict(model.named_parameters()))
-    held = Shards(parameters, ranks, stage, bucket=400) if stage else MasterWeights(parameters, ranks)
+    parameters, ranks.bucket = trained(dict(model.named_parameters())), 400
+    held = Shards(parameters, ranks, stage) if stage else MasterWeights(parameters, ranks)
     scaler = LossScaler(256.0, 2) if dtype == "float16" else None
     adamw = AdamW(parameters, max_norm=0.05, weight_decay=0.1, lr_scales=lambda name: 2.0 if name == "head" else 1.0, decays=lambda name: name != "norm", save_masters=dtype != "float64", scaler=scaler, weights=held)  # fmt: skip
     if state:

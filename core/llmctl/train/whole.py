@@ -1,0 +1,247 @@
+"""The state of a run by name, as one process would have it, while each rank holds parts of it.
+
+Rank 0 writes checkpoints and models as if it were alone: it reads whole tensors by name, and the other ranks answer what it asks for
+until it is done. One tensor at a time is whole. Nothing that is written tells how many ranks there were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+from numpy.typing import NDArray
+from paddle import distributed
+
+from llmctl.checkpoint.formats.dtypes import STORAGE, widen
+from llmctl.checkpoint.load import dtype_name
+from llmctl.checkpoint.shards import merge, part_shape
+from llmctl.io.json_object import parse_json
+from llmctl.parallel.collectives import all_gather, broadcast
+from llmctl.parallel.mesh import Mesh
+from llmctl.parallel.placement import Placement
+from llmctl.parallel.slicing import Slicing
+
+QUESTION_BYTES = 1024
+"""Room for what rank 0 asks."""
+
+PATIENCE = 10.0
+"""Seconds without a question after which the others hear that there will be more: on CPUs they wait for 30 seconds only."""
+
+END, MORE, NAMES, GET = "end", "more", "names", "get"
+"""What rank 0 says: it is done; wait on; tell the names of a part of the state; give a tensor."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the state of a run on this rank.
+
+    Attributes:
+        read: Gives its tensors or arrays, by name.
+        parameter: The parameter that a tensor belongs to and is cut like; None = it is the same on all ranks with that name.
+        sliced: Whether those of trained parameters are slices where the optimizer is sharded.
+    """
+
+    read: Callable[[], Mapping[str, Any]]
+    parameter: Callable[[str], str | None]
+    sliced: bool
+
+
+class WholeTensor:
+    """A tensor that is whole when it is read; the other ranks must be answering then.
+
+    Args:
+        shape: Of the whole.
+        dtype: As paddle names it.
+        read: Reads it.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, read: Callable[[], NDArray[Any]]) -> None:
+        self.shape, self.dtype, self._read = shape, dtype, read
+
+    def numpy(self) -> NDArray[Any]:
+        """The values; those of bfloat16 are the bits, as paddle gives them."""
+        return self._read()
+
+    def astype(self, dtype: str) -> paddle.Tensor:
+        """A tensor with the values in another type."""
+        values = self._read()
+        return paddle.to_tensor(widen(values) if self.dtype == "bfloat16" else values).astype(dtype)
+
+
+class Whole:
+    """The whole state, on rank 0.
+
+    Args:
+        mesh: The ranks; ``Mesh.lead`` makes the others answer.
+        placement: Where parameters are.
+        slicing: Name -> how the optimizer slices a parameter; empty = it does not.
+        parts: The parts of the state, by name.
+    """
+
+    def __init__(
+        self, mesh: Mesh, placement: Placement, slicing: Mapping[str, Slicing], parts: Mapping[str, Part]
+    ) -> None:
+        self._mesh, self._placement, self._slicing, self._parts = mesh, placement, slicing, parts
+        self._read: dict[str, Mapping[str, Any]] = {}
+        self._lock, self._asked = threading.RLock(), False
+        self._divided = mesh.tensor.size * mesh.pipeline.size * mesh.sharding.size > 1
+        mesh.lead_by(self.asking, self.answer)
+
+    def state(self, part: str) -> dict[str, WholeTensor]:
+        """Name -> tensor of one part of the state, on rank 0, inside of ``asking``."""
+        if self._mesh.pipeline.size > 1:
+            self._ask(NAMES, part)
+        return {name: self._tensor(part, name, *found) for name, found in sorted(self._names(part).items())}
+
+    def _tensor(self, part: str, name: str, owner: int, shape: tuple[int, ...], dtype: str) -> WholeTensor:
+        return WholeTensor(shape, dtype, lambda: self._get(part, name, owner, shape, dtype))
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """On rank 0, the context in which tensors can be read while others answer."""
+        over = threading.Event()
+        waiter = threading.Thread(target=self._ask_for_patience, args=(over,), name="patience", daemon=True)
+        if self._divided and not paddle.is_compiled_with_cuda():
+            waiter.start()
+        try:
+            yield
+        finally:
+            over.set()
+            if waiter.ident is not None:
+                waiter.join()
+            self._read.clear()
+            if self._divided:
+                self._ask(END)
+
+    def answer(self) -> None:
+        """On another rank: gives what rank 0 asks for, until it is done."""
+        while self._divided:
+            question = self._hear()
+            if question["kind"] == END:
+                break
+            if question["kind"] == NAMES:
+                self._names(question["part"])
+            elif question["kind"] == GET:
+                self._bring(question["part"], question["name"], question["owner"], question["size"])
+        self._read.clear()
+
+    def _ask_for_patience(self, over: threading.Event) -> None:
+        while not over.wait(PATIENCE):
+            if not self._asked:
+                self._ask(MORE)
+            self._asked = False
+
+    def _ask(self, kind: str, part: str = "", **more: Any) -> None:
+        question = json.dumps({"kind": kind, "part": part, **more}).encode().ljust(QUESTION_BYTES)
+        with self._lock:
+            self._asked = True
+            broadcast(paddle.to_tensor(np.frombuffer(question, np.uint8)), self._mesh.world)
+
+    def _hear(self) -> dict[str, Any]:
+        heard = broadcast(paddle.zeros([QUESTION_BYTES], "uint8"), self._mesh.world)
+        question: dict[str, Any] = parse_json(heard.numpy().tobytes())
+        return question
+
+    def _get(self, part: str, name: str, owner: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """A whole tensor, on rank 0."""
+        if owner == 0 and not self._shared(part, name):
+            return _array(self._here(part)[name])
+        size = math.prod(shape) * STORAGE[dtype].itemsize
+        # No question of the other thread comes between a question and its answer.
+        with self._lock:
+            self._ask(GET, part, name=name, owner=owner, size=size)
+            found = self._bring(part, name, owner, size)
+        assert found is not None
+        return found.view(STORAGE[dtype]).reshape(shape)
+
+    def _bring(self, part: str, name: str, owner: int, size: int) -> NDArray[np.uint8] | None:
+        """Brings the bytes of a tensor to rank 0.
+
+        Args:
+            part: The part of the state.
+            name: Of the tensor.
+            owner: The stage that has it.
+            size: Number of its bytes.
+        """
+        place, found = self._mesh.place, None
+        if place.data == 0 and place.pipeline == owner and name in self._here(part):
+            found = self._join(part, name)
+        if place.data or place.sharding or place.tensor:
+            return None
+        if owner and self._mesh.pipeline.size > 1:
+            buffer = paddle.zeros([size], "uint8") if found is None else paddle.to_tensor(found)
+            found = broadcast(buffer, self._mesh.pipeline, owner).numpy()
+        return found
+
+    def _join(self, part: str, name: str) -> NDArray[np.uint8]:
+        """The bytes of a tensor of this stage; right on its first rank."""
+        parameter, value = self._parts[part].parameter(name), self._here(part)[name]
+        if parameter is not None:
+            if self._sliced(part, parameter):
+                rows = all_gather(_tensor(value), self._mesh.sharding)
+                value = self._slicing[parameter].whole(rows)
+            if parameter in self._placement.splits and self._mesh.sharding.rank == 0:
+                value = self._joined_parts(parameter, _tensor(value))
+        return np.ascontiguousarray(_array(value)).reshape(-1).view(np.uint8)
+
+    def _joined_parts(self, parameter: str, value: paddle.Tensor) -> NDArray[Any]:
+        """A parameter from the parts of the tensor ranks, which may be of unlike sizes."""
+        rule, axis = self._placement.splits[parameter], self._mesh.tensor
+        whole = self._placement.whole_shape(parameter, value.shape)
+        shapes = [part_shape(whole, rule, rank, axis.size) for rank in range(axis.size)]
+        most = max(math.prod(shape) for shape in shapes)
+        flat = paddle.concat([value.reshape([-1]), paddle.zeros([most - value.size], value.dtype)])
+        rows = all_gather(flat, axis).reshape([axis.size, most]).numpy()
+        return merge(
+            [row[: math.prod(shape)].reshape(shape) for row, shape in zip(rows, shapes, strict=True)], rule
+        )  # fmt: skip
+
+    def _here(self, part: str) -> Mapping[str, Any]:
+        if part not in self._read:
+            self._read[part] = self._parts[part].read()
+        return self._read[part]
+
+    def _sliced(self, part: str, parameter: str) -> bool:
+        return self._parts[part].sliced and parameter in self._slicing
+
+    def _shared(self, part: str, name: str) -> bool:
+        """Whether ranks of this stage have parts of a tensor."""
+        parameter = self._parts[part].parameter(name)
+        return parameter is not None and (self._sliced(part, parameter) or parameter in self._placement.splits)
+
+    def _names(self, part: str) -> dict[str, tuple[int, tuple[int, ...], str]]:
+        """Name -> the stage that owns a tensor, its whole shape and its type; of all stages on their first ranks."""
+        own = {
+            name: (self._whole_shape(part, name, value), dtype_name(value)) for name, value in self._here(part).items()
+        }
+        place, stages = self._mesh.place, [own]
+        if self._mesh.pipeline.size > 1 and not (place.data or place.sharding or place.tensor):
+            stages = []
+            distributed.all_gather_object(stages, own, group=self._mesh.pipeline.group)
+        found: dict[str, tuple[int, tuple[int, ...], str]] = {}
+        for stage, names in enumerate(stages):
+            for name, (shape, dtype) in names.items():
+                found.setdefault(name, (stage, tuple(shape), dtype))
+        return found
+
+    def _whole_shape(self, part: str, name: str, value: Any) -> tuple[int, ...]:
+        parameter = self._parts[part].parameter(name)
+        if parameter is None:
+            return tuple(value.shape)
+        shape = self._slicing[parameter].shape if self._sliced(part, parameter) else value.shape
+        return self._placement.whole_shape(parameter, shape)
+
+
+def _array(value: Any) -> NDArray[Any]:
+    return value if isinstance(value, np.ndarray) else np.asarray(value.numpy())
+
+
+def _tensor(value: Any) -> paddle.Tensor:
+    return paddle.to_tensor(value) if isinstance(value, np.ndarray) else value.detach()
