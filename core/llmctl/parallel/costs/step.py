@@ -119,7 +119,9 @@ def in_passes(work: Work, plan: Plan, first: bool, last: bool) -> list[Traffic]:
         if last:
             found += [
                 Traffic("tensor", "all_reduce", m, work.labels * work.hidden * work.width),
-                Traffic("tensor", "all_reduce", 3 * m, work.labels * 4),
+                # The largest logit; then the sum of exponentials together with the label's logit.
+                Traffic("tensor", "all_reduce", m, work.labels * 4),
+                Traffic("tensor", "all_reduce", m, 2 * work.labels * 4),
             ]
     if topology.pipeline > 1:
         sent = states // (topology.tensor if plan.sequence else 1)

@@ -31,7 +31,8 @@ def test_tensor_ranks_meet_at_the_ends_of_attention_and_feed_forward_layers():
     assert found == {
         ("tensor", "all_reduce", states): 3 * (4 * 2 + 1),
         ("tensor", "all_reduce", hidden_of_labels): 3,
-        ("tensor", "all_reduce", labels): 3 * 3,
+        ("tensor", "all_reduce", labels): 3,
+        ("tensor", "all_reduce", 2 * labels): 3,
     }
     again = counted(in_passes(dataclasses.replace(WORK, recomputed=True), Plan(Topology(tensor=2)), *ENDS))
     assert again["tensor", "all_reduce", states] == 3 * (6 * 2 + 1)
