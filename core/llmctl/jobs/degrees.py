@@ -10,6 +10,7 @@ from llmctl.card.family import Family, Tensor
 from llmctl.config.parallel import ParallelConfig
 from llmctl.errors import ConfigError
 from llmctl.jobs.shares import by_inputs, divided
+from llmctl.parallel.cuts import cut
 from llmctl.quant import GROUP
 
 
@@ -28,7 +29,7 @@ def check(parallel: ParallelConfig, method: Any, card: Family, dims: Dims) -> No
     _check_tensor(parallel.tensor, card, dims)
     if method is not None and method.base != "float" and parallel.tensor > 1:
         _check_groups(parallel.tensor, method.base, card, dims)
-    _check_layers(parallel, dims)
+    _check_layers(parallel, card, dims)
     _check_experts(parallel.expert, card, dims)
 
 
@@ -71,7 +72,7 @@ def _one_of(numbers: Sequence[int]) -> str:
     return f"one of {', '.join(map(str, numbers))}" if len(numbers) > 1 else f"{numbers[0]}"
 
 
-def _check_layers(parallel: ParallelConfig, dims: Dims) -> None:
+def _check_layers(parallel: ParallelConfig, card: Family, dims: Dims) -> None:
     layers = int(dims.layers)
     if parallel.stages and sum(parallel.stages) != layers:
         raise ConfigError(
@@ -82,6 +83,8 @@ def _check_layers(parallel: ParallelConfig, dims: Dims) -> None:
         if parallel.chunks > 1:
             parts += f" x parallel.chunks={parallel.chunks} = {parallel.pipeline * parallel.chunks} parts"
         raise ConfigError(f"{parts} for a model of {layers} layers; use at most {layers}")
+    if parallel.pipeline > 1:
+        cut(card, dims, parallel.pipeline, parallel.stages, parallel.chunks)
 
 
 def _check_experts(degree: int, card: Family, dims: Dims) -> None:

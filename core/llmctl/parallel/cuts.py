@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family, Tensor
@@ -58,14 +58,21 @@ def cut(card: Family, dims: Dims, pipeline: int, stages: Sequence[int] = (), chu
         ConfigError: The card does not say whether a tensor stands before or after the layers.
     """
     tensors = card.expand(dims)
-    count = int(dims.layers)
-    sizes = list(stages) or _balanced(_costs(card, dims, tensors), pipeline * chunks)
-    starts = [sum(sizes[:part]) for part in range(len(sizes))]
-    layers = tuple(range(start, start + size) for start, size in zip(starts, sizes, strict=True))
-    assert layers[-1].stop == count, f"{sizes} are not the {count} layers of the model"
+    layers = layers_of(card, dims, pipeline, stages, chunks)
     part_of = {layer: part for part, numbers in enumerate(layers) for layer in numbers}
     tied = all(tensor.slot != "head" for tensor in tensors)
     return Cuts(layers, pipeline, {t.name: _holders(card, t, part_of, len(layers) - 1, tied) for t in tensors})
+
+
+def layers_of(
+    card: Family, dims: Dims, pipeline: int, stages: Sequence[int] = (), chunks: int = 1
+) -> tuple[range, ...]:
+    """The layers of each part; arguments as for ``cut``."""
+    sizes = list(stages) or _balanced(_costs(card, dims, card.expand(dims)), pipeline * chunks)
+    starts = [sum(sizes[:part]) for part in range(len(sizes))]
+    layers = tuple(range(start, start + size) for start, size in zip(starts, sizes, strict=True))
+    assert layers[-1].stop == int(dims.layers), f"{sizes} are not the {dims.layers} layers of the model"
+    return layers
 
 
 def _holders(card: Family, tensor: Tensor, part_of: Mapping[int, int], last: int, tied: bool) -> tuple[int, ...]:
@@ -97,19 +104,36 @@ def _costs(card: Family, dims: Dims, tensors: Sequence[Tensor]) -> list[float]:
 
 
 def _balanced(costs: Sequence[float], parts: int) -> list[int]:
-    """Layers of each part, one at least: the largest cost of a part is the smallest possible, then their squares are."""
-    sums = [sum(costs[:layer]) for layer in range(len(costs) + 1)]
+    """Layers of each part, one at least: the largest cost of a part is the smallest possible, the others are near the mean."""
+    cap = _cap(costs, parts)
+    sizes: list[int] = []
+    rest = list(costs)
+    for left in range(parts, 1, -1):
+        mean = sum(rest) / left
+        fitting = [
+            size
+            for size in range(1, len(rest) - left + 2)
+            if sum(rest[:size]) <= cap and _needed(rest[size:], cap) <= left - 1
+        ]
+        sizes.append(min(fitting, key=lambda size: abs(sum(rest[:size]) - mean)))
+        rest = rest[sizes[-1] :]
+    return [*sizes, len(rest)]
 
-    @cache
-    def best(layers: int, parts: int) -> tuple[float, float, tuple[int, ...]]:
-        """(largest cost, sum of squares, layers of each part) of the first layers."""
-        if parts == 1:
-            return sums[layers], sums[layers] ** 2, (layers,)
-        found = []
-        for before in range(parts - 1, layers):
-            most, squares, sizes = best(before, parts - 1)
-            own = sums[layers] - sums[before]
-            found.append((max(most, own), squares + own**2, (*sizes, layers - before)))
-        return min(found)
 
-    return list(best(len(costs), parts)[2])
+def _cap(costs: Sequence[float], parts: int) -> float:
+    """The smallest cost, but for rounding, that none of so many parts has to exceed."""
+    low, high = max(costs), sum(costs)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _needed(costs, middle) <= parts else (middle, high)
+    return high * (1 + 1e-12)
+
+
+def _needed(costs: Sequence[float], cap: float) -> int:
+    """How many parts there are if each takes as many layers as it may."""
+    parts, held = 0, cap
+    for cost in costs:
+        if held + cost > cap:
+            parts, held = parts + 1, 0.0
+        held += cost
+    return parts

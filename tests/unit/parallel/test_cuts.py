@@ -1,11 +1,12 @@
 """Which layers and tensors the parts of a pipeline have."""
 
+import numpy as np
 import pytest
 
 from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
 from llmctl.errors import ConfigError
-from llmctl.parallel.cuts import cut
+from llmctl.parallel.cuts import _balanced, cut
 
 
 def cuts_of(family, changes, *args):
@@ -33,6 +34,23 @@ def test_layers_are_given_by_hand_or_balanced_by_their_cost():
     layer = sum(t.size for t in card.expand(dims) if t.layer == 0)
     ends = sum(t.size for t in card.expand(dims) if t.slot == "embed")
     assert ends > 4 * layer and [len(part) for part in cuts.layers] == [1, 10, 1]
+
+
+def test_parts_are_as_even_as_any():
+    """Against all ways of cutting, in random cases."""
+    import itertools
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        count = int(rng.integers(2, 9))
+        parts = int(rng.integers(1, count + 1))
+        costs = rng.integers(1, 9, count).tolist()
+        every = itertools.combinations(range(1, count), parts - 1)
+        best = min(max(sum(costs[a:b]) for a, b in itertools.pairwise((0, *inner, count))) for inner in every)
+        sizes = _balanced(costs, parts)
+        ends = np.cumsum([0, *sizes])
+        assert len(sizes) == parts and min(sizes) >= 1 and ends[-1] == count
+        assert max(sum(costs[a:b]) for a, b in itertools.pairwise(ends)) == best, (costs, parts, sizes)
 
 
 def test_a_stage_with_several_parts_has_every_so_many():
