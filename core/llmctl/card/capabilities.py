@@ -45,6 +45,9 @@ METHODS = {
     "wint4": "fused inference with 4-bit weights",
     "static": "static export",
     "tensor-parallel": "tensor parallelism",
+    "pipeline": "pipeline parallelism",
+    "sharding": "sharding",
+    "expert-parallel": "expert parallelism",
 }
 """Every method that a card may claim, with its name in messages."""
 

@@ -25,6 +25,8 @@ def state(card: Family, method: str) -> State:
         return Unsupported("the card names no linear layer inside the decoder")
     if method == "prefix-tuning" and not card.prefix_cache:
         return Unsupported("the family keeps no KV cache that virtual tokens could fill")
+    if method == "expert-parallel" and not any("{expert}" in param.name for param in card.params):
+        return Unsupported("the family has no experts")
     if method in FUSED:
         return _fused(card, FUSED[method])
     return Supported()

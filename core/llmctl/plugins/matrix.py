@@ -16,6 +16,7 @@ from llmctl import plugins
 from llmctl._version import __version__
 from llmctl.card.capabilities import Experimental, Unsupported
 from llmctl.card.support import state
+from llmctl.config import parallel
 from llmctl.errors import ConfigError, FileError, PluginError
 from llmctl.io.written import FamilyEvidence, read_written
 from llmctl.plugins.hookspecs import API
@@ -38,9 +39,17 @@ COLUMNS = {
     "wint4": "WINT4",
     "static": "Static export",
     "tensor-parallel": "Tensor parallel",
+    "pipeline": "Pipeline",
+    "sharding": "Sharding",
+    "expert-parallel": "Expert parallel",
 }
+DEGREES = {"tensor-parallel": "tensor", "pipeline": "pipeline", "sharding": "sharding", "expert-parallel": "expert"}
+"""Method -> key of the section ``parallel``."""
+
 PENDING = {
-    "tensor-parallel": "weights are split and merged exactly; tensor-parallel runs are not in this release",
+    method: "core does not have this method in this release"
+    for method, key in DEGREES.items()
+    if key in {row[0] for row in parallel.NOT_YET}
 }
 """Methods that core does not have yet, so that no family supports them."""
 

@@ -27,6 +27,7 @@ from llmctl.testing.adapters import AdapterConformance
 from llmctl.testing.batching import BatchingConformance
 from llmctl.testing.evidence import EXACT, KEY_BIAS, proves
 from llmctl.testing.fused import FusedConformance
+from llmctl.testing.on_ranks import RanksConformance
 from llmctl.testing.preferences import PreferenceConformance
 from llmctl.testing.prefixes import PrefixConformance
 from llmctl.testing.purity import heavy_imports
@@ -43,6 +44,7 @@ class FamilyConformance(
     PreferenceConformance,
     PrefixConformance,
     QuantizationConformance,
+    RanksConformance,
     StaticConformance,
     TensorParallelConformance,
 ):
