@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 import llmctl
-from llmctl import ConfigField, Family, Moe, Param, Size, TokenFacts, nn
+from llmctl import ConfigField, Family, Gguf, Moe, Param, Size, TokenFacts, nn
 from llmctl.card import slots
 from llmctl.cli import COMMANDS, cli
 from llmctl.config.dpo import DpoConfig
@@ -40,7 +40,7 @@ HELPERS = {
 }
 """Where what ``llmctl`` offers to cards is defined -> heading; empty = under the one before."""
 
-CARD = {cls.__name__: cls for cls in (Family, Param, ConfigField, Size, Moe, TokenFacts)}
+CARD = {cls.__name__: cls for cls in (Family, Param, ConfigField, Size, Moe, TokenFacts, Gguf)}
 """Classes of a card, each with a table of its fields."""
 
 

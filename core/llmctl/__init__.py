@@ -9,11 +9,11 @@ For users:
     ``Run``, ``Callback``.
 
 For the cards of plugins, which need nothing else of core but the layers in ``llmctl.nn`` (and ``llmctl.testing`` in tests):
-    The card: ``Family``, ``Param``, ``Size``, ``Moe``, ``TokenFacts``, ``Dims``.
+    The card: ``Family``, ``Param``, ``Size``, ``Moe``, ``Gguf``, ``TokenFacts``, ``Dims``.
     Fields of config.json: ``ConfigField`` (older name: ``Setting``), ``REQUIRED``, ``HF_DECODER``, ``required_fields``,
     ``fixed_fields``, ``above_zero``, ``full_attention``.
     Rows of tensors: ``HF_DECODER_ROWS``, ``linear_rows``, ``norm_rows``.
-    Data in files of the package: ``sizes``, ``template``.
+    Data in files of the package: ``sizes``, ``template``; an expression of words: ``word_pattern``.
     RoPE and ALiBi: ``ROPE_RULES``, ``ROPE_BY_WAVELENGTH``, ``RopeRule``, ``RopeParams``, ``rope_rule``,
     ``rope_frequencies``, ``alibi_slopes``.
     The fused decoder: ``DecoderSpec``, ``Rope``, ``Experts``, ``PrefixLM``, ``rope_spec``, ``fill_decoder``.
@@ -34,7 +34,7 @@ from llmctl.card.capabilities import Experimental, Supported, Unsupported
 from llmctl.card.config_fields import HF_DECODER, REQUIRED, ConfigField, Setting
 from llmctl.card.decoder_spec import DecoderSpec, Experts, PrefixLM, Rope
 from llmctl.card.dims import Dims
-from llmctl.card.family import Family, Moe, Param, Size
+from llmctl.card.family import Family, Gguf, Moe, Param, Size
 from llmctl.card.fill_decoder import fill_decoder, rope_spec
 from llmctl.card.presets import (
     HF_DECODER_ROWS,
@@ -48,7 +48,7 @@ from llmctl.card.presets import (
 from llmctl.card.rope import ROPE_BY_WAVELENGTH, ROPE_RULES, RopeParams, RopeRule, rope_frequencies, rope_rule
 from llmctl.card.sharding import Parallel, QuantTarget, Segment, Split
 from llmctl.card.sizes import sizes
-from llmctl.card.tokens import TokenFacts, template
+from llmctl.card.tokens import TokenFacts, template, word_pattern
 from llmctl.card.weight_map import (
     ModuleMapping,
     TensorSlice,
@@ -95,6 +95,7 @@ __all__ = [
     "Experimental",
     "Experts",
     "Family",
+    "Gguf",
     "FinetuneConfig",
     "LlmctlError",
     "ModuleMapping",
@@ -149,6 +150,7 @@ __all__ = [
     "sizes",
     "split_or_fused",
     "template",
+    "word_pattern",
 ]
 
 _LAZY = {

@@ -12,8 +12,10 @@ from llmctl.card import slots
 
 CORE = Path(__file__).resolve().parents[2] / "core"
 FAMILIES = ("llama", "baichuan", "qwen", "mixtral", "mistral", "chatglm", "bloom", "gpt2", "gpt3", "gpt-2", "gpt-3")
-PROGRAM = re.compile("LLaMA-Factory|use_llama_pro|Ollama")
-"""Other programs and a key of their files, no families."""
+PROGRAM = re.compile(
+    r'LLaMA-Factory|use_llama_pro|Ollama|llama\.cpp|llama-quantize|KINDS = \("llama", "gpt2"\)|"gpt-2"'
+)
+"""Other programs, a key of their files, and kinds of tokenizers in GGUF, no families."""
 TEXT = (".py", ".yaml", ".yml", ".json", ".jinja", ".toml", ".md", ".txt", ".csv", ".tmpl", ".css", ".js", ".html", "")
 
 

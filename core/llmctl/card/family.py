@@ -127,6 +127,27 @@ class Moe:
 
 
 @dataclass(frozen=True)
+class Gguf:
+    """How files in GGUF, the format of llama.cpp, hold models of the family: what does not follow from its slots.
+
+    Attributes:
+        architecture: ``general.architecture``. A card with experts is for files with experts.
+        neighbours: Whether outputs of the projections of queries and keys that RoPE rotates together are neighbours in the file, and
+            halves of a head apart in Hugging Face's.
+        words: Names of pre-tokenizers (``tokenizer.ggml.pre``) -> the regular expression that splits text into words; empty = that of
+            byte-level BPE itself.
+        whole_words: Of these names, those where a word that is a token is not merged of parts.
+        by_wavelength: ``rope_type`` in config.json of frequencies that GGUF has as a tensor; empty = the family has none.
+    """
+
+    architecture: str
+    neighbours: bool = False
+    words: Mapping[str, str] = field(default_factory=dict)
+    whole_words: tuple[str, ...] = ()
+    by_wavelength: str = ""
+
+
+@dataclass(frozen=True)
 class Family:
     """The card of a model family. Every attribute after ``modeling`` has a default, so older cards stay valid.
 
@@ -157,6 +178,7 @@ class Family:
             same names.
         paddlenlp_prefix: Prefix of names in PaddleNLP's files; None = ``paddle_prefix``.
         decoder: A function of dims: the fields of ``DecoderSpec`` that do not follow from slots; None = there are none.
+        gguf: How GGUF files hold its models; None = they are not read.
         needs_api: Lowest hook API (major, minor) that the card requires.
     """
 
@@ -185,6 +207,7 @@ class Family:
     paddlenlp: Callable[[Any], Mapping[str, Any]] | None = None
     paddlenlp_prefix: str | None = None
     decoder: Callable[[Any], Mapping[str, Any]] | None = None
+    gguf: Gguf | None = None
     needs_api: tuple[int, int] = (0, 1)
 
     def claims_config(self, config: Mapping[str, Any]) -> bool:

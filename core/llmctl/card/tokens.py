@@ -100,3 +100,17 @@ class Wording:
 def template(card_file: str, name: str) -> str:
     """The text of the template ``name`` in the folder of a card, which passes its ``__file__``."""
     return Path(card_file).with_name(name).read_text(encoding="utf-8")
+
+
+def word_pattern(digits: int) -> str:
+    """The regular expression by which many byte-level tokenizers split text into words.
+
+    Args:
+        digits: Digits of a number that may be one word.
+    """
+    numbers = r"\p{N}" + (f"{{1,{digits}}}" if digits > 1 else "")
+    return (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+        + numbers
+        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )

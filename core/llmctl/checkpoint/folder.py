@@ -27,10 +27,20 @@ INDEX = ".index.json"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 """Files of adapters, which transformers would apply if they are in the folder of a model."""
 
+GGUF = "model.gguf"
+
+
+def _read_gguf(path: Path) -> Mapping[str, TensorInfo]:
+    from llmctl.checkpoint.gguf.folder import read_header
+
+    return read_header(path)
+
+
 _HEADER_READERS: dict[str, Callable[[Path], Mapping[str, TensorInfo]]] = {
     SAFETENSORS: safetensors.read_header,
     TORCH: torch_bin.read_header,
     pdparams.NAME: pdparams.read_header,
+    GGUF: _read_gguf,
 }
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints with quantized weights (GPTQ, AWQ, compressed-tensors): their tensors under the names of the float model.
+"""Checkpoints with quantized weights (GPTQ, AWQ, compressed-tensors, GGUF): their tensors under the names of the float model.
 
 The formats are in ``llmctl.quant.formats``. A linear's tensors become one ``QuantizedTensor``, which reads as float32 values or as
 codes; other tensors stay as they are.
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.formats.dtypes import cast, widen
-from llmctl.checkpoint.formats.tensor_info import TensorInfo
+from llmctl.checkpoint.formats.tensor_info import CodedTensor, TensorInfo
+from llmctl.checkpoint.gguf import folder as gguf_folder
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import read_json
 from llmctl.quant.formats import awq, compressed, gptq
@@ -28,7 +29,7 @@ OLD = "quantize_config.json"
 
 
 @dataclass(frozen=True)
-class QuantizedTensor(TensorInfo):
+class QuantizedTensor(CodedTensor):
     """A weight [out, in] that is stored as codes, with the values of the float32 tensor that it stands for.
 
     Attributes:
@@ -78,6 +79,8 @@ def scheme_of(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
     """
     if config.get(KEY):
         return read_scheme(config[KEY], str(folder / "config.json"))
+    if bits := gguf_folder.bits_of(folder):
+        return Scheme(gguf_folder.CACHE, bits)
     if (folder / OLD).is_file():
         return read_scheme(read_json(folder / OLD), str(folder / OLD))
     return None
@@ -95,6 +98,8 @@ def open_quantized(folder: Path, scheme: Scheme, names: Collection[str]) -> Weig
         CheckpointError: The folder is damaged, or a linear lacks a tensor.
     """
     opened = open_folder(folder)
+    if scheme.method == gguf_folder.CACHE:
+        return opened
     tensors, left = {}, dict(opened.tensors)
     for linear, parts in _linears(opened.tensors, scheme).items():
         bias = f"{linear}.bias"

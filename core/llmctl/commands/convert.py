@@ -14,15 +14,19 @@ from llmctl.commands.renamed import Renamed
 from llmctl.io.progress import Progress
 from llmctl.io.sizes import parse_bytes
 
+GGUF = "gguf"
+QUANTIZED = ("q8_0", "q4_0", "q4_1")
+"""As ``checkpoint.gguf.write.QUANTIZED``."""
+
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path), required=False)
 @click.argument("target", type=click.Path(path_type=Path), required=False)
 @model_option("The same as SOURCE; or the family of the model.")
-@click.option("--to", "layout", type=click.Choice(["hf", "native"]), default="native", show_default=True,
-              help="hf: names and layout of Hugging Face; native: those of paddle.")  # fmt: skip
-@click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16"]), default="keep",
-              show_default=True, help="Data type of the weights in TARGET.")  # fmt: skip
+@click.option("--to", "layout", type=click.Choice(["hf", "native", "gguf"]), default="native", show_default=True,
+              help="hf: names and layout of Hugging Face; native: those of paddle; gguf: a file for llama.cpp.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16", *QUANTIZED]), default="keep",
+              show_default=True, help="Data type of the weights in TARGET; q8_0, q4_0 and q4_1 are codes of gguf, rounded to nearest.")  # fmt: skip
 @click.option("--max-shard-size", default="5GB", show_default=True, help="Maximum size of a weight file, e.g. 500MB.")
 @click.option(
     "--base",
@@ -52,12 +56,13 @@ def command(
     check: bool,
     overwrite: bool,
 ) -> None:
-    """Convert the model in the folder SOURCE to another layout or data type, in the folder TARGET.
+    """Convert the model in the folder SOURCE to another layout or data type, in the folder or GGUF file TARGET.
 
     An adapter is converted between the formats of PEFT (hf) and PaddleNLP (native).
     """
     from llmctl.adapters.folder import is_adapter
     from llmctl.checkpoint.hf_config import read_config
+    from llmctl.quant.formats.config import KEY
 
     say = messages(ctx)
     if target is not None and output is not None:
@@ -69,6 +74,12 @@ def command(
     if target is None and not check:
         raise click.UsageError("TARGET is missing; it can be left out only with --check")
     shard_bytes = parse_bytes(max_shard_size, "--max-shard-size ")
+    if dtype in QUANTIZED and layout != GGUF:
+        raise click.UsageError(f"--dtype {dtype} is a type of GGUF files; add --to gguf")
+    if layout == GGUF and (max_shard_size != "5GB" or base or is_adapter(folder)):
+        raise click.UsageError(
+            "--to gguf writes one file of a whole model: no adapter, and without --max-shard-size and --base"
+        )
     if is_adapter(folder):
         if max_shard_size != "5GB":
             raise click.UsageError("--max-shard-size has no effect on an adapter, which is a single file")
@@ -78,11 +89,17 @@ def command(
         raise click.UsageError(f"--base has no effect: {folder} is not an adapter; leave it out")
     config = read_config(folder)
     where = str(folder / "config.json")
+    if layout == GGUF:
+        config.pop(KEY, None)
     plugin = plugins.resolve(ctx.obj.family, config, where)
     dims = plugin.card.dims_from_config(config, where)
 
     from llmctl.checkpoint import convert as conversion
 
+    if layout == GGUF and not check:
+        assert target is not None
+        _gguf(folder, target, plugin, dims, dtype, overwrite, say)
+        return
     opened = conversion.open_source(folder, plugin, dims)
     facts: dict[str, Any] = {
         "family": plugin.card.name,
@@ -105,6 +122,29 @@ def command(
         made = conversion.convert(opened, target, layout, dtype, shard_bytes, overwrite, progress)
     done = "written" if made else "is already converted"
     say.result(f"{target} {done}: {what} -> {layout}", output=target, written=bool(made), to=layout, **facts)
+
+
+def _gguf(folder: Path, target: Path, plugin: Any, dims: Any, dtype: str, overwrite: bool, say: Messages) -> None:
+    """Writes a GGUF file; codes of a quantized checkpoint are kept where the type holds them."""
+    from llmctl.checkpoint import convert as conversion
+    from llmctl.checkpoint.gguf.write import write_model
+    from llmctl.checkpoint.quantized import open_quantized, scheme_of
+    from llmctl.io.json_object import read_json
+    from llmctl.io.progress import waiting
+
+    if target.suffix != f".{GGUF}" or target.is_dir():
+        raise click.UsageError(f"TARGET {target} must be a file with the ending .{GGUF}")
+    names = {tensor.torch_name for tensor in plugin.card.expand(dims)}
+    scheme = scheme_of(folder, read_json(folder / "config.json", required=True))
+    quantized = None if scheme is None else open_quantized(folder, scheme, names)
+    opened = conversion.open_source(folder, plugin, dims, quantized)
+    with waiting("writing the model"):
+        kind = write_model(target, folder, plugin.card, dims, opened.state, dtype, overwrite=overwrite)
+    size = target.stat().st_size
+    say.result(
+        f"{target} written: {plugin.card.name} as GGUF, weights {kind}, {size / 1e6:,.1f} MB",
+        output=target, to=GGUF, family=plugin.card.name, weights=kind, bytes=size,
+    )  # fmt: skip
 
 
 def _adapter(

@@ -9,6 +9,7 @@ from llmctl import (
     ROPE_RULES,
     ConfigField,
     Family,
+    Gguf,
     Param,
     Size,
     TokenFacts,
@@ -18,6 +19,7 @@ from llmctl import (
     rope_rule,
     rope_spec,
     template,
+    word_pattern,
 )
 
 L, A, M = "layers.{layer}.", "layers.{layer}.self_attn.", "layers.{layer}.mlp."
@@ -46,9 +48,6 @@ CARD = Family(
     modeling="llmctl_llama.modeling:LlamaForCausalLM",
     paddle_prefix="llama.",
     torch_prefix="model.",
-    norm="rmsnorm",
-    activation="swiglu",
-    position="rope-neox",
     settings=(
         *HF_DECODER,
         ConfigField("norm_eps", "rms_norm_eps", 1e-5),
@@ -65,6 +64,7 @@ CARD = Family(
     chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     starter="starter",
+    gguf=Gguf("llama", True, {"llama-bpe": word_pattern(3)}, ("llama-bpe",), by_wavelength="llama3"),
     paddlenlp=hf_decoder_fused,
     decoder=lambda dims: {"rope": rope_spec(dims, dims.rope_scaling, RULES)},
     sizes={

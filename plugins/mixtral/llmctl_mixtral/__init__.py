@@ -3,7 +3,19 @@
 https://arxiv.org/abs/2401.04088
 """
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Moe, Param, Size, hookimpl, rope_rule, template
+from llmctl import (
+    HF_DECODER,
+    HF_DECODER_ROWS,
+    ConfigField,
+    Family,
+    Gguf,
+    Moe,
+    Param,
+    Size,
+    hookimpl,
+    rope_rule,
+    template,
+)
 
 X = "layers.{layer}.block_sparse_moe."
 MISTRALAI = "https://huggingface.co/mistralai/"
@@ -32,6 +44,7 @@ CARD = Family(
         ConfigField("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
     ),
     chat_template=CHAT,
+    gguf=Gguf("llama", neighbours=True),
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes={
         "8x7b": Size(

@@ -22,16 +22,14 @@ from llmctl import (
     rope_spec,
     sizes,
     template,
+    word_pattern,
 )
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
 FUSED = fused_or_split([M + "w2", M + "w1"], M + "gate_up_fused_proj", contiguous_slices(1, 1), "ffn")
 
 # https://huggingface.co/Qwen/Qwen-7B/blob/main/tokenization_qwen.py: the pre-tokenizer, and special tokens after those of the file.
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-TEXT = dict(pattern=WORDS, normal_form="NFC", ends=("<|im_end|>",), calls="tagged")
+TEXT = dict(pattern=word_pattern(1), normal_form="NFC", ends=("<|im_end|>",), calls="tagged")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 CHATML = template(__file__, "chatml.jinja")
 HELPFUL = "{% set default_system = 'You are a helpful assistant.' %}" + CHATML

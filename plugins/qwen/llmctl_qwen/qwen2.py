@@ -8,6 +8,7 @@ from llmctl import (
     HF_DECODER_ROWS,
     ConfigField,
     Family,
+    Gguf,
     Param,
     TokenFacts,
     fixed_fields,
@@ -35,8 +36,7 @@ SETTINGS = (
     *fixed_fields(False, sliding="use_sliding_window"),
     ConfigField("layer_types", "layer_types", None, check=full_attention),
 )
-WINDOW_KEYS = ("sliding_window", "max_window_layers")
-"""Without effect while use_sliding_window is false."""
+WINDOW_KEYS = ("sliding_window", "max_window_layers")  # without effect while use_sliding_window is false
 
 CARD = Family(
     name="qwen2",
@@ -49,6 +49,7 @@ CARD = Family(
     inert=(*WINDOW_KEYS, "use_mrope"),
     tokens=TokenFacts(**TEXT),
     chat_template=HELPFUL,
+    gguf=Gguf("qwen2", words={"qwen2": TEXT["pattern"]}),
     ignored_tensors=("*.rotary_emb.inv_freq",),
     paddlenlp=hf_decoder_fused,
     sizes=sizes(__file__, "qwen2"),

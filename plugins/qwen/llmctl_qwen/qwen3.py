@@ -5,7 +5,7 @@ https://arxiv.org/abs/2505.09388
 
 from dataclasses import replace
 
-from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Param, TokenFacts, hookimpl, sizes
+from llmctl import HF_DECODER, HF_DECODER_ROWS, ConfigField, Family, Gguf, Param, TokenFacts, hookimpl, sizes
 from llmctl_qwen import CHATML, TEXT
 from llmctl_qwen.qwen2 import BIASES, SETTINGS, WINDOW_KEYS, A
 
@@ -20,6 +20,7 @@ CARD = Family(
     inert=WINDOW_KEYS,
     tokens=TokenFacts(**TEXT, thoughts=("<think>", "</think>")),
     chat_template=CHATML,
+    gguf=Gguf("qwen3", words={"qwen2": TEXT["pattern"]}),
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes=sizes(__file__, "qwen3"),
     params=(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from llmctl.checkpoint.formats.dtypes import STORAGE, cast
 from llmctl.errors import CheckpointError
+from llmctl.quant.formats.codes import Codes
 
 CHUNK_BYTES = 4 << 20
 
@@ -98,3 +99,15 @@ class TensorInfo:
         if len(values) != count:
             raise CheckpointError(f"{self.file} ends inside a tensor; the file is truncated or was changed meanwhile")
         return values
+
+
+class CodedTensor(TensorInfo):
+    """A weight [out, in] that is stored as codes; its values are those of the float32 tensor that it stands for."""
+
+    def codes(self) -> Codes:
+        """The codes, scales and zero points.
+
+        Raises:
+            CheckpointError: What is stored contradicts itself, or a file is truncated.
+        """
+        raise NotImplementedError

@@ -7,14 +7,14 @@ order of the inputs. Groups that are no multiple of 32 stay floats.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.checkpoint.convert import LazyTensor
-from llmctl.checkpoint.quantized import QuantizedTensor
+from llmctl.checkpoint.formats.tensor_info import CodedTensor
 from llmctl.checkpoint.slices import take_slice, write_slice
 from llmctl.infer.packed.linear import STRETCH, PackedLinear, pack_codes
 from llmctl.infer.packed.model import Float
@@ -38,15 +38,22 @@ class StoredCodes(RoundToNearest):
 
     def outer(self, name: str, transposed: bool) -> PackedLinear:
         """The stored codes, or the values."""
-        return (None if transposed else self._stored([name], None)) or super().outer(name, transposed)
+        return self._stored([name], None, transposed) or super().outer(name, transposed)
+
+    def table(self, name: str) -> NDArray[np.generic] | PackedLinear:
+        """The stored codes, or the values."""
+        return self._stored([name], None, True) or super().table(name)
 
     def _kind_of(self, names: Sequence[str]) -> str:
         kinds = {self._state[name].dtype for name in names}
         return kinds.pop() if len(kinds) == 1 and kinds <= {*HALF} else "float32"
 
-    def _stored(self, names: Sequence[str], order: Order | None) -> PackedLinear | None:
-        """The codes of weights, concatenated along their outputs; None = the layout does not hold them."""
-        read = [self._codes(self._state[name]) for name in names]
+    def _stored(self, names: Sequence[str], order: Order | None, table: bool = False) -> PackedLinear | None:
+        """The codes of weights, concatenated along their outputs; None = the layout does not hold them.
+
+        Codes of 4 bits beside those of 8 are as they are among these. The outputs of a table are its rows.
+        """
+        read = [self._codes(self._state[name], table) for name in names]
         found = [each for each in read if each is not None]
         first = found[0] if len(found) == len(read) else None
         if first is None or not all(_alike(first, each) for each in found):
@@ -56,16 +63,16 @@ class StoredCodes(RoundToNearest):
         )
         if order is not None:
             codes, scales, zeros = codes[:, order], scales[:, order], zeros[:, order]
-        kind = "int8" if first.bits == 8 else "int4"
+        kind = "int8" if any(one.bits == 8 for one in found) else "int4"
         return pack_codes(codes, scales, zeros if zeros.any() else None, kind, first.group, first.order)
 
-    def _codes(self, tensor: Any) -> _Read | None:
+    def _codes(self, tensor: Any, table: bool) -> _Read | None:
         """The codes of a tensor of the card; None = it has none, or the layout does not hold them."""
         sources = tensor.sources if isinstance(tensor, LazyTensor) else ()
-        if not sources or not all(isinstance(info, QuantizedTensor) and m.transpose for info, m in sources):
+        if not sources or not all(isinstance(info, CodedTensor) and m.transpose is not table for info, m in sources):
             return None
-        parts = [(info.codes(), mapping) for info, mapping in sources]
-        inputs, outputs = tensor.shape
+        parts = [(info.codes(), replace(mapping, transpose=True)) for info, mapping in sources]
+        inputs, outputs = tensor.shape[::-1] if table else tensor.shape
         groups = parts[0][0].scales_OG.shape[1]
         arrays = (np.empty((inputs, outputs), np.int16), *(np.empty((groups, outputs), np.float32) for _ in "sz"))
         found = None
@@ -96,7 +103,7 @@ class _Read:
 
 def _alike(one: _Read, other: _Read) -> bool:
     """Whether two weights can be one."""
-    return (one.bits, one.group) == (other.bits, other.group) and np.array_equal(one.order, other.order)
+    return one.group == other.group and np.array_equal(one.order, other.order)
 
 
 def _grouped(codes: Codes) -> tuple[int, Order | None] | None:

@@ -1,0 +1,122 @@
+"""Models in GGUF files, written by the package ``gguf``, by an independent statement of how llama.cpp orders heads."""
+
+import json
+
+import gguf
+import numpy as np
+
+from llmctl import plugins
+from llmctl.card.tiny import tiny_dims
+from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
+
+SMALL = {"hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "ffn": 96, "vocab": 96}
+WIDE = {"hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "ffn": 256, "vocab": 32}
+"""Sizes with rows of whole blocks of 256."""
+PLACES = {
+    "model.embed_tokens.": "token_embd.", "model.norm.": "output_norm.", "lm_head.": "output.", "self_attn.q_proj.": "attn_q.",
+    "self_attn.k_proj.": "attn_k.", "self_attn.v_proj.": "attn_v.", "self_attn.o_proj.": "attn_output.", "mlp.gate_proj.": "ffn_gate.",
+    "mlp.up_proj.": "ffn_up.", "mlp.down_proj.": "ffn_down.", "input_layernorm.": "attn_norm.",
+    "post_attention_layernorm.": "ffn_norm.", "self_attn.q_norm.": "attn_q_norm.", "self_attn.k_norm.": "attn_k_norm.",
+    "block_sparse_moe.gate.": "ffn_gate_inp.",
+}  # fmt: skip
+EXPERTS = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}
+
+
+class Model:
+    """A random model of a family: ``plugin``, ``dims``, and its tensors by Hugging Face's names in ``values``."""
+
+    def __init__(self, family, seed=0, **changes):
+        self.plugin = plugins.load(family)
+        self.dims = tiny_dims(self.plugin.card, {**SMALL, **changes})
+        rng = np.random.default_rng(seed)
+        self.values = {}
+        for tensor in self.plugin.card.expand(self.dims):
+            shape = tensor.shape[::-1] if tensor.transpose else tensor.shape
+            self.values[tensor.torch_name] = (rng.standard_normal(shape) * 0.05).astype("f4")
+
+    def folder(self, path, dtype="float32"):
+        """Writes a folder in Hugging Face's layout."""
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(self.plugin.card.config_from_dims(self.dims)))
+        stored = {name: value.astype("f2") if dtype == "float16" else value for name, value in self.values.items()}
+        planned = {name: PlannedTensor(value.shape, dtype, value.tofile) for name, value in stored.items()}
+        write_file(path / "model.safetensors", planned)
+        return path
+
+    def gguf(self, path, architecture, kind="F32", neighbours=False, change=None, facts=()):
+        """Writes a file whose matrices are of a type; ``change`` may change the dictionary of tensors (name -> array)."""
+        dims, writer = self.dims, gguf.GGUFWriter(str(path), architecture)
+        writer.add_block_count(dims.layers)
+        writer.add_context_length(dims.max_positions)
+        writer.add_embedding_length(dims.hidden)
+        writer.add_feed_forward_length(dims.ffn)
+        writer.add_head_count(dims.heads)
+        writer.add_head_count_kv(dims.kv_heads)
+        writer.add_key_length(dims.head_dim)
+        writer.add_layer_norm_rms_eps(dims.norm_eps)
+        writer.add_rope_freq_base(dims.rope_theta)
+        if "experts" in dims:
+            writer.add_expert_count(dims.experts)
+            writer.add_expert_used_count(dims.top_k)
+        for key, value in facts:
+            writer.add_key_value(key, *value)
+        tensors = self.tensors(neighbours)
+        if change:
+            change(tensors)
+        for name, value in tensors.items():
+            if kind == "F32" or value.ndim == 1 or "gate_inp" in name:
+                writer.add_tensor(name, value)
+                continue
+            if kind == "F16":
+                writer.add_tensor(name, value.astype("f2"))
+                continue
+            of = gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(name, blocks(value, of), raw_dtype=of)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    def tensors(self, neighbours):
+        """Name in GGUF -> array."""
+        found = {}
+        for name, value in self.values.items():
+            for part, heads in (("q_proj", self.dims.heads), ("k_proj", self.dims.kv_heads)):
+                if neighbours and f"{part}." in name:
+                    value = value.reshape(heads, 2, len(value) // heads // 2, -1).swapaxes(1, 2).reshape(value.shape)
+            layer = f"blk.{name.split('.')[2]}." if name.startswith("model.layers.") else ""
+            if "experts." in name:
+                *_, expert, which, _ = name.split(".")
+                key = f"{layer}{EXPERTS[which]}.weight"
+                found.setdefault(key, np.zeros((self.dims.experts, *value.shape), "f4"))[int(expert)] = value
+                continue
+            place = next(target for source, target in PLACES.items() if source in name)
+            found[f"{layer}{place}{name.rpartition('.')[2]}"] = value
+        return found
+
+
+def blocks(value, kind, seed=1):
+    """Blocks of a type: rounded where the package does, else random bytes with small scales."""
+    try:
+        return gguf.quantize(value, kind)
+    except NotImplementedError:
+        size, nbytes = gguf.GGML_QUANT_SIZES[kind]
+        raw = np.random.default_rng(seed).integers(
+            0, 256, (*value.shape[:-1], value.shape[-1] // size, nbytes), dtype=np.uint8
+        )
+        for start in HALVES[kind.name]:
+            raw[..., start : start + 2] = np.frombuffer(np.float16(0.001).tobytes(), np.uint8)
+        return raw.reshape(*value.shape[:-1], -1)
+
+
+HALVES = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
+"""Where the float16 numbers of blocks are that the package does not write."""
