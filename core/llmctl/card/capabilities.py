@@ -44,6 +44,7 @@ METHODS = {
     "wint8": "fused inference with 8-bit weights",
     "wint4": "fused inference with 4-bit weights",
     "static": "static export",
+    "serving": "serving",
     "tensor-parallel": "tensor parallelism",
     "pipeline": "pipeline parallelism",
     "sharding": "sharding",

@@ -38,6 +38,7 @@ COLUMNS = {
     "wint8": "WINT8",
     "wint4": "WINT4",
     "static": "Static export",
+    "serving": "Serving",
     "tensor-parallel": "Tensor parallel",
     "pipeline": "Pipeline",
     "sharding": "Sharding",

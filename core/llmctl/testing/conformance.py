@@ -25,13 +25,14 @@ from llmctl.card.validate import validate
 from llmctl.errors import UnsupportedError
 from llmctl.testing.adapters import AdapterConformance
 from llmctl.testing.batching import BatchingConformance
+from llmctl.testing.command_line import heavy_imports
 from llmctl.testing.evidence import EXACT, KEY_BIAS, proves
 from llmctl.testing.fused import FusedConformance
 from llmctl.testing.on_ranks import RanksConformance
 from llmctl.testing.preferences import PreferenceConformance
 from llmctl.testing.prefixes import PrefixConformance
-from llmctl.testing.purity import heavy_imports
 from llmctl.testing.quantization import QuantizationConformance
+from llmctl.testing.serving import ServingConformance
 from llmctl.testing.static import StaticConformance
 from llmctl.testing.tensor_parallel import TensorParallelConformance
 from llmctl.testing.tiny import descend, random_model
@@ -45,6 +46,7 @@ class FamilyConformance(
     PrefixConformance,
     QuantizationConformance,
     RanksConformance,
+    ServingConformance,
     StaticConformance,
     TensorParallelConformance,
 ):

@@ -1,0 +1,143 @@
+"""The server: what every family must satisfy; ``FamilyConformance`` inherits it. No HTTP here: routes know no families."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmctl import plugins
+from llmctl.card import capabilities, support
+from llmctl.card.answers import CALL_FORMS
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
+from llmctl.testing.batching import LENGTHS, _alone, _engine
+from llmctl.testing.evidence import proves
+from llmctl.testing.fused import single_layer
+from llmctl.tokenizers.base import Tokenizer
+from llmctl.tokenizers.special import Special
+
+LETTERS = 0x4E00
+"""Character of the first token."""
+
+
+class Letters(Tokenizer):
+    """A tokenizer with a character for each token.
+
+    Args:
+        vocab: Number of tokens.
+    """
+
+    def __init__(self, vocab: int) -> None:
+        nothing: dict[str, int] = {}
+        super().__init__(Path(), Special(nothing, nothing, None, None, None, None, (), {}, (), (), (), False))
+        self._vocab = vocab
+
+    @property
+    def vocab_size(self) -> int:
+        """As ``Tokenizer``."""
+        return self._vocab
+
+    def _encode(self, text: str, start: bool) -> list[int]:
+        return [ord(letter) - LETTERS for letter in text]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """As ``Tokenizer``."""
+        return "".join(chr(LETTERS + token) for token in ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """As ``Tokenizer``."""
+        return chr(LETTERS + token).encode()
+
+
+class ServingConformance:
+    """Tests that use the fixtures of ``FusedConformance``."""
+
+    def input_ids(self, dims: Dims, rows: int, length: int) -> Any:
+        """As in ``FamilyConformance``."""
+        raise NotImplementedError
+
+    @proves("serving")
+    def test_served_answers_are_those_of_the_engine_whole_and_streamed(
+        self, plugin: plugins.Plugin, dims: Dims, request: pytest.FixtureRequest
+    ) -> None:
+        from llmctl.infer.backend import BatchBackend, EngineBackend
+        from llmctl.infer.request import Request
+        from llmctl.infer.sampling import SamplingParams
+        from llmctl.serve.bridge import bridge_of
+
+        prompts = [self.input_ids(dims, 1, length)[0].tolist() for length in LENGTHS]
+        sampled = {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 3}
+        options = [sampled if index % 2 else {"temperature": 0} for index in range(len(prompts))]
+        alone = [
+            SamplingParams(max_new_tokens=20, sample=True, **given) if index % 2 else SamplingParams(max_new_tokens=20)
+            for index, given in enumerate(options)
+        ]
+        requests = [Request(prompt=prompt, options=params) for prompt, params in zip(prompts, alone, strict=True)]
+        if isinstance(support.state(plugin.card, "fused"), capabilities.Unsupported):
+            layer = single_layer(plugin, dims)
+            made, bridge = _alone(layer, requests), bridge_of(BatchBackend(layer, (), 0))
+        else:
+            fused = request.getfixturevalue("fused")
+            made, bridge = (
+                _engine(fused, blocks=40).generate(requests),
+                bridge_of(EngineBackend(_engine(fused, blocks=7))),
+            )
+        letters = Letters(dims.vocab)
+        bodies = [{"prompt": prompt, "max_tokens": 20, **given} for prompt, given in zip(prompts, options, strict=True)]
+        whole, streamed = asyncio.run(_served(bridge, letters, bodies))
+        assert whole == streamed == [letters.decode(one.ids) for one in made]
+
+    @proves("serving")
+    def test_what_the_card_says_of_calls_and_thoughts_is_what_the_server_reads(self, card: Family) -> None:
+        from llmctl.serve.answers.parts import PartsReader
+
+        facts = card.tokens
+        assert facts.calls in ("", *CALL_FORMS) and len(facts.thoughts) in (0, 2) and all(facts.thoughts)
+        form = CALL_FORMS.get(facts.calls)
+        thoughts = f"{facts.thoughts[0]}\nWhy?\n{facts.thoughts[1]}\n\n" if facts.thoughts else ""
+        call = {form.name: "clock", form.arguments: {"zone": "a<b"}} if form else {}
+        body = json.dumps([call] if form and form.listed else call)
+        written = f"{form.begin}{body}{form.end}" if form else "Yes."
+        for size in (1, 7, 1000):
+            reader = PartsReader(form, ("clock",), facts.thoughts)
+            text = thoughts + written
+            parts = [reader.add(text[at : at + size]) for at in range(0, len(text), size)] + [reader.finish()]
+            assert "".join(one.thoughts for one in parts) == ("Why?" if thoughts else "")
+            assert "".join(one.content for one in parts) == ("" if form else "Yes.")
+            found = [json.loads(row.arguments) for one in parts for row in one.calls]
+            assert found == ([{"zone": "a<b"}] if form else [])
+
+
+async def _served(bridge: Any, letters: Letters, bodies: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """The texts of completions that are asked for at the same time, whole and put together from streams."""
+    from llmctl.infer.sampling.defaults import SamplingDefaults
+    from llmctl.serve.admission import Admission
+    from llmctl.serve.apis import openai
+    from llmctl.serve.metrics import Metrics
+    from llmctl.serve.model import ServedModel
+    from llmctl.serve.service import Service
+
+    model = ServedModel(
+        name="tiny", tokenizer=letters, vocab=letters.vocab_size, max_positions=0, defaults=SamplingDefaults({})
+    )
+    service = Service(model, bridge, Admission(64, 1_000_000), Metrics())
+    bridge.start()
+
+    async def whole(body: dict[str, Any]) -> str:
+        form = await openai.form_of(openai.understand_completion(body, service), service, False)
+        return str((await openai.whole(form, service))["choices"][0]["text"])
+
+    async def streamed(body: dict[str, Any]) -> str:
+        form = await openai.form_of(openai.understand_completion(body, service), service, False)
+        return "".join([chunk["choices"][0]["text"] async for chunk in openai.chunks(form, service)])
+
+    try:
+        found = await asyncio.gather(*map(whole, bodies), *map(streamed, bodies))
+    finally:
+        bridge.stop()
+    return list(found[: len(bodies)]), list(found[len(bodies) :])
