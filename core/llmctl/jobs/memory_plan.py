@@ -138,9 +138,10 @@ def _estimate(job: Outline | CheckedJob[Any], training: Training, step: Step) ->
     """Bytes by part, on the rank that needs most."""
     card, dims, config = job.model.plugin.card, job.model.dims, job.config
     topology = topology_of(job)
-    shares = of_ranks(config.parallel, topology, int(dims.layers), config.train.grad_accumulation)
-    # Inner stages differ by the passes that they hold, of which the second stage has most.
-    chosen = [*shares[:2], shares[-1]]
+    shares = of_ranks(card, dims, config.parallel, topology, config.train.grad_accumulation)
+    # Inner stages differ by the passes that they hold, of which the second has most, and by their layers.
+    largest = max(shares, key=lambda share: len(share.layers or ()))
+    chosen = [*shares[:2], largest, shares[-1]]
     return max(
         (memory_estimate.estimate(card, dims, training, step, share) for share in chosen), key=memory_estimate.peak
     )

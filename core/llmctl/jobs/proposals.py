@@ -19,7 +19,7 @@ from llmctl.io.sizes import parse_bytes
 from llmctl.jobs import degrees, memory_estimate, memory_plan
 from llmctl.jobs.memory_estimate import Step, Training
 from llmctl.jobs.memory_plan import Outline
-from llmctl.jobs.shares import Share, balanced, in_flight, tensors_of
+from llmctl.jobs.shares import Share, in_flight, stages_of, tensors_of
 from llmctl.parallel.costs import step as costs
 from llmctl.parallel.costs.hardware import Hardware
 from llmctl.parallel.costs.step import Plan, Seconds, Work
@@ -101,6 +101,7 @@ class Planner:
     hardware: Hardware
     _stages: dict[Any, _Stage] = field(default_factory=dict)
     _alike: dict[int, int] = field(default_factory=dict)
+    _cuts: dict[int, list[tuple[int, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config = self.job.config
@@ -125,7 +126,8 @@ class Planner:
         passes = -(-self.step // arrangement.rows // topology.batch)
         tokens = arrangement.rows * self.length
         found: list[tuple[dict[str, int], int, Seconds]] = []
-        for number in sorted({0, min(1, topology.pipeline - 1), topology.pipeline - 1}):
+        sizes = [len(layers) for layers in self._layers(topology.pipeline)]
+        for number in sorted({0, min(1, topology.pipeline - 1), sizes.index(max(sizes)), topology.pipeline - 1}):
             stage = self._stage(plan, training, number)
             held = in_flight(topology.pipeline, plan.chunks, passes, number)
             share = dataclasses.replace(stage.share, passes=held, bucket=_bucket(self.job.config, topology))
@@ -217,13 +219,9 @@ class Planner:
         sharding = topology.sharding, plan.stage if topology.sharding > 1 else 1, plan.offload
         key = topology.tensor, topology.pipeline, topology.expert, plan.sequence, sharding, training.recompute, number
         if key not in self._stages:
-            by_hand = self.job.config.parallel.stages
-            by_hand = by_hand if len(by_hand) == topology.pipeline else []
-            layers = balanced(int(self.dims.layers), by_hand, topology.pipeline)[number]
+            layers = self._layers(topology.pipeline)[number]
             first, last = number == 0, number == topology.pipeline - 1
-            empty = Share(
-                topology.tensor, plan.sequence, topology.expert, *sharding, layers=range(0), first=first, last=last
-            )
+            empty = Share(topology.tensor, plan.sequence, topology.expert, *sharding, layers=(), first=first, last=last)
             parts = [self._part(empty, training)]
             parts += [self._part(self._of_layer(empty, kind), training) for kind in self._kinds(layers, training)]
             models = [part.model for part in parts]
@@ -239,7 +237,13 @@ class Planner:
             self._stages[key] = _Stage(whole, share, len(layers), mixtures, matrix)
         return self._stages[key]
 
-    def _kinds(self, layers: range, training: Training) -> Iterator[int]:
+    def _layers(self, pipeline: int) -> list[tuple[int, ...]]:
+        """The layers of each stage."""
+        if pipeline not in self._cuts:
+            self._cuts[pipeline] = stages_of(self.card, self.dims, self.job.config.parallel, pipeline)
+        return self._cuts[pipeline]
+
+    def _kinds(self, layers: Sequence[int], training: Training) -> Iterator[int]:
         """For each layer the first one that is like it."""
         if not self._alike:
             tables: dict[int, list[int]] = {}
@@ -253,7 +257,7 @@ class Planner:
         return (self._alike[layer] for layer in layers)
 
     def _of_layer(self, share: Share, layer: int) -> Share:
-        return dataclasses.replace(share, layers=range(layer, layer + 1), first=False, last=False)
+        return dataclasses.replace(share, layers=(layer,), first=False, last=False)
 
     def _part(self, share: Share, training: Training) -> _Stage:
         key = (share.tensor, share.sequence, share.expert, share.layers, share.first, share.last, training.recompute)

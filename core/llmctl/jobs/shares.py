@@ -12,10 +12,8 @@ from llmctl.card.shapes import CUT_SYMBOLS, Axis
 from llmctl.card.slots import base_slot
 from llmctl.config.parallel import ParallelConfig
 from llmctl.io.sizes import parse_bytes
+from llmctl.parallel.cuts import AFTER, layers_of
 from llmctl.parallel.topology import Topology
-
-LAST = ("final_ln", "final_ln_bias", "project_out", "head")
-"""Slots outside the layers that the last stage of a pipeline has; the first has the others."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Share:
     sharding: int = 1
     stage: int = 1
     offload: bool = False
-    layers: range | None = None
+    layers: Sequence[int] | None = None
     first: bool = True
     last: bool = True
     passes: float = 1.0
@@ -79,13 +77,14 @@ def tensors_of(card: Family, dims: Dims, share: Share) -> list[Tensor]:
     return [dataclasses.replace(t, shape=shapes[id(t.param)]) for t in kept]
 
 
-def of_ranks(parallel: ParallelConfig, topology: Topology, layers: int, passes: int) -> list[Share]:
+def of_ranks(card: Family, dims: Dims, parallel: ParallelConfig, topology: Topology, passes: int) -> list[Share]:
     """What the ranks of each stage have, in the order of the stages.
 
     Args:
+        card: The family.
+        dims: The model's dims.
         parallel: The section of the configuration.
         topology: The ranks.
-        layers: Layers of the model.
         passes: Forward passes of a step.
     """
     last = topology.pipeline - 1
@@ -94,10 +93,10 @@ def of_ranks(parallel: ParallelConfig, topology: Topology, layers: int, passes: 
     return [
         Share(
             topology.tensor, parallel.sequence, topology.expert, topology.sharding, parallel.sharding_stage,
-            parallel.offload, part, number == 0, number == last,
+            parallel.offload, layers, number == 0, number == last,
             in_flight(topology.pipeline, parallel.chunks, own, number), bucket,
         )
-        for number, part in enumerate(balanced(layers, parallel.stages, topology.pipeline))
+        for number, layers in enumerate(stages_of(card, dims, parallel, topology.pipeline))
     ]  # fmt: skip
 
 
@@ -115,20 +114,19 @@ def in_flight(stages: int, chunks: int, passes: int, number: int) -> float:
     return min(passes * chunks, 2 * (stages - number - 1) + (chunks - 1) * stages + 1) / chunks
 
 
-def balanced(layers: int, stages: Sequence[int], pipeline: int) -> list[range]:
-    """The layers of each stage: as given, else as even as possible, with those that are over on inner stages.
+def stages_of(card: Family, dims: Dims, parallel: ParallelConfig, pipeline: int) -> list[tuple[int, ...]]:
+    """The layers of each stage.
 
     Args:
-        layers: Layers of the model.
-        stages: Numbers of layers; empty = balanced.
+        card: The family.
+        dims: The model's dims.
+        parallel: The section of the configuration; its layers of stages count if they are for as many stages.
         pipeline: Number of stages.
     """
-    least, over = divmod(layers, pipeline)
-    # The first stage has the embedding too, the last one the head.
-    order = sorted(range(pipeline), key=lambda i: (i in (0, pipeline - 1), i == pipeline - 1, i))
-    counts = list(stages) or [least + (order.index(i) < over) for i in range(pipeline)]
-    ends = [sum(counts[: i + 1]) for i in range(pipeline)]
-    return [range(end - count, end) for count, end in zip(counts, ends, strict=True)]
+    by_hand = parallel.stages if len(parallel.stages) == pipeline else ()
+    chunks = parallel.chunks if pipeline > 1 else 1
+    parts = layers_of(card, dims, pipeline, by_hand, chunks)
+    return [tuple(layer for part in parts[number::pipeline] for layer in part) for number in range(pipeline)]
 
 
 def _of_stage(tensor: Tensor, share: Share, tied: bool) -> bool:
@@ -137,7 +135,7 @@ def _of_stage(tensor: Tensor, share: Share, tied: bool) -> bool:
     slot = base_slot(tensor.slot)
     if slot == "embed" and tied:
         return share.first or share.last
-    return share.last if slot in LAST else share.first
+    return share.last if slot in AFTER else share.first
 
 
 def _of_experts(tensor: Tensor, share: Share) -> bool:

@@ -8,7 +8,7 @@ from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
 from llmctl.config.parallel import ParallelConfig
 from llmctl.jobs.memory_estimate import Step, Training, estimate, peak
-from llmctl.jobs.shares import Share, balanced, by_inputs, divided, in_flight, of_ranks, tensors_of
+from llmctl.jobs.shares import Share, by_inputs, divided, in_flight, of_ranks, tensors_of
 from llmctl.parallel.topology import Topology
 
 FAMILIES = plugins.Families()
@@ -38,21 +38,23 @@ def test_more_ranks_than_kv_heads_have_one_each_and_the_vocabulary_is_cut_uneven
 def test_stages_have_their_layers_and_the_ends_what_is_outside():
     dims = LLAMA.dims_of("llama2-7b", layers=5)
     names = Counter()
-    for share in of_ranks(ParallelConfig(pipeline=4), Topology(pipeline=4), 5, 8):
+    for share in of_ranks(LLAMA, dims, ParallelConfig(pipeline=4), Topology(pipeline=4), 8):
         names.update(t.name for t in tensors_of(LLAMA, dims, share))
     assert names == Counter(t.name for t in LLAMA.expand(dims))
     tied = dims.replace(tied=True)
     ends = [
-        tensors_of(LLAMA, tied, share) for share in of_ranks(ParallelConfig(pipeline=2), Topology(pipeline=2), 5, 8)
+        tensors_of(LLAMA, tied, share)
+        for share in of_ranks(LLAMA, tied, ParallelConfig(pipeline=2), Topology(pipeline=2), 8)
     ]
     assert all(any("embed_tokens" in t.name for t in rows) for rows in ends)
 
 
-def test_layers_are_divided_as_given_or_evenly_with_inner_stages_first():
-    assert [len(part) for part in balanced(7, [], 3)] == [2, 3, 2]
-    assert [len(part) for part in balanced(8, [], 3)] == [3, 3, 2]
-    assert balanced(5, [1, 4], 2) == [range(1), range(1, 5)]
-    assert [layer for part in balanced(126, [], 32) for layer in part] == list(range(126))
+def test_layers_are_those_that_training_gives_to_stages_and_their_parts():
+    dims = LLAMA.dims_of("llama2-7b", layers=8)
+    given = of_ranks(LLAMA, dims, ParallelConfig(pipeline=2, stages=[3, 5]), Topology(pipeline=2), 8)
+    assert [share.layers for share in given] == [(0, 1, 2), (3, 4, 5, 6, 7)]
+    parts = of_ranks(LLAMA, dims, ParallelConfig(pipeline=3, chunks=2), Topology(pipeline=3), 8)
+    assert [share.layers for share in parts] == [(0, 4, 5), (1, 2, 6), (3, 7)]
 
 
 def test_a_stage_holds_the_passes_that_are_on_their_way_through_later_ones():
@@ -79,7 +81,7 @@ def test_memory_of_a_rank_by_part():
         assert part["optimizer"] == -(-whole["optimizer"] // 4)
     assert estimate(LLAMA, dims, training, step, Share(offload=True))["optimizer"] == 0
     stages = [estimate(LLAMA, dims, training, step, share)
-              for share in of_ranks(ParallelConfig(pipeline=2), Topology(pipeline=2), 4, 8)]  # fmt: skip
+              for share in of_ranks(LLAMA, dims, ParallelConfig(pipeline=2), Topology(pipeline=2), 8)]  # fmt: skip
     assert [part["logits"] for part in stages] == [0, whole["logits"]]
     assert sum(part["weights"] for part in stages) == whole["weights"]
     assert max(map(peak, stages)) < peak(whole)
