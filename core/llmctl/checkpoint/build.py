@@ -134,6 +134,11 @@ def build(plugin: Plugin, dims: Dims, dtype: str = "float32") -> Any:
         AssertionError: The modeling code and the card disagree, which is a bug in the plugin.
     """
     model = plugin.hooks.build_model(card=plugin.card, dims=dims, parallel=Parallel(), dtype=dtype)
+    if not hasattr(model, "vocabulary"):
+        from llmctl.nn.vocabulary import Vocabulary
+
+        # A model of another class has logits only.
+        model.vocabulary = Vocabulary(model.logits)
     assert_matches_card(model, plugin.card, dims)
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,13 +111,13 @@ def _balanced(costs: Sequence[float], parts: int) -> list[int]:
     rest = list(costs)
     for left in range(parts, 1, -1):
         mean = sum(rest) / left
-        fitting = [
-            size
-            for size in range(1, len(rest) - left + 2)
-            if sum(rest[:size]) <= cap and _needed(rest[size:], cap) <= left - 1
-        ]
-        sizes.append(min(fitting, key=lambda size: abs(sum(rest[:size]) - mean)))
-        rest = rest[sizes[-1] :]
+        held = [cost for cost in itertools.accumulate(rest[: len(rest) - left + 1]) if cost <= cap]
+        size = 1 + min(range(len(held)), key=lambda at: abs(held[at] - mean))
+        # More layers here leave fewer to the other parts, so that the first size that suffices is the nearest.
+        while _needed(rest[size:], cap) > left - 1:
+            size += 1
+        sizes.append(size)
+        rest = rest[size:]
     return [*sizes, len(rest)]
 
 
