@@ -46,8 +46,6 @@ class ParallelConfig:
 
 
 NOT_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    ("tensor", (), "tensor parallelism"),
-    ("sequence", (), "sequence parallelism"),
     ("expert", (), "expert parallelism"),
     ("pipeline", (), "pipeline parallelism"),
     ("stages", (), "pipeline parallelism"),

@@ -1,0 +1,110 @@
+"""Whole runs of every training method on ranks that share each layer write what one process writes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kit.corpora import write
+from safetensors.numpy import load_file
+
+from llmctl import plugins
+from llmctl.config import schema
+from llmctl.jobs.registry import COMMANDS, resolve
+from llmctl.parallel.ranks import ALONE
+from llmctl.parallel.topology import Topology
+from llmctl.testing.ranks import run_ranks
+from llmctl.testing.tiny import write_model
+from llmctl.train import trainer
+from llmctl.train.console import Console
+
+STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
+TRAIN = {
+    "max_steps": 3, "batch_size": 1, "grad_accumulation": 3, "eval_every": 2, "eval_batch_size": 16, "save_every": 3,
+    "log_every": 1, "max_grad_norm": 0.05, "weight_decay": 0.1,
+}  # fmt: skip
+RUNS = {
+    "full": ("finetune", {"name": "full"}, {"eval_generate": True}),
+    "dora": ("finetune", {"name": "lora", "rank": 2, "dora": True, "lora_plus_ratio": 4.0}, {"recompute": "full"}),
+    "pissa": ("finetune", {"name": "lora", "rank": 2, "pissa": True, "rslora": True}, {}),
+    "int8": ("finetune", {"name": "lora", "rank": 2, "base": "int8"}, {}),
+    "prefix": ("finetune", {"name": "prefix", "virtual_tokens": 3, "prefix_projection": True}, {}),
+    "dpo": ("dpo", {"name": "full"}, {}),
+    "dpo of adapters": ("dpo", {"name": "lora", "rank": 2, "pissa": True}, {}),
+    "pretrain": ("pretrain", None, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Data of all methods, and a model whose inputs are whole groups of a quantised base on each of two ranks."""
+    folder = tmp_path_factory.mktemp("made")
+    lines = (STARTER / "data" / "dev.jsonl").read_text().splitlines()[:9]
+    (folder / "sft.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    rows = [json.loads(line) for line in lines]
+    pairs = [{"prompt": r["src"], "chosen": r["tgt"], "rejected": r["tgt"][::-1]} for r in rows]
+    (folder / "dpo.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    write(folder / "corpus", [np.arange(n) % 60 + 4 for n in range(5, 60)])
+    shutil.copytree(STARTER / "model", folder / "model")
+    plugin = plugins.load("llama")
+    dims = plugin.card.dims_from_config(json.loads((folder / "model" / "config.json").read_text()))
+    write_model(folder / "model", plugin, dims.replace(ffn=256, kv_heads=2))
+    return folder
+
+
+def train(ranks, made, output, run, parallel):
+    command, method, extra = RUNS[run]
+    data = {"train": str(made / f"{'dpo' if command == 'dpo' else 'sft'}.jsonl"), "max_length": 96}
+    sections = {
+        "model": {"path": str(made / "model"), "dtype": "float64"},
+        "data": {**data, "dev": data["train"], "packing": "best-fit"},
+        "method": method,
+        "train": {**TRAIN, **extra},
+        "output": {"dir": str(output), "samples": 1},
+        "parallel": parallel,
+    }
+    if command == "pretrain":
+        sections["model"] = {"size": "tiny", "tokenizer": str(STARTER / "model"), "dtype": "float64"}
+        sections["data"] = {"corpora": [str(made / "corpus")], "split": "8,1,1", "seq_length": 32}
+        sections["train"] |= {"eval_iters": 1, "test_iters": 1}
+        del sections["method"]
+    config = schema.build(resolve(COMMANDS[command].config), sections)
+    job = resolve(COMMANDS[command].check)(config, "llama", None)
+    ranks.wait()
+    trainer.run(job, (), Console(quiet=True), ranks)
+
+
+def written(folder):
+    files = sorted(folder.glob("*.safetensors"))
+    return {f"{file.name}: {name}": value for file in files for name, value in load_file(file).items()}
+
+
+def logged(output):
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{key: v for key, v in row.items() if not key.startswith(("seconds", "tokens_per", "peak"))} for row in rows]
+
+
+def assert_same_run(one, other):
+    for folder in ("model", "checkpoints/step-000003"):
+        expected, found = written(one / folder), written(other / folder)
+        assert expected and expected.keys() == found.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-11, err_msg=name)
+        names = [{path.name for path in (run / folder).iterdir()} for run in (one, other)]
+        assert names[0] == names[1]
+    for expected, found in zip(logged(one), logged(other), strict=True):
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    answers = [json.loads((run / "run.json").read_text())["after"]["samples"] for run in (one, other)]
+    assert answers[0] == answers[1]
+
+
+FAST = ("full", "dora")
+
+
+@pytest.mark.parametrize("run", [pytest.param(run, marks=() if run in FAST else pytest.mark.parallel) for run in RUNS])
+def test_what_two_ranks_write_is_what_one_process_writes(made, tmp_path, run):
+    parallel = {"tensor": 2, "sequence": run != "pissa"}
+    train(ALONE, made, tmp_path / "one", run, {})
+    run_ranks(2, train, made, tmp_path / "two", run, parallel, topology=Topology(tensor=2))
+    assert_same_run(tmp_path / "one", tmp_path / "two")
