@@ -10,6 +10,7 @@ from kit.corpora import write
 from safetensors.numpy import load_file
 
 from llmctl import plugins
+from llmctl.card.tiny import tiny_dims
 from llmctl.config import schema
 from llmctl.jobs.registry import COMMANDS, resolve
 from llmctl.parallel.ranks import ALONE
@@ -33,6 +34,8 @@ RUNS = {
     "dpo": ("dpo", {"name": "full"}, {}),
     "dpo of adapters": ("dpo", {"name": "lora", "rank": 2, "pissa": True}, {}),
     "pretrain": ("pretrain", None, {}),
+    "experts": ("finetune", {"name": "full"}, {"grad_accumulation": 4, "ema_decay": 0.5, "stats_every": 1}),
+    "adapters of experts": ("finetune", {"name": "lora", "rank": 2}, {"grad_accumulation": 4}),
 }
 
 
@@ -50,6 +53,10 @@ def made(tmp_path_factory):
     plugin = plugins.load("llama")
     dims = plugin.card.dims_from_config(json.loads((folder / "model" / "config.json").read_text()))
     write_model(folder / "model", plugin, dims.replace(ffn=256, kv_heads=2))
+    shutil.copytree(folder / "model", folder / "mixture")
+    plugin = plugins.load("mixtral")
+    sizes = {"experts": 8, "vocab": dims.vocab, "max_positions": 512, "balance": True}
+    write_model(folder / "mixture", plugin, tiny_dims(plugin.card, sizes))
     return folder
 
 
@@ -57,7 +64,7 @@ def train(ranks, made, output, run, parallel):
     command, method, extra = RUNS[run]
     data = {"train": str(made / f"{'dpo' if command == 'dpo' else 'sft'}.jsonl"), "max_length": 96}
     sections = {
-        "model": {"path": str(made / "model"), "dtype": "float64"},
+        "model": {"path": str(made / ("mixture" if "experts" in run else "model")), "dtype": "float64"},
         "data": {**data, "dev": data["train"], "packing": "best-fit"},
         "method": method,
         "train": {**TRAIN, **extra},
@@ -70,7 +77,7 @@ def train(ranks, made, output, run, parallel):
         sections["train"] |= {"eval_iters": 1, "test_iters": 1}
         del sections["method"]
     config = schema.build(resolve(COMMANDS[command].config), sections)
-    job = resolve(COMMANDS[command].check)(config, "llama", None)
+    job = resolve(COMMANDS[command].check)(config, "auto" if method else "llama", None)
     ranks.wait()
     trainer.run(job, (), Console(quiet=True), ranks)
 
@@ -102,9 +109,30 @@ def assert_same_run(one, other):
 FAST = ("full", "dora")
 
 
-@pytest.mark.parametrize("run", [pytest.param(run, marks=() if run in FAST else pytest.mark.parallel) for run in RUNS])
+@pytest.mark.parametrize(
+    "run",
+    [pytest.param(run, marks=() if run in FAST else pytest.mark.parallel) for run in RUNS if "experts" not in run],
+)
 def test_what_two_ranks_write_is_what_one_process_writes(made, tmp_path, run):
     parallel = {"tensor": 2, "sequence": run != "pissa"}
     train(ALONE, made, tmp_path / "one", run, {})
     run_ranks(2, train, made, tmp_path / "two", run, parallel, topology=Topology(tensor=2))
     assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(
+    ("run", "topology"),
+    [
+        ("experts", Topology(data=2, expert=2)),
+        ("experts", Topology(data=4, expert=2)),
+        ("experts", Topology(data=2, tensor=2, expert=2)),
+        ("adapters of experts", Topology(data=2, expert=2)),
+    ],
+    ids=str,
+)
+def test_what_ranks_with_experts_of_their_own_write_is_what_one_process_writes(made, tmp_path, run, topology):
+    parallel = {"tensor": topology.tensor, "expert": topology.expert}
+    train(ALONE, made, tmp_path / "one", run, {})
+    run_ranks(topology.size, train, made, tmp_path / "more", run, parallel, topology=topology)
+    assert_same_run(tmp_path / "one", tmp_path / "more")

@@ -46,7 +46,6 @@ class ParallelConfig:
 
 
 NOT_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    ("expert", (), "expert parallelism"),
     ("pipeline", (), "pipeline parallelism"),
     ("stages", (), "pipeline parallelism"),
     ("chunks", (), "the interleaved schedule of pipelines"),
@@ -84,6 +83,11 @@ def check(parallel: ParallelConfig, train: Any) -> None:
         raise ConfigError(
             f"parallel.stages={parallel.stages} has {len(parallel.stages)} numbers for parallel.pipeline={parallel.pipeline}; give "
             "the layers of each stage"
+        )
+    if parallel.expert > 1 and parallel.sharding != 1:
+        raise ConfigError(
+            f"parallel.expert={parallel.expert} does not combine with parallel.sharding={parallel.sharding}: experts are divided among "
+            "the devices of parallel.data; leave out parallel.sharding"
         )
     if parallel.chunks > 1:
         _check_chunks(parallel, train.grad_accumulation)

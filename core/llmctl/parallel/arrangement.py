@@ -11,6 +11,12 @@ from llmctl.parallel.topology import Topology
 
 def least_size(parallel: ParallelConfig) -> int:
     """The smallest number of devices that a configuration can be trained on."""
+    copies = max(1, parallel.data) * max(1, parallel.sharding)
+    filled = 1 if parallel.data and parallel.sharding else parallel.expert // math.gcd(parallel.expert, copies)
+    return _product(parallel) * filled
+
+
+def _product(parallel: ParallelConfig) -> int:
     return math.prod(degrees(parallel).values())
 
 
@@ -24,7 +30,7 @@ def arrange(parallel: ParallelConfig, size: int) -> Topology:
     Raises:
         ConfigError: The degrees do not fit the number of devices.
     """
-    asked, least = degrees(parallel), least_size(parallel)
+    asked, least = degrees(parallel), _product(parallel)
     product = " x ".join(f"parallel.{key}={degree}" for key, degree in asked.items())
     fixed = parallel.data and parallel.sharding
     if size % least or (fixed and size != least):

@@ -96,7 +96,7 @@ class Mesh:
     @property
     def evaluates(self) -> bool:
         """Whether this rank has parts of the same copy of the model as rank 0, which is evaluated."""
-        return self.place.data == 0 and self.place.sharding == 0
+        return self.place.data < self.topology.expert and self.place.sharding == 0
 
     @property
     def world(self) -> Axis:
@@ -180,20 +180,25 @@ class Mesh:
         return [float(value) for value in summed.numpy()]
 
     @paddle.no_grad()
-    def sum_grads(self, parameters: Iterable[Any]) -> None:
-        """Replaces gradients by their sums over the ranks of the data axis; one that none of them has stays absent."""
-        axis = self.data
+    def sum_grads(self, parameters: Iterable[Any], over: str = "data") -> None:
+        """Replaces gradients by their sums over the ranks of an axis; one that none of them has stays absent.
+
+        Args:
+            parameters: The parameters.
+            over: The axis: ``data``, or ``copies`` for those of experts that are divided.
+        """
+        axis = self.axis(over)
         if axis.size == 1:
             return
         parameters = list(parameters)
         anywhere = paddle.to_tensor([float(p.grad is not None) for p in parameters])
-        with _other_ranks("the sum of gradients"), watch.waiting("the sum of gradients over data"):
+        with _other_ranks("the sum of gradients"), watch.waiting(f"the sum of gradients over {over}"):
             distributed.all_reduce(anywhere, group=axis.group)
         found = [p for p, count in zip(parameters, anywhere.tolist(), strict=True) if count]
         for bucket in _buckets(found, self.bucket):
             grads = [paddle.zeros_like(p) if p.grad is None else p.grad for p in bucket]
             flat = paddle.concat([grad.reshape([-1]) for grad in grads])
-            with _other_ranks("the sum of gradients"), watch.waiting("the sum of gradients over data"):
+            with _other_ranks("the sum of gradients"), watch.waiting(f"the sum of gradients over {over}"):
                 distributed.all_reduce(flat, group=axis.group)
             parts = paddle.split(flat, [grad.size for grad in grads])
             for parameter, grad, part in zip(bucket, grads, parts, strict=True):

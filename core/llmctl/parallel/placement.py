@@ -29,12 +29,19 @@ class Placement:
         place: The coordinates of this rank.
         splits: How tensor ranks divide a tensor, by name; others are on all of them.
         stages: The stages that hold a tensor, by name; those of no name are on all stages of a model that is not divided.
+        experts: Which one of the ranks that share experts holds a tensor, by name; others are on all of them.
     """
 
     topology: Topology = ONE
     place: Coordinates = field(default_factory=lambda: ONE.coordinates(0))
     splits: Mapping[str, Split] = field(default_factory=dict)
     stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    experts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether other ranks have tensors that this one has nothing of."""
+        return self.topology.pipeline * self.topology.expert > 1
 
     def owner(self, name: str) -> int:
         """The stage that saves a tensor and counts it: the first that holds it."""
@@ -63,7 +70,7 @@ class Placement:
             Whether it counts the part; or, where it counts some of it, whether each element, [1, ..., length of the divided axis,
             ..., 1].
         """
-        if self.place.data or self.place.pipeline != self.owner(name):
+        if self.place.data != self.experts.get(name, 0) or self.place.pipeline != self.owner(name):
             return False
         rule = self.splits.get(name)
         if rule is None:

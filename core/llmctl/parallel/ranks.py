@@ -73,8 +73,8 @@ class Ranks(Protocol):
     def any(self, flags: Sequence[bool]) -> list[bool]:
         """For each flag, whether any rank has set it."""
 
-    def sum_grads(self, parameters: Iterable[Any]) -> None:
-        """Replaces gradients by their sums over the ranks that hold the same; one that none of them has stays absent."""
+    def sum_grads(self, parameters: Iterable[Any], over: str = "data") -> None:
+        """Replaces gradients by their sums over the ranks of an axis that hold the same; one that none has stays absent."""
 
     def lead(self, work: Callable[[], object]) -> None:
         """Does the work on rank 0, however long that takes, while the others answer what it asks for."""
@@ -118,7 +118,7 @@ class Alone:
         """The flags."""
         return list(flags)
 
-    def sum_grads(self, parameters: Iterable[Any]) -> None:
+    def sum_grads(self, parameters: Iterable[Any], over: str = "data") -> None:
         """Nothing."""
 
     def lead(self, work: Callable[[], object]) -> None:

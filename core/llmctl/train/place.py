@@ -17,7 +17,7 @@ from llmctl.checkpoint.partial import WHOLE, Cut, seed_by_name
 from llmctl.checkpoint.shards import merge
 from llmctl.jobs.job import CheckedJob
 from llmctl.nn.arrays import assign, to_numpy
-from llmctl.parallel import regions
+from llmctl.parallel import experts, regions
 from llmctl.parallel.axis import Axis
 from llmctl.parallel.collectives import all_gather, all_reduce, broadcast
 from llmctl.parallel.cuts import cut as cut_layers
@@ -35,6 +35,7 @@ class Place:
         cut: How the parameters of the model are cut; those of adapters are added to it.
         tensor: The ranks that share each layer.
         sequence: Whether they divide the tokens between regions too.
+        expert: The ranks with different rows that share experts.
         stage: The layers that this rank has; None = all.
         passes: Runs the passes of a step through all layers.
         complete: Completes the gradients of what several stages have.
@@ -43,6 +44,7 @@ class Place:
     cut: Cut
     tensor: Axis = ALONE.tensor
     sequence: bool = False
+    expert: Axis = ALONE.axis("expert")
     stage: Stage | None = None
     passes: Passes = IN_TURN
     complete: Callable[[Mapping[str, Any]], None] | None = None
@@ -52,7 +54,7 @@ class Place:
         """The place of a rank in the run of a job."""
         parallel = Parallel(ranks.tensor.size, ranks.tensor.rank)
         cut = Cut.of(job.model.plugin, job.model.dims, parallel)
-        place = cls(cut, ranks.tensor, job.config.parallel.sequence)
+        place = cls(cut, ranks.tensor, job.config.parallel.sequence, ranks.axis("expert"))
         if ranks.pipeline.size == 1:
             return place
         stages, chunks = job.config.parallel.stages, job.config.parallel.chunks
@@ -63,16 +65,24 @@ class Place:
 
     def layer(self, model: CheckedModel, dtype: str, seed: int = 0) -> Any:
         """This rank's part of a model; arguments and errors as for ``CheckedModel.layer``."""
-        if self.stage is None:
-            return model.layer(dtype, self.cut, seed)
-        layer = model.layer(dtype, self.cut, seed, self.stage.attach)
-        layer.sum_stages = self.complete
+        layer = model.layer(dtype, self.cut, seed, self._prepare)
+        if self.stage is not None:
+            layer.sum_stages = self.complete
         return layer
+
+    def _prepare(self, layer: Any) -> None:
+        """Drops the layers that other ranks have."""
+        if self.stage is not None:
+            self.stage.attach(layer)
+        if self.expert.size > 1:
+            experts.divide(layer, self.expert)
 
     def connect(self, layer: Any, model: CheckedModel) -> None:
         """Makes a layer of ``layer`` compute with those of the other ranks; after adapters, and once."""
         if self.tensor.size > 1:
             regions.connect(layer, model.plugin.card, model.dims, self.cut, self.tensor, self.sequence)
+        if self.expert.size > 1:
+            layer.vocabulary = experts.Agreed(layer.vocabulary, self.expert)
 
     def cut_adapters(self, paths: Iterable[str]) -> None:
         """Cuts the matrices of adapters as the weights of their linears are: A with inputs, B and magnitudes with outputs."""

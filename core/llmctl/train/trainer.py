@@ -25,6 +25,7 @@ from llmctl.jobs import added_tokens, registry
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.paths import STAGING
 from llmctl.jobs.precision import Precision
+from llmctl.parallel import experts
 from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.placement import Placement
 from llmctl.parallel.ranks import ALONE, Ranks
@@ -242,7 +243,8 @@ def _set_up(job: CheckedJob[Any], method: Method, start: Path | None, console: C
     weights = _weights(trainable, ranks, job.config.parallel)
     optimizer = _optimizer(job, trainable, precision, weights)
     ema = EMA(weights, train.ema_decay) if train.ema_decay else None
-    ranks.check_equal(optimizer.parameters.values())
+    divided = weights.placement.experts
+    ranks.check_equal([p for name, p in weights.parameters.items() if name not in divided])
     state = _state(trainable, optimizer, ema, ranks)
     return Setup(job, data, trainable, precision, optimizer, ema, console, ranks, state)
 
@@ -251,7 +253,8 @@ def _weights(trainable: Trainable, ranks: Ranks, parallel: ParallelConfig) -> Ma
     """What the optimizer updates on this rank."""
     model = trainable.model
     parameters = trained(dict(model.named_parameters()))
-    placement = Placement(ranks.topology, ranks.place, trainable.place.cut.splits, _stages(ranks, parameters))
+    splits, stages = trainable.place.cut.splits, _stages(ranks, parameters)
+    placement = Placement(ranks.topology, ranks.place, splits, stages, _experts(ranks, model))
     complete, sum_stages = (getattr(model, name, None) for name in ("complete_grads", "sum_stages"))
     if not isinstance(ranks, Mesh) or ranks.sharding.size == 1:
         return MasterWeights(parameters, ranks, placement, complete, sum_stages)
@@ -266,6 +269,15 @@ def _stages(ranks: Ranks, names: Iterable[str]) -> dict[str, list[int]]:
             for name in held:
                 if stage not in found.setdefault(name, []):
                     found[name].append(stage)
+    return found
+
+
+def _experts(ranks: Ranks, model: Any) -> dict[str, int]:
+    """Name -> which of the ranks that share experts has a parameter, for those of experts."""
+    axis, found = ranks.axis("expert"), dict[str, int]()
+    if ranks.topology.expert > 1:
+        for place, held in ranks.collect((axis.rank, sorted(experts.held_by(model)))):
+            found.update(dict.fromkeys(held, place))
     return found
 
 

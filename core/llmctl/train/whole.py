@@ -23,6 +23,7 @@ from llmctl.checkpoint.formats.dtypes import STORAGE, widen
 from llmctl.checkpoint.load import dtype_name
 from llmctl.checkpoint.shards import merge, part_shape
 from llmctl.io.json_object import parse_json
+from llmctl.parallel.axis import Axis
 from llmctl.parallel.collectives import all_gather, broadcast
 from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.placement import Placement
@@ -51,6 +52,10 @@ class Part:
     read: Callable[[], Mapping[str, Any]]
     parameter: Callable[[str], str | None]
     sliced: bool
+
+
+Where = tuple[int, int]
+"""The stage that owns a tensor, and which one has it of the ranks that share experts; 0 = all of them."""
 
 
 class WholeTensor:
@@ -91,17 +96,19 @@ class Whole:
         self._mesh, self._placement, self._slicing, self._parts = mesh, placement, slicing, parts
         self._read: dict[str, Mapping[str, Any]] = {}
         self._lock, self._asked = threading.RLock(), False
-        self._divided = mesh.tensor.size * mesh.pipeline.size * mesh.sharding.size > 1
+        self._expert = mesh.axis("expert")
+        axes = mesh.tensor, mesh.pipeline, mesh.sharding, self._expert
+        self._divided = any(axis.size > 1 for axis in axes)
         mesh.lead_by(self.asking, self.answer)
 
     def state(self, part: str) -> dict[str, WholeTensor]:
         """Name -> tensor of one part of the state, on rank 0, inside of ``asking``."""
-        if self._mesh.pipeline.size > 1:
+        if self._placement.elsewhere:
             self._ask(NAMES, part)
         return {name: self._tensor(part, name, *found) for name, found in sorted(self._names(part).items())}
 
-    def _tensor(self, part: str, name: str, owner: int, shape: tuple[int, ...], dtype: str) -> WholeTensor:
-        return WholeTensor(shape, dtype, lambda: self._get(part, name, owner, shape, dtype))
+    def _tensor(self, part: str, name: str, place: Where, shape: tuple[int, ...], dtype: str) -> WholeTensor:
+        return WholeTensor(shape, dtype, lambda: self._get(part, name, place, shape, dtype))
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
@@ -129,7 +136,7 @@ class Whole:
             if question["kind"] == NAMES:
                 self._names(question["part"])
             elif question["kind"] == GET:
-                self._bring(question["part"], question["name"], question["owner"], question["size"])
+                self._bring(question["part"], question["name"], question["place"], question["size"])
         self._read.clear()
 
     def _ask_for_patience(self, over: threading.Event) -> None:
@@ -149,30 +156,33 @@ class Whole:
         question: dict[str, Any] = parse_json(heard.numpy().tobytes())
         return question
 
-    def _get(self, part: str, name: str, owner: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    def _get(self, part: str, name: str, place: Where, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """A whole tensor, on rank 0."""
-        if owner == 0 and not self._shared(part, name):
+        if not any(place) and not self._shared(part, name):
             return _array(self._here(part)[name])
         size = math.prod(shape) * STORAGE[dtype].itemsize
         # No question of the other thread comes between a question and its answer.
         with self._lock:
-            self._ask(GET, part, name=name, owner=owner, size=size)
-            found = self._bring(part, name, owner, size)
+            self._ask(GET, part, name=name, place=place, size=size)
+            found = self._bring(part, name, place, size)
         assert found is not None
         return found.view(STORAGE[dtype]).reshape(shape)
 
-    def _bring(self, part: str, name: str, owner: int, size: int) -> NDArray[np.uint8] | None:
+    def _bring(self, part: str, name: str, where: Where, size: int) -> NDArray[np.uint8] | None:
         """Brings the bytes of a tensor to rank 0.
 
         Args:
             part: The part of the state.
             name: Of the tensor.
-            owner: The stage that has it.
+            where: Who has it.
             size: Number of its bytes.
         """
-        place, found = self._mesh.place, None
-        if place.data == 0 and place.pipeline == owner and name in self._here(part):
+        place, (owner, holder), found = self._mesh.place, where, None
+        if place.data == holder and place.pipeline == owner and name in self._here(part):
             found = self._join(part, name)
+        if holder and self._gathers and place.pipeline == owner:
+            buffer = paddle.zeros([size], "uint8") if found is None else paddle.to_tensor(found)
+            found = broadcast(buffer, self._expert, holder).numpy()
         if place.data or place.sharding or place.tensor:
             return None
         if owner and self._mesh.pipeline.size > 1:
@@ -216,20 +226,31 @@ class Whole:
         parameter = self._parts[part].parameter(name)
         return parameter is not None and (self._sliced(part, parameter) or parameter in self._placement.splits)
 
-    def _names(self, part: str) -> dict[str, tuple[int, tuple[int, ...], str]]:
-        """Name -> the stage that owns a tensor, its whole shape and its type; of all stages on their first ranks."""
+    @property
+    def _gathers(self) -> bool:
+        """Whether this rank is among the first ones that share experts."""
+        place = self._mesh.place
+        return place.data < self._expert.size and not (place.sharding or place.tensor)
+
+    def _names(self, part: str) -> dict[str, tuple[Where, tuple[int, ...], str]]:
+        """Name -> who has a tensor, its whole shape and its type; of all ranks on their first ones."""
         own = {
             name: (self._whole_shape(part, name, value), dtype_name(value)) for name, value in self._here(part).items()
         }
-        place, stages = self._mesh.place, [own]
-        if self._mesh.pipeline.size > 1 and not (place.data or place.sharding or place.tensor):
-            stages = []
-            distributed.all_gather_object(stages, own, group=self._mesh.pipeline.group)
-        found: dict[str, tuple[int, tuple[int, ...], str]] = {}
-        for stage, names in enumerate(stages):
-            for name, (shape, dtype) in names.items():
-                found.setdefault(name, (stage, tuple(shape), dtype))
+        found: dict[str, tuple[Where, tuple[int, ...], str]] = {}
+        for stage, holders in enumerate(self._heard(self._mesh.pipeline, self._heard(self._expert, own))):
+            for holder, names in enumerate(holders):
+                for name, (shape, dtype) in names.items():
+                    found.setdefault(name, ((stage, holder), tuple(shape), dtype))
         return found
+
+    def _heard(self, axis: Axis, value: Any) -> list[Any]:
+        """What the ranks of an axis give, on those that rank 0 hears from."""
+        if axis.size == 1 or not self._gathers or (axis is not self._expert and self._mesh.place.data):
+            return [value]
+        values: list[Any] = []
+        distributed.all_gather_object(values, value, group=axis.group)
+        return values
 
     def _whole_shape(self, part: str, name: str, value: Any) -> tuple[int, ...]:
         parameter = self._parts[part].parameter(name)

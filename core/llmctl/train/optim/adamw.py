@@ -156,7 +156,7 @@ class AdamW:
     def _check(self, state: Mapping[str, np.ndarray]) -> None:
         known = {f"{slot}/{name}" for name in self.parameters for slot in (*SLOTS, WEIGHT)}
         foreign = sorted(state.keys() - known - {SCALE})
-        if foreign and self.weights.placement.topology.pipeline == 1:
+        if foreign and not self.weights.placement.elsewhere:
             raise ValueError(f"the optimizer state has {foreign[0]!r}, which is not trained here")
         for name in self.parameters:
             held = [slot for slot in SLOTS if f"{slot}/{name}" in state]

@@ -64,7 +64,7 @@ class MasterWeights:
     def _divided(self) -> bool:
         """Whether ranks have parts of the weights."""
         topology = self.placement.topology
-        return topology.tensor * topology.pipeline * topology.sharding > 1
+        return topology.tensor * topology.pipeline * topology.sharding * topology.expert > 1
 
     def _counts(self, name: str) -> bool | paddle.Tensor:
         """As ``Placement.counted``, with a tensor instead of an array."""
@@ -94,7 +94,10 @@ class MasterWeights:
         """Sums gradients over stages, and over ranks, that hold the same."""
         if self._sum_stages:
             self._sum_stages(self.tensors)
-        self._ranks.sum_grads(self.tensors.values())
+        experts = self.placement.experts
+        self._ranks.sum_grads([tensor for name, tensor in self.tensors.items() if name not in experts])
+        if experts:
+            self._ranks.sum_grads([tensor for name, tensor in self.tensors.items() if name in experts], "copies")
 
     def norm(self) -> float:
         """L2 norm of all gradients together, over all ranks."""
@@ -130,7 +133,7 @@ class MasterWeights:
     def unlike(self, names: Iterable[str]) -> set[str]:
         """What is in one and not in the other: the parameters of this rank, and names of those of all ranks."""
         here = self.parameters.keys()
-        foreign = set() if self.placement.topology.pipeline > 1 else set(names) - here
+        foreign = set() if self.placement.elsewhere else set(names) - here
         return foreign | (here - set(names))
 
     def local(self, name: str, whole: np.ndarray, what: str) -> np.ndarray:
