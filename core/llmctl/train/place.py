@@ -17,6 +17,7 @@ from llmctl.checkpoint.partial import WHOLE, Cut, seed_by_name
 from llmctl.checkpoint.shards import merge
 from llmctl.jobs.job import CheckedJob
 from llmctl.nn.arrays import assign, to_numpy
+from llmctl.nn.dropout import has_dropout
 from llmctl.parallel import experts, regions
 from llmctl.parallel.axis import Axis
 from llmctl.parallel.collectives import all_gather, all_reduce, broadcast
@@ -83,6 +84,14 @@ class Place:
             regions.connect(layer, model.plugin.card, model.dims, self.cut, self.tensor, self.sequence)
         if self.expert.size > 1:
             layer.vocabulary = experts.Agreed(layer.vocabulary, self.expert)
+
+    def notes(self, layer: Any) -> dict[str, str]:
+        """What of a run is not as in one process, for ``run.json``."""
+        if self.tensor.size == 1 or not has_dropout(layer):
+            return {}
+        return {
+            "dropout": f"each of {self.tensor.size} tensor ranks draws its own inside of layers, unlike one process"
+        }
 
     def cut_adapters(self, paths: Iterable[str]) -> None:
         """Cuts the matrices of adapters as the weights of their linears are: A with inputs, B and magnitudes with outputs."""

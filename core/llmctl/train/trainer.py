@@ -184,6 +184,7 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console, 
     loop, done = _loop(setup, start.checkpoint, [*callbacks, record] if record else [])
     if ranks.main:
         info.update(setup.trainable.metadata, precision=setup.precision.record(), processes=ranks.rank.size)
+        info.update(setup.trainable.place.notes(setup.trainable.model))
         _show_start(setup, loop, done)
     if ranks.tell("before" not in info):
         wanted = start.checkpoint is None and job.config.train.eval_before
