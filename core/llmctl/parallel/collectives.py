@@ -1,7 +1,7 @@
 """What the ranks of an axis exchange: collective operations, and layers that exchange in a forward and in a backward pass.
 
 Every call goes through ``TRAFFIC``, which counts calls and bytes and knows what this rank waits in. On an axis of one rank
-nothing is sent.
+nothing is sent, nor is a tensor without elements.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def all_reduce(x: paddle.Tensor, axis: Axis, op: str = "sum") -> paddle.Tensor:
         axis: The ranks.
         op: ``"sum"`` or ``"max"``.
     """
-    if axis.size == 1:
+    if axis.size == 1 or not x.size:
         return x
     x = x.contiguous()
     with TRAFFIC.call("all_reduce", axis, size_of(x)):
@@ -113,8 +113,9 @@ def all_gather(x: paddle.Tensor, axis: Axis, dim: int = 0) -> paddle.Tensor:
         return x
     x = x.contiguous()
     parts = paddle.empty([axis.size * x.shape[0], *x.shape[1:]], x.dtype)
-    with TRAFFIC.call("all_gather", axis, size_of(parts)):
-        stream.all_gather(parts, x, axis.group, use_calc_stream=True)
+    if x.size:
+        with TRAFFIC.call("all_gather", axis, size_of(parts)):
+            stream.all_gather(parts, x, axis.group, use_calc_stream=True)
     return parts if dim == 0 else paddle.concat(paddle.split(parts, axis.size), axis=dim)
 
 

@@ -41,6 +41,7 @@ def folder(tmp_path_factory):
 
 def job(folder, output, family="llama", **changes):
     sections = {
+        "parallel": {},
         "model": {"size": "tiny", "tokenizer": str(STARTER)},
         "data": {"corpora": [str(folder / "corpus")], "split": "8,1,1", "seq_length": 32},
         "train": {
@@ -217,6 +218,15 @@ def test_documents_of_one_token_leave_nothing_to_learn_apart(folder):
                              train__grad_accumulation=8)).task.micro_batches(1)  # fmt: skip
     with pytest.raises(DataError, match="have no label"):
         task.measure(model, open_split(SampleSpec([str(folder / "ones")], "1", 8, separate=True), "train", 6))
+
+
+def test_samples_are_divided_among_devices_by_tokens(folder):
+    shared = {"parallel__tensor": 4, "parallel__sequence": True}
+    job(folder, folder / "none", **shared)
+    with pytest.raises(
+        ConfigError, match="parallel.sequence divides data.seq_length=30 among parallel.tensor=4 devices"
+    ):
+        job(folder, folder / "none", **shared, data__seq_length=30)
 
 
 def test_without_a_valid_split_there_is_no_evaluation(folder):
