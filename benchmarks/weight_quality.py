@@ -20,8 +20,8 @@ from typing import Any
 
 SIZES = ["hidden_size=256", "num_hidden_layers=6", "num_attention_heads=8", "num_key_value_heads=8", "head_dim=32", "intermediate_size=704", "max_position_embeddings=256"]  # fmt: skip
 WINDOW = 256
-TEXTS = 240
-"""Texts that a trained model writes: a third is for calibration."""
+TEXTS, MEASURED = 144, 80
+"""Texts that a trained model writes, and those of them that it is measured on."""
 
 CASES: dict[str, list[str]] = {
     "rounded, groups of 32": ["--method", "weight-only-int4", "--group", "32"],
@@ -110,7 +110,7 @@ def written(model: Path, folder: Path) -> tuple[Path, Path]:
         texts[index] = tokenizer.decode(made.ids)
     loaded.backend.close()
     files = folder / "calibration.txt", folder / "held_out.txt"
-    for file, part in zip(files, (texts[: TEXTS // 3], texts[TEXTS // 3 :]), strict=True):
+    for file, part in zip(files, (texts[MEASURED:], texts[:MEASURED]), strict=True):
         file.write_text("\n\n".join(part), encoding="utf-8")
     return files
 
@@ -122,22 +122,18 @@ def llmctl(*words: object, show: bool = True) -> str:
 
 
 def measure(model: Path, calibration: Path, held_out: Path, tokens: int) -> dict[str, dict[str, Any]]:
-    """Case -> KL, perplexity, the float model's, and bytes of the packed weights."""
-    found = {}
+    """Case -> KL, perplexity and that of the float model."""
     with tempfile.TemporaryDirectory() as made:
-        for number, (name, words) in enumerate(CASES.items()):
-            folder = Path(made, str(number))
+        folders = [Path(made, str(number)) for number in range(len(CASES))]
+        for folder, words in zip(folders, CASES.values(), strict=True):
             llmctl("quantize", model, *words, "--calibration", calibration, "--tokens", tokens, "--output", folder,
                    "--max-kl", 100, "--quiet")  # fmt: skip
-            rows = json.loads(
-                llmctl("eval", model, folder, "--text", held_out, "--window", WINDOW, "--json", show=False)
-            )
-            exact, row = rows
-            found[name] = {
-                "kl": row["kl"], "perplexity": row["perplexity"], "more": row["perplexity"] / exact["perplexity"] - 1,
-                "tokens": row["tokens"], "float": exact["perplexity"], "same_top": row["same_top"],
-            }  # fmt: skip
-    return found
+        words = ["--text", held_out, "--window", WINDOW, "--stride", WINDOW - 1, "--json"]
+        exact, *rows = json.loads(llmctl("eval", model, *folders, *words, show=False))
+    return {
+        name: {**row, "more": row["perplexity"] / exact["perplexity"] - 1, "float": exact["perplexity"]}
+        for name, row in zip(CASES, rows, strict=True)
+    }
 
 
 def show(title: str, found: dict[str, dict[str, Any]]) -> None:
