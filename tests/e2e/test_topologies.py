@@ -63,6 +63,8 @@ class _Until(Callback):
 
 def train(ranks, data, output, method, until=STEPS, resume=False, stage=1):
     job = job_of(data, output, method, resume, stage)
+    if ranks is not ALONE:
+        ranks.weights_shared = stage == 3
     # As in the command, all have checked the output folder before one writes there.
     ranks.wait()
     try:
@@ -123,24 +125,33 @@ CHAINS = {
         FULL,
         [
             (Topology(sharding=2), 2, 1),
-            (Topology(), 1, 2),
-            (Topology(data=2, sharding=2), 1, 3),
-            (Topology(data=2), 1, STEPS),
+            (Topology(sharding=2), 3, 2),
+            (Topology(), 1, 3),
+            (Topology(data=2, sharding=2), 1, STEPS),
         ],
     ),
-    "lora": (LORA, [(Topology(sharding=2), 1, 2), (Topology(data=2), 1, STEPS)]),
+    "lora": (LORA, [(Topology(data=2), 1, 1), (Topology(sharding=2), 3, STEPS)]),
+    "combined": (
+        FULL,
+        [
+            (Topology(tensor=2, sharding=2), 3, 1),
+            (Topology(pipeline=2, sharding=2), 2, 2),
+            (Topology(pipeline=2, sharding=2), 3, 3),
+            (Topology(tensor=2, pipeline=2), 1, STEPS),
+        ],
+    ),
     "prefix": (PREFIX, [(Topology(data=2), 1, 1), (Topology(sharding=2), 2, STEPS)]),
 }
 
 
-SLOW = {"full", "lora"}
+SLOW = {"full", "lora", "combined"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.parallel] * (name in SLOW)) for name in CHAINS])
 def test_a_run_continues_in_any_other_arrangement(name, one, data, tmp_path):
     """Weights, moments, averages, losses, norms and statistics of the run that one process made without a break."""
     method, chain = CHAINS[name]
-    whole, output = one(name, method), tmp_path / "parts"
+    whole, output = one(method["name"], method), tmp_path / "parts"
     for index, (topology, stage, until) in enumerate(chain):
         run = (data, output, method, until, index > 0, stage)
         if topology.size == 1:

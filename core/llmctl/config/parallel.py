@@ -49,7 +49,6 @@ NOT_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("pipeline", (), "pipeline parallelism"),
     ("stages", (), "pipeline parallelism"),
     ("chunks", (), "the interleaved schedule of pipelines"),
-    ("sharding_stage", (3,), "sharding of weights"),
     ("offload", (), "optimizer states in main memory"),
 )
 """(key, values, what it is): with one of these values, none = any but the default, this release does not train."""

@@ -60,6 +60,7 @@ class Mesh:
         place: The coordinates of this rank.
         number: Which ones of the step's rows are this rank's: its number among the ranks with different rows.
         size: How many of these there are.
+        weights_shared: Whether ranks of the sharding axis share the weights, so that they compute forward passes together.
 
     Raises:
         PeerLost: Another rank does not come.
@@ -73,6 +74,7 @@ class Mesh:
         self.place = topology.coordinates(rank.number)
         self.number, self.size = topology.batch_number(rank.number), topology.batch
         self._meetings, self._closed, self._axes = 0, False, dict[str, Axis]()
+        self.weights_shared = False
         self._asking: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         self._answer: Callable[[], object] = lambda: None
         if not paddle.is_compiled_with_cuda():
@@ -96,7 +98,7 @@ class Mesh:
     @property
     def evaluates(self) -> bool:
         """Whether this rank has parts of the same copy of the model as rank 0, which is evaluated."""
-        return self.place.data < self.topology.expert and self.place.sharding == 0
+        return self.place.data < self.topology.expert and (self.place.sharding == 0 or self.weights_shared)
 
     @property
     def world(self) -> Axis:

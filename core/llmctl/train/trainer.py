@@ -19,7 +19,6 @@ from llmctl import runtime
 from llmctl.checkpoint import atomic_file, atomic_folder
 from llmctl.config import schema
 from llmctl.config.common import warmup_steps
-from llmctl.config.parallel import ParallelConfig
 from llmctl.io.checksums import write_manifest
 from llmctl.jobs import added_tokens, registry
 from llmctl.jobs.job import CheckedJob
@@ -29,6 +28,7 @@ from llmctl.parallel import experts
 from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.placement import Placement
 from llmctl.parallel.ranks import ALONE, Ranks
+from llmctl.parallel.regions import blocks_of
 from llmctl.parallel.topology import AXES
 from llmctl.report.next_commands import try_line
 from llmctl.runtime import operators
@@ -51,6 +51,7 @@ from llmctl.train.optim.loss_scaler import LossScaler
 from llmctl.train.optim.master_weights import MasterWeights
 from llmctl.train.optim.schedules import schedule
 from llmctl.train.optim.shards import Shards
+from llmctl.train.optim.units import Units, blocks_in
 from llmctl.train.output import open_output
 from llmctl.train.place import Place
 from llmctl.train.summary import show
@@ -241,25 +242,33 @@ def _set_up(job: CheckedJob[Any], method: Method, start: Path | None, console: C
     method.bind(job, data, trainable, console)
     card, dims = job.model.plugin.card, job.model.dims
     activation_checkpointing.apply(trainable.model, card, dims, train.recompute, train.recompute_interval)
-    weights = _weights(trainable, ranks, job.config.parallel)
+    placement = _placement(trainable, ranks)
+    trained_here = trained(dict(trainable.model.named_parameters()))
+    ranks.check_equal([p for name, p in trained_here.items() if name not in placement.experts])
+    weights = _weights(job, trainable.model, ranks, placement)
     optimizer = _optimizer(job, trainable, precision, weights)
     ema = EMA(weights, train.ema_decay) if train.ema_decay else None
-    divided = weights.placement.experts
-    ranks.check_equal([p for name, p in weights.parameters.items() if name not in divided])
     state = _state(trainable, optimizer, ema, ranks)
     return Setup(job, data, trainable, precision, optimizer, ema, console, ranks, state)
 
 
-def _weights(trainable: Trainable, ranks: Ranks, parallel: ParallelConfig) -> MasterWeights:
-    """What the optimizer updates on this rank."""
+def _placement(trainable: Trainable, ranks: Ranks) -> Placement:
+    """Where the parameters are."""
     model = trainable.model
-    parameters = trained(dict(model.named_parameters()))
-    splits, stages = trainable.place.cut.splits, _stages(ranks, parameters)
-    placement = Placement(ranks.topology, ranks.place, splits, stages, _experts(ranks, model))
+    splits, stages = trainable.place.cut.splits, _stages(ranks, [name for name, _ in model.named_parameters()])
+    return Placement(ranks.topology, ranks.place, splits, stages, _experts(ranks, model))
+
+
+def _weights(job: CheckedJob[Any], model: Any, ranks: Ranks, placement: Placement) -> MasterWeights:
+    """What the optimizer updates on this rank."""
+    stage, parameters = job.config.parallel.sharding_stage, trained(dict(model.named_parameters()))
     complete, sum_stages = (getattr(model, name, None) for name in ("complete_grads", "sum_stages"))
     if not isinstance(ranks, Mesh) or ranks.sharding.size == 1:
         return MasterWeights(parameters, ranks, placement, complete, sum_stages)
-    return Shards(parameters, ranks, parallel.sharding_stage, placement, complete, sum_stages)
+    if stage < 3:
+        return Shards(parameters, ranks, stage, placement, complete, sum_stages)
+    blocks = blocks_in(model, blocks_of(job.model.plugin.card.expand(job.model.dims)))
+    return Units(parameters, ranks, blocks, placement, complete, sum_stages)
 
 
 def _stages(ranks: Ranks, names: Iterable[str]) -> dict[str, list[int]]:
@@ -284,14 +293,15 @@ def _experts(ranks: Ranks, model: Any) -> dict[str, int]:
 
 def _state(trainable: Trainable, optimizer: AdamW, ema: EMA | None, ranks: Ranks) -> State:
     """Reads the parts of the state of the run."""
+    model, weights = trainable.model, optimizer.weights
     parts = {
-        MODEL: Part(trainable.model.state_dict, lambda name: name, sliced=False),
-        OPTIMIZER: Part(optimizer.state, optimizer.parameter_of, sliced=True),
+        MODEL: Part(lambda: {**model.state_dict(), **weights.model_slices()}, lambda name: name, weights.model_slicing),
+        OPTIMIZER: Part(optimizer.state, optimizer.parameter_of, weights.slicing),
     }
     if ema:
-        parts[AVERAGE] = Part(lambda: ema.average, lambda name: name, sliced=True)
+        parts[AVERAGE] = Part(lambda: ema.average, lambda name: name, weights.slicing)
     if isinstance(ranks, Mesh):
-        return Whole(ranks, optimizer.weights.placement, optimizer.weights.slicing, parts).state
+        return Whole(ranks, weights.placement, parts).state
     return lambda part: parts[part].read()
 
 
@@ -417,7 +427,8 @@ def _choose_final(setup: Setup, last: int) -> tuple[dict[str, Any] | None, dict[
     step = ranks.tell(best.step if best and wanted else last)
     if step != last:
         chosen = checkpoints.checkpoint_of(job.output, step)
-        setup.trainable.restore(chosen)
+        with setup.optimizer.weights.whole():
+            setup.trainable.restore(chosen)
         if ema:
             ema.load(chosen)
         setup.console.print(f"the final model is the best checkpoint, of step {step}")

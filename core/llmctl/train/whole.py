@@ -46,12 +46,12 @@ class Part:
     Attributes:
         read: Gives its tensors or arrays, by name.
         parameter: The parameter that a tensor belongs to and is cut like; None = it is the same on all ranks with that name.
-        sliced: Whether those of trained parameters are slices where the optimizer is sharded.
+        slicing: Name -> how a parameter is divided into slices, of which this rank has one; others are not.
     """
 
     read: Callable[[], Mapping[str, Any]]
     parameter: Callable[[str], str | None]
-    sliced: bool
+    slicing: Mapping[str, Slicing]
 
 
 Where = tuple[int, int]
@@ -86,14 +86,11 @@ class Whole:
     Args:
         mesh: The ranks; ``Mesh.lead`` makes the others answer.
         placement: Where parameters are.
-        slicing: Name -> how the optimizer slices a parameter; empty = it does not.
         parts: The parts of the state, by name.
     """
 
-    def __init__(
-        self, mesh: Mesh, placement: Placement, slicing: Mapping[str, Slicing], parts: Mapping[str, Part]
-    ) -> None:
-        self._mesh, self._placement, self._slicing, self._parts = mesh, placement, slicing, parts
+    def __init__(self, mesh: Mesh, placement: Placement, parts: Mapping[str, Part]) -> None:
+        self._mesh, self._placement, self._parts = mesh, placement, parts
         self._read: dict[str, Mapping[str, Any]] = {}
         self._lock, self._asked = threading.RLock(), False
         self._expert = mesh.axis("expert")
@@ -194,9 +191,10 @@ class Whole:
         """The bytes of a tensor of this stage; right on its first rank."""
         parameter, value = self._parts[part].parameter(name), self._here(part)[name]
         if parameter is not None:
-            if self._sliced(part, parameter):
+            slicing = self._parts[part].slicing.get(parameter)
+            if slicing is not None:
                 rows = all_gather(_tensor(value), self._mesh.sharding)
-                value = self._slicing[parameter].whole(rows)
+                value = slicing.whole(rows)
             if parameter in self._placement.splits and self._mesh.sharding.rank == 0:
                 value = self._joined_parts(parameter, _tensor(value))
         return np.ascontiguousarray(_array(value)).reshape(-1).view(np.uint8)
@@ -218,13 +216,10 @@ class Whole:
             self._read[part] = self._parts[part].read()
         return self._read[part]
 
-    def _sliced(self, part: str, parameter: str) -> bool:
-        return self._parts[part].sliced and parameter in self._slicing
-
     def _shared(self, part: str, name: str) -> bool:
         """Whether ranks of this stage have parts of a tensor."""
         parameter = self._parts[part].parameter(name)
-        return parameter is not None and (self._sliced(part, parameter) or parameter in self._placement.splits)
+        return parameter is not None and (parameter in self._parts[part].slicing or parameter in self._placement.splits)
 
     @property
     def _gathers(self) -> bool:
@@ -256,8 +251,8 @@ class Whole:
         parameter = self._parts[part].parameter(name)
         if parameter is None:
             return tuple(value.shape)
-        shape = self._slicing[parameter].shape if self._sliced(part, parameter) else value.shape
-        return self._placement.whole_shape(parameter, shape)
+        slicing = self._parts[part].slicing.get(parameter)
+        return self._placement.whole_shape(parameter, slicing.shape if slicing else value.shape)
 
 
 def _array(value: Any) -> NDArray[Any]:

@@ -5,8 +5,8 @@ As in https://arxiv.org/abs/1803.05407, with exponential weights.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,9 @@ class EMA(Callback):
         for name, weight in self._weights.tensors.items():
             self.average[name].scale_(self._decay).add_(_copy(weight) * (1 - self._decay))
 
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> AbstractContextManager[None]:
         """Context in which the model has the averaged weights."""
-        parameters = self._weights.parameters
-        own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        self.copy_to_model()
-        try:
-            yield
-        finally:
-            with paddle.no_grad():
-                for name, parameter in parameters.items():
-                    parameter.set_value(own[name])
+        return self._weights.applied(self.average)
 
     def copy_to_model(self) -> None:
         """Replaces the model's weights by the averaged ones."""

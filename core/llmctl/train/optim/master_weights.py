@@ -5,8 +5,9 @@ An update is often smaller than the precision of a half type (https://arxiv.org/
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -40,9 +41,11 @@ class MasterWeights:
         tensors: Name -> the FP32 master weight of a parameter in a half type; other parameters themselves.
         placement: As given.
         slicing: Name -> how a parameter is divided into slices, of which ``tensors`` has one; empty = they are not.
+        model_slicing: Name -> how a weight of the model is divided into slices, of which ``model_slices`` has one.
     """
 
     slicing: Mapping[str, Slicing] = MappingProxyType({})
+    model_slicing: Mapping[str, Slicing] = MappingProxyType({})
 
     def __init__(
         self,
@@ -124,6 +127,27 @@ class MasterWeights:
         """Rounds the master weights, or other values of these tensors, into the parameters."""
         for name, parameter in (self._half if values is None else self.parameters).items():
             parameter.set_value((values or self.tensors)[name].astype(parameter.dtype))
+
+    @contextlib.contextmanager
+    def applied(self, values: Mapping[str, paddle.Tensor]) -> Iterator[None]:
+        """Context in which the model has other values of these tensors."""
+        own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.copy_to_model(values)
+        try:
+            yield
+        finally:
+            with paddle.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.set_value(own[name])
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Context in which all parameters of the model have values, and may be set."""
+        yield
+
+    def model_slices(self) -> Mapping[str, paddle.Tensor]:
+        """Name -> this rank's slice of a weight, in the type of the model; of those that are whole nothing."""
+        return {}
 
     def clear_grads(self) -> None:
         """Clears the gradients."""

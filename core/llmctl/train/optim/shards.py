@@ -6,12 +6,14 @@ updated is gathered. With stage 2 they share gradients too: these are summed int
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 
 import numpy as np
 import paddle
 
+from llmctl.parallel.axis import Axis
 from llmctl.parallel.collectives import all_gather, all_reduce, reduce_scatter
 from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.placement import Placement
@@ -49,22 +51,22 @@ class Shards(MasterWeights):
         self.slicing = {name: Slicing(tuple(p.shape), self._axis.size) for name, p in parameters.items()}
         self.tensors = {name: self._slice_of(name, p) for name, p in parameters.items()}
         self._counted = {name: self._counts(name) for name in parameters}
-        self._buckets = self._in_buckets(mesh.bucket)
+        self._buckets = self._in_buckets(parameters, mesh.bucket)
         self._half = {name: p for name, p in parameters.items() if p.dtype in HALF}
         # What backward passes gave and is not summed yet, and which parameters any of them reached.
         self._held = {name: SimpleNamespace(grad=None) if name in self._half else p for name, p in parameters.items()}
         self._reached: set[str] = set()
 
-    def _in_buckets(self, limit: int) -> list[list[str]]:
-        """Names in buckets of one type each."""
+    def _in_buckets(self, parameters: Mapping[str, paddle.Tensor], limit: float) -> list[list[str]]:
+        """Names in buckets of one type each, of about ``limit`` bytes."""
         buckets: list[list[str]] = []
         held, kind = 0, None
-        for name, parameter in self.parameters.items():
+        for name, parameter in parameters.items():
             if not buckets or held >= limit or parameter.dtype != kind:
                 buckets.append([])
                 held, kind = 0, parameter.dtype
             buckets[-1].append(name)
-            held += self.slicing[name].length * self._axis.size * self.tensors[name].element_size()
+            held += parameter.size * parameter.element_size()
         return buckets
 
     @paddle.no_grad()
@@ -85,19 +87,24 @@ class Shards(MasterWeights):
     @paddle.no_grad()
     def accumulate_grads(self) -> None:
         """Takes the gradients of a backward pass from the parameters; with stage 2 they are summed into slices at once."""
-        for name, parameter in self._half.items():
-            if parameter.grad is not None:
+        self._take(self._half)
+        if self._stage > 1 and any(held.grad is not None for held in self._held.values()):
+            self._reduce(self._buckets)
+
+    def _take(self, names: Iterable[str]) -> None:
+        """Adds gradients of parameters in half types to what is held of them, in FP32."""
+        for name in names:
+            parameter = self.parameters[name]
+            if name in self._half and parameter.grad is not None:
                 held, grad = self._held[name], parameter.grad.astype("float32")
                 held.grad = grad if held.grad is None else held.grad + grad
                 parameter.clear_gradient(False)
-        if self._stage > 1 and any(held.grad is not None for held in self._held.values()):
-            self._reduce()
 
     @paddle.no_grad()
     def sum_grads(self) -> None:
         """Sums the gradients over the rows of all ranks, into slices."""
         if self._stage == 1:
-            self._reduce()
+            self._reduce(self._buckets)
         names = list(self.parameters)
         reached = paddle.to_tensor([float(name in self._reached) for name in names])
         all_reduce(reached, self._axis, "max")
@@ -107,12 +114,13 @@ class Shards(MasterWeights):
         self._reached.clear()
         self._sum_copies()
 
-    def _reduce(self) -> None:
-        """Adds what is held to the gradients of slices."""
-        self._reached |= {name for name, held in self._held.items() if held.grad is not None}
+    def _reduce(self, buckets: Iterable[Sequence[str]]) -> None:
+        """Adds what is held of some parameters to the gradients of their slices."""
+        held = {name: self._held[name] for names in buckets for name in names}
+        self._reached |= {name for name, one in held.items() if one.grad is not None}
         if self._complete:
-            self._complete(self._held)
-        for names in self._buckets:
+            self._complete(held)
+        for names in buckets:
             rows = paddle.concat([self._rows_of_grad(name) for name in names], axis=1)
             summed = reduce_scatter(rows.reshape([-1]), self._axis)
             for name, grad in zip(names, paddle.split(summed, [self.slicing[n].length for n in names]), strict=True):
@@ -139,11 +147,18 @@ class Shards(MasterWeights):
         source = self.tensors if values is None else values
         for names in self._buckets:
             kind = self.parameters[names[0]].dtype
-            own = paddle.concat([source[name].astype(kind) for name in names])
-            rows = all_gather(own, self._axis).reshape([self._axis.size, -1])
-            starts = np.cumsum([0, *(self.slicing[name].length for name in names)])
-            for name, start, stop in zip(names, starts[:-1], starts[1:], strict=True):
-                self.parameters[name].set_value(self.slicing[name].whole(rows[:, int(start) : int(stop)]))
+            slices = [source[name].astype(kind) for name in names]
+            for name, whole in zip(names, gathered(slices, [self.slicing[n] for n in names], self._axis), strict=True):
+                self.parameters[name].set_value(whole)
+
+    @contextlib.contextmanager
+    def applied(self, values: Mapping[str, paddle.Tensor]) -> Iterator[None]:
+        """As ``MasterWeights.applied``."""
+        self.copy_to_model(values)
+        try:
+            yield
+        finally:
+            self.copy_to_model()
 
     def clear_grads(self) -> None:
         """As ``MasterWeights.clear_grads``."""
@@ -156,3 +171,10 @@ class Shards(MasterWeights):
         """As ``MasterWeights.local``: this rank's slice of its part."""
         part = super().local(name, whole, what)
         return self._own(name, paddle.to_tensor(part)).numpy()
+
+
+def gathered(slices: Sequence[paddle.Tensor], slicing: Sequence[Slicing], axis: Axis) -> Iterator[paddle.Tensor]:
+    """Whole tensors of one type, from the slices of all ranks, by one call."""
+    rows = all_gather(paddle.concat(list(slices)), axis).reshape([axis.size, -1])
+    parts = paddle.split(rows, [one.length for one in slicing], axis=1)
+    return (one.whole(part) for one, part in zip(slicing, parts, strict=True))
