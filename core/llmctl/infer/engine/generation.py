@@ -107,7 +107,10 @@ class GenerationState:
         assert self._matcher is not None
         if not self._matcher.accept([token]):
             raise ValueError(f"the token {token} was chosen, which the grammar does not allow")
-        return self._matcher.complete
+        if self._matcher.complete:
+            return True
+        self._matcher.prepare()
+        return False
 
     def result(self, reason: str, error: str = "", length: int | None = None) -> Generation:
         """The answer so far, or its first ``length`` tokens."""

@@ -26,6 +26,9 @@ class Matcher(Protocol):
             ConfigError: The grammar has become too complex.
         """
 
+    def prepare(self) -> None:
+        """Says that ``allowed`` is needed soon, so that it may be computed in another thread meanwhile."""
+
     def accept(self, tokens: Sequence[int]) -> int:
         """Takes tokens up to the first that may not come; returns how many."""
 

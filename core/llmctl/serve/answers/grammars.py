@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,9 @@ WHITESPACE = r"[ \n]?"
 
 LIMITS = {"max_grammar_size": 100_000, "max_lexer_states": 50_000, "initial_lexer_fuel": 1_000_000}
 """Limits of llguidance; the last one ends compiling after about 20 ms."""
+
+_THREADS = ThreadPoolExecutor(2, "llmctl-grammar")
+"""Compute which tokens may come next while the model computes their logits."""
 
 KINDS = ("json", "regex", "lark", "gbnf")
 
@@ -107,9 +111,17 @@ class _Matcher(Matcher):
 
     def __init__(self, matcher: Any, vocab: int) -> None:
         self._matcher, self._words = matcher, -(-vocab // 32)
+        self._next: Future[Words] | None = None
+
+    def prepare(self) -> None:
+        """As ``Matcher``."""
+        self._next = _THREADS.submit(self._computed)
 
     def allowed(self) -> Words:
         """As ``Matcher``."""
+        return self._computed() if self._next is None else self._next.result()
+
+    def _computed(self) -> Words:
         words = np.empty(self._words, np.uint32)
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
         if self._matcher.is_error():
@@ -118,16 +130,25 @@ class _Matcher(Matcher):
 
     def accept(self, tokens: Sequence[int]) -> int:
         """As ``Matcher``."""
+        self._settle()
         return int(self._matcher.try_consume_tokens([*tokens]))
+
+    def _settle(self) -> None:
+        """Waits for what is computed, which is of no use once the answer changes."""
+        if self._next is not None:
+            wait([self._next])
+            self._next = None
 
     def undo(self, count: int) -> None:
         """As ``Matcher``."""
         if count:
+            self._settle()
             self._matcher.rollback(count)
 
     @property
     def complete(self) -> bool:
         """As ``Matcher``."""
+        self._settle()
         return bool(self._matcher.is_stopped())
 
 
@@ -163,6 +184,8 @@ def _compile(kind: str, source: str, tokens: Any, param: str) -> Any:
     except Exception as error:  # of the converters, which raise whatever they meet
         raise Problem(f"{param}: the grammar is not valid: {_first_line(str(error))}", param=param) from None
     found = LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
+    if not found.is_error():
+        found.compute_bitmask()  # what it keeps of this every answer has from the beginning
     if found.is_error():
         raise Problem(f"{param}: the grammar cannot be used: {_first_line(found.get_error())}", param=param)
     return found

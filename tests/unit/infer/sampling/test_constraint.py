@@ -42,6 +42,9 @@ class Turns:
     def allowed(self):
         return words(MODEL.vocab, [token for token in range(MODEL.vocab) if self._fits(token)])
 
+    def prepare(self):
+        self.prepared = True
+
     def accept(self, tokens):
         for count, token in enumerate(tokens):
             if self.complete or not self._fits(token):
