@@ -269,8 +269,8 @@ class Family:
         if "quantization_config" in unknown:
             raise ConfigError(
                 f"{where}: {self.name} does not know quantization_config={config['quantization_config']!r} here: the model is "
-                "quantized, and this needs the float model. llmctl generate and llmctl bench run GPTQ, AWQ and compressed-tensors "
-                "checkpoints"
+                "quantized, and this needs the float model, which llmctl convert --to hf makes of it. llmctl generate and llmctl bench "
+                "run the checkpoint itself"
             )
         if unknown:
             listed = ", ".join(f"{key}={config[key]!r}" for key in unknown)

@@ -33,6 +33,7 @@ from llmctl.checkpoint.hf_config import with_paddlenlp_scaling
 from llmctl.checkpoint.load import Expected, check_weights, group_by_target
 from llmctl.checkpoint.merge_ranks import read_ranks
 from llmctl.checkpoint.naming import NATIVE, detect_layout, mappings_for
+from llmctl.checkpoint.quantized import OLD
 from llmctl.checkpoint.save import plan_shards, write_index
 from llmctl.errors import CheckpointError, LlmctlError
 from llmctl.io.atomic import publish_folder, remove_leftovers
@@ -42,6 +43,7 @@ from llmctl.io.digest import sha256
 from llmctl.io.json_object import read_json, write_json
 from llmctl.io.lock import try_flock
 from llmctl.io.written import Manifest, read_written
+from llmctl.quant.formats.config import KEY
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".gguf", ".msgpack", ".h5", ".index.json")
 RECORDINGS = ("golden.npz", "case.json")
@@ -274,7 +276,8 @@ def _write_other_files(
 ) -> None:
     """Copies configuration, tokenizer and other small files, then writes the manifest."""
     copy_other_files(source.folder.path, work)
-    complete_config(work, dtype, source.plugin.card, source.dims)
+    (work / OLD).unlink(missing_ok=True)  # what is written are floats
+    complete_config(work, dtype, source.plugin.card, source.dims, (KEY,))
     config = read_json(work / "config.json", required=True)
     if (scaled := with_paddlenlp_scaling(config)) != config:
         write_json(work / "config.json", scaled)

@@ -1,4 +1,4 @@
-"""Checkpoints with quantized weights (GPTQ, AWQ, compressed-tensors, GGUF): their tensors under the names of the float model.
+"""Checkpoints with quantized weights (GPTQ, AWQ, compressed-tensors, bitsandbytes, GGUF): their tensors under the names of the float model.
 
 The formats are in ``llmctl.quant.formats``. A linear's tensors become one ``QuantizedTensor``, which reads as float32 values or as
 codes; other tensors stay as they are.
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.checkpoint import bitsandbytes
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.formats.dtypes import cast, widen
 from llmctl.checkpoint.formats.tensor_info import CodedTensor, TensorInfo
@@ -100,6 +101,8 @@ def open_quantized(folder: Path, scheme: Scheme, names: Collection[str]) -> Weig
     opened = open_folder(folder)
     if scheme.method == gguf_folder.CACHE:
         return opened
+    if scheme.method == "bitsandbytes":
+        return WeightFolder(opened.path, bitsandbytes.with_values(opened.tensors))
     tensors, left = {}, dict(opened.tensors)
     for linear, parts in _linears(opened.tensors, scheme).items():
         bias = f"{linear}.bias"

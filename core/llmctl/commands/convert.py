@@ -58,10 +58,13 @@ def command(
 ) -> None:
     """Convert the model in the folder SOURCE to another layout or data type, in the folder or GGUF file TARGET.
 
+    Weights of a quantized checkpoint become floats, except in GGUF.
+
     An adapter is converted between the formats of PEFT (hf) and PaddleNLP (native).
     """
     from llmctl.adapters.folder import is_adapter
     from llmctl.checkpoint.hf_config import read_config
+    from llmctl.checkpoint.quantized import open_quantized, scheme_of
     from llmctl.quant.formats.config import KEY
 
     say = messages(ctx)
@@ -89,18 +92,23 @@ def command(
         raise click.UsageError(f"--base has no effect: {folder} is not an adapter; leave it out")
     config = read_config(folder)
     where = str(folder / "config.json")
-    if layout == GGUF:
-        config.pop(KEY, None)
+    scheme = scheme_of(folder, config)
+    config.pop(KEY, None)
     plugin = plugins.resolve(ctx.obj.family, config, where)
     dims = plugin.card.dims_from_config(config, where)
 
     from llmctl.checkpoint import convert as conversion
 
+    names = {tensor.torch_name for tensor in plugin.card.expand(dims)}
+    opened = conversion.open_source(
+        folder, plugin, dims, None if scheme is None else open_quantized(folder, scheme, names)
+    )
     if layout == GGUF and not check:
         assert target is not None
-        _gguf(folder, target, plugin, dims, dtype, overwrite, say)
+        _gguf(opened, target, dtype, overwrite, say)
         return
-    opened = conversion.open_source(folder, plugin, dims)
+    if scheme is not None and dtype == "keep" and scheme.method != "bitsandbytes":
+        dtype = "float32"  # what codes stand for
     facts: dict[str, Any] = {
         "family": plugin.card.name,
         "tensors": len(opened.state),
@@ -124,26 +132,20 @@ def command(
     say.result(f"{target} {done}: {what} -> {layout}", output=target, written=bool(made), to=layout, **facts)
 
 
-def _gguf(folder: Path, target: Path, plugin: Any, dims: Any, dtype: str, overwrite: bool, say: Messages) -> None:
+def _gguf(source: Any, target: Path, dtype: str, overwrite: bool, say: Messages) -> None:
     """Writes a GGUF file; codes of a quantized checkpoint are kept where the type holds them."""
-    from llmctl.checkpoint import convert as conversion
     from llmctl.checkpoint.gguf.write import write_model
-    from llmctl.checkpoint.quantized import open_quantized, scheme_of
-    from llmctl.io.json_object import read_json
     from llmctl.io.progress import waiting
 
     if target.suffix != f".{GGUF}" or target.is_dir():
         raise click.UsageError(f"TARGET {target} must be a file with the ending .{GGUF}")
-    names = {tensor.torch_name for tensor in plugin.card.expand(dims)}
-    scheme = scheme_of(folder, read_json(folder / "config.json", required=True))
-    quantized = None if scheme is None else open_quantized(folder, scheme, names)
-    opened = conversion.open_source(folder, plugin, dims, quantized)
+    card = source.plugin.card
     with waiting("writing the model"):
-        kind = write_model(target, folder, plugin.card, dims, opened.state, dtype, overwrite=overwrite)
+        kind = write_model(target, source.folder.path, card, source.dims, source.state, dtype, overwrite=overwrite)
     size = target.stat().st_size
     say.result(
-        f"{target} written: {plugin.card.name} as GGUF, weights {kind}, {size / 1e6:,.1f} MB",
-        output=target, to=GGUF, family=plugin.card.name, weights=kind, bytes=size,
+        f"{target} written: {card.name} as GGUF, weights {kind}, {size / 1e6:,.1f} MB",
+        output=target, to=GGUF, family=card.name, weights=kind, bytes=size,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from llmctl.errors import ConfigError
 
 KEY = "quantization_config"
-READ = "gptq (2, 3, 4 and 8 bits), awq (4 bits, gemm) and compressed-tensors (pack-quantized, int-quantized)"
+READ = "gptq (2, 3, 4 and 8 bits), awq (4 bits, gemm), compressed-tensors (pack-quantized, int-quantized) and bitsandbytes (nf4 and fp4)"
 GPTQ_FORMATS = {"gptq": False, "gptq_v2": True}
 """Name -> whether zero points are stored as they are."""
 
@@ -21,7 +21,7 @@ class Scheme:
     """How the linears of a checkpoint are quantized.
 
     Attributes:
-        method: ``gptq``, ``awq``, ``compressed-tensors`` or ``gguf``, whose tensors say all else themselves.
+        method: ``gptq``, ``awq``, ``compressed-tensors``; or ``bitsandbytes`` or ``gguf``, whose tensors say all else themselves.
         bits: Bits of a code.
         group: Inputs of a group; -1 = one group, or as the tensors say (compressed-tensors).
         symmetric: Whether zero points are all the middle of the range.
@@ -48,7 +48,7 @@ def read_scheme(config: Any, where: str) -> Scheme:
     if not isinstance(config, dict):
         raise ConfigError(f"{where}: {KEY}={config!r} is not an object")
     method = config.get("quant_method", "gptq" if "bits" in config and "desc_act" in config else None)
-    readers = {"gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed}
+    readers = {"gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed, "bitsandbytes": _bitsandbytes}
     if not isinstance(method, str) or method not in readers:
         raise _unknown(where, f"quant_method={method!r}")
     return readers[method](config, where)
@@ -91,6 +91,13 @@ def _compressed(config: Mapping[str, Any], where: str) -> Scheme:
     if kind != "int" or bits not in ((4, 8) if form == "pack-quantized" else (8,)):
         raise _unknown(where, f"compressed-tensors with format={form!r} and weights of {bits} bits, type {kind!r}")
     return Scheme("compressed-tensors", int(bits))
+
+
+def _bitsandbytes(config: Mapping[str, Any], where: str) -> Scheme:
+    kind = config.get("bnb_4bit_quant_type", "fp4")
+    if not config.get("load_in_4bit") or kind not in ("nf4", "fp4"):
+        raise _unknown(where, f"bitsandbytes with load_in_4bit={config.get('load_in_4bit', False)!r} and type {kind!r}")
+    return Scheme("bitsandbytes", 4)
 
 
 def _number(config: Mapping[str, Any], key: str, allowed: tuple[int, ...], where: str) -> int:

@@ -235,3 +235,15 @@ def test_rows_that_are_no_whole_blocks_are_refused(tmp_path, monkeypatch):
     ):
         write_model(tmp_path / "m.gguf", folder, model.plugin.card, model.dims, state, "q4_0")
     assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("name", ["model3_Q4_0", "model3_Q4_K"])
+def test_files_of_other_tools_have_the_values_beside_them(assets, name):
+    path = assets.parent / "quant" / "fixtures" / f"{name}.gguf"
+    source = open_model(path, "auto", EngineOptions())
+    state = open_source(source.folder, source.plugin, source.dims).state
+    with np.load(f"{path}.truth.npz") as truth:
+        for linear in truth.files:
+            name = linear.replace("model.layers", "llama.layers", 1) + ".weight"
+            np.testing.assert_array_equal(state[name].numpy(), truth[linear], err_msg=linear)

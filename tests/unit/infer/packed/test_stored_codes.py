@@ -89,8 +89,8 @@ def test_the_least_code_of_8_bits_is_kept(tmp_path):
     ("change", "message"),
     [
         (
-            {"quant_method": "bitsandbytes"},
-            "quantized as quant_method='bitsandbytes', which llmctl does not read. It reads gptq",
+            {"quant_method": "hqq"},
+            "quantized as quant_method='hqq', which llmctl does not read. It reads gptq",
         ),
         ({"quant_method": "awq", "version": "gemv"}, "awq with version='gemv'"),
         ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "format='nvfp4-pack-quantized'"),

@@ -1,0 +1,105 @@
+"""bitsandbytes' 4-bit checkpoints (nf4, fp4): two codes in a byte, a scale for each block, which may be codes with scales themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.io.json_object import parse_json
+
+PARTS = ("absmax", "quant_map")
+NESTED = ("nested_absmax", "nested_quant_map")
+STATES = tuple(f"quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4"))
+"""What stands beside a weight's name, after a dot."""
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class State:
+    """What a weight's ``quant_state`` says.
+
+    Attributes:
+        shape: Of the weight [out, in].
+        dtype: Type that the values have.
+        block: Values that share a scale.
+        nested_block: Scales that share a scale; 0 = scales are floats.
+        offset: Added to nested scales.
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+    block: int
+    nested_block: int = 0
+    offset: float = 0.0
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return -(-prod(self.shape) // self.block)
+
+
+def read_state(raw: NDArray[np.uint8]) -> State:
+    """The state in a tensor of bytes.
+
+    Raises:
+        ValueError: It is not what bitsandbytes writes.
+    """
+    try:
+        content = parse_json(raw.tobytes())
+        nested = content.get("nested_blocksize")
+        shape = tuple(int(size) for size in content["shape"])
+        state = State(
+            shape, str(content["dtype"]), int(content["blocksize"]),
+            int(nested) if nested else 0, float(content["nested_offset"]) if nested else 0.0,
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"quant_state is no description of a weight ({type(error).__name__}: {error})") from None
+    if len(shape) != 2 or min(shape) < 1 or state.block < 1 or state.nested_block < 0 or state.dtype not in DTYPES:
+        raise ValueError(f"quant_state describes no matrix of blocks: {content}")
+    return state
+
+
+def check_sizes(state: State, sizes: Mapping[str, int]) -> None:
+    """Checks the elements of the parts; ``weight`` is that of the codes.
+
+    Raises:
+        ValueError: One is absent, or has another number of elements.
+    """
+    nested = -(-state.blocks // state.nested_block) if state.nested_block else 0
+    wanted = {"weight": -(-prod(state.shape) // 2), "absmax": state.blocks, "quant_map": 16}
+    if nested:
+        wanted |= {"nested_absmax": nested, "nested_quant_map": 256}
+    for name, size in wanted.items():
+        if sizes.get(name) != size:
+            raise ValueError(f"{name} has {sizes.get(name, 'no')} elements, quant_state asks for {size}")
+
+
+def scales_of(state: State, parts: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """The scale of each block."""
+    absmax = parts["absmax"].reshape(-1)
+    if not state.nested_block:
+        return absmax.astype(np.float32)
+    outer = np.repeat(parts["nested_absmax"].reshape(-1).astype(np.float32), state.nested_block)[: len(absmax)]
+    levels = parts["nested_quant_map"].reshape(-1).astype(np.float32)
+    return np.asarray(levels[absmax] * outer + np.float32(state.offset), np.float32)
+
+
+def values_of(
+    state: State,
+    codes: NDArray[np.uint8],
+    scales: NDArray[np.float32],
+    levels: NDArray[np.float32],
+    begin: int,
+    end: int,
+) -> NDArray[np.float32]:
+    """Values from one to another, of all in the order of rows."""
+    at = np.arange(begin, end)
+    pair = codes.reshape(-1)[at // 2]
+    code = np.where(at % 2 == 0, pair >> 4, pair & 15)
+    return np.asarray(levels.reshape(-1).astype(np.float32)[code] * scales[at // state.block], np.float32)
