@@ -91,9 +91,10 @@ class Cut:
             seed: Seed of its initial weights, of which one tensor at a time is drawn whole; None = they stay without values.
             prefix: What the names of a layer's parameters begin with in the model.
         """
-        layers = dict(model.named_sublayers(include_self=True))
-        for inner, whole in model.state_dict().items():
-            path, _, key = inner.rpartition(".")
+        layers, state = dict(model.named_sublayers(include_self=True)), model.state_dict()
+        for inner in list(state):
+            # Nothing else refers to a tensor that was drawn whole once its part has replaced it.
+            whole, (path, _, key) = state.pop(inner), inner.rpartition(".")
             name = prefix + inner
             if seed is not None:
                 draw(name, whole, seed)

@@ -1,11 +1,14 @@
 """Models that hold one rank's parts: what they load and draw is what the whole model loads and draws."""
 
+import weakref
+
 import numpy as np
 import pytest
 
 from llmctl import plugins
 from llmctl.card.sharding import Parallel, Segment
 from llmctl.card.tiny import tiny_dims
+from llmctl.checkpoint import partial
 from llmctl.checkpoint.build import CheckedModel, check_model
 from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.checkpoint.partial import Cut
@@ -56,6 +59,25 @@ def test_initial_weights_do_not_depend_on_the_ranks(family, changes):
     other = model.layer(seed=4).state_dict()
     drawn = [name for name, values in whole.items() if np.ptp(values.numpy())]
     assert drawn and not any(np.array_equal(whole[name].numpy(), other[name].numpy()) for name in drawn)
+
+
+def test_of_new_models_one_tensor_at_a_time_is_whole(monkeypatch):
+    model, drawn = new_model("llama", {}), []
+    cut = Cut.of(model.plugin, model.dims, Parallel(2, 0))
+
+    def watched(name, parameter, seed):
+        assert not [other for other, whole in drawn if whole() is not None]
+        original(name, parameter, seed)
+        if name in cut.splits:
+            drawn.append((name, weakref.ref(parameter)))
+
+    original = partial.draw
+    monkeypatch.setattr(partial, "draw", watched)
+    state = model.layer(cut=cut).state_dict()
+    assert len(drawn) == len(cut.splits)
+    sizes = {tensor.name: tensor.size for tensor in model.plugin.card.expand(model.dims)}
+    held = sum(sizes[name] / (2 if name in cut.splits else 1) for name in state)
+    assert abs(sum(values.size for values in state.values()) - held) <= model.dims.hidden
 
 
 def test_half_types_are_cut_as_they_are(tmp_path):
