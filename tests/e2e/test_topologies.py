@@ -15,19 +15,21 @@ from llmctl.parallel.ranks import ALONE
 from llmctl.parallel.topology import Topology
 from llmctl.testing.ranks import run_ranks
 from llmctl.train import trainer
+from llmctl.train.callbacks import checkpoints
 from llmctl.train.callbacks.base import Callback
 from llmctl.train.console import Console
+from llmctl.train.whole import Whole
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 STEPS = 4
 
 
-def job_of(data, output, method, resume, stage, dtype="float64"):
+def job_of(data, output, method, resume, stage, save_every=STEPS, async_save=False):
     """The checked job of a short run that is clipped, averaged and evaluated."""
     config = schema.build(
         resolve(COMMANDS["finetune"].config),
         {
-            "model": {"path": str(STARTER / "model"), "dtype": dtype},
+            "model": {"path": str(STARTER / "model"), "dtype": "float64"},
             "data": {"train": str(data), "dev": str(data), "max_length": 160, "packing": "best-fit"},
             "method": method,
             "train": {
@@ -36,14 +38,14 @@ def job_of(data, output, method, resume, stage, dtype="float64"):
                 "grad_accumulation": 5,
                 "eval_every": 2,
                 "eval_batch_size": 16,
-                "save_every": STEPS,
+                "save_every": save_every,
                 "log_every": 1,
                 "stats_every": 2,
                 "max_grad_norm": 0.05,
                 "weight_decay": 0.1,
                 "ema_decay": 0.5,
             },
-            "output": {"dir": str(output), "samples": 1, "resume": resume},
+            "output": {"dir": str(output), "samples": 1, "resume": resume, "async_save": async_save},
             "parallel": {"sharding": 2, "sharding_stage": stage} if stage > 1 else {},
         },
     )
@@ -61,8 +63,8 @@ class _Until(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def train(ranks, data, output, method, until=STEPS, resume=False, stage=1):
-    job = job_of(data, output, method, resume, stage)
+def train(ranks, data, output, method, until=STEPS, resume=False, stage=1, **options):
+    job = job_of(data, output, method, resume, stage, **options)
     if ranks is not ALONE:
         ranks.weights_shared = stage == 3
     # As in the command, all have checked the output folder before one writes there.
@@ -173,3 +175,29 @@ def test_a_run_continues_in_any_other_arrangement(name, one, data, tmp_path):
     assert json.loads(
         (output / "trainer_state.json" if False else output / last / "trainer_state.json").read_text()
     ) == json.loads((whole / last / "trainer_state.json").read_text())
+
+
+def _killed(mesh, data, output, victim, asynchronous):
+    """Ends a rank by SIGKILL in the middle of the second checkpoint."""
+    calls, bring = [], Whole._bring
+
+    def counted(whole, *args):
+        if (output / "checkpoints" / "step-000001" / "trainer_state.json").is_file():
+            calls.append(args)
+        if len(calls) > 5 and mesh.rank.number == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return bring(whole, *args)
+
+    Whole._bring = counted
+    train(mesh, data, output, FULL, save_every=1, async_save=asynchronous)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(("victim", "asynchronous"), [(0, False), (1, True)])
+def test_a_rank_that_is_killed_while_saving_leaves_the_checkpoint_before(one, data, tmp_path, victim, asynchronous):
+    output = tmp_path / "run"
+    with pytest.raises(AssertionError, match="PeerLost|ended without an answer"):
+        run_ranks(2, _killed, data, output, victim, asynchronous, topology=Topology(sharding=2))
+    assert checkpoints.newest(output / "checkpoints").name == "step-000001"
+    train(ALONE, data, output, FULL, resume=True)
+    assert_alike(one("full", FULL) / "model", output / "model")
