@@ -142,6 +142,34 @@ def test_a_client_that_leaves_ends_its_answers(server, stream):
     assert after["engine_running"] <= 16 and after["engine_computed_tokens_total"] - before < 16 * 400
 
 
+def test_half_requests_slow_readers_and_clients_that_half_close_hold_nobody_up(server, client):
+    body = json.dumps({"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 480, "ignore_eos": True,
+                       "n": 8, "stream": True}).encode()  # fmt: skip
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    expected = ask(client).choices[0].message.content
+    links = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(320)]
+    try:
+        for link in links[:300]:
+            link.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: loc")
+        for link in links[300:316]:  # they never read
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            link.sendall(head.encode() + body)
+        for link in links[316:318]:
+            link.sendall(head.encode() + body)
+            link.shutdown(socket.SHUT_WR)
+        links[318].sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
+        assert ask(client).choices[0].message.content == expected
+        got = b""
+        while got.count(b"HTTP/1.1 200") < 2:
+            got += links[318].recv(1000)
+    finally:
+        for link in links:
+            link.close()
+    while server.metrics()["answers_held"]:
+        pass
+    assert ask(client).choices[0].message.content == expected
+
+
 def test_sigterm_lets_answers_end_and_exits_with_0(server):
     with running() as other, openai.OpenAI(base_url=f"{other.url}/v1", api_key="none", max_retries=0) as client:
         stream = ask(client, **LONG, stream=True)
