@@ -83,7 +83,7 @@ class QuantizationConformance:
         linears = {one.name for one in plugin.card.expand(dims) if one.kind == "linear" and one.layer is not None}
         assert targets == linears, "the fused engine quantizes all linears of the layers"
         bits = BITS[method]
-        settings = Settings(method, bits, GROUP, qkv_bits=bits, offsets=method == "ptq-a8w8")
+        settings = Settings(method, bits, GROUP, qkv_bits=bits, offsets=method == "ptq-a8w8", factors=True)
         streams, layers = self._streams(dims, fused), []
         for index, layer in enumerate(fused.packed.layers):
             done = quantize_layer(streams, index, block_of(layer), settings)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.infer.executors.reference import apply_rope, norm, softmax
-from llmctl.infer.packed.linear import rounded, unpack
+from llmctl.infer.packed.linear import rounded, unpack, unpack_codes
 from llmctl.infer.packed.model import Layer, Linear, Norm
 
 Array = NDArray[Any]
@@ -25,18 +25,24 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight [I, O] and its bias [O]."""
+    """A weight [I, O], its bias [O], and factors [I] of its inputs."""
 
     weight: Array
     bias: Array | None = None
+    factors: Array | None = None
 
     def __call__(self, x_TI: Array, rounds_T: NDArray[np.bool_] | None = None) -> Array:
-        """x W + b; the rows of ``rounds_T`` are rounded to 8 bits first, as kernels round them for integer weights."""
+        """(x f) W + b; the rows of ``rounds_T`` are rounded to 8 bits first, as kernels round them for integer weights."""
+        x_TI = self.seen(x_TI)
         if rounds_T is not None and rounds_T.any():
             x_TI = x_TI.copy()
             x_TI[rounds_T] = rounded(x_TI[rounds_T])
         y_TO = x_TI @ self.weight
         return y_TO if self.bias is None else y_TO + self.bias
+
+    def seen(self, x_TI: Array) -> Array:
+        """The inputs as the weight meets them."""
+        return x_TI if self.factors is None else x_TI * self.factors
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,10 @@ class Chunk:
 
 def matrix(linear: Linear) -> Matrix:
     """A packed linear, unpacked."""
-    return Matrix(unpack(linear.weight), linear.bias)
+    packed = linear.weight
+    if packed.factors is None or packed.order is not None:
+        return Matrix(unpack(packed), linear.bias)
+    return Matrix(unpack_codes(packed), linear.bias, packed.factors)
 
 
 def block_of(layer: Layer) -> Block:

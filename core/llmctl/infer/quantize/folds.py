@@ -102,6 +102,25 @@ def apply(graph: DecoderSpec, block: Block, stage: str, fold: Fold, expert: int 
     return replace(block, up=up, down=down)
 
 
+def apply_as_factors(block: Block, stage: str, fold: Fold, expert: int = 0) -> Block:
+    """The layer with scales that nothing before the stage takes: its linears multiply their inputs by factors.
+
+    Args:
+        block: The layer.
+        stage: The stage.
+        fold: Scales, without offsets.
+        expert: Of ``down``.
+    """
+
+    def own(linear: Matrix) -> Matrix:
+        return Matrix(linear.weight * fold.scale_I[:, None], linear.bias, (1 / fold.scale_I).astype(np.float32))
+
+    if stage == "down":
+        return replace(block, down=(*block.down[:expert], own(block.down[expert]), *block.down[expert + 1 :]))
+    part = getattr(block, stage)
+    return replace(block, **{stage: tuple(map(own, part)) if isinstance(part, tuple) else own(part)})
+
+
 def _weights(linear: Matrix, fold: Fold) -> Matrix:
     """A linear of the stage."""
     bias = linear.bias

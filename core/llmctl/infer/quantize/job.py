@@ -200,7 +200,8 @@ def _folds(layers: list[QuantizedLayer]) -> tuple[Any, ...]:
     return tuple(
         StageFold(index, stage, expert, fold.scale_I, fold.offset_I)
         for index, one in enumerate(layers)
-        for stage, expert, fold in one.folds
+        for stage, expert, fold, as_factors in one.folds
+        if not as_factors
     )
 
 

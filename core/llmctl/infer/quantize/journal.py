@@ -26,7 +26,7 @@ from llmctl.io.json_object import parse_json
 from llmctl.io.lock import try_flock
 
 NAME = "journal.json"
-VERSION = 1
+VERSION = 2
 
 
 @contextmanager
@@ -81,8 +81,8 @@ class Journal:
                 arrays = [stored[f"array{number}"] for number in range(about["arrays"])]
             layer = decode(about["layer"], arrays)
             folds = [
-                (stage, expert, Fold(arrays[scale], None if offset is None else arrays[offset]))
-                for stage, expert, scale, offset in about["folds"]
+                (stage, expert, Fold(arrays[scale], None if offset is None else arrays[offset]), as_factors)
+                for stage, expert, scale, offset, as_factors in about["folds"]
             ]
         except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile):
             return None
@@ -92,9 +92,9 @@ class Journal:
         """Keeps a layer."""
         arrays: list[Any] = []
         about: dict[str, Any] = {"layer": encode(done.layer, arrays), "folds": [], "rows": done.rows}
-        for stage, expert, fold in done.folds:
+        for stage, expert, fold, as_factors in done.folds:
             arrays.append(fold.scale_I)
-            row = [stage, expert, len(arrays) - 1, None]
+            row = [stage, expert, len(arrays) - 1, None, as_factors]
             if fold.offset_I is not None:
                 arrays.append(fold.offset_I)
                 row[3] = len(arrays) - 1

@@ -14,14 +14,14 @@ from llmctl.infer.packed.model import Layer, Linear
 from llmctl.infer.quantize import folds
 from llmctl.infer.quantize.block import Block, Matrix
 from llmctl.infer.quantize.folds import Fold
-from llmctl.infer.quantize.scales import Found, search_layer
+from llmctl.infer.quantize.scales import Found, refolded, search_layer
 from llmctl.infer.quantize.settings import Settings
 from llmctl.infer.quantize.streams import CALIBRATE, HOLD, Pairs, Streams
 from llmctl.quant.methods.choose import Chosen, Inputs, Recipe, choose
 from llmctl.quant.methods.statistics import HeldRows, InputStatistics
 
-Folds = list[tuple[str, int, Fold]]
-"""Stage, expert, and what the inputs of the stage become, in the order in which they were applied."""
+Folds = list[tuple[str, int, Fold, bool]]
+"""Stage, expert, what the inputs of the stage become, and whether by factors of its linears; in the order in which they were applied."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,13 @@ def quantize_layer(streams: Streams, index: int, block: Block, settings: Setting
             inputs = _inputs(linear, pairs, recipe) if settings.observes else Inputs(0)
             chosen = choose(linear.weight, inputs, recipe)
             rows.append(_linear_row(index, stage, expert, recipe, inputs.tokens, chosen))
-            return packed(chosen, linear.bias, recipe)
+            return packed(chosen, linear, recipe)
 
         layer = streams.walk(index, block, pack)
     except ValueError as error:
         raise DataError(f"{where} cannot be quantized: {error}") from None
-    return QuantizedLayer(layer, [(*key, one.fold) for key, one in found.items() if one.fold is not None], rows)
+    applied = [(*key, one.fold, one.as_factors) for key, one in found.items() if one.fold is not None]
+    return QuantizedLayer(layer, applied, rows)
 
 
 def quantize_unseen(index: int, block: Block, settings: Settings) -> QuantizedLayer:
@@ -81,7 +82,7 @@ def quantize_unseen(index: int, block: Block, settings: Settings) -> QuantizedLa
         recipe = recipe_of(settings, stage)
         chosen = choose(linear.weight, Inputs(0), recipe)
         rows.append(_linear_row(index, stage, expert, recipe, 0, chosen))
-        return packed(chosen, linear.bias, recipe)
+        return packed(chosen, linear, recipe)
 
     layer = Layer(
         block.norm, pack("qkv", 0, block.qkv), pack("out", 0, block.out), block.ffn_norm,
@@ -94,8 +95,8 @@ def quantize_unseen(index: int, block: Block, settings: Settings) -> QuantizedLa
 
 def replay_layer(streams: Streams, index: int, block: Block, done: QuantizedLayer) -> None:
     """Moves the streams on behind a layer that was quantized by an earlier run."""
-    for stage, expert, fold in done.folds:
-        block = folds.apply(streams.graph, block, stage, fold, expert)
+    for folded in done.folds:
+        block = refolded(streams.graph, block, folded)
 
     def pack(stage: str, expert: int, linear: Matrix, pairs: Callable[[], Pairs]) -> Linear:
         part = getattr(done.layer, stage)
@@ -115,14 +116,15 @@ def recipe_of(settings: Settings, stage: str) -> Recipe:
     )  # fmt: skip
 
 
-def packed(chosen: Chosen, bias: Any, recipe: Recipe) -> Linear:
-    """The codes in panels."""
+def packed(chosen: Chosen, linear: Matrix, recipe: Recipe) -> Linear:
+    """The codes of a linear in panels."""
     grid = chosen.grid
     zeros = grid.zeros_GO if grid.zeros_GO.any() else None
     kind = "int8" if recipe.bits == 8 else "int4"
     inputs = len(chosen.codes_IO)
     group = 0 if not recipe.group or recipe.group >= inputs else recipe.group
-    return Linear(pack_codes(chosen.codes_IO, grid.scales_GO, zeros, kind, group), bias)
+    weight = pack_codes(chosen.codes_IO, grid.scales_GO, zeros, kind, group, factors_I=linear.factors)
+    return Linear(weight, linear.bias)
 
 
 def _check_weights(index: int, block: Block) -> None:
@@ -144,6 +146,7 @@ def _inputs(linear: Matrix, pairs: Callable[[], Pairs], recipe: Recipe) -> Input
     missing = np.zeros(weight.shape) if recipe.gptq and recipe.correction else None
     held = HeldRows()
     for exact_TI, quantized_TI, role_T in pairs():
+        exact_TI, quantized_TI = linear.seen(exact_TI), linear.seen(quantized_TI)
         rows = role_T == CALIBRATE
         collected.add(quantized_TI[rows])
         if missing is not None and rows.any():

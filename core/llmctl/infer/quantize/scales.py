@@ -62,6 +62,7 @@ class Found:
         before: Loss on held-out rows without them, of the outputs' squares.
         after: The same with them.
         reason: Why there are none.
+        as_factors: Whether the linears multiply their inputs, because nothing before them takes the scales.
         spread: The largest range of an input as a multiple of the median, without and with scales and offsets.
     """
 
@@ -71,6 +72,7 @@ class Found:
     after: float = float("nan")
     reason: str = ""
     spread: tuple[float, float] = (1.0, 1.0)
+    as_factors: bool = False
 
 
 def search_layer(streams: Streams, index: int, block: Block, settings: Settings) -> tuple[Block, dict[Key, Found]]:
@@ -93,23 +95,34 @@ def search_layer(streams: Streams, index: int, block: Block, settings: Settings)
         found[key] = _search(graph, block, key, seen[key], settings)
     for (stage, expert), one in found.items():
         if one.fold is not None:
-            block = folds.apply(graph, block, stage, one.fold, expert)
+            block = refolded(graph, block, (stage, expert, one.fold, one.as_factors))
     return block, found
+
+
+def refolded(graph: DecoderSpec, block: Block, folded: tuple[str, int, Fold, bool]) -> Block:
+    """The layer with scales of a stage: from its name, its expert, the scales, and whether they are factors."""
+    stage, expert, fold, as_factors = folded
+    if as_factors:
+        return folds.apply_as_factors(block, stage, fold, expert)
+    return folds.apply(graph, block, stage, fold, expert)
 
 
 def _search(graph: DecoderSpec, block: Block, key: Key, seen: Seen, settings: Settings) -> Found:
     stage, expert = key
-    if reason := folds.no_scale(graph, stage):
+    reason = folds.no_scale(graph, stage)
+    if reason and not settings.factors:
         return Found(None, reason=reason)
     if min(len(seen.rows), len(seen.held)) < FEW_ROWS:
         return Found(None, reason=f"{seen.statistics.tokens} tokens")
     linears = block.up if stage == "up" else (block.down[expert],) if stage == "down" else (getattr(block, stage),)
     weight_IO = np.concatenate([linear.weight[:, :: max(1, _width(linears) // OUTPUTS)] for linear in linears], axis=1)
     search = _smooth if settings.method == "ptq-a8w8" else _awq
-    allowed = settings.offsets and not folds.no_offset(graph, stage)
+    allowed = settings.offsets and not reason and not folds.no_offset(graph, stage)
     pool_I = folds.pooled(graph, stage)
     found = search(_Stage(seen, weight_IO, pool_I), settings, allowed)
-    return replace(found, spread=(_spread(seen.statistics, None), _spread(seen.statistics, found.fold)))
+    return replace(
+        found, as_factors=bool(reason), spread=(_spread(seen.statistics, None), _spread(seen.statistics, found.fold))
+    )
 
 
 def _spread(statistics: InputStatistics, fold: Fold | None) -> float:

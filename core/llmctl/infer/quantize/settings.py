@@ -33,6 +33,7 @@ class Settings:
         qkv_bits: Of the projections of queries, keys and values.
         scales: Whether scales of input channels are searched.
         offsets: Whether offsets are.
+        factors: Whether linears multiply their inputs where nothing before takes the scales.
         pieces: Pieces of the input channels that are searched one by one, of ``ptq-a8w8``.
         correction: How much of the error of the inputs is made good.
         damping: Of GPTQ; 0 = by the number of tokens.
@@ -45,6 +46,7 @@ class Settings:
     qkv_bits: int = 4
     scales: bool = True
     offsets: bool = False
+    factors: bool = False
     pieces: int = 3
     correction: float = 0.5
     damping: float = 0.0
@@ -77,6 +79,6 @@ def settings_of(config: QuantizeConfig) -> Settings:
     form = "asymmetric" if part.asymmetric else "signed"
     packed = config.output.format == "packed"
     return Settings(
-        part.method, bits, group, form, qkv_bits, part.scales, part.method == "ptq-a8w8" and part.shift and packed,
+        part.method, bits, group, form, qkv_bits, part.scales, part.method == "ptq-a8w8" and part.shift and packed, packed,
         part.pieces, part.correction, part.damping,
     )  # fmt: skip
