@@ -7,6 +7,7 @@ that is what fits, but a step keeps its rows.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -222,17 +223,18 @@ class Planner:
             layers = self._layers(topology.pipeline)[number]
             first, last = number == 0, number == topology.pipeline - 1
             empty = Share(topology.tensor, plan.sequence, topology.expert, *sharding, layers=(), first=first, last=last)
-            parts = [self._part(empty, training)]
-            parts += [self._part(self._of_layer(empty, kind), training) for kind in self._kinds(layers, training)]
-            models = [part.model for part in parts]
+            parts = [(1, self._part(empty, training))]
+            for kind, count in Counter(self._kinds(layers, training)).items():
+                parts.append((count, self._part(self._of_layer(empty, kind), training)))
             whole = memory_estimate.RankModel(
-                sum(model.held for model in models),
-                sum(model.weights for model in models),
-                sum(model.kept for model in models),
-                max(model.recomputed for model in models),
-                max(model.unit for model in models),
+                sum(count * part.model.held for count, part in parts),
+                sum(count * part.model.weights for count, part in parts),
+                sum(count * part.model.kept for count, part in parts),
+                max(part.model.recomputed for _, part in parts),
+                max(part.model.unit for _, part in parts),
             )
-            mixtures, matrix = sum(part.mixtures for part in parts), sum(part.matrix for part in parts)
+            mixtures = sum(count * part.mixtures for count, part in parts)
+            matrix = sum(count * part.matrix for count, part in parts)
             share = dataclasses.replace(empty, layers=layers)
             self._stages[key] = _Stage(whole, share, len(layers), mixtures, matrix)
         return self._stages[key]
