@@ -20,7 +20,7 @@ from llmctl.io.sizes import parse_bytes
 from llmctl.jobs import degrees, memory_estimate, memory_plan
 from llmctl.jobs.memory_estimate import Step, Training
 from llmctl.jobs.memory_plan import Outline
-from llmctl.jobs.shares import Share, in_flight, stages_of, tensors_of
+from llmctl.jobs.shares import Share, divided, in_flight, stages_of, tensors_of
 from llmctl.parallel.costs import step as costs
 from llmctl.parallel.costs.hardware import Hardware
 from llmctl.parallel.costs.step import Plan, Seconds, Work
@@ -28,6 +28,11 @@ from llmctl.parallel.topology import Topology
 
 MARGIN = 0.94
 """Share of a device's memory that is planned with; the rest is for its context, kernels and fragments."""
+
+INSIDE = ("q_norm", "k_norm", "gate")
+"""Slots of tensors that are inside what tensor parallel ranks share, and are on each of them."""
+
+ADDED = ("tensors", "partial", "ends")
 
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -84,6 +89,9 @@ class _Stage:
     layers: int
     mixtures: int
     matrix: float
+    tensors: int = 0
+    partial: int = 0
+    ends: int = 0
 
 
 @dataclass
@@ -235,8 +243,9 @@ class Planner:
             )
             mixtures = sum(count * part.mixtures for count, part in parts)
             matrix = sum(count * part.matrix for count, part in parts)
+            more = {name: sum(count * getattr(part, name) for count, part in parts) for name in ADDED}
             share = dataclasses.replace(empty, layers=layers)
-            self._stages[key] = _Stage(whole, share, len(layers), mixtures, matrix)
+            self._stages[key] = _Stage(whole, share, len(layers), mixtures, matrix, **more)
         return self._stages[key]
 
     def _layers(self, pipeline: int) -> list[tuple[int, ...]]:
@@ -284,7 +293,11 @@ class Planner:
         matrix = plain + experts * self.top_k / max(1, self.experts) + (head[-1].size if head else 0)
         attention = 2 * int(self.dims.heads) * int(self.dims.head_dim) * self.length * len(share.layers) / share.tensor
         mixtures = len({t.layer for t in in_layers if t.expert is not None})
-        return _Stage(model, share, len(share.layers), mixtures, matrix + attention)
+        apart = [t for t in rows if t.layer is not None and not divided(t)]
+        partial = sum(t.size for t in apart if share.sequence or base_slot(t.slot) in INSIDE)
+        tied = not any(base_slot(t.slot) == "head" for t in self.card.expand(self.dims))
+        ends = sum(t.size for t in rows if base_slot(t.slot) == "embed" and tied)
+        return _Stage(model, share, len(share.layers), mixtures, matrix + attention, len(rows), partial, ends)
 
     def _work(self, stage: _Stage, plan: Plan, training: Training, passes: int, tokens: int) -> Work:
         held = stage.model.held
@@ -301,6 +314,10 @@ class Planner:
             held=held,
             flops=2 * stage.matrix * tokens,
             recomputed=training.recompute == "full",
+            tensors=stage.tensors,
+            partial=stage.partial,
+            ends=stage.ends,
+            experts=self.experts,
         )
 
     def _trained(self, training: Training, held: int) -> int:

@@ -21,7 +21,7 @@ from paddle import distributed
 from paddle.base import core
 
 from llmctl.io.json_object import parse_json
-from llmctl.parallel import gloo, heartbeat, watch
+from llmctl.parallel import collectives, gloo, heartbeat, watch
 from llmctl.parallel.axis import Axis
 from llmctl.parallel.rank import ON_FAILURE, PeerLost, Rank
 from llmctl.parallel.topology import AXES, Topology
@@ -194,14 +194,14 @@ class Mesh:
             return
         parameters = list(parameters)
         anywhere = paddle.to_tensor([float(p.grad is not None) for p in parameters])
-        with _other_ranks("the sum of gradients"), watch.waiting(f"the sum of gradients over {over}"):
-            distributed.all_reduce(anywhere, group=axis.group)
+        with _other_ranks("the sum of gradients"):
+            anywhere = collectives.all_reduce(anywhere, axis)
         found = [p for p, count in zip(parameters, anywhere.tolist(), strict=True) if count]
         for bucket in _buckets(found, self.bucket):
             grads = [paddle.zeros_like(p) if p.grad is None else p.grad for p in bucket]
             flat = paddle.concat([grad.reshape([-1]) for grad in grads])
-            with _other_ranks("the sum of gradients"), watch.waiting(f"the sum of gradients over {over}"):
-                distributed.all_reduce(flat, group=axis.group)
+            with _other_ranks("the sum of gradients"):
+                flat = collectives.all_reduce(flat, axis)
             parts = paddle.split(flat, [grad.size for grad in grads])
             for parameter, grad, part in zip(bucket, grads, parts, strict=True):
                 if parameter.grad is None:

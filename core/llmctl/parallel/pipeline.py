@@ -7,6 +7,7 @@ functions of ours. Each stage has the batches of the step, so that positions and
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -87,11 +88,14 @@ class Pipeline:
         """Tells ``TRAFFIC`` what fleet sends, and what it waits in."""
 
         def told(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+            signature = inspect.signature(call)
+            # A first or last stage, whose flag is set, sends nothing.
+            flag = {"send_forward": "pp_last_stage", "send_backward": "pp_first_stage"}.get(name, "")
+
             def run(*args: Any, **options: Any) -> Any:
-                # A first or last stage, whose flag is set, sends nothing.
-                flagged = len(args) > 1 and args[1] is True and name in ("send_forward", "send_backward")
+                given = signature.bind(*args, **options).arguments
                 with contextlib.ExitStack() as stack:
-                    for sent in () if flagged else filter(None, map(_bytes_of, args)):
+                    for sent in () if given.get(flag) else filter(None, map(_bytes_of, given.values())):
                         stack.enter_context(collectives.TRAFFIC.call("send", self._axis, sent))
                     stack.enter_context(waiting(f"{name} over {self._axis.name}"))
                     return call(*args, **options)

@@ -40,6 +40,10 @@ class Work:
         held: All parameters of the rank.
         flops: Operations of a forward pass on the rank.
         recomputed: Whether layers are computed again in the backward pass.
+        tensors: How many trained tensors the rank has.
+        partial: Parameters whose gradients tensor parallel ranks have parts of.
+        ends: Parameters of a table that is embedding and head, which the first and the last stage have.
+        experts: Experts of a mixture.
     """
 
     passes: int
@@ -54,6 +58,10 @@ class Work:
     held: int
     flops: float
     recomputed: bool = False
+    tensors: int = 0
+    partial: int = 0
+    ends: int = 0
+    experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,8 @@ def in_passes(work: Work, plan: Plan, first: bool, last: bool) -> list[Traffic]:
     if topology.expert > 1 and work.mixtures:
         routed = work.tokens * work.top_k * work.hidden * work.width
         found.append(Traffic("expert", "all_to_all", m * work.mixtures * (6 if work.recomputed else 4), routed))
+        told = work.experts * topology.expert * 8
+        found.append(Traffic("expert", "all_gather", m * work.mixtures * (2 if work.recomputed else 1), told))
     if topology.sharding > 1 and plan.stage == 3:
         found.append(Traffic("sharding", "all_gather", 2 * m, work.held * work.width))
         found.append(Traffic("sharding", "reduce_scatter", m, work.parameters * work.width))
@@ -146,11 +156,19 @@ def in_update(work: Work, plan: Plan) -> list[Traffic]:
         work: The step.
         plan: How it is shared.
     """
-    topology, found = plan.topology, []
+    topology = plan.topology
+    found: list[Traffic] = []
     shard = -(-work.parameters // topology.sharding)
+    if topology.tensor > 1 and work.partial:
+        found.append(Traffic("tensor", "all_reduce", 1, work.partial * work.width))
+    if topology.pipeline > 1 and work.ends:
+        found.append(Traffic("ends", "all_reduce", 1, -(-work.ends // topology.sharding) * 4))
+    # First it is said which parameters any rank has a gradient of.
+    said = work.tensors * 4
     if topology.data > 1:
-        found.append(Traffic("data", "all_reduce", 1, shard * 4))
+        found += [Traffic("data", "all_reduce", 1, size) for size in (said, shard * 4)]
     if topology.sharding > 1:
+        found.append(Traffic("sharding", "all_reduce", 1, said))
         if plan.stage == 1:
             found.append(Traffic("sharding", "reduce_scatter", 1, work.parameters * 4))
         if plan.stage < 3:

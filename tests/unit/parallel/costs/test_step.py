@@ -12,7 +12,7 @@ from llmctl.parallel.costs.step import Plan, Traffic, Work, bubble, in_passes, i
 from llmctl.parallel.topology import Topology
 
 WORK = Work(passes=3, tokens=10, labels=7, hidden=4, layers=2, mixtures=0, top_k=2, width=8, parameters=100, held=120,
-            flops=1e15)  # fmt: skip
+            flops=1e15, tensors=5)  # fmt: skip
 ENDS = True, True
 
 
@@ -62,9 +62,14 @@ def test_a_stage_of_a_pipeline_sends_states_forward_and_their_gradients_back():
 
 def test_gradients_are_added_up_once_in_a_step_or_for_each_pass_by_stage():
     topology = Topology(data=2, sharding=4)
-    assert counted(in_update(WORK, Plan(Topology(data=2)))) == {("data", "all_reduce", 400): 1}
+    assert counted(in_update(WORK, Plan(Topology(data=2)))) == {
+        ("data", "all_reduce", 400): 1,
+        ("data", "all_reduce", 20): 1,
+    }
     assert counted(in_update(WORK, Plan(topology))) == {
         ("data", "all_reduce", 100): 1,
+        ("data", "all_reduce", 20): 1,
+        ("sharding", "all_reduce", 20): 1,
         ("sharding", "reduce_scatter", 400): 1,
         ("sharding", "all_gather", 800): 1,
     }
@@ -76,10 +81,17 @@ def test_gradients_are_added_up_once_in_a_step_or_for_each_pass_by_stage():
     assert not in_passes(WORK, Plan(topology), *ENDS)
 
 
+def test_what_ranks_have_parts_of_or_in_common_is_added_up_once():
+    work = dataclasses.replace(WORK, partial=6, ends=50)
+    found = counted(in_update(work, Plan(Topology(tensor=2, pipeline=2))))
+    assert found == {("tensor", "all_reduce", 6 * 8): 1, ("ends", "all_reduce", 200): 1}
+    assert link_of("ends", Topology(pipeline=4, tensor=4), HARDWARE[DEFAULT]) == (2, HARDWARE[DEFAULT].between)
+
+
 def test_tokens_go_to_experts_and_back_forward_and_backward():
-    work = dataclasses.replace(WORK, mixtures=2)
+    work = dataclasses.replace(WORK, mixtures=2, experts=6)
     found = counted(in_passes(work, Plan(Topology(data=4, expert=2)), *ENDS))
-    assert found == {("expert", "all_to_all", 10 * 2 * 4 * 8): 3 * 2 * 4}
+    assert found == {("expert", "all_to_all", 10 * 2 * 4 * 8): 3 * 2 * 4, ("expert", "all_gather", 6 * 2 * 8): 3 * 2}
 
 
 def test_one_device_communicates_nothing():
