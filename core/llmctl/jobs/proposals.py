@@ -32,7 +32,7 @@ MARGIN = 0.94
 INSIDE = ("q_norm", "k_norm", "gate")
 """Slots of tensors that are inside what tensor parallel ranks share, and are on each of them."""
 
-ADDED = ("tensors", "partial", "ends")
+ADDED = ("tensors", "partial", "ends", "outer")
 
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -92,6 +92,7 @@ class _Stage:
     tensors: int = 0
     partial: int = 0
     ends: int = 0
+    outer: int = 0
 
 
 @dataclass
@@ -297,7 +298,8 @@ class Planner:
         partial = sum(t.size for t in apart if share.sequence or base_slot(t.slot) in INSIDE)
         tied = not any(base_slot(t.slot) == "head" for t in self.card.expand(self.dims))
         ends = sum(t.size for t in rows if base_slot(t.slot) == "embed" and tied)
-        return _Stage(model, share, len(share.layers), mixtures, matrix + attention, len(rows), partial, ends)
+        outer = sum(t.size for t in rows if t.layer is None)
+        return _Stage(model, share, len(share.layers), mixtures, matrix + attention, len(rows), partial, ends, outer)
 
     def _work(self, stage: _Stage, plan: Plan, training: Training, passes: int, tokens: int) -> Work:
         held = stage.model.held
@@ -318,6 +320,7 @@ class Planner:
             partial=stage.partial,
             ends=stage.ends,
             experts=self.experts,
+            outer=stage.outer,
         )
 
     def _trained(self, training: Training, held: int) -> int:

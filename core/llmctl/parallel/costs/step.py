@@ -44,6 +44,7 @@ class Work:
         partial: Parameters whose gradients tensor parallel ranks have parts of.
         ends: Parameters of a table that is embedding and head, which the first and the last stage have.
         experts: Experts of a mixture.
+        outer: Of all its parameters, those outside the layers.
     """
 
     passes: int
@@ -62,6 +63,7 @@ class Work:
     partial: int = 0
     ends: int = 0
     experts: int = 0
+    outer: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,12 @@ def in_passes(work: Work, plan: Plan, first: bool, last: bool) -> list[Traffic]:
         told = work.experts * topology.expert * 8
         found.append(Traffic("expert", "all_gather", m * work.mixtures * (2 if work.recomputed else 1), told))
     if topology.sharding > 1 and plan.stage == 3:
-        found.append(Traffic("sharding", "all_gather", 2 * m, work.held * work.width))
-        found.append(Traffic("sharding", "reduce_scatter", m, work.parameters * work.width))
+        layer = (work.held - work.outer) // work.layers * work.width
+        # A layer is fetched before its forward and its backward pass; what is outside the layers, once in a step.
+        found.append(Traffic("sharding", "all_gather", 2 * m * work.layers, layer))
+        trained = work.parameters / work.held
+        found.append(Traffic("sharding", "reduce_scatter", m * work.layers, round(layer * trained)))
+        found.append(Traffic("sharding", "reduce_scatter", m, round(work.outer * work.width * trained)))
     if topology.sharding > 1 and plan.stage == 2:
         found.append(Traffic("sharding", "reduce_scatter", m, work.parameters * work.width))
     return found
@@ -171,8 +177,8 @@ def in_update(work: Work, plan: Plan) -> list[Traffic]:
         found.append(Traffic("sharding", "all_reduce", 1, said))
         if plan.stage == 1:
             found.append(Traffic("sharding", "reduce_scatter", 1, work.parameters * 4))
-        if plan.stage < 3:
-            found.append(Traffic("sharding", "all_gather", 1, work.parameters * work.width))
+        gathered = work.outer if plan.stage == 3 else work.parameters
+        found.append(Traffic("sharding", "all_gather", 1, gathered * work.width))
     return found
 
 

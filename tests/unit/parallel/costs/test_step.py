@@ -74,10 +74,13 @@ def test_gradients_are_added_up_once_in_a_step_or_for_each_pass_by_stage():
         ("sharding", "all_gather", 800): 1,
     }
     assert counted(in_passes(WORK, Plan(topology, stage=2), *ENDS)) == {("sharding", "reduce_scatter", 800): 3}
-    assert counted(in_passes(WORK, Plan(topology, stage=3), *ENDS)) == {
-        ("sharding", "all_gather", 960): 6,
-        ("sharding", "reduce_scatter", 800): 3,
+    whole = dataclasses.replace(WORK, held=100, outer=20)
+    assert counted(in_passes(whole, Plan(topology, stage=3), *ENDS)) == {
+        ("sharding", "all_gather", 40 * 8): 2 * 3 * 2,
+        ("sharding", "reduce_scatter", 40 * 8): 3 * 2,
+        ("sharding", "reduce_scatter", 20 * 8): 3,
     }
+    assert ("sharding", "all_gather", 20 * 8) in counted(in_update(whole, Plan(topology, stage=3)))
     assert not in_passes(WORK, Plan(topology), *ENDS)
 
 
