@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.config.parallel import NOT_YET
+from llmctl.config.parallel import NOT_YET, ParallelConfig
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 CASES = {
@@ -94,6 +94,7 @@ def test_it_is_refused_at_once_without_paddle(name, answers):
 @pytest.mark.skipif(not NOT_YET, reason="there is nothing that this release lacks")
 def test_what_is_lacking_is_named(run_llmctl):
     key = NOT_YET[0][0]
-    done = run_llmctl("finetune", "--check", "--set", f"parallel.{key}=2", "--model", str(STARTER / "model"),
+    value = "true" if isinstance(getattr(ParallelConfig(), key), bool) else "2"
+    done = run_llmctl("finetune", "--check", "--set", f"parallel.{key}={value}", "--model", str(STARTER / "model"),
                       "--set", f"data.train={STARTER / 'data' / 'dev.jsonl'}", "--output", "unused")  # fmt: skip
     assert done.returncode == 2 and "is not in this release" in done.stderr, done.stderr

@@ -45,12 +45,7 @@ class ParallelConfig:
     )
 
 
-NOT_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    ("pipeline", (), "pipeline parallelism"),
-    ("stages", (), "pipeline parallelism"),
-    ("chunks", (), "the interleaved schedule of pipelines"),
-    ("offload", (), "optimizer states in main memory"),
-)
+NOT_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (("offload", (), "optimizer states in main memory"),)
 """(key, values, what it is): with one of these values, none = any but the default, this release does not train."""
 
 

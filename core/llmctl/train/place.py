@@ -87,11 +87,10 @@ class Place:
 
     def notes(self, layer: Any) -> dict[str, str]:
         """What of a run is not as in one process, for ``run.json``."""
-        if self.tensor.size == 1 or not has_dropout(layer):
+        sharing = self.tensor.size * (1 if self.stage is None else self.stage.cuts.stages)
+        if sharing == 1 or not has_dropout(layer):
             return {}
-        return {
-            "dropout": f"each of {self.tensor.size} tensor ranks draws its own inside of layers, unlike one process"
-        }
+        return {"dropout": f"each of the {sharing} ranks that share the layers draws its own, unlike one process"}
 
     def cut_adapters(self, paths: Iterable[str]) -> None:
         """Cuts the matrices of adapters as the weights of their linears are: A with inputs, B and magnitudes with outputs."""

@@ -1,0 +1,214 @@
+"""Runs whose ranks have some of the layers each: the model, losses and checkpoints of one process, for every method."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kit.corpora import write
+from safetensors.numpy import load_file
+
+from llmctl.config import schema
+from llmctl.jobs.registry import COMMANDS, resolve
+from llmctl.parallel.ranks import ALONE
+from llmctl.parallel.topology import Topology
+from llmctl.testing.ranks import run_ranks
+from llmctl.train import trainer
+from llmctl.train.console import Console
+
+STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
+TRAIN = {
+    "max_steps": 3,
+    "batch_size": 2,
+    "grad_accumulation": 3,
+    "eval_every": 2,
+    "eval_batch_size": 16,
+    "save_every": 2,
+    "log_every": 1,
+    "max_grad_norm": 0.5,
+}
+PACKED = {"packing": "best-fit"}
+RUNS = {
+    "full": ("finetune", {"data": PACKED, "train": {"ema_decay": 0.5, "eval_generate": True}}),
+    "recompute": ("finetune", {"train": {"recompute": "full"}}),
+    "lora": ("finetune", {"method": {"name": "lora"}, "data": PACKED}),
+    "dora": ("finetune", {"method": {"name": "lora", "dora": True, "rank": 2}, "data": PACKED}),
+    "pissa": ("finetune", {"method": {"name": "lora", "pissa": True, "rank": 2}}),
+    "prefix": ("finetune", {"method": {"name": "prefix", "virtual_tokens": 3}, "data": PACKED}),
+    "projection": ("finetune", {"method": {"name": "prefix", "virtual_tokens": 3, "prefix_projection": True}}),
+    "dropout": ("finetune", {"method": {"name": "lora", "dropout": 0.1}}),
+    "noise": ("finetune", {"method": {"neftune_alpha": 5.0}}),
+    "dpo": ("dpo", {"data": PACKED}),
+    "dpo lora": ("dpo", {"method": {"name": "lora"}}),
+    "dpo precomputed": ("dpo", {"dpo": {"precompute_reference": True}}),
+    "pretrain": ("pretrain", {"train": {"eval_iters": 1}}),
+    "from scratch": ("pretrain", {"train": {"eval_iters": 1}}),
+    "deep": ("pretrain", {"train": {"eval_iters": 1, "grad_accumulation": 7}}),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Questions of the starter's task, pairs of answers to them, and a corpus of documents."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = [json.loads(line) for line in (STARTER / "data" / "dev.jsonl").read_text().splitlines()[:17]]
+    pairs = [
+        {"src": [row["src"]], "tgt": [], "response": [other["tgt"], row["tgt"]], "sort": [0, 1]}
+        for row, other in zip(rows, rows[1:] + rows[:1], strict=True)
+    ]
+    for kind, lines in (("finetune", rows), ("dpo", pairs)):
+        for name, some in (("train", lines), ("dev", lines[:4])):
+            (folder / f"{kind}-{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
+    write(folder / "corpus", [np.random.default_rng(i).integers(4, 60, 40) for i in range(40)])
+    return folder
+
+
+def job_of(name, data, output, parallel, dtype):
+    """The checked job of a run."""
+    command, sections = RUNS[name]
+    settings = {
+        "model": {"path": str(STARTER / "model"), "dtype": dtype},
+        "train": TRAIN,
+        "output": {"dir": str(output), "samples": 1, "save_dtype": "float32"},
+        "parallel": parallel,
+    }
+    if command == "pretrain":
+        settings["data"] = {
+            "corpora": [str(data / "corpus")],
+            "split": "8,1,1",
+            "seq_length": 16,
+            "separate_documents": True,
+        }
+        if name in ("from scratch", "deep"):
+            layers = {"from scratch": 3, "deep": 6}[name]
+            settings["model"] = {"size": "tiny", "changes": [f"num_hidden_layers={layers}"], "dtype": dtype}
+            settings["model"]["tokenizer"] = str(STARTER / "model")
+    else:
+        files = {split: str(data / f"{command}-{split}.jsonl") for split in ("train", "dev")}
+        settings["data"] = {**files, "max_length": 160}
+    for section, values in sections.items():
+        settings[section] = {**settings.get(section, {}), **values}
+    config = schema.build(resolve(COMMANDS[command].config), settings)
+    return resolve(COMMANDS[command].check)(config, "llama", None)
+
+
+def train(ranks, names, data, output, parallel, dtype):
+    """One run after another; the ranks part after the last."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ranks, "close", lambda: None)
+        if parallel.get("sharding_stage") == 3:
+            ranks.weights_shared = True
+        for name in names:
+            job = job_of(name, data, output / name, parallel, dtype)
+            # As in the command, all have checked the output folder before one writes there.
+            ranks.wait()
+            trainer.run(job, (), Console(quiet=True), ranks)
+
+
+def logged(output):
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if "second" not in key and key != "peak_memory"} for row in rows]
+
+
+def written(folder):
+    """All tensors in a folder, by file and name."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return {f"{file.relative_to(folder)}: {name}": value for file in files for name, value in load_file(file).items()}
+
+
+def assert_same(one, other, tolerance):
+    """Everything that two runs have written is the same but for rounding."""
+    for row, expected in zip(logged(other), logged(one), strict=True):
+        assert row == pytest.approx(expected, rel=tolerance, abs=tolerance)
+    found, expected = written(other), written(one)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+    before, after = (json.loads((run / "run.json").read_text()) for run in (one, other))
+    assert [before[key] for key in ("samples",) if key in before] == [
+        after[key] for key in ("samples",) if key in after
+    ]
+    assert before["after"]["samples"] == after["after"]["samples"]
+    names = [{path.name for path in run.iterdir()} - {"logs"} for run in (one, other)]
+    assert names[0] == names[1]
+
+
+@pytest.fixture(scope="module")
+def one(data, tmp_path_factory):
+    """Folder of the output that one process makes of a run."""
+    folder = tmp_path_factory.mktemp("one")
+
+    def output(name):
+        if not (folder / name).exists():
+            train(ALONE, [name], data, folder, {}, "float64")
+        return folder / name
+
+    return output
+
+
+@pytest.fixture
+def check(one, data, tmp_path):
+    """Trains in a topology, and compares what is written."""
+
+    def run(names, topology, parallel):
+        output = tmp_path / str(topology.size)
+        options = {"topology": topology, "seconds": 200.0}
+        run_ranks(topology.size, train, names, data, output, parallel, "float64", **options)
+        for name in names:
+            assert_same(one(name), output / name, 1e-8)
+
+    return run
+
+
+def test_two_stages_write_what_one_process_writes(check):
+    check(["full"], Topology(pipeline=2), {"pipeline": 2})
+
+
+OTHERS = ("full", "deep", "dropout")
+
+
+@pytest.mark.parallel
+def test_every_method_is_trained_in_two_stages(check):
+    check([name for name in RUNS if name not in OTHERS], Topology(pipeline=2), {"pipeline": 2})
+
+
+@pytest.mark.parallel
+def test_tensor_and_pipeline_ranks_together(check):
+    parallel = {"pipeline": 2, "tensor": 2, "sequence": True}
+    check(["full", "dora", "prefix", "dpo"], Topology(pipeline=2, tensor=2), parallel)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_stages_that_share_the_optimizer_with_other_rows(check, stage):
+    parallel = {"pipeline": 2, "sharding": 2, "sharding_stage": stage}
+    check(["full"], Topology(pipeline=2, sharding=2), parallel)
+
+
+@pytest.mark.parallel
+def test_uneven_stages_with_copies(check):
+    check(["dpo"], Topology(pipeline=2, data=2), {"pipeline": 2, "stages": [1, 3], "data": 2})
+
+
+@pytest.mark.parallel
+def test_stages_of_several_parts(check):
+    check(["deep"], Topology(pipeline=3), {"pipeline": 3, "chunks": 2})
+
+
+@pytest.mark.parallel
+def test_the_command_writes_the_tensors_of_one_process_and_notes_dropout(data, tmp_path):
+    """In float32, by the launcher; dropout is noted and does not end the run."""
+    for name, dtype, devices in (("full", "float32", "1"), ("full", "float32", "2"), ("dropout", "float32", "2")):
+        output = tmp_path / f"{name}{devices}"
+        job = job_of(name, data, output, {}, dtype)
+        config = tmp_path / f"{name}{devices}.yaml"
+        config.write_text(json.dumps(schema.to_dict(job.config)))
+        command = [sys.executable, "-m", "llmctl", "--model", "llama", "finetune", str(config), "--devices", devices]
+        stages = ["--set", "parallel.pipeline=2"] if devices == "2" else []
+        done = subprocess.run([*command, *stages], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        noted = json.loads((output / "run.json").read_text()).get("dropout", "")
+        assert ("each of the 2 ranks" in noted) == (name == "dropout")
+    assert_same(tmp_path / "full1", tmp_path / "full2", 1e-5)
