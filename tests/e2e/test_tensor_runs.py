@@ -1,7 +1,9 @@
 """Whole runs of every training method on ranks that share each layer write what one process writes."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from llmctl.parallel.topology import Topology
 from llmctl.testing.ranks import run_ranks
 from llmctl.testing.tiny import write_model
 from llmctl.train import trainer
+from llmctl.train.callbacks.base import Callback
 from llmctl.train.console import Console
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
@@ -60,7 +63,18 @@ def made(tmp_path_factory):
     return folder
 
 
-def train(ranks, made, output, run, parallel):
+class Until(Callback):
+    """Stops a run after a step, as a signal does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, metrics):
+        if metrics.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train(ranks, made, output, run, parallel, until=0, resume=False):
     command, method, extra = RUNS[run]
     data = {"train": str(made / f"{'dpo' if command == 'dpo' else 'sft'}.jsonl"), "max_length": 96}
     sections = {
@@ -68,7 +82,7 @@ def train(ranks, made, output, run, parallel):
         "data": {**data, "dev": data["train"], "packing": "best-fit"},
         "method": method,
         "train": {**TRAIN, **extra},
-        "output": {"dir": str(output), "samples": 1},
+        "output": {"dir": str(output), "samples": 1, "resume": resume},
         "parallel": parallel,
     }
     if command == "pretrain":
@@ -79,7 +93,10 @@ def train(ranks, made, output, run, parallel):
     config = schema.build(resolve(COMMANDS[command].config), sections)
     job = resolve(COMMANDS[command].check)(config, "auto" if method else "llama", None)
     ranks.wait()
-    trainer.run(job, (), Console(quiet=True), ranks)
+    try:
+        trainer.run(job, [Until(until)] if until and ranks.main else (), Console(quiet=True), ranks)
+    except trainer.Interrupted as stop:
+        assert stop.step == until
 
 
 def written(folder):
@@ -136,3 +153,13 @@ def test_what_ranks_with_experts_of_their_own_write_is_what_one_process_writes(m
     train(ALONE, made, tmp_path / "one", run, {})
     run_ranks(topology.size, train, made, tmp_path / "more", run, parallel, topology=topology)
     assert_same_run(tmp_path / "one", tmp_path / "more")
+
+
+@pytest.mark.parallel
+def test_a_run_of_experts_continues_on_other_ranks(made, tmp_path):
+    train(ALONE, made, tmp_path / "one", "experts", {})
+    output, topology = tmp_path / "parts", Topology(data=2, expert=2)
+    run_ranks(2, train, made, output, "experts", {"expert": 2}, 1, topology=topology)
+    train(ALONE, made, output, "experts", {}, 2, True)
+    run_ranks(2, train, made, output, "experts", {"expert": 2}, 0, True, topology=topology)
+    assert_same_run(tmp_path / "one", output)
