@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 
 
@@ -44,6 +46,21 @@ def test_a_third_party_family_fine_tunes_and_generates(tmp_path, fakes, run_llmc
     assert len(losses) == 12 and losses[-1] < 0.7 * losses[0]
     info = json.loads((tmp_path / "out" / "run.json").read_text())
     assert info["versions"]["fake-parrot"] == "3.1.0"
+
+    shared = (
+        "--devices",
+        "2",
+        "--set",
+        "parallel.tensor=2",
+        "--set",
+        "train.grad_accumulation=1",
+        "--set",
+        "output.dir=two",
+    )
+    done = run_llmctl("--model", "parrot", "finetune", "config.yaml", *shared, fakes=["third_party"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    again = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in again if "loss" in line] == pytest.approx(losses, rel=1e-4)
 
     done = run_llmctl("generate", "out/model", "--prompt", "say red", "--max-new-tokens", "4", "--min-new-tokens", "4", "--raw",
                       fakes=["third_party"], cwd=tmp_path)  # fmt: skip

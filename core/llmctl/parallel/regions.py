@@ -139,14 +139,16 @@ def _divide_vocabulary(
     model: Any, layers: Mapping[str, Any], tensors: Iterable[Tensor], splits: Mapping[str, Split], axis: Axis
 ) -> None:
     """Divides the embedding of tokens and the output head, if their card does."""
-    outer = {t.name: t for t in tensors if t.layer is None and t.name in splits and splits[t.name].symbol == "vocab"}
-    tables = [name for name, tensor in outer.items() if splits[name].axis == ROWS]
+    outer = [t.name for t in tensors if t.layer is None and t.name in splits and splits[t.name].symbol == "vocab"]
+    tables = [name for name in outer if splits[name].axis == ROWS]
     for name in tables:
         if parent(name) in layers:
             divide_embedding(layers[parent(name)], shares_of(splits[name], axis)[axis.rank], axis)
-    heads = [name for name in outer if splits[name].axis == COLUMNS] or (tables if model.lm_head is None else [])
+    # Without a head of its own the embedding is the head too.
+    heads = [name for name in outer if splits[name].axis == COLUMNS] or tables
     if heads:
-        model.vocabulary = SplitVocabulary(model.scores, shares_of(splits[heads[0]], axis), axis)
+        model.vocabulary = SplitVocabulary(model.vocabulary.scores, shares_of(splits[heads[0]], axis), axis)
+        model.logits = model.vocabulary.logits
 
 
 def shares_of(rule: Split, axis: Axis) -> list[range]:
