@@ -32,9 +32,11 @@ KINDS = {
     "int8": ("int8", 0, "Q8_0"),
     "int4, groups of 32": ("int4", 32, "Q4_0"),
     "int4, groups of 64": ("int4", 64, "Q4_0"),
+    "int4, zero points": ("int4", 32, "Q4_K"),
 }
-"""Name -> our kind, its group, and what the peers' weights are."""
-LLAMA_TYPES = {"float32": 0, "Q4_0": 2, "Q8_0": 8, "bfloat16": 30}
+"""Name -> our kind, its group, and what the peers' weights are; those of Q4_K have zero points."""
+LLAMA_TYPES = {"float32": 0, "Q4_0": 2, "Q8_0": 8, "Q4_K": 12, "bfloat16": 30}
+REPACKED = ("Q4_0", "Q4_K")
 REPEATS, SECONDS = 3, 0.3  # of a turn, at least
 
 
@@ -65,13 +67,16 @@ def ours():
     def work(name, rows):
         if name == "memory":
             return memory()
-        kind, group, _ = KINDS[name]
-        first = pack(weight, kind, group)
-        size = first.data.size + (0 if first.scales is None else first.scales.nbytes)
+        kind, group, peer = KINDS[name]
+        first = pack(weight, kind, group, asymmetric=peer == "Q4_K")
+        size = first.data.size + sum(array.nbytes for array in (first.scales, first.zeros) if array is not None)
         others = [aligned(first.data.size) for _ in range(copies(size) - 1)]
         for other in others:
             other[:] = first.data
-        held = [first, *(PackedLinear(kind, INPUTS, OUTPUTS, group, data, first.scales) for data in others)]
+        held = [
+            first,
+            *(PackedLinear(kind, INPUTS, OUTPUTS, group, data, first.scales, first.zeros) for data in others),
+        ]
         weights = [as_struct(packed) for packed in held]
         x, y = random.standard_normal((rows, INPUTS), np.float32), np.empty((rows, OUTPUTS), np.float32)
 
@@ -135,7 +140,7 @@ def llama(threads):
         held, rest = init(context), init(context)
         for _ in range(count):
             weights.append(tensor(held, code, INPUTS, OUTPUTS))
-        place(held, repacked if kind == "Q4_0" else plain)
+        place(held, repacked if kind in REPACKED else plain)
         for one in weights:
             fill(one, data.ctypes.data, 0, size)
         x = tensor(rest, 0, INPUTS, rows)

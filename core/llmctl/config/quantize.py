@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llmctl.config.schema import option, section
 
 METHODS = ("gptq", "awq", "ptq-a8w8", "weight-only-int8", "weight-only-int4")
-FORMATS = ("packed", "gptq", "awq", "compressed-tensors")
+FORMATS = ("packed", "gptq", "awq", "compressed-tensors", "gguf")
 
 
 @dataclass(kw_only=True)

@@ -32,7 +32,10 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
 """``general.file_type`` by the type of most weights."""
 
 OUTSIDE = "Q8_0"
-"""Of embeddings and head, if the weights of the layers have fewer bits."""
+"""Of embeddings and head, if the weights of the layers are codes."""
+
+CODES = "codes"
+"""For ``dtype``: every matrix that has codes in the type that keeps them, others as beside codes."""
 
 
 def write_model(
@@ -53,7 +56,7 @@ def write_model(
         card: Its family.
         dims: Its dims.
         state: Name on the card -> tensor with ``dtype`` and ``numpy()``, in paddle's layout.
-        dtype: Type of matrices: ``keep``, one of ``save.DTYPES``, or of ``QUANTIZED``, rounded to nearest.
+        dtype: Type of matrices: ``keep``, one of ``save.DTYPES``, or of ``QUANTIZED``, rounded to nearest; or ``CODES``.
         codes: Codes of matrices that were chosen already, by name on the card; they are kept as they are.
         overwrite: Replace a file.
 
@@ -117,8 +120,15 @@ def _kind(tensor: Tensor, shape: tuple[int, ...], stored: str, dtype: str, chose
     """How a tensor is written."""
     if len(tensor.shape) == 1 or tensor.kind == "router":
         return BY_NAME["F32"]
-    if chosen is not None and dtype == "keep":
-        return next((BY_NAME[name] for name in ("Q4_0", "Q8_0") if _keeps(chosen, BY_NAME[name])), BY_NAME["F16"])
+    if chosen is not None and dtype in ("keep", CODES):
+        kept = next((BY_NAME[name] for name in ("Q4_0", "Q8_0") if _keeps(chosen, BY_NAME[name])), None)
+        if kept is None and dtype == CODES:
+            raise UnsupportedError(
+                f"{tensor.name}: GGUF keeps codes without zero points, in groups of a multiple of {GROUP} inputs with scales in float16"
+            )
+        return kept or BY_NAME["F16"]
+    if dtype == CODES:
+        dtype = "float16" if tensor.layer is not None or shape[-1] % GROUP else OUTSIDE.lower()
     name = QUANTIZED.get(dtype)
     if name is None:
         return FLOAT_TYPES[stored if dtype == "keep" else dtype]

@@ -1,4 +1,4 @@
-"""Quantized models in the layouts of other tools: GPTQ, AWQ and compressed-tensors, as transformers and vLLM read them.
+"""Quantized models in the layouts of other tools: GPTQ, AWQ and compressed-tensors, as transformers and vLLM read them, and GGUF.
 
 A linear is a module of its own there, so the packed one is divided again and its outputs go back into their order. Scales that
 were folded into norms and biases are part of these tensors. Shape suffixes: I inputs, O outputs, G groups.
@@ -20,6 +20,9 @@ from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.checkpoint.convert import complete_config, copy_other_files, open_source
 from llmctl.checkpoint.formats.dtypes import STORAGE, cast
 from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
+from llmctl.checkpoint.gguf.folder import LINK
+from llmctl.checkpoint.gguf.metadata import metadata_of
+from llmctl.checkpoint.gguf.write import CODES, write_model
 from llmctl.checkpoint.naming import HF, mappings_for
 from llmctl.checkpoint.save import plan_tensors, shards_of, write_index
 from llmctl.errors import CheckpointError, UnsupportedError
@@ -31,6 +34,7 @@ from llmctl.io.atomic import atomic_folder
 from llmctl.io.json_object import read_json
 from llmctl.quant.formats import awq, compressed, gptq
 from llmctl.quant.formats.codes import WORD, Codes, whole_words
+from llmctl.quant.formats.gguf_blocks import GROUP
 
 if TYPE_CHECKING:
     from llmctl.infer.model_source import ModelSource
@@ -40,6 +44,7 @@ DTYPE = "float16"
 """Of all other tensors, as those tools expect."""
 
 OLD_CONFIG = "quantize_config.json"
+GGUF = "gguf"
 
 
 def check(form: str, source: ModelSource, graph: DecoderSpec, settings: Settings) -> None:
@@ -55,7 +60,11 @@ def check(form: str, source: ModelSource, graph: DecoderSpec, settings: Settings
         UnsupportedError: It cannot; the message names what.
     """
     packed = "; write --format packed"
-    if settings.qkv_bits != settings.bits:
+    if form == GGUF:
+        metadata_of(source.plugin.card, source.dims)
+        if settings.form == "asymmetric":
+            raise UnsupportedError(f"--format {form} keeps codes without zero points; set quantize.asymmetric=false")
+    elif settings.qkv_bits != settings.bits:
         raise UnsupportedError(f"--format {form} has weights of one number of bits, and --qkv asks for another{packed}")
     if form == "awq" and settings.bits != 4:
         raise UnsupportedError(f"--format awq has 4 bits, and {settings.method} gives {settings.bits}{packed}")
@@ -103,6 +112,8 @@ def write(
                 linears[name] = values
             elif name in state:
                 state[name] = _Changed(values, state[name].dtype)
+    if form == GGUF:
+        return _gguf(target, source, state, linears, files, overwrite)
     mappings = mappings_for(HF, source.plugin, source.dims)
     planned = plan_tensors(state, [row for row in mappings if row.target not in linears], DTYPE)
     v2 = form == "gptq" and any((2 ** (codes.bits - 1) - codes.zeros_OG).min() < 1 for codes in linears.values())
@@ -214,9 +225,27 @@ def _unfit(form: str, inputs: int, outputs: int, settings: Settings) -> str:
         return ""
     if form == "awq" and settings.group and inputs % settings.group:
         return f"{inputs} inputs are no multiple of the group, {settings.group}"
+    if form == GGUF:
+        return f"{inputs} inputs are no multiple of {GROUP}" if inputs % GROUP else ""
     if form == "gptq" and inputs % WORD:
         return f"{inputs} inputs are no multiple of {WORD}"
     return whole_words(WORD, outputs, settings.bits)
+
+
+def _gguf(
+    target: Path,
+    source: ModelSource,
+    state: Mapping[str, Any],
+    linears: Mapping[str, Codes],
+    files: Mapping[str, str],
+    overwrite: bool,
+) -> int:
+    """Writes the folder with a GGUF file; returns the bytes of the file."""
+    with atomic_folder(target, overwrite) as work:
+        write_model(work / LINK, source.folder, source.plugin.card, source.dims, state, CODES, linears)
+        for name, text in files.items():
+            (work / name).write_text(text, encoding="utf-8")
+        return (work / LINK).stat().st_size
 
 
 def _written(form: str, codes: Codes, settings: Settings, v2: bool) -> dict[str, NDArray[Any]]:

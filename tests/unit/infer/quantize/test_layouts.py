@@ -146,3 +146,26 @@ def test_scales_that_float16_does_not_hold_are_refused():
 def test_words_hold_the_values_that_are_packed_into_them(bits, axis):
     values = np.random.default_rng(bits).integers(0, 2**bits, (64, 96))
     assert np.array_equal(unpack_words(pack_words(values, bits, axis), bits, axis), values)
+
+
+def test_codes_are_kept_in_a_gguf_file(made, tmp_path, monkeypatch):
+    """Those of the packed folder of the same seed."""
+    import gguf
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = ("--method", "gptq", "--group", "32")
+    quantize(made, tmp_path / "out", *words, "--format", "gguf")
+    quantize(made, tmp_path / "packed", *words)
+    file = tmp_path / "out" / "model.gguf"
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    packed = open_packed(tmp_path / "packed")
+    for index, layer in enumerate(packed.layers):
+        down = tensors[f"blk.{index}.ffn_down.weight"]
+        values = gguf.dequantize(np.asarray(down.data), down.tensor_type)
+        assert down.tensor_type.name == "Q4_0"
+        np.testing.assert_array_equal(values.T, unpack(layer.down[0].weight))
+    assert tensors["token_embd.weight"].tensor_type.name == "Q8_0"
+    prompt = ("--prompt", "the quick", "--raw", "--max-new-tokens", "6", "--kv", "float32")
+    assert llmctl("generate", file, *prompt)[0]
+    out = quantize(made, tmp_path / "no", *words, "--set", "quantize.asymmetric=true", "--format", "gguf", code=2)[1]
+    assert "--format gguf keeps codes without zero points" in out
