@@ -33,7 +33,7 @@ from llmctl.infer.quantize.settings import Settings
 from llmctl.infer.quantize.streams import CALIBRATE, CHECK, HOLD, Streams, Tokens, feed_forward
 
 Array = np.ndarray[Any, Any]
-WINDOW, CALIBRATION, MEASURED = 256, 40, 32
+WINDOW, CALIBRATION, MEASURED = 256, 40, 24
 CHANNELS = 4
 CASES = {
     "int8, rounded": Settings("weight-only-int8", 8, 0, qkv_bits=8),
@@ -84,7 +84,9 @@ def perplexity(streams: Streams, outer: Any, layers: list[Block], wrap: Callable
                 mixed = blocks.attend(graph, index, one, one.qkv(inner), chunk)
                 x_TD = blocks.add(graph, one.norm, x_TD, inner, one.out(mixed))
                 inner = blocks.sublayer_inputs(graph, one.ffn_norm, x_TD)
-                x_TD = blocks.add(graph, one.ffn_norm, x_TD, inner, feed_forward(graph, one, inner, chunk.rounds_T))
+                x_TD = blocks.add(
+                    graph, one.ffn_norm, x_TD, inner, feed_forward(graph, one, inner, np.zeros(len(inner), bool))
+                )
             if role == CALIBRATE:
                 continue
             logits = head(blocks.normed(graph, outer.final_norm, x_TD)).astype(np.float64)
