@@ -126,6 +126,12 @@ def test_one_call_of_a_named_function(client, more, most):
             assert made.finish_reason == "stop" and made.message.tool_calls[0].function.name == "weather"
 
 
+def test_a_function_gets_no_arguments_that_it_does_not_list(client):
+    open_ended = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+    made = ask(client, tools=[open_ended], tool_choice="required", parallel_tool_calls=False, seed=2)
+    assert [call.function.arguments for call in made.message.tool_calls] == ["{}"]
+
+
 @pytest.mark.parametrize("form, written", [
     (None, "Well.\n" + CALL), (LISTED, 'Well. [TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Rome"}}]'),
     (OBJECT, '{"name": "weather", "parameters": {"city": "Rome"}}'),

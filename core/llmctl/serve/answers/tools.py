@@ -127,10 +127,15 @@ def grammar_of_calls(tools: Tools, form: CallForm, mark: Callable[[str], str]) -
     lines.append("object: " + " | ".join(f"object_{index}" for index in range(len(rows))))
     for index, row in enumerate(rows):
         head = f'{{"{form.name}": {json.dumps(row["name"])}, "{form.arguments}": '
-        schema = {**(row.get("parameters") or NOTHING), "x-guidance": {"whitespace_pattern": WHITESPACE}}
+        schema = {**_closed(row.get("parameters") or NOTHING), "x-guidance": {"whitespace_pattern": WHITESPACE}}
         lines.append(f"object_{index}: {_quoted(head)} arguments_{index} {_quoted('}')}")
         lines.append(f"arguments_{index}: %json {json.dumps(schema, ensure_ascii=False)}")
     return "\n".join(lines)
+
+
+def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of arguments without others than it lists, unless it says so itself: a function would not take them."""
+    return {"additionalProperties": False, **schema} if "properties" in schema else schema
 
 
 def mark_of(special: Mapping[str, int]) -> Callable[[str], str]:
