@@ -17,7 +17,7 @@ NEVER = 10**9
 """An interval in steps that no run reaches."""
 
 REFUSED = {
-    "quantize": "quantizes a model, which is not in this release",
+    "quantize": "quantizes a model; llmctl quantize MODEL --method ptq-a8w8, gptq or awq --calibration FILE --output FOLDER does that",
     "reward": "uses a reward model, which is not supported; llmctl dpo trains on the same preferences",
 }
 """Purposes of old files that no command serves, and the message."""
