@@ -16,7 +16,9 @@ from llmctl.errors import CheckpointError, FileError, UnsupportedError
 from llmctl.infer.loader import Packing, packed_model
 from llmctl.infer.model_source import open_model
 from llmctl.infer.options import EngineOptions
+from llmctl.infer.packed.folder import WEIGHTS, save_packed
 from llmctl.infer.packed.linear import unpack
+from llmctl.infer.packed.pack import pack_model
 from llmctl.quant.formats.gguf_blocks import TYPES
 
 
@@ -247,3 +249,14 @@ def test_files_of_other_tools_have_the_values_beside_them(assets, name):
         for linear in truth.files:
             name = linear.replace("model.layers", "llama.layers", 1) + ".weight"
             np.testing.assert_array_equal(state[name].numpy(), truth[linear], err_msg=linear)
+
+
+def test_a_packed_folder_is_about_as_large_as_a_file_of_the_same_bits(tmp_path, monkeypatch):
+    """With a tied table of 8 bits in both, which is most of the model here."""
+    monkeypatch.setattr("llmctl.checkpoint.gguf.vocabulary.metadata_of", lambda *arguments: {})
+    model = Model("llama", tied=True, hidden=256, heads=4, kv_heads=4, head_dim=64, ffn=512, vocab=2048)
+    folder = model.folder(tmp_path / "hf")
+    state = open_source(folder, model.plugin, model.dims).state
+    write_model(tmp_path / "m.gguf", folder, model.plugin.card, model.dims, state, "q4_0")
+    save_packed(pack_model(folder, model.plugin, model.dims, "int4", 32), tmp_path / "packed", folder, model.plugin)
+    assert (tmp_path / "packed" / WEIGHTS).stat().st_size <= 1.05 * (tmp_path / "m.gguf").stat().st_size
