@@ -1,0 +1,160 @@
+"""A training step on several ranks over gloo: bytes and calls counted and as the formulas say, seconds measured and predicted.
+
+    python benchmarks/parallel.py --steps 5
+
+Speed of one process, latency and bandwidth between ranks are measured in the same run. Ranks have one thread each; where there are
+more ranks than cores, computing is predicted to take as many times longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("LLMCTL_THREADS", "1")
+
+import numpy as np
+
+from llmctl.config import parallel, schema
+from llmctl.config.parallel import ParallelConfig
+from llmctl.data.corpus.indexed import new_corpus
+from llmctl.jobs.memory_plan import Outline
+from llmctl.jobs.proposals import Planner
+from llmctl.jobs.registry import COMMANDS, resolve
+from llmctl.parallel.arrangement import arrange
+from llmctl.parallel.collectives import TRAFFIC
+from llmctl.parallel.costs import step as costs
+from llmctl.parallel.costs.hardware import DEFAULT, HARDWARE, Link, fitted
+from llmctl.parallel.costs.measure import samples
+from llmctl.parallel.ranks import ALONE
+from llmctl.parallel.topology import Topology
+from llmctl.runtime import process
+from llmctl.testing.ranks import run_ranks
+from llmctl.train import trainer
+from llmctl.train.console import Console
+from llmctl.train.loop import Loop
+
+MODEL = Path(__file__).resolve().parents[1] / "plugins" / "llama" / "llmctl_llama" / "starter" / "model"
+SHAPE = dict(num_hidden_layers=2, hidden_size=128, intermediate_size=352, num_attention_heads=8, num_key_value_heads=8)
+ROWS, PASSES, LENGTH = 2, 4, 128
+
+TOPOLOGIES = [
+    (2, {}), (2, {"sharding": 2}), (2, {"sharding": 2, "sharding_stage": 2}), (2, {"sharding": 2, "sharding_stage": 3}),
+    (2, {"tensor": 2}), (2, {"tensor": 2, "sequence": True}), (2, {"pipeline": 2}),
+    (4, {"tensor": 2}), (4, {"tensor": 2, "pipeline": 2}), (4, {"pipeline": 2, "sharding": 2}),
+]  # fmt: skip
+
+
+def job_of(folder, keys, steps):
+    settings = {
+        "model": {
+            "size": "llama2-7b", "tokenizer": str(MODEL), "changes": [f"{key}={value}" for key, value in SHAPE.items()],
+        },
+        "data": {"corpora": [str(folder / "corpus")], "split": "1,0,0", "seq_length": LENGTH},
+        "train": {"max_steps": steps, "batch_size": ROWS, "grad_accumulation": PASSES, "eval_before": False,
+                  "eval_iters": 0, "test_iters": 0, "save_every": 10**6},
+        "parallel": keys,
+        "output": {"dir": tempfile.mkdtemp(dir=folder) + "/out"},
+    }  # fmt: skip
+    config = schema.build(resolve(COMMANDS["pretrain"].config), settings)
+    return resolve(COMMANDS["pretrain"].check)(config, "llama", None)
+
+
+def steps_of(ranks, job):
+    """Seconds of each step of this rank, and what it sent in the last one."""
+    seconds, step, sent = [], Loop.train_step, {}
+
+    def timed(loop, number):
+        TRAFFIC.clear()
+        ranks.wait()
+        began = time.perf_counter()
+        done = step(loop, number)
+        seconds.append(time.perf_counter() - began)
+        sent.update(calls=dict(TRAFFIC.calls), sizes=dict(TRAFFIC.bytes))
+        return done
+
+    Loop.train_step = timed
+    try:
+        ranks.wait()
+        trainer.run(job, (), Console(quiet=True), ranks)
+    finally:
+        Loop.train_step = step
+    return statistics.median(seconds[1:]), sent["calls"], sent["sizes"]
+
+
+def link_between(ranks):
+    """The connection of ranks that are all on one axis."""
+    axis, points = ranks.axis("data"), []
+    for one in samples(axis, [4096 * 8**n for n in range(5)], 5):
+        points.append(((axis.size - 1) * costs.FACTORS[one.op], one.size / axis.size, one.seconds))
+    return fitted(points)
+
+
+def predicted(job, keys, topology, hardware):
+    """Seconds of the slowest stage, and the calls and bytes of rank 0."""
+    planner = Planner(Outline("pretrain", job.config, job.model), hardware)
+    plan = costs.Plan(topology, keys.get("sequence", False), keys.get("sharding_stage", 1))
+    calls, sizes, slowest = {}, {}, 0.0
+    for number in sorted({0, topology.pipeline - 1}):
+        stage = planner._stage(plan, planner.training, number)
+        work = planner._work(stage, plan, planner.training, PASSES // topology.batch, ROWS * LENGTH)
+        first, last = stage.share.first, stage.share.last
+        slowest = max(slowest, costs.seconds(work, plan, hardware, first, last).total)
+        if number == 0:
+            for one in [*costs.in_passes(work, plan, first, last), *costs.in_update(work, plan)]:
+                calls[one.axis, one.op] = calls.get((one.axis, one.op), 0) + one.calls
+                sizes[one.axis, one.op] = sizes.get((one.axis, one.op), 0) + one.calls * one.size
+    return slowest, calls, sizes
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5, help="measured steps of each topology")
+    steps = parser.parse_args().steps + 1
+    parallel.NOT_YET = ()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rng = np.random.default_rng(0)
+        with new_corpus(folder / "corpus", np.dtype(np.uint16)) as corpus:
+            corpus.add(rng.integers(4, 700, 200 * 500).astype(np.uint16), np.full(200, 500, np.int32))
+        job = job_of(folder, {}, steps)
+        alone, _, _ = steps_of(ALONE, job)
+        base = dataclasses.replace(HARDWARE[DEFAULT], memory_bandwidth=5e9, node=64)
+        guess, _, _ = predicted(job, {}, Topology(), dataclasses.replace(base, single=1e9))
+        base = dataclasses.replace(base, single=1e9 * guess / alone)
+        print(f"one process: {alone:.3f} s a step, {base.single * costs.EFFICIENCY / 1e9:.1f} GFLOPS")
+        links = {}
+        for count, keys in TOPOLOGIES:
+            if count not in links:
+                links[count] = run_ranks(count, link_between, topology=Topology(data=count))[0]
+                link = links[count]
+                print(f"{count} ranks: {link.latency * 1e6:.0f} us a step of a ring, {link.bandwidth / 1e9:.2f} GB/s")
+            report(folder, count, keys, steps, base, links[count])
+
+
+def report(folder, count, keys, steps, base, link: Link):
+    """Runs a topology and prints how it compares."""
+    topology = arrange(ParallelConfig(**keys), count)
+    job = job_of(folder, keys, steps)
+    shared = max(1.0, count / process.available_cores())
+    hardware = dataclasses.replace(base, single=base.single / shared, inside=link)
+    expected, calls, sizes = predicted(job, keys, topology, hardware)
+    measured, counted, sent = run_ranks(count, steps_of, job, topology=topology, seconds=600.0)[0]
+    exact = counted == {k: n for k, n in calls.items() if n} and sent == {k: n for k, n in sizes.items() if n}
+    name = " ".join(f"{key}={value}" for key, value in keys.items()) or "data"
+    print(
+        f"{count} ranks {name:<32} {sum(counted.values()):>5} calls {sum(sent.values()) / 1e6:>8.2f} MB "
+        f"{'= formula' if exact else 'NOT the formula'}; {measured:.3f} s measured, {expected:.3f} s predicted, "
+        f"ratio {measured / expected:.2f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
