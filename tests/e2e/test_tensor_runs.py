@@ -81,14 +81,14 @@ def train(ranks, made, output, run, parallel, until=0, resume=False):
         "model": {"path": str(made / ("mixture" if "experts" in run else "model")), "dtype": "float64"},
         "data": {**data, "dev": data["train"], "packing": "best-fit"},
         "method": method,
-        "train": {**TRAIN, **extra},
+        "train": {**TRAIN, "eval_max_new_tokens": 12, **extra},
         "output": {"dir": str(output), "samples": 1, "resume": resume},
         "parallel": parallel,
     }
     if command == "pretrain":
         sections["model"] = {"size": "tiny", "tokenizer": str(STARTER / "model"), "dtype": "float64"}
         sections["data"] = {"corpora": [str(made / "corpus")], "split": "8,1,1", "seq_length": 32}
-        sections["train"] |= {"eval_iters": 1, "test_iters": 1}
+        sections["train"] = {**TRAIN, **extra, "eval_iters": 1, "test_iters": 1}
         del sections["method"]
     config = schema.build(resolve(COMMANDS[command].config), sections)
     job = resolve(COMMANDS[command].check)(config, "auto" if method else "llama", None)
@@ -97,6 +97,21 @@ def train(ranks, made, output, run, parallel, until=0, resume=False):
         trainer.run(job, [Until(until)] if until and ranks.main else (), Console(quiet=True), ranks)
     except trainer.Interrupted as stop:
         assert stop.step == until
+
+
+@pytest.fixture(scope="module")
+def alone(made):
+    """Run -> the output of one process."""
+    done = set()
+
+    def get(run):
+        output = made / run
+        if run not in done:
+            train(ALONE, made, output, run, {})
+            done.add(run)
+        return output
+
+    return get
 
 
 def written(folder):
@@ -130,11 +145,10 @@ FAST = ("full", "dora")
     "run",
     [pytest.param(run, marks=() if run in FAST else pytest.mark.parallel) for run in RUNS if "experts" not in run],
 )
-def test_what_two_ranks_write_is_what_one_process_writes(made, tmp_path, run):
+def test_what_two_ranks_write_is_what_one_process_writes(made, alone, tmp_path, run):
     parallel = {"tensor": 2, "sequence": run != "pissa"}
-    train(ALONE, made, tmp_path / "one", run, {})
     run_ranks(2, train, made, tmp_path / "two", run, parallel, topology=Topology(tensor=2))
-    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert_same_run(alone(run), tmp_path / "two")
 
 
 @pytest.mark.parallel
@@ -148,18 +162,16 @@ def test_what_two_ranks_write_is_what_one_process_writes(made, tmp_path, run):
     ],
     ids=str,
 )
-def test_what_ranks_with_experts_of_their_own_write_is_what_one_process_writes(made, tmp_path, run, topology):
+def test_what_ranks_with_experts_of_their_own_write_is_what_one_process_writes(made, alone, tmp_path, run, topology):
     parallel = {"tensor": topology.tensor, "expert": topology.expert}
-    train(ALONE, made, tmp_path / "one", run, {})
     run_ranks(topology.size, train, made, tmp_path / "more", run, parallel, topology=topology)
-    assert_same_run(tmp_path / "one", tmp_path / "more")
+    assert_same_run(alone(run), tmp_path / "more")
 
 
 @pytest.mark.parallel
-def test_a_run_of_experts_continues_on_other_ranks(made, tmp_path):
-    train(ALONE, made, tmp_path / "one", "experts", {})
+def test_a_run_of_experts_continues_on_other_ranks(made, alone, tmp_path):
     output, topology = tmp_path / "parts", Topology(data=2, expert=2)
     run_ranks(2, train, made, output, "experts", {"expert": 2}, 1, topology=topology)
     train(ALONE, made, output, "experts", {}, 2, True)
     run_ranks(2, train, made, output, "experts", {"expert": 2}, 0, True, topology=topology)
-    assert_same_run(tmp_path / "one", output)
+    assert_same_run(alone("experts"), output)
