@@ -15,6 +15,7 @@ from typing import Any
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.card.slots import base_slot
+from llmctl.config import parallel
 from llmctl.errors import ConfigError
 from llmctl.io.sizes import parse_bytes
 from llmctl.jobs import degrees, memory_estimate, memory_plan
@@ -172,7 +173,8 @@ class Planner:
             ConfigError: The rows of a step cannot be shared by so many devices.
         """
         found: dict[Topology, Estimate] = {}
-        for offload in (False, True):
+        there = not any(key == "offload" for key, _, _ in parallel.NOT_YET)
+        for offload in (False, True) if there else (False,):
             for plan in self.plans(devices, offload):
                 estimate = self.of_plan(plan)
                 if estimate and (plan.topology not in found or _order(estimate) < _order(found[plan.topology])):
@@ -209,7 +211,8 @@ class Planner:
                 if pipeline > int(self.dims.layers) or batch > self.step:
                     continue
                 for sharding in _divisors(batch):
-                    for expert in self.expert_degrees(batch):
+                    # Experts are divided among copies of the rest of the model, which sharding leaves no longer whole.
+                    for expert in self.expert_degrees(batch) if sharding == 1 else [1]:
                         topology = Topology(batch // sharding, tensor, pipeline, sharding, expert)
                         for stage in (1, 2, 3) if sharding > 1 else (1,):
                             yield Plan(topology, tensor > 1, stage, offload=offload)

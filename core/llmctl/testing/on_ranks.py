@@ -5,6 +5,7 @@ Ranks are processes over gloo. Each test compares two of them with one process: 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -91,9 +92,11 @@ class RanksConformance:
         _assert_close({**first, **last}, _added(whole))
 
     @proves("sharding")
-    @pytest.mark.parametrize("stage", [1, 2])
-    def test_two_ranks_share_the_optimizer(self, stage: int, cases: Sequence[Case], with_rows: Any) -> None:
-        expected = _updated(cases, cases, lambda parameters: None)
+    @pytest.mark.parametrize("stage", [1, 2, 3])
+    def test_two_ranks_share_the_optimizer_gradients_and_weights(
+        self, stage: int, cases: Sequence[Case], with_rows: Any
+    ) -> None:
+        expected = _updated(cases, cases, lambda model, parameters: None)
         for found in with_rows:
             _assert_close(found[0][stage], expected)
 
@@ -150,12 +153,17 @@ def _staged(mesh: Any, cases: Sequence[Case]) -> tuple[list[float], dict[str, An
 
 
 def _rows(mesh: Any, cases: Sequence[Case]) -> tuple[dict[int, Any], tuple[float, dict[str, Any]]]:
+    from llmctl.parallel.regions import blocks_of
     from llmctl.train.optim.shards import Shards
+    from llmctl.train.optim.units import Units, blocks_in
 
-    own = [cases[mesh.number]]
+    own, plugin = [cases[mesh.number]], plugins.load(cases[0].family)
+    paths = blocks_of(plugin.card.expand(cases[0].dims))
     stages = {
-        stage: _updated(cases, own, lambda parameters, stage=stage: Shards(parameters, mesh, stage)) for stage in (1, 2)
+        stage: _updated(cases, own, lambda model, parameters, stage=stage: Shards(parameters, mesh, stage))
+        for stage in (1, 2)
     }
+    stages[3] = _updated(cases, own, lambda model, parameters: Units(parameters, mesh, blocks_in(model, paths)))
     return stages, _with_experts(mesh, own[0])
 
 
@@ -167,14 +175,15 @@ def _updated(cases: Sequence[Case], own: Sequence[Case], held: Any) -> dict[str,
     _, model = _training(cases[0])
     parameters = trained(dict(model.named_parameters()))
     # A large epsilon: else gradients near zero move weights by their rounding.
-    optimizer = AdamW(parameters, eps=1e-2, max_norm=0.1, weights=held(parameters))
+    optimizer = AdamW(parameters, eps=1e-2, max_norm=0.1, weights=(weights := held(model, parameters)))
     for case in own:
         next_token_loss(model, case.arrays).total.backward()
         optimizer.accumulate_grads()
     optimizer.sum_grads()
     optimizer.clip_grads(float(sum(case.arrays["labels"].size for case in cases)))
     optimizer.step(0.01)
-    return {name: value.numpy() for name, value in model.state_dict().items()}
+    with weights.whole() if hasattr(weights, "whole") else contextlib.nullcontext():
+        return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
 def _with_experts(mesh: Any, case: Case) -> tuple[float, dict[str, Any]]:
