@@ -62,6 +62,11 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         _sync_parent(path)
 
 
+def temporary_prefix(path: Path) -> str:
+    """What the names of temporary files and folders for a path begin with."""
+    return f".{path.name}.partial-"
+
+
 def check_writable(folder: str | Path) -> None:
     """Checks that a folder, which may not exist yet, can be written; leaves nothing behind.
 
@@ -71,7 +76,7 @@ def check_writable(folder: str | Path) -> None:
     folder = _absolute(folder)
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:
-        tempfile.TemporaryDirectory(prefix=f".{folder.name}.partial-", dir=nearest).cleanup()
+        tempfile.TemporaryDirectory(prefix=temporary_prefix(folder), dir=nearest).cleanup()
     except OSError as error:
         raise FileError(f"cannot write {folder}: {nearest}: {error.strerror}; choose another folder") from error
 
@@ -82,7 +87,7 @@ def _absolute(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def _locked_sibling(path: Path) -> Iterator[Path]:
-    prefix = f".{path.name}.partial-"
+    prefix = temporary_prefix(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, prefix)

@@ -13,7 +13,7 @@ from llmctl.checkpoint.locate import locate
 from llmctl.config import common
 from llmctl.errors import ConfigError
 from llmctl.io import lock
-from llmctl.io.atomic import check_writable, explain_os_errors
+from llmctl.io.atomic import check_writable, explain_os_errors, temporary_prefix
 from llmctl.io.sizes import parse_bytes
 
 STAGING = Path("/dev/shm")
@@ -169,7 +169,11 @@ def _check_free(folder: Path, settings: common.OutputConfig) -> None:
 
 
 def _filled(folder: Path) -> bool:
-    return folder.is_dir() and any(path.name not in (LOCK, LOGS) for path in folder.iterdir())
+    # Another rank may be trying whether the folder can be written.
+    ours = temporary_prefix(folder)
+    return folder.is_dir() and any(
+        path.name not in (LOCK, LOGS) and not path.name.startswith(ours) for path in folder.iterdir()
+    )
 
 
 def _missing(folder: Path) -> list[Path]:

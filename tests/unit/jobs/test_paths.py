@@ -3,7 +3,7 @@ import pytest
 from llmctl.config.common import OutputConfig
 from llmctl.errors import ConfigError, FileError
 from llmctl.io.lock import hold
-from llmctl.jobs.paths import LOCK, hold_output
+from llmctl.jobs.paths import LOCK, hold_output, output_folder
 
 FRESH, RESUME, OVERWRITE = OutputConfig(), OutputConfig(resume=True), OutputConfig(overwrite=True)
 
@@ -49,3 +49,12 @@ def test_a_folder_that_cannot_be_created_is_named(tmp_path):
     with pytest.raises(FileError, match="file"):
         with hold_output(tmp_path / "file" / "run", FRESH):
             pass
+
+
+def test_a_folder_where_another_rank_tries_to_write_is_empty(tmp_path):
+    output = tmp_path / "run"
+    (output / ".run.partial-abc").mkdir(parents=True)
+    assert output_folder(OutputConfig(dir=str(output)), {}) == output
+    (output / "report.html").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        output_folder(OutputConfig(dir=str(output)), {})
