@@ -21,6 +21,6 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMCTL_THREADS", "1")
     lay_out(16)
     Path("distributed.yaml").write_text(config_of(PAGE), encoding="utf-8")
-    follow(PAGE, "finetune", SHORT, 6)
+    follow(PAGE, "finetune", SHORT, 7)
     assert json.loads(Path("runs/distributed/run.json").read_text())["processes"] == 4
     assert len(list(Path("runs/distributed/logs").iterdir())) == 3
