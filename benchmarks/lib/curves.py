@@ -33,7 +33,7 @@ def draw(curves: Mapping[str, Sequence[float]]) -> str:
     ]
     for number, name in enumerate(names):
         x, y = LEFT + number % 3 * 220, 18 + number // 3 * 18
-        parts.append(f'<line x1="{x}" y1="{y}" x2="{x + 28}" y2="{y}" {_stroke(number)}/>')
+        parts.append(f'<line x1="{x}" y1="{y}" x2="{x + 28}" y2="{y}" {_stroke(number, 2)}/>')
         parts.append(f'<text x="{x + 36}" y="{y + 4}">{name}</text>')
     parts += _axis(UPPER, low, high, lambda value: f"{value:.2f}", [low + (high - low) * i / 4 for i in range(5)])
     powers = range(int(bottom), top + 1)
@@ -42,7 +42,7 @@ def draw(curves: Mapping[str, Sequence[float]]) -> str:
         parts.append(_line(UPPER, low, high, curves[name], steps, _stroke(number)))
         if name in apart:
             values = [math.log10(max(value, FLOOR)) for value in apart[name]]
-            parts.append(_line(LOWER, bottom, top, values, steps, _stroke(number)))
+            parts.append(_line(LOWER, bottom, top, values, steps, _stroke(number, 1)))
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts += [
         f'<text x="{LEFT}" y="{UPPER[0] - 6}">loss</text>',
@@ -57,10 +57,12 @@ def draw(curves: Mapping[str, Sequence[float]]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _stroke(number: int) -> str:
-    """The first line is wide and pale; the others are dashed in turns, so that each is seen where they lie on each other."""
+def _stroke(number: int, width: int = 0) -> str:
+    """The first line is wide and pale; the others, without a width, are dashed in turns, so that each is seen where they meet."""
     if number == 0:
         return f'stroke="{COLOURS[0]}" stroke-width="7" stroke-opacity="0.5"'
+    if width:
+        return f'stroke="{COLOURS[number]}" stroke-width="{width}"'
     return f'stroke="{COLOURS[number]}" stroke-width="2" stroke-dasharray="6 24" stroke-dashoffset="{-6 * number}"'
 
 
