@@ -158,12 +158,13 @@ def test_what_two_ranks_write_is_what_one_process_writes(made, alone, tmp_path, 
         ("experts", Topology(data=2, expert=2)),
         ("experts", Topology(data=4, expert=2)),
         ("experts", Topology(data=2, tensor=2, expert=2)),
+        ("experts", Topology(data=2, pipeline=2, expert=2)),
         ("adapters of experts", Topology(data=2, expert=2)),
     ],
     ids=str,
 )
 def test_what_ranks_with_experts_of_their_own_write_is_what_one_process_writes(made, alone, tmp_path, run, topology):
-    parallel = {"tensor": topology.tensor, "expert": topology.expert}
+    parallel = {name: getattr(topology, name) for name in ("tensor", "pipeline", "expert")}
     run_ranks(topology.size, train, made, tmp_path / "more", run, parallel, topology=topology)
     assert_same_run(alone(run), tmp_path / "more")
 
