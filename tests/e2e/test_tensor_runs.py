@@ -152,6 +152,14 @@ def test_what_two_ranks_write_is_what_one_process_writes(made, alone, tmp_path, 
 
 
 @pytest.mark.parallel
+def test_what_ranks_that_share_the_weights_of_a_mixture_write_is_what_one_process_writes(made, tmp_path):
+    parallel = {"sharding": 2, "sharding_stage": 3}
+    train(ALONE, made, tmp_path / "one", "experts", {})
+    run_ranks(2, train, made, tmp_path / "two", "experts", parallel, topology=Topology(sharding=2))
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parallel
 @pytest.mark.parametrize(
     ("run", "topology"),
     [

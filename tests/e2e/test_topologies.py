@@ -65,8 +65,6 @@ class _Until(Callback):
 
 def train(ranks, data, output, method, until=STEPS, resume=False, stage=1, **options):
     job = job_of(data, output, method, resume, stage, **options)
-    if ranks is not ALONE:
-        ranks.weights_shared = stage == 3
     # As in the command, all have checked the output folder before one writes there.
     ranks.wait()
     try:

@@ -183,9 +183,7 @@ def _ranks(rank: Rank | None, topology: Topology, parallel: ParallelConfig) -> R
     from llmctl.parallel.mesh import Mesh
 
     bucket = parse_bytes(parallel.bucket, "parallel.bucket=")
-    mesh = Mesh(topology, rank, parallel.hang_seconds, bucket)
-    mesh.weights_shared = topology.sharding > 1 and parallel.sharding_stage == 3
-    return mesh
+    return Mesh(topology, rank, parallel.hang_seconds, bucket)
 
 
 def _read(command: str, config: Any) -> tuple[Mapping[str, Any], str]:

@@ -268,6 +268,7 @@ def _weights(job: CheckedJob[Any], model: Any, ranks: Ranks, placement: Placemen
     if stage < 3:
         return Shards(parameters, ranks, stage, placement, complete, sum_stages)
     blocks = blocks_in(model, blocks_of(job.model.plugin.card.expand(job.model.dims)))
+    ranks.weights_shared = True
     return Units(parameters, ranks, blocks, placement, complete, sum_stages)
 
 
