@@ -297,7 +297,7 @@ class ServedModel:
             Problem: It cannot be used, or there is no grammar engine.
         """
         if self.grammars is None:
-            reason = "the server has no llguidance" if self.fused else "it needs the fused engine"
+            reason = "the server has no llguidance; install it there" if self.fused else "it needs the fused engine"
             raise Problem(f"{param} is not supported here: {reason}", param=param, code="unsupported_field")
         return self.grammars.compiled(*grammar, param)
 
