@@ -118,11 +118,15 @@ CASES = {
 }
 
 
+FAULTS = "slurm, a task for each machine"
+"""The case of the tests of faults, which train in the same way."""
+
+
 def test_every_command_of_the_page_is_a_case():
     assert len(CASES) == PAGE.count("llmctl finetune") + PAGE.count("[llmctl, finetune")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name != FAULTS])
 def test_two_processes_train_together_without_flags(name, place):
     codes, outputs = ended(*start_two(*CASES[name]))
     assert codes == [0, 0], outputs
@@ -133,7 +137,7 @@ def test_two_processes_train_together_without_flags(name, place):
 @pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
 def test_sigterm_to_all_processes_of_a_job_saves_and_the_next_job_continues(place):
     long = {**SHORT, "train.max_steps": 60, "train.save_every": 60, "train.eval_every": 60}
-    words, environment = CASES["slurm, a task for each machine"]
+    words, environment = CASES[FAULTS]
     started = start_two(words, environment, long)
     lines_until(started[0], " 2/60 ")
     # Slurm sends it to every process of a step, launchers and ranks.
@@ -151,7 +155,7 @@ def test_sigterm_to_all_processes_of_a_job_saves_and_the_next_job_continues(plac
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
 def test_after_a_rank_is_killed_all_machines_continue_from_the_newest_checkpoint(place):
-    words, environment = CASES["slurm, a task for each machine"]
+    words, environment = CASES[FAULTS]
     started = start_two(words, environment, {**SHORT, "train.max_steps": 12})
     lines_until(started[0], " 3/12 ")
     os.kill(children(started[1])[0], signal.SIGKILL)
