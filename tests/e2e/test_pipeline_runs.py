@@ -32,10 +32,8 @@ TRAIN = {
 PACKED = {"packing": "best-fit"}
 RUNS = {
     "full": ("finetune", {"data": PACKED, "train": {"ema_decay": 0.5, "eval_generate": True}}),
-    "recompute": ("finetune", {"train": {"recompute": "full"}}),
     "lora": ("finetune", {"method": {"name": "lora"}, "data": PACKED}),
     "dora": ("finetune", {"method": {"name": "lora", "dora": True, "rank": 2}, "data": PACKED}),
-    "pissa": ("finetune", {"method": {"name": "lora", "pissa": True, "rank": 2}}),
     "prefix": ("finetune", {"method": {"name": "prefix", "virtual_tokens": 3}, "data": PACKED}),
     "projection": ("finetune", {"method": {"name": "prefix", "virtual_tokens": 3, "prefix_projection": True}}),
     "dropout": ("finetune", {"method": {"name": "lora", "dropout": 0.1}}),
@@ -44,7 +42,6 @@ RUNS = {
     "dpo lora": ("dpo", {"method": {"name": "lora"}}),
     "dpo precomputed": ("dpo", {"dpo": {"precompute_reference": True}}),
     "pretrain": ("pretrain", {"train": {"eval_iters": 1}}),
-    "from scratch": ("pretrain", {"train": {"eval_iters": 1}}),
     "deep": ("pretrain", {"train": {"eval_iters": 1, "grad_accumulation": 7}}),
 }
 
@@ -81,9 +78,8 @@ def job_of(name, data, output, parallel, dtype):
             "seq_length": 16,
             "separate_documents": True,
         }
-        if name in ("from scratch", "deep"):
-            layers = {"from scratch": 3, "deep": 6}[name]
-            settings["model"] = {"size": "tiny", "changes": [f"num_hidden_layers={layers}"], "dtype": dtype}
+        if name == "deep":
+            settings["model"] = {"size": "tiny", "changes": ["num_hidden_layers=6"], "dtype": dtype}
             settings["model"]["tokenizer"] = str(STARTER / "model")
     else:
         files = {split: str(data / f"{command}-{split}.jsonl") for split in ("train", "dev")}
@@ -98,8 +94,6 @@ def train(ranks, names, data, output, parallel, dtype):
     """One run after another; the ranks part after the last."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ranks, "close", lambda: None)
-        if parallel.get("sharding_stage") == 3:
-            ranks.weights_shared = True
         for name in names:
             job = job_of(name, data, output / name, parallel, dtype)
             # As in the command, all have checked the output folder before one writes there.
@@ -181,9 +175,9 @@ def test_tensor_and_pipeline_ranks_together(check):
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_stages_that_share_the_optimizer_with_other_rows(check, stage):
-    parallel = {"pipeline": 2, "sharding": 2, "sharding_stage": stage}
+def test_stages_that_share_the_optimizer_with_other_rows(check):
+    """Gradients and weights too: test_topologies."""
+    parallel = {"pipeline": 2, "sharding": 2}
     check(["full"], Topology(pipeline=2, sharding=2), parallel)
 
 
