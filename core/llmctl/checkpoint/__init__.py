@@ -2,7 +2,8 @@
 
 ``hf_config`` reads config.json, ``folder`` opens weights, ``formats`` parses their files, ``naming`` detects the layout,
 ``load`` fills a layer, ``save`` writes a folder, ``build`` goes from a folder to a layer, ``convert`` from folder to folder;
-``slices`` splits fused tensors, ``shards`` and ``merge_ranks`` handle tensor-parallel ranks.
+``slices`` splits fused tensors, ``shards`` and ``merge_ranks`` handle files of tensor-parallel ranks, ``partial`` reads the part of a
+model that one rank of a run holds, ``gguf`` reads and writes GGUF files.
 
 Weights are stored in the layout of Hugging Face (``hf``, linears [out, in]) or of paddle (``native``, linears [in, out]),
 which are distinguished by tensor names. Opening a folder reads headers only; all names and shapes are checked against the card

@@ -98,7 +98,7 @@ def check_common(config: Any) -> None:
     common.check_method(config.method)
     if config.method.pissa and config.method.base != "float":
         raise ConfigError(
-            f"method.pissa subtracts its initial adapter from the base, and method.base={config.method.base} then quantises the "
+            f"method.pissa subtracts its initial adapter from the base, and method.base={config.method.base} then quantizes the "
             "difference: an adapter of the original base cannot express the result; use one of the two"
         )
     for section, key in (("model", "path"), ("data", "train"), ("output", "dir")):

@@ -2,8 +2,11 @@
 
 ``trainer`` is a whole run of any method; ``loop`` runs steps over a ``task``. ``methods`` are supervised fine-tuning,
 preference optimisation and pretraining; ``trainable`` says what is trained and saved: all parameters, LoRA adapters or a
-prefix; ``optim`` is the optimizer; ``callbacks`` log metrics, save checkpoints, stop early. ``resume`` checks that a run may
+prefix; ``optim`` is the optimizer, with sharding (ZeRO); ``callbacks`` log metrics, save checkpoints, stop early. ``resume`` checks that a run may
 be resumed, ``console`` and ``summary`` print.
+
+With several ranks, ``place`` says which part of the model this one holds, ``passes`` in which order a step's forward and backward
+passes run, and ``whole`` gives rank 0 whole tensors to save.
 
 An output folder holds::
 

@@ -1,5 +1,5 @@
-"""Quantized weights as other tools store them, read as integer codes: GPTQ, AWQ and compressed-tensors.
+"""Quantized weights as other tools store them, as integer codes: GPTQ, AWQ, compressed-tensors, bitsandbytes, GGUF.
 
 A format knows the tensors of one linear and nothing of files: ``config`` says which format a model has, and the other modules
-unpack arrays. ``llmctl.checkpoint.quantized`` applies them to the tensors of a folder.
+unpack and pack arrays. ``llmctl.checkpoint.quantized`` applies them to the tensors of a folder.
 """

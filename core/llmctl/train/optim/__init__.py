@@ -1,1 +1,1 @@
-"""The optimizer: AdamW, learning-rate schedules, master weights, loss scaling."""
+"""The optimizer: AdamW, learning-rate schedules, master weights, loss scaling, sharding over ranks (ZeRO)."""
