@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 @click.option(
     "--propose",
     is_flag=True,
-    help="Propose how that many GPUs share a step: the fastest arrangements that fit, with memory and seconds.",
+    help="Propose degrees of `parallel` for that many GPUs: the fastest that fit, with memory and seconds a step.",
 )
 @click.option(
     "--hardware",

@@ -34,15 +34,15 @@ REFUSED = 1
 @model_option("The same as MODEL; or the family of the model.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE",
               help="Configuration in YAML or JSON; options override its keys.")  # fmt: skip
-@click.option("--method", type=click.Choice(METHODS), help="How weights become codes. [default: gptq]")
+@click.option("--method", type=click.Choice(METHODS), help="Method of quantization. [default: gptq]")
 @click.option("--calibration", metavar="FILE", help="Plain text, examples of fine-tuning, or a corpus, like what the model will read.")  # fmt: skip
 @click.option("--output", metavar="FOLDER", help="Folder to write.")
 @click.option("--group", type=int, metavar="N", help="Inputs that share a scale, a multiple of 32; 0 = one scale for each output. [default: as suits the method]")  # fmt: skip
-@click.option("--qkv", type=click.Choice(["int4", "int8"]), help="Codes of the projections of queries, keys and values. [default: those of the others]")  # fmt: skip
+@click.option("--qkv", type=click.Choice(["int4", "int8"]), help="Bits of the projections of queries, keys and values. [default: those of the other linears]")  # fmt: skip
 @click.option("--tokens", type=int, metavar="N", help="Tokens to calibrate on. [default: 32768]")
-@click.option("--window", type=int, metavar="N", help="Tokens of a window. [default: 256]")
+@click.option("--window", type=int, metavar="N", help="Tokens of a calibration window. [default: 256]")
 @click.option("--seed", type=int, metavar="N", help="Which windows are drawn. [default: 42]")
-@click.option("--format", "layout", type=click.Choice(FORMATS), help="packed for the fused engine, or the layout of another tool. [default: packed]")  # fmt: skip
+@click.option("--format", "layout", type=click.Choice(FORMATS), help="Layout of the folder: packed for the fused engine, or that of another tool. [default: packed]")  # fmt: skip
 @click.option("--max-kl", type=float, metavar="NATS", help="Keep nothing if the mean KL divergence to the float model is above this. [default: 0.2]")  # fmt: skip
 @click.option("--set", "assignments", multiple=True, metavar="a.b=c", shell_complete=complete_setting, help="Override a field; may be repeated.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue with the layers that an interrupted run has finished.")

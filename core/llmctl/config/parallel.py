@@ -21,27 +21,31 @@ class ParallelConfig:
         minimum=0,
     )
     tensor: int = option(1, "Tensor parallel: devices that share each layer, by heads and columns.", minimum=1)
-    sequence: bool = option(False, "Sequence parallel: they share the rest of a layer too, by positions.")
+    sequence: bool = option(
+        False, "Sequence parallel: the devices of `tensor` also divide the tokens between the divided parts of a layer."
+    )
     pipeline: int = option(1, "Pipeline parallel: stages that the layers are divided into.", minimum=1)
     stages: list[int] = option([], "Layers of each stage; empty = balanced by their cost.", minimum=1)
     chunks: int = option(1, "Parts of each stage (interleaved schedule).", minimum=1)
     sharding: int = option(
         1,
-        "Devices with different rows that share what `sharding_stage` says instead of having copies; 0 = as many as the devices allow.",
+        "Sharding (ZeRO, FSDP): data parallel devices that hold slices, not copies, of what `sharding_stage` says; 0 = as many as the devices allow.",
         minimum=0,
     )
     sharding_stage: int = option(
         1,
-        "What they share: 1 = states of the optimizer, 2 = gradients too, 3 = and weights (ZeRO, FSDP).",
+        "Stage of ZeRO: slices of 1 = states of the optimizer, 2 = gradients too, 3 = weights of blocks too.",
         choices=(1, 2, 3),
     )
     expert: int = option(
-        1, "Expert parallel: devices that share the experts of a mixture; divides `data` x `sharding`.", minimum=1
+        1, "Expert parallel: data parallel devices that divide the experts of a mixture; divides `data`.", minimum=1
     )
     offload: bool = option(False, "Keep the states of the optimizer in main memory and update there.")
-    bucket: str | int = option("100MB", "Gradients or weights that are communicated together, such as 100MB.")
+    bucket: str | int = option("100MB", "Bytes of gradients or weights that one call exchanges, such as 100MB.")
     hang_seconds: int = option(
-        600, "Seconds of waiting for other devices after which it is printed who waits for whom.", minimum=1
+        600,
+        "Seconds in a collective operation after which the terminal says who waits for whom; on CPUs at most 25.",
+        minimum=1,
     )
 
 

@@ -23,16 +23,18 @@ class MethodsConfig:
     """How weights become codes."""
 
     method: str = option(
-        "gptq", "`gptq` and `awq`: 4 bits; `ptq-a8w8`: 8 bits with smoothed inputs; the others round to nearest.",
+        "gptq", "`gptq` and `awq`: 4 bits; `ptq-a8w8`: 8-bit weights and smoothed 8-bit activations; the others round to nearest.",
         choices=METHODS,
     )  # fmt: skip
     group: int = option(-1, "Inputs that share a scale, a multiple of 32; 0 = one scale for each output, -1 = as suits the method.", minimum=-1)  # fmt: skip
     asymmetric: bool = option(False, "Zero points: the codes of a group cover its range from the smallest weight to the largest.")  # fmt: skip
-    qkv: str = option("", "Bits of the projections of queries, keys and values; empty = those of the others.", choices=("", "int4", "int8"))  # fmt: skip
-    scales: bool = option(True, "Search scales of input channels; they become part of the layer before.")
+    qkv: str = option("", "Bits of the projections of queries, keys and values; empty = those of the other linears.", choices=("", "int4", "int8"))  # fmt: skip
+    scales: bool = option(
+        True, "Search scales of input channels (AWQ, SmoothQuant); they become part of the layer before."
+    )
     shift: bool = option(True, "With `ptq-a8w8` and format `packed`: search offsets of input channels, too.")
     pieces: int = option(3, "With `ptq-a8w8`: pieces of the input channels whose scales are searched one after the other.", minimum=1, maximum=16)  # fmt: skip
-    correction: float = option(0.5, "With `gptq`: share of the error of the layers before that weights make good.", minimum=0, maximum=1)  # fmt: skip
+    correction: float = option(0.5, "With `gptq`: share of the error of earlier layers that the weights correct.", minimum=0, maximum=1)  # fmt: skip
     damping: float = option(0.0, "With `gptq`: added to the diagonal of the inputs' Gram matrix, as a share of its mean; 0 = by the number of tokens.", minimum=0, maximum=100)  # fmt: skip
 
 
@@ -42,7 +44,7 @@ class CalibrationConfig:
 
     file: str = option("", "Plain text, examples in any format of fine-tuning data, or a corpus of `llmctl data build`.")  # fmt: skip
     tokens: int = option(32768, "Tokens to calibrate on.", minimum=64)
-    window: int = option(256, "Tokens of a window; fewer if the model has fewer positions.", minimum=16)
+    window: int = option(256, "Tokens of a calibration window; fewer if the model has fewer positions.", minimum=16)
     seed: int = option(42, "Which windows are drawn.", minimum=0, maximum=2**32 - 1)
     columns: list[str] = option([], "Names of keys in the data, as `data.columns` of fine-tuning.")
     chat_template: str = option("auto", "As `data.chat_template` of fine-tuning.")

@@ -25,7 +25,9 @@ class ServedModelConfig:
     group: int = option(-1, "Quantization group size (fused); -1 = the default.", minimum=-1)
     kv: str = option("", "Data type of the KV cache (fused); empty = float16.")
     cache_memory: str = option("", "Limit of the KV cache, such as 2GB or 0.5; empty = what is needed, up to 0.5 of what is free.")  # fmt: skip
-    batch_size: int = option(0, "Answers that are computed together; 0 = 64, for layers and programs 8.", minimum=0)
+    batch_size: int = option(
+        0, "Answers that are computed together; 0 = 64, with other engines than fused 8.", minimum=0
+    )
     step_tokens: int = option(0, "Tokens of a step (fused); 0 = batch_size + 64, so that prompts hold up running answers little.", minimum=0)  # fmt: skip
     speculate: int = option(0, "Draft tokens of speculative decoding (fused); 0 = none.", minimum=0)
     threads: int = option(0, "Threads of the kernels; 0 = one fewer than there are cores.", minimum=0)
@@ -43,7 +45,7 @@ class ServerConfig:
     tls_key: str = option("", "Its private key, as PEM.")
     api_key_file: str = option("", "File of API keys, one a line, as they are or as `sha256:` and their hash; then maybe `admin`, `name=` and limits.")  # fmt: skip
     log: str = option("text", "Form of the log on standard error.", choices=("text", "json"))
-    metrics: str = option("llmctl", "Names of metrics; `vllm` adds those of vLLM, which its boards show.", choices=("llmctl", "vllm"))  # fmt: skip
+    metrics: str = option("llmctl", "Names of metrics; `vllm` adds those of vLLM, which its dashboards show.", choices=("llmctl", "vllm"))  # fmt: skip
     grace_seconds: float = option(30.0, "How long running answers may go on after SIGTERM.", minimum=0.0)
 
 
