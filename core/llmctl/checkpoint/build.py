@@ -19,7 +19,9 @@ from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.hf_config import NAME, read_config
 from llmctl.checkpoint.load import Expected, check_weights, fill_layer
 from llmctl.checkpoint.naming import detect_layout
+from llmctl.checkpoint.paddlenlp_scales import WEIGHTS, is_scaled
 from llmctl.checkpoint.partial import WHOLE, Cut
+from llmctl.errors import CheckpointError
 from llmctl.plugins import Families, Plugin
 
 
@@ -118,8 +120,13 @@ def open_model(folder: Path, plugin: Plugin, dims: Dims, config: Mapping[str, An
         config: Content of its config.json.
 
     Raises:
-        CheckpointError: The tensors are not exactly those of the card; the message lists all differences.
+        CheckpointError: The tensors are not exactly those of the card, and the message lists all differences; or they are codes.
     """
+    if is_scaled(folder):
+        raise CheckpointError(
+            f"{folder} holds codes with scales ({WEIGHTS}), which only the fused engine runs; give the float model, or write one: "
+            f"llmctl convert {folder} TARGET"
+        )
     weights = open_folder(folder)
     _, mappings = detect_layout(weights.tensors, plugin, dims)
     expected = {tensor.name: Expected(tensor.shape, "float32") for tensor in plugin.card.expand(dims)}

@@ -24,7 +24,7 @@ from llmctl import plugins
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.card.weight_map import WeightMapping
-from llmctl.checkpoint import slices
+from llmctl.checkpoint import paddlenlp_scales, slices
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.formats import pdparams, torch_bin
 from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE, widen
@@ -276,7 +276,8 @@ def _write_other_files(
 ) -> None:
     """Copies configuration, tokenizer and other small files, then writes the manifest."""
     copy_other_files(source.folder.path, work)
-    (work / OLD).unlink(missing_ok=True)  # what is written are floats
+    for name in (OLD, paddlenlp_scales.WEIGHTS, paddlenlp_scales.INPUTS):
+        (work / name).unlink(missing_ok=True)  # what is written are floats
     complete_config(work, dtype, source.plugin.card, source.dims, (KEY,))
     config = read_json(work / "config.json", required=True)
     if (scaled := with_paddlenlp_scaling(config)) != config:

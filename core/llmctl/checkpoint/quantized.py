@@ -1,4 +1,5 @@
-"""Checkpoints with quantized weights (GPTQ, AWQ, compressed-tensors, bitsandbytes, GGUF): their tensors under the names of the float model.
+"""Checkpoints with quantized weights (GPTQ, AWQ, compressed-tensors, bitsandbytes, GGUF, PaddleNLP): their tensors under the names of
+the float model.
 
 The formats are in ``llmctl.quant.formats``. A linear's tensors become one ``QuantizedTensor``, which reads as float32 values or as
 codes; other tensors stay as they are.
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.checkpoint import bitsandbytes
+from llmctl.checkpoint import bitsandbytes, paddlenlp_scales
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.formats.dtypes import cast, widen
 from llmctl.checkpoint.formats.tensor_info import CodedTensor, TensorInfo
@@ -78,8 +79,11 @@ def scheme_of(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
     Raises:
         ConfigError: The format is not one that is read.
     """
-    if config.get(KEY):
-        return read_scheme(config[KEY], str(folder / "config.json"))
+    stated = config.get(KEY)
+    if paddlenlp_scales.is_scaled(folder) and not (isinstance(stated, dict) and "quant_method" in stated):
+        return Scheme(paddlenlp_scales.METHOD, 8)
+    if stated:
+        return read_scheme(stated, str(folder / "config.json"))
     if bits := gguf_folder.bits_of(folder):
         return Scheme(gguf_folder.CACHE, bits)
     if (folder / OLD).is_file():
@@ -103,6 +107,8 @@ def open_quantized(folder: Path, scheme: Scheme, names: Collection[str]) -> Weig
         return opened
     if scheme.method == "bitsandbytes":
         return WeightFolder(opened.path, bitsandbytes.with_values(opened.tensors))
+    if scheme.method == paddlenlp_scales.METHOD:
+        return WeightFolder(opened.path, paddlenlp_scales.with_values(folder, opened.tensors))
     tensors, left = {}, dict(opened.tensors)
     for linear, parts in _linears(opened.tensors, scheme).items():
         bias = f"{linear}.bias"

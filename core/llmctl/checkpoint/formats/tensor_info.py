@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +102,13 @@ class TensorInfo:
 
 
 class CodedTensor(TensorInfo):
-    """A weight [out, in] that is stored as codes; its values are those of the float32 tensor that it stands for."""
+    """A weight that is stored as codes; its values are those of the float32 tensor that it stands for.
+
+    Attributes:
+        outputs_first: Whether its shape is [out, in]; else [in, out]. Codes are [out, in] always.
+    """
+
+    outputs_first: ClassVar[bool] = True
 
     def codes(self) -> Codes:
         """The codes, scales and zero points.

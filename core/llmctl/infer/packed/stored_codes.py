@@ -69,7 +69,9 @@ class StoredCodes(RoundToNearest):
     def _codes(self, tensor: Any, table: bool) -> _Read | None:
         """The codes of a tensor of the card; None = it has none, or the layout does not hold them."""
         sources = tensor.sources if isinstance(tensor, LazyTensor) else ()
-        if not sources or not all(isinstance(info, CodedTensor) and m.transpose is not table for info, m in sources):
+        if not sources or not all(
+            isinstance(info, CodedTensor) and m.transpose is (info.outputs_first is not table) for info, m in sources
+        ):
             return None
         parts = [(info.codes(), replace(mapping, transpose=True)) for info, mapping in sources]
         inputs, outputs = tensor.shape[::-1] if table else tensor.shape

@@ -21,7 +21,7 @@ class Scheme:
     """How the linears of a checkpoint are quantized.
 
     Attributes:
-        method: ``gptq``, ``awq``, ``compressed-tensors``; or ``bitsandbytes`` or ``gguf``, whose tensors say all else themselves.
+        method: ``gptq``, ``awq``, ``compressed-tensors``; or ``bitsandbytes``, ``gguf`` or ``paddlenlp``, whose tensors say all else themselves.
         bits: Bits of a code.
         group: Inputs of a group; -1 = one group, or as the tensors say (compressed-tensors).
         symmetric: Whether zero points are all the middle of the range.
