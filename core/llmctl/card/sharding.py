@@ -62,7 +62,7 @@ class Split:
 
 @dataclass(frozen=True)
 class QuantTarget:
-    """A linear layer to quantise: the name of its weight, and its sizes."""
+    """A linear layer to quantize: the name of its weight, and its sizes."""
 
     name: str
     in_features: int

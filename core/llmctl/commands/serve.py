@@ -1,4 +1,4 @@
-"""``llmctl serve``: an HTTP server with OpenAI's API. Options override the keys of a configuration."""
+"""``llmctl serve``: an HTTP server with OpenAI's API and others. Options override the keys of a configuration."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ SECTIONS = {
 def command(
     ctx: click.Context, /, model: Path | None, config_file: Path | None, api_key: str | None, **given: Any
 ) -> None:
-    """Serve the model in the folder MODEL over HTTP, with OpenAI's API and that of PaddleNLP's server.
+    """Serve the model in the folder MODEL over HTTP, with the APIs of OpenAI, Anthropic and PaddleNLP's server.
 
     MODEL is what it is for llmctl generate.
     """

@@ -68,7 +68,7 @@ def weight_map(card: Family, dims: Dims, source: str) -> Sequence[WeightMapping]
 
 @hookspec(firstresult=True)
 def quant_layers(card: Family, dims: Dims, method: str) -> Sequence[QuantTarget]:  # type: ignore[empty-body]
-    """Linears to quantise with ``ptq-a8w8``, ``weight-only-int8``, ``weight-only-int4``, ``gptq`` or ``awq``.
+    """Linears to quantize with ``ptq-a8w8``, ``weight-only-int8``, ``weight-only-int4``, ``gptq`` or ``awq``.
 
     Default: every linear inside the layers, without router and head.
     """

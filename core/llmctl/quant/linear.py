@@ -20,7 +20,7 @@ class QuantisedLinear(paddle.nn.Layer):
     """y = x W + b with a quantized W.
 
     Args:
-        linear: The layer to quantise; its bias is kept.
+        linear: The layer to quantize; its bias is kept.
         code: One of ``blockwise.CODES``.
     """
 
