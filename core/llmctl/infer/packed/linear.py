@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.quant.methods import grids
+
 Float = NDArray[np.float32]
 
 PANEL = 16
@@ -37,9 +39,6 @@ STRIP = 16 * PANEL
 
 LIMITS = {"int8": (-128, 127), "int4": (-8, 7)}
 """The codes of each integer kind."""
-
-LEAST_NORMAL, LARGEST = 2.0**-14, 65504.0
-"""Of float16."""
 
 MOST_ZERO = 256
 """Zero points up to this are within 1/16 of a code as float16."""
@@ -314,7 +313,7 @@ def float16(values: Float) -> NDArray[np.float16]:
         nearest = values.astype(np.float16)
     if (np.isinf(nearest) & np.isfinite(values)).any():
         raise ValueError(
-            f"float16 ends at {LARGEST:g}, and a value of {np.abs(values[np.isfinite(values)]).max():g} is beyond"
+            f"float16 ends at {grids.LARGEST:g}, and a value of {np.abs(values[np.isfinite(values)]).max():g} is beyond"
         )
     return nearest
 
@@ -377,39 +376,29 @@ def _bfloat16(values: Float) -> NDArray[np.uint16]:
     return np.where(np.isnan(values), np.uint16(0x7FC0), nearest)
 
 
-def _nearest(weight_IO: Float, kind: str, group: int, asymmetric: bool) -> tuple[NDArray[np.int8], Float, Float | None]:
+def _nearest(
+    weight_IO: Float, kind: str, group: int, asymmetric: bool
+) -> tuple[NDArray[np.integer], Float, Float | None]:
     """Codes, scales and zeros of each group and output."""
+    if not asymmetric:
+        grid = grids.fit(weight_IO, BITS[kind], group)
+        return grid.codes(weight_IO), grid.scales_GO, None
     inputs, outputs = weight_IO.shape
     group = group or inputs
     # Padding with the last input does not change the range of the last group.
     filled = np.pad(weight_IO, ((0, -inputs % group), (0, 0)), "edge").reshape(-1, group, outputs)
     low, high = filled.min(1), filled.max(1)
     least, most = LIMITS[kind]
-    if asymmetric:
-        scales = (high - low) / (most - least)
-        alike = scales <= 0
-        scales = np.where(alike, np.where(low == 0, 1, np.abs(low)), scales).astype(np.float32)
-        scales = half_scales(scales, None)[0]
-        zeros = low / np.where(scales == 0, 1, scales) - np.where(alike, 0, least).astype(np.float32)
-    elif kind == "int4":
-        # The largest magnitude becomes -8 whatever its sign: there is one more negative code than positive ones.
-        scales, zeros = np.where(-low > high, low, high) / least, None
-    else:
-        scales, zeros = np.maximum(-low, high) / most, None
-    scales, zeros = half_scales(scales.astype(np.float32), zeros)
-    units = np.where(scales == 0, 1, scales)[:, None]
-    codes = np.rint(filled / units - (0 if zeros is None else zeros[:, None]))
+    scales = (high - low) / (most - least)
+    alike = scales <= 0
+    scales = np.where(alike, np.where(low == 0, 1, np.abs(low)), scales).astype(np.float32)
+    scales = grids.halves(scales)
+    zeros = low / np.where(scales == 0, 1, scales) - np.where(alike, 0, least).astype(np.float32)
+    if grids.fits_half(scales) and np.abs(zeros).max() <= MOST_ZERO:
+        zeros = zeros.astype(np.float16).astype(np.float32)
+    codes = np.rint(filled / np.where(scales == 0, 1, scales)[:, None] - zeros[:, None])
     codes = codes.clip(least, most).astype(np.int8).reshape(-1, outputs)[:inputs]
     return codes, scales, zeros
-
-
-def half_scales(scales: Float, zeros: Float | None) -> tuple[Float, Float | None]:
-    """Scales and zero points rounded to float16; as they are where the largest scale is not one of its normal values, or a zero point
-    is over ``MOST_ZERO``."""
-    most = np.abs(scales).max()
-    if not LEAST_NORMAL <= most <= LARGEST or (zeros is not None and np.abs(zeros).max() > MOST_ZERO):
-        return scales, zeros
-    return tuple(None if x is None else x.astype(np.float16).astype(np.float32) for x in (scales, zeros))  # type: ignore[return-value]
 
 
 def _codes(packed: PackedLinear, panels: int) -> NDArray[np.int8]:

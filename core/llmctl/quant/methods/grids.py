@@ -25,7 +25,7 @@ negative; ``asymmetric``: whole zero points, from the smallest weight to the lar
 SHRINK = tuple(np.arange(1.0, 0.59, -0.02).tolist())
 """Shares of the full range that a scale search tries."""
 
-LARGEST = float(np.finfo(np.float16).max)
+LEAST_NORMAL, LARGEST = float(np.finfo(np.float16).tiny), float(np.finfo(np.float16).max)
 STRIP = 256
 """Outputs that are searched at a time."""
 
@@ -52,8 +52,9 @@ class Grid:
 
     def codes(self, weight_IO: Array) -> NDArray[np.int16]:
         """The nearest codes."""
-        scales_IO, zeros_IO = self.rows(np.arange(len(weight_IO)))
-        return nearest(weight_IO, scales_IO, zeros_IO, self.bits)
+        weight_GEO = _grouped(weight_IO, self.group)
+        codes_GEO = nearest(weight_GEO, self.scales_GO[:, None], self.zeros_GO[:, None], self.bits)
+        return codes_GEO.reshape(-1, weight_IO.shape[1])[: len(weight_IO)]
 
     def values(self, codes_IO: Array) -> NDArray[np.float32]:
         """The weights of codes."""
@@ -64,8 +65,11 @@ class Grid:
 def nearest(weights: Array, scales: Array, zeros: Array, bits: int) -> NDArray[np.int16]:
     """The nearest codes of weights, elementwise."""
     least, most = LIMITS[bits]
-    codes = np.rint(weights / np.where(scales == 0, 1, scales) - zeros)
-    return np.clip(codes, least, most).astype(np.int16)
+    steps = np.asarray(weights / np.where(scales == 0, 1, scales))
+    if np.any(zeros):
+        steps = steps - zeros
+    np.rint(steps, out=steps)
+    return np.clip(steps, least, most, out=steps).astype(np.int16)
 
 
 def fit(weight_IO: Array, bits: int, group: int, form: str = "signed", importance_I: Array | None = None) -> Grid:
@@ -102,20 +106,30 @@ def fit(weight_IO: Array, bits: int, group: int, form: str = "signed", importanc
 
 
 def halves(scales: Array) -> NDArray[np.float32]:
-    """Scales rounded to float16, in float32; those over its range stay as they are."""
-    with np.errstate(over="ignore"):
-        rounded = scales.astype(np.float16).astype(np.float32)
-    return np.where(np.abs(scales) > LARGEST, scales, rounded).astype(np.float32)
+    """Scales rounded to float16, in float32; as they are where the largest is not one of its normal values."""
+    scales = scales.astype(np.float32)
+    return scales.astype(np.float16).astype(np.float32) if fits_half(scales) else scales
+
+
+def fits_half(scales: Array) -> bool:
+    """Whether float16 holds scales: the largest is one of its normal values."""
+    return bool(LEAST_NORMAL <= np.abs(scales).max() <= LARGEST)
+
+
+def _grouped(weight_IO: Array, group: int) -> Array:
+    """Groups of inputs [G, E, O]; padding with the last input does not change the range of the last group."""
+    missing = -len(weight_IO) % group
+    filled_IO = np.pad(weight_IO, ((0, missing), (0, 0)), "edge") if missing else weight_IO
+    return filled_IO.reshape(-1, group, weight_IO.shape[1])
 
 
 def _strip(
     weight_IO: Array, bits: int, group: int, form: str, importance_I: Array, shares: Sequence[float]
 ) -> tuple[Array, Array]:
     """Scales and zero points [G, O] of some outputs."""
-    missing = -len(weight_IO) % group
-    # Padding with the last input does not change the range of the last group, and counts nothing.
-    weight_GEO = np.pad(weight_IO, ((0, missing), (0, 0)), "edge").reshape(-1, group, weight_IO.shape[1])
-    importance_GE1 = np.pad(importance_I, (0, missing)).reshape(-1, group, 1)
+    weight_GEO = _grouped(weight_IO, group)
+    # Padding counts nothing.
+    importance_GE1 = np.pad(importance_I, (0, -len(weight_IO) % group)).reshape(-1, group, 1)
     if len(shares) == 1:
         return _bounds(weight_GEO, bits, form, shares[0])
     best: list[Array] | None = None

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from llmctl.errors import DataError
 from llmctl.infer.packed.folder import open_packed
-from llmctl.infer.packed.linear import unpack
+from llmctl.infer.packed.linear import PackedLinear, codes_of, unpack
 from llmctl.infer.quantize import job as quantizing
 from llmctl.infer.quantize.block import block_of
 from llmctl.infer.quantize.quantizer import quantize_layer
@@ -133,13 +133,25 @@ def test_a_model_too_far_from_the_float_one_is_not_kept(text, tmp_path):
 def test_rounding_needs_no_text(tmp_path):
     out, _ = llmctl("quantize", MODEL[0], "--method", "weight-only-int8", "--output", tmp_path / "out")
     assert "not compared with the float model: no --calibration" in out
-    exported = tmp_path / "exported"
-    llmctl("export", MODEL[0], "--engine", "fused", "--weights", "int8", "--output", exported)
-    for ours, theirs in zip(open_packed(tmp_path / "out").layers, open_packed(exported).layers, strict=True):
-        # Scales are rounded to float16, which moves a few values to the next code.
-        off = np.abs(unpack(ours.down[0].weight) - unpack(theirs.down[0].weight))
-        assert off.max() <= 1.01 * ours.down[0].weight.scales.max()
-        assert off.mean() < 3e-2 * ours.down[0].weight.scales.mean()
+
+
+@pytest.mark.parametrize(("kind", "group"), [("int8", None), ("int8", 0), ("int4", None), ("int4", 96)])
+def test_rounding_gives_the_codes_of_export(kind, group, tmp_path):
+    words = [] if group is None else ["--group", group]
+    llmctl("export", MODEL[0], "--engine", "fused", "--weights", kind, *words, "--output", tmp_path / "exported")
+    llmctl("quantize", MODEL[0], "--method", f"weight-only-{kind}", *words, "--output", tmp_path / "quantized")
+    exported, quantized = (open_packed(tmp_path / name) for name in ("exported", "quantized"))
+    for one, other in zip(_linears(exported), _linears(quantized), strict=True):
+        assert one.kind == other.kind
+        for mine, theirs in zip(codes_of(one), codes_of(other), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def _linears(model):
+    assert isinstance(model.embed, PackedLinear)
+    yield from (model.embed, model.head.weight)
+    for layer in model.layers:
+        yield from (linear.weight for linear in (layer.qkv, layer.out, *layer.up, *layer.down))
 
 
 def test_a_weight_that_is_not_finite_is_named(text, tmp_path):
