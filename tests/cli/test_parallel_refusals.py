@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from llmctl.config.parallel import NOT_YET, ParallelConfig
-
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 CASES = {
     "devices": (["--devices", "3", "parallel.tensor=2"], ["parallel.tensor=2", "2 or a multiple of it", "are 3"]),
@@ -45,8 +43,7 @@ CASES = {
 PROGRAM = """
 import contextlib, io, json, sys, time
 from llmctl.cli import main
-import llmctl.config.parallel, llmctl.commands.configured
-llmctl.config.parallel.NOT_YET = ()
+import llmctl.commands.configured
 answers = {}
 for name, arguments in json.loads(sys.argv[1]).items():
     out, began, code = io.StringIO(), time.process_time(), None
@@ -89,12 +86,3 @@ def test_it_is_refused_at_once_without_paddle(name, answers):
         assert part in text
     assert code == 2 and "Traceback" not in text
     assert seconds < 1 and not paddle
-
-
-@pytest.mark.skipif(not NOT_YET, reason="there is nothing that this release lacks")
-def test_what_is_lacking_is_named(run_llmctl):
-    key = NOT_YET[0][0]
-    value = "true" if isinstance(getattr(ParallelConfig(), key), bool) else "2"
-    done = run_llmctl("finetune", "--check", "--set", f"parallel.{key}={value}", "--model", str(STARTER / "model"),
-                      "--set", f"data.train={STARTER / 'data' / 'dev.jsonl'}", "--output", "unused")  # fmt: skip
-    assert done.returncode == 2 and "is not in this release" in done.stderr, done.stderr

@@ -10,7 +10,6 @@ from click.testing import CliRunner
 from kit.model_cli import llmctl
 
 from llmctl.cli import main
-from llmctl.config import parallel
 from llmctl.data.corpus.indexed import new_corpus
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
@@ -147,8 +146,7 @@ def test_a_half_type_takes_the_memory_of_what_is_computed_and_says_so(config):
     assert half["precision"] in run(config, "--set", "model.dtype=bfloat16")
 
 
-def test_of_several_devices_the_one_that_needs_most_is_planned(config, monkeypatch):
-    monkeypatch.setattr(parallel, "NOT_YET", ())
+def test_of_several_devices_the_one_that_needs_most_is_planned(config):
     whole = planned(config, "--memory", "2GB")
     shared = planned(config, "--memory", "2GB", "--set", "parallel.tensor=2", "--set", "parallel.sharding=2",
                      "--set", "train.grad_accumulation=2")  # fmt: skip

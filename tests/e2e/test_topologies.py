@@ -24,7 +24,7 @@ STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_ll
 STEPS = 4
 
 
-def job_of(data, output, method, resume, stage, save_every=STEPS, async_save=False):
+def job_of(data, output, method, resume, stage, offload=False, save_every=STEPS, async_save=False):
     """The checked job of a short run that is clipped, averaged and evaluated."""
     config = schema.build(
         resolve(COMMANDS["finetune"].config),
@@ -46,7 +46,7 @@ def job_of(data, output, method, resume, stage, save_every=STEPS, async_save=Fal
                 "ema_decay": 0.5,
             },
             "output": {"dir": str(output), "samples": 1, "resume": resume, "async_save": async_save},
-            "parallel": {"sharding": 2, "sharding_stage": stage} if stage > 1 else {},
+            "parallel": {"offload": offload, **({"sharding": 2, "sharding_stage": stage} if stage > 1 else {})},
         },
     )
     return resolve(COMMANDS["finetune"].check)(config, "auto", None)
@@ -63,8 +63,8 @@ class _Until(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def train(ranks, data, output, method, until=STEPS, resume=False, stage=1, **options):
-    job = job_of(data, output, method, resume, stage, **options)
+def train(ranks, data, output, method, until=STEPS, resume=False, stage=1, offload=False, **options):
+    job = job_of(data, output, method, resume, stage, offload, **options)
     # As in the command, all have checked the output folder before one writes there.
     ranks.wait()
     try:
@@ -127,20 +127,21 @@ CHAINS = {
             (Topology(sharding=2), 2, 1),
             (Topology(sharding=2), 3, 2),
             (Topology(), 1, 3),
-            (Topology(data=2, sharding=2), 1, STEPS),
+            (Topology(data=2, sharding=2), 1, STEPS, True),
         ],
     ),
-    "lora": (LORA, [(Topology(data=2), 1, 1), (Topology(sharding=2), 3, STEPS)]),
+    "lora": (LORA, [(Topology(data=2), 1, 1), (Topology(sharding=2), 3, STEPS, True)]),
     "combined": (
         FULL,
         [
             (Topology(tensor=2, sharding=2), 3, 1),
             (Topology(pipeline=2, sharding=2), 2, 2),
-            (Topology(pipeline=2, sharding=2), 3, 3),
-            (Topology(tensor=2, pipeline=2), 1, STEPS),
+            (Topology(pipeline=2, sharding=2), 3, 3, True),
+            (Topology(tensor=2, pipeline=2), 1, STEPS, True),
         ],
     ),
-    "prefix": (PREFIX, [(Topology(data=2), 1, 1), (Topology(sharding=2), 2, STEPS)]),
+    "prefix": (PREFIX, [(Topology(data=2), 1, 1), (Topology(sharding=2), 2, STEPS, True)]),
+    "offload": (FULL, [(Topology(), 1, 2, True), (Topology(), 1, 3), (Topology(), 1, STEPS, True)]),
 }
 
 
@@ -152,8 +153,8 @@ def test_a_run_continues_in_any_other_arrangement(name, one, data, tmp_path):
     """Weights, moments, averages, losses, norms and statistics of the run that one process made without a break."""
     method, chain = CHAINS[name]
     whole, output = one(method["name"], method), tmp_path / "parts"
-    for index, (topology, stage, until) in enumerate(chain):
-        run = (data, output, method, until, index > 0, stage)
+    for index, (topology, stage, until, *offload) in enumerate(chain):
+        run = (data, output, method, until, index > 0, stage, *offload)
         if topology.size == 1:
             train(ALONE, *run)
         else:

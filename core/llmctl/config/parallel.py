@@ -49,10 +49,6 @@ class ParallelConfig:
     )
 
 
-NOT_YET: tuple[tuple[str, tuple[Any, ...], str], ...] = (("offload", (), "optimizer states in main memory"),)
-"""(key, values, what it is): with one of these values, none = any but the default, this release does not train."""
-
-
 def check(parallel: ParallelConfig, train: Any) -> None:
     """Checks that the keys of the section fit each other, whatever the model and the number of devices.
 
@@ -61,7 +57,7 @@ def check(parallel: ParallelConfig, train: Any) -> None:
         train: The section ``train``.
 
     Raises:
-        ConfigError: They do not, or have no effect, or this release does not have what they ask for.
+        ConfigError: They do not, or have no effect.
     """
     changed = set(changed_fields(parallel))
     needs = (
@@ -90,10 +86,6 @@ def check(parallel: ParallelConfig, train: Any) -> None:
     if parallel.chunks > 1:
         _check_chunks(parallel, train.grad_accumulation)
     parse_bytes(parallel.bucket, "parallel.bucket=")
-    for key, values, what in NOT_YET:
-        value = getattr(parallel, key)
-        if key in changed and (value in values or not values):
-            raise ConfigError(f"parallel.{key}={_shown(value)}: {what} is not in this release; leave it out")
 
 
 def _check_chunks(parallel: ParallelConfig, passes: int) -> None:

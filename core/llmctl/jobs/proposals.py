@@ -15,7 +15,6 @@ from typing import Any
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.card.slots import base_slot
-from llmctl.config import parallel
 from llmctl.errors import ConfigError
 from llmctl.io.sizes import parse_bytes
 from llmctl.jobs import degrees, memory_estimate, memory_plan
@@ -173,8 +172,7 @@ class Planner:
             ConfigError: The rows of a step cannot be shared by so many devices.
         """
         found: dict[Topology, Estimate] = {}
-        there = not any(key == "offload" for key, _, _ in parallel.NOT_YET)
-        for offload in (False, True) if there else (False,):
+        for offload in (False, True):
             for plan in self.plans(devices, offload):
                 estimate = self.of_plan(plan)
                 if estimate and (plan.topology not in found or _order(estimate) < _order(found[plan.topology])):

@@ -198,7 +198,7 @@ class Mesh:
             anywhere = collectives.all_reduce(anywhere, axis)
         found = [p for p, count in zip(parameters, anywhere.tolist(), strict=True) if count]
         for bucket in _buckets(found, self.bucket):
-            grads = [paddle.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+            grads = [paddle.zeros(p.shape, p.dtype) if p.grad is None else p.grad for p in bucket]
             flat = paddle.concat([grad.reshape([-1]) for grad in grads])
             with _other_ranks("the sum of gradients"):
                 flat = collectives.all_reduce(flat, axis)

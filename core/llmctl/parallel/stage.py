@@ -117,7 +117,7 @@ class Stage:
             if here and axis.size > 1:
                 for weight in here:
                     if weight.grad is None:
-                        weight.grad = paddle.zeros_like(weight)
+                        weight.grad = paddle.zeros(weight.shape, weight.dtype)
                 collectives.all_reduce_all([weight.grad for weight in here], axis)
 
     def _run_blocks(self, blocks: Any, x_BTD: paddle.Tensor, cos_sin: Any, mask: Any, cache: Any) -> paddle.Tensor:

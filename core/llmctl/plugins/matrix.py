@@ -16,7 +16,6 @@ from llmctl import plugins
 from llmctl._version import __version__
 from llmctl.card.capabilities import Experimental, Unsupported
 from llmctl.card.support import state
-from llmctl.config import parallel
 from llmctl.errors import ConfigError, FileError, PluginError
 from llmctl.io.written import FamilyEvidence, read_written
 from llmctl.plugins.hookspecs import API
@@ -44,23 +43,13 @@ COLUMNS = {
     "sharding": "Sharding",
     "expert-parallel": "Expert parallel",
 }
-DEGREES = {"tensor-parallel": "tensor", "pipeline": "pipeline", "sharding": "sharding", "expert-parallel": "expert"}
-"""Method -> key of the section ``parallel``."""
-
-PENDING = {
-    method: "core does not have this method in this release"
-    for method, key in DEGREES.items()
-    if key in {row[0] for row in parallel.NOT_YET}
-}
-"""Methods that core does not have yet, so that no family supports them."""
-
 BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
 UPDATE = "llmctl models --update-matrix"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: ``yes``, ``unverified``, ``experimental``, ``no``, ``not yet`` or ``broken``, and its reason or note."""
+    """A cell: ``yes``, ``unverified``, ``experimental``, ``no`` or ``broken``, and its reason or note."""
 
     label: str
     note: str = ""
@@ -137,8 +126,6 @@ def _cell(plugin: plugins.Plugin, method: str, evidence: dict[str, Any] | str) -
     found = state(plugin.card, method)
     if isinstance(found, Unsupported):
         return Cell("no", found.reason)
-    if method in PENDING:
-        return Cell("not yet", PENDING[method])
     if isinstance(found, Experimental):
         return Cell("experimental", found.note)
     if isinstance(evidence, str):

@@ -261,15 +261,16 @@ def _placement(trainable: Trainable, ranks: Ranks) -> Placement:
 
 def _weights(job: CheckedJob[Any], model: Any, ranks: Ranks, placement: Placement) -> MasterWeights:
     """What the optimizer updates on this rank."""
-    stage, parameters = job.config.parallel.sharding_stage, trained(dict(model.named_parameters()))
+    stage, offload = job.config.parallel.sharding_stage, job.config.parallel.offload
+    parameters = trained(dict(model.named_parameters()))
     complete, sum_stages = (getattr(model, name, None) for name in ("complete_grads", "sum_stages"))
     if not isinstance(ranks, Mesh) or ranks.sharding.size == 1:
-        return MasterWeights(parameters, ranks, placement, complete, sum_stages)
+        return MasterWeights(parameters, ranks, placement, complete, sum_stages, offload)
     if stage < 3:
-        return Shards(parameters, ranks, stage, placement, complete, sum_stages)
+        return Shards(parameters, ranks, stage, placement, complete, sum_stages, offload)
     blocks = blocks_in(model, blocks_of(job.model.plugin.card.expand(job.model.dims)))
     ranks.weights_shared = True
-    return Units(parameters, ranks, blocks, placement, complete, sum_stages)
+    return Units(parameters, ranks, blocks, placement, complete, sum_stages, offload)
 
 
 def _stages(ranks: Ranks, names: Iterable[str]) -> dict[str, list[int]]:

@@ -2,7 +2,6 @@
 
 import pytest
 
-from llmctl.config import parallel
 from llmctl.config.finetune import FinetuneTrainConfig
 from llmctl.config.parallel import ParallelConfig, check, degrees
 from llmctl.errors import ConfigError
@@ -41,22 +40,6 @@ def test_the_degrees_above_one_are_listed():
         ({"bucket": "some"}, 1, r"parallel\.bucket='some' is not a size; write 2GB"),
     ],
 )
-def test_keys_that_do_not_fit_are_refused(keys, passes, message, monkeypatch):
-    monkeypatch.setattr(parallel, "NOT_YET", ())
+def test_keys_that_do_not_fit_are_refused(keys, passes, message):
     with pytest.raises(ConfigError, match=message):
         check(ParallelConfig(**keys), FinetuneTrainConfig(grad_accumulation=passes))
-
-
-def test_what_this_release_lacks_is_refused_and_not_ignored(monkeypatch):
-    monkeypatch.setattr(parallel, "NOT_YET", (("tensor", (), "one"), ("sharding_stage", (3,), "the other")))
-    train = FinetuneTrainConfig()
-    check(ParallelConfig(sharding=2, sharding_stage=2), train)
-    with pytest.raises(ConfigError, match=r"parallel\.tensor=2: one is not in this release; leave it out"):
-        check(ParallelConfig(tensor=2), train)
-    with pytest.raises(ConfigError, match=r"parallel\.sharding_stage=3: the other is not in this release"):
-        check(ParallelConfig(sharding=2, sharding_stage=3), train)
-
-
-def test_every_entry_of_what_is_lacking_is_a_key():
-    keys = set(vars(ParallelConfig()))
-    assert {key for key, _, _ in parallel.NOT_YET} <= keys

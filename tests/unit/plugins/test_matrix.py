@@ -60,11 +60,6 @@ def test_a_failed_test_is_no_evidence(llama):
     assert llama(outcomes={"sft": {"a": "passed", "b": "failed"}})["sft"] == "unverified"
 
 
-def test_what_core_does_not_have_is_not_claimed_for_any_family():
-    for cells in matrix.rows().values():
-        assert all(cells[method].label != "yes" for method in matrix.PENDING)
-
-
 def test_a_broken_plugin_has_a_row_with_its_cause(fakes):
     fakes("broken")
     broken = [cells for cells in matrix.rows().values() if cells["sft"].label == "broken"]

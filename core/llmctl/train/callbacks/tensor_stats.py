@@ -55,7 +55,7 @@ class TensorStats(Callback):
         for name, tensor in self._weights.tensors.items():
             grad = None if tensor.grad is None else self._weights.counted(name, tensor.grad)
             if grad is not None:
-                weight = self._weights.counted(name, tensor)
+                weight = self._weights.counted(name, tensor.detach())
                 norms = (math.sqrt(sum_squares([part])) for part in (weight, grad))
                 found[name] = (*norms, float(grad.abs().max()))
         return found

@@ -67,7 +67,8 @@ class AdamW:
         self.masters: Mapping[str, paddle.Tensor] = self.weights.tensors
         decayed = {name for name in self.parameters if decays(name)}
         scales = {name: lr_scales(name) for name in self.parameters}
-        self._update = make_update(self.masters, decayed, scales, AdamWSettings(beta1, beta2, eps, weight_decay))
+        settings = AdamWSettings(beta1, beta2, eps, weight_decay)
+        self._update = make_update(self.masters, decayed, scales, settings, self.weights.offload)
 
     @property
     def loss_scale(self) -> float:

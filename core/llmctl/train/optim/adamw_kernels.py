@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 
 from llmctl.nn import kernels
+from llmctl.train.optim.main_memory import Offloaded, in_main_memory
 
 SLOTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
 
@@ -46,16 +47,23 @@ class Update(Protocol):
 
 
 def make_update(
-    parameters: Parameters, decayed: Collection[str], lr_scales: LrScales, settings: AdamWSettings
+    parameters: Parameters,
+    decayed: Collection[str],
+    lr_scales: LrScales,
+    settings: AdamWSettings,
+    offload: bool = False,
 ) -> Update:
-    """The fused update where it supports all parameters, else paddle's.
+    """The fused update where it supports all parameters, else paddle's; with ``offload`` the one in main memory.
 
     Args:
         parameters: Name -> parameter.
         decayed: Names of those with weight decay.
         lr_scales: Name -> factor of the learning rate.
         settings: Betas, eps and weight decay.
+        offload: Whether moments are in main memory, and updates are made there.
     """
+    if offload:
+        return OffloadedAdamW(parameters, decayed, lr_scales, settings)
     fused = kernels.compiled("adamw", *parameters.values())
     if fused is None:
         return PaddleAdamW(parameters, decayed, lr_scales, settings)
@@ -130,27 +138,27 @@ class FusedAdamW:
 
     def step(self, lr: float) -> None:
         """As ``Update``."""
-        betas = np.array([self._settings.beta1, self._settings.beta2])
         for name, parameter in self._parameters.items():
-            grad = parameter.grad
-            if grad is None:
-                continue
-            if name not in self._moments:
-                self._moments[name] = paddle.zeros_like(parameter), paddle.zeros_like(parameter)
-                self._powers[name] = betas
-            decay = self._settings.weight_decay if name in self._decayed else 0.0
-            powers = tuple(float(power) for power in self._powers[name])
-            self._fused(
-                parameter,
-                grad,
-                *self._moments[name],
-                lr=lr * self._lr_scales[name],
-                powers=powers,
-                betas=(self._settings.beta1, self._settings.beta2),
-                eps=self._settings.eps,
-                weight_decay=decay,
-            )
-            self._powers[name] = self._powers[name] * betas
+            if parameter.grad is not None:
+                self._update(name, parameter, parameter.grad, lr)
+
+    def _update(self, name: str, weight: paddle.Tensor, grad: paddle.Tensor, lr: float) -> None:
+        """Updates a weight in place."""
+        betas = np.array([self._settings.beta1, self._settings.beta2])
+        if name not in self._moments:
+            self._moments[name] = paddle.zeros_like(weight), paddle.zeros_like(weight)
+            self._powers[name] = betas
+        self._fused(
+            weight,
+            grad,
+            *self._moments[name],
+            lr=lr * self._lr_scales[name],
+            powers=tuple(float(power) for power in self._powers[name]),
+            betas=(self._settings.beta1, self._settings.beta2),
+            eps=self._settings.eps,
+            weight_decay=self._settings.weight_decay if name in self._decayed else 0.0,
+        )
+        self._powers[name] = self._powers[name] * betas
 
     def state(self) -> dict[str, np.ndarray]:
         """As ``Update``."""
@@ -165,5 +173,61 @@ class FusedAdamW:
         for name in self._parameters:
             arrays = [state.get(f"{slot}/{name}") for slot in SLOTS]
             if all(array is not None for array in arrays):
-                self._moments[name] = paddle.to_tensor(arrays[0]), paddle.to_tensor(arrays[1])
+                self._moments[name] = self._tensor(arrays[0]), self._tensor(arrays[1])
                 self._powers[name] = np.array([arrays[2].reshape(-1)[0], arrays[3].reshape(-1)[0]], np.float64)
+
+    def _tensor(self, array: np.ndarray) -> paddle.Tensor:
+        """A moment that begins with these values."""
+        return paddle.to_tensor(array)
+
+
+class OffloadedAdamW(FusedAdamW):
+    """The update in main memory, where the moments are: the gradient is copied there, and the new weight back.
+
+    A weight that is no ``Offloaded`` is copied there too. Arguments are those of ``make_update``.
+    """
+
+    def __init__(
+        self, parameters: Parameters, decayed: Collection[str], lr_scales: LrScales, settings: AdamWSettings
+    ) -> None:
+        super().__init__(parameters, decayed, lr_scales, settings, _in_place)
+
+    @paddle.no_grad()
+    def step(self, lr: float) -> None:
+        """As ``Update``."""
+        for name, parameter in self._parameters.items():
+            if parameter.grad is None:
+                continue
+            grad = in_main_memory(parameter.grad)
+            if isinstance(parameter, Offloaded):
+                self._update(name, parameter.value, grad, lr)
+            else:
+                weight = in_main_memory(parameter)
+                self._update(name, weight, grad, lr)
+                parameter.set_value(weight)
+
+    def _tensor(self, array: np.ndarray) -> paddle.Tensor:
+        return paddle.to_tensor(array, place=paddle.CPUPlace())
+
+
+def _in_place(
+    weight: paddle.Tensor,
+    grad: paddle.Tensor,
+    moment1: paddle.Tensor,
+    moment2: paddle.Tensor,
+    *,
+    lr: float,
+    powers: tuple[float, float],
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """The update of one weight, by the fused operator or by paddle's operations."""
+    fused = kernels.compiled("adamw", weight, grad, moment1, moment2)
+    if fused is not None:
+        fused(weight, grad, moment1, moment2, lr, powers, betas, eps, weight_decay)
+        return
+    moment1.scale_(betas[0]).add_(grad * (1 - betas[0]))
+    moment2.scale_(betas[1]).add_(grad * grad * (1 - betas[1]))
+    length = (moment2 / (1 - powers[1])).sqrt() + eps
+    weight.scale_(1 - lr * weight_decay).subtract_(moment1 / length * (lr / (1 - powers[0])))

@@ -18,6 +18,7 @@ from llmctl.nn import kernels
 from llmctl.parallel.placement import WHOLE, Placement
 from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.parallel.slicing import Slicing
+from llmctl.train.optim.main_memory import Offloaded
 
 HALF = (paddle.float16, paddle.bfloat16)
 
@@ -35,11 +36,13 @@ class MasterWeights:
         complete: Called before gradients are summed over the rows of all ranks; None = gradients are whole.
         sum_stages: Called once a step with ``tensors``, whose gradients are summed over the stages that have them; None = no
             two stages have the same.
+        offload: Whether the optimizer's states are in main memory, FP32 master weights among them.
 
     Attributes:
         parameters: As given.
         tensors: Name -> the FP32 master weight of a parameter in a half type; other parameters themselves.
         placement: As given.
+        offload: As given.
         slicing: Name -> how a parameter is divided into slices, of which ``tensors`` has one; empty = they are not.
         model_slicing: Name -> how a weight of the model is divided into slices, of which ``model_slices`` has one.
     """
@@ -54,14 +57,24 @@ class MasterWeights:
         placement: Placement = WHOLE,
         complete: Complete | None = None,
         sum_stages: Complete | None = None,
+        offload: bool = False,
     ) -> None:
-        self.parameters, self.placement = parameters, placement
+        self.parameters, self.placement, self.offload = parameters, placement, offload
         self._ranks, self._complete, self._sum_stages = ranks, complete, sum_stages
         self._half = {name: p for name, p in parameters.items() if p.dtype in HALF}
         self.tensors: Mapping[str, paddle.Tensor] = {
-            name: _fp32(p) if name in self._half else p for name, p in parameters.items()
+            name: self._apart(p.detach().astype("float32")) if name in self._half else p
+            for name, p in parameters.items()
         }
         self._counted = {name: self._counts(name) for name in parameters}
+
+    def _apart(self, value: paddle.Tensor) -> Any:
+        """A weight of the optimizer's own that begins with a value."""
+        if self.offload:
+            return Offloaded(value)
+        return paddle.create_parameter(
+            value.shape, value.dtype, default_initializer=paddle.nn.initializer.Assign(value)
+        )  # fmt: skip
 
     @property
     def _divided(self) -> bool:
@@ -175,11 +188,6 @@ class MasterWeights:
         if whole.shape != shape:
             raise ValueError(f"{what} has shape {list(whole.shape)}, the parameter {list(shape)}")
         return self.placement.part(name, whole)
-
-
-def _fp32(parameter: paddle.Tensor) -> paddle.Tensor:
-    value = paddle.nn.initializer.Assign(parameter.detach().astype("float32"))
-    return paddle.create_parameter(parameter.shape, "float32", default_initializer=value)
 
 
 @paddle.no_grad()

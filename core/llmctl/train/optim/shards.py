@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import paddle
@@ -31,6 +32,7 @@ class Shards(MasterWeights):
         placement: Where parameters are that other axes share; None = no other axis shares any.
         complete: As for ``MasterWeights``.
         sum_stages: As for ``MasterWeights``.
+        offload: Whether the optimizer's states are in main memory, all slices among them.
 
     Attributes:
         tensors: Name -> this rank's slice.
@@ -44,8 +46,9 @@ class Shards(MasterWeights):
         placement: Placement | None = None,
         complete: Complete | None = None,
         sum_stages: Complete | None = None,
+        offload: bool = False,
     ) -> None:
-        self.parameters, self._ranks, self._axis = parameters, mesh, mesh.sharding
+        self.parameters, self._ranks, self._axis, self.offload = parameters, mesh, mesh.sharding, offload
         self._stage, self._complete, self._sum_stages = stage, complete, sum_stages
         self.placement = placement or Placement(mesh.topology, mesh.place)
         self.slicing = {name: Slicing(tuple(p.shape), self._axis.size) for name, p in parameters.items()}
@@ -70,12 +73,9 @@ class Shards(MasterWeights):
         return buckets
 
     @paddle.no_grad()
-    def _slice_of(self, name: str, parameter: paddle.Tensor) -> paddle.Tensor:
+    def _slice_of(self, name: str, parameter: paddle.Tensor) -> Any:
         own = self._own(name, parameter.detach())
-        wide = own.astype("float32") if own.dtype in HALF else own.clone()
-        return paddle.create_parameter(
-            wide.shape, wide.dtype, default_initializer=paddle.nn.initializer.Assign(wide)
-        )  # fmt: skip
+        return self._apart(own.astype("float32") if own.dtype in HALF else own.clone())
 
     def _own(self, name: str, tensor: paddle.Tensor) -> paddle.Tensor:
         return self.slicing[name].rows(tensor)[self._axis.rank]

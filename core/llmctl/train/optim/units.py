@@ -31,6 +31,7 @@ class Units(Shards):
         placement: As for ``Shards``.
         complete: As for ``MasterWeights``.
         sum_stages: As for ``MasterWeights``.
+        offload: As for ``Shards``; slices of blocks are on the device too, in the types of the model.
 
     Attributes:
         units: The blocks.
@@ -44,16 +45,24 @@ class Units(Shards):
         placement: Placement | None = None,
         complete: Complete | None = None,
         sum_stages: Complete | None = None,
+        offload: bool = False,
     ) -> None:
-        super().__init__(parameters, mesh, 2, placement, complete, sum_stages)
-        self._shown: Mapping[str, paddle.Tensor] = self.tensors
+        super().__init__(parameters, mesh, 2, placement, complete, sum_stages, offload)
         self.units = [Unit(self, path, layer) for path, layer in blocks.items()]
         inside = {name for unit in self.units for name in unit.parameters}
         outside = {name: parameter for name, parameter in parameters.items() if name not in inside}
         self._buckets = self._in_buckets(outside, mesh.bucket)
         self.model_slicing = {name: one for unit in self.units for name, one in unit.slicing.items()}
+        self._shown = self._own_slices()
         self._late: Unit | None = None
         self._summed: set[str] = set()
+
+    def _own_slices(self) -> Mapping[str, paddle.Tensor]:
+        """The slices of the optimizer's weights on the device."""
+        if not self.offload:
+            return self.tensors
+        names = [name for unit in self.units for name in unit.trained]
+        return {name: self.tensors[name].astype(self.parameters[name].dtype) for name in names}
 
     def slice_of(self, name: str, frozen: Mapping[str, paddle.Tensor]) -> paddle.Tensor:
         """This rank's slice of a weight, as the model shows it."""
@@ -92,21 +101,10 @@ class Units(Shards):
         self._summed.clear()
         super().accumulate_grads()
 
-    @contextlib.contextmanager
-    def applied(self, values: Mapping[str, paddle.Tensor]) -> Iterator[None]:
-        """As ``MasterWeights.applied``."""
-        self._shown = values
-        try:
-            with super().applied(values):
-                yield
-        finally:
-            self._shown = self.tensors
-
     @paddle.no_grad()
     def copy_to_model(self, values: Mapping[str, paddle.Tensor] | None = None) -> None:
         """Gathers what is outside of units; these are fetched when they compute."""
-        if values is not None:
-            self._shown = values
+        self._shown = self._own_slices() if values is None else values
         if self._buckets:
             super().copy_to_model(values)
 
@@ -125,6 +123,7 @@ class Units(Shards):
             for unit in self.units:
                 unit.take()
                 unit.drop()
+            self._shown = self._own_slices()
 
 
 class Unit:

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from kit.readme import STARTER
 
-from llmctl.config import parallel, schema
+from llmctl.config import schema
 from llmctl.config.parallel import ParallelConfig
 from llmctl.jobs.memory_plan import Outline
 from llmctl.jobs.proposals import Planner
@@ -90,8 +90,7 @@ def expected(topology, rank, keys, train, passes, folder):
         (4, {"tensor": 2}, {}),
     ],
 )
-def test_a_step_sends_what_the_formulas_say(ranks, keys, train, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "NOT_YET", ())
+def test_a_step_sends_what_the_formulas_say(ranks, keys, train, tmp_path):
     topology = arrange(ParallelConfig(**keys), ranks)
     found = run_ranks(ranks, count, tmp_path / "out", keys, train, topology=topology)
     for rank, sent in enumerate(found):

@@ -6,8 +6,9 @@ import pytest
 
 from llmctl.nn import kernels
 from llmctl.train.optim.adamw import AdamW
-from llmctl.train.optim.adamw_kernels import FusedAdamW, PaddleAdamW
-from llmctl.train.optim.master_weights import sum_squares
+from llmctl.train.optim.adamw_kernels import FusedAdamW, OffloadedAdamW, PaddleAdamW
+from llmctl.train.optim.main_memory import Offloaded
+from llmctl.train.optim.master_weights import MasterWeights, sum_squares
 
 BETA1, BETA2, EPS, DECAY = 0.9, 0.95, 1e-8, 0.1
 
@@ -16,7 +17,7 @@ def parameters(dtype="float64"):
     rng = np.random.default_rng(1)
     layer = paddle.nn.Layer()
     for name, shape in {"weight": (3, 4), "bias": (4,), "norm": (5,)}.items():
-        value = paddle.to_tensor(rng.normal(size=shape).astype(dtype))
+        value = paddle.to_tensor(rng.normal(size=shape)).astype(dtype)
         initial = paddle.nn.initializer.Assign(value)
         layer.add_parameter(name, layer.create_parameter(shape, dtype=dtype, default_initializer=initial))
     return dict(layer.named_parameters())
@@ -170,6 +171,38 @@ def test_compiled_updates_are_right_from_the_first_one_on(monkeypatch):
         exact = twin(start, step, lambda step: 0.1)
         for name, p in params.items():
             np.testing.assert_allclose(p.numpy(), exact[name], rtol=1e-6, atol=2e-7, err_msg=f"{name} after {step}")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
+def test_updates_in_main_memory_equal_the_twin_and_continue_another_state(dtype, tolerance):
+    params = parameters(dtype)
+    start = {name: p.numpy().astype("float64") for name, p in params.items()}
+    state = {}
+    for offload, steps in ((True, (1, 2)), (False, (3,)), (True, (4,))):
+        adamw = optimizer(params, weights=MasterWeights(params, offload=offload))
+        assert isinstance(adamw._update, OffloadedAdamW) is offload
+        adamw.load(state)
+        for step in steps:
+            give(params, gradients(step))
+            adamw.step(0.1)
+        state = adamw.state()
+    assert all(m.place.is_cpu_place() for moments in adamw._update._moments.values() for m in moments)
+    exact = twin(start, 4, lambda step: 0.1)
+    for name, p in params.items():
+        np.testing.assert_allclose(p.numpy(), exact[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+def test_masters_in_main_memory_are_read_and_set_as_tensors_of_the_device():
+    params = parameters("bfloat16")
+    weights = MasterWeights(params, offload=True)
+    master = weights.tensors["weight"]
+    assert isinstance(master, Offloaded) and master.dtype == paddle.float32
+    copy = master.detach()
+    copy.scale_(2.0)
+    np.testing.assert_array_equal(master.numpy(), params["weight"].astype("float32").numpy())
+    master.set_value(copy)
+    weights.copy_to_model()
+    np.testing.assert_array_equal(params["weight"].astype("float32").numpy(), copy.numpy())
 
 
 def test_a_state_of_another_model_is_refused():

@@ -34,10 +34,13 @@ class _Idle(ToyModel):
         return hidden + self.rare if input_ids.shape[1] >= 10 else hidden
 
 
-def _train(ranks, stage, dtype, accumulation, state=None):
+def _train(ranks, stage, dtype, accumulation, offload=False, state=None):
     model, record = _Idle(dtype), Record()
     parameters, ranks.bucket = trained(dict(model.named_parameters())), 400
-    held = Shards(parameters, ranks, stage) if stage else MasterWeights(parameters, ranks)
+    if stage:
+        held = Shards(parameters, ranks, stage, offload=offload)
+    else:
+        held = MasterWeights(parameters, ranks, offload=offload)
     scaler = LossScaler(256.0, 2) if dtype == "float16" else None
     adamw = AdamW(parameters, max_norm=0.05, weight_decay=0.1, lr_scales=lambda name: 2.0 if name == "head" else 1.0, decays=lambda name: name != "norm", save_masters=dtype != "float64", scaler=scaler, weights=held)  # fmt: skip
     if state:
@@ -49,18 +52,18 @@ def _train(ranks, stage, dtype, accumulation, state=None):
 
 
 CASES = [
-    (Topology(sharding=2), 1, "float64", 5),
-    (Topology(sharding=3), 2, "float64", 5),
-    (Topology(data=2, sharding=2), 1, "float64", 5),
-    (Topology(data=2, sharding=2), 2, "float64", 7),
+    (Topology(sharding=2), 1, "float64", 5, False),
+    (Topology(sharding=3), 2, "float64", 5, False),
+    (Topology(data=2, sharding=2), 1, "float64", 5, True),
+    (Topology(data=2, sharding=2), 2, "float64", 7, True),
 ]
 
 
-@pytest.mark.parametrize(("topology", "stage", "dtype", "accumulation"), CASES)
-def test_sharded_ranks_train_as_one_process_does(topology, stage, dtype, accumulation):
+@pytest.mark.parametrize(("topology", "stage", "dtype", "accumulation", "offload"), CASES)
+def test_sharded_ranks_train_as_one_process_does(topology, stage, dtype, accumulation, offload):
     """Loss, clipped norm, weights, and each rank's slice of the moments."""
-    losses, norms, right, state, _ = _train(ALONE, 0, dtype, accumulation)
-    found = run_ranks(topology.size, _train, stage, dtype, accumulation, topology=topology)
+    losses, norms, right, state, _ = _train(ALONE, 0, dtype, accumulation, offload)
+    found = run_ranks(topology.size, _train, stage, dtype, accumulation, offload, topology=topology)
     np.testing.assert_allclose(found[0][0], losses, rtol=1e-12)
     np.testing.assert_allclose(found[0][1], norms, rtol=1e-11)
     for rank, (_, _, model, moments, sizes) in enumerate(found):
@@ -78,7 +81,7 @@ def test_sharded_ranks_train_as_one_process_does(topology, stage, dtype, accumul
     assert "moment1/unused" not in state and "moment1/rare" in state
 
 
-def _half(ranks, stage, dtype):
+def _half(ranks, stage, dtype, offload=False):
     """Three steps of given gradients, of which each rank has its own; the second one overflows."""
     rng = np.random.default_rng(4)
     parameters = {
@@ -87,7 +90,10 @@ def _half(ranks, stage, dtype):
     }
     for parameter in parameters.values():
         parameter.set_value(paddle.to_tensor(rng.normal(size=parameter.shape)).astype(dtype))
-    held = Shards(parameters, ranks, stage) if stage else MasterWeights(parameters, ranks)
+    if stage:
+        held = Shards(parameters, ranks, stage, offload=offload)
+    else:
+        held = MasterWeights(parameters, ranks, offload=offload)
     adamw = AdamW(parameters, max_norm=1.0, weights=held, save_masters=True, scaler=LossScaler(4.0, 2))
     norms = []
     for step in range(3):
@@ -108,11 +114,15 @@ def _half(ranks, stage, dtype):
     return norms, wide, adamw.state()["loss_scale"].tolist()
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [(1, "float16"), (2, "bfloat16")])
-def test_half_types_have_slices_in_float32_and_all_ranks_skip_a_step_that_overflows(stage, dtype):
+@pytest.mark.parametrize(
+    ("stage", "dtype", "offload"), [(1, "float16", False), (1, "float16", True), (2, "bfloat16", False)]
+)
+def test_half_types_have_slices_in_float32_and_all_ranks_skip_a_step_that_overflows(stage, dtype, offload):
     norms, right, scale = _half(ALONE, 0, dtype)
+    _, same, same_scale = _half(ALONE, 0, dtype, offload)
+    assert same_scale == scale and all((same[name] == value).all() for name, value in right.items())
     assert not np.isfinite(norms[1]) and scale == [2.0, 1.0, 1.0]
-    for found, values, found_scale in run_ranks(2, _half, stage, dtype, topology=Topology(sharding=2)):
+    for found, values, found_scale in run_ranks(2, _half, stage, dtype, offload, topology=Topology(sharding=2)):
         np.testing.assert_allclose(found[::2], norms[::2], rtol=1e-6)
         assert not np.isfinite(found[1]) and found_scale == scale
         for name, value in right.items():
@@ -121,7 +131,7 @@ def test_half_types_have_slices_in_float32_and_all_ranks_skip_a_step_that_overfl
 
 def _loaded(mesh, state):
     """A state of whole arrays goes into slices, and a wrong shape is refused."""
-    _, _, model, after, _ = _train(mesh, 1, "float32", 2, state)
+    _, _, model, after, _ = _train(mesh, 1, "float32", 2, state=state)
     parameters = trained(dict(_Idle("float32").named_parameters()))
     adamw = AdamW(parameters, weights=Shards(parameters, mesh))
     try:
@@ -135,7 +145,7 @@ def _loaded(mesh, state):
 def test_a_state_of_one_process_continues_in_slices():
     state = _train(ALONE, 0, "float32", 2)[3]
     assert "weight/head" in state
-    right = _train(ALONE, 0, "float32", 2, state)[2]
+    right = _train(ALONE, 0, "float32", 2, state=state)[2]
     for model, said in run_ranks(3, _loaded, state, topology=Topology(sharding=3)):
         assert said == "moment1/head has shape [2, 2], the parameter [6, 13]"
         for name, value in right.items():

@@ -45,7 +45,7 @@ def _train(ranks, kind):
     everything = _resident(model)
     parameters, most = trained(dict(model.named_parameters())), []
     if ranks.size > 1:
-        held = Units(parameters, ranks, units.blocks_in(model, paths))
+        held = Units(parameters, ranks, units.blocks_in(model, paths), offload=kind == "offload")
         fetch = units.Unit.fetch
         units.Unit.fetch = lambda unit: (fetch(unit), most.append(_resident(model)))
         block = sum(math.prod(p.shape) for p in held.units[0].parameters.values())
@@ -82,7 +82,7 @@ def _train(ranks, kind):
     return losses, norms, {name: p.numpy() for name, p in model.named_parameters()}, logits, None, None
 
 
-@pytest.mark.parametrize(("kind", "size"), [("plain", 4), ("recompute", 2), ("frozen", 2)])
+@pytest.mark.parametrize(("kind", "size"), [("plain", 4), ("recompute", 2), ("frozen", 2), ("offload", 2)])
 def test_a_model_in_units_trains_as_a_whole_one_and_two_blocks_at_most_are_whole(kind, size):
     losses, norms, right, _, _, _ = _train(ALONE, kind)
     found = run_ranks(size, _train, kind, topology=Topology(sharding=size))
