@@ -159,6 +159,16 @@ def test_of_several_devices_the_one_that_needs_most_is_planned(config):
     )
 
 
+def test_states_in_main_memory_are_not_in_that_of_a_device(config):
+    plain = planned(config, "--memory", "2GB")
+    offloaded = planned(config, "--memory", "2GB", "--set", "parallel.offload=true")
+    assert offloaded["host_memory"] == plain["parts"]["optimizer"] and "optimizer" not in offloaded["parts"]
+    assert offloaded["peak"] == plain["peak"] - plain["parts"]["optimizer"]
+    assert "main memory" in run(config, "--memory", "2GB", "--set", "parallel.offload=true")
+    here = planned(config, "--set", "parallel.offload=true")
+    assert here["parts"] == plain["parts"], "without a device all is in main memory"
+
+
 NEW = ["--set", "model.size=llama3-8b", "--set", "model.dtype=bfloat16", "--set", "data.seq_length=4096",
        "--set", "train.grad_accumulation=64"]  # fmt: skip
 

@@ -99,6 +99,9 @@ def command(
     if propose:
         ctx.exit(_propose(name, config, ctx.obj.family, families, devices, memory, hardware, measured, as_json))
     limit = parse_bytes(memory, "--memory ") if memory else _free()
+    if not memory:
+        # The memory is that of this machine, where the optimizer's states are in any case.
+        config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, offload=False))
     job, step, available = _largest_pass(name, config, ctx.obj.family, families)
     job = dataclasses.replace(job, devices=devices or 0)
     answer = memory_plan.plan_memory(job, step, available, limit)
@@ -210,6 +213,11 @@ def _table(answer: dict[str, Any]) -> str:
             *([f"each of {answer['devices']} devices, the one that needs most"] if answer["devices"] > 1 else []),
             *rows,
             f"{'peak':<18}{_size(answer['peak']):>12}   of {_size(answer['memory'])}: {verdict}",
+            *(
+                [f"{'main memory':<18}{_size(answer['host_memory']):>12}   for each device"]
+                if "host_memory" in answer
+                else []
+            ),
             f"largest pass: {answer['tokens_of_a_pass']:,} tokens; largest train.batch_size that fits: {largest or 'none'}{all_rows}",
             *([answer["precision"]] if "precision" in answer else []),
             f"in generation, 1,000 tokens of keys and values: {_size(answer['kv_cache_of_1000_tokens'])}",

@@ -84,6 +84,7 @@ def plan_memory(job: Outline, step: Step, available: int, limit: int) -> dict[st
         "fits": peak <= limit,
         "parts": {name: size for name, size in parts.items() if size},
         "peak": peak,
+        **({"host_memory": _offloaded(job, training, step)} if job.config.parallel.offload else {}),
         **({"precision": note} if note else {}),
         "tokens_of_a_pass": step.tokens,
         "rows_of_the_data": available or None,
@@ -92,6 +93,13 @@ def plan_memory(job: Outline, step: Step, available: int, limit: int) -> dict[st
         "changes": [] if peak <= limit else _changes(job, step, largest, limit),
         "kv_cache_of_1000_tokens": memory_estimate.cache_bytes(card, dims, 1000),
     }
+
+
+def _offloaded(job: Outline, training: Training, step: Step) -> int:
+    """Bytes of main memory for the states of the optimizer of a device."""
+    parallel = dataclasses.replace(job.config.parallel, offload=False)
+    there = dataclasses.replace(job, config=dataclasses.replace(job.config, parallel=parallel))
+    return _estimate(there, training, step)["optimizer"]
 
 
 def measured_step(job: Outline, steps: Steps) -> Step:
