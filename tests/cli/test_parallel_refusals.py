@@ -9,7 +9,7 @@ import pytest
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 CASES = {
-    "devices": (["--devices", "3", "parallel.tensor=2"], ["parallel.tensor=2", "2 or a multiple of it", "are 3"]),
+    "devices": (["--devices", "3", "parallel.tensor=2"], ["parallel.tensor=2", "2 devices or a multiple of that", "are 3"]),
     "too few devices": (["parallel.tensor=2"], ["parallel.tensor=2", "there is 1", "--devices"]),
     "data": (["--devices", "4", "parallel.data=2"], ["parallel.data=2 needs 2 devices", "parallel.data=0"]),
     "heads": (["--devices", "3", "parallel.tensor=3"], ["parallel.tensor=3", "heads=4", "use one of 1, 2, 4"]),
@@ -32,7 +32,7 @@ CASES = {
     ),
     "passes": (["--devices", "8", "train.grad_accumulation=4"], ["8 devices share the train.grad_accumulation=4", "=8"]),
     "experts": (["--devices", "2", "parallel.expert=2"], ["parallel.expert=2", "has no experts"]),
-    "expert ranks": (["--devices", "4", "parallel.expert=3"], ["parallel.expert=3", "the 4 ranks", "use one of 1, 2, 4"]),
+    "expert ranks": (["--devices", "4", "parallel.expert=3"], ["parallel.expert=3", "the 4 data parallel groups", "use one of 1, 2, 4"]),
     "base": (
         ["--devices", "2", "parallel.tensor=2", "method.name=lora", "method.base=nf4"],
         ["parallel.tensor=2 cuts the", "groups of 64", "method.base=nf4", "or method.base=float"],

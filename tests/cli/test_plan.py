@@ -154,7 +154,7 @@ def test_of_several_devices_the_one_that_needs_most_is_planned(config):
     assert shared["parts"]["optimizer"] < whole["parts"]["optimizer"] / 3 and shared["peak"] < whole["peak"]
     text = run(config, "--memory", "2GB", "--devices", "4", "--set", "train.grad_accumulation=4")
     assert "each of 4 devices, the one that needs most" in text
-    assert "needs 2 or a multiple of it devices, and there are 3" in run(
+    assert "needs 2 devices or a multiple of that, and there are 3" in run(
         config, "--memory", "2GB", "--devices", "3", "--set", "parallel.tensor=2", code=2
     )
 

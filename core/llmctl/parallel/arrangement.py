@@ -34,11 +34,12 @@ def arrange(parallel: ParallelConfig, size: int) -> Topology:
     product = " x ".join(f"parallel.{key}={degree}" for key, degree in asked.items())
     fixed = parallel.data and parallel.sharding
     if size % least or (fixed and size != least):
-        allowed = f"{least}" if fixed else f"{least} or a multiple of it"
+        devices = "1 device" if least == 1 else f"{least} devices"
+        allowed = devices if fixed else f"{devices} or a multiple of that"
         there = f"there {'is' if size == 1 else 'are'} {size}"
         filled = "; with parallel.data=0 there are as many copies as the devices allow" if parallel.data > 1 else ""
         raise ConfigError(
-            f"{product or 'parallel.data=1'} needs {allowed} devices, and {there}; start as many with --devices and --nnodes, or "
+            f"{product or 'parallel.data=1'} needs {allowed}, and {there}; start as many with --devices and --nnodes, or "
             f"change the degrees{filled}"
         )
     left = size // least
@@ -48,8 +49,7 @@ def arrange(parallel: ParallelConfig, size: int) -> Topology:
     if batch % parallel.expert:
         divisors = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
         raise ConfigError(
-            f"parallel.expert={parallel.expert} does not divide the {batch} ranks of data x sharding that have different rows; use "
-            f"one of {divisors}"
+            f"parallel.expert={parallel.expert} does not divide the {batch} data parallel groups; use one of {divisors}"
         )
     return Topology(data, parallel.tensor, parallel.pipeline, sharding, parallel.expert)
 

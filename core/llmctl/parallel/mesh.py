@@ -301,7 +301,9 @@ class Mesh:
                 means = summed.numpy() / axis.size
                 apart |= any(m != own and abs(m - own) > 1e-9 * abs(own) for m, own in zip(means, sums, strict=True))
         if self.any([apart])[0]:
-            raise RuntimeError("the ranks began with unlike weights; are model.path and llmctl the same on all nodes?")
+            raise RuntimeError(
+                "the ranks began with unlike weights; are model.path and llmctl the same on all machines?"
+            )
 
 
 def _buckets(parameters: Sequence[Any], limit: int) -> Iterator[list[Any]]:

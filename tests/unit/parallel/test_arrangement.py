@@ -32,12 +32,12 @@ def test_data_parallel_or_sharding_takes_what_the_other_degrees_leave(keys, size
         (
             {"tensor": 2, "pipeline": 2},
             6,
-            r"parallel\.pipeline=2 x parallel\.tensor=2 needs 4 or a multiple of it devices, and there are 6",
+            r"parallel\.pipeline=2 x parallel\.tensor=2 needs 4 devices or a multiple of that, and there are 6",
         ),
-        ({"tensor": 2}, 1, r"parallel\.tensor=2 needs 2 or a multiple of it devices, and there is 1; .*--devices"),
+        ({"tensor": 2}, 1, r"parallel\.tensor=2 needs 2 devices or a multiple of that, and there is 1; .*--devices"),
         ({"data": 2}, 4, r"parallel\.data=2 needs 2 devices, and there are 4; .*parallel\.data=0"),
-        ({"data": 1}, 4, r"parallel\.data=1 needs 1 devices, and there are 4"),
-        ({"expert": 3}, 4, r"parallel\.expert=3 does not divide the 4 ranks of data x sharding .* use one of 1, 2, 4"),
+        ({"data": 1}, 4, r"parallel\.data=1 needs 1 device, and there are 4"),
+        ({"expert": 3}, 4, r"parallel\.expert=3 does not divide the 4 data parallel groups; use one of 1, 2, 4"),
     ],
 )
 def test_degrees_that_do_not_fit_the_devices_are_refused(keys, size, message):
