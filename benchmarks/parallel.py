@@ -21,7 +21,7 @@ os.environ.setdefault("LLMCTL_THREADS", "1")
 
 import numpy as np
 
-from llmctl.config import parallel, schema
+from llmctl.config import schema
 from llmctl.config.parallel import ParallelConfig
 from llmctl.data.corpus.indexed import new_corpus
 from llmctl.jobs.memory_plan import Outline
@@ -117,7 +117,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each topology")
     steps = parser.parse_args().steps + 1
-    parallel.NOT_YET = ()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rng = np.random.default_rng(0)
