@@ -40,7 +40,7 @@ class ParallelConfig:
     expert: int = option(
         1, "Expert parallel: data parallel devices that divide the experts of a mixture; divides `data`.", minimum=1
     )
-    offload: bool = option(False, "Keep the states of the optimizer in main memory and update there.")
+    offload: bool = option(False, "CPU offload: keep the states of the optimizer in main memory and update there.")
     bucket: str | int = option("100MB", "Bytes of gradients or weights that one call exchanges, such as 100MB.")
     hang_seconds: int = option(
         600,
