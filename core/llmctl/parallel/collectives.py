@@ -16,6 +16,7 @@ from paddle.autograd import PyLayer
 from paddle.distributed import ReduceOp, stream
 
 from llmctl.parallel.axis import Axis
+from llmctl.parallel.rank import other_ranks
 from llmctl.parallel.watch import waiting
 
 BUCKET = 32 << 20
@@ -39,11 +40,16 @@ class Traffic:
 
     @contextlib.contextmanager
     def call(self, operation: str, axis: Axis, whole: int) -> Iterator[None]:
-        """Counts a call that moves ``whole`` bytes; the call is made inside."""
+        """Counts a call that moves ``whole`` bytes; the call is made inside.
+
+        Raises:
+            PeerLost: It failed: another rank did not come.
+        """
         key = axis.name, operation
         self.calls[key] += 1
         self.bytes[key] += whole
-        with waiting(f"{operation} no. {self.calls[key]} over {axis.name}"):
+        what = f"{operation} no. {self.calls[key]} over {axis.name}"
+        with waiting(what), other_ranks(what):
             yield
 
     def clear(self) -> None:

@@ -208,7 +208,8 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
             return 128 + self.signalled if self.signalled and not self._processes else 0
         reports = ranks.read_reports(self._reports)
         killed = [(number, -code) for number, code in self._ended.items() if code < 0]
-        if reports and not reports[0].peer_lost:
+        # Nothing that fails sends SIGKILL: it came from outside, and what the others report followed from it.
+        if reports and not reports[0].peer_lost and not any(ended_by == signal.SIGKILL for _, ended_by in killed):
             return self._say(reports[0])
         if self.signalled:
             return next((code for code in self._ended.values() if code > 0), 128 + self.signalled)

@@ -23,7 +23,7 @@ from paddle.base import core
 from llmctl.io.json_object import parse_json
 from llmctl.parallel import collectives, gloo, heartbeat, watch
 from llmctl.parallel.axis import Axis
-from llmctl.parallel.rank import ON_FAILURE, PeerLost, Rank
+from llmctl.parallel.rank import ON_FAILURE, PeerLost, Rank, other_ranks
 from llmctl.parallel.topology import AXES, Topology
 
 T = TypeVar("T")
@@ -79,14 +79,14 @@ class Mesh:
         self._answer: Callable[[], object] = lambda: None
         if not paddle.is_compiled_with_cuda():
             gloo.install()
-        with _other_ranks("the start"), _silent():
+        with other_ranks("the start"), _silent():
             distributed.init_parallel_env()
             self._store = core.create_or_get_global_tcp_store()
         ON_FAILURE.append(self._tell_failure)
         heartbeat.start(gloo.common_store, rank.number)
         seconds = hang_seconds if paddle.is_compiled_with_cuda() else min(hang_seconds, HANG_ON_CPUS)
         watch.start(gloo.common_store, rank.number, rank.size, seconds)
-        with _other_ranks("the start"), _silent():
+        with other_ranks("the start"), _silent():
             for name in AXES:
                 self.axis(name)
 
@@ -177,7 +177,7 @@ class Mesh:
 
     def _sum(self, values: Sequence[float], what: str) -> list[float]:
         summed = paddle.to_tensor(np.asarray(values, np.float64))
-        with _other_ranks(what), watch.waiting(f"{what} over world"):
+        with other_ranks(what), watch.waiting(f"{what} over world"):
             distributed.all_reduce(summed)
         return [float(value) for value in summed.numpy()]
 
@@ -194,13 +194,13 @@ class Mesh:
             return
         parameters = list(parameters)
         anywhere = paddle.to_tensor([float(p.grad is not None) for p in parameters])
-        with _other_ranks("the sum of gradients"):
+        with other_ranks("the sum of gradients"):
             anywhere = collectives.all_reduce(anywhere, axis)
         found = [p for p, count in zip(parameters, anywhere.tolist(), strict=True) if count]
         for bucket in _buckets(found, self.bucket):
             grads = [paddle.zeros(p.shape, p.dtype) if p.grad is None else p.grad for p in bucket]
             flat = paddle.concat([grad.reshape([-1]) for grad in grads])
-            with _other_ranks("the sum of gradients"):
+            with other_ranks("the sum of gradients"):
                 flat = collectives.all_reduce(flat, axis)
             parts = paddle.split(flat, [grad.size for grad in grads])
             for parameter, grad, part in zip(bucket, grads, parts, strict=True):
@@ -220,21 +220,21 @@ class Mesh:
             with self._asking():
                 work()
         else:
-            with _other_ranks("an answer to rank 0"):
+            with other_ranks("an answer to rank 0"):
                 self._answer()
         self.wait()
 
     def collect(self, value: T) -> list[T]:
         """The values of all ranks, of types that JSON has."""
         values: list[T] = []
-        with _other_ranks("an exchange of values"):
+        with other_ranks("an exchange of values"):
             distributed.all_gather_object(values, value)
         return values
 
     def wait(self) -> None:
         """Returns when all ranks have come here, however long that takes."""
         self._meetings += 1
-        with _other_ranks("a meeting"), watch.waiting("a meeting of all ranks", unlimited=True):
+        with other_ranks("a meeting"), watch.waiting("a meeting of all ranks", unlimited=True):
             self._meet(f"llmctl/meeting/{self._meetings}", self.rank.size)
 
     def close(self) -> None:
@@ -279,7 +279,7 @@ class Mesh:
         self.wait()
         if self.main:
             return value
-        with _other_ranks("a message of rank 0"):
+        with other_ranks("a message of rank 0"):
             told: T = parse_json(bytes(self._store.get(key)))
         return told
 
@@ -296,7 +296,7 @@ class Mesh:
         for axis in (self.data, self.sharding):
             if axis.size > 1:
                 summed = paddle.to_tensor(np.asarray(sums, np.float64))
-                with _other_ranks("a comparison"), watch.waiting(f"a comparison over {axis.name}"):
+                with other_ranks("a comparison"), watch.waiting(f"a comparison over {axis.name}"):
                     distributed.all_reduce(summed, group=axis.group)
                 means = summed.numpy() / axis.size
                 apart |= any(m != own and abs(m - own) > 1e-9 * abs(own) for m, own in zip(means, sums, strict=True))
@@ -318,18 +318,6 @@ def _buckets(parameters: Sequence[Any], limit: int) -> Iterator[list[Any]]:
         held += parameter.size * parameter.element_size()
     if bucket:
         yield bucket
-
-
-@contextlib.contextmanager
-def _other_ranks(what: str) -> Iterator[None]:
-    """What fails while others are waited for comes from them."""
-    try:
-        yield
-    except PeerLost:
-        raise
-    except Exception as error:
-        text = str(error).strip().splitlines()
-        raise PeerLost(f"another rank did not come to {what}: {text[-1] if text else type(error).__name__}") from error
 
 
 @contextlib.contextmanager

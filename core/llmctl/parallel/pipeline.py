@@ -25,6 +25,7 @@ from paddle.distributed.fleet.utils.log_util import set_log_level
 from llmctl.nn.arrays import to_numpy
 from llmctl.parallel import collectives
 from llmctl.parallel.axis import Axis
+from llmctl.parallel.rank import other_ranks
 from llmctl.parallel.stage import Stage
 from llmctl.parallel.watch import waiting
 
@@ -97,7 +98,9 @@ class Pipeline:
                 with contextlib.ExitStack() as stack:
                     for sent in () if given.get(flag) else filter(None, map(_bytes_of, given.values())):
                         stack.enter_context(collectives.TRAFFIC.call("send", self._axis, sent))
-                    stack.enter_context(waiting(f"{name} over {self._axis.name}"))
+                    what = f"{name} over {self._axis.name}"
+                    stack.enter_context(waiting(what))
+                    stack.enter_context(other_ranks(what))
                     return call(*args, **options)
 
             return run

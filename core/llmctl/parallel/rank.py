@@ -38,6 +38,25 @@ class PeerLost(RuntimeError):
     """Another rank failed or left, so that this one cannot go on."""
 
 
+@contextlib.contextmanager
+def other_ranks(what: str) -> Iterator[None]:
+    """What fails while others are waited for comes from them, unless it is lack of memory or a wrong argument.
+
+    Args:
+        what: What they were to come to.
+
+    Raises:
+        PeerLost: Another rank did not come.
+    """
+    try:
+        yield
+    except (PeerLost, MemoryError, TypeError, ValueError):
+        raise
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        raise PeerLost(f"another rank did not come to {what}: {text[-1] if text else type(error).__name__}") from error
+
+
 @dataclass(frozen=True)
 class Rank:
     """One of the processes that train together.

@@ -23,9 +23,9 @@ number = int(os.environ[NUMBER])
 """
 
 
-def follow(tmp_path, monkeypatch, program, count=2, restarts=0):
+def follow(tmp_path, monkeypatch, program, count=2, restarts=0, grace=0.5):
     """The launcher's exit code with this program in place of llmctl."""
-    monkeypatch.setattr(launch, "GRACE", 0.5)
+    monkeypatch.setattr(launch, "GRACE", grace)
     monkeypatch.setattr(Launch, "PROGRAM", (sys.executable, "-c", program))
     return launch.run([], Devices(count), tmp_path / "logs", restarts)
 
@@ -84,6 +84,13 @@ def test_a_rank_that_is_killed_is_named_with_its_signal(tmp_path, monkeypatch, c
     program = REPORT + "os.kill(os.getpid(), 9) if number else time.sleep(60)"
     assert follow(tmp_path, monkeypatch, program) == 137
     assert "rank 1 was ended by signal 9 (SIGKILL)" in capfd.readouterr().err
+
+
+def test_what_other_ranks_report_does_not_hide_one_that_was_killed(tmp_path, monkeypatch, capfd):
+    program = REPORT + "os.kill(os.getpid(), 9) if number else fail(RuntimeError('connection reset'))"
+    assert follow(tmp_path, monkeypatch, program, grace=60) == 137
+    said = capfd.readouterr().err
+    assert "rank 1 was ended by signal 9 (SIGKILL)" in said and "Traceback" not in said
 
 
 def test_a_rank_that_hangs_is_named_and_its_log_says_where(tmp_path, monkeypatch, capfd):
