@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from llmctl.train import trainer
 from llmctl.train.callbacks import checkpoints
 from llmctl.train.callbacks.base import Callback
 from llmctl.train.console import Console
+from llmctl.train.loop import Loop
 from llmctl.train.whole import Whole
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
@@ -171,9 +174,39 @@ def test_a_run_continues_in_any_other_arrangement(name, one, data, tmp_path):
     assert statistics[0].keys() == statistics[1].keys()
     for key, row in statistics[0].items():
         assert statistics[1][key] == pytest.approx(row, rel=1e-8), key
-    assert json.loads(
-        (output / "trainer_state.json" if False else output / last / "trainer_state.json").read_text()
-    ) == json.loads((whole / last / "trainer_state.json").read_text())
+    assert json.loads((output / last / "trainer_state.json").read_text()) == json.loads(
+        (whole / last / "trainer_state.json").read_text()
+    )
+
+
+def _saves_at_once(mesh, data, output, step, stage):
+    """Resumes, and saves as another step without taking one."""
+
+    def run(loop, done):
+        loop._call("on_train_begin", done + 1, loop.settings)
+        loop.ranks.lead(lambda: loop._call("on_save", step))
+        raise trainer.Interrupted(signal.SIGTERM, step)
+
+    Loop.run = run
+    train(mesh, data, output, FULL, step, resume=True, stage=stage)
+
+
+def hashes(checkpoint):
+    return {name: (value.dtype, sha256(value.tobytes()).digest()) for name, value in written(checkpoint).items()}
+
+
+@pytest.mark.parallel
+def test_a_checkpoint_has_the_same_bytes_whoever_saves_it(one, data, tmp_path):
+    """Read and written again by other arrangements, one after the other: weights, moments and averages."""
+    output = tmp_path / "run"
+    shutil.copytree(one("full", FULL), output)
+    expected = hashes(output / "checkpoints" / f"step-{STEPS:06}")
+    assert len(expected) > 60
+    for step, (topology, stage) in enumerate(
+        [(Topology(sharding=2), 3), (Topology(tensor=2, pipeline=2), 1), (Topology(sharding=2), 2)], STEPS + 1
+    ):
+        run_ranks(topology.size, _saves_at_once, data, output, step, stage, topology=topology)
+        assert hashes(output / "checkpoints" / f"step-{step:06}") == expected, topology
 
 
 def _killed(mesh, data, output, victim, asynchronous):
