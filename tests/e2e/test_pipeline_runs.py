@@ -2,13 +2,14 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from kit.by_command import assert_same
 from kit.corpora import write
-from safetensors.numpy import load_file
+from kit.pages import quick
+from kit.started import LLMCTL
 
 from llmctl.config import schema
 from llmctl.jobs.registry import COMMANDS, resolve
@@ -101,34 +102,6 @@ def train(ranks, names, data, output, parallel, dtype):
             trainer.run(job, (), Console(quiet=True), ranks)
 
 
-def logged(output):
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if "second" not in key and key != "peak_memory"} for row in rows]
-
-
-def written(folder):
-    """All tensors in a folder, by file and name."""
-    files = sorted(folder.rglob("*.safetensors"))
-    return {f"{file.relative_to(folder)}: {name}": value for file in files for name, value in load_file(file).items()}
-
-
-def assert_same(one, other, tolerance):
-    """Everything that two runs have written is the same but for rounding."""
-    for row, expected in zip(logged(other), logged(one), strict=True):
-        assert row == pytest.approx(expected, rel=tolerance, abs=tolerance)
-    found, expected = written(other), written(one)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
-    before, after = (json.loads((run / "run.json").read_text()) for run in (one, other))
-    assert [before[key] for key in ("samples",) if key in before] == [
-        after[key] for key in ("samples",) if key in after
-    ]
-    assert before["after"]["samples"] == after["after"]["samples"]
-    names = [{path.name for path in run.iterdir()} - {"logs"} for run in (one, other)]
-    assert names[0] == names[1]
-
-
 @pytest.fixture(scope="module")
 def one(data, tmp_path_factory):
     """Folder of the output that one process makes of a run."""
@@ -193,16 +166,20 @@ def test_stages_of_several_parts(check):
 
 @pytest.mark.parallel
 def test_the_command_writes_the_tensors_of_one_process_and_notes_dropout(data, tmp_path):
-    """In float32, by the launcher; dropout is noted and does not end the run."""
-    for name, dtype, devices in (("full", "float32", "1"), ("full", "float32", "2"), ("dropout", "float32", "2")):
+    """In float32, by the launcher; dropout is noted and does not end the run.
+
+    A larger epsilon than usual: where a gradient is all rounding, Adam divides it by itself.
+    """
+    degrees = {1: {}, 2: {"pipeline": 2}, 4: {"tensor": 2, "pipeline": 2}}
+    for name, devices in (("full", 1), ("full", 4), ("dropout", 2)):
         output = tmp_path / f"{name}{devices}"
-        job = job_of(name, data, output, {}, dtype)
+        job = job_of(name, data, output, {}, "float32")
         config = tmp_path / f"{name}{devices}.yaml"
         config.write_text(json.dumps(schema.to_dict(job.config)))
-        command = [sys.executable, "-m", "llmctl", "--model", "llama", "finetune", str(config), "--devices", devices]
-        stages = ["--set", "parallel.pipeline=2"] if devices == "2" else []
-        done = subprocess.run([*command, *stages], capture_output=True, text=True, timeout=300)
+        options = quick({"train.adam_eps": 1e-3, **{f"parallel.{key}": n for key, n in degrees[devices].items()}})
+        command = ["--model", "llama", "finetune", str(config), "--devices", str(devices), *options]
+        done = subprocess.run([*LLMCTL, *command], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         noted = json.loads((output / "run.json").read_text()).get("dropout", "")
         assert ("each of the 2 ranks" in noted) == (name == "dropout")
-    assert_same(tmp_path / "full1", tmp_path / "full2", 1e-5)
+    assert_same(tmp_path / "full1", tmp_path / "full4", 1e-5)
