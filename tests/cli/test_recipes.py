@@ -52,6 +52,7 @@ def test_a_family_from_outside_has_the_recipes_of_what_it_supports(fakes):
         "finetune": ["sft"],
         "dpo": ["full"],
         "pretrain": ["small"],
+        "quantize": [],
     }
     changes = recipes(plugin, "pretrain")["small"].content()["model"]["changes"]
     assert changes == ["n_layer=6", "n_embd=288", "n_inner=768", "n_positions=1024"]
@@ -100,3 +101,19 @@ def test_models_lists_the_recipes_of_a_family(run_llmctl):
     lines = run_llmctl("models", "chatglm").stdout.splitlines()
     assert "llmctl --model chatglm finetune --recipe lora|prefix|qlora|sft" in lines
     assert not [line for line in lines if "pretrain" in line]
+
+
+def test_a_configuration_of_quantize_names_the_family_or_the_folder(run_llmctl, tmp_path):
+    of_family = run_llmctl("--model", "opt", "quantize", "--recipe", "int4", "--print-config").stdout
+    assert of_family.splitlines()[1] == (
+        "# Run with: llmctl --model opt quantize --recipe int4 --set model.path=MODEL --set calibration.file=TRAIN.jsonl --output RUN"
+    )
+    data = yaml.safe_load(of_family)
+    assert data["model"] == {"path": "", "family": "opt"} and data["quantize"]["qkv"] == "int8"
+    own = yaml.safe_load(
+        run_llmctl("quantize", str(tmp_path), "--recipe", "int8", "--group", "32", "--print-config").stdout
+    )
+    assert own["model"] == {"path": str(tmp_path), "family": "auto"}
+    assert (own["quantize"]["method"], own["quantize"]["group"]) == ("ptq-a8w8", 32)
+    both = run_llmctl("quantize", "--recipe", "int4", "--config", "x.yaml")
+    assert both.returncode == 2 and "not both" in both.stderr

@@ -1,4 +1,4 @@
-"""Every recipe of every family trains a tiny model, by the command in its header; run in this process."""
+"""Every recipe of every family trains a tiny model, by the command in its header; those of quantize on three families."""
 
 import json
 import re
@@ -15,7 +15,8 @@ from llmctl.adapters.folder import open_adapter
 from llmctl.card import capabilities, support
 from llmctl.card.tiny import tiny_dims
 from llmctl.cli import main
-from llmctl.commands.recipe import recipes
+from llmctl.commands.recipe import PLACEHOLDERS, recipes
+from llmctl.infer.packed.folder import open_packed
 from llmctl.testing.tiny import write_model
 
 FAMILIES = sorted({found.name for found in plugins.installed()})
@@ -30,6 +31,7 @@ RECIPES = {
     "prefix-tuning": ("finetune", "prefix"),
     "dpo": ("dpo", "full", "lora"),
     "pretrain": ("pretrain", "small"),
+    "quantize": ("quantize", "int4", "int8"),
 }
 """What a family has for each method that it does not refuse: the command and its recipes."""
 
@@ -49,7 +51,7 @@ def recipes_of(family):
     return [(command, name) for method in offered for command, *names in (RECIPES[method],) for name in names]
 
 
-CASES = [(family, *recipe) for family in FAMILIES for recipe in recipes_of(family)]
+CASES = [(family, *recipe) for family in FAMILIES for recipe in recipes_of(family) if recipe[0] in QUICK]
 
 
 def write_tokenizer(folder, plugin):
@@ -107,18 +109,37 @@ def output(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_has_a_recipe_for_everything_that_it_can_do(family):
     plugin = plugins.load(family)
-    found = {(command, name) for command in QUICK for name in recipes(plugin, command)}
+    found = {(command, name) for command in PLACEHOLDERS for name in recipes(plugin, command)}
     assert found - {("finetune", plugin.card.starter)} == set(recipes_of(family))
+
+
+def words_of(plugin, command, name, places):
+    """The command in a recipe's header after the family, with what stands for the names in capitals."""
+    header = recipes(plugin, command)[name].header()
+    program, option, shown, *words = shlex.split(re.search("^Run with: (.*)", header, re.MULTILINE)[1])
+    assert [program, option, shown, *words[:3]] == ["llmctl", "--model", plugin.card.name, command, "--recipe", name]
+    return [re.sub("[A-Z]+(.jsonl)?$", lambda found: str(places[found[0]]), word) for word in words]
+
+
+@pytest.mark.parametrize(("family", "name", "kinds"), [
+    ("llama", "int4", ("int8", "int4")), ("mixtral", "int4", ("int8", "int4")), ("bloom", "int8", ("int8", "int8")),
+])  # fmt: skip
+def test_the_command_of_a_recipe_quantizes_as_it_says(models, output, family, name, kinds):
+    plugin, _, folder = models(family)
+    text = output.parent / "text.txt"
+    text.write_text("hello world the quick fox token\n" * 200)
+    words = words_of(plugin, "quantize", name, {"TRAIN.jsonl": text, "MODEL": folder, "RUN": output})
+    with pytest.raises(SystemExit) as end:
+        main(["--model", family, *words, "--max-kl", "100", "--tokens", "64", "--window", "16"])
+    assert end.value.code == 0
+    layer = open_packed(output).layers[0]
+    assert (layer.qkv.weight.kind, layer.down[0].weight.kind) == kinds
 
 
 @pytest.mark.parametrize(("family", "command", "name"), CASES, ids=["-".join(case) for case in CASES])
 def test_the_command_of_a_recipe_trains_what_it_says(models, stand_ins, output, family, command, name):
     plugin, dims, folder = models(family)
-    header = recipes(plugin, command)[name].header()
-    program, option, shown, *words = shlex.split(re.search("^Run with: (.*)", header, re.MULTILINE)[1])
-    assert [program, option, shown, *words[:3]] == ["llmctl", "--model", family, command, "--recipe", name]
-    places = {**stand_ins, "MODEL": folder, "FOLDER": folder, "RUN": output}
-    words = [re.sub("[A-Z]+(.jsonl)?$", lambda found: str(places[found[0]]), word) for word in words]
+    words = words_of(plugin, command, name, {**stand_ins, "MODEL": folder, "FOLDER": folder, "RUN": output})
     settings = {"train.grad_accumulation": 1, "train.log_every": 1, "output.samples": 0, **QUICK[command]}
     if name == "prefix":
         settings |= {"method.virtual_tokens": 6, "train.learning_rate": 3e-2}
@@ -144,7 +165,9 @@ def test_the_command_of_a_recipe_trains_what_it_says(models, stand_ins, output, 
         assert all(part.b.any() for part in opened.adapter.layers.values())
 
 
-@pytest.mark.parametrize(("command", "known"), [("finetune", "lora, prefix, qlora, sft"), ("dpo", "full, lora")])
+@pytest.mark.parametrize(
+    ("command", "known"), [("finetune", "lora, prefix, qlora, sft"), ("dpo", "full, lora"), ("quantize", "int4, int8")]
+)
 def test_a_recipe_that_is_not_there_is_answered_with_those_that_are(capsys, command, known):
     with pytest.raises(SystemExit) as end:
         main(["--model", "opt", command, "--recipe", "lra"])

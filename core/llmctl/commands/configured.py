@@ -67,7 +67,7 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
         families, model, say = Families(), model_settings(ctx.obj, assignments), messages(ctx)
         given = [*assignments, *output_settings(output, resume, overwrite), *model]
         path = _value(given, "model", "path")
-        family = ctx.obj.family if recipe is None else _family(ctx.obj, families, path)
+        family = ctx.obj.family if recipe is None else recipe_family(ctx.obj, families, path)
         if print_config and config_file is None and recipe is None and family == "auto":
             data, where = dict[str, Any](), "the command line"
         else:
@@ -165,7 +165,7 @@ def _value(assignments: Sequence[str], section: str, key: str) -> Any:
     return file.override({}, assignments).get(section, {}).get(key)
 
 
-def _family(option: ModelOption, families: Families, path: Any) -> str:
+def recipe_family(option: ModelOption, families: Families, path: Any) -> str:
     """The family of a recipe: the one that is named, else that of the model's config.json, else ``auto``."""
     if option.family != "auto" or not isinstance(path, str) or not path:
         return option.family

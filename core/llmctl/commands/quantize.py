@@ -11,11 +11,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from llmctl.commands.completion import complete_setting
+from llmctl.commands.completion import complete_recipe, complete_setting
+from llmctl.commands.configured import recipe_family
 from llmctl.commands.messages import Messages, messages, results
 from llmctl.commands.model_option import model_option
+from llmctl.commands.recipe import read_recipe, recipe_header
 from llmctl.config import file, schema
 from llmctl.config.quantize import FORMATS, METHODS, QuantizeConfig
+from llmctl.plugins import Families
 from llmctl.report.wording import clock, size
 
 KEYS = {
@@ -34,6 +37,7 @@ REFUSED = 1
 @model_option("The same as MODEL; or the family of the model.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE",
               help="Configuration in YAML or JSON; options override its keys.")  # fmt: skip
+@click.option("--recipe", shell_complete=complete_recipe, metavar="NAME", help="Recipe to run instead of a configuration: int4 or int8, or one of the family; options override its keys.")  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), help="Method of quantization. [default: gptq]")
 @click.option("--calibration", metavar="FILE", help="Plain text, examples of fine-tuning, or a corpus, like what the model will read.")  # fmt: skip
 @click.option("--output", metavar="FOLDER", help="Folder to write.")
@@ -54,8 +58,8 @@ REFUSED = 1
 @results
 @click.pass_context
 def command(
-    ctx: click.Context, /, model: Path | None, config_file: Path | None, assignments: tuple[str, ...],
-    print_config: bool, check: bool, **given: Any,
+    ctx: click.Context, /, model: Path | None, config_file: Path | None, recipe: str | None,
+    assignments: tuple[str, ...], print_config: bool, check: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Quantize the model in the folder MODEL to 4 or 8 bits.
 
@@ -66,12 +70,26 @@ def command(
     chosen = {
         name: value for name, value in given.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
-    config = _config(config_file, assignments, chosen)
+    if config_file is not None and recipe is not None:
+        raise click.UsageError("give --config or --recipe, not both")
+    data, where, about = file.read_file(config_file) if config_file else {}, str(config_file or "llmctl quantize"), ""
+    if recipe is not None:
+        families = Families()
+        family = recipe_family(ctx.obj, families, str(model or ctx.obj.text or ""))
+        data, where = read_recipe(None if family == "auto" else families.load(family), recipe, "quantize")
+        about = "\n".join([*recipe_header("quantize", families, family, recipe), ""])
+    config = _config(data, where, assignments, chosen)
     if model is None and config.model.path and not ctx.obj.names_folder:
         model = Path(config.model.path)
     if print_config:
-        config.model.path = str(model or ctx.obj.text or "")
-        click.echo(schema.to_yaml(config, "Run with: llmctl quantize --config FILE"), nl=False)
+        config.model.path = str(model or (ctx.obj.text if ctx.obj.names_folder else config.model.path))
+        config.model.family = config.model.family if ctx.obj.family == "auto" else ctx.obj.family
+        click.echo(
+            schema.to_yaml(
+                config, about + ("Or, with this file: " if about else "Run with: ") + "llmctl quantize --config FILE"
+            ),
+            nl=False,
+        )
         return
     config.model.path = str(ctx.obj.folder_or(model))
     say = messages(ctx)
@@ -93,15 +111,16 @@ def command(
     ctx.exit(_say(outcome, config, say, time.monotonic() - began))
 
 
-def _config(path: Path | None, assignments: tuple[str, ...], chosen: Mapping[str, Any]) -> QuantizeConfig:
-    """The configuration in a file, with what options and ``--set`` say instead.
+def _config(
+    data: dict[str, Any], where: str, assignments: tuple[str, ...], chosen: Mapping[str, Any]
+) -> QuantizeConfig:
+    """A configuration with what options and ``--set`` say instead.
 
     Raises:
         ConfigError: A key is unknown or a value out of range.
     """
-    data = file.read_file(path) if path else {}
     settings = [f"{KEYS[name]}={json.dumps(value)}" for name, value in chosen.items()]
-    return schema.build(QuantizeConfig, file.override(data, [*settings, *assignments]), str(path or "llmctl quantize"))
+    return schema.build(QuantizeConfig, file.override(data, [*settings, *assignments]), where)
 
 
 def _say(outcome: Any, config: QuantizeConfig, say: Messages, seconds: float) -> int:

@@ -32,12 +32,15 @@ METHODS = {
     "dpo/full": ("dpo",),
     "dpo/lora": ("dpo", "lora"),
     "pretrain/small": ("pretrain",),
+    "quantize/int4": ("quantize",),
+    "quantize/int8": ("quantize",),
 }
 """Recipe of core -> the methods that a family must support to have it."""
 PLACEHOLDERS = {
     "finetune": {"model.path": "MODEL", "data.train": "TRAIN.jsonl"},
     "dpo": {"model.path": "MODEL", "data.train": "PAIRS.jsonl"},
     "pretrain": {"data.corpora": "PREFIX", "model.tokenizer": "FOLDER"},
+    "quantize": {"model.path": "MODEL", "calibration.file": "TRAIN.jsonl"},
 }
 """Command -> fields that a user must set if the recipe does not, with their placeholder in the header."""
 
@@ -56,7 +59,7 @@ class Recipe:
 
     Attributes:
         name: Name of the recipe.
-        command: The command that runs it: ``finetune``, ``dpo`` or ``pretrain``.
+        command: The command that runs it, a key of ``PLACEHOLDERS``.
         card: Card of the family; None = any.
         path: Its file.
     """
