@@ -59,3 +59,5 @@ def test_more_devices_than_forward_passes_are_refused_with_a_way_out():
         check_passes(2, 8, Topology(data=2, sharding=2, tensor=2))
     with pytest.raises(ConfigError, match=r"each needs at least 6; set train\.grad_accumulation=12 .*batch_size=4"):
         check_passes(6, 8, Topology(data=2, pipeline=3), chunks=2)
+    with pytest.raises(ConfigError, match=r"^one group of 3 devices has the .*at least 6"):
+        check_passes(5, 8, Topology(pipeline=3), chunks=2)
