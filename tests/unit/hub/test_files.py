@@ -6,7 +6,8 @@ import pytest
 from llmctl.adapters import folder as adapters
 from llmctl.adapters import paddlenlp_lora, paddlenlp_prefix, paddlenlp_weights, peft_format
 from llmctl.checkpoint import folder as checkpoints
-from llmctl.checkpoint import quantized
+from llmctl.checkpoint import paddlenlp_scales, quantized
+from llmctl.checkpoint.gguf.folder import LINK
 from llmctl.checkpoint.hf_config import NAME
 from llmctl.errors import CheckpointError
 from llmctl.hub import files
@@ -22,12 +23,13 @@ def chosen(*names, index=INDEX):
 
 def test_everything_that_is_read_besides_weights_is_downloaded():
     read = {*FILES, *adapters.FORMATS, adapters.RECORD, adapters.GENERATION, NAME, special.CONFIG, quantized.OLD,
-            chat.JINJA_FILE, chat.JSON_FILE} - {paddlenlp_prefix.CACHES}  # fmt: skip
+            chat.JINJA_FILE, chat.JSON_FILE, paddlenlp_scales.WEIGHTS, paddlenlp_scales.INPUTS} - {paddlenlp_prefix.CACHES}  # fmt: skip
     assert read - set(files.SMALL) == set()
 
 
 def test_weights_are_looked_for_as_they_are_opened():
-    assert tuple(checkpoints._HEADER_READERS) == files.MODELS and files.INDEX == checkpoints.INDEX
+    # A GGUF file is a model of its own, which is named whole; folders only link to one.
+    assert tuple(checkpoints._HEADER_READERS) == (*files.MODELS, LINK) and files.INDEX == checkpoints.INDEX
     peft, paddle = files.ADAPTERS
     assert peft == (peft_format.WEIGHTS, peft_format.TORCH_WEIGHTS)
     assert {paddlenlp_lora.WEIGHTS, paddlenlp_prefix.WEIGHTS, paddlenlp_prefix.CACHES} <= set(paddle)
