@@ -1,4 +1,4 @@
-"""Ranks that are killed at any moment: the command says so within seconds, and what was saved goes on as if nothing had been."""
+"""Ranks that are killed at any moment: the command says so within seconds, and what was saved goes on unchanged."""
 
 import contextlib
 import os

@@ -71,11 +71,11 @@ def check_passes(grad_accumulation: int, batch_size: int, topology: Topology, ch
     if grad_accumulation < least:
         smaller = max(1, batch_size * grad_accumulation // least)
         inside = topology.size // topology.batch
-        need = "needs" if topology.batch == 1 else "each needs"
+        have, need = ("has", "needs") if topology.batch == 1 else ("share", "each needs")
         groups = "one group" if topology.batch == 1 else f"{topology.batch} groups"
         who = f"{topology.size} devices" if inside == 1 else f"{groups} of {inside} devices"
         raise ConfigError(
-            f"{who} {'has' if topology.batch == 1 else 'share'} the train.grad_accumulation={grad_accumulation} forward passes of a step, and {need} at "
-            f"least {'one' if each == 1 else each}; set train.grad_accumulation={least} or a multiple of it (with "
+            f"{who} {have} the train.grad_accumulation={grad_accumulation} forward passes of a step, and {need} at least "
+            f"{'one' if each == 1 else each}; set train.grad_accumulation={least} or a multiple of it (with "
             f"train.batch_size={smaller} a step has as many rows as before)"
         )
