@@ -23,7 +23,7 @@ CASES = {
     "chunks": (["--devices", "2", "parallel.pipeline=2", "parallel.chunks=2"], ["parallel.pipeline of at least 3, not 2"]),
     "passes of chunks": (
         ["--devices", "3", "parallel.pipeline=3", "parallel.chunks=2"],
-        ["train.grad_accumulation=4", "each needs at least 6"],
+        ["train.grad_accumulation=4", "needs at least 6"],
     ),
     "stage 3 with chunks": (
         ["--devices", "6", "parallel.pipeline=3", "parallel.chunks=2", "parallel.sharding=2", "parallel.sharding_stage=3",
