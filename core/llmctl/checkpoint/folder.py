@@ -83,12 +83,18 @@ def open_folder(path: str | Path) -> WeightFolder:
         reason = "is a file; give the folder that holds it" if path.exists() else "does not exist"
         raise CheckpointError(f"the model folder {path} {reason}")
     check_no_adapter(path)
-    for name, read_header in _HEADER_READERS.items():
-        if (path / name).is_file():
-            return WeightFolder(path, MappingProxyType(read_header(path / name)))
-        if (path / (name + INDEX)).is_file():
-            return WeightFolder(path, MappingProxyType(read_shards(path / (name + INDEX), read_header)))
-    raise CheckpointError(_no_weights(path))
+    name = weights_name(path)
+    if not name:
+        raise CheckpointError(_no_weights(path))
+    read_header = _HEADER_READERS[name]
+    if (path / name).is_file():
+        return WeightFolder(path, MappingProxyType(read_header(path / name)))
+    return WeightFolder(path, MappingProxyType(read_shards(path / (name + INDEX), read_header)))
+
+
+def weights_name(path: Path) -> str:
+    """The name of the weights that are read of a folder, whether one file or shards; empty = there are none of a known name."""
+    return next((name for name in _HEADER_READERS if any((path / (name + end)).is_file() for end in ("", INDEX))), "")
 
 
 def check_no_adapter(path: Path) -> None:

@@ -66,8 +66,6 @@ def read_header(link: Path) -> Mapping[str, TensorInfo]:
 
 
 def bits_of(folder: Path) -> int:
-    """Bits of the codes in a folder's file, the fewest that hold all; 0 = it holds floats, or there is no such file."""
-    if not (folder / LINK).exists():
-        return 0
+    """Bits of the codes in a folder's file, the fewest that hold all; 0 = it holds floats."""
     types = {stored.type for stored in gguf.read(folder / LINK).tensors.values() if stored.type.decode is not None}
     return max((8 * kind.nbytes // kind.size for kind in types), default=0)
