@@ -83,17 +83,17 @@ def all_reduce(x: paddle.Tensor, axis: Axis, op: str = "sum") -> paddle.Tensor:
 
 
 @paddle.no_grad()
-def all_reduce_all(tensors: Iterable[paddle.Tensor], axis: Axis) -> None:
+def all_reduce_all(tensors: Iterable[paddle.Tensor], axis: Axis, limit: int = BUCKET) -> None:
     """Replaces tensors by their sums over all ranks, several in one call; all ranks have the same ones in the same order."""
     if axis.size == 1:
         return
-    for bucket in buckets(tensors):
+    for bucket in buckets(tensors, limit):
         flat = all_reduce(paddle.concat([x.reshape([-1]) for x in bucket]), axis)
         for x, part in zip(bucket, paddle.split(flat, [x.size for x in bucket]), strict=True):
             paddle.assign(part.reshape(x.shape), output=x)
 
 
-def buckets(tensors: Iterable[paddle.Tensor], limit: int = BUCKET) -> Iterator[list[paddle.Tensor]]:
+def buckets(tensors: Iterable[paddle.Tensor], limit: float = BUCKET) -> Iterator[list[paddle.Tensor]]:
     """Tensors of one type each, in order, of about ``limit`` bytes."""
     bucket: list[paddle.Tensor] = []
     held = 0

@@ -194,20 +194,12 @@ class Mesh:
             return
         parameters = list(parameters)
         anywhere = paddle.to_tensor([float(p.grad is not None) for p in parameters])
-        with other_ranks("the sum of gradients"):
-            anywhere = collectives.all_reduce(anywhere, axis)
+        anywhere = collectives.all_reduce(anywhere, axis)
         found = [p for p, count in zip(parameters, anywhere.tolist(), strict=True) if count]
-        for bucket in _buckets(found, self.bucket):
-            grads = [paddle.zeros(p.shape, p.dtype) if p.grad is None else p.grad for p in bucket]
-            flat = paddle.concat([grad.reshape([-1]) for grad in grads])
-            with other_ranks("the sum of gradients"):
-                flat = collectives.all_reduce(flat, axis)
-            parts = paddle.split(flat, [grad.size for grad in grads])
-            for parameter, grad, part in zip(bucket, grads, parts, strict=True):
-                if parameter.grad is None:
-                    parameter.grad = part.reshape(grad.shape)
-                else:
-                    paddle.assign(part.reshape(grad.shape), output=parameter.grad)
+        for parameter in found:
+            if parameter.grad is None:
+                parameter.grad = paddle.zeros(parameter.shape, parameter.dtype)
+        collectives.all_reduce_all([parameter.grad for parameter in found], axis, self.bucket)
 
     def lead_by(self, asking: Callable[[], AbstractContextManager[None]], answer: Callable[[], object]) -> None:
         """Sets how rank 0 asks the others for what it needs in ``lead``: its context, and what the others do meanwhile."""
@@ -304,20 +296,6 @@ class Mesh:
             raise RuntimeError(
                 "the ranks began with unlike weights; are model.path and llmctl the same on all machines?"
             )
-
-
-def _buckets(parameters: Sequence[Any], limit: int) -> Iterator[list[Any]]:
-    """Parameters of one type each, in order, of about ``limit`` bytes."""
-    bucket: list[Any] = []
-    held = 0
-    for parameter in parameters:
-        if bucket and (parameter.dtype != bucket[0].dtype or held >= limit):
-            yield bucket
-            bucket, held = [], 0
-        bucket.append(parameter)
-        held += parameter.size * parameter.element_size()
-    if bucket:
-        yield bucket
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 
 from llmctl.parallel.axis import Axis
-from llmctl.parallel.collectives import all_gather, all_reduce, reduce_scatter
+from llmctl.parallel.collectives import all_gather, all_reduce, buckets, reduce_scatter
 from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.placement import Placement
 from llmctl.parallel.slicing import Slicing
@@ -62,15 +62,8 @@ class Shards(MasterWeights):
 
     def _in_buckets(self, parameters: Mapping[str, paddle.Tensor], limit: float) -> list[list[str]]:
         """Names in buckets of one type each, of about ``limit`` bytes."""
-        buckets: list[list[str]] = []
-        held, kind = 0, None
-        for name, parameter in parameters.items():
-            if not buckets or held >= limit or parameter.dtype != kind:
-                buckets.append([])
-                held, kind = 0, parameter.dtype
-            buckets[-1].append(name)
-            held += parameter.size * parameter.element_size()
-        return buckets
+        names = iter(parameters)
+        return [[next(names) for _ in bucket] for bucket in buckets(parameters.values(), limit)]
 
     @paddle.no_grad()
     def _slice_of(self, name: str, parameter: paddle.Tensor) -> Any:
