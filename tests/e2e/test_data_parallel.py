@@ -5,11 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from kit.corpora import write
+from kit.short_runs import STARTER, write_data
 from safetensors.numpy import load_file
 
 from llmctl.config import schema
@@ -21,7 +20,6 @@ from llmctl.train import trainer
 from llmctl.train.callbacks.base import Callback
 from llmctl.train.console import Console
 
-STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 TRAIN = {
     "max_steps": 3,
     "batch_size": 2,
@@ -46,15 +44,7 @@ SLOW = {"prefix", "new tokens", "dpo"}
 def data(tmp_path_factory):
     """Questions of the starter's task, pairs of answers to them, and a corpus."""
     folder = tmp_path_factory.mktemp("data")
-    rows = [json.loads(line) for line in (STARTER / "data" / "dev.jsonl").read_text().splitlines()[:17]]
-    pairs = [
-        {"src": [row["src"]], "tgt": [], "response": [other["tgt"], row["tgt"]], "sort": [0, 1]}
-        for row, other in zip(rows, rows[1:] + rows[:1], strict=True)
-    ]
-    for kind, lines in (("finetune", rows), ("dpo", pairs)):
-        for name, some in (("train", lines), ("dev", lines[:4])):
-            (folder / f"{kind}-{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
-    write(folder / "corpus", [np.random.default_rng(i).integers(4, 60, 40) for i in range(40)])
+    write_data(folder)
     return folder
 
 
