@@ -57,7 +57,7 @@ class Cut:
         return values if rule is None else split(values, rule, self.parallel.rank, self.parallel.degree)
 
     def whole_shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of a parameter of which this rank's part has a shape."""
+        """The shape of the whole parameter, from the shape of this rank's part."""
         rule = self.splits.get(name)
         return tuple(shape) if rule is None else whole_shape(shape, rule)
 
@@ -88,7 +88,7 @@ class Cut:
 
         Args:
             model: The model, or one of its layers, built under ``paddle.LazyGuard``.
-            seed: Seed of its initial weights, of which one tensor at a time is drawn whole; None = they stay without values.
+            seed: Seed of the initial weights; one tensor at a time is drawn whole and cut. None = the weights stay unset.
             prefix: What the names of a layer's parameters begin with in the model.
         """
         layers, state = dict(model.named_sublayers(include_self=True)), model.state_dict()

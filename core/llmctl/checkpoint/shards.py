@@ -64,7 +64,7 @@ def part_shape(shape: Sequence[int], rule: Split, rank: int, degree: int) -> tup
 
 
 def whole_shape(shape: Sequence[int], rule: Split) -> tuple[int, ...]:
-    """The shape of a tensor of which some rank's shard has a shape."""
+    """The shape of the whole tensor, from the shape of one rank's shard."""
     return (*shape[: rule.axis], sum(map(_length, rule.segments)), *shape[rule.axis + 1 :])
 
 

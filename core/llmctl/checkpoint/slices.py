@@ -66,7 +66,7 @@ def fill_part(
         values: The part.
         sources: What the whole tensor is filled from.
         dtype: As for ``fill``.
-        axis: The axis of which the part has some.
+        axis: The axis along which the part is cut.
         stretches: The places along this axis that it has, in order.
         whole: The shape of the whole tensor.
 

@@ -166,7 +166,7 @@ def metadata_of(folder: Path, card: Family, rows: int) -> dict[str, Any]:
         rows: Rows of the embeddings; ids without a token are filled with unused ones.
 
     Raises:
-        UnsupportedError: The tokenizer is none of those that GGUF has here.
+        UnsupportedError: llmctl cannot write this kind of tokenizer to GGUF.
     """
     if (folder / JSON).is_file():
         found = _of_json(folder, read_json(folder / JSON), card)
