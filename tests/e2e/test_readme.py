@@ -38,6 +38,9 @@ def workplace(tmp_path_factory):
         lines = (STARTER / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:16]
         (folder / "my-data" / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         shutil.copy(folder / "my-data" / f"{name}.jsonl", folder / f"{name}.jsonl")
+    bundled = folder / STARTER.relative_to(ROOT) / "data"
+    bundled.mkdir(parents=True)
+    shutil.copy(folder / "my-data" / "train.jsonl", bundled)
     (folder / "questions.jsonl").write_text("\n".join(lines[:3]) + "\n", encoding="utf-8")
     text = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
     (folder / "my.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1], encoding="utf-8")
