@@ -94,7 +94,7 @@ class ServingConformance:
 
     @proves("serving")
     def test_what_the_card_says_of_calls_and_thoughts_is_what_the_server_reads(self, card: Family) -> None:
-        from llmctl.serve.answers.parts import PartsReader
+        from llmctl.serve.answers.parts import PartsReader, calls_of
 
         facts = card.tokens
         assert facts.calls in ("", *CALL_FORMS) and len(facts.thoughts) in (0, 2) and all(facts.thoughts)
@@ -106,11 +106,11 @@ class ServingConformance:
         for size in (1, 7, 1000):
             reader = PartsReader(form, ("clock",), facts.thoughts)
             text = thoughts + written
-            parts = [reader.add(text[at : at + size]) for at in range(0, len(text), size)] + [reader.finish()]
-            assert "".join(one.thoughts for one in parts) == ("Why?" if thoughts else "")
-            assert "".join(one.content for one in parts) == ("" if form else "Yes.")
-            found = [json.loads(row.arguments) for one in parts for row in one.calls]
-            assert found == ([{"zone": "a<b"}] if form else [])
+            found = [reader.add(text[at : at + size]) for at in range(0, len(text), size)] + [reader.finish()]
+            parts = [part for row in found for part in row]
+            said = {kind: "".join(part.text for part in parts if part.kind == kind) for kind in ("text", "thoughts")}
+            assert said == {"text": "" if form else "Yes.", "thoughts": "Why?" if thoughts else ""}
+            assert [json.loads(one.arguments) for one in calls_of(parts)] == ([{"zone": "a<b"}] if form else [])
 
 
 async def _served(bridge: Any, letters: Letters, bodies: list[dict[str, Any]]) -> tuple[list[str], list[str]]:

@@ -30,7 +30,7 @@ def grow(tokens, reason="length", **params):
 
 def test_without_a_stop_string_everything_is_shown():
     answer, whole = grow([0, 1, 3, 4, 5], "end")
-    assert (whole.text, whole.finish, answer.tokens) == ("abcd你!", "stop", 5)
+    assert (whole.said("text"), whole.finish, answer.tokens) == ("abcd你!", "stop", 5)
     assert [(start, score.token) for start, score in whole.scores] == [(0, 0), (2, 1), (4, 3), (4, 4), (5, 5)]
 
 
@@ -40,17 +40,17 @@ def test_without_a_stop_string_everything_is_shown():
 )
 def test_a_stop_string_may_begin_and_end_inside_tokens(stop, text, kept):
     _, whole = grow([0, 1, 2], stop=(stop,))
-    assert (whole.text, whole.finish) == (text, "stop")
+    assert (whole.said("text"), whole.finish) == (text, "stop")
     assert [score.token for _, score in whole.scores] == kept
 
 
 def test_what_only_looked_like_a_stop_string_is_shown_in_the_end():
     _, whole = grow([0, 1], stop=("cdx",))
-    assert (whole.text, whole.finish, len(whole.scores)) == ("abcd", "length", 2)
+    assert (whole.said("text"), whole.finish, len(whole.scores)) == ("abcd", "length", 2)
 
 
 def test_a_broken_character_at_the_end_is_shown_as_such():
-    assert grow([0, 3])[1].text == "ab\ufffd"
+    assert grow([0, 3])[1].said("text") == "ab\ufffd"
 
 
 def test_an_answer_that_fails_says_whose_fault_it_is():

@@ -1,6 +1,7 @@
 """``/v1/responses`` by OpenAI's client and ``/v1/messages`` by its events: the answers of chat completions, whole and streamed."""
 
 import json
+import re
 
 import openai
 import pytest
@@ -168,6 +169,25 @@ def test_calls_in_messages_and_their_results(client):
     result = {"type": "tool_result", "tool_use_id": "abcdefghi", "content": [{"type": "text", "text": "ok"}]}
     turns += [{"role": "assistant", "content": [{**call, "id": "abcdefghi"}]}, {"role": "user", "content": [result]}]
     assert message(client, turns, tools=[tool], tool_choice={"type": "none"}, max_tokens=3)["content"]
+
+
+def test_a_call_that_is_cut_is_none_to_make(client, ours):
+    tool = {"name": "set_day", "input_schema": SCHEMA}
+    asked = {"messages": USER, "tools": [tool], "tool_choice": {"type": "any"}, "temperature": 0}
+
+    def cut(size):
+        return client.post("/v1/messages", json={**asked, "max_tokens": size})
+
+    size = next(size for size in range(5, 99) if cut(size).json()["content"][0]["text"].startswith("set_day {"))
+    made = cut(size).json()
+    assert made["stop_reason"] == "max_tokens" and len(made["content"]) == 1
+    grown = client.post("/v1/messages", json={**asked, "max_tokens": size, "stream": True}).text
+    written = "".join(json.loads(f'"{part}"') for part in re.findall(r'"partial_json":"((?:[^"\\]|\\.)*)"', grown))
+    assert made["content"][0]["text"] == f"set_day {written}" and '"stop_reason":"max_tokens"' in grown
+    function = {"type": "function", "name": "set_day", "parameters": SCHEMA}
+    body = {"model": "starter", "input": QUESTION, "tools": [function], "tool_choice": "required", **GREEDY}
+    (call,) = ours.responses.create(**body, max_output_tokens=size).output
+    assert (call.type, call.status) == ("function_call", "incomplete") and call.arguments.startswith("{")
 
 
 def test_errors_of_messages_have_anthropic_s_form(client):

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.served import chat, chunks, refused, served
+from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from llmctl.card.answers import CALL_FORMS
-from llmctl.serve.answers.parts import Parts, PartsReader
+from llmctl.serve.answers.parts import PartsReader, calls_of
 from llmctl.serve.answers.tools import PLAIN, TOLD, told, tools_of
 from llmctl.tokenizers.conversation import Message
 
@@ -33,29 +34,38 @@ CLOCK = {"type": "function", "function": {"name": "clock"}}
 
 
 def read(pieces, form=PLAIN, marks=THOUGHTS, thinking=False):
-    reader, found = PartsReader(form, ("weather", "clock"), marks, thinking), Parts()
-    for parts in [*map(reader.add, pieces), reader.finish()]:
-        found.content += parts.content
-        found.thoughts += parts.thoughts
-        found.calls += parts.calls
-    return found.content, found.thoughts, [(call.name, json.loads(call.arguments)) for call in found.calls]
+    reader = PartsReader(form, ("weather", "clock"), marks, thinking)
+    parts = [part for found in [*map(reader.add, pieces), reader.finish()] for part in found]
+    said, thought = ("".join(part.text for part in parts if part.kind == kind) for kind in ("text", "thoughts"))
+    return said, thought, [(call.name, call.arguments) for call in calls_of(parts)]
 
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+ROME = '{"city": "Rome"}'
+LATER = CALL.replace('"name": "weather", ', "").replace('"}}', '"}, "name": "weather"}')
 TEXTS = [
     ("plain  text\n", PLAIN, ("plain  text\n", "", [])),
     ("  two a < b <tool", PLAIN, ("two a < b <tool", "", [])),
-    (f"<think>\nHm, so.\n</think>\n\nYes.\n{CALL}\n{CALL}\n", PLAIN,
-     ("Yes.", "Hm, so.", [("weather", {"city": "Rome"})] * 2)),
+    (f"<think>\nHm, so.\n</think>\n\nYes.\n{CALL}\n{CALL}\n", PLAIN, ("Yes.", "Hm, so.", [("weather", ROME)] * 2)),
     ("<think>never ends", PLAIN, ("", "never ends", [])),
-    (f"{CALL}", PLAIN, ("", "", [("weather", {"city": "Rome"})])),
+    (f"{CALL} So.", PLAIN, ("So.", "", [("weather", ROME)])),
+    (LATER, PLAIN, ("", "", [("weather", ROME)])),
     (CALL.replace("weather", "other"), PLAIN, (CALL.replace("weather", "other"), "", [])),
     ("<tool_call>{oops}</tool_call> more", PLAIN, ("<tool_call>{oops}</tool_call> more", "", [])),
-    ('<tool_call>\n{"name": "clock", "arguments": {}}', PLAIN, ("", "", [("clock", {})])),
+    ('<tool_call>\n{"name": "clock", "arguments": {}', PLAIN, ("", "", [("clock", "{}")])),
+    ('<tool_call>\n{"name": "clock", "arguments": {}, "id": "[}"}\n Well.', PLAIN, ("Well.", "", [("clock", "{}")])),
     ('<tool_call>\n{"name": "clock", "argu', PLAIN, ('<tool_call>\n{"name": "clock", "argu', "", [])),
-    ('Well. [TOOL_CALLS] [{"name": "clock", "arguments": {}}, {"name": "weather", "arguments": {"a": "[1]"}}]', LISTED,
-     ("Well.", "", [("clock", {}), ("weather", {"a": "[1]"})])),
-    ('{"name": "weather", "parameters": {"city": "Rome"}}', OBJECT, ("", "", [("weather", {"city": "Rome"})])),
+    ('<tool_call>\n{"name": "clock", "arguments": {"a": "}</tool_call>\\" {[" }}</tool_call> Yes', PLAIN,
+     ("Yes", "", [("clock", '{"a": "}</tool_call>\\" {[" }')])),
+    # Neither what is cut nor what is no JSON can be taken back once it has been passed on.
+    ('<tool_call>\n{"name": "clock", "arguments": {"a": [1, "</to', PLAIN, ("", "", [("clock", '{"a": [1, "</to')])),
+    ('<tool_call>{"name": "clock", "arguments": {"a": "\n"}, [}</tool_call>Yes', PLAIN,
+     ("Yes", "", [("clock", '{"a": "\n"}, [}')])),
+    ('<tool_call>{"name": "clock", "arguments": {"a": [1}}}</tool_call>', PLAIN, ("", "", [("clock", '{"a": [1}}}')])),
+    ('Well. [TOOL_CALLS] [{"name": "clock", "arguments": {}}, {"name": "weather", "arguments": {"a": "[1]"}, "id": "x"} ]',
+     LISTED, ("Well.", "", [("clock", "{}"), ("weather", '{"a": "[1]"}')])),
+    ('[TOOL_CALLS] {"name": "clock", "arguments": {}}', LISTED, ("", "", [("clock", "{}")])),
+    ('{"name": "weather", "parameters": {"city": "Rome"}}', OBJECT, ("", "", [("weather", ROME)])),
     ('{"name": 1}', OBJECT, ('{"name": 1}', "", [])),
     ('Say {"name": "clock"}', OBJECT, ('Say {"name": "clock"}', "", [])),
 ]  # fmt: skip
@@ -68,6 +78,19 @@ def test_parts_are_found_however_the_text_is_divided(text, form, expected, data)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[low:high] for low, high in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     assert read(pieces, form) == read([*text], form) == expected
+
+
+@pytest.mark.parametrize("form, text", [
+    (PLAIN, f"Yes. {CALL}"), (LISTED, f'[TOOL_CALLS] [{{"name": "weather", "arguments": {ROME}}}]'),
+    (OBJECT, f'{{"name": "weather", "parameters": {ROME}}}'),
+])  # fmt: skip
+def test_arguments_are_passed_on_as_they_are_written(form, text):
+    reader, at, parts = PartsReader(form, ("weather",), ()), text.index(ROME), []
+    for place, letter in enumerate(text):
+        parts += reader.add(letter)
+        expected = [("weather", text[at : min(place + 1, at + len(ROME))])] if place >= at else []
+        assert [(call.name, call.arguments) for call in calls_of(parts)] == expected
+    assert not reader.finish() and not reader.cut
 
 
 def test_an_answer_may_begin_within_thoughts():
@@ -84,22 +107,33 @@ def client():
 
 
 def ask(client, **more):
+    """The choice of a whole answer, which is the same as the streamed one."""
     asked = {"tools": [WEATHER, CLOCK], "temperature": 1.3, "max_tokens": 300, **more}
     response = chat(client, "How is Rome?", **asked)
     assert response.status_code == 200, response.text
     made = ChatCompletion.model_validate_json(response.content, strict=True).choices[0]
-    found = [
-        ChatCompletionChunk.model_validate(one).choices[0]
-        for one in chunks(chat(client, "How is Rome?", **asked, stream=True))
-    ]
-    rows = [row for one in found for row in one.delta.tool_calls or ()]
-    whole = made.message.tool_calls or ()
-    assert [row.index for row in rows] == [*range(len(rows))]
-    assert [(row.function.name, row.function.arguments) for row in rows] == [
-        (row.function.name, row.function.arguments) for row in whole
-    ]
-    assert "".join(one.delta.content or "" for one in found) == (made.message.content or "")
-    assert found[-1].finish_reason == made.finish_reason
+    state = ChatCompletionStreamState()
+    begun = []
+    for row in chunks(chat(client, "How is Rome?", **asked, stream=True)):
+        one = ChatCompletionChunk.model_validate(row)
+        for part in one.choices[0].delta.tool_calls or ():
+            if part.index == len(begun):
+                begun.append(part)
+                assert part.id and part.type == "function" and part.function.name and part.function.arguments == ""
+            else:
+                assert part.index == len(begun) - 1 and part.function.arguments and not part.id
+        state.handle_chunk(one)
+    grown = state.current_completion_snapshot.choices[0]
+    for call in (*(made.message.tool_calls or ()), *(grown.message.tool_calls or ())):
+        assert len(call.id) == 9
+        call.id = ""
+    keys = {"finish_reason": True, "message": {"content": True, "tool_calls": {"__all__": {"id", "type", "function"}}}}
+    said, streamed = (one.model_dump(include=keys, exclude_none=True) for one in (made, grown))
+    for call in streamed["message"].get("tool_calls", ()):
+        call["function"].pop("parsed_arguments", None)
+    assert {**streamed, "message": {"content": "", **streamed["message"]}} == {
+        **said, "message": {"content": "", **said["message"]}
+    }  # fmt: skip
     return made
 
 
@@ -111,7 +145,7 @@ def test_required_calls_are_valid_on_any_model(client, seed):
     assert made.finish_reason == "tool_calls" and made.message.content is None
     assert 1 <= len(made.message.tool_calls) <= 16
     for call in made.message.tool_calls:
-        assert len(call.id) == 9 and call.function.name in ("weather", "clock")
+        assert call.function.name in ("weather", "clock")
         if call.function.name == "weather":
             jsonschema.validate(json.loads(call.function.arguments), WEATHER["function"]["parameters"])
 
@@ -129,7 +163,7 @@ def test_one_call_of_a_named_function(client, more, most):
 def test_a_function_gets_no_arguments_that_it_does_not_list(client):
     open_ended = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
     made = ask(client, tools=[open_ended], tool_choice="required", parallel_tool_calls=False, seed=2)
-    assert [call.function.arguments for call in made.message.tool_calls] == ["{}"]
+    assert [json.loads(call.function.arguments) for call in made.message.tool_calls] == [{}]
 
 
 @pytest.mark.parametrize("form, written", [
@@ -143,6 +177,16 @@ def test_calls_that_a_model_chooses_to_write(client, monkeypatch, form, written)
     assert made.message.content == ("Well." if "Well" in written else None) and made.finish_reason == "tool_calls"
     plain = ask(client, structured_outputs={"choice": [written]}, tool_choice="none")
     assert plain.message.content == written and plain.finish_reason == "stop"
+
+
+def test_a_call_that_is_cut_is_no_reason_to_make_it(client):
+    written = {"structured_outputs": {"choice": [CALL]}, "max_tokens": 300}
+    cut = ask(client, **written, stop="Ro")
+    assert (cut.finish_reason, cut.message.tool_calls[0].function.arguments) == ("stop", '{"city": "')
+    short = next(
+        made for size in range(8, 99) if (made := ask(client, **{**written, "max_tokens": size})).message.tool_calls
+    )
+    assert short.finish_reason == "length" and not short.message.tool_calls[0].function.arguments.endswith("}")
 
 
 @pytest.mark.parametrize("form", [LISTED, OBJECT])
@@ -189,4 +233,5 @@ def test_thoughts_of_a_model_whose_card_has_marks():
         # A form leaves no room for thoughts, so all of it is content.
         assert ask(client, tools=[], structured_outputs=form).message.content == form["choice"][0]
         reader = client.service.model.reader({}, client.service.model.plain("Hi <think>\n"), False)()
-        assert (reader.add("Hm.</think> Yes").thoughts, reader.finish().content) == ("Hm.", "")
+        parts = reader.add("Hm.</think> Yes") + reader.finish()
+        assert [(part.kind, part.text) for part in parts] == [("thoughts", "Hm."), ("text", "Yes")]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from llmctl.infer.request import Event, Generation
 from llmctl.infer.sampling import SamplingParams, TokenLogprob
 from llmctl.infer.text.stream import StopFilter
-from llmctl.serve.answers.parts import Call, PartsReader
+from llmctl.serve.answers.parts import Kind, Part, PartsReader
 from llmctl.serve.problems import Problem
 from llmctl.tokenizers import Tokenizer
 
@@ -21,29 +21,30 @@ class Piece:
     """What an answer grows by.
 
     Attributes:
-        text: Text that may be shown.
-        thoughts: Text of its thoughts.
-        calls: Calls of functions.
+        parts: What it says, thinks and calls, in order.
         scores: Log-probabilities of its tokens, each with where its token begins in the text of the answer.
         finish: Why the answer has ended; empty = it has not.
+        cut: Whether it has ended within the arguments of a call.
     """
 
-    text: str = ""
-    thoughts: str = ""
-    calls: list[Call] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     scores: list[tuple[int, TokenLogprob]] = field(default_factory=list)
     finish: str = ""
+    cut: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.thoughts or self.calls or self.scores or self.finish)
+        return bool(self.parts or self.scores or self.finish)
 
     def add(self, other: Piece) -> None:
         """Adds what follows."""
-        self.text += other.text
-        self.thoughts += other.thoughts
-        self.calls += other.calls
+        self.parts += other.parts
         self.scores += other.scores
         self.finish = other.finish or self.finish
+        self.cut = self.cut or other.cut
+
+    def said(self, kind: Kind) -> str:
+        """The text of its parts of a kind."""
+        return "".join(part.text for part in self.parts if part.kind == kind)
 
 
 class Answer:
@@ -131,13 +132,11 @@ class Answer:
     def _piece(self, text: str, finish: str = "") -> Piece:
         """What text adds, with log-probabilities of tokens."""
         if self._reader is None:
-            return Piece(text, scores=self._release(), finish=finish)
+            return Piece([Part("text", text)] * bool(text), self._release(), finish)
         parts = self._reader.add(text)
-        piece = Piece(parts.content, parts.thoughts, parts.calls, self._release(), finish)
         if finish:
-            rest = self._reader.finish()
-            piece.add(Piece(rest.content, rest.thoughts, rest.calls))
-        return piece
+            parts += self._reader.finish()
+        return Piece(parts, self._release(), finish, self._reader.cut)
 
     def _pass(self, text: str) -> str:
         self._seen += len(text)

@@ -139,8 +139,9 @@ async def whole(asked: Asked, service: Service) -> dict[str, Any]:
             for _, piece in bundle:
                 for _ in blocks.add(piece):
                     pass
-    content = [_block(block, block.text) for block in blocks.rows]
-    return {**_head(asked), "content": content, **_end(asked, blocks), "usage": _usage(asked)}
+    content = [_whole_block(block) for block in blocks.rows]
+    called = any(block["type"] == "tool_use" for block in content)
+    return {**_head(asked), "content": content, **_end(asked, blocks, called), "usage": _usage(asked)}
 
 
 async def events(asked: Asked, service: Service) -> AsyncGenerator[dict[str, Any], None]:
@@ -164,7 +165,11 @@ async def events(asked: Asked, service: Service) -> AsyncGenerator[dict[str, Any
             for _, piece in bundle:
                 for change in blocks.add(piece):
                     yield _event(change)
-    yield {"type": "message_delta", "delta": _end(asked, blocks), "usage": _usage(asked)}
+    yield {
+        "type": "message_delta",
+        "delta": _end(asked, blocks, any(row.call for row in blocks.rows)),
+        "usage": _usage(asked),
+    }
     yield {"type": "message_stop"}
 
 
@@ -192,15 +197,20 @@ def _event(change: Change) -> dict[str, Any]:
     return {"type": "content_block_delta", "index": block.index, "delta": {"type": name, key: text}}
 
 
+def _whole_block(block: Block) -> dict[str, Any]:
+    """A complete block; a call whose arguments are cut, or are not JSON, is text: nobody should make it."""
+    if block.call is None:
+        return _block(block, block.text)
+    try:
+        return {**_block(block, ""), "input": parse_json(block.text, bounded=True)}
+    except ValueError:
+        return {"type": "text", "text": f"{block.call.name} {block.text}"}
+
+
 def _block(block: Block, text: str) -> dict[str, Any]:
-    """A block with a text, which is that of its beginning or all of it."""
+    """A block with a text; a call as it begins, without arguments."""
     if block.call is not None:
-        return {
-            "type": "tool_use",
-            "id": block.call.id,
-            "name": block.call.name,
-            "input": parse_json(text or "{}", bounded=True),
-        }
+        return {"type": "tool_use", "id": block.call.id, "name": block.call.name, "input": {}}
     if block.kind == "thoughts":
         return {"type": "thinking", "thinking": text, "signature": ""}
     return {"type": "text", "text": text}
@@ -210,9 +220,9 @@ def _head(asked: Asked) -> dict[str, Any]:
     return {"id": f"msg_{asked.id}", "type": "message", "role": "assistant", "model": asked.name}
 
 
-def _end(asked: Asked, blocks: Blocks) -> dict[str, Any]:
+def _end(asked: Asked, blocks: Blocks, called: bool) -> dict[str, Any]:
     stop = asked.job.answers[0].stop_text
-    called = any(block.call for block in blocks.rows)
+    called = called and not blocks.cut
     reason = (
         "max_tokens" if blocks.finish == "length" else "tool_use" if called else "stop_sequence" if stop else "end_turn"
     )

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmctl.serve.answers.answer import Piece
-from llmctl.serve.answers.parts import Call
-
-Kind = Literal["thoughts", "text", "call"]
+from llmctl.serve.answers.parts import Call, Kind
 
 
 @dataclass
@@ -39,33 +37,26 @@ class Blocks:
     Attributes:
         rows: The blocks so far.
         finish: Why the answer has ended; empty = it has not.
+        cut: Whether it has ended within the arguments of a call.
     """
 
     def __init__(self) -> None:
         self.rows: list[Block] = []
-        self.finish = ""
+        self.finish, self.cut = "", False
         self._open = False
 
     def add(self, piece: Piece) -> Iterator[Change]:
         """What a piece changes; an answer without any block ends with an empty text."""
-        if piece.thoughts:
-            yield from self._grow("thoughts", piece.thoughts)
-        if piece.text:
-            yield from self._grow("text", piece.text)
-        for call in piece.calls:
-            yield from self._begin("call", call)
-            yield from self._more(call.arguments)
-            yield from self._end()
+        for part in piece.parts:
+            if part.call is not None or not self._open or self.rows[-1].kind != part.kind:
+                yield from self._begin(part.kind, part.call)
+            if part.text:
+                yield from self._more(part.text)
         if piece.finish:
-            self.finish = piece.finish
+            self.finish, self.cut = piece.finish, piece.cut
             if not self.rows:
                 yield from self._begin("text")
             yield from self._end()
-
-    def _grow(self, kind: Kind, text: str) -> Iterator[Change]:
-        if not self._open or self.rows[-1].kind != kind:
-            yield from self._begin(kind)
-        yield from self._more(text)
 
     def _begin(self, kind: Kind, call: Call | None = None) -> Iterator[Change]:
         yield from self._end()

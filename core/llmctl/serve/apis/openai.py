@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -13,7 +13,7 @@ from typing import Any
 
 from llmctl.infer.sampling import TokenLogprob
 from llmctl.serve.answers.answer import Piece
-from llmctl.serve.answers.parts import Call
+from llmctl.serve.answers.parts import Call, Part, calls_of
 from llmctl.serve.answers.tools import tools_of
 from llmctl.serve.apis.fields import CHAT, COMPLETIONS, need, read
 from llmctl.serve.model import ServedModel
@@ -180,34 +180,47 @@ class ChatForm:
 
     def choice(self, number: int, piece: Piece) -> list[dict[str, Any]]:
         """The choices of chunks for a piece; why it ended stands in one of its own."""
+        deltas = [delta for part in piece.parts for delta in self._deltas(number, part)]
+        logprobs = self._logprobs(piece) if piece.scores else None
+        if logprobs and not any("content" in delta for delta in deltas):
+            deltas.append({"content": ""})
         found = []
-        if piece.thoughts:
-            found.append(self._delta(number, {"reasoning_content": piece.thoughts}))
-        if piece.text or piece.scores:
-            found.append(self._delta(number, {"content": piece.text}, self._logprobs(piece)))
-        for call in piece.calls:
-            row = {"index": self._calls[number], **_call(call)}
-            found.append(self._delta(number, {"tool_calls": [row]}))
-            self._calls[number] += 1
+        for delta in deltas:
+            found.append(self._delta(number, delta, logprobs if "content" in delta else None))
+            logprobs = None if "content" in delta else logprobs
         if piece.finish:
             found.append(self._delta(number, {}, finish=self._finish(piece, self._calls[number])))
         return found
 
+    def _deltas(self, number: int, part: Part) -> Iterator[dict[str, Any]]:
+        """What chunks say of a part: a call begins with its function, and goes on with its arguments."""
+        if part.call is not None:
+            yield {"tool_calls": [{"index": self._calls[number], **_call(part.call)}]}
+            self._calls[number] += 1
+        if part.kind == "call":
+            if part.text:
+                more = {"index": self._calls[number] - 1, "function": {"arguments": part.text}}
+                yield {"tool_calls": [more]}
+        else:
+            yield {"content" if part.kind == "text" else "reasoning_content": part.text}
+
     def whole(self, number: int, piece: Piece) -> dict[str, Any]:
         """The choice of a whole answer."""
-        message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
-        if piece.thoughts:
-            message["reasoning_content"] = piece.thoughts
-        if piece.calls:
-            message.update(content=piece.text or None, tool_calls=[_call(call) for call in piece.calls])
+        text, thoughts, calls = piece.said("text"), piece.said("thoughts"), calls_of(piece.parts)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if thoughts:
+            message["reasoning_content"] = thoughts
+        if calls:
+            message.update(content=text or None, tool_calls=[_call(call) for call in calls])
         return {
             "index": number, "message": message, "logprobs": self._logprobs(piece),
-            "finish_reason": self._finish(piece, len(piece.calls)),
+            "finish_reason": self._finish(piece, len(calls)),
         }  # fmt: skip
 
     def _finish(self, piece: Piece, calls: int) -> str:
         """Why an answer with so many calls has ended."""
-        return "tool_calls" if piece.finish == "stop" and calls and not self.asked.named else piece.finish
+        called = piece.finish == "stop" and calls and not piece.cut
+        return "tool_calls" if called and not self.asked.named else piece.finish
 
     def _delta(
         self, number: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None
@@ -253,7 +266,7 @@ class CompletionForm:
 
     def choice(self, number: int, piece: Piece) -> list[dict[str, Any]]:
         """The choice of the chunk for a piece."""
-        return [self._choice(number, piece.text, self._logprobs(number, piece), piece.finish or None)]
+        return [self._choice(number, piece.said("text"), self._logprobs(number, piece), piece.finish or None)]
 
     def whole(self, number: int, piece: Piece) -> dict[str, Any]:
         """The choice of a whole answer."""
@@ -261,7 +274,7 @@ class CompletionForm:
         scores = self._logprobs(number, piece)
         if before is not None and scores is not None:
             scores = {name: before[name] + scores[name] for name in scores}
-        return self._choice(number, text + piece.text, scores, piece.finish or "length")
+        return self._choice(number, text + piece.said("text"), scores, piece.finish or "length")
 
     def _choice(self, number: int, text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}

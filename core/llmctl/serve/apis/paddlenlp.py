@@ -70,8 +70,8 @@ async def lines(job: Job, service: Service) -> AsyncGenerator[dict[str, Any], No
     async with aclosing(service.pieces(job)) as bundles:
         async for bundle in bundles:
             for _, piece in bundle:
-                if piece.text:
-                    said = {"role": "bot", "utterance": piece.text}
+                if text := piece.said("text"):
+                    said = {"role": "bot", "utterance": text}
                     yield {"error_code": 0, "error_msg": "Success", "result": {"response": said}}
 
 

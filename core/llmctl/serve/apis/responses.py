@@ -97,7 +97,9 @@ class Response:
 
     def _item(self, block: Block, done: bool) -> dict[str, Any]:
         """A block as an item of the output, as it begins or complete."""
-        head = {"id": self._id(block), "status": "completed" if done else "in_progress"}
+        cut = self.blocks.finish == "length" and block is self.blocks.rows[-1]
+        status = "in_progress" if not done else "incomplete" if cut else "completed"
+        head = {"id": self._id(block), "status": status}
         text = block.text if done else ""
         if block.call is not None:
             call = block.call
