@@ -116,15 +116,16 @@ def remedy(prompt: int, limit: int) -> str:
 
 
 def _within(request: Request, limit: int, what: str, other: str = "") -> None:
-    """Raises ConfigError if prompt and answer together are over a limit."""
+    """Raises ConfigError if prompt and answer together are over a limit; the last token of a text that is scored is not read."""
     prompt, new = len(request.prompt), _new(request)
-    if prompt + new > limit and not new:
+    if (prompt + new if new else prompt - 1) <= limit:
+        return
+    if not new:
         raise ConfigError(f"the text has {prompt} tokens; that is over the {limit} {what}. Shorten it{other}")
-    if prompt + new > limit:
-        raise ConfigError(
-            f"the prompt has {prompt} tokens; with max_new_tokens={new} that is over the {limit} {what}. "
-            f"{remedy(prompt, limit)}{other}"
-        )
+    raise ConfigError(
+        f"the prompt has {prompt} tokens; with max_new_tokens={new} that is over the {limit} {what}. "
+        f"{remedy(prompt, limit)}{other}"
+    )
 
 
 def _new(request: Request) -> int:

@@ -51,15 +51,26 @@ def text_windows(tokenizer: Tokenizer, text: str, length: int, stride: int) -> P
     ids = [*tokenizer.special.prefix, *tokenizer.encode(text, add_special=False)]
     if len(ids) < 2:
         raise DataError("the text has fewer than two tokens, so that none can be predicted; give a longer one")
+    # Without a token before it the first one is not predicted, nor are its bytes.
+    first = 0 if tokenizer.special.prefix else len(tokenizer.decode(ids[:1]).encode())
+    return Passage(overlapping(ids, length, stride), len(text.encode()) - first)
+
+
+def overlapping(ids: Sequence[int], length: int, stride: int) -> list[Window]:
+    """Tokens in windows of a length that score all but the first token once; the last window has as much context as fits.
+
+    Args:
+        ids: The tokens.
+        length: Tokens of a window.
+        stride: Tokens by which windows move on.
+    """
     windows, done = [], 1
     while done < len(ids):
         stop = min(len(ids), length if done == 1 else done + stride)
         start = max(0, stop - length)
         windows.append(Window(ids[start:stop], range(done - start, stop - start)))
         done = stop
-    # Without a token before it the first one is not predicted, nor are its bytes.
-    first = 0 if tokenizer.special.prefix else len(tokenizer.decode(ids[:1]).encode())
-    return Passage(windows, len(text.encode()) - first)
+    return windows
 
 
 def answer_windows(rows: Sequence[EncodedExample]) -> Passage:

@@ -71,15 +71,15 @@ def test_what_follows_a_context_is_scored():
         engine_of(model, ToyExecutor()).add(Request(prompt=request.prompt, score_from=4))
 
 
-def test_a_text_may_fill_all_positions():
+def test_a_text_may_fill_all_positions_but_for_the_last_token_which_is_not_read():
     from kit.paged_toy import graph
 
-    model = graph(max_positions=30)
+    model = graph(max_positions=29)
     (ids,) = prompts(1, 0, (30, 31))
     same(engine_of(model, ToyExecutor()).generate([Request(prompt=ids, score_from=1)])[0],
          scored(model, Request(prompt=ids, score_from=1)))  # fmt: skip
     with pytest.raises(
-        ConfigError, match="the text has 31 tokens; that is over the 30 positions of the model. Shorten it"
+        ConfigError, match="the text has 31 tokens; that is over the 29 positions of the model. Shorten it"
     ):
         engine_of(model, ToyExecutor()).add(Request(prompt=[*ids, 5], score_from=1))
 
