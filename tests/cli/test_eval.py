@@ -121,11 +121,11 @@ def test_answers_of_examples_are_measured_as_in_training(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give --text FILE or --data FILE"),
+        ([], "give --text FILE, --data FILE or --tasks NAMES"),
         (["--text", "{text}", "--window", "8", "--stride", "8"], "must be below --window 8"),
         (["--text", "{text}", "--window", "100000"], "is over the"),
         (["--data", "{text}"], "looks like plain text"),
-        (["--data", "{text}", "--window", "8"], "are for --text"),
+        (["--data", "{text}", "--window", "8"], "--window is for --text; leave it out with --data"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words, message, text):

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+from kit import fake_harness
 from kit.pages import ROOT, STARTER, follow
 
 from llmctl.infer.text.prompt_file import read_prompts
@@ -15,6 +16,8 @@ PAGE = "docs/inference.md"
 
 def test_the_commands_work_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    fake_harness.install(monkeypatch)
+    Path("my-tasks").mkdir()
     shutil.copytree(STARTER / "model", Path("path") / "to" / "model")
     questions = [{"src": f"Ask about this: {name} likes tea."} for name in ("Tom", "Mia", "Leo")]
     Path("questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
@@ -27,7 +30,7 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
     Path("by-adapter.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
     Path("held-out.txt").write_text("Tom lives in Rome. The cat sleeps on the mat. " * 5)
     shutil.copy(STARTER / "data" / "dev.jsonl", "questions-and-answers.jsonl")
-    said = follow(PAGE, "finetune", {}, 16)
+    said = follow(PAGE, "finetune", {}, 18)
     assert said.pop("llmctl chat path/to/model") == "" and all(said.values())
     answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
     assert [row["src"] for row in answers] == [row["src"] for row in questions]

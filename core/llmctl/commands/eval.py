@@ -1,4 +1,4 @@
-"""``llmctl eval``: how well models predict held-out text or answers, side by side."""
+"""``llmctl eval``: how well models predict held-out text or answers, or what they score in tasks, side by side."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmctl.commands.engine_options import CommandLineOptions, show_notes
+from llmctl.commands.eval_tasks import run_tasks, tasks_of
 from llmctl.commands.model_option import model_option
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.infer.options import ENGINES, KV, WEIGHTS
@@ -29,6 +30,13 @@ EXACT = "float32"
 
 WINDOW = 1024
 """Tokens of a window, where the model has as many positions."""
+
+
+OPTIONS_OF = {
+    "--text": ("window", "stride"),
+    "--tasks": ("include_path", "num_fewshot", "limit", "apply_chat_template"),
+}
+"""Options that have an effect with one source only."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,19 @@ class Candidate:
               help="Measure on this plain text, in overlapping windows.")  # fmt: skip
 @click.option("--data", "data_file", type=click.Path(exists=True, path_type=Path),
               help="Measure on the answers of these examples, in any format of fine-tuning data.")  # fmt: skip
+@click.option("--tasks", metavar="NAME,...",
+              help="Run these tasks, groups or tags of lm-evaluation-harness; a pattern such as mmlu_* is several.")  # fmt: skip
 @click.option("--window", type=click.IntRange(2), metavar="N",
               help=f"With --text: tokens that the model reads at once. [default: its positions, up to {WINDOW}]")  # fmt: skip
 @click.option("--stride", type=click.IntRange(1), metavar="N",
               help="With --text: tokens from one window to the next. [default: half of --window]")  # fmt: skip
+@click.option("--include-path", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+              help="With --tasks: folder of tasks of your own (.yaml).")  # fmt: skip
+@click.option("--num-fewshot", type=click.IntRange(0), metavar="N",
+              help="With --tasks: solved examples in each prompt. [default: as the task says]")  # fmt: skip
+@click.option("--limit", type=click.FloatRange(0, min_open=True), metavar="N",
+              help="With --tasks: only the first N documents of each task; below 1, a share of them.")  # fmt: skip
+@click.option("--apply-chat-template", is_flag=True, help="With --tasks: write prompts with the chat template.")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="As in llmctl generate.")
 @click.option("--weights", type=click.Choice(WEIGHTS), multiple=True,
               help="Data type of the weights (fused); may be repeated, to compare them. [default: that of the checkpoint]")  # fmt: skip
@@ -67,19 +84,25 @@ class Candidate:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(ctx: click.Context, /, models: tuple[Path, ...], as_json: bool, **given: Any) -> None:
-    """Measure how well models predict text: perplexity, bits per byte, distance from the first model.
+    """Measure how well models predict text (perplexity, bits per byte, distance from the first model) or solve tasks.
 
     MODEL is a folder that llmctl generate runs (a checkpoint, an adapter, packed weights, a quantized checkpoint), or a name on
     a hub. Several models, or several --weights, are compared with the first: KL is the mean Kullback-Leibler divergence of a
     token's prediction, and same top is how often the likeliest token is the same.
+
+    --tasks needs the extra eval: pip install 'paddle-llmctl[eval]'.
     """
     _check_options(given)
+    tasks = tasks_of(given) if given["tasks"] is not None else None
     folders = models or (ctx.obj.folder_or(None),)
     candidates = [
         _candidate(folder, kind, ctx.obj.family, given, len(folders) > 1, len(given["weights"]) > 1)
         for folder in folders
         for kind in given["weights"] or (None,)
     ]
+    if tasks is not None:
+        run_tasks([(one.name, one.handle, one.tokenizer) for one in candidates], tasks, as_json)
+        return
     passages = [_passage(one, given) for one in candidates]
     rows = _evaluate(candidates, passages)
     if as_json:
@@ -89,10 +112,16 @@ def command(ctx: click.Context, /, models: tuple[Path, ...], as_json: bool, **gi
 
 
 def _check_options(given: dict[str, Any]) -> None:
-    if (given["text_file"] is None) == (given["data_file"] is None):
-        raise click.UsageError("give --text FILE or --data FILE")
-    if given["data_file"] and (given["window"] or given["stride"]):
-        raise click.UsageError("--window and --stride are for --text; leave them out with --data")
+    sources = {"--text": "text_file", "--data": "data_file", "--tasks": "tasks"}
+    chosen = [flag for flag, name in sources.items() if given[name] is not None]
+    if len(chosen) != 1:
+        raise click.UsageError("give --text FILE, --data FILE or --tasks NAMES, and only one of them")
+    for flag, names in OPTIONS_OF.items():
+        idle = [name for name in names if given[name] not in (None, False)]
+        if flag not in chosen and idle:
+            words = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
+            beside = "is for {}; leave it out" if len(idle) == 1 else "are for {}; leave them out"
+            raise click.UsageError(f"{words} {beside.format(flag)} with {chosen[0]}")
     if given["window"] and given["stride"] and given["stride"] >= given["window"]:
         raise click.UsageError(
             f"--stride {given['stride']} must be below --window {given['window']}, so that every token has one before it"
@@ -103,7 +132,9 @@ def _candidate(
     folder: Path, kind: str | None, family: str, given: dict[str, Any], several: bool, kinds: bool
 ) -> Candidate:
     names = ("engine", "group", "kv", "adapter")
-    options = CommandLineOptions(weights=kind, batch_size=1, **{name: given[name] for name in names})
+    # Windows are measured one by one; requests of tasks are many and short.
+    rows = None if given["tasks"] is not None else 1
+    options = CommandLineOptions(weights=kind, batch_size=rows, **{name: given[name] for name in names})
     handle = open_backend(folder, family, options)
     if handle.engine == "fused" and not given["kv"]:
         handle = replace(handle, options=replace(handle.options, kv=EXACT))
