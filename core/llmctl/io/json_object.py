@@ -1,4 +1,4 @@
-"""JSON files that hold an object."""
+"""JSON: values from text and back, and files that hold an object."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from llmctl.errors import FileError
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
@@ -35,6 +36,11 @@ def parse_json(text: str | bytes, unique: bool = False, bounded: bool = False) -
     if half:
         raise ValueError(f"\\u{ord(half[0]):04x} is half of a surrogate pair, not a character")
     return value
+
+
+def as_json(content: Any) -> bytes:
+    """A value as compact JSON in UTF-8."""
+    return _COMPACT.encode(content).encode("utf-8", "replace")
 
 
 def read_json(path: Path, required: bool = False) -> dict[str, Any]:

@@ -31,7 +31,7 @@ Numbered = tuple[int, Event]
 
 
 class Stream:
-    """The events of some answers, for the event loop.
+    """The events of some answers, for one task of the event loop.
 
     Attributes:
         cancelled: Numbers of answers that nobody waits for.
@@ -39,14 +39,15 @@ class Stream:
 
     def __init__(self) -> None:
         self._events: list[Numbered | Problem] = []
-        self._ready = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self._open: dict[int, Callable[[], None]] = {}
         self.cancelled: set[int] = set()
 
     def put(self, event: Numbered | Problem) -> None:
         """Takes an event, in the event loop."""
         self._events.append(event)
-        self._ready.set()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def opened(self, number: int, cancel: Callable[[], None]) -> None:
         """An answer was asked for, which this ends."""
@@ -58,8 +59,9 @@ class Stream:
         Raises:
             Problem: The engine has stopped, the server is stopping, or there is no time left.
         """
-        await self._ready.wait()
-        self._ready.clear()
+        if not self._events:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
         events, self._events = self._events, []
         found: list[Numbered] = []
         for event in events:

@@ -16,10 +16,10 @@ from flask import Blueprint, Response, request
 from llmctl.config.serve import ServeConfig
 from llmctl.infer.options import EngineOptions
 from llmctl.infer.select import open_backend
-from llmctl.io.json_object import parse_json
+from llmctl.io.json_object import as_json, parse_json
 from llmctl.serve.admission import Admission
 from llmctl.serve.apis import openai, paddlenlp
-from llmctl.serve.apis.replies import FAILURES, PADDLENLP_PATH, as_json
+from llmctl.serve.apis.replies import FAILURES, PADDLENLP_PATH, data_line
 from llmctl.serve.metrics import Metrics
 from llmctl.serve.problems import Problem
 from llmctl.serve.server import load
@@ -78,11 +78,11 @@ class Answering(Blueprint):
         if not asked.stream:
             return Response(as_json(self._wait(openai.whole(form, self.service))), mimetype="application/json")
 
-        def write(piece: Any) -> bytes:
-            return b"data: " + as_json(piece) + b"\n\n"
+        def fail(problem: Problem) -> bytes:
+            return as_json(problem.body())
 
         return self._stream(
-            openai.chunks(form, self.service), write, Problem.body, b"data: [DONE]\n\n", "text/event-stream"
+            openai.chunks(form, self.service), data_line, fail, b"data: [DONE]\n\n", "text/event-stream"
         )
 
     def _paddlenlp(self) -> Response:

@@ -146,7 +146,10 @@ class Service:
                     if piece.finish:
                         running.stream.cancel(number)
                         self.metrics.count("answers_total", f'reason="{piece.finish}"')
-                    grown.setdefault(number, Piece()).add(piece)
+                    if number in grown:
+                        grown[number].add(piece)
+                    else:
+                        grown[number] = piece
                 found = [(number, one) for number, one in grown.items() if one]
                 if found:
                     yield found

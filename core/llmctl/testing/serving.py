@@ -134,7 +134,7 @@ async def _served(bridge: Any, letters: Letters, bodies: list[dict[str, Any]]) -
 
     async def streamed(body: dict[str, Any]) -> str:
         form = await openai.form_of(openai.understand_completion(body, service), service, False)
-        return "".join([chunk["choices"][0]["text"] async for chunk in openai.chunks(form, service)])
+        return "".join([json.loads(chunk)["choices"][0]["text"] async for chunk in openai.chunks(form, service)])
 
     try:
         found = await asyncio.gather(*map(whole, bodies), *map(streamed, bodies))

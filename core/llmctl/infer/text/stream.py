@@ -26,6 +26,8 @@ class StopFilter:
 
     def add(self, piece: str) -> str:
         """What may be shown after this piece."""
+        if not self._stops:
+            return piece
         text = self._held + piece
         found = [(text.index(stop), stop) for stop in self._stops if stop in text]
         if found:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from llmctl.io.json_object import parse_json
 from llmctl.serve.access.keys import ANYONE, ASKING, Keys
-from llmctl.serve.apis.replies import Gone, problem_reply
+from llmctl.serve.apis.replies import SEND, Gone, problem_reply
 from llmctl.serve.metrics import Metrics
 from llmctl.serve.problems import Problem
 
@@ -69,6 +69,7 @@ class Guard:
         request_id = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else f"req-{secrets.token_hex(8)}"
         started, status = time.monotonic(), 0
         ASKING.set(ANYONE)
+        scope[SEND] = send
 
         async def noted(message: Message) -> None:
             nonlocal status

@@ -16,7 +16,7 @@ REASONS = {"end": "stop", "stop": "stop", "length": "length", "cancelled": "stop
 """Reason of the engine -> OpenAI's."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Piece:
     """What an answer grows by.
 
@@ -146,6 +146,8 @@ class Answer:
 
     def _release(self) -> list[tuple[int, TokenLogprob]]:
         """Log-probabilities of tokens whose text has been shown; those behind a stop string are dropped."""
+        if not self._held:
+            return []
         whole = not self._filter.stopped and self._seen == self._shown
         count = len(self._held) if whole else sum(start < self._shown for start, _ in self._held)
         released, self._held = self._held[:count], self._held[count:]

@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from llmctl.infer.sampling import TokenLogprob
+from llmctl.io.json_object import as_json
 from llmctl.serve.answers.answer import Piece
 from llmctl.serve.answers.parts import Call, Part, calls_of
 from llmctl.serve.answers.tools import tools_of
@@ -22,6 +23,9 @@ from llmctl.serve.service import Ask, Job, Service
 
 PROMPTS = 64
 """Most prompts of a body."""
+
+MARK = "\0"
+"""Where a template has the text."""
 
 
 @dataclass(frozen=True)
@@ -353,14 +357,13 @@ async def whole(form: Form, service: Service) -> dict[str, Any]:
     return {**_head(form, form.kind), "choices": choices, "usage": asked.job.usage()}
 
 
-async def chunks(form: Form, service: Service) -> AsyncGenerator[dict[str, Any], None]:
-    """The chunks of a streamed answer.
+async def chunks(form: Form, service: Service) -> AsyncGenerator[bytes, None]:
+    """The chunks of a streamed answer, as JSON.
 
     Raises:
         Problem: It cannot be given; maybe after some chunks.
     """
-    asked = form.asked
-    head = _head(form, form.chunk_kind)
+    asked, writer = form.asked, _Writer(form)
     numbers = range(len(asked.job.asks))
     begin = [choice for choice in map(form.first, numbers) if choice is not None]
     if asked.no_answer:
@@ -369,14 +372,43 @@ async def chunks(form: Form, service: Service) -> AsyncGenerator[dict[str, Any],
         # The first chunks wait for the first token: what goes wrong before it has a status of its own.
         async with aclosing(service.pieces(asked.job)) as bundles:
             async for bundle in bundles:
-                choices = [choice for number, piece in bundle for choice in form.choice(number, piece)]
-                for choice in [*begin, *choices]:
-                    yield {**head, "choices": [choice], **_usage(asked)}
+                for choice in begin:
+                    yield writer.chunk([choice])
                 begin = []
+                for number, piece in bundle:
+                    for chunk in writer.chunks(number, piece):
+                        yield chunk
     for choice in begin:
-        yield {**head, "choices": [choice], **_usage(asked)}
+        yield writer.chunk([choice])
     if asked.usage:
-        yield {**head, "choices": [], "usage": asked.job.usage()}
+        yield as_json({**_head(form, form.chunk_kind), "choices": [], "usage": asked.job.usage()})
+
+
+class _Writer:
+    """Writes the chunks of a streamed answer as JSON; those with nothing but text, as most are, by filling in a template.
+
+    Args:
+        form: How they are written.
+    """
+
+    def __init__(self, form: Form) -> None:
+        self._form, self._head = form, _head(form, form.chunk_kind)
+        self._plain = form.asked.top is None and not form.asked.usage_always
+        self._templates: dict[int, tuple[bytes, bytes]] = {}
+
+    def chunk(self, choices: list[dict[str, Any]]) -> bytes:
+        """A chunk with these choices."""
+        return as_json({**self._head, "choices": choices, **_usage(self._form.asked)})
+
+    def chunks(self, number: int, piece: Piece) -> list[bytes]:
+        """The chunks for a piece of an answer."""
+        if not self._plain or piece.thoughts or piece.calls or piece.finish:
+            return [self.chunk([choice]) for choice in self._form.choice(number, piece)]
+        if number not in self._templates:
+            before, _, after = self.chunk(self._form.choice(number, Piece(MARK))).rpartition(as_json(MARK))
+            self._templates[number] = before, after
+        before, after = self._templates[number]
+        return [before + as_json(piece.text) + after]
 
 
 def _usage(asked: Asked) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 
+from llmctl.io.json_object import as_json
 from llmctl.serve.apis import anthropic
 from llmctl.serve.apis.paddlenlp import failure
 from llmctl.serve.problems import Problem
@@ -20,13 +20,13 @@ FAILURES = {PADDLENLP_PATH: failure, anthropic.PATH: anthropic.failure, anthropi
 """Path -> how errors are written there."""
 
 
+SEND = "llmctl.send"
+"""Where a scope has the server's own ``send``. What lies between it and a response has seen all that it needs once the response
+has begun, and would be gone through for every token."""
+
+
 class Gone(Exception):
     """The client has left."""
-
-
-def as_json(content: Any) -> bytes:
-    """Compact JSON."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
 
 
 def json_reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -91,12 +91,13 @@ class StreamReply(Response):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Sends the pieces."""
         try:
-            await while_there(receive, self._run(send))
+            await while_there(receive, self._run(send, scope.get(SEND, send)))
         finally:
             await self._rest.aclose()
 
-    async def _run(self, send: Any) -> None:
+    async def _run(self, send: Any, direct: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        send = direct
         if self._first is not None:
             await send({"type": "http.response.body", "body": self._write(self._first), "more_body": True})
         try:
@@ -107,15 +108,18 @@ class StreamReply(Response):
         await send({"type": "http.response.body", "body": self._end, "more_body": False})
 
 
-def events(first: Any, rest: AsyncGenerator[Any, None]) -> StreamReply:
-    """Server-sent events as OpenAI sends them."""
+def data_line(piece: bytes) -> bytes:
+    """JSON as an event without a name."""
+    return b"data: %b\n\n" % piece
 
-    def write(piece: Any) -> bytes:
-        return b"data: " + as_json(piece) + b"\n\n"
 
-    return StreamReply(
-        first, rest, write, lambda problem: write(problem.body()), b"data: [DONE]\n\n", "text/event-stream"
-    )
+def events(first: bytes | None, rest: AsyncGenerator[bytes, None]) -> StreamReply:
+    """Server-sent events as OpenAI sends them, of pieces that are JSON."""
+
+    def fail(problem: Problem) -> bytes:
+        return data_line(as_json(problem.body()))
+
+    return StreamReply(first, rest, data_line, fail, b"data: [DONE]\n\n", "text/event-stream")
 
 
 def typed_events(first: Any, rest: AsyncGenerator[Any, None], fail: Callable[[Problem], dict[str, Any]]) -> StreamReply:
