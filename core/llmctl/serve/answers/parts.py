@@ -33,7 +33,7 @@ class Call:
     arguments: str = ""
 
 
-@dataclass
+@dataclass(slots=True)
 class Part:
     """What an answer grows by.
 

@@ -402,13 +402,14 @@ class _Writer:
 
     def chunks(self, number: int, piece: Piece) -> list[bytes]:
         """The chunks for a piece of an answer."""
-        if not self._plain or piece.thoughts or piece.calls or piece.finish:
+        if not self._plain or piece.finish or any(part.kind != "text" for part in piece.parts):
             return [self.chunk([choice]) for choice in self._form.choice(number, piece)]
         if number not in self._templates:
-            before, _, after = self.chunk(self._form.choice(number, Piece(MARK))).rpartition(as_json(MARK))
+            choices = self._form.choice(number, Piece([Part("text", MARK)]))
+            before, _, after = self.chunk(choices).rpartition(as_json(MARK))
             self._templates[number] = before, after
         before, after = self._templates[number]
-        return [before + as_json(piece.text) + after]
+        return [before + as_json(piece.said("text")) + after]
 
 
 def _usage(asked: Asked) -> dict[str, Any]:
