@@ -161,26 +161,29 @@ def test_what_ranks_that_share_the_weights_of_a_mixture_write_is_what_one_proces
 
 @pytest.mark.parallel
 @pytest.mark.parametrize(
-    ("run", "topology"),
+    ("run", "topology", "stage"),
     [
-        ("experts", Topology(data=2, expert=2)),
-        ("experts", Topology(data=4, expert=2)),
-        ("experts", Topology(data=2, tensor=2, expert=2)),
-        ("experts", Topology(data=2, pipeline=2, expert=2)),
-        ("adapters of experts", Topology(data=2, expert=2)),
+        ("experts", Topology(data=2, expert=2), 1),
+        ("experts", Topology(data=2, sharding=2, expert=4), 1),
+        ("experts", Topology(sharding=2, tensor=2, expert=2), 2),
+        ("experts", Topology(sharding=2, pipeline=2, expert=2), 3),
+        ("adapters of experts", Topology(sharding=2, expert=2), 3),
     ],
     ids=str,
 )
-def test_what_ranks_with_experts_of_their_own_write_is_what_one_process_writes(made, alone, tmp_path, run, topology):
-    parallel = {name: getattr(topology, name) for name in ("tensor", "pipeline", "expert")}
+def test_what_ranks_with_experts_of_their_own_write_is_what_one_process_writes(
+    made, alone, tmp_path, run, topology, stage
+):
+    parallel = {name: getattr(topology, name) for name in ("tensor", "pipeline", "sharding", "expert")}
+    parallel["sharding_stage"] = stage
     run_ranks(topology.size, train, made, tmp_path / "more", run, parallel, topology=topology)
     assert_same_run(alone(run), tmp_path / "more")
 
 
 @pytest.mark.parallel
 def test_a_run_of_experts_continues_on_other_ranks(made, alone, tmp_path):
-    output, topology = tmp_path / "parts", Topology(data=2, expert=2)
-    run_ranks(2, train, made, output, "experts", {"expert": 2}, 1, topology=topology)
+    output, sliced = tmp_path / "parts", {"expert": 2, "sharding": 4, "sharding_stage": 3}
+    run_ranks(4, train, made, output, "experts", sliced, 1, topology=Topology(sharding=4, expert=2))
     train(ALONE, made, output, "experts", {}, 2, True)
-    run_ranks(2, train, made, output, "experts", {"expert": 2}, 0, True, topology=topology)
+    run_ranks(2, train, made, output, "experts", {"expert": 2}, 0, True, topology=Topology(data=2, expert=2))
     assert_same_run(alone("experts"), output)

@@ -38,7 +38,9 @@ class ParallelConfig:
         choices=(1, 2, 3),
     )
     expert: int = option(
-        1, "Expert parallel: data parallel devices that divide the experts of a mixture; divides `data`.", minimum=1
+        1,
+        "Expert parallel: data parallel devices that divide the experts of a mixture; divides `data` x `sharding`.",
+        minimum=1,
     )
     offload: bool = option(False, "CPU offload: keep the states of the optimizer in main memory and update there.")
     bucket: str | int = option("100MB", "Bytes of gradients or weights that one call exchanges, such as 100MB.")
@@ -77,11 +79,6 @@ def check(parallel: ParallelConfig, train: Any) -> None:
         raise ConfigError(
             f"parallel.stages={parallel.stages} has {len(parallel.stages)} numbers for parallel.pipeline={parallel.pipeline}; give "
             "the layers of each stage"
-        )
-    if parallel.expert > 1 and parallel.sharding != 1:
-        raise ConfigError(
-            f"parallel.expert={parallel.expert} does not combine with parallel.sharding={parallel.sharding}: experts are divided among "
-            "the devices of parallel.data; leave out parallel.sharding"
         )
     if parallel.chunks > 1:
         _check_chunks(parallel, train.grad_accumulation)

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from paddle.base import core
 from llmctl.io.json_object import parse_json
 from llmctl.parallel import collectives, gloo, heartbeat, watch
 from llmctl.parallel.axis import Axis
+from llmctl.parallel.placement import EXPERTS
 from llmctl.parallel.rank import ON_FAILURE, PeerLost, Rank, other_ranks
 from llmctl.parallel.topology import AXES, Topology
 
@@ -87,7 +89,7 @@ class Mesh:
         seconds = hang_seconds if paddle.is_compiled_with_cuda() else min(hang_seconds, HANG_ON_CPUS)
         watch.start(gloo.common_store, rank.number, rank.size, seconds)
         with other_ranks("the start"), _silent():
-            for name in AXES:
+            for name in (*AXES, *EXPERTS):
                 self.axis(name)
 
     @property
@@ -97,8 +99,8 @@ class Mesh:
 
     @property
     def evaluates(self) -> bool:
-        """Whether this rank has parts of the same copy of the model as rank 0, which is evaluated."""
-        return self.place.data < self.topology.expert and (self.place.sharding == 0 or self.weights_shared)
+        """Whether this rank has parts of the copy of the model that is evaluated, with rank 0."""
+        return self.number < (self.topology.block if self.weights_shared else self.topology.expert)
 
     @property
     def world(self) -> Axis:
@@ -146,11 +148,14 @@ class Mesh:
         return fleet.get_hybrid_communicate_group()
 
     def _connect(self, name: str) -> Axis:
-        peers = self.topology.peers(name, self.rank.number)
+        peers, all_groups = self.topology.peers(name, self.rank.number), self.topology.groups(name)
         place = peers.index(self.rank.number)
-        groups = [ranks for ranks in self.topology.groups(name) if len(ranks) > 1]
+        groups = [ranks for ranks in all_groups if len(ranks) > 1]
         if not groups:
             return Axis(name, place, 1)
+        for known in self._axes.values():
+            if self.topology.groups(known.name) == all_groups:
+                return replace(known, name=name)
         if len(peers) == self.rank.size:
             return Axis(name, place, len(peers), self.world.group)
         if self.topology.pipeline > 1 and name in AXES:
@@ -187,12 +192,11 @@ class Mesh:
 
         Args:
             parameters: The parameters.
-            over: The axis: ``data``, or ``copies`` for those of experts that are divided.
+            over: The axis of the ranks that have the same.
         """
-        axis = self.axis(over)
-        if axis.size == 1:
+        axis, parameters = self.axis(over), list(parameters)
+        if axis.size == 1 or not parameters:
             return
-        parameters = list(parameters)
         anywhere = paddle.to_tensor([float(p.grad is not None) for p in parameters])
         anywhere = collectives.all_reduce(anywhere, axis)
         found = [p for p, count in zip(parameters, anywhere.tolist(), strict=True) if count]

@@ -5,9 +5,9 @@ The one table that saving, loading and clipping read. Nothing here imports paddl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,22 @@ from llmctl.parallel.topology import Coordinates, Topology
 
 ONE = Topology()
 """The topology of a process that trains alone."""
+
+
+class Sharing(NamedTuple):
+    """Which ranks with different rows have the same parameter, as axes of ``Topology.peers``.
+
+    Attributes:
+        slices: The ranks that hold, or update, a slice of it each.
+        copies: The ranks with the same slice.
+    """
+
+    slices: str
+    copies: str
+
+
+DENSE, EXPERTS = Sharing("sharding", "data"), Sharing("expert_sharding", "expert_data")
+"""The ranks that share a parameter of all of them, and one of experts that are divided among them."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,16 @@ class Placement:
         """Whether other ranks have tensors that this one has nothing of."""
         return self.topology.pipeline * self.topology.expert > 1
 
+    def sharing(self, name: str) -> Sharing:
+        """The ranks with different rows that have a parameter."""
+        return EXPERTS if name in self.experts else DENSE
+
+    def alike(self, names: Iterable[str]) -> dict[Sharing, list[str]]:
+        """Names of parameters by the ranks that share them; the same keys in the same order on all ranks."""
+        names = list(names)
+        kinds = (DENSE, EXPERTS) if self.topology.expert > 1 else (DENSE,)
+        return {kind: [name for name in names if self.sharing(name) == kind] for kind in kinds}
+
     def owner(self, name: str) -> int:
         """The stage that saves a tensor and counts it: the first that holds it."""
         return min(self.stages.get(name, (0,)))
@@ -60,17 +86,18 @@ class Placement:
     def counted(self, name: str, shape: Sequence[int]) -> bool | NDArray[np.bool_]:
         """Whether this rank counts its part of a tensor in a sum over all ranks, which has every element once.
 
-        Ranks of the data axis hold the same, of which the first ones count; those of the sharding axis are left aside.
+        Of the ranks with the same slice the first counts; those with other slices count theirs.
 
         Args:
-            name: Of the tensor.
+            name: Of a tensor that this rank has.
             shape: Of this rank's part.
 
         Returns:
             Whether it counts the part; or, where it counts some of it, whether each element, [1, ..., length of the divided axis,
             ..., 1].
         """
-        if self.place.data != self.experts.get(name, 0) or self.place.pipeline != self.owner(name):
+        rank = self.topology.rank(self.place)
+        if self.topology.peers(self.sharing(name).copies, rank)[0] != rank or self.place.pipeline != self.owner(name):
             return False
         rule = self.splits.get(name)
         if rule is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,7 +28,8 @@ class Topology:
         tensor: How many ranks share each layer.
         pipeline: How many stages the layers are divided into.
         sharding: How many ranks, with different rows too, share the state of the optimizer, the gradients or the weights.
-        expert: How many ranks share the experts of a mixture; they are among those with different rows.
+        expert: How many ranks share the experts of a mixture: neighbours among those with different rows, so that they are inside
+            of a sharding group if their number divides it, and several whole sharding groups if it is a multiple.
 
     Raises:
         ValueError: A degree is below 1, or ``expert`` does not divide ``data`` x ``sharding``.
@@ -57,6 +57,21 @@ class Topology:
     def batch(self) -> int:
         """How many ranks, or groups of ranks, train on different rows: ``data`` x ``sharding``."""
         return self.data * self.sharding
+
+    @property
+    def block(self) -> int:
+        """How many neighbours with different rows have everything: whole groups of sharding, and whole groups of experts."""
+        return math.lcm(self.sharding, self.expert)
+
+    @property
+    def expert_sharding(self) -> int:
+        """How many ranks of a block hold the same experts, and share what ``sharding`` ranks share of all else."""
+        return self.block // self.expert
+
+    @property
+    def expert_data(self) -> int:
+        """How many blocks there are: ranks that hold the same of the same experts."""
+        return self.batch // self.block
 
     def coordinates(self, rank: int) -> Coordinates:
         """Where a rank is.
@@ -95,8 +110,8 @@ class Topology:
 
         Args:
             axis: One of ``AXES``; or ``batch``, over data and sharding; or ``expert``, those that share a set of experts; or
-                ``copies``, those that hold the same experts; or ``ends``, the first and the last stage of a pipeline, of which
-                those between have none.
+                ``expert_sharding`` and ``expert_data``, which are to experts what sharding and data are to all else; or
+                ``ends``, the first and the last stage of a pipeline, of which those between have none.
             rank: The rank.
 
         Raises:
@@ -111,20 +126,27 @@ class Topology:
             return (
                 tuple(self.rank(here._replace(pipeline=stage)) for stage in ends) if here.pipeline in ends else (rank,)
             )
-        rows = itertools.product(range(self.data), range(self.sharding))
-        batch = [self.rank(here._replace(data=data, sharding=sharding)) for data, sharding in rows]
-        group, place = divmod(self.batch_number(rank), self.expert)
-        if axis == "batch":
-            return tuple(batch)
-        if axis == "expert":
-            return tuple(batch[group * self.expert : (group + 1) * self.expert])
-        if axis == "copies":
-            return tuple(batch[place :: self.expert])
-        raise ValueError(f"there is no axis {axis}; there are {', '.join(AXES)}, batch, expert, copies and ends")
+        number = self.batch_number(rank)
+        group, block = number - number % self.expert, number - number % self.block
+        numbers = {
+            "batch": range(self.batch),
+            "expert": range(group, group + self.expert),
+            "expert_sharding": range(block + number % self.expert, block + self.block, self.expert),
+            "expert_data": range(number % self.block, self.batch, self.block),
+        }
+        if axis not in numbers:
+            raise ValueError(f"there is no axis {axis}; there are {', '.join((*AXES, *numbers))} and ends")
+        places = (divmod(one, self.sharding) for one in numbers[axis])
+        return tuple(self.rank(here._replace(data=data, sharding=sharding)) for data, sharding in places)
 
     def groups(self, axis: str) -> list[tuple[int, ...]]:
         """All groups of ranks along an axis, by their first rank."""
-        return sorted({self.peers(axis, rank) for rank in range(self.size)})
+        found: dict[int, tuple[int, ...]] = {}
+        for rank in range(self.size):
+            if rank not in found:
+                peers = self.peers(axis, rank)
+                found.update(dict.fromkeys(peers, peers))
+        return list(dict.fromkeys(found.values()))
 
     def _degrees(self) -> tuple[int, ...]:
         return tuple(getattr(self, name) for name in AXES)

@@ -218,9 +218,11 @@ def _show_end(setup: Setup, info: dict[str, Any]) -> None:
 def _arrangement(ranks: Ranks) -> str:
     """How the processes are arranged, for people."""
     topology = ranks.topology
-    if topology.data == ranks.rank.size:
+    if topology.data == ranks.rank.size and topology.expert == 1:
         return f"data parallel: {topology.data} processes share the forward passes of each step"
-    degrees = ", ".join(f"{name} {getattr(topology, name)}" for name in AXES if getattr(topology, name) > 1)
+    degrees = ", ".join(
+        f"{name} {getattr(topology, name)}" for name in (*AXES, "expert") if getattr(topology, name) > 1
+    )
     return f"{ranks.rank.size} processes: {degrees}"
 
 

@@ -175,27 +175,39 @@ class Whole:
             size: Number of its bytes.
         """
         place, (owner, holder), found = self._mesh.place, where, None
-        if place.data == holder and place.pipeline == owner and name in self._here(part):
+        if place.pipeline == owner and self._first_slice(part, name) == holder and name in self._here(part):
             found = self._join(part, name)
         if holder and self._gathers and place.pipeline == owner:
             buffer = paddle.zeros([size], "uint8") if found is None else paddle.to_tensor(found)
             found = broadcast(buffer, self._expert, holder).numpy()
-        if place.data or place.sharding or place.tensor:
+        if self._mesh.number or place.tensor:
             return None
         if owner and self._mesh.pipeline.size > 1:
             buffer = paddle.zeros([size], "uint8") if found is None else paddle.to_tensor(found)
             found = broadcast(buffer, self._mesh.pipeline, owner).numpy()
         return found
 
+    def _first_slice(self, part: str, name: str) -> int:
+        """The number, among the ranks with different rows, of the one with the first slice of a tensor that this one has."""
+        parameter = self._parts[part].parameter(name)
+        if parameter is None:
+            return self._mesh.number
+        topology = self._mesh.topology
+        first, *_ = topology.peers(self._slices_of(parameter).name, self._mesh.rank.number)
+        return topology.batch_number(first)
+
+    def _slices_of(self, parameter: str) -> Axis:
+        """The ranks that may have slices of a parameter."""
+        return self._mesh.axis(self._placement.sharing(parameter).slices)
+
     def _join(self, part: str, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor of this stage; right on its first rank."""
+        """The bytes of a tensor of this stage; right on the rank with its first slice."""
         parameter, value = self._parts[part].parameter(name), self._here(part)[name]
         if parameter is not None:
-            slicing = self._parts[part].slicing.get(parameter)
+            slicing, axis = self._parts[part].slicing.get(parameter), self._slices_of(parameter)
             if slicing is not None:
-                rows = all_gather(_tensor(value), self._mesh.sharding)
-                value = slicing.whole(rows)
-            if parameter in self._placement.splits and self._mesh.sharding.rank == 0:
+                value = slicing.whole(all_gather(_tensor(value), axis))
+            if parameter in self._placement.splits and axis.rank == 0:
                 value = self._joined_parts(parameter, _tensor(value))
         return np.ascontiguousarray(_array(value)).reshape(-1).view(np.uint8)
 
@@ -224,8 +236,7 @@ class Whole:
     @property
     def _gathers(self) -> bool:
         """Whether this rank is among the first ones that share experts."""
-        place = self._mesh.place
-        return place.data < self._expert.size and not (place.sharding or place.tensor)
+        return self._mesh.number < self._expert.size and not self._mesh.place.tensor
 
     def _names(self, part: str) -> dict[str, tuple[Where, tuple[int, ...], str]]:
         """Name -> who has a tensor, its whole shape and its type; of all ranks on their first ones."""
@@ -241,7 +252,7 @@ class Whole:
 
     def _heard(self, axis: Axis, value: Any) -> list[Any]:
         """What the ranks of an axis give, on those that rank 0 hears from."""
-        if axis.size == 1 or not self._gathers or (axis is not self._expert and self._mesh.place.data):
+        if axis.size == 1 or not self._gathers or (axis is not self._expert and self._mesh.number):
             return [value]
         values: list[Any] = []
         distributed.all_gather_object(values, value, group=axis.group)

@@ -32,11 +32,6 @@ def test_the_degrees_above_one_are_listed():
             6,
             r"does not combine with parallel\.sharding_stage=3; use stage 1 or 2",
         ),
-        (
-            {"expert": 2, "sharding": 2},
-            1,
-            r"parallel\.expert=2 does not combine with parallel\.sharding=2: .* leave out",
-        ),
         ({"bucket": "some"}, 1, r"parallel\.bucket='some' is not a size; write 2GB"),
     ],
 )

@@ -60,7 +60,7 @@ def test_all_ranks_get_the_same_sums_messages_and_verdicts():
 def _axes(mesh):
     """The sum of the ranks along each axis, by its group, and what ``total`` and ``any`` make of the numbers of ranks."""
     sums = {}
-    for name in ("pipeline", "data", "sharding", "tensor", "batch", "copies"):
+    for name in ("pipeline", "data", "sharding", "tensor", "batch", "expert_sharding", "expert_data"):
         axis, number = mesh.axis(name), paddle.to_tensor([float(mesh.rank.number)])
         assert (axis.group is None) == (axis.size == 1)
         if axis.group:
@@ -72,8 +72,8 @@ def _axes(mesh):
 
 @pytest.mark.parametrize(
     "topology",
-    [Topology(data=2, tensor=2), Topology(sharding=2, pipeline=2), Topology(data=2, sharding=2)],
-    ids=["data-tensor", "sharding-pipeline", "data-sharding"],
+    [Topology(data=2, tensor=2), Topology(sharding=2, pipeline=2), Topology(data=2, sharding=2, expert=2)],
+    ids=["data-tensor", "sharding-pipeline", "data-sharding-expert"],
 )
 def test_each_axis_connects_its_ranks(topology):
     lasts = [rank for rank in range(4) if topology.coordinates(rank).pipeline == topology.pipeline - 1]

@@ -13,7 +13,9 @@ SHAPES = [
     Topology(data=2, tensor=2, pipeline=2),
     Topology(data=2, tensor=2, sharding=2),
     Topology(data=2, tensor=3, pipeline=4, sharding=2, expert=4),
+    Topology(data=3, sharding=4, tensor=2, expert=6),
 ]
+EXPERT_AXES = ("expert", "expert_sharding", "expert_data")
 
 
 @pytest.mark.parametrize("topology", SHAPES, ids=str)
@@ -32,9 +34,47 @@ def test_fleet_has_the_same_ranks(topology):
 def test_places_and_ranks_belong_to_each_other(topology):
     ranks = range(topology.size)
     assert [topology.rank(topology.coordinates(rank)) for rank in ranks] == list(ranks)
-    for axis, rank in itertools.product((*AXES, "batch", "expert", "copies"), ranks):
+    for axis, rank in itertools.product((*AXES, "batch", *EXPERT_AXES), ranks):
         peers = topology.peers(axis, rank)
         assert rank in peers and all(topology.peers(axis, other) == peers for other in peers)
+
+
+@pytest.mark.parametrize("topology", SHAPES, ids=str)
+def test_groups_along_an_axis_have_every_rank_once(topology):
+    for axis in (*AXES, "batch", *EXPERT_AXES):
+        groups = topology.groups(axis)
+        assert sorted(itertools.chain(*groups)) == list(range(topology.size))
+        assert groups == sorted({topology.peers(axis, rank) for rank in range(topology.size)})
+
+
+@pytest.mark.parametrize("topology", SHAPES, ids=str)
+def test_ranks_with_the_same_experts_are_those_with_slices_times_those_with_copies(topology):
+    for rank in range(topology.size):
+        place = topology.batch_number(rank) % topology.expert
+        alike = {r for r in topology.peers("batch", rank) if topology.batch_number(r) % topology.expert == place}
+        found = [topology.peers("expert_data", one) for one in topology.peers("expert_sharding", rank)]
+        assert sorted(itertools.chain(*found)) == sorted(alike)
+        assert len(found) == topology.expert_sharding and {len(copies) for copies in found} == {topology.expert_data}
+
+
+def test_without_divided_experts_their_axes_are_those_of_all_else():
+    topology = Topology(data=3, sharding=4, tensor=2)
+    assert topology.groups("expert_sharding") == topology.groups("sharding")
+    assert topology.groups("expert_data") == topology.groups("data")
+
+
+@pytest.mark.parametrize(
+    ("degrees", "slices", "copies"),
+    [
+        ({"data": 2, "sharding": 4, "expert": 2}, (0, 2), (0, 4)),  # inside of a sharding group
+        ({"data": 4, "sharding": 2, "expert": 4}, (0,), (0, 4)),  # two whole sharding groups
+        ({"data": 3, "sharding": 4, "expert": 6}, (0, 6), (0,)),  # neither divides the other
+    ],
+)
+def test_experts_fill_sharding_groups_first(degrees, slices, copies):
+    topology = Topology(**degrees)
+    assert topology.peers("expert", 0) == tuple(range(degrees["expert"]))
+    assert topology.peers("expert_sharding", 0) == slices and topology.peers("expert_data", 0) == copies
 
 
 def test_experts_are_shared_by_ranks_with_different_rows():
@@ -42,7 +82,7 @@ def test_experts_are_shared_by_ranks_with_different_rows():
     assert topology.peers("batch", 3) == (1, 3, 5, 7)
     assert [topology.batch_number(rank) for rank in (1, 3, 5, 7)] == [0, 1, 2, 3]
     assert topology.peers("expert", 3) == (1, 3) and topology.peers("expert", 5) == (5, 7)
-    assert topology.peers("copies", 3) == (3, 7) and topology.peers("copies", 1) == (1, 5)
+    assert topology.peers("expert_data", 3) == (3, 7) and topology.peers("expert_sharding", 3) == (3,)
 
 
 @pytest.mark.parametrize(

@@ -110,10 +110,8 @@ class MasterWeights:
         """Sums gradients over stages, and over ranks, that hold the same."""
         if self._sum_stages:
             self._sum_stages(self.tensors)
-        experts = self.placement.experts
-        self._ranks.sum_grads([tensor for name, tensor in self.tensors.items() if name not in experts])
-        if experts:
-            self._ranks.sum_grads([tensor for name, tensor in self.tensors.items() if name in experts], "copies")
+        for sharing, names in self.placement.alike(self.tensors).items():
+            self._ranks.sum_grads([self.tensors[name] for name in names], sharing.copies)
 
     def norm(self) -> float:
         """L2 norm of all gradients together, over all ranks."""

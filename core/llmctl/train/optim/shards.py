@@ -27,7 +27,7 @@ class Shards(MasterWeights):
 
     Args:
         parameters: Name -> parameter.
-        mesh: The ranks; those of the sharding axis share.
+        mesh: The ranks; of all that have the same parameter, those of ``Sharing.slices`` share it.
         stage: 1 or 2.
         placement: Where parameters are that other axes share; None = no other axis shares any.
         complete: As for ``MasterWeights``.
@@ -48,22 +48,33 @@ class Shards(MasterWeights):
         sum_stages: Complete | None = None,
         offload: bool = False,
     ) -> None:
-        self.parameters, self._ranks, self._axis, self.offload = parameters, mesh, mesh.sharding, offload
+        self.parameters, self._ranks, self.offload = parameters, mesh, offload
         self._stage, self._complete, self._sum_stages = stage, complete, sum_stages
         self.placement = placement or Placement(mesh.topology, mesh.place)
-        self.slicing = {name: Slicing(tuple(p.shape), self._axis.size) for name, p in parameters.items()}
+        self.slicing = {name: self.slicing_of(name, p) for name, p in parameters.items()}
         self.tensors = {name: self._slice_of(name, p) for name, p in parameters.items()}
         self._counted = {name: self._counts(name) for name in parameters}
-        self._buckets = self._in_buckets(parameters, mesh.bucket)
+        self._buckets = self.in_buckets(parameters, mesh.bucket)
         self._half = {name: p for name, p in parameters.items() if p.dtype in HALF}
         # What backward passes gave and is not summed yet, and which parameters any of them reached.
         self._held = {name: SimpleNamespace(grad=None) if name in self._half else p for name, p in parameters.items()}
         self._reached: set[str] = set()
 
-    def _in_buckets(self, parameters: Mapping[str, paddle.Tensor], limit: float) -> list[list[str]]:
-        """Names in buckets of one type each, of about ``limit`` bytes."""
-        names = iter(parameters)
-        return [[next(names) for _ in bucket] for bucket in buckets(parameters.values(), limit)]
+    def axis_of(self, name: str) -> Axis:
+        """The ranks that have the slices of a parameter."""
+        return self._ranks.axis(self.placement.sharing(name).slices)
+
+    def slicing_of(self, name: str, parameter: paddle.Tensor) -> Slicing:
+        """How a parameter is divided among them."""
+        return Slicing(tuple(parameter.shape), self.axis_of(name).size)
+
+    def in_buckets(self, parameters: Mapping[str, paddle.Tensor], limit: float) -> list[list[str]]:
+        """Names in buckets of one type and of the same ranks each, of about ``limit`` bytes."""
+        found: list[list[str]] = []
+        for names in self.placement.alike(parameters).values():
+            rest = iter(names)
+            found += [[next(rest) for _ in bucket] for bucket in buckets([parameters[n] for n in names], limit)]
+        return found
 
     @paddle.no_grad()
     def _slice_of(self, name: str, parameter: paddle.Tensor) -> Any:
@@ -71,7 +82,7 @@ class Shards(MasterWeights):
         return self._apart(own.astype("float32") if own.dtype in HALF else own.clone())
 
     def _own(self, name: str, tensor: paddle.Tensor) -> paddle.Tensor:
-        return self.slicing[name].rows(tensor)[self._axis.rank]
+        return self.slicing[name].rows(tensor)[self.axis_of(name).rank]
 
     def _counts(self, name: str) -> bool | paddle.Tensor:
         counted, shape = super()._counts(name), self.parameters[name].shape
@@ -98,12 +109,12 @@ class Shards(MasterWeights):
         """Sums the gradients over the rows of all ranks, into slices."""
         if self._stage == 1:
             self._reduce(self._buckets)
-        names = list(self.parameters)
-        reached = paddle.to_tensor([float(name in self._reached) for name in names])
-        all_reduce(reached, self._axis, "max")
-        for name, anywhere in zip(names, reached.tolist(), strict=True):
-            if not anywhere:
-                self.tensors[name].clear_gradient(False)
+        for sharing, names in self.placement.alike(self.parameters).items():
+            reached = paddle.to_tensor([float(name in self._reached) for name in names])
+            all_reduce(reached, self._ranks.axis(sharing.slices), "max")
+            for name, anywhere in zip(names, reached.tolist(), strict=True):
+                if not anywhere:
+                    self.tensors[name].clear_gradient(False)
         self._reached.clear()
         self._sum_copies()
 
@@ -115,7 +126,7 @@ class Shards(MasterWeights):
             self._complete(held)
         for names in buckets:
             rows = paddle.concat([self._rows_of_grad(name) for name in names], axis=1)
-            summed = reduce_scatter(rows.reshape([-1]), self._axis)
+            summed = reduce_scatter(rows.reshape([-1]), self.axis_of(names[0]))
             for name, grad in zip(names, paddle.split(summed, [self.slicing[n].length for n in names]), strict=True):
                 tensor = self.tensors[name]
                 tensor.grad = grad if tensor.grad is None else tensor.grad + grad
@@ -141,7 +152,8 @@ class Shards(MasterWeights):
         for names in self._buckets:
             kind = self.parameters[names[0]].dtype
             slices = [source[name].astype(kind) for name in names]
-            for name, whole in zip(names, gathered(slices, [self.slicing[n] for n in names], self._axis), strict=True):
+            wholes = gathered(slices, [self.slicing[n] for n in names], self.axis_of(names[0]))
+            for name, whole in zip(names, wholes, strict=True):
                 self.parameters[name].set_value(whole)
 
     @contextlib.contextmanager

@@ -16,7 +16,6 @@ from paddle.autograd import PyLayer
 
 from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.placement import Placement
-from llmctl.parallel.slicing import Slicing
 from llmctl.train.optim.master_weights import Complete
 from llmctl.train.optim.shards import Shards, gathered
 
@@ -26,7 +25,7 @@ class Units(Shards):
 
     Args:
         parameters: Name -> trained parameter.
-        mesh: The ranks; those of the sharding axis share.
+        mesh: As for ``Shards``.
         blocks: Path of a block -> its layer; adapters and hooks are on already.
         placement: As for ``Shards``.
         complete: As for ``MasterWeights``.
@@ -51,7 +50,7 @@ class Units(Shards):
         self.units = [Unit(self, path, layer) for path, layer in blocks.items()]
         inside = {name for unit in self.units for name in unit.parameters}
         outside = {name: parameter for name, parameter in parameters.items() if name not in inside}
-        self._buckets = self._in_buckets(outside, mesh.bucket)
+        self._buckets = self.in_buckets(outside, mesh.bucket)
         self.model_slicing = {name: one for unit in self.units for name, one in unit.slicing.items()}
         self._shown = self._own_slices()
         self._late: Unit | None = None
@@ -137,7 +136,7 @@ class Unit:
     Attributes:
         parameters: Name -> weight; without values while the unit is not whole.
         trained: Names of those that are trained.
-        buckets: These, in buckets of one type each.
+        buckets: These, in buckets of one type and of the same ranks each.
         frozen: Name -> this rank's slice of the others.
         slicing: Name -> how a weight is sliced.
     """
@@ -147,19 +146,18 @@ class Unit:
         named = {f"{path}.{name}": parameter for name, parameter in layer.named_parameters()}
         self.parameters = {name: p for name, p in named.items() if p.is_floating_point()}
         self.trained = [name for name in self.parameters if name in owner.parameters]
-        self.buckets = owner._in_buckets({name: self.parameters[name] for name in self.trained}, float("inf"))
-        size = owner._axis.size
-        self.slicing = {name: Slicing(tuple(p.shape), size) for name, p in self.parameters.items()}
+        self.buckets = owner.in_buckets({name: self.parameters[name] for name in self.trained}, float("inf"))
+        self.slicing = {name: owner.slicing_of(name, p) for name, p in self.parameters.items()}
         with paddle.no_grad():
             self.frozen = {n: self._own(n) for n in self.parameters if n not in owner.parameters}
-        self._kinds = owner._in_buckets(self.parameters, float("inf"))
+        self._kinds = owner.in_buckets(self.parameters, float("inf"))
         self._whole = True
         self.drop()
         layer.register_forward_pre_hook(self._before)
         layer.register_forward_post_hook(self._after)
 
     def _own(self, name: str) -> paddle.Tensor:
-        return self.slicing[name].rows(self.parameters[name].detach())[self._owner._axis.rank].clone()
+        return self.slicing[name].rows(self.parameters[name].detach())[self._owner.axis_of(name).rank].clone()
 
     @paddle.no_grad()
     def fetch(self) -> None:
@@ -169,7 +167,7 @@ class Unit:
         for names in self._kinds:
             kind = self.parameters[names[0]].dtype
             slices = [self._owner.slice_of(name, self.frozen).astype(kind) for name in names]
-            values = gathered(slices, [self.slicing[name] for name in names], self._owner._axis)
+            values = gathered(slices, [self.slicing[name] for name in names], self._owner.axis_of(names[0]))
             for name, whole in zip(names, values, strict=True):
                 whole._share_buffer_to(self.parameters[name])
         self._whole = True
