@@ -80,14 +80,18 @@ class RankModel:
 
     Attributes:
         held: Parameters.
-        weights: Their bytes.
+        routed: Of these, those of experts.
+        weights: Bytes of the parameters.
+        routed_weights: Of these, those of experts.
         kept: Values that layers keep for the backward pass, for each token.
         recomputed: Values of the largest recomputed layer, for each token.
         unit: Parameters of the largest layer.
     """
 
     held: int
+    routed: int
     weights: int
+    routed_weights: int
     kept: float
     recomputed: float
     unit: int
@@ -105,7 +109,9 @@ def of_rank(card: Family, dims: Dims, training: Training, length: int, share: Sh
     """
     rows = tensors_of(card, dims, share)
     kept, recomputed, unit = _activations(card, dims, training, length, rows, share)
-    return RankModel(sum(t.size for t in rows), _weights(rows, training), kept, recomputed, unit)
+    routed = [t for t in rows if t.expert is not None]
+    weights, routed_weights = (_weights(part, training) for part in (rows, routed))
+    return RankModel(_size(rows), _size(routed), weights, routed_weights, kept, recomputed, unit)
 
 
 def estimate(card: Family, dims: Dims, training: Training, step: Step, share: Share = WHOLE) -> dict[str, int]:
@@ -136,10 +142,12 @@ def parts_of(
         share: What the rank has of the model and of the step.
     """
     width, held, weights = training.width, model.held, model.weights
-    trained = held if training.method == "full" else -(-training.trained * held // parameters)
-    own = -(-trained // share.sharding)
+    trained, routed = (
+        of if training.method == "full" else -(-training.trained * of // parameters) for of in (held, model.routed)
+    )
+    own = share.sliced(trained, routed)
     if share.stage == 3 and share.sharding > 1:
-        weights = -(-weights // share.sharding) + 2 * model.unit * width
+        weights = share.sliced(weights, model.routed_weights) + 2 * model.unit * width
     states = own * (3 * FLOAT if training.masters else 2 * width)
     return {
         "process": PROCESS,
@@ -170,11 +178,15 @@ def cache_bytes(card: Family, dims: Dims, tokens: int, width: int = HALF) -> int
     return 2 * int(dims.layers) * int(dims.kv_heads) * int(dims.head_dim) * tokens * width
 
 
+def _size(rows: list[Tensor]) -> int:
+    return sum(t.size for t in rows)
+
+
 def _weights(rows: list[Tensor], training: Training) -> int:
-    total = sum(t.size for t in rows) * training.width
+    total = _size(rows) * training.width
     if training.base not in BASE_BITS:
         return total
-    packed = sum(t.size for t in rows if t.kind == "linear" and t.layer is not None)
+    packed = _size([t for t in rows if t.kind == "linear" and t.layer is not None])
     return total - packed * training.width + int(packed * BASE_BITS[training.base] / 8)
 
 

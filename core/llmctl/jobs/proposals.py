@@ -32,7 +32,7 @@ MARGIN = 0.94
 INSIDE = ("q_norm", "k_norm", "gate")
 """Slots of tensors that are inside what tensor parallel ranks share, and are on each of them."""
 
-ADDED = ("tensors", "partial", "ends", "outer")
+ADDED = ("tensors", "partial", "ends", "outer", "routed_tensors")
 
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -93,6 +93,7 @@ class _Stage:
     partial: int = 0
     ends: int = 0
     outer: int = 0
+    routed_tensors: int = 0
 
 
 @dataclass
@@ -135,7 +136,7 @@ class Planner:
         topology = plan.topology
         passes = -(-self.step // arrangement.rows // topology.batch)
         tokens = arrangement.rows * self.length
-        found: list[tuple[dict[str, int], int, Seconds]] = []
+        found: list[tuple[dict[str, int], int, Seconds, int]] = []
         sizes = [len(layers) for layers in self._layers(topology.pipeline)]
         for number in sorted({0, min(1, topology.pipeline - 1), sizes.index(max(sizes)), topology.pipeline - 1}):
             stage = self._stage(plan, training, number)
@@ -146,11 +147,10 @@ class Planner:
             )
             work = self._work(stage, plan, training, passes, tokens)
             seconds = costs.seconds(work, plan, self.hardware, share.first, share.last)
-            found.append((parts, memory_estimate.peak(parts), seconds))
-        parts, peak, _ = max(found, key=lambda one: one[1])
-        trained = self._trained(training, self.parameters // (topology.tensor * topology.pipeline))
+            found.append((parts, memory_estimate.peak(parts), seconds, costs.updated(work, topology)))
+        parts, peak, *_ = max(found, key=lambda one: one[1])
         states = 12 if training.masters else 2 * training.width
-        host = -(-trained * states // topology.sharding) if plan.offload else 0
+        host = states * max(one[3] for one in found) if plan.offload else 0
         return Estimate(
             arrangement,
             {name: size for name, size in parts.items() if size},
@@ -209,8 +209,7 @@ class Planner:
                 if pipeline > int(self.dims.layers) or batch > self.step:
                     continue
                 for sharding in _divisors(batch):
-                    # Experts are divided among copies of the rest of the model, which sharding leaves no longer whole.
-                    for expert in self.expert_degrees(batch) if sharding == 1 else [1]:
+                    for expert in self.expert_degrees(batch):
                         topology = Topology(batch // sharding, tensor, pipeline, sharding, expert)
                         for stage in (1, 2, 3) if sharding > 1 else (1,):
                             yield Plan(topology, tensor > 1, stage, offload=offload)
@@ -227,7 +226,8 @@ class Planner:
     def _stage(self, plan: Plan, training: Training, number: int) -> _Stage:
         """What a rank of a stage has: the sum of what it has outside the layers, and of each of its layers."""
         topology = plan.topology
-        sharding = topology.sharding, plan.stage if topology.sharding > 1 else 1, plan.offload
+        stage = plan.stage if topology.sharding > 1 else 1
+        sharding = topology.sharding, topology.expert_sharding, stage, plan.offload
         key = topology.tensor, topology.pipeline, topology.expert, plan.sequence, sharding, training.recompute, number
         if key not in self._stages:
             layers = self._layers(topology.pipeline)[number]
@@ -238,7 +238,9 @@ class Planner:
                 parts.append((count, self._part(self._of_layer(empty, kind), training)))
             whole = memory_estimate.RankModel(
                 sum(count * part.model.held for count, part in parts),
+                sum(count * part.model.routed for count, part in parts),
                 sum(count * part.model.weights for count, part in parts),
+                sum(count * part.model.routed_weights for count, part in parts),
                 sum(count * part.model.kept for count, part in parts),
                 max(part.model.recomputed for _, part in parts),
                 max(part.model.unit for _, part in parts),
@@ -300,7 +302,8 @@ class Planner:
         tied = not any(base_slot(t.slot) == "head" for t in self.card.expand(self.dims))
         ends = sum(t.size for t in rows if base_slot(t.slot) == "embed" and tied)
         outer = sum(t.size for t in rows if t.layer is None)
-        return _Stage(model, share, len(share.layers), mixtures, matrix + attention, len(rows), partial, ends, outer)
+        found = (len(rows), partial, ends, outer, sum(t.expert is not None for t in rows))
+        return _Stage(model, share, len(share.layers), mixtures, matrix + attention, *found)
 
     def _work(self, stage: _Stage, plan: Plan, training: Training, passes: int, tokens: int) -> Work:
         held = stage.model.held
@@ -322,6 +325,8 @@ class Planner:
             ends=stage.ends,
             experts=self.experts,
             outer=stage.outer,
+            routed=stage.model.routed,
+            routed_tensors=stage.routed_tensors,
         )
 
     def _trained(self, training: Training, held: int) -> int:

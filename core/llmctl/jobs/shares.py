@@ -25,6 +25,7 @@ class Share:
         sequence: Whether they share the rest of a layer too, by positions.
         expert: Ranks that share the experts.
         sharding: Ranks that share what ``stage`` says.
+        expert_sharding: Ranks that share it of the same experts.
         stage: 1 = states of the optimizer, 2 = and gradients, 3 = and weights.
         offload: Whether states of the optimizer are in main memory.
         layers: The layers of the rank's stage; None = all.
@@ -38,6 +39,7 @@ class Share:
     sequence: bool = False
     expert: int = 1
     sharding: int = 1
+    expert_sharding: int = 1
     stage: int = 1
     offload: bool = False
     layers: Sequence[int] | None = None
@@ -45,6 +47,10 @@ class Share:
     last: bool = True
     passes: float = 1.0
     bucket: int = 0
+
+    def sliced(self, total: int, routed: int) -> int:
+        """A rank's slices of a number of parameters or bytes, of which some are of experts."""
+        return -(-(total - routed) // self.sharding) + -(-routed // self.expert_sharding)
 
 
 def divided(tensor: Tensor) -> frozenset[str]:
@@ -92,8 +98,8 @@ def of_ranks(card: Family, dims: Dims, parallel: ParallelConfig, topology: Topol
     bucket = parse_bytes(parallel.bucket) if topology.batch > 1 else 0
     return [
         Share(
-            topology.tensor, parallel.sequence, topology.expert, topology.sharding, parallel.sharding_stage,
-            parallel.offload, layers, number == 0, number == last,
+            topology.tensor, parallel.sequence, topology.expert, topology.sharding, topology.expert_sharding,
+            parallel.sharding_stage, parallel.offload, layers, number == 0, number == last,
             in_flight(topology.pipeline, parallel.chunks, own, number), bucket,
         )
         for number, layers in enumerate(stages_of(card, dims, parallel, topology.pipeline))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from llmctl.parallel.costs.hardware import Hardware, Link
+from llmctl.parallel.placement import DENSE, EXPERTS, Sharing
 from llmctl.parallel.topology import Topology
 
 EFFICIENCY = 0.5
@@ -45,6 +46,8 @@ class Work:
         ends: Parameters of a table that is embedding and head, which the first and the last stage have.
         experts: Experts of a mixture.
         outer: Of all its parameters, those outside the layers.
+        routed: Of all its parameters, those of experts.
+        routed_tensors: How many tensors of experts it trains.
     """
 
     passes: int
@@ -64,6 +67,13 @@ class Work:
     ends: int = 0
     experts: int = 0
     outer: int = 0
+    routed: int = 0
+    routed_tensors: int = 0
+
+    @property
+    def trained(self) -> float:
+        """The share of its parameters that is trained."""
+        return self.parameters / self.held
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,61 @@ class Traffic:
     op: str
     calls: int
     size: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a rank has that the same ranks share.
+
+    Attributes:
+        sharing: The axes of these ranks.
+        slices: How many have slices.
+        copies: How many have copies.
+        parameters: Trained parameters.
+        tensors: How many trained tensors.
+        layers: Layers of the rank's stage that have any.
+        held: All parameters in these layers.
+        outer: All parameters outside the layers.
+    """
+
+    sharing: Sharing
+    slices: int
+    copies: int
+    parameters: int
+    tensors: int
+    layers: int
+    held: int
+    outer: int
+
+
+def kinds_of(work: Work, topology: Topology) -> list[Kind]:
+    """The kinds of what a rank has: experts that are divided, and all else.
+
+    Args:
+        work: The step.
+        topology: The ranks.
+    """
+    inside, outer = work.held - work.outer, work.outer
+    if topology.expert == 1 or not work.routed:
+        everything = work.parameters, work.tensors, work.layers, inside, outer
+        return [Kind(DENSE, topology.sharding, topology.data, *everything)]
+    trained = round(work.routed * work.trained)
+    dense = work.parameters - trained, work.tensors - work.routed_tensors, work.layers, inside - work.routed, outer
+    routed = trained, work.routed_tensors, work.mixtures, work.routed, 0
+    return [
+        Kind(DENSE, topology.sharding, topology.data, *dense),
+        Kind(EXPERTS, topology.expert_sharding, topology.expert_data, *routed),
+    ]
+
+
+def updated(work: Work, topology: Topology) -> int:
+    """How many parameters a rank updates.
+
+    Args:
+        work: The step.
+        topology: The ranks.
+    """
+    return sum(-(-kind.parameters // kind.slices) for kind in kinds_of(work, topology))
 
 
 def in_passes(work: Work, plan: Plan, first: bool, last: bool) -> list[Traffic]:
@@ -143,15 +208,26 @@ def in_passes(work: Work, plan: Plan, first: bool, last: bool) -> list[Traffic]:
         found.append(Traffic("expert", "all_to_all", m * work.mixtures * (6 if work.recomputed else 4), routed))
         told = work.experts * topology.expert * 8
         found.append(Traffic("expert", "all_gather", m * work.mixtures * (2 if work.recomputed else 1), told))
-    if topology.sharding > 1 and plan.stage == 3:
-        layer = (work.held - work.outer) // work.layers * work.width
-        # A layer is fetched before its forward and its backward pass; what is outside the layers, once in a step.
-        found.append(Traffic("sharding", "all_gather", 2 * m * work.layers, layer))
-        trained = work.parameters / work.held
-        found.append(Traffic("sharding", "reduce_scatter", m * work.layers, round(layer * trained)))
-        found.append(Traffic("sharding", "reduce_scatter", m, round(work.outer * work.width * trained)))
-    if topology.sharding > 1 and plan.stage == 2:
-        found.append(Traffic("sharding", "reduce_scatter", m, work.parameters * work.width))
+    for kind in kinds_of(work, topology):
+        found += _of_slices(work, plan, kind)
+    return found
+
+
+def _of_slices(work: Work, plan: Plan, kind: Kind) -> list[Traffic]:
+    """What ranks with slices communicate in the passes of a step."""
+    axis, m = kind.sharing.slices, work.passes
+    if kind.slices == 1 or plan.stage == 1:
+        return []
+    if plan.stage == 2:
+        return [Traffic(axis, "reduce_scatter", m, kind.parameters * work.width)]
+    layer = kind.held // kind.layers * work.width
+    # A layer is fetched before its forward and its backward pass; what is outside the layers, once in a step.
+    found = [
+        Traffic(axis, "all_gather", 2 * m * kind.layers, layer),
+        Traffic(axis, "reduce_scatter", m * kind.layers, round(layer * work.trained)),
+    ]
+    if kind.outer:
+        found.append(Traffic(axis, "reduce_scatter", m, round(kind.outer * work.width * work.trained)))
     return found
 
 
@@ -164,21 +240,30 @@ def in_update(work: Work, plan: Plan) -> list[Traffic]:
     """
     topology = plan.topology
     found: list[Traffic] = []
-    shard = -(-work.parameters // topology.sharding)
     if topology.tensor > 1 and work.partial:
         found.append(Traffic("tensor", "all_reduce", 1, work.partial * work.width))
     if topology.pipeline > 1 and work.ends:
         found.append(Traffic("ends", "all_reduce", 1, -(-work.ends // topology.sharding) * 4))
+    for kind in kinds_of(work, topology):
+        found += _of_gradients(work, plan, kind)
+    return found
+
+
+def _of_gradients(work: Work, plan: Plan, kind: Kind) -> list[Traffic]:
+    """The sums of gradients, and the gathering of new weights."""
+    found: list[Traffic] = []
     # First it is said which parameters any rank has a gradient of.
-    said = work.tensors * 4
-    if topology.data > 1:
-        found += [Traffic("data", "all_reduce", 1, size) for size in (said, shard * 4)]
-    if topology.sharding > 1:
-        found.append(Traffic("sharding", "all_reduce", 1, said))
+    said = kind.tensors * 4
+    if kind.copies > 1:
+        own = -(-kind.parameters // kind.slices)
+        found += [Traffic(kind.sharing.copies, "all_reduce", 1, size) for size in (said, own * 4)]
+    if kind.slices > 1:
+        axis = kind.sharing.slices
+        found.append(Traffic(axis, "all_reduce", 1, said))
         if plan.stage == 1:
-            found.append(Traffic("sharding", "reduce_scatter", 1, work.parameters * 4))
-        gathered = work.outer if plan.stage == 3 else work.parameters
-        found.append(Traffic("sharding", "all_gather", 1, gathered * work.width))
+            found.append(Traffic(axis, "reduce_scatter", 1, kind.parameters * 4))
+        gathered = kind.outer if plan.stage == 3 else kind.parameters
+        found += [Traffic(axis, "all_gather", 1, gathered * work.width)] * (gathered > 0)
     return found
 
 
@@ -259,7 +344,7 @@ def seconds(work: Work, plan: Plan, hardware: Hardware, first: bool, last: bool)
     compute = work.passes * work.flops * (4 if work.recomputed else 3) / speed
     talk = seconds_of(in_passes(work, plan, first, last), topology, hardware)
     waits = bubble(topology, work.passes, plan.chunks)
-    own = -(-work.parameters // topology.sharding)
+    own = updated(work, topology)
     update = own * UPDATE / (hardware.host_bandwidth if plan.offload else hardware.memory_bandwidth)
     if plan.offload:
         update += own * (4 + work.width) / hardware.host_link

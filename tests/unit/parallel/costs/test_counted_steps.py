@@ -1,11 +1,15 @@
 """What each rank sends in a step of a run is exactly what the formulas say, in every topology."""
 
 import dataclasses
+import json
+import shutil
 from collections import Counter
 
 import pytest
 from kit.readme import STARTER
 
+from llmctl import plugins
+from llmctl.card.tiny import tiny_dims
 from llmctl.config import schema
 from llmctl.config.parallel import ParallelConfig
 from llmctl.jobs.memory_plan import Outline
@@ -16,6 +20,7 @@ from llmctl.parallel.collectives import TRAFFIC
 from llmctl.parallel.costs.hardware import DEFAULT, HARDWARE
 from llmctl.parallel.costs.step import Plan, in_passes, in_update
 from llmctl.testing.ranks import run_ranks
+from llmctl.testing.tiny import write_model
 from llmctl.train import trainer
 from llmctl.train.console import Console
 from llmctl.train.loop import Loop
@@ -23,9 +28,20 @@ from llmctl.train.loop import Loop
 pytestmark = pytest.mark.parallel
 
 
-def job_of(folder, keys, train):
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    """A model of four experts, with the tokenizer of the starter model."""
+    folder = tmp_path_factory.mktemp("mixture") / "model"
+    shutil.copytree(STARTER / "model", folder)
+    vocab = json.loads((folder / "config.json").read_text())["vocab_size"]
+    plugin = plugins.load("mixtral")
+    write_model(folder, plugin, tiny_dims(plugin.card, {"vocab": vocab, "experts": 4, "max_positions": 512}))
+    return folder
+
+
+def job_of(folder, keys, train, model):
     settings = {
-        "model": {"path": str(STARTER / "model")},
+        "model": {"path": str(model)},
         "data": {"train": str(STARTER / "data" / "dev.jsonl"), "max_length": 64, "max_examples": 32},
         "train": {"max_steps": 1, "batch_size": 2, "grad_accumulation": 4, "eval_before": False, **train},
         "parallel": keys,
@@ -36,9 +52,9 @@ def job_of(folder, keys, train):
     )
 
 
-def count(ranks, folder, keys, train):
+def count(ranks, folder, keys, train, model):
     """What this rank sent in the first step, and rows x columns and labels of each of its passes."""
-    job = job_of(folder, keys, train)
+    job = job_of(folder, keys, train, model)
     ranks.wait()
     found = {}
     step = Loop.train_step
@@ -56,9 +72,9 @@ def count(ranks, folder, keys, train):
     return found
 
 
-def expected(topology, rank, keys, train, passes, folder):
+def expected(topology, rank, keys, train, passes, folder, model):
     """Calls and bytes by axis and operation."""
-    job = job_of(folder, keys, train)
+    job = job_of(folder, keys, train, model)
     planner = Planner(Outline("finetune", job.config, job.model), HARDWARE[DEFAULT])
     training = dataclasses.replace(planner.training, recompute=train.get("recompute", "none"))
     plan = Plan(topology, keys.get("sequence", False), keys.get("sharding_stage", 1))
@@ -91,11 +107,32 @@ def expected(topology, rank, keys, train, passes, folder):
     ],
 )
 def test_a_step_sends_what_the_formulas_say(ranks, keys, train, tmp_path):
+    assert_as_said(ranks, keys, train, tmp_path, STARTER / "model")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "keys", "train"),
+    [
+        (4, {"expert": 2, "sharding": 4}, {}),
+        (4, {"expert": 2, "sharding": 2, "sharding_stage": 2}, {}),
+        (4, {"expert": 2, "sharding": 4, "sharding_stage": 3}, {"recompute": "full"}),
+    ],
+)
+def test_a_step_of_a_mixture_sends_what_the_formulas_say(ranks, keys, train, tmp_path, mixture):
+    assert_as_said(ranks, keys, train, tmp_path, mixture)
+
+
+def assert_as_said(ranks, keys, train, tmp_path, model):
     topology = arrange(ParallelConfig(**keys), ranks)
-    found = run_ranks(ranks, count, tmp_path / "out", keys, train, topology=topology)
+    found = run_ranks(ranks, count, tmp_path / "out", keys, train, model, topology=topology)
+    routed = [0, 0]
     for rank, sent in enumerate(found):
         if topology.coordinates(rank).tensor:
             continue  # The vocabulary is cut unevenly; the first rank has most.
-        calls, sizes = expected(topology, rank, keys, train, sent["passes"], tmp_path / f"new-{rank}")
+        calls, sizes = expected(topology, rank, keys, train, sent["passes"], tmp_path / f"new-{rank}", model)
         assert sent["calls"] == calls, rank
+        # The routers decide how many tokens come to a rank, and go back; all ranks together send what they have.
+        both = [one.pop(("expert", "all_to_all"), 0) for one in (sent["sizes"], sizes)]
+        routed = [total + size for total, size in zip(routed, both, strict=True)]
         assert sent["sizes"] == sizes, rank
+    assert routed[0] == routed[1]
