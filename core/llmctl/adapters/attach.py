@@ -14,7 +14,7 @@ from llmctl.adapters.prefix import Prefix
 from llmctl.checkpoint.build import load_model
 from llmctl.errors import UnsupportedError
 from llmctl.nn.replace import replace_layers
-from llmctl.quant.blockwise import round_trip
+from llmctl.quant.blockwise import quantize, round_trip
 
 
 def add_lora(
@@ -59,9 +59,10 @@ def quantize_base(model: Any, paths: Iterable[str], code: str) -> None:
         paths: Paths of the layers.
         code: One of ``quant.blockwise.CODES``.
     """
-    from llmctl.quant.linear import QuantisedLinear
+    from llmctl.nn.arrays import to_numpy
+    from llmctl.quant.linear import QuantizedLinear
 
-    replace_layers(model, paths, lambda path, layer: QuantisedLinear(layer, code))
+    replace_layers(model, paths, lambda path, layer: QuantizedLinear(layer, quantize(to_numpy(layer.weight), code)))
 
 
 def attach(model: Any, layers: Mapping[str, LoraWeights]) -> None:
@@ -113,39 +114,42 @@ def load_adapted(
     return adapted_model(opened, dtype), opened
 
 
-def adapted_model(opened: OpenedAdapter, dtype: str = "float32") -> Any:
+def adapted_model(opened: OpenedAdapter, dtype: str = "float32", codes: bool = True) -> Any:
     """Loads the base model of an opened adapter, quantized as in training, and applies the adapter.
 
     Args:
         opened: The adapter.
         dtype: Data type of the computation.
+        codes: Whether a base in codes stays in codes; False makes floats of them.
     """
-    model, _, _ = load_model(opened.base, opened.plugin.card.name, dtype)
+    model, _, _ = load_model(opened.base, opened.plugin.card.name, dtype, codes)
     if isinstance(opened.adapter, Prefix):
         values = opened.adapter.values
         add_prefix(model, values.shape).set_values(values)
         return model
-    if opened.quantised:
-        quantize_base(model, targets.linears(opened.plugin.card, opened.dims), opened.quantised)
+    if opened.quantized:
+        quantize_base(model, targets.linears(opened.plugin.card, opened.dims), opened.quantized)
     attach(model, opened.adapter.layers)
     return model
 
 
-def merged_model(opened: OpenedAdapter, dtype: str = "float32") -> Any:
-    """Loads the base model of an opened adapter with a LoRA adapter merged into its weights; a prefix is applied.
+def merged_model(opened: OpenedAdapter, dtype: str = "float32", codes: bool = True) -> Any:
+    """Loads the base model of an opened adapter with a LoRA adapter merged into its weights; a prefix is applied, and so is
+    an adapter of a base in codes, which stay as they are.
 
     Args:
         opened: The adapter.
         dtype: Data type of the computation.
+        codes: As for ``adapted_model``.
     """
-    if isinstance(opened.adapter, Prefix):
-        return adapted_model(opened, dtype)
-    model, _, _ = load_model(opened.base, opened.plugin.card.name, dtype)
+    if isinstance(opened.adapter, Prefix) or (codes and opened.scheme and opened.scheme.keeps_codes):
+        return adapted_model(opened, dtype, codes)
+    model, _, _ = load_model(opened.base, opened.plugin.card.name, dtype, codes)
     state, layers = model.state_dict(), opened.adapter.layers
-    for path in targets.linears(opened.plugin.card, opened.dims) if opened.quantised else layers:
+    for path in targets.linears(opened.plugin.card, opened.dims) if opened.quantized else layers:
         tensor = state[path + ".weight"]
         weight = tensor.numpy()
-        if opened.quantised:
-            weight = round_trip(weight, opened.quantised)
+        if opened.quantized:
+            weight = round_trip(weight, opened.quantized)
         tensor.set_value((layers[path].merged(weight) if path in layers else weight).astype(weight.dtype))
     return model

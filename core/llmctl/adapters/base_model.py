@@ -20,13 +20,13 @@ from llmctl.card.dims import Dims
 from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint import slices
 from llmctl.checkpoint.build import CheckedModel
-from llmctl.checkpoint.folder import open_folder
 from llmctl.checkpoint.formats.dtypes import STORAGE, cast, round_bfloat16
 from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.load import group_by_target
 from llmctl.checkpoint.locate import locate
 from llmctl.checkpoint.naming import detect_layout
+from llmctl.checkpoint.quantized import open_weights
 from llmctl.errors import CheckpointError, LlmctlError
 from llmctl.hub.find import model_folder
 from llmctl.hub.name import parse
@@ -47,7 +47,7 @@ def record(base: Path, plugin: Any, dims: Dims, state: Mapping[str, Any] | None 
     """
     if state is not None:
         return _record(base, plugin, dims, _state_hash(state, plugin, dims))
-    tensors = open_folder(base).tensors
+    tensors = open_weights(base, plugin.card, dims).tensors
     _, mappings = detect_layout(tensors, plugin, dims)
     return _record(base, plugin, dims, _values_hash(tensors, mappings, plugin, dims))
 

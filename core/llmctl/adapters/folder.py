@@ -19,12 +19,15 @@ from llmctl.adapters.prefix import Prefix
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.checkpoint.folder import check_no_adapter
+from llmctl.checkpoint.gguf.folder import CACHE
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.checkpoint.locate import locate
+from llmctl.checkpoint.quantized import without_scheme
 from llmctl.errors import CheckpointError, FileError
 from llmctl.io.copying import copy_into
 from llmctl.io.json_object import read_json, write_json
 from llmctl.quant.blockwise import CODES
+from llmctl.quant.formats.config import Scheme
 from llmctl.tokenizers.base import FILES
 
 RECORD, GENERATION, IGNORED = "llmctl.json", "generation_config.json", "ignored_config_keys"
@@ -40,10 +43,12 @@ class OpenedAdapter:
     base: Path
     plugin: plugins.Plugin
     dims: Dims
+    scheme: Scheme | None = None
+    """How the base is quantized in its folder; None = it holds floats, or is a GGUF file, which is read as floats."""
 
     @property
-    def quantised(self) -> str:
-        """Code that the base was quantized with in training; empty = not quantized."""
+    def quantized(self) -> str:
+        """Code that a base of floats was quantized with in training; empty = it was not quantized."""
         return str(self.adapter.record.get("quantised", ""))
 
 
@@ -78,11 +83,19 @@ def open_adapter(
     found = bases.find(base_name(folder), folder, base)
     config = read_config(found)
     plugin = plugins.resolve(family, config, str(found / "config.json"))
+    config, scheme = without_scheme(found, config)
+    scheme = None if scheme and scheme.method == CACHE else scheme
     config = {key: value for key, value in config.items() if key not in ignored_keys(_record(folder))}
     dims = plugin.card.dims_from_config(config, str(found / "config.json"))
     adapter = read(folder, plugin, dims)
     bases.check(adapter.record.get("base", {}), found, plugin, dims, allow_other, base_record)
-    return OpenedAdapter(folder, adapter, found, plugin, dims)
+    opened = OpenedAdapter(folder, adapter, found, plugin, dims, scheme)
+    if opened.quantized and scheme is not None and scheme.keeps_codes:
+        raise CheckpointError(
+            f"{folder} was trained on a base that was quantized to {opened.quantized} in training, but {found} has {scheme} of its "
+            "own; give the float model that it was trained on with --base"
+        )
+    return opened
 
 
 def base_name(folder: Path) -> str:

@@ -1,7 +1,7 @@
 """Merges a LoRA adapter into its base model, tensor by tensor: W + scale * A B, with column norms set for DoRA.
 
-Sums are computed in float32 or float64 and rounded once. If the base was quantized in training, the adapter is added to the
-dequantized weights. Memory: the adapter and a few copies of one tensor; no model is built.
+Sums are computed in float32 or float64 and rounded once. If the base is quantized, or was in training, the adapter is added to
+the dequantized weights, and the result are floats. Memory: the adapter and a few copies of one tensor; no model is built.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from llmctl.checkpoint.convert import LazyTensor, Progress
 from llmctl.checkpoint.formats.dtypes import cast
 from llmctl.checkpoint.formats.safetensors import write_file
 from llmctl.checkpoint.naming import HF, mappings_for
+from llmctl.checkpoint.quantized import open_weights
 from llmctl.checkpoint.save import KEEP, plan_shards, write_index
 from llmctl.errors import CheckpointError
 from llmctl.io.atomic import atomic_folder
 from llmctl.io.checksums import write_manifest
 from llmctl.quant.blockwise import round_trip
+from llmctl.quant.formats.config import KEY
 from llmctl.tokenizers.base import FILES
 
 
@@ -94,14 +96,15 @@ def merge(
             f"{opened.folder} holds a prefix, which cannot be merged: its keys and values are not weights of a model. Use it "
             "as it is, e.g. with llmctl generate"
         )
-    source = convert.open_source(opened.base, opened.plugin, opened.dims)
+    weights = None if opened.scheme is None else open_weights(opened.base, opened.plugin.card, opened.dims)
+    source = convert.open_source(opened.base, opened.plugin, opened.dims, weights)
     state: dict[str, Any] = dict(source.state)
     layers = opened.adapter.layers
-    changed = targets.linears(opened.plugin.card, opened.dims) if opened.quantised else layers
+    changed = targets.linears(opened.plugin.card, opened.dims) if opened.quantized else layers
     for path in changed:
         stored = source.state[path + ".weight"]
         merged_dtype = stored.dtype if dtype == KEEP else dtype
-        state[path + ".weight"] = MergedWeight(stored, layers.get(path), merged_dtype, opened.quantised)
+        state[path + ".weight"] = MergedWeight(stored, layers.get(path), merged_dtype, opened.quantized)
     shards = plan_shards(state, mappings_for(HF, opened.plugin, opened.dims), dtype, max_shard_bytes)
     with atomic_folder(output, overwrite) as work:
         for name, tensors in shards.items():
@@ -109,7 +112,10 @@ def merge(
         if len(shards) > 1:
             write_index(work, shards)
         convert.copy_other_files(opened.base, work)
-        convert.complete_config(work, dtype, opened.plugin.card, opened.dims, ignored_keys(opened.adapter.record))
+        for name in convert.OF_CODES:
+            (work / name).unlink(missing_ok=True)  # what is written are floats
+        ignored = (*ignored_keys(opened.adapter.record), KEY)
+        convert.complete_config(work, dtype, opened.plugin.card, opened.dims, ignored)
         replace_tokenizer(opened, work)
         (work / RECORD).write_text(json.dumps(_record(opened, dtype, len(layers)), indent=2) + "\n", encoding="utf-8")
         write_manifest(work)
@@ -132,7 +138,7 @@ def _record(opened: OpenedAdapter, dtype: str, layers: int) -> dict[str, Any]:
     return {
         "merged": {"base": name_of(opened.base), "adapter": str(opened.folder.resolve()), "dtype": dtype},
         "layers": layers,
-        "dequantised_from": opened.quantised or None,
+        "dequantised_from": opened.quantized or (opened.scheme and opened.scheme.method),
         "card_hash": opened.plugin.card.hash(),
         "versions": dict(plugins.versions(opened.plugin)),
     }

@@ -15,14 +15,17 @@ from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.card.sharding import Parallel
 from llmctl.card.weight_map import WeightMapping
+from llmctl.checkpoint import coded
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.hf_config import NAME, read_config
 from llmctl.checkpoint.load import Expected, check_weights, fill_layer
 from llmctl.checkpoint.naming import detect_layout
 from llmctl.checkpoint.paddlenlp_scales import WEIGHTS, is_scaled
 from llmctl.checkpoint.partial import WHOLE, Cut
+from llmctl.checkpoint.quantized import open_quantized, without_scheme
 from llmctl.errors import CheckpointError
 from llmctl.plugins import Families, Plugin
+from llmctl.quant.formats.config import Scheme
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class CheckedModel:
         weights: Opened weights, checked against the card; None = a new model, or one whose weights are not needed.
         mappings: Weight mappings from the folder to the model.
         home: Folder of config.json of a model whose weights are not needed; None = a new model.
+        scheme: How the checkpoint is quantized; None = it holds floats.
     """
 
     plugin: Plugin
@@ -44,6 +48,7 @@ class CheckedModel:
     weights: WeightFolder | None = None
     mappings: Sequence[WeightMapping] = ()
     home: Path | None = None
+    scheme: Scheme | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -60,14 +65,18 @@ class CheckedModel:
         cut: Cut = WHOLE,
         seed: int = 0,
         prepare: Callable[[Any], object] = lambda model: None,
+        codes: bool = True,
     ) -> Any:
         """A ``paddle.nn.Layer`` with the weights of the folder, or with the initial weights of a new model.
+
+        Linears that the folder holds as GPTQ, AWQ or compressed-tensors codes are ``quant.linear.QuantizedLinear`` over these.
 
         Args:
             dtype: Data type of the parameters: ``"float32"``, ``"float64"`` or a half type.
             cut: How it is cut among ranks; the layer has this rank's parts, and never holds the whole model.
             seed: Seed of the initial weights. Each tensor is drawn for itself, so that they do not depend on the cut.
             prepare: Called with the layer before its tensors have memory; may drop layers.
+            codes: Whether codes stay codes; False makes floats of them.
 
         Raises:
             CheckpointError: A file of the folder ends early.
@@ -78,6 +87,9 @@ class CheckedModel:
         with paddle.LazyGuard():
             model = build(self.plugin, self.dims, dtype)
         prepare(model)
+        if codes and self.weights and self.scheme is not None and self.scheme.keeps_codes:
+            held = coded.coded_linears(self.weights.tensors, self.mappings, self.plugin.card, self.dims)
+            coded.hold_codes(model, held, cut)
         cut.apply(model, None if self.weights else seed)
         self.fill(model, cut)
         return model
@@ -88,29 +100,35 @@ class CheckedModel:
             fill_layer(layer, self.weights.tensors, self.mappings, cut)
 
 
-def load_model(folder: Path, family: str = "auto", dtype: str = "float32") -> tuple[Any, Dims, Plugin]:
+def load_model(
+    folder: Path, family: str = "auto", dtype: str = "float32", codes: bool = True
+) -> tuple[Any, Dims, Plugin]:
     """Loads a model; returns the layer, its dims and the plugin of its family.
 
     Args:
         folder: A checkpoint folder.
         family: Model family, or ``"auto"`` = by the architecture in config.json.
         dtype: Data type of the parameters: ``"float32"`` or ``"float64"``.
+        codes: As for ``CheckedModel.layer``.
 
     Raises:
         LlmctlError: No family fits, or the tensors of the folder are not exactly those of the card.
     """
     model = check_model(folder, family)
-    return model.layer(dtype), model.dims, model.plugin
+    return model.layer(dtype, codes=codes), model.dims, model.plugin
 
 
 def check_model(folder: Path, family: str = "auto") -> CheckedModel:
     """Checks the model of a folder without paddle; arguments and errors as for ``load_model``."""
     config, where = read_config(folder), str(folder / NAME)
     plugin = Families().resolve(family, config, where)
-    return open_model(folder, plugin, plugin.card.dims_from_config(config, where), config)
+    config, scheme = without_scheme(folder, config)
+    return open_model(folder, plugin, plugin.card.dims_from_config(config, where), config, scheme)
 
 
-def open_model(folder: Path, plugin: Plugin, dims: Dims, config: Mapping[str, Any]) -> CheckedModel:
+def open_model(
+    folder: Path, plugin: Plugin, dims: Dims, config: Mapping[str, Any], scheme: Scheme | None = None
+) -> CheckedModel:
     """Opens a folder whose config.json has been read, and checks the headers of all tensors.
 
     Args:
@@ -118,6 +136,7 @@ def open_model(folder: Path, plugin: Plugin, dims: Dims, config: Mapping[str, An
         plugin: Plugin of its family.
         dims: Dims of the model.
         config: Content of its config.json.
+        scheme: How it is quantized; None = it holds floats.
 
     Raises:
         CheckpointError: The tensors are not exactly those of the card, and the message lists all differences; or they are codes.
@@ -127,11 +146,12 @@ def open_model(folder: Path, plugin: Plugin, dims: Dims, config: Mapping[str, An
             f"{folder} holds codes with scales ({WEIGHTS}), which only the fused engine runs; give the float model, or write one: "
             f"llmctl convert {folder} TARGET"
         )
-    weights = open_folder(folder)
+    names = {tensor.torch_name for tensor in plugin.card.expand(dims)}
+    weights = open_folder(folder) if scheme is None else open_quantized(folder, scheme, names)
     _, mappings = detect_layout(weights.tensors, plugin, dims)
     expected = {tensor.name: Expected(tensor.shape, "float32") for tensor in plugin.card.expand(dims)}
     check_weights(weights, expected, mappings, ignored=plugin.card.ignored_tensors)
-    return CheckedModel(plugin, dims, config, weights, mappings)
+    return CheckedModel(plugin, dims, config, weights, mappings, scheme=scheme)
 
 
 def build(plugin: Plugin, dims: Dims, dtype: str = "float32") -> Any:

@@ -49,6 +49,9 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".gguf", ".msgpac
 RECORDINGS = ("golden.npz", "case.json")
 """Test recordings in a model folder, which are not copied."""
 
+OF_CODES = (OLD, paddlenlp_scales.WEIGHTS, paddlenlp_scales.INPUTS)
+"""Files that say how weights are quantized, which a folder of floats does not have."""
+
 Progress = Callable[[int], None]
 """Called with the number of bytes processed since the last call."""
 
@@ -276,7 +279,7 @@ def _write_other_files(
 ) -> None:
     """Copies configuration, tokenizer and other small files, then writes the manifest."""
     copy_other_files(source.folder.path, work)
-    for name in (OLD, paddlenlp_scales.WEIGHTS, paddlenlp_scales.INPUTS):
+    for name in OF_CODES:
         (work / name).unlink(missing_ok=True)  # what is written are floats
     complete_config(work, dtype, source.plugin.card, source.dims, (KEY,))
     config = read_json(work / "config.json", required=True)

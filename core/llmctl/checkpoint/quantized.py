@@ -15,19 +15,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
 from llmctl.checkpoint import bitsandbytes, paddlenlp_scales
 from llmctl.checkpoint.folder import GGUF, WeightFolder, open_folder, weights_name
 from llmctl.checkpoint.formats.dtypes import cast, widen
 from llmctl.checkpoint.formats.tensor_info import CodedTensor, TensorInfo
 from llmctl.checkpoint.gguf import folder as gguf_folder
+from llmctl.checkpoint.hf_config import NAME
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import read_json
 from llmctl.quant.formats import awq, compressed, gptq
-from llmctl.quant.formats.codes import Codes
+from llmctl.quant.formats.codes import WORD, Codes
 from llmctl.quant.formats.config import KEY, Scheme, read_scheme
 
 OLD = "quantize_config.json"
 """Where AutoGPTQ wrote the settings before config.json had them."""
+
+
+_OF_OUTPUTS = {"gptq": gptq.of_outputs, "awq": awq.of_outputs, "compressed-tensors": compressed.of_outputs}
 
 
 @dataclass(frozen=True)
@@ -44,29 +50,36 @@ class QuantizedTensor(CodedTensor):
     scheme: Scheme = field(default_factory=lambda: Scheme("gptq", 4))
     parts: Mapping[str, TensorInfo] = field(default_factory=dict)
 
-    def codes(self) -> Codes:
+    def codes(self, outputs: slice = slice(None)) -> Codes:
         """The codes, scales and zero points.
+
+        Args:
+            outputs: Those that are unpacked; it begins and ends at whole words.
 
         Raises:
             CheckpointError: The tensors contradict each other, or a file is truncated.
         """
-        arrays = {key: _read(info) for key, info in self.parts.items()}
-        scheme = self.scheme
+        arrays, scheme = {key: _read(info) for key, info in self.parts.items()}, self.scheme
         try:
+            if outputs not in (slice(None), slice(0, self.shape[0])):
+                arrays = _OF_OUTPUTS[scheme.method](arrays, outputs, scheme.bits)
             if scheme.method == "gptq":
                 return gptq.read(arrays, scheme.bits, scheme.group, scheme.v2, scheme.symmetric, self.name)
             if scheme.method == "awq":
                 return awq.read(arrays, scheme.group)
             return compressed.read(arrays, scheme.bits)
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             raise CheckpointError(
                 f"{self.file}: {self.name} does not fit quantization as {scheme.method} with {scheme.bits} bits and groups of "
                 f"{scheme.group}: {error}; compare it with the model's {KEY}"
             ) from None
 
     def read_into(self, out: NDArray[Any], dtype: str, start: int = 0) -> None:
-        """As ``TensorInfo.read_into``; the whole weight is unpacked."""
-        out[...] = cast(self.codes().values()[start : start + len(out)], "float32", dtype)
+        """As ``TensorInfo.read_into``; only words that hold the rows are unpacked."""
+        first = start // WORD * WORD
+        stop = min(self.shape[0], -(-(start + len(out)) // WORD) * WORD)
+        values = self.codes(slice(first, stop)).values()
+        out[...] = cast(values[start - first : start - first + len(out)], "float32", dtype)
 
 
 def scheme_of(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
@@ -89,6 +102,19 @@ def scheme_of(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
     if (folder / OLD).is_file():
         return read_scheme(read_json(folder / OLD), str(folder / OLD))
     return None
+
+
+def without_scheme(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], Scheme | None]:
+    """The content of a folder's config.json as that of the float model, and how the weights are quantized; raises as ``scheme_of``."""
+    return {key: value for key, value in config.items() if key != KEY}, scheme_of(folder, config)
+
+
+def open_weights(folder: Path, card: Family, dims: Dims) -> WeightFolder:
+    """The weights of a folder that holds floats or codes, under the names of the float model; raises as ``open_quantized``."""
+    scheme = scheme_of(folder, read_json(folder / NAME))
+    if scheme is None:
+        return open_folder(folder)
+    return open_quantized(folder, scheme, {tensor.torch_name for tensor in card.expand(dims)})
 
 
 def open_quantized(folder: Path, scheme: Scheme, names: Collection[str]) -> WeightFolder:

@@ -64,8 +64,7 @@ def command(
     """
     from llmctl.adapters.folder import is_adapter
     from llmctl.checkpoint.hf_config import read_config
-    from llmctl.checkpoint.quantized import open_quantized, scheme_of
-    from llmctl.quant.formats.config import KEY
+    from llmctl.checkpoint.quantized import open_quantized, without_scheme
 
     say = messages(ctx)
     if target is not None and output is not None:
@@ -92,8 +91,7 @@ def command(
         raise click.UsageError(f"--base has no effect: {folder} is not an adapter; leave it out")
     config = read_config(folder)
     where = str(folder / "config.json")
-    scheme = scheme_of(folder, config)
-    config.pop(KEY, None)
+    config, scheme = without_scheme(folder, config)
     plugin = plugins.resolve(ctx.obj.family, config, where)
     dims = plugin.card.dims_from_config(config, where)
 

@@ -63,9 +63,14 @@ def command(
         f"{output} written: {family} from {opened.base}, {changed} layers changed by {adapter}",
         output=output, family=family, base=opened.base, adapter=adapter, layers_changed=changed,
     )  # fmt: skip
-    if opened.quantised:
+    if opened.quantized:
         say.note(
-            f"the base was quantized to {opened.quantised} in training; the merged model has its dequantized weights"
+            f"the base was quantized to {opened.quantized} in training; the merged model has its dequantized weights"
+        )
+    if opened.scheme is not None:
+        say.note(
+            f"the base has {opened.scheme}; the merged model has its dequantized weights with the adapter, as floats. Quantize it "
+            f"anew with llmctl quantize, or run both without rounding again: llmctl generate {opened.base} --adapter {adapter}"
         )
     if check:
         from llmctl import runtime

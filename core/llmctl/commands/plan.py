@@ -220,6 +220,7 @@ def _table(answer: dict[str, Any]) -> str:
             ),
             f"largest pass: {answer['tokens_of_a_pass']:,} tokens; largest train.batch_size that fits: {largest or 'none'}{all_rows}",
             *([answer["precision"]] if "precision" in answer else []),
+            *([answer["base"]] if "base" in answer else []),
             f"in generation, 1,000 tokens of keys and values: {_size(answer['kv_cache_of_1000_tokens'])}",
             *(["it fits with one of" if len(changes) > 1 else "it fits with", *changes] if changes else []),
             *(

@@ -79,7 +79,8 @@ class MethodConfig:
     dora: bool = option(False, "DoRA: also train the magnitude of each column of the weight.", methods=("lora",))
     base: str = option(
         "float",
-        "Linear layers of the frozen base model: `float` keeps `model.dtype`, the others quantize to 8 or 4 bits (QLoRA).",
+        "Linear layers of the frozen base model: `float` keeps them, in `model.dtype` or as the codes of a quantized checkpoint; the "
+        "others quantize to 8 or 4 bits (QLoRA).",
         choices=("float", "int8", "int4", "nf4"),
         methods=("lora",),
     )

@@ -14,6 +14,7 @@ from llmctl.hub.client import Client, Listing, Refused, Unreachable
 from llmctl.hub.name import HubName
 from llmctl.hub.watch import watched
 from llmctl.io.progress import note
+from llmctl.io.sizes import shown
 
 MARGIN = 64 << 20
 """Bytes of a disk that a download leaves free."""
@@ -69,7 +70,7 @@ def _download(client: Client, name: HubName, weights: bool) -> Path:
     if not missing:
         return client.fetch(name, wanted)
     size = _announce(client, name, listing, missing)
-    with watched(f"downloading {name.repo} ({_shown(size)})", size, client.store(name)):
+    with watched(f"downloading {name.repo} ({shown(size)})", size, client.store(name)):
         return client.fetch(name, wanted)
 
 
@@ -79,12 +80,12 @@ def _announce(client: Client, name: HubName, listing: Listing, missing: Sequence
     free = _free(client.cache)
     if size + MARGIN > free:
         raise FileError(
-            f"{name} needs {_shown(size)} in {client.cache}, where {_shown(free)} are free; free some, or set "
+            f"{name} needs {shown(size)} in {client.cache}, where {shown(free)} are free; free some, or set "
             f"{client.cache_variable} to a folder on another disk"
         )
     commit = f" at {listing.commit[:12]}" if listing.commit else ""
     note(
-        f"downloading {name.repo}{commit} from {client.title}: {len(missing)} file{'s' * (len(missing) > 1)}, {_shown(size)}, into {client.cache}"
+        f"downloading {name.repo}{commit} from {client.title}: {len(missing)} file{'s' * (len(missing) > 1)}, {shown(size)}, into {client.cache}"
     )
     return size
 
@@ -127,10 +128,3 @@ def _free(folder: Path) -> int:
     """Free bytes of the disk that a folder is or will be on."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(existing).free
-
-
-def _shown(size: int) -> str:
-    for unit, factor, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 0)):
-        if size >= factor:
-            return f"{size / factor:,.{digits}f} {unit}"
-    return f"{size} B"

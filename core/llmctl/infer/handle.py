@@ -229,7 +229,8 @@ class FusedHandle(EngineHandle):
         model = packed_model(
             source.folder, source.plugin, source.dims, packing, source.adapted, self.named, source.scheme
         )
-        return load_engine(model, source.dims, tokenizer, lengths, options)
+        default = len(self.named) if len(model.adapters) > len(self.named) else -1
+        return load_engine(model, source.dims, tokenizer, lengths, options, default)
 
     def pack_adapter(self, name: str, folder: Path) -> PackedAdapter:
         """As ``EngineHandle``."""

@@ -58,7 +58,8 @@ def packed_model(
         plugin: Its family.
         dims: Its dims.
         packing: Type of the packed weights.
-        adapted: An adapter that is merged into the weights, or virtual tokens before every sequence.
+        adapted: An adapter that is merged into the weights, or virtual tokens before every sequence. Over codes it is the last
+            of the model's adapters, unmerged.
         named: Adapters that requests choose among, in order; trained on a base that was not quantized.
         scheme: How the checkpoint is quantized; None = it holds floats. Its codes are packed as they are.
 
@@ -73,7 +74,7 @@ def packed_model(
 
     graph = packer.graph_of(plugin, dims)
     if scheme is not None:
-        return _with_stored_codes(folder, plugin, dims, packing, scheme)
+        return add_adapters(_with_stored_codes(folder, plugin, dims, packing, scheme), plugin, dims, adapted, named)
     state: Mapping[str, Any] = open_source(folder, plugin, dims).state
     kind = packing.kind or _stored_kind(state, graph)
     prefix = None
@@ -251,9 +252,9 @@ def _adapter(name: str, opened: OpenedAdapter, graph: Any, widths: Mapping[str, 
         raise UnsupportedError(
             f"the adapter {name} is virtual tokens, which go before every sequence; leave out the name"
         )
-    if opened.quantised:
+    if opened.quantized:
         raise UnsupportedError(
-            f"the adapter {name} was trained on a base in {opened.quantised}, so it has to be merged into the weights: give it "
+            f"the adapter {name} was trained on a base in {opened.quantized}, so it has to be merged into the weights: give it "
             "without a name on the model's own folder, or pack both together: llmctl export --engine fused --adapter FOLDER"
         )
     return packed_adapters.pack_adapter(opened.adapter, graph, widths, name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmctl.checkpoint.locate import locate
-from llmctl.errors import ConfigError, UnsupportedError
+from llmctl.errors import ConfigError
 from llmctl.infer.options import EngineOptions
 
 if TYPE_CHECKING:
@@ -45,27 +45,20 @@ class ModelSource:
 
         return tokenizer_folder(self.adapted.folder, self.folder) if self.adapted else self.folder
 
-    def layer(self, merged: bool = False) -> Any:
+    def layer(self, merged: bool = False, codes: bool = True) -> Any:
         """The layer with its adapter.
 
         Args:
-            merged: A low-rank adapter becomes part of the weights.
-
-        Raises:
-            UnsupportedError: The checkpoint is quantized.
+            merged: A low-rank adapter becomes part of the weights, unless these are codes.
+            codes: Whether codes of a checkpoint stay codes; False makes floats of them.
         """
-        if self.scheme is not None:
-            raise UnsupportedError(
-                f"{self.folder} is quantized ({self.scheme.method}, {self.scheme.bits} bits), which only the fused engine runs, with a "
-                "KV cache and within the length of its RoPE; give the float model"
-            )
         if self.adapted is not None:
             from llmctl.adapters.attach import adapted_model, merged_model
 
-            return merged_model(self.adapted) if merged else adapted_model(self.adapted)
+            return (merged_model if merged else adapted_model)(self.adapted, codes=codes)
         from llmctl.checkpoint.build import load_model
 
-        return load_model(self.folder, self.plugin.card.name)[0]
+        return load_model(self.folder, self.plugin.card.name, codes=codes)[0]
 
 
 def open_model(folder: Path, family: str, options: EngineOptions) -> ModelSource:
@@ -82,8 +75,7 @@ def open_model(folder: Path, family: str, options: EngineOptions) -> ModelSource
     from llmctl import plugins
     from llmctl.adapters.folder import is_adapter, open_adapter
     from llmctl.checkpoint.hf_config import read_config
-    from llmctl.checkpoint.quantized import scheme_of
-    from llmctl.quant.formats.config import KEY
+    from llmctl.checkpoint.quantized import without_scheme
 
     folder = locate(folder)
     adapter = options.single_adapter
@@ -94,17 +86,16 @@ def open_model(folder: Path, family: str, options: EngineOptions) -> ModelSource
                 f"{folder} holds an adapter itself; leave out {options.spell('adapter')}, or name a model's folder"
             )
         opened = open_adapter(folder, locate(options.base) if options.base else None, family, allow_other_base)
-        return ModelSource(opened.base, opened.plugin, opened.dims, opened)
+        return ModelSource(opened.base, opened.plugin, opened.dims, opened, opened.scheme)
     if options.base or (allow_other_base and not adapter):
         raise ConfigError(
             f"{options.spell('base')} and {options.spell('allow_other_base')} are for adapters; {folder} holds none"
         )
     if adapter:
         opened = open_adapter(adapter, folder, family, allow_other_base)
-        return ModelSource(opened.base, opened.plugin, opened.dims, opened)
+        return ModelSource(opened.base, opened.plugin, opened.dims, opened, opened.scheme)
     config = read_config(folder)
     where = str(folder / "config.json")
     plugin = plugins.resolve(family, config, where)
-    scheme = scheme_of(folder, config)
-    config.pop(KEY, None)
+    config, scheme = without_scheme(folder, config)
     return ModelSource(folder, plugin, plugin.card.dims_from_config(config, where), None, scheme)

@@ -47,6 +47,14 @@ def parse_bytes_or_share(value: str | int | float, where: str = "") -> int | flo
     return share
 
 
+def shown(size: int) -> str:
+    """A number of bytes as people write it."""
+    for unit, factor, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 0)):
+        if size >= factor:
+            return f"{size / factor:,.{digits}f} {unit}"
+    return f"{size} B"
+
+
 def _bytes(value: str | int | float) -> int | None:
     found = _FORM.fullmatch(str(value))
     if not found or found[2] == "%" or ("." in found[1] and not found[2]):

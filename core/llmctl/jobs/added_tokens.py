@@ -29,13 +29,18 @@ BASE = "base"
 """Folder of the model with its new tokens, in the output folder."""
 
 
+def wanted(config: Any) -> tuple[list[str], list[str]]:
+    """The ordinary and the special tokens that a configuration adds."""
+    return list(getattr(config.model, "add_tokens", ())), list(getattr(config.model, "add_special_tokens", ()))
+
+
 def plan(config: Any, model: CheckedModel, tokenizer: Tokenizer) -> Growth | None:
     """How the model of a job grows; None = it has no new tokens.
 
     Raises:
         LlmctlError: A token cannot be added.
     """
-    ordinary, special = (list(getattr(config.model, key, ())) for key in ("add_tokens", "add_special_tokens"))
+    ordinary, special = wanted(config)
     if not ordinary and not special:
         return None
     return resize.plan(model.plugin.card, model.dims, tokenizer, [*ordinary, *special], special)

@@ -12,9 +12,12 @@ from llmctl.card.dims import Dims
 from llmctl.checkpoint.build import CheckedModel, open_model
 from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.hf_config import read_config
+from llmctl.checkpoint.quantized import without_scheme
 from llmctl.config import common, parallel
 from llmctl.errors import ConfigError
-from llmctl.jobs import added_tokens, degrees, lengths, loggers, precision
+from llmctl.infer.eager.exported import is_exported
+from llmctl.infer.packed.folder import is_packed
+from llmctl.jobs import added_tokens, degrees, lengths, loggers, precision, quantized_base
 from llmctl.jobs.paths import find_model_folder, output_folder, template_of
 from llmctl.plugins import Families, Plugin
 from llmctl.tokenizers import Tokenizer
@@ -39,6 +42,11 @@ def find_model(
     """
     named = families.load(family) if family != "auto" else None
     folder = find_model_folder(config.model.path, "model.path", named, config.model.revision, weights)
+    if is_packed(folder) or is_exported(folder):
+        raise ConfigError(
+            f"model.path={folder} is packed for inference, with other tensors than the model's and scales in its layers; give the "
+            "model that it was made from, or quantize to codes that can be trained over: --format gptq, awq or compressed-tensors"
+        )
     if is_adapter(folder):
         raise ConfigError(
             f"model.path={folder} holds an adapter; make a model of it with llmctl merge, or name its base"
@@ -46,6 +54,8 @@ def find_model(
     raw, where = read_config(folder), str(folder / CONFIG)
     plugin = families.resolve(family, raw, where)
     support.require(plugin.card, task)
+    raw, scheme = without_scheme(folder, raw)
+    quantized_base.check(scheme, config.method, any(added_tokens.wanted(config)), folder)
     raw = plugin.card.without_keys(raw, config.model.ignore_config_keys, where)
     dims = plugin.card.dims_from_config(raw, where)
     _check_method(config.method, plugin, dims)
@@ -56,7 +66,10 @@ def find_model(
             "leave it out"
         )
     config = lengths.fitted(config, dims, folder)
-    model = open_model(folder, plugin, dims, raw) if weights else CheckedModel(plugin, dims, raw, home=folder)
+    if weights:
+        model = open_model(folder, plugin, dims, raw, scheme)
+    else:
+        model = CheckedModel(plugin, dims, raw, home=folder, scheme=scheme)
     output = output_folder(config.output, {"model.path": folder})
     tokenizer = _tokenizer(config, plugin, folder, dims)
     added_tokens.check(config, model, tokenizer)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from llmctl.adapters import base_model
 from llmctl.checkpoint.build import CheckedModel
+from llmctl.jobs import quantized_base
 from llmctl.jobs.examples import Examples
 from llmctl.plugins import Families
 from llmctl.tokenizers import Tokenizer
@@ -78,8 +79,9 @@ class ExamplesJob(CheckedJob[C], Generic[C, E]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """The formats of the files, and what was left out of them."""
-        return self.examples.notes
+        """What becomes of an adapter of a quantized base, the formats of the files, and what was left out of them."""
+        config: Any = self.config
+        return (*quantized_base.notes(self.model, config.method), *self.examples.notes)
 
     def summary(self) -> str:
         """One line on what would run."""

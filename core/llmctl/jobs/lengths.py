@@ -12,6 +12,7 @@ from llmctl.card.dims import Dims
 from llmctl.card.rope import context_length
 from llmctl.checkpoint.hf_config import NAME, read_config
 from llmctl.checkpoint.locate import locate
+from llmctl.checkpoint.quantized import without_scheme
 from llmctl.errors import ConfigError
 from llmctl.plugins import Families
 
@@ -123,6 +124,7 @@ def _dims(config: Any, family: str, families: Families) -> Dims | None:
     where = str(folder / NAME)
     raw = read_config(folder)
     card = families.resolve(family, raw, where).card
+    raw, _ = without_scheme(folder, raw)
     return card.dims_from_config(card.without_keys(raw, config.model.ignore_config_keys, where), where)
 
 

@@ -50,7 +50,7 @@ class Training:
         method: Value of ``method.name``.
         rank: Rank of the adapters; 0 = none.
         targets: Paths of the linears with adapters.
-        base: How the linears of a frozen base are stored: ``float`` or a key of ``BASE_BITS``.
+        base_bits: Bits of a weight of the frozen base's linears, scales included; 0 = they are floats.
         average: Whether averaged weights are kept.
         reference: Whether a reference model is kept.
         recompute: ``none``, ``full`` or ``attention``.
@@ -64,7 +64,7 @@ class Training:
     method: str = "full"
     rank: int = 0
     targets: tuple[str, ...] = ()
-    base: str = "float"
+    base_bits: float = 0.0
     average: bool = False
     reference: bool = False
     recompute: str = "none"
@@ -184,10 +184,10 @@ def _size(rows: list[Tensor]) -> int:
 
 def _weights(rows: list[Tensor], training: Training) -> int:
     total = _size(rows) * training.width
-    if training.base not in BASE_BITS:
+    if not training.base_bits:
         return total
     packed = _size([t for t in rows if t.kind == "linear" and t.layer is not None])
-    return total - packed * training.width + int(packed * BASE_BITS[training.base] / 8)
+    return total - packed * training.width + int(packed * training.base_bits / 8)
 
 
 def _activations(

@@ -19,7 +19,7 @@ from llmctl.checkpoint.build import CheckedModel
 from llmctl.config import schema
 from llmctl.config.common import MethodConfig
 from llmctl.config.file import override
-from llmctl.jobs import memory_estimate, precision
+from llmctl.jobs import memory_estimate, precision, quantized_base
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.memory_estimate import Step, Training
 from llmctl.jobs.shares import of_ranks
@@ -74,6 +74,7 @@ def plan_memory(job: Outline, step: Step, available: int, limit: int) -> dict[st
     """
     card, dims = job.model.plugin.card, job.model.dims
     note = precision.of(job.config.model.dtype, job.config.train).note
+    base = quantized_base.notes(job.model, job.config.method) if hasattr(job.config, "method") else ()
     training = training_of(job)
     parts = _estimate(job, training, step)
     peak = memory_estimate.peak(parts)
@@ -86,6 +87,7 @@ def plan_memory(job: Outline, step: Step, available: int, limit: int) -> dict[st
         "peak": peak,
         **({"host_memory": _offloaded(job, training, step)} if job.config.parallel.offload else {}),
         **({"precision": note} if note else {}),
+        **({"base": base[0]} if base else {}),
         "tokens_of_a_pass": step.tokens,
         "rows_of_the_data": available or None,
         "memory": limit,
@@ -181,7 +183,7 @@ def training_of(job: Outline | CheckedJob[Any]) -> Training:
         method=method.name,
         rank=method.rank if lora else 0,
         targets=chosen,
-        base=method.base if lora else "float",
+        base_bits=_base_bits(job.model, method),
         average=bool(config.train.ema_decay),
         reference=dpo is not None and method.name == "full" and not (dpo.reference_free or dpo.precompute_reference),
         recompute=config.train.recompute,
@@ -189,6 +191,13 @@ def training_of(job: Outline | CheckedJob[Any]) -> Training:
         width=8 if config.model.dtype == "float64" else 4,
         fused_attention=operators.installed() and not operators.turned_off() and config.model.dtype != "float64",
     )
+
+
+def _base_bits(model: CheckedModel, method: MethodConfig) -> float:
+    """Bits of a weight of a base that stays in codes, or is quantized in training; 0 = floats."""
+    if model.scheme is not None and model.scheme.keeps_codes:
+        return model.scheme.stored_bits
+    return memory_estimate.BASE_BITS.get(method.base, 0.0) if method.name == "lora" else 0.0
 
 
 def _trainable_parameters(card: Family, dims: Dims, method: MethodConfig, chosen: Sequence[str]) -> int:
@@ -236,12 +245,14 @@ def _changes(job: Outline, step: Step, largest: int, limit: int) -> list[dict[st
         f"train.batch_size={size}",
         f"train.grad_accumulation={-(-train.batch_size * train.grad_accumulation // size)}",
     ]
+    lora = ["method.name=lora"]
+    quantize = [] if job.model.scheme and job.model.scheme.keeps_codes else [[*lora, "method.base=nf4"]]
     ways = [
         *([batch] if size < train.batch_size else []),
         *([["train.recompute=full"]] if train.recompute == "none" else []),
         *([["dpo.precompute_reference=true"]] if _keeps_reference(job.config) else []),
-        *([["method.name=lora"]] if _may_be_lora(job) else []),
-        *([["method.name=lora", "method.base=nf4"]] if _may_be_lora(job) or _is_lora(job.config) else []),
+        *([lora] if _may_be_lora(job) else []),
+        *(quantize if _may_be_lora(job) or _is_lora(job.config) else []),
     ]
     found = [(way, _peak_with(job, step, way)) for way in ways]
     fitting = [(way, peak) for way, peak in found if peak <= limit]

@@ -8,9 +8,10 @@ from typing import Any
 from llmctl.card import support
 from llmctl.checkpoint.build import CheckedModel
 from llmctl.checkpoint.hf_config import NAME, read_config
+from llmctl.checkpoint.quantized import without_scheme
 from llmctl.config import common, parallel
 from llmctl.errors import ConfigError
-from llmctl.jobs import degrees, lengths
+from llmctl.jobs import added_tokens, degrees, lengths, quantized_base
 from llmctl.jobs.memory_plan import Outline
 from llmctl.jobs.paths import find_model_folder
 from llmctl.jobs.pretrain import new_config
@@ -58,15 +59,18 @@ def outline(command: str, config: Any, family: str, families: Families) -> Outli
             "without data and tokenizer a plan needs the config.json of a model: name its folder with --model or model.path"
         )
     folder = _folder(config.model.path, config.model.revision, family, families)
-    raw, where = read_config(folder), str(folder / NAME)
+    raw, where, scheme = read_config(folder), str(folder / NAME), None
     card = (plugin := families.resolve(family, raw, where)).card
     support.require(card, TASKS[command])
+    if command != "pretrain":
+        raw, scheme = without_scheme(folder, raw)
+        quantized_base.check(scheme, config.method, any(added_tokens.wanted(config)), folder)
     raw = card.without_keys(raw, config.model.ignore_config_keys, where)
     dims = card.dims_from_config(raw, where)
     if command != "pretrain":
         common.check_method(config.method)
         config = lengths.fitted(config, dims, folder)
-    return _checked(command, config, CheckedModel(plugin, dims, raw, home=folder))
+    return _checked(command, config, CheckedModel(plugin, dims, raw, home=folder, scheme=scheme))
 
 
 def _of_size(config: Any, size: str, family: str, families: Families) -> Outline:

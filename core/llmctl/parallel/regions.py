@@ -2,7 +2,7 @@
 
 A region is a layer whose inside is computed in parts: attention, a feed-forward layer, or a whole mixture of experts. At its
 entry all ranks have the same x, and what leaves is the sum of their parts, so that there is one exchange at either end whatever is
-inside: any number of projections and experts, adapters, quantised weights. Where a block holds its linears itself, each linear is
+inside: any number of projections and experts, adapters, quantized weights. Where a block holds its linears itself, each linear is
 half a region.
 
 Inside a region the gradient of a parameter that is not cut (norms of heads, routers, half of each adapter) is a part of a sum. With
@@ -35,7 +35,7 @@ def connect(model: Any, card: Family, dims: Dims, cut: Cut, axis: Axis, sequence
     """Makes the ranks of an axis, each with its parts of a model, compute together what the whole model computes.
 
     The model gets ``complete_grads``, to be called with all trained weights by name before gradients are used. Call this last,
-    after adapters and quantisation have replaced layers.
+    after adapters and quantization have replaced layers.
 
     Args:
         model: A ``CausalLM`` with this rank's parts; layers that another stage of a pipeline holds may be missing.

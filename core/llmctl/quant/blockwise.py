@@ -1,19 +1,18 @@
 """Block-wise weight quantization to 8 or 4 bits, with a scale for every 64 inputs of an output, in numpy.
 
 ``int8`` and ``int4`` are symmetric, ``nf4`` has the 16 quantiles of a normal distribution of
-https://arxiv.org/abs/2305.14314, appendix E. A group's scale is its largest absolute value, as float32. A byte holds two
-4-bit codes, the first in the low nibble. The layer is in ``linear``.
+https://arxiv.org/abs/2305.14314, appendix E. A group's scale is its largest absolute value, as float32. The layer is in ``linear``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.quant import GROUP
+from llmctl.quant.packed import Packed, in_bytes, unpack
 
 CODES = ("int8", "int4", "nf4")
 NF4 = (
@@ -28,23 +27,7 @@ LEVELS = {
 """Values of the 16 codes, in units of the scale; int4 never uses its first."""
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A quantized weight [in, out].
-
-    Attributes:
-        codes: int8 [out, groups * GROUP], or uint8 [out, groups * GROUP / 2] with two codes per byte; the last group is
-            padded with zeros.
-        scales: float32 [out, groups].
-        inputs: Number of inputs, without the padding of the last group.
-    """
-
-    codes: NDArray[Any]
-    scales: NDArray[Any]
-    inputs: int
-
-
-def quantise(weight: NDArray[Any], code: str) -> Packed:
+def quantize(weight: NDArray[Any], code: str) -> Packed:
     """The codes nearest to a weight [in, out]."""
     inputs, outputs = weight.shape
     groups = -(-inputs // GROUP)
@@ -54,29 +37,15 @@ def quantise(weight: NDArray[Any], code: str) -> Packed:
     scales = np.abs(grouped).max(axis=-1)
     normal = (grouped / np.where(scales > 0, scales, 1)[..., None]).reshape(rows.shape)
     if code == "int8":
-        return Packed(np.rint(normal * 127).astype("i1"), scales, inputs)
+        return Packed(np.rint(normal * 127).astype("i1"), scales, inputs, steps=127)
     if code == "int4":
         index = (np.rint(normal * 7) + 8).astype("u1")
     else:
         midpoints = (LEVELS[code][1:] + LEVELS[code][:-1]) / 2
         index = np.searchsorted(midpoints, normal).astype("u1")
-    return Packed(index[:, ::2] | index[:, 1::2] << 4, scales, inputs)
-
-
-def dequantise(packed: Packed, code: str) -> NDArray[Any]:
-    """The weight [in, out] as float32."""
-    outputs, groups = packed.scales.shape
-    values = packed.codes.astype("<f4") / np.float32(127) if code == "int8" else byte_values(code)[packed.codes]
-    grouped = values.reshape(outputs, groups, GROUP) * packed.scales[..., None]
-    return np.ascontiguousarray(grouped.reshape(outputs, -1)[:, : packed.inputs].T)
-
-
-def byte_values(code: str) -> NDArray[Any]:
-    """The two values of each byte, float32 [256, 2]."""
-    byte = np.arange(256)
-    return np.stack([LEVELS[code][byte & 15], LEVELS[code][byte >> 4]], axis=1)
+    return Packed(in_bytes(index), scales, inputs, tuple(map(float, LEVELS[code])))
 
 
 def round_trip(weight: NDArray[Any], code: str) -> NDArray[Any]:
     """The weight [in, out] after quantization and dequantization, in its own dtype."""
-    return dequantise(quantise(weight, code), code).astype(weight.dtype)
+    return unpack(quantize(weight, code)).astype(weight.dtype)

@@ -1,6 +1,6 @@
 """A linear layer with a frozen weight in 8 or 4 bits; gradients flow through it to its input (QLoRA).
 
-The weight is dequantized in each forward and each backward pass and never kept. The codes are in ``blockwise``.
+The weight is dequantized in each forward and each backward pass and never kept. The codes are in ``packed``.
 """
 
 from __future__ import annotations
@@ -11,27 +11,24 @@ from typing import Any
 import paddle
 from paddle.autograd import PyLayer
 
-from llmctl.nn.arrays import to_numpy
-from llmctl.quant import GROUP
-from llmctl.quant.blockwise import byte_values, quantise
+from llmctl.quant.packed import Packed
 
 
-class QuantisedLinear(paddle.nn.Layer):
+class QuantizedLinear(paddle.nn.Layer):
     """y = x W + b with a quantized W.
 
     Args:
-        linear: The layer to quantize; its bias is kept.
-        code: One of ``blockwise.CODES``.
+        linear: The layer whose weight is quantized; its bias is kept.
+        packed: The weight.
     """
 
-    def __init__(self, linear: paddle.nn.Layer, code: str) -> None:
+    def __init__(self, linear: paddle.nn.Layer, packed: Packed) -> None:
         super().__init__()
-        packed = quantise(to_numpy(linear.weight), code)
         self.dtype = linear.weight.dtype
-        self.inputs = packed.inputs
-        self.register_buffer("codes", paddle.to_tensor(packed.codes))
-        self.register_buffer("scales", paddle.to_tensor(packed.scales))
-        self.code = code
+        self.inputs, self.levels, self.steps = packed.inputs, packed.levels, packed.steps
+        for name in ("codes", "scales", "zeros", "columns"):
+            array = getattr(packed, name)
+            self.register_buffer(name, None if array is None else paddle.to_tensor(array))
         self.bias = linear.bias
         if self.bias is not None:
             self.bias.stop_gradient = True
@@ -45,29 +42,46 @@ class QuantisedLinear(paddle.nn.Layer):
     def transposed(self) -> paddle.Tensor:
         """The dequantized weight [out, in], the layout of the codes."""
         outputs, groups = self.scales.shape
-        if self.code == "int8":
-            values = self.codes.astype("float32") / 127
+        if self.levels:
+            values = paddle.nn.functional.embedding(self.codes.astype("int32"), _table(self.levels))
         else:
-            values = paddle.nn.functional.embedding(self.codes.astype("int32"), _table(self.code))
+            values = self.codes.astype("float32")
+            values = values if self.steps == 1 else values / self.steps
         # Broadcasting over an inner axis is slow on the CPU; broadcasting a column is not.
-        values = values.reshape([outputs * groups, GROUP]) * self.scales.reshape([-1, 1])
-        return values.reshape([outputs, groups * GROUP])[:, : self.inputs].astype(self.dtype)
+        values = values.reshape([outputs * groups, -1])
+        if self.zeros is not None:
+            values = values + self.zeros.astype("float32").reshape([-1, 1])
+        values = (values * self.scales.astype("float32").reshape([-1, 1])).reshape([outputs, -1])
+        if self.columns is not None:
+            return paddle.index_select(values, self.columns, axis=1).astype(self.dtype)
+        return values[:, : self.inputs].astype(self.dtype)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        y = _Frozen.apply(x, self)
+        if paddle.in_dynamic_mode() and paddle.is_grad_enabled():
+            y = _Frozen.apply(x, self)
+        else:
+            y = paddle.matmul(x, self.transposed(), transpose_y=True)
         return y if self.bias is None else y + self.bias
 
 
-@cache
-def _table(code: str) -> paddle.Tensor:
-    return paddle.to_tensor(byte_values(code))
+def _table(levels: tuple[float, ...]) -> paddle.Tensor:
+    """The two values of each byte [256, 2]; in a program that is traced, computed by it."""
+    return _kept(levels) if paddle.in_dynamic_mode() else _computed(levels)
+
+
+def _computed(levels: tuple[float, ...]) -> paddle.Tensor:
+    byte, values = paddle.arange(256), paddle.to_tensor(levels, dtype="float32")
+    return paddle.stack([paddle.gather(values, code) for code in (byte % 16, byte // 16)], axis=1)
+
+
+_kept = cache(_computed)
 
 
 class _Frozen(PyLayer):
     """x W, with a gradient for x alone. The context keeps only the layer, whose codes are frozen."""
 
     @staticmethod
-    def forward(ctx: Any, x: paddle.Tensor, layer: QuantisedLinear) -> paddle.Tensor:
+    def forward(ctx: Any, x: paddle.Tensor, layer: QuantizedLinear) -> paddle.Tensor:
         ctx.layer = layer
         return paddle.matmul(x, layer.transposed(), transpose_y=True)
 

@@ -26,7 +26,7 @@ def write_model(folder: Path, plugin: Any, dims: Dims, seed: int = 0) -> None:
     save_weights(folder, build(plugin, dims), renames)
 
 
-def write_adapter(folder: Path, base: Path, seed: int = 0, quantised: str = "") -> Path:
+def write_adapter(folder: Path, base: Path, seed: int = 0, quantized: str = "") -> Path:
     """Writes a random adapter of every linear of a model folder into a new folder; its values are small, so that few
     tokens are nearly tied.
 
@@ -34,7 +34,7 @@ def write_adapter(folder: Path, base: Path, seed: int = 0, quantised: str = "") 
         folder: The folder to make.
         base: The model folder.
         seed: Seed of the values.
-        quantised: The quantization of the base that the adapter records, if any.
+        quantized: The quantization of the base that the adapter records, if any.
     """
     from llmctl.adapters import base_model as bases
     from llmctl.adapters import folder as folders
@@ -48,7 +48,7 @@ def write_adapter(folder: Path, base: Path, seed: int = 0, quantised: str = "") 
     for path, tensor in targets.linears(plugin.card, dims).items():
         a, b = (rng.normal(0, 0.1, size).astype("float32") for size in ((tensor.shape[0], 2), (2, tensor.shape[1])))
         parts[path] = LoraWeights(a, b, 0.5)
-    record = {"base": bases.record(base, plugin, dims), **({"quantised": quantised} if quantised else {})}
+    record = {"base": bases.record(base, plugin, dims), **({"quantised": quantized} if quantized else {})}
     folder.mkdir()
     folders.write(folder, Adapter(parts, base=str(base), record=record), plugin, dims)
     return folder

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llmctl import plugins
-from llmctl.jobs.memory_estimate import PROCESS, Step, Training, cache_bytes, estimate, peak
+from llmctl.jobs.memory_estimate import BASE_BITS, PROCESS, Step, Training, cache_bytes, estimate, peak
 
 CARD = plugins.load("llama").card
 DIMS = CARD.dims_of("llama2-7b", layers=3, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab=96)
@@ -56,7 +56,7 @@ def test_an_adapter_moves_little_and_a_quantised_base_is_small():
     assert (found["adapters"], found["gradients"], found["optimizer"]) == (4000, 4000, 8000)
     assert found["activations"] > parts()["activations"]
     linears = sum(t.size for t in CARD.expand(DIMS) if t.kind == "linear" and t.layer is not None)
-    packed = parts(replace(lora, base="nf4"))["weights"]
+    packed = parts(replace(lora, base_bits=BASE_BITS["nf4"]))["weights"]
     assert packed == 4 * (CARD.count(DIMS) - linears) + int(linears * 4.5 / 8)
 
 

@@ -146,8 +146,8 @@ def merged_state(state: Mapping[str, Any], opened: OpenedAdapter, adapter: bool 
     merged = dict(state)
     for path in targets.linears(opened.plugin.card, opened.dims):
         weight, lora = path + ".weight", layers.get(path)
-        if lora is not None or opened.quantised:
-            merged[weight] = MergedWeight(state[weight], lora, "float32", opened.quantised)
+        if lora is not None or opened.quantized:
+            merged[weight] = MergedWeight(state[weight], lora, "float32", opened.quantized)
     return merged
 
 

@@ -23,8 +23,9 @@ from llmctl.adapters.folder import OpenedAdapter, ignored_keys
 from llmctl.adapters.merge import replace_tokenizer
 from llmctl.adapters.prefix import Prefix
 from llmctl.card.dims import Dims
-from llmctl.checkpoint.convert import complete_config, copy_other_files, open_source
+from llmctl.checkpoint.convert import OF_CODES, complete_config, copy_other_files, open_source
 from llmctl.checkpoint.hf_config import read_config
+from llmctl.checkpoint.quantized import without_scheme
 from llmctl.errors import CheckpointError
 from llmctl.infer.packed.adapters import merged_state
 from llmctl.infer.packed.linear import LAYOUT
@@ -34,6 +35,7 @@ from llmctl.infer.packed.validate import validate
 from llmctl.io.atomic import atomic_folder
 from llmctl.io.json_object import parse_json
 from llmctl.io.typed import Count, check_type
+from llmctl.quant.formats.config import KEY
 
 HEADER, WEIGHTS = "packed.json", "weights.packed"
 FORMAT = 2
@@ -101,10 +103,12 @@ def save_packed(
     tree = encode(model, arrays)
     with atomic_folder(folder, overwrite) as work:
         copy_other_files(source, work)
-        dims = (
-            adapted.dims if adapted else plugin.card.dims_from_config(read_config(source), str(source / "config.json"))
-        )
-        complete_config(work, "keep", plugin.card, dims, ignored_keys(adapted.adapter.record) if adapted else ())
+        for name in OF_CODES:
+            (work / name).unlink(missing_ok=True)
+        config, _ = without_scheme(source, read_config(source))
+        dims = adapted.dims if adapted else plugin.card.dims_from_config(config, str(source / "config.json"))
+        ignored = ignored_keys(adapted.adapter.record) if adapted else ()
+        complete_config(work, "keep", plugin.card, dims, (*ignored, KEY))
         if adapted is not None:
             replace_tokenizer(adapted, work)
         for name, text in (files or {}).items():
@@ -202,7 +206,7 @@ def read_header(folder: Path) -> Mapping[str, Any]:
 
 def _base(source: Path, plugin: Any, dims: Dims, adapted: OpenedAdapter | None) -> dict[str, Any]:
     """Record of the packed weights, which tells whether an adapter was trained on them."""
-    if adapted is None or isinstance(adapted.adapter, Prefix):
+    if adapted is None or adapted.scheme is not None or isinstance(adapted.adapter, Prefix):
         return bases.record(source, plugin, dims)
     return bases.record(source, plugin, dims, merged_state(open_source(source, plugin, dims).state, adapted))
 

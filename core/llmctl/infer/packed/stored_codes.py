@@ -7,15 +7,14 @@ order of the inputs. Groups that are no multiple of 32 stay floats.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.checkpoint.coded import codes_of
 from llmctl.checkpoint.convert import LazyTensor
-from llmctl.checkpoint.formats.tensor_info import CodedTensor
-from llmctl.checkpoint.slices import take_slice, write_slice
 from llmctl.infer.packed.linear import STRETCH, PackedLinear, pack_codes
 from llmctl.infer.packed.model import Float
 from llmctl.infer.packed.pack import HALF, Order, RoundToNearest
@@ -68,29 +67,13 @@ class StoredCodes(RoundToNearest):
 
     def _codes(self, tensor: Any, table: bool) -> _Read | None:
         """The codes of a tensor of the card; None = it has none, or the layout does not hold them."""
-        sources = tensor.sources if isinstance(tensor, LazyTensor) else ()
-        if not sources or not all(
-            isinstance(info, CodedTensor) and m.transpose is (info.outputs_first is not table) for info, m in sources
-        ):
+        codes = codes_of(tensor.shape, tensor.sources, table) if isinstance(tensor, LazyTensor) else None
+        grouped = None if codes is None else _grouped(codes)
+        if codes is None or grouped is None:
             return None
-        parts = [(info.codes(), replace(mapping, transpose=True)) for info, mapping in sources]
-        inputs, outputs = tensor.shape[::-1] if table else tensor.shape
-        groups = parts[0][0].scales_OG.shape[1]
-        arrays = (np.empty((inputs, outputs), np.int16), *(np.empty((groups, outputs), np.float32) for _ in "sz"))
-        found = None
-        for codes, mapping in parts:
-            grouped = _grouped(codes)
-            if grouped is None:
-                return None
-            one = _Read(codes.bits, *grouped, arrays)
-            if not _alike(found := found or one, one):
-                return None
-            stored = (codes.codes_OI, codes.scales_OG, codes.zeros_OG)
-            for target, values in zip(arrays, stored, strict=True):
-                write_slice(target, take_slice(values, mapping), mapping.dst_slice)
-        if found is not None and found.order is not None:
-            arrays[0][...] = arrays[0][found.order]
-        return found
+        group, order = grouped
+        codes_IO = codes.codes_OI.T if order is None else codes.codes_OI.T[order]
+        return _Read(codes.bits, group, order, (codes_IO, codes.scales_OG.T, codes.zeros_OG.T))
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,12 @@ def read(parts: Mapping[str, NDArray[Any]], group: int) -> Codes:
     return Codes(BITS, codes_OI, check_scales("scales", parts["scales"].T), zeros_OG, consecutive(inputs, group))
 
 
+def of_outputs(parts: Mapping[str, NDArray[Any]], outputs: slice, bits: int) -> dict[str, NDArray[Any]]:
+    """The tensors of some outputs of a linear, from a whole number of words to another."""
+    words = slice(outputs.start // len(ORDER), outputs.stop // len(ORDER))
+    return {name: values[:, outputs if name == "scales" else words] for name, values in parts.items()}
+
+
 def write(codes: Codes) -> dict[str, NDArray[Any]]:
     """The tensors of one linear, whose codes fill words.
 

@@ -63,6 +63,20 @@ def read(parts: Mapping[str, NDArray[Any]], bits: int) -> Codes:
     return Codes(bits, np.ascontiguousarray(codes_OI), np.ascontiguousarray(scales), zeros, group_I)
 
 
+def of_outputs(parts: Mapping[str, NDArray[Any]], outputs: slice, bits: int) -> dict[str, NDArray[Any]]:
+    """The tensors of some outputs of a linear, from a whole number of words to another."""
+    found = dict(parts)
+    for name in ("weight", "weight_packed", "weight_scale", "weight_zero_point"):
+        values = parts.get(name)
+        if values is not None and values.size > 1:
+            packed = name == "weight_zero_point" and values.dtype != np.int8
+            unit = WORD // bits if packed else 1
+            found[name] = values[outputs.start // unit : -(-outputs.stop // unit)]
+    if "weight_shape" in parts:
+        found["weight_shape"] = np.array([outputs.stop - outputs.start, parts["weight_shape"][1]])
+    return found
+
+
 def write(codes: Codes, packed: bool) -> dict[str, NDArray[Any]]:
     """The tensors of one linear.
 

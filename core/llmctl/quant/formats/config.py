@@ -16,6 +16,10 @@ GPTQ_FORMATS = {"gptq": False, "gptq_v2": True}
 INTEGER = ("pack-quantized", "int-quantized")
 
 
+CODES = ("gptq", "awq", "compressed-tensors")
+"""Methods whose linears are whole numbers with scales, as ``codes.Codes``."""
+
+
 @dataclass(frozen=True)
 class Scheme:
     """How the linears of a checkpoint are quantized.
@@ -23,7 +27,7 @@ class Scheme:
     Attributes:
         method: ``gptq``, ``awq``, ``compressed-tensors``; or ``bitsandbytes``, ``gguf`` or ``paddlenlp``, whose tensors say all else themselves.
         bits: Bits of a code.
-        group: Inputs of a group; -1 = one group, or as the tensors say (compressed-tensors).
+        group: Inputs of a group; -1 = one group.
         symmetric: Whether zero points are all the middle of the range.
         v2: Of gptq: zero points are stored as they are.
     """
@@ -33,6 +37,21 @@ class Scheme:
     group: int = -1
     symmetric: bool = True
     v2: bool = False
+
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether the linears of a model in memory keep the codes; of other methods they are floats."""
+        return self.method in CODES
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits of a weight in memory, with its share of scales and zero points."""
+        in_group = max(self.group, 0)
+        return (4 if self.bits <= 4 else 8) + (16 * (1 if self.symmetric else 2) / in_group if in_group else 0)
+
+    def __str__(self) -> str:
+        groups = f" in groups of {self.group}" if self.group > 0 else ""
+        return f"{self.method} codes of {self.bits} bits{groups}"
 
 
 def read_scheme(config: Any, where: str) -> Scheme:
@@ -90,7 +109,11 @@ def _compressed(config: Mapping[str, Any], where: str) -> Scheme:
     bits, kind = found[0]
     if kind != "int" or bits not in ((4, 8) if form == "pack-quantized" else (8,)):
         raise _unknown(where, f"compressed-tensors with format={form!r} and weights of {bits} bits, type {kind!r}")
-    return Scheme("compressed-tensors", int(bits))
+    sizes = {row.get("group_size") for row in rows if isinstance(row, dict)}
+    size = sizes.pop() if len(sizes) == 1 else None
+    group = size if isinstance(size, int) and size > 0 else -1
+    symmetric = all(row.get("symmetric", True) for row in rows if isinstance(row, dict))
+    return Scheme("compressed-tensors", int(bits), group, symmetric)
 
 
 def _bitsandbytes(config: Mapping[str, Any], where: str) -> Scheme:

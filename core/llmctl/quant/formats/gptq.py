@@ -74,6 +74,13 @@ def read(parts: Mapping[str, NDArray[Any]], bits: int, group: int, v2: bool, sym
     return Codes(bits, codes_OI, scales_OG, np.ascontiguousarray(half - zeros_GO.T, np.float32), group_I)
 
 
+def of_outputs(parts: Mapping[str, NDArray[Any]], outputs: slice, bits: int) -> dict[str, NDArray[Any]]:
+    """The tensors of some outputs of a linear, from a whole number of words to another."""
+    words = slice(outputs.start * bits // WORD, -(-outputs.stop * bits // WORD))
+    cuts = {"qweight": outputs, "scales": outputs, "qzeros": words}
+    return {name: values[:, cuts[name]] if name in cuts else values for name, values in parts.items()}
+
+
 def write(codes: Codes, v2: bool) -> dict[str, NDArray[Any]]:
     """The tensors of one linear.
 

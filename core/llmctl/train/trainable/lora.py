@@ -28,14 +28,12 @@ from llmctl.checkpoint.formats import safetensors
 from llmctl.errors import ConfigError
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.precision import HALF
+from llmctl.jobs.quantized_base import FLOAT
 from llmctl.nn.arrays import to_numpy
 from llmctl.nn.lora import first_a, pissa_init
 from llmctl.quant.linear import weight_bytes
 from llmctl.train.place import HERE, Place
 from llmctl.train.trainable.base import Reference, State, Trainable, base_record, precision_of
-
-FLOAT = "float"
-"""Value of ``method.base`` for a base that is not quantized."""
 
 INITIAL = ("initial_A", "initial_B")
 """Parameters of a layer that hold A0 and B0."""

@@ -9,7 +9,7 @@ import pytest
 from kit.quantized_models import Quantized, awq, check, compressed, gptq
 
 from llmctl.checkpoint.folder import open_folder
-from llmctl.errors import CheckpointError, ConfigError, LlmctlError, UnsupportedError
+from llmctl.errors import CheckpointError, ConfigError, LlmctlError
 from llmctl.infer.loader import Packing, packed_model
 from llmctl.infer.model_source import open_model
 from llmctl.infer.options import EngineOptions
@@ -158,8 +158,6 @@ def test_a_bias_of_zeros_that_the_family_does_not_have_is_left_out(tmp_path):
 def test_what_needs_floats_says_so(tmp_path):
     folder = Quantized(tmp_path / "m", *gptq(4)).folder
     source = open_model(folder, "auto", EngineOptions())
-    with pytest.raises(UnsupportedError, match="quantized .gptq, 4 bits., which only the fused engine runs"):
-        source.layer()
     with pytest.raises(ConfigError, match="quantized already .gptq, 4 bits."):
         packed_model(source.folder, source.plugin, source.dims, Packing(kind="int8"), scheme=source.scheme)
     with pytest.raises(LlmctlError, match="the model is quantized, and this needs the float model"):

@@ -22,7 +22,7 @@ from llmctl.checkpoint.formats import safetensors
 from llmctl.config import finetune as config
 from llmctl.config import schema
 from llmctl.jobs import finetune
-from llmctl.quant.blockwise import dequantise, quantise
+from llmctl.quant.blockwise import round_trip
 from llmctl.train import trainer
 from llmctl.train.trainable import base
 
@@ -121,7 +121,7 @@ def test_a_merged_quantised_base_is_dequantised(runs, tmp_path):
         path = name.removesuffix(".weight")
         weight = value.numpy()
         if ".layers." in name and weight.ndim == 2:
-            weight = dequantise(quantise(weight, "nf4"), "nf4")
+            weight = round_trip(weight, "nf4")
         if path in opened.adapter.layers:
             part = opened.adapter.layers[path]
             weight = weight + part.scale * part.a @ part.b

@@ -7,8 +7,9 @@ import paddle
 import pytest
 
 from llmctl.nn.linear import Linear
-from llmctl.quant.blockwise import CODES, GROUP, NF4, dequantise, quantise, round_trip
-from llmctl.quant.linear import QuantisedLinear, weight_bytes
+from llmctl.quant.blockwise import CODES, GROUP, NF4, quantize, round_trip
+from llmctl.quant.linear import QuantizedLinear, weight_bytes
+from llmctl.quant.packed import unpack
 
 STEP = {"int8": 1 / 127, "int4": 1 / 7, "nf4": max(b - a for a, b in zip(NF4, NF4[1:], strict=False))}
 """Widest distance of two levels, in units of the scale."""
@@ -57,7 +58,7 @@ def test_the_error_shrinks_from_int4_to_nf4_to_int8(rng):
     assert error["int8"] < 0.01 < error["nf4"] < error["int4"] < 0.13, error
 
 
-def test_quantising_twice_changes_nothing(rng):
+def test_quantizing_twice_changes_nothing(rng):
     for code in CODES:
         once = round_trip(rng.normal(size=(70, 6)).astype(np.float32), code)
         np.testing.assert_allclose(round_trip(once, code), once, rtol=1e-6)
@@ -66,14 +67,14 @@ def test_quantising_twice_changes_nothing(rng):
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_layer_and_its_gradient_are_those_of_the_dequantised_weight(rng, code, dtype, bias):
+def test_the_layer_and_its_gradient_are_those_of_the_dequantized_weight(rng, code, dtype, bias):
     paddle.set_default_dtype(dtype)
     try:
         linear = Linear(100, 6, bias, 1.0)
     finally:
         paddle.set_default_dtype("float32")
-    weight = dequantise(quantise(linear.weight.numpy(), code), code)
-    layer = QuantisedLinear(linear, code)
+    packed = quantize(linear.weight.numpy(), code)
+    weight, layer = unpack(packed), QuantizedLinear(linear, packed)
     np.testing.assert_allclose(layer.weight.numpy(), weight, rtol=1e-6)
     x = paddle.to_tensor(rng.normal(size=(3, 4, 100)).astype(dtype), stop_gradient=False)
     upstream = rng.normal(size=(3, 4, 6)).astype(dtype)
@@ -88,12 +89,13 @@ def test_the_layer_and_its_gradient_are_those_of_the_dequantised_weight(rng, cod
 @pytest.mark.parametrize(("code", "bits"), [("int8", 8.5), ("int4", 4.5), ("nf4", 4.5)])
 def test_a_weight_takes_the_bits_of_its_code_and_half_a_bit_for_scales(code, bits):
     linear = Linear(512, 256)
-    assert weight_bytes(QuantisedLinear(linear, code)) * 8 == 512 * 256 * bits
+    assert weight_bytes(QuantizedLinear(linear, quantize(linear.weight.numpy(), code))) * 8 == 512 * 256 * bits
     assert weight_bytes(linear) == 512 * 256 * 4
 
 
 def test_no_floating_copy_of_the_weight_is_kept_for_the_backward_pass(rng):
-    layer = QuantisedLinear(Linear(512, 1024), "nf4")
+    linear = Linear(512, 1024)
+    layer = QuantizedLinear(linear, quantize(linear.weight.numpy(), "nf4"))
     x = paddle.to_tensor(rng.normal(size=(2, 512)).astype("float32"), stop_gradient=False)
 
     def kept(run):

@@ -1,0 +1,106 @@
+"""The codes of a checkpoint as the weights of a model's linears: of a whole tensor of the card, and of one rank's part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmctl.card.dims import Dims
+from llmctl.card.family import Family
+from llmctl.card.weight_map import WeightMapping
+from llmctl.checkpoint.formats.tensor_info import CodedTensor, TensorInfo
+from llmctl.checkpoint.load import group_by_target
+from llmctl.checkpoint.partial import Cut
+from llmctl.checkpoint.quantized import QuantizedTensor
+from llmctl.checkpoint.slices import MappedTensor, take_slice, write_slice
+from llmctl.io.progress import Progress
+from llmctl.quant.formats.codes import Codes
+
+
+def codes_of(shape: tuple[int, ...], sources: Sequence[MappedTensor], table: bool = False) -> Codes | None:
+    """The codes of a tensor of the card; None = it is not stored as codes whose inputs have the same groups everywhere.
+
+    Args:
+        shape: Its shape, [in, out].
+        sources: What it is filled from.
+        table: Whether the shape is [out, in].
+    """
+    coded = [(info, mapping) for info, mapping in sources
+             if isinstance(info, CodedTensor) and mapping.transpose is (info.outputs_first is not table)]  # fmt: skip
+    if not coded or len(coded) < len(sources):
+        return None
+    parts = [(info.codes(), replace(mapping, transpose=True)) for info, mapping in coded]
+    first = parts[0][0]
+    inputs, outputs = shape[::-1] if table else shape
+    groups = first.scales_OG.shape[1]
+    codes_IO = np.empty((inputs, outputs), np.int16)
+    scales_GO, zeros_GO = (np.empty((groups, outputs), np.float32) for _ in range(2))
+    for codes, mapping in parts:
+        if not np.array_equal(codes.group_I, first.group_I) or codes.scales_OG.shape[1] != groups:
+            return None
+        pairs: tuple[tuple[NDArray[Any], NDArray[Any]], ...] = (
+            (codes_IO, codes.codes_OI), (scales_GO, codes.scales_OG), (zeros_GO, codes.zeros_OG),
+        )  # fmt: skip
+        for target, values in pairs:
+            write_slice(target, take_slice(values, mapping), mapping.dst_slice)
+    bits = max(codes.bits for codes, _ in parts)
+    return Codes(bits, codes_IO.T, scales_GO.T, zeros_GO.T, first.group_I)
+
+
+def part_of(codes: Codes, name: str, cut: Cut) -> Codes:
+    """One rank's part of the codes of a parameter. Ranks that have inputs of the same group have its scales each."""
+    rule = cut.splits.get(name)
+    if rule is None:
+        return codes
+    codes_OI = cut.part(name, codes.codes_OI.T).T
+    if rule.axis == 1:
+        scales_OG, zeros_OG = (cut.part(name, values.T).T for values in (codes.scales_OG, codes.zeros_OG))
+        return replace(codes, codes_OI=codes_OI, scales_OG=scales_OG, zeros_OG=zeros_OG)
+    held, group_I = np.unique(cut.part(name, codes.group_I[:, None])[:, 0], return_inverse=True)
+    return replace(
+        codes, codes_OI=codes_OI, scales_OG=codes.scales_OG[:, held], zeros_OG=codes.zeros_OG[:, held], group_I=group_I
+    )
+
+
+def coded_linears(
+    tensors: Mapping[str, TensorInfo], mappings: Sequence[WeightMapping], card: Family, dims: Dims
+) -> dict[str, Sequence[MappedTensor]]:
+    """Weight of each linear in the decoder layers that is stored as integer codes -> what it is filled from."""
+    linears = {tensor.name for tensor in card.expand(dims) if tensor.kind == "linear" and tensor.layer is not None}
+    return {
+        target: sources
+        for target, sources in group_by_target(tensors, mappings).items()
+        if target in linears and all(isinstance(info, QuantizedTensor) for info, _ in sources)
+    }
+
+
+def hold_codes(model: Any, linears: Mapping[str, Sequence[MappedTensor]], cut: Cut) -> None:
+    """Replaces linears of a model, whose weights take no memory yet, by ones over this rank's parts of their codes.
+
+    Args:
+        model: The model; linears that it lacks are left out.
+        linears: Weight of each linear -> what it is filled from.
+        cut: How the model is cut among ranks.
+    """
+    from llmctl.nn.replace import replace_layers
+    from llmctl.quant.linear import QuantizedLinear
+    from llmctl.quant.packed import pack
+
+    layers = dict(model.named_sublayers())
+    here = {name: path for name in linears if (path := name.rpartition(".")[0]) in layers}
+    with Progress("loading the codes", len(here)) as done:
+        for name, path in here.items():
+            codes = codes_of(tuple(layers[path].weight.shape), linears[name])
+            if codes is not None:
+                layer = QuantizedLinear(layers[path], pack(part_of(codes, name, cut)))
+                replace_layers(model, [path], partial(_replacement, layer))
+            done(1)
+
+
+def _replacement(made: Any, path: str, layer: Any) -> Any:
+    return made
