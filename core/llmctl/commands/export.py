@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from llmctl.commands.engine_options import GROUP_HELP, WEIGHTS_HELP, adapter_options, options_of
+from llmctl.commands.engine_options import GROUP_HELP, adapter_options, options_of
 from llmctl.commands.messages import Messages, messages, results
 from llmctl.commands.model_option import model_option
 from llmctl.commands.renamed import Renamed
@@ -15,6 +16,9 @@ from llmctl.errors import ConfigError
 from llmctl.infer.model_source import ModelSource, open_model
 from llmctl.infer.options import WEIGHTS, EngineOptions
 from llmctl.io.progress import waiting
+
+FLOATS = "float32"
+"""Value of ``--weights`` for a static program without the codes of a quantized checkpoint."""
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -31,7 +35,8 @@ TEXTS = (
               help="static: a paddle inference program; fused: packed weights for the fused engine.")  # fmt: skip
 @click.option("--output", "target", cls=Renamed, former=["--out"], required=True, type=click.Path(path_type=Path),
               help="Folder to write.")  # fmt: skip
-@click.option("--weights", type=click.Choice(WEIGHTS), help=WEIGHTS_HELP)
+@click.option("--weights", type=click.Choice(WEIGHTS),
+              help="Data type of the weights (fused; static: float32 for a quantized model). [default: as in the checkpoint]")  # fmt: skip
 @click.option("--group", type=int, metavar="N", help=GROUP_HELP)
 @click.option("--overwrite", is_flag=True, help="Replace an existing export.")
 @adapter_options
@@ -41,19 +46,17 @@ def command(ctx: click.Context, /, model: Path | None, target: Path, overwrite: 
     """Export the model in the folder MODEL, or an adapter merged into its base, for llmctl generate."""
     folder, say = ctx.obj.folder_or(model), messages(ctx)
     options = options_of(given)
-    if options.engine == "static":
-        options.refuse_fused_only("static")
-    _check_not_exported(folder)
+    _check_not_exported(folder, options.engine)
     source = open_model(folder, ctx.obj.family, options)
-    if source.scheme is not None:
-        raise ConfigError(
-            f"{folder} is quantized already ({source.scheme.method}), and export packs float models; run the folder itself: llmctl "
-            f"generate {folder}"
-        )
+    floats = options.engine == "static" and source.scheme is not None and options.weights == FLOATS
+    if options.engine == "static":
+        (replace(options, weights=None) if floats else options).refuse_fused_only("static")
     for part in filter(None, (source.folder, folder, options.single_adapter)):
         if target.resolve() == part.resolve():
             raise ConfigError(f"--output {target} is the model itself; choose another folder")
     _check_target(target, overwrite)
+    if options.engine == "fused":
+        _check_merges(source)
     from llmctl import tokenizers
 
     tokenizer = tokenizers.load(source.tokenizer_folder, card=source.plugin.card)
@@ -61,7 +64,7 @@ def command(ctx: click.Context, /, model: Path | None, target: Path, overwrite: 
     if options.engine == "fused":
         _packed(source, target, options, overwrite, say)
     else:
-        _program(source, tokenizer, target, overwrite, say)
+        _program(source, not floats, tokenizer, target, overwrite, say)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -82,15 +85,20 @@ def _check_target(target: Path, overwrite: bool) -> None:
         )
 
 
-def _check_not_exported(model: Path) -> None:
+def _check_not_exported(model: Path, engine: str) -> None:
     from llmctl.infer.eager.exported import is_exported
     from llmctl.infer.packed.folder import is_packed
 
+    if is_packed(model) and engine == "static":
+        raise ConfigError(
+            f"{model} is packed for the fused engine, and a static program is made of a model in Hugging Face's layout; quantize "
+            "with --format gptq, awq or compressed-tensors, whose codes it keeps"
+        )
     if is_exported(model) or is_packed(model):
         raise ConfigError(f"{model} is what llmctl export made; name the model that it was made from")
 
 
-def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool, say: Messages) -> None:
+def _program(source: ModelSource, codes: bool, tokenizer: Any, target: Path, overwrite: bool, say: Messages) -> None:
     from llmctl import runtime
     from llmctl.data.sft.encoding import prompt_ids
     from llmctl.tokenizers.conversation import Conversation
@@ -100,7 +108,7 @@ def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool,
         runtime.import_paddle("llmctl export")
         from llmctl.infer.eager.export import TOLERANCE, export
 
-    layer = source.layer(merged=True)
+    layer = source.layer(merged=True, codes=codes)
     with waiting("tracing the program and comparing it with the model"):
         about = export(layer, source.plugin, source.dims, prompts, target, source.folder, tokenizer, overwrite)
     limit = f", up to {about.max_positions} tokens" if about.max_positions else ""
@@ -111,12 +119,23 @@ def _program(source: ModelSource, tokenizer: Any, target: Path, overwrite: bool,
     )  # fmt: skip
 
 
+def _check_merges(source: ModelSource) -> None:
+    """A packed folder has no place for an adapter of every prompt that is not merged."""
+    from llmctl.adapters.adapter import Adapter
+
+    if source.scheme is not None and source.adapted is not None and isinstance(source.adapted.adapter, Adapter):
+        raise ConfigError(
+            f"{source.folder} has {source.scheme}, into which an adapter is not merged; export the folder alone, and give its packed "
+            "folder the adapter: llmctl generate PACKED --adapter FOLDER; or merge them into a float model with llmctl merge"
+        )
+
+
 def _packed(source: ModelSource, target: Path, options: EngineOptions, overwrite: bool, say: Messages) -> None:
     from llmctl.infer.loader import Packing, packed_model
     from llmctl.infer.packed.folder import WEIGHTS, save_packed
 
     packing = Packing(kind=options.weights or "", group=options.group)
-    model = packed_model(source.folder, source.plugin, source.dims, packing, source.adapted)
+    model = packed_model(source.folder, source.plugin, source.dims, packing, source.adapted, scheme=source.scheme)
     save_packed(model, target, source.folder, source.plugin, overwrite, source.adapted)
     size = (target / WEIGHTS).stat().st_size
     family, kind = source.plugin.card.name, model.layers[0].qkv.weight.kind
