@@ -14,6 +14,7 @@ from llmctl.infer.sampling import SamplingParams
 from llmctl.nn.dropout import disable_dropout
 from llmctl.nn.prefix import Prefix
 from llmctl.nn.recompute import recompute_layers
+from llmctl.parallel.collectives import TRAFFIC
 from llmctl.parallel.cuts import cut
 from llmctl.parallel.pipeline import Pipeline
 from llmctl.parallel.stage import Stage
@@ -144,7 +145,7 @@ def staged(mesh, family, changes, count, kind="", stages=(), chunks=1):
 
 
 def answered(mesh, family, changes, stages=(), chunks=1):
-    """Metrics and answers of a model in the stages of a pipeline; of a whole one without a mesh."""
+    """Metrics and answers of a model in the stages of a pipeline, and bytes of messages; of a whole one without a mesh."""
     plugin, dims, model = made(family, changes)
     if mesh is not None:
         stage = Stage(cut(plugin.card, dims, mesh.pipeline.size, stages, chunks), mesh.pipeline.rank)
@@ -152,8 +153,9 @@ def answered(mesh, family, changes, stages=(), chunks=1):
         Pipeline(stage, mesh.hybrid, mesh.pipeline)
     model.eval()
     metrics = token_metrics(model, batches_of(dims, 3))
+    TRAFFIC.clear()
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12], [4]]
     cached, again = (
         generate(model, prompts, SamplingParams(max_new_tokens=6), (), 0, use_cache=use) for use in (True, False)
     )
-    return metrics, [row.ids for row in cached], [row.ids for row in again]
+    return metrics, [row.ids for row in cached], [row.ids for row in again], dict(TRAFFIC.bytes)

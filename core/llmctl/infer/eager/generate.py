@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from llmctl.infer.eager.model import EagerModel, Session
+from llmctl.infer.eager.model import Choose, EagerModel, Session
 from llmctl.infer.request import Generation
 from llmctl.infer.sampling import BrokenLogitsError, SamplingParams, TokenLogprob
 from llmctl.infer.sampling.logprobs import token_logprob
@@ -20,6 +21,9 @@ from llmctl.infer.sampling.single import choose, generator_for
 
 OnToken = Callable[[int, int], bool | None]
 """Called with the index of the prompt and the new token; True ends the answer."""
+
+NONE = -1
+"""In the place of a token that cannot be chosen."""
 
 
 @dataclass
@@ -44,6 +48,8 @@ def generate(
     indices: Sequence[int] | None = None,
 ) -> list[Generation]:
     """Answers to prompts, in order.
+
+    Of a model in stages every stage gets the tokens; log-probabilities and what an error says are on the last one.
 
     Args:
         model: A layer with ``hidden_states`` and ``logits``, or a ``model.EagerModel``. If rows may outgrow its
@@ -70,9 +76,9 @@ def generate(
     for group in [[row] for row in rows] if changing else [rows]:
         batch = _RunningBatch(model, group, options.max_new_tokens, pad_id, use_cache and not changing)
         while batch.rows:
-            logits_BV = batch.step()
-            for row, logits_V in zip(batch.rows, logits_BV, strict=True):
-                _extend(row, logits_V, options, end_ids, on_token)
+            tokens_B = batch.step(partial(_next_tokens, batch.rows, options, end_ids))
+            for row, token in zip(batch.rows, tokens_B.tolist(), strict=True):
+                _extend(row, token, options, end_ids, on_token)
             batch.keep_unfinished()
     return [Generation(row.ids, row.reason, row.error, row.scores) for row in rows]
 
@@ -86,21 +92,29 @@ def as_model(model: Any) -> EagerModel:
     return DynamicModel(model)
 
 
-def _extend(
-    row: _Row, logits_V: np.ndarray, options: SamplingParams, end_ids: Collection[int], on_token: OnToken | None
-) -> None:
-    try:
-        token = choose(logits_V, [*row.prompt, *row.ids], len(row.ids), options, end_ids, row.draws)
-    except BrokenLogitsError as error:
-        row.reason, row.error = "error", str(error)
-        return
-    if token in end_ids:
-        row.reason = "end"
+def _next_tokens(
+    rows: Sequence[_Row], options: SamplingParams, end_ids: Collection[int], logits_BV: np.ndarray
+) -> np.ndarray:
+    """The next token of each row, ``NONE`` where the logits are broken; keeps what the row tells of it."""
+    tokens = []
+    for row, logits_V in zip(rows, logits_BV, strict=True):
+        token = NONE
+        try:
+            token = choose(logits_V, [*row.prompt, *row.ids], len(row.ids), options, end_ids, row.draws)
+        except BrokenLogitsError as error:
+            row.error = str(error)
+        scored = None if token == NONE or token in end_ids else token_logprob(logits_V, token, options)
+        if scored:
+            row.scores.append(scored)
+        tokens.append(token)
+    return np.asarray(tokens, np.int64)
+
+
+def _extend(row: _Row, token: int, options: SamplingParams, end_ids: Collection[int], on_token: OnToken | None) -> None:
+    if token == NONE or token in end_ids:
+        row.reason = "error" if token == NONE else "end"
         return
     row.ids.append(token)
-    scored = token_logprob(logits_V, token, options)
-    if scored:
-        row.scores.append(scored)
     if on_token and on_token(row.index, token):
         row.reason = "stop"
     elif len(row.ids) == options.max_new_tokens:
@@ -118,11 +132,11 @@ class _RunningBatch:
         for i, row in enumerate(rows):
             self.mask_BS[i, self.longest - len(row.prompt) :] = 1
 
-    def step(self) -> np.ndarray:
-        """Logits [B, V] of the next token of every row."""
+    def step(self, choose: Choose) -> np.ndarray:
+        """What is chosen from the logits [B, V] of the next token of every row."""
         width = self.longest + len(self.rows[0].ids)
         self.mask_BS = np.pad(self.mask_BS, ((0, 0), (0, width - self.mask_BS.shape[1])), constant_values=1)
-        return self.session.step(self._new_ids(width), self.mask_BS)
+        return self.session.step(self._new_ids(width), self.mask_BS, choose)
 
     def keep_unfinished(self) -> None:
         """Drops finished rows."""

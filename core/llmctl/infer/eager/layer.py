@@ -10,6 +10,7 @@ import paddle
 
 from llmctl.card.dims import Dims
 from llmctl.card.rope import context_length
+from llmctl.infer.eager.model import Choose, as_it_is
 from llmctl.nn.arrays import to_numpy
 from llmctl.nn.cache import KVCache
 
@@ -44,17 +45,17 @@ class DynamicSession:
         self.layer, self.cache, self.past = layer, cache, 0
 
     @paddle.no_grad()
-    def step(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
-        """Logits [B, V] after the last column."""
-        return self._logits(ids_BT, mask_BS, lambda hidden_BTD: hidden_BTD[:, -1])
+    def step(self, ids_BT: np.ndarray, mask_BS: np.ndarray, choose: Choose = as_it_is) -> np.ndarray:
+        """What is chosen from the logits [B, V] after the last column."""
+        return self._chosen(ids_BT, mask_BS, lambda hidden_BTD: hidden_BTD[:, -1], choose)
 
     @paddle.no_grad()
     def columns(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
         """Logits [B, T, V] after each new column."""
-        return self._logits(ids_BT, mask_BS, lambda hidden_BTD: hidden_BTD)
+        return self._chosen(ids_BT, mask_BS, lambda hidden_BTD: hidden_BTD, as_it_is)
 
-    def _logits(self, ids_BT: np.ndarray, mask_BS: np.ndarray, of: Callable[[Any], Any]) -> np.ndarray:
-        """Logits of a part of the hidden states of the new columns; of a model in stages every stage gets them."""
+    def _chosen(self, ids_BT: np.ndarray, mask_BS: np.ndarray, of: Callable[[Any], Any], choose: Choose) -> np.ndarray:
+        """What is chosen from the logits of a part of the hidden states of the new columns, on every stage."""
         mask = None if mask_BS.all() else paddle.to_tensor(mask_BS)
 
         def hidden() -> tuple[paddle.Tensor]:
@@ -64,8 +65,8 @@ class DynamicSession:
         found = hidden() if stage is None else stage.forward(hidden)
         if self.cache is not None:
             self.past += ids_BT.shape[1]
-        logits = None if found is None else to_numpy(self.layer.logits(of(*found)))
-        return logits if stage is None else stage.tell(logits)
+        chosen = None if found is None else choose(to_numpy(self.layer.logits(of(*found))))
+        return chosen if stage is None else stage.tell(chosen)
 
     def select(self, rows: list[int]) -> None:
         """Keeps these rows."""

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+Choose = Callable[[NDArray[Any]], NDArray[Any]]
+"""What is taken from logits, such as the next token of each row."""
+
+
+def as_it_is(logits: NDArray[Any]) -> NDArray[Any]:
+    """The logits themselves."""
+    return logits
 
 
 class Session(Protocol):
@@ -17,16 +26,17 @@ class Session(Protocol):
 
     past: int
 
-    def step(self, ids_BT: NDArray[np.int64], mask_BS: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits [B, V] after the last column.
+    def step(self, ids_BT: NDArray[np.int64], mask_BS: NDArray[np.int64], choose: Choose = as_it_is) -> NDArray[Any]:
+        """What is chosen from the logits [B, V] after the last column.
 
         Args:
             ids_BT: Tokens of the new columns.
             mask_BS: 1 = token, 0 = padding, over past and new columns.
+            choose: Gets the logits. Of a model in stages, the last one calls it, and all return what it returns.
         """
 
     def columns(self, ids_BT: NDArray[np.int64], mask_BS: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits [B, T, V] after each new column; otherwise as ``step``."""
+        """Logits [B, T, V] after each new column; arguments as for ``step``."""
 
     def select(self, rows: list[int]) -> None:
         """Keeps these rows."""

@@ -15,6 +15,7 @@ from llmctl.checkpoint.formats.npy import read_npy
 from llmctl.errors import CheckpointError, DataError
 from llmctl.infer.eager import trace
 from llmctl.infer.eager.exported import Exported, read
+from llmctl.infer.eager.model import Choose, as_it_is
 
 PREFIX = "prefix.npy"
 _REMEDY = "export the model again"
@@ -85,9 +86,9 @@ class StaticSession:
         self.model, self.use_cache, self.past = model, use_cache, 0
         self._state: list[Any] = []
 
-    def step(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
-        """Logits [B, V] after the last column."""
-        return self.run(ids_BT, mask_BS, 1)[:, -1]
+    def step(self, ids_BT: np.ndarray, mask_BS: np.ndarray, choose: Choose = as_it_is) -> np.ndarray:
+        """What is chosen from the logits [B, V] after the last column."""
+        return choose(self.run(ids_BT, mask_BS, 1)[:, -1])
 
     def columns(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
         """Logits [B, T, V] after each new column."""
