@@ -25,6 +25,7 @@ RUNS = {
     "full": ("finetune", {"data": PACKED, "train": {"ema_decay": 0.5, "eval_generate": True}}),
     "lora": ("finetune", {"method": {"name": "lora"}, "data": PACKED}),
     "dora": ("finetune", {"method": {"name": "lora", "dora": True, "rank": 2}, "data": PACKED}),
+    "pissa": ("finetune", {"method": {"name": "lora", "pissa": True, "rank": 2}}),
     "prefix": ("finetune", {"method": {"name": "prefix", "virtual_tokens": 3}, "data": PACKED}),
     "projection": ("finetune", {"method": {"name": "prefix", "virtual_tokens": 3, "prefix_projection": True}}),
     "dropout": ("finetune", {"method": {"name": "lora", "dropout": 0.1}}),
