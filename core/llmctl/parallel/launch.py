@@ -282,7 +282,7 @@ def rank_environments(
         "PADDLE_TRAINER_ENDPOINTS": ",".join(everywhere),
         "PADDLE_MASTER": master,
         **({ranks.NODES: str(nodes.count)} if nodes.count > 1 else {}),
-        **({"GLOO_SOCKET_IFNAME": nodes.interface, "NCCL_SOCKET_IFNAME": nodes.interface} if nodes.interface else {}),
+        **nodes.interface_variables,
         **({} if "LLMCTL_THREADS" in environ or "OMP_NUM_THREADS" in environ else {"LLMCTL_THREADS": str(threads)}),
     }
     return [

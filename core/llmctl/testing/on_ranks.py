@@ -1,6 +1,6 @@
 """Training on several ranks: what every family must satisfy; ``FamilyConformance`` inherits it.
 
-Ranks are processes over gloo. Each test compares two of them with one process: the loss and all gradients, in float64.
+Ranks are processes on CPUs. Each test compares two of them with one process: the loss and all gradients, in float64.
 """
 
 from __future__ import annotations

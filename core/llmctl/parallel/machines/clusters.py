@@ -143,7 +143,7 @@ def as_rank(tasks: Tasks, environ: Mapping[str, str], master: str | None, interf
         "FLAGS_selected_gpus": str(tasks.local % len(visible) if visible else tasks.local),
         **({ranks.NODES: str(tasks.nodes)} if tasks.nodes > 1 else {}),
         **({} if own_threads else {"LLMCTL_THREADS": str(cores)}),
-        **({"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}),
+        **nodes.interface_variables,
     }
 
 

@@ -31,6 +31,12 @@ class Nodes:
         """Where the machines meet, HOST:PORT."""
         return f"{self.host}:{self.port}"
 
+    @property
+    def interface_variables(self) -> dict[str, str]:
+        """Variables by which what connects CPUs, or GPUs, takes this network interface."""
+        names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if self.interface else ()
+        return dict.fromkeys(names, self.interface)
+
 
 def make_nodes(count: int, number: int | None, master: str | None, interface: str | None) -> Nodes:
     """The machines, from the options of the command line.
