@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -121,10 +121,11 @@ class Routes:
         service = self._service
         service.check_open()
         asked = await run_in_threadpool(understand, request.scope[BODY], service)
-        form = await while_there(request.receive, openai.form_of(asked, service, chat))
+        forming = openai.form_of(asked, service, chat)
+        form = await (while_there(request.receive, forming) if asked.echo else forming)
         if not asked.stream:
             return json_reply(await while_there(request.receive, openai.whole(form, service)))
-        return events(*await _begun(request, openai.chunks(form, service)))
+        return events(openai.chunks(form, service))
 
     async def responses(self, request: Request) -> Response:
         """A response, which is not stored."""
@@ -133,9 +134,9 @@ class Routes:
         asked = await run_in_threadpool(responses.understand, request.scope[BODY], service)
         if not asked.asked.stream:
             return json_reply(await while_there(request.receive, responses.whole(asked, service)))
-        first, rest = await _begun(request, responses.events(asked, service))
         return typed_events(
-            first, rest, lambda problem: asked.event("error", **problem.body()["error"]) | {"type": "error"}
+            responses.events(asked, service),
+            lambda problem: asked.event("error", **problem.body()["error"]) | {"type": "error"},
         )
 
     async def messages(self, request: Request) -> Response:
@@ -145,7 +146,7 @@ class Routes:
         asked = await run_in_threadpool(anthropic.understand, request.scope[BODY], service)
         if not asked.stream:
             return json_reply(await while_there(request.receive, anthropic.whole(asked, service)))
-        return typed_events(*await _begun(request, anthropic.events(asked, service)), anthropic.failure)
+        return typed_events(anthropic.events(asked, service), anthropic.failure)
 
     async def count_tokens(self, request: Request) -> Response:
         """How many tokens a prompt has."""
@@ -162,7 +163,7 @@ class Routes:
         """An answer as PaddleNLP's server gives it."""
         self._service.check_open()
         job = await run_in_threadpool(paddlenlp.understand, request.scope[BODY], self._service)
-        return ndjson(*await _begun(request, paddlenlp.lines(job, self._service)))
+        return ndjson(paddlenlp.lines(job, self._service))
 
     async def models(self, request: Request) -> Response:
         """The model and its adapters."""
@@ -267,17 +268,3 @@ class Routes:
             "answers_held": service.admission.held, "waiting_prompt_tokens": service.admission.waiting,
         }  # fmt: skip
         return Response(service.metrics.text(gauges), media_type="text/plain; version=0.0.4")
-
-
-async def _begun(request: Request, pieces: AsyncGenerator[Any, None]) -> tuple[Any, AsyncGenerator[Any, None]]:
-    """The first piece, None if there is none, and the others."""
-
-    async def next_piece() -> Any:
-        return await anext(pieces, None)
-
-    try:
-        first = await while_there(request.receive, next_piece())
-    except BaseException:
-        await pieces.aclose()
-        raise
-    return first, pieces

@@ -64,11 +64,10 @@ async def _left(receive: Any) -> None:
 
 
 class StreamReply(Response):
-    """A response in pieces, each of which is sent as it comes.
+    """A response in pieces, each of which is sent as it comes. It begins with the first: what goes wrong before has a status of its own.
 
     Args:
-        first: The first piece, so that what goes wrong before it has a status of its own.
-        rest: The others.
+        pieces: The pieces.
         write: A piece as bytes.
         fail: What is sent for a problem after the first piece.
         end: What is sent at the end.
@@ -77,8 +76,7 @@ class StreamReply(Response):
 
     def __init__(
         self,
-        first: Any,
-        rest: AsyncGenerator[Any, None],
+        pieces: AsyncGenerator[Any, None],
         write: Callable[[Any], bytes],
         fail: Callable[[Problem], bytes],
         end: bytes,
@@ -86,26 +84,25 @@ class StreamReply(Response):
     ) -> None:
         super().__init__(None, 200, {"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type)
         del self.headers["content-length"]
-        self._first, self._rest, self._write, self._fail, self._end = first, rest, write, fail, end
+        self._pieces, self._write, self._fail, self._end = pieces, write, fail, end
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Sends the pieces."""
         try:
             await while_there(receive, self._run(send, scope.get(SEND, send)))
         finally:
-            await self._rest.aclose()
+            await self._pieces.aclose()
 
     async def _run(self, send: Any, direct: Any) -> None:
+        piece = await anext(self._pieces, None)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        send = direct
-        if self._first is not None:
-            await send({"type": "http.response.body", "body": self._write(self._first), "more_body": True})
         try:
-            async for piece in self._rest:
-                await send({"type": "http.response.body", "body": self._write(piece), "more_body": True})
+            while piece is not None:
+                await direct({"type": "http.response.body", "body": self._write(piece), "more_body": True})
+                piece = await anext(self._pieces, None)
         except Problem as problem:
-            await send({"type": "http.response.body", "body": self._fail(problem), "more_body": True})
-        await send({"type": "http.response.body", "body": self._end, "more_body": False})
+            await direct({"type": "http.response.body", "body": self._fail(problem), "more_body": True})
+        await direct({"type": "http.response.body", "body": self._end, "more_body": False})
 
 
 def data_line(piece: bytes) -> bytes:
@@ -113,28 +110,28 @@ def data_line(piece: bytes) -> bytes:
     return b"data: %b\n\n" % piece
 
 
-def events(first: bytes | None, rest: AsyncGenerator[bytes, None]) -> StreamReply:
+def events(pieces: AsyncGenerator[bytes, None]) -> StreamReply:
     """Server-sent events as OpenAI sends them, of pieces that are JSON."""
 
     def fail(problem: Problem) -> bytes:
         return data_line(as_json(problem.body()))
 
-    return StreamReply(first, rest, data_line, fail, b"data: [DONE]\n\n", "text/event-stream")
+    return StreamReply(pieces, data_line, fail, b"data: [DONE]\n\n", "text/event-stream")
 
 
-def typed_events(first: Any, rest: AsyncGenerator[Any, None], fail: Callable[[Problem], dict[str, Any]]) -> StreamReply:
+def typed_events(pieces: AsyncGenerator[Any, None], fail: Callable[[Problem], dict[str, Any]]) -> StreamReply:
     """Server-sent events with names, which are their types."""
 
     def write(piece: Any) -> bytes:
         return b"event: %s\ndata: %s\n\n" % (piece["type"].encode(), as_json(piece))
 
-    return StreamReply(first, rest, write, lambda problem: write(fail(problem)), b"", "text/event-stream")
+    return StreamReply(pieces, write, lambda problem: write(fail(problem)), b"", "text/event-stream")
 
 
-def ndjson(first: Any, rest: AsyncGenerator[Any, None]) -> StreamReply:
+def ndjson(pieces: AsyncGenerator[Any, None]) -> StreamReply:
     """Lines of JSON as PaddleNLP sends them."""
 
     def write(piece: Any) -> bytes:
         return as_json(piece) + b"\n"
 
-    return StreamReply(first, rest, write, lambda problem: write(failure(problem)), b"", "application/x-ndjson")
+    return StreamReply(pieces, write, lambda problem: write(failure(problem)), b"", "application/x-ndjson")
