@@ -76,7 +76,8 @@ def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = (), body_byt
         assert isinstance(error, HTTPException)
         what = f"{request.method} is not answered here" if error.status_code == 405 else "there is no such path"
         paths = ", ".join(f"{method} {path}" for path, (method, _) in table.items())
-        return problem_reply(Problem(f"{what}; there are: {paths}", error.status_code), request.url.path)
+        problem = Problem(f"{what}; there are: {paths}", error.status_code, headers=error.headers)
+        return problem_reply(problem, request.url.path)
 
     async def on_fault(request: Request, error: Exception) -> Response:
         return problem_reply(Problem("an error in the server; see its log", 500), request.url.path)
@@ -96,7 +97,7 @@ def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = (), body_byt
         routes=[Route(path, run, methods=[method]) for path, (method, run) in table.items()],
         exception_handlers={Problem: on_problem, HTTPException: on_http, Exception: on_fault},
     )
-    return Guard(app, keys, hosts, body_bytes, service.metrics, tuple(table))
+    return Guard(app, keys, hosts, body_bytes, service.metrics, {path: method for path, (method, _) in table.items()})
 
 
 class Routes:

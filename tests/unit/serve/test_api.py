@@ -163,7 +163,15 @@ def test_models_and_unknown_models(client):
     refused(client.get("/v1/models/other"), 404, "there are: starter", "model")
     refused(chat(client, model="other"), 404, "there are: starter", "model")
     refused(client.get("/nothing"), 404, "POST /v1/chat/completions")
-    refused(client.get("/tokenize"), 405, "GET is not answered here")
+    for method, path, there in (
+        ("GET", "/tokenize", "POST"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("TRACE", "/metrics", "GET, HEAD"),
+    ):
+        other = client.request(method, path, content=b"")
+        refused(other, 405, f"{method} is not answered here")
+        assert sorted(other.headers["allow"].split(", ")) == there.split(", ")
+    refused(client.post("/nothing", content=b" " * (2 << 20)), 413, "1048576 bytes")
 
 
 def test_tokens_and_texts(client):

@@ -54,7 +54,7 @@ def test_a_request_whose_head_does_not_come_is_cut(monkeypatch, parts):
 
 def test_a_request_whose_body_does_not_come_is_refused(monkeypatch):
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
-    app = Guard(hello, Keys(), (), 100, Metrics(), ())
+    app = Guard(hello, Keys(), (), 100, Metrics(), {"/": "POST"})
     head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
     got = asyncio.run(talk(app, head))
     assert got.startswith(b"HTTP/1.1 408") and b"has not come within" in got
@@ -64,7 +64,7 @@ def test_what_fails_in_the_server_is_told_without_what_the_user_wrote(caplog):
     async def broken(scope, receive, send):
         raise ValueError(scope["path"])
 
-    app = Guard(broken, Keys(), (), 100, Metrics(), ())
+    app = Guard(broken, Keys(), (), 100, Metrics(), {})
     got = asyncio.run(talk(app, b"GET /secret HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
     assert got.startswith(b"HTTP/1.1 500") and b"req-" in got
     assert "ValueError" in caplog.text and "secret" not in caplog.text

@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,11 +51,11 @@ class Guard:
         hosts: Names that the header ``Host`` may have, besides localhost and addresses in numbers.
         body_bytes: Largest body.
         metrics: Counts requests.
-        paths: Paths that are counted by name.
+        paths: Paths and their methods; they are counted by name.
     """
 
     def __init__(
-        self, app: App, keys: Keys, hosts: Collection[str], body_bytes: int, metrics: Metrics, paths: Collection[str]
+        self, app: App, keys: Keys, hosts: Collection[str], body_bytes: int, metrics: Metrics, paths: Mapping[str, str]
     ) -> None:
         self._app, self._keys, self._body_bytes, self._metrics, self._paths = app, keys, body_bytes, metrics, paths
         self._hosts = {"localhost", *(host.lower() for host in hosts)}
@@ -109,7 +109,7 @@ class Guard:
             key = self._keys.check(headers.get("authorization") or f"Bearer {headers.get('x-api-key', '')}")
             ASKING.set(key)
         if scope["method"] == "POST":
-            scope[BODY] = await self._body(headers, receive)
+            scope[BODY] = await self._body(headers, receive, self._paths.get(scope["path"]) == "POST")
         await self._app(scope, receive, send)
 
     def _check_host(self, headers: dict[str, str]) -> None:
@@ -124,16 +124,18 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             raise Problem("pages of other sites may not ask this server", 403, code="foreign_origin")
 
-    async def _body(self, headers: dict[str, str], receive: Receive) -> Any:
+    async def _body(self, headers: dict[str, str], receive: Receive, wanted: bool) -> Any:
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._body_bytes:
             raise self._too_large()
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if wanted and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Problem("the body must be JSON: send the header content-type: application/json", 415)
         try:
             data = await asyncio.wait_for(self._read(receive), BODY_SECONDS)
         except asyncio.TimeoutError:
             raise Problem(f"the body has not come within {BODY_SECONDS:g} seconds", 408) from None
+        if not wanted:
+            return None
         try:
             if len(data) < LONG:
                 return parse_json(data, bounded=True)

@@ -39,7 +39,7 @@ TEXT = "text/plain"
 KINDS: dict[str, dict[str, Any]] = {
     "integer": {"type": "integer"}, "number": {"type": "number"}, "boolean": {"type": "boolean"}, "text": {"type": "string"},
     "texts": {"type": ["string", "array"], "items": {"type": "string"}},
-    "integers": {"type": "array", "items": {"type": "integer"}},
+    "integers": {"type": "array", "items": {"type": "integer", "minimum": 0}},
     "prompt": {"type": ["string", "array"]}, "object": {"type": "object"}, "list": {"type": "array"},
     "texts or objects": {"type": ["string", "array"], "items": {"type": "object"}}, "any": {},
 }  # fmt: skip
@@ -70,7 +70,7 @@ def _post(path: str) -> dict[str, Any]:
     shown = [row for row in rows if row.effect != REFUSED]
     body: dict[str, Any] = {
         "type": "object",
-        "properties": {row.name: _schema(row) for row in shown},
+        "properties": {row.name: _schema(row, row.name in needed) for row in shown},
         "additionalProperties": False,
     }
     if needed:
@@ -84,10 +84,10 @@ def _post(path: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _schema(row: Field) -> dict[str, Any]:
+def _schema(row: Field, needed: bool = False) -> dict[str, Any]:
     """A field's values; null is the same as leaving it out."""
     schema = {**KINDS[row.kind]}
-    if schema:
+    if schema and not needed:
         kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
         schema["type"] = [*kinds, "null"]
     if row.kind in ("integer", "number"):
