@@ -6,13 +6,14 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PACKAGES := core ops/llmctl_ops $(wildcard plugins/*/llmctl_*)
 
-.PHONY: help demo test parallel slow harness lint format docs site evidence sanitize wheels constraints clean
+.PHONY: help demo test parallel slow harness clients lint format docs site evidence sanitize wheels constraints clean
 help:
 	@echo "make demo         fine-tune the bundled starter model into $(DEMO)"
 	@echo "make test         lint, then all tests, in WORKERS=2 processes"
 	@echo "make parallel     tests of distributed training that test leaves out, a few minutes"
 	@echo "make slow         tests that train for a minute or more, left out by test too"
 	@echo "make harness      tests beside lm-evaluation-harness, in an environment of its own"
+	@echo "make clients      clients of OpenAI's and Anthropic's APIs against the server, in environments of their own; ONLY=names"
 	@echo "make lint         checks only, changes nothing"
 	@echo "make format       format and fix what can be fixed"
 	@echo "make docs         write the generated parts of docs/ anew"
@@ -44,6 +45,9 @@ slow: environment-dev
 harness:
 	@$(PYTHON) tools/environment.py $(VENV)-eval cpu dev eval
 	$(VENV)-eval/bin/python -m pytest -m harness
+
+clients: environment-dev
+	$(BIN)/python -m pytest -m clients -k "$(ONLY)" tests/e2e/test_clients.py
 
 lint: environment-dev
 	$(BIN)/ruff check .
