@@ -87,6 +87,25 @@ def test_memory_of_a_rank_by_part():
     assert max(map(peak, stages)) < peak(whole)
 
 
+def test_slices_of_experts_are_of_those_that_a_rank_has():
+    card = FAMILIES.load("mixtral").card
+    dims = tiny_dims(card, {"experts": 8})
+    training, step = Training(trained=card.count(dims)), Step(64, 64, 64)
+    experts = sum(t.size for t in card.expand(dims) if t.expert is not None)
+    dense = card.count(dims) - experts
+    for sharding, expert, slices in ((4, 1, 4), (8, 2, 4), (4, 4, 1), (2, 8, 1)):
+        topology = Topology(data=8 // sharding, sharding=sharding, expert=expert)
+        own = dense // sharding + experts // expert // slices
+        for stage in (1, 3):
+            keys = ParallelConfig(sharding=sharding, expert=expert, sharding_stage=stage)
+            (share,) = of_ranks(card, dims, keys, topology, 8)
+            part = estimate(card, dims, training, step, share)
+            assert abs(part["optimizer"] - 8 * own) <= 8 * 2, topology
+            unit = max(sum(t.size for t in tensors_of(card, dims, share) if t.layer == layer) for layer in range(2))
+            held = own + 2 * unit if stage == 3 else dense + experts // expert
+            assert abs(part["weights"] - 4 * held) <= 4 * 2, topology
+
+
 def test_half_types_keep_fp32_master_weights_and_sums_of_gradients():
     dims, step = LLAMA.dims_of("llama2-7b", layers=2), Step(64, 64, 64)
     count = LLAMA.count(dims)

@@ -19,6 +19,7 @@ from llmctl.parallel.topology import Topology
         ({"sharding": 0}, 4, Topology(sharding=4)),
         ({"sharding": 0, "data": 2, "tensor": 2}, 12, Topology(data=2, tensor=2, sharding=3)),
         ({"sharding": 0}, 1, Topology()),
+        ({"expert": 4, "sharding": 0}, 8, Topology(sharding=8, expert=4)),
         ({"expert": 4, "sharding": 2}, 8, Topology(data=4, sharding=2, expert=4)),
     ],
 )
