@@ -152,11 +152,13 @@ def test_what_two_ranks_write_is_what_one_process_writes(made, alone, tmp_path, 
 
 
 @pytest.mark.parallel
-def test_what_ranks_that_share_the_weights_of_a_mixture_write_is_what_one_process_writes(made, tmp_path):
-    parallel = {"sharding": 2, "sharding_stage": 3}
-    train(ALONE, made, tmp_path / "one", "experts", {})
-    run_ranks(2, train, made, tmp_path / "two", "experts", parallel, topology=Topology(sharding=2))
-    assert_same_run(tmp_path / "one", tmp_path / "two")
+@pytest.mark.parametrize("run", [*RUNS, "dpo on tensor ranks"])
+def test_what_ranks_that_share_the_weights_write_is_what_one_process_writes(made, alone, tmp_path, run):
+    run, _, tensor = run.partition(" on tensor ")
+    parallel = {"sharding": 2, "sharding_stage": 3, "tensor": 2 if tensor else 1}
+    topology = Topology(sharding=2, tensor=parallel["tensor"])
+    run_ranks(topology.size, train, made, tmp_path / "two", run, parallel, topology=topology)
+    assert_same_run(alone(run), tmp_path / "two")
 
 
 @pytest.mark.parallel

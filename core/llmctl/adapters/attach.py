@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,9 +13,13 @@ from llmctl.adapters.adapter import LoraWeights
 from llmctl.adapters.folder import OpenedAdapter, open_adapter
 from llmctl.adapters.prefix import Prefix
 from llmctl.checkpoint.build import load_model
+from llmctl.checkpoint.partial import Done, nothing
 from llmctl.errors import UnsupportedError
 from llmctl.nn.replace import replace_layers
 from llmctl.quant.blockwise import quantize, round_trip
+
+Needed = Callable[[Any], AbstractContextManager[Any]]
+"""Layer -> the context in which its weights have values."""
 
 
 def add_lora(
@@ -25,6 +30,7 @@ def add_lora(
     dropout: float = 0.0,
     dora: bool = False,
     totals: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
+    needed: Needed = nullcontext,
 ) -> dict[str, Any]:
     """Replaces layers by ``nn.lora.LoraLinear`` with new adapters, and freezes the model; returns path -> new layer.
 
@@ -36,6 +42,7 @@ def add_lora(
         dropout: LoRA dropout.
         dora: Whether to train the magnitude of columns (DoRA).
         totals: Path -> ``total`` of the layer, where the model has only some of its inputs.
+        needed: Layer -> the context in which its weights have values.
     """
     from llmctl.nn.lora import LoraLinear
 
@@ -44,25 +51,41 @@ def add_lora(
     made: dict[str, Any] = {}
 
     def replace(path: str, layer: Any) -> Any:
-        made[path] = LoraLinear(layer, rank, scale, dropout, dora, totals.get(path))
+        with needed(layer):
+            made[path] = LoraLinear(layer, rank, scale, dropout, dora, totals.get(path))
         return made[path]
 
     replace_layers(model, paths, replace)
     return made
 
 
-def quantize_base(model: Any, paths: Iterable[str], code: str) -> None:
+def quantize_base(
+    model: Any,
+    paths: Iterable[str],
+    code: str,
+    needed: Needed = nullcontext,
+    done: Done = nothing,
+) -> None:
     """Replaces linear layers by ones with quantized weights.
 
     Args:
         model: The model to change.
         paths: Paths of the layers.
         code: One of ``quant.blockwise.CODES``.
+        needed: As for ``add_lora``.
+        done: Called with each tensor of a quantized layer that has got its values.
     """
     from llmctl.nn.arrays import to_numpy
     from llmctl.quant.linear import QuantizedLinear
 
-    replace_layers(model, paths, lambda path, layer: QuantizedLinear(layer, quantize(to_numpy(layer.weight), code)))
+    def replace(path: str, layer: Any) -> Any:
+        with needed(layer):
+            made = QuantizedLinear(layer, quantize(to_numpy(layer.weight), code))
+        for name, tensor in made.named_buffers():
+            done(f"{path}.{name}", tensor)
+        return made
+
+    replace_layers(model, paths, replace)
 
 
 def attach(model: Any, layers: Mapping[str, LoraWeights]) -> None:

@@ -21,7 +21,7 @@ from llmctl.checkpoint.hf_config import NAME, read_config
 from llmctl.checkpoint.load import Expected, check_weights, fill_layer
 from llmctl.checkpoint.naming import detect_layout
 from llmctl.checkpoint.paddlenlp_scales import WEIGHTS, is_scaled
-from llmctl.checkpoint.partial import WHOLE, Cut
+from llmctl.checkpoint.partial import WHOLE, Cut, Done, nothing
 from llmctl.checkpoint.quantized import open_quantized, without_scheme
 from llmctl.errors import CheckpointError
 from llmctl.plugins import Families, Plugin
@@ -66,6 +66,7 @@ class CheckedModel:
         seed: int = 0,
         prepare: Callable[[Any], object] = lambda model: None,
         codes: bool = True,
+        done: Done = nothing,
     ) -> Any:
         """A ``paddle.nn.Layer`` with the weights of the folder, or with the initial weights of a new model.
 
@@ -77,6 +78,7 @@ class CheckedModel:
             seed: Seed of the initial weights. Each tensor is drawn for itself, so that they do not depend on the cut.
             prepare: Called with the layer before its tensors have memory; may drop layers.
             codes: Whether codes stay codes; False makes floats of them.
+            done: Called with each parameter that has got its weights.
 
         Raises:
             CheckpointError: A file of the folder ends early.
@@ -89,15 +91,15 @@ class CheckedModel:
         prepare(model)
         if codes and self.weights and self.scheme is not None and self.scheme.keeps_codes:
             held = coded.coded_linears(self.weights.tensors, self.mappings, self.plugin.card, self.dims)
-            coded.hold_codes(model, held, cut)
-        cut.apply(model, None if self.weights else seed)
-        self.fill(model, cut)
+            coded.hold_codes(model, held, cut, done)
+        cut.apply(model, None if self.weights else seed, done=done)
+        self.fill(model, cut, done)
         return model
 
-    def fill(self, layer: Any, cut: Cut = WHOLE) -> None:
-        """Loads the weights of the folder, if there is one, into a layer of this model; raises as ``layer``."""
+    def fill(self, layer: Any, cut: Cut = WHOLE, done: Done = nothing) -> None:
+        """Loads the weights of the folder, if there is one, into a layer of this model; arguments and errors as for ``layer``."""
         if self.weights:
-            fill_layer(layer, self.weights.tensors, self.mappings, cut)
+            fill_layer(layer, self.weights.tensors, self.mappings, cut, done)
 
 
 def load_model(

@@ -15,7 +15,7 @@ from llmctl.card.family import Family
 from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint.formats.tensor_info import CodedTensor, TensorInfo
 from llmctl.checkpoint.load import group_by_target
-from llmctl.checkpoint.partial import Cut
+from llmctl.checkpoint.partial import Cut, Done, nothing
 from llmctl.checkpoint.quantized import QuantizedTensor
 from llmctl.checkpoint.slices import MappedTensor, take_slice, write_slice
 from llmctl.io.progress import Progress
@@ -79,13 +79,14 @@ def coded_linears(
     }
 
 
-def hold_codes(model: Any, linears: Mapping[str, Sequence[MappedTensor]], cut: Cut) -> None:
+def hold_codes(model: Any, linears: Mapping[str, Sequence[MappedTensor]], cut: Cut, done: Done = nothing) -> None:
     """Replaces linears of a model, whose weights take no memory yet, by ones over this rank's parts of their codes.
 
     Args:
         model: The model; linears that it lacks are left out.
         linears: Weight of each linear -> what it is filled from.
         cut: How the model is cut among ranks.
+        done: Called with each tensor of a linear that has been loaded.
     """
     from llmctl.nn.replace import replace_layers
     from llmctl.quant.linear import QuantizedLinear
@@ -93,13 +94,15 @@ def hold_codes(model: Any, linears: Mapping[str, Sequence[MappedTensor]], cut: C
 
     layers = dict(model.named_sublayers())
     here = {name: path for name in linears if (path := name.rpartition(".")[0]) in layers}
-    with Progress("loading the codes", len(here)) as done:
+    with Progress("loading the codes", len(here)) as loaded:
         for name, path in here.items():
             codes = codes_of(tuple(layers[path].weight.shape), linears[name])
             if codes is not None:
                 layer = QuantizedLinear(layers[path], pack(part_of(codes, name, cut)))
                 replace_layers(model, [path], partial(_replacement, layer))
-            done(1)
+                for key, tensor in layer.named_buffers():
+                    done(f"{path}.{key}", tensor)
+            loaded(1)
 
 
 def _replacement(made: Any, path: str, layer: Any) -> Any:

@@ -19,7 +19,7 @@ from llmctl.card.weight_map import TensorSlice, WeightMapping
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE
 from llmctl.checkpoint.formats.tensor_info import CHUNK_BYTES, TensorInfo
-from llmctl.checkpoint.partial import WHOLE, Cut
+from llmctl.checkpoint.partial import WHOLE, Cut, Done, nothing
 from llmctl.checkpoint.slices import MappedTensor, covers_axis, source_shape
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import read_json
@@ -74,7 +74,11 @@ def load_weights(
 
 
 def fill_layer(
-    layer: Any, tensors: Mapping[str, TensorInfo], mappings: Sequence[WeightMapping], cut: Cut = WHOLE
+    layer: Any,
+    tensors: Mapping[str, TensorInfo],
+    mappings: Sequence[WeightMapping],
+    cut: Cut = WHOLE,
+    done: Done = nothing,
 ) -> list[str]:
     """Loads tensors that passed ``check_weights`` into a ``paddle.nn.Layer``, cast to the data type of each parameter.
 
@@ -83,6 +87,7 @@ def fill_layer(
         tensors: Tensors of an opened folder, by name.
         mappings: See ``load_weights``.
         cut: How the model is cut among ranks.
+        done: Called with each parameter that has been loaded.
 
     Returns:
         The targets that kept their initial values, because a source is missing.
@@ -95,13 +100,14 @@ def fill_layer(
     groups = group_by_target(tensors, mappings)
     with Progress(
         "loading the weights", sum(prod(state[target].shape) for target in groups if target in state)
-    ) as done:
+    ) as loaded:
         for target, sources in groups.items():
             if target not in missing and target in state:
                 dtype = dtype_name(state[target])
                 values = cut.read(target, tuple(state[target].shape), sources, dtype)
                 state[target].set_value(values)
-                done(values.size)
+                loaded(values.size)
+                done(target, state[target])
     return [target for target in dict.fromkeys(mapping.target for mapping in mappings) if target in missing]
 
 

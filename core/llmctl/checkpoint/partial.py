@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,13 @@ from llmctl.checkpoint.formats.dtypes import STORAGE
 from llmctl.checkpoint.shards import part_shape, split, stretches, whole_shape
 from llmctl.checkpoint.slices import MappedTensor, fill, fill_part
 from llmctl.plugins import Plugin
+
+Done = Callable[[str, Any], object]
+"""Called with the name of a parameter and the parameter, as soon as it has its values."""
+
+
+def nothing(name: str, parameter: Any) -> None:
+    """The parameter stays as it is."""
 
 
 @dataclass
@@ -83,13 +90,14 @@ class Cut:
         fill(values, sources, dtype)
         return self.part(name, values)
 
-    def apply(self, model: Any, seed: int | None = None, prefix: str = "") -> None:
+    def apply(self, model: Any, seed: int | None = None, prefix: str = "", done: Done = nothing) -> None:
         """Replaces the parameters of a model, which take no memory yet, by this rank's parts.
 
         Args:
             model: The model, or one of its layers, built under ``paddle.LazyGuard``.
             seed: Seed of the initial weights; one tensor at a time is drawn whole and cut. None = the weights stay unset.
             prefix: What the names of a layer's parameters begin with in the model.
+            done: Called with each parameter that has got its initial weights.
         """
         layers, state = dict(model.named_sublayers(include_self=True)), model.state_dict()
         for inner in list(state):
@@ -101,7 +109,10 @@ class Cut:
             if name in self.first_only and self.parallel.rank:
                 setattr(layers[path], key, None)
             elif name in self.splits:
-                setattr(layers[path], key, self._smaller(layers[path], name, whole))
+                whole = self._smaller(layers[path], name, whole)
+                setattr(layers[path], key, whole)
+            if seed is not None:
+                done(name, whole)
 
     def _smaller(self, layer: Any, name: str, whole: Any) -> Any:
         import paddle

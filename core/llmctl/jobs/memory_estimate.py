@@ -142,20 +142,22 @@ def parts_of(
         share: What the rank has of the model and of the step.
     """
     width, held, weights = training.width, model.held, model.weights
+    reference = held * width if training.reference else 0
     trained, routed = (
         of if training.method == "full" else -(-training.trained * of // parameters) for of in (held, model.routed)
     )
     own = share.sliced(trained, routed)
     if share.stage == 3 and share.sharding > 1:
         weights = share.sliced(weights, model.routed_weights) + 2 * model.unit * width
+        reference = share.sliced(reference, model.routed * width) if reference else 0
     states = own * (3 * FLOAT if training.masters else 2 * width)
     return {
         "process": PROCESS,
         "weights": weights,
         "adapters": trained * width if training.method != "full" else 0,
-        "reference model": held * width if training.reference else 0,
+        "reference model": reference,
         "optimizer": 0 if share.offload else states,
-        "averaged weights": trained * width if training.average else 0,
+        "averaged weights": own * (FLOAT if training.masters else width) if training.average else 0,
         "activations": int(model.kept * step.tokens * share.passes) * width,
         "logits": 2 * step.labels * -(-vocab // share.tensor) * width if share.last else 0,
         "gradients": _gradients(training, share, trained, own, model.unit),

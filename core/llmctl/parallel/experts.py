@@ -39,10 +39,10 @@ def divide(model: Any, axis: Axis) -> None:
 
 
 def held_by(model: Any) -> set[str]:
-    """Names of the parameters of the experts that a model has."""
+    """Names of the tensors of the experts that a model has."""
     mixtures = [path for path, layer in model.named_sublayers() if isinstance(layer, SparseMLP)]
     inside = tuple(f"{path}.experts." for path in mixtures)
-    return {name for name, _ in model.named_parameters() if name.startswith(inside)}
+    return {name for name in model.state_dict() if name.startswith(inside)}
 
 
 class Agreed(Vocabulary):

@@ -279,16 +279,14 @@ class Mesh:
             told: T = parse_json(bytes(self._store.get(key)))
         return told
 
-    @paddle.no_grad()
-    def check_equal(self, tensors: Iterable[Any]) -> None:
-        """Raises if these tensors differ between ranks of the data axis, or of the sharding axis.
+    def check_equal(self, sums: Iterable[float]) -> None:
+        """Raises if these sums of weights differ between ranks of the data axis, or of the sharding axis.
 
         Raises:
             RuntimeError: They differ.
         """
         self.wait()
-        sums = [float(tensor.astype("float64").sum()) for tensor in tensors]
-        apart = False
+        sums, apart = list(sums), False
         for axis in (self.data, self.sharding):
             if axis.size > 1:
                 summed = paddle.to_tensor(np.asarray(sums, np.float64))

@@ -91,8 +91,8 @@ class Ranks(Protocol):
     def close(self) -> None:
         """Waits for all ranks for the last time."""
 
-    def check_equal(self, tensors: Iterable[Any]) -> None:
-        """Raises if the ranks' values of these tensors differ."""
+    def check_equal(self, sums: Iterable[float]) -> None:
+        """Raises if the ranks' values of these sums of weights differ."""
 
 
 class Alone:
@@ -139,7 +139,7 @@ class Alone:
     def close(self) -> None:
         """Nothing."""
 
-    def check_equal(self, tensors: Iterable[Any]) -> None:
+    def check_equal(self, sums: Iterable[float]) -> None:
         """Nothing."""
 
 

@@ -5,7 +5,6 @@ Ranks are processes on CPUs. Each test compares two of them with one process: th
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -182,8 +181,9 @@ def _updated(cases: Sequence[Case], own: Sequence[Case], held: Any) -> dict[str,
     optimizer.sum_grads()
     optimizer.clip_grads(float(sum(case.arrays["labels"].size for case in cases)))
     optimizer.step(0.01)
-    with weights.whole() if hasattr(weights, "whole") else contextlib.nullcontext():
-        return {name: value.numpy() for name, value in model.state_dict().items()}
+    for unit in getattr(weights, "units", ()):
+        unit.fetch()
+    return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
 def _with_experts(mesh: Any, case: Case) -> tuple[float, dict[str, Any]]:

@@ -22,9 +22,13 @@ from llmctl.parallel import experts, regions
 from llmctl.parallel.axis import Axis
 from llmctl.parallel.collectives import all_gather, all_reduce, broadcast
 from llmctl.parallel.cuts import cut as cut_layers
+from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.pipeline import Pipeline
+from llmctl.parallel.placement import DENSE, EXPERTS, Placement
 from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.parallel.stage import Stage
+from llmctl.train.optim import slices
+from llmctl.train.optim.units import Units, blocks_in
 from llmctl.train.passes import IN_TURN, Passes
 
 
@@ -40,6 +44,9 @@ class Place:
         stage: The layers that this rank has; None = all.
         passes: Runs the passes of a step through all layers.
         complete: Completes the gradients of what several stages have.
+        sharing: The ranks of the run, where they share the weights of blocks; else None.
+        blocks: Paths of the blocks.
+        routed: Paths of the layers of experts.
     """
 
     cut: Cut
@@ -49,6 +56,9 @@ class Place:
     stage: Stage | None = None
     passes: Passes = IN_TURN
     complete: Callable[[Mapping[str, Any]], None] | None = None
+    sharing: Mesh | None = None
+    blocks: tuple[str, ...] = ()
+    routed: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, job: CheckedJob[Any], ranks: Ranks) -> Place:
@@ -56,6 +66,10 @@ class Place:
         parallel = Parallel(ranks.tensor.size, ranks.tensor.rank)
         cut = Cut.of(job.model.plugin, job.model.dims, parallel)
         place = cls(cut, ranks.tensor, job.config.parallel.sequence, ranks.axis("expert"))
+        if isinstance(ranks, Mesh) and ranks.sharding.size > 1 and job.config.parallel.sharding_stage == 3:
+            tensors = job.model.plugin.card.expand(job.model.dims)
+            routed = frozenset(tensor.name.rpartition(".")[0] for tensor in tensors if tensor.expert is not None)
+            place = replace(place, sharing=ranks, blocks=tuple(regions.blocks_of(tensors)), routed=routed)
         if ranks.pipeline.size == 1:
             return place
         stages, chunks = job.config.parallel.stages, job.config.parallel.chunks
@@ -66,7 +80,7 @@ class Place:
 
     def layer(self, model: CheckedModel, dtype: str, seed: int = 0) -> Any:
         """This rank's part of a model; arguments and errors as for ``CheckedModel.layer``."""
-        layer = model.layer(dtype, self.cut, seed, self._prepare)
+        layer = model.layer(dtype, self.cut, seed, self._prepare, done=self.keep)
         if self.stage is not None:
             layer.sum_stages = self.complete
         return layer
@@ -77,6 +91,27 @@ class Place:
             self.stage.attach(layer)
         if self.expert.size > 1:
             experts.divide(layer, self.expert)
+
+    def keep(self, name: str, weight: Any) -> None:
+        """Frees the values of a weight that ranks share, of which this one keeps a slice."""
+        if self.sharing is not None and name.startswith(tuple(f"{path}." for path in self.blocks)):
+            kind = EXPERTS if self.expert.size > 1 and name.rpartition(".")[0] in self.routed else DENSE
+            slices.keep(weight, self.sharing.axis(kind.slices))
+
+    def shared_blocks(self, layer: Any) -> dict[str, Any]:
+        """Path -> layer of the blocks of this rank whose weights ranks share."""
+        return blocks_in(layer, self.blocks)
+
+    def freeze(self, layer: Any) -> None:
+        """Makes a layer of ``layer`` one that is not trained; after ``connect``."""
+        for parameter in layer.parameters():
+            parameter.stop_gradient = True
+        if self.sharing is not None:
+            held = experts.held_by(layer) if self.expert.size > 1 else ()
+            placement = Placement(
+                self.sharing.topology, self.sharing.place, experts=dict.fromkeys(held, self.expert.rank)
+            )
+            Units({}, self.sharing, self.shared_blocks(layer), placement)
 
     def connect(self, layer: Any, model: CheckedModel) -> None:
         """Makes a layer of ``layer`` compute with those of the other ranks; after adapters, and once."""

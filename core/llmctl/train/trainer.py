@@ -28,7 +28,6 @@ from llmctl.parallel import experts
 from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.placement import Placement
 from llmctl.parallel.ranks import ALONE, Ranks
-from llmctl.parallel.regions import blocks_of
 from llmctl.parallel.topology import AXES
 from llmctl.report.next_commands import try_line
 from llmctl.runtime import operators
@@ -51,7 +50,8 @@ from llmctl.train.optim.loss_scaler import LossScaler
 from llmctl.train.optim.master_weights import MasterWeights
 from llmctl.train.optim.schedules import schedule
 from llmctl.train.optim.shards import Shards
-from llmctl.train.optim.units import Units, blocks_in
+from llmctl.train.optim.slices import total
+from llmctl.train.optim.units import Units
 from llmctl.train.output import open_output
 from llmctl.train.place import Place
 from llmctl.train.summary import show
@@ -246,8 +246,8 @@ def _set_up(job: CheckedJob[Any], method: Method, start: Path | None, console: C
     activation_checkpointing.apply(trainable.model, card, dims, train.recompute, train.recompute_interval)
     placement = _placement(trainable, ranks)
     trained_here = trained(dict(trainable.model.named_parameters()))
-    ranks.check_equal([p for name, p in trained_here.items() if name not in placement.experts])
-    weights = _weights(job, trainable.model, ranks, placement)
+    ranks.check_equal(total(p) for name, p in trained_here.items() if name not in placement.experts)
+    weights = _weights(job, trainable, ranks, placement)
     optimizer = _optimizer(job, trainable, precision, weights)
     ema = EMA(weights, train.ema_decay) if train.ema_decay else None
     state = _state(trainable, optimizer, ema, ranks)
@@ -261,18 +261,17 @@ def _placement(trainable: Trainable, ranks: Ranks) -> Placement:
     return Placement(ranks.topology, ranks.place, splits, stages, _experts(ranks, model))
 
 
-def _weights(job: CheckedJob[Any], model: Any, ranks: Ranks, placement: Placement) -> MasterWeights:
+def _weights(job: CheckedJob[Any], trainable: Trainable, ranks: Ranks, placement: Placement) -> MasterWeights:
     """What the optimizer updates on this rank."""
-    stage, offload = job.config.parallel.sharding_stage, job.config.parallel.offload
+    model, stage, offload = trainable.model, job.config.parallel.sharding_stage, job.config.parallel.offload
     parameters = trained(dict(model.named_parameters()))
     complete, sum_stages = (getattr(model, name, None) for name in ("complete_grads", "sum_stages"))
     if not isinstance(ranks, Mesh) or ranks.sharding.size == 1:
         return MasterWeights(parameters, ranks, placement, complete, sum_stages, offload)
     if stage < 3:
         return Shards(parameters, ranks, stage, placement, complete, sum_stages, offload)
-    blocks = blocks_in(model, blocks_of(job.model.plugin.card.expand(job.model.dims)))
     ranks.weights_shared = True
-    return Units(parameters, ranks, blocks, placement, complete, sum_stages, offload)
+    return Units(parameters, ranks, trainable.place.shared_blocks(model), placement, complete, sum_stages, offload)
 
 
 def _stages(ranks: Ranks, names: Iterable[str]) -> dict[str, list[int]]:
@@ -431,7 +430,7 @@ def _choose_final(setup: Setup, last: int) -> tuple[dict[str, Any] | None, dict[
     step = ranks.tell(best.step if best and wanted else last)
     if step != last:
         chosen = checkpoints.checkpoint_of(job.output, step)
-        with setup.optimizer.weights.whole():
+        with setup.optimizer.weights.restoring():
             setup.trainable.restore(chosen)
         if ema:
             ema.load(chosen)

@@ -6,6 +6,7 @@ import pytest
 
 from llmctl import plugins
 from llmctl.jobs.memory_estimate import BASE_BITS, PROCESS, Step, Training, cache_bytes, estimate, peak
+from llmctl.jobs.shares import Share
 
 CARD = plugins.load("llama").card
 DIMS = CARD.dims_of("llama2-7b", layers=3, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab=96)
@@ -81,6 +82,13 @@ def test_of_experts_only_those_that_a_token_goes_to_count():
 def test_reference_and_average_are_whole_models():
     found = parts(replace(FULL, reference=True, average=True))
     assert found["reference model"] == found["averaged weights"] == 4 * CARD.count(DIMS)
+
+
+def test_ranks_that_share_the_weights_have_slices_of_the_reference_and_of_the_average():
+    training = replace(FULL, reference=True, average=True)
+    whole, shared = (estimate(CARD, DIMS, training, STEP, Share(sharding=ranks, stage=3)) for ranks in (1, 4))
+    for part in ("reference model", "averaged weights"):
+        assert shared[part] == whole[part] / 4
 
 
 def test_keys_and_values_follow_the_key_value_heads():

@@ -99,8 +99,9 @@ def updated(ranks, case, stage):
         norms.append(adamw.clip_grads(float(items)))
         adamw.step(0.05)
     state = adamw.state()
-    with weights.whole():
-        values = {name: parameter.numpy() for name, parameter in model.named_parameters()}
+    for unit in getattr(weights, "units", ()):
+        unit.fetch()
+    values = {name: parameter.numpy() for name, parameter in model.named_parameters()}
     return losses, norms, values, state, {name: (one.shape, one.count) for name, one in weights.slicing.items()}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import paddle
 
+from llmctl.checkpoint.formats.safetensors import read_header
 from llmctl.checkpoint.save import save_tensors
 from llmctl.errors import CheckpointError
 from llmctl.train.callbacks.base import Callback, StepMetrics
@@ -54,14 +55,11 @@ class EMA(Callback):
         Raises:
             CheckpointError: It has none, one that is damaged, or one of other parameters.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         if not (folder / FILE).is_file():
             raise CheckpointError(f"{folder} holds no averaged weights; it cannot be resumed with train.ema_decay")
         try:
-            stored: dict[str, Any] = load_file(folder / FILE)
-        except (OSError, SafetensorError) as error:
+            stored = read_header(folder / FILE)
+        except (OSError, CheckpointError) as error:
             raise CheckpointError(
                 f"{folder / FILE} cannot be read: {error}; delete the checkpoint to resume from the one before"
             ) from None
@@ -69,7 +67,7 @@ class EMA(Callback):
         if odd:
             raise CheckpointError(f"the averaged weights in {folder} are of other parameters: {', '.join(odd[:5])}")
         for name in self.average:
-            self.average[name] = paddle.to_tensor(self._weights.local(name, stored[name], f"{FILE}: {name}"))
+            self.average[name] = paddle.to_tensor(self._weights.local(name, stored[name].read(), f"{FILE}: {name}"))
 
 
 def save(folder: Path, average: Mapping[str, Any]) -> None:

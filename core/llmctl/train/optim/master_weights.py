@@ -152,8 +152,8 @@ class MasterWeights:
                     parameter.set_value(own[name])
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
-        """Context in which all parameters of the model have values, and may be set."""
+    def restoring(self) -> Iterator[None]:
+        """Context in which the model's weights are set to others, for use without further training."""
         yield
 
     def model_slices(self) -> Mapping[str, paddle.Tensor]:

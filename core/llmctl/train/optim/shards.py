@@ -15,11 +15,12 @@ import numpy as np
 import paddle
 
 from llmctl.parallel.axis import Axis
-from llmctl.parallel.collectives import all_gather, all_reduce, buckets, reduce_scatter
+from llmctl.parallel.collectives import all_reduce, buckets, reduce_scatter
 from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.placement import Placement
 from llmctl.parallel.slicing import Slicing
 from llmctl.train.optim.master_weights import HALF, Complete, MasterWeights
+from llmctl.train.optim.slices import gathered, kept_of
 
 
 class Shards(MasterWeights):
@@ -78,7 +79,8 @@ class Shards(MasterWeights):
 
     @paddle.no_grad()
     def _slice_of(self, name: str, parameter: paddle.Tensor) -> Any:
-        own = self._own(name, parameter.detach())
+        kept = kept_of(parameter)
+        own = self._own(name, parameter.detach()) if kept is None else kept.slice
         return self._apart(own.astype("float32") if own.dtype in HALF else own.clone())
 
     def _own(self, name: str, tensor: paddle.Tensor) -> paddle.Tensor:
@@ -176,10 +178,3 @@ class Shards(MasterWeights):
         """As ``MasterWeights.local``: this rank's slice of its part."""
         part = super().local(name, whole, what)
         return self._own(name, paddle.to_tensor(part)).numpy()
-
-
-def gathered(slices: Sequence[paddle.Tensor], slicing: Sequence[Slicing], axis: Axis) -> Iterator[paddle.Tensor]:
-    """Whole tensors of one type, from the slices of all ranks, by one call."""
-    rows = all_gather(paddle.concat(list(slices)), axis).reshape([axis.size, -1])
-    parts = paddle.split(rows, [one.length for one in slicing], axis=1)
-    return (one.whole(part) for one, part in zip(slicing, parts, strict=True))

@@ -1,6 +1,6 @@
 """Sharding of the weights too (ZeRO stage 3): a block of the decoder is whole only while it computes.
 
-A unit is a block with all its weights, trained or frozen. It is fetched before its forward pass and before its backward pass, and
+A unit is a block with all its weights, trained, frozen or quantized. It is fetched before its forward pass and before its backward pass, and
 dropped after each; its gradients are summed into slices one unit late, when all of them have arrived. What is outside of blocks
 stays whole on every rank: embeddings, the last norm, the output head.
 """
@@ -17,7 +17,8 @@ from paddle.autograd import PyLayer
 from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.placement import Placement
 from llmctl.train.optim.master_weights import Complete
-from llmctl.train.optim.shards import Shards, gathered
+from llmctl.train.optim.shards import Shards
+from llmctl.train.optim.slices import fill, keep, kept_of
 
 
 class Units(Shards):
@@ -48,7 +49,7 @@ class Units(Shards):
     ) -> None:
         super().__init__(parameters, mesh, 2, placement, complete, sum_stages, offload)
         self.units = [Unit(self, path, layer) for path, layer in blocks.items()]
-        inside = {name for unit in self.units for name in unit.parameters}
+        inside = {name for unit in self.units for name in unit.weights}
         outside = {name: parameter for name, parameter in parameters.items() if name not in inside}
         self._buckets = self.in_buckets(outside, mesh.bucket)
         self.model_slicing = {name: one for unit in self.units for name, one in unit.slicing.items()}
@@ -63,9 +64,16 @@ class Units(Shards):
         names = [name for unit in self.units for name in unit.trained]
         return {name: self.tensors[name].astype(self.parameters[name].dtype) for name in names}
 
-    def slice_of(self, name: str, frozen: Mapping[str, paddle.Tensor]) -> paddle.Tensor:
-        """This rank's slice of a weight, as the model shows it."""
-        return frozen[name] if name in frozen else self._shown[name]
+    def _slice_of(self, name: str, parameter: Any) -> Any:
+        own, kept = super()._slice_of(name, parameter), kept_of(parameter)
+        if kept is not None:
+            kept.slice = own
+        return own
+
+    def slice_of(self, name: str, weight: Any) -> paddle.Tensor:
+        """This rank's slice of a weight of a block, as the model shows it."""
+        shown: paddle.Tensor = self._shown.get(name, weight.kept.slice)
+        return shown
 
     def passed(self, unit: Unit) -> None:
         """The backward pass of a unit is over but for gradients on their way: those of the unit before have arrived."""
@@ -109,19 +117,14 @@ class Units(Shards):
 
     def model_slices(self) -> dict[str, paddle.Tensor]:
         """As ``MasterWeights.model_slices``."""
-        named = [(unit, name, p) for unit in self.units for name, p in unit.parameters.items()]
-        return {name: self.slice_of(name, unit.frozen).astype(p.dtype) for unit, name, p in named}
+        named = [(name, weight) for unit in self.units for name, weight in unit.weights.items()]
+        return {name: self.slice_of(name, weight).astype(weight.dtype) for name, weight in named}
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
-        """As ``MasterWeights.whole``; slices are set to what the weights are in the end."""
-        for unit in self.units:
-            unit.fetch()
+    def restoring(self) -> Iterator[None]:
+        """As ``MasterWeights.restoring``; slices of blocks are set, by ``slices.keep``."""
         yield
         with paddle.no_grad():
-            for unit in self.units:
-                unit.take()
-                unit.drop()
             self._shown = self._own_slices()
 
 
@@ -134,59 +137,45 @@ class Unit:
         layer: The block; hooks are added to it, and its weights are dropped.
 
     Attributes:
-        parameters: Name -> weight; without values while the unit is not whole.
+        weights: Name -> weight, quantized ones among them; without values while the unit is not whole.
         trained: Names of those that are trained.
         buckets: These, in buckets of one type and of the same ranks each.
-        frozen: Name -> this rank's slice of the others.
         slicing: Name -> how a weight is sliced.
     """
 
     def __init__(self, owner: Units, path: str, layer: Any) -> None:
         self._owner, self.path = owner, path
-        named = {f"{path}.{name}": parameter for name, parameter in layer.named_parameters()}
-        self.parameters = {name: p for name, p in named.items() if p.is_floating_point()}
-        self.trained = [name for name in self.parameters if name in owner.parameters]
-        self.buckets = owner.in_buckets({name: self.parameters[name] for name in self.trained}, float("inf"))
-        self.slicing = {name: owner.slicing_of(name, p) for name, p in self.parameters.items()}
-        with paddle.no_grad():
-            self.frozen = {n: self._own(n) for n in self.parameters if n not in owner.parameters}
-        self._kinds = owner.in_buckets(self.parameters, float("inf"))
-        self._whole = True
-        self.drop()
+        by_type = sorted(layer.state_dict().items(), key=lambda item: str(item[1].dtype))
+        self.weights = {f"{path}.{name}": weight for name, weight in by_type}
+        self.trained = [name for name in self.weights if name in owner.parameters]
+        self.buckets = owner.in_buckets({name: self.weights[name] for name in self.trained}, float("inf"))
+        self.slicing = {name: owner.slicing_of(name, weight) for name, weight in self.weights.items()}
+        self._kinds = owner.in_buckets(self.weights, float("inf"))
+        self._whole = False
+        for name, weight in self.weights.items():
+            if weight._is_initialized():
+                keep(weight, owner.axis_of(name))
+            if name in owner.tensors:
+                weight.kept.slice = owner.tensors[name]
         layer.register_forward_pre_hook(self._before)
         layer.register_forward_post_hook(self._after)
 
-    def _own(self, name: str) -> paddle.Tensor:
-        return self.slicing[name].rows(self.parameters[name].detach())[self._owner.axis_of(name).rank].clone()
-
-    @paddle.no_grad()
     def fetch(self) -> None:
         """Makes the weights whole."""
         if self._whole:
             return
         for names in self._kinds:
-            kind = self.parameters[names[0]].dtype
-            slices = [self._owner.slice_of(name, self.frozen).astype(kind) for name in names]
-            values = gathered(slices, [self.slicing[name] for name in names], self._owner.axis_of(names[0]))
-            for name, whole in zip(names, values, strict=True):
-                whole._share_buffer_to(self.parameters[name])
+            weights = {name: self.weights[name] for name in names}
+            slices = [self._owner.slice_of(name, weight) for name, weight in weights.items()]
+            fill(list(weights.values()), slices, self._owner.axis_of(names[0]))
         self._whole = True
 
     def drop(self) -> None:
         """Frees the memory of the weights."""
         if self._whole:
-            for parameter in self.parameters.values():
-                parameter._clear_data()
+            for weight in self.weights.values():
+                weight._clear_data()
         self._whole = False
-
-    def take(self) -> None:
-        """Sets the slices to those of the weights."""
-        for name in self.parameters:
-            own = self._own(name)
-            if name in self.frozen:
-                self.frozen[name] = own
-            else:
-                self._owner.tensors[name].set_value(own.astype(self._owner.tensors[name].dtype))
 
     def _before(self, layer: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         self.fetch()

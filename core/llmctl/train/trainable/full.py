@@ -25,8 +25,7 @@ def load(job: CheckedJob[Any], start: Path | None, place: Place = HERE) -> Train
 def _frozen_copy(job: CheckedJob[Any], place: Place) -> Callable[[], AbstractContextManager[Any]]:
     model = place.layer(job.model, precision_of(job).params)
     place.connect(model, job.model)
-    for parameter in model.parameters():
-        parameter.stop_gradient = True
+    place.freeze(model)
     return lambda: nullcontext(model)
 
 
@@ -37,7 +36,7 @@ def all_parameters(model: Any, job: CheckedJob[Any], place: Place = HERE) -> Tra
     return Trainable(
         model=model,
         save=lambda folder, dtype, state: writer.write(folder, state, dtype),
-        restore=lambda folder: job.model.at(folder).fill(model, place.cut),
+        restore=lambda folder: job.model.at(folder).fill(model, place.cut, place.keep),
         decays=lambda name: kinds[name] not in ("norm", "bias"),
         metadata={},
         place=place,

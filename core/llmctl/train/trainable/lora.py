@@ -32,6 +32,7 @@ from llmctl.jobs.quantized_base import FLOAT
 from llmctl.nn.arrays import to_numpy
 from llmctl.nn.lora import first_a, pissa_init
 from llmctl.quant.linear import weight_bytes
+from llmctl.train.optim.slices import needed
 from llmctl.train.place import HERE, Place
 from llmctl.train.trainable.base import Reference, State, Trainable, base_record, precision_of
 
@@ -87,7 +88,8 @@ class LoraTraining:
         parts = _parts(folder, self.job)
         for path, layer in self.layers.items():
             part, rank = parts[path], layer.lora_A.shape[1]
-            self._set(path, layer, part.a[:, :rank], part.b[:rank], part.magnitude)
+            with needed(layer):
+                self._set(path, layer, part.a[:, :rank], part.b[:rank], part.magnitude)
 
     def _set(self, path: str, layer: Any, a: np.ndarray, b: np.ndarray, magnitude: np.ndarray | None) -> None:
         """Sets this rank's parts of whole matrices."""
@@ -140,7 +142,7 @@ class LoraTraining:
         found: dict[str, Start] = {}
         size = self.place.tensor.size
         for group in batched(self.layers.items(), size):
-            weights = {path: self.place.whole(f"{path}.weight", layer.base.weight) for path, layer in group}
+            weights = {path: self._weight(path, layer) for path, layer in group}
             for owner, (path, layer) in enumerate(group):
                 weight, rank = weights[path], layer.lora_A.shape[1]
                 if owner == self.place.tensor.rank:
@@ -152,12 +154,17 @@ class LoraTraining:
                 found[path] = self.place.sent(a, owner), self.place.sent(b, owner)
         return found
 
+    def _weight(self, path: str, layer: Any) -> np.ndarray:
+        with needed(layer.base):
+            return self.place.whole(f"{path}.weight", layer.base.weight)
+
     def _subtract(self, starts: Mapping[str, Start]) -> None:
         """PiSSA: adapters begin as a part of their base, which is subtracted from it."""
         cut = self.place.cut
         for path, layer in self.layers.items():
             a, b = starts[path]
-            layer.subtract_from_base(cut.part(f"{path}.lora_A", a), cut.part(f"{path}.lora_B", b))
+            with needed(layer.base):
+                layer.subtract_from_base(cut.part(f"{path}.lora_A", a), cut.part(f"{path}.lora_B", b))
             magnitude = None if layer.lora_magnitude is None else to_numpy(layer.lora_magnitude)
             layer.set_weights(to_numpy(layer.initial_A), to_numpy(layer.initial_B), magnitude)
 
@@ -181,10 +188,11 @@ def load(job: CheckedJob[Any], start: Path | None, place: Place = HERE) -> Train
     scale = scale_of(alpha, rank, method.rslora)
     here = dict(model.named_sublayers())
     if method.base != FLOAT:
-        quantize_base(model, filter(here.__contains__, targets.linears(card, dims)), method.base)
+        linears = filter(here.__contains__, targets.linears(card, dims))
+        quantize_base(model, linears, method.base, needed, place.keep)
     place.cut_adapters(paths)
     held = [path for path in paths if path in here]
-    layers = add_lora(model, held, rank, scale, method.dropout, method.dora, place.totals(held))
+    layers = add_lora(model, held, rank, scale, method.dropout, method.dora, place.totals(held), needed)
     _check_magnitudes(layers)
     record = {**base_record(job), **({} if method.base == FLOAT else {"quantised": method.base})}
     blank = Adapter({}, method.rslora, method.dropout, short_name(job.model.folder), record)

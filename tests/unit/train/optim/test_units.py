@@ -48,7 +48,7 @@ def _train(ranks, kind):
         held = Units(parameters, ranks, units.blocks_in(model, paths), offload=kind == "offload")
         fetch = units.Unit.fetch
         units.Unit.fetch = lambda unit: (fetch(unit), most.append(_resident(model)))
-        block = sum(math.prod(p.shape) for p in held.units[0].parameters.values())
+        block = sum(math.prod(p.shape) for p in held.units[0].weights.values())
         sizes = everything, block, _resident(model), sum(t.size for t in held.model_slices().values())
     else:
         held, sizes = MasterWeights(parameters), None
@@ -76,8 +76,9 @@ def _train(ranks, kind):
     if ranks.size > 1:
         assert _resident(model) == sizes[2], "all units are dropped again"
         highest = max(most)
-        with held.whole():
-            weights = {name: p.numpy() for name, p in model.named_parameters()}
+        for unit in held.units:
+            unit.fetch()
+        weights = {name: p.numpy() for name, p in model.named_parameters()}
         return losses, norms, weights, logits, (*sizes, highest), sum(t.size for t in held.tensors.values())
     return losses, norms, {name: p.numpy() for name, p in model.named_parameters()}, logits, None, None
 
