@@ -115,6 +115,7 @@ ALIASES: Mapping[str, Alias] = {
     "use_liger_kernel": KERNELS,
     "enable_liger_kernel": KERNELS,
     "use_unsloth": KERNELS,
+    "save_on_each_node": Alias((), "all machines share one output folder, on a shared file system; leave it out"),
     "ddp_timeout": Alias(("parallel.hang_seconds",), "after it only a report is printed"),
     # several devices
     "deepspeed": ZERO,
