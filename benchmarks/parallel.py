@@ -3,7 +3,7 @@
     python benchmarks/parallel.py --steps 5
 
 Speed of one process, latency and bandwidth between ranks are measured in the same run. Ranks have one thread each; where there are
-more ranks than cores, computing is predicted to take as many times longer.
+more ranks than cores, computing is predicted to take as many times longer, meanwhile no core waits for a pipeline to fill.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def link_between(ranks):
     return fitted(points)
 
 
-def predicted(job, keys, topology, hardware):
-    """Seconds of the slowest stage, and the calls and bytes of rank 0."""
+def predicted(job, keys, topology, hardware, shared=1.0):
+    """Seconds of the slowest stage, of whose core so many ranks have a share, and the calls and bytes of rank 0."""
     planner = Planner(Outline("pretrain", job.config, job.model), hardware)
     plan = costs.Plan(topology, keys.get("sequence", False), keys.get("sharding_stage", 1))
     calls, sizes, slowest = {}, {}, 0.0
@@ -105,7 +105,9 @@ def predicted(job, keys, topology, hardware):
         stage = planner._stage(plan, planner.training, number)
         work = planner._work(stage, plan, planner.training, PASSES // topology.batch, ROWS * LENGTH)
         first, last = stage.share.first, stage.share.last
-        slowest = max(slowest, costs.seconds(work, plan, hardware, first, last).total)
+        found = costs.seconds(work, plan, hardware, first, last)
+        busy = found.compute * shared + found.communication
+        slowest = max(slowest, max(busy, found.total - found.update) + found.update * shared)
         if number == 0:
             for one in [*costs.in_passes(work, plan, first, last), *costs.in_update(work, plan)]:
                 calls[one.axis, one.op] = calls.get((one.axis, one.op), 0) + one.calls
@@ -142,8 +144,7 @@ def report(folder, count, keys, steps, base, link: Link):
     topology = arrange(ParallelConfig(**keys), count)
     job = job_of(folder, keys, steps)
     shared = max(1.0, count / process.available_cores())
-    hardware = dataclasses.replace(base, single=base.single / shared, inside=link)
-    expected, calls, sizes = predicted(job, keys, topology, hardware)
+    expected, calls, sizes = predicted(job, keys, topology, dataclasses.replace(base, inside=link), shared)
     measured, counted, sent = run_ranks(count, steps_of, job, topology=topology, seconds=600.0)[0]
     exact = counted == {k: n for k, n in calls.items() if n} and sent == {k: n for k, n in sizes.items() if n}
     name = " ".join(f"{key}={value}" for key, value in keys.items()) or "data"

@@ -24,7 +24,9 @@ def test_a_rank_on_another_machine_needs_the_output_folder_of_rank_0(tmp_path):
     (shared / LOCK).touch()
     told = alike.facts(_job(shared))
     alike.check(_job(shared), told)
-    with pytest.raises(ConfigError, match=r"own is not the folder of rank 0: all machines must share it; set a folder on"):
+    with pytest.raises(
+        ConfigError, match=r"own is not the folder of rank 0: all machines must share it; set a folder on"
+    ):
         alike.check(_job(own), told)
 
 
