@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PACKAGES := core ops/llmctl_ops $(wildcard plugins/*/llmctl_*)
 
-.PHONY: help demo test parallel slow harness clients lint format docs site evidence sanitize wheels constraints clean
+.PHONY: help demo test parallel slow harness clients browser lint format docs site evidence sanitize wheels constraints clean
 help:
 	@echo "make demo         fine-tune the bundled starter model into $(DEMO)"
 	@echo "make test         lint, then all tests, in WORKERS=2 processes"
@@ -14,6 +14,7 @@ help:
 	@echo "make slow         tests that train for a minute or more, left out by test too"
 	@echo "make harness      tests beside lm-evaluation-harness, in an environment of its own"
 	@echo "make clients      clients of OpenAI's and Anthropic's APIs against the server, in environments of their own; ONLY=names"
+	@echo "make browser      tests of the server's pages in Chromium, which must be installed"
 	@echo "make lint         checks only, changes nothing"
 	@echo "make format       format and fix what can be fixed"
 	@echo "make docs         write the generated parts of docs/ anew"
@@ -48,6 +49,10 @@ harness:
 
 clients: environment-dev
 	$(BIN)/python -m pytest -m clients -k "$(ONLY)" tests/e2e/test_clients.py
+
+browser:
+	@$(PYTHON) tools/environment.py $(VENV) cpu browser
+	$(BIN)/python -m pytest -m browser tests/e2e/test_pages_in_browser.py
 
 lint: environment-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Writes constraints/pyXYZ.txt: the exact versions that pip resolves for the extras cpu and dev on each Python.
+"""Writes constraints/pyXYZ.txt: the exact versions that pip resolves for the extras cpu, dev and browser on each Python.
 
 Run with: python tools/make_constraints.py [PYTHON...]; by default the commands python3.10 to python3.13.
 Nothing is installed: pip only reports what it would install.
@@ -20,7 +20,7 @@ def resolve(python: str) -> list[str]:
         subprocess.run([python, "-m", "venv", folder], check=True)
         report = Path(folder) / "report.json"
         pip = [f"{folder}/bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        command = [*pip, "--dry-run", "--ignore-installed", "--report", str(report), f"{ROOT}[cpu,dev]"]
+        command = [*pip, "--dry-run", "--ignore-installed", "--report", str(report), f"{ROOT}[cpu,browser]"]
         subprocess.run(command, check=True)
         found = [row["metadata"] for row in json.loads(report.read_text(encoding="utf-8"))["install"]]
     names = {row["name"].lower(): f"{row['name']}=={row['version']}" for row in found}

@@ -21,14 +21,21 @@ QUESTION = "Deny this: Tom has a red kite."
 
 @contextlib.contextmanager
 def served(
-    keys=(), requests=256, tokens=1_000_000, seconds=0.0, body_bytes=1 << 20, folder=STARTER / "model", **options
+    keys=(),
+    requests=256,
+    tokens=1_000_000,
+    seconds=0.0,
+    body_bytes=1 << 20,
+    folder=STARTER / "model",
+    gradio=None,
+    **options,
 ):
     """A client of the application, with its service as ``service``."""
     config = ServeConfig()
     config.model.path, config.model.name = str(folder), "starter"
     model, bridge, _ = load(open_backend(folder, "auto", EngineOptions(**options)), config)
     service = Service(model, bridge, Admission(requests, tokens), Metrics(), seconds)
-    app = make_app(service, Keys(keys), body_bytes=body_bytes)
+    app = make_app(service, Keys(keys), body_bytes=body_bytes, gradio=gradio)
     with TestClient(app, base_url="http://localhost") as client:
         client.service = service
         yield client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from llmctl.commands.messages import Messages, messages, verbosity
 from llmctl.commands.model_option import model_option
 from llmctl.config import file, schema
 from llmctl.config.serve import ServeConfig
-from llmctl.errors import require
+from llmctl.errors import require, require_installed
 from llmctl.infer.select import open_backend
 
 SECTIONS = {
@@ -23,7 +24,7 @@ SECTIONS = {
     "kv": "model", "cache_memory": "model", "batch_size": "model", "step_tokens": "model", "speculate": "model",
     "threads": "model", "host": "server", "port": "server", "unix_socket": "server", "tls_certificate": "server",
     "tls_key": "server", "allowed_hosts": "server", "api_key_file": "server",
-    "grace_seconds": "server",
+    "grace_seconds": "server", "gradio": "server",
 }  # fmt: skip
 """Option -> section of the configuration with the key of its name."""
 
@@ -67,6 +68,9 @@ SECTIONS = {
               help="File of keys, one a line, as they are or as sha256: and their hash.")  # fmt: skip
 @click.option("--allowed-host", "allowed_hosts", multiple=True, metavar="NAME",
               help="Name under which clients reach the server; may be repeated. Addresses and localhost always work.")  # fmt: skip
+@click.option(
+    "--gradio", is_flag=True, help="A page of Gradio too, at /gradio, with what / has not: sliders and the raw context."
+)
 @click.option("--grace", "grace_seconds", type=click.FloatRange(0), metavar="SECONDS",
               help="How long running answers may go on after SIGTERM or Ctrl-C. [default: 30]")  # fmt: skip
 @verbosity
@@ -89,6 +93,8 @@ def command(
     config.model.path = str(folder)
     require("starlette", "serve", "llmctl serve")
     require("uvicorn", "serve", "llmctl serve")
+    if config.server.gradio:
+        require_installed("gradio", "page", "llmctl serve --gradio")
     _set_threads(config.model.threads)
     ctx.exit(_serve(config, config.model.family if ctx.obj.family == "auto" else ctx.obj.family, api_key, say))
 
@@ -122,6 +128,7 @@ def _serve(config: ServeConfig, family: str, api_key: str | None, say: Messages)
     from llmctl.serve import log, server
     from llmctl.serve.access.allowance import Limits
     from llmctl.serve.access.keys import Keys
+    from llmctl.serve.gradio.child import Child
 
     part, where = config.model, config.server
     limits = Limits(config.limits.key_requests, config.limits.key_tokens, config.limits.key_parallel)
@@ -132,7 +139,11 @@ def _serve(config: ServeConfig, family: str, api_key: str | None, say: Messages)
     wanted = {name: getattr(part, name) or None for name in names}
     options = options_of({**wanted, "group": None if part.group < 0 else part.group}, adapter=adapter)
     handle = open_backend(Path(part.path), family, options)
-    with server.listen_unix(where.unix_socket) if where.unix_socket else server.listen(where.host, where.port) as bound:
+    with contextlib.ExitStack() as stack:
+        bound = stack.enter_context(
+            server.listen_unix(where.unix_socket) if where.unix_socket else server.listen(where.host, where.port)
+        )
+        child = stack.enter_context(Child(bool(where.tls_key))) if where.gradio else None
         model, bridge, notes = server.load(handle, config)
         say.notes(notes)
         if not keys and not where.unix_socket and not server.is_local(where.host):
@@ -142,4 +153,11 @@ def _serve(config: ServeConfig, family: str, api_key: str | None, say: Messages)
         def ready() -> None:
             say.note(f"serving {', '.join(model.names)} at {server.address_of(bound, where)}; Ctrl-C ends it")
 
-        return server.run(model, bridge, config, keys, bound, ready)
+        if child is None:
+            return server.run(model, bridge, config, keys, [bound], ready)
+        from llmctl.serve.gradio.passing import Passing
+
+        child.show(model, bool(keys))
+        return server.run(
+            model, bridge, config, keys, [bound, child.asked], ready, Passing(child.page, child.alive).answer
+        )

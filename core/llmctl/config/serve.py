@@ -44,6 +44,7 @@ class ServerConfig:
     tls_certificate: str = option("", "Certificate for HTTPS, with those between it and the root, as PEM.")
     tls_key: str = option("", "Its private key, as PEM.")
     api_key_file: str = option("", "File of API keys, one a line, as they are or as `sha256:` and their hash; then maybe `admin`, `name=` and limits.")  # fmt: skip
+    gradio: bool = option(False, "Whether there is a Gradio page too, at /gradio (extra `page`).")
     log: str = option("text", "Form of the log on standard error.", choices=("text", "json"))
     metrics: str = option("llmctl", "Names of metrics; `vllm` adds those of vLLM, which its dashboards show.", choices=("llmctl", "vllm"))  # fmt: skip
     grace_seconds: float = option(30.0, "How long running answers may go on after SIGTERM.", minimum=0.0)

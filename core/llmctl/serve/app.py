@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmctl.errors import LlmctlError
-from llmctl.serve.access.guard import BODY, App, Guard
+from llmctl.serve.access.guard import BODY, ICON, App, Guard
 from llmctl.serve.access.keys import ASKING, Keys
 from llmctl.serve.apis import anthropic, openai, openapi, paddlenlp, responses
 from llmctl.serve.apis.capabilities import capabilities
@@ -30,12 +30,19 @@ from llmctl.serve.apis.replies import (
     typed_events,
     while_there,
 )
+from llmctl.serve.gradio import PATH as GRADIO_PATH
 from llmctl.serve.page import page, page_of
 from llmctl.serve.problems import Problem
 from llmctl.serve.service import Service
 
 
-def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = (), body_bytes: int = 8 << 20) -> App:
+def make_app(
+    service: Service,
+    keys: Keys,
+    hosts: tuple[str, ...] = (),
+    body_bytes: int = 8 << 20,
+    gradio: Callable[[Request], Any] | None = None,
+) -> App:
     """The whole application.
 
     Args:
@@ -43,6 +50,7 @@ def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = (), body_byt
         keys: Who may ask.
         hosts: As for ``Guard``.
         body_bytes: Largest body of a request.
+        gradio: What answers for the Gradio page; None = there is none.
     """
     routes = Routes(service)
     table: dict[str, tuple[str, Callable[[Request], Any]]] = {
@@ -92,9 +100,13 @@ def make_app(service: Service, keys: Keys, hosts: tuple[str, ...] = (), body_byt
         if prepared:
             await prepared
 
+    found = [Route(path, run, methods=[method]) for path, (method, run) in table.items()] + [Route(ICON, no_icon)]
+    if gradio:
+        table[GRADIO_PATH] = ("GET", gradio)
+        found += [Route(GRADIO_PATH + rest, gradio, methods=["GET", "POST"]) for rest in ("", "/{path:path}")]
     app = Starlette(
         lifespan=lifespan,
-        routes=[Route(path, run, methods=[method]) for path, (method, run) in table.items()],
+        routes=found,
         exception_handlers={Problem: on_problem, HTTPException: on_http, Exception: on_fault},
     )
     return Guard(app, keys, hosts, body_bytes, service.metrics, {path: method for path, (method, _) in table.items()})
@@ -269,3 +281,8 @@ class Routes:
             "answers_held": service.admission.held, "waiting_prompt_tokens": service.admission.waiting,
         }  # fmt: skip
         return Response(service.metrics.text(gauges), media_type="text/plain; version=0.0.4")
+
+
+async def no_icon(request: Request) -> Response:
+    """Browsers ask for an icon wherever a page names none."""
+    return Response(status_code=204)

@@ -12,12 +12,14 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import uvicorn
+from starlette.requests import Request
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from llmctl.card.answers import CALL_FORMS
@@ -174,7 +176,13 @@ def is_local(host: str) -> bool:
 
 
 def run(
-    model: ServedModel, bridge: Bridge, config: ServeConfig, keys: Keys, bound: socket.socket, ready: Callable[[], None]
+    model: ServedModel,
+    bridge: Bridge,
+    config: ServeConfig,
+    keys: Keys,
+    bound: Sequence[socket.socket],
+    ready: Callable[[], None],
+    gradio: Callable[[Request], Any] | None = None,
 ) -> int:
     """Serves until SIGTERM or Ctrl-C; a second one ends it at once.
 
@@ -185,6 +193,7 @@ def run(
         keys: Who may ask.
         bound: Where it listens.
         ready: Called when requests are answered.
+        gradio: What answers for the Gradio page; None = there is none.
 
     Returns:
         The exit code: 1 = the engine has failed.
@@ -195,7 +204,7 @@ def run(
         model, bridge, Admission(limits.requests, limits.waiting_tokens), Metrics(config.server.metrics, model.name), limits.seconds
     )  # fmt: skip
     hosts = (*config.server.allowed_hosts, config.server.host)
-    app = make_app(service, keys, hosts, limits.body_bytes)
+    app = make_app(service, keys, hosts, limits.body_bytes, gradio)
     grace = config.server.grace_seconds
     server = _Server(
         uvicorn.Config(
@@ -206,7 +215,7 @@ def run(
         ),
         service, grace, ready, keys)  # fmt: skip
 
-    server.run([bound])
+    server.run([*bound])
     return server.code
 
 

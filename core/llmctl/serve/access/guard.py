@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from llmctl.io.json_object import parse_json
 from llmctl.serve.access.keys import ANYONE, ASKING, Keys
 from llmctl.serve.apis.replies import SEND, Gone, problem_reply
+from llmctl.serve.gradio import PATH as GRADIO_PATH
 from llmctl.serve.metrics import Metrics
 from llmctl.serve.problems import Problem
 
@@ -35,8 +36,12 @@ DRAIN_SECONDS = 1.0
 LONG = 1 << 16
 """Bytes of a body that is not parsed in the event loop."""
 
-OPEN_PATHS = ("/", "/docs", "/healthz", "/openapi.json", "/readyz")
+ICON = "/favicon.ico"
+OPEN_PATHS = ("/", "/docs", GRADIO_PATH, ICON, "/healthz", "/openapi.json", "/readyz")
 """Paths that need no key: they tell nothing that is not in the program."""
+
+OPEN_BELOW = f"{GRADIO_PATH}/"
+"""The Gradio page, which sends the key of who uses it to the paths that need one."""
 
 BODY = "llmctl.body"
 """Where a scope has the value of the body."""
@@ -104,12 +109,14 @@ class Guard:
 
     async def _answer(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
         self._check_host(headers)
-        if scope["path"] not in OPEN_PATHS:
+        path = scope["path"]
+        page = path.startswith(OPEN_BELOW)
+        if path not in OPEN_PATHS and not page:
             # Anthropic's clients send the key in a header of their own.
             key = self._keys.check(headers.get("authorization") or f"Bearer {headers.get('x-api-key', '')}")
             ASKING.set(key)
         if scope["method"] == "POST":
-            scope[BODY] = await self._body(headers, receive, self._paths.get(scope["path"]) == "POST")
+            scope[BODY] = await self._body(headers, receive, page or self._paths.get(path) == "POST")
         await self._app(scope, receive, send)
 
     def _check_host(self, headers: dict[str, str]) -> None:
