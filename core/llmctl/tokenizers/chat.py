@@ -123,7 +123,7 @@ class JinjaTemplate(ChatTemplate):
 
     def _render(self, marked: bool, conversation: Conversation, now: datetime | None) -> str:
         special = self._tokenizer.special
-        values = {
+        values: dict[str, Any] = {
             **conversation.variables,
             **special.named,
             "messages": [message.as_dict() for message in conversation.messages],
@@ -132,7 +132,15 @@ class JinjaTemplate(ChatTemplate):
             "add_generation_prompt": conversation.add_generation_prompt,
             "special_tokens": list(special.ids),
         }
-        return sandbox.render(self._marked if marked else self._template, self._where, values, now)
+        template = self._marked if marked else self._template
+        try:
+            return sandbox.render(template, self._where, values, now)
+        except sandbox.RenderError:
+            if all(message.content is not None for message in conversation.messages):
+                raise
+        # A message of tool calls has no text, in which some templates look for marks all the same.
+        values["messages"] = [{**message, "content": message["content"] or ""} for message in values["messages"]]
+        return sandbox.render(template, self._where, values, now)
 
     def save(self, folder: Path) -> None:
         """Puts the template into ``tokenizer_config.json``, or both if there are two."""

@@ -25,6 +25,10 @@ OPEN, CLOSE = "\ue0f4", "\ue0f5"
 """Characters for private use around what a template marks by ``{% generation %}``."""
 
 
+class RenderError(TokenizerError):
+    """A template has refused a conversation, or failed at it."""
+
+
 def compile_template(source: str, where: str, keep_trailing_newline: bool = False, marks: bool = False) -> Any:
     """A template ready to render.
 
@@ -59,7 +63,8 @@ def render(template: Any, where: str, values: Mapping[str, Any], now: datetime |
         now: What ``strftime_now`` writes; None = the present.
 
     Raises:
-        TokenizerError: The template refuses the conversation, fails, goes beyond a limit, or uses what the sandbox forbids.
+        RenderError: The template refuses the conversation, or fails.
+        TokenizerError: It goes beyond a limit, or uses what the sandbox forbids.
     """
     import jinja2
 
@@ -83,9 +88,7 @@ def render(template: Any, where: str, values: Mapping[str, Any], now: datetime |
         raise TokenizerError(f"{where}: the chat template is refused: it calls itself or grows without end") from None
     except Exception as error:
         # A template may fail in any way that an expression can.
-        raise TokenizerError(
-            f"{where}: the chat template cannot render this conversation: {str(error)[:500]}"
-        ) from None
+        raise RenderError(f"{where}: the chat template cannot render this conversation: {str(error)[:500]}") from None
 
 
 @cache

@@ -207,3 +207,18 @@ def test_what_a_template_never_writes_is_named_and_lost_calls_are_refused(tmp_pa
         template.text(Conversation(messages=[asked, Message("assistant", "b", {"reasoning_content": "c"})]))
     with pytest.raises(TokenizerError, match="does not write tool calls, which would be lost"):
         template.text(Conversation(messages=[asked, Message("assistant", None, {"tool_calls": [{"function": {}}]})]))
+
+
+def test_a_template_that_needs_a_text_gets_an_empty_one_where_there_are_only_calls(tmp_path):
+    folder = write_json(tmp_path)
+    write = (folder / "chat_template.jinja").write_text
+    calls = Message("assistant", None, {"tool_calls": [{"function": {"name": "paint"}}]})
+    talk = Conversation(messages=[Message("user", "a"), calls])
+    shown = "{% for m in messages %}{{ m.content is none }}{{ m.tool_calls | default([]) | length }} {% endfor %}"
+    write(shown)
+    assert tokenizers.load(folder).chat_template.text(talk) == "False0 True1 "
+    write(shown.replace("{{ m.content is", "{% if '</think>' in m.content %}!{% endif %}{{ m.content is"))
+    assert tokenizers.load(folder).chat_template.text(talk) == "False0 False1 "
+    write("{% for m in messages %}{{ raise_exception('only ' + m.role) if m.tool_calls }}{% endfor %}")
+    with pytest.raises(TokenizerError, match="cannot render this conversation: only assistant"):
+        tokenizers.load(folder).chat_template.text(talk)
