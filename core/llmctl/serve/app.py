@@ -228,14 +228,15 @@ class Routes:
         given = [name for name in ("prompt", "content", "messages") if name in values]
         if len(given) != 1:
             raise Problem("give one of prompt, content and messages")
-        special = values.get("add_special_tokens", values.get("add_special", True))
+        special = values.get("add_special_tokens", values.get("add_special", "content" not in values))
         if "messages" in values:
             ids = model.conversation(values)
         elif special:
             ids = model.text_prompt(values[given[0]])
         else:
             ids = model.plain(values[given[0]])
-        return {"tokens": ids, "count": len(ids), "max_model_len": model.max_positions or None}
+        tokens = [{"id": token, "piece": model.piece(token)} for token in ids] if values.get("with_pieces") else ids
+        return {"tokens": tokens, "count": len(ids), "max_model_len": model.max_positions or None}
 
     async def detokenize(self, request: Request) -> Response:
         """The text of token ids."""

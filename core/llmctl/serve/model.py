@@ -137,6 +137,14 @@ class ServedModel:
         """
         return _good(lambda: self.tokenizer.encode(text, add_special=False), "prompt")
 
+    def piece(self, token: int) -> str | list[int]:
+        """What a token writes: a text, or its bytes where they are none alone."""
+        data = self.tokenizer.token_bytes(token) or self.tokenizer.decode([token], False).encode()
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return [*data]
+
     def known(self, ids: Sequence[int], field: str) -> list[int]:
         """The ids.
 

@@ -178,7 +178,14 @@ def test_tokens_and_texts(client):
     made = client.post("/tokenize", json={"content": "Tom has a kite."}).json()
     assert made["count"] == len(made["tokens"]) and made["max_model_len"] == 512
     plain = client.post("/tokenize", json={"prompt": "Tom has a kite.", "add_special_tokens": False}).json()["tokens"]
-    assert made["tokens"][-len(plain) :] == plain
+    whole = client.post("/tokenize", json={"prompt": "Tom has a kite."}).json()["tokens"]
+    assert made["tokens"] == plain == whole[1:] and whole == client.post(
+        "/tokenize", json={"content": "Tom has a kite.", "add_special": True}).json()["tokens"]  # fmt: skip
+    pieces = client.post("/tokenize", json={"prompt": "Tom 你", "with_pieces": True}).json()["tokens"]
+    ids = client.post("/tokenize", json={"prompt": "Tom 你"}).json()["tokens"]
+    assert [row["id"] for row in pieces] == ids and pieces[0]["piece"]
+    written = b"".join(one.encode() if isinstance(one := row["piece"], str) else bytes(one) for row in pieces[1:])
+    assert written.decode().strip() == "Tom 你" and any(isinstance(row["piece"], list) for row in pieces)
     assert client.post("/detokenize", json={"tokens": plain}).json()["prompt"] == "Tom has a kite."
     talk = client.post("/tokenize", json={"messages": [{"role": "user", "content": QUESTION}]}).json()
     assert talk["count"] == chat(client, **GREEDY).json()["usage"]["prompt_tokens"]

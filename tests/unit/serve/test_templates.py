@@ -50,6 +50,25 @@ def test_the_template_writes_tools_calls_and_arguments(client, more):
     assert prompt(client, **more).split() == expected.split()
 
 
+def test_thoughts_of_earlier_turns_reach_the_template(client, monkeypatch):
+    seen = []
+    template = client.service.model.tokenizer.chat_template
+    monkeypatch.setattr(type(template), "text", lambda self, talk: seen.append(talk.messages) or "x")
+    call = {"type": "tool_use", "id": "1", "name": "weather", "input": {"city": "Rome"}}
+    thought = {"type": "thinking", "thinking": "Hm.", "signature": ""}
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [thought, call]},
+             {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "x"}]}]  # fmt: skip
+    items = [{"role": "user", "content": "Hi"}, {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]},
+             {"type": "function_call", "call_id": "1", "name": "weather", "arguments": '{"city": "Rome"}'},
+             {"type": "function_call_output", "call_id": "1", "output": "x"}]  # fmt: skip
+    assert client.post("/v1/messages", json={"messages": turns, "max_tokens": 1}).status_code == 200
+    assert client.post("/v1/responses", json={"input": items, "max_output_tokens": 1}).status_code == 200
+    for messages in seen:
+        assert [message.role for message in messages] == ["user", "assistant", "tool"]
+        assert messages[1].more["reasoning_content"] == "Hm." and messages[1].more["tool_calls"]
+    assert len(seen) == 2
+
+
 def test_tool_choice_none_leaves_tools_out(client):
     body = {"messages": MESSAGES, "tools": TOOLS, "max_tokens": 2}
     sizes = {

@@ -76,6 +76,7 @@ def _messages(message: Any, index: int) -> list[dict[str, Any]]:
     if not isinstance(content, list):
         raise Problem(f"{where}: content must be text or a list of blocks", param="messages")
     texts: list[str] = []
+    thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for block in content:
@@ -88,11 +89,15 @@ def _messages(message: Any, index: int) -> list[dict[str, Any]]:
         elif kind == "tool_result" and role == "user":
             result = _texts(block.get("content") or "", where)
             results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": result})
+        elif kind == "thinking" and role == "assistant":
+            thoughts.append(_text(block.get("thinking"), where))
         elif kind not in ("thinking", "redacted_thinking"):
             raise Problem(f"{where}: a block is of type {shown(kind)}; the model reads text only", param="messages")
     said: dict[str, Any] = {"role": role, "content": "".join(texts) if texts or not calls else None}
     if calls:
         said["tool_calls"] = calls
+    if thoughts:
+        said["reasoning_content"] = "\n".join(thoughts)
     return results if results and not texts else [*results, said]
 
 

@@ -159,12 +159,19 @@ COMPLETIONS = [
 ]  # fmt: skip
 
 TOKENIZE = [
-    Field("prompt", "text", "the text; also called `content`"),
-    Field("content", "text", "the text"),
+    Field("prompt", "text", "the text"),
+    Field("content", "text", "the text, as llama.cpp calls it"),
     Field("messages", "list", "a conversation instead of a text, written by the chat template"),
     Field("model", "text", "the model; left out = the model"),
-    Field("add_special_tokens", "boolean", "whether tokens such as that of the beginning are added; default true"),
+    Field(
+        "add_special_tokens",
+        "boolean",
+        "whether tokens such as that of the beginning are added; default true, with `content` false",
+    ),
     Field("add_special", "boolean", "another name of `add_special_tokens`"),
+    Field(
+        "with_pieces", "boolean", "tokens are objects with `id` and `piece`: a text, or bytes where it is none alone"
+    ),
     Field("chat_template_kwargs", "object", "as for chat completions"),
     Field("tools", "list", "as for chat completions"),
 ]

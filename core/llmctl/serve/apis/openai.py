@@ -269,8 +269,13 @@ class CompletionForm:
         return self._choice(number, *self._echo(number), None) if self.asked.echo else None
 
     def choice(self, number: int, piece: Piece) -> list[dict[str, Any]]:
-        """The choice of the chunk for a piece."""
-        return [self._choice(number, piece.said("text"), self._logprobs(number, piece), piece.finish or None)]
+        """The choices of chunks for a piece; why it ended stands in one of its own."""
+        text, found = piece.said("text"), []
+        if text or piece.scores or not piece.finish:
+            found.append(self._choice(number, text, self._logprobs(number, piece), None))
+        if piece.finish:
+            found.append(self._choice(number, "", None, piece.finish))
+        return found
 
     def whole(self, number: int, piece: Piece) -> dict[str, Any]:
         """The choice of a whole answer."""

@@ -147,22 +147,28 @@ def _messages(given: Any) -> list[dict[str, Any]]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     found: list[dict[str, Any]] = []
+    thoughts: dict[str, str] = {}
     for index, item in enumerate(given):
         where = f"input[{index}]"
         kind = item.get("type", "message") if isinstance(item, dict) else None
         if kind == "message":
-            found.append({"role": item.get("role"), "content": _content(item.get("content"), where)})
+            mine = thoughts if item.get("role") == "assistant" else {}
+            found.append({"role": item.get("role"), "content": _content(item.get("content"), where), **mine})
+            thoughts = {}
         elif kind == "function_call":
             function = {"name": item.get("name"), "arguments": item.get("arguments")}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
             if found and found[-1].get("tool_calls"):
                 found[-1]["tool_calls"].append(call)
             else:
-                found.append({"role": "assistant", "content": None, "tool_calls": [call]})
+                found.append({"role": "assistant", "content": None, "tool_calls": [call], **thoughts})
+            thoughts = {}
         elif kind == "function_call_output":
             result = _content(item.get("output"), where)
             found.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": result})
-        elif kind != "reasoning":
+        elif kind == "reasoning":
+            thoughts = {"reasoning_content": _content(item.get("content") or "", where)}
+        else:
             raise Problem(
                 f"{where}: type is {shown(kind)}; the model reads messages and calls of functions", param="input"
             )
@@ -176,7 +182,7 @@ def _content(content: Any, where: str) -> Any:
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("input_text", "output_text", "text") or not isinstance(part.get("text"), str):
+        if kind not in ("input_text", "output_text", "reasoning_text", "text") or not isinstance(part.get("text"), str):
             raise Problem(
                 f"{where}: content has a part of type {shown(kind)}; the model reads text only", param="input"
             )
