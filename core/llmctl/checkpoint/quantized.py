@@ -67,7 +67,7 @@ class QuantizedTensor(CodedTensor):
                 return gptq.read(arrays, scheme.bits, scheme.group, scheme.v2, scheme.symmetric, self.name)
             if scheme.method == "awq":
                 return awq.read(arrays, scheme.group)
-            return compressed.read(arrays, scheme.bits)
+            return compressed.read(arrays, scheme.several)
         except (ValueError, IndexError) as error:
             raise CheckpointError(
                 f"{self.file}: {self.name} does not fit quantization as {scheme.method} with {scheme.bits} bits and groups of "
@@ -154,13 +154,13 @@ def open_quantized(folder: Path, scheme: Scheme, names: Collection[str]) -> Weig
 
 def _linears(tensors: Mapping[str, TensorInfo], scheme: Scheme) -> dict[str, dict[str, TensorInfo]]:
     """Name of each quantized linear -> its tensors."""
-    required, optional = _names(tensors, scheme)
     linears: dict[str, dict[str, TensorInfo]] = {}
     marker = "weight_scale" if scheme.method == "compressed-tensors" else "qweight"
     for name in tensors:
         linear, _, last = name.rpartition(".")
         if last != marker:
             continue
+        required, optional = _names(linear, tensors, scheme)
         if absent := [part for part in required if f"{linear}.{part}" not in tensors]:
             raise CheckpointError(f"{tensors[name].file}: {linear} has {marker}, but no {' and '.join(absent)}")
         found = (part for part in (*required, *optional) if f"{linear}.{part}" in tensors)
@@ -168,13 +168,13 @@ def _linears(tensors: Mapping[str, TensorInfo], scheme: Scheme) -> dict[str, dic
     return linears
 
 
-def _names(tensors: Mapping[str, TensorInfo], scheme: Scheme) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _names(linear: str, tensors: Mapping[str, TensorInfo], scheme: Scheme) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the tensors that a linear must have, and may have."""
     if scheme.method == "gptq":
         return gptq.PARTS, gptq.OPTIONAL
     if scheme.method == "awq":
         return awq.PARTS, ()
-    packed = any(name.endswith(".weight_packed") for name in tensors)
-    return compressed.PACKED if packed else compressed.PLAIN, compressed.OPTIONAL
+    return compressed.PLAIN if f"{linear}.weight" in tensors else compressed.PACKED, compressed.OPTIONAL
 
 
 def _shape(linear: str, parts: Mapping[str, TensorInfo], scheme: Scheme) -> tuple[int, int]:

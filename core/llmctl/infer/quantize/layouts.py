@@ -7,7 +7,8 @@ were folded into norms and biases are part of these tensors. Shape suffixes: I i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,7 @@ DTYPE = "float16"
 """Of all other tensors, as those tools expect."""
 
 OLD_CONFIG = "quantize_config.json"
-GGUF = "gguf"
+GGUF, COMPRESSED = "gguf", "compressed-tensors"
 
 
 def check(form: str, source: ModelSource, graph: DecoderSpec, settings: Settings) -> None:
@@ -64,8 +65,11 @@ def check(form: str, source: ModelSource, graph: DecoderSpec, settings: Settings
         metadata_of(source.plugin.card, source.dims)
         if settings.form == "asymmetric":
             raise UnsupportedError(f"--format {form} keeps codes without zero points; set quantize.asymmetric=false")
-    elif settings.qkv_bits != settings.bits:
-        raise UnsupportedError(f"--format {form} has weights of one number of bits, and --qkv asks for another{packed}")
+    elif settings.qkv_bits != settings.bits and form != COMPRESSED:
+        raise UnsupportedError(
+            f"--format {form} has weights of one number of bits, and --qkv int{settings.qkv_bits} asks for another; write "
+            f"--format {COMPRESSED} or packed"
+        )
     if form == "awq" and settings.bits != 4:
         raise UnsupportedError(f"--format awq has 4 bits, and {settings.method} gives {settings.bits}{packed}")
     if graph.unit_head:
@@ -117,16 +121,18 @@ def write(
     mappings = mappings_for(HF, source.plugin, source.dims)
     planned = plan_tensors(state, [row for row in mappings if row.target not in linears], DTYPE)
     v2 = form == "gptq" and any((2 ** (codes.bits - 1) - codes.zeros_OG).min() < 1 for codes in linears.values())
-    for mapping in mappings:
-        if mapping.target in linears:
-            module = mapping.source.rpartition(".")[0]
-            try:
-                parts = _written(form, linears[mapping.target], settings, v2)
-            except ValueError as error:
-                raise CheckpointError(f"{module} cannot be written as {form}: {error}") from None
-            planned.update({f"{module}.{name}": _planned(values) for name, values in parts.items()})
-    symmetric = not any(codes.zeros_OG.any() for codes in linears.values())
-    scheme = _scheme(form, settings, symmetric, v2, _ignored(source))
+    modules = {mapping.source.rpartition(".")[0]: linears[mapping.target] for mapping in mappings if mapping.target in linears}  # fmt: skip
+    uneven = {codes.bits for codes in modules.values() if codes.zeros_OG.any()}
+    for module, codes in modules.items():
+        try:
+            parts = _written(form, codes, settings, v2, codes.bits not in uneven)
+        except ValueError as error:
+            raise CheckpointError(f"{module} cannot be written as {form}: {error}") from None
+        planned.update({f"{module}.{name}": _planned(values) for name, values in parts.items()})
+    if form == COMPRESSED:
+        scheme = _compressed_scheme(settings, modules, uneven, _ignored(source))
+    else:
+        scheme = _scheme(form, settings, not uneven, v2)
     with atomic_folder(target, overwrite) as work:
         copy_other_files(source.folder, work)
         complete_config(work, DTYPE, config, source.dims)
@@ -217,7 +223,7 @@ def _starts(names: Sequence[str], outputs: int, graph: DecoderSpec) -> list[int]
 
 def _unfit(form: str, inputs: int, outputs: int, settings: Settings) -> str:
     """Why a format cannot hold a weight; empty = it can."""
-    if form == "compressed-tensors":
+    if form == COMPRESSED:
         if settings.group and inputs % settings.group:
             return f"{inputs} inputs are no multiple of the group, {settings.group}"
         if settings.form == "asymmetric" and outputs % (WORD // settings.bits):
@@ -248,14 +254,14 @@ def _gguf(
         return (work / LINK).stat().st_size
 
 
-def _written(form: str, codes: Codes, settings: Settings, v2: bool) -> dict[str, NDArray[Any]]:
+def _written(form: str, codes: Codes, settings: Settings, v2: bool, symmetric: bool) -> dict[str, NDArray[Any]]:
     if form == "gptq":
         return gptq.write(codes, v2)
-    return awq.write(codes) if form == "awq" else compressed.write(codes, settings.method != "ptq-a8w8")
+    return awq.write(codes) if form == "awq" else compressed.write(codes, settings.method != "ptq-a8w8", symmetric)
 
 
-def _scheme(form: str, settings: Settings, symmetric: bool, v2: bool, ignored: Sequence[str]) -> dict[str, Any]:
-    """``quantization_config``."""
+def _scheme(form: str, settings: Settings, symmetric: bool, v2: bool) -> dict[str, Any]:
+    """``quantization_config`` of gptq and awq."""
     group = settings.group or -1
     if form == "gptq":
         return {
@@ -263,25 +269,45 @@ def _scheme(form: str, settings: Settings, symmetric: bool, v2: bool, ignored: S
             "static_groups": True, "true_sequential": True, "checkpoint_format": "gptq_v2" if v2 else "gptq",
             "damp_percent": settings.damping or 0.01,
         }  # fmt: skip
-    if form == "awq":
-        return {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm",
-                "modules_to_not_convert": None}  # fmt: skip
-    weights: dict[str, Any] = {"num_bits": settings.bits, "type": "int", "symmetric": symmetric, "dynamic": False,
-                               "strategy": "group" if settings.group else "channel"}  # fmt: skip
-    if settings.group:
-        weights["group_size"] = settings.group
+    return {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm",
+            "modules_to_not_convert": None}  # fmt: skip
+
+
+def _compressed_scheme(
+    settings: Settings, modules: Mapping[str, Codes], uneven: Collection[int], ignored: Sequence[str]
+) -> dict[str, Any]:
+    """``quantization_config`` of compressed-tensors: a config group for each number of bits.
+
+    Args:
+        settings: How the model was quantized.
+        modules: Each quantized linear.
+        uneven: Numbers of bits whose linears have zero points.
+        ignored: Linears that stay floats.
+    """
+    targets: dict[int, list[str]] = {settings.bits: ["Linear"]}
+    for module, codes in modules.items():
+        if codes.bits != settings.bits:
+            # The module in any layer: model.layers.0.self_attn.q_proj -> .self_attn.q_proj
+            within = re.escape(re.split(r"\.\d+(?=\.)", module, maxsplit=1)[-1])
+            rows = targets.setdefault(codes.bits, [])
+            rows += [] if (row := f"re:.*{within}$") in rows else [row]
     activations = None
     if settings.method == "ptq-a8w8":
         activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    groups = {}
+    for number, (bits, rows) in enumerate(targets.items()):
+        weights = {"num_bits": bits, "type": "int", "symmetric": bits not in uneven, "dynamic": False}
+        weights |= {"strategy": "group", "group_size": settings.group} if settings.group else {"strategy": "channel"}
+        groups[f"group_{number}"] = {
+            "targets": rows, "weights": weights, "input_activations": activations, "output_activations": None,
+        }  # fmt: skip
     return {
-        "quant_method": "compressed-tensors",
+        "quant_method": COMPRESSED,
         "format": "pack-quantized" if activations is None else "int-quantized",
         "quantization_status": "compressed",
         "ignore": list(ignored),
-        "config_groups": {
-            "group_0": {"targets": ["Linear"], "weights": weights, "input_activations": activations, "output_activations": None}
-        },
-    }  # fmt: skip
+        "config_groups": groups,
+    }
 
 
 def _ignored(source: ModelSource) -> list[str]:

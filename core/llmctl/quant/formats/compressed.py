@@ -1,12 +1,12 @@
 """compressed-tensors checkpoints with integer weights: llm-compressor's.
 
-``pack-quantized``: weight_packed int32 [O, I*b/32] has codes along the inputs, plus 2^(b-1); weight_shape [2]. ``int-quantized``:
+Linears may have 4 bits beside others of 8. ``pack-quantized``: weight_packed int32 [O, I*b/32] has codes along the inputs, plus 2^(b-1); weight_shape [2]. ``int-quantized``:
 weight int8 [O, I]. Both: weight_scale [O, G]; weight_zero_point int8 [O, G], or int32 [O*b/32, G]; weight_g_idx int32 [I].
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,24 +28,25 @@ PLAIN = ("weight", "weight_scale")
 OPTIONAL = ("weight_zero_point", "weight_g_idx")
 
 
-def read(parts: Mapping[str, NDArray[Any]], bits: int) -> Codes:
+def read(parts: Mapping[str, NDArray[Any]], allowed: Sequence[int]) -> Codes:
     """The codes of one linear.
 
     Args:
         parts: Its tensors, by the names in ``PACKED`` or ``PLAIN``, and ``OPTIONAL``.
-        bits: Bits of a code.
+        allowed: Bits that codes of the checkpoint have, in ascending order.
 
     Raises:
         ValueError: The tensors contradict each other.
     """
-    half = 2 ** (bits - 1)
     if "weight_packed" in parts:
+        words = parts["weight_packed"]
         outputs, inputs = (int(size) for size in parts["weight_shape"])
-        words = -(-inputs // (WORD // bits))
-        check_shape("weight_packed", parts["weight_packed"], (outputs, words))
-        codes_OI = unpack_words(parts["weight_packed"], bits, 1)[:, :inputs] - np.int16(half)
+        width = {bits: -(-inputs // (WORD // bits)) for bits in allowed}
+        bits = next((bits for bits in allowed if words.shape[-1] == width[bits]), allowed[0])
+        check_shape("weight_packed", words, (outputs, width[bits]))
+        codes_OI = unpack_words(words, bits, 1)[:, :inputs] - np.int16(2 ** (bits - 1))
     else:
-        codes_OI = parts["weight"].astype(np.int16)
+        bits, codes_OI = 8, parts["weight"].astype(np.int16)
         outputs, inputs = codes_OI.shape
     scales = check_scales("weight_scale", parts["weight_scale"])
     scales = np.broadcast_to(scales.reshape(1, 1), (outputs, 1)) if scales.size == 1 else scales
@@ -77,25 +78,27 @@ def of_outputs(parts: Mapping[str, NDArray[Any]], outputs: slice, bits: int) -> 
     return found
 
 
-def write(codes: Codes, packed: bool) -> dict[str, NDArray[Any]]:
+def write(codes: Codes, packed: bool, symmetric: bool) -> dict[str, NDArray[Any]]:
     """The tensors of one linear.
 
     Args:
         codes: Its codes, of groups of one size.
         packed: Whether codes are packed into words (``pack-quantized``), or int8 (``int-quantized``).
+        symmetric: Whether there are no zero points.
 
     Raises:
         ValueError: Scales are no values of float16.
     """
     parts: dict[str, NDArray[Any]] = {"weight_scale": half_scales(codes.scales_OG)}
     if not packed:
-        return {"weight": codes.codes_OI.astype(np.int8), **parts}
+        zeros = {} if symmetric else {"weight_zero_point": (-codes.zeros_OG).astype(np.int8)}
+        return {"weight": codes.codes_OI.astype(np.int8), **parts, **zeros}
     half, unit = 2 ** (codes.bits - 1), WORD // codes.bits
     outputs, inputs = codes.codes_OI.shape
     filled = np.pad(codes.codes_OI + half, ((0, 0), (0, -inputs % unit)))
     parts["weight_packed"] = pack_words(filled.astype(np.uint8), codes.bits, 1)
     parts["weight_shape"] = np.array([outputs, inputs], np.int64)
-    if codes.zeros_OG.any():
+    if not symmetric:
         zeros = np.pad(half - codes.zeros_OG, ((0, -outputs % unit), (0, 0)))
         parts["weight_zero_point"] = pack_words(zeros.astype(np.uint8), codes.bits, 0)
     return parts

@@ -13,7 +13,11 @@ READ = "gptq (2, 3, 4 and 8 bits), awq (4 bits, gemm), compressed-tensors (pack-
 GPTQ_FORMATS = {"gptq": False, "gptq_v2": True}
 """Name -> whether zero points are stored as they are."""
 
-INTEGER = ("pack-quantized", "int-quantized")
+INTEGER = {"pack-quantized": (4, 8), "int-quantized": (8,)}
+"""Format of compressed-tensors -> bits of its weights."""
+
+MIXED = "mixed-precision"
+"""Format whose config groups have formats of their own."""
 
 
 CODES = ("gptq", "awq", "compressed-tensors")
@@ -26,10 +30,11 @@ class Scheme:
 
     Attributes:
         method: ``gptq``, ``awq``, ``compressed-tensors``; or ``bitsandbytes``, ``gguf`` or ``paddlenlp``, whose tensors say all else themselves.
-        bits: Bits of a code.
+        bits: Bits of a code; the fewest, where there are several.
         group: Inputs of a group; -1 = one group.
         symmetric: Whether zero points are all the middle of the range.
         v2: Of gptq: zero points are stored as they are.
+        several: Of compressed-tensors: all numbers of bits; the shape of a linear's tensors tells which it has.
     """
 
     method: str
@@ -37,6 +42,7 @@ class Scheme:
     group: int = -1
     symmetric: bool = True
     v2: bool = False
+    several: tuple[int, ...] = ()
 
     @property
     def keeps_codes(self) -> bool:
@@ -47,7 +53,9 @@ class Scheme:
     def stored_bits(self) -> float:
         """Bits of a weight in memory, with its share of scales and zero points."""
         in_group = max(self.group, 0)
-        return (4 if self.bits <= 4 else 8) + (16 * (1 if self.symmetric else 2) / in_group if in_group else 0)
+        return (4 if max(self.several, default=self.bits) <= 4 else 8) + (
+            16 * (1 if self.symmetric else 2) / in_group if in_group else 0
+        )
 
     def __str__(self) -> str:
         groups = f" in groups of {self.group}" if self.group > 0 else ""
@@ -91,29 +99,28 @@ def _awq(config: Mapping[str, Any], where: str) -> Scheme:
 
 
 def _compressed(config: Mapping[str, Any], where: str) -> Scheme:
-    form = config.get("format")
-    if not isinstance(form, str) or form not in INTEGER:
-        raise _unknown(where, f"compressed-tensors with format={form!r}")
+    form, groups = config.get("format"), config.get("config_groups")
     for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
         if config.get(key):
             raise _unknown(where, f"compressed-tensors with {key}")
-    groups = config.get("config_groups")
-    rows = (
-        [group.get("weights") for group in groups.values() if isinstance(group, dict)]
-        if isinstance(groups, dict)
-        else []
-    )
-    found = [(row.get("num_bits"), row.get("type", "int")) for row in rows if isinstance(row, dict)]
-    if not found or any(row != found[0] for row in found):
-        raise _unknown(where, f"compressed-tensors with {len(found)} kinds of weights")
-    bits, kind = found[0]
-    if kind != "int" or bits not in ((4, 8) if form == "pack-quantized" else (8,)):
+    rows = [row for row in groups.values() if isinstance(row, dict)] if isinstance(groups, dict) else []
+    found = {
+        _kind(row["weights"], form, row.get("format"), where) for row in rows if isinstance(row.get("weights"), dict)
+    }
+    if not found:
+        raise _unknown(where, f"compressed-tensors with format={form!r} and no config_groups of weights")
+    return Scheme("compressed-tensors", min(found), several=tuple(sorted(found)))
+
+
+def _kind(weights: Mapping[str, Any], form: Any, own: Any, where: str) -> int:
+    """The bits of the weights of a group, which may have a format of its own."""
+    form = own if form == MIXED else form
+    if not isinstance(form, str) or form not in INTEGER:
+        raise _unknown(where, f"compressed-tensors with format={form!r}")
+    bits, kind = weights.get("num_bits"), weights.get("type", "int")
+    if kind != "int" or bits not in INTEGER[form]:
         raise _unknown(where, f"compressed-tensors with format={form!r} and weights of {bits} bits, type {kind!r}")
-    sizes = {row.get("group_size") for row in rows if isinstance(row, dict)}
-    size = sizes.pop() if len(sizes) == 1 else None
-    group = size if isinstance(size, int) and size > 0 else -1
-    symmetric = all(row.get("symmetric", True) for row in rows if isinstance(row, dict))
-    return Scheme("compressed-tensors", int(bits), group, symmetric)
+    return int(bits)
 
 
 def _bitsandbytes(config: Mapping[str, Any], where: str) -> Scheme:

@@ -73,6 +73,25 @@ def test_compressed_tensors_become_int4_and_int8(tmp_path, form, bits, group, ze
     assert Quantized(tmp_path / "m", *compressed(form, bits, group, zeros)).check() == {kind}
 
 
+@pytest.mark.parametrize("form", ["pack-quantized", "int-quantized"])
+def test_compressed_tensors_may_have_4_bits_beside_8(tmp_path, form):
+    """The up projections have 8 bits, in the same format or, of mixed-precision, in another."""
+    (config, four), (other, eight) = compressed("pack-quantized", 4, 32), compressed(form, 8, 32)
+    config["config_groups"]["group_1"] = {**other["config_groups"]["group_0"], "targets": ["re:.*(up|gate)_proj$"]}
+    if form != "pack-quantized":
+        config["format"] = "mixed-precision"
+        for name, own in (("group_0", "pack-quantized"), ("group_1", form)):
+            config["config_groups"][name]["format"] = own
+
+    def tensors(rng, inputs, outputs):
+        return (eight if outputs > inputs else four)(rng, inputs, outputs)
+
+    quantized = Quantized(tmp_path / "m", config, tensors)
+    assert quantized.check() == {"int4", "int8"}
+    layer = quantized.model().layers[0]
+    assert (layer.qkv.weight.kind, layer.up[0].weight.kind) == ("int4", "int8")
+
+
 def test_the_least_code_of_8_bits_is_kept(tmp_path):
     config, tensors = compressed("int-quantized", 8, 0)
 
@@ -93,7 +112,25 @@ def test_the_least_code_of_8_bits_is_kept(tmp_path):
             "quantized as quant_method='hqq', which llmctl does not read. It reads gptq",
         ),
         ({"quant_method": "awq", "version": "gemv"}, "awq with version='gemv'"),
-        ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "format='nvfp4-pack-quantized'"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "format": "nvfp4-pack-quantized",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float"}}},
+            },
+            "format='nvfp4-pack-quantized'",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "format": "mixed-precision",
+                "config_groups": {
+                    "group_0": {"weights": {"num_bits": 8, "type": "float"}, "format": "float-quantized"}
+                },
+            },
+            "compressed-tensors with format='float-quantized'",
+        ),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "no config_groups of weights"),
         ({"bits": 5}, "gptq with bits=5"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format='marlin'"),
         ({"dynamic": {"-:.*": {}}}, "gptq with dynamic"),

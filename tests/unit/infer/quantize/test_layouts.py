@@ -12,6 +12,9 @@ from safetensors.numpy import load_file
 from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
 from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
+from llmctl.infer.loader import Packing, packed_model
+from llmctl.infer.model_source import open_model
+from llmctl.infer.options import EngineOptions
 from llmctl.infer.packed.folder import open_packed
 from llmctl.infer.packed.linear import unpack
 from llmctl.quant.formats import awq, gptq
@@ -60,20 +63,24 @@ def weights_of(folder):
         parts.setdefault(module, {})[leaf] = values
     for module, found in parts.items():
         if found.keys() & {"qweight", "weight_scale"}:
-            modules[module] = READERS[config["quant_method"]](found, config)
+            modules[module] = READERS[config["quant_method"]](found, config, module)
     return modules, tensors, config
 
 
+ROUNDED = ["--method", "weight-only-int4", "--group", "32"]
+ASYMMETRIC = ["--set", "quantize.asymmetric=true"]
+A8W8 = ["--method", "ptq-a8w8", "--set", "quantize.shift=false"]
 CASES = {
     "gptq": ("gptq", ["--method", "gptq", "--group", "32"]),
-    "gptq asymmetric": ("gptq", ["--method", "gptq", "--group", "32", "--set", "quantize.asymmetric=true"]),
+    "gptq asymmetric": ("gptq", [*ROUNDED, *ASYMMETRIC]),
     "gptq 8 bits": ("gptq", ["--method", "weight-only-int8", "--group", "0"]),
     "awq": ("awq", ["--method", "awq", "--group", "32"]),
-    "compressed 4 bits": ("compressed-tensors", ["--method", "gptq", "--group", "32"]),
-    "compressed 4 bits asymmetric": (
-        "compressed-tensors", ["--method", "awq", "--group", "32", "--set", "quantize.asymmetric=true"],
-    ),
-    "compressed 8 bits": ("compressed-tensors", ["--method", "ptq-a8w8", "--set", "quantize.shift=false"]),
+    "compressed 4 bits": ("compressed-tensors", ROUNDED),
+    "compressed 4 bits asymmetric": ("compressed-tensors", [*ROUNDED, *ASYMMETRIC]),
+    "compressed 4 bits, qkv in 8": ("compressed-tensors", [*ROUNDED, "--qkv", "int8"]),
+    "compressed 4 bits asymmetric, qkv in 8": ("compressed-tensors", [*ROUNDED, "--qkv", "int8", *ASYMMETRIC]),
+    "compressed 8 bits": ("compressed-tensors", A8W8),
+    "compressed 8 bits asymmetric": ("compressed-tensors", [*A8W8, "--set", "quantize.scales=false", *ASYMMETRIC]),
 }  # fmt: skip
 
 
@@ -101,16 +108,32 @@ def test_files_hold_the_weights_of_the_packed_folder(case, made, tmp_path):
 def test_the_fused_engine_answers_from_a_folder_as_from_the_packed_one(made, tmp_path):
     answers = []
     for form in ("packed", "gptq", "compressed-tensors"):
-        quantize(made, tmp_path / form, "--method", "gptq", "--group", "32", "--format", form)
+        quantize(made, tmp_path / form, *ROUNDED, "--format", form)
         out, _ = llmctl("generate", tmp_path / form, "--prompt", "Tom has", "--max-new-tokens", "8", "--no-stream")
         answers.append(out)
     # The head of a packed folder has 8 bits, those of other layouts are floats.
     assert answers[1] == answers[2]
 
 
+def test_a_folder_of_several_numbers_of_bits_is_read_as_the_packed_one(made, tmp_path):
+    for form in ("packed", "compressed-tensors"):
+        quantize(made, tmp_path / form, *ROUNDED, "--qkv", "int8", "--format", form)
+    source = open_model(tmp_path / "compressed-tensors", "auto", EngineOptions())
+    layers = (
+        open_packed(tmp_path / "packed").layers,
+        packed_model(source.folder, source.plugin, source.dims, Packing(), scheme=source.scheme).layers,
+    )
+    for wanted, found in zip(*layers, strict=True):
+        kinds = [(one.qkv.weight.kind, one.out.weight.kind, one.down[0].weight.kind) for one in (wanted, found)]
+        assert kinds == [("int8", "int4", "int4")] * 2
+        for one, other in ((wanted.qkv, found.qkv), (wanted.out, found.out), (wanted.up[0], found.up[0])):
+            assert np.array_equal(unpack(one.weight), unpack(other.weight))
+
+
 def test_what_a_format_cannot_hold_is_refused_by_name(made, tmp_path):
-    _, said = quantize(made, tmp_path / "a", "--format", "gptq", "--qkv", "int8", code=2)
-    assert "has weights of one number of bits" in said
+    for form in ("gptq", "awq"):
+        _, said = quantize(made, tmp_path / "a", "--format", form, "--qkv", "int8", code=2)
+        assert f"--format {form} has weights of one number of bits, and --qkv int8 asks for another; write --format compressed-tensors or packed" in said  # fmt: skip
     _, said = quantize(made, tmp_path / "a", "--format", "awq", "--method", "ptq-a8w8", code=2)
     assert "--format awq has 4 bits, and ptq-a8w8 gives 8" in said
     odd = float_model(tmp_path / "odd", ffn=172)
