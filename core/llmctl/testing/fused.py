@@ -26,9 +26,12 @@ LOGITS = {"twin": 1e-5, "native": 1e-4, "paddle": 1e-4}
 """Executor -> absolute tolerance of its logits."""
 
 GROUP = 32
-CODED = 1e-2
-"""Relative tolerance of the norm of logits over integer codes, if activations are rounded to 8 bits too: a value between two
-codes may be rounded either way, and products of codes are often there."""
+CODED = 1e-5
+"""Relative tolerance of the norm of a token's logits over integer codes, if activations are rounded to 8 bits too."""
+
+NOISE, NOISES = 2e-7, 8
+"""Relative noise on the inputs of linears, as of other orders of sums, and how often it is drawn: a token whose logits it changes
+by more than ``CODED`` has a value between two codes, which may be rounded either way."""
 
 VIRTUAL = 5
 
@@ -140,9 +143,12 @@ class FusedConformance:
         found = mixed(executor(name, packed), graph, texts)
         if name == "native":
             # It rounds activations too, as the twin does on request.
-            expected_logits = np.concatenate(mixed(ReferenceExecutor(packed, rounding=True), graph, texts))
-            off = np.linalg.norm(np.concatenate(found) - expected_logits) / np.linalg.norm(expected_logits)
-            assert off <= CODED, f"off by {off:.3g} of the logits' length"
+            right = np.concatenate(mixed(ReferenceExecutor(packed, rounding=True), graph, texts))
+            noisy = [np.concatenate(mixed(_noisy(packed, seed), graph, texts)) for seed in range(NOISES)]
+            sure = np.max([_off(logits, right) for logits in noisy], axis=0) < CODED
+            assert sure.mean() > 0.3, f"only {sure.mean():.0%} of the tokens are not between two codes"
+            off = _off(np.concatenate(found), right)
+            assert off[sure].max() < CODED, f"off by {off[sure].max():.3g} of the logits' length"
         else:
             _near(found, rounded_logits(plugin, dims, graph, texts, (kind, GROUP), ("int8", outer_group)), LOGITS[name])
 
@@ -317,6 +323,24 @@ def _stepping(engine: Any, graph: Any, adapters: Sequence[int] | int, prefix: An
 
     rows = [-1] * adapters if isinstance(adapters, int) else adapters
     return SequenceFeeder(engine, graph, rows, longest, prefix)
+
+
+def _noisy(model: Any, seed: int) -> Any:
+    """The twin that rounds activations, with noise on them before."""
+    from llmctl.infer.executors.reference import ReferenceExecutor
+
+    rng = np.random.default_rng(seed)
+
+    class Noisy(ReferenceExecutor):
+        def _linear(self, linear: Any, x: Any) -> Any:
+            return super()._linear(linear, x * (1 + NOISE * rng.standard_normal(x.shape)))
+
+    return Noisy(model, rounding=True)
+
+
+def _off(found: Any, right: Any) -> Any:
+    """Relative distance of each token's logits."""
+    return np.linalg.norm(found - right, axis=-1) / np.linalg.norm(right, axis=-1)
 
 
 def _near(found: Sequence[Any], expected_logits: Sequence[Any], limit: float) -> None:
