@@ -12,7 +12,6 @@ from llmctl.card.dims import Dims
 from llmctl.card.rope import context_length
 from llmctl.checkpoint.hf_config import NAME, read_config
 from llmctl.checkpoint.locate import locate
-from llmctl.checkpoint.quantized import without_scheme
 from llmctl.errors import ConfigError
 from llmctl.plugins import Families
 
@@ -115,6 +114,8 @@ def loosened(config: Any, loose: Sequence[str], family: str, families: Families)
 
 def _dims(config: Any, family: str, families: Families) -> Dims | None:
     """Dims of the model in ``model.path``; None where there is none, or it is in a package."""
+    from llmctl.checkpoint.quantized import without_scheme
+
     path = config.model.path
     if not path or path.startswith("plugin:"):
         return None
