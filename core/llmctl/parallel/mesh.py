@@ -24,9 +24,8 @@ from paddle.base import core
 from llmctl.io.json_object import parse_json
 from llmctl.parallel import collectives, gloo, heartbeat, watch
 from llmctl.parallel.axis import Axis
-from llmctl.parallel.placement import EXPERTS
 from llmctl.parallel.rank import ON_FAILURE, PeerLost, Rank, other_ranks
-from llmctl.parallel.topology import AXES, Topology
+from llmctl.parallel.topology import AXES, EXPERTS, Topology
 
 T = TypeVar("T")
 

@@ -7,33 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.card.sharding import Split
 from llmctl.checkpoint.shards import split, whole_shape
-from llmctl.parallel.topology import Coordinates, Topology
+from llmctl.parallel.topology import DENSE, EXPERTS, Coordinates, Sharing, Topology
 
 ONE = Topology()
 """The topology of a process that trains alone."""
-
-
-class Sharing(NamedTuple):
-    """Which ranks with different rows have the same parameter, as axes of ``Topology.peers``.
-
-    Attributes:
-        slices: The ranks that hold, or update, a slice of it each.
-        copies: The ranks with the same slice.
-    """
-
-    slices: str
-    copies: str
-
-
-DENSE, EXPERTS = Sharing("sharding", "data"), Sharing("expert_sharding", "expert_data")
-"""The ranks that share a parameter of all of them, and one of experts that are divided among them."""
 
 
 @dataclass(frozen=True)

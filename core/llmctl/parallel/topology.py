@@ -150,3 +150,19 @@ class Topology:
 
     def _degrees(self) -> tuple[int, ...]:
         return tuple(getattr(self, name) for name in AXES)
+
+
+class Sharing(NamedTuple):
+    """Which ranks with different rows have the same parameter, as axes of ``Topology.peers``.
+
+    Attributes:
+        slices: The ranks that hold, or update, a slice of it each.
+        copies: The ranks with the same slice.
+    """
+
+    slices: str
+    copies: str
+
+
+DENSE, EXPERTS = Sharing("sharding", "data"), Sharing("expert_sharding", "expert_data")
+"""The ranks that share a parameter of all of them, and one of experts that are divided among them."""

@@ -24,9 +24,10 @@ from llmctl.parallel.collectives import all_gather, all_reduce, broadcast
 from llmctl.parallel.cuts import cut as cut_layers
 from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.pipeline import Pipeline
-from llmctl.parallel.placement import DENSE, EXPERTS, Placement
+from llmctl.parallel.placement import Placement
 from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.parallel.stage import Stage
+from llmctl.parallel.topology import DENSE, EXPERTS
 from llmctl.train.optim import slices
 from llmctl.train.optim.units import Units, blocks_in
 from llmctl.train.passes import IN_TURN, Passes

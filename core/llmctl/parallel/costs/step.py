@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from llmctl.parallel.costs.hardware import Hardware, Link
-from llmctl.parallel.placement import DENSE, EXPERTS, Sharing
-from llmctl.parallel.topology import Topology
+from llmctl.parallel.topology import DENSE, EXPERTS, Sharing, Topology
 
 EFFICIENCY = 0.5
 """Assumed share of the data sheet's operations per second that a whole model reaches."""
