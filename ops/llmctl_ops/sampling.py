@@ -24,6 +24,7 @@ chosen, 1 = the highest logit is not finite, or a penalty made it so, 2 = every 
 an excluded token is not in the vocabulary. An error in one row does not affect the others."""
 
 NONE = np.empty(0, np.int32)
+_NOWHERE = NONE.ctypes.data
 
 
 class SamplerInput(Protocol):
@@ -137,12 +138,17 @@ def read_output(structs: ctypes.Array[SamplerRow] | bytes, rows: int) -> Sampler
 def fill(row: SamplerRow, given: SamplerInput) -> tuple[Int, Int]:
     """Fills the struct of a row; returns the arrays that it points to, which the caller must keep alive."""
     context = np.ascontiguousarray(given.context, np.int32) if given.penalised else NONE
-    excluded = np.ascontiguousarray(given.excluded, np.int32)
-    row.context, row.context_count = context.ctypes.data, len(context)
-    row.excluded, row.excluded_count = excluded.ctypes.data, len(excluded)
+    excluded = np.ascontiguousarray(given.excluded, np.int32) if len(given.excluded) else NONE
+    row.context, row.context_count = _address(context), len(context)
+    row.excluded, row.excluded_count = _address(excluded), len(excluded)
     row.generated, row.top_k = min(max(given.generated, 0), len(context)), given.top_k
     row.repetition, row.presence, row.frequency = given.repetition, given.presence, given.frequency
     row.temperature, row.top_p, row.min_p = given.temperature, given.top_p, given.min_p
     row.draw, row.sample = given.draw, given.sample
     row.token, row.logprob = -1, 0.0
     return context, excluded
+
+
+def _address(tokens: Int) -> int:
+    """Where an array is; numpy takes longer to say so than everything else here, and most rows have the same empty one."""
+    return _NOWHERE if tokens is NONE else int(tokens.ctypes.data)
