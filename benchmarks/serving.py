@@ -3,8 +3,9 @@
 Every round asks each server for the same greedy completions, one server after the other, so that what else the machine does meets them
 alike; the median of the rounds' ratios counts. Prompts are new in every round. The peer is llama.cpp's server:
 
-    llmctl convert MODEL model.gguf --to gguf
-    python benchmarks/serving.py MODEL --peer path/to/llama-server --peer-model model.gguf --streams 1 8 32 64
+    python benchmarks/serving.py MODEL --make 134m --tokenizer FOLDER      # a model with random weights, if there is no other
+    llmctl convert MODEL model.gguf --to gguf --dtype q4_0
+    python benchmarks/serving.py MODEL --weights int4 --peer path/to/llama-server --peer-model model.gguf --streams 1 8 32 64
     python benchmarks/serving.py MODEL --streams 256          # CPU time of HTTP
 """
 
@@ -13,12 +14,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import statistics
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from lib.random_llama import SIZES, write_folder
 from lib.served import Server, ask, ours
 
 PROMPT_TOKENS = 64
@@ -86,6 +90,8 @@ def main() -> None:
     """Measures and prints tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--make", choices=SIZES, help="write MODEL with random weights, and end")
+    parser.add_argument("--tokenizer", type=Path, help="folder of its tokenizer, with fewer tokens than the model")
     parser.add_argument("--weights", default="", help="data type of the weights, as of llmctl serve")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--tokens", type=int, default=64)
@@ -94,6 +100,9 @@ def main() -> None:
     parser.add_argument("--peer", help="llama-server")
     parser.add_argument("--peer-model", help="the same model as GGUF")
     given = parser.parse_args()
+    if given.make:
+        shutil.copytree(given.tokenizer, write_folder(Path(given.model), given.make), dirs_exist_ok=True)
+        return
     os.environ["LLMCTL_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(given.threads)
     rows = max(64, *given.streams)
     servers = [
