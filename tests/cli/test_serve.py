@@ -122,13 +122,15 @@ def test_half_requests_slow_readers_and_clients_that_half_close_hold_nobody_up(s
     assert ask(client).choices[0].message.content == expected
 
 
-def test_sigterm_lets_answers_end_and_exits_with_0(server):
+def test_sigterm_under_load_lets_answers_end_and_exits_with_0():
     with running() as other, openai.OpenAI(base_url=f"{other.url}/v1", api_key="none", max_retries=0) as client:
-        stream = ask(client, **LONG, stream=True)
-        first = next(stream)
+        streams = [ask(client, **LONG, stream=True) for _ in range(24)]
+        firsts = [next(stream) for stream in streams]
         other.process.send_signal(signal.SIGTERM)
-        rest = [one.choices[0] for one in stream]
-        assert first.choices and rest[-1].finish_reason == "length"
+        with ThreadPoolExecutor(24) as pool:
+            rests = [*pool.map(list, streams)]
+        assert all(first.choices for first in firsts) and len(rests) == 24
+        assert {rest[-1].choices[0].finish_reason for rest in rests} == {"length"}
         assert other.process.wait(30) == 0
         with pytest.raises(openai.APIConnectionError):
             ask(client)
@@ -163,6 +165,26 @@ def test_the_log_has_no_prompts_and_no_keys_and_paddle_is_not_loaded(tmp_path):
     text = "".join(other.log)
     assert "POST /v1/chat/completions 200" in text and "POST /v1/chat/completions 401" in text
     assert not [word for word in ("Xaverl", "secret-key", "wrong-key") if word in text]
+
+
+def test_a_log_on_a_full_disk_holds_nobody_up(tmp_path, monkeypatch):
+    path, told = tmp_path / "llmctl.sock", socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(str(tmp_path / "notify"))
+    told.settimeout(60)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    words = [sys.executable, "-m", "llmctl", "serve", STARTER, "--unix-socket", path, "--name", "starter"]
+    with told, open("/dev/full", "w") as full:
+        process = subprocess.Popen(list(map(str, words)), stderr=full)
+        try:
+            assert told.recv(99) == b"READY=1"
+            with httpx.Client(base_url="http://localhost", transport=httpx.HTTPTransport(uds=str(path))) as client:
+                body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 3}
+                found = [client.post("/v1/chat/completions", json=one).status_code for one in (body, body, {})]
+            process.send_signal(signal.SIGTERM)
+            assert found == [200, 200, 400] and process.wait(30) == 0
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_https_and_keys_that_are_read_again(tmp_path):

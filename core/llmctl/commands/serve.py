@@ -140,6 +140,7 @@ def _serve(config: ServeConfig, family: str, api_key: str | None, say: Messages)
     options = options_of({**wanted, "group": None if part.group < 0 else part.group}, adapter=adapter)
     handle = open_backend(Path(part.path), family, options)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(log.lossy())
         bound = stack.enter_context(
             server.listen_unix(where.unix_socket) if where.unix_socket else server.listen(where.host, where.port)
         )
