@@ -43,7 +43,7 @@ def set_up(form: str, quiet: bool) -> None:
 def lossy() -> Iterator[None]:
     """Standard error whose lines are lost where they cannot be written, such as on a full disk, instead of ending the server."""
     stream = sys.stderr
-    sys.stderr = _Lossy(stream)  # type: ignore[assignment]
+    sys.stderr = _Lossy(stream)
     try:
         yield
     finally:

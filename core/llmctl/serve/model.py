@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 from llmctl.card.answers import CallForm
 from llmctl.card.decoder_spec import PrefixLM
 from llmctl.data.sft.encoding import prompt_ids, text_ids
-from llmctl.errors import LlmctlError
+from llmctl.errors import LlmctlError, TokenizerError
 from llmctl.infer.sampling import SAMPLE_ONLY, SamplingParams
 from llmctl.infer.sampling.constraint import Constraint
 from llmctl.infer.sampling.defaults import SamplingDefaults
@@ -178,14 +179,24 @@ class ServedModel:
             self._check_reads(name, "chat_template_kwargs")
         found = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
         more = _continued(values, found)
-        talk = Conversation(
-            messages=found if self.reads_tools else told(tools, found),
-            tools=tools.rows if tools and self.reads_tools else (), add_generation_prompt=not more, variables=given,
-        )  # fmt: skip
         template = self.tokenizer.chat_template
-        if more and template is not None:
-            return _good(lambda: template.prefill(talk), "messages")
-        return _good(lambda: prompt_ids(self.tokenizer, talk, "messages", "--chat-template"), "messages")
+
+        def written(messages: Sequence[Message]) -> list[int]:
+            talk = Conversation(
+                messages=messages, tools=tools.rows if tools and self.reads_tools else (), add_generation_prompt=not more,
+                variables=given,
+            )  # fmt: skip
+            if more and template is not None:
+                return template.prefill(talk)
+            return prompt_ids(self.tokenizer, talk, "messages", "--chat-template")
+
+        if self.reads_tools:
+            return _good(lambda: written(found), "messages")
+        if tools and template is not None and found[0].role != "system":
+            with suppress(TokenizerError):  # some templates have no place for a system message
+                return written(told(tools, found))
+            return _good(lambda: written(told(tools, found, system=False)), "messages")
+        return _good(lambda: written(told(tools, found)), "messages")
 
     def _check_reads(self, name: str, param: str) -> None:
         template = self.tokenizer.chat_template

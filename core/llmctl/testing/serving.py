@@ -24,6 +24,14 @@ from llmctl.tokenizers.special import Special
 LETTERS = 0x4E00
 """Character of the first token."""
 
+CLOCK = {
+    "type": "function",
+    "function": {
+        "name": "clock",
+        "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}, "required": ["zone"]},
+    },
+}
+
 
 class Letters(Tokenizer):
     """A tokenizer with a character for each token.
@@ -34,7 +42,10 @@ class Letters(Tokenizer):
 
     def __init__(self, vocab: int) -> None:
         nothing: dict[str, int] = {}
-        super().__init__(Path(), Special(nothing, nothing, None, None, None, None, (), {}, (), (), (), False))
+        named = {
+            f"{name}_token": letter for name, letter in zip(("bos", "eos", "user", "assistant"), "<>〈〉", strict=True)
+        }
+        super().__init__(Path(), Special(nothing, nothing, None, None, None, None, (), named, (), (), (), False))
         self._vocab = vocab
 
     @property
@@ -112,20 +123,74 @@ class ServingConformance:
             assert said == {"text": "" if form else "Yes.", "thoughts": "Why?" if thoughts else ""}
             assert [json.loads(one.arguments) for one in calls_of(parts)] == ([{"zone": "a<b"}] if form else [])
 
+    @proves("serving")
+    def test_calls_that_are_bound_to_the_form_of_the_card_are_read_back(self, card: Family) -> None:
+        from llmctl.serve.answers.grammars import matcher_of
+        from llmctl.serve.answers.parts import PartsReader, calls_of
+        from llmctl.serve.answers.tools import PLAIN, Tools, grammar_of_calls, mark_of
+
+        llguidance = pytest.importorskip("llguidance")
+        form = CALL_FORMS.get(card.tokens.calls, PLAIN)
+        grammar = grammar_of_calls(Tools((CLOCK,), required=True), form, mark_of({}))
+        calls = [{form.name: "clock", form.arguments: {"zone": zone}} for zone in ("四", "五")][
+            : 2 if form.begin else 1
+        ]
+        one = [form.begin + json.dumps(call, ensure_ascii=False) + form.end for call in calls]
+        written = (
+            form.begin + json.dumps(calls, ensure_ascii=False) + form.end if form.listed else form.between.join(one)
+        )
+        matcher = matcher_of("lark", grammar, llguidance.LLTokenizer("byte"), "tools")
+        data = [*written.encode()]
+        assert matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting(), written
+        reader = PartsReader(form, ("clock",), ())
+        found = calls_of(reader.add(written) + reader.finish())
+        assert [json.loads(call.arguments) for call in found] == [call[form.arguments] for call in calls]
+
+    @proves("serving")
+    def test_a_conversation_with_calls_is_written_by_the_chat_template_of_the_card(self, card: Family) -> None:
+        from llmctl.serve.problems import Problem
+        from llmctl.tokenizers.chat import JinjaTemplate
+
+        letters = Letters(100)
+        if card.chat_template:
+            letters.chat_template = JinjaTemplate(card.chat_template, letters, "the card")
+        call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": '{"zone": "四"}'}}
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": "三"}, {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "五"}, {"role": "assistant", "content": "六"},
+            {"role": "user", "content": "七"},
+        ]  # fmt: skip
+        asked: dict[str, Any] = {"messages": messages, "tools": [CLOCK]}
+        if not card.chat_template:
+            with pytest.raises(Problem, match="--chat-template"):
+                _model(letters).conversation(asked)
+            return
+        text = letters.decode(_model(letters).conversation(asked))
+        places = [text.index(letter) for letter in "三四五六七"]
+        assert places == sorted(places) and "clock" in text[: places[0]] and "clock" in text[places[0] : places[1]]
+        begun = {"messages": [*messages, {"role": "assistant", "content": "八"}], "continue_final_message": True}
+        more = letters.decode(_model(letters).conversation({**asked, **begun}))
+        assert more.startswith(text) and more.endswith("八")
+
+
+def _model(letters: Letters) -> Any:
+    """A served model that is asked for no answer."""
+    from llmctl.infer.sampling.defaults import SamplingDefaults
+    from llmctl.serve.model import ServedModel
+
+    return ServedModel(
+        name="tiny", tokenizer=letters, vocab=letters.vocab_size, max_positions=0, defaults=SamplingDefaults({})
+    )
+
 
 async def _served(bridge: Any, letters: Letters, bodies: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
     """The texts of completions that are asked for at the same time, whole and put together from streams."""
-    from llmctl.infer.sampling.defaults import SamplingDefaults
     from llmctl.serve.admission import Admission
     from llmctl.serve.apis import openai
     from llmctl.serve.metrics import Metrics
-    from llmctl.serve.model import ServedModel
     from llmctl.serve.service import Service
 
-    model = ServedModel(
-        name="tiny", tokenizer=letters, vocab=letters.vocab_size, max_positions=0, defaults=SamplingDefaults({})
-    )
-    service = Service(model, bridge, Admission(64, 1_000_000), Metrics())
+    service = Service(_model(letters), bridge, Admission(64, 1_000_000), Metrics())
     bridge.start()
 
     async def whole(body: dict[str, Any]) -> str:

@@ -224,6 +224,8 @@ def test_without_a_place_in_the_template_a_message_tells_of_functions(monkeypatc
     tools = tools_of({"tools": [WEATHER]})
     assert '"name": "weather"' in told(tools, messages)[0].content
     assert told(tools, [Message("system", "Be brief."), *messages])[0].content.startswith("Be brief.\n\nYou may call")
+    first = told(tools, messages, system=False)[0]
+    assert first.role == "user" and first.content.startswith("You may call") and first.content.endswith("\n\nHi")
 
 
 def test_thoughts_of_a_model_whose_card_has_marks():

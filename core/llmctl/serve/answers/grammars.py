@@ -73,7 +73,7 @@ class Grammars:
                 self._found.move_to_end((kind, source))
                 return found
             tokens = self._prepared()
-        found = Compiled(_compile(kind, source, tokens, param), self._vocab)
+        found = Compiled(matcher_of(kind, source, tokens, param), self._vocab)
         with self._lock:
             self._found[kind, source] = found
             if len(self._found) > KEPT:
@@ -169,8 +169,18 @@ class _Vocabulary:
         return self._tokenizer.encode(plain, add_special=False, start=False)
 
 
-def _compile(kind: str, source: str, tokens: Any, param: str) -> Any:
-    """llguidance's matcher at its beginning."""
+def matcher_of(kind: str, source: str, tokens: Any, param: str) -> Any:
+    """llguidance's matcher at its beginning.
+
+    Args:
+        kind: One of ``KINDS``.
+        source: As for ``Grammars.compiled``.
+        tokens: llguidance's tokenizer.
+        param: The field that it comes from.
+
+    Raises:
+        Problem: The grammar is not valid, or needs too much time.
+    """
     from llguidance import LLMatcher, LLParserLimits
     from llguidance.gbnf_to_lark import any_to_lark
 

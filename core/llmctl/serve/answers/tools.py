@@ -159,13 +159,14 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
 
 
-def told(tools: Tools | None, messages: Sequence[Message]) -> list[Message]:
+def told(tools: Tools | None, messages: Sequence[Message], system: bool = True) -> list[Message]:
     """Messages for a chat template without a place for functions: a system message tells of them, and calls and their results
     are text.
 
     Args:
         tools: The functions; None = there are none.
         messages: As the body has them.
+        system: False = the first message tells of them, since the template has no place for a system message.
     """
     found: list[Message] = []
     for message in messages:
@@ -184,8 +185,9 @@ def told(tools: Tools | None, messages: Sequence[Message]) -> list[Message]:
     if tools is None:
         return found
     text = TOLD.format(functions="\n".join(json.dumps(row["function"], ensure_ascii=False) for row in tools.rows))
-    if found and found[0].role == "system":
-        return [found[0]._replace(content=f"{found[0].content}\n\n{text}"), *found[1:]]
+    if found and (found[0].role == "system" or not system):
+        head = [found[0].content, text] if found[0].role == "system" else [text, found[0].content]
+        return [found[0]._replace(content="\n\n".join(map(str, head))), *found[1:]]
     return [Message("system", text), *found]
 
 
