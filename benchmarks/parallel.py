@@ -48,6 +48,7 @@ TOPOLOGIES = [
     (2, {}), (2, {"sharding": 2}), (2, {"sharding": 2, "sharding_stage": 2}), (2, {"sharding": 2, "sharding_stage": 3}),
     (2, {"tensor": 2}), (2, {"tensor": 2, "sequence": True}), (2, {"pipeline": 2}),
     (4, {"tensor": 2}), (4, {"tensor": 2, "pipeline": 2}), (4, {"pipeline": 2, "sharding": 2}),
+    (4, {"pipeline": 2, "sharding": 2, "sharding_stage": 3}),
 ]  # fmt: skip
 
 

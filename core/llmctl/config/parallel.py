@@ -34,7 +34,7 @@ class ParallelConfig:
     )
     sharding_stage: int = option(
         1,
-        "Stage of ZeRO: slices of 1 = states of the optimizer, 2 = gradients too, 3 = weights of blocks too.",
+        "Stage of ZeRO: slices of 1 = states of the optimizer, 2 = gradients too, 3 = weights too.",
         choices=(1, 2, 3),
     )
     expert: int = option(

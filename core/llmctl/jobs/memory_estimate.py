@@ -85,7 +85,7 @@ class RankModel:
         routed_weights: Of these, those of experts.
         kept: Values that layers keep for the backward pass, for each token.
         recomputed: Values of the largest recomputed layer, for each token.
-        unit: Parameters of the largest layer.
+        unit: Parameters of the largest layer, embeddings and output head among them.
     """
 
     held: int
@@ -109,6 +109,7 @@ def of_rank(card: Family, dims: Dims, training: Training, length: int, share: Sh
     """
     rows = tensors_of(card, dims, share)
     kept, recomputed, unit = _activations(card, dims, training, length, rows, share)
+    unit = max([unit, *(t.size for t in rows if base_slot(t.slot) in ("embed", "head"))])
     routed = [t for t in rows if t.expert is not None]
     weights, routed_weights = (_weights(part, training) for part in (rows, routed))
     return RankModel(_size(rows), _size(routed), weights, routed_weights, kept, recomputed, unit)

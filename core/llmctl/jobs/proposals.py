@@ -32,7 +32,7 @@ MARGIN = 0.94
 INSIDE = ("q_norm", "k_norm", "gate")
 """Slots of tensors that are inside what tensor parallel ranks share, and are on each of them."""
 
-ADDED = ("tensors", "partial", "ends", "outer", "routed_tensors")
+ADDED = ("tensors", "partial", "ends", "outer", "routed_tensors", "table", "head")
 
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -94,6 +94,8 @@ class _Stage:
     ends: int = 0
     outer: int = 0
     routed_tensors: int = 0
+    table: int = 0
+    head: int = 0
 
 
 @dataclass
@@ -300,9 +302,10 @@ class Planner:
         apart = [t for t in rows if t.layer is not None and not divided(t)]
         partial = sum(t.size for t in apart if share.sequence or base_slot(t.slot) in INSIDE)
         tied = not any(base_slot(t.slot) == "head" for t in self.card.expand(self.dims))
-        ends = sum(t.size for t in rows if base_slot(t.slot) == "embed" and tied)
+        embed, last = (sum(t.size for t in rows if base_slot(t.slot) == slot) for slot in ("embed", "head"))
         outer = sum(t.size for t in rows if t.layer is None)
-        found = (len(rows), partial, ends, outer, sum(t.expert is not None for t in rows))
+        found = (len(rows), partial, embed if tied else 0, outer, sum(t.expert is not None for t in rows))
+        found += (0, 0) if tied else (embed, last)
         return _Stage(model, share, len(share.layers), mixtures, matrix + attention, *found)
 
     def _work(self, stage: _Stage, plan: Plan, training: Training, passes: int, tokens: int) -> Work:
@@ -325,6 +328,8 @@ class Planner:
             ends=stage.ends,
             experts=self.experts,
             outer=stage.outer,
+            table=stage.table,
+            head=stage.head,
             routed=stage.model.routed,
             routed_tensors=stage.routed_tensors,
         )

@@ -20,6 +20,7 @@ import paddle
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family, Tensor
 from llmctl.card.sharding import Segment, Split
+from llmctl.card.slots import base_slot
 from llmctl.checkpoint.partial import Cut
 from llmctl.nn.mask import Mask
 from llmctl.nn.moe import SparseMLP
@@ -68,6 +69,17 @@ def blocks_of(tensors: Iterable[Tensor]) -> list[str]:
     """Paths of the blocks of a decoder, in order."""
     found = {tensor.layer: _block(tensor) for tensor in tensors if tensor.layer is not None}
     return [found[layer] for layer in sorted(found)]
+
+
+def units_of(tensors: Iterable[Tensor]) -> list[str]:
+    """Paths of the layers that ZeRO stage 3 makes whole one at a time, in order: embeddings, blocks, output head.
+
+    A table that is both embedding and head is none, as it is used twice.
+    """
+    tensors = list(tensors)
+    outer = {base_slot(tensor.slot): parent(tensor.name) for tensor in tensors if tensor.layer is None}
+    blocks = blocks_of(tensors)
+    return [outer["embed"], *blocks, outer["head"]] if {"embed", "head"} <= outer.keys() else blocks
 
 
 def _block(tensor: Tensor) -> str:

@@ -152,17 +152,17 @@ def _staged(mesh: Any, cases: Sequence[Case]) -> tuple[list[float], dict[str, An
 
 
 def _rows(mesh: Any, cases: Sequence[Case]) -> tuple[dict[int, Any], tuple[float, dict[str, Any]]]:
-    from llmctl.parallel.regions import blocks_of
+    from llmctl.parallel.regions import units_of
     from llmctl.train.optim.shards import Shards
-    from llmctl.train.optim.units import Units, blocks_in
+    from llmctl.train.optim.units import Units, layers_in
 
     own, plugin = [cases[mesh.number]], plugins.load(cases[0].family)
-    paths = blocks_of(plugin.card.expand(cases[0].dims))
+    paths = units_of(plugin.card.expand(cases[0].dims))
     stages = {
         stage: _updated(cases, own, lambda model, parameters, stage=stage: Shards(parameters, mesh, stage))
         for stage in (1, 2)
     }
-    stages[3] = _updated(cases, own, lambda model, parameters: Units(parameters, mesh, blocks_in(model, paths)))
+    stages[3] = _updated(cases, own, lambda model, parameters: Units(parameters, mesh, layers_in(model, paths)))
     return stages, _with_experts(mesh, own[0])
 
 

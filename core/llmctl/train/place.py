@@ -29,7 +29,7 @@ from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.parallel.stage import Stage
 from llmctl.parallel.topology import DENSE, EXPERTS
 from llmctl.train.optim import slices
-from llmctl.train.optim.units import Units, blocks_in
+from llmctl.train.optim.units import Units, layers_in
 from llmctl.train.passes import IN_TURN, Passes
 
 
@@ -45,8 +45,8 @@ class Place:
         stage: The layers that this rank has; None = all.
         passes: Runs the passes of a step through all layers.
         complete: Completes the gradients of what several stages have.
-        sharing: The ranks of the run, where they share the weights of blocks; else None.
-        blocks: Paths of the blocks.
+        sharing: The ranks of the run, where they share the weights of the model; else None.
+        units: Paths of the layers that are whole one at a time.
         routed: Paths of the layers of experts.
     """
 
@@ -58,7 +58,7 @@ class Place:
     passes: Passes = IN_TURN
     complete: Callable[[Mapping[str, Any]], None] | None = None
     sharing: Mesh | None = None
-    blocks: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
     routed: frozenset[str] = frozenset()
 
     @classmethod
@@ -70,7 +70,7 @@ class Place:
         if isinstance(ranks, Mesh) and ranks.sharding.size > 1 and job.config.parallel.sharding_stage == 3:
             tensors = job.model.plugin.card.expand(job.model.dims)
             routed = frozenset(tensor.name.rpartition(".")[0] for tensor in tensors if tensor.expert is not None)
-            place = replace(place, sharing=ranks, blocks=tuple(regions.blocks_of(tensors)), routed=routed)
+            place = replace(place, sharing=ranks, units=tuple(regions.units_of(tensors)), routed=routed)
         if ranks.pipeline.size == 1:
             return place
         stages, chunks = job.config.parallel.stages, job.config.parallel.chunks
@@ -95,13 +95,13 @@ class Place:
 
     def keep(self, name: str, weight: Any) -> None:
         """Frees the values of a weight that ranks share, of which this one keeps a slice."""
-        if self.sharing is not None and name.startswith(tuple(f"{path}." for path in self.blocks)):
+        if self.sharing is not None and name.startswith(tuple(f"{path}." for path in self.units)):
             kind = EXPERTS if self.expert.size > 1 and name.rpartition(".")[0] in self.routed else DENSE
             slices.keep(weight, self.sharing.axis(kind.slices))
 
-    def shared_blocks(self, layer: Any) -> dict[str, Any]:
-        """Path -> layer of the blocks of this rank whose weights ranks share."""
-        return blocks_in(layer, self.blocks)
+    def shared_layers(self, layer: Any) -> dict[str, Any]:
+        """Path -> layer of the units of this rank, whose weights ranks share."""
+        return layers_in(layer, self.units)
 
     def freeze(self, layer: Any) -> None:
         """Makes a layer of ``layer`` one that is not trained; after ``connect``."""
@@ -112,7 +112,7 @@ class Place:
             placement = Placement(
                 self.sharing.topology, self.sharing.place, experts=dict.fromkeys(held, self.expert.rank)
             )
-            Units({}, self.sharing, self.shared_blocks(layer), placement)
+            Units({}, self.sharing, self.shared_layers(layer), placement)
 
     def connect(self, layer: Any, model: CheckedModel) -> None:
         """Makes a layer of ``layer`` compute with those of the other ranks; after adapters, and once."""

@@ -271,7 +271,7 @@ def _weights(job: CheckedJob[Any], trainable: Trainable, ranks: Ranks, placement
     if stage < 3:
         return Shards(parameters, ranks, stage, placement, complete, sum_stages, offload)
     ranks.weights_shared = True
-    return Units(parameters, ranks, trainable.place.shared_blocks(model), placement, complete, sum_stages, offload)
+    return Units(parameters, ranks, trainable.place.shared_layers(model), placement, complete, sum_stages, offload)
 
 
 def _stages(ranks: Ranks, names: Iterable[str]) -> dict[str, list[int]]:

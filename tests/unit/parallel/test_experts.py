@@ -13,7 +13,7 @@ from llmctl.nn.moe import SparseMLP
 from llmctl.parallel import experts
 from llmctl.parallel.placement import Placement
 from llmctl.parallel.ranks import ALONE
-from llmctl.parallel.regions import blocks_of
+from llmctl.parallel.regions import units_of
 from llmctl.parallel.slicing import Slicing
 from llmctl.parallel.topology import Topology
 from llmctl.testing.ranks import run_ranks
@@ -22,7 +22,7 @@ from llmctl.train.methods.loss import next_token_loss
 from llmctl.train.optim.adamw import AdamW, trained
 from llmctl.train.optim.master_weights import MasterWeights
 from llmctl.train.optim.shards import Shards
-from llmctl.train.optim.units import Units, blocks_in
+from llmctl.train.optim.units import Units, layers_in
 
 CASES = [
     ("mixtral", {"balance": True, "experts": 4}, False),
@@ -76,10 +76,10 @@ def updated(ranks, case, stage):
         each = dims.experts // ranks.topology.expert
         places = {name: number_of(name) // each for name, _ in made(*case)[0].named_parameters() if ".experts." in name}
         placement = Placement(ranks.topology, ranks.place, experts=places)
-        blocks = blocks_in(model, blocks_of(plugins.load(case[0]).card.expand(dims)))
+        layers = layers_in(model, units_of(plugins.load(case[0]).card.expand(dims)))
         held_by = partial(Shards, mesh=ranks, stage=stage, placement=placement)
         if stage == 3:
-            held_by = partial(Units, mesh=ranks, blocks=blocks, placement=placement)
+            held_by = partial(Units, mesh=ranks, layers=layers, placement=placement)
     parameters = trained(dict(model.named_parameters()))
     weights = held_by(parameters)
     # A large epsilon: else gradients near zero move weights by their rounding.

@@ -5,12 +5,10 @@ Counted are the bytes that Paddle's allocator and numpy's hold at most, not thos
 
 import gc
 import json
-import math
 import shutil
 import tracemalloc
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from kit.readme import STARTER
 from paddle.base import core
@@ -18,7 +16,7 @@ from paddle.base import core
 from llmctl import plugins
 from llmctl.config import schema
 from llmctl.jobs import registry
-from llmctl.parallel.regions import blocks_of
+from llmctl.parallel.regions import units_of
 from llmctl.parallel.topology import Topology
 from llmctl.testing.ranks import run_ranks
 from llmctl.testing.tiny import write_model
@@ -34,21 +32,22 @@ STATISTIC = "Allocated", 0
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with a model of many blocks and data; its bytes in blocks, outside of them, and of its largest tensor."""
+    """A folder with a model of many blocks and data; its bytes in units, outside of them, and in a block."""
     folder = tmp_path_factory.mktemp("made")
     shutil.copytree(STARTER / "model", folder / "model")
     plugin = plugins.load("llama")
     dims = plugin.card.dims_from_config(json.loads((folder / "model" / "config.json").read_text()))
-    dims = dims.replace(layers=LAYERS)
+    dims = dims.replace(layers=LAYERS, tied=False)
     write_model(folder / "model", plugin, dims)
     rows = [json.loads(line) for line in (STARTER / "data" / "dev.jsonl").read_text().splitlines()[:8]]
     pairs = [{"prompt": row["src"], "chosen": row["tgt"], "rejected": row["tgt"][::-1]} for row in rows]
     (folder / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "dpo.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     tensors = plugin.card.expand(dims)
-    paths = tuple(f"{path}." for path in blocks_of(tensors))
-    sizes = [math.prod(tensor.shape) * WIDTH * np.asarray([inside := tensor.name.startswith(paths), not inside]) for tensor in tensors]  # fmt: skip
-    return folder, *np.sum(sizes, axis=0).tolist(), int(np.max(sizes))
+    paths = tuple(f"{path}." for path in units_of(tensors))
+    inside = sum(tensor.size * WIDTH for tensor in tensors if tensor.name.startswith(paths))
+    outside = sum(tensor.size * WIDTH for tensor in tensors) - inside
+    return folder, inside, outside, sum(tensor.size * WIDTH for tensor in tensors if tensor.layer == 0)
 
 
 def job_of(folder, output, command, method):
@@ -106,8 +105,8 @@ def _load(ranks, folder):
 
 
 def test_models_are_loaded_and_drawn_tensor_by_tensor(made):
-    folder, inside, outside, largest = made
-    block, part = inside / LAYERS, inside / RANKS + outside
+    folder, inside, outside, block = made
+    part = inside / RANKS + outside
     for found in run_ranks(RANKS, _load, folder, topology=Topology(sharding=RANKS)):
         assert found["new"][0] == found["folder"][0] == part and found["two models"][0] == 2 * part
         assert found["quantized"][0] < inside / RANKS / 2 + outside
@@ -146,8 +145,7 @@ def _train(ranks, folder, output):
 
 @pytest.mark.parallel
 def test_the_best_checkpoint_is_restored_and_the_model_saved_tensor_by_tensor(made, tmp_path):
-    folder, inside, outside, largest = made
-    block = inside / LAYERS
+    folder, inside, outside, block = made
     results = run_ranks(RANKS, _train, folder, tmp_path / "out", topology=Topology(sharding=RANKS))
     assert results[0][2]["step"] == 1
     for start, found, _ in results:

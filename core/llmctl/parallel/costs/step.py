@@ -45,6 +45,8 @@ class Work:
         ends: Parameters of a table that is embedding and head, which the first and the last stage have.
         experts: Experts of a mixture.
         outer: Of all its parameters, those outside the layers.
+        table: Of these, those of embeddings that are no output head.
+        head: And those of an output head that is no table of embeddings.
         routed: Of all its parameters, those of experts.
         routed_tensors: How many tensors of experts it trains.
     """
@@ -66,6 +68,8 @@ class Work:
     ends: int = 0
     experts: int = 0
     outer: int = 0
+    table: int = 0
+    head: int = 0
     routed: int = 0
     routed_tensors: int = 0
 
@@ -124,6 +128,7 @@ class Kind:
         layers: Layers of the rank's stage that have any.
         held: All parameters in these layers.
         outer: All parameters outside the layers.
+        tables: Of these, those of embeddings and of an output head, if they are two.
     """
 
     sharing: Sharing
@@ -134,6 +139,7 @@ class Kind:
     layers: int
     held: int
     outer: int
+    tables: tuple[int, ...] = ()
 
 
 def kinds_of(work: Work, topology: Topology) -> list[Kind]:
@@ -144,14 +150,15 @@ def kinds_of(work: Work, topology: Topology) -> list[Kind]:
         topology: The ranks.
     """
     inside, outer = work.held - work.outer, work.outer
+    tables = tuple(size for size in (work.table, work.head) if size)
     if topology.expert == 1 or not work.routed:
         everything = work.parameters, work.tensors, work.layers, inside, outer
-        return [Kind(DENSE, topology.sharding, topology.data, *everything)]
+        return [Kind(DENSE, topology.sharding, topology.data, *everything, tables)]
     trained = round(work.routed * work.trained)
     dense = work.parameters - trained, work.tensors - work.routed_tensors, work.layers, inside - work.routed, outer
     routed = trained, work.routed_tensors, work.mixtures, work.routed, 0
     return [
-        Kind(DENSE, topology.sharding, topology.data, *dense),
+        Kind(DENSE, topology.sharding, topology.data, *dense, tables),
         Kind(EXPERTS, topology.expert_sharding, topology.expert_data, *routed),
     ]
 
@@ -220,14 +227,12 @@ def _of_slices(work: Work, plan: Plan, kind: Kind) -> list[Traffic]:
     if plan.stage == 2:
         return [Traffic(axis, "reduce_scatter", m, kind.parameters * work.width)]
     layer = kind.held // kind.layers * work.width
-    # A layer is fetched before its forward and its backward pass; what is outside the layers, once in a step.
-    found = [
-        Traffic(axis, "all_gather", 2 * m * kind.layers, layer),
-        Traffic(axis, "reduce_scatter", m * kind.layers, round(layer * work.trained)),
-    ]
-    if kind.outer:
-        found.append(Traffic(axis, "reduce_scatter", m, round(kind.outer * work.width * work.trained)))
-    return found
+    # A layer is fetched before its forward and its backward pass, as are embeddings and head; the rest, once in a step.
+    units = [(kind.layers, layer), *((1, size * work.width) for size in kind.tables)]
+    found = [Traffic(axis, "all_gather", 2 * m * count, size) for count, size in units]
+    rest = (kind.outer - sum(kind.tables)) * work.width
+    summed = [*units, (1, rest)] if rest else units
+    return found + [Traffic(axis, "reduce_scatter", m * count, round(size * work.trained)) for count, size in summed]
 
 
 def in_update(work: Work, plan: Plan) -> list[Traffic]:
@@ -261,7 +266,7 @@ def _of_gradients(work: Work, plan: Plan, kind: Kind) -> list[Traffic]:
         found.append(Traffic(axis, "all_reduce", 1, said))
         if plan.stage == 1:
             found.append(Traffic(axis, "reduce_scatter", 1, kind.parameters * 4))
-        gathered = kind.outer if plan.stage == 3 else kind.parameters
+        gathered = kind.outer - sum(kind.tables) if plan.stage == 3 else kind.parameters
         found += [Traffic(axis, "all_gather", 1, gathered * work.width)] * (gathered > 0)
     return found
 

@@ -1,8 +1,8 @@
-"""Sharding of the weights too (ZeRO stage 3): a block of the decoder is whole only while it computes.
+"""Sharding of the weights too (ZeRO stage 3): a layer is whole only while it computes.
 
-A unit is a block with all its weights, trained, frozen or quantized. It is fetched before its forward pass and before its backward pass, and
-dropped after each; its gradients are summed into slices one unit late, when all of them have arrived. What is outside of blocks
-stays whole on every rank: embeddings, the last norm, the output head.
+A unit is a block of the decoder, the embeddings or the output head, with all its weights, trained, frozen or quantized. It is fetched
+before its forward pass and before its backward pass, and dropped after each; its gradients are summed into slices one unit late, when
+all of them have arrived. The rest stays whole on every rank: the last norm, and a table that is both embeddings and head.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from llmctl.train.optim.slices import fill, keep, kept_of
 
 
 class Units(Shards):
-    """Slices of all weights of blocks, and what ``Shards`` has of the other trained ones.
+    """Slices of all weights of units, and what ``Shards`` has of the other trained ones.
 
     Args:
         parameters: Name -> trained parameter.
         mesh: As for ``Shards``.
-        blocks: Path of a block -> its layer; adapters and hooks are on already.
+        layers: Path of a unit -> its layer; adapters and hooks are on already.
         placement: As for ``Shards``.
         complete: As for ``MasterWeights``.
         sum_stages: As for ``MasterWeights``.
         offload: As for ``Shards``; slices of blocks are on the device too, in the types of the model.
 
     Attributes:
-        units: The blocks.
+        units: The units.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, paddle.Tensor],
         mesh: Mesh,
-        blocks: Mapping[str, Any],
+        layers: Mapping[str, Any],
         placement: Placement | None = None,
         complete: Complete | None = None,
         sum_stages: Complete | None = None,
         offload: bool = False,
     ) -> None:
         super().__init__(parameters, mesh, 2, placement, complete, sum_stages, offload)
-        self.units = [Unit(self, path, layer) for path, layer in blocks.items()]
+        self.units = [Unit(self, path, layer) for path, layer in layers.items()]
         inside = {name for unit in self.units for name in unit.weights}
         outside = {name: parameter for name, parameter in parameters.items() if name not in inside}
         self._buckets = self.in_buckets(outside, mesh.bucket)
@@ -71,7 +71,7 @@ class Units(Shards):
         return own
 
     def slice_of(self, name: str, weight: Any) -> paddle.Tensor:
-        """This rank's slice of a weight of a block, as the model shows it."""
+        """This rank's slice of a weight of a unit, as the model shows it."""
         shown: paddle.Tensor = self._shown.get(name, weight.kept.slice)
         return shown
 
@@ -122,19 +122,19 @@ class Units(Shards):
 
     @contextlib.contextmanager
     def restoring(self) -> Iterator[None]:
-        """As ``MasterWeights.restoring``; slices of blocks are set, by ``slices.keep``."""
+        """As ``MasterWeights.restoring``; slices of units are set, by ``slices.keep``."""
         yield
         with paddle.no_grad():
             self._shown = self._own_slices()
 
 
 class Unit:
-    """The weights of one block.
+    """The weights of one layer that is called once in a pass: a block, the embeddings or the output head.
 
     Args:
         owner: Has the slices of trained weights.
-        path: Path of the block.
-        layer: The block; hooks are added to it, and its weights are dropped.
+        path: Path of the layer.
+        layer: The layer; hooks are added to it, and its weights are dropped.
 
     Attributes:
         weights: Name -> weight, quantized ones among them; without values while the unit is not whole.
@@ -223,7 +223,7 @@ class _Passed(PyLayer):
         return grad.clone()
 
 
-def blocks_in(model: Any, paths: Iterable[str]) -> dict[str, Any]:
-    """Path -> layer of the blocks that this rank has."""
+def layers_in(model: Any, paths: Iterable[str]) -> dict[str, Any]:
+    """Path -> layer of the units that this rank has."""
     layers: dict[str, Any] = dict(model.named_sublayers())
     return {path: layers[path] for path in paths if path in layers and list(layers[path].parameters())}

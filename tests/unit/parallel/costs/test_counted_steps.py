@@ -116,6 +116,7 @@ def test_a_step_sends_what_the_formulas_say(ranks, keys, train, tmp_path):
         (4, {"expert": 2, "sharding": 4}, {}),
         (4, {"expert": 2, "sharding": 2, "sharding_stage": 2}, {}),
         (4, {"expert": 2, "sharding": 4, "sharding_stage": 3}, {"recompute": "full"}),
+        (4, {"pipeline": 2, "sharding": 2, "sharding_stage": 3}, {}),
     ],
 )
 def test_a_step_of_a_mixture_sends_what_the_formulas_say(ranks, keys, train, tmp_path, mixture):

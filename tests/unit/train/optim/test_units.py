@@ -1,6 +1,7 @@
 """Weights that are whole only while their block computes: equal to one process, and what is held meanwhile."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import paddle
@@ -9,7 +10,7 @@ import pytest
 from llmctl import plugins, runtime
 from llmctl.card.tiny import tiny_dims
 from llmctl.parallel.ranks import ALONE
-from llmctl.parallel.regions import blocks_of
+from llmctl.parallel.regions import units_of
 from llmctl.parallel.topology import Topology
 from llmctl.testing.ranks import run_ranks
 from llmctl.testing.tiny import random_model
@@ -31,7 +32,7 @@ def _model(kind):
         for name, parameter in model.named_parameters():
             parameter.stop_gradient = "down_proj" not in name
     recompute(model, plugin.card, dims, "full" if kind == "recompute" else "none", 2)
-    return model, blocks_of(plugin.card.expand(dims))
+    return model, units_of(plugin.card.expand(dims))
 
 
 def _resident(model):
@@ -45,11 +46,11 @@ def _train(ranks, kind):
     everything = _resident(model)
     parameters, most = trained(dict(model.named_parameters())), []
     if ranks.size > 1:
-        held = Units(parameters, ranks, units.blocks_in(model, paths), offload=kind == "offload")
+        held = Units(parameters, ranks, units.layers_in(model, paths), offload=kind == "offload")
         fetch = units.Unit.fetch
         units.Unit.fetch = lambda unit: (fetch(unit), most.append(_resident(model)))
-        block = sum(math.prod(p.shape) for p in held.units[0].weights.values())
-        sizes = everything, block, _resident(model), sum(t.size for t in held.model_slices().values())
+        whole = [[math.prod(p.shape) for p in unit.weights.values()] for unit in held.units]
+        sizes = everything, whole, _resident(model), sum(t.size for t in held.model_slices().values())
     else:
         held, sizes = MasterWeights(parameters), None
     adamw = AdamW(parameters, max_norm=0.5, weight_decay=0.1, weights=held)
@@ -84,15 +85,17 @@ def _train(ranks, kind):
 
 
 @pytest.mark.parametrize(("kind", "size"), [("plain", 4), ("recompute", 2), ("frozen", 2), ("offload", 2)])
-def test_a_model_in_units_trains_as_a_whole_one_and_two_blocks_at_most_are_whole(kind, size):
+def test_a_model_in_units_trains_as_a_whole_one_and_two_neighbours_at_most_are_whole(kind, size):
     losses, norms, right, _, _, _ = _train(ALONE, kind)
     found = run_ranks(size, _train, kind, topology=Topology(sharding=size))
-    for own_losses, own_norms, weights, _, (everything, block, outside, slices, most), moved in found:
+    for own_losses, own_norms, weights, _, (everything, whole, outside, slices, most), moved in found:
         np.testing.assert_allclose(own_losses, losses, rtol=1e-5)
         np.testing.assert_allclose(own_norms, norms, rtol=1e-4)
         assert weights.keys() == right.keys()
         for name, value in right.items():
             np.testing.assert_allclose(weights[name], value, rtol=1e-4, atol=2e-5, err_msg=name)
-        assert everything == outside + LAYERS * block
-        assert slices == -(-LAYERS * block // size) and most == outside + 2 * block
+        sizes = [sum(unit) for unit in whole]
+        assert len(sizes) == LAYERS + 2 and everything == outside + sum(sizes)
+        assert slices == sum(-(-weight // size) for unit in whole for weight in unit)
+        assert most == outside + max(sum(pair) for pair in pairwise(sizes))
         assert moved <= -(-everything // size) + LAYERS * 12 * size
