@@ -61,8 +61,13 @@ def ours():
 
     def memory():
         numbers = np.ones(MEMORY // 4, np.float32)
-        total, read = ctypes.c_double(), library.load().kernel("sum_squares", pointer, ctypes.c_int64, pointer)
-        return lambda: read(numbers.ctypes.data, numbers.size, ctypes.addressof(total)), 1, MEMORY
+        total, read = ctypes.c_double(), library.load().kernel("sum_squares", pointer, pointer, ctypes.c_int64)
+
+        def run():
+            if read(numbers.ctypes.data, ctypes.addressof(total), numbers.size):
+                raise SystemExit("memory could not be read")
+
+        return run, 1, MEMORY
 
     def work(name, rows):
         if name == "memory":
