@@ -153,6 +153,10 @@ class _Stage:
         np.maximum.at(pooled, self.pool_I, values_I)
         return pooled
 
+    def largest_of(self, offset_I: Array | float) -> Array:
+        """The largest magnitude of each input in all rows, without an offset."""
+        return np.asarray(np.maximum(*(np.abs(bound - offset_I) for bound in _range(self.statistics))))
+
     def mean(self, values_I: Array) -> Array:
         """The mean of each number of the pool."""
         return np.bincount(self.pool_I, values_I, self.count) / np.bincount(self.pool_I, minlength=self.count)
@@ -225,20 +229,20 @@ class _Smoothing:
         self._weights = stage.largest(np.abs(stage.weight_IO).max(1))
 
     def loss(self, scale: Array, offset: Array | None) -> float:
-        """Loss of scales and offsets."""
+        """Loss of scales and offsets; inputs are rounded by the range that all rows have, not only these."""
         stage, x_TI, wanted_TO = self._stage, self._x_TI, self.wanted_TO
+        largest_I = stage.largest_of(0 if offset is None else offset[stage.pool_I])
         if offset is not None:
             offset_I = offset[stage.pool_I].astype(np.float32)
             x_TI, wanted_TO = x_TI - offset_I, wanted_TO - offset_I @ stage.weight_IO
         scale_I = scale[stage.pool_I].astype(np.float32)
-        return smooth.w8a8_loss(x_TI, stage.weight_IO, scale_I, wanted_TO=wanted_TO)
+        return smooth.w8a8_loss(x_TI, stage.weight_IO, scale_I, wanted_TO=wanted_TO, largest_I=largest_I)
 
     def search(self, pieces: int, tried: Sequence[float], name: str, offset: Array | None) -> _Smoothed:
         """The best scales for an offset."""
         stage = self._stage
         offset_I = 0 if offset is None else offset[stage.pool_I]
-        # The range that all rows have, not only these.
-        largest = stage.largest(np.maximum(*(np.abs(bound - offset_I) for bound in _range(stage.statistics))))
+        largest = stage.largest(stage.largest_of(offset_I))
         scale, chosen = smooth.search(
             lambda scale: self.loss(scale, offset),
             lambda alpha: smooth.smooth_scale(largest, self._weights, alpha),

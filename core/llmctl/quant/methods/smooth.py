@@ -37,7 +37,14 @@ def smooth_scale(largest_I: Array, weight_largest_I: Array, alpha: float) -> NDA
     return scale_I
 
 
-def w8a8_loss(x_TI: Array, weight_IO: Array, scale_I: Array, bits: int = 8, wanted_TO: Array | None = None) -> float:
+def w8a8_loss(
+    x_TI: Array,
+    weight_IO: Array,
+    scale_I: Array,
+    bits: int = 8,
+    wanted_TO: Array | None = None,
+    largest_I: Array | None = None,
+) -> float:
     """Mean squared error of the outputs, of inputs with one scale and weights with a scale for each output.
 
     Args:
@@ -46,11 +53,12 @@ def w8a8_loss(x_TI: Array, weight_IO: Array, scale_I: Array, bits: int = 8, want
         scale_I: What inputs are divided by.
         bits: Of both.
         wanted_TO: x W, where it is known.
+        largest_I: max|x| of all inputs there are, where x is a part of them; larger values are clipped.
     """
     most = 2 ** (bits - 1) - 1
     x = x_TI / scale_I
     w = weight_IO * scale_I[:, None]
-    x_unit = np.abs(x).max() or 1e-8
+    x_unit = (np.abs(x) if largest_I is None else largest_I / scale_I).max() or 1e-8
     w_unit = np.abs(w).max(0)
     w_unit = np.where(w_unit == 0, 1e-8, w_unit)
     x = np.clip(np.rint(x / x_unit * most), -most - 1, most) / most * x_unit

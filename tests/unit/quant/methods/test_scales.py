@@ -40,6 +40,16 @@ def test_a_piecewise_search_chooses_what_the_reference_chooses(count: int) -> No
     assert smooth.w8a8_loss(X, WEIGHT, found) < smooth.w8a8_loss(X, WEIGHT, np.ones(48))
 
 
+def test_rows_that_are_a_part_are_rounded_by_the_range_of_all() -> None:
+    part, ones = X[:8], np.ones(48)
+    coarse = np.rint(part / 300 * 127) / 127 * 300
+    unit = np.abs(WEIGHT).max(0)
+    weight = np.rint(WEIGHT / unit * 127) / 127 * unit
+    expected = ((part @ WEIGHT - coarse @ weight) ** 2).mean()
+    assert smooth.w8a8_loss(part, WEIGHT, ones, largest_I=np.full(48, 300.0)) == pytest.approx(expected)
+    assert expected > 5 * smooth.w8a8_loss(part, WEIGHT, ones)
+
+
 def test_candidates_are_those_of_the_reference() -> None:
     assert smooth.candidates() == quant_reference.candidates()
 
