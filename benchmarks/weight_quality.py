@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SIZES = ["hidden_size=256", "num_hidden_layers=6", "num_attention_heads=8", "num_key_value_heads=8", "head_dim=32", "intermediate_size=704", "max_position_embeddings=256"]  # fmt: skip
+SIZES = ["hidden_size=256", "num_hidden_layers=3", "num_attention_heads=8", "num_key_value_heads=8", "head_dim=32", "intermediate_size=768", "max_position_embeddings=256"]  # fmt: skip
 WINDOW = 256
 TEXTS, MEASURED = 144, 80
 """Texts that a trained model writes, and those of them that it is measured on."""
@@ -80,7 +80,7 @@ def train(options: argparse.Namespace, folder: Path) -> tuple[Path, Path, Path]:
             "model": {"size": "tiny", "changes": SIZES, "tokenizer": str(options.tokenizer.resolve())},
             "data": {"corpora": [str(folder / "corpus")], "split": "99,1", "seq_length": WINDOW},
             "train": {
-                "batch_size": 8, "learning_rate": 2e-3, "min_learning_rate": 2e-4, "warmup_steps": 50, "weight_decay": 0.1,
+                "batch_size": 4, "learning_rate": 2e-3, "min_learning_rate": 2e-4, "warmup_steps": 50, "weight_decay": 0.1,
                 "max_steps": options.steps, "eval_every": options.steps, "save_every": options.steps, "test_iters": 0,
             },
             "output": {"dir": str(folder / "out")},
@@ -121,13 +121,18 @@ def llmctl(*words: object, show: bool = True) -> str:
     return subprocess.run(command, check=True, text=True, stdout=None if show else subprocess.PIPE).stdout or ""
 
 
+def quantize(model: Path, words: list[str], calibration: Path, tokens: int, folder: Path) -> None:
+    """Quantizes a model into a folder, however far the result is from it."""
+    llmctl("quantize", model, *words, "--calibration", calibration, "--tokens", tokens, "--output", folder,
+           "--max-kl", 100, "--quiet")  # fmt: skip
+
+
 def measure(model: Path, calibration: Path, held_out: Path, tokens: int) -> dict[str, dict[str, Any]]:
     """Case -> KL, perplexity and that of the float model."""
     with tempfile.TemporaryDirectory() as made:
         folders = [Path(made, str(number)) for number in range(len(CASES))]
         for folder, words in zip(folders, CASES.values(), strict=True):
-            llmctl("quantize", model, *words, "--calibration", calibration, "--tokens", tokens, "--output", folder,
-                   "--max-kl", 100, "--quiet")  # fmt: skip
+            quantize(model, words, calibration, tokens, folder)
         words = ["--text", held_out, "--window", WINDOW, "--stride", WINDOW - 1, "--json"]
         exact, *rows = json.loads(llmctl("eval", model, *folders, *words, show=False))
     return {
@@ -166,7 +171,7 @@ def main() -> int:
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--model", type=Path, help="folder for the model that is trained here")
     parser.add_argument("--trained", type=Path, help="a model that was trained for long")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--tokens", type=int, default=16384)
     options = parser.parse_args()
     wrong = 0
