@@ -4,9 +4,11 @@
 """Anthropic's client on ``/v1/messages``: answers, streams, functions and their results, counts of tokens, errors."""
 
 import sys
+import urllib.request
 
 import anthropic
 from anthropic.types import Message
+from anthropic.types.message_create_params import MessageCreateParamsBase
 
 URL, MODEL = sys.argv[1:3]
 TURNS = [{"role": "user", "content": "Deny this: Tom has a red kite."}]
@@ -48,6 +50,14 @@ assert same.input == call.input and call.input["city"] in ("Rome", "Oslo") and l
 result = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}
 turns = [*TURNS, {"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
 assert client.messages.create(**{**ask, "messages": turns, "tools": [tool], "tool_choice": {"type": "none"}}).content
+
+schema = {"format": {"type": "json_schema", "schema": SCHEMA}}
+assert "city" in client.messages.create(**ask, output_config=schema, thinking={"type": "disabled"}).content[0].text
+
+with urllib.request.urlopen(f"{URL}/docs") as response:
+    page = response.read().decode()
+unknown = {name for name in MessageCreateParamsBase.__annotations__ if f"<code>{name}</code>" not in page}
+assert not unknown, f"the server knows nothing of {unknown}"
 
 for kind, more in ((anthropic.BadRequestError, {"max_tokens": 0}), (anthropic.NotFoundError, {"model": "other"})):
     try:

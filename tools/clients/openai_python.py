@@ -11,8 +11,11 @@ from typing import Literal
 
 import openai
 from openai.types import Completion
+from openai.types import completion_create_params as texts
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import completion_create_params as chats
 from openai.types.responses import Response
+from openai.types.responses import response_create_params as answers
 from pydantic import BaseModel
 
 URL, MODEL = sys.argv[1:3]
@@ -164,6 +167,14 @@ def others():
             raise AssertionError(f"no {error.__name__}")
 
 
+def fields():
+    with urllib.request.urlopen(f"{URL}/docs") as response:
+        page = response.read().decode()
+    theirs = (chats.CompletionCreateParamsBase, texts.CompletionCreateParamsBase, answers.ResponseCreateParamsBase)
+    unknown = {name for one in theirs for name in one.__annotations__ if f"<code>{name}</code>" not in page}
+    assert not unknown, f"the server knows nothing of {unknown}"
+
+
 async def at_once():
     text = client.chat.completions.create(**ask).choices[0].message.content
     async with openai.AsyncOpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0) as other:
@@ -176,7 +187,7 @@ async def at_once():
 
 
 if __name__ == "__main__":
-    for check in (chat, parsed, tools, completions, responses, others):
+    for check in (chat, parsed, tools, completions, responses, others, fields):
         check()
     asyncio.run(at_once())
     print("openai", openai.__version__, "ok")

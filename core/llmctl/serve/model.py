@@ -92,8 +92,12 @@ class ServedModel:
     @property
     def reads_tools(self) -> bool:
         """Whether the chat template has a place for functions."""
+        return self.reads("tools")
+
+    def reads(self, name: str) -> bool:
+        """Whether the chat template reads a name."""
         template = self.tokenizer.chat_template
-        return template is not None and template.reads("tools")
+        return template is not None and template.reads(name)
 
     @property
     def form(self) -> CallForm:
@@ -199,8 +203,7 @@ class ServedModel:
         return _good(lambda: written(told(tools, found)), "messages")
 
     def _check_reads(self, name: str, param: str) -> None:
-        template = self.tokenizer.chat_template
-        if template is None or not template.reads(name):
+        if not self.reads(name):
             raise Problem(
                 f"{param}: the chat template of {self.name} does not read {shown(name)}; leave it out", param=param
             )

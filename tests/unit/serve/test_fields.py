@@ -3,15 +3,18 @@
 import pytest
 from openai.types import completion_create_params as completions
 from openai.types.chat import completion_create_params as chats
+from openai.types.responses import response_create_params as responses
 
-from llmctl.serve.apis.fields import CHAT, COMPLETIONS, IGNORED, KINDS, REFUSED, TOKENIZE, WORKS, Field, read
+from llmctl.serve.apis.fields import CHAT, COMPLETIONS, IGNORED, KINDS, REFUSED, RESPONSES, TOKENIZE, WORKS, Field, read
 from llmctl.serve.problems import Problem
 
 
-@pytest.mark.parametrize("theirs, ours", [(chats, CHAT), (completions, COMPLETIONS)])
+@pytest.mark.parametrize("theirs, ours", [
+    (chats.CompletionCreateParamsBase, CHAT), (completions.CompletionCreateParamsBase, COMPLETIONS),
+    (responses.ResponseCreateParamsBase, RESPONSES),
+])  # fmt: skip
 def test_every_field_of_openai_is_in_the_table(theirs, ours):
-    names = {*theirs.CompletionCreateParamsBase.__annotations__, "stream"}
-    assert names <= {row.name for row in ours}
+    assert {*theirs.__annotations__, "stream"} <= {row.name for row in ours}
 
 
 @pytest.mark.parametrize("fields", [CHAT, COMPLETIONS])

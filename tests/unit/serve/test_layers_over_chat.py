@@ -171,6 +171,13 @@ def test_calls_in_messages_and_their_results(client):
     assert message(client, turns, tools=[tool], tool_choice={"type": "none"}, max_tokens=3)["content"]
 
 
+def test_a_message_in_a_form(client):
+    form = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    for thinking in ({"type": "adaptive"}, {"type": "disabled"}):
+        made = message(client, USER, output_config=form, thinking=thinking, cache_control={"type": "ephemeral"})
+        assert json.loads(made["content"][0]["text"])["day"] in ("Mon", "Tue")
+
+
 def test_a_call_that_is_cut_is_none_to_make(client, ours):
     tool = {"name": "set_day", "input_schema": SCHEMA}
     asked = {"messages": USER, "tools": [tool], "tool_choice": {"type": "any"}, "temperature": 0}
@@ -193,7 +200,8 @@ def test_a_call_that_is_cut_is_none_to_make(client, ours):
 def test_errors_of_messages_have_anthropic_s_form(client):
     for more, status, part in (
         ({"max_tokens": 0}, 400, "at least 1"), ({"model": "other"}, 404, "there are: starter"), ({"messages": [{"role": "user"}]}, 400, "list of blocks"),
-        ({"messages": [{"role": "system", "content": "x"}]}, 400, "allowed are user"), ({"thinking": {"type": "enabled"}}, 400, "chat_template_kwargs"),
+        ({"messages": [{"role": "system", "content": "x"}]}, 400, "allowed are user"), ({"thinking": {"type": "on"}}, 400, "allowed are enabled"), ({"output_config": {"effort": "low"}}, 400, "known: format"),
+        ({"output_config": {"format": {"type": "json"}}}, 400, "json_schema and schema"), ({"speed": "fast"}, 400, "one speed"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, 400, "text only"), ({"tools": [{"name": "f"}]}, 400, "input_schema"),
     ):  # fmt: skip
         response = client.post("/v1/messages", json={"max_tokens": 5, "messages": USER, **more})

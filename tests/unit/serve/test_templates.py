@@ -69,6 +69,14 @@ def test_thoughts_of_earlier_turns_reach_the_template(client, monkeypatch):
     assert len(seen) == 2
 
 
+def test_thinking_of_a_message_is_what_the_template_calls_enable_thinking(client):
+    sizes = [
+        client.post("/v1/messages/count_tokens", json={"messages": MESSAGES[:1], **more}).json()["input_tokens"]
+        for more in ({}, {"thinking": {"type": "disabled"}}, {"thinking": {"type": "enabled", "budget_tokens": 9}})
+    ]
+    assert sizes[0] == sizes[1] < sizes[2]
+
+
 def test_tool_choice_none_leaves_tools_out(client):
     body = {"messages": MESSAGES, "tools": TOOLS, "max_tokens": 2}
     sizes = {

@@ -30,7 +30,7 @@ def understand(body: Any, service: Service) -> Asked:
     """
     values = read(body, MESSAGES)
     need(values, "messages", "max_tokens")
-    return understand_chat(_chat(values), service)
+    return understand_chat(_chat(values, service), service)
 
 
 def count(body: Any, service: Service) -> dict[str, Any]:
@@ -42,13 +42,14 @@ def count(body: Any, service: Service) -> dict[str, Any]:
     values = read(body, COUNT_TOKENS)
     need(values, "messages")
     service.model.adapter(values.get("model"))
-    return {"input_tokens": len(service.model.conversation(_chat(values)))}
+    return {"input_tokens": len(service.model.conversation(_chat(values, service)))}
 
 
-def _chat(values: Mapping[str, Any]) -> dict[str, Any]:
+def _chat(values: Mapping[str, Any], service: Service) -> dict[str, Any]:
     """The body of a chat completion that asks for the same."""
     messages = [message for index, given in enumerate(values["messages"]) for message in _messages(given, index)]
     system = _texts(values.get("system", ""), "system")
+    thinks = _thinks(values.get("thinking", {}))
     chat: dict[str, Any] = {name: values[name] for name in SAME if name in values}
     chat["messages"] = [{"role": "system", "content": system}] * bool(system) + messages
     if "max_tokens" in values:
@@ -61,7 +62,36 @@ def _chat(values: Mapping[str, Any]) -> dict[str, Any]:
         chat["tools"] = [_tool(row, index) for index, row in enumerate(values["tools"])]
     if "tool_choice" in values:
         chat.update(_choice(values["tool_choice"]))
+    if "thinking" in values and service.model.reads("enable_thinking"):
+        chat["chat_template_kwargs"] = {"enable_thinking": thinks, **values.get("chat_template_kwargs", {})}
+    if form := _form(values.get("output_config", {})):
+        chat["response_format"] = form
     return chat
+
+
+def _thinks(thinking: Mapping[str, Any]) -> bool:
+    """Whether thoughts are wanted.
+
+    Raises:
+        Problem: It is unclear.
+    """
+    kind = thinking.get("type", "adaptive")
+    if kind not in ("enabled", "adaptive", "disabled"):
+        raise Problem(f"thinking: type is {shown(kind)}; allowed are enabled, adaptive, disabled", param="thinking")
+    return bool(kind != "disabled")
+
+
+def _form(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The form of answers that a configuration of the output asks for, as chat completions have it."""
+    for name, value in config.items():
+        if name != "format" and value is not None:
+            raise Problem(f"output_config: {shown(name)} is not supported; known: format", param="output_config")
+    form = config.get("format")
+    if form is None:
+        return None
+    if not isinstance(form, dict) or form.get("type") != "json_schema" or "schema" not in form:
+        raise Problem("output_config.format must be an object with type json_schema and schema", param="output_config")
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": form["schema"]}}
 
 
 def _messages(message: Any, index: int) -> list[dict[str, Any]]:

@@ -195,8 +195,15 @@ MESSAGES = [
     Field("tool_choice", "object", "types `auto`, `any`, `tool` and `none`; `disable_parallel_tool_use`"),
     Field("metadata", "any", NO_STORE, IGNORED),
     Field("service_tier", "any", "there is one tier", IGNORED),
-    Field("thinking", "object", "use `chat_template_kwargs`, if the template has a name for it; thoughts come as blocks in any case",
-          REFUSED, harmless=({"type": "disabled"},)),
+    Field("thinking", "object", "types `enabled`, `adaptive` and `disabled` are the template's `enable_thinking`, if it reads that; "
+          "no other limit of thoughts than `max_tokens`"),
+    Field("output_config", "object", "its `format`: `json_schema` with `schema`"),
+    Field("cache_control", "any", "equal beginnings of prompts share the cache without it", IGNORED),
+    Field("inference_geo", "any", "the model is where the server is", IGNORED),
+    Field("user_profile_id", "any", "users are not told apart", IGNORED),
+    Field("workspace_id", "any", "there is one model", IGNORED),
+    Field("speed", "text", "there is one speed", REFUSED, harmless=("standard",)),
+    Field("diagnostics", "any", "what the cache lacks is not explained; `usage` says what it had", REFUSED),
     Field("container", "any", "the server has no tools of its own", REFUSED),
     Field("mcp_servers", "any", "the server asks no other", REFUSED, harmless=([],)),
     Field("timeout", "number", "seconds for the request, waiting included", low=0.001),
@@ -205,7 +212,22 @@ MESSAGES = [
 """Anthropic's fields."""
 
 COUNT_TOKENS = [
-    row for row in MESSAGES if row.name in ("model", "messages", "system", "tools", "tool_choice", "thinking")
+    row
+    for row in MESSAGES
+    if row.name
+    in (
+        "model",
+        "messages",
+        "system",
+        "tools",
+        "tool_choice",
+        "thinking",
+        "output_config",
+        "cache_control",
+        "speed",
+        "user_profile_id",
+        "workspace_id",
+    )
 ]
 
 RESPONSES = [
@@ -232,10 +254,16 @@ RESPONSES = [
     Field("truncation", "text", "prompts are never cut", REFUSED, harmless=("disabled",)),
     Field("reasoning", "object", "use `chat_template_kwargs`, if the template has a name for it", REFUSED,
           harmless=({"effort": None, "summary": None}, {})),
+    Field("background_options", "any", NO_STORE, REFUSED),
+    Field("context_management", "any", "prompts are never cut", REFUSED, harmless=([],)),
+    Field("image", "any", TEXT_ONLY, REFUSED),
+    Field("moderation", "any", "answers are not moderated", REFUSED),
+    Field("access_programs", "any", "the server asks no other", REFUSED),
     Field("max_tool_calls", "any", "the server has no tools of its own", IGNORED),
     Field("top_logprobs", "integer", "ask chat completions for log-probabilities", REFUSED, harmless=(0,)),
     Field("prompt_cache_key", "any", "equal beginnings of prompts share the cache without it", IGNORED),
     Field("prompt_cache_retention", "any", "the cache keeps what it has room for", IGNORED),
+    Field("prompt_cache_options", "any", "the cache keeps what it has room for", IGNORED),
     Field("safety_identifier", "any", "users are not told apart", IGNORED),
     Field("service_tier", "any", "there is one tier", IGNORED),
     Field("seed", "integer", "the same answer again", low=-(2**63), high=2**63 - 1),
