@@ -20,6 +20,7 @@ from llmctl.config import file, schema
 from llmctl.config.quantize import FORMATS, METHODS, QuantizeConfig
 from llmctl.plugins import Families
 from llmctl.report.wording import clock, size
+from llmctl.runtime import process
 
 KEYS = {
     "method": "quantize.method", "group": "quantize.group", "qkv": "quantize.qkv", "calibration": "calibration.file",
@@ -93,6 +94,7 @@ def command(
         return
     config.model.path = str(ctx.obj.folder_or(model))
     say = messages(ctx)
+    process.limit_numpy()
     from llmctl.infer.quantize import job as quantizing
 
     job = quantizing.check(config, ctx.obj.family)

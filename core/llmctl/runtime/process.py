@@ -75,6 +75,11 @@ def configure(threads: int | None = None, deterministic: bool = False) -> None:
     _configured.extend(settings)
 
 
+def limit_numpy() -> None:
+    """Gives numpy's products the threads of ``configure``, where no variable of OpenBLAS does; before numpy is imported."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", _threads(os.environ, None).value)
+
+
 def release_memory() -> None:
     """Returns freed memory to the OS (``malloc_trim``); with trimming off (``MALLOPT``) it would stay resident."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

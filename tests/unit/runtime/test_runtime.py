@@ -28,6 +28,15 @@ def test_cores_are_those_this_process_may_use():
     assert subprocess.check_output([sys.executable, "-c", one], text=True).strip() == "1"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_numpys_products_use_the_threads_of_the_process():
+    count = "import os, numpy as np; np.ones((9, 9)) @ np.ones((9, 9)); print(len(os.listdir('/proc/self/task')))"
+    code = f"from llmctl.runtime import process; process.limit_numpy(); {count}"
+    environ = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    found = subprocess.check_output([sys.executable, "-c", code], text=True, env={**environ, "LLMCTL_THREADS": "1"})
+    assert found.strip() == "1"
+
+
 @pytest.mark.parametrize(("vendor", "flags", "value"), [
     ("AuthenticAMD", "sse avx2", "5"), ("AuthenticAMD", "sse", "off"), ("GenuineIntel", "avx2", "off"), ("", "", "off"),
 ])  # fmt: skip
