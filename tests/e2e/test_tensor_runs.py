@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kit.corpora import write
+from kit.model_cli import llmctl
 from safetensors.numpy import load_file
 
 from llmctl import plugins
@@ -40,6 +41,9 @@ RUNS = {
     "experts": ("finetune", {"name": "full"}, {"grad_accumulation": 4, "ema_decay": 0.5, "stats_every": 1}),
     "adapters of experts": ("finetune", {"name": "lora", "rank": 2}, {"grad_accumulation": 4}),
 }
+OVER_CODES = {"codes": ("finetune", {"name": "lora", "rank": 2, "dora": True}, {})}
+FOLDERS = {"experts": "mixture", "adapters of experts": "mixture", "codes": "gptq"}
+"""Run -> the folder of its model, where that is not ``model``."""
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,13 @@ def made(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def codes(made):
+    """The model as GPTQ; two ranks cut inputs within groups."""
+    words = ("--method", "weight-only-int4", "--group", "128", "--format", "gptq")
+    llmctl("quantize", made / "model", *words, "--output", made / "gptq")
+
+
 class Until(Callback):
     """Stops a run after a step, as a signal does."""
 
@@ -75,10 +86,10 @@ class Until(Callback):
 
 
 def train(ranks, made, output, run, parallel, until=0, resume=False):
-    command, method, extra = RUNS[run]
+    command, method, extra = (RUNS | OVER_CODES)[run]
     data = {"train": str(made / f"{'dpo' if command == 'dpo' else 'sft'}.jsonl"), "max_length": 96}
     sections = {
-        "model": {"path": str(made / ("mixture" if "experts" in run else "model")), "dtype": "float64"},
+        "model": {"path": str(made / FOLDERS.get(run, "model")), "dtype": "float64"},
         "data": {**data, "dev": data["train"], "packing": "best-fit"},
         "method": method,
         "train": {**TRAIN, "eval_max_new_tokens": 12, **extra},
@@ -149,6 +160,15 @@ def test_what_two_ranks_write_is_what_one_process_writes(made, alone, tmp_path, 
     parallel = {"tensor": 2, "sequence": run != "pissa"}
     run_ranks(2, train, made, tmp_path / "two", run, parallel, topology=Topology(tensor=2))
     assert_same_run(alone(run), tmp_path / "two")
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("topology", [Topology(tensor=2), Topology(sharding=2), Topology(pipeline=2)], ids=str)
+def test_what_ranks_write_over_codes_is_what_one_process_writes(made, codes, alone, tmp_path, topology):
+    parallel = {"tensor": topology.tensor, "pipeline": topology.pipeline, "sharding": topology.sharding}
+    parallel["sharding_stage"] = 3 if topology.sharding > 1 else 1
+    run_ranks(2, train, made, tmp_path / "two", "codes", parallel, topology=topology)
+    assert_same_run(alone("codes"), tmp_path / "two")
 
 
 @pytest.mark.parallel
