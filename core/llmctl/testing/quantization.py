@@ -40,7 +40,8 @@ class QuantizationConformance:
         graph, rng, layers = fused.packed.graph, np.random.default_rng(3), []
 
         def as_floats(stage: str, expert: int, linear: Any, pairs: Any) -> Linear:
-            return Linear(pack(linear.weight, "float32"), linear.bias)
+            factors = 1 if linear.factors is None else linear.factors[:, None]
+            return Linear(pack(linear.weight * factors, "float32"), linear.bias)
 
         streams = self._streams(dims, fused)
         for index, layer in enumerate(fused.packed.layers):
@@ -115,17 +116,18 @@ class QuantizationConformance:
 
 
 def folds_of(graph: Any, layer: Any, rng: Any, offsets: bool) -> Any:
-    """A layer with random scales, and offsets, in every stage that takes them."""
+    """A layer with random scales, as factors where nothing before a stage takes them, and with offsets in every stage that takes them."""
     from llmctl.infer.quantize import folds
     from llmctl.infer.quantize.block import block_of
 
     block = block_of(layer)
     for stage in folds.STAGES:
-        if folds.no_scale(graph, stage):
-            continue
         for expert in range(len(block.down) if stage == "down" else 1):
             pool = folds.pooled(graph, stage)
             scale = rng.uniform(0.5, 2, pool.max() + 1).astype(np.float32)[pool]
+            if folds.no_scale(graph, stage):
+                block = folds.apply_as_factors(block, stage, folds.Fold(scale), expert)
+                continue
             offset = None
             if offsets and not folds.no_offset(graph, stage):
                 offset = rng.normal(size=pool.max() + 1, scale=0.5).astype(np.float32)[pool]

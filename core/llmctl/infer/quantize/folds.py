@@ -137,7 +137,7 @@ def _outputs(linear: Matrix, part: slice, fold: Fold) -> Matrix:
     if bias is not None or fold.offset_I is not None:
         bias = np.zeros(weight.shape[1], np.float32) if bias is None else bias.copy()
         bias[part] = (bias[part] - (0 if fold.offset_I is None else fold.offset_I)) / fold.scale_I
-    return Matrix(weight, bias)
+    return Matrix(weight, bias, linear.factors)
 
 
 def _norm(weights: Norm, fold: Fold) -> Norm:
