@@ -1,11 +1,13 @@
 """Calls of functions and thoughts: found in any division of an answer's text, bound by grammar on any model."""
 
 import json
+import shutil
 
 import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.paths import STARTER
 from kit.served import chat, chunks, refused, served
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -194,6 +196,24 @@ def test_the_forms_of_cards_bind_too(client, monkeypatch, form):
     monkeypatch.setattr(type(client.service.model), "form", form)
     made = ask(client, tool_choice="required", parallel_tool_calls=False, seed=1)
     assert len(made.message.tool_calls) == 1 and made.message.content is None
+
+
+def test_marks_that_are_special_tokens_are_written_and_read(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(STARTER / "model", folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace("<|user|>", "<tool_call>").replace("<|assistant|>", "</tool_call>"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    template = "{% if tools %}{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    with served(folder=folder) as client:
+        object.__setattr__(client.service.model, "calls", CALL_FORMS["tagged"])
+        assert set(client.service.model.marks.values()) == {"<tool_call>", "</tool_call>"}
+        made = ask(client, tools=[CLOCK], tool_choice="required", max_tokens=400, seed=1)
+        assert made.message.tool_calls and made.message.content is None
+        made = ask(client, tools=[CLOCK], tool_choice="required", parallel_tool_calls=False, seed=2)
+        assert [json.loads(call.function.arguments) for call in made.message.tool_calls] == [{}]
 
 
 def test_results_go_on_in_the_conversation(client):
