@@ -449,7 +449,11 @@ def test_an_engine_that_fails_answers_503(monkeypatch):
         assert client.service.admission.held == 0
 
 
-def test_an_engine_that_dies_under_many_streams_leaves_nobody_waiting(monkeypatch):
+@pytest.mark.parametrize("fault", [ZeroDivisionError, SystemExit])
+def test_an_engine_that_dies_under_many_streams_leaves_nobody_waiting(monkeypatch, fault):
+    def die(chunks):
+        raise fault
+
     with served() as client:
         engine = client.service.bridge._backend.engine
         with ThreadPoolExecutor(32) as pool:
@@ -457,7 +461,7 @@ def test_an_engine_that_dies_under_many_streams_leaves_nobody_waiting(monkeypatc
             streams = [pool.submit(chat, client, f"Deny this: Tom has {n} kites.", **asked) for n in range(32)]
             while not engine.statistics().running:
                 pass
-            monkeypatch.setattr(engine, "_run", lambda chunks: 1 / 0)
+            monkeypatch.setattr(engine, "_run", die)
             responses = [stream.result(60) for stream in streams]
         for response in responses:
             assert response.status_code in (500, 503) or '"error"' in response.text.split("\n\n")[-3]

@@ -82,6 +82,23 @@ def test_parts_are_found_however_the_text_is_divided(text, form, expected, data)
     assert read(pieces, form) == read([*text], form) == expected
 
 
+SHREDS = [
+    *"{}[]\",\\ \na<", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<think>", "</think>", '{"name": "clock"', ', "arguments": {',
+    ', "parameters": {', '{"name": "other", "arguments": {}}',
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    form=st.sampled_from([PLAIN, LISTED, OBJECT]), shreds=st.lists(st.sampled_from(SHREDS), max_size=14), data=st.data()
+)
+def test_whatever_is_written_its_division_does_not_matter(form, shreds, data):
+    text = "".join(shreds)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
+    pieces = [text[low:high] for low, high in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert read(pieces, form) == read([text], form) == read([*text], form)
+
+
 @pytest.mark.parametrize("form, text", [
     (PLAIN, f"Yes. {CALL}"), (LISTED, f'[TOOL_CALLS] [{{"name": "weather", "arguments": {ROME}}}]'),
     (OBJECT, f'{{"name": "weather", "parameters": {ROME}}}'),

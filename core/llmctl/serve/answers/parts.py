@@ -128,11 +128,17 @@ class PartsReader:
         return self._until("thoughts", [(self._marks[1], self._text)])
 
     def _text(self) -> bool:
-        if self._form and not self._begin and self._fresh and self._held.lstrip().startswith("{"):
+        start = self._held.lstrip() if self._fresh else ""
+        if self._marks and self._fresh:  # thoughts come first
+            if start.startswith(self._marks[0]):
+                self._held, self._state = start[len(self._marks[0]) :], self._thoughts
+                return True
+            if self._marks[0].startswith(start):
+                return False
+        if self._form and not self._begin and start.startswith("{"):
             self._state = self._call
             return True
-        marks = [(self._begin, self._call)] if self._begin else []
-        return self._until("text", marks + [(mark, self._thoughts) for mark in self._marks[:1] if self._fresh])
+        return self._until("text", [(self._begin, self._call)] if self._begin else [])
 
     def _call(self) -> bool:
         """Between the mark of a call and the arguments of a function that there is."""
