@@ -23,6 +23,7 @@ from llmctl.serve.apis.capabilities import capabilities
 from llmctl.serve.apis.fields import DETOKENIZE, LOAD_ADAPTER, TOKENIZE, UNLOAD_ADAPTER, need, read
 from llmctl.serve.apis.replies import (
     PADDLENLP_PATH,
+    Gone,
     events,
     json_reply,
     ndjson,
@@ -88,6 +89,8 @@ def make_app(
         return problem_reply(problem, request.url.path)
 
     async def on_fault(request: Request, error: Exception) -> Response:
+        if isinstance(error, Gone):
+            raise error  # nobody reads an answer, and the server is not at fault
         return problem_reply(Problem("an error in the server; see its log", 500), request.url.path)
 
     @asynccontextmanager
