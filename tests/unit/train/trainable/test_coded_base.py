@@ -20,7 +20,12 @@ from llmctl.infer.executors.reference import ReferenceExecutor
 from llmctl.infer.loader import Packing, packed_model
 from llmctl.jobs import finetune
 from llmctl.jobs.memory_plan import training_of
+from llmctl.parallel.ranks import ALONE
+from llmctl.parallel.topology import Topology
 from llmctl.testing.fused import executor
+from llmctl.testing.ranks import run_ranks
+from llmctl.train import trainer
+from llmctl.train.console import Console
 
 LORA = {"rank": 4, "targets": ["q_proj", "down_proj"]}
 DATA = STARTER.parent / "data" / "dev.jsonl"
@@ -44,6 +49,7 @@ def job_on(base):
             "data": {"train": str(DATA), "src_length": 64, "max_length": 128},
             "train": {"max_steps": 4, "batch_size": 2, "save_every": 2, "log_every": 1, "learning_rate": 1e-2},
             "output": {"dir": str(output), "samples": 0, "resume": resume},
+            "parallel": {},
         }  # fmt: skip
         for name, values in more.items():
             settings[name] = {**settings[name], **values}
@@ -72,6 +78,22 @@ def open_folder_of(run):
     from safetensors.numpy import load_file
 
     return load_file(run / "model" / "adapter_model.safetensors")
+
+
+def train(ranks, base, output, method, parallel):
+    ranks.wait()
+    job = job_on(base)(output, method, train={"batch_size": 1, "grad_accumulation": 2}, parallel=parallel)
+    trainer.run(job, (), Console(quiet=True), ranks)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("dora", [False, True])
+def test_ranks_with_slices_of_codes_train_as_one_process(bases, tmp_path, dora):
+    method = {**LORA, "dora": dora}
+    train(ALONE, bases / "gptq", tmp_path / "one", method, {})
+    sharing = {"sharding": 2, "sharding_stage": 3}
+    run_ranks(2, train, bases / "gptq", tmp_path / "two", method, sharing, topology=Topology(sharding=2))
+    np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "two"), rtol=1e-5)
 
 
 def test_a_run_that_was_cut_off_continues_bit_for_bit(bases, runs, tmp_path):
