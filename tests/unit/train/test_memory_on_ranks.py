@@ -27,6 +27,13 @@ from llmctl.train.trainable import base
 
 RANKS, LAYERS, WIDTH = 4, 8, 4
 FULL = {"name": "full"}
+SHARING = {"sharding": RANKS, "sharding_stage": 3}
+RUNS = {
+    "new": ("finetune", FULL),
+    "folder": ("finetune", FULL),
+    "two models": ("dpo", FULL),
+    "quantized": ("finetune", {"name": "lora", "rank": 2, "base": "nf4"}),
+}
 STATISTIC = "Allocated", 0
 
 
@@ -50,7 +57,7 @@ def made(tmp_path_factory):
     return folder, inside, outside, sum(tensor.size * WIDTH for tensor in tensors if tensor.layer == 0)
 
 
-def job_of(folder, output, command, method):
+def job_of(folder, output, command, method, parallel=SHARING):
     data = str(folder / f"{'dpo' if command == 'dpo' else 'sft'}.jsonl")
     settings = {
         "model": {"path": str(folder / "model"), "dtype": "float32"},
@@ -58,7 +65,7 @@ def job_of(folder, output, command, method):
         "method": method,
         "train": {"max_steps": 2, "batch_size": 1, "grad_accumulation": RANKS, "eval_every": 1, "eval_batch_size": 8, "learning_rate": 1.0},
         "output": {"dir": str(output), "samples": 0},
-        "parallel": {"sharding": RANKS, "sharding_stage": 3},
+        "parallel": parallel,
     }  # fmt: skip
     command = registry.COMMANDS[command]
     return registry.resolve(command.check)(schema.build(registry.resolve(command.config), settings), "auto", None)
@@ -83,16 +90,12 @@ class Watch:
         return core.host_memory_stat_peak_value(*STATISTIC) - self._tensors, arrays
 
 
-def _load(ranks, folder):
+def _load(ranks, folder, kinds=tuple(RUNS), parallel=SHARING):
     """Bytes at the end, and at most, of models that are loaded or drawn."""
     found = {}
-    for kind, command, method in (
-        ("new", "finetune", FULL),
-        ("folder", "finetune", FULL),
-        ("two models", "dpo", FULL),
-        ("quantized", "finetune", {"name": "lora", "rank": 2, "base": "nf4"}),
-    ):
-        job = job_of(folder, folder / "out", command, method)
+    for kind in kinds:
+        command, method = RUNS[kind]
+        job = job_of(folder, folder / "out", command, method, parallel)
         place, watch = Place.of(job, ranks), Watch()
         if kind == "new":
             held = place.layer(replace(job.model, weights=None), "float32", 3)
@@ -114,6 +117,16 @@ def test_models_are_loaded_and_drawn_tensor_by_tensor(made):
             assert tensors <= part * (1 + (kind == "two models")) + 2 * block
             # These are of one tensor, besides objects of Python.
             assert arrays < inside / 2
+
+
+def test_ranks_with_parts_of_layers_load_and_draw_only_these(made):
+    folder, inside, outside, block = made
+    topology, kinds = Topology(tensor=2, pipeline=2), ("new", "folder", "two models")
+    parallel = {"tensor": 2, "pipeline": 2}
+    for found in run_ranks(RANKS, _load, folder, kinds, parallel, topology=topology):
+        assert found["new"][0] == found["folder"][0] < 0.3 * inside
+        assert found["two models"][0] == 2 * found["folder"][0]
+        assert all(tensors <= left + 2 * block and arrays < inside / 2 for left, tensors, arrays in found.values())
 
 
 def _train(ranks, folder, output):
