@@ -63,6 +63,6 @@ def notes(model: CheckedModel, method: MethodConfig) -> tuple[str, ...]:
     if method.name != "lora":
         return (use,)
     return (
-        f"{use}. An adapter is not merged into the codes: llmctl merge makes a float model, "
-        f"{shown(2 * model.plugin.card.count(model.dims))} with --dtype bfloat16, which llmctl quantize rounds anew",
+        f"{use}. llmctl merge makes floats of codes and adapter, {shown(2 * model.plugin.card.count(model.dims))} with --dtype "
+        "bfloat16; they are not rounded to codes again, unless by llmctl quantize, whose errors are not those that were trained with",
     )

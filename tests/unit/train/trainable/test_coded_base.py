@@ -175,7 +175,7 @@ def test_a_program_keeps_the_codes_and_computes_the_adapter_beside_them(bases, r
 def test_the_way_to_merge_and_the_bytes_of_codes_are_told_before_training(bases, tmp_path):
     job = job_on(bases / "gptq")(tmp_path / "out", LORA)
     assert training_of(job).base_bits == 4.5
-    assert any("codes of 4 bits in groups of 32, used as they are" in note and "llmctl merge makes a float model, 1.8 MB" in note
+    assert any("codes of 4 bits in groups of 32, used as they are" in note and "llmctl merge makes floats of codes and adapter, 1.8 MB" in note
                for note in job.notes)  # fmt: skip
     quantized = job_on(STARTER)(tmp_path / "out", {**LORA, "base": "nf4"})
     assert any("llmctl merge adds the adapter to the dequantized weights" in note for note in quantized.notes)
