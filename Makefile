@@ -6,13 +6,13 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PACKAGES := core ops/llmctl_ops $(wildcard plugins/*/llmctl_*)
 
-.PHONY: help demo test parallel slow harness clients browser lint format docs site evidence sanitize wheels constraints clean
+.PHONY: help demo test parallel slow extras clients browser lint format docs site evidence sanitize wheels constraints clean
 help:
 	@echo "make demo         fine-tune the bundled starter model into $(DEMO)"
 	@echo "make test         lint, then all tests, in WORKERS=2 processes"
 	@echo "make parallel     tests of distributed training that test leaves out, a few minutes"
 	@echo "make slow         tests that train for a minute or more, left out by test too"
-	@echo "make harness      tests beside lm-evaluation-harness, in an environment of its own"
+	@echo "make extras       tests beside lm-evaluation-harness and PaddleSlim, in an environment of its own"
 	@echo "make clients      clients of OpenAI's and Anthropic's APIs against the server, in environments of their own; ONLY=names"
 	@echo "make browser      tests of the server's pages in Chromium, which must be installed"
 	@echo "make lint         checks only, changes nothing"
@@ -43,9 +43,9 @@ parallel: environment-dev
 slow: environment-dev
 	$(BIN)/python -m pytest -m slow --numprocesses $(WORKERS)
 
-harness:
-	@$(PYTHON) tools/environment.py $(VENV)-eval cpu dev eval
-	$(VENV)-eval/bin/python -m pytest -m harness
+extras:
+	@$(PYTHON) tools/environment.py $(VENV)-extras cpu dev eval slim
+	$(VENV)-extras/bin/python -m pytest -m "harness or slim"
 
 clients: environment-dev
 	$(BIN)/python -m pytest -m clients -k "$(ONLY)" tests/e2e/test_clients.py

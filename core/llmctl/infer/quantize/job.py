@@ -17,7 +17,7 @@ from llmctl.infer.model_source import ModelSource, open_model
 from llmctl.infer.options import EngineOptions
 from llmctl.infer.quantize.calibration import Calibration, read_calibration
 from llmctl.infer.quantize.costs import Costs, estimate
-from llmctl.infer.quantize.settings import Settings, settings_of
+from llmctl.infer.quantize.settings import PADDLESLIM, Settings, settings_of
 from llmctl.io.progress import Progress
 
 if TYPE_CHECKING:
@@ -92,6 +92,10 @@ def check(config: QuantizeConfig, family: str = "auto") -> QuantizeJob:
     from llmctl.infer.packed.pack import graph_of
 
     settings = settings_of(config)
+    if settings.backend == PADDLESLIM:
+        from llmctl.quant.methods import paddleslim
+
+        paddleslim.check()
     folder = locate(config.model.path)
     _check_model(folder)
     source = open_model(folder, config.model.family if family == "auto" else family, EngineOptions())

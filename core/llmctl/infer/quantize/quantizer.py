@@ -15,7 +15,7 @@ from llmctl.infer.quantize import folds
 from llmctl.infer.quantize.block import Block, Matrix
 from llmctl.infer.quantize.folds import Fold
 from llmctl.infer.quantize.scales import Found, refolded, search_layer
-from llmctl.infer.quantize.settings import Settings
+from llmctl.infer.quantize.settings import PADDLESLIM, Settings
 from llmctl.infer.quantize.streams import CALIBRATE, HOLD, Pairs, Streams
 from llmctl.quant.methods.choose import Chosen, Inputs, Recipe, choose
 from llmctl.quant.methods.statistics import HeldRows, InputStatistics
@@ -112,7 +112,7 @@ def recipe_of(settings: Settings, stage: str) -> Recipe:
     observed = settings.observes
     return Recipe(
         bits, settings.group, form, search=observed and settings.method != "ptq-a8w8", gptq=settings.method == "gptq",
-        correction=settings.correction, damping=settings.damping or None,
+        correction=settings.correction, damping=settings.damping or None, by_paddleslim=settings.backend == PADDLESLIM,
     )  # fmt: skip
 
 

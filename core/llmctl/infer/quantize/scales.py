@@ -16,9 +16,9 @@ from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.infer.quantize import folds
 from llmctl.infer.quantize.block import Block
 from llmctl.infer.quantize.folds import STAGES, Fold
-from llmctl.infer.quantize.settings import Settings
+from llmctl.infer.quantize.settings import PADDLESLIM, Settings
 from llmctl.infer.quantize.streams import CALIBRATE, HOLD, Streams
-from llmctl.quant.methods import scale_search, shift, smooth
+from llmctl.quant.methods import paddleslim, scale_search, shift, smooth
 from llmctl.quant.methods.grids import fit
 from llmctl.quant.methods.statistics import HeldRows, InputStatistics
 
@@ -120,6 +120,8 @@ def _search(graph: DecoderSpec, block: Block, key: Key, seen: Seen, settings: Se
     search = _smooth if settings.method == "ptq-a8w8" else _awq
     allowed = settings.offsets and not reason and not folds.no_offset(graph, stage)
     pool_I = folds.pooled(graph, stage)
+    if search is _smooth and settings.backend == PADDLESLIM and len(folds.first_of(pool_I)) < len(pool_I):
+        return Found(None, reason="PaddleSlim has no scale that several query heads share")
     found = search(_Stage(seen, weight_IO, pool_I), settings, allowed)
     return replace(
         found, as_factors=bool(reason), spread=(_spread(seen.statistics, None), _spread(seen.statistics, found.fold))
@@ -195,9 +197,13 @@ def _smooth(stage: _Stage, settings: Settings, offsets: bool) -> Found:
     """One value of alpha for all inputs with each of the offsets; then, with the best of these, one for each piece of the inputs."""
     rows, held = _Smoothing(stage, stage.rows_TI), _Smoothing(stage, stage.held_TI)
     before = held.loss(np.ones(stage.count), None)
-    found = [rows.search(1, ALPHAS, *offset) for offset in _offsets(stage, offsets)]
+    if settings.backend == PADDLESLIM:
+        middle = [(", shifted by the middle", paddleslim.shift_offset(stage.rows_TI))] if offsets else []
+        found = [rows.by_paddleslim(settings.pieces, *offset) for offset in [("", None), *middle]]
+    else:
+        found = [rows.search(1, ALPHAS, *offset) for offset in _offsets(stage, offsets)]
     best = min(found, key=lambda one: one.loss)
-    if settings.pieces > 1:
+    if settings.pieces > 1 and settings.backend != PADDLESLIM:
         pieces = rows.search(min(settings.pieces, stage.count), PIECE_VALUES, best.name, best.offset)
         best = min(best, pieces, key=lambda one: one.loss)
     after = held.loss(best.scale, best.offset)
@@ -206,7 +212,7 @@ def _smooth(stage: _Stage, settings: Settings, offsets: bool) -> Found:
         return Found(None, before=before / total, after=before / total, reason="none is better")
     offset_I = None if best.offset is None else best.offset[stage.pool_I].astype(np.float32)
     fold = Fold(best.scale[stage.pool_I].astype(np.float32), offset_I)
-    return Found(fold, f"alpha {best.chosen}{best.name}", before / total, after / total)
+    return Found(fold, f"{best.chosen}{best.name}", before / total, after / total)
 
 
 @dataclass(frozen=True)
@@ -250,7 +256,13 @@ class _Smoothing:
             tried,
         )
         values = ", ".join(f"{value:g}" for value in chosen)
-        return _Smoothed(self.loss(scale, offset), values, name, scale, offset)
+        return _Smoothed(self.loss(scale, offset), f"alpha {values}", name, scale, offset)
+
+    def by_paddleslim(self, pieces: int, name: str, offset: Array | None) -> _Smoothed:
+        """The scales that PaddleSlim finds for an offset; every input has a scale of its own."""
+        x_TI = self._x_TI if offset is None else self._x_TI - offset.astype(np.float32)
+        scale = paddleslim.piecewise_scale(x_TI, self._stage.weight_IO, np.abs(x_TI).max(0), pieces)
+        return _Smoothed(self.loss(scale, offset), "PieceWiseSearch", name, scale, offset)
 
 
 def _offsets(stage: _Stage, allowed: bool) -> list[tuple[str, Array | None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmctl.config.quantize import QuantizeConfig
+from llmctl.config.quantize import MethodsConfig, QuantizeConfig
 from llmctl.errors import ConfigError
 
 BITS = {"gptq": 4, "awq": 4, "ptq-a8w8": 8, "weight-only-int8": 8, "weight-only-int4": 4}
@@ -13,6 +13,14 @@ GROUPS = {"gptq": 64, "awq": 64, "ptq-a8w8": 0, "weight-only-int8": 128, "weight
 
 NEEDS_DATA = ("gptq", "awq", "ptq-a8w8")
 """Methods that look at inputs; the others round to nearest."""
+
+PADDLESLIM = "paddleslim"
+NOT_BY_PADDLESLIM = {
+    "awq": "its AWQSearch computes in float16, which Paddle does not multiply on a CPU",
+    "weight-only-int8": "rounding to nearest is llmctl's own",
+    "weight-only-int4": "rounding to nearest is llmctl's own",
+}
+"""Method -> why this backend does not have it."""
 
 WITHOUT_EFFECT = {
     "correction": ("gptq",), "damping": ("gptq",), "pieces": ("ptq-a8w8",), "shift": ("ptq-a8w8",),
@@ -37,6 +45,7 @@ class Settings:
         pieces: Pieces of the input channels that are searched one by one, of ``ptq-a8w8``.
         correction: How much of the error of the inputs is made good.
         damping: Of GPTQ; 0 = by the number of tokens.
+        backend: One of ``config.quantize.BACKENDS``.
     """
 
     method: str
@@ -50,6 +59,7 @@ class Settings:
     pieces: int = 3
     correction: float = 0.5
     damping: float = 0.0
+    backend: str = "llmctl"
 
     @property
     def observes(self) -> bool:
@@ -69,6 +79,8 @@ def settings_of(config: QuantizeConfig) -> Settings:
             raise ConfigError(
                 f"quantize.{name} has no effect with quantize.method={part.method}, only with {' and '.join(methods)}; leave it out"
             )
+    if part.backend == PADDLESLIM:
+        _check_paddleslim(part)
     if part.group > 0 and part.group % 32:
         raise ConfigError(f"quantize.group={part.group} must be 0 (a scale for each output) or a multiple of 32")
     bits = BITS[part.method]
@@ -80,5 +92,22 @@ def settings_of(config: QuantizeConfig) -> Settings:
     packed = config.output.format == "packed"
     return Settings(
         part.method, bits, group, form, qkv_bits, part.scales, part.method == "ptq-a8w8" and part.shift and packed, packed,
-        part.pieces, part.correction, part.damping,
+        part.pieces, part.correction, part.damping, part.backend,
     )  # fmt: skip
+
+
+def _check_paddleslim(part: MethodsConfig) -> None:
+    """Checks that PaddleSlim has what is asked.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    if reason := NOT_BY_PADDLESLIM.get(part.method):
+        offered = " and ".join(method for method in BITS if method not in NOT_BY_PADDLESLIM)
+        raise ConfigError(
+            f"quantize.backend={PADDLESLIM} has no {part.method}: {reason}. It has {offered}; leave out the backend, or choose one of these"
+        )
+    if part.asymmetric and part.method == "gptq":
+        raise ConfigError(
+            f"quantize.asymmetric has no effect with quantize.backend={PADDLESLIM}, whose GPTQ is symmetric; leave one out"
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.quant.methods import gptq
+from llmctl.quant.methods import gptq, paddleslim
 from llmctl.quant.methods.grids import Grid, fit
 
 Array = NDArray[Any]
@@ -32,6 +32,7 @@ class Recipe:
         gptq: Whether errors are passed on; otherwise weights are rounded to nearest.
         correction: How much of the error of the inputs is made good, 0 to 1.
         damping: Added to the diagonal of the Gram matrix, as a share of its mean; None = by the number of tokens.
+        by_paddleslim: Whether PaddleSlim's GPTQ chooses the codes.
     """
 
     bits: int
@@ -41,6 +42,7 @@ class Recipe:
     gptq: bool = True
     correction: float = 0.5
     damping: float | None = None
+    by_paddleslim: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,14 @@ def _by_gptq(weight_IO: Array, inputs: Inputs, recipe: Recipe, damping: float, r
     factored = gptq.factor(inputs.gram_II, damping)
     if recipe.correction and inputs.missing_IO is not None:
         weight_IO = gptq.correct(weight_IO, inputs.missing_IO, factored, recipe.correction)
-    importance_I = np.diag(inputs.gram_II) if recipe.search else None
-    grid = fit(weight_IO, recipe.bits, recipe.group, recipe.form, importance_I)
-    codes_IO = gptq.round_weight(weight_IO, grid, factored)
+    if recipe.by_paddleslim:
+        codes_IO, scales_GO = paddleslim.gptq(weight_IO, inputs.gram_II, recipe.bits, recipe.group, factored.damping)
+        scales_GO = scales_GO.astype(np.float16).astype(np.float32)
+        grid = Grid(recipe.bits, recipe.group or len(weight_IO), scales_GO, np.zeros_like(scales_GO))
+    else:
+        importance_I = np.diag(inputs.gram_II) if recipe.search else None
+        grid = fit(weight_IO, recipe.bits, recipe.group, recipe.form, importance_I)
+        codes_IO = gptq.round_weight(weight_IO, grid, factored)
     return Chosen(grid, codes_IO, "gptq", factored.damping, rounded, _error(grid.values(codes_IO), inputs))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -171,6 +172,9 @@ def test_a_weight_that_is_not_finite_is_named(text, tmp_path):
     [
         (["--method", "gptq"], "give a text, examples or a corpus with --calibration FILE"),
         (["--method", "weight-only-int8", "--set", "quantize.correction=1"], "has no effect with quantize.method=weight-only-int8"),
+        (["--backend", "paddleslim", "--method", "awq"], "quantize.backend=paddleslim has no awq: its AWQSearch computes in float16"),
+        (["--backend", "paddleslim", "--method", "weight-only-int8"], "It has gptq and ptq-a8w8; leave out the backend"),
+        (["--backend", "paddleslim", "--set", "quantize.asymmetric=true"], "whose GPTQ is symmetric; leave one out"),
         (["--calibration", "nowhere.txt"], "calibration.file=nowhere.txt does not exist"),
         (["--calibration", "SHORT"], "is too short to calibrate on"),
         (["--calibration", "FULL", "--group", "48"], "must be 0 (a scale for each output) or a multiple of 32"),
@@ -187,6 +191,30 @@ def test_mistakes_are_told_before_any_work(words, message, text, tmp_path):
     _, said = llmctl("quantize", MODEL[0], "--output", tmp_path / "out", *given, code=2)
     assert message in said
     assert not (tmp_path / "out").exists()
+
+
+def test_without_paddleslim_it_is_named(text, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "paddleslim", None)
+    _, said = quantize(text, tmp_path / "out", "--backend", "paddleslim", code=2)
+    assert (
+        "quantize.backend=paddleslim needs paddleslim, which is not installed. Run: pip install 'paddle-llmctl[slim]'"
+        in said
+    )
+
+
+@pytest.mark.slim
+@pytest.mark.parametrize(
+    "words", [["--method", "gptq", "--group", "0"], ["--method", "gptq"], ["--method", "ptq-a8w8"]]
+)
+def test_paddleslim_makes_models_as_near_to_the_float_one(words, text, tmp_path):
+    pytest.importorskip("paddleslim")
+    found = {}
+    for backend in ("llmctl", "paddleslim"):
+        quantize(text, tmp_path / backend, "--backend", backend, "--max-kl", "10", *words)
+        found[backend] = json.loads((tmp_path / backend / "quantization.json").read_text())
+        if "gptq" in words:
+            assert {row["how"] for row in found[backend]["linears"]} <= {"gptq", "rounded (better)"}
+    assert found["paddleslim"]["quality"]["kl"] < 3 * found["llmctl"]["quality"]["kl"]
 
 
 def test_a_check_writes_nothing(text, tmp_path):
