@@ -119,6 +119,8 @@ def llama(threads):
     expand = function(base, "ggml_build_forward_expand", None, pointer, pointer)
     place = function(base, "ggml_backend_alloc_ctx_tensors_from_buft", pointer, pointer, pointer)
     fill = function(base, "ggml_backend_tensor_set", None, pointer, pointer, ctypes.c_size_t, ctypes.c_size_t)
+    release = function(base, "ggml_backend_buffer_free", None, pointer)
+    forget = function(base, "ggml_free", None, pointer)
     quantize = function(
         base, "ggml_quantize_chunk", ctypes.c_size_t, integer, pointer, pointer, number, number, number, pointer
     )
@@ -132,10 +134,15 @@ def llama(threads):
     function(cpu, "ggml_backend_cpu_set_n_threads", None, pointer, integer)(backend, threads)
     random = np.random.default_rng(1)
     weight = random.standard_normal((OUTPUTS, INPUTS), np.float32)
+    buffers, contexts = [], []  # of the case before
 
     def work(name, rows, silent=silent):
         if name == "memory":
             return None
+        while buffers:
+            release(buffers.pop())
+        while contexts:
+            forget(contexts.pop())
         kind = KINDS[name][2]
         code = LLAMA_TYPES[kind]
         data = np.empty(weight.nbytes, np.uint8)
@@ -143,9 +150,10 @@ def llama(threads):
         count = copies(size)
         context, weights = Parameters(1 << 22, None, True), []
         held, rest = init(context), init(context)
+        contexts.extend((held, rest))
         for _ in range(count):
             weights.append(tensor(held, code, INPUTS, OUTPUTS))
-        place(held, repacked if kind in REPACKED else plain)
+        buffers.append(place(held, repacked if kind in REPACKED else plain))
         for one in weights:
             fill(one, data.ctypes.data, 0, size)
         x = tensor(rest, 0, INPUTS, rows)
@@ -153,7 +161,7 @@ def llama(threads):
         graph = new_graph(rest)
         for one in products:
             expand(graph, one)
-        place(rest, plain)
+        buffers.append(place(rest, plain))
         values = random.standard_normal((rows, INPUTS), np.float32)
         fill(x, values.ctypes.data, 0, values.nbytes)
         return (lambda: compute(backend, graph)), count, size
