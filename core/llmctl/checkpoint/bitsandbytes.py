@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from llmctl.checkpoint.formats.tensor_info import CHUNK_BYTES, TensorInfo
 from llmctl.errors import CheckpointError
 from llmctl.quant.formats import bitsandbytes as blocks
 from llmctl.quant.formats.bitsandbytes import NESTED, PARTS, STATES, State
+from llmctl.quant.formats.codes import Codes, consecutive
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,23 @@ class BlockTensor(TensorInfo):
     """
 
     name: str = ""
+    outputs_first: ClassVar[bool] = True
     state: State = field(default_factory=lambda: State((1, 1), "float32", 64))
     parts: Mapping[str, TensorInfo] = field(default_factory=dict)
+
+    def codes(self) -> Codes | None:
+        """The codes, with what they stand for; None = blocks are not within rows."""
+        (outputs, inputs), block = self.shape, self.state.block
+        if inputs % block or inputs % 2:
+            return None
+        arrays = {key: _floats(info) for key, info in self.parts.items()}
+        pairs = arrays["weight"].reshape(outputs, -1)
+        codes_OI = np.stack([pairs >> 4, pairs & 15], axis=-1).reshape(outputs, inputs).astype(np.int16) - np.int16(8)
+        scales_OG = blocks.scales_of(self.state, arrays).reshape(outputs, -1)
+        levels = tuple(map(float, arrays["quant_map"].reshape(-1)))
+        return Codes(
+            4, codes_OI, scales_OG, np.zeros_like(scales_OG), consecutive(inputs, block), levels, self.state.dtype
+        )
 
     def read_into(self, out: NDArray[Any], dtype: str, start: int = 0) -> None:
         """As ``TensorInfo.read_into``."""

@@ -70,7 +70,7 @@ class CheckedModel:
     ) -> Any:
         """A ``paddle.nn.Layer`` with the weights of the folder, or with the initial weights of a new model.
 
-        Linears that the folder holds as GPTQ, AWQ or compressed-tensors codes are ``quant.linear.QuantizedLinear`` over these.
+        Linears that the folder holds as codes of GPTQ, AWQ, compressed-tensors or bitsandbytes are ``quant.linear.QuantizedLinear``.
 
         Args:
             dtype: Data type of the parameters: ``"float32"``, ``"float64"`` or a half type.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.card.weight_map import WeightMapping
+from llmctl.checkpoint.bitsandbytes import BlockTensor
 from llmctl.checkpoint.formats.tensor_info import CodedTensor, TensorInfo
 from llmctl.checkpoint.load import group_by_target
 from llmctl.checkpoint.partial import Cut, Done, nothing
@@ -21,27 +22,43 @@ from llmctl.checkpoint.slices import MappedTensor, take_slice, write_slice
 from llmctl.io.progress import Progress
 from llmctl.quant.formats.codes import Codes
 
+KEPT = (QuantizedTensor, BlockTensor)
+"""Classes of tensors whose codes a model in memory keeps."""
 
-def codes_of(shape: tuple[int, ...], sources: Sequence[MappedTensor], table: bool = False) -> Codes | None:
+
+def codes_of(
+    shape: tuple[int, ...],
+    sources: Sequence[MappedTensor],
+    table: bool = False,
+    kinds: type | tuple[type, ...] = CodedTensor,
+) -> Codes | None:
     """The codes of a tensor of the card; None = it is not stored as codes whose inputs have the same groups everywhere.
 
     Args:
         shape: Its shape, [in, out].
         sources: What it is filled from.
         table: Whether the shape is [out, in].
+        kinds: Classes of the tensors whose codes are taken.
     """
-    coded = [(info, mapping) for info, mapping in sources
-             if isinstance(info, CodedTensor) and mapping.transpose is (info.outputs_first is not table)]  # fmt: skip
-    if not coded or len(coded) < len(sources):
+    parts: list[tuple[Codes, WeightMapping]] = []
+    for info, mapping in sources:
+        found: Any = info
+        if not isinstance(info, kinds) or mapping.transpose is not (found.outputs_first is not table):
+            return None
+        codes = found.codes()
+        if codes is None:
+            return None
+        parts.append((codes, replace(mapping, transpose=True)))
+    if not parts:
         return None
-    parts = [(info.codes(), replace(mapping, transpose=True)) for info, mapping in coded]
     first = parts[0][0]
     inputs, outputs = shape[::-1] if table else shape
     groups = first.scales_OG.shape[1]
     codes_IO = np.empty((inputs, outputs), np.int16)
     scales_GO, zeros_GO = (np.empty((groups, outputs), np.float32) for _ in range(2))
     for codes, mapping in parts:
-        if not np.array_equal(codes.group_I, first.group_I) or codes.scales_OG.shape[1] != groups:
+        alike = (codes.levels, codes.dtype) == (first.levels, first.dtype) and codes.scales_OG.shape[1] == groups
+        if not alike or not np.array_equal(codes.group_I, first.group_I):
             return None
         pairs: tuple[tuple[NDArray[Any], NDArray[Any]], ...] = (
             (codes_IO, codes.codes_OI), (scales_GO, codes.scales_OG), (zeros_GO, codes.zeros_OG),
@@ -49,7 +66,7 @@ def codes_of(shape: tuple[int, ...], sources: Sequence[MappedTensor], table: boo
         for target, values in pairs:
             write_slice(target, take_slice(values, mapping), mapping.dst_slice)
     bits = max(codes.bits for codes, _ in parts)
-    return Codes(bits, codes_IO.T, scales_GO.T, zeros_GO.T, first.group_I)
+    return replace(first, bits=bits, codes_OI=codes_IO.T, scales_OG=scales_GO.T, zeros_OG=zeros_GO.T)
 
 
 def part_of(codes: Codes, name: str, cut: Cut) -> Codes:
@@ -75,7 +92,7 @@ def coded_linears(
     return {
         target: sources
         for target, sources in group_by_target(tensors, mappings).items()
-        if target in linears and all(isinstance(info, QuantizedTensor) for info, _ in sources)
+        if target in linears and all(isinstance(info, KEPT) for info, _ in sources)
     }
 
 
@@ -96,7 +113,7 @@ def hold_codes(model: Any, linears: Mapping[str, Sequence[MappedTensor]], cut: C
     here = {name: path for name in linears if (path := name.rpartition(".")[0]) in layers}
     with Progress("loading the codes", len(here)) as loaded:
         for name, path in here.items():
-            codes = codes_of(tuple(layers[path].weight.shape), linears[name])
+            codes = codes_of(tuple(layers[path].weight.shape), linears[name], kinds=KEPT)
             if codes is not None:
                 layer = QuantizedLinear(layers[path], pack(part_of(codes, name, cut)))
                 replace_layers(model, [path], partial(_replacement, layer))

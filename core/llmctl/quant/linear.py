@@ -25,7 +25,7 @@ class QuantizedLinear(paddle.nn.Layer):
     def __init__(self, linear: paddle.nn.Layer, packed: Packed) -> None:
         super().__init__()
         self.dtype = linear.weight.dtype
-        self.inputs, self.levels, self.steps = packed.inputs, packed.levels, packed.steps
+        self.inputs, self.levels, self.steps, self.rounded = packed.inputs, packed.levels, packed.steps, packed.dtype
         for name in ("codes", "scales", "zeros", "columns"):
             array = getattr(packed, name)
             self.register_buffer(name, None if array is None else paddle.to_tensor(array))
@@ -53,8 +53,8 @@ class QuantizedLinear(paddle.nn.Layer):
             values = values + self.zeros.astype("float32").reshape([-1, 1])
         values = (values * self.scales.astype("float32").reshape([-1, 1])).reshape([outputs, -1])
         if self.columns is not None:
-            return paddle.index_select(values, self.columns, axis=1).astype(self.dtype)
-        return values[:, : self.inputs].astype(self.dtype)
+            return paddle.index_select(values, self.columns, axis=1).astype(self.rounded).astype(self.dtype)
+        return values[:, : self.inputs].astype(self.rounded).astype(self.dtype)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         if paddle.in_dynamic_mode() and paddle.is_grad_enabled():

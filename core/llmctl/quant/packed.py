@@ -30,6 +30,7 @@ class Packed:
         steps: Of 8 bits: codes in one unit of the scale.
         zeros: Added to levels, float16 [out, groups]; None = nothing is.
         columns: Where each input is, int32 [in]; None = in order, from 0 on.
+        dtype: The type that values are rounded to.
     """
 
     codes: NDArray[Any]
@@ -39,6 +40,7 @@ class Packed:
     steps: int = 1
     zeros: NDArray[np.float16] | None = None
     columns: NDArray[np.int32] | None = None
+    dtype: str = "float32"
 
 
 def pack(codes: Codes) -> Packed:
@@ -57,14 +59,15 @@ def pack(codes: Codes) -> Packed:
         codes=rows if codes.bits == 8 else in_bytes((rows + 8).astype(np.uint8)),
         scales=halves if np.array_equal(halves, codes.scales_OG) else codes.scales_OG,
         inputs=inputs,
-        levels=() if codes.bits == 8 else WHOLE_NUMBERS,
+        levels=() if codes.bits == 8 else codes.levels or WHOLE_NUMBERS,
         zeros=codes.zeros_OG.astype(np.float16) if codes.zeros_OG.any() else None,
         columns=None if np.array_equal(columns, np.arange(inputs)) else columns,
+        dtype=codes.dtype,
     )
 
 
 def unpack(packed: Packed) -> NDArray[np.float32]:
-    """The weight [in, out]."""
+    """The weight [in, out], in float32."""
     outputs, groups = packed.scales.shape
     levels = byte_values(packed.levels)[packed.codes] if packed.levels else packed.codes / np.float32(packed.steps)
     grouped = levels.reshape(outputs, groups, -1)

@@ -8,6 +8,7 @@ from kit.model_cli import llmctl
 
 from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
+from llmctl.checkpoint.build import check_model
 from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.formats.dtypes import round_bfloat16, widen
 from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
@@ -17,6 +18,7 @@ from llmctl.infer.loader import Packing, packed_model
 from llmctl.infer.model_source import open_model
 from llmctl.infer.options import EngineOptions
 from llmctl.infer.packed.linear import unpack
+from llmctl.quant.linear import QuantizedLinear
 
 CONFIG = {
     "quant_method": "bitsandbytes",
@@ -70,10 +72,14 @@ def parts_of(rng, outputs, inputs, nested, dtype, kind="nf4", block=64):
     return parts, widen(round_bfloat16(values)) if dtype == "bfloat16" else values.astype(DTYPE[dtype]).astype("f4")
 
 
-def write(folder, nested=True, dtype="bfloat16", kind="nf4", change=lambda parts: None, config=CONFIG):
+SIZES = {"hidden": 40, "heads": 4, "kv_heads": 2, "head_dim": 10, "ffn": 56, "vocab": 64}
+WHOLE_BLOCKS = {**SIZES, "hidden": 64, "head_dim": 16, "ffn": 128}
+
+
+def write(folder, nested=True, dtype="bfloat16", kind="nf4", change=lambda parts: None, config=CONFIG, sizes=SIZES):
     """A model folder, and the values of its quantized weights."""
     plugin = plugins.load("llama")
-    dims = tiny_dims(plugin.card, {"hidden": 40, "heads": 4, "kv_heads": 2, "head_dim": 10, "ffn": 56, "vocab": 64})
+    dims = tiny_dims(plugin.card, sizes)
     rng, values, planned = np.random.default_rng(0), {}, {}
     folder.mkdir()
     content = {**plugin.card.config_from_dims(dims), "quantization_config": {**config, "bnb_4bit_quant_type": kind}}
@@ -105,6 +111,24 @@ def test_weights_have_their_values_in_their_type(tmp_path, nested, dtype, kind):
         opened.tensors[name].read_into(part, "float32", 2)
         np.testing.assert_array_equal(part, wanted[2:5])
     assert len(state) == len(plugin.card.expand(dims))
+
+
+@pytest.mark.parametrize(
+    ("nested", "dtype", "kind", "sizes"),
+    [
+        (True, "bfloat16", "nf4", WHOLE_BLOCKS),
+        (False, "float16", "fp4", WHOLE_BLOCKS),
+        (True, "bfloat16", "nf4", SIZES),
+    ],
+)
+def test_a_model_in_memory_keeps_codes_whose_blocks_are_within_rows(tmp_path, nested, dtype, kind, sizes):
+    plugin, dims, values = write(tmp_path / "m", nested, dtype, kind, sizes=sizes)
+    layers = dict(check_model(tmp_path / "m").layer().named_sublayers())
+    for tensor in plugin.card.expand(dims):
+        if tensor.torch_name in values:
+            layer = layers[tensor.name.removesuffix(".weight")]
+            assert isinstance(layer, QuantizedLinear) is (sizes is WHOLE_BLOCKS)
+            np.testing.assert_array_equal(layer.weight.numpy(), values[tensor.torch_name].T)
 
 
 def test_the_fused_engine_runs_the_values(tmp_path):

@@ -17,7 +17,7 @@ WORD = 32
 
 @dataclass(frozen=True)
 class Codes:
-    """A weight [out, in]: (code + zero) * scale.
+    """A weight [out, in]: (code + zero) * scale, or (level of the code + zero) * scale.
 
     Attributes:
         bits: Codes are -2^(bits-1) to 2^(bits-1) - 1.
@@ -25,6 +25,8 @@ class Codes:
         scales_OG: float32.
         zeros_OG: float32 whole numbers.
         group_I: The group of each input.
+        levels: Of 4 bits: the value that each code stands for, from the least code on; empty = the code itself.
+        dtype: The type that values are rounded to.
     """
 
     bits: int
@@ -32,6 +34,8 @@ class Codes:
     scales_OG: NDArray[np.float32]
     zeros_OG: NDArray[np.float32]
     group_I: NDArray[np.int64]
+    levels: tuple[float, ...] = ()
+    dtype: str = "float32"
 
     @property
     def group_size(self) -> int | None:
@@ -43,7 +47,8 @@ class Codes:
         return size if size and np.array_equal(self.group_I, np.arange(inputs) // size) else None
 
     def values(self) -> NDArray[np.float32]:
-        """The weight [O, I]."""
+        """The weight [O, I] of codes without levels."""
+        assert not self.levels, "values of levels are those of their tensor"
         return (self.codes_OI + self.zeros_OG[:, self.group_I]) * self.scales_OG[:, self.group_I]
 
 

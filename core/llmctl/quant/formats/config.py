@@ -20,8 +20,11 @@ MIXED = "mixed-precision"
 """Format whose config groups have formats of their own."""
 
 
-CODES = ("gptq", "awq", "compressed-tensors")
-"""Methods whose linears are whole numbers with scales, as ``codes.Codes``."""
+CODES = ("gptq", "awq", "compressed-tensors", "bitsandbytes")
+"""Methods whose linears are codes with scales, as ``codes.Codes``."""
+
+BLOCK = 64
+"""Weights of bitsandbytes that share a scale, unless tensors say another number."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Scheme:
     @property
     def stored_bits(self) -> float:
         """Bits of a weight in memory, with its share of scales and zero points."""
+        if self.method == "bitsandbytes":
+            return 4 + 32 / BLOCK
         in_group = max(self.group, 0)
         return (4 if max(self.several, default=self.bits) <= 4 else 8) + (
             16 * (1 if self.symmetric else 2) / in_group if in_group else 0
