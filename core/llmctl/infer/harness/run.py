@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,11 +93,13 @@ def run(scorer: Scorer, tasks: Tasks) -> list[Metric]:
     """
     import lm_eval
 
+    evaluate = lm_eval.simple_evaluate
     try:
-        results = lm_eval.simple_evaluate(
-            model=language_model(scorer), tasks=list(tasks.names), num_fewshot=tasks.few_shot, limit=tasks.limit,
-            task_manager=tasks.manager, apply_chat_template=tasks.chat, log_samples=False, torch_random_seed=None,
-        )  # fmt: skip
+        with _quiet(evaluate):
+            results = evaluate(
+                model=language_model(scorer), tasks=list(tasks.names), num_fewshot=tasks.few_shot, limit=tasks.limit,
+                task_manager=tasks.manager, apply_chat_template=tasks.chat, log_samples=False, torch_random_seed=None,
+            )  # fmt: skip
     except LlmctlError:
         raise
     except Exception as error:  # what tasks, their data and the network raise
@@ -102,6 +107,24 @@ def run(scorer: Scorer, tasks: Tasks) -> list[Metric]:
             f"--tasks {','.join(tasks.names)}: lm-evaluation-harness stopped: {type(error).__name__}: {error}"
         ) from error
     return metrics(results)
+
+
+@contextlib.contextmanager
+def _quiet(evaluate: Any) -> Iterator[None]:
+    """Nothing is said of what was asked (a number of examples other than the task's), nor by git where the folder is no repository.
+
+    Args:
+        evaluate: The harness's function, whose module asks git for the commit of the current folder.
+    """
+    names, logger = sys.modules[evaluate.__module__].__dict__, logging.getLogger("lm_eval")
+    level, ask = logger.level, names.get("get_git_commit_hash")
+    logger.setLevel(logging.ERROR)
+    names["get_git_commit_hash"] = str
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        names["get_git_commit_hash"] = ask
 
 
 def metrics(results: Mapping[str, Any]) -> list[Metric]:
