@@ -81,7 +81,7 @@ class Page:
     def __init__(self, browser, url, size=WIDE, scheme="light"):
         self.context = browser.new_context(viewport=size, color_scheme=scheme, bypass_csp=False)
         self.tab = self.context.new_page()
-        self.tab.set_default_timeout(15_000)
+        self.tab.set_default_timeout(60_000)
         self.foreign, self.faults = [], []
         origin = "/".join(url.split("/")[:3])
         self.tab.on(
@@ -127,6 +127,14 @@ class Page:
     def questions(self):
         """The texts of the user."""
         return [one.inner_text() for one in self.tab.locator("article.user div:last-child, .user .prose").all()]
+
+    def until(self, check):
+        """Waits until something is so."""
+        for _ in range(600):
+            if check():
+                return
+            self.tab.wait_for_timeout(100)
+        raise AssertionError((self.questions(), self.answers()))
 
     def overflow(self):
         """Pixels by which the page is wider than the window."""

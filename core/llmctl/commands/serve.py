@@ -128,6 +128,7 @@ def _serve(config: ServeConfig, family: str, api_key: str | None, say: Messages)
     from llmctl.serve import log, server
     from llmctl.serve.access.allowance import Limits
     from llmctl.serve.access.keys import Keys
+    from llmctl.serve.gradio import PATH as GRADIO_PATH
     from llmctl.serve.gradio.child import Child
 
     part, where = config.model, config.server
@@ -153,6 +154,10 @@ def _serve(config: ServeConfig, family: str, api_key: str | None, say: Messages)
 
         def ready() -> None:
             say.note(f"serving {', '.join(model.names)} at {server.address_of(bound, where)}; Ctrl-C ends it")
+            if child and not where.unix_socket:
+                say.note(
+                    f"the page of Gradio starts at {server.address_of(bound, where).removesuffix('/v1')}{GRADIO_PATH}"
+                )
 
         if child is None:
             return server.run(model, bridge, config, keys, [bound], ready)
