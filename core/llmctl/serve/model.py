@@ -176,11 +176,7 @@ class ServedModel:
         if not 1 <= len(messages) <= MESSAGES:
             raise Problem(f"messages has {len(messages)} entries; allowed are 1 to {MESSAGES}", param="messages")
         tools = tools_of(values)
-        given = values.get("chat_template_kwargs") or {}
-        for name in given:
-            if name in RESERVED or name in self.tokenizer.special.named:
-                raise Problem(f"chat_template_kwargs: {name} is set by the server", param="chat_template_kwargs")
-            self._check_reads(name, "chat_template_kwargs")
+        given = self._variables(values)
         found = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
         more = _continued(values, found)
         template = self.tokenizer.chat_template
@@ -201,6 +197,25 @@ class ServedModel:
                 return written(told(tools, found))
             return _good(lambda: written(told(tools, found, system=False)), "messages")
         return _good(lambda: written(told(tools, found)), "messages")
+
+    def _variables(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What a body says to the chat template.
+
+        Raises:
+            Problem: The template does not read it.
+        """
+        given: dict[str, Any] = dict(values.get("chat_template_kwargs") or {})
+        for name in given:
+            if name in RESERVED or name in self.tokenizer.special.named:
+                raise Problem(f"chat_template_kwargs: {name} is set by the server", param="chat_template_kwargs")
+            self._check_reads(name, "chat_template_kwargs")
+        effort = values.get("reasoning_effort")
+        if effort is None:
+            return given
+        if effort == "none" and not self.reads("reasoning_effort"):
+            return {"enable_thinking": False, **given} if self.reads("enable_thinking") else given
+        self._check_reads("reasoning_effort", "reasoning_effort")
+        return {"reasoning_effort": effort, **given}
 
     def _check_reads(self, name: str, param: str) -> None:
         if not self.reads(name):

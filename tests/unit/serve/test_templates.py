@@ -77,6 +77,25 @@ def test_thinking_of_a_message_is_what_the_template_calls_enable_thinking(client
     assert sizes[0] == sizes[1] < sizes[2]
 
 
+def test_the_effort_of_reasoning_is_for_templates_that_read_it(client, monkeypatch):
+    body = {"messages": MESSAGES[:1], "max_tokens": 1}
+    refusal = client.post("/v1/chat/completions", json={**body, "reasoning_effort": "low"}).json()["error"]
+    assert refusal["param"] == "reasoning_effort" and "does not read" in refusal["message"]
+    seen, model = [], client.service.model
+    template = type(model.tokenizer.chat_template)
+    monkeypatch.setattr(template, "text", lambda self, talk: seen.append(talk.variables) or "x")
+    for names in ((), ("reasoning_effort",)):
+        monkeypatch.setattr(template, "reads", lambda self, name, more=names: name in ("enable_thinking", *more))
+        for effort in ("none", *(["low"] if names else [])):
+            assert client.post("/v1/chat/completions", json={**body, "reasoning_effort": effort}).status_code == 200
+            made = client.post(
+                "/v1/responses", json={"input": "Hi", "max_output_tokens": 1, "reasoning": {"effort": effort}}
+            )
+            assert made.json()["reasoning"] == {"effort": effort, "summary": None}
+    expected = [{"enable_thinking": False}, {"reasoning_effort": "none"}, {"reasoning_effort": "low"}]
+    assert seen == [one for one in expected for _ in range(2)]
+
+
 def test_tool_choice_none_leaves_tools_out(client):
     body = {"messages": MESSAGES, "tools": TOOLS, "max_tokens": 2}
     sizes = {

@@ -52,7 +52,7 @@ class Response:
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None, "model": self.asked.name, **body,
             "metadata": body["metadata"] or {}, "output": [self._item(block, True) for block in self.blocks.rows] if done else [],
             "parallel_tool_calls": self._body.get("parallel_tool_calls", True), "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None}, "store": False, "background": False, "truncation": "disabled",
+            "reasoning": {"effort": None, "summary": None, **(self._body.get("reasoning") or {})}, "store": False, "background": False, "truncation": "disabled",
             "text": self._body.get("text") or {"format": {"type": "text"}}, "tools": self._body.get("tools") or [],
             "tool_choice": self._body.get("tool_choice", "auto"), "usage": self._usage() if done else None,
         }  # fmt: skip
@@ -137,6 +137,8 @@ def understand(body: Any, service: Service) -> Response:
         chat["tools"] = [_tool(row, index) for index, row in enumerate(values["tools"])]
     if "tool_choice" in values:
         chat["tool_choice"] = _choice(values["tool_choice"])
+    if (effort := _effort(values.get("reasoning", {}))) is not None:
+        chat["reasoning_effort"] = effort
     if (form := _form(values.get("text"))) is not None:
         chat["response_format"] = form
     return Response(values, understand_chat(chat, service))
@@ -201,6 +203,14 @@ def _choice(choice: Any) -> Any:
     if isinstance(choice, dict) and choice.get("type") == "function" and "name" in choice:
         return {"type": "function", "function": {"name": choice["name"]}}
     return choice
+
+
+def _effort(reasoning: Mapping[str, Any]) -> Any:
+    """How much the model should think."""
+    for name, value in reasoning.items():
+        if name != "effort" and value is not None:
+            raise Problem(f"reasoning: {shown(name)} is not supported; known: effort", param="reasoning")
+    return reasoning.get("effort")
 
 
 def _form(text: Any) -> Any:
