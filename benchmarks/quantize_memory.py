@@ -1,7 +1,7 @@
 """Peak memory of quantizing a model of a billion random parameters, beside the size of its file.
 
-The file is in bfloat16 and mapped, so its pages count as memory of the process while there is room for them. Memory does not depend on
-the number of layers; ``--layers`` takes fewer, because a layer takes minutes.
+The file is in bfloat16 and mapped, so its pages count as memory of the process while there is room for them. A layer that is done leaves
+its codes in memory; ``--layers`` takes fewer layers than the model has, because one takes minutes.
 
     python benchmarks/quantize_memory.py --text FILE --tokenizer FOLDER --layers 2
 """
