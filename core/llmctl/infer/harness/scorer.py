@@ -131,9 +131,10 @@ class Scorer:
         backend = self._engine([len(one.window.ids) for one in shared.values()]).backend
         with Progress("scoring", len(shared)) as progress:
             for together in _contexts_first(list(shared.values())):
-                for _, made in backend.run(one.request() for one in together):
+                for index, made in backend.run(one.request() for one in together):
                     if made.finish_reason != "scored":
                         raise made.cause or LlmctlError(made.error)
+                    together[index].add([scored.logprob for scored in made.logprobs])
                     progress(1)
         return [one.result(window.ids[-1]) for one, window in zip(scored, windows, strict=True)]
 
@@ -166,13 +167,20 @@ class _Scored:
         return Request(prompt=self.window.ids, score_from=self.window.scored[0], on_logits=self._see)
 
     def _see(self, at: int, logits_V: np.ndarray) -> None:
-        logprobs_V, top = log_softmax(logits_V), int(logits_V.argmax())
-        if at == len(self.window.ids) - 1:
-            self.ends, self.top = {token: float(logprobs_V[token]) for token in self.ends}, top
+        top = int(logits_V.argmax())
+        if at < len(self.window.ids) - 1:
+            self.likeliest = self.likeliest and top == self.window.ids[at]
             return
-        token = self.window.ids[at]
-        self.total += float(logprobs_V[token])
-        self.likeliest = self.likeliest and top == token
+        self.top = top
+        if len(self.ends) > 1:
+            logprobs_V = log_softmax(logits_V)
+            self.ends = {token: float(logprobs_V[token]) for token in self.ends}
+
+    def add(self, logprobs: Sequence[float]) -> None:
+        """Takes the log-probabilities of the scored tokens."""
+        self.total = sum(logprobs[:-1])
+        if len(self.ends) == 1:
+            self.ends = {self.window.ids[-1]: logprobs[-1]}
 
     def result(self, last: int) -> tuple[float, bool]:
         """The sum, and whether all tokens are the likeliest, with this token at the end."""

@@ -69,7 +69,7 @@ def weights_of(folder):
 
 ROUNDED = ["--method", "weight-only-int4", "--group", "32"]
 ASYMMETRIC = ["--set", "quantize.asymmetric=true"]
-A8W8 = ["--method", "ptq-a8w8", "--set", "quantize.shift=false"]
+A8W8 = ["--method", "ptq-a8w8", "--set", "quantize.shift=false", "--set", "quantize.pieces=1"]
 CASES = {
     "gptq": ("gptq", ["--method", "gptq", "--group", "32"]),
     "gptq asymmetric": ("gptq", [*ROUNDED, *ASYMMETRIC]),
