@@ -46,10 +46,11 @@ def blocks(shown: Shown, api: Api) -> gr.Blocks:
     default = shown.defaults.get
     with gr.Blocks(title=f"{shown.names[0]} · llmctl", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(f"<h1>{escape(shown.names[0])}</h1>", padding=False)
+        key = gr.Textbox(label="API key", type="password", visible=shown.keys)
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 talk = gr.Chatbot(
-                    label="Conversation", height="calc(100dvh - 350px)", min_height=240, show_label=False, buttons=["copy"], feedback_options=None, editable="user",
+                    label="Conversation", height="calc(100dvh - 350px)" if not shown.keys else "calc(100dvh - 450px)", min_height=240, show_label=False, buttons=["copy"], feedback_options=None, editable="user",
                     placeholder="Write a message below.", allow_file_downloads=False, elem_id="talk",
                 )  # fmt: skip
                 status = gr.HTML(line(""), padding=False, elem_id="status")
@@ -67,7 +68,6 @@ def blocks(shown: Shown, api: Api) -> gr.Blocks:
                     undo = gr.Button("Undo", min_width=80)
                     clear = gr.Button("Clear", min_width=80)
             with gr.Column(scale=1, min_width=260):
-                key = gr.Textbox(label="API key", type="password", visible=shown.keys)
                 model = gr.Dropdown([*shown.names], value=shown.names[0], label="Model", visible=len(shown.names) > 1)
                 system = gr.Textbox(label="System message", lines=1, max_lines=6)
                 tokens = gr.Slider(

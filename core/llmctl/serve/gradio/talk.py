@@ -81,6 +81,8 @@ def _headers(key: str) -> dict[str, str]:
 
 
 def _reason(answer: httpx.Response) -> str:
+    if answer.status_code == 401:
+        return "The API key is missing or wrong; type it above"
     try:
         return str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
