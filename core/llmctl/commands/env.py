@@ -37,6 +37,8 @@ OPTIONAL = (
     "swanlab",
     "mlflow",
     "paddlenlp",
+    "paddleslim",
+    "lm_eval",
 )
 """Shown where they are installed."""
 FOREIGN = "llmctl"
