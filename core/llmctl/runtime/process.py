@@ -80,6 +80,16 @@ def limit_numpy() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", _threads(os.environ, None).value)
 
 
+def limit_kernels() -> None:
+    """Gives kernels that run without paddle the threads of ``LLMCTL_THREADS``, if it is set; before they are loaded.
+
+    Raises:
+        ConfigError: It has a value that is not allowed.
+    """
+    if os.environ.get("LLMCTL_THREADS"):
+        os.environ["OMP_NUM_THREADS"] = _threads(os.environ, None).value
+
+
 def release_memory() -> None:
     """Returns freed memory to the OS (``malloc_trim``); with trimming off (``MALLOPT``) it would stay resident."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

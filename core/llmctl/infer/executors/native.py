@@ -19,7 +19,7 @@ from llmctl.infer.executors.base import BLOCK, Batch, Float, Int
 from llmctl.infer.executors.rope_cache import RopeCache
 from llmctl.infer.packed.linear import LAYOUT, PackedLinear
 from llmctl.infer.packed.model import Linear, LoraDelta, Norm, PackedAdapter, PackedModel
-from llmctl.runtime import operators
+from llmctl.runtime import operators, process
 
 try:
     from llmctl_ops import decoder, library, linear, sampling, structs
@@ -133,10 +133,11 @@ def missing() -> str:
     """Why there are no compiled kernels; empty = there are some.
 
     Raises:
-        ConfigError: ``LLMCTL_OPS`` has a value that is not allowed.
+        ConfigError: ``LLMCTL_OPS`` or ``LLMCTL_THREADS`` has a value that is not allowed.
     """
     if library is None:
         return "LLMCTL_OPS=reference" if operators.turned_off() else FAILURE
+    process.limit_kernels()
     try:
         found = library.load()
     except ValueError as error:
