@@ -1,6 +1,9 @@
 """Steps in one native call, against the decoder's definition in float64."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -362,3 +365,11 @@ def test_a_number_that_is_none_stays_in_its_sequence(kv, level):
     alone = run(executor, model, texts[:1], [[(0, 0, 4)]])
     np.testing.assert_array_equal(together[0], alone[0])
     assert np.isnan(together[1][1:]).all()
+
+
+@pytest.mark.parametrize("count", ["1", "3"])
+def test_kernels_use_the_threads_of_the_process_without_paddle(count):
+    code = "from llmctl.infer.executors import native; native.available(); from llmctl_ops import library; print(library.set_threads(1))"
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    found = subprocess.check_output([sys.executable, "-c", code], text=True, env={**environ, "LLMCTL_THREADS": count})
+    assert found.strip() == count
