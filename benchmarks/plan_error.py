@@ -22,6 +22,7 @@ CASES = {
     "llama": ("llama", NARROW, {}),
     "llama lora": ("llama", NARROW, {"method.name": "lora"}),
     "llama qlora": ("llama", NARROW, {"method.name": "lora", "method.base": "nf4"}),
+    "llama qlora, gptq": ("llama", NARROW, {"method.name": "lora"}),
     "llama prefix": ("llama", NARROW, {"method.name": "prefix"}),
     "llama packed": ("llama", NARROW, {"data.packing": "best-fit", "train.batch_size": 4}),
     "llama recomputed": ("llama", NARROW, {"train.recompute": "full"}),
@@ -29,6 +30,9 @@ CASES = {
     "gpt3": ("gpt3", WIDE, {}),
     "mixtral": ("mixtral", {**NARROW, "experts": 4}, {}),
 }
+CODES = "gptq"
+"""In the name of a case: the layout that the model is quantized to before."""
+
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -63,6 +67,11 @@ def measure(case, options, home):
     model = home / family
     if not model.exists():
         make_model(family, changes, options.tokenizer, model)
+    begin = [sys.executable, "-m", "llmctl", "--model", family]
+    if CODES in case:
+        source, model = model, home / f"{family}-{CODES}"
+        words = ["quantize", source, "--method", "weight-only-int4", "--format", CODES, "--output", model]
+        subprocess.run([sys.executable, "-m", "llmctl", *words], check=True, capture_output=True)
     config = {
         "model": {"path": str(model)},
         "data": {"train": [str(options.data)], "src_length": 256, "max_length": 512, "chat_template": "none"},
@@ -72,7 +81,6 @@ def measure(case, options, home):
     file = home / "config.json"
     file.write_text(json.dumps(config))
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    begin = [sys.executable, "-m", "llmctl", "--model", family]
     planned = subprocess.run([*begin, "plan", str(file), *given, "--json"], check=True, capture_output=True, text=True)
     subprocess.run([*begin, "finetune", str(file), *given], check=True, stdout=subprocess.DEVNULL)
     info = json.loads((home / "out" / "run.json").read_text())
