@@ -40,7 +40,7 @@ REFUSED = 1
               help="Configuration in YAML or JSON; options override its keys.")  # fmt: skip
 @click.option("--recipe", shell_complete=complete_recipe, metavar="NAME", help="Recipe to run instead of a configuration: int4 or int8, or one of the family; options override its keys.")  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), help="Method of quantization. [default: gptq]")
-@click.option("--backend", type=click.Choice(BACKENDS), help="What computes gptq and ptq-a8w8: llmctl, or PaddleSlim (extra slim). [default: llmctl]")  # fmt: skip
+@click.option("--backend", type=click.Choice(BACKENDS), help="What computes gptq, awq and ptq-a8w8: llmctl, or PaddleSlim (extra slim). [default: llmctl]")  # fmt: skip
 @click.option("--calibration", metavar="FILE", help="Plain text, examples of fine-tuning, or a corpus, like what the model will read.")  # fmt: skip
 @click.option("--output", metavar="FOLDER", help="Folder to write.")
 @click.option("--group", type=int, metavar="N", help="Inputs that share a scale, a multiple of 32; 0 = one scale for each output. [default: as suits the method]")  # fmt: skip

@@ -27,7 +27,7 @@ class MethodsConfig:
         "gptq", "`gptq` and `awq`: 4 bits; `ptq-a8w8`: 8-bit weights and smoothed 8-bit activations; the others round to nearest.",
         choices=METHODS,
     )  # fmt: skip
-    backend: str = option("llmctl", "`paddleslim`: GPTQ, PieceWiseSearch and Shift of PaddleSlim in place of llmctl's own.", choices=BACKENDS)  # fmt: skip
+    backend: str = option("llmctl", "`paddleslim`: GPTQ, AWQSearch, PieceWiseSearch and Shift of PaddleSlim in place of llmctl's own.", choices=BACKENDS)  # fmt: skip
     group: int = option(-1, "Inputs that share a scale, a multiple of 32; 0 = one scale for each output, -1 = as suits the method.", minimum=-1)  # fmt: skip
     asymmetric: bool = option(False, "Zero points: the codes of a group cover its range from the smallest weight to the largest.")  # fmt: skip
     qkv: str = option("", "Bits of the projections of queries, keys and values; empty = those of the other linears.", choices=("", "int4", "int8"))  # fmt: skip

@@ -120,12 +120,21 @@ def _search(graph: DecoderSpec, block: Block, key: Key, seen: Seen, settings: Se
     search = _smooth if settings.method == "ptq-a8w8" else _awq
     allowed = settings.offsets and not reason and not folds.no_offset(graph, stage)
     pool_I = folds.pooled(graph, stage)
-    if search is _smooth and settings.backend == PADDLESLIM and len(folds.first_of(pool_I)) < len(pool_I):
-        return Found(None, reason="PaddleSlim has no scale that several query heads share")
+    if settings.backend == PADDLESLIM and (reason_of_slim := _not_by_paddleslim(pool_I, settings)):
+        return Found(None, reason=reason_of_slim)
     found = search(_Stage(seen, weight_IO, pool_I), settings, allowed)
     return replace(
         found, as_factors=bool(reason), spread=(_spread(seen.statistics, None), _spread(seen.statistics, found.fold))
     )
+
+
+def _not_by_paddleslim(pool_I: Array, settings: Settings) -> str:
+    """Why PaddleSlim finds no scales of a stage; empty = it does."""
+    if len(folds.first_of(pool_I)) < len(pool_I):
+        return "PaddleSlim has no scale that several query heads share"
+    if settings.method != "ptq-a8w8" and settings.group and len(pool_I) % settings.group:
+        return f"PaddleSlim needs inputs ({len(pool_I)}) that are a multiple of the group ({settings.group})"
+    return ""
 
 
 def _spread(statistics: InputStatistics, fold: Fold | None) -> float:
@@ -180,17 +189,22 @@ def _awq(stage: _Stage, settings: Settings, offsets: bool) -> Found:
 
         return loss
 
-    scale, ratio, _, _ = scale_search.search(
-        loss_on(stage.rows_TI), lambda value: scale_search.awq_scale(magnitude, share, value), stage.count
-    )
+    if settings.backend == PADDLESLIM:
+        scale = paddleslim.awq_scale(stage.rows_TI, weight_IO, magnitude, settings.bits, settings.group)
+        choice: str | None = "AWQSearch"
+    else:
+        scale, ratio, _, _ = scale_search.search(
+            loss_on(stage.rows_TI), lambda value: scale_search.awq_scale(magnitude, share, value), stage.count
+        )
+        choice = None if ratio is None else f"ratio {ratio:g}"
     held = loss_on(stage.held_TI)
     before = held(np.ones(stage.count))
-    if ratio is None:
+    if choice is None:
         return Found(None, before=before, after=before, reason="none is better")
     after = held(scale)
     if not after < WORTH[settings.method] * before:
         return Found(None, before=before, after=before, reason="none is better on held-out inputs")
-    return Found(Fold(scale[stage.pool_I].astype(np.float32)), f"ratio {ratio:g}", before, after)
+    return Found(Fold(scale[stage.pool_I].astype(np.float32)), choice, before, after)
 
 
 def _smooth(stage: _Stage, settings: Settings, offsets: bool) -> Found:

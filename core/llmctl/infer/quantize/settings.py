@@ -16,7 +16,6 @@ NEEDS_DATA = ("gptq", "awq", "ptq-a8w8")
 
 PADDLESLIM = "paddleslim"
 NOT_BY_PADDLESLIM = {
-    "awq": "its AWQSearch computes in float16, which Paddle does not multiply on a CPU",
     "weight-only-int8": "rounding to nearest is llmctl's own",
     "weight-only-int4": "rounding to nearest is llmctl's own",
 }
@@ -103,7 +102,7 @@ def _check_paddleslim(part: MethodsConfig) -> None:
         ConfigError: It has not.
     """
     if reason := NOT_BY_PADDLESLIM.get(part.method):
-        offered = " and ".join(method for method in BITS if method not in NOT_BY_PADDLESLIM)
+        offered = ", ".join(method for method in BITS if method not in NOT_BY_PADDLESLIM)
         raise ConfigError(
             f"quantize.backend={PADDLESLIM} has no {part.method}: {reason}. It has {offered}; leave out the backend, or choose one of these"
         )

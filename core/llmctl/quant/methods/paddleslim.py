@@ -1,9 +1,9 @@
-"""PaddleSlim 2.6.0 on Paddle 3.3: GPTQ, PieceWiseSearch and Shift as backends of ours, and what they need to run on a CPU.
+"""PaddleSlim 2.6.0 on Paddle 3.3: GPTQ, AWQSearch, PieceWiseSearch and Shift in place of ours, and what they need to run on a CPU.
 
-All its patches are here; nothing of PaddleSlim or paddle changes outside a call. Left out are: ``Smooth`` and ``AWQSearch`` (they compute
-in float16, for which paddle has no ``pow`` and ``matmul`` on a CPU), ``AutoClip`` (float16 too, and one scale for each 1024 inputs whatever is
-asked), ``EMASampler`` (its average restarts at the second sample), and the search for the number of pieces (it adds scales of one try
-to those of the next). Shape suffixes: T tokens, I inputs, O outputs, G groups of inputs.
+All its patches are here; nothing of PaddleSlim or paddle changes outside a call. Left out are: ``Smooth`` (it casts to float16, for which
+paddle has no ``pow`` and ``matmul`` on a CPU; the searches that it calls run in float32), ``AutoClip`` (float16 too, and one scale for
+each 1024 inputs whatever is asked), ``EMASampler`` (its average restarts at the second sample), and the search for the number of pieces
+(it adds scales of one try to those of the next). Shape suffixes: T tokens, I inputs, O outputs, G groups of inputs.
 """
 
 from __future__ import annotations
@@ -101,6 +101,29 @@ def piecewise_scale(x_TI: Array, weight_IO: Array, largest_I: Array, pieces: int
     largest, x, weight = (paddle.to_tensor(values.astype(np.float32)) for values in (largest_I[None], x_TI, weight_IO))
     with _quiet(), _patched(slim, float=_one_number):
         found = slim.PieceWiseSearch(k_piece=pieces, search_piece=False).search("stage", x, largest, weight)
+    return np.asarray(found.numpy().reshape(-1), np.float64)
+
+
+def awq_scale(x_TI: Array, weight_IO: Array, magnitude_I: Array, bits: int, group: int) -> NDArray[np.float64]:
+    """Scales of the inputs of a stage by ``AWQSearch``, of all its linears together; the caller divides the inputs by them.
+
+    Args:
+        x_TI: Inputs.
+        weight_IO: The weights of the linears, joined along their outputs.
+        magnitude_I: mean|x| of each input.
+        bits: Bits of a code.
+        group: Inputs that share a scale, a divisor of their number; 0 = all.
+    """
+    import paddle
+
+    with _quiet():
+        from paddleslim.quant.advanced import AWQSearch
+    mean, x, weight = (paddle.to_tensor(values.astype(np.float32)) for values in (magnitude_I[None], x_TI, weight_IO))
+    search = AWQSearch(
+        bits_length=bits, weight_quant_method="groupwise" if group else "abs_max_channel_wise", group_size=group
+    )  # fmt: skip
+    with _quiet():
+        found = search.search("stage", x, mean, weight)
     return np.asarray(found.numpy().reshape(-1), np.float64)
 
 

@@ -172,8 +172,7 @@ def test_a_weight_that_is_not_finite_is_named(text, tmp_path):
     [
         (["--method", "gptq"], "give a text, examples or a corpus with --calibration FILE"),
         (["--method", "weight-only-int8", "--set", "quantize.correction=1"], "has no effect with quantize.method=weight-only-int8"),
-        (["--backend", "paddleslim", "--method", "awq"], "quantize.backend=paddleslim has no awq: its AWQSearch computes in float16"),
-        (["--backend", "paddleslim", "--method", "weight-only-int8"], "It has gptq and ptq-a8w8; leave out the backend"),
+        (["--backend", "paddleslim", "--method", "weight-only-int8"], "It has gptq, awq, ptq-a8w8; leave out the backend"),
         (["--backend", "paddleslim", "--set", "quantize.asymmetric=true"], "whose GPTQ is symmetric; leave one out"),
         (["--calibration", "nowhere.txt"], "calibration.file=nowhere.txt does not exist"),
         (["--calibration", "SHORT"], "is too short to calibrate on"),
@@ -204,7 +203,7 @@ def test_without_paddleslim_it_is_named(text, tmp_path, monkeypatch):
 
 @pytest.mark.slim
 @pytest.mark.parametrize(
-    "words", [["--method", "gptq", "--group", "0"], ["--method", "gptq"], ["--method", "ptq-a8w8"]]
+    "words", [["--method", "gptq", "--group", "0"], ["--method", "gptq"], ["--method", "awq"], ["--method", "ptq-a8w8"]]
 )
 def test_paddleslim_makes_models_as_near_to_the_float_one(words, text, tmp_path):
     pytest.importorskip("paddleslim")

@@ -88,6 +88,23 @@ def test_piecewise_search_is_what_its_source_says(reference):
     np.testing.assert_allclose(paddleslim.piecewise_scale(x_TI, weight_IO, largest_I, 3), wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize("group", [0, 32])
+def test_awq_search_finds_the_best_of_its_ratios(group):
+    x_TI, weight_IO = made(64, 50)
+    magnitude_I, losses = np.abs(x_TI).mean(0, dtype="f8"), []
+    for ratio in np.arange(20) / 20:
+        scale_I = np.maximum(magnitude_I**ratio, 1e-4)
+        scale_I /= np.sqrt(scale_I.max() * scale_I.min())
+        scaled_GEO = (weight_IO * scale_I[:, None]).reshape(-1, group or 64, 50)
+        step_GEO = np.abs(scaled_GEO).max(1, keepdims=True) / 7
+        rounded_IO = (np.clip(np.rint(scaled_GEO / step_GEO), -8, 7) * step_GEO).reshape(64, 50)
+        losses.append((((x_TI @ weight_IO) - (x_TI / scale_I) @ rounded_IO) ** 2).mean())
+    best = np.argmin(losses) / 20
+    wanted = magnitude_I**best / np.sqrt((magnitude_I**best).max() * (magnitude_I**best).min())
+    assert best > 0
+    np.testing.assert_allclose(paddleslim.awq_scale(x_TI, weight_IO, magnitude_I, 4, group), wanted, rtol=1e-4)
+
+
 def test_shift_of_one_batch_is_the_middle_of_the_range():
     x_TI, _ = made(64, 8)
     wanted = shift.midpoint(x_TI.min(0), x_TI.max(0))
