@@ -305,7 +305,7 @@ class Planner:
         embed, last = (sum(t.size for t in rows if base_slot(t.slot) == slot) for slot in ("embed", "head"))
         outer = sum(t.size for t in rows if t.layer is None)
         found = (len(rows), partial, embed if tied else 0, outer, sum(t.expert is not None for t in rows))
-        tables = (0, 0) if tied else (embed, last)
+        tables = (embed * share.first, embed * share.last) if tied else (embed, last)
         return _Stage(model, share, len(share.layers), mixtures, matrix + attention, *found, *tables)
 
     def _work(self, stage: _Stage, plan: Plan, training: Training, passes: int, tokens: int) -> Work:

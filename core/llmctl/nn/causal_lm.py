@@ -18,6 +18,14 @@ from llmctl.nn.symbolic import size
 from llmctl.nn.vocabulary import Vocabulary
 
 
+class TiedHead(paddle.nn.Layer):
+    """The output head of a model whose input embedding is the head too: a layer without weights, which can have hooks."""
+
+    def forward(self, hidden: paddle.Tensor, table_VD: paddle.Tensor) -> paddle.Tensor:
+        """Scores [..., V] of hidden states [..., D]."""
+        return paddle.matmul(hidden, table_VD, transpose_y=True)
+
+
 class CausalLM(paddle.nn.Layer):
     """Token ids to logits.
 
@@ -31,6 +39,7 @@ class CausalLM(paddle.nn.Layer):
     Attributes:
         prefix: Virtual tokens before every sequence (prefix tuning); None = no prefix.
         vocabulary: Losses and logits of hidden states.
+        tied_head: Computes with the input embedding as head; None where the head has weights of its own.
     """
 
     prefix: Prefix | None
@@ -43,6 +52,7 @@ class CausalLM(paddle.nn.Layer):
         self.add_sublayer(name, decoder)
         self._decoder_name = name
         self.lm_head = head
+        self.tied_head = TiedHead() if head is None else None
         self.aux_loss = aux_loss
         self.prefix = None
         self.vocabulary = Vocabulary(self.scores)
@@ -100,8 +110,8 @@ class CausalLM(paddle.nn.Layer):
 
     def scores(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """Logits of the tokens whose rows this model holds, which are all unless it is divided among ranks."""
-        if self.lm_head is None:
-            return paddle.matmul(hidden, self.decoder.embedding_weight, transpose_y=True)
+        if self.tied_head is not None:
+            return self.tied_head(hidden, self.decoder.embedding_weight)
         return self.lm_head(hidden)
 
     def forward(

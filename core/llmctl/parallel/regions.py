@@ -72,14 +72,11 @@ def blocks_of(tensors: Iterable[Tensor]) -> list[str]:
 
 
 def units_of(tensors: Iterable[Tensor]) -> list[str]:
-    """Paths of the layers that ZeRO stage 3 makes whole one at a time, in order: embeddings, blocks, output head.
-
-    A table that is both embedding and head is none, as it is used twice.
-    """
+    """Paths of the layers that ZeRO stage 3 makes whole one at a time, in order: embeddings, blocks, output head if it has weights."""
     tensors = list(tensors)
     outer = {base_slot(tensor.slot): parent(tensor.name) for tensor in tensors if tensor.layer is None}
-    blocks = blocks_of(tensors)
-    return [outer["embed"], *blocks, outer["head"]] if {"embed", "head"} <= outer.keys() else blocks
+    embed, head = ([outer[slot]] if slot in outer else [] for slot in ("embed", "head"))
+    return [*embed, *blocks_of(tensors), *head]
 
 
 def _block(tensor: Tensor) -> str:

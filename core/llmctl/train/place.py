@@ -99,8 +99,8 @@ class Place:
             kind = EXPERTS if self.expert.size > 1 and name.rpartition(".")[0] in self.routed else DENSE
             slices.keep(weight, self.sharing.axis(kind.slices))
 
-    def shared_layers(self, layer: Any) -> dict[str, Any]:
-        """Path -> layer of the units of this rank, whose weights ranks share."""
+    def shared_layers(self, layer: Any) -> dict[str, tuple[Any, Any]]:
+        """Path -> layers of the units of this rank, whose weights ranks share, as of ``layers_in``."""
         return layers_in(layer, self.units)
 
     def freeze(self, layer: Any) -> None:

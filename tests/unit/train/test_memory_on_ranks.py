@@ -37,14 +37,14 @@ RUNS = {
 STATISTIC = "Allocated", 0
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.parallel)], ids=["untied", "tied"])
+def made(tmp_path_factory, request):
     """A folder with a model of many blocks and data; its bytes in units, outside of them, and in a block."""
     folder = tmp_path_factory.mktemp("made")
     shutil.copytree(STARTER / "model", folder / "model")
     plugin = plugins.load("llama")
     dims = plugin.card.dims_from_config(json.loads((folder / "model" / "config.json").read_text()))
-    dims = dims.replace(layers=LAYERS, tied=False)
+    dims = dims.replace(layers=LAYERS, tied=request.param)
     write_model(folder / "model", plugin, dims)
     rows = [json.loads(line) for line in (STARTER / "data" / "dev.jsonl").read_text().splitlines()[:8]]
     pairs = [{"prompt": row["src"], "chosen": row["tgt"], "rejected": row["tgt"][::-1]} for row in rows]
@@ -54,6 +54,7 @@ def made(tmp_path_factory):
     paths = tuple(f"{path}." for path in units_of(tensors))
     inside = sum(tensor.size * WIDTH for tensor in tensors if tensor.name.startswith(paths))
     outside = sum(tensor.size * WIDTH for tensor in tensors) - inside
+    assert outside == int(dims.hidden) * WIDTH, "all but the last norm is in units"
     return folder, inside, outside, sum(tensor.size * WIDTH for tensor in tensors if tensor.layer == 0)
 
 

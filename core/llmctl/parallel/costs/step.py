@@ -45,8 +45,8 @@ class Work:
         ends: Parameters of a table that is embedding and head, which the first and the last stage have.
         experts: Experts of a mixture.
         outer: Of all its parameters, those outside the layers.
-        table: Of these, those of embeddings that are no output head.
-        head: And those of an output head that is no table of embeddings.
+        table: Of these, those of embeddings, on the first stage.
+        head: And those of the output head, on the last stage. On a rank in both a table that is both, ``ends``, is counted twice.
         routed: Of all its parameters, those of experts.
         routed_tensors: How many tensors of experts it trains.
     """
@@ -127,8 +127,8 @@ class Kind:
         tensors: How many trained tensors.
         layers: Layers of the rank's stage that have any.
         held: All parameters in these layers.
-        outer: All parameters outside the layers.
-        tables: Of these, those of embeddings and of an output head, if they are two.
+        rest: All parameters outside the layers that are in no table.
+        tables: Parameters of embeddings and of an output head, which may be the same.
     """
 
     sharing: Sharing
@@ -138,7 +138,7 @@ class Kind:
     tensors: int
     layers: int
     held: int
-    outer: int
+    rest: int
     tables: tuple[int, ...] = ()
 
 
@@ -149,13 +149,13 @@ def kinds_of(work: Work, topology: Topology) -> list[Kind]:
         work: The step.
         topology: The ranks.
     """
-    inside, outer = work.held - work.outer, work.outer
+    inside, rest = work.held - work.outer, work.outer - (work.ends or work.table + work.head)
     tables = tuple(size for size in (work.table, work.head) if size)
     if topology.expert == 1 or not work.routed:
-        everything = work.parameters, work.tensors, work.layers, inside, outer
+        everything = work.parameters, work.tensors, work.layers, inside, rest
         return [Kind(DENSE, topology.sharding, topology.data, *everything, tables)]
     trained = round(work.routed * work.trained)
-    dense = work.parameters - trained, work.tensors - work.routed_tensors, work.layers, inside - work.routed, outer
+    dense = work.parameters - trained, work.tensors - work.routed_tensors, work.layers, inside - work.routed, rest
     routed = trained, work.routed_tensors, work.mixtures, work.routed, 0
     return [
         Kind(DENSE, topology.sharding, topology.data, *dense, tables),
@@ -230,8 +230,7 @@ def _of_slices(work: Work, plan: Plan, kind: Kind) -> list[Traffic]:
     # A layer is fetched before its forward and its backward pass, as are embeddings and head; the rest, once in a step.
     units = [(kind.layers, layer), *((1, size * work.width) for size in kind.tables)]
     found = [Traffic(axis, "all_gather", 2 * m * count, size) for count, size in units]
-    rest = (kind.outer - sum(kind.tables)) * work.width
-    summed = [*units, (1, rest)] if rest else units
+    summed = [*units, (1, kind.rest * work.width)] if kind.rest else units
     return found + [Traffic(axis, "reduce_scatter", m * count, round(size * work.trained)) for count, size in summed]
 
 
@@ -266,7 +265,7 @@ def _of_gradients(work: Work, plan: Plan, kind: Kind) -> list[Traffic]:
         found.append(Traffic(axis, "all_reduce", 1, said))
         if plan.stage == 1:
             found.append(Traffic(axis, "reduce_scatter", 1, kind.parameters * 4))
-        gathered = kind.outer - sum(kind.tables) if plan.stage == 3 else kind.parameters
+        gathered = kind.rest if plan.stage == 3 else kind.parameters
         found += [Traffic(axis, "all_gather", 1, gathered * work.width)] * (gathered > 0)
     return found
 

@@ -2,7 +2,8 @@
 
 A unit is a block of the decoder, the embeddings or the output head, with all its weights, trained, frozen or quantized. It is fetched
 before its forward pass and before its backward pass, and dropped after each; its gradients are summed into slices one unit late, when
-all of them have arrived. The rest stays whole on every rank: the last norm, and a table that is both embeddings and head.
+all of them have arrived. A table that is both embeddings and head is one unit that computes twice: it is fetched, dropped and summed for
+either. The rest stays whole on every rank, such as the last norm.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Units(Shards):
     Args:
         parameters: Name -> trained parameter.
         mesh: As for ``Shards``.
-        layers: Path of a unit -> its layer; adapters and hooks are on already.
+        layers: Path of a unit -> its layers, as ``layers_in`` has them; adapters and hooks are on already.
         placement: As for ``Shards``.
         complete: As for ``MasterWeights``.
         sum_stages: As for ``MasterWeights``.
@@ -41,14 +42,14 @@ class Units(Shards):
         self,
         parameters: Mapping[str, paddle.Tensor],
         mesh: Mesh,
-        layers: Mapping[str, Any],
+        layers: Mapping[str, tuple[Any, Any]],
         placement: Placement | None = None,
         complete: Complete | None = None,
         sum_stages: Complete | None = None,
         offload: bool = False,
     ) -> None:
         super().__init__(parameters, mesh, 2, placement, complete, sum_stages, offload)
-        self.units = [Unit(self, path, layer) for path, layer in layers.items()]
+        self.units = [Unit(self, path, *of_unit) for path, of_unit in layers.items()]
         inside = {name for unit in self.units for name in unit.weights}
         outside = {name: parameter for name, parameter in parameters.items() if name not in inside}
         self._buckets = self.in_buckets(outside, mesh.bucket)
@@ -75,9 +76,14 @@ class Units(Shards):
         shown: paddle.Tensor = self._shown.get(name, weight.kept.slice)
         return shown
 
+    def needed(self, unit: Unit) -> None:
+        """The backward pass of a unit begins, maybe again; then its gradients are summed again."""
+        self._summed.discard(unit.path)
+
     def passed(self, unit: Unit) -> None:
         """The backward pass of a unit is over but for gradients on their way: those of the unit before have arrived."""
-        self._sum_late()
+        if self._late is not unit:
+            self._sum_late()
         self._late = unit
 
     def _sum_late(self) -> None:
@@ -87,6 +93,7 @@ class Units(Shards):
 
     @paddle.no_grad()
     def _sum_unit(self, unit: Unit) -> None:
+        unit.join_grads()
         self._take(unit.trained)
         self._reduce(unit.buckets)
         self._summed.add(unit.path)
@@ -135,6 +142,7 @@ class Unit:
         owner: Has the slices of trained weights.
         path: Path of the layer.
         layer: The layer; hooks are added to it, and its weights are dropped.
+        head: Where its ``weight`` is the output head too: the ``TiedHead``, which gets hooks as well.
 
     Attributes:
         weights: Name -> weight, quantized ones among them; without values while the unit is not whole.
@@ -143,7 +151,7 @@ class Unit:
         slicing: Name -> how a weight is sliced.
     """
 
-    def __init__(self, owner: Units, path: str, layer: Any) -> None:
+    def __init__(self, owner: Units, path: str, layer: Any, head: Any = None) -> None:
         self._owner, self.path = owner, path
         by_type = sorted(layer.state_dict().items(), key=lambda item: str(item[1].dtype))
         self.weights = {f"{path}.{name}": weight for name, weight in by_type}
@@ -159,6 +167,14 @@ class Unit:
                 weight.kept.slice = owner.tensors[name]
         layer.register_forward_pre_hook(self._before)
         layer.register_forward_post_hook(self._after)
+        self._twins: list[tuple[Any, Any]] = []
+        if head is not None:
+            # A tensor's gradient arrives when those of all its uses have: the head has a tensor of its own for the same values.
+            twin = layer.weight.detach()
+            twin.stop_gradient = layer.weight.stop_gradient
+            self._twins.append((layer.weight, twin))
+            head.register_forward_pre_hook(lambda head, args: (*self._before(head, args)[:1], twin))
+            head.register_forward_post_hook(self._after)
 
     def fetch(self) -> None:
         """Makes the weights whole."""
@@ -168,14 +184,23 @@ class Unit:
             weights = {name: self.weights[name] for name in names}
             slices = [self._owner.slice_of(name, weight) for name, weight in weights.items()]
             fill(list(weights.values()), slices, self._owner.axis_of(names[0]))
+        for weight, twin in self._twins:
+            weight._share_buffer_to(twin)
         self._whole = True
 
     def drop(self) -> None:
         """Frees the memory of the weights."""
         if self._whole:
-            for weight in self.weights.values():
+            for weight in (*self.weights.values(), *(twin for _, twin in self._twins)):
                 weight._clear_data()
         self._whole = False
+
+    def join_grads(self) -> None:
+        """Adds the gradients of tensors for the head to those of its weights."""
+        for weight, twin in self._twins:
+            if twin.grad is not None:
+                weight.grad = twin.grad if weight.grad is None else weight.grad + twin.grad
+                twin.clear_gradient(False)
 
     def _before(self, layer: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         self.fetch()
@@ -185,6 +210,11 @@ class Unit:
     def _after(self, layer: Any, args: tuple[Any, ...], y: Any) -> Any:
         self.drop()
         return _Needed.apply(y, self) if _differentiated(y) else y
+
+    def needed(self) -> None:
+        """Its backward pass begins."""
+        self._owner.needed(self)
+        self.fetch()
 
     def passed(self) -> None:
         """Its backward pass is over."""
@@ -205,7 +235,7 @@ class _Needed(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:
-        ctx.unit.fetch()
+        ctx.unit.needed()
         return grad.clone()
 
 
@@ -223,7 +253,14 @@ class _Passed(PyLayer):
         return grad.clone()
 
 
-def layers_in(model: Any, paths: Iterable[str]) -> dict[str, Any]:
-    """Path -> layer of the units that this rank has."""
+def layers_in(model: Any, paths: Iterable[str]) -> dict[str, tuple[Any, Any]]:
+    """Path -> layer of the units that this rank has, and the head that computes with the same weight, or None."""
     layers: dict[str, Any] = dict(model.named_sublayers())
-    return {path: layers[path] for path in paths if path in layers and list(layers[path].parameters())}
+    held = {path: layers[path] for path in paths if path in layers and list(layers[path].parameters())}
+    return {path: (layer, model.tied_head if _is_tied(layer, model) else None) for path, layer in held.items()}
+
+
+def _is_tied(layer: Any, model: Any) -> bool:
+    """Whether the weight of a layer is embeddings and output head."""
+    weight = getattr(layer, "weight", None)
+    return model.tied_head is not None and weight is not None and weight is model.decoder.embedding_weight

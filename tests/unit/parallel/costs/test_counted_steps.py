@@ -103,6 +103,8 @@ def expected(topology, rank, keys, train, passes, folder, model):
         (2, {"pipeline": 2}, {}),
         (4, {"tensor": 2, "pipeline": 2, "sequence": True}, {}),
         (4, {"pipeline": 2, "sharding": 2}, {}),
+        (4, {"pipeline": 2, "sharding": 2, "sharding_stage": 3}, {}),
+        (4, {"tensor": 2, "sharding": 2, "sharding_stage": 3}, {}),
         (4, {"tensor": 2}, {}),
     ],
 )

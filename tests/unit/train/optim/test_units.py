@@ -21,13 +21,14 @@ from llmctl.train.optim.master_weights import MasterWeights
 from llmctl.train.optim.units import Units
 
 LAYERS = 4
+TABLE = "llama.embed_tokens.weight"
 
 
 def _model(kind):
     plugin = plugins.load("llama")
-    dims = tiny_dims(plugin.card, {"layers": LAYERS})
+    dims = tiny_dims(plugin.card, {"layers": LAYERS, "tied": kind.startswith("tied")})
     model = random_model(plugin, dims)
-    if kind == "frozen":
+    if kind.endswith("frozen"):
         # As with adapters: a part of each block is trained, and the input of the first has no gradient.
         for name, parameter in model.named_parameters():
             parameter.stop_gradient = "down_proj" not in name
@@ -65,6 +66,8 @@ def _train(ranks, kind):
             hidden = model.hidden_states(ids)
             one = model.vocabulary.loss(hidden.reshape([-1, hidden.shape[-1]]), ids.reshape([-1]))
             one.backward()
+            if ranks.size > 1 and kind == "tied":
+                assert float(held.tensors[TABLE].grad.abs().sum()) > 0, "what came from the head is summed already"
             adamw.accumulate_grads()
             loss += one.item()
         adamw.sum_grads()
@@ -84,7 +87,10 @@ def _train(ranks, kind):
     return losses, norms, {name: p.numpy() for name, p in model.named_parameters()}, logits, None, None
 
 
-@pytest.mark.parametrize(("kind", "size"), [("plain", 4), ("recompute", 2), ("frozen", 2), ("offload", 2)])
+KINDS = [("plain", 4), ("recompute", 2), ("frozen", 2), ("offload", 2), ("tied", 4)]
+
+
+@pytest.mark.parametrize(("kind", "size"), [*KINDS, pytest.param("tied frozen", 2, marks=pytest.mark.parallel)])
 def test_a_model_in_units_trains_as_a_whole_one_and_two_neighbours_at_most_are_whole(kind, size):
     losses, norms, right, _, _, _ = _train(ALONE, kind)
     found = run_ranks(size, _train, kind, topology=Topology(sharding=size))
@@ -95,7 +101,12 @@ def test_a_model_in_units_trains_as_a_whole_one_and_two_neighbours_at_most_are_w
         for name, value in right.items():
             np.testing.assert_allclose(weights[name], value, rtol=1e-4, atol=2e-5, err_msg=name)
         sizes = [sum(unit) for unit in whole]
-        assert len(sizes) == LAYERS + 2 and everything == outside + sum(sizes)
+        if kind.startswith("tied"):
+            assert len(sizes) == LAYERS + 1 and everything == outside + sum(sizes)
+            order = [*sizes, sizes[0]]
+        else:
+            assert len(sizes) == LAYERS + 2 and everything == outside + sum(sizes)
+            order = sizes
         assert slices == sum(-(-weight // size) for unit in whole for weight in unit)
-        assert most == outside + max(sum(pair) for pair in pairwise(sizes))
+        assert most == outside + max(sum(pair) for pair in pairwise(order))
         assert moved <= -(-everything // size) + LAYERS * 12 * size
