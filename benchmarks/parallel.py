@@ -2,8 +2,8 @@
 
     python benchmarks/parallel.py --steps 5
 
-Speed of one process, latency and bandwidth between ranks are measured in the same run. Ranks have one thread each; where there are
-more ranks than cores, computing is predicted to take as many times longer, meanwhile no core waits for a pipeline to fill.
+Speed of one process, how much slower it is beside as many others as there are ranks, and latency and bandwidth between ranks are
+measured in the same run. Ranks have one thread each; where there are more ranks than cores, no core waits for a pipeline to fill.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from llmctl.parallel.costs.hardware import DEFAULT, HARDWARE, Link, fitted
 from llmctl.parallel.costs.measure import samples
 from llmctl.parallel.ranks import ALONE
 from llmctl.parallel.topology import Topology
-from llmctl.runtime import process
 from llmctl.testing.ranks import run_ranks
 from llmctl.train import trainer
 from llmctl.train.console import Console
@@ -89,6 +88,12 @@ def steps_of(ranks, job):
     return statistics.median(seconds[1:]), sent["calls"], sent["sizes"]
 
 
+def seconds_beside(ranks, folder, steps):
+    """Seconds of a step of one process, while each of the other ranks does the same."""
+    ranks.wait()
+    return steps_of(ALONE, job_of(folder, {}, steps))[0]
+
+
 def link_between(ranks):
     """The connection of ranks that are all on one axis."""
     axis, points = ranks.axis("data"), []
@@ -98,7 +103,7 @@ def link_between(ranks):
 
 
 def predicted(job, keys, topology, hardware, shared=1.0):
-    """Seconds of the slowest stage, of whose core so many ranks have a share, and the calls and bytes of rank 0."""
+    """Seconds of the slowest stage, whose computing takes so many times as long, and the calls and bytes of rank 0."""
     planner = Planner(Outline("pretrain", job.config, job.model), hardware)
     plan = costs.Plan(topology, keys.get("sequence", False), keys.get("sharding_stage", 1))
     calls, sizes, slowest = {}, {}, 0.0
@@ -131,20 +136,23 @@ def main():
         guess, _, _ = predicted(job, {}, Topology(), dataclasses.replace(base, single=1e9))
         base = dataclasses.replace(base, single=1e9 * guess / alone)
         print(f"one process: {alone:.3f} s a step, {base.single * costs.EFFICIENCY / 1e9:.1f} GFLOPS")
-        links = {}
+        links, shared = {}, {}
         for count, keys in TOPOLOGIES:
             if count not in links:
                 links[count] = run_ranks(count, link_between, topology=Topology(data=count))[0]
                 link = links[count]
-                print(f"{count} ranks: {link.latency * 1e6:.0f} us a step of a ring, {link.bandwidth / 1e9:.2f} GB/s")
-            report(folder, count, keys, steps, base, links[count])
+                shared[count] = max(1.0, statistics.mean(run_ranks(count, seconds_beside, folder, steps)) / alone)
+                print(
+                    f"{count} ranks: {link.latency * 1e6:.0f} us a step of a ring, {link.bandwidth / 1e9:.2f} GB/s, computing takes "
+                    f"{shared[count]:.2f} times as long"
+                )
+            report(folder, count, keys, steps, base, links[count], shared[count])
 
 
-def report(folder, count, keys, steps, base, link: Link):
+def report(folder, count, keys, steps, base, link: Link, shared):
     """Runs a topology and prints how it compares."""
     topology = arrange(ParallelConfig(**keys), count)
     job = job_of(folder, keys, steps)
-    shared = max(1.0, count / process.available_cores())
     expected, calls, sizes = predicted(job, keys, topology, dataclasses.replace(base, inside=link), shared)
     measured, counted, sent = run_ranks(count, steps_of, job, topology=topology, seconds=600.0)[0]
     exact = counted == {k: n for k, n in calls.items() if n} and sent == {k: n for k, n in sizes.items() if n}
