@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import importlib.util
 import io
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,7 @@ from llmctl.errors import ConfigError, require
 Array = NDArray[Any]
 
 PURPOSE, EXTRA, VERSION = "quantize.backend=paddleslim", "slim", "2.6.0"
+RESOURCES = "pkg_resources"
 
 
 def check() -> None:
@@ -35,7 +38,7 @@ def check() -> None:
     from importlib.metadata import version
 
     require("paddle", "cpu", PURPOSE)
-    with _quiet():
+    with _importing():
         require("paddleslim", EXTRA, PURPOSE)
     if (found := version("paddleslim")) != VERSION:
         raise ConfigError(
@@ -58,7 +61,7 @@ def gptq(weight_IO: Array, gram_II: Array, bits: int, group: int, damping: float
     """
     import paddle
 
-    with _quiet():
+    with _importing():
         from paddleslim.quant.advanced import gptq as slim
     layer = paddle.nn.Linear(*weight_IO.shape)
     layer.weight.set_value(weight_IO.astype(np.float32))
@@ -96,7 +99,7 @@ def piecewise_scale(x_TI: Array, weight_IO: Array, largest_I: Array, pieces: int
     """
     import paddle
 
-    with _quiet():
+    with _importing():
         from paddleslim.quant.advanced import piecewise_search as slim
     largest, x, weight = (paddle.to_tensor(values.astype(np.float32)) for values in (largest_I[None], x_TI, weight_IO))
     with _quiet(), _patched(slim, float=_one_number):
@@ -116,7 +119,7 @@ def awq_scale(x_TI: Array, weight_IO: Array, magnitude_I: Array, bits: int, grou
     """
     import paddle
 
-    with _quiet():
+    with _importing():
         from paddleslim.quant.advanced import AWQSearch
     mean, x, weight = (paddle.to_tensor(values.astype(np.float32)) for values in (magnitude_I[None], x_TI, weight_IO))
     search = AWQSearch(
@@ -135,7 +138,7 @@ def shift_offset(x_TI: Array) -> NDArray[np.float64]:
     """
     import paddle
 
-    with _quiet():
+    with _importing():
         from paddleslim.quant.advanced import Shift
 
     class Norm(paddle.nn.Layer):
@@ -195,6 +198,20 @@ def _patched(module: ModuleType, **names: Any) -> Iterator[None]:
                 del module.__dict__[name]
             else:
                 module.__dict__[name] = value
+
+
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    """PaddleSlim can be imported, beside setuptools from 82 too: it needs ``pkg_resources`` of older ones for ONNX only."""
+    with _quiet():
+        if importlib.util.find_spec(RESOURCES) is not None:
+            yield
+            return
+        sys.modules[RESOURCES] = ModuleType(RESOURCES)
+        try:
+            yield
+        finally:
+            del sys.modules[RESOURCES]
 
 
 @contextlib.contextmanager
