@@ -103,6 +103,10 @@ def command(
     say.note(f"{job.summary()}; about {clock(costs.seconds)} and {size(costs.memory)} of memory")
     if job.calibration and job.calibration.count < job.calibration.asked:
         say.note(f"{config.calibration.file} has only {job.calibration.count:,} of {job.calibration.asked:,} tokens")
+    if config.output.format == "gptq" and config.quantize.asymmetric:
+        say.note(
+            "vLLM and SGLang refuse GPTQ folders with zero points; for them choose --format awq or compressed-tensors"
+        )
     if check:
         say.result(
             f"ok: {job.summary()}", event="check", ok=True, seconds=round(costs.seconds, 1), memory=costs.memory,

@@ -192,3 +192,10 @@ def test_codes_are_kept_in_a_gguf_file(made, tmp_path, monkeypatch):
     assert llmctl("generate", file, *prompt)[0]
     out = quantize(made, tmp_path / "no", *words, "--set", "quantize.asymmetric=true", "--format", "gguf", code=2)[1]
     assert "--format gguf keeps codes without zero points" in out
+
+
+def test_who_cannot_read_zero_points_of_gptq_is_said_before(made, tmp_path):
+    words = ("--format", "gptq", "--check")
+    refused = "vLLM and SGLang refuse GPTQ folders with zero points"
+    assert refused in quantize(made, tmp_path / "out", *words, *ASYMMETRIC)[1]
+    assert refused not in quantize(made, tmp_path / "out", *words)[1]
