@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,18 +108,18 @@ def hold_codes(model: Any, linears: Mapping[str, Sequence[MappedTensor]], cut: C
     from llmctl.quant.linear import QuantizedLinear
     from llmctl.quant.packed import pack
 
-    layers = dict(model.named_sublayers())
-    here = {name: path for name in linears if (path := name.rpartition(".")[0]) in layers}
+    present = {path for path, _ in model.named_sublayers()}
+    here = {path: name for name in linears if (path := name.rpartition(".")[0]) in present}
     with Progress("loading the codes", len(here)) as loaded:
-        for name, path in here.items():
-            codes = codes_of(tuple(layers[path].weight.shape), linears[name], kinds=KEPT)
+
+        def over_codes(path: str, layer: Any) -> Any:
+            name = here[path]
+            codes = codes_of(tuple(layer.weight.shape), linears[name], kinds=KEPT)
             if codes is not None:
-                layer = QuantizedLinear(layers[path], pack(part_of(codes, name, cut)))
-                replace_layers(model, [path], partial(_replacement, layer))
+                layer = QuantizedLinear(layer, pack(part_of(codes, name, cut)))
                 for key, tensor in layer.named_buffers():
                     done(f"{path}.{key}", tensor)
             loaded(1)
+            return layer
 
-
-def _replacement(made: Any, path: str, layer: Any) -> Any:
-    return made
+        replace_layers(model, here, over_codes)
