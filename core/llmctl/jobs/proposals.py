@@ -304,9 +304,12 @@ class Planner:
         tied = not any(base_slot(t.slot) == "head" for t in self.card.expand(self.dims))
         embed, last = (sum(t.size for t in rows if base_slot(t.slot) == slot) for slot in ("embed", "head"))
         outer = sum(t.size for t in rows if t.layer is None)
-        found = (len(rows), partial, embed if tied else 0, outer, sum(t.expert is not None for t in rows))
-        tables = (embed * share.first, embed * share.last) if tied else (embed, last)
-        return _Stage(model, share, len(share.layers), mixtures, matrix + attention, *found, *tables)
+        return _Stage(
+            model, share, len(share.layers), mixtures, matrix + attention,
+            tensors=len(rows), partial=partial, ends=embed if tied else 0, outer=outer,
+            routed_tensors=sum(t.expert is not None for t in rows),
+            table=embed * share.first if tied else embed, head=embed * share.last if tied else last,
+        )  # fmt: skip
 
     def _work(self, stage: _Stage, plan: Plan, training: Training, passes: int, tokens: int) -> Work:
         held = stage.model.held
