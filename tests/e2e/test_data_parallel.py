@@ -8,11 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-from kit.short_runs import STARTER, write_data
+from kit.short_runs import STARTER, checked, write_data
 from safetensors.numpy import load_file
 
-from llmctl.config import schema
-from llmctl.jobs.registry import COMMANDS, resolve
 from llmctl.parallel.launch import free_ports
 from llmctl.parallel.ranks import ALONE
 from llmctl.testing.ranks import run_ranks
@@ -61,10 +59,7 @@ def job_of(name, data, output, **options):
     else:
         files = {split: str(data / f"{command}-{split}.jsonl") for split in ("train", "dev")}
         settings["data"] = {**files, "max_length": 160}
-    for section, values in sections.items():
-        settings[section] = {**settings.get(section, {}), **values}
-    config = schema.build(resolve(COMMANDS[command].config), settings)
-    return resolve(COMMANDS[command].check)(config, "auto", None)
+    return checked(command, settings, sections, "auto")
 
 
 def _train(ranks, name, data, output):

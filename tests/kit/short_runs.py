@@ -73,7 +73,12 @@ def job_of(name, data, output, parallel, dtype):
     else:
         files = {split: str(data / f"{command}-{split}.jsonl") for split in ("train", "dev")}
         settings["data"] = {**files, "max_length": 160}
+    return checked(command, settings, sections, "llama")
+
+
+def checked(command, settings, sections, family):
+    """The checked job of settings, with what some sections have instead."""
     for section, values in sections.items():
         settings[section] = {**settings.get(section, {}), **values}
     config = schema.build(resolve(COMMANDS[command].config), settings)
-    return resolve(COMMANDS[command].check)(config, "llama", None)
+    return resolve(COMMANDS[command].check)(config, family, None)
