@@ -49,7 +49,7 @@ class Share:
     bucket: int = 0
 
     def sliced(self, total: int, routed: int) -> int:
-        """A rank's slices of a number of parameters or bytes, of which some are of experts."""
+        """Size of a rank's slices, from the size of everything and that of the experts in it, in parameters or in bytes."""
         return -(-(total - routed) // self.sharding) + -(-routed // self.expert_sharding)
 
 

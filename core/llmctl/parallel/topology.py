@@ -111,7 +111,7 @@ class Topology:
         Args:
             axis: One of ``AXES``; or ``batch``, over data and sharding; or ``expert``, those that share a set of experts; or
                 ``expert_sharding`` and ``expert_data``, which are to experts what sharding and data are to all else; or
-                ``ends``, the first and the last stage of a pipeline, of which those between have none.
+                ``ends``, the first and the last stage of a pipeline; a stage between them is alone.
             rank: The rank.
 
         Raises:

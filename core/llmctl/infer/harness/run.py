@@ -180,7 +180,7 @@ def chat_text(scorer: Scorer, history: Sequence[Mapping[str, str]], ask: bool = 
     Args:
         scorer: The model.
         history: Messages with ``role`` and ``content``.
-        ask: Whether an answer follows; otherwise the last message is an answer that goes on.
+        ask: True: the prompt of the next answer. False: the last message is an unfinished answer, which the model continues.
 
     Raises:
         ConfigError: There is no template, or it does not write the last answer as it is.

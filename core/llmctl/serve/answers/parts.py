@@ -39,7 +39,7 @@ class Part:
 
     Attributes:
         kind: What it is.
-        text: Its text; that of a call goes on with its arguments.
+        text: Its text; of a call, the next piece of its arguments.
         call: The call that begins here; None = none does.
     """
 

@@ -197,7 +197,7 @@ class ChatForm:
         return found
 
     def _deltas(self, number: int, part: Part) -> Iterator[dict[str, Any]]:
-        """What chunks say of a part: a call begins with its function, and goes on with its arguments."""
+        """The deltas of a part: the first of a call names its function, the others have its arguments."""
         if part.call is not None:
             yield {"tool_calls": [{"index": self._calls[number], **_call(part.call)}]}
             self._calls[number] += 1

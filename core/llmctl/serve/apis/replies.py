@@ -64,7 +64,7 @@ async def _left(receive: Any) -> None:
 
 
 class StreamReply(Response):
-    """A response in pieces, each of which is sent as it comes. It begins with the first: what goes wrong before has a status of its own.
+    """A streamed response. Its status is sent with the first piece, so that an error before that has its own status.
 
     Args:
         pieces: The pieces.
