@@ -1,6 +1,6 @@
 """What Paddle's gloo lacks on CPUs, supplied at one place: the object behind a group of ranks. No other module knows a backend.
 
-Paddle 3.3 has three gaps there:
+Paddle 3.3 has four gaps there:
 
 1. A group keeps the addresses of its ranks under keys that do not name the group, so that a second group finds those of the first.
    Here each group has a store of its own, whose address is told through the common one.
@@ -8,25 +8,26 @@ Paddle 3.3 has three gaps there:
    waits until it is received. Here messages go through groups of two, one for each direction, and are sent by a thread.
 3. There is no reduce_scatter and no all_to_all, no average, no sum of float16, and no form "on the calculation stream". Here they
    are made of all_reduce and all_gather, which costs traffic and memory.
+4. The thread that moves a group's messages asks without pause for a lock that the thread which sends holds. Where it interrupted
+   that one, on the same core, each message costs the rest of its time slice, 4 ms. Here it interrupts none.
 
 ``tests/unit/parallel/test_gloo.py`` has a test of each gap, which fails once Paddle has closed it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
-import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import paddle
 from paddle.base import core
 from paddle.distributed import collective, parallel
 
-STORE_SECONDS = 900
-"""How long a store waits for a key."""
+from llmctl.parallel import stores
 
 NCCL_WITH_AVERAGES = 21000
 """The version that Paddle asks for before it averages, of a library that a CPU has not."""
@@ -49,36 +50,27 @@ def _new_group(backend: str, store: Any, rank: int, size: int, *names: Any, grou
     if backend != "gloo":
         return _paddle_group(backend, store, rank, size, *names, group_id=group_id, **more)
     # The first group may have the common store to itself.
-    own = _own_store(f"group/{group_id}", store, rank == 0) if group_id else store
-    return Gloo(core.ProcessGroupGloo.create(own, rank, size, group_id), own, rank, size, group_id)
+    own = stores.own(f"group/{group_id}", store, rank == 0) if group_id else store
+    return Gloo(_connected(own, rank, size, group_id), own, rank, size, group_id)
 
 
-def _own_store(key: str, common: Any, first: bool) -> Any:
-    """A store for one group.
-
-    Args:
-        key: Where its address is told.
-        common: The store that all ranks share.
-        first: Whether this rank holds the new store.
-    """
-    key = f"llmctl/{key}"
-    # A store of one process does not wait for others when it is made.
-    if not first:
-        host, _, port = bytes(common.get(key)).decode().rpartition(":")
-        return core.TCPStore(host, int(port), False, 1, STORE_SECONDS)
-    host = os.environ["PADDLE_CURRENT_ENDPOINT"].rpartition(":")[0]
-    with socket.socket() as free:
-        free.bind((host, 0))
-        port = free.getsockname()[1]
-    store = core.TCPStore(host, port, True, 1, STORE_SECONDS)
-    common.set(key, f"{host}:{port}".encode())
-    return store
+def _connected(*args: Any) -> Any:
+    """Paddle's group, as ``core.ProcessGroupGloo.create`` makes it."""
+    with _patient_threads():
+        return core.ProcessGroupGloo.create(*args)
 
 
-def common_store() -> Any:
-    """Another connection to the store that all ranks share: one connection serves one thread."""
-    host, _, port = os.environ["PADDLE_MASTER"].rpartition(":")
-    return core.TCPStore(host, int(port), False, 1, STORE_SECONDS)
+@contextlib.contextmanager
+def _patient_threads() -> Iterator[None]:
+    """Threads that start inside do not interrupt a running thread when they wake, where the system can do that (Linux)."""
+    if not hasattr(os, "SCHED_BATCH") or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        yield
+        return
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 class Done:
@@ -154,8 +146,8 @@ class Direction:
             task.finish(move)
 
     def _connect(self) -> Any:
-        self._store = _own_store(self._key, common_store(), self._sends)
-        return core.ProcessGroupGloo.create(self._store, int(not self._sends), 2, self._group_id)
+        self._store = stores.own(self._key, stores.connection(), self._sends)
+        return _connected(self._store, int(not self._sends), 2, self._group_id)
 
 
 class Gloo:

@@ -19,10 +19,9 @@ from typing import Any, TypeVar
 import numpy as np
 import paddle
 from paddle import distributed
-from paddle.base import core
 
 from llmctl.io.json_object import parse_json
-from llmctl.parallel import collectives, gloo, heartbeat, watch
+from llmctl.parallel import collectives, gloo, heartbeat, stores, watch
 from llmctl.parallel.axis import Axis
 from llmctl.parallel.rank import ON_FAILURE, PeerLost, Rank, other_ranks
 from llmctl.parallel.topology import AXES, EXPERTS, Topology
@@ -38,8 +37,8 @@ FAILED, REASON = "llmctl/failed", "llmctl/reason"
 HANG_ON_CPUS = 25.0
 """Longest wait in a collective on CPUs without a report; after 30 seconds it breaks."""
 
-POLL = 0.02
-"""Seconds between two looks at the store while other ranks are waited for."""
+POLL = 0.001, 0.02
+"""Seconds between the first two looks at the store while other ranks are waited for, and the most between later ones."""
 
 FLEET = {"pipeline": "pp", "data": "dp", "sharding": "sharding", "tensor": "mp"}
 """Paddle's names of the axes."""
@@ -81,12 +80,12 @@ class Mesh:
         if not paddle.is_compiled_with_cuda():
             gloo.install()
         with other_ranks("the start"), _silent():
+            self._store = stores.first()
             distributed.init_parallel_env()
-            self._store = core.create_or_get_global_tcp_store()
         ON_FAILURE.append(self._tell_failure)
-        heartbeat.start(gloo.common_store, rank.number)
+        heartbeat.start(stores.connection, rank.number)
         seconds = hang_seconds if paddle.is_compiled_with_cuda() else min(hang_seconds, HANG_ON_CPUS)
-        watch.start(gloo.common_store, rank.number, rank.size, seconds)
+        watch.start(stores.connection, rank.number, rank.size, seconds)
         with other_ranks("the start"), _silent():
             for name in (*AXES, *EXPERTS):
                 self.axis(name)
@@ -253,8 +252,10 @@ class Mesh:
         """
         here = self._store.add(key, 1)
         signs = heartbeat.Signs(self._store, self.rank.number, self.rank.size)
+        pause, longest = POLL
         while here < count:
-            time.sleep(POLL)
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
             signs.check()
             if self._store.add(FAILED, 0):
                 raise PeerLost(bytes(self._store.get(REASON)).decode())

@@ -3,6 +3,7 @@
 A test of a gap that fails tells that paddle has closed it: then that part of ``parallel.gloo`` can go.
 """
 
+import os
 import threading
 
 import paddle
@@ -11,7 +12,7 @@ from paddle import distributed
 from paddle.base import core
 from paddle.distributed.communication import stream
 
-from llmctl.parallel import gloo
+from llmctl.parallel import gloo, stores
 from llmctl.testing.ranks import run_ranks
 
 SIZE = 4
@@ -148,10 +149,22 @@ def _error(work):
     return "none"
 
 
+def _policies(connect, mesh):
+    """How the threads of a new group are scheduled, and the one that starts them."""
+    rank = mesh.rank.number
+    store = stores.own("test 3", mesh._store, rank == 0)
+    before = set(os.listdir("/proc/self/task"))
+    group = connect(store, rank, SIZE, 79)
+    started = set(os.listdir("/proc/self/task")) - before
+    assert group and started
+    mesh.wait()
+    return {os.sched_getscheduler(int(thread)) for thread in started}, os.sched_getscheduler(0)
+
+
 def _gaps(mesh):
     """What paddle's own group does."""
     rank = mesh.rank.number
-    store = gloo._own_store("test", mesh._store, rank == 0)
+    store = stores.own("test", mesh._store, rank == 0)
     own = core.ProcessGroupGloo.create(store, rank, SIZE, 77)
     one, two, sum_op = _tensor([1.0]), paddle.empty([SIZE], "float64"), core.ReduceOp.SUM
     found = {
@@ -162,12 +175,13 @@ def _gaps(mesh):
         "mean": _error(lambda: own.all_reduce(one, core.ReduceOp.AVG, True)),
         "stream": _error(lambda: own.all_reduce_on_calc_stream(one, sum_op)),
     }
+    found["threads"] = _policies(core.ProcessGroupGloo.create, mesh)
     half = _tensor([rank + 1.0, 2.0], "float16")
     found["half"] = _error(lambda: own.all_reduce(half, sum_op, True)), _list(half)
     mesh.wait()
     # Both send first: neither returns. That breaks the group, so that the last gap gets another.
     found["send"] = _hangs(lambda: own.send(one, rank ^ 1, True))
-    second = gloo._own_store("test 2", mesh._store, rank == 0)
+    second = stores.own("test 2", mesh._store, rank == 0)
     other = core.ProcessGroupGloo.create(second, rank, SIZE, 78)
     if rank == 0:
         other.send(one, 1, True)
@@ -199,6 +213,15 @@ def test_paddle_still_sums_float16_wrongly(gaps):
 
 def test_a_send_still_waits_for_its_receive(gaps):
     assert all(found["send"] for found in gaps)
+
+
+def test_paddles_thread_of_a_group_still_interrupts_the_one_that_sends(gaps):
+    assert all(found["threads"] == ({os.SCHED_OTHER}, os.SCHED_OTHER) for found in gaps)
+
+
+def test_the_thread_of_a_group_interrupts_none():
+    found = run_ranks(SIZE, lambda mesh: _policies(gloo._connected, mesh))
+    assert found == [({os.SCHED_BATCH}, os.SCHED_OTHER)] * SIZE
 
 
 def test_a_message_still_puts_a_group_out_of_step(gaps):

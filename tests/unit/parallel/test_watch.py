@@ -2,7 +2,7 @@
 
 import paddle
 
-from llmctl.parallel import collectives, gloo, watch
+from llmctl.parallel import collectives, stores, watch
 from llmctl.testing.ranks import run_ranks
 
 
@@ -12,10 +12,10 @@ def _hangs(ranks, seconds):
 
     def tell(text):
         told.append(text)
-        gloo.common_store().set("told", b"yes")
+        stores.connection().set("told", b"yes")
 
-    store = gloo.common_store()
-    watch.start(gloo.common_store, ranks.rank.number, ranks.rank.size, seconds, tell)
+    store = stores.connection()
+    watch.start(stores.connection, ranks.rank.number, ranks.rank.size, seconds, tell)
     collectives.all_reduce(paddle.ones([2]), ranks.world)
     if ranks.rank.number == 1:
         store.get("told")
