@@ -43,9 +43,12 @@ class Model:
         write_file(path / "model.safetensors", planned)
         return path
 
-    def gguf(self, path, architecture, kind="F32", neighbours=False, change=None, facts=()):
-        """Writes a file whose matrices are of a type; ``change`` may change the dictionary of tensors (name -> array)."""
-        dims, writer = self.dims, gguf.GGUFWriter(str(path), architecture)
+    def gguf(self, path, architecture, kind="F32", neighbours=False, change=None, facts=(), **split):
+        """Writes a file whose matrices are of a type; ``change`` may change the dictionary of tensors (name -> array).
+
+        With ``split_max_tensors`` the model is written in parts, whose names the writer makes of the file's.
+        """
+        dims, writer = self.dims, gguf.GGUFWriter(str(path), architecture, **split)
         writer.add_block_count(dims.layers)
         writer.add_context_length(dims.max_positions)
         writer.add_embedding_length(dims.hidden)

@@ -51,11 +51,13 @@ class Stored:
     Attributes:
         shape: As numpy has it: the axis that is contiguous is the last.
         type: How its values are stored.
+        file: The file.
         offset: Byte offset of its first block.
     """
 
     shape: tuple[int, ...]
     type: BlockType
+    file: Path
     offset: int
 
     @property
@@ -66,10 +68,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A file whose header was read.
+    """A file whose header was read, or all the parts of a model.
 
     Attributes:
-        path: The file.
+        path: The file, or the first part.
         metadata: Key -> value; arrays of numbers are numpy's, arrays of strings are lists.
         tensors: Name -> tensor.
     """
@@ -162,7 +164,7 @@ def _read(path: Path, header: _Header) -> GgufFile:
     for name, shape, kind, offset in described:
         if name in tensors:
             raise CheckpointError(f"{path} has the tensor {name} twice; it is damaged")
-        tensors[name] = found = Stored(shape, kind, begin + offset)
+        tensors[name] = found = Stored(shape, kind, path, begin + offset)
         if found.offset + found.nbytes > size:
             raise CheckpointError(
                 f"{path} is truncated: the tensor {name} ends at byte {found.offset + found.nbytes} of {size}; copy the file again"

@@ -194,7 +194,7 @@ def _by_wavelength(file: GgufFile, card: Family, head_dim: int, theta: float) ->
         raise CheckpointError(
             f"{file.path}: {FREQUENCIES} is {stored.type.name} {list(stored.shape)}, not F32 [{head_dim // 2}]"
         )
-    values = np.fromfile(file.path, "<f4", head_dim // 2, offset=stored.offset)
+    values = np.fromfile(stored.file, "<f4", head_dim // 2, offset=stored.offset)
     scaling: dict[str, Any] = {
         "rope_type": card.gguf.by_wavelength if card.gguf else "",
         "factor": float(values.max()),

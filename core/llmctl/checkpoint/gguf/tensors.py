@@ -105,7 +105,7 @@ def named_tensors(file: GgufFile, card: Family, dims: Dims) -> dict[str, TensorI
         if stored is None:
             raise CheckpointError(f"{file.path} has no tensor {name}, which its metadata asks for; it is incomplete")
         left.discard(name)
-        found[tensor.torch_name] = _info(file, name, stored, tensor, card, dims)
+        found[tensor.torch_name] = _info(name, stored, tensor, card, dims)
     if left:
         raise CheckpointError(
             f"{file.path} has {len(left)} tensors that the family {card.name} does not have, such as {sorted(left)[0]}"
@@ -113,7 +113,7 @@ def named_tensors(file: GgufFile, card: Family, dims: Dims) -> dict[str, TensorI
     return found
 
 
-def _info(file: GgufFile, name: str, stored: Stored, tensor: Tensor, card: Family, dims: Dims) -> TensorInfo:
+def _info(name: str, stored: Stored, tensor: Tensor, card: Family, dims: Dims) -> TensorInfo:
     shape, offset = tensor.shape[::-1] if tensor.transpose else tensor.shape, stored.offset
     whole = shape
     if tensor.expert is not None:
@@ -121,12 +121,12 @@ def _info(file: GgufFile, name: str, stored: Stored, tensor: Tensor, card: Famil
         offset += tensor.expert * (stored.nbytes // whole[0])
     if stored.shape != whole:
         raise CheckpointError(
-            f"{file.path}: the tensor {name} is {list(stored.shape)}, its metadata asks for {list(whole)}"
+            f"{stored.file}: the tensor {name} is {list(stored.shape)}, its metadata asks for {list(whole)}"
         )
     kind, heads = stored.type, heads_of(tensor, card, dims)
     if kind.decode is None and not heads:
-        return TensorInfo(shape, kind.dtype, file.path, offset)
-    return GgufTensor(shape, kind.dtype, file.path, offset, kind=kind, heads=heads)
+        return TensorInfo(shape, kind.dtype, stored.file, offset)
+    return GgufTensor(shape, kind.dtype, stored.file, offset, kind=kind, heads=heads)
 
 
 def heads_of(tensor: Tensor, card: Family, dims: Dims) -> int:

@@ -149,7 +149,7 @@ def test_frequencies_by_wavelength_are_recognised(tmp_path):
         (lambda t: t.pop("token_embd.weight"), (), "has no tensor token_embd.weight"),
         (None, (("llama.attn_logit_softcapping", (30.0, gguf.GGUFValueType.FLOAT32)),), "softcapping=30.0 is not read"),
         (None, (("llama.rope.scaling.type", ("longrope", gguf.GGUFValueType.STRING)), ("llama.rope.scaling.factor", (2.0, gguf.GGUFValueType.FLOAT32))), "type='longrope' is not read"),
-        (None, (("split.count", (3, gguf.GGUFValueType.UINT16)),), "is one of 3 parts of a model"),
+        (None, (("split.count", (3, gguf.GGUFValueType.UINT16)),), "is part 1 of 3 of a model, and its name does not tell"),
     ],
 )  # fmt: skip
 def test_files_that_do_not_fit_are_refused_by_name(tmp_path, change, facts, message):
