@@ -72,7 +72,7 @@ def steps_of(ranks, job):
 
     def timed(loop, number):
         TRAFFIC.clear()
-        # A meeting leaves ranks up to 0.1 s apart, a collective together.
+        # A barrier leaves ranks up to 0.1 s apart, a collective together.
         ranks.any([False])
         began = time.perf_counter()
         done = step(loop, number)
@@ -82,7 +82,7 @@ def steps_of(ranks, job):
 
     Loop.train_step = timed
     try:
-        ranks.wait()
+        ranks.barrier()
         trainer.run(job, (), Console(quiet=True), ranks)
     finally:
         Loop.train_step = step
@@ -91,7 +91,7 @@ def steps_of(ranks, job):
 
 def seconds_beside(ranks, folder, steps):
     """Seconds of a step of one process, while each of the other ranks does the same."""
-    ranks.wait()
+    ranks.barrier()
     return steps_of(ALONE, job_of(folder, {}, steps))[0]
 
 

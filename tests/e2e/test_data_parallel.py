@@ -65,7 +65,7 @@ def job_of(name, data, output, **options):
 def _train(ranks, name, data, output):
     job = job_of(name, data, output)
     # As in the command, all have checked the output folder before one writes there.
-    ranks.wait()
+    ranks.barrier()
     trainer.run(job, (), Console(quiet=True), ranks)
 
 
@@ -107,7 +107,7 @@ class _Cut(Callback):
 
 def _interrupted(ranks, data, output):
     job = job_of("full", data, output)
-    ranks.wait()
+    ranks.barrier()
     try:
         trainer.run(job, [_Cut()] if ranks.main else (), Console(quiet=True), ranks)
     except trainer.Interrupted as stop:

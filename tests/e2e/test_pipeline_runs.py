@@ -26,7 +26,7 @@ def train(ranks, names, data, output, parallel, dtype):
         for name in names:
             job = job_of(name, data, output / name, parallel, dtype)
             # As in the command, all have checked the output folder before one writes there.
-            ranks.wait()
+            ranks.barrier()
             trainer.run(job, (), Console(quiet=True), ranks)
 
 

@@ -103,7 +103,7 @@ def train(ranks, made, output, run, parallel, until=0, resume=False):
         del sections["method"]
     config = schema.build(resolve(COMMANDS[command].config), sections)
     job = resolve(COMMANDS[command].check)(config, "auto" if method else "llama", None)
-    ranks.wait()
+    ranks.barrier()
     try:
         trainer.run(job, [Until(until)] if until and ranks.main else (), Console(quiet=True), ranks)
     except trainer.Interrupted as stop:

@@ -69,7 +69,7 @@ class _Until(Callback):
 def train(ranks, data, output, method, until=STEPS, resume=False, stage=1, offload=False, **options):
     job = job_of(data, output, method, resume, stage, offload, **options)
     # As in the command, all have checked the output folder before one writes there.
-    ranks.wait()
+    ranks.barrier()
     try:
         trainer.run(job, [_Until(until)] if ranks.main and until < STEPS else (), Console(quiet=True), ranks)
     except trainer.Interrupted as stop:

@@ -18,7 +18,7 @@ from typing import IO, Any
 from llmctl.errors import ConfigError
 from llmctl.io.atomic import explain_os_errors
 from llmctl.parallel import rank as ranks
-from llmctl.parallel.machines import meeting
+from llmctl.parallel.machines import rendezvous
 from llmctl.parallel.machines.nodes import Nodes, own_address
 from llmctl.runtime import process
 from llmctl.runtime.signals import SIGNALS, handled
@@ -144,8 +144,8 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
             stack.enter_context(handled(self._signal))
             try:
                 if self._nodes.count > 1:
-                    meeting.meet(self._nodes, self._facts, lambda: bool(self.signalled))
-            except meeting.Stopped:
+                    rendezvous.meet(self._nodes, self._facts, lambda: bool(self.signalled))
+            except rendezvous.Stopped:
                 self._stack = stack.pop_all()
                 return self
             ports = free_ports(self._devices.count + 1)
@@ -220,8 +220,11 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
             return 128 + ended_by
         if reports:
             if hanging:
-                names = ", ".join(f"{number}{self._log_of(number)}" for number in hanging)
-                print(f"error: waited in vain for rank {names}; there is where it hangs", file=sys.stderr, flush=True)
+                for number in hanging:
+                    text = (
+                        f"error: rank {number}{self._log_of(number)} hangs; its output ends with the code that it is at"
+                    )
+                    print(text, file=sys.stderr, flush=True)
                 return reports[0].code
             return self._say(reports[0])
         number, code = next((number, code) for number, code in self._ended.items() if code)

@@ -73,7 +73,7 @@ class Mesh:
         self.topology, self.rank, self.bucket = topology, rank, bucket
         self.place = topology.coordinates(rank.number)
         self.number, self.size = topology.batch_number(rank.number), topology.batch
-        self._meetings, self._closed, self._axes = 0, False, dict[str, Axis]()
+        self._barriers, self._closed, self._axes = 0, False, dict[str, Axis]()
         self.weights_shared = False
         self._asking: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         self._answer: Callable[[], object] = lambda: None
@@ -209,42 +209,42 @@ class Mesh:
 
     def lead(self, work: Callable[[], object]) -> None:
         """Does the work on rank 0, however long that takes, while the others answer what it asks for."""
-        self.wait()
+        self.barrier()
         if self.main:
             with self._asking():
                 work()
         else:
             with other_ranks("an answer to rank 0"):
                 self._answer()
-        self.wait()
+        self.barrier()
 
-    def collect(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """The values of all ranks, of types that JSON has."""
         values: list[T] = []
         with other_ranks("an exchange of values"):
             distributed.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Returns when all ranks have come here, however long that takes."""
-        self._meetings += 1
-        with other_ranks("a meeting"), watch.waiting("a meeting of all ranks", unlimited=True):
-            self._meet(f"llmctl/meeting/{self._meetings}", self.rank.size)
+        self._barriers += 1
+        with other_ranks("a barrier"), watch.waiting("a barrier of all ranks", unlimited=True):
+            self._wait(f"llmctl/barrier/{self._barriers}", self.rank.size)
 
     def close(self) -> None:
         """Waits for all ranks for the last time; rank 0, which holds the store, leaves last. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        self.wait()
+        self.barrier()
         if self.main:
-            self._meet("llmctl/left", self.rank.size)
+            self._wait("llmctl/left", self.rank.size)
         else:
             # Rank 0 may be gone before its answer is read.
             with contextlib.suppress(Exception):
                 self._store.add("llmctl/left", 1)
 
-    def _meet(self, key: str, count: int) -> None:
+    def _wait(self, key: str, count: int) -> None:
         """Counts this rank and waits until as many are counted.
 
         Raises:
@@ -267,12 +267,12 @@ class Mesh:
             self._store.set(REASON, f"rank {self.rank.number} failed: {reason}".encode())
             self._store.add(FAILED, 1)
 
-    def tell(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """The value of rank 0, of types that JSON has; what others pass is ignored."""
-        key = f"llmctl/told/{self._meetings}"
+        key = f"llmctl/broadcast/{self._barriers}"
         if self.main:
             self._store.set(key, json.dumps(value).encode())
-        self.wait()
+        self.barrier()
         if self.main:
             return value
         with other_ranks("a message of rank 0"):
@@ -285,7 +285,7 @@ class Mesh:
         Raises:
             RuntimeError: They differ.
         """
-        self.wait()
+        self.barrier()
         sums, apart = list(sums), False
         for axis in (self.data, self.sharding):
             if axis.size > 1:
@@ -296,7 +296,7 @@ class Mesh:
                 apart |= any(m != own and abs(m - own) > 1e-9 * abs(own) for m, own in zip(means, sums, strict=True))
         if self.any([apart])[0]:
             raise RuntimeError(
-                "the ranks began with unlike weights; are model.path and llmctl the same on all machines?"
+                "the ranks started with different weights; are model.path and llmctl the same on all machines?"
             )
 
 

@@ -79,14 +79,14 @@ class Ranks(Protocol):
     def lead(self, work: Callable[[], object]) -> None:
         """Does the work on rank 0, however long that takes, while the others answer what it asks for."""
 
-    def collect(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """The values of all ranks, of types that JSON has."""
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Returns when all ranks have come here, however long that takes."""
 
-    def tell(self, value: T) -> T:
-        """The value of rank 0, of types that JSON has; what others pass is ignored. Waits like ``wait``."""
+    def broadcast_object(self, value: T) -> T:
+        """The value of rank 0, of types that JSON has; what others pass is ignored. Waits like ``barrier``."""
 
     def close(self) -> None:
         """Waits for all ranks for the last time."""
@@ -125,14 +125,14 @@ class Alone:
         """Does the work."""
         work()
 
-    def collect(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """The value."""
         return [value]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Nothing."""
 
-    def tell(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """The value."""
         return value
 

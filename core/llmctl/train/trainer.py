@@ -1,6 +1,6 @@
 """A training run of any method: from a checked job to an output folder with the trained model.
 
-``run`` has the stages in order. A ``methods.base.Method`` has what depends on the method, a ``Trainable`` what is trained. The
+``_run`` has the steps in order. A ``methods.base.Method`` has what depends on the method, a ``Trainable`` what is trained. The
 package's docstring lists what the output folder holds.
 """
 
@@ -111,7 +111,7 @@ def run(
         Interrupted: A signal such as Ctrl-C; during training, a checkpoint was saved.
     """
     runtime.configure()
-    with ends_at_once(), added_tokens.grown(job, ranks.main, ranks.wait) as grown:
+    with ends_at_once(), added_tokens.grown(job, ranks.main, ranks.barrier) as grown:
         info = _run(grown, callbacks, console if ranks.main else Console(quiet=True), ranks)
         ranks.close()
     return info
@@ -135,7 +135,7 @@ class _Start:
 def _start(job: CheckedJob[Any], ranks: Ranks) -> _Start:
     """Where the run begins, as rank 0 finds it in the output folder."""
     found = _find_start(job) if ranks.main else _Start(None, None, None)
-    told = ranks.tell(
+    told = ranks.broadcast_object(
         {
             "checkpoint": str(found.checkpoint or ""),
             "now": found.now.isoformat() if found.now else "",
@@ -179,7 +179,7 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console, 
         console.print(f"resuming from {start.checkpoint}")
     if ranks.rank.size > 1:
         console.print(_arrangement(ranks))
-    ranks.wait()
+    ranks.barrier()
     method.start(setup.data, ranks)
     record = RunRecord(job.output, info) if ranks.main else None
     loop, done = _loop(setup, start.checkpoint, [*callbacks, record] if record else [])
@@ -187,12 +187,12 @@ def _run(job: CheckedJob[Any], callbacks: Sequence[Callback], console: Console, 
         info.update(setup.trainable.metadata, precision=setup.precision.record(), processes=ranks.rank.size)
         info.update(setup.trainable.place.notes(setup.trainable.model))
         _show_start(setup, loop, done)
-    if ranks.tell("before" not in info):
+    if ranks.broadcast_object("before" not in info):
         wanted = start.checkpoint is None and job.config.train.eval_before
         info["before"] = _evaluate(setup) if wanted else {"metrics": {}, "samples": []}
         if ranks.main:
             write_info(job.output, info)
-    ranks.wait()
+    ranks.barrier()
     with record or contextlib.nullcontext():
         last = _train(setup, loop, done)
         info["best"], metrics = _choose_final(setup, last)
@@ -278,7 +278,7 @@ def _stages(ranks: Ranks, names: Iterable[str]) -> dict[str, list[int]]:
     """Name -> the stages that have a parameter, where there are several stages."""
     found: dict[str, list[int]] = {}
     if ranks.topology.pipeline > 1:
-        for stage, held in sorted(ranks.collect((ranks.place.pipeline, list(names)))):
+        for stage, held in sorted(ranks.all_gather_object((ranks.place.pipeline, list(names)))):
             for name in held:
                 if stage not in found.setdefault(name, []):
                     found[name].append(stage)
@@ -289,7 +289,7 @@ def _experts(ranks: Ranks, model: Any) -> dict[str, int]:
     """Name -> which of the ranks that share experts has a parameter, for those of experts."""
     axis, found = ranks.axis("expert"), dict[str, int]()
     if ranks.topology.expert > 1:
-        for place, held in ranks.collect((axis.rank, sorted(experts.held_by(model)))):
+        for place, held in ranks.all_gather_object((axis.rank, sorted(experts.held_by(model)))):
             found.update(dict.fromkeys(held, place))
     return found
 
@@ -427,7 +427,7 @@ def _choose_final(setup: Setup, last: int) -> tuple[dict[str, Any] | None, dict[
     job, ema, ranks = setup.job, setup.ema, setup.ranks
     best = checkpoints.read_best(job.output) if ranks.main else None
     wanted = best is not None and job.config.output.load_best and best.step != last
-    step = ranks.tell(best.step if best and wanted else last)
+    step = ranks.broadcast_object(best.step if best and wanted else last)
     if step != last:
         chosen = checkpoints.checkpoint_of(job.output, step)
         with setup.optimizer.weights.restoring():
@@ -446,7 +446,7 @@ def _choose_final(setup: Setup, last: int) -> tuple[dict[str, Any] | None, dict[
 def _evaluate(setup: Setup, metrics: dict[str, float] | None = None) -> dict[str, Any]:
     """Metrics (those given to rank 0, if any) and sample answers of the model; on ranks that do not evaluate nothing."""
     model, data = setup.trainable.model, setup.data
-    known = setup.ranks.tell(bool(metrics))
+    known = setup.ranks.broadcast_object(bool(metrics))
     if not setup.ranks.evaluates:
         return {}
     model.eval()

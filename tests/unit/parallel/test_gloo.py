@@ -157,7 +157,7 @@ def _policies(connect, mesh):
     group = connect(store, rank, SIZE, 79)
     started = set(os.listdir("/proc/self/task")) - before
     assert group and started
-    mesh.wait()
+    mesh.barrier()
     return {os.sched_getscheduler(int(thread)) for thread in started}, os.sched_getscheduler(0)
 
 
@@ -178,7 +178,7 @@ def _gaps(mesh):
     found["threads"] = _policies(core.ProcessGroupGloo.create, mesh)
     half = _tensor([rank + 1.0, 2.0], "float16")
     found["half"] = _error(lambda: own.all_reduce(half, sum_op, True)), _list(half)
-    mesh.wait()
+    mesh.barrier()
     # Both send first: neither returns. That breaks the group, so that the last gap gets another.
     found["send"] = _hangs(lambda: own.send(one, rank ^ 1, True))
     second = stores.own("test 2", mesh._store, rank == 0)
@@ -187,9 +187,9 @@ def _gaps(mesh):
         other.send(one, 1, True)
     if rank == 1:
         other.recv(one, 0, True)
-    mesh.wait()
+    mesh.barrier()
     found["out of step"] = _hangs(lambda: other.all_reduce(one, sum_op, True))
-    mesh.wait()
+    mesh.barrier()
     return found
 
 

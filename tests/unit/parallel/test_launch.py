@@ -107,7 +107,8 @@ fail(PeerLost('timeout'))
 """
     )
     assert follow(tmp_path, monkeypatch, program) == 1
-    assert "waited in vain for rank 1" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "error: rank 1 (its output is in " in said and "rank-1.log) hangs; its output ends with" in said
     assert "stuck_here" in (tmp_path / "logs" / "rank-1.log").read_text()
 
 

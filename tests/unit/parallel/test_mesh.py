@@ -1,5 +1,7 @@
 """Ranks on this machine: forks of this process, over gloo."""
 
+import contextlib
+
 import numpy as np
 import paddle
 import pytest
@@ -38,7 +40,7 @@ def _calls(ranks):
     ]
     totals = ranks.total([one, True, 1e300])
     ranks.sum_grads(grads)
-    told = ranks.tell({"a": [1, "ü", None]} if ranks.main else "ignored")
+    told = ranks.broadcast_object({"a": [1, "ü", None]} if ranks.main else "ignored")
     ranks.check_equal([1.0, 2.0])
     try:
         ranks.check_equal([1.0, 2.0 + 1e-3 * ranks.number])
@@ -54,7 +56,7 @@ def test_all_ranks_get_the_same_sums_messages_and_verdicts():
         assert totals == [6.0, 3.0, 3e300]
         assert grads == [[6.0, 12.0], [2.0], None, [6.0] * 3, [60.0] * 5]
         assert told == {"a": [1, "ü", None]}
-        assert "unlike weights" in unlike
+        assert "different weights" in unlike
 
 
 def _axes(mesh):
@@ -104,7 +106,7 @@ def _told(ranks):
         ranks._tell_failure("ValueError: boom")
         return "told"
     try:
-        ranks.wait()
+        ranks.barrier()
     except PeerLost as error:
         return str(error)
 
@@ -117,10 +119,13 @@ def test_a_rank_that_waits_hears_that_another_one_failed():
 def _told_and_left(ranks):
     said = _told(ranks)
     ranks.close = lambda: None
-    # Rank 0 holds the store, so that it leaves last.
-    ranks._store.add("left", 1)
-    while ranks._store.add("left", 0) < 2 and ranks.main:
-        pass
+    # Rank 0 holds the store, so that it leaves last; it may be gone before its answer is read.
+    if ranks.main:
+        while not ranks._store.add("left", 0):
+            pass
+    else:
+        with contextlib.suppress(Exception):
+            ranks._store.add("left", 1)
     return said
 
 

@@ -30,10 +30,10 @@ def _connections(mesh):
     ports = []
     opened, stores._opened = stores._opened, lambda host, port, holds: ports.append(port) or opened(host, port, holds)
     distributed.new_group([0, 1])
-    mesh.wait()
+    mesh.barrier()
     found = _waiting(common), _waiting(ports[0])
     paddles = core.TCPStore("127.0.0.1", ports[0], False, 1, 10)
-    mesh.wait()
+    mesh.barrier()
     return *found, True in _waiting(ports[0]), bool(paddles)
 
 

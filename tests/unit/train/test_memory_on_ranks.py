@@ -152,7 +152,7 @@ def _train(ranks, folder, output):
         return last
 
     trainer._train = trained
-    ranks.wait()
+    ranks.barrier()
     info = trainer.run(job, (), Console(quiet=True), ranks)
     return start, found, info.get("best")
 

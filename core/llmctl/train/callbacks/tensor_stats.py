@@ -40,7 +40,7 @@ class TensorStats(Callback):
         if step % self._every:
             return
         rows: dict[str, dict[str, float]] = {}
-        for own in self._ranks.collect(self._sums()):
+        for own in self._ranks.all_gather_object(self._sums()):
             for name, (weight, gradient, most) in own.items():
                 row = rows.setdefault(name, {"weight": 0.0, "gradient": 0.0, "gradient_max": 0.0})
                 row["weight"] = math.hypot(row["weight"], weight)

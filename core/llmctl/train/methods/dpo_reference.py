@@ -114,10 +114,10 @@ class PrecomputedLogProbs:
         """
         if self._tables is None:
             found = self._read() if ranks.main else None
-            stored = ranks.tell(found is not None)
+            stored = ranks.broadcast_object(found is not None)
             if not stored and ranks.evaluates:
                 found = self._compute(ranks.main)
-            ranks.wait()
+            ranks.barrier()
             self._tables = found or self._read()
             assert self._tables is not None, f"{self._file} was written and cannot be read"
         return self._tables

@@ -55,7 +55,7 @@ def job_of(folder, keys, train, model):
 def count(ranks, folder, keys, train, model):
     """What this rank sent in the first step, and rows x columns and labels of each of its passes."""
     job = job_of(folder, keys, train, model)
-    ranks.wait()
+    ranks.barrier()
     found = {}
     step = Loop.train_step
 

@@ -81,7 +81,7 @@ def open_folder_of(run):
 
 
 def train(ranks, base, output, method, parallel):
-    ranks.wait()
+    ranks.barrier()
     job = job_on(base)(output, method, train={"batch_size": 1, "grad_accumulation": 2}, parallel=parallel)
     trainer.run(job, (), Console(quiet=True), ranks)
 

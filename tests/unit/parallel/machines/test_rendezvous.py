@@ -7,8 +7,8 @@ import pytest
 
 from llmctl.errors import ConfigError
 from llmctl.parallel.launch import free_ports
-from llmctl.parallel.machines.meeting import GREETING, Stopped, differences, meet
 from llmctl.parallel.machines.nodes import Nodes
+from llmctl.parallel.machines.rendezvous import GREETING, Stopped, differences, meet
 
 FACTS = {"llmctl": "1", "train.seed": "42"}
 
@@ -67,8 +67,8 @@ def test_a_port_in_use_and_a_machine_0_that_does_not_answer():
         meet(Nodes(2, 1, "127.0.0.1", port), FACTS, lambda: False, wait=0.0)
 
 
-def test_a_machine_sends_nothing_to_what_is_not_a_meeting(monkeypatch):
-    monkeypatch.setattr("llmctl.parallel.machines.meeting.TURN", 0.3)
+def test_a_machine_sends_nothing_to_what_is_no_launcher(monkeypatch):
+    monkeypatch.setattr("llmctl.parallel.machines.rendezvous.TURN", 0.3)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -1,4 +1,4 @@
-"""Before machines train together: their launchers meet at machine 0, and compare what they are about to run. No paddle here.
+"""The rendezvous of machines that will train together: their launchers meet at machine 0 and compare what they will run. No paddle here.
 
 Machine 0 listens at the port where its rank 0 will. It speaks first, so that a machine that comes while something else listens
 there, such as a run that is ending, sends nothing to it. The others come with their facts and wait for the verdict.
