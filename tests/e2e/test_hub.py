@@ -9,6 +9,7 @@ import sys
 import pytest
 from kit.hub_server import COMMIT, serving
 from kit.model_cli import STARTER
+from kit.model_cli import llmctl as in_process
 from kit.readme import shown
 
 NAME = "Qwen/tiny"
@@ -117,6 +118,25 @@ def test_a_run_records_the_commit_and_its_adapter_finds_the_base_again(hub, llmc
     assert info["base"]["path"] == f"{NAME}@{COMMIT}" and info["config"]["model"]["path"] == NAME
     peft = json.loads((tmp_path / "run" / "model" / "adapter_config.json").read_text())
     assert peft["base_model_name_or_path"] == NAME
+    answer = llmctl("generate", "run/model", "--prompt", "Tom", "--max-new-tokens", "2", HF_HUB_OFFLINE="1")
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_one_of_several_models_in_gguf_is_named_run_and_trained_over(hub, llmctl, tmp_path):
+    for name, kind in (("m-Q8_0.gguf", "q8_0"), ("m-F16.gguf", "float16")):
+        in_process("convert", STARTER, tmp_path / name, "--to", "gguf", "--dtype", kind)
+        hub.models.setdefault("Qwen/gguf", {})[name] = (tmp_path / name).read_bytes()
+    (tmp_path / "data.jsonl").write_text('{"src": "Tom has a red kite.", "tgt": "Tom has no kite."}\n' * 4)
+    keys = {"model.path": "Qwen/gguf:Q8_0", "data.train": "data.jsonl", "method.name": "lora", "method.base": "int8",
+            "train.max_steps": 1, "data.max_length": 64, "data.src_length": 32}  # fmt: skip
+    (tmp_path / "run.yaml").write_text("{}")
+    done = llmctl(
+        "finetune", "run.yaml", "--output", "run", *(w for k, v in keys.items() for w in ("--set", f"{k}={v}"))
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(hub.sent()) == {"m-Q8_0.gguf"}
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert info["base"]["path"] == f"Qwen/gguf:m-Q8_0.gguf@{COMMIT}"
     answer = llmctl("generate", "run/model", "--prompt", "Tom", "--max-new-tokens", "2", HF_HUB_OFFLINE="1")
     assert answer.returncode == 0, answer.stderr
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from llmctl.checkpoint.locate import locate
 from llmctl.checkpoint.naming import detect_layout
 from llmctl.checkpoint.quantized import open_weights
 from llmctl.errors import CheckpointError, LlmctlError
-from llmctl.hub.find import model_folder
 from llmctl.hub.name import parse
 from llmctl.hub.origin import origin
 
@@ -125,7 +125,9 @@ def name_of(base: Path) -> str:
 def short_name(base: Path) -> str:
     """What PEFT calls the base model, which has no place for a commit: its name on a hub, else its folder."""
     found = origin(base)
-    return found.repo if found else str(base.resolve())
+    if found is None:
+        return str(base.resolve())
+    return str(replace(found, revision="")) if found.choice else found.repo
 
 
 def find(named: str, folder: Path, given: Path | None) -> Path:
@@ -148,7 +150,7 @@ def find(named: str, folder: Path, given: Path | None) -> Path:
             return path
     if named and parse(named):
         try:
-            return model_folder(named)
+            return locate(named)
         except LlmctlError as error:
             raise CheckpointError(
                 f"{folder}: the base model {named} of this adapter is missing: {error}. Or give its folder with --base"

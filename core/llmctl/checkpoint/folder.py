@@ -19,6 +19,7 @@ from llmctl.checkpoint.formats import pdparams, safetensors, torch_bin
 from llmctl.checkpoint.formats.dtypes import STORAGE
 from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
+from llmctl.io.gguf_files import LINK
 from llmctl.io.json_object import parse_json
 
 SAFETENSORS = "model.safetensors"
@@ -26,8 +27,6 @@ TORCH = "pytorch_model.bin"
 INDEX = ".index.json"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 """Files of adapters, which transformers would apply if they are in the folder of a model."""
-
-GGUF = "model.gguf"
 
 
 def _read_gguf(path: Path) -> Mapping[str, TensorInfo]:
@@ -40,7 +39,7 @@ _HEADER_READERS: dict[str, Callable[[Path], Mapping[str, TensorInfo]]] = {
     SAFETENSORS: safetensors.read_header,
     TORCH: torch_bin.read_header,
     pdparams.NAME: pdparams.read_header,
-    GGUF: _read_gguf,
+    LINK: _read_gguf,
 }
 
 

@@ -13,7 +13,7 @@ MODEL, CONFIGURATION = "model", "config.yaml"
 OTHER_WEIGHTS = (".safetensors", ".bin", ".pdparams", ".npy", ".packed", "export.json")
 """Ends of names of weights and programs that a folder stands for, whatever GGUF files are there too."""
 
-READY = ("config.json", "model.gguf")
+READY = ("config.json", gguf_files.LINK)
 """Files of a folder that ``checkpoint.gguf`` or ``quantize`` made, which is opened as it is."""
 
 

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.checkpoint import bitsandbytes, paddlenlp_scales
-from llmctl.checkpoint.folder import GGUF, WeightFolder, open_folder, weights_name
+from llmctl.checkpoint.folder import WeightFolder, open_folder, weights_name
 from llmctl.checkpoint.formats.dtypes import cast, widen
 from llmctl.checkpoint.formats.tensor_info import CodedTensor, TensorInfo
 from llmctl.checkpoint.gguf import folder as gguf_folder
 from llmctl.checkpoint.hf_config import NAME
 from llmctl.errors import CheckpointError
+from llmctl.io.gguf_files import LINK
 from llmctl.io.json_object import read_json
 from llmctl.quant.formats import awq, compressed, gptq
 from llmctl.quant.formats.codes import WORD, Codes
@@ -97,7 +98,7 @@ def scheme_of(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
         return Scheme(paddlenlp_scales.METHOD, 8)
     if stated:
         return read_scheme(stated, str(folder / "config.json"))
-    if weights_name(folder) == GGUF and (bits := gguf_folder.bits_of(folder)):
+    if weights_name(folder) == LINK and (bits := gguf_folder.bits_of(folder)):
         return Scheme(gguf_folder.CACHE, bits)
     if (folder / OLD).is_file():
         return read_scheme(read_json(folder / OLD), str(folder / OLD))

@@ -57,7 +57,7 @@ class Client(Protocol):
         """The files of a model; raises ``Unreachable`` or ``Refused``."""
         ...
 
-    def fetch(self, name: HubName, files: Sequence[str]) -> Path:
+    def fetch(self, name: HubName, wanted: Sequence[str]) -> Path:
         """Downloads files that are not in the cache; returns the folder of all; raises as ``listing``."""
         ...
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 
 from llmctl.errors import CheckpointError
+from llmctl.io.gguf_files import GgufModel
 from llmctl.io.json_object import parse_json
 
 SMALL = (
@@ -45,6 +46,13 @@ def index_of(names: Iterable[str]) -> str:
     return ""
 
 
+def has_weights(names: Iterable[str]) -> bool:
+    """Whether a repository has weights of a model or an adapter that are read, besides GGUF files."""
+    there = [name for name in names if "/" not in name]
+    single = any(name in MODELS for name in there)
+    return bool(single or index_of(there) or any(fnmatch.filter(there, it) for kind in ADAPTERS for it in kind))
+
+
 def weights(names: Iterable[str], read_index: Callable[[str], bytes]) -> list[str]:
     """The files of weights that are read, with their index; empty where there are none of a known name.
 
@@ -72,3 +80,8 @@ def _shards(index: str, content: bytes) -> list[str]:
         return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a weight index: {type(error).__name__}: {error}") from None
+
+
+def including(choice: str) -> str:
+    """The option of the hubs' own commands that leaves out other models in GGUF; empty where none is chosen."""
+    return f" --include '*{GgufModel((choice,), 0).stem}*'" if choice else ""

@@ -1,4 +1,4 @@
-"""The folder of a model that is named by a path or a name on a hub."""
+"""Where a model is that is named by a path or a name on a hub."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from llmctl.hub.name import MODELSCOPE, parse
 
 
 def model_folder(value: str | Path, revision: str = "", *, weights: bool = True) -> Path:
-    """The folder of a model, downloaded if it is a name on a hub and not in the cache.
+    """The folder of a model, or its file in GGUF, downloaded if it is a name on a hub and not in the cache.
 
     Args:
         value: A path, which takes precedence if it exists; else a name: ``owner/name``, ``hf:name`` or
-            ``modelscope:owner/name``, each with ``@revision`` or without.
+            ``modelscope:owner/name``, each with ``:Q4_K_M`` or ``:file.gguf``, and with ``@revision``, or without.
         revision: Branch, tag or commit, if the value has none.
-        weights: False downloads configuration and tokenizer only.
+        weights: False downloads configuration and tokenizer only, which in GGUF are in the file of the weights.
 
     Returns:
-        The folder; a path that does not exist is returned as it is.
+        The folder, or the file in GGUF, of a model in parts the first; a path that does not exist is returned as it is.
 
     Raises:
         LlmctlError: The model cannot be downloaded, or a revision is given for a path.

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import CheckpointError, FileError, require
+from llmctl.hub import files
 from llmctl.hub.client import Listing, Refused, Unreachable
 from llmctl.hub.messages import first_line, is_disk_full, no_space
 from llmctl.hub.name import HubName
+from llmctl.io.gguf_files import ENDING
 
 TRANSPORTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 """Packages whose errors are of the connection; which of them it is depends on the release of the library."""
@@ -70,8 +72,8 @@ class HuggingFace:
             info = self._library.HfApi().model_info(name.repo, revision=name.revision or None, files_metadata=True)
         return Listing(info.sha or "", {file.rfilename: file.size or 0 for file in info.siblings or ()})
 
-    def fetch(self, name: HubName, files: Sequence[str]) -> Path:
-        patterns = [glob.escape(file) for file in files]
+    def fetch(self, name: HubName, wanted: Sequence[str]) -> Path:
+        patterns = [glob.escape(file) for file in wanted]
         with self._explained(name), _without_bars():
             for wait in (*PAUSES, None):
                 try:
@@ -99,11 +101,18 @@ class HuggingFace:
             )  # fmt: skip
         except ValueError:
             return None
-        return Path(path).parent if isinstance(path, str) else None
+        return Path(path).parent if isinstance(path, str) else self._snapshot(name)
+
+    def _snapshot(self, name: HubName) -> Path | None:
+        """The folder of a revision with GGUF files, which have names of their own, so that the library cannot be asked for one."""
+        revision = name.revision or "main"
+        ref = self.store(name) / "refs" / revision
+        folder = self.store(name) / "snapshots" / (ref.read_text() if ref.is_file() else revision)
+        return folder if any(folder.rglob(f"*{ENDING}")) else None
 
     def elsewhere(self, name: HubName, folder: str) -> str:
         revision = f" --revision {name.revision}" if name.revision else ""
-        return f"hf download {name.repo}{revision} --local-dir {folder}"
+        return f"hf download {name.repo}{revision}{files.including(name.choice)} --local-dir {folder}"
 
     @contextmanager
     def _explained(self, name: HubName) -> Iterator[None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import FileError, require
+from llmctl.hub import files
 from llmctl.hub.client import Listing, Refused, Unreachable
 from llmctl.hub.messages import first_line, is_disk_full, no_space
 from llmctl.hub.name import HubName
@@ -60,9 +61,9 @@ class ModelScope:
             rows = HubApi().get_model_files(name.repo, revision=name.revision or None, recursive=False)
         return Listing("", {str(row["Path"]): int(row.get("Size") or 0) for row in rows})
 
-    def fetch(self, name: HubName, files: Sequence[str]) -> Path:
+    def fetch(self, name: HubName, wanted: Sequence[str]) -> Path:
         with self._explained(name):
-            return self._snapshot(name, allow_patterns=list(files))
+            return self._snapshot(name, allow_patterns=list(wanted))
 
     def store(self, name: HubName) -> Path:
         return self.cache / "models" / name.repo.replace("/", "--")
@@ -76,7 +77,7 @@ class ModelScope:
 
     def elsewhere(self, name: HubName, folder: str) -> str:
         revision = f" --revision {name.revision}" if name.revision else ""
-        return f"modelscope download --model {name.repo}{revision} --local_dir {folder}"
+        return f"modelscope download --model {name.repo}{revision}{files.including(name.choice)} --local_dir {folder}"
 
     def _snapshot(self, name: HubName, **options: Any) -> Path:
         from modelscope.hub.snapshot_download import snapshot_download

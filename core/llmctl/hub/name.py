@@ -1,4 +1,7 @@
-"""Names of models on a hub: ``owner/name``, ``hf:name``, ``modelscope:owner/name``, each with ``@revision`` or without."""
+"""Names of models on a hub: ``owner/name``, ``hf:name``, ``modelscope:owner/name``, each with ``@revision`` or without.
+
+Before the revision, ``:Q4_K_M`` or ``:file.gguf`` names one of several models in GGUF, as llama.cpp and Ollama write it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ HUBS = (HF, MODELSCOPE)
 """Prefixes of names; without one it is the Hugging Face Hub."""
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_NAME = re.compile(rf"(?P<repo>(?:{_PART}/)?{_PART})(?:@(?P<revision>[^@\s]+))?")
+_NAME = re.compile(rf"(?P<repo>(?:{_PART}/)?{_PART})(?::(?P<choice>{_PART}(?:/{_PART})*))?(?:@(?P<revision>[^@\s]+))?")
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,18 @@ class HubName:
         hub: One of ``HUBS``.
         repo: ``owner/name``.
         revision: Branch, tag or commit; empty = the hub's default.
+        choice: Which of its models in GGUF: a file, or the quantization that ends its name; empty = the only one.
     """
 
     hub: str
     repo: str
     revision: str = ""
+    choice: str = ""
 
     def __str__(self) -> str:
         prefix = "" if self.hub == HF and "/" in self.repo else f"{self.hub}:"
-        return f"{prefix}{self.repo}{'@' + self.revision if self.revision else ''}"
+        choice = f":{self.choice}" if self.choice else ""
+        return f"{prefix}{self.repo}{choice}{'@' + self.revision if self.revision else ''}"
 
 
 def parse(value: str | Path, revision: str = "") -> HubName | None:
@@ -57,10 +63,10 @@ def parse(value: str | Path, revision: str = "") -> HubName | None:
     if found and ("/" in found["repo"] or (prefixed and hub == HF)):
         if revision and found["revision"] and revision != found["revision"]:
             raise ConfigError(f"{text} has a revision of its own, and revision={revision} is another; leave out one")
-        return HubName(hub, found["repo"], found["revision"] or revision)
+        return HubName(hub, found["repo"], found["revision"] or revision, found["choice"] or "")
     if prefixed:
         raise ConfigError(
-            f"{text} is not the name of a model; expected {prefix}:OWNER/NAME or {prefix}:OWNER/NAME@REVISION"
+            f"{text} is not the name of a model; expected {prefix}:OWNER/NAME, {prefix}:OWNER/NAME@REVISION or {prefix}:OWNER/NAME:Q4_K_M"
         )
     return None
 

@@ -10,7 +10,9 @@ from pathlib import PurePosixPath
 from llmctl.errors import CheckpointError
 from llmctl.io.sizes import shown
 
-ENDING = ".gguf"
+ENDING, LINK = ".gguf", "model.gguf"
+"""Of all such files; what the one in a model folder is called."""
+
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 """The name that llama.cpp's ``gguf-split`` gives to a part."""
 

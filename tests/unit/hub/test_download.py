@@ -37,6 +37,7 @@ class Toy:
         folder = self._folder(name)
         folder.mkdir(parents=True, exist_ok=True)
         for file in files:
+            (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_text('{"weight_map": {"a": "one", "b": "two"}}')
         self.fetched += files
         return folder
@@ -117,11 +118,70 @@ def test_a_commit_that_is_here_asks_no_server(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [["model.gguf", "README.md"], ["config.json", "model.gguf"], ["generation_config.json"]]
+    "names", [["model.h5", "README.md"], ["config.json", "model.h5"], ["generation_config.json"], ["mmproj.gguf"]]
 )
 def test_what_is_not_read_is_named(tmp_path, names):
     with pytest.raises(CheckpointError, match="holds no model that llmctl reads: it needs config.json and"):
         download(Toy(tmp_path, names), NAME)
+
+
+GGUF = ["README.md", "config.json", "m-Q4_K_M.gguf", "F16/m-F16-00001-of-00002.gguf", "F16/m-F16-00002-of-00002.gguf", "mmproj-F16.gguf"]  # fmt: skip
+
+
+def named(choice, revision=""):
+    return HubName("hf", "owner/name", revision, choice)
+
+
+def test_of_models_in_gguf_the_chosen_one_is_fetched_alone(tmp_path):
+    hub = Toy(tmp_path, GGUF)
+    assert download(hub, named("q4_k_m")) == tmp_path / COMMIT / "m-Q4_K_M.gguf" and hub.fetched == ["m-Q4_K_M.gguf"]
+    hub.fetched.clear()
+    assert download(hub, named("F16"), weights=False).name == "m-F16-00001-of-00002.gguf" and hub.fetched == GGUF[3:5]
+    hub.offline = True
+    for choice in ("F16", GGUF[4]):
+        assert download(hub, named(choice)) == tmp_path / COMMIT / GGUF[3]
+
+
+def test_the_only_model_in_gguf_needs_no_name(tmp_path):
+    hub = Toy(tmp_path, ["config.json", "m.gguf"])
+    assert download(hub, NAME).name == "m.gguf" and hub.fetched == ["m.gguf"]
+
+
+def test_weights_in_other_formats_go_before_gguf_that_is_not_named(tmp_path):
+    hub = Toy(tmp_path, [*WHOLE, "m-Q8_0.gguf"])
+    assert download(hub, NAME) == tmp_path / COMMIT and "m-Q8_0.gguf" not in hub.fetched
+    assert download(hub, named("Q8_0")).name == "m-Q8_0.gguf"
+
+
+@pytest.mark.parametrize(
+    ("names", "choice", "message"),
+    [
+        (GGUF, "", "owner/name on the Toy Hub holds 2 models in GGUF:\n  m-Q4_K_M.gguf (10 B)\n  F16/m-F16-00001-of-00002.gguf (20 B, 2 parts)\n"
+         "Name one: owner/name:Q4_K_M, or its file: owner/name:m-Q4_K_M.gguf"),
+        (GGUF, "Q8_0", "holds no model Q8_0 in GGUF, but:\n  m-Q4_K_M.gguf"),
+        (WHOLE, "Q8_0", "holds no model in GGUF, of which :Q8_0 would name one; leave out :Q8_0"),
+        (GGUF[:4], "F16", "00001-of-00002.gguf names 1 files that are missing: F16/m-F16-00002-of-00002.gguf"),
+    ],
+)  # fmt: skip
+def test_models_in_gguf_that_are_not_one_are_listed(tmp_path, names, choice, message):
+    hub = Toy(tmp_path, names)
+    with pytest.raises(CheckpointError) as raised:
+        download(hub, named(choice))
+    assert message in str(raised.value) and not hub.fetched
+
+
+def test_without_a_connection_the_models_that_are_here_are_listed_or_how_to_get_another(tmp_path):
+    hub = Toy(tmp_path, GGUF)
+    download(hub, named("F16"))
+    hub.offline = True
+    assert download(hub, NAME).name == "m-F16-00001-of-00002.gguf"
+    with pytest.raises(Unreachable, match="owner/name:Q4_K_M is neither a folder here nor complete"):
+        download(hub, named("Q4_K_M"))
+    hub.offline = False
+    download(hub, named("Q4_K_M"))
+    hub.offline = True
+    with pytest.raises(CheckpointError, match="holds 2 models in GGUF"):
+        download(hub, NAME)
 
 
 def test_shards_that_the_repository_lacks_are_named(tmp_path):

@@ -7,10 +7,10 @@ from llmctl.adapters import folder as adapters
 from llmctl.adapters import paddlenlp_lora, paddlenlp_prefix, paddlenlp_weights, peft_format
 from llmctl.checkpoint import folder as checkpoints
 from llmctl.checkpoint import paddlenlp_scales, quantized
-from llmctl.checkpoint.gguf.folder import LINK
 from llmctl.checkpoint.hf_config import NAME
 from llmctl.errors import CheckpointError
 from llmctl.hub import files
+from llmctl.io.gguf_files import LINK
 from llmctl.tokenizers import chat, special
 from llmctl.tokenizers.base import FILES
 
@@ -58,6 +58,12 @@ def test_other_formats_folders_and_papers_are_left_out():
 )
 def test_weights_of_one_format_are_chosen(names, expected):
     assert chosen(*names) == expected
+
+
+def test_other_models_in_gguf_are_left_out_of_commands_for_other_machines():
+    assert [files.including(choice) for choice in ("", "Q4_K_M", "a/m-Q8_0-00001-of-00002.gguf")] == [
+        "", " --include '*Q4_K_M*'", " --include '*m-Q8_0*'",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("index", [b"", b"[]", b'{"weight_map": 3}', b"[" * 100_000])

@@ -21,6 +21,8 @@ def elsewhere(tmp_path, monkeypatch):
         ("hf:gpt2", HubName("hf", "gpt2")),
         ("hf:a/b@v1", HubName("hf", "a/b", "v1")),
         ("modelscope:Qwen/Qwen2.5-0.5B", HubName("modelscope", "Qwen/Qwen2.5-0.5B")),
+        ("a/b:Q4_K_M", HubName("hf", "a/b", choice="Q4_K_M")),
+        ("hf:gpt2:BF16/gpt2-BF16.gguf@v1", HubName("hf", "gpt2", "v1", "BF16/gpt2-BF16.gguf")),
     ],
 )
 def test_names_on_a_hub(text, name):
@@ -29,7 +31,7 @@ def test_names_on_a_hub(text, name):
 
 
 @pytest.mark.parametrize(
-    "text", ["gpt2", "./a/b", "../a/b", "/a/b", "~/a/b", "a/b/c", "a", "", "a\\b/c", "plugin:model"]
+    "text", ["gpt2", "./a/b", "../a/b", "/a/b", "~/a/b", "a/b/c", "a", "", "a\\b/c", "plugin:model", "a/b:", "a/b:c:d"]
 )
 def test_what_is_no_name_is_a_path(text):
     assert parse(text) is None
@@ -71,3 +73,15 @@ def test_a_revision_has_no_effect_on_a_path(tmp_path):
 )
 def test_the_origin_of_a_folder_is_told_by_its_place_in_a_cache(tmp_path, folder, name):
     assert origin(tmp_path / folder) == name
+
+
+def test_the_origin_of_a_folder_of_a_gguf_file_is_told_by_its_link(tmp_path):
+    file = tmp_path / f"models--a--b/snapshots/{COMMIT}/BF16/m.gguf"
+    file.parent.mkdir(parents=True)
+    file.symlink_to(tmp_path / "blobs")
+    (folder := tmp_path / "cached").mkdir()
+    (folder / "model.gguf").symlink_to(file)
+    assert origin(folder) == HubName("hf", "a/b", COMMIT, "BF16/m.gguf")
+    (folder / "model.gguf").unlink()
+    (folder / "model.gguf").symlink_to(tmp_path / "blobs")
+    assert origin(folder) is None and origin(file.parent) is None

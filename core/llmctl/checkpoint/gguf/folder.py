@@ -15,9 +15,10 @@ from llmctl.checkpoint.gguf import metadata, parts, vocabulary
 from llmctl.checkpoint.gguf.tensors import named_tensors
 from llmctl.checkpoint.hf_config import NAME, read_config
 from llmctl.io.atomic import atomic_folder
+from llmctl.io.gguf_files import LINK
 from llmctl.io.json_object import write_json
 
-LINK, CACHE = "model.gguf", "gguf"
+CACHE = "gguf"
 FORM = 1
 """Raised when folders of the same file are written otherwise."""
 
@@ -33,8 +34,8 @@ def as_folder(path: Path) -> Path:
         UnsupportedError: No installed family reads it.
     """
     files = parts.files_of(path)
-    # A part is found by the names beside it, which a link from elsewhere does not have.
-    file = path.resolve() if len(files) == 1 else path.parent.resolve() / files[0].name
+    # Not what a link stands for, beside which parts and a hub's names are not.
+    file = path.parent.resolve() / files[0].name
     state = repr((FORM, str(file), *(fact for one in files for fact in (one.stat().st_size, one.stat().st_mtime_ns))))
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmctl" / CACHE
     folder = home / f"{files[0].stem}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"

@@ -21,7 +21,6 @@ from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.checkpoint.convert import complete_config, copy_other_files, open_source
 from llmctl.checkpoint.formats.dtypes import STORAGE, cast
 from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
-from llmctl.checkpoint.gguf.folder import LINK
 from llmctl.checkpoint.gguf.metadata import metadata_of
 from llmctl.checkpoint.gguf.write import CODES, write_model
 from llmctl.checkpoint.naming import HF, mappings_for
@@ -32,6 +31,7 @@ from llmctl.infer.packed.model import Layer, Linear, Norm, PackedModel
 from llmctl.infer.packed.pack import chunks, qkv_order
 from llmctl.infer.quantize.settings import Settings
 from llmctl.io.atomic import atomic_folder
+from llmctl.io.gguf_files import LINK
 from llmctl.io.json_object import read_json
 from llmctl.quant.formats import awq, compressed, gptq
 from llmctl.quant.formats.codes import WORD, Codes, whole_words
