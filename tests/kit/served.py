@@ -7,6 +7,7 @@ from kit.paths import STARTER
 from starlette.testclient import TestClient
 
 from llmctl.config.serve import ServeConfig
+from llmctl.infer.executors.native import NativeExecutor
 from llmctl.infer.options import EngineOptions
 from llmctl.infer.select import open_backend
 from llmctl.serve.access.keys import Keys
@@ -45,6 +46,20 @@ def chat(client, text=QUESTION, **more):
     """The response to a user's text."""
     body = {"messages": [{"role": "user", "content": text}], **more}
     return client.post("/v1/chat/completions", json=body)
+
+
+def wanting(patch, client, body, wanted):
+    """Makes the model want tokens: each has by far the highest logit at its place of the answer to a body, then the end."""
+    begin, real = len(client.service.model.conversation(body)), NativeExecutor.run
+    wanted = [*wanted, client.service.model.tokenizer.eos_id]
+
+    def run(self, batch):
+        logits_LV = real(self, batch).copy()
+        for row, place in enumerate(batch.kv_position_T[batch.logits_indices_L] + 1 - begin):
+            logits_LV[row, wanted[min(place, len(wanted) - 1)]] += 1000
+        return logits_LV
+
+    patch.setattr(NativeExecutor, "run", run)
 
 
 def chunks(response):

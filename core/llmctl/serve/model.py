@@ -20,8 +20,18 @@ from llmctl.io.json_object import parse_json
 from llmctl.serve.adapters import Adapters
 from llmctl.serve.answers.formats import Grammar, grammar_of
 from llmctl.serve.answers.grammars import Grammars
+from llmctl.serve.answers.lazy import LazyCalls
 from llmctl.serve.answers.parts import PartsReader
-from llmctl.serve.answers.tools import PLAIN, grammar_of_calls, mark_of, told, tools_of
+from llmctl.serve.answers.tools import (
+    CALLS,
+    PLAIN,
+    Tools,
+    grammar_of_begun_call,
+    grammar_of_calls,
+    mark_of,
+    told,
+    tools_of,
+)
 from llmctl.serve.problems import Problem, shown
 from llmctl.tokenizers import Tokenizer
 from llmctl.tokenizers.conversation import Conversation, Message
@@ -310,6 +320,43 @@ class ServedModel:
             found = ("lark", source), "tools"
         return None if found is None else self.compiled(*found)
 
+    def calls_constraint(self, values: Mapping[str, Any], prompt: Sequence[int]) -> Constraint | None:
+        """What binds the calls of an answer that is free otherwise; None = there are none, or no grammar engine. Compiles.
+
+        Args:
+            values: Of the body.
+            prompt: Token ids.
+
+        Raises:
+            Problem: The schema of a function that is ``strict`` cannot be used.
+        """
+        tools = tools_of(values)
+        if tools is None or self.grammars is None:
+            return None
+        return LazyCalls(
+            form=self.form, call=self._begun_call(tools), most=CALLS if tools.many else 1, thoughts=self.thoughts,
+            thinking=self._thinking(prompt), text_of=self._text_of, tokens_of=self.grammars.tokens_of,
+        )  # fmt: skip
+
+    def _begun_call(self, tools: Tools) -> Constraint:
+        """The grammar of a call that has begun; where schemas cannot be used, that of names and objects."""
+        mark = mark_of(self.tokenizer.special.ids)
+        try:
+            return self.compiled(("lark", grammar_of_begun_call(tools, self.form, mark)), "tools")
+        except Problem:
+            if any(row["function"].get("strict") for row in tools.rows):
+                raise
+            return self.compiled(("lark", grammar_of_begun_call(tools, self.form, mark, "none")), "tools")
+
+    def _text_of(self, token: int) -> bytes:
+        assert self.grammars is not None
+        mark = self.marks.get(token)
+        return mark.encode() if mark else self.grammars.text_of(token)
+
+    def _thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether an answer begins within thoughts."""
+        return bool(self.thoughts) and self.tokenizer.decode(prompt[-8:], False).rstrip().endswith(self.thoughts[0])
+
     def reader(self, values: Mapping[str, Any], prompt: Sequence[int], bound: bool) -> Callable[[], PartsReader] | None:
         """Makes what finds thoughts and calls in an answer of a conversation; None = there are none.
 
@@ -322,9 +369,8 @@ class ServedModel:
         marks = () if bound else self.thoughts
         if tools is None and not marks:
             return None
-        tail = self.tokenizer.decode(prompt[-8:], False).rstrip() if marks else ""
         form, names = (self.form, tools.names) if tools else (None, ())
-        thinking = bool(marks) and tail.endswith(marks[0])
+        thinking = not bound and self._thinking(prompt)
         return lambda: PartsReader(form, names, marks, thinking)
 
     def compiled(self, grammar: Grammar, param: str) -> Constraint:

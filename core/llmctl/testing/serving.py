@@ -127,7 +127,7 @@ class ServingConformance:
     def test_calls_that_are_bound_to_the_form_of_the_card_are_read_back(self, card: Family) -> None:
         from llmctl.serve.answers.grammars import matcher_of
         from llmctl.serve.answers.parts import PartsReader, calls_of
-        from llmctl.serve.answers.tools import PLAIN, Tools, grammar_of_calls, mark_of
+        from llmctl.serve.answers.tools import PLAIN, Tools, grammar_of_begun_call, grammar_of_calls, mark_of
 
         llguidance = pytest.importorskip("llguidance")
         form = CALL_FORMS.get(card.tokens.calls, PLAIN)
@@ -142,6 +142,13 @@ class ServingConformance:
         matcher = matcher_of("lark", grammar, llguidance.LLTokenizer("byte"), "tools")
         data = [*written.encode()]
         assert matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting(), written
+        first, opening = form.listed and written or one[0], form.begin.strip() or f'{{"{form.name}": "'
+        begun = grammar_of_begun_call(Tools((CLOCK,)), form, mark_of({}))
+        matcher, data = (
+            matcher_of("lark", begun, llguidance.LLTokenizer("byte"), "tools"),
+            first[len(opening) :].encode(),
+        )
+        assert matcher.try_consume_tokens([*data]) == len(data) and matcher.is_stopped(), first
         reader = PartsReader(form, ("clock",), ())
         found = calls_of(reader.add(written) + reader.finish())
         assert [json.loads(call.arguments) for call in found] == [call[form.arguments] for call in calls]

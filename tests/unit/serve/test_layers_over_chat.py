@@ -79,6 +79,7 @@ def test_calls_of_a_response(client, ours):
 @pytest.mark.parametrize("more, part, param", [
     ({"previous_response_id": "resp_1"}, "nothing is stored", "previous_response_id"), ({"input": 3}, "list of objects", "input"),
     ({"input": [{"type": "input_image"}]}, "input[0]: type", "input"), ({"tools": [{"type": "web_search"}]}, "no tools of its own", "tools"),
+    ({"tools": [{"type": "function", "name": "f", "strict": 1}]}, "strict must be", "tools"),
     ({"max_tokens": 3}, "max_output_tokens", "max_tokens"), ({"background": True}, "nothing is stored", "background"),
 ])  # fmt: skip
 def test_responses_that_cannot_be_given(client, more, part, param):
@@ -203,6 +204,7 @@ def test_errors_of_messages_have_anthropic_s_form(client):
         ({"messages": [{"role": "system", "content": "x"}]}, 400, "allowed are user"), ({"thinking": {"type": "on"}}, 400, "allowed are enabled"), ({"output_config": {"effort": "low"}}, 400, "known: format"),
         ({"output_config": {"format": {"type": "json"}}}, 400, "json_schema and schema"), ({"speed": "fast"}, 400, "one speed"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, 400, "text only"), ({"tools": [{"name": "f"}]}, 400, "input_schema"),
+        ({"tools": [{"name": "f", "input_schema": {}, "strict": 1}]}, 400, "strict must be"),
     ):  # fmt: skip
         response = client.post("/v1/messages", json={"max_tokens": 5, "messages": USER, **more})
         assert response.status_code == status and response.json()["type"] == "error"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.paths import STARTER
-from kit.served import chat, chunks, refused, served
+from kit.served import chat, chunks, refused, served, wanting
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
@@ -231,6 +231,16 @@ def test_marks_that_are_special_tokens_are_written_and_read(tmp_path):
         assert made.message.tool_calls and made.message.content is None
         made = ask(client, tools=[CLOCK], tool_choice="required", parallel_tool_calls=False, seed=2)
         assert [json.loads(call.function.arguments) for call in made.message.tool_calls] == [{}]
+        plain, ids = client.service.model.plain, client.service.model.tokenizer.special.ids
+        body = {"messages": [{"role": "user", "content": "How is Rome?"}], "tools": [CLOCK]}
+        wrong = plain('\n{"name": "clack", "arguments": {}}\n')
+        with pytest.MonkeyPatch.context() as patch:
+            wanting(
+                patch, client, body, [*plain("Well. "), ids["<tool_call>"], *wrong, ids["</tool_call>"], *plain("So.")]
+            )
+            made = ask(client, tools=[CLOCK], temperature=0, max_tokens=60)
+        assert [call.function.name for call in made.message.tool_calls] == ["clock"]
+        assert made.message.content.startswith("Well.")
 
 
 def test_results_go_on_in_the_conversation(client):

@@ -63,7 +63,7 @@ class GenerationState:
             inputs.append(row)
         return inputs
 
-    def _masks(self, draft: list[int]) -> list[Words]:
+    def _masks(self, draft: list[int]) -> list[Words | None]:
         """Tokens that may come after the sequence and after each draft token, up to the first that may not come itself."""
         if self._matcher is None:
             return []

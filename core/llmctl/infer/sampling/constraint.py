@@ -19,21 +19,21 @@ _ADDENDS = np.where(_BITS, np.float32(0), np.float32(-np.inf))
 class Matcher(Protocol):
     """One answer, from its first token on. For one thread."""
 
-    def allowed(self) -> Words:
-        """The tokens that may come next, among them end tokens where the answer may end.
+    def allowed(self) -> Words | None:
+        """The tokens that may come next, among them end tokens where the answer may end; None = all of them.
 
         Raises:
             ConfigError: The grammar has become too complex.
         """
 
     def prepare(self) -> None:
-        """Says that ``allowed`` is needed soon, so that it may be computed in another thread meanwhile."""
+        """Says that ``allowed`` is needed soon, so that it may be computed in another thread meanwhile, and that all tokens stay."""
 
     def accept(self, tokens: Sequence[int]) -> int:
         """Takes tokens up to the first that may not come; returns how many."""
 
     def undo(self, count: int) -> None:
-        """Takes back the last tokens."""
+        """Takes back the last tokens, of those since ``prepare``."""
 
     @property
     def complete(self) -> bool:

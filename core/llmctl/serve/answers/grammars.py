@@ -48,6 +48,7 @@ class Grammars:
         self._lock = threading.Lock()
         self._found: OrderedDict[tuple[str, str], Compiled] = OrderedDict()
         self._tokens: Any = None
+        self._vocabulary: Any = None
 
     def prepare(self) -> None:
         """Reads the vocabulary, which takes up to a second; otherwise the first grammar waits for it."""
@@ -80,12 +81,24 @@ class Grammars:
                 self._found.popitem(last=False)
         return found
 
+    def text_of(self, token: int) -> bytes:
+        """What a token adds to the text of an answer; after a grammar was compiled."""
+        return b"" if token in self._vocabulary.hidden else self._vocabulary.tokens[token]
+
+    def tokens_of(self, text: bytes) -> list[int] | None:
+        """Tokens that write a text, in any division; None = there are none. After a grammar was compiled."""
+        try:
+            return list(self._tokens.greedy_tokenize(text.decode()))
+        except UnicodeDecodeError:
+            return None
+
     def _prepared(self) -> Any:
         if self._tokens is None:
             from llguidance import LLTokenizer, TokenizerWrapper
 
             ends = [*self._tokenizer.eos_ids]
-            wrapper = TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocab))
+            self._vocabulary = _Vocabulary(self._tokenizer, self._vocab)
+            wrapper = TokenizerWrapper(self._vocabulary)
             self._tokens = LLTokenizer(wrapper, n_vocab=self._vocab, eos_token=ends or None)
         return self._tokens
 
@@ -159,8 +172,10 @@ class _Vocabulary:
         known = min(vocab, tokenizer.vocab_size)
         data = [tokenizer.token_bytes(token) for token in range(known)] + [b""] * (vocab - known)
         special = {token for token in tokenizer.special.ids.values() if token < vocab} | {*tokenizer.eos_ids}
+        empty = {token for token, one in enumerate(data) if not one}
         self.tokens = [one or b"<unused %d>" % token for token, one in enumerate(data)]
-        self.special_token_ids = sorted(special | {token for token, one in enumerate(data) if not one})
+        self.special_token_ids = sorted(special | empty)
+        self.hidden = empty | {token for token in special if not tokenizer.decode([token])}
         self.bos_token_id, self.eos_token_id = tokenizer.bos_id, next(iter(tokenizer.eos_ids), 0)
         self._tokenizer = tokenizer
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from llmctl.card.answers import CallForm
 from llmctl.serve.answers.formats import schema_text
@@ -20,6 +20,9 @@ CALLS = 16
 
 PLAIN = CallForm(begin="<tool_call>\n", end="\n</tool_call>")
 """The form of models whose card has none; the prompt tells of it."""
+
+Schemas = Literal["exact", "lenient", "none"]
+"""Schemas of arguments: as they are, without keywords that the grammar engine does not know, or any object."""
 
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 """Parameters of a function that says none."""
@@ -104,6 +107,8 @@ def _check(row: Any, where: str) -> None:
         )
     if not isinstance(text, str | None):
         raise Problem(f"{where}: description must be text", param="tools")
+    if not isinstance(function.get("strict"), bool | None):
+        raise Problem(f"{where}: strict must be true or false", param="tools")
     schema_text(function.get("parameters") or {}, f"tools.{name}.parameters")
 
 
@@ -115,7 +120,6 @@ def grammar_of_calls(tools: Tools, form: CallForm, mark: Callable[[str], str]) -
         form: How calls are written.
         mark: Text of a mark -> how the grammar writes it.
     """
-    rows = [row["function"] for row in tools.rows if tools.named in ("", row["function"]["name"])]
     more = f"{{0,{CALLS - 1}}}"
     if form.listed:
         calls = f'"[" call (", " call){more} "]"' if tools.many else '"[" call "]"'
@@ -124,13 +128,56 @@ def grammar_of_calls(tools: Tools, form: CallForm, mark: Callable[[str], str]) -
         several = tools.many and form.begin
         lines = [f"start: call ({_quoted(form.between)} call){more}" if several else "start: call"]
         lines += [f"call: {mark(form.begin)} object {mark(form.end)}"]
-    lines.append("object: " + " | ".join(f"object_{index}" for index in range(len(rows))))
+    head = _quoted(f'{{"{form.name}": "')
+    return "\n".join([*lines, f"object: {head} function", *_functions(tools, form, _quoted(": "), _quoted(", "), "")])
+
+
+def grammar_of_begun_call(
+    tools: Tools, form: CallForm, mark: Callable[[str], str], schemas: Schemas = "lenient"
+) -> str:
+    """The Lark grammar of what follows the opening of a call in a free answer, which may have other spaces than ours.
+
+    Args:
+        tools: The functions.
+        form: How calls are written; without a mark before them, the opening reaches into the name.
+        mark: As for ``grammar_of_calls``.
+        schemas: What is made of the schemas of functions that are not ``strict``.
+    """
+    more = f'(space? "," space? object){{0,{CALLS - 1}}}' if tools.many else ""
+    calls = f'"[" space? object {more} space? "]"' if form.listed else "object"
+    end = f"space? {mark(form.end.strip())}" if form.end else ""
+    start = f"space? {calls} {end}" if form.begin else "function"
+    lines = [f"start: {start}", r"space: /[ \t\r\n]{1,8}/"]
+    lines += [f'object: "{{" space? {_quoted(json.dumps(form.name))} space? ":" space? "\\"" function']
+    return "\n".join([*lines, *_functions(tools, form, 'space? ":" space?', 'space? "," space?', "space?", schemas)])
+
+
+def _functions(
+    tools: Tools, form: CallForm, colon: str, comma: str, space: str, schemas: Schemas = "exact"
+) -> list[str]:
+    """Rules of what follows the quotation mark before a function's name, up to the brace that ends the object.
+
+    Args:
+        tools: The functions.
+        form: How calls are written.
+        colon: Between a key and its value, as the grammar writes it.
+        comma: Between a value and the next key.
+        space: Before the brace.
+        schemas: As for ``grammar_of_begun_call``.
+    """
+    rows = [row["function"] for row in tools.rows if tools.named in ("", row["function"]["name"])]
+    lines = ["function: " + " | ".join(f"function_{index}" for index in range(len(rows)))]
     for index, row in enumerate(rows):
-        head = f'{{"{form.name}": {json.dumps(row["name"])}, "{form.arguments}": '
-        schema = {**_closed(row.get("parameters") or NOTHING), "x-guidance": {"whitespace_pattern": WHITESPACE}}
-        lines.append(f"object_{index}: {_quoted(head)} arguments_{index} {_quoted('}')}")
-        lines.append(f"arguments_{index}: %json {json.dumps(schema, ensure_ascii=False)}")
-    return "\n".join(lines)
+        name, key = _quoted(row["name"] + '"'), _quoted(json.dumps(form.arguments))
+        lines.append(f'function_{index}: {name} {comma} {key} {colon} arguments_{index} {space} "}}"')
+        lines.append(f"arguments_{index}: %json {_schema(row, 'exact' if row.get('strict') else schemas)}")
+    return lines
+
+
+def _schema(function: Mapping[str, Any], schemas: Schemas) -> str:
+    parameters = {"type": "object"} if schemas == "none" else _closed(function.get("parameters") or NOTHING)
+    options = {"whitespace_pattern": WHITESPACE, "lenient": schemas == "lenient"}
+    return json.dumps({**parameters, "x-guidance": options}, ensure_ascii=False)
 
 
 def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:

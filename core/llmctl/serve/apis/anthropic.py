@@ -149,6 +149,8 @@ def _tool(row: Any, index: int) -> dict[str, Any]:
     if not isinstance(row, dict) or "input_schema" not in row or row.get("type", "custom") != "custom":
         raise Problem(f"tools[{index}] must have a name and input_schema; the server has no tools", param="tools")
     function = {"name": row.get("name"), "parameters": row["input_schema"], "description": row.get("description") or ""}
+    if row.get("strict") is not None:
+        function["strict"] = row["strict"]
     return {"type": "function", "function": function}
 
 

@@ -151,10 +151,11 @@ def _job(
     service: Service, values: Mapping[str, Any], prompts: Sequence[Sequence[int]], longest: int | None, top: int | None,
     adapter: str, ends: tuple[int, ...] = (), chat: bool = False,
 ) -> Job:  # fmt: skip
-    asks, constraint = [], service.model.constraint(values)
+    asks, form = [], service.model.constraint(values)
     for prompt in prompts:
         params = replace(service.model.params(values, prompt, longest), logprobs=top)
-        reader = service.model.reader(values, prompt, constraint is not None) if chat else None
+        reader = service.model.reader(values, prompt, form is not None) if chat else None
+        constraint = service.model.calls_constraint(values, prompt) if chat and form is None else form
         asks += [
             Ask(prompt=prompt, params=params, index=index, constraint=constraint, reader=reader)
             for index in range(values.get("n", 1))

@@ -195,7 +195,9 @@ def _content(content: Any, where: str) -> Any:
 def _tool(row: Any, index: int) -> dict[str, Any]:
     if not isinstance(row, dict) or row.get("type") != "function":
         raise Problem(f"tools[{index}] must be of type function; the server has no tools of its own", param="tools")
-    function = {name: row[name] for name in ("name", "description", "parameters") if row.get(name) is not None}
+    function = {
+        name: row[name] for name in ("name", "description", "parameters", "strict") if row.get(name) is not None
+    }
     return {"type": "function", "function": function}
 
 
