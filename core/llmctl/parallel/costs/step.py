@@ -128,7 +128,8 @@ class Kind:
         layers: Layers of the rank's stage that have any.
         held: All parameters in these layers.
         rest: All parameters outside the layers that are in no table.
-        tables: Parameters of embeddings and of an output head, which may be the same.
+        table: Parameters of embeddings.
+        head: Parameters of an output head, which may be the same.
     """
 
     sharing: Sharing
@@ -139,7 +140,8 @@ class Kind:
     layers: int
     held: int
     rest: int
-    tables: tuple[int, ...] = ()
+    table: int = 0
+    head: int = 0
 
 
 def kinds_of(work: Work, topology: Topology) -> list[Kind]:
@@ -150,15 +152,15 @@ def kinds_of(work: Work, topology: Topology) -> list[Kind]:
         topology: The ranks.
     """
     inside, rest = work.held - work.outer, work.outer - (work.ends or work.table + work.head)
-    tables = tuple(size for size in (work.table, work.head) if size)
+    tables = work.table, work.head
     if topology.expert == 1 or not work.routed:
         everything = work.parameters, work.tensors, work.layers, inside, rest
-        return [Kind(DENSE, topology.sharding, topology.data, *everything, tables)]
+        return [Kind(DENSE, topology.sharding, topology.data, *everything, *tables)]
     trained = round(work.routed * work.trained)
     dense = work.parameters - trained, work.tensors - work.routed_tensors, work.layers, inside - work.routed, rest
     routed = trained, work.routed_tensors, work.mixtures, work.routed, 0
     return [
-        Kind(DENSE, topology.sharding, topology.data, *dense, tables),
+        Kind(DENSE, topology.sharding, topology.data, *dense, *tables),
         Kind(EXPERTS, topology.expert_sharding, topology.expert_data, *routed),
     ]
 
@@ -226,12 +228,15 @@ def _of_slices(work: Work, plan: Plan, kind: Kind) -> list[Traffic]:
         return []
     if plan.stage == 2:
         return [Traffic(axis, "reduce_scatter", m, kind.parameters * work.width)]
-    layer = kind.held // kind.layers * work.width
-    # A layer is fetched before its forward and its backward pass, as are embeddings and head; the rest, once in a step.
-    units = [(kind.layers, layer), *((1, size * work.width) for size in kind.tables)]
-    found = [Traffic(axis, "all_gather", 2 * m * count, size) for count, size in units]
-    summed = [*units, (1, kind.rest * work.width)] if kind.rest else units
-    return found + [Traffic(axis, "reduce_scatter", m * count, round(size * work.trained)) for count, size in summed]
+    # Layers and output head are fetched before their forward and their backward pass, embeddings forward only; the rest, once in a step.
+    units = [(kind.layers, 2, kind.held // kind.layers), (1, 1, kind.table), (1, 2, kind.head), (1, 0, kind.rest)]
+    found = []
+    for count, fetched, size in units:
+        if size and fetched:
+            found.append(Traffic(axis, "all_gather", fetched * m * count, size * work.width))
+        if size:
+            found.append(Traffic(axis, "reduce_scatter", m * count, round(size * work.width * work.trained)))
+    return found
 
 
 def in_update(work: Work, plan: Plan) -> list[Traffic]:

@@ -2,8 +2,9 @@
 
 A unit is a block of the decoder, the embeddings or the output head, with all its weights, trained, frozen or quantized. It is fetched
 before its forward pass and before its backward pass, and dropped after each; its gradients are summed into slices one unit late, when
-all of them have arrived. A table that is both embeddings and head is one unit that computes twice: it is fetched, dropped and summed for
-either. The rest stays whole on every rank, such as the last norm.
+all of them have arrived. Embeddings are fetched forward only: the gradient of a table is made of ids and gradients. A table that is both
+embeddings and head is one unit that computes twice: it is fetched, dropped and summed for either. The rest stays whole on every rank,
+such as the last norm.
 """
 
 from __future__ import annotations
@@ -160,6 +161,8 @@ class Unit:
         self.slicing = {name: owner.slicing_of(name, weight) for name, weight in self.weights.items()}
         self._kinds = owner.in_buckets(self.weights, float("inf"))
         self._whole = False
+        # Layers of other types, such as a subclass or an adapter, may read their weights.
+        self._unread = layer if type(layer) is paddle.nn.Embedding else None
         for name, weight in self.weights.items():
             if weight._is_initialized():
                 keep(weight, owner.axis_of(name))
@@ -209,12 +212,13 @@ class Unit:
 
     def _after(self, layer: Any, args: tuple[Any, ...], y: Any) -> Any:
         self.drop()
-        return _Needed.apply(y, self) if _differentiated(y) else y
+        return _Needed.apply(y, self, layer is not self._unread) if _differentiated(y) else y
 
-    def needed(self) -> None:
-        """Its backward pass begins."""
+    def needed(self, read: bool) -> None:
+        """Its backward pass begins, and reads the weights or not."""
         self._owner.needed(self)
-        self.fetch()
+        if read:
+            self.fetch()
 
     def passed(self) -> None:
         """Its backward pass is over."""
@@ -229,13 +233,13 @@ class _Needed(PyLayer):
     """On the output of a unit: its gradient comes before those inside."""
 
     @staticmethod
-    def forward(ctx: Any, y: paddle.Tensor, unit: Unit) -> paddle.Tensor:
-        ctx.unit = unit
+    def forward(ctx: Any, y: paddle.Tensor, unit: Unit, read: bool) -> paddle.Tensor:
+        ctx.unit, ctx.read = unit, read
         return y.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:
-        ctx.unit.needed()
+        ctx.unit.needed(ctx.read)
         return grad.clone()
 
 

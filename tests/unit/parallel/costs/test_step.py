@@ -81,10 +81,13 @@ def test_gradients_are_added_up_once_in_a_step_or_for_each_pass_by_stage():
         ("sharding", "reduce_scatter", 20 * 8): 3,
     }
     assert ("sharding", "all_gather", 20 * 8) in counted(in_update(whole, Plan(topology, stage=3)))
+    # Embeddings of 8 are fetched forward, a head of 12 backward too.
+    apart = counted(in_passes(dataclasses.replace(whole, table=8, head=12), Plan(topology, stage=3), *ENDS))
+    assert apart["sharding", "all_gather", 8 * 8] == 3 and apart["sharding", "all_gather", 12 * 8] == 3 * 2
     # One table of 16 is embeddings and head: it is fetched and summed for either, and 4 are left.
     tied = dataclasses.replace(whole, ends=16, table=16, head=16)
     found = counted(in_passes(tied, Plan(topology, stage=3), *ENDS))
-    assert found["sharding", "all_gather", 16 * 8] == 2 * 3 * 2
+    assert found["sharding", "all_gather", 16 * 8] == 3 + 3 * 2
     assert found["sharding", "reduce_scatter", 16 * 8] == 3 * 2 and found["sharding", "reduce_scatter", 4 * 8] == 3
     assert ("sharding", "all_gather", 4 * 8) in counted(in_update(tied, Plan(topology, stage=3)))
     assert not in_passes(WORK, Plan(topology), *ENDS)

@@ -103,10 +103,10 @@ def test_a_model_in_units_trains_as_a_whole_one_and_two_neighbours_at_most_are_w
         sizes = [sum(unit) for unit in whole]
         if kind.startswith("tied"):
             assert len(sizes) == LAYERS + 1 and everything == outside + sum(sizes)
-            order = [*sizes, sizes[0]]
+            order = [*sizes[1:], sizes[0]]
         else:
             assert len(sizes) == LAYERS + 2 and everything == outside + sum(sizes)
-            order = sizes
+            order = sizes[1:]
         assert slices == sum(-(-weight // size) for unit in whole for weight in unit)
         assert most == outside + max(sum(pair) for pair in pairwise(order))
         assert moved <= -(-everything // size) + LAYERS * 12 * size
