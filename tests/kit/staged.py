@@ -19,6 +19,7 @@ from llmctl.parallel.cuts import cut
 from llmctl.parallel.pipeline import Pipeline
 from llmctl.parallel.stage import Stage
 from llmctl.testing.tiny import random_model
+from llmctl.train.agreement import Agreement
 from llmctl.train.methods.dpo_reference import ReferenceModel
 from llmctl.train.methods.evaluate import token_metrics
 from llmctl.train.methods.loss import next_token_hidden, next_token_loss
@@ -151,6 +152,7 @@ def answered(mesh, family, changes, stages=(), chunks=1):
         stage = Stage(cut(plugin.card, dims, mesh.pipeline.size, stages, chunks), mesh.pipeline.rank)
         stage.attach(model)
         Pipeline(stage, mesh.hybrid, mesh.pipeline)
+        model.agreement = Agreement([], mesh.pipeline)
     model.eval()
     metrics = token_metrics(model, batches_of(dims, 3))
     TRAFFIC.clear()

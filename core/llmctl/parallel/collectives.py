@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 from paddle.distributed import ReduceOp, stream
 
+from llmctl.nn.arrays import to_numpy
 from llmctl.parallel.axis import Axis
 from llmctl.parallel.rank import other_ranks
 from llmctl.parallel.watch import waiting
@@ -23,6 +25,9 @@ BUCKET = 32 << 20
 """Bytes of small tensors that are sent together."""
 
 OPS = {"sum": ReduceOp.SUM, "max": ReduceOp.MAX}
+
+DTYPES, MOST_AXES = ("float32", "float64", "int64"), 3
+"""Types and dimensions of arrays that a rank can tell the others."""
 
 
 class Traffic:
@@ -173,6 +178,26 @@ def broadcast(x: paddle.Tensor, axis: Axis, source: int = 0) -> paddle.Tensor:
         with TRAFFIC.call("broadcast", axis, size_of(x)):
             stream.broadcast(x, axis.group.ranks[source], axis.group, use_calc_stream=True)
     return x
+
+
+def tell(array: np.ndarray | None, axis: Axis, source: int = 0) -> np.ndarray | None:
+    """The array of one rank, on all of them, in two calls: its type and shape, and its values.
+
+    Args:
+        array: The array, on the rank that has it; what others pass is ignored.
+        axis: The ranks.
+        source: Place of that rank on the axis.
+    """
+    if axis.size == 1:
+        return array
+    own = axis.rank == source
+    head = np.zeros(MOST_AXES + 2, np.int64)
+    if own:
+        assert array is not None
+        head[: array.ndim + 2] = DTYPES.index(array.dtype.name), array.ndim, *array.shape
+    kind, axes, *shape = broadcast(paddle.to_tensor(head), axis, source).tolist()
+    value = paddle.to_tensor(array) if own else paddle.empty(shape[:axes], DTYPES[kind])
+    return to_numpy(broadcast(value, axis, source))
 
 
 def own_part(x: paddle.Tensor, axis: Axis, dim: int) -> paddle.Tensor:

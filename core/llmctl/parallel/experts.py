@@ -11,9 +11,8 @@ import numpy as np
 import paddle
 
 from llmctl.nn.moe import SparseMLP, inverse
-from llmctl.nn.vocabulary import Vocabulary
 from llmctl.parallel.axis import Axis
-from llmctl.parallel.collectives import Exchange, all_gather, broadcast
+from llmctl.parallel.collectives import Exchange, all_gather
 from llmctl.parallel.stage import Elsewhere
 
 
@@ -43,27 +42,6 @@ def held_by(model: Any) -> set[str]:
     mixtures = [path for path, layer in model.named_sublayers() if isinstance(layer, SparseMLP)]
     inside = tuple(f"{path}.experts." for path in mixtures)
     return {name for name in model.state_dict() if name.startswith(inside)}
-
-
-class Agreed(Vocabulary):
-    """Another vocabulary whose logits are those of the first rank on all ranks, so that they choose the same tokens.
-
-    Each rank's tokens take part in sums of other sizes, which round otherwise.
-
-    Args:
-        vocabulary: The other one.
-        axis: The ranks.
-    """
-
-    def __init__(self, vocabulary: Vocabulary, axis: Axis) -> None:
-        super().__init__(vocabulary.scores)
-        self.loss, self.log_probs, self.graded = vocabulary.loss, vocabulary.log_probs, vocabulary.graded
-        self._logits, self._axis = vocabulary.logits, axis
-
-    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """Logits over the vocabulary, without gradients, for hidden states of any leading shape."""
-        with paddle.no_grad():
-            return broadcast(self._logits(hidden).contiguous(), self._axis)
 
 
 class _Exchanged:

@@ -22,15 +22,11 @@ from paddle.distributed.fleet.meta_parallel import (
 )
 from paddle.distributed.fleet.utils.log_util import set_log_level
 
-from llmctl.nn.arrays import to_numpy
 from llmctl.parallel import collectives
 from llmctl.parallel.axis import Axis
 from llmctl.parallel.rank import other_ranks
 from llmctl.parallel.stage import Stage
 from llmctl.parallel.watch import waiting
-
-DTYPES, MOST_AXES = ("float32", "float64", "int64"), 3
-"""What a stage can tell the others."""
 
 Hidden = Callable[[int], tuple[Any, ...]]
 """(number of a pass) -> what the layers give to the loss."""
@@ -154,16 +150,9 @@ class Pipeline:
 
     def tell(self, array: np.ndarray | None) -> np.ndarray:
         """An array of the last stage, on every stage; what the others pass is ignored."""
-        last = self._axis.size - 1
-        own = self._axis.rank == last
-        head = np.zeros(MOST_AXES + 2, np.int64)
-        if own:
-            assert array is not None
-            head[: array.ndim + 2] = DTYPES.index(array.dtype.name), array.ndim, *array.shape
-        kind, axes, *shape = collectives.broadcast(paddle.to_tensor(head), self._axis, last).tolist()
-        empty = paddle.empty(shape[:axes], DTYPES[kind])
-        value = paddle.to_tensor(array) if own else empty
-        return to_numpy(collectives.broadcast(value, self._axis, last))
+        told = collectives.tell(array, self._axis, self._axis.size - 1)
+        assert told is not None
+        return told
 
     def _function(self, part: int) -> Callable[[Any], Any]:
         last = part == len(self._stage.cuts.layers) - 1

@@ -109,8 +109,8 @@ class Topology:
         """The ranks that a rank shares with along an axis, itself among them, in the order of their places.
 
         Args:
-            axis: One of ``AXES``; or ``batch``, over data and sharding; or ``expert``, those that share a set of experts; or
-                ``expert_sharding`` and ``expert_data``, which are to experts what sharding and data are to all else; or
+            axis: One of ``AXES``; or ``batch``, over data and sharding; or ``block``, those of them that have everything together;
+                or ``expert``, those that share a set of experts; or ``expert_sharding`` and ``expert_data``, which are to experts what sharding and data are to all else; or
                 ``ends``, the first and the last stage of a pipeline; a stage between them is alone.
             rank: The rank.
 
@@ -130,6 +130,7 @@ class Topology:
         group, block = number - number % self.expert, number - number % self.block
         numbers = {
             "batch": range(self.batch),
+            "block": range(block, block + self.block),
             "expert": range(group, group + self.expert),
             "expert_sharding": range(block + number % self.expert, block + self.block, self.expert),
             "expert_data": range(number % self.block, self.batch, self.block),

@@ -28,6 +28,7 @@ from llmctl.parallel.placement import Placement
 from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.parallel.stage import Stage
 from llmctl.parallel.topology import DENSE, EXPERTS
+from llmctl.train.agreement import Agreement
 from llmctl.train.optim import slices
 from llmctl.train.optim.units import Units, layers_in
 from llmctl.train.passes import IN_TURN, Passes
@@ -48,6 +49,7 @@ class Place:
         sharing: The ranks of the run, where they share the weights of the model; else None.
         units: Paths of the layers that are whole one at a time.
         routed: Paths of the layers of experts.
+        agreement: Of the ranks that compute a model together; None = this one computes alone.
     """
 
     cut: Cut
@@ -60,6 +62,7 @@ class Place:
     sharing: Mesh | None = None
     units: tuple[str, ...] = ()
     routed: frozenset[str] = frozenset()
+    agreement: Agreement | None = None
 
     @classmethod
     def of(cls, job: CheckedJob[Any], ranks: Ranks) -> Place:
@@ -71,6 +74,9 @@ class Place:
             tensors = job.model.plugin.card.expand(job.model.dims)
             routed = frozenset(tensor.name.rpartition(".")[0] for tensor in tensors if tensor.expert is not None)
             place = replace(place, sharing=ranks, units=tuple(regions.units_of(tensors)), routed=routed)
+        alike = ranks.axis("expert" if place.sharing is None else "block"), ranks.tensor
+        if any(axis.size > 1 for axis in (*alike, ranks.pipeline)):
+            place = replace(place, agreement=Agreement(alike, ranks.pipeline))
         if ranks.pipeline.size == 1:
             return place
         stages, chunks = job.config.parallel.stages, job.config.parallel.chunks
@@ -118,8 +124,7 @@ class Place:
         """Makes a layer of ``layer`` compute with those of the other ranks; after adapters, and once."""
         if self.tensor.size > 1:
             regions.connect(layer, model.plugin.card, model.dims, self.cut, self.tensor, self.sequence)
-        if self.expert.size > 1:
-            layer.vocabulary = experts.Agreed(layer.vocabulary, self.expert)
+        layer.agreement = self.agreement
 
     def notes(self, layer: Any) -> dict[str, str]:
         """What of a run is not as in one process, for ``run.json``."""

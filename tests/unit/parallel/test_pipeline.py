@@ -8,7 +8,7 @@ from kit.staged import answered, staged, whole
 from paddle.distributed.fleet.meta_parallel import PipelineLayer, PipelineParallel, PipelineParallelWithInterleave
 from paddle.distributed.fleet.meta_parallel.pp_utils.p2p_communication import P2pHelper
 
-from llmctl.parallel.pipeline import MOST_AXES
+from llmctl.parallel.collectives import MOST_AXES
 from llmctl.parallel.topology import Topology
 from llmctl.testing.ranks import run_ranks
 

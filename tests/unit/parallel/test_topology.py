@@ -34,14 +34,14 @@ def test_fleet_has_the_same_ranks(topology):
 def test_places_and_ranks_belong_to_each_other(topology):
     ranks = range(topology.size)
     assert [topology.rank(topology.coordinates(rank)) for rank in ranks] == list(ranks)
-    for axis, rank in itertools.product((*AXES, "batch", *EXPERT_AXES), ranks):
+    for axis, rank in itertools.product((*AXES, "batch", "block", *EXPERT_AXES), ranks):
         peers = topology.peers(axis, rank)
         assert rank in peers and all(topology.peers(axis, other) == peers for other in peers)
 
 
 @pytest.mark.parametrize("topology", SHAPES, ids=str)
 def test_groups_along_an_axis_have_every_rank_once(topology):
-    for axis in (*AXES, "batch", *EXPERT_AXES):
+    for axis in (*AXES, "batch", "block", *EXPERT_AXES):
         groups = topology.groups(axis)
         assert sorted(itertools.chain(*groups)) == list(range(topology.size))
         assert groups == sorted({topology.peers(axis, rank) for rank in range(topology.size)})

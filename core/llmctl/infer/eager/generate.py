@@ -49,7 +49,7 @@ def generate(
 ) -> list[Generation]:
     """Answers to prompts, in order.
 
-    Of a model in stages every stage gets the tokens; log-probabilities and what an error says are on the last one.
+    Of ranks that compute a model together one chooses the tokens, and all get them; it alone has log-probabilities and what an error says.
 
     Args:
         model: A layer with ``hidden_states`` and ``logits``, or a ``model.EagerModel``. If rows may outgrow its

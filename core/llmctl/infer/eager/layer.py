@@ -55,18 +55,22 @@ class DynamicSession:
         return self._chosen(ids_BT, mask_BS, lambda hidden_BTD: hidden_BTD, as_it_is)
 
     def _chosen(self, ids_BT: np.ndarray, mask_BS: np.ndarray, of: Callable[[Any], Any], choose: Choose) -> np.ndarray:
-        """What is chosen from the logits of a part of the hidden states of the new columns, on every stage."""
+        """What is chosen from the logits of a part of the hidden states of the new columns, on all ranks that compute them."""
         mask = None if mask_BS.all() else paddle.to_tensor(mask_BS)
 
         def hidden() -> tuple[paddle.Tensor]:
             return (self.layer.hidden_states(paddle.to_tensor(ids_BT), mask, None, self.cache),)
 
-        stage = getattr(self.layer, "stage", None)
+        stage, agreement = (getattr(self.layer, name, None) for name in ("stage", "agreement"))
         found = hidden() if stage is None else stage.forward(hidden)
         if self.cache is not None:
             self.past += ids_BT.shape[1]
-        chosen = None if found is None else choose(to_numpy(self.layer.logits(of(*found))))
-        return chosen if stage is None else stage.tell(chosen)
+        logits = None if found is None else self.layer.logits(of(*found))
+
+        def chosen() -> np.ndarray:
+            return choose(to_numpy(logits))
+
+        return chosen() if agreement is None else agreement.chosen(chosen)
 
     def select(self, rows: list[int]) -> None:
         """Keeps these rows."""

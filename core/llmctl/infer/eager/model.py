@@ -32,7 +32,7 @@ class Session(Protocol):
         Args:
             ids_BT: Tokens of the new columns.
             mask_BS: 1 = token, 0 = padding, over past and new columns.
-            choose: Gets the logits. Of a model in stages, the last one calls it, and all return what it returns.
+            choose: Gets the logits. Of ranks that compute a model together one calls it, and all return what it returns.
         """
 
     def columns(self, ids_BT: NDArray[np.int64], mask_BS: NDArray[np.int64]) -> NDArray[np.float32]:
