@@ -30,7 +30,7 @@ from llmctl.plugins import Families
 from llmctl.runtime.memory import host_memory
 
 if TYPE_CHECKING:
-    from llmctl.jobs.memory_estimate import Step
+    from llmctl.jobs.memory_estimate import MicroBatch
     from llmctl.jobs.memory_plan import Outline
     from llmctl.jobs.proposals import Planner
 
@@ -102,9 +102,9 @@ def command(
     if not memory:
         # The memory is that of this machine, where the optimizer's states are in any case.
         config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, offload=False))
-    job, step, available = _largest_pass(name, config, ctx.obj.family, families)
+    job, batch, available = _largest_micro_batch(name, config, ctx.obj.family, families)
     job = dataclasses.replace(job, devices=devices or 0)
-    answer = memory_plan.plan_memory(job, step, available, limit)
+    answer = memory_plan.plan_memory(job, batch, available, limit)
     click.echo(json.dumps(answer, indent=2) if as_json else _table(answer))
     ctx.exit(0 if answer["fits"] else 1)
 
@@ -174,14 +174,14 @@ def _proposals(answers: Sequence[dict[str, Any]], devices: int, hardware: str, p
     )
 
 
-def _largest_pass(name: str, config: Any, family: str, families: Families) -> tuple[Outline, Step, int]:
-    """The job, its largest forward pass, and the rows of its data, 0 if they are not known."""
+def _largest_micro_batch(name: str, config: Any, family: str, families: Families) -> tuple[Outline, MicroBatch, int]:
+    """The job, its largest micro-batch, and the rows of its data, 0 if they are not known."""
     from llmctl.jobs import memory_plan
     from llmctl.jobs.outline import is_complete, outline
 
     if not is_complete(config, family, families):
         job = outline(name, config, family, families)
-        return job, memory_plan.full_step(job), 0
+        return job, memory_plan.full_micro_batch(job), 0
     command = registry.COMMANDS[name]
     # Nothing is written, so what is in the run's folder is no obstacle.
     with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(sys.stderr):
@@ -192,7 +192,7 @@ def _largest_pass(name: str, config: Any, family: str, families: Families) -> tu
             method = registry.resolve(command.method)
         task = method.prepare(checked).task
         job = memory_plan.Outline(name, checked.config, checked.model)
-        return job, memory_plan.measured_step(job, task), len(task.train)
+        return job, memory_plan.measured_micro_batch(job, task), len(task.train)
 
 
 def _free() -> int:

@@ -158,7 +158,7 @@ def virtual_tokens(config: Any) -> int:
 
 
 def multiple_of(config: Any) -> int:
-    """What the number of columns of a batch is a multiple of: devices that divide the tokens get equally many."""
+    """What rows of a batch are padded to a multiple of: devices that divide the tokens get equally many."""
     parallel = config.parallel
     return math.lcm(config.data.pad_to_multiple_of, parallel.tensor if parallel.sequence else 1)
 

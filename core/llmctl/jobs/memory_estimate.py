@@ -27,12 +27,12 @@ BASE_BITS = {"int8": 8.5, "int4": 4.5, "nf4": 4.5}
 
 
 @dataclass(frozen=True)
-class Step:
-    """The largest forward pass of a run.
+class MicroBatch:
+    """The largest micro-batch of a run: the rows of one forward pass.
 
     Attributes:
         tokens: Tokens of all rows, padding included.
-        length: Columns of a row.
+        length: Tokens of each row, padding included.
         labels: Positions whose logits are computed.
     """
 
@@ -104,7 +104,7 @@ def of_rank(card: Family, dims: Dims, training: Training, length: int, share: Sh
         card: The family.
         dims: The model's dims.
         training: How it is trained.
-        length: Columns of a row.
+        length: Tokens of a row, padding included.
         share: What the rank has of the model.
     """
     rows = tensors_of(card, dims, share)
@@ -115,22 +115,22 @@ def of_rank(card: Family, dims: Dims, training: Training, length: int, share: Sh
     return RankModel(_size(rows), _size(routed), weights, routed_weights, kept, recomputed, unit)
 
 
-def estimate(card: Family, dims: Dims, training: Training, step: Step, share: Share = WHOLE) -> dict[str, int]:
+def estimate(card: Family, dims: Dims, training: Training, batch: MicroBatch, share: Share = WHOLE) -> dict[str, int]:
     """Bytes by part; ``peak`` adds them up.
 
     Args:
         card: The family.
         dims: The model's dims.
         training: How it is trained.
-        step: The largest forward pass.
-        share: What the rank has of the model and of the step.
+        batch: The largest micro-batch.
+        share: What the rank has of the model and of a step.
     """
-    model = of_rank(card, dims, training, step.length, share)
-    return parts_of(model, card.count(dims), int(dims.vocab), training, step, share)
+    model = of_rank(card, dims, training, batch.length, share)
+    return parts_of(model, card.count(dims), int(dims.vocab), training, batch, share)
 
 
 def parts_of(
-    model: RankModel, parameters: int, vocab: int, training: Training, step: Step, share: Share
+    model: RankModel, parameters: int, vocab: int, training: Training, batch: MicroBatch, share: Share
 ) -> dict[str, int]:
     """Bytes by part.
 
@@ -139,8 +139,8 @@ def parts_of(
         parameters: Parameters of the whole model.
         vocab: Rows of its embedding.
         training: How it is trained.
-        step: The largest forward pass.
-        share: What the rank has of the model and of the step.
+        batch: The largest micro-batch.
+        share: What the rank has of the model and of a step.
     """
     width, held, weights = training.width, model.held, model.weights
     reference = held * width if training.reference else 0
@@ -159,10 +159,10 @@ def parts_of(
         "reference model": reference,
         "optimizer": 0 if share.offload else states,
         "averaged weights": own * (FLOAT if training.masters else width) if training.average else 0,
-        "activations": int(model.kept * step.tokens * share.passes) * width,
-        "logits": 2 * step.labels * -(-vocab // share.tensor) * width if share.last else 0,
+        "activations": int(model.kept * batch.tokens * share.passes) * width,
+        "logits": 2 * batch.labels * -(-vocab // share.tensor) * width if share.last else 0,
         "gradients": _gradients(training, share, trained, own, model.unit),
-        "recomputed layer": int(model.recomputed * step.tokens) * width,
+        "recomputed layer": int(model.recomputed * batch.tokens) * width,
         "buckets": 2 * min(share.bucket, trained * width),
     }
 

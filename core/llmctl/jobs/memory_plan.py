@@ -21,7 +21,7 @@ from llmctl.config.common import MethodConfig
 from llmctl.config.file import override
 from llmctl.jobs import memory_estimate, precision, quantized_base
 from llmctl.jobs.job import CheckedJob
-from llmctl.jobs.memory_estimate import Step, Training
+from llmctl.jobs.memory_estimate import MicroBatch, Training
 from llmctl.jobs.shares import of_ranks
 from llmctl.parallel.arrangement import arrange, least_size
 from llmctl.parallel.topology import Topology
@@ -63,12 +63,12 @@ class Outline:
     devices: int = 0
 
 
-def plan_memory(job: Outline, step: Step, available: int, limit: int) -> dict[str, Any]:
+def plan_memory(job: Outline, batch: MicroBatch, available: int, limit: int) -> dict[str, Any]:
     """The plan as ``llmctl plan --json`` prints it; sizes are in bytes.
 
     Args:
         job: The job.
-        step: Its largest forward pass.
+        batch: Its largest micro-batch.
         available: Rows of the data, above which no batch is planned; 0 = not known.
         limit: Memory of the device.
     """
@@ -76,61 +76,61 @@ def plan_memory(job: Outline, step: Step, available: int, limit: int) -> dict[st
     note = precision.of(job.config.model.dtype, job.config.train).note
     base = quantized_base.notes(job.model, job.config.method) if hasattr(job.config, "method") else ()
     training = training_of(job)
-    parts = _estimate(job, training, step)
+    parts = _estimate(job, training, batch)
     peak = memory_estimate.peak(parts)
-    largest = _largest_batch(job, training, step, limit, available)
+    largest = _largest_batch_size(job, training, batch, limit, available)
     return {
         "command": job.command,
         "devices": topology_of(job).size,
         "fits": peak <= limit,
         "parts": {name: size for name, size in parts.items() if size},
         "peak": peak,
-        **({"host_memory": _offloaded(job, training, step)} if job.config.parallel.offload else {}),
+        **({"host_memory": _offloaded(job, training, batch)} if job.config.parallel.offload else {}),
         **({"precision": note} if note else {}),
         **({"base": base[0]} if base else {}),
-        "tokens_of_a_pass": step.tokens,
+        "tokens_of_a_pass": batch.tokens,
         "rows_of_the_data": available or None,
         "memory": limit,
         "largest_batch": largest,
-        "changes": [] if peak <= limit else _changes(job, step, largest, limit),
+        "changes": [] if peak <= limit else _changes(job, batch, largest, limit),
         "kv_cache_of_1000_tokens": memory_estimate.cache_bytes(card, dims, 1000),
     }
 
 
-def _offloaded(job: Outline, training: Training, step: Step) -> int:
+def _offloaded(job: Outline, training: Training, batch: MicroBatch) -> int:
     """Bytes of main memory for the states of the optimizer of a device."""
     parallel = dataclasses.replace(job.config.parallel, offload=False)
     there = dataclasses.replace(job, config=dataclasses.replace(job.config, parallel=parallel))
-    return _estimate(there, training, step)["optimizer"]
+    return _estimate(there, training, batch)["optimizer"]
 
 
-def measured_step(job: Outline, steps: Steps) -> Step:
-    """The largest forward pass at the beginning of a run.
+def measured_micro_batch(job: Outline, steps: Steps) -> MicroBatch:
+    """The largest micro-batch at the beginning of a run.
 
     Args:
         job: The job.
         steps: What it trains on.
     """
     count = min(steps.steps_per_epoch, job.config.train.max_steps or MEASURED_STEPS, MEASURED_STEPS)
-    return _largest_step(job, (batch for number in range(1, count + 1) for batch in steps.micro_batches(number)))
+    return _largest_micro_batch(job, (batch for number in range(1, count + 1) for batch in steps.micro_batches(number)))
 
 
-def full_step(job: Outline) -> Step:
-    """The largest forward pass where the data is not known: rows as long as they may be, every token with a label."""
+def full_micro_batch(job: Outline) -> MicroBatch:
+    """The largest micro-batch where the data is not known: rows as long as they may be, every token with a label."""
     data = job.config.data
     length = data.seq_length if hasattr(data, "seq_length") else data.packed_length or data.max_length
     tokens = job.config.train.batch_size * length
-    return Step(tokens, length, tokens)
+    return MicroBatch(tokens, length, tokens)
 
 
 def memory_of(job: Outline | CheckedJob[Any], batches: Iterable[Any]) -> tuple[dict[str, int], int]:
-    """Bytes by part, and at the peak, of the largest of some forward passes, on the rank that needs most.
+    """Bytes by part, and at the peak, of the largest of some micro-batches, on the rank that needs most.
 
     Args:
         job: The job.
-        batches: The batches, at least one.
+        batches: The micro-batches, at least one.
     """
-    parts = _estimate(job, training_of(job), _largest_step(job, batches))
+    parts = _estimate(job, training_of(job), _largest_micro_batch(job, batches))
     return {name: size for name, size in parts.items() if size}, memory_estimate.peak(parts)
 
 
@@ -144,7 +144,7 @@ def topology_of(job: Outline | CheckedJob[Any]) -> Topology:
     return arrange(parallel, getattr(job, "devices", 0) or least_size(parallel))
 
 
-def _estimate(job: Outline | CheckedJob[Any], training: Training, step: Step) -> dict[str, int]:
+def _estimate(job: Outline | CheckedJob[Any], training: Training, batch: MicroBatch) -> dict[str, int]:
     """Bytes by part, on the rank that needs most."""
     card, dims, config = job.model.plugin.card, job.model.dims, job.config
     topology = topology_of(job)
@@ -153,23 +153,23 @@ def _estimate(job: Outline | CheckedJob[Any], training: Training, step: Step) ->
     largest = max(shares, key=lambda share: len(share.layers or ()))
     chosen = [*shares[:2], largest, shares[-1]]
     return max(
-        (memory_estimate.estimate(card, dims, training, step, share) for share in chosen), key=memory_estimate.peak
+        (memory_estimate.estimate(card, dims, training, batch, share) for share in chosen), key=memory_estimate.peak
     )
 
 
-def _largest_step(job: Outline | CheckedJob[Any], batches: Iterable[Any]) -> Step:
-    """The forward pass that needs most."""
-    passes: dict[Step, None] = {}
+def _largest_micro_batch(job: Outline | CheckedJob[Any], batches: Iterable[Any]) -> MicroBatch:
+    """The micro-batch that needs most memory."""
+    sizes: dict[MicroBatch, None] = {}
     for batch in batches:
         rows, length = batch.arrays["input_ids"].shape
         labels = int((batch.arrays["labels"] != -100).sum()) if "labels" in batch.arrays else rows * length
-        passes[Step(rows * length, length, labels)] = None
+        sizes[MicroBatch(rows * length, length, labels)] = None
 
-    def weight(step: Step) -> int:
-        parts = memory_estimate.estimate(job.model.plugin.card, job.model.dims, Training(0), step)
+    def weight(batch: MicroBatch) -> int:
+        parts = memory_estimate.estimate(job.model.plugin.card, job.model.dims, Training(0), batch)
         return parts["activations"] + parts["logits"]
 
-    return max(passes, key=weight)
+    return max(sizes, key=weight)
 
 
 def training_of(job: Outline | CheckedJob[Any]) -> Training:
@@ -214,11 +214,11 @@ def _trainable_parameters(card: Family, dims: Dims, method: MethodConfig, chosen
     return tokens * width + (width + 1) * hidden + (hidden + 1) * keys
 
 
-def _largest_batch(job: Outline, training: Training, step: Step, limit: int, available: int) -> int:
+def _largest_batch_size(job: Outline, training: Training, batch: MicroBatch, limit: int, available: int) -> int:
     """The largest batch size whose peak is within the limit, rows being as long as the longest now; 0 = not even one."""
 
     def fits(rows: int) -> bool:
-        parts = _estimate(job, training, _scaled(step, rows))
+        parts = _estimate(job, training, _scaled(batch, rows))
         return memory_estimate.peak(parts) <= limit
 
     low, high, most = 0, 1, available or 1 << 20
@@ -231,47 +231,47 @@ def _largest_batch(job: Outline, training: Training, step: Step, limit: int, ava
     return low
 
 
-def _scaled(step: Step, rows: int) -> Step:
-    """A forward pass with another number of rows."""
-    now = max(1, step.tokens // step.length)
-    return dataclasses.replace(step, tokens=step.tokens * rows // now, labels=step.labels * rows // now)
+def _scaled(batch: MicroBatch, rows: int) -> MicroBatch:
+    """A micro-batch with another number of rows."""
+    now = max(1, batch.tokens // batch.length)
+    return dataclasses.replace(batch, tokens=batch.tokens * rows // now, labels=batch.labels * rows // now)
 
 
-def _changes(job: Outline, step: Step, largest: int, limit: int) -> list[dict[str, Any]]:
+def _changes(job: Outline, batch: MicroBatch, largest: int, limit: int) -> list[dict[str, Any]]:
     """Settings with which the job fits, each with its peak: single ones, or the fewest of those that are tried in a row."""
     train = job.config.train
     size = min(max(1, largest), train.batch_size)
-    batch = [
+    smaller = [
         f"train.batch_size={size}",
         f"train.grad_accumulation={-(-train.batch_size * train.grad_accumulation // size)}",
     ]
     lora = ["method.name=lora"]
     quantize = [] if job.model.scheme and job.model.scheme.keeps_codes else [[*lora, "method.base=nf4"]]
     ways = [
-        *([batch] if size < train.batch_size else []),
+        *([smaller] if size < train.batch_size else []),
         *([["train.recompute=full"]] if train.recompute == "none" else []),
         *([["dpo.precompute_reference=true"]] if _keeps_reference(job.config) else []),
         *([lora] if _may_be_lora(job) else []),
         *(quantize if _may_be_lora(job) or _is_lora(job.config) else []),
     ]
-    found = [(way, _peak_with(job, step, way)) for way in ways]
+    found = [(way, _peak_with(job, batch, way)) for way in ways]
     fitting = [(way, peak) for way, peak in found if peak <= limit]
     together: list[str] = []
     for way in ways if not fitting else ():
         together = [*(one for one in together if one not in way), *way]
-        peak = _peak_with(job, step, together)
+        peak = _peak_with(job, batch, together)
         if peak <= limit:
             fitting = [(together, peak)]
             break
     return [{"set": way, "peak": peak} for way, peak in fitting]
 
 
-def _peak_with(job: Outline, step: Step, assignments: Sequence[str]) -> int:
+def _peak_with(job: Outline, batch: MicroBatch, assignments: Sequence[str]) -> int:
     config = job.config
     changed = schema.build(type(config), override(schema.to_dict(config), assignments))
     other = dataclasses.replace(job, config=changed)
-    rows = max(1, step.tokens // step.length)
-    scaled = _scaled(step, min(rows, changed.train.batch_size))
+    rows = max(1, batch.tokens // batch.length)
+    scaled = _scaled(batch, min(rows, changed.train.batch_size))
     return memory_estimate.peak(_estimate(other, training_of(other), scaled))
 
 

@@ -18,7 +18,7 @@ from llmctl.card.slots import base_slot
 from llmctl.errors import ConfigError
 from llmctl.io.sizes import parse_bytes
 from llmctl.jobs import degrees, memory_estimate, memory_plan
-from llmctl.jobs.memory_estimate import Step, Training
+from llmctl.jobs.memory_estimate import MicroBatch, Training
 from llmctl.jobs.memory_plan import Outline
 from llmctl.jobs.shares import Share, divided, in_flight, stages_of, tensors_of
 from llmctl.parallel.costs import step as costs
@@ -121,7 +121,7 @@ class Planner:
         self.card: Family = self.job.model.plugin.card
         self.dims: Dims = self.job.model.dims
         self.step = config.train.batch_size * config.train.grad_accumulation
-        pass_ = memory_plan.full_step(self.job)
+        pass_ = memory_plan.full_micro_batch(self.job)
         self.length = pass_.length
         self.training = gpu_training(self.job)
         self.parameters = self.card.count(self.dims)
@@ -145,7 +145,12 @@ class Planner:
             held = in_flight(topology.pipeline, plan.chunks, passes, number)
             share = dataclasses.replace(stage.share, passes=held, bucket=_bucket(self.job.config, topology))
             parts = memory_estimate.parts_of(
-                stage.model, self.parameters, int(self.dims.vocab), training, Step(tokens, self.length, tokens), share
+                stage.model,
+                self.parameters,
+                int(self.dims.vocab),
+                training,
+                MicroBatch(tokens, self.length, tokens),
+                share,
             )
             work = self._work(stage, plan, training, passes, tokens)
             seconds = costs.seconds(work, plan, self.hardware, share.first, share.last)

@@ -5,17 +5,17 @@ from dataclasses import replace
 import pytest
 
 from llmctl import plugins
-from llmctl.jobs.memory_estimate import BASE_BITS, PROCESS, Step, Training, cache_bytes, estimate, peak
+from llmctl.jobs.memory_estimate import BASE_BITS, PROCESS, MicroBatch, Training, cache_bytes, estimate, peak
 from llmctl.jobs.shares import Share
 
 CARD = plugins.load("llama").card
 DIMS = CARD.dims_of("llama2-7b", layers=3, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab=96)
-STEP = Step(tokens=40, length=20, labels=17)
+BATCH = MicroBatch(tokens=40, length=20, labels=17)
 FULL = Training(trained=CARD.count(DIMS))
 
 
-def parts(training=FULL, step=STEP, dims=DIMS, card=CARD):
-    return estimate(card, dims, training, step)
+def parts(training=FULL, batch=BATCH, dims=DIMS, card=CARD):
+    return estimate(card, dims, training, batch)
 
 
 def test_weights_gradients_and_moments_are_counted_in_bytes():
@@ -86,7 +86,7 @@ def test_reference_and_average_are_whole_models():
 
 def test_ranks_that_share_the_weights_have_slices_of_the_reference_and_of_the_average():
     training = replace(FULL, reference=True, average=True)
-    whole, shared = (estimate(CARD, DIMS, training, STEP, Share(sharding=ranks, stage=3)) for ranks in (1, 4))
+    whole, shared = (estimate(CARD, DIMS, training, BATCH, Share(sharding=ranks, stage=3)) for ranks in (1, 4))
     for part in ("reference model", "averaged weights"):
         assert shared[part] == whole[part] / 4
 

@@ -7,7 +7,7 @@ import pytest
 from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
 from llmctl.config.parallel import ParallelConfig
-from llmctl.jobs.memory_estimate import Step, Training, estimate, peak
+from llmctl.jobs.memory_estimate import MicroBatch, Training, estimate, peak
 from llmctl.jobs.shares import Share, by_inputs, divided, in_flight, of_ranks, tensors_of
 from llmctl.parallel.topology import Topology
 
@@ -64,23 +64,23 @@ def test_a_stage_holds_the_passes_that_are_on_their_way_through_later_ones():
 
 
 def test_memory_of_a_rank_by_part():
-    dims, step = LLAMA.dims_of("llama2-7b", layers=4), Step(64, 64, 64)
+    dims, batch = LLAMA.dims_of("llama2-7b", layers=4), MicroBatch(64, 64, 64)
     training = Training(trained=LLAMA.count(dims))
-    whole = estimate(LLAMA, dims, training, step)
-    assert estimate(LLAMA, dims, training, step, Share(layers=range(4))) == whole
+    whole = estimate(LLAMA, dims, training, batch)
+    assert estimate(LLAMA, dims, training, batch, Share(layers=range(4))) == whole
 
-    halves = estimate(LLAMA, dims, training, step, Share(tensor=2))
+    halves = estimate(LLAMA, dims, training, batch, Share(tensor=2))
     assert halves["logits"] == whole["logits"] // 2
     assert whole["weights"] / 2 < halves["weights"] < whole["weights"] / 2 * 1.001
-    sequence = estimate(LLAMA, dims, training, step, Share(tensor=2, sequence=True))
+    sequence = estimate(LLAMA, dims, training, batch, Share(tensor=2, sequence=True))
     assert whole["activations"] / 2 < sequence["activations"] < halves["activations"] < whole["activations"]
 
     for stage, less in ((1, {"optimizer"}), (2, {"optimizer"}), (3, {"optimizer", "weights", "gradients"})):
-        part = estimate(LLAMA, dims, training, step, Share(sharding=4, stage=stage))
+        part = estimate(LLAMA, dims, training, batch, Share(sharding=4, stage=stage))
         assert {name for name in whole if part[name] < whole[name]} == less
         assert part["optimizer"] == -(-whole["optimizer"] // 4)
-    assert estimate(LLAMA, dims, training, step, Share(offload=True))["optimizer"] == 0
-    stages = [estimate(LLAMA, dims, training, step, share)
+    assert estimate(LLAMA, dims, training, batch, Share(offload=True))["optimizer"] == 0
+    stages = [estimate(LLAMA, dims, training, batch, share)
               for share in of_ranks(LLAMA, dims, ParallelConfig(pipeline=2), Topology(pipeline=2), 8)]  # fmt: skip
     assert [part["logits"] for part in stages] == [0, whole["logits"]]
     assert sum(part["weights"] for part in stages) == whole["weights"]
@@ -90,7 +90,7 @@ def test_memory_of_a_rank_by_part():
 def test_slices_of_experts_are_of_those_that_a_rank_has():
     card = FAMILIES.load("mixtral").card
     dims = tiny_dims(card, {"experts": 8})
-    training, step = Training(trained=card.count(dims)), Step(64, 64, 64)
+    training, batch = Training(trained=card.count(dims)), MicroBatch(64, 64, 64)
     experts = sum(t.size for t in card.expand(dims) if t.expert is not None)
     dense = card.count(dims) - experts
     for sharding, expert, slices in ((4, 1, 4), (8, 2, 4), (4, 4, 1), (2, 8, 1)):
@@ -99,7 +99,7 @@ def test_slices_of_experts_are_of_those_that_a_rank_has():
         for stage in (1, 3):
             keys = ParallelConfig(sharding=sharding, expert=expert, sharding_stage=stage)
             (share,) = of_ranks(card, dims, keys, topology, 8)
-            part = estimate(card, dims, training, step, share)
+            part = estimate(card, dims, training, batch, share)
             assert abs(part["optimizer"] - 8 * own) <= 8 * 2, topology
             unit = max(sum(t.size for t in tensors_of(card, dims, share) if t.layer == layer) for layer in range(2))
             held = own + 2 * unit if stage == 3 else dense + experts // expert
@@ -107,9 +107,9 @@ def test_slices_of_experts_are_of_those_that_a_rank_has():
 
 
 def test_half_types_keep_fp32_master_weights_and_sums_of_gradients():
-    dims, step = LLAMA.dims_of("llama2-7b", layers=2), Step(64, 64, 64)
+    dims, batch = LLAMA.dims_of("llama2-7b", layers=2), MicroBatch(64, 64, 64)
     count = LLAMA.count(dims)
-    half = estimate(LLAMA, dims, Training(trained=count, width=2, masters=True), step)
+    half = estimate(LLAMA, dims, Training(trained=count, width=2, masters=True), batch)
     assert (half["weights"], half["gradients"], half["optimizer"]) == (2 * count, 6 * count, 12 * count)
-    second = estimate(LLAMA, dims, Training(trained=count, width=2, masters=True), step, Share(sharding=2, stage=2))
+    second = estimate(LLAMA, dims, Training(trained=count, width=2, masters=True), batch, Share(sharding=2, stage=2))
     assert second["gradients"] == 2 * count + 4 * count // 2
