@@ -130,14 +130,16 @@ def _propose(
     found = planner.best(devices)
     answers: list[dict[str, Any]] = [
         {
-            "set": settings_of(one, planner.step),
+            "set": settings_of(one, planner.global_batch),
             "fits": one.fits,
             "parts": dict(one.parts),
             "peak": one.peak,
             "memory": one.limit,
             "host_memory": one.host,
             "seconds": {**dataclasses.asdict(one.seconds), "total": one.seconds.total},
-            "tokens_per_second_and_device": round(planner.step * planner.length / one.seconds.total / devices, 1),
+            "tokens_per_second_and_device": round(
+                planner.global_batch * planner.length / one.seconds.total / devices, 1
+            ),
         }
         for one in found
     ]
@@ -161,7 +163,7 @@ def _proposals(answers: Sequence[dict[str, Any]], devices: int, hardware: str, p
     ]
     return "\n".join(
         [
-            f"{devices} x {hardware}, a step of {planner.step} rows of {planner.length} tokens",
+            f"{devices} x {hardware}, a step of {planner.global_batch} rows of {planner.length} tokens",
             *(f"  --set {setting}" for setting in first["set"]),
             *rows,
             f"{'peak':<18}{_size(first['peak']):>12}   of {_size(first['memory'])} of each device: {verdict}",

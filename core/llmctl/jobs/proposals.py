@@ -43,7 +43,7 @@ class Arrangement:
 
     Attributes:
         plan: How ranks share a step.
-        rows: Rows of a forward pass.
+        rows: Rows of a micro-batch.
         recompute: Value of ``train.recompute``.
     """
 
@@ -107,7 +107,7 @@ class Planner:
         hardware: The devices.
 
     Attributes:
-        step: Rows of an optimizer step, however they are divided into passes.
+        global_batch: Rows of an optimizer step, however they are divided into micro-batches.
     """
 
     job: Outline
@@ -120,9 +120,8 @@ class Planner:
         config = self.job.config
         self.card: Family = self.job.model.plugin.card
         self.dims: Dims = self.job.model.dims
-        self.step = config.train.batch_size * config.train.grad_accumulation
-        pass_ = memory_plan.full_micro_batch(self.job)
-        self.length = pass_.length
+        self.global_batch = config.train.batch_size * config.train.grad_accumulation
+        self.length = memory_plan.full_micro_batch(self.job).length
         self.training = gpu_training(self.job)
         self.parameters = self.card.count(self.dims)
         experts = {t.expert for t in self.card.expand(self.dims)} - {None}
@@ -136,7 +135,7 @@ class Planner:
         """
         plan, training = arrangement.plan, dataclasses.replace(self.training, recompute=arrangement.recompute)
         topology = plan.topology
-        passes = -(-self.step // arrangement.rows // topology.batch)
+        passes = -(-self.global_batch // arrangement.rows // topology.batch)
         tokens = arrangement.rows * self.length
         found: list[tuple[dict[str, int], int, Seconds, int]] = []
         sizes = [len(layers) for layers in self._layers(topology.pipeline)]
@@ -188,7 +187,7 @@ class Planner:
                 break
         if not found:
             raise ConfigError(
-                f"{devices} devices cannot share steps of {self.step} rows of this model; raise train.batch_size or "
+                f"{devices} devices cannot share steps of {self.global_batch} rows of this model; raise train.batch_size or "
                 "train.grad_accumulation, or take fewer devices"
             )
         return sorted(found.values(), key=_order)[:count]
@@ -197,8 +196,8 @@ class Planner:
         """The fastest estimate of a plan over sizes of passes and recomputation; None if its ranks have no pass each."""
         estimates = [
             self.estimate(Arrangement(plan, rows, recompute))
-            for rows in _divisors(self.step)
-            if self.step // rows >= plan.topology.batch
+            for rows in _divisors(self.global_batch)
+            if self.global_batch // rows >= plan.topology.batch
             for recompute in dict.fromkeys((self.training.recompute, "full"))
         ]
         return min(estimates, key=_order, default=None)
@@ -213,7 +212,7 @@ class Planner:
         for tensor in self.tensor_degrees(devices):
             for pipeline in _divisors(devices // tensor):
                 batch = devices // tensor // pipeline
-                if pipeline > int(self.dims.layers) or batch > self.step:
+                if pipeline > int(self.dims.layers) or batch > self.global_batch:
                     continue
                 for sharding in _divisors(batch):
                     for expert in self.expert_degrees(batch):
@@ -354,12 +353,12 @@ def gpu_training(job: Outline) -> Training:
     return dataclasses.replace(memory_plan.training_of(job), width=width, masters=width == 2, fused_attention=True)
 
 
-def settings_of(estimate: Estimate, step: int) -> list[str]:
+def settings_of(estimate: Estimate, global_batch: int) -> list[str]:
     """The assignments of ``--set`` that make an arrangement.
 
     Args:
         estimate: The arrangement with its costs.
-        step: Rows of an optimizer step.
+        global_batch: Rows of an optimizer step.
     """
     arrangement, plan = estimate.arrangement, estimate.arrangement.plan
     topology = plan.topology
@@ -373,25 +372,9 @@ def settings_of(estimate: Estimate, step: int) -> list[str]:
     found += ["parallel.sequence=true"] * plan.sequence
     found += [f"parallel.sharding_stage={plan.stage}"] * (topology.sharding > 1)
     found += ["parallel.offload=true"] * plan.offload
-    passes = -(-step // arrangement.rows)
+    passes = -(-global_batch // arrangement.rows)
     found += [f"train.batch_size={arrangement.rows}", f"train.grad_accumulation={passes}"]
     return [*found, f"train.recompute={arrangement.recompute}"]
-
-
-def neighbours(plan: Plan) -> Iterator[Plan]:
-    """The plans with one degree halved and another doubled."""
-    topology = plan.topology
-    names = ("data", "tensor", "pipeline", "sharding")
-    for less in names:
-        for more in names:
-            if less != more and getattr(topology, less) % 2 == 0:
-                changed = {less: getattr(topology, less) // 2, more: getattr(topology, more) * 2}
-                try:
-                    other = dataclasses.replace(topology, **changed)
-                except ValueError:
-                    continue
-                for stage in (1, 2, 3) if other.sharding > 1 else (1,):
-                    yield dataclasses.replace(plan, topology=other, stage=stage, sequence=other.tensor > 1)
 
 
 def _order(estimate: Estimate) -> tuple[Any, ...]:

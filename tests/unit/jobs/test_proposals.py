@@ -1,5 +1,7 @@
 """Proposals fit by their own plan, and no neighbour is faster."""
 
+import dataclasses
+import itertools
 import time
 
 import pytest
@@ -12,7 +14,7 @@ from llmctl.config.pretrain import PretrainConfig
 from llmctl.errors import ConfigError
 from llmctl.jobs import degrees
 from llmctl.jobs.memory_plan import Outline
-from llmctl.jobs.proposals import Planner, neighbours, settings_of
+from llmctl.jobs.proposals import Planner, settings_of
 from llmctl.parallel.arrangement import arrange, check_passes
 from llmctl.parallel.costs.hardware import find
 
@@ -28,6 +30,21 @@ def planner(family, size, rows, length=4096, hardware="h100-80", dtype="bfloat16
     config = schema.build(PretrainConfig, sections)
     model = CheckedModel(plugin, dims, plugin.card.config_from_dims(dims))
     return Planner(Outline("pretrain", config, model), find(hardware))
+
+
+def neighbours(plan):
+    """The plans with one degree halved and another doubled."""
+    topology = plan.topology
+    names = ("data", "tensor", "pipeline", "sharding")
+    for less, more in itertools.permutations(names, 2):
+        if getattr(topology, less) % 2 == 0:
+            changed = {less: getattr(topology, less) // 2, more: getattr(topology, more) * 2}
+            try:
+                other = dataclasses.replace(topology, **changed)
+            except ValueError:
+                continue
+            for stage in (1, 2, 3) if other.sharding > 1 else (1,):
+                yield dataclasses.replace(plan, topology=other, stage=stage, sequence=other.tensor > 1)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +75,7 @@ def test_the_settings_are_a_valid_configuration_of_the_same_rows():
     plan = planner("mixtral", "8x7b", 128)
     for proposal in plan.best(32):
         config = schema.build(
-            PretrainConfig, override(schema.to_dict(plan.job.config), settings_of(proposal, plan.step))
+            PretrainConfig, override(schema.to_dict(plan.job.config), settings_of(proposal, plan.global_batch))
         )
         assert config.train.batch_size * config.train.grad_accumulation == 128
         parallel.check(config.parallel, config.train)
