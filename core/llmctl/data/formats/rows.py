@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from llmctl.io.json_object import parse_json
@@ -25,18 +23,6 @@ def parse_object(text: str | None) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {kind(row)}")
     return row
-
-
-def require_keys(row: dict[str, Any], keys: Sequence[str], known: Sequence[str]) -> None:
-    """Checks that a row has all keys.
-
-    Raises:
-        ValueError: A key is missing; the message suggests a similar one.
-    """
-    for key in keys:
-        if key not in row:
-            near = difflib.get_close_matches(key, [name for name in row if name not in known], 1, cutoff=0.5)
-            raise ValueError(f"missing key {key!r}" + (f" (found {near[0]!r})" if near else ""))
 
 
 def turns(key: str, value: Any) -> tuple[str, ...]:
