@@ -26,6 +26,7 @@ from llmctl.checkpoint.quantized import without_scheme
 from llmctl.errors import CheckpointError, FileError
 from llmctl.io.copying import copy_into
 from llmctl.io.json_object import read_json, write_json
+from llmctl.io.written import AdapterRecord, read_written
 from llmctl.quant.blockwise import CODES
 from llmctl.quant.formats.config import Scheme
 from llmctl.tokenizers.base import FILES
@@ -183,21 +184,19 @@ def write(
 
 def ignored_keys(record: Mapping[str, Any]) -> Sequence[str]:
     """Keys of the base's config.json that the adapter's training ignored (``model.ignore_config_keys``)."""
-    names = record.get(IGNORED, ())
-    return names if isinstance(names, list | tuple) else ()
+    names: Sequence[str] = record.get(IGNORED, ())
+    return names
 
 
 def _record(folder: Path) -> dict[str, Any]:
+    """What llmctl recorded of an adapter; empty where another tool wrote it.
+
+    Raises:
+        FileError: The record is damaged, or not llmctl's.
+        CheckpointError: The base was quantized in a way that is not known.
+    """
     path = folder / RECORD
-    content = read_json(path)
-    if not isinstance(content.get("base", {}), dict):
-        raise CheckpointError(f"{path} was not written by llmctl; delete it to use the adapter without it")
-    blocks = content.get("blocks", {})
-    valid = isinstance(blocks, dict) and all(
-        isinstance(ranks, dict) and all(isinstance(rank, int) for rank in ranks.values()) for ranks in blocks.values()
-    )
-    if not valid:
-        raise CheckpointError(f"{path}: blocks={blocks!r} must be layer -> ranks; restore the file that llmctl wrote")
+    content = read_written(path, AdapterRecord, "restore the file, or delete it if llmctl did not write it")
     if content.get("quantised", "") not in ("", *CODES):
         raise CheckpointError(f"{path}: quantised={content['quantised']!r} is unknown; known: {', '.join(CODES)}")
     return content

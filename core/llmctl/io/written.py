@@ -8,11 +8,11 @@ are used, ``infer.packed`` and ``infer.eager.exported``, and checked in the same
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from llmctl.errors import FileError
 from llmctl.io.json_object import parse_json, read_json
-from llmctl.io.typed import Count, check_type
+from llmctl.io.typed import Count, Least, check_type
 
 
 class Sample(TypedDict, total=False):
@@ -168,6 +168,21 @@ class AdapterRecord(TypedDict, total=False):
     base: dict[str, Any]
     blocks: dict[str, dict[str, Count]]
     quantised: str
+    ignored_config_keys: list[str]
+
+
+class Connection(TypedDict):
+    """A connection between devices as it was measured: bytes per second, and seconds of a message without content."""
+
+    bandwidth: Annotated[float, Least(1)]
+    latency: Annotated[float, Least(0)]
+
+
+class Measured(TypedDict, total=False):
+    """The file of ``llmctl bench comm --output``: connections inside of a machine, or between machines."""
+
+    inside: Connection
+    between: Connection
 
 
 class Holder(TypedDict):

@@ -103,10 +103,18 @@ def test_settings_that_would_be_ignored_are_refused(adapter, changes, part):
     refused(adapter, part)
 
 
-@pytest.mark.parametrize("blocks", [5, {"model.layers.0.self_attn.W_pack": {"q_proj": "4"}}])
-def test_notes_on_packed_layers_that_are_no_ranks_are_refused(adapter, blocks):
-    (adapter / "llmctl.json").write_text(json.dumps({"blocks": blocks}))
-    refused(adapter, "must be layer -> ranks")
+@pytest.mark.parametrize(
+    ("record", "key"),
+    [
+        ({"blocks": 5}, "blocks"),
+        ({"blocks": {"model.layers.0.self_attn.W_pack": {"q_proj": "4"}}}, "blocks"),
+        ({"base": "path/to/model"}, "base"),
+        ({"ignored_config_keys": "rope_scaling"}, "ignored_config_keys"),
+    ],
+)
+def test_a_damaged_record_is_refused_and_not_read_as_another_one(adapter, record, key):
+    (adapter / "llmctl.json").write_text(json.dumps(record))
+    refused(adapter, "llmctl.json is damaged", key, "restore the file, or delete it", error=FileError)
 
 
 def test_layers_may_be_chosen_by_number(adapter):

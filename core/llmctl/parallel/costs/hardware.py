@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llmctl.errors import ConfigError
-from llmctl.io.json_object import read_json
+from llmctl.io.written import Measured, read_written
 
 H100 = "https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet"
 A100 = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf"
@@ -91,31 +89,26 @@ def find(name: str) -> Hardware:
     return HARDWARE[name]
 
 
-def calibrated(hardware: Hardware, measured: Path, devices_in_node: int = 0) -> Hardware:
+def calibrated(hardware: Hardware, measured: Path) -> Hardware:
     """A device with latency and bandwidth as ``llmctl bench comm`` measured them.
 
     Args:
         hardware: The device.
         measured: The file that it wrote.
-        devices_in_node: As ``Hardware.node``; 0 = that of the device.
 
     Raises:
+        FileError: The file is missing or damaged.
         ConfigError: The file has no measurement.
     """
-    content = read_json(measured, required=True)
-    links: dict[str, Any] = {}
-    for name in ("inside", "between"):
-        found = content.get(name)
-        if isinstance(found, dict) and {"bandwidth", "latency"} <= set(found):
-            links[name] = Link(float(found["bandwidth"]), float(found["latency"]))
+    content = read_written(measured, Measured, f"write it with llmctl bench comm --output {measured}", required=True)
+    links = {
+        name: Link(content[name]["bandwidth"], content[name]["latency"])
+        for name in ("inside", "between")
+        if name in content
+    }
     if not links:
         raise ConfigError(f"{measured} has no measurement; write it with llmctl bench comm --output {measured}")
-    return dataclasses.replace(hardware, **links, node=devices_in_node or hardware.node)
-
-
-def to_json(links: Mapping[str, Link]) -> str:
-    """The content of a file for ``calibrated``."""
-    return json.dumps({name: dataclasses.asdict(link) for name, link in links.items()}, indent=2) + "\n"
+    return dataclasses.replace(hardware, **links)
 
 
 def fitted(points: Sequence[tuple[float, float, float]]) -> Link:

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from llmctl.errors import ConfigError
+from llmctl.errors import ConfigError, FileError
 from llmctl.parallel.costs import step as costs
-from llmctl.parallel.costs.hardware import DEFAULT, HARDWARE, Link, calibrated, find, fitted, to_json
+from llmctl.parallel.costs.hardware import DEFAULT, HARDWARE, Link, calibrated, find, fitted
 from llmctl.parallel.costs.step import Plan, Traffic, Work, bubble, in_passes, in_update, link_of
 from llmctl.parallel.topology import Topology
 
@@ -142,11 +142,15 @@ def test_the_connection_that_explains_measurements_is_found():
 
 def test_measured_connections_take_the_place_of_assumed_ones(tmp_path):
     file = tmp_path / "measured.json"
-    file.write_text(to_json({"inside": Link(1e9, 2e-5)}))
+    file.write_text(json.dumps({"inside": {"bandwidth": 1e9, "latency": 2e-5}}))
     device = calibrated(find("a100-80"), file)
     assert device.inside == Link(1e9, 2e-5) and device.between == find("a100-80").between
     file.write_text(json.dumps({"rounds": 3}))
     with pytest.raises(ConfigError, match="no measurement; write it with llmctl bench comm"):
         calibrated(device, file)
+    for link in ({"bandwidth": "fast", "latency": 0.0}, {"bandwidth": 0.0, "latency": 0.0}, {"latency": 0.0}):
+        file.write_text(json.dumps({"inside": link}))
+        with pytest.raises(FileError, match=r"measured.json is damaged: inside.*bandwidth.*write it with llmctl bench"):
+            calibrated(device, file)
     with pytest.raises(ConfigError, match=r"--hardware b17: known are a100-40"):
         find("b17")
