@@ -9,7 +9,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from llmctl import plugins, runtime
 from llmctl._version import __version__
 from llmctl.errors import DISTRIBUTION, OPERATORS_DISTRIBUTION
 from llmctl.runtime import machine
+from llmctl.runtime.distributions import version_of
 
 PACKAGES = (
     DISTRIBUTION, OPERATORS_DISTRIBUTION, "paddlepaddle", "paddlepaddle-gpu", "numpy", "tokenizers", "sentencepiece",
@@ -67,7 +67,7 @@ def command(as_json: bool) -> None:
 def _facts() -> dict[str, Any]:
     found, no_gpu = machine.gpus()
     keys = ("setting", "value", "source", "override")
-    foreign = _version(FOREIGN)
+    foreign = version_of(FOREIGN)
     return {
         "machine": {
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -76,8 +76,8 @@ def _facts() -> dict[str, Any]:
         "versions": {
             "llmctl": __version__,
             "python": platform.python_version(),
-            **{name: _version(name) or "not installed" for name in PACKAGES},
-            **{name: _version(name) for name in OPTIONAL if _version(name)},
+            **{name: version_of(name) or "not installed" for name in PACKAGES},
+            **{name: version_of(name) for name in OPTIONAL if version_of(name)},
         },
         "families": {found.name: str(found) for found in plugins.installed()},
         "paths": _paths(),
@@ -130,11 +130,3 @@ def _room(path: Path) -> str:
         return "unknown"
     absent = "" if existing == path else "not there yet, "
     return f"{absent}{shutil.disk_usage(existing).free / 1e9:,.1f} GB free"
-
-
-def _version(package: str) -> str:
-    """The version of a distribution; empty where it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""

@@ -75,6 +75,7 @@ class EngineHandle(ABC):
         causal: Whether tokens depend only on those before them.
         positions: Maximum number of tokens of prompt and answer together, before the engine is loaded; 0 = any.
         model_folder: Folder of the model; for an adapter, that of its base.
+        adapter_folder: Folder of the adapter for every prompt; None = there is none.
         notes: Lines for the user: why not the fused engine.
     """
 
@@ -88,6 +89,7 @@ class EngineHandle(ABC):
     causal: bool = True
     positions: int = 0
     model_folder: Path | None = None
+    adapter_folder: Path | None = None
     notes: tuple[str, ...] = ()
 
     @abstractmethod

@@ -89,6 +89,7 @@ def _common(source: ModelSource, options: EngineOptions, spec: DecoderSpec | Non
     return {
         "options": options, "wording": source.plugin.card, "tokenizer_folder": source.tokenizer_folder,
         "vocab": source.dims.vocab, "positions": _positions(source.dims, source.adapted), "model_folder": source.folder,
+        "adapter_folder": source.adapted.folder if source.adapted else None,
         "prefix_lm": spec.prefix_lm if spec else None, "causal": spec is None or spec.prefix_lm is None,
     }  # fmt: skip
 
@@ -159,6 +160,7 @@ def _packed(folder: Path, options: EngineOptions, adapter: Path | None) -> Packe
         tokenizer_folder=tokenizer_folder(single.folder, folder) if single else folder,
         adapters=tuple(adapter.name for adapter in packed.adapters[: None if default < 0 else default]),
         model=packed, dims=dims, default_adapter=default, positions=_positions(dims, single), model_folder=folder,
+        adapter_folder=single.folder if single else None,
     )  # fmt: skip
 
 

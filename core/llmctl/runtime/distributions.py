@@ -35,3 +35,11 @@ def entry_points() -> Iterator[Entry]:
             )
             continue
         yield from found
+
+
+def version_of(name: str) -> str:
+    """The version of a distribution; empty where it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""

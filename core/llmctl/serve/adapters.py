@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from llmctl.errors import UnsupportedError
+from llmctl.io.digest import sample_of_files
 from llmctl.serve.problems import Problem, shown
 
 if TYPE_CHECKING:
@@ -29,13 +30,19 @@ class Adapters:
         names: Those that the model was loaded with, in the order of their places.
         default: Place of the adapter of requests that name none; -1 = none.
         pack: Reads an adapter from a folder, by name and folder; None = none can be loaded.
+        folders: Name -> folder of those that are not part of the model.
     """
 
     def __init__(
-        self, names: Sequence[str] = (), default: int = -1, pack: Callable[[str, Path], PackedAdapter] | None = None
+        self,
+        names: Sequence[str] = (),
+        default: int = -1,
+        pack: Callable[[str, Path], PackedAdapter] | None = None,
+        folders: Mapping[str, Path] | None = None,
     ) -> None:
         self._places: dict[str, int] = {name: place for place, name in enumerate(names)}
         self._default, self._pack = default, pack
+        self._samples = {name: sample_of_files(folder) for name, folder in (folders or {}).items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -45,6 +52,10 @@ class Adapters:
     def place(self, name: str) -> int | None:
         """The place of an adapter; None = there is none of this name."""
         return self._places.get(name)
+
+    def sample(self, name: str) -> str:
+        """What identifies the files of an adapter; empty = it is part of the model."""
+        return self._samples.get(name, "")
 
     def load(self, name: str, folder: Path, between: Between) -> None:
         """Loads an adapter. Answers that are being generated are computed again up to where they were, and go on.
@@ -64,7 +75,9 @@ class Adapters:
             raise Problem(f"there is an adapter {shown(name)} already; unload it first", 409, param="lora_name")
         if self._pack is None:
             raise Problem("adapters are loaded by the fused engine only", code="unsupported_field")
-        self._places[name] = between(_place(self._pack(name, folder), {*self._places.values(), self._default}))
+        adapter, sample = self._pack(name, folder), sample_of_files(folder)
+        self._places[name] = between(_place(adapter, {*self._places.values(), self._default}))
+        self._samples[name] = sample
 
     def unload(self, name: str) -> None:
         """Forgets an adapter; answers that use it may end. Its memory is free when the next one is loaded.

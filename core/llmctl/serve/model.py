@@ -13,6 +13,7 @@ from llmctl.card.answers import CallForm
 from llmctl.card.decoder_spec import PrefixLM
 from llmctl.data.sft.encoding import prompt_ids, text_ids
 from llmctl.errors import LlmctlError, TokenizerError
+from llmctl.infer.fingerprint import with_adapter
 from llmctl.infer.sampling import SAMPLE_ONLY, SamplingParams
 from llmctl.infer.sampling.constraint import Constraint
 from llmctl.infer.sampling.defaults import SamplingDefaults
@@ -70,6 +71,7 @@ class ServedModel:
         calls: How the family writes calls of functions; None = in no form of its own.
         thoughts: Text before and after thoughts; empty = there are no marks.
         grammars: Compiles forms of answers; None = there is no grammar engine.
+        fingerprint: Identifies what decides its answers; empty = it has none.
     """
 
     name: str
@@ -86,6 +88,7 @@ class ServedModel:
     calls: CallForm | None = None
     thoughts: tuple[str, ...] = ()
     grammars: Grammars | None = None
+    fingerprint: str = ""
 
     @cached_property
     def marks(self) -> dict[int, str]:
@@ -133,6 +136,10 @@ class ServedModel:
                 404, param="model", code="model_not_found",
             )  # fmt: skip
         return name
+
+    def system_fingerprint(self, adapter: str) -> str:
+        """OpenAI's name for what decides the answers of an adapter; empty = of the model itself."""
+        return f"fp_{with_adapter(self.fingerprint, self.adapters.sample(adapter))}"
 
     def text_prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a text or of ids.

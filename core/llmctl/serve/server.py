@@ -26,6 +26,7 @@ from llmctl.card.answers import CALL_FORMS
 from llmctl.config.serve import ServeConfig, ServerConfig
 from llmctl.errors import ConfigError, FileError
 from llmctl.infer.backend import EngineBackend
+from llmctl.infer.fingerprint import fingerprint
 from llmctl.infer.handle import EngineHandle
 from llmctl.infer.options import EngineOptions
 from llmctl.serve.access.guard import LOG
@@ -70,10 +71,11 @@ def load(handle: EngineHandle, config: ServeConfig) -> tuple[ServedModel, Bridge
     default = loaded.backend.adapter if isinstance(loaded.backend, EngineBackend) else -1
     model = ServedModel(
         name=config.model.name or Path(config.model.path).resolve().name, tokenizer=tokenizer, vocab=handle.vocab,
-        max_positions=loaded.max_positions, defaults=handle.sampling_defaults(), adapters=Adapters(handle.adapters, default, handle.pack_adapter if loaded.engine == "fused" else None),
+        max_positions=loaded.max_positions, defaults=handle.sampling_defaults(), adapters=Adapters(handle.adapters, default, handle.pack_adapter if loaded.engine == "fused" else None, options.named_adapters),
         prefix_lm=handle.prefix_lm, causal=handle.causal, fused=loaded.engine == "fused", created=int(time.time()),
         family=handle.wording.name, calls=CALL_FORMS.get(handle.wording.tokens.calls), thoughts=handle.wording.tokens.thoughts,
         grammars=Grammars(tokenizer, handle.vocab) if loaded.engine == "fused" and find_spec("llguidance") else None,
+        fingerprint=fingerprint(handle, loaded.engine),
     )  # fmt: skip
     if model.name in handle.adapters:
         raise ConfigError(

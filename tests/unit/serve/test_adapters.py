@@ -61,6 +61,9 @@ def test_adapters_come_and_go_while_others_are_answered(folders, expected):
         assert client.service.model.adapters.place("c") == 0
         load("a")
         assert said(client, "a") == expected["a"] and said(client, "c") == expected["c"]
+        rows = [chat(client, max_tokens=1, model=name).json() for name in ("starter", "a", "b", "c", "a")]
+        found = [row["system_fingerprint"] for row in rows]
+        assert found[1] == found[4] and len({*found}) == 4
 
 
 def test_who_may_load_what(folders, tmp_path):

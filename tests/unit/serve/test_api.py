@@ -64,6 +64,19 @@ def test_a_streamed_answer_equals_the_whole_one(client, more):
             assert scores == choice.logprobs.content and "".join(one.token for one in scores) == choice.message.content
 
 
+def test_the_fingerprint_is_that_of_the_model_in_answers_and_chunks(client):
+    expected = client.get("/v1/capabilities").json()["system_fingerprint"]
+    assert re.fullmatch("fp_[0-9a-f]{10}", expected)
+    body = {"prompt": "Tom", **GREEDY}
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    found = [chat(client, **GREEDY).json(), client.post("/v1/completions", json=body).json()]
+    found += chunks(chat(client, **GREEDY, **usage)) + chunks(client.post("/v1/completions", json={**body, **usage}))
+    assert {row["system_fingerprint"] for row in found} == {expected}
+    with served() as again, served(weights="int8") as other:
+        assert chat(again, max_tokens=1).json()["system_fingerprint"] == expected
+        assert chat(other, max_tokens=1).json()["system_fingerprint"] != expected
+
+
 def test_log_probabilities_are_those_of_the_engine(client, direct):
     made = chat(client, **GREEDY, logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
     expected = direct.chat(

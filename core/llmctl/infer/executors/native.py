@@ -147,6 +147,11 @@ def missing() -> str:
     return "" if found.handle is not None else str(found.why)
 
 
+def level() -> str:
+    """Instruction set of the kernels, which must be available."""
+    return str(library.load().level)
+
+
 def sampler(vocab: int) -> Any:
     """``llmctl_ops.sampling.Sampler`` of a vocabulary; None if there are no kernels."""
     return sampling.Sampler(vocab) if available() else None

@@ -14,7 +14,7 @@ def capabilities(model: ServedModel) -> dict[str, Any]:
     template = model.tokenizer.chat_template
     return {
         "object": "capabilities", "id": model.name, "adapters": [*model.adapters.names], "family": model.family,
-        "max_model_len": model.max_positions or None, "vocab_size": model.vocab,
+        "system_fingerprint": model.system_fingerprint(""), "max_model_len": model.max_positions or None, "vocab_size": model.vocab,
         "several_answers_at_once": model.fused,
         "chat": {
             "template": template is not None, "tools": "template" if model.reads_tools else "system message",

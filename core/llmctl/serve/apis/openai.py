@@ -426,4 +426,8 @@ def _usage(asked: Asked) -> dict[str, Any]:
 
 
 def _head(form: Form, kind: str) -> dict[str, Any]:
-    return {"id": form.id, "object": kind, "created": form.asked.created, "model": form.asked.name}
+    asked = form.asked
+    return {
+        "id": form.id, "object": kind, "created": asked.created, "model": asked.name,
+        "system_fingerprint": asked.model.system_fingerprint(asked.job.adapter),
+    }  # fmt: skip
