@@ -151,6 +151,7 @@ def _candidate(
 
 def _passage(one: Candidate, given: dict[str, Any]) -> Passage:
     """What a model is measured on, in its tokens."""
+    from llmctl.data.files.contents import read_text
     from llmctl.infer.perplexity.windows import answer_windows, text_windows
 
     positions = one.handle.positions
@@ -159,22 +160,18 @@ def _passage(one: Candidate, given: dict[str, Any]) -> Passage:
     window = given["window"] or min(positions or WINDOW, WINDOW)
     if positions and window > positions:
         raise ConfigError(f"--window {window} is over the {positions} positions of {one.name}")
-    try:
-        text = given["text_file"].read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--text {given['text_file']} is not UTF-8: {error}") from None
-    return text_windows(one.tokenizer, text, window, given["stride"] or max(1, window // 2))
+    return text_windows(one.tokenizer, read_text(given["text_file"]), window, given["stride"] or max(1, window // 2))
 
 
 def _examples(path: Path, one: Candidate, longest: int) -> list[Any]:
     from llmctl.data.files import find_files
-    from llmctl.data.reading import read_files
+    from llmctl.data.reading import read_files, way_out
     from llmctl.data.sft.encoding import Encoder
     from llmctl.data.sft.examples import ExampleReader
     from llmctl.errors import DataError
 
     reader = ExampleReader()
-    examples, _ = read_files(find_files(path, "dev").files, reader, "evaluation")
+    examples, _ = read_files(find_files(path, "dev").files, reader, "evaluation", remedy=way_out())
     rows = list(map(Encoder(one.tokenizer, longest, longest).encode, examples))
     kept = [row for row in rows if row is not None and not row.truncated]
     if len(kept) < len(rows):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.data.files import ReadBytes, open_lines, records
-from llmctl.data.files.contents import SUFFIXES, kind_of, open_bytes, suffix_of
+from llmctl.data.files.contents import SUFFIXES, is_text, kind_of, open_bytes, suffix_of
 from llmctl.data.formats import Problems
 from llmctl.data.formats.rows import kind as row_kind
 from llmctl.data.formats.rows import parse_object
@@ -131,8 +131,8 @@ def format_problems(problems: Problems) -> str:
 
 
 def _kind(file: Path) -> str:
-    """The kind of a file; a text may begin as JSON does."""
-    return "text" if SUFFIXES.get(suffix_of(file)) == "text" else kind_of(file)
+    """The kind of a file."""
+    return "text" if is_text(file) else kind_of(file)
 
 
 def _rows(file: Path, keys: Sequence[str], read: ReadBytes | None) -> Iterator[Document]:

@@ -63,6 +63,29 @@ def kind_of(path: Path) -> str:
     return kind
 
 
+def is_text(path: Path) -> bool:
+    """Whether a file is plain text by its name or content; a text may begin as JSON does."""
+    return SUFFIXES.get(suffix_of(path)) == "text" or kind_of(path) == "text"
+
+
+def read_text(path: Path) -> str:
+    """A text, decompressed, without a byte order mark.
+
+    Raises:
+        DataError: The file is no text in UTF-8, or its compressed data is damaged.
+    """
+    kind_of(path)
+    with open_bytes(path) as stream:
+        raw = stream.read()
+    try:
+        return str(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}:{line} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}; give a text, converted to UTF-8, e.g. with iconv"
+        ) from None
+
+
 @contextlib.contextmanager
 def open_bytes(path: Path, read: ReadBytes | None = None) -> Iterator[IO[bytes]]:
     """A file, decompressed.

@@ -79,6 +79,8 @@ def read_calibration(
         ConfigError: The file does not exist.
         DataError: It is too short, of another tokenizer, or cannot be read.
     """
+    from llmctl.data.files.contents import is_text
+
     path = Path(config.file)
     window = min(config.window, positions) if positions else config.window
     chance = random.Random(config.seed)
@@ -86,7 +88,7 @@ def read_calibration(
         kind, drawn = "corpus", _of_corpus(path, window, chance, rows)
     elif not path.exists():
         raise ConfigError(f"calibration.file={config.file} does not exist; name a text, a file of examples or a corpus")
-    elif path.is_file() and _is_text(path):
+    elif path.is_file() and is_text(path):
         kind, drawn = "text", _of_text(path, window, chance, tokenizer)
     else:
         kind, drawn = "examples", _of_examples(path, window, chance, tokenizer, config.columns)
@@ -127,18 +129,11 @@ def _check(path: Path, windows: Sequence[Sequence[int]], window: int, tokenizer:
         )
 
 
-def _is_text(path: Path) -> bool:
-    from llmctl.data.files.contents import kind_of
-
-    return kind_of(path) == "text"
-
-
 def _of_text(path: Path, window: int, chance: random.Random, tokenizer: Tokenizer) -> Iterator[Sequence[int]]:
     """Passages of the text in random order, each about as long as a window."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}") from None
+    from llmctl.data.files.contents import read_text
+
+    text = read_text(path)
     # Passages of about as many tokens as a window, whatever the language.
     size = max(1, len(text[:SAMPLE]) * window // max(1, len(tokenizer.encode(text[:SAMPLE], add_special=False))))
     starts = list(range(0, len(text), size))
@@ -167,11 +162,16 @@ def _of_examples(
 ) -> Iterator[Sequence[int]]:
     """Examples in random order, encoded as for fine-tuning."""
     from llmctl.data.files import find_files
-    from llmctl.data.reading import read_files
+    from llmctl.data.reading import read_files, way_out
     from llmctl.data.sft.encoding import Encoder
     from llmctl.data.sft.examples import ExampleReader
 
-    examples, _ = read_files(find_files(path, "train").files, ExampleReader(columns=columns), "calibration")
+    examples, _ = read_files(
+        find_files(path, "train").files,
+        ExampleReader(columns=columns),
+        "calibration",
+        remedy=way_out("calibration.columns"),
+    )
     chance.shuffle(examples)
     encode: Callable[..., object] = Encoder(tokenizer, max(LEAST, window // 2), window).encode
     for example in examples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.card.support import require
 from llmctl.checkpoint.locate import locate
 from llmctl.config.quantize import QuantizeConfig
-from llmctl.errors import ConfigError, UnsupportedError
+from llmctl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from llmctl.infer.model_source import ModelSource, open_model
 from llmctl.infer.options import EngineOptions
 from llmctl.infer.quantize.calibration import Calibration, read_calibration
@@ -141,7 +142,8 @@ def run(job: QuantizeJob) -> Outcome:
     from llmctl.infer.packed.pack import RoundToNearest, pack, state_of
     from llmctl.infer.quantize.journal import open_journal
 
-    state = state_of(_state(job.source), job.graph)
+    stored = _state(job.source)
+    state = state_of({name: _Finite(name, tensor) for name, tensor in stored.items()}, job.graph)
     empty = replace(job.graph, layers=())
     exact = RoundToNearest(state, "float32")
     outer = pack(empty, RoundToNearest(state, f"int{job.settings.bits}"))
@@ -152,9 +154,42 @@ def run(job: QuantizeJob) -> Outcome:
         )
         report = _report(job, done)
         measured = report["quality"]
-        if measured is not None and measured["kl"] > job.config.check.max_kl:
+        if measured is not None and not measured["kl"] <= job.config.check.max_kl:
             return Outcome(report, False)
         return Outcome(report, True, _write(job, model, report))
+
+
+@dataclass(frozen=True)
+class _Finite:
+    """A tensor of the checkpoint whose values are checked when they are read, with the attributes that packing reads."""
+
+    name: str
+    stored: Any
+
+    @property
+    def dtype(self) -> str:
+        """The stored type."""
+        return str(self.stored.dtype)
+
+    def numpy(self) -> Any:
+        """The values.
+
+        Raises:
+            CheckpointError: One is not finite.
+        """
+        import numpy as np
+
+        from llmctl.checkpoint.formats.dtypes import cast
+
+        values = self.stored.numpy()
+        odd = ~np.isfinite(cast(values, self.dtype, "float32"))
+        if odd.any():
+            place = [int(index) for index in np.argwhere(odd)[0]]
+            raise CheckpointError(
+                f"{self.name} cannot be quantized: {int(odd.sum()):,} of its {odd.size:,} values are not finite, the first at {place}; "
+                "training may have diverged: take an earlier checkpoint"
+            )
+        return values
 
 
 @dataclass(frozen=True)
@@ -192,6 +227,12 @@ def _layers(job: QuantizeJob, weights: Weights, exact: PackedModel, outer: Packe
     if streams is None:
         return _Done(layers, None)
     before, after = compare(streams, exact, outer)
+    for which, measures in (("float", before), ("quantized", after)):
+        if not math.isfinite(measures.loss):
+            raise DataError(
+                f"predictions of the {which} model are not finite on the text that was held out, so nothing was written; look at what "
+                f"the {which} model computes"
+            )
     return _Done(layers, {
         "tokens": after.tokens, "perplexity": before.perplexity, "quantized_perplexity": after.perplexity,
         "kl": after.divergence, "same_top": after.agreement,
@@ -306,7 +347,18 @@ def _check_output(config: QuantizeConfig, source: ModelSource) -> Path:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         if not config.output.overwrite:
             raise ConfigError(f"output.dir={output} already exists; choose another folder, or add --overwrite")
-        if not output.is_dir() or not (output / REPORT).is_file():
+        if not output.is_dir() or not (output / REPORT).is_file() or any(path.is_dir() for path in output.iterdir()):
             raise ConfigError(f"output.dir={output} holds other things than a quantized model, and --overwrite would delete them; choose another folder")  # fmt: skip
+        _check_read(output, config, source)
     check_writable(output)
     return output
+
+
+def _check_read(output: Path, config: QuantizeConfig, source: ModelSource) -> None:
+    """A folder that is replaced must not hold what is read."""
+    read = {"the calibration text": config.calibration.file, "the model": str(source.folder)}
+    for what, path in read.items():
+        if path and output.resolve() in Path(path).resolve().parents:
+            raise ConfigError(
+                f"output.dir={output} holds {what}, {path}, and --overwrite would delete it; choose another folder"
+            )

@@ -11,7 +11,6 @@ import numpy as np
 from llmctl.errors import DataError
 from llmctl.infer.packed.linear import pack_codes
 from llmctl.infer.packed.model import Layer, Linear
-from llmctl.infer.quantize import folds
 from llmctl.infer.quantize.block import Block, Matrix
 from llmctl.infer.quantize.folds import Fold
 from llmctl.infer.quantize.scales import Found, refolded, search_layer
@@ -43,9 +42,8 @@ def quantize_layer(streams: Streams, index: int, block: Block, settings: Setting
     """Quantizes a layer; the streams move on behind it.
 
     Raises:
-        DataError: Weights or inputs are not finite.
+        DataError: Inputs are not finite.
     """
-    _check_weights(index, block)
     where = f"layer {index}"
     try:
         found: dict[tuple[str, int], Found] = {}
@@ -70,12 +68,7 @@ def quantize_layer(streams: Streams, index: int, block: Block, settings: Setting
 
 
 def quantize_unseen(index: int, block: Block, settings: Settings) -> QuantizedLayer:
-    """Quantizes a layer without any inputs.
-
-    Raises:
-        DataError: Weights are not finite.
-    """
-    _check_weights(index, block)
+    """Quantizes a layer without any inputs."""
     rows: list[dict[str, Any]] = []
 
     def pack(stage: str, expert: int, linear: Matrix) -> Linear:
@@ -125,18 +118,6 @@ def packed(chosen: Chosen, linear: Matrix, recipe: Recipe) -> Linear:
     group = 0 if not recipe.group or recipe.group >= inputs else recipe.group
     weight = pack_codes(chosen.codes_IO, grid.scales_GO, zeros, kind, group, factors_I=linear.factors)
     return Linear(weight, linear.bias)
-
-
-def _check_weights(index: int, block: Block) -> None:
-    for stage in folds.STAGES:
-        part = getattr(block, stage)
-        for expert, linear in enumerate(part if isinstance(part, tuple) else (part,)):
-            if not np.isfinite(linear.weight).all():
-                row, column = np.argwhere(~np.isfinite(linear.weight))[0]
-                of = f" of expert {expert}" if len(block.up) > 1 and stage in ("up", "down") else ""
-                raise DataError(
-                    f"layer {index}, {stage}{of} cannot be quantized: the weight from input {row} to output {column} is not finite"
-                )
 
 
 def _inputs(linear: Matrix, pairs: Callable[[], Pairs], recipe: Recipe) -> Inputs:

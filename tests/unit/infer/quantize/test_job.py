@@ -1,5 +1,6 @@
 """Quantizing a model: what is chosen, that nothing is worse than rounding, that an interrupted run gives the same bytes."""
 
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -156,16 +157,86 @@ def _linears(model):
         yield from (linear.weight for linear in (layer.qkv, layer.out, *layer.up, *layer.down))
 
 
-def test_a_weight_that_is_not_finite_is_named(text, tmp_path):
+@pytest.mark.parametrize("method", ["gptq", "weight-only-int4"])
+@pytest.mark.parametrize(
+    ("tensor", "place"),
+    [("layers.1.mlp.down_proj.weight", [3, 5]), ("layers.1.input_layernorm.weight", [7]), ("llama.norm.weight", [0])],
+)
+def test_a_weight_that_is_not_finite_is_named(tensor, place, method, text, tmp_path):
     shutil.copytree(MODEL[0], tmp_path / "model")
     (file,) = (tmp_path / "model").glob("*.safetensors")
     weights = {name: value.copy() for name, value in load_file(file).items()}
-    name = next(name for name in weights if "layers.1" in name and "down_proj" in name)
-    weights[name][3, 5] = np.nan
+    (name,) = (name for name in weights if name.endswith(tensor))
+    weights[name][tuple(place)] = np.nan
     save_file(weights, file, {"format": "pt"})
-    _, said = quantize(text, tmp_path / "out", model=tmp_path / "model", code=2)
-    assert "layer 1, down cannot be quantized: the weight from input 3 to output 5 is not finite" in said
+    _, said = quantize(text, tmp_path / "out", "--method", method, model=tmp_path / "model", code=2)
+    assert (
+        f"{tensor} cannot be quantized: 1 of its {weights[name].size:,} values are not finite, the first at {place}"
+        in said
+    )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("which", ["float", "quantized"])
+def test_predictions_that_are_not_finite_keep_nothing(which, text, tmp_path, monkeypatch):
+    import llmctl.infer.quantize.quality as quality
+
+    right = quality.compare
+
+    def broken(*given):
+        measures = right(*given)
+        measures[which == "quantized"].loss_sum = float("nan")
+        return measures
+
+    monkeypatch.setattr(quality, "compare", broken)
+    _, said = quantize(text, tmp_path / "out", "--method", "weight-only-int8", code=2)
+    assert f"predictions of the {which} model are not finite" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("read", ["calibration.txt", "more/notes.txt"])
+def test_overwriting_deletes_only_what_the_command_wrote(read, text, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "quantization.json").write_text("{}")
+    kept = tmp_path / "out" / read
+    kept.parent.mkdir(exist_ok=True)
+    shutil.copy(text, kept)
+    _, said = quantize(kept, tmp_path / "out", "--overwrite", code=2)
+    assert "--overwrite would delete" in said
+    assert kept.is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("windows.txt", b"\xef\xbb\xbf" + TEXT.encode()),
+        ("text.txt.gz", gzip.compress(TEXT.encode())),
+        ("verse.txt", b"[Verse 1]\n" + TEXT.encode()),
+    ],
+)
+def test_texts_of_every_kind_calibrate(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    out, _ = quantize(tmp_path / name, tmp_path / "out", "--check")
+    assert "windows of text" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "latin.txt",
+            "A café.\n".encode("latin-1") * 99,
+            "latin.txt:1 is not UTF-8: byte 5 is 0xe9; give a text, converted to UTF-8",
+        ),
+        ("wide.txt", TEXT.encode("utf-16"), "UTF-16 text; convert it to UTF-8"),
+        ("keys.jsonl", b'{"question": "Who?", "answer": "Tom."}\n', "read with calibration.columns=[theirs=ours]"),
+    ],
+)
+def test_calibration_that_cannot_be_read_says_what_to_do(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    _, said = quantize(tmp_path / name, tmp_path / "out", code=2)
+    assert message in said
+    assert "data.columns" not in said
 
 
 @pytest.mark.parametrize(
