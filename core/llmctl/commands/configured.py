@@ -29,7 +29,7 @@ from llmctl.jobs import lengths
 from llmctl.jobs.paths import LOGS
 from llmctl.parallel import launch, rank
 from llmctl.parallel.arrangement import least_size
-from llmctl.parallel.machines.start import Options, Start, decide
+from llmctl.parallel.machines.start import Options, Start, check_restarts, decide
 from llmctl.plugins import Families
 from llmctl.train.console import Console, JsonConsole
 from llmctl.train.interrupt import Interrupted
@@ -92,6 +92,7 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
         if not check:
             require_installed("paddle", "cpu", f"llmctl {name}")
         start = decide(Options(devices, nnodes, node_rank, master, interface, cluster), os.environ)
+        check_restarts(max_restarts, start)
         counted = start.size > 1 or devices or not check
         training.check_devices(config, start.size if counted else least_size(config.parallel))
         with _without_warnings() if start.launches and not check else contextlib.nullcontext():

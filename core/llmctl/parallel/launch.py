@@ -19,7 +19,7 @@ from llmctl.errors import ConfigError
 from llmctl.io.atomic import explain_os_errors
 from llmctl.parallel import rank as ranks
 from llmctl.parallel.machines import rendezvous
-from llmctl.parallel.machines.nodes import Nodes, own_address
+from llmctl.parallel.machines.nodes import Nodes, check_interface, own_address
 from llmctl.runtime import process
 from llmctl.runtime.signals import SIGNALS, handled
 
@@ -58,7 +58,7 @@ def parse_devices(text: str) -> Devices:
         ConfigError: It is neither.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts) or (len(parts) == 1 and int(parts[0]) < 1):
+    if not all(part.isascii() and part.isdigit() for part in parts) or (len(parts) == 1 and int(parts[0]) < 1):
         raise ConfigError(f"--devices {text}: give a number of processes such as 4, or the numbers of GPUs such as 0,1")
     numbers = [int(part) for part in parts]
     if len(parts) == 1:
@@ -87,8 +87,9 @@ def run(
         facts: What must be the same on all machines, by name.
 
     Raises:
-        ConfigError: The machines do not meet, or differ.
+        ConfigError: The machines do not meet, or differ, or this one has no such network interface.
     """
+    check_interface(nodes.interface)
     for done in range(restarts + 1):
         again = ["--set", "output.resume=true", "--set", "output.overwrite=false"] if done else []
         with Launch([*command, *again], devices, logs, done, nodes, facts) as launch:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from llmctl.errors import ConfigError
 from llmctl.parallel import rank as ranks
-from llmctl.parallel.machines.nodes import Nodes, own_address, parse_master
+from llmctl.parallel.machines.nodes import Nodes, check_interface, own_address, parse_master
 from llmctl.runtime import process
 
 PORTS = range(20000, 30000)
@@ -24,6 +24,16 @@ MASTER, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"
 
 INDEX = "JOB_COMPLETION_INDEX"
 """The number of a pod of a Kubernetes Job in Indexed mode, which does not say how many there are."""
+
+FOREIGN = (
+    ("WORLD_SIZE", "RANK", "torchrun, accelerate or a PyTorchJob"),
+    ("PMI_SIZE", "PMI_RANK", "mpirun of MPICH or Intel MPI"),
+)
+"""Variables of programs that start processes and are no cluster of ``CLUSTERS``: how many, which one this is, and whose they are."""
+
+
+class _Unfit(ValueError):
+    """Variables of a cluster's program are missing, or do not fit each other; says which."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +94,37 @@ def recognise(environ: Mapping[str, str], chosen: str = "auto") -> Tasks | None:
     tasks = next(iter(found.values()), None)
     if tasks is None or tasks.size == 1:
         return None
-    host = environ.get(MASTER, tasks.host)
-    port = environ.get(MASTER_PORT, str(tasks.port))
-    return replace(tasks, host=parse_master(f"{host}:{port}", MASTER)[0], port=int(port)) if host else tasks
+    return _addressed(tasks, environ)
+
+
+def _addressed(tasks: Tasks, environ: Mapping[str, str]) -> Tasks:
+    """The tasks with the address that users give in the environment."""
+    host = environ.get(MASTER) or tasks.host
+    if not host:
+        return tasks
+    given = [name for name in (MASTER, MASTER_PORT) if environ.get(name)]
+    port = environ.get(MASTER_PORT) or tasks.port
+    host, port = parse_master(f"{host}:{port}", f"{' and '.join(given) or tasks.name} must give")
+    return replace(tasks, host=host, port=port)
+
+
+def check_foreign(environ: Mapping[str, str]) -> None:
+    """Checks that no other program started this process as one of several: each of them would train alone.
+
+    Args:
+        environ: The environment, in which no cluster is recognised.
+
+    Raises:
+        ConfigError: One did.
+    """
+    for size, number, programs in FOREIGN:
+        count = environ.get(size, "")
+        if count.isdigit() and int(count) > 1 and number in environ:
+            raise ConfigError(
+                f"the environment has {size}={count} and {number}={environ[number]}, as {programs} set them, and each of these "
+                f"{count} processes would train alone; let llmctl start the processes, with --devices and, on several machines, "
+                "--nnodes, --node-rank and --master; or train alone with --cluster none"
+            )
 
 
 def as_nodes(tasks: Tasks, master: str | None, interface: str | None) -> Nodes:
@@ -121,17 +159,19 @@ def as_rank(tasks: Tasks, environ: Mapping[str, str], master: str | None, interf
         interface: ``--interface``.
 
     Raises:
-        ConfigError: The address of task 0 is not known.
+        ConfigError: The address of task 0 is not known, or this machine has no such network interface.
     """
     host, port = _master(tasks, master)
     nodes = Nodes(tasks.nodes, tasks.node, host, port, interface or "")
+    check_interface(nodes.interface)
     with socket.socket() as one:
         one.bind(("", 0))
         place = f"{own_address(nodes)}:{port if tasks.number == 0 else one.getsockname()[1]}"
     endpoints = [f"{host}:{port}"] * tasks.size
     endpoints[tasks.number] = place
     visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    cores = int(environ.get("SLURM_CPUS_PER_TASK", "0")) or max(1, process.available_cores() // tasks.local_size)
+    given = environ.get("SLURM_CPUS_PER_TASK", "")
+    cores = int(given) if given.isdigit() else max(1, process.available_cores() // tasks.local_size)
     own_threads = {"LLMCTL_THREADS", "OMP_NUM_THREADS"} & set(environ)
     return {
         ranks.NUMBER: str(tasks.number),
@@ -163,31 +203,59 @@ def _master(tasks: Tasks, master: str | None) -> tuple[str, int]:
 def _read(name: str, read: Callable[[Mapping[str, str]], Tasks | None], environ: Mapping[str, str]) -> Tasks | None:
     try:
         tasks = read(environ)
-    except (KeyError, ValueError, IndexError) as error:
+        if tasks:
+            _check(tasks)
+    except _Unfit as error:
         raise ConfigError(
-            f"the variables of {name} in the environment do not fit each other ({type(error).__name__}: {error}); "
-            "use --cluster none with --nnodes, --node-rank and --master"
+            f"the variables of {name} in the environment do not fit each other: {error}; correct them, or ignore them with "
+            "--cluster none (and, on several machines, --nnodes, --node-rank and --master)"
         ) from None
-    if tasks and not (0 <= tasks.number < tasks.size and 0 <= tasks.node < tasks.nodes):
-        raise ConfigError(f"the variables of {name} say task {tasks.number} of {tasks.size}; use --cluster none")
     return tasks
+
+
+def _check(tasks: Tasks) -> None:
+    """Checks that each number is below its count."""
+    for what, number, count in (
+        ("task", tasks.number, tasks.size),
+        ("machine", tasks.node, tasks.nodes),
+        ("task of its machine", tasks.local, tasks.local_size),
+    ):
+        if not 0 <= number < count:
+            raise _Unfit(f"this would be {what} {number} of {count}, counted from 0")
+
+
+def _text(environ: Mapping[str, str], name: str) -> str:
+    if name not in environ:
+        raise _Unfit(f"{name} is missing")
+    return environ[name]
+
+
+def _number(environ: Mapping[str, str], name: str, least: int = 0) -> int:
+    text = _text(environ, name)
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise _Unfit(f"{name}={text!r} is not a number of {least} or more")
+    return int(text)
 
 
 def _slurm(environ: Mapping[str, str]) -> Tasks | None:
     # A batch script has SLURM_PROCID too; a step, which srun starts, has a number.
     if "SLURM_STEP_ID" not in environ:
         return None
-    node = int(environ["SLURM_NODEID"])
-    job, step = int(environ["SLURM_JOB_ID"]), int(environ["SLURM_STEP_ID"])
+    node, each = _number(environ, "SLURM_NODEID"), _text(environ, "SLURM_STEP_TASKS_PER_NODE")
+    job, step = _number(environ, "SLURM_JOB_ID"), _number(environ, "SLURM_STEP_ID")
+    try:
+        local_size = tasks_per_node(each)[node]
+    except (ValueError, IndexError):
+        raise _Unfit(f"SLURM_STEP_TASKS_PER_NODE={each!r} has no number for SLURM_NODEID={node}") from None
     return Tasks(
         "Slurm",
-        int(environ["SLURM_PROCID"]),
-        int(environ["SLURM_STEP_NUM_TASKS"]),
-        int(environ["SLURM_LOCALID"]),
-        tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])[node],
+        _number(environ, "SLURM_PROCID"),
+        _number(environ, "SLURM_STEP_NUM_TASKS", 1),
+        _number(environ, "SLURM_LOCALID"),
+        local_size,
         node,
-        int(environ["SLURM_STEP_NUM_NODES"]),
-        first_host(environ["SLURM_STEP_NODELIST"]),
+        _number(environ, "SLURM_STEP_NUM_NODES", 1),
+        first_host(_text(environ, "SLURM_STEP_NODELIST")),
         PORTS[(job * 64 + step) % len(PORTS)],
     )
 
@@ -195,8 +263,9 @@ def _slurm(environ: Mapping[str, str]) -> Tasks | None:
 def _open_mpi(environ: Mapping[str, str]) -> Tasks | None:
     if "OMPI_COMM_WORLD_RANK" not in environ:
         return None
-    number, size = int(environ["OMPI_COMM_WORLD_RANK"]), int(environ["OMPI_COMM_WORLD_SIZE"])
-    local, local_size = int(environ["OMPI_COMM_WORLD_LOCAL_RANK"]), int(environ["OMPI_COMM_WORLD_LOCAL_SIZE"])
+    number, size = _number(environ, "OMPI_COMM_WORLD_RANK"), _number(environ, "OMPI_COMM_WORLD_SIZE", 1)
+    local = _number(environ, "OMPI_COMM_WORLD_LOCAL_RANK")
+    local_size = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", 1)
     job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid", "")
     # By slots, the default, tasks of a machine are neighbours and machines have as many.
     node = number // local_size
@@ -210,9 +279,11 @@ def _paddlejob(environ: Mapping[str, str]) -> Tasks | None:
     # Paddle's launcher, which a pod may run, sets the address of each rank too.
     if "PADDLE_TRAINERS" not in environ or "PADDLE_CURRENT_ENDPOINT" in environ:
         return None
-    number, size = int(environ[ranks.NUMBER]), int(environ[ranks.SIZE])
+    number, size = _number(environ, ranks.NUMBER), _number(environ, ranks.SIZE, 1)
     hosts = environ["PADDLE_TRAINERS"].split(",")
-    return Tasks("PaddleJob", number, size, 0, 1, number, size, hosts[0], int(environ["PADDLE_PORT"]))
+    if len(hosts) != size:
+        raise _Unfit(f"PADDLE_TRAINERS has {len(hosts)} of {ranks.SIZE}={size} addresses")
+    return Tasks("PaddleJob", number, size, 0, 1, number, size, hosts[0], _number(environ, "PADDLE_PORT", 1))
 
 
 CLUSTERS: Mapping[str, Callable[[Mapping[str, str]], Tasks | None]] = {

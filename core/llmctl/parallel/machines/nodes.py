@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from dataclasses import dataclass
 
 from llmctl.errors import ConfigError
+
+HOST, PORT = re.compile(r"[A-Za-z0-9._-]+"), re.compile(r"[0-9]{1,5}")
+"""A name or an IPv4 address, and a port."""
 
 
 @dataclass(frozen=True)
@@ -66,21 +70,36 @@ def make_nodes(count: int, number: int | None, master: str | None, interface: st
     return Nodes(count, number, host, port, interface or "")
 
 
-def parse_master(text: str, where: str) -> tuple[str, int]:
+def parse_master(text: str, where: str, whose: str = "machine 0") -> tuple[str, int]:
     """Host and port.
 
     Args:
         text: HOST:PORT.
         where: What asks for it, for messages.
+        whose: What has this address, for messages.
 
     Raises:
         ConfigError: It is not that.
     """
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not HOST.fullmatch(host) or not PORT.fullmatch(port) or not 0 < int(port) < 65536:
         given = f", not {text}" if text else ""
-        raise ConfigError(f"{where} HOST:PORT, the address of machine 0 and a free port there{given}")
+        version = "; give a name or an IPv4 address, an IPv6 address does not work" if host.count(":") > 1 else ""
+        raise ConfigError(f"{where} HOST:PORT, the address of {whose} and a free port there{given}{version}")
     return host, int(port)
+
+
+def check_interface(name: str) -> None:
+    """Checks that this machine has a network interface; an empty name is one.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    known = sorted(known for _, known in socket.if_nameindex())
+    if name and name not in known:
+        raise ConfigError(
+            f"--interface {name}: this machine has no such network interface; use one of {', '.join(known)}"
+        )
 
 
 def own_address(nodes: Nodes) -> str:

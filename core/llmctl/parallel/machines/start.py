@@ -8,8 +8,18 @@ from dataclasses import dataclass, field
 from llmctl.errors import ConfigError
 from llmctl.parallel import rank as ranks
 from llmctl.parallel.launch import Devices, parse_devices
-from llmctl.parallel.machines.clusters import INDEX, MASTER, MASTER_PORT, Tasks, as_nodes, as_rank, recognise
-from llmctl.parallel.machines.nodes import Nodes, make_nodes
+from llmctl.parallel.machines.clusters import (
+    INDEX,
+    MASTER,
+    MASTER_PORT,
+    Tasks,
+    as_nodes,
+    as_rank,
+    check_foreign,
+    recognise,
+)
+from llmctl.parallel.machines.nodes import Nodes, make_nodes, parse_master
+from llmctl.parallel.rank import Rank
 
 
 @dataclass(frozen=True)
@@ -65,14 +75,19 @@ def decide(options: Options, environ: Mapping[str, str]) -> Start:
     tasks = None if ranks.LAUNCHER in environ else recognise(environ, options.cluster)
     this = ranks.from_environment(environ) if tasks is None or tasks.name != "PaddleJob" else None
     if this:
-        given = [name for name in ("devices", "nnodes") if getattr(options, name) is not None]
+        names = ("devices", "nnodes", "node_rank", "master", "interface")
+        given = [name.replace("_", "-") for name in names if getattr(options, name) is not None]
         if given:
             raise ConfigError(
                 f"--{given[0]}: this process is number {this.number} of {this.size} that another launcher started "
                 f"({ranks.SIZE} in the environment); leave it out, or unset the variable"
             )
+        if ranks.LAUNCHER not in environ:
+            check_places(this, environ)
         return Start(this.size)
-    devices = parse_devices(options.devices) if options.devices else Devices(1)
+    if not tasks and options.nnodes is None and options.cluster == "auto":
+        check_foreign(environ)
+    devices = parse_devices(options.devices) if options.devices is not None else Devices(1)
     if options.nnodes is not None or not tasks:
         nodes = _nodes(options, tasks, environ)
         size = devices.count * nodes.count
@@ -82,6 +97,48 @@ def decide(options: Options, environ: Mapping[str, str]) -> Start:
     nodes = as_nodes(tasks, options.master, options.interface)
     size = devices.count * nodes.count
     return Start(size, size > 1, devices, nodes)
+
+
+def check_places(this: Rank, environ: Mapping[str, str]) -> None:
+    """Checks that another launcher told this rank the addresses of all.
+
+    Args:
+        this: The rank.
+        environ: The environment.
+
+    Raises:
+        ConfigError: It did not.
+    """
+    own, places = environ.get("PADDLE_CURRENT_ENDPOINT", ""), environ.get("PADDLE_TRAINER_ENDPOINTS", "").split(",")
+    given = {"PADDLE_MASTER": [environ.get("PADDLE_MASTER", "")], "PADDLE_CURRENT_ENDPOINT": [own]}
+    for name, texts in (given | {"PADDLE_TRAINER_ENDPOINTS": places}).items():
+        for text in texts:
+            parse_master(text, f"{ranks.SIZE}={this.size} is in the environment, so {name} must have", "a rank")
+    if len(places) != this.size or places[this.number] != own:
+        raise ConfigError(
+            f"the environment has {ranks.SIZE}={this.size} and {ranks.NUMBER}={this.number}, so PADDLE_TRAINER_ENDPOINTS must have "
+            f"{this.size} addresses, of which number {this.number} is PADDLE_CURRENT_ENDPOINT={own}, not {','.join(places)}; unset "
+            "these variables to train in one process"
+        )
+
+
+def check_restarts(restarts: int, start: Start) -> None:
+    """Checks that ``--max-restarts`` has an effect.
+
+    Args:
+        restarts: Its value.
+        start: How the command starts.
+
+    Raises:
+        ConfigError: It has none: this process starts no others.
+    """
+    if restarts and not start.launches:
+        why = (
+            "it is one process; add --devices"
+            if start.size == 1
+            else (f"another program started this process as one of {start.size} and is to start it again; leave it out")
+        )
+        raise ConfigError(f"--max-restarts {restarts} has no effect: {why}")
 
 
 def _nodes(options: Options, tasks: Tasks | None, environ: Mapping[str, str]) -> Nodes:

@@ -6,7 +6,7 @@ from llmctl.errors import ConfigError
 from llmctl.parallel.launch import Devices
 from llmctl.parallel.machines.clusters import first_host, recognise, tasks_per_node
 from llmctl.parallel.machines.nodes import Nodes
-from llmctl.parallel.machines.start import Options, Start, decide
+from llmctl.parallel.machines.start import Options, Start, check_restarts, decide
 
 
 def slurm(number=0, tasks=2, nodes=2, **more):
@@ -100,6 +100,7 @@ def test_threads_and_gpus_are_those_that_slurm_gave_to_the_task():
     assert made["LLMCTL_THREADS"] == "6" and made["FLAGS_selected_gpus"] == "0"
     made = decide(Options(), slurm(1, tasks=2, nodes=1, OMP_NUM_THREADS="3", CUDA_VISIBLE_DEVICES="0,1")).variables
     assert "LLMCTL_THREADS" not in made and made["FLAGS_selected_gpus"] == "1"
+    assert int(decide(Options(), slurm(SLURM_CPUS_PER_TASK="x")).variables["LLMCTL_THREADS"]) > 0
 
 
 def test_flags_win_over_the_cluster():
@@ -151,25 +152,96 @@ def test_two_clusters_at_once_are_ambiguous():
     assert recognise(both, "slurm").name == "Slurm"
 
 
-def test_a_process_of_another_launcher_starts_no_more():
-    rank = {"PADDLE_TRAINER_ID": "1", "PADDLE_TRAINERS_NUM": "2", "PADDLE_CURRENT_ENDPOINT": "127.0.0.1:9"}
-    assert decide(Options(), rank) == Start(2)
-    with pytest.raises(ConfigError, match="--devices: this process is number 1 of 2 that another launcher started"):
-        decide(Options(devices="2"), rank)
+RANK = {
+    "PADDLE_TRAINER_ID": "1",
+    "PADDLE_TRAINERS_NUM": "2",
+    "PADDLE_CURRENT_ENDPOINT": "127.0.0.1:9",
+    "PADDLE_TRAINER_ENDPOINTS": "127.0.0.1:8,127.0.0.1:9",
+    "PADDLE_MASTER": "127.0.0.1:7",
+}
+"""Of one of two processes of Paddle's launcher."""
+
+
+@pytest.mark.parametrize(
+    "given", [{"devices": "2"}, {"nnodes": 2}, {"node_rank": 0}, {"master": "a:1"}, {"interface": "lo"}]
+)
+def test_a_process_of_another_launcher_starts_no_more(given):
+    assert decide(Options(), RANK) == Start(2)
+    name = next(iter(given)).replace("_", "-")
+    with pytest.raises(ConfigError, match=f"--{name}: this process is number 1 of 2 that another launcher started"):
+        decide(Options(**given), RANK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"PADDLE_MASTER": None}, "so PADDLE_MASTER must have HOST:PORT"),
+        ({"PADDLE_CURRENT_ENDPOINT": "x"}, "so PADDLE_CURRENT_ENDPOINT must have HOST:PORT, .* not x"),
+        ({"PADDLE_TRAINER_ENDPOINTS": None}, "so PADDLE_TRAINER_ENDPOINTS must have HOST:PORT"),
+        ({"PADDLE_TRAINER_ENDPOINTS": "127.0.0.1:9"}, "must have 2 addresses, of which number 1 is .*=127.0.0.1:9"),
+        ({"PADDLE_TRAINER_ID": "0"}, "of which number 0 is PADDLE_CURRENT_ENDPOINT=127.0.0.1:9"),
+    ],
+)
+def test_a_process_of_another_launcher_must_know_the_addresses(changes, message):
+    environ = {name: value for name, value in {**RANK, **changes}.items() if value is not None}
+    with pytest.raises(ConfigError, match=message):
+        decide(Options(), environ)
+
+
+@pytest.mark.parametrize(("size", "number"), [("WORLD_SIZE", "RANK"), ("PMI_SIZE", "PMI_RANK")])
+def test_processes_of_a_program_that_is_not_known_do_not_train_side_by_side(size, number):
+    with pytest.raises(ConfigError, match=f"{size}=2 and {number}=1, .* would train alone; .*--cluster none"):
+        decide(Options(devices="2"), {size: "2", number: "1"})
+    for options, environ in (
+        (Options(), {size: "1", number: "0"}),
+        (Options(cluster="none"), {size: "2", number: "1"}),
+    ):
+        assert decide(options, environ) == Start(1)
+    given = Options(nnodes=2, node_rank=1, master="localhost:6170")
+    assert decide(given, {size: "2", number: "1"}).nodes == Nodes(2, 1, "localhost", 6170)
+    # Slurm may start processes by the protocol of MPICH.
+    assert decide(Options(), slurm(1, **{size: "2", number: "1"})).size == 2
+
+
+def test_restarts_are_those_of_processes_that_this_one_starts():
+    check_restarts(2, decide(Options(devices="2"), {}))
+    with pytest.raises(ConfigError, match="--max-restarts 2 has no effect: it is one process; add --devices"):
+        check_restarts(2, decide(Options(), {}))
+    with pytest.raises(ConfigError, match="as one of 2 and is to start it again; leave it out"):
+        check_restarts(2, decide(Options(), slurm(1)))
 
 
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        (slurm(SLURM_PROCID="x"), "variables of slurm in the environment do not fit"),
-        (slurm(SLURM_PROCID="9"), "say task 9 of 2; use --cluster none"),
-        ({name: value for name, value in slurm().items() if name != "SLURM_NODEID"}, "KeyError: 'SLURM_NODEID'"),
-        (mpi(OMPI_COMM_WORLD_SIZE=""), "variables of openmpi"),
+        (
+            slurm(SLURM_PROCID="x"),
+            "variables of slurm in the environment do not fit .* SLURM_PROCID='x' is not a number",
+        ),
+        (slurm(SLURM_PROCID="9"), "would be task 9 of 2, counted from 0; .* --cluster none"),
+        (slurm(SLURM_LOCALID="1"), "task of its machine 1 of 1"),
+        (slurm(SLURM_STEP_NUM_NODES="0"), "SLURM_STEP_NUM_NODES='0' is not a number of 1 or more"),
+        ({name: value for name, value in slurm().items() if name != "SLURM_NODEID"}, "SLURM_NODEID is missing"),
+        (slurm(SLURM_NODEID="5"), r"SLURM_STEP_TASKS_PER_NODE='1\(x2\)' has no number for SLURM_NODEID=5"),
+        (slurm(SLURM_STEP_TASKS_PER_NODE="x"), "SLURM_STEP_TASKS_PER_NODE='x'"),
+        (slurm(MASTER_PORT="x"), "MASTER_PORT must give HOST:PORT, .* not localhost:x"),
+        (slurm(MASTER_ADDR="a:1"), "MASTER_ADDR must give HOST:PORT, .* not a:1:2"),
+        (mpi(OMPI_COMM_WORLD_SIZE=""), "variables of openmpi .* OMPI_COMM_WORLD_SIZE=''"),
+        (mpi(OMPI_COMM_WORLD_LOCAL_SIZE="0"), "OMPI_COMM_WORLD_LOCAL_SIZE='0' is not a number of 1 or more"),
+        (paddlejob(PADDLE_TRAINERS="127.0.0.1"), "PADDLE_TRAINERS has 1 of PADDLE_TRAINERS_NUM=2 addresses"),
+        (paddlejob(PADDLE_PORT="70000"), "PaddleJob must give HOST:PORT, .* not 127.0.0.1:70000"),
     ],
 )
 def test_variables_that_do_not_fit_each_other(environ, message):
     with pytest.raises(ConfigError, match=message):
         decide(Options(), environ)
+
+
+def test_an_empty_variable_gives_no_address():
+    empty, without = (
+        decide(Options(), slurm(1, **more)).variables for more in ({"MASTER_ADDR": "", "MASTER_PORT": ""}, {})
+    )
+    assert empty["PADDLE_MASTER"] == without["PADDLE_MASTER"]
 
 
 def test_a_cluster_that_is_not_there_is_not_chosen():

@@ -1,9 +1,11 @@
 """Several machines: their options, and where they meet."""
 
+import socket
+
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.parallel.machines.nodes import Nodes, make_nodes, own_address
+from llmctl.parallel.machines.nodes import Nodes, check_interface, make_nodes, own_address
 
 
 def test_one_machine_needs_nothing():
@@ -27,8 +29,20 @@ def test_options_make_the_machines():
         ((2, 0, "a:0", None), "not a:0"),
         ((2, 0, ":70", None), "not :70"),
         ((2, 0, "a:99999", None), "not a:99999"),
+        ((2, 0, "http://a:70", None), "not http://a:70$"),
+        ((2, 0, "[::1]:70", None), r"not \[::1\]:70; give a name or an IPv4 address, an IPv6 address does not work"),
+        ((2, 0, "a b:70", None), "not a b:70"),
     ],
 )
 def test_options_that_fit_no_machines_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         make_nodes(*options)
+
+
+def test_a_network_interface_that_the_machine_has_not_is_named():
+    check_interface("")
+    check_interface(socket.if_nameindex()[0][1])
+    with pytest.raises(
+        ConfigError, match="--interface nope0: this machine has no such network interface; use one of .*"
+    ):
+        check_interface("nope0")
