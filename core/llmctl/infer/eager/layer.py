@@ -28,9 +28,9 @@ class DynamicModel:
         length_dependent = getattr(layer, "position_depends_on_length", False)
         self.max_stable_length: int | None = getattr(layer, "max_stable_length", 0) if length_dependent else None
 
-    def begin(self, columns: int, use_cache: bool = True) -> DynamicSession:
-        """A session for new rows; with a cache, it has room for this many columns (tokens of a row, padding included)."""
-        return DynamicSession(self.layer, KVCache(columns) if use_cache else None)
+    def begin(self, max_length: int, use_cache: bool = True) -> DynamicSession:
+        """A session for new rows; with a cache, it has room for this many positions, padding included."""
+        return DynamicSession(self.layer, KVCache(max_length) if use_cache else None)
 
 
 class DynamicSession:
@@ -46,16 +46,16 @@ class DynamicSession:
 
     @paddle.no_grad()
     def step(self, ids_BT: np.ndarray, mask_BS: np.ndarray, choose: Choose = as_it_is) -> np.ndarray:
-        """What is chosen from the logits [B, V] after the last column."""
+        """What is chosen from the logits [B, V] after the last position."""
         return self._chosen(ids_BT, mask_BS, lambda hidden_BTD: hidden_BTD[:, -1], choose)
 
     @paddle.no_grad()
-    def columns(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
-        """Logits [B, T, V] after each new column."""
+    def all_logits(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
+        """Logits [B, T, V] after each new position."""
         return self._chosen(ids_BT, mask_BS, lambda hidden_BTD: hidden_BTD, as_it_is)
 
     def _chosen(self, ids_BT: np.ndarray, mask_BS: np.ndarray, of: Callable[[Any], Any], choose: Choose) -> np.ndarray:
-        """What is chosen from the logits of a part of the hidden states of the new columns, on all ranks that compute them."""
+        """What is chosen from the logits of a part of the hidden states of the new positions, on all ranks that compute them."""
         mask = None if mask_BS.all() else paddle.to_tensor(mask_BS)
 
         def hidden() -> tuple[paddle.Tensor]:

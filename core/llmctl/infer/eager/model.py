@@ -21,22 +21,22 @@ class Session(Protocol):
     """Rows that are generated together, and their KV cache.
 
     Attributes:
-        past: Columns in the cache; 0 = there are none yet, or no cache.
+        past: Positions in the cache, padding included; 0 = there are none yet, or no cache.
     """
 
     past: int
 
     def step(self, ids_BT: NDArray[np.int64], mask_BS: NDArray[np.int64], choose: Choose = as_it_is) -> NDArray[Any]:
-        """What is chosen from the logits [B, V] after the last column.
+        """What is chosen from the logits [B, V] after the last position.
 
         Args:
-            ids_BT: Tokens of the new columns.
-            mask_BS: 1 = token, 0 = padding, over past and new columns.
+            ids_BT: Tokens of the new positions, padding included.
+            mask_BS: 1 = token, 0 = padding, over past and new positions.
             choose: Gets the logits. Of ranks that compute a model together one calls it, and all return what it returns.
         """
 
-    def columns(self, ids_BT: NDArray[np.int64], mask_BS: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits [B, T, V] after each new column; arguments as for ``step``."""
+    def all_logits(self, ids_BT: NDArray[np.int64], mask_BS: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits [B, T, V] after each new position; arguments as for ``step``."""
 
     def select(self, rows: list[int]) -> None:
         """Keeps these rows."""
@@ -51,10 +51,10 @@ class EagerModel(Protocol):
 
     max_stable_length: int | None
 
-    def begin(self, columns: int, use_cache: bool = True) -> Session:
+    def begin(self, max_length: int, use_cache: bool = True) -> Session:
         """A session for new rows.
 
         Args:
-            columns: Maximum number of columns that it will have.
+            max_length: Maximum number of positions of a row, padding included.
             use_cache: False: every step is given all tokens.
         """

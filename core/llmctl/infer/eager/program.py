@@ -53,12 +53,12 @@ class StaticModel:
         if not fits or self.prefix.shape != (layers, 2, self.about.virtual_tokens, *widths.pop()):
             raise CheckpointError(f"{file} does not hold the virtual tokens of the program; {_REMEDY}")
 
-    def begin(self, columns: int, use_cache: bool = True) -> StaticSession:
+    def begin(self, max_length: int, use_cache: bool = True) -> StaticSession:
         """A session for new rows."""
         return StaticSession(self, use_cache)
 
     def logits(self, ids_BT: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
-        """Logits [B, T, V] of all columns of whole rows."""
+        """Logits [B, T, V] of all positions of whole rows."""
         return StaticSession(self, False).run(ids_BT, mask_BT, ids_BT.shape[1])
 
     def first(self, batch: int) -> list[Any]:
@@ -87,15 +87,15 @@ class StaticSession:
         self._state: list[Any] = []
 
     def step(self, ids_BT: np.ndarray, mask_BS: np.ndarray, choose: Choose = as_it_is) -> np.ndarray:
-        """What is chosen from the logits [B, V] after the last column."""
+        """What is chosen from the logits [B, V] after the last position."""
         return choose(self.run(ids_BT, mask_BS, 1)[:, -1])
 
-    def columns(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
-        """Logits [B, T, V] after each new column."""
+    def all_logits(self, ids_BT: np.ndarray, mask_BS: np.ndarray) -> np.ndarray:
+        """Logits [B, T, V] after each new position."""
         return self.run(ids_BT, mask_BS, ids_BT.shape[1])
 
     def run(self, ids_BT: np.ndarray, mask_BS: np.ndarray, count: int) -> np.ndarray:
-        """Logits [B, count, V] after the last columns.
+        """Logits [B, count, V] after the last positions.
 
         Raises:
             DataError: A row lacks the tokens that delimit its bidirectional prefix.

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, computed by a layer or program some columns at a time."""
+"""Log-probabilities of given tokens, computed by a layer or program some positions at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmctl.infer.sampling import BrokenLogitsError, TokenLogprob
 from llmctl.infer.sampling.logprobs import log_softmax
 from llmctl.infer.sampling.single import check_finite
 
-COLUMNS = 128
+CHUNK = 128
 """Tokens whose logits are in memory at a time."""
 
 
@@ -36,8 +36,8 @@ def score(
     scores: list[TokenLogprob] = []
     start = 0
     while start < inputs:
-        stop = inputs if whole else min(inputs, max(first, start + COLUMNS))
-        logits_TV = steps.columns(ids_1T[:, start:stop], np.ones((1, stop), np.int64))[0]
+        stop = inputs if whole else min(inputs, max(first, start + CHUNK))
+        logits_TV = steps.all_logits(ids_1T[:, start:stop], np.ones((1, stop), np.int64))[0]
         for position in range(max(start, first - 1), min(stop, len(ids) - 1)):
             try:
                 check_finite(logits_TV[position - start])

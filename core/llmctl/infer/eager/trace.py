@@ -3,7 +3,7 @@
 The layer is traced once with symbolic batch, length and past; its code is not needed afterwards. Letters as in
 ``llmctl.nn``; P past positions, virtual tokens included, L layers.
 
-Inputs, in order: ``ids`` [B, T] and ``mask`` [B, P+T] int64; ``wanted`` [1] int32, the number of last columns whose logits are
+Inputs, in order: ``ids`` [B, T] and ``mask`` [B, P+T] int64; ``wanted`` [1] int32, the number of last positions whose logits are
 computed; the model's own rows [B, 1] int64, -1 at first; then ``key_0, value_0, key_1, ...`` [B, P, K, H].
 Outputs: logits [B, wanted, V], then rows, keys and values with the new positions.
 """

@@ -187,7 +187,7 @@ def test_a_batch_that_fails_together_is_answered_one_by_one(tokenizer):
 
         max_stable_length = None
 
-        def begin(self, columns, use_cache=True):
+        def begin(self, max_length, use_cache=True):
             return self
 
         past = 0

@@ -23,9 +23,9 @@ def whole(layer, ids, first):
     ("llama", [5, 9, 30, 41, 7, 8, 60, 2, 3, 11, 12], 9),
     ("chatglm", [5, 6, 7, 8, 91, 90, 11, 12, 30, 13, 14], 6),
 ])  # fmt: skip
-@pytest.mark.parametrize("columns", [3, 128])
-def test_scores_are_those_of_the_whole_sequence(monkeypatch, family, ids, first, columns):
-    monkeypatch.setattr(scoring, "COLUMNS", columns)
+@pytest.mark.parametrize("chunk", [3, 128])
+def test_scores_are_those_of_the_whole_sequence(monkeypatch, family, ids, first, chunk):
+    monkeypatch.setattr(scoring, "CHUNK", chunk)
     plugin = plugins.load(family)
     marks = {"bos": 90, "gmask": 91, "mask": 92} if family == "chatglm" else None
     layer = random_model(plugin, tiny_dims(plugin.card, marks))
@@ -36,18 +36,18 @@ def test_scores_are_those_of_the_whole_sequence(monkeypatch, family, ids, first,
 
 
 def test_frequencies_that_depend_on_the_length_are_those_of_the_whole_text(monkeypatch):
-    monkeypatch.setattr(scoring, "COLUMNS", 4)
+    monkeypatch.setattr(scoring, "CHUNK", 4)
 
     class Lengths:
-        """Likes the token whose number is the columns that it was given at once."""
+        """Likes the token whose number is that of the positions that it was given at once."""
 
         max_stable_length, past = 6, 0
 
-        def begin(self, columns, use_cache=True):
+        def begin(self, max_length, use_cache=True):
             self.use_cache = use_cache
             return self
 
-        def columns(self, ids_BT, mask_BS):
+        def all_logits(self, ids_BT, mask_BS):
             logits_BTV = np.zeros((1, ids_BT.shape[1], 20), np.float32)
             logits_BTV[:, :, ids_BT.shape[1]] = 9
             return logits_BTV
@@ -58,6 +58,6 @@ def test_frequencies_that_depend_on_the_length_are_those_of_the_whole_text(monke
     short = score(model, [4] * 6, 1)
     assert model.use_cache and [row.logprob > -0.01 for row in short.logprobs] == [True] * 4 + [False]
     logits = np.full((1, 4, 20), np.nan, np.float32)
-    model.columns = lambda ids_BT, mask_BS: logits
+    model.all_logits = lambda ids_BT, mask_BS: logits
     broken = score(model, [4] * 5, 1)
     assert broken.finish_reason == "error" and "finite" in broken.error and not broken.logprobs

@@ -231,7 +231,7 @@ def test_a_failure_while_a_batch_is_streamed_reaches_the_reader():
     class Broken:
         max_stable_length = None
 
-        def begin(self, columns, use_cache=True):
+        def begin(self, max_length, use_cache=True):
             raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
