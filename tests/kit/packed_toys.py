@@ -303,7 +303,7 @@ def run(executor, model: packed.PackedModel, texts: list[Text], schedule: list[l
     found = [np.full((len(text.ids), VOCAB), np.nan) for text in texts]
     if model.prefix is not None:
         for row in blocks:
-            executor.put(row[: -(-model.prefix.shape[2] // BLOCK)].astype(np.int32), model.prefix)
+            executor.write_virtual_tokens(row[: -(-model.prefix.shape[2] // BLOCK)].astype(np.int32), model.prefix)
     for pieces in schedule:
         step = batch(model, [(texts[n], a, b) for n, a, b in pieces], blocks[[n for n, *_ in pieces]])
         logits = executor.run(step).copy()

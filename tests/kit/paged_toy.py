@@ -68,9 +68,9 @@ class ToyExecutor:
         self.copies += 1
         self.cache[:, target] = self.cache[:, source]
 
-    def put(self, blocks, pairs):
-        for place in range(pairs.shape[2]):
-            records = pairs[:, 0, place, 0, 0].view(np.uint32).astype(np.uint64)
+    def write_virtual_tokens(self, blocks, prefix):
+        for place in range(prefix.shape[2]):
+            records = prefix[:, 0, place, 0, 0].view(np.uint32).astype(np.uint64)
             self.cache[:, blocks[place // BLOCK], place % BLOCK] = records
 
     def run(self, batch):

@@ -59,7 +59,7 @@ class BlockManager:
                 "give it more memory"
             )
         if prefix is not None:
-            self._executor.put(np.asarray(self._virtual_blocks, np.int32), prefix)
+            self._executor.write_virtual_tokens(np.asarray(self._virtual_blocks, np.int32), prefix)
 
     def max_blocks(self, length: int, prompt: int, width: int = 1) -> int:
         """Maximum number of blocks that ``width`` sequences of ``length`` tokens take, besides those of the virtual tokens, if their first

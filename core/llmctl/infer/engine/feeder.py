@@ -42,7 +42,7 @@ class SequenceFeeder:
         self._tables = np.arange(count * blocks_each, dtype=np.int32).reshape(blocks_each, count).T[:, ::-1].copy()
         self._ids: list[list[int]] = [[] for _ in adapters]
         for table in self._tables if prefix is not None else ():
-            executor.put(table, np.ascontiguousarray(prefix, np.float32))
+            executor.write_virtual_tokens(table, np.ascontiguousarray(prefix, np.float32))
 
     def feed(self, *chunks: tuple[int, Sequence[int]]) -> list[Array]:
         """One step: the logits [tokens, V] of each chunk, given as the index of a sequence and its next tokens.

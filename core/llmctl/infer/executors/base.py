@@ -24,7 +24,7 @@ BLOCK = 16
 class Batch:
     """One step. The keys and values of all its tokens are written before any of its tokens attends.
 
-    Args:
+    Attributes:
         ids_T: Token ids.
         sequence_T: The sequence of each token: its row of ``block_tables_RM``. A sequence's tokens are adjacent, in order.
         kv_position_T: Position in the KV sequence, from 0; virtual tokens count.
@@ -73,5 +73,10 @@ class Executor(Protocol):
     def copy(self, source: int, target: int) -> None:
         """Copies a block."""
 
-    def put(self, blocks: Int, pairs: Float) -> None:
-        """Writes keys and values of virtual tokens [layers, 2, P, K, H] to KV positions 0 to P in these blocks."""
+    def write_virtual_tokens(self, blocks: Int, prefix: Float) -> None:
+        """Writes the keys and values of P virtual tokens into the cache.
+
+        Args:
+            blocks: Enough blocks for P positions, in order.
+            prefix: Keys and values [layers, 2, P, K, H]: K key-value heads of width H.
+        """

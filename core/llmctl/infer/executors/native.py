@@ -93,9 +93,9 @@ class NativeExecutor:
         """As ``Executor``."""
         self._decoder.copy(source, target)
 
-    def put(self, blocks: Int, pairs: Float) -> None:
+    def write_virtual_tokens(self, blocks: Int, prefix: Float) -> None:
         """As ``Executor``."""
-        self._decoder.put(blocks, pairs)
+        self._decoder.put(blocks, prefix)
 
     def run(self, batch: Batch) -> Float:
         """As ``Executor``.

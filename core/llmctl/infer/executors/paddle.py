@@ -90,10 +90,10 @@ class PaddleExecutor:
         self._cache.copy(source, target)
 
     @paddle.no_grad()
-    def put(self, blocks: Int, pairs: Float) -> None:
+    def write_virtual_tokens(self, blocks: Int, prefix: Float) -> None:
         """As ``Executor``."""
-        slot_P = paddle.to_tensor(slots(np.asarray(blocks), np.arange(pairs.shape[2])))
-        for layer, (keys, values) in enumerate(pairs):
+        slot_P = paddle.to_tensor(slots(np.asarray(blocks), np.arange(prefix.shape[2])))
+        for layer, (keys, values) in enumerate(prefix):
             self._cache.write(layer, slot_P, tensor(keys, self._dtype), tensor(values, self._dtype))
 
     @paddle.no_grad()

@@ -60,10 +60,10 @@ class ReferenceExecutor:
         """Copies a block of the cache."""
         self._cache[:, :, target] = self._cache[:, :, source]
 
-    def put(self, blocks: Array, pairs: Array) -> None:
+    def write_virtual_tokens(self, blocks: Array, prefix: Array) -> None:
         """Writes virtual tokens into the blocks."""
-        position = np.arange(pairs.shape[2])
-        self._cache[:, :, np.asarray(blocks)[position // BLOCK], position % BLOCK] = pairs
+        position = np.arange(prefix.shape[2])
+        self._cache[:, :, np.asarray(blocks)[position // BLOCK], position % BLOCK] = prefix
 
     def run(self, batch: Batch) -> Array:
         """Logits [L, V]."""

@@ -168,7 +168,7 @@ def test_virtual_tokens_are_kept_as_the_nearest_halves(level):
     for kv, values in (("float16", pairs), ("float32", nearest)):
         executor = NativeExecutor(model, 4, kv)
         executor.allocate(2)
-        executor.put(np.array([0]), values)
+        executor.write_virtual_tokens(np.array([0]), values)
         step = batch(model, [(Text([3, 4]), 1, 2)], np.array([[0, 1]]))
         found.append(
             executor.run(
@@ -242,7 +242,9 @@ def test_what_was_left_in_a_block_touches_nobody(kv, level):
     executor.allocate(2)
     step = batch(model, [(text, 0, 21)], np.array([[0, 1]]))
     clean = executor.run(step).copy()
-    executor.put(np.array([1, 0]), np.full((LAYERS, 2, 2 * BLOCK, KV_HEADS, WIDTH), np.nan, np.float32))
+    executor.write_virtual_tokens(
+        np.array([1, 0]), np.full((LAYERS, 2, 2 * BLOCK, KV_HEADS, WIDTH), np.nan, np.float32)
+    )
     np.testing.assert_array_equal(executor.run(step), clean)
 
 
@@ -317,13 +319,13 @@ def test_blocks_that_are_none_are_refused():
     executor = NativeExecutor(model, 2)
     executor.allocate(2)
     pairs = np.zeros((LAYERS, 2, 17, KV_HEADS, WIDTH), np.float32)
-    for act in (lambda: executor.copy(0, 2), lambda: executor.put(np.array([0, 2]), pairs)):
+    for act in (lambda: executor.copy(0, 2), lambda: executor.write_virtual_tokens(np.array([0, 2]), pairs)):
         with pytest.raises(ValueError, match="block index out of range of the cache"):
             act()
     with pytest.raises(ValueError, match="do not hold 17"):
-        executor.put(np.array([0]), pairs)
+        executor.write_virtual_tokens(np.array([0]), pairs)
     with pytest.raises(ValueError, match="keys and values are"):
-        executor.put(np.array([0, 1]), pairs[:1])
+        executor.write_virtual_tokens(np.array([0, 1]), pairs[:1])
 
 
 def test_models_that_do_not_fit_their_graph_are_refused():
