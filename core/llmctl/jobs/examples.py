@@ -27,13 +27,13 @@ class Examples(Generic[E]):
     Attributes:
         train: Examples to train on, one entry of ``data.train`` after another.
         dev: Held-out examples to evaluate on; may be empty.
-        parts: Number of examples of each entry of ``data.train``, in order.
+        counts: Number of examples of each entry of ``data.train``, in order.
         notes: The formats of the files, and what was left out of them.
     """
 
     train: Sequence[E]
     dev: Sequence[E]
-    parts: Sequence[int]
+    counts: Sequence[int]
     notes: Sequence[str]
 
 
@@ -60,12 +60,12 @@ def read_data(config: Any, plugin: Plugin, make_reader: Callable[[str, Sequence[
 
     reader = make()
     files = [[file for one in entry for file in one.files] for entry in found]
-    train, parts = _read(data, files, "train", make, reader)
+    train, counts = _read(data, files, "train", make, reader)
     if data.max_examples:
-        train, parts = _first(train, parts, data.max_examples)
+        train, counts = _first(train, counts, data.max_examples)
     dev, _ = _read(data, [dev_files], "dev", make, reader) if dev_files else ([], [])
     if data.dev_size:
-        train, dev, parts = _held_out(train, parts, data.dev_size, config.train.seed)
+        train, dev, counts = _held_out(train, counts, data.dev_size, config.train.seed)
     for warning in reader.warnings():
         warnings.warn(warning, UserWarning, stacklevel=2)
     for key, off in (("best_metric", "eval_loss"), ("patience", 0), ("eval_generate", False)):
@@ -73,7 +73,7 @@ def read_data(config: Any, plugin: Plugin, make_reader: Callable[[str, Sequence[
         if not dev and value != off:
             raise ConfigError(f"train.{key}={value} needs held-out examples; set data.dev")
     left_out = _left_out([one for entry in found for one in entry], dev_files)
-    return Examples(train, dev, parts, [reader.summary(), *([left_out] if left_out else [])])
+    return Examples(train, dev, counts, [reader.summary(), *([left_out] if left_out else [])])
 
 
 def _dev_files(data: Any, plugin: Plugin) -> list[Path]:
@@ -118,19 +118,19 @@ def _read(
     return read, [sum(next(counts) for _ in entry) for entry in files]
 
 
-def _first(train: Sequence[E], parts: Sequence[int], limit: int) -> tuple[Sequence[E], list[int]]:
-    """The first examples of each part, and how many of each there are."""
+def _first(train: Sequence[E], counts: Sequence[int], limit: int) -> tuple[Sequence[E], list[int]]:
+    """The first examples of each entry, and how many of each there are."""
     kept, start = array("q"), 0
-    for part in parts:
-        kept.extend(range(start, start + min(part, limit)))
-        start += part
-    return _take(train, kept), [min(part, limit) for part in parts]
+    for count in counts:
+        kept.extend(range(start, start + min(count, limit)))
+        start += count
+    return _take(train, kept), [min(count, limit) for count in counts]
 
 
 def _held_out(
-    train: Sequence[E], parts: Sequence[int], size: float, seed: int
+    train: Sequence[E], counts: Sequence[int], size: float, seed: int
 ) -> tuple[Sequence[E], Sequence[E], list[int]]:
-    """The examples that are left, those held out at random, and how many are left of each part."""
+    """The examples that are left, those held out at random, and how many are left of each entry."""
     count = round(size * len(train)) if size < 1 else int(size)
     if not 0 < count < len(train):
         raise ConfigError(
@@ -139,9 +139,9 @@ def _held_out(
     chosen = set(random.Random(seed).sample(range(len(train)), count))
     kept = array("q", (index for index in range(len(train)) if index not in chosen))
     left, start = [], 0
-    for part in parts:
-        left.append(part - sum(start <= index < start + part for index in chosen))
-        start += part
+    for of_entry in counts:
+        left.append(of_entry - sum(start <= index < start + of_entry for index in chosen))
+        start += of_entry
     return _take(train, kept), _take(train, sorted(chosen)), left
 
 

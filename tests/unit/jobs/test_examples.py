@@ -26,9 +26,9 @@ def test_the_first_examples_of_each_entry_are_trained_on(tmp_path, streaming):
         return read_data(SimpleNamespace(data=data, train=SimpleNamespace(seed=1)), None, ExampleReader)
 
     found = read(max_examples=3)
-    assert questions(found.train) == ["a0", "a1", "a2", "b0", "b1"] and found.parts == [3, 2]
+    assert questions(found.train) == ["a0", "a1", "a2", "b0", "b1"] and found.counts == [3, 2]
     held = read(max_examples=3, dev_size=2)
     assert (
-        sorted(questions(held.train) + questions(held.dev)) == ["a0", "a1", "a2", "b0", "b1"] and sum(held.parts) == 3
+        sorted(questions(held.train) + questions(held.dev)) == ["a0", "a1", "a2", "b0", "b1"] and sum(held.counts) == 3
     )
     assert len(read().train) == 7

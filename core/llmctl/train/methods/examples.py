@@ -137,7 +137,7 @@ def encoded(job: Any, examples: Sequence[Any], coder: Coder[Any], split: str) ->
 
 def parts_of(job: Any, found: Encoded[Any]) -> list[int] | None:
     """Number of encoded examples of each entry of ``data.train``, where they have weights; None where they are one."""
-    return found.parts(job.examples.parts) if job.config.data.weights else None
+    return found.parts(job.examples.counts) if job.config.data.weights else None
 
 
 def mixture_of(job: Any, parts: Sequence[int]) -> Mixture | None:
