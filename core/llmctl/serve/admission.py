@@ -15,13 +15,13 @@ class Admission:
         tokens: Maximum number of tokens of waiting prompts; a request may have more if no other waits.
 
     Attributes:
-        held: Answers that run or wait.
+        admitted: Answers that run or wait.
         waiting: Tokens of prompts whose answers have no first token yet.
     """
 
     def __init__(self, answers: int, tokens: int) -> None:
         self._answers, self._tokens = answers, tokens
-        self.held = self.waiting = 0
+        self.admitted = self.waiting = 0
         self._average_seconds = 1.0
 
     def enter(self, answers: int, tokens: int) -> None:
@@ -36,23 +36,24 @@ class Admission:
         """
         if answers > self._answers:
             raise Problem(f"the request asks for {answers} answers; the server answers {self._answers} at a time")
-        full = self.held + answers > self._answers
+        full = self.admitted + answers > self._answers
         if full or (self.waiting and self.waiting + tokens > self._tokens):
-            what = f"{self.held} answers" if full else f"{self.waiting} prompt tokens"
+            answers_full = f"{self.admitted} of at most {self._answers} answers run or wait"
+            prompts_full = f"{self.waiting} prompt tokens wait, and at most {self._tokens} may"
             raise Problem(
-                f"the server is busy: {what} are before this request; try again later",
+                f"the server is busy: {answers_full if full else prompts_full}; try again later",
                 429, code="server_busy", headers={"retry-after": str(self.wait())},
             )  # fmt: skip
-        self.held += answers
+        self.admitted += answers
         self.waiting += tokens
 
-    def begun(self, tokens: int) -> None:
+    def prompts_done(self, tokens: int) -> None:
         """Prompts of this many tokens wait no longer: their answers have a first token."""
         self.waiting -= tokens
 
     def leave(self, answers: int, seconds: float) -> None:
         """Answers have ended, after this many seconds."""
-        self.held -= answers
+        self.admitted -= answers
         self._average_seconds += 0.1 * (seconds - self._average_seconds)
 
     def wait(self) -> int:

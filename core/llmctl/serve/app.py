@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,19 @@ def make_app(
         body_bytes: Largest body of a request.
         gradio: What answers for the Gradio page; None = there is none.
     """
-    routes = Routes(service)
-    table: dict[str, tuple[str, Callable[[Request], Any]]] = {
+    paths = _paths(Routes(service))
+    routes = [Route(path, run, methods=[method]) for path, (method, run) in paths.items()] + [Route(ICON, no_icon)]
+    if gradio:
+        paths[GRADIO_PATH] = ("GET", gradio)
+        routes += [Route(GRADIO_PATH + rest, gradio, methods=["GET", "POST"]) for rest in ("", "/{path:path}")]
+    methods = {path: method for path, (method, _) in paths.items()}
+    app = Starlette(lifespan=_lifespan(service), routes=routes, exception_handlers=_handlers(methods))
+    return Guard(app, keys, hosts, body_bytes, service.metrics, methods)
+
+
+def _paths(routes: Routes) -> dict[str, tuple[str, Callable[[Request], Any]]]:
+    """Path -> its method, and what answers."""
+    return {
         "/": ("GET", routes.page),
         "/v1/chat/completions": ("POST", routes.chat),
         "/v1/completions": ("POST", routes.completions),
@@ -77,6 +88,10 @@ def make_app(
         "/metrics": ("GET", routes.metrics),
     }
 
+
+def _handlers(methods: Mapping[str, str]) -> Mapping[Any, Callable[[Request, Exception], Any]]:
+    """Class of an error -> what answers; the message of a wrong path has those that there are, with their methods."""
+
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
         return problem_reply(error, request.url.path)
@@ -84,14 +99,20 @@ def make_app(
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         what = f"{request.method} is not answered here" if error.status_code == 405 else "there is no such path"
-        paths = ", ".join(f"{method} {path}" for path, (method, _) in table.items())
-        problem = Problem(f"{what}; there are: {paths}", error.status_code, headers=error.headers)
+        known = ", ".join(f"{method} {path}" for path, method in methods.items())
+        problem = Problem(f"{what}; there are: {known}", error.status_code, headers=error.headers)
         return problem_reply(problem, request.url.path)
 
     async def on_fault(request: Request, error: Exception) -> Response:
         if isinstance(error, Gone):
             raise error  # nobody reads an answer, and the server is not at fault
         return problem_reply(Problem("an error in the server; see its log", 500), request.url.path)
+
+    return {Problem: on_problem, HTTPException: on_http, Exception: on_fault}
+
+
+def _lifespan(service: Service) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    """Starts the engine with the server and ends it with it; grammars are prepared meanwhile."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -103,16 +124,7 @@ def make_app(
         if prepared:
             await prepared
 
-    found = [Route(path, run, methods=[method]) for path, (method, run) in table.items()] + [Route(ICON, no_icon)]
-    if gradio:
-        table[GRADIO_PATH] = ("GET", gradio)
-        found += [Route(GRADIO_PATH + rest, gradio, methods=["GET", "POST"]) for rest in ("", "/{path:path}")]
-    app = Starlette(
-        lifespan=lifespan,
-        routes=found,
-        exception_handlers={Problem: on_problem, HTTPException: on_http, Exception: on_fault},
-    )
-    return Guard(app, keys, hosts, body_bytes, service.metrics, {path: method for path, (method, _) in table.items()})
+    return lifespan
 
 
 class Routes:
@@ -206,7 +218,7 @@ class Routes:
         need(values, "lora_name", "lora_path")
         name, folder = values["lora_name"], Path(values["lora_path"])
         if name in service.model.names or not name:
-            raise Problem(f"lora_name is {name[:80]!r}; choose a name that there is not", param="lora_name")
+            raise Problem(f"lora_name is {name[:80]!r}; choose one that no model or adapter has", param="lora_name")
         try:
             await run_in_threadpool(service.model.adapters.load, name, folder, service.bridge.between_steps)
         except LlmctlError as error:
@@ -282,7 +294,7 @@ class Routes:
         service = self._service
         gauges = {
             **service.bridge.gauges(), "engine_up": float(service.bridge.alive),
-            "answers_held": service.admission.held, "waiting_prompt_tokens": service.admission.waiting,
+            "answers_held": service.admission.admitted, "waiting_prompt_tokens": service.admission.waiting,
         }  # fmt: skip
         return Response(service.metrics.text(gauges), media_type="text/plain; version=0.0.4")
 

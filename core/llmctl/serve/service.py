@@ -226,7 +226,7 @@ class Service:
                 timer.cancel()
             self._open.discard(running.stream)
             running.stream.close()
-            self.admission.begun(sum(running.waiting.values()))
+            self.admission.prompts_done(sum(running.waiting.values()))
             self.admission.leave(len(requests), time.monotonic() - job.started)
             allowance.leave(len(requests), 0 if part else int(str(job.usage()["total_tokens"])))
 
@@ -256,7 +256,7 @@ class _Running:
         for number, _ in bundle:
             tokens = self.waiting.pop(number, None)
             if tokens is not None:
-                self._service.admission.begun(tokens)
+                self._service.admission.prompts_done(tokens)
                 self._service.metrics.time("time_to_first_token_seconds", time.monotonic() - self._job.started)
         return bundle
 

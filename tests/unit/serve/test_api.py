@@ -386,7 +386,7 @@ def test_no_body_causes_a_server_error(client, asked):
     path, body = asked
     response = client.post(path, content=json.dumps(body).encode(), headers={"content-type": "application/json"})
     assert response.status_code < 500, (body, response.text)
-    assert client.service.bridge.alive and client.service.admission.held == 0
+    assert client.service.bridge.alive and client.service.admission.admitted == 0
 
 
 def test_keys_are_compared_by_hash():
@@ -402,17 +402,17 @@ def test_keys_are_compared_by_hash():
 def test_a_full_server_says_when_to_come_back():
     with served(requests=2) as client:
         refused(chat(client, n=3, **GREEDY), 400, "answers 2 at a time")
-        client.service.admission.held = 1
+        client.service.admission.admitted = 1
         busy = chat(client, n=2, **GREEDY)
-        refused(busy, 429, "1 answers are before this request")
+        refused(busy, 429, "the server is busy: 1 of at most 2 answers run or wait; try again later")
         assert int(busy.headers["retry-after"]) >= 1
-        assert chat(client, **GREEDY, stream=True).status_code == 200 and client.service.admission.held == 1
+        assert chat(client, **GREEDY, stream=True).status_code == 200 and client.service.admission.admitted == 1
 
 
 def test_a_request_that_takes_too_long_is_ended():
     with served(seconds=0.02) as client:
         refused(chat(client, ignore_eos=True, max_tokens=480, n=16), 408, "longer than 0.02 seconds")
-        assert client.service.admission.held == 0
+        assert client.service.admission.admitted == 0
 
 
 def test_a_stopping_server_refuses(client):
@@ -459,7 +459,7 @@ def test_an_engine_that_fails_answers_503(monkeypatch):
         refused(chat(client), 503, "started again")
         refused(chat(client, stream=True), 503, "started again")
         assert client.get("/healthz").status_code == 503 and client.service.bridge.dead
-        assert client.service.admission.held == 0
+        assert client.service.admission.admitted == 0
 
 
 @pytest.mark.parametrize("fault", [ZeroDivisionError, SystemExit])
@@ -478,7 +478,7 @@ def test_an_engine_that_dies_under_many_streams_leaves_nobody_waiting(monkeypatc
             responses = [stream.result(60) for stream in streams]
         for response in responses:
             assert response.status_code in (500, 503) or '"error"' in response.text.split("\n\n")[-3]
-        assert client.service.admission.held == 0 and client.get("/healthz").status_code == 503
+        assert client.service.admission.admitted == 0 and client.get("/healthz").status_code == 503
 
 
 def test_a_fault_of_the_server_is_told_in_the_same_form(monkeypatch):

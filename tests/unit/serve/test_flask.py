@@ -60,4 +60,4 @@ def test_a_client_that_leaves_ends_its_answer(client, blueprint):
     response = client.post("/v1/chat/completions", json=body, buffered=False)
     next(iter(response.iter_encoded()))
     response.close()
-    assert blueprint.service.admission.held == 0
+    assert blueprint.service.admission.admitted == 0

@@ -90,17 +90,17 @@ def test_a_failed_engine_ends_the_server_with_code_1(caplog):
 def test_admission_counts_answers_and_waiting_tokens():
     admission = Admission(answers=4, tokens=100)
     admission.enter(3, 500)
-    with pytest.raises(Problem, match="3 answers are before") as busy:
+    with pytest.raises(Problem, match="3 of at most 4 answers run or wait") as busy:
         admission.enter(2, 1)
     assert (busy.value.status, busy.value.headers) == (429, {"retry-after": "1"})
-    with pytest.raises(Problem, match="500 prompt tokens"):
+    with pytest.raises(Problem, match="500 prompt tokens wait, and at most 100 may"):
         admission.enter(1, 1)
-    admission.begun(500)
+    admission.prompts_done(500)
     admission.enter(1, 90)
     for _ in range(200):
-        admission.held += 1
+        admission.admitted += 1
         admission.leave(1, 1000.0)
-    assert admission.wait() == 60 and (admission.held, admission.waiting) == (4, 90)
+    assert admission.wait() == 60 and (admission.admitted, admission.waiting) == (4, 90)
 
 
 def test_metrics_are_in_the_text_format_of_prometheus():
