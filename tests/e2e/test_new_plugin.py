@@ -32,7 +32,7 @@ def test_the_skeleton_passes_the_conformance_suite_and_has_evidence(run_llmctl, 
     assert "tiny: the table has 31,904, published are 31,905" in done.stdout and "['numpy']" in done.stdout
     # A part of the tests is no evidence: what there was stays as it was.
     written = json.loads((folder / "llmctl_red_lorikeet" / "evidence.json").read_text())
-    assert "no evidence of red_lorikeet is written" in done.stdout and done.returncode == 4
+    assert "evidence of red_lorikeet was not written" in done.stdout and done.returncode == 4
     assert written["red_lorikeet"]["outcomes"]["sft"] == evidence
     explained = run_llmctl("models", "red_lorikeet", "--explain", env=environment)
     assert "red_lorikeet.layers.{layer}.self_attn.q_proj.weight" in explained.stdout

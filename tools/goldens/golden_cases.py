@@ -103,9 +103,11 @@ CHATGLM2 = dict(
 )
 
 
-def _llama(name: str, about: str, weights: str = "float32", changing: bool = False, **config: Any) -> Case:
+def _llama(name: str, about: str, weights: str = "float32", cache_differs: bool = False, **config: Any) -> Case:
     config = {**GATED, "num_key_value_heads": 2, **config}
-    return Case(f"llama_{name}", "llama", "LlamaForCausalLM", config, about, weights=weights, changing=changing)
+    return Case(
+        f"llama_{name}", "llama", "LlamaForCausalLM", config, about, weights=weights, cache_differs=cache_differs
+    )
 
 
 PLUGINS = {"mistral": "mixtral", "qwen2": "qwen", "qwen3": "qwen", "baichuan": "llama", "chatglm2": "chatglm"}
@@ -116,17 +118,17 @@ CASES = (
     _llama("bias", "heads wider than hidden/heads, biases, bfloat16 file", "bfloat16",
            head_dim=8, attention_bias=True, mlp_bias=True, rms_norm_eps=1e-5),
     _llama("rope_linear", "positions divided by 2", rope_scaling=dict(rope_type="linear", factor=2.0)),
-    _llama("rope_dynamic", "rows longer than the trained length of 6", changing=True, max_position_embeddings=6,
+    _llama("rope_dynamic", "rows longer than the trained length of 6", cache_differs=True, max_position_embeddings=6,
            rope_scaling=dict(rope_type="dynamic", factor=2.0)),
     _llama("rope_llama3", "frequencies kept, mixed and divided", head_dim=8, rope_theta=100.0,
            rope_scaling=LLAMA3_ROPE),
     Case("llama_rope_yarn", "llama", "LlamaForCausalLM", dict(LITTLE, max_position_embeddings=32, rope_scaling=YARN),
-         "YaRN: frequencies kept, mixed and divided; cosines and sines times 0.1 ln 4 + 1", drawn=16, weights="bfloat16"),
+         "YaRN: frequencies kept, mixed and divided; cosines and sines times 0.1 ln 4 + 1", ids_below=16, weights="bfloat16"),
     Case("llama_rope_longrope", "llama", "LlamaForCausalLM",
          dict(LITTLE, max_position_embeddings=24, rope_scaling=dict(
              rope_type="longrope", original_max_position_embeddings=6, short_factor=[1.0, 1.5, 2.0, 2.5],
              long_factor=[1.0, 3.0, 5.0, 9.0])),
-         "LongRoPE: rows longer than the trained length of 6", drawn=16, changing=True, weights="bfloat16"),
+         "LongRoPE: rows longer than the trained length of 6", ids_below=16, cache_differs=True, weights="bfloat16"),
     Case("mistral_window", "mistral", "MistralForCausalLM", dict(MISTRAL, sliding_window=5),
          "a sliding window shorter than the row"),
     Case("mistral_whole", "mistral", "MistralForCausalLM", dict(MISTRAL, sliding_window=None, head_dim=8),
@@ -150,7 +152,7 @@ CASES = (
     Case("qwen3", "qwen3", "Qwen3ForCausalLM", dict(GATED, num_key_value_heads=2, head_dim=8),
          "normalised queries and keys, heads wider than hidden/heads"),
     Case("qwen3_bias", "qwen3", "Qwen3ForCausalLM", dict(LITTLE, num_hidden_layers=1, attention_bias=True),
-         "biases of all four projections", drawn=16, weights="bfloat16"),
+         "biases of all four projections", ids_below=16, weights="bfloat16"),
     Case("bloom", "bloom", "BloomForCausalLM", BLOOM, "slopes of 4 heads", positions=False),
     Case("bloom_six_heads", "bloom", "BloomForCausalLM",
          dict(BLOOM, n_head=6, apply_residual_connection_post_layernorm=True),
@@ -161,12 +163,12 @@ CASES = (
          "scores divided by the layer's number"),
     Case("gpt2_untied", "gpt3", "GPT2LMHeadModel",
          dict(vocab_size=16, n_embd=8, n_layer=1, n_head=2, n_positions=20, tie_word_embeddings=False),
-         "an output head of its own", drawn=16, weights="bfloat16"),
+         "an output head of its own", ids_below=16, weights="bfloat16"),
     Case("opt_unbiased", "opt", "OPTForCausalLM",
          dict(vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, ffn_dim=8,
               max_position_embeddings=20, word_embed_proj_dim=12, do_layer_norm_before=False, enable_bias=False,
               tie_word_embeddings=False),
-         "no biases, an output head of its own, of the width of the embeddings", drawn=16, weights="bfloat16"),
+         "no biases, an output head of its own, of the width of the embeddings", ids_below=16, weights="bfloat16"),
     Case("opt", "opt", "OPTForCausalLM", OPT, "norms first"),
     Case("opt_350m", "opt", "OPTForCausalLM", dict(OPT, do_layer_norm_before=False, word_embed_proj_dim=16),
          "norms last, embeddings projected to the width of the layers"),
@@ -184,10 +186,10 @@ CASES = (
          file="modeling_qwen.py", positions=False, generate=False),
     Case("qwen_long", "qwen", "QWenLMHeadModel", dict(QWEN, seq_length=6),
          "rows longer than the trained length: stretched positions, scaled queries", file="modeling_qwen.py",
-         positions=False, padded=False, generate=False, changing=True),
+         positions=False, padded=False, generate=False, cache_differs=True),
     Case("chatglm", "chatglm", "ChatGLMForConditionalGeneration", CHATGLM,
          "positions in two dimensions, a prefix that sees all of itself", file="modeling_chatglm.py",
-         architectures=("ChatGLMModel",), tokens={5: "gmask_token_id", 6: "bos_token_id"}, drawn=70, padded=False,
+         architectures=("ChatGLMModel",), tokens={5: "gmask_token_id", 6: "bos_token_id"}, ids_below=70, padded=False,
          generate=False),
     Case("chatglm2", "chatglm2", "ChatGLMForConditionalGeneration", CHATGLM2,
          "two groups of keys, half of each head rotated", file="modeling_chatglm.py", architectures=("ChatGLMModel",)),

@@ -68,7 +68,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for family in sorted(_outcomes) if config.getoption("--llmctl-evidence") else ():
         if _due[family]:
             terminalreporter.write_line(
-                f"no evidence of {family} is written: {len(_due[family])} of its tests did not run, such as "
+                f"evidence of {family} was not written: {len(_due[family])} of its tests did not run, such as "
                 f"{min(_due[family])}; run its whole conformance class"
             )
 

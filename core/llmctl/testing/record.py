@@ -68,7 +68,7 @@ def original(case: Case, code: Path | None) -> tuple[Any, str]:
     if not case.file:
         return getattr(importlib.import_module("transformers"), case.model), f"transformers {case.model}"
     if code is None or not (code / case.file).is_file():
-        sys.exit(f"{case.name}: --code must name a folder with {case.file} and the its configuration_*.py")
+        sys.exit(f"{case.name}: --code must name a folder with {case.file} and its configuration_*.py")
     for name in case.unused:
         add_empty_module(name)
     package = types.ModuleType("original")
@@ -148,7 +148,7 @@ def draw_rows(case: Case, model: Any, rng: np.random.Generator, lengths: Any) ->
     ids = np.full((len(lengths), longest), pad, np.int64)
     mask = np.zeros_like(ids)
     for row, length in enumerate(lengths):
-        tokens = rng.integers(FIRST, case.drawn, length)
+        tokens = rng.integers(FIRST, case.ids_below, length)
         for place, key in case.tokens.items():
             tokens[place] = getattr(model.config, key)
         ids[row, longest - length :], mask[row, longest - length :] = tokens, 1
@@ -194,7 +194,7 @@ def greedy_tokens(case: Case, model: Any, single: Any, ids: Any, mask: Any) -> t
         return {"greedy_ids": row}, min(leads)
     cached, more = generated(model, single, torch.ones_like(single))
     found = {"greedy_ids": cached, "greedy_ids_nocache": row}
-    if not (case.changing or torch.equal(cached, row)) and min(leads) >= MARGIN:
+    if not (case.cache_differs or torch.equal(cached, row)) and min(leads) >= MARGIN:
         sys.exit(f"{case.name}: generation of the original with a cache gives other tokens than without")
     leads += [more]
     if case.padded:
@@ -233,10 +233,10 @@ def router_margin(model: Any, single: Any, ids: Any, passed: dict[str, Any]) -> 
 
 
 def write(case: Case, model: Any, arrays: dict[str, Any], about: dict[str, Any], folder: Path) -> None:
-    """The folder: weights, config.json, golden.npz, case.json.
+    """Writes the folder: weights, config.json, golden.npz, case.json.
 
-    config.json is what transformers saves, or for an authors' file what the case states: a copy of that file may save keys
-    of its own.
+    config.json is what transformers saves. If the code is a file of a model repository, it is what the case states, because
+    such code may save keys of its own.
     """
     import torch
 
