@@ -53,7 +53,7 @@ def test_what_is_read_is_downloaded_once_and_used_offline(hub, llmctl):
         (
             "Qwen/none",
             {},
-            "Qwen/none is no folder here, and the Hugging Face Hub has no model Qwen/none that you may read",
+            "there is no folder Qwen/none, and the Hugging Face Hub has no model Qwen/none that you may read",
         ),
         (f"{NAME}@v9", {}, f"{NAME} has no revision v9; its branches, tags and commits: "),
         ("Qwen/gated", {}, "Qwen/gated is gated: accept its conditions at "),

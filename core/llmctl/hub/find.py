@@ -31,7 +31,7 @@ def model_folder(value: str | Path, revision: str = "", *, weights: bool = True)
         return Path(value).expanduser()
     from llmctl.hub.download import download
 
-    not_a_path = "" if str(value).startswith(f"{name.hub}:") else f"{value} is no folder here, and "
+    not_a_path = "" if str(value).startswith(f"{name.hub}:") else f"there is no folder {value}, and "
     if name.hub == MODELSCOPE:
         from llmctl.hub.model_scope import ModelScope
 

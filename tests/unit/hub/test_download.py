@@ -215,7 +215,9 @@ def test_a_package_that_is_absent_is_named_with_what_installs_it(monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setitem(sys.modules, "modelscope", None)
-    with pytest.raises(MissingDependencyError, match=r"^a/b is no folder here, .*pip install 'paddle-llmctl\[hub\]'"):
+    with pytest.raises(
+        MissingDependencyError, match=r"^there is no folder a/b, and .*pip install 'paddle-llmctl\[hub\]'"
+    ):
         model_folder("a/b")
     with pytest.raises(MissingDependencyError, match=r"^downloading from ModelScope .*'paddle-llmctl\[modelscope\]'"):
         model_folder("modelscope:a/b")

@@ -1,6 +1,6 @@
 """Windows of tokens to calibrate on, drawn by a seed: from plain text, examples of fine-tuning, or a corpus.
 
-A tenth is held out: to check single linears, and to compare the models at the end.
+An eighth is held out to check single linears, and half as much to compare the models at the end.
 """
 
 from __future__ import annotations
