@@ -17,7 +17,7 @@ from llmctl_ops.structs import POINTER, SIZE, Linear
 
 Float = NDArray[np.float32]
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the layout that the kernels read; raised with every change of it."""
 
 PANEL = 16
@@ -31,6 +31,9 @@ KINDS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
 
 CODES = ("int8", "int4")
 """Integer kinds: their weights are codes with scales."""
+
+JOINED = len(KINDS)
+"""The kernels' number of a weight that consists of others."""
 
 
 class Packed(Protocol):
@@ -114,6 +117,16 @@ def as_struct(packed: Packed, bias_O: Float | None = None) -> Linear:
     if not integer and not (packed.order is None and packed.factors is None):
         raise ValueError(f"a {packed.kind} weight takes neither order nor factors")
     return Linear(*pointers, packed.inputs, packed.outputs, packed.group, [*KINDS].index(packed.kind), half)
+
+
+def join(parts: ctypes.Array[Linear]) -> Linear:
+    """The struct of a weight of a decoder's layer whose outputs are those of several weights, one after the other.
+
+    Args:
+        parts: Their structs, for the same inputs; the array must outlive the struct.
+    """
+    outputs = sum(part.outputs for part in parts)
+    return Linear(data=ctypes.addressof(parts), inputs=parts[0].inputs, outputs=outputs, kind=JOINED)
 
 
 def _check_kind(kind: str, group: int) -> None:

@@ -122,7 +122,10 @@ INLINE void bands(Team& team, const Linear& w, const float* x, int64_t rows, int
 // team.wait(). scratch: linear_scratch_bytes(rows, in) bytes, shared by the team.
 inline void linear(Team& team, const Linear& w, const float* x, int64_t rows, int64_t x_row, float* y, int64_t y_row,
                    void* scratch) {
-  if (rows == 1 && w.kind == F32) {
+  if (w.kind == JOINED) {
+    const Linear* part = (const Linear*)w.data;
+    for (int64_t at = 0; at < w.out; at += (part++)->out) linear(team, *part, x, rows, x_row, y + at, y_row, scratch);
+  } else if (rows == 1 && w.kind == F32) {
     linear_row<float>(team, w, x, y);
     team.wait();
   } else if (rows == 1 && w.kind == BF16) {

@@ -35,6 +35,16 @@ inline bool fits(const Linear& w, int64_t in, int64_t out) {
          (codes || (!w.order && !w.factors)) && within(w.group, 0, INT32_MAX) && w.group % 32 == 0;
 }
 
+// A linear of a layer, which may be joined.
+inline bool fits_layer(const Linear& w, int64_t in, int64_t out) {
+  if (w.kind != JOINED) return fits(w, in, out);
+  if (!w.data || w.in != in || w.out != out) return false;
+  int64_t left = out;
+  for (const Linear* part = (const Linear*)w.data; left > 0; left -= (part++)->out)
+    if (!within(part->out, 1, left) || !fits(*part, in, part->out)) return false;
+  return true;
+}
+
 inline bool fits(const LoraDelta* deltas, int64_t count) {
   for (int64_t i = 0; deltas && i < count; ++i)
     if (deltas[i].a && (!deltas[i].b || !within(deltas[i].rank, 1, MAX_SIZE))) return false;
@@ -47,10 +57,10 @@ inline ModelStatus check_layer(const Model& m, const Layer& layer) {
   if (!layer.norm.weight || !layer.ffn_norm.weight || !layer.up || !layer.down || !layer.router != !m.experts)
     return BAD_PART;
   if (!finite(layer.score_scale)) return BAD_NUMBER;
-  if (!fits(layer.qkv, m.hidden, width + 2 * m.kv_heads * m.head_dim) || !fits(layer.out, width, m.hidden))
+  if (!fits_layer(layer.qkv, m.hidden, width + 2 * m.kv_heads * m.head_dim) || !fits_layer(layer.out, width, m.hidden))
     return BAD_LINEAR;
   for (int64_t e = 0; e < experts; ++e)
-    if (!fits(layer.up[e], m.hidden, up) || !fits(layer.down[e], m.ffn, m.hidden)) return BAD_LINEAR;
+    if (!fits_layer(layer.up[e], m.hidden, up) || !fits_layer(layer.down[e], m.ffn, m.hidden)) return BAD_LINEAR;
   if (!fits(layer.qkv_lora, m.adapters) || !fits(layer.out_lora, m.adapters) ||
       !fits(layer.up_lora, m.adapters * experts) || !fits(layer.down_lora, m.adapters * experts))
     return BAD_PART;

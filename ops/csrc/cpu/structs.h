@@ -10,7 +10,9 @@
 
 namespace {
 
-enum WeightKind : int32_t { F32 = 0, BF16 = 1, F16 = 2, INT8 = 3, INT4 = 4 };
+// JOINED: weights of other kinds for the same inputs, whose outputs follow each other: `data` are their structs, and all
+// of the fields but `in`, `out` and `kind` are theirs. Linears of layers only.
+enum WeightKind : int32_t { F32 = 0, BF16 = 1, F16 = 2, INT8 = 3, INT4 = 4, JOINED = 5 };
 
 enum CacheKind : int32_t { CACHE_F32 = 0, CACHE_F16 = 1, CACHE_INT8 = 2 };
 

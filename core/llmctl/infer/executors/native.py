@@ -298,7 +298,12 @@ def _linear(layer: Linear | None, inputs: int, outputs: int, owned: _Owned) -> A
     if (weight.inputs, weight.outputs) != (inputs, outputs):
         raise ValueError(f"a linear is [{weight.inputs}, {weight.outputs}], not [{inputs}, {outputs}]")
     owned.keep(layer)
-    return linear.as_struct(weight, layer.bias)
+    parts = [linear.as_struct(part, bias) for part, bias in layer.parts]
+    if len(parts) == 1:
+        return parts[0]
+    array = (structs.Linear * len(parts))(*parts)
+    owned.keep(array)
+    return linear.join(array)
 
 
 def _lora_deltas(model: PackedModel, index: int, name: str, linears: Sequence[Linear], owned: _Owned) -> int | None:

@@ -15,7 +15,7 @@ import paddle
 from paddle.nn import functional as F
 
 from llmctl.infer.executors.attention_metadata import AttentionMetadata
-from llmctl.infer.packed.linear import unpack
+from llmctl.infer.packed.linear import LIMITS, parts_of, unpack
 from llmctl.infer.packed.model import Linear
 from llmctl.nn.attention import attend_dense
 
@@ -109,11 +109,15 @@ class Int8Linear:
     """``DenseLinear`` with the weight quantized to paddle's own int8 codes, from the dequantized packed weight.
 
     int4 codes become int8, too: packed ones reach -8, paddle's end at -7.
+
+    Args:
+        linear: The packed layer; groups of its parts are of the same size.
+        dtype: Type to compute in.
     """
 
     def __init__(self, linear: Linear, dtype: str) -> None:
         weight = tensor(unpack(linear.weight), dtype)
-        self._group = linear.weight.group or -1
+        self._group = parts_of(linear.weight)[0].group or -1
         self._codes, self._scale = paddle.nn.quant.weight_quantize(weight, "weight_only_int8", group_size=self._group)
         self._bias = tensor(linear.bias, dtype)
 
@@ -125,9 +129,10 @@ class Int8Linear:
 
 def fused_linear(linear: Linear, dtype: str) -> DenseLinear | Int8Linear:
     """The weight as int8 codes if paddle has a kernel for it, else unpacked."""
-    packed = linear.weight
-    quantized = packed.kind in ("int8", "int4") and packed.group in FUSED_GROUPS
-    divisible = packed.inputs % max(packed.group, MULTIPLE) == 0 and packed.outputs % MULTIPLE == 0
+    weight, kinds = linear.weight, {(part.kind in LIMITS, part.group) for part in parts_of(linear.weight)}
+    codes, group = kinds.pop()
+    quantized = not kinds and codes and group in FUSED_GROUPS
+    divisible = weight.inputs % max(group, MULTIPLE) == 0 and weight.outputs % MULTIPLE == 0
     return Int8Linear(linear, dtype) if quantized and divisible else DenseLinear(linear, dtype)
 
 

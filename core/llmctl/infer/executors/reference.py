@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.infer.executors.base import BLOCK, Batch
 from llmctl.infer.packed import linear as packed_linear
+from llmctl.infer.packed.linear import PackedLinear
 from llmctl.infer.packed.model import Layer, Linear, Norm, PackedModel
 
 Array = NDArray[Any]
@@ -153,15 +154,17 @@ class ReferenceExecutor:
         return delta
 
     def _linear(self, linear: Linear, x: Array) -> Array:
-        weight = linear.weight
+        y = np.concatenate([self._product(weight, x) for weight in packed_linear.parts_of(linear.weight)], axis=-1)
+        return y if linear.bias is None else y + linear.bias
+
+    def _product(self, weight: PackedLinear, x: Array) -> Array:
         rounding = self._rounding and weight.kind in packed_linear.LIMITS
         if id(weight) not in self._unpacked:
             values = packed_linear.unpack_codes(weight) if rounding else packed_linear.unpack(weight)
             self._unpacked[id(weight)] = values.astype(float)
         if rounding:
             x = packed_linear.seen(x.astype(np.float32), weight).astype(float)
-        y = x @ self._unpacked[id(weight)]
-        return y if linear.bias is None else y + linear.bias
+        return x @ self._unpacked[id(weight)]
 
 
 def norm(graph: DecoderSpec, weights: Norm, x: Array) -> Array:

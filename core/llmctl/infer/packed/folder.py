@@ -41,8 +41,8 @@ HEADER, WEIGHTS = "packed.json", "weights.packed"
 FORMAT = 2
 """Of the header; raised when an older reader would misread it."""
 
-LAYOUTS = (1, LAYOUT)
-"""Layouts that are read: all of layout 1 is as it was."""
+LAYOUTS = (1, 2, LAYOUT)
+"""Layouts that are read: all of earlier ones is as it was."""
 
 ALIGNMENT = 64
 _REMEDY = "pack the model again"
@@ -195,7 +195,7 @@ def read_header(folder: Path) -> Mapping[str, Any]:
     if found not in [(FORMAT, layout) for layout in LAYOUTS]:
         raise CheckpointError(
             f"{path} has format {found[0]} with layout {found[1]}, this llmctl reads format {FORMAT} with layout "
-            f"{' or '.join(map(str, LAYOUTS))}: {_REMEDY}"
+            f"{', '.join(map(str, LAYOUTS[:-1]))} or {LAYOUTS[-1]}: {_REMEDY}"
         )
     try:
         check_type(header, Header)

@@ -7,7 +7,7 @@ here, so that a model can run without it. Shape suffixes: T rows, I inputs, O ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,8 +20,9 @@ Float = NDArray[np.float32]
 PANEL = 16
 """Outputs of a panel; the last panel is padded with zeros."""
 
-LAYOUT = 2
-"""Version of the layout of packed weights in files; raised with every change. Layout 1 had scales in float32 only."""
+LAYOUT = 3
+"""Version of the layout of packed weights in files; raised with every change. Layout 1 had scales in float32 only, layout 2 no joined
+weights."""
 
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
 """Kind -> bits of a weight."""
@@ -71,6 +72,56 @@ class PackedLinear:
     zeros: Scales | None = None
     order: NDArray[np.int32] | None = None
     factors: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class JoinedLinear:
+    """A weight [in, out] whose outputs have several kinds.
+
+    Attributes:
+        parts: Weights for the same inputs; their outputs follow each other.
+    """
+
+    parts: tuple[PackedLinear, ...]
+
+    @property
+    def kind(self) -> str:
+        """The kinds of the parts, in their order: ``int4+int8``."""
+        return "+".join(dict.fromkeys(part.kind for part in self.parts))
+
+    @property
+    def inputs(self) -> int:
+        """in."""
+        return self.parts[0].inputs
+
+    @property
+    def outputs(self) -> int:
+        """out, without padding."""
+        return sum(part.outputs for part in self.parts)
+
+
+Weight = PackedLinear | JoinedLinear
+
+
+def joined(parts: Sequence[PackedLinear]) -> Weight:
+    """Weights for the same inputs as one."""
+    return parts[0] if len(parts) == 1 else JoinedLinear(tuple(parts))
+
+
+def parts_of(weight: Weight) -> tuple[PackedLinear, ...]:
+    """The weights of one kind each that a weight consists of."""
+    return weight.parts if isinstance(weight, JoinedLinear) else (weight,)
+
+
+def bits_of(weights: Iterable[Weight]) -> float:
+    """Mean bits of a weight in memory, with scales, zero points, orders and factors."""
+    held = [part for weight in weights for part in parts_of(weight)]
+    arrays = [getattr(part, name) for part in held for name in ("data", "scales", "zeros", "order", "factors")]
+    return (
+        8
+        * sum(array.nbytes for array in arrays if array is not None)
+        / sum(part.inputs * part.outputs for part in held)
+    )
 
 
 def pack(weight_IO: Float, kind: str, group: int = 0, asymmetric: bool = False) -> PackedLinear:
@@ -217,8 +268,10 @@ def array_sizes(packed: PackedLinear) -> list[tuple[str, int | None, type[np.gen
     ]
 
 
-def unpack(packed: PackedLinear) -> Float:
+def unpack(packed: Weight) -> Float:
     """The weight [I, O] for rows as they are: order and factors are part of it."""
+    if isinstance(packed, JoinedLinear):
+        return np.concatenate([unpack(part) for part in packed.parts], axis=1)
     weight_IO = unpack_codes(packed)
     if packed.factors is not None:
         weight_IO *= packed.factors[:, None]
@@ -245,8 +298,10 @@ def rows(packed: PackedLinear, outputs: NDArray[np.integer]) -> Float:
     return np.ascontiguousarray(weight_IO[:, index * PANEL + lane].T)
 
 
-def unpack_codes(packed: PackedLinear) -> Float:
+def unpack_codes(packed: Weight) -> Float:
     """The weight [I, O] for rows that ``seen`` gives: in the order of its own inputs, without factors."""
+    if isinstance(packed, JoinedLinear):
+        return np.concatenate([unpack_codes(part) for part in packed.parts], axis=1)
     inputs, outputs, panels = packed.inputs, packed.outputs, -(-packed.outputs // PANEL)
     if packed.kind == "float32":
         values = packed.data.view(np.float32).reshape(panels, inputs, PANEL)

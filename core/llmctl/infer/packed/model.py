@@ -1,4 +1,4 @@
-"""A model as executors take it: every linear packed (``linear.PackedLinear``), everything else float32 arrays.
+"""A model as executors take it: every linear packed (``linear.Weight``), everything else float32 arrays.
 
 Made by ``pack``; the arrays of a packed folder are views of the mapped file.
 """
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.checkpoint.formats.dtypes import widen
-from llmctl.infer.packed.linear import PackedLinear, rows
+from llmctl.infer.packed.linear import PackedLinear, Weight, parts_of, rows
 
 Float = NDArray[np.float32]
 
@@ -29,8 +29,17 @@ class Norm:
 class Linear:
     """A packed weight [in, out] and its bias [out]."""
 
-    weight: PackedLinear
+    weight: Weight
     bias: Float | None = None
+
+    @property
+    def parts(self) -> list[tuple[PackedLinear, Float | None]]:
+        """The weights of one kind each whose outputs follow each other, with their biases."""
+        weights = parts_of(self.weight)
+        if self.bias is None:
+            return [(weight, None) for weight in weights]
+        ends = np.cumsum([weight.outputs for weight in weights])
+        return [*zip(weights, np.split(self.bias, ends[:-1]), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,11 @@ class Layer:
     router: Float | None = None
     q_norm: Float | None = None
     k_norm: Float | None = None
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """All linears."""
+        return (self.qkv, self.out, *self.up, *self.down)
 
 
 @dataclass(frozen=True)

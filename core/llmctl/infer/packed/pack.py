@@ -24,7 +24,7 @@ from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.formats.dtypes import FLOATS, cast
 from llmctl.errors import CheckpointError, ConfigError
 from llmctl.infer.packed import linear as packed_linear
-from llmctl.infer.packed.linear import KINDS, PackedLinear
+from llmctl.infer.packed.linear import KINDS, PackedLinear, Weight
 from llmctl.infer.packed.model import Float, Layer, Linear, Norm, PackedModel
 from llmctl.io.progress import tracked
 
@@ -54,7 +54,7 @@ class Weights(Protocol):
     def table(self, name: str) -> NDArray[np.generic] | PackedLinear:
         """Embeddings of tokens that are no head, as ``PackedModel`` has them."""
 
-    def linear(self, names: Sequence[str], order: Order | None) -> PackedLinear:
+    def linear(self, names: Sequence[str], order: Order | None) -> Weight:
         """Weights of a layer, concatenated along their outputs and packed with the outputs in this order; None = as they are."""
 
     def outer(self, name: str, transposed: bool) -> PackedLinear:
@@ -97,7 +97,7 @@ class RoundToNearest:
         stored = self._state[name]
         return np.asarray(stored.numpy()) if stored.dtype in HALF else self.array(name)
 
-    def linear(self, names: Sequence[str], order: Order | None) -> PackedLinear:
+    def linear(self, names: Sequence[str], order: Order | None) -> Weight:
         """The nearest codes."""
         weights = [self.array(name) for name in names]
         weight_IO = weights[0] if len(weights) == 1 else np.concatenate(weights, axis=1)

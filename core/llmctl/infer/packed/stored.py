@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.card.decoder_spec import DecoderSpec, Experts, PrefixLM, Rope
-from llmctl.infer.packed.linear import PackedLinear
+from llmctl.infer.packed.linear import JoinedLinear, PackedLinear
 from llmctl.infer.packed.model import Layer, Linear, LoraDelta, Norm, PackedAdapter, PackedModel, StageFold
 from llmctl.io.typed import Count, check_type
 
@@ -40,6 +40,7 @@ STORED: Mapping[type, Stored] = {
         "FusedDecoder",
         {"residual_after_norm": "carry_normed", "residual_scale": "carry_scale", "prefix_lm": "contexts"},
     ),
+    JoinedLinear: Stored("JoinedLinear"),
     Layer: Stored("Layer"),
     Linear: Stored("Linear"),
     Norm: Stored("Norm"),

@@ -138,11 +138,18 @@ def _norm(where: str, norm: Norm | None, width: int) -> None:
 
 
 def _linear(where: str, layer: Linear, inputs: int, outputs: int) -> None:
-    weight = layer.weight
-    _require(
-        (weight.inputs, weight.outputs) == (inputs, outputs),
-        f"{where} is [{weight.inputs}, {weight.outputs}], not [{inputs}, {outputs}]",
-    )
+    parts = packed.parts_of(layer.weight)
+    _require(len(parts) > 0, f"{where} has no parts")
+    for part in parts:
+        _weight(where, part, inputs)
+    found = layer.weight.outputs
+    _require(found == outputs, f"{where} is [{inputs}, {found}], not [{inputs}, {outputs}]")
+    if layer.bias is not None:
+        _array(f"{where}.bias", layer.bias, (outputs,))
+
+
+def _weight(where: str, weight: packed.PackedLinear, inputs: int) -> None:
+    _require(weight.inputs == inputs, f"{where} has {weight.inputs} inputs, not {inputs}")
     _require(0 <= weight.group < LARGEST, f"{where} has groups of {weight.group}")
     for name, size, dtype in packed.array_sizes(weight):
         array = getattr(weight, name)
@@ -153,8 +160,6 @@ def _linear(where: str, layer: Linear, inputs: int, outputs: int) -> None:
             _shape(f"{where}.{name}", array, (size,))
     if weight.order is not None:
         _require(np.array_equal(np.sort(weight.order), np.arange(inputs)), f"{where}.order is not one of its inputs")
-    if layer.bias is not None:
-        _array(f"{where}.bias", layer.bias, (outputs,))
 
 
 def _adapted(model: PackedModel, index: int, part: str, expert: int) -> Linear:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.infer.executors.reference import apply_rope, norm, softmax
-from llmctl.infer.packed.linear import rounded, unpack, unpack_codes
+from llmctl.infer.packed.linear import parts_of, rounded, unpack, unpack_codes
 from llmctl.infer.packed.model import Layer, Linear, Norm
 
 Array = NDArray[Any]
@@ -85,10 +85,11 @@ class Chunk:
 
 def matrix(linear: Linear) -> Matrix:
     """A packed linear, unpacked."""
-    packed = linear.weight
-    if packed.factors is None or packed.order is not None:
-        return Matrix(unpack(packed), linear.bias)
-    return Matrix(unpack_codes(packed), linear.bias, packed.factors)
+    parts = parts_of(linear.weight)
+    factors = parts[0].factors
+    if any(part.order is not None or not np.array_equal(part.factors, factors) for part in parts):
+        return Matrix(unpack(linear.weight), linear.bias)
+    return Matrix(unpack_codes(linear.weight), linear.bias, factors)
 
 
 def block_of(layer: Layer) -> Block:

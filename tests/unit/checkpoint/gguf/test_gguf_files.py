@@ -98,7 +98,7 @@ def test_codes_are_packed_as_they_are_or_with_8_bits(tmp_path, kind):
     np.testing.assert_allclose(found, table, rtol=0, atol=np.abs(table).max() * (0.005 if rounded else 3e-7))
 
 
-def test_projections_of_different_types_are_packed_together(tmp_path):
+def test_projections_of_different_types_keep_them(tmp_path):
     """As in files of llama.cpp, whose values have more bits than queries and keys."""
     model = Model("llama")
     path = model.gguf(tmp_path / "m.gguf", "llama", "Q4_0", True)
@@ -118,7 +118,7 @@ def test_projections_of_different_types_are_packed_together(tmp_path):
     files.write(mixed, one.metadata, planned)
     source = open_model(mixed, "auto", EngineOptions())
     packed = packed_model(source.folder, source.plugin, source.dims, Packing(), scheme=source.scheme)
-    assert packed.layers[0].qkv.weight.kind == "int8" and packed.layers[0].out.weight.kind == "int4"
+    assert packed.layers[0].qkv.weight.kind == "int4+int8" and packed.layers[0].out.weight.kind == "int4"
     queries = unpack(packed.layers[0].qkv.weight)[:, :64]
     np.testing.assert_array_equal(queries, unpack(exact.layers[0].qkv.weight)[:, :64])
 

@@ -10,6 +10,7 @@ import pytest
 from kit import packed_toys
 from kit.packed_toys import (
     FORMS,
+    HIDDEN,
     KV_HEADS,
     LAYERS,
     WIDTH,
@@ -26,7 +27,7 @@ from kit.packed_toys import (
 from llmctl.errors import ConfigError
 from llmctl.infer.executors.base import BLOCK
 from llmctl.infer.executors.native import CACHES, NativeExecutor, available
-from llmctl.infer.packed.linear import pack, unpack
+from llmctl.infer.packed.linear import JoinedLinear, codes_of, pack, pack_codes, unpack
 from llmctl_ops import library
 
 pytestmark = pytest.mark.skipif(not available(), reason="no compiled kernels here")
@@ -104,6 +105,35 @@ def test_packed_weights_count_as_what_they_stand_for(kind, level):
     # Rows are rounded to 8 bits where they meet integer codes.
     tolerance = 2e-5 if kind == "bfloat16" else 0.1
     assert_defined(run(NativeExecutor(model, 64), model, texts, _schedule_of_one()), texts, model, tolerance)
+
+
+def test_a_weight_of_several_kinds_gives_what_its_codes_give_in_one(level):
+    """To the last bit; the first part does not fill its panel."""
+    model = build({**FORMS["experts"], "bias": True}, "int4", adapters=2)
+    texts = several()
+    texts[1].adapter = 1
+
+    def wide(linear):
+        codes, scales, _ = codes_of(linear.weight)
+        return dataclasses.replace(linear, weight=pack_codes(codes, scales, None, "int8", 0))
+
+    def mixed(linear):
+        codes, scales, _ = codes_of(linear.weight)
+        parts = [pack_codes(codes[:, part], scales[:, part], None, kind, 0)
+                 for kind, part in (("int4", slice(13)), ("int8", slice(13, None)))]  # fmt: skip
+        return dataclasses.replace(linear, weight=JoinedLinear(tuple(parts)))
+
+    found = []
+    for change in (mixed, wide):
+        layers = tuple(
+            dataclasses.replace(one, qkv=change(one.qkv), out=change(one.out), up=tuple(map(change, one.up)),
+                                down=tuple(map(change, one.down)))
+            for one in model.layers
+        )  # fmt: skip
+        changed = dataclasses.replace(model, layers=layers)
+        found.append(run(NativeExecutor(changed, 64), changed, texts, in_pieces(texts)))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def _schedule_of_one():
@@ -331,7 +361,11 @@ def test_blocks_that_are_none_are_refused():
 def test_models_that_do_not_fit_their_graph_are_refused():
     model = build(ROPE_FORM)
     short = dataclasses.replace(model.layers[1], qkv=model.layers[1].out)
+    qkv, narrow = model.layers[1].qkv, np.ones((HIDDEN // 2, 1), np.float32)
+    parts = pack(unpack(qkv.weight)[:, 1:], "int8"), pack(narrow, "int8")
+    other = dataclasses.replace(model.layers[1], qkv=dataclasses.replace(qkv, weight=JoinedLinear(parts)))
     for wrong, message in (
+        (dataclasses.replace(model, layers=(model.layers[0], other)), "a linear does not have the shape"),
         (dataclasses.replace(model, layers=(model.layers[0], short)), "linear"),
         (dataclasses.replace(model, embed=model.embed[:-1]), "embed"),
         (dataclasses.replace(model, final_norm=type(model.final_norm)(model.embed[0, :3])), "norm"),

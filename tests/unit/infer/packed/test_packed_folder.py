@@ -15,6 +15,7 @@ from llmctl.infer.executors import native
 from llmctl.infer.executors.base import Batch
 from llmctl.infer.packed import folder as packed_folder
 from llmctl.infer.packed.folder import ALIGNMENT, HEADER, WEIGHTS, is_packed, open_packed, save_packed
+from llmctl.infer.packed.linear import JoinedLinear, pack, unpack
 from llmctl.infer.packed.model import LoraDelta, PackedAdapter
 from llmctl.infer.packed.pack import pack_model
 
@@ -141,6 +142,25 @@ def test_a_folder_of_the_first_layout_is_read(checkpoint, tmp_path, monkeypatch)
     found = open_packed(tmp_path / "old", verify=True)
     np.testing.assert_array_equal(found.embed, embed)
     np.testing.assert_array_equal(found.head.weight.scales, scales)
+
+
+def test_parts_come_back(checkpoint, tmp_path):
+    folder, plugin, model = checkpoint
+    first = model.layers[0]
+    whole = unpack(first.qkv.weight)
+    weight = JoinedLinear((pack(whole[:, :24], "int4", 32), pack(whole[:, 24:], "int8", 32)))
+
+    def saved(name, changed):
+        layers = (dataclasses.replace(first, qkv=dataclasses.replace(first.qkv, weight=changed)), *model.layers[1:])
+        save_packed(dataclasses.replace(model, layers=layers), tmp_path / name, folder, plugin)
+        return open_packed(tmp_path / name, verify=True).layers[0].qkv.weight
+
+    found = saved("a", weight)
+    assert (found.kind, found.inputs, found.outputs) == ("int4+int8", *whole.shape)
+    np.testing.assert_array_equal(unpack(found), unpack(weight))
+    for name, parts in (("b", ()), ("c", weight.parts[:1]), ("d", (weight.parts[0], pack(whole[:8, 24:], "int8")))):
+        with pytest.raises(CheckpointError, match="does not describe a model"):
+            saved(name, JoinedLinear(parts))
 
 
 def test_order_and_factors_come_back(checkpoint, tmp_path):

@@ -9,9 +9,12 @@ import pytest
 from llmctl.infer.packed.linear import (
     STRIP,
     aligned,
+    bits_of,
     concat_outputs,
+    joined,
     pack,
     pack_codes,
+    parts_of,
     product,
     rounded,
     rows,
@@ -169,6 +172,16 @@ def test_weights_that_are_not_alike_do_not_join():
     for parts in ([odd, whole], [whole, pack(drawn(32, 16), "int4")], [whole, pack(drawn(64, 16), "int8")]):
         with pytest.raises(ValueError, match="do not join"):
             concat_outputs(parts)
+
+
+def test_a_weight_of_several_kinds_is_its_parts_side_by_side():
+    first, second = pack(drawn(64, 16), "int4", 32), pack(drawn(64, 32, seed=1), "int8", 64)
+    both = joined([first, second])
+    assert (both.kind, both.inputs, both.outputs, parts_of(both)) == ("int4+int8", 64, 48, (first, second))
+    np.testing.assert_array_equal(unpack(both), np.concatenate([unpack(first), unpack(second)], axis=1))
+    # Scales of 16 bits: 4 + 16 / 32 for a third of the weights, 8 + 16 / 64 for the others.
+    assert bits_of([both]) == pytest.approx((4.5 + 2 * 8.25) / 3)
+    assert joined([first]) is first and bits_of([first, second]) == bits_of([both])
 
 
 def test_weights_codes_and_rows_that_do_not_fit_are_refused():

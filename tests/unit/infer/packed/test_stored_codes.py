@@ -13,6 +13,7 @@ from llmctl.errors import CheckpointError, ConfigError, LlmctlError
 from llmctl.infer.loader import Packing, packed_model
 from llmctl.infer.model_source import open_model
 from llmctl.infer.options import EngineOptions
+from llmctl.infer.packed.linear import parts_of
 from llmctl.infer.select import open_backend
 
 
@@ -26,12 +27,14 @@ def test_gptq_codes_of_2_to_4_bits_become_int4(tmp_path, bits, symmetric, v2):
 
 
 def test_gptq_with_shuffled_inputs_has_an_order(tmp_path):
-    """Linears of the same inputs share it; those that are packed as one and do not, stay floats."""
+    """Linears that are packed as one share it, or are parts with an order each."""
     alike = Quantized(tmp_path / "a", *gptq(4, order=lambda rng, n: np.random.default_rng(n).permutation(n)))
     assert alike.check() == {"int4"}
     layer = alike.model().layers[1]
     assert all(part.weight.order is not None for part in (layer.qkv, layer.out, layer.up[0], layer.down[0]))
-    assert Quantized(tmp_path / "b", *gptq(4, order=lambda rng, n: rng.permutation(n))).check() == {"float32", "int4"}
+    several = Quantized(tmp_path / "b", *gptq(4, order=lambda rng, n: rng.permutation(n)))
+    assert several.check() == {"int4"}
+    assert [len(parts_of(part.weight)) for part in several.model().layers[1].linears] == [3, 1, 2, 1]
 
 
 def test_gptq_with_small_groups_keeps_its_values_as_floats(tmp_path):

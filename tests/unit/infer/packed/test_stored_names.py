@@ -27,8 +27,8 @@ def stored(family, **changes):
 
 def test_classes_have_their_stored_names():
     assert {row.name for row in STORED.values()} == {
-        "Adapted", "Contexts", "Experts", "FusedDecoder", "Layer", "Linear", "Norm", "PackedAdapter", "PackedLinear",
-        "PackedModel", "Rope", "StageFold",
+        "Adapted", "Contexts", "Experts", "FusedDecoder", "JoinedLinear", "Layer", "Linear", "Norm", "PackedAdapter",
+        "PackedLinear", "PackedModel", "Rope", "StageFold",
     }  # fmt: skip
 
 
