@@ -79,11 +79,9 @@ def bits(path: Path) -> float:
         tensors = [t for name, t in gguf.read(path).tensors.items() if name.startswith("blk.") and len(t.shape) == 2]
         return 8 * sum(t.nbytes for t in tensors) / sum(t.shape[0] * t.shape[1] for t in tensors)
     from llmctl.infer.packed.folder import open_packed
+    from llmctl.infer.packed.linear import bits_of
 
-    layers = open_packed(path).layers
-    weights = [linear.weight for one in layers for linear in (one.qkv, one.out, *one.up, *one.down)]
-    arrays = [a for w in weights for a in (w.data, w.scales, w.zeros, w.order, w.factors) if a is not None]
-    return 8 * sum(array.nbytes for array in arrays) / sum(w.inputs * w.outputs for w in weights)
+    return bits_of(linear.weight for layer in open_packed(path).layers for linear in layer.linears)
 
 
 class LlamaCpp:

@@ -36,9 +36,9 @@ Array = np.ndarray[Any, Any]
 WINDOW, CALIBRATION, MEASURED = 256, 40, 24
 CHANNELS = 4
 CASES = {
-    "int8, rounded": Settings("weight-only-int8", 8, 0, qkv_bits=8),
-    "ptq-a8w8 without offsets": Settings("ptq-a8w8", 8, 0, qkv_bits=8),
-    "ptq-a8w8": Settings("ptq-a8w8", 8, 0, qkv_bits=8, offsets=True),
+    "int8, rounded": Settings("weight-only-int8", 8, 0, q_bits=8, kv_bits=8),
+    "ptq-a8w8 without offsets": Settings("ptq-a8w8", 8, 0, q_bits=8, kv_bits=8),
+    "ptq-a8w8": Settings("ptq-a8w8", 8, 0, q_bits=8, kv_bits=8, offsets=True),
     "int4, rounded": Settings("weight-only-int4", 4, 64),
     "gptq": Settings("gptq", 4, 64),
 }

@@ -17,7 +17,7 @@ from llmctl.commands.messages import Messages, messages, results
 from llmctl.commands.model_option import model_option
 from llmctl.commands.recipe import read_recipe, recipe_header
 from llmctl.config import file, schema
-from llmctl.config.quantize import BACKENDS, FORMATS, METHODS, QuantizeConfig
+from llmctl.config.quantize import BACKENDS, FORMATS, METHODS, QKV, QuantizeConfig
 from llmctl.plugins import Families
 from llmctl.report.wording import clock, size
 from llmctl.runtime import process
@@ -44,7 +44,7 @@ REFUSED = 1
 @click.option("--calibration", metavar="FILE", help="Plain text, examples of fine-tuning, or a corpus, like what the model will read.")  # fmt: skip
 @click.option("--output", metavar="FOLDER", help="Folder to write.")
 @click.option("--group", type=int, metavar="N", help="Inputs that share a scale, a multiple of 32; 0 = one scale for each output. [default: as suits the method]")  # fmt: skip
-@click.option("--qkv", type=click.Choice(["int4", "int8"]), help="Bits of the projections of queries, keys and values. [default: those of the other linears]")  # fmt: skip
+@click.option("--qkv", type=click.Choice(QKV), help="Bits of the projections of queries, keys and values; mixed = int4 queries, int8 keys and values. [default: those of the other linears]")  # fmt: skip
 @click.option("--tokens", type=int, metavar="N", help="Tokens to calibrate on. [default: 32768]")
 @click.option("--window", type=int, metavar="N", help="Tokens of a calibration window. [default: 256]")
 @click.option("--seed", type=int, metavar="N", help="Which windows are drawn. [default: 42]")
@@ -106,6 +106,10 @@ def command(
     if config.output.format == "gptq" and config.quantize.asymmetric:
         say.note(
             "vLLM and SGLang refuse GPTQ folders with zero points; for them choose --format awq or compressed-tensors"
+        )
+    if config.output.format == "compressed-tensors" and config.quantize.qkv == "mixed":
+        say.note(
+            "vLLM and SGLang join queries, keys and values, and need one number of bits for them; for these choose --qkv int8"
         )
     if check:
         say.result(

@@ -8,6 +8,7 @@ from llmctl.config.schema import option, section
 
 METHODS = ("gptq", "awq", "ptq-a8w8", "weight-only-int8", "weight-only-int4")
 BACKENDS = ("llmctl", "paddleslim")
+QKV = ("int4", "mixed", "int8")
 FORMATS = ("packed", "gptq", "awq", "compressed-tensors", "gguf")
 
 
@@ -30,7 +31,7 @@ class MethodsConfig:
     backend: str = option("llmctl", "`paddleslim`: GPTQ, AWQSearch, PieceWiseSearch and Shift of PaddleSlim in place of llmctl's own.", choices=BACKENDS)  # fmt: skip
     group: int = option(-1, "Inputs that share a scale, a multiple of 32; 0 = one scale for each output, -1 = as suits the method.", minimum=-1)  # fmt: skip
     asymmetric: bool = option(False, "Zero points: the codes of a group cover its range from the smallest weight to the largest.")  # fmt: skip
-    qkv: str = option("", "Bits of the projections of queries, keys and values; empty = those of the other linears.", choices=("", "int4", "int8"))  # fmt: skip
+    qkv: str = option("", "Bits of the projections of queries, keys and values; `mixed` = int4 queries, int8 keys and values; empty = those of the other linears.", choices=("", *QKV))  # fmt: skip
     scales: bool = option(
         True, "Search scales of input channels (AWQ, SmoothQuant); they become part of the layer before."
     )

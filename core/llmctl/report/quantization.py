@@ -10,7 +10,8 @@ from llmctl.report import markup
 from llmctl.report.chart import Series, figure
 from llmctl.report.wording import count, setting
 
-STAGES = ("qkv", "out", "up", "down")
+STAGES = ("qkv", "q", "kv", "out", "up", "down")
+"""``q`` and ``kv`` are the parts of ``qkv`` that have several numbers of bits."""
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -26,6 +27,7 @@ def page(report: Mapping[str, Any]) -> str:
         [
             f"<h1>{escape(title)}</h1>",
             f'<p class="soft">{escape(report["summary"])}</p>',
+            f"<p>{report['bits']:.2f} bits a weight of the layers, with scales.</p>",
             markup.section("Beside the float model", _quality(report["quality"])),
             markup.section("By layer", _charts(report)),
             markup.section("Scales of inputs", _stages(report["stages"])),

@@ -83,12 +83,18 @@ class QuantizationConformance:
         targets = {one.name for one in plugin.hooks.quant_layers(card=plugin.card, dims=dims, method=method)}
         linears = {one.name for one in plugin.card.expand(dims) if one.kind == "linear" and one.layer is not None}
         assert targets == linears, "the fused engine quantizes all linears of the layers"
-        bits = BITS[method]
-        settings = Settings(method, bits, GROUP, qkv_bits=bits, offsets=method == "ptq-a8w8", factors=True)
+        bits, mixed_bits = BITS[method], method == "awq"
+        # With awq keys and values have 8 bits beside queries of 4.
+        kv_bits = 8 if mixed_bits else bits
+        settings = Settings(
+            method, bits, GROUP, q_bits=bits, kv_bits=kv_bits, offsets=method == "ptq-a8w8", factors=True
+        )
         streams, layers = self._streams(dims, fused), []
         for index, layer in enumerate(fused.packed.layers):
             done = quantize_layer(streams, index, block_of(layer), settings)
-            assert {row["stage"] for row in done.rows if "how" in row} == {"qkv", "out", "up", "down"}
+            stages = {row["stage"] for row in done.rows if "how" in row}
+            assert stages == {*(("q", "kv") if mixed_bits else ("qkv",)), "out", "up", "down"}
+            assert done.layer.qkv.weight.kind == ("int4+int8" if mixed_bits else f"int{bits}")
             layers.append(done.layer)
         model = replace(fused.packed, layers=tuple(layers))
 

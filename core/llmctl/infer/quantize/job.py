@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from llmctl.infer.packed.pack import Weights
     from llmctl.infer.quantize.quantizer import QuantizedLayer
 
+WIDER = {"mixed": "keys and values", "int8": "queries, keys and values"}
+"""Value of ``quantize.qkv`` -> what has more bits than the other linears."""
+
 REPORT, PAGE = "quantization.json", "quantization.html"
 
 
@@ -58,7 +61,8 @@ class QuantizeJob:
         """One line on what would be done."""
         settings, calibration = self.settings, self.calibration
         how = f"groups of {settings.group}" if settings.group else "a scale for each output"
-        shown = f"{settings.method}: {len(self.graph.layers)} layers to int{settings.bits}, {how}"
+        more = "" if settings.kv_bits == settings.bits else f"{WIDER[settings.qkv]} to int{settings.kv_bits}, "
+        shown = f"{settings.method}: {len(self.graph.layers)} layers to int{settings.bits}, {more}{how}"
         if calibration is None:
             return f"{shown}, without calibration"
         return f"{shown}, {calibration.count:,} tokens in {len(calibration.windows)} windows of {calibration.kind}"
@@ -152,7 +156,7 @@ def run(job: QuantizeJob) -> Outcome:
         model = replace(
             outer, graph=job.graph, layers=tuple(one.layer for one in done.layers), folds=_folds(done.layers)
         )
-        report = _report(job, done)
+        report = _report(job, done, model)
         measured = report["quality"]
         if measured is not None and not measured["kl"] <= job.config.check.max_kl:
             return Outcome(report, False)
@@ -219,7 +223,7 @@ def _layers(job: QuantizeJob, weights: Weights, exact: PackedModel, outer: Packe
                 replay_layer(streams, index, block, done)
             if done is None:
                 done = quantize_layer(streams, index, block, job.settings) if streams else quantize_unseen(
-                    index, block, job.settings
+                    job.graph, index, block, job.settings
                 )  # fmt: skip
                 journal.put(index, done)
             layers.append(done)
@@ -264,8 +268,9 @@ def _write(job: QuantizeJob, model: PackedModel, report: Mapping[str, Any]) -> i
     return layouts.write(job.config.output.format, job.output, job.source, model, job.settings, files, overwrite)
 
 
-def _report(job: QuantizeJob, done: _Done) -> dict[str, Any]:
+def _report(job: QuantizeJob, done: _Done, model: PackedModel) -> dict[str, Any]:
     from llmctl.config import schema
+    from llmctl.infer.packed.linear import bits_of
 
     calibration = job.calibration
     configuration = schema.to_dict(job.config)
@@ -283,6 +288,7 @@ def _report(job: QuantizeJob, done: _Done) -> dict[str, Any]:
             "kind": calibration.kind, "windows": len(calibration.windows), "tokens": calibration.count,
             "asked": calibration.asked,
         },
+        "bits": round(bits_of(linear.weight for layer in model.layers for linear in layer.linears), 4),
         "quality": done.quality,
         "linears": [row for row in rows if "how" in row],
         "stages": [row for row in rows if "scales" in row],

@@ -26,7 +26,7 @@ from llmctl.checkpoint.gguf.write import CODES, write_model
 from llmctl.checkpoint.naming import HF, mappings_for
 from llmctl.checkpoint.save import plan_tensors, shards_of, write_index
 from llmctl.errors import CheckpointError, UnsupportedError
-from llmctl.infer.packed.linear import codes_of
+from llmctl.infer.packed.linear import BITS, codes_of, parts_of
 from llmctl.infer.packed.model import Layer, Linear, Norm, PackedModel
 from llmctl.infer.packed.pack import chunks, qkv_order
 from llmctl.infer.quantize.settings import Settings
@@ -65,9 +65,9 @@ def check(form: str, source: ModelSource, graph: DecoderSpec, settings: Settings
         metadata_of(source.plugin.card, source.dims)
         if settings.form == "asymmetric":
             raise UnsupportedError(f"--format {form} keeps codes without zero points; set quantize.asymmetric=false")
-    elif settings.qkv_bits != settings.bits and form != COMPRESSED:
+    elif settings.kv_bits != settings.bits and form != COMPRESSED:
         raise UnsupportedError(
-            f"--format {form} has weights of one number of bits, and --qkv int{settings.qkv_bits} asks for another; write "
+            f"--format {form} has weights of one number of bits, and --qkv {settings.qkv} asks for another; write "
             f"--format {COMPRESSED} or packed"
         )
     if form == "awq" and settings.bits != 4:
@@ -84,6 +84,11 @@ def check(form: str, source: ModelSource, graph: DecoderSpec, settings: Settings
         if not mapping.transpose or mapping.src_slice or mapping.dst_slice:
             raise UnsupportedError(
                 f"--format {form} has one linear [out, in] for each weight, and {mapping.source} is stored in another way{packed}"
+            )
+        if tensor.slot == "qkv" and settings.q_bits != settings.kv_bits:
+            raise UnsupportedError(
+                f"--format {form} has one number of bits for {mapping.source}, which holds queries, keys and values, and "
+                f"--qkv {settings.qkv} asks for two; leave it out, or write --format packed"
             )
         inputs, outputs = tensor.shape
         if reason := _unfit(form, inputs, outputs, settings):
@@ -193,21 +198,22 @@ def _linears(
     names: Sequence[str], biases: Sequence[str], linear: Linear, graph: DecoderSpec, back: NDArray[np.int64] | None = None
 ) -> Iterator[tuple[str, Codes | NDArray[np.float32]]]:  # fmt: skip
     """The weights that one packed linear joins, and their biases."""
-    arrays = [*codes_of(linear.weight)]
+    weights = parts_of(linear.weight)
+    bits_O = np.concatenate([np.full(weight.outputs, BITS[weight.kind]) for weight in weights])
+    arrays = [np.concatenate(part, axis=1) for part in zip(*map(codes_of, weights), strict=True)]
     bias = linear.bias
     if back is not None:
-        arrays = [array[:, back] for array in arrays]
+        arrays, bits_O = [array[:, back] for array in arrays], bits_O[back]
         bias = None if bias is None else bias[back]
     codes_IO, scales_GO, zeros_GO = arrays
     inputs, outputs = codes_IO.shape
-    bits = 8 if linear.weight.kind == "int8" else 4
-    group_I = np.arange(inputs) // (linear.weight.group or inputs)
+    group_I = np.arange(inputs) // (weights[0].group or inputs)
     starts = _starts(names, outputs, graph)
     for name, start, stop in zip(names, starts, starts[1:], strict=False):
         part = slice(start, stop)
         parts = (np.ascontiguousarray(array[:, part].T) for array in (codes_IO, scales_GO, zeros_GO))
         codes_OI, scales_OG, zeros_OG = parts
-        yield name, Codes(bits, codes_OI.astype(np.int16), scales_OG, zeros_OG, group_I)
+        yield name, Codes(int(bits_O[start]), codes_OI.astype(np.int16), scales_OG, zeros_OG, group_I)
     if bias is not None and biases:
         for name, start, stop in zip(biases, starts, starts[1:], strict=False):
             yield name, np.ascontiguousarray(bias[start:stop])

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.errors import DataError
-from llmctl.infer.packed.linear import pack_codes
+from llmctl.infer.packed.linear import PackedLinear, joined, pack_codes
 from llmctl.infer.packed.model import Layer, Linear
 from llmctl.infer.quantize.block import Block, Matrix
 from llmctl.infer.quantize.folds import Fold
@@ -54,11 +55,10 @@ def quantize_layer(streams: Streams, index: int, block: Block, settings: Setting
         def pack(stage: str, expert: int, linear: Matrix, pairs: Callable[[], Pairs]) -> Linear:
             nonlocal where
             where = f"layer {index}, {stage}" + (f" of expert {expert}" if len(block.up) > 1 else "")
-            recipe = recipe_of(settings, stage)
-            inputs = _inputs(linear, pairs, recipe) if settings.observes else Inputs(0)
-            chosen = choose(linear.weight, inputs, recipe)
-            rows.append(_linear_row(index, stage, expert, recipe, inputs.tokens, chosen))
-            return packed(chosen, linear, recipe)
+            inputs = _inputs(linear, pairs, settings) if settings.observes else Inputs(0)
+            packed, chosen = pack_linear(streams.graph, stage, linear, inputs, settings)
+            rows.extend(_linear_row(index, name, expert, inputs.tokens, *one) for name, one in chosen.items())
+            return packed
 
         layer = streams.walk(index, block, pack)
     except ValueError as error:
@@ -67,15 +67,14 @@ def quantize_layer(streams: Streams, index: int, block: Block, settings: Setting
     return QuantizedLayer(layer, applied, rows)
 
 
-def quantize_unseen(index: int, block: Block, settings: Settings) -> QuantizedLayer:
+def quantize_unseen(graph: DecoderSpec, index: int, block: Block, settings: Settings) -> QuantizedLayer:
     """Quantizes a layer without any inputs."""
     rows: list[dict[str, Any]] = []
 
     def pack(stage: str, expert: int, linear: Matrix) -> Linear:
-        recipe = recipe_of(settings, stage)
-        chosen = choose(linear.weight, Inputs(0), recipe)
-        rows.append(_linear_row(index, stage, expert, recipe, 0, chosen))
-        return packed(chosen, linear, recipe)
+        packed, chosen = pack_linear(graph, stage, linear, Inputs(0), settings)
+        rows.extend(_linear_row(index, name, expert, 0, *one) for name, one in chosen.items())
+        return packed
 
     layer = Layer(
         block.norm, pack("qkv", 0, block.qkv), pack("out", 0, block.out), block.ffn_norm,
@@ -98,9 +97,28 @@ def replay_layer(streams: Streams, index: int, block: Block, done: QuantizedLaye
     streams.walk(index, block, pack)
 
 
-def recipe_of(settings: Settings, stage: str) -> Recipe:
-    """How codes of a stage are chosen."""
-    bits = settings.qkv_bits if stage == "qkv" else settings.bits
+def pack_linear(
+    graph: DecoderSpec, stage: str, linear: Matrix, inputs: Inputs, settings: Settings
+) -> tuple[Linear, dict[str, tuple[int, Chosen]]]:
+    """The codes of a linear in panels; and bits and codes by the names of its parts: the stage, or ``q`` and ``kv`` if bits differ."""
+    chosen, parts = {}, []
+    for name, bits, outputs in _parts(graph, stage, settings):
+        recipe = recipe_of(settings, bits)
+        chosen[name] = bits, choose(linear.weight[:, outputs], inputs.of(outputs), recipe)
+        parts.append(_packed(chosen[name][1], recipe, linear))
+    return Linear(joined(parts), linear.bias), chosen
+
+
+def _parts(graph: DecoderSpec, stage: str, settings: Settings) -> list[tuple[str, int, slice]]:
+    """Name, bits and outputs of the parts of a stage's linears that have one number of bits."""
+    if stage != "qkv" or settings.q_bits == settings.kv_bits:
+        return [(stage, settings.q_bits if stage == "qkv" else settings.bits, slice(None))]
+    queries = graph.heads * graph.head_dim
+    return [("q", settings.q_bits, slice(queries)), ("kv", settings.kv_bits, slice(queries, None))]
+
+
+def recipe_of(settings: Settings, bits: int) -> Recipe:
+    """How codes of so many bits are chosen."""
     form = "symmetric" if bits == 8 and settings.form == "signed" else settings.form
     observed = settings.observes
     return Recipe(
@@ -109,22 +127,20 @@ def recipe_of(settings: Settings, stage: str) -> Recipe:
     )  # fmt: skip
 
 
-def packed(chosen: Chosen, linear: Matrix, recipe: Recipe) -> Linear:
-    """The codes of a linear in panels."""
+def _packed(chosen: Chosen, recipe: Recipe, linear: Matrix) -> PackedLinear:
     grid = chosen.grid
     zeros = grid.zeros_GO if grid.zeros_GO.any() else None
     kind = "int8" if recipe.bits == 8 else "int4"
     inputs = len(chosen.codes_IO)
     group = 0 if not recipe.group or recipe.group >= inputs else recipe.group
-    weight = pack_codes(chosen.codes_IO, grid.scales_GO, zeros, kind, group, factors_I=linear.factors)
-    return Linear(weight, linear.bias)
+    return pack_codes(chosen.codes_IO, grid.scales_GO, zeros, kind, group, factors_I=linear.factors)
 
 
-def _inputs(linear: Matrix, pairs: Callable[[], Pairs], recipe: Recipe) -> Inputs:
+def _inputs(linear: Matrix, pairs: Callable[[], Pairs], settings: Settings) -> Inputs:
     """What the calibration shows of the inputs of a linear."""
     weight = linear.weight
     collected = InputStatistics(len(weight))
-    missing = np.zeros(weight.shape) if recipe.gptq and recipe.correction else None
+    missing = np.zeros(weight.shape) if settings.method == "gptq" and settings.correction else None
     held = HeldRows()
     for exact_TI, quantized_TI, role_T in pairs():
         exact_TI, quantized_TI = linear.seen(exact_TI), linear.seen(quantized_TI)
@@ -138,9 +154,9 @@ def _inputs(linear: Matrix, pairs: Callable[[], Pairs], recipe: Recipe) -> Input
     return Inputs(collected.tokens, collected.gram_II, missing, quantized_TI, wanted)
 
 
-def _linear_row(index: int, stage: str, expert: int, recipe: Recipe, tokens: int, chosen: Chosen) -> dict[str, Any]:
+def _linear_row(index: int, stage: str, expert: int, tokens: int, bits: int, chosen: Chosen) -> dict[str, Any]:
     return {
-        "layer": index, "stage": stage, "expert": expert, "bits": recipe.bits, "how": chosen.how, "tokens": tokens,
+        "layer": index, "stage": stage, "expert": expert, "bits": bits, "how": chosen.how, "tokens": tokens,
         "damping": _number(chosen.damping), "rounded_error": _number(chosen.rounded_error), "error": _number(chosen.error),
     }  # fmt: skip
 

@@ -11,6 +11,9 @@ BITS = {"gptq": 4, "awq": 4, "ptq-a8w8": 8, "weight-only-int8": 8, "weight-only-
 GROUPS = {"gptq": 64, "awq": 64, "ptq-a8w8": 0, "weight-only-int8": 128, "weight-only-int4": 64}
 """Method -> inputs that share a scale by default; 0 = all."""
 
+QKV_BITS = {"int4": (4, 4), "mixed": (4, 8), "int8": (8, 8)}
+"""Value of ``quantize.qkv`` -> bits of queries, and of keys and values."""
+
 NEEDS_DATA = ("gptq", "awq", "ptq-a8w8")
 """Methods that look at inputs; the others round to nearest."""
 
@@ -37,7 +40,8 @@ class Settings:
         bits: Of the weights.
         group: Inputs that share a scale; 0 = all.
         form: One of ``methods.grids.FORMS``.
-        qkv_bits: Of the projections of queries, keys and values.
+        q_bits: Of the projections of queries.
+        kv_bits: Of those of keys and values.
         scales: Whether scales of input channels are searched.
         offsets: Whether offsets are.
         factors: Whether linears multiply their inputs where nothing before takes the scales.
@@ -51,7 +55,8 @@ class Settings:
     bits: int
     group: int
     form: str = "signed"
-    qkv_bits: int = 4
+    q_bits: int = 4
+    kv_bits: int = 4
     scales: bool = True
     offsets: bool = False
     factors: bool = False
@@ -59,6 +64,11 @@ class Settings:
     correction: float = 0.5
     damping: float = 0.0
     backend: str = "llmctl"
+
+    @property
+    def qkv(self) -> str:
+        """The key of ``QKV_BITS``."""
+        return next(name for name, bits in QKV_BITS.items() if bits == (self.q_bits, self.kv_bits))
 
     @property
     def observes(self) -> bool:
@@ -83,14 +93,14 @@ def settings_of(config: QuantizeConfig) -> Settings:
     if part.group > 0 and part.group % 32:
         raise ConfigError(f"quantize.group={part.group} must be 0 (a scale for each output) or a multiple of 32")
     bits = BITS[part.method]
-    qkv_bits = int(part.qkv[3:]) if part.qkv else bits
-    if qkv_bits < bits:
+    q_bits, kv_bits = QKV_BITS.get(part.qkv, (bits, bits))
+    if q_bits < bits:
         raise ConfigError(f"quantize.qkv={part.qkv} has fewer bits than quantize.method={part.method}; leave it out")
     group = GROUPS[part.method] if part.group < 0 else part.group
     form = "asymmetric" if part.asymmetric else "signed"
     packed = config.output.format == "packed"
     return Settings(
-        part.method, bits, group, form, qkv_bits, part.scales, part.method == "ptq-a8w8" and part.shift and packed, packed,
+        part.method, bits, group, form, q_bits, kv_bits, part.scales, part.method == "ptq-a8w8" and part.shift and packed, packed,
         part.pieces, part.correction, part.damping, part.backend,
     )  # fmt: skip
 

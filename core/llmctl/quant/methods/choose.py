@@ -5,7 +5,7 @@ Shape suffixes: T held-out tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,11 @@ class Inputs:
     missing_IO: Array | None = None
     held_TI: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     wanted_TO: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    def of(self, outputs: slice) -> Inputs:
+        """The inputs of a linear that has only these outputs."""
+        missing_IO = None if self.missing_IO is None else self.missing_IO[:, outputs]
+        return replace(self, missing_IO=missing_IO, wanted_TO=self.wanted_TO[:, outputs])
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def test_a_gelu_with_outliers_is_smoothed_by_factors():
     for factors in (False, True):
         streams = Streams(model.graph, Tokens(ids, [0] * 4 + [1] * 2 + [2] * 2))
         streams.embed(model, model)
-        settings = Settings("ptq-a8w8", 8, 0, qkv_bits=8, factors=factors, pieces=1)
+        settings = Settings("ptq-a8w8", 8, 0, q_bits=8, kv_bits=8, factors=factors, pieces=1)
         done = quantize_layer(streams, 0, block_of(loud), settings)
         assert (done.layer.down[0].weight.factors is not None) == factors
         check = streams.role_T == 2

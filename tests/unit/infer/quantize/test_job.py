@@ -14,6 +14,10 @@ from kit.model_cli import STARTER, llmctl
 from safetensors.numpy import load_file, save_file
 
 from llmctl.errors import DataError
+from llmctl.infer.engine.feeder import SequenceFeeder
+from llmctl.infer.executors import native
+from llmctl.infer.executors.paddle import PaddleExecutor
+from llmctl.infer.executors.reference import ReferenceExecutor
 from llmctl.infer.packed.folder import open_packed
 from llmctl.infer.packed.linear import PackedLinear, codes_of, unpack
 from llmctl.infer.quantize import job as quantizing
@@ -89,8 +93,31 @@ def test_the_folder_predicts_as_the_report_says(text, tmp_path):
     assert set(kinds) == {"int8int4"}
 
 
+def test_keys_and_values_in_8_bits_are_nearer_to_the_float_model(text, tmp_path):
+    """And what is reported of them is what the folder has: kinds, bits, tokens that its codes give when they are unpacked."""
+    folders = [tmp_path / qkv for qkv in ("int4", "mixed")]
+    for folder in folders:
+        words = ("--method", "weight-only-int4", "--qkv", folder.name, "--output", folder)
+        llmctl("quantize", MODEL[0], *words)
+    _, *rows = json.loads(llmctl("eval", MODEL[0], *folders, "--text", text, "--json")[0])
+    assert rows[1]["kl"] < 0.6 * rows[0]["kl"]
+    plain, mixed = (json.loads((folder / "quantization.json").read_text()) for folder in folders)
+    assert mixed["summary"].startswith("weight-only-int4: 2 layers to int4, keys and values to int8, groups of 64")
+    assert [(row["stage"], row["bits"]) for row in mixed["linears"]][:3] == [("q", 4), ("kv", 8), ("out", 4)]
+    model = open_packed(tmp_path / "mixed", verify=True)
+    graph = model.graph
+    of_layer = {"kv": 2 * graph.hidden * graph.kv_heads * graph.head_dim,
+                "all": 2 * graph.hidden * (graph.heads + graph.kv_heads) * graph.head_dim + 3 * graph.hidden * graph.ffn}  # fmt: skip
+    assert mixed["bits"] - plain["bits"] == pytest.approx(4 * of_layer["kv"] / of_layer["all"], abs=1e-3)
+    assert {layer.qkv.weight.kind for layer in model.layers} == {"int4+int8"}
+    exact = ReferenceExecutor(model, rounding=True)
+    packed = native.NativeExecutor(model, 64) if native.available() else PaddleExecutor(model)
+    made = [SequenceFeeder(one, graph, [-1]).greedy(0, [*range(5, 25)], 12) for one in (packed, exact)]
+    assert made[0] == made[1]
+
+
 def test_a_run_that_was_stopped_continues_to_the_same_bytes(text, tmp_path, monkeypatch):
-    quantize(text, tmp_path / "whole")
+    quantize(text, tmp_path / "whole", "--qkv", "mixed")
     from llmctl.infer.quantize import quantizer
 
     real, done = quantizer.quantize_layer, []
@@ -102,9 +129,9 @@ def test_a_run_that_was_stopped_continues_to_the_same_bytes(text, tmp_path, monk
         return real(streams, index, block, settings)
 
     monkeypatch.setattr(quantizer, "quantize_layer", stopping)
-    quantize(text, tmp_path / "out", code=130)
+    quantize(text, tmp_path / "out", "--qkv", "mixed", code=130)
     assert not (tmp_path / "out").exists()
-    quantize(text, tmp_path / "out", "--resume")
+    quantize(text, tmp_path / "out", "--qkv", "mixed", "--resume")
     assert done == [0, 1, 1]
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
@@ -248,6 +275,7 @@ def test_calibration_that_cannot_be_read_says_what_to_do(name, content, message,
         (["--backend", "paddleslim", "--set", "quantize.asymmetric=true"], "whose GPTQ is symmetric; leave one out"),
         (["--calibration", "nowhere.txt"], "calibration.file=nowhere.txt does not exist"),
         (["--calibration", "SHORT"], "is too short to calibrate on"),
+        (["--calibration", "FULL", "--method", "ptq-a8w8", "--qkv", "mixed"], "quantize.qkv=mixed has fewer bits than quantize.method=ptq-a8w8"),
         (["--calibration", "FULL", "--group", "48"], "must be 0 (a scale for each output) or a multiple of 32"),
         (["--calibration", "FULL", "--set", "quantize.groups=32"], "quantize.groups"),
         (["--calibration", "TURNS", "--set", "calibration.chat_template=none"], "needs a chat template"),
@@ -338,6 +366,6 @@ def test_the_settings_are_those_of_the_configuration():
         config = QuantizeConfig()
         config.quantize.method = method
         settings = settings_of(config)
-        assert (settings.bits, settings.qkv_bits) == (bits, bits)
+        assert (settings.bits, settings.q_bits, settings.kv_bits) == (bits, bits, bits)
         assert settings.offsets == (method == "ptq-a8w8")
     assert quantizing.REPORT == "quantization.json"

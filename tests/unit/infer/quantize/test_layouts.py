@@ -78,6 +78,7 @@ CASES = {
     "compressed 4 bits": ("compressed-tensors", ROUNDED),
     "compressed 4 bits asymmetric": ("compressed-tensors", [*ROUNDED, *ASYMMETRIC]),
     "compressed 4 bits, qkv in 8": ("compressed-tensors", [*ROUNDED, "--qkv", "int8"]),
+    "compressed 4 bits, k and v in 8": ("compressed-tensors", [*ROUNDED, "--qkv", "mixed"]),
     "compressed 4 bits asymmetric, qkv in 8": ("compressed-tensors", [*ROUNDED, "--qkv", "int8", *ASYMMETRIC]),
     "compressed 8 bits": ("compressed-tensors", A8W8),
     "compressed 8 bits asymmetric": ("compressed-tensors", [*A8W8, "--set", "quantize.scales=false", *ASYMMETRIC]),
@@ -115,9 +116,10 @@ def test_the_fused_engine_answers_from_a_folder_as_from_the_packed_one(made, tmp
     assert answers[1] == answers[2]
 
 
-def test_a_folder_of_several_numbers_of_bits_is_read_as_the_packed_one(made, tmp_path):
+@pytest.mark.parametrize(("qkv", "kind"), [("int8", "int8"), ("mixed", "int4+int8")])
+def test_a_folder_of_several_numbers_of_bits_is_read_as_the_packed_one(qkv, kind, made, tmp_path):
     for form in ("packed", "compressed-tensors"):
-        quantize(made, tmp_path / form, *ROUNDED, "--qkv", "int8", "--format", form)
+        quantize(made, tmp_path / form, *ROUNDED, "--qkv", qkv, "--format", form)
     source = open_model(tmp_path / "compressed-tensors", "auto", EngineOptions())
     layers = (
         open_packed(tmp_path / "packed").layers,
@@ -125,15 +127,15 @@ def test_a_folder_of_several_numbers_of_bits_is_read_as_the_packed_one(made, tmp
     )
     for wanted, found in zip(*layers, strict=True):
         kinds = [(one.qkv.weight.kind, one.out.weight.kind, one.down[0].weight.kind) for one in (wanted, found)]
-        assert kinds == [("int8", "int4", "int4")] * 2
+        assert kinds == [(kind, "int4", "int4")] * 2
         for one, other in ((wanted.qkv, found.qkv), (wanted.out, found.out), (wanted.up[0], found.up[0])):
             assert np.array_equal(unpack(one.weight), unpack(other.weight))
 
 
 def test_what_a_format_cannot_hold_is_refused_by_name(made, tmp_path):
-    for form in ("gptq", "awq"):
-        _, said = quantize(made, tmp_path / "a", "--format", form, "--qkv", "int8", code=2)
-        assert f"--format {form} has weights of one number of bits, and --qkv int8 asks for another; write --format compressed-tensors or packed" in said  # fmt: skip
+    for form, qkv in (("gptq", "int8"), ("awq", "mixed")):
+        _, said = quantize(made, tmp_path / "a", "--format", form, "--qkv", qkv, code=2)
+        assert f"--format {form} has weights of one number of bits, and --qkv {qkv} asks for another; write --format compressed-tensors or packed" in said  # fmt: skip
     _, said = quantize(made, tmp_path / "a", "--format", "awq", "--method", "ptq-a8w8", code=2)
     assert "--format awq has 4 bits, and ptq-a8w8 gives 8" in said
     odd = float_model(tmp_path / "odd", ffn=172)
@@ -146,6 +148,13 @@ def test_a_fused_projection_is_refused_by_name(made, tmp_path):
     model = float_model(tmp_path / "gpt", "gpt3", {"hidden": 64, "heads": 4, "ffn": 96, "vocab": 600})
     _, said = quantize((model, made[1]), tmp_path / "a", "--format", "gptq", code=2)
     assert "is stored in another way; write --format packed" in said
+    model = float_model(tmp_path / "bloom", "bloom", {"hidden": 64, "heads": 4, "vocab": 600})
+    words = ("--qkv", "mixed", "--format", "compressed-tensors")
+    _, said = quantize((model, made[1]), tmp_path / "a", *words, code=2)
+    assert (
+        "one number of bits for transformer.h.0.self_attention.query_key_value.weight, which holds queries, keys and values"
+        in said
+    )
 
 
 def test_zero_points_of_0_are_written_as_v2():
@@ -176,7 +185,7 @@ def test_codes_are_kept_in_a_gguf_file(made, tmp_path, monkeypatch):
     import gguf
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    words = ("--method", "gptq", "--group", "32")
+    words = ("--method", "gptq", "--group", "32", "--qkv", "mixed")
     quantize(made, tmp_path / "out", *words, "--format", "gguf")
     quantize(made, tmp_path / "packed", *words)
     file = tmp_path / "out" / "model.gguf"
@@ -186,6 +195,14 @@ def test_codes_are_kept_in_a_gguf_file(made, tmp_path, monkeypatch):
         down = tensors[f"blk.{index}.ffn_down.weight"]
         values = gguf.dequantize(np.asarray(down.data), down.tensor_type)
         assert down.tensor_type.name == "Q4_0"
+        assert [tensors[f"blk.{index}.attn_{name}.weight"].tensor_type.name for name in "qkv"] == [
+            "Q4_0",
+            "Q8_0",
+            "Q8_0",
+        ]
+        value = tensors[f"blk.{index}.attn_v.weight"]
+        values_of_kv = gguf.dequantize(np.asarray(value.data), value.tensor_type)
+        np.testing.assert_array_equal(values_of_kv.T, unpack(layer.qkv.weight)[:, -len(values_of_kv) :])
         np.testing.assert_array_equal(values.T, unpack(layer.down[0].weight))
     assert tensors["token_embd.weight"].tensor_type.name == "Q8_0"
     prompt = ("--prompt", "the quick", "--raw", "--max-new-tokens", "6", "--kv", "float32")
@@ -199,3 +216,10 @@ def test_who_cannot_read_zero_points_of_gptq_is_said_before(made, tmp_path):
     refused = "vLLM and SGLang refuse GPTQ folders with zero points"
     assert refused in quantize(made, tmp_path / "out", *words, *ASYMMETRIC)[1]
     assert refused not in quantize(made, tmp_path / "out", *words)[1]
+
+
+def test_who_cannot_read_several_numbers_of_bits_in_attention_is_said_before(made, tmp_path):
+    words = ("--format", "compressed-tensors", "--check", "--group", "32")
+    told = "vLLM and SGLang join queries, keys and values, and need one number of bits for them"
+    assert told in quantize(made, tmp_path / "out", *words, "--qkv", "mixed")[1]
+    assert told not in quantize(made, tmp_path / "out", *words, "--qkv", "int8")[1]
