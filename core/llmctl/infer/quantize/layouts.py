@@ -290,13 +290,15 @@ def _compressed_scheme(
         uneven: Numbers of bits whose linears have zero points.
         ignored: Linears that stay floats.
     """
-    targets: dict[int, list[str]] = {settings.bits: ["Linear"]}
+    targets: dict[int, list[str]] = {}
     for module, codes in modules.items():
-        if codes.bits != settings.bits:
-            # The module in any layer: model.layers.0.self_attn.q_proj -> .self_attn.q_proj
-            within = re.escape(re.split(r"\.\d+(?=\.)", module, maxsplit=1)[-1])
-            rows = targets.setdefault(codes.bits, [])
-            rows += [] if (row := f"re:.*{within}$") in rows else [row]
+        # The module in any layer: model.layers.0.self_attn.q_proj -> .self_attn.q_proj
+        within = re.escape(re.split(r"\.\d+(?=\.)", module, maxsplit=1)[-1])
+        rows = targets.setdefault(codes.bits, [])
+        rows += [] if (row := f"re:.*{within}$") in rows else [row]
+    if len(targets) == 1:
+        # Beside modules that are named, readers that join several would take a class for all of the joined one.
+        targets = {settings.bits: ["Linear"]}
     activations = None
     if settings.method == "ptq-a8w8":
         activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}

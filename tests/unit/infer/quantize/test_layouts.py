@@ -121,6 +121,9 @@ def test_a_folder_of_several_numbers_of_bits_is_read_as_the_packed_one(qkv, kind
     for form in ("packed", "compressed-tensors"):
         quantize(made, tmp_path / form, *ROUNDED, "--qkv", qkv, "--format", form)
     source = open_model(tmp_path / "compressed-tensors", "auto", EngineOptions())
+    groups = json.loads((source.folder / "config.json").read_text())["quantization_config"]["config_groups"]
+    named = [target for group in groups.values() for target in group["targets"]]
+    assert len(named) == 7 and "Linear" not in named
     layers = (
         open_packed(tmp_path / "packed").layers,
         packed_model(source.folder, source.plugin, source.dims, Packing(), scheme=source.scheme).layers,
