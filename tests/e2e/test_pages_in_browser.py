@@ -15,6 +15,8 @@ import pytest
 from kit.browser import PHONE, WIDE, Page, chromium, server
 from kit.paths import STARTER
 
+from llmctl.serve.words import CHINESE
+
 pytestmark = pytest.mark.browser
 
 QUESTION, OTHER = "Deny this: Tom has a red kite.", "Ask about this: Mia likes tea."
@@ -166,6 +168,23 @@ def test_nothing_hinders_people_on_any_screen(quick, opened, path, scheme, size)
     page.send("x" * 200)
     page.said()
     assert page.overflow() <= 0 and not page.findings()
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_browser_in_chinese_gets_the_page_in_chinese(slow, opened, path):
+    page = opened(slow.url + path, language="zh-CN")
+    page.send(QUESTION)
+    page.said(r"\d+ 个 token" if path == "/gradio/" else "等待模型回答")
+    page.button("停止").click()
+    page.said("已停止")
+    page.button("重新生成").click()
+    page.said(r"\d+ 个 token，用时 [\d.]+ 秒，每秒 \d+ 个")
+    names = page.tab.evaluate(
+        "[...document.querySelectorAll('[aria-label], [placeholder]')].map(e => e.ariaLabel + e.placeholder)"
+    )
+    shown = page.tab.locator("body").inner_text() + " ".join(names)
+    assert not [text for text in CHINESE if text in shown] and "温度" in shown and not page.findings()
+    assert path != "/" or page.tab.locator("html").get_attribute("lang") == "zh-CN"
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -71,6 +71,7 @@ class Page:
         url: Address of the page.
         size: Of the window.
         scheme: light or dark.
+        language: Of the browser.
 
     Attributes:
         tab: Playwright's page.
@@ -78,8 +79,9 @@ class Page:
         faults: What failed.
     """
 
-    def __init__(self, browser, url, size=WIDE, scheme="light"):
-        self.context = browser.new_context(viewport=size, color_scheme=scheme, bypass_csp=False)
+    def __init__(self, browser, url, size=WIDE, scheme="light", language="en-US"):
+        self.context = browser.new_context(viewport=size, color_scheme=scheme, locale=language, bypass_csp=False)
+        self._send, self._message = ("发送", "消息") if language.startswith("zh") else ("Send", "Message")
         self.tab = self.context.new_page()
         self.tab.set_default_timeout(60_000)
         self.foreign, self.faults = [], []
@@ -95,18 +97,18 @@ class Page:
             lambda said: said.type == "error" and "status of" not in said.text and self.faults.append(said.text),
         )
         self.tab.goto(url)
-        self.button("Send").wait_for()
+        self.button(self._send).wait_for()
 
     def button(self, name):
         """The button of that name; Gradio has icons of some names too, which stand before it."""
         return self.tab.get_by_role("button", name=name, exact=True).last
 
     def text(self):
-        return self.tab.get_by_label("Message", exact=True)
+        return self.tab.get_by_label(self._message, exact=True)
 
     def send(self, text):
         self.text().fill(text)
-        self.button("Send").click()
+        self.button(self._send).click()
 
     def set(self, label, value):
         by = self.tab.get_by_label

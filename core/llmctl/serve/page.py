@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from hashlib import sha256
 from pathlib import Path
 
 from starlette.responses import Response
 
+from llmctl.serve.words import CHINESE
+
 NONE = "'none'"
 FILE = Path(__file__).with_name("page.html")
 
 
 def page() -> Response:
-    """The page to chat."""
-    return page_of(FILE.read_text(encoding="utf-8"))
+    """The page to chat, with the table of its words in Chinese."""
+    words = f"const CHINESE = {json.dumps(CHINESE, ensure_ascii=False)};"
+    return page_of(FILE.read_text(encoding="utf-8").replace("const CHINESE = {};", words))
 
 
 def page_of(text: str) -> Response:

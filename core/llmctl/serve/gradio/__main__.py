@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 
 from llmctl.io.json_object import parse_json
 from llmctl.serve.gradio import PATH
-from llmctl.serve.gradio.blocks import LOOK, STYLE, blocks
+from llmctl.serve.gradio.blocks import LOOK, STYLE, blocks, words
 from llmctl.serve.gradio.child import Shown
 from llmctl.serve.gradio.talk import Api
 
@@ -33,7 +33,7 @@ def main(folder: Path, scheme: str) -> None:
     page = blocks(Shown(**parse_json(line)), Api(folder / "server", scheme))
     app = gradio.mount_gradio_app(
         Starlette(), page, PATH, footer_links=[], run_history=False, max_file_size=0, ssr_mode=False,
-        theme=LOOK, css=STYLE, mcp_server=False,
+        theme=LOOK, css=STYLE, mcp_server=False, i18n=words,
     )  # fmt: skip
     uvicorn.run(app, uds=str(folder / "page"), log_level="warning", ws="none", access_log=False)
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from llmctl.io.json_object import parse_json
+from llmctl.serve.words import translated
 
 SHOWN_SECONDS = 0.05
 """How often an answer that grows is shown."""
@@ -23,7 +24,7 @@ Step = tuple[list[Message], str, Any]
 
 
 class Refused(Exception):
-    """The server does not answer; the message says why."""
+    """The server does not answer; the arguments say why: a text of ``words``, or the server's own, and its values."""
 
 
 class Api:
@@ -51,7 +52,7 @@ class Api:
         except httpx.HTTPError as error:
             raise Refused("The server cannot be reached") from error
         if answer.status_code != 200:
-            raise Refused(_reason(answer))
+            raise Refused(*_reason(answer))
         return [row["id"] for row in answer.json()["data"]]
 
     async def chunks(self, key: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
@@ -64,7 +65,7 @@ class Api:
             async with self._client.stream("POST", "/v1/chat/completions", json=body, headers=_headers(key)) as answer:
                 if answer.status_code != 200:
                     await answer.aread()
-                    raise Refused(_reason(answer))
+                    raise Refused(*_reason(answer))
                 async for line in answer.aiter_lines():
                     if not line.startswith("data: {"):
                         continue
@@ -80,13 +81,13 @@ def _headers(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"} if key else {}
 
 
-def _reason(answer: httpx.Response) -> str:
+def _reason(answer: httpx.Response) -> tuple[Any, ...]:
     if answer.status_code == 401:
-        return "The API key is missing or wrong; type it above"
+        return ("The API key is missing or wrong; type it above",)
     try:
-        return str(answer.json()["error"]["message"])
+        return (str(answer.json()["error"]["message"]),)
     except (ValueError, KeyError, TypeError):
-        return f"The server answers with {answer.status_code}"
+        return "The server answers with {}", answer.status_code
 
 
 async def answered(
@@ -100,6 +101,8 @@ async def answered(
     top_p: float,
     temperature: float,
     repetition_penalty: float,
+    *,
+    language: str = "",
 ) -> AsyncGenerator[Step, None]:
     """The conversation with an answer that grows, if the server gives one.
 
@@ -114,6 +117,7 @@ async def answered(
         top_p: Likewise, by their share.
         temperature: 0 takes the likeliest token.
         repetition_penalty: 1 = none.
+        language: As for ``translated``.
     """
     told = [{"role": "system", "content": system}] if system.strip() else []
     asked = [
@@ -126,10 +130,10 @@ async def answered(
     begun, shown, thought, said, tokens = time.monotonic(), 0.0, "", "", 0
 
     def grown() -> list[Message]:
-        thoughts = [{**_assistant(thought), "metadata": {"title": "Thoughts"}}] if thought else []
+        thoughts = [{**_assistant(thought), "metadata": {"title": translated(language, "Thoughts")}}] if thought else []
         return [*messages, *thoughts, *([_assistant(said)] if said or not thought else [])]
 
-    yield messages, "Waiting for the model", body
+    yield messages, translated(language, "Waiting for the model"), body
     try:
         async with aclosing(api.chunks(key, body | STREAMED)) as chunks:
             async for chunk in chunks:
@@ -139,12 +143,13 @@ async def answered(
                     thought += choice["delta"].get("reasoning_content") or ""
                 if time.monotonic() - shown > SHOWN_SECONDS:
                     shown = time.monotonic()
-                    yield grown(), f"{tokens} tokens", body
+                    yield grown(), translated(language, "{} tokens", tokens), body
     except Refused as refused:
-        yield (grown() if said or thought else messages), str(refused), body
+        yield (grown() if said or thought else messages), translated(language, *refused.args), body
         return
     seconds = time.monotonic() - begun
-    line = f"{tokens} tokens in {seconds:.{1 if seconds >= 1 else 2}f} s, {tokens / seconds:.0f} a second"
+    speed = tokens, f"{seconds:.{1 if seconds >= 1 else 2}f}", f"{tokens / seconds:.0f}"
+    line = translated(language, "{} tokens in {} s, {} a second", *speed)
     yield grown(), line, {**body, "messages": [*body["messages"], _assistant(said)]}
 
 
