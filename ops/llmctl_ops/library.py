@@ -19,7 +19,7 @@ from pathlib import Path
 from llmctl_ops.structs import STRUCTS
 
 FILE = Path(__file__).with_name("libllmctl_ops.so")
-INTERFACE = 8
+INTERFACE = 9
 """Version of the exported functions and their signatures; library.cpp has the same number."""
 
 LEVELS = ("portable", "avx2", "avx512", "avx512vnni")

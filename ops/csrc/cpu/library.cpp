@@ -14,7 +14,7 @@ struct Threads llmctl_ops_threads = {0, 0, 0, 0};
 }
 
 // Version of the exported functions and their signatures; the loader refuses any other.
-EXPORT int llmctl_ops_interface() { return 8; }
+EXPORT int llmctl_ops_interface() { return 9; }
 
 // sizeof of a struct that callers fill, by name; 0 = there is no such struct. The loader compares it with its ctypes
 // mirror.
