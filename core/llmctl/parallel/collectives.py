@@ -27,7 +27,7 @@ BUCKET = 32 << 20
 OPS = {"sum": ReduceOp.SUM, "max": ReduceOp.MAX}
 
 DTYPES, MOST_AXES = ("float32", "float64", "int64"), 3
-"""Types and dimensions of arrays that a rank can tell the others."""
+"""Types, and number of dimensions, of arrays that can be broadcast."""
 
 
 class Traffic:
@@ -180,7 +180,7 @@ def broadcast(x: paddle.Tensor, axis: Axis, source: int = 0) -> paddle.Tensor:
     return x
 
 
-def tell(array: np.ndarray | None, axis: Axis, source: int = 0) -> np.ndarray | None:
+def broadcast_array(array: np.ndarray | None, axis: Axis, source: int = 0) -> np.ndarray | None:
     """The array of one rank, on all of them, in two calls: its type and shape, and its values.
 
     Args:

@@ -84,7 +84,7 @@ class Pipeline:
     def _count_messages(self, helper: Any) -> None:
         """Tells ``TRAFFIC`` what fleet sends, and what it waits in."""
 
-        def told(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
             signature = inspect.signature(call)
             # A first or last stage, whose flag is set, sends nothing.
             flag = {"send_forward": "pp_last_stage", "send_backward": "pp_first_stage"}.get(name, "")
@@ -103,7 +103,7 @@ class Pipeline:
 
         for name in dir(type(helper)):
             if name.startswith(("send_", "recv_")):
-                setattr(helper, name, told(name, getattr(helper, name)))
+                setattr(helper, name, counted(name, getattr(helper, name)))
 
     def run(self, count: int, hidden: Hidden, loss: NewLoss, done: Callable[[], None]) -> None:
         """Runs all passes, forward and backward.
@@ -124,7 +124,7 @@ class Pipeline:
         self._fleet.forward_backward_pipeline(_no_data(), None)
 
     def _forget_shapes(self) -> None:
-        """What was told about shapes holds for the tensors before, message by message."""
+        """Drops what stages have said of shapes: it holds for the messages of one run of the schedule, in order."""
         helper = self._fleet._p2p_helper
         helper._send_recv_meta_list.clear()
         helper._dynamic_cnt = 0
@@ -148,11 +148,11 @@ class Pipeline:
                 helper.send_forward(_as_sent(sent), False, batch_p2p_comm=False)
         return found
 
-    def tell(self, array: np.ndarray | None) -> np.ndarray:
+    def broadcast_array(self, array: np.ndarray | None) -> np.ndarray:
         """An array of the last stage, on every stage; what the others pass is ignored."""
-        told = collectives.tell(array, self._axis, self._axis.size - 1)
-        assert told is not None
-        return told
+        found = collectives.broadcast_array(array, self._axis, self._axis.size - 1)
+        assert found is not None
+        return found
 
     def _function(self, part: int) -> Callable[[Any], Any]:
         last = part == len(self._stage.cuts.layers) - 1

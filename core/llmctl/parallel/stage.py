@@ -99,10 +99,10 @@ class Stage:
         found: tuple[Any, ...] | None = self.pipeline.forward(hidden)
         return found
 
-    def tell(self, array: np.ndarray | None) -> np.ndarray:
+    def broadcast_array(self, array: np.ndarray | None) -> np.ndarray:
         """An array of the last stage, on every stage; what the others pass is ignored."""
-        told: np.ndarray = self.pipeline.tell(array)
-        return told
+        found: np.ndarray = self.pipeline.broadcast_array(array)
+        return found
 
     def sum_over_stages(self, weights: Mapping[str, Any], stages: Axis, ends: Axis) -> None:
         """Completes gradients of tensors that several stages have, in place; all stages call it after their last backward pass.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from llmctl.parallel.axis import Axis
-from llmctl.parallel.collectives import tell
+from llmctl.parallel.collectives import broadcast_array
 
 
 class Agreement:
@@ -35,6 +35,6 @@ class Agreement:
         for number, (axis, source) in enumerate(self._axes, 1):
             # Only ranks that pass it on, or the one that has it, get it before the last axis.
             if all(later.rank == place for later, place in self._axes[number:]):
-                found = tell(found, axis, source)
+                found = broadcast_array(found, axis, source)
         assert found is not None
         return found

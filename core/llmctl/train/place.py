@@ -183,7 +183,7 @@ class Place:
         parts = all_gather(paddle.to_tensor(to_numpy(parameter)).unsqueeze(0), self.tensor)
         return merge(list(parts.numpy()), rule)
 
-    def sent(self, array: np.ndarray, owner: int) -> np.ndarray:
+    def broadcast(self, array: np.ndarray, owner: int) -> np.ndarray:
         """The array of one of the ranks; the others give one of its shape and type."""
         return broadcast(paddle.to_tensor(array), self.tensor, owner).numpy() if self.tensor.size > 1 else array
 

@@ -86,7 +86,9 @@ class Room:
 )
 def test_the_first_rank_of_the_last_stage_chooses(topology, chooses, monkeypatch):
     rooms = {ranks: Room(ranks) for name in ("block", "tensor", "pipeline") for ranks in topology.groups(name)}
-    monkeypatch.setattr(agreement, "tell", lambda value, axis, source: axis.group.tell(value, axis.rank == source))
+    monkeypatch.setattr(
+        agreement, "broadcast_array", lambda value, axis, source: axis.group.tell(value, axis.rank == source)
+    )
 
     def axis(name, rank):
         peers = topology.peers(name, rank)

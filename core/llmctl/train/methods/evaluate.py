@@ -61,8 +61,8 @@ def of_last_stage(
     if stage is None:
         return array(hidden())
     found = stage.forward(hidden)
-    told: np.ndarray = stage.tell(None if found is None else array(found))
-    return told
+    shared: np.ndarray = stage.broadcast_array(None if found is None else array(found))
+    return shared
 
 
 def summed(
@@ -88,7 +88,7 @@ def summed(
             found = hidden(arrays) if stage is None else stage.forward(partial(hidden, arrays))
             if found is not None:
                 totals += numbers(arrays, found)
-    totals = totals if stage is None else stage.tell(totals)
+    totals = totals if stage is None else stage.broadcast_array(totals)
     return [float(total) for total in totals]
 
 

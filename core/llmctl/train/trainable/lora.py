@@ -151,7 +151,7 @@ class LoraTraining:
                     found[path] = np.zeros((len(weight), rank)), np.zeros((rank, weight.shape[1]))
             for owner, (path, _) in enumerate(group):
                 a, b = (np.ascontiguousarray(x, weights[path].dtype) for x in found[path])
-                found[path] = self.place.sent(a, owner), self.place.sent(b, owner)
+                found[path] = self.place.broadcast(a, owner), self.place.broadcast(b, owner)
         return found
 
     def _weight(self, path: str, layer: Any) -> np.ndarray:
