@@ -16,6 +16,7 @@ from llmctl.errors import ConfigError
 from llmctl.infer.model_source import ModelSource, open_model
 from llmctl.infer.options import WEIGHTS, EngineOptions
 from llmctl.io.progress import waiting
+from llmctl.io.target import check_target, has_folders
 
 FLOATS = "float32"
 """Value of ``--weights`` for a static program without the codes of a quantized checkpoint."""
@@ -54,7 +55,7 @@ def command(ctx: click.Context, /, model: Path | None, target: Path, overwrite: 
     for part in filter(None, (source.folder, folder, options.single_adapter)):
         if target.resolve() == part.resolve():
             raise ConfigError(f"--output {target} is the model itself; choose another folder")
-    _check_target(target, overwrite)
+    check_target(target, overwrite, f"--output {target}", "an exported model", _is_export)
     if options.engine == "fused":
         _check_merges(source)
     from llmctl import tokenizers
@@ -67,22 +68,12 @@ def command(ctx: click.Context, /, model: Path | None, target: Path, overwrite: 
         _program(source, not floats, tokenizer, target, overwrite, say)
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
-    """Checks that a folder can be made, or one replaced that this command wrote."""
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds what this command writes, and nothing else."""
     from llmctl.infer.eager.exported import is_exported
     from llmctl.infer.packed.folder import is_packed
 
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not overwrite:
-        raise ConfigError(f"--output {target} already exists; choose another folder, or add --overwrite")
-    if not target.is_dir():
-        raise ConfigError(f"--output {target} is a file; name a folder")
-    if not (is_exported(target) or is_packed(target)) or any(path.is_dir() for path in target.iterdir()):
-        raise ConfigError(
-            f"--output {target} holds other things than an exported model, and --overwrite would delete them; choose another "
-            "folder"
-        )
+    return (is_exported(folder) or is_packed(folder)) and not has_folders(folder)
 
 
 def _check_not_exported(model: Path, engine: str) -> None:

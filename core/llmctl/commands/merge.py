@@ -11,6 +11,7 @@ from llmctl.commands.model_option import model_option
 from llmctl.errors import ConfigError
 from llmctl.io.progress import Progress, waiting
 from llmctl.io.sizes import parse_bytes
+from llmctl.io.target import check_target, has_folders
 
 
 @click.command()
@@ -44,7 +45,7 @@ def command(
     """Merge the adapter in the folder ADAPTER into its base model."""
     shard_bytes = parse_bytes(max_shard_size, "--max-shard-size ")
     say = messages(ctx)
-    _check_target(output, overwrite)
+    check_target(output, overwrite, f"--output {output}", "a model", _is_model)
     from llmctl.adapters.folder import open_adapter
     from llmctl.adapters.merge import merge
     from llmctl.checkpoint.locate import locate
@@ -87,13 +88,6 @@ def command(
         )  # fmt: skip
 
 
-def _check_target(output: Path, overwrite: bool) -> None:
-    """Checks that a folder can be made, or a model replaced."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not overwrite:
-        raise ConfigError(f"--output {output} already exists; choose another folder, or add --overwrite")
-    if not output.is_dir() or not (output / "config.json").is_file() or any(path.is_dir() for path in output.iterdir()):
-        raise ConfigError(
-            f"--output {output} holds other things than a model, and --overwrite would delete them; choose another folder"
-        )
+def _is_model(folder: Path) -> bool:
+    """Whether a folder holds a model, and nothing else."""
+    return (folder / "config.json").is_file() and not has_folders(folder)

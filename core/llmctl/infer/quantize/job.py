@@ -20,6 +20,7 @@ from llmctl.infer.quantize.calibration import Calibration, read_calibration
 from llmctl.infer.quantize.costs import Costs, estimate
 from llmctl.infer.quantize.settings import PADDLESLIM, Settings, settings_of
 from llmctl.io.progress import Progress
+from llmctl.io.target import check_target, has_folders
 
 if TYPE_CHECKING:
     from llmctl.card.decoder_spec import DecoderSpec
@@ -350,14 +351,16 @@ def _check_output(config: QuantizeConfig, source: ModelSource) -> Path:
     output = Path(config.output.dir)
     if output.resolve() == source.folder.resolve():
         raise ConfigError(f"output.dir={output} is the model itself; choose another folder")
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        if not config.output.overwrite:
-            raise ConfigError(f"output.dir={output} already exists; choose another folder, or add --overwrite")
-        if not output.is_dir() or not (output / REPORT).is_file() or any(path.is_dir() for path in output.iterdir()):
-            raise ConfigError(f"output.dir={output} holds other things than a quantized model, and --overwrite would delete them; choose another folder")  # fmt: skip
+    check_target(output, config.output.overwrite, f"output.dir={output}", "a quantized model", _is_quantized)
+    if output.is_dir():
         _check_read(output, config, source)
     check_writable(output)
     return output
+
+
+def _is_quantized(folder: Path) -> bool:
+    """Whether a folder holds what this command writes, and nothing else."""
+    return (folder / REPORT).is_file() and not has_folders(folder)
 
 
 def _check_read(output: Path, config: QuantizeConfig, source: ModelSource) -> None:
