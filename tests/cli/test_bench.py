@@ -7,7 +7,7 @@ from kit.model_cli import STARTER, llmctl
 
 from llmctl import plugins
 from llmctl.errors import LlmctlError
-from llmctl.infer import bench
+from llmctl.infer import bench, handle
 from llmctl.infer.request import Event, Generation
 
 SMALL = "layers=1,hidden=32,heads=2,kv_heads=2,ffn=48,vocab=96"
@@ -107,3 +107,9 @@ def test_a_random_model_is_a_checkpoint_of_its_family(tmp_path, name):
 )
 def test_mistakes_are_refused(words, part):
     assert part in llmctl(*words, code=2)[1]
+
+
+def test_prompts_that_do_not_fit_are_refused_before_the_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(handle.FusedHandle, "load", lambda *_: pytest.fail("loaded"))
+    said = llmctl("bench", STARTER, "--engine", "fused", "--prompt-tokens", "500", code=2)[1]
+    assert "--prompt-tokens 500 and --new-tokens 64 are over the 512 positions of the model" in said

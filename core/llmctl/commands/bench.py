@@ -75,15 +75,12 @@ def command(ctx: click.Context, /, model: Path | None, random: str | None, file:
             raise ConfigError(
                 f"--prompt-tokens must be above {len(ending)}: prompts of this family end with such tokens"
             )
+        _check_positions(load, handle.positions)
         begin = time.perf_counter()
         loaded = handle.load(NoEnd(), [load.prompt + load.new] * load.requests)
         loading = time.perf_counter() - begin
         say.notes(loaded.notes)
-        if loaded.max_positions and load.prompt + load.new > loaded.max_positions:
-            raise ConfigError(
-                f"--prompt-tokens {load.prompt} and --new-tokens {load.new} are over the {loaded.max_positions} positions of "
-                "the model"
-            )
+        _check_positions(load, loaded.max_positions)
         seeds = range(given["warm_up"] + given["rounds"])
         rounds = [measure(loaded.backend, load, seed) for seed in tracked(seeds, "measuring", len(seeds))]
         warm, counted = rounds[: given["warm_up"]], rounds[given["warm_up"] :]
@@ -119,6 +116,14 @@ def _folder(model: Path | None, random: str | None, family: str) -> Iterator[Pat
         click.echo(f"random {family}: {plugin.card.count(dims):,} parameters", err=True)
         write_random(Path(folder), plugin, dims)
         yield Path(folder)
+
+
+def _check_positions(load: Load, positions: int) -> None:
+    """Checks that prompt and answer fit a number of positions; 0 = any."""
+    if positions and load.prompt + load.new > positions:
+        raise ConfigError(
+            f"--prompt-tokens {load.prompt} and --new-tokens {load.new} are over the {positions} positions of the model"
+        )
 
 
 def _ending(handle: EngineHandle, is_random: bool) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,12 +79,12 @@ def measure(backend: Backend, load: Load, seed: int) -> Round:
     """
     times: list[list[float]] = [[] for _ in range(load.requests)]
 
-    def clock(place: int) -> Any:
+    def clock(place: int) -> Callable[[Event], None]:
         return lambda event: times[place].append(time.perf_counter()) if event.token is not None else None
 
     options = SamplingParams(max_new_tokens=load.new)
     requests = [
-        Request(prompt=prompt, options=options, index=place, on_event=_silent(clock(place)))
+        Request(prompt=prompt, options=options, index=place, on_event=clock(place))
         for place, prompt in enumerate(load.prompts(seed))
     ]
     begin = time.perf_counter()
@@ -129,10 +129,3 @@ def peak_memory() -> int:
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{p}": float(np.percentile(values, p)) for p in PERCENTILES} if values else {}
-
-
-def _silent(call: Any) -> Any:
-    def on_event(event: Event) -> None:
-        call(event)
-
-    return on_event
