@@ -131,6 +131,7 @@ def compressed(form, bits, group=32, zeros=None):
         return parts, ((codes - points[:, g]) * scales[:, g]).astype("f4").T
 
     weights = {"num_bits": bits, "type": "int", "symmetric": not zeros, "strategy": "group" if group else "channel"}
+    weights |= {"group_size": group} if group else {}
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
     return {
         "quant_method": "compressed-tensors",

@@ -43,13 +43,13 @@ from llmctl.io.digest import sha256
 from llmctl.io.json_object import read_json, write_json
 from llmctl.io.lock import try_flock
 from llmctl.io.written import Manifest, read_written
-from llmctl.quant.formats.config import KEY
+from llmctl.quant.formats.config import KEYS
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".gguf", ".msgpack", ".h5", ".index.json")
 RECORDINGS = ("golden.npz", "case.json")
 """Test recordings in a model folder, which are not copied."""
 
-OF_CODES = (OLD, paddlenlp_scales.WEIGHTS, paddlenlp_scales.INPUTS)
+OF_CODES = (*OLD, paddlenlp_scales.WEIGHTS, paddlenlp_scales.INPUTS)
 """Files that say how weights are quantized, which a folder of floats does not have."""
 
 Progress = Callable[[int], None]
@@ -281,7 +281,7 @@ def _write_other_files(
     copy_other_files(source.folder.path, work)
     for name in OF_CODES:
         (work / name).unlink(missing_ok=True)  # what is written are floats
-    complete_config(work, dtype, source.plugin.card, source.dims, (KEY,))
+    complete_config(work, dtype, source.plugin.card, source.dims, KEYS)
     config = read_json(work / "config.json", required=True)
     if (scaled := with_paddlenlp_scaling(config)) != config:
         write_json(work / "config.json", scaled)

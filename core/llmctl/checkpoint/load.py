@@ -24,6 +24,7 @@ from llmctl.checkpoint.slices import MappedTensor, covers_axis, source_shape
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import read_json
 from llmctl.io.progress import Progress
+from llmctl.quant.formats.config import MARKERS
 
 IGNORED_TENSORS = ("*.rotary_emb.inv_freq",)
 """Patterns of tensors in torch files that are not weights: tables that models recompute."""
@@ -151,6 +152,11 @@ def check_weights(
         *_mismatches(folder, expected, mappings),
     ]
     if problems:
+        if codes := next((name for name in folder.tensors if name.rpartition(".")[2] in MARKERS), None):
+            raise CheckpointError(
+                f"{folder.path} has {codes}, so its weights are quantized, but no file says how: neither quantization_config of "
+                "config.json nor quantize_config.json is there; get it from where the model came from"
+            )
         raise CheckpointError("\n  ".join([f"the weights in {folder.path} do not fit the model:", *problems]))
 
 

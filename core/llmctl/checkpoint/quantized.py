@@ -7,7 +7,7 @@ codes; other tensors stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,15 @@ from llmctl.checkpoint.formats.dtypes import cast, widen
 from llmctl.checkpoint.formats.tensor_info import CodedTensor, TensorInfo
 from llmctl.checkpoint.gguf import folder as gguf_folder
 from llmctl.checkpoint.hf_config import NAME
-from llmctl.errors import CheckpointError
+from llmctl.errors import CheckpointError, ConfigError
 from llmctl.io.gguf_files import LINK
 from llmctl.io.json_object import read_json
 from llmctl.quant.formats import awq, compressed, gptq
 from llmctl.quant.formats.codes import WORD, Codes
-from llmctl.quant.formats.config import KEY, Scheme, read_scheme
+from llmctl.quant.formats.config import DECIDE, KEY, KEYS, MARKERS, Scheme, plain_settings, read_scheme
 
-OLD = "quantize_config.json"
-"""Where AutoGPTQ wrote the settings before config.json had them."""
+OLD = ("quantize_config.json", "quant_config.json")
+"""Where AutoGPTQ and AutoAWQ wrote the settings before config.json had them."""
 
 
 _OF_OUTPUTS = {"gptq": gptq.of_outputs, "awq": awq.of_outputs, "compressed-tensors": compressed.of_outputs}
@@ -70,10 +70,7 @@ class QuantizedTensor(CodedTensor):
                 return awq.read(arrays, scheme.group)
             return compressed.read(arrays, scheme.several)
         except (ValueError, IndexError) as error:
-            raise CheckpointError(
-                f"{self.file}: {self.name} does not fit quantization as {scheme.method} with {scheme.bits} bits and groups of "
-                f"{scheme.group}: {error}; compare it with the model's {KEY}"
-            ) from None
+            raise _misfit(self.file, self.name, scheme, error) from None
 
     def read_into(self, out: NDArray[Any], dtype: str, start: int = 0) -> None:
         """As ``TensorInfo.read_into``; only words that hold the rows are unpacked."""
@@ -93,21 +90,39 @@ def scheme_of(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
     Raises:
         ConfigError: The format is not one that is read.
     """
-    stated = config.get(KEY)
+    key = next((key for key in KEYS if config.get(key)), KEY)
+    stated = config.get(key)
     if paddlenlp_scales.is_scaled(folder) and not (isinstance(stated, dict) and "quant_method" in stated):
         return Scheme(paddlenlp_scales.METHOD, 8)
+    old = next((folder / name for name in OLD if (folder / name).is_file()), None)
     if stated:
-        return read_scheme(stated, str(folder / "config.json"))
+        scheme = read_scheme(stated, str(folder / NAME))
+        if old is not None:
+            _check_same(stated, folder / NAME, read_json(old), old)
+        return scheme
     if weights_name(folder) == LINK and (bits := gguf_folder.bits_of(folder)):
         return Scheme(gguf_folder.CACHE, bits)
-    if (folder / OLD).is_file():
-        return read_scheme(read_json(folder / OLD), str(folder / OLD))
-    return None
+    return None if old is None else read_scheme(read_json(old), str(old))
+
+
+def _check_same(stated: Any, file: Path, other: Mapping[str, Any], old: Path) -> None:
+    """Other tools read one of two files with settings, so they must not contradict each other.
+
+    Raises:
+        ConfigError: They do.
+    """
+    one, another = ({"checkpoint_format": "gptq", **plain_settings(settings)} for settings in (stated, other))
+    for name in DECIDE:
+        if name in one and name in another and one[name] != another[name]:
+            raise ConfigError(
+                f"{file} has {KEY} with {name}={one[name]!r}, but {old} has {name}={another[name]!r}; tools read one or the other: "
+                "find out which is right, and delete or correct the other"
+            )
 
 
 def without_scheme(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], Scheme | None]:
     """The content of a folder's config.json as that of the float model, and how the weights are quantized; raises as ``scheme_of``."""
-    return {key: value for key, value in config.items() if key != KEY}, scheme_of(folder, config)
+    return {key: value for key, value in config.items() if key not in KEYS}, scheme_of(folder, config)
 
 
 def open_weights(folder: Path, card: Family, dims: Dims) -> WeightFolder:
@@ -138,12 +153,12 @@ def open_quantized(folder: Path, scheme: Scheme, names: Collection[str]) -> Weig
         return WeightFolder(opened.path, paddlenlp_scales.with_values(folder, opened.tensors))
     tensors, left = {}, dict(opened.tensors)
     for linear, parts in _linears(opened.tensors, scheme).items():
+        shape = _shape(linear, parts, scheme)
         bias = f"{linear}.bias"
         if bias in left and bias not in names and not _read(left[bias]).any():
             del left[bias]
-        for part in parts:
-            del left[f"{linear}.{part}"]
-        shape = _shape(linear, parts, scheme)
+        for part in (*parts, *compressed.UNUSED):
+            left.pop(f"{linear}.{part}", None)
         file = next(iter(parts.values())).file
         tensors[f"{linear}.weight"] = QuantizedTensor(
             shape, "float32", file, 0, name=linear, scheme=scheme, parts=parts
@@ -156,14 +171,16 @@ def open_quantized(folder: Path, scheme: Scheme, names: Collection[str]) -> Weig
 def _linears(tensors: Mapping[str, TensorInfo], scheme: Scheme) -> dict[str, dict[str, TensorInfo]]:
     """Name of each quantized linear -> its tensors."""
     linears: dict[str, dict[str, TensorInfo]] = {}
-    marker = "weight_scale" if scheme.method == "compressed-tensors" else "qweight"
-    for name in tensors:
+    for name, info in tensors.items():
         linear, _, last = name.rpartition(".")
-        if last != marker:
+        if linear in linears or last not in MARKERS and not (last == "weight" and info.dtype in ("int8", "uint8")):
             continue
         required, optional = _names(linear, tensors, scheme)
         if absent := [part for part in required if f"{linear}.{part}" not in tensors]:
-            raise CheckpointError(f"{tensors[name].file}: {linear} has {marker}, but no {' and '.join(absent)}")
+            raise CheckpointError(
+                f"{info.file}: {linear} has {last} as {info.dtype}, but no {' and '.join(absent)}, which codes of {scheme.method} have; "
+                f"compare the files with where they came from, and {KEY} with both"
+            )
         found = (part for part in (*required, *optional) if f"{linear}.{part}" in tensors)
         linears[linear] = {part: tensors[f"{linear}.{part}"] for part in found}
     return linears
@@ -179,20 +196,26 @@ def _names(linear: str, tensors: Mapping[str, TensorInfo], scheme: Scheme) -> tu
 
 
 def _shape(linear: str, parts: Mapping[str, TensorInfo], scheme: Scheme) -> tuple[int, int]:
-    """The weight's outputs and inputs."""
-    if "weight_shape" in parts:
-        outputs, inputs = (int(size) for size in _read(parts["weight_shape"]).reshape(-1)[:2])
-        return outputs, inputs
-    first = parts["weight" if "weight" in parts else "qweight"]
-    if len(first.shape) != 2:
-        raise CheckpointError(f"{first.file}: {linear} is {list(first.shape)}, expected a matrix")
-    shapes = {"qweight": first.shape}
-    readers: Mapping[str, Callable[[], tuple[int, int]]] = {
-        "gptq": lambda: gptq.shape(shapes, scheme.bits),
-        "awq": lambda: awq.shape(shapes),
-        "compressed-tensors": lambda: (first.shape[0], first.shape[1]),
-    }
-    return readers[scheme.method]()
+    """The weight's outputs and inputs.
+
+    Raises:
+        CheckpointError: The headers of its tensors contradict each other, or the scheme.
+    """
+    try:
+        if scheme.method == "gptq":
+            return gptq.check(parts, scheme.bits, scheme.group)
+        if scheme.method == "awq":
+            return awq.check(parts, scheme.group)
+        stated = _read(parts["weight_shape"]).reshape(-1) if "weight_shape" in parts else parts["weight"].shape
+        return compressed.check(parts, tuple(map(int, stated)), scheme.several, scheme.sizes)
+    except ValueError as error:
+        raise _misfit(next(iter(parts.values())).file, linear, scheme, error) from None
+
+
+def _misfit(file: Path, linear: str, scheme: Scheme, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: {linear} does not fit quantization as {scheme}: {error}; compare it with the model's {KEY}"
+    )
 
 
 def _read(info: TensorInfo) -> NDArray[Any]:

@@ -169,5 +169,5 @@ def test_parts_that_do_not_fit_are_named(tmp_path, change, message):
 
 def test_8_bits_are_refused_by_name(tmp_path):
     write(tmp_path / "m", config={"quant_method": "bitsandbytes", "load_in_8bit": True})
-    with pytest.raises(ConfigError, match="bitsandbytes with load_in_4bit=False"):
+    with pytest.raises(ConfigError, match="bitsandbytes with load_in_8bit"):
         open_model(tmp_path / "m", "auto", EngineOptions())

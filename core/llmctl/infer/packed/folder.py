@@ -35,7 +35,7 @@ from llmctl.infer.packed.validate import validate
 from llmctl.io.atomic import atomic_folder
 from llmctl.io.json_object import parse_json
 from llmctl.io.typed import Count, check_type
-from llmctl.quant.formats.config import KEY
+from llmctl.quant.formats.config import KEYS
 
 HEADER, WEIGHTS = "packed.json", "weights.packed"
 FORMAT = 2
@@ -108,7 +108,7 @@ def save_packed(
         config, _ = without_scheme(source, read_config(source))
         dims = adapted.dims if adapted else plugin.card.dims_from_config(config, str(source / "config.json"))
         ignored = ignored_keys(adapted.adapter.record) if adapted else ()
-        complete_config(work, "keep", plugin.card, dims, (*ignored, KEY))
+        complete_config(work, "keep", plugin.card, dims, (*ignored, *KEYS))
         if adapted is not None:
             replace_tokenizer(adapted, work)
         for name, text in (files or {}).items():

@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.quant.formats.codes import (
+    FLOATS,
+    WORDS,
     Codes,
+    Part,
+    check_part,
     check_scales,
-    check_shape,
     consecutive,
     half_scales,
     pack_words,
@@ -26,14 +29,8 @@ BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-    """The weight's outputs and inputs."""
-    inputs, words = shapes["qweight"]
-    return words * len(ORDER), inputs
-
-
-def read(parts: Mapping[str, NDArray[Any]], group: int) -> Codes:
-    """The codes of one linear.
+def check(parts: Mapping[str, Part], group: int) -> tuple[int, int]:
+    """Outputs and inputs of a linear, from the headers of its tensors.
 
     Args:
         parts: Its tensors, by the names in ``PARTS``.
@@ -42,10 +39,28 @@ def read(parts: Mapping[str, NDArray[Any]], group: int) -> Codes:
     Raises:
         ValueError: The tensors contradict each other.
     """
-    outputs, inputs = shape({"qweight": parts["qweight"].shape})
+    stored = parts["qweight"].shape
+    if len(stored) != 2:
+        raise ValueError(f"qweight is {list(stored)}, expected a matrix")
+    inputs, words = stored
     groups = -(-inputs // group) if group > 0 else 1
-    check_shape("scales", parts["scales"], (groups, outputs))
-    check_shape("qzeros", parts["qzeros"], (groups, outputs // len(ORDER)))
+    check_part("qweight", parts["qweight"], stored, WORDS)
+    check_part("scales", parts["scales"], (groups, words * len(ORDER)), FLOATS)
+    check_part("qzeros", parts["qzeros"], (groups, words), WORDS)
+    return words * len(ORDER), inputs
+
+
+def read(parts: Mapping[str, NDArray[Any]], group: int) -> Codes:
+    """The codes of one linear.
+
+    Args:
+        parts: Its tensors, which fit each other as ``check`` says.
+        group: Inputs of a group; -1 = one group.
+
+    Raises:
+        ValueError: A scale is not finite.
+    """
+    inputs = len(parts["qweight"])
     half = 2 ** (BITS - 1)
     codes_OI = np.ascontiguousarray((_in_order(parts["qweight"]) - half).T, np.int16)
     zeros_OG = np.ascontiguousarray(half - _in_order(parts["qzeros"]).T, np.float32)

@@ -5,14 +5,31 @@ Shape suffixes: I inputs, O outputs of a linear, G groups of inputs that share a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 WORD = 32
 """Bits of a word."""
+
+
+WORDS, FLOATS, INDICES = ("int32",), ("float16", "bfloat16", "float32"), ("int32", "int64")
+"""Types of words, scales, and groups of inputs."""
+
+
+class Part(Protocol):
+    """A stored tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> str:
+        """The name of its type."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +113,7 @@ def consecutive(inputs: int, size: int) -> NDArray[np.int64]:
     return np.arange(inputs) // (size if size > 0 else inputs)
 
 
-def check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+def check_shape(name: str, array: NDArray[Any] | Part, shape: tuple[int, ...]) -> None:
     """Checks the shape of a tensor.
 
     Raises:
@@ -104,6 +121,17 @@ def check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
     """
     if array.shape != shape:
         raise ValueError(f"{name} is {list(array.shape)}, expected {list(shape)}")
+
+
+def check_part(name: str, part: Part, shape: tuple[int, ...], dtypes: Sequence[str]) -> None:
+    """Checks the shape and the type of a tensor from its header.
+
+    Raises:
+        ValueError: It has others.
+    """
+    if part.dtype not in dtypes:
+        raise ValueError(f"{name} has the type {part.dtype}, expected {' or '.join(dtypes)}")
+    check_shape(name, part, shape)
 
 
 def check_scales(name: str, scales: NDArray[Any]) -> NDArray[np.float32]:

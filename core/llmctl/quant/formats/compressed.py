@@ -13,8 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.quant.formats.codes import (
+    FLOATS,
+    INDICES,
     WORD,
+    WORDS,
     Codes,
+    Part,
+    check_part,
     check_scales,
     check_shape,
     consecutive,
@@ -26,6 +31,44 @@ from llmctl.quant.formats.codes import (
 PACKED = ("weight_packed", "weight_scale", "weight_shape")
 PLAIN = ("weight", "weight_scale")
 OPTIONAL = ("weight_zero_point", "weight_g_idx")
+
+
+UNUSED = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
+"""Tensors of activations, whose rows are rounded by scales of their own."""
+
+
+def check(
+    parts: Mapping[str, Part], shape: tuple[int, ...], allowed: Sequence[int], sizes: Sequence[int]
+) -> tuple[int, int]:
+    """Outputs and inputs of a linear, from the headers of its tensors.
+
+    Args:
+        parts: Its tensors, by the names in ``PACKED`` or ``PLAIN``, and ``OPTIONAL``.
+        shape: The values of ``weight_shape``, or the shape of ``weight``.
+        allowed: Bits that codes of the checkpoint have.
+        sizes: Inputs that share a scale in the checkpoint; 0 = all of an output, or all weights; -1 = as the tensors say.
+
+    Raises:
+        ValueError: The tensors contradict each other.
+    """
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f"the weight is {list(shape)}, expected a matrix")
+    outputs, inputs = shape
+    packed = "weight_packed" in parts
+    widths = [-(-inputs // (WORD // bits)) for bits in allowed] if packed else [inputs]
+    name, dtypes = ("weight_packed", WORDS) if packed else ("weight", ("int8",))
+    _check_one_of(name, parts[name], [(outputs, width) for width in widths], dtypes)
+    single = [(1,), ()] if 0 in sizes else []
+    stated = parts["weight_scale"].shape
+    scales = [stated if size < 0 else (outputs, inputs // size if size else 1) for size in sizes]
+    _check_one_of("weight_scale", parts["weight_scale"], [*scales, *single], FLOATS)
+    if "weight_g_idx" in parts:
+        check_part("weight_g_idx", parts["weight_g_idx"], (inputs,), INDICES)
+    return outputs, inputs
+
+
+def _check_one_of(name: str, part: Part, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str]) -> None:
+    check_part(name, part, part.shape if part.shape in shapes else shapes[0], dtypes)
 
 
 def read(parts: Mapping[str, NDArray[Any]], allowed: Sequence[int]) -> Codes:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llmctl.errors import ConfigError
 
 KEY = "quantization_config"
-READ = "gptq (2, 3, 4 and 8 bits), awq (4 bits, gemm), compressed-tensors (pack-quantized, int-quantized) and bitsandbytes (nf4 and fp4)"
+READ = "gptq (2, 3, 4 and 8 bits), awq (4 bits, gemm), auto-round in the layout of these two, compressed-tensors (pack-quantized, int-quantized) and bitsandbytes (nf4 and fp4)"
+FORMER_KEY = "compression_config"
+"""What llm-compressor called the key in 2024."""
+
+KEYS = (KEY, FORMER_KEY)
+
+DECIDE = ("quant_method", "bits", "group_size", "checkpoint_format")
+"""Settings that decide what codes stand for."""
+
+FORMER_NAMES = {"w_bit": "bits", "q_group_size": "group_size", "format": "checkpoint_format", "method": "quant_method"}
+"""Names that AutoAWQ and GPTQModel have had for settings -> their names now."""
+
+AUTO_ROUND = {"auto_round:auto_gptq": "gptq", "auto_round:auto_awq": "awq"}
+"""Layout of AutoRound's files -> the method that has it, too."""
+
+MARKERS = ("qweight", "qzeros", "scales", "weight_packed", "weight_scale")
+"""Tensors that only linears of codes have, by the last part of their names."""
+
 GPTQ_FORMATS = {"gptq": False, "gptq_v2": True}
 """Name -> whether zero points are stored as they are."""
 
@@ -38,6 +55,7 @@ class Scheme:
         symmetric: Whether zero points are all the middle of the range.
         v2: Of gptq: zero points are stored as they are.
         several: Of compressed-tensors: all numbers of bits; the shape of a linear's tensors tells which it has.
+        sizes: Of compressed-tensors: all sizes of groups; 0 = one group, -1 = as the tensors say.
     """
 
     method: str
@@ -46,6 +64,7 @@ class Scheme:
     symmetric: bool = True
     v2: bool = False
     several: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
 
     @property
     def keeps_codes(self) -> bool:
@@ -64,7 +83,17 @@ class Scheme:
 
     def __str__(self) -> str:
         groups = f" in groups of {self.group}" if self.group > 0 else ""
-        return f"{self.method} codes of {self.bits} bits{groups}"
+        bits = " and ".join(map(str, self.several or (self.bits,)))
+        return f"{self.method} codes of {bits} bits{groups}"
+
+
+def plain_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of GPTQ and AWQ under the names that they have now."""
+    former = {FORMER_NAMES[name]: value for name, value in config.items() if name in FORMER_NAMES and value is not None}
+    return {
+        **former,
+        **{name: value for name, value in config.items() if name not in FORMER_NAMES and value is not None},
+    }
 
 
 def read_scheme(config: Any, where: str) -> Scheme:
@@ -79,21 +108,63 @@ def read_scheme(config: Any, where: str) -> Scheme:
     """
     if not isinstance(config, dict):
         raise ConfigError(f"{where}: {KEY}={config!r} is not an object")
-    method = config.get("quant_method", "gptq" if "bits" in config and "desc_act" in config else None)
-    readers = {"gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed, "bitsandbytes": _bitsandbytes}
+    readers: dict[str, Callable[[Mapping[str, Any], str], Scheme]] = {
+        "gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed, "bitsandbytes": _bitsandbytes,
+        "auto-round": _auto_round, "intel/auto-round": _auto_round,
+    }  # fmt: skip
+    method = plain_settings(config).get("quant_method", _method_of(config))
     if not isinstance(method, str) or method not in readers:
         raise _unknown(where, f"quant_method={method!r}")
-    return readers[method](config, where)
+    return readers[method](config if method == "compressed-tensors" else plain_settings(config), where)
+
+
+def _method_of(config: Mapping[str, Any]) -> str | None:
+    """The method of settings that AutoGPTQ or AutoAWQ wrote before they named it."""
+    if "bits" in config and "desc_act" in config:
+        return "gptq"
+    return "awq" if "w_bit" in config else None
+
+
+def _auto_round(config: Mapping[str, Any], where: str) -> Scheme:
+    """AutoRound's settings: those of the layout that it wrote."""
+    layout, kind = config.get("packing_format"), config.get("data_type", "int")
+    if layout not in AUTO_ROUND or kind != "int":
+        raise _unknown(where, f"{config['quant_method']} with packing_format={layout!r} and data_type={kind!r}")
+    method = AUTO_ROUND[layout]
+    own = config.get("extra_config") or {}
+    for name, row in own.items() if isinstance(own, dict) else ():
+        _check_own(name, row if isinstance(row, dict) else {}, config, where)
+    inner = {key: value for key, value in config.items() if key != "checkpoint_format"}
+    return {"gptq": _gptq, "awq": _awq}[method]({**inner, "quant_method": method}, where)
+
+
+def _check_own(name: str, row: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    """Checks that layers with settings of their own have floats, or codes as the others."""
+    if row.get("bits", config.get("bits")) in (16, 32):
+        return
+    for key in ("bits", "group_size"):
+        if row.get(key, config.get(key)) != config.get(key):
+            raise _unknown(
+                where,
+                f"{config['quant_method']} with {key}={row[key]!r} for {name!r} and {config.get(key)!r} for others",
+            )
 
 
 def _gptq(config: Mapping[str, Any], where: str) -> Scheme:
-    form = config.get("checkpoint_format") or config.get("format") or "gptq"
+    form = config.get("checkpoint_format", "gptq")
     if not isinstance(form, str) or form not in GPTQ_FORMATS:
         raise _unknown(where, f"gptq with checkpoint_format={form!r}")
-    if config.get("dynamic"):
-        raise _unknown(where, "gptq with dynamic, settings of single layers")
+    dynamic = config.get("dynamic") or {}
+    if not isinstance(dynamic, dict):
+        raise _unknown(where, f"gptq with dynamic={dynamic!r}")
+    for pattern, row in dynamic.items():
+        # What a rule leaves out of quantization is stored as floats.
+        if not pattern.startswith("-:"):
+            _check_own(pattern, row if isinstance(row, dict) else {}, {"quant_method": "gptq", **config}, where)
+    if not isinstance(config.get("sym", True), bool):
+        raise ConfigError(f"{where}: sym={config['sym']!r} must be true or false")
     bits = _number(config, "bits", (2, 3, 4, 8), where)
-    return Scheme("gptq", bits, _group(config, where), bool(config.get("sym", True)), GPTQ_FORMATS[form])
+    return Scheme("gptq", bits, _group(config, where), config.get("sym", True), GPTQ_FORMATS[form])
 
 
 def _awq(config: Mapping[str, Any], where: str) -> Scheme:
@@ -106,7 +177,8 @@ def _awq(config: Mapping[str, Any], where: str) -> Scheme:
 def _compressed(config: Mapping[str, Any], where: str) -> Scheme:
     form, groups = config.get("format"), config.get("config_groups")
     for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
-        if config.get(key):
+        value = config.get(key)
+        if value and not (isinstance(value, dict) and value.get("format") == "dense"):
             raise _unknown(where, f"compressed-tensors with {key}")
     rows = [row for row in groups.values() if isinstance(row, dict)] if isinstance(groups, dict) else []
     found = {
@@ -114,7 +186,21 @@ def _compressed(config: Mapping[str, Any], where: str) -> Scheme:
     }
     if not found:
         raise _unknown(where, f"compressed-tensors with format={form!r} and no config_groups of weights")
-    return Scheme("compressed-tensors", min(found), several=tuple(sorted(found)))
+    sizes = {_size(row["weights"], where) for row in rows if isinstance(row.get("weights"), dict)}
+    return Scheme("compressed-tensors", min(found), several=tuple(sorted(found)), sizes=tuple(sorted(sizes)))
+
+
+def _size(weights: Mapping[str, Any], where: str) -> int:
+    """Inputs that share a scale; 0 = all, -1 = as the tensors say."""
+    size = weights.get("group_size")
+    strategy = weights.get("strategy") or ("group" if isinstance(size, int) and size > 0 else "channel")
+    if strategy in ("channel", "tensor"):
+        return 0
+    if strategy == "group" and size is None:
+        return -1
+    if strategy != "group" or not isinstance(size, int) or size < 1:
+        raise _unknown(where, f"compressed-tensors with strategy={strategy!r} and group_size={size!r}")
+    return size
 
 
 def _kind(weights: Mapping[str, Any], form: Any, own: Any, where: str) -> int:
@@ -130,6 +216,8 @@ def _kind(weights: Mapping[str, Any], form: Any, own: Any, where: str) -> int:
 
 def _bitsandbytes(config: Mapping[str, Any], where: str) -> Scheme:
     kind = config.get("bnb_4bit_quant_type", "fp4")
+    if config.get("load_in_8bit"):
+        raise _unknown(where, "bitsandbytes with load_in_8bit")
     if not config.get("load_in_4bit") or kind not in ("nf4", "fp4"):
         raise _unknown(where, f"bitsandbytes with load_in_4bit={config.get('load_in_4bit', False)!r} and type {kind!r}")
     return Scheme("bitsandbytes", 4)

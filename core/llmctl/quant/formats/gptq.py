@@ -14,10 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.quant.formats.codes import (
+    FLOATS,
+    INDICES,
     WORD,
+    WORDS,
     Codes,
+    Part,
+    check_part,
     check_scales,
-    check_shape,
     consecutive,
     half_scales,
     pack_words,
@@ -28,17 +32,38 @@ PARTS = ("qweight", "qzeros", "scales")
 OPTIONAL = ("g_idx",)
 
 
-def shape(shapes: Mapping[str, tuple[int, ...]], bits: int) -> tuple[int, int]:
-    """The weight's outputs and inputs."""
-    rows, outputs = shapes["qweight"]
-    return outputs, rows * WORD // bits
+def check(parts: Mapping[str, Part], bits: int, group: int) -> tuple[int, int]:
+    """Outputs and inputs of a linear, from the headers of its tensors.
+
+    Args:
+        parts: Its tensors, by the names in ``PARTS`` and ``OPTIONAL``.
+        bits: 2, 3, 4 or 8.
+        group: Inputs of a group; -1 = one group.
+
+    Raises:
+        ValueError: The tensors contradict each other.
+    """
+    outputs, inputs = _size(parts["qweight"].shape, bits)
+    groups = -(-inputs // group) if group > 0 else 1
+    check_part("qweight", parts["qweight"], (inputs * bits // WORD, outputs), WORDS)
+    check_part("scales", parts["scales"], (groups, outputs), FLOATS)
+    check_part("qzeros", parts["qzeros"], (groups, -(-outputs * bits // WORD)), WORDS)
+    if "g_idx" in parts:
+        check_part("g_idx", parts["g_idx"], (inputs,), INDICES)
+    return outputs, inputs
+
+
+def _size(shape: tuple[int, ...], bits: int) -> tuple[int, int]:
+    if len(shape) != 2 or shape[0] * WORD % bits:
+        raise ValueError(f"qweight is {list(shape)}, no words of {bits} bits")
+    return shape[1], shape[0] * WORD // bits
 
 
 def read(parts: Mapping[str, NDArray[Any]], bits: int, group: int, v2: bool, symmetric: bool, name: str) -> Codes:
     """The codes of one linear.
 
     Args:
-        parts: Its tensors, by the names in ``PARTS`` and ``OPTIONAL``.
+        parts: Its tensors, which fit each other as ``check`` says.
         bits: 2, 3, 4 or 8.
         group: Inputs of a group; -1 = one group.
         v2: Whether zero points are stored as they are.
@@ -46,16 +71,13 @@ def read(parts: Mapping[str, NDArray[Any]], bits: int, group: int, v2: bool, sym
         name: The linear, for warnings.
 
     Raises:
-        ValueError: The tensors contradict each other.
+        ValueError: Values contradict each other.
     """
     words, qzeros = parts["qweight"], parts["qzeros"]
-    outputs, inputs = shape({"qweight": words.shape}, bits)
-    groups = -(-inputs // group) if group > 0 else 1
-    check_shape("scales", parts["scales"], (groups, outputs))
-    check_shape("qzeros", qzeros, (groups, -(-outputs * bits // WORD)))
+    outputs, inputs = _size(words.shape, bits)
+    groups = len(qzeros)
     group_I = consecutive(inputs, group)
     if "g_idx" in parts:
-        check_shape("g_idx", parts["g_idx"], (inputs,))
         group_I = parts["g_idx"].astype(np.int64)
         if group_I.min() < 0 or group_I.max() >= groups:
             raise ValueError(f"g_idx names groups {group_I.min()} to {group_I.max()} of {groups}")
@@ -69,6 +91,12 @@ def read(parts: Mapping[str, NDArray[Any]], bits: int, group: int, v2: bool, sym
             )  # fmt: skip
         zeros_GO = (zeros_GO + 1) & (2**bits - 1)
     half = 2 ** (bits - 1)
+    found = np.unique(zeros_GO)
+    if symmetric and len(found) == 1 and abs(int(found[0]) - half) == 1:
+        raise ValueError(
+            f"its zero points are all {found[0]}, and those of symmetric codes are {half}: the files are of checkpoint_format "
+            f"{'gptq' if v2 else 'gptq_v2'}"
+        )
     codes_OI = np.ascontiguousarray((unpack_words(words, bits, 0) - half).T, np.int16)
     scales_OG = check_scales("scales", parts["scales"].T)
     return Codes(bits, codes_OI, scales_OG, np.ascontiguousarray(half - zeros_GO.T, np.float32), group_I)

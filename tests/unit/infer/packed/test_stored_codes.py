@@ -9,6 +9,7 @@ import pytest
 from kit.quantized_models import Quantized, awq, check, compressed, gptq
 
 from llmctl.checkpoint.folder import open_folder
+from llmctl.checkpoint.quantized import open_quantized
 from llmctl.errors import CheckpointError, ConfigError, LlmctlError
 from llmctl.infer.loader import Packing, packed_model
 from llmctl.infer.model_source import open_model
@@ -136,7 +137,21 @@ def test_the_least_code_of_8_bits_is_kept(tmp_path):
         ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "no config_groups of weights"),
         ({"bits": 5}, "gptq with bits=5"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format='marlin'"),
-        ({"dynamic": {"-:.*": {}}}, "gptq with dynamic"),
+        ({"dynamic": {"+:.*down_proj": {"bits": 8}}}, "gptq with bits=8 for '.:..down_proj' and 4 for others"),
+        ({"sym": "false"}, "sym='false' must be true or false"),
+        (
+            {"quant_method": "auto-round", "packing_format": "auto_round:llm_compressor"},
+            "packing_format='auto_round:llm_compressor'",
+        ),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes with load_in_8bit"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4, "strategy": "block"}}},
+            },
+            "compressed-tensors with strategy='block'",
+        ),
         ({"group_size": 0}, "group_size=0 must be a number of inputs above 0, or -1"),
     ],
 )
@@ -156,7 +171,7 @@ def test_settings_that_do_not_fit_the_tensors_are_refused(tmp_path):
         parts, weights = tensors(rng, inputs, outputs)
         return {key: value for key, value in parts.items() if key != "qzeros"}, weights
 
-    with pytest.raises(CheckpointError, match="has qweight, but no .*qzeros"):
+    with pytest.raises(CheckpointError, match="but no qzeros"):
         Quantized(tmp_path / "b", config, without_zeros).model()
 
     def infinite(rng, inputs, outputs):
@@ -178,6 +193,120 @@ def test_old_settings_beside_config_json_are_read(tmp_path):
         json.dumps({k: v for k, v in old.items() if k != "quant_method"})
     )
     assert quantized.check() == {"int4"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant_method": "gptq", "dynamic": {"-:.*lm_head": {}, "+:.*down_proj": {"group_size": 32}}},
+        {"quant_method": None, "method": "gptq", "checkpoint_format": None, "format": "gptq", "pack_dtype": "int32"},
+        {"quant_method": "auto-round", "checkpoint_format": None, "packing_format": "auto_round:auto_gptq", "data_type": "int",
+         "extra_config": {"lm_head": {"bits": 16, "data_type": "float"}}},
+    ],
+    ids=["dynamic", "names of GPTQModel", "AutoRound"],
+)  # fmt: skip
+def test_settings_of_gptq_in_the_words_of_other_tools_are_read(tmp_path, settings):
+    config, tensors = gptq(4)
+    merged = {**config, **settings}
+    assert Quantized(tmp_path / "m", {k: v for k, v in merged.items() if v is not None}, tensors).check() == {"int4"}
+
+
+@pytest.mark.parametrize("file", ["config.json", "quant_config.json"])
+def test_settings_of_early_awq_files_are_read(tmp_path, file):
+    _, tensors = awq()
+    quantized = Quantized(
+        tmp_path / "m", {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}, tensors
+    )
+    content = json.loads((quantized.folder / "config.json").read_text())
+    if file != "config.json":
+        (quantized.folder / file).write_text(json.dumps(content.pop("quantization_config")))
+        (quantized.folder / "config.json").write_text(json.dumps(content))
+    assert quantized.check() == {"int4"}
+
+
+def test_what_compressed_tensors_adds_beside_weights_is_passed_over(tmp_path):
+    """The settings of a dense model, the former name of the key, and scales of activations."""
+    config, tensors = compressed("int-quantized", 8, 0)
+
+    def with_inputs(rng, inputs, outputs):
+        parts, weight = tensors(rng, inputs, outputs)
+        return {**parts, "input_scale": np.ones(1, "f4"), "input_zero_point": np.zeros(1, "i1")}, weight
+
+    quantized = Quantized(tmp_path / "m", {**config, "sparsity_config": {"format": "dense"}}, with_inputs)
+    content = json.loads((quantized.folder / "config.json").read_text())
+    content["compression_config"] = content.pop("quantization_config")
+    (quantized.folder / "config.json").write_text(json.dumps(content))
+    assert quantized.check() == {"int8"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("bits", 8), ("group_size", 64), ("checkpoint_format", "gptq_v2"), ("quant_method", "awq")]
+)
+def test_two_files_with_settings_must_agree(tmp_path, key, value):
+    config, tensors = gptq(4)
+    folder = Quantized(tmp_path / "m", config, tensors).folder
+    (folder / "quantize_config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(ConfigError, match=f"{key}={config[key]!r}, but .*quantize_config.json has {key}={value!r}"):
+        open_model(folder, "auto", EngineOptions())
+
+
+def test_codes_without_settings_are_told(tmp_path):
+    quantized = Quantized(tmp_path / "m", *gptq(4))
+    content = json.loads((quantized.folder / "config.json").read_text())
+    del content["quantization_config"]
+    (quantized.folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="qweight, so its weights are quantized, but no file says how"):
+        quantized.model()
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_symmetric_codes_of_the_other_version_are_told(tmp_path, v2):
+    """Read as the other version they give noise, without any other sign."""
+    config, tensors = gptq(4, v2=v2, symmetric=True)
+    wrong = "gptq" if v2 else "gptq_v2"
+    quantized = Quantized(tmp_path / "m", {**config, "checkpoint_format": wrong}, tensors)
+    with pytest.raises(
+        CheckpointError,
+        match=f"zero points are all {9 if v2 else 7}.* checkpoint_format {config['checkpoint_format']};",
+    ):
+        quantized.model()
+
+
+@pytest.mark.parametrize(
+    ("form", "part", "change", "message"),
+    [
+        ("gptq", "qweight", lambda x: x.astype("f4"), "qweight has the type float32, expected int32"),
+        ("gptq", "scales", lambda x: x.astype("i4"), "scales has the type int32, expected float16"),
+        ("gptq", "qzeros", lambda x: x[:, :-1], "qzeros is "),
+        ("gptq", "g_idx", lambda x: x[:-1], "g_idx is "),
+        ("gptq", "qweight", lambda x: x.reshape(-1), "qweight is "),
+        ("gptq", "qweight", None, "but no qweight"),
+        ("awq", "qweight", lambda x: x.astype("f2"), "qweight has the type float16, expected int32"),
+        ("awq", "qzeros", lambda x: x[:-1], "qzeros is "),
+        ("plain", "weight", lambda x: x.astype("f2"), "weight has the type float16, expected int8"),
+        ("plain", "weight_scale", lambda x: x[:-1], "weight_scale is "),
+        ("plain", "weight_scale", None, "has weight as int8, but no weight_scale"),
+        ("packed", "weight_packed", lambda x: x[:, :-1], "weight_packed is "),
+        ("packed", "weight_scale", lambda x: x[:, :1], "weight_scale is "),
+        ("packed", "weight_shape", None, "but no weight_shape"),
+    ],
+)
+def test_tensors_that_contradict_each_other_are_refused_before_any_is_read(tmp_path, form, part, change, message):
+    made = {"gptq": lambda: gptq(4), "awq": awq, "plain": lambda: compressed("int-quantized", 8, 0),
+            "packed": lambda: compressed("pack-quantized", 4, 32)}  # fmt: skip
+    config, tensors = made[form]()
+
+    def changed(rng, inputs, outputs):
+        parts, weight = tensors(rng, inputs, outputs)
+        if change is None:
+            return {name: value for name, value in parts.items() if name != part}, weight
+        return {**parts, part: np.ascontiguousarray(change(parts[part]))}, weight
+
+    folder = Quantized(tmp_path / "m", config, changed).folder
+    source = open_model(folder, "auto", EngineOptions())
+    names = {tensor.torch_name for tensor in source.plugin.card.expand(source.dims)}
+    with pytest.raises(CheckpointError, match=f"proj .*{message}"):
+        open_quantized(folder, source.scheme, names)
 
 
 def test_a_bias_of_zeros_that_the_family_does_not_have_is_left_out(tmp_path):
