@@ -23,8 +23,8 @@ from llmctl.parallel.machines.nodes import Nodes, check_interface, own_address
 from llmctl.runtime import process
 from llmctl.runtime.signals import SIGNALS, handled
 
-POLL, GRACE = 0.05, 2.0
-"""Seconds between two looks at the ranks, and from the failure of one until the others are killed."""
+POLL, GRACE, ANSWER = 0.05, 2.0, 0.5
+"""Seconds between two looks at the ranks, from the failure of one until the others are killed, and for these to say where they are."""
 
 ALONE = Nodes()
 """This machine alone."""
@@ -33,9 +33,6 @@ NO_FACTS: Mapping[str, str] = {}
 
 INTERRUPTED = frozenset(128 + number for number in SIGNALS)
 """Exit codes of a run that a signal ended, perhaps on another machine: it is saved."""
-
-USER_ERROR = 2
-"""Exit code of a mistake in the configuration, which another start would not mend."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def run(
         again = ["--set", "output.resume=true", "--set", "output.overwrite=false"] if done else []
         with Launch([*command, *again], devices, logs, done, nodes, facts) as launch:
             code = launch.follow()
-            if code in (0, USER_ERROR) or code in INTERRUPTED or launch.signalled or done == restarts:
+            if code in (0, ranks.USER_ERROR) or code in INTERRUPTED or launch.signalled or done == restarts:
                 return code
         print(f"restart {done + 1} of {restarts}", file=sys.stderr, flush=True)
     raise AssertionError("the last round returns")
@@ -195,7 +192,7 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
             one.send_signal(ranks.WHERE)
         hanging = list(running)
         if hanging:
-            time.sleep(POLL)
+            time.sleep(ANSWER)
         self._kill()
         return self._explain(hanging)
 
@@ -236,7 +233,7 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
 
     def _say(self, report: ranks.Report) -> int:
         """Prints why a rank failed; returns its exit code."""
-        where = "" if report.code == USER_ERROR else self._log_of(report.rank)
+        where = "" if report.code == ranks.USER_ERROR else self._log_of(report.rank)
         first = f"rank {report.rank} failed first{where}:\n" if where else ""
         print(f"{first}{report.text}", file=sys.stderr, flush=True)
         return report.code

@@ -30,12 +30,24 @@ number of machines if there are several."""
 ON_FAILURE: list[Callable[[str], object]] = []
 """Called with the reason before a rank ends because of an error."""
 
+USER_ERROR = 2
+"""Exit code of a mistake of the user, which another start would not mend."""
+
 WHERE = signal.SIGUSR2
 """The signal that makes a rank print where it is."""
 
 
+MISTAKE = "; starting again would not help"
+"""What follows the reason of a rank that failed by a mistake of the user, such as one in the configuration."""
+
+
 class PeerLost(RuntimeError):
     """Another rank failed or left, so that this one cannot go on."""
+
+    @property
+    def code(self) -> int:
+        """The exit code: that of a mistake of the user if the other one made one, which is not to be tried again."""
+        return USER_ERROR if str(self).endswith(MISTAKE) else 1
 
 
 @contextlib.contextmanager
@@ -136,8 +148,8 @@ def reporting(rank: Rank) -> Iterator[None]:
         own = isinstance(error, LlmctlError)
         short = own or isinstance(error, PeerLost)
         text = f"error: {error}" if short else "".join(traceback.format_exception(error)).rstrip()
-        code = 2 if own else 1
-        _tell(f"{error}" if short else text.splitlines()[-1])
+        code = USER_ERROR if own else error.code if isinstance(error, PeerLost) else 1
+        _tell(f"{error}{MISTAKE if own else ''}" if short else text.splitlines()[-1])
         _write(Path(os.environ[REPORTS]), Report(rank.number, text, code, isinstance(error, PeerLost), time.time()))
         leave(code)
 

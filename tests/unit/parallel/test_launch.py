@@ -80,6 +80,19 @@ def test_an_error_of_the_user_is_one_line_and_is_not_tried_again(tmp_path, monke
     assert capfd.readouterr().err == "error: line 3 is empty\n"
 
 
+def test_a_mistake_on_another_machine_is_not_tried_again(tmp_path, monkeypatch, capfd):
+    program = REPORT + "fail(PeerLost('rank 3 failed: output.dir is not shared' + MISTAKE))"
+    assert follow(tmp_path, monkeypatch, program, restarts=2, grace=20) == 2
+    said = "error: rank 3 failed: output.dir is not shared; starting again would not help\n"
+    assert capfd.readouterr().err == said
+
+
+def test_a_rank_tells_the_others_that_it_failed_by_a_mistake(tmp_path, monkeypatch, capfd):
+    program = REPORT + "ON_FAILURE.append(print)\nfrom llmctl.errors import ConfigError\nfail(ConfigError('no data'))"
+    assert follow(tmp_path, monkeypatch, program) == 2
+    assert capfd.readouterr().out == "no data; starting again would not help\n"
+
+
 def test_a_rank_that_is_killed_is_named_with_its_signal(tmp_path, monkeypatch, capfd):
     program = REPORT + "os.kill(os.getpid(), 9) if number else time.sleep(60)"
     assert follow(tmp_path, monkeypatch, program) == 137
@@ -117,7 +130,7 @@ def test_after_a_failure_all_ranks_start_again_and_are_told_to_resume(tmp_path, 
         f"import sys; open({str(tmp_path)!r} + f'/{{number}}-{{os.environ[RESTARTS]}}', 'w').write(' '.join(sys.argv[1:]))\n"
         "fail(ValueError('boom')) if os.environ[RESTARTS] == '0' else None"
     )
-    assert follow(tmp_path, monkeypatch, program, restarts=2) == 0
+    assert follow(tmp_path, monkeypatch, program, restarts=2, grace=20) == 0
     assert "restart 1 of 2" in capfd.readouterr().err
     assert (tmp_path / "1-0").read_text() == ""
     assert (tmp_path / "1-1").read_text() == "--set output.resume=true --set output.overwrite=false"

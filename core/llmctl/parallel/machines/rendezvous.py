@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +21,9 @@ from llmctl.parallel.machines.nodes import Nodes
 
 WAIT, POLL, TURN = 300.0, 0.2, 5.0
 """Seconds that machines wait for each other, between two looks at signals, and for an answer of one that is there."""
+
+NOTICE = 3.0
+"""Seconds of waiting after which the terminal says for whom."""
 
 GREETING = b"llmctl meeting\n"
 LARGEST = 1 << 20
@@ -50,6 +54,18 @@ def meet(nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], wa
         _come(nodes, facts, stopped, deadline, wait)
 
 
+class _Notice:
+    """Prints what is waited for, once and not at once."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic() + NOTICE
+
+    def __call__(self, text: str) -> None:
+        if time.monotonic() > self._at:
+            print(text, file=sys.stderr, flush=True)
+            self._at = float("inf")
+
+
 def _receive_all(
     nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], deadline: float, wait: float
 ) -> None:
@@ -65,18 +81,19 @@ def _receive_all(
             ) from None
         listener.listen(nodes.count)
         listener.settimeout(POLL)
+        tell = _Notice()
         came: dict[int, socket.socket] = {}
         guests: list[socket.socket] = []
         problem = ""
         while len(came) < nodes.count - 1 and not problem:
             missing = sorted(set(range(1, nodes.count)) - set(came))
+            names = f"machine{'' if len(missing) == 1 else 's'} {', '.join(map(str, missing))} of {nodes.count}"
             if stopped():
                 raise Stopped
+            tell(f"waiting up to {wait:.0f} s for {names} to come to --master {nodes.place}")
             if time.monotonic() > deadline:
-                names = ", ".join(map(str, missing))
-                machine = "machine" if len(missing) == 1 else "machines"
                 problem = (
-                    f"{machine} {names} of {nodes.count} did not come to --master {nodes.place} within {wait:.0f} s; start llmctl "
+                    f"{names} did not come to --master {nodes.place} within {wait:.0f} s; start llmctl "
                     "there too, or check address, port and firewall"
                 )
                 break
@@ -135,10 +152,11 @@ def differences(facts: Mapping[str, Any], theirs: Mapping[str, Any], number: int
 
 def _come(nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], deadline: float, wait: float) -> None:
     message = json.dumps({"number": nodes.number, "facts": dict(facts)}).encode() + b"\n"
-    reason, tried = "no answer", False
+    reason, tried, tell = "no answer", False, _Notice()
     while True:
         if stopped():
             raise Stopped
+        tell(f"waiting up to {wait:.0f} s for machine 0 at --master {nodes.place} ({reason})")
         if tried and time.monotonic() > deadline:
             raise ConfigError(
                 f"--master {nodes.place} does not answer after {wait:.0f} s ({reason}); start llmctl with --node-rank 0 there, or check "

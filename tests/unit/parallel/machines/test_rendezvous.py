@@ -1,5 +1,6 @@
 """Launchers meet before anything starts: who is missing, what differs, who listens at the port."""
 
+import re
 import socket
 import threading
 
@@ -49,6 +50,19 @@ def test_all_are_told_what_differs():
 def test_a_machine_that_does_not_come_is_named_with_the_time():
     text = all_meet(FACTS, FACTS, numbers=(0, 2), count=3, wait=0.5)
     assert all("machine 1 of 3 did not come to --master 127.0.0.1" in one and "within 0 s" in one for one in text)
+
+
+def test_who_is_waited_for_is_printed_once(monkeypatch, capsys):
+    monkeypatch.setattr("llmctl.parallel.machines.rendezvous.NOTICE", 0.1)
+    all_meet(FACTS, FACTS, numbers=(0, 2), count=4, wait=1.0)
+    (port,) = free_ports(1)
+    with pytest.raises(ConfigError):
+        meet(Nodes(2, 1, "127.0.0.1", port), FACTS, lambda: False, wait=0.5)
+    printed = capsys.readouterr().err
+    assert (
+        len(re.findall(r"waiting up to 1 s for machines 1,( 2,)? 3 of 4 to come to --master 127.0.0.1", printed)) == 1
+    )
+    assert f"waiting up to 0 s for machine 0 at --master 127.0.0.1:{port} (Connection refused)" in printed
 
 
 def test_two_machines_with_one_number_are_refused():
