@@ -74,7 +74,7 @@ def test_who_may_load_what(folders, tmp_path):
         refused(client.post("/v1/unload_lora_adapter", json={"lora_name": "a"}), 403, "class admin")
         client.headers["authorization"] = "Bearer root"
         for more, part, param in (
-            ({"lora_name": "a"}, "name that there is not", "lora_name"), ({"lora_name": "starter"}, "name that there is not", "lora_name"),
+            ({"lora_name": "a"}, "that no model or adapter has", "lora_name"), ({"lora_name": "starter"}, "that no model or adapter has", "lora_name"),
             ({"lora_path": str(tmp_path / "no")}, "no", "lora_path"), ({"lora_path": str(MODEL)}, "adapter", "lora_path"),
         ):  # fmt: skip
             refused(client.post("/v1/load_lora_adapter", json={**body, **more}), 400, part, param)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given
@@ -29,7 +30,8 @@ class Said:
 def streamed(kind, texts, name, **more):
     """The chunks of texts."""
     job = Job(asks=[Ask(prompt=[1], params=SamplingParams())])
-    asked = Asked(None, job, name, stream=True, id="1", created=2, **more)
+    model = SimpleNamespace(system_fingerprint=lambda adapter: f"fp_{adapter}0")
+    asked = Asked(model, job, name, stream=True, id="1", created=2, **more)
 
     async def run():
         return [json.loads(chunk) async for chunk in chunks(kind(asked), Said(texts))]
