@@ -69,15 +69,18 @@ class LoraLinear(paddle.nn.Layer):
             y = self.base(x)
             return y if self.initial_A is None else y + self._delta(x, self.initial_A, self.initial_B)
         dropped = F.dropout(x, self.dropout, training=self.training) if self.dropout else x
-        delta = self._delta(dropped, self.lora_A, self.lora_B)
         y = self.base(x)
+        # Sums are written over one of their terms: a tensor that is freed at once leaves a hole that the heap of the C
+        # library seldom fills, as paddle asks for whole pages.
         if self.lora_magnitude is None:
-            return y + delta
+            return y.add_(self._delta(dropped, self.lora_A, self.lora_B))
         without_bias = y if dropped is x else self.base(dropped)
         if self.base.bias is not None:
             without_bias = without_bias - self.base.bias
-        factor = self.lora_magnitude / self._column_norms()
-        return y + (factor - 1) * without_bias + factor * delta
+        rest = self.base.bias if dropped is x else y - without_bias
+        adapted = without_bias.add_(self._delta(dropped, self.lora_A, self.lora_B))
+        scaled = adapted * (self.lora_magnitude / self._column_norms())
+        return scaled if rest is None else scaled.add_(rest)
 
     def _delta(self, x: paddle.Tensor, a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
         return paddle.matmul(paddle.matmul(x, a) * self.scale, b)
@@ -87,7 +90,7 @@ class LoraLinear(paddle.nn.Layer):
         """Column norms of the adapted weight, a constant for gradients (https://arxiv.org/abs/2402.09353, 4.3)."""
         if self._cached_norms is not None and not self.training:
             return self._cached_norms
-        return self._norms_of(self.base.weight + paddle.matmul(self.lora_A, self.lora_B) * self.scale)
+        return self._norms_of(paddle.matmul(self.lora_A, self.lora_B).scale_(self.scale).add_(self.base.weight))
 
     @paddle.no_grad()
     def _norms_of(self, weight: paddle.Tensor) -> paddle.Tensor:

@@ -3,6 +3,7 @@
 import numpy as np
 import paddle
 import pytest
+from paddle.base import core
 
 from llmctl.adapters.adapter import LoraWeights, alpha_of, fuse, scale_of, split_fused
 from llmctl.nn.linear import Linear
@@ -10,6 +11,7 @@ from llmctl.nn.lora import LoraLinear, pissa_init
 from llmctl.nn.neftune import add_noise
 
 IN, OUT, RANK = 7, 5, 3
+STATISTIC = "Allocated", 0
 
 
 @pytest.fixture
@@ -105,6 +107,22 @@ def test_dropout_acts_on_the_adapter_alone_and_in_training_only(rng):
     moving = layer(x).numpy()
     assert np.unique(moving.round(9), axis=0).shape[0] > 50
     np.testing.assert_allclose(moving.mean(axis=0), still[0], atol=1.0)
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "bias", "kept", "most"), [(False, False, 1, 2), (True, False, 2, 2), (True, True, 2, 3)]
+)
+def test_sums_are_written_over_their_terms(magnitude, bias, kept, most):
+    """By the bytes that paddle's allocator counts after a call and at most, in outputs."""
+    width, tokens = 64, 1000
+    layer = LoraLinear(Linear(width, width, bias), 1, 2.0, magnitude=magnitude)
+    x = paddle.zeros([tokens, width])
+    x.stop_gradient = False
+    before = core.host_memory_stat_current_value(*STATISTIC)
+    core.host_memory_stat_reset_peak_value(*STATISTIC)
+    y = layer(x)
+    found = core.host_memory_stat_current_value(*STATISTIC), core.host_memory_stat_peak_value(*STATISTIC)
+    assert [round((count - before) / (4 * y.size)) for count in found] == [kept, most]
 
 
 def test_the_principal_part_is_the_best_approximation(rng):
