@@ -26,8 +26,8 @@ SHRINK = tuple(np.arange(1.0, 0.59, -0.02).tolist())
 """Shares of the full range that a scale search tries."""
 
 LEAST_NORMAL, LARGEST = float(np.finfo(np.float16).tiny), float(np.finfo(np.float16).max)
-STRIP = 256
-"""Outputs that are searched at a time."""
+STRIP = 128
+"""Outputs that are searched at a time: so few that what is computed of them stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,17 @@ class Grid:
 
 def nearest(weights: Array, scales: Array, zeros: Array, bits: int) -> NDArray[np.int16]:
     """The nearest codes of weights, elementwise."""
+    return _steps(weights, scales, zeros, bits).astype(np.int16)
+
+
+def _steps(weights: Array, scales: Array, zeros: Array, bits: int) -> Array:
+    """The nearest codes in the type of the weights."""
     least, most = LIMITS[bits]
     steps = np.asarray(weights / np.where(scales == 0, 1, scales))
     if np.any(zeros):
-        steps = steps - zeros
+        steps -= zeros
     np.rint(steps, out=steps)
-    return np.clip(steps, least, most, out=steps).astype(np.int16)
+    return np.clip(steps, least, most, out=steps)
 
 
 def fit(weight_IO: Array, bits: int, group: int, form: str = "signed", importance_I: Array | None = None) -> Grid:
@@ -127,17 +132,21 @@ def _strip(
     weight_IO: Array, bits: int, group: int, form: str, importance_I: Array, shares: Sequence[float]
 ) -> tuple[Array, Array]:
     """Scales and zero points [G, O] of some outputs."""
-    weight_GEO = _grouped(weight_IO, group)
+    weight_GEO = np.ascontiguousarray(_grouped(weight_IO, group))
+    range_GO = weight_GEO.min(1), weight_GEO.max(1)
+    if len(shares) == 1:
+        return _bounds(*range_GO, bits, form, shares[0])
     # Padding counts nothing.
     importance_GE1 = np.pad(importance_I, (0, -len(weight_IO) % group)).reshape(-1, group, 1)
-    if len(shares) == 1:
-        return _bounds(weight_GEO, bits, form, shares[0])
     best: list[Array] | None = None
     for share in shares:
-        scales_GO, zeros_GO = _bounds(weight_GEO, bits, form, share)
-        codes_GEO = nearest(weight_GEO, scales_GO[:, None], zeros_GO[:, None], bits)
-        off_GEO = weight_GEO - (codes_GEO + zeros_GO[:, None]) * scales_GO[:, None]
-        loss_GO = (off_GEO * off_GEO * importance_GE1).sum(1)
+        scales_GO, zeros_GO = _bounds(*range_GO, bits, form, share)
+        off_GEO = _steps(weight_GEO, scales_GO[:, None], zeros_GO[:, None], bits)
+        off_GEO += zeros_GO[:, None]
+        off_GEO *= scales_GO[:, None]
+        np.subtract(weight_GEO, off_GEO, out=off_GEO)
+        off_GEO *= off_GEO
+        loss_GO = (off_GEO * importance_GE1).sum(1)
         if best is None:
             best = [loss_GO, scales_GO, zeros_GO]
             continue
@@ -147,10 +156,9 @@ def _strip(
     return best[1], best[2]
 
 
-def _bounds(weight_GEO: Array, bits: int, form: str, share: float) -> tuple[Array, Array]:
+def _bounds(low_GO: Array, high_GO: Array, bits: int, form: str, share: float) -> tuple[Array, Array]:
     """Scales and zero points [G, O] of a share of the range."""
     least, most = LIMITS[bits]
-    low_GO, high_GO = weight_GEO.min(1), weight_GEO.max(1)
     zeros_GO = np.zeros(low_GO.shape, np.float32)
     if form == "symmetric" or (form == "signed" and bits == 8):
         return halves(share * np.maximum(-low_GO, high_GO) / most), zeros_GO
