@@ -18,7 +18,7 @@ from llmctl.infer.quantize.scales import Found, refolded, search_layer
 from llmctl.infer.quantize.settings import PADDLESLIM, Settings
 from llmctl.infer.quantize.streams import CALIBRATE, HOLD, Pairs, Streams
 from llmctl.quant.methods.choose import Chosen, Inputs, Recipe, choose
-from llmctl.quant.methods.statistics import HeldRows, InputStatistics
+from llmctl.quant.methods.statistics import HeldRows, Products
 
 Folds = list[tuple[str, int, Fold, bool]]
 """Stage, expert, what the inputs of the stage become, and whether by factors of its linears; in the order in which they were applied."""
@@ -139,19 +139,16 @@ def _packed(chosen: Chosen, recipe: Recipe, linear: Matrix) -> PackedLinear:
 def _inputs(linear: Matrix, pairs: Callable[[], Pairs], settings: Settings) -> Inputs:
     """What the calibration shows of the inputs of a linear."""
     weight = linear.weight
-    collected = InputStatistics(len(weight))
-    missing = np.zeros(weight.shape) if settings.method == "gptq" and settings.correction else None
+    products = Products(weight, missing=settings.method == "gptq" and settings.correction > 0)
     held = HeldRows()
     for exact_TI, quantized_TI, role_T in pairs():
         exact_TI, quantized_TI = linear.seen(exact_TI), linear.seen(quantized_TI)
         rows = role_T == CALIBRATE
-        collected.add(quantized_TI[rows])
-        if missing is not None and rows.any():
-            missing += quantized_TI[rows].T @ ((exact_TI[rows] - quantized_TI[rows]) @ weight)
+        products.add(quantized_TI[rows], exact_TI[rows])
         held.add(quantized_TI[role_T == HOLD], exact_TI[role_T == HOLD])
     quantized_TI, exact_TI = held.arrays(2)
     wanted = exact_TI @ weight if len(exact_TI) else np.zeros((0, weight.shape[1]), np.float32)
-    return Inputs(collected.tokens, collected.gram_II, missing, quantized_TI, wanted)
+    return Inputs(products.tokens, products.gram_II, products.missing_IK, quantized_TI, wanted, products.times_KO)
 
 
 def _linear_row(index: int, stage: str, expert: int, tokens: int, bits: int, chosen: Chosen) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def search_layer(streams: Streams, index: int, block: Block, settings: Settings)
     graph, seen = streams.graph, dict[Key, Seen]()
 
     def see(stage: str, expert: int, x_TI: Array, role_T: Array) -> None:
-        one = seen.setdefault((stage, expert), Seen(InputStatistics(x_TI.shape[1], gram=False)))
+        one = seen.setdefault((stage, expert), Seen(InputStatistics(x_TI.shape[1])))
         one.statistics.add(x_TI[role_T == CALIBRATE])
         one.rows.add(x_TI[role_T == CALIBRATE])
         one.held.add(x_TI[role_T == HOLD])

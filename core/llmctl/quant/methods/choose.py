@@ -52,21 +52,27 @@ class Inputs:
     Attributes:
         tokens: Their number.
         gram_II: Sum of x x^T; None = not collected.
-        missing_IO: Sum of x (y - x w)^T, y = outputs for float inputs; None = there is no error.
+        missing_IK: What the outputs miss, as ``gptq.correct`` takes it; None = nothing.
         held_TI: Rows that are in no sum.
         wanted_TO: Outputs of the float model for these rows, without bias.
+        times_KO: What ``missing_IK`` has yet to be multiplied with; None = nothing.
     """
 
     tokens: int
     gram_II: Array | None = None
-    missing_IO: Array | None = None
+    missing_IK: Array | None = None
     held_TI: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     wanted_TO: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    times_KO: Array | None = None
 
     def of(self, outputs: slice) -> Inputs:
         """The inputs of a linear that has only these outputs."""
-        missing_IO = None if self.missing_IO is None else self.missing_IO[:, outputs]
-        return replace(self, missing_IO=missing_IO, wanted_TO=self.wanted_TO[:, outputs])
+        missing, times = self.missing_IK, self.times_KO
+        if times is not None:
+            times = times[:, outputs]
+        elif missing is not None:
+            missing = missing[:, outputs]
+        return replace(self, missing_IK=missing, times_KO=times, wanted_TO=self.wanted_TO[:, outputs])
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,8 @@ def choose(weight_IO: Array, inputs: Inputs, recipe: Recipe) -> Chosen:
 def _by_gptq(weight_IO: Array, inputs: Inputs, recipe: Recipe, damping: float, rounded: float) -> Chosen:
     assert inputs.gram_II is not None
     factored = gptq.factor(inputs.gram_II, damping)
-    if recipe.correction and inputs.missing_IO is not None:
-        weight_IO = gptq.correct(weight_IO, inputs.missing_IO, factored, recipe.correction)
+    if recipe.correction and inputs.missing_IK is not None:
+        weight_IO = gptq.correct(weight_IO, inputs.missing_IK, factored, recipe.correction, inputs.times_KO)
     if recipe.by_paddleslim:
         codes_IO, scales_GO = paddleslim.gptq(weight_IO, inputs.gram_II, recipe.bits, recipe.group, factored.damping)
         scales_GO = scales_GO.astype(np.float16).astype(np.float32)

@@ -19,7 +19,10 @@ from llmctl.quant.methods.grids import Grid, nearest
 Array = NDArray[Any]
 
 BLOCK = 128
-"""Inputs whose errors are passed on one by one; those of earlier blocks come by a matrix product."""
+"""Inputs that errors of earlier blocks come to by one matrix product."""
+
+ONE_BY_ONE = 16
+"""Inputs of a block whose errors are passed on one by one; those of the others in it come by a product too."""
 
 LEAST_DAMPING = 0.01
 FEW_TOKENS = 0.15
@@ -69,18 +72,33 @@ def factor(gram_II: Array, damping: float = LEAST_DAMPING, by_activity: bool = T
     order_I = np.argsort(-diagonal_I, kind="stable") if by_activity else np.arange(len(gram_II))
     dead_I = diagonal_I <= 0
     mean = float(diagonal_I.mean())
-    # The flipped matrix: numpy's factor is lower triangular.
-    turned = order_I[::-1]
-    flipped_II = gram_II[np.ix_(turned, turned)]
+    own_I = np.where(dead_I, max(mean, 1.0), diagonal_I)[order_I]
     places = np.arange(len(gram_II))
-    own_I = np.where(dead_I, max(mean, 1.0), diagonal_I)[turned]
     while damping <= MOST_DAMPING:
-        flipped_II[places, places] = own_I + damping * mean
+        ordered_II = gram_II[np.ix_(order_I, order_I)]
+        ordered_II[places, places] = own_I + damping * mean
         try:
-            return Factor(order_I, np.linalg.cholesky(flipped_II)[::-1, ::-1], damping, dead_I)
+            return Factor(order_I, _factor_upper(ordered_II), damping, dead_I)
         except np.linalg.LinAlgError:
             damping *= 10
     raise ValueError("the Gram matrix of the inputs is not positive definite, whatever is added to its diagonal")
+
+
+def _factor_upper(matrix_II: Array) -> Array:
+    """V of V V^T, upper triangular, in the memory of the matrix.
+
+    Raises:
+        LinAlgError: The matrix is not positive definite.
+    """
+    for start in reversed(range(0, len(matrix_II), BLOCK)):
+        stop = min(start + BLOCK, len(matrix_II))
+        matrix_II[:stop, start:stop] -= matrix_II[:stop, stop:] @ matrix_II[start:stop, stop:].T
+        # numpy's factor is lower triangular: the upper one of the matrix turned round.
+        own = np.linalg.cholesky(matrix_II[start:stop, start:stop][::-1, ::-1])[::-1, ::-1]
+        matrix_II[start:stop, start:stop] = own
+        matrix_II[:start, start:stop] = matrix_II[:start, start:stop] @ np.linalg.inv(own).T
+        matrix_II[start:stop, :start] = 0
+    return matrix_II
 
 
 def round_weight(weight_IO: Array, grid: Grid, factored: Factor) -> NDArray[np.int16]:
@@ -100,29 +118,38 @@ def round_weight(weight_IO: Array, grid: Grid, factored: Factor) -> NDArray[np.i
     for start in range(0, inputs, BLOCK):
         stop = min(start + BLOCK, inputs)
         carried = upper_II[:start, start:stop].T @ error_IO[:start]
-        for at in range(start, stop):
-            aim_O = weight_IO[at] + carried[at - start] / diagonal_I[at]
-            scales_O, zeros_O = grid.rows(order_I[at])
-            codes_IO[at] = nearest(aim_O, scales_O, zeros_O, grid.bits)
-            error_IO[at] = weight_IO[at] - (codes_IO[at] + zeros_O) * scales_O
-            carried[at - start + 1 :] += np.outer(upper_II[at, at + 1 : stop], error_IO[at])
+        for first in range(start, stop, ONE_BY_ONE):
+            last = min(first + ONE_BY_ONE, stop)
+            for at in range(first, last):
+                aim_O = weight_IO[at] + carried[at - start] / diagonal_I[at]
+                scales_O, zeros_O = grid.rows(order_I[at])
+                codes_IO[at] = nearest(aim_O, scales_O, zeros_O, grid.bits)
+                error_IO[at] = weight_IO[at] - (codes_IO[at] + zeros_O) * scales_O
+                carried[at - start + 1 : last - start] += np.outer(upper_II[at, at + 1 : last], error_IO[at])
+            carried[last - start :] += upper_II[first:last, last:stop].T @ error_IO[first:last]
     inverse = np.empty_like(order_I)
     inverse[order_I] = np.arange(inputs)
     return codes_IO[inverse]
 
 
-def correct(weight_IO: Array, missing_IO: Array, factored: Factor, strength: float) -> NDArray[np.float64]:
+def correct(
+    weight_IO: Array, missing_IK: Array, factored: Factor, strength: float, times_KO: Array | None = None
+) -> NDArray[np.float64]:
     """The weight that makes good a part of the error of its inputs (https://arxiv.org/abs/2504.02692).
 
     Args:
         weight_IO: The weight.
-        missing_IO: X^T (Y - X W): X the inputs that the quantized layers before give, Y the outputs for float inputs.
+        missing_IK: X^T (Y - X W): X the inputs that the quantized layers before give, Y the outputs for float inputs.
         factored: X^T X.
         strength: 1 = the weight of least squares, 0 = the weight itself.
+        times_KO: What ``missing_IK`` is to be multiplied with, if it is X^T (Y - X W) only then: Y = X' W is so many
+            outputs that solving for X^T (X' - X) first takes fewer operations.
     """
     order_I = factored.order_I
-    solved = solve_upper(factored.upper_II, np.asarray(missing_IO, np.float64)[order_I])
+    solved = solve_upper(factored.upper_II, np.asarray(missing_IK, np.float64)[order_I])
     solved = solve_upper(factored.upper_II, solved, transposed=True)
+    if times_KO is not None:
+        solved = solved.astype(times_KO.dtype) @ times_KO
     corrected_IO = np.array(weight_IO, np.float64)
     corrected_IO[order_I] += strength * solved
     corrected_IO[factored.dead_I] = np.asarray(weight_IO)[factored.dead_I]
@@ -135,10 +162,11 @@ def solve_upper(upper_II: Array, right_IO: Array, transposed: bool = False) -> A
     starts = range(0, inputs, BLOCK)
     for start in starts if transposed else reversed(starts):
         stop = min(start + BLOCK, inputs)
-        own = upper_II[start:stop, start:stop]
+        inverse = np.linalg.inv(upper_II[start:stop, start:stop])
         if transposed:
-            rest = upper_II[:start, start:stop].T @ solved_IO[:start]
+            solved_IO[start:stop] -= upper_II[:start, start:stop].T @ solved_IO[:start]
+            inverse = inverse.T
         else:
-            rest = upper_II[start:stop, stop:] @ solved_IO[stop:]
-        solved_IO[start:stop] = np.linalg.solve(own.T if transposed else own, solved_IO[start:stop] - rest)
+            solved_IO[start:stop] -= upper_II[start:stop, stop:] @ solved_IO[stop:]
+        solved_IO[start:stop] = inverse @ solved_IO[start:stop]
     return solved_IO

@@ -13,16 +13,54 @@ HELD_ROWS = 1024
 """Rows that are kept for checks, at most."""
 
 
+class Products:
+    """Sums of products of the inputs x of a linear with weight w, and of x with what its outputs miss.
+
+    Args:
+        weight_IO: w.
+        missing: Whether what the outputs miss is collected.
+
+    Attributes:
+        tokens: Number of tokens, without those held out.
+        gram_II: Sum of x x^T, float64.
+        missing_IK: Sum of x (x' - x)^T, x' = inputs in the float model; or that of x (x' w - x w)^T, where that takes fewer
+            operations. float64; None = not collected.
+        times_KO: The weight, which ``missing_IK`` has yet to be multiplied with; None = it was.
+    """
+
+    def __init__(self, weight_IO: Array, missing: bool) -> None:
+        inputs, outputs = weight_IO.shape
+        self._weight_IO, self._early = weight_IO, inputs > 2 * outputs
+        self.tokens, self.gram_II = 0, np.zeros((inputs, inputs))
+        self.missing_IK = np.zeros((inputs, outputs if self._early else inputs)) if missing else None
+        self.times_KO = weight_IO if missing and not self._early else None
+
+    def add(self, x_TI: Array, float_x_TI: Array) -> None:
+        """Adds a batch: inputs in the quantized model, and in the float model.
+
+        Raises:
+            ValueError: A value is not finite; names the input.
+        """
+        if not len(x_TI):
+            return
+        self.tokens += len(x_TI)
+        gram_II = x_TI.T @ x_TI
+        # A value that is not finite makes its square on the diagonal so.
+        _check_finite(np.diag(gram_II))
+        self.gram_II += gram_II
+        if self.missing_IK is not None:
+            off_TK = float_x_TI - x_TI
+            self.missing_IK += x_TI.T @ (off_TK @ self._weight_IO if self._early else off_TK)
+
+
 class InputStatistics:
     """Sums over the inputs of a linear.
 
     Args:
         inputs: I.
-        gram: Whether the Gram matrix is collected.
 
     Attributes:
         tokens: Number of tokens, without those held out.
-        gram_II: Sum of x x^T, float64; None = not collected.
         largest_I: Largest magnitudes.
         magnitude_I: Sum of magnitudes.
         low_I: Smallest values.
@@ -30,9 +68,8 @@ class InputStatistics:
         mean_batches: Mean of each batch [I].
     """
 
-    def __init__(self, inputs: int, gram: bool = True) -> None:
+    def __init__(self, inputs: int) -> None:
         self.tokens = 0
-        self.gram_II = np.zeros((inputs, inputs)) if gram else None
         self.largest_I, self.magnitude_I = np.zeros(inputs), np.zeros(inputs)
         self.low_I, self.high_I = np.full(inputs, np.inf), np.full(inputs, -np.inf)
         self.mean_batches: list[Array] = []
@@ -48,14 +85,11 @@ class InputStatistics:
         self.tokens += len(x_TI)
         magnitudes_TI = np.abs(x_TI)
         largest_I = magnitudes_TI.max(0)
-        if not np.isfinite(largest_I).all():
-            raise ValueError(f"input {int(np.flatnonzero(~np.isfinite(largest_I))[0])} is not finite")
+        _check_finite(largest_I)
         self.largest_I = np.maximum(self.largest_I, largest_I)
         self.magnitude_I += magnitudes_TI.sum(0, dtype=np.float64)
         self.low_I, self.high_I = np.minimum(self.low_I, x_TI.min(0)), np.maximum(self.high_I, x_TI.max(0))
         self.mean_batches.append(x_TI.mean(0, dtype=np.float64))
-        if self.gram_II is not None:
-            self.gram_II += x_TI.T @ x_TI
 
     @property
     def mean_magnitude_I(self) -> Array:
@@ -91,3 +125,8 @@ class HeldRows:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+
+def _check_finite(values_I: Array) -> None:
+    if not np.isfinite(values_I).all():
+        raise ValueError(f"input {int(np.flatnonzero(~np.isfinite(values_I))[0])} is not finite")

@@ -36,6 +36,8 @@ def test_a_correction_of_strength_1_is_the_damped_least_squares_weight() -> None
     damped = gram + 0.05 * np.diag(gram).mean() * np.eye(200)
     expected = weight + np.linalg.solve(damped, x.T @ (float_x - x) @ weight)
     assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
+    later = gptq.correct(weight, x.T @ (float_x - x), gptq.factor(gram, 0.05), 1.0, times_KO=weight)
+    assert np.allclose(later, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_the_damping_grows_until_the_matrix_can_be_factored() -> None:

@@ -8,7 +8,7 @@ from tests.kit import quant_reference
 
 from llmctl.quant.methods import scale_search, shift, smooth
 from llmctl.quant.methods.grids import fit
-from llmctl.quant.methods.statistics import HeldRows, InputStatistics
+from llmctl.quant.methods.statistics import HeldRows, InputStatistics, Products
 
 RNG = np.random.default_rng(3)
 X = (RNG.standard_normal((200, 48)) * np.where(np.arange(48) % 9 == 0, 30, 1)).astype(np.float64)
@@ -98,12 +98,30 @@ def test_statistics_are_those_of_all_batches() -> None:
         statistics.add(x[start : start + 7])
     statistics.add(x[:0])
     assert statistics.tokens == 50
-    assert np.allclose(statistics.gram_II, x.T @ x, rtol=1e-5)
     assert np.allclose(statistics.mean_magnitude_I, np.abs(x).mean(0), rtol=1e-6)
     assert np.allclose([statistics.low_I, statistics.high_I], [x.min(0), x.max(0)])
     x[3, 4] = np.inf
     with pytest.raises(ValueError, match="input 4 is not finite"):
         statistics.add(x)
+
+
+@pytest.mark.parametrize("outputs", [2, 9])
+def test_what_outputs_miss_is_the_same_whichever_product_comes_first(outputs: int) -> None:
+    x, float_x = (RNG.standard_normal((50, 6)).astype(np.float32) for _ in range(2))
+    weight = RNG.standard_normal((6, outputs)).astype(np.float32)
+    products = Products(weight, missing=True)
+    for start in range(0, 50, 7):
+        products.add(x[start : start + 7], float_x[start : start + 7])
+    products.add(x[:0], float_x[:0])
+    assert products.tokens == 50
+    assert np.allclose(products.gram_II, x.T @ x, rtol=1e-5)
+    assert (products.times_KO is None) == (outputs == 2)
+    missing = products.missing_IK if products.times_KO is None else products.missing_IK @ products.times_KO
+    assert np.allclose(missing, x.T @ ((float_x - x) @ weight), atol=1e-4)
+    assert Products(weight, missing=False).missing_IK is None
+    x[3, 4] = np.nan
+    with pytest.raises(ValueError, match="input 4 is not finite"):
+        products.add(x, float_x)
 
 
 def test_held_rows_are_spread_over_all_that_were_offered() -> None:
