@@ -51,7 +51,7 @@ def estimate(graph: DecoderSpec, settings: Settings, tokens: int) -> Costs:
     if settings.observes:
         most = max(inputs for inputs, _, _ in linears)
         memory = max(4 * block * 4 + 4 * 8 * most**2 + 8 * 3 * max(i * o for i, o, _ in linears), 4 * head * 2)
-        memory += 4 * tokens * 2 * (graph.hidden + width)
+        memory += 4 * tokens * 2 * (graph.hidden + (width if experts > 1 else max(width, graph.ffn)))
         products = 2.0 * PASSES * tokens * block
         products += sum(2.0 * tokens * i**2 + (2.0 * i**2 * o + i**3) * count for i, o, count in linears)
     seconds = ELEMENTWISE * products * len(graph.layers) / _rate() + 2e-8 * block * len(graph.layers)

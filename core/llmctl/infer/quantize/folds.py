@@ -39,6 +39,12 @@ class Fold:
     scale_I: Array
     offset_I: Array | None = None
 
+    def apply_to(self, x_TI: Array) -> None:
+        """Scales inputs in place."""
+        if self.offset_I is not None:
+            x_TI -= self.offset_I
+        x_TI /= self.scale_I
+
 
 def no_scale(graph: DecoderSpec, stage: str) -> str:
     """Why inputs of a stage have no scales that the model before can take; empty = they can have them."""

@@ -48,8 +48,9 @@ def quantize_layer(streams: Streams, index: int, block: Block, settings: Setting
     where = f"layer {index}"
     try:
         found: dict[tuple[str, int], Found] = {}
+        read: dict[str, Any] | None = None
         if settings.observes and (settings.scales or settings.offsets):
-            block, found = search_layer(streams, index, block, settings)
+            block, found, read = search_layer(streams, index, block, settings)
         rows = [_scales_row(index, stage, expert, one) for (stage, expert), one in found.items()]
 
         def pack(stage: str, expert: int, linear: Matrix, pairs: Callable[[], Pairs]) -> Linear:
@@ -60,7 +61,7 @@ def quantize_layer(streams: Streams, index: int, block: Block, settings: Setting
             rows.extend(_linear_row(index, name, expert, inputs.tokens, *one) for name, one in chosen.items())
             return packed
 
-        layer = streams.walk(index, block, pack)
+        layer = streams.walk(index, block, pack, read)
     except ValueError as error:
         raise DataError(f"{where} cannot be quantized: {error}") from None
     applied = [(*key, one.fold, one.as_factors) for key, one in found.items() if one.fold is not None]

@@ -76,8 +76,10 @@ class Found:
     as_factors: bool = False
 
 
-def search_layer(streams: Streams, index: int, block: Block, settings: Settings) -> tuple[Block, dict[Key, Found]]:
-    """The layer with the scales and offsets that were found, and what was found for each stage.
+def search_layer(
+    streams: Streams, index: int, block: Block, settings: Settings
+) -> tuple[Block, dict[Key, Found], dict[str, Array]]:
+    """The layer with the scales and offsets that were found, what was found for each stage, and what ``scan`` read of this layer.
 
     Raises:
         ValueError: Inputs are not finite.
@@ -90,14 +92,16 @@ def search_layer(streams: Streams, index: int, block: Block, settings: Settings)
         one.rows.add(x_TI[role_T == CALIBRATE])
         one.held.add(x_TI[role_T == HOLD])
 
-    streams.scan(index, block, see)
+    read = streams.scan(index, block, see)
     found: dict[Key, Found] = {}
     for key in sorted(seen, key=lambda key: (STAGES.index(key[0]), key[1])):
         found[key] = _search(graph, block, key, seen[key], settings)
     for (stage, expert), one in found.items():
         if one.fold is not None:
             block = refolded(graph, block, (stage, expert, one.fold, one.as_factors))
-    return block, found
+            if stage in read and not one.as_factors:
+                one.fold.apply_to(read[stage])
+    return block, found, read
 
 
 def refolded(graph: DecoderSpec, block: Block, folded: tuple[str, int, Fold, bool]) -> Block:

@@ -1,6 +1,7 @@
 """Activations of the float and of the quantized model, carried from layer to layer.
 
-Both have the residual of every token in memory, and for a moment what ``out`` reads; never more than a layer of weights.
+Both have the residual of every token in memory, and for a moment what ``out`` or, without experts, ``down`` reads; never more than a
+layer of weights.
 Shape suffixes: T all tokens, D hidden, I inputs of a linear.
 """
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.infer.engine.positions import BidirectionalPrefix, PositionRule
-from llmctl.infer.packed.model import Layer, Linear, PackedModel
+from llmctl.infer.packed.model import Layer, Linear, Norm, PackedModel
 from llmctl.infer.quantize import block as blocks
 from llmctl.infer.quantize.block import Block, Chunk, Matrix
 
@@ -47,6 +48,25 @@ class Tokens:
     roles: Sequence[Any]
 
 
+@dataclass(frozen=True)
+class Sublayer:
+    """Attention, or a feed-forward layer without experts.
+
+    Attributes:
+        stage: That of its last linear.
+        norm: The norm before or after it.
+        first: Its first linear.
+        between: From outputs of the first, in a chunk, to inputs of the last.
+        last: Its last linear.
+    """
+
+    stage: str
+    norm: Norm
+    first: Matrix
+    between: Callable[[Array, Chunk], Array]
+    last: Matrix
+
+
 class Streams:
     """The residuals of all tokens.
 
@@ -68,15 +88,16 @@ class Streams:
         """Starts both streams with the embeddings of models without layers."""
         self.float_TD, self.quantized_TD = self._embedded(exact), self._embedded(quantized)
 
-    def walk(self, index: int, block: Block, choose: Choose) -> Layer:
+    def walk(self, index: int, block: Block, choose: Choose, read: dict[str, Array] | None = None) -> Layer:
         """Computes a layer with both streams; returns it packed.
 
         Args:
             index: Number of the layer.
             block: Its weights, for the float stream.
             choose: Packs its linears, one after the other: each sees the inputs that those before it give.
+            read: What ``scan`` returned, for this block; it is emptied. None = it is computed here.
         """
-        graph = self.graph
+        graph, read = self.graph, {} if read is None else read
 
         def inputs(norm: Any) -> Callable[[], Pairs]:
             return lambda: (
@@ -89,44 +110,63 @@ class Streams:
             )
 
         qkv = choose("qkv", 0, block.qkv, inputs(block.norm))
-        out = self._attention(index, block, blocks.matrix(qkv), choose)
+        attention = Sublayer(
+            "out", block.norm, block.qkv, lambda y_TO, chunk: blocks.attend(graph, index, block, y_TO, chunk), block.out
+        )
+        out = self._through(attention, qkv, choose, read.pop("out", None))
         up = [
             choose("up", expert, weights, self._routed(block, inputs(block.ffn_norm), expert))
             for expert, weights in enumerate(block.up)
         ]
-        wide = [blocks.matrix(linear) for linear in up]
-        down = [
-            choose("down", e, weights, self._inner(block, wide[e], self._routed(block, inputs(block.ffn_norm), e), e))
-            for e, weights in enumerate(block.down)
-        ]
-        packed = replace(block, up=tuple(wide), down=tuple(blocks.matrix(linear) for linear in down))
-        self._fed(block, packed)
+        if block.router is None:
+            feed_forward = Sublayer(
+                "down", block.ffn_norm, block.up[0], lambda y_TO, _: blocks.activate(graph, y_TO), block.down[0]
+            )
+            down = [self._through(feed_forward, up[0], choose, read.pop("down", None))]
+        else:
+            wide = [blocks.matrix(linear) for linear in up]
+            routed = [self._routed(block, inputs(block.ffn_norm), expert) for expert in range(len(wide))]
+            down = [
+                choose("down", expert, weights, self._inner(block, wide[expert], routed[expert], expert))
+                for expert, weights in enumerate(block.down)
+            ]
+            self._by_experts(block, replace(block, up=tuple(wide), down=tuple(map(blocks.matrix, down))))
         return Layer(
             block.norm, qkv, out, block.ffn_norm, tuple(up), tuple(down), block.router, block.q_norm, block.k_norm
         )
 
-    def scan(self, index: int, block: Block, see: Callable[[str, int, Array, Array], None]) -> None:
+    def scan(self, index: int, block: Block, see: Callable[[str, int, Array, Array], None]) -> dict[str, Array]:
         """Shows the inputs of all stages of a layer in the float model, whose stream stays where it is.
 
         Args:
             index: Number of the layer.
             block: Its weights.
             see: Called with stage, expert, inputs, and what each row is for.
+
+        Returns:
+            The inputs [T, I] of ``out`` and, without experts, of ``down``.
         """
-        graph = self.graph
+        graph, read = self.graph, {"out": self._rows_for(block.out)}
+        if block.router is None:
+            read["down"] = self._rows_for(block.down[0])
         for chunk in self.chunks:
             role, x_TD = self.role_T[chunk.rows], self.float_TD[chunk.rows]
             inner = blocks.sublayer_inputs(graph, block.norm, x_TD)
             see("qkv", 0, inner, role)
             mixed = blocks.attend(graph, index, block, block.qkv(inner), chunk)
             see("out", 0, mixed, role)
+            read["out"][chunk.rows] = mixed
             x_TD = blocks.add(graph, block.norm, x_TD, inner, block.out(mixed))
             inner = blocks.sublayer_inputs(graph, block.ffn_norm, x_TD)
             see("up", 0, inner, role)
             chosen = None if block.router is None else blocks.route(graph, block.router, inner)[1]
             for expert, wide in enumerate(block.up):
                 rows = slice(None) if chosen is None else chosen[:, expert]
-                see("down", expert, blocks.activate(graph, wide(inner[rows])), role[rows])
+                active = blocks.activate(graph, wide(inner[rows]))
+                see("down", expert, active, role[rows])
+                if chosen is None:
+                    read["down"][chunk.rows] = active
+        return read
 
     def _embedded(self, model: PackedModel) -> Array:
         embedded = np.empty((len(self.ids_T), self.graph.hidden), np.float32)
@@ -137,39 +177,45 @@ class Streams:
             embedded[chunk.rows] = rows if model.positions is None else rows + model.positions[chunk.position_T]
         return embedded
 
-    def _attention(self, index: int, block: Block, qkv: Matrix, choose: Choose) -> Linear:
-        """Moves both streams on behind attention; what ``out`` reads is in memory only here."""
-        mixed_TI = self._mixed(index, block, qkv)
-        out = choose("out", 0, block.out, lambda: self._rows(*mixed_TI))
-        self._attended(block, blocks.matrix(out), *mixed_TI)
-        return out
+    def _through(self, sublayer: Sublayer, first: Linear, choose: Choose, float_TI: Array | None) -> Linear:
+        """Moves both streams on behind a sublayer, and packs its last linear; what that reads is in memory only here.
 
-    def _rows(self, float_TI: Array, quantized_TI: Array) -> Pairs:
-        for chunk in self.chunks:
-            yield float_TI[chunk.rows], quantized_TI[chunk.rows], self.role_T[chunk.rows]
+        Args:
+            sublayer: The sublayer.
+            first: Its first linear, quantized.
+            choose: Packs the last.
+            float_TI: What the last reads in the float model; None = it is computed here.
+        """
+        if float_TI is None:
+            float_TI = self._read(sublayer, self.float_TD, sublayer.first, rounds=False)
+        quantized_TI = self._read(sublayer, self.quantized_TD, blocks.matrix(first), rounds=True)
 
-    def _mixed(self, index: int, block: Block, qkv: Matrix) -> tuple[Array, Array]:
-        """What ``out`` reads, in both models."""
-        graph = self.graph
-        shape = len(self.ids_T), graph.heads * graph.head_dim
-        float_TI, quantized_TI = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        for chunk in self.chunks:
-            inner = blocks.sublayer_inputs(graph, block.norm, self.float_TD[chunk.rows])
-            float_TI[chunk.rows] = blocks.attend(graph, index, block, block.qkv(inner), chunk)
-            inner = blocks.sublayer_inputs(graph, block.norm, self.quantized_TD[chunk.rows])
-            quantized_TI[chunk.rows] = blocks.attend(graph, index, block, qkv(inner, chunk.rounds_T), chunk)
-        return float_TI, quantized_TI
+        def pairs() -> Pairs:
+            for chunk in self.chunks:
+                yield float_TI[chunk.rows], quantized_TI[chunk.rows], self.role_T[chunk.rows]
 
-    def _attended(self, block: Block, out: Matrix, float_TI: Array, quantized_TI: Array) -> None:
+        packed = choose(sublayer.stage, 0, sublayer.last, pairs)
+        self._move(sublayer, self.float_TD, sublayer.last, float_TI, rounds=False)
+        self._move(sublayer, self.quantized_TD, blocks.matrix(packed), quantized_TI, rounds=True)
+        return packed
+
+    def _read(self, sublayer: Sublayer, stream_TD: Array, first: Matrix, rounds: bool) -> Array:
+        """What the last linear reads."""
+        read_TI = self._rows_for(sublayer.last)
         for chunk in self.chunks:
-            for stream, mixed, weights, rounds in (
-                (self.float_TD, float_TI, block.out, None),
-                (self.quantized_TD, quantized_TI, out, chunk.rounds_T),
-            ):
-                x_TD = stream[chunk.rows]
-                inner = blocks.sublayer_inputs(self.graph, block.norm, x_TD)
-                y_TD = weights(mixed[chunk.rows], rounds)
-                stream[chunk.rows] = blocks.add(self.graph, block.norm, x_TD, inner, y_TD)
+            inner = blocks.sublayer_inputs(self.graph, sublayer.norm, stream_TD[chunk.rows])
+            read_TI[chunk.rows] = sublayer.between(first(inner, chunk.rounds_T if rounds else None), chunk)
+        return read_TI
+
+    def _move(self, sublayer: Sublayer, stream_TD: Array, last: Matrix, read_TI: Array, rounds: bool) -> None:
+        for chunk in self.chunks:
+            x_TD = stream_TD[chunk.rows]
+            inner = blocks.sublayer_inputs(self.graph, sublayer.norm, x_TD)
+            y_TD = last(read_TI[chunk.rows], chunk.rounds_T if rounds else None)
+            stream_TD[chunk.rows] = blocks.add(self.graph, sublayer.norm, x_TD, inner, y_TD)
+
+    def _rows_for(self, linear: Matrix) -> Array:
+        return np.empty((len(self.ids_T), len(linear.weight)), np.float32)
 
     def _routed(self, block: Block, pairs: Callable[[], Pairs], expert: int) -> Callable[[], Pairs]:
         """The inputs of an expert, of tokens that the quantized model sends to it."""
@@ -195,7 +241,8 @@ class Streams:
 
         return inner
 
-    def _fed(self, block: Block, packed: Block) -> None:
+    def _by_experts(self, block: Block, packed: Block) -> None:
+        """Moves both streams on behind a feed-forward layer of experts."""
         for chunk in self.chunks:
             for stream, weights, rounds in (
                 (self.float_TD, block, np.zeros_like(chunk.rounds_T)),
@@ -208,9 +255,8 @@ class Streams:
 
 
 def feed_forward(graph: DecoderSpec, block: Block, inner_TD: Array, rounds_T: Array) -> Array:
-    """The outputs of the feed-forward layer, or the weighted sum of those of its experts."""
-    if block.router is None:
-        return block.down[0](blocks.activate(graph, block.up[0](inner_TD, rounds_T)), rounds_T)
+    """The weighted sum of the outputs of experts."""
+    assert block.router is not None, "experts have a router"
     y_TD = np.zeros_like(inner_TD)
     weight_TE, chosen_TE = blocks.route(graph, block.router, inner_TD)
     for expert, (up, down) in enumerate(zip(block.up, block.down, strict=True)):

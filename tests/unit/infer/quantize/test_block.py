@@ -87,6 +87,42 @@ def test_scales_and_offsets_leave_the_model_as_it_is(name, with_offsets):
     assert "out" in stages
 
 
+@pytest.mark.parametrize("name", CAUSAL)
+def test_linears_see_what_a_scan_read_once_it_has_the_scales(name):
+    model, texts = packed_toys.build(FORMS[name]), packed_toys.several()
+    graph, tokens = model.graph, Tokens([text.ids for text in texts], [0] * len(texts))
+    streams, again = Streams(graph, tokens), Streams(graph, tokens)
+    for one in (streams, again):
+        one.embed(model, model)
+    block = block_of(model.layers[0])
+    read = streams.scan(0, block, lambda *seen: None)
+    assert list(read) == (["out"] if graph.experts else ["out", "down"])
+    for stage in ("out", "down"):
+        if stage in read and not folds.no_scale(graph, stage):
+            pool = folds.pooled(graph, stage)
+            scale = RNG.uniform(0.2, 5, pool.max() + 1).astype(np.float32)[pool]
+            offset = None
+            if not folds.no_offset(graph, stage):
+                offset = RNG.normal(size=pool.max() + 1).astype(np.float32)[pool]
+            block = folds.apply(graph, block, stage, Fold(scale, offset))
+            Fold(scale, offset).apply_to(read[stage])
+
+    def seeing(inputs):
+        def choose(stage, expert, linear, pairs):
+            inputs[stage] = np.concatenate([exact for exact, _, _ in pairs()])
+            return as_floats(stage, expert, linear, pairs)
+
+        return choose
+
+    found, expected = {}, {}
+    streams.walk(0, block, seeing(found), read)
+    again.walk(0, block, seeing(expected))
+    assert read == {}
+    for stage, inputs in expected.items():
+        assert np.allclose(found[stage], inputs, rtol=1e-4, atol=1e-4 * np.abs(inputs).max()), stage
+    assert np.allclose(streams.float_TD, again.float_TD, rtol=1e-4, atol=1e-4)
+
+
 def test_what_cannot_take_scales_says_why():
     reasons = {
         name: [folds.no_scale(packed_toys.build(form).graph, s) for s in folds.STAGES] for name, form in FORMS.items()
