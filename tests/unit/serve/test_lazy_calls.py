@@ -241,9 +241,10 @@ def test_right_calls_and_plain_text_are_left_as_the_model_wants_them(client, dra
     assert answer(client) == answer(drafting) == (text or "", calls, "tool_calls" if calls else "stop")
 
 
-def test_one_call_ends_an_answer_that_may_have_no_more(client, monkeypatch):
+def test_one_call_ends_an_answer_that_may_have_no_more(client, drafting, monkeypatch):
     want(monkeypatch, client, written(PLAIN, ("clock", {}), ("clock", {})))
-    assert len(answer(client)[1]) == 2 and len(answer(client, parallel_tool_calls=False)[1]) == 1
+    for one in (client, drafting):
+        assert len(answer(one)[1]) == 2 and len(answer(one, parallel_tool_calls=False)[1]) == 1
 
 
 def test_no_mask_is_computed_before_a_call_has_begun(client, monkeypatch):
