@@ -122,7 +122,7 @@ def words_of(plugin, command, name, places):
 
 
 @pytest.mark.parametrize(("family", "name", "kinds"), [
-    ("llama", "int4", ("int8", "int4")), ("mixtral", "int4", ("int8", "int4")), ("bloom", "int8", ("int8", "int8")),
+    ("llama", "int4", ("int4+int8", "int4")), ("mixtral", "int4", ("int4+int8", "int4")), ("bloom", "int8", ("int8", "int8")),
 ])  # fmt: skip
 def test_the_command_of_a_recipe_quantizes_as_it_says(models, output, family, name, kinds):
     plugin, _, folder = models(family)

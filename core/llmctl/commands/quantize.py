@@ -158,7 +158,7 @@ def _say(outcome: Any, config: QuantizeConfig, say: Messages, seconds: float) ->
         if say.json:
             say.result("", kept=False, **values)
         click.echo(
-            f"{beside}; that is above {limit:g}, so {target} was not written. Use more tokens, a smaller --group, or --qkv int8; or keep "
+            f"{beside}; that is above {limit:g}, so {target} was not written. Use more tokens, a smaller --group, or --qkv mixed; or keep "
             "it with a higher --max-kl",
             err=True,
         )

@@ -114,7 +114,7 @@ def parts_of(weight: Weight) -> tuple[PackedLinear, ...]:
 
 
 def bits_of(weights: Iterable[Weight]) -> float:
-    """Mean bits of a weight in memory, with scales, zero points, orders and factors."""
+    """Mean bits of a weight in memory, with scales, zero points, orders, factors and padding."""
     held = [part for weight in weights for part in parts_of(weight)]
     arrays = [getattr(part, name) for part in held for name in ("data", "scales", "zeros", "order", "factors")]
     return (
