@@ -4,6 +4,7 @@ Steps of single tokens are bound by the bytes that they read; the last column is
 speed, measured between the steps of the same run, as a part of the step's time. Without paddle; ``LLMCTL_THREADS`` or ``OMP_NUM_THREADS`` sets the threads.
 
     python benchmarks/decode.py --size 58m --kinds float32 int8 int4
+    python benchmarks/decode.py --size 1b --kinds int4 mixed qkv8 --context 64 --sequences 1 8
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ SIZES = {
     "1b": {"layers": 22, "hidden": 2048, "heads": 32, "kv_heads": 4, "ffn": 5632, "vocab": 32000},
 }
 
+QKV = {"mixed": ("int4", "int8"), "qkv8": ("int8", "int8")}
+"""Kind of a model with other linears in int4 -> kinds of queries, and of keys and values, as ``llmctl quantize --qkv``."""
+
 
 def model_of(layers, hidden, heads, kv_heads, ffn, vocab, kind, group):
     """A packed model; all layers have the same values in memory of their own."""
     from llmctl.card.decoder_spec import DecoderSpec, Rope
     from llmctl.infer.packed import model as packed
-    from llmctl.infer.packed.linear import pack
+    from llmctl.infer.packed.linear import concat_outputs, joined, pack
 
     random, width = np.random.default_rng(0), hidden // heads
     frequencies = tuple(10000.0 ** (-np.arange(width // 2) * 2 / width))
@@ -38,13 +42,19 @@ def model_of(layers, hidden, heads, kv_heads, ffn, vocab, kind, group):
         embed=hidden, norm="rmsnorm", norm_eps=1e-6, activation="swiglu", rope=Rope(rotary_dim=width, frequencies=frequencies),
     )  # fmt: skip
 
+    def weight(inputs, outputs, kind):
+        values = random.standard_normal((inputs, outputs), np.float32) * inputs**-0.5
+        return pack(values, kind, group if kind.startswith("int") else 0)
+
     def linear(inputs, outputs):
-        weight = random.standard_normal((inputs, outputs), np.float32) * inputs**-0.5
-        return packed.Linear(pack(weight, kind, group if kind.startswith("int") else 0))
+        return packed.Linear(weight(inputs, outputs, "int4" if kind in QKV else kind))
+
+    q, kv = QKV.get(kind, (kind, kind))
+    qkv = [weight(hidden, hidden, q), weight(hidden, 2 * kv_heads * width, kv)]
 
     norm = packed.Norm(np.ones(hidden, np.float32))
     first = packed.Layer(
-        norm=norm, qkv=linear(hidden, hidden + 2 * kv_heads * width), out=linear(hidden, hidden), ffn_norm=norm,
+        norm=norm, qkv=packed.Linear(joined(qkv) if q != kv else concat_outputs(qkv)), out=linear(hidden, hidden), ffn_norm=norm,
         up=(linear(hidden, 2 * ffn),), down=(linear(ffn, hidden),),
     )  # fmt: skip
     return packed.PackedModel(
@@ -58,8 +68,9 @@ def model_of(layers, hidden, heads, kv_heads, ffn, vocab, kind, group):
 
 def bytes_of(model):
     """Of the linears' weights, which every step reads."""
-    linears = [model.head] + [one for layer in model.layers for one in (layer.qkv, layer.out, *layer.up, *layer.down)]
-    arrays = [array for one in linears for array in (one.weight.data, one.weight.scales, one.weight.zeros)]
+    linears = [model.head, *(linear for layer in model.layers for linear in layer.linears)]
+    parts = [part for linear in linears for part, _ in linear.parts]
+    arrays = [array for part in parts for array in (part.data, part.scales, part.zeros)]
     return sum(array.nbytes for array in arrays if array is not None)
 
 
@@ -118,7 +129,7 @@ def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=tuple(SIZES), default="58m")
-    parser.add_argument("--kinds", nargs="+", default=["float32", "int8", "int4"])
+    parser.add_argument("--kinds", nargs="+", default=["float32", "int8", "int4"], help=f"also {' and '.join(QKV)}")
     parser.add_argument("--kv", default="float32")
     parser.add_argument("--group", type=int, default=64, help="inputs that share a scale, of integer kinds")
     parser.add_argument("--context", type=int, default=512)

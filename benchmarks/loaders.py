@@ -27,6 +27,7 @@ CASES = {
     "compressed-tensors, 4 bits": ("compressed-tensors", "--method", "gptq", "--group", "32"),
     "compressed-tensors, 4 bits, zero points": ("compressed-tensors", "--method", "awq", "--group", "32", *ASYMMETRIC),
     "compressed-tensors, 4 bits, qkv in 8": ("compressed-tensors", "--method", "gptq", "--group", "32", "--qkv", "int8"),
+    "compressed-tensors, 4 bits, k and v in 8": ("compressed-tensors", "--method", "gptq", "--group", "32", "--qkv", "mixed"),
     "compressed-tensors, 8 bits": ("compressed-tensors", "--method", "weight-only-int8", "--group", "32"),
     "compressed-tensors, W8A8": ("compressed-tensors", "--method", "ptq-a8w8", "--set", "quantize.shift=false"),
     "compressed-tensors, W8A8, zero points": (

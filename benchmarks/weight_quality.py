@@ -31,6 +31,7 @@ CASES: dict[str, list[str]] = {
     "gptq, groups of 32": ["--method", "gptq", "--group", "32"],
     "gptq, groups of 64": ["--method", "gptq", "--group", "64"],
     "gptq, groups of 64, zero points": ["--method", "gptq", "--group", "64", "--set", "quantize.asymmetric=true"],
+    "gptq, groups of 64, k and v in 8 bits": ["--method", "gptq", "--group", "64", "--qkv", "mixed"],
     "gptq, groups of 64, qkv in 8 bits": ["--method", "gptq", "--group", "64", "--qkv", "int8"],
     "rounded to 8 bits": ["--method", "weight-only-int8"],
     "ptq-a8w8": ["--method", "ptq-a8w8"],
@@ -62,6 +63,7 @@ GOALS = {
     "trained for long": [
         Goal("gptq, groups of 32", "rounded, groups of 32", 0.55, 0.5),
         Goal("gptq, groups of 64", "rounded, groups of 64", 0.55, 0.5),
+        Goal("gptq, groups of 64, k and v in 8 bits", "gptq, groups of 64", 0.85),
         Goal("gptq, groups of 64, qkv in 8 bits", "gptq, groups of 64", 0.85),
     ],
 }
