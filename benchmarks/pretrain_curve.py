@@ -1,4 +1,4 @@
-"""Loss curves of one pretraining from scratch, here and in transformers: same weights, samples and optimiser settings.
+"""Loss curves of one pretraining from scratch, here and in transformers: same weights, samples and optimizer settings.
 
 ``llmctl pretrain`` makes a corpus of a text, draws a small decoder and trains it. The peer starts from the weights that
 were drawn, sees the samples of each step, and takes the same AdamW steps. Both compute in float32, so the curves part

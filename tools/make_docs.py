@@ -175,7 +175,7 @@ def pretraining() -> str:
 
 
 def preferences() -> str:
-    """The rows of a configuration for preference optimisation that differ from those of fine-tuning."""
+    """The rows of a configuration for preference optimization that differ from those of fine-tuning."""
     return configuration(DpoConfig, set(describe(FinetuneConfig)))
 
 

@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def build(library: Path, checks: tuple[str, ...]) -> None:
-    """Compiles the kernels with the flags of setup.py, less optimised and with checks."""
+    """Compiles the kernels with the flags of setup.py, less optimized and with checks."""
     flags, units = _settings()
     common = [
         *(flag for flag in flags if flag not in ("-O3", "-g0")),

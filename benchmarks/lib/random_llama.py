@@ -127,7 +127,7 @@ def neighbours(array, heads):
 
 
 def quantise_gguf(source: Path, kind: str) -> Path:
-    """llama.cpp's own quantisation of a file in float32: Q8_0 or Q4_0; the same as before if it is there."""
+    """llama.cpp's own quantization of a file in float32: Q8_0 or Q4_0; the same as before if it is there."""
     if kind == "float32":
         return source
     target = source.with_name(f"{source.stem}-{kind}.gguf")
@@ -141,6 +141,6 @@ def quantise_gguf(source: Path, kind: str) -> Path:
     part = str(target) + ".part"
     status = llama_cpp.llama_model_quantize(str(source).encode(), part.encode(), options)
     if status:
-        raise SystemExit(f"llama.cpp could not quantise {source}: status {status}")
+        raise SystemExit(f"llama.cpp could not quantize {source}: status {status}")
     Path(part).rename(target)
     return target

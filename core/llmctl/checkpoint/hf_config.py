@@ -37,10 +37,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f'{path} names no architecture; it needs "architectures": ["SomethingForCausalLM"]')
-    return normalise(config, str(path))
+    return normalize(config, str(path))
 
 
-def normalise(config: dict[str, Any], where: str = NAME) -> dict[str, Any]:
+def normalize(config: dict[str, Any], where: str = NAME) -> dict[str, Any]:
     """A copy with ``dtype`` and ``rope_parameters`` renamed to the keys of transformers 4.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Checks that fine-tuning and preference optimisation share: model, method, tokenizer, examples."""
+"""Checks that fine-tuning and preference optimization share: model, method, tokenizer, examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of a job of preference optimisation."""
+"""Checks of a job of preference optimization."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmctl.plugins import Families
 
 @dataclass(frozen=True)
 class DpoJob(ExamplesJob[DpoConfig, Preference]):
-    """A checked job of preference optimisation; the model is also the reference."""
+    """A checked job of preference optimization; the model is also the reference."""
 
     command: ClassVar[str] = "dpo"
     noun: ClassVar[str] = "pairs"
@@ -45,6 +45,6 @@ def _combinations(config: DpoConfig) -> None:
     for name in ("dropout", "neftune_alpha"):
         if getattr(method, name):
             raise ConfigError(
-                f"method.{name} has no place in preference optimisation, where model and reference are compared without "
+                f"method.{name} has no place in preference optimization, where model and reference are compared without "
                 "noise; leave it out"
             )

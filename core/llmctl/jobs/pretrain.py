@@ -14,7 +14,7 @@ from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.card.rope import context_length
 from llmctl.checkpoint.build import CheckedModel, open_model
-from llmctl.checkpoint.hf_config import NAME, normalise, read_config
+from llmctl.checkpoint.hf_config import NAME, normalize, read_config
 from llmctl.config import common, parallel
 from llmctl.config import pretrain as config_pretrain
 from llmctl.config.file import override
@@ -177,7 +177,7 @@ def _new_model(
     multiple = settings.vocab_multiple
     if path:
         path = path / NAME if path.is_dir() else path
-        raw = read_config(path.parent) if path.name == NAME else normalise(_read_json(path), str(path))
+        raw = read_config(path.parent) if path.name == NAME else normalize(_read_json(path), str(path))
         plugin, where = families.resolve(family, raw, str(path)), str(path)
     else:
         if family == "auto":

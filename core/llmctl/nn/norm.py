@@ -1,4 +1,4 @@
-"""Normalisation layers. Statistics are computed in float32 or better, whatever the input's type."""
+"""Normalization layers. Statistics are computed in float32 or better, whatever the input's type."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class LibraryTokenizer(Tokenizer):
         decoder = self._inner.get_added_tokens_decoder()
         self._added_ids = frozenset(decoder)
         self._special_ids = frozenset(token for token, added in decoder.items() if added.special)
-        self._normalised = inner.normalizer is not None and any(t.special and t.normalized for t in decoder.values())
+        self._normalized = inner.normalizer is not None and any(t.special and t.normalized for t in decoder.values())
         self._spaced = self._run("a").tokens[:1] in (["▁a"], ["▁"])
 
     @cached_property
@@ -139,7 +139,7 @@ class LibraryTokenizer(Tokenizer):
     def protect(self, text: str) -> str:
         """As `Tokenizer.protect`; special tokens that are found in normalized text too."""
         text = super().protect(text)
-        while self._normalised:
+        while self._normalized:
             places = [place for piece in self._read(text) if (place := self._begin(text, piece)) is not None]
             if not places:
                 break
@@ -205,7 +205,7 @@ class LibraryTokenizer(Tokenizer):
         """Whether a name in the text would become a special token."""
         if self._special_names.search(text):
             return True
-        return self._normalised and any(self._begin(text, piece) is not None for piece in self._read(text))
+        return self._normalized and any(self._begin(text, piece) is not None for piece in self._read(text))
 
     def _begin(self, text: str, piece: Piece) -> int | None:
         """Where the name of a special token begins in a text; None if the piece is no special token that text names."""

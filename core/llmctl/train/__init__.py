@@ -1,7 +1,7 @@
 """Training: a loop that knows no method, and one module per method.
 
 ``trainer`` is a whole run of any method; ``loop`` runs steps over a ``task``. ``methods`` are supervised fine-tuning,
-preference optimisation and pretraining; ``trainable`` says what is trained and saved: all parameters, LoRA adapters or a
+preference optimization and pretraining; ``trainable`` says what is trained and saved: all parameters, LoRA adapters or a
 prefix; ``optim`` is the optimizer, with sharding (ZeRO); ``callbacks`` log metrics, save checkpoints, stop early. ``resume`` checks that a run may
 be resumed, ``console`` and ``summary`` print.
 

@@ -8,7 +8,7 @@ import pytest
 
 from llmctl import plugins
 from llmctl.card.rope import RopeParams, context_length, rope_rule
-from llmctl.checkpoint.hf_config import normalise
+from llmctl.checkpoint.hf_config import normalize
 from llmctl.errors import ConfigError
 
 CASES = json.loads((Path(__file__).resolve().parents[2] / "goldens" / "rope" / "scaling.json").read_text())
@@ -25,7 +25,7 @@ def dims_of(family, **changes):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["about"])
 def test_frequencies_and_factors_are_those_of_transformers(case):
-    config = normalise(case["config"])
+    config = normalize(case["config"])
     scaling, longest = config["rope_scaling"], config["max_position_embeddings"]
     rule, given = rope_rule(scaling), (config["head_dim"], config["rope_theta"], longest)
     for length, expected in (
@@ -92,6 +92,6 @@ def test_yarn_extends_the_context_also_where_config_json_has_the_trained_length(
 
 
 def test_a_trained_length_outside_of_the_object_is_read_where_transformers_reads_it():
-    inside = normalise({"rope_scaling": {**LONGROPE, "type": "su"}, "original_max_position_embeddings": 4096})
+    inside = normalize({"rope_scaling": {**LONGROPE, "type": "su"}, "original_max_position_embeddings": 4096})
     assert inside == {"rope_scaling": {**LONGROPE, "original_max_position_embeddings": 4096}}
-    assert normalise({"rope_scaling": None, "original_max_position_embeddings": 4096}) == {"rope_scaling": None}
+    assert normalize({"rope_scaling": None, "original_max_position_embeddings": 4096}) == {"rope_scaling": None}

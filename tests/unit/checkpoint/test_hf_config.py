@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from llmctl.checkpoint.hf_config import normalise, read_config
+from llmctl.checkpoint.hf_config import normalize, read_config
 from llmctl.errors import CheckpointError, FileError
 from llmctl.train.run_info import run_info
 
@@ -77,7 +77,7 @@ def test_the_newer_spelling_becomes_the_older(tmp_path):
 )
 def test_both_spellings_mean_the_same(config, expected):
     before = json.dumps(config)
-    assert normalise(config) == expected
+    assert normalize(config) == expected
     assert json.dumps(config) == before
 
 
@@ -92,7 +92,7 @@ def test_both_spellings_mean_the_same(config, expected):
 )
 def test_contradictions_are_refused(config, message):
     with pytest.raises(CheckpointError, match=message):
-        normalise(config)
+        normalize(config)
 
 
 def test_run_info_records_what_made_a_folder():

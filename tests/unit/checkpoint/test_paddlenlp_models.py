@@ -10,7 +10,7 @@ import pytest
 from llmctl import plugins
 from llmctl.checkpoint import convert as conversion
 from llmctl.checkpoint.build import check_model, load_model
-from llmctl.checkpoint.hf_config import normalise, with_paddlenlp_scaling
+from llmctl.checkpoint.hf_config import normalize, with_paddlenlp_scaling
 from llmctl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,7 +51,7 @@ def test_other_scaling_is_left_alone():
     for scaling in (None, {"rope_type": "yarn", "factor": 4.0}, {"rope_type": "default"}):
         config = {"rope_scaling": scaling}
         assert with_paddlenlp_scaling(config) == config
-    assert normalise({"rope_scaling_type": None, "rope_scaling_factor": 1.0}) == {}
+    assert normalize({"rope_scaling_type": None, "rope_scaling_factor": 1.0}) == {}
 
 
 def test_keys_of_its_training_have_no_effect_in_its_files_only():
@@ -64,7 +64,7 @@ def test_keys_of_its_training_have_no_effect_in_its_files_only():
         card.dims_from_config({**config, **keys})
     for key, value in (("alibi", True), ("rope_scaling_type", "ntk")):
         with pytest.raises(ConfigError, match=f"llama does not know {key}="):
-            card.dims_from_config(normalise({**config, key: value, "paddlenlp_version": "2.8"}))
+            card.dims_from_config(normalize({**config, key: value, "paddlenlp_version": "2.8"}))
     qwen = plugins.load("qwen").card  # reads the trained length
     trained = {**qwen.config_from_dims(qwen.dims_of("7b")), "seq_length": 1234, "paddlenlp_version": "2.8"}
     assert qwen.dims_from_config(trained).trained == 1234

@@ -1,4 +1,4 @@
-"""Direct preference optimisation (DPO): encoded pairs, and the reference model."""
+"""Direct preference optimization (DPO): encoded pairs, and the reference model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses of preference optimisation: pure functions of the log-probabilities of chosen and rejected answers.
+"""Losses of preference optimization: pure functions of the log-probabilities of chosen and rejected answers.
 
 The ratio of an answer is its log-probability under the model minus that under the reference, in nats; beta times it is the
 answer's reward. Log-probabilities are sums over the tokens of an answer; ``ipo`` alone divides each ratio by the number

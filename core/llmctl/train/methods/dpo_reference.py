@@ -1,4 +1,4 @@
-"""References of preference optimisation: a frozen model, its precomputed log-probabilities, or none."""
+"""References of preference optimization: a frozen model, its precomputed log-probabilities, or none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task of preference optimisation: log-probabilities of answers, the loss of pairs, metrics."""
+"""The task of preference optimization: log-probabilities of answers, the loss of pairs, metrics."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def answer_log_probs(model: Any, arrays: Mapping[str, np.ndarray], hidden_BTD: A
 
 
 class DpoTask(ExamplesTask):
-    """Batches and loss of preference optimisation.
+    """Batches and loss of preference optimization.
 
     Args:
         train: Rows to train on.

@@ -87,7 +87,7 @@ def prepare(job: PretrainJob, console: Console = STDOUT) -> PretrainData:
 
 
 def load(job: PretrainJob, start: Path | None, place: Place = HERE) -> Trainable:
-    """Loads the job's model: a checkpoint, or a new model, whose weights are initialised by the modeling code."""
+    """Loads the job's model: a checkpoint, or a new model, whose weights are initialized by the modeling code."""
     model = job.model.at(start) if start else job.model
     layer = place.layer(model, precision_of(job).params, job.config.train.seed)
     place.connect(layer, job.model)

@@ -1,7 +1,7 @@
 """What a run trains: a model, which of its parameters are trainable, and how what was trained is saved and restored.
 
 There is one module for each value of ``method.name`` (``full`` trains every parameter); all are independent of the training
-method: supervised fine-tuning and preference optimisation train the same ones. ``load`` finds the one of a configuration.
+method: supervised fine-tuning and preference optimization train the same ones. ``load`` finds the one of a configuration.
 """
 
 from __future__ import annotations

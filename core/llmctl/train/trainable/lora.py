@@ -98,7 +98,7 @@ class LoraTraining:
         layer.set_weights(cut.part(f"{path}.lora_A", a), cut.part(f"{path}.lora_B", b), own)
 
     def without_adapter(self, model: Any) -> Reference:
-        """The same layers with their adapters disabled, which serve as the reference of preference optimisation."""
+        """The same layers with their adapters disabled, which serve as the reference of preference optimization."""
 
         def prepare() -> Callable[[], AbstractContextManager[Any]]:
             return disabled
@@ -170,7 +170,7 @@ class LoraTraining:
 
 
 Start = tuple[np.ndarray, np.ndarray]
-"""A0 and B0 of a layer whose adapter was initialised with the principal part of its base."""
+"""A0 and B0 of a layer whose adapter was initialized with the principal part of its base."""
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -234,7 +234,7 @@ def _check_magnitudes(layers: Mapping[str, Any]) -> None:
     ]
     if empty:
         raise ConfigError(
-            f"method.dora: weights have columns of zeros, whose magnitudes cannot be learnt, in {', '.join(empty[:5])}"
+            f"method.dora: weights have columns of zeros, whose magnitudes cannot be learned, in {', '.join(empty[:5])}"
             f"{f' and {len(empty) - 5} more' if len(empty) > 5 else ''}; leave these out of method.targets"
         )
 

@@ -138,7 +138,7 @@ def test_a_tied_head_is_the_table_of_token_vectors(family, tmp_path):
         np.testing.assert_array_equal(unpack(model.head.weight), model.token_vectors(np.arange(tied.vocab)).T)
 
 
-def test_a_head_of_unit_columns_is_normalised_once():
+def test_a_head_of_unit_columns_is_normalized_once():
     class LazyTensor:
         dtype = "float32"
 

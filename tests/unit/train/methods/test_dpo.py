@@ -1,4 +1,4 @@
-"""Preference optimisation: references, averages over pairs, whole runs, and that they continue bit for bit."""
+"""Preference optimization: references, averages over pairs, whole runs, and that they continue bit for bit."""
 
 import json
 import math
@@ -260,7 +260,7 @@ def test_settings_that_do_not_go_together_are_refused(data, tmp_path, sections, 
 @pytest.mark.parametrize("name", ["dropout", "neftune_alpha"])
 def test_noise_is_refused(data, tmp_path, monkeypatch, name):
     monkeypatch.setitem(METHODS, "lora", {"name": "lora", name: 0.1})
-    with pytest.raises(ConfigError, match=f"method.{name} has no place in preference optimisation"):
+    with pytest.raises(ConfigError, match=f"method.{name} has no place in preference optimization"):
         job(data, tmp_path / "run", "lora")
 
 

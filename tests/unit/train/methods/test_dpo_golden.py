@@ -1,4 +1,4 @@
-"""Losses, rewards and gradients of preference optimisation are those that TRL's trainer recorded of the same batch."""
+"""Losses, rewards and gradients of preference optimization are those that TRL's trainer recorded of the same batch."""
 
 import json
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""Losses of preference optimisation against their formulas in numpy, values and gradients; what is reported of pairs."""
+"""Losses of preference optimization against their formulas in numpy, values and gradients; what is reported of pairs."""
 
 import numpy as np
 import paddle

@@ -30,7 +30,7 @@ STARTER = Path(__file__).resolve().parents[4] / "plugins" / "llama" / "llmctl_ll
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A corpus of documents in which each id is the one before plus a step of the document, so that it can be learnt."""
+    """A corpus of documents in which each id is the one before plus a step of the document, so that it can be learned."""
     folder = tmp_path_factory.mktemp("pretrain")
     random = np.random.default_rng(0)
     documents = [(start + step * np.arange(length)) % 60 + 4 for start, step, length in
