@@ -98,7 +98,7 @@ def test_a_random_model_is_a_checkpoint_of_its_family(tmp_path, name):
         (["bench", "--random", "tiny"], "--random needs a family"),
         (["--model", "llama", "bench", "--random", "9000b"], "has no size '9000b'"),
         (["--model", "llama", "bench", "--random", "hiden=3"], "has no setting 'hiden'"),
-        (["--model", "llama", "bench", "--random", "hidden=x"], "hidden='x' is no number"),
+        (["--model", "llama", "bench", "--random", "hidden=x"], "hidden='x' must be a number"),
         (["bench", STARTER, "--prompt-tokens", "500"], "are over the 512 positions"),
         (["bench", STARTER, "--engine", "static"], "holds no exported program"),
         (["bench", STARTER, "--engine", "dynamic", "--kv", "int8"], "--kv has no effect with --engine dynamic"),

@@ -27,7 +27,7 @@ def test_every_operation_is_measured_and_plans_can_read_it(tmp_path):
 
 
 def test_one_device_and_tiny_tensors_are_refused():
-    assert "nobody to talk to; give --devices N" in llmctl("bench", "comm", code=2)[1]
+    assert "measuring needs two devices or more; give --devices N" in llmctl("bench", "comm", code=2)[1]
     assert (
         "--largest 5: give at least 4096 bytes"
         in llmctl("bench", "comm", "--devices", "2", "--largest", "5", code=2)[1]

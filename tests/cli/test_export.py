@@ -175,7 +175,7 @@ def test_code_that_reads_values_cannot_be_a_program(tmp_path):
             return super().hidden_states(ids * int(paddle.to_tensor(ids.numpy().max())), *rest)
 
     model.__class__ = Reads
-    with pytest.raises(UnsupportedError, match="Reads cannot be a program"):
+    with pytest.raises(UnsupportedError, match="Reads cannot be exported as a program"):
         trace.save(model, signature, tmp_path)
 
 

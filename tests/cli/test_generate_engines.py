@@ -84,7 +84,7 @@ def test_rows_that_outgrow_a_fixed_rotation_go_to_the_layer(tmp_path):
         (["--cache-memory", "99999999999999GB"], "this machine has no room for a cache of"),
         (["--min-p", "0.1", "--beams", "2"], "--min-p has no effect with --beams"),
         (["--logprobs", "2"], "--logprobs needs --input"),
-        (["--beams", "2", "--stop", "x"], "--beams goes without"),
+        (["--beams", "2", "--stop", "x"], "--beams cannot be combined with"),
         (["--beams", "4", "--batch-size", "3"], "--beams 4 is more than the 3 rows"),
         (["--length-penalty", "2"], "has no effect without --beams"),
         (["--adapter", "a=b", "--adapter", "c"], "several adapters need names"),

@@ -57,7 +57,7 @@ def test_llmctl_request_prints_what_the_server_answers(server, client, monkeypat
     assert json.loads(llmctl(*words, "--json", "--system", "Be brief.")[0])["choices"]
     assert "refuses (404): there is no model 'other'" in llmctl(*words, "--name", "other", code=2)[1]
     assert "nobody answers" in llmctl("request", "Hi", "--url", "http://127.0.0.1:9", code=2)[1]
-    assert "is no address" in llmctl("request", "Hi", "--url", "localhost:8000", code=2)[1]
+    assert "is not an address" in llmctl("request", "Hi", "--url", "localhost:8000", code=2)[1]
 
 
 def test_answers_in_a_crowd_are_those_given_alone(client):

@@ -78,7 +78,7 @@ def with_values(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
             described = blocks.read_state(tensors[key].read())
             blocks.check_sizes(described, {part: info.size for part, info in parts.items()})
         except ValueError as error:
-            raise CheckpointError(f"{tensors[key].file}: {name} is no weight of bitsandbytes: {error}") from None
+            raise CheckpointError(f"{tensors[key].file}: {name} is not a weight of bitsandbytes: {error}") from None
         for full in (key, *(f"{name}.{part}" for part in parts if part != "weight")):
             del found[full]
         found[name] = BlockTensor(

@@ -73,7 +73,7 @@ class ScaledTensor(CodedTensor):
         codes_IO = _values(self.stored)
         if not _whole(codes_IO):
             raise CheckpointError(
-                f"{self.file}: {self.name} has a scale in {WEIGHTS}, but its values are no codes of -128 to {MOST}; the folder mixes "
+                f"{self.file}: {self.name} has a scale in {WEIGHTS}, but its values are not codes of -128 to {MOST}; the folder mixes "
                 "files of two models, or its weights were saved before they were quantized"
             )
         return codes_IO
@@ -143,7 +143,7 @@ def _linear(file: Path, key: str, suffix: str, tensors: Mapping[str, TensorInfo]
     linear = key.removesuffix(suffix)
     known = f"{linear}.weight" in tensors or linear.endswith(others)
     if linear == key or not known:
-        raise CheckpointError(f"{file}: {key} is about no linear of the folder; its keys are LINEAR{suffix}")
+        raise CheckpointError(f"{file}: {key} belongs to no linear of the folder; keys are LINEAR{suffix}")
     return linear
 
 

@@ -40,7 +40,7 @@ def _run(
     require_installed("paddle", "cpu", "llmctl bench comm")
     start = decide(Options(devices, nnodes, node_rank, master, interface, cluster), os.environ)
     if start.size == 1:
-        raise click.UsageError("one device has nobody to talk to; give --devices N, or start it in a cluster")
+        raise click.UsageError("measuring needs two devices or more; give --devices N, or start it in a cluster")
     if start.launches:
         with tempfile.TemporaryDirectory(prefix="llmctl-bench-") as logs:
             words = ["bench", "comm", "--largest", str(limit), "--rounds", str(rounds)]

@@ -220,7 +220,7 @@ def _check_sources(given: dict[str, Any]) -> None:
         raise click.UsageError("--format and --column need --input")
     beamless = [name for name in ("sample", "speculate", "stop", "chat") if given[name]]
     if given["beams"] and (beamless or given["logprobs"] is not None):
-        raise click.UsageError("--beams goes without --sample, --speculate, --stop, --logprobs and --chat")
+        raise click.UsageError("--beams cannot be combined with --sample, --speculate, --stop, --logprobs or --chat")
 
 
 def _check_files(source: Path | None, target: Path | None) -> None:
@@ -232,7 +232,7 @@ def _check_files(source: Path | None, target: Path | None) -> None:
     if source and not source.exists():
         raise ConfigError(f"--input {source}: there is no such file")
     if source and not source.is_file():
-        raise ConfigError(f"--input {source} is no regular file; name a file of JSON lines")
+        raise ConfigError(f"--input {source} is not a regular file; name a file of JSON lines")
     if source and target and target.exists() and target.samefile(source):
         raise ConfigError(f"--output {target} is the file of --input, which would be lost; name another file")
 

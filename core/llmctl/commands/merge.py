@@ -55,7 +55,7 @@ def command(
     opened = open_adapter(adapter, given, ctx.obj.family, allow_other_base)
     for part in (opened.base, adapter):
         if output.resolve() == part.resolve():
-            raise ConfigError(f"--output {output} is what is merged; choose another folder")
+            raise ConfigError(f"--output {output} is the adapter or its base; choose another folder")
     total = opened.plugin.card.count(opened.dims) * (2 if dtype in ("float16", "bfloat16") else 4)
     with Progress("writing the model", total) as progress:
         changed = merge(opened, output, dtype, shard_bytes, progress, overwrite)

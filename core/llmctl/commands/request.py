@@ -71,7 +71,7 @@ def _asked(url: str, body: dict[str, Any], key: str | None, timeout: float, inse
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"--url {url} is no address; write it as http://HOST:PORT")
+        raise ConfigError(f"--url {url} is not an address; write it as http://HOST:PORT")
     context = ssl.create_default_context()
     if insecure:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

@@ -76,7 +76,7 @@ def _shards(index: str, content: bytes) -> list[str]:
     try:
         found = sorted(set(parse_json(content)["weight_map"].values()))
         if outside := [name for name in found if PurePosixPath(name).name != name]:
-            raise ValueError(f"{outside[0]!r} is no file of the folder")
+            raise ValueError(f"{outside[0]!r} is not a file of the folder")
         return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a weight index: {type(error).__name__}: {error}") from None

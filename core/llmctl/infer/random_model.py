@@ -23,7 +23,7 @@ def dims_of(plugin: plugins.Plugin, size: str) -> Dims:
     """Dims from ``SIZE``, ``SIZE,name=value,...`` or ``name=value,...`` over the card's first size.
 
     Raises:
-        ConfigError: There is no such size or setting, or a value is no number.
+        ConfigError: There is no such size or setting, or a value is not a number.
     """
     first, *rest = size.split(",")
     name, changes = (first, rest) if "=" not in first else (next(iter(plugin.card.sizes)), [first, *rest])
@@ -36,7 +36,7 @@ def dims_of(plugin: plugins.Plugin, size: str) -> Dims:
         try:
             values[key] = parse_json(value)
         except ValueError:
-            raise ConfigError(f"--random: {key}={value!r} is no number, true or false") from None
+            raise ConfigError(f"--random: {key}={value!r} must be a number, true or false") from None
     return plugin.card.dims_of(name, **values)
 
 

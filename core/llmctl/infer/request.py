@@ -135,9 +135,11 @@ class Request:
         if self.draft < 0:
             raise ConfigError(f"draft={self.draft} must be at least 0")
         if self.beams and (self.options.sample or self.draft or self.options.logprobs is not None):
-            raise ConfigError("beam search goes without sampling, speculative decoding and log-probabilities of tokens")
+            raise ConfigError(
+                "beam search cannot be combined with sampling, speculative decoding or log-probabilities of tokens"
+            )
         if self.constraint is not None and (self.beams or self.score_from is not None):
-            raise ConfigError("a constraint goes without beam search and scoring")
+            raise ConfigError("a constraint cannot be combined with beam search or scoring")
         if self.score_from is not None and (self.beams or not 1 <= self.score_from < len(self.prompt)):
             raise ConfigError(
                 f"score_from={self.score_from} must be between 1 and {len(self.prompt) - 1}, without beam search"

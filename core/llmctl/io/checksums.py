@@ -57,7 +57,7 @@ def read_manifest(folder: Path) -> dict[str, FileSum]:
     for name, row in files.items():
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or not CHECKSUMS.keys() & row.keys():
-            raise FileError(f"{folder / MANIFEST} is damaged: {name!r} is no file of the folder with a checksum")
+            raise FileError(f"{folder / MANIFEST} is damaged: {name!r} is not a file of the folder with a checksum")
     return files
 
 

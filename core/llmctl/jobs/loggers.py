@@ -33,7 +33,7 @@ def check(train: CommonTrainConfig) -> None:
     if idle and not set(names) & set(SERVICES):
         raise ConfigError(f"train.{idle[0]} has no effect without train.log_to {', '.join(SERVICES)}; leave it out")
     if "none" in names and len(set(names)) > 1:
-        raise ConfigError(f"train.log_to={list(names)}: none cannot be combined with others; leave it out")
+        raise ConfigError(f"train.log_to={list(names)}: 'none' cannot be combined with others; leave it out")
     for name in names:
         if name != "none" and importlib.util.find_spec(PACKAGES[name]) is None:
             raise MissingDependencyError(

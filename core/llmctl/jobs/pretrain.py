@@ -88,7 +88,7 @@ def check(
     if config.parallel.sequence and config.data.seq_length % config.parallel.tensor:
         raise ConfigError(
             f"parallel.sequence divides data.seq_length={config.data.seq_length} among parallel.tensor={config.parallel.tensor} devices, "
-            "and is no multiple of it; make it one, or leave out parallel.sequence"
+            "which must divide it; change one of them, or leave out parallel.sequence"
         )
     output = output_folder(config.output, paths)
     config = _with_split(config)

@@ -102,7 +102,9 @@ def _place(adapter: PackedAdapter, kept: set[int]) -> Callable[[Any], int]:
 
         executor = engine.executor
         if not hasattr(executor, "with_adapters"):
-            raise UnsupportedError("adapters are loaded at run time where there are compiled kernels")
+            raise UnsupportedError(
+                "adapters can be loaded at run time with compiled kernels only; install paddle-llmctl-ops"
+            )
         rows = [*executor.model.adapters]
         free = [place for place in range(len(rows)) if place not in kept and not engine.uses(place)]
         for place in free:

@@ -322,7 +322,10 @@ class ServedModel:
         found, tools = grammar_of(values), tools_of(values) if "messages" in values else None
         if tools is not None and tools.required:
             if found:
-                raise Problem(f"{found[1]} goes without a tool_choice that asks for calls", param=found[1])
+                raise Problem(
+                    f"{found[1]} cannot be combined with a tool_choice that asks for calls; leave one out",
+                    param=found[1],
+                )
             source = grammar_of_calls(tools, self.form, mark_of(self.tokenizer.special.ids))
             found = ("lark", source), "tools"
         return None if found is None else self.compiled(*found)
@@ -411,7 +414,8 @@ def _continued(values: Mapping[str, Any], messages: Sequence[Message]) -> bool:
     more = bool(values.get("continue_final_message"))
     if values.get("add_generation_prompt", not more) is more:
         raise Problem(
-            "add_generation_prompt is false with continue_final_message, else true", param="add_generation_prompt"
+            "add_generation_prompt must be false with continue_final_message, and true without",
+            param="add_generation_prompt",
         )
     last = messages[-1]
     if more and (last.role != "assistant" or not last.content or "tool_calls" in (last.more or {})):

@@ -213,7 +213,7 @@ def test_options_of_the_engine_have_an_effect(models):
         assert llm.generate(PROMPTS, GREEDY) == expected and llm.max_positions < 512
     with LLM(STARTER, beams=2, length_penalty=0.5, weights="int8") as llm:
         assert llm.generate(PROMPTS[0], GREEDY).text == "".join(llm.stream(PROMPTS[0], GREEDY)) != ""
-        with pytest.raises(ConfigError, match="beam search goes without sampling"):
+        with pytest.raises(ConfigError, match="beam search cannot be combined with sampling"):
             llm.generate(PROMPTS[0], SamplingParams(sample=True))
 
 

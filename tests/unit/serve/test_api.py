@@ -218,7 +218,7 @@ def test_tokens_and_texts(client):
     ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "some"}, "none, auto, required", "tool_choice"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tools has f", "tool_choice"),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "what"}}}], "tool_choice": "required"}, "cannot be used", "tools"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required", "response_format": {"type": "json_object"}}, "goes without a tool_choice", "response_format"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required", "response_format": {"type": "json_object"}}, "cannot be combined with a tool_choice", "response_format"),
     ({"chat_template_kwargs": {"enable_thinking": True}}, "does not read 'enable_thinking'", "chat_template_kwargs"),
     ({"chat_template_kwargs": {"messages": []}}, "set by the server", "chat_template_kwargs"),
     ({"messages": []}, "1 to 4096", "messages"), ({"messages": [{"role": "bot", "content": "x"}]}, "allowed are system", "messages"),

@@ -121,7 +121,7 @@ def test_a_json_object_and_the_log_probabilities_of_the_model(client):
     ({"structured_outputs": {"json": {}, "regex": "a"}}, "one of json", "structured_outputs"),
     ({"structured_outputs": {"choice": []}}, "1 to 1000 texts", "structured_outputs"),
     ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "both", "structured_outputs"),
-    ({"response_format": {"type": "json_object"}, "min_tokens": 5}, "goes without response_format", "min_tokens"),
+    ({"response_format": {"type": "json_object"}, "min_tokens": 5}, "cannot be combined with response_format", "min_tokens"),
     ({"guided_json": {}}, "structured_outputs, and there json", "guided_json"),
 ])  # fmt: skip
 def test_forms_that_cannot_be_used_are_refused_with_the_reason(client, more, part, param):

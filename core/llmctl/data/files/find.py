@@ -112,7 +112,7 @@ def _inner(path: Path, names: Sequence[Any]) -> list[str]:
     """Names in a file that are those of something in its folder."""
     outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
     if outside:
-        raise DataError(f"{path} names {outside[0]!r}, which is nothing in its folder")
+        raise DataError(f"{path} names {outside[0]!r}, which is not in its folder")
     return list(names)
 
 
@@ -122,7 +122,7 @@ def _read(path: Path, key: str) -> list[Any]:
     except FileError:
         found = None
     if not isinstance(found, list) or not found:
-        raise DataError(f"{path} has no {key}, so this is no complete folder of datasets; write or download it again")
+        raise DataError(f"{path} has no {key}, so this folder of datasets is incomplete; write or download it again")
     return found
 
 

@@ -132,7 +132,7 @@ def save(layer: Any, signature: Signature, folder: Path) -> None:
             paddle.jit.save(program, str(folder / NAME))
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
         raise UnsupportedError(
-            f"{type(layer).__name__} cannot be a program, as its code does what is possible only while it runs, such as "
+            f"{type(layer).__name__} cannot be exported as a program: its code does what is possible only while it runs, such as "
             f"reading a tensor's values: {type(error).__name__}: {str(error).strip().splitlines()[-1]}"
         ) from error
 

@@ -231,16 +231,16 @@ def _unfit(form: str, inputs: int, outputs: int, settings: Settings) -> str:
     """Why a format cannot hold a weight; empty = it can."""
     if form == COMPRESSED:
         if settings.group and inputs % settings.group:
-            return f"{inputs} inputs are no multiple of the group, {settings.group}"
+            return f"{inputs} inputs are not a multiple of the group, {settings.group}"
         if settings.form == "asymmetric" and outputs % (WORD // settings.bits):
-            return f"{outputs} outputs are no multiple of {WORD // settings.bits}"
+            return f"{outputs} outputs are not a multiple of {WORD // settings.bits}"
         return ""
     if form == "awq" and settings.group and inputs % settings.group:
-        return f"{inputs} inputs are no multiple of the group, {settings.group}"
+        return f"{inputs} inputs are not a multiple of the group, {settings.group}"
     if form == GGUF:
-        return f"{inputs} inputs are no multiple of {GROUP}" if inputs % GROUP else ""
+        return f"{inputs} inputs are not a multiple of {GROUP}" if inputs % GROUP else ""
     if form == "gptq" and inputs % WORD:
-        return f"{inputs} inputs are no multiple of {WORD}"
+        return f"{inputs} inputs are not a multiple of {WORD}"
     return whole_words(WORD, outputs, settings.bits)
 
 

@@ -91,7 +91,7 @@ def whole_words(inputs: int, outputs: int, bits: int) -> str:
     unit = WORD // bits
     for name, size in (("inputs", inputs), ("outputs", outputs)):
         if size % unit:
-            return f"{size} {name} are no multiple of {unit}"
+            return f"{size} {name} are not a multiple of {unit}"
     return ""
 
 

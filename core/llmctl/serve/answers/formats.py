@@ -35,7 +35,9 @@ def grammar_of(values: Mapping[str, Any]) -> tuple[Grammar, str] | None:
         return None
     for name in ("ignore_eos", "min_tokens"):
         if values.get(name):
-            raise Problem(f"{name} goes without {found[0][0]}: its form says where an answer may end", param=name)
+            raise Problem(
+                f"{name} cannot be combined with {found[0][0]}, whose form says where an answer may end", param=name
+            )
     return found[0][1], found[0][0]
 
 

@@ -102,7 +102,7 @@ def understand_completion(body: Any, service: Service) -> Asked:
     if echo and top is not None and not values.get("ignore_eos"):
         # lm-eval counts entries from the end, so an end token must have one: it ends the answer here, not in the engine.
         if values.get("min_tokens"):
-            raise Problem("min_tokens goes without echo and logprobs", param="min_tokens")
+            raise Problem("min_tokens cannot be combined with echo and logprobs", param="min_tokens")
         ends = (*model.tokenizer.eos_ids, *model.known(values.pop("stop_token_ids", ()), "stop_token_ids"))
         values["ignore_eos"] = True
     stream = _stream(values)
@@ -129,7 +129,8 @@ def _stream(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         if name not in known or type(value) is not bool:
             raise Problem(
-                f"stream_options: {', '.join(known[:2])} are true or false, and all there are", param="stream_options"
+                f"stream_options has {' and '.join(known[:2])}, each true or false",
+                param="stream_options",
             )
     return {
         "stream": stream,

@@ -84,5 +84,5 @@ def test_folders_without_data_say_what_was_looked_for(tmp_path):
     with pytest.raises(DataError, match="is missing, which .*state.json names"):
         find_files(tmp_path / "more", "dev")
     (tmp_path / "more" / "dataset_dict.json").write_text("[]")
-    with pytest.raises(DataError, match="this is no complete folder of datasets"):
+    with pytest.raises(DataError, match="this folder of datasets is incomplete"):
         find_files(tmp_path / "more", "train")

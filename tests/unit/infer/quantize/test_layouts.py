@@ -143,7 +143,7 @@ def test_what_a_format_cannot_hold_is_refused_by_name(made, tmp_path):
     assert "--format awq has 4 bits, and ptq-a8w8 gives 8" in said
     odd = float_model(tmp_path / "odd", ffn=172)
     _, said = quantize((odd, made[1]), tmp_path / "a", "--format", "gptq", code=2)
-    assert "cannot hold model.layers.0.mlp.gate_proj.weight: 172 outputs are no multiple of 8" in said
+    assert "cannot hold model.layers.0.mlp.gate_proj.weight: 172 outputs are not a multiple of 8" in said
     assert not (tmp_path / "a").exists()
 
 

@@ -75,7 +75,7 @@ def test_a_package_that_is_absent_is_named_with_what_installs_it(monkeypatch):
 def test_one_name_or_a_list_but_not_none_with_others():
     made = schema.build(finetune.FinetuneConfig, {"train": {"log_to": "tensorboard"}})
     assert made.train.log_to == ["tensorboard"]
-    with pytest.raises(ConfigError, match="none cannot be combined"):
+    with pytest.raises(ConfigError, match="'none' cannot be combined"):
         loggers.check(logging_to("none", "tensorboard"))
     with pytest.raises(ConfigError, match="did you mean tensorboard"):
         schema.build(finetune.FinetuneConfig, {"train": {"log_to": ["tensorbord"]}})
