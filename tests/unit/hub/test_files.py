@@ -22,7 +22,7 @@ def chosen(*names, index=INDEX):
 
 
 def test_everything_that_is_read_besides_weights_is_downloaded():
-    read = {*FILES, *adapters.FORMATS, adapters.RECORD, adapters.GENERATION, NAME, special.CONFIG, quantized.OLD,
+    read = {*FILES, *adapters.FORMATS, adapters.RECORD, adapters.GENERATION, NAME, special.CONFIG, *quantized.OLD,
             chat.JINJA_FILE, chat.JSON_FILE, paddlenlp_scales.WEIGHTS, paddlenlp_scales.INPUTS} - {paddlenlp_prefix.CACHES}  # fmt: skip
     assert read - set(files.SMALL) == set()
 
