@@ -147,13 +147,13 @@ def correct(
     """
     order_I = factored.order_I
     solved = solve_upper(factored.upper_II, np.asarray(missing_IK, np.float64)[order_I])
-    solved = solve_upper(factored.upper_II, solved, transposed=True)
+    solved = strength * solve_upper(factored.upper_II, solved, transposed=True)
+    added = np.empty_like(solved)
+    added[order_I] = solved
+    added[factored.dead_I] = 0
     if times_KO is not None:
-        solved = solved.astype(times_KO.dtype) @ times_KO
-    corrected_IO = np.array(weight_IO, np.float64)
-    corrected_IO[order_I] += strength * solved
-    corrected_IO[factored.dead_I] = np.asarray(weight_IO)[factored.dead_I]
-    return corrected_IO
+        added = added.astype(times_KO.dtype) @ times_KO
+    return np.add(weight_IO, added, dtype=np.float64)
 
 
 def solve_upper(upper_II: Array, right_IO: Array, transposed: bool = False) -> Array:

@@ -58,8 +58,9 @@ class Grid:
 
     def values(self, codes_IO: Array) -> NDArray[np.float32]:
         """The weights of codes."""
-        scales_IO, zeros_IO = self.rows(np.arange(len(codes_IO)))
-        return ((codes_IO + zeros_IO) * scales_IO).astype(np.float32)
+        values_GEO = _grouped(codes_IO, self.group) + self.zeros_GO[:, None]
+        values_GEO *= self.scales_GO[:, None]
+        return np.asarray(values_GEO.reshape(-1, codes_IO.shape[1])[: len(codes_IO)], np.float32)
 
 
 def nearest(weights: Array, scales: Array, zeros: Array, bits: int) -> NDArray[np.int16]:
