@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from llmctl.card.decoder_spec import DecoderSpec
 from llmctl.infer.quantize.settings import Settings
 
-PASSES = 8
-"""Products with each weight for a token: both streams, most of them twice, and what the streams differ by."""
+PASSES, PASSES_WITH_EXPERTS = 3, 5
+"""Products with each weight for a token: one in each stream, and for what the streams differ by; inputs of experts are computed again."""
 
 ELEMENTWISE = 2.0
 """The time of everything is that of the products times this."""
@@ -50,9 +50,11 @@ def estimate(graph: DecoderSpec, settings: Settings, tokens: int) -> Costs:
     products = 0.0
     if settings.observes:
         most = max(inputs for inputs, _, _ in linears)
-        memory = max(4 * block * 4 + 4 * 8 * most**2 + 8 * 3 * max(i * o for i, o, _ in linears), 4 * head * 2)
-        memory += 4 * tokens * 2 * (graph.hidden + (width if experts > 1 else max(width, graph.ffn)))
-        products = 2.0 * PASSES * tokens * block
+        memory = max(4 * block * 4 + 3 * 8 * most**2 + 8 * 3 * max(i * o for i, o, _ in linears), 4 * head * 2)
+        # What `out` reads in both models, and `down` in the float model; then what `down` reads in both.
+        read = 2 * width if experts > 1 else graph.ffn + max(2 * width, graph.ffn)
+        memory += 4 * tokens * (2 * graph.hidden + read)
+        products = 2.0 * (PASSES if experts == 1 else PASSES_WITH_EXPERTS) * tokens * block
         products += sum(2.0 * tokens * i**2 + (2.0 * i**2 * o + i**3) * count for i, o, count in linears)
     seconds = ELEMENTWISE * products * len(graph.layers) / _rate() + 2e-8 * block * len(graph.layers)
     return Costs(int(memory), seconds)
