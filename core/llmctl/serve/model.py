@@ -356,7 +356,7 @@ class ServedModel:
         except Problem:
             if any(row["function"].get("strict") for row in tools.rows):
                 raise
-            return self.compiled(("lark", grammar_of_begun_call(tools, self.form, mark, "none")), "tools")
+            return self.compiled(("lark", grammar_of_begun_call(tools, self.form, mark, schemas=False)), "tools")
 
     def _text_of(self, token: int) -> bytes:
         assert self.grammars is not None

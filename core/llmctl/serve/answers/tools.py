@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from llmctl.card.answers import CallForm
 from llmctl.serve.answers.formats import schema_text
@@ -21,8 +21,12 @@ CALLS = 16
 PLAIN = CallForm(begin="<tool_call>\n", end="\n</tool_call>")
 """The form of models whose card has none; the prompt tells of it."""
 
-Schemas = Literal["exact", "lenient", "none"]
-"""Schemas of arguments: as they are, without keywords that the grammar engine does not know, or any object."""
+SPACE = r"( |\r?\n( {0,16}|\t{0,6}))"
+"""What may stand between tokens of JSON in a call that the model has begun: a space, or a line break and an indentation."""
+
+TIGHT = {"whitespace_pattern": WHITESPACE}
+FREE = {"whitespace_pattern": SPACE + "?", "json_allow_general_unicode_escapes": True}
+"""How the grammar engine writes the JSON of arguments in answers that are calls, and in calls that the model has begun."""
 
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 """Parameters of a function that says none."""
@@ -129,31 +133,43 @@ def grammar_of_calls(tools: Tools, form: CallForm, mark: Callable[[str], str]) -
         lines = [f"start: call ({_quoted(form.between)} call){more}" if several else "start: call"]
         lines += [f"call: {mark(form.begin)} object {mark(form.end)}"]
     head = _quoted(f'{{"{form.name}": "')
-    return "\n".join([*lines, f"object: {head} function", *_functions(tools, form, _quoted(": "), _quoted(", "), "")])
+    return "\n".join(
+        [*lines, f"object: {head} function", *_functions(tools, form, _quoted(": "), _quoted(", "), "", TIGHT)]
+    )
 
 
-def grammar_of_begun_call(
-    tools: Tools, form: CallForm, mark: Callable[[str], str], schemas: Schemas = "lenient"
-) -> str:
-    """The Lark grammar of what follows the opening of a call in a free answer, which may have other spaces than ours.
+def grammar_of_begun_call(tools: Tools, form: CallForm, mark: Callable[[str], str], schemas: bool = True) -> str:
+    """The Lark grammar of what follows the opening of a call in a free answer.
+
+    Keywords of schemas that the grammar engine does not know bind nothing, unless the function is ``strict``.
 
     Args:
         tools: The functions.
         form: How calls are written; without a mark before them, the opening reaches into the name.
         mark: As for ``grammar_of_calls``.
-        schemas: What is made of the schemas of functions that are not ``strict``.
+        schemas: False = arguments are any object.
     """
     more = f'(space? "," space? object){{0,{CALLS - 1}}}' if tools.many else ""
     calls = f'"[" space? object {more} space? "]"' if form.listed else "object"
     end = f"space? {mark(form.end.strip())}" if form.end else ""
-    start = f"space? {calls} {end}" if form.begin else "function"
-    lines = [f"start: {start}", r"space: /[ \t\r\n]{1,8}/"]
-    lines += [f'object: "{{" space? {_quoted(json.dumps(form.name))} space? ":" space? "\\"" function']
-    return "\n".join([*lines, *_functions(tools, form, 'space? ":" space?', 'space? "," space?', "space?", schemas)])
+    key = _quoted(json.dumps(form.name))
+    lines = [
+        f"start: space? {calls} {end}" if form.begin else "start: function",
+        f"space: /{SPACE}/",
+        f'object: "{{" space? {key} space? ":" space? "\\"" function',
+    ]
+    between = ('space? ":" space?', 'space? "," space?', "space?")
+    return "\n".join([*lines, *_functions(tools, form, *between, {**FREE, "lenient": True}, schemas)])
 
 
 def _functions(
-    tools: Tools, form: CallForm, colon: str, comma: str, space: str, schemas: Schemas = "exact"
+    tools: Tools,
+    form: CallForm,
+    colon: str,
+    comma: str,
+    space: str,
+    options: Mapping[str, Any],
+    schemas: bool = True,
 ) -> list[str]:
     """Rules of what follows the quotation mark before a function's name, up to the brace that ends the object.
 
@@ -163,6 +179,7 @@ def _functions(
         colon: Between a key and its value, as the grammar writes it.
         comma: Between a value and the next key.
         space: Before the brace.
+        options: Of the grammar engine, for schemas.
         schemas: As for ``grammar_of_begun_call``.
     """
     rows = [row["function"] for row in tools.rows if tools.named in ("", row["function"]["name"])]
@@ -170,14 +187,10 @@ def _functions(
     for index, row in enumerate(rows):
         name, key = _quoted(row["name"] + '"'), _quoted(json.dumps(form.arguments))
         lines.append(f'function_{index}: {name} {comma} {key} {colon} arguments_{index} {space} "}}"')
-        lines.append(f"arguments_{index}: %json {_schema(row, 'exact' if row.get('strict') else schemas)}")
+        schema = _closed(row.get("parameters") or NOTHING) if schemas else {"type": "object"}
+        own = {**options, "lenient": False} if row.get("strict") else options
+        lines.append(f"arguments_{index}: %json {json.dumps({**schema, 'x-guidance': own}, ensure_ascii=False)}")
     return lines
-
-
-def _schema(function: Mapping[str, Any], schemas: Schemas) -> str:
-    parameters = {"type": "object"} if schemas == "none" else _closed(function.get("parameters") or NOTHING)
-    options = {"whitespace_pattern": WHITESPACE, "lenient": schemas == "lenient"}
-    return json.dumps({**parameters, "x-guidance": options}, ensure_ascii=False)
 
 
 def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
