@@ -27,7 +27,7 @@ PARAMETERS = {
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 PIECES = [
-    "<tool_call>{", '\n<tool_call>\n{"name": "clock"', "<tool_call>[", '[TOOL_CALLS] [{"', '{"name":"cl', '{"name": " clock', " <think>",
+    "<tool_call>\n\n", "<tool_call>{", '\n<tool_call>\n{"name": "clock"', "<tool_call>[", '[TOOL_CALLS] [{"', '{"name":"cl', '{"name": " clock', " <think>",
 ]  # fmt: skip
 
 
@@ -132,6 +132,7 @@ def test_a_call_may_be_written_in_the_style_of_the_model(form, style):
 
 def test_a_token_may_write_on_beyond_the_opening():
     for piece, form, follows in [
+        ("<tool_call>\n\n", PLAIN, {"\n", "\t", "\r", " ", "{"}),
         ("<tool_call>{", PLAIN, {"\n", "\r", " ", '"'}), ('\n<tool_call>\n{"name": "clock"', PLAIN, {"\n", "\r", " ", ","}),
         ('[TOOL_CALLS] [{"', LISTED, {"n"}), ('{"name":"cl', OBJECT, {"o"}),
         ("<tool_call>[", PLAIN, None), ('{"name": " clock', OBJECT, None), ("<tool_call>{", OBJECT, None),

@@ -154,7 +154,8 @@ def grammar_of_begun_call(tools: Tools, form: CallForm, mark: Callable[[str], st
     end = f"space? {mark(form.end.strip())}" if form.end else ""
     key = _quoted(json.dumps(form.name))
     lines = [
-        f"start: space? {calls} {end}" if form.begin else "start: function",
+        f"start: after? {calls} {end}" if form.begin else "start: function",
+        r"after: /[ \t\r\n]{1,8}/",  # of one token with the end of the opening, maybe
         f"space: /{SPACE}/",
         f'object: "{{" space? {key} space? ":" space? "\\"" function',
     ]
