@@ -87,15 +87,17 @@ def quantize_unseen(graph: DecoderSpec, index: int, block: Block, settings: Sett
 
 
 def replay_layer(streams: Streams, index: int, block: Block, done: QuantizedLayer) -> None:
-    """Moves the streams on behind a layer that was quantized by an earlier run."""
+    """Moves the streams on behind a layer that was quantized by an earlier run, to the same bits."""
+    # Scales round what is computed with them otherwise than what was read before them.
+    read = streams.scan(index, block, lambda *seen: None) if done.folds else {}
     for folded in done.folds:
-        block = refolded(streams.graph, block, folded)
+        block = refolded(streams.graph, block, folded, read)
 
     def pack(stage: str, expert: int, linear: Matrix, pairs: Callable[[], Pairs]) -> Linear:
         part = getattr(done.layer, stage)
         return part[expert] if isinstance(part, tuple) else part  # type: ignore[no-any-return]
 
-    streams.walk(index, block, pack)
+    streams.walk(index, block, pack, read)
 
 
 def pack_linear(

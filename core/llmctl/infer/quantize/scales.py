@@ -98,17 +98,20 @@ def search_layer(
         found[key] = _search(graph, block, key, seen[key], settings)
     for (stage, expert), one in found.items():
         if one.fold is not None:
-            block = refolded(graph, block, (stage, expert, one.fold, one.as_factors))
-            if stage in read and not one.as_factors:
-                one.fold.apply_to(read[stage])
+            block = refolded(graph, block, (stage, expert, one.fold, one.as_factors), read)
     return block, found, read
 
 
-def refolded(graph: DecoderSpec, block: Block, folded: tuple[str, int, Fold, bool]) -> Block:
-    """The layer with scales of a stage: from its name, its expert, the scales, and whether they are factors."""
+def refolded(graph: DecoderSpec, block: Block, folded: tuple[str, int, Fold, bool], read: dict[str, Array]) -> Block:
+    """The layer with scales of a stage: from its name, its expert, the scales, and whether they are factors.
+
+    What was read of the layer is scaled too, in place.
+    """
     stage, expert, fold, as_factors = folded
     if as_factors:
         return folds.apply_as_factors(block, stage, fold, expert)
+    if stage in read:
+        fold.apply_to(read[stage])
     return folds.apply(graph, block, stage, fold, expert)
 
 

@@ -17,7 +17,7 @@ from llmctl.infer.quantize import folds
 from llmctl.infer.quantize.block import block_of
 from llmctl.infer.quantize.folds import Fold
 from llmctl.infer.quantize.quality import _Head
-from llmctl.infer.quantize.quantizer import quantize_layer
+from llmctl.infer.quantize.quantizer import quantize_layer, replay_layer
 from llmctl.infer.quantize.settings import Settings
 from llmctl.infer.quantize.streams import Streams, Tokens
 
@@ -121,6 +121,21 @@ def test_linears_see_what_a_scan_read_once_it_has_the_scales(name):
     for stage, inputs in expected.items():
         assert np.allclose(found[stage], inputs, rtol=1e-4, atol=1e-4 * np.abs(inputs).max()), stage
     assert np.allclose(streams.float_TD, again.float_TD, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rope and shared heads", "experts"])
+def test_a_layer_of_an_earlier_run_moves_the_streams_to_the_same_bits(name):
+    model = packed_toys.build(FORMS[name])
+    ids = [RNG.integers(0, packed_toys.VOCAB, 60).tolist() for _ in range(8)]
+    settings = Settings("ptq-a8w8", 8, 0, q_bits=8, kv_bits=8, offsets=True, factors=True, pieces=1)
+    first, again = (Streams(model.graph, Tokens(ids, [0] * 4 + [1] * 2 + [2] * 2)) for _ in range(2))
+    for one in (first, again):
+        one.embed(model, model)
+    done = quantize_layer(first, 0, block_of(model.layers[0]), settings)
+    assert done.folds
+    replay_layer(again, 0, block_of(model.layers[0]), done)
+    assert np.array_equal(first.float_TD, again.float_TD)
+    assert np.array_equal(first.quantized_TD, again.quantized_TD)
 
 
 def test_what_cannot_take_scales_says_why():
