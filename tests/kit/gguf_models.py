@@ -7,6 +7,7 @@ import numpy as np
 
 from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
+from llmctl.checkpoint.formats import gguf as files
 from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
 
 SMALL = {"hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "ffn": 96, "vocab": 96}
@@ -27,12 +28,16 @@ class Model:
 
     def __init__(self, family, seed=0, **changes):
         self.plugin = plugins.load(family)
-        self.dims = tiny_dims(self.plugin.card, {**SMALL, **changes})
+        settable = {setting.name for setting in self.plugin.card.settings if setting.key}
+        small = {name: size for name, size in SMALL.items() if name in settable}
+        self.dims = tiny_dims(self.plugin.card, {**small, **changes})
         rng = np.random.default_rng(seed)
         self.values = {}
         for tensor in self.plugin.card.expand(self.dims):
             shape = tensor.shape[::-1] if tensor.transpose else tensor.shape
-            self.values[tensor.torch_name] = (rng.standard_normal(shape) * 0.05).astype("f4")
+            value = (rng.standard_normal(shape) * 0.05).astype("f4")
+            parts = [self.values[tensor.torch_name]] if tensor.torch_name in self.values else []
+            self.values[tensor.torch_name] = np.concatenate([*parts, value])
 
     def folder(self, path, dtype="float32"):
         """Writes a folder in Hugging Face's layout."""
@@ -52,18 +57,23 @@ class Model:
         writer.add_block_count(dims.layers)
         writer.add_context_length(dims.max_positions)
         writer.add_embedding_length(dims.hidden)
-        writer.add_feed_forward_length(dims.ffn)
+        writer.add_feed_forward_length(dims.get("double_ffn", dims.ffn))
         writer.add_head_count(dims.heads)
         writer.add_head_count_kv(dims.kv_heads)
         writer.add_key_length(dims.head_dim)
-        writer.add_layer_norm_rms_eps(dims.norm_eps)
-        writer.add_rope_freq_base(dims.rope_theta)
+        rms = self.plugin.card.norm == "rmsnorm"
+        (writer.add_layer_norm_rms_eps if rms else writer.add_layer_norm_eps)(dims.norm_eps)
+        if "rope_theta" in dims:
+            writer.add_rope_freq_base(dims.rope_theta)
         if "experts" in dims:
             writer.add_expert_count(dims.experts)
             writer.add_expert_used_count(dims.top_k)
+        if "expert_ffn" in dims:
+            writer.add_expert_feed_forward_length(dims.expert_ffn)
+            writer.add_expert_shared_feed_forward_length(dims.shared_ffn)
         for key, value in facts:
             writer.add_key_value(key, *value)
-        tensors = self.tensors(neighbours)
+        tensors = self.mapped(architecture) if architecture in ARRANGED else self.tensors(neighbours)
         if change:
             change(tensors)
         for name, value in tensors.items():
@@ -97,6 +107,71 @@ class Model:
             place = next(target for source, target in PLACES.items() if source in name)
             found[f"{layer}{place}{name.rpartition('.')[2]}"] = value
         return found
+
+    def mapped(self, architecture):
+        """Name in GGUF -> array, by the package's own table of names, arranged as llama.cpp's conversion does it."""
+        kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+        names = gguf.get_tensor_name_map(kind, self.dims.layers)
+        found, experts = {}, {}
+        for name, value in self.values.items():
+            if ".experts." in name:
+                before, _, after = name.partition(".experts.")
+                experts.setdefault(f"{before}.experts.{after.partition('.')[2]}", []).append(value)
+                continue
+            for one, part in ARRANGED[architecture](name, value, self.dims):
+                found[names.get_name(one, try_suffixes=(".weight", ".bias")) or one] = part
+        return found | {
+            names.get_name(name, try_suffixes=(".weight",)): np.stack(values) for name, values in experts.items()
+        }
+
+
+def _neighbours(value, heads):
+    return value.reshape(heads, 2, len(value) // heads // 2, -1).swapaxes(1, 2).reshape(value.shape)
+
+
+def _of_baichuan(name, value, dims):
+    if "W_pack" not in name:
+        return [(name, value)]
+    parts, layer = np.split(value, 3), name.split(".")[2]
+    return [
+        (f"blk.{layer}.attn_{part}.weight", _neighbours(rows, dims.heads) if part in "qk" else rows)
+        for part, rows in zip("qkv", parts, strict=True)
+    ]
+
+
+def _of_bloom(name, value, dims):
+    if "query_key_value" in name:
+        value = value.reshape(dims.heads, 3, dims.head_dim, *value.shape[1:]).swapaxes(0, 1).reshape(value.shape)
+    return _without_prefix(name, value, dims)
+
+
+def _of_gpt2(name, value, dims):
+    return [(name, value.T.copy() if name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")) else value)]
+
+
+def _as_it_is(name, value, dims):
+    return [(name, value)]
+
+
+def _without_prefix(name, value, dims):
+    return [(name.removeprefix("transformer."), value)]
+
+
+ARRANGED = {
+    "baichuan": _of_baichuan, "bloom": _of_bloom, "gpt2": _of_gpt2, "qwen": _as_it_is, "qwen2moe": _as_it_is, "chatglm": _without_prefix,
+}  # fmt: skip
+"""Architecture -> what a tensor of Hugging Face's becomes in GGUF."""
+
+
+def mixed(target, path, other, part):
+    """Writes the model of a file with the tensors whose names have a part as another file stores them."""
+    one, two, planned = files.read(path), files.read(other), {}
+    for name in one.tensors:
+        stored = (two if part in name else one).tensors[name]
+        raw = np.fromfile(stored.file, np.uint8, stored.nbytes, offset=stored.offset)
+        planned[name] = files.Planned(stored.shape, stored.type, lambda raw=raw: raw)
+    files.write(target, one.metadata, planned)
+    return target
 
 
 def blocks(value, kind, seed=1):

@@ -136,8 +136,17 @@ class Gguf:
             halves of a head apart in Hugging Face's.
         words: Names of pre-tokenizers (``tokenizer.ggml.pre``) -> the regular expression that splits text into words; empty = that of
             byte-level BPE itself.
-        whole_words: Of these names, those where a word that is a token is not merged of parts.
+        whole_words: Of these names, those where a word that is a token is not merged of parts, and a text begins with bos where the
+            metadata do not say.
         by_wavelength: ``rope_type`` in config.json of frequencies that GGUF has as a tensor; empty = the family has none.
+        names: Name of a row of the card -> what its tensor is called in a layer, or outside of layers, for rows without a slot.
+        sizes: Fields of the card -> keys of metadata after the architecture, for sizes that the family has besides the common ones.
+        implied: Fields of the card that no key of the metadata has, or a function of the metadata, by their keys after the
+            architecture, that gives them.
+        by_head: Whether a packed projection has the query, key and value of each head together in Hugging Face's files, and all
+            queries, then all keys and all values in GGUF.
+        rotated: Share of a head that RoPE rotates.
+        written: Whether the family's models are written as GGUF, besides being read.
     """
 
     architecture: str
@@ -145,6 +154,12 @@ class Gguf:
     words: Mapping[str, str] = field(default_factory=dict)
     whole_words: tuple[str, ...] = ()
     by_wavelength: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    implied: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default_factory=dict)
+    by_head: bool = False
+    rotated: float = 1.0
+    written: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 https://arxiv.org/abs/2211.05100
 """
 
-from llmctl import ConfigError, ConfigField, Family, Param, Size, hookimpl, linear_rows, norm_rows
+from llmctl import ConfigError, ConfigField, Family, Gguf, Param, Size, hookimpl, linear_rows, norm_rows
 
 H, A, M = "h.{layer}.", "h.{layer}.self_attention.", "h.{layer}.mlp."
 HUB = "https://huggingface.co/bigscience/"
+
+# https://huggingface.co/bigscience/bloom/blob/main/tokenizer.json: the pre-tokenizer.
+WORDS = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 
 
 def _other(key, older):
@@ -81,6 +84,7 @@ CARD = Family(
     ),  # fmt: skip
     sizes=_sizes(),
     decoder=lambda dims: {"residual_after_norm": dims.post_norm_residual},
+    gguf=Gguf("bloom", words={"bloom": WORDS}, by_head=True),
     params=(
         Param("word_embeddings.weight", "vocab, hidden", kind="embed", slot="embed"),
         *norm_rows("word_embeddings_layernorm", "embed_ln"),

@@ -26,8 +26,7 @@ from llmctl import (
 )
 
 L, A, M = "layers.{layer}.", "layers.{layer}.attention.", "layers.{layer}.mlp."
-BLANKS = tuple((" " * length, f"<|blank_{length}|>") for length in range(80, 1, -1))
-SETTINGS = (
+SETTINGS = (  # Of all generations, as are the names.
     *required_fields(layers="num_layers", hidden="hidden_size", heads="num_attention_heads"),
     *fixed_fields(False, tied="tie_word_embeddings", prefix_projection="prefix_projection"),
     *fixed_fields(0, quantised="quantization_bit"),
@@ -35,7 +34,6 @@ SETTINGS = (
     ConfigField("norm_eps", "layernorm_epsilon", 1e-5),
 )
 NAMES = dict(architectures=("ChatGLMModel", "ChatGLMForConditionalGeneration"), model_type="chatglm")
-"""Of all generations, as are the settings."""
 THETA = 10000.0
 RESIDUAL_SCALE = (2 * 28) ** 0.5  # The original takes 28 layers whatever the depth.
 HALF = {"rope_type": "float16"}  # The original holds frequencies in float16.
@@ -55,7 +53,7 @@ def _decoder(dims):
 CARD = Family(
     name="chatglm",
     **NAMES,
-    recognise=lambda config: "multi_query_attention" not in config,
+    recognise=lambda config: "multi_query_group_num" not in config,
     modeling="llmctl_chatglm.modeling:ChatGLMForCausalLM",
     paddle_prefix="chatglm.",
     torch_prefix="transformer.",
@@ -75,7 +73,7 @@ CARD = Family(
     # tokens before those of text, two tokens between a prompt and its answer.
     tokens=TokenFacts(
         model="ice_text.model",
-        written=(("\n", "<n>"), ("\t", "<|tab|>"), *BLANKS),
+        written=(("\n", "<n>"), ("\t", "<|tab|>"), *((" " * n, f"<|blank_{n}|>") for n in range(80, 1, -1))),
         offset=("num_image_tokens", 20000),
         roles={"bos": "<sop>", "eos": "<eop>"},
         bridge=("[gMASK]", "<sop>"),

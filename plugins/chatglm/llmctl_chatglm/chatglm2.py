@@ -7,6 +7,7 @@ from llmctl import (
     ConfigError,
     ConfigField,
     Family,
+    Gguf,
     Param,
     TokenFacts,
     above_zero,
@@ -62,7 +63,7 @@ def _decoder(dims):
 CARD = Family(
     name="chatglm2",
     **NAMES,
-    recognise=lambda config: "multi_query_attention" in config,
+    recognise=lambda config: "multi_query_group_num" in config,
     modeling="llmctl_chatglm.modeling:ChatGLM2ForCausalLM",
     paddle_prefix="chatglm2.",
     torch_prefix="transformer.",
@@ -94,6 +95,7 @@ CARD = Family(
     paddlenlp=_paddlenlp,
     paddlenlp_prefix="chatglm_v2.",
     decoder=_decoder,
+    gguf=Gguf("chatglm", rotated=0.5),
     sizes=sizes(__file__, "chatglm2"),
     params=(
         Param("embedding.word_embeddings.weight", "vocab, hidden", kind="embed", slot="embed"),

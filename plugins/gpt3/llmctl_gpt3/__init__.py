@@ -7,6 +7,7 @@ https://arxiv.org/abs/2005.14165
 from llmctl import (
     ConfigField,
     Family,
+    Gguf,
     ModuleMapping,
     Param,
     Size,
@@ -111,6 +112,7 @@ CARD = Family(
     ),  # fmt: skip
     ignored_tensors=("*.attn.bias", "*.attn.masked_bias"),
     paddlenlp=_paddlenlp,
+    gguf=Gguf("gpt2"),
     decoder=lambda dims: {"score_scales": tuple(score_scale(dims, layer) for layer in range(dims.layers))},
     sizes={
         "gpt2": _gpt2("gpt2", 124_439_808, 12, 768, 12),

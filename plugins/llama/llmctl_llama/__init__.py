@@ -64,7 +64,7 @@ CARD = Family(
     chat_template=CHAT,
     ignored_tensors=("*.rotary_emb.inv_freq",),
     starter="starter",
-    gguf=Gguf("llama", True, {"llama-bpe": word_pattern(3)}, ("llama-bpe",), by_wavelength="llama3"),
+    gguf=Gguf("llama", True, {"llama-bpe": word_pattern(3)}, ("llama-bpe",), by_wavelength="llama3", written=True),
     paddlenlp=hf_decoder_fused,
     decoder=lambda dims: {"rope": rope_spec(dims, dims.rope_scaling, RULES)},
     sizes={

@@ -10,6 +10,7 @@ from llmctl import (
     HF_DECODER_ROWS,
     ConfigField,
     Family,
+    Gguf,
     Size,
     TokenFacts,
     WeightMapping,
@@ -23,11 +24,9 @@ from llmctl import (
 
 PACKED = "layers.{layer}.self_attn.W_pack.weight"
 HUB = "https://huggingface.co/baichuan-inc/"
-CHAT = template(__file__, "baichuan.jinja")
 SMALL = dict(layers=32, hidden=4096, heads=32, ffn=11008, max_positions=4096, norm_eps=1e-6)
 LARGE = dict(layers=40, hidden=5120, heads=40, ffn=13696, trained=4096, norm_eps=1e-6)
-VOCAB2 = 125_696
-"""Vocabulary of the second generation."""
+VOCAB2 = 125_696  # Of the second generation.
 SMALL2, LARGE2 = dict(SMALL, vocab=VOCAB2), dict(LARGE, vocab=VOCAB2)
 
 
@@ -72,10 +71,11 @@ CARD = Family(
     ),
     inert=("gradient_checkpointing", "user_token_id", "assistant_token_id"),
     tokens=TokenFacts(speakers={"user": 195, "assistant": 196}),
-    chat_template=CHAT,
+    chat_template=template(__file__, "baichuan.jinja"),
     ignored_tensors=("*.rotary_emb.inv_freq",),
     paddlenlp=hf_decoder_fused,
     paddlenlp_prefix="llama.",
+    gguf=Gguf("baichuan", True, implied=lambda m: {"position": "alibi" if m["block_count"] == 40 else "rope"}),
     decoder=_decoder,
     sizes={
         "baichuan-7b": Size(HUB + "Baichuan-7B/blob/main/config.json", 7_000_559_616, dict(SMALL, vocab=64000)),

@@ -44,7 +44,7 @@ CARD = Family(
         ConfigField("attention_dropout", "attention_dropout", 0.0, allowed=(0, 0.0)),
     ),
     chat_template=CHAT,
-    gguf=Gguf("llama", neighbours=True),
+    gguf=Gguf("llama", neighbours=True, written=True),
     ignored_tensors=("*.rotary_emb.inv_freq",),
     sizes={
         "8x7b": Size(

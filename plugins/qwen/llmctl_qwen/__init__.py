@@ -8,6 +8,7 @@ import math
 from llmctl import (
     ConfigField,
     Family,
+    Gguf,
     Param,
     RopeParams,
     RopeRule,
@@ -26,7 +27,6 @@ from llmctl import (
 )
 
 H, A, M = "h.{layer}.", "h.{layer}.attn.", "h.{layer}.mlp."
-FUSED = fused_or_split([M + "w2", M + "w1"], M + "gate_up_fused_proj", contiguous_slices(1, 1), "ffn")
 
 # https://huggingface.co/Qwen/Qwen-7B/blob/main/tokenization_qwen.py: the pre-tokenizer, and special tokens after those of the file.
 TEXT = dict(pattern=word_pattern(1), normal_form="NFC", ends=("<|im_end|>",), calls="tagged")
@@ -45,6 +45,7 @@ def _ntk(rotation, scaling):
 
 
 NTK = {"rope_type": "ntk-steps"}
+UNSCALED = {"dynamic_ntk": False, "log_n": False}  # As llama.cpp computes.
 RULES = {"default": RopeRule(rope_frequencies), "ntk-steps": RopeRule(_ntk, by_length=True)}
 
 
@@ -82,7 +83,8 @@ CARD = Family(
     tokens=TokenFacts(**TEXT, appended=SPECIAL, roles={"eos": SPECIAL[0]}),
     chat_template=HELPFUL,
     ignored_tensors=("*.rotary_emb.inv_freq", "*.attn.masked_bias"),
-    paddlenlp=lambda dims: FUSED,
+    paddlenlp=lambda _: fused_or_split([M + "w2", M + "w1"], M + "gate_up_fused_proj", contiguous_slices(1, 1), "ffn"),
+    gguf=Gguf("qwen", words={"qwen2": TEXT["pattern"]}, sizes={"double_ffn": "feed_forward_length"}, implied=UNSCALED),
     decoder=_decoder,
     inert=("onnx_safe", "use_cache_quantization", "use_cache_kernel", "softmax_in_fp32"),
     sizes=sizes(__file__, "qwen"),

@@ -22,10 +22,9 @@ from llmctl_qwen import HELPFUL, TEXT
 
 A = "layers.{layer}.self_attn."
 
-BIASES = (
-    Param(A + "q_proj.bias", "heads*head_dim", slot="qkv_bias.0"),
-    Param(A + "k_proj.bias", "kv_heads*head_dim", slot="qkv_bias.1"),
-    Param(A + "v_proj.bias", "kv_heads*head_dim", slot="qkv_bias.2"),
+BIASES = tuple(
+    Param(f"{A}{part}_proj.bias", f"{heads}*head_dim", slot=f"qkv_bias.{index}")
+    for index, (part, heads) in enumerate((("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads")))
 )
 SETTINGS = (
     ConfigField("norm_eps", "rms_norm_eps", 1e-6),
@@ -49,7 +48,7 @@ CARD = Family(
     inert=(*WINDOW_KEYS, "use_mrope"),
     tokens=TokenFacts(**TEXT),
     chat_template=HELPFUL,
-    gguf=Gguf("qwen2", words={"qwen2": TEXT["pattern"]}),
+    gguf=Gguf("qwen2", words=dict.fromkeys(("qwen2", "deepseek-r1-qwen"), TEXT["pattern"]), written=True),
     ignored_tensors=("*.rotary_emb.inv_freq",),
     paddlenlp=hf_decoder_fused,
     sizes=sizes(__file__, "qwen2"),

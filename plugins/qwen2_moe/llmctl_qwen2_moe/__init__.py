@@ -8,6 +8,7 @@ from llmctl import (
     ConfigError,
     ConfigField,
     Family,
+    Gguf,
     Moe,
     Param,
     Size,
@@ -57,6 +58,21 @@ def _mlp(prefix, ffn, when, slots=("", "", ""), **row):
     )
 
 
+GGUF_NAMES = {
+    M + f"{part}.{linear}_proj.weight": f"ffn_{linear}{end}"
+    for part, end in (("experts.{expert}", ""), ("shared_expert", "_shexp"))
+    for linear in ("gate", "up", "down")
+} | {M + "shared_expert_gate.weight": "ffn_gate_inp_shexp"}
+GGUF_SIZES = {"expert_ffn": "expert_feed_forward_length", "shared_ffn": "expert_shared_feed_forward_length"}
+
+
+def _implied(metadata):
+    """Widths of experts, which early files do not state, as llama.cpp takes them."""
+    wide, chosen = metadata["feed_forward_length"], metadata["expert_used_count"]
+    widths = {"expert_ffn": wide // chosen, "shared_ffn": wide}
+    return {name: width for name, width in widths.items() if GGUF_SIZES[name] not in metadata}
+
+
 CARD = Family(
     name="qwen2_moe",
     architectures=("Qwen2MoeForCausalLM",),
@@ -91,6 +107,7 @@ CARD = Family(
     tokens=TokenFacts(pattern=WORDS, normal_form="NFC", ends=("<|im_end|>",)),
     chat_template=template(__file__, "chat.jinja"),
     ignored_tensors=("*.rotary_emb.inv_freq",),
+    gguf=Gguf("qwen2moe", words={"qwen2": WORDS}, names=GGUF_NAMES, sizes=GGUF_SIZES, implied=_implied),
     claims={"fused": Unsupported("the fused decoder has no shared expert")},
     sizes={
         "qwen1.5-moe-a2.7b": _size("Qwen1.5-MoE-A2.7B", 14_315_784_192, 24, 2048, 16, 16, 5632, **SMALL),

@@ -110,8 +110,8 @@ class CodedTensor(TensorInfo):
 
     outputs_first: ClassVar[bool] = True
 
-    def codes(self) -> Codes:
-        """The codes, scales and zero points.
+    def codes(self) -> Codes | None:
+        """The codes, scales and zero points; None = it is stored as floats after all, or in codes of another form.
 
         Raises:
             CheckpointError: What is stored contradicts itself, or a file is truncated.

@@ -31,6 +31,9 @@ READ = frozenset({*SIZES.values(), *NORMS.values(), THETA, ROTATED, "attention.v
 IDLE = frozenset({"vocab_size", "tensor_data_layout"})
 """Keys that repeat what tensors say, or say nothing."""
 
+BASE = 10000.0
+"""Of RoPE, where nothing is said."""
+
 NEEDED = ("layers", "hidden", "ffn", "heads")
 TRAINED = "original_max_position_embeddings"
 BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, TRAINED: 8192}
@@ -74,13 +77,16 @@ def config_of(file: GgufFile, card: Family) -> dict[str, Any]:
     """
     own = f"{file.metadata[ARCHITECTURE]}."
     given = {key.removeprefix(own): value for key, value in file.metadata.items() if key.startswith(own)}
-    if unread := sorted(key for key in given if key not in READ | IDLE and not key.startswith(SCALING)):
+    sizes = SIZES | dict(card.gguf.sizes if card.gguf else {})
+    if unread := sorted(
+        key for key in given if key not in READ | IDLE | {*sizes.values()} and not key.startswith(SCALING)
+    ):
         raise UnsupportedError(
             f"{file.path}: {own}{unread[0]}={given[unread[0]]!r} is not read, and leaving it out could change the results; use the "
             "model's checkpoint in Hugging Face's layout"
         )
     values: dict[str, Any] = {}
-    for name, key in SIZES.items():
+    for name, key in sizes.items():
         if key in given:
             values[name] = _count(file, own + key, given[key])
     if absent := [own + SIZES[name] for name in NEEDED if name not in values]:
@@ -89,15 +95,22 @@ def config_of(file: GgufFile, card: Family) -> dict[str, Any]:
         raise CheckpointError(f"{file.path} has no tensor {OUTER['embed']}.weight; it is incomplete")
     values["vocab"] = file.tensors[OUTER["embed"] + ".weight"].shape[0]
     head_dim = values.get("head_dim", values["hidden"] // values["heads"])
-    for key in (ROTATED, "attention.value_length"):
-        if given.get(key, head_dim) != head_dim:
+    rotated = int(head_dim * (card.gguf.rotated if card.gguf else 1))
+    for key, width in ((ROTATED, rotated), ("attention.value_length", head_dim)):
+        if given.get(key, width) != width:
             raise UnsupportedError(
-                f"{file.path}: {own}{key}={given[key]} differs from the width of a head, {head_dim}, which is not read"
+                f"{file.path}: {own}{key}={given[key]} is not {width} of the {head_dim} of a head, which is not read"
             )
-    for name, key in (("norm_eps", NORMS.get(card.norm, "")), ("rope_theta", THETA)):
+    for name, key in (*(("norm_eps", key) for key in NORMS.values()), ("rope_theta", THETA)):
         if key in given:
             values[name] = float(given[key])
-    values["rope_scaling"] = _scaling(file, card, own, given, head_dim, values.get("rope_theta", 10000.0))
+    if "rope_theta" not in {setting.name for setting in card.settings} and float(given.get(THETA, BASE)) != BASE:
+        raise UnsupportedError(
+            f"{file.path}: {own}{THETA}={given[THETA]} is not read for {card.name}, whose models have {BASE:g}"
+        )
+    implied = card.gguf.implied if card.gguf else {}
+    values |= implied(given) if callable(implied) else implied
+    values["rope_scaling"] = _scaling(file, card, own, given, head_dim, values.get("rope_theta", BASE))
     everything = {
         **{setting.name: setting.default for setting in card.settings},
         "kv_heads": values["heads"],
@@ -119,6 +132,8 @@ def metadata_of(card: Family, dims: Dims) -> dict[str, Any]:
     Raises:
         UnsupportedError: GGUF does not have the family, or its RoPE scaling.
     """
+    if card.gguf is not None and not card.gguf.written:
+        raise UnsupportedError(f"models of the family {card.name} are read from GGUF, and not written")
     if card.gguf is None:
         raise UnsupportedError(f"models of the family {card.name} are not written as GGUF")
     own = f"{card.gguf.architecture}."

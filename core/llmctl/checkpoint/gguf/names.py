@@ -9,13 +9,15 @@ from llmctl.card.family import Family, Tensor
 from llmctl.errors import UnsupportedError
 
 LAYER = {
-    "ln": "attn_norm", "qkv.0": "attn_q", "qkv.1": "attn_k", "qkv.2": "attn_v", "out": "attn_output", "q_norm": "attn_q_norm",
+    "ln": "attn_norm", "qkv": "attn_qkv", "qkv.0": "attn_q", "qkv.1": "attn_k", "qkv.2": "attn_v", "out": "attn_output", "q_norm": "attn_q_norm",
     "k_norm": "attn_k_norm", "ffn_ln": "ffn_norm", "ffn1.0": "ffn_gate", "ffn1.1": "ffn_up", "ffn1": "ffn_up", "ffn2": "ffn_down",
     "gate": "ffn_gate_inp",
 }  # fmt: skip
 """Slot of a layer -> name."""
 
-OUTER = {"embed": "token_embd", "final_ln": "output_norm", "head": "output"}
+OUTER = {
+    "embed": "token_embd", "embed_ln": "token_embd_norm", "positions": "position_embd", "final_ln": "output_norm", "head": "output",
+}  # fmt: skip
 """Slot outside the layers -> name."""
 
 EXPERTS = "_exps"
@@ -25,7 +27,7 @@ FREQUENCIES = "rope_freqs.weight"
 """By what frequencies of RoPE are divided."""
 
 
-def gguf_name(tensor: Tensor, family: str) -> str:
+def gguf_name(tensor: Tensor, card: Family) -> str:
     """The name of a tensor.
 
     Raises:
@@ -35,10 +37,11 @@ def gguf_name(tensor: Tensor, family: str) -> str:
     base, dot, part = slot.partition(".")
     if base.endswith("_bias"):
         slot, bias = base.removesuffix("_bias") + dot + part, "bias"
-    name = (OUTER if tensor.layer is None else LAYER).get(slot)
+    own = card.gguf.names if card.gguf else {}
+    name = own.get(tensor.param.name) or (OUTER if tensor.layer is None else LAYER).get(slot)
     if name is None:
         raise UnsupportedError(
-            f"GGUF files of the family {family} are not supported: its tensor {tensor.name} has no name there"
+            f"GGUF files of the family {card.name} are not supported: its tensor {tensor.name} has no name there"
         )
     experts = EXPERTS if tensor.expert is not None else ""
     layer = "" if tensor.layer is None else f"blk.{tensor.layer}."
@@ -60,7 +63,7 @@ def present(card: Family, dims: Mapping[str, Any], names: frozenset[str]) -> dic
         for tensor in card.expand({**dims, **values}):
             negated, name = tensor.param.when.startswith("not "), tensor.param.when.removeprefix("not ")
             if name in everything:
-                found[name] = found.get(name, False) or (gguf_name(tensor, card.name) in names) is not negated
+                found[name] = found.get(name, False) or (gguf_name(tensor, card) in names) is not negated
     return found
 
 

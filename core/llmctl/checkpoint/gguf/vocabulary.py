@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,22 @@ SCORED, MERGED = KINDS = ("llama", "gpt2")
 NORMAL, UNKNOWN, CONTROL, WRITTEN, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Types of tokens, the same as those of sentencepiece."""
 
-COMMON = ("default", "gpt-2")
-"""Pre-tokenizers of every family that split words as byte-level BPE does by itself."""
+UNKNOWN_WORDS = "default"
+"""The pre-tokenizer of files that do not tell theirs: that of the card."""
+
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+WORDS = {
+    "gpt-2": "",
+    "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+",
+    "tekken": rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+"""Pre-tokenizers that are no family's own -> the regular expression by which they split text into words; empty = that of byte-level
+BPE itself. Single digits, then words as of BPE: https://huggingface.co/HuggingFaceTB/SmolLM2-135M/blob/main/tokenizer.json; words by
+upper and lower case: the expression that llama.cpp quotes where it splits words."""
+
+WHOLE_WORDS = ("tekken",)
+"""Of these, as ``Gguf.whole_words``."""
 
 ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 """Role -> its name in keys."""
@@ -50,17 +65,25 @@ def files_of(path: Path, metadata: Mapping[str, Any], card: Family) -> dict[str,
         scores = metadata.get(KEY + "scores")
         if scores is None or len(scores) != len(tokens):
             raise CheckpointError(f"{path}: {KEY}scores are not as many as {KEY}tokens")
-        main = {card.tokens.model: _sentencepiece(tokens, [float(s) for s in scores], kinds, metadata)}
+        tokens = _named(tokens, metadata, card)
+        held = tokens.index(card.tokens.appended[0]) if {*card.tokens.appended} & {*tokens} else len(tokens)
+        main = {card.tokens.model: _sentencepiece(tokens[:held], [float(s) for s in scores], kinds, metadata)}
     elif kind == MERGED:
         main = {JSON: _merged(path, tokens, kinds, metadata, card)}
     else:
         raise UnsupportedError(
             f"{path} has a tokenizer of the kind {kind!r}; {SCORED} and {MERGED} are read. Use the model's checkpoint in Hugging Face's layout"
         )
-    return {**main, CONFIG: json.dumps(_config(path, tokens, metadata), ensure_ascii=False).encode()}
+    return {**main, CONFIG: json.dumps(_config(path, tokens, metadata, card), ensure_ascii=False).encode()}
 
 
-def _config(path: Path, tokens: list[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _named(tokens: list[str], metadata: Mapping[str, Any], card: Family) -> list[str]:
+    """Tokens, those with a role by the card's names, where conversions wrote others."""
+    numbers = {metadata.get(f"{KEY}{ROLES[role]}_token_id"): name for role, name in card.tokens.roles.items()}
+    return [numbers.get(number, token) for number, token in enumerate(tokens)]
+
+
+def _config(path: Path, tokens: list[str], metadata: Mapping[str, Any], card: Family) -> dict[str, Any]:
     """``tokenizer_config.json``."""
     found: dict[str, Any] = {}
     for role, name in ROLES.items():
@@ -71,8 +94,12 @@ def _config(path: Path, tokens: list[str], metadata: Mapping[str, Any]) -> dict[
             raise CheckpointError(f"{path}: {KEY}{name}_token_id={token} is none of {len(tokens)} tokens")
         found[f"{role}_token"] = tokens[token]
     scored = metadata[KEY + "model"] == SCORED
-    found["add_bos_token"] = bool(metadata.get(KEY + "add_bos_token", scored))
-    found["add_eos_token"] = bool(metadata.get(KEY + "add_eos_token", False))
+    begun = scored or metadata.get(KEY + "pre") in _whole_words(card)
+    if not card.tokens.prefix:
+        found["add_bos_token"] = bool(metadata.get(KEY + "add_bos_token", begun))
+        found["add_eos_token"] = bool(metadata.get(KEY + "add_eos_token", False))
+    if optional := [token for token in card.tokens.optional if token in tokens]:
+        found["additional_special_tokens"] = optional
     if scored:
         found["legacy"] = True
     if template := metadata.get("tokenizer.chat_template"):
@@ -82,8 +109,15 @@ def _config(path: Path, tokens: list[str], metadata: Mapping[str, Any]) -> dict[
 
 def _merged(path: Path, tokens: list[str], kinds: list[int], metadata: Mapping[str, Any], card: Family) -> bytes:
     """``tokenizer.json`` of byte-level BPE."""
-    merges, words = metadata.get(KEY + "merges"), str(metadata.get(KEY + "pre", COMMON[0]))
-    known = {**dict.fromkeys(COMMON, ""), **(card.gguf.words if card.gguf else {})}
+    merges, words = metadata.get(KEY + "merges"), str(metadata.get(KEY + "pre", UNKNOWN_WORDS))
+    own = card.gguf.words if card.gguf else {}
+    known = {UNKNOWN_WORDS: card.tokens.pattern, **WORDS, **own}
+    if words == UNKNOWN_WORDS and len({card.tokens.pattern, *own.values()}) > 1:
+        warnings.warn(
+            f"{path} does not tell how it splits text into words, so it may be split otherwise than in training; use a newer file",
+            UserWarning,
+            stacklevel=2,
+        )
     if words not in known:
         raise UnsupportedError(
             f"{path} splits text by {KEY}pre={words!r}, which is not read for {card.name}; read are {', '.join(known)}"
@@ -113,7 +147,7 @@ def _merged(path: Path, tokens: list[str], kinds: list[int], metadata: Mapping[s
     split = [cut, {**byte_level, "use_regex": False}] if known[words] else [{**byte_level, "use_regex": True}]
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-        "fuse_unk": False, "byte_fallback": False, "ignore_merges": card.gguf is not None and words in card.gguf.whole_words,
+        "fuse_unk": False, "byte_fallback": False, "ignore_merges": words in _whole_words(card),
         "vocab": vocabulary, "merges": [merge.split(" ") for merge in merges],
     }  # fmt: skip
     content = {
@@ -125,11 +159,16 @@ def _merged(path: Path, tokens: list[str], kinds: list[int], metadata: Mapping[s
     return json.dumps(content, ensure_ascii=False).encode()
 
 
+def _whole_words(card: Family) -> tuple[str, ...]:
+    """Names of pre-tokenizers of whole words."""
+    return (*WHOLE_WORDS, *(card.gguf.whole_words if card.gguf else ()))
+
+
 def _sentencepiece(tokens: list[str], scores: list[float], kinds: list[int], metadata: Mapping[str, Any]) -> bytes:
     """A sentencepiece model (sentencepiece_model.proto) that merges pieces by their scores."""
     pieces = b"".join(
         _message(1, _message(1, token.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + _varint(kind))
-        for token, score, kind in zip(tokens, scores, kinds, strict=True)
+        for token, score, kind in zip(tokens, scores, kinds, strict=False)
     )
     ids = {40: "unknown", 41: "bos", 42: "eos", 43: "padding"}
     numbers = b"".join(
@@ -266,7 +305,7 @@ def _spaced(content: Mapping[str, Any]) -> bool:
 def _words(folder: Path, content: Mapping[str, Any], card: Family) -> str:
     """The name of the pre-tokenizer."""
     patterns = list(_patterns(content.get("pre_tokenizer")))
-    known = {**dict.fromkeys(COMMON[::-1], ""), **(card.gguf.words if card.gguf else {})}
+    known = WORDS | dict(card.gguf.words if card.gguf else {})
     for name, pattern in known.items():
         if patterns == ([pattern] if pattern else []):
             return name
@@ -281,6 +320,8 @@ def _patterns(part: Any) -> Iterator[str]:
         if part.get("type") == "Split":
             pattern = part.get("pattern") or {}
             yield str(pattern.get("Regex", pattern.get("String")))
+        elif part.get("type") == "Digits":
+            yield "Digits"
         for one in part.get("pretokenizers") or ():
             yield from _patterns(one)
 

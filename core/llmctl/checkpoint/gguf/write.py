@@ -88,7 +88,7 @@ def _by_name(card: Family, dims: Dims) -> dict[str, list[Tensor]]:
     """Name in GGUF -> tensors of the card; several are the experts of a layer."""
     found: dict[str, list[Tensor]] = {}
     for tensor in card.expand(dims):
-        found.setdefault(gguf_name(tensor, card.name), []).append(tensor)
+        found.setdefault(gguf_name(tensor, card), []).append(tensor)
     return found
 
 

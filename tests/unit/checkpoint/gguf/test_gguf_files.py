@@ -5,7 +5,7 @@ import json
 import gguf
 import numpy as np
 import pytest
-from kit.gguf_models import WIDE, Model
+from kit.gguf_models import WIDE, Model, mixed
 
 from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.formats import gguf as files
@@ -106,17 +106,7 @@ def test_projections_of_different_types_keep_them(tmp_path):
     exact = packed_model(source.folder, source.plugin, source.dims, Packing(), scheme=source.scheme)
     assert exact.layers[0].qkv.weight.kind == "int4"
     wide = model.gguf(tmp_path / "wide.gguf", "llama", "Q8_0", True)
-    mixed = tmp_path / "mixed.gguf"
-    readers = {file: gguf.GGUFReader(file) for file in (path, wide)}
-    one, other = (files.read(file) for file in readers)
-    planned = {}
-    for name in one.tensors:
-        opened, file = (other, wide) if "attn_v" in name else (one, path)
-        stored = opened.tensors[name]
-        raw = np.fromfile(file, np.uint8, stored.nbytes, offset=stored.offset)
-        planned[name] = files.Planned(stored.shape, stored.type, lambda raw=raw: raw)
-    files.write(mixed, one.metadata, planned)
-    source = open_model(mixed, "auto", EngineOptions())
+    source = open_model(mixed(tmp_path / "mixed.gguf", path, wide, "attn_v"), "auto", EngineOptions())
     packed = packed_model(source.folder, source.plugin, source.dims, Packing(), scheme=source.scheme)
     assert packed.layers[0].qkv.weight.kind == "int4+int8" and packed.layers[0].out.weight.kind == "int4"
     queries = unpack(packed.layers[0].qkv.weight)[:, :64]
