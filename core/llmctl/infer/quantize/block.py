@@ -22,6 +22,11 @@ from llmctl.infer.packed.model import Layer, Linear, Norm
 
 Array = NDArray[Any]
 
+ONE_THREAD, LEAST_ROWS = 1 << 18, 16
+"""Multiplications of a matrix product up to which OpenBLAS uses one thread: several threads of a small product wait for each other,
+ten times as long as they compute on a busy machine. And the rows of a product, at least.
+"""
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -137,15 +142,23 @@ def attend(graph: DecoderSpec, index: int, block: Block, qkv_TO: Array, chunk: C
 def _window(graph: DecoderSpec, q_SNH: Array, k_SKH: Array, v_SKH: Array, begin_S: Array, end_S: Array) -> Array:
     tokens = len(q_SNH)
     q_KGSH = q_SNH.reshape(tokens, graph.kv_heads, -1, graph.head_dim).transpose(1, 2, 0, 3)
-    scores_KGSS = q_KGSH @ k_SKH.transpose(1, 2, 0)[:, None]
+    k_KHS = np.ascontiguousarray(k_SKH.transpose(1, 2, 0))[:, None]
+    v_KSH = np.ascontiguousarray(v_SKH.transpose(1, 0, 2))[:, None]
     key_S = np.arange(tokens)
-    if graph.slopes:
-        slopes = np.asarray(graph.slopes, np.float32).reshape(graph.kv_heads, -1, 1, 1)
-        scores_KGSS = scores_KGSS + slopes * key_S.astype(np.float32)
+    biases = (
+        0
+        if not graph.slopes
+        else np.asarray(graph.slopes, np.float32).reshape(graph.kv_heads, -1, 1, 1) * key_S.astype(np.float32)
+    )
     hidden_SS = (key_S < begin_S[:, None]) | (key_S >= end_S[:, None])
-    weights_KGSS = softmax(np.where(hidden_SS, np.float32(-np.inf), scores_KGSS))
-    mixed_KGSH = weights_KGSS @ v_SKH.transpose(1, 0, 2)[:, None]
-    return np.asarray(mixed_KGSH.transpose(2, 0, 1, 3).reshape(tokens, -1))
+    mixed_SKGH = np.empty((tokens, *q_KGSH.shape[:2], graph.head_dim), np.float32)
+    rows = max(LEAST_ROWS, ONE_THREAD // (tokens * graph.head_dim))
+    for start in range(0, tokens, rows):
+        part = slice(start, start + rows)
+        scores_KGRS = q_KGSH[:, :, part] @ k_KHS + biases
+        weights_KGRS = softmax(np.where(hidden_SS[part], np.float32(-np.inf), scores_KGRS))
+        mixed_SKGH[part] = (weights_KGRS @ v_KSH).transpose(2, 0, 1, 3)
+    return mixed_SKGH.reshape(tokens, -1)
 
 
 def route(graph: DecoderSpec, router_ED: Array, x_TD: Array) -> tuple[Array, Array]:
