@@ -231,7 +231,7 @@ def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Planned
             stream.write(b"".join(parts))
             for tensor in tensors.values():
                 stream.write(b"\0" * (-stream.tell() % DEFAULT_ALIGNMENT))
-                np.ascontiguousarray(tensor.blocks()).tofile(stream)
+                stream.write(np.ascontiguousarray(tensor.blocks()).data)  # tofile does not say why it fails
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
 

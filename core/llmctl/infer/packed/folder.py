@@ -118,7 +118,7 @@ def save_packed(
             for array in arrays:
                 stream.write(b"\0" * (-stream.tell() % ALIGNMENT))
                 rows.append(_row(array, stream.tell()))
-                array.tofile(stream)
+                stream.write(np.ascontiguousarray(array).data)  # tofile does not say why it fails
             size = stream.tell()
         header = {
             "format": FORMAT,

@@ -6,7 +6,7 @@ An eighth is held out to check single linears, and half as much to compare the m
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,9 @@ LEAST_WINDOWS = 4
 SAMPLE = 4096
 """Characters of a text that show how many a token has."""
 
+Drawn = tuple[Sequence[int], Sequence[bool]]
+"""Ids of a window, and whether each predicts a token of an answer; empty = all text counts."""
+
 UNKNOWN = 0.2
 """Share of unknown tokens above which a text is not for a tokenizer."""
 
@@ -38,6 +41,7 @@ class Calibration:
 
     Attributes:
         windows: Token ids of each window, in the order in which they were drawn.
+        answers: Of examples: for each token whether it predicts one of an answer; empty = all text counts.
         kind: ``text``, ``examples`` or ``corpus``.
         asked: Tokens that were asked for.
     """
@@ -45,6 +49,7 @@ class Calibration:
     windows: Sequence[Sequence[int]]
     kind: str
     asked: int
+    answers: Sequence[Sequence[bool]] = ()
 
     @property
     def count(self) -> int:
@@ -60,7 +65,8 @@ class Calibration:
         roles += [CALIBRATE] * (len(self.windows) - len(roles))
         # Those to calibrate on come first, so that their sums do not depend on how many are held out.
         order = sorted(range(len(roles)), key=lambda index: roles[index])
-        return Tokens([self.windows[index] for index in order], [roles[index] for index in order])
+        parts = (self.windows, roles, self.answers)
+        return Tokens(*([part[index] for index in order] if part else [] for part in parts))
 
 
 def read_calibration(
@@ -97,16 +103,17 @@ def read_calibration(
             f"{path} is {'a corpus' if kind == 'corpus' else 'plain text'}, but this model reads a prompt in both directions: "
             "calibrate on examples with prompts and answers"
         )
-    windows, count = list[Sequence[int]](), 0
-    for ids in drawn:
+    windows, answers, count = list[Sequence[int]](), list[Sequence[bool]](), 0
+    for ids, counted in drawn:
         if len(ids) < LEAST:
             continue
         windows.append(ids)
+        answers += [counted] if counted else []
         count += len(ids)
         if count >= config.tokens and len(windows) >= LEAST_WINDOWS:
             break
     _check(path, windows, window, tokenizer, rows)
-    return Calibration(windows, kind, config.tokens)
+    return Calibration(windows, kind, config.tokens, answers)
 
 
 def _check(path: Path, windows: Sequence[Sequence[int]], window: int, tokenizer: Tokenizer, rows: int) -> None:
@@ -129,7 +136,7 @@ def _check(path: Path, windows: Sequence[Sequence[int]], window: int, tokenizer:
         )
 
 
-def _of_text(path: Path, window: int, chance: random.Random, tokenizer: Tokenizer) -> Iterator[Sequence[int]]:
+def _of_text(path: Path, window: int, chance: random.Random, tokenizer: Tokenizer) -> Iterator[Drawn]:
     """Passages of the text in random order, each about as long as a window."""
     from llmctl.data.files.contents import read_text
 
@@ -141,10 +148,10 @@ def _of_text(path: Path, window: int, chance: random.Random, tokenizer: Tokenize
     prefix = list(tokenizer.special.prefix)
     for start in starts:
         ids = tokenizer.encode(text[start : start + size], add_special=False)
-        yield [*prefix, *ids][:window]
+        yield [*prefix, *ids][:window], ()
 
 
-def _of_corpus(path: Path, window: int, chance: random.Random, rows: int) -> Iterator[Sequence[int]]:
+def _of_corpus(path: Path, window: int, chance: random.Random, rows: int) -> Iterator[Drawn]:
     """Parts of documents in random order."""
     from llmctl.data.corpus.indexed import Corpus
 
@@ -154,16 +161,16 @@ def _of_corpus(path: Path, window: int, chance: random.Random, rows: int) -> Ite
     for number in numbers:
         size = int(corpus.sizes[number])
         start = chance.randrange(size - window + 1) if size > window else 0
-        yield corpus.get(number, start, start + window).tolist()
+        yield corpus.get(number, start, start + window).tolist(), ()
 
 
 def _of_examples(
     path: Path, window: int, chance: random.Random, tokenizer: Tokenizer, columns: Sequence[str]
-) -> Iterator[Sequence[int]]:
+) -> Iterator[Drawn]:
     """Examples in random order, encoded as for fine-tuning."""
     from llmctl.data.files import find_files
     from llmctl.data.reading import read_files, way_out
-    from llmctl.data.sft.encoding import Encoder
+    from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder
     from llmctl.data.sft.examples import ExampleReader
 
     examples, _ = read_files(
@@ -173,8 +180,7 @@ def _of_examples(
         remedy=way_out("calibration.columns"),
     )
     chance.shuffle(examples)
-    encode: Callable[..., object] = Encoder(tokenizer, max(LEAST, window // 2), window).encode
-    for example in examples:
-        row = encode(example)
+    encoder = Encoder(tokenizer, max(LEAST, window // 2), window)
+    for row in map(encoder.encode, examples):
         if row is not None:
-            yield row.input_ids[:window]  # type: ignore[attr-defined]
+            yield row.input_ids[:window], [label != IGNORE_INDEX for label in row.labels[:window]]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.card.support import require
 from llmctl.checkpoint.locate import locate
 from llmctl.config.quantize import QuantizeConfig
-from llmctl.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+from llmctl.errors import ConfigError, DataError, UnsupportedError
 from llmctl.infer.model_source import ModelSource, open_model
 from llmctl.infer.options import EngineOptions
 from llmctl.infer.quantize.calibration import Calibration, read_calibration
@@ -180,7 +180,7 @@ class _Finite:
         """The values.
 
         Raises:
-            CheckpointError: One is not finite.
+            DataError: One is not finite.
         """
         import numpy as np
 
@@ -190,7 +190,7 @@ class _Finite:
         odd = ~np.isfinite(cast(values, self.dtype, "float32"))
         if odd.any():
             place = [int(index) for index in np.argwhere(odd)[0]]
-            raise CheckpointError(
+            raise DataError(
                 f"{self.name} cannot be quantized: {int(odd.sum()):,} of its {odd.size:,} values are not finite, the first at {place}; "
                 "training may have diverged: take an earlier checkpoint"
             )

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from llmctl.errors import FileError
+from llmctl.errors import DataError, FileError
 from llmctl.infer.packed.stored import decode, encode
 from llmctl.infer.quantize.folds import Fold
 from llmctl.infer.quantize.quantizer import QuantizedLayer
@@ -31,7 +31,7 @@ VERSION = 2
 
 @contextmanager
 def open_journal(output: Path, identity: Mapping[str, Any], resume: bool) -> Iterator[Journal]:
-    """The journal of an output folder; deleted when the block ends without an exception.
+    """The journal of an output folder; deleted when the block ends without an exception, or weights or inputs cannot be used.
 
     Args:
         output: The output folder.
@@ -54,7 +54,11 @@ def open_journal(output: Path, identity: Mapping[str, Any], resume: bool) -> Ite
                     file.unlink()
             with atomic_file(folder / NAME) as file:
                 file.write_text(json.dumps({"version": VERSION, "digest": digest}) + "\n", encoding="utf-8")
-            yield Journal(folder)
+            try:
+                yield Journal(folder)
+            except DataError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(handle)

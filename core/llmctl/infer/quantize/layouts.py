@@ -46,6 +46,8 @@ DTYPE = "float16"
 
 OLD_CONFIG = "quantize_config.json"
 GGUF, COMPRESSED = "gguf", "compressed-tensors"
+WHOLE_GROUPS = ("awq", COMPRESSED)
+"""Formats that have no group at the end with fewer inputs."""
 
 
 def check(form: str, source: ModelSource, graph: DecoderSpec, settings: Settings) -> None:
@@ -77,9 +79,10 @@ def check(form: str, source: ModelSource, graph: DecoderSpec, settings: Settings
             f"--format {form}: the head of this model is normalized, which readers of it do not do{packed}"
         )
     mappings = {mapping.target: mapping for mapping in mappings_for(HF, source.plugin, source.dims)}
-    for tensor in source.plugin.card.expand(source.dims):
-        if tensor.kind != "linear" or tensor.layer is None:
-            continue
+    linears = [row for row in source.plugin.card.expand(source.dims) if row.kind == "linear" and row.layer is not None]
+    if form in WHOLE_GROUPS and settings.group:
+        _check_groups(form, {row.shape[0]: mappings[row.name].source for row in linears}, settings.group)
+    for tensor in linears:
         mapping = mappings[tensor.name]
         if not mapping.transpose or mapping.src_slice or mapping.dst_slice:
             raise UnsupportedError(
@@ -227,16 +230,33 @@ def _starts(names: Sequence[str], outputs: int, graph: DecoderSpec) -> list[int]
     return [outputs * number // len(names) for number in range(len(names) + 1)]
 
 
+def _check_groups(form: str, names: Mapping[int, str], group: int) -> None:
+    """Checks that groups fill the inputs of all linears.
+
+    Args:
+        form: The format.
+        names: Number of inputs -> a linear that has them.
+        group: Inputs of a group.
+
+    Raises:
+        UnsupportedError: They do not.
+    """
+    odd = next((inputs for inputs in names if inputs % group), None)
+    if odd is None:
+        return
+    fitting = [size for size in (128, 64, 32) if size < group and not any(inputs % size for inputs in names)]
+    raise UnsupportedError(
+        f"--format {form} cannot hold {names[odd]}: {odd} inputs are not a multiple of the group, {group}; choose "
+        f"{f'--group {fitting[0]}' if fitting else '--group 0, a scale for each output'}, or write --format packed"
+    )
+
+
 def _unfit(form: str, inputs: int, outputs: int, settings: Settings) -> str:
     """Why a format cannot hold a weight; empty = it can."""
     if form == COMPRESSED:
-        if settings.group and inputs % settings.group:
-            return f"{inputs} inputs are not a multiple of the group, {settings.group}"
         if settings.form == "asymmetric" and outputs % (WORD // settings.bits):
             return f"{outputs} outputs are not a multiple of {WORD // settings.bits}"
         return ""
-    if form == "awq" and settings.group and inputs % settings.group:
-        return f"{inputs} inputs are not a multiple of the group, {settings.group}"
     if form == GGUF:
         return f"{inputs} inputs are not a multiple of {GROUP}" if inputs % GROUP else ""
     if form == "gptq" and inputs % WORD:

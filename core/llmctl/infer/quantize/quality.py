@@ -67,10 +67,11 @@ class _Head:
 
 
 def _scored(streams: Streams, chunk: Chunk, window: slice) -> NDArray[np.int64]:
-    """Tokens of a window whose successor is predicted: those for checks that do not see it."""
+    """Tokens of a window whose successor is predicted and counts: those for checks that do not see it."""
     check = streams.role_T[chunk.rows][window] == CHECK
     place = np.arange(window.stop - window.start)
-    return np.flatnonzero(check & (chunk.end_T[window] == place + 1))[:-1]
+    counted = check & streams.counts_T[chunk.rows][window] & (chunk.end_T[window] == place + 1)
+    return np.flatnonzero(counted[:-1])
 
 
 def _add(measures: Measures, targets: Array, found_SV: Array, right_SV: Array) -> None:

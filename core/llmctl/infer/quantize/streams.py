@@ -42,10 +42,12 @@ class Tokens:
     Attributes:
         windows: Ids of each window.
         roles: What each window is for: a value, or one for each of its tokens.
+        answers: For each window whether its tokens predict one of an answer, which only counts in the comparison; empty = all count.
     """
 
     windows: Sequence[Sequence[int]]
     roles: Sequence[Any]
+    answers: Sequence[Sequence[bool]] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Streams:
         self.role_T = np.concatenate(
             [np.broadcast_to(role, len(window)) for window, role in zip(tokens.windows, tokens.roles, strict=True)]
         ).astype(np.int8)
+        self.counts_T = np.concatenate(tokens.answers) if tokens.answers else np.ones(len(self.ids_T), bool)
         self.chunks = _chunks(graph, tokens, self.role_T)
         self.float_TD = self.quantized_TD = np.zeros((0, 0), np.float32)
 

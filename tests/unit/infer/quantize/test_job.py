@@ -13,7 +13,7 @@ from kit import packed_toys
 from kit.model_cli import STARTER, llmctl
 from safetensors.numpy import load_file, save_file
 
-from llmctl.errors import DataError
+from llmctl.errors import DataError, FileError
 from llmctl.infer.engine.feeder import SequenceFeeder
 from llmctl.infer.executors import native
 from llmctl.infer.executors.paddle import PaddleExecutor
@@ -21,10 +21,11 @@ from llmctl.infer.executors.reference import ReferenceExecutor
 from llmctl.infer.packed.folder import open_packed
 from llmctl.infer.packed.linear import PackedLinear, codes_of, unpack
 from llmctl.infer.quantize import job as quantizing
+from llmctl.infer.quantize import quality
 from llmctl.infer.quantize.block import block_of
 from llmctl.infer.quantize.quantizer import quantize_layer
 from llmctl.infer.quantize.settings import Settings
-from llmctl.infer.quantize.streams import Streams, Tokens
+from llmctl.infer.quantize.streams import CHECK, Streams, Tokens
 
 MODEL = []
 TEXT = "".join(f"{name} has a {color} {thing}. The {thing} is {color}.\n" for name in ("Tom", "Mia", "Leo", "Ida", "Max")
@@ -201,13 +202,11 @@ def test_a_weight_that_is_not_finite_is_named(tensor, place, method, text, tmp_p
         f"{tensor} cannot be quantized: 1 of its {weights[name].size:,} values are not finite, the first at {place}"
         in said
     )
-    assert not (tmp_path / "out").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("which", ["float", "quantized"])
 def test_predictions_that_are_not_finite_keep_nothing(which, text, tmp_path, monkeypatch):
-    import llmctl.infer.quantize.quality as quality
-
     right = quality.compare
 
     def broken(*given):
@@ -219,6 +218,41 @@ def test_predictions_that_are_not_finite_keep_nothing(which, text, tmp_path, mon
     _, said = quantize(text, tmp_path / "out", "--method", "weight-only-int8", code=2)
     assert f"predictions of the {which} model are not finite" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_predictions_of_prompts_do_not_count():
+    model = packed_toys.build(packed_toys.FORMS["rope and shared heads"])
+    ids, counted = list(range(1, 25)), [place in (5, 6, 20, 23) for place in range(24)]
+    found = []
+    for answers in ([], [counted]):
+        streams = Streams(model.graph, Tokens([ids], [CHECK], answers))
+        streams.embed(model, model)
+        found.append(quality.compare(streams, model, model)[0])
+    # Behind the last token is none.
+    assert [measures.tokens for measures in found] == [23, 3]
+    assert found[0].loss != found[1].loss
+
+
+def test_examples_are_compared_on_their_answers(tmp_path):
+    """As ``llmctl eval`` counts tokens of the same examples."""
+    row = {"src": "Where does Tom live?", "tgt": "Tom lives in Rome."}
+    (tmp_path / "data.jsonl").write_text((json.dumps(row) + "\n") * 30)
+    method = ("--method", "weight-only-int8", "--json")
+    out, _ = quantize(tmp_path / "data.jsonl", tmp_path / "out", *method, model=STARTER)
+    (tmp_path / "one.jsonl").write_text(json.dumps(row) + "\n")
+    (one,) = json.loads(llmctl("eval", STARTER, "--data", tmp_path / "one.jsonl", "--json")[0])
+    measured = json.loads(out.splitlines()[-1])["quality"]
+    assert measured["tokens"] == one["tokens"] * max(1, 30 // 8 // 2)
+    assert measured["perplexity"] == pytest.approx(one["perplexity"], rel=1e-4)
+
+
+def test_a_stopped_run_says_how_to_go_on(text, tmp_path, monkeypatch):
+    def stopped(*given):
+        raise FileError("disk full")
+
+    monkeypatch.setattr(quantizing, "_layers", stopped)
+    _, said = quantize(text, tmp_path / "out", "--method", "weight-only-int8", code=2)
+    assert "--resume goes on with them" in said and "disk full" in said
 
 
 @pytest.mark.parametrize("read", ["calibration.txt", "more/notes.txt"])

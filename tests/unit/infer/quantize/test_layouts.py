@@ -144,6 +144,10 @@ def test_what_a_format_cannot_hold_is_refused_by_name(made, tmp_path):
     odd = float_model(tmp_path / "odd", ffn=172)
     _, said = quantize((odd, made[1]), tmp_path / "a", "--format", "gptq", code=2)
     assert "cannot hold model.layers.0.mlp.gate_proj.weight: 172 outputs are not a multiple of 8" in said
+    for ffn, group, remedy in ((172, 64, "--group 0, a scale"), (96, 64, "--group 32, or")):
+        odd = float_model(tmp_path / f"ffn-{ffn}", ffn=ffn)
+        _, said = quantize((odd, made[1]), tmp_path / "a", "--format", "compressed-tensors", "--group", group, code=2)
+        assert f"down_proj.weight: {ffn} inputs are not a multiple of the group, {group}; choose {remedy}" in said
     assert not (tmp_path / "a").exists()
 
 
