@@ -115,7 +115,8 @@ def test_answers_of_examples_are_measured_as_in_training(tmp_path):
     }  # fmt: skip
     before = llmctl.finetune(config, quiet=True).info["before"]["metrics"]
     assert found["loss"] == pytest.approx(before["eval_loss"], rel=1e-5)
-    assert found["bits_per_byte"] is None
+    size = sum(len(json.loads(line)["tgt"].encode()) for line in lines)
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] * found["tokens"] / math.log(2) / size, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -156,14 +156,15 @@ def _passage(one: Candidate, given: dict[str, Any]) -> Passage:
 
     positions = one.handle.positions
     if given["data_file"]:
-        return answer_windows(_examples(given["data_file"], one, positions or WINDOW))
+        return answer_windows(*_examples(given["data_file"], one, positions or WINDOW))
     window = given["window"] or min(positions or WINDOW, WINDOW)
     if positions and window > positions:
         raise ConfigError(f"--window {window} is over the {positions} positions of {one.name}")
     return text_windows(one.tokenizer, read_text(given["text_file"]), window, given["stride"] or max(1, window // 2))
 
 
-def _examples(path: Path, one: Candidate, longest: int) -> list[Any]:
+def _examples(path: Path, one: Candidate, longest: int) -> tuple[list[Any], int]:
+    """Examples that fit, encoded, and the bytes of their answers."""
     from llmctl.data.files import find_files
     from llmctl.data.reading import read_files, way_out
     from llmctl.data.sft.encoding import Encoder
@@ -173,7 +174,8 @@ def _examples(path: Path, one: Candidate, longest: int) -> list[Any]:
     reader = ExampleReader()
     examples, _ = read_files(find_files(path, "dev").files, reader, "evaluation", remedy=way_out())
     rows = list(map(Encoder(one.tokenizer, longest, longest).encode, examples))
-    kept = [row for row in rows if row is not None and not row.truncated]
+    fitting = [index for index, row in enumerate(rows) if row is not None and not row.truncated]
+    kept = [rows[index] for index in fitting]
     if len(kept) < len(rows):
         click.echo(
             f"{len(rows) - len(kept)} of {len(rows)} examples have more than {longest} tokens and are left out",
@@ -181,7 +183,8 @@ def _examples(path: Path, one: Candidate, longest: int) -> list[Any]:
         )
     if not kept:
         raise DataError(f"{path}: no example has at most {longest} tokens, the positions of {one.name}")
-    return kept
+    said = [message for index in fitting for message in examples[index].conversation.messages]
+    return kept, sum(len(message.text.encode()) for message in said if message.is_answer and message.train)
 
 
 def _evaluate(candidates: Sequence[Candidate], passages: Sequence[Passage]) -> list[tuple[Measures, bool, float]]:

@@ -73,9 +73,14 @@ def overlapping(ids: Sequence[int], length: int, stride: int) -> list[Window]:
     return windows
 
 
-def answer_windows(rows: Sequence[EncodedExample]) -> Passage:
-    """The answers of encoded examples, a window each."""
-    return Passage([_answers(row) for row in rows])
+def answer_windows(rows: Sequence[EncodedExample], size: int = 0) -> Passage:
+    """The answers of encoded examples, a window each.
+
+    Args:
+        rows: The examples.
+        size: Bytes of the answers' text.
+    """
+    return Passage([_answers(row) for row in rows], size)
 
 
 def _answers(row: EncodedExample) -> Window:
