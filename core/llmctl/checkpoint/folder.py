@@ -25,6 +25,8 @@ from llmctl.io.json_object import parse_json
 SAFETENSORS = "model.safetensors"
 TORCH = "pytorch_model.bin"
 INDEX = ".index.json"
+PACKED = "packed.json"
+"""Header of a folder that is packed for the fused engine."""
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 """Files of adapters, which transformers would apply if they are in the folder of a model."""
 
@@ -111,6 +113,8 @@ def check_no_adapter(path: Path) -> None:
 
 
 def _no_weights(path: Path) -> str:
+    if (path / PACKED).is_file():
+        return f"{path} is packed for the fused engine, which holds other tensors than the model's; give the model that it was made from"
     suffixes = (".safetensors", ".bin", ".pdparams", ".gguf")
     others = sorted(file.name for file in path.iterdir() if file.suffix in suffixes)
     expected = f"expected {SAFETENSORS}, {TORCH}, or shards with {SAFETENSORS}{INDEX} or {TORCH}{INDEX}"

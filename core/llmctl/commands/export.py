@@ -86,7 +86,7 @@ def _check_not_exported(model: Path, engine: str) -> None:
             "with --format gptq, awq or compressed-tensors, whose codes it keeps"
         )
     if is_exported(model) or is_packed(model):
-        raise ConfigError(f"{model} is what llmctl export made; name the model that it was made from")
+        raise ConfigError(f"{model} is what llmctl export or quantize made; name the model that it was made from")
 
 
 def _program(source: ModelSource, codes: bool, tokenizer: Any, target: Path, overwrite: bool, say: Messages) -> None:

@@ -19,7 +19,7 @@ from llmctl.io.gguf_files import LINK
 from llmctl.io.json_object import write_json
 
 CACHE = "gguf"
-FORM = 2
+FORM = 3
 """Raised when folders of the same file are written otherwise."""
 
 

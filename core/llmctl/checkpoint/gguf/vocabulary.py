@@ -65,6 +65,7 @@ def files_of(path: Path, metadata: Mapping[str, Any], card: Family) -> dict[str,
         scores = metadata.get(KEY + "scores")
         if scores is None or len(scores) != len(tokens):
             raise CheckpointError(f"{path}: {KEY}scores are not as many as {KEY}tokens")
+        metadata = _with_unknown(kinds, metadata)
         tokens = _named(tokens, metadata, card)
         held = tokens.index(card.tokens.appended[0]) if {*card.tokens.appended} & {*tokens} else len(tokens)
         main = {card.tokens.model: _sentencepiece(tokens[:held], [float(s) for s in scores], kinds, metadata)}
@@ -75,6 +76,15 @@ def files_of(path: Path, metadata: Mapping[str, Any], card: Family) -> dict[str,
             f"{path} has a tokenizer of the kind {kind!r}; {SCORED} and {MERGED} are read. Use the model's checkpoint in Hugging Face's layout"
         )
     return {**main, CONFIG: json.dumps(_config(path, tokens, metadata, card), ensure_ascii=False).encode()}
+
+
+def _with_unknown(kinds: list[int], metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The metadata with the unknown token, which files may leave out; without one it is the first, as in llama.cpp."""
+    name = f"{KEY}{ROLES['unk']}_token_id"
+    number = metadata.get(name, next((number for number, kind in enumerate(kinds) if kind == UNKNOWN), 0))
+    if UNKNOWN not in kinds and 0 <= number < len(kinds):
+        kinds[number] = UNKNOWN
+    return {**metadata, name: number}
 
 
 def _named(tokens: list[str], metadata: Mapping[str, Any], card: Family) -> list[str]:

@@ -24,6 +24,7 @@ from llmctl.adapters.merge import replace_tokenizer
 from llmctl.adapters.prefix import Prefix
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.convert import OF_CODES, complete_config, copy_other_files, open_source
+from llmctl.checkpoint.folder import PACKED
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.checkpoint.quantized import without_scheme
 from llmctl.errors import CheckpointError
@@ -37,7 +38,7 @@ from llmctl.io.json_object import parse_json
 from llmctl.io.typed import Count, check_type
 from llmctl.quant.formats.config import KEYS
 
-HEADER, WEIGHTS = "packed.json", "weights.packed"
+HEADER, WEIGHTS = PACKED, "weights.packed"
 FORMAT = 2
 """Of the header; raised when an older reader would misread it."""
 

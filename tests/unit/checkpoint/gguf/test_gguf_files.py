@@ -19,6 +19,7 @@ from llmctl.infer.options import EngineOptions
 from llmctl.infer.packed.folder import WEIGHTS, save_packed
 from llmctl.infer.packed.linear import unpack
 from llmctl.infer.packed.pack import pack_model
+from llmctl.infer.select import open_backend
 from llmctl.quant.formats.gguf_blocks import TYPES
 
 
@@ -239,6 +240,8 @@ def test_files_of_other_tools_have_the_values_beside_them(assets, name):
         for linear in truth.files:
             name = linear.replace("model.layers", "llama.layers", 1) + ".weight"
             np.testing.assert_array_equal(state[name].numpy(), truth[linear], err_msg=linear)
+    # Their vocabularies have no unknown token, for which llama.cpp takes the first.
+    assert open_backend(path).tokenizer().encode("Once", add_special=False)[-1] == 0
 
 
 def test_a_packed_folder_is_about_as_large_as_a_file_of_the_same_bits(tmp_path, monkeypatch):
