@@ -89,8 +89,9 @@ def test_a_template_that_takes_too_long_costs_a_file_of_conversations_no_more_th
     monkeypatch.setattr(sandbox, "TEMPLATE_SECONDS_AGAIN", 0.2)
     (write_json(tmp_path) / "chat_template.jinja").write_text(LOOP)
     template = tokenizers.load(tmp_path).chat_template
-    begun = time.process_time()
+    begun, computed = time.monotonic(), time.process_time()
     for _ in range(200):
         with pytest.raises(TokenizerError, match="it takes longer than 0.4 seconds"):
             template.prompt(ASKED)
-    assert 1.0 < time.process_time() - begun < 10
+    # Limits are of time that passes; on a busy machine the process computes for less of it.
+    assert time.monotonic() - begun > 1.0 and time.process_time() - computed < 10
