@@ -36,7 +36,7 @@ class Steps(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in one pass over the data."""
+        """Steps of an epoch."""
 
     @property
     def train(self) -> Sequence[Any]:

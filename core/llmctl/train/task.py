@@ -48,7 +48,7 @@ class Task(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in one pass over the data."""
+        """Steps of an epoch."""
 
     @property
     def fingerprint(self) -> str:

@@ -38,7 +38,7 @@ def prepare(job: DpoJob, console: Console = STDOUT) -> ExamplesData:
     """Encodes the job's pairs and prints how many were cut or dropped.
 
     Raises:
-        DataError: In no pair is a difference between the answers left.
+        DataError: No pair keeps a difference between its answers.
         ConfigError: The share of a file is too small.
     """
     settings = job.config.data
@@ -102,7 +102,7 @@ def _encode(
     found = encoded(job, pairs, encoder.coder(job.model.dims.get("window")), split)
     if not len(found.rows):
         raise DataError(
-            f"of none of the {found.examples} {split} pairs is a difference between the answers left within "
+            f"none of the {found.examples} {split} pairs keeps a difference between its answers within "
             f"data.max_length={encoder.max_length}; raise it, or lower data.max_prompt_length"
         )
     console.print(_summary(split, found))

@@ -115,7 +115,7 @@ class PretrainTask:
         batch_size: Samples of a forward pass.
         grad_accumulation: Forward passes of a step.
         eval_batch_size: Samples of a forward pass in an evaluation.
-        tokens_per_pass: Tokens of one pass over all corpora.
+        tokens_per_epoch: Tokens of an epoch over all corpora.
     """
 
     reported: Sequence[str] = ()
@@ -127,11 +127,11 @@ class PretrainTask:
         batch_size: int,
         grad_accumulation: int,
         eval_batch_size: int,
-        tokens_per_pass: int,
+        tokens_per_epoch: int,
     ) -> None:
         self.train, self.valid = train, valid
         self.batch_size, self.rows_per_step = batch_size, batch_size * grad_accumulation
-        self.steps_per_epoch = max(1, round(tokens_per_pass / (self.rows_per_step * train.seq_length)))
+        self.steps_per_epoch = max(1, round(tokens_per_epoch / (self.rows_per_step * train.seq_length)))
         self._eval_batch_size = eval_batch_size
 
     @property
