@@ -118,7 +118,7 @@ class JsonlDataConfig:
     )
     index_cache: str = option("", "Folder for the indices of `streaming`; empty = `index-cache` next to each file.")
     columns: list[str] = option(
-        [], "Names of keys in the data that are others than in the format: `[question=instruction]`."
+        [], "Other names of the keys of the format, as `theirs=ours`: `[question=instruction]`."
     )
     chat_template: str = option(
         "auto",

@@ -265,5 +265,5 @@ def test_noise_is_refused(data, tmp_path, monkeypatch, name):
 
 
 def test_pairs_of_which_nothing_is_left_are_an_error(data, tmp_path):
-    with pytest.raises(DataError, match="of none of the 12 train pairs"):
+    with pytest.raises(DataError, match="none of the 12 train pairs"):
         dpo.prepare(job(data, tmp_path / "run", more={"max_prompt_length": 1, "max_length": 3}))
