@@ -139,16 +139,16 @@ class Routes:
 
     async def chat(self, request: Request) -> Response:
         """A chat completion."""
-        return await self._openai(request, openai.understand_chat, True)
+        return await self._openai(request, openai.parse_chat, True)
 
     async def completions(self, request: Request) -> Response:
         """A completion."""
-        return await self._openai(request, openai.understand_completion, False)
+        return await self._openai(request, openai.parse_completion, False)
 
-    async def _openai(self, request: Request, understand: Callable[..., openai.Asked], chat: bool) -> Response:
+    async def _openai(self, request: Request, parse: Callable[..., openai.Asked], chat: bool) -> Response:
         service = self._service
         service.check_open()
-        asked = await run_in_threadpool(understand, request.scope[BODY], service)
+        asked = await run_in_threadpool(parse, request.scope[BODY], service)
         forming = openai.form_of(asked, service, chat)
         form = await (while_there(request.receive, forming) if asked.echo else forming)
         if not asked.stream:
@@ -159,7 +159,7 @@ class Routes:
         """A response, which is not stored."""
         service = self._service
         service.check_open()
-        asked = await run_in_threadpool(responses.understand, request.scope[BODY], service)
+        asked = await run_in_threadpool(responses.parse, request.scope[BODY], service)
         if not asked.asked.stream:
             return json_reply(await while_there(request.receive, responses.whole(asked, service)))
         return typed_events(
@@ -171,7 +171,7 @@ class Routes:
         """A message as Anthropic has it."""
         service = self._service
         service.check_open()
-        asked = await run_in_threadpool(anthropic.understand, request.scope[BODY], service)
+        asked = await run_in_threadpool(anthropic.parse, request.scope[BODY], service)
         if not asked.stream:
             return json_reply(await while_there(request.receive, anthropic.whole(asked, service)))
         return typed_events(anthropic.events(asked, service), anthropic.failure)
@@ -190,7 +190,7 @@ class Routes:
     async def paddlenlp(self, request: Request) -> Response:
         """An answer as PaddleNLP's server gives it."""
         self._service.check_open()
-        job = await run_in_threadpool(paddlenlp.understand, request.scope[BODY], self._service)
+        job = await run_in_threadpool(paddlenlp.parse, request.scope[BODY], self._service)
         return ndjson(paddlenlp.lines(job, self._service))
 
     async def models(self, request: Request) -> Response:

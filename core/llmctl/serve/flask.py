@@ -73,7 +73,7 @@ class Answering(Blueprint):
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
 
     def _chat(self) -> Response:
-        asked = openai.understand_chat(_body(), self.service)
+        asked = openai.parse_chat(_body(), self.service)
         form = self._wait(openai.form_of(asked, self.service, True))
         if not asked.stream:
             return Response(as_json(self._wait(openai.whole(form, self.service))), mimetype="application/json")
@@ -86,7 +86,7 @@ class Answering(Blueprint):
         )
 
     def _paddlenlp(self) -> Response:
-        job = paddlenlp.understand(_body(), self.service)
+        job = paddlenlp.parse(_body(), self.service)
 
         def write(piece: Any) -> bytes:
             return as_json(piece) + b"\n"

@@ -10,7 +10,7 @@ from typing import Any
 from llmctl.io.json_object import parse_json
 from llmctl.serve.apis.blocks import Block, Blocks, Change
 from llmctl.serve.apis.fields import COUNT_TOKENS, MESSAGES, need, read
-from llmctl.serve.apis.openai import Asked, understand_chat
+from llmctl.serve.apis.openai import Asked, parse_chat
 from llmctl.serve.problems import TYPES, Problem, shown
 from llmctl.serve.service import Service
 
@@ -22,7 +22,7 @@ SAME = ("model", "temperature", "top_p", "top_k", "stream", "timeout", "chat_tem
 KINDS = {"thoughts": "thinking", "text": "text", "call": "tool_use"}
 
 
-def understand(body: Any, service: Service) -> Asked:
+def parse(body: Any, service: Service) -> Asked:
     """The job of a body. Encodes text: not for the event loop.
 
     Raises:
@@ -30,7 +30,7 @@ def understand(body: Any, service: Service) -> Asked:
     """
     values = read(body, MESSAGES)
     need(values, "messages", "max_tokens")
-    return understand_chat(_chat(values, service), service)
+    return parse_chat(_chat(values, service), service)
 
 
 def count(body: Any, service: Service) -> dict[str, Any]:

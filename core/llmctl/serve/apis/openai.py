@@ -61,7 +61,7 @@ class Asked:
     created: int = field(default_factory=lambda: int(time.time()))
 
 
-def understand_chat(body: Any, service: Service) -> Asked:
+def parse_chat(body: Any, service: Service) -> Asked:
     """The job of a chat completion. Encodes text: not for the event loop.
 
     Raises:
@@ -82,8 +82,8 @@ def understand_chat(body: Any, service: Service) -> Asked:
     return Asked(model, job, values.get("model", model.name), top=top, **stream)
 
 
-def understand_completion(body: Any, service: Service) -> Asked:
-    """The job of a completion; as ``understand_chat``.
+def parse_completion(body: Any, service: Service) -> Asked:
+    """The job of a completion; as ``parse_chat``.
 
     Raises:
         Problem: The body cannot be answered.

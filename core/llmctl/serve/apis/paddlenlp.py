@@ -14,7 +14,7 @@ from llmctl.serve.service import Ask, Job, Service
 DEFAULTS = {"top_k": 0, "top_p": 0.7, "temperature": 0.95, "repetition_penalty": 1.0}
 
 
-def understand(body: Any, service: Service) -> Job:
+def parse(body: Any, service: Service) -> Job:
     """The job of a body. Encodes text: not for the event loop.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmctl.serve.apis.blocks import Block, Blocks, Change
 from llmctl.serve.apis.fields import RESPONSES, need, read
-from llmctl.serve.apis.openai import Asked, understand_chat
+from llmctl.serve.apis.openai import Asked, parse_chat
 from llmctl.serve.problems import Problem, shown
 from llmctl.serve.service import Service
 
@@ -119,7 +119,7 @@ class Response:
         }  # fmt: skip
 
 
-def understand(body: Any, service: Service) -> Response:
+def parse(body: Any, service: Service) -> Response:
     """The response that a body asks for. Encodes text: not for the event loop.
 
     Raises:
@@ -141,7 +141,7 @@ def understand(body: Any, service: Service) -> Response:
         chat["reasoning_effort"] = effort
     if (form := _form(values.get("text"))) is not None:
         chat["response_format"] = form
-    return Response(values, understand_chat(chat, service))
+    return Response(values, parse_chat(chat, service))
 
 
 def _messages(given: Any) -> list[dict[str, Any]]:
