@@ -86,12 +86,10 @@ class Cache:
             if found is not None:
                 _remove_lock(folder / name)
                 return found, folder / name
-        problems = []
         for folder in self.folders:
             try:
                 return self._make(folder / name, description, build)
             except _NotWritable as error:
-                problems.append(str(error))
                 warnings.warn(f"the index cannot be cached in {folder}: {error}", stacklevel=2)
         warnings.warn("the index is not cached, and the next run builds it again", stacklevel=2)
         return build(), None
