@@ -1,8 +1,8 @@
 """How far ``llmctl plan`` is from the measured peak of the same run: a few steps of families and methods on the CPU.
 
-    python benchmarks/plan_error.py --data alpaca.jsonl --tokenizer FOLDER [--case NAME ...]
+    python benchmarks/plan_error.py --data alpaca.jsonl --pairs pairs.jsonl --tokenizer FOLDER [--case NAME ...]
 
-The models are random, of 8 layers and hidden 512; data are JSON lines with src and tgt.
+The models are random, of 8 layers and hidden 512; data are JSON lines with src and tgt, pairs are of one turn.
 """
 
 from __future__ import annotations
@@ -18,20 +18,29 @@ from pathlib import Path
 
 SIZES = {"layers": 8, "hidden": 512, "heads": 8, "kv_heads": 8, "head_dim": 64, "vocab": 32000, "max_positions": 2048}
 NARROW, WIDE = {"ffn": 1376}, {"ffn": 2048}
+LORA, RECOMPUTED = {"method.name": "lora"}, {"train.recompute": "full"}
 CASES = {
     "llama": ("llama", NARROW, {}),
-    "llama lora": ("llama", NARROW, {"method.name": "lora"}),
-    "llama qlora": ("llama", NARROW, {"method.name": "lora", "method.base": "nf4"}),
-    "llama qlora, gptq": ("llama", NARROW, {"method.name": "lora"}),
+    "llama lora": ("llama", NARROW, LORA),
+    "llama lora, recomputed": ("llama", NARROW, {**LORA, **RECOMPUTED}),
+    "llama dora": ("llama", NARROW, {**LORA, "method.dora": "true"}),
+    "llama qlora, int8": ("llama", NARROW, {**LORA, "method.base": "int8"}),
+    "llama qlora, int4": ("llama", NARROW, {**LORA, "method.base": "int4"}),
+    "llama qlora, nf4": ("llama", NARROW, {**LORA, "method.base": "nf4"}),
+    "llama qlora, nf4, recomputed": ("llama", NARROW, {**LORA, **RECOMPUTED, "method.base": "nf4"}),
+    "llama qlora, gptq": ("llama", NARROW, LORA),
     "llama prefix": ("llama", NARROW, {"method.name": "prefix"}),
     "llama packed": ("llama", NARROW, {"data.packing": "best-fit", "train.batch_size": 4}),
-    "llama recomputed": ("llama", NARROW, {"train.recompute": "full"}),
+    "llama recomputed": ("llama", NARROW, RECOMPUTED),
+    "llama dpo": ("llama", NARROW, {}),
+    "llama dpo, lora": ("llama", NARROW, LORA),
+    "llama dpo, lora, recomputed": ("llama", NARROW, {**LORA, **RECOMPUTED}),
     "bloom": ("bloom", WIDE, {}),
     "gpt3": ("gpt3", WIDE, {}),
     "mixtral": ("mixtral", {**NARROW, "experts": 4}, {}),
 }
-CODES = "gptq"
-"""In the name of a case: the layout that the model is quantized to before."""
+CODES, DPO = "gptq", "dpo"
+"""In the name of a case: the layout that the model is quantized to before, and the command if it is not finetune."""
 
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -72,17 +81,22 @@ def measure(case, options, home):
         source, model = model, home / f"{family}-{CODES}"
         words = ["quantize", source, "--method", "weight-only-int4", "--format", CODES, "--output", model]
         subprocess.run([sys.executable, "-m", "llmctl", *words], check=True, capture_output=True)
+    command, data, rows = ("finetune", options.data, 8) if DPO not in case else (DPO, options.pairs, 2)
+    more = {"data": {"src_length": 256}} if DPO not in case else {DPO: {}}
     config = {
         "model": {"path": str(model)},
-        "data": {"train": [str(options.data)], "src_length": 256, "max_length": 512, "chat_template": "none"},
-        "train": {"batch_size": 8, "max_steps": 6, "learning_rate": 1e-4, "save_every": 100},
+        "data": {"train": [str(data)], "max_length": 512, "chat_template": "none", **more.pop("data", {})},
+        "train": {"batch_size": rows, "max_steps": options.steps, "learning_rate": 1e-4, "save_every": 100},
         "output": {"dir": str(home / "out"), "overwrite": True, "samples": 0},
+        **more,
     }
     file = home / "config.json"
     file.write_text(json.dumps(config))
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    planned = subprocess.run([*begin, "plan", str(file), *given, "--json"], check=True, capture_output=True, text=True)
-    subprocess.run([*begin, "finetune", str(file), *given], check=True, stdout=subprocess.DEVNULL)
+    planned = subprocess.run(
+        [*begin, "plan", str(file), *given, "--json"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    subprocess.run([*begin, command, str(file), *given], check=True, stdout=subprocess.DEVNULL)
     info = json.loads((home / "out" / "run.json").read_text())
     found = info["peak_memory"]
     return json.loads(planned.stdout)["peak"], found["peak_memory"] if isinstance(found, dict) else found
@@ -91,10 +105,13 @@ def measure(case, options, home):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--case", action="append", choices=tuple(CASES))
+    parser.add_argument("--steps", type=int, default=6)
     options = parser.parse_args()
-    options.data, options.tokenizer = options.data.resolve(), options.tokenizer.resolve()
+    for name in ("data", "pairs", "tokenizer"):
+        setattr(options, name, getattr(options, name).resolve())
     os.environ.setdefault("LLMCTL_THREADS", "2")
     print("| case | planned, GB | measured, GB | planned / measured |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as home:

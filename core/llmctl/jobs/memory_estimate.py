@@ -1,9 +1,12 @@
 """Memory of a training step, estimated from a family's card before anything is built. No paddle here.
 
-The peak is the sum of the process, weights, optimizer moments, activations that layers keep for the backward pass, and the
-larger of two that never exist together: logits with their gradient, or gradients and a recomputed layer. Layers keep the inputs of
-their norms and linears and the outputs of their linears; the compiled attention keeps no attention scores. Of several ranks one
-is estimated, by its ``Share``.
+The peak is the sum of the process, weights, optimizer moments, activations that layers keep for the backward pass, holes, the
+room of a recomputed layer, and the larger of two that never exist together: logits with the gradient of the output head, or all
+gradients. Layers keep the inputs of their norms and linears; the compiled attention keeps no attention scores. Of several ranks
+one is estimated, by its ``Share``.
+
+Holes are the room of tensors that a layer frees, which the heap of the C library gives to narrower tensors alone: paddle asks for
+whole pages, which a room of exactly the same size seldom has.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from llmctl.card.family import Family, Tensor
 from llmctl.card.slots import base_slot
 from llmctl.jobs.shares import Share, by_inputs, tensors_of
 
-PROCESS = 300 << 20
-"""Bytes of a process that has imported paddle and this package, without a model."""
+PROCESS, TOKEN = 330 << 20, 1 << 10
+"""Bytes of a process that trains, without a model and a tokenizer, and of each token of a tokenizer."""
 
 FLOAT, HALF = 4, 2
 WHOLE = Share()
@@ -57,7 +60,10 @@ class Training:
         recompute_interval: Every ``recompute_interval``-th layer is recomputed.
         width: Bytes of a value (activation, weight; without master weights also gradient and moment).
         masters: Whether the weights are copies, in a half type, of FP32 master weights that gradients are added up for.
-        fused_attention: Whether attention scores are never stored.
+        fused_attention: Whether attention scores are never stored, nor queries and keys before RoPE.
+        magnitude: Whether adapters have a magnitude (DoRA).
+        dropout: Whether the adapters' inputs have dropout.
+        logits: Tensors as large as the logits that exist together; 1 = their gradient is written over them.
     """
 
     trained: int
@@ -72,6 +78,9 @@ class Training:
     width: int = FLOAT
     masters: bool = False
     fused_attention: bool = True
+    magnitude: bool = False
+    dropout: bool = False
+    logits: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,8 +93,10 @@ class RankModel:
         weights: Bytes of the parameters.
         routed_weights: Of these, those of experts.
         kept: Values that layers keep for the backward pass, for each token.
+        holes: Values whose room they free and nothing uses again, for each token.
         recomputed: Values of the largest recomputed layer, for each token.
         unit: Parameters of the largest layer, embeddings and output head among them.
+        head: Trained parameters of the output head.
     """
 
     held: int
@@ -93,8 +104,10 @@ class RankModel:
     weights: int
     routed_weights: int
     kept: float
+    holes: float
     recomputed: float
     unit: int
+    head: int
 
 
 def of_rank(card: Family, dims: Dims, training: Training, length: int, share: Share = WHOLE) -> RankModel:
@@ -108,11 +121,13 @@ def of_rank(card: Family, dims: Dims, training: Training, length: int, share: Sh
         share: What the rank has of the model.
     """
     rows = tensors_of(card, dims, share)
-    kept, recomputed, unit = _activations(card, dims, training, length, rows, share)
-    unit = max([unit, *(t.size for t in rows if base_slot(t.slot) in ("embed", "head"))])
+    kept, holes, recomputed, unit = _activations(card, dims, training, length, rows, share)
+    tables = [t.size for t in rows if base_slot(t.slot) in ("embed", "head")]
+    unit = max([unit, *tables])
+    head = max(tables) if tables and share.last and training.method == "full" else 0
     routed = [t for t in rows if t.expert is not None]
     weights, routed_weights = (_weights(part, training) for part in (rows, routed))
-    return RankModel(_size(rows), _size(routed), weights, routed_weights, kept, recomputed, unit)
+    return RankModel(_size(rows), _size(routed), weights, routed_weights, kept, holes, recomputed, unit, head)
 
 
 def estimate(card: Family, dims: Dims, training: Training, batch: MicroBatch, share: Share = WHOLE) -> dict[str, int]:
@@ -153,14 +168,17 @@ def parts_of(
         reference = share.sliced(reference, model.routed * width) if reference else 0
     states = own * (3 * FLOAT if training.masters else 2 * width)
     return {
-        "process": PROCESS,
+        "process": PROCESS + TOKEN * vocab,
         "weights": weights,
         "adapters": trained * width if training.method != "full" else 0,
         "reference model": reference,
         "optimizer": 0 if share.offload else states,
         "averaged weights": own * (FLOAT if training.masters else width) if training.average else 0,
         "activations": int(model.kept * batch.tokens * share.passes) * width,
-        "logits": 2 * batch.labels * -(-vocab // share.tensor) * width if share.last else 0,
+        "fragmentation": int(model.holes * batch.tokens) * width,
+        "logits": (training.logits * batch.labels * -(-vocab // share.tensor) + model.head) * width
+        if share.last
+        else 0,
         "gradients": _gradients(training, share, trained, own, model.unit),
         "recomputed layer": int(model.recomputed * batch.tokens) * width,
         "buckets": 2 * min(share.bucket, trained * width),
@@ -195,45 +213,64 @@ def _weights(rows: list[Tensor], training: Training) -> int:
 
 def _activations(
     card: Family, dims: Dims, training: Training, length: int, tensors: list[Tensor], share: Share
-) -> tuple[float, float, int]:
-    """For each token the values that layers keep for the backward pass and those of the largest recomputed layer; the largest
-    layer's weights.
+) -> tuple[float, float, float, int]:
+    """For each token the values that layers keep for the backward pass, holes, and those of the largest recomputed layer; the
+    largest layer's weights.
     """
     layers: dict[int, list[Tensor]] = {}
     for tensor in tensors:
         if tensor.layer is not None:
             layers.setdefault(tensor.layer, []).append(tensor)
-    kept = largest = 0.0
+    kept = holes = largest = 0.0
     unit = 0
     shared = share.tensor if share.sequence else 1
     hidden = int(dims.hidden) / shared
-    seen: dict[tuple[int, ...], tuple[float, float]] = {}
+    seen: dict[tuple[int, ...], tuple[float, float, float, float]] = {}
     for index, rows in layers.items():
         # Layers with the same rows of the table keep the same.
         alike = tuple(id(t.param) for t in rows)
         if alike not in seen:
             attention = _attention(card, dims, rows, training, length, share)
-            seen[alike] = attention, _feed_forward(dims, rows, training, shared)
-        attention, rest = seen[alike]
+            seen[alike] = (
+                attention,
+                _feed_forward(dims, rows, training, shared),
+                _attention_holes(dims, rows, training, length, share),
+                _feed_forward_holes(dims, rows, training, shared),
+            )
+        attention, rest, *freed = seen[alike]
         recompute = training.recompute if index % training.recompute_interval == 0 else "none"
         stored = {"none": attention + rest, "attention": rest + hidden, "full": hidden}[recompute]
+        left = {"none": sum(freed), "attention": freed[1], "full": 0.0}[recompute]
         kept += stored
-        largest = max(largest, attention + rest - stored)
+        holes += left
+        largest = max(largest, attention + rest + sum(freed) - stored - left)
         unit = max(unit, sum(t.size for t in rows))
-    return kept + (3 if share.last else 1) * hidden, largest, unit
+    # Outside the layers norms keep their inputs, unless nothing before them is trained, and the head, or the next stage, its own.
+    norms = {base_slot(t.slot) for t in tensors if t.kind == "norm" and t.layer is None}
+    if training.method != "full":
+        norms &= {"final_ln"}
+    return kept + max(1, len(norms) + share.last) * hidden, holes, largest, unit
 
 
 def _attention(card: Family, dims: Dims, rows: list[Tensor], training: Training, length: int, share: Share) -> float:
-    """Values per token of the norm, the projections, RoPE, and attention scores if they are stored."""
+    """Values per token of the norm, the projections, and queries and keys before RoPE and scores if they are stored."""
     shared = share.tensor if share.sequence else 1
     values = _norms(rows, ("ln",)) / shared + _norms(rows, ("q_norm", "k_norm"))
     values += _linears(rows, ("qkv", "out"), training, shared)
-    if card.position.startswith("rope"):
+    if card.position.startswith("rope") and not training.fused_attention:
         values += sum(t.shape[-1] for t in rows if base_slot(t.slot) == "qkv") * 2 / 3
-    dropout = any(dims.get(name) for name in ("attention_dropout", "dropout"))
-    if dropout or not training.fused_attention:
-        values += (4 if dropout else 3) * int(dims.heads) / share.tensor * length
+    if _scores(dims, training):
+        values += (2 + 1 / training.width if _dropout(dims) else 1) * int(dims.heads) / share.tensor * length
     return values
+
+
+def _scores(dims: Dims, training: Training) -> bool:
+    """Whether attention scores are stored."""
+    return _dropout(dims) or not training.fused_attention
+
+
+def _dropout(dims: Dims) -> bool:
+    return any(dims.get(name) for name in ("attention_dropout", "dropout"))
 
 
 def _feed_forward(dims: Dims, rows: list[Tensor], training: Training, shared: int) -> float:
@@ -247,7 +284,8 @@ def _feed_forward(dims: Dims, rows: list[Tensor], training: Training, shared: in
         numbers = sorted({t.expert for t in experts if t.expert is not None})
         each = (_linears([t for t in experts if t.expert == e], ("ffn1", "ffn2"), training, shared) for e in numbers)
         values += top_k / len(numbers) * sum(each)
-        values += 2 * top_k * int(dims.hidden)
+        # The router keeps its input.
+        values += int(dims.hidden)
     return values
 
 
@@ -263,7 +301,8 @@ def _norms(rows: list[Tensor], slots: tuple[str, ...]) -> float:
 
 
 def _linears(rows: list[Tensor], slots: tuple[str, ...], training: Training, shared: int) -> float:
-    """Values per token of inputs, shared by parallel linears, and outputs; with an adapter, of its low-rank product.
+    """Values per token of inputs, shared by parallel linears, and of outputs that are not added to the residual; with an
+    adapter, of what that keeps.
 
     With sequence parallelism each of ``shared`` ranks keeps a part of the outputs that are added up over ranks.
     """
@@ -272,13 +311,57 @@ def _linears(rows: list[Tensor], slots: tuple[str, ...], training: Training, sha
     for tensor in rows:
         if tensor.kind == "linear" and base_slot(tensor.slot) in slots:
             inputs[base_slot(tensor.slot)] = tensor.shape[0]
-            outputs += tensor.shape[1] / (shared if by_inputs(tensor) else 1)
-            if tensor.name.removesuffix(".weight") in training.targets:
-                outputs += training.rank
+            if base_slot(tensor.slot) in ("qkv", "ffn1") or tensor.expert is not None:
+                outputs += _output(tensor, shared)
+            if _adapted(tensor, training):
+                outputs += training.rank + training.magnitude * _output(tensor, shared)
+                # Besides the values a byte for each, whether it was dropped.
+                outputs += training.dropout * tensor.shape[0] * (1 + 1 / training.width)
     return sum(inputs.values()) + outputs
 
 
+def _attention_holes(dims: Dims, rows: list[Tensor], training: Training, length: int, share: Share) -> float:
+    """Values per token that attention frees and whose room nothing narrower uses.
+
+    A third is of queries, keys and values: those before RoPE, or before packed ones are split, whose room has a place for one.
+    """
+    shared = share.tensor if share.sequence else 1
+    values = sum(_output(t, shared) for t in rows if t.kind == "linear" and base_slot(t.slot) == "qkv") / 3
+    values += _holes(rows, ("out",), shared) + _products(rows, ("qkv", "out"), training, shared)
+    if _scores(dims, training):
+        values += 2 * int(dims.heads) / share.tensor * length
+    return values
+
+
+def _feed_forward_holes(dims: Dims, rows: list[Tensor], training: Training, shared: int) -> float:
+    """As ``_attention_holes``; low-rank products that are wider than the layer leave their room to others."""
+    values = _holes(rows, ("ffn2",), shared) + _products(rows, ("ffn2",), training, shared)
+    if any(t.expert is not None for t in rows):
+        # Their inputs and outputs in the order of the experts.
+        values += 2 * int(dims.get("top_k") or 2) * int(dims.hidden)
+    return values
+
+
+def _holes(rows: list[Tensor], slots: tuple[str, ...], shared: int) -> float:
+    """Values per token of outputs that are added to the residual."""
+    return sum(
+        _output(t, shared) for t in rows if t.kind == "linear" and base_slot(t.slot) in slots and t.expert is None
+    )
+
+
+def _products(rows: list[Tensor], slots: tuple[str, ...], training: Training, shared: int) -> float:
+    """Values per token of low-rank products."""
+    return _holes([t for t in rows if _adapted(t, training)], slots, shared)
+
+
+def _output(tensor: Tensor, shared: int) -> float:
+    return tensor.shape[1] / (shared if by_inputs(tensor) else 1)
+
+
+def _adapted(tensor: Tensor, training: Training) -> bool:
+    return tensor.name.removesuffix(".weight") in training.targets
+
+
 def peak(parts: Mapping[str, int]) -> int:
-    """The peak in bytes: logits are freed before gradients and recomputed layers exist."""
-    late = parts["gradients"] + parts["recomputed layer"]
-    return sum(parts.values()) - min(parts["logits"], late)
+    """The peak in bytes: logits are freed before all gradients exist."""
+    return sum(parts.values()) - min(parts["logits"], parts["gradients"])

@@ -178,6 +178,7 @@ def training_of(job: Outline | CheckedJob[Any]) -> Training:
     method: MethodConfig = getattr(config, "method", None) or MethodConfig()
     lora, dpo = method.name == "lora", getattr(config, "dpo", None)
     chosen = tuple(targets.choose(card, dims, method.targets)) if lora else ()
+    compiled = operators.installed() and not operators.turned_off() and config.model.dtype != "float64"
     return Training(
         trained=_trainable_parameters(card, dims, method, chosen),
         method=method.name,
@@ -189,7 +190,10 @@ def training_of(job: Outline | CheckedJob[Any]) -> Training:
         recompute=config.train.recompute,
         recompute_interval=config.train.recompute_interval,
         width=8 if config.model.dtype == "float64" else 4,
-        fused_attention=operators.installed() and not operators.turned_off() and config.model.dtype != "float64",
+        fused_attention=compiled,
+        magnitude=lora and method.dora,
+        dropout=lora and method.dropout > 0,
+        logits=1 if compiled and dpo is None else 2,
     )
 
 
@@ -203,7 +207,7 @@ def _base_bits(model: CheckedModel, method: MethodConfig) -> float:
 def _trainable_parameters(card: Family, dims: Dims, method: MethodConfig, chosen: Sequence[str]) -> int:
     if method.name == "lora":
         linears = targets.linears(card, dims)
-        return sum(sum(linears[path].shape) * method.rank for path in chosen)
+        return sum(sum(linears[path].shape) * method.rank + linears[path].shape[1] * method.dora for path in chosen)
     if method.name == "full":
         return card.count(dims)
     width, tokens = int(dims.kv_heads) * int(dims.head_dim), method.virtual_tokens

@@ -248,8 +248,10 @@ class Planner:
                 sum(count * part.model.weights for count, part in parts),
                 sum(count * part.model.routed_weights for count, part in parts),
                 sum(count * part.model.kept for count, part in parts),
+                sum(count * part.model.holes for count, part in parts),
                 max(part.model.recomputed for _, part in parts),
                 max(part.model.unit for _, part in parts),
+                max(part.model.head for _, part in parts),
             )
             mixtures = sum(count * part.mixtures for count, part in parts)
             matrix = sum(count * part.matrix for count, part in parts)

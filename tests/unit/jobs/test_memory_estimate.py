@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llmctl import plugins
-from llmctl.jobs.memory_estimate import BASE_BITS, PROCESS, MicroBatch, Training, cache_bytes, estimate, peak
+from llmctl.jobs.memory_estimate import BASE_BITS, PROCESS, TOKEN, MicroBatch, Training, cache_bytes, estimate, peak
 from llmctl.jobs.shares import Share
 
 CARD = plugins.load("llama").card
@@ -21,19 +21,17 @@ def parts(training=FULL, batch=BATCH, dims=DIMS, card=CARD):
 def test_weights_gradients_and_moments_are_counted_in_bytes():
     found, count = parts(), CARD.count(DIMS)
     assert (found["weights"], found["gradients"], found["optimizer"]) == (4 * count, 4 * count, 8 * count)
-    assert found["logits"] == 2 * 17 * 96 * 4 and found["process"] == PROCESS
-    late = found["gradients"] + found["recomputed layer"]
-    assert peak(found) == sum(found.values()) - min(found["logits"], late)
+    assert found["logits"] == (17 * 96 + 32 * 96) * 4 and found["process"] == PROCESS + 96 * TOKEN
+    assert parts(replace(FULL, logits=2))["logits"] - found["logits"] == 17 * 96 * 4
+    assert peak(found) == sum(found.values()) - min(found["logits"], found["gradients"])
 
 
-def test_layers_keep_inputs_and_outputs_of_linears_and_inputs_of_norms():
+def test_layers_keep_inputs_and_free_outputs_that_are_added_up():
     queries, keys = 32, 16
-    attention = 32 + 32 + (queries + 2 * keys) + (queries + keys) + 32 + 32
-    forward = 32 + 32 + 2 * 48 + 48 + 32
-    # The rotated queries and keys are taken as two thirds of all three projections.
-    attention += (queries + 2 * keys) * 2 / 3 - (queries + keys)
-    expected = 3 * int(attention * 40 + 1e-9) + 3 * forward * 40 + 3 * 40 * 32
-    assert parts()["activations"] == pytest.approx(4 * expected, abs=16)
+    attention = 32 + 32 + (queries + 2 * keys) + queries
+    forward = 32 + 32 + 2 * 48 + 48
+    assert parts()["activations"] == 4 * 40 * (3 * (attention + forward) + 2 * 32)
+    assert parts()["fragmentation"] == pytest.approx(4 * 40 * 3 * ((queries + 2 * keys) / 3 + 32 + 32), abs=4)
 
 
 def test_recomputation_keeps_inputs_of_layers_and_one_layer_whole():
@@ -62,8 +60,10 @@ def test_an_adapter_moves_little_and_a_quantised_base_is_small():
 
 
 def test_scores_of_attention_count_where_they_are_held():
-    held = parts(replace(FULL, fused_attention=False))["activations"] - parts()["activations"]
-    assert held == pytest.approx(3 * 3 * 4 * 20 * 40 * 4, abs=16)
+    plain = parts(replace(FULL, fused_attention=False))
+    before_rope, scores = 64 * 2 / 3, 4 * 20
+    assert plain["activations"] - parts()["activations"] == pytest.approx(3 * (before_rope + scores) * 40 * 4, abs=16)
+    assert plain["fragmentation"] - parts()["fragmentation"] == pytest.approx(3 * 2 * scores * 40 * 4, abs=16)
     gpt = plugins.load("gpt3").card
     dims = gpt.dims_of(next(iter(gpt.sizes)), layers=2, hidden=32, heads=4, vocab=96)
     still = dims.replace(attention_dropout=0.0)
