@@ -183,7 +183,7 @@ def blocks(value, kind, seed=1):
         raw = np.random.default_rng(seed).integers(
             0, 256, (*value.shape[:-1], value.shape[-1] // size, nbytes), dtype=np.uint8
         )
-        for start in HALVES[kind.name]:
+        for start in HALVES.get(kind.name, ()):
             raw[..., start : start + 2] = np.frombuffer(np.float16(0.001).tobytes(), np.uint8)
         return raw.reshape(*value.shape[:-1], -1)
 

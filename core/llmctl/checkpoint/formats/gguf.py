@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.errors import CheckpointError
-from llmctl.quant.formats.gguf_blocks import TYPES, BlockType
+from llmctl.quant.formats.gguf_blocks import TYPES, UNREAD, BlockType
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -181,8 +181,9 @@ def _described(path: Path, header: _Header) -> tuple[str, tuple[int, ...], Block
     number, offset = header.number("<I"), header.number("<Q")
     if number not in TYPES:
         raise CheckpointError(
-            f"{path}: the tensor {name} is of type {number}, which is not read; read are {', '.join(t.name for t in TYPES.values())}. "
-            "Make the file anew with one of them: llama-quantize"
+            f"{path}: the tensor {name} is of type {UNREAD.get(number, number)}, which is not read; read are "
+            f"{', '.join(t.name for t in TYPES.values())}. Take the model in one of these quantizations, or make it of its floats: "
+            "llama-quantize MODEL-F16.gguf MODEL-Q4_K_M.gguf Q4_K_M"
         )
     kind = TYPES[number]
     if not all(0 < axis < LARGEST for axis in shape) or shape[-1] % kind.size:

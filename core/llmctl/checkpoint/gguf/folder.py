@@ -15,7 +15,7 @@ from llmctl.checkpoint.gguf import metadata, parts, vocabulary
 from llmctl.checkpoint.gguf.tensors import named_tensors
 from llmctl.checkpoint.hf_config import NAME, read_config
 from llmctl.io.atomic import atomic_folder
-from llmctl.io.gguf_files import LINK
+from llmctl.io.gguf_files import LINK, GgufModel
 from llmctl.io.json_object import write_json
 
 CACHE = "gguf"
@@ -38,7 +38,7 @@ def as_folder(path: Path) -> Path:
     file = path.parent.resolve() / files[0].name
     state = repr((FORM, str(file), *(fact for one in files for fact in (one.stat().st_size, one.stat().st_mtime_ns))))
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmctl" / CACHE
-    folder = home / f"{files[0].stem}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
+    folder = home / f"{GgufModel((files[0].name,), 0).stem}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
     if (folder / NAME).is_file():
         return folder
     opened = parts.read(files[0])

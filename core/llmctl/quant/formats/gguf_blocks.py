@@ -161,6 +161,14 @@ def _iq4_xs(raw: Bytes) -> Blocks:
     return Blocks(LEVELS[codes], _half(raw, 0) * (scales.astype(np.float32) - 32))
 
 
+FLOAT_LEVELS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int16)
+"""Of the codes of MXFP4: twice the values of floats with 2 bits of exponent and 1 of mantissa."""
+
+
+def _mxfp4(raw: Bytes) -> Blocks:
+    return Blocks(FLOAT_LEVELS[_nibbles(raw[:, 1:])], np.ldexp(np.float32(1), raw[:, :1].astype(np.int32) - 128))
+
+
 TYPES = {
     0: BlockType("F32", 1, 4, dtype="float32"),
     1: BlockType("F16", 1, 2, dtype="float16"),
@@ -177,8 +185,15 @@ TYPES = {
     20: BlockType("IQ4_NL", 32, 18, _iq4_nl),
     23: BlockType("IQ4_XS", 256, 136, _iq4_xs),
     30: BlockType("BF16", 1, 2, dtype="bfloat16"),
+    39: BlockType("MXFP4", 32, 17, _mxfp4),
 }
 """Number of a type in GGUF -> type."""
+
+UNREAD = {
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8", 25: "I16",
+    26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 40: "NVFP4", 41: "Q1_0",
+}  # fmt: skip
+"""Number of a type that is not read -> its name."""
 
 BY_NAME = {kind.name: kind for kind in TYPES.values()}
 GROUP = 32

@@ -149,6 +149,14 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path, change, facts, mess
         as_folder(path)
 
 
+def test_quantizations_that_are_not_read_are_named_with_what_to_do(tmp_path):
+    path = Model("llama", **WIDE).gguf(tmp_path / "m.gguf", "llama", "IQ3_S", True)
+    with pytest.raises(
+        CheckpointError, match="is of type IQ3_S, which is not read; read are F32, .*MXFP4. Take the model in"
+    ):
+        as_folder(path)
+
+
 def test_architectures_of_no_family_are_refused(tmp_path):
     with pytest.raises(UnsupportedError, match="architecture 'gemma', and no installed family reads it"):
         as_folder(Model("llama").gguf(tmp_path / "m.gguf", "gemma"))

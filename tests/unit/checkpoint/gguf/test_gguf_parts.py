@@ -46,6 +46,7 @@ def state(folder, model):
 def test_any_part_and_the_folder_are_the_model(folder, model, tmp_path):
     whole = state(locate(model.gguf(tmp_path / "whole.gguf", "llama", "Q8_0", True)), model)
     found = locate(folder)
+    assert found.name.startswith("m-") and "-of-" not in found.name
     assert {found, *(locate(folder / name(number)) for number in (1, 3, COUNT))} == {found}
     for key, value in state(found, model).items():
         np.testing.assert_array_equal(value, whole[key], err_msg=key)

@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 import pytest
 
-from llmctl.quant.formats.gguf_blocks import BY_NAME, TYPES, encode, encode_codes
+from llmctl.quant.formats.gguf_blocks import BY_NAME, TYPES, UNREAD, encode, encode_codes
 
 CODED = [kind for kind in TYPES.values() if kind.decode is not None]
 
@@ -19,6 +19,10 @@ def test_blocks_of_any_bytes_are_read_as_the_package_reads_them(kind):
     finite = np.isfinite(wanted).all(axis=1)
     assert finite.sum() > 100
     np.testing.assert_array_equal(found[finite], wanted[finite])
+
+
+def test_types_that_are_not_read_have_their_names():
+    assert {kind.value: kind.name for kind in gguf.GGMLQuantizationType if kind.value not in TYPES} == UNREAD
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q4_1"])
