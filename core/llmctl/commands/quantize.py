@@ -18,7 +18,6 @@ from llmctl.commands.model_option import model_option
 from llmctl.commands.recipe import read_recipe, recipe_header
 from llmctl.config import file, schema
 from llmctl.config.quantize import BACKENDS, FORMATS, METHODS, QKV, QuantizeConfig
-from llmctl.errors import FileError
 from llmctl.plugins import Families
 from llmctl.report.wording import clock, size
 from llmctl.runtime import process
@@ -121,8 +120,10 @@ def command(
     began = time.monotonic()
     try:
         outcome = quantizing.run(job)
-    except (KeyboardInterrupt, FileError):
-        click.echo("layers that were finished are kept beside the output folder; --resume goes on with them", err=True)
+    except KeyboardInterrupt:
+        from llmctl.infer.quantize.journal import GO_ON
+
+        click.echo(f"layers that are done are kept beside {config.output.dir}: {GO_ON}", err=True)
         raise
     ctx.exit(_say(outcome, config, say, time.monotonic() - began))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmctl.card.decoder_spec import DecoderSpec
@@ -11,6 +12,12 @@ from llmctl.infer.quantize.settings import Settings
 
 PASSES, PASSES_WITH_EXPERTS = 3, 5
 """Products with each weight for a token: one in each stream, and for what the streams differ by; inputs of experts are computed again."""
+
+COMPARED = 2
+"""Products with each weight for a token where both models are only compared."""
+
+SCORE = 7e-9
+"""Seconds of a score of attention, with its share of a softmax."""
 
 ELEMENTWISE = 2.0
 """The time of everything is that of the products times this."""
@@ -32,14 +39,15 @@ class Costs:
     seconds: float
 
 
-def estimate(graph: DecoderSpec, settings: Settings, tokens: int) -> Costs:
+def estimate(graph: DecoderSpec, settings: Settings, windows: Sequence[int]) -> Costs:
     """What quantizing a model will take.
 
     Args:
         graph: The model.
         settings: How it is quantized.
-        tokens: Tokens that it is calibrated on.
+        windows: Lengths of the windows that it is calibrated on and compared on.
     """
+    tokens, scores = sum(windows), graph.heads * sum(length**2 for length in windows)
     width, experts = graph.heads * graph.head_dim, graph.experts.count if graph.experts else 1
     gated = 2 if graph.activation == "swiglu" else 1
     linears = [
@@ -49,17 +57,18 @@ def estimate(graph: DecoderSpec, settings: Settings, tokens: int) -> Costs:
     block = sum(inputs * outputs * count for inputs, outputs, count in linears)
     head = graph.vocab * graph.embed
     memory = max(4 * block * 5, 4 * head * 2)
-    products = 0.0
+    passes, products = COMPARED, 0.0
     if settings.observes:
+        passes = PASSES if experts == 1 else PASSES_WITH_EXPERTS
         most = max(inputs for inputs, _, _ in linears)
         memory = max(4 * block * 4 + 3 * 8 * most**2 + 8 * 3 * max(i * o for i, o, _ in linears), 4 * head * 2)
-        # What `out` reads in both models, and `down` in the float model; then what `down` reads in both.
-        read = 2 * width if experts > 1 else graph.ffn + max(2 * width, graph.ffn)
-        memory += 4 * tokens * (2 * graph.hidden + read)
-        products = 2.0 * (PASSES if experts == 1 else PASSES_WITH_EXPERTS) * tokens * block
-        products += sum(2.0 * tokens * i**2 + (2.0 * i**2 * o + i**3) * count for i, o, count in linears)
-    seconds = ELEMENTWISE * products * len(graph.layers) / _rate() + 2e-8 * block * len(graph.layers)
-    return Costs(int(memory), seconds)
+        products = sum(2.0 * tokens * i**2 + (2.0 * i**2 * o + i**3) * count for i, o, count in linears)
+    # What `out` reads in both models, and `down` in the float model; then what `down` reads in both.
+    read = 2 * width if experts > 1 else graph.ffn + max(2 * width, graph.ffn)
+    memory += 4 * tokens * (2 * graph.hidden + read)
+    products += 2.0 * passes * tokens * block
+    layer = ELEMENTWISE * products / _rate() + 2e-8 * block + passes * SCORE * scores
+    return Costs(int(memory), layer * len(graph.layers))
 
 
 def _rate() -> float:

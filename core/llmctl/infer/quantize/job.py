@@ -56,7 +56,7 @@ class QuantizeJob:
 
     def costs(self) -> Costs:
         """What it will take."""
-        return estimate(self.graph, self.settings, self.calibration.count if self.calibration else 0)
+        return estimate(self.graph, self.settings, list(map(len, self.calibration.windows)) if self.calibration else [])
 
     def summary(self) -> str:
         """One line on what would be done."""

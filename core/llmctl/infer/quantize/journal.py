@@ -26,6 +26,8 @@ from llmctl.io.json_object import parse_json
 from llmctl.io.lock import try_flock
 
 NAME = "journal.json"
+GO_ON = "the same command with --resume goes on with them"
+
 VERSION = 2
 
 
@@ -59,6 +61,8 @@ def open_journal(output: Path, identity: Mapping[str, Any], resume: bool) -> Ite
             except DataError:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
+            except FileError as error:
+                raise FileError(f"{error}; layers that are done are kept: {GO_ON}") from error
             shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(handle)

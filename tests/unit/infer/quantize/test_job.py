@@ -23,6 +23,7 @@ from llmctl.infer.packed.linear import PackedLinear, codes_of, unpack
 from llmctl.infer.quantize import job as quantizing
 from llmctl.infer.quantize import quality
 from llmctl.infer.quantize.block import block_of
+from llmctl.infer.quantize.costs import estimate
 from llmctl.infer.quantize.quantizer import quantize_layer
 from llmctl.infer.quantize.settings import Settings
 from llmctl.infer.quantize.streams import CHECK, Streams, Tokens
@@ -252,7 +253,14 @@ def test_a_stopped_run_says_how_to_go_on(text, tmp_path, monkeypatch):
 
     monkeypatch.setattr(quantizing, "_layers", stopped)
     _, said = quantize(text, tmp_path / "out", "--method", "weight-only-int8", code=2)
-    assert "--resume goes on with them" in said and "disk full" in said
+    assert "disk full; layers that are done are kept: the same command with --resume goes on with them" in said
+
+
+def test_the_plan_counts_what_a_comparison_reads():
+    graph = packed_toys.build(packed_toys.FORMS["rope and shared heads"]).graph
+    one, many = (estimate(graph, Settings("weight-only-int8", 8, 32), [64] * count) for count in (1, 1000))
+    assert many.memory > one.memory + 4 * 64 * 999 * 2 * graph.hidden
+    assert many.seconds > one.seconds
 
 
 @pytest.mark.parametrize("read", ["calibration.txt", "more/notes.txt"])
