@@ -5,6 +5,7 @@ An eighth is held out to check single linears, and half as much to compare the m
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def read_calibration(
         ConfigError: The file does not exist.
         DataError: It is too short, of another tokenizer, or cannot be read.
     """
-    from llmctl.data.files.contents import is_text
+    from llmctl.data.files.contents import is_text, read_text
 
     path = Path(config.file)
     window = min(config.window, positions) if positions else config.window
@@ -95,7 +96,9 @@ def read_calibration(
     elif not path.exists():
         raise ConfigError(f"calibration.file={config.file} does not exist; name a text, a file of examples or a corpus")
     elif path.is_file() and is_text(path):
-        kind, drawn = "text", _of_text(path, window, chance, tokenizer)
+        kind, drawn = "text", _of_text(read_text(path), window, chance, tokenizer)
+    elif path.is_file() and not config.columns and _has_texts(path):
+        kind, drawn = "text", _of_text(_texts(path), window, chance, tokenizer)
     else:
         kind, drawn = "examples", _of_examples(path, window, chance, tokenizer, config.columns)
     if not causal and kind != "examples":
@@ -123,9 +126,10 @@ def _check(path: Path, windows: Sequence[Sequence[int]], window: int, tokenizer:
             f"{path} is too short to calibrate on: it has {len(windows)} windows of {LEAST} to {window} tokens, {count} tokens in "
             f"all, and at least {LEAST_WINDOWS} windows are needed; give a longer file, or a smaller calibration.window"
         )
-    if (most := max(map(max, windows))) >= rows:
+    most, least = max(map(max, windows)), min(map(min, windows))
+    if most >= rows or least < 0:
         raise DataError(
-            f"{path} has token {most}, but the model's embedding has only {rows} rows: it was made with another tokenizer; build it "
+            f"{path} has token {most if most >= rows else least}, but the model's embedding has only {rows} rows: it was made with another tokenizer; build it "
             "with the model's own"
         )
     unknown = sum(ids.count(tokenizer.unk_id) for ids in map(list, windows)) if tokenizer.unk_id is not None else 0
@@ -136,11 +140,38 @@ def _check(path: Path, windows: Sequence[Sequence[int]], window: int, tokenizer:
         )
 
 
-def _of_text(path: Path, window: int, chance: random.Random, tokenizer: Tokenizer) -> Iterator[Drawn]:
-    """Passages of the text in random order, each about as long as a window."""
-    from llmctl.data.files.contents import read_text
+def _has_texts(path: Path) -> bool:
+    """Whether rows are no examples, but documents as ``llmctl data build`` reads them."""
+    from llmctl.data.files import records
+    from llmctl.data.formats.rows import parse_object
+    from llmctl.data.sft.examples import ExampleReader
 
-    text = read_text(path)
+    source, line = next(iter(records(path)), ("", ""))
+    with contextlib.suppress(ValueError):
+        row = parse_object(line)
+        try:
+            ExampleReader()(line, source)
+        except ValueError:
+            return isinstance(row.get("text"), str)
+    return False
+
+
+def _texts(path: Path) -> str:
+    """All documents of a file.
+
+    Raises:
+        DataError: A row is not one.
+    """
+    from llmctl.data.corpus.documents import JOINT, DocumentFiles, check, format_problems
+
+    source = DocumentFiles([path])
+    if problems := check(source):
+        raise DataError(format_problems(problems))
+    return JOINT.join(document.text for document in source.documents())
+
+
+def _of_text(text: str, window: int, chance: random.Random, tokenizer: Tokenizer) -> Iterator[Drawn]:
+    """Passages of the text in random order, each about as long as a window."""
     # Passages of about as many tokens as a window, whatever the language.
     size = max(1, len(text[:SAMPLE]) * window // max(1, len(tokenizer.encode(text[:SAMPLE], add_special=False))))
     starts = list(range(0, len(text), size))

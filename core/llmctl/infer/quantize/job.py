@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -238,6 +239,14 @@ def _layers(job: QuantizeJob, weights: Weights, exact: PackedModel, outer: Packe
                 f"predictions of the {which} model are not finite on the text that was held out, so nothing was written; look at what "
                 f"the {which} model computes"
             )
+    if before.perplexity > job.graph.vocab:
+        warnings.warn(
+            f"{job.config.calibration.file}: the float model itself predicts it worse than by chance, with a perplexity of "
+            f"{before.perplexity:,.0f} for {job.graph.vocab:,} tokens; it may be of another language, tokenizer or chat template than "
+            "the model's",
+            UserWarning,
+            stacklevel=2,
+        )
     return _Done(layers, {
         "tokens": after.tokens, "perplexity": before.perplexity, "quantized_perplexity": after.perplexity,
         "kl": after.divergence, "same_top": after.agreement,

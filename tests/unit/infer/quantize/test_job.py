@@ -289,6 +289,30 @@ def test_texts_of_every_kind_calibrate(name, content, tmp_path):
     assert "windows of text" in out
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_rows_of_documents_are_texts(name, tmp_path):
+    """As ``llmctl data build`` reads them: {"text": ...}."""
+    lines = [line for line in TEXT.splitlines() if line]
+    rows = (
+        [json.dumps({"text": line, "url": "x"}) for line in lines]
+        if name == "rows.jsonl"
+        else ["text,url", *(f"{line},x" for line in lines)]
+    )
+    (tmp_path / name).write_text("\n".join(rows) + "\n")
+    (tmp_path / "same.txt").write_text("\n\n".join(lines))
+    counts = [
+        json.loads(quantize(file, tmp_path / "out", "--check", "--json")[0].splitlines()[-1])["tokens"]
+        for file in (tmp_path / name, tmp_path / "same.txt")
+    ]
+    assert counts[0] == counts[1] > 500
+
+
+def test_a_text_that_the_model_predicts_worse_than_by_chance_is_told(tmp_path):
+    (tmp_path / "other.txt").write_text(" ".join(f"{number**3 % 9973:x}" for number in range(600)), encoding="utf-8")
+    _, said = quantize(tmp_path / "other.txt", tmp_path / "out", "--method", "weight-only-int8", "--max-kl", "50")
+    assert "the float model itself predicts it worse than by chance, with a perplexity of" in said
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
