@@ -70,7 +70,7 @@ def write_model(
     facts = metadata.metadata_of(card, dims) | vocabulary.metadata_of(folder, card, int(dims.vocab))
     tensors, kinds = {}, []
     for name, parts in _by_name(card, dims).items():
-        planned = _planned(name, parts, card, dims, state, dtype, codes or {})
+        planned = _planned(parts, card, dims, state, dtype, codes or {})
         tensors[name] = planned
         if len(planned.shape) > 1 and parts[0].layer is not None and parts[0].kind != "router":
             kinds.append(planned.type.name)
@@ -93,7 +93,6 @@ def _by_name(card: Family, dims: Dims) -> dict[str, list[Tensor]]:
 
 
 def _planned(
-    name: str,
     parts: Sequence[Tensor],
     card: Family,
     dims: Dims,

@@ -45,13 +45,21 @@ KINDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Kind of a field -> its schema."""
 
+ERRORS: dict[str, Any] = {
+    "default": {
+        "description": "What is wrong, in the form of the path's API.",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+}
+"""Every answer but a good one."""
+
 
 def document() -> dict[str, Any]:
     """The description of the API."""
     paths: dict[str, Any] = {path: {"post": _post(path)} for path in BODIES}
     for path, text in READ.items():
         media = TEXT if path == "/metrics" else "application/json"
-        get: dict[str, Any] = {"summary": text, "responses": {"200": _reply(media), **_errors(path)}}
+        get: dict[str, Any] = {"summary": text, "responses": {"200": _reply(media), **ERRORS}}
         if "{" in path:
             get["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
         paths[path] = {"get": get}
@@ -80,7 +88,7 @@ def _post(path: str) -> dict[str, Any]:
         good["content"]["text/event-stream"] = {}
     return {
         "summary": text, "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-        "responses": {"200": good, **_errors(path)},
+        "responses": {"200": good, **ERRORS},
     }  # fmt: skip
 
 
@@ -99,15 +107,6 @@ def _schema(row: Field, needed: bool = False) -> dict[str, Any]:
 
 def _reply(media: str) -> dict[str, Any]:
     return {"description": "The answer.", "content": {media: {}}}
-
-
-def _errors(path: str) -> dict[str, Any]:
-    """Errors in the form of the path's API."""
-    error = {
-        "description": "What is wrong.",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-    }
-    return {"default": error}
 
 
 def page() -> str:
