@@ -18,6 +18,9 @@ GGUF = "gguf"
 QUANTIZED = ("q8_0", "q4_0", "q4_1")
 """As ``checkpoint.gguf.write.QUANTIZED``."""
 
+SHARD_SIZE = "5GB"
+"""Default of ``--max-shard-size``."""
+
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path), required=False)
@@ -27,7 +30,9 @@ QUANTIZED = ("q8_0", "q4_0", "q4_1")
               help="hf: names and layout of Hugging Face; native: those of paddle; gguf: a file for llama.cpp.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16", *QUANTIZED]), default="keep",
               show_default=True, help="Data type of the weights in TARGET; q8_0, q4_0 and q4_1 are codes of gguf, rounded to nearest.")  # fmt: skip
-@click.option("--max-shard-size", default="5GB", show_default=True, help="Maximum size of a weight file, e.g. 500MB.")
+@click.option(
+    "--max-shard-size", default=SHARD_SIZE, show_default=True, help="Maximum size of a weight file, e.g. 500MB."
+)
 @click.option(
     "--base",
     type=click.Path(path_type=Path),
@@ -62,10 +67,6 @@ def command(
 
     An adapter is converted between the formats of PEFT (hf) and PaddleNLP (native).
     """
-    from llmctl.adapters.folder import is_adapter
-    from llmctl.checkpoint.hf_config import read_config
-    from llmctl.checkpoint.quantized import open_quantized, without_scheme
-
     say = messages(ctx)
     if target is not None and output is not None:
         raise click.UsageError("TARGET and --output are the same; give one of them")
@@ -76,33 +77,56 @@ def command(
     if target is None and not check:
         raise click.UsageError("TARGET is missing; it can be left out only with --check")
     shard_bytes = parse_bytes(max_shard_size, "--max-shard-size ")
+    adapter = _check_options(folder, layout, dtype, max_shard_size, base)
+    goal = None if check else target
+    if adapter:
+        _adapter(folder, goal, layout, dtype, base, ctx.obj.family, overwrite, say)
+    else:
+        _model(folder, goal, layout, dtype, shard_bytes, ctx.obj.family, overwrite, say)
+
+
+def _check_options(folder: Path, layout: str, dtype: str, max_shard_size: str, base: Path | None) -> bool:
+    """Whether the folder holds an adapter; options that have no effect on what it holds are refused."""
+    from llmctl.adapters.folder import is_adapter
+
+    adapter = is_adapter(folder)
     if dtype in QUANTIZED and layout != GGUF:
         raise click.UsageError(f"--dtype {dtype} is a type of GGUF files; add --to gguf")
-    if layout == GGUF and (max_shard_size != "5GB" or base or is_adapter(folder)):
+    if layout == GGUF and (max_shard_size != SHARD_SIZE or base or adapter):
         raise click.UsageError(
             "--to gguf writes one file of a whole model: no adapter, and without --max-shard-size and --base"
         )
-    if is_adapter(folder):
-        if max_shard_size != "5GB":
-            raise click.UsageError("--max-shard-size has no effect on an adapter, which is a single file")
-        _adapter(folder, None if check else target, layout, dtype, base, ctx.obj.family, overwrite, say)
-        return
-    if base:
+    if adapter and max_shard_size != SHARD_SIZE:
+        raise click.UsageError("--max-shard-size has no effect on an adapter, which is a single file")
+    if base and not adapter:
         raise click.UsageError(f"--base has no effect: {folder} is not an adapter; leave it out")
-    config = read_config(folder)
-    where = str(folder / "config.json")
-    config, scheme = without_scheme(folder, config)
-    plugin = plugins.resolve(ctx.obj.family, config, where)
-    dims = plugin.card.dims_from_config(config, where)
+    return adapter
 
+
+def _model(
+    folder: Path,
+    target: Path | None,
+    layout: str,
+    dtype: str,
+    shard_bytes: int,
+    family: str,
+    overwrite: bool,
+    say: Messages,
+) -> None:
+    """Converts a model, or checks it if there is no target."""
     from llmctl.checkpoint import convert as conversion
+    from llmctl.checkpoint.hf_config import read_config
+    from llmctl.checkpoint.quantized import open_quantized, without_scheme
 
+    config, scheme = without_scheme(folder, read_config(folder))
+    where = str(folder / "config.json")
+    plugin = plugins.resolve(family, config, where)
+    dims = plugin.card.dims_from_config(config, where)
     names = {tensor.torch_name for tensor in plugin.card.expand(dims)}
     opened = conversion.open_source(
         folder, plugin, dims, None if scheme is None else open_quantized(folder, scheme, names)
     )
-    if layout == GGUF and not check:
-        assert target is not None
+    if layout == GGUF and target is not None:
         _gguf(opened, target, dtype, overwrite, say)
         return
     if scheme is not None and dtype == "keep" and scheme.method != "bitsandbytes":
@@ -114,7 +138,7 @@ def command(
         "layout": opened.layout,
     }
     what = f"{len(opened.state)} tensors, {plugin.card.count(dims):,} parameters, layout {opened.layout}"
-    if check:
+    if target is None:
         with Progress("reading the model", opened.folder.nbytes) as progress:
             not_finite = conversion.verify(opened, progress)
         if not_finite:
@@ -123,7 +147,6 @@ def command(
             f"{folder} is a complete {plugin.card.name} model: {what}", model=folder, finite=not not_finite, **facts
         )
         return
-    assert target is not None
     with Progress("writing the model", opened.folder.nbytes) as progress:
         made = conversion.convert(opened, target, layout, dtype, shard_bytes, overwrite, progress)
     done = "written" if made else "is already converted"
