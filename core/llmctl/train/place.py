@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from llmctl.nn.arrays import assign, to_numpy
 from llmctl.nn.dropout import has_dropout
 from llmctl.parallel import experts, regions
 from llmctl.parallel.axis import Axis
-from llmctl.parallel.collectives import all_gather, all_reduce, broadcast
+from llmctl.parallel.collectives import all_gather, all_reduce, broadcast_array
 from llmctl.parallel.cuts import cut as cut_layers
 from llmctl.parallel.mesh import Mesh
 from llmctl.parallel.pipeline import Pipeline
@@ -41,6 +42,7 @@ class Place:
     Attributes:
         cut: How the parameters of the model are cut; those of adapters are added to it.
         tensor: The ranks that share each layer.
+        alike: The axes of all ranks that have the same layers or parts of them.
         sequence: Whether they divide the tokens between regions too.
         expert: The ranks with different rows that share experts.
         stage: The layers that this rank has; None = all.
@@ -54,6 +56,7 @@ class Place:
 
     cut: Cut
     tensor: Axis = ALONE.tensor
+    alike: tuple[Axis, ...] = (ALONE.tensor,)
     sequence: bool = False
     expert: Axis = ALONE.axis("expert")
     stage: Stage | None = None
@@ -69,7 +72,10 @@ class Place:
         """The place of a rank in the run of a job."""
         parallel = Parallel(ranks.tensor.size, ranks.tensor.rank)
         cut = Cut.of(job.model.plugin, job.model.dims, parallel)
-        place = cls(cut, ranks.tensor, job.config.parallel.sequence, ranks.axis("expert"))
+        expert = ranks.axis("expert")
+        # Ranks with other experts have other layers.
+        rows = () if expert.size > 1 else (ranks.axis("data"), ranks.axis("sharding"))
+        place = cls(cut, ranks.tensor, (*rows, ranks.tensor), job.config.parallel.sequence, expert)
         if isinstance(ranks, Mesh) and ranks.sharding.size > 1 and job.config.parallel.sharding_stage == 3:
             tensors = job.model.plugin.card.expand(job.model.dims)
             routed = frozenset(tensor.name.rpartition(".")[0] for tensor in tensors if tensor.expert is not None)
@@ -183,9 +189,25 @@ class Place:
         parts = all_gather(paddle.to_tensor(to_numpy(parameter)).unsqueeze(0), self.tensor)
         return merge(list(parts.numpy()), rule)
 
-    def broadcast(self, array: np.ndarray, owner: int) -> np.ndarray:
-        """The array of one of the ranks; the others give one of its shape and type."""
-        return broadcast(paddle.to_tensor(array), self.tensor, owner).numpy() if self.tensor.size > 1 else array
+    @property
+    def copies(self) -> int:
+        """How many ranks have the same layers or parts of them."""
+        return math.prod(axis.size for axis in self.alike)
+
+    @property
+    def copy(self) -> int:
+        """Which one of these ranks this is."""
+        return int(np.ravel_multi_index([a.rank for a in self.alike], [a.size for a in self.alike]))
+
+    def broadcast(self, array: np.ndarray | None, owner: int) -> np.ndarray:
+        """The array of one of these ranks; what the others give is ignored."""
+        places = np.unravel_index(owner, [axis.size for axis in self.alike])
+        for number, axis in enumerate(self.alike, 1):
+            later = zip(self.alike[number:], places[number:], strict=True)
+            if all(other.rank == place for other, place in later):
+                array = broadcast_array(array, axis, int(places[number - 1]))
+        assert array is not None
+        return array
 
 
 HERE = Place(WHOLE)

@@ -138,19 +138,16 @@ class LoraTraining:
             self.restore(start)
 
     def _principal(self) -> dict[str, Start]:
-        """Path -> A and B of the principal part of its base. Of the ranks that share a layer one at a time computes them."""
+        """Path -> A and B of the principal part of its base. Each of the ranks that have a layer computes those of some layers."""
         found: dict[str, Start] = {}
-        size = self.place.tensor.size
-        for group in batched(self.layers.items(), size):
-            weights = {path: self._weight(path, layer) for path, layer in group}
+        for group in batched(self.layers.items(), self.place.copies):
+            own = None
             for owner, (path, layer) in enumerate(group):
-                weight, rank = weights[path], layer.lora_A.shape[1]
-                if owner == self.place.tensor.rank:
-                    found[path] = pissa_init(weight, rank, self.scale)
-                else:
-                    found[path] = np.zeros((len(weight), rank)), np.zeros((rank, weight.shape[1]))
+                weight = self._weight(path, layer)
+                if owner == self.place.copy:
+                    own = weight, layer.lora_A.shape[1]
+            a, b = (None, None) if own is None else map(np.ascontiguousarray, pissa_init(*own, self.scale))
             for owner, (path, _) in enumerate(group):
-                a, b = (np.ascontiguousarray(x, weights[path].dtype) for x in found[path])
                 found[path] = self.place.broadcast(a, owner), self.place.broadcast(b, owner)
         return found
 
