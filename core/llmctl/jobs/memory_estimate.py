@@ -323,13 +323,14 @@ def _linears(rows: list[Tensor], slots: tuple[str, ...], training: Training, sha
 def _attention_holes(dims: Dims, rows: list[Tensor], training: Training, length: int, share: Share) -> float:
     """Values per token that attention frees and whose room nothing narrower uses.
 
-    A third is of queries, keys and values: those before RoPE, or before packed ones are split, whose room has a place for one.
+    Of queries, keys and values before RoPE, or before packed ones are split, that is a third, and of scores before the mask and
+    before softmax one of the two: the others' room has a place for what comes next.
     """
     shared = share.tensor if share.sequence else 1
     values = sum(_output(t, shared) for t in rows if t.kind == "linear" and base_slot(t.slot) == "qkv") / 3
     values += _holes(rows, ("out",), shared) + _products(rows, ("qkv", "out"), training, shared)
     if _scores(dims, training):
-        values += 2 * int(dims.heads) / share.tensor * length
+        values += int(dims.heads) / share.tensor * length
     return values
 
 

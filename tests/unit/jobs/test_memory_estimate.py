@@ -63,7 +63,7 @@ def test_scores_of_attention_count_where_they_are_held():
     plain = parts(replace(FULL, fused_attention=False))
     before_rope, scores = 64 * 2 / 3, 4 * 20
     assert plain["activations"] - parts()["activations"] == pytest.approx(3 * (before_rope + scores) * 40 * 4, abs=16)
-    assert plain["fragmentation"] - parts()["fragmentation"] == pytest.approx(3 * 2 * scores * 40 * 4, abs=16)
+    assert plain["fragmentation"] - parts()["fragmentation"] == pytest.approx(3 * scores * 40 * 4, abs=16)
     gpt = plugins.load("gpt3").card
     dims = gpt.dims_of(next(iter(gpt.sizes)), layers=2, hidden=32, heads=4, vocab=96)
     still = dims.replace(attention_dropout=0.0)
