@@ -86,8 +86,8 @@ class Candidate:
 def command(ctx: click.Context, /, models: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     """Measure how well models predict text (perplexity, bits per byte, distance from the first model) or solve tasks.
 
-    MODEL is a folder that llmctl generate runs (a checkpoint, an adapter, packed weights, a quantized checkpoint), or a name on
-    a hub. Several models, or several --weights, are compared with the first: KL is the mean Kullback-Leibler divergence of a
+    MODEL is a folder that llmctl generate runs (a checkpoint, an adapter, packed weights, a quantized checkpoint), a GGUF file, or
+    a name on a hub. Several models, or several --weights, are compared with the first: KL is the mean Kullback-Leibler divergence of a
     token's prediction, and same top is how often the likeliest token is the same.
 
     --tasks needs the extra eval: pip install 'paddle-llmctl[eval]'.

@@ -94,8 +94,8 @@ SHORT = 128
 def command(ctx: click.Context, /, model: Path | None, **given: Any) -> None:
     """Generate text with the model in the folder MODEL.
 
-    MODEL may also be the output folder of a training run, hold an adapter, which is applied to its base model, or be the result of
-    llmctl export.
+    MODEL may also be the output folder of a training run, hold an adapter, which is applied to its base model, be the result of
+    llmctl export, a GGUF file, or a name on a hub, such as OWNER/NAME or OWNER/NAME:Q4_K_M.
     """
     folder, say = ctx.obj.folder_or(model), messages(ctx)
     _check_sources(given)

@@ -39,15 +39,20 @@ TRAINED = "original_max_position_embeddings"
 BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, TRAINED: 8192}
 """Of scaling by wavelength, whose frequencies are a tensor in GGUF; all published models have these."""
 
-BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
+BOS, ENDS = "tokenizer.ggml.bos_token_id", tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+"""Tokens that begin a text, and that end one: eos, the end of a turn, and of a message."""
+
+TYPE, MODEL = "general.type", "model"
 
 
 def plugin_of(file: GgufFile) -> plugins.Plugin:
     """The family of a file.
 
     Raises:
-        UnsupportedError: No installed family has its architecture.
+        UnsupportedError: It holds no model, or no installed family has its architecture.
     """
+    if (kind := file.metadata.get(TYPE, MODEL)) != MODEL:
+        raise UnsupportedError(f"{file.path} holds no model: its {TYPE} is {kind!r}; only models are read from GGUF")
     named = str(file.metadata.get(ARCHITECTURE))
     experts = bool(file.metadata.get(f"{named}.{SIZES['experts']}"))
     known = {}
@@ -118,11 +123,11 @@ def config_of(file: GgufFile, card: Family) -> dict[str, Any]:
         "head_dim": head_dim,
     }
     values |= present(card, everything, frozenset(file.tensors))
-    config = {"architectures": list(card.architectures[:1]), "model_type": card.model_type, "torch_dtype": _dtype(file)}
+    config: dict[str, Any] = {"architectures": list(card.architectures[:1]), "model_type": card.model_type}
+    config["torch_dtype"] = _dtype(file)
     config |= {setting.key: values[setting.name] for setting in card.settings if setting.key and setting.name in values}
-    for key, name in ((BOS, "bos_token_id"), (EOS, "eos_token_id")):
-        if key in file.metadata:
-            config[name] = file.metadata[key]
+    ends = list(dict.fromkeys(token for key in ENDS if isinstance(token := file.metadata.get(key), int)))
+    config |= {"bos_token_id": file.metadata.get(BOS), "eos_token_id": ends if ends[1:] else ends[0] if ends else None}
     return {key: value for key, value in config.items() if value is not None}
 
 

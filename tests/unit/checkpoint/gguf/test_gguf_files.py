@@ -114,6 +114,16 @@ def test_projections_of_different_types_keep_them(tmp_path):
     np.testing.assert_array_equal(queries, unpack(exact.layers[0].qkv.weight)[:, :64])
 
 
+def test_answers_end_with_the_end_of_a_turn_too(tmp_path):
+    facts = [
+        (f"tokenizer.ggml.{name}_token_id", (token, gguf.GGUFValueType.UINT32))
+        for name, token in (("eos", 2), ("eot", 7))
+    ]
+    for count, ends in ((1, 2), (2, [2, 7])):
+        path = Model("llama").gguf(tmp_path / f"{count}.gguf", "llama", "F32", True, facts=facts[:count])
+        assert json.loads((locate(path) / "config.json").read_text())["eos_token_id"] == ends
+
+
 def test_frequencies_by_wavelength_are_recognised(tmp_path):
     model = Model("llama", rope_theta=500000.0)
     wavelength = 2 * np.pi * 500000.0 ** (np.arange(0, 16, 2) / 16)
@@ -140,6 +150,7 @@ def test_frequencies_by_wavelength_are_recognised(tmp_path):
         (lambda t: t.pop("token_embd.weight"), (), "has no tensor token_embd.weight"),
         (None, (("llama.attn_logit_softcapping", (30.0, gguf.GGUFValueType.FLOAT32)),), "softcapping=30.0 is not read"),
         (None, (("llama.rope.scaling.type", ("longrope", gguf.GGUFValueType.STRING)), ("llama.rope.scaling.factor", (2.0, gguf.GGUFValueType.FLOAT32))), "type='longrope' is not read"),
+        (None, (("general.type", ("adapter", gguf.GGUFValueType.STRING)),), "holds no model: its general.type is 'adapter'"),
         (None, (("split.count", (3, gguf.GGUFValueType.UINT16)),), "is part 1 of 3 of a model, and its name does not tell"),
     ],
 )  # fmt: skip
