@@ -22,7 +22,7 @@ def test_a_shard_that_is_absent_is_named(run_llmctl, tmp_path):
     assert done.returncode == 0, done.stderr
     sorted((tmp_path / "own").glob("model-*"))[1].unlink()
     broken = run_llmctl("convert", "--check", str(tmp_path / "own"))
-    assert broken.returncode == 2 and "names 1 file that is missing: model-00002" in broken.stderr
+    assert broken.returncode == 2 and "names files that are missing, 1 in all: model-00002" in broken.stderr
     assert "Traceback" not in broken.stderr
 
 

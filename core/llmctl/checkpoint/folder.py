@@ -136,9 +136,7 @@ def read_shards(index: Path, read_header: Callable[[Path], Mapping[str, TensorIn
     absent = sorted({shard for shard in weight_map.values() if not os.path.isfile(index.parent / shard)})
     if absent:
         shown = ", ".join(name[:100] for name in absent[:5])
-        raise CheckpointError(
-            f"{index} names {len(absent)} file{'s' if absent[1:] else ''} that {'are' if absent[1:] else 'is'} missing: {shown}"
-        )
+        raise CheckpointError(f"{index} names files that are missing, {len(absent)} in all: {shown}")
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())):
         for name, info in read_header(index.parent / shard).items():

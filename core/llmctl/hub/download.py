@@ -56,7 +56,8 @@ def _download(client: Client, name: HubName, weights: bool) -> Path:
     wanted = list(model.files) if model else _of_folder(client, name, listing, weights)
     if absent := [file for file in wanted if file not in listing.sizes]:
         raise CheckpointError(
-            f"{name}: {files.index_of(listing.sizes) or wanted[0]} names {len(absent)} files that are missing: {', '.join(absent[:5])}"
+            f"{name}: {files.index_of(listing.sizes) or wanted[0]} names files that are missing, "
+            f"{len(absent)} in all: {', '.join(absent[:5])}"
         )
     folder = _fetched(client, name, listing, wanted)
     return folder / model.name if model else folder

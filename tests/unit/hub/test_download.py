@@ -160,7 +160,7 @@ def test_weights_in_other_formats_go_before_gguf_that_is_not_named(tmp_path):
          "Name one: owner/name:Q4_K_M, or its file: owner/name:m-Q4_K_M.gguf"),
         (GGUF, "Q8_0", "holds no model Q8_0 in GGUF, but:\n  m-Q4_K_M.gguf"),
         (WHOLE, "Q8_0", "holds no model in GGUF, of which :Q8_0 would name one; leave out :Q8_0"),
-        (GGUF[:4], "F16", "00001-of-00002.gguf names 1 files that are missing: F16/m-F16-00002-of-00002.gguf"),
+        (GGUF[:4], "F16", "00001-of-00002.gguf names files that are missing, 1 in all: F16/m-F16-00002-of-00002.gguf"),
     ],
 )  # fmt: skip
 def test_models_in_gguf_that_are_not_one_are_listed(tmp_path, names, choice, message):
@@ -185,7 +185,7 @@ def test_without_a_connection_the_models_that_are_here_are_listed_or_how_to_get_
 
 
 def test_shards_that_the_repository_lacks_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match="names 1 files that are missing: two"):
+    with pytest.raises(CheckpointError, match="names files that are missing, 1 in all: two"):
         download(Toy(tmp_path, ["config.json", "model.safetensors.index.json", "one"]), NAME)
 
 

@@ -262,7 +262,7 @@ def test_shards_are_read_through_their_index(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"a": "model-00003-of-00002.safetensors"}, "names 1 files that are missing: model-00003"),
+        ({"a": "model-00003-of-00002.safetensors"}, "names files that are missing, 1 in all: model-00003"),
         ({"a": "model-00002-of-00002.safetensors"}, "says that model-00002.* holds a, but model-00001.* does|no file"),
         ({"c": "model-00002-of-00002.safetensors"}, "holds c, but no file of the folder does"),
         ({"a": "../model.safetensors"}, "shards must be in the folder of their index"),
