@@ -10,6 +10,7 @@ from llmctl.config import schema
 from llmctl.errors import ConfigError
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.paths import LOCK
+from llmctl.parallel.machines.rendezvous import differences
 
 MAY_DIFFER = ("output.resume", "output.overwrite")
 """Keys that only rank 0 follows."""
@@ -17,8 +18,7 @@ MAY_DIFFER = ("output.resume", "output.overwrite")
 
 def named(job: CheckedJob[Any]) -> dict[str, str]:
     """What launchers of several machines must have alike, text by name."""
-    own = facts(job)
-    return {"llmctl": own["llmctl"], "family": own["family"], **own["config"]}
+    return _flat(facts(job))
 
 
 def facts(job: CheckedJob[Any]) -> dict[str, Any]:
@@ -44,20 +44,13 @@ def check(job: CheckedJob[Any], told: Mapping[str, Any]) -> None:
         ConfigError: Names what differs.
     """
     own = facts(job)
-    apart = [
-        f"{key}: {told['config'].get(key)} on rank 0, {own['config'].get(key)} here"
-        for key in sorted(own["config"].keys() | told["config"].keys())
-        if own["config"].get(key) != told["config"].get(key)
-    ]
-    apart += [
-        f"{name}: {told[name]} on rank 0, {own[name]} here" for name in ("llmctl", "family") if own[name] != told[name]
-    ]
-    if apart:
-        lines = "\n  ".join(apart)
-        raise ConfigError(
-            f"the machines do not train the same; start all with one version and one configuration:\n  {lines}"
-        )
+    if apart := differences(_flat(told), _flat(own), "on rank 0", "here"):
+        raise ConfigError(apart)
     if told["locked"] and not own["locked"]:
         raise ConfigError(
             f"output.dir={job.output} is not the folder of rank 0: all machines must share it; set a folder on a shared file system"
         )
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {"llmctl": facts["llmctl"], "family": facts["family"], **facts["config"]}

@@ -130,24 +130,23 @@ def _welcome(guest: socket.socket, came: dict[int, socket.socket], nodes: Nodes,
     came[number] = guest
     if not 0 < number < nodes.count or (before and not _gone(before)):
         return f"two machines have --node-rank {number}, or a number that is not below --nnodes {nodes.count}"
-    return differences(facts, theirs, number)
+    return differences(facts, theirs, "on machine 0", f"on machine {number}")
 
 
-def differences(facts: Mapping[str, Any], theirs: Mapping[str, Any], number: int) -> str:
-    """What differs between machine 0 and another one; empty if nothing does.
+def differences(first: Mapping[str, Any], other: Mapping[str, Any], at_first: str, at_other: str) -> str:
+    """What differs between the facts of two that train together; empty if nothing does.
 
     Args:
-        facts: Those of machine 0.
-        theirs: Those of the other.
-        number: The other's number.
+        first: Facts by name.
+        other: Those of the other.
+        at_first: Where the first are, such as ``on machine 0``.
+        at_other: Where the others are.
     """
-    apart = [key for key in sorted({**facts, **theirs}) if facts.get(key) != theirs.get(key)]
+    apart = [key for key in sorted({**first, **other}) if first.get(key) != other.get(key)]
     if not apart:
         return ""
-    lines = [f"{key}: {facts.get(key)} on machine 0, {theirs.get(key)} on machine {number}" for key in apart]
-    return "the machines do not train the same; start all with one version and one configuration:\n  " + "\n  ".join(
-        lines
-    )
+    lines = "\n  ".join(f"{key}: {first.get(key)} {at_first}, {other.get(key)} {at_other}" for key in apart)
+    return f"the machines do not train the same; start all with one version and one configuration:\n  {lines}"
 
 
 def _come(nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], deadline: float, wait: float) -> None:

@@ -125,4 +125,4 @@ def test_a_signal_ends_the_waiting():
 
 
 def test_equal_facts_do_not_differ():
-    assert differences(FACTS, dict(FACTS), 1) == ""
+    assert differences(FACTS, dict(FACTS), "here", "there") == ""
