@@ -1,6 +1,7 @@
 """Names of models on a hub: ``owner/name``, ``hf:name``, ``modelscope:owner/name``, each with ``@revision`` or without.
 
-Before the revision, ``:Q4_K_M`` or ``:file.gguf`` names one of several models in GGUF, as llama.cpp and Ollama write it.
+Before the revision, ``:Q4_K_M`` or ``:file.gguf`` names one of several models in GGUF, as llama.cpp and Ollama write it. The
+address of a model's page, with ``https://`` or without, is its name too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ HF, MODELSCOPE = "hf", "modelscope"
 HUBS = (HF, MODELSCOPE)
 """Prefixes of names; without one it is the Hugging Face Hub."""
 
+_PAGE = re.compile(r"(?:https?:/+)?(?:hf\.co|huggingface\.co)/")
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _NAME = re.compile(rf"(?P<repo>(?:{_PART}/)?{_PART})(?::(?P<choice>{_PART}(?:/{_PART})*))?(?:@(?P<revision>[^@\s]+))?")
 
@@ -54,6 +56,8 @@ def parse(value: str | Path, revision: str = "") -> HubName | None:
         ConfigError: The value has a prefix but is no name, or the revision is given twice.
     """
     text = str(value)
+    if (page := _PAGE.match(text)) and not _is_local(text):
+        text = f"{HF}:{text[page.end() :]}"
     prefix, colon, rest = text.partition(":")
     prefixed = bool(colon) and prefix in HUBS
     if not prefixed and _is_local(text):

@@ -22,6 +22,9 @@ def elsewhere(tmp_path, monkeypatch):
         ("hf:a/b@v1", HubName("hf", "a/b", "v1")),
         ("modelscope:Qwen/Qwen2.5-0.5B", HubName("modelscope", "Qwen/Qwen2.5-0.5B")),
         ("a/b:Q4_K_M", HubName("hf", "a/b", choice="Q4_K_M")),
+        ("hf.co/a/b:Q4_K_M", HubName("hf", "a/b", choice="Q4_K_M")),
+        ("https://huggingface.co/a/b", HubName("hf", "a/b")),
+        ("https:/huggingface.co/a/b", HubName("hf", "a/b")),  # as paths write it
         ("hf:gpt2:BF16/gpt2-BF16.gguf@v1", HubName("hf", "gpt2", "v1", "BF16/gpt2-BF16.gguf")),
     ],
 )
@@ -44,7 +47,9 @@ def test_what_exists_is_a_path_and_so_is_what_would_be_in_a_folder_that_exists(t
     assert parse("hf:runs/model") == HubName("hf", "runs/model")
 
 
-@pytest.mark.parametrize("text", ["hf:", "hf:a/b/c", "modelscope:model", "hf:/a/b", "hf:a b"])
+@pytest.mark.parametrize(
+    "text", ["https://huggingface.co/a/b/tree/main", "hf:", "hf:a/b/c", "modelscope:model", "hf:/a/b", "hf:a b"]
+)
 def test_a_prefix_demands_a_name(text):
     with pytest.raises(ConfigError, match="is not the name of a model; expected"):
         parse(text)
