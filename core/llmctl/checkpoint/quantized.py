@@ -28,7 +28,7 @@ from llmctl.io.gguf_files import LINK
 from llmctl.io.json_object import read_json
 from llmctl.quant.formats import awq, compressed, gptq
 from llmctl.quant.formats.codes import WORD, Codes
-from llmctl.quant.formats.config import DECIDE, KEY, KEYS, MARKERS, Scheme, plain_settings, read_scheme
+from llmctl.quant.formats.config import DECIDE, KEY, KEYS, MARKERS, Scheme, plain_settings, read_scheme, refuse_own_bits
 
 OLD = ("quantize_config.json", "quant_config.json")
 """Where AutoGPTQ and AutoAWQ wrote the settings before config.json had them."""
@@ -90,6 +90,7 @@ def scheme_of(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
     Raises:
         ConfigError: The format is not one that is read.
     """
+    refuse_own_bits(config, str(folder / NAME))
     key = next((key for key in KEYS if config.get(key)), KEY)
     stated = config.get(key)
     if paddlenlp_scales.is_scaled(folder) and not (isinstance(stated, dict) and "quant_method" in stated):

@@ -15,6 +15,9 @@ FORMER_KEY = "compression_config"
 
 KEYS = (KEY, FORMER_KEY)
 
+OWN_BITS = "quantization_bit"
+"""Key of models whose own code packs the weights, not 0."""
+
 DECIDE = ("quant_method", "bits", "group_size", "checkpoint_format")
 """Settings that decide what codes stand for."""
 
@@ -94,6 +97,16 @@ def plain_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         **former,
         **{name: value for name, value in config.items() if name not in FORMER_NAMES and value is not None},
     }
+
+
+def refuse_own_bits(config: Mapping[str, Any], where: str) -> None:
+    """Refuses weights that a model's own code packed.
+
+    Raises:
+        ConfigError: They are.
+    """
+    if bits := config.get(OWN_BITS):
+        raise _unknown(where, f"{OWN_BITS}={bits!r}, a layout of its own code")
 
 
 def read_scheme(config: Any, where: str) -> Scheme:

@@ -129,4 +129,6 @@ class HeldRows:
 
 def _check_finite(values_I: Array) -> None:
     if not np.isfinite(values_I).all():
-        raise ValueError(f"input {int(np.flatnonzero(~np.isfinite(values_I))[0])} is not finite")
+        raise ValueError(
+            f"input {int(np.flatnonzero(~np.isfinite(values_I))[0])} is not finite on this text: what the model computes before it overflows"
+        )

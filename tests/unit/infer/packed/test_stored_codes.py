@@ -250,6 +250,17 @@ def test_two_files_with_settings_must_agree(tmp_path, key, value):
         open_model(folder, "auto", EngineOptions())
 
 
+def test_weights_that_the_code_of_a_model_packed_are_refused_by_name(tmp_path):
+    """As in ChatGLM's folders of 4 bits."""
+    folder = Quantized(tmp_path / "m", *gptq(4)).folder
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "quantization_bit": 4}))
+    with pytest.raises(
+        ConfigError, match="quantization_bit=4, a layout of its own code, which llmctl does not read. It reads gptq"
+    ):
+        open_model(folder, "auto", EngineOptions())
+
+
 def test_codes_without_settings_are_told(tmp_path):
     quantized = Quantized(tmp_path / "m", *gptq(4))
     content = json.loads((quantized.folder / "config.json").read_text())
