@@ -98,7 +98,8 @@ def read(parts: Mapping[str, NDArray[Any]], allowed: Sequence[int]) -> Codes:
         raise ValueError(f"weight_scale is {list(scales.shape)} for a weight of {outputs} outputs and {inputs} inputs")
     check_shape("weight_scale", scales, (outputs, groups))
     group_I = consecutive(inputs, inputs // groups)
-    if "weight_g_idx" in parts:
+    # compressed-tensors takes -1 for groups that were never set: they are consecutive.
+    if "weight_g_idx" in parts and not (parts["weight_g_idx"] == -1).any():
         check_shape("weight_g_idx", parts["weight_g_idx"], (inputs,))
         group_I = parts["weight_g_idx"].astype(np.int64)
         if group_I.min() < 0 or group_I.max() >= groups:

@@ -96,6 +96,21 @@ def test_compressed_tensors_may_have_4_bits_beside_8(tmp_path, form):
     assert (layer.qkv.weight.kind, layer.up[0].weight.kind) == ("int4", "int8")
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_groups_of_compressed_tensors_may_be_named_for_each_input(tmp_path, shuffled):
+    config, tensors = compressed("pack-quantized", 4, 32)
+
+    def with_groups(rng, inputs, outputs):
+        parts, weight = tensors(rng, inputs, outputs)
+        if not shuffled:
+            return {**parts, "weight_g_idx": np.full(inputs, -1, "i4")}, weight
+        group = np.random.default_rng(inputs).permutation(inputs) // 32
+        codes = np.rint(weight.T / np.repeat(parts["weight_scale"], 32, axis=1))
+        return {**parts, "weight_g_idx": group.astype("i4")}, (codes * parts["weight_scale"][:, group]).astype("f4").T
+
+    assert Quantized(tmp_path / "m", config, with_groups).check() == {"int4"}
+
+
 def test_the_least_code_of_8_bits_is_kept(tmp_path):
     config, tensors = compressed("int-quantized", 8, 0)
 
