@@ -201,11 +201,11 @@ async def _served(bridge: Any, letters: Letters, bodies: list[dict[str, Any]]) -
     bridge.start()
 
     async def whole(body: dict[str, Any]) -> str:
-        form = await openai.form_of(openai.understand_completion(body, service), service, False)
+        form = await openai.form_of(openai.parse_completion(body, service), service, False)
         return str((await openai.whole(form, service))["choices"][0]["text"])
 
     async def streamed(body: dict[str, Any]) -> str:
-        form = await openai.form_of(openai.understand_completion(body, service), service, False)
+        form = await openai.form_of(openai.parse_completion(body, service), service, False)
         return "".join([json.loads(chunk)["choices"][0]["text"] async for chunk in openai.chunks(form, service)])
 
     try:
