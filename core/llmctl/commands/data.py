@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from llmctl.commands.model_option import model_option
 from llmctl.commands.renamed import Renamed
 from llmctl.commands.tokenizer_folder import TokenizerFolder
 from llmctl.io.progress import Progress
+from llmctl.runtime.process import available_cores
 
 if TYPE_CHECKING:
     from llmctl.config.pretrain import PretrainConfig
@@ -84,7 +84,7 @@ def build(
         raise DataError(f"{reading.format_problems(problems)}\nfix them, or leave them out with --skip-bad")
     if problems:
         click.echo(f"warning: left out: {reading.format_problems(problems)}", err=True)
-    workers = workers or (1 if source.nbytes < SINGLE_PROCESS_BELOW else len(os.sched_getaffinity(0)))
+    workers = workers or (1 if source.nbytes < SINGLE_PROCESS_BELOW else available_cores())
     began = time.perf_counter()
     with Progress("tokenizing", source.nbytes) as progress:
         made = corpus.build(source, prefix, encoder, workers, overwrite, progress)
