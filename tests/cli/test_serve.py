@@ -56,8 +56,38 @@ def test_llmctl_request_prints_what_the_server_answers(server, client, monkeypat
     assert llmctl(*words)[0] == expected == llmctl(*words, "--no-stream")[0]
     assert json.loads(llmctl(*words, "--json", "--system", "Be brief.")[0])["choices"]
     assert "refuses (404): there is no model 'other'" in llmctl(*words, "--name", "other", code=2)[1]
-    assert "nobody answers" in llmctl("request", "Hi", "--url", "http://127.0.0.1:9", code=2)[1]
-    assert "is not an address" in llmctl("request", "Hi", "--url", "localhost:8000", code=2)[1]
+    assert "no server answers" in llmctl("request", "Hi", "--url", "http://127.0.0.1:9", code=2)[1]
+    for url in ("localhost:8000", "http://localhost:eight", "http://[half", "http://localhost:99999"):
+        assert f"--url {url} is not an address" in llmctl("request", "Hi", "--url", url, code=2)[1]
+
+
+CHUNKED = "content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "words", "said"),
+    [
+        (f'200 OK\r\n{CHUNKED}20\r\ndata: {{"choices": []}}\n\n', [], "the answer broke off: IncompleteRead"),
+        ('200 OK\r\ncontent-length: 500\r\n\r\n{"a":', ["--no-stream"], "the answer broke off: IncompleteRead"),
+        ("500 Oh\r\ncontent-length: 500\r\n\r\n{", [], "the answer broke off: IncompleteRead"),
+        ("200 OK\r\ncontent-length: 2\r\n\r\nHi", ["--no-stream"], "does not have the form of OpenAI's API"),
+        ('200 OK\r\ncontent-length: 9\r\n\r\ndata: {}\n', [], "does not have the form of OpenAI's API (KeyError: 'choices')"),
+    ],
+)  # fmt: skip
+def test_llmctl_request_says_what_is_wrong_with_an_answer(reply, words, said):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            with server.accept()[0] as one:
+                asked = b""
+                while not asked.endswith(b"}"):
+                    asked += one.recv(1 << 16)
+                one.sendall(f"HTTP/1.1 {reply}".encode())
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(answer)
+            url = f"http://127.0.0.1:{server.getsockname()[1]}"
+            assert said in llmctl("request", "Hi", "--url", url, *words, code=2)[1]
 
 
 def test_answers_in_a_crowd_are_those_given_alone(client):

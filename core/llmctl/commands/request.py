@@ -7,6 +7,7 @@ import json
 import ssl
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,7 +36,7 @@ class AnswerError(LlmctlError):
 @click.option(
     "--top-p", type=click.FloatRange(0, 1), help="Only the likeliest tokens that together have this probability."
 )
-@click.option("--seed", type=int, help="The same answer again.")
+@click.option("--seed", type=int, help="Random seed; the same seed gives the same answer.")
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole response as JSON.")
 @click.option(
@@ -54,8 +55,8 @@ def command(
     stream = not (no_stream or as_json)
     with _asked(url, {**body, "stream": stream}, api_key, timeout, insecure) as response:
         if not stream:
-            whole = parse_json(response.read())
-            click.echo(json.dumps(whole, ensure_ascii=False) if as_json else whole["choices"][0]["message"]["content"])
+            whole, answer = _whole(response)
+            click.echo(json.dumps(whole, ensure_ascii=False) if as_json else answer)
             return
         for piece in _pieces(response):
             click.echo(piece, nl=False)
@@ -66,30 +67,64 @@ def _asked(url: str, body: dict[str, Any], key: str | None, timeout: float, inse
     """The response to a body.
 
     Raises:
-        ConfigError: The address is none, or nobody answers there.
+        ConfigError: The address is not one, or no server answers there.
         AnswerError: The server refuses.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"--url {url} is not an address; write it as http://HOST:PORT")
-    context = ssl.create_default_context()
-    if insecure:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    secure = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=timeout, context=context)
-    link = (
-        secure if parts.scheme == "https" else http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
-    )
+    link, path = _connection(url, timeout, insecure)
     headers = {"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})}
     try:
-        link.request("POST", parts.path.rstrip("/").removesuffix("/v1") + PATH, json.dumps(body).encode(), headers)
+        link.request("POST", path, json.dumps(body).encode(), headers)
         response = link.getresponse()
     except (OSError, http.client.HTTPException) as error:
         raise ConfigError(
-            f"nobody answers at {url}: {error}; start a server with llmctl serve MODEL, or see --url"
+            f"no server answers at {url}: {error}; start one with llmctl serve MODEL, or see --url"
         ) from None
     if response.status != 200:
-        raise AnswerError(f"the server refuses ({response.status}): {_reason(response.read())}")
+        with _explained():
+            raise AnswerError(f"the server refuses ({response.status}): {_reason(response.read())}")
     return response
+
+
+def _connection(url: str, timeout: float, insecure: bool) -> tuple[http.client.HTTPConnection, str]:
+    """A connection to a server, and the path to ask."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), None, None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigError(f"--url {url} is not an address; write it as http://HOST:PORT")
+    path = parts.path.rstrip("/").removesuffix("/v1") + PATH
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(host, port, timeout=timeout), path
+    context = ssl.create_default_context()
+    if insecure:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=timeout, context=context), path
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What fails while an answer is read is the server's fault, or the network's.
+
+    Raises:
+        AnswerError: The answer broke off, or has another form.
+    """
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        raise AnswerError(f"the answer broke off: {type(error).__name__}: {error}") from None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise AnswerError(
+            f"the answer does not have the form of OpenAI's API ({type(error).__name__}: {error}); see --url"
+        ) from None
+
+
+def _whole(response: http.client.HTTPResponse) -> tuple[Any, str]:
+    """The body of a response, and the text of the answer in it."""
+    with _explained():
+        whole = parse_json(response.read())
+        return whole, whole["choices"][0]["message"]["content"] or ""
 
 
 def _reason(data: bytes) -> str:
@@ -103,17 +138,18 @@ def _pieces(response: http.client.HTTPResponse) -> Iterator[str]:
     """The texts of a streamed answer.
 
     Raises:
-        AnswerError: It broke off.
+        AnswerError: It broke off, or has another form.
     """
-    for line in response:
-        data = line.removeprefix(b"data: ").strip()
-        if not line.startswith(b"data: "):
-            continue
-        if data == b"[DONE]":
-            return
-        event = parse_json(data)
-        if "error" in event:
-            raise AnswerError(f"the answer broke off: {event['error']['message']}")
-        for choice in event["choices"]:
-            yield choice["delta"].get("content") or ""
+    with _explained():
+        for line in response:
+            data = line.removeprefix(b"data: ").strip()
+            if not line.startswith(b"data: "):
+                continue
+            if data == b"[DONE]":
+                return
+            event = parse_json(data)
+            if "error" in event:
+                raise AnswerError(f"the answer broke off: {event['error']['message']}")
+            for choice in event["choices"]:
+                yield choice["delta"].get("content") or ""
     raise AnswerError("the answer broke off")
