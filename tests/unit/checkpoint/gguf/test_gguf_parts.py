@@ -115,6 +115,15 @@ def test_a_folder_with_several_models_lists_them(model, tmp_path):
     assert locate(folder) == locate(folder / "m-Q8_0.gguf")
 
 
+def test_a_file_that_does_not_exist_is_told_with_those_that_do(model, folder, tmp_path):
+    model.gguf(tmp_path / "m-Q8_0.gguf", "llama", "Q8_0", True)
+    with pytest.raises(CheckpointError, match="m-Q4_0.gguf does not exist; .* holds .*m-Q8_0.gguf$"):
+        locate(tmp_path / "m-Q4_0.gguf")
+    (folder / name(1)).unlink()
+    with pytest.raises(CheckpointError, match=f"is one of {COUNT} parts of a model, and {name(1)} is not in"):
+        locate(folder / name(1))
+
+
 @pytest.mark.parametrize(
     "other", ["model.safetensors", "adapter_model.safetensors", "weights.packed", "pytorch_model-00001-of-00002.bin"]
 )
