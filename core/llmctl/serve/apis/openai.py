@@ -30,7 +30,7 @@ MARK = "\0"
 
 @dataclass(frozen=True)
 class Asked:
-    """A body that was understood.
+    """A parsed body.
 
     Attributes:
         model: The model.
