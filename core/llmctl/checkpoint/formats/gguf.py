@@ -216,7 +216,7 @@ def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Planned
         tensors: In the order of the file; their blocks are asked for one by one.
 
     Raises:
-        CheckpointError: The file cannot be written.
+        OSError: The file cannot be written.
     """
     numbers = {kind: number for number, kind in TYPES.items()}
     parts = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(metadata))]
@@ -227,14 +227,11 @@ def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Planned
         axes = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape[::-1])
         parts += [_text(name), axes, struct.pack("<IQ", numbers[tensor.type], offset)]
         offset += -(-tensor.nbytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
-    try:
-        with open(path, "wb") as stream:
-            stream.write(b"".join(parts))
-            for tensor in tensors.values():
-                stream.write(b"\0" * (-stream.tell() % DEFAULT_ALIGNMENT))
-                stream.write(np.ascontiguousarray(tensor.blocks()).data)  # tofile does not say why it fails
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
+    with open(path, "wb") as stream:
+        stream.write(b"".join(parts))
+        for tensor in tensors.values():
+            stream.write(b"\0" * (-stream.tell() % DEFAULT_ALIGNMENT))
+            stream.write(np.ascontiguousarray(tensor.blocks()).data)  # tofile does not say why it fails
 
 
 def _text(text: str) -> bytes:

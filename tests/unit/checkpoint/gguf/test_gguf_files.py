@@ -249,6 +249,16 @@ def test_rows_that_are_no_whole_blocks_are_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "m.gguf").exists()
 
 
+def test_a_full_disk_is_told_with_the_name_that_was_given(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmctl.checkpoint.gguf.vocabulary.metadata_of", lambda *arguments: {})
+    model, write = Model("llama"), files.write
+    folder = model.folder(tmp_path / "hf")
+    state = open_source(folder, model.plugin, model.dims).state
+    monkeypatch.setattr(files, "write", lambda path, *rest: write("/dev/full", *rest))
+    with pytest.raises(FileError, match=f"disk full while writing {tmp_path / 'm.gguf'}; nothing was written"):
+        write_model(tmp_path / "m.gguf", folder, model.plugin.card, model.dims, state, "float16")
+
+
 @pytest.mark.assets
 @pytest.mark.parametrize("name", ["model3_Q4_0", "model3_Q4_K"])
 def test_files_of_other_tools_have_the_values_beside_them(assets, name):
