@@ -39,7 +39,7 @@ LONGEST = 1024
 def command(ctx: click.Context, /, model: Path | None, **given: Any) -> None:
     """Chat with the model in the folder MODEL. /help lists what can be typed; Ctrl-D ends the chat.
 
-    MODEL is what it is for llmctl generate.
+    MODEL is as for llmctl generate.
     """
     folder, say = ctx.obj.folder_or(model), messages(ctx)
     chosen = given_params(given)

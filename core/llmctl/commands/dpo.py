@@ -9,9 +9,9 @@ from llmctl.commands.recipe import find_source
 
 command = configured(
     "dpo",
-    """Train a model with DPO on preference pairs: JSON lines with src, tgt, response and sort.
+    """Train a model with DPO on preference pairs: a chosen and a rejected answer to each prompt.
 
-    CONFIG is a YAML or JSON file; PaddleNLP's *_argument.json works too. Every field can also be given with --set.
+    CONFIG is a YAML or JSON file; PaddleNLP's *_argument.json and LLaMA-Factory's YAML work too. Every field can also be given with --set.
     """,
     partial(find_source, "dpo"),
     "Recipe of the family to run instead of CONFIG; give model and data with --set.",

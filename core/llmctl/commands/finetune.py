@@ -37,9 +37,9 @@ def _source(
 
 command = configured(
     "finetune",
-    """Fine-tune a model on JSON lines of prompts (src) and answers (tgt).
+    """Fine-tune a model on prompts and answers, or on conversations.
 
-    CONFIG is a YAML or JSON file; PaddleNLP's *_argument.json works too. Without CONFIG, the family's starter recipe runs: a small bundled model and task.
+    CONFIG is a YAML or JSON file; PaddleNLP's *_argument.json and LLaMA-Factory's YAML work too. Without CONFIG, the family's starter recipe runs: a small bundled model and task.
     """,
     _source,
     "Recipe of the family to run instead of CONFIG. [default: its starter recipe]",

@@ -47,7 +47,7 @@ REFUSED = 1
 @click.option("--qkv", type=click.Choice(QKV), help="Bits of the projections of queries, keys and values; mixed = int4 queries, int8 keys and values. [default: those of the other linears]")  # fmt: skip
 @click.option("--tokens", type=int, metavar="N", help="Tokens to calibrate on. [default: 32768]")
 @click.option("--window", type=int, metavar="N", help="Tokens of a calibration window. [default: 256]")
-@click.option("--seed", type=int, metavar="N", help="Which windows are drawn. [default: 42]")
+@click.option("--seed", type=int, metavar="N", help="Random seed that chooses the windows. [default: 42]")
 @click.option("--format", "layout", type=click.Choice(FORMATS), help="Layout of the folder: packed for the fused engine, or that of another tool. [default: packed]")  # fmt: skip
 @click.option("--max-kl", type=float, metavar="NATS", help="Keep nothing if the mean KL divergence to the float model is above this. [default: 0.2]")  # fmt: skip
 @click.option("--set", "assignments", multiple=True, metavar="a.b=c", shell_complete=complete_setting, help="Override a field; may be repeated.")  # fmt: skip

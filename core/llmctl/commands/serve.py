@@ -69,7 +69,9 @@ SECTIONS = {
 @click.option("--allowed-host", "allowed_hosts", multiple=True, metavar="NAME",
               help="Name under which clients reach the server; may be repeated. Addresses and localhost always work.")  # fmt: skip
 @click.option(
-    "--gradio", is_flag=True, help="A page of Gradio too, at /gradio, with what / has not: sliders and the raw context."
+    "--gradio",
+    is_flag=True,
+    help="Serve a Gradio page too, at /gradio, with what the page at / lacks: sliders and the raw context.",
 )
 @click.option("--grace", "grace_seconds", type=click.FloatRange(0), metavar="SECONDS",
               help="How long running answers may go on after SIGTERM or Ctrl-C. [default: 30]")  # fmt: skip
@@ -80,7 +82,7 @@ def command(
 ) -> None:
     """Serve the model in the folder MODEL over HTTP, with the APIs of OpenAI, Anthropic and PaddleNLP's server.
 
-    MODEL is what it is for llmctl generate.
+    MODEL is as for llmctl generate.
     """
     say = messages(ctx)
     chosen = {

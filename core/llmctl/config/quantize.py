@@ -48,7 +48,7 @@ class CalibrationConfig:
     file: str = option("", "Plain text, examples in any format of fine-tuning data, or a corpus of `llmctl data build`.")  # fmt: skip
     tokens: int = option(32768, "Tokens to calibrate on.", minimum=64)
     window: int = option(256, "Tokens of a calibration window; fewer if the model has fewer positions.", minimum=16)
-    seed: int = option(42, "Which windows are drawn.", minimum=0, maximum=2**32 - 1)
+    seed: int = option(42, "Random seed that chooses the windows.", minimum=0, maximum=2**32 - 1)
     columns: list[str] = option([], "Names of keys in the data, as `data.columns` of fine-tuning.")
     chat_template: str = option("auto", "As `data.chat_template` of fine-tuning.")
 
