@@ -1,8 +1,8 @@
 """Memory of a training step, estimated from a family's card before anything is built. No paddle here.
 
 The peak is the sum of the process, weights, optimizer moments, activations that layers keep for the backward pass, holes, the
-room of a recomputed layer, and the larger of two that never exist together: logits with the gradient of the output head, or all
-gradients. Layers keep the inputs of their norms and linears; the compiled attention keeps no attention scores. Of several ranks
+room of a recomputed layer with its gradients, and the larger of two that never exist together: logits with the gradient of the
+output head, or all gradients; those that are added up over passes are there all the time. Layers keep the inputs of their norms and linears; the compiled attention keeps no attention scores. Of several ranks
 one is estimated, by its ``Share``.
 
 Holes are the room of tensors that a layer frees, which the heap of the C library gives to narrower tensors alone: paddle asks for
@@ -64,6 +64,7 @@ class Training:
         magnitude: Whether adapters have a magnitude (DoRA).
         dropout: Whether the adapters' inputs have dropout.
         logits: Tensors as large as the logits that exist together; 1 = their gradient is written over them.
+        accumulated: Whether gradients are added up over several passes.
     """
 
     trained: int
@@ -81,6 +82,7 @@ class Training:
     magnitude: bool = False
     dropout: bool = False
     logits: int = 1
+    accumulated: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class RankModel:
         routed_weights: Of these, those of experts.
         kept: Values that layers keep for the backward pass, for each token.
         holes: Values whose room they free and nothing uses again, for each token.
-        recomputed: Values of the largest recomputed layer, for each token.
+        recomputed: Values of the largest recomputed layer and of their gradients, for each token.
         unit: Parameters of the largest layer, embeddings and output head among them.
         head: Trained parameters of the output head.
     """
@@ -167,6 +169,8 @@ def parts_of(
         weights = share.sliced(weights, model.routed_weights) + 2 * model.unit * width
         reference = share.sliced(reference, model.routed * width) if reference else 0
     states = own * (3 * FLOAT if training.masters else 2 * width)
+    of_pass, sums = _gradients(training, share, trained, own, model.unit)
+    earlier = (sums or of_pass) if training.accumulated else 0
     return {
         "process": PROCESS + TOKEN * vocab,
         "weights": weights,
@@ -179,19 +183,20 @@ def parts_of(
         "logits": (training.logits * batch.labels * -(-vocab // share.tensor) + model.head) * width
         if share.last
         else 0,
-        "gradients": _gradients(training, share, trained, own, model.unit),
+        "gradients": of_pass + sums - earlier,
+        "accumulated gradients": earlier,
         "recomputed layer": int(model.recomputed * batch.tokens) * width,
         "buckets": 2 * min(share.bucket, trained * width),
     }
 
 
-def _gradients(training: Training, share: Share, trained: int, own: int, unit: int) -> int:
-    """Bytes of gradients: those of a pass, and where they differ those that are added up over the passes of a step."""
+def _gradients(training: Training, share: Share, trained: int, own: int, unit: int) -> tuple[int, int]:
+    """Bytes of gradients of a pass, and where they differ of those that are added up over the passes of a step."""
     sharded = share.sharding > 1 and share.stage > 1
     of_pass = min(trained, 2 * unit) if sharded and share.stage == 3 else trained
     if training.masters:
-        return of_pass * training.width + (own if sharded else trained) * FLOAT
-    return of_pass * training.width + (own * training.width if sharded else 0)
+        return of_pass * training.width, (own if sharded else trained) * FLOAT
+    return of_pass * training.width, own * training.width if sharded else 0
 
 
 def cache_bytes(card: Family, dims: Dims, tokens: int, width: int = HALF) -> int:
@@ -214,8 +219,8 @@ def _weights(rows: list[Tensor], training: Training) -> int:
 def _activations(
     card: Family, dims: Dims, training: Training, length: int, tensors: list[Tensor], share: Share
 ) -> tuple[float, float, float, int]:
-    """For each token the values that layers keep for the backward pass, holes, and those of the largest recomputed layer; the
-    largest layer's weights.
+    """For each token the values that layers keep for the backward pass, holes, and those of the largest recomputed layer with its
+    gradients; the largest layer's weights.
     """
     layers: dict[int, list[Tensor]] = {}
     for tensor in tensors:
@@ -243,7 +248,9 @@ def _activations(
         left = {"none": sum(freed), "attention": freed[1], "full": 0.0}[recompute]
         kept += stored
         holes += left
-        largest = max(largest, attention + rest + sum(freed) - stored - left)
+        if recompute != "none":
+            wide = sum(_output(t, shared) for t in rows if base_slot(t.slot) == "ffn1" and t.expert is None)
+            largest = max(largest, attention + rest + sum(freed) - stored - left + wide + 2 * hidden)
         unit = max(unit, sum(t.size for t in rows))
     # Outside the layers norms keep their inputs, unless nothing before them is trained, and the head, or the next stage, its own.
     norms = {base_slot(t.slot) for t in tensors if t.kind == "norm" and t.layer is None}

@@ -92,7 +92,7 @@ def plan_memory(job: Outline, batch: MicroBatch, available: int, limit: int) -> 
         "rows_of_the_data": available or None,
         "memory": limit,
         "largest_batch": largest,
-        "changes": [] if peak <= limit else _changes(job, batch, largest, limit),
+        "changes": [] if peak <= limit else _changes(job, batch, limit),
         "kv_cache_of_1000_tokens": memory_estimate.cache_bytes(card, dims, 1000),
     }
 
@@ -148,6 +148,7 @@ def _estimate(job: Outline | CheckedJob[Any], training: Training, batch: MicroBa
     """Bytes by part, on the rank that needs most."""
     card, dims, config = job.model.plugin.card, job.model.dims, job.config
     topology = topology_of(job)
+    training = dataclasses.replace(training, accumulated=config.train.grad_accumulation > topology.batch)
     shares = of_ranks(card, dims, config.parallel, topology, config.train.grad_accumulation)
     # Inner stages differ by the passes that they hold, of which the second has most, and by their layers.
     largest = max(shares, key=lambda share: len(share.layers or ()))
@@ -241,10 +242,12 @@ def _scaled(batch: MicroBatch, rows: int) -> MicroBatch:
     return dataclasses.replace(batch, tokens=batch.tokens * rows // now, labels=batch.labels * rows // now)
 
 
-def _changes(job: Outline, batch: MicroBatch, largest: int, limit: int) -> list[dict[str, Any]]:
+def _changes(job: Outline, batch: MicroBatch, limit: int) -> list[dict[str, Any]]:
     """Settings with which the job fits, each with its peak: single ones, or the fewest of those that are tried in a row."""
     train = job.config.train
-    size = min(max(1, largest), train.batch_size)
+    # Smaller batches add up gradients.
+    several = _changed(job, [f"train.grad_accumulation={max(2, train.grad_accumulation)}"])
+    size = max(1, _largest_batch_size(several, training_of(job), batch, limit, train.batch_size))
     smaller = [
         f"train.batch_size={size}",
         f"train.grad_accumulation={-(-train.batch_size * train.grad_accumulation // size)}",
@@ -270,12 +273,16 @@ def _changes(job: Outline, batch: MicroBatch, largest: int, limit: int) -> list[
     return [{"set": way, "peak": peak} for way, peak in fitting]
 
 
-def _peak_with(job: Outline, batch: MicroBatch, assignments: Sequence[str]) -> int:
+def _changed(job: Outline, assignments: Sequence[str]) -> Outline:
     config = job.config
     changed = schema.build(type(config), override(schema.to_dict(config), assignments))
-    other = dataclasses.replace(job, config=changed)
+    return dataclasses.replace(job, config=changed)
+
+
+def _peak_with(job: Outline, batch: MicroBatch, assignments: Sequence[str]) -> int:
+    other = _changed(job, assignments)
     rows = max(1, batch.tokens // batch.length)
-    scaled = _scaled(batch, min(rows, changed.train.batch_size))
+    scaled = _scaled(batch, min(rows, other.config.train.batch_size))
     return memory_estimate.peak(_estimate(other, training_of(other), scaled))
 
 

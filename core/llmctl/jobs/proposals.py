@@ -136,6 +136,7 @@ class Planner:
         plan, training = arrangement.plan, dataclasses.replace(self.training, recompute=arrangement.recompute)
         topology = plan.topology
         passes = -(-self.global_batch // arrangement.rows // topology.batch)
+        training = dataclasses.replace(training, accumulated=passes > 1)
         tokens = arrangement.rows * self.length
         found: list[tuple[dict[str, int], int, Seconds, int]] = []
         sizes = [len(layers) for layers in self._layers(topology.pipeline)]

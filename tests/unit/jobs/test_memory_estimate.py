@@ -46,6 +46,16 @@ def test_recomputation_keeps_inputs_of_layers_and_one_layer_whole():
     assert full < half < plain
 
 
+def test_gradients_that_are_added_up_are_there_beside_logits():
+    once, twice = parts(), parts(replace(FULL, accumulated=True))
+    assert twice["accumulated gradients"] == once["gradients"] and not twice["gradients"]
+    assert peak(twice) - peak(once) == min(once["logits"], once["gradients"])
+    half = replace(FULL, width=2, masters=True)
+    once, twice = parts(half), parts(replace(half, accumulated=True))
+    assert (twice["accumulated gradients"], twice["gradients"]) == (4 * CARD.count(DIMS), 2 * CARD.count(DIMS))
+    assert once["gradients"] == 6 * CARD.count(DIMS)
+
+
 def test_an_adapter_moves_little_and_a_quantised_base_is_small():
     targets = tuple(
         t.name.removesuffix(".weight") for t in CARD.expand(DIMS) if t.kind == "linear" and t.layer is not None
