@@ -19,7 +19,7 @@ from llmctl.io.gguf_files import LINK, GgufModel
 from llmctl.io.json_object import write_json
 
 CACHE = "gguf"
-FORM = 4
+FORM = 5
 """Raised when folders of the same file are written otherwise."""
 
 

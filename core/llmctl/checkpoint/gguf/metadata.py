@@ -34,6 +34,13 @@ IDLE = frozenset({"vocab_size", "tensor_data_layout"})
 BASE = 10000.0
 """Of RoPE, where nothing is said."""
 
+SCALED = ("type", "factor", "original_context_length", "finetuned")
+YARN = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow", "yarn_attn_factor": "attention_factor"}
+"""Keys of YaRN after ``SCALING`` -> those of ``rope_scaling`` in config.json."""
+
+NEUTRAL = {SCALING + "yarn_ext_factor": 1.0, SCALING + "attn_factor": 1.0, SCALING + "yarn_log_multiplier": 0.0}
+"""Values with which keys that are not read say nothing."""
+
 NEEDED = ("layers", "hidden", "ffn", "heads")
 TRAINED = "original_max_position_embeddings"
 BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, TRAINED: 8192}
@@ -83,9 +90,9 @@ def config_of(file: GgufFile, card: Family) -> dict[str, Any]:
     own = f"{file.metadata[ARCHITECTURE]}."
     given = {key.removeprefix(own): value for key, value in file.metadata.items() if key.startswith(own)}
     sizes = SIZES | dict(card.gguf.sizes if card.gguf else {})
-    if unread := sorted(
-        key for key in given if key not in READ | IDLE | {*sizes.values()} and not key.startswith(SCALING)
-    ):
+    read = READ | IDLE | {*sizes.values(), *(SCALING + key for key in (*SCALED, *YARN))}
+    left = (key for key in given if key not in read)
+    if unread := sorted(key for key in left if key not in NEUTRAL or str(given[key]) != str(NEUTRAL[key])):
         raise UnsupportedError(
             f"{file.path}: {own}{unread[0]}={given[unread[0]]!r} is not read, and leaving it out could change the results; use the "
             "model's checkpoint in Hugging Face's layout"
@@ -158,6 +165,15 @@ def metadata_of(card: Family, dims: Dims) -> dict[str, Any]:
         found[own + SCALING + "type"], found[own + SCALING + "factor"] = kind, float(scaling["factor"])
         if TRAINED in scaling:
             found[own + SCALING + "original_context_length"] = int(scaling[TRAINED])
+        rest = {
+            name: value
+            for name, value in scaling.items()
+            if value is not None and name not in ("rope_type", "type", "factor", TRAINED)
+        }
+        if kind == "yarn":
+            found |= {own + SCALING + key: float(rest.pop(name)) for key, name in YARN.items() if name in rest}
+        if rest:
+            raise UnsupportedError(f"RoPE scaling with {', '.join(rest)} is not written as GGUF")
     elif kind is not None and not set(BANDS) <= set(scaling):
         raise UnsupportedError(f"RoPE scaling of type {kind!r} is not written as GGUF")
     return found
@@ -204,6 +220,8 @@ def _scaling(
     scaling = {"rope_type": kind, "factor": float(given[SCALING + "factor"])}
     if kind == "yarn" and SCALING + "original_context_length" in given:
         scaling[TRAINED] = int(given[SCALING + "original_context_length"])
+    if kind == "yarn":
+        scaling |= {name: float(given[SCALING + key]) for key, name in YARN.items() if SCALING + key in given}
     return scaling
 
 

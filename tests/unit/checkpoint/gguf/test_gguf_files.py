@@ -10,6 +10,7 @@ from kit.gguf_models import WIDE, Model, mixed
 from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.formats import gguf as files
 from llmctl.checkpoint.gguf.folder import as_folder
+from llmctl.checkpoint.gguf.metadata import metadata_of
 from llmctl.checkpoint.gguf.write import write_model
 from llmctl.checkpoint.locate import locate
 from llmctl.errors import CheckpointError, FileError, UnsupportedError
@@ -122,6 +123,23 @@ def test_answers_end_with_the_end_of_a_turn_too(tmp_path):
     for count, ends in ((1, 2), (2, [2, 7])):
         path = Model("llama").gguf(tmp_path / f"{count}.gguf", "llama", "F32", True, facts=facts[:count])
         assert json.loads((locate(path) / "config.json").read_text())["eos_token_id"] == ends
+
+
+def test_settings_of_yarn_are_read_and_written(tmp_path):
+    """By the keys that llama.cpp's conversion writes."""
+    own = {"type": "yarn", "factor": 4.0, "original_context_length": 16, "yarn_beta_fast": 24.0, "yarn_beta_slow": 2.0, "yarn_attn_factor": 1.25}  # fmt: skip
+    kinds = {str: gguf.GGUFValueType.STRING, float: gguf.GGUFValueType.FLOAT32, int: gguf.GGUFValueType.UINT32}
+    facts = [(f"qwen2.rope.scaling.{key}", (value, kinds[type(value)])) for key, value in own.items()]
+    path = Model("qwen2").gguf(tmp_path / "m.gguf", "qwen2", facts=facts)
+    scaling = json.loads((locate(path) / "config.json").read_text())["rope_scaling"]
+    assert scaling == {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 24.0, "beta_slow": 2.0, "attention_factor": 1.25}  # fmt: skip
+    written = metadata_of(Model("qwen2").plugin.card, Model("qwen2", rope_scaling=scaling).dims)
+    assert {key.rpartition(".")[2]: value for key, value in written.items() if ".scaling." in key} == own
+    with pytest.raises(UnsupportedError, match="RoPE scaling with mscale is not written as GGUF"):
+        metadata_of(Model("qwen2").plugin.card, Model("qwen2", rope_scaling={**scaling, "mscale": 2.0}).dims)
+    kept = ("qwen2.rope.scaling.yarn_ext_factor", (0.5, gguf.GGUFValueType.FLOAT32))
+    with pytest.raises(UnsupportedError, match="yarn_ext_factor=0.5 is not read"):
+        locate(Model("qwen2").gguf(tmp_path / "other.gguf", "qwen2", facts=[*facts, kept]))
 
 
 def test_frequencies_by_wavelength_are_recognised(tmp_path):
