@@ -51,6 +51,8 @@ def check(
     Raises:
         ValueError: The tensors contradict each other.
     """
+    if "weight_shape" in parts:
+        check_part("weight_shape", parts["weight_shape"], (2,), INDICES)
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"the weight is {list(shape)}, expected a matrix")
     outputs, inputs = shape

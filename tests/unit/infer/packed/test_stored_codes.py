@@ -314,6 +314,8 @@ def test_symmetric_codes_of_the_other_version_are_told(tmp_path, v2):
         ("plain", "weight_scale", None, "has weight as int8, but no weight_scale"),
         ("packed", "weight_packed", lambda x: x[:, :-1], "weight_packed is "),
         ("packed", "weight_scale", lambda x: x[:, :1], "weight_scale is "),
+        ("packed", "weight_shape", lambda x: x.reshape(2, 1), "weight_shape is "),
+        ("packed", "weight_shape", lambda x: -x, "the weight is "),
         ("packed", "weight_shape", None, "but no weight_shape"),
     ],
 )
