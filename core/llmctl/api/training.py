@@ -6,6 +6,8 @@ The commands call ``make_config``, ``check_job`` and ``run_job``; the three func
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 from llmctl import runtime
 from llmctl.api.run import Run
 from llmctl.config import file, schema
-from llmctl.config.parallel import ParallelConfig
 from llmctl.errors import ConfigError, require_installed
 from llmctl.io.progress import silent, waiting
 from llmctl.io.sizes import parse_bytes
 from llmctl.jobs.paths import hold_output
 from llmctl.jobs.registry import COMMANDS, resolve
 from llmctl.parallel.arrangement import arrange, check_passes
-from llmctl.parallel.rank import Rank, from_environment
+from llmctl.parallel.machines.rendezvous import meet_ranks
+from llmctl.parallel.rank import LAUNCHER, Rank, from_environment
 from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.parallel.topology import Topology
+from llmctl.runtime.signals import handled
 from llmctl.train.callbacks.base import Callback
 from llmctl.train.console import Console
 
@@ -172,18 +175,24 @@ def run_job(
         with silent() if console.quiet else waiting("importing paddle"):
             runtime.import_paddle(f"llmctl {job.command}")
             from llmctl.train import trainer
-        trainer.run(job, callbacks, console, _ranks(rank, topology, job.config.parallel))
+        trainer.run(job, callbacks, console, _ranks(rank, topology, job))
     return Run(job.output)
 
 
-def _ranks(rank: Rank | None, topology: Topology, parallel: ParallelConfig) -> Ranks:
+def _ranks(rank: Rank | None, topology: Topology, job: CheckedJob[Any]) -> Ranks:
     """The processes that train together; they are connected when this returns."""
     if rank is None:
         return ALONE
     from llmctl.parallel.mesh import Mesh
+    from llmctl.train import alike
 
+    parallel = job.config.parallel
     bucket = parse_bytes(parallel.bucket, "parallel.bucket=")
-    return Mesh(topology, rank, parallel.hang_seconds, bucket)
+    # Python would look at a signal only when all ranks are there.
+    with handled(signal.SIG_DFL):
+        if LAUNCHER not in os.environ:
+            meet_ranks(rank, os.environ["PADDLE_MASTER"], alike.named(job))
+        return Mesh(topology, rank, parallel.hang_seconds, bucket)
 
 
 def _read(command: str, config: Any) -> tuple[Mapping[str, Any], str]:

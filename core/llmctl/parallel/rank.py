@@ -128,7 +128,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Rank | None:
 def reporting(rank: Rank) -> Iterator[None]:
     """In a process of our launcher, what is raised is written for the launcher, which shows it once, and ends the process.
 
-    Such a process also ends when the launcher does.
+    Such a process also ends when the launcher does. In one of another launcher what comes from other ranks is one line.
 
     Args:
         rank: That of this process.
@@ -136,6 +136,12 @@ def reporting(rank: Rank) -> Iterator[None]:
     if LAUNCHER not in os.environ:
         try:
             yield
+        except PeerLost as error:
+            print(f"error: {error}", file=sys.stderr)
+            leave(error.code)
+        except LlmctlError as error:
+            _tell(f"{error}{MISTAKE}")
+            raise
         except Exception as error:
             _tell(f"{type(error).__name__}: {error}")
             raise

@@ -13,14 +13,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
-def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def handled(handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[None]:
     """Installs a handler of all of them and puts back those that were there. Outside the main thread nothing is changed.
 
     Signals that were ignored before, as under ``nohup``, stay ignored. Handlers not installed from Python are left in place,
     since they could not be put back.
 
     Args:
-        handler: Gets the signal's number and the frame.
+        handler: Gets the signal's number and the frame; ``SIG_DFL`` = the process ends at once, whatever code runs.
     """
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

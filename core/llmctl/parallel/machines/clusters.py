@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from llmctl.errors import ConfigError
 from llmctl.parallel import rank as ranks
-from llmctl.parallel.machines.nodes import Nodes, check_interface, own_address, parse_master
+from llmctl.parallel.machines.nodes import Nodes, bound, check_interface, own_address, parse_master
 from llmctl.runtime import process
 
 PORTS = range(20000, 30000)
@@ -159,11 +159,13 @@ def as_rank(tasks: Tasks, environ: Mapping[str, str], master: str | None, interf
         interface: ``--interface``.
 
     Raises:
-        ConfigError: The address of task 0 is not known, or this machine has no such network interface.
+        ConfigError: The address of task 0 is not known, its port is in use, or this machine has no such network interface.
     """
     host, port = _master(tasks, master)
     nodes = Nodes(tasks.nodes, tasks.node, host, port, interface or "")
     check_interface(nodes.interface)
+    if tasks.number == 0:
+        bound(host, port).close()
     with socket.socket() as one:
         one.bind(("", 0))
         place = f"{own_address(nodes)}:{port if tasks.number == 0 else one.getsockname()[1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 from dataclasses import dataclass
@@ -100,6 +101,29 @@ def check_interface(name: str) -> None:
         raise ConfigError(
             f"--interface {name}: this machine has no such network interface; use one of {', '.join(known)}"
         )
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at the port where the machines, or ranks, will meet, on this machine.
+
+    Args:
+        host: By which others reach this machine, for messages.
+        port: The port.
+
+    Raises:
+        ConfigError: It is in use, or may not be used.
+    """
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        one.bind(("", port))
+    except OSError as error:
+        one.close()
+        taken = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise ConfigError(
+            f"--master {host}:{port}: the port {taken} on this machine; choose another, on all machines"
+        ) from None
+    return one
 
 
 def own_address(nodes: Nodes) -> str:

@@ -1,5 +1,7 @@
 """The rendezvous of machines that will train together: their launchers meet at machine 0 and compare what they will run. No paddle here.
 
+So do ranks that another program started: Paddle would wait for 15 minutes, and hear of no signal meanwhile.
+
 Machine 0 listens at the port where its rank 0 will. It speaks first, so that a machine that comes while something else listens
 there, such as a run that is ending, sends nothing to it. The others come with their facts and wait for the verdict.
 """
@@ -7,7 +9,6 @@ there, such as a run that is ending, sends nothing to it. The others come with t
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import socket
 import sys
@@ -17,7 +18,8 @@ from typing import Any
 
 from llmctl.errors import ConfigError
 from llmctl.io.json_object import parse_json
-from llmctl.parallel.machines.nodes import Nodes
+from llmctl.parallel.machines.nodes import Nodes, bound, parse_master
+from llmctl.parallel.rank import Rank
 
 WAIT, POLL, TURN = 300.0, 0.2, 5.0
 """Seconds that machines wait for each other, between two looks at signals, and for an answer of one that is there."""
@@ -34,7 +36,9 @@ class Stopped(Exception):
     """A signal ended the waiting."""
 
 
-def meet(nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], wait: float = WAIT) -> None:
+def meet(
+    nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], wait: float = WAIT, kind: str = "machine"
+) -> None:
     """Returns when all machines are there and have the same facts.
 
     Args:
@@ -42,6 +46,7 @@ def meet(nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], wa
         facts: What must be the same on all, text by name.
         stopped: Whether a signal came.
         wait: Seconds.
+        kind: What meets, for messages.
 
     Raises:
         ConfigError: A machine did not come or cannot be reached, the port is in use, or facts differ.
@@ -49,9 +54,24 @@ def meet(nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], wa
     """
     deadline = time.monotonic() + wait
     if nodes.number == 0:
-        _receive_all(nodes, facts, stopped, deadline, wait)
+        _receive_all(nodes, facts, stopped, deadline, wait, kind)
     else:
-        _come(nodes, facts, stopped, deadline, wait)
+        _come(nodes, facts, stopped, deadline, wait, kind)
+
+
+def meet_ranks(rank: Rank, master: str, facts: Mapping[str, Any]) -> None:
+    """As ``meet``, of ranks that another program than our launcher started.
+
+    Args:
+        rank: This one.
+        master: HOST:PORT of rank 0.
+        facts: As for ``meet``.
+
+    Raises:
+        ConfigError: As for ``meet``.
+    """
+    host, port = parse_master(master, "PADDLE_MASTER must have", "rank 0")
+    meet(Nodes(rank.size, rank.number, host, port), facts, lambda: False, kind="rank")
 
 
 class _Notice:
@@ -67,18 +87,10 @@ class _Notice:
 
 
 def _receive_all(
-    nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], deadline: float, wait: float
+    nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], deadline: float, wait: float, kind: str
 ) -> None:
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", nodes.port))
-        except OSError as error:
-            taken = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-            raise ConfigError(
-                f"--master {nodes.place}: the port {taken} on this machine; choose another, on all machines"
-            ) from None
+        listener = stack.enter_context(bound(nodes.host, nodes.port))
         listener.listen(nodes.count)
         listener.settimeout(POLL)
         tell = _Notice()
@@ -87,7 +99,7 @@ def _receive_all(
         problem = ""
         while len(came) < nodes.count - 1 and not problem:
             missing = sorted(set(range(1, nodes.count)) - set(came))
-            names = f"machine{'' if len(missing) == 1 else 's'} {', '.join(map(str, missing))} of {nodes.count}"
+            names = f"{kind}{'' if len(missing) == 1 else 's'} {', '.join(map(str, missing))} of {nodes.count}"
             if stopped():
                 raise Stopped
             tell(f"waiting up to {wait:.0f} s for {names} to come to --master {nodes.place}")
@@ -103,7 +115,9 @@ def _receive_all(
                 continue
             stack.callback(guest.close)
             guests.append(guest)
-            problem = _welcome(guest, came, nodes, facts)
+            problem = _welcome(guest, came, nodes, facts, kind)
+        # Those who go on connect to this port again: not to this listener.
+        listener.close()
         verdict = json.dumps({"problem": problem}).encode() + b"\n"
         for guest in guests:
             with contextlib.suppress(OSError):
@@ -117,7 +131,9 @@ def _receive_all(
             raise ConfigError(problem)
 
 
-def _welcome(guest: socket.socket, came: dict[int, socket.socket], nodes: Nodes, facts: Mapping[str, Any]) -> str:
+def _welcome(
+    guest: socket.socket, came: dict[int, socket.socket], nodes: Nodes, facts: Mapping[str, Any], kind: str
+) -> str:
     """Takes a machine's facts; returns what is wrong with them, empty if nothing is."""
     guest.settimeout(TURN)
     try:
@@ -129,8 +145,10 @@ def _welcome(guest: socket.socket, came: dict[int, socket.socket], nodes: Nodes,
     before = came.get(number)
     came[number] = guest
     if not 0 < number < nodes.count or (before and not _gone(before)):
+        if kind == "rank":
+            return f"two ranks have number {number}, or one that is not below the {nodes.count} of all"
         return f"two machines have --node-rank {number}, or a number that is not below --nnodes {nodes.count}"
-    return differences(facts, theirs, "on machine 0", f"on machine {number}")
+    return differences(facts, theirs, f"on {kind} 0", f"on {kind} {number}")
 
 
 def differences(first: Mapping[str, Any], other: Mapping[str, Any], at_first: str, at_other: str) -> str:
@@ -149,16 +167,19 @@ def differences(first: Mapping[str, Any], other: Mapping[str, Any], at_first: st
     return f"the machines do not train the same; start all with one version and one configuration:\n  {lines}"
 
 
-def _come(nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], deadline: float, wait: float) -> None:
+def _come(
+    nodes: Nodes, facts: Mapping[str, Any], stopped: Callable[[], bool], deadline: float, wait: float, kind: str
+) -> None:
     message = json.dumps({"number": nodes.number, "facts": dict(facts)}).encode() + b"\n"
     reason, tried, tell = "no answer", False, _Notice()
     while True:
         if stopped():
             raise Stopped
-        tell(f"waiting up to {wait:.0f} s for machine 0 at --master {nodes.place} ({reason})")
+        tell(f"waiting up to {wait:.0f} s for {kind} 0 at --master {nodes.place} ({reason})")
         if tried and time.monotonic() > deadline:
+            first = "with --node-rank 0" if kind == "machine" else "as rank 0"
             raise ConfigError(
-                f"--master {nodes.place} does not answer after {wait:.0f} s ({reason}); start llmctl with --node-rank 0 there, or check "
+                f"--master {nodes.place} does not answer after {wait:.0f} s ({reason}); start llmctl {first} there, or check "
                 "address, port and firewall"
             )
         try:
@@ -189,7 +210,7 @@ def _wait_for_line(host: socket.socket, stopped: Callable[[], bool], deadline: f
         with contextlib.suppress(TimeoutError):
             part = host.recv(1 << 16)
             if not part:
-                raise ConnectionError("machine 0 has gone")
+                raise ConnectionError("it has gone")
             read += part
     return read
 

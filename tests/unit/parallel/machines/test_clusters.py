@@ -1,5 +1,7 @@
 """Environments of clusters: which task a process is, and what it becomes."""
 
+import socket
+
 import pytest
 
 from llmctl.errors import ConfigError
@@ -75,6 +77,16 @@ def test_a_task_of_srun_is_a_rank_with_the_first_machine_as_master():
     assert len(made["PADDLE_TRAINER_ENDPOINTS"].split(",")) == 4
     assert made["PADDLE_TRAINER_ENDPOINTS"].split(",")[3] == made["PADDLE_CURRENT_ENDPOINT"]
     assert decide(Options(), slurm(0, tasks=4)).variables["PADDLE_MASTER"] == made["PADDLE_MASTER"]
+
+
+def test_task_0_names_a_port_that_is_in_use():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        place = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"--master {place}: the port is in use on this machine"):
+            decide(Options(master=place), slurm(0))
+        assert decide(Options(master=place), slurm(1)).variables["PADDLE_MASTER"] == place
 
 
 def test_one_task_a_machine_starts_the_processes_of_the_machine():

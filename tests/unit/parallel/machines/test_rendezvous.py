@@ -9,7 +9,8 @@ import pytest
 from llmctl.errors import ConfigError
 from llmctl.parallel.launch import free_ports
 from llmctl.parallel.machines.nodes import Nodes
-from llmctl.parallel.machines.rendezvous import GREETING, Stopped, differences, meet
+from llmctl.parallel.machines.rendezvous import GREETING, Stopped, differences, meet, meet_ranks
+from llmctl.parallel.rank import Rank
 
 FACTS = {"llmctl": "1", "train.seed": "42"}
 
@@ -63,6 +64,42 @@ def test_who_is_waited_for_is_printed_once(monkeypatch, capsys):
         len(re.findall(r"waiting up to 1 s for machines 1,( 2,)? 3 of 4 to come to --master 127.0.0.1", printed)) == 1
     )
     assert f"waiting up to 0 s for machine 0 at --master 127.0.0.1:{port} (Connection refused)" in printed
+
+
+def test_ranks_of_another_launcher_meet_by_their_numbers():
+    (port,) = free_ports(1)
+    got = [None, None]
+
+    def come(number):
+        try:
+            meet_ranks(Rank(number, 2), f"localhost:{port}", {"train.seed": number})
+        except ConfigError as error:
+            got[number] = str(error)
+
+    threads = [threading.Thread(target=come, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got[0] == got[1]
+    assert "do not train the same" in got[0] and "train.seed: 0 on rank 0, 1 on rank 1" in got[0]
+    with pytest.raises(ConfigError, match="PADDLE_MASTER must have HOST:PORT, the address of rank 0"):
+        meet_ranks(Rank(0, 2), "localhost", {})
+    with pytest.raises(ConfigError, match="rank 1 of 2 did not come to --master localhost:"):
+        meet(Nodes(2, 0, "localhost", port), FACTS, lambda: False, wait=0.0, kind="rank")
+    with pytest.raises(ConfigError, match="does not answer .*; start llmctl as rank 0 there"):
+        meet(Nodes(2, 1, "localhost", port), FACTS, lambda: False, wait=0.0, kind="rank")
+
+
+def test_nobody_listens_any_more_when_the_others_go_on():
+    (port,) = free_ports(1)
+    first = threading.Thread(target=meet, args=(Nodes(2, 0, "127.0.0.1", port), FACTS, lambda: False))
+    first.start()
+    meet(Nodes(2, 1, "127.0.0.1", port), FACTS, lambda: False)
+    # Rank 0 will listen here: a connection to what listened before would be lost.
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    first.join()
 
 
 def test_two_machines_with_one_number_are_refused():
