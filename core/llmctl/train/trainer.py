@@ -111,9 +111,18 @@ def run(
         Interrupted: A signal such as Ctrl-C; during training, a checkpoint was saved.
     """
     runtime.configure()
-    with ends_at_once(), added_tokens.grown(job, ranks.main, ranks.barrier) as grown:
-        info = _run(grown, callbacks, console if ranks.main else Console(quiet=True), ranks)
-        ranks.close()
+    console = console if ranks.main else Console(quiet=True)
+    try:
+        with ends_at_once(), added_tokens.grown(job, ranks.main, ranks.barrier) as grown:
+            info = _run(grown, callbacks, console, ranks)
+            ranks.close()
+    except Interrupted as stop:
+        if stop.step is None:
+            console.print(
+                f"{stop}, before anything was saved for it. To continue from the newest checkpoint, or begin again without one, "
+                "run it again with --resume (output.resume=true)"
+            )
+        raise
     return info
 
 

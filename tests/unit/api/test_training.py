@@ -17,6 +17,7 @@ from kit.corpora import write
 import llmctl
 from llmctl.cli import main
 from llmctl.errors import ConfigError, LlmctlError
+from llmctl.train import trainer
 
 STARTER = Path(__file__).resolve().parents[3] / "plugins" / "llama" / "llmctl_llama" / "starter"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -187,6 +188,17 @@ def test_in_another_thread_no_handler_is_installed(tmp_path):
     thread.start()
     thread.join()
     assert not failures and seen == [before] and llmctl.Run(tmp_path / "run").state == "finished"
+
+
+def test_ctrl_c_before_the_first_step_says_how_to_begin_again(tmp_path, monkeypatch, capsys):
+    data = config(tmp_path / "run", max_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_show_start", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt, match="interrupted by SIGINT"):
+            llmctl.finetune(data)
+    printed = "".join(capsys.readouterr())
+    assert "interrupted by SIGINT, before anything was saved for it" in printed and "again with --resume" in printed
+    assert llmctl.finetune(data, overrides=["output.resume=true"], quiet=True).state == "finished"
 
 
 def test_ctrl_c_saves_raises_a_keyboard_interrupt_and_the_run_can_be_resumed(tmp_path):
