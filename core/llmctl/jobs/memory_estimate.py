@@ -1,9 +1,9 @@
 """Memory of a training step, estimated from a family's card before anything is built. No paddle here.
 
-The peak is the sum of the process, weights, optimizer moments, activations that layers keep for the backward pass, holes, the
-room of a recomputed layer with its gradients, and the larger of two that never exist together: logits with the gradient of the
-output head, or all gradients; those that are added up over passes are there all the time. Layers keep the inputs of their norms and linears; the compiled attention keeps no attention scores. Of several ranks
-one is estimated, by its ``Share``.
+The peak is the sum of the process, weights, optimizer moments, the room of a recomputed layer with its gradients, and the larger
+of two that never exist together: activations that layers keep for the backward pass with holes, logits and the gradient of the
+output head; or all gradients. Gradients that are added up over passes are there all the time. Layers keep the inputs of their
+norms and linears; the compiled attention keeps no attention scores. Of several ranks one is estimated, by its ``Share``.
 
 Holes are the room of tensors that a layer frees, which the heap of the C library gives to narrower tensors alone: paddle asks for
 whole pages, which a room of exactly the same size seldom has.
@@ -371,5 +371,6 @@ def _adapted(tensor: Tensor, training: Training) -> bool:
 
 
 def peak(parts: Mapping[str, int]) -> int:
-    """The peak in bytes: logits are freed before all gradients exist."""
-    return sum(parts.values()) - min(parts["logits"], parts["gradients"])
+    """The peak in bytes: when the last gradients come, logits and the activations of nearly all layers are freed."""
+    early = parts["activations"] + parts["fragmentation"] + parts["logits"]
+    return sum(parts.values()) - min(early, parts["gradients"])

@@ -90,3 +90,11 @@ def test_without_many_logits_a_recomputed_layer_and_its_gradients_are_the_most(m
     holes = estimate(card, dims, replace(training, recompute="none"), batch)["fragmentation"] / dims.layers
     most = most_held(lambda: next_token_loss(model, arrays).total.backward())
     assert parts["activations"] + parts["recomputed layer"] - holes == pytest.approx(most, rel=0.1)
+
+
+def test_of_few_tokens_gradients_are_the_most():
+    model, card, dims, training = trained("llama", {})
+    ids = np.random.default_rng(0).integers(1, VOCAB, (1, 4))
+    parts = estimate(card, dims, training, MicroBatch(4, 4, 4))
+    most = most_held(lambda: next_token_loss(model, {"input_ids": ids, "labels": ids}).total.backward())
+    assert parts["activations"] + parts["logits"] < parts["gradients"] == pytest.approx(most, rel=0.05)
