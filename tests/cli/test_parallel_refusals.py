@@ -18,7 +18,7 @@ CASES = {
         ["--devices", "2", "parallel.pipeline=2", "parallel.stages=[1,2]"],
         ["parallel.stages=[1, 2]", "have 3 layers together", "the model has 4"],
     ),
-    "stages": (["--devices", "2", "parallel.pipeline=2", "parallel.stages=[5]"], ["has 1 numbers"]),
+    "stages": (["--devices", "2", "parallel.pipeline=2", "parallel.stages=[5]"], ["parallel.stages=[5] has length 1, not that of parallel.pipeline=2"]),
     "sequence": (["--devices", "2", "parallel.sequence=true"], ["parallel.sequence=true needs parallel.tensor above 1"]),
     "chunks": (["--devices", "2", "parallel.pipeline=2", "parallel.chunks=2"], ["parallel.pipeline of at least 3, not 2"]),
     "passes of chunks": (
@@ -33,6 +33,8 @@ CASES = {
     "passes": (["--devices", "8", "train.grad_accumulation=4"], ["8 devices share the train.grad_accumulation=4", "=8"]),
     "experts": (["--devices", "2", "parallel.expert=2"], ["parallel.expert=2", "has no experts"]),
     "expert ranks": (["--devices", "4", "parallel.expert=3"], ["parallel.expert=3", "the 4 data parallel groups", "use one of 1, 2, 4"]),
+    "an expert rank alone": (["--devices", "1", "parallel.expert=2"], ["parallel.expert=2", "and there is 1; start more devices"]),
+    "a key of others": (["parallel.zero_stage=3"], ["parallel.zero_stage; did you mean parallel.sharding_stage?"]),
     "base": (
         ["--devices", "2", "parallel.tensor=2", "method.name=lora", "method.base=nf4"],
         ["parallel.tensor=2 cuts the", "groups of 64", "method.base=nf4", "or method.base=float"],

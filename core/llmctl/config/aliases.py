@@ -24,6 +24,10 @@ class Alias(NamedTuple):
 LENGTH = Alias(("data.max_length", "data.seq_length"))
 BITS = Alias(("method.base",), "`nf4` or `int4` for 4 bits, `int8` for 8, with method.name=lora")
 ZERO = Alias(("parallel.sharding",), "a number of devices; the stage of ZeRO is parallel.sharding_stage")
+STAGE = Alias(("parallel.sharding_stage",), "with the number of devices in parallel.sharding")
+CONTEXT = Alias(
+    (), "the tokens of a row are not divided inside attention; parallel.sequence divides them elsewhere; leave it out"
+)
 KERNELS = Alias((), "the fastest kernels are always used; leave it out")
 
 ALIASES: Mapping[str, Alias] = {
@@ -120,15 +124,31 @@ ALIASES: Mapping[str, Alias] = {
     # several devices
     "deepspeed": ZERO,
     "fsdp": ZERO,
+    "zero": STAGE,
+    "zero_stage": STAGE,
+    "tp": Alias(("parallel.tensor",)),
+    "mp_degree": Alias(("parallel.tensor",)),
+    "tensor_parallel_size": Alias(("parallel.tensor",)),
     "tensor_parallel_degree": Alias(("parallel.tensor",)),
     "tensor_model_parallel_size": Alias(("parallel.tensor",)),
     "tp_size": Alias(("parallel.tensor",)),
     "sequence_parallel": Alias(("parallel.sequence",)),
+    "pp": Alias(("parallel.pipeline",)),
+    "pp_degree": Alias(("parallel.pipeline",)),
+    "pipeline_parallel_size": Alias(("parallel.pipeline",)),
     "pipeline_parallel_degree": Alias(("parallel.pipeline",)),
     "pipeline_model_parallel_size": Alias(("parallel.pipeline",)),
     "pp_size": Alias(("parallel.pipeline",)),
     "virtual_pp_degree": Alias(("parallel.chunks",)),
+    "dp": Alias(("parallel.data",), "0, the default, is as many as the devices allow"),
+    "dp_degree": Alias(("parallel.data",), "0, the default, is as many as the devices allow"),
+    "sharding_degree": Alias(("parallel.sharding",)),
     "sharding_parallel_degree": Alias(("parallel.sharding",)),
+    "cp": CONTEXT,
+    "sep": CONTEXT,
+    "context_parallel_size": CONTEXT,
+    "sep_parallel_degree": CONTEXT,
+    "ep": Alias(("parallel.expert",)),
     "expert_parallel_degree": Alias(("parallel.expert",)),
     "expert_model_parallel_size": Alias(("parallel.expert",)),
     "ep_size": Alias(("parallel.expert",)),

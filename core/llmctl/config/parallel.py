@@ -77,7 +77,7 @@ def check(parallel: ParallelConfig, train: Any) -> None:
             )
     if parallel.stages and len(parallel.stages) != parallel.pipeline:
         raise ConfigError(
-            f"parallel.stages={parallel.stages} has {len(parallel.stages)} numbers for parallel.pipeline={parallel.pipeline}; give "
+            f"parallel.stages={parallel.stages} has length {len(parallel.stages)}, not that of parallel.pipeline={parallel.pipeline}; give "
             "the layers of each stage"
         )
     if parallel.chunks > 1:

@@ -46,6 +46,11 @@ def arrange(parallel: ParallelConfig, size: int) -> Topology:
     sharding = parallel.sharding or left
     data = max(1, parallel.data) * (left if parallel.sharding else 1)
     batch = data * sharding
+    if batch == 1 < parallel.expert:
+        raise ConfigError(
+            f"parallel.expert={parallel.expert} divides the experts among data parallel groups, and there is 1; start more devices "
+            "with --devices, or leave it out"
+        )
     if batch % parallel.expert:
         divisors = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
         raise ConfigError(

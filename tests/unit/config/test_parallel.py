@@ -23,7 +23,11 @@ def test_the_degrees_above_one_are_listed():
         ({"stages": [2, 2]}, 1, r"parallel\.stages=\[2, 2\] needs parallel\.pipeline above 1"),
         ({"chunks": 2}, 8, r"parallel\.chunks=2 needs parallel\.pipeline above 1"),
         ({"sharding_stage": 3}, 1, r"parallel\.sharding_stage=3 needs parallel\.sharding above 1"),
-        ({"stages": [4], "pipeline": 2}, 1, r"has 1 numbers for parallel\.pipeline=2; give the layers of each stage"),
+        (
+            {"stages": [4], "pipeline": 2},
+            1,
+            r"has length 1, not that of parallel\.pipeline=2; give the layers of each stage",
+        ),
         ({"chunks": 2, "pipeline": 2}, 8, r"needs parallel\.pipeline of at least 3, not 2"),
         ({"chunks": 2, "pipeline": 3}, 5, r"needs at least 2 x parallel\.pipeline=6 .* train\.grad_accumulation=5"),
         ({"chunks": 2, "pipeline": 3, "stages": [1, 1, 1]}, 6, r"leave out parallel\.stages"),
