@@ -109,7 +109,7 @@ def test_a_configuration_of_quantize_names_the_family_or_the_folder(run_llmctl, 
         "# Run with: llmctl --model opt quantize --recipe int4 --set model.path=MODEL --set calibration.file=TRAIN.jsonl --output RUN"
     )
     data = yaml.safe_load(of_family)
-    assert data["model"] == {"path": "", "family": "opt"} and data["quantize"]["qkv"] == "int8"
+    assert data["model"] == {"path": "", "family": "opt"} and data["quantize"]["qkv"] == "mixed"
     own = yaml.safe_load(
         run_llmctl("quantize", str(tmp_path), "--recipe", "int8", "--group", "32", "--print-config").stdout
     )

@@ -148,7 +148,7 @@ def test_values_out_of_range_are_refused(values, message):
 
 
 def test_what_does_not_go_with_beams_is_refused():
-    with pytest.raises(ConfigError, match="without sampling"):
+    with pytest.raises(ConfigError, match="cannot be combined with sampling"):
         replace(ask([5], sample=True), beams=BeamOptions(beams=2))
     with pytest.raises(ConfigError, match="beams=9 is more than the 8 rows"):
         engine_of(MODEL, ToyExecutor(), most_rows=8).add(replace(ask([5]), beams=BeamOptions(beams=9)))

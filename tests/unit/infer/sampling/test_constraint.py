@@ -106,5 +106,5 @@ def test_an_answer_keeps_its_form_and_drafts_do_not_change_it(options):
 
 
 def test_what_has_no_constraint_refuses_one():
-    with pytest.raises(ConfigError, match="without beam search"):
+    with pytest.raises(ConfigError, match="cannot be combined with beam search"):
         Request(prompt=[5], constraint=Alternating(2), beams=BeamOptions(beams=2))
