@@ -110,7 +110,7 @@ def predicted(job, keys, topology, hardware, shared=1.0):
     calls, sizes, slowest = {}, {}, 0.0
     for number in sorted({0, topology.pipeline - 1}):
         stage = planner._stage(plan, planner.training, number)
-        work = planner._work(stage, plan, planner.training, PASSES // topology.batch, ROWS * LENGTH)
+        work = planner._work(stage, planner.training, PASSES // topology.batch, ROWS * LENGTH)
         first, last = stage.share.first, stage.share.last
         found = costs.seconds(work, plan, hardware, first, last)
         busy = found.compute * shared + found.communication

@@ -199,7 +199,7 @@ def _gradients(training: Training, share: Share, trained: int, own: int, unit: i
     return of_pass * training.width, own * training.width if sharded else 0
 
 
-def cache_bytes(card: Family, dims: Dims, tokens: int, width: int = HALF) -> int:
+def cache_bytes(dims: Dims, tokens: int, width: int = HALF) -> int:
     """Bytes of the KV cache of ``tokens`` tokens, in generation; ``width`` is that of a value, by default of float16."""
     return 2 * int(dims.layers) * int(dims.kv_heads) * int(dims.head_dim) * tokens * width
 

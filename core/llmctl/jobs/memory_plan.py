@@ -72,7 +72,7 @@ def plan_memory(job: Outline, batch: MicroBatch, available: int, limit: int) -> 
         available: Rows of the data, above which no batch is planned; 0 = not known.
         limit: Memory of the device.
     """
-    card, dims = job.model.plugin.card, job.model.dims
+    dims = job.model.dims
     note = precision.of(job.config.model.dtype, job.config.train).note
     base = quantized_base.notes(job.model, job.config.method) if hasattr(job.config, "method") else ()
     training = training_of(job)
@@ -93,7 +93,7 @@ def plan_memory(job: Outline, batch: MicroBatch, available: int, limit: int) -> 
         "memory": limit,
         "largest_batch": largest,
         "changes": [] if peak <= limit else _changes(job, batch, limit),
-        "kv_cache_of_1000_tokens": memory_estimate.cache_bytes(card, dims, 1000),
+        "kv_cache_of_1000_tokens": memory_estimate.cache_bytes(dims, 1000),
     }
 
 

@@ -152,7 +152,7 @@ class Planner:
                 MicroBatch(tokens, self.length, tokens),
                 share,
             )
-            work = self._work(stage, plan, training, passes, tokens)
+            work = self._work(stage, training, passes, tokens)
             seconds = costs.seconds(work, plan, self.hardware, share.first, share.last)
             found.append((parts, memory_estimate.peak(parts), seconds, costs.updated(work, topology)))
         parts, peak, *_ = max(found, key=lambda one: one[1])
@@ -318,7 +318,7 @@ class Planner:
             table=embed * share.first if tied else embed, head=embed * share.last if tied else last,
         )  # fmt: skip
 
-    def _work(self, stage: _Stage, plan: Plan, training: Training, passes: int, tokens: int) -> Work:
+    def _work(self, stage: _Stage, training: Training, passes: int, tokens: int) -> Work:
         held = stage.model.held
         return Work(
             passes=passes,

@@ -92,7 +92,7 @@ def read_calibration(
     window = min(config.window, positions) if positions else config.window
     chance = random.Random(config.seed)
     if any(Path(str(path).removesuffix(end) + ".idx").is_file() for end in ("", ".idx", ".bin")):
-        kind, drawn = "corpus", _of_corpus(path, window, chance, rows)
+        kind, drawn = "corpus", _of_corpus(path, window, chance)
     elif not path.exists():
         raise ConfigError(f"calibration.file={config.file} does not exist; name a text, a file of examples or a corpus")
     elif path.is_file() and is_text(path):
@@ -182,7 +182,7 @@ def _of_text(text: str, window: int, chance: random.Random, tokenizer: Tokenizer
         yield [*prefix, *ids][:window], ()
 
 
-def _of_corpus(path: Path, window: int, chance: random.Random, rows: int) -> Iterator[Drawn]:
+def _of_corpus(path: Path, window: int, chance: random.Random) -> Iterator[Drawn]:
     """Parts of documents in random order."""
     from llmctl.data.corpus.indexed import Corpus
 

@@ -82,7 +82,7 @@ def expected(topology, rank, keys, train, passes, folder, model):
     stage = planner._stage(plan, training, place.pipeline)
     traffic = []
     for tokens, labels in passes:
-        work = dataclasses.replace(planner._work(stage, plan, training, 1, tokens), labels=labels)
+        work = dataclasses.replace(planner._work(stage, training, 1, tokens), labels=labels)
         traffic += in_passes(work, plan, stage.share.first, stage.share.last)
     calls, sizes = Counter(), Counter()
     for one in [*traffic, *in_update(work, plan)]:
