@@ -89,7 +89,7 @@ def _gguf(name: HubName, sizes: Mapping[str, int], where: str) -> GgufModel | No
     where = f"{name.repo} on {where}"
     if not models:
         raise CheckpointError(
-            f"{where} holds no model in GGUF, of which :{name.choice} would name one; leave out :{name.choice}"
+            f"{where} has no GGUF file, so :{name.choice} cannot choose one; leave out :{name.choice}"
         )
     return gguf_files.chosen(
         models,
@@ -103,7 +103,7 @@ def _gguf(name: HubName, sizes: Mapping[str, int], where: str) -> GgufModel | No
 
 
 def _fetched(client: Client, name: HubName, listing: Listing, wanted: Sequence[str]) -> Path:
-    """The folder with all of the files, of which those that are not in the cache are downloaded."""
+    """The folder with the files; those that are not in the cache are downloaded."""
     there = client.cached(replace(name, revision=listing.commit or name.revision))
     missing = [file for file in wanted if there is None or not (there / file).exists()]
     # Without a commit, the folder may be that of an earlier state of the branch; the library compares the files.

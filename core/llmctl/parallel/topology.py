@@ -110,8 +110,9 @@ class Topology:
 
         Args:
             axis: One of ``AXES``; or ``batch``, over data and sharding; or ``block``, those of them that have everything together;
-                or ``expert``, those that share a set of experts; or ``expert_sharding`` and ``expert_data``, which are to experts what sharding and data are to all else; or
-                ``ends``, the first and the last stage of a pipeline; a stage between them is alone.
+                or ``expert``, those that share a set of experts; or ``expert_sharding`` and ``expert_data``, which are to experts what
+                sharding and data are to all else; or ``ends``, the first and the last stage of a pipeline; a stage between them
+                is alone.
             rank: The rank.
 
         Raises:

@@ -159,7 +159,7 @@ def test_weights_in_other_formats_go_before_gguf_that_is_not_named(tmp_path):
         (GGUF, "", "owner/name on the Toy Hub holds 2 models in GGUF:\n  m-Q4_K_M.gguf (10 B)\n  F16/m-F16-00001-of-00002.gguf (20 B, 2 parts)\n"
          "Name one: owner/name:Q4_K_M, or its file: owner/name:m-Q4_K_M.gguf"),
         (GGUF, "Q8_0", "holds no model Q8_0 in GGUF, but:\n  m-Q4_K_M.gguf"),
-        (WHOLE, "Q8_0", "holds no model in GGUF, of which :Q8_0 would name one; leave out :Q8_0"),
+        (WHOLE, "Q8_0", "has no GGUF file, so :Q8_0 cannot choose one; leave out :Q8_0"),
         (GGUF[:4], "F16", "00001-of-00002.gguf names files that are missing, 1 in all: F16/m-F16-00002-of-00002.gguf"),
     ],
 )  # fmt: skip

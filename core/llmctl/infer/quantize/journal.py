@@ -26,7 +26,7 @@ from llmctl.io.json_object import parse_json
 from llmctl.io.lock import try_flock
 
 NAME = "journal.json"
-GO_ON = "the same command with --resume goes on with them"
+GO_ON = "run the same command with --resume to continue"
 
 VERSION = 2
 

@@ -121,7 +121,7 @@ def _parts(graph: DecoderSpec, stage: str, settings: Settings) -> list[tuple[str
 
 
 def recipe_of(settings: Settings, bits: int) -> Recipe:
-    """How codes of so many bits are chosen."""
+    """How codes are chosen that have this number of bits."""
     form = "symmetric" if bits == 8 and settings.form == "signed" else settings.form
     observed = settings.observes
     return Recipe(

@@ -117,7 +117,7 @@ def check_places(this: Rank, environ: Mapping[str, str]) -> None:
     if len(places) != this.size or places[this.number] != own:
         raise ConfigError(
             f"the environment has {ranks.SIZE}={this.size} and {ranks.NUMBER}={this.number}, so PADDLE_TRAINER_ENDPOINTS must have "
-            f"{this.size} addresses, of which number {this.number} is PADDLE_CURRENT_ENDPOINT={own}, not {','.join(places)}; unset "
+            f"{this.size} addresses, that of rank {this.number} being PADDLE_CURRENT_ENDPOINT={own}; it has {','.join(places)}. Unset "
             "these variables to train in one process"
         )
 

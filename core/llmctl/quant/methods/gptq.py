@@ -142,8 +142,8 @@ def correct(
         missing_IK: X^T (Y - X W): X the inputs that the quantized layers before give, Y the outputs for float inputs.
         factored: X^T X.
         strength: 1 = the weight of least squares, 0 = the weight itself.
-        times_KO: What ``missing_IK`` is to be multiplied with, if it is X^T (Y - X W) only then: Y = X' W is so many
-            outputs that solving for X^T (X' - X) first takes fewer operations.
+        times_KO: The weight W, where ``missing_IK`` is X^T (X' - X) of the float inputs X' (Y = X' W): the solution is
+            multiplied by it, which takes fewer operations if there are many outputs. None: ``missing_IK`` is as above.
     """
     order_I = factored.order_I
     solved = solve_upper(factored.upper_II, np.asarray(missing_IK, np.float64)[order_I])

@@ -253,7 +253,7 @@ def test_a_stopped_run_says_how_to_go_on(text, tmp_path, monkeypatch):
 
     monkeypatch.setattr(quantizing, "_layers", stopped)
     _, said = quantize(text, tmp_path / "out", "--method", "weight-only-int8", code=2)
-    assert "disk full; layers that are done are kept: the same command with --resume goes on with them" in said
+    assert "disk full; layers that are done are kept: run the same command with --resume to continue" in said
 
 
 def test_the_plan_counts_what_a_comparison_reads():

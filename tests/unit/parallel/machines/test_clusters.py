@@ -190,8 +190,8 @@ def test_a_process_of_another_launcher_starts_no_more(given):
         ({"PADDLE_MASTER": None}, "so PADDLE_MASTER must have HOST:PORT"),
         ({"PADDLE_CURRENT_ENDPOINT": "x"}, "so PADDLE_CURRENT_ENDPOINT must have HOST:PORT, .* not x"),
         ({"PADDLE_TRAINER_ENDPOINTS": None}, "so PADDLE_TRAINER_ENDPOINTS must have HOST:PORT"),
-        ({"PADDLE_TRAINER_ENDPOINTS": "127.0.0.1:9"}, "must have 2 addresses, of which number 1 is .*=127.0.0.1:9"),
-        ({"PADDLE_TRAINER_ID": "0"}, "of which number 0 is PADDLE_CURRENT_ENDPOINT=127.0.0.1:9"),
+        ({"PADDLE_TRAINER_ENDPOINTS": "127.0.0.1:9"}, "must have 2 addresses, that of rank 1 being .*=127.0.0.1:9"),
+        ({"PADDLE_TRAINER_ID": "0"}, "that of rank 0 being PADDLE_CURRENT_ENDPOINT=127.0.0.1:9"),
     ],
 )
 def test_a_process_of_another_launcher_must_know_the_addresses(changes, message):
