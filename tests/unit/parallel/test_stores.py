@@ -19,7 +19,7 @@ def _waiting(port):
         with contextlib.suppress(OSError):
             if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 with socket.socket(fileno=os.dup(int(name))) as one:
-                    if port in (one.getsockname()[1], one.getpeername()[1]):
+                    if one.family == socket.AF_INET and port in (one.getsockname()[1], one.getpeername()[1]):
                         found.append(not one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
     return found
 
