@@ -22,6 +22,9 @@ from llmctl.infer.packed.model import Layer, Linear, Norm
 
 Array = NDArray[Any]
 
+CODED = ("int8", "int4")
+"""Kinds whose kernels round rows."""
+
 ONE_THREAD, LEAST_ROWS = 1 << 18, 16
 """Multiplications of a matrix product up to which OpenBLAS uses one thread: several threads of a small product wait for each other,
 ten times as long as they compute on a busy machine. And the rows of a product, at least.
@@ -30,16 +33,17 @@ ten times as long as they compute on a busy machine. And the rows of a product, 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight [I, O], its bias [O], and factors [I] of its inputs."""
+    """A weight [I, O], its bias [O], factors [I] of its inputs, and whether it is of integer codes."""
 
     weight: Array
     bias: Array | None = None
     factors: Array | None = None
+    coded: bool = False
 
     def __call__(self, x_TI: Array, rounds_T: NDArray[np.bool_] | None = None) -> Array:
-        """(x f) W + b; the rows of ``rounds_T`` are rounded to 8 bits first, as kernels round them for integer weights."""
+        """(x f) W + b; before integer codes the rows of ``rounds_T`` are rounded to 8 bits, as kernels round them."""
         x_TI = self.seen(x_TI)
-        if rounds_T is not None and rounds_T.any():
+        if self.coded and rounds_T is not None and rounds_T.any():
             x_TI = x_TI.copy()
             x_TI[rounds_T] = rounded(x_TI[rounds_T])
         y_TO = x_TI @ self.weight
@@ -91,10 +95,10 @@ class Chunk:
 def matrix(linear: Linear) -> Matrix:
     """A packed linear, unpacked."""
     parts = parts_of(linear.weight)
-    factors = parts[0].factors
+    factors, coded = parts[0].factors, parts[0].kind in CODED
     if any(part.order is not None or not np.array_equal(part.factors, factors) for part in parts):
-        return Matrix(unpack(linear.weight), linear.bias)
-    return Matrix(unpack_codes(linear.weight), linear.bias, factors)
+        return Matrix(unpack(linear.weight), linear.bias, coded=coded)
+    return Matrix(unpack_codes(linear.weight), linear.bias, factors, coded)
 
 
 def block_of(layer: Layer) -> Block:

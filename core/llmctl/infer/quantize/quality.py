@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmctl.infer.packed.linear import rounded
 from llmctl.infer.packed.model import PackedModel
 from llmctl.infer.perplexity.measure import Measures
 from llmctl.infer.quantize import block as blocks
@@ -38,11 +37,8 @@ def compare(streams: Streams, exact: PackedModel, quantized: PackedModel) -> tup
                 continue
             targets = streams.ids_T[rows][scored + 1]
             right, found = (
-                _log_softmax(head(stream[rows][scored], round_rows))
-                for head, stream, round_rows in (
-                    (heads[0], streams.float_TD, False),
-                    (heads[1], streams.quantized_TD, True),
-                )
+                _log_softmax(head(stream[rows][scored]))
+                for head, stream in zip(heads, (streams.float_TD, streams.quantized_TD), strict=True)
             )
             _add(float_measures, targets, right, right)
             _add(measures, targets, found, right)
@@ -53,16 +49,13 @@ class _Head:
     """From the residual to logits."""
 
     def __init__(self, streams: Streams, model: PackedModel) -> None:
-        self._graph, self._model = streams.graph, model
-        self._out = None if model.project_out is None else blocks.matrix(model.project_out)
-        self._head = blocks.matrix(model.head)
+        self._graph, self._norm = streams.graph, model.final_norm
+        self._linears = [blocks.matrix(one) for one in (model.project_out, model.head) if one is not None]
 
-    def __call__(self, x_SD: Array, round_rows: bool) -> Array:
-        x_SD = blocks.normed(self._graph, self._model.final_norm, x_SD)
-        for linear, packed in ((self._out, self._model.project_out), (self._head, self._model.head)):
-            if linear is not None and packed is not None:
-                integer = packed.weight.kind in ("int8", "int4")
-                x_SD = linear(rounded(x_SD) if round_rows and integer else x_SD)
+    def __call__(self, x_SD: Array) -> Array:
+        x_SD = blocks.normed(self._graph, self._norm, x_SD)
+        for linear in self._linears:
+            x_SD = linear(x_SD, np.ones(len(x_SD), bool))
         return x_SD
 
 

@@ -190,31 +190,31 @@ class Streams:
             float_TI: What the last reads in the float model; None = it is computed here.
         """
         if float_TI is None:
-            float_TI = self._read(sublayer, self.float_TD, sublayer.first, rounds=False)
-        quantized_TI = self._read(sublayer, self.quantized_TD, blocks.matrix(first), rounds=True)
+            float_TI = self._read(sublayer, self.float_TD, sublayer.first)
+        quantized_TI = self._read(sublayer, self.quantized_TD, blocks.matrix(first))
 
         def pairs() -> Pairs:
             for chunk in self.chunks:
                 yield float_TI[chunk.rows], quantized_TI[chunk.rows], self.role_T[chunk.rows]
 
         packed = choose(sublayer.stage, 0, sublayer.last, pairs)
-        self._move(sublayer, self.float_TD, sublayer.last, float_TI, rounds=False)
-        self._move(sublayer, self.quantized_TD, blocks.matrix(packed), quantized_TI, rounds=True)
+        self._move(sublayer, self.float_TD, sublayer.last, float_TI)
+        self._move(sublayer, self.quantized_TD, blocks.matrix(packed), quantized_TI)
         return packed
 
-    def _read(self, sublayer: Sublayer, stream_TD: Array, first: Matrix, rounds: bool) -> Array:
+    def _read(self, sublayer: Sublayer, stream_TD: Array, first: Matrix) -> Array:
         """What the last linear reads."""
         read_TI = self._rows_for(sublayer.last)
         for chunk in self.chunks:
             inner = blocks.sublayer_inputs(self.graph, sublayer.norm, stream_TD[chunk.rows])
-            read_TI[chunk.rows] = sublayer.between(first(inner, chunk.rounds_T if rounds else None), chunk)
+            read_TI[chunk.rows] = sublayer.between(first(inner, chunk.rounds_T), chunk)
         return read_TI
 
-    def _move(self, sublayer: Sublayer, stream_TD: Array, last: Matrix, read_TI: Array, rounds: bool) -> None:
+    def _move(self, sublayer: Sublayer, stream_TD: Array, last: Matrix, read_TI: Array) -> None:
         for chunk in self.chunks:
             x_TD = stream_TD[chunk.rows]
             inner = blocks.sublayer_inputs(self.graph, sublayer.norm, x_TD)
-            y_TD = last(read_TI[chunk.rows], chunk.rounds_T if rounds else None)
+            y_TD = last(read_TI[chunk.rows], chunk.rounds_T)
             stream_TD[chunk.rows] = blocks.add(self.graph, sublayer.norm, x_TD, inner, y_TD)
 
     def _rows_for(self, linear: Matrix) -> Array:
@@ -247,13 +247,10 @@ class Streams:
     def _by_experts(self, block: Block, packed: Block) -> None:
         """Moves both streams on behind a feed-forward layer of experts."""
         for chunk in self.chunks:
-            for stream, weights, rounds in (
-                (self.float_TD, block, np.zeros_like(chunk.rounds_T)),
-                (self.quantized_TD, packed, chunk.rounds_T),
-            ):
+            for stream, weights in ((self.float_TD, block), (self.quantized_TD, packed)):
                 x_TD = stream[chunk.rows]
                 inner = blocks.sublayer_inputs(self.graph, block.ffn_norm, x_TD)
-                y_TD = feed_forward(self.graph, weights, inner, rounds)
+                y_TD = feed_forward(self.graph, weights, inner, chunk.rounds_T)
                 stream[chunk.rows] = blocks.add(self.graph, block.ffn_norm, x_TD, inner, y_TD)
 
 

@@ -8,6 +8,7 @@ from kit import packed_toys
 from kit.packed_toys import FORMS
 
 from llmctl.card.decoder_spec import PrefixLM
+from llmctl.infer.engine.feeder import SequenceFeeder
 from llmctl.infer.engine.positions import PositionRule
 from llmctl.infer.executors.base import Batch
 from llmctl.infer.executors.reference import ReferenceExecutor
@@ -19,7 +20,7 @@ from llmctl.infer.quantize.folds import Fold
 from llmctl.infer.quantize.quality import _Head
 from llmctl.infer.quantize.quantizer import quantize_layer, replay_layer
 from llmctl.infer.quantize.settings import Settings
-from llmctl.infer.quantize.streams import Streams, Tokens
+from llmctl.infer.quantize.streams import CHECK, Streams, Tokens
 
 RNG = np.random.default_rng(4)
 CAUSAL = [name for name in FORMS if name != "two positions and contexts"]
@@ -36,7 +37,7 @@ def logits(model, windows, change=lambda block: block):
     for index, layer in enumerate(model.layers):
         streams.walk(index, change(block_of(layer)), as_floats)
     assert np.abs(streams.float_TD - streams.quantized_TD).max() < 1e-4
-    return _Head(streams, model)(streams.quantized_TD, False)
+    return _Head(streams, model)(streams.quantized_TD)
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -45,6 +46,31 @@ def test_layers_compute_what_they_are_defined_to(name):
     found = logits(model, [text.ids for text in texts])
     expected = np.concatenate([packed_toys.expected(model, text) for text in texts])
     assert np.abs(found - expected).max() < 3e-4
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_windows_that_are_compared_are_predicted_as_the_engine_does(name):
+    """By the float model without, and by the quantized one with rows that are rounded."""
+    form = {"score_scales": (0.3, 0.15), **FORMS[name]}
+    models = [packed_toys.build(form, kind) for kind in ("float32", "int8")]
+    ids = [text.ids for text in packed_toys.several()]
+    streams = Streams(models[0].graph, Tokens(ids, [CHECK] * len(ids)))
+    streams.embed(*models)
+    for index, (exact, layer) in enumerate(zip(*(model.layers for model in models), strict=True)):
+
+        def packed(stage, expert, linear, pairs, layer=layer):
+            part = getattr(layer, stage)
+            return part[expert] if isinstance(part, tuple) else part
+
+        streams.walk(index, block_of(exact), packed)
+    for model, stream_TD in zip(models, (streams.float_TD, streams.quantized_TD), strict=True):
+        feeder = SequenceFeeder(
+            ReferenceExecutor(model, rounding=True), model.graph, [-1] * len(ids), max(map(len, ids))
+        )
+        expected = np.concatenate([feeder.feed((number, one))[0] for number, one in enumerate(ids)])
+        apart_T = np.abs(_Head(streams, model)(stream_TD) - expected).max(1)
+        # A value between two codes may be rounded either way.
+        assert (apart_T < 1e-4).mean() > 0.9
 
 
 def test_prompts_that_are_read_in_both_directions_are_so_here():
@@ -174,7 +200,7 @@ def test_linears_take_scales_that_nothing_before_them_takes_as_factors(name):
 
     for index, layer in enumerate(model.layers):
         streams.walk(index, change(block_of(layer)), exactly)
-    found = _Head(streams, model)(streams.float_TD, False)
+    found = _Head(streams, model)(streams.float_TD)
     assert np.abs(found - logits(model, ids)).max() < 5e-4
 
 
