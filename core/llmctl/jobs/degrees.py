@@ -9,6 +9,7 @@ from llmctl.card.dims import Dims
 from llmctl.card.family import Family, Tensor
 from llmctl.config.parallel import ParallelConfig
 from llmctl.errors import ConfigError
+from llmctl.jobs.quantized_base import FLOAT
 from llmctl.jobs.shares import by_inputs, divided
 from llmctl.parallel.cuts import cut
 from llmctl.quant import GROUP
@@ -26,18 +27,42 @@ def check(parallel: ParallelConfig, method: Any, card: Family, dims: Dims) -> No
     Raises:
         ConfigError: One does not; the message has the key, what it does not divide, and what is allowed.
     """
-    _check_tensor(parallel.tensor, card, dims)
-    if method is not None and method.base != "float" and parallel.tensor > 1:
-        _check_groups(parallel.tensor, method.base, card, dims)
+    base = base_of(method)
+    _check_tensor(parallel.tensor, base, card, dims)
     _check_layers(parallel, card, dims)
     _check_experts(parallel.expert, card, dims)
 
 
-def _check_tensor(degree: int, card: Family, dims: Dims) -> None:
+def base_of(method: Any) -> str:
+    """The codes that a section ``method`` quantizes the base to; ``float`` = none."""
+    return FLOAT if method is None else method.base
+
+
+def divides(card: Family, dims: Dims, base: str, degree: int) -> bool:
+    """Whether so many tensor parallel ranks can share the layers of a model.
+
+    Args:
+        card: The family.
+        dims: The model's dims.
+        base: The codes that its linears are quantized to in training, as ``method.base``.
+        degree: How many.
+    """
+    return not indivisible(card, dims, degree) and _torn(card, dims, base, degree) is None
+
+
+def _check_tensor(degree: int, base: str, card: Family, dims: Dims) -> None:
+    if divides(card, dims, base, degree):
+        return
+    use = f"use {_one_of([n for n in range(1, int(dims.heads) + 1) if divides(card, dims, base, n)])}"
     problem = indivisible(card, dims, degree)
     if problem:
-        allowed = [n for n in range(1, int(dims.heads) + 1) if not indivisible(card, dims, n)]
-        raise ConfigError(f"parallel.tensor={degree} does not divide {problem} of the model; use {_one_of(allowed)}")
+        raise ConfigError(f"parallel.tensor={degree} does not divide {problem} of the model; {use}")
+    tensor = _torn(card, dims, base, degree)
+    assert tensor is not None
+    raise ConfigError(
+        f"parallel.tensor={degree} cuts the {tensor.shape[0]} inputs of {tensor.name} inside the groups of {GROUP} that "
+        f"method.base={base} has a scale for; {use}, or method.base=float"
+    )
 
 
 def indivisible(card: Family, dims: Dims, degree: int) -> str:
@@ -56,16 +81,12 @@ def _kinds(card: Family, dims: Dims) -> list[Tensor]:
     return list({id(tensor.param): tensor for tensor in card.expand(dims)}.values())
 
 
-def _check_groups(degree: int, base: str, card: Family, dims: Dims) -> None:
-    """A quantized base has a scale for each group of inputs, which ranks cannot share."""
-    for tensor in _kinds(card, dims):
-        inputs = tensor.shape[0]
-        if tensor.layer is not None and by_inputs(tensor) and inputs // degree % GROUP:
-            allowed = [n for n in range(1, inputs // GROUP + 1) if inputs % n == 0 and inputs // n % GROUP == 0]
-            raise ConfigError(
-                f"parallel.tensor={degree} cuts the {inputs} inputs of {tensor.name} inside the groups of {GROUP} that "
-                f"method.base={base} has a scale for; use {_one_of([1, *allowed[1:]])}, or method.base=float"
-            )
+def _torn(card: Family, dims: Dims, base: str, degree: int) -> Tensor | None:
+    """A linear of a quantized base whose ranks would share a group of inputs, which has one scale; None if there is none."""
+    if base == FLOAT or degree == 1:
+        return None
+    linears = (tensor for tensor in _kinds(card, dims) if tensor.layer is not None and by_inputs(tensor))
+    return next((tensor for tensor in linears if tensor.shape[0] // degree % GROUP), None)
 
 
 def _one_of(numbers: Sequence[int]) -> str:

@@ -224,7 +224,8 @@ class Planner:
     def tensor_degrees(self, devices: int) -> list[int]:
         """The tensor degrees that divide devices and model, within a machine."""
         most = min(devices, self.hardware.node)
-        return [n for n in _divisors(devices) if n <= most and not degrees.indivisible(self.card, self.dims, n)]
+        base = degrees.base_of(getattr(self.job.config, "method", None))
+        return [n for n in _divisors(devices) if n <= most and degrees.divides(self.card, self.dims, base, n)]
 
     def expert_degrees(self, batch: int) -> list[int]:
         """The expert degrees that divide experts and ranks with different rows."""

@@ -34,7 +34,7 @@ def card_and_dims(family="llama", size="llama2-7b", **changes):
             {"tensor": 32},
             {"name": "lora", "base": "nf4"},
             {"ffn": 11008 // 2},
-            r"cuts the 5504 inputs of .*down_proj\.weight inside the groups of 64 that method\.base=nf4 .*; use 1, 2|one of",
+            r"cuts the 5504 inputs of .*down_proj\.weight inside the groups of 64 that method\.base=nf4 .*; use one of 1, 2, or method\.base=float$",
         ),
     ],
 )  # fmt: skip

@@ -10,6 +10,8 @@ from llmctl import plugins
 from llmctl.checkpoint.build import CheckedModel
 from llmctl.config import parallel, schema
 from llmctl.config.file import override
+from llmctl.config.finetune import FinetuneConfig
+from llmctl.config.parallel import ParallelConfig
 from llmctl.config.pretrain import PretrainConfig
 from llmctl.errors import ConfigError
 from llmctl.jobs import degrees
@@ -83,6 +85,19 @@ def test_the_settings_are_a_valid_configuration_of_the_same_rows():
         assert topology == proposal.arrangement.plan.topology
         check_passes(config.train.grad_accumulation, config.train.batch_size, topology)
         degrees.check(config.parallel, None, plan.card, plan.dims)
+
+
+@pytest.mark.parametrize(("base", "most"), [("float", 8), ("int8", 4)])
+def test_a_base_that_is_quantized_is_cut_between_its_groups(base, most):
+    """11008 inputs are 172 groups of 64, which 8 ranks cannot share."""
+    plugin = plugins.load("llama")
+    dims = plugin.card.dims_of("llama2-7b")
+    config = schema.build(FinetuneConfig, {"method": {"name": "lora", "base": base}})
+    model = CheckedModel(plugin, dims, plugin.card.config_from_dims(dims))
+    degrees_found = Planner(Outline("finetune", config, model), find("h100-80")).tensor_degrees(32)
+    assert max(degrees_found) == most
+    for degree in degrees_found:
+        degrees.check(ParallelConfig(tensor=degree), config.method, plugin.card, dims)
 
 
 def test_a_small_model_is_copied_and_not_divided():
