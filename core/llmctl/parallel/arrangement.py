@@ -74,13 +74,20 @@ def check_passes(grad_accumulation: int, batch_size: int, topology: Topology, ch
     each = 2 * topology.pipeline if chunks > 1 else 1
     least = topology.batch * each
     if grad_accumulation < least:
-        smaller = max(1, batch_size * grad_accumulation // least)
         inside = topology.size // topology.batch
         have, need = ("has", "needs") if topology.batch == 1 else ("share", "each needs")
         groups = "one group" if topology.batch == 1 else f"{topology.batch} groups"
         who = f"{topology.size} devices" if inside == 1 else f"{groups} of {inside} devices"
         raise ConfigError(
             f"{who} {have} the train.grad_accumulation={grad_accumulation} forward passes of a step, and {need} at least "
-            f"{'one' if each == 1 else each}; set train.grad_accumulation={least} or a multiple of it (with "
-            f"train.batch_size={smaller} a step has as many rows as before)"
+            f"{'one' if each == 1 else each}; set train.grad_accumulation={least} or a multiple of it"
+            + _same_rows(batch_size * grad_accumulation, least)
         )
+
+
+def _same_rows(rows: int, passes: int) -> str:
+    """How a step of at least so many passes keeps its rows."""
+    if rows < passes:
+        return f", which makes more than {rows} rows a step, or take fewer devices"
+    size, count = (1, f" and train.grad_accumulation={rows}") if rows % passes else (rows // passes, "")
+    return f" (with train.batch_size={size}{count} a step has as many rows as before)"

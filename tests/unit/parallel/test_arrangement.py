@@ -56,6 +56,12 @@ def test_more_devices_than_forward_passes_are_refused_with_a_way_out():
     check_passes(1, 8, Topology(tensor=4))
     with pytest.raises(ConfigError, match=r"4 devices share .*grad_accumulation=2 .*batch_size=4 a step has"):
         check_passes(2, 8, Topology(data=4))
+    with pytest.raises(ConfigError, match=r"batch_size=1 and train\.grad_accumulation=16 a step has as many rows"):
+        check_passes(2, 8, Topology(data=3))
+    with pytest.raises(
+        ConfigError, match=r"grad_accumulation=32 or a multiple of it, which makes more than 16 rows a step"
+    ):
+        check_passes(2, 8, Topology(data=32))
     with pytest.raises(ConfigError, match=r"4 groups of 2 devices share .*each needs at least one"):
         check_passes(2, 8, Topology(data=2, sharding=2, tensor=2))
     with pytest.raises(ConfigError, match=r"each needs at least 6; set train\.grad_accumulation=12 .*batch_size=4"):
