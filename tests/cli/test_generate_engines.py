@@ -32,7 +32,7 @@ def test_engines_and_ways_of_computing_give_the_same_answers(tmp_path):
     for options in (file, [*file, "--sample", "--min-p", "0.05", "--presence-penalty", "0.5", "--seed", "3"]):
         expected = llmctl("generate", STARTER, "--engine", "dynamic", *options)[0]
         assert expected.count('"output"') == len(NAMES)
-        for more in ([], ["--engine", "fused", "--speculate", "3"], ["--batch-size", "2", "--cache-memory", "100KB"]):
+        for more in ([], ["--engine", "fused", "--speculate", "3"], ["--batch-size", "2", "--cache-memory", "200KB"]):
             assert llmctl("generate", STARTER, *more, *options)[0] == expected, more
 
 
@@ -43,8 +43,8 @@ def test_a_conversation_is_the_same_by_every_engine():
 
     assert len(talk()) > 20 and talk() == talk("--engine", "dynamic")
     # A cache without room for both turns forgets the first, and the second is answered all the same.
-    assert talk("--cache-memory", "100KB").split("\n")[0] == talk().split("\n")[0] != ""
-    assert talk("--cache-memory", "100KB").split("\n")[1] not in ("", talk().split("\n")[1])
+    assert talk("--cache-memory", "200KB").split("\n")[0] == talk().split("\n")[0] != ""
+    assert talk("--cache-memory", "200KB").split("\n")[1] not in ("", talk().split("\n")[1])
 
 
 def test_without_kernels_the_layer_computes_and_the_reason_is_told(monkeypatch):

@@ -73,7 +73,8 @@ def engine_options(command: Command) -> Command:
                      help="fused: continuous batching with packed weights; dynamic: the paddle model; static: an exported program."),
         click.option("--weights", type=click.Choice(WEIGHTS), help=WEIGHTS_HELP),
         click.option("--group", type=int, metavar="N", help=GROUP_HELP),
-        click.option("--kv", type=click.Choice(KV), help="Data type of the KV cache (fused). [default: float16]"),
+        click.option("--kv", type=click.Choice(KV),
+                     help="Data type of the KV cache (fused). [default: float16; float32 for very small models]"),
         click.option("--cache-memory", metavar="SIZE",
                      help="Limit of the KV cache: a size such as 2GB, or a share of the free memory such as 0.5 (fused). "
                      "[default: what is needed, up to 0.5]"),

@@ -23,7 +23,7 @@ class ServedModelConfig:
     engine: str = option("auto", "As for `llmctl generate`.", choices=ENGINES)
     weights: str = option("", "Data type of the weights (fused); empty = that of the checkpoint.")
     group: int = option(-1, "Quantization group size (fused); -1 = the default.", minimum=-1)
-    kv: str = option("", "Data type of the KV cache (fused); empty = float16.")
+    kv: str = option("", "Data type of the KV cache (fused); empty = float16, float32 for very small models.")
     cache_memory: str = option("", "Limit of the KV cache, such as 2GB or 0.5; empty = what is needed, up to 0.5 of what is free.")  # fmt: skip
     batch_size: int = option(
         0, "Answers that are computed together; 0 = 64, with other engines than fused 8.", minimum=0

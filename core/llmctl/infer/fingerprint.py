@@ -10,7 +10,6 @@ from llmctl._version import __version__
 from llmctl.errors import OPERATORS_DISTRIBUTION
 from llmctl.infer.executors import native
 from llmctl.infer.handle import EngineHandle
-from llmctl.infer.options import KV
 from llmctl.io.digest import sample_of_files
 from llmctl.runtime.distributions import version_of
 
@@ -36,7 +35,7 @@ def fingerprint(handle: EngineHandle, engine: str) -> str:
         computed = [runtime.device(), *map(version_of, PADDLE)]
     return _short(
         files=[sample_of_files(folder) for folder in folders if folder is not None], versions=[__version__, *family],
-        engine=engine, types=[options.weights, options.group, options.kv or KV[0]] if fused else [], computed=computed,
+        engine=engine, types=[options.weights, options.group, options.kv] if fused else [], computed=computed,
     )  # fmt: skip
 
 

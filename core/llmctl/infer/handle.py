@@ -12,7 +12,7 @@ from llmctl.card.rope import context_length
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.infer.backend import Backend, BatchBackend, EngineBackend
 from llmctl.infer.model_source import ModelSource
-from llmctl.infer.options import KV, EngineOptions
+from llmctl.infer.options import EngineOptions
 from llmctl.io.progress import waiting
 from llmctl.runtime import operators
 
@@ -328,7 +328,7 @@ def load_engine(
     limit = stable or context_length(dims)
     limit = max(1, limit - virtual) if limit else 0
     asked = [limit or UNLIMITED if length is None else length for length in lengths for _ in range(width)]
-    engine = engine_of(model, tokenizer.eos_ids, asked, options.kv or KV[0], options.cache_memory, rows,
+    engine = engine_of(model, tokenizer.eos_ids, asked, options.kv, options.cache_memory, rows,
                        options.step_tokens or 512)  # fmt: skip
     if None in lengths:
         limit = min(limit or UNLIMITED, engine.statistics().blocks * BLOCK - virtual - BLOCK)

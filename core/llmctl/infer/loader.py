@@ -15,7 +15,7 @@ from llmctl.infer.engine.engine import Engine
 from llmctl.infer.engine.kv_budget import blocks_for
 from llmctl.infer.engine.limits import step_tokens_for
 from llmctl.infer.executors.base import BLOCK, Executor
-from llmctl.infer.options import KV
+from llmctl.infer.options import default_kv
 from llmctl.infer.packed.model import PackedAdapter, PackedModel
 from llmctl.runtime.memory import free_memory
 
@@ -150,17 +150,19 @@ def packed_adapter(name: str, opened: OpenedAdapter, plugin: Plugin, dims: Dims)
     return found
 
 
-def executor_of(model: PackedModel, kv: str = KV[0], step_tokens: int = 512) -> Executor:
+def executor_of(model: PackedModel, kv: str | None = None, step_tokens: int = 512) -> Executor:
     """The executor for this machine: paddle on a GPU, else the compiled kernels, or paddle's operations without them.
 
     Args:
         model: The model.
-        kv: Type of the KV cache, one of ``options.KV``; a GPU keeps keys and values in the type that it computes in, or as int8.
+        kv: Type of the KV cache, one of ``options.KV``; None = as ``options.default_kv`` says. A GPU keeps keys and values in the type that it
+            computes in, or as int8.
         step_tokens: Maximum number of tokens of a step.
     """
     from llmctl import runtime
     from llmctl.infer.executors import native
 
+    kv = kv or default_kv(len(model.graph.layers), model.graph.kv_heads, model.graph.head_dim)
     on_gpu = runtime.device() == "gpu"
     if native.available() and not on_gpu:
         return native.NativeExecutor(model, step_tokens, kv)
@@ -176,7 +178,7 @@ def engine_of(
     model: PackedModel,
     end_ids: Collection[int],
     lengths: Sequence[int],
-    kv: str = KV[0],
+    kv: str | None = None,
     memory: str | None = None,
     rows: int = 64,
     enough: int = 512,

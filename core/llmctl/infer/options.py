@@ -14,7 +14,15 @@ from llmctl.io.sizes import parse_bytes_or_share
 ENGINES = ("auto", "dynamic", "static", "fused")
 WEIGHTS = ("float32", "bfloat16", "float16", "int8", "int4")
 KV = ("float16", "float32", "int8")
-"""Types of the KV cache; the first is the default."""
+"""Types of the KV cache."""
+SMALL_POSITION = 8192
+"""Bytes of the keys and values of one position in float32: a model with fewer keeps them exactly, as their memory does not matter."""
+
+
+def default_kv(layers: int, kv_heads: int, head_dim: int) -> str:
+    """The type of the KV cache where none is asked for: float16, and float32 for a model with few keys and values."""
+    return "float32" if 2 * layers * kv_heads * head_dim * 4 < SMALL_POSITION else "float16"
+
 
 FUSED_ONLY = ("weights", "group", "kv", "cache_memory", "step_tokens", "speculate", "beams", "length_penalty")
 """Options that only the fused engine has."""
@@ -34,7 +42,7 @@ class EngineOptions:
             ``auto``: what the folder was exported for, else the fused engine if it can run the model, else the layer.
         weights: Type of the packed weights, one of ``WEIGHTS``; None = as exactly as the checkpoint has them.
         group: Inputs that share a scale in int8 and int4 weights: a multiple of 32, or 0 for one scale per output.
-        kv: Type of the KV cache, one of ``KV``; None = the first.
+        kv: Type of the KV cache, one of ``KV``; None = as ``default_kv`` says.
         cache_memory: Limit of the KV cache: bytes (``2GB``), or a share of the free memory (``0.5``, ``50%``); None = what the
             requests need, up to half of the free memory.
         batch_size: Maximum number of sequences computed together; None = as ``BATCH_SIZE`` says.

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family, Tensor
 from llmctl.card.slots import base_slot
+from llmctl.infer.options import default_kv
 from llmctl.jobs.shares import Share, by_inputs, tensors_of
 
 PROCESS, TOKEN = 330 << 20, 1 << 10
 """Bytes of a process that trains, without a model and a tokenizer, and of each token of a tokenizer."""
 
-FLOAT, HALF = 4, 2
+FLOAT = 4
+KV_BYTES = {"float32": 4, "float16": 2}
 WHOLE = Share()
 """One rank has everything."""
 BASE_BITS = {"int8": 8.5, "int4": 4.5, "nf4": 4.5}
@@ -199,9 +201,10 @@ def _gradients(training: Training, share: Share, trained: int, own: int, unit: i
     return of_pass * training.width, own * training.width if sharded else 0
 
 
-def cache_bytes(dims: Dims, tokens: int, width: int = HALF) -> int:
-    """Bytes of the KV cache of ``tokens`` tokens, in generation; ``width`` is that of a value, by default of float16."""
-    return 2 * int(dims.layers) * int(dims.kv_heads) * int(dims.head_dim) * tokens * width
+def cache_bytes(dims: Dims, tokens: int) -> int:
+    """Bytes of the KV cache of ``tokens`` tokens, in generation, in the type that it has by default."""
+    layers, kv_heads, head_dim = int(dims.layers), int(dims.kv_heads), int(dims.head_dim)
+    return 2 * layers * kv_heads * head_dim * tokens * KV_BYTES[default_kv(layers, kv_heads, head_dim)]
 
 
 def _size(rows: list[Tensor]) -> int:

@@ -36,8 +36,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(folders):
     engines = {"fused": "fused", "dynamic": "dynamic", "static": "auto", "packed": "auto"}
-    exact = {"fused": {"kv": "float32"}, "packed": {"kv": "float32"}}
-    made = {name: LLM(folder, engine=engines[name], **exact.get(name, {})) for name, folder in folders.items()}
+    made = {name: LLM(folder, engine=engines[name]) for name, folder in folders.items()}
     yield made
     for llm in made.values():
         llm.close()

@@ -28,7 +28,7 @@ def test_copies_and_options_without_effect_on_answers_have_one_fingerprint(model
     (model / ".cache").write_text("x")
     found = of(STARTER / "model")
     assert len(found) == 10 and int(found, 16) >= 0
-    assert found == of(model) == of(model, kv="float16", batch_size=2, speculate=3, cache_memory="1MB")
+    assert found == of(model) == of(model, batch_size=2, speculate=3, cache_memory="1MB")
 
 
 def test_what_decides_answers_changes_it(model, monkeypatch):

@@ -10,7 +10,7 @@ from kit.imports import MODULES, imports
 from llmctl.commands.engine_options import CommandLineOptions, adapters_of, options_of
 from llmctl.errors import ConfigError, UnsupportedError
 from llmctl.infer.executors import native
-from llmctl.infer.options import KV, WEIGHTS, EngineOptions
+from llmctl.infer.options import KV, WEIGHTS, EngineOptions, default_kv
 from llmctl.infer.packed.linear import KINDS
 
 MISTAKES = [
@@ -90,3 +90,7 @@ def test_options_and_selection_are_imported_without_numpy_and_paddle():
     code = "import llmctl.infer.select, sys; print({'numpy', 'paddle', 'click'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_small_models_keep_keys_and_values_exactly():
+    assert [default_kv(layers, 2, 64) for layers in (7, 8)] == ["float32", "float16"]

@@ -103,4 +103,5 @@ def test_ranks_that_share_the_weights_have_slices_of_the_reference_and_of_the_av
 
 
 def test_keys_and_values_follow_the_key_value_heads():
-    assert cache_bytes(DIMS, 1000) == 2 * 3 * 2 * 8 * 1000 * 2
+    assert cache_bytes(DIMS, 1000) == 2 * 3 * 2 * 8 * 1000 * 4
+    assert cache_bytes(DIMS.replace(layers=64), 1000) == 2 * 64 * 2 * 8 * 1000 * 2
