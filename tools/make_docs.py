@@ -21,6 +21,7 @@ from llmctl.cli import COMMANDS, cli
 from llmctl.config.dpo import DpoConfig
 from llmctl.config.finetune import FinetuneConfig
 from llmctl.config.pretrain import PretrainConfig
+from llmctl.config.quantize import QuantizeConfig
 from llmctl.config.schema import describe
 from llmctl.config.serve import ServeConfig
 from llmctl.plugins import hookspecs
@@ -179,6 +180,11 @@ def preferences() -> str:
     return configuration(DpoConfig, set(describe(FinetuneConfig)))
 
 
+def quantizing() -> str:
+    """The tables of a configuration for quantization."""
+    return configuration(QuantizeConfig)
+
+
 def chat_fields() -> str:
     """The fields of chat completions, and what the server does with them."""
     return fields.table(fields.CHAT)
@@ -198,6 +204,7 @@ PARTS = {
     "configuration": configuration,
     "pretraining": pretraining,
     "preferences": preferences,
+    "quantizing": quantizing,
     "commands": commands,
     "hooks": hooks,
     "card": card,

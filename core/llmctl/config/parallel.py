@@ -20,13 +20,13 @@ class ParallelConfig:
         "Data parallel: groups of devices with a copy of the model each; 0 = as many as the devices allow.",
         minimum=0,
     )
-    tensor: int = option(1, "Tensor parallel: devices that share each layer, by heads and columns.", minimum=1)
+    tensor: int = option(1, "Tensor parallel: devices that split each layer, by heads and columns.", minimum=1)
     sequence: bool = option(
-        False, "Sequence parallel: the devices of `tensor` also divide the tokens between the divided parts of a layer."
+        False, "Sequence parallel: outside the split layers, the devices of `tensor` split the activations by tokens."
     )
     pipeline: int = option(1, "Pipeline parallel: stages that the layers are divided into.", minimum=1)
     stages: list[int] = option([], "Layers of each stage; empty = balanced by their cost.", minimum=1)
-    chunks: int = option(1, "Parts of each stage (interleaved schedule).", minimum=1)
+    chunks: int = option(1, "Model chunks of each stage (interleaved 1F1B, virtual pipeline).", minimum=1)
     sharding: int = option(
         1,
         "Sharding (ZeRO, FSDP): data parallel devices that hold slices, not copies, of what `sharding_stage` says; 0 = as many as the devices allow.",
@@ -34,7 +34,7 @@ class ParallelConfig:
     )
     sharding_stage: int = option(
         1,
-        "Stage of ZeRO: slices of 1 = states of the optimizer, 2 = gradients too, 3 = weights too.",
+        "ZeRO stage: what is in slices. 1 = states of the optimizer, 2 = gradients too, 3 = weights too.",
         choices=(1, 2, 3),
     )
     expert: int = option(
@@ -43,7 +43,7 @@ class ParallelConfig:
         minimum=1,
     )
     offload: bool = option(False, "CPU offload: keep the states of the optimizer in main memory and update there.")
-    bucket: str | int = option("100MB", "Bytes of gradients or weights that one call exchanges, such as 100MB.")
+    bucket: str | int = option("100MB", "Bucket size: bytes of gradients or weights in one collective operation, such as 100MB.")
     hang_seconds: int = option(
         600,
         "Seconds in a collective operation after which the terminal says who waits for whom; on CPUs at most 25.",
@@ -94,11 +94,11 @@ def _check_chunks(parallel: ParallelConfig, passes: int) -> None:
         )
     if passes < 2 * parallel.pipeline:
         raise ConfigError(
-            f"{given} needs at least 2 x parallel.pipeline={2 * parallel.pipeline} forward passes in a step, and there are "
+            f"{given} needs at least 2 x parallel.pipeline={2 * parallel.pipeline} micro-batches in a step, and there are "
             f"train.grad_accumulation={passes}; raise it (and lower train.batch_size for the same rows)"
         )
     if parallel.stages:
-        raise ConfigError(f"{given}: parts of stages are balanced by their cost; leave out parallel.stages")
+        raise ConfigError(f"{given}: model chunks are balanced by their cost; leave out parallel.stages")
     if parallel.sharding_stage == 3:
         raise ConfigError(f"{given} does not combine with parallel.sharding_stage=3; use stage 1 or 2, or no chunks")
 

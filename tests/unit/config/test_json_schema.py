@@ -9,13 +9,14 @@ from kit.readme import shown
 
 from llmctl import plugins
 from llmctl.cli import main
+from llmctl.commands.config_schema import CONFIGS as CLASSES
 from llmctl.commands.recipe import recipes
 from llmctl.config import file, schema
 from llmctl.config.json_schema import any_of, json_schema
 from llmctl.errors import ConfigError
 from llmctl.jobs.registry import COMMANDS, resolve
 
-CONFIGS = {name: resolve(command.config) for name, command in COMMANDS.items()}
+CONFIGS = {name: resolve(where) for name, where in CLASSES.items()}
 SCHEMAS = {name: json_schema(cls, name) for name, cls in CONFIGS.items()}
 CHECKS = {name: jsonschema.Draft202012Validator(content) for name, content in SCHEMAS.items()}
 
@@ -39,7 +40,7 @@ def test_it_is_a_schema_and_says_what_every_key_means(command):
         CHECKS[command].evolve(schema=field).validate(field["default"])
 
 
-@pytest.mark.parametrize("command", CONFIGS)
+@pytest.mark.parametrize("command", [*COMMANDS, "quantize"])
 def test_every_recipe_is_valid(command):
     families = plugins.Families()
     found = [recipe for name in families.names for recipe in recipes(families.load(name), command).values()]
@@ -100,7 +101,14 @@ def test_mistakes_are_found(data):
 
 def test_a_schema_of_all_commands_takes_the_files_of_each():
     every = jsonschema.Draft202012Validator(any_of(SCHEMAS, "llmctl"))
-    for name, data in (("dpo", {"dpo": {"beta": 0.2}}), ("pretrain", {"data": {"corpora": ["x"]}}), ("finetune", {})):
+    files = (
+        ("dpo", {"dpo": {"beta": 0.2}}),
+        ("pretrain", {"data": {"corpora": ["x"]}}),
+        ("finetune", {}),
+        ("quantize", {"quantize": {"method": "awq"}}),
+        ("serve", {"server": {"port": 80}}),
+    )
+    for name, data in files:
         assert every.is_valid(data) and CHECKS[name].is_valid(data)
     assert not every.is_valid({"data": {"corpora": ["x"]}, "dpo": {}})
 
