@@ -60,13 +60,13 @@ def arrange(parallel: ParallelConfig, size: int) -> Topology:
 
 
 def check_passes(grad_accumulation: int, batch_size: int, topology: Topology, chunks: int = 1) -> None:
-    """Checks that each rank with rows of its own has enough forward passes in every step.
+    """Checks that each rank with rows of its own has enough micro-batches in every step.
 
     Args:
-        grad_accumulation: Forward passes of a step.
+        grad_accumulation: Micro-batches of a step.
         batch_size: Rows of each.
         topology: The devices.
-        chunks: Parts of each stage of a pipeline.
+        chunks: Model chunks of each stage of a pipeline.
 
     Raises:
         ConfigError: It has not.
@@ -75,18 +75,17 @@ def check_passes(grad_accumulation: int, batch_size: int, topology: Topology, ch
     least = topology.batch * each
     if grad_accumulation < least:
         inside = topology.size // topology.batch
-        have, need = ("has", "needs") if topology.batch == 1 else ("share", "each needs")
-        groups = "one group" if topology.batch == 1 else f"{topology.batch} groups"
-        who = f"{topology.size} devices" if inside == 1 else f"{groups} of {inside} devices"
+        groups = f"{topology.size} devices" if inside == 1 else f"{topology.batch} groups of {inside} devices"
+        have, need = ("the pipeline has", "it needs") if topology.batch == 1 else (f"{groups} share", "each needs")
         raise ConfigError(
-            f"{who} {have} the train.grad_accumulation={grad_accumulation} forward passes of a step, and {need} at least "
+            f"{have} the train.grad_accumulation={grad_accumulation} micro-batches of a step, and {need} at least "
             f"{'one' if each == 1 else each}; set train.grad_accumulation={least} or a multiple of it"
             + _same_rows(batch_size * grad_accumulation, least)
         )
 
 
 def _same_rows(rows: int, passes: int) -> str:
-    """How a step of at least so many passes keeps its rows."""
+    """How a step of at least so many micro-batches keeps its rows."""
     if rows < passes:
         return f", which makes more than {rows} rows a step, or take fewer devices"
     size, count = (1, f" and train.grad_accumulation={rows}") if rows % passes else (rows // passes, "")

@@ -228,7 +228,7 @@ def _arrangement(ranks: Ranks) -> str:
     """How the processes are arranged, for people."""
     topology = ranks.topology
     if topology.data == ranks.rank.size and topology.expert == 1:
-        return f"data parallel: {topology.data} processes share the forward passes of each step"
+        return f"data parallel: {topology.data} processes share the micro-batches of each step"
     degrees = ", ".join(
         f"{name} {getattr(topology, name)}" for name in (*AXES, "expert") if getattr(topology, name) > 1
     )

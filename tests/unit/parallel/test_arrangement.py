@@ -51,7 +51,7 @@ def test_the_smallest_number_of_devices_is_the_product_of_the_degrees():
     assert least_size(ParallelConfig(tensor=2, pipeline=3, sharding=2)) == 12
 
 
-def test_more_devices_than_forward_passes_are_refused_with_a_way_out():
+def test_more_devices_than_micro_batches_are_refused_with_a_way_out():
     check_passes(4, 8, Topology(data=4))
     check_passes(1, 8, Topology(tensor=4))
     with pytest.raises(ConfigError, match=r"4 devices share .*grad_accumulation=2 .*batch_size=4 a step has"):
@@ -66,5 +66,5 @@ def test_more_devices_than_forward_passes_are_refused_with_a_way_out():
         check_passes(2, 8, Topology(data=2, sharding=2, tensor=2))
     with pytest.raises(ConfigError, match=r"each needs at least 6; set train\.grad_accumulation=12 .*batch_size=4"):
         check_passes(6, 8, Topology(data=2, pipeline=3), chunks=2)
-    with pytest.raises(ConfigError, match=r"^one group of 3 devices has the .*at least 6"):
+    with pytest.raises(ConfigError, match=r"^the pipeline has the .*micro-batches of a step, and it needs at least 6"):
         check_passes(5, 8, Topology(pipeline=3), chunks=2)

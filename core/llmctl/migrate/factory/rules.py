@@ -302,7 +302,7 @@ def effects(old: Old, command: str) -> dict[str, str]:
     with contextlib.suppress(ValueError):
         if degrees.sharding(old):
             found["gradient_accumulation_steps"] = (
-                "devices share the forward passes of a step; to keep the old global batch size, multiply "
+                "devices share the micro-batches of a step; to keep the old global batch size, multiply "
                 "train.grad_accumulation by their number"
             )
     if old.get("packing") or old.get("neat_packing"):

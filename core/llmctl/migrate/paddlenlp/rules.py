@@ -365,7 +365,7 @@ def _effects(old: Old, command: str) -> dict[str, str]:
 
 
 PASSES = (
-    "devices share the forward passes of a step; to keep the old global batch size, multiply train.grad_accumulation by the "
+    "devices share the micro-batches of a step; to keep the old global batch size, multiply train.grad_accumulation by the "
     "number of data parallel and sharding ranks"
 )
 
