@@ -230,7 +230,7 @@ def test_a_packed_folder_answers_as_the_model_packed_at_load(tmp_path, weights):
         (["--no-cache"], "--no-cache has no effect"),
         (["--base", "x"], "--base and --allow-other-base are for adapters"),
         (["--allow-other-base"], "--base and --allow-other-base are for adapters"),
-        (["--adapter", "x"], "x holds no adapter"),
+        (["--adapter", "x"], "x does not exist; the folder of an adapter"),
         (["--max-new-tokens", "600"], "over the 512 positions"),
     ):
         assert part in llmctl("generate", tmp_path / "packed", *ASK, *words, code=2)[1]

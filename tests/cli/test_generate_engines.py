@@ -90,7 +90,7 @@ def test_rows_that_outgrow_a_fixed_rotation_go_to_the_layer(tmp_path):
         (["--adapter", "a=b", "--adapter", "c"], "several adapters need names"),
         (["--adapter", "a=b", "--adapter", "a=c"], "gives a name twice"),
         (["--adapter", "=b"], "the name is missing"),
-        (["--adapter", "absent"], "holds no adapter"),
+        (["--adapter", "absent"], "absent does not exist; the folder of an adapter has one of"),
     ],
 )
 def test_options_without_effect_are_refused(words, part):

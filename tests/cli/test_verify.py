@@ -70,5 +70,7 @@ def test_converted_and_packed_models_are_checked(tmp_path):
 def test_a_folder_without_checksums_is_refused(tmp_path):
     with pytest.raises(FileError, match="has no manifest.json with checksums"):
         verify(STARTER)
-    with pytest.raises(FileError, match="is not a folder"):
+    with pytest.raises(FileError, match="none does not exist"):
         verify(tmp_path / "none")
+    with pytest.raises(FileError, match="is a file; give the folder"):
+        verify(STARTER / "config.json")

@@ -31,8 +31,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / NAME
     if not path.is_file():
-        where = "is not a folder" if not Path(folder).is_dir() else f"has no {NAME}"
-        raise CheckpointError(f"{folder} {where}; a model folder holds {NAME}, weights and tokenizer files")
+        parent = path.parent
+        what = f"has no {NAME}" if parent.is_dir() else "is not a folder" if parent.exists() else "does not exist"
+        raise CheckpointError(f"{folder} {what}; a model folder holds {NAME}, weights and tokenizer files")
     config = read_json(path, required=True)
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

@@ -39,7 +39,8 @@ def command(ctx: click.Context, folders: tuple[Path, ...]) -> None:
 def _parts(folder: Path) -> list[Path]:
     """The folder itself, or the model and checkpoints in the output folder of a run."""
     if not folder.is_dir():
-        raise FileError(f"{folder} is not a folder")
+        what = "is a file; give the folder that holds it" if folder.exists() else "does not exist"
+        raise FileError(f"{folder} {what}")
     if (folder / MANIFEST).is_file() or not (folder / "run.json").is_file():
         return [folder]
     parts = [folder / "model", *sorted((folder / "checkpoints").glob("step-*"))]

@@ -36,8 +36,11 @@ def test_unusable_configs_are_refused(tmp_path, text, error, message):
 def test_absent_configs_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         read_config(tmp_path)
-    with pytest.raises(CheckpointError, match="is not a folder"):
+    with pytest.raises(CheckpointError, match="absent does not exist; a model folder holds"):
         read_config(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file is not a folder"):
+        read_config(tmp_path / "file")
 
 
 def test_the_newer_spelling_becomes_the_older(tmp_path):
