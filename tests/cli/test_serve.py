@@ -277,6 +277,7 @@ def test_the_help_imports_neither_the_server_nor_numpy():
 
 @pytest.mark.parametrize("words, part", [
     (["--config", "none.yaml"], "does not exist"), (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"), (["--api-key-file", "none.txt"], "none.txt cannot be read"),
+    (["--api-key", ""], "--api-key is empty"),
 ])  # fmt: skip
 def test_what_cannot_be_served_is_an_error_at_once(words, part, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -88,6 +88,8 @@ def command(
     chosen = {
         name: value for name, value in given.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
+    if api_key == "":
+        raise click.UsageError("--api-key is empty; leave it out to serve without keys")
     config = _config(config_file, chosen)
     if model is None and config.model.path and not ctx.obj.names_folder:
         model = Path(config.model.path)
