@@ -105,7 +105,8 @@ def test_config_json_alone_is_enough(tmp_path, config):
         (folder / name).unlink()
         without = planned(config, "--set", f"model.path={folder}", "--memory", "2GB")
         assert without == planned(config, "--memory", "2GB")
-    assert "give CONFIG, or --model" in llmctl("plan", code=2)[1]
+    for words in ([], ["--model", "llama"]):
+        assert "a folder or a name on a hub: a family alone has no size" in llmctl("plan", *words, code=2)[1]
     assert "needs the config.json of a model" in llmctl("plan", "--set", "train.batch_size=2", code=2)[1]
 
 

@@ -117,3 +117,8 @@ def test_a_configuration_of_quantize_names_the_family_or_the_folder(run_llmctl, 
     assert (own["quantize"]["method"], own["quantize"]["group"]) == ("ptq-a8w8", 32)
     both = run_llmctl("quantize", "--recipe", "int4", "--config", "x.yaml")
     assert both.returncode == 2 and "not both" in both.stderr
+
+
+def test_a_mistake_in_an_override_is_not_told_of_the_recipe_alone(run_llmctl):
+    wrong = run_llmctl("--model", "llama", "finetune", "--set", "train.max_step=1").stderr
+    assert "recipe starter" in wrong and "and --set: the configuration is not valid" in wrong

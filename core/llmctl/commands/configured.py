@@ -78,6 +78,8 @@ def configured(name: str, doc: str, source: ConfigSource, recipe_help: str) -> c
                     raise
                 data, where = {}, "the command line"
         from_recipe = config_file is None and bool(data)
+        if assignments and data:
+            where = f"{where} and --set"
         if from_recipe and path:
             data = of_checkpoint(data)
         config = training.make_config(name, data, given, where)

@@ -89,7 +89,7 @@ def command(
 
     given = [*assignments, *model_settings(ctx.obj, assignments)]
     if config_file is None and not given:
-        raise click.UsageError("give CONFIG, or --model")
+        raise click.UsageError("give CONFIG, or with --model a folder or a name on a hub: a family alone has no size")
     read = read_config_file(config_file, "finetune", False) if config_file else {}
     data = file.override(read, given)
     name, families = registry.command_of(data), Families()
