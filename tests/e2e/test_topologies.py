@@ -20,8 +20,8 @@ from llmctl.train import trainer
 from llmctl.train.callbacks import checkpoints
 from llmctl.train.callbacks.base import Callback
 from llmctl.train.console import Console
+from llmctl.train.full_state import FullState
 from llmctl.train.loop import Loop
-from llmctl.train.whole import Whole
 
 STARTER = Path(__file__).resolve().parents[2] / "plugins" / "llama" / "llmctl_llama" / "starter"
 STEPS = 4
@@ -211,7 +211,7 @@ def test_a_checkpoint_has_the_same_bytes_whoever_saves_it(one, data, tmp_path):
 
 def _killed(mesh, data, output, victim, asynchronous):
     """Ends a rank by SIGKILL in the middle of the second checkpoint."""
-    calls, bring = [], Whole._bring
+    calls, bring = [], FullState._bring
 
     def counted(whole, *args):
         if (output / "checkpoints" / "step-000001" / "trainer_state.json").is_file():
@@ -220,7 +220,7 @@ def _killed(mesh, data, output, victim, asynchronous):
             os.kill(os.getpid(), signal.SIGKILL)
         return bring(whole, *args)
 
-    Whole._bring = counted
+    FullState._bring = counted
     train(mesh, data, output, FULL, save_every=1, async_save=asynchronous)
 
 

@@ -6,7 +6,7 @@ prefix; ``optim`` is the optimizer, with sharding (ZeRO); ``callbacks`` log metr
 be resumed, ``console`` and ``summary`` print.
 
 With several ranks, ``place`` says which part of the model this one holds, ``passes`` in which order a step's forward and backward
-passes run, and ``whole`` gives rank 0 whole tensors to save.
+passes run, and ``full_state`` gives rank 0 whole tensors to save.
 
 An output folder holds::
 

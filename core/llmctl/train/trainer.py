@@ -42,6 +42,7 @@ from llmctl.train.callbacks.tensor_stats import TensorStats
 from llmctl.train.callbacks.tracker_writer import RunFacts
 from llmctl.train.callbacks.writers import writers_of
 from llmctl.train.console import STDOUT, Console
+from llmctl.train.full_state import FullState, Part
 from llmctl.train.interrupt import Interrupted, ends_at_once
 from llmctl.train.loop import Loop, NonFiniteError
 from llmctl.train.methods.base import Method, RunData
@@ -56,7 +57,6 @@ from llmctl.train.output import open_output
 from llmctl.train.place import Place
 from llmctl.train.summary import show
 from llmctl.train.trainable.base import Trainable, precision_of
-from llmctl.train.whole import Part, Whole
 
 END = ("steps", "seconds", "best", "before", "after", "next")
 """Keys of ``run.json`` in the event at the end of a run."""
@@ -313,7 +313,7 @@ def _state(trainable: Trainable, optimizer: AdamW, ema: EMA | None, ranks: Ranks
     if ema:
         parts[AVERAGE] = Part(lambda: ema.average, lambda name: name, weights.slicing)
     if isinstance(ranks, Mesh):
-        return Whole(ranks, weights.placement, parts).state
+        return FullState(ranks, weights.placement, parts).state
     return lambda part: parts[part].read()
 
 

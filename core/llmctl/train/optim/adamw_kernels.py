@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 
 from llmctl.nn import kernels
-from llmctl.train.optim.main_memory import Offloaded, in_main_memory
+from llmctl.train.optim.cpu_offload import Offloaded, in_main_memory
 
 SLOTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
 

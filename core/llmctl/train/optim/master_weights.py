@@ -18,7 +18,7 @@ from llmctl.nn import kernels
 from llmctl.parallel.placement import WHOLE, Placement
 from llmctl.parallel.ranks import ALONE, Ranks
 from llmctl.parallel.slicing import Slicing
-from llmctl.train.optim.main_memory import Offloaded
+from llmctl.train.optim.cpu_offload import Offloaded
 
 HALF = (paddle.float16, paddle.bfloat16)
 

@@ -7,7 +7,7 @@ import pytest
 from llmctl.nn import kernels
 from llmctl.train.optim.adamw import AdamW
 from llmctl.train.optim.adamw_kernels import FusedAdamW, OffloadedAdamW, PaddleAdamW
-from llmctl.train.optim.main_memory import Offloaded
+from llmctl.train.optim.cpu_offload import Offloaded
 from llmctl.train.optim.master_weights import MasterWeights, sum_squares
 
 BETA1, BETA2, EPS, DECAY = 0.9, 0.95, 1e-8, 0.1

@@ -10,8 +10,8 @@ from llmctl.parallel.placement import Placement
 from llmctl.parallel.slicing import Slicing
 from llmctl.parallel.topology import Topology
 from llmctl.testing.ranks import run_ranks
-from llmctl.train import whole
-from llmctl.train.whole import Part, Whole
+from llmctl.train import full_state
+from llmctl.train.full_state import FullState, Part
 
 SPLITS = {
     # Shares of unlike sizes; two kinds of columns, of which the second is on both ranks.
@@ -37,9 +37,9 @@ def _read(mesh):
     moments = {f"m/{n}": one.rows(paddle.to_tensor(own[n]))[mesh.sharding.rank].numpy() for n, one in slicing.items()}
     model = {name: paddle.to_tensor(value) for name, value in own.items()}
     model["half"] = model["half"].astype("bfloat16")
-    whole.PATIENCE = 0.01
+    full_state.PATIENCE = 0.01
     asked, found = [], {}
-    state = Whole(
+    state = FullState(
         mesh,
         placement,
         {
@@ -54,7 +54,7 @@ def _read(mesh):
 
     def work():
         # The others hear several times that there will be more.
-        while asked.count(whole.MORE) < 3:
+        while asked.count(full_state.MORE) < 3:
             pass
         found.update(
             {

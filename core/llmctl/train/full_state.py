@@ -1,4 +1,4 @@
-"""The state of a run by name, as one process would have it, while each rank holds parts of it.
+"""The full state of a run (model, optimizer, average) by name, as one process would have it, while each rank holds parts of it.
 
 Rank 0 writes checkpoints and models as if it were alone: it reads whole tensors by name, and the other ranks answer what it asks for
 until it is done. One tensor at a time is whole. Nothing that is written tells how many ranks there were.
@@ -80,8 +80,8 @@ class WholeTensor:
         return paddle.to_tensor(widen(values) if self.dtype == "bfloat16" else values).astype(dtype)
 
 
-class Whole:
-    """The whole state, on rank 0.
+class FullState:
+    """The full state, on rank 0.
 
     Args:
         mesh: The ranks; ``Mesh.lead`` makes the others answer.

@@ -1,4 +1,4 @@
-"""What the optimizer keeps in main memory while the model is on a device (``parallel.offload``)."""
+"""CPU offload (``parallel.offload``): what the optimizer keeps in main memory while the model is on a device."""
 
 from __future__ import annotations
 
