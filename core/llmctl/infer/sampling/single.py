@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from llmctl.infer.sampling.params import BrokenLogitsError, SamplingParams
-from llmctl.infer.sampling.reference import choose_one, penalise, restrict
+from llmctl.infer.sampling.reference import choose_one, penalise
 from llmctl.infer.sampling.rows import FAULTS, NOT_FINITE, sampler_input
 
 PENALISED_AWAY = "the highest logit is not finite after the penalties"
@@ -60,28 +60,6 @@ def check_finite(logits_V: np.ndarray) -> None:
     highest = float(logits_V.max())
     if not math.isfinite(highest):
         raise BrokenLogitsError(f"the highest logit is not finite: {highest}")
-
-
-def processed(
-    logits_V: np.ndarray,
-    context: Sequence[int],
-    generated: int,
-    params: SamplingParams,
-    end_ids: Collection[int],
-) -> np.ndarray:
-    """Scores [V] in float64 after every step that the parameters ask for; minus infinity = excluded.
-
-    Raises:
-        BrokenLogitsError: A token is to be drawn, and penalties made the highest score infinite.
-    """
-    row = sampler_input(params, context, generated, end_ids)
-    scores_V = penalise(logits_V.astype(np.float64), row)
-    highest = scores_V.max()
-    if not params.sample or highest == -math.inf:
-        return scores_V
-    if highest == math.inf:
-        raise BrokenLogitsError(PENALISED_AWAY)
-    return restrict(scores_V, row)
 
 
 def penalised(

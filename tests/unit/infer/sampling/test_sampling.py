@@ -8,7 +8,9 @@ import pytest
 from llmctl.errors import ConfigError
 from llmctl.infer.sampling import BrokenLogitsError, SamplingParams
 from llmctl.infer.sampling.logprobs import token_logprob
-from llmctl.infer.sampling.single import choose, generator_for, processed
+from llmctl.infer.sampling.reference import restrict
+from llmctl.infer.sampling.rows import sampler_input
+from llmctl.infer.sampling.single import choose, generator_for, penalised
 
 LOGITS = np.array([1.0, 3.0, -2.0, 0.5, 2.9, -1.0], np.float32)
 
@@ -19,7 +21,7 @@ def softmax(scores):
 
 
 def kept(**options):
-    scores = processed(LOGITS, [], 5, SamplingParams(sample=True, **options), [0])
+    scores = restrict(LOGITS.astype(np.float64), sampler_input(SamplingParams(sample=True, **options), [], 5, [0]))
     return {i for i, score in enumerate(scores) if score > -math.inf}
 
 
@@ -50,7 +52,7 @@ def test_temperature_comes_before_the_share():
 
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_scores():
-    scores = processed(LOGITS, [1, 2, 2, 1], 0, SamplingParams(repetition_penalty=2.0), [])
+    scores = penalised(LOGITS, [1, 2, 2, 1], 0, SamplingParams(repetition_penalty=2.0), [])
     np.testing.assert_allclose(scores, [1.0, 1.5, -4.0, 0.5, 2.9, -1.0], rtol=1e-6)
 
 
@@ -65,9 +67,9 @@ def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest():
 
 def test_presence_and_frequency_count_tokens_of_the_answer_only():
     options = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25)
-    scores = processed(LOGITS, [1, 1, 0, 3, 3, 4], 3, options, [])
+    scores = penalised(LOGITS, [1, 1, 0, 3, 3, 4], 3, options, [])
     np.testing.assert_allclose(scores, [1.0, 3.0, -2.0, 0.5 - 1.0, 2.9 - 0.75, -1.0], rtol=1e-6)
-    np.testing.assert_array_equal(processed(LOGITS, [1, 1, 0], 0, options, []), LOGITS.astype(np.float64))
+    np.testing.assert_array_equal(penalised(LOGITS, [1, 1, 0], 0, options, []), LOGITS.astype(np.float64))
 
 
 @pytest.mark.parametrize("broken", [[math.nan, 1.0], [math.inf, 1.0], [-math.inf, -math.inf]])
@@ -103,8 +105,8 @@ def test_log_probabilities_of_the_chosen_and_the_likeliest():
 
 def test_no_end_token_before_the_least_length():
     options = SamplingParams(min_new_tokens=3)
-    assert processed(LOGITS, [], 2, options, [1, 4])[[1, 4]].tolist() == [-math.inf, -math.inf]
-    assert processed(LOGITS, [], 3, options, [1, 4])[1] == 3.0
+    assert penalised(LOGITS, [], 2, options, [1, 4])[[1, 4]].tolist() == [-math.inf, -math.inf]
+    assert penalised(LOGITS, [], 3, options, [1, 4])[1] == 3.0
 
 
 def test_draws_have_the_frequencies_of_the_distribution():
