@@ -8,7 +8,7 @@ from pathlib import Path
 from kit import pages
 from kit.pages import ROOT, STARTER, config_of, follow, run
 
-from llmctl.data.preference.examples import parse_preference
+from llmctl.data.preference.examples import PreferenceReader
 
 PAGE = "docs/dpo.md"
 
@@ -40,7 +40,7 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
 
 
 def test_the_line_of_data_that_the_page_shows_is_one():
-    row = parse_preference(
+    row = PreferenceReader()(
         re.search(r"```json\n(.*?)```", (ROOT / PAGE).read_text(encoding="utf-8"), re.DOTALL)[1], "docs/dpo.md"
     )
     assert (row.chosen.content, row.prompt.system) == ("In Italy.", "Be brief.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from kit.pages import ROOT, SHORT, config_of, follow, lay_out, quick, run
 
 from llmctl.checkpoint.formats import safetensors
-from llmctl.data.sft.examples import parse_example
+from llmctl.data.sft.examples import ExampleReader
 
 PAGE = "docs/finetune.md"
 QUICK = {**SHORT, "train.save_every": 1}
@@ -34,4 +34,4 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
 
 def test_the_lines_of_data_that_the_page_shows_are_some():
     lines = re.search(r"```json\n(.*?)```", (ROOT / PAGE).read_text(encoding="utf-8"), re.DOTALL)[1].splitlines()
-    assert [len(parse_example(line, "page").conversation.turns) for line in lines] == [1, 2]
+    assert [len(ExampleReader()(line, "page").conversation.turns) for line in lines] == [1, 2]

@@ -84,11 +84,11 @@ def test_the_shown_installations_name_folders_and_extras_that_exist():
 
 
 def test_the_shown_data_lines_are_valid():
-    from llmctl.data.sft.examples import parse_example
+    from llmctl.data.sft.examples import ExampleReader
 
     text = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
     lines = re.search(r"```json\n(.*?)```", text, re.DOTALL)[1].splitlines()
-    assert [len(parse_example(line, "page").conversation.turns) for line in lines] == [1, 2]
+    assert [len(ExampleReader()(line, "page").conversation.turns) for line in lines] == [1, 2]
 
 
 def test_generated_pages_are_up_to_date():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from llmctl.data.files import ReadBytes, find_files, records
+from llmctl.data.files import ReadBytes, records
 from llmctl.data.formats import Problems
 from llmctl.errors import DataError
 
@@ -66,8 +66,3 @@ def check(problems: Problems, split: str, remedy: str = WAY_OUT) -> None:
     """Raises a DataError of problems, if there are any."""
     if problems:
         raise DataError(problems.message(f"problem{'s' if problems.count > 1 else ''} in the {split} data:", remedy))
-
-
-def read_split(paths: Sequence[Path], split: str, parse: Parse[E]) -> list[E]:
-    """Reads all examples of a split; see ``find_files`` and ``read_files``."""
-    return read_files([file for path in paths for file in find_files(path, split).files], parse, split)[0]

@@ -14,7 +14,7 @@ from llmctl.config.finetune import FinetuneDataConfig
 from llmctl.data.formats import DPO, SFT
 from llmctl.data.preference.examples import PreferenceReader
 from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder
-from llmctl.data.sft.examples import ExampleReader, parse_example
+from llmctl.data.sft.examples import ExampleReader
 from llmctl.errors import ConfigError
 from llmctl.infer.text.prompt_file import read_prompts
 from llmctl.jobs.examples import _held_out
@@ -35,7 +35,7 @@ def examples_of_page():
 
 
 def read(row):
-    return parse_example(json.dumps(row), "f:1").conversation
+    return ExampleReader()(json.dumps(row), "f:1").conversation
 
 
 def spoken(chat):
@@ -100,7 +100,7 @@ def test_tool_calls_of_both_spellings_are_the_same_and_have_loss_but_results_hav
     functions = [chat.messages[1].more["tool_calls"][0]["function"] for chat in (first, second)]
     assert functions == [CALL, CALL]
     tokenizer = tokenizers.load(folder)
-    row = Encoder(tokenizer, 1000, 1000).encode(parse_example(json.dumps(sharegpt), "f:1"))
+    row = Encoder(tokenizer, 1000, 1000).encode(ExampleReader()(json.dumps(sharegpt), "f:1"))
     trained = tokenizer.decode([label for label in row.labels if label != IGNORE_INDEX])
     assert "paint" in trained and "hello" in trained and "dog" not in trained and "fox" not in trained
 

@@ -1,8 +1,4 @@
-"""Reading preference data: JSON lines of conversations with two answers to the last user turn: a chosen and a rejected one.
-
-A line is ``{"src": [...], "tgt": [...], "response": [a, b], "sort": [x, y], "context": {"system": text}}``: ``tgt`` holds
-the answers of all turns but the last, ``response`` the two for the last; the one with the larger ``sort`` is chosen.
-"""
+"""Preferences: conversations with a chosen and a rejected answer, in any format of ``llmctl.data.formats.DPO``."""
 
 from __future__ import annotations
 
@@ -33,15 +29,6 @@ class Preference:
     def question(self) -> str:
         """The last user text."""
         return self.prompt.question
-
-
-def parse_preference(text: str | None, source: str) -> Preference:
-    """Parses the preference in a line, whatever its format.
-
-    Raises:
-        ValueError: The line is not valid; the message is the reason.
-    """
-    return PreferenceReader()(text, source)
 
 
 class PreferenceReader(Reader[Choice]):

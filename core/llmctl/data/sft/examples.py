@@ -42,15 +42,6 @@ class Example:
         return self.conversation.question
 
 
-def parse_example(text: str | None, source: str) -> Example:
-    """Parses the example in a line, whatever its format.
-
-    Raises:
-        ValueError: The line is not valid; the message is the reason.
-    """
-    return ExampleReader()(text, source)
-
-
 class ExampleReader(Reader[Conversation]):
     """Parses the examples of lines, and counts formats and keys that are not read."""
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 from kit.data_files import WRITERS, write_dataset, write_datasets
+from kit.examples import read_split
 
 from llmctl.data.files import find_files, note_of, records
-from llmctl.data.reading import read_split
-from llmctl.data.sft.examples import parse_example
+from llmctl.data.sft.examples import ExampleReader
 from llmctl.errors import DataError
 
 ROW = {"instruction": "a", "output": "b"}
@@ -65,7 +65,7 @@ def test_folders_of_datasets_are_read(tmp_path):
     assert found(tmp_path / "more") == (["train/data-00000-of-00001.arrow"], ["test"])
     assert found(tmp_path / "more", "dev")[0] == ["test/data-00000-of-00001.arrow"]
     assert not find_files(tmp_path / "more", "dev", optional=True).files
-    assert len(read_split([tmp_path / "one", tmp_path / "more"], "train", parse_example)) == 3
+    assert len(read_split([tmp_path / "one", tmp_path / "more"], "train", ExampleReader())) == 3
     assert [json.loads(text) for _, text in records(tmp_path / "one" / "data-00000-of-00001.arrow")] == [ROW] * 2
 
 

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 from kit.chat_templates import JINJA
+from kit.examples import read_split
 from kit.tiny_tokenizers import write_json
 
 from llmctl import tokenizers
 from llmctl.data.encoded import encode
 from llmctl.data.preference import rows as pair_rows
 from llmctl.data.preference.encoding import Pair, PairEncoder, check_preference
-from llmctl.data.preference.examples import Preference, parse_preference
-from llmctl.data.reading import read_split
+from llmctl.data.preference.examples import Preference, PreferenceReader
 from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder, prompt_ids
 from llmctl.data.sft.examples import Example
 from llmctl.errors import DataError
@@ -63,12 +63,12 @@ def chat(tmp_path_factory):
 def test_broken_line_gives_its_reason(change, reason):
     row = {key: value for key, value in {**GOOD, **change}.items() if value is not None}
     with pytest.raises(ValueError, match=reason):
-        parse_preference(json.dumps(row), "f:1")
+        PreferenceReader()(json.dumps(row), "f:1")
 
 
 def test_the_answer_with_the_larger_sort_is_chosen():
     for sort, chosen, rejected in (([1, 0], "b", "c"), ([0.5, 2], "c", "b")):
-        row = parse_preference(json.dumps({**GOOD, "sort": sort, "context": {"system": "be brief"}}), "f:1")
+        row = PreferenceReader()(json.dumps({**GOOD, "sort": sort, "context": {"system": "be brief"}}), "f:1")
         assert (row.chosen.content, row.rejected.content, row.prompt.system) == (chosen, rejected, "be brief")
 
 
@@ -76,7 +76,7 @@ def test_all_broken_lines_are_listed(tmp_path):
     lines = [GOOD, {**GOOD, "sort": [0, 0]}, GOOD, {**GOOD, "response": ["b"]}]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n[1]\n")
     with pytest.raises(DataError) as caught:
-        read_split([tmp_path], "train", parse_preference)
+        read_split([tmp_path], "train", PreferenceReader())
     message = str(caught.value)
     assert message.startswith("3 problems in the train data:")
     assert all(f"train.jsonl:{line}: " in message for line in (2, 4, 5))

@@ -7,15 +7,15 @@ import sys
 import numpy as np
 import pytest
 from kit.chat_templates import JINJA
+from kit.examples import read_split
 from kit.tiny_tokenizers import write_json
 
 from llmctl import tokenizers
 from llmctl.data.encoded import encode
 from llmctl.data.files import find_files
-from llmctl.data.reading import read_split
 from llmctl.data.sft.collate import collate
 from llmctl.data.sft.encoding import IGNORE_INDEX, Encoder, prompt_ids
-from llmctl.data.sft.examples import Example, parse_example
+from llmctl.data.sft.examples import Example, ExampleReader
 from llmctl.errors import DataError
 from llmctl.tokenizers.conversation import Conversation
 
@@ -60,7 +60,7 @@ def chat(tmp_path_factory):
 )
 def test_broken_line_gives_its_reason(line, reason):
     with pytest.raises(ValueError, match=reason):
-        parse_example(line, "f:1")
+        ExampleReader()(line, "f:1")
 
 
 def test_all_broken_lines_of_all_files_are_reported_at_once(tmp_path):
@@ -68,7 +68,7 @@ def test_all_broken_lines_of_all_files_are_reported_at_once(tmp_path):
     (tmp_path / "b.jsonl").write_text("oops\n")
     (tmp_path / "c.jsonl").write_text("\n")
     with pytest.raises(DataError) as caught:
-        read_split([tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")], "train", parse_example)
+        read_split([tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")], "train", ExampleReader())
     message = str(caught.value)
     assert message.startswith("4 problems in the train data:")
     for part in (
@@ -85,13 +85,13 @@ def test_long_listings_are_capped_with_their_count(tmp_path):
     with pytest.raises(
         DataError, match=r"50 problems(.|\n)*50 lines \(.*a.jsonl:1, .*a.jsonl:2, .*a.jsonl:3 ...\): 'tgt' must be "
     ) as caught:
-        read_split([tmp_path / "a.jsonl"], "train", parse_example)
+        read_split([tmp_path / "a.jsonl"], "train", ExampleReader())
     assert str(caught.value).count("\n") == 2
     (tmp_path / "b.jsonl").write_text(
         "".join(json.dumps({"src": "a", "tgt": ["b"] * number}) + "\n" for number in range(2, 52))
     )
     with pytest.raises(DataError, match=r"50 lines .*: 'src' has 1 turns, 'tgt' has 2"):
-        read_split([tmp_path / "b.jsonl"], "train", parse_example)
+        read_split([tmp_path / "b.jsonl"], "train", ExampleReader())
 
 
 def test_files_folders_and_sub_folders_are_found(tmp_path):
@@ -101,14 +101,14 @@ def test_files_folders_and_sub_folders_are_found(tmp_path):
     for name in ("y.jsonl", "x.json", "notes.txt"):
         (tmp_path / "one" / "dev" / name).write_text(row)
     (tmp_path / "more.jsonl").write_text(row * 2)
-    train = read_split([tmp_path / "one", tmp_path / "more.jsonl"], "train", parse_example)
+    train = read_split([tmp_path / "one", tmp_path / "more.jsonl"], "train", ExampleReader())
     assert [e.source.rpartition("/")[2] for e in train] == ["train.json:1", "more.jsonl:1", "more.jsonl:2"]
-    assert [e.source.rpartition("/")[2] for e in read_split([tmp_path / "one"], "dev", parse_example)] == [
+    assert [e.source.rpartition("/")[2] for e in read_split([tmp_path / "one"], "dev", ExampleReader())] == [
         "x.json:1",
         "y.jsonl:1",
     ]
     with pytest.raises(DataError, match="has no dev data: looked for dev.jsonl, dev-"):
-        read_split([tmp_path], "dev", parse_example)
+        read_split([tmp_path], "dev", ExampleReader())
     assert not find_files(tmp_path, "dev", optional=True).files
 
 
