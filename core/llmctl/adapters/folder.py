@@ -79,7 +79,9 @@ def open_adapter(
     """
     folder = locate(folder)
     if not is_adapter(folder):
-        what = "holds no adapter: it has none" if folder.exists() else "does not exist; the folder of an adapter has one"
+        what = (
+            "holds no adapter: it has none" if folder.exists() else "does not exist; the folder of an adapter has one"
+        )
         raise CheckpointError(f"{folder} {what} of {', '.join(FORMATS)}")
     check_no_adapter(folder)
     found = bases.find(base_name(folder), folder, base)

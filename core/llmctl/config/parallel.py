@@ -43,7 +43,9 @@ class ParallelConfig:
         minimum=1,
     )
     offload: bool = option(False, "CPU offload: keep the states of the optimizer in main memory and update there.")
-    bucket: str | int = option("100MB", "Bucket size: bytes of gradients or weights in one collective operation, such as 100MB.")
+    bucket: str | int = option(
+        "100MB", "Bucket size: bytes of gradients or weights in one collective operation, such as 100MB."
+    )
     hang_seconds: int = option(
         600,
         "Seconds in a collective operation after which the terminal says who waits for whom; on CPUs at most 25.",
