@@ -40,8 +40,9 @@ class Placement:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether other ranks have tensors that this one has nothing of."""
-        return self.topology.pipeline * self.topology.expert > 1
+        """Whether other ranks have tensors that this one has nothing of: other layers or experts, or biases that only the first
+        tensor rank adds."""
+        return self.topology.pipeline * self.topology.expert > 1 or self.place.tensor > 0
 
     def sharing(self, name: str) -> Sharing:
         """The ranks with different rows that have a parameter."""

@@ -24,8 +24,8 @@ CHOSEN = [next(case for case in CASES if case.family == family) for family in ("
 PROMPTS = [[5, 9, 17, 33], [61, 8, 4]]
 
 
-def trained(case, mesh=None, sequence=False):
-    """Norms of three clipped updates, the weights and moments after them, metrics, and answers."""
+def made(case, mesh=None, sequence=False):
+    """The model of a rank, how it is cut, its parameters, and their optimizer."""
     plugin = plugins.load(case.family)
     model, cut, weights = random_model(plugin, case.dims), WHOLE, None
     if mesh:
@@ -38,6 +38,12 @@ def trained(case, mesh=None, sequence=False):
         placement = Placement(mesh.topology, mesh.place, cut.splits)
         weights = MasterWeights(parameters, mesh, placement, model.complete_grads)
     optimizer = AdamW(parameters, weight_decay=0.1, max_norm=0.05, weights=weights or MasterWeights(parameters))
+    return model, cut, parameters, optimizer
+
+
+def trained(case, mesh=None, sequence=False):
+    """Norms of three clipped updates, the weights and moments after them, metrics, and answers."""
+    model, cut, parameters, optimizer = made(case, mesh, sequence)
     norms = []
     for step in range(3):
         model.train()
@@ -77,3 +83,23 @@ def test_updates_metrics_and_answers_are_those_of_one_process(degree, sequence):
             for name, value in own[2].items():
                 part = cut.part(name.partition("/")[2], moments[name]) if name.startswith("moment") else moments[name]
                 np.testing.assert_allclose(value, part, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def resumed(mesh):
+    """What a rank takes of a whole state of the optimizer, which has biases that are on the first rank only."""
+    case = CHOSEN[-1]
+    _, weights, state, *_ = trained(case)
+    _, cut, _, optimizer = made(case, mesh)
+    assert bool(weights.keys() - optimizer.parameters.keys()) == (mesh.tensor.rank > 0)
+    assert not optimizer.weights.unlike(weights)
+    optimizer.load(state)
+    for name, value in optimizer.state().items():
+        slot, _, parameter = name.partition("/")
+        expected = cut.part(parameter, state[name]) if slot.startswith("moment") else state[name]
+        np.testing.assert_array_equal(value, expected, err_msg=name)
+    return len(optimizer.state())
+
+
+def test_the_state_of_one_process_is_resumed():
+    first, second = run_ranks(2, resumed, topology=Topology(tensor=2))
+    assert first > second > 0
