@@ -1,6 +1,6 @@
 """Writes the goldens of the tests of adapters and prefixes: tiny models with what peft made for them, and their logits.
 
-Each case in tests/goldens/adapters and tests/goldens/prefixes is a model folder with a folder ``adapter`` in it and
+Each case in tests/goldens/adapters, tests/goldens/adapter_modules and tests/goldens/prefixes is a model folder with a folder ``adapter`` in it and
 ``golden.npz`` (``input_ids`` [2, 9], ``logits`` of peft's model; for prefixes also ``greedy_ids``, which begin with the first
 row). Names such as ``prefixes/opt`` make only these. Needs torch, transformers and peft, which the project itself does not; the files in
 the repository were made with torch 2.13, transformers 4.57.6 and peft 0.21.2. Run with: python tools/goldens/make_adapter_golden.py
@@ -23,6 +23,7 @@ DECODER = dict(
 )  # fmt: skip
 MODELS = {
     "llama": DECODER,
+    "llama_untied": dict(DECODER, tie_word_embeddings=False),
     "qwen2": DECODER,
     "mixtral": dict(DECODER, num_local_experts=2, num_experts_per_tok=2),
     "bloom": dict(vocab_size=64, hidden_size=16, n_layer=2, n_head=4),
@@ -49,6 +50,26 @@ CASES = {
     ),
     "opt_pattern": ("opt", dict(r=2, lora_alpha=2, target_modules=r".*layers\.1\.(fc1|self_attn\.v_proj)")),
 }  # fmt: skip
+MODULES = {  # Adapters with whole tensors or rows of tokens in place of the base's.
+    "llama_modules": (
+        "llama_untied", dict(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head", "model.norm"]),
+    ),
+    "llama_grown_modules": (
+        "llama_untied", dict(r=2, target_modules=["v_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+    ),
+    "llama_grown_tokens": ("llama", dict(r=2, target_modules=["q_proj"], trainable_token_indices=[64, 65, 66, 7])),
+    "qwen2_embedding_of_tied": ("qwen2", dict(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"])),
+    "bloom_tokens_of_tied": ("bloom", dict(r=2, target_modules=["dense"], trainable_token_indices=[9, 3, 40])),
+    "gpt2_tied_modules": (
+        "gpt2", dict(r=2, target_modules=["c_fc"], fan_in_fan_out=True, modules_to_save=["wte", "lm_head"],
+                     ensure_weight_tying=True),
+    ),
+    "opt_tokens_of_each": (
+        "opt", dict(r=2, target_modules=["fc1"], trainable_token_indices={"embed_tokens": [5, 3], "lm_head": [7, 3, 60]}),
+    ),
+}  # fmt: skip
+GROWN = {"llama_grown_modules": 67, "llama_grown_tokens": 67}
+"""Rows of the embedding after the tokenizer got more tokens, which peft then saves as a whole."""
 PREFIXES = {
     "bloom": ("bloom", dict(num_virtual_tokens=3)),
     "gpt2": ("gpt2", dict(num_virtual_tokens=4)),
@@ -61,7 +82,7 @@ def make(folder: Path, kind: str, config: LoraConfig | PrefixTuningConfig) -> No
     """One case, every tensor random."""
     torch.manual_seed(sum(map(ord, folder.name)))
     shutil.rmtree(folder, ignore_errors=True)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **MODELS[kind])).eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind.partition("_")[0], **MODELS[kind])).eval()
     with torch.no_grad():
         for name, value in model.named_parameters():
             norm = value.ndim == 1 and name.endswith("weight")
@@ -70,17 +91,22 @@ def make(folder: Path, kind: str, config: LoraConfig | PrefixTuningConfig) -> No
     model.bfloat16().save_pretrained(folder)
     # Read back, since tables of rotations are computed anew in float32.
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if folder.name in GROWN:
+        model.resize_token_embeddings(GROWN[folder.name], mean_resizing=False)
     model = get_peft_model(model, config).eval()
     with torch.no_grad():
         for name, value in model.named_parameters():
             if "lora_magnitude" in name:
                 value.mul_(torch.rand_like(value) + 0.5)
-            elif "lora_" in name:
+            elif "lora_" in name or "modules_to_save" in name or "trainable_tokens_delta" in name:
                 value.copy_(torch.randn_like(value) * 0.3)
-    model.peft_config["default"].base_model_name_or_path = ".."
+    # Here peft reads how many rows the base has.
+    model.peft_config["default"].base_model_name_or_path = str(folder)
     model.save_pretrained(folder / "adapter")
     (folder / "adapter" / "README.md").unlink()
     ids = torch.randint(3, 64, (2, 9))
+    tokens = [*range(64, GROWN.get(folder.name, 64)), *({3, 5, 7, 9, 40, 60} if "tokens" in folder.name else ())]
+    ids[:, : len(tokens)] = torch.tensor(tokens)
     with torch.no_grad():
         arrays = {"input_ids": ids, "logits": model(ids).logits}
         if isinstance(config, PrefixTuningConfig):
@@ -88,11 +114,16 @@ def make(folder: Path, kind: str, config: LoraConfig | PrefixTuningConfig) -> No
             arrays["greedy_ids"] = model.generate(**given, max_new_tokens=6, do_sample=False)
     np.savez_compressed(folder / "golden.npz", **{name: value.numpy() for name, value in arrays.items()})
     written = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    written["base_model_name_or_path"] = ".."
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(written, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
-    for name, cases, method in (("adapters", CASES, LoraConfig), ("prefixes", PREFIXES, PrefixTuningConfig)):
+    for name, cases, method in (
+        ("adapters", CASES, LoraConfig),
+        ("adapter_modules", MODULES, LoraConfig),
+        ("prefixes", PREFIXES, PrefixTuningConfig),
+    ):
         for case, (kind, settings) in cases.items():
             folder = GOLDENS / name / case
             if sys.argv[1:] and f"{name}/{case}" not in sys.argv[1:]:

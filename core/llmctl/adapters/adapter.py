@@ -1,4 +1,5 @@
-"""A LoRA adapter in memory: for each layer A, B, a scale and, for DoRA, the magnitude vector.
+"""A LoRA adapter in memory: for each layer A, B, a scale and, for DoRA, the magnitude vector; and what it has in place of
+tensors of its base (PEFT's ``modules_to_save`` and ``trainable_token_indices``).
 
 Everything is in paddle's layout: a weight is [in, out], A [in, rank], B [rank, out]. LoRA: https://arxiv.org/abs/2106.09685;
 rsLoRA: https://arxiv.org/abs/2312.03732; DoRA: https://arxiv.org/abs/2402.09353.
@@ -61,6 +62,26 @@ class LoraWeights:
 
 
 @dataclass(frozen=True)
+class TokenRows:
+    """Values of some tokens in an embedding or a head.
+
+    Attributes:
+        ids: The tokens, each once.
+        values: A row for each, in this order [tokens, hidden].
+    """
+
+    ids: tuple[int, ...]
+    values: Array
+
+    def same(self, other: TokenRows | None) -> bool:
+        """Whether another has the same values of the same tokens, in any order."""
+        if other is None or sorted(self.ids) != sorted(other.ids):
+            return False
+        ours, theirs = np.argsort(self.ids), np.argsort(other.ids)
+        return bool(np.array_equal(self.values[ours], other.values[theirs]))
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A LoRA adapter.
 
@@ -71,6 +92,9 @@ class Adapter:
         base: Path or name of its base model, as recorded; may be empty.
         record: Identity of the base model (``base_model.record``); empty for an adapter that llmctl did not write.
         dtype: Data type of the stored tensors.
+        tensors: Name on the card -> the whole tensor that takes the place of the base's, with ``shape``, ``dtype`` and
+            ``numpy()``; that of an adapter that was read from a file is a ``checkpoint.convert.LazyTensor``.
+        tokens: Name of an embedding or a head on the card -> rows that take the place of the base's.
     """
 
     layers: Mapping[str, LoraWeights]
@@ -79,11 +103,19 @@ class Adapter:
     base: str = ""
     record: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    tensors: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Mapping[str, TokenRows] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
         """Size of the adapter, for messages."""
-        return f"{len(self.layers)} layers"
+        return ", ".join((f"{len(self.layers)} layers", *self.own))
+
+    @property
+    def own(self) -> list[str]:
+        """What it has in place of tensors of its base, for messages; empty = nothing, it is low-rank matrices only."""
+        rows = [f"{len(rows.ids)} rows of {name}" for name, rows in self.tokens.items()]
+        return [*self.tensors, *rows]
 
 
 def fuse(layers: Sequence[LoraWeights | None], widths: Sequence[int]) -> LoraWeights:

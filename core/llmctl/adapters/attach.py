@@ -12,7 +12,6 @@ from llmctl.adapters import targets
 from llmctl.adapters.adapter import LoraWeights
 from llmctl.adapters.folder import OpenedAdapter, open_adapter
 from llmctl.adapters.prefix import Prefix
-from llmctl.checkpoint.build import load_model
 from llmctl.checkpoint.partial import Done, nothing
 from llmctl.errors import UnsupportedError
 from llmctl.nn.replace import replace_layers
@@ -138,14 +137,15 @@ def load_adapted(
 
 
 def adapted_model(opened: OpenedAdapter, dtype: str = "float32", codes: bool = True) -> Any:
-    """Loads the base model of an opened adapter, quantized as in training, and applies the adapter.
+    """Loads the base model of an opened adapter, quantized as in training and with the adapter's own tensors, and applies the
+    adapter.
 
     Args:
         opened: The adapter.
         dtype: Data type of the computation.
         codes: Whether a base in codes stays in codes; False makes floats of them.
     """
-    model, _, _ = load_model(opened.base, opened.plugin.card.name, dtype, codes)
+    model = opened.model().layer(dtype, codes=codes)
     if isinstance(opened.adapter, Prefix):
         values = opened.adapter.values
         add_prefix(model, values.shape).set_values(values)
@@ -167,7 +167,7 @@ def merged_model(opened: OpenedAdapter, dtype: str = "float32", codes: bool = Tr
     """
     if isinstance(opened.adapter, Prefix) or (codes and opened.scheme and opened.scheme.keeps_codes):
         return adapted_model(opened, dtype, codes)
-    model, _, _ = load_model(opened.base, opened.plugin.card.name, dtype, codes)
+    model = opened.model().layer(dtype, codes=codes)
     state, layers = model.state_dict(), opened.adapter.layers
     for path in targets.linears(opened.plugin.card, opened.dims) if opened.quantized else layers:
         tensor = state[path + ".weight"]

@@ -13,17 +13,19 @@ from typing import Any
 
 from llmctl import plugins, tokenizers
 from llmctl.adapters import base_model as bases
-from llmctl.adapters import paddlenlp_lora, paddlenlp_prefix, peft_config, peft_format, prefix_format
+from llmctl.adapters import own_tensors, paddlenlp_lora, paddlenlp_prefix, peft_config, peft_format, prefix_format
 from llmctl.adapters.adapter import Adapter
 from llmctl.adapters.prefix import Prefix
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
-from llmctl.checkpoint.folder import check_no_adapter
+from llmctl.checkpoint.build import CheckedModel, check_model
+from llmctl.checkpoint.convert import SourceModel, open_source
+from llmctl.checkpoint.folder import PACKED, check_no_adapter
 from llmctl.checkpoint.gguf.folder import CACHE
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.checkpoint.locate import locate
-from llmctl.checkpoint.quantized import without_scheme
-from llmctl.errors import CheckpointError, FileError
+from llmctl.checkpoint.quantized import open_weights, without_scheme
+from llmctl.errors import CheckpointError, FileError, UnsupportedError
 from llmctl.io.copying import copy_into
 from llmctl.io.json_object import read_json, write_json
 from llmctl.io.written import AdapterRecord, read_written
@@ -37,20 +39,84 @@ FORMATS = (peft_config.CONFIG, paddlenlp_lora.CONFIG, paddlenlp_prefix.CONFIG, p
 
 @dataclass(frozen=True)
 class OpenedAdapter:
-    """An adapter and the folder of its base model, checked to fit together from config.json and file headers."""
+    """An adapter and the folder of its base model, checked to fit together from config.json and file headers.
+
+    Attributes:
+        folder: Folder of the adapter.
+        adapter: The adapter.
+        base: Folder of the base model.
+        plugin: Plugin of its family.
+        dims: Dims of the model with the adapter.
+        base_dims: Dims of the base model, which differ where the adapter has a vocabulary or a head of its own.
+        scheme: How the base is quantized in its folder; None = it holds floats, or is a GGUF file, which is read as floats.
+    """
 
     folder: Path
     adapter: Adapter | Prefix
     base: Path
     plugin: plugins.Plugin
     dims: Dims
+    base_dims: Dims
     scheme: Scheme | None = None
-    """How the base is quantized in its folder; None = it holds floats, or is a GGUF file, which is read as floats."""
 
     @property
     def quantized(self) -> str:
         """Code that a base of floats was quantized with in training; empty = it was not quantized."""
         return str(self.adapter.record.get("quantised", ""))
+
+    @property
+    def low_rank(self) -> OpenedAdapter:
+        """The same without the adapter's own tensors, for a model that has them already."""
+        assert isinstance(self.adapter, Adapter)
+        return replace(self, adapter=replace(self.adapter, tensors={}, tokens={}))
+
+    @property
+    def config_changes(self) -> dict[str, Any]:
+        """Keys of the base's config.json that are others in the model with the adapter."""
+        return own_tensors.config_changes(self.plugin.card, self.base_dims, self.dims)
+
+    @property
+    def own(self) -> list[str]:
+        """What the adapter has in place of tensors of its base, as ``Adapter.own``."""
+        return self.adapter.own if isinstance(self.adapter, Adapter) else []
+
+    def check_low_rank(self, name: str) -> None:
+        """Checks that the adapter is low-rank matrices only, so that it can be one of several of a model, or beside packed weights.
+
+        Args:
+            name: What it is called, for messages.
+
+        Raises:
+            UnsupportedError: It has tensors of its own; the message says how to merge it.
+        """
+        if self.own:
+            base = "FLOAT_MODEL" if (self.base / PACKED).is_file() else self.base
+            raise UnsupportedError(
+                f"the adapter {name} has tensors of its own ({', '.join(self.own)}), which packed weights and models that several "
+                f"adapters share do not take; merge it, and use the result as the model: llmctl merge {self.folder} --base {base} "
+                "--output MERGED"
+            )
+
+    def model(self) -> CheckedModel:
+        """The base, checked, with the adapter's own tensors in it; its low-rank matrices are not applied.
+
+        Raises:
+            CheckpointError: The tensors of the base's folder are not exactly those of the card.
+        """
+        found = check_model(self.base, self.plugin.card.name)
+        if not isinstance(self.adapter, Adapter) or not self.own:
+            return found
+        return own_tensors.checked_with(found, self.adapter, self.dims)
+
+    def source(self) -> SourceModel:
+        """As ``model``, for reading tensor by tensor."""
+        found = self.base_source()
+        return own_tensors.source_with(found, self.adapter, self.dims) if isinstance(self.adapter, Adapter) else found
+
+    def base_source(self) -> SourceModel:
+        """The base, for reading tensor by tensor."""
+        weights = None if self.scheme is None else open_weights(self.base, self.plugin.card, self.base_dims)
+        return open_source(self.base, self.plugin, self.base_dims, weights)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -91,9 +157,9 @@ def open_adapter(
     scheme = None if scheme and scheme.method == CACHE else scheme
     config = {key: value for key, value in config.items() if key not in ignored_keys(_record(folder))}
     dims = plugin.card.dims_from_config(config, str(found / "config.json"))
-    adapter = read(folder, plugin, dims)
+    adapter, adapted_dims = read_with_dims(folder, plugin, dims)
     bases.check(adapter.record.get("base", {}), found, plugin, dims, allow_other, base_record)
-    opened = OpenedAdapter(folder, adapter, found, plugin, dims, scheme)
+    opened = OpenedAdapter(folder, adapter, found, plugin, adapted_dims, dims, scheme)
     if opened.quantized and scheme is not None and scheme.keeps_codes:
         raise CheckpointError(
             f"{folder} was trained on a base that was quantized to {opened.quantized} in training, but {found} has {scheme} of its "
@@ -140,17 +206,22 @@ def read(folder: Path, plugin: Any, dims: Dims) -> Adapter | Prefix:
     Raises:
         CheckpointError: A setting is not supported, or tensors are missing, unexpected or have another shape.
     """
+    return read_with_dims(folder, plugin, dims)[0]
+
+
+def read_with_dims(folder: Path, plugin: Any, dims: Dims) -> tuple[Adapter | Prefix, Dims]:
+    """As ``read``; also returns the dims of the model with the adapter, which may have tensors of another size."""
     record = _record(folder)
     adapter: Adapter | Prefix
     if prefix_format.kind(folder) == prefix_format.KIND:
         adapter = prefix_format.read(folder, plugin, dims)
     elif (folder / peft_config.CONFIG).is_file():
-        adapter = peft_format.read(folder, plugin, dims, record.get("blocks", {}))
+        adapter, dims = peft_format.read(folder, plugin, dims, record.get("blocks", {}))
     elif (folder / paddlenlp_lora.CONFIG).is_file():
         adapter = paddlenlp_lora.read(folder, plugin, dims)
     else:
         adapter = paddlenlp_prefix.read(folder, plugin, dims)
-    return replace(adapter, record=record)
+    return replace(adapter, record=record), dims
 
 
 def write(
@@ -162,7 +233,7 @@ def write(
         folder: The folder.
         adapter: The adapter; its record is written to ``llmctl.json``.
         plugin: Plugin of the base model's family.
-        dims: Dims of the base model.
+        dims: Dims of the model with the adapter.
         dtype: Data type of the tensors.
         layout: ``"hf"`` for the format of PEFT, ``"native"`` for that of PaddleNLP.
 

@@ -1,4 +1,5 @@
-"""Merges a LoRA adapter into its base model, tensor by tensor: W + scale * A B, with column norms set for DoRA.
+"""Merges a LoRA adapter into its base model, tensor by tensor: W + scale * A B, with column norms set for DoRA; tensors and rows
+of the adapter's own take the place of the base's.
 
 Sums are computed in float32 or float64 and rounded once. If the base is quantized, or was in training, the adapter is added to
 the dequantized weights, and the result are floats. Memory: the adapter and a few copies of one tensor; no model is built.
@@ -18,16 +19,18 @@ from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, LoraWeights
 from llmctl.adapters.base_model import name_of
 from llmctl.adapters.folder import RECORD, OpenedAdapter, ignored_keys, tokenizer_folder
+from llmctl.adapters.own_tensors import EMBED, tensor_of
 from llmctl.checkpoint import convert
 from llmctl.checkpoint.convert import LazyTensor, Progress
 from llmctl.checkpoint.formats.dtypes import cast
 from llmctl.checkpoint.formats.safetensors import write_file
+from llmctl.checkpoint.hf_config import NAME as CONFIG
 from llmctl.checkpoint.naming import HF, mappings_for
-from llmctl.checkpoint.quantized import open_weights
 from llmctl.checkpoint.save import KEEP, plan_shards, write_index
 from llmctl.errors import CheckpointError
 from llmctl.io.atomic import atomic_folder
 from llmctl.io.checksums import write_manifest
+from llmctl.io.json_object import read_json, write_json
 from llmctl.quant.blockwise import round_trip
 from llmctl.quant.formats.config import KEY
 from llmctl.tokenizers.base import FILES
@@ -35,7 +38,7 @@ from llmctl.tokenizers.base import FILES
 
 @dataclass(frozen=True)
 class MergedWeight:
-    """Lazy view of a linear weight with its adapter merged; has what writers use: ``shape``, ``dtype``, ``numpy()``.
+    """Lazy view of a weight with its adapter merged; has what writers use: ``shape``, ``dtype``, ``numpy()``.
 
     Attributes:
         stored: Weight of the base model.
@@ -51,7 +54,7 @@ class MergedWeight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[in, out]."""
+        """[in, out] of a linear."""
         return self.stored.shape
 
     def numpy(self) -> NDArray[Any]:
@@ -96,11 +99,16 @@ def merge(
             f"{opened.folder} holds a prefix, which cannot be merged: its keys and values are not weights of a model. Use it "
             "as it is, e.g. with llmctl generate"
         )
-    weights = None if opened.scheme is None else open_weights(opened.base, opened.plugin.card, opened.dims)
-    source = convert.open_source(opened.base, opened.plugin, opened.dims, weights)
+    source = opened.source()
     state: dict[str, Any] = dict(source.state)
     layers = opened.adapter.layers
     changed = targets.linears(opened.plugin.card, opened.dims) if opened.quantized else layers
+    if opened.own:
+        before = opened.base_source().state
+        for name in (*opened.adapter.tensors, *opened.adapter.tokens):
+            # A head that is no longer the embedding is stored as the embedding was.
+            kept = before[name].dtype if name in before else before[_embedding(opened)].dtype
+            state[name] = MergedWeight(source.state[name], None, kept if dtype == KEEP else dtype)
     for path in changed:
         stored = source.state[path + ".weight"]
         merged_dtype = stored.dtype if dtype == KEEP else dtype
@@ -116,6 +124,7 @@ def merge(
             (work / name).unlink(missing_ok=True)  # what is written are floats
         ignored = (*ignored_keys(opened.adapter.record), KEY)
         convert.complete_config(work, dtype, opened.plugin.card, opened.dims, ignored)
+        write_json(work / CONFIG, {**read_json(work / CONFIG), **opened.config_changes})
         replace_tokenizer(opened, work)
         (work / RECORD).write_text(json.dumps(_record(opened, dtype, len(layers)), indent=2) + "\n", encoding="utf-8")
         write_manifest(work)
@@ -134,10 +143,17 @@ def replace_tokenizer(opened: OpenedAdapter, work: Path) -> None:
     tokenizers.load(folder, card=opened.plugin.card).save(work)
 
 
+def _embedding(opened: OpenedAdapter) -> str:
+    embed = tensor_of(opened.plugin.card, opened.base_dims, EMBED)
+    assert embed is not None, "a model has a token embedding"
+    return embed.name
+
+
 def _record(opened: OpenedAdapter, dtype: str, layers: int) -> dict[str, Any]:
     return {
         "merged": {"base": name_of(opened.base), "adapter": str(opened.folder.resolve()), "dtype": dtype},
         "layers": layers,
+        "replaced": list(opened.own),
         "dequantised_from": opened.quantized or (opened.scheme and opened.scheme.method),
         "card_hash": opened.plugin.card.hash(),
         "versions": dict(plugins.versions(opened.plugin)),

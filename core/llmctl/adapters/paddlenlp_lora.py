@@ -15,7 +15,7 @@ from llmctl.adapters import repack, targets
 from llmctl.adapters.adapter import Adapter, LoraWeights, alpha_of, scale_of
 from llmctl.adapters.config_values import check_values, is_count, is_number
 from llmctl.adapters.paddlenlp_weights import UNIFIED, read_weights
-from llmctl.adapters.peft_format import as_stored, check_tensors, load
+from llmctl.adapters.peft_weights import as_stored, check_tensors, load
 from llmctl.card.dims import Dims
 from llmctl.card.weight_map import select_variant
 from llmctl.errors import CheckpointError
@@ -69,10 +69,14 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
         dtype: Data type of the tensors.
 
     Raises:
-        CheckpointError: The adapter is a DoRA adapter, or a value does not fit into the data type.
+        CheckpointError: The adapter is a DoRA adapter or has tensors of its own, or a value does not fit into the data type.
     """
     if any(part.magnitude is not None for part in adapter.layers.values()):
         raise CheckpointError("the format of PaddleNLP does not support DoRA; merge the adapter instead")
+    if adapter.own:
+        raise CheckpointError(
+            f"the format of PaddleNLP has no place for {', '.join(adapter.own)}, which the adapter has of its own; merge it instead"
+        )
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
     mappings = repack.linear_mappings(plugin.hooks.weight_map(card=plugin.card, dims=dims, source="paddlenlp"), shapes)
     parts = repack.equalize_ranks(repack.to_file(adapter.layers, select_variant(mappings, ()), shapes))

@@ -15,7 +15,7 @@ import numpy as np
 
 from llmctl.adapters.config_values import Rule, check_values, is_count
 from llmctl.adapters.paddlenlp_weights import read_weights
-from llmctl.adapters.peft_format import as_stored, check_tensors, load
+from llmctl.adapters.peft_weights import as_stored, check_tensors, load
 from llmctl.adapters.prefix import Array, Prefix, compare, from_stored, shape_of, to_stored
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.formats.npy import read_npy

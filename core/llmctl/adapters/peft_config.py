@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmctl.adapters import patterns, targets
+from llmctl.adapters import patterns, peft_modules, targets
 from llmctl.adapters.adapter import Adapter, LoraWeights, alpha_of, scale_of
 from llmctl.adapters.config_values import Rule, check_values, is_count, is_number
 from llmctl.card.dims import Dims
@@ -22,10 +22,8 @@ CONFIG = "adapter_config.json"
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "modules_to_save": (None, []),
     "lora_bias": (False, None),
     "layer_replication": (None, []),
-    "trainable_token_indices": (None, [], {}),
     "target_parameters": (None, []),
     "alora_invocation_tokens": (None, []),
     "use_qalora": (False, None),
@@ -40,11 +38,12 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 KNOWN = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
     "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights", "base_model_name_or_path",
+    "modules_to_save", "trainable_token_indices",
 )  # fmt: skip
 NO_EFFECT = (
     "task_type", "inference_mode", "fan_in_fan_out", "auto_mapping", "revision", "peft_version", "runtime_config",
     "megatron_config", "megatron_core", "corda_config", "eva_config", "loftq_config", "lora_ga_config",
-    "qalora_group_size", "ensure_weight_tying",
+    "qalora_group_size", "ensure_weight_tying", "modules_to_tie",
 )  # fmt: skip
 """Settings that only describe the training or other runtimes."""
 
@@ -57,6 +56,11 @@ def _are_names(value: Any) -> bool:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_tokens(value: Any) -> bool:
+    groups = value.values() if isinstance(value, dict) else [value or []]
+    return all(isinstance(ids, list) and all(_is_integer(token) and token >= 0 for token in ids) for ids in groups)
 
 
 def _by_pattern(value: Any, fits: Callable[[Any], bool]) -> bool:
@@ -81,6 +85,11 @@ RULES: Mapping[str, Rule] = {
         "integers above 0 by regular expression",
     ),
     "alpha_pattern": (lambda value: _by_pattern(value, is_number), "numbers by regular expression"),
+    "modules_to_save": (
+        lambda value: not value or (isinstance(value, list) and all(isinstance(name, str) and name for name in value)),
+        "a list of names",
+    ),
+    "trainable_token_indices": (_are_tokens, "a list of token ids, or such lists by the name of a module"),
 }
 """Valid values of the settings that are used."""
 
@@ -104,7 +113,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             if value and key not in (*NEUTRAL, *KNOWN, *NO_EFFECT)]  # fmt: skip
     if unsupported:
         raise CheckpointError(
-            f"{path}: {', '.join(unsupported)} is not supported; only LoRA and DoRA of linear layers are"
+            f"{path}: {', '.join(unsupported)} is not supported; LoRA and DoRA of linear layers are, and whole modules and rows of "
+            "tokens beside them"
         )
     start = config.get("init_lora_weights", True)
     if start not in UNCHANGED_BASE:
@@ -123,7 +133,7 @@ def make_config(layers: Mapping[str, LoraWeights], adapter: Adapter, plugin: Any
         layers: Path in the torch model -> LoRA weights.
         adapter: The adapter.
         plugin: Plugin of the base model's family.
-        dims: Dims of the base model.
+        dims: Dims of the model with the adapter.
     """
     rs = adapter.rank_stabilised
     ranks = {torch: part.rank for torch, part in layers.items()}
@@ -143,7 +153,7 @@ def make_config(layers: Mapping[str, LoraWeights], adapter: Adapter, plugin: Any
         "use_rslora": rs,
         "use_dora": any(part.magnitude is not None for part in layers.values()),
         "init_lora_weights": True,
-        "modules_to_save": None,
+        **peft_modules.settings(adapter, plugin, dims),
         "rank_pattern": {torch: n for torch, n in ranks.items() if n != rank},
         "alpha_pattern": {torch: n for torch, n in alphas.items() if n != alpha},
     }

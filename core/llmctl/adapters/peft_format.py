@@ -9,27 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from llmctl.adapters import targets
+from llmctl.adapters import peft_modules, targets
 from llmctl.adapters.adapter import Adapter, Array, LoraWeights, fuse, split_fused
 from llmctl.adapters.peft_config import CONFIG, make_config, rank_and_scale, read_config, selected_modules
+from llmctl.adapters.peft_modules import PREFIX
+from llmctl.adapters.peft_weights import WEIGHTS, as_planned, check_tensors, headers, load
 from llmctl.card.dims import Dims
-from llmctl.checkpoint.formats import safetensors, torch_bin
-from llmctl.checkpoint.formats.dtypes import STORAGE, cast
+from llmctl.checkpoint.formats import safetensors
 from llmctl.checkpoint.formats.safetensors import PlannedTensor
 from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
 from llmctl.io.json_object import write_json
 
-WEIGHTS, TORCH_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
-PREFIX, A, B, MAGNITUDE = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
-def read(folder: Path, plugin: Any, dims: Dims, blocks: Mapping[str, Any]) -> Adapter:
-    """Reads the adapter in a folder.
+def read(folder: Path, plugin: Any, dims: Dims, blocks: Mapping[str, Any]) -> tuple[Adapter, Dims]:
+    """Reads the adapter in a folder; returns it and the dims of the model with it.
 
     Args:
         folder: The folder.
@@ -45,6 +45,8 @@ def read(folder: Path, plugin: Any, dims: Dims, blocks: Mapping[str, Any]) -> Ad
     shapes = {path: tensor.shape for path, tensor in targets.linears(plugin.card, dims).items()}
     layers = selected_modules(config, known, plugin, dims, folder)
     tensors = headers(folder)
+    saved = peft_modules.read(folder, config, tensors, plugin, dims)
+    tensors = {name: info for name, info in tensors.items() if name not in saved.names}
     dora = bool(config.get("use_dora", False))
     _check(folder, tensors, {torch: _sizes(known[torch], shapes) for torch in layers}, config, dora)
     parts: dict[str, LoraWeights] = {}
@@ -60,13 +62,16 @@ def read(folder: Path, plugin: Any, dims: Dims, blocks: Mapping[str, Any]) -> Ad
             )
         parts.update({p: part for p, part in zip(paths, split_fused(packed, widths, ranks), strict=True) if part})
     order = [path for path in shapes if path in parts]
-    return Adapter(
+    adapter = Adapter(
         {path: parts[path] for path in order},
         bool(config.get("use_rslora", False)),
         float(config.get("lora_dropout", 0.0)),
         str(config.get("base_model_name_or_path") or ""),
         dtype=tensors[PREFIX + layers[0] + A].dtype,
+        tensors=saved.tensors,
+        tokens=saved.tokens,
     )
+    return adapter, saved.dims
 
 
 def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -> dict[str, dict[str, int]]:
@@ -76,7 +81,7 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
         folder: The folder.
         adapter: The adapter.
         plugin: Plugin of the base model's family.
-        dims: Dims of the base model.
+        dims: Dims of the model with the adapter.
         dtype: Data type of the tensors.
 
     Raises:
@@ -88,6 +93,7 @@ def write(folder: Path, adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -
         rows = {A: part.a.T, B: part.b.T, **({} if part.magnitude is None else {MAGNITUDE: part.magnitude})}
         planned.update({name: as_planned(name, values, dtype)
                         for name, values in ((PREFIX + torch + ending, rows[ending]) for ending in rows)})  # fmt: skip
+    planned.update(peft_modules.planned(adapter, plugin, dims, dtype))
     safetensors.write_file(folder / WEIGHTS, planned)
     config = make_config(fused, adapter, plugin, dims)
     write_json(folder / CONFIG, config)
@@ -112,45 +118,6 @@ def _fuse_all(adapter: Adapter, plugin: Any, dims: Dims) -> tuple[dict[str, Lora
     return fused, blocks
 
 
-def as_stored(name: str, values: Array, dtype: str) -> Array:
-    """The values in the storage type of a data type, in C order.
-
-    Raises:
-        CheckpointError: A value does not fit into the data type.
-    """
-    try:
-        return cast(np.ascontiguousarray(values), values.dtype.name, dtype).astype(STORAGE[dtype], copy=False)
-    except ValueError as error:
-        raise CheckpointError(f"{name}: {error}; save with dtype float32 or bfloat16") from None
-
-
-def as_planned(name: str, values: Array, dtype: str) -> PlannedTensor:
-    """A tensor to write in a data type.
-
-    Raises:
-        CheckpointError: A value does not fit into the data type.
-    """
-    stored = as_stored(name, values, dtype)
-
-    def put(stream: BinaryIO) -> None:
-        stream.write(stored.data)
-
-    return PlannedTensor(values.shape, dtype, put)
-
-
-def headers(folder: Path) -> dict[str, TensorInfo]:
-    """Headers of the tensors in the weight file of an adapter.
-
-    Raises:
-        CheckpointError: There is no weight file.
-    """
-    if (folder / WEIGHTS).is_file():
-        return safetensors.read_header(folder / WEIGHTS)
-    if (folder / TORCH_WEIGHTS).is_file():
-        return torch_bin.read_header(folder / TORCH_WEIGHTS)
-    raise CheckpointError(f"{folder} has {CONFIG} but neither {WEIGHTS} nor {TORCH_WEIGHTS}")
-
-
 def _sizes(paths: list[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     return shapes[paths[0]][0], sum(shapes[path][1] for path in paths)
 
@@ -171,26 +138,6 @@ def _check(
     check_tensors(folder, tensors, expected)
 
 
-def check_tensors(folder: Path, tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Checks that a file has exactly the expected tensors.
-
-    Raises:
-        CheckpointError: Lists the tensors that are missing, unexpected or have another shape.
-    """
-    lines = [f"missing: {name}" for name in expected if name not in tensors]
-    lines += [f"unexpected: {name} {list(tensors[name].shape)}" for name in tensors if name not in expected]
-    lines += [
-        f"wrong shape: {name} is {list(tensors[name].shape)}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    if lines:
-        more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
-        raise CheckpointError(
-            "\n  ".join([f"the adapter in {folder} does not fit the base model:", *lines[:10], *more])
-        )
-
-
 def _read_layer(tensors: Mapping[str, TensorInfo], torch: str, scale: float, dora: bool) -> LoraWeights:
     def get(ending: str) -> Array:
         return load(tensors[PREFIX + torch + ending])
@@ -198,11 +145,3 @@ def _read_layer(tensors: Mapping[str, TensorInfo], torch: str, scale: float, dor
     return LoraWeights(
         np.ascontiguousarray(get(A).T), np.ascontiguousarray(get(B).T), scale, get(MAGNITUDE) if dora else None
     )
-
-
-def load(info: TensorInfo) -> Array:
-    """Reads a tensor; half precision as float32."""
-    dtype = info.dtype if info.dtype == "float64" else "float32"
-    out = np.empty(info.shape, STORAGE[dtype])
-    info.read_into(out, dtype)
-    return out

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmctl.adapters.peft_config import CONFIG, NO_EFFECT
-from llmctl.adapters.peft_format import WEIGHTS, as_planned, check_tensors, headers, load
+from llmctl.adapters.peft_weights import WEIGHTS, as_planned, check_tensors, headers, load
 from llmctl.adapters.prefix import Prefix, compare, from_stored, shape_of, to_stored
 from llmctl.card.dims import Dims
 from llmctl.checkpoint.formats import safetensors

@@ -218,10 +218,13 @@ def _repeats_embedding(folder: WeightFolder, head: str, mappings: Sequence[Weigh
     info = folder.tensors[head]
     sources = {r.source for r in mappings if not r.transpose and not r.src_slice and r.source in folder.tensors}
     candidates = (folder.tensors[name] for name in sorted(sources))
-    return any(_equal(info, other) for other in candidates if (other.shape, other.dtype) == (info.shape, info.dtype))
+    return any(same_values(info, other) for other in candidates)
 
 
-def _equal(left: TensorInfo, right: TensorInfo) -> bool:
+def same_values(left: TensorInfo, right: TensorInfo) -> bool:
+    """Whether two stored tensors have the same type, shape and values, read piece by piece."""
+    if (left.shape, left.dtype) != (right.shape, right.dtype):
+        return False
     storage = STORAGE[left.dtype]
     step = max(1, CHUNK_BYTES // max(1, prod(left.shape[1:]) * storage.itemsize))
     for start in range(0, left.shape[0], step):

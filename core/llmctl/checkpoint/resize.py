@@ -101,7 +101,7 @@ def plan(card: Family, dims: Dims, tokenizer: Tokenizer, texts: Sequence[str], s
         TokenizerError: A token is empty, given twice, or the model has it.
         CheckpointError: The family's card does not say how many rows the embedding has.
     """
-    if not any(_axes(tensor) for tensor in card.expand(dims)):
+    if not any(vocab_axes(tensor) for tensor in card.expand(dims)):
         raise CheckpointError(f"{card.name}: no tensor has rows for the vocabulary, so no tokens can be added")
     first = tokenizer.vocab_size
     known = {**tokenizer.special.added, **tokenizer.special.ids}
@@ -155,7 +155,7 @@ def write(source: SourceModel, growth: Growth, work: Path, max_shard_bytes: int,
     card, dims = source.plugin.card, grown_dims(source.dims, growth)
     state: dict[str, Any] = dict(source.state)
     for tensor in card.expand(dims):
-        if axes := _axes(tensor):
+        if axes := vocab_axes(tensor):
             state[tensor.name] = GrownTensor(source.state[tensor.name], tensor.shape, axes, growth)
     shards = plan_shards(state, mappings_for(HF, source.plugin, dims), KEEP, max_shard_bytes)
     for name, tensors in shards.items():
@@ -171,7 +171,8 @@ def write(source: SourceModel, growth: Growth, work: Path, max_shard_bytes: int,
     return dims
 
 
-def _axes(tensor: Tensor) -> tuple[int, ...]:
+def vocab_axes(tensor: Tensor) -> tuple[int, ...]:
+    """Axes of a tensor that count the vocabulary."""
     return tuple(index for index, axis in enumerate(tensor.param.axes) if VOCAB in axis.symbols)
 
 

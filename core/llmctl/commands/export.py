@@ -101,7 +101,8 @@ def _program(source: ModelSource, codes: bool, tokenizer: Any, target: Path, ove
 
     layer = source.layer(merged=True, codes=codes)
     with waiting("tracing the program and comparing it with the model"):
-        about = export(layer, source.plugin, source.dims, prompts, target, source.folder, tokenizer, overwrite)
+        changes = source.adapted.config_changes if source.adapted else {}
+        about = export(layer, source.plugin, source.dims, prompts, target, source.folder, tokenizer, overwrite, changes)
     limit = f", up to {about.max_positions} tokens" if about.max_positions else ""
     say.result(
         f"compared on {len(prompts)} prompts: logits differ by {about.difference:.2g} of the largest at most; {TOLERANCE:g} is "

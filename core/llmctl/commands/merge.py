@@ -61,7 +61,8 @@ def command(
         changed = merge(opened, output, dtype, shard_bytes, progress, overwrite)
     family = opened.plugin.card.name
     say.result(
-        f"{output} written: {family} from {opened.base}, {changed} layers changed by {adapter}",
+        f"{output} written: {family} from {opened.base}, {changed} layers changed by {adapter}"
+        + (f", which also has its own {', '.join(opened.own)}" if opened.own else ""),
         output=output, family=family, base=opened.base, adapter=adapter, layers_changed=changed,
     )  # fmt: skip
     if opened.quantized:

@@ -74,8 +74,9 @@ def packed_model(
 
     graph = packer.graph_of(plugin, dims)
     if scheme is not None:
-        return add_adapters(_with_stored_codes(folder, plugin, dims, packing, scheme), plugin, dims, adapted, named)
-    state: Mapping[str, Any] = open_source(folder, plugin, dims).state
+        model = _with_stored_codes(folder, plugin, dims, packing, scheme, adapted)
+        return add_adapters(model, plugin, dims, adapted.low_rank if adapted and adapted.own else adapted, named)
+    state: Mapping[str, Any] = (adapted.source() if adapted else open_source(folder, plugin, dims)).state
     kind = packing.kind or _stored_kind(state, graph)
     prefix = None
     if adapted is not None and isinstance(adapted.adapter, Prefix):
@@ -217,8 +218,10 @@ def engine_of(
         ) from None
 
 
-def _with_stored_codes(folder: Path, plugin: Plugin, dims: Dims, packing: Packing, scheme: Scheme) -> PackedModel:
-    """The packed model of a quantized checkpoint."""
+def _with_stored_codes(
+    folder: Path, plugin: Plugin, dims: Dims, packing: Packing, scheme: Scheme, adapted: OpenedAdapter | None
+) -> PackedModel:
+    """The packed model of a quantized checkpoint, with the tensors that an adapter has in place of its own."""
     from llmctl.checkpoint.convert import open_source
     from llmctl.checkpoint.quantized import open_quantized
     from llmctl.infer.packed import pack as packer
@@ -235,8 +238,11 @@ def _with_stored_codes(folder: Path, plugin: Plugin, dims: Dims, packing: Packin
             f"{folder} is quantized ({scheme.method}), and {plugin.card.name} normalizes its head, which is only supported for float "
             "models"
         )
-    names = {tensor.torch_name for tensor in plugin.card.expand(dims)}
-    state = open_source(folder, plugin, dims, open_quantized(folder, scheme, names)).state
+    if adapted is not None:
+        state = adapted.source().state
+    else:
+        names = {tensor.torch_name for tensor in plugin.card.expand(dims)}
+        state = open_source(folder, plugin, dims, open_quantized(folder, scheme, names)).state
     return packer.pack(graph, StoredCodes(packer.state_of(state, graph)))
 
 
@@ -259,4 +265,5 @@ def _adapter(name: str, opened: OpenedAdapter, graph: Any, widths: Mapping[str, 
             f"the adapter {name} was trained on a base in {opened.quantized}, so it has to be merged into the weights: give it "
             "without a name on the model's own folder, or pack both together: llmctl export --engine fused --adapter FOLDER"
         )
+    opened.check_low_rank(name)
     return packed_adapters.pack_adapter(opened.adapter, graph, widths, name)

@@ -196,7 +196,10 @@ def _named_adapters(
     """
     from llmctl.adapters.folder import open_adapter
 
-    return {
+    opened = {
         name: open_adapter(adapter, folder, family, options.allow_other_base, record)
         for name, adapter in options.named_adapters.items()
     }
+    for name, one in opened.items():
+        one.check_low_rank(name)
+    return opened

@@ -174,7 +174,7 @@ class FusedConformance:
             attach(layer, adapter.layers)
             expected_logits[row] = expected(layer, [texts[row]])[0]
         _near(found, expected_logits, LOGITS[name])
-        opened = OpenedAdapter(fused.folder, adapters[0], fused.folder, plugin, dims)
+        opened = OpenedAdapter(fused.folder, adapters[0], fused.folder, plugin, dims, dims)
         state = merged_state(open_source(fused.folder, plugin, dims).state, opened)
         merged = pack(graph, RoundToNearest(state_of(state, graph)))
         _near(mixed(executor(name, merged), graph, texts)[2:], found[2:], LOGITS[name])

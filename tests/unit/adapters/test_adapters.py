@@ -79,7 +79,9 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed(adapter):
     ("changes", "part"),
     [
         ({"bias": "all"}, "bias='all' is not supported"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save=['lm_head'] is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head, of which the file has no tensor"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save='lm_head' must be a list of names"),
+        ({"trainable_token_indices": {"lm_head": [-1]}}, "must be a list of token ids, or such lists by the name"),
         ({"peft_type": "LOHA"}, "peft_type='LOHA'"),
         ({"a_later_idea": True}, "a_later_idea=True is not supported"),
         ({"init_lora_weights": "pissa"}, "changes the base"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from llmctl.infer.eager.layer import DynamicModel, max_positions
 from llmctl.infer.eager.program import PREFIX, StaticModel
 from llmctl.io.atomic import atomic_folder
 from llmctl.io.copying import copy_into
+from llmctl.io.json_object import read_json, write_json
 
 TOLERANCE = 1e-4
 """Largest allowed difference of logits, relative to the largest logit or to 1."""
@@ -40,6 +42,7 @@ def export(
     source: Path | None = None,
     tokenizer: Any = None,
     overwrite: bool = False,
+    config_changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Exported:
     """Writes the folder of a program; returns the content of its ``export.json``.
 
@@ -52,6 +55,7 @@ def export(
         source: Where ``config.json`` and generation defaults are copied from; None = they are written from the dims.
         tokenizer: Saved into the folder; None = there is none.
         overwrite: Whether an existing folder is replaced.
+        config_changes: Keys of ``config.json`` with other values than in ``source``.
 
     Raises:
         LlmctlError: The target exists, the model cannot be traced, or the program's logits differ from the model's.
@@ -70,6 +74,8 @@ def export(
         about = replace(about, difference=difference, files=exported.listed(work))
         exported.write(work, about)
         _rest(work, plugin, dims, source, tokenizer)
+        if config_changes:
+            write_json(work / COPIED[0], {**read_json(work / COPIED[0]), **config_changes})
     return about
 
 

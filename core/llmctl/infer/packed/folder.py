@@ -23,7 +23,7 @@ from llmctl.adapters.folder import OpenedAdapter, ignored_keys
 from llmctl.adapters.merge import replace_tokenizer
 from llmctl.adapters.prefix import Prefix
 from llmctl.card.dims import Dims
-from llmctl.checkpoint.convert import OF_CODES, complete_config, copy_other_files, open_source
+from llmctl.checkpoint.convert import OF_CODES, complete_config, copy_other_files
 from llmctl.checkpoint.folder import PACKED
 from llmctl.checkpoint.hf_config import read_config
 from llmctl.checkpoint.quantized import without_scheme
@@ -34,7 +34,7 @@ from llmctl.infer.packed.model import PackedModel
 from llmctl.infer.packed.stored import decode, encode
 from llmctl.infer.packed.validate import validate
 from llmctl.io.atomic import atomic_folder
-from llmctl.io.json_object import parse_json
+from llmctl.io.json_object import parse_json, write_json
 from llmctl.io.typed import Count, check_type
 from llmctl.quant.formats.config import KEYS
 
@@ -110,6 +110,8 @@ def save_packed(
         dims = adapted.dims if adapted else plugin.card.dims_from_config(config, str(source / "config.json"))
         ignored = ignored_keys(adapted.adapter.record) if adapted else ()
         complete_config(work, "keep", plugin.card, dims, (*ignored, *KEYS))
+        if adapted is not None and adapted.config_changes:
+            write_json(work / "config.json", {**read_config(work), **adapted.config_changes})
         if adapted is not None:
             replace_tokenizer(adapted, work)
         for name, text in (files or {}).items():
@@ -209,7 +211,7 @@ def _base(source: Path, plugin: Any, dims: Dims, adapted: OpenedAdapter | None) 
     """Record of the packed weights, which tells whether an adapter was trained on them."""
     if adapted is None or adapted.scheme is not None or isinstance(adapted.adapter, Prefix):
         return bases.record(source, plugin, dims)
-    return bases.record(source, plugin, dims, merged_state(open_source(source, plugin, dims).state, adapted))
+    return bases.record(source, plugin, dims, merged_state(adapted.source().state, adapted))
 
 
 def _digest(header: Mapping[str, Any]) -> str:

@@ -20,8 +20,8 @@ from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, LoraWeights, scale_of
 from llmctl.adapters.attach import add_lora, quantize_base
 from llmctl.adapters.base_model import short_name
-from llmctl.adapters.peft_format import as_planned
-from llmctl.adapters.peft_format import load as read_tensor
+from llmctl.adapters.peft_weights import as_planned
+from llmctl.adapters.peft_weights import load as read_tensor
 from llmctl.card.dims import Dims
 from llmctl.card.family import Family
 from llmctl.checkpoint.formats import safetensors

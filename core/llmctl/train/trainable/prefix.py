@@ -65,7 +65,7 @@ class PrefixTraining:
 
     def save_extra(self, folder: Path, dtype: str, state: State) -> None:
         """Adds the parameters of the projection to a checkpoint."""
-        from llmctl.adapters.peft_format import as_planned
+        from llmctl.adapters.peft_weights import as_planned
 
         if self.projected:
             values = {name: to_numpy(state[PREFIX + name]) for name, _ in self.make().named_parameters()}
@@ -78,7 +78,7 @@ class PrefixTraining:
         Raises:
             CheckpointError: It holds no projection, or one of other parameters.
         """
-        from llmctl.adapters.peft_format import check_tensors, load
+        from llmctl.adapters.peft_weights import check_tensors, load
 
         if not self.projected:
             stored = folders.read(folder, self.job.model.plugin, self.job.model.dims)

@@ -8,7 +8,7 @@ import pytest
 
 from llmctl.adapters import base_model as bases
 from llmctl.adapters.adapter import Adapter, LoraWeights
-from llmctl.adapters.folder import OpenedAdapter, open_adapter
+from llmctl.adapters.folder import open_adapter
 from llmctl.adapters.merge import merge
 from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.formats.dtypes import cast
@@ -72,7 +72,7 @@ def test_a_base_that_was_quantised_in_training_is_packed_as_the_adapter_saw_it()
     path, part = next(iter(opened.adapter.layers.items()))
     part = replace(part, magnitude=None)
     adapter = Adapter({path: part}, record={"quantised": "nf4"})
-    opened = OpenedAdapter(opened.folder, adapter, opened.base, opened.plugin, opened.dims)
+    opened = replace(opened, adapter=adapter)
     state = open_source(opened.base, opened.plugin, opened.dims).state
     weight = floats(state[path + ".weight"])
     seen = round_trip(weight, "nf4")
