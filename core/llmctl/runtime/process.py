@@ -210,7 +210,7 @@ def _threads(environ: Mapping[str, str], asked: int | None) -> ProcessSetting:
 
 def _count(name: str, text: str) -> int:
     first = text.split(",")[0].strip()
-    if not first.isdigit() or int(first) < 1:
+    if not (first.isascii() and first.isdigit()) or int(first) < 1:
         raise ConfigError(f"{name}={text!r} must be an integer above 0")
     return int(first)
 
@@ -219,7 +219,7 @@ def _mkl(environ: Mapping[str, str]) -> ProcessSetting:
     override = "LLMCTL_MKL=auto|off|<MKL_DEBUG_CPU_TYPE>"
     choice = environ.get("LLMCTL_MKL", "auto") or "auto"
     if choice != "auto":
-        if choice != "off" and not choice.isdigit():
+        if choice != "off" and not (choice.isascii() and choice.isdigit()):
             raise ConfigError(f"LLMCTL_MKL={choice!r} must be auto, off or a number")
         return ProcessSetting("mkl kernels", choice, "LLMCTL_MKL", override)
     if environ.get("MKL_DEBUG_CPU_TYPE"):

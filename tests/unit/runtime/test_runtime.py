@@ -49,7 +49,7 @@ def test_the_matrix_switch_is_for_amd_with_avx2_only(monkeypatch, vendor, flags,
 
 @pytest.mark.parametrize(
     "environ",
-    [{"LLMCTL_THREADS": "0"}, {"LLMCTL_THREADS": "many"}, {"LLMCTL_MKL": "fast"}, {"LLMCTL_MALLOC": "yes"},
+    [{"LLMCTL_THREADS": "0"}, {"LLMCTL_THREADS": "many"}, {"LLMCTL_THREADS": "\N{SUPERSCRIPT TWO}"}, {"LLMCTL_MKL": "fast"}, {"LLMCTL_MALLOC": "yes"},
      {"LLMCTL_VIEWS": "1"}, {"LLMCTL_DETERMINISTIC": "1"}],
 )  # fmt: skip
 def test_values_that_are_not_allowed_are_refused(environ):

@@ -32,6 +32,10 @@ FOREIGN = (
 """Variables of programs that start processes and are no cluster of ``CLUSTERS``: how many, which one this is, and whose they are."""
 
 
+DIGITS, MOST = 12, 1_000_000
+"""The longest number, and the most processes or machines, that an environment may have."""
+
+
 class _Unfit(ValueError):
     """Variables of a cluster's program are missing, or do not fit each other; says which."""
 
@@ -118,8 +122,8 @@ def check_foreign(environ: Mapping[str, str]) -> None:
         ConfigError: One did.
     """
     for size, number, programs in FOREIGN:
-        count = environ.get(size, "")
-        if count.isdigit() and int(count) > 1 and number in environ:
+        count = whole_number(environ.get(size, ""))
+        if count is not None and count > 1 and number in environ:
             raise ConfigError(
                 f"the environment has {size}={count} and {number}={environ[number]}, as {programs} set them, and each of these "
                 f"{count} processes would train alone; let llmctl start the processes, with --devices and, on several machines, "
@@ -172,8 +176,8 @@ def as_rank(tasks: Tasks, environ: Mapping[str, str], master: str | None, interf
     endpoints = [f"{host}:{port}"] * tasks.size
     endpoints[tasks.number] = place
     visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    given = environ.get("SLURM_CPUS_PER_TASK", "")
-    cores = int(given) if given.isdigit() else max(1, process.available_cores() // tasks.local_size)
+    given = whole_number(environ.get("SLURM_CPUS_PER_TASK", ""))
+    cores = given or max(1, process.available_cores() // tasks.local_size)
     own_threads = {"LLMCTL_THREADS", "OMP_NUM_THREADS"} & set(environ)
     return {
         ranks.NUMBER: str(tasks.number),
@@ -232,11 +236,24 @@ def _text(environ: Mapping[str, str], name: str) -> str:
     return environ[name]
 
 
+def whole_number(text: str) -> int | None:
+    """The number that a text of digits is; None = it is none, or more than any machine counts."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= DIGITS else None
+
+
 def _number(environ: Mapping[str, str], name: str, least: int = 0) -> int:
     text = _text(environ, name)
-    if not (text.isascii() and text.isdigit()) or int(text) < least:
+    number = whole_number(text)
+    if number is None or number < least:
         raise _Unfit(f"{name}={text!r} is not a number of {least} or more")
-    return int(text)
+    return number
+
+
+def _count(environ: Mapping[str, str], name: str) -> int:
+    count = _number(environ, name, 1)
+    if count > MOST:
+        raise _Unfit(f"{name}={count} is more than {MOST}")
+    return count
 
 
 def _slurm(environ: Mapping[str, str]) -> Tasks | None:
@@ -252,11 +269,11 @@ def _slurm(environ: Mapping[str, str]) -> Tasks | None:
     return Tasks(
         "Slurm",
         _number(environ, "SLURM_PROCID"),
-        _number(environ, "SLURM_STEP_NUM_TASKS", 1),
+        _count(environ, "SLURM_STEP_NUM_TASKS"),
         _number(environ, "SLURM_LOCALID"),
         local_size,
         node,
-        _number(environ, "SLURM_STEP_NUM_NODES", 1),
+        _count(environ, "SLURM_STEP_NUM_NODES"),
         first_host(_text(environ, "SLURM_STEP_NODELIST")),
         PORTS[(job * 64 + step) % len(PORTS)],
     )
@@ -265,9 +282,9 @@ def _slurm(environ: Mapping[str, str]) -> Tasks | None:
 def _open_mpi(environ: Mapping[str, str]) -> Tasks | None:
     if "OMPI_COMM_WORLD_RANK" not in environ:
         return None
-    number, size = _number(environ, "OMPI_COMM_WORLD_RANK"), _number(environ, "OMPI_COMM_WORLD_SIZE", 1)
+    number, size = _number(environ, "OMPI_COMM_WORLD_RANK"), _count(environ, "OMPI_COMM_WORLD_SIZE")
     local = _number(environ, "OMPI_COMM_WORLD_LOCAL_RANK")
-    local_size = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", 1)
+    local_size = _count(environ, "OMPI_COMM_WORLD_LOCAL_SIZE")
     job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid", "")
     # By slots, the default, tasks of a machine are neighbours and machines have as many.
     node = number // local_size
@@ -281,7 +298,7 @@ def _paddlejob(environ: Mapping[str, str]) -> Tasks | None:
     # Paddle's launcher, which a pod may run, sets the address of each rank too.
     if "PADDLE_TRAINERS" not in environ or "PADDLE_CURRENT_ENDPOINT" in environ:
         return None
-    number, size = _number(environ, ranks.NUMBER), _number(environ, ranks.SIZE, 1)
+    number, size = _number(environ, ranks.NUMBER), _count(environ, ranks.SIZE)
     hosts = environ["PADDLE_TRAINERS"].split(",")
     if len(hosts) != size:
         raise _Unfit(f"PADDLE_TRAINERS has {len(hosts)} of {ranks.SIZE}={size} addresses")
@@ -308,9 +325,15 @@ def first_host(nodelist: str) -> str:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Tasks of each machine, from ``8(x2),4``."""
-    found = []
+    """Tasks of each machine, from ``8(x2),4``.
+
+    Raises:
+        ValueError: It is no such list.
+    """
+    found: list[int] = []
     for part in text.split(","):
-        count, _, times = part.partition("(x")
-        found += [int(count)] * int(times.rstrip(")") or 1)
+        form = re.fullmatch(r"(\d{1,6})(?:\(x(\d{1,6})\))?", part, re.ASCII)
+        if not form:
+            raise ValueError(f"{part!r} is no number of tasks")
+        found += [int(form[1])] * int(form[2] or 1)
     return found

@@ -17,6 +17,7 @@ from llmctl.parallel.machines.clusters import (
     as_rank,
     check_foreign,
     recognise,
+    whole_number,
 )
 from llmctl.parallel.machines.nodes import Nodes, make_nodes, parse_master
 from llmctl.parallel.rank import Rank
@@ -147,8 +148,7 @@ def _nodes(options: Options, tasks: Tasks | None, environ: Mapping[str, str]) ->
     if count > 1:
         by_machine = tasks is not None and tasks.size == tasks.nodes == count
         if number is None:
-            index = environ.get(INDEX, "")
-            number = tasks.node if tasks and by_machine else int(index) if index.isdigit() else None
+            number = tasks.node if tasks and by_machine else whole_number(environ.get(INDEX, ""))
         if master is None:
             host = tasks.host if tasks and by_machine else environ.get(MASTER, "")
             port = tasks.port if tasks and by_machine else environ.get(MASTER_PORT, "")

@@ -236,6 +236,11 @@ def test_restarts_are_those_of_processes_that_this_one_starts():
         ({name: value for name, value in slurm().items() if name != "SLURM_NODEID"}, "SLURM_NODEID is missing"),
         (slurm(SLURM_NODEID="5"), r"SLURM_STEP_TASKS_PER_NODE='1\(x2\)' has no number for SLURM_NODEID=5"),
         (slurm(SLURM_STEP_TASKS_PER_NODE="x"), "SLURM_STEP_TASKS_PER_NODE='x'"),
+        (slurm(SLURM_STEP_TASKS_PER_NODE="1(x99999999999)"), "has no number for SLURM_NODEID=0"),
+        (slurm(SLURM_STEP_TASKS_PER_NODE="1(x2"), "has no number for SLURM_NODEID=0"),
+        (slurm(SLURM_PROCID="\N{SUPERSCRIPT TWO}"), "SLURM_PROCID='\N{SUPERSCRIPT TWO}' is not a number"),
+        (mpi(OMPI_COMM_WORLD_SIZE="99999999999"), "OMPI_COMM_WORLD_SIZE=99999999999 is more than 1000000"),
+        (mpi(OMPI_COMM_WORLD_SIZE="9" * 5000), "OMPI_COMM_WORLD_SIZE='9+' is not a number"),
         (slurm(MASTER_PORT="x"), "MASTER_PORT must give HOST:PORT, .* not localhost:x"),
         (slurm(MASTER_ADDR="a:1"), "MASTER_ADDR must give HOST:PORT, .* not a:1:2"),
         (mpi(OMPI_COMM_WORLD_SIZE=""), "variables of openmpi .* OMPI_COMM_WORLD_SIZE=''"),
@@ -247,6 +252,15 @@ def test_restarts_are_those_of_processes_that_this_one_starts():
 def test_variables_that_do_not_fit_each_other(environ, message):
     with pytest.raises(ConfigError, match=message):
         decide(Options(), environ)
+
+
+@pytest.mark.parametrize("text", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", ""])
+def test_a_variable_that_is_no_number_says_nothing(text):
+    assert decide(Options(), {"WORLD_SIZE": text, "RANK": "0"}) == Start(1)
+    made = decide(Options(), slurm(SLURM_CPUS_PER_TASK=text)).variables
+    assert int(made["LLMCTL_THREADS"]) > 0
+    with pytest.raises(ConfigError, match="--nnodes 2 needs --node-rank"):
+        decide(Options(nnodes=2, master="localhost:99"), {"JOB_COMPLETION_INDEX": text})
 
 
 def test_an_empty_variable_gives_no_address():
