@@ -20,6 +20,7 @@ from llmctl.commands.model_option import ModelOption, model_option
 from llmctl.errors import LlmctlError
 from llmctl.runtime import streams
 from llmctl.runtime.distributions import entry_points
+from llmctl.runtime.endings import ending
 
 COMMANDS_GROUP = "llmctl.commands"
 COMMANDS = {
@@ -144,13 +145,12 @@ def _show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
     click.echo(f"warning: {message}", err=True)
 
 
-def _system_error(error: OSError) -> int:
-    """Tells an error that no command explained; ``LLMCTL_STRICT=1`` shows where it came from."""
-    if os.environ.get("LLMCTL_STRICT") == "1":
+def _system_error(error: Exception) -> tuple[str, int]:
+    """What to say of an error of the system that no command explained; ``LLMCTL_STRICT=1`` shows where it came from."""
+    if not isinstance(error, OSError) or os.environ.get("LLMCTL_STRICT") == "1":
         raise error
     file = f"{error.filename}: " if error.filename is not None else ""
-    click.echo(f"error: {file}{error.strerror or error}", err=True)
-    return 2
+    return f"error: {file}{error.strerror or error}", 2
 
 
 def _message(error: click.ClickException) -> str:
@@ -177,23 +177,15 @@ def main(args: list[str] | None = None) -> None:
         warnings.showwarning = _show_warning
         try:
             code = cli.main(args=args, prog_name="llmctl", standalone_mode=False)
-        except LlmctlError as error:
-            click.echo(f"error: {error}", err=True)
-            code = 2
         except click.ClickException as error:
             click.echo(_message(error), err=True)
             code = error.exit_code
         except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted", err=True)
             code = 130
-        except BrokenPipeError:
-            streams.drop_output()
-            code = 141
-        except OSError as error:
-            code = streams.output_lost(error) if streams.is_output_error(error) else _system_error(error)
-        except MemoryError as error:
-            click.echo(f"error: not enough memory{f': {error}' if str(error) else ''}", err=True)
-            code = 2
+        except Exception as error:
+            said, code = ending(error) or _system_error(error)
+            click.echo(said, err=True, nl=bool(said))
         code = streams.flush(code if isinstance(code, int) else 0)
     sys.exit(code)
 

@@ -36,6 +36,8 @@ def running(tmp_path, monkeypatch):
     """A launcher whose two ranks train, and the ranks."""
     monkeypatch.chdir(tmp_path)
     lay_out(16)
+    Path("temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     launcher = start([*LLMCTL, "finetune", "--output", "out", "--devices", "2", *quick(LONG)])
     lines_until(launcher, " 2/10000 ")
     ranks = children(launcher)
@@ -57,13 +59,13 @@ def alive(pids):
     return found
 
 
-def test_when_the_launcher_is_killed_no_process_of_the_run_is_left(running):
+def test_when_the_launcher_is_killed_no_process_and_no_temporary_file_of_the_run_is_left(running):
     launcher, ranks = running
     os.kill(launcher.pid, signal.SIGKILL)
     until = time.monotonic() + 10
     while alive(ranks) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not alive(ranks)
+    assert not alive(ranks) and not list(Path("temporary").iterdir())
 
 
 def test_ctrl_c_saves_and_ends_with_130(running):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +41,11 @@ def _run(
     if start.size == 1:
         raise click.UsageError("measuring needs two devices or more; give --devices N, or start it in a cluster")
     if start.launches:
-        with tempfile.TemporaryDirectory(prefix="llmctl-bench-") as logs:
-            words = ["bench", "comm", "--largest", str(limit), "--rounds", str(rounds)]
-            words += ["--output", str(output)] if output else []
-            words += ["--json"] * say.json + ["--quiet"] * say.quiet
-            facts = {"--largest": str(limit), "--rounds": str(rounds)}
-            ctx.exit(launch.run(words, start.devices, Path(logs), 0, start.nodes, facts))
+        words = ["bench", "comm", "--largest", str(limit), "--rounds", str(rounds)]
+        words += ["--output", str(output)] if output else []
+        words += ["--json"] * say.json + ["--quiet"] * say.quiet
+        facts = {"--largest": str(limit), "--rounds": str(rounds)}
+        ctx.exit(launch.run(words, start.devices, nodes=start.nodes, facts=facts))
     os.environ.update(start.variables)
     _measure([SMALLEST * TIMES**n for n in range(64) if SMALLEST * TIMES**n <= limit], rounds, output, say)
 

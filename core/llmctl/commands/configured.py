@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -129,13 +128,11 @@ def _launch(job: CheckedJob[Any], start: Start, restarts: int, as_json: bool, sa
     """Trains by several processes, which check the job once more and say what there is to say; returns the exit code."""
     from llmctl.train import alike
 
-    with tempfile.TemporaryDirectory(prefix="llmctl-") as folder:
-        file = Path(folder, "config.yaml")
-        file.write_text(schema.to_yaml(job.config, ""), encoding="utf-8")
-        given = {"--json": as_json, "--quiet": say.quiet, "--verbose": say.verbose}
-        options = [name for name, is_set in given.items() if is_set]
-        command = ["--model", job.model.plugin.card.name, job.command, str(file), *options]
-        return launch.run(command, start.devices, job.output / LOGS, restarts, start.nodes, alike.named(job))
+    given = {"--json": as_json, "--quiet": say.quiet, "--verbose": say.verbose}
+    options = [name for name, is_set in given.items() if is_set]
+    command = ["--model", job.model.plugin.card.name, job.command, "/dev/stdin", *options]
+    config = schema.to_yaml(job.config, "")
+    return launch.run(command, start.devices, job.output / LOGS, restarts, start.nodes, alike.named(job), config)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from paddle.distributed import ReduceOp, stream
 
 from llmctl.nn.arrays import to_numpy
 from llmctl.parallel.axis import Axis
+from llmctl.parallel.faults.watch import waiting
 from llmctl.parallel.rank import other_ranks
-from llmctl.parallel.watch import waiting
 
 BUCKET = 32 << 20
 """Bytes of small tensors that are sent together."""

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +16,22 @@ from typing import IO, Any
 
 from llmctl.errors import ConfigError
 from llmctl.io.atomic import explain_os_errors
+from llmctl.io.nameless import nameless_file
 from llmctl.parallel import rank as ranks
 from llmctl.parallel.machines import rendezvous
 from llmctl.parallel.machines.nodes import Nodes, check_interface, own_address
 from llmctl.runtime import process
+from llmctl.runtime.endings import NO_READER, USER_ERROR
 from llmctl.runtime.signals import SIGNALS, handled
 
 POLL, GRACE, ANSWER = 0.05, 2.0, 0.5
 """Seconds between two looks at the ranks, from the failure of one until the others are killed, and for these to say where they are."""
+
+SAVING = 120.0
+"""As ``GRACE``, after a signal: rank 0 may be saving."""
+
+TAIL = 20
+"""Lines of a rank's output that are shown where it has no log."""
 
 ALONE = Nodes()
 """This machine alone."""
@@ -33,6 +40,9 @@ NO_FACTS: Mapping[str, str] = {}
 
 INTERRUPTED = frozenset(128 + number for number in SIGNALS)
 """Exit codes of a run that a signal ended, perhaps on another machine: it is saved."""
+
+FINAL = frozenset({0, USER_ERROR, NO_READER, *INTERRUPTED})
+"""Exit codes after which ranks are not started again."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +78,22 @@ def parse_devices(text: str) -> Devices:
 def run(
     command: Sequence[str],
     devices: Devices,
-    logs: Path,
+    logs: Path | None = None,
     restarts: int = 0,
     nodes: Nodes = ALONE,
     facts: Mapping[str, str] = NO_FACTS,
+    text: str = "",
 ) -> int:
     """Runs a command of llmctl as ranks, rank 0 on this terminal and the others with logs; returns the exit code.
 
     Args:
         command: Arguments of llmctl; those that continue a run are added when it is started again.
         devices: The processes.
-        logs: Folder of the files ``rank-N.log``.
+        logs: Folder of the files ``rank-N.log``; None = the end of a rank's output is shown if it fails.
         restarts: How often all ranks are started again, from the newest checkpoint, after one failed.
         nodes: The machines; each has a launcher.
         facts: What must be the same on all machines, by name.
+        text: What each rank reads from its standard input.
 
     Raises:
         ConfigError: The machines do not meet, or differ, or this one has no such network interface.
@@ -89,9 +101,9 @@ def run(
     check_interface(nodes.interface)
     for done in range(restarts + 1):
         again = ["--set", "output.resume=true", "--set", "output.overwrite=false"] if done else []
-        with Launch([*command, *again], devices, logs, done, nodes, facts) as launch:
+        with Launch([*command, *again], devices, logs, done, nodes, facts, text) as launch:
             code = launch.follow()
-            if code in (0, ranks.USER_ERROR) or code in INTERRUPTED or launch.signalled or done == restarts:
+            if code in FINAL or launch.signalled or done == restarts:
                 return code
         print(f"restart {done + 1} of {restarts}", file=sys.stderr, flush=True)
     raise AssertionError("the last round returns")
@@ -103,10 +115,11 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
     Args:
         command: Arguments of llmctl.
         devices: The processes.
-        logs: Folder of logs.
+        logs: Folder of logs, or None.
         restarts: How often the ranks have been started again.
         nodes: The machines.
         facts: What must be the same on all machines, by name.
+        text: What each rank reads from its standard input.
 
     Raises:
         ConfigError: The machines cannot meet, or differ.
@@ -121,24 +134,26 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
         self,
         command: Sequence[str],
         devices: Devices,
-        logs: Path,
+        logs: Path | None,
         restarts: int,
         nodes: Nodes = ALONE,
         facts: Mapping[str, str] = NO_FACTS,
+        text: str = "",
     ) -> None:
         self._command = [*self.PROGRAM, *command]
         self._devices, self._logs, self._restarts, self._nodes = devices, logs, restarts, nodes
         self._facts = {**facts, "--nnodes": str(nodes.count), "--devices": str(devices.count)}
-        self._first = nodes.number * devices.count
-        self.signalled = 0
+        self._first, self._text = nodes.number * devices.count, text.encode()
+        self.signalled, self._killed, self._told = 0, False, 0
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._outputs: list[IO[bytes] | None] = []
+        self._reports: list[IO[bytes]] = []
         self._ended: dict[int, int] = {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Launch:
         with contextlib.ExitStack() as stack:
-            self._reports = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmctl-ranks-")))
-            stack.callback(self._kill)
+            stack.callback(self._end)
             stack.enter_context(handled(self._signal))
             try:
                 if self._nodes.count > 1:
@@ -148,113 +163,162 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
                 return self
             ports = free_ports(self._devices.count + 1)
             environments = rank_environments(self._devices, os.environ, ports, self._nodes)
-            with explain_os_errors(self._logs):
-                self._logs.mkdir(parents=True, exist_ok=True)
-                numbers = range(self._first, self._first + self._devices.count)
-                outputs = [stack.enter_context(_log(self._logs, n)) if n else None for n in numbers]
-            own = {
-                ranks.LAUNCHER: str(os.getpid()),
-                ranks.REPORTS: str(self._reports),
-                ranks.RESTARTS: str(self._restarts),
-            }
-            for environment, output in zip(environments, outputs, strict=True):
-                self._processes.append(
-                    subprocess.Popen(
-                        self._command,
-                        env={**environment, **own},
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=output,
-                        # Ctrl-C reaches the launcher only, which hands it on once.
-                        start_new_session=True,
-                    )
-                )
+            numbers = range(self._first, self._first + self._devices.count)
+            self._outputs = [stack.enter_context(self._output(n)) if n else None for n in numbers]
+            self._reports = [stack.enter_context(nameless_file()) for _ in numbers]
+            for environment, output, report in zip(environments, self._outputs, self._reports, strict=True):
+                if not self.signalled:
+                    self._processes.append(self._start(environment, output, report))
+            # One that was being started when a signal came has not got it.
+            self._pass_on()
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
+    def _output(self, number: int) -> IO[bytes]:
+        """Where a rank prints."""
+        if self._logs is None:
+            return nameless_file()
+        with explain_os_errors(self._logs):
+            self._logs.mkdir(parents=True, exist_ok=True)
+            return self._log(number).open("ab")
+
+    def _start(
+        self, environment: Mapping[str, str], output: IO[bytes] | None, report: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        own = {
+            ranks.LAUNCHER: str(os.getpid()),
+            ranks.REPORT: str(report.fileno()),
+            ranks.RESTARTS: str(self._restarts),
+        }
+        with nameless_file(self._text) as text:
+            return subprocess.Popen(
+                self._command,
+                env={**environment, **own},
+                stdin=text,
+                stdout=output,
+                stderr=output,
+                pass_fds=(report.fileno(),),
+                # Ctrl-C reaches the launcher only, which hands it on once.
+                start_new_session=True,
+            )
+
     def follow(self) -> int:
         """Waits until all ranks have ended; once one failed, the others have ``GRACE`` seconds. Returns the exit code."""
         failed_at = 0.0
         while len(self._ended) < len(self._processes):
+            if self._killed:
+                self._kill()
             for number, one in enumerate(self._processes):
                 if self._first + number not in self._ended and one.poll() is not None:
                     self._ended[self._first + number] = one.returncode
-            if not failed_at and any(self._ended.values()):
+            if not failed_at and any(map(self._fails, self._ended.values())):
                 failed_at = time.monotonic()
-            if failed_at and not self.signalled and time.monotonic() - failed_at > GRACE:
+            if failed_at and time.monotonic() - failed_at > (SAVING if self.signalled else GRACE):
                 break
             time.sleep(POLL)
-        running = {self._first + at: one for at, one in enumerate(self._processes) if one.poll() is None}
-        for one in running.values():
-            one.send_signal(ranks.WHERE)
-        hanging = list(running)
-        if hanging:
+        hanging = {self._first + at: one for at, one in enumerate(self._processes) if one.poll() is None}
+        reports = ranks.read_reports(self._reports)
+        killed = [(number, -code) for number, code in self._ended.items() if code < 0 and self._fails(code)]
+        puzzling = bool(hanging and reports and reports[0].cause == ranks.LOST and not killed and not self.signalled)
+        if puzzling:
+            for one in hanging.values():
+                # One that is stopped would not answer.
+                one.send_signal(signal.SIGCONT)
+                one.send_signal(ranks.WHERE)
             time.sleep(ANSWER)
-        self._kill()
-        return self._explain(hanging)
+        self._end()
+        return self._explain(reports, killed, list(hanging) if puzzling else [])
 
-    def _explain(self, hanging: Sequence[int]) -> int:
+    def _fails(self, code: int) -> bool:
+        """Whether an exit code, negative for a signal, is that of a rank that failed: that did not end as it was asked to."""
+        asked = self._killed or (self.signalled and (code == -self.signalled or code in INTERRUPTED))
+        return bool(code and not asked)
+
+    def _explain(
+        self, reports: Sequence[ranks.Report], killed: Sequence[tuple[int, int]], hanging: Sequence[int]
+    ) -> int:
         """Says which rank failed first and why; returns the exit code.
 
         Args:
-            hanging: The ranks that neither failed nor ended.
+            reports: Of ranks that failed, the one to show first.
+            killed: Ranks that a signal ended, and which.
+            hanging: The ranks that neither failed nor ended, where the others do not know why they failed.
         """
-        if not any(self._ended.values()):
-            return 128 + self.signalled if self.signalled and not self._processes else 0
-        reports = ranks.read_reports(self._reports)
-        killed = [(number, -code) for number, code in self._ended.items() if code < 0]
+        stopped = 128 + self.signalled if self.signalled else 0
+        if self._killed or not any(self._ended.values()):
+            return stopped if self._killed or not self._processes else 0
         # Nothing that fails sends SIGKILL: it came from outside, and what the others report followed from it.
-        if reports and not reports[0].peer_lost and not any(ended_by == signal.SIGKILL for _, ended_by in killed):
+        if reports and reports[0].cause == ranks.OWN and not any(ended_by == signal.SIGKILL for _, ended_by in killed):
             return self._say(reports[0])
-        if self.signalled:
-            return next((code for code in self._ended.values() if code > 0), 128 + self.signalled)
         if killed:
             number, ended_by = killed[0]
-            text = f"error: rank {number} was ended by signal {ended_by} ({signal.Signals(ended_by).name})"
-            print(f"{text}{self._log_of(number)}", file=sys.stderr, flush=True)
+            self._print(
+                f"error: rank {number} was ended by signal {ended_by} ({signal.Signals(ended_by).name})", number
+            )
             return 128 + ended_by
+        if self.signalled:
+            return next((code for code in self._ended.values() if code in INTERRUPTED), stopped)
+        if hanging:
+            for number in hanging:
+                self._print(f"error: rank {number} hangs", number, ", and ends with the code that it is at")
+            return reports[0].code
         if reports:
-            if hanging:
-                for number in hanging:
-                    text = (
-                        f"error: rank {number}{self._log_of(number)} hangs; its output ends with the code that it is at"
-                    )
-                    print(text, file=sys.stderr, flush=True)
-                return reports[0].code
             return self._say(reports[0])
         number, code = next((number, code) for number, code in self._ended.items() if code)
-        if code in INTERRUPTED:
-            return code
-        print(f"error: rank {number} ended with exit code {code}{self._log_of(number)}", file=sys.stderr, flush=True)
+        if code not in INTERRUPTED:
+            self._print(f"error: rank {number} ended with exit code {code}", number)
         return code
 
     def _say(self, report: ranks.Report) -> int:
         """Prints why a rank failed; returns its exit code."""
-        where = "" if report.code == ranks.USER_ERROR else self._log_of(report.rank)
-        first = f"rank {report.rank} failed first{where}:\n" if where else ""
-        print(f"{first}{report.text}", file=sys.stderr, flush=True)
+        if report.text:
+            named = report.rank and report.code != USER_ERROR and report.cause != ranks.KNOWN
+            first = f"rank {report.rank} failed first{self._where(report.rank)}:\n" if named else ""
+            print(f"{first}{report.text}", file=sys.stderr, flush=True)
         return report.code
 
-    def _log_of(self, number: int) -> str:
-        return f" (its output is in {self._logs / f'rank-{number}.log'})" if number else ""
+    def _print(self, text: str, number: int, more: str = "") -> None:
+        """Prints something on a rank, where its output is, and more on that."""
+        output = self._outputs[number - self._first]
+        if self._logs is None and output:
+            output.seek(0)
+            lines = output.read().decode(errors="replace").splitlines()[-TAIL:]
+            text = "\n".join([*lines, text])
+        print(f"{text}{self._where(number, more)}", file=sys.stderr, flush=True)
+
+    def _where(self, number: int, more: str = "") -> str:
+        return f" (its output is in {self._log(number)}{more})" if number and self._logs else ""
+
+    def _log(self, number: int) -> Path:
+        assert self._logs
+        return self._logs / f"rank-{number}.log"
 
     def _signal(self, number: int, frame: Any) -> None:
         """The first signal goes to all ranks, which finish their step and save; the second one kills them."""
         if self.signalled:
+            self._killed = True
             self._kill()
-            return
-        self.signalled = number
-        for one in self._processes:
+        else:
+            self.signalled = number
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Hands the signal that came, if one did, to the ranks that have not got it."""
+        while self.signalled and self._told < len(self._processes):
+            one, self._told = self._processes[self._told], self._told + 1
             if one.poll() is None:
-                one.send_signal(number)
+                one.send_signal(self.signalled)
 
     def _kill(self) -> None:
         for one in self._processes:
             if one.poll() is None:
                 one.kill()
+
+    def _end(self) -> None:
+        self._kill()
         for one in self._processes:
             one.wait()
 
@@ -306,7 +370,3 @@ def free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
-
-
-def _log(folder: Path, number: int) -> IO[bytes]:
-    return (folder / f"rank-{number}.log").open("ab")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,18 +21,17 @@ import paddle
 from paddle import distributed
 
 from llmctl.io.json_object import parse_json
-from llmctl.parallel import collectives, gloo, heartbeat, stores, watch
+from llmctl.parallel import collectives, gloo, stores
 from llmctl.parallel.axis import Axis
-from llmctl.parallel.rank import ON_FAILURE, PeerLost, Rank, other_ranks
+from llmctl.parallel.faults import heartbeat, watch
+from llmctl.parallel.faults.failures import Failures
+from llmctl.parallel.rank import ON_FAILURE, Rank, end_with, other_ranks
 from llmctl.parallel.topology import AXES, EXPERTS, Topology
 
 T = TypeVar("T")
 
 BUCKET = 100 << 20
 """Bytes of gradients or weights that are communicated by one call."""
-
-FAILED, REASON = "llmctl/failed", "llmctl/reason"
-"""Keys of the store: how many ranks failed, and why the first did."""
 
 HANG_ON_CPUS = 25.0
 """Longest wait in a collective on CPUs without a report; after 30 seconds it breaks."""
@@ -82,10 +81,12 @@ class Mesh:
         with other_ranks("the start"), _silent():
             self._store = stores.first()
             distributed.init_parallel_env()
-        ON_FAILURE.append(self._tell_failure)
+        self._failures = Failures(rank.number, rank.size)
+        ON_FAILURE.append(partial(self._failures.tell, self._store))
         heartbeat.start(stores.connection, rank.number)
         seconds = hang_seconds if paddle.is_compiled_with_cuda() else min(hang_seconds, HANG_ON_CPUS)
-        watch.start(stores.connection, rank.number, rank.size, seconds)
+        look, end = self._failures.look, partial(end_with, rank)
+        watch.start(stores.connection, rank.number, rank.size, seconds, look=look, end=end)
         with other_ranks("the start"), _silent():
             for name in (*AXES, *EXPERTS):
                 self.axis(name)
@@ -257,15 +258,9 @@ class Mesh:
             time.sleep(pause)
             pause = min(2 * pause, longest)
             signs.check()
-            if self._store.add(FAILED, 0):
-                raise PeerLost(bytes(self._store.get(REASON)).decode())
+            if lost := self._failures.look(self._store):
+                raise lost
             here = self._store.add(key, 0)
-
-    def _tell_failure(self, reason: str) -> None:
-        """Makes ranks on other machines, which another launcher follows, stop waiting."""
-        if not self._store.add(FAILED, 0):
-            self._store.set(REASON, f"rank {self.rank.number} failed: {reason}".encode())
-            self._store.add(FAILED, 1)
 
     def broadcast_object(self, value: T) -> T:
         """The value of rank 0, of types that JSON has; what others pass is ignored."""

@@ -24,9 +24,9 @@ from paddle.distributed.fleet.utils.log_util import set_log_level
 
 from llmctl.parallel import collectives
 from llmctl.parallel.axis import Axis
+from llmctl.parallel.faults.watch import waiting
 from llmctl.parallel.rank import other_ranks
 from llmctl.parallel.stage import Stage
-from llmctl.parallel.watch import waiting
 
 Hidden = Callable[[int], tuple[Any, ...]]
 """(number of a pass) -> what the layers give to the loss."""

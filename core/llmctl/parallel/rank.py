@@ -4,50 +4,53 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import IO
 
 from llmctl.errors import ConfigError, LlmctlError
-from llmctl.io.atomic import atomic_file
-from llmctl.io.json_object import parse_json
+from llmctl.io.json_object import as_json, parse_json
 from llmctl.runtime import children, streams
+from llmctl.runtime.endings import ending
 
 NUMBER, SIZE = "PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"
 """Environment variables that paddle's distributed runtime reads as well."""
 
-LAUNCHER, REPORTS, RESTARTS, NODES = "LLMCTL_LAUNCHER", "LLMCTL_REPORTS", "LLMCTL_RESTARTS", "LLMCTL_NODES"
-"""Environment variables of our launcher: its process, the folder of reports, how often the ranks were started again, and the
+LAUNCHER, REPORT, RESTARTS, NODES = "LLMCTL_LAUNCHER", "LLMCTL_REPORT", "LLMCTL_RESTARTS", "LLMCTL_NODES"
+"""Environment variables of our launcher: its process, the open file for the report, how often the ranks were started again, and the
 number of machines if there are several."""
-
-
-ON_FAILURE: list[Callable[[str], object]] = []
-"""Called with the reason before a rank ends because of an error."""
-
-USER_ERROR = 2
-"""Exit code of a mistake of the user, which another start would not mend."""
 
 WHERE = signal.SIGUSR2
 """The signal that makes a rank print where it is."""
 
-
-MISTAKE = "; starting again would not help"
-"""What follows the reason of a rank that failed by a mistake of the user, such as one in the configuration."""
+OWN, KNOWN, LOST = CAUSES = "own", "known", "lost"
+"""Why a rank failed: by itself; because of another one, for a reason that is known; because another one did not come."""
 
 
 class PeerLost(RuntimeError):
-    """Another rank failed or left, so that this one cannot go on."""
+    """Another rank failed or left, so that this one cannot go on.
 
-    @property
-    def code(self) -> int:
-        """The exit code: that of a mistake of the user if the other one made one, which is not to be tried again."""
-        return USER_ERROR if str(self).endswith(MISTAKE) else 1
+    Args:
+        text: What happened.
+        code: The exit code of the other rank, which becomes that of this one.
+        cause: ``KNOWN`` or ``LOST``.
+    """
+
+    def __init__(self, text: str, code: int = 1, cause: str = LOST) -> None:
+        super().__init__(text)
+        self.code, self.cause = code, cause
+
+
+Tell = Callable[[str, int, bool], PeerLost | None]
+"""(reason, exit code, whether the others are waited for until they have heard it) -> what another rank told before; None = nothing."""
+
+ON_FAILURE: list[Tell] = []
+"""Called before a rank ends because of an error."""
 
 
 @contextlib.contextmanager
@@ -88,16 +91,16 @@ class Report:
 
     Attributes:
         rank: Its number.
-        text: A traceback, or the message of an error that the user can fix.
+        text: A traceback, or the message of an error that the user can fix; empty = there is nothing to say.
         code: Its exit code.
-        peer_lost: Whether it failed because another one did.
-        time: When, in seconds since the epoch.
+        cause: One of ``CAUSES``.
+        time: When, in seconds of ``time.monotonic``.
     """
 
     rank: int
     text: str
     code: int
-    peer_lost: bool
+    cause: str
     time: float
 
 
@@ -133,38 +136,53 @@ def reporting(rank: Rank) -> Iterator[None]:
     Args:
         rank: That of this process.
     """
-    if LAUNCHER not in os.environ:
-        try:
-            yield
-        except PeerLost as error:
-            print(f"error: {error}", file=sys.stderr)
-            leave(error.code)
-        except LlmctlError as error:
-            _tell(f"{error}{MISTAKE}")
-            raise
-        except Exception as error:
-            _tell(f"{type(error).__name__}: {error}")
-            raise
-        return
-    children.end_with_parent(int(os.environ[LAUNCHER]))
-    faulthandler.register(WHERE, all_threads=False)
+    if LAUNCHER in os.environ:
+        children.end_with_parent(int(os.environ[LAUNCHER]))
+        faulthandler.register(WHERE, all_threads=False)
     try:
         yield
     except Exception as error:
-        own = isinstance(error, LlmctlError)
-        short = own or isinstance(error, PeerLost)
-        text = f"error: {error}" if short else "".join(traceback.format_exception(error)).rstrip()
-        code = USER_ERROR if own else error.code if isinstance(error, PeerLost) else 1
-        _tell(f"{error}{MISTAKE if own else ''}" if short else text.splitlines()[-1])
-        _write(Path(os.environ[REPORTS]), Report(rank.number, text, code, isinstance(error, PeerLost), time.time()))
-        leave(code)
+        lost = _lost(error)
+        if lost:
+            end_with(rank, lost)
+        if LAUNCHER not in os.environ:
+            raise
+        text, code = ending(error) or ("".join(traceback.format_exception(error)).rstrip(), 1)
+        _leave(Report(rank.number, text, code, OWN, time.monotonic()))
 
 
-def _tell(reason: str) -> None:
-    """Makes the other ranks stop waiting for this one."""
+def end_with(rank: Rank, error: PeerLost) -> None:
+    """Ends this process because another rank failed.
+
+    Args:
+        rank: That of this process.
+        error: What is known of it.
+    """
+    if LAUNCHER in os.environ:
+        _leave(Report(rank.number, f"error: {error}", error.code, error.cause, time.monotonic()))
+    print(f"error: {error}", file=sys.stderr)
+    leave(error.code)
+
+
+def _lost(error: Exception) -> PeerLost | None:
+    """Makes the other ranks stop waiting for this one; returns what is known of another rank, if the error comes from there.
+
+    What fails once another rank has told that it failed is taken to come from there, but for what has a message of its own.
+    """
+    said = ending(error)
+    if isinstance(error, PeerLost):
+        return _tell(str(error), error.code, False) or error
+    reason = str(error) if isinstance(error, LlmctlError) else traceback.format_exception_only(error)[-1].strip()
+    told = _tell(reason, said[1] if said else 1, True)
+    return None if said else told
+
+
+def _tell(reason: str, code: int, waits: bool) -> PeerLost | None:
+    told = None
     for tell in ON_FAILURE:
         with contextlib.suppress(Exception):
-            tell(reason)
+            told = told or tell(reason, code, waits)
+    return told
 
 
 def leave(code: int) -> None:
@@ -174,12 +192,15 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def _write(folder: Path, report: Report) -> None:
-    with atomic_file(folder / f"{report.rank}.json") as file:
-        file.write_text(json.dumps(vars(report)), encoding="utf-8")
+def _leave(report: Report) -> None:
+    with open(int(os.environ[REPORT]), "wb", closefd=False) as file:
+        file.write(as_json(vars(report)))
+    leave(report.code)
 
 
-def read_reports(folder: Path) -> list[Report]:
-    """The reports in a folder: first those of ranks that failed by themselves, the earliest first."""
-    reports = [Report(**parse_json(file.read_text(encoding="utf-8"))) for file in folder.glob("*.json")]
-    return sorted(reports, key=lambda report: (report.peer_lost, report.time))
+def read_reports(files: Iterable[IO[bytes]]) -> list[Report]:
+    """The reports of ranks that have ended: first those of ranks that failed by themselves, the earliest first."""
+    contents = [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0) for file in files]
+    # One that is not complete is of a rank that was killed meanwhile.
+    reports = [Report(**parse_json(content)) for content in contents if content.endswith(b"}")]
+    return sorted(reports, key=lambda report: (CAUSES.index(report.cause), report.time))

@@ -26,11 +26,9 @@ def is_output_error(error: OSError) -> bool:
     return error.errno in LOST and error.filename is None
 
 
-def output_lost(error: OSError) -> int:
-    """Says so, and gives the exit code."""
-    drop_output()
-    print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
-    return 1
+def output_lost(error: OSError) -> str:
+    """What to say of it."""
+    return f"error: standard output cannot be written: {error.strerror}"
 
 
 def drop_output() -> None:
@@ -52,7 +50,9 @@ def flush(code: int) -> int:
         drop_output()
         return 141
     except OSError as error:
-        return output_lost(error)
+        drop_output()
+        print(output_lost(error), file=sys.stderr)
+        return 1
     except ValueError:
         pass
     return code

@@ -3,9 +3,10 @@
 import numpy as np
 import paddle
 
-from llmctl.parallel import collectives, watch
+from llmctl.parallel import collectives
 from llmctl.parallel.axis import Axis
 from llmctl.parallel.collectives import Divide, Enter, Join, Leave, ShareGrad
+from llmctl.parallel.faults import watch
 from llmctl.parallel.topology import Topology
 from llmctl.testing.ranks import run_ranks
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 
@@ -81,16 +82,46 @@ def test_an_error_of_the_user_is_one_line_and_is_not_tried_again(tmp_path, monke
 
 
 def test_a_mistake_on_another_machine_is_not_tried_again(tmp_path, monkeypatch, capfd):
-    program = REPORT + "fail(PeerLost('rank 3 failed: output.dir is not shared' + MISTAKE))"
+    reason = "PeerLost('rank 3 failed: output.dir is not shared', 2, KNOWN)"
+    program = REPORT + f"fail({reason} if number else PeerLost('another rank did not come to a sum'))"
     assert follow(tmp_path, monkeypatch, program, restarts=2, grace=20) == 2
-    said = "error: rank 3 failed: output.dir is not shared; starting again would not help\n"
-    assert capfd.readouterr().err == said
+    assert capfd.readouterr().err == "error: rank 3 failed: output.dir is not shared\n"
 
 
-def test_a_rank_tells_the_others_that_it_failed_by_a_mistake(tmp_path, monkeypatch, capfd):
-    program = REPORT + "ON_FAILURE.append(print)\nfrom llmctl.errors import ConfigError\nfail(ConfigError('no data'))"
-    assert follow(tmp_path, monkeypatch, program) == 2
-    assert capfd.readouterr().out == "no data; starting again would not help\n"
+def test_a_closed_output_is_no_error_and_is_not_tried_again(tmp_path, monkeypatch, capfd):
+    assert follow(tmp_path, monkeypatch, REPORT + "fail(BrokenPipeError())", restarts=2, grace=20) == 141
+    assert capfd.readouterr().err == ""
+
+
+def test_a_message_with_a_name_that_is_no_text_is_shown(tmp_path, monkeypatch, capfd):
+    assert follow(tmp_path, monkeypatch, REPORT + "fail(ValueError('data-\\udce9'))") == 1
+    assert "ValueError: data-?" in capfd.readouterr().err
+
+
+def test_where_the_others_are_is_not_printed_if_the_reason_is_known(tmp_path, monkeypatch, capfd):
+    program = REPORT + (
+        "import faulthandler\nfaulthandler.register(WHERE)\nfail(ValueError('boom')) if number else time.sleep(60)"
+    )
+    assert follow(tmp_path, monkeypatch, program) == 1
+    assert capfd.readouterr().err.count('File "<string>"') == 1
+
+
+def test_each_rank_reads_the_text_and_nothing_is_written_but_the_logs(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(Launch, "PROGRAM", (sys.executable, "-c", "print(open('/dev/stdin').read())"))
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+        assert launch.run([], Devices(2), tmp_path / "logs", text="train: ü") == 0
+    assert capfd.readouterr().out == "train: ü\n"
+    assert (tmp_path / "logs" / "rank-1.log").read_text() == "train: ü\n"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["rank-1.log"]
+
+
+def test_without_logs_the_output_of_a_rank_that_fails_is_shown(monkeypatch, capfd):
+    monkeypatch.setattr(launch, "GRACE", 0.5)
+    program = REPORT + "print('before the end', flush=True)\nos.kill(os.getpid(), 9) if number else time.sleep(60)"
+    monkeypatch.setattr(Launch, "PROGRAM", (sys.executable, "-c", program))
+    assert launch.run([], Devices(2)) == 137
+    assert capfd.readouterr().err == "before the end\nerror: rank 1 was ended by signal 9 (SIGKILL)\n"
 
 
 def test_a_rank_that_is_killed_is_named_with_its_signal(tmp_path, monkeypatch, capfd):
@@ -121,7 +152,8 @@ fail(PeerLost('timeout'))
     )
     assert follow(tmp_path, monkeypatch, program) == 1
     said = capfd.readouterr().err
-    assert "error: rank 1 (its output is in " in said and "rank-1.log) hangs; its output ends with" in said
+    assert "error: rank 1 hangs (its output is in " in said
+    assert said.endswith("rank-1.log, and ends with the code that it is at)\n")
     assert "stuck_here" in (tmp_path / "logs" / "rank-1.log").read_text()
 
 
@@ -137,24 +169,74 @@ def test_after_a_failure_all_ranks_start_again_and_are_told_to_resume(tmp_path, 
     assert not (tmp_path / "0-2").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_goes_to_all_ranks_whose_exit_code_is_returned(number, tmp_path, monkeypatch):
-    program = REPORT + (
-        "import signal, sys\n"
-        f"signal.signal({int(number)}, lambda *_: sys.exit(77))\n"
-        f"open({str(tmp_path)!r} + f'/ready-{{number}}', 'w').close()\n"
-        "time.sleep(60)"
+def signalled(tmp_path, monkeypatch, number, answer, times=1):
+    """The launcher's exit code after a signal, to which ranks answer with a statement; later ones come when both did."""
+    program = (
+        REPORT
+        + f"""
+import signal, sys
+def say(what):
+    open({str(tmp_path)!r} + f'/{{what}}-{{number}}', 'w').close()
+def answer(*_):
+    say('got')
+    {answer}
+signal.signal({int(number)}, answer)
+say('ready')
+time.sleep(60)
+"""
     )
 
     def press():
-        while not all((tmp_path / f"ready-{n}").exists() for n in (0, 1)):
-            time.sleep(0.02)
-        os.kill(os.getpid(), number)
+        for event in ("ready", "got")[:times]:
+            while not all((tmp_path / f"{event}-{n}").exists() for n in (0, 1)):
+                time.sleep(0.02)
+            os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=press, daemon=True)
     thread.start()
-    assert follow(tmp_path, monkeypatch, program) == 77
+    code = follow(tmp_path, monkeypatch, program, restarts=1)
     thread.join()
+    return code
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_goes_to_all_ranks_whose_exit_code_is_returned(number, tmp_path, monkeypatch):
+    assert signalled(tmp_path, monkeypatch, number, "sys.exit(129)") == 129
+
+
+@pytest.mark.parametrize("answer", ["sys.exit(1)", "os.kill(os.getpid(), 15)"])
+def test_ranks_that_a_signal_ends_before_they_can_save_end_the_command_with_its_code(
+    answer, tmp_path, monkeypatch, capfd
+):
+    restore = f"signal.signal(15, signal.SIG_DFL); {answer}"
+    assert signalled(tmp_path, monkeypatch, signal.SIGTERM, restore) == 143
+    assert capfd.readouterr().err == ""
+
+
+def test_a_second_signal_kills_ranks_that_do_not_end(tmp_path, monkeypatch, capfd):
+    began = time.monotonic()
+    assert signalled(tmp_path, monkeypatch, signal.SIGINT, "pass", times=2) == 130
+    assert time.monotonic() - began < 30 and capfd.readouterr().err == ""
+
+
+def test_after_a_signal_a_rank_that_is_killed_does_not_leave_the_others_waiting(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(launch, "SAVING", 0.5)
+    assert signalled(tmp_path, monkeypatch, signal.SIGTERM, "os.kill(os.getpid(), 9) if number else None") == 137
+    assert "rank 1 was ended by signal 9 (SIGKILL)" in capfd.readouterr().err
+
+
+def test_a_signal_while_ranks_are_started_reaches_those_that_were_and_starts_no_more(tmp_path, monkeypatch):
+    start, started = Launch._start, []
+
+    def signalled(*args):
+        made = start(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+        started.append(made)
+        return made
+
+    monkeypatch.setattr(Launch, "_start", signalled)
+    assert follow(tmp_path, monkeypatch, "import time; time.sleep(60)", count=3) == 143
+    assert [one.returncode for one in started] == [-signal.SIGTERM]
 
 
 def test_the_environment_is_in_no_file(tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """Ranks on this machine: forks of this process, over gloo."""
 
-import contextlib
-
 import numpy as np
 import paddle
 import pytest
@@ -9,7 +7,7 @@ from kit.loop_toys import ROWS, Record, task, weights
 from kit.train_toys import ToyModel
 
 from llmctl.parallel import mesh
-from llmctl.parallel.rank import PeerLost, Rank
+from llmctl.parallel.rank import Rank
 from llmctl.parallel.ranks import ALONE
 from llmctl.parallel.topology import Topology
 from llmctl.testing.ranks import run_ranks
@@ -99,34 +97,6 @@ def _fails(ranks):
 def test_a_rank_whose_peer_is_gone_says_so_and_not_the_peers_error():
     with pytest.raises(AssertionError, match="ValueError: boom"):
         run_ranks(2, _fails)
-
-
-def _told(ranks):
-    if ranks.number == 1:
-        ranks._tell_failure("ValueError: boom")
-        return "told"
-    try:
-        ranks.barrier()
-    except PeerLost as error:
-        return str(error)
-
-
-def test_a_rank_that_waits_hears_that_another_one_failed():
-    said = run_ranks(2, _told_and_left)
-    assert said == ["rank 1 failed: ValueError: boom", "told"]
-
-
-def _told_and_left(ranks):
-    said = _told(ranks)
-    ranks.close = lambda: None
-    # Rank 0 holds the store, so that it leaves last; it may be gone before its answer is read.
-    if ranks.main:
-        while not ranks._store.add("left", 0):
-            pass
-    else:
-        with contextlib.suppress(Exception):
-            ranks._store.add("left", 1)
-    return said
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (4, 2), (7, 3), (2, 3), (1, 4), (8, 3)])

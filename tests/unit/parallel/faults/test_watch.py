@@ -2,7 +2,8 @@
 
 import paddle
 
-from llmctl.parallel import collectives, stores, watch
+from llmctl.parallel import collectives, stores
+from llmctl.parallel.faults import watch
 from llmctl.testing.ranks import run_ranks
 
 

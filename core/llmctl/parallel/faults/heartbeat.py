@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from llmctl.parallel.rank import NODES, PeerLost
+from llmctl.parallel.rank import KNOWN, NODES, PeerLost
 
 BEAT, LIMIT = 5.0, 60.0
 """Seconds between two signs, and without one until a rank counts as lost."""
@@ -67,7 +67,8 @@ class Signs:
                 self._counts[rank], self._seen[rank] = count, now
             elif now - self._seen[rank] > LIMIT:
                 raise PeerLost(
-                    f"rank {rank} has given no sign of life for {LIMIT:.0f} s; was it killed, or its machine lost?"
+                    f"rank {rank} has given no sign of life for {LIMIT:.0f} s; was it killed, or its machine lost?",
+                    cause=KNOWN,
                 )
 
 

@@ -19,14 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.io.json_object import parse_json
+from llmctl.parallel.rank import PeerLost
 
 POLL, PATIENCE = 0.25, 2.0
 """Seconds between two looks, and until a rank that does not say where it is counts as mute."""
 
+AFTER = 5.0
+"""Seconds from the failure of another rank until a wait for it is given up: on CPUs it breaks, on GPUs it need not."""
+
 HANGS = "llmctl/hangs"
 """Key of the store: how often a rank said that an operation takes too long."""
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 """Files under here are named from here."""
 
 
@@ -72,6 +76,8 @@ def start(
     size: int,
     seconds: float,
     tell: Callable[[str], object] = lambda text: print(text, file=sys.stderr, flush=True),
+    look: Callable[[Any], PeerLost | None] = lambda store: None,
+    end: Callable[[PeerLost], object] = lambda error: None,
 ) -> None:
     """Watches from now on.
 
@@ -81,28 +87,42 @@ def start(
         size: Number of ranks.
         seconds: An operation that takes longer hangs.
         tell: Called on rank 0 with the report.
+        look: Gives, from the store, the failure of another rank.
+        end: Called with it to end this process, which still waits some time later.
     """
 
     def watch() -> None:
         # The store ends with rank 0.
         with contextlib.suppress(Exception):
-            _Watch(connect(), number, size, seconds, threading.main_thread().ident or 0, tell).run()
+            _Watch(connect(), number, size, seconds, threading.main_thread().ident or 0, tell, look, end).run()
 
     threading.Thread(target=watch, name="watch", daemon=True).start()
 
 
 class _Watch:
     def __init__(
-        self, store: Any, number: int, size: int, seconds: float, thread: int, tell: Callable[[str], object]
+        self,
+        store: Any,
+        number: int,
+        size: int,
+        seconds: float,
+        thread: int,
+        tell: Callable[[str], object],
+        look: Callable[[Any], PeerLost | None],
+        end: Callable[[PeerLost], object],
     ) -> None:
         self._store, self._number, self._size, self._seconds = store, number, size, seconds
-        self._thread, self._tell = thread, tell
+        self._thread, self._tell, self._look, self._end = thread, tell, look, end
         self._round = store.add(HANGS, 0)
 
     def run(self) -> None:
-        said = -1
+        said, failed_at = -1, math.inf
         while True:
             time.sleep(POLL)
+            if lost := self._look(self._store):
+                failed_at = min(failed_at, time.monotonic())
+                if WAIT.what and time.monotonic() - failed_at > AFTER:
+                    self._end(lost)
             if WAIT.what and WAIT.ended != said and time.monotonic() - WAIT.since > self._seconds:
                 said = WAIT.ended
                 self._store.add(HANGS, 1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmctl.parallel import heartbeat
+from llmctl.parallel.faults import heartbeat
 from llmctl.parallel.rank import PeerLost
 
 
