@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmctl.config.quantize import MethodsConfig, QuantizeConfig
+from llmctl.config.schema import changed_fields
 from llmctl.errors import ConfigError
 
 BITS = {"gptq": 4, "awq": 4, "ptq-a8w8": 8, "weight-only-int8": 8, "weight-only-int4": 4}
@@ -86,7 +87,14 @@ def settings_of(config: QuantizeConfig) -> Settings:
     for name, methods in WITHOUT_EFFECT.items():
         if part.method not in methods and getattr(part, name) != getattr(default, name):
             raise ConfigError(
-                f"quantize.{name} has no effect with quantize.method={part.method}, only with {' and '.join(methods)}; leave it out"
+                f"quantize.{name} has no effect with quantize.method={part.method}, only with {', '.join(methods)}; leave it out"
+            )
+    if not config.calibration.file and part.method not in NEEDS_DATA:
+        idle = [f"calibration.{name}" for name in changed_fields(config.calibration)]
+        idle += [f"check.{name}" for name in changed_fields(config.check)]
+        if idle:
+            raise ConfigError(
+                f"{idle[0]} has no effect without calibration.file; leave it out, or give --calibration FILE"
             )
     if part.backend == PADDLESLIM:
         _check_paddleslim(part)

@@ -337,6 +337,8 @@ def test_calibration_that_cannot_be_read_says_what_to_do(name, content, message,
     [
         (["--method", "gptq"], "give a text, examples or a corpus with --calibration FILE"),
         (["--method", "weight-only-int8", "--set", "quantize.correction=1"], "has no effect with quantize.method=weight-only-int8"),
+        (["--method", "weight-only-int8", "--tokens", "99"], "calibration.tokens has no effect without calibration.file"),
+        (["--method", "weight-only-int4", "--max-kl", "0.1"], "check.max_kl has no effect without calibration.file"),
         (["--backend", "paddleslim", "--method", "weight-only-int8"], "It has gptq, awq, ptq-a8w8; leave out the backend"),
         (["--backend", "paddleslim", "--set", "quantize.asymmetric=true"], "whose GPTQ is symmetric; leave one out"),
         (["--calibration", "nowhere.txt"], "calibration.file=nowhere.txt does not exist"),
