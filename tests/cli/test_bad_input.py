@@ -84,6 +84,7 @@ def test_the_job_itself_is_valid(job):
         ),
         (["--set", "output.dir=''"], "output.dir is not set"),
         (["--set", "output.dir="], "output.dir is not set"),
+        (["--set", "data.index_cache=cache"], "data.index_cache has no effect without data.streaming=true"),
         (["--set", "output.max_shard_bytes=5TB"], "'5TB' is not a size"),
         (["--resume", "--overwrite"], "exclude each other"),
         (["--set", "method.rank=4"], "method.rank has no effect with method.name=full"),

@@ -91,6 +91,8 @@ def test_explain_shows_every_tensor_with_its_mapping(run_llmctl):
         "when": "always",
     }
     assert rows["parrot.blocks.0.down.weight"]["transpose"] == "no"
+    alone = run_llmctl("models", "parrot", "--degree", "2", fakes=["third_party"])
+    assert alone.returncode == 2 and "--degree is for --explain" in alone.stderr
 
 
 def test_a_family_is_described_by_its_own_module(run_llmctl):

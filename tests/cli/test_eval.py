@@ -126,6 +126,7 @@ def test_answers_of_examples_are_measured_as_in_training(tmp_path):
         (["--text", "{text}", "--window", "8", "--stride", "8"], "must be below --window 8"),
         (["--text", "{text}", "--window", "100000"], "is over the"),
         (["--data", "{text}"], "looks like plain text"),
+        (["--text", "{text}", "--chat-template", "none"], "--chat-template has no effect with --text"),
         (["--data", "{text}", "--window", "8"], "--window is for --text; leave it out with --data"),
     ],
 )

@@ -122,6 +122,8 @@ def _check_options(given: dict[str, Any]) -> None:
             words = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
             beside = "is for {}; leave it out" if len(idle) == 1 else "are for {}; leave them out"
             raise click.UsageError(f"{words} {beside.format(flag)} with {chosen[0]}")
+    if given["text_file"] and given["chat_template"] != "auto":
+        raise click.UsageError("--chat-template has no effect with --text; leave it out")
     if given["window"] and given["stride"] and given["stride"] >= given["window"]:
         raise click.UsageError(
             f"--stride {given['stride']} must be below --window {given['window']}, so that every token has one before it"

@@ -70,6 +70,8 @@ def command(
         rows = _installed()
         click.echo(json.dumps(rows, indent=1) if as_json else _list(rows))
         return
+    if degree > 1 and not explain:
+        raise click.UsageError("--degree is for --explain; add it, or leave out --degree")
     plugin = plugins.load(name)
     if explain:
         rows = _explain(plugin, size, degree)

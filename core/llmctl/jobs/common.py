@@ -130,6 +130,8 @@ def check_common(config: Any) -> None:
         raise ConfigError(f"data.dev_size={data.dev_size} is neither a share below 1 nor a whole number of examples")
     if data.packed_length and data.packing == "none":
         raise ConfigError("data.packed_length has no effect with data.packing=none; choose first-come or best-fit")
+    if data.index_cache and not data.streaming:
+        raise ConfigError("data.index_cache has no effect without data.streaming=true; leave it out")
     common.check_updates(config.train)
     parallel.check(config.parallel, config.train)
     precision.check(config.model.dtype, config.train)

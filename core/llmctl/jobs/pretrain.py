@@ -150,8 +150,8 @@ def _with_split(config: PretrainConfig) -> PretrainConfig:
     absent = [name for name, count in config.samples().items() if count and not made.samples()[name]]
     if absent:
         warnings.warn(
-            f"a corpus has too few documents for {' and '.join(absent)}, which is left out; data.split sets the weights of "
-            "train, valid and test",
+            f"a corpus has too few documents for {' and '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} left out; "
+            "data.split sets the weights of train, valid and test",
             UserWarning,
             stacklevel=2,
         )
