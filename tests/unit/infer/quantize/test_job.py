@@ -14,10 +14,12 @@ from kit.model_cli import STARTER, llmctl
 from safetensors.numpy import load_file, save_file
 
 from llmctl.errors import DataError, FileError
+from llmctl.infer.eager import exported
 from llmctl.infer.engine.feeder import SequenceFeeder
 from llmctl.infer.executors import native
 from llmctl.infer.executors.paddle import PaddleExecutor
 from llmctl.infer.executors.reference import ReferenceExecutor
+from llmctl.infer.packed import folder as packed_folder
 from llmctl.infer.packed.folder import open_packed
 from llmctl.infer.packed.linear import PackedLinear, codes_of, unpack
 from llmctl.infer.quantize import job as quantizing
@@ -358,6 +360,16 @@ def test_mistakes_are_told_before_any_work(words, message, text, tmp_path):
     _, said = llmctl("quantize", MODEL[0], "--output", tmp_path / "out", *given, code=2)
     assert message in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [packed_folder.HEADER, exported.NAME])
+def test_what_was_exported_or_quantized_is_not_quantized_again(name, tmp_path):
+    shutil.copytree(MODEL[0], tmp_path / "model")
+    (tmp_path / "model" / name).touch()
+    _, said = llmctl(
+        "quantize", tmp_path / "model", "--method", "weight-only-int8", "--output", tmp_path / "out", code=2
+    )
+    assert "give the float model that it was made from" in said
 
 
 def test_without_paddleslim_it_is_named(text, tmp_path, monkeypatch):
