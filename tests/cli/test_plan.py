@@ -76,7 +76,7 @@ def test_no_batch_is_planned_that_is_larger_than_the_data(config):
     few = config.parent / "few.jsonl"
     few.write_text((STARTER / "data" / "dev.jsonl").read_text().split("\n", 1)[0] + "\n")
     one = planned(config, "--memory", "64GB", "--set", f"data.train={few}", "--set", "train.batch_size=64")
-    assert one["largest_batch"] == one["rows_of_the_data"] == 1 and one["tokens_of_a_pass"] < 128
+    assert one["largest_batch"] == one["rows_of_the_data"] == 1 and one["tokens_per_micro_batch"] < 128
 
 
 def test_what_does_not_fit_is_said_with_settings_that_do(config):
@@ -95,7 +95,7 @@ def test_config_json_alone_is_enough(tmp_path, config):
     shutil.copy(STARTER / "model" / "config.json", tmp_path / "model")
     alone = ["plan", "--model", str(tmp_path / "model"), "--memory", "2GB"]
     found = json.loads(llmctl(*alone, "--json")[0])
-    assert found["tokens_of_a_pass"] == 8 * 512 and found["rows_of_the_data"] is None
+    assert found["tokens_per_micro_batch"] == 8 * 512 and found["rows_of_the_data"] is None
     for more in (["--set", "method.name=lora"], ["--set", "dpo.beta=0.1", "--set", "train.batch_size=2"]):
         assert ": fits" in llmctl(*alone, *more)[0]
     assert ": fits" in llmctl(*alone, "--set", "data.corpora=", "--set", "data.seq_length=64")[0]
@@ -113,7 +113,7 @@ def test_config_json_alone_is_enough(tmp_path, config):
 def test_packing_adapters_and_recomputation_are_seen(config):
     plain = planned(config)["parts"]
     packed = planned(config, "--set", "data.packing=best-fit")
-    assert packed["tokens_of_a_pass"] == 4 * 128
+    assert packed["tokens_per_micro_batch"] == 4 * 128
     lora = planned(config, "--set", "method.name=lora")["parts"]
     assert lora["optimizer"] < plain["optimizer"] / 5
     prefix = planned(config, "--set", "method.name=prefix", "--set", "method.virtual_tokens=4")["parts"]
@@ -133,7 +133,7 @@ def test_a_pretraining_of_few_steps_is_planned(tmp_path):
     }
     (tmp_path / "config.yaml").write_text(json.dumps(content))
     found = planned(tmp_path / "config.yaml")
-    assert found["command"] == "pretrain" and found["tokens_of_a_pass"] == 4 * 8
+    assert found["command"] == "pretrain" and found["tokens_per_micro_batch"] == 4 * 8
 
 
 def test_sizes_that_are_none_are_refused(config):

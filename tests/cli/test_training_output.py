@@ -21,8 +21,8 @@ def test_json_lines_have_an_object_for_each_event(tmp_path):
     kinds = [event["event"] for event in events]
     assert [kind for kind in kinds if kind != "note"] == ["start", "step", "step", "evaluate", "save", "end"]
     start, end = (next(event for event in events if event["event"] == kind) for kind in ("start", "end"))
-    assert start["parameters"] == start["trained"] == 900864 and start["updates"] == 2 and start["device"] == "cpu"
-    assert start["tokens_per_update"] > 0 and start["memory_estimate"] > 3e8
+    assert start["parameters"] == start["trained"] == 900864 and start["steps"] == 2 and start["device"] == "cpu"
+    assert start["tokens_per_step"] > 0 and start["memory_estimate"] > 3e8
     assert end["steps"] == 2 and end["model"] == str(tmp_path / "run" / "model")
     assert end["before"]["metrics"]["eval_loss"] > 0 and "generate" in end["next"][0]
     assert err in ("", "importing paddle ...\n")
@@ -39,7 +39,7 @@ def test_the_first_evaluation_can_be_left_out(tmp_path):
     lora = ["--set", "method.name=lora", "--set", "train.eval_before=false", "-v"]
     out = llmctl(*JOB, "--output", tmp_path / "run", *lora)[0]
     assert "model: llama, 901k parameters; lora trains 78.8k (8.75 %)" in out
-    assert "device: cpu, float32, " in out and "training: 2 updates (" in out and "  optimizer: " in out
+    assert "device: cpu, float32, " in out and "training: 2 steps (" in out and "  optimizer: " in out
     assert "┃ metric" in out and "before" not in out and "held-out example 1" in out and "  after     " in out
     assert json.loads((tmp_path / "run" / "run.json").read_text())["before"] == {"metrics": {}, "samples": []}
     assert (tmp_path / "run" / "report.html").is_file()
@@ -51,12 +51,12 @@ def test_the_first_evaluation_can_be_left_out(tmp_path):
 def test_the_banner_is_short(threads, words):
     found = {
         "family": "opt", "model": "m", "parameters": 2_000_000, "trained": 1_000_000, "method": "lora", "device": "cpu",
-        "dtype": "float32", "threads": threads, "updates": 30, "updates_per_epoch": 10, "tokens_per_update": 4096,
+        "dtype": "float32", "threads": threads, "steps": 30, "steps_per_epoch": 10, "tokens_per_step": 4096,
         "memory_estimate": 3 * 10**9, "memory_parts": {"weights": 10**9}, "memory_free": 8 * 10**9, "output": "runs/x",
     }  # fmt: skip
     lines = banner.lines(found)
     assert lines[1].endswith(words) and max(map(len, lines)) <= 80
     assert lines[0] == "model: opt, 2M parameters; lora trains 1M (50 %)"
-    assert lines[2] == "training: 30 updates (3 epochs) of about 4,096 tokens"
+    assert lines[2] == "training: 30 steps (3 epochs) of about 4,096 tokens"
     assert lines[3] == "memory: about 3 GB of 8 GB that are free"
     assert banner.lines(found, verbose=True)[4:] == ["  weights: 1 GB", "output: runs/x"]

@@ -220,7 +220,7 @@ def _table(answer: dict[str, Any]) -> str:
                 if "host_memory" in answer
                 else []
             ),
-            f"largest pass: {answer['tokens_of_a_pass']:,} tokens; largest train.batch_size that fits: {largest or 'none'}{all_rows}",
+            f"largest micro-batch: {answer['tokens_per_micro_batch']:,} tokens; largest train.batch_size that fits: {largest or 'none'}{all_rows}",
             *([answer["precision"]] if "precision" in answer else []),
             *([answer["base"]] if "base" in answer else []),
             f"in generation, 1,000 tokens of keys and values: {_size(answer['kv_cache_of_1000_tokens'])}",

@@ -88,7 +88,7 @@ def plan_memory(job: Outline, batch: MicroBatch, available: int, limit: int) -> 
         **({"host_memory": _offloaded(job, training, batch)} if job.config.parallel.offload else {}),
         **({"precision": note} if note else {}),
         **({"base": base[0]} if base else {}),
-        "tokens_of_a_pass": batch.tokens,
+        "tokens_per_micro_batch": batch.tokens,
         "rows_of_the_data": available or None,
         "memory": limit,
         "largest_batch": largest,

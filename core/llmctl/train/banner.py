@@ -42,9 +42,9 @@ def facts(
         "device": device,
         "dtype": precision.params,
         "threads": int(dict(row[:2] for row in runtime.describe())["threads"]) if device == "cpu" else None,
-        "updates": settings.max_steps - done,
-        "updates_per_epoch": task.steps_per_epoch,
-        "tokens_per_update": sum(batch.tokens for batch in first),
+        "steps": settings.max_steps - done,
+        "steps_per_epoch": task.steps_per_epoch,
+        "tokens_per_step": sum(batch.tokens for batch in first),
         "memory_estimate": peak or None,
         "memory_parts": parts,
         "memory_free": memory.host_memory() if parts else None,
@@ -62,12 +62,12 @@ def lines(found: Mapping[str, Any], verbose: bool = False) -> list[str]:
     share = found["trained"] / max(found["parameters"], 1)
     number = found["threads"]
     threads = f", {number} thread{'s' * (number > 1)}" if number else ""
-    epochs = found["updates"] / max(found["updates_per_epoch"], 1)
+    epochs = found["steps"] / max(found["steps_per_epoch"], 1)
     trains = f"{found['method']} trains {count(found['trained'])}"
     rows = [
         f"model: {found['family']}, {count(found['parameters'])} parameters; {trains} ({100 * share:.3g} %)",
         f"device: {found['device']}, {found['dtype']}{threads}",
-        f"training: {found['updates']:,} updates ({epochs:.3g} epochs) of about {found['tokens_per_update']:,} tokens",
+        f"training: {found['steps']:,} steps ({epochs:.3g} epochs) of about {found['tokens_per_step']:,} tokens",
     ]
     if found["memory_estimate"]:
         free = f" of {size(found['memory_free'])} that are free" if found["memory_free"] else ""
