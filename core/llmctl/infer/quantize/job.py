@@ -108,7 +108,7 @@ def check(config: QuantizeConfig, family: str = "auto") -> QuantizeJob:
     source = open_model(folder, config.model.family if family == "auto" else family, EngineOptions())
     if source.scheme is not None:
         raise ConfigError(
-            f"{config.model.path} is quantized already ({source.scheme.method}); give the float model that it was made from"
+            f"{config.model.path} is quantized already ({source.scheme}); give the float model that it was made from"
         )
     if source.adapted is not None:
         raise ConfigError(

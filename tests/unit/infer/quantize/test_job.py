@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from kit import packed_toys
 from kit.model_cli import STARTER, llmctl
+from kit.quantized_models import Quantized, gptq
 from safetensors.numpy import load_file, save_file
 
 from llmctl.errors import DataError, FileError
@@ -29,6 +30,7 @@ from llmctl.infer.quantize.costs import estimate
 from llmctl.infer.quantize.quantizer import quantize_layer
 from llmctl.infer.quantize.settings import Settings
 from llmctl.infer.quantize.streams import CHECK, Streams, Tokens
+from llmctl.testing.tiny import write_adapter
 
 MODEL = []
 TEXT = "".join(f"{name} has a {color} {thing}. The {thing} is {color}.\n" for name in ("Tom", "Mia", "Leo", "Ida", "Max")
@@ -370,6 +372,17 @@ def test_what_was_exported_or_quantized_is_not_quantized_again(name, tmp_path):
         "quantize", tmp_path / "model", "--method", "weight-only-int8", "--output", tmp_path / "out", code=2
     )
     assert "give the float model that it was made from" in said
+
+
+def test_codes_and_adapters_are_refused_with_what_to_give_instead(tmp_path):
+    Quantized(tmp_path / "codes", *gptq(4))
+    write_adapter(tmp_path / "adapter", MODEL[0])
+    for name, message in (
+        ("codes", "is quantized already (gptq codes of 4 bits"),
+        ("adapter", "is an adapter; merge it first"),
+    ):
+        words = ("quantize", tmp_path / name, "--method", "weight-only-int8", "--output", tmp_path / "out")
+        assert message in " ".join(llmctl(*words, code=2)[1].split())
 
 
 def test_without_paddleslim_it_is_named(text, tmp_path, monkeypatch):
