@@ -103,6 +103,7 @@ def test_the_job_itself_is_valid(job):
         (["--set", "method.name=lora", "--set", "method.base=nf5"], "did you mean nf4?"),
         (["--set", "method.name=lora", "--set", "output.max_shard_bytes=5MB"], "an adapter is one file"),
         (["--set", "method.name=lara"], "did you mean lora?"),
+        (["--set", "data.max_length=2", "--set", "data.src_length=1"], "train examples keeps a token of its answer"),
     ],
 )
 def test_bad_values_are_refused(job, arguments, part):

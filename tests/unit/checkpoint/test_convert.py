@@ -113,6 +113,14 @@ def test_an_interrupted_conversion_goes_on_with_the_same_bytes(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["target", "whole"]
 
 
+def test_two_conversions_do_not_write_one_folder_at_once(tmp_path):
+    with conversion._working_folder(tmp_path / "own", "f" * 32) as work:
+        assert work.parent == tmp_path
+        with pytest.raises(CheckpointError, match="another process is writing .*own; wait for it to finish"):
+            with conversion._working_folder(tmp_path / "own", "f" * 32):
+                pass
+
+
 def test_the_manifest_describes_the_files(tmp_path):
     import hashlib
 

@@ -34,6 +34,9 @@ def examples_of_page():
     return [re.findall(r"^\| (\S+) \| `(.*)` \|$", table, re.MULTILINE) for table in tables]
 
 
+TURNS = [{"role": "user", "content": "a"}]
+
+
 def read(row):
     return ExampleReader()(json.dumps(row), "f:1").conversation
 
@@ -154,6 +157,16 @@ def test_answers_with_weight_or_label_zero_are_not_trained_on():
         ({"src": "a", "tgt": "b", "system": ["c"]}, "'system' must be a string, not a list"),
         ({"instruction": "a", "output": "b", "history": "c"}, "'history' must be a list of .question, answer."),
         ({"prompt": "a", "completion": " "}, "'completion' is empty"),
+        ({"messages": [*TURNS, {"role": "assistant", "content": " "}]}, "an answer is empty"),
+        (
+            {"messages": [*TURNS, {"role": "assistant", "content": "", "tool_calls": [{"function": {}}]}]},
+            "a name and arguments for each call",
+        ),
+        (
+            {"messages": [*TURNS, {"role": "assistant", "content": "b"}], "tools": "[1]"},
+            "'tools' must be a list of function",
+        ),
+        ({"src": ["a"], "tgt": ["b"], "label": [1, 0]}, "'label' must have 0 or 1 for each of the 1 answers"),
     ],
 )
 def test_a_wrong_line_says_what_it_looks_like_and_what_is_wrong(row, reason):

@@ -85,6 +85,10 @@ def test_an_average_is_stored_and_read_back(tmp_path):
         assert all(np.array_equal(value, expected[name]) for name, value in weights(model).items())
     with pytest.raises(CheckpointError, match="no averaged weights"):
         other.load(tmp_path / "absent")
+    few = dict(list(average.average.items())[:1])
+    ema.save(tmp_path, few)
+    with pytest.raises(CheckpointError, match="are of other parameters"):
+        other.load(tmp_path)
     (tmp_path / "average.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="delete the checkpoint to resume from the one before"):
         other.load(tmp_path)
