@@ -13,7 +13,7 @@ def test_the_commands_work_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lay_out(8)
     Path("lora.yaml").write_text(config_of(PAGE), encoding="utf-8")
-    follow(PAGE, "finetune", SHORT, 13)
+    follow(PAGE, "finetune", SHORT, 15)
     assert Path("runs/merged/model.safetensors").is_file() and Path("runs/lora-paddlenlp/lora_config.json").is_file()
     back = ["convert", "runs/lora-paddlenlp", "runs/back", "--to", "hf", "--base", "path/to/model"]
     assert run(back)[0] == 0 and run(["convert", "runs/back", "--check"])[0] == 0

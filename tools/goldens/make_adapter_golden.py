@@ -68,6 +68,8 @@ MODULES = {  # Adapters with whole tensors or rows of tokens in place of the bas
         "opt", dict(r=2, target_modules=["fc1"], trainable_token_indices={"embed_tokens": [5, 3], "lm_head": [7, 3, 60]}),
     ),
 }  # fmt: skip
+TRAINED = ("llama_modules", "gpt2_tied_modules")
+"""Cases with the gradients of what peft trains, of the sum of the cross entropies of ``input_ids``."""
 GROWN = {"llama_grown_modules": 67, "llama_grown_tokens": 67}
 """Rows of the embedding after the tokenizer got more tokens, which peft then saves as a whole."""
 PREFIXES = {
@@ -112,10 +114,23 @@ def make(folder: Path, kind: str, config: LoraConfig | PrefixTuningConfig) -> No
         if isinstance(config, PrefixTuningConfig):
             given = dict(input_ids=ids[:1], attention_mask=torch.ones_like(ids[:1]), eos_token_id=None, pad_token_id=0)
             arrays["greedy_ids"] = model.generate(**given, max_new_tokens=6, do_sample=False)
+    if folder.name in TRAINED:
+        arrays.update(gradients(model, ids))
     np.savez_compressed(folder / "golden.npz", **{name: value.numpy() for name, value in arrays.items()})
     written = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     written["base_model_name_or_path"] = ".."
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(written, indent=1, sort_keys=True) + "\n")
+
+
+def gradients(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """``grad/NAME`` of each trained parameter, by its name in the adapter's file."""
+    logits = model(ids[:, :-1]).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    short = {
+        name: name.replace(".modules_to_save.default", "").replace(".default", "")
+        for name, _ in model.named_parameters()
+    }
+    return {f"grad/{short[name]}": each.grad for name, each in model.named_parameters() if each.grad is not None}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from llmctl.card.family import Family, Tensor
 from llmctl.errors import ConfigError
 
 ALL = "all"
+USUAL = {"embed": "embed_tokens", "head": "lm_head"}
+"""Slot -> what most families call a module, which names it in every family."""
 
 
 def linears(card: Family, dims: Dims) -> dict[str, Tensor]:
@@ -25,6 +27,11 @@ def linears(card: Family, dims: Dims) -> dict[str, Tensor]:
 def module_of(weight: str) -> str:
     """Path of the layer of a weight."""
     return weight.removesuffix(".weight")
+
+
+def module_path(name: str) -> str:
+    """Path of the module that has a tensor."""
+    return name.rpartition(".")[0]
 
 
 def matches(path: str, name: str) -> bool:
@@ -53,6 +60,50 @@ def choose(card: Family, dims: Dims, names: Sequence[str], key: str = "method.ta
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_short(known))}"
             raise ConfigError(f"{key}: {name!r} matches no linear layer of {card.name}; {hint}")
     return [path for path in known if any(name == ALL or matches(path, name) for name in names)]
+
+
+def modules_to_save(plugin: Any, dims: Dims, chosen: Sequence[str]) -> list[Tensor]:
+    """The tensors of modules that are trained whole, in the order of the card.
+
+    Args:
+        plugin: Plugin of the family.
+        dims: Dims of the model.
+        chosen: Suffixes of their names, on the card or in the torch model, or those of ``USUAL``. A tied head is the embedding.
+
+    Raises:
+        ConfigError: A name matches no module, or linear layers, which have adapters.
+    """
+    card, key = plugin.card, "method.modules_to_save"
+    names = _module_names(plugin, dims)
+    inside = linears(card, dims)
+    outside = {path: called for path, called in names.items() if path not in inside}
+    for name in chosen:
+        if any(matches(path, name) for path in inside) and name:
+            raise ConfigError(f"{key}: {name!r} are linear layers, which have adapters; name them in method.targets")
+        if not any(matches(each, name) for called in outside.values() for each in called):
+            known = _short(each for called in outside.values() for each in called)
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"{key}: {name!r} matches no module of {card.name}; {hint}")
+    found = {path for path, called in outside.items() for name in chosen for each in called if matches(each, name)}
+    return [tensor for tensor in card.expand(dims) if module_path(tensor.name) in found]
+
+
+def _module_names(plugin: Any, dims: Dims) -> dict[str, list[str]]:
+    """Path of each module on the card -> its names: this path and that in the torch model, what most families call it, and
+    those of the head that it is.
+    """
+    called: dict[str, list[str]] = {}
+    for at in (dims, dims.replace(tied=False)) if dims.get("tied") else (dims,):
+        there = {tensor.name: tensor for tensor in plugin.card.expand(at)}
+        embed = next((tensor.name for tensor in there.values() if tensor.slot == "embed"), "")
+        for mapping in plugin.hooks.weight_map(card=plugin.card, dims=at, source="torch"):
+            slot = there[mapping.target].slot
+            is_tied = at is not dims and slot == "head"
+            path = module_path(embed if is_tied else mapping.target)
+            names = (module_path(mapping.target), module_path(mapping.source), USUAL.get(slot, ""))
+            called[path] = list(dict.fromkeys([*called.get(path, ()), *filter(None, names)]))
+    return called
 
 
 def check_rank(card: Family, dims: Dims, paths: Collection[str], rank: int, principal: bool) -> None:

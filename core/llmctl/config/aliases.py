@@ -74,6 +74,11 @@ ALIASES: Mapping[str, Alias] = {
     "lora_target": Alias(("method.targets",), "`all`, or a list of names"),
     "lora_target_modules": Alias(("method.targets",), "`all`, or a list of names"),
     "target_modules": Alias(("method.targets",), "`all` instead of `all-linear`, or a list of names"),
+    "additional_target": Alias(("method.modules_to_save",), "a list of names"),
+    "lora_modules_to_save": Alias(("method.modules_to_save",)),
+    "trainable_token_indices": Alias(
+        ("method.modules_to_save",), "`[embed_tokens, lm_head]`, which trains the rows of all tokens"
+    ),
     "use_rslora": Alias(("method.rslora",)),
     "use_dora": Alias(("method.dora",)),
     "pissa_init": Alias(("method.pissa",)),

@@ -71,6 +71,12 @@ class MethodConfig:
     targets: list[str] = option(
         ["all"], "Target modules: `all` linear layers, or suffixes of their names such as `q_proj`.", methods=("lora",)
     )
+    modules_to_save: list[str] = option(
+        [],
+        "Modules that are trained whole beside the adapter and saved with it: `embed_tokens` and `lm_head` in every family, or suffixes "
+        "of names. A head that is the embedding stays it.",
+        methods=("lora",),
+    )
     rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead (rsLoRA).", methods=("lora",))
     lora_plus_ratio: float = option(1.0, "LoRA+: learning rate of B divided by that of A.", above=0, methods=("lora",))
     pissa: bool = option(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl import tokenizers
+from llmctl.adapters import targets
 from llmctl.checkpoint import convert, resize
 from llmctl.checkpoint.build import CheckedModel, open_model
 from llmctl.checkpoint.hf_config import read_config
@@ -48,10 +49,15 @@ def plan(config: Any, model: CheckedModel, tokenizer: Tokenizer) -> Growth | Non
 
 def check(config: Any, model: CheckedModel, tokenizer: Tokenizer) -> None:
     """Checks that the tokens of a configuration can be added; raises as ``plan``."""
-    if plan(config, model, tokenizer) and config.method.name != "full":
+    if not plan(config, model, tokenizer) or config.method.name == "full":
+        return
+    rows = [tensor for tensor in model.plugin.card.expand(model.dims) if resize.vocab_axes(tensor)]
+    trained = targets.modules_to_save(model.plugin, model.dims, config.method.modules_to_save)
+    if absent := [tensor.name for tensor in rows if tensor not in trained]:
+        beside = "method.modules_to_save=[embed_tokens, lm_head] trains them beside the adapter, "
         warnings.warn(
             f"model.add_tokens with method.name={config.method.name}: the rows of new tokens are the mean of the others and are "
-            "not trained; method.name=full trains them",
+            f"not trained in {' and '.join(absent)}; {beside if config.method.name == 'lora' else ''}method.name=full trains them",
             UserWarning,
             stacklevel=2,
         )

@@ -89,6 +89,7 @@ def _check_method(method: common.MethodConfig, plugin: Plugin, dims: Dims) -> No
     support.require(plugin.card, "lora")
     chosen = set(targets.choose(plugin.card, dims, method.targets))
     targets.check_rank(plugin.card, dims, chosen, method.rank, method.pissa)
+    targets.modules_to_save(plugin, dims, method.modules_to_save)
     if method.dora:
         for torch, paths in targets.torch_modules(plugin, dims).items():
             absent = [path for path in paths if path not in chosen]

@@ -51,10 +51,11 @@ class Training:
     """The settings of a training that determine its memory.
 
     Attributes:
-        trained: Trainable parameters.
+        trained: Trainable parameters, without those of ``whole``.
         method: Value of ``method.name``.
         rank: Rank of the adapters; 0 = none.
         targets: Paths of the linears with adapters.
+        whole: Names of the tensors that are trained whole beside adapters.
         base_bits: Bits of a weight of the frozen base's linears, scales included; 0 = they are floats.
         average: Whether averaged weights are kept.
         reference: Whether a reference model is kept.
@@ -73,6 +74,7 @@ class Training:
     method: str = "full"
     rank: int = 0
     targets: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
     base_bits: float = 0.0
     average: bool = False
     reference: bool = False
@@ -101,6 +103,7 @@ class RankModel:
         recomputed: Values of the largest recomputed layer and of their gradients, for each token.
         unit: Parameters of the largest layer, embeddings and output head among them.
         head: Trained parameters of the output head.
+        whole: Parameters that are trained whole beside adapters.
     """
 
     held: int
@@ -112,6 +115,7 @@ class RankModel:
     recomputed: float
     unit: int
     head: int
+    whole: int
 
 
 def of_rank(card: Family, dims: Dims, training: Training, length: int, share: Share = WHOLE) -> RankModel:
@@ -126,12 +130,14 @@ def of_rank(card: Family, dims: Dims, training: Training, length: int, share: Sh
     """
     rows = tensors_of(card, dims, share)
     kept, holes, recomputed, unit = _activations(card, dims, training, length, rows, share)
-    tables = [t.size for t in rows if base_slot(t.slot) in ("embed", "head")]
-    unit = max([unit, *tables])
-    head = max(tables) if tables and share.last and training.method == "full" else 0
+    tables = [t for t in rows if base_slot(t.slot) in ("embed", "head")]
+    unit = max([unit, *(t.size for t in tables)])
+    trained = [t.size for t in tables if training.method == "full" or t.name in training.whole]
+    head = max(trained) if trained and share.last else 0
+    whole = _size([t for t in rows if t.name in training.whole])
     routed = [t for t in rows if t.expert is not None]
     weights, routed_weights = (_weights(part, training) for part in (rows, routed))
-    return RankModel(_size(rows), _size(routed), weights, routed_weights, kept, holes, recomputed, unit, head)
+    return RankModel(_size(rows), _size(routed), weights, routed_weights, kept, holes, recomputed, unit, head, whole)
 
 
 def estimate(card: Family, dims: Dims, training: Training, batch: MicroBatch, share: Share = WHOLE) -> dict[str, int]:
@@ -166,6 +172,8 @@ def parts_of(
     trained, routed = (
         of if training.method == "full" else -(-training.trained * of // parameters) for of in (held, model.routed)
     )
+    adapters = 0 if training.method == "full" else trained
+    trained += model.whole
     own = share.sliced(trained, routed)
     if share.stage == 3 and share.sharding > 1:
         weights = share.sliced(weights, model.routed_weights) + 2 * model.unit * width
@@ -176,7 +184,7 @@ def parts_of(
     return {
         "process": PROCESS + TOKEN * vocab,
         "weights": weights,
-        "adapters": trained * width if training.method != "full" else 0,
+        "adapters": adapters * width,
         "reference model": reference,
         "optimizer": 0 if share.offload else states,
         "averaged weights": own * (FLOAT if training.masters else width) if training.average else 0,

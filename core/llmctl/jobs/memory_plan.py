@@ -179,6 +179,7 @@ def training_of(job: Outline | CheckedJob[Any]) -> Training:
     method: MethodConfig = getattr(config, "method", None) or MethodConfig()
     lora, dpo = method.name == "lora", getattr(config, "dpo", None)
     chosen = tuple(targets.choose(card, dims, method.targets)) if lora else ()
+    whole = targets.modules_to_save(job.model.plugin, dims, method.modules_to_save) if lora else []
     compiled = operators.installed() and not operators.turned_off() and config.model.dtype != "float64"
     return Training(
         trained=_trainable_parameters(card, dims, method, chosen),
@@ -187,7 +188,10 @@ def training_of(job: Outline | CheckedJob[Any]) -> Training:
         targets=chosen,
         base_bits=_base_bits(job.model, method),
         average=bool(config.train.ema_decay),
-        reference=dpo is not None and method.name == "full" and not (dpo.reference_free or dpo.precompute_reference),
+        whole=tuple(tensor.name for tensor in whole),
+        reference=dpo is not None
+        and (method.name == "full" or bool(whole))
+        and not (dpo.reference_free or dpo.precompute_reference),
         recompute=config.train.recompute,
         recompute_interval=config.train.recompute_interval,
         width=8 if config.model.dtype == "float64" else 4,
@@ -288,7 +292,7 @@ def _peak_with(job: Outline, batch: MicroBatch, assignments: Sequence[str]) -> i
 
 def _keeps_reference(config: Any) -> bool:
     settings = getattr(config, "dpo", None)
-    if settings is None or config.method.name != "full":
+    if settings is None or not (config.method.name == "full" or config.method.modules_to_save):
         return False
     return not (settings.precompute_reference or settings.reference_free)
 

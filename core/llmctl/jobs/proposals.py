@@ -254,6 +254,7 @@ class Planner:
                 max(part.model.recomputed for _, part in parts),
                 max(part.model.unit for _, part in parts),
                 max(part.model.head for _, part in parts),
+                sum(count * part.model.whole for count, part in parts),
             )
             mixtures = sum(count * part.mixtures for count, part in parts)
             matrix = sum(count * part.matrix for count, part in parts)
@@ -330,7 +331,7 @@ class Planner:
             mixtures=stage.mixtures,
             top_k=self.top_k,
             width=training.width,
-            parameters=self._trained(training, held),
+            parameters=self._trained(training, stage.model),
             held=held,
             flops=2 * stage.matrix * tokens,
             recomputed=training.recompute == "full",
@@ -345,8 +346,9 @@ class Planner:
             routed_tensors=stage.routed_tensors,
         )
 
-    def _trained(self, training: Training, held: int) -> int:
-        return held if training.method == "full" else -(-training.trained * held // self.parameters)
+    def _trained(self, training: Training, model: memory_estimate.RankModel) -> int:
+        held = model.held
+        return held if training.method == "full" else -(-training.trained * held // self.parameters) + model.whole
 
 
 def gpu_training(job: Outline) -> Training:

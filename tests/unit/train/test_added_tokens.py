@@ -74,7 +74,10 @@ def test_a_resumed_run_is_that_of_one_go(tmp_path, data, method):
 
 
 def test_an_adapter_has_the_grown_model_as_its_base_and_merges_into_it(tmp_path, data):
-    with pytest.warns(UserWarning, match="are not trained; method.name=full trains them"):
+    with pytest.warns(
+        UserWarning,
+        match=r"are not trained in llama.embed_tokens.weight; method.modules_to_save=\[embed_tokens, lm_head\] trains",
+    ):
         run = llmctl.finetune(config(tmp_path / "run", data, name="lora", rank=2), quiet=True)
     assert open_adapter(run.model).base == (run.folder / "base").resolve()
     done = CliRunner().invoke(cli, ["merge", str(run.model), "--output", str(tmp_path / "merged")])
@@ -90,6 +93,17 @@ def test_an_adapter_has_the_grown_model_as_its_base_and_merges_into_it(tmp_path,
             cli, ["generate", str(folder), "--prompt", "Name number 1.", "--max-new-tokens", "2"]
         )
         assert answered.exit_code == 0, answered.output
+
+
+def test_an_adapter_with_the_embedding_learns_the_rows(tmp_path, data, recwarn):
+    method = {"name": "lora", "rank": 2, "modules_to_save": ["embed_tokens", "lm_head"]}
+    run = llmctl.finetune(config(tmp_path / "run", data, **method), quiet=True)
+    assert not [warning for warning in recwarn if "not trained" in str(warning.message)]
+    done = CliRunner().invoke(cli, ["merge", str(run.model), "--output", str(tmp_path / "merged"), "--verify"])
+    assert done.exit_code == 0, done.output
+    first = first_id()
+    before, after = (rows_of(folder).astype("f8") for folder in (run.folder / "base", tmp_path / "merged"))
+    assert np.abs(after[first] - before[first]).max() > 1e-3
 
 
 def test_tokens_are_checked_before_anything_is_written(tmp_path, data):

@@ -83,6 +83,11 @@ def method(old: Old, command: str) -> Values:
     target = datasets.names_of(old.get("lora_target", "all"))
     if target != ["all"]:
         values["method.targets"] = target
+    whole = datasets.names_of(old.get("additional_target"))
+    if not whole and any(datasets.names_of(old.get(key)) for key in ("add_tokens", "add_special_tokens")):
+        whole = ["embed_tokens", "lm_head"]  # what LLaMA-Factory trains where it resized the vocabulary
+    if whole:
+        values["method.modules_to_save"] = whole
     if bits:
         names = {4: "nf4", 8: "int8"}
         if bits not in names or old.get("quantization_type", "nf4") != "nf4":
@@ -347,7 +352,8 @@ INACTIVE = (
     ),
     (
         "no effect; finetuning_type is not lora", trains_lora,
-        ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "loraplus_lr_ratio", "use_rslora", "use_dora", "pissa_init"),
+        ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "loraplus_lr_ratio", "use_rslora", "use_dora", "pissa_init",
+         "additional_target"),
     ),
     (
         "no effect; the stage is not dpo", lambda old: old.get("stage") == "dpo",

@@ -8,8 +8,9 @@ without them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from llmctl.adapters.base_model import short_name
 from llmctl.adapters.peft_weights import as_planned
 from llmctl.adapters.peft_weights import load as read_tensor
 from llmctl.card.dims import Dims
-from llmctl.card.family import Family
+from llmctl.card.family import Family, Tensor
 from llmctl.checkpoint.formats import safetensors
+from llmctl.checkpoint.formats.dtypes import cast
+from llmctl.checkpoint.load import dtype_name
 from llmctl.errors import ConfigError
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.precision import HALF
@@ -50,6 +53,8 @@ class LoraTraining:
     Attributes:
         paths: Paths of all layers that have one.
         layers: Path -> ``nn.lora.LoraLinear``, of those that this rank has.
+        modules: Names of the parameters that are trained whole beside the adapters.
+        model: This rank's part of the model.
         scale: Scale of A B.
         blank: The adapter to save, still without its matrices.
         job: The job of the run.
@@ -58,6 +63,8 @@ class LoraTraining:
 
     paths: Sequence[str]
     layers: dict[str, Any]
+    modules: Sequence[str]
+    model: Any
     scale: float
     blank: Adapter
     job: CheckedJob[Any]
@@ -66,7 +73,7 @@ class LoraTraining:
     def save(self, folder: Path, dtype: str, state: State) -> None:
         """Writes the adapter and the tokenizer into an existing folder."""
         parts = {path: self._part(path, state) for path in self.paths}
-        adapter = Adapter(parts, self.blank.rank_stabilised, self.blank.dropout, self.blank.base, self.blank.record)
+        adapter = replace(self.blank, layers=parts, tensors={name: state[name] for name in self.modules})
         model = self.job.model
         folders.write(folder, adapter, model.plugin, model.dims, dtype)
         self.job.tokenizer.save(folder)
@@ -85,11 +92,21 @@ class LoraTraining:
 
     def restore(self, folder: Path) -> None:
         """Reads what ``save`` wrote."""
-        parts = _parts(folder, self.job)
+        adapter = _stored(folder, self.job)
+        self._restore_modules(adapter.tensors)
+        parts = adapter.layers
         for path, layer in self.layers.items():
             part, rank = parts[path], layer.lora_A.shape[1]
             with needed(layer):
                 self._set(path, layer, part.a[:, :rank], part.b[:rank], part.magnitude)
+
+    def _restore_modules(self, stored: Mapping[str, Any]) -> None:
+        here, layers = dict(self.model.named_parameters()), dict(self.model.named_sublayers())
+        for name in self.modules:
+            if name in here:
+                values = cast(stored[name].numpy(), stored[name].dtype, dtype_name(here[name]))
+                with needed(layers[name.rpartition(".")[0]]):
+                    self.place.set(name, here[name], values)
 
     def _set(self, path: str, layer: Any, a: np.ndarray, b: np.ndarray, magnitude: np.ndarray | None) -> None:
         """Sets this rank's parts of whole matrices."""
@@ -179,37 +196,63 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def load(job: CheckedJob[Any], start: Path | None, place: Place = HERE) -> Trainable:
     """Loads the job's model with trainable adapters and a frozen base; see ``base.load``."""
     method, card, dims = job.config.method, job.model.plugin.card, job.model.dims
-    model = place.layer(job.model, precision_of(job).params)
+    model = _base(job, place)
     paths = targets.choose(card, dims, method.targets)
     rank, alpha = method.rank, method.alpha or 2.0 * method.rank
     scale = scale_of(alpha, rank, method.rslora)
     here = dict(model.named_sublayers())
-    if method.base != FLOAT:
-        linears = filter(here.__contains__, targets.linears(card, dims))
-        quantize_base(model, linears, method.base, needed, place.keep)
     place.cut_adapters(paths)
     held = [path for path in paths if path in here]
     layers = add_lora(model, held, rank, scale, method.dropout, method.dora, place.totals(held), needed)
     _check_magnitudes(layers)
+    whole = {tensor.name: tensor for tensor in targets.modules_to_save(job.model.plugin, dims, method.modules_to_save)}
+    for name, parameter in model.named_parameters():
+        if name in whole:
+            parameter.stop_gradient = False
     record = {**base_record(job), **({} if method.base == FLOAT else {"quantised": method.base})}
     blank = Adapter({}, method.rslora, method.dropout, short_name(job.model.folder), record)
-    training = LoraTraining(paths, layers, scale, blank, job, place)
+    training = LoraTraining(paths, layers, list(whole), model, scale, blank, job, place)
     training.begin(start)
     return Trainable(
         model=model,
         save=training.save,
         restore=training.restore,
-        decays=lambda name: not name.endswith("lora_magnitude"),
+        decays=lambda name: not name.endswith("lora_magnitude") and _is_matrix(whole.get(name)),
         metadata={
-            "trained_parameters": _trained(card, dims, paths, rank, method.dora),
+            "trained_parameters": _trained(card, dims, paths, rank, method.dora) + sum(t.size for t in whole.values()),
             "trained_layers": len(paths),
             "weight_bytes": weight_bytes(model),
         },
         lr_scales=lambda name: method.lora_plus_ratio if name.endswith("lora_B") else 1.0,
-        reference=training.without_adapter(model),
+        # Layers without their adapters are no reference where others are trained too.
+        reference=partial(_frozen_copy, job, place) if whole else training.without_adapter(model),
         save_extra=training.save_extra,
         place=place,
     )
+
+
+def _base(job: CheckedJob[Any], place: Place) -> Any:
+    """This rank's part of the base, quantized if the job asks for it."""
+    method = job.config.method
+    model = place.layer(job.model, precision_of(job).params)
+    if method.base != FLOAT:
+        here = dict(model.named_sublayers())
+        linears = filter(here.__contains__, targets.linears(job.model.plugin.card, job.model.dims))
+        quantize_base(model, linears, method.base, needed, place.keep)
+    return model
+
+
+def _frozen_copy(job: CheckedJob[Any], place: Place) -> Callable[[], AbstractContextManager[Any]]:
+    """The base once more, as the reference of preference optimization."""
+    model = _base(job, place)
+    place.connect(model, job.model)
+    place.freeze(model)
+    return lambda: nullcontext(model)
+
+
+def _is_matrix(tensor: Tensor | None) -> bool:
+    """Whether a tensor that is trained whole has weight decay; adapters, which are no such tensors, have it."""
+    return tensor is None or tensor.kind not in ("norm", "bias")
 
 
 def _trained(card: Family, dims: Dims, paths: Iterable[str], rank: int, dora: bool) -> int:
@@ -236,11 +279,11 @@ def _check_magnitudes(layers: Mapping[str, Any]) -> None:
         )
 
 
-def _parts(folder: Path, job: CheckedJob[Any]) -> Mapping[str, LoraWeights]:
-    """The matrices of the adapter in a checkpoint of this run."""
+def _stored(folder: Path, job: CheckedJob[Any]) -> Adapter:
+    """The adapter in a checkpoint of this run."""
     adapter = folders.read(folder, job.model.plugin, job.model.dims)
     assert isinstance(adapter, Adapter), "a checkpoint of this run is a low-rank adapter"
-    return adapter.layers
+    return adapter
 
 
 def _starts(folder: Path, job: CheckedJob[Any]) -> dict[str, Start]:
@@ -249,4 +292,4 @@ def _starts(folder: Path, job: CheckedJob[Any]) -> dict[str, Start]:
         tensors = {name: read_tensor(info) for name, info in safetensors.read_header(folder / START).items()}
         return {name[:-2]: (array, tensors[f"{name[:-2]}.b"]) for name, array in tensors.items() if name.endswith(".a")}
     rank = job.config.method.rank
-    return {path: (part.a[:, rank:], -part.b[rank:]) for path, part in _parts(folder, job).items()}
+    return {path: (part.a[:, rank:], -part.b[rank:]) for path, part in _stored(folder, job).layers.items()}
