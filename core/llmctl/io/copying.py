@@ -1,6 +1,7 @@
-"""Copying the small files of a model folder, which may come from anywhere: links that leave the folder are not followed.
+"""Copying what is in a folder: our own whole, and the small files of a model that may come from anywhere.
 
-A folder that was downloaded could hold a link to any file of this machine, whose content would then be in the copy.
+A folder that was downloaded could hold a link to any file of this machine, whose content would then be in the copy: links that leave
+it are not followed.
 """
 
 from __future__ import annotations
@@ -26,3 +27,17 @@ def copy_into(file: Path, target: Path) -> bool:
         return False
     shutil.copyfile(file, target / file.name)
     return True
+
+
+def copy_content(folder: Path, target: Path) -> None:
+    """Copies all files of a folder of our own, with those of its folders, into an existing one.
+
+    Raises:
+        OSError: The first error ends it, such as a full disk.
+    """
+    for file in sorted(folder.rglob("*")):
+        copy = target / file.relative_to(folder)
+        if file.is_dir():
+            copy.mkdir()
+        else:
+            shutil.copyfile(file, copy)

@@ -1,8 +1,11 @@
 """Small files of foreign model folders: copied, unless they are links to somewhere else."""
 
+import errno
+import shutil
+
 import pytest
 
-from llmctl.io.copying import copy_into
+from llmctl.io.copying import copy_content, copy_into
 
 
 @pytest.fixture
@@ -43,3 +46,20 @@ def test_links_to_other_places_are_left_out_with_a_warning(tmp_path, target, way
     with pytest.warns(UserWarning, match="LICENSE is a link to a file outside of its folder and is left out"):
         assert not copy_into(model / "LICENSE", target)
     assert not list(target.iterdir())
+
+
+def test_a_folder_is_copied_with_its_folders_until_the_first_error(tmp_path, target, monkeypatch):
+    source = tmp_path / "source"
+    (source / "b").mkdir(parents=True)
+    (source / "a").write_text("one")
+    (source / "b" / "c").write_text("two")
+    copy_content(source, target)
+    assert (target / "a").read_text() == "one" and (target / "b" / "c").read_text() == "two"
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        copy_content(source, tmp_path / "target")
+    assert raised.value.errno == errno.ENOSPC

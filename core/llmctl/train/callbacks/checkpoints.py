@@ -27,6 +27,7 @@ from llmctl.io import written
 from llmctl.io.atomic import locked_folder, remove_leftovers
 from llmctl.io.background import Background
 from llmctl.io.checksums import find_damage, write_manifest
+from llmctl.io.copying import copy_content
 from llmctl.io.written import read_written
 from llmctl.train.callbacks import metrics_log
 from llmctl.train.callbacks.base import Callback, LoopSettings
@@ -164,7 +165,7 @@ class CheckpointSaver(Callback):
         with self._explain_errors(step), atomic_folder(path, overwrite=True) as temporary:
             if staged:
                 write_manifest(staged)
-                shutil.copytree(staged, temporary, dirs_exist_ok=True)
+                copy_content(staged, temporary)
             else:
                 self._write(temporary, step)
                 write_manifest(temporary)

@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, which is best, what continues, and what a full disk or a crash leaves."""
 
+import errno
 import json
 import os
 import shutil
@@ -157,6 +158,18 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_says_so(tmp_path, error):
     assert steps(tmp_path) == [5]
     assert (tmp_path / "checkpoints" / "step-000005" / "weights").read_text() == "whole"
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000005"]
+
+
+@pytest.mark.parametrize("staging", ["behind training"], indirect=True)
+def test_a_disk_that_is_full_when_a_staged_checkpoint_comes_says_so(tmp_path, monkeypatch):
+    def full(file, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    saver(tmp_path).on_save(5)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(CheckpointError, match=r"step 6 could not be saved: disk full while .*step-000005 is intact"):
+        saver(tmp_path).on_save(6)
+    assert steps(tmp_path) == [5]
 
 
 def trained(folder, done, steps_in_all, model=None):
