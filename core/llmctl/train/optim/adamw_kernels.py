@@ -107,6 +107,11 @@ class PaddleAdamW:
         typed = {name: value.astype(state[held[name]].dtype) for name, value in state.items()}
         names = self._names()
         self._inner.set_state_dict({names[name]: paddle.to_tensor(value) for name, value in typed.items()})
+        # Else paddle holds each state until its parameter is updated: what is saved before lacks it, and a parameter that has none
+        # yet is an error.
+        held_here = {name.partition("/")[2] for name in state}
+        block = paddle.static.default_main_program().global_block()
+        self._inner._create_accumulators(block, [p for name, p in self._parameters.items() if name in held_here])
 
     def _names(self) -> dict[str, str]:
         return {f"{slot}/{name}": f"{p.name}_{slot}_0" for name, p in self._parameters.items() for slot in SLOTS}
