@@ -6,7 +6,10 @@ import subprocess
 import sys
 import time
 
-CHILD = "import os, sys, time; from llmctl.runtime.children import end_with_parent; end_with_parent(int(sys.argv[1])); time.sleep(60)"
+import pytest
+
+CHILD = "import os, sys, time; from llmctl.runtime.children import end_with_parent; end_with_parent(int(sys.argv[1])); print('ready', flush=True); time.sleep(60)"
+HOLDING = CHILD.replace("import os,", "import ctypes, os,").replace("time.sleep(60)", "ctypes.PyDLL(None).sleep(60)")
 PARENT = (
     "import os, subprocess, sys; child = subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())]); "
     "print(child.pid, flush=True); child.wait()"
@@ -26,9 +29,11 @@ def gone(pid):
     return False
 
 
-def test_a_child_ends_when_its_parent_is_killed():
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True)
-    child = int(parent.stdout.readline())
+@pytest.mark.parametrize("code", [CHILD, HOLDING], ids=["asleep", "holding the interpreter"])
+def test_a_child_ends_when_its_parent_is_killed(code):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, code], stdout=subprocess.PIPE, text=True)
+    said = {parent.stdout.readline().strip() for _ in range(2)}
+    (child,) = map(int, said - {"ready"})
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert gone(child)
