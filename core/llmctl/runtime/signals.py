@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
-def handled(handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[None]:
+def handled(handler: Callable[[int, Any], None] | signal.Handlers, goes_on: bool = False) -> Iterator[None]:
     """Installs a handler of all of them and puts back those that were there. Outside the main thread nothing is changed.
 
     Signals that were ignored before, as under ``nohup``, stay ignored. Handlers not installed from Python are left in place,
@@ -21,6 +21,7 @@ def handled(handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[N
 
     Args:
         handler: Gets the signal's number and the frame; ``SIG_DFL`` = the process ends at once, whatever code runs.
+        goes_on: Whether the system call goes on that a signal interrupts, where it can: paddle's connections would break.
     """
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -29,6 +30,7 @@ def handled(handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[N
     try:
         for number in changed:
             signal.signal(number, handler)
+            signal.siginterrupt(number, not goes_on)
         yield
     finally:
         for number, old in changed.items():

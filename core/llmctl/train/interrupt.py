@@ -32,22 +32,29 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def ends_at_once() -> Iterator[None]:
-    """A signal raises ``Interrupted`` in the main thread."""
+def ends_at_once(connected: bool = False) -> Iterator[None]:
+    """A signal raises ``Interrupted`` in the main thread.
+
+    Args:
+        connected: Whether this process has connections of paddle, whose calls a signal must not interrupt.
+    """
 
     def handler(number: int, frame: Any) -> None:
         raise Interrupted(number)
 
-    with handled(handler):
+    with handled(handler, goes_on=connected):
         yield
 
 
 @contextlib.contextmanager
-def ends_later() -> Iterator[Callable[[], int]]:
+def ends_later(connected: bool = False) -> Iterator[Callable[[], int]]:
     """A signal is only noted; another one raises ``Interrupted``.
 
     In a process of our launcher further signals do nothing: a cluster may send the first to all processes, and the launcher hands
     it on; at a second one the launcher ends its processes.
+
+    Args:
+        connected: As for ``ends_at_once``.
 
     Yields:
         A function that gives the number of the signal, 0 if there was none.
@@ -59,5 +66,5 @@ def ends_later() -> Iterator[Callable[[], int]]:
             raise Interrupted(number)
         noted.append(number)
 
-    with handled(handler):
+    with handled(handler, goes_on=connected):
         yield lambda: noted[0] if noted else 0

@@ -92,7 +92,7 @@ class Loop:
             NonFiniteError: A loss or gradient is not finite.
             Interrupted: A signal such as Ctrl-C in the main thread, once the current step is saved; a second signal raises at once.
         """
-        with ends_later() as signal:
+        with ends_later(connected=self.ranks.rank.size > 1) as signal:
             try:
                 self._call("on_train_begin", done + 1, self.settings)
                 stopped = self._agreed()[0]

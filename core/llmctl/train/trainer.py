@@ -113,7 +113,8 @@ def run(
     runtime.configure()
     console = console if ranks.main else Console(quiet=True)
     try:
-        with ends_at_once(), added_tokens.grown(job, ranks.main, ranks.barrier) as grown:
+        connected = ranks.rank.size > 1
+        with ends_at_once(connected), added_tokens.grown(job, ranks.main, ranks.barrier) as grown:
             info = _run(grown, callbacks, console, ranks)
             ranks.close()
     except Interrupted as stop:
