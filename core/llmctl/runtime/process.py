@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.errors import OPERATORS_DISTRIBUTION, ConfigError, require
+from llmctl.runtime.signals import postponed
 
 MKL_AVX2 = "5"
 """Value of MKL_DEBUG_CPU_TYPE that selects AVX2 kernels; the MKL of 2019 in paddle does not use them on AMD CPUs."""
@@ -109,7 +110,12 @@ def import_paddle(purpose: str) -> Any:
     configure()
     # Without it, paddle's C++ side logs a line to stderr for every program that it runs.
     os.environ.setdefault("GLOG_minloglevel", "2")
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with contextlib.ExitStack() as stack:
+        if not _imported_paddle():
+            # A library whose start Ctrl-C interrupts calls that an error; and paddle would answer a later SIGTERM with a report.
+            stack.enter_context(postponed())
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         return require("paddle", "cpu", purpose)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -35,3 +36,13 @@ def handled(handler: Callable[[int, Any], None] | signal.Handlers, goes_on: bool
     finally:
         for number, old in changed.items():
             signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """A signal that comes in the block takes effect after it, with the handlers from before, whatever a library installs meanwhile."""
+    noted: list[int] = []
+    with handled(lambda number, frame: noted.append(number)):
+        yield
+    if noted:
+        os.kill(os.getpid(), noted[0])

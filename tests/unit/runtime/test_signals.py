@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from llmctl.runtime.signals import SIGNALS, handled
+from llmctl.runtime.signals import SIGNALS, handled, postponed
 
 
 @pytest.mark.parametrize("goes_on", [True, False])
@@ -30,3 +30,13 @@ def test_handlers_are_put_back():
     with handled(signal.SIG_DFL):
         assert all(signal.getsignal(number) == signal.SIG_DFL for number in SIGNALS)
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_signal_during_the_start_of_a_library_takes_effect_after_it():
+    libc, done = ctypes.CDLL(None), []
+    with pytest.raises(KeyboardInterrupt), postponed():
+        libc.signal(int(signal.SIGTERM), ctypes.c_void_p(int(signal.SIG_IGN)))
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("started")
+    assert done == ["started"]
+    assert libc.signal(int(signal.SIGTERM), ctypes.c_void_p(int(signal.SIG_DFL))) == int(signal.SIG_DFL)
