@@ -9,7 +9,16 @@ from llmctl.config.parallel import ParallelConfig
 from llmctl.config.schema import option, section
 
 LOSSES = ("sigmoid", "hinge", "ipo", "kto_pair", "sppo_hard", "nca_pair")
-FORMATS = ("auto", "llmctl", "ShareGPT", "PaddleFormers", "Alpaca", "prompt-chosen-rejected")
+FORMATS = (
+    "auto",
+    "llmctl",
+    "ShareGPT",
+    "PaddleFormers",
+    "ms-swift",
+    "ms-swift-messages",
+    "Alpaca",
+    "prompt-chosen-rejected",
+)
 """Names of the formats of preferences; ``auto`` = recognised by the keys of each line."""
 
 

@@ -35,15 +35,12 @@ from llmctl.serve.answers.tools import (
 )
 from llmctl.serve.problems import Problem, shown
 from llmctl.tokenizers import Tokenizer
-from llmctl.tokenizers.conversation import Conversation, Message
+from llmctl.tokenizers.conversation import RESERVED, THOUGHTS, Conversation, Message
 
 T = TypeVar("T")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MESSAGES, STOPS, STOP_TEXT, BIASES, STOP_IDS = 4096, 16, 256, 1024, 64
 """How many of each a body may have."""
-
-RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "special_tokens")
-"""Names of a chat template that a request may not give."""
 
 UNBOUNDED = 1024
 """Tokens of an answer where neither the request nor the model has a limit."""
@@ -434,10 +431,13 @@ def _message(message: Any, where: str) -> Message:
     role = message.get("role") if isinstance(message, dict) else None
     if role not in ROLES:
         raise Problem(f"{where}: role is {shown(role)}; allowed are {', '.join(ROLES)}", param="messages")
-    more = {key: message[key] for key in ("name", "tool_call_id", "reasoning_content") if message.get(key) is not None}
+    more = {key: message[key] for key in ("name", "tool_call_id", *THOUGHTS) if message.get(key) is not None}
     for key, value in more.items():
         if not isinstance(value, str):
             raise Problem(f"{where}: {key} must be text", param="messages")
+    thoughts = [text for key in THOUGHTS if (text := more.pop(key, None))]
+    if thoughts:
+        more["reasoning_content"] = thoughts[0]
     if message.get("tool_calls"):
         more["tool_calls"] = _calls(message["tool_calls"], where)
     content = _content(message.get("content"), where)

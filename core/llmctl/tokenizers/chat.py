@@ -21,7 +21,7 @@ from llmctl.io.json_object import read_json, write_json
 from llmctl.io.text import read_text
 from llmctl.tokenizers import protect, sandbox
 from llmctl.tokenizers.base import ChatTemplate, Piece, Tokenizer
-from llmctl.tokenizers.conversation import Conversation
+from llmctl.tokenizers.conversation import THOUGHTS, Conversation
 from llmctl.tokenizers.sandbox import CLOSE, OPEN
 from llmctl.tokenizers.special import CONFIG, TEMPLATE_KEY
 
@@ -70,9 +70,13 @@ class JinjaTemplate(ChatTemplate):
                 f"{self._where}: the chat template does not write tool calls, which would be lost; choose a template that does "
                 "with data.chat_template or --chat-template, or leave them out"
             )
-        lost = {"tools": bool(conversation.tools), "reasoning_content": "reasoning_content" in has}
-        for key, given in lost.items():
-            if given and not chosen._reads(key):
+        lost = {
+            "tools": bool(conversation.tools) and not chosen._reads("tools"),
+            "reasoning_content": "reasoning_content" in has and not any(map(chosen._reads, THOUGHTS[:2])),
+            **{name: not self.reads(name) for name in conversation.variables},
+        }
+        for key, is_lost in lost.items():
+            if is_lost:
                 warnings.warn(
                     f"{self._where}: the chat template does not write {key!r} of the data, so the model does not see it",
                     UserWarning,

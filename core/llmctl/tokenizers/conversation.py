@@ -14,6 +14,13 @@ Tools = Sequence[Mapping[str, Any]]
 """Schemas of the functions that a model may call."""
 
 
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""What programs and files call the thoughts before an answer; the first is the name inside."""
+
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "special_tokens")
+"""Names of a template that are no variables."""
+
+
 class Message(NamedTuple):
     """A message of a conversation.
 
@@ -35,8 +42,11 @@ class Message(NamedTuple):
         return self.role == "assistant"
 
     def as_dict(self) -> dict[str, Any]:
-        """The message as templates get it."""
-        return {"role": self.role, "content": self.content, **(self.more or {})}
+        """The message as templates get it; some read thoughts by another name."""
+        more = dict(self.more or {})
+        if "reasoning_content" in more:
+            more = {"thinking": more["reasoning_content"], **more}
+        return {"role": self.role, "content": self.content, **more}
 
     @property
     def text(self) -> str:
@@ -119,8 +129,8 @@ class Conversation:
 
     def beyond_turns(self) -> str | None:
         """What the conversation has besides a system prompt, user texts and an answer to each; None = nothing."""
-        if self.tools:
-            return "tools"
+        if self.tools or self.variables:
+            return "tools" if self.tools else f"the variable {next(iter(self.variables))!r}"
         roles = [message.role for message in self._body]
         for message in self.messages:
             if message.role == "tool":

@@ -117,11 +117,58 @@ def test_answers_with_weight_or_label_zero_are_not_trained_on():
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}] * 2
     said[-1] = {"role": "assistant", "content": "d", "label": 1}
     assert trained({"messages": said}) == [False, True]
+    for mark in ({"loss": False}, {"loss_scale": 0.0}, {"train": False}, {"training": False}):
+        said[1] = {"role": "assistant", "content": "b", **mark}
+        assert trained({"messages": said}) == [False, True]
     before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     assert trained({"prompt": before, "completion": "d"}) == [False, True]
     for label, reason in (([0, 0], "no answer is trained on"), ([1], "0 or 1 for each of the 2 answers")):
         with pytest.raises(ValueError, match=reason):
             read({**turns, "label": label})
+
+
+def test_thoughts_are_read_by_each_of_their_names():
+    for name in ("reasoning_content", "thinking", "reasoning"):
+        said = [{"role": "user", "content": "a", name: None}, {"role": "assistant", "content": "b", name: "Hm."}]
+        for row in ({"messages": said}, {"prompt": said[:1], "completion": said[1:]}):
+            assert [message.more for message in read(row).messages] == [None, {"reasoning_content": "Hm."}]
+
+
+def test_calls_of_ms_swift_and_of_openais_first_kind_are_calls():
+    openai = [{"role": "assistant", "function_call": {**CALL, "arguments": json.dumps(CALL["arguments"])}},
+              {"role": "function", "name": "paint", "content": "done"}]  # fmt: skip
+    swift = [*[{"role": "tool_call", "content": json.dumps(CALL)}] * 2, {"role": "tool_response", "content": "done"}]
+    for said, count in ((openai, 1), (swift, 2)):
+        chat = read({"messages": [{"role": "user", "content": "a"}, *said, {"role": "assistant", "content": "b"}]})
+        assert [message.role for message in chat.messages] == ["user", "assistant", "tool", "assistant"]
+        assert [call["function"] for call in chat.messages[1].more["tool_calls"]] == [CALL] * count
+
+
+def test_speakers_and_texts_may_be_named_by_either_spelling():
+    for speaker, text in (("role", "value"), ("from", "content")):
+        said = [{speaker: "user", text: "a"}, {speaker: "model", text: "b"}]
+        assert spoken(read({"conversations": said})) == [("user", "a"), ("assistant", "b")]
+
+
+def test_values_for_the_template_are_those_of_the_line(tmp_path):
+    folder = write_json(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ mood }}" + TEMPLATE)
+    template = tokenizers.load(folder).chat_template
+    row = {"src": "a", "tgt": "b", "chat_template_kwargs": {"mood": "kind", "other": None}}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    (line,) = read_prompts(tmp_path / "in.jsonl", "Short.")
+    assert line.conversation.system == "Short." and template.text(line.conversation).startswith("kind<system>")
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c", "chat_template_kwargs": {"mood": "kind"}}
+    for chat in (read(row), PreferenceReader()(json.dumps(pair), "f:1").prompt):
+        assert template.text(chat).startswith("kind<user>a")
+    with pytest.warns(UserWarning, match="does not write 'mod' of the data"):
+        template.text(read({**row, "chat_template_kwargs": {"mod": 1}}))
+    for value, reason in (
+        ("kind", "must be an object"),
+        ({"messages": []}, "chat_template_kwargs.messages cannot be set"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            read({**row, "chat_template_kwargs": value})
 
 
 @pytest.mark.parametrize(
@@ -137,6 +184,15 @@ def test_answers_with_weight_or_label_zero_are_not_trained_on():
         ),
         ({"question": "a", "answer": "b"}, "with the columns question=instruction, answer=output it would be Alpaca"),
         ({"instruction": "a", "response": "b"}, "with the columns response=output it would be Alpaca"),
+        ({"prompt": "a", "response": "b"}, "with the columns response=completion it would be prompt-completion"),
+        (
+            {"input": "a", "output": "b"},
+            "with the columns output=completion, input=prompt it would be prompt-completion",
+        ),
+        (
+            {"instruction": "a", "context": "c", "response": "b"},
+            "looks like Alpaca .*; with the columns context=input, response=output it would be Alpaca",
+        ),
         (
             {"conversation": [{"from": "human", "value": "a"}]},
             "with the columns conversation=conversations it would be ShareGPT",
@@ -197,6 +253,9 @@ def test_pairs_of_every_format_are_the_same():
          "rejected": {"from": "gpt", "value": "c"}},
         {"messages": [user], "chosen_response": [good], "rejected_response": "c"},
         {"instruction": "a", "input": "", "chosen": "b", "rejected": "c"},
+        {"messages": [user, good], "rejected_response": "c"},
+        {"messages": [user, good], "rejected_response": [bad]},
+        {"messages": [user, good], "rejected_messages": [user, bad]},
     ]  # fmt: skip
     found = [PreferenceReader()(json.dumps(row), "f:1") for row in rows]
     assert {(spoken(pair.prompt)[0], pair.chosen.content, pair.rejected.content) for pair in found} == {
@@ -206,6 +265,8 @@ def test_pairs_of_every_format_are_the_same():
         ({"prompt": "a", "chosen": "b", "rejected": "b "}, "are the same"),
         ({"chosen": "b", "rejected": "c"}, "missing key 'prompt'"),
         ({"chosen": [user, good], "rejected": [good, bad]}, "differ before their last message"),
+        ({"messages": [user, good], "rejected_messages": [good, bad]}, "differ before their last message"),
+        ({"messages": [user], "rejected_response": "c"}, "must be an assistant's answer"),
         (
             {"messages": [user, good], "chosen_response": "b", "rejected_response": "c"},
             "the prompt ends with an answer",

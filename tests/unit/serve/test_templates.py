@@ -63,10 +63,16 @@ def test_thoughts_of_earlier_turns_reach_the_template(client, monkeypatch):
              {"type": "function_call_output", "call_id": "1", "output": "x"}]  # fmt: skip
     assert client.post("/v1/messages", json={"messages": turns, "max_tokens": 1}).status_code == 200
     assert client.post("/v1/responses", json={"input": items, "max_output_tokens": 1}).status_code == 200
+    calls = [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, name: "Hm.", "tool_calls": calls},
+                {"role": "tool", "tool_call_id": "1", "content": "x"}]  # fmt: skip
+        asked = client.post("/v1/chat/completions", json={"messages": said, "max_tokens": 1})
+        assert asked.status_code == 200, asked.text
     for messages in seen:
         assert [message.role for message in messages] == ["user", "assistant", "tool"]
         assert messages[1].more["reasoning_content"] == "Hm." and messages[1].more["tool_calls"]
-    assert len(seen) == 2
+    assert len(seen) == 5
 
 
 def test_thinking_of_a_message_is_what_the_template_calls_enable_thinking(client):

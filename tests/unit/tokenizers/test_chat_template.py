@@ -1,6 +1,7 @@
 """Chat templates: the same ids in training and generation, both kinds, and templates that must be refused."""
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -222,3 +223,15 @@ def test_a_template_that_needs_a_text_gets_an_empty_one_where_there_are_only_cal
     write("{% for m in messages %}{{ raise_exception('only ' + m.role) if m.tool_calls }}{% endfor %}")
     with pytest.raises(TokenizerError, match="cannot render this conversation: only assistant"):
         tokenizers.load(folder).chat_template.text(talk)
+
+
+def test_templates_that_call_thoughts_thinking_get_them_as_transformers_gives_them(tmp_path):
+    """gpt-oss and LFM2 read ``thinking``; transformers fills it from ``reasoning_content``."""
+    source = (
+        "{% for m in messages %}{% if m.thinking is defined %}({{ m.thinking }}){% endif %}{{ m.content }}{% endfor %}"
+    )
+    template = tokenizers.load(write_json(tmp_path / "model", chat_template=source)).chat_template
+    said = [Message("user", "a"), Message("assistant", "b", {"reasoning_content": "Hm."})]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert template.text(Conversation(messages=said)) == "a(Hm.)b"

@@ -7,10 +7,16 @@ from typing import Any
 
 from llmctl.data.formats.messages import from_json, labelled, message, messages, text_of, tools
 from llmctl.data.formats.rows import system_text
-from llmctl.tokenizers.conversation import Conversation, Message, messages_of
+from llmctl.tokenizers.conversation import RESERVED, Conversation, Message, messages_of
 
 Row = Mapping[str, Any]
 """The object of a line, by its keys in the format."""
+
+VARIABLES = "chat_template_kwargs"
+"""Key of values for names that the chat template reads, such as ``enable_thinking``."""
+
+ANY = ("tools", "system", VARIABLES)
+"""Keys that all formats of conversations have."""
 
 
 def system_of(row: Row) -> str | None:
@@ -35,7 +41,18 @@ def talk(row: Row, found: Sequence[Message]) -> Conversation:
         found = [Message("system", system), *found]
     if row.get("label") not in (None, ""):
         found = labelled(found, row["label"])
-    return Conversation(messages=found, tools=tools(row.get("tools")))
+    return Conversation(messages=found, tools=tools(row.get("tools")), variables=_variables(row))
+
+
+def _variables(row: Row) -> dict[str, Any]:
+    """Values for the chat template, as TRL has them in a row."""
+    given = from_json(VARIABLES, row.get(VARIABLES)) or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"{VARIABLES!r} must be an object of names and values")
+    taken = next((name for name in given if name in RESERVED), None)
+    if taken is not None:
+        raise ValueError(f"{VARIABLES}.{taken} cannot be set; the conversation gives it")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def alpaca_prompt(row: Row) -> list[Message]:

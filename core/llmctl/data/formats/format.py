@@ -52,7 +52,9 @@ def recognise(row: Mapping[str, Any], formats: Sequence[Format[T]]) -> Format[T]
     for form in formats:
         if form.fits(row):
             return form
-    nearest = max(formats, key=lambda form: sum(row.get(key) is not None for key in form.known))
+    nearest = max(
+        formats, key=lambda form: [sum(row.get(key) is not None for key in part) for part in (form.keys, form.more)]
+    )
     if len(formats) > 1 and not any(row.get(key) is not None for key in nearest.known):
         has = ", ".join(map(repr, list(row)[:SHOWN])) or "nothing"
         known = "; ".join(f"{form.name} ({', '.join(form.keys)})" for form in formats)

@@ -7,18 +7,23 @@ from typing import Any
 
 from llmctl.data.formats.rows import kind
 from llmctl.io.json_object import parse_json
-from llmctl.tokenizers.conversation import Message
+from llmctl.tokenizers.conversation import THOUGHTS, Message
 
 ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
-    "function_call": "assistant", "tool": "tool", "observation": "tool", "function": "tool",
+    "model": "assistant", "chatgpt": "assistant", "function_call": "assistant", "tool_call": "assistant", "tool": "tool",
+    "tool_response": "tool", "observation": "tool", "function": "tool",
 }  # fmt: skip
 """What a file calls a speaker -> role in chat templates."""
 METADATA = (
     "id", "uuid", "source", "dataset", "category", "type", "task", "language", "lang", "split", "url", "license",
 )  # fmt: skip
 """Keys with text that is about an example or message and no part of it."""
-_MORE = ("tool_calls", "tool_call_id", "name", "reasoning_content")
+CALLS = ("function_call", "tool_call")
+"""Speakers whose text is a call of a tool."""
+MARKS = ("weight", "label", "train", "training", "loss", "loss_scale")
+"""What files call the mark of a message that says whether it is trained on."""
+_MORE = ("tool_calls", "tool_call_id", "name")
 
 
 def text_of(key: str, value: Any) -> str:
@@ -43,7 +48,17 @@ def messages(key: str, value: Any) -> list[Message]:
         raise ValueError(f"{key!r} must be a list of messages, not {kind(value)}")
     if not value:
         raise ValueError(f"{key!r} is an empty list")
-    return [message(f"{key}[{index}]", item) for index, item in enumerate(value)]
+    found: list[Message] = []
+    for index, item in enumerate(value):
+        read = message(f"{key}[{index}]", item)
+        before = value[index - 1] if index else None
+        if _called(item) and _called(before) and found[-1].train == read.train:
+            # Calls one after another are those of one answer.
+            calls = [*(found[-1].more or {})["tool_calls"], *(read.more or {})["tool_calls"]]
+            found[-1] = found[-1]._replace(more={**(found[-1].more or {}), "tool_calls": calls})
+        else:
+            found.append(read)
+    return found
 
 
 def message(where: str, item: Any) -> Message:
@@ -54,23 +69,29 @@ def message(where: str, item: Any) -> Message:
     """
     if not isinstance(item, dict):
         raise ValueError(f"{where!r} must be an object with role and content, not {kind(item)}")
-    speaker, text = ("from", "value") if "from" in item and "role" not in item else ("role", "content")
+    speaker = "from" if "from" in item and "role" not in item else "role"
+    text = "value" if "value" in item and "content" not in item else "content"
     name = item.get(speaker)
     if not isinstance(name, str) or name not in ROLES:
         raise ValueError(f"{where}.{speaker} is {name!r}; known are {', '.join(ROLES)}")
-    known = (speaker, text, "weight", "label", *_MORE, *METADATA)
+    known = (speaker, text, "function_call", *MARKS, *THOUGHTS, *_MORE, *METADATA)
     odd = next((key for key, part in item.items() if key not in known and has_text(part)), None)
     if odd is not None:
         raise ValueError(f"{where} has the key {odd!r}, which would not be read; remove it")
     content = _content(f"{where}.{text}", item.get(text))
     more = {key: item[key] for key in _MORE if item.get(key) not in (None, "", [])}
-    if name == "function_call":
-        content, more = None, {"tool_calls": _json(f"{where}.{text}", content)}
+    thoughts = next((item[key] for key in THOUGHTS if item.get(key) not in (None, "")), None)
+    if thoughts is not None:
+        more["reasoning_content"] = text_of(f"{where}.{next(key for key in THOUGHTS if item.get(key))}", thoughts)
+    if name in CALLS:
+        content, more = None, {**more, "tool_calls": _json(f"{where}.{text}", content)}
+    elif item.get("function_call"):
+        more["tool_calls"] = item["function_call"]
     if "tool_calls" in more:
         more["tool_calls"] = _calls(f"{where}.tool_calls", more["tool_calls"])
     if content is None and "tool_calls" not in more:
         raise ValueError(f"{where!r} has no {text!r}")
-    marks = {key: item[key] for key in ("weight", "label") if item.get(key) is not None}
+    marks = {key: item[key] for key in MARKS if item.get(key) is not None}
     for key, mark in marks.items():
         if mark not in (0, 1):
             raise ValueError(f"{where}.{key} is {mark!r}; it must be 0 or 1, whether the message is trained on")
@@ -121,6 +142,11 @@ def has_text(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(has_text, value.values()))
     return any(map(has_text, value)) if isinstance(value, list) else isinstance(value, str) and bool(value.strip())
+
+
+def _called(item: Any) -> bool:
+    """Whether an entry is a call of a tool that stands as a message of its own."""
+    return isinstance(item, dict) and item.get("role", item.get("from")) in CALLS
 
 
 def _content(where: str, value: Any) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmctl.data.formats.conversations import Row, alpaca_prompt, answer, talk, texts_or_messages
+from llmctl.data.formats.conversations import ANY, Row, alpaca_prompt, answer, talk, texts_or_messages
 from llmctl.data.formats.format import Format
 from llmctl.data.formats.messages import messages
 from llmctl.data.formats.rows import turns
@@ -70,13 +70,33 @@ def _chosen(row: Row) -> Choice:
     return _choice({**row, **last}, better[:-1], "chosen", "rejected")
 
 
+def _rejected(row: Row) -> Choice:
+    """ms-swift's pairs: a conversation with the chosen answer, and the rejected one, or the conversation with it."""
+    whole = messages("messages", row["messages"])
+    rejected = row.get("rejected_response")
+    if rejected is None:
+        other = messages("rejected_messages", row["rejected_messages"])
+        if other[:-1] != whole[:-1]:
+            raise ValueError("'messages' and 'rejected_messages' differ before their last message")
+        worse = other[-1]
+    else:
+        worse = answer("rejected_response", rejected)
+    if not whole[-1].is_answer or not worse.is_answer:
+        raise ValueError("the last message must be an assistant's answer")
+    if not whole[:-1]:
+        raise ValueError("'messages' has no message to answer")
+    return _different(talk(row, whole[:-1]), whole[-1], worse, "the two answers are the same")
+
+
 DPO: Sequence[Format[Choice]] = (
-    Format("llmctl", ("src", "tgt", "response", "sort"), ("context", "tools", "system"), _src_response),
-    Format("ShareGPT", ("conversations", "chosen", "rejected"), ("tools", "system"),
+    Format("llmctl", ("src", "tgt", "response", "sort"), ("context", *ANY), _src_response),
+    Format("ShareGPT", ("conversations", "chosen", "rejected"), ANY,
            lambda row: _choice(row, messages("conversations", row["conversations"]), "chosen", "rejected")),
-    Format("PaddleFormers", ("messages", "chosen_response", "rejected_response"), ("tools", "system"),
+    Format("PaddleFormers", ("messages", "chosen_response", "rejected_response"), ANY,
            lambda row: _choice(row, messages("messages", row["messages"]), "chosen_response", "rejected_response")),
-    Format("Alpaca", ("instruction", "chosen", "rejected"), ("input", "history", "tools", "system"),
+    Format("ms-swift", ("messages", "rejected_response"), ANY, _rejected),
+    Format("ms-swift-messages", ("messages", "rejected_messages"), ANY, _rejected),
+    Format("Alpaca", ("instruction", "chosen", "rejected"), ("input", "history", *ANY),
            lambda row: _choice(row, alpaca_prompt(row), "chosen", "rejected")),
-    Format("prompt-chosen-rejected", ("chosen", "rejected"), ("prompt", "tools", "system"), _chosen),
+    Format("prompt-chosen-rejected", ("chosen", "rejected"), ("prompt", *ANY), _chosen),
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmctl.data.formats.conversations import Row, alpaca_prompt, talk, texts_or_messages
+from llmctl.data.formats.conversations import ANY, Row, alpaca_prompt, talk, texts_or_messages
 from llmctl.data.formats.format import Format
 from llmctl.data.formats.rows import kind
 from llmctl.tokenizers.conversation import Conversation, Message, messages_of
@@ -42,16 +42,14 @@ def _asked(row: Row, key: str, found: Sequence[Message]) -> Conversation:
 
 
 def _messages(name: str, key: str) -> Format[Conversation]:
-    return Format(
-        name, (key,), ("tools", "system", *ANSWERS), lambda row: _asked(row, key, texts_or_messages(key, row[key]))
-    )
+    return Format(name, (key,), (*ANY, *ANSWERS), lambda row: _asked(row, key, texts_or_messages(key, row[key])))
 
 
 PROMPTS: Sequence[Format[Conversation]] = (
-    Format("llmctl", ("src",), ("context", "tools", "system", *ANSWERS), _turns),
+    Format("llmctl", ("src",), ("context", *ANY, *ANSWERS), _turns),
     _messages("ShareGPT", "conversations"),
     _messages("messages", "messages"),
-    Format("Alpaca", ("instruction",), ("input", "history", "tools", "system", *ANSWERS),
+    Format("Alpaca", ("instruction",), ("input", "history", *ANY, *ANSWERS),
            lambda row: _asked(row, "instruction", alpaca_prompt(row))),
     _messages("prompt-completion", "prompt"),
 )  # fmt: skip

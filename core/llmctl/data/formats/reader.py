@@ -16,12 +16,13 @@ T = TypeVar("T")
 SHOWN = 3
 """Files that a line on formats names."""
 OTHER_NAMES = {
-    "question": "instruction", "query": "instruction", "problem": "instruction", "context": "input", "answer": "output",
-    "response": "output",
-    "solution": "output", "reply": "output", "conversation": "conversations", "dialog": "conversations",
-    "accepted": "chosen", "positive": "chosen", "negative": "rejected",
+    "question": ("instruction",), "query": ("instruction",), "problem": ("instruction",), "context": ("input",),
+    "answer": ("output", "completion"), "response": ("output", "completion"), "output": ("completion",),
+    "solution": ("output", "completion"), "reply": ("output", "completion"), "input": ("instruction", "prompt"),
+    "conversation": ("conversations",), "dialog": ("conversations",), "accepted": ("chosen",), "positive": ("chosen",),
+    "negative": ("rejected",),
 }  # fmt: skip
-"""What keys are called in some files -> in a format, to propose it."""
+"""What keys are called in some files -> in formats, to propose them."""
 
 
 @dataclass
@@ -91,13 +92,12 @@ class Reader(Generic[T]):
 
     def _renaming(self, row: Mapping[str, Any]) -> str:
         """The columns with which a row would be of a format."""
-        given = {key: ours for key, ours in OTHER_NAMES.items() if row.get(key) is not None and ours not in row}
-        renamed = {given.get(key, key): value for key, value in row.items()}
-        form = next((form for form in self.formats if form.fits(renamed)), None)
-        if form is None or form.fits(row):
-            return ""
-        used = ", ".join(f"{key}={ours}" for key, ours in given.items() if ours in form.known)
-        return f"; with the columns {used} it would be {form.name}"
+        for form in self.formats:
+            names = _other_names(row, form)
+            if form.fits({names.get(key, key): value for key, value in row.items()}):
+                used = ", ".join(f"{key}={ours}" for key, ours in names.items())
+                return "" if form.fits(row) else f"; with the columns {used} it would be {form.name}"
+        return ""
 
     def _for_another(self, row: Mapping[str, Any]) -> str:
         fitting = (
@@ -107,6 +107,16 @@ class Reader(Generic[T]):
             if form.fits(row)
         )
         return next(fitting, "")
+
+
+def _other_names(row: Mapping[str, Any], form: Format[Any]) -> dict[str, str]:
+    """Key of a row -> key of a format that it may stand for."""
+    found: dict[str, str] = {}
+    for key, names in OTHER_NAMES.items():
+        free = [name for name in names if name in form.known and name not in row and name not in found.values()]
+        if free and row.get(key) is not None and key not in form.known:
+            found[key] = free[0]
+    return found
 
 
 class Unread:

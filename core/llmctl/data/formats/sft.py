@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmctl.data.formats.conversations import Row, alpaca_prompt, answer, talk, texts_or_messages
+from llmctl.data.formats.conversations import ANY, Row, alpaca_prompt, answer, talk, texts_or_messages
 from llmctl.data.formats.format import Format
 from llmctl.data.formats.messages import messages
 from llmctl.data.formats.rows import turns
@@ -43,7 +43,7 @@ def _completion(row: Row) -> Conversation:
     return _answered(row, [*asked, *answers])
 
 
-_ANY = ("tools", "system", "label")
+_ANY = (*ANY, "label")
 SFT: Sequence[Format[Conversation]] = (
     Format("llmctl", ("src", "tgt"), ("context", *_ANY), _src_tgt),
     Format("ShareGPT", ("conversations",), _ANY,

@@ -18,23 +18,23 @@ class Example:
         source: Where it comes from.
     """
 
-    __slots__ = ("_messages", "_tools", "source")
+    __slots__ = ("_messages", "_tools", "_variables", "source")
 
     def __init__(self, src: Sequence[str], tgt: Sequence[str], system: str | None = None, source: str = ""):
-        self._messages, self._tools = messages_of(zip(src, tgt, strict=True), system), ()
+        self._messages, self._tools, self._variables = messages_of(zip(src, tgt, strict=True), system), (), None
         self.source = source
 
     @classmethod
     def of(cls, chat: Conversation, source: str) -> Example:
         """The example of a conversation, which ends with an answer."""
         example = cls((), (), source=source)
-        example._messages, example._tools = chat.messages, chat.tools
+        example._messages, example._tools, example._variables = chat.messages, chat.tools, chat.variables or None
         return example
 
     @property
     def conversation(self) -> Conversation:
         """The conversation, with all answers."""
-        return Conversation(messages=self._messages, tools=self._tools)
+        return Conversation(messages=self._messages, tools=self._tools, variables=self._variables)
 
     @property
     def question(self) -> str:

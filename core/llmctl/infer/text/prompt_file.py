@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,4 +105,4 @@ def answer_row(line: Mapping[str, Any], output: TextOutput) -> dict[str, Any]:
 def _with_system(chat: Conversation, system: str | None) -> Conversation:
     if system is None or (chat.messages and chat.messages[0].role == "system"):
         return chat
-    return Conversation(messages=[Message("system", system), *chat.messages], tools=chat.tools)
+    return replace(chat, messages=(Message("system", system), *chat.messages))
