@@ -14,6 +14,9 @@ _COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
+NO_LIMIT = (int(1e30), 10**30, int(1e20))
+"""Numbers of more than 64 bits that transformers and people write as ``model_max_length`` of a tokenizer without a limit."""
+
 
 def parse_json(text: str | bytes, unique: bool = False, bounded: bool = False) -> Any:
     """The value of a JSON text.
@@ -21,7 +24,7 @@ def parse_json(text: str | bytes, unique: bool = False, bounded: bool = False) -
     Args:
         text: The text, or its bytes in UTF-8.
         unique: Whether a key that an object has twice is an error; else the last one counts.
-        bounded: Whether a whole number of more than 64 bits is an error.
+        bounded: Whether a whole number of more than 64 bits is an error, unless it is one of ``NO_LIMIT``.
 
     Raises:
         ValueError: It is not valid JSON, is nested too deeply, or has half of a surrogate pair, which no file can hold; a
@@ -52,7 +55,7 @@ def read_json(path: Path, required: bool = False) -> dict[str, Any]:
 
     Raises:
         FileError: The file is required and missing, cannot be read, is not a JSON object, or holds a whole number of more than
-            64 bits.
+            64 bits that is none of ``NO_LIMIT``.
     """
     if not required and not path.is_file():
         return {}
@@ -70,10 +73,11 @@ def read_json(path: Path, required: bool = False) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    """A whole number of at most 64 bits, more than any file of a model or run needs."""
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+    """A whole number of at most 64 bits, or one that stands for no limit: files of models and runs need no others."""
+    number = int(text) if len(text) <= 40 else None
+    if number is None or not (-(2**63) <= number < 2**64 or number in NO_LIMIT):
         raise ValueError(f"{text[:20]}... does not fit into 64 bits")
-    return int(text)
+    return number
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def test_what_is_no_text_is_named(tmp_path):
         (r'{"a": "\ud800"}', r"\\ud800 is half of a surrogate pair"),
         ('{"a": 18446744073709551616}', "18446744073709551616.* does not fit into 64 bits"),
         ('{"a": -9223372036854775809}', "does not fit into 64 bits"),
+        ('{"a": ' + "1" * 5000 + "}", "does not fit into 64 bits"),
     ],
 )
 def test_values_that_no_file_needs_are_refused(tmp_path, text, message):

@@ -192,3 +192,12 @@ def test_a_token_that_begins_or_ends_texts_without_an_id_is_an_error_and_one_tha
     with pytest.warns(UserWarning, match="pad_token '<nothing>' has no id in the tokenizer and is left out"):
         tokenizer = tokenizers.load(write_json(tmp_path, pad_token="<nothing>"))
     assert tokenizer.special.pad_id is None and tokenizer.pad_id == tokenizer.eos_id
+
+
+def test_a_tokenizer_without_a_longest_text_is_read_and_saved_as_transformers_writes_it(tmp_path):
+    """transformers writes ``int(1e30)``, as Llama 2, Mistral and Gemma have it."""
+    folder, saved = write_json(tmp_path / "model", model_max_length=int(1e30)), tmp_path / "saved"
+    saved.mkdir()
+    tokenizers.load(folder).save(saved)
+    assert json.loads((saved / "tokenizer_config.json").read_text())["model_max_length"] == int(1e30)
+    tokenizers.load(saved)
