@@ -40,6 +40,7 @@ class SentencePieceTokenizer(Tokenizer):
         except (RuntimeError, OSError, ValueError, IndexError) as error:
             raise TokenizerError(f"{path} is no sentencepiece model: {error}") from None
         config = json_object.read_json(folder / special.CONFIG)
+        self._prefixed = self._spaced and config.get("add_prefix_space") is not False
         self._offset = _offset(folder, config, facts)
         self._written = facts.written
         self._texts = {piece: text for text, piece in facts.written}
@@ -89,7 +90,7 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def _pieces(self, text: str, start: bool) -> list[int]:
-        if not (start or not self._spaced):
+        if self._spaced and not (start and self._prefixed):
             anchor, ids = self._ids(ANCHOR), self._ids(ANCHOR + text)
             if ids[: len(anchor)] == anchor:
                 return ids[len(anchor) :]
@@ -107,7 +108,7 @@ class SentencePieceTokenizer(Tokenizer):
         if piece in self._texts:
             return self._texts[piece].encode()
         text = piece.replace(SPACE, " ")
-        return (text.removeprefix(" ") if first and self._spaced else text).encode()
+        return (text.removeprefix(" ") if first and self._prefixed else text).encode()
 
     def _is_control(self, token: int) -> bool:
         return bool(self._inner.is_control(token) or self._inner.is_unknown(token))

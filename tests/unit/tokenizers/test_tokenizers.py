@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.tiny_tokenizers import KINDS, ROLES, write_json, write_sentencepiece, write_vocabulary
@@ -201,3 +202,12 @@ def test_a_tokenizer_without_a_longest_text_is_read_and_saved_as_transformers_wr
     tokenizers.load(folder).save(saved)
     assert json.loads((saved / "tokenizer_config.json").read_text())["model_max_length"] == int(1e30)
     tokenizers.load(saved)
+
+
+def test_a_sentencepiece_model_puts_no_space_before_a_text_where_the_folder_says_so(tmp_path):
+    tokenizer = tokenizers.load(write_sentencepiece(tmp_path, add_prefix_space=False, legacy=False))
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for text in ("hello world", " hello", "the fox "):
+        ids = tokenizer.encode(text, add_special=False)
+        assert "".join(map(model.id_to_piece, ids)) == text.replace(" ", "\u2581")
+        assert tokenizer.decode(ids) == text
