@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 JINJA_FILE, JSON_FILE = "chat_template.jinja", "chat_template.json"
 TOOL_USE, MORE_TEMPLATES = "tool_use", "additional_chat_templates"
 """Name of the template of conversations with tools, and folder of templates beside ``chat_template.jinja``."""
+
+CALLS_LOST = (
+    "the chat template does not write tool calls, which would be lost; choose a template that does with data.chat_template or "
+    "--chat-template, or leave them out"
+)
 
 
 class JinjaTemplate(ChatTemplate):
@@ -66,10 +71,7 @@ class JinjaTemplate(ChatTemplate):
         chosen = self._tool_use if self._tool_use and conversation.tools else self
         has = {key for message in conversation.messages for key in message.more or ()}
         if "tool_calls" in has and not chosen._reads("tool_calls"):
-            raise TokenizerError(
-                f"{self._where}: the chat template does not write tool calls, which would be lost; choose a template that does "
-                "with data.chat_template or --chat-template, or leave them out"
-            )
+            raise TokenizerError(f"{self._where}: {CALLS_LOST}")
         lost = {
             "tools": bool(conversation.tools) and not chosen._reads("tools"),
             "reasoning_content": "reasoning_content" in has and not any(map(chosen._reads, THOUGHTS[:2])),
@@ -137,14 +139,24 @@ class JinjaTemplate(ChatTemplate):
             "special_tokens": list(special.ids),
         }
         template = self._marked if marked else self._template
+        messages, failed = values["messages"], None
+        for spelled in _spellings(messages) if any("tool_calls" in message for message in messages) else [messages]:
+            try:
+                text = sandbox.render(template, self._where, {**values, "messages": spelled}, now)
+            except sandbox.RenderError as error:
+                failed = failed or error
+                continue
+            bare = [{key: message[key] for key in message if key != "tool_calls"} for message in spelled]
+            if spelled == bare or text != self._without_calls(template, {**values, "messages": bare}, now):
+                return text
+        raise failed or TokenizerError(f"{self._where}: {CALLS_LOST}")
+
+    def _without_calls(self, template: Any, values: Mapping[str, Any], now: datetime | None) -> str | None:
+        """The text of messages whose calls of tools were left out; None where the template refuses them."""
         try:
             return sandbox.render(template, self._where, values, now)
         except sandbox.RenderError:
-            if all(message.content is not None for message in conversation.messages):
-                raise
-        # A message of tool calls has no text, in which some templates look for marks all the same.
-        values["messages"] = [{**message, "content": message["content"] or ""} for message in values["messages"]]
-        return sandbox.render(template, self._where, values, now)
+            return None
 
     def save(self, folder: Path) -> None:
         """Puts the template into ``tokenizer_config.json``, or both if there are two."""
@@ -211,6 +223,35 @@ class TurnTemplate(ChatTemplate):
     def save(self, folder: Path) -> None:
         """Writes ``chat_template.json``."""
         write_json(folder / JSON_FILE, self._content)
+
+
+def _spellings(messages: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Messages with calls of tools, as they are and as other templates expect them.
+
+    Arguments are an object in some, and JSON text in OpenAI's API and others; a message of calls has an empty text in some,
+    and none in others.
+    """
+    yield [*messages]
+    for empty in (lambda content: content, lambda content: content or "", lambda content: content or None):
+        for as_text in (False, True):
+            yield [
+                {
+                    **message,
+                    "content": empty(message["content"]),
+                    "tool_calls": [_called(call, as_text) for call in message["tool_calls"]],
+                }
+                if message.get("tool_calls")
+                else message
+                for message in messages
+            ]
+
+
+def _called(call: Mapping[str, Any], as_text: bool) -> dict[str, Any]:
+    """A call, its arguments as JSON text if they are to be text."""
+    function = dict(call["function"])
+    if as_text and not isinstance(function.get("arguments", ""), str):
+        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": function}
 
 
 def load_template(

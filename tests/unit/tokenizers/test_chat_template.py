@@ -235,3 +235,20 @@ def test_templates_that_call_thoughts_thinking_get_them_as_transformers_gives_th
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert template.text(Conversation(messages=said)) == "a(Hm.)b"
+
+
+def test_calls_are_written_by_templates_that_expect_other_spellings_of_them_or_the_conversation_is_refused(tmp_path):
+    """DeepSeek's templates concatenate arguments as text, and write the calls of a message only where it has no text."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'assistant' and m.content is none %}{% for c in m.tool_calls %}"
+        "{{ c.function.name + ':' + c.function.arguments }}{% endfor %}{% else %}[{{ m.content }}]{% endif %}{% endfor %}"
+    )
+    template = tokenizers.load(write_json(tmp_path / "model", chat_template=source)).chat_template
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "北京"}}}
+
+    def talk(content):
+        return Conversation(messages=[Message("user", "a"), Message("assistant", content, {"tool_calls": [call]})])
+
+    assert template.text(talk(None)) == template.text(talk("")) == '[a]weather:{"city": "北京"}'
+    with pytest.raises(TokenizerError, match="does not write tool calls, which would be lost"):
+        template.text(talk("Wait."))
