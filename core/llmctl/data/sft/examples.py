@@ -45,18 +45,19 @@ class Example:
 class ExampleReader(Reader[Conversation]):
     """Parses the examples of lines, and counts formats and keys that are not read."""
 
-    def __init__(self, form: str = "auto", columns: Sequence[str] = ()) -> None:
+    def __init__(self, form: str = "auto", columns: Sequence[str] = (), option: str = "data.columns") -> None:
         """A reader of the table SFT.
 
         Args:
             form: Name of the only format, or ``auto``.
             columns: Names of keys, as ``theirs=ours``.
+            option: Where these were given, for messages.
 
         Raises:
             ConfigError: A name of ``columns`` is not valid.
         """
         elsewhere = {"dpo": DPO, "data build": TEXT}
-        super().__init__(chosen_formats(SFT, form), columns_of(columns), elsewhere)
+        super().__init__(chosen_formats(SFT, form), columns_of(columns, option), elsewhere)
 
     def __call__(self, text: str | None, source: str) -> Example:
         """Parses the example in a line; see ``Reader.read``."""

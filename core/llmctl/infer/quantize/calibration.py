@@ -29,6 +29,9 @@ LEAST_WINDOWS = 4
 SAMPLE = 4096
 """Characters of a text that show how many a token has."""
 
+COLUMNS = "calibration.columns"
+"""The key of the configuration that renames keys of examples."""
+
 Drawn = tuple[Sequence[int], Sequence[bool]]
 """Ids of a window, and whether each predicts a token of an answer; empty = all text counts."""
 
@@ -206,9 +209,9 @@ def _of_examples(
 
     examples, _ = read_files(
         find_files(path, "train").files,
-        ExampleReader(columns=columns),
+        ExampleReader(columns=columns, option=COLUMNS),
         "calibration",
-        remedy=way_out("calibration.columns"),
+        remedy=way_out(COLUMNS),
     )
     chance.shuffle(examples)
     encoder = Encoder(tokenizer, max(LEAST, window // 2), window)

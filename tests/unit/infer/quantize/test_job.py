@@ -336,6 +336,12 @@ def test_calibration_that_cannot_be_read_says_what_to_do(name, content, message,
     assert "data.columns" not in said
 
 
+def test_columns_that_are_no_pairs_are_told_by_their_own_key(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "Who?", "answer": "Tom."}\n')
+    _, said = quantize(tmp_path / "a.jsonl", tmp_path / "out", "--set", "calibration.columns=[answer]", code=2)
+    assert "calibration.columns='answer': write the key in the data, =, and the key of the format" in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
