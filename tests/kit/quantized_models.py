@@ -42,7 +42,8 @@ class Quantized:
                 parts, self.weights[tensor.torch_name] = tensors_of(self.rng, *shape[::-1])
                 found = {f"{linear}.{part}": values for part, values in parts.items()}
             for name, values in found.items():
-                planned[name] = PlannedTensor(values.shape, str(values.dtype), values.tofile)
+                dtype, values = values if isinstance(values, tuple) else (str(values.dtype), values)
+                planned[name] = PlannedTensor(values.shape, dtype, values.tofile)
         write_file(folder / "model.safetensors", planned)
 
     def model(self):
@@ -108,6 +109,61 @@ def awq(group=32):
         return {"qweight": pack(codes), "qzeros": pack(zeros), "scales": scales}, weight
 
     return {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "GEMM"}, tensors
+
+
+def e4m3(byte):
+    """A float of 8 bits, by its sign, exponent and mantissa."""
+    exponent, mantissa = byte >> 3 & 15, byte & 7
+    return (-1) ** (byte >> 7) * (2.0 ** (exponent - 7) * (1 + mantissa / 8) if exponent else 2.0**-6 * mantissa / 8)
+
+
+E4M3 = np.array([e4m3(byte) for byte in range(256)])
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def fp8(block, name="weight_scale_inv", powers=False, extra=None):
+    """Floats of 8 bits; ``block``: outputs and inputs that share a scale, 0 = all; ``powers``: scales are powers of 2 in a byte."""
+
+    def tensors(rng, inputs, outputs):
+        codes = rng.integers(0, 127, (outputs, inputs)) + 128 * rng.integers(0, 2, (outputs, inputs))
+        shape = tuple(-(-size // one) if one else 1 for size, one in zip((outputs, inputs), block, strict=True))
+        scales = rng.uniform(1e-4, 1e-3, shape).astype("f4")
+        stored = scales if block != (0, 0) else scales.reshape(())
+        if powers:
+            exponents = rng.integers(110, 120, shape).astype("u1")
+            scales, stored = np.float32(2) ** (exponents.astype("f4") - 127), (powers, exponents)
+        grid = scales[np.arange(outputs) // (block[0] or outputs)][:, np.arange(inputs) // (block[1] or inputs)]
+        weight = E4M3[codes].astype("f4") * grid
+        return {"weight": ("float8_e4m3fn", codes.astype("u1")), name: stored, **(extra or {})}, weight.T
+
+    return tensors
+
+
+def fp4(form):
+    """Floats of 4 bits: ``mxfp4``, ``nvfp4`` of compressed-tensors, or ``modelopt``."""
+
+    def tensors(rng, inputs, outputs):
+        size = 32 if form == "mxfp4" else 16
+        codes = rng.integers(0, 16, (outputs, inputs))
+        packed = (codes[:, ::2] | codes[:, 1::2] << 4).astype("u1")
+        shape = outputs, inputs // size
+        if form == "mxfp4":
+            exponents = rng.integers(115, 122, shape).astype("u1")
+            scales = np.float32(2) ** (exponents.astype("f4") - 127)
+            parts = {"weight_packed": packed, "weight_scale": exponents}
+        else:
+            bits = rng.integers(40, 120, shape).astype("u1")
+            whole = np.float32(700.0) if form == "nvfp4" else np.float32(0.0013)
+            scales = E4M3[bits].astype("f4")
+            scales = scales / whole if form == "nvfp4" else scales * whole
+            parts = {"weight_scale": ("float8_e4m3fn", bits)}
+            if form == "nvfp4":
+                parts |= {"weight_packed": packed, "weight_global_scale": np.array([whole])}
+            else:
+                parts |= {"weight": packed, "weight_scale_2": np.array(whole), "input_scale": np.array(1, "f4")}
+        return parts, (E2M1[codes].astype("f4") * np.repeat(scales, size, axis=1)).T
+
+    return tensors
 
 
 def compressed(form, bits, group=32, zeros=None):

@@ -30,7 +30,7 @@ from llmctl.io.copying import copy_into
 from llmctl.io.json_object import read_json, write_json
 from llmctl.io.written import AdapterRecord, read_written
 from llmctl.quant.blockwise import CODES
-from llmctl.quant.formats.config import Scheme
+from llmctl.quant.formats.scheme import Scheme
 from llmctl.tokenizers.base import FILES
 
 RECORD, GENERATION, IGNORED = "llmctl.json", "generation_config.json", "ignored_config_keys"

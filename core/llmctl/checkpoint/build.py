@@ -25,7 +25,7 @@ from llmctl.checkpoint.partial import WHOLE, Cut, Done, nothing
 from llmctl.checkpoint.quantized import open_quantized, without_scheme
 from llmctl.errors import CheckpointError
 from llmctl.plugins import Families, Plugin
-from llmctl.quant.formats.config import Scheme
+from llmctl.quant.formats.scheme import Scheme
 
 
 @dataclass(frozen=True)

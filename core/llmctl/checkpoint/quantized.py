@@ -1,13 +1,13 @@
-"""Checkpoints with quantized weights (GPTQ, AWQ, compressed-tensors, bitsandbytes, GGUF, PaddleNLP): their tensors under the names of
-the float model.
+"""Checkpoints with quantized weights (GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes, GGUF, PaddleNLP): their tensors under the names
+of the float model.
 
-The formats are in ``llmctl.quant.formats``. A linear's tensors become one ``QuantizedTensor``, which reads as float32 values or as
-codes; other tensors stay as they are.
+The formats are in ``llmctl.quant.formats``. A linear's tensors become one ``QuantizedTensor`` or ``SmallFloats``, which reads as float32
+values or as codes; other tensors stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,26 @@ from llmctl.checkpoint.formats.dtypes import cast, widen
 from llmctl.checkpoint.formats.tensor_info import CodedTensor, TensorInfo
 from llmctl.checkpoint.gguf import folder as gguf_folder
 from llmctl.checkpoint.hf_config import NAME
+from llmctl.checkpoint.small_floats import SmallFloats
 from llmctl.errors import CheckpointError, ConfigError
 from llmctl.io.gguf_files import LINK
 from llmctl.io.json_object import read_json
-from llmctl.quant.formats import awq, compressed, gptq
+from llmctl.quant.formats import awq, compressed, gptq, small_floats
+from llmctl.quant.formats import bitsandbytes as blocks
 from llmctl.quant.formats.codes import WORD, Codes
-from llmctl.quant.formats.config import DECIDE, KEY, KEYS, MARKERS, Scheme, plain_settings, read_scheme, refuse_own_bits
+from llmctl.quant.formats.config import DECIDE, KEY, KEYS, MARKERS, plain_settings, read_scheme, refuse_own_bits
+from llmctl.quant.formats.scheme import Scheme
 
-OLD = ("quantize_config.json", "quant_config.json")
-"""Where AutoGPTQ and AutoAWQ wrote the settings before config.json had them."""
+OLD = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""Where AutoGPTQ and AutoAWQ wrote the settings before config.json had them, and where ModelOpt writes them, too."""
 
-
-_OF_OUTPUTS = {"gptq": gptq.of_outputs, "awq": awq.of_outputs, "compressed-tensors": compressed.of_outputs}
+_Arrays = Mapping[str, NDArray[Any]]
+_OF_OUTPUTS: dict[str, Callable[[_Arrays, slice, Scheme], _Arrays]] = {
+    "gptq": lambda arrays, outputs, scheme: gptq.of_outputs(arrays, outputs, scheme.bits),
+    "awq": lambda arrays, outputs, scheme: awq.of_outputs(arrays, outputs, scheme.rows),
+    "compressed-tensors": lambda arrays, outputs, scheme: compressed.of_outputs(arrays, outputs, scheme.several),
+    "bitsandbytes": lambda arrays, outputs, scheme: {name: values[outputs] for name, values in arrays.items()},
+}
 
 
 @dataclass(frozen=True)
@@ -63,11 +71,13 @@ class QuantizedTensor(CodedTensor):
         arrays, scheme = {key: _read(info) for key, info in self.parts.items()}, self.scheme
         try:
             if outputs not in (slice(None), slice(0, self.shape[0])):
-                arrays = _OF_OUTPUTS[scheme.method](arrays, outputs, scheme.bits)
+                arrays = dict(_OF_OUTPUTS[scheme.method](arrays, outputs, scheme))
             if scheme.method == "gptq":
                 return gptq.read(arrays, scheme.bits, scheme.group, scheme.v2, scheme.symmetric, self.name)
             if scheme.method == "awq":
-                return awq.read(arrays, scheme.group)
+                return awq.read(arrays, scheme.group, scheme.rows)
+            if scheme.method == "bitsandbytes":
+                return blocks.read_eight(arrays)
             return compressed.read(arrays, scheme.several)
         except (ValueError, IndexError) as error:
             raise _misfit(self.file, self.name, scheme, error) from None
@@ -148,43 +158,50 @@ def open_quantized(folder: Path, scheme: Scheme, names: Collection[str]) -> Weig
     opened = open_folder(folder)
     if scheme.method == gguf_folder.CACHE:
         return opened
-    if scheme.method == "bitsandbytes":
+    if scheme.method == "bitsandbytes" and scheme.bits == 4:
         return WeightFolder(opened.path, bitsandbytes.with_values(opened.tensors))
     if scheme.method == paddlenlp_scales.METHOD:
         return WeightFolder(opened.path, paddlenlp_scales.with_values(folder, opened.tensors))
-    tensors, left = {}, dict(opened.tensors)
-    for linear, parts in _linears(opened.tensors, scheme).items():
-        shape = _shape(linear, parts, scheme)
+    tensors: dict[str, TensorInfo] = {}
+    # Scales of activations and of the KV cache say nothing of weights.
+    left = {name: info for name, info in opened.tensors.items() if name.rpartition(".")[2] not in compressed.UNUSED}
+    for linear, (own, parts) in _linears(opened.tensors, scheme).items():
+        tensors[f"{linear}.weight"] = _tensor(linear, parts, own)
         bias = f"{linear}.bias"
         if bias in left and bias not in names and not _read(left[bias]).any():
             del left[bias]
-        for part in (*parts, *compressed.UNUSED):
+        for part in parts:
             left.pop(f"{linear}.{part}", None)
-        file = next(iter(parts.values())).file
-        tensors[f"{linear}.weight"] = QuantizedTensor(
-            shape, "float32", file, 0, name=linear, scheme=scheme, parts=parts
-        )
     if doubled := sorted(tensors.keys() & left.keys()):
         raise CheckpointError(f"{folder} holds {doubled[0]} as floats and as codes; delete one")
     return WeightFolder(opened.path, {**left, **tensors})
 
 
-def _linears(tensors: Mapping[str, TensorInfo], scheme: Scheme) -> dict[str, dict[str, TensorInfo]]:
-    """Name of each quantized linear -> its tensors."""
-    linears: dict[str, dict[str, TensorInfo]] = {}
+def _linears(tensors: Mapping[str, TensorInfo], scheme: Scheme) -> dict[str, tuple[Scheme, dict[str, TensorInfo]]]:
+    """Name of each quantized linear -> how it is quantized, and its tensors."""
+    linears: dict[str, tuple[Scheme, dict[str, TensorInfo]]] = {}
     for name, info in tensors.items():
         linear, _, last = name.rpartition(".")
-        if linear in linears or last not in MARKERS and not (last == "weight" and info.dtype in ("int8", "uint8")):
+        if linear in linears or last not in MARKERS and not (last == "weight" and info.dtype in _SMALL):
             continue
-        required, optional = _names(linear, tensors, scheme)
+        own = scheme.of(linear)
+        if own is None:
+            raise CheckpointError(
+                f"{info.file}: {linear} has {last}, so it is quantized, but {KEY} leaves it out; compare both with where they came from"
+            )
+        required, optional = _names(linear, tensors, own)
         if absent := [part for part in required if f"{linear}.{part}" not in tensors]:
             raise CheckpointError(
-                f"{info.file}: {linear} has {last} as {info.dtype}, but no {' and '.join(absent)}, which codes of {scheme.method} have; "
+                f"{info.file}: {linear} has {last} as {info.dtype}, but no {' and '.join(absent)}, which codes of {own.method} have; "
                 f"compare the files with where they came from, and {KEY} with both"
             )
         found = (part for part in (*required, *optional) if f"{linear}.{part}" in tensors)
-        linears[linear] = {part: tensors[f"{linear}.{part}"] for part in found}
+        linears[linear] = own, {part: tensors[f"{linear}.{part}"] for part in found}
     return linears
+
+
+_SMALL = ("int8", "uint8", *small_floats.WEIGHTS)
+"""Types of weights that are codes."""
 
 
 def _names(linear: str, tensors: Mapping[str, TensorInfo], scheme: Scheme) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -193,24 +210,44 @@ def _names(linear: str, tensors: Mapping[str, TensorInfo], scheme: Scheme) -> tu
         return gptq.PARTS, gptq.OPTIONAL
     if scheme.method == "awq":
         return awq.PARTS, ()
-    return compressed.PLAIN if f"{linear}.weight" in tensors else compressed.PACKED, compressed.OPTIONAL
+    if scheme.method == "bitsandbytes":
+        return blocks.EIGHT, ()
+    weight = "weight" if f"{linear}.weight" in tensors else "weight_packed"
+    if scheme.floats or (scheme.blocks and _is_small(tensors.get(f"{linear}.{weight}"))):
+        return (weight,), (*small_floats.SCALES, *small_floats.WHOLE)
+    required = compressed.PLAIN if weight == "weight" else compressed.PACKED
+    return (*required, *(() if scheme.symmetric else compressed.OPTIONAL[:1])), compressed.OPTIONAL
 
 
-def _shape(linear: str, parts: Mapping[str, TensorInfo], scheme: Scheme) -> tuple[int, int]:
-    """The weight's outputs and inputs.
+def _is_small(weight: TensorInfo | None) -> bool:
+    """Whether a weight beside others of whole numbers has floats."""
+    return weight is not None and weight.dtype in (*small_floats.WEIGHTS, "uint8")
+
+
+def _tensor(linear: str, parts: Mapping[str, TensorInfo], scheme: Scheme) -> TensorInfo:
+    """A linear's weight.
 
     Raises:
         CheckpointError: The headers of its tensors contradict each other, or the scheme.
     """
+    file = next(iter(parts.values())).file
     try:
+        if scheme.floats or (scheme.blocks and _is_small(next(iter(parts.values())))):
+            shape = small_floats.check(parts, scheme.blocks, scheme.bits)
+            block = small_floats.block_of(parts, scheme.blocks, shape)
+            return SmallFloats(shape, "float32", file, 0, name=linear, block=block, parts=parts)
         if scheme.method == "gptq":
-            return gptq.check(parts, scheme.bits, scheme.group)
-        if scheme.method == "awq":
-            return awq.check(parts, scheme.group)
-        stated = _read(parts["weight_shape"]).reshape(-1) if "weight_shape" in parts else parts["weight"].shape
-        return compressed.check(parts, tuple(map(int, stated)), scheme.several, scheme.sizes)
+            shape = gptq.check(parts, scheme.bits, scheme.group)
+        elif scheme.method == "awq":
+            shape = awq.check(parts, scheme.group, scheme.rows)
+        elif scheme.method == "bitsandbytes":
+            shape = blocks.check_eight(parts)
+        else:
+            stated = _read(parts["weight_shape"]).reshape(-1) if "weight_shape" in parts else parts["weight"].shape
+            shape = compressed.check(parts, tuple(map(int, stated)), scheme.several, scheme.sizes)
     except ValueError as error:
-        raise _misfit(next(iter(parts.values())).file, linear, scheme, error) from None
+        raise _misfit(file, linear, scheme, error) from None
+    return QuantizedTensor(shape, "float32", file, 0, name=linear, scheme=scheme, parts=parts)
 
 
 def _misfit(file: Path, linear: str, scheme: Scheme, error: Exception) -> CheckpointError:

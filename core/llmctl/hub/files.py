@@ -14,7 +14,7 @@ SMALL = (
     "config.json", "generation_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "*.model", "*.tiktoken", "tokenization_*.py", "chat_template.jinja", "chat_template.json",
-    "quantize_config.json", "quant_config.json", "weight_scales.json", "act_scales.json", "adapter_config.json", "lora_config.json",
+    "quantize_config.json", "quant_config.json", "hf_quant_config.json", "weight_scales.json", "act_scales.json", "adapter_config.json", "lora_config.json",
     "prefix_config.json", "llmctl.json",
 )  # fmt: skip
 """Patterns of what is read besides weights; code is read as text and never run."""

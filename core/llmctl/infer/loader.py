@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmctl.adapters.folder import OpenedAdapter
     from llmctl.card.dims import Dims
     from llmctl.plugins import Plugin
-    from llmctl.quant.formats.config import Scheme
+    from llmctl.quant.formats.scheme import Scheme
 
 SHARE = 0.5
 """Share of the free memory that the KV cache takes at most by default."""
@@ -61,7 +61,8 @@ def packed_model(
         adapted: An adapter that is merged into the weights, or virtual tokens before every sequence. Over codes it is the last
             of the model's adapters, unmerged.
         named: Adapters that requests choose among, in order; trained on a base that was not quantized.
-        scheme: How the checkpoint is quantized; None = it holds floats. Its codes are packed as they are.
+        scheme: How the checkpoint is quantized; None = it holds floats. Its codes are packed as they are, and floats of 8 or 4 bits as
+            ``packing`` says or as 8-bit codes.
 
     Raises:
         LlmctlError: The family has no fused path, or tensors do not fit the card.
@@ -73,7 +74,8 @@ def packed_model(
     from llmctl.infer.packed import pack as packer
 
     graph = packer.graph_of(plugin, dims)
-    if scheme is not None:
+    merges = adapted is not None and bool(adapted.quantized)
+    if scheme is not None and not (scheme.floats and merges):
         model = _with_stored_codes(folder, plugin, dims, packing, scheme, adapted)
         return add_adapters(model, plugin, dims, adapted.low_rank if adapted and adapted.own else adapted, named)
     state: Mapping[str, Any] = (adapted.source() if adapted else open_source(folder, plugin, dims)).state
@@ -227,13 +229,14 @@ def _with_stored_codes(
     from llmctl.infer.packed import pack as packer
     from llmctl.infer.packed.stored_codes import StoredCodes
 
-    if packing.kind or packing.group is not None:
+    given = packing.kind or packing.group is not None
+    if given and not scheme.floats:
         raise ConfigError(
             f"{folder} is quantized already ({scheme.method}, {scheme.bits} bits), and its codes are used as they are; leave out "
             "the type and group of the weights, or give the float model"
         )
     graph = packer.graph_of(plugin, dims)
-    if graph.unit_head:
+    if graph.unit_head and not scheme.floats:
         raise UnsupportedError(
             f"{folder} is quantized ({scheme.method}), and {plugin.card.name} normalizes its head, which is only supported for float "
             "models"
@@ -243,7 +246,10 @@ def _with_stored_codes(
     else:
         names = {tensor.torch_name for tensor in plugin.card.expand(dims)}
         state = open_source(folder, plugin, dims, open_quantized(folder, scheme, names)).state
-    return packer.pack(graph, StoredCodes(packer.state_of(state, graph)))
+    state = packer.state_of(state, graph)
+    return packer.pack(
+        graph, packer.RoundToNearest(state, packing.kind or "float32", packing.group) if given else StoredCodes(state)
+    )
 
 
 def _stored_kind(state: Mapping[str, Any], graph: Any) -> str:

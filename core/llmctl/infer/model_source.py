@@ -5,6 +5,7 @@ Files are checked without paddle; layers are loaded on request.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from llmctl.adapters.folder import OpenedAdapter
     from llmctl.card.dims import Dims
     from llmctl.plugins import Plugin
-    from llmctl.quant.formats.config import Scheme
+    from llmctl.quant.formats.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,19 @@ class ModelSource:
         from llmctl.adapters.folder import tokenizer_folder
 
         return tokenizer_folder(self.adapted.folder, self.folder) if self.adapted else self.folder
+
+    def state(self) -> Mapping[str, Any]:
+        """The checkpoint's tensors under the names of the card, each with ``dtype`` and ``numpy()``: floats, also those of codes.
+
+        Raises:
+            CheckpointError: Its tensors are not those of the card.
+        """
+        from llmctl.checkpoint.convert import open_source
+        from llmctl.checkpoint.quantized import open_weights
+
+        card = self.plugin.card
+        weights = None if self.scheme is None else open_weights(self.folder, card, self.dims)
+        return open_source(self.folder, self.plugin, self.dims, weights).state
 
     def layer(self, merged: bool = False, codes: bool = True) -> Any:
         """The layer with its adapter.

@@ -9,7 +9,7 @@ from llmctl.checkpoint.gguf.folder import CACHE
 from llmctl.config.common import MethodConfig
 from llmctl.errors import ConfigError
 from llmctl.io.sizes import shown
-from llmctl.quant.formats.config import Scheme
+from llmctl.quant.formats.scheme import Scheme
 
 FLOAT = "float"
 """Value of ``method.base`` for a base that is not quantized in training."""
@@ -30,6 +30,15 @@ def check(scheme: Scheme | None, method: MethodConfig, adds_tokens: bool, folder
     if scheme is None or scheme.method == CACHE:
         return
     is_of, floats = f"model.path={folder} has {scheme}", f"make its float model: llmctl convert {folder} TARGET"
+    if not scheme.floats:
+        _check_codes(scheme, method, is_of, floats)
+    if adds_tokens:
+        raise ConfigError(
+            f"model.add_tokens and model.add_special_tokens write the model anew, and {is_of}; leave them out, or {floats}"
+        )
+
+
+def _check_codes(scheme: Scheme, method: MethodConfig, is_of: str, floats: str) -> None:
     if not scheme.keeps_codes:
         raise ConfigError(
             f"{is_of}, over which adapters are not trained; {floats}, and give that with method.base=nf4 or int8"
@@ -43,10 +52,6 @@ def check(scheme: Scheme | None, method: MethodConfig, adds_tokens: bool, folder
     if method.pissa:
         raise ConfigError(
             f"method.pissa subtracts its initial adapter from the base, but {is_of}; leave it out, or {floats}"
-        )
-    if adds_tokens:
-        raise ConfigError(
-            f"model.add_tokens and model.add_special_tokens write the model anew, and {is_of}; leave them out, or {floats}"
         )
 
 

@@ -1,10 +1,11 @@
-"""bitsandbytes' 4-bit checkpoints, against a statement of their values one by one."""
+"""bitsandbytes' checkpoints of 4 and 8 bits, against a statement of their values one by one."""
 
 import json
 
 import numpy as np
 import pytest
 from kit.model_cli import llmctl
+from kit.quantized_models import Quantized
 
 from llmctl import plugins
 from llmctl.card.tiny import tiny_dims
@@ -13,7 +14,7 @@ from llmctl.checkpoint.convert import open_source
 from llmctl.checkpoint.formats.dtypes import round_bfloat16, widen
 from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
 from llmctl.checkpoint.quantized import open_quantized, scheme_of
-from llmctl.errors import CheckpointError, ConfigError
+from llmctl.errors import CheckpointError
 from llmctl.infer.loader import Packing, packed_model
 from llmctl.infer.model_source import open_model
 from llmctl.infer.options import EngineOptions
@@ -167,7 +168,18 @@ def test_parts_that_do_not_fit_are_named(tmp_path, change, message):
         packed_model(source.folder, source.plugin, source.dims, Packing(), scheme=source.scheme)
 
 
-def test_8_bits_are_refused_by_name(tmp_path):
-    write(tmp_path / "m", config={"quant_method": "bitsandbytes", "load_in_8bit": True})
-    with pytest.raises(ConfigError, match="bitsandbytes with load_in_8bit"):
-        open_model(tmp_path / "m", "auto", EngineOptions())
+def test_8_bits_have_a_scale_for_each_output(tmp_path):
+    def tensors(rng, inputs, outputs):
+        codes = rng.integers(-127, 128, (outputs, inputs)).astype("i1")
+        largest = rng.uniform(0.1, 0.5, outputs).astype("f4")
+        weight = (codes * (largest / np.float32(127))[:, None]).astype("f4")
+        return {"weight": codes, "SCB": largest, "weight_format": np.zeros((), "u1")}, weight.T
+
+    config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    assert Quantized(tmp_path / "m", config, tensors).check() == {"int8"}
+
+    def without_scales(rng, inputs, outputs):
+        return {"weight": tensors(rng, inputs, outputs)[0]["weight"]}, None
+
+    with pytest.raises(CheckpointError, match="q_proj has weight as int8, but no SCB"):
+        Quantized(tmp_path / "n", config, without_scales).model()

@@ -1,6 +1,7 @@
 """Data types of checkpoint files: names, numpy storage types, and casts.
 
-numpy has no bfloat16: it is stored as ``uint16``, the upper 16 bits of a float32. Everything is little-endian.
+numpy has no bfloat16: it is stored as ``uint16``, the upper 16 bits of a float32; floats of 8 bits are stored as ``uint8``, and mean
+something only with their scales (``quant.formats.small_floats``). Everything is little-endian.
 """
 
 from __future__ import annotations
@@ -21,8 +22,14 @@ STORAGE: dict[str, np.dtype[Any]] = {
     "int8": np.dtype("i1"),
     "uint8": np.dtype("u1"),
     "bool": np.dtype("?"),
+    "float8_e4m3fn": np.dtype("u1"),
+    "float8_e5m2": np.dtype("u1"),
+    "float8_e8m0fnu": np.dtype("u1"),
 }
 """Name -> numpy dtype of the stored bits."""
+
+BITS_ONLY = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu")
+"""Types that numpy lacks, of which the bits are stored."""
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 

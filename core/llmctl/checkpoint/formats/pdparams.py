@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.checkpoint.formats import inert_pickle
-from llmctl.checkpoint.formats.dtypes import STORAGE, cast
+from llmctl.checkpoint.formats.dtypes import BITS_ONLY, STORAGE, cast
 from llmctl.checkpoint.formats.inert_pickle import Built, Bytes
 from llmctl.checkpoint.formats.tensor_info import TensorInfo
 from llmctl.errors import CheckpointError
@@ -25,7 +25,7 @@ from llmctl.errors import CheckpointError
 NAME = "model_state.pdparams"
 SHARD = re.compile(r"model_state\.tp(\d+)\.pdparams")
 _STRUCTURE = "StructuredToParameterName@@"
-_KINDS = {f"{dtype.kind}{dtype.itemsize}": name for name, dtype in STORAGE.items() if name != "bfloat16"}
+_KINDS = {f"{dtype.kind}{dtype.itemsize}": name for name, dtype in STORAGE.items() if name not in BITS_ONLY}
 _KINDS |= {"u2": "bfloat16", "b1": "bool"}
 _MAX_AXES = 32
 _PLAIN = (None, None, None, -1, -1, 0)

@@ -29,6 +29,9 @@ _CODES = {
     "I8": "int8",
     "U8": "uint8",
     "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
     "U16": "bfloat16",
 }
 """Codes in headers; paddle hands bfloat16 to numpy as 16-bit integers, so PaddleNLP writes U16 and reads no BF16."""

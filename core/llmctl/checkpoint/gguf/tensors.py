@@ -20,7 +20,7 @@ from llmctl.checkpoint.formats.gguf import GgufFile, Stored
 from llmctl.checkpoint.formats.tensor_info import CHUNK_BYTES, CodedTensor, TensorInfo
 from llmctl.checkpoint.gguf.names import FREQUENCIES, gguf_name
 from llmctl.errors import CheckpointError
-from llmctl.quant.formats.codes import Codes, consecutive
+from llmctl.quant.formats.codes import Codes, consecutive, nearest
 from llmctl.quant.formats.gguf_blocks import GROUP, TYPES, Blocks, BlockType
 
 NEIGHBOURS, PACKED = ("qkv.0", "qkv.1"), "qkv"
@@ -51,15 +51,13 @@ class GgufTensor(CodedTensor):
         blocks = self._blocks(np.arange(self.shape[0]))
         outputs, inputs = self.shape
         if blocks.scales_BG.shape[1] * GROUP > self.kind.size:
-            codes, scales = _nearest(blocks.values().reshape(outputs, -1, GROUP))
-            zeros, bits = np.zeros_like(scales), 8
-        else:
-            codes = blocks.codes_BN.reshape(outputs, -1, GROUP)
-            scales = blocks.scales_BG.reshape(outputs, -1)
-            zeros = np.zeros_like(scales)
-            if blocks.shifts_BG is not None:
-                codes, scales, zeros = _with_zeros(codes, scales, blocks.shifts_BG.reshape(outputs, -1))
-            bits = 4 if codes.min() >= -8 and codes.max() <= 7 else 8
+            return nearest(blocks.values().reshape(outputs, inputs), GROUP)
+        codes = blocks.codes_BN.reshape(outputs, -1, GROUP)
+        scales = blocks.scales_BG.reshape(outputs, -1)
+        zeros = np.zeros_like(scales)
+        if blocks.shifts_BG is not None:
+            codes, scales, zeros = _with_zeros(codes, scales, blocks.shifts_BG.reshape(outputs, -1))
+        bits = 4 if codes.min() >= -8 and codes.max() <= 7 else 8
         return Codes(bits, codes.reshape(outputs, inputs), scales, zeros, consecutive(inputs, GROUP))
 
     def read_into(self, out: NDArray[Any], dtype: str, start: int = 0) -> None:
@@ -238,10 +236,3 @@ def _with_zeros(
         zeros = np.where(constant, np.float32(1), np.float32(middle) + shifts / scales).astype(np.float32)
     codes = np.where(constant[..., None], 0, codes - middle).astype(np.int16)
     return codes, np.where(constant, shifts, scales), zeros
-
-
-def _nearest(values: NDArray[np.float32]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
-    """The nearest codes of 8 bits, and their scales, values of float16."""
-    scales = (np.abs(values).max(-1) / np.float32(127)).astype(np.float16).astype(np.float32)
-    units = np.where(scales == 0, np.float32(1), scales)[..., None]
-    return np.rint(values / units).clip(-128, 127).astype(np.int16), scales

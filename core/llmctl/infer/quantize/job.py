@@ -106,7 +106,7 @@ def check(config: QuantizeConfig, family: str = "auto") -> QuantizeJob:
     folder = locate(config.model.path)
     _check_model(folder)
     source = open_model(folder, config.model.family if family == "auto" else family, EngineOptions())
-    if source.scheme is not None:
+    if source.scheme is not None and not source.scheme.floats:
         raise ConfigError(
             f"{config.model.path} is quantized already ({source.scheme}); give the float model that it was made from"
         )
@@ -148,7 +148,7 @@ def run(job: QuantizeJob) -> Outcome:
     from llmctl.infer.packed.pack import RoundToNearest, pack, state_of
     from llmctl.infer.quantize.journal import open_journal
 
-    stored = _state(job.source)
+    stored = job.source.state()
     state = state_of({name: _Finite(name, tensor) for name, tensor in stored.items()}, job.graph)
     empty = replace(job.graph, layers=())
     exact = RoundToNearest(state, "float32")
@@ -319,12 +319,6 @@ def _identity(job: QuantizeJob) -> dict[str, Any]:
         "base": base_model.record(job.source.folder, job.source.plugin, job.source.dims)["values_hash"],
         "card": job.source.plugin.card.hash(),
     }
-
-
-def _state(source: ModelSource) -> Mapping[str, Any]:
-    from llmctl.checkpoint.convert import open_source
-
-    return open_source(source.folder, source.plugin, source.dims).state
 
 
 def _check_model(folder: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.card.decoder_spec import DecoderSpec
-from llmctl.checkpoint.convert import complete_config, copy_other_files, open_source
+from llmctl.checkpoint.convert import OF_CODES, complete_config, copy_other_files
 from llmctl.checkpoint.formats.dtypes import STORAGE, cast
 from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
 from llmctl.checkpoint.gguf.metadata import metadata_of
@@ -35,6 +35,7 @@ from llmctl.io.gguf_files import LINK
 from llmctl.io.json_object import read_json
 from llmctl.quant.formats import awq, compressed, gptq
 from llmctl.quant.formats.codes import WORD, Codes, whole_words
+from llmctl.quant.formats.config import KEYS
 from llmctl.quant.formats.gguf_blocks import GROUP
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def write(
         CheckpointError: The folder cannot be written, or a value does not fit the format.
     """
     config = source.plugin.card
-    state: dict[str, Any] = dict(open_source(source.folder, source.plugin, source.dims).state)
+    state: dict[str, Any] = dict(source.state())
     linears: dict[str, Codes] = {}
     for index, layer in enumerate(model.layers):
         for name, values in _tensors(model.graph, index, layer):
@@ -143,7 +144,9 @@ def write(
         scheme = _scheme(form, settings, not uneven, v2)
     with atomic_folder(target, overwrite) as work:
         copy_other_files(source.folder, work)
-        complete_config(work, DTYPE, config, source.dims)
+        for name in OF_CODES:
+            (work / name).unlink(missing_ok=True)
+        complete_config(work, DTYPE, config, source.dims, KEYS)
         described = read_json(work / "config.json", required=True)
         _write_json(work / "config.json", {**described, "quantization_config": scheme})
         if form == "gptq":

@@ -1,6 +1,7 @@
-"""AWQ checkpoints in the GEMM layout: AutoAWQ's and those of transformers.
+"""AWQ checkpoints in the GEMM and GEMV layouts: AutoAWQ's and those of transformers.
 
-qweight int32 [I, O/8] and qzeros int32 [G, O/8] have eight outputs in a word, in the order 0 2 4 6 1 3 5 7; scales [G, O].
+GEMM: qweight int32 [I, O/8] and qzeros int32 [G, O/8] have eight outputs in a word, in the order 0 2 4 6 1 3 5 7; scales [G, O].
+GEMV: qweight int32 [O, I/8] has eight inputs in a word, in their order, qzeros int32 [O, W] eight groups, padded; scales [O, 8W].
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def check(parts: Mapping[str, Part], group: int) -> tuple[int, int]:
+def check(parts: Mapping[str, Part], group: int, rows: bool = False) -> tuple[int, int]:
     """Outputs and inputs of a linear, from the headers of its tensors.
 
     Args:
         parts: Its tensors, by the names in ``PARTS``.
         group: Inputs of a group; -1 = one group.
+        rows: Whether the layout is GEMV.
 
     Raises:
         ValueError: The tensors contradict each other.
@@ -42,33 +44,53 @@ def check(parts: Mapping[str, Part], group: int) -> tuple[int, int]:
     stored = parts["qweight"].shape
     if len(stored) != 2:
         raise ValueError(f"qweight is {list(stored)}, expected a matrix")
-    inputs, words = stored
-    groups = -(-inputs // group) if group > 0 else 1
     check_part("qweight", parts["qweight"], stored, WORDS)
+    if rows:
+        outputs, inputs = stored[0], stored[1] * len(ORDER)
+        width = max(-(-_groups(inputs, group) // len(ORDER)), *parts["qzeros"].shape[1:])
+        check_part("qzeros", parts["qzeros"], (outputs, width), WORDS)
+        check_part("scales", parts["scales"], (outputs, width * len(ORDER)), FLOATS)
+        return outputs, inputs
+    inputs, words = stored
+    groups = _groups(inputs, group)
     check_part("scales", parts["scales"], (groups, words * len(ORDER)), FLOATS)
     check_part("qzeros", parts["qzeros"], (groups, words), WORDS)
     return words * len(ORDER), inputs
 
 
-def read(parts: Mapping[str, NDArray[Any]], group: int) -> Codes:
+def _groups(inputs: int, group: int) -> int:
+    return -(-inputs // group) if group > 0 else 1
+
+
+def read(parts: Mapping[str, NDArray[Any]], group: int, rows: bool = False) -> Codes:
     """The codes of one linear.
 
     Args:
         parts: Its tensors, which fit each other as ``check`` says.
         group: Inputs of a group; -1 = one group.
+        rows: Whether the layout is GEMV.
 
     Raises:
         ValueError: A scale is not finite.
     """
-    inputs = len(parts["qweight"])
     half = 2 ** (BITS - 1)
+    if rows:
+        codes_OI = unpack_words(parts["qweight"], BITS, 1) - np.int16(half)
+        inputs = codes_OI.shape[1]
+        groups = _groups(inputs, group)
+        zeros_OG = np.ascontiguousarray(half - unpack_words(parts["qzeros"], BITS, 1)[:, :groups], np.float32)
+        scales_OG = check_scales("scales", parts["scales"][:, :groups])
+        return Codes(BITS, np.ascontiguousarray(codes_OI), scales_OG, zeros_OG, consecutive(inputs, group))
+    inputs = len(parts["qweight"])
     codes_OI = np.ascontiguousarray((_in_order(parts["qweight"]) - half).T, np.int16)
     zeros_OG = np.ascontiguousarray(half - _in_order(parts["qzeros"]).T, np.float32)
     return Codes(BITS, codes_OI, check_scales("scales", parts["scales"].T), zeros_OG, consecutive(inputs, group))
 
 
-def of_outputs(parts: Mapping[str, NDArray[Any]], outputs: slice, bits: int) -> dict[str, NDArray[Any]]:
+def of_outputs(parts: Mapping[str, NDArray[Any]], outputs: slice, rows: bool = False) -> dict[str, NDArray[Any]]:
     """The tensors of some outputs of a linear, from a whole number of words to another."""
+    if rows:
+        return {name: values[outputs] for name, values in parts.items()}
     words = slice(outputs.start // len(ORDER), outputs.stop // len(ORDER))
     return {name: values[:, outputs if name == "scales" else words] for name, values in parts.items()}
 

@@ -1,4 +1,6 @@
-"""bitsandbytes' 4-bit checkpoints (nf4, fp4): two codes in a byte, a scale for each block, which may be codes with scales themselves."""
+"""bitsandbytes' checkpoints. Of 4 bits (nf4, fp4): two codes in a byte, a scale for each block, which may be codes with scales themselves.
+Of 8 bits: weight int8 [O, I], and the largest magnitude of each output, SCB float32 [O].
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.io.json_object import parse_json
+from llmctl.quant.formats.codes import FLOATS, Codes, Part, check_part, check_scales, consecutive
 
 PARTS = ("absmax", "quant_map")
 NESTED = ("nested_absmax", "nested_quant_map")
 STATES = tuple(f"quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4"))
 """What stands beside a weight's name, after a dot."""
 
+EIGHT = ("weight", "SCB")
+"""The tensors of a linear of 8 bits."""
+
 DTYPES = ("float32", "float16", "bfloat16")
+
+
+def check_eight(parts: Mapping[str, Part]) -> tuple[int, int]:
+    """Outputs and inputs of a linear of 8 bits, from the headers of its tensors.
+
+    Raises:
+        ValueError: The tensors contradict each other.
+    """
+    shape = parts["weight"].shape
+    check_part("weight", parts["weight"], shape, ("int8",))
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f"weight is {list(shape)}, expected a matrix")
+    check_part("SCB", parts["SCB"], shape[:1], FLOATS)
+    return shape[0], shape[1]
+
+
+def read_eight(parts: Mapping[str, NDArray[Any]]) -> Codes:
+    """The codes of a linear of 8 bits, whose tensors passed ``check_eight``.
+
+    Raises:
+        ValueError: A scale is not finite.
+    """
+    scales_OG = check_scales("SCB", parts["SCB"]).reshape(-1, 1) / np.float32(127)
+    codes_OI = parts["weight"].astype(np.int16)
+    return Codes(8, codes_OI, scales_OG, np.zeros_like(scales_OG), consecutive(codes_OI.shape[1], 0))
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,11 @@ class Codes:
 
 
 def unpack_words(words: NDArray[Any], bits: int, axis: int) -> NDArray[np.int16]:
-    """The unsigned values of little-endian words along an axis, lowest bits first; of 3 bits, values 10 and 21 of 32 span words."""
+    """The unsigned values of little-endian words along an axis, lowest bits first, without gaps; what is left of the last is dropped."""
     rows = np.moveaxis(words.astype(np.int32, copy=False).view(np.uint32), axis, -1)
     stream = np.unpackbits(np.ascontiguousarray(rows, "<u4").view(np.uint8), axis=-1, bitorder="little")
-    fields = stream.reshape(*stream.shape[:-1], -1, bits).astype(np.int16)
+    whole = stream[..., : stream.shape[-1] // bits * bits]
+    fields = whole.reshape(*stream.shape[:-1], -1, bits).astype(np.int16)
     return np.moveaxis(fields @ (1 << np.arange(bits)).astype(np.int16), -1, axis)
 
 
@@ -106,6 +107,20 @@ def half_scales(scales: NDArray[np.float32]) -> NDArray[np.float16]:
     if not np.array_equal(halves.astype(np.float32), scales):
         raise ValueError("it has scales that float16 does not hold")
     return halves
+
+
+def nearest(weight_OI: NDArray[np.float32], group: int) -> Codes:
+    """The nearest codes of 8 bits, with a scale for every ``group`` inputs."""
+    outputs, inputs = weight_OI.shape
+    values = np.pad(weight_OI, ((0, 0), (0, -inputs % group))).reshape(outputs, -1, group)
+    scales = np.abs(values).max(-1) / np.float32(127)
+    # float16 ends at 65504, and below 2^-14 it has steps of 2^-24, which are felt where the largest scale is small, too.
+    if not scales.any() or 2**-17 <= scales.max() <= 60000:
+        scales = scales.astype(np.float16).astype(np.float32)
+    units = np.where(scales == 0, np.float32(1), scales)[..., None]
+    codes = np.rint(values / units).clip(-128, 127).astype(np.int16)
+    codes_OI = np.ascontiguousarray(codes.reshape(outputs, -1)[:, :inputs])
+    return Codes(8, codes_OI, scales, np.zeros_like(scales), consecutive(inputs, group))
 
 
 def consecutive(inputs: int, size: int) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """compressed-tensors checkpoints with integer weights: llm-compressor's.
 
-Linears may have 4 bits beside others of 8. ``pack-quantized``: weight_packed int32 [O, I*b/32] has codes along the inputs, plus 2^(b-1); weight_shape [2]. ``int-quantized``:
-weight int8 [O, I]. Both: weight_scale [O, G]; weight_zero_point int8 [O, G], or int32 [O*b/32, G]; weight_g_idx int32 [I].
+Linears may have 4 bits beside others of 8. ``pack-quantized``: weight_packed int32 [O, I*b/32] has codes along the inputs, plus 2^(b-1), in
+words without gaps; weight_shape [2]. ``int-quantized``: weight int8 [O, I]. Both: weight_scale [O, G]; weight_zero_point int8 [O, G], or int32 [O*b/32, G]; weight_g_idx int32 [I].
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ PLAIN = ("weight", "weight_scale")
 OPTIONAL = ("weight_zero_point", "weight_g_idx")
 
 
-UNUSED = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
-"""Tensors of activations, whose rows are rounded by scales of their own."""
+UNUSED = (
+    "input_scale", "input_zero_point", "output_scale", "output_zero_point", "input_global_scale", "activation_scale", "input_scale_ub",
+    "weight_format", "k_scale", "v_scale", "q_scale", "kv_scale", "k_zero_point", "v_zero_point", "q_zero_point",
+)  # fmt: skip
+"""Tensors of activations, whose rows are rounded by scales of their own, and of the KV cache, which is kept as ``--kv`` says."""
 
 
 def check(
@@ -57,7 +60,7 @@ def check(
         raise ValueError(f"the weight is {list(shape)}, expected a matrix")
     outputs, inputs = shape
     packed = "weight_packed" in parts
-    widths = [-(-inputs // (WORD // bits)) for bits in allowed] if packed else [inputs]
+    widths = [_words(inputs, bits) for bits in allowed] if packed else [inputs]
     name, dtypes = ("weight_packed", WORDS) if packed else ("weight", ("int8",))
     _check_one_of(name, parts[name], [(outputs, width) for width in widths], dtypes)
     single = [(1,), ()] if 0 in sizes else []
@@ -86,9 +89,8 @@ def read(parts: Mapping[str, NDArray[Any]], allowed: Sequence[int]) -> Codes:
     if "weight_packed" in parts:
         words = parts["weight_packed"]
         outputs, inputs = (int(size) for size in parts["weight_shape"])
-        width = {bits: -(-inputs // (WORD // bits)) for bits in allowed}
-        bits = next((bits for bits in allowed if words.shape[-1] == width[bits]), allowed[0])
-        check_shape("weight_packed", words, (outputs, width[bits]))
+        bits = next((bits for bits in allowed if words.shape[-1] == _words(inputs, bits)), allowed[0])
+        check_shape("weight_packed", words, (outputs, _words(inputs, bits)))
         codes_OI = unpack_words(words, bits, 1)[:, :inputs] - np.int16(2 ** (bits - 1))
     else:
         bits, codes_OI = 8, parts["weight"].astype(np.int16)
@@ -107,18 +109,28 @@ def read(parts: Mapping[str, NDArray[Any]], allowed: Sequence[int]) -> Codes:
         if group_I.min() < 0 or group_I.max() >= groups:
             raise ValueError(f"weight_g_idx names groups {group_I.min()} to {group_I.max()} of {groups}")
     zeros = _zeros(parts.get("weight_zero_point"), bits, outputs, groups)
+    # Codes of 5 to 7 bits are some of those of 8.
+    bits = bits if bits <= 4 else 8
     return Codes(bits, np.ascontiguousarray(codes_OI), np.ascontiguousarray(scales), zeros, group_I)
 
 
-def of_outputs(parts: Mapping[str, NDArray[Any]], outputs: slice, bits: int) -> dict[str, NDArray[Any]]:
+def _words(values: int, bits: int) -> int:
+    return -(-values * bits // WORD)
+
+
+def of_outputs(parts: Mapping[str, NDArray[Any]], outputs: slice, allowed: Sequence[int]) -> dict[str, NDArray[Any]]:
     """The tensors of some outputs of a linear, from a whole number of words to another."""
-    found = dict(parts)
+    found, bits = dict(parts), allowed[0]
+    if "weight_packed" in parts:
+        width, inputs = parts["weight_packed"].shape[-1], int(parts["weight_shape"][1])
+        bits = next((bits for bits in allowed if width == _words(inputs, bits)), bits)
     for name in ("weight", "weight_packed", "weight_scale", "weight_zero_point"):
         values = parts.get(name)
         if values is not None and values.size > 1:
             packed = name == "weight_zero_point" and values.dtype != np.int8
-            unit = WORD // bits if packed else 1
-            found[name] = values[outputs.start // unit : -(-outputs.stop // unit)]
+            found[name] = (
+                values[outputs.start * bits // WORD : _words(outputs.stop, bits)] if packed else values[outputs]
+            )
     if "weight_shape" in parts:
         found["weight_shape"] = np.array([outputs.stop - outputs.start, parts["weight_shape"][1]])
     return found
@@ -156,7 +168,7 @@ def _zeros(stored: NDArray[Any] | None, bits: int, outputs: int, groups: int) ->
     if stored.dtype == np.int8:
         values = np.broadcast_to(stored.reshape(1, 1), (outputs, 1)) if stored.size == 1 else stored
     else:
-        check_shape("weight_zero_point", stored, (-(-outputs // (WORD // bits)), groups))
+        check_shape("weight_zero_point", stored, (_words(outputs, bits), groups))
         values = unpack_words(stored, bits, 0)[:outputs] - np.int16(2 ** (bits - 1))
     check_shape("weight_zero_point", values, (outputs, groups))
     return -np.ascontiguousarray(values, np.float32)

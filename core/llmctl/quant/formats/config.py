@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from llmctl.errors import ConfigError
+from llmctl.quant.formats.scheme import Block, Rule, Scheme
 
 KEY = "quantization_config"
-READ = "gptq (2, 3, 4 and 8 bits), awq (4 bits, gemm), auto-round in the layout of these two, compressed-tensors (pack-quantized, int-quantized) and bitsandbytes (nf4 and fp4)"
+READ = (
+    "gptq (2, 3, 4 and 8 bits), awq (4 bits, gemm and gemv), auto-round in a layout of these, compressed-tensors, fp8, fbgemm_fp8, "
+    "modelopt (FP8 and NVFP4) and bitsandbytes"
+)
 FORMER_KEY = "compression_config"
 """What llm-compressor called the key in 2024."""
 
@@ -24,74 +30,56 @@ DECIDE = ("quant_method", "bits", "group_size", "checkpoint_format")
 FORMER_NAMES = {"w_bit": "bits", "q_group_size": "group_size", "format": "checkpoint_format", "method": "quant_method"}
 """Names that AutoAWQ and GPTQModel have had for settings -> their names now."""
 
-AUTO_ROUND = {"auto_round:auto_gptq": "gptq", "auto_round:auto_awq": "awq"}
-"""Layout of AutoRound's files -> the method that has it, too."""
+AUTO_ROUND = {
+    "auto_round:auto_gptq": ("gptq", "gptq"), "auto_round:auto_awq": ("awq", "gemm"), "auto_round": ("gptq", "gptq_v2"),
+    "auto_round:gptqmodel": ("gptq", "gptq_v2"),
+}  # fmt: skip
+"""Layout of AutoRound's whole numbers -> the method and the format that have it, too."""
 
-MARKERS = ("qweight", "qzeros", "scales", "weight_packed", "weight_scale")
+AUTO_ROUND_FLOATS: dict[str, tuple[tuple[int, ...], Block | None]] = {
+    "mx_fp": ((4, 8), (1, 32)),
+    "nv_fp": ((4,), (1, 16)),
+    "fp": ((8,), None),
+}
+"""Beginning of the name of AutoRound's floats -> their bits, and what shares a scale."""
+
+AUTO_ROUND_FLOAT_LAYOUTS = ("auto_round:llm_compressor", "auto_round:fp8_static", "auto_round:fp8")
+
+MARKERS = ("qweight", "qzeros", "scales", "weight_packed", "weight_scale", "weight_scale_inv", "weight_scale_2", "SCB")
 """Tensors that only linears of codes have, by the last part of their names."""
 
 GPTQ_FORMATS = {"gptq": False, "gptq_v2": True}
 """Name -> whether zero points are stored as they are."""
 
-INTEGER = {"pack-quantized": (4, 8), "int-quantized": (8,)}
-"""Format of compressed-tensors -> bits of its weights."""
+AWQ_VERSIONS = {"gemm": False, "gemv": True}
+"""Name -> whether words have the inputs of an output."""
+
+INTEGERS = {"pack-quantized": range(2, 9), "int-quantized": range(2, 9), "naive-quantized": range(2, 9)}
+"""Format of compressed-tensors -> bits of its whole numbers."""
+
+FLOATS = {
+    "float-quantized": 8,
+    "naive-quantized": 8,
+    "mxfp8-quantized": 8,
+    "nvfp4-pack-quantized": 4,
+    "mxfp4-pack-quantized": 4,
+}
+"""Format of compressed-tensors -> bits of its floats."""
 
 MIXED = "mixed-precision"
 """Format whose config groups have formats of their own."""
 
-
-CODES = ("gptq", "awq", "compressed-tensors", "bitsandbytes")
-"""Methods whose linears are codes with scales, as ``codes.Codes``."""
-
-BLOCK = 64
-"""Weights of bitsandbytes that share a scale, unless tensors say another number."""
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How the linears of a checkpoint are quantized.
-
-    Attributes:
-        method: ``gptq``, ``awq``, ``compressed-tensors``; or ``bitsandbytes``, ``gguf`` or ``paddlenlp``, whose tensors say all else themselves.
-        bits: Bits of a code; the fewest, where there are several.
-        group: Inputs of a group; -1 = one group.
-        symmetric: Whether zero points are all the middle of the range.
-        v2: Of gptq: zero points are stored as they are.
-        several: Of compressed-tensors: all numbers of bits; the shape of a linear's tensors tells which it has.
-        sizes: Of compressed-tensors: all sizes of groups; 0 = one group, -1 = as the tensors say.
-    """
-
-    method: str
-    bits: int
-    group: int = -1
-    symmetric: bool = True
-    v2: bool = False
-    several: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()
-
-    @property
-    def keeps_codes(self) -> bool:
-        """Whether the linears of a model in memory keep the codes; of other methods they are floats."""
-        return self.method in CODES
-
-    @property
-    def stored_bits(self) -> float:
-        """Bits of a weight in memory, with its share of scales and zero points."""
-        if self.method == "bitsandbytes":
-            return 4 + 32 / BLOCK
-        in_group = max(self.group, 0)
-        return (4 if max(self.several, default=self.bits) <= 4 else 8) + (
-            16 * (1 if self.symmetric else 2) / in_group if in_group else 0
-        )
-
-    def __str__(self) -> str:
-        groups = f" in groups of {self.group}" if self.group > 0 else ""
-        bits = " and ".join(map(str, self.several or (self.bits,)))
-        return f"{self.method} codes of {bits} bits{groups}"
+MODELOPT: dict[str, tuple[str, int, Block]] = {
+    "FP8": ("fp8", 8, (0, 0)), "FP8_PER_CHANNEL_PER_TOKEN": ("fp8", 8, (1, 0)), "NVFP4": ("fp4", 4, (1, 16)),
+    "W4A16_NVFP4": ("fp4", 4, (1, 16)),
+}  # fmt: skip
+"""``quant_algo`` of ModelOpt -> method, bits, and what shares a scale."""
 
 
 def plain_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of GPTQ and AWQ under the names that they have now."""
+    """Settings of GPTQ and AWQ under the names that they have now, and of ModelOpt without what is around them."""
+    inner = config.get("quantization")
+    config = {"quant_method": "modelopt", **inner} if isinstance(inner, dict) else config
     former = {FORMER_NAMES[name]: value for name, value in config.items() if name in FORMER_NAMES and value is not None}
     return {
         **former,
@@ -122,13 +110,18 @@ def read_scheme(config: Any, where: str) -> Scheme:
     if not isinstance(config, dict):
         raise ConfigError(f"{where}: {KEY}={config!r} is not an object")
     readers: dict[str, Callable[[Mapping[str, Any], str], Scheme]] = {
-        "gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed, "bitsandbytes": _bitsandbytes,
-        "auto-round": _auto_round, "intel/auto-round": _auto_round,
+        "gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed, "bitsandbytes": _bitsandbytes, "fp8": _fp8,
+        "fbgemm_fp8": _fbgemm, "modelopt": _modelopt, "modelopt_fp4": _modelopt, "auto-round": _auto_round,
+        "intel/auto-round": _auto_round,
     }  # fmt: skip
-    method = plain_settings(config).get("quant_method", _method_of(config))
+    settings = plain_settings(config)
+    method = settings.get("quant_method", _method_of(config))
     if not isinstance(method, str) or method not in readers:
         raise _unknown(where, f"quant_method={method!r}")
-    return readers[method](config if method == "compressed-tensors" else plain_settings(config), where)
+    if key := next((key for key in ("kv_cache_scheme", "kv_cache_quant_algo") if settings.get(key)), ""):
+        # It says nothing of weights. What is computed differs by the rounding of the cache, which --kv decides.
+        warnings.warn(f"{where}: {key} is not used; keys and values are cached as --kv says", UserWarning, stacklevel=2)
+    return readers[method](config if method == "compressed-tensors" else settings, where)
 
 
 def _method_of(config: Mapping[str, Any]) -> str | None:
@@ -141,26 +134,57 @@ def _method_of(config: Mapping[str, Any]) -> str | None:
 def _auto_round(config: Mapping[str, Any], where: str) -> Scheme:
     """AutoRound's settings: those of the layout that it wrote."""
     layout, kind = config.get("packing_format"), config.get("data_type", "int")
-    if layout not in AUTO_ROUND or kind != "int":
+    method, form = AUTO_ROUND.get(str(layout), ("auto-round", ""))
+    if (kind == "int") is not bool(form) or (kind != "int" and layout not in AUTO_ROUND_FLOAT_LAYOUTS):
         raise _unknown(where, f"{config['quant_method']} with packing_format={layout!r} and data_type={kind!r}")
-    method = AUTO_ROUND[layout]
     own = config.get("extra_config") or {}
-    for name, row in own.items() if isinstance(own, dict) else ():
-        _check_own(name, row if isinstance(row, dict) else {}, config, where)
-    inner = {key: value for key, value in config.items() if key != "checkpoint_format"}
-    return {"gptq": _gptq, "awq": _awq}[method]({**inner, "quant_method": method}, where)
+    rows = own.items() if isinstance(own, dict) else ()
+    inner = {**config, "quant_method": method, "checkpoint_format": form}
+    read = {"gptq": _gptq, "awq": _awq, "auto-round": _auto_round_floats}[method]
+    rules = [
+        Rule(_pattern(f"re:.*(?:{name})" if set(name) & set("*?+^$|[](){}\\") else name, where), _own(row, inner, read, name, where))
+        for name, row in rows
+    ]  # fmt: skip
+    # A whole name goes before an expression that fits it, too.
+    return replace(read(inner, where), rules=tuple(sorted(rules, key=lambda rule: rule.pattern.startswith(".*"))))
 
 
-def _check_own(name: str, row: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
-    """Checks that layers with settings of their own have floats, or codes as the others."""
-    if row.get("bits", config.get("bits")) in (16, 32):
-        return
-    for key in ("bits", "group_size"):
-        if row.get(key, config.get(key)) != config.get(key):
-            raise _unknown(
-                where,
-                f"{config['quant_method']} with {key}={row[key]!r} for {name!r} and {config.get(key)!r} for others",
-            )
+def _auto_round_floats(config: Mapping[str, Any], where: str) -> Scheme:
+    kind, bits = str(config.get("data_type")), config.get("bits")
+    for beginning, (widths, block) in AUTO_ROUND_FLOATS.items():
+        if kind.startswith(beginning) and type(bits) is int and bits in widths:
+            return Scheme("fp8" if bits == 8 else "fp4", bits, blocks=(block,))
+    raise _unknown(where, f"auto-round with data_type={kind!r} and bits={bits!r}")
+
+
+def _own(
+    row: Any, config: Mapping[str, Any], read: Callable[[Mapping[str, Any], str], Scheme], name: str, where: str
+) -> Scheme | None:
+    """How layers with settings of their own are quantized; None = they are floats."""
+    settings = row if isinstance(row, dict) else {}
+    kept = {key: value for key, value in settings.items() if value is not None}
+    if kept.get("bits", config.get("bits")) in (16, 32):
+        return None
+    try:
+        return read({**config, "dynamic": None, **plain_settings(kept)}, where)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (the settings of {name!r})") from None
+
+
+def _pattern(target: str, where: str) -> str:
+    """A target as an expression that fits the beginning of names: ``re:`` and an expression, or a name.
+
+    Raises:
+        ConfigError: It is no expression.
+    """
+    if not target.startswith("re:"):
+        return rf"{re.escape(target)}\Z"
+    pattern = target.removeprefix("re:")
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(f"{where}: {pattern!r} in {KEY} is no regular expression: {error}") from None
+    return pattern
 
 
 def _gptq(config: Mapping[str, Any], where: str) -> Scheme:
@@ -170,37 +194,105 @@ def _gptq(config: Mapping[str, Any], where: str) -> Scheme:
     dynamic = config.get("dynamic") or {}
     if not isinstance(dynamic, dict):
         raise _unknown(where, f"gptq with dynamic={dynamic!r}")
-    for pattern, row in dynamic.items():
-        # What a rule leaves out of quantization is stored as floats.
-        if not pattern.startswith("-:"):
-            _check_own(pattern, row if isinstance(row, dict) else {}, {"quant_method": "gptq", **config}, where)
+    rules = tuple(
+        Rule(
+            _pattern("re:" + name.removeprefix("+:").removeprefix("-:"), where),
+            None if name.startswith("-:") else _own(row, config, _gptq, name, where),
+        )
+        for name, row in dynamic.items()
+    )
     if not isinstance(config.get("sym", True), bool):
         raise ConfigError(f"{where}: sym={config['sym']!r} must be true or false")
     bits = _number(config, "bits", (2, 3, 4, 8), where)
-    return Scheme("gptq", bits, _group(config, where), config.get("sym", True), GPTQ_FORMATS[form])
+    return Scheme("gptq", bits, _group(config, where), config.get("sym", True), GPTQ_FORMATS[form], rules=rules)
 
 
 def _awq(config: Mapping[str, Any], where: str) -> Scheme:
-    version = str(config.get("version", "gemm")).lower()
-    if version != "gemm":
+    version = str(config.get("version") or config.get("checkpoint_format") or "gemm").lower()
+    if version not in AWQ_VERSIONS:
         raise _unknown(where, f"awq with version={version!r}")
-    return Scheme("awq", _number(config, "bits", (4,), where), _group(config, where), False)
+    bits = _number(config, "bits", (4,), where)
+    return Scheme("awq", bits, _group(config, where), False, rows=AWQ_VERSIONS[version])
+
+
+def _fp8(config: Mapping[str, Any], where: str) -> Scheme:
+    """FP8 of transformers (DeepSeek, Qwen) in blocks, and of vLLM with a scale for each weight or output."""
+    if (experts := config.get("expert_dtype", "fp8")) != "fp8":
+        raise _unknown(where, f"fp8 with expert_dtype={experts!r}")
+    stated = config.get("weight_block_size")
+    if stated is None:
+        return Scheme("fp8", 8, blocks=(None,))
+    return Scheme("fp8", 8, blocks=(_block(stated, "fp8 with weight_block_size", where),))
+
+
+def _fbgemm(config: Mapping[str, Any], where: str) -> Scheme:
+    return Scheme("fp8", 8, blocks=((1, 0),))
+
+
+def _modelopt(config: Mapping[str, Any], where: str) -> Scheme:
+    algorithm = config.get("quant_algo")
+    if not isinstance(algorithm, str) or algorithm not in MODELOPT:
+        raise _unknown(where, f"modelopt with quant_algo={algorithm!r}")
+    method, bits, block = MODELOPT[algorithm]
+    return Scheme(method, bits, blocks=(block,))
+
+
+def _block(stated: Any, what: str, where: str) -> Block:
+    whole = isinstance(stated, list) and len(stated) == 2 and all(type(size) is int and size > 0 for size in stated)
+    if not whole:
+        raise _unknown(where, f"{what}={stated!r}")
+    return stated[0], stated[1]
 
 
 def _compressed(config: Mapping[str, Any], where: str) -> Scheme:
     form, groups = config.get("format"), config.get("config_groups")
-    for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
+    for key in ("sparsity_config", "transform_config"):
         value = config.get(key)
         if value and not (isinstance(value, dict) and value.get("format") == "dense"):
             raise _unknown(where, f"compressed-tensors with {key}")
     rows = [row for row in groups.values() if isinstance(row, dict)] if isinstance(groups, dict) else []
-    found = {
-        _kind(row["weights"], form, row.get("format"), where) for row in rows if isinstance(row.get("weights"), dict)
-    }
+    found = [(_of_group(row, form, where), row.get("targets")) for row in rows if isinstance(row.get("weights"), dict)]
     if not found:
         raise _unknown(where, f"compressed-tensors with format={form!r} and no config_groups of weights")
-    sizes = {_size(row["weights"], where) for row in rows if isinstance(row.get("weights"), dict)}
-    return Scheme("compressed-tensors", min(found), several=tuple(sorted(found)), sizes=tuple(sorted(sizes)))
+    schemes = [scheme for scheme, _ in found]
+    named = sorted(_named(found), key=lambda pair: (pair[0].startswith("re:"), pair[0]))
+    rules = tuple(Rule(_pattern(target, where), scheme) for target, scheme in named)
+    classes = [scheme for scheme, targets in found if isinstance(targets, list) and _CLASS & {*map(str, targets)}]
+    return replace(classes[0] if len({*classes}) == 1 else _any_of(schemes), rules=rules)
+
+
+_CLASS = {"Linear"}
+
+
+def _named(found: list[tuple[Scheme, Any]]) -> Iterator[tuple[str, Scheme]]:
+    """Targets that are names of modules or expressions for them, with their schemes."""
+    for scheme, targets in found:
+        for target in targets if isinstance(targets, list) else ():
+            if isinstance(target, str) and target not in _CLASS:
+                yield target, scheme
+
+
+def _any_of(schemes: list[Scheme]) -> Scheme:
+    """The scheme of linears that may have any of these; the shapes of their tensors tell which."""
+    several, sizes = (sorted({one for s in schemes for one in getattr(s, name)}) for name in ("several", "sizes"))
+    blocks = tuple(dict.fromkeys(block for scheme in schemes for block in scheme.blocks))
+    bits = min(scheme.bits for scheme in schemes)
+    return Scheme("compressed-tensors", bits, several=tuple(several), sizes=tuple(sizes), blocks=blocks)
+
+
+def _of_group(row: Mapping[str, Any], form: Any, where: str) -> Scheme:
+    """How the weights of a config group are quantized, which may have a format of its own."""
+    weights: Mapping[str, Any] = row["weights"]
+    form = (row.get("format") or form) if form == MIXED else form
+    bits, kind = weights.get("num_bits"), weights.get("type", "int")
+    if not isinstance(form, str) or form not in {**INTEGERS, **FLOATS}:
+        raise _unknown(where, f"compressed-tensors with format={form!r}")
+    if kind == "int" and type(bits) is int and bits in INTEGERS.get(form, ()):
+        symmetric = weights.get("symmetric", True) is not False
+        return Scheme("compressed-tensors", bits, symmetric=symmetric, several=(bits,), sizes=(_size(weights, where),))
+    if kind == "float" and type(bits) is int and bits == FLOATS.get(form):
+        return Scheme("compressed-tensors", bits, blocks=(_shared(weights, where),))
+    raise _unknown(where, f"compressed-tensors with format={form!r} and weights of {bits} bits, type {kind!r}")
 
 
 def _size(weights: Mapping[str, Any], where: str) -> int:
@@ -216,21 +308,24 @@ def _size(weights: Mapping[str, Any], where: str) -> int:
     return size
 
 
-def _kind(weights: Mapping[str, Any], form: Any, own: Any, where: str) -> int:
-    """The bits of the weights of a group, which may have a format of its own."""
-    form = own if form == MIXED else form
-    if not isinstance(form, str) or form not in INTEGER:
-        raise _unknown(where, f"compressed-tensors with format={form!r}")
-    bits, kind = weights.get("num_bits"), weights.get("type", "int")
-    if kind != "int" or bits not in INTEGER[form]:
-        raise _unknown(where, f"compressed-tensors with format={form!r} and weights of {bits} bits, type {kind!r}")
-    return int(bits)
+def _shared(weights: Mapping[str, Any], where: str) -> Block | None:
+    """Which floats share a scale."""
+    strategy, size = weights.get("strategy"), weights.get("group_size")
+    if strategy == "block":
+        return _block(weights.get("block_structure"), "compressed-tensors with block_structure", where)
+    if strategy in ("group", "tensor_group") and type(size) is int and size > 0:
+        return 1, size
+    if strategy in ("tensor", "channel"):
+        return (0, 0) if strategy == "tensor" else (1, 0)
+    if strategy is not None:
+        raise _unknown(where, f"compressed-tensors with strategy={strategy!r} and group_size={size!r}")
+    return (1, size) if type(size) is int and size > 0 else None
 
 
 def _bitsandbytes(config: Mapping[str, Any], where: str) -> Scheme:
     kind = config.get("bnb_4bit_quant_type", "fp4")
     if config.get("load_in_8bit"):
-        raise _unknown(where, "bitsandbytes with load_in_8bit")
+        return Scheme("bitsandbytes", 8)
     if not config.get("load_in_4bit") or kind not in ("nf4", "fp4"):
         raise _unknown(where, f"bitsandbytes with load_in_4bit={config.get('load_in_4bit', False)!r} and type {kind!r}")
     return Scheme("bitsandbytes", 4)

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from kit.quantized_models import Quantized, awq, check, compressed, gptq
+from kit.quantized_models import Quantized, awq, check, compressed, gptq, words
 
 from llmctl.checkpoint.folder import open_folder
 from llmctl.checkpoint.quantized import open_quantized
@@ -59,8 +59,29 @@ def test_zero_points_that_v1_files_store_ambiguously_are_counted(tmp_path):
         quantized.model()
 
 
-def test_awq_codes_become_int4(tmp_path):
-    assert Quantized(tmp_path / "m", *awq()).check() == {"int4"}
+@pytest.mark.parametrize(
+    "settings", [{}, {"version": None, "format": "gemm", "checkpoint_format": "gemm"}], ids=["AutoAWQ", "GPTQModel"]
+)
+def test_awq_codes_become_int4(tmp_path, settings):
+    config, tensors = awq()
+    merged = {key: value for key, value in {**config, **settings}.items() if value is not None}
+    assert Quantized(tmp_path / "m", merged, tensors).check() == {"int4"}
+
+
+def test_awq_for_products_with_one_row_has_words_of_inputs(tmp_path):
+    """The layout gemv: groups of an output fill whole words, with more at the end."""
+
+    def tensors(rng, inputs, outputs):
+        groups, width = inputs // 32, 4
+        codes = rng.integers(0, 16, (outputs, inputs))
+        zeros, scales = np.zeros((outputs, 8 * width), int), np.zeros((outputs, 8 * width), "f2")
+        zeros[:, :groups] = rng.integers(0, 16, (outputs, groups))
+        scales[:, :groups] = rng.uniform(0.01, 0.1, (outputs, groups))
+        g = np.arange(inputs) // 32
+        weight = ((codes - zeros[:, g]) * scales[:, g].astype("f4")).astype("f4")
+        return {"qweight": words(codes, 4, 1), "qzeros": words(zeros, 4, 1), "scales": scales}, weight.T
+
+    assert Quantized(tmp_path / "m", {**awq()[0], "version": "gemv"}, tensors).check() == {"int4"}
 
 
 @pytest.mark.parametrize(
@@ -130,35 +151,47 @@ def test_the_least_code_of_8_bits_is_kept(tmp_path):
             {"quant_method": "hqq"},
             "quantized as quant_method='hqq', which llmctl does not read. It reads gptq",
         ),
-        ({"quant_method": "awq", "version": "gemv"}, "awq with version='gemv'"),
+        ({"quant_method": "awq", "version": "gemv_fast"}, "awq with version='gemv_fast'"),
+        ({"quant_method": "awq", "format": "marlin", "checkpoint_format": None}, "awq with version='marlin'"),
         (
             {
                 "quant_method": "compressed-tensors",
-                "format": "nvfp4-pack-quantized",
-                "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float"}}},
+                "format": "mxfp6-pack-quantized",
+                "config_groups": {"group_0": {"weights": {"num_bits": 6, "type": "float"}}},
             },
-            "format='nvfp4-pack-quantized'",
+            "format='mxfp6-pack-quantized'",
         ),
         (
             {
                 "quant_method": "compressed-tensors",
                 "format": "mixed-precision",
                 "config_groups": {
-                    "group_0": {"weights": {"num_bits": 8, "type": "float"}, "format": "float-quantized"}
+                    "group_0": {"weights": {"num_bits": 6, "type": "float"}, "format": "float-quantized"}
                 },
             },
-            "compressed-tensors with format='float-quantized'",
+            "format='float-quantized' and weights of 6 bits, type 'float'",
         ),
         ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "no config_groups of weights"),
         ({"bits": 5}, "gptq with bits=5"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format='marlin'"),
-        ({"dynamic": {"+:.*down_proj": {"bits": 8}}}, "gptq with bits=8 for '.:..down_proj' and 4 for others"),
+        ({"dynamic": {"+:.*down_proj": {"bits": 5}}}, "gptq with bits=5, .* .the settings of '.:..down_proj'"),
+        (
+            {"dynamic": {"+:.*(down_proj": {"bits": 8}}},
+            "'...down_proj' in quantization_config is no regular expression",
+        ),
         ({"sym": "false"}, "sym='false' must be true or false"),
         (
-            {"quant_method": "auto-round", "packing_format": "auto_round:llm_compressor"},
+            {"quant_method": "auto-round", "packing_format": "auto_round:llm_compressor", "data_type": "int"},
             "packing_format='auto_round:llm_compressor'",
         ),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes with load_in_8bit"),
+        ({"quant_method": "bitsandbytes"}, "bitsandbytes with load_in_4bit=False"),
+        ({"quant_method": "fp8", "expert_dtype": "fp4"}, "fp8 with expert_dtype='fp4'"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, "fp8 with weight_block_size=.128."),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4_SVD"}, "modelopt with quant_algo='NVFP4_SVD'"),
+        (
+            {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "W4A8_AWQ"}, "quant_method": None},
+            "quant_algo='W4A8_AWQ'",
+        ),
         (
             {
                 "quant_method": "compressed-tensors",
@@ -172,7 +205,8 @@ def test_the_least_code_of_8_bits_is_kept(tmp_path):
 )
 def test_other_formats_are_refused_by_name(tmp_path, change, message):
     config, tensors = gptq(4)
-    folder = Quantized(tmp_path / "m", {**config, **change}, tensors).folder
+    merged = {key: value for key, value in {**config, **change}.items() if value is not None}
+    folder = Quantized(tmp_path / "m", merged, tensors).folder
     with pytest.raises(ConfigError, match=message):
         open_model(folder, "auto", EngineOptions())
 
