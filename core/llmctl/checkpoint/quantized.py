@@ -41,7 +41,9 @@ _OF_OUTPUTS: dict[str, Callable[[_Arrays, slice, Scheme], _Arrays]] = {
     "gptq": lambda arrays, outputs, scheme: gptq.of_outputs(arrays, outputs, scheme.bits),
     "awq": lambda arrays, outputs, scheme: awq.of_outputs(arrays, outputs, scheme.rows),
     "compressed-tensors": lambda arrays, outputs, scheme: compressed.of_outputs(arrays, outputs, scheme.several),
-    "bitsandbytes": lambda arrays, outputs, scheme: {name: values[outputs] for name, values in arrays.items()},
+    "bitsandbytes": lambda arrays, outputs, scheme: {
+        name: values if name == blocks.LAYOUT else values[outputs] for name, values in arrays.items()
+    },
 }
 
 
@@ -211,7 +213,7 @@ def _names(linear: str, tensors: Mapping[str, TensorInfo], scheme: Scheme) -> tu
     if scheme.method == "awq":
         return awq.PARTS, ()
     if scheme.method == "bitsandbytes":
-        return blocks.EIGHT, ()
+        return blocks.EIGHT, (blocks.LAYOUT,)
     weight = "weight" if f"{linear}.weight" in tensors else "weight_packed"
     if scheme.floats or (scheme.blocks and _is_small(tensors.get(f"{linear}.{weight}"))):
         return (weight,), (*small_floats.SCALES, *small_floats.WHOLE)

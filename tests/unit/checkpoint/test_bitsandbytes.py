@@ -169,14 +169,28 @@ def test_parts_that_do_not_fit_are_named(tmp_path, change, message):
 
 
 def test_8_bits_have_a_scale_for_each_output(tmp_path):
+    layout = 0
+
     def tensors(rng, inputs, outputs):
         codes = rng.integers(-127, 128, (outputs, inputs)).astype("i1")
         largest = rng.uniform(0.1, 0.5, outputs).astype("f4")
         weight = (codes * (largest / np.float32(127))[:, None]).astype("f4")
-        return {"weight": codes, "SCB": largest, "weight_format": np.zeros((), "u1")}, weight.T
+        return {"weight": codes, "SCB": largest, "weight_format": np.full((), layout, "u1")}, weight.T
 
     config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     assert Quantized(tmp_path / "m", config, tensors).check() == {"int8"}
+
+    source = open_model(tmp_path / "m", "auto", EngineOptions())
+    stored = open_quantized(tmp_path / "m", source.scheme, ()).tensors["model.layers.1.mlp.up_proj.weight"]
+    rows = np.empty((5, stored.shape[1]), "f4")
+    stored.read_into(rows, "float32", 40)
+    np.testing.assert_array_equal(rows, stored.read()[40:45])
+
+    layout = 2
+    with pytest.raises(
+        CheckpointError, match="q_proj .* weight_format is 2, a layout for a GPU; only rows, 0, are read"
+    ):
+        Quantized(tmp_path / "o", config, tensors).model()
 
     def without_scales(rng, inputs, outputs):
         return {"weight": tensors(rng, inputs, outputs)[0]["weight"]}, None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.io.json_object import parse_json
-from llmctl.quant.formats.codes import FLOATS, Codes, Part, check_part, check_scales, consecutive
+from llmctl.quant.formats.codes import FLOATS, INDICES, Codes, Part, check_part, check_scales, consecutive
 
 PARTS = ("absmax", "quant_map")
 NESTED = ("nested_absmax", "nested_quant_map")
@@ -22,6 +22,9 @@ STATES = tuple(f"quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4"))
 
 EIGHT = ("weight", "SCB")
 """The tensors of a linear of 8 bits."""
+
+LAYOUT = "weight_format"
+"""The number of the layout of a linear of 8 bits; 0, or none, = rows."""
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -37,6 +40,9 @@ def check_eight(parts: Mapping[str, Part]) -> tuple[int, int]:
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"weight is {list(shape)}, expected a matrix")
     check_part("SCB", parts["SCB"], shape[:1], FLOATS)
+    if LAYOUT in parts:
+        layout = parts[LAYOUT]
+        check_part(LAYOUT, layout, layout.shape if layout.shape in ((), (1,)) else (1,), ("uint8", *INDICES))
     return shape[0], shape[1]
 
 
@@ -44,8 +50,10 @@ def read_eight(parts: Mapping[str, NDArray[Any]]) -> Codes:
     """The codes of a linear of 8 bits, whose tensors passed ``check_eight``.
 
     Raises:
-        ValueError: A scale is not finite.
+        ValueError: A scale is not finite, or the layout is one of a GPU.
     """
+    if LAYOUT in parts and (number := int(parts[LAYOUT].reshape(-1)[0])):
+        raise ValueError(f"{LAYOUT} is {number}, a layout for a GPU; only rows, 0, are read")
     scales_OG = check_scales("SCB", parts["SCB"]).reshape(-1, 1) / np.float32(127)
     codes_OI = parts["weight"].astype(np.int16)
     return Codes(8, codes_OI, scales_OG, np.zeros_like(scales_OG), consecutive(codes_OI.shape[1], 0))

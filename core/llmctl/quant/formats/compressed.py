@@ -35,7 +35,7 @@ OPTIONAL = ("weight_zero_point", "weight_g_idx")
 
 UNUSED = (
     "input_scale", "input_zero_point", "output_scale", "output_zero_point", "input_global_scale", "activation_scale", "input_scale_ub",
-    "weight_format", "k_scale", "v_scale", "q_scale", "kv_scale", "k_zero_point", "v_zero_point", "q_zero_point",
+    "k_scale", "v_scale", "q_scale", "kv_scale", "k_zero_point", "v_zero_point", "q_zero_point",
 )  # fmt: skip
 """Tensors of activations, whose rows are rounded by scales of their own, and of the KV cache, which is kept as ``--kv`` says."""
 

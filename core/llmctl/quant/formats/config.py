@@ -238,6 +238,9 @@ def _modelopt(config: Mapping[str, Any], where: str) -> Scheme:
 
 
 def _block(stated: Any, what: str, where: str) -> Block:
+    """Outputs and inputs of a block, from a list or compressed-tensors' ``128x128``."""
+    if isinstance(stated, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", stated):
+        stated = [int(size) for size in stated.split("x")]
     whole = isinstance(stated, list) and len(stated) == 2 and all(type(size) is int and size > 0 for size in stated)
     if not whole:
         raise _unknown(where, f"{what}={stated!r}")

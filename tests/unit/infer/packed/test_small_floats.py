@@ -40,6 +40,9 @@ FORMS = {
     "compressed-tensors, blocks": (
         of_compressed("float-quantized", 8, "block", block_structure=[32, 64]), fp8((32, 64), "weight_scale"),
     ),
+    "compressed-tensors, blocks of former files": (
+        of_compressed("float-quantized", 8, "block", block_structure="32x64"), fp8((32, 64), "weight_scale"),
+    ),
     "compressed-tensors, naive": (of_compressed("naive-quantized", 8, "channel"), fp8((1, 0), "weight_scale")),
     "mxfp8": (
         of_compressed("mxfp8-quantized", 8, "group", group_size=32), fp8((1, 32), "weight_scale", powers="uint8"),
@@ -159,9 +162,9 @@ def test_a_weight_without_scales_is_told_where_nothing_says_how_it_is_quantized(
 
 
 def test_unknown_strategies_are_refused(tmp_path):
-    config = of_compressed("float-quantized", 8, "block", block_structure="128x128")
+    config = of_compressed("float-quantized", 8, "block", block_structure="128 by 128")
     folder = Quantized(tmp_path / "m", config, fp8((1, 0), "weight_scale")).folder
-    with pytest.raises(ConfigError, match="compressed-tensors with block_structure='128x128'"):
+    with pytest.raises(ConfigError, match="compressed-tensors with block_structure='128 by 128'"):
         open_model(folder, "auto", EngineOptions())
 
 
