@@ -127,7 +127,7 @@ def _no_weights(path: Path) -> str:
 
 
 def read_shards(index: Path, read_header: Callable[[Path], Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
-    """The tensors of the files that an index names.
+    """The tensors of the files that an index names; also those that it does not list, as transformers and vLLM read them.
 
     Raises:
         CheckpointError: A file is not there, or index and files contradict each other.

@@ -275,6 +275,13 @@ def test_an_index_that_contradicts_the_files_is_refused(tmp_path, change, messag
         open_folder(tmp_path)
 
 
+def test_a_tensor_that_the_index_does_not_list_is_read_from_its_shard(tmp_path):
+    """As transformers does, which reads all of a file: nothing of the model is left out without a word."""
+    files = sharded(tmp_path)
+    save_file({"b": np.ones(2, np.float32), "c": np.full(2, 3, np.float32)}, tmp_path / files["b"])
+    assert open_folder(write_index(tmp_path, {"weight_map": files})).read("c").tolist() == [3, 3]
+
+
 def test_a_tensor_in_another_shard_than_the_index_says_is_refused(tmp_path):
     files = sharded(tmp_path)
     write_index(tmp_path, {"weight_map": {"a": files["b"], "b": files["a"]}})
