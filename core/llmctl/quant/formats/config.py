@@ -216,7 +216,7 @@ def _awq(config: Mapping[str, Any], where: str) -> Scheme:
 
 
 def _fp8(config: Mapping[str, Any], where: str) -> Scheme:
-    """FP8 of transformers (DeepSeek, Qwen) in blocks, and of vLLM with a scale for each weight or output."""
+    """FP8 of transformers in blocks, and of vLLM with a scale for each weight or output."""
     if (experts := config.get("expert_dtype", "fp8")) != "fp8":
         raise _unknown(where, f"fp8 with expert_dtype={experts!r}")
     stated = config.get("weight_block_size")
