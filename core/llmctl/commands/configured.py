@@ -25,7 +25,7 @@ from llmctl.commands.renamed import Renamed
 from llmctl.config import file, schema
 from llmctl.errors import require_installed
 from llmctl.jobs import lengths
-from llmctl.jobs.paths import LOGS
+from llmctl.jobs.paths import LOGS, settings_of_restart
 from llmctl.parallel import launch, rank
 from llmctl.parallel.arrangement import least_size
 from llmctl.parallel.machines.start import Options, Start, check_restarts, decide
@@ -119,6 +119,8 @@ def _train(job: CheckedJob[Any], console: Console) -> int:
             code = 0
         except Interrupted as stop:
             code = stop.exit_code
+            if stop.step is None:
+                rank.stop(str(stop), code)
     if this:
         rank.leave(code)
     return code
@@ -132,7 +134,8 @@ def _launch(job: CheckedJob[Any], start: Start, restarts: int, as_json: bool, sa
     options = [name for name, is_set in given.items() if is_set]
     command = ["--model", job.model.plugin.card.name, job.command, "/dev/stdin", *options]
     config = schema.to_yaml(job.config, "")
-    return launch.run(command, start.devices, job.output / LOGS, restarts, start.nodes, alike.named(job), config)
+    again = settings_of_restart(job.output, job.config.output)
+    return launch.run(command, start.devices, job.output / LOGS, restarts, start.nodes, alike.named(job), config, again)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from llmctl import plugins
@@ -20,6 +20,8 @@ STAGING = Path("/dev/shm")
 """A folder in memory, into which ``output.async_save`` writes checkpoints first."""
 LOCK = ".lock"
 """The file in an output folder that says which process writes there; it exists during a run."""
+CONFIG = "config.yaml"
+"""The file in an output folder that has the configuration."""
 LOGS = "logs"
 """The folder in an output folder that has what ranks other than 0 print."""
 
@@ -130,6 +132,32 @@ def output_folder(settings: common.OutputConfig, needed: Mapping[str, Path]) -> 
         warnings.warn(f"nothing to resume in {folder}; the run starts from the beginning", UserWarning, stacklevel=2)
     check_writable(folder)
     return folder
+
+
+def settings_of_restart(folder: Path, settings: common.OutputConfig) -> Callable[[], list[str]]:
+    """Called before a run, and the result after it failed: options that make the next start continue what it has written.
+
+    None if it was to overwrite an earlier run and had not yet begun to write: there would be only that one to continue.
+
+    Args:
+        folder: The output folder.
+        settings: The section ``output``.
+    """
+    before = _mark(folder)
+
+    def options() -> list[str]:
+        begun = not settings.overwrite or _mark(folder) not in (before, None)
+        return ["--set", "output.resume=true", "--set", "output.overwrite=false"] if begun else []
+
+    return options
+
+
+def _mark(folder: Path) -> tuple[int, int] | None:
+    """Identifies the file that a run writes first, once an earlier one is deleted; None = it does not exist."""
+    with contextlib.suppress(OSError):
+        found = (folder / CONFIG).stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -83,25 +83,27 @@ def run(
     nodes: Nodes = ALONE,
     facts: Mapping[str, str] = NO_FACTS,
     text: str = "",
+    again: Callable[[], Sequence[str]] = list,
 ) -> int:
     """Runs a command of llmctl as ranks, rank 0 on this terminal and the others with logs; returns the exit code.
 
     Args:
-        command: Arguments of llmctl; those that continue a run are added when it is started again.
+        command: Arguments of llmctl.
         devices: The processes.
         logs: Folder of the files ``rank-N.log``; None = the end of a rank's output is shown if it fails.
         restarts: How often all ranks are started again, from the newest checkpoint, after one failed.
         nodes: The machines; each has a launcher.
         facts: What must be the same on all machines, by name.
         text: What each rank reads from its standard input.
+        again: Gives the arguments that are added when ranks are started again.
 
     Raises:
         ConfigError: The machines do not meet, or differ, or this one has no such network interface.
     """
     check_interface(nodes.interface)
+    facts = {**facts, "--max-restarts": str(restarts)}
     for done in range(restarts + 1):
-        again = ["--set", "output.resume=true", "--set", "output.overwrite=false"] if done else []
-        with Launch([*command, *again], devices, logs, done, nodes, facts, text) as launch:
+        with Launch([*command, *(again() if done else ())], devices, logs, done, nodes, facts, text) as launch:
             code = launch.follow()
             if code in FINAL or launch.signalled or done == restarts:
                 return code
@@ -161,7 +163,7 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
             except rendezvous.Stopped:
                 self._stack = stack.pop_all()
                 return self
-            ports = free_ports(self._devices.count + 1)
+            ports = stack.enter_context(held_ports(self._devices.count + 1))
             environments = rank_environments(self._devices, os.environ, ports, self._nodes)
             numbers = range(self._first, self._first + self._devices.count)
             self._outputs = [stack.enter_context(self._output(n)) if n else None for n in numbers]
@@ -255,9 +257,7 @@ class Launch(contextlib.AbstractContextManager["Launch"]):
             return self._say(reports[0])
         if killed:
             number, ended_by = killed[0]
-            self._print(
-                f"error: rank {number} was ended by signal {ended_by} ({signal.Signals(ended_by).name})", number
-            )
+            self._print(f"error: rank {number} was ended by signal {_name(ended_by)}", number)
             return 128 + ended_by
         if self.signalled:
             return next((code for code in self._ended.values() if code in INTERRUPTED), stopped)
@@ -365,8 +365,24 @@ def rank_environments(
 
 def free_ports(count: int) -> list[int]:
     """Ports of this machine that nobody listens on."""
+    with held_ports(count) as ports:
+        return ports
+
+
+@contextlib.contextmanager
+def held_ports(count: int) -> Iterator[list[int]]:
+    """Ports of this machine that the system gives to nobody else during the block; who is told one can listen there."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
+            # Paddle's stores set it too: they may take a port where nobody listens.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        yield [one.getsockname()[1] for one in sockets]
+
+
+def _name(number: int) -> str:
+    """A signal, for people."""
+    names = {one.value: f" ({one.name})" for one in signal.Signals}
+    why = ", as the system sends it where memory runs out" if number == signal.SIGKILL else ""
+    return f"{number}{names.get(number, '')}{why}"

@@ -178,6 +178,7 @@ def _lost(error: Exception) -> PeerLost | None:
 
 
 def _tell(reason: str, code: int, waits: bool) -> PeerLost | None:
+    """Tells the others; returns what another rank told before."""
     told = None
     for tell in ON_FAILURE:
         with contextlib.suppress(Exception):
@@ -185,11 +186,21 @@ def _tell(reason: str, code: int, waits: bool) -> PeerLost | None:
     return told
 
 
+def stop(text: str, code: int) -> None:
+    """Makes the other ranks stop waiting for this one, which ends although it did not fail.
+
+    Args:
+        text: Why.
+        code: Its exit code, which becomes theirs.
+    """
+    _tell(text, code, True)
+
+
 def leave(code: int) -> None:
     """Ends this process at once: paddle's teardown waits for ranks that are gone."""
-    streams.flush(code)
+    flushed = streams.flush(code)
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code or flushed)
 
 
 def _leave(report: Report) -> None:

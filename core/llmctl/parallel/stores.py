@@ -48,9 +48,11 @@ def own(key: str, common: Any, holds: bool) -> Any:
         return _opened(host, int(port), False)
     host = os.environ["PADDLE_CURRENT_ENDPOINT"].rpartition(":")[0]
     with socket.socket() as free:
+        # The port is held until the store, which sets this too, listens there.
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind((host, 0))
         number = free.getsockname()[1]
-    store = _opened(host, number, True)
+        store = _opened(host, number, True)
     common.set(key, f"{host}:{number}".encode())
     return store
 

@@ -11,11 +11,12 @@ from llmctl.io.atomic import atomic_file, explain_os_errors, remove_leftovers
 from llmctl.jobs.added_tokens import BASE
 from llmctl.jobs.job import CheckedJob
 from llmctl.jobs.loggers import PACKAGES
+from llmctl.jobs.paths import CONFIG
 from llmctl.train.callbacks.tensor_stats import FILE as STATISTICS
 from llmctl.train.methods.dpo_reference import FILE as REFERENCE
 
 LEFTOVERS = (
-    "config.yaml",
+    CONFIG,
     "run.json",
     "metrics.jsonl",
     "curve.svg",
@@ -55,5 +56,5 @@ def open_output(job: CheckedJob[Any], start: Path | None) -> None:
                     path.unlink(missing_ok=True)
         if start is None:
             (output / "metrics.jsonl").unlink(missing_ok=True)
-        with atomic_file(output / "config.yaml") as file:
+        with atomic_file(output / CONFIG) as file:
             file.write_text(schema.to_yaml(job.config, header), encoding="utf-8")

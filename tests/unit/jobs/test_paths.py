@@ -2,8 +2,9 @@ import pytest
 
 from llmctl.config.common import OutputConfig
 from llmctl.errors import ConfigError, FileError
+from llmctl.io.atomic import atomic_file
 from llmctl.io.lock import hold
-from llmctl.jobs.paths import LOCK, hold_output, output_folder
+from llmctl.jobs.paths import CONFIG, LOCK, hold_output, output_folder, settings_of_restart
 
 FRESH, RESUME, OVERWRITE = OutputConfig(), OutputConfig(resume=True), OutputConfig(overwrite=True)
 
@@ -58,3 +59,25 @@ def test_a_folder_where_another_rank_tries_to_write_is_empty(tmp_path):
     (output / "report.html").touch()
     with pytest.raises(ConfigError, match="is not empty"):
         output_folder(OutputConfig(dir=str(output)), {})
+
+
+@pytest.mark.parametrize(("settings", "begun"), [(FRESH, True), (RESUME, True), (OVERWRITE, False)])
+def test_a_run_that_is_started_again_continues_itself_and_not_one_that_it_was_to_overwrite(tmp_path, settings, begun):
+    config, resumes = tmp_path / CONFIG, ["--set", "output.resume=true", "--set", "output.overwrite=false"]
+    config.write_text("the earlier run")
+    options = settings_of_restart(tmp_path, settings)
+    assert options() == (resumes if begun else [])
+    # Deleting the earlier run was interrupted.
+    config.unlink()
+    assert options() == (resumes if begun else [])
+    with atomic_file(config) as file:
+        file.write_text("the earlier run")
+    assert options() == resumes
+
+
+def test_a_run_in_a_new_folder_that_is_started_again_continues_what_it_wrote(tmp_path):
+    options = settings_of_restart(tmp_path / "new", OVERWRITE)
+    assert options() == []
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / CONFIG).write_text("")
+    assert options()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -11,7 +12,7 @@ import pytest
 
 from llmctl.errors import ConfigError
 from llmctl.parallel import launch
-from llmctl.parallel.launch import Devices, Launch, parse_devices, rank_environments
+from llmctl.parallel.launch import Devices, Launch, held_ports, parse_devices, rank_environments
 from llmctl.parallel.machines.nodes import Nodes
 
 REPORT = """
@@ -24,11 +25,11 @@ number = int(os.environ[NUMBER])
 """
 
 
-def follow(tmp_path, monkeypatch, program, count=2, restarts=0, grace=0.5):
+def follow(tmp_path, monkeypatch, program, count=2, restarts=0, grace=0.5, **options):
     """The launcher's exit code with this program in place of llmctl."""
     monkeypatch.setattr(launch, "GRACE", grace)
     monkeypatch.setattr(Launch, "PROGRAM", (sys.executable, "-c", program))
-    return launch.run([], Devices(count), tmp_path / "logs", restarts)
+    return launch.run([], Devices(count), tmp_path / "logs", restarts, **options)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +119,10 @@ def test_each_rank_reads_the_text_and_nothing_is_written_but_the_logs(tmp_path, 
 
 def test_without_logs_the_output_of_a_rank_that_fails_is_shown(monkeypatch, capfd):
     monkeypatch.setattr(launch, "GRACE", 0.5)
-    program = REPORT + "print('before the end', flush=True)\nos.kill(os.getpid(), 9) if number else time.sleep(60)"
+    program = REPORT + "print('before the end', flush=True)\nos.kill(os.getpid(), 15) if number else time.sleep(60)"
     monkeypatch.setattr(Launch, "PROGRAM", (sys.executable, "-c", program))
-    assert launch.run([], Devices(2)) == 137
-    assert capfd.readouterr().err == "before the end\nerror: rank 1 was ended by signal 9 (SIGKILL)\n"
+    assert launch.run([], Devices(2)) == 143
+    assert capfd.readouterr().err == "before the end\nerror: rank 1 was ended by signal 15 (SIGTERM)\n"
 
 
 def test_a_rank_that_is_killed_is_named_with_its_signal(tmp_path, monkeypatch, capfd):
@@ -130,11 +131,34 @@ def test_a_rank_that_is_killed_is_named_with_its_signal(tmp_path, monkeypatch, c
     assert "rank 1 was ended by signal 9 (SIGKILL)" in capfd.readouterr().err
 
 
+def test_a_signal_without_a_name_is_told_by_its_number(tmp_path, monkeypatch, capfd):
+    number = signal.SIGRTMIN + 1
+    program = REPORT + f"os.kill(os.getpid(), {number}) if number else time.sleep(60)"
+    assert follow(tmp_path, monkeypatch, program) == 128 + number
+    assert f"rank 1 was ended by signal {number} (its output" in capfd.readouterr().err
+
+
+def test_a_held_port_is_given_to_nobody_but_who_knows_it():
+    with (
+        held_ports(2) as (port, other),
+        socket.socket() as stranger,
+        socket.socket() as store,
+        socket.socket() as guest,
+    ):
+        assert port != other
+        with pytest.raises(OSError, match="in use"):
+            stranger.bind(("127.0.0.1", port))
+        store.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        store.bind(("127.0.0.1", port))
+        store.listen()
+        guest.connect(("127.0.0.1", port))
+
+
 def test_what_other_ranks_report_does_not_hide_one_that_was_killed(tmp_path, monkeypatch, capfd):
     program = REPORT + "os.kill(os.getpid(), 9) if number else fail(RuntimeError('connection reset'))"
     assert follow(tmp_path, monkeypatch, program, grace=60) == 137
     said = capfd.readouterr().err
-    assert "rank 1 was ended by signal 9 (SIGKILL)" in said and "Traceback" not in said
+    assert "rank 1 was ended by signal 9 (SIGKILL), as the system sends it" in said and "Traceback" not in said
 
 
 def test_a_rank_that_hangs_is_named_and_its_log_says_where(tmp_path, monkeypatch, capfd):
@@ -157,15 +181,15 @@ fail(PeerLost('timeout'))
     assert "stuck_here" in (tmp_path / "logs" / "rank-1.log").read_text()
 
 
-def test_after_a_failure_all_ranks_start_again_and_are_told_to_resume(tmp_path, monkeypatch, capfd):
+def test_after_a_failure_all_ranks_start_again_with_further_arguments(tmp_path, monkeypatch, capfd):
     program = REPORT + (
         f"import sys; open({str(tmp_path)!r} + f'/{{number}}-{{os.environ[RESTARTS]}}', 'w').write(' '.join(sys.argv[1:]))\n"
         "fail(ValueError('boom')) if os.environ[RESTARTS] == '0' else None"
     )
-    assert follow(tmp_path, monkeypatch, program, restarts=2, grace=20) == 0
+    assert follow(tmp_path, monkeypatch, program, restarts=2, grace=20, again=lambda: ["--resume", "now"]) == 0
     assert "restart 1 of 2" in capfd.readouterr().err
     assert (tmp_path / "1-0").read_text() == ""
-    assert (tmp_path / "1-1").read_text() == "--set output.resume=true --set output.overwrite=false"
+    assert (tmp_path / "1-1").read_text() == "--resume now"
     assert not (tmp_path / "0-2").exists()
 
 

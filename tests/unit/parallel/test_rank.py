@@ -96,3 +96,8 @@ def test_a_mistake_that_a_rank_finds_itself_is_its_own(told):
     told.before = PeerLost("rank 1 failed: killed", 1, KNOWN)
     with pytest.raises(ConfigError), rank.reporting(Rank(0, 2)):
         raise ConfigError("no data")
+
+
+def test_the_others_are_told_of_a_rank_that_a_signal_ends(told):
+    rank.stop("interrupted by SIGTERM", 143)
+    assert told == [("interrupted by SIGTERM", 143, True)]

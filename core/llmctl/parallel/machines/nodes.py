@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import socket
+import struct
+import sys
 from dataclasses import dataclass
 
 from llmctl.errors import ConfigError
@@ -126,16 +129,51 @@ def bound(host: str, port: int) -> socket.socket:
     return one
 
 
+def check_ipv4(host: str, where: str) -> None:
+    """Checks that a name has an IPv4 address; one that nobody knows, perhaps not yet, passes.
+
+    Args:
+        host: The name.
+        where: Where it is given, for messages.
+
+    Raises:
+        ConfigError: It has IPv6 addresses only.
+    """
+    with contextlib.suppress(OSError):
+        if socket.AF_INET not in {family for family, *_ in socket.getaddrinfo(host, None)}:
+            raise ConfigError(
+                f"{where}: {host} has an IPv6 address only, which does not work; give an IPv4 address, or a name that has one"
+            )
+
+
+def _address_of(interface: str, one: socket.socket) -> str:
+    """The IPv4 address of a network interface.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    import fcntl
+
+    try:
+        # SIOCGIFADDR of Linux: a struct ifreq of the name, filled with a struct sockaddr_in.
+        found = fcntl.ioctl(one, 0x8915, struct.pack("256s", interface.encode()[:15]))
+    except OSError:
+        raise ConfigError(f"--interface {interface} has no IPv4 address; choose another one") from None
+    return socket.inet_ntoa(found[20:24])
+
+
 def own_address(nodes: Nodes) -> str:
     """The address by which other machines reach this one; ``127.0.0.1`` where there are none.
 
     Raises:
-        ConfigError: The address of machine 0 is not known.
+        ConfigError: The address of machine 0 is not known, or the interface has none.
     """
     if nodes.count == 1:
         return "127.0.0.1"
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            if nodes.interface and sys.platform == "linux":
+                return _address_of(nodes.interface, one)
             # Nothing is sent: the system chooses the address that it would send from.
             one.connect((nodes.host, nodes.port))
             return str(one.getsockname()[0])

@@ -18,7 +18,7 @@ from typing import Any
 
 from llmctl.errors import ConfigError
 from llmctl.io.json_object import parse_json
-from llmctl.parallel.machines.nodes import Nodes, bound, parse_master
+from llmctl.parallel.machines.nodes import Nodes, bound, check_ipv4, parse_master
 from llmctl.parallel.rank import Rank
 
 WAIT, POLL, TURN = 300.0, 0.2, 5.0
@@ -49,9 +49,10 @@ def meet(
         kind: What meets, for messages.
 
     Raises:
-        ConfigError: A machine did not come or cannot be reached, the port is in use, or facts differ.
+        ConfigError: A machine did not come or cannot be reached, the address is IPv6's, the port is in use, or facts differ.
         Stopped: A signal came.
     """
+    check_ipv4(nodes.host, f"--master {nodes.place}")
     deadline = time.monotonic() + wait
     if nodes.number == 0:
         _receive_all(nodes, facts, stopped, deadline, wait, kind)

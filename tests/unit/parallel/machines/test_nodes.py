@@ -1,11 +1,12 @@
 """Several machines: their options, and where they meet."""
 
 import socket
+import sys
 
 import pytest
 
 from llmctl.errors import ConfigError
-from llmctl.parallel.machines.nodes import Nodes, check_interface, make_nodes, own_address
+from llmctl.parallel.machines.nodes import Nodes, check_interface, check_ipv4, make_nodes, own_address
 
 
 def test_one_machine_needs_nothing():
@@ -46,3 +47,28 @@ def test_a_network_interface_that_the_machine_has_not_is_named():
         ConfigError, match="--interface nope0: this machine has no such network interface; use one of .*"
     ):
         check_interface("nope0")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="addresses of interfaces are asked for as Linux tells them")
+def test_the_address_of_a_machine_is_that_of_the_interface():
+    assert own_address(Nodes(2, 0, "192.0.2.1", 6170, "lo")) == "127.0.0.1"
+    with pytest.raises(ConfigError, match="--interface nope0 has no IPv4 address"):
+        own_address(Nodes(2, 0, "192.0.2.1", 6170, "nope0"))
+
+
+@pytest.mark.parametrize(
+    ("families", "works"),
+    [([socket.AF_INET6], False), ([socket.AF_INET6, socket.AF_INET], True), ([socket.AF_INET], True), ([], True)],
+)
+def test_a_name_of_an_ipv6_address_only_is_refused(families, works, monkeypatch):
+    def addresses(host, port):
+        if not families:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return [(family, 0, 0, "", ()) for family in families]
+
+    monkeypatch.setattr(socket, "getaddrinfo", addresses)
+    if works:
+        check_ipv4("node1", "--master node1:6170")
+    else:
+        with pytest.raises(ConfigError, match="--master node1:6170: node1 has an IPv6 address only"):
+            check_ipv4("node1", "--master node1:6170")
