@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from kit.families import CASES
 from kit.quantized_models import Quantized, gptq
 
 from llmctl import plugins
 from llmctl.adapters import folder as folders
+from llmctl.adapters import targets
 from llmctl.adapters.adapter import Adapter, LoraWeights
 from llmctl.adapters.attach import adapted_model, load_adapted, merged_model
 from llmctl.adapters.folder import open_adapter
@@ -33,9 +35,10 @@ from llmctl.infer.options import EngineOptions
 from llmctl.infer.packed.folder import open_packed, save_packed
 from llmctl.infer.select import open_backend
 from llmctl.quant.linear import QuantizedLinear
+from llmctl.testing.tiny import write_model
 
 GOLDENS = Path(__file__).resolve().parents[2] / "goldens" / "adapter_modules"
-CASES = sorted(path.name for path in GOLDENS.iterdir())
+NAMES = sorted(path.name for path in GOLDENS.iterdir())
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def edit(adapter, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_model_with_the_adapter_has_the_logits_of_peft(name):
     ids, expected = golden(name)
     model, opened = load_adapted(GOLDENS / name / "adapter")
@@ -79,7 +82,7 @@ def test_the_model_with_the_adapter_has_the_logits_of_peft(name):
     assert np.abs(plain - expected[..., :rows]).max() > 0.1
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_merged_model_has_the_logits_of_peft(name, tmp_path):
     ids, expected = golden(name)
     opened = open_adapter(GOLDENS / name / "adapter")
@@ -92,7 +95,7 @@ def test_the_merged_model_has_the_logits_of_peft(name, tmp_path):
     assert {info.dtype for info in kept.values()} == {"bfloat16"}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_packed_weights_with_the_adapter_have_the_logits_of_peft(name, tmp_path):
     ids, expected = golden(name)
     opened = open_adapter(GOLDENS / name / "adapter")
@@ -104,7 +107,7 @@ def test_packed_weights_with_the_adapter_have_the_logits_of_peft(name, tmp_path)
     assert opened.plugin.card.dims_from_config(config, "config.json") == opened.dims
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_written_is_read_back(name, tmp_path):
     ids, expected = golden(name)
     opened = open_adapter(GOLDENS / name / "adapter")
@@ -130,6 +133,34 @@ def test_a_base_in_the_native_layout_is_changed_in_the_same_way(name, case, tmp_
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(found[..., 9], found[..., 2], atol=1e-6)
     assert np.ptp(found[..., 2:10], axis=-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.family}{'-tied' if case.dims.get('tied') else ''}")
+def test_every_family_takes_embeddings_of_more_tokens_and_an_untied_head(case, tmp_path):
+    plugin = plugins.load(case.family)
+    (tmp_path / "base").mkdir()
+    write_model(tmp_path / "base", plugin, case.dims)
+    dims = case.dims.replace(vocab=case.dims.vocab + 3, **({"tied": False} if "tied" in case.dims else {}))
+    rng = np.random.default_rng(1)
+    whole = {tensor.name: rng.normal(0, 0.3, tensor.shape).astype("f4")
+             for tensor in targets.modules_to_save(plugin, dims, ["embed_tokens", "lm_head"])}  # fmt: skip
+    path, linear = next(iter(targets.linears(plugin.card, dims).items()))
+    lora = LoraWeights(
+        *(rng.normal(0, 0.3, shape).astype("f4") for shape in ((linear.shape[0], 2), (2, linear.shape[1]))), 1.0
+    )
+    (tmp_path / "adapter").mkdir()
+    folders.write(tmp_path / "adapter", Adapter({path: lora}, base=str(tmp_path / "base"), tensors=whole), plugin, dims)
+    model, opened = load_adapted(tmp_path / "adapter")
+    assert opened.dims == dims and sorted(opened.own) == sorted(whole)
+    state = model.state_dict()
+    for name, values in whole.items():
+        np.testing.assert_array_equal(state[name].numpy(), values)
+    merge(opened, tmp_path / "merged")
+    ids = case.arrays["input_ids"].copy()
+    ids[:, -3:] = [case.dims.vocab + new for new in range(3)]
+    merged, found, _ = load_model(tmp_path / "merged", case.family)
+    assert found.vocab == dims.vocab
+    np.testing.assert_allclose(logits(merged, ids), logits(model, ids), rtol=1e-3, atol=2e-4)
 
 
 def test_an_adapter_over_codes_has_tensors_of_its_own_too(tmp_path):
