@@ -90,10 +90,12 @@ class OpenedAdapter:
             UnsupportedError: It has tensors of its own; the message says how to merge it.
         """
         if self.own:
-            base = "FLOAT_MODEL" if (self.base / PACKED).is_file() else self.base
+            base = f"--base {self.base} "
+            if (self.base / PACKED).is_file():  # nothing is merged into packed weights
+                base = "" if base_name(self.folder) else "--base MODEL "
             raise UnsupportedError(
                 f"the adapter {name} has tensors of its own ({', '.join(self.own)}), which packed weights and models that several "
-                f"adapters share do not take; merge it, and use the result as the model: llmctl merge {self.folder} --base {base} "
+                f"adapters share do not take; merge it, and use the result as the model: llmctl merge {self.folder} {base}"
                 "--output MERGED"
             )
 

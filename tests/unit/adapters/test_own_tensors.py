@@ -199,6 +199,9 @@ def test_one_of_several_adapters_has_no_tensors_of_its_own(case):
     base = packed_model(opened.base, opened.plugin, opened.base_dims, Packing())
     with pytest.raises(UnsupportedError, match=command):
         add_adapters(base, opened.plugin, opened.base_dims, opened)
+    save_packed(base, adapter.parent / "packed", opened.base, opened.plugin)
+    with pytest.raises(UnsupportedError, match=rf"merge it.*: llmctl merge {adapter} --output MERGED"):
+        open_backend(adapter.parent / "packed", options=EngineOptions(adapter=adapter))
 
 
 def rewrite(adapter, **changes):
