@@ -115,6 +115,8 @@ REFUSALS = {
         ["train.warmup_ratio=0.9", "train.decay_steps=2"],
         "must be above the 2 warm-up steps of train.warmup_r",
     ),
+    "too long": ([f"train.max_steps={10**23}"], f"train.max_steps={10**23} asks for more samples"),
+    "too many": ([f"train.test_iters={10**400}"], "than can be counted; lower it, or the batch size"),
     "interval": (["train.recompute_interval=2"], "train.recompute_interval has no effect with train.recompute=none"),
     "constant": (["train.schedule=constant", "train.decay_steps=2"], "train.decay_steps has no effect with train.sch"),
     "constant-end": (["train.schedule=constant", "train.min_learning_rate=0"], "train.min_learning_rate has no effect"),

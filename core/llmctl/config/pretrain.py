@@ -88,7 +88,7 @@ class PretrainConfig:
         """Number of samples that a run reads from each split; 0 for a split of weight 0.
 
         Raises:
-            DataError: ``data.split`` is not valid.
+            DataError: ``data.split`` is not valid, or there are more tokens than integers count.
         """
         weights = parse_split(self.data.split or DEFAULT_SPLITS[0])
         train = self.train
@@ -97,8 +97,18 @@ class PretrainConfig:
             "valid": train.eval_iters * train.eval_batch_size,
             "test": train.test_iters * train.eval_batch_size,
         }
+        name, most = max(counts.items(), key=lambda one: one[1])
+        if most * self.data.seq_length > MOST_TOKENS:
+            key = "max_steps" if name == "train" else "eval_iters" if name == "valid" else "test_iters"
+            raise DataError(
+                f"train.{key}={getattr(train, key)} asks for more samples of data.seq_length={self.data.seq_length} tokens than can be "
+                "counted; lower it, or the batch size"
+            )
         return {name: counts[name] if weight else 0 for name, weight in zip(SPLITS, weights, strict=True)}
 
+
+MOST_TOKENS = 2**63 - 1
+"""Tokens that an index of samples counts."""
 
 SPLITS = ("train", "valid", "test")
 DEFAULT_SPLITS = ("949,50,1", "949,50,0", "1,0,0")
