@@ -226,6 +226,12 @@ def test_accumulation_and_packing_equal_one_big_batch(model, loss):
             np.testing.assert_allclose(gradient, expected[name], atol=1e-11 * max(1, np.abs(expected[name]).max()))
 
 
+def test_without_a_reference_a_reward_is_beta_times_the_log_probability(model):
+    found = task_of(6, dev=pair_rows.rows_of(pairs(), "none", 40)).evaluate(model)
+    for name in ("chosen", "rejected"):
+        assert found[f"rewards/{name}"] == pytest.approx(0.2 * found[f"logps/{name}"], rel=1e-12)
+
+
 def test_an_evaluation_is_the_mean_over_pairs(model):
     rows = pair_rows.rows_of(pairs(), "first-come", 30)
     found = task_of(6, dev=rows).evaluate(model)
