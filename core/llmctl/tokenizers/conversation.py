@@ -115,7 +115,7 @@ class Conversation:
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """User texts and answers, where these are all messages behind the system prompt.
+        """User texts and answers, where these are all messages after the system prompt.
 
         Raises:
             ValueError: The conversation holds something else.
@@ -138,7 +138,7 @@ class Conversation:
             if message.more:
                 return "tool calls" if "tool_calls" in message.more else f"the key {next(iter(message.more))!r}"
         if "system" in roles or len(self.messages) - len(roles) > 1:
-            return "several system prompts, or one behind the first message"
+            return "several system prompts, or one after the first message"
         if roles != [("user", "assistant")[index % 2] for index in range(len(roles))]:
             twice = next((role for role, after in zip(roles, roles[1:], strict=False) if role == after), None)
             return f"consecutive messages of the role {twice}" if twice else "an answer before any user message"
@@ -147,7 +147,7 @@ class Conversation:
     def turn_starts(self) -> list[int]:
         """Index of the message that begins each turn.
 
-        A turn is what a user says, and everything up to the next user message behind an answer: tool calls and their results
+        A turn is what a user says, and everything up to the next user message after an answer: tool calls and their results
         stay together. Leading system messages belong to no turn.
         """
         head = len(self.messages) - len(self._body)
@@ -223,7 +223,7 @@ class Conversation:
 
     @property
     def _body(self) -> tuple[Message, ...]:
-        """The messages behind leading system messages, of which plain turns have one at most."""
+        """The messages after leading system messages, of which plain turns have one at most."""
         first = next((i for i, message in enumerate(self.messages) if message.role != "system"), len(self.messages))
         return self.messages[first:]
 

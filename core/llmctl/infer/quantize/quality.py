@@ -1,4 +1,4 @@
-"""How far the quantized model is from the float one, from what both streams hold behind the last layer.
+"""How far the quantized model is from the float one, from what both streams hold after the last layer.
 
 Shape suffixes: S tokens of a window, D hidden, V vocabulary.
 """
@@ -23,7 +23,7 @@ def compare(streams: Streams, exact: PackedModel, quantized: PackedModel) -> tup
     """Measures of the float and of the quantized model on the windows for checks; without tokens, if there are none.
 
     Args:
-        streams: The streams, behind the last layer.
+        streams: The streams, after the last layer.
         exact: The float model; its layers are not looked at.
         quantized: The quantized one.
     """

@@ -145,7 +145,7 @@ class Answer:
         return passed
 
     def _release(self) -> list[tuple[int, TokenLogprob]]:
-        """Log-probabilities of tokens whose text has been shown; those behind a stop string are dropped."""
+        """Log-probabilities of tokens whose text has been shown; those after a stop string are dropped."""
         if not self._held:
             return []
         whole = not self._filter.stopped and self._seen == self._shown
