@@ -123,7 +123,14 @@ def _no_weights(path: Path) -> str:
     if not others:
         return f"{path} holds no weights: {expected}"
     listed = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-    return f"{path} holds {len(others)} weight files ({listed}), but none with a known name: {expected}"
+    known = SAFETENSORS if others[0].endswith(".safetensors") else TORCH
+    remedy = (
+        f"; if that is the whole model, rename it to {known}"
+        if len(others) == 1 and others[0].endswith((".safetensors", ".bin"))
+        else ""
+    )
+    files = f"{len(others)} weight file{'s' if len(others) > 1 else ''} ({listed})"
+    return f"{path} holds {files}, but none with a known name: {expected}{remedy}"
 
 
 def read_shards(index: Path, read_header: Callable[[Path], Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:

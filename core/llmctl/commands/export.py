@@ -115,9 +115,12 @@ def _check_merges(source: ModelSource) -> None:
     """A packed folder has no place for an adapter of every prompt that is not merged."""
     from llmctl.adapters.adapter import Adapter
 
-    if source.scheme is not None and source.adapted is not None and isinstance(source.adapted.adapter, Adapter):
+    scheme, adapted = source.scheme, source.adapted
+    if scheme is None or adapted is None or not isinstance(adapted.adapter, Adapter):
+        return
+    if not (scheme.floats and adapted.quantized):
         raise ConfigError(
-            f"{source.folder} has {source.scheme}, into which an adapter is not merged; export the folder alone, and give its packed "
+            f"{source.folder} has {scheme}, into which an adapter is not merged; export the folder alone, and give its packed "
             "folder the adapter: llmctl generate PACKED --adapter FOLDER; or merge them into a float model with llmctl merge"
         )
 

@@ -312,6 +312,15 @@ def test_shards_without_an_index_are_refused(tmp_path):
         open_folder(tmp_path)
 
 
+def test_one_file_of_another_name_may_be_renamed(tmp_path):
+    """As AutoGPTQ wrote."""
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "gptq_model-4bit-128g.safetensors")
+    with pytest.raises(
+        CheckpointError, match="holds 1 weight file .*; if that is the whole model, rename it to model.safetensors"
+    ):
+        open_folder(tmp_path)
+
+
 def test_folders_without_weights_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds no weights: expected model.safetensors"):
         open_folder(tmp_path)
