@@ -24,6 +24,9 @@ KEYS = (KEY, FORMER_KEY)
 OWN_BITS = "quantization_bit"
 """Key of models whose own code packs the weights, not 0."""
 
+MLX = "quantization"
+"""Key of models that MLX has quantized, an object."""
+
 DECIDE = ("quant_method", "bits", "group_size", "checkpoint_format")
 """Settings that decide what codes stand for."""
 
@@ -88,13 +91,15 @@ def plain_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_own_bits(config: Mapping[str, Any], where: str) -> None:
-    """Refuses weights that a model's own code packed.
+    """Refuses weights that a model's own code packed, or MLX.
 
     Raises:
         ConfigError: They are.
     """
     if bits := config.get(OWN_BITS):
         raise _unknown(where, f"{OWN_BITS}={bits!r}, a layout of its own code")
+    if isinstance(config.get(MLX), dict):
+        raise _unknown(where, f"{MLX}={config[MLX]!r}, the layout of MLX")
 
 
 def read_scheme(config: Any, where: str) -> Scheme:
@@ -114,10 +119,13 @@ def read_scheme(config: Any, where: str) -> Scheme:
         "fbgemm_fp8": _fbgemm, "modelopt": _modelopt, "modelopt_fp4": _modelopt, "auto-round": _auto_round,
         "intel/auto-round": _auto_round,
     }  # fmt: skip
+    if isinstance(config.get(KEY), dict):
+        config = {**config, **config[KEY]}  # as early llm-compressor nested it
     settings = plain_settings(config)
-    method = settings.get("quant_method", _method_of(config))
-    if not isinstance(method, str) or method not in readers:
-        raise _unknown(where, f"quant_method={method!r}")
+    stated = settings.get("quant_method", _method_of(config))
+    method = stated.lower().replace("compressed_tensors", "compressed-tensors") if isinstance(stated, str) else ""
+    if method not in readers:
+        raise _unknown(where, f"quant_method={stated!r}")
     if key := next((key for key in ("kv_cache_scheme", "kv_cache_quant_algo") if settings.get(key)), ""):
         # It says nothing of weights. What is computed differs by the rounding of the cache, which --kv decides.
         warnings.warn(f"{where}: {key} is not used; keys and values are cached as --kv says", UserWarning, stacklevel=2)
@@ -188,7 +196,7 @@ def _pattern(target: str, where: str) -> str:
 
 
 def _gptq(config: Mapping[str, Any], where: str) -> Scheme:
-    form = config.get("checkpoint_format", "gptq")
+    form = "marlin" if config.get("is_marlin_format") else config.get("checkpoint_format", "gptq")
     if not isinstance(form, str) or form not in GPTQ_FORMATS:
         raise _unknown(where, f"gptq with checkpoint_format={form!r}")
     dynamic = config.get("dynamic") or {}

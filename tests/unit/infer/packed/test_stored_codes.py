@@ -174,6 +174,7 @@ def test_the_least_code_of_8_bits_is_kept(tmp_path):
         ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "no config_groups of weights"),
         ({"bits": 5}, "gptq with bits=5"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format='marlin'"),
+        ({"is_marlin_format": True}, "checkpoint_format='marlin'"),
         ({"dynamic": {"+:.*down_proj": {"bits": 5}}}, "gptq with bits=5, .* .the settings of '.:..down_proj'"),
         (
             {"dynamic": {"+:.*(down_proj": {"bits": 8}}},
@@ -248,11 +249,12 @@ def test_old_settings_beside_config_json_are_read(tmp_path):
     "settings",
     [
         {"quant_method": "gptq", "dynamic": {"-:.*lm_head": {}, "+:.*down_proj": {"group_size": 32}}},
+        {"quant_method": "GPTQ"},
         {"quant_method": None, "method": "gptq", "checkpoint_format": None, "format": "gptq", "pack_dtype": "int32"},
         {"quant_method": "auto-round", "checkpoint_format": None, "packing_format": "auto_round:auto_gptq", "data_type": "int",
          "extra_config": {"lm_head": {"bits": 16, "data_type": "float"}}},
     ],
-    ids=["dynamic", "names of GPTQModel", "AutoRound"],
+    ids=["dynamic", "in capitals", "names of GPTQModel", "AutoRound"],
 )  # fmt: skip
 def test_settings_of_gptq_in_the_words_of_other_tools_are_read(tmp_path, settings):
     config, tensors = gptq(4)
@@ -308,6 +310,25 @@ def test_weights_that_the_code_of_a_model_packed_are_refused_by_name(tmp_path):
         ConfigError, match="quantization_bit=4, a layout of its own code, which llmctl does not read. It reads gptq"
     ):
         open_model(folder, "auto", EngineOptions())
+
+
+def test_weights_of_mlx_are_refused_by_name(tmp_path):
+    folder = Quantized(tmp_path / "m", *gptq(4)).folder
+    content = json.loads((folder / "config.json").read_text())
+    content["quantization"] = content["quantization_config"] = {"group_size": 64, "bits": 4}
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ConfigError, match="quantization=.'group_size': 64, 'bits': 4., the layout of MLX, which llmctl does not read"
+    ):
+        open_model(folder, "auto", EngineOptions())
+
+
+@pytest.mark.parametrize("method", ["compressed-tensors", "compressed_tensors"])
+def test_settings_of_compressed_tensors_may_be_nested(tmp_path, method):
+    config, tensors = compressed("pack-quantized", 4, 32)
+    del config["quant_method"]
+    outer = {"quant_method": method, "quantization_config": config, "sparsity_config": {"format": "dense"}}
+    assert Quantized(tmp_path / "m", outer, tensors).check() == {"int4"}
 
 
 def test_codes_without_settings_are_told(tmp_path):
