@@ -87,7 +87,7 @@ class Mesh:
         seconds = hang_seconds if paddle.is_compiled_with_cuda() else min(hang_seconds, HANG_ON_CPUS)
         look, end = self._failures.look, partial(end_with, rank)
         watch.start(stores.connection, rank.number, rank.size, seconds, look=look, end=end)
-        with other_ranks("the start"), _silent():
+        with other_ranks("the start"), watch.waiting("the start", unlimited=True), _silent():
             for name in (*AXES, *EXPERTS):
                 self.axis(name)
 
@@ -219,11 +219,14 @@ class Mesh:
                 self._answer()
         self.barrier()
 
-    def all_gather_object(self, value: T) -> list[T]:
-        """The values of all ranks, of types that JSON has."""
-        values: list[T] = []
-        with other_ranks("an exchange of values"):
-            distributed.all_gather_object(values, value)
+    def all_gather_object(self, value: T, axis: Axis | None = None) -> list[T]:
+        """The values of all ranks, or of those of an axis, of types that JSON has."""
+        axis, values = axis or self.world, list[T]()
+        if axis.size == 1:
+            return [value]
+        what = f"an exchange of values over {axis.name}"
+        with other_ranks(what), watch.waiting(what):
+            distributed.all_gather_object(values, value, group=axis.group)
         return values
 
     def barrier(self) -> None:

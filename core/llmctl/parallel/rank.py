@@ -160,7 +160,9 @@ def end_with(rank: Rank, error: PeerLost) -> None:
     """
     if LAUNCHER in os.environ:
         _leave(Report(rank.number, f"error: {error}", error.code, error.cause, time.monotonic()))
-    print(f"error: {error}", file=sys.stderr)
+    # Where the main thread waits, and a thread calls this, Python's streams may be those that silence paddle.
+    with contextlib.suppress(OSError):
+        os.write(2, f"error: {error}\n".encode(errors="replace"))
     leave(error.code)
 
 

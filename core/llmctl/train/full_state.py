@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import paddle
 from numpy.typing import NDArray
-from paddle import distributed
 
 from llmctl.checkpoint.formats.dtypes import STORAGE, widen
 from llmctl.checkpoint.load import dtype_name
@@ -252,11 +251,9 @@ class FullState:
 
     def _heard(self, axis: Axis, value: Any) -> list[Any]:
         """What the ranks of an axis give, on those that rank 0 hears from."""
-        if axis.size == 1 or not self._gathers or (axis is not self._expert and self._mesh.number):
+        if not self._gathers or (axis is not self._expert and self._mesh.number):
             return [value]
-        values: list[Any] = []
-        distributed.all_gather_object(values, value, group=axis.group)
-        return values
+        return self._mesh.all_gather_object(value, axis)
 
     def _whole_shape(self, part: str, name: str, value: Any) -> tuple[int, ...]:
         parameter = self._parts[part].parameter(name)

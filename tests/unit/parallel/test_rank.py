@@ -65,9 +65,9 @@ def ends(error):
 
 
 @pytest.mark.parametrize("code", [1, 2, 143])
-def test_in_another_launchers_process_what_comes_from_other_ranks_is_one_line(code, told, capsys):
+def test_in_another_launchers_process_what_comes_from_other_ranks_is_one_line(code, told, capfd):
     assert ends(PeerLost("rank 1 failed: no data", code, KNOWN)) == code
-    assert capsys.readouterr().err == "error: rank 1 failed: no data\n"
+    assert capfd.readouterr().err == "error: rank 1 failed: no data\n"
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_the_others_are_told_why_a_rank_fails_and_its_exit_code(error, reason, c
 
 
 @pytest.mark.parametrize("error", [PeerLost("another rank did not come to a sum"), ValueError("connection reset")])
-def test_a_rank_that_was_cut_off_ends_as_the_one_that_told_why_it_failed(error, told, capsys):
+def test_a_rank_that_was_cut_off_ends_as_the_one_that_told_why_it_failed(error, told, capfd):
     told.before = PeerLost("rank 1 failed: output.dir is not shared", 2, KNOWN)
     assert ends(error) == 2
-    assert capsys.readouterr().err == "error: rank 1 failed: output.dir is not shared\n"
+    assert capfd.readouterr().err == "error: rank 1 failed: output.dir is not shared\n"
 
 
 def test_a_mistake_that_a_rank_finds_itself_is_its_own(told):

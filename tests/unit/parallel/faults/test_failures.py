@@ -10,7 +10,8 @@ import pytest
 from llmctl.parallel import collectives, rank, stores
 from llmctl.parallel.faults import watch
 from llmctl.parallel.faults.failures import HEARD, Failures
-from llmctl.parallel.rank import KNOWN
+from llmctl.parallel.rank import KNOWN, PeerLost
+from llmctl.parallel.topology import Topology
 from llmctl.testing.ranks import run_ranks
 
 
@@ -112,3 +113,49 @@ def test_a_wait_that_does_not_break_is_ended(monkeypatch):
     monkeypatch.setattr(watch, "AFTER", 0.2)
     monkeypatch.setattr("llmctl.parallel.mesh.end_with", lambda *_: None)
     assert run_ranks(2, _stays) == [("rank 1 failed: no data", 2), 1]
+
+
+def test_a_rank_that_waits_for_the_groups_of_the_start_hears_of_a_failure(monkeypatch, capfd):
+    """It waits in the store, for the address of a group that the other rank was to make, and not for 15 minutes."""
+    own = stores.own
+
+    def fails(key, common, holds):
+        if os.environ[rank.NUMBER] == "2" and holds:
+            rank._tell("no data", 2, False)
+            time.sleep(60)
+        return own(key, common, holds)
+
+    monkeypatch.setattr(stores, "own", fails)
+    monkeypatch.setattr(watch, "AFTER", 0.2)
+    monkeypatch.setattr("llmctl.testing.ranks.GRACE", 1.0)
+    # Ranks 0 and 1 have their groups; rank 3 waits for rank 2.
+    with pytest.raises(AssertionError):
+        run_ranks(4, lambda ranks: time.sleep(2), topology=Topology(data=2, tensor=2))
+    assert capfd.readouterr().err.count("error: rank 2 failed: no data") == 1
+
+
+def _exchanges(ranks):
+    """Rank 1 does not come to an exchange of values; what rank 0 waits in meanwhile, and then ends with."""
+    if ranks.rank.number == 1:
+        stores.connection().get("seen")
+        os._exit(0)
+    seen = []
+
+    def look():
+        while not watch.WAIT.what:
+            time.sleep(0.01)
+        seen.append(watch.WAIT.what)
+        stores.connection().set("seen", b"yes")
+
+    threading.Thread(target=look, daemon=True).start()
+    with pytest.raises(PeerLost) as lost:
+        ranks.all_gather_object(1, ranks.axis("data"))
+    print(seen, lost.value)
+    os._exit(0)
+
+
+def test_an_exchange_of_values_is_named_while_it_waits_and_when_it_breaks(capfd):
+    with pytest.raises(AssertionError, match="ended without an answer"):
+        run_ranks(2, _exchanges)
+    said = capfd.readouterr().out
+    assert "['an exchange of values over data'] another rank did not come to an exchange of values over data" in said
