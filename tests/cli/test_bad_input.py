@@ -76,7 +76,7 @@ def test_the_job_itself_is_valid(job):
         (["--set", "train.best_metric=exact_match"], "needs train.eval_generate=true"),
         (["--set", "train.best_metric=accuracy"], "needs held-out examples; set data.dev"),
         (["--set", "train.patience=2"], "train.patience=2 needs held-out examples; set data.dev"),
-        (["--set", "train.eval_generate=true"], "train.eval_generate=True needs held-out examples; set data.dev"),
+        (["--set", "train.eval_generate=true"], "train.eval_generate=true needs held-out examples; set data.dev"),
         (["--set", "train.recompute_interval=2"], "recompute_interval has no effect with train.recompute=none"),
         (
             ["--set", "train.schedule=constant", "--set", "train.min_lr_ratio=0.1"],

@@ -5,10 +5,12 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import click
 import pytest
 
 from llmctl import Dims, Family, nn, plugins
 from llmctl.card import slots
+from llmctl.cli import COMMANDS, cli
 
 CORE = Path(__file__).resolve().parents[2] / "core"
 FAMILIES = ("llama", "baichuan", "qwen", "mixtral", "mistral", "chatglm", "bloom", "gpt2", "gpt3", "gpt-2", "gpt-3")
@@ -158,3 +160,16 @@ def test_every_file_and_folder_on_the_architecture_page_exists(paragraph):
             absent.append(name)
         bases += {str(folder.relative_to(root)) for path in found for folder in (path, path.parent) if folder.is_dir()}
     assert not absent, absent
+
+
+def test_the_help_of_an_option_says_whether_it_takes_a_file_or_a_folder():
+    group = click.Context(cli)
+    commands = [cli.get_command(group, name) for name in COMMANDS]
+    every = [*commands, *(below for command in commands for below in getattr(command, "commands", {}).values())]
+    vague = [
+        f"{command.name} {option.opts[0]}"
+        for command in every
+        for option in command.params
+        if isinstance(option, click.Option) and not option.hidden and not option.metavar and option.type.name == "path"
+    ]
+    assert not vague

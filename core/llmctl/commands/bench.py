@@ -51,7 +51,9 @@ class NoEnd:
 @click.option(
     "--warm-up", type=click.IntRange(0), default=1, show_default=True, help="Warm-up rounds, reported separately."
 )
-@click.option("--output", "file", type=click.Path(path_type=Path), help="File of JSON for all measurements.")
+@click.option(
+    "--output", "file", metavar="FILE", type=click.Path(path_type=Path), help="File of JSON for all measurements."
+)
 @results
 @click.pass_context
 def command(ctx: click.Context, /, model: Path | None, random: str | None, file: Path | None, **given: Any) -> None:

@@ -107,7 +107,10 @@ command = results(
                 ["--rounds"], type=click.IntRange(1), default=5, show_default=True, help="Measured calls of each size."
             ),
             click.Option(
-                ["--output"], type=click.Path(path_type=Path), help="File for llmctl plan --measured, with all values."
+                ["--output"],
+                metavar="FILE",
+                type=click.Path(path_type=Path),
+                help="File for llmctl plan --measured, with all values.",
             ),
         ],
         help="Measure how fast devices exchange tensors, by operation and size: latency and bandwidth.",

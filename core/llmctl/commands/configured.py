@@ -207,11 +207,11 @@ def _parameters(recipe_help: str) -> list[click.Parameter]:
     }
     return [
         click.Argument(["config_file"], metavar="[CONFIG]", required=False, type=click.Path(path_type=Path)),
-        click.Option(["--recipe"], shell_complete=complete_recipe, help=recipe_help),
+        click.Option(["--recipe"], metavar="NAME", shell_complete=complete_recipe, help=recipe_help),
         click.Option(
             ["--set", "assignments"], multiple=True, metavar="a.b=c", shell_complete=complete_setting, help=SET
         ),
-        click.Option(["--output"], help="Output folder; the same as --set output.dir=FOLDER."),
+        click.Option(["--output"], metavar="FOLDER", help="Output folder; the same as --set output.dir=FOLDER."),
         *(Renamed([name], former=FORMER.get(name, ()), is_flag=True, help=text) for name, text in switches.items()),
         *device_options(),
         click.Option(

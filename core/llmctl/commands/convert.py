@@ -31,14 +31,19 @@ SHARD_SIZE = "5GB"
 @click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16", *QUANTIZED]), default="keep",
               show_default=True, help="Data type of the weights in TARGET; q8_0, q4_0 and q4_1 are codes of gguf, rounded to nearest.")  # fmt: skip
 @click.option(
-    "--max-shard-size", default=SHARD_SIZE, show_default=True, help="Maximum size of a weight file, e.g. 500MB."
+    "--max-shard-size",
+    metavar="SIZE",
+    default=SHARD_SIZE,
+    show_default=True,
+    help="Maximum size of a weight file, e.g. 500MB.",
 )
 @click.option(
     "--base",
+    metavar="FOLDER",
     type=click.Path(path_type=Path),
     help="If SOURCE is an adapter: folder of its base model, if it has moved.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="The same as TARGET.")
+@click.option("--output", metavar="PATH", type=click.Path(path_type=Path), help="The same as TARGET.")
 @click.option(
     "--check",
     cls=Renamed,

@@ -36,7 +36,9 @@ group.add_command(doctor)
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", "prefix", required=True, metavar="PREFIX", help="Writes PREFIX.bin and PREFIX.idx.")
 @model_option("Model whose tokenizer is used: a folder, or a name on a hub.")
-@click.option("--tokenizer", type=TokenizerFolder(), help="Folder of the tokenizer; the same as --model FOLDER.")
+@click.option(
+    "--tokenizer", metavar="FOLDER", type=TokenizerFolder(), help="Folder of the tokenizer; the same as --model FOLDER."
+)
 @click.option("--files", "kind", cls=Renamed, former=["--format"], type=click.Choice(["auto", "text", "jsonl", "csv", "parquet", "arrow"]), default="auto", show_default=True,
               help="Which files of a folder to read; auto = all.")  # fmt: skip
 @click.option("--documents", type=click.Choice(["blank-lines", "files"]), default="blank-lines", show_default=True,
@@ -122,6 +124,7 @@ def merge(prefixes: tuple[str, ...], target: str, overwrite: bool) -> None:
 @click.option("--doc", "number", type=click.IntRange(0), metavar="N", help="Show document N, counting from 0.")
 @click.option(
     "--tokenizer",
+    metavar="FOLDER",
     type=TokenizerFolder(),
     help="Folder of a tokenizer, to show the document as text; the same as --model FOLDER.",
 )

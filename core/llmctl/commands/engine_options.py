@@ -96,8 +96,8 @@ def adapter_options(command: Command) -> Command:
     """Options that apply an adapter to MODEL."""
     return _with(
         command,
-        click.option("--adapter", type=click.Path(path_type=Path), help="Folder of a LoRA adapter or prefix for MODEL."),
-        click.option("--base", type=click.Path(path_type=Path),
+        click.option("--adapter", metavar="FOLDER", type=click.Path(path_type=Path), help="Folder of a LoRA adapter or prefix for MODEL."),
+        click.option("--base", metavar="FOLDER", type=click.Path(path_type=Path),
                      help="If MODEL is an adapter: folder of its base model, if it has moved."),
         click.option("--allow-other-base", is_flag=True, help="Allow an adapter on a model that it was not trained on."),
     )  # fmt: skip

@@ -59,7 +59,7 @@ class Candidate:
 @model_option("The same as MODEL; or the family of the models.")
 @click.option("--text", "text_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Measure on this plain text, in overlapping windows.")  # fmt: skip
-@click.option("--data", "data_file", type=click.Path(exists=True, path_type=Path),
+@click.option("--data", "data_file", metavar="FILE", type=click.Path(exists=True, path_type=Path),
               help="Measure on the answers of these examples, in any format of fine-tuning data.")  # fmt: skip
 @click.option("--tasks", metavar="NAME,...",
               help="Run these tasks, groups or tags of lm-evaluation-harness; a pattern such as mmlu_* is several.")  # fmt: skip
@@ -79,7 +79,12 @@ class Candidate:
               help="Data type of the weights (fused); may be repeated, to compare them. [default: that of the checkpoint]")  # fmt: skip
 @click.option("--group", type=int, metavar="N", help="Quantization group size of int8 and int4 weights (fused).")
 @click.option("--kv", type=click.Choice(KV), help=f"Data type of the KV cache (fused). [default: {EXACT}]")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Folder of a LoRA adapter or prefix for every MODEL.")
+@click.option(
+    "--adapter",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Folder of a LoRA adapter or prefix for every MODEL.",
+)
 @click.option("--chat-template", default="auto", show_default=True, help="As data.chat_template.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context

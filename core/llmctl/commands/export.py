@@ -34,7 +34,7 @@ TEXTS = (
 @model_option("The same as MODEL; or the family of the model.")
 @click.option("--engine", type=click.Choice(["static", "fused"]), default="static", show_default=True,
               help="static: a paddle inference program; fused: packed weights for the fused engine.")  # fmt: skip
-@click.option("--output", "target", cls=Renamed, former=["--out"], required=True, type=click.Path(path_type=Path),
+@click.option("--output", "target", cls=Renamed, former=["--out"], required=True, metavar="FOLDER", type=click.Path(path_type=Path),
               help="Folder to write.")  # fmt: skip
 @click.option("--weights", type=click.Choice(WEIGHTS),
               help="Data type of the weights (fused; static: float32 for a quantized model). [default: as in the checkpoint]")  # fmt: skip

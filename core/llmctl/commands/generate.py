@@ -48,13 +48,17 @@ SHORT = 128
 @click.option("--adapter", "adapters", multiple=True, metavar="[NAME=]FOLDER",
               help="LoRA adapter or prefix for MODEL. Repeat with names to let each line of --input choose by its key `adapter` (fused).")  # fmt: skip
 @click.option(
-    "--base", type=click.Path(path_type=Path), help="If MODEL is an adapter: folder of its base model, if it has moved."
+    "--base",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="If MODEL is an adapter: folder of its base model, if it has moved.",
 )
 @click.option("--allow-other-base", is_flag=True, help="Allow an adapter on a model that it was not trained on.")
 @click.option("--prompt", "prompts", multiple=True, help="Prompt; may be repeated. - reads standard input.")
 @click.option(
     "--input",
     "input_file",
+    metavar="FILE",
     type=click.Path(path_type=Path),
     help="File of prompts, in any format of examples. - reads standard input.",
 )
@@ -73,7 +77,9 @@ SHORT = 128
     metavar="THEIRS=OURS",
     help="A key of --input that has another name in the format; may be repeated.",
 )
-@click.option("--output", "output_file", type=click.Path(path_type=Path), help="File for the answers to --input.")
+@click.option(
+    "--output", "output_file", metavar="FILE", type=click.Path(path_type=Path), help="File for the answers to --input."
+)
 @click.option("--chat", is_flag=True, help="Chat in the terminal, as llmctl chat does.")
 @click.option("--system", help="System prompt.")
 @click.option(

@@ -17,15 +17,28 @@ from llmctl.io.target import check_target, has_folders
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
 @model_option("Base model of the adapter, or its family.")
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write the merged model to.")
+@click.option(
+    "--output",
+    required=True,
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Folder to write the merged model to.",
+)
 @click.option(
     "--base",
+    metavar="FOLDER",
     type=click.Path(path_type=Path),
     help="Folder of the base model, if it has moved; the same as --model FOLDER.",
 )
 @click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16"]), default="keep",
               show_default=True, help="Data type of the weights; keep = that of the base model.")  # fmt: skip
-@click.option("--max-shard-size", default="5GB", show_default=True, help="Maximum size of a weight file, e.g. 500MB.")
+@click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    default="5GB",
+    show_default=True,
+    help="Maximum size of a weight file, e.g. 500MB.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing model in the folder.")
 @click.option("--verify", "check", is_flag=True, help="Compare the logits of the merged model with base + adapter.")
 @click.option("--allow-other-base", is_flag=True, help="Allow a base model that the adapter was not trained on.")

@@ -33,7 +33,9 @@ from llmctl.plugins.hookspecs import GROUP
     is_flag=True,
     help="List every tensor: name, shape, torch name, transpose, tensor-parallel split, slot.",
 )
-@click.option("--size", help="A size on the family's card; with --explain, show the numbers of all its layers.")
+@click.option(
+    "--size", metavar="NAME", help="A size on the family's card; with --explain, show the numbers of all its layers."
+)
 @click.option("--degree", type=click.IntRange(1), default=1, help="Tensor-parallel degree for --explain.")
 @click.option(
     "--matrix",

@@ -25,7 +25,11 @@ FILES = {
 @click.command()
 @click.argument("name")
 @click.option(
-    "--into", type=click.Path(path_type=Path), default=Path(), help="Parent folder. [default: the current one]"
+    "--into",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="Parent folder. [default: the current one]",
 )
 def command(name: str, into: Path) -> None:
     """Create the folder llmctl-NAME with a plugin for the model family NAME."""

@@ -25,7 +25,7 @@ class AnswerError(LlmctlError):
 
 @click.command()
 @click.argument("text")
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Address of the server.")
+@click.option("--url", metavar="URL", default="http://127.0.0.1:8000", show_default=True, help="Address of the server.")
 @click.option("--api-key", envvar="LLMCTL_API_KEY", show_envvar=True, help="Key that the server wants.")
 @click.option("--name", metavar="NAME", help="The model or adapter that answers. [default: the server's model]")
 @click.option("--system", metavar="TEXT", help="System prompt.")

@@ -44,7 +44,7 @@ SECTIONS = {
 )
 @click.option("--tls-certificate", type=click.Path(), metavar="FILE", help="Certificate for HTTPS, as PEM.")
 @click.option("--tls-key", type=click.Path(), metavar="FILE", help="Its private key, as PEM.")
-@click.option("--name", help="Name by which clients ask for the model. [default: that of its folder]")
+@click.option("--name", metavar="NAME", help="Name by which clients ask for the model. [default: that of its folder]")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of the kernels. [default: cores - 1]")
 @engine_options
 @click.option(

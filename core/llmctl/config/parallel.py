@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmctl.config.schema import changed_fields, option
+from llmctl.config.schema import changed_fields, option, shown
 from llmctl.errors import ConfigError
 from llmctl.io.sizes import parse_bytes
 
@@ -72,7 +72,7 @@ def check(parallel: ParallelConfig, train: Any) -> None:
     )
     for key, other, why in needs:
         if key in changed and other not in changed:
-            value = _shown(getattr(parallel, key))
+            value = shown(getattr(parallel, key))
             more = " (or 0, all devices)" if other == "sharding" else ""
             raise ConfigError(
                 f"parallel.{key}={value} needs parallel.{other} above 1{more}: {why}; set both, or neither"
@@ -103,10 +103,6 @@ def _check_chunks(parallel: ParallelConfig, passes: int) -> None:
         raise ConfigError(f"{given}: model chunks are balanced by their cost; leave out parallel.stages")
     if parallel.sharding_stage == 3:
         raise ConfigError(f"{given} does not combine with parallel.sharding_stage=3; use stage 1 or 2, or no chunks")
-
-
-def _shown(value: Any) -> Any:
-    return str(value).lower() if isinstance(value, bool) else value
 
 
 def degrees(parallel: ParallelConfig) -> Mapping[str, int]:

@@ -96,6 +96,11 @@ def changed_fields(section: Any) -> list[str]:
     ]
 
 
+def shown(value: Any) -> Any:
+    """A value of a field as YAML has it, for messages."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def to_yaml(config: Any, header: str = "") -> str:
     """A configuration as YAML, with the help text after each field; empty lists are commented out."""
     lines = [f"# {line}" for line in header.splitlines()]

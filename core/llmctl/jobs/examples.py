@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from llmctl.config.schema import shown
 from llmctl.data import reading
 from llmctl.data.files import Files, find_files, note_of
 from llmctl.errors import ConfigError
@@ -71,7 +72,7 @@ def read_data(config: Any, plugin: Plugin, make_reader: Callable[[str, Sequence[
     for key, off in (("best_metric", "eval_loss"), ("patience", 0), ("eval_generate", False)):
         value = getattr(config.train, key, off)
         if not dev and value != off:
-            raise ConfigError(f"train.{key}={value} needs held-out examples; set data.dev")
+            raise ConfigError(f"train.{key}={shown(value)} needs held-out examples; set data.dev")
     left_out = _left_out([one for entry in found for one in entry], dev_files)
     return Examples(train, dev, counts, [reader.summary(), *([left_out] if left_out else [])])
 
