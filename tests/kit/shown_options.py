@@ -7,10 +7,12 @@ import click
 import yaml
 
 from llmctl.cli import COMMANDS, cli
-from llmctl.config import dpo, finetune, pretrain, schema, serve
+from llmctl.commands import config_schema
+from llmctl.config import schema
 from llmctl.errors import LlmctlError
+from llmctl.jobs.registry import resolve
 
-CONFIGS = (finetune.FinetuneConfig, dpo.DpoConfig, pretrain.PretrainConfig, serve.ServeConfig)
+CONFIGS = [resolve(where) for where in config_schema.CONFIGS.values()]
 
 FIELDS = {cls: {row[0] for row in schema.describe(cls)} for cls in CONFIGS}
 
