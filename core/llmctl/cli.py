@@ -160,8 +160,19 @@ def _message(error: click.ClickException) -> str:
     if words[0].istitle() or words[0] == "Got":
         text = text[0].lower() + text[1:]
     ctx = getattr(error, "ctx", None)
+    if ctx and _has_settings(ctx.command) and (text.startswith("got unexpected") or _unlike_any(error)):
+        text += "; fields of the configuration are set with --set SECTION.KEY=VALUE, such as --set train.batch_size=4"
     hint = f"\n{ctx.command_path} --help lists arguments and options" if ctx else ""
     return f"error: {text}{hint}"
+
+
+def _has_settings(command: click.Command) -> bool:
+    return any("--set" in param.opts for param in command.params)
+
+
+def _unlike_any(error: click.ClickException) -> bool:
+    """Whether an option is not known, nor like one that is."""
+    return isinstance(error, click.NoSuchOption) and not error.possibilities
 
 
 def main(args: list[str] | None = None) -> None:

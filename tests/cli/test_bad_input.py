@@ -219,3 +219,44 @@ def test_index_that_names_an_absent_shard_is_refused(job):
 def test_a_missing_logger_is_refused_before_the_run(job, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     refused(job, "--set", "train.log_to=tensorboard", part=["tensorboardX", "pip install 'paddle-llmctl[tensorboard]'"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["finetune", "."],
+            ". is a folder, and a configuration is a file in YAML or JSON; a model's folder is given with --model",
+        ),
+        (["finetune", "empty.yaml"], "expected sections such as model: and data:, but it is empty"),
+        (["finetune", "list.yaml"], "expected sections such as model: and data:, but it holds a list"),
+        (["finetune", "config.yaml", "train.batch_size=3"], "set with --set SECTION.KEY=VALUE"),
+        (
+            ["finetune", "config.yaml", "--learning_rate", "3"],
+            "no such option '--learning_rate'; fields of the configuration are",
+        ),
+        (
+            ["finetune", "config.yaml", "--set", "train.learning_rate=1e400"],
+            "train.learning_rate=inf: must be a finite number",
+        ),
+        (
+            ["finetune", "config.yaml", "--set", "data.train=config.yaml,list.yaml"],
+            "does not exist; several are a list, [a, b]",
+        ),
+        (
+            ["plan", "config.yaml", "--memory", "24"],
+            "--memory 24 is 24 bytes, in which nothing can be trained; write a unit",
+        ),
+    ],
+)
+def test_what_people_try_first_is_answered_with_what_to_write(job, monkeypatch, arguments, said):
+    from llmctl.cli import main
+
+    monkeypatch.chdir(job)
+    (job / "empty.yaml").write_text("")
+    (job / "list.yaml").write_text("- a\n")
+    runner = CliRunner()
+    with runner.isolation() as streams, pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    told = (streams[1] if len(streams) > 1 else streams[0]).getvalue().decode()
+    assert stopped.value.code == 2 and said in told, told

@@ -44,6 +44,7 @@ def test_a_model_is_named_before_the_command_or_after_it(where, answer):
         (["--model", "llama", *ASKED], "MODEL is missing.*; llama is a family"),
         ([*ASKED, STARTER, "--model", "lama"], "no family 'lama' is installed.* Did you mean 'llama'"),
         ([*ASKED, "--model", "./absent"], "absent"),
+        ([*ASKED, "--model", "absent"], "--model absent is neither a folder nor an installed family"),
         (["bench", "--random", "tiny", "--model", STARTER], "give MODEL or --random, and not both"),
         (["finetune", "--model", STARTER, "--set", "model.path=other"], "--model is .* and --set model.path is other"),
         (["--model", "llama", "env"], "--model has no effect on llmctl env; leave it out"),

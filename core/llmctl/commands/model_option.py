@@ -53,10 +53,14 @@ class ModelOption:
             LlmctlError: As ``locate``.
         """
         from llmctl.checkpoint.locate import locate
+        from llmctl.plugins import Families
 
         if argument is None:
             if not self.names_folder:
-                hint = "" if self.family == "auto" else f"; {self.family} is a family"
+                named = self.family if self.family in Families().names else ""
+                if self.family not in ("auto", named):
+                    raise click.UsageError(f"--model {self.text} is neither a folder nor an installed family")
+                hint = f"; {named} is a family" if named else ""
                 raise click.UsageError(f"{name} is missing: name the folder of a model, here or with --model{hint}")
             return locate(self.text, weights=weights)
         found = locate(argument, weights=weights)

@@ -98,7 +98,7 @@ def command(
     )
     if propose:
         ctx.exit(_propose(name, config, ctx.obj.family, families, devices, memory, hardware, measured, as_json))
-    limit = parse_bytes(memory, "--memory ") if memory else _free()
+    limit = _memory(memory) if memory else _free()
     if not memory:
         # The memory is that of this machine, where the optimizer's states are in any case.
         config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, offload=False))
@@ -123,7 +123,7 @@ def _propose(
     if measured:
         device = calibrated(device, measured)
     if memory:
-        device = dataclasses.replace(device, memory=parse_bytes(memory, "--memory "))
+        device = dataclasses.replace(device, memory=_memory(memory))
     # What the configuration says of parallelism is what is looked for.
     free = dataclasses.replace(config, parallel=type(config.parallel)())
     planner = Planner(outline(name, free, family, families), device)
@@ -195,6 +195,14 @@ def _largest_micro_batch(name: str, config: Any, family: str, families: Families
         task = method.prepare(checked).task
         job = memory_plan.Outline(name, checked.config, checked.model)
         return job, memory_plan.measured_micro_batch(job, task), len(task.train)
+
+
+def _memory(text: str) -> int:
+    """The bytes of ``--memory``."""
+    size = parse_bytes(text, "--memory ")
+    if size < 1 << 20:
+        raise ConfigError(f"--memory {text} is {size} bytes, in which nothing can be trained; write a unit, e.g. 24GB")
+    return size
 
 
 def _free() -> int:

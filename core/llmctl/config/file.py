@@ -23,11 +23,18 @@ def read_file(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except IsADirectoryError:
+        raise ConfigError(
+            f"{path} is a folder, and a configuration is a file in YAML or JSON; a model's folder is given with --model"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no configuration: it is not text in UTF-8") from None
     data = _parse_json(path, text) if path.suffix == ".json" else _parse_yaml(path, text)
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, got {type(data).__name__}")
+        found = "it is empty" if data is None else f"it holds a {'list' if isinstance(data, list) else 'single value'}"
+        raise ConfigError(f"{path}: expected sections such as model: and data:, but {found}")
     return data
 
 

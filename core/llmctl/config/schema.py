@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -166,7 +167,9 @@ def _check(name: str, value: Any, hint: Any, rules: Mapping[str, Any], problems:
     elif any(
         isinstance(item, (int, float)) and not isinstance(item, bool) and not _in_range(item, rules) for item in items
     ):
-        problems.append(f"{name}={value!r}: must be{_allowed(rules).replace('(', '').replace(')', '')}")
+        finite = all(math.isfinite(item) for item in items if isinstance(item, float))
+        bounds = _allowed(rules).replace("(", "").replace(")", "") if finite else " a finite number"
+        problems.append(f"{name}={value!r}: must be{bounds}")
     return value
 
 

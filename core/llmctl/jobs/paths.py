@@ -44,7 +44,8 @@ def find_path(text: str, key: str, plugin: plugins.Plugin | None) -> Path:
     else:
         path = Path(text).expanduser()
     if not path.exists():
-        raise ConfigError(f"{key}={text} does not exist")
+        several = "; several are a list, [a, b]" if all(Path(part.strip()).exists() for part in text.split(",")) else ""
+        raise ConfigError(f"{key}={text} does not exist{several}")
     return path
 
 

@@ -82,8 +82,8 @@ def test_malformed_set_is_refused(bad):
     [
         ("c.yaml", "a: [1", r"c\.yaml:\d+:\d+: not valid YAML"),
         ("c.yaml", "train: {seed: 1}\ntrain: {}", r"c\.yaml:2: the key 'train' is given twice"),
-        ("c.yaml", "- 1", "expected a mapping"),
-        ("c.yaml", "", "expected a mapping"),
+        ("c.yaml", "- 1", "expected sections such as model"),
+        ("c.yaml", "", "expected sections such as model"),
         ("c.json", '{"a": 1,}', r"c\.json:1:\d+: not valid JSON"),
         ("c.json", '{"a": 1, "a": 2}', "the key 'a' is given twice"),
         ("c.yaml", "a: !!python/object/apply:os.system [true]", "not valid YAML"),
