@@ -12,6 +12,7 @@ rounded to them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,9 @@ LEVELS = {
     "float8_e8m0fnu": np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.nan).astype(np.float32),
 }
 """Type -> the values of its bytes."""
+
+STRIP = 256
+"""Outputs whose codes are made at a time, in the memory of their floats."""
 
 FOUR = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int16)
 """Twice the values of floats of 4 bits."""
@@ -138,15 +142,29 @@ def codes(parts: Mapping[str, NDArray[Any]], dtypes: Mapping[str, str], block: B
     Raises:
         ValueError: A value is not finite.
     """
-    weight = values(parts, dtypes, block)
-    found, name = _codes(parts, dtypes, slice(None))
+    outputs = len(parts[_weight(parts)])
+    strips = [
+        _strip(parts, dtypes, block, group, slice(start, min(start + STRIP, outputs)))
+        for start in range(0, outputs, STRIP)
+    ]
+    codes_OI, scales_OG, zeros_OG = (
+        np.concatenate([getattr(strip, name) for strip in strips]) for name in ("codes_OI", "scales_OG", "zeros_OG")
+    )
+    return replace(strips[0], codes_OI=codes_OI, scales_OG=scales_OG, zeros_OG=zeros_OG)
+
+
+def _strip(
+    parts: Mapping[str, NDArray[Any]], dtypes: Mapping[str, str], block: Block, group: int, rows: slice
+) -> Codes:
+    """The codes of some outputs, as ``codes`` gives them."""
+    weight = values(parts, dtypes, block, rows)
+    found, name = _codes(parts, dtypes, rows)
     outputs, inputs = found.shape
     if name != "four" or block[0] > 1 or block[1] % group:
         return nearest(weight, group)
-    scales = np.broadcast_to(_scales(parts, dtypes), (outputs, -(-inputs // block[1]) if block[1] else 1)) / np.float32(
-        2
-    )
-    return Codes(8, FOUR[found], np.ascontiguousarray(scales), np.zeros_like(scales), consecutive(inputs, block[1]))
+    scales = _scales(parts, dtypes)[rows if block[0] else slice(None)] / np.float32(2)
+    scales = np.array(np.broadcast_to(scales, (outputs, scales.shape[1])))
+    return Codes(8, FOUR[found], scales, np.zeros_like(scales), consecutive(inputs, block[1]))
 
 
 def _weight(parts: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from llmctl.infer.loader import Packing, packed_model
 from llmctl.infer.model_source import open_model
 from llmctl.infer.options import EngineOptions
 from llmctl.infer.packed.linear import unpack
+from llmctl.quant.formats import small_floats
 
 
 def of_compressed(form, bits, strategy, **more):
@@ -62,7 +63,8 @@ def packed(folder, **packing):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_values_are_exact_and_the_fused_engine_rounds_them_to_8_bits(tmp_path, name):
+def test_values_are_exact_and_the_fused_engine_rounds_them_to_8_bits(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(small_floats, "STRIP", 40)
     quantized = Quantized(tmp_path / "m", *FORMS[name])
     source = open_model(quantized.folder, "auto", EngineOptions())
     stored = open_weights(quantized.folder, source.plugin.card, source.dims).tensors
@@ -79,7 +81,8 @@ def test_values_are_exact_and_the_fused_engine_rounds_them_to_8_bits(tmp_path, n
     assert (down.kind, down.group) == ("int8", 32) and (np.abs(unpack(down) - weight) <= largest * (0.51 / 127)).all()
 
 
-def test_mxfp4_is_exact_in_8_bits(tmp_path):
+def test_mxfp4_is_exact_in_8_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(small_floats, "STRIP", 40)
     assert Quantized(tmp_path / "m", *MXFP4).check() == {"int8"}
 
 
