@@ -158,6 +158,10 @@ def _named(chosen: Chosen, how: str) -> Chosen:
 def _error(values_IO: Array, inputs: Inputs) -> float:
     if not len(inputs.held_TI):
         return float("nan")
-    wanted = inputs.wanted_TO
-    total = float((wanted.astype(np.float64) ** 2).sum())
-    return float(((wanted - inputs.held_TI @ values_IO).astype(np.float64) ** 2).sum()) / (total or 1.0)
+    off_TO = inputs.held_TI @ values_IO
+    off_TO -= inputs.wanted_TO
+    return _squares(off_TO) / (_squares(inputs.wanted_TO) or 1.0)
+
+
+def _squares(values_TO: Array) -> float:
+    return float(np.einsum("to,to->t", values_TO, values_TO).sum(dtype=np.float64))

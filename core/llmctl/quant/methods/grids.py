@@ -137,17 +137,20 @@ def _strip(
     range_GO = weight_GEO.min(1), weight_GEO.max(1)
     if len(shares) == 1:
         return _bounds(*range_GO, bits, form, shares[0])
-    # Padding counts nothing.
-    importance_GE1 = np.pad(importance_I, (0, -len(weight_IO) % group)).reshape(-1, group, 1)
+    # Padding counts nothing. Groups do not compete, so each may have its own unit.
+    importance_GE = np.pad(importance_I, (0, -len(weight_IO) % group)).reshape(-1, group)
+    most_G1 = importance_GE.max(1, keepdims=True)
+    importance_GE = (importance_GE / np.where(most_G1 > 0, most_G1, 1)).astype(np.result_type(weight_GEO, np.float32))
     best: list[Array] | None = None
     for share in shares:
         scales_GO, zeros_GO = _bounds(*range_GO, bits, form, share)
         off_GEO = _steps(weight_GEO, scales_GO[:, None], zeros_GO[:, None], bits)
-        off_GEO += zeros_GO[:, None]
+        if zeros_GO.any():
+            off_GEO += zeros_GO[:, None]
         off_GEO *= scales_GO[:, None]
         np.subtract(weight_GEO, off_GEO, out=off_GEO)
         off_GEO *= off_GEO
-        loss_GO = (off_GEO * importance_GE1).sum(1)
+        loss_GO = np.einsum("ge,geo->go", importance_GE, off_GEO)
         if best is None:
             best = [loss_GO, scales_GO, zeros_GO]
             continue

@@ -12,6 +12,9 @@ Array = NDArray[Any]
 HELD_ROWS = 1024
 """Rows that are kept for checks, at most."""
 
+STRIP = 256
+"""Rows of a Gram matrix that are computed by one product; what is left of them follows by symmetry."""
+
 
 class Products:
     """Sums of products of the inputs x of a linear with weight w, and of x with what its outputs miss.
@@ -22,7 +25,6 @@ class Products:
 
     Attributes:
         tokens: Number of tokens, without those held out.
-        gram_II: Sum of x x^T, float64.
         missing_IK: Sum of x (x' - x)^T, x' = inputs in the float model; or that of x (x' w - x w)^T, where that takes fewer
             operations. float64; None = not collected.
         times_KO: The weight, which ``missing_IK`` has yet to be multiplied with; None = it was.
@@ -31,7 +33,7 @@ class Products:
     def __init__(self, weight_IO: Array, missing: bool) -> None:
         inputs, outputs = weight_IO.shape
         self._weight_IO, self._early = weight_IO, inputs > 2 * outputs
-        self.tokens, self.gram_II = 0, np.zeros((inputs, inputs))
+        self.tokens, self._upper_II = 0, np.zeros((inputs, inputs))
         self.missing_IK = np.zeros((inputs, outputs if self._early else inputs)) if missing else None
         self.times_KO = weight_IO if missing and not self._early else None
 
@@ -44,13 +46,22 @@ class Products:
         if not len(x_TI):
             return
         self.tokens += len(x_TI)
-        gram_II = x_TI.T @ x_TI
+        for start in range(0, x_TI.shape[1], STRIP):
+            rows = slice(start, start + STRIP)
+            self._upper_II[rows, start:] += x_TI[:, rows].T @ x_TI[:, start:]
         # A value that is not finite makes its square on the diagonal so.
-        _check_finite(np.diag(gram_II))
-        self.gram_II += gram_II
+        _check_finite(np.diag(self._upper_II))
         if self.missing_IK is not None:
             off_TK = float_x_TI - x_TI
             self.missing_IK += x_TI.T @ (off_TK @ self._weight_IO if self._early else off_TK)
+
+    @property
+    def gram_II(self) -> Array:
+        """Sum of x x^T, float64."""
+        for start in range(0, len(self._upper_II), STRIP):
+            stop = start + STRIP
+            self._upper_II[stop:, start:stop] = self._upper_II[start:stop, stop:].T
+        return self._upper_II
 
 
 class InputStatistics:

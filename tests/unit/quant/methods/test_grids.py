@@ -35,6 +35,13 @@ def test_a_search_is_never_worse_than_the_full_range_by_its_own_measure(form: st
     assert loss(fit(WEIGHT, 4, 64, form, importance)) < loss(fit(WEIGHT, 4, 64, form))
 
 
+@pytest.mark.parametrize("unit", [2.0**-200, 2.0**200])
+def test_a_search_does_not_depend_on_the_unit_of_the_inputs(unit: float) -> None:
+    importance = RNG.random(len(WEIGHT))
+    found, expected = (fit(WEIGHT, 4, 64, "signed", counted) for counted in (unit * importance, importance))
+    assert np.array_equal(found.scales_GO, expected.scales_GO)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_groups_of_zeros_and_constants_keep_their_values(form: str) -> None:
     weight = np.zeros((96, 3), np.float32)

@@ -124,6 +124,15 @@ def test_what_outputs_miss_is_the_same_whichever_product_comes_first(outputs: in
         products.add(x, float_x)
 
 
+def test_a_gram_matrix_of_several_strips_is_symmetric_and_whole() -> None:
+    x = RNG.standard_normal((40, 600)).astype(np.float32)
+    products = Products(np.zeros((600, 4), np.float32), missing=False)
+    for rows in (x[:30], x[30:]):
+        products.add(rows, rows)
+        assert np.array_equal(products.gram_II[300:, :256], products.gram_II[:256, 300:].T)
+    assert np.allclose(products.gram_II, x.T.astype(np.float64) @ x, atol=1e-4)
+
+
 def test_held_rows_are_spread_over_all_that_were_offered() -> None:
     held = HeldRows(8)
     for start in range(0, 100, 10):
