@@ -27,7 +27,7 @@ from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint import paddlenlp_scales, slices
 from llmctl.checkpoint.folder import WeightFolder, open_folder
 from llmctl.checkpoint.formats import pdparams, torch_bin
-from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE, widen
+from llmctl.checkpoint.formats.dtypes import FLOATS, STORAGE, finite
 from llmctl.checkpoint.formats.safetensors import PlannedTensor, write_file
 from llmctl.checkpoint.hf_config import with_paddlenlp_scaling
 from llmctl.checkpoint.load import Expected, check_weights, group_by_target
@@ -133,8 +133,7 @@ def verify(source: SourceModel, progress: Progress | None = None) -> list[str]:
     not_finite = []
     for name, tensor in source.state.items():
         values = tensor.numpy()
-        wide = widen(values) if tensor.dtype == "bfloat16" else values
-        if tensor.dtype in FLOATS and not np.isfinite(wide).all():
+        if tensor.dtype in FLOATS and not finite(values, tensor.dtype).all():
             not_finite.append(name)
         if progress:
             progress(values.nbytes)

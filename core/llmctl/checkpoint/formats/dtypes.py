@@ -48,7 +48,7 @@ def cast(values: NDArray[Any], source: str, target: str) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         cast_values = round_bfloat16(wide) if target == "bfloat16" else wide.astype(STORAGE[target])
     narrower = STORAGE[target].itemsize < wide.dtype.itemsize
-    if narrower and np.isfinite(wide).all() and not _finite(cast_values, target):
+    if narrower and np.isfinite(wide).all() and not finite(cast_values, target).all():
         worst = float(np.abs(wide).max())
         raise ValueError(f"{worst:g} does not fit into {target}")
     return cast_values
@@ -56,7 +56,9 @@ def cast(values: NDArray[Any], source: str, target: str) -> NDArray[Any]:
 
 def widen(bits: NDArray[Any]) -> NDArray[Any]:
     """bfloat16 bits as float32; exact."""
-    return (bits.astype("<u4") << 16).view("<f4")
+    wide = bits.astype("<u4")
+    wide <<= 16
+    return wide.view("<f4")
 
 
 def round_bfloat16(values: NDArray[Any]) -> NDArray[Any]:
@@ -70,5 +72,6 @@ def round_bfloat16(values: NDArray[Any]) -> NDArray[Any]:
     return rounded
 
 
-def _finite(values: NDArray[Any], name: str) -> bool:
-    return bool(np.isfinite(widen(values) if name == "bfloat16" else values).all())
+def finite(values: NDArray[Any], name: str) -> NDArray[np.bool_]:
+    """Which values of this data type are finite; of bfloat16 those without an exponent of only ones."""
+    return (values & 0x7F80) != 0x7F80 if name == "bfloat16" else np.isfinite(values)  # type: ignore[no-any-return]

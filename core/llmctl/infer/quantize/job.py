@@ -185,10 +185,10 @@ class _Finite:
         """
         import numpy as np
 
-        from llmctl.checkpoint.formats.dtypes import cast
+        from llmctl.checkpoint.formats.dtypes import finite
 
         values = self.stored.numpy()
-        odd = ~np.isfinite(cast(values, self.dtype, "float32"))
+        odd = ~finite(values, self.dtype)
         if odd.any():
             place = [int(index) for index in np.argwhere(odd)[0]]
             raise DataError(

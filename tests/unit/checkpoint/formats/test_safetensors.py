@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from llmctl.card.weight_map import WeightMapping
 from llmctl.checkpoint import open_folder, save_weights
 from llmctl.checkpoint.formats import tensor_info as tensor_info_module
-from llmctl.checkpoint.formats.dtypes import cast, round_bfloat16, widen
+from llmctl.checkpoint.formats.dtypes import cast, finite, round_bfloat16, widen
 from llmctl.checkpoint.formats.safetensors import PlannedTensor, read_header, write_file
 from llmctl.errors import CheckpointError
 
@@ -114,6 +114,12 @@ def test_all_bfloat16_values_survive_a_round_trip_through_float32():
     number = ~np.isnan(widen(every))
     assert np.array_equal(round_bfloat16(widen(every))[number], every[number])
     assert np.isnan(widen(round_bfloat16(widen(every[~number])))).all()
+
+
+def test_finite_bfloat16_values_are_those_that_float32_has_finite():
+    every = np.arange(1 << 16, dtype=np.uint16)
+    assert np.array_equal(finite(every, "bfloat16"), np.isfinite(widen(every)))
+    assert finite(np.float16([1, np.inf, np.nan]), "float16").tolist() == [True, False, False]
 
 
 def test_values_that_do_not_fit_the_dtype_are_an_error(tmp_path):
