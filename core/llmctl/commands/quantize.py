@@ -96,6 +96,7 @@ def command(
     config.model.path = str(ctx.obj.folder_or(model))
     say = messages(ctx)
     process.limit_numpy()
+    process.keep_memory()
     from llmctl.infer.quantize import job as quantizing
 
     job = quantizing.check(config, ctx.obj.family)

@@ -65,10 +65,7 @@ def configure(threads: int | None = None, deterministic: bool = False) -> None:
     _set_threads(int(by_name["threads"].value))
     if by_name["mkl kernels"].value.isdigit():
         os.environ["MKL_DEBUG_CPU_TYPE"] = by_name["mkl kernels"].value
-    if by_name["malloc"].value == "keep":
-        library = ctypes.CDLL(None)
-        for parameter, value in MALLOPT.items():
-            library.mallopt(parameter, value)
+    keep_memory()
     if by_name["views"].value == "off":
         _set_flags({"FLAGS_use_stride_kernel": False})
     if by_name["deterministic"].value == "on":
@@ -79,6 +76,18 @@ def configure(threads: int | None = None, deterministic: bool = False) -> None:
 def limit_numpy() -> None:
     """Gives numpy's products the threads of ``configure``, where no variable of OpenBLAS does; before numpy is imported."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", _threads(os.environ, None).value)
+
+
+def keep_memory() -> None:
+    """Keeps freed memory for reuse, unless ``LLMCTL_MALLOC`` or the C library say otherwise; ``configure`` does it too.
+
+    Raises:
+        ConfigError: ``LLMCTL_MALLOC`` has a value that is not allowed.
+    """
+    if _malloc(os.environ).value == "keep":
+        library = ctypes.CDLL(None)
+        for parameter, value in MALLOPT.items():
+            library.mallopt(parameter, value)
 
 
 def limit_kernels() -> None:

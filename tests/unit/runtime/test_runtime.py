@@ -37,6 +37,30 @@ def test_numpys_products_use_the_threads_of_the_process():
     assert found.strip() == "1"
 
 
+@pytest.mark.skipif(runtime.plan({})[2].value != "keep", reason="the C library is not glibc")
+def test_freed_memory_is_used_again_unless_it_is_switched_off():
+    code = """
+import resource
+import numpy as np
+from llmctl.runtime import process
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+process.keep_memory()
+faults()
+print(faults())
+"""
+    environ = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}
+    kept, returned = (
+        int(subprocess.check_output([sys.executable, "-c", code], text=True, env={**environ, "LLMCTL_MALLOC": choice}))
+        for choice in ("auto", "off")
+    )
+    assert kept < returned / 4
+
+
 @pytest.mark.parametrize(("vendor", "flags", "value"), [
     ("AuthenticAMD", "sse avx2", "5"), ("AuthenticAMD", "sse", "off"), ("GenuineIntel", "avx2", "off"), ("", "", "off"),
 ])  # fmt: skip

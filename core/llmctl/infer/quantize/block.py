@@ -187,7 +187,11 @@ def activate(graph: DecoderSpec, up_TO: Array) -> Array:
 def _swiglu(up: Array) -> Array:
     gate, up = np.split(up, 2, axis=-1)
     with np.errstate(over="ignore"):
-        return np.asarray(gate / (1 + np.exp(-gate)) * up)
+        active = np.exp(-gate)
+    active += 1
+    np.divide(gate, active, out=active)
+    active *= up
+    return active
 
 
 def _gelu(up: Array) -> Array:

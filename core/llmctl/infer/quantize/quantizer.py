@@ -16,7 +16,7 @@ from llmctl.infer.quantize.block import Block, Matrix
 from llmctl.infer.quantize.folds import Fold
 from llmctl.infer.quantize.scales import Found, refolded, search_layer
 from llmctl.infer.quantize.settings import PADDLESLIM, Settings
-from llmctl.infer.quantize.streams import CALIBRATE, HOLD, Pairs, Streams
+from llmctl.infer.quantize.streams import CALIBRATE, HOLD, Pairs, Streams, chosen_rows
 from llmctl.quant.methods.choose import Chosen, Inputs, Recipe, choose
 from llmctl.quant.methods.statistics import HeldRows, Products
 
@@ -146,9 +146,8 @@ def _inputs(linear: Matrix, pairs: Callable[[], Pairs], settings: Settings) -> I
     held = HeldRows()
     for exact_TI, quantized_TI, role_T in pairs():
         exact_TI, quantized_TI = linear.seen(exact_TI), linear.seen(quantized_TI)
-        rows = role_T == CALIBRATE
-        products.add(quantized_TI[rows], exact_TI[rows])
-        held.add(quantized_TI[role_T == HOLD], exact_TI[role_T == HOLD])
+        products.add(*(chosen_rows(x_TI, role_T == CALIBRATE) for x_TI in (quantized_TI, exact_TI)))
+        held.add(*(chosen_rows(x_TI, role_T == HOLD) for x_TI in (quantized_TI, exact_TI)))
     quantized_TI, exact_TI = held.arrays(2)
     wanted = exact_TI @ weight if len(exact_TI) else np.zeros((0, weight.shape[1]), np.float32)
     return Inputs(products.tokens, products.gram_II, products.missing_IK, quantized_TI, wanted, products.times_KO)

@@ -17,7 +17,7 @@ from llmctl.infer.quantize import folds
 from llmctl.infer.quantize.block import Block
 from llmctl.infer.quantize.folds import STAGES, Fold
 from llmctl.infer.quantize.settings import PADDLESLIM, Settings
-from llmctl.infer.quantize.streams import CALIBRATE, HOLD, Streams
+from llmctl.infer.quantize.streams import CALIBRATE, HOLD, Streams, chosen_rows
 from llmctl.quant.methods import paddleslim, scale_search, shift, smooth
 from llmctl.quant.methods.grids import fit
 from llmctl.quant.methods.statistics import HeldRows, InputStatistics
@@ -88,9 +88,10 @@ def search_layer(
 
     def see(stage: str, expert: int, x_TI: Array, role_T: Array) -> None:
         one = seen.setdefault((stage, expert), Seen(InputStatistics(x_TI.shape[1])))
-        one.statistics.add(x_TI[role_T == CALIBRATE])
-        one.rows.add(x_TI[role_T == CALIBRATE])
-        one.held.add(x_TI[role_T == HOLD])
+        calibrate_TI = chosen_rows(x_TI, role_T == CALIBRATE)
+        one.statistics.add(calibrate_TI)
+        one.rows.add(calibrate_TI)
+        one.held.add(chosen_rows(x_TI, role_T == HOLD))
 
     read = streams.scan(index, block, see)
     found: dict[Key, Found] = {}

@@ -254,6 +254,11 @@ class Streams:
                 stream[chunk.rows] = blocks.add(self.graph, block.ffn_norm, x_TD, inner, y_TD)
 
 
+def chosen_rows(x_TI: Array, chosen_T: NDArray[np.bool_]) -> Array:
+    """The rows that are chosen; no copy if all are."""
+    return x_TI if chosen_T.all() else x_TI[chosen_T]
+
+
 def feed_forward(graph: DecoderSpec, block: Block, inner_TD: Array, rounds_T: Array) -> Array:
     """The weighted sum of the outputs of experts."""
     assert block.router is not None, "experts have a router"
