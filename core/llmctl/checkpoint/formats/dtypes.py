@@ -46,7 +46,7 @@ def cast(values: NDArray[Any], source: str, target: str) -> NDArray[Any]:
         raise ValueError(f"{source} cannot be stored as {target}")
     wide = widen(values) if source == "bfloat16" else values
     with np.errstate(over="ignore"):
-        cast_values = round_bfloat16(wide) if target == "bfloat16" else wide.astype(STORAGE[target])
+        cast_values = round_bfloat16(wide) if target == "bfloat16" else wide.astype(STORAGE[target], copy=False)
     narrower = STORAGE[target].itemsize < wide.dtype.itemsize
     if narrower and np.isfinite(wide).all() and not finite(cast_values, target).all():
         worst = float(np.abs(wide).max())

@@ -137,7 +137,7 @@ def _by_gptq(weight_IO: Array, inputs: Inputs, recipe: Recipe, damping: float, r
     else:
         importance_I = np.diag(inputs.gram_II) if recipe.search else None
         grid = fit(weight_IO, recipe.bits, recipe.group, recipe.form, importance_I)
-        codes_IO = gptq.round_weight(weight_IO, grid, factored)
+        codes_IO = gptq.round_weight(weight_IO.astype(np.float32), grid, factored)
     return Chosen(grid, codes_IO, "gptq", factored.damping, rounded, _error(grid.values(codes_IO), inputs))
 
 

@@ -102,19 +102,20 @@ def _factor_upper(matrix_II: Array) -> Array:
 
 
 def round_weight(weight_IO: Array, grid: Grid, factored: Factor) -> NDArray[np.int16]:
-    """The codes of a weight [I, O].
+    """The codes of a weight [I, O], computed in its type.
 
     Args:
         weight_IO: The weight.
         grid: Its grid.
         factored: The Gram matrix of its inputs.
     """
-    order_I, upper_II = factored.order_I, factored.upper_II
+    order_I = factored.order_I
     inputs, outputs = weight_IO.shape
-    weight_IO = np.asarray(weight_IO, np.float64)[order_I]
+    weight_IO = weight_IO[order_I]
+    upper_II = factored.upper_II.astype(weight_IO.dtype, copy=False)
     diagonal_I = np.diag(upper_II)
     codes_IO = np.empty((inputs, outputs), np.int16)
-    error_IO = np.empty((inputs, outputs))
+    error_IO = np.empty_like(weight_IO)
     for start in range(0, inputs, BLOCK):
         stop = min(start + BLOCK, inputs)
         carried = upper_II[:start, start:stop].T @ error_IO[:start]
@@ -138,21 +139,22 @@ def correct(
     """The weight that makes good a part of the error of its inputs (https://arxiv.org/abs/2504.02692).
 
     Args:
-        weight_IO: The weight.
+        weight_IO: The weight; what is added is computed in its type.
         missing_IK: X^T (Y - X W): X the inputs that the quantized layers before give, Y the outputs for float inputs.
         factored: X^T X.
         strength: 1 = the weight of least squares, 0 = the weight itself.
         times_KO: The weight W, where ``missing_IK`` is X^T (X' - X) of the float inputs X' (Y = X' W): the solution is
             multiplied by it, which takes fewer operations if there are many outputs. None: ``missing_IK`` is as above.
     """
-    order_I = factored.order_I
-    solved = solve_upper(factored.upper_II, np.asarray(missing_IK, np.float64)[order_I])
-    solved = strength * solve_upper(factored.upper_II, solved, transposed=True)
+    order_I, upper_II = factored.order_I, factored.upper_II.astype(weight_IO.dtype, copy=False)
+    solved = solve_upper(upper_II, missing_IK.astype(weight_IO.dtype, copy=False)[order_I])
+    solved = solve_upper(upper_II, solved, transposed=True)
+    solved *= strength
     added = np.empty_like(solved)
     added[order_I] = solved
     added[factored.dead_I] = 0
     if times_KO is not None:
-        added = added.astype(times_KO.dtype) @ times_KO
+        added = added @ times_KO
     return np.add(weight_IO, added, dtype=np.float64)
 
 

@@ -28,6 +28,18 @@ def test_codes_are_those_of_the_original_recursion(width: int, group: int) -> No
     assert np.array_equal(gptq.round_weight(weight, grid, gptq.factor(x.T @ x, 0.02)), expected)
 
 
+def test_float32_gives_the_codes_of_float64_but_for_ties() -> None:
+    x, weight = inputs(700, 300), RNG.standard_normal((300, 200)).astype(np.float32)
+    missing, factored = x.T @ inputs(700, 300), gptq.factor(x.T @ x, 0.01)
+    single, double = (
+        gptq.correct(of, missing, factored, 0.1, times_KO=of) for of in (weight, weight.astype(np.float64))
+    )
+    assert np.allclose(single, double, rtol=1e-3, atol=1e-3)
+    grid = fit(double, 4, 64)
+    codes, wide = (gptq.round_weight(double.astype(kind), grid, factored) for kind in (np.float32, np.float64))
+    assert np.mean(codes != wide) < 1e-3
+
+
 def test_a_correction_of_strength_1_is_the_damped_least_squares_weight() -> None:
     float_x, x, weight = inputs(500, 200).astype(np.float64), inputs(500, 200), RNG.standard_normal((200, 30))
     x = float_x + 0.1 * x
