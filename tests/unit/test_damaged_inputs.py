@@ -360,8 +360,12 @@ def test_corpora(tmp_path, suffix):
     damage.in_fork(lambda: each(f"corpora, {suffix}", path, whole, read, 200, 8000), memory=1 << 30)
 
 
+def fp8():
+    return {"quant_method": "fp8", "weight_block_size": [32, 32]}, quantized_models.fp8((32, 32))
+
+
 @pytest.mark.parametrize("make", [lambda: quantized_models.gptq(4), quantized_models.awq, lambda: quantized_models.compressed(
-    "pack-quantized", 4, 32, "packed")], ids=["gptq", "awq", "compressed-tensors"])  # fmt: skip
+    "pack-quantized", 4, 32, "packed"), fp8], ids=["gptq", "awq", "compressed-tensors", "fp8"])  # fmt: skip
 @pytest.mark.parametrize("part", ["config.json", "header"])
 def test_quantized_models(tmp_path, make, part):
     config, tensors = make()
