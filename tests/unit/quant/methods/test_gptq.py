@@ -100,6 +100,16 @@ def test_codes_are_never_worse_than_rounding_on_held_out_inputs(tokens: int, ran
         assert found.how == "gptq" and loss(found) < 0.6 * loss(rounded)
 
 
+def test_the_damping_is_that_of_the_recipe_or_by_the_tokens() -> None:
+    rng = np.random.default_rng(4)
+    mixing, weight = rng.standard_normal((16, 64)), rng.standard_normal((64, 16)).astype(np.float32)
+    seen, held = ((rng.standard_normal((rows, 16)) @ mixing).astype(np.float32) for rows in (3000, 200))
+    shown = Inputs(len(seen), seen.T @ seen, None, held, held @ weight)
+    for damping, added in ((None, gptq.damping_for(64, len(seen))), (0.03, 0.03)):
+        found = choose(weight, shown, Recipe(4, 32, damping=damping))
+        assert found.how == "gptq" and found.damping == pytest.approx(added)
+
+
 def test_more_damping_is_for_fewer_tokens() -> None:
     assert gptq.damping_for(512, 65536) == 0.01
     assert gptq.damping_for(512, 512) == pytest.approx(0.15)
