@@ -101,6 +101,12 @@ def test_a_recipe_is_shown_without_a_family():
     assert copy == "# Or, with this file: llmctl finetune CONFIG"
 
 
+def test_a_recipe_is_shown_for_a_folder_that_has_no_model_yet(tmp_path):
+    words = ("--model", "llama", "finetune", "--recipe", "sft", "--set", f"model.path={tmp_path}", "--print-config")
+    shown = llmctl(*words)[0]
+    assert f'path: "{tmp_path}"' in shown and "max_length: 2048" in shown
+
+
 @pytest.fixture
 def run_folder(tmp_path):
     """What a finished run leaves, with the model as it was."""

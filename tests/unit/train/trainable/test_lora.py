@@ -98,7 +98,14 @@ def test_verifying_finds_what_rounding_does_not_explain(runs, tmp_path, dtype):
 
 def test_the_folder_holds_an_adapter_and_a_tokenizer_and_no_model(runs):
     names = {path.name for path in (runs("plain") / "model").iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors", "llmctl.json", "tokenizer.json"} <= names
+    kept = {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "llmctl.json",
+        "tokenizer.json",
+        "generation_config.json",
+    }
+    assert kept <= names
     assert not {"config.json", "model.safetensors"} & names
     assert sum(path.stat().st_size for path in (runs("plain") / "model").glob("*.safetensors")) < 500_000
 
