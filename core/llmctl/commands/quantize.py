@@ -93,7 +93,8 @@ def command(
             nl=False,
         )
         return
-    config.model.path = str(ctx.obj.folder_or(model))
+    ctx.obj.folder_or(model)
+    config.model.path = str(model or ctx.obj.text)
     say = messages(ctx)
     process.limit_numpy()
     process.keep_memory()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -149,11 +150,11 @@ def run(job: QuantizeJob) -> Outcome:
     from llmctl.infer.quantize.journal import open_journal
 
     stored = job.source.state()
-    state = state_of({name: _Finite(name, tensor) for name, tensor in stored.items()}, job.graph)
+    state, digest = state_of(stored, job.graph), _read_through(stored)
     empty = replace(job.graph, layers=())
     exact = RoundToNearest(state, "float32")
     outer = pack(empty, RoundToNearest(state, f"int{job.settings.bits}"))
-    with open_journal(job.output, _identity(job), job.config.output.resume) as journal:
+    with open_journal(job.output, _identity(job, digest), job.config.output.resume) as journal:
         done = _layers(job, exact, pack(empty, exact), outer, journal)
         model = replace(
             outer, graph=job.graph, layers=tuple(one.layer for one in done.layers), folds=_folds(done.layers)
@@ -165,37 +166,31 @@ def run(job: QuantizeJob) -> Outcome:
         return Outcome(report, True, _write(job, model, report))
 
 
-@dataclass(frozen=True)
-class _Finite:
-    """A tensor of the checkpoint whose values are checked when they are read, with the attributes that packing reads."""
+def _read_through(state: Mapping[str, Any]) -> str:
+    """SHA-256 of all weights, which are read once before the long work.
 
-    name: str
-    stored: Any
+    Raises:
+        DataError: A value is not finite.
+    """
+    import numpy as np
 
-    @property
-    def dtype(self) -> str:
-        """The stored type."""
-        return str(self.stored.dtype)
+    from llmctl.checkpoint.formats.dtypes import finite
 
-    def numpy(self) -> Any:
-        """The values.
-
-        Raises:
-            DataError: One is not finite.
-        """
-        import numpy as np
-
-        from llmctl.checkpoint.formats.dtypes import finite
-
-        values = self.stored.numpy()
-        odd = ~finite(values, self.dtype)
-        if odd.any():
-            place = [int(index) for index in np.argwhere(odd)[0]]
-            raise DataError(
-                f"{self.name} cannot be quantized: {int(odd.sum()):,} of its {odd.size:,} values are not finite, the first at {place}; "
-                "training may have diverged: take an earlier checkpoint"
-            )
-        return values
+    digest = hashlib.sha256()
+    with Progress("reading the weights", len(state)) as progress:
+        for name, stored in state.items():
+            values = np.ascontiguousarray(stored.numpy())
+            odd = ~finite(values, stored.dtype)
+            if odd.any():
+                place = [int(index) for index in np.argwhere(odd)[0]]
+                raise DataError(
+                    f"{name} cannot be quantized: {int(odd.sum()):,} of its {odd.size:,} values are not finite, the first at {place}; "
+                    "training may have diverged: take an earlier checkpoint"
+                )
+            digest.update(f"{name}\0{stored.dtype}\0{values.shape}\0".encode())
+            digest.update(values.data)
+            progress(1)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -291,7 +286,7 @@ def _report(job: QuantizeJob, done: _Done, model: PackedModel) -> dict[str, Any]
     return {
         "version": 1,
         "family": job.source.plugin.card.name,
-        "model": job.source.folder.name,
+        "model": Path(os.path.abspath(job.config.model.path)).name,
         "summary": job.summary(),
         "configuration": configuration,
         "calibration": calibration and {
@@ -305,9 +300,8 @@ def _report(job: QuantizeJob, done: _Done, model: PackedModel) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _identity(job: QuantizeJob) -> dict[str, Any]:
-    """What makes the layers of two runs equal."""
-    from llmctl.adapters import base_model
+def _identity(job: QuantizeJob, weights: str) -> dict[str, Any]:
+    """What makes the layers of two runs equal, with a digest of the weights."""
     from llmctl.config import schema
 
     config = schema.to_dict(job.config)
@@ -316,7 +310,7 @@ def _identity(job: QuantizeJob) -> dict[str, Any]:
         "quantize": config["quantize"],
         "packed": config["output"]["format"] == "packed",
         "windows": hashlib.sha256(json.dumps([list(map(int, ids)) for ids in windows]).encode()).hexdigest(),
-        "base": base_model.record(job.source.folder, job.source.plugin, job.source.dims)["values_hash"],
+        "weights": weights,
         "card": job.source.plugin.card.hash(),
     }
 

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import sys
 
@@ -24,7 +25,7 @@ from llmctl.infer.packed import folder as packed_folder
 from llmctl.infer.packed.folder import open_packed
 from llmctl.infer.packed.linear import PackedLinear, codes_of, unpack
 from llmctl.infer.quantize import job as quantizing
-from llmctl.infer.quantize import quality
+from llmctl.infer.quantize import quality, quantizer
 from llmctl.infer.quantize.block import block_of
 from llmctl.infer.quantize.costs import estimate
 from llmctl.infer.quantize.quantizer import quantize_layer
@@ -122,19 +123,24 @@ def test_keys_and_values_in_8_bits_are_nearer_to_the_float_model(text, tmp_path)
     assert made[0] == made[1]
 
 
-def test_a_run_that_was_stopped_continues_to_the_same_bytes(text, tmp_path, monkeypatch):
-    quantize(text, tmp_path / "whole", "--qkv", "mixed")
-    from llmctl.infer.quantize import quantizer
-
-    real, done = quantizer.quantize_layer, []
+@pytest.fixture
+def done(monkeypatch):
+    """Numbers of the layers that runs have begun; the first run is interrupted in its second layer."""
+    real, begun = quantizer.quantize_layer, []
 
     def stopping(streams, index, block, settings):
-        done.append(index)
-        if done == [0, 1]:
+        begun.append(index)
+        if begun == [0, 1]:
             raise KeyboardInterrupt
         return real(streams, index, block, settings)
 
     monkeypatch.setattr(quantizer, "quantize_layer", stopping)
+    return begun
+
+
+def test_a_run_that_was_stopped_continues_to_the_same_bytes(text, tmp_path, request):
+    quantize(text, tmp_path / "whole", "--qkv", "mixed")
+    done = request.getfixturevalue("done")
     quantize(text, tmp_path / "out", "--qkv", "mixed", code=130)
     assert not (tmp_path / "out").exists()
     quantize(text, tmp_path / "out", "--qkv", "mixed", "--resume")
@@ -143,20 +149,22 @@ def test_a_run_that_was_stopped_continues_to_the_same_bytes(text, tmp_path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
-def test_layers_of_another_configuration_are_not_used(text, tmp_path, monkeypatch):
-    from llmctl.infer.quantize import quantizer
-
-    real, done = quantizer.quantize_layer, []
-
-    def stopping(streams, index, block, settings):
-        done.append(index)
-        if done == [0, 1]:
-            raise KeyboardInterrupt
-        return real(streams, index, block, settings)
-
-    monkeypatch.setattr(quantizer, "quantize_layer", stopping)
+def test_layers_of_another_configuration_are_not_used(text, tmp_path, done):
     quantize(text, tmp_path / "out", code=130)
     quantize(text, tmp_path / "out", "--resume", "--group", "32")
+    assert done == [0, 1, 0, 1]
+
+
+def test_layers_of_other_weights_are_not_used(text, tmp_path, done):
+    """Not even if they differ in one value of one norm."""
+    shutil.copytree(MODEL[0], tmp_path / "model")
+    quantize(text, tmp_path / "out", model=tmp_path / "model", code=130)
+    (file,) = (tmp_path / "model").glob("*.safetensors")
+    weights = {name: value.copy() for name, value in load_file(file).items()}
+    (name,) = (name for name in weights if name.endswith("layers.0.input_layernorm.weight"))
+    weights[name][9] += 0.5
+    save_file(weights, file, {"format": "pt"})
+    quantize(text, tmp_path / "out", "--resume", model=tmp_path / "model")
     assert done == [0, 1, 0, 1]
 
 
@@ -195,7 +203,10 @@ def _linears(model):
     ("tensor", "place"),
     [("layers.1.mlp.down_proj.weight", [3, 5]), ("layers.1.input_layernorm.weight", [7]), ("llama.norm.weight", [0])],
 )
-def test_a_weight_that_is_not_finite_is_named(tensor, place, method, text, tmp_path):
+def test_a_weight_that_is_not_finite_is_named(tensor, place, method, text, tmp_path, monkeypatch):
+    """Before any layer is quantized."""
+    for name in ("quantize_layer", "quantize_unseen"):
+        monkeypatch.setattr(quantizer, name, None)
     shutil.copytree(MODEL[0], tmp_path / "model")
     (file,) = (tmp_path / "model").glob("*.safetensors")
     weights = {name: value.copy() for name, value in load_file(file).items()}
@@ -356,14 +367,21 @@ def test_columns_that_are_no_pairs_are_told_by_their_own_key(tmp_path):
         (["--calibration", "FULL", "--method", "ptq-a8w8", "--qkv", "mixed"], "quantize.qkv=mixed has fewer bits than quantize.method=ptq-a8w8"),
         (["--calibration", "FULL", "--group", "48"], "must be 0 (a scale for each output) or a multiple of 32"),
         (["--calibration", "FULL", "--set", "quantize.groups=32"], "quantize.groups"),
-        (["--calibration", "TURNS", "--set", "calibration.chat_template=none"], "needs a chat template"),
+        (["--calibration", "TURNS", "--set", "calibration.chat_template=none"], "set one with calibration.chat_template"),
+        (["--calibration", "PIPE"], "is a pipe or a device, which can be read only once; save its content as a file"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_any_work(words, message, text, tmp_path):
     (tmp_path / "short.txt").write_text("A word. " * 20)
     turn = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     (tmp_path / "turns.jsonl").write_text(json.dumps({"messages": turn * 2}) + "\n")
-    files = {"SHORT": tmp_path / "short.txt", "FULL": text, "TURNS": tmp_path / "turns.jsonl"}
+    os.mkfifo(tmp_path / "pipe")
+    files = {
+        "PIPE": tmp_path / "pipe",
+        "SHORT": tmp_path / "short.txt",
+        "FULL": text,
+        "TURNS": tmp_path / "turns.jsonl",
+    }
     given = [files.get(word, word) for word in words]
     _, said = llmctl("quantize", MODEL[0], "--output", tmp_path / "out", *given, code=2)
     assert message in said

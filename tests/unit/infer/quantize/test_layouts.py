@@ -214,6 +214,7 @@ def test_codes_are_kept_in_a_gguf_file(made, tmp_path, monkeypatch):
     assert tensors["token_embd.weight"].tensor_type.name == "Q8_0"
     prompt = ("--prompt", "the quick", "--raw", "--max-new-tokens", "6", "--kv", "float32")
     assert llmctl("generate", file, *prompt)[0]
+    assert f"{file} is quantized already (gguf" in quantize((file, made[1]), tmp_path / "no", *words, code=2)[1]
     out = quantize(made, tmp_path / "no", *words, "--set", "quantize.asymmetric=true", "--format", "gguf", code=2)[1]
     assert "--format gguf keeps codes without zero points" in out
 
