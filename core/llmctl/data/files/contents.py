@@ -35,6 +35,16 @@ SUFFIXES = {
 """Suffix, without that of a compression -> kind, where the content does not say it."""
 
 
+def check_regular(path: Path) -> None:
+    """Checks that what exists is a file or a folder; data are read more than once.
+
+    Raises:
+        DataError: It is a pipe or a device.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path} is a pipe or a device, which can be read only once; save its content as a file")
+
+
 def suffix_of(path: Path) -> str:
     """The suffix of a file, without that of its compression."""
     name = path.name.lower()
@@ -95,8 +105,9 @@ def open_bytes(path: Path, read: ReadBytes | None = None) -> Iterator[IO[bytes]]
         read: Called with the bytes that were read, before decompression.
 
     Raises:
-        DataError: The compressed data is damaged, or its library is not installed.
+        DataError: The compressed data is damaged, or its library is not installed; or it is a pipe or a device.
     """
+    check_regular(path)
     with open(path, "rb") as plain:
         head = plain.read(4)
         plain.seek(0)

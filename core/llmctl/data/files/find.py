@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmctl.data.files.contents import COMPRESSED, SUFFIXES, suffix_of
+from llmctl.data.files.contents import COMPRESSED, SUFFIXES, check_regular, suffix_of
 from llmctl.errors import DataError, FileError
 from llmctl.io.json_object import read_json
 
@@ -53,10 +53,11 @@ def find_files(path: Path, split: str, optional: bool = False) -> Files:
         optional: Whether there may be none; then only files named ``dev`` count.
 
     Raises:
-        DataError: There is none.
+        DataError: There is none, or it is a pipe or a device.
     """
     if path.is_file():
         return Files([path])
+    check_regular(path)
     names = SPLITS[split][:1] if optional else SPLITS[split]
     found = _of_datasets(path, split, names, optional) or _of_folder(path, names)
     if found is None and split == "train":

@@ -1,12 +1,14 @@
 """Files of a split are found in folders of every layout; what is held out in them is not trained on."""
 
 import json
+import os
 
 import pytest
 from kit.data_files import WRITERS, write_dataset, write_datasets
 from kit.examples import read_split
 
 from llmctl.data.files import find_files, note_of, records
+from llmctl.data.files.contents import read_text
 from llmctl.data.sft.examples import ExampleReader
 from llmctl.errors import DataError
 
@@ -67,6 +69,13 @@ def test_folders_of_datasets_are_read(tmp_path):
     assert not find_files(tmp_path / "more", "dev", optional=True).files
     assert len(read_split([tmp_path / "one", tmp_path / "more"], "train", ExampleReader())) == 3
     assert [json.loads(text) for _, text in records(tmp_path / "one" / "data-00000-of-00001.arrow")] == [ROW] * 2
+
+
+def test_pipes_are_refused_before_they_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for read in (lambda path: find_files(path, "train"), read_text, lambda path: list(records(path))):
+        with pytest.raises(DataError, match="pipe is a pipe or a device, which can be read only once"):
+            read(tmp_path / "pipe")
 
 
 def test_folders_without_data_say_what_was_looked_for(tmp_path):
