@@ -2,12 +2,15 @@
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 from kit.pages import run
+from kit.tiny_tokenizers import write_json
 from safetensors.numpy import load_file, save_file
 
 import llmctl
@@ -94,6 +97,21 @@ def test_the_divergence_from_the_first_model_is_that_of_all_predictions(text, ot
     assert first["kl"] == pytest.approx(0.0, abs=1e-9) and first["same_top"] == 1.0
 
 
+def test_models_of_another_tokenizer_stand_beside_those_that_are_compared(text, other, tmp_path):
+    strange = tmp_path / "strange"
+    shutil.copytree(MODEL, strange)
+    write_json(strange)
+    found = evaluate(MODEL, strange, other, "--text", text, "--window", 64)
+    assert ["kl" in row for row in found] == [True, False, True]
+    alone = [evaluate(one, "--text", text, "--window", 64)[0] for one in (MODEL, strange, other)]
+    for row, expected in zip(found, alone, strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert (row["tokens"], row["bits_per_byte"]) == (expected["tokens"], pytest.approx(expected["bits_per_byte"]))
+    code, said = run(["eval", str(MODEL), str(strange), str(other), "--text", str(text)])
+    assert code == 0, said
+    assert f"KL is left out for {strange}: it cuts the text into other tokens than {MODEL}" in " ".join(said.split())
+
+
 def test_types_of_weights_are_compared_in_a_table(text):
     code, said = run(
         ["eval", str(MODEL), "--text", str(text), "--weights", "float32", "--weights", "int8", "--weights", "int4"]
@@ -127,9 +145,15 @@ def test_answers_of_examples_are_measured_as_in_training(tmp_path):
         (["--text", "{text}", "--window", "100000"], "is over the"),
         (["--data", "{text}"], "looks like plain text"),
         (["--text", "{text}", "--chat-template", "none"], "--chat-template has no effect with --text"),
+        (["--text", "{pipe}"], "is a pipe or a device"),
+        (["--data", "{turns}", "--chat-template", "none"], "set one with --chat-template"),
         (["--data", "{text}", "--window", "8"], "--window is for --text; leave it out with --data"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(words, message, text):
-    code, said = run(["eval", str(MODEL), *(word.replace("{text}", str(text)) for word in words)])
+def test_what_cannot_be_measured_is_refused(words, message, text, tmp_path):
+    turn = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    (tmp_path / "turns.jsonl").write_text(json.dumps({"messages": turn * 2}) + "\n")
+    os.mkfifo(tmp_path / "pipe")
+    files = {"text": text, "pipe": tmp_path / "pipe", "turns": tmp_path / "turns.jsonl"}
+    code, said = run(["eval", str(MODEL), *(word.format(**files) for word in words)])
     assert code == 2 and message in said and "Traceback" not in said

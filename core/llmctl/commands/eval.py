@@ -180,7 +180,7 @@ def _examples(path: Path, one: Candidate, longest: int) -> tuple[list[Any], int]
 
     reader = ExampleReader()
     examples, _ = read_files(find_files(path, "dev").files, reader, "evaluation", remedy=way_out())
-    rows = list(map(Encoder(one.tokenizer, longest, longest).encode, examples))
+    rows = list(map(Encoder(one.tokenizer, longest, longest, option="--chat-template").encode, examples))
     fitting = [index for index, row in enumerate(rows) if row is not None and not row.truncated]
     kept = [rows[index] for index in fitting]
     if len(kept) < len(rows):
@@ -203,24 +203,31 @@ def _evaluate(candidates: Sequence[Candidate], passages: Sequence[Passage]) -> l
         passage.windows == passages[0].windows and one.handle.vocab == candidates[0].handle.vocab
         for one, passage in zip(candidates, passages, strict=True)
     ]
+    together = [index for index, same in enumerate(comparable) if same] if sum(comparable) > 1 else []
+    rows: dict[int, tuple[Measures, bool, float]] = {}
     tokens = sum(len(window.scored) for passage in passages for window in passage.windows)
     with Progress("evaluating", tokens) as progress:
-        if len(candidates) > 1 and all(comparable):
+        if together:
             started = time.monotonic()
             with contextlib.ExitStack() as stack:
-                backends = [_load(one, passages[0], stack).backend for one in candidates]
+                backends = [_load(candidates[index], passages[0], stack).backend for index in together]
                 found = compare(backends, passages[0], candidates[0].handle.vocab, progress)
-            return [(measures, True, time.monotonic() - started) for measures in found]
-        rows = []
-        for one, passage in zip(candidates, passages, strict=True):
-            started = time.monotonic()
-            with contextlib.ExitStack() as stack:
-                rows.append(
-                    (measure(_load(one, passage, stack).backend, passage, progress), False, time.monotonic() - started)
-                )
-    if len(candidates) > 1:
-        click.echo("KL is left out: these models cut the text into other tokens", err=True)
-    return rows
+            seconds = time.monotonic() - started
+            rows = {index: (measures, True, seconds) for index, measures in zip(together, found, strict=True)}
+        for index, (one, passage) in enumerate(zip(candidates, passages, strict=True)):
+            if index not in rows:
+                started = time.monotonic()
+                with contextlib.ExitStack() as stack:
+                    measures = measure(_load(one, passage, stack).backend, passage, progress)
+                rows[index] = measures, False, time.monotonic() - started
+    first = candidates[0]
+    for one, same, passage in zip(candidates, comparable, passages, strict=True):
+        if not same:
+            why = "it cuts the text into other tokens than"
+            if passage.windows == passages[0].windows:
+                why = f"its vocabulary of {one.handle.vocab:,} is not that of"
+            click.echo(f"KL is left out for {one.name}: {why} {first.name}", err=True)
+    return [rows[index] for index in range(len(candidates))]
 
 
 def _load(one: Candidate, passage: Passage, stack: contextlib.ExitStack) -> LoadedEngine:
@@ -257,11 +264,11 @@ def _print(candidates: Sequence[Candidate], rows: Sequence[tuple[Measures, bool,
         *(["KL", "same top"] if compared else []),
     ]
     table = []
-    for one, (measures, _, _) in zip(candidates, rows, strict=True):
+    for one, (measures, one_compared, _) in zip(candidates, rows, strict=True):
         cells = [one.name, f"{measures.tokens:,}", f"{measures.loss:.4f}", f"{measures.perplexity:.4f}"]
         if sized:
             cells.append(f"{measures.bits_per_byte:.4f}")
         if compared:
-            cells += [f"{measures.divergence:.2e}", f"{100 * measures.agreement:.1f} %"]
+            cells += [f"{measures.divergence:.2e}", f"{100 * measures.agreement:.1f} %"] if one_compared else ["", ""]
         table.append(cells)
     STDOUT.table("", columns, table)

@@ -130,10 +130,19 @@ class Encoder:
         src_length: Longest prompt, in tokens.
         max_length: Longest prompt and answer together, in tokens.
         train_on: Which answers are trained on: ``all`` or ``last``.
+        option: What sets the chat template, for messages.
     """
 
-    def __init__(self, tokenizer: Tokenizer, src_length: int, max_length: int, train_on: str = "all"):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        src_length: int,
+        max_length: int,
+        train_on: str = "all",
+        option: str = "data.chat_template",
+    ):
         self.tokenizer, self.src_length, self.max_length, self.train_on = tokenizer, src_length, max_length, train_on
+        self._option = option
 
     def encode(self, example: Example) -> EncodedExample | None:
         """Encodes an example; None if no token of an answer is left.
@@ -165,7 +174,7 @@ class Encoder:
         return Coder(self.encode, lambda row: len(row.input_ids), identity)
 
     def _source(self, chat: Conversation, where: str) -> tuple[list[int], bool]:
-        check_plain(chat, where)
+        check_plain(chat, where, self._option)
         return plain_prompt(self.tokenizer, chat.question, self.src_length)
 
     def _plain(self, chat: Conversation, where: str) -> tuple[list[Segment], bool]:

@@ -214,7 +214,7 @@ def _of_examples(
         remedy=way_out(COLUMNS),
     )
     chance.shuffle(examples)
-    encoder = Encoder(tokenizer, max(LEAST, window // 2), window)
+    encoder = Encoder(tokenizer, max(LEAST, window // 2), window, option="calibration.chat_template")
     for row in map(encoder.encode, examples):
         if row is not None:
             yield row.input_ids[:window], [label != IGNORE_INDEX for label in row.labels[:window]]
