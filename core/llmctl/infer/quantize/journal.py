@@ -43,7 +43,9 @@ def open_journal(output: Path, identity: Mapping[str, Any], resume: bool) -> Ite
     Raises:
         FileError: Another process works on the same output, or the journal cannot be written.
     """
-    folder = output.resolve().parent / f".{output.resolve().name}.quantizing"
+    # A link is replaced by the folder that is written, which appears beside it.
+    path = Path(os.path.abspath(output))
+    folder = path.with_name(f".{path.name}.quantizing")
     digest = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,8 +54,7 @@ def open_journal(output: Path, identity: Mapping[str, Any], resume: bool) -> Ite
             if try_flock(handle) is False:
                 raise FileError(f"another process is writing {output}; wait for it, or choose another folder")
             if not resume or _digest(folder) != digest:
-                for file in folder.iterdir():
-                    file.unlink()
+                _empty(folder)
             with atomic_file(folder / NAME) as file:
                 file.write_text(json.dumps({"version": VERSION, "digest": digest}) + "\n", encoding="utf-8")
             try:
@@ -114,6 +115,15 @@ class Journal:
 
     def _file(self, index: int) -> Path:
         return self._folder / f"layer-{index:05d}.npz"
+
+
+def _empty(folder: Path) -> None:
+    """Removes what is in a folder, also what was being written when a run was killed."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _digest(folder: Path) -> str | None:

@@ -149,6 +149,13 @@ def test_a_run_that_was_stopped_continues_to_the_same_bytes(text, tmp_path, requ
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
+def test_a_link_is_replaced_and_nothing_is_left_where_it_points(text, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "absent" / "folder")
+    quantize(text, tmp_path / "out", "--method", "weight-only-int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (tmp_path / "out").is_symlink() and (tmp_path / "out" / "quantization.json").is_file()
+
+
 def test_layers_of_another_configuration_are_not_used(text, tmp_path, done):
     quantize(text, tmp_path / "out", code=130)
     quantize(text, tmp_path / "out", "--resume", "--group", "32")
