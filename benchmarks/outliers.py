@@ -91,9 +91,7 @@ def perplexity(streams: Streams, outer: Any, layers: list[Block], wrap: Callable
                 mixed = blocks.attend(graph, index, one, one.qkv(inner), chunk)
                 x_TD = blocks.add(graph, one.norm, x_TD, inner, one.out(mixed))
                 inner = blocks.sublayer_inputs(graph, one.ffn_norm, x_TD)
-                x_TD = blocks.add(
-                    graph, one.ffn_norm, x_TD, inner, feed_forward(graph, one, inner, np.zeros(len(inner), bool))
-                )
+                x_TD = blocks.add(graph, one.ffn_norm, x_TD, inner, fed_forward(graph, one, inner))
             if role == CALIBRATE:
                 continue
             logits = head(blocks.normed(graph, outer.final_norm, x_TD)).astype(np.float64)
@@ -105,6 +103,13 @@ def perplexity(streams: Streams, outer: Any, layers: list[Block], wrap: Callable
                 total -= scores[place, ids[place + 1]].sum()
                 count += len(place)
     return math.exp(total / count)
+
+
+def fed_forward(graph: Any, one: Block, inner_TD: Array) -> Array:
+    """What a feed-forward layer adds to the residual."""
+    if one.router is not None:
+        return feed_forward(graph, one, inner_TD, np.zeros(len(inner_TD), bool))
+    return one.down[0](blocks.activate(graph, one.up[0](inner_TD)))
 
 
 def injected(graph: Any, index: int, block: Block, factor: float, offset: float) -> Block:
