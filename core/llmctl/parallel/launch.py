@@ -27,7 +27,7 @@ from llmctl.runtime.signals import SIGNALS, handled
 POLL, GRACE, ANSWER = 0.05, 2.0, 0.5
 """Seconds between two looks at the ranks, from the failure of one until the others are killed, and for these to say where they are."""
 
-SAVING = 120.0
+SAVING = 300.0
 """As ``GRACE``, after a signal: rank 0 may be saving."""
 
 TAIL = 20
