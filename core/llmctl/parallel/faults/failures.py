@@ -17,7 +17,7 @@ from llmctl.parallel.rank import KNOWN, PeerLost
 CLAIMS, FAILED, FIRST, HEARD = (f"llmctl/failure/{name}" for name in ("claims", "told", "first", "heard"))
 """Keys of the store: how many ranks failed; whether the first has told; what it told; how many have heard it."""
 
-POLL, PATIENCE = 0.02, 1.0
+POLL, PATIENCE = 0.02, 3.0
 """Seconds between two looks at who has heard, and for how long."""
 
 

@@ -49,7 +49,7 @@ def test_the_first_waits_until_all_others_have_heard():
     hears.start()
     began = time.monotonic()
     first.tell(store, "no data", 2, True)
-    assert store.counts[HEARD] == 1 and time.monotonic() - began < 0.9
+    assert store.counts[HEARD] == 1 and time.monotonic() - began < 2.9
 
 
 def test_what_was_heard_is_known_when_the_store_is_gone():
