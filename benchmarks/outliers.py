@@ -131,7 +131,8 @@ def windows(model: Path, count: int) -> list[list[int]]:
     from llmctl.infer.sampling import SamplingParams
     from llmctl.infer.select import open_backend
 
-    handle = open_backend(model, "auto", EngineOptions())
+    # Named, so that the text stays the same when the default changes.
+    handle = open_backend(model, "auto", EngineOptions(kv="float16"))
     tokenizer = handle.tokenizer("auto")
     loaded, start = handle.load(tokenizer, [WINDOW] * count), list(tokenizer.special.prefix)
     requests = [

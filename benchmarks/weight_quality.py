@@ -99,7 +99,8 @@ def written(model: Path, folder: Path) -> tuple[Path, Path]:
     from llmctl.infer.sampling import SamplingParams
     from llmctl.infer.select import open_backend
 
-    handle = open_backend(model, "auto", EngineOptions())
+    # Named, so that the text stays the same when the default changes.
+    handle = open_backend(model, "auto", EngineOptions(kv="float16"))
     tokenizer = handle.tokenizer("auto")
     loaded = handle.load(tokenizer, [WINDOW] * 64)
     start = list(tokenizer.special.prefix)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.card.decoder_spec import DecoderSpec
+from llmctl.infer.packed.linear import rounded
 from llmctl.infer.quantize import folds
 from llmctl.infer.quantize.block import Block
 from llmctl.infer.quantize.folds import STAGES, Fold
@@ -232,6 +233,10 @@ def _smooth(stage: _Stage, settings: Settings, offsets: bool) -> Found:
     total = float((held.wanted_TO**2).mean()) or 1.0
     if not after < WORTH[settings.method] * before:
         return Found(None, before=before / total, after=before / total, reason="none is better")
+    # Scales that one range of all inputs needs may cost more in the weights than they gain where every 32 have their own.
+    if not held.engine_loss(best.scale, best.offset) < held.engine_loss(np.ones(stage.count), None):
+        reason = "none is better as the engine rounds inputs"
+        return Found(None, before=before / total, after=before / total, reason=reason)
     offset_I = None if best.offset is None else best.offset[stage.pool_I].astype(np.float32)
     fold = Fold(best.scale[stage.pool_I].astype(np.float32), offset_I)
     return Found(fold, f"{best.chosen}{best.name}", before / total, after / total)
@@ -258,13 +263,27 @@ class _Smoothing:
 
     def loss(self, scale: Array, offset: Array | None) -> float:
         """Loss of scales and offsets; inputs are rounded by the range that all rows have, not only these."""
-        stage, x_TI, wanted_TO = self._stage, self._x_TI, self.wanted_TO
+        stage = self._stage
         largest_I = stage.largest_of(0 if offset is None else offset[stage.pool_I])
-        if offset is not None:
-            offset_I = offset[stage.pool_I].astype(np.float32)
-            x_TI, wanted_TO = x_TI - offset_I, wanted_TO - offset_I @ stage.weight_IO
+        x_TI, wanted_TO = self._moved(offset)
         scale_I = scale[stage.pool_I].astype(np.float32)
         return smooth.w8a8_loss(x_TI, stage.weight_IO, scale_I, wanted_TO=wanted_TO, largest_I=largest_I)
+
+    def engine_loss(self, scale: Array, offset: Array | None) -> float:
+        """Loss of scales and offsets; inputs are rounded as the fused engine does, every 32 of a row by their own range."""
+        x_TI, wanted_TO = self._moved(offset)
+        scale_I = scale[self._stage.pool_I].astype(np.float32)
+        weight_IO = self._stage.weight_IO * scale_I[:, None]
+        grid = fit(weight_IO, 8, 0, "symmetric")
+        found_TO = rounded(x_TI / scale_I) @ grid.values(grid.codes(weight_IO))
+        return float(((wanted_TO - found_TO) ** 2).mean())
+
+    def _moved(self, offset: Array | None) -> tuple[Array, Array]:
+        """Inputs without an offset, and the outputs of these."""
+        if offset is None:
+            return self._x_TI, self.wanted_TO
+        offset_I = offset[self._stage.pool_I].astype(np.float32)
+        return self._x_TI - offset_I, self.wanted_TO - offset_I @ self._stage.weight_IO
 
     def search(self, pieces: int, tried: Sequence[float], name: str, offset: Array | None) -> _Smoothed:
         """The best scales for an offset."""
