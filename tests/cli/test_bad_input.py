@@ -70,8 +70,15 @@ def test_the_job_itself_is_valid(job):
         (["--set", "data.src_length=64"], "leaves no room for answers"),
         (["--set", "data.max_length=100000"], "set data.max_length to"),
         (["--set", "data.pad_to_multiple_of=1000"], "pads rows of data.max_length=64 to 1000 tokens"),
-        (["--set", "model.path=nowhere"], "model.path=nowhere does not exist"),
-        (["--set", "data.train=nowhere.jsonl"], "data.train=nowhere.jsonl does not exist"),
+        (
+            ["--set", "model.path=nowhere"],
+            f"model.path=nowhere does not exist in the current folder, {Path.cwd()}; a model on",
+        ),
+        (
+            ["--set", "data.train=nowhere.jsonl"],
+            f"data.train=nowhere.jsonl does not exist in the current folder, {Path.cwd()}",
+        ),
+        (["--set", "data.train=/nowhere.jsonl"], "data.train=/nowhere.jsonl does not exist\n"),
         (["--set", "data.chat_template=nowhere.json"], "data.chat_template=nowhere.json"),
         (["--set", "train.best_metric=exact_match"], "needs train.eval_generate=true"),
         (["--set", "train.best_metric=accuracy"], "needs held-out examples; set data.dev"),
@@ -241,7 +248,7 @@ def test_a_missing_logger_is_refused_before_the_run(job, monkeypatch):
         ),
         (
             ["finetune", "config.yaml", "--set", "data.train=config.yaml,list.yaml"],
-            "does not exist; several are a list, [a, b]",
+            "; several are a list, [a, b]",
         ),
         (
             ["plan", "config.yaml", "--memory", "24"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ def find_path(text: str, key: str, plugin: plugins.Plugin | None) -> Path:
         path = Path(text).expanduser()
     if not path.exists():
         several = "; several are a list, [a, b]" if all(Path(part.strip()).exists() for part in text.split(",")) else ""
-        raise ConfigError(f"{key}={text} does not exist{several}")
+        raise ConfigError(f"{key}={text} does not exist{_here(path)}{several}")
     return path
 
 
@@ -69,7 +70,7 @@ def find_model_folder(
     folder = locate(text, revision, weights)
     if not folder.exists():
         raise ConfigError(
-            f"{key}={text} does not exist; a model on the Hugging Face Hub is named OWNER/NAME or hf:NAME"
+            f"{key}={text} does not exist{_here(folder)}; a model on the Hugging Face Hub is named OWNER/NAME or hf:NAME"
         )
     return folder
 
@@ -90,8 +91,13 @@ def find_paths(text: str, key: str, plugin: plugins.Plugin | None) -> list[Path]
         return [find_path(text, key, plugin)]
     found = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True))
     if not found:
-        raise ConfigError(f"{key}={text} matches no file")
+        raise ConfigError(f"{key}={text} matches no file{_here(pattern)}")
     return found
+
+
+def _here(path: Path) -> str:
+    """Where a relative path was looked for: in the current folder, not in that of the configuration."""
+    return "" if path.is_absolute() else f" in the current folder, {os.path.realpath(os.curdir)}"
 
 
 def template_of(choice: str, plugin: plugins.Plugin) -> str:
