@@ -134,7 +134,7 @@ class Place:
 
     def notes(self, layer: Any) -> dict[str, str]:
         """What of a run is not as in one process, for ``run.json``."""
-        sharing = self.tensor.size * (1 if self.stage is None else self.stage.cuts.stages)
+        sharing = self.tensor.size * self.expert.size * (1 if self.stage is None else self.stage.cuts.stages)
         if sharing == 1 or not has_dropout(layer):
             return {}
         return {"dropout": f"each of the {sharing} ranks that share the layers draws its own, unlike one process"}
