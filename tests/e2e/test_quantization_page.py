@@ -20,7 +20,7 @@ NAMES = {"LLaMA": "llama", "GPT-3": "gpt3"}
 def test_the_commands_work_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lay_out(120)
-    said = follow(PAGE, "quantize", {"calibration.tokens": 600, "calibration.window": 64, "check.max_kl": 100}, 11)
+    said = follow(PAGE, "--calibration", {"calibration.tokens": 600, "calibration.window": 64, "check.max_kl": 100}, 11)
     for name in ("int4", "int8", "better", "rounded", "again"):
         folder = Path("path/to") / name
         assert is_packed(folder) and (folder / "quantization.html").is_file()

@@ -45,7 +45,7 @@ def follow(page, training, settings, at_least):
 
     Args:
         page: The page.
-        training: Name of the command that gets ``settings``, unless it only checks.
+        training: Word of the commands that get ``settings``, unless they only check.
         settings: What makes it short.
         at_least: How many commands the page must show.
     """
