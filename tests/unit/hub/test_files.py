@@ -4,7 +4,7 @@ import json
 import pytest
 
 from llmctl.adapters import folder as adapters
-from llmctl.adapters import paddlenlp_lora, paddlenlp_prefix, paddlenlp_weights, peft_format
+from llmctl.adapters import paddlenlp_lora, paddlenlp_prefix, paddlenlp_weights, peft_weights
 from llmctl.checkpoint import folder as checkpoints
 from llmctl.checkpoint import paddlenlp_scales, quantized
 from llmctl.checkpoint.hf_config import NAME
@@ -31,7 +31,7 @@ def test_weights_are_looked_for_as_they_are_opened():
     # A GGUF file is a model of its own, which is named whole; folders only link to one.
     assert tuple(checkpoints._HEADER_READERS) == (*files.MODELS, LINK) and files.INDEX == checkpoints.INDEX
     peft, paddle = files.ADAPTERS
-    assert peft == (peft_format.WEIGHTS, peft_format.TORCH_WEIGHTS)
+    assert peft == (peft_weights.WEIGHTS, peft_weights.TORCH_WEIGHTS)
     assert {paddlenlp_lora.WEIGHTS, paddlenlp_prefix.WEIGHTS, paddlenlp_prefix.CACHES} <= set(paddle)
     assert fnmatch.fnmatchcase(paddlenlp_weights.UNIFIED, paddle[0])
 
