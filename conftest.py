@@ -1,6 +1,7 @@
 """Fixtures that all tests share: the assets folder, the command line in a process of its own, fake distributions."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,10 @@ FAKES = ROOT / "tests" / "plugins"
 
 # A path that is missing may look like the name of a model; no test asks a server for it.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Shells ignore it in what they start in the background, and children would: tests of Ctrl-C could not interrupt them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
