@@ -69,7 +69,11 @@ class SamplingParams:
         rules = (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
-            ("temperature", 0 < self.temperature < math.inf, "above 0"),
+            (
+                "temperature",
+                0 < self.temperature < math.inf,
+                "above 0 to sample; 0 without sampling is greedy decoding",
+            ),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
