@@ -73,6 +73,8 @@ def modules_to_save(plugin: Any, dims: Dims, chosen: Sequence[str]) -> list[Tens
     Raises:
         ConfigError: A name matches no module, or linear layers, which have adapters.
     """
+    if not chosen:
+        return []
     card, key = plugin.card, "method.modules_to_save"
     names = _module_names(plugin, dims)
     inside = linears(card, dims)
