@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmctl.adapters import patterns, peft_modules, targets
+from llmctl.adapters import peft_modules, targets
 from llmctl.adapters.adapter import Adapter, LoraWeights, alpha_of, scale_of
 from llmctl.adapters.config_values import Rule, check_values, is_count, is_number
 from llmctl.card.dims import Dims
 from llmctl.errors import CheckpointError
+from llmctl.io import patterns
 from llmctl.io.json_object import read_json
 
 CONFIG = "adapter_config.json"
+PLACE = "the adapter's configuration"
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -200,13 +202,15 @@ def _target_modules(selected_paths: list[str], plugin: Any, dims: Dims) -> list[
 
 def _named(torch: str, names: Any) -> bool:
     if isinstance(names, str):
-        return patterns.matches(names, torch)
+        return patterns.matches(names, torch, PLACE)
     return any(targets.matches(torch, name) for name in names or [])
 
 
 def _pattern(by_pattern: Any, torch: str, default: Any) -> Any:
     """The value of the first key that is the path's end, read as a regular expression as peft does."""
-    found = (value for key, value in (by_pattern or {}).items() if patterns.matches(_ending(key), torch, whole=False))
+    found = (
+        value for key, value in (by_pattern or {}).items() if patterns.matches(_ending(key), torch, PLACE, whole=False)
+    )
     return next(found, default)
 
 

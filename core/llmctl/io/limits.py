@@ -28,10 +28,10 @@ PICKLE_INTEGER = 16
 """Bytes of a whole number in a pickle."""
 
 PATTERN_SECONDS = 2.0
-"""Time of matching a regular expression of an adapter against one name."""
+"""Time of matching a regular expression of an adapter or a model against one name."""
 
 PATTERN_CHARACTERS = 100_000
-"""Length of a regular expression of an adapter."""
+"""Length of a regular expression of an adapter or a model."""
 
 MODEL_PARTS = 100_000
 """Layers times experts of a config.json; each has tensors of its own."""

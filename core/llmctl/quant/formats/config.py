@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmctl.errors import ConfigError
+from llmctl.io.patterns import problem
 from llmctl.quant.formats.scheme import Block, Rule, Scheme
 
 KEY = "quantization_config"
@@ -188,10 +189,8 @@ def _pattern(target: str, where: str) -> str:
     if not target.startswith("re:"):
         return rf"{re.escape(target)}\Z"
     pattern = target.removeprefix("re:")
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(f"{where}: {pattern!r} in {KEY} is no regular expression: {error}") from None
+    if reason := problem(pattern):
+        raise ConfigError(f"{where}: {pattern[:80]!r} in {KEY} is no regular expression: {reason}")
     return pattern
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from functools import cache
+
+from llmctl.io.patterns import matches
 
 KEEP_CODES = ("gptq", "awq", "compressed-tensors", "bitsandbytes")
 """Methods whose linears are codes with scales, as ``codes.Codes``."""
 
 BLOCK = 64
 """Weights of bitsandbytes that share a scale, unless tensors say another number."""
-
-_compiled = cache(re.compile)  # re keeps 512; files may have a rule for each layer
 
 Block = tuple[int, int]
 """Outputs and inputs that share a scale; 0 = all."""
@@ -82,7 +80,9 @@ class Scheme:
 
     def of(self, linear: str) -> Scheme | None:
         """How a linear is quantized, by the rules; None = not at all."""
-        fitting = (rule.scheme for rule in self.rules if _compiled(rule.pattern).match(linear))
+        fitting = (
+            rule.scheme for rule in self.rules if matches(rule.pattern, linear, "quantization_config", whole=False)
+        )
         return next(fitting, self)
 
     def __str__(self) -> str:

@@ -9,6 +9,7 @@ from kit.quantized_models import Quantized, awq, compressed, fp8, gptq
 from llmctl.errors import CheckpointError, ConfigError
 from llmctl.infer.model_source import open_model
 from llmctl.infer.options import EngineOptions
+from llmctl.io import patterns
 
 
 def floats(rng, inputs, outputs):
@@ -64,6 +65,14 @@ def test_codes_that_a_rule_leaves_out_are_refused_with_their_name(tmp_path):
     with pytest.raises(
         CheckpointError, match="down_proj has qweight, so it is quantized, but quantization_config leaves it out"
     ):
+        quantized.model()
+
+
+def test_a_rule_that_backtracks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(patterns, "PATTERN_SECONDS", 0.2)
+    config, tensors = gptq(4)
+    quantized = Quantized(tmp_path / "m", {**config, "dynamic": {r"(.|..|...)+[A-Z]$": {"bits": 8}}}, tensors)
+    with pytest.raises(CheckpointError, match="of quantization_config takes longer than 0.2 seconds for the name"):
         quantized.model()
 
 

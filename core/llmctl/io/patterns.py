@@ -1,4 +1,4 @@
-"""Regular expressions of adapter configurations, which come with an adapter and are not trusted.
+"""Regular expressions for names of layers in the configuration of an adapter or a model, which are not trusted.
 
 The library ``regex`` runs them, since it can be given a time; Python's own engine may backtrack without end.
 """
@@ -14,19 +14,25 @@ from llmctl.io.limits import PATTERN_CHARACTERS, PATTERN_SECONDS
 
 def is_pattern(text: str) -> bool:
     """Whether a text is a regular expression, of no more than ``PATTERN_CHARACTERS``."""
+    return not problem(text)
+
+
+def problem(text: str) -> str:
+    """Why a text is no such regular expression; empty = it is one."""
     try:
         _compiled(text)
-    except (ValueError, OverflowError, RecursionError, MemoryError):
-        return False
-    return True
+    except (ValueError, OverflowError, RecursionError, MemoryError) as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
-def matches(pattern: str, name: str, whole: bool = True) -> bool:
+def matches(pattern: str, name: str, where: str, whole: bool = True) -> bool:
     """Whether a pattern matches a name: all of it, or its beginning.
 
     Args:
         pattern: A regular expression.
         name: Name of a layer.
+        where: What has the pattern, for messages.
         whole: False = the beginning is enough.
 
     Raises:
@@ -37,8 +43,8 @@ def matches(pattern: str, name: str, whole: bool = True) -> bool:
         return (compiled.fullmatch if whole else compiled.match)(name, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:
         raise CheckpointError(
-            f"the regular expression {pattern[:80]!r} of the adapter's configuration takes longer than "
-            f"{PATTERN_SECONDS:g} seconds for the name {name}; list the names of its layers instead"
+            f"the regular expression {pattern[:80]!r} of {where} takes longer than {PATTERN_SECONDS:g} seconds for the name "
+            f"{name}; list the names of its layers instead"
         ) from None
 
 
