@@ -16,6 +16,7 @@ from typing import Any
 from llmctl.adapters.adapter import Adapter, TokenRows
 from llmctl.adapters.own_tensors import EMBED, HEAD, TIED, tensor_of, with_rows
 from llmctl.adapters.peft_weights import as_planned, load
+from llmctl.adapters.targets import module_path
 from llmctl.card.dims import Dims
 from llmctl.card.weight_map import WeightMapping, select_variant
 from llmctl.checkpoint.convert import LazyTensor
@@ -129,7 +130,7 @@ def _sort(
 
 def _is_named(source: str, names: Collection[str]) -> bool:
     """Whether a tensor is one of the named modules, by the end of its path as PEFT has it."""
-    return source.rpartition(".")[0].endswith(tuple(names)) if names else False
+    return module_path(source).endswith(tuple(names)) if names else False
 
 
 def _check_listed(folder: Path, listed: Sequence[str], found: _Found) -> None:
@@ -143,11 +144,11 @@ def _check_listed(folder: Path, listed: Sequence[str], found: _Found) -> None:
 
 def _rows(folder: Path, config: Mapping[str, Any], info: TensorInfo, source: str, embed: str | None) -> TokenRows:
     """The rows of tokens in a file."""
-    stated, module = config.get(TOKENS) or (), source.rpartition(".")[0]
+    stated, module = config.get(TOKENS) or (), module_path(source)
     if isinstance(stated, Mapping):
         ids = next((ids for name, ids in stated.items() if module.endswith(name)), None)
         if ids is None and embed is not None:  # a tied head has the rows of the embedding
-            ids = next((ids for name, ids in stated.items() if embed.rpartition(".")[0].endswith(name)), None)
+            ids = next((ids for name, ids in stated.items() if module_path(embed).endswith(name)), None)
         ids = ids or ()
     else:
         ids = stated
@@ -268,7 +269,7 @@ def planned(adapter: Adapter, plugin: Any, dims: Dims, dtype: str) -> dict[str, 
         sources = [*sources, *(replace(m, source=head) for m in sources if m.target == embed.name)]
     found = {PREFIX + name: each for name, each in plan_tensors(state, sources, dtype).items()}
     for mapping in _written(adapter.tokens, plugin, dims):
-        name = PREFIX + mapping.source.rpartition(".")[0] + ROWS
+        name = PREFIX + module_path(mapping.source) + ROWS
         found[name] = as_planned(name, adapter.tokens[mapping.target].values, dtype)
     return found
 
@@ -304,7 +305,7 @@ def _tied_head(adapter: Adapter, plugin: Any, dims: Dims) -> str:
 
 def _short(source: str, every: Collection[str]) -> str:
     """The last component of a module's path, or the whole path if others end in it."""
-    module = source.rpartition(".")[0]
+    module = module_path(source)
     last = module.rpartition(".")[2]
-    alike = {name.rpartition(".")[0] for name in every if name.rpartition(".")[0].endswith(last)}
+    alike = {path for path in map(module_path, every) if path.endswith(last)}
     return last if alike == {module} else module

@@ -10,7 +10,7 @@ USER_ERROR, NO_READER = 2, 141
 
 
 def ending(error: BaseException) -> tuple[str, int] | None:
-    """What a command says of an error, empty if nothing, and its exit code; None = it is none of these, such as a bug.
+    """What a command says of an error, empty if nothing, and its exit code; None = another error, such as a bug.
 
     Args:
         error: The error.

@@ -29,7 +29,7 @@ STORAGE: dict[str, np.dtype[Any]] = {
 """Name -> numpy dtype of the stored bits."""
 
 BITS_ONLY = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu")
-"""Types that numpy lacks, of which the bits are stored."""
+"""Types that numpy lacks; arrays hold their bits."""
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
